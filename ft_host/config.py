@@ -1,0 +1,301 @@
+"""The fields that every run has. Imports nothing heavy: help, schema and validation must not wait for torch.
+
+A method's config is a dataclass that extends `RunConfig` with its own fields, declared with `option`.
+Names are those of `transformers.TrainingArguments` and TRL wherever the thing exists there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ft_host.errors import ConfigError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "method",
+    choices: tuple[Any, ...] = (),
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    aliases: tuple[str, ...] = (),
+) -> Any:
+    """A config field: its default, what it means, and what it may be.
+
+    `group` is the heading it is listed under, `choices` the values it may have, `ge`, `gt`, `le` its bounds, and
+    `aliases` further names that flags and files may use for it. A default that is a list or dict is copied per config.
+    """
+    metadata = {
+        "help": help, "group": group, "choices": choices, "ge": ge, "gt": gt, "le": le, "aliases": aliases,
+    }  # fmt: skip
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """What every run can be told, whatever its method."""
+
+    # -- model
+    model: str = option(
+        "", "Folder or hub id of the model to train.", group="model", aliases=("model_name_or_path",)
+    )
+    model_revision: str | None = option(None, "Branch, tag or commit of a hub model.", group="model")
+    trust_remote_code: bool = option(
+        False, "Run Python code that comes with the model or its tokenizer. Only for sources you trust.", group="model"
+    )
+    dtype: str = option(
+        "float32",
+        "Type that the weights are held and updated in. float32 loses no small update; with bf16 set, the maths runs "
+        "in bfloat16 over float32 weights.",
+        group="model",
+        choices=("float32", "bfloat16", "float16", "auto"),
+    )
+    attn_implementation: str | None = option(
+        None,
+        "transformers' attention for generation and for models that can't take flat batches; training uses the "
+        "segment attention (docs/architecture.md).",
+        group="model",
+    )
+    segment_attention: str = option(
+        "auto",
+        "How attention over a flat batch is computed: 'sdpa' is one call per segment, 'flex' is one compiled kernel "
+        "with a block mask (CUDA), 'none' pads a rectangle instead. 'auto' takes flex on CUDA, sdpa elsewhere, and "
+        "a rectangle where a probe shows that the model can't take flat batches.",
+        group="model",
+        choices=("auto", "sdpa", "flex", "none"),
+    )
+    gradient_checkpointing: bool | None = option(
+        None,
+        "Recompute activations in the backward pass: less memory, about a third more compute. Not set: only where "
+        "the activations of a step would not fit (always said in the plan).",
+        group="model",
+    )
+    use_liger_kernel: bool = option(
+        False, "Fused Triton kernels of the package liger-kernel. Needs a GPU.", group="model"
+    )
+    torch_compile: bool = option(False, "Compile each decoder layer with torch.compile.", group="model")
+    load_in_8bit: bool = option(False, "Load the frozen base weights in 8 bits (bitsandbytes, LoRA).", group="model")
+    load_in_4bit: bool = option(False, "Load the frozen base weights in 4 bits (bitsandbytes, LoRA).", group="model")
+    bnb_4bit_quant_type: str = option(
+        "nf4", "Data type of 4-bit weights.", group="model", choices=("nf4", "fp4")
+    )
+    use_bnb_nested_quant: bool = option(False, "Quantise the quantisation constants too.", group="model")
+    router_aux_loss_coef: float | None = option(
+        None,
+        "Weight of the load-balancing loss of a mixture of experts. Not set: the model config's own weight; 0: off.",
+        group="model",
+        ge=0,
+    )
+    chat_template_path: str | None = option(
+        None, "A .jinja file, or a folder with a tokenizer, whose chat template is used.", group="model"
+    )
+    eos_token: str | None = option(
+        None, "Token that ends a turn or a text, where it isn't the tokenizer's own.", group="model"
+    )
+
+    # -- lora
+    use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.", group="lora")
+    lora_r: int = option(16, "Rank of the adapter.", group="lora", gt=0)
+    lora_alpha: int = option(32, "The adapter's output is scaled by lora_alpha / lora_r.", group="lora", gt=0)
+    lora_dropout: float = option(
+        0.0, "Dropout before the adapter. 0, since a short run seldom gains by it.", group="lora", ge=0, le=1
+    )
+    lora_target_modules: list[str] = option(
+        ["all-linear"],
+        "Modules that get an adapter, by name; all-linear is every linear layer but the head.",
+        group="lora",
+    )
+    lora_modules_to_save: list[str] = option(
+        [], "Modules trained in full beside the adapter and saved with it.", group="lora"
+    )
+    use_rslora: bool = option(False, "Scale by lora_alpha / sqrt(lora_r) (arXiv 2312.03732).", group="lora")
+    merge_adapter: bool = option(
+        False, "Also write merged/: the base weights with the adapter merged in.", group="lora"
+    )
+
+    # -- data
+    dataset: str | list[dict[str, Any]] = option(
+        "",
+        "Hub id, file (.jsonl, .json, .csv, .parquet) or folder saved by `datasets`. Several: a list of "
+        "{path, name, split, data_files, weight, columns}, mixed by weight.",
+        group="data",
+        aliases=("dataset_name",),
+    )
+    dataset_config: str | None = option(None, "Configuration name of a hub data set.", group="data")
+    dataset_train_split: str = option("train", "Split to train on.", group="data")
+    eval_dataset: str | None = option(
+        None, "Data to evaluate on, as `dataset`. Not set: dataset_test_split, where that is set.", group="data"
+    )
+    dataset_test_split: str | None = option(None, "Split of `dataset` to evaluate on.", group="data")
+    dataset_streaming: bool = option(
+        False, "Read the data as it comes, without knowing its length: needs max_steps.", group="data"
+    )
+    dataset_columns: dict[str, str] = option(
+        {}, "Columns to rename before anything looks at them: {theirs: ours}.", group="data"
+    )
+    max_length: int | None = option(
+        1024, "Longest row in tokens; what is over is cut. Not set (none): no limit.", group="data", gt=1
+    )
+    truncation_mode: str = option(
+        "keep_start", "Which end of a row that is too long is kept.", group="data", choices=("keep_start", "keep_end")
+    )
+    max_dropped_share: float = option(
+        0.1,
+        "Refuse to train when more than this share of the rows is dropped, for instance since none of their tokens "
+        "is supervised. Judged on the first window of rows, then over all rows seen.",
+        group="data",
+        ge=0,
+        le=1,
+    )
+    train_sampling_strategy: str = option(
+        "random",
+        "Order of the rows: shuffled, as they come, or shuffled and then sorted by length within a window.",
+        group="data",
+        choices=("random", "sequential", "group_by_length"),
+    )
+    packing: bool = option(
+        False, "Fill blocks of max_length tokens with several rows; a row of the batch is then a block.", group="data"
+    )
+    packing_strategy: str = option(
+        "bfd",
+        "'bfd': best-fit decreasing, documents never see each other; 'bfd_split': rows over max_length are split "
+        "rather than cut; 'wrapped': rows joined end to end and cut into blocks, documents see each other.",
+        group="data",
+        choices=("bfd", "bfd_split", "wrapped"),
+    )
+    window: int = option(
+        1000, "Rows that packing and length grouping look at together.", group="data", gt=0
+    )
+    dataloader_num_workers: int = option(
+        0, "Processes that tokenise ahead of the training. 0: in the training process.", group="data", ge=0
+    )
+
+    # -- batches
+    per_device_train_batch_size: int = option(8, "Rows per device and micro-batch.", group="batches", gt=0)
+    gradient_accumulation_steps: int = option(1, "Micro-batches per optimizer step.", group="batches", gt=0)
+    max_tokens_per_micro_batch: int | None = option(
+        None,
+        "Cut the rows of an optimizer step into micro-batches by this many tokens instead of by rows. Changes "
+        "memory and speed, not the gradient.",
+        group="batches",
+        gt=0,
+    )
+    per_device_eval_batch_size: int = option(8, "Rows per device in evaluation. The result doesn't depend on it.",
+                                             group="batches", gt=0)  # fmt: skip
+    num_train_epochs: float = option(3.0, "Passes over the data; max_steps overrides it.", group="batches", gt=0)
+    max_steps: int = option(-1, "Optimizer steps in all; -1 goes by num_train_epochs.", group="batches", ge=-1)
+
+    # -- optimisation
+    learning_rate: float = option(5e-5, "Peak learning rate.", group="optimisation", gt=0)
+    lr_scheduler_type: str = option(
+        "linear", "Schedule, by its name in transformers (linear, cosine, constant_with_warmup, …).",
+        group="optimisation",
+    )  # fmt: skip
+    lr_scheduler_kwargs: dict[str, Any] = option({}, "Further arguments of the schedule.", group="optimisation")
+    warmup_steps: float = option(
+        0, "Steps in which the learning rate rises from 0; below 1, a share of all steps.", group="optimisation", ge=0
+    )
+    optim: str = option(
+        "adamw",
+        "Optimizer: adamw, sgd, adafactor, or the import path of a torch optimizer class (package.module:Class).",
+        group="optimisation",
+    )
+    optim_args: dict[str, Any] = option({}, "Further arguments of the optimizer.", group="optimisation")
+    weight_decay: float = option(
+        0.0, "Decoupled weight decay, on matrices only (no norms, no biases).", group="optimisation", ge=0
+    )
+    adam_beta1: float = option(0.9, "AdamW's first decay rate.", group="optimisation", ge=0, le=1)
+    adam_beta2: float = option(0.999, "AdamW's second decay rate.", group="optimisation", ge=0, le=1)
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon.", group="optimisation", gt=0)
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm; 0 leaves them.",
+                                  group="optimisation", ge=0)  # fmt: skip
+    bf16: bool | None = option(
+        None, "Do the maths in bfloat16. Not set: where the hardware has it (never on a CPU).", group="optimisation"
+    )
+    fp16: bool = option(False, "Do the maths in float16, with loss scaling.", group="optimisation")
+    seed: int = option(42, "Seeds the order of the rows, dropout, sampling and new weights.", group="optimisation")
+
+    # -- evaluation
+    eval_steps: int | None = option(
+        None, "Evaluate every so many steps. Not set: before and after training only.", group="evaluation", gt=0
+    )
+    eval_on_start: bool = option(True, "Evaluate before the first step too.", group="evaluation")
+    eval_reward: list[str] = option(
+        [],
+        "Reward functions (file.py:function or package.module:function) that score completions of the evaluation "
+        "prompts, before training, every eval_steps, and after.",
+        group="evaluation",
+    )
+    eval_max_rows: int | None = option(None, "Use the first so many evaluation rows only.", group="evaluation", gt=0)
+    max_completion_length: int = option(256, "Longest completion in tokens.", group="evaluation", gt=0)
+    temperature: float = option(0.0, "Sampling temperature of evaluation; 0 takes the likeliest token.",
+                                group="evaluation", ge=0)  # fmt: skip
+    top_p: float = option(1.0, "Sample from the likeliest tokens that hold this much probability.",
+                          group="evaluation", gt=0, le=1)  # fmt: skip
+    top_k: int = option(0, "Sample from the k likeliest tokens; 0: from all.", group="evaluation", ge=0)
+    generation_batch_size: int = option(64, "Prompts generated for at a time.", group="evaluation", gt=0)
+    backend: str = option("transformers", "Generation backend, as listed by `ft-host plugins`.", group="evaluation")
+
+    # -- run
+    output_dir: str = option("", "The run's folder. Not set: runs/METHOD-DATE-TIME.", group="run")
+    save_steps: int = option(500, "Write a checkpoint every so many steps; 0: none but the last.", group="run", ge=0)
+    save_total_limit: int | None = option(
+        2, "Keep the newest so many checkpoints. 2, so that one is left if the newest is damaged.", group="run", gt=0
+    )
+    logging_steps: int = option(
+        10, "Print and send to trackers every so many steps; metrics.jsonl always has each.", group="run", gt=0
+    )
+    report_to: list[str] = option(
+        [], "Trackers: tensorboard, wandb, trackio, mlflow.", group="run"
+    )  # fmt: skip
+    run_name: str | None = option(None, "Name of the run in trackers. Not set: its folder's.", group="run")
+    progress: str = option(
+        "auto",
+        "What is printed: a bar on a terminal and plain lines elsewhere (auto), 'json' lines for programs, or 'quiet'.",
+        group="run",
+        choices=("auto", "bar", "lines", "json", "quiet"),
+    )
+    diagnostics: list[str] = option([], "Diagnostics plugins to use, by name.", group="run")
+    required_plugins: list[str] = option(
+        [], "Requirements such as ft-sft>=0.1,<1 that are checked before anything is imported.", group="run"
+    )
+
+    # -- distribution
+    num_processes: int = option(
+        1, "Processes to start on this machine. Under torchrun or accelerate launch: as they say.",
+        group="distribution", gt=0,
+    )  # fmt: skip
+    distributed_strategy: str = option(
+        "ddp",
+        "'ddp' holds the model once per process; 'fsdp2' shards weights, gradients and optimizer state (torch's "
+        "fully_shard, one group per decoder layer).",
+        group="distribution",
+        choices=("ddp", "fsdp2"),
+    )
+    use_cpu: bool = option(False, "Train on the CPU even where there is a GPU.", group="distribution")
+    timeout: int = option(1800, "Seconds that a process waits for the others before it gives up.",
+                          group="distribution", gt=0)  # fmt: skip
+
+    def check(self) -> None:
+        """Refuse combinations that can't work. Called after each field on its own has been checked.
+
+        A method's config extends it and calls `super().check()`. Raises ConfigError, naming the fields.
+        """
+        if self.dataset_streaming and self.max_steps < 1:
+            raise ConfigError("dataset_streaming: the length of a stream is unknown, so max_steps must be set")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ConfigError("load_in_4bit and load_in_8bit can't both be set")
+        if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
+            raise ConfigError("load_in_4bit, load_in_8bit: quantised weights can't be trained; set use_peft as well")
+        if self.bf16 and self.fp16:
+            raise ConfigError("bf16 and fp16 can't both be set")
+        if self.packing and self.max_length is None:
+            raise ConfigError("packing: blocks need a size; set max_length")
+        if self.merge_adapter and not self.use_peft:
+            raise ConfigError("merge_adapter: there is no adapter to merge without use_peft")

@@ -1,0 +1,56 @@
+"""Every error that a person is meant to read. The class decides the exit code; the message decides whether it helps.
+
+A message names what is at fault (file, line, row, column, field, distribution), what was expected, and, where there is
+one, the nearest right name. `ft-host` prints these without a traceback (`FT_HOST_TRACEBACK=1` shows it).
+"""
+
+from __future__ import annotations
+
+
+class FtHostError(Exception):
+    """The run failed for a reason that we can name."""
+
+    exit_code = 1
+
+
+class UsageError(FtHostError):
+    """The command line, the config or the data is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A field is unknown or has a value that it can't have."""
+
+
+class DataError(UsageError):
+    """A data set, a file or a row can't be used."""
+
+
+class PluginBroken(FtHostError):
+    """A plugin is installed but can't be imported, or doesn't fit this host."""
+
+    exit_code = 3
+
+
+class PluginNotFound(FtHostError):
+    """No installed distribution offers this name."""
+
+    exit_code = 4
+
+
+class Interrupted(FtHostError):
+    """The run was asked to stop (SIGTERM, Ctrl-C) and has saved its state."""
+
+    exit_code = 130
+
+
+class RowError(Exception):
+    """Raised by `ft_prepare` for a row that can't be used; the host adds file and line and raises `DataError`.
+
+    `column` names the column at fault where there is one.
+    """
+
+    def __init__(self, message: str, column: str | None = None):
+        super().__init__(message)
+        self.column = column

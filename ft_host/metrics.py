@@ -1,0 +1,111 @@
+"""Metrics as sums, so that a mean over micro-batches and ranks is the mean over items.
+
+A hook returns metrics, it never logs them and never turns a tensor into a Python number: that would wait for the
+device at every micro-batch. The host adds them up (`Accumulator`) and reads them once per optimizer step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+SUM, MIN, MAX = "sum", "min", "max"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Parts that are each reduced by sum, min or max, and the name of the formula that makes a number of them."""
+
+    formula: str
+    parts: tuple[tuple[str, Any], ...]
+
+
+def mean(total: torch.Tensor | float, count: torch.Tensor | float) -> Metric:
+    """`total / count`, both added over micro-batches and ranks first. No items at all: the metric is absent."""
+    return Metric("mean", ((SUM, total), (SUM, count)))
+
+
+def total(value: torch.Tensor | float) -> Metric:
+    """The sum over micro-batches and ranks."""
+    return Metric("total", ((SUM, value),))
+
+
+def minimum(value: torch.Tensor | float) -> Metric:
+    """The smallest over micro-batches and ranks."""
+    return Metric("minimum", ((MIN, value),))
+
+
+def maximum(value: torch.Tensor | float) -> Metric:
+    """The largest over micro-batches and ranks."""
+    return Metric("maximum", ((MAX, value),))
+
+
+def std(total: torch.Tensor | float, squares: torch.Tensor | float, count: torch.Tensor | float) -> Metric:
+    """The unbiased standard deviation from sum, sum of squares and count. Fewer than two items: absent."""
+    return Metric("std", ((SUM, total), (SUM, squares), (SUM, count)))
+
+
+def _std(total: float, squares: float, count: float) -> float | None:
+    if count < 2:
+        return None
+    return (max(squares - total * total / count, 0.0) / (count - 1)) ** 0.5
+
+
+FORMULAS = {
+    "mean": lambda total, count: total / count if count else None,
+    "total": lambda value: value,
+    "minimum": lambda value: value,
+    "maximum": lambda value: value,
+    "std": _std,
+}
+
+
+@dataclass
+class Accumulator:
+    """Adds the metrics of micro-batches on their device; `result` reduces them over ranks and reads them, once."""
+
+    formulas: dict[str, str] = field(default_factory=dict)
+    parts: dict[tuple[str, int], tuple[str, Any]] = field(default_factory=dict)
+
+    def add(self, metrics: dict[str, Metric]) -> None:
+        import torch
+
+        for name, metric in metrics.items():
+            known = self.formulas.setdefault(name, metric.formula)
+            if known != metric.formula:
+                raise ValueError(f"metric {name!r} was a {known} and is now a {metric.formula}")
+            for index, (how, value) in enumerate(metric.parts):
+                value = torch.as_tensor(value).detach().double()
+                if value.dim():
+                    raise ValueError(f"metric {name!r}: a part has shape {tuple(value.shape)}, expected a scalar")
+                key = (name, index)
+                if key not in self.parts:
+                    self.parts[key] = (how, value)
+                    continue
+                old = self.parts[key][1].to(value.device)
+                merged = {SUM: torch.add, MIN: torch.minimum, MAX: torch.maximum}[how](old, value)
+                self.parts[key] = (how, merged)
+
+    def local(self) -> dict[str, tuple[str, list[tuple[str, float]]]]:
+        """This rank's parts as Python numbers: what `combine` takes, and what can be sent between ranks."""
+        out: dict[str, tuple[str, list[tuple[str, float]]]] = {}
+        for (name, _), (how, value) in sorted(self.parts.items(), key=lambda item: item[0]):
+            out.setdefault(name, (self.formulas[name], []))[1].append((how, float(value)))
+        return out
+
+
+def combine(ranks: list[dict[str, tuple[str, list[tuple[str, float]]]]]) -> dict[str, float]:
+    """The metrics of all ranks as numbers. A name that only some ranks have is reduced over those that have it."""
+    how_to = {SUM: sum, MIN: min, MAX: max}
+    out = {}
+    for name in dict.fromkeys(name for rank in ranks for name in rank):
+        held = [rank[name] for rank in ranks if name in rank]
+        formula, first = held[0]
+        values = [how_to[how](parts[index][1] for _, parts in held) for index, (how, _) in enumerate(first)]
+        number = FORMULAS[formula](*values)
+        if number is not None:
+            out[name] = number
+    return out

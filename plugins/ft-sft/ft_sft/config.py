@@ -1,0 +1,37 @@
+"""The fields of supervised fine-tuning. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ft_host.config import RunConfig, option
+from ft_host.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class SFTConfig(RunConfig):
+    """Supervised fine-tuning: raise the likelihood of the given texts."""
+
+    learning_rate: float = option(
+        2e-5, "Peak learning rate. 2e-5 is usual for all weights of a pretrained model; about 10 times that for LoRA.",
+        gt=0,
+    )  # fmt: skip
+    loss_type: str = option(
+        "nll",
+        "'nll' is the negative log-likelihood; 'dft' weighs each token by its own probability, held constant "
+        "(arXiv 2508.05629).",
+        choices=("nll", "dft"),
+    )
+    completion_only_loss: bool | None = option(
+        None, "Supervise the completion only. Not set: yes where rows have a prompt and a completion."
+    )
+    assistant_only_loss: bool = option(False, "Supervise the assistant's turns only. Needs conversational rows.")
+    dataset_text_field: str = option("text", "Column that holds plain text.")
+
+    def check(self) -> None:
+        super().check()
+        if self.assistant_only_loss and self.completion_only_loss:
+            raise ConfigError(
+                "assistant_only_loss and completion_only_loss can't both be set: a prompt-completion row whose "
+                "completion is a list of messages takes completion_only_loss"
+            )

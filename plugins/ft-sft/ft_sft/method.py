@@ -1,0 +1,72 @@
+"""Supervised fine-tuning (SFT): minimise the negative log-likelihood of the supervised tokens.
+
+    loss = - 1/N  sum_i  sg[w(p_i)] log p_i          N: supervised tokens of the whole optimizer step, on all ranks
+
+`nll` has w = 1. `dft` (Dynamic Fine-Tuning, arXiv 2508.05629, eq. 9) has w = p: it cancels the 1/p in the gradient
+that makes unlikely tokens dominate. Which tokens are supervised is decided in `ft_prepare`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ft_host import hookimpl
+from ft_host.batch import Batch, Segment, count_targets, forest
+from ft_host.data import tokenize_row
+from ft_host.metrics import mean
+from ft_host.run import Drop, LossOutput
+
+
+# ---------------------------------------------------------------- maths
+
+
+def nll_weight(logp: torch.Tensor) -> torch.Tensor:
+    """Every token counts the same. (N,) log-probs, without gradient, to (N,) weights."""
+    return torch.ones_like(logp)
+
+
+def dft_weight(logp: torch.Tensor) -> torch.Tensor:
+    """A token counts as much as it is already believed in. (N,) log-probs, without gradient, to (N,) weights."""
+    return logp.exp()
+
+
+WEIGHTS = {"nll": nll_weight, "dft": dft_weight}
+
+
+# ---------------------------------------------------------------- hooks
+
+
+@hookimpl
+def ft_prepare(row, tokenizer, config):
+    tokens = tokenize_row(
+        row,
+        tokenizer,
+        config,
+        completion_only=config.completion_only_loss,
+        assistant_only=config.assistant_only_loss,
+    )
+    if not count_targets(tokens["labels"]):
+        return Drop("no supervised token")
+    return tokens
+
+
+@hookimpl
+def ft_collate(rows, tokenizer, config) -> Batch:
+    segments = [
+        Segment(input_ids=row["input_ids"], labels=row["labels"], row=index) for index, row in enumerate(rows)
+    ]
+    tokens = sum(count_targets(row["labels"]) for row in rows)
+    return forest(segments, num_rows=len(rows), counts={"tokens": tokens})
+
+
+@hookimpl
+def ft_loss(model, batch, run) -> LossOutput:
+    out = model(batch, want=("entropy", "top1"), weight=WEIGHTS[run.config.loss_type])
+    targets = batch.counts["tokens"]
+    return LossOutput(
+        loss=out["nll"] / run.totals["tokens"],
+        metrics={
+            "entropy": mean(out["entropy"].sum(), targets),
+            "mean_token_accuracy": mean(out["top1"].sum(), targets),
+        },
+    )
