@@ -6,6 +6,7 @@ Names are those of `transformers.TrainingArguments` and TRL wherever the thing e
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -23,18 +24,32 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     aliases: tuple[str, ...] = (),
+    required: bool = False,
+    example: str | None = None,
 ) -> Any:
     """A config field: its default, what it means, and what it may be.
 
-    `group` is the heading it is listed under, `choices` the values it may have, `ge`, `gt`, `le` its bounds, and
-    `aliases` further names that flags and files may use for it. A default that is a list or dict is copied per config.
+    `group` is the heading it is listed under ("method" for a method's own), `choices` the values it may have (of a
+    list: each of its items), `ge`, `gt`, `le` its bounds, and `aliases` further names that flags and files may use for
+    it. A `required` field must be given something that isn't empty, and `example` is what the refusal shows. A default
+    that is a list or dict is copied per config.
+
+    Types: str, bool, int, float, list[...] and dict[str, ...] of those or of Any, and unions of them with None.
     """
     metadata = {
         "help": help, "group": group, "choices": choices, "ge": ge, "gt": gt, "le": le, "aliases": aliases,
+        "required": required, "example": example,
     }  # fmt: skip
     if isinstance(default, (list, dict)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+# Those of transformers that need no metric to go by. Listed here, as asking transformers would mean importing it.
+SCHEDULES = (
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -43,7 +58,12 @@ class RunConfig:
 
     # -- model
     model: str = option(
-        "", "Folder or hub id of the model to train.", group="model", aliases=("model_name_or_path",)
+        "",
+        "Folder or hub id of the model to train.",
+        group="model",
+        aliases=("model_name_or_path",),
+        required=True,
+        example="Qwen/Qwen3-0.6B",
     )
     model_revision: str | None = option(None, "Branch, tag or commit of a hub model.", group="model")
     trust_remote_code: bool = option(
@@ -126,6 +146,8 @@ class RunConfig:
         "{path, name, split, data_files, weight, columns}, mixed by weight.",
         group="data",
         aliases=("dataset_name",),
+        required=True,
+        example="train.jsonl",
     )
     dataset_config: str | None = option(None, "Configuration name of a hub data set.", group="data")
     dataset_train_split: str = option("train", "Split to train on.", group="data")
@@ -140,7 +162,7 @@ class RunConfig:
         {}, "Columns to rename before anything looks at them: {theirs: ours}.", group="data"
     )
     max_length: int | None = option(
-        1024, "Longest row in tokens; what is over is cut. Not set (none): no limit.", group="data", gt=1
+        1024, "Longest row in tokens; what is over is cut. none: no limit.", group="data", gt=1
     )
     truncation_mode: str = option(
         "keep_start", "Which end of a row that is too long is kept.", group="data", choices=("keep_start", "keep_end")
@@ -194,9 +216,11 @@ class RunConfig:
     # -- optimisation
     learning_rate: float = option(5e-5, "Peak learning rate.", group="optimisation", gt=0)
     lr_scheduler_type: str = option(
-        "linear", "Schedule, by its name in transformers (linear, cosine, constant_with_warmup, …).",
+        "linear",
+        "Schedule of the learning rate, by its name in transformers.",
         group="optimisation",
-    )  # fmt: skip
+        choices=SCHEDULES,
+    )
     lr_scheduler_kwargs: dict[str, Any] = option({}, "Further arguments of the schedule.", group="optimisation")
     warmup_steps: float = option(
         0, "Steps in which the learning rate rises from 0; below 1, a share of all steps.", group="optimisation", ge=0
@@ -252,8 +276,11 @@ class RunConfig:
         10, "Print and send to trackers every so many steps; metrics.jsonl always has each.", group="run", gt=0
     )
     report_to: list[str] = option(
-        [], "Trackers: tensorboard, wandb, trackio, mlflow.", group="run"
-    )  # fmt: skip
+        [],
+        "Trackers that are sent the metrics too.",
+        group="run",
+        choices=("tensorboard", "wandb", "trackio", "mlflow"),
+    )
     run_name: str | None = option(None, "Name of the run in trackers. Not set: its folder's.", group="run")
     progress: str = option(
         "auto",
@@ -299,3 +326,8 @@ class RunConfig:
             raise ConfigError("packing: blocks need a size; set max_length")
         if self.merge_adapter and not self.use_peft:
             raise ConfigError("merge_adapter: there is no adapter to merge without use_peft")
+        if self.eval_dataset is None and self.dataset_test_split is None:
+            if self.eval_reward:
+                raise ConfigError("eval_reward: nothing to evaluate on; set eval_dataset or dataset_test_split")
+            if self.eval_steps is not None:
+                raise ConfigError("eval_steps: nothing to evaluate on; set eval_dataset or dataset_test_split")
