@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
+    from pluggy import PluginManager
     from transformers import PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
+    from ft_host.folder import RunFolder
     from ft_host.generation import Completion, Request, Sampling
     from ft_host.metrics import Metric
+    from ft_host.models.policy import Policy
 
 
 class Drop(str):
@@ -25,3 +29,70 @@ class LossOutput:
 
     loss: torch.Tensor
     metrics: dict[str, Metric] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run in progress. Hooks read it; what a method must keep over a restart goes into `state`."""
+
+    config: RunConfig
+    folder: RunFolder
+    tokenizer: PreTrainedTokenizerBase
+    plugins: PluginManager
+    accelerator: Accelerator
+    policy: Policy  # the bare module: for generation and saving, never for a loss
+    model: torch.nn.Module  # the policy as the engine wrapped it: what `ft_loss` is given
+    step: int = 0  # optimizer steps done
+    totals: dict[str, float] = field(default_factory=dict)  # counts of the whole step, all micro-batches and ranks
+    state: dict[str, Any] = field(default_factory=dict)  # a method's own, JSON-able; kept in checkpoints
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world_size(self) -> int:
+        return self.accelerator.num_processes
+
+    def gather(self, value: Any) -> list[Any]:
+        """One picklable value of each rank, in the order of ranks, on every rank. All ranks must call it."""
+        if self.world_size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        """Complete each request with the policy's current weights. All ranks must call it."""
+        return self.plugins.hook.ft_generate(requests=requests, sampling=sampling, run=self)
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Write a line of metrics.jsonl and pass it to the sinks. Does nothing off the main process."""
+        if self.accelerator.is_main_process:
+            self.folder.append("metrics.jsonl", entry)
+            self.plugins.hook.ft_log(entry=entry, run=self)
+
+    def say(self, text: str, level: str = "info") -> None:
+        """Tell the user, once: events.jsonl and the terminal. `level`: info, warning or error."""
+        if not self.accelerator.is_main_process:
+            return
+        from ft_host.folder import now
+        from ft_host.progress import tell
+
+        self.folder.append("events.jsonl", {"time": now(), "step": self.step, "level": level, "text": text})
+        tell(text, level, self.config.progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """What `ft_host.train` returns: where the run is and the last value of each metric."""
+
+    folder: Path
+    steps: int
+    metrics: dict[str, float]

@@ -1,0 +1,122 @@
+"""A run's folder: what is in it, and how it is written so that a killed run never leaves half a file behind.
+
+    run.json        what ran: config with origins, plugins, environment, data, plan, status, result
+    metrics.jsonl   a line for every optimizer step and every evaluation
+    events.jsonl    what the run said in words
+    samples.jsonl   completions of held-out prompts, at each evaluation
+    checkpoints/    step-N/, complete or absent
+    model/          what `from_pretrained` loads, or the adapter
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from ft_host.errors import UsageError
+
+FORMAT = 1
+
+
+def now() -> str:
+    """The time as ISO 8601 with its zone, to the second."""
+    return datetime.datetime.now(datetime.UTC).astimezone().isoformat(timespec="seconds")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, flush to the disk, rename: a reader sees the old file or the new one."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity; they are written as words, so that a line stays valid JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+class RunFolder:
+    """Reads and writes one run's folder. Only the main process of a run writes."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = {}
+
+    @classmethod
+    def create(cls, path: Path, manifest: dict[str, Any]) -> RunFolder:
+        """A new run in `path`. Raises UsageError where a run is there already."""
+        folder = cls(path)
+        if (path / "run.json").exists():
+            raise UsageError(f"output_dir: {path} already holds a run; resume it with `ft-host train --resume {path}`")
+        path.mkdir(parents=True, exist_ok=True)
+        folder.update(**manifest)
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run. Raises UsageError, naming the nearest run, where `path` is none."""
+        folder = cls(path)
+        file = folder.path / "run.json"
+        if not file.is_file():
+            beside = folder.path.parent
+            runs = sorted(str(f.parent) for f in beside.glob("*/run.json")) if beside.is_dir() else []
+            near = difflib.get_close_matches(str(folder.path), runs, n=1) or runs[-1:]
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"{folder.path} is not a run's folder: it has no run.json{hint}")
+        try:
+            folder.manifest = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"{file} is damaged: {error}") from error
+        return folder
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of run.json and write it."""
+        self.manifest.update(fields)
+        write_json(self.path / "run.json", self.manifest)
+
+    def append(self, name: str, entry: dict[str, Any]) -> None:
+        """Add a line to a .jsonl file of the run. A line is written in one go."""
+        line = json.dumps({key: _plain(value) for key, value in entry.items()}, ensure_ascii=False)
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a .jsonl file; a last line that a killed run left unfinished is left out."""
+        path = self.path / name
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        return [json.loads(line) for line in lines]
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: the steps that are about to be done again."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.path / name
+            if not path.exists():
+                continue
+            kept = [entry for entry in self.read(name) if entry["step"] <= step]
+            aside = path.with_name(f".{name}.tmp")
+            aside.write_text(
+                "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept), encoding="utf-8"
+            )
+            aside.rename(path)

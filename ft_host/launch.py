@@ -1,0 +1,402 @@
+"""From a resolved config to a finished run: what is set up in which order, and what is left behind when it fails.
+
+Everything that can be refused without a model is refused before one is loaded: plugins, optimizer name, trackers,
+reward functions, tokenizer, data and its first rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ft_host
+from ft_host import checkpoint as checkpoints
+from ft_host import data, registry
+from ft_host.config import RunConfig
+from ft_host.errors import ConfigError, FtHostError, Interrupted
+from ft_host.evaluate import evaluate_rewards
+from ft_host.folder import FORMAT, RunFolder, now
+from ft_host.loop import Progress, evaluate_loss, fit
+from ft_host.models import load_policy, precision, save_model, shard
+from ft_host.optim import Schedule, make_optimizer, optimizer_factory
+from ft_host.progress import Trackers, sinks, tell
+from ft_host.report import write_report
+from ft_host.rewards import load_rewards
+from ft_host.run import FinishedRun, Run
+
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+
+
+def spawn(argv: list[str], num_processes: int) -> int:
+    """Start `ft-host train` with these arguments once per process, under torchrun's agent. Gives the exit code of the
+    first process that failed."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=f"ft-host-{os.getpid()}",
+        local_addr="localhost",
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "ft_host", "train", *argv)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 1
+    except SignalException:
+        return Interrupted.exit_code
+    return 0
+
+
+def train(
+    config: RunConfig,
+    *,
+    method: str | None = None,
+    origins: dict[str, str] | None = None,
+    resume: str | Path | None = None,
+) -> FinishedRun:
+    """Run `config`, in this process (one of several under torchrun). `method` is found by the config's class where it
+    is not given; `resume` is the folder of the run to go on with.
+
+    Raises an error of `ft_host.errors`; the run's folder then says "failed" or "interrupted" and why.
+    """
+    launch = _Launch(config, method, origins or {}, Path(resume) if resume else None)
+    try:
+        return launch.go()
+    except BaseException as error:
+        launch.failed(error)
+        raise
+    finally:
+        launch.close()
+
+
+class _Launch:
+    """The pieces of one run, so that a failure at any point can say what it knows in the run's folder."""
+
+    def __init__(self, config: RunConfig, method: str | None, origins: dict[str, str], resume: Path | None):
+        self.config = config
+        self.method = registry.find("method", method) if method else registry.method_of(type(config))
+        self.origins = origins
+        self.resume = resume
+        self.folder: RunFolder | None = None
+        self.accelerator = None
+        self.stopping = threading.Event()
+        self.handlers: dict[int, Any] = {}
+
+    # -- in order
+
+    def go(self) -> FinishedRun:
+        config = self.config
+        backend = registry.find("backend", config.backend) if config.eval_reward else None
+        diagnostics = [registry.find("diagnostics", name) for name in config.diagnostics]
+        self.chosen = [self.method, *([backend] if backend else []), *diagnostics]
+        plugins = registry.session(self.method, backend, diagnostics)
+        optimizer_factory(config)
+        self._check_trackers()
+        rewards = load_rewards(config)
+        tokenizer = data.load_tokenizer(config)
+        prepare = partial(_prepare, self.method.name_or_path, tokenizer, config)
+        train_source = data.open_train(config)
+        eval_source = data.open_eval(config)
+        if rewards and eval_source is None:
+            raise ConfigError("eval_reward: there is nothing to evaluate on; set eval_dataset or dataset_test_split")
+        data.check_first_rows(train_source, prepare, config)
+
+        self._start_processes()
+        self._open_folder(train_source, eval_source)
+        checkpoint, damaged = self._checkpoint()
+        torch.manual_seed(config.seed)  # new weights (an adapter's) are the same on every rank
+        held = checkpoint / "model" if checkpoint and (checkpoint / "model").is_dir() else None
+        start = dataclasses.replace(config, model=str(held)) if held else config
+        policy = load_policy(start, tokenizer, self.accelerator.device)
+        if self._sharded:
+            model = shard(policy, config)
+        else:
+            model = self.accelerator.prepare(policy)
+        optimizer = self.accelerator.prepare(make_optimizer(policy, config))
+        run = Run(
+            config=config, folder=self.folder, tokenizer=tokenizer, plugins=plugins,
+            accelerator=self.accelerator, policy=policy, model=model,
+        )  # fmt: skip
+        torch.manual_seed(config.seed + run.rank)  # dropout differs between ranks
+        progress = Progress()
+        if checkpoint:
+            saved = checkpoints.load(run, optimizer.optimizer, checkpoint)
+            progress = Progress(**saved["progress"])
+        if self.accelerator.is_main_process and self.resume:
+            self.folder.rewind(run.step)
+
+        stream = data.TrainStream(
+            train_source, prepare, config, rank=run.rank, world_size=run.world_size, position=progress.position
+        )
+        total = config.max_steps if config.max_steps > 0 else stream.planned_steps()
+        schedule = Schedule(optimizer.optimizer, config, total)
+        by_rows = config.packing and config.max_steps < 1
+        total_rows = round(train_source.num_rows * config.num_train_epochs) if by_rows else None
+        for sink in [*sinks(config.progress, total, run.step), *([Trackers()] if config.report_to else [])]:
+            if self.accelerator.is_main_process:
+                plugins.register(sink)
+        self._write_plan(run, total)
+        for sentence in damaged:
+            run.say(sentence, "warning")
+        for sentence in policy.notes:
+            run.say(sentence)
+        if checkpoint:
+            run.say(f"resumed from {checkpoint.name}")
+
+        eval_rows, eval_raw = data.eval_rows(eval_source, prepare, config) if eval_source else ([], [])
+        evaluated = {"step": -1}
+
+        def evaluate() -> None:
+            if not eval_rows or evaluated["step"] == run.step:
+                return
+            evaluated["step"] = run.step
+            entry = {"kind": "eval", "step": run.step} | evaluate_loss(run, eval_rows)
+            if rewards:
+                metrics, samples = evaluate_rewards(run, eval_raw, rewards)
+                entry |= metrics
+                if self.accelerator.is_main_process:
+                    for sample in samples:
+                        self.folder.append("samples.jsonl", {"step": run.step, **sample})
+            run.log(entry)
+
+        def save() -> None:
+            checkpoints.save(run, optimizer.optimizer, progress)
+
+        if config.eval_on_start and run.step == 0:
+            evaluate()
+        self._catch_signals()
+        if config.max_steps < 1 or run.step < config.max_steps:
+            fit(
+                run, stream, optimizer, schedule, progress,
+                total_rows=total_rows, evaluate=evaluate, save=save, asked_to_stop=self.stopping.is_set,
+            )  # fmt: skip
+        evaluate()
+        return self._finish(run)
+
+    def _check_trackers(self) -> None:
+        for name in self.config.report_to:
+            if name not in TRACKERS:
+                raise ConfigError(f"report_to: {name!r} is none of {', '.join(TRACKERS)}")
+            if importlib.util.find_spec(name) is None:
+                raise ConfigError(f"report_to: {name} is not installed (pip install {name})")
+
+    def _start_processes(self) -> None:
+        from accelerate import Accelerator, InitProcessGroupKwargs
+
+        cpu = self.config.use_cpu or not torch.cuda.is_available()
+        patience = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=self.config.timeout))
+        self.accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=precision(self.config, torch.device("cpu" if cpu else "cuda")),
+            log_with=self.config.report_to or None,
+            project_dir=self.config.output_dir or ".",
+            kwargs_handlers=[patience],
+        )
+        self._sharded = self.config.distributed_strategy == "fsdp2" and self.accelerator.num_processes > 1
+
+    def _open_folder(self, train_source: Any, eval_source: Any) -> None:
+        if self.resume:
+            self.folder = RunFolder.open(self.resume)
+        elif self.config.output_dir:
+            self.folder = RunFolder(self.config.output_dir)
+        else:
+            stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+            self.folder = RunFolder(_agreed(self.accelerator, f"runs/{self.method.name}-{stamp}"))
+        if not self.accelerator.is_main_process:
+            return
+        manifest = {
+            "format": FORMAT,
+            "method": self.method.name,
+            "status": "running",
+            "created": now(),
+            "finished": None,
+            "error": None,
+            "config": dataclasses.asdict(self.config),
+            "origins": {f.name: self.origins.get(f.name, "default") for f in dataclasses.fields(self.config)},
+            "plugins": [
+                {key: value for key, value in dataclasses.asdict(info).items()
+                 if key in ("kind", "name", "distribution", "version", "stability")}
+                for info in self.chosen
+            ],
+            "environment": _environment(self.accelerator),
+            "data": {
+                "train": train_source.describe(),
+                "eval": eval_source.describe() if eval_source else None,
+            },
+            "parent": None,
+        }  # fmt: skip
+        if self.resume:
+            manifest["created"] = self.folder.manifest["created"]
+            was = self.folder.manifest["data"]["train"]["fingerprint"]
+            if was != manifest["data"]["train"]["fingerprint"]:
+                raise ConfigError(
+                    f"dataset: {self.config.dataset} is not the data that {self.resume} was trained on (fingerprint "
+                    f"{manifest['data']['train']['fingerprint']}, was {was}); start a new run on it"
+                )
+            self.folder.update(**manifest)
+        else:
+            self.folder = RunFolder.create(self.folder.path, manifest)
+
+    def _checkpoint(self) -> tuple[Path | None, list[str]]:
+        if not self.resume:
+            return None, []
+        found = checkpoints.newest(self.folder.checkpoints)
+        return _agreed(self.accelerator, found)
+
+    def _write_plan(self, run: Run, total: int | None) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        config = self.config
+        per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * run.world_size
+        parameters = sum(p.numel() for p in run.policy.parameters())
+        trainable = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
+        what = "blocks" if config.packing else "rows"
+        notes = [
+            f"{per_step} {what} a step ({config.per_device_train_batch_size} a device × "
+            f"{config.gradient_accumulation_steps} accumulated × {run.world_size} processes), "
+            f"{total} steps" + (" (estimated)" if config.packing and config.max_steps < 1 else ""),
+            f"{type(run.policy.base).__name__}, {parameters / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M trained, "
+            f"{config.dtype} weights, {self.accelerator.mixed_precision} mixed precision, on {run.device}",
+        ]
+        self.folder.update(
+            plan={"rows_per_step": per_step, "planned_steps": total, "notes": [*notes, *run.policy.notes]},
+            model={"class": type(run.policy.base).__name__, "parameters": parameters, "trainable": trainable},
+            wrappers=registry.wrappers(run.plugins),
+        )
+        if self.config.report_to:
+            name = self.config.run_name or self.folder.path.name
+            self.accelerator.init_trackers(name)
+        for note in notes:
+            run.say(note)
+
+    def _catch_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python delivers signals to the main thread only: whoever started this thread handles them
+
+        def ask(number: int, frame: Any) -> None:
+            if self.stopping.is_set() and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stopping.set()
+            if self.accelerator.is_main_process:
+                tell("stopping after this step; the state will be saved", "warning", self.config.progress)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, ask)
+
+    def _finish(self, run: Run) -> FinishedRun:
+        config = self.config
+        state = None
+        if self._sharded:
+            state = checkpoints.full_state(run)
+        metrics: dict[str, float] = {}
+        if self.accelerator.is_main_process:
+            aside = self.folder.path / ".model.tmp"
+            shutil.rmtree(aside, ignore_errors=True)
+            save_model(run.policy, aside, state)
+            run.tokenizer.save_pretrained(aside)
+            shutil.rmtree(self.folder.model, ignore_errors=True)
+            aside.rename(self.folder.model)
+            if config.merge_adapter:
+                save_model(run.policy, self.folder.path / "merged", state, merged=True)
+                run.tokenizer.save_pretrained(self.folder.path / "merged")
+            lines = self.folder.read("metrics.jsonl")
+            for entry in lines:
+                metrics |= {key: value for key, value in entry.items() if key not in ("kind", "step")}
+            for sentence in _before_and_after(lines):
+                run.say(sentence)
+            self.folder.update(status="finished", finished=now(), result=metrics)
+            report = write_report(self.folder.path)
+            run.say(f"model in {self.folder.model}, report in {report}")
+        metrics = _agreed(self.accelerator, metrics)
+        return FinishedRun(folder=self.folder.path, steps=run.step, metrics=metrics)
+
+    # -- when it goes wrong
+
+    def failed(self, error: BaseException) -> None:
+        main = self.accelerator is None or self.accelerator.is_main_process
+        if not main or self.folder is None or not self.folder.manifest or isinstance(error, SystemExit):
+            return
+        stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+        text = str(error) or type(error).__name__
+        if not isinstance(error, (FtHostError, KeyboardInterrupt)):
+            text = f"{type(error).__name__}: {text}\n{traceback.format_exc()}"
+        try:
+            self.folder.update(status="interrupted" if stopped else "failed", finished=now(), error=text)
+        except OSError as full:  # the disk may be what failed; the first error is what the user must see
+            print(f"run.json could not be updated: {full}", file=sys.stderr)
+
+    def close(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.accelerator is not None:
+            if self.config.report_to:
+                self.accelerator.end_training()
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            # A program may train again in this process, with other settings.
+            from accelerate.state import AcceleratorState
+
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _prepare(method: str, tokenizer: Any, config: RunConfig, row: dict[str, Any]) -> Any:
+    """`ft_prepare` of the method, in whatever process this runs in (workers import the method themselves)."""
+    return registry.prepare_hook(method)(row=row, tokenizer=tokenizer, config=config)
+
+
+def _agreed(accelerator: Any, value: Any) -> Any:
+    """The main process' value, on every rank."""
+    if accelerator.num_processes == 1:
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def _environment(accelerator: Any) -> dict[str, Any]:
+    names = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "pluggy")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    cuda = accelerator.device.type == "cuda"
+    return {
+        "ft-host": ft_host.__version__,
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "devices": [torch.cuda.get_device_name(accelerator.device)] if cuda else [f"cpu, {os.cpu_count()} cores"],
+        "world_size": accelerator.num_processes,
+    }
+
+
+def _before_and_after(lines: list[dict[str, Any]]) -> list[str]:
+    """First and last value of what evaluation gave, in words."""
+    evals = [entry for entry in lines if entry["kind"] == "eval"]
+    if len(evals) < 2:
+        return []
+    keys = [key for key in evals[-1] if key == "eval_loss" or key.startswith("eval_rewards/")]
+    return [
+        f"{key.removeprefix('eval_').removesuffix('/mean')} on held-out rows: {evals[0][key]:.4g} before, "
+        f"{evals[-1][key]:.4g} after"
+        for key in keys
+        if key in evals[0]
+    ]

@@ -1,0 +1,290 @@
+"""The one training loop. Every method runs through it: rows, micro-batches, loss, one optimizer step, metrics.
+
+An optimizer step is a set of rows. How they are cut into micro-batches and spread over ranks changes memory and
+speed, never the gradient: a loss is a sum over rows divided by counts of the whole step (`run.totals`), which all
+ranks agree on before the first forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ft_host.errors import FtHostError, Interrupted, UsageError
+from ft_host.metrics import Accumulator, combine
+
+if TYPE_CHECKING:
+    from ft_host.batch import Batch
+    from ft_host.data.stream import StepRows
+    from ft_host.optim import Schedule
+    from ft_host.run import Run
+
+Row = dict[str, Any]
+
+
+def cut(units: list[list[Row]], per_batch: int, max_tokens: int | None) -> list[list[Row]]:
+    """The units of a step (a row, or the rows of a packed block) as micro-batches.
+
+    By count: `per_batch` units each, as they come. By tokens: first fit, longest first; a unit that is over the budget
+    alone gets a micro-batch of its own.
+    """
+    if max_tokens is None:
+        chunks = [units[i : i + per_batch] for i in range(0, len(units), per_batch)]
+        return [[row for unit in chunk for row in unit] for chunk in chunks]
+    sized = sorted(((sum(row["length"] for row in unit), i) for i, unit in enumerate(units)), reverse=True)
+    bins: list[tuple[int, list[int]]] = []
+    for size, index in sized:
+        for at, (used, members) in enumerate(bins):
+            if used + size <= max_tokens:
+                bins[at] = (used + size, [*members, index])
+                break
+        else:
+            bins.append((size, [index]))
+    return [[row for index in members for row in units[index]] for _, members in bins]
+
+
+def add_up(counts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Counts by name, added."""
+    out: dict[str, float] = {}
+    for each in counts:
+        for name, value in each.items():
+            out[name] = out.get(name, 0) + value
+    return out
+
+
+def collate(run: Run, rows: list[Row]) -> Batch:
+    return run.plugins.hook.ft_collate(rows=rows, tokenizer=run.tokenizer, config=run.config)
+
+
+def loss_of(run: Run, batch: Batch, tokens: int, accumulator: Accumulator) -> torch.Tensor:
+    """The loss of one micro-batch as it enters the step's sum; its metrics go into `accumulator`."""
+    with run.accelerator.autocast():
+        output = run.plugins.hook.ft_loss(model=run.model, batch=batch.to(run.device), run=run)
+    loss = output.loss
+    accumulator.add(output.metrics)
+    accumulator.add({"loss": _total(output.loss)})
+    aux = run.policy.aux_loss
+    if aux is not None:
+        # A mean over the tokens of a micro-batch: weighted by its share of the step's tokens. It is not a sum over
+        # rows (the product of two means), so it does depend on the split; so does everybody's.
+        share = sum(batch.lengths) / tokens
+        accumulator.add({"aux_loss": _total(aux * share)})
+        if run.model.training:
+            loss = loss + run.policy.router_aux_loss_coef * share * aux
+    return loss
+
+
+def _total(value: torch.Tensor):
+    from ft_host.metrics import total
+
+    return total(value)
+
+
+@dataclass
+class Agreed:
+    """What all ranks know of a step before its first forward."""
+
+    totals: dict[str, float]
+    tokens: int  # in all micro-batches of all ranks
+    micro_batches: int  # of the rank that has most: the others add empty ones, since collectives must pair up
+    interrupted: bool
+    error: str | None
+
+
+def agree(run: Run, batches: list[Batch], interrupted: bool = False, error: str | None = None) -> Agreed:
+    """One exchange between ranks: counts, number of micro-batches, and whether any rank can't go on."""
+    ranks = run.gather(
+        (add_up(b.counts for b in batches), sum(sum(b.lengths) for b in batches), len(batches), interrupted, error)
+    )
+    return Agreed(
+        totals=add_up(rank[0] for rank in ranks),
+        tokens=sum(rank[1] for rank in ranks),
+        micro_batches=max(rank[2] for rank in ranks),
+        interrupted=any(rank[3] for rank in ranks),
+        error=next((rank[4] for rank in ranks if rank[4]), None),
+    )
+
+
+def sync_only_last(run: Run, last: bool) -> contextlib.AbstractContextManager:
+    """DDP reduces gradients in the last backward of a step only. FSDP2 keeps its shards small by reducing in each."""
+    if last or run.world_size == 1 or run.config.distributed_strategy == "fsdp2":
+        return contextlib.nullcontext()
+    return run.accelerator.no_sync(run.model)
+
+
+def clip(run: Run, optimizer: torch.optim.Optimizer) -> float:
+    """Scale the gradients down to `max_grad_norm`; gives their norm before that."""
+    trained = [p for p in run.model.parameters() if p.requires_grad]
+    limit = run.config.max_grad_norm or math.inf
+    norm = run.accelerator.clip_grad_norm_(trained, limit)
+    if isinstance(norm, torch.distributed.tensor.DTensor):
+        norm = norm.full_tensor()
+    return float(norm)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory: what torch allocated on the GPU, or the resident set of the process on a CPU. Megabytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def train_step(
+    run: Run, batches: list[Batch], agreed: Agreed, optimizer: torch.optim.Optimizer
+) -> dict[str, float]:
+    """Forward and backward of every micro-batch, then one update. Gives the step's metrics over all ranks.
+
+    Raises FtHostError before the update when loss or gradient is not finite, so that the weights stay what they were.
+    """
+    run.totals = agreed.totals
+    accumulator = Accumulator()
+    batches = batches + [collate(run, []) for _ in range(agreed.micro_batches - len(batches))]
+    for index, batch in enumerate(batches):
+        with sync_only_last(run, index == len(batches) - 1):
+            loss = loss_of(run, batch, agreed.tokens, accumulator)
+            # DDP and FSDP2 average gradients over ranks; the loss is a sum over them.
+            run.accelerator.backward(loss * run.world_size)
+    norm = clip(run, optimizer)
+    metrics = combine(run.gather(accumulator.local()))
+    metrics["grad_norm"] = norm
+    scaled = run.accelerator.scaler is not None  # float16: the scaler skips a step that overflows, by itself
+    if not math.isfinite(metrics["loss"]) or not (scaled or math.isfinite(norm)):
+        what = "loss" if not math.isfinite(metrics["loss"]) else "gradient norm"
+        raise FtHostError(
+            f"step {run.step + 1}: the {what} is {metrics['loss'] if what == 'loss' else norm}; the weights were not "
+            f"updated. Lower learning_rate (now {optimizer.param_groups[0]['lr']:.3g}), add warmup_steps, or look at "
+            f"the rows of this step"
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return metrics
+
+
+def evaluate_loss(run: Run, rows: list[Row]) -> dict[str, float]:
+    """Loss and metrics over the evaluation rows, as `eval_*`. Doesn't depend on the batch size or the ranks."""
+    mine = rows[run.rank :: run.world_size]
+    order = sorted(range(len(mine)), key=lambda i: mine[i]["length"])
+    cuts = cut([[mine[i]] for i in order], run.config.per_device_eval_batch_size, None)
+    batches = [collate(run, rows) for rows in cuts]  # on the CPU; a batch goes to the device when its turn comes
+    agreed = agree(run, batches)
+    batches += [collate(run, []) for _ in range(agreed.micro_batches - len(batches))]
+    run.totals = agreed.totals
+    accumulator = Accumulator()
+    was_training = run.model.training
+    run.model.eval()
+    with torch.no_grad():
+        for batch in batches:
+            loss_of(run, batch, agreed.tokens, accumulator)
+    run.model.train(was_training)
+    metrics = combine(run.gather(accumulator.local()))
+    return {f"eval_{name}": value for name, value in metrics.items()}
+
+
+@dataclass
+class Progress:
+    """Where the run is: what a checkpoint holds beside weights, optimizer and random states."""
+
+    position: dict[str, Any] | None = None  # of the data
+    rows_consumed: int = 0
+    epoch: float = 0.0
+    num_tokens: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    done: bool = False
+
+
+def fit(
+    run: Run,
+    stream: Iterable[StepRows],
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    progress: Progress,
+    *,
+    total_rows: int | None,
+    evaluate: Callable[[], None],
+    save: Callable[[], None],
+    asked_to_stop: Callable[[], bool],
+) -> None:
+    """Train until the data or `max_steps` ends. Raises Interrupted (state saved) or what went wrong (state kept).
+
+    `total_rows`: rows of all epochs where the schedule runs over rows (packing), None where it runs over steps.
+    """
+    config = run.config
+    limit = config.max_steps if config.max_steps > 0 else None
+    saved_at = run.step
+    steps = iter(stream)
+    run.model.train()
+
+    def stop(error: FtHostError) -> None:
+        if saved_at != run.step:
+            save()
+        raise error
+
+    while limit is None or run.step < limit:
+        started = time.perf_counter()
+        rows, batches, error = None, [], None
+        try:
+            rows = next(steps, None)
+            if rows is not None:
+                cuts = cut(rows.units, config.per_device_train_batch_size, config.max_tokens_per_micro_batch)
+                batches = [collate(run, each) for each in cuts]
+        except UsageError as problem:  # a bad row: this rank tells the others, and all save before they stop
+            error = str(problem)
+        agreed = agree(run, batches, asked_to_stop(), error)
+        if agreed.error:
+            stop(UsageError(agreed.error))
+        if agreed.interrupted:
+            stop(Interrupted(f"stopped at step {run.step} as asked; go on with `ft-host train --resume "
+                             f"{run.folder.path}`"))  # fmt: skip
+        if rows is None:
+            break
+        if agreed.micro_batches:
+            consumed = run.step if total_rows is None else progress.rows_consumed / total_rows * schedule.total
+            rate = schedule.set(consumed)
+            try:
+                metrics = train_step(run, batches, agreed, optimizer)
+            except FtHostError as problem:
+                if not all(torch.isfinite(p).all() for p in run.model.parameters()):
+                    raise  # the last update broke the weights: the checkpoints from before it are what is good
+                stop(problem)
+            run.step += 1
+        progress.position = rows.position
+        progress.rows_consumed = rows.rows_consumed
+        progress.epoch = rows.epoch
+        progress.dropped = rows.dropped
+        if not agreed.micro_batches:
+            continue  # every row of this step was dropped
+        progress.num_tokens += agreed.tokens
+        seconds = time.perf_counter() - started
+        run.log(
+            {
+                "kind": "train",
+                "step": run.step,
+                "epoch": rows.epoch,
+                "loss": metrics.pop("loss"),
+                "grad_norm": metrics.pop("grad_norm"),
+                "learning_rate": rate,
+                "num_tokens": progress.num_tokens,
+                **metrics,
+                "perf/step_time": seconds,
+                "perf/tokens_per_second": agreed.tokens / seconds,
+                "perf/supervised_tokens_per_second": agreed.totals.get("tokens", 0) / seconds,
+                "perf/peak_memory_mb": peak_memory_mb(run.device),
+            }
+        )
+        if config.eval_steps and run.step % config.eval_steps == 0:
+            evaluate()
+        if config.save_steps and run.step % config.save_steps == 0:
+            save()
+            saved_at = run.step
+    progress.done = True
+    if saved_at != run.step:
+        save()

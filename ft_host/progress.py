@@ -1,0 +1,134 @@
+"""What a run prints: a bar on a terminal, plain lines elsewhere, JSON lines for programs, or nothing.
+
+Each printer is a plugin of the run that implements `ft_log`, like any other sink.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from ft_host.hooks import hookimpl
+
+SHOWN = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy")
+
+
+def mode(progress: str) -> str:
+    """`auto` made concrete."""
+    if progress != "auto":
+        return progress
+    return "bar" if sys.stderr.isatty() else "lines"
+
+
+def tell(text: str, level: str, progress: str) -> None:
+    """A sentence for the user, in the manner that `progress` asks for."""
+    how = mode(progress)
+    if how == "json":
+        print(json.dumps({"kind": "event", "level": level, "text": text}, ensure_ascii=False), flush=True)
+    elif how == "bar":
+        from tqdm import tqdm
+
+        tqdm.write(text if level == "info" else f"{level.capitalize()}: {text}", file=sys.stderr)
+    elif how == "lines" or level != "info":
+        print(text if level == "info" else f"{level.capitalize()}: {text}", file=sys.stderr, flush=True)
+
+
+def _number(name: str, value: Any) -> str:
+    if not isinstance(value, (int, float)):
+        return f"{name} {value}"
+    return f"{name} {value:.3g}" if abs(value) < 1e-3 and value else f"{name} {value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _eval_line(entry: dict[str, Any]) -> str:
+    parts = [_number(key, value) for key, value in entry.items() if key.startswith("eval_")]
+    return f"eval at step {entry['step']}: " + "  ".join(parts)
+
+
+class Lines:
+    """One line every `logging_steps`."""
+
+    def __init__(self, total: int | None):
+        self.total = total
+        self.started = time.monotonic()
+        self.first: int | None = None
+
+    @hookimpl
+    def ft_log(self, entry, run):
+        if entry["kind"] == "eval":
+            print(_eval_line(entry), file=sys.stderr, flush=True)
+            return
+        step = entry["step"]
+        if self.first is None:
+            self.first = step - 1
+        if step % run.config.logging_steps and step != self.total:
+            return
+        parts = [f"step {step}" + (f"/{self.total}" if self.total else "")]
+        parts += [_number(key, entry[key]) for key in SHOWN if key in entry]
+        parts.append(f"{entry['perf/tokens_per_second']:.0f} tokens/s")
+        if self.total:
+            done = step - self.first
+            left = (time.monotonic() - self.started) / done * max(self.total - step, 0)
+            parts.append(f"ETA {_duration(left)}")
+        print("  ".join(parts), file=sys.stderr, flush=True)
+
+
+class Bar:
+    """tqdm, with loss, tokens per second and what is left."""
+
+    def __init__(self, total: int | None, done: int):
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+    @hookimpl
+    def ft_log(self, entry, run):
+        if entry["kind"] == "eval":
+            self.bar.write(_eval_line(entry), file=sys.stderr)
+            return
+        self.bar.set_postfix_str(
+            f"loss {entry['loss']:.4g}, {entry['perf/tokens_per_second']:.0f} tokens/s", refresh=False
+        )
+        self.bar.update(1)
+
+
+class Json:
+    """Each entry of metrics.jsonl on standard output."""
+
+    @hookimpl
+    def ft_log(self, entry, run):
+        print(json.dumps(entry, ensure_ascii=False), flush=True)
+
+
+class Trackers:
+    """TensorBoard, Weights & Biases, trackio, MLflow, … through accelerate."""
+
+    @hookimpl
+    def ft_log(self, entry, run):
+        if entry["kind"] == "train" and entry["step"] % run.config.logging_steps:
+            return
+        values = {
+            key: value
+            for key, value in entry.items()
+            if key not in ("kind", "step") and isinstance(value, (int, float))
+        }
+        run.accelerator.log(values, step=entry["step"])
+
+
+def sinks(progress: str, total: int | None, done: int) -> list[Any]:
+    """The printers that `config.progress` asks for."""
+    how = mode(progress)
+    if how == "bar":
+        return [Bar(total, done)]
+    if how == "lines":
+        return [Lines(total)]
+    if how == "json":
+        return [Json()]
+    return []
