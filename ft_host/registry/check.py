@@ -1,0 +1,132 @@
+"""Each plugin imported in a process of its own: `ft-host plugins --check`.
+
+A plugin may hang, exit, print or crash the interpreter while it is imported; none of that reaches the process that asks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ft_host.registry.catalog import PluginInfo
+from ft_host.registry.lookup import reference
+
+POLL = 0.02  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of importing a plugin. `result` is "ok", "broken", "incompatible" or "blocked"."""
+
+    result: str
+    cause: str | None  # in one line; None where it is ok
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class _Child:
+    index: int
+    process: subprocess.Popen
+    answer: Path
+    errors: Path
+    started: float = field(default_factory=time.perf_counter)
+
+
+def check(
+    plugins: list[PluginInfo], *, timeout: float, at_once: int, told: Callable[[int], None] = lambda done: None
+) -> list[Outcome]:
+    """Import each plugin, with its config and its hooks checked, `at_once` at a time and each for `timeout` seconds.
+
+    What metadata already rules out is not imported. `told` hears how many are done. Outcomes in the order of `plugins`.
+    """
+    outcomes: dict[int, Outcome] = {}
+    waiting = []
+    for index, info in enumerate(plugins):
+        if info.state in ("blocked", "incompatible", "broken"):
+            outcomes[index] = Outcome(result=info.state, cause=info.problem, seconds=0.0)
+        else:
+            waiting.append(index)
+    children: list[_Child] = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            while waiting or children:
+                while waiting and len(children) < at_once:
+                    index = waiting.pop(0)
+                    children.append(_start(index, plugins[index], Path(folder)))
+                for child in list(children):
+                    outcome = _finished(child, timeout)
+                    if outcome is not None:
+                        outcomes[child.index] = outcome
+                        children.remove(child)
+                        told(len(outcomes))
+                time.sleep(POLL)
+        finally:
+            for child in children:  # only after Ctrl-C: a child in a session of its own doesn't hear it
+                _kill(child)
+    return [outcomes[index] for index in range(len(plugins))]
+
+
+def _start(index: int, info: PluginInfo, folder: Path) -> _Child:
+    answer, errors = folder / f"{index}.json", folder / f"{index}.err"
+    # The child sees the modules that this process would, in the same order (-P: and nothing before them).
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with errors.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, info.kind, reference(info), str(answer)],
+            stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, start_new_session=True,
+        )  # fmt: skip
+    return _Child(index=index, process=process, answer=answer, errors=errors)
+
+
+def _finished(child: _Child, timeout: float) -> Outcome | None:
+    seconds = time.perf_counter() - child.started
+    code = child.process.poll()
+    if code is None:
+        if seconds < timeout:
+            return None
+        _kill(child)
+        return Outcome(result="broken", cause=f"its import took longer than {timeout:g} s", seconds=seconds)
+    if child.answer.exists():
+        cause = json.loads(child.answer.read_text(encoding="utf-8"))
+        return Outcome(result="broken" if cause else "ok", cause=cause, seconds=seconds)
+    said = child.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended the interpreter with exit code {code}"
+    return Outcome(result="broken", cause=f"its import {ended}" + (f": {said[-1]}" if said else ""), seconds=seconds)
+
+
+def _kill(child: _Child) -> None:
+    if os.name == "posix":
+        os.killpg(child.process.pid, signal.SIGKILL)  # with whatever the plugin has started
+    else:
+        child.process.kill()
+    child.process.wait()
+
+
+def _main(kind: str, name: str, answer: str) -> None:
+    """In the child: import the plugin and write the first line of what is wrong with it, or null."""
+    from ft_host.errors import FtHostError
+    from ft_host.registry.lookup import config_class, find
+    from ft_host.registry.session import validate
+
+    cause = None
+    try:
+        info = find(kind, name)
+        if kind == "method":
+            config_class(info)
+        validate(info)
+    except FtHostError as err:
+        cause = str(err).splitlines()[0]
+    Path(answer).write_text(json.dumps(cause), encoding="utf-8")
+    os._exit(0)  # not through atexit and threads that the import may have left behind
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,217 @@
+"""From a name to one plugin, and to its module. The only place that imports a plugin."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import keyword
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+from ft_host.config import RunConfig
+from ft_host.errors import PluginBroken, PluginNotFound, UsageError
+from ft_host.registry.catalog import GROUPS, HOST, PluginInfo, catalog, normalise
+
+
+class FtExperimentalWarning(FutureWarning):
+    """The method is experimental. A FutureWarning, since Python shows those to people who only use a library."""
+
+
+def find(kind: str, name: str) -> PluginInfo:
+    """The installed plugin called `name`: "sft", or "ft-sft:sft" where several distributions offer it.
+
+    A method may also be a Python file ("./my_method.py"). Imports nothing. Raises PluginNotFound with the names that
+    are installed, PluginBroken for one that can't be used, UsageError for a name that several distributions claim.
+    """
+    if kind == "method" and _is_file(name):
+        return _local_method(name)
+    distribution, _, bare = name.rpartition(":")
+    named = [info for info in catalog() if (info.kind, info.name) == (kind, bare)]
+    if distribution:
+        named = [info for info in named if normalise(info.distribution) == normalise(distribution)]
+    usable = [info for info in named if info.state != "blocked"]
+    if not usable:
+        raise PluginNotFound(_not_found(kind, name, bare, named))
+    owners = {info.distribution for info in usable}
+    if len(owners) > 1:
+        offers = [f"  {reference(info)}  ({label(info)}, {info.location})" for info in usable]
+        raise UsageError(
+            f"the {kind} {bare!r} is offered by {len(usable)} distributions; say which one:\n" + "\n".join(offers)
+        )
+    _refuse_unusable(usable[0])
+    return usable[0]
+
+
+def load(info: PluginInfo) -> ModuleType:
+    """Import the module of one plugin. Raises PluginBroken, naming distribution, version, file and cause."""
+    _refuse_unusable(info)
+    if not info.distribution:
+        _make_importable(info)
+    return _import(info, _module_of(info.value), f"the {info.kind} {info.name!r}")
+
+
+def config_class(method: str | PluginInfo) -> type[RunConfig]:
+    """The config class of a method: the entry point of the method's name in the group ft_host.configs.
+
+    Imports the config's module only, which must not import torch. Of a local file it is the attribute `Config`, so
+    the file itself is imported. Raises what `find` and `load` do, and PluginBroken if it isn't a dataclass that
+    extends RunConfig.
+    """
+    info = find("method", method) if isinstance(method, str) else method
+    _refuse_unusable(info)
+    if not info.distribution:
+        found = vars(load(info)).get("Config")
+        value = f"{info.value}:Config"
+        if found is None:
+            raise PluginBroken(
+                f"{label(info)}: has no attribute Config; a method in a file names its config class so, "
+                f"for instance `from ft_sft.config import SFTConfig as Config`"
+            )
+    else:
+        value = info.config
+        found = _import(info, _module_of(value), f"the config of the method {info.name!r}")
+        for part in value.partition(":")[2].partition("[")[0].strip().split("."):
+            if part not in vars(found):
+                raise PluginBroken(f"{label(info)} ({info.location}): {value} does not exist: no {part!r}")
+            found = vars(found)[part]
+    if not (isinstance(found, type) and issubclass(found, RunConfig)):
+        raise PluginBroken(f"{label(info)}: {value} is no class that extends ft_host.config.RunConfig, but {found!r}")
+    if found is not RunConfig and "__dataclass_fields__" not in vars(found):
+        raise PluginBroken(
+            f"{label(info)}: {value} is not decorated with @dataclass(kw_only=True), so its fields would be ignored"
+        )
+    return found
+
+
+def label(info: PluginInfo) -> str:
+    """How a plugin is named in a message: "ft-sft 0.1.0", or the path of a local file."""
+    return f"{info.distribution} {info.version}".strip() if info.distribution else info.location
+
+
+def reference(info: PluginInfo) -> str:
+    """What makes `find` give this plugin again, whatever else is installed: "ft-sft:sft", or the path of a file."""
+    return f"{info.distribution}:{info.name}" if info.distribution else info.location
+
+
+def warn_if_experimental(info: PluginInfo) -> None:
+    """Warn that the method may change. To be called once, when a run begins."""
+    if info.stability == "experimental":
+        warnings.warn(
+            f"{label(info)}: the {info.kind} {info.name!r} is experimental, its fields, defaults and metrics may "
+            "change in any release",
+            FtExperimentalWarning,
+            stacklevel=2,
+        )
+
+
+def nearest(name: str, names: list[str]) -> str | None:
+    """The one of `names` that `name` was most likely meant to be."""
+    import difflib  # only wanted when something is wrong
+
+    lowered = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    return lowered[close[0]] if close else None
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def _refuse_unusable(info: PluginInfo) -> None:
+    if info.state == "blocked":
+        raise PluginNotFound(f"{label(info)}: the {info.kind} {info.name!r} is {info.problem}")
+    if info.state == "incompatible":
+        raise PluginBroken(
+            f"{label(info)} ({info.location}): the {info.kind} {info.name!r} {info.problem}; "
+            f"another version of {info.distribution} or of {HOST} is needed"
+        )
+    if info.state == "broken":
+        raise PluginBroken(f"{label(info)} ({info.location}): the {info.kind} {info.name!r} {info.problem}")
+
+
+def _not_found(kind: str, name: str, bare: str, blocked: list[PluginInfo]) -> str:
+    """What is installed instead. Never what might be installed: a guessed name may be anybody's package."""
+    if blocked:
+        return "\n".join(f"no {kind} {name!r}: {label(info)} offers it and is {info.problem}" for info in blocked)
+    installed = [info for info in catalog() if info.kind == kind and info.state != "blocked"]
+    lines = [f"no {kind} {name!r} is installed"]
+    guess = nearest(bare, [info.name for info in installed])
+    same = [info for info in installed if info.name == bare]
+    elsewhere = [info for info in catalog() if info.name == bare and info.kind in GROUPS and info.kind != kind]
+    if same:
+        lines[0] += f"; did you mean {reference(same[0])!r}?"
+    elif guess:
+        lines[0] += f"; did you mean {guess!r}?"
+    elif elsewhere:
+        lines[0] += f"; {bare!r} is a {elsewhere[0].kind} of {label(elsewhere[0])}"
+    names = [f"{info.name} ({label(info)}{'' if info.state == 'ok' else ', ' + info.state})" for info in installed]
+    plural = {"method": "methods", "backend": "backends", "diagnostics": "diagnostics"}[kind]
+    lines.append(f"installed {plural}: {', '.join(names) or 'none'}")
+    if not any(normalise(info.distribution) == HOST for info in catalog()):
+        lines.append(f"{HOST} runs without being installed, so that what is built in isn't found: pip install -e .")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- imports
+
+
+def _module_of(value: str) -> str:
+    return value.partition(":")[0].partition("[")[0].strip()
+
+
+def _import(info: PluginInfo, module: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as err:  # SystemExit: a plugin that exits must not end the run without a word
+        place = f" ({info.location})" if info.distribution else ""
+        raise PluginBroken(f"{label(info)}{place}: {what} failed to import: {_cause(err)}") from err
+
+
+def _cause(err: BaseException) -> str:
+    """The error in one line, with the file and line of code that raised it."""
+    text = str(err).strip().splitlines()
+    message = f"{type(err).__name__}: {text[0]}" if text else type(err).__name__
+    if isinstance(err, SyntaxError):
+        return f"{message} ({err.filename}, line {err.lineno})"
+    frames = traceback.extract_tb(err.__traceback__)[2:]  # without our own and import_module's
+    frames = [frame for frame in frames if not frame.filename.startswith("<frozen importlib")]
+    return f"{message} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else message
+
+
+# ---------------------------------------------------------------- a method in a file
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".py") or os.sep in name or "/" in name
+
+
+def _local_method(name: str) -> PluginInfo:
+    path = Path(name).expanduser().resolve()
+    if not path.is_file() or path.suffix != ".py":
+        beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        guess = nearest(path.name, beside)
+        hint = f"; did you mean {str(Path(name).parent / guess)!r}?" if guess else ""
+        raise PluginNotFound(f"no method {name!r}: there is no Python file {path}{hint}")
+    if not path.stem.isidentifier() or keyword.iskeyword(path.stem):
+        raise UsageError(f"{name}: {path.stem!r} can't be a module's name; rename the file, for instance my_method.py")
+    return PluginInfo(
+        kind="method", name=path.stem, value=path.stem, config=f"{path.stem}:Config", location=str(path),
+        summary="a method in a local file",
+    )  # fmt: skip
+
+
+def _make_importable(info: PluginInfo) -> None:
+    """Put the file's folder at the end of sys.path, so that worker processes find the module by its name too."""
+    folder = str(Path(info.location).parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+        importlib.invalidate_caches()
+    spec = sys.modules[info.value].__spec__ if info.value in sys.modules else importlib.util.find_spec(info.value)
+    origin = spec.origin if spec is not None else None
+    if origin is None or not Path(origin).exists() or Path(origin).resolve() != Path(info.location):
+        raise UsageError(
+            f"{info.location}: Python has another module {info.value!r} ({origin or 'built in'}); rename the file"
+        )
