@@ -19,10 +19,12 @@ from ft_host.registry import (
     config_class,
     find,
     load,
+    method_of,
+    prepare_hook,
     reference,
     session,
     warn_if_experimental,
-    wrapper_chain,
+    wrappers,
 )
 from ft_host.registry import session as session_function
 from ft_host.registry.catalog import read_headers
@@ -386,6 +388,30 @@ def test_a_config_that_is_no_config_is_refused(site, config, problem):
     assert "ft-alpha 0.1.0" in str(caught.value)
 
 
+def test_the_method_of_a_config_class_is_known_without_naming_it(site):
+    make_method(site, "alpha", "fake_alpha")
+    config = config_class("alpha")
+    assert method_of(config).name == "alpha"
+
+    class Narrower(config):
+        pass
+
+    assert method_of(Narrower).name == "alpha"
+    assert "fake_alpha.method" not in sys.modules
+    with pytest.raises(PluginNotFound, match=r"alpha \(fake_alpha.config:Config\)"):
+        method_of(RunConfig)
+
+
+def test_one_config_of_two_methods_asks_for_the_name(site):
+    both = "alpha = {0}\nbeta = {0}\n"
+    text = f"[ft_host.methods]\n{both}[ft_host.configs]\n{both}"
+    lines = text.split("[ft_host.configs]")
+    text = lines[0].format("fake_alpha.method") + "[ft_host.configs]" + lines[1].format("fake_alpha.config:Config")
+    make_method(site, "alpha", "fake_alpha", entry_points=text)
+    with pytest.raises(UsageError, match="several methods: ft-alpha:alpha, ft-alpha:beta"):
+        method_of(config_class("alpha"))
+
+
 def test_experimental_methods_warn_and_stable_ones_do_not(site):
     make_method(site, "alpha", "fake_alpha")
     make_method(site, "beta", "fake_beta", version="1.0", classifiers=["Development Status :: 5 - Production/Stable"])
@@ -434,6 +460,7 @@ def test_a_file_is_a_method(local, monkeypatch):
     assert config_class("fake_local.py")().strength == 0.5
     manager = session(info, None, [])
     assert manager.hook.ft_loss(model=None, batch={"ids": [1, 2]}, run=None) == 2
+    assert method_of(config_class(info)) == info
     # Worker processes unpickle hooks by the name of their module.
     assert importlib.import_module("fake_local") is load(info)
 
@@ -524,13 +551,13 @@ def test_a_session_holds_the_selected_plugins_and_no_other(site):
     assert manager.hook.ft_generate(requests=[1, 2, 3], sampling=None, run=None) == [3]
     manager.hook.ft_log(entry={"loss": 1}, run=None)
     assert [sink.entries for sink in sinks] == [[{"loss": 1}]] * 2
-    assert wrapper_chain(manager) == [
+    assert wrappers(manager) == [
         {"hook": "ft_loss", "plugins": ["diagnostics ft-second:second", "diagnostics ft-guard:guard"]}
     ]
     assert "fake_beta" not in sys.modules
 
     alone = session(find("method", "alpha"), None, [])
-    assert alone is not manager and wrapper_chain(alone) == []
+    assert alone is not manager and wrappers(alone) == []
     assert alone.hook.ft_loss(model=None, batch=batch, run=None) == 2
 
 
@@ -543,6 +570,19 @@ def test_one_module_may_hold_a_method_and_its_diagnostics(site):
     make_method(site, "alpha", "fake_alpha", entry_points=entries)
     manager = session(find("method", "alpha"), None, [find("diagnostics", "alpha")])
     assert len(manager.list_name_plugin()) == 1
+
+
+def test_prepare_is_called_by_name_and_with_its_wrappers(site):
+    make_method(site, "alpha", "fake_alpha")
+    guard = GUARD.replace("def ft_loss(batch):\n    loss = yield\n    return loss * 10",
+                          "def ft_prepare(row):\n    return {**(yield), 'seen': 1}")  # fmt: skip
+    make_diagnostics(site, "guard", guard)
+    prepare = prepare_hook("ft-alpha:alpha")
+    assert prepare(row={"n": 1}, tokenizer=None, config=None) == {"input_ids": [1, 1, 1], "length": 3}
+    assert prepare_hook("ft-alpha:alpha") is prepare
+    wrapped = prepare_hook("ft-alpha:alpha", ("guard",))
+    assert wrapped(row={"n": 1}, tokenizer=None, config=None)["seen"] == 1
+    prepare_hook.cache_clear()
 
 
 @pytest.mark.parametrize(

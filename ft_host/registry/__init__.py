@@ -9,11 +9,12 @@ from ft_host.registry.lookup import (
     find,
     label,
     load,
+    method_of,
     reference,
     warn_if_experimental,
 )
 from ft_host.registry.requirements import check_requirements
-from ft_host.registry.session import session, wrapper_chain
+from ft_host.registry.session import prepare_hook, session, wrappers
 
 __all__ = [
     "FtExperimentalWarning",
@@ -24,8 +25,10 @@ __all__ = [
     "find",
     "label",
     "load",
+    "method_of",
+    "prepare_hook",
     "reference",
     "session",
     "warn_if_experimental",
-    "wrapper_chain",
+    "wrappers",
 ]

@@ -1,6 +1,6 @@
 """Each plugin imported in a process of its own: `ft-host plugins --check`.
 
-A plugin may hang, exit, print or crash the interpreter while it is imported; none of that reaches the process that asks.
+A plugin may hang, exit, print or crash the interpreter while it is imported; none of that reaches who asks.
 """
 
 from __future__ import annotations

@@ -87,6 +87,31 @@ def config_class(method: str | PluginInfo) -> type[RunConfig]:
     return found
 
 
+def method_of(config: type[RunConfig]) -> PluginInfo:
+    """The method that a config class is of: the one whose entry point gives it, or the local file that defines it.
+
+    For a class that extends a method's config, the method of its nearest base. Imports nothing. Raises PluginNotFound
+    where there is none, UsageError where several methods have this config, and what `find` does for what it finds.
+    """
+    methods = [info for info in catalog() if info.kind == "method"]
+    for base in config.__mro__:
+        named = [info for info in methods if _imported(info.config) is base]
+        if len(named) > 1:
+            names = ", ".join(reference(info) for info in named)
+            raise UsageError(f"{base.__name__} is the config of several methods: {names}; train by the name of one")
+        if named:
+            _refuse_unusable(named[0])
+            return named[0]
+        defined = vars(sys.modules[base.__module__])
+        if base.__module__ != "__main__" and defined.get("Config") is base and "ft_prepare" in defined:
+            return _local_method(defined["__file__"])
+    known = ", ".join(f"{info.name} ({info.config})" for info in methods) or "none"
+    raise PluginNotFound(
+        f"{config.__module__}:{config.__qualname__} is the config of no installed method, nor the `Config` of a file "
+        f"with a method\ninstalled methods and their configs: {known}"
+    )
+
+
 def label(info: PluginInfo) -> str:
     """How a plugin is named in a message: "ft-sft 0.1.0", or the path of a local file."""
     return f"{info.distribution} {info.version}".strip() if info.distribution else info.location
@@ -156,6 +181,12 @@ def _not_found(kind: str, name: str, bare: str, blocked: list[PluginInfo]) -> st
 
 
 # ---------------------------------------------------------------- imports
+
+
+def _imported(value: str) -> object | None:
+    """What the value of an entry point stands for, if its module is imported already."""
+    module, attribute = sys.modules.get(_module_of(value)), value.partition(":")[2].partition("[")[0].strip()
+    return None if module is None else vars(module).get(attribute)
 
 
 def _module_of(value: str) -> str:

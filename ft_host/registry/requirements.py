@@ -22,7 +22,8 @@ def check_requirements(requirements: list[str]) -> None:
         try:
             requirement = Requirement(text)
         except InvalidRequirement as err:
-            raise ConfigError(f"{where} is no requirement such as 'ft-sft>=0.1,<1': {str(err).splitlines()[0]}") from err
+            why = str(err).splitlines()[0]
+            raise ConfigError(f"{where} is no requirement such as 'ft-sft>=0.1,<1': {why}") from err
         if requirement.extras or requirement.url:
             raise ConfigError(f"{where} names an extra or a URL, which can't be checked; expected a name and versions")
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -12,7 +13,7 @@ from ft_host.errors import PluginBroken
 from ft_host.hooks import NAME, data, diagnostics, generation, loss
 from ft_host.registry import trace
 from ft_host.registry.catalog import PluginInfo
-from ft_host.registry.lookup import label, load, nearest, reference
+from ft_host.registry.lookup import find, label, load, nearest, reference
 
 SPECS = (data, loss, generation, diagnostics)
 
@@ -48,7 +49,7 @@ def validate(info: PluginInfo) -> None:
     _manager([info])
 
 
-def wrapper_chain(manager: pluggy.PluginManager) -> list[dict[str, Any]]:
+def wrappers(manager: pluggy.PluginManager) -> list[dict[str, Any]]:
     """Who wraps which hook, outermost first: [{"hook": "ft_loss", "plugins": ["diagnostics ft-x:guard"]}]."""
     chain = []
     for spec in _spec_names():
@@ -57,6 +58,16 @@ def wrapper_chain(manager: pluggy.PluginManager) -> list[dict[str, Any]]:
         if names:
             chain.append({"hook": spec, "plugins": names})
     return chain
+
+
+@functools.lru_cache(maxsize=4)
+def prepare_hook(method: str, diagnostics: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """`ft_prepare` of the named method, with what the diagnostics wrap around it, for whatever process this is.
+
+    A plugin manager can't be sent to a worker process; names can, as `reference` gives them. Cached per process.
+    """
+    infos = [find("diagnostics", name) for name in diagnostics]
+    return session(find("method", method), None, infos).hook.ft_prepare
 
 
 def plugin_name(info: PluginInfo) -> str:

@@ -52,9 +52,7 @@ def shape(value: Any, depth: int = DEPTH) -> str:
     if isinstance(value, str):
         return repr(value if len(value) <= 40 else value[:37] + "...")
     if _is_array(kind):
-        dtype = str(value.dtype).rpartition(".")[2]
-        device = "" if kind.__module__.partition(".")[0] == "numpy" or value.device.type == "cpu" else f"@{value.device}"
-        return f"{dtype}[{', '.join(map(str, value.shape))}]{device}"
+        return f"{str(value.dtype).rpartition('.')[2]}[{', '.join(map(str, value.shape))}]"
     if isinstance(value, (list, tuple, set, frozenset)):
         if not value or depth <= 0:
             return f"{kind.__name__}[{len(value)}]"
