@@ -56,7 +56,7 @@ def python(site, *argv, **environment):
     path = os.pathsep.join([str(site), *([clean["PYTHONPATH"]] if clean.get("PYTHONPATH") else [])])
     done = subprocess.run(
         [sys.executable, *argv], env={**clean, "PYTHONPATH": path, **environment}, capture_output=True, text=True,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 

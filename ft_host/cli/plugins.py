@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import ft_host
-from ft_host.errors import PluginNotFound, UsageError
+from ft_host.errors import PluginNotFound
 from ft_host.registry.catalog import CONFIGS, GROUPS, HOST, PluginInfo, catalog, normalise, policy, read_headers
 from ft_host.registry.lookup import label, nearest, reference
 
