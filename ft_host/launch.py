@@ -115,7 +115,7 @@ class _Launch:
         self._check_trackers()
         rewards = load_rewards(config)
         tokenizer = data.load_tokenizer(config)
-        prepare = partial(_prepare, self.method.name_or_path, tokenizer, config)
+        prepare = partial(_prepare, registry.reference(self.method), tokenizer, config)
         train_source = data.open_train(config)
         eval_source = data.open_eval(config)
         if rewards and eval_source is None:
@@ -362,7 +362,7 @@ class _Launch:
 
 def _prepare(method: str, tokenizer: Any, config: RunConfig, row: dict[str, Any]) -> Any:
     """`ft_prepare` of the method, in whatever process this runs in (workers import the method themselves)."""
-    return registry.prepare_hook(method)(row=row, tokenizer=tokenizer, config=config)
+    return registry.prepare_hook(method, tuple(config.diagnostics))(row=row, tokenizer=tokenizer, config=config)
 
 
 def _agreed(accelerator: Any, value: Any) -> Any:
