@@ -1,0 +1,78 @@
+"""Writes docs/config.md from the fields of the configs: python docs/generate_config.py"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tomllib
+from pathlib import Path
+
+from ft_host.config import RunConfig
+from ft_host.settings.fields import GROUPS, Field, bounds, fields_of
+from ft_host.settings.text import type_text, yaml_text
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAD = """\
+# Config fields
+
+<!-- Written by docs/generate_config.py from the fields themselves; change them there. -->
+
+A field is set in a YAML, TOML or JSON file, by a flag (`--learning-rate 1e-5`, with hyphens or underscores), or in
+Python (`SFTConfig(learning_rate=1e-5)`). Flags override the file. `ft-host config METHOD` prints a file to start from,
+`ft-host schema METHOD` a JSON schema for an editor, `ft-host train METHOD --help` the same as below, and
+`ft-host train METHOD run.yaml --dry-run` every value with where it came from.
+
+- A switch is turned on by its flag alone, and off by `--no-use-peft` or `--use-peft false`.
+- A list takes several values after its flag, or the flag several times: `--eval-reward a.py:f b.py:g`. It replaces the
+  file's list. `none` empties it.
+- Mappings and lists of mappings are written as JSON or YAML: `--dataset-columns '{question: prompt}'`.
+- `none` unsets a field that may be unset, as a flag and in a file; in YAML and JSON, `null` does too.
+- A file is strict: the text `"8"` is no number, and a field that stands twice is refused.
+- A file may say `method: sft`; then `ft-host train run.yaml` is enough.
+- Paths start from the folder that ft-host is called in.
+"""
+
+
+def generate() -> str:
+    """The text of docs/config.md: the fields of every run, then those of each method in plugins/."""
+    parts = [HEAD]
+    shared = fields_of(RunConfig)
+    parts.append("## Every run\n")
+    for group, title in GROUPS.items():
+        parts.append(section(f"### {title}", [field for field in shared.values() if field.group == group]))
+    for name, config_class in methods():
+        about = " ".join((config_class.__doc__ or "").partition("\n\n")[0].split())
+        about += f" In Python: `{config_class.__module__}.{config_class.__name__}`."
+        own = [field for field in fields_of(config_class).values() if field != shared.get(field.name)]
+        parts.append(section(f"## {name}\n\n{about}", own))
+    return "\n".join(part for part in parts if part)
+
+
+def methods() -> list[tuple[str, type]]:
+    """Name and config class of each method in plugins/, by its entry point."""
+    found = []
+    for file in sorted(ROOT.glob("plugins/*/pyproject.toml")):
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        for name, value in project.get("entry-points", {}).get("ft_host.configs", {}).items():
+            module, _, attribute = value.partition(":")
+            found.append((name, vars(importlib.import_module(module))[attribute]))
+    return found
+
+
+def section(heading: str, fields: list[Field]) -> str:
+    """A heading and a table of these fields, or nothing where there are none."""
+    if not fields:
+        return ""
+    lines = [heading, "", "| field | takes | default | meaning |", "| --- | --- | --- | --- |"]
+    for field in fields:
+        default = "required" if field.required else f"`{yaml_text(field.default)}`"
+        takes = f"{type_text(field)}{bounds(field)}".replace("|", "\\|")
+        meaning = field.help + (f" Also: `{'`, `'.join(field.aliases)}`." if field.aliases else "")
+        meaning = meaning.replace("|", "\\|")
+        lines.append(f"| `{field.name}` | {takes} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "config.md").write_text(generate(), encoding="utf-8")
+    print(f"wrote {ROOT / 'docs' / 'config.md'}", file=sys.stderr)

@@ -1,0 +1,111 @@
+"""The command line. One module a command, imported when the command is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+# name -> the module with its `run(argv) -> int`, and what the command does
+COMMANDS = {
+    "train": ("ft_host.cli.train", "train a model with a method, or go on with a run"),
+    "plugins": ("ft_host.cli.plugins", "list the methods, backends and diagnostics that are installed"),
+    "config": ("ft_host.cli.config", "print a config file to start from"),
+    "schema": ("ft_host.cli.schema", "print the JSON schema of a method's config file"),
+    "data": ("ft_host.cli.data", "show a few rows as the model will see them"),
+    "report": ("ft_host.cli.report", "write a run's report as one HTML page"),
+    "runs": ("ft_host.cli.runs", "list runs"),
+    "compare": ("ft_host.cli.compare", "compare the configs and curves of runs"),
+}
+
+HELP = """\
+usage: ft-host COMMAND ...
+
+Fine-tunes language models; every method is a package of its own.
+
+commands
+{commands}
+
+`ft-host COMMAND --help` describes a command, `ft-host train METHOD --help` the fields of a method.
+`ft-host --version` prints the version.
+
+environment
+  FT_HOST_PLUGINS, FT_HOST_BLOCK  distributions to use, and not to use, separated by commas
+  FT_HOST_TRACE=1                 print each hook call
+  FT_HOST_TRACEBACK=1             print where an error arose
+"""
+STDOUT = 1
+CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and give the exit code; `ft_host.errors` has those of errors."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("ft-host: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        if not stdout_is_closed():
+            raise
+        return CLOSED_PIPE
+    except SystemExit as exit:  # argparse, in the commands that use it
+        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except Exception as error:
+        from ft_host.errors import FtHostError
+
+        if not isinstance(error, FtHostError):
+            raise
+        if os.environ.get("FT_HOST_TRACEBACK", "") not in ("", "0"):
+            traceback.print_exc()
+        print(f"ft-host: error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def dispatch(argv: list[str]) -> int:
+    """Hand the arguments to the command they name. Raises UsageError where they name none."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        commands = "\n".join(f"  {name:<9}{about}" for name, (_, about) in COMMANDS.items())
+        print(HELP.format(commands=commands), end="")
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version", "version"):
+        from ft_host import __version__
+
+        print(f"ft-host {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise unknown(argv[0])
+    return importlib.import_module(COMMANDS[argv[0]][0]).run(argv[1:])
+
+
+def unknown(command: str) -> Exception:
+    """The refusal of a word that is no command, with what it was likely meant to be."""
+    from ft_host import registry
+    from ft_host.errors import UsageError
+    from ft_host.settings.fields import nearest
+    from ft_host.settings.files import is_config
+
+    methods = [info.name for info in registry.catalog() if info.kind == "method"]
+    if command in methods or is_config(command):
+        return UsageError(f"no command {command!r}; did you mean ft-host train {command}?")
+    commands = f"; there are {', '.join(COMMANDS)}"
+    return UsageError(f"no command {command!r}{nearest(command, COMMANDS) or commands}")
+
+
+def stdout_is_closed() -> bool:
+    """Whether the broken pipe is that of our own output, as in `ft-host plugins | head`, rather than a worker's.
+
+    If so nothing more is written to it, so that Python's flush at exit doesn't complain.
+    """
+    import select
+
+    poll = select.poll()
+    poll.register(STDOUT, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return True

@@ -1,0 +1,22 @@
+"""`ft-host schema METHOD`: the JSON schema of a method's config file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ft_host import registry
+from ft_host.settings.schema import schema
+
+
+def run(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ft-host schema",
+        allow_abbrev=False,
+        description="Print the JSON schema (draft 2020-12) of a method's config file, for an editor to complete it by.",
+        epilog="example: ft-host schema sft > sft.schema.json",
+    )
+    parser.add_argument("method", metavar="METHOD", help="a method, as listed by ft-host plugins")
+    options = parser.parse_args(argv)
+    print(json.dumps(schema(options.method, registry.config_class(options.method)), indent=2, ensure_ascii=False))
+    return 0

@@ -1,0 +1,203 @@
+"""`ft-host train METHOD [CONFIG] [--field value ...]` and `ft-host train --resume RUN`.
+
+Everything up to the import of `ft_host.launch` is light: a wrong command line is refused before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from ft_host import registry, settings
+from ft_host.errors import PluginNotFound, UsageError
+from ft_host.settings.files import ConfigFile, is_config, read_file
+
+USAGE = "ft-host train METHOD [CONFIG] [--field value ...], or ft-host train --resume RUN [--field value ...]"
+HELP = """\
+usage: ft-host train METHOD [CONFIG] [--field value ...] [--dry-run]
+       ft-host train CONFIG [--field value ...] [--dry-run]
+       ft-host train --resume RUN [--field value ...]
+
+Trains a model. CONFIG is a YAML, TOML or JSON file; METHOD may be left out where it has a line `method: ...`. Flags
+override the file. --dry-run checks everything that needs no model, and prints the config with where each value came
+from. --resume goes on with a run that was stopped, from its newest complete checkpoint.
+
+`ft-host train METHOD --help` lists the fields of a method, `ft-host config METHOD` prints a CONFIG to start from.
+"""
+
+
+@dataclass(kw_only=True)
+class Asked:
+    """The command line, apart from the fields: METHOD, CONFIG, RUN, and what is left."""
+
+    method: str | None
+    file: ConfigFile | None
+    resume: str | None
+    dry_run: bool
+    help: bool
+    flags: list[str]
+
+
+@dataclass(kw_only=True)
+class Ready:
+    """What is to be run, with everything checked that needs nothing heavy."""
+
+    method: registry.PluginInfo
+    resolved: settings.Resolved
+    resume: str | None
+
+
+def run(argv: list[str]) -> int:
+    asked = read(argv)
+    if asked.help and asked.method is None:
+        print(HELP + "\n" + installed())
+        return 0
+    if asked.help:
+        from ft_host.settings.help import method_help
+
+        print(method_help(asked.method, registry.config_class(asked.method)), end="")
+        return 0
+    ready = resumed(asked) if asked.resume is not None else fresh(asked)
+    config = ready.resolved.config
+    if asked.dry_run:
+        from ft_host.settings.plan import dry_run
+
+        processes = int(os.environ.get("WORLD_SIZE", config.num_processes))
+        label = f"{registry.label(ready.method)}, {ready.method.stability}"
+        print(dry_run(asked.method or ready.method.name, label, ready.resolved, processes), end="")
+        return 0
+    if config.num_processes > 1 and "LOCAL_RANK" not in os.environ:
+        from ft_host import launch
+
+        return launch.spawn(argv, config.num_processes)
+    warn_once(ready.method)
+    from ft_host import launch
+
+    launch.train(
+        config, method=registry.reference(ready.method), origins=ready.resolved.origins, resume=ready.resume
+    )  # fmt: skip
+    return 0
+
+
+def read(argv: list[str]) -> Asked:
+    """Take METHOD, CONFIG and the options that are no fields off the command line. Raises UsageError."""
+    rest = list(argv)
+    wanted = {name: take_switch(rest, name) for name in ("--dry-run", "--help", "-h")}
+    resume = take_value(rest, "--resume")
+    places = []
+    while rest and not rest[0].startswith("-") and len(places) < 2:
+        places.append(rest.pop(0))
+    asked = Asked(
+        method=None, file=None, resume=resume, dry_run=wanted["--dry-run"], help=wanted["--help"] or wanted["-h"],
+        flags=rest,
+    )  # fmt: skip
+    if resume is not None:
+        if places:
+            raise UsageError(
+                f"--resume {resume}: the run knows its method and its config; unexpected {' '.join(places)}"
+            )
+        return asked
+    if places and not is_config(places[0]):
+        asked.method = places.pop(0)
+    if asked.help and asked.method is not None:
+        return asked  # the fields are the same whatever the file says
+    if places:
+        asked.file = read_file(places.pop(0))
+    if places:
+        raise UsageError(f"unexpected {places[0]!r} after {asked.file.path}; expected {USAGE}")
+    if asked.method is None and asked.file is not None:
+        asked.method = asked.file.method
+        if asked.method is None:
+            raise UsageError(
+                f"{asked.file.path} names no method; write `method: sft` in it, or "
+                f"ft-host train METHOD {asked.file.path}"
+            )
+    if asked.method is None and not asked.help:
+        first = f"{rest[0]} comes too early; " if rest else ""
+        raise UsageError(f"{first}expected {USAGE}\n{installed()}")
+    return asked
+
+
+def take_switch(arguments: list[str], name: str) -> bool:
+    found = [argument for argument in arguments if argument.replace("_", "-") == name]
+    for argument in found:
+        arguments.remove(argument)
+    return bool(found)
+
+
+def take_value(arguments: list[str], name: str) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument == name:
+            if index + 1 == len(arguments) or arguments[index + 1].startswith("--"):
+                raise UsageError(f"{name} needs the folder of a run, for instance {name} runs/sft-20260101-120000")
+            del arguments[index]
+            return arguments.pop(index)
+        if argument.startswith(f"{name}="):
+            del arguments[index]
+            return argument.partition("=")[2]
+    return None
+
+
+def installed() -> str:
+    names = [info.name for info in registry.catalog() if info.kind == "method" and info.state == "ok"]
+    return f"installed methods: {', '.join(names) or 'none'}"
+
+
+def fresh(asked: Asked) -> Ready:
+    """A new run. Raises what resolving and finding plugins do."""
+    said = asked.file.method if asked.file is not None else None
+    try:
+        method = registry.find("method", asked.method)
+    except PluginNotFound as error:
+        if said != asked.method:
+            raise
+        raise PluginNotFound(f"{asked.file.where('method')}: {error}") from error
+    # A file that says sft is for the method that the command line calls ft-sft:sft.
+    name = said if said in (method.name, registry.reference(method)) else asked.method
+    resolved = settings.resolve(registry.config_class(method), asked.file, asked.flags, method=name)
+    settings.check_output(resolved.config.output_dir)
+    find_others(resolved.config)
+    return Ready(method=method, resolved=resolved, resume=None)
+
+
+def resumed(asked: Asked) -> Ready:
+    """A run that goes on. Its run.json says with what. Raises UsageError for a folder that isn't a run's."""
+    from ft_host.folder import RunFolder
+
+    record: dict[str, Any] = RunFolder.open(asked.resume).manifest
+    where = os.path.join(asked.resume, "run.json")
+    lacking = [key for key in ("method", "config", "origins", "plugins") if key not in record]
+    if lacking:
+        raise UsageError(f"{where} has no {', '.join(lacking)}: not written by this version of ft-host")
+    name = record["method"]
+    for plugin in record["plugins"]:  # another distribution may offer the name by now
+        if plugin["kind"] == "method" and plugin["distribution"]:
+            name = f"{plugin['distribution']}:{plugin['name']}"
+    method = registry.find("method", name)
+    resolved = settings.resolve_resumed(
+        registry.config_class(method), record["config"], record["origins"], where, asked.flags
+    )
+    find_others(resolved.config)
+    return Ready(method=method, resolved=resolved, resume=asked.resume)
+
+
+def find_others(config: Any) -> None:
+    """The other plugins that the config names, found without importing them."""
+    registry.check_requirements(config.required_plugins)
+    if config.eval_reward:
+        registry.find("backend", config.backend)
+    for name in config.diagnostics:
+        registry.find("diagnostics", name)
+
+
+def warn_once(method: registry.PluginInfo) -> None:
+    """The warning of an experimental method as a line of ours, from the first process only."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        registry.warn_if_experimental(method)
+    for warning in caught:
+        print(f"ft-host: warning: {warning.message}", file=sys.stderr)

@@ -1,0 +1,269 @@
+"""The fields of a config class, and whether a value fits one. Everything that knows types is here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from ft_host.errors import PluginBroken
+
+# The headings of help, starting file and reference, in order. A method's own fields come first.
+GROUPS = {
+    "method": "the method",
+    "model": "model",
+    "lora": "LoRA",
+    "data": "data",
+    "batches": "batches",
+    "optimisation": "optimisation",
+    "evaluation": "evaluation",
+    "run": "run",
+    "distribution": "distribution",
+}
+# What the command line or a config file uses for something else.
+RESERVED = ("method", "config", "resume", "dry_run", "help")
+UNSET = ("none", "null")  # as text: unsets a field that may be unset; TOML and flags have no null of their own
+
+
+REFUSED = object()  # stands for a value that was given but didn't fit, so that its field isn't called missing too
+
+
+class Mismatch(Exception):
+    """A value doesn't fit its field. The text says what was found and what was expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """A field of a config class, as `ft_host.config.option` declared it."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    group: str
+    choices: tuple[Any, ...]
+    ge: float | None
+    gt: float | None
+    le: float | None
+    aliases: tuple[str, ...]
+    required: bool
+    example: str | None
+
+    @property
+    def flag(self) -> str:
+        return flag_of(self.name)
+
+    @property
+    def arms(self) -> tuple[Any, ...]:
+        """The types it may have, without None."""
+        return tuple(arm for arm in arms(self.type) if arm is not type(None))
+
+    @property
+    def optional(self) -> bool:
+        return type(None) in arms(self.type)
+
+    @property
+    def many(self) -> bool:
+        """Whether a flag takes several values."""
+        return typing.get_origin(self.arms[0]) is list
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@functools.cache
+def fields_of(config_class: type) -> dict[str, Field]:
+    """The fields by name, grouped in the order of `GROUPS`.
+
+    Raises PluginBroken for a field that isn't declared with `option`, whose type we can't read from a file, or whose
+    name is taken: each is a mistake in the package that the class comes from.
+    """
+    hints = typing.get_type_hints(config_class)
+    found = []
+    names: dict[str, str] = dict.fromkeys(RESERVED, "the command line")
+    for field in dataclasses.fields(config_class):
+        where = f"{config_class.__module__}.{config_class.__qualname__}.{field.name}"
+        if "help" not in field.metadata:
+            raise PluginBroken(f"{where} isn't declared with ft_host.config.option, so it has no text and no group")
+        if field.metadata["group"] not in GROUPS:
+            raise PluginBroken(f"{where}: no group {field.metadata['group']!r}; there are {', '.join(GROUPS)}")
+        if not readable(hints[field.name]):
+            raise PluginBroken(
+                f"{where}: its type {field.type} can't be read from a file; use str, bool, int, float, list[...] and "
+                "dict[str, ...] of them, and unions with None"
+            )
+        for name in (field.name, *field.metadata["aliases"]):
+            if name in names:
+                raise PluginBroken(f"{where}: the name {name} is already taken by {names[name]}")
+            names[name] = field.name
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        else:
+            default = field.default
+        found.append(Field(name=field.name, type=hints[field.name], default=default, **field.metadata))
+    order = list(GROUPS)
+    return {field.name: field for field in sorted(found, key=lambda field: order.index(field.group))}
+
+
+def names_of(fields: dict[str, Field]) -> dict[str, str]:
+    """Every name that may be written, aliases too, to the name of its field."""
+    return {name: field.name for field in fields.values() for name in (field.name, *field.aliases)}
+
+
+def arms(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def readable(hint: Any) -> bool:
+    """Whether a file can hold a value of this type."""
+    parts = arms(hint)
+    if len(parts) > 1:
+        return all(readable(part) for part in parts)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return readable(args[0])
+    if origin is dict:
+        return args[0] is str and readable(args[1])
+    return hint in (str, bool, int, float, type(None), Any)
+
+
+# ---------------------------------------------------------------- values
+
+
+def fit(field: Field, value: Any) -> Any:
+    """`value`, as a file or Python holds it, as a value of this field. Strict: the text '8' is no number.
+
+    Raises Mismatch.
+    """
+    fitted = convert(field.type, value)
+    if isinstance(fitted, Wrong):
+        where = f"{field.name}{fitted.path}: " if fitted.path else ""
+        quoted = fitted.value is value and str in field.arms and isinstance(value, (bool, int, float))
+        advice = "; in quotes it is a text" if quoted else ""
+        raise Mismatch(f"{where}found {show(fitted.value)}, expected {expected(field)}{advice}")
+    return bounded(field, fitted)
+
+
+def bounded(field: Field, value: Any) -> Any:
+    """`value` if it is one of the choices and within the bounds. Raises Mismatch."""
+    for item in value if isinstance(value, list) else [value]:
+        if item is None:
+            continue
+        if field.choices and item not in field.choices:
+            raise Mismatch(f"found {show(item)}, expected {expected(field)}{nearest(item, field.choices)}")
+        below = (field.ge is not None and item < field.ge) or (field.gt is not None and item <= field.gt)
+        if below or (field.le is not None and item > field.le):
+            raise Mismatch(f"found {show(item)}, expected {expected(field)}")
+    return value
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """The part of a value that doesn't fit, and where in it: "[2].weight", or "" for all of it."""
+
+    value: Any
+    path: str = ""
+
+
+def convert(hint: Any, value: Any) -> Any:
+    """`value` as `hint`, or `Wrong`. Whole numbers are taken for float; nothing else is turned into anything."""
+    parts = arms(hint)
+    if len(parts) > 1:
+        results = [convert(part, value) for part in parts]
+        good = [result for result in results if not isinstance(result, Wrong)]
+        if good:
+            return good[0]
+        # The arm that got furthest into the value says best what is wrong with it.
+        return max(results, key=lambda wrong: len(wrong.path))
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list and isinstance(value, list):
+        items = [convert(args[0], item) for item in value]
+        wrong = [Wrong(item.value, f"[{at}]{item.path}") for at, item in enumerate(items) if isinstance(item, Wrong)]
+        return wrong[0] if wrong else items
+    if origin is dict and isinstance(value, dict):
+        bad = [key for key in value if not isinstance(key, str)]
+        if bad:
+            return Wrong(bad[0], ".keys")
+        values = {key: convert(args[1], item) for key, item in value.items()}
+        wrong = [Wrong(item.value, f".{key}{item.path}") for key, item in values.items() if isinstance(item, Wrong)]
+        return wrong[0] if wrong else values
+    if hint is Any:
+        return value if jsonable(value) else Wrong(value)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint in (str, bool, type(None)) and isinstance(value, hint):
+        return value
+    return Wrong(value)
+
+
+def jsonable(value: Any) -> bool:
+    """Whether run.json can hold it."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- words
+
+
+def expected(field: Field) -> str:
+    """What a field takes, in words."""
+    words = " or ".join(words_of(arm) for arm in field.arms)
+    if field.choices:
+        some = ", ".join(str(choice) for choice in field.choices)
+        words = f"a list of some of {some}" if field.many else f"one of {some}"
+    words += bounds(field)
+    return f"{words}, or none" if field.optional else words
+
+
+def bounds(field: Field) -> str:
+    """ " above 0 and at most 1", or nothing."""
+    parts = [
+        f"{word} {limit}"
+        for word, limit in (("at least", field.ge), ("above", field.gt), ("at most", field.le))
+        if limit is not None
+    ]
+    return " " + " and ".join(parts) if parts else ""
+
+
+def words_of(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return "a list of " + {str: "texts", int: "whole numbers", float: "numbers"}.get(args[0], "mappings")
+    if origin is dict:
+        item = {str: "text", int: "whole number", float: "number"}.get(args[1], "value")
+        return f"a mapping such as {{name: {item}}}"
+    return {str: "a text", bool: "true or false", int: "a whole number", float: "a number", Any: "a value"}[hint]
+
+
+def show(value: Any) -> str:
+    """A value that was found, in words that say its type where that is the point."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"the text {value!r}" if value else "an empty text"
+    if isinstance(value, (int, float)):
+        return f"the number {value}"
+    kind = {list: "a list", dict: "a mapping"}.get(type(value), f"a {type(value).__name__}")
+    text = repr(value)
+    return f"{kind}, {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def nearest(name: Any, names: Any, form: str = "; did you mean {}?") -> str:
+    """ "; did you mean learning_rate?", or nothing where no name is near."""
+    found = difflib.get_close_matches(str(name), [str(each) for each in names], n=1, cutoff=0.6)
+    return form.format(found[0]) if found else ""

@@ -1,0 +1,104 @@
+"""Names that other tools use for something that has another name here, or none. A refusal says where to look."""
+
+from __future__ import annotations
+
+# our field -> what it is called elsewhere. TRL, transformers, axolotl, LLaMA-Factory, unsloth, torchtune, and habit.
+CALLED = {
+    "model": "model_name model_path model_id base_model pretrained_model_name_or_path model_name_or_dir",
+    "model_revision": "revision",
+    "dtype": "torch_dtype model_dtype",
+    "attn_implementation": "attn attention attn_impl",
+    "use_liger_kernel": "use_liger liger liger_kernel",
+    "torch_compile": "compile",
+    "load_in_4bit": "use_4bit",
+    "load_in_8bit": "use_8bit",
+    "chat_template_path": "chat_template template",
+    "use_peft": "use_lora lora peft adapter peft_config",
+    "lora_r": "lora_rank lora_dim peft_lora_r r",
+    "lora_alpha": "alpha peft_lora_alpha",
+    "lora_target_modules": "target_modules lora_target",
+    "lora_modules_to_save": "modules_to_save",
+    "dataset": "data data_path dataset_path dataset_id train_dataset train_file train_data datasets dataset_mixture",
+    "dataset_config": "dataset_config_name",
+    "eval_dataset": "validation_file eval_file eval_data val_dataset validation_dataset test_dataset val_data",
+    "dataset_train_split": "split train_split dataset_split",
+    "dataset_test_split": "test_split eval_split validation_split dataset_eval_split",
+    "dataset_streaming": "streaming",
+    "dataset_text_field": "text_field text_column text_key",
+    "max_length": "max_seq_length max_seq_len seq_length sequence_len seq_len cutoff_len model_max_length block_size",
+    "packing": "sample_packing pack",
+    "dataloader_num_workers": "num_proc dataset_num_proc preprocessing_num_workers num_workers workers",
+    "per_device_train_batch_size": "per_device_batch_size per_gpu_train_batch_size train_batch_size batch_size "
+    "micro_batch_size micro_train_batch_size",
+    "per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation grad_accum grad_accumulation_steps accumulation_steps "
+    "grad_accumulation",
+    "num_train_epochs": "epochs num_epochs n_epochs train_epochs epoch",
+    "max_steps": "steps max_train_steps num_steps num_train_steps training_steps total_steps max_iters",
+    "learning_rate": "lr",
+    "lr_scheduler_type": "lr_scheduler scheduler lr_schedule",
+    "optim": "optimizer optimiser optimizer_type",
+    "max_grad_norm": "gradient_clipping grad_clip clip_grad_norm gradient_clip max_norm clip_grad",
+    "seed": "random_seed data_seed",
+    "max_completion_length": "max_new_tokens max_tokens",
+    "output_dir": "output out out_dir output_path save_dir output_folder",
+    "save_total_limit": "keep_checkpoints max_checkpoints",
+    "report_to": "logger tracker trackers log_with wandb",
+    "num_processes": "nproc_per_node nproc num_gpus gpus n_gpus processes world_size",
+    "use_cpu": "no_cuda cpu",
+}
+# Where a new name alone would mislead: our field or None, and what to do.
+CHANGED = {
+    "warmup_ratio": ("warmup_steps", "below 1 it is a share of all steps"),
+    "warmup": ("warmup_steps", "below 1 it is a share of all steps"),
+    "group_by_length": ("train_sampling_strategy", "its value group_by_length"),
+    "evaluation_strategy": ("eval_steps", "evaluation runs before and after training, and every eval_steps steps"),
+    "eval_strategy": ("eval_steps", "evaluation runs before and after training, and every eval_steps steps"),
+    "do_eval": ("eval_dataset", "where there is one, or a dataset_test_split, it is evaluated on"),
+    "save_strategy": ("save_steps", "0 writes no checkpoint but the last"),
+    "logging_strategy": ("logging_steps", "metrics.jsonl has every step anyway"),
+    "logging_first_step": ("logging_steps", "metrics.jsonl has every step anyway"),
+    "disable_tqdm": ("progress", "bar, lines, json or quiet"),
+    "mixed_precision": ("bf16", "or fp16"),
+    "precision": ("bf16", "or fp16; dtype is what the weights are held in"),
+    "use_flash_attention_2": ("segment_attention", "which holds batches without padding apart"),
+    "flash_attn": ("segment_attention", "which holds batches without padding apart"),
+    "fsdp": ("distributed_strategy", "its value fsdp2"),
+    "train_on_inputs": ("completion_only_loss", "with the opposite meaning"),
+    "response_template": ("assistant_only_loss", "the turns are found from the chat template"),
+    "deepspeed": ("distributed_strategy", "fsdp2 shards as ZeRO does"),
+    "tokenizer": (None, "the tokenizer is the model's; chat_template_path and eos_token change it"),
+    "tokenizer_name_or_path": (None, "the tokenizer is the model's; chat_template_path and eos_token change it"),
+    "processing_class": (None, "the tokenizer is the model's; chat_template_path and eos_token change it"),
+    "pad_token": (None, "not needed, as batches have no padding"),
+    "padding_free": (None, "not needed, as batches have no padding"),
+    "remove_unused_columns": (None, "not needed; columns that the method doesn't know are left alone"),
+    "lora_task_type": (None, "not needed; the method knows it"),
+    "do_train": (None, "not needed; train trains"),
+    "overwrite_output_dir": (None, "a run never overwrites another; give another output_dir or remove the folder"),
+    "gradient_checkpointing_kwargs": (None, "not needed; gradient_checkpointing is all there is to set"),
+    "push_to_hub": (None, "not offered; `hf upload` takes the run's model folder"),
+    "hub_model_id": (None, "not offered; `hf upload` takes the run's model folder"),
+    "resume_from_checkpoint": (None, "a run is resumed with `ft-host train --resume RUN`"),
+    "config": (None, "the config file is given as it is: `ft-host train METHOD run.yaml`"),
+    "method": (None, "the method is the first argument: `ft-host train METHOD`"),
+    "trainer": (None, "the method is the first argument, `ft-host train METHOD`, or method: in the file"),
+    "env": (None, "a config doesn't set the environment; set it where ft-host is called"),
+}  # fmt: skip
+
+RENAMED: dict[str, tuple[str | None, str]] = {
+    **{old: (new, "") for new, olds in CALLED.items() for old in olds.split()},
+    **CHANGED,
+}
+
+
+def hint(name: str, fields: set[str] | dict) -> str | None:
+    """What a name from elsewhere is here, or None where we don't know it or this method has no such field."""
+    if name not in RENAMED:
+        return None
+    target, note = RENAMED[name]
+    if target is None:
+        return note
+    if target not in fields:
+        return None
+    return f"here it is {target}" + (f" ({note})" if note else "")
