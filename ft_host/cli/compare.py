@@ -1,0 +1,77 @@
+"""`ft-host compare`: what differs between runs, on the terminal and as a page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from ft_host.report import format as fmt
+from ft_host.report.compare import (
+    NAMES,
+    comparison,
+    comparison_page,
+    differences,
+    final_metrics,
+    metric_order,
+    read_runs,
+    written,
+)
+from ft_host.report.compare import names as names_of
+from ft_host.report.page import write_page
+
+HELP = "Compare runs: settings that differ, final metrics, curves in one picture."
+WIDEST = 48  # characters of a value in the table
+
+
+def run(argv: list[str]) -> int:
+    """Returns the exit code. Raises FtHostError where a folder is no run or there is nothing to compare."""
+    parser = argparse.ArgumentParser(
+        prog="ft-host compare",
+        description=HELP + f" {' and '.join(NAMES)} are not compared.",
+        epilog="Final metrics: the last value of evaluation metrics, the mean of the last ten steps of training "
+        "metrics, the median of speed and memory.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of two or more runs")
+    parser.add_argument("--output", metavar="FILE", help="where to write the page (default: compare.html; with --json: "
+                        "no page)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    arguments = parser.parse_args(argv)
+    records = read_runs(arguments.runs)
+    if arguments.json:
+        print(json.dumps(comparison(records), indent=2, ensure_ascii=False))
+    else:
+        print(_tables(records))
+    if arguments.output or not arguments.json:
+        page = write_page(Path(arguments.output or "compare.html"), comparison_page(records))
+        if not arguments.json:
+            print(f"\nCurves: {page}")
+    return 0
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
+
+
+def _tables(records: list) -> str:
+    called = names_of(records)
+    parts = []
+    for group, found in differences(records).items():
+        if found:
+            rows = [[_cut(field), *(_cut(written(value)) for value in values)] for field, values in found.items()]
+            parts.append(fmt.table([group.upper(), *called], rows))
+    if not parts:
+        parts.append("No difference in config, plugins, data or environment.")
+    final = [final_metrics(record) for record in records]
+    rows = []
+    for metric in metric_order(records):
+        values = [side.get(metric) for side in final]
+        cells = [fmt.number(value) for value in values]
+        if len(values) == 2:
+            known = all(value is not None and math.isfinite(value) for value in values)
+            cells.append(fmt.change(values[0], values[1]) if known else "")
+        rows.append([metric, *cells])
+    header = ["METRIC", *called, *(["CHANGE"] if len(records) == 2 else [])]
+    parts.append(fmt.table(header, rows, right=set(range(1, len(header)))))
+    return "\n\n".join(parts)

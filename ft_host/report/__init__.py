@@ -1,0 +1,7 @@
+"""Reads runs' folders and makes pages and tables of them. Imports no torch, and asks the network for nothing."""
+
+from ft_host.report.compare import write_comparison
+from ft_host.report.record import RunRecord, RunUnreadable, find_runs, read_run
+from ft_host.report.run_page import write_report
+
+__all__ = ["RunRecord", "RunUnreadable", "find_runs", "read_run", "write_comparison", "write_report"]

@@ -1,0 +1,233 @@
+"""Line charts as HTML and SVG, drawn here: the page needs nothing from elsewhere and can be read without JavaScript.
+
+The curves are an SVG that stretches with its box; ticks and labels are HTML, so that letters keep their size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from dataclasses import dataclass
+
+from ft_host.report import format as fmt
+from ft_host.report.markup import Markup, el, join
+from ft_host.report.series import Series, smooth, thin
+
+SIZE = 1000  # of the drawing, in both directions; it is stretched to its box
+
+
+@dataclass
+class Line:
+    """A curve: its name in the legend, its colour (a class of the style sheet), its values.
+
+    `points` draws a dot at each value (for evaluations, which are few); otherwise a long curve is drawn faint
+    with its smoothed self over it, or, with `only_smooth`, the smoothed one alone.
+    """
+
+    label: str
+    colour: str
+    series: Series
+    points: bool = False
+    only_smooth: bool = False
+
+
+def _step_size(span: float, wanted: int, whole: bool) -> float:
+    raw = span / wanted
+    power = 10.0 ** math.floor(math.log10(raw))
+    size = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    return max(1.0, math.ceil(size)) if whole else size
+
+
+def ticks(low: float, high: float, wanted: int = 4, whole: bool = False) -> list[float]:
+    """Round numbers in [low, high], about `wanted` of them; `whole` for steps, of which there are no halves."""
+    if high <= low:
+        return [low]
+    size = _step_size(high - low, wanted, whole)
+    first, last = math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9)
+    return [index * size for index in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten in [low, high], with 2 and 5 between them where there are few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    factors = (1,) if last - first > 3 else (1, 3) if last - first > 2 else (1, 2, 5)
+    every = max(1, (last - first) // 5)
+    found = [factor * 10.0**power for power in range(first, last + 1, every) for factor in factors]
+    return [tick for tick in found if low * 0.999 <= tick <= high * 1.001]
+
+
+def tick_labels(found: list[float]) -> list[str]:
+    """One way of writing for all ticks of an axis: 0.2, 0.4; 2e-5, 4e-5; 10k, 20k."""
+    biggest = max(abs(tick) for tick in found)
+    if biggest == 0:
+        return ["0" for _ in found]
+    gaps = [b - a for a, b in itertools.pairwise(found)]
+    gap = min(gaps) if gaps else biggest
+    if biggest < 1e-3:
+        return [fmt.number(float(f"{tick:.6g}")) for tick in found]
+    scale, letter = next(((s, c) for s, c in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if biggest >= 10 * s), (1.0, ""))
+    if not letter and biggest >= 1e3:
+        return [f"{tick:,.10g}" for tick in found]
+    places = max(0, -math.floor(math.log10(gap / scale) + 1e-9))
+    if abs(gap / scale * 10**places - round(gap / scale * 10**places)) > 1e-6:
+        places += 1  # steps of 0.25
+    return ["0" if tick == 0 else f"{tick / scale:.{places}f}{letter}" for tick in found]
+
+
+def wants_log(metric: str, values: list[float]) -> bool:
+    """Losses and norms that fall or jump over more than a factor of 50 are read on a logarithmic scale."""
+    words = set(re.split(r"[/_]", metric))
+    return bool(words & {"loss", "norm", "perplexity"}) and min(values) > 0 and max(values) / min(values) > 50
+
+
+def _at(step: float, value: float, x: tuple[float, float], y: tuple[float, float]) -> str:
+    return f"{_share(step, x) * SIZE:.1f} {(1 - _share(value, y)) * SIZE:.1f}"
+
+
+def _path(series: Series, x: tuple[float, float], y: tuple[float, float]) -> str:
+    """SVG path data; a value that isn't finite is a gap."""
+    out, pen = [], "M"
+    for step, value in zip(series.steps, series.values, strict=True):
+        if not math.isfinite(value):
+            pen = "M"
+            continue
+        out.append(pen + _at(step, value, x, y))
+        pen = "L"
+    return "".join(out)
+
+
+def _dots(series: Series, x: tuple[float, float], y: tuple[float, float], *, lone: bool) -> str:
+    """A dot (a line of no length with round ends) at each value, or at those alone that have no neighbour to be joined
+    to and would not be seen."""
+    good = [False, *(math.isfinite(value) for value in series.values), False]
+    return "".join(
+        f"M{_at(step, value, x, y)}h0"
+        for index, (step, value) in enumerate(zip(series.steps, series.values, strict=True), 1)
+        if good[index] and not (lone and (good[index - 1] or good[index + 1]))
+    )
+
+
+def _share(value: float, bounds: tuple[float, float]) -> float:
+    low, high = bounds
+    return min(1.0, max(0.0, (value - low) / (high - low)))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%".replace(".00%", "%")
+
+
+def _calm(series: Series) -> bool:
+    """Whether the curve is smooth by itself, as a learning rate is: smoothing would only blunt its corners."""
+    good = series.finite()
+    if len(good) < 25:
+        return True
+    jumps = sorted(abs(a - 2 * b + c) for a, b, c in zip(good, good[1:], good[2:], strict=False))
+    return jumps[len(jumps) * 9 // 10] <= 0.002 * (max(good) - min(good))
+
+
+def _odd_values(lines: list[Line]) -> str | None:
+    """Says where a curve isn't finite, since a gap in a picture is easily missed."""
+    said = []
+    for line in lines:
+        bad = [step for step, value in zip(line.series.steps, line.series.values, strict=True)
+               if not math.isfinite(value)]  # fmt: skip
+        if bad:
+            where = f"at step {bad[0]:,.0f}" if len(bad) == 1 else f"at {len(bad):,} steps, first at {bad[0]:,.0f}"
+            said.append(f"{line.label}: NaN or infinite {where}")
+    return "; ".join(said) or None
+
+
+def legend(curves: list[tuple[str, str]]) -> Markup:
+    """Which colour is which curve: of (label, colour)."""
+    return el("span.legend", *(el("span.key", el(f"i.{colour}"), label) for label, colour in curves))
+
+
+def chart(metric: str, lines: list[Line], *, big: bool = False, keys: bool = True) -> Markup:
+    """A picture of one metric, with the curves of `lines` over optimizer steps; `keys` False leaves the legend out."""
+    heading, unit = fmt.title(metric)
+    lines = [line for line in lines if len(line.series)]
+    shown = [value for line in lines for value in line.series.finite()]
+    logarithmic = bool(shown) and wants_log(metric, shown)
+    unit = ", ".join(part for part in (unit, "log scale" if logarithmic else "") if part)
+    under = [el("code", metric)] if heading != metric else []
+    under += [Markup(" · ") if under else None, unit] if unit else []
+    head = el("figcaption", el("div", el("b", heading), legend([(line.label, line.colour) for line in lines]) if keys and len(lines) > 1 else None),
+              el("div.under", *under, attrs={"title": f"{metric}{unit and ', ' + unit}"}))  # fmt: skip
+    warning = _odd_values(lines)
+    note = el("p.odd", warning) if warning else None
+    size = ".big" if big else ""
+    if not shown:
+        return el(f"figure.chart{size}", head, note, el("p.none", "No finite value."))
+
+    steps = [step for line in lines for step in line.series.steps]
+    x = (min(steps), max(steps)) if min(steps) < max(steps) else (steps[0] - 1, steps[0] + 1)
+    low, high = min(shown), max(shown)
+    if metric.startswith("perf/"):
+        low = min(0.0, low)  # half as fast should look half as high
+    if logarithmic:
+        low, high = math.log10(low), math.log10(high)
+    pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    y = (low if low == 0 else low - pad, high + pad)
+    if not logarithmic and low > 0 > y[0]:
+        y = (0.0, y[1])
+
+    def upright(series: Series) -> Series:
+        """On the scale of the picture."""
+        if not logarithmic:
+            return series
+        out = Series()
+        for step, value in zip(series.steps, series.values, strict=True):
+            out.put(step, math.log10(value) if math.isfinite(value) else value)
+        return out
+
+    x_ticks = ticks(*x, wanted=8 if big else 4, whole=True) if min(steps) < max(steps) else [steps[0]]
+    y_ticks = log_ticks(10 ** y[0], 10 ** y[1]) if logarithmic else ticks(*y, wanted=6 if big else 4)
+    y_labels = tick_labels(y_ticks)
+    if logarithmic:
+        y_labels = [fmt.number(tick) for tick in y_ticks]
+        y_ticks = [math.log10(tick) for tick in y_ticks]
+    gutter = max(len(label) for label in y_labels)
+
+    drawn: list[Markup] = [
+        el("path.grid", attrs={"d": f"M0 {(1 - _share(tick, y)) * SIZE:.1f}H{SIZE}"}) for tick in y_ticks
+    ]
+    tips = []
+    for line in lines:
+        curve = thin(line.series)
+        soft = None if line.points or _calm(line.series) else smooth(line.series)
+        if soft is not None:
+            soft = thin(soft)
+            if not line.only_smooth:
+                drawn.append(el(f"path.raw.{line.colour}", attrs={"d": _path(upright(curve), x, y)}))
+            drawn.append(el(f"path.line.{line.colour}", attrs={"d": _path(upright(soft), x, y)}))
+        else:
+            drawn.append(el(f"path.line.{line.colour}", attrs={"d": _path(upright(curve), x, y)}))
+        dots = _dots(upright(curve), x, y, lone=not line.points or len(curve) > 60)
+        if dots:
+            drawn.append(el(f"path.dots.{line.colour}", attrs={"d": dots}))
+        told = soft if soft is not None and line.only_smooth else curve
+        tips.append({"n": line.label, "c": line.colour, "x": [int(step) for step in told.steps],
+                     "y": [None if not math.isfinite(value) else float(f"{value:.5g}") for value in told.values]})  # fmt: skip
+    spoken = f"{heading}: " + "; ".join(
+        f"{line.label} from {fmt.number(line.series.first)} at step {line.series.steps[0]:,.0f} "
+        f"to {fmt.number(line.series.last)} at step {line.series.steps[-1]:,.0f}" for line in lines
+    )  # fmt: skip
+    svg = el("svg", *drawn, attrs={"viewBox": f"0 0 {SIZE} {SIZE}", "preserveAspectRatio": "none", "role": "img",
+                                   "aria-label": spoken})  # fmt: skip
+    y_axis = [el("span.y", label, attrs={"style": f"top:{_percent(1 - _share(tick, y))}"})
+              for tick, label in zip(y_ticks, y_labels, strict=True)]  # fmt: skip
+    if _share(x_ticks[0], x) > (0.06 if big else 0.15):
+        x_ticks = [x[0], *x_ticks]  # a run that starts at step 1 says so
+    # The axis is named at its right end: by the tick that stands there, or in the room that a tick before it leaves.
+    x_labels = tick_labels(x_ticks)
+    at_end = _share(x_ticks[-1], x) > 0.985
+    name = f"step {x_labels[-1]}" if at_end else "step"
+    room = 1 - (0.0085 if big else 0.028) * (len(name) + 2)
+    x_axis = [el("span.x.more" if index % 2 else "span.x", label, attrs={"style": f"left:{_percent(_share(tick, x))}"})
+              for index, (tick, label) in enumerate(zip(x_ticks, x_labels, strict=True)) if _share(tick, x) < room]
+    data = {"x": x, "y": y, "log": logarithmic, "lines": tips}
+    plot = el("div.plot", svg, join(*y_axis), join(*x_axis), el("span.xname", name),
+              attrs={"style": f"margin-left:{gutter * 0.95 + 1.2:.1f}ch", "data-chart": json.dumps(data, separators=(",", ":"))})  # fmt: skip
+    return el(f"figure.chart{size}", head, note, plot)

@@ -1,0 +1,205 @@
+"""Two or more runs beside each other: what was different, how they ended, and their curves in one picture."""
+
+from __future__ import annotations
+
+import math
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ft_host.errors import UsageError
+from ft_host.report import format as fmt
+from ft_host.report.chart import Line, chart, legend
+from ft_host.report.markup import Markup, el, table
+from ft_host.report.page import page, write_page
+from ft_host.report.parts import FIRST, status_pill
+from ft_host.report.record import RunRecord, read_run
+
+COLOURS = 8
+# Different in any two runs, so no difference that says something.
+NAMES = ("output_dir", "run_name")
+ABSENT = object()
+
+
+def read_runs(folders: list[str | Path]) -> list[RunRecord]:
+    """The runs to compare. Raises `UsageError` for fewer than two, too many, the same twice, or nothing to compare."""
+    if not 2 <= len(folders) <= COLOURS:
+        raise UsageError(f"comparing takes 2 to {COLOURS} runs, {len(folders)} given")
+    seen: dict[Path, str | Path] = {}
+    for folder in folders:
+        real = Path(folder).resolve()
+        if real in seen:
+            raise UsageError(f"{folder}: the same run as {seen[real]}; comparing takes different ones")
+        seen[real] = folder
+    records = [read_run(folder) for folder in folders]
+    if not any(record.has_metrics for record in records):
+        raise UsageError(f"none of {', '.join(map(str, folders))} has metrics yet, so there is nothing to compare")
+    return records
+
+
+def names(records: list[RunRecord]) -> list[str]:
+    """What each run is called: its folder's name, or as much more of the path as tells them apart."""
+    paths = [record.folder.resolve().parts for record in records]
+    depth = 1
+    while len({path[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return [os.path.join(*path[-depth:]) for path in paths]
+
+
+def _different(sides: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Keys whose values are not the same everywhere, with the value of each side, ABSENT where it has none."""
+    keys = dict.fromkeys(key for side in sides for key in side)
+    rows = {key: [side.get(key, ABSENT) for side in sides] for key in keys}
+    return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
+
+
+def differences(records: list[RunRecord]) -> dict[str, dict[str, list[Any]]]:
+    """What differs, by group (config, plugins, data, environment): {field: [value of each run]}."""
+    def plugins(record: RunRecord) -> dict[str, str]:
+        return {f"{plugin.get('kind')} {plugin.get('name')}": f"{plugin.get('distribution')} {plugin.get('version')}"
+                for plugin in record.plugins}  # fmt: skip
+
+    config = [{"method": record.method, **{name: value for name, value in record.config.items() if name not in NAMES}}
+              for record in records]  # fmt: skip
+    return {
+        "config": _different(config),
+        "plugins": _different([plugins(record) for record in records]),
+        "data": _different([fmt.flat(record.data) for record in records]),
+        "environment": _different([fmt.flat(record.environment) for record in records]),
+    }
+
+
+def final_metrics(record: RunRecord) -> dict[str, float]:
+    """Evaluation: the last value. Training: the mean of the last ten steps. Speed and memory: the median."""
+    out = {name: series.last for name, series in record.evals.items() if not name.startswith("perf/")}
+    for name, series in record.train.items():
+        value = series.median() if name.startswith("perf/") else series.recent()
+        if value is not None:
+            out[name] = value
+    return out
+
+
+def metric_order(records: list[RunRecord]) -> list[str]:
+    """All metrics: the loss and evaluation first, speed and memory last."""
+    every = dict.fromkeys(name for record in records for name in final_metrics(record))
+
+    def rank(name: str) -> tuple[int, int, str]:
+        base = name.removeprefix("eval_")
+        room = 3 if name.startswith("perf/") else 0 if base == "loss" else 1 if name.startswith("eval_") else 2
+        return room, FIRST.index(base) if base in FIRST else len(FIRST), base + name
+
+    return sorted(every, key=rank)
+
+
+def written(value: Any) -> str:
+    return "–" if value is ABSENT else fmt.value(value)
+
+
+def comparison(records: list[RunRecord]) -> dict[str, Any]:
+    """For programs: strict JSON. A value that a run doesn't have is left out of its mapping."""
+    called = names(records)
+    groups = {
+        group: {field: {name: value for name, value in zip(called, values, strict=True) if value is not ABSENT}
+                for field, values in rows.items()}
+        for group, rows in differences(records).items()
+    }  # fmt: skip
+    runs = [
+        {"name": name, "folder": str(record.folder), "method": record.method, "status": record.status,
+         "steps": record.steps, "duration_s": record.seconds, "metrics": final_metrics(record)}
+        for name, record in zip(called, records, strict=True)
+    ]  # fmt: skip
+    return fmt.plain({"runs": runs, "differences": groups})
+
+
+# ---------------------------------------------------------------- the page
+
+
+def _swatch(index: int, name: str) -> Markup:
+    return el("span", el(f"span.swatch.c{index}"), name)
+
+
+def _dull(metric: str, records: list[RunRecord]) -> bool:
+    """Held-out metrics whose picture says nothing new: a spread, or a reward function that is the whole reward."""
+    if not metric.startswith("eval_rewards/"):
+        return False
+    whole = [record.evals.get("eval_reward") for record in records if metric in record.evals]
+    return metric.endswith("/std") or whole == [record.evals[metric] for record in records if metric in record.evals]
+
+
+def _pictures(records: list[RunRecord], called: list[str]) -> Markup | None:
+    """A chart for each metric that a run has more than one value of, all runs in it."""
+    def overlaid(metric: str) -> list[Line]:
+        held_out = metric.startswith("eval_")
+        lines = []
+        for index, record in enumerate(records):
+            series = (record.evals if held_out else record.train).get(metric)
+            if series:
+                lines.append(Line(called[index], f"c{index}", series, points=held_out, only_smooth=metric != "loss"))
+        return lines
+
+    shown = {metric: overlaid(metric) for metric in metric_order(records) if not _dull(metric, records)}
+    shown = {metric: lines for metric, lines in shown.items() if any(len(line.series) > 1 for line in lines)}
+    if not shown:
+        return None
+    big = chart("loss", shown.pop("loss"), big=True, keys=False) if "loss" in shown else None
+    fast = [chart(metric, lines, keys=False) for metric, lines in shown.items() if metric.startswith("perf/")]
+    small = [chart(metric, lines, keys=False) for metric, lines in shown.items() if not metric.startswith("perf/")]
+    below = {"style": "margin-top:14px"}
+    keys = legend([(name, f"c{index}") for index, name in enumerate(called)])
+    return el("section", el("h2", "Curves", keys), big, el("div.grid", *small, attrs=below),
+              el("div.grid.four", *fast, attrs=below) if fast else None)  # fmt: skip
+
+
+def comparison_page(records: list[RunRecord]) -> str:
+    """The whole document."""
+    called = names(records)
+    head = ["", *(_swatch(index, name) for index, name in enumerate(called))]
+    numbers = set(range(1, len(head)))
+    runs = table(
+        ["Run", "Method", "Status", "Steps", "Tokens", "Duration", "Started"],
+        [[_swatch(index, name), record.method, status_pill(record), f"{record.steps:,}", fmt.count(record.tokens),
+          fmt.duration(record.seconds), fmt.moment(record.created)]
+         for index, (name, record) in enumerate(zip(called, records, strict=True))],
+        numbers={3, 4, 5},
+    )  # fmt: skip
+    final = [final_metrics(record) for record in records]
+    rows = []
+    for metric in metric_order(records):
+        values = [side.get(metric) for side in final]
+        way = fmt.better(metric)
+        known = [value for value in values if value is not None and math.isfinite(value)]
+        top = max(known, key=lambda value, way=way: way * value) if way and len(set(known)) > 1 else None
+        rows.append([el("code", metric), *(el("b.up" if top is not None and value == top else "span", fmt.number(value))
+                                           for value in values)])  # fmt: skip
+    headings = {"config": "Settings", "plugins": "Plugins", "data": "Data", "environment": "Environment"}
+    found = {group: different for group, different in differences(records).items() if different}
+
+    def section(group: str) -> Markup | None:
+        if group not in found:
+            return None
+        body = table(head, [[el("code", field), *(el("code", written(value)) for value in values)]
+                            for field, values in found[group].items()])  # fmt: skip
+        return el("section", el("h2", headings[group], el("small", "what differs")), body)
+
+    same = [heading.lower() for group, heading in headings.items() if group not in found]
+    now = fmt.moment(datetime.now().astimezone())
+    return page(
+        " vs ".join(called),
+        el("header", el("p.eyebrow", "ft-host · comparison"), el("h1", " vs ".join(called))),
+        runs,
+        section("config"),
+        _pictures(records, called),
+        el("section", el("h2", "How they ended", el("small", "evaluation: last value; training: mean of the last ten "
+                                                             "steps; speed and memory: median")),
+           table(head, rows, numbers=numbers)),
+        *(section(group) for group in ("data", "plugins", "environment")),
+        el("p.soft", f"No difference in {', '.join(same)}.", attrs={"style": "margin-top:26px"}) if same else None,
+        el("footer", f"Made by ft-host on {now} from {', '.join(str(record.folder) for record in records)}. "
+                     f"{' and '.join(NAMES)} are not compared."),
+    )  # fmt: skip
+
+
+def write_comparison(folders: list[str | Path], output: str | Path) -> Path:
+    """Write the page that compares these runs to `output`, and return where it is. Raises `UsageError`."""
+    return write_page(Path(output), comparison_page(read_runs(folders)))

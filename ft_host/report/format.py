@@ -1,0 +1,187 @@
+"""Numbers, times and names as a person reads them, in HTML and on a terminal alike."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import datetime
+from typing import Any
+
+# What a metric is called in a heading, and what its numbers are. A metric that isn't here goes by its key.
+TITLES = {
+    "loss": ("Loss", "per supervised token"),
+    "grad_norm": ("Gradient norm", "before clipping"),
+    "learning_rate": ("Learning rate", ""),
+    "entropy": ("Entropy", "nats per token"),
+    "mean_token_accuracy": ("Token accuracy", "share of tokens right"),
+    "eval_loss": ("Held-out loss", "per supervised token"),
+    "eval_entropy": ("Held-out entropy", "nats per token"),
+    "eval_mean_token_accuracy": ("Held-out token accuracy", "share of tokens right"),
+    "eval_reward": ("Held-out reward", "mean over completions"),
+    "reward": ("Reward", "mean over completions"),
+    "eval_completions/mean_length": ("Held-out completion length", "tokens"),
+    "completions/mean_length": ("Completion length", "tokens"),
+    "perf/tokens_per_second": ("Tokens/s", "all tokens"),
+    "perf/supervised_tokens_per_second": ("Supervised tokens/s", ""),
+    "perf/step_time": ("Step time", "seconds"),
+    "perf/eval_time": ("Evaluation time", "seconds"),
+    "perf/peak_memory_mb": ("Peak memory", "MB"),
+}
+LOWER, HIGHER = -1, 1
+
+
+def title(metric: str) -> tuple[str, str]:
+    """The heading of a metric and its unit; `eval_rewards/exact_match/mean` becomes `Held-out reward: exact_match`."""
+    if metric in TITLES:
+        return TITLES[metric]
+    match = re.fullmatch(r"(eval_)?rewards/([^/]+)/(mean|std)", metric)
+    if match:
+        start = "Held-out reward" if match[1] else "Reward"
+        return f"{start}: {match[2]}", "mean over completions" if match[3] == "mean" else "standard deviation"
+    return metric, ""
+
+
+def better(metric: str) -> int:
+    """HIGHER where more is better, LOWER where less is, 0 where the name doesn't say."""
+    if metric.endswith("/std"):
+        return 0
+    words = set(re.split(r"[/_]", metric))
+    if words & {"loss", "perplexity"}:
+        return LOWER
+    if words & {"reward", "rewards", "accuracy", "accuracies"}:
+        return HIGHER
+    return 0
+
+
+def _exponent(text: str) -> str:
+    """2e-05 as people write it: 2e-5."""
+    return re.sub(r"(?:\.0+)?e([+-])0*(\d+)", lambda m: "e" + m[1].strip("+") + m[2], text)
+
+
+def number(value: float | None) -> str:
+    """Four significant digits."""
+    if value is None:
+        return "–"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e7 or abs(value) < 1e-3:
+        return _exponent(f"{value:.4g}" if abs(value) < 1 else f"{value:.3e}")
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def count(value: float | None) -> str:
+    """How many of something: 950, 45.3k, 1.21M."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= scale:
+            return f"{value / min(scale, 1e3 if letter == 'k' else scale):.3g}{letter}"
+    return f"{value:,.0f}"
+
+
+def change(before: float, after: float) -> str:
+    """The difference with its sign, and what share of the value before it is where that is at most all of it."""
+    difference = after - before
+    if not math.isfinite(difference):
+        return ""
+    if difference == 0:
+        return "same"
+    sign = "+" if difference > 0 else "−"
+    share = abs(difference) / before if before > 0 else math.inf
+    if not 0.0005 <= share <= 1:
+        return sign + number(abs(difference))
+    return f"{sign}{number(abs(difference))} ({sign}{share:.{0 if share >= 0.0995 else 1}%})"
+
+
+def duration(seconds: float | None) -> str:
+    """41.3 s, 3 min 41 s, 2 h 05 min, 3 d 4 h."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    seconds = round(seconds)
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def memory(megabytes: float | None) -> str:
+    """MB as MB or GB."""
+    if megabytes is None or not math.isfinite(megabytes):
+        return "–"
+    return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
+
+
+def moment(when: datetime | None) -> str:
+    """Date and time in the zone it was written in."""
+    if when is None:
+        return "–"
+    zone = f" {when.tzname()}" if when.tzinfo else ""
+    return f"{when:%Y-%m-%d %H:%M}{zone}"
+
+
+def value(thing: Any) -> str:
+    """A config value or the like as one would write it in a run file."""
+    if isinstance(thing, str):
+        return thing if thing.strip() == thing and thing else json.dumps(thing, ensure_ascii=False)
+    if isinstance(thing, float) and math.isfinite(thing):
+        return _exponent(repr(thing)) if "e" in repr(thing) else repr(thing)
+    return json.dumps(thing, ensure_ascii=False)
+
+
+def yaml_value(thing: Any) -> str:
+    """JSON, which is YAML too, but for floats: YAML 1.1 takes 1e-05 without a point for a text."""
+    if isinstance(thing, float):
+        if not math.isfinite(thing):
+            return {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}[repr(thing)]
+        text = repr(thing)
+        return text if "." in text or "e" not in text else text.replace("e", ".0e")
+    if isinstance(thing, list):
+        return "[" + ", ".join(yaml_value(item) for item in thing) + "]"
+    if isinstance(thing, dict):
+        return "{" + ", ".join(f"{json.dumps(str(key), ensure_ascii=False)}: {yaml_value(item)}"
+                               for key, item in thing.items()) + "}"  # fmt: skip
+    return json.dumps(thing, ensure_ascii=False)
+
+
+def plain(thing: Any) -> Any:
+    """For strict JSON: what isn't finite becomes null."""
+    if isinstance(thing, float):
+        return thing if math.isfinite(thing) else None
+    if isinstance(thing, dict):
+        return {key: plain(item) for key, item in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [plain(item) for item in thing]
+    return thing
+
+
+def flat(thing: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys: {"train": {"rows": 3}} becomes {"train.rows": 3}."""
+    if not isinstance(thing, dict) or not thing:
+        return {prefix: thing} if prefix else {}
+    out: dict[str, Any] = {}
+    for key, item in thing.items():
+        out.update(flat(item, f"{prefix}.{key}" if prefix else str(key)))
+    return out
+
+
+def table(header: list[str], rows: list[list[str]], right: set[int] = frozenset()) -> str:
+    """Aligned columns for a terminal; `right` holds the columns that are aligned to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    out = []
+    for line in lines:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        out.append("  ".join(cells).rstrip())
+    return "\n".join(out)

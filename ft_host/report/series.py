@@ -1,0 +1,111 @@
+"""Curves: columns of numbers over steps, smoothed and thinned for a picture."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Series:
+    """A metric over optimizer steps, in rising order. Values may be NaN or infinite: a run that broke is shown too."""
+
+    steps: array = field(default_factory=lambda: array("d"))
+    values: array = field(default_factory=lambda: array("d"))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def put(self, step: float, value: float) -> None:
+        """Append, or replace the value of the last step where it is that one again."""
+        if self.steps and self.steps[-1] == step:
+            self.values[-1] = value
+            return
+        self.steps.append(step)
+        self.values.append(value)
+
+    def cut(self, step: float) -> None:
+        """Forget `step` and all after it: the run went back to a checkpoint and did them again."""
+        at = bisect_left(self.steps, step)
+        del self.steps[at:]
+        del self.values[at:]
+
+    @property
+    def first(self) -> float:
+        return self.values[0]
+
+    @property
+    def last(self) -> float:
+        return self.values[-1]
+
+    def finite(self) -> list[float]:
+        return [value for value in self.values if math.isfinite(value)]
+
+    def best(self, direction: int) -> tuple[float, float] | None:
+        """(step, value) of the highest or, with direction < 0, the lowest value; None where none is finite."""
+        pairs = [(step, value) for step, value in zip(self.steps, self.values, strict=True) if math.isfinite(value)]
+        return max(pairs, key=lambda pair: direction * pair[1], default=None)
+
+    def recent(self, last: int = 10) -> float:
+        """The mean of the last `last` values; NaN where one of them is."""
+        values = self.values[-last:]
+        return sum(values) / len(values)
+
+    def median(self) -> float | None:
+        values = sorted(self.finite())
+        if not values:
+            return None
+        middle = len(values) // 2
+        return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+
+
+def smooth(series: Series) -> Series | None:
+    """The mean over a window of a twenty-fifth of the curve around each step. None: too short to need it.
+
+    The window shrinks towards the first step, so that a steep start keeps its shape and its first value; at the end it
+    looks back only. Values that aren't finite are left out, and stay gaps.
+    """
+    size = len(series)
+    if size < 25:
+        return None
+    half = max(2, size // 50)
+    sums, counts = [0.0], [0]
+    for value in series.values:
+        good = math.isfinite(value)
+        sums.append(sums[-1] + (value if good else 0.0))
+        counts.append(counts[-1] + good)
+    out = Series()
+    for index, (step, value) in enumerate(zip(series.steps, series.values, strict=True)):
+        if not math.isfinite(value):
+            out.put(step, math.nan)
+            continue
+        reach = min(half, index)
+        low, high = index - reach, min(size, index + reach + 1)
+        out.put(step, (sums[high] - sums[low]) / (counts[high] - counts[low]))
+    return out
+
+
+def thin(series: Series, points: int = 500) -> Series:
+    """At most about `points` points that draw the same picture: of each bucket of steps its lowest and highest value.
+
+    The first and last points stay, and a bucket with a value that isn't finite keeps one, so that its gap is seen.
+    """
+    size = len(series)
+    if size <= points:
+        return series
+    out = Series()
+    buckets = (points - 2) // 2
+    keep = {0, size - 1}
+    for bucket in range(buckets):
+        inside = range(1 + bucket * (size - 2) // buckets, 1 + (bucket + 1) * (size - 2) // buckets)
+        good = [index for index in inside if math.isfinite(series.values[index])]
+        if good:
+            keep.add(min(good, key=series.values.__getitem__))
+            keep.add(max(good, key=series.values.__getitem__))
+        if len(good) < len(inside):
+            keep.add(next(index for index in inside if not math.isfinite(series.values[index])))
+    for index in sorted(keep):
+        out.put(series.steps[index], series.values[index])
+    return out

@@ -1,0 +1,102 @@
+"""The blocks of a run's page that tell what ran: settings, data, plugins, environment, events, and how to do it again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ft_host.report import format as fmt
+from ft_host.report.markup import Markup, el, facts, join, table
+from ft_host.report.record import RunRecord
+
+EVENTS_SHOWN = 25
+
+
+def events(record: RunRecord) -> Markup | None:
+    """What the run said, with warnings and errors marked; a long list starts folded."""
+    if not record.events:
+        return None
+    rows = []
+    for event in record.events:
+        time = str(event.get("time", ""))
+        level = event.get("level") if event.get("level") in ("info", "warning", "error") else "info"
+        cells = [time[11:19] or time, str(event.get("step", "")), level, str(event.get("text", ""))]
+        rows.append(el(f"tr.{level}", *(el("td.num" if index == 1 else "td", cell)
+                                        for index, cell in enumerate(cells))))  # fmt: skip
+    head = el("thead", el("tr", el("th", "Time"), el("th.num", "Step"), el("th", "Level"), el("th", "Text")))
+    whole = el("div.scroll", el("table", head, el("tbody", *rows)))
+    if len(rows) <= EVENTS_SHOWN:
+        return whole
+    return el("details", el("summary", f"{len(rows)} events"), whole)
+
+
+def config_tables(record: RunRecord) -> Markup:
+    """What was set for this run, with where it was set; then what stayed at its default."""
+    def rows(names: list[str]) -> list[list[str]]:
+        return [[el("code", name), el("code", fmt.value(record.config[name])), record.origins.get(name, "not recorded")]
+                for name in names]  # fmt: skip
+
+    chosen = [name for name in record.config if record.origins.get(name, "") != "default"]
+    default = [name for name in record.config if name not in chosen]
+    header = ["Field", "Value", "Set by"]
+    shown = table(header, rows(chosen), name="table.config") if chosen else el("p.soft", "Everything is at its default.")
+    rest = el("details", el("summary", f"{len(default)} fields at their defaults"),
+              table(header, rows(default), name="table.config")) if default else None  # fmt: skip
+    return join(shown, rest)
+
+
+def plugins(record: RunRecord) -> Markup | None:
+    if not record.plugins:
+        return None
+    rows = []
+    for plugin in record.plugins:
+        tag = str(plugin.get("stability", ""))
+        chip = el("span.chip" + {"experimental": ".exp", "deprecated": ".bad", "stable": ".good"}.get(tag, ""), tag)
+        rows.append([str(plugin.get("name", "")), str(plugin.get("kind", "")), str(plugin.get("distribution", "")),
+                     str(plugin.get("version", "")), chip])  # fmt: skip
+    wrapped = [el("p.soft", "Wrappers: ", ", ".join(fmt.value(one) for one in record.wrappers))] if record.wrappers \
+        else []  # fmt: skip
+    return join(table(["Plugin", "Kind", "Distribution", "Version", "Stability"], rows), *wrapped)
+
+
+def _described(thing: Any) -> str:
+    if isinstance(thing, int) and not isinstance(thing, bool):
+        return f"{thing:,}"
+    if isinstance(thing, list) and all(isinstance(item, str) for item in thing):
+        return ", ".join(thing)
+    return "not known" if thing is None else fmt.value(thing)
+
+
+def data(record: RunRecord) -> Markup | None:
+    blocks = []
+    for split, heading in (("train", "Training data"), ("eval", "Held-out data")):
+        described = record.data.get(split)
+        if isinstance(described, dict) and described:
+            pairs = [(name, _described(value)) for name, value in fmt.flat(described).items()]
+            blocks.append(el("div", el("h3", heading), facts(pairs)))
+    return el("div.halves", *blocks) if blocks else None
+
+
+def environment(record: RunRecord) -> Markup | None:
+    pairs = [(name, _described(value)) for name, value in fmt.flat(record.environment).items()]
+    return facts(pairs) if pairs else None
+
+
+def parent(record: RunRecord) -> Markup | None:
+    """The run that this one came from."""
+    return el("p.lead", "Continues from ", el("code", record.parent)) if record.parent else None
+
+
+def commands(record: RunRecord) -> Markup:
+    """How to do it again: the packages, a run file with what was set, and the command."""
+    pins = [f"{name}=={version}" for name, version in
+            [("ft-host", record.environment.get("ft-host")),
+             *((plugin.get("distribution"), plugin.get("version")) for plugin in record.plugins)]
+            if name and version]  # fmt: skip
+    keep = [name for name in record.config
+            if record.origins.get(name, "") != "default" and name not in ("output_dir", "run_name")]  # fmt: skip
+    file = "".join(f"{name}: {fmt.yaml_value(record.config[name])}\n" for name in keep)
+    shell = (f"pip install {' '.join(dict.fromkeys(pins))}\n" if pins else "") + f"ft-host train {record.method} again.yaml"
+    resume = [el("h3", "Go on"), el("pre.block", f"ft-host train --resume {record.folder}")] \
+        if record.status != "finished" and record.checkpoints else []  # fmt: skip
+    return join(*resume, el("h3", "Do it again"), el("pre.block", shell), el("p.soft", "again.yaml:"),
+                el("pre.block", file or "{}\n"))  # fmt: skip

@@ -1,0 +1,555 @@
+"""Run folders read back, and the pages and tables made of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ft_host.cli import compare as compare_command
+from ft_host.cli import report as report_command
+from ft_host.cli import runs as runs_command
+from ft_host.errors import UsageError
+from ft_host.folder import RunFolder
+from ft_host.report import RunUnreadable, find_runs, read_run, write_comparison, write_report
+from ft_host.report import format as fmt
+from ft_host.report.chart import log_ticks, tick_labels, ticks
+from ft_host.report.series import Series, smooth, thin
+from ft_host.testing.runs import make_run
+
+HOSTILE = "<script>alert(1)</script><img src=http://x.invalid/a.png>\"'&</pre></td> a\x00b\x1b\ud800"
+HARMLESS = "<script>alert(1)</script><img src=http://x.invalid/a.png>\"'&</pre></td> a\ufffdb\ufffd\ufffd"
+VOID = {"meta", "link", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """Parses a page strictly: every tag closed by its own end, in order. Holds its text, tags and attributes."""
+
+    def __init__(self, html: str):
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in VOID | {"path"}, f"<{tag}/> is no void element"
+        self.note(tag, attrs)
+
+    def handle_starttag(self, tag, attrs):
+        assert tag not in VOID
+        self.note(tag, attrs)
+        self.open.append(tag)
+
+    def note(self, tag, attrs):
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"<{tag}> repeats an attribute"
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def page_of(folder: Path) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def rewrite(folder: Path, **fields) -> None:
+    """Change fields of run.json; None as Ellipsis removes one."""
+    info = json.loads((folder / "run.json").read_text())
+    info.update(fields)
+    info = {key: value for key, value in info.items() if value is not ...}
+    (folder / "run.json").write_text(json.dumps(info))
+
+
+def append(folder: Path, name: str, *lines) -> None:
+    with (folder / name).open("a") as file:
+        file.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_a_finished_run_is_read_whole(tmp_path):
+    record = read_run(make_run(tmp_path / "sums", steps=120, eval_steps=40))
+    assert (record.name, record.method, record.status, record.steps) == ("sums", "sft", "finished", 120)
+    assert list(record.evals["eval_loss"].steps) == [0, 40, 80, 120]
+    assert len(record.train["loss"]) == 120
+    assert record.tokens == 120 * 3100
+    assert record.epoch == pytest.approx(3.0)
+    assert record.checkpoints == [120]
+    assert record.has_model and not record.problems
+    assert "num_tokens" not in record.train and "kind" not in record.train
+
+
+def test_the_made_run_is_one_that_the_host_itself_opens(tmp_path):
+    folder = RunFolder.open(make_run(tmp_path / "sums", steps=10, eval_steps=5))
+    assert folder.manifest["method"] == "sft"
+    assert [line["step"] for line in folder.read("metrics.jsonl") if line["kind"] == "eval"] == [0, 5, 10]
+
+
+def test_what_the_host_writes_for_nan_is_read_as_nan(tmp_path):
+    run = make_run(tmp_path / "run", steps=3, eval_steps=None)
+    RunFolder(run).append("metrics.jsonl", {"kind": "train", "step": 4, "loss": math.nan, "grad_norm": math.inf})
+    append(run, "metrics.jsonl", '{"kind": "train", "step": 5, "loss": null, "grad_norm": -Infinity}\n')
+    record = read_run(run)
+    assert math.isnan(record.train["loss"].values[3]) and math.isnan(record.train["loss"].values[4])
+    assert list(record.train["grad_norm"].values[3:]) == [math.inf, -math.inf]
+    assert not record.problems
+    page = page_of(run)
+    assert "training: NaN or infinite at 2 steps, first at 4" in page.text
+
+
+def test_a_torn_last_line_loses_only_itself(tmp_path):
+    run = make_run(tmp_path / "run", steps=30, eval_steps=10, status="running", planned_steps=60)
+    append(run, "metrics.jsonl", '{"kind": "train", "step": 31, "lo')
+    append(run, "samples.jsonl", '{"step": 30, "pro')
+    record = read_run(run)
+    assert record.steps == 30 and len(record.train["loss"]) == 30
+    assert [problem.split(":")[0] for problem in record.problems] == ["metrics.jsonl, line 35", "samples.jsonl, line 17"]
+    assert all("cut off" in problem for problem in record.problems)
+    assert "metrics.jsonl, line 35: cut off" in page_of(run).text
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    run = make_run(tmp_path / "run", steps=3, eval_steps=None)
+    append(run, "metrics.jsonl", "oops\n", [1], {"kind": "odd", "step": 3},
+           {"kind": "train", "step": 4, "loss": 1.5, "note": "text"})  # fmt: skip
+    record = read_run(run)
+    assert record.train["loss"].last == 1.5
+    assert record.problems[0].startswith("metrics.jsonl, line 4: Expecting value")
+    assert record.problems[1] == "metrics.jsonl, line 5: expected an object, found list"
+    assert "kind 'odd'" in record.problems[2]
+    assert record.problems[3] == "metrics.jsonl: 1 values of note that are no numbers"
+
+
+def test_steps_done_again_after_a_resume_replace_those_of_before(tmp_path):
+    run = make_run(tmp_path / "run", steps=20, eval_steps=10)
+    append(run, "metrics.jsonl", {"kind": "train", "step": 15, "loss": 9.0}, {"kind": "train", "step": 16, "loss": 8.0})
+    record = read_run(run)
+    assert record.steps == 16
+    assert list(record.train["loss"].steps) == [float(step) for step in range(1, 17)]
+    assert list(record.train["loss"].values[-2:]) == [9.0, 8.0]
+    assert list(record.evals["eval_loss"].steps) == [0, 10]  # that of step 20 is gone with its step
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"format": 2}, "has format 2, this ft-host reads 1"),
+        ({"status": "sleeping"}, "status is 'sleeping'"),
+        ({"config": [1]}, "config is [1], expected dict"),
+        ({"method": ...}, "lacks method"),
+        ({"created": "yesterday"}, "created: Invalid isoformat string"),
+    ],
+)
+def test_a_run_json_that_cannot_be_used_says_why(tmp_path, fields, reason):
+    run = make_run(tmp_path / "run", steps=2, eval_steps=None)
+    rewrite(run, **fields)
+    with pytest.raises(RunUnreadable, match=re.escape(reason)) as caught:
+        read_run(run)
+    assert str(run / "run.json") in str(caught.value)
+
+
+def test_a_folder_that_is_no_run_names_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "sft-20260302", steps=2, eval_steps=None)
+    make_run(tmp_path / "runs" / "other", steps=2, eval_steps=None)
+    with pytest.raises(UsageError, match=r"no such folder. Did you mean .*sft-20260302\?") as caught:
+        report_command.run(["runs/sft-20260303"])
+    assert "other" not in str(caught.value)
+    with pytest.raises(UsageError, match=r"no run.json. Runs nearby: runs/other, runs/sft-20260302"):
+        report_command.run(["runs"])
+    with pytest.raises(UsageError, match="a file; expected a run's folder. Runs nearby"):
+        report_command.run(["runs/other/run.json"])
+
+
+# ---------------------------------------------------------------- curves
+
+
+def series_of(values) -> Series:
+    series = Series()
+    for step, value in enumerate(values, 1):
+        series.put(step, value)
+    return series
+
+
+def test_thinning_keeps_ends_extremes_and_gaps():
+    values = [math.sin(step / 50) for step in range(10_000)]
+    values[5_003], values[7_777], values[2_500] = 40.0, -30.0, math.nan
+    thinned = thin(series_of(values))
+    assert 400 < len(thinned) <= 510
+    assert max(thinned.finite()) == 40.0 and min(thinned.finite()) == -30.0
+    assert (thinned.steps[0], thinned.steps[-1]) == (1, 10_000)
+    assert sum(math.isnan(value) for value in thinned.values) == 1
+    assert list(thinned.steps) == sorted(set(thinned.steps))
+    assert thin(series_of(values[:500])).steps == series_of(values[:500]).steps
+
+
+def test_smoothing_keeps_the_start_the_level_and_the_gaps():
+    flat = smooth(series_of([2.0] * 100))
+    assert list(flat.values) == [2.0] * 100
+    noisy = [5.0 if step % 2 else 3.0 for step in range(1000)]
+    noisy[0], noisy[500] = 9.0, math.inf
+    softened = smooth(series_of(noisy))
+    assert softened.first == 9.0
+    assert all(abs(value - 4.0) < 0.2 for value in softened.values[100:450])
+    assert math.isnan(softened.values[500]) and math.isfinite(softened.values[499])
+    assert smooth(series_of([1.0] * 24)) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0, 1, ["0", "0.25", "0.50", "0.75", "1.00"]),
+        (0.3, 3.4, ["1", "2", "3"]),
+        (0, 2.2e-5, ["0", "1e-5", "2e-5"]),
+        (0, 52_000, ["0", "20k", "40k"]),
+        (900, 1_300, ["900", "1,000", "1,100", "1,200", "1,300"]),
+    ],
+)
+def test_ticks_are_round_and_written_alike(low, high, labels):
+    assert tick_labels(ticks(low, high)) == labels
+
+
+def test_ticks_of_steps_are_whole_and_those_of_a_log_axis_stay_inside():
+    assert ticks(1, 3, wanted=8, whole=True) == [1, 2, 3]
+    assert [fmt.number(tick) for tick in log_ticks(0.018, 4.1)] == ["0.03", "0.1", "0.3", "1", "3"]
+
+
+def test_numbers_read_well():
+    assert [fmt.number(x) for x in (0.0, 0.033284, 1234.4, 2e-5, -math.inf, math.nan, None, 3.0)] == [
+        "0", "0.03328", "1,234", "2e-5", "-inf", "NaN", "–", "3",
+    ]  # fmt: skip
+    assert [fmt.count(x) for x in (950, 45_300, 1_842_432, 7e9)] == ["950", "45.3k", "1.84M", "7B"]
+    assert [fmt.duration(x) for x in (0.42, 34, 221, 7500, 273_600)] == [
+        "0.42 s", "34 s", "3 min 41 s", "2 h 05 min", "3 d 4 h",
+    ]  # fmt: skip
+    assert (fmt.change(4.0, 1.0), fmt.change(0.0, 0.9), fmt.change(2, 2)) == ("−3 (−75%)", "+0.9", "same")
+
+
+# ---------------------------------------------------------------- the page of a run
+
+
+def test_the_page_of_a_finished_run_says_what_came_of_what(tmp_path):
+    run = make_run(tmp_path / "sums", steps=120, eval_steps=40)
+    page = page_of(run)
+    text = page.text
+    record = read_run(run)
+    for needle in (
+        "sums", "finished", "Held-out reward", fmt.number(record.evals["eval_reward"].last), "3.63",
+        fmt.number(record.evals["eval_loss"].last), "372k", "tokens/s", "1.84M",  # the result, before and after
+        "learning_rate", "0.001", "flag --learning-rate", "run.yaml:8", "default",  # settings and where from
+        "ft-sft", "experimental", "transformers", "5.23.0", "5f0c1d9be2a7", "6,400", "prompt, completion",
+        "Add 347 and 586. Show each column.", "347+586+++++++++", "exact_match 1", "Reference",
+        "sft is experimental", "ft-host train sft again.yaml", "pip install ft-host==0.1.0 ft-sft==0.1.0",
+    ):  # fmt: skip
+        assert needle in text, needle
+    charts = [attrs["aria-label"] for attrs in page.all("svg")]
+    assert charts[0].startswith("Loss: training from 3.") and "held out from 3.63 at step 0" in charts[0]
+    assert [label.split(":")[0] for label in charts[1:]] == [
+        "Held-out reward", "Token accuracy", "Entropy", "Gradient norm", "Learning rate", "Held-out completion length",
+        "Tokens/s", "Supervised tokens/s", "Step time", "Peak memory",
+    ]  # fmt: skip
+    set_first = text.index("flag --learning-rate")
+    assert set_first < text.index("fields at their defaults") < text.index("weight_decay")
+
+
+def test_curves_stand_where_their_values_are(tmp_path):
+    run = make_run(tmp_path / "run", steps=0, eval_steps=None)
+    append(run, "metrics.jsonl", *({"kind": "train", "step": step, "loss": float(loss)}
+                                   for step, loss in ((1, 4), (2, 2), (3, 3))))  # fmt: skip
+    page = page_of(run)
+    line = next(attrs["d"] for attrs in page.all("path") if attrs["class"] == "line train")
+    points = [tuple(map(float, point.split())) for point in re.findall(r"[ML]([\d.]+ [\d.]+)", line)]
+    assert [x for x, _ in points] == [0, 500, 1000]
+    top, bottom, middle = points[0][1], points[1][1], points[2][1]
+    assert middle == pytest.approx((top + bottom) / 2, abs=0.1) and top < middle < bottom
+    # the hidden data of the pointer's label is what was logged
+    data = json.loads(next(attrs["data-chart"] for attrs in page.all("div") if "data-chart" in attrs))
+    assert data["lines"] == [{"n": "training", "c": "train", "x": [1, 2, 3], "y": [4.0, 2.0, 3.0]}]
+
+
+def test_a_page_asks_the_network_for_nothing(tmp_path):
+    page = page_of(make_run(tmp_path / "run", steps=30, eval_steps=10))
+    html = (tmp_path / "run" / "report.html").read_text()
+    for _, attrs in page.tags:
+        assert "src" not in attrs and "srcset" not in attrs
+        assert attrs.get("href", "data:,") == "data:,"
+    assert not re.search(r"url\(|@import|https?:", html)
+    assert len(page.all("script")) == 1
+    policy = next(attrs["content"] for attrs in page.all("meta") if attrs.get("http-equiv"))
+    assert policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
+
+
+def test_nothing_that_a_run_holds_becomes_markup(tmp_path):
+    run = make_run(tmp_path / "run", steps=30, eval_steps=10, status="failed", error=HOSTILE,
+                   config={"model": HOSTILE, "dataset": HOSTILE, "lr_scheduler_kwargs": {HOSTILE: [HOSTILE]}})  # fmt: skip
+    plugin = dict.fromkeys(("kind", "name", "distribution", "version", "stability"), HOSTILE)
+    rewrite(run, plugins=[plugin], environment={HOSTILE: HOSTILE}, data={"train": {HOSTILE: [{HOSTILE: HOSTILE}]}},
+            parent=HOSTILE, wrappers=[{"hook": HOSTILE}], plan={"notes": [HOSTILE]}, method=HOSTILE,
+            origins={"model": HOSTILE})  # fmt: skip
+    append(run, "metrics.jsonl", *({"kind": "train", "step": step, HOSTILE: 1.0 * step} for step in (31, 32)),
+           {"kind": "eval", "step": 32, HOSTILE: 1.0})  # fmt: skip
+    append(run, "samples.jsonl", {"step": 30, "prompt": [{"role": HOSTILE, "content": HOSTILE, HOSTILE: HOSTILE}],
+                                  "completion": HOSTILE, "reference": HOSTILE, "rewards": {HOSTILE: 1.0}},
+           {"step": 30, "prompt": {HOSTILE: HOSTILE}, "completion": None, "rewards": {"none": None}})  # fmt: skip
+    append(run, "events.jsonl", {"time": HOSTILE, "step": HOSTILE, "level": HOSTILE, "text": HOSTILE},
+           {"level": "error", "text": HOSTILE})  # fmt: skip
+    page = page_of(run)
+    assert len(page.all("script")) == 1 and not page.all("img")
+    assert page.text.count(HARMLESS) > 20
+    other = make_run(tmp_path / "other", steps=30, eval_steps=10)
+    both = Page(write_comparison([run, other], tmp_path / "c.html").read_text())
+    assert len(both.all("script")) == 1 and not both.all("img")
+    assert both.text.count(HARMLESS) > 5
+
+
+def test_a_failed_run_says_what_happened(tmp_path):
+    run = make_run(tmp_path / "run", steps=37, eval_steps=50, status="failed", planned_steps=300,
+                   error="step 38: the loss is nan\nTraceback: line 2")  # fmt: skip
+    text = page_of(run).text
+    assert "The run failed after step 37." in text and "step 38: the loss is nan\nTraceback: line 2" in text
+    assert "of 300" in text and "The last checkpoint is that of step 37." in text
+
+
+def test_a_run_that_failed_before_its_first_step_has_a_page(tmp_path):
+    run = make_run(tmp_path / "run", steps=0, eval_steps=None, status="failed", error="no memory")
+    rewrite(run, plan=..., model=..., wrappers=..., result=...)
+    text = page_of(run).text
+    assert "The run failed before its first step." in text and "no memory" in text
+    assert "No checkpoint was written." in text and "Curves" not in text
+
+
+def test_a_stopped_run_and_one_that_runs_say_how_to_go_on(tmp_path):
+    stopped = make_run(tmp_path / "a", steps=30, eval_steps=10, status="interrupted", error="stopped at step 30 as asked")
+    text = page_of(stopped).text
+    assert "The run was stopped after step 30." in text and f"ft-host train --resume {stopped}" in text
+    running = make_run(tmp_path / "b", steps=30, eval_steps=10, status="running", planned_steps=60)
+    text = page_of(running).text
+    assert "This run had not ended when the page was made" in text and "If its process is gone, it was killed." in text
+
+
+def test_a_run_of_one_step_and_a_run_without_evaluation_have_pages(tmp_path):
+    one = page_of(make_run(tmp_path / "one", steps=1, eval_steps=None))
+    assert "one step" in one.text and "Measured once" in one.text and not one.all("svg")
+    none = page_of(make_run(tmp_path / "none", steps=40, eval_steps=None))
+    assert "Evaluation" not in none.text and "Samples" not in none.text and "Training loss" in none.text
+    once = page_of(make_run(tmp_path / "once", steps=40, eval_steps=100, status="interrupted", planned_steps=300))
+    assert "evaluated once, at step 0" in once.text
+
+
+def test_a_running_run_without_metrics_is_refused(tmp_path):
+    run = make_run(tmp_path / "run", steps=0, eval_steps=None, status="running", planned_steps=10)
+    with pytest.raises(UsageError, match="has no metrics yet .* still running"):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_long_run_makes_a_small_page_with_its_spike(tmp_path):
+    run = make_run(tmp_path / "run", steps=6000, eval_steps=None)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    spike = json.loads(lines[4321]) | {"loss": 77.0}
+    lines[4321] = json.dumps(spike)
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    page = page_of(run)
+    assert (run / "report.html").stat().st_size < 400_000
+    data = json.loads(next(attrs["data-chart"] for attrs in page.all("div") if "data-chart" in attrs))
+    curve = data["lines"][0]
+    assert len(curve["x"]) < 520 and curve["y"][curve["x"].index(4322)] == 77.0
+
+
+def test_the_settings_to_do_it_again_are_a_run_file(tmp_path):
+    config = {"learning_rate": 1e-05, "lr_scheduler_kwargs": {"min_lr": 1e-10, "a": "x: y"}, "chat": "true", "n": None,
+              "long": "line\nüber #1 😀"}  # fmt: skip
+    page = page_of(make_run(tmp_path / "run", steps=3, eval_steps=None, config=config))
+    block = next(text for text in page.texts if text.startswith("model: "))
+    again = yaml.safe_load(block)
+    assert {name: again[name] for name in config} == config
+    assert again["warmup_steps"] == 20 and "weight_decay" not in again and "output_dir" not in again
+
+
+def test_report_writes_where_told_and_over_its_own_pages_only(tmp_path, capsys):
+    run = make_run(tmp_path / "run", steps=3, eval_steps=None)
+    assert report_command.run([str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    target = tmp_path / "new" / "page.html"
+    for _ in range(2):
+        assert report_command.run([str(run), "--output", str(target)]) == 0
+    assert target.read_text().startswith("<!doctype html>")
+    mine = tmp_path / "notes.html"
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match="was not written by ft-host"):
+        report_command.run([str(run), "--output", str(mine)])
+    with pytest.raises(UsageError, match="a folder; expected the name of a file"):
+        report_command.run([str(run), "--output", str(tmp_path)])
+    assert mine.read_text() == "mine"
+    assert not list(tmp_path.rglob(".*html*"))  # nothing left beside
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_runs_lists_each_with_its_state_and_damaged_ones_with_the_reason(tmp_path, capsys):
+    make_run(tmp_path / "good", steps=100, eval_steps=25)
+    make_run(tmp_path / "deep" / "stopped", steps=30, eval_steps=10, status="failed", planned_steps=90, error="out of luck")
+    bad = make_run(tmp_path / "bad", steps=3, eval_steps=None)
+    (bad / "run.json").write_text('{"format": 1')
+    lost = make_run(tmp_path / "lost", steps=3, eval_steps=None)
+    (lost / "run.json").unlink()
+    (tmp_path / "no-run").mkdir()
+    assert runs_command.run([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert lines[0].split() == ["RUN", "METHOD", "STATUS", "STEPS", "LOSS", "EVAL_LOSS", "EVAL_REWARD", "STARTED", "TOOK"]
+    rows = {line.split()[0]: line for line in lines[1:3]}
+    assert set(rows) == {"good", "stopped"}
+    assert " 30/90 " in rows["stopped"] and " finished " in rows["good"] and "2026-03-02 14:05" in rows["good"]
+    assert "stopped: out of luck" in lines
+    assert "lost is damaged: run.json is missing" in lines
+    assert any(line.startswith("bad is damaged: run.json: not JSON: Expecting") for line in lines)
+    assert "no-run" not in out
+
+    assert runs_command.run([str(tmp_path), "--json"]) == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert set(listed) == {"good", "stopped", "bad", "lost"}
+    good = listed["good"]
+    assert (good["steps"], good["status"], good["duration_s"]) == (100, "finished", 86)
+    record = read_run(tmp_path / "good")
+    assert good["loss"] == pytest.approx(sum(record.train["loss"].values[-10:]) / 10)
+    assert good["evals"]["eval_loss"] == {
+        "first": record.evals["eval_loss"].first, "last": record.evals["eval_loss"].last,
+        "best": min(record.evals["eval_loss"].values), "best_step": 100,
+    }  # fmt: skip
+    assert listed["bad"]["status"] == "damaged"
+
+
+def test_the_best_evaluation_is_told_where_it_is_not_the_last(tmp_path, capsys):
+    run = make_run(tmp_path / "run", steps=20, eval_steps=10)
+    append(run, "metrics.jsonl", {"kind": "eval", "step": 20, "eval_loss": 3.0, "eval_reward": 0.25})
+    best = read_run(run).evals["eval_loss"].best(-1)
+    assert best[0] == 10
+    runs_command.run([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert f"3 ({fmt.number(best[1])})" in out and "best in brackets" in out
+    assert f"best {fmt.number(best[1])} at step 10" in page_of(run).text
+
+
+def test_runs_of_a_folder_without_any(tmp_path, capsys, monkeypatch):
+    assert runs_command.run([str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"No runs in {tmp_path}.\n"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="runs: no such folder"):
+        runs_command.run([])
+    assert find_runs(make_run(tmp_path / "one", steps=1, eval_steps=None)) == [tmp_path / "one"]
+
+
+# ---------------------------------------------------------------- compare
+
+
+@pytest.fixture
+def pair(tmp_path):
+    first = make_run(tmp_path / "a", steps=60, eval_steps=20)
+    second = make_run(tmp_path / "b", steps=60, eval_steps=20, speed=0.5, seed=1,
+                      config={"learning_rate": 3e-4, "optim": "sgd"})  # fmt: skip
+    rewrite(second, environment=json.loads((second / "run.json").read_text())["environment"] | {"torch": "2.12.0"})
+    return first, second
+
+
+def test_compare_shows_what_differs_and_nothing_else(pair, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert compare_command.run([str(run) for run in pair]) == 0
+    out = capsys.readouterr().out
+    table = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line}
+    assert table["CONFIG"] == ["a", "b"]
+    assert table["optim"] == ["adamw", "sgd"] and table["torch"] == ["2.13.0", "2.12.0"]
+    assert "warmup_steps" not in out and "output_dir" not in out and "transformers" not in out
+    last = [fmt.number(read_run(run).evals["eval_loss"].last) for run in pair]
+    assert table["eval_loss"][:2] == last
+    assert out.endswith("Curves: compare.html\n")
+    page = Page((tmp_path / "compare.html").read_text())
+    both = [attrs["aria-label"] for attrs in page.all("svg")]
+    assert re.match(r"Loss: a from .* at step 60; b from .* at step 60$", both[0])
+    assert {"line c0", "line c1", "dots c0", "dots c1"} <= {attrs["class"] for attrs in page.all("path")}
+    for needle in ("optim", "sgd", "2.12.0", "How they ended", "No difference in plugins, data."):
+        assert needle in page.text, needle
+
+
+def test_compare_for_programs(pair, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rewrite(pair[1], plugins=[])
+    append(pair[1], "metrics.jsonl", {"kind": "train", "step": 61, "loss": math.nan})
+    assert compare_command.run([*map(str, pair), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found["differences"]["config"] == {
+        "learning_rate": {"a": 0.001, "b": 0.0003}, "optim": {"a": "adamw", "b": "sgd"},
+    }  # fmt: skip
+    assert found["differences"]["plugins"]["method sft"] == {"a": "ft-sft 0.1.0"}
+    assert [run["name"] for run in found["runs"]] == ["a", "b"]
+    record = read_run(pair[0])
+    assert found["runs"][0]["metrics"]["eval_reward"] == record.evals["eval_reward"].last
+    assert found["runs"][0]["metrics"]["loss"] == pytest.approx(record.train["loss"].recent())
+    assert found["runs"][1]["metrics"]["loss"] is None
+    assert not (tmp_path / "compare.html").exists()
+
+
+def test_compare_refuses_what_it_cannot_compare(pair, tmp_path):
+    first = str(pair[0])
+    with pytest.raises(UsageError, match="2 to 8 runs, 1 given"):
+        compare_command.run([first])
+    with pytest.raises(UsageError, match="the same run as"):
+        compare_command.run([first, str(tmp_path / "b" / ".." / "a")])
+    with pytest.raises(UsageError, match=r"no such folder. Did you mean .*/a"):
+        compare_command.run([first, str(tmp_path / "aa")])
+    empty = [make_run(tmp_path / name, steps=0, eval_steps=None, status="running") for name in "xy"]
+    with pytest.raises(UsageError, match="none of .* has metrics yet"):
+        write_comparison(empty, tmp_path / "c.html")
+    # one without metrics beside one with them is a comparison of settings
+    page = Page(write_comparison([first, empty[0]], tmp_path / "c.html").read_text())
+    assert "eval_steps" in page.text and "Loss" in page.text
+
+
+def test_runs_of_one_name_are_told_apart_and_runs_without_difference_say_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run(tmp_path / place / "run", steps=30, eval_steps=None) for place in ("here", "there")]
+    compare_command.run([*map(str, runs), "--output", "c.html"])
+    out = capsys.readouterr().out
+    assert out.startswith("No difference in config, plugins, data or environment.")
+    assert "here/run" in out and "there/run" in out and Path("c.html").is_file()
+
+
+# ---------------------------------------------------------------- weight
+
+
+def test_reading_and_reporting_load_nothing_heavy(pair, tmp_path):
+    code = f"""
+import sys
+from ft_host.cli import compare, report, runs
+report.run([{str(pair[0])!r}])
+runs.run([{str(tmp_path)!r}])
+compare.run([{str(pair[0])!r}, {str(pair[1])!r}, "--output", {str(tmp_path / "c.html")!r}])
+print(sorted({{"torch", "transformers", "accelerate", "datasets", "peft", "numpy"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
