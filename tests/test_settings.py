@@ -24,6 +24,7 @@ from ft_host.settings.renamed import RENAMED
 from ft_host.settings.resolve import RESUMABLE, resolve_resumed
 from ft_host.settings.schema import schema
 from ft_host.settings.starter import starter
+from ft_host.settings.text import toml_text, yaml_text
 
 GIVEN = ["--model", "org/model", "--dataset", "org/data"]
 
@@ -456,6 +457,15 @@ def test_the_dry_run_is_a_config_that_gives_the_same_again():
     write("rows.jsonl", "{}\n" * 20)
     resolved = settings.resolve(SFTConfig, None, ["--model", "org/m", "--dataset", "rows.jsonl"])
     assert "# length: 3 epochs of 20 rows, about 8 steps" in dry_run("sft", "", resolved, 1)
+
+
+def test_values_are_written_so_that_they_are_read_again():
+    for text in ("a: b #c", "'\"\\", "1e-5", "yes", "- x", "{", "\u2028", "\x85 \x7f", "\U0001f600", "\t\n", "..", "~"):
+        for form, write_value, equals in (("yaml", yaml_text, ": "), ("toml", toml_text, " = ")):
+            values = {"run_name": text, "learning_rate": 1e-22, "optim_args": {text: [text, 1e-5, True]}}
+            lines = [f"{name}{equals}{write_value(value)}" for name, value in values.items()]
+            config = resolve(file=write(f"run.{form}", "\n".join(lines))).config
+            assert {name: getattr(config, name) for name in values} == values, (form, text)
 
 
 def test_the_schema_is_valid_and_agrees_with_what_is_read():

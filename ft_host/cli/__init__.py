@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         if not stdout_is_closed():
             raise
         return CLOSED_PIPE
-    except SystemExit as exit:  # argparse, in the commands that use it
-        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except SystemExit as left:  # argparse, in the commands that use it
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
     except Exception as error:
         from ft_host.errors import FtHostError
 

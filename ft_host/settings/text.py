@@ -20,12 +20,18 @@ def yaml_text(value: Any) -> str:
     if isinstance(value, str):
         if PLAIN.fullmatch(value) and value.lower() not in WORDS and not value.startswith("..."):
             return value
-        return json.dumps(value, ensure_ascii=False)
+        return json_text(value)
     if isinstance(value, float):
         return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))  # YAML 1.1 takes 1e-05 for a text
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return f"[{', '.join(yaml_text(item) for item in value)}]"
-    return json.dumps(value, ensure_ascii=False)
+    return json_text(value)
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON that YAML and TOML read alike: some characters end a line in YAML, or are banned in TOML."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def toml_text(value: Any) -> str:
@@ -35,9 +41,9 @@ def toml_text(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(toml_text(item) for item in value)}]"
     if isinstance(value, dict):
-        inner = ", ".join(f"{json.dumps(key)} = {toml_text(item)}" for key, item in value.items())
+        inner = ", ".join(f"{json_text(key)} = {toml_text(item)}" for key, item in value.items())
         return f"{{ {inner} }}" if inner else "{}"
-    return json.dumps(value, ensure_ascii=False)
+    return json_text(value)
 
 
 def default_text(field: Field) -> str:
