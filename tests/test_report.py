@@ -360,6 +360,19 @@ def test_a_run_of_one_step_and_a_run_without_evaluation_have_pages(tmp_path):
     assert "evaluated once, at step 0" in once.text
 
 
+def test_samples_of_every_shape_are_shown(tmp_path):
+    run = make_run(tmp_path / "run", steps=10, eval_steps=None)
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    for step, said, reward in ((0, "", None), (10, "Me.", 1)):
+        append(run, "samples.jsonl", {"step": step, "prompt": chat, "completion": said, "reference": None,
+                                      "rewards": {"brief": reward}, "extra": {"parsed": "me"}})  # fmt: skip
+    append(run, "samples.jsonl", {"step": 10, "prompt": "new", "completion": "x", "reference": chat[1:]})
+    text = page_of(run).text
+    for needle in ("Be brief.", "user", "(empty)", "Me.", "brief –", "brief 1", "parsed: me", "Before · step 0",
+                   "After · step 10", "Reference"):  # fmt: skip
+        assert needle in text, needle
+
+
 def test_a_running_run_without_metrics_is_refused(tmp_path):
     run = make_run(tmp_path / "run", steps=0, eval_steps=None, status="running", planned_steps=10)
     with pytest.raises(UsageError, match="has no metrics yet .* still running"):

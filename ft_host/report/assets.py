@@ -96,7 +96,7 @@ table{border-collapse:collapse;width:100%;font-size:13.5px}
 th{font-weight:500;color:var(--soft);text-align:left;font-size:12.5px;white-space:nowrap}
 th,td{padding:7px 16px;vertical-align:top}
 tr+tr td,thead+tbody td{border-top:1px solid var(--line)}
-td{overflow-wrap:anywhere}
+td{overflow-wrap:break-word}table.config td:nth-child(2){overflow-wrap:anywhere}
 td:first-child{white-space:nowrap}
 .num{text-align:right;white-space:nowrap}
 table.config td:first-child{width:280px}
@@ -105,7 +105,7 @@ td .swatch{display:inline-block;width:10px;height:10px;border-radius:3px;margin-
 .facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(310px,1fr));gap:0 34px;margin:0;font-size:13.5px}
 .facts div{display:flex;justify-content:space-between;gap:18px;border-bottom:1px solid var(--line);padding:6px 0;
 min-width:0}
-.facts dt{color:var(--soft);white-space:nowrap}
+.facts dt{color:var(--soft);flex:none;max-width:60%;overflow-wrap:anywhere}
 .facts dd{margin:0;text-align:right;overflow-wrap:anywhere;min-width:0}
 .halves{display:grid;grid-template-columns:repeat(auto-fit,minmax(310px,1fr));gap:0 34px}
 .halves h3{margin-top:0}.halves .facts{grid-template-columns:1fr;margin-bottom:18px}
@@ -121,7 +121,7 @@ color:var(--soft);margin-bottom:5px;min-height:22px}
 font-size:13px;line-height:1.5}
 .turn{color:var(--faint);font-size:12px;margin-top:4px}
 .empty{color:var(--faint);font-style:italic}
-.chip{display:inline-block;border-radius:99px;padding:1px 9px;font-size:12px;background:var(--code);color:var(--soft)}
+.chip{display:inline-block;overflow-wrap:normal;border-radius:99px;padding:1px 9px;font-size:12px;background:var(--code);color:var(--soft)}
 .chip.good{background:var(--good-bg);color:var(--good)}
 .chip.exp{background:var(--warn-bg);color:var(--warn)}
 .chip.bad{background:var(--bad-bg);color:var(--bad)}

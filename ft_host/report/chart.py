@@ -15,6 +15,7 @@ from ft_host.report import format as fmt
 from ft_host.report.markup import Markup, el, join
 from ft_host.report.series import Series, smooth, thin
 
+LETTER = {"big": 0.0085, "small": 0.028, "narrow": 0.037}  # width of a letter as a share of the plot, by its size
 SIZE = 1000  # of the drawing, in both directions; it is stretched to its box
 
 
@@ -144,8 +145,12 @@ def legend(curves: list[tuple[str, str]]) -> Markup:
     return el("span.legend", *(el("span.key", el(f"i.{colour}"), label) for label, colour in curves))
 
 
-def chart(metric: str, lines: list[Line], *, big: bool = False, keys: bool = True) -> Markup:
-    """A picture of one metric, with the curves of `lines` over optimizer steps; `keys` False leaves the legend out."""
+def chart(metric: str, lines: list[Line], *, size: str = "small", keys: bool = True) -> Markup:
+    """A picture of one metric, with the curves of `lines` over optimizer steps.
+
+    `size` is one of LETTER; `keys` False leaves the legend out.
+    """
+    big = size == "big"
     heading, unit = fmt.title(metric)
     lines = [line for line in lines if len(line.series)]
     shown = [value for line in lines for value in line.series.finite()]
@@ -157,9 +162,8 @@ def chart(metric: str, lines: list[Line], *, big: bool = False, keys: bool = Tru
               el("div.under", *under, attrs={"title": f"{metric}{unit and ', ' + unit}"}))  # fmt: skip
     warning = _odd_values(lines)
     note = el("p.odd", warning) if warning else None
-    size = ".big" if big else ""
     if not shown:
-        return el(f"figure.chart{size}", head, note, el("p.none", "No finite value."))
+        return el(f"figure.chart.{size}", head, note, el("p.none", "No finite value."))
 
     steps = [step for line in lines for step in line.series.steps]
     x = (min(steps), max(steps)) if min(steps) < max(steps) else (steps[0] - 1, steps[0] + 1)
@@ -224,10 +228,10 @@ def chart(metric: str, lines: list[Line], *, big: bool = False, keys: bool = Tru
     x_labels = tick_labels(x_ticks)
     at_end = _share(x_ticks[-1], x) > 0.985
     name = f"step {x_labels[-1]}" if at_end else "step"
-    room = 1 - (0.0085 if big else 0.028) * (len(name) + 2)
+    room = 1 - LETTER[size] * (len(name) + 2)
     x_axis = [el("span.x.more" if index % 2 else "span.x", label, attrs={"style": f"left:{_percent(_share(tick, x))}"})
               for index, (tick, label) in enumerate(zip(x_ticks, x_labels, strict=True)) if _share(tick, x) < room]
     data = {"x": x, "y": y, "log": logarithmic, "lines": tips}
     plot = el("div.plot", svg, join(*y_axis), join(*x_axis), el("span.xname", name),
-              attrs={"style": f"margin-left:{gutter * 0.95 + 1.2:.1f}ch", "data-chart": json.dumps(data, separators=(",", ":"))})  # fmt: skip
-    return el(f"figure.chart{size}", head, note, plot)
+              attrs={"style": f"margin-left:{gutter * 0.78 + 1.2:.1f}ch", "data-chart": json.dumps(data, separators=(",", ":"))})  # fmt: skip
+    return el(f"figure.chart.{size}", head, note, plot)

@@ -142,8 +142,8 @@ def _pictures(records: list[RunRecord], called: list[str]) -> Markup | None:
     shown = {metric: lines for metric, lines in shown.items() if any(len(line.series) > 1 for line in lines)}
     if not shown:
         return None
-    big = chart("loss", shown.pop("loss"), big=True, keys=False) if "loss" in shown else None
-    fast = [chart(metric, lines, keys=False) for metric, lines in shown.items() if metric.startswith("perf/")]
+    big = chart("loss", shown.pop("loss"), size="big", keys=False) if "loss" in shown else None
+    fast = [chart(metric, lines, size="narrow", keys=False) for metric, lines in shown.items() if metric.startswith("perf/")]
     small = [chart(metric, lines, keys=False) for metric, lines in shown.items() if not metric.startswith("perf/")]
     below = {"style": "margin-top:14px"}
     keys = legend([(name, f"c{index}") for index, name in enumerate(called)])

@@ -22,6 +22,8 @@ TITLES = {
     "reward": ("Reward", "mean over completions"),
     "eval_completions/mean_length": ("Held-out completion length", "tokens"),
     "completions/mean_length": ("Completion length", "tokens"),
+    "eval_completions/clipped_ratio": ("Held-out completions cut short", "share"),
+    "completions/clipped_ratio": ("Completions cut short", "share"),
     "perf/tokens_per_second": ("Tokens/s", "all tokens"),
     "perf/supervised_tokens_per_second": ("Supervised tokens/s", ""),
     "perf/step_time": ("Step time", "seconds"),

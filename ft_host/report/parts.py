@@ -159,15 +159,15 @@ def curves(record: RunRecord) -> tuple[Markup | None, list[Markup], list[Markup]
              and not (name.endswith("/std") and name not in record.train)]  # fmt: skip
     names.sort(key=_place(FIRST))
 
-    def drawn(name: str, big: bool = False) -> Markup | None:
+    def drawn(name: str, size: str = "small") -> Markup | None:
         lines = lines_of(record, name)
         if all(len(line.series) < 2 for line in lines):
             return None
-        return chart(name if name in record.train else f"eval_{name}", lines, big=big)
+        return chart(name if name in record.train else f"eval_{name}", lines, size=size)
 
     small = [picture for name in names if (picture := drawn(name))]
-    fast = [picture for name in sorted(speed, key=_place(SPEED)) if (picture := drawn(name))]
-    return drawn("loss", big=True), small, fast
+    fast = [picture for name in sorted(speed, key=_place(SPEED)) if (picture := drawn(name, "narrow"))]
+    return drawn("loss", "big"), small, fast
 
 
 def measured_once(record: RunRecord) -> Markup | None:
@@ -227,10 +227,11 @@ def _rewards(sample: dict[str, Any], other: dict[str, Any] | None) -> Markup | N
     for name, value in rewards.items():
         known = isinstance(value, (int, float))
         old = before.get(name) if isinstance(before, dict) else None
+        shown = fmt.number(value) if known or value is None else fmt.value(value)  # None: not scored
         mark = ""
         if known and isinstance(old, (int, float)) and value != old:
             mark = ".good" if value > old else ".bad"
-        chips.append(el(f"span.chip{mark}", f"{name} {fmt.number(float(value)) if known else fmt.value(value)}"))
+        chips.append(el(f"span.chip{mark}", f"{name} {shown}"))
     return el("span", *[join(" ", chip) for chip in chips])
 
 
@@ -243,6 +244,10 @@ def _sample(first: dict[str, Any] | None, last: dict[str, Any], prompt: Any) -> 
     reference = last.get("reference")
     if reference is not None:
         sides.append(el("div.side.ref", el("div.label", el("span", "Reference")), _text_of(reference)))
+    extra = last.get("extra")
+    if isinstance(extra, dict) and extra:
+        logged = "\n".join(f"{name}: {fmt.value(value)}" for name, value in extra.items())
+        sides.append(el("div.side.ref", el("div.label", el("span", "Logged with it")), el("pre", logged)))
     return el("div.sample", el("div.prompt", el("div.label", el("span", "Prompt")), _text_of(prompt)),
               el("div.sides", *sides))  # fmt: skip
 
