@@ -1,0 +1,137 @@
+"""Make what the arithmetic example needs: rows, a tokenizer and an untrained model, all from a seed.
+
+    OUT/data/train.jsonl, OUT/data/test.jsonl   sums worked out digit by digit; README.md shows what a row looks like
+    OUT/model/                                  tokenizer and model, saved as a model from a hub would be
+
+A tenth of all numbers is kept for test.jsonl: no operand of a test row is an operand of any training row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+FEWEST_DIGITS = 2
+
+
+def work_out(a: int, b: int) -> str:
+    """The sum from the last digit to the first, a line a digit (a carry is a third summand), and then the sum."""
+    lines, carry = [], 0
+    for place in range(max(len(str(a)), len(str(b)))):
+        digits = [int(str(number)[-1 - place]) for number in (a, b) if place < len(str(number))]
+        summands = [*digits, 1] if carry else digits
+        lines.append("+".join(map(str, summands)) + f"={sum(summands)}")
+        carry = sum(summands) // 10
+    return "\n".join([*lines, str(a + b)])
+
+
+def row_of(a: int, b: int) -> dict[str, str]:
+    return {"prompt": f"{a}+{b}=\n", "completion": work_out(a, b), "answer": str(a + b)}
+
+
+def split_numbers(digits: int, rng: random.Random) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    """All numbers of 2 to `digits` digits, by how many they have, in two parts: nine tenths and one tenth."""
+    train, test = {}, {}
+    for size in range(FEWEST_DIGITS, digits + 1):
+        numbers = list(range(10 ** (size - 1), 10**size))
+        rng.shuffle(numbers)
+        cut = len(numbers) // 10
+        test[size], train[size] = numbers[:cut], numbers[cut:]
+    return train, test
+
+
+def draw_pairs(numbers: dict[int, list[int]], count: int, rng: random.Random) -> list[tuple[int, int]]:
+    """`count` different pairs; each operand is as likely to have two digits as four."""
+    pairs: dict[tuple[int, int], None] = {}
+    sizes = list(numbers)
+    most = sum(len(each) for each in numbers.values()) ** 2
+    if count > most // 10:
+        raise SystemExit(f"{count} rows are too many for {most} pairs of numbers; raise --digits")
+    while len(pairs) < count:
+        pairs[rng.choice(numbers[rng.choice(sizes)]), rng.choice(numbers[rng.choice(sizes)])] = None
+    return list(pairs)
+
+
+def make_rows(args: argparse.Namespace) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Rows to train on and rows to test on. Asserts that they share no operand."""
+    rng = random.Random(args.seed)
+    train_numbers, test_numbers = split_numbers(args.digits, rng)
+    train = draw_pairs(train_numbers, args.train_rows, rng)
+    test = draw_pairs(test_numbers, args.test_rows, rng)
+    shared = {operand for pair in train for operand in pair} & {operand for pair in test for operand in pair}
+    assert not shared, f"operands in both parts: {sorted(shared)[:5]}"
+    return [row_of(*pair) for pair in train], [row_of(*pair) for pair in test]
+
+
+def make_tokenizer(texts: list[str]):
+    """A tokenizer with one token a character, for the characters that it finds in `texts`."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.WordLevelTrainer(special_tokens=["<pad>", "<eos>", "<unk>"])
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def make_model(tokenizer, args: argparse.Namespace):
+    """A small Qwen3 with random weights."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(args.seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=args.hidden_size,
+        intermediate_size=3 * args.hidden_size,
+        num_hidden_layers=args.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=args.hidden_size // 4,
+        max_position_embeddings=256,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to (default: this one)")
+    parser.add_argument("--digits", type=int, default=4, help="digits of the longest operands (default: %(default)s)")
+    parser.add_argument("--train-rows", type=int, default=10_000, help="default: %(default)s")
+    parser.add_argument("--test-rows", type=int, default=200, help="default: %(default)s")
+    parser.add_argument("--hidden-size", type=int, default=128, help="default: %(default)s")
+    parser.add_argument("--layers", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    args = parser.parse_args(argv)
+
+    train, test = make_rows(args)
+    (args.out / "data").mkdir(parents=True, exist_ok=True)
+    write_jsonl(args.out / "data" / "train.jsonl", train)
+    write_jsonl(args.out / "data" / "test.jsonl", test)
+    tokenizer = make_tokenizer([row["prompt"] + row["completion"] for row in train])
+    model = make_model(tokenizer, args)
+    tokenizer.save_pretrained(args.out / "model")
+    model.save_pretrained(args.out / "model")
+    print(
+        f"{args.out}: {len(train)} rows to train on, {len(test)} to test on, no operand in both; "
+        f"a tokenizer of {len(tokenizer)} tokens and a model of {model.num_parameters():,} parameters"
+    )
+
+
+if __name__ == "__main__":
+    main()
