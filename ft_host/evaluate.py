@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ft_host.data import prompt_of
-from ft_host.generation import Completion, Request, Sampling
+from ft_host.generation import Request, Sampling
 from ft_host.rewards import RewardFunction, Scoring, score
 
 if TYPE_CHECKING:

@@ -77,9 +77,7 @@ def load_rewards(config: RunConfig) -> list[RewardFunction]:
     return functions
 
 
-def load_reward(
-    spec: str, option: str = "eval_reward", modules: dict[str, ModuleType] | None = None
-) -> RewardFunction:
+def load_reward(spec: str, option: str = "eval_reward", modules: dict[str, ModuleType] | None = None) -> RewardFunction:
     """`file.py:function` (from the working directory) or `package.module:function`.
 
     `option` is the field that errors name; `modules` holds what was read already, and is added to.
@@ -94,7 +92,9 @@ def load_reward(
     functions = {key: value for key, value in vars(module).items() if callable(value)}
     if name not in functions:
         # of what is written in the module itself, not of what it imports
-        own = [key for key, value in functions.items() if inspect.isroutine(value) and inspect.getmodule(value) is module]
+        own = [
+            key for key, value in functions.items() if inspect.isroutine(value) and inspect.getmodule(value) is module
+        ]
         what = "is not a function" if name in vars(module) else "is not there"
         raise ConfigError(f"{option}: {where} was read, but {name!r} {what}" + _nearest(name, own, "functions in it"))
     return describe(name, functions[name])

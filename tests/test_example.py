@@ -83,7 +83,9 @@ def test_tokenizer_and_model_load_like_any_other(made):
     assert model.config.vocab_size == len(tokenizer)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert model(input_ids=torch.tensor([ids])).logits.shape == (1, len(ids), len(tokenizer))
-    assert max(len(r["prompt"] + r["completion"]) for r in rows_of(made, "train")) < model.config.max_position_embeddings
+    assert (
+        max(len(r["prompt"] + r["completion"]) for r in rows_of(made, "train")) < model.config.max_position_embeddings
+    )
 
 
 def test_the_same_seed_makes_the_same_files_and_another_seed_others(made, tmp_path):
@@ -132,5 +134,5 @@ def test_the_run_file_and_the_readme_fit_the_files(made, tmp_path, monkeypatch):
     check_columns(function, rows_of(there, "test")[0])
     longest = max(len(row["completion"]) + 1 for row in map(load("make").row_of, [9999], [9999]))
     assert config.max_completion_length >= longest
-    shown = json.loads(re.search(r"```json\n(.*?)\n```", (FOLDER / "README.md").read_text(), re.S)[1])
+    shown = json.loads(re.search(r"```json\n(.*?)\n```", (FOLDER / "README.md").read_text(), re.DOTALL)[1])
     assert shown == load("make").row_of(347, 85)

@@ -6,35 +6,17 @@ import os
 import socket
 
 import numpy as np
-import pluggy
 import pytest
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from ft_host import hooks
-from ft_host.config import RunConfig
+from ft_host.batch import Segment, forest
 from ft_host.errors import DataError
 from ft_host.generation import Request, Sampling
 from ft_host.generation import transformers as backend
-from ft_host.hooks import generation
 from ft_host.models import attention
-from ft_host.models.policy import Policy
-from ft_host.run import Run
 from ft_host.testing import models
-
-
-def make_run(model, tokenizer=None, **fields) -> Run:
-    """A run as the backend sees it: nothing is trained, so it has no folder."""
-    from accelerate import Accelerator
-
-    plugins = pluggy.PluginManager(hooks.NAME)
-    plugins.add_hookspecs(generation)
-    plugins.register(backend)
-    policy = Policy(model)
-    return Run(
-        config=RunConfig(model="m", dataset="d", **fields), folder=None, tokenizer=tokenizer or models.tiny_tokenizer(),
-        plugins=plugins, accelerator=Accelerator(cpu=True), policy=policy, model=policy,
-    )  # fmt: skip
+from ft_host.testing.generation import generating_run
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[Request]:
@@ -56,7 +38,7 @@ def replay(model, request: Request, token_ids: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen", "tiny_mistral", "tiny_gemma", "tiny_gpt2", "tiny_moe"])
 def test_greedy_takes_the_likeliest_token_whatever_is_beside_it(name):
     model = getattr(models, name)(tie_word_embeddings=False)  # tied ones, at random, repeat the last token
-    run = make_run(model, generation_batch_size=3)
+    run = generating_run(model, generation_batch_size=3)
     requests = prompts(3, 11, 1, 7, 7)
     completions = run.generate(requests, Sampling(max_new_tokens=12, temperature=0))
     for request, completion in zip(requests, completions, strict=True):
@@ -69,25 +51,25 @@ def test_greedy_takes_the_likeliest_token_whatever_is_beside_it(name):
 
 def test_segment_attention_does_not_get_in_the_way():
     requests, sampling = prompts(3, 11, 1), Sampling(max_new_tokens=10, temperature=0)
-    plain = make_run(models.tiny_gemma()).generate(requests, sampling)
+    plain = generating_run(models.tiny_gemma()).generate(requests, sampling)
     model = models.tiny_gemma()
     attention.install(model)
-    assert make_run(model).generate(requests, sampling) == plain
+    assert generating_run(model).generate(requests, sampling) == plain
 
 
 def test_an_adapter_takes_part():
     from peft import LoraConfig, get_peft_model
 
     requests, sampling = prompts(4, 6), Sampling(max_new_tokens=10, temperature=0)
-    before = make_run(models.tiny_qwen()).generate(requests, sampling)
+    before = generating_run(models.tiny_qwen()).generate(requests, sampling)
     model = get_peft_model(models.tiny_qwen(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    fresh = make_run(model).generate(requests, sampling)
+    fresh = generating_run(model).generate(requests, sampling)
     assert [c.token_ids for c in fresh] == [c.token_ids for c in before]  # B is zero
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "lora_B" in parameter_name:
                 parameter.fill_(0.3)
-    after = make_run(model).generate(requests, sampling)
+    after = generating_run(model).generate(requests, sampling)
     assert after != before
     for request, completion in zip(requests, after, strict=True):
         assert completion.token_ids == replay(model, request, completion.token_ids).argmax(-1).tolist()
@@ -132,7 +114,7 @@ def test_noise_at_its_ends_never_gives_an_impossible_token():
 
 def test_logprobs_are_of_the_distribution_that_was_sampled():
     model = models.tiny_qwen()
-    run = make_run(model, generation_batch_size=2)
+    run = generating_run(model, generation_batch_size=2)
     sampling = Sampling(max_new_tokens=8, temperature=1.3, top_k=20, top_p=0.9, seed=1)
     requests = prompts(5, 2, 9)
     for request, completion in zip(requests, run.generate(requests, sampling), strict=True):
@@ -147,20 +129,20 @@ def test_a_seed_gives_the_same_completions_in_any_batches_and_leaves_the_trainin
     sampling = Sampling(max_new_tokens=8, seed=7)
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    alone = make_run(model, generation_batch_size=1).generate(requests, sampling)
-    together = make_run(model, generation_batch_size=64).generate(requests, sampling)
+    alone = generating_run(model, generation_batch_size=1).generate(requests, sampling)
+    together = generating_run(model, generation_batch_size=64).generate(requests, sampling)
     assert torch.equal(torch.get_rng_state(), state)
     assert [c.token_ids for c in alone] == [c.token_ids for c in together]
-    fewer = make_run(model).generate(requests[:2], sampling)
+    fewer = generating_run(model).generate(requests[:2], sampling)
     assert [c.token_ids for c in fewer] == [c.token_ids for c in alone[:2]]
-    other = make_run(model).generate(requests, Sampling(max_new_tokens=8, seed=8))
+    other = generating_run(model).generate(requests, Sampling(max_new_tokens=8, seed=8))
     assert [c.token_ids for c in other] != [c.token_ids for c in alone]
-    twice = make_run(model).generate([requests[0]] * 2, sampling)
+    twice = generating_run(model).generate([requests[0]] * 2, sampling)
     assert twice[0].token_ids != twice[1].token_ids  # the same prompt, asked twice, is sampled twice
 
 
 def test_without_a_seed_the_random_state_of_torch_decides():
-    run, requests = make_run(models.tiny_qwen()), prompts(5, 2)
+    run, requests = generating_run(models.tiny_qwen()), prompts(5, 2)
     torch.manual_seed(3)
     first, second = (run.generate(requests, Sampling(max_new_tokens=8)) for _ in range(2))
     torch.manual_seed(3)
@@ -174,13 +156,13 @@ def test_without_a_seed_the_random_state_of_torch_decides():
 def test_a_completion_ends_with_the_first_end_token_of_tokenizer_or_model():
     model, requests = models.tiny_qwen(), prompts(5, 2, 9)
     sampling = Sampling(max_new_tokens=10, temperature=0)
-    free = make_run(model).generate(requests, sampling)
+    free = generating_run(model).generate(requests, sampling)
     assert all(c.finish_reason == "length" and len(c.token_ids) == len(c.logprobs) == 10 for c in free)
     tokenizer = models.tiny_tokenizer()
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(free[0].token_ids[3])
     model.generation_config.eos_token_id = [2, free[1].token_ids[6]]
     ends = {tokenizer.eos_token_id, *model.generation_config.eos_token_id}
-    stopped = make_run(model, tokenizer).generate(requests, sampling)
+    stopped = generating_run(model, tokenizer).generate(requests, sampling)
     for whole, cut in zip(free, stopped, strict=True):
         end = next((i + 1 for i, token in enumerate(whole.token_ids) if token in ends), None)
         assert cut.token_ids == whole.token_ids[:end]
@@ -192,7 +174,7 @@ def test_a_completion_ends_with_the_first_end_token_of_tokenizer_or_model():
 def test_the_models_own_defaults_are_neither_used_nor_lost():
     model, requests = models.tiny_qwen(), prompts(5, 2)
     sampling = Sampling(max_new_tokens=10, temperature=0)
-    plain = make_run(model).generate(requests, sampling)
+    plain = generating_run(model).generate(requests, sampling)
     banned = plain[0].token_ids[0]
     model.generation_config.update(
         do_sample=True, temperature=2.0, top_k=3, repetition_penalty=5.0, suppress_tokens=[banned], max_length=8,
@@ -200,7 +182,7 @@ def test_the_models_own_defaults_are_neither_used_nor_lost():
     )  # fmt: skip
     model.config.use_cache = False
     held = model.generation_config
-    assert make_run(model).generate(requests, sampling) == plain
+    assert generating_run(model).generate(requests, sampling) == plain
     assert model.generation_config is held
     assert held.repetition_penalty == 5.0
 
@@ -208,7 +190,7 @@ def test_the_models_own_defaults_are_neither_used_nor_lost():
 def test_dropout_and_checkpointing_are_off_meanwhile_and_on_again_after():
     model = models.tiny_gpt2(embd_pdrop=0.5, resid_pdrop=0.5)
     requests, sampling = prompts(5, 2), Sampling(max_new_tokens=6, temperature=0)
-    run = make_run(model)
+    run = generating_run(model)
     run.policy.eval()
     quiet = run.generate(requests, sampling)
     assert not model.training
@@ -222,14 +204,14 @@ def test_dropout_and_checkpointing_are_off_meanwhile_and_on_again_after():
 def test_completions_stop_where_the_positions_of_the_model_do():
     model = models.tiny_gpt2(n_positions=16)  # learned positions: a step too far is an index error
     requests = prompts(14, 2, 13, 14, 15)
-    completions = make_run(model).generate(requests, Sampling(max_new_tokens=6, temperature=0))
+    completions = generating_run(model).generate(requests, Sampling(max_new_tokens=6, temperature=0))
     assert [len(c.token_ids) for c in completions] == [2, 6, 3, 2, 1]
     for request, completion in zip(requests, completions, strict=True):
         assert completion.token_ids == replay(model, request, completion.token_ids).argmax(-1).tolist()
 
 
 def test_prompts_that_leave_no_room_are_named():
-    run = make_run(models.tiny_gpt2(n_positions=16))
+    run = generating_run(models.tiny_gpt2(n_positions=16))
     with pytest.raises(DataError, match=r"prompt 2 of 3 has 16 tokens, the model has 16 positions"):
         run.generate(prompts(4, 16, 3), Sampling(max_new_tokens=6))
     with pytest.raises(DataError, match=r"prompt 1 of 1 has no tokens"):
@@ -241,7 +223,7 @@ def test_a_model_without_attention_generates_too():
     model = models.tiny_mamba()
     requests = prompts(5, 5)
     for request, completion in zip(
-        requests, make_run(model).generate(requests, Sampling(max_new_tokens=6, temperature=0)), strict=True
+        requests, generating_run(model).generate(requests, Sampling(max_new_tokens=6, temperature=0)), strict=True
     ):
         assert completion.token_ids == replay(model, request, completion.token_ids).argmax(-1).tolist()
 
@@ -252,6 +234,18 @@ LENGTHS = (5, 2, 9, 4, 6)
 SAMPLINGS = [Sampling(max_new_tokens=8, seed=7), Sampling(max_new_tokens=5, temperature=0)]
 
 
+def update(run) -> None:
+    """One step of gradient descent on a batch that is the same on every rank."""
+    ids = list(range(10, 40))
+    batch = forest([Segment(input_ids=ids, labels=ids, row=0)], num_rows=1)
+    loss = -run.policy(batch, want=("logp",))["logp"].mean()
+    loss.backward()
+    with torch.no_grad():
+        for parameter in run.policy.parameters():
+            parameter -= 0.05 * parameter.grad
+            parameter.grad = None
+
+
 def _rank(rank: int, world_size: int, port: int, folder: str, requests: list[Request]) -> None:
     from torch.distributed.fsdp import fully_shard
 
@@ -260,7 +254,9 @@ def _rank(rank: int, world_size: int, port: int, folder: str, requests: list[Req
         "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
-    run = make_run(models.tiny_qwen(), distributed_strategy="fsdp2", generation_batch_size=2)
+    model = models.tiny_qwen()
+    attention.install(model)
+    run = generating_run(model, distributed_strategy="fsdp2", generation_batch_size=2)
     mesh = torch.distributed.init_device_mesh("cpu", (world_size,))
     for layer in run.policy.causal_lm.get_decoder().layers:
         fully_shard(layer, mesh=mesh)
@@ -269,6 +265,8 @@ def _rank(rank: int, world_size: int, port: int, folder: str, requests: list[Req
     results = [run.generate(mine, sampling) for sampling in SAMPLINGS]
     # one rank without requests, then the other: they take part all the same
     results += [run.generate(mine if rank == r else [], SAMPLINGS[0]) for r in range(world_size)]
+    update(run)
+    results.append(run.generate(mine, SAMPLINGS[1]))
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -280,8 +278,14 @@ def test_sharded_ranks_generate_what_one_process_does(tmp_path):
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_rank, (2, port, str(tmp_path), requests), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
-    for index, sampling in enumerate(SAMPLINGS):
-        one = make_run(models.tiny_qwen()).generate(requests, sampling)
+    model = models.tiny_qwen()
+    attention.install(model)
+    run = generating_run(model)
+    alone = [run.generate(requests, sampling) for sampling in SAMPLINGS]
+    update(run)
+    alone.append(run.generate(requests, SAMPLINGS[1]))
+    assert alone[2] != alone[1]
+    for index, one in zip((0, 1, 4), alone, strict=True):
         both = [ranks[i % 2][index][i // 2] for i in range(len(requests))]
         assert [c.token_ids for c in both] == [c.token_ids for c in one]
         for left, right in zip(both, one, strict=True):

@@ -95,7 +95,10 @@ def test_a_class_in_a_reward_file_may_be_a_dataclass():
     ],
 )
 def test_what_cannot_be_loaded_is_refused_by_name(spec, message):
-    write("scores.py", "from json import dumps\nLIMIT = 3\ndef exact_match(completions): ...\ndef other(completions): ...\n")
+    write(
+        "scores.py",
+        "from json import dumps\nLIMIT = 3\ndef exact_match(completions): ...\ndef other(completions): ...\n",
+    )
     write("broken.py", "x = 1\ny = x / 0\n")
     write("typo.py", "def f(:\n")
     write("only.py", "def f(completions, /): ...\n")
@@ -209,7 +212,9 @@ def test_what_is_not_a_list_of_rewards_is_refused(returned, message):
 @pytest.mark.parametrize("kind", ["def", "async def"])
 def test_a_function_that_raises_is_named_with_the_line(kind):
     write("bad.py", f"{kind} bad(completions):\n    x = 1\n    return [1 / (x - 1)]\n")
-    with pytest.raises(FtHostError, match=r"reward function bad \(.*\) raised ZeroDivisionError.*bad.py, line 3") as caught:
+    with pytest.raises(
+        FtHostError, match=r"reward function bad \(.*\) raised ZeroDivisionError.*bad.py, line 3"
+    ) as caught:
         score([load_reward("bad.py:bad")], scoring())
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 

@@ -75,9 +75,7 @@ def make_tokenizer(texts: list[str]):
     tokenizer.decoder = decoders.Fuse()
     trainer = trainers.WordLevelTrainer(special_tokens=["<pad>", "<eos>", "<unk>"])
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 def make_model(tokenizer, args: argparse.Namespace):
@@ -110,7 +108,9 @@ def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to (default: this one)")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder to write to (default: this one)"
+    )
     parser.add_argument("--digits", type=int, default=4, help="digits of the longest operands (default: %(default)s)")
     parser.add_argument("--train-rows", type=int, default=10_000, help="default: %(default)s")
     parser.add_argument("--test-rows", type=int, default=200, help="default: %(default)s")

@@ -13,7 +13,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    seed: int | None = None  # of the whole call; None draws from the run's generator
+    seed: int | None = None  # of the whole call; None draws one from torch's random state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Request:
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     """What was sampled after a prompt: token ids (the stop token included), the log-prob of each under the
-    distribution that sampled it, and why it ended: "stop" (an end token) or "length"."""
+    distribution that sampled it (the model's own, if greedy), and why it ended: "stop" (an end token) or "length"."""
 
     token_ids: list[int]
     logprobs: list[float] = field(default_factory=list)
