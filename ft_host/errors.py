@@ -45,7 +45,7 @@ class Interrupted(FtHostError):
     exit_code = 130
 
 
-class RowError(Exception):
+class RowError(DataError):
     """Raised by `ft_prepare` for a row that can't be used; the host adds file and line and raises `DataError`.
 
     `column` names the column at fault where there is one.

@@ -1,0 +1,326 @@
+"""Local files of rows, read lazily: an index of where each row begins, and one row at a time after that.
+
+JSON lines and CSV are not converted to Arrow: a bad row in the middle is met when it is used and named by its line,
+and rows may differ in their keys. A table has `columns`, `fingerprint`, a length, `read(index)` and `where(index)`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ft_host.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Row = dict[str, Any]
+
+BLOCK = 1 << 24  # bytes read at a time when a file is indexed
+SAMPLE = 1 << 16  # bytes of each block that a fingerprint reads
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+# ---------------------------------------------------------------- bytes
+
+
+def fingerprint(path: Path) -> str:
+    """A hash of a file's size and content: of all of it up to 1 MiB, of 16 blocks spread over it where it is larger."""
+    size = path.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=8)
+    with path.open("rb") as file:
+        if size <= 16 * SAMPLE:
+            digest.update(file.read())
+        else:
+            for block in range(16):
+                file.seek((size - SAMPLE) * block // 15)
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
+
+
+def decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: not UTF-8 (byte 0x{data[error.start]:02x} at position {error.start + 1}); save the file as UTF-8"
+        ) from error
+
+
+def check_start(path: Path) -> int:
+    """Bytes to leave out at the start (a byte order mark). Raises DataError for a file that is empty or UTF-16."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    if not head:
+        raise DataError(f"{path}: the file is empty")
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{path}: the file is UTF-16; save it as UTF-8")
+    return 3 if head[:3] == b"\xef\xbb\xbf" else 0
+
+
+class Spans:
+    """The byte ranges of a file's rows, and the line that each begins on."""
+
+    def __init__(self, path: Path, starts: np.ndarray, stops: np.ndarray, lines: np.ndarray):
+        self.path, self.starts, self.stops, self.lines = path, starts, stops, lines
+        self._handle: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}  # a worker opens the file itself
+
+    def __del__(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+
+    def where(self, index: int) -> str:
+        return f"{self.path}, line {self.lines[index]}"
+
+    def text(self, index: int) -> str:
+        if self._handle is None:
+            self._handle = os.open(self.path, os.O_RDONLY)
+        start, stop = int(self.starts[index]), int(self.stops[index])
+        data = os.pread(self._handle, stop - start, start)  # no shared position: safe in forked workers
+        if len(data) != stop - start:
+            raise DataError(f"{self.where(index)}: the file has become shorter since it was opened")
+        return decode(data, self.where(index))
+
+
+def line_spans(path: Path) -> Spans:
+    """The lines of a file that aren't blank."""
+    import numpy as np
+
+    begin = check_start(path)
+    size = path.stat().st_size
+    ends = []
+    with path.open("rb") as file:
+        base = 0
+        while block := file.read(BLOCK):
+            ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == 10).astype(np.int64) + base)
+            base += len(block)
+    stops = np.concatenate(ends)
+    if not len(stops) or stops[-1] != size - 1:
+        stops = np.append(stops, size)
+    starts = np.concatenate([[begin], stops[:-1] + 1]).astype(np.int64)
+    spans = Spans(path, starts, stops, np.arange(1, len(starts) + 1))
+    short = np.flatnonzero(stops - starts < 16)  # a longer line of blanks is refused when it is read
+    blank = [index for index in short if not spans.text(index).strip()]
+    if blank:
+        keep = np.setdiff1d(np.arange(len(starts)), blank)
+        spans = Spans(path, starts[keep], stops[keep], spans.lines[keep])
+    if not len(spans):
+        raise DataError(f"{path}: the file has no rows, only blank lines")
+    return spans
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def parse_object(text: str, where: str) -> Row:
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        at = f" at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
+        said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        start = text.strip()[:60]
+        raise DataError(f"{where}: not JSON: {said}{at}; the line begins with {start!r}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: found {type(row).__name__} {str(row)[:40]!r}, expected an object {{column: value}}")
+    return row
+
+
+class JsonLines:
+    """A file with one JSON object a line."""
+
+    def __init__(self, path: Path):
+        self.spans = line_spans(path)
+        self.columns = list(self.read(0))
+        self.fingerprint = fingerprint(path)
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def where(self, index: int) -> str:
+        return self.spans.where(index)
+
+    def read(self, index: int) -> Row:
+        return parse_object(self.spans.text(index), self.where(index))
+
+
+class JsonArray:
+    """A file that is one JSON array of objects. Read as a whole: such a file can't be read in parts."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        text = decode(path.read_bytes()[check_start(path) :], str(path))
+        try:
+            self.rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {error.lineno}: not JSON: {error.msg} at column {error.colno}") from error
+        if not isinstance(self.rows, list) or not self.rows:
+            raise DataError(
+                f"{path}: found {'an empty list' if self.rows == [] else f'one {type(self.rows).__name__}'}, expected "
+                "JSON lines (one object a line) or an array of objects"
+            )
+        self.columns = list(self.read(0))
+        self.fingerprint = fingerprint(path)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def where(self, index: int) -> str:
+        return f"{self.path}, row {index}"
+
+    def read(self, index: int) -> Row:
+        row = self.rows[index]
+        if not isinstance(row, dict):
+            raise DataError(f"{self.where(index)}: found {str(row)[:40]!r}, expected an object {{column: value}}")
+        return row
+
+
+def is_array(path: Path) -> bool:
+    """Whether a JSON file is to be read as a whole: it begins with a bracket, or its first line is only a brace."""
+    begin = check_start(path)
+    with path.open("rb") as file:
+        file.seek(begin)
+        first = file.readline()
+        while first and not first.strip():
+            first = file.readline()
+    return first.lstrip()[:1] == b"[" or first.strip() == b"{"
+
+
+def json_line_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """(where, row) of JSON lines, without an index of the file."""
+    begin = check_start(path)
+    with path.open("rb") as file:
+        file.seek(begin)
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                yield where, parse_object(decode(line, where), where)
+
+
+# ---------------------------------------------------------------- CSV
+
+
+def csv_records(path: Path) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, first line) of each record. A record goes on over line ends while a quote is open."""
+    position = start = check_start(path)
+    first, open_quote = 1, False
+    with path.open("rb") as file:
+        file.seek(start)
+        for number, line in enumerate(file, 1):
+            position += len(line)
+            open_quote ^= line.count(b'"') % 2 == 1
+            if open_quote:
+                continue
+            if line.strip() or start + len(line) != position:
+                yield start, position, first
+            start, first = position, number + 1
+    if open_quote:
+        raise DataError(f"{path}, line {first}: the record that begins here has a quote that is never closed")
+
+
+def parse_record(text: str, delimiter: str, where: str) -> list[str]:
+    csv.field_size_limit(2**31 - 1)
+    try:
+        records = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{where}: not CSV: {error}") from error
+    if len(records) != 1:
+        raise DataError(f"{where}: a quote in the middle of a field; write it twice and put the field in quotes")
+    return records[0]
+
+
+class CsvFile:
+    """A CSV file (.tsv: by tabs) whose first record names the columns. All values are text, as in the file."""
+
+    def __init__(self, path: Path):
+        import numpy as np
+
+        self.delimiter = DELIMITERS[path.suffix]
+        records = np.array(list(csv_records(path)), dtype=np.int64)
+        if len(records) < 2:
+            raise DataError(f"{path}: the file has no rows, only the names of columns")
+        self.spans = Spans(path, records[:, 0], records[:, 1], records[:, 2])
+        self.columns = parse_record(self.spans.text(0), self.delimiter, self.spans.where(0))
+        double = {name for name in self.columns if self.columns.count(name) > 1}
+        if double:
+            raise DataError(f"{path}, line 1: more than one column is called {', '.join(sorted(double))}")
+        self.fingerprint = fingerprint(path)
+
+    def __len__(self) -> int:
+        return len(self.spans) - 1
+
+    def where(self, index: int) -> str:
+        return self.spans.where(index + 1)
+
+    def read(self, index: int) -> Row:
+        fields = parse_record(self.spans.text(index + 1), self.delimiter, self.where(index))
+        if len(fields) != len(self.columns):
+            raise DataError(
+                f"{self.where(index)}: found {len(fields)} fields, expected {len(self.columns)}: "
+                f"{', '.join(self.columns)}"
+            )
+        return dict(zip(self.columns, fields, strict=True))
+
+
+# ---------------------------------------------------------------- several files, and tables of `datasets`
+
+
+class Joined:
+    """Several tables, one after the other."""
+
+    def __init__(self, tables: list[Any]):
+        self.tables = tables
+        self.stops = [sum(len(table) for table in tables[: index + 1]) for index in range(len(tables))]
+        self.columns = list(dict.fromkeys(name for table in tables for name in table.columns))
+        text = " ".join(table.fingerprint for table in tables)
+        self.fingerprint = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def __len__(self) -> int:
+        return self.stops[-1]
+
+    def place(self, index: int) -> tuple[Any, int]:
+        import bisect
+
+        number = bisect.bisect_right(self.stops, index)
+        return self.tables[number], index - (self.stops[number - 1] if number else 0)
+
+    def where(self, index: int) -> str:
+        table, at = self.place(index)
+        return table.where(at)
+
+    def read(self, index: int) -> Row:
+        table, at = self.place(index)
+        return table.read(at)
+
+
+class Arrow:
+    """A `datasets.Dataset`: memory-mapped, so that a row is read from disk when it is used."""
+
+    def __init__(self, dataset: Any, label: str):
+        self.dataset = dataset.with_format(None)
+        self.label = label
+        self.columns = list(dataset.column_names)
+        self.fingerprint = dataset._fingerprint
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def where(self, index: int) -> str:
+        return f"{self.label}, row {index}"
+
+    def read(self, index: int) -> Row:
+        return self.dataset[index]

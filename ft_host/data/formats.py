@@ -1,0 +1,270 @@
+"""The formats of rows: which one a row is in, how some are mapped to others, and what to say of what fits none.
+
+Every row ends up as one of
+    {"input_ids", "labels" | "completion_mask" | "assistant_masks"}     tokens already
+    {"prompt", "completion"}                                            both texts, or both lists of messages
+    {"messages"}                                                        a conversation
+    {"text"}                                                            plain text
+with `tools` and `chat_template_kwargs` beside them where the row has them. Alpaca and ShareGPT rows are mapped.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ft_host.errors import RowError
+from ft_host.settings.fields import nearest
+
+Row = dict[str, Any]
+Message = dict[str, Any]
+
+EXPECTED = (
+    "text; messages; prompt and completion; input_ids (with labels, completion_mask or assistant_masks); instruction "
+    "and output (Alpaca); conversations (ShareGPT)"
+)
+EXTRAS = ("tools", "chat_template_kwargs")
+
+# What rows that fit no format look like: the columns that give it away, what it is, and what to do.
+LOOKS = (
+    ({"chosen", "rejected"}, "preference data: use a preference method (DPO, reward modelling), or rename chosen to "
+     "completion with dataset_columns to train on the good ones only"),
+    ({"chosen_ids", "rejected_ids"}, "tokenised preference data: use a preference method"),
+    ({"completions", "labels"}, "stepwise supervision (a process reward model's)"),
+    ({"image"}, "data with images, which isn't supported yet"),
+    ({"images"}, "data with images, which isn't supported yet"),
+)  # fmt: skip
+PAIRS = (
+    ("question", "answer"), ("question", "response"), ("instruction", "response"), ("instruction", "completion"),
+    ("query", "response"), ("query", "answer"), ("input", "output"), ("input", "target"), ("source", "target"),
+    ("prompt", "response"), ("prompt", "output"), ("prompt", "answer"), ("problem", "solution"), ("user", "assistant"),
+)  # fmt: skip
+TALKS = ("conversation", "dialogue", "dialog", "chat", "turns", "chat_messages")
+TEXTS = ("content", "document", "body", "article", "markdown", "code")
+
+ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
+    "chatgpt": "assistant", "bot": "assistant", "function_call": "assistant", "system": "system", "tool": "tool",
+    "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+
+# The prompts that Stanford Alpaca was trained with, for tokenizers without a chat template.
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n"
+    "### Response:\n"
+)
+
+
+def standard(row: Row, *, chat: bool, text_field: str = "text") -> Row:
+    """A row in one of the four formats above, from any that is known. `chat`: the tokenizer has a chat template, so
+    Alpaca rows become conversations rather than texts.
+
+    Raises RowError that names the columns found and what they look like.
+    """
+    extras = {name: row[name] for name in EXTRAS if row.get(name) is not None}
+    if row.get("input_ids") is not None:
+        masks = ("labels", "completion_mask", "assistant_masks")
+        return {name: row[name] for name in ("input_ids", *masks) if row.get(name) is not None}
+    if "prompt" in row and "completion" in row:
+        return extras | pair(row)
+    if "messages" in row:
+        return extras | {"messages": messages_of(row["messages"], "messages")}
+    if "conversations" in row:
+        return extras | {"messages": with_system(row, messages_of(row["conversations"], "conversations"))}
+    if text_field in row:
+        return {"text": text_of(row[text_field], text_field)}
+    if "instruction" in row and "output" in row:
+        return alpaca(row, chat)
+    raise RowError(refusal(row, text_field))
+
+
+def prompt_part(row: Row, *, chat: bool) -> Row:
+    """The part of a row that a model is prompted with: {"prompt"} and extras, or {"input_ids", ...} as they are.
+
+    Of messages, all before the last assistant turn. Raises RowError for a row without a prompt.
+    """
+    if "prompt" in row and row.get("input_ids") is None:
+        prompt = row["prompt"]
+        prompt = messages_of(prompt, "prompt") if isinstance(prompt, list) else text_of(prompt, "prompt")
+        return {"prompt": prompt} | {name: row[name] for name in EXTRAS if row.get(name) is not None}
+    found = standard(row, chat=chat)
+    if "messages" in found:
+        turns = [index for index, message in enumerate(found["messages"]) if message["role"] == "assistant"]
+        found["prompt"] = found.pop("messages")[: turns[-1] if turns else None]
+        if not found["prompt"]:
+            raise RowError("the conversation begins with the assistant: there is no prompt to generate from")
+    if "text" in found:
+        raise RowError(
+            "plain text has no prompt to generate from; evaluation by generation needs rows with a prompt or messages"
+        )
+    return found
+
+
+# ---------------------------------------------------------------- columns
+
+
+def text_of(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        raise RowError(f"column {column}: found {kind_of(value)}, expected text", column)
+    return value
+
+
+def kind_of(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
+
+
+def pair(row: Row) -> Row:
+    """Prompt and completion, both texts or both lists of messages."""
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(row.get("label"), bool):
+        raise RowError(
+            "prompt, completion and a label that is true or false look like unpaired preference data, where some "
+            "completions are bad ones: use a method for it (KTO), or keep the good rows and leave the column out",
+            "label",
+        )
+    if isinstance(prompt, list) or isinstance(completion, list):
+        for name in ("prompt", "completion"):
+            if not isinstance(row[name], list):
+                raise RowError(
+                    f"column {name}: found {kind_of(row[name])}, expected messages, as in the other column", name
+                )
+        return {"prompt": messages_of(prompt, "prompt"), "completion": messages_of(completion, "completion")}
+    return {"prompt": text_of(prompt, "prompt"), "completion": text_of(completion, "completion")}
+
+
+def messages_of(value: Any, column: str) -> list[Message]:
+    """A conversation as messages with role and content; from/value (ShareGPT) is mapped."""
+    if not isinstance(value, list) or not value:
+        raise RowError(f"column {column}: found {kind_of(value)}, expected a list of {{role, content}}", column)
+    messages = []
+    for index, message in enumerate(value):
+        where = f"{column}[{index}]"
+        if not isinstance(message, dict):
+            raise RowError(f"{where}: found {kind_of(message)}, expected {{role, content}}", column)
+        message = {name: each for name, each in message.items() if each is not None}
+        if "from" in message and "role" not in message:
+            if message["from"] not in ROLES:
+                raise RowError(
+                    f"{where}: from: found {message['from']!r}{nearest(message['from'], ROLES)}; known are "
+                    f"{', '.join(ROLES)}",
+                    column,
+                )
+            said = {"role": ROLES[message.pop("from")], "content": message.pop("value", "")}
+            message = {**said, **message}
+        if not isinstance(message.get("role"), str):
+            raise RowError(
+                f"{where}: has no role{nearest('role', message)}; its keys are {', '.join(message)}", column
+            )
+        check_content(message, where, column)
+        messages.append(message)
+    return messages
+
+
+def check_content(message: Message, where: str, column: str) -> None:
+    content = message.get("content")
+    if isinstance(content, list):
+        for part in content:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                kind = part.get("type") if isinstance(part, dict) else kind_of(part)
+                raise RowError(f"{where}: a part of its content is {kind!r}; only text is supported yet", column)
+    elif content is None:
+        if not message.get("tool_calls"):
+            raise RowError(f"{where}: has neither content nor tool_calls; its keys are {', '.join(message)}", column)
+    elif not isinstance(content, str):
+        raise RowError(f"{where}: content: found {kind_of(content)}, expected text", column)
+
+
+def content_of(message: Message) -> str:
+    """The text of a message."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def with_system(row: Row, messages: list[Message]) -> list[Message]:
+    """ShareGPT rows may have the system prompt in a column of its own."""
+    if isinstance(row.get("system"), str) and row["system"] and messages[0]["role"] != "system":
+        return [{"role": "system", "content": row["system"]}, *messages]
+    return messages
+
+
+def alpaca(row: Row, chat: bool) -> Row:
+    """instruction, input and output as prompt and completion. With `system` and `history` where a row has them."""
+    instruction = text_of(row["instruction"], "instruction")
+    context = text_of(row.get("input") or "", "input")
+    output = text_of(row["output"], "output")
+    if not chat:
+        for name in ("system", "history"):
+            if row.get(name):
+                raise RowError(f"column {name}: needs a chat template, which the tokenizer doesn't have", name)
+        form = ALPACA_INPUT if context else ALPACA
+        return {"prompt": form.format(instruction=instruction, input=context), "completion": output}
+    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    history = []
+    for asked, answered in row.get("history") or []:
+        history += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    question = f"{instruction}\n\n{context}" if context else instruction
+    return {
+        "prompt": [*system, *history, {"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": output}],
+    }
+
+
+def tools_of(row: Row) -> list[Any] | None:
+    """The tools of a row: a list, or a list written as JSON. An empty list is None, as templates take [] for tools."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except json.JSONDecodeError as error:
+            raise RowError(f"column tools: not JSON: {error.msg} at column {error.colno}", "tools") from error
+    if tools is not None and not isinstance(tools, list):
+        raise RowError(f"column tools: found {kind_of(tools)}, expected a list of functions", "tools")
+    return tools or None
+
+
+# ---------------------------------------------------------------- refusal
+
+
+def looks_like(columns: list[str]) -> str | None:
+    """What rows with these columns look like, and what to do about it."""
+    names = set(columns)
+    for given_away, what in LOOKS:
+        if given_away <= names:
+            return what
+    for asked, answered in PAIRS:
+        if asked in names and answered in names:
+            renames = {asked: "prompt", answered: "completion"}
+            written = ", ".join(f"{theirs}: {ours}" for theirs, ours in renames.items() if theirs != ours)
+            return f"prompts with their completions: set dataset_columns to {{{written}}}"
+    for name in TALKS:
+        if name in names:
+            return f"conversations: set dataset_columns to {{{name}: messages}}"
+    if "prompt" in names:
+        return "prompts without completions, which methods that generate train on"
+    for name in TEXTS:
+        if name in names:
+            return f"plain text: set dataset_columns to {{{name}: text}}"
+    return None
+
+
+def refusal(row: Row, text_field: str = "text") -> str:
+    """Columns found, what they look like, what was expected, and names that may be misspelt."""
+    columns = list(row)
+    said = f"found the columns {', '.join(columns) or 'none'}"
+    looks = looks_like(columns)
+    if looks:
+        said += f"; they look like {looks}"
+    near = []
+    for name in ("text", "messages", "prompt", "completion", "input_ids", "conversations", "instruction", "output"):
+        match = nearest(name, [each for each in columns if each != name], "{}")
+        if match and name not in columns:
+            near.append(f"{match} may be meant as {name}")
+    if near and not looks:
+        said += f"; {', '.join(near)}"
+    own = "" if text_field == "text" else f" (dataset_text_field is {text_field})"
+    return f"{said}; expected {EXPECTED}{own}"

@@ -1,0 +1,170 @@
+"""Several sources as one, in proportion to their weights.
+
+Of sources with a length, an epoch is the longest mix in proportion in which no row comes twice: it ends when the
+source that is used up first is. The next epoch goes on in each source where the last one ended, so that a large one is
+seen in full before anything of it repeats. Without weights each row of each source comes once. Of streams the rows are
+drawn by smooth weighted round robin, until a stream whose turn it is has ended.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ft_host.data.opening import open_source
+from ft_host.data.order import in_proportion, permutation
+from ft_host.data.sources import Source, Stream, digest
+from ft_host.errors import DataError
+from ft_host.settings.fields import nearest
+
+if TYPE_CHECKING:
+    from ft_host.config import RunConfig
+
+Row = dict[str, Any]
+
+KEYS = ("path", "name", "split", "data_files", "weight", "columns")
+
+
+def open_mixture(items: list[dict[str, Any]], config: RunConfig, split: str, streaming: bool) -> Mixture | MixedStream:
+    """The mixture that a list of {path, name, split, data_files, weight, columns} asks for. Raises DataError."""
+    if not items:
+        raise DataError("dataset: an empty list; expected {path, weight, ...} for each data set to mix")
+    weights = []
+    for number, item in enumerate(items):
+        for key in item:
+            if key not in KEYS:
+                raise DataError(
+                    f"dataset[{number}]: unknown key {key}{nearest(key, KEYS)}; there are {', '.join(KEYS)}"
+                )
+        if not isinstance(item.get("path"), str):
+            raise DataError(f"dataset[{number}]: has no path")
+        weight = item.get("weight")
+        if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0):
+            raise DataError(f"dataset[{number}]: weight: found {weight!r}, expected a number above 0")
+        weights.append(weight)
+    lacking = [str(number) for number, weight in enumerate(weights) if weight is None]
+    if lacking and len(lacking) < len(items):
+        raise DataError(f"dataset: item {', '.join(lacking)} has no weight; give all of them one, or none")
+    if lacking and streaming:
+        raise DataError("dataset: streams have no known length to be mixed by; give each a weight")
+    sources = [
+        open_source(
+            item["path"],
+            name=item.get("name"),
+            split=item.get("split") or split,
+            data_files=item.get("data_files"),
+            streaming=streaming,
+            columns=item.get("columns") or config.dataset_columns,
+        )
+        for item in items
+    ]
+    return MixedStream(sources, weights) if streaming else Mixture(sources, None if lacking else weights)
+
+
+class Mixture:
+    """Sources of known length as one source. Rows are counted through all sources, one after the other."""
+
+    def __init__(self, sources: list[Source], weights: list[float] | None):
+        self.sources = sources
+        sizes = [source.num_rows for source in sources]
+        self.offsets = [sum(sizes[:number]) for number in range(len(sizes))]
+        self.counts = sizes
+        if weights is not None:
+            length = min(size / weight for size, weight in zip(sizes, weights, strict=True))
+            self.counts = [int(length * weight + 1e-9) for weight in weights]
+        for source, count in zip(sources, self.counts, strict=True):
+            if not count:
+                raise DataError(
+                    f"dataset: with these weights an epoch has no row of {source.label}; it ends when the shortest "
+                    f"source does ({', '.join(f'{each.label}: {each.num_rows} rows' for each in sources)})"
+                )
+        self.num_rows = sum(self.counts)
+        self.weights = weights
+        self.columns = list(dict.fromkeys(name for source in sources for name in source.columns))
+        self.fingerprint = digest([source.fingerprint for source in sources], weights)
+
+    def describe(self) -> dict[str, Any]:
+        return described(self)
+
+    def place(self, index: int) -> tuple[Source, int]:
+        number = bisect.bisect_right(self.offsets, index) - 1
+        return self.sources[number], index - self.offsets[number]
+
+    def where(self, index: int) -> str:
+        source, at = self.place(index)
+        return source.where(at)
+
+    def read(self, index: int) -> Row:
+        source, at = self.place(index)
+        return source.read(at)
+
+    def order(self, seed: int, epoch: int, shuffled: bool) -> Callable[[int], int]:
+        """Position in an epoch -> index of the row that is there."""
+        starts = [sum(self.counts[:number]) for number in range(len(self.counts))]
+        if shuffled:
+            shuffle = permutation(self.num_rows, seed, epoch, "mixture")
+        else:
+            interleaved = in_proportion(self.counts)
+        passes: dict[tuple[int, int], Callable[[int], int]] = {}
+
+        def at(position: int) -> int:
+            if shuffled:
+                slot = shuffle(position)
+                number = bisect.bisect_right(starts, slot) - 1
+                ordinal = slot - starts[number]
+            else:
+                number, ordinal = interleaved[position]
+            # Each source goes on from epoch to epoch, in passes over all its rows.
+            turn, row = divmod(epoch * self.counts[number] + ordinal, self.sources[number].num_rows)
+            if (number, turn) not in passes:
+                passes[number, turn] = self.sources[number].order(seed + number, turn, shuffled)
+            return self.offsets[number] + passes[number, turn](row)
+
+        return at
+
+
+class MixedStream:
+    """Streams as one stream."""
+
+    num_rows = None
+
+    def __init__(self, sources: list[Stream], weights: list[float]):
+        self.sources, self.weights = sources, weights
+        self.columns = list(dict.fromkeys(name for source in sources for name in source.columns))
+        self.fingerprint = digest([source.fingerprint for source in sources], weights)
+
+    def describe(self) -> dict[str, Any]:
+        return described(self)
+
+    def turns(self) -> Iterator[int]:
+        """Whose row comes next: the one that is furthest behind its share."""
+        credit = [0.0] * len(self.weights)
+        while True:
+            credit = [have + weight for have, weight in zip(credit, self.weights, strict=True)]
+            chosen = max(range(len(credit)), key=credit.__getitem__)
+            credit[chosen] -= sum(self.weights)
+            yield chosen
+
+    def stream(self, skip: int = 0) -> Iterator[tuple[str, Row]]:
+        """(where, row) in order, from row `skip` on."""
+        turns = self.turns()
+        taken = [0] * len(self.sources)
+        for _ in range(skip):
+            taken[next(turns)] += 1
+        rows = [source.stream(count) for source, count in zip(self.sources, taken, strict=True)]
+        for chosen in turns:
+            following = next(rows[chosen], None)
+            if following is None:
+                return
+            yield following
+
+
+def described(mix: Mixture | MixedStream) -> dict[str, Any]:
+    parts = [source.describe() for source in mix.sources]
+    if mix.weights is not None:
+        parts = [{**part, "weight": weight} for part, weight in zip(parts, mix.weights, strict=True)]
+    return {
+        "path": ", ".join(part["path"] for part in parts), "rows": mix.num_rows, "fingerprint": mix.fingerprint,
+        "columns": mix.columns, "sources": parts,
+    }  # fmt: skip

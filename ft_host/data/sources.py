@@ -1,0 +1,102 @@
+"""Rows with a place: what the rest of the house reads from, whatever file or data set is behind it.
+
+A `Source` knows its length and reads any row; a `Stream` is read from its start. Both say of each row where it is
+from, and rename columns before anything looks at them. `opening` makes them, `mixture` mixes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ft_host.data.order import permutation
+from ft_host.errors import DataError
+from ft_host.settings.fields import nearest
+
+Row = dict[str, Any]
+
+
+class Source:
+    """Rows of known number, each of which can be read alone: those of a table that are in `rows`."""
+
+    def __init__(self, table: Any, renames: dict[str, str], label: str, split: str, rows: range):
+        self.table, self.label, self.split, self.rows = table, label, split, rows
+        self.renames = check_renames(renames, table.columns, label)
+        self.columns = [self.renames.get(name, name) for name in table.columns]
+        self.fingerprint = digest(table.fingerprint, rows, sorted(self.renames.items()))
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "path": self.label, "split": self.split, "rows": self.num_rows, "fingerprint": self.fingerprint,
+            "columns": self.columns,
+        }  # fmt: skip
+
+    def where(self, index: int) -> str:
+        return self.table.where(self.rows[index])
+
+    def read(self, index: int) -> Row:
+        """Raises DataError that names file and line."""
+        return rename(self.table.read(self.rows[index]), self.renames)
+
+    def order(self, seed: int, epoch: int, shuffled: bool) -> Callable[[int], int]:
+        """Position in an epoch -> index of the row that is there."""
+        return permutation(self.num_rows, seed, epoch) if shuffled else range(self.num_rows).__getitem__
+
+
+class Stream:
+    """Rows that come one after the other. `open(skip)` gives (where, row) from row `skip` on; it must be picklable."""
+
+    num_rows = None
+
+    def __init__(
+        self, open: Callable[[int], Iterator[tuple[str, Row]]], renames: dict[str, str], label: str, split: str, key: str
+    ):
+        self.open, self.label, self.split = open, label, split
+        first = next(iter(open(0)), None)
+        if first is None:
+            raise DataError(f"{label}: there are no rows")
+        self.renames = check_renames(renames, list(first[1]), label)
+        self.columns = [self.renames.get(name, name) for name in first[1]]
+        self.fingerprint = digest(key, sorted(self.renames.items()))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "path": self.label, "split": self.split, "rows": None, "fingerprint": self.fingerprint,
+            "columns": self.columns,
+        }  # fmt: skip
+
+    def stream(self, skip: int = 0) -> Iterator[tuple[str, Row]]:
+        """(where, row) in order, from row `skip` on. Raises DataError that names file and line."""
+        for where, row in self.open(skip):
+            yield where, rename(row, self.renames)
+
+
+def digest(*parts: Any) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+
+def rename(row: Row, renames: dict[str, str]) -> Row:
+    return {renames.get(name, name): value for name, value in row.items()} if renames else row
+
+
+def check_renames(renames: dict[str, str], columns: list[str], label: str) -> dict[str, str]:
+    """The renames that apply. One whose column is absent while its new name is there is taken for done already."""
+    out = {}
+    for theirs, ours in renames.items():
+        if theirs in columns:
+            out[theirs] = ours
+        elif ours not in columns:
+            raise DataError(
+                f"dataset_columns: {label} has no column {theirs}{nearest(theirs, columns)}; its columns are "
+                f"{', '.join(columns)}"
+            )
+    result = [out.get(name, name) for name in columns]
+    double = sorted({name for name in result if result.count(name) > 1})
+    if double:
+        raise DataError(f"dataset_columns: {label} would have two columns {double[0]}; rename the other one as well")
+    return out

@@ -1,0 +1,245 @@
+"""Chat templates: rendering, and which of the rendered text is the assistant's.
+
+Most published templates don't mark the assistant's turns, so they are found from the text itself. A turn *begins*
+where the prompt before it, rendered with the generation prompt, ends: what a model would be given at that point. It
+*ends* after the token that closes it. Where its content lies is found by rendering the conversation again with another
+content in its place: what is before and after the content stays the same, however the template strips or cuts it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ft_host.data.formats import content_of
+from ft_host.errors import RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, Any]
+
+# Stands for content. Of the private use area: in no text, no template, and nothing strips it.
+OTHER = "\ue0a7"
+MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages with what goes into their rendering."""
+
+    tokenizer: PreTrainedTokenizerBase
+    messages: list[Message]
+    tools: list[Any] | None
+    arguments: dict[str, Any]  # the row's chat_template_kwargs
+
+    def render(self, messages: list[Message], *, ask: bool = False) -> str:
+        """The text of some messages, with the generation prompt if `ask`. Raises RowError where the template does."""
+        return rendered(self, messages, tokenize=False, add_generation_prompt=ask)
+
+
+def rendered(talk: Conversation, messages: list[Message], **arguments: Any) -> Any:
+    """`apply_chat_template`, with what a template raises as a RowError."""
+    import jinja2
+
+    if not talk.tokenizer.chat_template:
+        raise RowError(
+            "the row is a conversation, but the tokenizer has no chat template; set chat_template_path to a .jinja "
+            "file or to a folder with a tokenizer that has one"
+        )
+    try:
+        return talk.tokenizer.apply_chat_template(messages, tools=talk.tools, **arguments, **talk.arguments)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:  # templates add text to None, and raise on purpose
+        roles = ", ".join(message["role"] for message in messages)
+        raise RowError(f"the chat template refuses the conversation: {error} (roles: {roles})") from error
+
+
+def template_of(talk: Conversation) -> str:
+    return talk.tokenizer.get_chat_template(None, talk.tools)
+
+
+def has_markers(talk: Conversation) -> bool:
+    """Whether the template marks the assistant's turns itself, with {% generation %}."""
+    return bool(talk.tokenizer.chat_template) and MARKERS.search(template_of(talk)) is not None
+
+
+# ---------------------------------------------------------------- texts
+
+
+def common_prefix(a: str, b: str) -> int:
+    """Characters that two texts have in common at their start. By halving, since slices compare fast."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def common_suffix(a: str, b: str) -> int:
+    return common_prefix(a[::-1], b[::-1])
+
+
+def squash(text: str) -> str:
+    """A text without what templates and tokenizers may change about it: spaces, case, Unicode form."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def replaced(message: Message) -> Message:
+    """The message with something else in the place of all that it says."""
+    out = dict(message)
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        if message.get(name):
+            out[name] = OTHER
+    calls = []
+    for call in message.get("tool_calls") or []:
+        inner = dict(call.get("function") or call)
+        inner["name"] = OTHER
+        inner["arguments"] = OTHER if isinstance(inner.get("arguments"), str) else {OTHER: OTHER}
+        calls.append({**call, "function": inner} if call.get("function") else inner)
+    if calls:
+        out["tool_calls"] = calls
+    if content_of(message) or not calls:
+        listed = isinstance(message.get("content"), list)
+        out["content"] = [{"type": "text", "text": OTHER}] if listed else OTHER
+    return out
+
+
+# ---------------------------------------------------------------- what a template does, whatever the row
+
+
+@functools.lru_cache(maxsize=64)
+def specials(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Matches the tokens that control a model rather than being text; None where the tokenizer has none."""
+    names = {str(token) for token in tokenizer.all_special_tokens}
+    names |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names.discard(str(tokenizer.bos_token))
+    if tokenizer.eos_token:  # some have one token for both
+        names.add(str(tokenizer.eos_token))
+    ordered = sorted((name for name in names if name), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+
+@functools.lru_cache(maxsize=64)
+def turn_marks(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str]:
+    """What a template puts before an assistant turn when asked for one ("" if nothing), and what it closes it with.
+
+    The close is the first special token after the content, or all that follows it where none of it is special.
+    """
+    talk = Conversation(tokenizer, [], None, {})
+    ask = [{"role": "user", "content": "a"}]
+    try:
+        before, asked = talk.render(ask), talk.render(ask, ask=True)
+        opening = asked[common_prefix(before, asked) :]
+        whole = talk.render([*ask, {"role": "assistant", "content": OTHER}])
+    except RowError:  # a template that refuses this little conversation; those of the data may be fine
+        return "", ""
+    closing = whole.rpartition(OTHER)[2]
+    pattern = specials(tokenizer)
+    found = pattern.search(closing) if pattern else None
+    return opening, found[0] if found else closing.strip()
+
+
+# ---------------------------------------------------------------- spans
+
+
+@dataclass(frozen=True)
+class Span:
+    """An assistant turn in the rendered text: characters [start, stop), of which [first, last) is its content."""
+
+    index: int  # of the message
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def assistant_spans(talk: Conversation, text: str) -> list[Span]:
+    """Where the turns of the assistant are in `text`, the rendered conversation. Raises RowError for a turn that
+    the template leaves out."""
+    opening, close = turn_marks(talk.tokenizer, template_of(talk))
+    spans: list[Span] = []
+    for index, message in enumerate(talk.messages):
+        if message["role"] != "assistant":
+            continue
+        other = altered(talk, index)
+        first = common_prefix(text, other)
+        last = max(first, len(text) - common_suffix(text, other))
+        if other == text:
+            if content_of(message).strip() or message.get("tool_calls"):
+                raise RowError(f"messages[{index}]: the chat template leaves this assistant turn out")
+            continue
+        done = spans[-1].stop if spans else 0
+        start = begin(talk, text, index, first, done, opening)
+        stop = end(talk, text, index, last, close)
+        spans.append(Span(index, start, max(stop, last), first, last))
+    return spans
+
+
+def altered(talk: Conversation, index: int) -> str:
+    """The conversation rendered with something else in one message."""
+    return talk.render([*talk.messages[:index], replaced(talk.messages[index]), *talk.messages[index + 1 :]])
+
+
+def begin(talk: Conversation, text: str, index: int, first: int, done: int, opening: str) -> int:
+    """Where the turn of message `index` begins: after what the model would be given. Its content begins at `first`,
+    the turn before it has ended at `done`."""
+    low = done
+    if index:
+        try:
+            prompt = talk.render(talk.messages[:index], ask=True)
+        except RowError:  # a template that takes no system message alone, for instance
+            prompt = ""
+        if prompt and text.startswith(prompt):
+            return len(prompt)
+        # Now either the generation prompt has something that the finished conversation lacks (an opened <think>), or
+        # the messages before look different when they are the last. What is shared ends the prompt in the first case
+        # only: when it reaches past the content of the message before.
+        before = altered(talk, index - 1)
+        low = first if before == text else min(max(done, len(text) - common_suffix(text, before)), first)
+        shared = min(common_prefix(text, prompt), first)
+        if shared >= low:
+            return shared
+    found = text.rfind(opening, low, first) if opening else -1
+    return found + len(opening) if found >= 0 else first
+
+
+def end(talk: Conversation, text: str, index: int, last: int, close: str) -> int:
+    """Where the turn of message `index` ends: after the token that closes it, which follows the content at `last`."""
+    found = text.find(close, last) if close else -1
+    if found >= 0 and not text[last:found].strip():
+        return found + len(close)
+    # Something of the turn's own follows its content (the end of a tool call), or it is closed in another way. The
+    # close is looked for up to the content of the next message.
+    limit = len(text)
+    if index + 1 < len(talk.messages):
+        limit = max(last, common_prefix(text, altered(talk, index + 1)))
+    if 0 <= found < limit:
+        return found + len(close)
+    pattern = specials(talk.tokenizer)
+    special = pattern.search(text, last, limit) if pattern else None
+    return special.end() if special else last
+
+
+def verify(talk: Conversation, text: str, span: Span, supervised: str) -> None:
+    """Check that the tokens chosen for a turn, decoded, hold what the assistant says in the row.
+
+    What the template shows of a turn may be less than the row has (thinking of earlier turns is dropped).
+    Raises RowError.
+    """
+    message = talk.messages[span.index]
+    said, shown, chosen = squash(content_of(message)), squash(text[span.first : span.last]), squash(supervised)
+    if shown in chosen and ((shown and shown in said) or said.rpartition("</think>")[2] in chosen):
+        return
+    raise RowError(
+        f"messages[{span.index}]: the tokens found for this assistant turn are {supervised[:80]!r}, but the row has "
+        f"{content_of(message)[:80]!r}; with this chat template assistant_only_loss can't be used: set "
+        "chat_template_path to one with {% generation %} marks, or use prompt and completion"
+    )

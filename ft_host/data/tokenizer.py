@@ -1,0 +1,78 @@
+"""The tokenizer of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ft_host.errors import ConfigError
+from ft_host.settings.fields import nearest
+from ft_host.settings.files import missing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ft_host.config import RunConfig
+
+
+def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of `config.model`, with the chat template and the end token that the config names.
+
+    Raises ConfigError that names the field, what was tried, and what is there.
+    """
+    tokenizer = load(config.model, "model", config, revision=config.model_revision)
+    if config.chat_template_path is not None:
+        tokenizer.chat_template = chat_template(config.chat_template_path, config)
+    if tokenizer.chat_template:
+        check_syntax(tokenizer, config)
+    if config.eos_token is not None:
+        vocabulary = tokenizer.get_vocab()
+        if config.eos_token not in vocabulary:
+            near = nearest(config.eos_token, tokenizer.get_added_vocab())
+            raise ConfigError(f"eos_token: {config.eos_token!r} is no token of {config.model}{near}")
+        tokenizer.eos_token = config.eos_token
+    return tokenizer
+
+
+def load(place: str, field: str, config: RunConfig, revision: str | None = None) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # transformers raises many kinds, the network's included; the cause is told and kept
+        said = (str(error).strip().splitlines() or ["no reason given"])[0]
+        folder = Path(place)
+        if folder.is_dir():
+            inside = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
+            said = f"no tokenizer can be loaded from this folder, which holds {inside}: {said}"
+        else:
+            said = f"no such folder, and the Hugging Face hub did not give a tokenizer: {said}"
+        raise ConfigError(f"{field}: {place}: {said}") from error
+
+
+def chat_template(place: str, config: RunConfig) -> str:
+    """The template of a .jinja file, or of a folder (or hub id) with a tokenizer."""
+    path = Path(place)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if path.suffix == ".jinja":
+        raise ConfigError(f"chat_template_path: {place}: {missing(path)}")
+    if (path / "chat_template.jinja").is_file():
+        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    template = load(place, "chat_template_path", config).chat_template
+    if not template:
+        raise ConfigError(f"chat_template_path: the tokenizer of {place} has no chat template")
+    return template
+
+
+def check_syntax(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> None:
+    """Refuse a template that isn't Jinja. What a template makes of a conversation is up to it."""
+    import jinja2
+
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except jinja2.TemplateSyntaxError as error:
+        place = config.chat_template_path or config.model
+        raise ConfigError(f"the chat template of {place}, line {error.lineno}: {error.message}") from error
+    except (jinja2.TemplateError, TypeError, ValueError):
+        return  # it refuses this conversation; rows are another matter

@@ -1,0 +1,274 @@
+"""Attention over a forest of segments, through unmodified transformers models.
+
+`install(model)` sets one of our names as the model's attention implementation, once. While `flat(layout)` is active the
+model's own code asks transformers for a mask and gets a `FlatMask` instead of a tensor; it hands it to its layers as it
+would any mask, and our attention function, finding it, attends segment by segment. The mask is an argument of each
+layer, so a layer that is recomputed under gradient checkpointing sees it again. Handed anything else, the function is
+the model's own implementation: generation and evaluation between two steps work as if we were not there.
+
+What a model wants and we can't give (a chunked mask, a position bias, an argument we don't know) raises `NotFlat`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ft_host.errors import ConfigError, FtHostError
+
+PREFIX = "ft_segments_"
+ORIGINALS = ("sdpa", "eager", "flex_attention")
+
+# Arguments that attention modules pass on and that change nothing here. `position_ids` are already in query and key;
+# the rest are flags of the outer forward that travel through **kwargs.
+HARMLESS = frozenset(
+    ("position_ids", "cache_position", "use_cache", "return_dict", "output_router_logits", "output_hidden_states")
+)
+
+
+class NotFlat(FtHostError):
+    """This model can't take a flat batch; the message says why."""
+
+
+# ---------------------------------------------------------------- layout
+
+
+@dataclass(eq=False)
+class Layout:
+    """Where the segments of a flat batch lie, and the masks made for them, shared by all layers of a forward.
+
+    `kernel` is "sdpa" or "flex".
+    """
+
+    lengths: list[int]
+    parents: list[int]
+    device: torch.device
+    kernel: str = "sdpa"
+    masks: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.chains: list[list[int]] = []  # ancestors of each segment, root first
+        for parent in self.parents:
+            self.chains.append([] if parent < 0 else [*self.chains[parent], parent])
+        self.before = [sum(self.lengths[ancestor] for ancestor in chain) for chain in self.chains]
+
+    def mask(self, segment: int, window: int | None) -> torch.Tensor | None:
+        """(length, before + length) bool of what the tokens of `segment` see of its ancestors and itself; None where
+        plain causal attention says the same."""
+        length, before = self.lengths[segment], self.before[segment]
+        if window is not None and window >= before + length:
+            window = None
+        if not before and window is None:
+            return None
+        key = (before, length, window)
+        if key not in self.masks:
+            query = torch.arange(before, before + length, device=self.device)[:, None]
+            seen = torch.arange(before + length, device=self.device)[None, :]
+            mask = seen <= query
+            if window is not None:
+                mask &= seen > query - window
+            self.masks[key] = mask
+        return self.masks[key]
+
+
+@dataclass(frozen=True, eq=False)
+class FlatMask:
+    """What layers get as their attention mask: the layout, and how far back this kind of layer sees (None: all)."""
+
+    layout: Layout
+    window: int | None
+
+
+_layout: ContextVar[Layout | None] = ContextVar("ft_host_layout", default=None)
+
+
+@contextlib.contextmanager
+def flat(layout: Layout) -> Iterator[None]:
+    """Masks that the model makes inside are of `layout`."""
+    token = _layout.set(layout)
+    try:
+        yield
+    finally:
+        _layout.reset(token)
+
+
+# ---------------------------------------------------------------- what transformers calls
+
+
+def install(model: Any) -> None:
+    """Make a transformers model able to take flat batches. Raises NotFlat where it can't be set, ConfigError for an
+    attention implementation that depends on its own name."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    original = model.config._attn_implementation or "eager"
+    if original.startswith(PREFIX):
+        return
+    if original not in ORIGINALS:
+        raise ConfigError(
+            f"attn_implementation: {original!r} reads its own name back from the model's config, so it can't stand "
+            f"behind the segment attention; expected one of {', '.join(ORIGINALS)}, or set segment_attention: none"
+        )
+    if not model._can_set_attn_implementation():
+        raise NotFlat(f"{type(model).__name__} doesn't take its attention from transformers' interface")
+    name = PREFIX + original
+    AttentionInterface.register(name, _attention(original))
+    AttentionMaskInterface.register(name, _mask(original))
+    model.set_attn_implementation(name)
+
+
+def original_of(config: Any) -> str | None:
+    """The implementation that stands behind ours in a model's config, or the one that is there."""
+    name = config._attn_implementation
+    return name.removeprefix(PREFIX) if name else name
+
+
+def _attention(original: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    def attention(module, query, key, value, attention_mask, **arguments):
+        if isinstance(attention_mask, FlatMask):
+            return segment_attention(module, query, key, value, attention_mask, **arguments), None
+        if _layout.get() is not None:
+            raise NotFlat(f"{type(module).__name__} doesn't hand the mask of the model on to its attention")
+        return _own_attention(module, original)(module, query, key, value, attention_mask, **arguments)
+
+    return attention
+
+
+def _own_attention(module: torch.nn.Module, original: str) -> Callable[..., Any]:
+    from transformers import AttentionInterface
+
+    if original == "eager":  # each modeling file has its own
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return AttentionInterface._global_mapping[original]
+
+
+def _mask(original: str) -> Callable[..., Any]:
+    def mask(*, mask_function: Callable, local_size: int | None = None, **arguments):
+        layout = _layout.get()
+        if layout is not None:
+            _check_mask(mask_function, local_size, arguments.get("use_vmap", False))
+            return FlatMask(layout, local_size)
+        from transformers import AttentionMaskInterface
+
+        if local_size is not None:
+            arguments["local_size"] = local_size
+        return AttentionMaskInterface._global_mapping[original](mask_function=mask_function, **arguments)
+
+    return mask
+
+
+def _check_mask(mask_function: Callable, window: int | None, custom: bool) -> None:
+    """Refuse a mask that is neither causal nor causal within a window, by asking it about a few far positions.
+
+    This needs a mask function of absolute positions, which it is as long as the model is given a 2-D attention mask
+    (transformers looks for packed rows only where there is none).
+    """
+    if custom:
+        raise NotFlat("the model adds a mask of its own to the causal one")
+    size = window or 1000
+    at = 3 * size + size // 2
+    expected = {at: True, at + 1: False, at - size + 1: True, at - size: window is None, 0: window is None}
+    for seen, visible in expected.items():
+        answer = mask_function(0, 0, torch.tensor(at), torch.tensor(seen))
+        if bool(answer) != visible:
+            raise NotFlat("the model's mask is neither causal nor causal within a sliding window")
+
+
+# ---------------------------------------------------------------- the attention
+
+
+@torch.compiler.disable
+def segment_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (1, heads, T, D)
+    key: torch.Tensor,  # (1, kv_heads, T, D)
+    value: torch.Tensor,  # (1, kv_heads, T, D')
+    mask: FlatMask,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> torch.Tensor:
+    """(1, T, heads, D'): each token attends to its segment's ancestors and, causally, its segment.
+
+    `softcap`: scores become softcap * tanh(scores / softcap). `s_aux`: (heads,) attention sinks, a further logit in
+    the softmax that carries no value. Raises NotFlat for an argument that it doesn't know.
+    """
+    name = type(module).__name__
+    unknown = sorted(key for key, given in others.items() if given is not None and key not in HARMLESS)
+    if others.pop("output_attentions", None):
+        raise NotFlat(f"{name}: attention weights aren't kept for a flat batch")
+    unknown = [argument for argument in unknown if argument != "output_attentions"]
+    if unknown:
+        raise NotFlat(f"{name} passes {', '.join(unknown)} to its attention, which the segment attention doesn't know")
+    if is_causal is False:
+        raise NotFlat(f"{name} isn't causal")
+    if sliding_window is not None and sliding_window != mask.window:
+        raise NotFlat(f"{name} has a sliding window of {sliding_window}, but its mask has {mask.window}")
+    layout = mask.layout
+    if query.shape[2] != key.shape[2] or query.shape[2] != sum(layout.lengths):
+        raise NotFlat(f"{name}: {query.shape[2]} queries and {key.shape[2]} keys for {sum(layout.lengths)} tokens")
+    if layout.kernel == "flex":
+        from ft_host.models.flex import flex_segments
+
+        return flex_segments(query, key, value, mask, scaling, dropout, softcap, s_aux)
+    groups = query.shape[1] // key.shape[1]
+    plain = softcap is None and s_aux is None
+    # split, not slices: its backward is one concatenation, where each slice would fill a tensor of the whole batch
+    queries, keys, values = (tensor.split(layout.lengths, 2) for tensor in (query, key, value))
+    outputs = []
+    for index, chain in enumerate(layout.chains):
+        k, v = keys[index], values[index]
+        if chain:
+            k = torch.cat([*(keys[ancestor] for ancestor in chain), k], 2)
+            v = torch.cat([*(values[ancestor] for ancestor in chain), v], 2)
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        seen = layout.mask(index, mask.window)
+        if plain:
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    queries[index], k, v, attn_mask=seen, is_causal=seen is None, scale=scaling, dropout_p=dropout
+                )
+            )
+        else:
+            outputs.append(_written_out(queries[index], k, v, seen, scaling, dropout, softcap, s_aux))
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous()
+
+
+def _written_out(
+    query: torch.Tensor,  # (1, heads, L, D)
+    key: torch.Tensor,  # (1, heads, K, D)
+    value: torch.Tensor,  # (1, heads, K, D')
+    seen: torch.Tensor | None,  # (L, K) bool
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    s_aux: torch.Tensor | None,
+) -> torch.Tensor:
+    """What fused kernels don't do: capped scores and sinks. (1, heads, L, D')."""
+    length = query.shape[2]
+    if seen is None:
+        seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if s_aux is not None:
+        sinks = s_aux.reshape(1, -1, 1, 1).expand(1, -1, length, 1).to(scores.dtype)
+        scores = torch.cat([scores, sinks], 3)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    shares = torch.softmax(scores, 3, dtype=wide).to(query.dtype)
+    if s_aux is not None:
+        shares = shares[..., :-1]
+    return F.dropout(shares, dropout, training=dropout > 0) @ value

@@ -1,0 +1,155 @@
+"""The policy: a transformers model, called with a batch of segments, giving values per target.
+
+Everything runs inside one `forward`: called from outside the wrapped module, DDP would skip its all-reduce and FSDP2
+would refuse.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from ft_host.batch import Batch
+from ft_host.models import head
+from ft_host.models.attention import Layout, flat
+
+
+class Policy(nn.Module):
+    """`policy(batch, want=("logp", "entropy", "top1"), weight=None)` gives a dict of (N,) tensors, one value a target.
+
+    `weight`, a function of log-probs (n,) to constant weights (n,), treating each target by itself: the dict then holds
+    `nll`, the scalar  sum_i weight(logp_i) * -logp_i  with gradient, and `logp` carries none. Only `logp` without
+    `weight`, and `nll`, ever carry gradient. With a router loss on, `aux_loss` is the unweighted load-balancing loss of
+    this micro-batch's tokens.
+
+    `model` is the transformers (or peft) model itself; `notes` is what the plan must say about it.
+    """
+
+    def __init__(self, model: nn.Module, *, kernel: str = "sdpa", router_aux_loss_coef: float = 0.0):
+        """`kernel`: "sdpa" or "flex" for flat batches (attention.install(model) has been called), "none" for a padded
+        rectangle."""
+        super().__init__()
+        self.model = model
+        self.kernel = kernel
+        self.router_aux_loss_coef = router_aux_loss_coef
+        self.notes: list[str] = []
+
+    # -- parts of the model
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model, without peft's wrapper."""
+        from peft import PeftModel
+
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def config(self) -> Any:
+        """The model's text config."""
+        return self.causal_lm.config.get_text_config()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    # -- forward
+
+    def forward(
+        self, batch: Batch, want: tuple[str, ...] = head.WANTS, weight: head.Weight | None = None
+    ) -> dict[str, torch.Tensor]:
+        unknown = set(want) - set(head.WANTS)
+        if unknown:
+            raise ValueError(f"want: {', '.join(sorted(unknown))} unknown, expected some of {', '.join(head.WANTS)}")
+        hidden, router_logits, mask = self._hidden(batch)
+        out = self._head(hidden, batch.targets, tuple(want), weight)
+        if self.router_aux_loss_coef and router_logits is not None:
+            out["aux_loss"] = self._aux_loss(router_logits, mask)
+        return out
+
+    def _hidden(self, batch: Batch) -> tuple[torch.Tensor, Any, torch.Tensor | None]:
+        """(N, H) hidden states that predict the targets, router logits where asked for, and the rectangle's mask."""
+        backbone = self.causal_lm.get_decoder()
+        routing = {"output_router_logits": True} if self.router_aux_loss_coef else {}
+        if self.kernel == "none":
+            input_ids, mask, sources = rectangle(batch)
+            out = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False, **routing)
+            states = out.last_hidden_state.flatten(0, 1)
+        else:
+            layout = Layout(batch.lengths, batch.parents, batch.input_ids.device, self.kernel)
+            # transformers looks for packed rows itself where there is no 2-D mask; ours says all that there is to say
+            mask, sources = None, batch.sources
+            with flat(layout):
+                out = backbone(
+                    input_ids=batch.input_ids[None],
+                    attention_mask=torch.ones_like(batch.input_ids)[None],
+                    position_ids=batch.position_ids[None],
+                    use_cache=False,
+                    **routing,
+                )
+            states = out.last_hidden_state[0]
+        return states.index_select(0, sources), out.router_logits if routing else None, mask
+
+    def _head(
+        self, hidden: torch.Tensor, targets: torch.Tensor, want: tuple[str, ...], weight: head.Weight | None
+    ) -> dict[str, torch.Tensor]:
+        module = self.causal_lm.get_output_embeddings()
+        shape = head.shape_of(self.config)
+        plain = type(module) is nn.Linear and module.bias is None and module.weight.is_floating_point()
+        if not plain:
+            out = head.log_probs_of_module(hidden, module, targets, self.config.vocab_size, shape, want)
+        elif weight is None or not torch.is_grad_enabled() or _loss_is_scaled(hidden, module.weight):
+            out = head.log_probs(hidden, module.weight, targets, shape, want)
+        else:
+            return head.weighted_nll(hidden, module.weight, targets, weight, shape, want)
+        if weight is not None:
+            constant = out["logp"].detach()
+            out["nll"] = -torch.dot(weight(constant).to(constant.dtype), out["logp"])
+            out["logp"] = constant
+        return out
+
+    def _aux_loss(self, router_logits: Any, mask: torch.Tensor | None) -> torch.Tensor:
+        model = self.causal_lm
+        balance = sys.modules[type(model).__module__].load_balancing_loss_func
+        return balance(router_logits, model.num_experts, model.num_experts_per_tok, mask)
+
+
+def _loss_is_scaled(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
+    """In float16 the loss is scaled up before the backward pass, so a gradient made beforehand could vanish."""
+    return head._product_dtype(hidden, weight) == torch.float16
+
+
+def rectangle(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The batch as rows from each root to each leaf, padded on the right: input_ids (B, L), attention_mask (B, L), and
+    for each target the index of its source in the flattened rectangle, (N,).
+
+    A segment with several children is in several rows; its targets are read from the first.
+    """
+    lengths, parents = batch.lengths, batch.parents
+    device = batch.input_ids.device
+    starts = [0]
+    for length in lengths[:-1]:
+        starts.append(starts[-1] + length)
+    rows = []
+    for leaf in sorted(set(range(len(lengths))) - set(parents)):
+        chain = [leaf]
+        while parents[chain[-1]] >= 0:
+            chain.append(parents[chain[-1]])
+        rows.append(chain[::-1])
+    width = max(sum(lengths[segment] for segment in chain) for chain in rows)
+    place = torch.zeros(len(rows), width, dtype=torch.long)  # index in the flat batch, 0 for padding
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    where = torch.full((sum(lengths),), -1, dtype=torch.long)  # index in the rectangle of each flat token
+    for row, chain in enumerate(rows):
+        at = 0
+        for segment in chain:
+            start, length = starts[segment], lengths[segment]
+            place[row, at : at + length] = torch.arange(start, start + length)
+            if where[start] < 0:
+                where[start : start + length] = torch.arange(row * width + at, row * width + at + length)
+            at += length
+        mask[row, :at] = 1
+    mask = mask.to(device)
+    return batch.input_ids[place.to(device)], mask, where.to(device)[batch.sources]
