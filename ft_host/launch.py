@@ -31,7 +31,7 @@ from ft_host.errors import ConfigError, FtHostError, Interrupted
 from ft_host.evaluate import evaluate_rewards
 from ft_host.folder import FORMAT, RunFolder, now
 from ft_host.loop import Progress, evaluate_loss, fit
-from ft_host.models import load_policy, precision, save_model, shard
+from ft_host.models import load_policy, merge_adapter, precision, save_model, shard
 from ft_host.optim import Schedule, make_optimizer, optimizer_factory
 from ft_host.progress import Trackers, sinks, tell
 from ft_host.report import write_report
@@ -276,12 +276,12 @@ class _Launch:
             f"{per_step} {what} a step ({config.per_device_train_batch_size} a device × "
             f"{config.gradient_accumulation_steps} accumulated × {run.world_size} processes), "
             f"{total} steps" + (" (estimated)" if config.packing and config.max_steps < 1 else ""),
-            f"{type(run.policy.base).__name__}, {parameters / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M trained, "
+            f"{type(run.policy.causal_lm).__name__}, {parameters / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M trained, "
             f"{config.dtype} weights, {self.accelerator.mixed_precision} mixed precision, on {run.device}",
         ]
         self.folder.update(
             plan={"rows_per_step": per_step, "planned_steps": total, "notes": [*notes, *run.policy.notes]},
-            model={"class": type(run.policy.base).__name__, "parameters": parameters, "trainable": trainable},
+            model={"class": type(run.policy.causal_lm).__name__, "parameters": parameters, "trainable": trainable},
             wrappers=registry.wrappers(run.plugins),
         )
         if self.config.report_to:
@@ -318,7 +318,7 @@ class _Launch:
             shutil.rmtree(self.folder.model, ignore_errors=True)
             aside.rename(self.folder.model)
             if config.merge_adapter:
-                save_model(run.policy, self.folder.path / "merged", state, merged=True)
+                merge_adapter(config, self.folder.model, self.folder.path / "merged")
                 run.tokenizer.save_pretrained(self.folder.path / "merged")
             lines = self.folder.read("metrics.jsonl")
             for entry in lines:

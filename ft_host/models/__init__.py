@@ -1,1 +1,8 @@
 """The policy: a transformers model that takes a forest of segments and gives per-target values."""
+
+from ft_host.models.load import load_policy, precision
+from ft_host.models.policy import Policy
+from ft_host.models.save import merge_adapter, save_model
+from ft_host.models.sharding import shard
+
+__all__ = ["Policy", "load_policy", "merge_adapter", "precision", "save_model", "shard"]

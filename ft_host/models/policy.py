@@ -22,10 +22,11 @@ class Policy(nn.Module):
 
     `weight`, a function of log-probs (n,) to constant weights (n,), treating each target by itself: the dict then holds
     `nll`, the scalar  sum_i weight(logp_i) * -logp_i  with gradient, and `logp` carries none. Only `logp` without
-    `weight`, and `nll`, ever carry gradient. With a router loss on, `aux_loss` is the unweighted load-balancing loss of
-    this micro-batch's tokens.
+    `weight`, and `nll`, ever carry gradient.
 
-    `model` is the transformers (or peft) model itself; `notes` is what the plan must say about it.
+    `model` is the transformers (or peft) model itself; `notes` is what the plan must say about it. With a router loss
+    on, `aux_loss` is the load-balancing loss of the last forward's tokens, unweighted: the host adds it, so that no
+    method has to know of experts.
     """
 
     def __init__(self, model: nn.Module, *, kernel: str = "sdpa", router_aux_loss_coef: float = 0.0):
@@ -36,6 +37,7 @@ class Policy(nn.Module):
         self.kernel = kernel
         self.router_aux_loss_coef = router_aux_loss_coef
         self.notes: list[str] = []
+        self.aux_loss: torch.Tensor | None = None
 
     # -- parts of the model
 
@@ -65,8 +67,7 @@ class Policy(nn.Module):
             raise ValueError(f"want: {', '.join(sorted(unknown))} unknown, expected some of {', '.join(head.WANTS)}")
         hidden, router_logits, mask = self._hidden(batch)
         out = self._head(hidden, batch.targets, tuple(want), weight)
-        if self.router_aux_loss_coef and router_logits is not None:
-            out["aux_loss"] = self._aux_loss(router_logits, mask)
+        self.aux_loss = self._aux_loss(router_logits, mask) if self.router_aux_loss_coef else None
         return out
 
     def _hidden(self, batch: Batch) -> tuple[torch.Tensor, Any, torch.Tensor | None]:

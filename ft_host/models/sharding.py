@@ -1,0 +1,27 @@
+"""FSDP2: torch's `fully_shard`, one group per decoder layer and one for the rest, after LoRA has been attached."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from ft_host.models.load import decoder_layers, precision
+
+if TYPE_CHECKING:
+    from ft_host.config import RunConfig
+    from ft_host.models.policy import Policy
+
+
+def shard(policy: Policy, config: RunConfig) -> Policy:
+    """Shard the policy over all ranks, in place. Embedding and head, which may be one tensor, are in the root's group:
+    they are whole while the root's forward runs, which is where the head reads them."""
+    mesh = init_device_mesh(policy.device.type, (torch.distributed.get_world_size(),))
+    half = precision(config, policy.device) == "bf16"
+    types = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if half else None
+    arguments = {"mesh": mesh} | ({"mp_policy": types} if types else {})
+    for layer in decoder_layers(policy):
+        fully_shard(layer, **arguments)
+    return fully_shard(policy, **arguments)
