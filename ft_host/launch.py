@@ -80,6 +80,9 @@ def train(
 
     Raises an error of `ft_host.errors`; the run's folder then says "failed" or "interrupted" and why.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a run has a bar of its own; loading and saving a file needs none
     launch = _Launch(config, method, origins or {}, Path(resume) if resume else None)
     try:
         return launch.go()
