@@ -1,0 +1,24 @@
+"""From files and hub data sets to the rows of a step. Importing this loads neither torch nor datasets."""
+
+from __future__ import annotations
+
+from ft_host.data.opening import open_eval, open_source, open_train
+from ft_host.data.sources import Source, Stream
+from ft_host.data.stream import StepRows, TrainStream, check_first_rows, eval_rows
+from ft_host.data.tokenizer import load_tokenizer
+from ft_host.data.tokens import prompt_of, tokenize_row
+
+__all__ = [
+    "Source",
+    "StepRows",
+    "Stream",
+    "TrainStream",
+    "check_first_rows",
+    "eval_rows",
+    "load_tokenizer",
+    "open_eval",
+    "open_source",
+    "open_train",
+    "prompt_of",
+    "tokenize_row",
+]

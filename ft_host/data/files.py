@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,9 +80,9 @@ class Spans:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}  # a worker opens the file itself
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when Python ends
         if self._handle is not None:
-            os.close(self._handle)
+            close(self._handle)
 
     def where(self, index: int) -> str:
         return f"{self.path}, line {self.lines[index]}"

@@ -101,8 +101,10 @@ def replaced(message: Message) -> Message:
     calls = []
     for call in message.get("tool_calls") or []:
         inner = dict(call.get("function") or call)
-        inner["name"] = OTHER
-        inner["arguments"] = OTHER if isinstance(inner.get("arguments"), str) else {OTHER: OTHER}
+        if inner.get("arguments"):
+            inner["arguments"] = OTHER if isinstance(inner["arguments"], str) else {OTHER: OTHER}
+        else:  # not both: some templates name the function again in front of what it gave
+            inner["name"] = OTHER
         calls.append({**call, "function": inner} if call.get("function") else inner)
     if calls:
         out["tool_calls"] = calls
@@ -131,7 +133,8 @@ def specials(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
 def turn_marks(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str]:
     """What a template puts before an assistant turn when asked for one ("" if nothing), and what it closes it with.
 
-    The close is the first special token after the content, or all that follows it where none of it is special.
+    The close is the first special token after the content with those right behind it, or all that follows the content
+    where none of it is special.
     """
     talk = Conversation(tokenizer, [], None, {})
     ask = [{"role": "user", "content": "a"}]
@@ -144,7 +147,12 @@ def turn_marks(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, 
     closing = whole.rpartition(OTHER)[2]
     pattern = specials(tokenizer)
     found = pattern.search(closing) if pattern else None
-    return opening, found[0] if found else closing.strip()
+    if found is None:
+        return opening, closing.strip()
+    stop = found.end()
+    while following := pattern.match(closing, stop):
+        stop = following.end()
+    return opening, closing[found.start() : stop]
 
 
 # ---------------------------------------------------------------- spans
@@ -191,24 +199,27 @@ def altered(talk: Conversation, index: int) -> str:
 def begin(talk: Conversation, text: str, index: int, first: int, done: int, opening: str) -> int:
     """Where the turn of message `index` begins: after what the model would be given. Its content begins at `first`,
     the turn before it has ended at `done`."""
-    low = done
+    prompt = before = None
     if index:
         try:
             prompt = talk.render(talk.messages[:index], ask=True)
         except RowError:  # a template that takes no system message alone, for instance
-            prompt = ""
-        if prompt and text.startswith(prompt):
-            return len(prompt)
-        # Now either the generation prompt has something that the finished conversation lacks (an opened <think>), or
-        # the messages before look different when they are the last. What is shared ends the prompt in the first case
-        # only: when it reaches past the content of the message before.
+            prompt = None
+    if prompt is not None and text.startswith(prompt):
+        return len(prompt)
+    if prompt is not None:
         before = altered(talk, index - 1)
-        low = first if before == text else min(max(done, len(text) - common_suffix(text, before)), first)
-        shared = min(common_prefix(text, prompt), first)
-        if shared >= low:
-            return shared
-    found = text.rfind(opening, low, first) if opening else -1
-    return found + len(opening) if found >= 0 else first
+    if prompt is None or before == text:
+        if not opening:  # nothing opens a turn but what closes the prompt: blanks between them are the assistant's
+            return done + len(text[done:first].rstrip())
+        found = text.rfind(opening, done, first)
+        return found + len(opening) if found >= 0 else first
+    # Either the generation prompt has something that the finished conversation lacks (an opened <think>), or what
+    # comes before looks different when it is the last. What follows the message before tells in both cases.
+    other = talk.render([*talk.messages[: index - 1], replaced(talk.messages[index - 1])], ask=True)
+    tail = prompt[len(prompt) - common_suffix(prompt, other) :]
+    low = len(text) - common_suffix(text, before)
+    return max(done, min(low + common_prefix(text[low:], tail), first))
 
 
 def end(talk: Conversation, text: str, index: int, last: int, close: str) -> int:
@@ -236,10 +247,15 @@ def verify(talk: Conversation, text: str, span: Span, supervised: str) -> None:
     """
     message = talk.messages[span.index]
     said, shown, chosen = squash(content_of(message)), squash(text[span.first : span.last]), squash(supervised)
-    if shown in chosen and ((shown and shown in said) or said.rpartition("</think>")[2] in chosen):
+    calls = [call.get("function", call).get("name", "") for call in message.get("tool_calls") or []]
+    if calls:  # some templates leave out what is said beside a call
+        good = all(squash(name) in chosen for name in calls)
+    else:
+        good = (shown and shown in said) or said.rpartition("</think>")[2] in chosen
+    if good and shown in chosen:
         return
+    expected = f"calls {', '.join(calls)}" if calls else f"says {content_of(message)[:80]!r}"
     raise RowError(
-        f"messages[{span.index}]: the tokens found for this assistant turn are {supervised[:80]!r}, but the row has "
-        f"{content_of(message)[:80]!r}; with this chat template assistant_only_loss can't be used: set "
-        "chat_template_path to one with {% generation %} marks, or use prompt and completion"
+        f"messages[{span.index}]: the assistant {expected}, but in the chat template's text its turn is "
+        f"{supervised[:80]!r}; give a template that shows it with chat_template_path, or use prompt and completion"
     )

@@ -44,9 +44,10 @@ def ft_prepare(row, tokenizer, config):
         config,
         completion_only=config.completion_only_loss,
         assistant_only=config.assistant_only_loss,
+        text_field=config.dataset_text_field,
     )
     if not count_targets(tokens["labels"]):
-        return Drop("no supervised token")
+        return Drop("no supervised token" + (" within max_length" if tokens["truncated"] else ""))
     return tokens
 
 

@@ -1,0 +1,78 @@
+"""Calling a method's `ft_prepare` on raw rows: its errors get a place, its drops are counted and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ft_host.errors import DataError, RowError
+from ft_host.run import Drop
+
+if TYPE_CHECKING:
+    from ft_host.config import RunConfig
+
+Row = dict[str, Any]
+Prepare = Callable[[Row], "Row | list[Row] | Drop"]
+
+SHOWN = 3  # rows that a refusal names for each reason
+
+
+def prepared(prepare: Prepare, where: str, raw: Row) -> list[Row] | Drop:
+    """The rows that one raw row gives. Raises DataError with the place of a row that can't be used, TypeError where
+    `ft_prepare` gives something else."""
+    try:
+        result = prepare(raw)
+    except RowError as error:
+        raise DataError(f"{where}: {error}") from error
+    except Exception as error:
+        error.add_note(f"while preparing {where}")
+        raise
+    if isinstance(result, Drop):
+        return result
+    rows = result if isinstance(result, list) else [result]
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("length"), int):
+            raise TypeError(
+                f"ft_prepare gave {type(row).__name__} {str(row)[:80]} for {where}; expected rows that hold `length`, "
+                "or Drop(reason)"
+            )
+    return rows or Drop("ft_prepare gave no rows")
+
+
+@dataclass
+class Tally:
+    """How many raw rows were seen, and how many of them were dropped, for which reason and where first."""
+
+    seen: int = 0
+    truncated: int = 0  # prepared rows that say so
+    dropped: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, seen: int, truncated: int, drops: list[tuple[str, str]]) -> None:
+        self.seen += seen
+        self.truncated += truncated
+        for where, reason in drops:
+            self.dropped[reason] = self.dropped.get(reason, 0) + 1
+            named = self.places.setdefault(reason, [])
+            if len(named) < SHOWN:
+                named.append(where)
+
+    def judge(self, config: RunConfig) -> None:
+        """Raise DataError where more rows were dropped than `max_dropped_share`."""
+        total = sum(self.dropped.values())
+        if total <= config.max_dropped_share * self.seen:
+            return
+        lines = [
+            f"{total} of the first {self.seen} rows were dropped ({total / self.seen:.0%}); max_dropped_share is "
+            f"{config.max_dropped_share:g}"
+        ]
+        for reason, count in sorted(self.dropped.items(), key=lambda item: -item[1]):
+            places = ", ".join(self.places.get(reason, []))
+            lines.append(f"  {count} × {reason}" + (f" (first: {places})" if places else ""))
+        if any("max_length" in reason for reason in self.dropped):
+            lines.append(
+                f"  max_length is {config.max_length} and cuts rows ({config.truncation_mode}): raise it, or keep the "
+                f"{'end' if config.truncation_mode == 'keep_start' else 'start'} of rows with truncation_mode"
+            )
+        raise DataError("\n".join(lines))

@@ -1,0 +1,264 @@
+"""The rows of optimizer steps, prepared when they are needed, in an order that any restart finds again.
+
+Without packing and length grouping a step is its number of raw rows: rank r prepares slots r, r + world_size, ...
+of it, and a dropped row leaves its slot empty. With them, whole windows are prepared by every rank, made into units
+(blocks, or rows by length), and a step takes its number of units. Steps never cross from one epoch into the next, so
+that the last one of an epoch may be short.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ft_host.data.order import permutation
+from ft_host.data.packing import pack
+from ft_host.data.prepare import Prepare, Tally, prepared
+from ft_host.data.reader import Layout, Piece, pieces, reader_of
+from ft_host.errors import DataError
+from ft_host.run import Drop
+
+if TYPE_CHECKING:
+    from ft_host.config import RunConfig
+    from ft_host.data.mixture import MixedStream, Mixture
+    from ft_host.data.sources import Source, Stream
+
+Row = dict[str, Any]
+
+CHECKED = 64  # rows that are prepared before a model is loaded
+
+
+@dataclass(kw_only=True)
+class StepRows:
+    """This rank's rows of one optimizer step, and where the data is after it."""
+
+    units: list[list[Row]]  # a unit is one row, or one packed block of rows
+    rows_consumed: int  # raw rows so far, of all ranks, over all epochs; within a window, in proportion
+    epoch: float
+    position: dict[str, Any]  # JSON-able: a stream made with it goes on after this step
+    dropped: dict[str, int]  # by reason, so far; of this rank, where ranks prepare rows of their own
+    truncated: int  # rows cut at max_length so far, counted likewise
+    last: bool  # no step comes after this one, where that is known
+
+
+@dataclass(kw_only=True)
+class Window:
+    """Positions [start, stop) of an epoch, made into units."""
+
+    epoch: int
+    start: int
+    stop: int
+    ended: bool
+    units: list[list[Row]]
+
+
+class TrainStream:
+    """Iterate over it once: gives `StepRows` until the epochs end, or for ever where `max_steps` ends the run.
+
+    `prepare` takes a raw row and gives a row, rows or a Drop; it must be picklable where there are worker processes.
+    Raises DataError when a row that can't be used is reached, and when too many are dropped.
+    """
+
+    def __init__(
+        self,
+        source: Source | Mixture | Stream | MixedStream,
+        prepare: Prepare,
+        config: RunConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        position: dict[str, Any] | None = None,
+    ):
+        self.source, self.config = source, config
+        self.layout = Layout.of(config, rank, world_size)
+        at = position or {}
+        self.epoch, self.row, self.unit = at.get("epoch", 0), at.get("row", 0), at.get("unit", 0)
+        self.consumed = at.get("consumed", 0)  # rows of all pieces or windows that are done with
+        self.density: float | None = at.get("density")  # units per raw row, from the first window
+        self.tally = Tally(
+            seen=at.get("seen", 0), truncated=at.get("truncated", 0), dropped=dict(at.get("dropped", {}))
+        )
+        self.counted = self.unit > 0  # the window that it begins in is in the tally already
+        make = partial(pieces, source, prepare, self.layout, self.epoch, self.row)
+        if config.dataloader_num_workers:
+            self._pieces = self._from_workers(make)
+        else:
+            self._pieces = make(0, 1)
+        self._peeked: Window | None = None
+        self._steps = self._by_window() if self.layout.windowed else self._by_row()
+
+    def __iter__(self) -> Iterator[StepRows]:
+        return self._steps
+
+    def close(self) -> None:
+        """End the worker processes. Also happens when the stream is let go of."""
+        self._steps.close()
+        self._pieces.close()
+
+    def planned_steps(self) -> int | None:
+        """Optimizer steps of all epochs: exact, but estimated from the first window where units are made by window.
+
+        None for a stream, whose length isn't known. Prepares the first window in that case; it is not lost.
+        """
+        rows, layout = self.source.num_rows, self.layout
+        if rows is None or math.isinf(layout.epochs):
+            return None
+        if layout.windowed and self.density is None:
+            self._peeked = self._load()
+        total = 0
+        for epoch in range(math.ceil(layout.epochs)):
+            units = layout.rows_of(epoch, rows) * (self.density if layout.windowed else 1)
+            total += math.ceil(round(units, 6) / layout.slots)
+        return total
+
+    # -- steps
+
+    def _by_row(self) -> Iterator[StepRows]:
+        for piece in self._pieces:
+            self._count(piece)
+            self.consumed += piece.stop - piece.start
+            place = (piece.epoch + 1, 0, 0) if piece.ended else (piece.epoch, piece.stop, 0)
+            last = self._is_final(piece.epoch, piece.ended)
+            yield self._step([[row] for row in piece.rows], place, self.consumed, self.consumed, last)
+
+    def _by_window(self) -> Iterator[StepRows]:
+        waiting: deque[list[Row]] = deque()
+        slots, rank, world_size = self.layout.slots, self.layout.rank, self.layout.world_size
+        while True:
+            window = self._peeked or self._load()
+            self._peeked = None
+            if window is None:
+                return
+            units = window.units[self.unit :]
+            self.unit = 0
+            waiting.extend(units)
+            size = window.stop - window.start
+            # After each step below, what waits is all of this window: what came before it was less than a step.
+            while len(waiting) >= slots or (window.ended and waiting):
+                step = [waiting.popleft() for _ in range(min(slots, len(waiting)))]
+                if waiting:
+                    taken = len(window.units) - len(waiting)
+                    place = (window.epoch, window.start, taken)
+                    base, consumed = self.consumed, self.consumed + size * taken // len(window.units)
+                else:
+                    place = (window.epoch + 1, 0, 0) if window.ended else (window.epoch, window.stop, 0)
+                    base = consumed = self.consumed + size
+                last = not waiting and self._is_final(window.epoch, window.ended)
+                yield self._step(step[rank::world_size], place, base, consumed, last)
+            self.consumed += size
+
+    def _is_final(self, epoch: int, ended: bool) -> bool:
+        return ended and epoch + 1 >= self.layout.epochs
+
+    def _step(
+        self, units: list[list[Row]], place: tuple[int, int, int], base: int, consumed: int, last: bool
+    ) -> StepRows:
+        """`place`: epoch, row and unit to go on with. `base`: rows consumed before the window that it is in."""
+        rows = self.source.num_rows
+        epoch, row, unit = place
+        position = {
+            "epoch": epoch, "row": row, "unit": unit, "consumed": base, "density": self.density,
+            "seen": self.tally.seen, "truncated": self.tally.truncated, "dropped": dict(self.tally.dropped),
+        }  # fmt: skip
+        return StepRows(
+            units=units, rows_consumed=consumed, epoch=consumed / rows if rows else float(epoch), position=position,
+            dropped=dict(self.tally.dropped), truncated=self.tally.truncated, last=last,
+        )  # fmt: skip
+
+    # -- windows
+
+    def _load(self) -> Window | None:
+        """The next window; None after the last."""
+        rows: list[Row] = []
+        start = None
+        for piece in self._pieces:
+            if not self.counted:
+                self._count(piece)
+            start = piece.start if start is None else start
+            rows += piece.rows
+            if piece.ended or piece.stop % self.layout.window == 0:
+                self.counted = False
+                units = self._units(rows, piece.epoch, start)
+                if self.density is None:
+                    self.density = len(units) / (piece.stop - start)
+                return Window(epoch=piece.epoch, start=start, stop=piece.stop, ended=piece.ended, units=units)
+        return None
+
+    def _units(self, rows: list[Row], epoch: int, start: int) -> list[list[Row]]:
+        """The rows of a window as packed blocks, or by length. Shuffled, so that a window doesn't begin with its
+        longest rows: packed blocks one by one, rows by length in chunks of a step."""
+        config, slots = self.config, self.layout.slots
+        if config.packing:
+            units = pack(rows, config.max_length, config.packing_strategy)
+            chunks = [[unit] for unit in units]
+        else:
+            units = [[row] for row in sorted(rows, key=lambda row: -row["length"])]
+            chunks = [units[at : at + slots] for at in range(0, len(units), slots)]
+        if not self.layout.shuffled or not chunks:
+            return units
+        whole = len(chunks) if config.packing else len(units) // slots  # a short chunk stays at the end
+        order = permutation(whole, self.layout.seed, epoch, start, "units")
+        return [unit for at in range(len(chunks)) for unit in chunks[order(at) if at < whole else at]]
+
+    # -- pieces
+
+    def _count(self, piece: Piece) -> None:
+        self.tally.add(piece.seen, piece.truncated, piece.drops)
+        layout = self.layout
+        share = 1 if layout.windowed else layout.world_size
+        if piece.ended or self.tally.seen * share >= layout.window:
+            self.tally.judge(self.config)
+
+    def _from_workers(self, make: Any) -> Iterator[Piece]:
+        from ft_host.data.workers import ahead
+
+        yield from ahead(make, self.config.dataloader_num_workers)
+
+
+# ---------------------------------------------------------------- before and beside training
+
+
+def check_first_rows(
+    source: Source | Mixture | Stream | MixedStream, prepare: Prepare, config: RunConfig
+) -> None:
+    """Prepare the rows that training begins with, so that wrong data is refused before a model is loaded.
+
+    Raises DataError for a row that can't be used, and when too many are dropped.
+    """
+    reader = reader_of(source, Layout.of(config, 0, 1))
+    tally = Tally()
+    for position in range(min(CHECKED, config.window)):
+        found = reader.get(0, position) if reader.has(0, position) else None
+        if found is None:
+            break
+        result = prepared(prepare, *found)
+        tally.add(1, 0, [(found[0], str(result))] if isinstance(result, Drop) else [])
+    if not tally.seen:
+        raise DataError("the training data has no rows")
+    tally.judge(config)
+
+
+def eval_rows(source: Source | Mixture, prepare: Prepare, config: RunConfig) -> tuple[list[Row], list[Row]]:
+    """All evaluation rows, or the first `eval_max_rows`: prepared (without the dropped), and raw (all).
+
+    Raises DataError for a row that can't be used, and when too many are dropped.
+    """
+    size = source.num_rows if config.eval_max_rows is None else min(config.eval_max_rows, source.num_rows)
+    tally, rows, raws = Tally(), [], []
+    order = source.order(0, 0, False)
+    for position in range(size):
+        index = order(position)
+        raw = source.read(index)
+        raws.append(raw)
+        result = prepared(prepare, source.where(index), raw)
+        if isinstance(result, Drop):
+            tally.add(1, 0, [(source.where(index), str(result))])
+        else:
+            tally.add(1, 0, [])
+            rows += result
+    tally.judge(config)
+    return rows, raws
