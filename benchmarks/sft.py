@@ -1,0 +1,180 @@
+"""ft-host and TRL on the same SFT work, process by process in turn, and the medians of their ratios.
+
+    python benchmarks/sft.py                          both models against both of TRL's settings, five pairs each
+    python benchmarks/sft.py --model small --against plain --data train.jsonl
+    python benchmarks/sft.py --first-step --rows 100000 [--with-trl]
+
+Needs Linux, and TRL beside ft-host and ft-sft. See README.md for what is measured and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import work
+
+# Of glibc: keep freed blocks of any size, instead of handing them back to the system and getting them page by page again.
+MALLOC = (
+    "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
+)
+SETTINGS = {"plain": {}, "best": {"GLIBC_TUNABLES": MALLOC}}  # what TRL's process gets in its environment
+STEPS = {"small": (2, 6), "bigvocab": (1, 3)}  # not measured, measured
+GOALS = {  # ours to theirs; more is better, but for memory, where less is
+    ("small", "plain"): {"tokens/s": 2.8, "peak over start": 1 / 3},
+    ("small", "best"): {"tokens/s": 1.25, "peak over start": 1 / 3},
+    ("bigvocab", "plain"): {"tokens/s": 2.2, "peak over start": 1 / 3},
+    ("bigvocab", "best"): {"tokens/s": 1.3, "peak over start": 1 / 3},
+}
+HERE = Path(__file__).parent
+
+
+def run_side(side: str, environment: dict[str, str], spec: dict[str, Any]) -> dict[str, Any]:
+    """What a fresh process saw. Raises SystemExit with its last words where it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        given = Path(folder) / "spec.json"
+        given.write_text(json.dumps({**spec, "work": folder, "out": str(out)}))
+        variables = {
+            **os.environ,
+            "OMP_WAIT_POLICY": "passive",
+            "HF_DATASETS_CACHE": f"{folder}/cache",  # nothing is left tokenised from the run before
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "true",
+            **environment,
+        }
+        command = [sys.executable, str(HERE / "sides.py"), side, str(given)]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{side} failed ({done.returncode}):\n{done.stderr[-3000:]}")
+        return json.loads(out.read_text())
+
+
+def numbers(seen: dict[str, Any], supervised: list[int], skip: int) -> dict[str, float]:
+    """The figures of one run. Both sides train on the same tokens, so the count of supervised ones is that of ours."""
+    seconds = sum(seen["seconds"][skip:])
+    return {
+        "tokens/s": sum(seen["tokens"][skip:]) / seconds,
+        "supervised tokens/s": sum(supervised[skip:]) / seconds,
+        "s/step": seconds / len(seen["seconds"][skip:]),
+        "peak over start": seen["peak_mb"] - seen["before_mb"],
+        "peak": seen["peak_mb"],
+        "first step": seen["first_step_s"],
+        "imports": seen["imports_s"],
+    }
+
+
+UNITS = {
+    "tokens/s": "", "supervised tokens/s": "", "s/step": "s", "peak over start": "MiB", "peak": "MiB",
+    "first step": "s", "imports": "s",
+}  # fmt: skip
+
+
+def check_same_work(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """The largest relative difference between the losses of two runs. Raises SystemExit where they saw other tokens."""
+    if ours["tokens"] != theirs["tokens"]:
+        raise SystemExit(f"not the same work: tokens of each step are {ours['tokens']} here, {theirs['tokens']} in TRL")
+    return max(abs(a - b) / b for a, b in zip(ours["losses"], theirs["losses"], strict=True))
+
+
+def spread(values: list[float]) -> str:
+    digits = 2 if max(values) < 10 else 1 if max(values) < 100 else 0
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low}-{high})"
+
+
+def table(name: str, setting: str, pairs: list[tuple[dict[str, float], dict[str, float]]]) -> str:
+    """A Markdown table: medians of both sides, and the median of the ratios within pairs, each with its range."""
+    goals = GOALS[name, setting]
+    lines = ["| | ft-host | TRL | ft-host / TRL | goal |", "| --- | --- | --- | --- | --- |"]
+    for key, unit in UNITS.items():
+        ours, theirs = ([pair[side][key] for pair in pairs] for side in (0, 1))
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        verdict = ""
+        if key in goals:
+            better = statistics.median(ratios) >= goals[key] if goals[key] > 1 else statistics.median(ratios) <= goals[key]
+            verdict = f"{'at least' if goals[key] > 1 else 'at most'} {goals[key]:.3g}: {'met' if better else 'missed'}"
+        label = f"{key}, {unit}" if unit else key
+        lines.append(f"| {label} | {spread(ours)} | {spread(theirs)} | {spread(ratios)} | {verdict} |")
+    return "\n".join(lines)
+
+
+def compare(name: str, setting: str, rows: list[work.Row], tokenizer: Any, args: argparse.Namespace, at: Path) -> None:
+    skip, measured = STEPS[name]
+    measured = args.steps or measured
+    lengths = work.lengths_of(rows, tokenizer) if setting == "best" else None
+    pairs, raw, differences = [], [], []
+    for number in range(args.runs):
+        file = at / f"rows-{number}.jsonl"
+        work.write_rows(file, work.in_order(rows, lengths, number)[: args.rows])
+        spec = {"model": str(at / name), "rows": str(file), "steps": skip + measured}
+        ours = run_side("ours", {}, spec)
+        theirs = run_side("trl", SETTINGS[setting], spec)
+        differences.append(check_same_work(ours, theirs))
+        pair = tuple(numbers(seen, ours["supervised"], skip) for seen in (ours, theirs))
+        pairs.append(pair)
+        raw.append({"ours": ours, "trl": theirs})
+        print(
+            f"{name}, {setting}, pair {number + 1}: {pair[0]['tokens/s']:.0f} and {pair[1]['tokens/s']:.0f} tokens/s, "
+            f"{pair[0]['peak over start']:.0f} and {pair[1]['peak over start']:.0f} MiB",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    print(f"\n## {name} against TRL {setting}: {args.runs} pairs, {measured} steps measured after {skip}\n")
+    print(table(name, setting, pairs))
+    print(f"\nLosses of the same step differ by at most {max(differences):.1e} (relative).", flush=True)
+    if args.out:
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"model": name, "setting": setting, "pairs": raw}) + "\n")
+
+
+def first_step(rows: list[work.Row], args: argparse.Namespace, at: Path) -> None:
+    """Time from the call of the trainer to the end of the first step, on `args.rows` rows (these, over and over)."""
+    file = at / "many.jsonl"
+    many = (rows * (args.rows // len(rows) + 1))[: args.rows]
+    work.write_rows(file, many)
+    spec = {"model": str(at / "small"), "rows": str(file), "steps": 2}
+    print(f"\n## First step at {len(many):,} rows, small model\n")
+    seen = [run_side("ours", {}, spec) for _ in range(args.runs)]
+    print(f"ft-host, {args.runs} runs: {spread([each['first_step_s'] for each in seen])} s after the call, imports "
+          f"{spread([each['imports_s'] for each in seen])} s before it", flush=True)  # fmt: skip
+    if args.with_trl:
+        theirs = run_side("trl", {}, spec)
+        print(f"TRL, one run: {theirs['first_step_s']:.1f} s after the call, imports {theirs['imports_s']:.1f} s")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=list(work.MODELS), default=list(work.MODELS))
+    parser.add_argument("--against", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="TRL's settings")
+    parser.add_argument("--runs", type=int, default=5, help="pairs of processes (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="measured steps of a run (default: 6, with bigvocab 3)")
+    parser.add_argument("--rows", type=int, default=2000, help="rows in the data file (default: %(default)s)")
+    parser.add_argument("--data", type=Path, help="JSON lines with prompt and completion, instead of made-up rows")
+    parser.add_argument("--first-step", action="store_true", help="only the time to the first step, of ft-host")
+    parser.add_argument("--with-trl", action="store_true", help="with --first-step: TRL too, once")
+    parser.add_argument("--out", type=Path, help="append what every run saw to this JSON lines file")
+    args = parser.parse_args(argv)
+
+    rows = work.read_rows(args.data) if args.data else work.made_rows(8000)
+    tokenizer = work.make_tokenizer(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        at = Path(folder)
+        for name in ["small"] if args.first_step else args.model:
+            work.make_model(at / name, name, tokenizer)
+        if args.first_step:
+            first_step(rows, args, at)
+            return
+        for name in args.model:
+            for setting in args.against:
+                compare(name, setting, rows, tokenizer, args, at)
+
+
+if __name__ == "__main__":
+    main()

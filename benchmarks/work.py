@@ -1,0 +1,128 @@
+"""What both sides are given: rows, a tokenizer trained on them, models with random weights. All from a seed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 8192
+BATCH = 8  # rows of an optimizer step
+MAX_LENGTH = 512
+
+Row = dict[str, str]
+
+# Shapes of Qwen3 with tied embeddings. The large vocabulary is that of the published Qwen3 models; the tokenizer is the
+# same for both, which changes nothing: the softmax runs over the whole vocabulary either way.
+MODELS = {
+    "small": {"vocab_size": VOCABULARY, "num_hidden_layers": 6, "head_dim": 128},  # 9.2 M parameters
+    "bigvocab": {"vocab_size": 151_936, "num_hidden_layers": 4, "head_dim": 64},  # 42.8 M
+}
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _words(rng: random.Random, count: int) -> list[str]:
+    syllables = ["".join(pair) for pair in itertools.product("bcdfghlmnprstvw", "aeiou")]
+    words = {"".join(rng.choices(syllables, k=rng.choice((1, 2, 2, 3, 3, 4)))) for _ in range(2 * count)}
+    return sorted(words)[:count]
+
+
+def made_rows(count: int, seed: int = 0) -> list[Row]:
+    """Prompts and completions of made-up words: as often as words are used (Zipf), as long as answers are (log-normal,
+    a few rows many times the median)."""
+    rng = random.Random(seed)
+    words = _words(rng, 6000)
+    rng.shuffle(words)
+    cumulative = list(itertools.accumulate(1 / rank for rank in range(1, len(words) + 1)))
+
+    def text(median: float, spread: float) -> str:
+        size = max(4, min(600, round(rng.lognormvariate(0, spread) * median)))
+        return " ".join(rng.choices(words, cum_weights=cumulative, k=size))
+
+    return [{"prompt": text(45, 0.5) + "?\n", "completion": text(75, 0.6) + "."} for _ in range(count)]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a JSON lines file with text in `prompt` and `completion`."""
+    with path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("prompt"), str) or not isinstance(row.get("completion"), str):
+            raise SystemExit(f"{path.name}, line {number}: columns {', '.join(row)}; expected text in prompt, completion")
+    return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def in_order(rows: list[Row], lengths: list[int] | None, seed: int) -> list[Row]:
+    """The rows in the order that both sides train on them.
+
+    Shuffled; or, with `lengths`, in the batches of transformers' group_by_length, the batches shuffled: the sampler
+    leaves each fifty of them sorted from long to short, so that a few steps would see the longest only.
+    """
+    rng = random.Random(seed)
+    if lengths is None:
+        return rng.sample(rows, len(rows))
+    import torch
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    grouped = get_length_grouped_indices(lengths, BATCH, generator=torch.Generator().manual_seed(seed))
+    batches = [grouped[at : at + BATCH] for at in range(0, len(grouped) - BATCH + 1, BATCH)]
+    rng.shuffle(batches)
+    return [rows[index] for batch in batches for index in batch]
+
+
+# ---------------------------------------------------------------- tokenizer and models
+
+
+def make_tokenizer(rows: list[Row]) -> Any:
+    """Byte-level BPE, trained on the rows."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((row["prompt"] + row["completion"] for row in rows), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def lengths_of(rows: list[Row], tokenizer: Any) -> list[int]:
+    """Tokens of each row, the end-of-text token included, as it is cut."""
+    texts = tokenizer([row["prompt"] + row["completion"] for row in rows])
+    return [min(len(ids) + 1, MAX_LENGTH) for ids in texts["input_ids"]]
+
+
+def make_model(folder: Path, name: str, tokenizer: Any, seed: int = 0) -> None:
+    """Save a model with random weights, and the tokenizer with it, as one from a hub would be."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        hidden_size=256,
+        intermediate_size=1024,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **MODELS[name],
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
