@@ -7,7 +7,7 @@ import functools
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 if TYPE_CHECKING:
     from ft_host.models.attention import FlatMask, Layout
@@ -75,10 +75,10 @@ def flex_segments(
         block_mask=block_mask(mask.layout, mask.window),
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
-        return_lse=s_aux is not None,
+        return_aux=AuxRequest(lse=True) if s_aux is not None else None,
     )  # fmt: skip
     if s_aux is not None:
-        out, normaliser = out
+        out, normaliser = out[0], out[1].lse
         # a sink is one more logit in the softmax: it takes its share of what the others had
         share = torch.sigmoid(normaliser - s_aux.reshape(1, -1, 1).to(normaliser.dtype))
         out = out * share[..., None].to(out.dtype)

@@ -1,0 +1,341 @@
+"""The head gives the values and gradients of full rows of logits, which it never makes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ft_host.batch import IGNORE, Segment, forest
+from ft_host.models import Policy, head
+from ft_host.models.attention import install
+from ft_host.testing import models
+
+N, H, V = 70, 12, 301
+WANT = ("logp", "entropy", "top1")
+SHAPES = {
+    "plain": head.Shape(),
+    "softcap": head.Shape(softcap=3.0),
+    "scale": head.Shape(scale=0.4),
+    "both": head.Shape(scale=2.0, softcap=3.0),
+}
+WEIGHTS: dict[str, Callable] = {
+    "ones": torch.ones_like,
+    "dft": torch.exp,
+    "some": lambda logp: (logp > -6).to(logp.dtype) * 0.3,
+}
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Sixteen targets a tile, the fewest there are: five tiles, the last one of six."""
+    monkeypatch.setitem(head.TILE_BYTES, "cpu", 1)
+    assert len(head._tiles(N, V, 4, torch.device("cpu"))) == 5
+
+
+def inputs(count: int = N, dtype: torch.dtype = torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(count, H, generator=generator, dtype=torch.float64).to(dtype)
+    matrix = torch.randn(V, H, generator=generator, dtype=torch.float64).to(dtype)
+    targets = torch.randint(V, (count,), generator=generator)
+    targets[: count // 2] = (hidden @ matrix.T).argmax(-1)[: count // 2]  # some hits
+    return hidden.requires_grad_(), matrix.requires_grad_(), targets
+
+
+def reference(hidden, matrix, targets, shape, bias=None):
+    """All of it in float64, with full rows of logits."""
+    logits = hidden.double() @ matrix.double().T + (0 if bias is None else bias.double())
+    logits = logits * shape.scale
+    if shape.softcap:
+        logits = shape.softcap * torch.tanh(logits / shape.softcap)
+    logs = F.log_softmax(logits, -1)
+    entropy = torch.distributions.Categorical(logits=logits.detach()).entropy()
+    return logs.gather(1, targets[:, None]).squeeze(1), entropy, logits.argmax(-1) == targets
+
+
+def close(found, expected, tolerance):
+    assert (found.double() - expected.double()).norm() <= tolerance * expected.double().norm()
+
+
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
+
+
+def check_values(out, expected, tolerance):
+    logp, entropy, top1 = expected
+    close(out["logp"].detach(), logp.detach(), tolerance)
+    close(out["entropy"], entropy, tolerance)
+    assert torch.equal(out["top1"], top1) and 0 < top1.sum() < len(top1)
+    assert not out["entropy"].requires_grad and not out["top1"].requires_grad
+
+
+# ---------------------------------------------------------------- the three ways
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weighted_nll(shape, weights, dtype):
+    hidden, matrix, targets = inputs(dtype=dtype)
+    weight, shape, tolerance = WEIGHTS[weights], SHAPES[shape], TOLERANCE[dtype]
+    expected = reference(hidden, matrix, targets, shape)
+    nll = -(weight(expected[0].detach()) * expected[0]).sum()
+    grads = torch.autograd.grad(-2.5 * nll, (hidden, matrix))
+
+    out = head.weighted_nll(hidden, matrix, targets, weight, shape, WANT)
+    check_values(out, expected, tolerance)
+    close(out["nll"].detach(), nll.detach(), tolerance)
+    assert not out["logp"].requires_grad and out["nll"].dtype == dtype
+    for found, wanted in zip(torch.autograd.grad(-2.5 * out["nll"], (hidden, matrix)), grads, strict=True):
+        assert found.dtype == dtype
+        close(found, wanted, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_log_probs(shape, dtype):
+    hidden, matrix, targets = inputs(dtype=dtype)
+    shape, tolerance, incoming = SHAPES[shape], TOLERANCE[dtype], torch.linspace(-1, 2, N, dtype=dtype)
+    expected = reference(hidden, matrix, targets, shape)
+    grads = torch.autograd.grad((expected[0] * incoming).sum(), (hidden, matrix))
+    out = head.log_probs(hidden, matrix, targets, shape, WANT)
+    check_values(out, expected, tolerance)
+    for found, wanted in zip(torch.autograd.grad((out["logp"] * incoming).sum(), (hidden, matrix)), grads, strict=True):
+        close(found, wanted, tolerance)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_log_probs_of_a_module_with_a_bias(shape):
+    hidden, matrix, targets = inputs()
+    shape, incoming = SHAPES[shape], torch.linspace(-1, 2, N)
+    module = nn.Linear(H, V)
+    module.weight.data.copy_(matrix.detach())
+    expected = reference(hidden, module.weight, targets, shape, module.bias)
+    trained = (hidden, module.weight, module.bias)
+    grads = torch.autograd.grad((expected[0] * incoming).sum(), trained)
+    out = head.log_probs_of_module(hidden, module, targets, V, shape, WANT)
+    check_values(out, expected, 2e-6)
+    for found, wanted in zip(torch.autograd.grad((out["logp"] * incoming).sum(), trained), grads, strict=True):
+        close(found, wanted, 2e-6)
+    with torch.no_grad():
+        check_values(head.log_probs_of_module(hidden, module, targets, V, shape, WANT), expected, 2e-6)
+
+
+def test_only_what_is_wanted_is_given():
+    hidden, matrix, targets = inputs()
+    module = nn.Linear(H, V)
+    for size in range(3):
+        for want in itertools.combinations(("entropy", "top1"), size):
+            names = {"logp", *want}
+            assert head.log_probs(hidden, matrix, targets, want=want).keys() == names
+            assert head.log_probs_of_module(hidden, module, targets, V, want=want).keys() == names
+            assert head.weighted_nll(hidden, matrix, targets, torch.ones_like, want=want).keys() == names | {"nll"}
+
+
+def test_no_target_is_legal():
+    hidden, matrix, targets = inputs(0)
+    module = nn.Linear(H, V)
+    nll = head.weighted_nll(hidden, matrix, targets, torch.ones_like, want=WANT)["nll"]
+    logp = head.log_probs(hidden, matrix, targets, want=WANT)["logp"]
+    of_module = head.log_probs_of_module(hidden, module, targets, V, want=WANT)
+    assert nll == 0 and logp.shape == of_module["entropy"].shape == of_module["top1"].shape == (0,)
+    (nll + logp.sum() + of_module["logp"].sum()).backward()
+    for tensor in (hidden, matrix, module.weight, module.bias):
+        assert tensor.grad is not None and tensor.grad.shape == tensor.shape and not tensor.grad.any()
+
+
+@pytest.mark.parametrize("frozen", ["matrix", "hidden"])
+def test_a_frozen_side_gets_no_gradient_and_the_other_the_same(frozen):
+    hidden, matrix, targets = inputs()
+    expected = torch.autograd.grad(-reference(hidden, matrix, targets, head.Shape())[0].sum(), (hidden, matrix))
+    (hidden if frozen == "hidden" else matrix).requires_grad_(False)
+    trained, wanted = (matrix, expected[1]) if frozen == "hidden" else (hidden, expected[0])
+    for nll in (
+        head.weighted_nll(hidden, matrix, targets, torch.ones_like)["nll"],
+        -head.log_probs(hidden, matrix, targets)["logp"].sum(),
+    ):
+        close(torch.autograd.grad(nll, trained)[0], wanted, 2e-6)
+
+
+def test_the_gradient_is_made_once_for_one_backward():
+    hidden, matrix, targets = inputs()
+    nll = head.weighted_nll(hidden, matrix, targets, torch.ones_like)["nll"]
+    nll.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        nll.backward()
+
+
+def test_large_logits_do_not_overflow():
+    hidden, matrix, targets = inputs()
+    hidden = (hidden.detach() * 1000).requires_grad_()
+    expected = reference(hidden, matrix, targets, head.Shape())
+    out = head.weighted_nll(hidden, matrix, targets, torch.ones_like, want=WANT)
+    close(out["logp"], expected[0], 1e-5)
+    assert torch.isfinite(out["entropy"]).all()
+    assert torch.isfinite(torch.autograd.grad(out["nll"], hidden)[0]).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_autocast_is_as_near_as_full_rows_under_autocast(shape):
+    """bfloat16 products, everything else in float32: no further from float64 than twice what plain code is."""
+    hidden, matrix, targets = inputs()
+    shape = SHAPES[shape]
+    exact = reference(hidden, matrix, targets, shape)[0]
+    grads = torch.autograd.grad(-exact.sum(), (hidden, matrix))
+    module = nn.Linear(H, V, bias=False)
+    module.weight = nn.Parameter(matrix.detach().clone())
+
+    def plain():
+        logits = F.linear(hidden, matrix).float() * shape.scale
+        logits = shape.softcap * torch.tanh(logits / shape.softcap) if shape.softcap else logits
+        return -F.log_softmax(logits, -1).gather(1, targets[:, None]).sum()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        baseline = torch.autograd.grad(plain(), (hidden, matrix))
+        ways = {
+            "weighted_nll": (head.weighted_nll(hidden, matrix, targets, torch.ones_like, shape)["nll"], matrix),
+            "log_probs": (-head.log_probs(hidden, matrix, targets, shape)["logp"].sum(), matrix),
+            "module": (-head.log_probs_of_module(hidden, module, targets, V, shape)["logp"].sum(), module.weight),
+        }
+    for name, (nll, weight) in ways.items():
+        assert nll.dtype == torch.float32, name
+        close(nll.detach(), -exact.detach().sum(), 3e-3)
+        found = torch.autograd.grad(nll, (hidden, weight))
+        for mine, plains, wanted in zip(found, baseline, grads, strict=True):
+            assert mine.dtype == torch.float32
+            allowed = 2 * (plains.double() - wanted).norm() / wanted.norm()
+            close(mine, wanted, allowed)
+
+
+def test_weights_in_bfloat16_add_up_over_tiles():
+    """Six hundred tiles added up in bfloat16 would lose the last ones; the sum is float32."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9600, H, generator=generator).bfloat16().requires_grad_()
+    matrix = torch.randn(V, H, generator=generator).bfloat16().requires_grad_()
+    targets = torch.randint(V, (9600,), generator=generator)
+    wanted = torch.autograd.grad(-reference(hidden, matrix, targets, head.Shape())[0].sum(), matrix)[0]
+    for nll in (
+        head.weighted_nll(hidden, matrix, targets, torch.ones_like)["nll"],
+        -head.log_probs(hidden, matrix, targets)["logp"].sum(),
+    ):
+        close(torch.autograd.grad(nll, matrix)[0], wanted, 5e-3)
+
+
+# ---------------------------------------------------------------- what a config says
+
+
+def test_what_a_config_does_to_logits():
+    from transformers import CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
+
+    assert head.shape_of(LlamaConfig()) == head.Shape()
+    assert head.shape_of(Gemma2Config(final_logit_softcapping=30.0)) == head.Shape(1.0, 30.0)
+    assert head.shape_of(Gemma2Config(final_logit_softcapping=None)) == head.Shape()
+    assert head.shape_of(CohereConfig(logit_scale=0.0625)) == head.Shape(0.0625)
+    assert head.shape_of(GraniteConfig(logits_scaling=8.0)) == head.Shape(0.125)
+
+
+@pytest.mark.parametrize("family", ["Cohere", "Granite"])
+def test_models_that_scale_their_logits(family):
+    import transformers
+
+    own = {"Cohere": {"logit_scale": 0.3}, "Granite": {"logits_scaling": 5.0}}[family]
+    config = getattr(transformers, f"{family}Config")(**models.SIZES, **own)
+    model = models._make(config, 0)
+    row = list(range(5, 30))
+    logits = model(input_ids=torch.tensor([row])).logits[0, :-1]
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(row[1:])[:, None]).squeeze(1)
+    install(model)
+    batch = forest([Segment(input_ids=row, labels=row, row=0)], num_rows=1)
+    torch.testing.assert_close(Policy(model)(batch)["logp"], expected, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------- within the policy
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation inside gives, and its shape."""
+
+    numel, shape = 0, None
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor) and tensor.numel() > self.numel:
+                self.numel, self.shape = tensor.numel(), tuple(tensor.shape)
+        return out
+
+
+def batch_of(*lengths: int):
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(3, 4000, (length,), generator=generator).tolist() for length in lengths]
+    segments = [Segment(input_ids=row, labels=row, row=index) for index, row in enumerate(rows)]
+    return forest(segments, num_rows=len(rows))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("way", ["nll", "dft", "logp", "lora head"])
+def test_full_rows_of_logits_never_exist(way, tied):
+    """Nor a third of them: 600 targets of 4,000 tokens, in the forward and in the backward."""
+    vocabulary = 4000
+    model = models.tiny_llama(vocab_size=vocabulary, tie_word_embeddings=tied)
+    install(model)
+    if way == "lora head":
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))
+    policy = Policy(model).train()
+    batch = batch_of(150, 250, 203)
+    weight = {"nll": torch.ones_like, "dft": torch.exp}.get(way)
+    with Largest() as largest:
+        out = policy(batch, weight=weight)
+        (-out["logp"].sum() if weight is None else out["nll"]).backward()
+    assert len(batch.targets) == 600
+    assert largest.numel >= vocabulary * 64 or way == "lora head", "the watcher saw no matrix of the head"
+    assert largest.numel <= 600 * vocabulary / 3, f"a tensor of {largest.shape}"
+
+
+def test_the_watcher_sees_full_rows():
+    model = models.tiny_llama(vocab_size=4000)
+    batch = batch_of(600)
+    with Largest() as largest:
+        model(input_ids=batch.input_ids[None]).logits.sum().backward()
+    assert largest.numel == 600 * 4000
+
+
+@pytest.mark.parametrize("make", [models.tiny_qwen, models.tiny_llama, models.tiny_gemma])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_both_ways_of_the_policy_are_full_rows(make, frozen):
+    """Tied (one tensor's gradient from both ends) and untied, trained and frozen."""
+    model = make().train()
+    model.get_output_embeddings().weight.requires_grad_(not frozen)
+    row = torch.randint(3, 256, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    labels = [token if at % 4 else IGNORE for at, token in enumerate(row)]
+    logs = model(input_ids=torch.tensor([row])).logits[0, :-1].log_softmax(-1)
+    kept = torch.tensor(labels[1:]) != IGNORE
+    logp = logs[kept].gather(1, torch.tensor(row[1:])[kept][:, None]).squeeze(1)
+    (-(logp.detach().exp() * logp).sum()).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    install(model)
+    policy = Policy(model)
+    batch = forest([Segment(input_ids=row, labels=labels, row=0)], num_rows=1)
+    for gradient_in_forward in (True, False):
+        model.zero_grad()
+        if gradient_in_forward:
+            policy(batch, weight=torch.exp)["nll"].backward()
+        else:
+            out = policy(batch)["logp"]
+            (-(out.detach().exp() * out).sum()).backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert grads.keys() == expected.keys()
+        for name, wanted in expected.items():
+            assert (grads[name] - wanted).norm() <= 2e-5 * wanted.norm() + 1e-6, name
+
+
+def test_an_unknown_want_is_refused():
+    with pytest.raises(ValueError, match="perplexity"):
+        Policy(models.tiny_llama())(batch_of(4), want=("perplexity",))
