@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -31,7 +32,7 @@ from ft_host.errors import ConfigError, FtHostError, Interrupted
 from ft_host.evaluate import evaluate_rewards
 from ft_host.folder import FORMAT, RunFolder, now
 from ft_host.loop import Progress, evaluate_loss, fit
-from ft_host.models import load_policy, merge_adapter, precision, save_model, shard
+from ft_host.models import load_policy, merge_adapter, precision, reshard, save_model, shard
 from ft_host.optim import Schedule, make_optimizer, optimizer_factory
 from ft_host.progress import Trackers, sinks, tell
 from ft_host.report import write_report
@@ -57,6 +58,7 @@ def spawn(argv: list[str], num_processes: int) -> int:
         rdzv_endpoint="localhost:0",
         run_id=f"ft-host-{os.getpid()}",
         local_addr="localhost",
+        max_restarts=0,  # a run is resumed by its user, who can see why it stopped
     )
     try:
         elastic_launch(config, sys.executable)("-m", "ft_host", "train", *argv)
@@ -86,6 +88,16 @@ def train(
     launch = _Launch(config, method, origins or {}, Path(resume) if resume else None)
     try:
         return launch.go()
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        launch.failed(error)
+        if not full or launch.folder is None:
+            raise
+        raise FtHostError(
+            f"the disk is full: {error.filename or launch.folder.path} could not be written; the checkpoints in "
+            f"{launch.folder.checkpoints} are whole. Make room and go on with `ft-host train --resume "
+            f"{launch.folder.path}`"
+        ) from error
     except BaseException as error:
         launch.failed(error)
         raise
@@ -181,6 +193,7 @@ class _Launch:
                 if self.accelerator.is_main_process:
                     for sample in samples:
                         self.folder.append("samples.jsonl", {"step": run.step, **sample})
+            reshard(policy)
             run.log(entry)
 
         def save() -> None:

@@ -111,10 +111,10 @@ class Schedule:
         self.optimizer = optimizer
         self.total = total
         self.factors = scheduler.lr_lambdas
-        self.base = scheduler.base_lrs
+        self.base = config.learning_rate  # not the optimizer's: a resumed one holds the rate of its last step
 
     def set(self, position: float) -> float:
         """Set the learning rate of every group for the step at `position`; gives that of the first group."""
-        for group, factor, base in zip(self.optimizer.param_groups, self.factors, self.base, strict=True):
-            group["lr"] = base * factor(position)
+        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = self.base * factor(position)
         return self.optimizer.param_groups[0]["lr"]

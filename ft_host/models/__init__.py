@@ -3,6 +3,6 @@
 from ft_host.models.load import load_policy, precision
 from ft_host.models.policy import Policy
 from ft_host.models.save import merge_adapter, save_model
-from ft_host.models.sharding import shard
+from ft_host.models.sharding import reshard, shard
 
-__all__ = ["Policy", "load_policy", "merge_adapter", "precision", "save_model", "shard"]
+__all__ = ["Policy", "load_policy", "merge_adapter", "precision", "reshard", "save_model", "shard"]

@@ -18,7 +18,8 @@ def save_model(policy: Policy, folder: Path, state: dict[str, torch.Tensor] | No
     """Write the model, or with LoRA the adapter, as safetensors. `state`: the policy's whole weights by name, where
     its own are sharded."""
     if state is not None:
-        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+        tied = {f"model.{name}" for name in policy.causal_lm.all_tied_weights_keys}  # one tensor under two names
+        state = {name.removeprefix("model."): tensor for name, tensor in state.items() if name not in tied}
     config = policy.causal_lm.config
     ours, config._attn_implementation = config._attn_implementation, original_of(config)
     try:

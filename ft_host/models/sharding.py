@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ft_host.models.load import decoder_layers, precision
 
@@ -25,3 +25,11 @@ def shard(policy: Policy, config: RunConfig) -> Policy:
     for layer in decoder_layers(policy):
         fully_shard(layer, **arguments)
     return fully_shard(policy, **arguments)
+
+
+def reshard(policy: Policy) -> None:
+    """Let go of whole weights. A backward pass does it by itself; after an evaluation the root's would stay whole, and
+    a state dict would then show other parameters than the optimizer has. Does nothing to a policy that isn't sharded."""
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
