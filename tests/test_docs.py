@@ -1,0 +1,197 @@
+"""The documentation, held against the code: hooks with their signatures, snippets, commands, links.
+
+That docs/config.md is current is tested in test_settings.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ft_host.hooks import data, diagnostics, generation, loss
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "plugins/*/*.md", "examples/*/*.md", "benchmarks/*.md")
+    for path in ROOT.glob(pattern)
+)
+HOOKS = {
+    name: function
+    for family in (data, loss, generation, diagnostics)
+    for name, function in vars(family).items()
+    if name.startswith("ft_")
+}
+FENCE = re.compile(r"^```(?P<language>\w+)(?: (?P<name>\S+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def snippets(page: Path, language: str) -> list[tuple[str | None, str]]:
+    """(name, text) of each fenced block in a language."""
+    return [(found["name"], found["text"]) for found in FENCE.finditer(read(page)) if found["language"] == language]
+
+
+def signature(name: str) -> str:
+    found = inspect.signature(HOOKS[name])
+    arguments = ", ".join(f"{each.name}: {each.annotation}" for each in found.parameters.values())
+    return f"{name}({arguments}) -> {found.return_annotation}"
+
+
+def commands() -> Iterator[tuple[Path, str]]:
+    """Each command of `ft-host` in the sh blocks of all pages, with its continuation lines, without its comment."""
+    for page in PAGES:
+        for _, text in snippets(page, "sh"):
+            for line in text.replace("\\\n", " ").splitlines():
+                for part in re.split(r"&&|\|", line.partition(" #")[0]):
+                    if re.search(r"\bft-host (?!\S*==)", part):
+                        yield page, part.strip()
+
+
+# ---------------------------------------------------------------- hooks
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_is_described_with_its_exact_signature(name):
+    text = read(ROOT / "docs" / "hooks.md")
+    section = re.search(rf"^## {name}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section, f"docs/hooks.md has no section {name}"
+    assert signature(name) in section[1], f"docs/hooks.md doesn't have the literal\n{signature(name)}"
+
+
+def test_no_hook_is_described_that_does_not_exist():
+    described = set(re.findall(r"^## (ft_\w+)$", read(ROOT / "docs" / "hooks.md"), re.MULTILINE))
+    assert described == set(HOOKS)
+
+
+def test_what_the_table_says_of_who_implements_a_hook_is_so():
+    from ft_host.registry.session import OWNERS
+
+    rows = re.findall(r"^\| \[`(ft_\w+)`\]\(#\w+\) \| ([\w ]+?) \|", read(ROOT / "docs" / "hooks.md"), re.MULTILINE)
+    told = {name: who.removeprefix("the ") for name, who in rows}
+    assert told == {name: OWNERS.get(name, "any plugin") for name in HOOKS}
+
+
+# ---------------------------------------------------------------- snippets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_in_a_page_compiles(page):
+    for name, text in snippets(page, "python"):
+        compile(textwrap.dedent(text), f"{page.name}:{name or 'snippet'}", "exec")
+
+
+def test_the_complete_method_trains_and_its_loss_is_the_formula(tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ft_host.testing.models import save_tiny
+
+    (method,) = [text for name, text in snippets(ROOT / "docs" / "hooks.md", "python") if name == "my_method.py"]
+    (tmp_path / "my_method.py").write_text(method, encoding="utf-8")
+    model = save_tiny(tmp_path / "model")
+    texts = ["a", "the quick brown fox", "12 plus 30 is 42.", "step by step, three apples"]
+    rows = [{"prompt": "question:\n", "completion": text} for text in texts]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "ft_host", "train", "./my_method.py", "--model", "model", "--dataset", "rows.jsonl",
+            "--max-steps", "2", "--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "2",
+            "--train-sampling-strategy", "sequential", "--output-dir", "run", "--use-cpu", "--progress", "quiet",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in read(tmp_path / "run" / "metrics.jsonl").splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == [1, 2]
+    assert {"loss", "grad_norm", "mean_token_accuracy"} <= steps[0].keys()
+
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    losses = []
+    for row in rows:
+        prompt = len(tokenizer(row["prompt"])["input_ids"])
+        ids = torch.tensor([tokenizer(row["prompt"] + row["completion"] + tokenizer.eos_token)["input_ids"]])
+        with torch.no_grad():
+            logp = plain(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+        losses.append(-logp[prompt - 1 :].mean())
+    assert math.isclose(steps[0]["loss"], float(torch.stack(losses).mean()), rel_tol=1e-5)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def test_there_are_commands_to_check():
+    assert len(list(commands())) > 10
+
+
+@pytest.mark.parametrize(("page", "command"), list(commands()), ids=lambda value: str(value)[-50:])
+def test_a_command_is_one_of_ours_and_its_flags_exist(page, command):
+    from ft_sft.config import SFTConfig
+
+    from ft_host.cli import COMMANDS
+    from ft_host.settings.fields import fields_of
+
+    name, *words = command.partition("ft-host ")[2].split()
+    if name.startswith("-"):
+        assert name in ("--version", "--help")
+        return
+    assert name in COMMANDS, f"{page.name}: {command}"
+    flags = {word.partition("=")[0].removeprefix("--no-") for word in words if word.startswith("--")}
+    flags = {flag.removeprefix("--").replace("-", "_") for flag in flags}
+    if name in ("train", "data"):
+        fields = fields_of(SFTConfig)
+        known = {*fields, *(alias for field in fields.values() for alias in field.aliases)}
+        unknown = flags - known - {"help", "dry_run", "resume", "rows"}
+        assert not unknown, f"{page.name}: {command}: no field {', '.join(sorted(unknown))}"
+        return
+    help_text = subprocess.run(
+        [sys.executable, "-m", "ft_host", name, "--help"], capture_output=True, text=True, check=True
+    ).stdout.replace("-", "_")
+    for flag in flags:
+        assert f"__{flag}" in help_text, f"{page.name}: {command}: `ft-host {name}` has no --{flag}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_config_files_in_a_page_have_fields_that_exist(page):
+    import yaml
+    from ft_sft.config import SFTConfig
+
+    from ft_host.settings.fields import fields_of
+
+    for _, text in snippets(page, "yaml"):
+        assert set(yaml.safe_load(text)) <= {*fields_of(SFTConfig), "method"}, text
+
+
+# ---------------------------------------------------------------- links
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", read(page)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page):
+    text = FENCE.sub("", read(page))
+    for target in re.findall(r"!?\[[^\]]*\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        place, _, anchor = target.partition("#")
+        file = (page.parent / place).resolve() if place else page
+        assert file.exists(), f"{page.relative_to(ROOT)}: {target} is not there"
+        if anchor:
+            assert anchor in anchors(file), f"{page.relative_to(ROOT)}: {target}: no such heading"
