@@ -1,0 +1,31 @@
+"""An optimizer that writes down the gradients it is given, so that those of processes can be compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+
+class RecordedSGD(torch.optim.SGD):
+    """SGD that writes the gradient of each step to `folder`, a file per rank; sharded ones are made whole."""
+
+    def __init__(self, params: Any, lr: float, folder: str):
+        super().__init__(params, lr=lr)
+        self.folder = Path(folder)
+        self.steps = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.steps += 1
+        grads = [parameter.grad for group in self.param_groups for parameter in group["params"]]
+        whole = [grad.full_tensor() if isinstance(grad, DTensor) else grad for grad in grads]
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        torch.save(torch.cat([grad.detach().flatten() for grad in whole]), self.folder / f"{rank}-{self.steps}.pt")
+        return super().step(closure)
+
+
+def recorded(folder: str | Path, rank: int, step: int) -> torch.Tensor:
+    """The gradient of all parameters, flat, that `RecordedSGD` was given at a step."""
+    return torch.load(Path(folder) / f"{rank}-{step}.pt", weights_only=True)

@@ -1,0 +1,286 @@
+"""The numbers of this package beside those of TRL's SFTTrainer, on the same model, rows and settings.
+
+Where TRL's number depends on how rows are batched, ours is compared with one computed from the full logits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ft_host.testing.invariants import assert_same, lines, run_in, tensors
+from ft_host.testing.models import CHAT_TEMPLATE, save_tiny, tiny_llama, tiny_moe, tiny_qwen, tiny_tokenizer
+from ft_host.testing.parity import TOLERANCES, assert_parity, differences, trl_arguments, trl_trajectory
+from ft_sft.config import SFTConfig
+
+OWN = (
+    "loss_type", "completion_only_loss", "assistant_only_loss", "dataset_text_field", "max_length", "truncation_mode",
+    "packing", "packing_strategy", "chat_template_path", "eos_token", "router_aux_loss_coef",
+)  # fmt: skip
+METRICS = {"entropy": 1e-5, "mean_token_accuracy": 1e-6}
+
+# Marks the assistant's turns as TRL needs them; the text is that of CHAT_TEMPLATE.
+MARKED = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{% if message['role'] == 'assistant' %}{% generation %}"
+    "{{ message['content'] }}<|end|>{% endgeneration %}{% else %}{{ message['content'] }}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def trainer_of(config: SFTConfig, **more: Any) -> Any:
+    """TRL's trainer for what `config` says. `more` overrides TRL's arguments."""
+    import trl
+    from datasets import Dataset
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def rows(file: str) -> Any:
+        return Dataset.from_list([json.loads(line) for line in Path(file).read_text().splitlines()])
+
+    if config.use_peft:
+        base = PeftConfig.from_pretrained(config.model).base_model_name_or_path
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), config.model, is_trainable=True)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(config.model)
+    return trl.SFTTrainer(
+        model=model,
+        args=trl.SFTConfig(**(trl_arguments(config, *OWN) | more)),
+        train_dataset=rows(config.dataset),
+        eval_dataset=rows(config.eval_dataset) if config.eval_dataset else None,
+        processing_class=AutoTokenizer.from_pretrained(config.model),
+    )
+
+
+def assert_same_as_trl(config: SFTConfig, **tolerances: float) -> list[dict[str, Any]]:
+    """Both trainings, compared step by step and by the weights at the end. Gives ours."""
+    folder = run_in(config, "ours")
+    trainer = trainer_of(config)
+    theirs = trl_trajectory(trainer)
+    ours = lines(folder)
+    assert len(ours) == config.max_steps
+    assert_parity(ours, theirs, **tolerances)
+    trained = {name: value for name, value in trainer.model.state_dict().items() if "default" in name}
+    trained = {name.replace(".default", ""): value for name, value in trained.items()} or trainer.model.state_dict()
+    start = tensors(Path(config.model))
+    for name, value in tensors(folder / "model").items():
+        # Adam divides by the size of a gradient: where that is near nothing, its round-off is all there is to see. So
+        # what is compared is how far all of a tensor moved, not each element.
+        moved = torch.linalg.vector_norm(trained[name] - start[name])
+        assert moved > 0, f"{name} was not trained"
+        assert torch.linalg.vector_norm(value - trained[name]) <= 1e-3 * moved, name
+    return ours
+
+
+# ---------------------------------------------------------------- one micro-batch a step: everything is equal
+
+
+def test_plain_text(make, texts):
+    assert_same_as_trl(make(texts), **METRICS)
+
+
+def test_plain_text_with_weight_decay_and_a_schedule(make, texts):
+    config = make(
+        texts, weight_decay=0.1, lr_scheduler_type="cosine", warmup_steps=2, adam_beta2=0.95, max_grad_norm=0.0
+    )
+    assert_same_as_trl(config, **METRICS)
+
+
+def test_plain_text_with_tied_embeddings_and_truncation(make, texts, tmp_path):
+    model = save_tiny(tmp_path / "qwen", tiny_qwen(), tiny_tokenizer(chat=False))
+    assert_same_as_trl(make(texts, model=str(model), max_length=24, truncation_mode="keep_end"), **METRICS)
+
+
+def test_completion_only_by_default(make, prompts):
+    ours = assert_same_as_trl(make(prompts), **METRICS)
+    everything = lines(run_in(make(prompts, completion_only_loss=False), "everything"))
+    assert ours[0]["loss"] != everything[0]["loss"], "the prompt was supervised"
+
+
+def test_prompt_and_completion_all_supervised(make, prompts):
+    assert_same_as_trl(make(prompts, completion_only_loss=False), **METRICS)
+
+
+def test_conversational_completions(make, chats):
+    rows = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in chats]
+    assert_same_as_trl(make(rows), **METRICS)
+
+
+def test_messages_all_supervised(make, chats):
+    assert_same_as_trl(make(chats), **METRICS)
+
+
+def test_assistant_only(make, chats, tmp_path):
+    """TRL by a template's generation marks; ours by them and, from the text alone, without them."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = MARKED
+    marked = save_tiny(tmp_path / "marked", tiny_llama(), tokenizer)
+    ours = assert_same_as_trl(make(chats, model=str(marked), assistant_only_loss=True), **METRICS)
+    unmarked = make(chats, assistant_only_loss=True)
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(unmarked.model).chat_template == CHAT_TEMPLATE
+    assert_same(ours, lines(run_in(unmarked, "unmarked")), rel=0)
+
+
+def test_dft(make, prompts):
+    assert_same_as_trl(make(prompts, loss_type="dft"), **METRICS)
+
+
+def test_given_tokens(make):
+    rows = [{"input_ids": [5 + i, 9, 40 + i, 77, 8], "labels": [-100, -100, 40 + i, 77, 8]} for i in range(24)]
+    assert_same_as_trl(make(rows), **METRICS)
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
+def test_packing(make, texts, strategy):
+    config = make(texts, packing=True, packing_strategy=strategy, max_length=48, per_device_train_batch_size=2)
+    assert_same_as_trl(config, **METRICS)
+
+
+def test_lora(make, texts, llama, tmp_path):
+    """Both start from one adapter whose B is not zero, so that A and B have gradients from the first step."""
+    adapter = make_adapter(llama, tmp_path / "adapter")
+    assert_same_as_trl(make(texts, model=str(adapter), use_peft=True, weight_decay=0.1), **METRICS)
+
+
+def make_adapter(base: Path, folder: Path) -> Path:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(5)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_mixture_of_experts(make, texts, tmp_path):
+    """TRL's loss holds the weighted load-balancing loss, ours is the method's alone with `aux_loss` beside it."""
+    model = save_tiny(tmp_path / "moe", tiny_moe())
+    config = make(texts, model=str(model), router_aux_loss_coef=0.1)
+    ours, theirs = lines(run_in(config, "ours")), trl_trajectory(trainer_of(config))
+    summed = [line | {"loss": line["loss"] + 0.1 * line["aux_loss"]} for line in ours]
+    assert_parity(summed, theirs, aux_loss=1e-5, **METRICS)
+    without = lines(run_in(dataclasses.replace(config, router_aux_loss_coef=0.0), "without"))
+    assert "aux_loss" not in without[0]
+    assert without[0]["loss"] == pytest.approx(ours[0]["loss"], rel=1e-6)
+    assert without[0]["grad_norm"] != pytest.approx(ours[0]["grad_norm"], rel=1e-4), "the routers got no gradient of it"
+
+
+# ---------------------------------------------------------------- accumulation
+
+
+@pytest.mark.parametrize("loss_type", ["nll", "dft"])
+def test_accumulation(make, prompts, loss_type):
+    """Four rows at once and one by one, here and in TRL: loss and gradient are the same four times."""
+    config = make(prompts, loss_type=loss_type)
+    whole = lines(run_in(config, "4x1"))
+    split_config = dataclasses.replace(config, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    split = lines(run_in(split_config, "1x4"))
+    assert_parity(split, whole, **METRICS)
+    assert_parity(whole, trl_trajectory(trainer_of(config)), **METRICS)
+    assert_parity(split, trl_trajectory(trainer_of(split_config)))
+
+
+def test_metrics_are_means_over_tokens_where_trl_averages_micro_batches(make, prompts):
+    config = make(prompts, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    ours = lines(run_in(config, "ours"))[0]
+    theirs = trl_trajectory(trainer_of(config))[0]
+    expected = by_hand(config, prompts[:4])
+    for name in ("loss", "entropy", "mean_token_accuracy"):
+        assert ours[name] == pytest.approx(expected[name], rel=1e-5), name
+    each = [by_hand(config, [row]) for row in prompts[:4]]
+    assert theirs["entropy"] == pytest.approx(sum(row["entropy"] for row in each) / 4, rel=1e-5)
+    assert abs(theirs["entropy"] - ours["entropy"]) > 1e-4 * ours["entropy"]
+
+
+def test_evaluation_does_not_depend_on_its_batch_size_where_that_of_trl_does(make, prompts):
+    found, trl_found = [], []
+    for size in (1, 4, 6):
+        config = make(prompts, max_steps=1, per_device_eval_batch_size=size, eval_on_start=True)
+        file = Path(config.output_dir) / "eval.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in prompts[:6]))
+        config = dataclasses.replace(config, eval_dataset=str(file))
+        found.append(lines(run_in(config, f"eval-{size}"), "eval")[0])
+        trl_found.append(trainer_of(config).evaluate()["eval_loss"])
+    expected = by_hand(config, prompts[:6])
+    for entry in found:
+        for name in ("loss", "entropy", "mean_token_accuracy"):
+            assert entry[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-5), name
+    assert trl_found[2] == pytest.approx(expected["loss"], rel=1e-5)  # all rows in one batch
+    assert abs(trl_found[0] - expected["loss"]) > 1e-4 * expected["loss"]
+
+
+def by_hand(config: SFTConfig, rows: list[dict[str, str]]) -> dict[str, float]:
+    """The metrics of prompt-completion rows from the model's full logits, row by row."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(config.model), AutoTokenizer.from_pretrained(config.model)
+    loss = entropy = hits = count = 0.0
+    for row in rows:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        ids = tokenizer(row["prompt"] + row["completion"] + tokenizer.eos_token)["input_ids"]
+        first = next(at for at, token in enumerate(ids) if at == len(prompt) or token != prompt[at])
+        with torch.no_grad():
+            logs = model(input_ids=torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
+        for position in range(first, len(ids)):  # the completion is where the tokens part
+            row_logs = logs[position - 1]
+            loss -= float(row_logs[ids[position]])
+            entropy -= float((row_logs.exp() * row_logs).sum())
+            hits += float(row_logs.argmax() == ids[position])
+            count += 1
+    return {"loss": loss / count, "entropy": entropy / count, "mean_token_accuracy": hits / count}
+
+
+# ---------------------------------------------------------------- known answers
+
+
+@pytest.mark.parametrize("loss_type", ["nll", "dft"])
+def test_a_model_without_opinion(make, tmp_path, loss_type):
+    """With a head of zeros every token has probability 1/V, so that all is known without a model."""
+    model = tiny_llama()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    rows = [
+        {"input_ids": [10, 11, 12], "labels": [10, 11, 12]},  # 2 targets: nothing predicts the first
+        {"input_ids": [13, 14, 15, 16], "labels": [-100, -100, -100, 16]},  # 1
+        {"input_ids": [17, 18, 19, 20, 21], "labels": [-100, 18, -100, 20, 21]},  # 3
+    ]
+    folder = save_tiny(tmp_path / "flat", model)
+    config = make(rows, model=str(folder), loss_type=loss_type, max_steps=1, per_device_train_batch_size=3)
+    line = lines(run_in(config, "flat"))[0]
+    vocabulary = 256
+    share = {"nll": 1.0, "dft": 1 / vocabulary}[loss_type]
+    assert line["loss"] == pytest.approx(share * math.log(vocabulary), rel=1e-6)
+    assert line["entropy"] == pytest.approx(math.log(vocabulary), rel=1e-6)
+    assert line["num_tokens"] == 12
+    # Only the head has a gradient: the mean over the six targets of weight × (p - onehot) ⊗ hidden.
+    gradient = torch.zeros(vocabulary, 64)
+    for row in rows:
+        with torch.no_grad():
+            hidden = model.model(torch.tensor([row["input_ids"]])).last_hidden_state[0]
+        for position, label in enumerate(row["labels"]):
+            if position and label != -100:
+                error = torch.full((vocabulary,), 1 / vocabulary)
+                error[label] -= 1
+                gradient += share / 6 * torch.outer(error, hidden[position - 1])
+    assert line["grad_norm"] == pytest.approx(float(gradient.norm()), rel=1e-5)
+
+
+def test_parity_is_refused_where_something_differs():
+    """The comparison itself: it sees a difference just above what is allowed."""
+    ours = [{"step": 1, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 1e-3, "num_tokens": 7}]
+    theirs = [ours[0] | {"loss": 1.0 + 2 * TOLERANCES["loss"]}]
+    assert differences(ours, theirs, ("loss",))["loss"] == pytest.approx(2e-5, rel=1e-3)
+    with pytest.raises(AssertionError, match="loss: relative difference 2.00e-05"):
+        assert_parity(ours, theirs)
