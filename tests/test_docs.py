@@ -51,13 +51,14 @@ def signature(name: str) -> str:
 
 
 def commands() -> Iterator[tuple[Path, str]]:
-    """Each command of `ft-host` in the sh blocks of all pages, with its continuation lines, without its comment."""
+    """What follows `ft-host` or `-m ft_host` in the sh blocks of all pages, with continuation lines, without comments."""
     for page in PAGES:
         for _, text in snippets(page, "sh"):
             for line in text.replace("\\\n", " ").splitlines():
-                for part in re.split(r"&&|\|", line.partition(" #")[0]):
-                    if re.search(r"\bft-host (?!\S*==)", part):
-                        yield page, part.strip()
+                for part in re.split(r"&&|\||>", line.partition(" #")[0]):
+                    found = re.match(r"\s*(?:ft-host|\S.* -m ft_host) (.*)", part)
+                    if found:
+                        yield page, found[1].strip()
 
 
 # ---------------------------------------------------------------- hooks
@@ -145,7 +146,7 @@ def test_a_command_is_one_of_ours_and_its_flags_exist(page, command):
     from ft_host.cli import COMMANDS
     from ft_host.settings.fields import fields_of
 
-    name, *words = command.partition("ft-host ")[2].split()
+    name, *words = command.split()
     if name.startswith("-"):
         assert name in ("--version", "--help")
         return
