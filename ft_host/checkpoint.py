@@ -20,7 +20,9 @@ import json
 import os
 import random
 import shutil
+import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,12 +135,20 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 # ---------------------------------------------------------------- saving and loading
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """DCP warns of running without process groups, which is how one process runs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
 def is_sharded(run: Run) -> bool:
     return run.config.distributed_strategy == "fsdp2" and run.world_size > 1
 
 
 @contextlib.contextmanager
-def _together(run: Run, doing: str):
+def _together(run: Run, doing: str) -> Iterator[None]:
     """An error on one rank becomes an error on all: none is left waiting for the others."""
     problem = None
     try:
@@ -167,7 +177,8 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress) -> Path
             state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(run.policy, optimizer)}
             if is_sharded(run):
                 state["model"] = get_model_state_dict(run.policy, options=_options(run))
-            dcp.save(state, checkpoint_id=aside / "state", no_dist=run.world_size == 1)
+            with _alone():
+                dcp.save(state, checkpoint_id=aside / "state", no_dist=run.world_size == 1)
             if not is_sharded(run) and run.accelerator.is_main_process:
                 save_model(run.policy, aside / "model")
                 run.tokenizer.save_pretrained(aside / "model")
@@ -215,7 +226,8 @@ def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[s
     state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(run.policy, optimizer)}
     if not (checkpoint / "model").is_dir():
         state["model"] = get_model_state_dict(run.policy, options=_options(run))
-    dcp.load(state, checkpoint_id=checkpoint / "state", no_dist=run.world_size == 1)
+    with _alone():
+        dcp.load(state, checkpoint_id=checkpoint / "state", no_dist=run.world_size == 1)
     set_optimizer_state_dict(run.policy, optimizer, state["optimizer"])
     if "model" in state:
         set_model_state_dict(run.policy, state["model"], options=StateDictOptions(strict=not run.config.use_peft))

@@ -11,6 +11,7 @@ import datetime
 import errno
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import platform
 import shutil
@@ -36,7 +37,7 @@ from ft_host.models import load_policy, merge_adapter, precision, reshard, save_
 from ft_host.optim import Schedule, make_optimizer, optimizer_factory
 from ft_host.progress import Trackers, sinks, tell
 from ft_host.report import write_report
-from ft_host.rewards import load_rewards
+from ft_host.rewards import check_columns, load_rewards
 from ft_host.run import FinishedRun, Run
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
@@ -133,8 +134,8 @@ class _Launch:
         prepare = partial(_prepare, registry.reference(self.method), tokenizer, config)
         train_source = data.open_train(config)
         eval_source = data.open_eval(config)
-        if rewards and eval_source is None:
-            raise ConfigError("eval_reward: there is nothing to evaluate on; set eval_dataset or dataset_test_split")
+        for reward in rewards:
+            check_columns(reward, eval_source.columns)
         data.check_first_rows(train_source, prepare, config)
 
         self._start_processes()
@@ -208,6 +209,11 @@ class _Launch:
                 total_rows=total_rows, evaluate=evaluate, save=save, asked_to_stop=self.stopping.is_set,
             )  # fmt: skip
         evaluate()
+        for reason, count in progress.dropped.items():
+            run.say(f"{count} rows were left out: {reason}", "warning")
+        if stream.tally.truncated:
+            run.say(f"{stream.tally.truncated} rows were cut at max_length {config.max_length}", "warning")
+        stream.close()
         return self._finish(run)
 
     def _check_trackers(self) -> None:
@@ -237,13 +243,13 @@ class _Launch:
         elif self.config.output_dir:
             self.folder = RunFolder(self.config.output_dir)
         else:
-            stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-            self.folder = RunFolder(_agreed(self.accelerator, f"runs/{self.method.name}-{stamp}"))
+            self.folder = RunFolder(_agreed(self.accelerator, _fresh_folder(self.method.name)))
         if not self.accelerator.is_main_process:
             return
         manifest = {
             "format": FORMAT,
             "method": self.method.name,
+            "reference": registry.reference(self.method),
             "status": "running",
             "created": now(),
             "finished": None,
@@ -342,8 +348,7 @@ class _Launch:
             for sentence in _before_and_after(lines):
                 run.say(sentence)
             self.folder.update(status="finished", finished=now(), result=metrics)
-            report = write_report(self.folder.path)
-            run.say(f"model in {self.folder.model}, report in {report}")
+            run.say(f"model in {self.folder.model}, report in {self._report()}")
         metrics = _agreed(self.accelerator, metrics)
         return FinishedRun(folder=self.folder.path, steps=run.step, metrics=metrics)
 
@@ -359,8 +364,16 @@ class _Launch:
             text = f"{type(error).__name__}: {text}\n{traceback.format_exc()}"
         try:
             self.folder.update(status="interrupted" if stopped else "failed", finished=now(), error=text)
+            self._report()
         except OSError as full:  # the disk may be what failed; the first error is what the user must see
             print(f"run.json could not be updated: {full}", file=sys.stderr)
+
+    def _report(self) -> str:
+        """Write report.html. A page that can't be written says so and changes nothing of the run."""
+        try:
+            return str(write_report(self.folder.path))
+        except (FtHostError, OSError) as error:
+            return f"(none: {error})"
 
     def close(self) -> None:
         for number, handler in self.handlers.items():
@@ -388,6 +401,13 @@ def _agreed(accelerator: Any, value: Any) -> Any:
     values = [value]
     torch.distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def _fresh_folder(method: str) -> str:
+    """runs/METHOD-DATE-TIME, with a number where a run began in the same second."""
+    name = f"runs/{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(path for path in itertools.chain([name], numbered) if not Path(path).exists())
 
 
 def _environment(accelerator: Any) -> dict[str, Any]:

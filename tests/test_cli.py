@@ -250,9 +250,8 @@ def begun(config: SFTConfig, **others) -> Path:
 
     folder = Path("runs/a")
     folder.mkdir(parents=True, exist_ok=True)
-    plugins = [{"kind": "method", "name": "sft", "distribution": "ft-sft", "version": "0.1.0", "stability": "x"}]
     origins = {"seed": "run.yaml:2"}
-    record = {"format": 1, "method": "sft", "config": asdict(config), "origins": origins, "plugins": plugins}
+    record = {"format": 1, "method": "sft", "reference": "ft-sft:sft", "config": asdict(config), "origins": origins}
     (folder / "run.json").write_text(json.dumps(record | others))
     return folder
 
@@ -269,8 +268,7 @@ def test_resuming_reads_the_run_s_own_config(capsys):
     begun(SFTConfig(model="./gone", dataset="org/d"))
     _, err = called("train", "--resume", "runs/a", code=2, capsys=capsys)
     assert "runs/a/run.json: model: ./gone: no such file or folder" in err
-    elsewhere = {"kind": "method", "name": "sft", "distribution": "ft-x"}
-    begun(SFTConfig(model="org/m", dataset="org/d"), plugins=[elsewhere])
+    begun(SFTConfig(model="org/m", dataset="org/d"), reference="ft-x:sft")
     assert "no method 'ft-x:sft' is installed" in called("train", "--resume", "runs/a", code=4, capsys=capsys)[1]
 
 

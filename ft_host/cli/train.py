@@ -169,13 +169,10 @@ def resumed(asked: Asked) -> Ready:
 
     record: dict[str, Any] = RunFolder.open(asked.resume).manifest
     where = os.path.join(asked.resume, "run.json")
-    lacking = [key for key in ("method", "config", "origins", "plugins") if key not in record]
+    lacking = [key for key in ("reference", "config", "origins") if key not in record]
     if lacking:
         raise UsageError(f"{where} has no {', '.join(lacking)}: not written by this version of ft-host")
-    name = record["method"]
-    for plugin in record["plugins"]:  # another distribution may offer the name by now
-        if plugin["kind"] == "method" and plugin["distribution"]:
-            name = f"{plugin['distribution']}:{plugin['name']}"
+    name = record["reference"]  # as `find` takes it: the distribution and the name, or the path of a file
     method = registry.find("method", name)
     resolved = settings.resolve_resumed(
         registry.config_class(method), record["config"], record["origins"], where, asked.flags

@@ -1,0 +1,41 @@
+"""Fixtures of the host's tests: a tiny model with rows for it."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder with a tiny model, 40 training rows of differing lengths, and 6 for evaluation."""
+    from ft_host.testing.models import save_tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    save_tiny(folder / "model")
+    for name, rows in (("train", range(40)), ("test", range(100, 106))):
+        lines = [{"prompt": f"what is {n} plus {n * 7}?", "completion": f" it is {n * 8}" + "." * (n % 9)} for n in rows]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+    """A run of five steps over it."""
+    from ft_sft.config import SFTConfig
+
+    return SFTConfig(
+        model=str(tiny / "model"),
+        dataset=str(tiny / "train.jsonl"),
+        eval_dataset=str(tiny / "test.jsonl"),
+        per_device_train_batch_size=8,
+        max_steps=5,
+        learning_rate=1e-2,
+        save_steps=2,
+        output_dir=str(tmp_path / "runs"),
+        progress="quiet",
+    )

@@ -1,0 +1,101 @@
+"""The forest of segments, micro-batches, and metrics as sums: against values counted by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ft_host.batch import IGNORE, Segment, count_targets, forest
+from ft_host.loop import add_up, cut
+from ft_host.metrics import Accumulator, combine, maximum, mean, minimum, std, total
+
+
+def test_a_root_and_its_children():
+    batch = forest(
+        [
+            Segment(input_ids=[5, 6, 7], labels=[IGNORE, IGNORE, IGNORE], row=0),
+            Segment(input_ids=[8, 9], labels=[8, 9], row=0, parent=0),
+            Segment(input_ids=[3], labels=[3], row=1, parent=0),
+            Segment(input_ids=[1, 2], labels=[1, 2], row=2),
+        ],
+        num_rows=3,
+        counts={"tokens": 4},
+    )
+    assert batch.input_ids.tolist() == [5, 6, 7, 8, 9, 3, 1, 2]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 0, 1]
+    assert batch.parents == [-1, 0, 0, -1]
+    # both children's first tokens are predicted by the last token of the prompt; the first of a root by nothing
+    assert batch.sources.tolist() == [2, 3, 2, 6]
+    assert batch.targets.tolist() == [8, 9, 3, 2]
+    assert batch.rows.tolist() == [0, 0, 1, 2]
+
+
+def test_a_batch_without_rows_has_a_token_and_no_target():
+    batch = forest([], num_rows=0, counts={"tokens": 0})
+    assert batch.input_ids.shape == (1,) and batch.targets.shape == (0,) and batch.num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("segments", "said"),
+    [
+        ([Segment(input_ids=[1], labels=[1], row=0, parent=0)], "earlier segment"),
+        ([Segment(input_ids=[1, 2], labels=[1], row=0)], "2 input_ids and 1 labels"),
+        ([Segment(input_ids=[], labels=[], row=0)], "0 input_ids"),
+    ],
+)
+def test_segments_that_make_no_sense_are_refused(segments, said):
+    with pytest.raises(ValueError, match=said):
+        forest(segments, num_rows=1)
+
+
+def test_the_first_token_of_a_root_is_no_target():
+    assert count_targets([4, 5, IGNORE, 6]) == 2
+
+
+def _units(*lengths: int):
+    return [[{"length": length, "name": index}] for index, length in enumerate(lengths)]
+
+
+def test_micro_batches_by_rows_keep_the_order():
+    assert [[row["name"] for row in batch] for batch in cut(_units(5, 1, 4, 2, 3), 2, None)] == [[0, 1], [2, 3], [4]]
+
+
+def test_micro_batches_by_tokens_fit_the_budget_and_lose_no_row():
+    batches = cut(_units(5, 1, 4, 2, 3, 12), 1, 8)
+    sizes = [sum(row["length"] for row in batch) for batch in batches]
+    assert sorted(row["name"] for batch in batches for row in batch) == [0, 1, 2, 3, 4, 5]
+    assert sizes == [12, 8, 7]  # one that is over the budget stands alone
+
+
+def test_counts_add_up_by_name():
+    assert add_up([{"tokens": 3}, {"tokens": 4, "pairs": 1}, {}]) == {"tokens": 7, "pairs": 1}
+
+
+def test_metrics_are_means_over_items_not_over_micro_batches():
+    one, two = Accumulator(), Accumulator()
+    one.add({"accuracy": mean(torch.tensor(3.0), 3), "low": minimum(2.0), "high": maximum(2.0), "n": total(1)})
+    one.add({"accuracy": mean(torch.tensor(0.0), 1), "low": minimum(1.0), "high": maximum(7.0), "n": total(1)})
+    two.add({"accuracy": mean(0.0, 4), "only_here": mean(1.0, 2)})
+    assert combine([one.local(), two.local()]) == {
+        "accuracy": 3 / 8, "low": 1.0, "high": 7.0, "n": 2, "only_here": 0.5
+    }  # fmt: skip
+
+
+def test_a_standard_deviation_from_sums():
+    values = torch.tensor([1.0, 2.0, 4.0, 9.0])
+    accumulator = Accumulator()
+    for part in values.split(2):
+        accumulator.add({"spread": std(part.sum(), (part * part).sum(), len(part))})
+    assert math.isclose(combine([accumulator.local()])["spread"], float(values.std()), rel_tol=1e-6)
+
+
+def test_a_metric_without_items_is_absent_and_a_tensor_is_refused():
+    accumulator = Accumulator()
+    accumulator.add({"nothing": mean(0.0, 0)})
+    assert combine([accumulator.local()]) == {}
+    with pytest.raises(ValueError, match="expected a scalar"):
+        accumulator.add({"vector": total(torch.ones(2))})
+    with pytest.raises(ValueError, match="was a mean"):
+        accumulator.add({"nothing": total(1.0)})

@@ -1,0 +1,260 @@
+"""A run from start to end, and what becomes of it when it is stopped, killed, damaged, or goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import ft_host
+from ft_host import checkpoint
+from ft_host.errors import FtHostError, UsageError
+from ft_host.folder import RunFolder
+from ft_host.testing.invariants import assert_close_weights, assert_same, command, lines, run_in
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def resume(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "ft_host", "train", "--resume", str(folder), *flags],
+        capture_output=True, text=True, env=ENV,
+    )  # fmt: skip
+
+
+def test_what_a_run_leaves(config, tmp_path):
+    folder = run_in(config, "a", eval_steps=2)
+    run = manifest(folder)
+    assert run["status"] == "finished" and run["method"] == "sft" and run["error"] is None
+    assert run["config"]["learning_rate"] == 1e-2
+    assert run["data"]["train"]["rows"] == 40 and run["data"]["train"]["fingerprint"]
+    assert {plugin["name"] for plugin in run["plugins"]} == {"sft"}
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines(folder, "eval")] == [0, 2, 4, 5]
+    assert lines(folder)[-1]["loss"] < lines(folder)[0]["loss"]
+    assert [path.name for _, path in checkpoint.steps_in(folder / "checkpoints")] == ["step-4", "step-5"]
+    assert "<html" in (folder / "report.html").read_text()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    assert torch.isfinite(model(torch.tensor([[5, 6, 7]])).logits).all()
+    AutoModelForCausalLM.from_pretrained(folder / "checkpoints/step-4/model")
+
+
+def test_train_returns_the_metrics(config):
+    done = ft_host.train(dataclasses.replace(config, output_dir=config.output_dir + "/r"))
+    assert done.steps == 5 and done.folder == Path(config.output_dir + "/r")
+    assert done.metrics["loss"] == lines(done.folder)[-1]["loss"]
+    assert done.metrics["eval_loss"] == lines(done.folder, "eval")[-1]["eval_loss"]
+
+
+def test_an_evaluation_does_not_depend_on_its_batch_size(config):
+    one = run_in(config, "one", max_steps=1, per_device_eval_batch_size=1)
+    six = run_in(config, "six", max_steps=1, per_device_eval_batch_size=6)
+    assert_same(lines(one, "eval"), lines(six, "eval"), rel=1e-5)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(config):
+    whole = run_in(config, "whole", max_steps=6)
+    folder = run_in(config, "damaged", max_steps=6)
+    for name in ("step-6", "step-4"):
+        assert checkpoint.damage(folder / "checkpoints" / name) is None
+    file = folder / "checkpoints/step-6/model/model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    done = resume(folder, "--progress", "lines")
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint step-6 is damaged (model/model.safetensors" in done.stderr
+    assert "resumed from step-4" in done.stderr
+    assert_same(lines(whole), lines(folder), rel=0)
+    assert_close_weights(whole, folder, atol=0)
+
+
+def test_a_run_without_any_whole_checkpoint_starts_again(config):
+    whole = run_in(config, "whole", max_steps=2)
+    folder = run_in(config, "damaged", max_steps=2)
+    (folder / "checkpoints/step-2/files.json").write_text("{")
+    done = resume(folder)
+    assert done.returncode == 0, done.stderr
+    assert_same(lines(whole), lines(folder), rel=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_where_it_was(config, number):
+    config = dataclasses.replace(config, max_steps=200, save_steps=0, learning_rate=1e-3)
+    argv, folder = command(config, "sft", "stopped")
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=ENV)
+    while process.poll() is None and not RunFolder(folder).read("metrics.jsonl"):
+        time.sleep(0.01)
+    while process.poll() is None and RunFolder(folder).read("metrics.jsonl")[-1]["step"] < 3:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "go on with `ft-host train --resume" in said
+    run = manifest(folder)
+    assert run["status"] == "interrupted"
+    last = lines(folder)[-1]["step"]
+    assert last < 200 and (folder / f"checkpoints/step-{last}").is_dir()
+    steps = last + 3
+    done = resume(folder, "--max-steps", str(steps), "--lr-scheduler-type", "cosine")
+    assert done.returncode == 2 and "lr_scheduler_type" in done.stderr  # a resumed run keeps its schedule
+    done = resume(folder, "--max-steps", str(steps))
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in lines(folder)] == list(range(1, steps + 1))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_by_name(config):
+    with pytest.raises(FtHostError, match=r"step \d+: the (loss|gradient norm) is (nan|inf).*learning_rate"):
+        run_in(config, "nan", max_steps=40, learning_rate=1e6, optim="sgd", max_grad_norm=0, save_steps=1)
+    run = manifest(Path(config.output_dir, "nan"))
+    assert run["status"] == "failed" and "learning_rate" in run["error"]
+    newest, damaged = checkpoint.newest(Path(config.output_dir, "nan/checkpoints"))
+    assert newest is not None and not damaged
+
+
+def test_a_full_disk_is_named_and_the_checkpoints_stay(config, monkeypatch):
+    written = []
+
+    def full(*args, **kwargs):
+        written.append(1)
+        if len(written) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device", "checkpoints")
+        return real(*args, **kwargs)
+
+    real = checkpoint.dcp.save
+    monkeypatch.setattr(checkpoint.dcp, "save", full)
+    with pytest.raises(FtHostError, match="checkpoint at step 4 could not be written: No space left"):
+        run_in(config, "full")
+    folder = Path(config.output_dir, "full")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-2"]
+    assert checkpoint.damage(folder / "checkpoints/step-2") is None
+    assert manifest(folder)["status"] == "failed"
+
+
+def test_a_full_disk_while_logging_is_named(config):
+    folder = Path(config.output_dir, "full")
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(FtHostError, match="the disk is full"):
+        run_in(config, "full")
+
+
+def test_a_bad_row_in_the_middle_names_its_line_and_loses_nothing(config, tiny, tmp_path):
+    rows = (tiny / "train.jsonl").read_text().splitlines()
+    rows[33] = json.dumps({"prompt": "no", "completion": 7})
+    file = tmp_path / "bad.jsonl"
+    file.write_text("\n".join(rows) + "\n")
+    changes = {"dataset": str(file), "train_sampling_strategy": "sequential", "eval_on_start": False, "window": 8,
+               "save_steps": 0}  # fmt: skip
+    with pytest.raises(UsageError, match=r"bad\.jsonl, line 34.*completion"):
+        run_in(config, "bad", **changes)
+    folder = Path(config.output_dir, "bad")
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4]
+    assert checkpoint.newest(folder / "checkpoints")[0].name == "step-4"
+    rows[33] = rows[0]
+    file.write_text("\n".join(rows) + "\n")
+
+
+def test_other_data_is_not_resumed_on(config, tiny, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text((tiny / "train.jsonl").read_text())
+    folder = run_in(config, "a", dataset=str(file))
+    file.write_text((tiny / "train.jsonl").read_text() + '{"prompt": "x", "completion": "y"}\n')
+    done = resume(folder, "--max-steps", "7")
+    assert done.returncode == 2 and "fingerprint" in done.stderr
+
+
+def test_a_finished_run_goes_on_with_more_steps(config):
+    folder = run_in(config, "a", max_steps=3, lr_scheduler_type="constant")
+    done = resume(folder, "--max-steps", "5")
+    assert done.returncode == 0, done.stderr
+    longer = run_in(config, "b", max_steps=5, lr_scheduler_type="constant")
+    assert_same(lines(longer), lines(folder), rel=0)
+
+
+def test_several_epochs_packed_and_resumed(config):
+    changes = {"max_steps": -1, "num_train_epochs": 2, "packing": True, "max_length": 48, "window": 16,
+               "per_device_train_batch_size": 2, "save_steps": 3, "save_total_limit": 100}  # fmt: skip
+    whole = run_in(config, "whole", **changes)
+    folder = run_in(config, "again", **changes)
+    for _, path in checkpoint.steps_in(folder / "checkpoints")[2:]:
+        (path / "files.json").unlink()
+    done = resume(folder)
+    assert done.returncode == 0, done.stderr
+    assert_same(lines(whole), lines(folder), rel=0)
+    assert lines(whole)[-1]["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ft_host"],
+        ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+         "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "ft_host"],
+    ],
+    ids=["torchrun", "accelerate"],
+)  # fmt: skip
+def test_other_launchers_work(config, launcher):
+    one = run_in(config, "one")
+    argv, folder = command(config, "sft", "two", per_device_train_batch_size=4)
+    done = subprocess.run([sys.executable, *launcher, *argv[3:]], capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0, done.stderr
+    assert manifest(folder)["environment"]["world_size"] == 2
+    assert_same(lines(one), lines(folder), rel=2e-5)
+
+
+def test_what_a_rank_refuses_ends_all_with_its_exit_code(config, tiny, tmp_path):
+    rows = (tiny / "train.jsonl").read_text().splitlines()
+    rows[33] = "{"
+    file = tmp_path / "bad.jsonl"
+    file.write_text("\n".join(rows) + "\n")
+    argv, folder = command(
+        config, "sft", "bad", dataset=str(file), train_sampling_strategy="sequential", num_processes=2,
+        per_device_train_batch_size=4, window=8,
+    )  # fmt: skip
+    done = subprocess.run(argv, capture_output=True, text=True, env=ENV, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "bad.jsonl, line 34" in done.stderr
+    assert checkpoint.newest(folder / "checkpoints")[0].name == "step-4"
+
+
+def test_trackers_get_the_metrics(config):
+    pytest.importorskip("tensorboard")
+    folder = run_in(config, "tracked", report_to=["tensorboard"], logging_steps=1)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = [path for path in folder.rglob("events.out.tfevents*")]
+    assert events, "no event file in the run's folder"
+    accumulator = EventAccumulator(str(events[0].parent))
+    accumulator.Reload()
+    assert [round(event.value, 4) for event in accumulator.Scalars("loss")] == [
+        round(line["loss"], 4) for line in lines(folder)
+    ]
+
+
+def test_a_local_file_is_a_method_and_resumes(config, tiny, tmp_path):
+    method = Path(ft_host.__file__).parents[1] / "plugins/ft-sft/ft_sft/method.py"
+    file = tmp_path / "my_method.py"
+    file.write_text(method.read_text() + "\n\nfrom ft_sft.config import SFTConfig as Config\n")
+    argv, folder = command(config, str(file), "mine", max_steps=2)
+    done = subprocess.run(argv, capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0, done.stderr
+    done = resume(folder, "--max-steps", "3")
+    assert done.returncode == 0, done.stderr
+    assert_same(lines(run_in(config, "packaged", max_steps=2))[:2], lines(folder)[:2], rel=0, skip=("learning_rate",))
