@@ -16,10 +16,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import work
+from sides import busy
 
 # Of glibc: keep freed blocks of any size, instead of handing them back to the system and getting them page by page again.
 MALLOC = (
@@ -33,7 +35,18 @@ GOALS = {  # ours to theirs; more is better, but for memory, where less is
     ("bigvocab", "plain"): {"tokens/s": 2.2, "peak over start": 1 / 3},
     ("bigvocab", "best"): {"tokens/s": 1.3, "peak over start": 1 / 3},
 }
+QUIET = 0.25  # cores busy with other processes that leave a figure usable
 HERE = Path(__file__).parent
+
+
+def wait_for_quiet(limit: float) -> None:
+    """Until little else has run for a second, or `limit` seconds have passed."""
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        before = busy()
+        time.sleep(1)
+        if busy() - before < QUIET:
+            return
 
 
 def run_side(side: str, environment: dict[str, str], spec: dict[str, Any]) -> dict[str, Any]:
@@ -59,21 +72,25 @@ def run_side(side: str, environment: dict[str, str], spec: dict[str, Any]) -> di
 
 def numbers(seen: dict[str, Any], supervised: list[int], skip: int) -> dict[str, float]:
     """The figures of one run. Both sides train on the same tokens, so the count of supervised ones is that of ours."""
-    seconds = sum(seen["seconds"][skip:])
+    seconds, cpu, busy = (sum(seen[key][skip:]) for key in ("seconds", "cpu", "busy"))
+    tokens = sum(seen["tokens"][skip:])
     return {
-        "tokens/s": sum(seen["tokens"][skip:]) / seconds,
+        "tokens/s": tokens / seconds,
         "supervised tokens/s": sum(supervised[skip:]) / seconds,
+        "tokens/CPU second": tokens / cpu,
         "s/step": seconds / len(seen["seconds"][skip:]),
         "peak over start": seen["peak_mb"] - seen["before_mb"],
         "peak": seen["peak_mb"],
         "first step": seen["first_step_s"],
         "imports": seen["imports_s"],
+        OTHERS: max(0.0, busy - cpu) / seconds,
     }
 
 
+OTHERS = "cores busy with other processes"
 UNITS = {
-    "tokens/s": "", "supervised tokens/s": "", "s/step": "s", "peak over start": "MiB", "peak": "MiB",
-    "first step": "s", "imports": "s",
+    "tokens/s": "", "supervised tokens/s": "", "tokens/CPU second": "", "s/step": "s", "peak over start": "MiB", "peak": "MiB",
+    "first step": "s", "imports": "s", OTHERS: "",
 }  # fmt: skip
 
 
@@ -96,42 +113,55 @@ def table(name: str, setting: str, pairs: list[tuple[dict[str, float], dict[str,
     lines = ["| | ft-host | TRL | ft-host / TRL | goal |", "| --- | --- | --- | --- | --- |"]
     for key, unit in UNITS.items():
         ours, theirs = ([pair[side][key] for pair in pairs] for side in (0, 1))
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)] if key != OTHERS else []
         verdict = ""
         if key in goals:
             better = statistics.median(ratios) >= goals[key] if goals[key] > 1 else statistics.median(ratios) <= goals[key]
             verdict = f"{'at least' if goals[key] > 1 else 'at most'} {goals[key]:.3g}: {'met' if better else 'missed'}"
         label = f"{key}, {unit}" if unit else key
-        lines.append(f"| {label} | {spread(ours)} | {spread(theirs)} | {spread(ratios)} | {verdict} |")
+        lines.append(f"| {label} | {spread(ours)} | {spread(theirs)} | {spread(ratios) if ratios else ''} | {verdict} |")
     return "\n".join(lines)
+
+
+def _noise(pair: tuple[dict[str, float], dict[str, float]]) -> float:
+    return max(side[OTHERS] for side in pair)
 
 
 def compare(name: str, setting: str, rows: list[work.Row], tokenizer: Any, args: argparse.Namespace, at: Path) -> None:
     skip, measured = STEPS[name]
     measured = args.steps or measured
     lengths = work.lengths_of(rows, tokenizer) if setting == "best" else None
-    pairs, raw, differences = [], [], []
-    for number in range(args.runs):
+    pairs, differences = [], []
+    most = args.runs if not args.wait else 2 * args.runs
+    while len(pairs) < most and sum(_noise(pair) <= QUIET for pair in pairs) < args.runs:
+        number = len(pairs)
+        if args.wait:
+            wait_for_quiet(args.wait)
         file = at / f"rows-{number}.jsonl"
         work.write_rows(file, work.in_order(rows, lengths, number)[: args.rows])
         spec = {"model": str(at / name), "rows": str(file), "steps": skip + measured}
         ours = run_side("ours", {}, spec)
+        if args.wait:
+            wait_for_quiet(args.wait)
         theirs = run_side("trl", SETTINGS[setting], spec)
         differences.append(check_same_work(ours, theirs))
         pair = tuple(numbers(seen, ours["supervised"], skip) for seen in (ours, theirs))
         pairs.append(pair)
-        raw.append({"ours": ours, "trl": theirs})
+        if args.out:
+            seen = {"model": name, "setting": setting, "pair": number, "ours": ours, "trl": theirs}
+            with args.out.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(seen) + "\n")
         print(
-            f"{name}, {setting}, pair {number + 1}: {pair[0]['tokens/s']:.0f} and {pair[1]['tokens/s']:.0f} tokens/s, "
-            f"{pair[0]['peak over start']:.0f} and {pair[1]['peak over start']:.0f} MiB",
+            f"{name}, {setting}, pair {number + 1}: {pair[0]['tokens/s']:.0f} and {pair[1]['tokens/s']:.0f} tokens/s "
+            f"(a CPU second: {pair[0]['tokens/CPU second']:.0f} and {pair[1]['tokens/CPU second']:.0f}), "
+            f"{pair[0]['peak over start']:.0f} and {pair[1]['peak over start']:.0f} MiB; "
+            f"others: {pair[0][OTHERS]:.1f} and {pair[1][OTHERS]:.1f} cores",
             file=sys.stderr, flush=True,
         )  # fmt: skip
-    print(f"\n## {name} against TRL {setting}: {args.runs} pairs, {measured} steps measured after {skip}\n")
-    print(table(name, setting, pairs))
+    kept = sorted(pairs, key=_noise)[: args.runs]  # chosen by what others did, not by what came out
+    print(f"\n## {name} against TRL {setting}: {len(kept)} of {len(pairs)} pairs, {measured} steps measured after {skip}\n")
+    print(table(name, setting, kept))
     print(f"\nLosses of the same step differ by at most {max(differences):.1e} (relative).", flush=True)
-    if args.out:
-        with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"model": name, "setting": setting, "pairs": raw}) + "\n")
 
 
 def first_step(rows: list[work.Row], args: argparse.Namespace, at: Path) -> None:
@@ -159,6 +189,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="JSON lines with prompt and completion, instead of made-up rows")
     parser.add_argument("--first-step", action="store_true", help="only the time to the first step, of ft-host")
     parser.add_argument("--with-trl", action="store_true", help="with --first-step: TRL too, once")
+    parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="wait so long at most for a quiet "
+                        "machine before each process; run disturbed pairs again, and keep the least disturbed")
     parser.add_argument("--out", type=Path, help="append what every run saw to this JSON lines file")
     args = parser.parse_args(argv)
 

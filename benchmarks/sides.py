@@ -6,7 +6,9 @@ way: the clock and the process' memory are read when training begins and at the 
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -21,14 +23,26 @@ def _status(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
 
 
+def _differences(values: list[float]) -> list[float]:
+    return [now - then for then, now in itertools.pairwise(values)]
+
+
+def busy() -> float:
+    """Seconds that this machine's cores have worked, for whomever, since it started."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 class Watch:
-    """What is seen of a run: when its steps end, what they held, and the memory they took."""
+    """What is seen of a run: when its steps end, what they held, and the time and memory they took."""
 
     def __init__(self):
         self.called = time.perf_counter()
         self.began = self.called
         self.before = 0.0
         self.ends: list[float] = []
+        self.cpu: list[float] = []  # CPU seconds of this process, and of all, at `began` and the end of each step
+        self.busy: list[float] = []
         self.tokens: list[int] = []  # cumulative
         self.supervised: list[int] = []  # of each step
         self.losses: list[float] = []
@@ -39,18 +53,25 @@ class Watch:
         Path("/proc/self/clear_refs").write_text("5")
         self.before = _status("VmRSS")
         self.began = time.perf_counter()
+        self._note()
+
+    def _note(self) -> None:
+        self.cpu.append(time.process_time())
+        self.busy.append(busy())
 
     def step(self) -> None:
         self.ends.append(time.perf_counter())
+        self._note()
         self.peak = _status("VmHWM")
 
     def report(self, imports: float) -> dict[str, Any]:
-        starts = [self.began, *self.ends[:-1]]
         return {
             "imports_s": imports,
             "first_step_s": self.ends[0] - self.called,
-            "seconds": [end - start for start, end in zip(starts, self.ends, strict=True)],
-            "tokens": [now - then for then, now in zip([0, *self.tokens], self.tokens, strict=False)],
+            "seconds": _differences([self.began, *self.ends]),
+            "tokens": _differences([0, *self.tokens]),
+            "cpu": _differences(self.cpu),
+            "busy": _differences(self.busy),
             "supervised": self.supervised,
             "losses": self.losses,
             "before_mb": self.before,
