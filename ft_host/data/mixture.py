@@ -106,7 +106,8 @@ class Mixture:
             shuffle = permutation(self.num_rows, seed, epoch, "mixture")
         else:
             interleaved = in_proportion(self.counts)
-        passes: dict[tuple[int, int], Callable[[int], int]] = {}
+        # The order within a source is the same in each pass over it, so that no epoch holds a row of two passes.
+        within = [source.order(seed + number, 0, shuffled) for number, source in enumerate(self.sources)]
 
         def at(position: int) -> int:
             if shuffled:
@@ -115,11 +116,8 @@ class Mixture:
                 ordinal = slot - starts[number]
             else:
                 number, ordinal = interleaved[position]
-            # Each source goes on from epoch to epoch, in passes over all its rows.
-            turn, row = divmod(epoch * self.counts[number] + ordinal, self.sources[number].num_rows)
-            if (number, turn) not in passes:
-                passes[number, turn] = self.sources[number].order(seed + number, turn, shuffled)
-            return self.offsets[number] + passes[number, turn](row)
+            row = (epoch * self.counts[number] + ordinal) % self.sources[number].num_rows
+            return self.offsets[number] + within[number](row)
 
         return at
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -84,19 +84,24 @@ class TrainStream:
         )
         self.counted = self.unit > 0  # the window that it begins in is in the tally already
         make = partial(pieces, source, prepare, self.layout, self.epoch, self.row)
-        if config.dataloader_num_workers:
-            self._pieces = self._from_workers(make)
-        else:
-            self._pieces = make(0, 1)
+        workers = config.dataloader_num_workers
+        # Nothing that this holds refers back to it, so that letting go of it ends the workers at once.
+        self._pieces = from_workers(make, workers) if workers else make(0, 1)
         self._peeked: Window | None = None
-        self._steps = self._by_window() if self.layout.windowed else self._by_row()
+        self._window: Window | None = None
+        self._waiting: deque[list[Row]] = deque()
 
     def __iter__(self) -> Iterator[StepRows]:
-        return self._steps
+        return self
+
+    def __next__(self) -> StepRows:
+        step = self._from_windows() if self.layout.windowed else self._from_piece()
+        if step is None:
+            raise StopIteration
+        return step
 
     def close(self) -> None:
         """End the worker processes. Also happens when the stream is let go of."""
-        self._steps.close()
         self._pieces.close()
 
     def planned_steps(self) -> int | None:
@@ -117,39 +122,39 @@ class TrainStream:
 
     # -- steps
 
-    def _by_row(self) -> Iterator[StepRows]:
-        for piece in self._pieces:
-            self._count(piece)
-            self.consumed += piece.stop - piece.start
-            place = (piece.epoch + 1, 0, 0) if piece.ended else (piece.epoch, piece.stop, 0)
-            last = self._is_final(piece.epoch, piece.ended)
-            yield self._step([[row] for row in piece.rows], place, self.consumed, self.consumed, last)
+    def _from_piece(self) -> StepRows | None:
+        piece = next(self._pieces, None)
+        if piece is None:
+            return None
+        self._count(piece)
+        self.consumed += piece.stop - piece.start
+        place = (piece.epoch + 1, 0, 0) if piece.ended else (piece.epoch, piece.stop, 0)
+        last = self._is_final(piece.epoch, piece.ended)
+        return self._step([[row] for row in piece.rows], place, self.consumed, self.consumed, last)
 
-    def _by_window(self) -> Iterator[StepRows]:
-        waiting: deque[list[Row]] = deque()
-        slots, rank, world_size = self.layout.slots, self.layout.rank, self.layout.world_size
-        while True:
-            window = self._peeked or self._load()
+    def _from_windows(self) -> StepRows | None:
+        waiting, slots = self._waiting, self.layout.slots
+        while len(waiting) < slots and not (waiting and self._window.ended):
+            if self._window is not None:
+                self.consumed += self._window.stop - self._window.start
+            self._window = self._peeked or self._load()
             self._peeked = None
-            if window is None:
-                return
-            units = window.units[self.unit :]
+            if self._window is None:
+                return None
+            waiting.extend(self._window.units[self.unit :])
             self.unit = 0
-            waiting.extend(units)
-            size = window.stop - window.start
-            # After each step below, what waits is all of this window: what came before it was less than a step.
-            while len(waiting) >= slots or (window.ended and waiting):
-                step = [waiting.popleft() for _ in range(min(slots, len(waiting)))]
-                if waiting:
-                    taken = len(window.units) - len(waiting)
-                    place = (window.epoch, window.start, taken)
-                    base, consumed = self.consumed, self.consumed + size * taken // len(window.units)
-                else:
-                    place = (window.epoch + 1, 0, 0) if window.ended else (window.epoch, window.stop, 0)
-                    base = consumed = self.consumed + size
-                last = not waiting and self._is_final(window.epoch, window.ended)
-                yield self._step(step[rank::world_size], place, base, consumed, last)
-            self.consumed += size
+        window = self._window
+        units = [waiting.popleft() for _ in range(min(slots, len(waiting)))]
+        # What still waits is all of this window: what came before it was less than a step.
+        size, taken = window.stop - window.start, len(window.units) - len(waiting)
+        if waiting:
+            place = (window.epoch, window.start, taken)
+            base, consumed = self.consumed, self.consumed + size * taken // len(window.units)
+        else:
+            place = (window.epoch + 1, 0, 0) if window.ended else (window.epoch, window.stop, 0)
+            base = consumed = self.consumed + size
+        last = not waiting and self._is_final(window.epoch, window.ended)
+        return self._step(units[self.layout.rank :: self.layout.world_size], place, base, consumed, last)
 
     def _is_final(self, epoch: int, ended: bool) -> bool:
         return ended and epoch + 1 >= self.layout.epochs
@@ -213,10 +218,11 @@ class TrainStream:
         if piece.ended or self.tally.seen * share >= layout.window:
             self.tally.judge(self.config)
 
-    def _from_workers(self, make: Any) -> Iterator[Piece]:
-        from ft_host.data.workers import ahead
 
-        yield from ahead(make, self.config.dataloader_num_workers)
+def from_workers(make: Callable[[int, int], Iterator[Piece]], workers: int) -> Iterator[Piece]:
+    from ft_host.data.workers import ahead
+
+    yield from ahead(make, workers)
 
 
 # ---------------------------------------------------------------- before and beside training

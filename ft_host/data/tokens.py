@@ -278,13 +278,13 @@ def given_tokens(
             masks.append(columns["completion_mask"])
         labels = [token if all(mask[index] for mask in masks) else IGNORE for index, token in enumerate(ids)]
     wrong = [index for index, label in enumerate(labels) if label != IGNORE and label != ids[index]]
-    if wrong and all(labels[index] == ids[index + 1] for index in wrong if index + 1 < len(ids)):
+    for index in wrong:
+        if not isinstance(labels[index], int) or not 0 <= labels[index] < size:
+            raise RowError(f"labels[{index}]: found {labels[index]!r}, expected a token id or -100", "labels")
+    if len(wrong) > 1 and all(labels[index] == ids[index + 1] for index in wrong if index + 1 < len(ids)):
         raise RowError(
             "column labels: each is the token after the one in input_ids; expected labels aligned with input_ids, "
             "-100 where a token isn't supervised",
             "labels",
         )
-    for index in wrong:
-        if not isinstance(labels[index], int) or not 0 <= labels[index] < size:
-            raise RowError(f"labels[{index}]: found {labels[index]!r}, expected a token id or -100", "labels")
     return ids, labels
