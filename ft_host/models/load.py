@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -85,6 +86,7 @@ def _quantisation(config: RunConfig) -> Any:
 
 def load_base(config: RunConfig, name: str) -> nn.Module:
     """The transformers model of a folder or hub id. Raises ConfigError for what can't be trained as a causal model."""
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
@@ -103,10 +105,15 @@ def load_base(config: RunConfig, name: str) -> nn.Module:
             device_map={"": torch.cuda.current_device()} if _quantisation(config) else None,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused below, by name
             **source,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"model: {name} can't be loaded: {str(error).splitlines()[0]}") from error
+    for key, found_shape, expected_shape in sorted(report["mismatched_keys"]):
+        raise ConfigError(
+            f"model: {name} holds {key} of shape {tuple(found_shape)}; its config.json makes it {tuple(expected_shape)}"
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise ConfigError(
@@ -117,7 +124,10 @@ def load_base(config: RunConfig, name: str) -> nn.Module:
 
 
 def _linear_names(model: nn.Module) -> list[str]:
-    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    linear = (nn.Linear, Conv1D)
+    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)})
 
 
 def _attach_adapter(model: nn.Module, config: RunConfig) -> nn.Module:
@@ -131,7 +141,7 @@ def _attach_adapter(model: nn.Module, config: RunConfig) -> nn.Module:
         for name in given:
             if name != "all-linear" and name.rpartition(".")[2] not in children:
                 near = difflib.get_close_matches(name, names, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = f"; did you mean {near[0]}?" if near else "."
                 raise ConfigError(f"{field}: the model has no module {name}{hint} Its linear layers: {', '.join(names)}")
     adapter = LoraConfig(
         r=config.lora_r,
@@ -176,7 +186,11 @@ def _rows_alone(policy: Policy, rows: list[list[int]]) -> torch.Tensor:
 
 def probe(policy: Policy) -> float:
     """The largest difference in log-probs between a small forest through the policy and its rows alone through the
-    model. Leaves random states and train mode as they were."""
+    model. Leaves random states and train mode as they were.
+
+    It goes through the policy in training mode too: what a kernel can't do only there (dropout) shows now, not in the
+    first step.
+    """
     generator = torch.Generator().manual_seed(0)
     a, b, c, d = (
         torch.randint(policy.config.vocab_size, (n,), generator=generator).tolist() for n in (9, 13, 7, 5)
@@ -191,9 +205,12 @@ def probe(policy: Policy) -> float:
         num_rows=3,
     ).to(policy.device)
     training = policy.training
-    policy.eval()
+    devices = [policy.device] if policy.device.type == "cuda" else []
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            policy.train()
+            policy(batch, want=("logp",))
+            policy.eval()
             ours = policy(batch, want=("logp",))["logp"]
             theirs = _rows_alone(policy, [a, b + c, d])
     finally:
@@ -217,6 +234,8 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
     original = original_of(model.config)
     for kernel in ways:
         try:
+            if kernel == "flex" and policy.device.type != "cuda":
+                raise NotFlat("torch has a backward pass of flex_attention on CUDA only")
             if kernel != "none":
                 install(model)
             policy.kernel = kernel
@@ -245,7 +264,7 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return psutil.virtual_memory().available  # with what the page cache would give back
 
 
 def activation_bytes(policy: Policy, config: RunConfig) -> int:
@@ -287,11 +306,11 @@ def _checkpointing(policy: Policy, config: RunConfig) -> None:
 def _router_coefficient(policy: Policy, config: RunConfig) -> float:
     fields = policy.config.to_dict()
     given = config.router_aux_loss_coef
-    if "output_router_logits" not in fields:
+    balances = "load_balancing_loss_func" in vars(sys.modules[type(policy.causal_lm).__module__])
+    if "output_router_logits" not in fields or not balances:
         if given:
             raise ConfigError(
-                f"router_aux_loss_coef: {type(policy.causal_lm).__name__} returns no router logits, so there is no "
-                f"load-balancing loss to weigh"
+                f"router_aux_loss_coef: {type(policy.causal_lm).__name__} has no load-balancing loss"
             )
         return 0.0
     return fields.get("router_aux_loss_coef") or 0.0 if given is None else given

@@ -43,4 +43,19 @@ def merge_adapter(config: RunConfig, adapter: Path, folder: Path) -> None:
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
     )
+    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if head.weight is embeddings.weight and _changes(adapter, (embeddings, head), base):
+        # one tensor so far, two once merged: adding the head's adapter to it would change the embeddings too
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
     PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)
+
+
+def _changes(adapter: Path, modules: tuple[torch.nn.Module, ...], base: torch.nn.Module) -> bool:
+    """Whether an adapter's folder has weights for one of the modules of its base."""
+    from safetensors import safe_open
+
+    prefix = "base_model.model."
+    names = [prefix + name + "." for name, module in base.named_modules() if module in modules]
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as tensors:
+        return any(key.startswith(tuple(names)) for key in tensors.keys())
