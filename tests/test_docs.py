@@ -196,3 +196,16 @@ def test_relative_links_lead_somewhere(page):
         assert file.exists(), f"{page.relative_to(ROOT)}: {target} is not there"
         if anchor:
             assert anchor in anchors(file), f"{page.relative_to(ROOT)}: {target}: no such heading"
+
+
+# ---------------------------------------------------------------- dependencies
+
+
+def test_each_dependency_is_justified():
+    import tomllib
+
+    project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
+    needed = {re.split(r"[<>=!~ \[]", requirement)[0].lower() for requirement in project["dependencies"]}
+    section = re.search(r"^## Dependencies$(.*?)(?=^## )", read(ROOT / "docs" / "architecture.md"), re.M | re.S)[1]
+    told = set(re.findall(r"^\| ([\w-]+) \|", section, re.MULTILINE))
+    assert {name.lower() for name in told} == needed
