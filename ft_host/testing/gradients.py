@@ -9,11 +9,11 @@ import torch
 from torch.distributed.tensor import DTensor
 
 
-class RecordedSGD(torch.optim.SGD):
-    """SGD that writes the gradient of each step to `folder`, a file per rank; sharded ones are made whole."""
+class RecordedAdamW(torch.optim.AdamW):
+    """AdamW that writes the gradient of each step to `folder`, a file per rank; sharded ones are made whole."""
 
     def __init__(self, params: Any, lr: float, folder: str):
-        super().__init__(params, lr=lr)
+        super().__init__(params, lr=lr, fused=True)
         self.folder = Path(folder)
         self.steps = 0
 
@@ -27,5 +27,5 @@ class RecordedSGD(torch.optim.SGD):
 
 
 def recorded(folder: str | Path, rank: int, step: int) -> torch.Tensor:
-    """The gradient of all parameters, flat, that `RecordedSGD` was given at a step."""
+    """The gradient of all parameters, flat, that `RecordedAdamW` was given at a step."""
     return torch.load(Path(folder) / f"{rank}-{step}.pt", weights_only=True)

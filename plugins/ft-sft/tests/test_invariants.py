@@ -1,0 +1,78 @@
+"""What must not change the numbers of supervised fine-tuning: the checks of ft_host.testing, on this method."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from ft_host.testing import invariants
+from ft_host.testing.models import save_tiny, tiny_qwen, tiny_tokenizer
+from ft_sft.config import SFTConfig
+
+
+@pytest.fixture
+def config(make, prompts) -> SFTConfig:
+    """Four steps of eight rows over more than one epoch, in random order, with an evaluation before and after."""
+    made = make(prompts, max_steps=4, train_sampling_strategy="random", per_device_train_batch_size=8, max_length=24)
+    file = Path(made.output_dir) / "eval.jsonl"
+    file.parent.mkdir()
+    file.write_text("".join(json.dumps(row) + "\n" for row in prompts[:5]))
+    return dataclasses.replace(made, eval_dataset=str(file), eval_on_start=True)
+
+
+@pytest.mark.parametrize("loss_type", ["nll", "dft"])
+def test_micro_batch_split(config, loss_type):
+    invariants.micro_batch_split(dataclasses.replace(config, loss_type=loss_type))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"packing": True, "packing_strategy": "bfd", "max_length": 40},
+        {"packing": True, "packing_strategy": "wrapped", "max_length": 16},
+        {"train_sampling_strategy": "group_by_length"},
+        {"use_peft": True},
+        {"segment_attention": "none"},
+    ],
+    ids=["packed", "wrapped", "by length", "lora", "rectangle"],
+)
+def test_micro_batch_split_of(config, fields):
+    invariants.micro_batch_split(dataclasses.replace(config, **fields))
+
+
+def test_row_order(config):
+    invariants.row_order(config, "sft")
+
+
+def test_row_order_of_dft_with_tied_embeddings(config, tmp_path):
+    model = save_tiny(tmp_path / "qwen", tiny_qwen(), tiny_tokenizer())
+    invariants.row_order(dataclasses.replace(config, model=str(model), loss_type="dft"), "sft")
+
+
+def test_seeds(config):
+    invariants.seeds(config)
+
+
+def test_lora_at_initialisation(config):
+    invariants.lora_at_initialisation(config)
+
+
+def test_resume(config):
+    """Killed in the middle of an epoch, with dropout, so that random states count too."""
+    config = dataclasses.replace(config, max_steps=60, save_steps=7, use_peft=True, lora_dropout=0.2)
+    invariants.resume(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"use_peft": True, "learning_rate": 1e-2}, {"packing": True, "max_length": 40, "loss_type": "dft"}],
+    ids=["full", "lora", "packed"],
+)
+def test_process_count(config, strategy, fields):
+    """With five evaluation rows, which two processes can't share evenly."""
+    invariants.process_count(dataclasses.replace(config, distributed_strategy=strategy, save_steps=2, **fields))
