@@ -410,8 +410,14 @@ def test_free_memory_is_a_number_of_bytes():
     assert 2**20 < load._free_memory(CPU) < 2**50
 
 
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
-def test_compiled_layers_give_the_same(tmp_path):
+COMPILER = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, COMPILER])])
+def test_compiled_layers_give_the_same(tmp_path, monkeypatch, backend):
+    """aot_eager traces forward and backward as inductor does, and leaves out the C++."""
+    own = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **given: own(module, backend=backend, **given))
     models.save_tiny(tmp_path, models.tiny_llama(num_hidden_layers=1), TOKENIZER)
     rows = some_rows()
     results = []
