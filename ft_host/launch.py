@@ -32,7 +32,7 @@ from ft_host.config import RunConfig
 from ft_host.errors import ConfigError, FtHostError, Interrupted
 from ft_host.evaluate import evaluate_rewards
 from ft_host.folder import FORMAT, RunFolder, now
-from ft_host.loop import Progress, evaluate_loss, fit
+from ft_host.loop import Progress, add_up, evaluate_loss, fit
 from ft_host.models import load_policy, merge_adapter, precision, reshard, save_model, shard
 from ft_host.optim import Schedule, make_optimizer, optimizer_factory
 from ft_host.progress import Trackers, sinks, tell
@@ -209,12 +209,20 @@ class _Launch:
                 total_rows=total_rows, evaluate=evaluate, save=save, asked_to_stop=self.stopping.is_set,
             )  # fmt: skip
         evaluate()
-        for reason, count in progress.dropped.items():
-            run.say(f"{count} rows were left out: {reason}", "warning")
-        if stream.tally.truncated:
-            run.say(f"{stream.tally.truncated} rows were cut at max_length {config.max_length}", "warning")
+        self._say_what_was_lost(run, stream)
         stream.close()
         return self._finish(run)
+
+    def _say_what_was_lost(self, run: Run, stream: data.TrainStream) -> None:
+        """Rows that were left out or cut, of all ranks: with windows every rank has seen all, else its own."""
+        tally = stream.tally
+        ranks = run.gather({**tally.dropped, "": tally.truncated})
+        lost = ranks[0] if stream.layout.windowed else add_up(ranks)
+        cut = lost.pop("")
+        for reason, count in lost.items():
+            run.say(f"{count} rows were left out: {reason}", "warning")
+        if cut:
+            run.say(f"{cut} rows were cut at max_length {self.config.max_length}", "warning")
 
     def _check_trackers(self) -> None:
         for name in self.config.report_to:
