@@ -169,6 +169,8 @@ def test_a_folder_laid_out_as_on_the_hub_goes_through_datasets(tmp_path, monkeyp
         Dataset.from_list(numbered(count)).to_parquet(tmp_path / "set" / "data" / f"{split}-00000-of-00001.parquet")
     assert everything(open_source(str(tmp_path / "set"))) == numbered(4)
     assert open_source(str(tmp_path / "set"), split="test[:1]").num_rows == 1
+    streamed = open_source(str(tmp_path / "set"), streaming=True)
+    assert [(where[-5:], row["number"]) for where, row in streamed.stream(2)] == [("row 2", 2), ("row 3", 3)]
     with pytest.raises(DataError, match="no split tets; did you mean test"):
         open_source(str(tmp_path / "set"), split="tets")
     config = RunConfig(model="m", dataset="x", eval_dataset=str(tmp_path / "set"))

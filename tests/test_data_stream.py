@@ -11,7 +11,7 @@ import pytest
 
 from ft_host.config import RunConfig
 from ft_host.data import TrainStream, check_first_rows, eval_rows, open_source, open_train
-from ft_host.errors import ConfigError, DataError, RowError
+from ft_host.errors import ConfigError, DataError, FtHostError, RowError
 from ft_host.run import Drop
 
 
@@ -44,7 +44,8 @@ def data(tmp_path):
 
 
 def config_of(data, **fields):
-    return RunConfig(**{"model": "m", "dataset": data, "per_device_train_batch_size": 4, "num_train_epochs": 2, **fields})
+    given = {"model": "m", "dataset": data, "per_device_train_batch_size": 4, "num_train_epochs": 2, **fields}
+    return RunConfig(**given)
 
 
 def stream_of(config, **more):
@@ -88,7 +89,8 @@ def config(request, data):
 
 @pytest.fixture(params=["mixture", "streamed mixture"])
 def mixed(request, tmp_path):
-    items = [{"path": write(tmp_path / "m0.jsonl", 10), "weight": 1}, {"path": write(tmp_path / "m1.jsonl", 40), "weight": 2}]
+    paths = [write(tmp_path / "m0.jsonl", 10), write(tmp_path / "m1.jsonl", 40)]
+    items = [{"path": paths[0], "weight": 1}, {"path": paths[1], "weight": 2}]
     more = {"dataset_streaming": True, "max_steps": 40} if request.param == "streamed mixture" else {}
     return config_of(items, window=15, **more)
 
@@ -100,7 +102,8 @@ def mixed(request, tmp_path):
 def test_every_row_once_an_epoch(data, kind):
     steps = run(config_of(data, **KINDS[kind]))
     for epoch in range(2):
-        seen = [number for step in steps if math.ceil(step.epoch) == epoch + 1 for unit in numbers(step) for number in unit]
+        mine = [numbers(step) for step in steps if math.ceil(step.epoch) == epoch + 1]
+        seen = [number for units in mine for unit in units for number in unit]
         assert sorted(seen) == list(range(53))
     assert [step.last for step in steps] == [False] * (len(steps) - 1) + [True]
     assert steps[-1].rows_consumed == 106 and steps[-1].epoch == 2.0
@@ -234,8 +237,8 @@ def test_a_step_is_the_same_rows_on_any_number_of_processes(data, kind):
             together[rank::4] = share.units
         assert together == step.units
         assert all(share.rows_consumed == step.rows_consumed and share.last == step.last for share in shares)
-        places = ("epoch", "row", "unit", "consumed")
-        assert all([share.position[key] for key in places] == [step.position[key] for key in places] for share in shares)
+        for key in ("epoch", "row", "unit", "consumed"):
+            assert all(share.position[key] == step.position[key] for share in shares)
 
 
 def test_a_dropped_row_leaves_its_slot_empty(tmp_path):
@@ -286,6 +289,16 @@ def test_workers_end_with_the_stream_however_it_ends(data):
     assert len(children()) == 2
     del stream
     assert not children(), "when it is let go of"
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_wait(data):
+    stream = stream_of(config_of(data, dataloader_num_workers=1, max_steps=10_000))
+    steps = iter(stream)
+    next(steps)
+    children()[0].kill()
+    with pytest.raises(FtHostError, match="a process that prepares rows has died"):
+        for _ in range(100):
+            next(steps)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -423,9 +436,9 @@ def test_data_without_rows(tmp_path):
 
 def test_a_wrong_result_of_ft_prepare_is_named(data):
     config = config_of(data)
-    for result in (None, {"input_ids": [1]}):
+    for wrong in (lambda raw: None, lambda raw: {"input_ids": [1]}):
         with pytest.raises(TypeError, match="ft_prepare gave .* expected rows that hold `length`, or Drop"):
-            check_first_rows(open_train(config), lambda raw: result, config)
+            check_first_rows(open_train(config), wrong, config)
 
 
 def test_rows_that_a_method_does_not_let_be_cut(data):

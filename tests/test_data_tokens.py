@@ -211,7 +211,7 @@ def test_prompt_and_completion_of_a_row_are_what_a_generation_sees():
             assert made["input_ids"][: len(ids)] == ids
             assert [label != IGNORE for label in made["labels"]] == [at >= len(ids) for at in range(made["length"])]
     ids, prompt = prompt_of({"messages": TALK}, tokenizer, config_of())
-    assert prompt == TALK[:3] and tokenizer.decode(ids).endswith("2+3?<|im_end|>\n<|im_start|>assistant\n")
+    assert prompt == TALK[:3] and tokenizer.decode(ids).endswith("2+3?<|im_end|><|im_start|>assistant\n")
 
 
 def test_prompts_of_other_rows():
@@ -232,8 +232,9 @@ def test_loading_a_tokenizer(tmp_path):
     (tmp_path / "t.jinja").write_text(THINKING)
     model = str(tmp_path / "m")
     assert load_tokenizer(config_of(model=model)).chat_template == CHATML
-    assert load_tokenizer(config_of(model=model, chat_template_path=str(tmp_path / "t.jinja"))).chat_template == THINKING
-    assert load_tokenizer(config_of(model=model, chat_template_path=str(tmp_path / "other"))).chat_template == MARKED
+    for place, template in (("t.jinja", THINKING), ("other", MARKED)):
+        config = config_of(model=model, chat_template_path=str(tmp_path / place))
+        assert load_tokenizer(config).chat_template == template
     assert load_tokenizer(config_of(model=model, eos_token="<|im_end|>")).eos_token == "<|im_end|>"
     with pytest.raises(ConfigError, match=r"eos_token: '<\|im_and\|>' is no token of .*did you mean <\|im_end\|>"):
         load_tokenizer(config_of(model=model, eos_token="<|im_and|>"))
@@ -247,5 +248,5 @@ def test_loading_a_tokenizer(tmp_path):
 def test_a_tokenizer_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ConfigError, match="model: .*no tokenizer can be loaded from this folder, which holds config.json"):
+    with pytest.raises(ConfigError, match="model: .*loaded from this folder, which holds config.json"):
         load_tokenizer(config_of(model=str(tmp_path)))

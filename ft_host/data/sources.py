@@ -54,7 +54,12 @@ class Stream:
     num_rows = None
 
     def __init__(
-        self, open: Callable[[int], Iterator[tuple[str, Row]]], renames: dict[str, str], label: str, split: str, key: str
+        self,
+        open: Callable[[int], Iterator[tuple[str, Row]]],
+        renames: dict[str, str],
+        label: str,
+        split: str,
+        key: str,
     ):
         self.open, self.label, self.split = open, label, split
         first = next(iter(open(0)), None)

@@ -132,7 +132,8 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Message], ro
     arguments = row.get("chat_template_kwargs") or {}
     if not isinstance(arguments, dict):
         raise RowError("column chat_template_kwargs: expected {name: value}", "chat_template_kwargs")
-    return Conversation(tokenizer, messages, tools_of(row), arguments)
+    given = {name: value for name, value in arguments.items() if value is not None}  # None: filled in by Arrow
+    return Conversation(tokenizer, messages, tools_of(row), given)
 
 
 def chat_ids(talk: Conversation, *, ask: bool = False) -> list[int]:

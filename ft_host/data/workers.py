@@ -64,9 +64,9 @@ def ahead(make: Callable[[int, int], Iterator[Piece]], workers: int) -> Iterator
             try:
                 item = next(items, None)
             except RuntimeError as error:
-                if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
-                    raise FtHostError(f"a process that prepares rows has died, out of memory perhaps: {error}") from error
-                raise
+                if not str(error).startswith("DataLoader worker (pid"):  # an error of the method's own
+                    raise
+                raise FtHostError(f"a process that prepares rows has died, out of memory perhaps: {error}") from error
             if item is None:
                 return
             if isinstance(item, FtHostError):
