@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from functools import partial
 from pathlib import Path
@@ -118,6 +119,7 @@ class _Launch:
         self.accelerator = None
         self.stopping = threading.Event()
         self.handlers: dict[int, Any] = {}
+        self.warnings: list[str] = []
 
     # -- in order
 
@@ -173,7 +175,7 @@ class _Launch:
             if self.accelerator.is_main_process:
                 plugins.register(sink)
         self._write_plan(run, total)
-        for sentence in damaged:
+        for sentence in [*self.warnings, *damaged]:
             run.say(sentence, "warning")
         for sentence in policy.notes:
             run.say(sentence)
@@ -187,6 +189,7 @@ class _Launch:
             if not eval_rows or evaluated["step"] == run.step:
                 return
             evaluated["step"] = run.step
+            started = time.perf_counter()
             entry = {"kind": "eval", "step": run.step} | evaluate_loss(run, eval_rows)
             if rewards:
                 metrics, samples = evaluate_rewards(run, eval_raw, rewards)
@@ -195,7 +198,7 @@ class _Launch:
                     for sample in samples:
                         self.folder.append("samples.jsonl", {"step": run.step, **sample})
             reshard(policy)
-            run.log(entry)
+            run.log(entry | {"perf/eval_time": time.perf_counter() - started})
 
         def save() -> None:
             checkpoints.save(run, optimizer.optimizer, progress)
@@ -252,6 +255,8 @@ class _Launch:
             self.folder = RunFolder(self.config.output_dir)
         else:
             self.folder = RunFolder(_agreed(self.accelerator, _fresh_folder(self.method.name)))
+        if self.resume:
+            self._check_rows_per_step()
         if not self.accelerator.is_main_process:
             return
         manifest = {
@@ -278,15 +283,53 @@ class _Launch:
         }  # fmt: skip
         if self.resume:
             manifest["created"] = self.folder.manifest["created"]
-            was = self.folder.manifest["data"]["train"]["fingerprint"]
-            if was != manifest["data"]["train"]["fingerprint"]:
-                raise ConfigError(
-                    f"dataset: {self.config.dataset} is not the data that {self.resume} was trained on (fingerprint "
-                    f"{manifest['data']['train']['fingerprint']}, was {was}); start a new run on it"
-                )
+            self._check_same_work(self.folder.manifest, manifest)
             self.folder.update(**manifest)
         else:
             self.folder = RunFolder.create(self.folder.path, manifest)
+
+    def _rows_per_step(self) -> int:
+        config = self.config
+        return config.per_device_train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def _check_rows_per_step(self) -> None:
+        """Refuse to resume with other steps than before: neither the schedule nor the losses would go on."""
+        plan = self.folder.manifest.get("plan")
+        rows = self._rows_per_step()
+        if plan and plan["rows_per_step"] != rows:
+            config = self.config
+            raise ConfigError(
+                f"a step of {self.resume} has {plan['rows_per_step']} rows, and would have {rows} now "
+                f"({config.per_device_train_batch_size} a device × {config.gradient_accumulation_steps} accumulated × "
+                f"{self.accelerator.num_processes} processes); change per_device_train_batch_size or "
+                f"gradient_accumulation_steps with the number of processes"
+            )
+
+    def _check_same_work(self, was: dict[str, Any], now: dict[str, Any]) -> None:
+        """Refuse to go on with other data or other steps than the run began with. A row that has been mended is told
+        from another data set by the number of rows and the columns."""
+        old, new = was["data"]["train"], now["data"]["train"]
+        if old["fingerprint"] != new["fingerprint"]:
+            if (old["rows"], old["columns"]) != (new["rows"], new["columns"]):
+                raise ConfigError(
+                    f"dataset: {new['path']} is not the data that {self.resume} was trained on: {new['rows']} rows with "
+                    f"{', '.join(new['columns'])}, was {old['rows']} with {', '.join(old['columns'])}; start a new run"
+                )
+            self.warnings.append(f"{new['path']} has changed since the run began; its rows are taken to be the same")
+        if "plan" not in was:
+            return  # stopped before it had one, so before its first step
+        before, here = was["plan"]["rows_per_step"], self._rows_per_step()
+        if before != here:
+            raise ConfigError(
+                f"a step had {before} rows and would now have {here}: per_device_train_batch_size × "
+                f"gradient_accumulation_steps × processes must stay what it was"
+            )
+
+    def _rows_per_step(self) -> int:
+        config = self.config
+        return (
+            config.per_device_train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+        )
 
     def _checkpoint(self) -> tuple[Path | None, list[str]]:
         if not self.resume:
@@ -298,7 +341,7 @@ class _Launch:
         if not self.accelerator.is_main_process:
             return
         config = self.config
-        per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * run.world_size
+        per_step = self._rows_per_step()
         parameters = sum(p.numel() for p in run.policy.parameters())
         trainable = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
         what = "blocks" if config.packing else "rows"

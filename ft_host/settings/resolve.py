@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 # What may change when a run is resumed: how long it goes on and what is said and kept, never the sequence of updates
-# already begun. Processes and token budgets change speed and memory, not the gradient.
+# already begun. Processes and micro-batches change speed and memory, not the gradient, as long as a step has as many
+# rows as before: the launch refuses what gives it another number.
 RESUMABLE = (
     "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps", "progress", "report_to",
     "eval_steps", "num_processes", "dataloader_num_workers", "max_tokens_per_micro_batch",
+    "per_device_train_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
 
 
