@@ -24,8 +24,9 @@ TRAIN, EVAL, INK, SOFT, GRID = "#2a66c4", "#cc5a1c", "#1c2126", "#57616b", "#e3e
 
 
 def train(rows: Path, test: Path, run: Path) -> None:
-    import ft_host
     from ft_sft.config import SFTConfig
+
+    import ft_host
 
     tokenizer = work.make_tokenizer(work.read_rows(rows))
     with tempfile.TemporaryDirectory() as model:

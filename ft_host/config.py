@@ -152,7 +152,8 @@ class RunConfig:
     dataset_config: str | None = option(None, "Configuration name of a hub data set.", group="data")
     dataset_train_split: str = option("train", "Split to train on.", group="data")
     eval_dataset: str | None = option(
-        None, "Data to evaluate on, as `dataset`. Not set: dataset_test_split, where that is set.", group="data"
+        None, "Hub id, file or folder to evaluate on. Not set: dataset_test_split of `dataset`, where that is set.",
+        group="data",
     )
     dataset_test_split: str | None = option(None, "Split of `dataset` to evaluate on.", group="data")
     dataset_streaming: bool = option(

@@ -47,8 +47,8 @@ TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 def spawn(argv: list[str], num_processes: int) -> int:
     """Start `ft-host train` with these arguments once per process, under torchrun's agent. Gives the exit code of the
     first process that failed."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))

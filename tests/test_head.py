@@ -33,8 +33,9 @@ WEIGHTS: dict[str, Callable] = {
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Sixteen targets a tile, the fewest there are: five tiles, the last one of six."""
+    """Sixteen targets a tile: five tiles, the last one of six."""
     monkeypatch.setitem(head.TILE_BYTES, "cpu", 1)
+    monkeypatch.setattr(head, "TILE_TARGETS", 16)
     assert len(head._tiles(N, V, 4, torch.device("cpu"))) == 5
 
 

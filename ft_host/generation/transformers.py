@@ -142,7 +142,7 @@ def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[C
     model, tokenizer = run.policy.causal_lm, run.tokenizer
     ends = end_tokens(model, tokenizer)
     # not every architecture ends somewhere
-    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    max_positions = model.config.get_text_config().to_dict().get("max_position_embeddings")
     jobs = jobs_of(requests, sampling.max_new_tokens, max_positions, tokenizer)
     batches = batches_of(jobs, run.config.generation_batch_size)
     seed = sampling.seed

@@ -20,10 +20,10 @@ Row = dict[str, Any]
 def ft_prepare(row: Row, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> Row | list[Row] | Drop:
     """Turn one raw row, in a format of the field, into token columns.
 
-    Implemented by the method. Runs lazily, once per row and epoch, possibly in a worker process: it must not keep
-    state. A returned row holds `length`, the number of tokens it costs in a batch, beside whatever `ft_collate` needs.
-    `Drop(reason)` leaves the row out and counts it under its reason; `RowError` ends the run, naming file and line.
-    Since 0.1.
+    Implemented by the method. Runs lazily, when a row's step or window comes up, and for the first rows before a
+    model is loaded; possibly in a worker process, possibly again for the same row: it must not keep state. A returned
+    row holds `length`, the number of tokens it costs in a batch, beside whatever `ft_collate` needs. `Drop(reason)`
+    leaves the row out and counts it under its reason; `RowError` ends the run, naming file and line. Since 0.1.
     """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +153,9 @@ def _attach_adapter(model: nn.Module, config: RunConfig) -> nn.Module:
         use_rslora=config.use_rslora,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, adapter)
+    with warnings.catch_warnings():  # of names that peft still uses and transformers has renamed
+        warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing`")
+        return get_peft_model(model, adapter)
 
 
 def load_model(config: RunConfig) -> nn.Module:

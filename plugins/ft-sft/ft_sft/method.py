@@ -16,7 +16,6 @@ from ft_host.data import tokenize_row
 from ft_host.metrics import mean
 from ft_host.run import Drop, LossOutput
 
-
 # ---------------------------------------------------------------- maths
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ft_sft.config import SFTConfig
 
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.parity import forget_accelerate
-from ft_sft.config import SFTConfig
 
 WORDS = "the quick brown fox jumps over a lazy dog step by small model learns question answer three apples".split()
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from ft_sft.config import SFTConfig
 
 from ft_host.testing import invariants
+from ft_host.testing.invariants import assert_same, lines, run_in
 from ft_host.testing.models import save_tiny, tiny_qwen, tiny_tokenizer
-from ft_sft.config import SFTConfig
 
 
 @pytest.fixture
@@ -67,12 +71,45 @@ def test_resume(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"use_peft": True, "learning_rate": 1e-2}, {"packing": True, "max_length": 40, "loss_type": "dft"}],
-    ids=["full", "lora", "packed"],
+    [
+        {"distributed_strategy": "ddp"},
+        {"distributed_strategy": "fsdp2"},
+        {"distributed_strategy": "ddp", "use_peft": True, "learning_rate": 1e-2},
+        {"distributed_strategy": "fsdp2", "use_peft": True, "learning_rate": 1e-2},
+        {"distributed_strategy": "ddp", "packing": True, "max_length": 40, "loss_type": "dft"},
+    ],
+    ids=["ddp", "fsdp2", "ddp lora", "fsdp2 lora", "ddp packed"],
 )
-def test_process_count(config, strategy, fields):
+def test_process_count(config, fields):
     """With five evaluation rows, which two processes can't share evenly."""
-    invariants.process_count(dataclasses.replace(config, distributed_strategy=strategy, save_steps=2, **fields))
+    invariants.process_count(dataclasses.replace(config, save_steps=2, **fields))
+
+
+@pytest.mark.slow
+def test_two_processes_by_the_command_line(config):
+    """`--num-processes 2`, and going on with that run on one: refused with other steps, exact with the same."""
+    here = lines(run_in(config, "here"))
+    changed = invariants.beside(config, "two", per_device_train_batch_size=4, num_processes=2, save_steps=2)
+    fields, default = dataclasses.asdict(changed), dataclasses.asdict(SFTConfig())
+    file = Path(config.output_dir) / "two.json"
+    file.write_text(json.dumps({name: value for name, value in fields.items() if value != default[name]}))
+    done = ft_host("sft", str(file))
+    assert done.returncode == 0, done.stderr
+    folder = Path(changed.output_dir)
+    assert_same(here, lines(folder), rel=2e-5)
+    killed = folder.with_name("killed")
+    invariants.as_if_killed(folder, killed)
+    refused = ft_host("--resume", str(killed), "--num-processes=1")
+    assert refused.returncode == 2, refused.stderr
+    assert "has 8 rows, and would have 4 now (4 a device × 1 accumulated × 1 processes)" in refused.stderr
+    done = ft_host("--resume", str(killed), "--num-processes=1", "--per-device-train-batch-size=8")
+    assert done.returncode == 0, done.stderr
+    assert_same(here, lines(killed), rel=2e-5)
+
+
+def ft_host(*argv: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    argv = (sys.executable, "-m", "ft_host", "train", *argv)
+    return subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=300)

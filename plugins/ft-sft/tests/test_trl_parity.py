@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from ft_sft.config import SFTConfig
 
 from ft_host.testing.invariants import assert_same, lines, run_in, tensors
 from ft_host.testing.models import CHAT_TEMPLATE, save_tiny, tiny_llama, tiny_moe, tiny_qwen, tiny_tokenizer
 from ft_host.testing.parity import TOLERANCES, assert_parity, differences, trl_arguments, trl_trajectory
-from ft_sft.config import SFTConfig
 
 OWN = (
     "loss_type", "completion_only_loss", "assistant_only_loss", "dataset_text_field", "max_length", "truncation_mode",
