@@ -9,7 +9,7 @@ from ft_host.batch import IGNORE
 from ft_host.data.templates import common_prefix, common_suffix
 from ft_host.data.tokens import assistant_tokens, chat_ids, conversation
 from ft_host.errors import RowError
-from ft_host.testing.tokenizers import chat_tokenizer
+from ft_host.testing.tokenizers import TEXT, chat_tokenizer, control_tokens
 
 OURS = Path(__file__).parent / "templates"
 TRLS = Path(trl.__file__).parent / "chat_templates"
@@ -169,6 +169,42 @@ def test_text_beyond_ascii(tokenizers):
     messages = [user("grüße?"), assistant("Ölfarbe — naïve 漢字 🙂"), user("é"), assistant("e\u0301")]
     found = turns(tokenizers("llama3"), messages)
     assert found == ["Ölfarbe — naïve 漢字 🙂<|eot_id|>", "e\u0301<|eot_id|>"]
+
+
+def sentence_pieces(template, legacy):
+    """A BPE tokenizer as SentencePiece makes them (Llama 2, Mistral, Gemma): blanks are part of tokens, unknown
+    characters are bytes. `legacy` ones put a blank before every stretch of text."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if legacy:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        steps.append(decoders.Strip(" ", 1, 0))
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Sequence(steps)
+    special = list(dict.fromkeys(["<unk>", "<s>", "</s>", *control_tokens(template)]))
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)], show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT * 4, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
+    )
+    return fast
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("name", ["llama2", "mistral_v3", "gemma", "phi3", "zephyr", "chatml"])
+def test_tokenizers_that_make_blanks_part_of_tokens(tokenizers, name, legacy):
+    tokenizer = sentence_pieces(tokenizers(name).chat_template, legacy)
+    found = turns(tokenizer, [user("2+3?"), assistant("It is 5. 漢字🙂"), user("Sure?"), assistant("Yes.\n")])
+    assert [text.strip() for text in found] == [
+        f"It is 5. 漢字🙂{CLOSE[name]}",
+        ("Yes." if name in ("llama2", "mistral_v3", "gemma") else "Yes.\n") + CLOSE[name],
+    ]
 
 
 def test_a_padding_token_that_is_the_end_token_changes_nothing(tokenizers):
