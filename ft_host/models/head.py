@@ -117,9 +117,18 @@ class _Results:
 
 
 def _softmax_tile(
-    logits: torch.Tensor, targets: torch.Tensor, results: _Results, start: int, end: int, want: tuple[str, ...]
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    results: _Results,
+    start: int,
+    end: int,
+    want: tuple[str, ...],
+    spare: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Fill the tile's results; logits become exp(logits - max) in place. Returns them, their sum (n, 1), the max."""
+    """Fill the tile's results; the logits are used up. Returns exp(logits - max), their sum (n, 1), the max (n, 1).
+
+    `spare` is a second tile, for entropy: one that is allocated anew each time costs a page fault every 4 KiB.
+    """
     if "top1" in want:
         top, place = logits.max(-1, keepdim=True)
         results.top1[start:end] = place.squeeze(1) == targets
@@ -128,10 +137,10 @@ def _softmax_tile(
     shifted = logits.sub_(top)
     chosen = shifted.gather(1, targets[:, None])
     if "entropy" in want:
-        shares = shifted.exp()
+        shares = shifted.exp() if spare is None else torch.exp(shifted, out=spare[: shifted.shape[0]])
         total = shares.sum(-1, keepdim=True)
-        # H = log sum exp - sum p z
-        expected = torch.einsum("nv,nv->n", shares, shifted)[:, None] / total
+        # H = log sum exp - sum p z. Not by einsum: as a batch of dot products it takes three times as long on a CPU.
+        expected = shifted.mul_(shares).sum(-1, keepdim=True) / total
         results.entropy[start:end] = (total.log() - expected).squeeze(1)
     else:
         shares = shifted.exp_()
@@ -174,10 +183,11 @@ class _WeightedNLL(torch.autograd.Function):
             states, cast = hidden.to(dtype), matrix.to(dtype)
             tiles = _tiles(count, vocabulary, wide.itemsize, hidden.device)
             buffer = _buffer(tiles[0][1] if tiles else 0, cast, dtype)
+            spare = torch.empty_like(buffer) if buffer is not None and "entropy" in want else None
             for start, end in tiles:
                 logits, slope = _logits(states[start:end], cast, shape, buffer)
                 picked = targets[start:end]
-                shares, total, _ = _softmax_tile(logits, picked, results, start, end, want)
+                shares, total, _ = _softmax_tile(logits, picked, results, start, end, want, spare)
                 logp = results.logp[start:end]
                 weights = weight(logp).to(wide)
                 nll -= torch.dot(weights, logp)
@@ -244,9 +254,10 @@ class _LogProbs(torch.autograd.Function):
             states, cast = hidden.to(dtype), matrix.to(dtype)
             tiles = _tiles(count, vocabulary, wide.itemsize, hidden.device)
             buffer = _buffer(tiles[0][1] if tiles else 0, cast, dtype)
+            spare = torch.empty_like(buffer) if buffer is not None and "entropy" in want else None
             for start, end in tiles:
                 logits, _ = _logits(states[start:end], cast, shape, buffer)
-                _, total, top = _softmax_tile(logits, targets[start:end], results, start, end, want)
+                _, total, top = _softmax_tile(logits, targets[start:end], results, start, end, want, spare)
                 normaliser[start:end] = (top + total.log()).squeeze(1)
         ctx.save_for_backward(hidden, matrix, targets, normaliser)
         ctx.shape, ctx.dtype = shape, dtype
