@@ -283,7 +283,7 @@ class _Launch:
         }  # fmt: skip
         if self.resume:
             manifest["created"] = self.folder.manifest["created"]
-            self._check_same_work(self.folder.manifest, manifest)
+            self._check_same_data(self.folder.manifest, manifest)
             self.folder.update(**manifest)
         else:
             self.folder = RunFolder.create(self.folder.path, manifest)
@@ -305,9 +305,9 @@ class _Launch:
                 f"gradient_accumulation_steps with the number of processes"
             )
 
-    def _check_same_work(self, was: dict[str, Any], now: dict[str, Any]) -> None:
-        """Refuse to go on with other data or other steps than the run began with. A row that has been mended is told
-        from another data set by the number of rows and the columns."""
+    def _check_same_data(self, was: dict[str, Any], now: dict[str, Any]) -> None:
+        """Refuse to go on with other data than the run began with. Data with a row that has been mended is told from
+        other data by the number of rows and the columns."""
         old, new = was["data"]["train"], now["data"]["train"]
         if old["fingerprint"] != new["fingerprint"]:
             if (old["rows"], old["columns"]) != (new["rows"], new["columns"]):
@@ -316,20 +316,6 @@ class _Launch:
                     f"{', '.join(new['columns'])}, was {old['rows']} with {', '.join(old['columns'])}; start a new run"
                 )
             self.warnings.append(f"{new['path']} has changed since the run began; its rows are taken to be the same")
-        if "plan" not in was:
-            return  # stopped before it had one, so before its first step
-        before, here = was["plan"]["rows_per_step"], self._rows_per_step()
-        if before != here:
-            raise ConfigError(
-                f"a step had {before} rows and would now have {here}: per_device_train_batch_size × "
-                f"gradient_accumulation_steps × processes must stay what it was"
-            )
-
-    def _rows_per_step(self) -> int:
-        config = self.config
-        return (
-            config.per_device_train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
-        )
 
     def _checkpoint(self) -> tuple[Path | None, list[str]]:
         if not self.resume:
