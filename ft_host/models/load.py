@@ -58,10 +58,13 @@ def _check_folder(name: str) -> None:
                 f"save_pretrained of a current transformers"
             )
     elif place.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        beside = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
-        near = difflib.get_close_matches(place.name, beside, n=1)
-        hint = f"; did you mean {place.parent / near[0]}?" if near else ""
-        raise ConfigError(f"model: there is no folder {name}{hint}")
+        raise ConfigError(f"model: there is no folder {name}{_nearest_folder(place)}")
+
+
+def _nearest_folder(place: Path) -> str:
+    beside = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
+    near = difflib.get_close_matches(place.name, beside, n=1)
+    return f"; did you mean {place.parent / near[0]}?" if near else ""
 
 
 def _quantisation(config: RunConfig) -> Any:
@@ -94,7 +97,8 @@ def load_base(config: RunConfig, name: str) -> nn.Module:
     try:
         found = AutoConfig.from_pretrained(name, **source)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model: {name} can't be loaded: {str(error).splitlines()[0]}") from error
+        hint = "" if Path(name).is_dir() else _nearest_folder(Path(name))
+        raise ConfigError(f"model: {name} can't be loaded: {str(error).splitlines()[0]}{hint}") from error
     if found.is_encoder_decoder:
         raise ConfigError(f"model: {name} is an encoder-decoder ({found.model_type}); expected a causal language model")
     try:
@@ -243,7 +247,7 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
                 install(model)
             policy.kernel = kernel
             difference = probe(policy)
-        except (NotFlat, RuntimeError, TypeError) as error:
+        except (NotFlat, RuntimeError, TypeError, AttributeError) as error:  # it may look into its mask, say
             difference, reason = float("inf"), str(error).splitlines()[0]
         else:
             reason = f"log-probs differ by {difference:.2g} from those of single rows"
