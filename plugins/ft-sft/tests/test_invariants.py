@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from ft_sft.config import SFTConfig
 
+from ft_host.cli.train import run as command_line
+from ft_host.errors import ConfigError
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 from ft_host.testing.models import save_tiny, tiny_qwen, tiny_tokenizer
@@ -91,25 +93,22 @@ def test_process_count(config, fields):
 def test_two_processes_by_the_command_line(config):
     """`--num-processes 2`, and going on with that run on one: refused with other steps, exact with the same."""
     here = lines(run_in(config, "here"))
-    changed = invariants.beside(config, "two", per_device_train_batch_size=4, num_processes=2, save_steps=2)
+    changed = invariants.beside(
+        config, "two", per_device_train_batch_size=4, num_processes=2, save_steps=2, distributed_strategy="fsdp2"
+    )
     fields, default = dataclasses.asdict(changed), dataclasses.asdict(SFTConfig())
     file = Path(config.output_dir) / "two.json"
     file.write_text(json.dumps({name: value for name, value in fields.items() if value != default[name]}))
-    done = ft_host("sft", str(file))
+    argv = [sys.executable, "-m", "ft_host", "train", "sft", str(file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     folder = Path(changed.output_dir)
     assert_same(here, lines(folder), rel=2e-5)
     killed = folder.with_name("killed")
     invariants.as_if_killed(folder, killed)
-    refused = ft_host("--resume", str(killed), "--num-processes=1")
-    assert refused.returncode == 2, refused.stderr
-    assert "has 8 rows, and would have 4 now (4 a device × 1 accumulated × 1 processes)" in refused.stderr
-    done = ft_host("--resume", str(killed), "--num-processes=1", "--per-device-train-batch-size=8")
-    assert done.returncode == 0, done.stderr
+    resume = ["--resume", str(killed), "--num-processes=1"]
+    with pytest.raises(ConfigError, match="has 8 rows, and would have 4 now .4 a device × 1 accumulated × 1 processes"):
+        command_line(resume)
+    command_line([*resume, "--per-device-train-batch-size=8"])
     assert_same(here, lines(killed), rel=2e-5)
-
-
-def ft_host(*argv: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    argv = (sys.executable, "-m", "ft_host", "train", *argv)
-    return subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=300)
