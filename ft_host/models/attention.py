@@ -224,6 +224,9 @@ def segment_attention(
         return flex_segments(query, key, value, mask, scaling, dropout, softcap, s_aux)
     groups = query.shape[1] // key.shape[1]
     plain = softcap is None and s_aux is None
+    # The CPU's kernel shares key and value between heads, a quarter less to keep for the backward pass. On CUDA the one
+    # that takes masks doesn't, and the call would fall back to writing out all scores.
+    grouped = plain and groups > 1 and query.device.type == "cpu"
     # split, not slices: its backward is one concatenation, where each slice would fill a tensor of the whole batch
     queries, keys, values = (tensor.split(layout.lengths, 2) for tensor in (query, key, value))
     outputs = []
@@ -232,18 +235,20 @@ def segment_attention(
         if chain:
             k = torch.cat([*(keys[ancestor] for ancestor in chain), k], 2)
             v = torch.cat([*(values[ancestor] for ancestor in chain), v], 2)
-        if groups > 1:
+        if groups > 1 and not grouped:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         seen = layout.mask(index, mask.window)
         if plain:
             outputs.append(
                 F.scaled_dot_product_attention(
-                    queries[index], k, v, attn_mask=seen, is_causal=seen is None, scale=scaling, dropout_p=dropout
-                )
+                    queries[index], k, v, attn_mask=seen, is_causal=seen is None, scale=scaling, dropout_p=dropout,
+                    enable_gqa=grouped,
+                )  # fmt: skip
             )
         else:
             outputs.append(_written_out(queries[index], k, v, seen, scaling, dropout, softcap, s_aux))
-    return torch.cat(outputs, 2).transpose(1, 2).contiguous()
+    # Kernels lay their output out by token: joined in that order, nothing is moved twice.
+    return torch.cat([output.transpose(1, 2) for output in outputs], 1).contiguous()
 
 
 def _written_out(
