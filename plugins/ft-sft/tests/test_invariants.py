@@ -66,6 +66,7 @@ def test_lora_at_initialisation(config):
     invariants.lora_at_initialisation(config)
 
 
+@pytest.mark.slow
 def test_resume(config):
     """Killed in the middle of an epoch, with dropout, so that random states count too."""
     config = dataclasses.replace(config, max_steps=60, save_steps=7, use_peft=True, lora_dropout=0.2)
@@ -108,7 +109,7 @@ def test_two_processes_by_the_command_line(config):
     killed = folder.with_name("killed")
     invariants.as_if_killed(folder, killed)
     resume = ["--resume", str(killed), "--num-processes=1"]
-    with pytest.raises(ConfigError, match="has 8 rows, and would have 4 now .4 a device × 1 accumulated × 1 processes"):
+    with pytest.raises(ConfigError, match="has 8 rows, and would have 4 now .4 a device × 1 accumulated × 1 proc"):
         command_line(resume)
     command_line([*resume, "--per-device-train-batch-size=8"])
     assert_same(here, lines(killed), rel=2e-5)
