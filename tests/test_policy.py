@@ -109,8 +109,11 @@ def test_a_model_without_attention_takes_a_rectangle_and_says_so(saved):
     alone(model, rows).sum().backward()
     for (name, found), expected in zip(policy.model.named_parameters(), model.parameters(), strict=True):
         assert (found.grad - expected.grad).norm() <= 1e-4 * expected.grad.norm() + 1e-6, name
-    with pytest.raises(ConfigError, match="segment_attention sdpa.*differ by"):
+    with pytest.raises(ConfigError, match="segment_attention sdpa.*a convolution over tokens"):
         policy_of(saved("mamba"), segment_attention="sdpa")
+
+
+LFM2 = {"layer_types": ["conv", "full_attention"]}
 
 
 def test_models_that_go_their_own_way(tmp_path):
@@ -120,6 +123,7 @@ def test_models_that_go_their_own_way(tmp_path):
     mamba = {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4}
     families = {
         "Jamba": mamba | {"num_experts": 2, "use_mamba_kernels": False},
+        "Lfm2": LFM2,
         "Bloom": {"n_head": 4, "n_layer": 2},
         "Doge": {},
     }
@@ -130,6 +134,17 @@ def test_models_that_go_their_own_way(tmp_path):
         policy = policy_of(tmp_path / family, router_aux_loss_coef=0.0)
         assert policy.kernel == "none" and f"{family}ForCausalLM takes padded batches" in policy.notes[0]
         close(policy.eval()(batch_of(rows))["logp"], alone(model.eval(), rows), 2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_state_that_leaks_between_rows_is_seen_by_the_probe(tmp_path, monkeypatch, dtype):
+    """Where nothing about the model is known beforehand; with weak convolutions, in a type whose rounding hides them."""
+    from transformers import Lfm2Config
+
+    models.save_tiny(tmp_path, models._make(Lfm2Config(**models.SIZES, **LFM2), 0), TOKENIZER)
+    monkeypatch.setattr(load, "_mixes_otherwise", lambda model: None)
+    policy = policy_of(tmp_path, dtype=dtype)
+    assert policy.kernel == "none" and "a row changes the log-probs of another one" in policy.notes[0]
 
 
 def test_a_rectangle_can_be_asked_for(saved):
@@ -161,7 +176,7 @@ def test_dropout_is_seen_by_the_probe(saved, monkeypatch):
 
     monkeypatch.setattr(Policy, "forward", noted)
     load.probe(policy)
-    assert modes == [True, False]
+    assert modes == [True, False, False]
 
 
 # ---------------------------------------------------------------- what is refused
