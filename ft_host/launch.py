@@ -9,11 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import errno
-import importlib.metadata
 import importlib.util
-import itertools
-import os
-import platform
 import shutil
 import signal
 import sys
@@ -26,14 +22,21 @@ from typing import Any
 
 import torch
 
-import ft_host
 from ft_host import checkpoint as checkpoints
 from ft_host import data, registry
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError, FtHostError, Interrupted
 from ft_host.evaluate import evaluate_rewards
-from ft_host.folder import FORMAT, RunFolder, now
+from ft_host.folder import RunFolder, now
 from ft_host.loop import Progress, add_up, evaluate_loss, fit
+from ft_host.manifest import (
+    before_and_after,
+    check_rows_per_step,
+    check_same_data,
+    fresh_folder,
+    new_manifest,
+    plan_of,
+)
 from ft_host.models import load_policy, merge_adapter, precision, reshard, save_model, shard
 from ft_host.optim import Schedule, make_optimizer, optimizer_factory
 from ft_host.progress import Trackers, sinks, tell
@@ -42,34 +45,6 @@ from ft_host.rewards import check_columns, load_rewards
 from ft_host.run import FinishedRun, Run
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
-
-
-def spawn(argv: list[str], num_processes: int) -> int:
-    """Start `ft-host train` with these arguments once per process, under torchrun's agent. Gives the exit code of the
-    first process that failed."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=f"ft-host-{os.getpid()}",
-        local_addr="localhost",
-        max_restarts=0,  # a run is resumed by its user, who can see why it stopped
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "ft_host", "train", *argv)
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 1
-    except SignalException:
-        return Interrupted.exit_code
-    return 0
 
 
 def train(
@@ -254,68 +229,22 @@ class _Launch:
         elif self.config.output_dir:
             self.folder = RunFolder(self.config.output_dir)
         else:
-            self.folder = RunFolder(_agreed(self.accelerator, _fresh_folder(self.method.name)))
+            self.folder = RunFolder(_agreed(self.accelerator, fresh_folder(self.method.name)))
         if self.resume:
-            self._check_rows_per_step()
+            check_rows_per_step(self.folder, self.config, self.accelerator.num_processes)
         if not self.accelerator.is_main_process:
             return
-        manifest = {
-            "format": FORMAT,
-            "method": self.method.name,
-            "reference": registry.reference(self.method),
-            "status": "running",
-            "created": now(),
-            "finished": None,
-            "error": None,
-            "config": dataclasses.asdict(self.config),
-            "origins": {f.name: self.origins.get(f.name, "default") for f in dataclasses.fields(self.config)},
-            "plugins": [
-                {key: value for key, value in dataclasses.asdict(info).items()
-                 if key in ("kind", "name", "distribution", "version", "stability")}
-                for info in self.chosen
-            ],
-            "environment": _environment(self.accelerator),
-            "data": {
-                "train": train_source.describe(),
-                "eval": eval_source.describe() if eval_source else None,
-            },
-            "parent": None,
-        }  # fmt: skip
+        manifest = new_manifest(self.config, self.method, self.origins, self.chosen, self.accelerator)
+        manifest["data"] = {
+            "train": train_source.describe(),
+            "eval": eval_source.describe() if eval_source else None,
+        }
         if self.resume:
             manifest["created"] = self.folder.manifest["created"]
-            self._check_same_data(self.folder.manifest, manifest)
+            self.warnings += check_same_data(self.folder, manifest)
             self.folder.update(**manifest)
         else:
             self.folder = RunFolder.create(self.folder.path, manifest)
-
-    def _rows_per_step(self) -> int:
-        config = self.config
-        return config.per_device_train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
-
-    def _check_rows_per_step(self) -> None:
-        """Refuse to resume with other steps than before: neither the schedule nor the losses would go on."""
-        plan = self.folder.manifest.get("plan")
-        rows = self._rows_per_step()
-        if plan and plan["rows_per_step"] != rows:
-            config = self.config
-            raise ConfigError(
-                f"a step of {self.resume} has {plan['rows_per_step']} rows, and would have {rows} now "
-                f"({config.per_device_train_batch_size} a device × {config.gradient_accumulation_steps} accumulated × "
-                f"{self.accelerator.num_processes} processes); change per_device_train_batch_size or "
-                f"gradient_accumulation_steps with the number of processes"
-            )
-
-    def _check_same_data(self, was: dict[str, Any], now: dict[str, Any]) -> None:
-        """Refuse to go on with other data than the run began with. Data with a row that has been mended is told from
-        other data by the number of rows and the columns."""
-        old, new = was["data"]["train"], now["data"]["train"]
-        if old["fingerprint"] != new["fingerprint"]:
-            if (old["rows"], old["columns"]) != (new["rows"], new["columns"]):
-                raise ConfigError(
-                    f"dataset: {new['path']} is not the data that {self.resume} was trained on: {new['rows']} rows with "
-                    f"{', '.join(new['columns'])}, was {old['rows']} with {', '.join(old['columns'])}; start a new run"
-                )
-            self.warnings.append(f"{new['path']} has changed since the run began; its rows are taken to be the same")
 
     def _checkpoint(self) -> tuple[Path | None, list[str]]:
         if not self.resume:
@@ -326,23 +255,8 @@ class _Launch:
     def _write_plan(self, run: Run, total: int | None) -> None:
         if not self.accelerator.is_main_process:
             return
-        config = self.config
-        per_step = self._rows_per_step()
-        parameters = sum(p.numel() for p in run.policy.parameters())
-        trainable = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
-        what = "blocks" if config.packing else "rows"
-        notes = [
-            f"{per_step} {what} a step ({config.per_device_train_batch_size} a device × "
-            f"{config.gradient_accumulation_steps} accumulated × {run.world_size} processes), "
-            f"{total} steps" + (" (estimated)" if config.packing and config.max_steps < 1 else ""),
-            f"{type(run.policy.causal_lm).__name__}, {parameters / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M trained, "
-            f"{config.dtype} weights, {self.accelerator.mixed_precision} mixed precision, on {run.device}",
-        ]
-        self.folder.update(
-            plan={"rows_per_step": per_step, "planned_steps": total, "notes": [*notes, *run.policy.notes]},
-            model={"class": type(run.policy.causal_lm).__name__, "parameters": parameters, "trainable": trainable},
-            wrappers=registry.wrappers(run.plugins),
-        )
+        plan, notes = plan_of(run, total)
+        self.folder.update(wrappers=registry.wrappers(run.plugins), **plan)
         if self.config.report_to:
             name = self.config.run_name or self.folder.path.name
             self.accelerator.init_trackers(name)
@@ -382,7 +296,7 @@ class _Launch:
             lines = self.folder.read("metrics.jsonl")
             for entry in lines:
                 metrics |= {key: value for key, value in entry.items() if key not in ("kind", "step")}
-            for sentence in _before_and_after(lines):
+            for sentence in before_and_after(lines):
                 run.say(sentence)
             self.folder.update(status="finished", finished=now(), result=metrics)
             run.say(f"model in {self.folder.model}, report in {self._report()}")
@@ -438,38 +352,3 @@ def _agreed(accelerator: Any, value: Any) -> Any:
     values = [value]
     torch.distributed.broadcast_object_list(values, src=0)
     return values[0]
-
-
-def _fresh_folder(method: str) -> str:
-    """runs/METHOD-DATE-TIME, with a number where a run began in the same second."""
-    name = f"runs/{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    numbered = (f"{name}-{number}" for number in itertools.count(2))
-    return next(path for path in itertools.chain([name], numbered) if not Path(path).exists())
-
-
-def _environment(accelerator: Any) -> dict[str, Any]:
-    names = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "pluggy")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    cuda = accelerator.device.type == "cuda"
-    return {
-        "ft-host": ft_host.__version__,
-        "python": platform.python_version(),
-        **versions,
-        "platform": platform.platform(),
-        "devices": [torch.cuda.get_device_name(accelerator.device)] if cuda else [f"cpu, {os.cpu_count()} cores"],
-        "world_size": accelerator.num_processes,
-    }
-
-
-def _before_and_after(lines: list[dict[str, Any]]) -> list[str]:
-    """First and last value of what evaluation gave, in words."""
-    evals = [entry for entry in lines if entry["kind"] == "eval"]
-    if len(evals) < 2:
-        return []
-    keys = [key for key in evals[-1] if key == "eval_loss" or key.startswith("eval_rewards/")]
-    return [
-        f"{key.removeprefix('eval_').removesuffix('/mean')} on held-out rows: {evals[0][key]:.4g} before, "
-        f"{evals[-1][key]:.4g} after"
-        for key in keys
-        if key in evals[0]
-    ]

@@ -75,7 +75,7 @@ def loss_of(run: Run, batch: Batch, tokens: int, accumulator: Accumulator) -> to
     if aux is not None:
         # A mean over the tokens of a micro-batch: weighted by its share of the step's tokens. It is not a sum over
         # rows (the product of two means), so it does depend on the split; so does everybody's.
-        share = sum(batch.lengths) / tokens
+        share = sum(batch.lengths) / tokens if batch.num_rows else 0.0  # a filler's one token is nobody's
         accumulator.add({"aux_loss": _total(aux * share)})
         if run.model.training:
             loss = loss + run.policy.router_aux_loss_coef * share * aux

@@ -141,8 +141,8 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
 def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[Completion]:
     model, tokenizer = run.policy.causal_lm, run.tokenizer
     ends = end_tokens(model, tokenizer)
-    # not every architecture ends somewhere
-    max_positions = model.config.get_text_config().to_dict().get("max_position_embeddings")
+    # Not every architecture ends somewhere, and some keep the number under another name that only attribute access maps.
+    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     jobs = jobs_of(requests, sampling.max_new_tokens, max_positions, tokenizer)
     batches = batches_of(jobs, run.config.generation_batch_size)
     seed = sampling.seed

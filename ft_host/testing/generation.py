@@ -29,5 +29,5 @@ def generating_run(model: Any, tokenizer: Any = None, *, backend: Any = None, **
     config = RunConfig(model="a model", dataset="rows", **fields)
     return Run(
         config=config, folder=None, tokenizer=tokenizer or tiny_tokenizer(), plugins=plugins,
-        accelerator=Accelerator(cpu=True), policy=policy, model=policy,
+        accelerator=Accelerator(cpu=True, mixed_precision="no"), policy=policy, model=policy,
     )  # fmt: skip
