@@ -239,12 +239,21 @@ def test_what_a_config_does_to_logits():
     assert head.shape_of(GraniteConfig(logits_scaling=8.0)) == head.Shape(0.125)
 
 
-@pytest.mark.parametrize("family", ["Cohere", "Granite"])
+MLA = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12}
+SCALED = {
+    "Cohere": {"logit_scale": 0.3},
+    "Granite": {"logits_scaling": 5.0},
+    "HyperCLOVAX": {"logits_scaling": 0.4},
+    "MiniCPM3": {"dim_model_base": 16, "num_key_value_heads": 4} | MLA,
+}
+
+
+@pytest.mark.parametrize("family", SCALED)
 def test_models_that_scale_their_logits(family):
     import transformers
 
-    own = {"Cohere": {"logit_scale": 0.3}, "Granite": {"logits_scaling": 5.0}}[family]
-    config = getattr(transformers, f"{family}Config")(**models.SIZES, **own)
+    config = getattr(transformers, f"{family}Config")(**models.SIZES | SCALED[family])
+    assert head.shape_of(config) != head.Shape()
     model = models._make(config, 0)
     row = list(range(5, 30))
     logits = model(input_ids=torch.tensor([row])).logits[0, :-1]

@@ -59,6 +59,8 @@ def shape_of(config: Any) -> Shape:
         if fields.get(name) is not None:
             value = float(fields[name])
             scale *= value if config.model_type in MULTIPLIES else meaning(value)
+    if fields.get("dim_model_base") is not None:  # MiniCPM: by how much wider it is than the model it was tuned on
+        scale *= fields["dim_model_base"] / fields["hidden_size"]
     caps = [float(fields[name]) for name in SOFTCAPS if fields.get(name) is not None]
     return Shape(scale, caps[0] if caps else None)
 
