@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import errno
 import importlib.util
+import os
 import shutil
 import signal
 import sys
@@ -212,6 +213,12 @@ class _Launch:
     def _start_processes(self) -> None:
         from accelerate import Accelerator, InitProcessGroupKwargs
 
+        for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+                raise ConfigError(
+                    f"accelerate is configured for {engine}, which this loop doesn't drive; configure plain processes, and "
+                    f"set distributed_strategy: fsdp2 to shard the model"
+                )
         cpu = self.config.use_cpu or not torch.cuda.is_available()
         patience = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=self.config.timeout))
         self.accelerator = Accelerator(
@@ -221,6 +228,7 @@ class _Launch:
             project_dir=self.config.output_dir or ".",
             kwargs_handlers=[patience],
         )
+        self.accelerator.gradient_accumulation_steps = 1  # the loop's own business, whatever accelerate's config says
         self._sharded = self.config.distributed_strategy == "fsdp2" and self.accelerator.num_processes > 1
 
     def _open_folder(self, train_source: Any, eval_source: Any) -> None:

@@ -248,6 +248,15 @@ def test_other_launchers_work(config, launcher):
     assert_same(lines(one), lines(folder), rel=2e-5)
 
 
+def test_an_engine_of_accelerate_is_refused_and_its_accumulation_is_not_added_to_ours(config, monkeypatch):
+    plain = run_in(config, "plain", max_steps=2)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert_same(lines(plain), lines(run_in(config, "told", max_steps=2)), rel=0)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="distributed_strategy: fsdp2"):
+        run_in(config, "fsdp")
+
+
 def test_what_a_rank_refuses_ends_all_with_its_exit_code(config, tiny, tmp_path):
     rows = (tiny / "train.jsonl").read_text().splitlines()
     rows[33] = "{"
