@@ -52,6 +52,17 @@ SCHEDULES = (
 )  # fmt: skip
 
 
+# Fields that mean nothing unless another one is set: given without it, the user expects something that won't happen.
+ONLY_WITH = {
+    "use_peft": (
+        "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save", "use_rslora",
+        "merge_adapter",
+    ),
+    "load_in_4bit": ("bnb_4bit_quant_type", "use_bnb_nested_quant"),
+    "packing": ("packing_strategy",),
+}  # fmt: skip
+
+
 @dataclass(kw_only=True)
 class RunConfig:
     """What every run can be told, whatever its method."""
@@ -325,8 +336,13 @@ class RunConfig:
             raise ConfigError("bf16 and fp16 can't both be set")
         if self.packing and self.max_length is None:
             raise ConfigError("packing: blocks need a size; set max_length")
-        if self.merge_adapter and not self.use_peft:
-            raise ConfigError("merge_adapter: there is no adapter to merge without use_peft")
+        if self.packing and self.train_sampling_strategy == "group_by_length":
+            raise ConfigError("packing and group_by_length both decide which rows stand together; set one of them")
+        default = type(self)()
+        for switch, fields in ONLY_WITH.items():
+            for name in fields:
+                if not getattr(self, switch) and getattr(self, name) != getattr(default, name):
+                    raise ConfigError(f"{name}: has no effect without {switch}; set it, or leave {name} out")
         if self.eval_dataset is None and self.dataset_test_split is None:
             if self.eval_reward:
                 raise ConfigError("eval_reward: nothing to evaluate on; set eval_dataset or dataset_test_split")

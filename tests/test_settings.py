@@ -209,9 +209,9 @@ def test_the_file_may_name_the_method():
         (["--no_eval_on_start"], "eval_on_start", False),
         (["--bf16", "none"], "bf16", None),
         (["--no-bf16"], "bf16", False),
-        (["--lora-target-modules", "q_proj", "v_proj", "--seed", "1"], "lora_target_modules", ["q_proj", "v_proj"]),
-        (["--lora-target-modules", "q", "--lora-target-modules=v"], "lora_target_modules", ["q", "v"]),
-        (["--lora-target-modules", '["q", "v"]'], "lora_target_modules", ["q", "v"]),
+        (["--use-peft", "--lora-target-modules", "q_proj", "v_proj", "--seed", "1"], "lora_target_modules", ["q_proj", "v_proj"]),
+        (["--use-peft", "--lora-target-modules", "q", "--lora-target-modules=v"], "lora_target_modules", ["q", "v"]),
+        (["--use-peft", "--lora-target-modules", '["q", "v"]'], "lora_target_modules", ["q", "v"]),
         (["--required-plugins", "ft-sft>=0.1,<1"], "required_plugins", ["ft-sft>=0.1,<1"]),
         (["--report-to", "none"], "report_to", []),
         (["--dataset-columns", '{"q": "prompt"}'], "dataset_columns", {"q": "prompt"}),
@@ -370,7 +370,7 @@ def test_a_folder_that_holds_a_run_is_not_written_to(monkeypatch):
 
 
 def test_configs_made_in_python_pass_the_same_checks():
-    good = SFTConfig(model="org/m", dataset="org/d", learning_rate=1, lora_target_modules=["q_proj"])
+    good = SFTConfig(model="org/m", dataset="org/d", learning_rate=1, use_peft=True, lora_target_modules=["q_proj"])
     origins = settings.check(good)
     assert origins["learning_rate"] == origins["model"] == "python" and origins["seed"] == "default"
     bad = SFTConfig(model="org/m", lora_r="16", loss_type="ntl", max_length="none")
@@ -401,7 +401,7 @@ def test_defaults_are_not_shared_between_configs():
 
 
 def test_a_resumed_run_keeps_its_config_but_for_what_may_change():
-    recorded = dataclasses.asdict(SFTConfig(model="org/m", dataset="org/d", max_steps=10, lora_target_modules=["q"]))
+    recorded = dataclasses.asdict(SFTConfig(model="org/m", dataset="org/d", max_steps=10, use_peft=True, lora_target_modules=["q"]))
     origins = dict.fromkeys(recorded, "default") | {"max_steps": "run.yaml:3"}
     flags = ["--max-steps", "20", "--model", "org/m"]
     resolved = resolve_resumed(SFTConfig, recorded, origins, "runs/a/run.json", flags)
@@ -445,7 +445,7 @@ def test_the_starting_file_resolves_to_the_defaults(form):
 
 
 def test_the_dry_run_is_a_config_that_gives_the_same_again():
-    flags = ["--learning-rate", "3e-7", "--lora-target-modules", "q_proj", "v_proj", "--run-name", "a: b #c",
+    flags = ["--learning-rate", "3e-7", "--use-peft", "--lora-target-modules", "q_proj", "v_proj", "--run-name", "a: b #c",
              "--optim-args", '{"x": 1e-9}', "--max-length", "none", "--eval-dataset", "true"]  # fmt: skip
     resolved = resolve(flags)
     text = dry_run("sft", "ft-sft 0.1.0, experimental", resolved, 2)
@@ -570,3 +570,19 @@ def test_a_field_that_cannot_be_read_is_the_package_s_fault():
     ):
         with pytest.raises(PluginBroken, match=said):
             fields_of(config_class)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"lora_r": 8}, "lora_r: has no effect without use_peft"),
+        ({"merge_adapter": True}, "merge_adapter: has no effect without use_peft"),
+        ({"packing_strategy": "wrapped"}, "packing_strategy: has no effect without packing"),
+        ({"use_bnb_nested_quant": True}, "use_bnb_nested_quant: has no effect without load_in_4bit"),
+        ({"packing": True, "train_sampling_strategy": "group_by_length"}, "set one of them"),
+    ],
+)
+def test_a_field_that_would_be_ignored_is_refused(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        SFTConfig(model="org/m", dataset="org/d", **fields).check()
+    SFTConfig(model="org/m", dataset="org/d", use_peft=True, lora_r=8, packing=True, packing_strategy="wrapped").check()
