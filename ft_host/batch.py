@@ -42,6 +42,7 @@ class Batch:
     sources: torch.Tensor  # (N,) long; index in input_ids of the token whose hidden state predicts the target
     targets: torch.Tensor  # (N,) long; the token to predict
     rows: torch.Tensor  # (N,) long in [0, R); the row a target belongs to
+    ends: torch.Tensor  # (R,) long; index in input_ids of the last token of each row: where a score is read
     num_rows: int  # R
     columns: dict[str, torch.Tensor] = field(default_factory=dict)  # the method's own
     counts: dict[str, float] = field(default_factory=dict)  # what the host totals over micro-batches and ranks
@@ -52,8 +53,19 @@ class Batch:
         columns = {name: value.to(device, non_blocking=True) for name, value in self.columns.items()}
         return replace(self, columns=columns, **moved)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens as if nothing were shared: a prompt counts once for each completion of it. 0 without rows."""
+        if not self.num_rows:
+            return 0
+        before = [0] * len(self.lengths)
+        for index, parent in enumerate(self.parents):
+            before[index] = self.lengths[index] + (before[parent] if parent >= 0 else 0)
+        inner = set(self.parents)
+        return sum(size for index, size in enumerate(before) if index not in inner)
 
-TENSORS = ("input_ids", "position_ids", "sources", "targets", "rows")
+
+TENSORS = ("input_ids", "position_ids", "sources", "targets", "rows", "ends")
 
 
 def forest(
@@ -62,16 +74,21 @@ def forest(
     num_rows: int,
     columns: dict[str, torch.Tensor] | None = None,
     counts: dict[str, float] | None = None,
+    pad_token_id: int | None = None,
 ) -> Batch:
     """Lay segments out as one flat row of tokens.
 
     A batch without rows (`segments=[]`) is legal: ranks that have nothing left in an optimizer step still take part
     in the collectives of the others. It holds one token and no target.
 
+    `ends` are the last tokens of each row's last segment; with `pad_token_id`, the last that are not that token, which
+    is where transformers' sequence classifiers look.
+
     Raises ValueError for a parent that doesn't come before its child, an empty segment, or labels of another length.
     """
     import torch
 
+    ends_of_rows = [0] * num_rows
     if not segments:
         segments = [Segment(input_ids=[0], labels=[IGNORE], row=0)]
     input_ids: list[int] = []
@@ -93,6 +110,11 @@ def forest(
         ends.append(first + size)
         input_ids.extend(segment.input_ids)
         position_ids.extend(range(first, first + size))
+        if num_rows:
+            kept = size
+            while kept > 1 and segment.input_ids[kept - 1] == pad_token_id:
+                kept -= 1
+            ends_of_rows[segment.row] = start + kept - 1
         for offset, label in enumerate(segment.labels):
             if label == IGNORE:
                 continue
@@ -113,6 +135,7 @@ def forest(
         sources=torch.tensor(sources, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         rows=torch.tensor(rows, dtype=torch.long),
+        ends=torch.tensor(ends_of_rows, dtype=torch.long),
         num_rows=num_rows,
         columns=columns or {},
         counts=counts or {},

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ft_host.folder import RunFolder
     from ft_host.generation import Completion, Request, Sampling
     from ft_host.metrics import Metric
+    from ft_host.models.companions import Companion
     from ft_host.models.policy import Policy
+    from ft_host.store import Store
 
 
 class Drop(str):
@@ -31,6 +33,23 @@ class LossOutput:
     metrics: dict[str, Metric] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model of a run, as `ft_models` asks for it. As it stands: the policy as the run found it, frozen.
+
+    Where that one is needed no second copy is made that can be saved: with LoRA it is the policy with its adapter off
+    (or with a frozen copy of the adapter that training started from).
+    """
+
+    source: str | None = None  # folder or hub id; None: the policy as the run found it
+    head: str | None = None  # None: a language model; "reward": one score a row (a sequence classifier)
+    # What `ft_annotate` makes with this model is made before the first step and kept on disk, and no copy is held:
+    # "rows": it depends on the row alone, "steps": on the rows that share its step. None: the model is held.
+    ahead: str | None = None
+    sync_steps: int | None = None  # mix the policy in after every so many steps
+    sync_alpha: float = 1.0  # the policy's share of the mixture
+
+
 @dataclass(kw_only=True)
 class Run:
     """A run in progress. Hooks read it; what a method must keep over a restart goes into `state`."""
@@ -42,6 +61,8 @@ class Run:
     accelerator: Accelerator
     policy: Policy  # the bare module: for generation and saving, never for a loss
     model: torch.nn.Module  # the policy as the engine wrapped it: what `ft_loss` is given
+    models: dict[str, Companion] = field(default_factory=dict)  # companions by role; called as the policy is
+    store: Store | None = None  # what companions gave for rows, kept on disk; None where nothing is made ahead
     step: int = 0  # optimizer steps done
     totals: dict[str, float] = field(default_factory=dict)  # counts of the whole step, all micro-batches and ranks
     state: dict[str, Any] = field(default_factory=dict)  # a method's own, JSON-able; kept in checkpoints
