@@ -17,7 +17,7 @@ from ft_host.models.attention import install
 from ft_host.testing import models
 
 N, H, V = 70, 12, 301
-WANT = ("logp", "entropy", "top1")
+WANT = head.WANTS
 SHAPES = {
     "plain": head.Shape(),
     "softcap": head.Shape(softcap=3.0),
@@ -36,6 +36,7 @@ def small_tiles(monkeypatch):
     """Sixteen targets a tile: five tiles, the last one of six."""
     monkeypatch.setitem(head.TILE_BYTES, "cpu", 1)
     monkeypatch.setattr(head, "TILE_TARGETS", 16)
+    monkeypatch.setattr(head, "KEPT_BYTES", 0)
     assert len(head._tiles(N, V, 4, torch.device("cpu"))) == 5
 
 
@@ -56,7 +57,8 @@ def reference(hidden, matrix, targets, shape, bias=None):
         logits = shape.softcap * torch.tanh(logits / shape.softcap)
     logs = F.log_softmax(logits, -1)
     entropy = torch.distributions.Categorical(logits=logits.detach()).entropy()
-    return logs.gather(1, targets[:, None]).squeeze(1), entropy, logits.argmax(-1) == targets
+    squares = logs.exp().square().sum(-1).log()
+    return logs.gather(1, targets[:, None]).squeeze(1), entropy, logits.argmax(-1) == targets, logits.mean(-1), squares
 
 
 def close(found, expected, tolerance):
@@ -67,11 +69,13 @@ TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
 
 
 def check_values(out, expected, tolerance):
-    logp, entropy, top1 = expected
+    logp, entropy, top1, mean_logit, log_sum_sq_probs = expected
     close(out["logp"].detach(), logp.detach(), tolerance)
     close(out["entropy"], entropy, tolerance)
+    close(out["mean_logit"], mean_logit.detach(), tolerance)
+    close(out["log_sum_sq_probs"], log_sum_sq_probs.detach(), tolerance)
     assert torch.equal(out["top1"], top1) and 0 < top1.sum() < len(top1)
-    assert not out["entropy"].requires_grad and not out["top1"].requires_grad
+    assert not any(out[name].requires_grad for name in WANT[1:])
 
 
 # ---------------------------------------------------------------- the three ways
@@ -96,15 +100,21 @@ def test_weighted_nll(shape, weights, dtype):
         close(found, wanted, tolerance)
 
 
+@pytest.mark.parametrize("want", [WANT, ("top1",)], ids=["all", "top1"])
+@pytest.mark.parametrize("kept", [0, 2**30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_log_probs(shape, dtype):
+def test_log_probs(shape, dtype, kept, want, monkeypatch):
+    """With logits made again in the backward pass, and with probabilities kept for it."""
+    monkeypatch.setattr(head, "KEPT_BYTES", kept)
     hidden, matrix, targets = inputs(dtype=dtype)
     shape, tolerance, incoming = SHAPES[shape], TOLERANCE[dtype], torch.linspace(-1, 2, N, dtype=dtype)
     expected = reference(hidden, matrix, targets, shape)
     grads = torch.autograd.grad((expected[0] * incoming).sum(), (hidden, matrix))
-    out = head.log_probs(hidden, matrix, targets, shape, WANT)
-    check_values(out, expected, tolerance)
+    out = head.log_probs(hidden, matrix, targets, shape, want)
+    if want == WANT:
+        check_values(out, expected, tolerance)
+    close(out["logp"].detach(), expected[0].detach(), tolerance)
     for found, wanted in zip(torch.autograd.grad((out["logp"] * incoming).sum(), (hidden, matrix)), grads, strict=True):
         close(found, wanted, tolerance)
 

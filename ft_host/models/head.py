@@ -4,17 +4,18 @@ Three ways, chosen by `Policy`:
 
 - `weighted_nll`: the weights of the loss are known from the log-probs alone, so the gradient is made in the same pass:
   three matrix products. It gives  sum_i w(logp_i) * -logp_i  with w held constant.
-- `log_probs`: log-probs with gradient; the logits of a tile are made again in the backward pass: four products.
+- `log_probs`: log-probs with gradient; the logits of a tile are made again in the backward pass (four products), or kept
+  for it where they are few (three).
 - `log_probs_of_module`: for a head that isn't one plain matrix (LoRA on it, a bias, quantised weights): the head module
   is called tile by tile under activation checkpointing.
 
-Entropy and top-1 hits never carry gradient. Softmax, log and sums are in float32 (float64 for float64 weights);
+Entropy, top-1 hits, the mean logit and the sum of squared probabilities never carry gradient. Softmax, log and sums are in float32 (float64 for float64 weights);
 matrix products are in autocast's type where it is on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-WANTS = ("logp", "entropy", "top1")
+WANTS = ("logp", "entropy", "top1", "mean_logit", "log_sum_sq_probs")
 Weight = Callable[[torch.Tensor], torch.Tensor]  # log-probs of a tile, (n,), to the weights of its targets, (n,)
 
 # Logits of a tile in bytes. On a CPU it should stay in cache through a dozen passes; on a GPU it should fill the device.
@@ -30,6 +31,8 @@ TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 # But no fewer targets than this: each tile adds to the gradient of the whole matrix, and with a vocabulary of 150k that
 # pass over memory is what costs (16 targets a tile took twice the time of 128; more gained nothing).
 TILE_TARGETS = 128
+# Where the whole [targets, vocabulary] takes no more than this, it is kept for the backward pass rather than made again.
+KEPT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,25 @@ class _Results:
     logp: torch.Tensor
     entropy: torch.Tensor
     top1: torch.Tensor
+    mean_logit: torch.Tensor
+    log_sum_sq_probs: torch.Tensor
 
     @staticmethod
     def empty(count: int, dtype: torch.dtype, device: torch.device, want: tuple[str, ...]) -> _Results:
+        def made(name: str, kind: torch.dtype = dtype) -> torch.Tensor:
+            return torch.empty(count if name in want else 0, dtype=kind, device=device)
+
         return _Results(
             logp=torch.empty(count, dtype=dtype, device=device),
-            entropy=torch.empty(count if "entropy" in want else 0, dtype=dtype, device=device),
-            top1=torch.empty(count if "top1" in want else 0, dtype=torch.bool, device=device),
+            entropy=made("entropy"),
+            top1=made("top1", torch.bool),
+            mean_logit=made("mean_logit"),
+            log_sum_sq_probs=made("log_sum_sq_probs"),
         )
+
+    def all(self) -> tuple[torch.Tensor, ...]:
+        """In the order of WANTS."""
+        return tuple(vars(self)[name] for name in WANTS)
 
 
 def _softmax_tile(
@@ -131,6 +145,8 @@ def _softmax_tile(
 
     `spare` is a second tile, for entropy: one that is allocated anew each time costs a page fault every 4 KiB.
     """
+    if "mean_logit" in want:
+        results.mean_logit[start:end] = logits.mean(-1)
     if "top1" in want:
         top, place = logits.max(-1, keepdim=True)
         results.top1[start:end] = place.squeeze(1) == targets
@@ -148,6 +164,8 @@ def _softmax_tile(
         shares = shifted.exp_()
         total = shares.sum(-1, keepdim=True)
     results.logp[start:end] = (chosen - total.log()).squeeze(1)
+    if "log_sum_sq_probs" in want:
+        results.log_sum_sq_probs[start:end] = 2 * (torch.linalg.vector_norm(shares, dim=-1) / total.squeeze(1)).log()
     return shares, total, top
 
 
@@ -209,8 +227,8 @@ class _WeightedNLL(torch.autograd.Function):
                     _add_product(grad_matrix, shares, states[start:end])
         ctx.save_for_backward(grad_hidden, grad_matrix)
         ctx.matrix_dtype = matrix.dtype
-        ctx.mark_non_differentiable(results.logp, results.entropy, results.top1)
-        return nll, results.logp, results.entropy, results.top1
+        ctx.mark_non_differentiable(*results.all())
+        return nll, *results.all()
 
     @staticmethod
     def backward(ctx, incoming, *_):
@@ -237,8 +255,8 @@ def weighted_nll(
     `weight` is called tile by tile, so it must treat each target by itself. Not for float16 with loss scaling: the
     gradient is made before it is scaled.
     """
-    nll, logp, entropy, top1 = _WeightedNLL.apply(hidden, matrix, targets, weight, shape, want)
-    return {"nll": nll, **_wanted(logp, entropy, top1, ("logp", *want))}
+    nll, *values = _WeightedNLL.apply(hidden, matrix, targets, weight, shape, want)
+    return {"nll": nll, **_wanted(values, want)}
 
 
 # ---------------------------------------------------------------- log-probs with gradient
@@ -252,23 +270,30 @@ class _LogProbs(torch.autograd.Function):
         count, vocabulary = hidden.shape[0], matrix.shape[0]
         results = _Results.empty(count, wide, hidden.device, want)
         normaliser = torch.empty(count, dtype=wide, device=hidden.device)
+        small = count * vocabulary * wide.itemsize <= KEPT_BYTES
+        keep = small and dtype == wide and shape.softcap is None and any(ctx.needs_input_grad[:2])
+        kept = torch.empty(count, vocabulary, dtype=wide, device=hidden.device) if keep else None
         with torch.autocast(hidden.device.type, enabled=False):
             states, cast = hidden.to(dtype), matrix.to(dtype)
             tiles = _tiles(count, vocabulary, wide.itemsize, hidden.device)
-            buffer = _buffer(tiles[0][1] if tiles else 0, cast, dtype)
-            spare = torch.empty_like(buffer) if buffer is not None and "entropy" in want else None
+            entropy = "entropy" in want
+            buffer = None if keep and not entropy else _buffer(tiles[0][1] if tiles else 0, cast, dtype)
+            spare = torch.empty_like(buffer) if buffer is not None and entropy and not keep else None
             for start, end in tiles:
-                logits, _ = _logits(states[start:end], cast, shape, buffer)
-                _, total, top = _softmax_tile(logits, targets[start:end], results, start, end, want, spare)
-                normaliser[start:end] = (top + total.log()).squeeze(1)
-        ctx.save_for_backward(hidden, matrix, targets, normaliser)
+                # what is kept are exp(logits - max): made from the logits in another tile for entropy, else in place
+                here = kept[start:end] if keep else None
+                logits, _ = _logits(states[start:end], cast, shape, here if keep and not entropy else buffer)
+                other = here if keep else spare
+                _, total, top = _softmax_tile(logits, targets[start:end], results, start, end, want, other)
+                normaliser[start:end] = total.squeeze(1) if keep else (top + total.log()).squeeze(1)
+        ctx.save_for_backward(hidden, matrix, targets, normaliser, kept)
         ctx.shape, ctx.dtype = shape, dtype
-        ctx.mark_non_differentiable(results.entropy, results.top1)
-        return results.logp, results.entropy, results.top1
+        ctx.mark_non_differentiable(*results.all()[1:])
+        return results.all()
 
     @staticmethod
     def backward(ctx, incoming, *_):
-        hidden, matrix, targets, normaliser = ctx.saved_tensors
+        hidden, matrix, targets, normaliser, kept = ctx.saved_tensors
         shape, dtype = ctx.shape, ctx.dtype
         wide = _wide(dtype)
         need_hidden, need_matrix = ctx.needs_input_grad[:2]
@@ -277,13 +302,17 @@ class _LogProbs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             states, cast = hidden.to(dtype), matrix.to(dtype)
             tiles = _tiles(hidden.shape[0], matrix.shape[0], wide.itemsize, hidden.device)
-            buffer = _buffer(tiles[0][1] if tiles else 0, cast, dtype)
+            buffer = _buffer(tiles[0][1] if tiles and kept is None else 0, cast, dtype)
             for start, end in tiles:
-                logits, slope = _logits(states[start:end], cast, shape, buffer)
-                shares = logits.sub_(normaliser[start:end, None]).exp_()
                 column = incoming[start:end, None].to(wide)
+                slope = None
                 # d logp / d logits = onehot - p
-                shares.mul_(-column).scatter_add_(1, targets[start:end, None], column)
+                if kept is not None:  # in place: a second backward through the same graph is refused by autograd
+                    shares = kept[start:end].mul_(-column / normaliser[start:end, None])
+                else:
+                    logits, slope = _logits(states[start:end], cast, shape, buffer)
+                    shares = logits.sub_(normaliser[start:end, None]).exp_().mul_(-column)
+                shares.scatter_add_(1, targets[start:end, None], column)
                 if slope is not None:
                     shares.mul_(slope)
                 if shape.scale != 1.0:
@@ -306,7 +335,7 @@ def log_probs(
     want: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:
     """`logp` (N,) with gradient, and what else is wanted, (N,), without."""
-    return _wanted(*_LogProbs.apply(hidden, matrix, targets, shape, want), ("logp", *want))
+    return _wanted(_LogProbs.apply(hidden, matrix, targets, shape, want), want)
 
 
 # ---------------------------------------------------------------- any head module
@@ -322,16 +351,19 @@ def log_probs_of_module(
 ) -> dict[str, torch.Tensor]:
     """As `log_probs`, for a head of any kind; its trained parameters get their gradient."""
 
-    def tile(states: torch.Tensor, picked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def tile(states: torch.Tensor, picked: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logits = head(states)
         logits = logits.to(_wide(logits.dtype)) * shape.scale
         if shape.softcap is not None:
             logits = shape.softcap * torch.tanh(logits / shape.softcap)
         logs = torch.log_softmax(logits, -1)
+        none = logs.new_empty(0)
         with torch.no_grad():
-            entropy = -(logs.exp() * logs).sum(-1) if "entropy" in want else logs.new_empty(0)
-            hits = logits.argmax(-1) == picked if "top1" in want else logs.new_empty(0, dtype=torch.bool)
-        return logs.gather(1, picked[:, None]).squeeze(1), entropy, hits
+            entropy = -(logs.exp() * logs).sum(-1) if "entropy" in want else none
+            hits = logits.argmax(-1) == picked if "top1" in want else none.bool()
+            mean = logits.mean(-1) if "mean_logit" in want else none
+            squares = torch.logsumexp(2 * logs, -1) if "log_sum_sq_probs" in want else none
+        return logs.gather(1, picked[:, None]).squeeze(1), entropy, hits, mean, squares
 
     # at least one tile, if an empty one, so that the head's parameters are in the graph
     tiles = _tiles(hidden.shape[0], vocabulary, 4, hidden.device) or [(0, 0)]
@@ -341,12 +373,9 @@ def log_probs_of_module(
         else tile(hidden[start:end], targets[start:end])
         for start, end in tiles
     ]
-    logp, entropy, top1 = (torch.cat(column) for column in zip(*parts, strict=True))
-    return _wanted(logp, entropy, top1, ("logp", *want))
+    return _wanted([torch.cat(column) for column in zip(*parts, strict=True)], want)
 
 
-def _wanted(
-    logp: torch.Tensor, entropy: torch.Tensor, top1: torch.Tensor, want: tuple[str, ...]
-) -> dict[str, torch.Tensor]:
-    named = {"logp": logp, "entropy": entropy, "top1": top1}
-    return {name: named[name] for name in WANTS if name in want}
+def _wanted(values: Sequence[torch.Tensor], want: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """`values` in the order of WANTS; `logp` always, the others where wanted."""
+    return {name: value for name, value in zip(WANTS, values, strict=True) if name == "logp" or name in want}
