@@ -1,0 +1,54 @@
+"""A word to the user where the two weights don't balance the labels that are found."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ft_host.run import Run
+    from ft_kto.config import KTOConfig
+
+ENOUGH = 64  # labels to be seen before anything is said of them
+MOST = 4 / 3  # the paper's bound, eq. 8
+
+
+def weigh_labels(rows: list[dict[str, Any]], run: Run) -> None:
+    """Count the labels of training, over all ranks and over restarts, and say once if the weights don't balance them."""
+    counts = run.gather((sum(row["label"] for row in rows), len(rows)))
+    state = run.state
+    state["desirable"] = state.get("desirable", 0) + sum(good for good, _ in counts)
+    state["undesirable"] = state.get("undesirable", 0) + sum(rows - good for good, rows in counts)
+    if not state.get("balance_said"):
+        word = balance(state["desirable"], state["undesirable"], run.config)
+        state["balance_said"] = word is not None
+        if word is not None:
+            run.say(word, "warning")
+
+
+def balance(desirable: int, undesirable: int, config: KTOConfig) -> str | None:
+    """What to say of these counts of labels, if anything.
+
+    The paper (eq. 8) wants desirable_weight × desirable : undesirable_weight × undesirable between 1 and 4/3. Labels
+    that were seen are a sample: the ratio must be off by more than three standard errors of its logarithm.
+    """
+    if desirable + undesirable < ENOUGH:
+        return None
+    if not desirable or not undesirable:
+        kind = "undesirable" if desirable else "desirable"
+        return (
+            f"all of the first {desirable + undesirable} completions are {'desirable' if desirable else 'undesirable'}: "
+            f"KTO learns from both. Is the label column right? No weight makes up for {kind} ones that aren't there"
+        )
+    ratio = config.desirable_weight * desirable / (config.undesirable_weight * undesirable)
+    doubt = math.exp(3 * math.sqrt(1 / desirable + 1 / undesirable))
+    if 1 / doubt <= ratio <= MOST * doubt:
+        return None
+    low, high = config.desirable_weight / ratio, config.desirable_weight / ratio * MOST
+    other_low, other_high = config.undesirable_weight * ratio / MOST, config.undesirable_weight * ratio
+    return (
+        f"{desirable} desirable and {undesirable} undesirable completions so far, with weights {config.desirable_weight:g} "
+        f"and {config.undesirable_weight:g}: weighed, {ratio:.2f} to 1, and the paper advises 1 to 4/3. Set either "
+        f"desirable_weight between {low:.3g} and {high:.3g}, or undesirable_weight between {other_low:.3g} and "
+        f"{other_high:.3g}, not both"
+    )

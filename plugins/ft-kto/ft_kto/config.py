@@ -1,0 +1,121 @@
+"""The fields of KTO. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ft_host.config import RunConfig, option
+from ft_host.errors import ConfigError
+
+# Fields that say how the reference follows the policy: given without sync_ref_model they would do nothing.
+SYNC = ("ref_model_mixup_alpha", "ref_model_sync_steps")
+
+
+@dataclass(kw_only=True)
+class KTOConfig(RunConfig):
+    """KTO: raise the likelihood of completions marked good and lower that of those marked bad."""
+
+    learning_rate: float = option(
+        1e-6,
+        "Peak learning rate. 1e-6 for all weights of a tuned model: the paper advises 5e-7 to 5e-6. LoRA takes about 10 "
+        "times that.",
+        gt=0,
+    )
+    loss_type: str = option(
+        "kto",
+        "'kto' measures a completion against the KL estimate of its step (arXiv 2402.01306); 'apo_zero_unpaired' against "
+        "zero (arXiv 2408.06266).",
+        choices=("kto", "apo_zero_unpaired"),
+    )
+    beta: float = option(
+        0.1, "How fast the loss levels off as policy and reference part; 0.1 as in the paper's experiments.", gt=0
+    )
+    desirable_weight: float = option(1.0, "Weight of the losses of good completions.", gt=0)
+    undesirable_weight: float = option(
+        1.0, "Weight of the losses of bad completions. The run says so when the two don't balance the labels.", gt=0
+    )
+    kl_scope: str = option(
+        "step",
+        "Which rows one KL estimate is made over: 'step' is the whole optimizer step, over micro-batches and processes; "
+        "'micro_batch' is TRL's, which depends on how rows are cut and ordered, and is there for comparison.",
+        choices=("step", "micro_batch"),
+    )
+    precompute_ref_log_probs: bool | None = option(
+        None,
+        "Make the reference's log-probs once ahead, keep them on disk and hold no reference model. Not set: only where "
+        "no KL is estimated (apo_zero_unpaired) and neither use_peft, dataset_streaming nor sync_ref_model is set.",
+    )
+    ref_model: str | None = option(
+        None,
+        "Folder or hub id of another model as the reference. Not set: the model as the run found it.",
+        aliases=("ref_model_name_or_path",),
+    )
+    sync_ref_model: bool = option(
+        False, "Mix the policy into the reference every ref_model_sync_steps steps (TR-DPO, arXiv 2404.09656)."
+    )
+    ref_model_mixup_alpha: float = option(
+        0.6, "The policy's share of that mixture; 0.6 as in the paper. Needs sync_ref_model.", gt=0, le=1
+    )
+    ref_model_sync_steps: int = option(
+        512, "Steps between mixtures; 512 as in the paper. Needs sync_ref_model.", gt=0
+    )
+
+    @property
+    def estimates_kl(self) -> bool:
+        return self.loss_type == "kto"
+
+    @property
+    def reference_is_made_ahead(self) -> bool:
+        """What `precompute_ref_log_probs` comes to."""
+        if self.precompute_ref_log_probs is not None:
+            return self.precompute_ref_log_probs
+        return not (self.estimates_kl or self.use_peft or self.dataset_streaming or self.sync_ref_model)
+
+    def check(self) -> None:
+        super().check()
+        default = type(self)()
+        for name in SYNC:
+            if not self.sync_ref_model and getattr(self, name) != getattr(default, name):
+                raise ConfigError(f"{name}: has no effect without sync_ref_model; set it, or leave {name} out")
+        if self.sync_ref_model and self.use_peft:
+            raise ConfigError(
+                "sync_ref_model and use_peft: with LoRA the reference is the policy without its adapter, and no copy of "
+                "it is held that could follow the policy; leave sync_ref_model out, or train all weights"
+            )
+        if self.sync_ref_model and self.precompute_ref_log_probs:
+            raise ConfigError(
+                "sync_ref_model and precompute_ref_log_probs: log-probs made ahead are those of a reference that stays "
+                "what it is; set one of them"
+            )
+        if self.packing and self.packing_strategy != "bfd":
+            raise ConfigError(
+                f"packing_strategy: {self.packing_strategy} splits rows, and a completion is judged as a whole; use bfd"
+            )
+        if self.kl_scope == "micro_batch":
+            self._check_micro_batch_scope()
+        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_processes
+        if self.estimates_kl and rows == 1 and not self.packing:
+            raise ConfigError(
+                "per_device_train_batch_size × gradient_accumulation_steps × num_processes: a step of one row has no "
+                "other completion to estimate the KL with; make it 2 or more, or use loss_type: apo_zero_unpaired"
+            )
+
+    def _check_micro_batch_scope(self) -> None:
+        if not self.estimates_kl:
+            raise ConfigError(f"kl_scope: micro_batch has no effect with loss_type: {self.loss_type}, which has no KL")
+        if self.per_device_train_batch_size == 1:
+            raise ConfigError(
+                "per_device_train_batch_size: with kl_scope: micro_batch a micro-batch needs 2 rows or more, since one "
+                "row has no other completion to be paired with; raise it, or use kl_scope: step"
+            )
+        cutting = {
+            "packing": self.packing,
+            "train_sampling_strategy: group_by_length": self.train_sampling_strategy == "group_by_length",
+            "max_tokens_per_micro_batch": self.max_tokens_per_micro_batch is not None,
+        }
+        for name, given in cutting.items():
+            if given:
+                raise ConfigError(
+                    f"{name} and kl_scope: micro_batch: it estimates the KL over per_device_train_batch_size rows as they "
+                    f"come, and {name.partition(':')[0]} makes micro-batches another way; use kl_scope: step"
+                )

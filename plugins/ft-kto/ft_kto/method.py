@@ -1,0 +1,269 @@
+"""KTO: learn from single completions that are marked good or bad (Kahneman-Tversky optimization, arXiv 2402.01306).
+
+    r_i  = log p(y_i | x_i) - log p_ref(y_i | x_i)                     summed over the tokens of the completion
+    z    = max(0, 1/N sum_i  log p(y_k | x_i) - log p_ref(y_k | x_i))  y_k: another row's completion, k = k(i)
+    loss = 1/N sum_i  w_i l(r_i, z)                                    N: rows of the whole optimizer step, on all ranks
+
+    kto                l = 1 - sigmoid(b (r - z)) of a good completion, 1 - sigmoid(b (z - r)) of a bad one
+    apo_zero_unpaired  the same with z = 0 (APO-zero, arXiv 2408.06266, applied to single completions)
+
+z estimates how far policy and reference are apart on what neither was asked to say; it holds no gradient. The paper
+makes it over a micro-batch; here it is made over the whole step at the weights before the update (`kl_scope: step`), so
+that it does not depend on how the step is cut, ordered or spread over ranks. `kl_scope: micro_batch` is the other one.
+
+Simplified: a step of one row has z = 0. Where more than half of a step's rows share one prompt, some of them must be
+paired with a completion of their own prompt; where all do, each gets its neighbour's. Equal completions of different
+prompts are not kept apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from itertools import zip_longest
+from typing import Any
+
+import torch
+
+from ft_host import hookimpl
+from ft_host.annotate import annotate, evaluate_rows
+from ft_host.batch import IGNORE, Batch, Segment, forest
+from ft_host.data import fit_length, is_empty, tokenize_completions, unpaired_rows
+from ft_host.metrics import mean, total
+from ft_host.run import Drop, LossOutput, ModelSpec
+from ft_kto.balance import weigh_labels
+
+# ---------------------------------------------------------------- maths
+
+
+def kto_loss(ratios: torch.Tensor, labels: torch.Tensor, kl: torch.Tensor, beta: float) -> torch.Tensor:
+    """KTO, eq. 7 and 8 without weights. (R,) log-ratios in nats, (R,) bool labels, (R,) or scalar KL, to (R,) losses."""
+    away = beta * (ratios - kl)
+    return torch.where(labels, 1 - torch.sigmoid(away), 1 - torch.sigmoid(-away))
+
+
+def apo_zero_unpaired_loss(ratios: torch.Tensor, labels: torch.Tensor, kl: torch.Tensor, beta: float) -> torch.Tensor:
+    """APO-zero on single completions: the same shapes; `kl` is not looked at."""
+    value = torch.sigmoid(beta * ratios)
+    return torch.where(labels, 1 - value, value)
+
+
+LOSSES = {"kto": kto_loss, "apo_zero_unpaired": apo_zero_unpaired_loss}
+
+
+def row_sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(N,) values of targets, added up by row: (R,)."""
+    return values.new_zeros(batch.num_rows).index_add(0, batch.rows, values)
+
+
+def reference_log_probs(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+    """What the reference says of each row: the log-prob of its completion, (R,) in nats."""
+    return {"ref_logps": row_sums(model(batch, want=("logp",))["logp"], batch)}
+
+
+def policy_log_probs(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+    """The same of the policy."""
+    return {"logps": row_sums(model(batch, want=("logp",))["logp"], batch)}
+
+
+# ---------------------------------------------------------------- mismatched pairs
+
+
+def digest(token_ids: list[int]) -> bytes:
+    """A name for a list of tokens, the same in every process."""
+    return hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=16).digest()
+
+
+def rotation(names: list[tuple[bytes, bytes]]) -> list[int]:
+    """For each row, the index of the row whose completion it is paired with. Each completion is used once.
+
+    `names`: what prompt and completion of each row are known by. The pairs depend on the set of rows, not on their
+    order: the rows are put in order by their names, so that those of one prompt stand together, and the completions
+    turned by the size of the largest such group. A prompt then meets a completion of its own only where one prompt has
+    more than half of the rows; with a single prompt, completions are turned by one. Needs two rows.
+    """
+    order = sorted(range(len(names)), key=lambda index: names[index])
+    sizes: dict[bytes, int] = {}
+    for prompt, _ in names:
+        sizes[prompt] = sizes.get(prompt, 0) + 1
+    turn = max(sizes.values()) if len(sizes) > 1 else 1
+    found = [0] * len(names)
+    for place, index in enumerate(order):
+        found[index] = order[(place + turn) % len(order)]
+    return found
+
+
+def chunks(rows: list, config: Any) -> list[list]:
+    """The rows that one KL estimate is made over: all of them, or those of each micro-batch."""
+    if config.kl_scope == "step":
+        return [rows]
+    size = config.per_device_train_batch_size
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+
+def other_completions(rows: list[dict], run: Any) -> list[list[int] | None]:
+    """Another row's completion for each of this rank's rows; None where there is no other row. All ranks call it."""
+    if run.config.kl_scope == "micro_batch":  # each gets the one before it, the first of a micro-batch the last
+        found = []
+        for chunk in chunks([row["completion_ids"] for row in rows], run.config):
+            found += [None] if len(chunk) == 1 else [chunk[-1], *chunk[:-1]]
+        return found
+    mine = [(digest(row["prompt_ids"]), digest(row["completion_ids"]), row["completion_ids"]) for row in rows]
+    ranks = run.gather(mine)
+    step = [each for rank in ranks for each in rank]
+    if len(step) < 2:
+        return [None] * len(rows)
+    first = sum(len(rank) for rank in ranks[: run.rank])
+    paired = rotation([each[:2] for each in step])[first : first + len(rows)]
+    return [step[index][2] for index in paired]
+
+
+def mismatched(row: dict, completion_ids: list[int], max_length: int | None) -> dict:
+    """A row with another one's completion, cut at its end where it is too long. At least one token of it is left."""
+    prompt_ids = row["prompt_ids"]
+    if max_length is not None:
+        completion_ids = completion_ids[: max_length - len(prompt_ids)]
+    length = len(prompt_ids) + len(completion_ids)
+    return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "label": row["label"], "length": length}
+
+
+# ---------------------------------------------------------------- hooks
+
+
+@hookimpl
+def ft_models(config) -> dict[str, ModelSpec]:
+    ahead = None
+    if config.reference_is_made_ahead:
+        ahead = "steps" if config.estimates_kl else "rows"  # who is paired with whom depends on the rows of a step
+    sync_steps = config.ref_model_sync_steps if config.sync_ref_model else None
+    return {
+        "reference": ModelSpec(
+            source=config.ref_model, ahead=ahead, sync_steps=sync_steps, sync_alpha=config.ref_model_mixup_alpha
+        )
+    }
+
+
+@hookimpl
+def ft_prepare(row, tokenizer, config):
+    """One row of each completion: two of a pair, which is left out as a whole where one of them can't be used."""
+    rows = [prepared(each, tokenizer, config) for each in unpaired_rows(row, tokenizer)]
+    for each in rows:
+        if isinstance(each, Drop):
+            return each
+    if len(rows) == 2 and rows[0]["completion_ids"] == rows[1]["completion_ids"]:
+        return Drop("chosen and rejected are the same")
+    return rows
+
+
+def prepared(found: dict, tokenizer: Any, config: Any) -> dict | Drop:
+    """The tokens of one completion and its prompt, within max_length."""
+    if is_empty(found["completion"] if "completion" in found else found["completion_ids"]):
+        return Drop("empty completion")
+    prompt_ids, completions = tokenize_completions(found, tokenizer, ("completion",))
+    fitted = fit_length(prompt_ids, completions, config)
+    if isinstance(fitted, Drop):
+        return fitted
+    prompt_ids, [completion_ids], cut = fitted
+    if len(prompt_ids) + len(completion_ids) < 2:
+        return Drop("a completion of one token without a prompt: nothing predicts it")
+    return {
+        "prompt_ids": prompt_ids,
+        "completion_ids": completion_ids,
+        "label": found["label"],
+        "length": len(prompt_ids) + len(completion_ids),
+        "truncated": bool(cut),
+        "cut": {"completion" if name == 0 else name: count for name, count in cut.items()},
+    }
+
+
+@hookimpl
+def ft_annotate(rows, run):
+    """Reference log-probs of the rows and of the mismatched pairs that the KL is estimated on."""
+    config = run.config
+    others = other_completions(rows, run) if config.estimates_kl else []
+    pairs = {
+        index: mismatched(rows[index], other, config.max_length)
+        for index, other in enumerate(others)
+        if other is not None
+    }
+    asked = annotate(
+        [*rows, *pairs.values()],
+        run,
+        "reference",
+        reference_log_probs,
+        identity=("prompt_ids", "completion_ids"),
+        key="sum",
+    )
+    out = [dict(row) for row in asked[: len(rows)]]
+    for index, pair in zip(pairs, asked[len(rows) :], strict=True):
+        out[index]["mismatched"] = pair
+    return out
+
+
+@hookimpl
+def ft_step(rows, run):
+    """The KL estimate at current weights, as a column of the rows."""
+    if run.model.training:
+        weigh_labels(rows, run)
+    if not run.config.estimates_kl:
+        return rows
+    asked = iter(evaluate_rows([row["mismatched"] for row in rows if "mismatched" in row], run, policy_log_probs))
+    apart = []  # (sum of the log-ratios, how many) of each chunk
+    for chunk in chunks(rows, run.config):
+        pairs = [next(asked) for row in chunk if "mismatched" in row]
+        apart.append((sum(pair["logps"] - pair["ref_logps"] for pair in pairs), len(pairs)))
+    kls = []
+    for ranks in zip_longest(*run.gather(apart), fillvalue=(0.0, 0)):  # micro-batches of the same number belong together
+        count = sum(each[1] for each in ranks)
+        kls.append(max(0.0, sum(each[0] for each in ranks) / count) if count else 0.0)
+    return [row | {"kl": kl} for chunk, kl in zip(chunks(rows, run.config), kls) for row in chunk]
+
+
+@hookimpl
+def ft_collate(rows, tokenizer, config) -> Batch:
+    segments = [
+        Segment(
+            input_ids=row["prompt_ids"] + row["completion_ids"],
+            labels=[IGNORE] * len(row["prompt_ids"]) + row["completion_ids"],
+            row=index,
+        )
+        for index, row in enumerate(rows)
+    ]
+    labels = [row["label"] for row in rows]
+    columns = {"labels": torch.tensor(labels, dtype=torch.bool)}
+    for name in ("ref_logps", "kl"):
+        if all(name in row for row in rows):  # not yet while they are being made
+            columns[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
+    batch = forest(segments, num_rows=len(rows), columns=columns)
+    batch.counts = {
+        "rows": len(rows),
+        "desirable": sum(labels),
+        "undesirable": len(rows) - sum(labels),
+        "tokens": len(batch.targets),
+    }
+    return batch
+
+
+@hookimpl
+def ft_loss(model, batch, run) -> LossOutput:
+    config, labels, totals = run.config, batch.columns["labels"], run.totals
+    out = model(batch, want=("logp", "entropy", "mean_logit"))
+    logps = row_sums(out["logp"], batch)
+    ratios = logps - batch.columns["ref_logps"]
+    kl = batch.columns["kl"] if config.estimates_kl else torch.zeros_like(ratios)
+    losses = LOSSES[config.loss_type](ratios, labels, kl, config.beta)
+    weights = torch.where(labels, config.desirable_weight, config.undesirable_weight)
+
+    metrics = {"entropy": mean(out["entropy"].sum(), batch.counts["tokens"])}
+    if config.estimates_kl:
+        metrics["kl"] = mean(kl.sum(), batch.num_rows)
+    rewards, margin = config.beta * ratios.detach(), 0.0
+    for name, label, where, sign in (("chosen", "desirable", labels, 1), ("rejected", "undesirable", ~labels, -1)):
+        of_tokens = where[batch.rows]
+        metrics[f"logits/{name}"] = mean((out["mean_logit"] * of_tokens).sum(), of_tokens.sum())
+        metrics[f"logps/{name}"] = mean((logps.detach() * where).sum(), batch.counts[label])
+        metrics[f"rewards/{name}"] = mean((rewards * where).sum(), batch.counts[label])
+        margin = margin + sign * (rewards * where).sum() / max(totals[label], 1)
+    if totals["desirable"] and totals["undesirable"]:  # the difference of the two means, which add up over micro-batches
+        metrics["rewards/margins"] = total(margin)
+    return LossOutput(loss=(weights * losses).sum() / totals["rows"], metrics=metrics)
