@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM
 from ft_host.batch import IGNORE, Batch, Segment, forest
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
-from ft_host.models import Policy, load, load_policy, merge_adapter, precision, save_model
+from ft_host.models import Policy, load, load_policy, merge_adapter, precision, probe, save_model
 from ft_host.testing import models
 
 CPU = torch.device("cpu")
 TOKENIZER = models.tiny_tokenizer()
+SHARING = "the load-balancing loss is that of full sequences: a prompt that rows share is computed for each of them"
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,8 @@ def trained(policy: Policy) -> list[str]:
 @pytest.mark.parametrize("name", ["llama", "qwen", "gemma", "gpt2", "moe"])
 def test_a_folder_becomes_a_policy_with_its_log_probs(saved, name):
     policy = policy_of(saved(name))
-    assert policy.training and policy.kernel == "sdpa" and not policy.notes
+    assert policy.training and policy.kernel == "sdpa"
+    assert policy.notes == ([SHARING] if name == "moe" else [])
     rows = some_rows()
     expected = alone(AutoModelForCausalLM.from_pretrained(saved(name)), rows)
     close(policy(batch_of(rows))["logp"], expected)
@@ -93,7 +95,7 @@ def test_loading_leaves_the_random_state(saved):
     state = torch.random.get_rng_state()
     policy = policy_of(saved("llama"))
     assert torch.equal(torch.random.get_rng_state(), state)
-    load.probe(policy)
+    probe.probe(policy)
     assert torch.equal(torch.random.get_rng_state(), state) and policy.training
 
 
@@ -142,7 +144,7 @@ def test_state_that_leaks_between_rows_is_seen_by_the_probe(tmp_path, monkeypatc
     from transformers import Lfm2Config
 
     models.save_tiny(tmp_path, models._make(Lfm2Config(**models.SIZES, **LFM2), 0), TOKENIZER)
-    monkeypatch.setattr(load, "_mixes_otherwise", lambda model: None)
+    monkeypatch.setattr(probe, "_mixes_otherwise", lambda model: None)
     policy = policy_of(tmp_path, dtype=dtype)
     assert policy.kernel == "none" and "a row changes the log-probs of another one" in policy.notes[0]
 
@@ -160,7 +162,7 @@ def test_flex_is_refused_where_it_cannot_train(saved):
 
 def test_a_head_that_is_not_understood_is_refused(saved, monkeypatch):
     """The probe compares with the model's own logits."""
-    monkeypatch.setattr(load.Policy, "_head", lambda *_: {"logp": torch.zeros(31)})
+    monkeypatch.setattr(Policy, "_head", lambda *_: {"logp": torch.zeros(31)})
     with pytest.raises(ConfigError, match="LlamaForCausalLM does not give its own log-probs"):
         policy_of(saved("llama"))
 
@@ -175,7 +177,7 @@ def test_dropout_is_seen_by_the_probe(saved, monkeypatch):
         return forward(self, *arguments, **named)
 
     monkeypatch.setattr(Policy, "forward", noted)
-    load.probe(policy)
+    probe.probe(policy)
     assert modes == [True, False, False]
 
 

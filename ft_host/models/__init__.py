@@ -1,8 +1,20 @@
 """The policy: a transformers model that takes a forest of segments and gives per-target values."""
 
-from ft_host.models.load import load_policy, precision
+from ft_host.models.load import add_reference_adapter, load_frozen, load_policy, precision
 from ft_host.models.policy import Policy
 from ft_host.models.save import merge_adapter, save_model
 from ft_host.models.sharding import reshard, shard
+from ft_host.models.weights import check_vocabulary
 
-__all__ = ["Policy", "load_policy", "merge_adapter", "precision", "reshard", "save_model", "shard"]
+__all__ = [
+    "Policy",
+    "add_reference_adapter",
+    "check_vocabulary",
+    "load_frozen",
+    "load_policy",
+    "merge_adapter",
+    "precision",
+    "reshard",
+    "save_model",
+    "shard",
+]

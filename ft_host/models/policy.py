@@ -7,6 +7,8 @@ would refuse.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from torch import nn
 from ft_host.batch import Batch
 from ft_host.models import head
 from ft_host.models.attention import Layout, flat
+
+Places = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Policy(nn.Module):
@@ -29,11 +33,14 @@ class Policy(nn.Module):
     method has to know of experts.
     """
 
-    def __init__(self, model: nn.Module, *, kernel: str = "sdpa", router_aux_loss_coef: float = 0.0):
+    def __init__(
+        self, model: nn.Module, *, kernel: str = "sdpa", router_aux_loss_coef: float = 0.0, head: str | None = None
+    ):
         """`kernel`: "sdpa" or "flex" for flat batches (attention.install(model) has been called), "none" for a padded
-        rectangle."""
+        rectangle. `head`: None for a language model, "reward" for a sequence classifier of one label."""
         super().__init__()
         self.model = model
+        self.head = head
         self.kernel = kernel
         self.router_aux_loss_coef = router_aux_loss_coef
         self.notes: list[str] = []
@@ -62,26 +69,37 @@ class Policy(nn.Module):
     def forward(
         self, batch: Batch, want: tuple[str, ...] = head.WANTS, weight: head.Weight | None = None
     ) -> dict[str, torch.Tensor]:
-        unknown = set(want) - set(head.WANTS)
-        if unknown:
-            raise ValueError(f"want: {', '.join(sorted(unknown))} unknown, expected some of {', '.join(head.WANTS)}")
-        hidden, router_logits, mask = self._hidden(batch)
-        out = self._head(hidden, batch.targets, tuple(want), weight)
+        known = head.WANTS if self.head is None else ("score",)
+        unknown = set(want) - set(known)
+        if unknown or (weight is not None and self.head is not None):
+            what = "a language model" if self.head is None else "a reward model"
+            named = f"want: {', '.join(sorted(unknown))}" if unknown else "weight"
+            raise ValueError(f"{named}: nothing that {what} gives; it gives {', '.join(known)}")
+        # Balance is of tokens as the router sees them: a shared prompt would count once where full sequences have it
+        # once each. A rectangle holds full sequences anyway.
+        if self.router_aux_loss_coef and self.kernel != "none" and any(parent >= 0 for parent in batch.parents):
+            batch = unshared(batch)
+        states, places, router_logits, mask = self._states(batch)
+        if self.head is None:
+            out = self._head(states.index_select(0, places(batch.sources)), batch.targets, tuple(want), weight)
+        else:
+            out = {"score": self._score(states.index_select(0, places(batch.ends)))}
         self.aux_loss = self._aux_loss(router_logits, mask) if self.router_aux_loss_coef else None
         return out
 
-    def _hidden(self, batch: Batch) -> tuple[torch.Tensor, Any, torch.Tensor | None]:
-        """(N, H) hidden states that predict the targets, router logits where asked for, and the rectangle's mask."""
-        backbone = self.causal_lm.get_decoder()
+    def _states(self, batch: Batch) -> tuple[torch.Tensor, Places, Any, torch.Tensor | None]:
+        """The last hidden states, flattened, (T, H); a function from places in `batch.input_ids` to places in them;
+        router logits where asked for; and the rectangle's mask."""
+        backbone = self.causal_lm.get_decoder() if self.head is None else self.causal_lm.base_model
         routing = {"output_router_logits": True} if self.router_aux_loss_coef else {}
         if self.kernel == "none":
-            input_ids, mask, sources = rectangle(batch)
+            input_ids, mask, where = rectangle(batch)
             out = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False, **routing)
-            states = out.last_hidden_state.flatten(0, 1)
+            states, places = out.last_hidden_state.flatten(0, 1), where.__getitem__
         else:
             layout = Layout(batch.lengths, batch.parents, batch.input_ids.device, self.kernel)
             # transformers looks for packed rows itself where there is no 2-D mask; ours says all that there is to say
-            mask, sources = None, batch.sources
+            mask, places = None, _same
             with flat(layout):
                 out = backbone(
                     input_ids=batch.input_ids[None],
@@ -91,7 +109,11 @@ class Policy(nn.Module):
                     **routing,
                 )
             states = out.last_hidden_state[0]
-        return states.index_select(0, sources), out.router_logits if routing else None, mask
+        return states, places, out.router_logits if routing else None, mask
+
+    def _score(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(R, H) hidden states of the rows' ends to (R,) scores, by the model's own head."""
+        return self.causal_lm.score(hidden).squeeze(1).float()
 
     def _head(
         self, hidden: torch.Tensor, targets: torch.Tensor, want: tuple[str, ...], weight: head.Weight | None
@@ -122,23 +144,63 @@ def _loss_is_scaled(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
     return head._product_dtype(hidden, weight) == torch.float16
 
 
-def rectangle(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The batch as rows from each root to each leaf, padded on the right: input_ids (B, L), attention_mask (B, L), and
-    for each target the index of its source in the flattened rectangle, (N,).
+def _same(places: torch.Tensor) -> torch.Tensor:
+    return places
 
-    A segment with several children is in several rows; its targets are read from the first.
-    """
-    lengths, parents = batch.lengths, batch.parents
-    device = batch.input_ids.device
+
+def _starts(lengths: list[int]) -> list[int]:
     starts = [0]
     for length in lengths[:-1]:
         starts.append(starts[-1] + length)
+    return starts
+
+
+def _rows_of(parents: list[int]) -> list[list[int]]:
+    """The segments of each full sequence, root first, in the order of the leaves."""
     rows = []
-    for leaf in sorted(set(range(len(lengths))) - set(parents)):
+    for leaf in sorted(set(range(len(parents))) - set(parents)):
         chain = [leaf]
         while parents[chain[-1]] >= 0:
             chain.append(parents[chain[-1]])
         rows.append(chain[::-1])
+    return rows
+
+
+def unshared(batch: Batch) -> Batch:
+    """The same rows with nothing shared: each sequence from a root to a leaf is a segment of its own.
+
+    Targets and rows keep their order. What lies in a segment with several children is read from the first copy.
+    """
+    starts, rows = _starts(batch.lengths), _rows_of(batch.parents)
+    order: list[int] = []  # for each new token, where it was
+    where = torch.full((sum(batch.lengths),), -1, dtype=torch.long)
+    for chain in rows:
+        for segment in chain:
+            start, length = starts[segment], batch.lengths[segment]
+            if where[start] < 0:
+                where[start : start + length] = torch.arange(len(order), len(order) + length)
+            order.extend(range(start, start + length))
+    device = batch.input_ids.device
+    was, now = torch.tensor(order, device=device), where.to(device)
+    return replace(
+        batch,
+        input_ids=batch.input_ids[was],
+        position_ids=batch.position_ids[was],
+        lengths=[sum(batch.lengths[segment] for segment in chain) for chain in rows],
+        parents=[-1] * len(rows),
+        sources=now[batch.sources],
+        ends=now[batch.ends],
+    )
+
+
+def rectangle(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The batch as rows from each root to each leaf, padded on the right: input_ids (B, L), attention_mask (B, L), and
+    for each flat token its place in the flattened rectangle, (T,).
+
+    A segment with several children is in several rows; what lies in it is read from the first.
+    """
+    starts, rows = _starts(batch.lengths), _rows_of(batch.parents)
+    lengths, device = batch.lengths, batch.input_ids.device
     width = max(sum(lengths[segment] for segment in chain) for chain in rows)
     place = torch.zeros(len(rows), width, dtype=torch.long)  # index in the flat batch, 0 for padding
     mask = torch.zeros(len(rows), width, dtype=torch.long)
@@ -152,5 +214,4 @@ def rectangle(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
                 where[start : start + length] = torch.arange(row * width + at, row * width + at + length)
             at += length
         mask[row, :at] = 1
-    mask = mask.to(device)
-    return batch.input_ids[place.to(device)], mask, where.to(device)[batch.sources]
+    return batch.input_ids[place.to(device)], mask.to(device), where.to(device)

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 def save_model(policy: Policy, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
     """Write the model, or with LoRA the adapter, as safetensors. `state`: the policy's whole weights by name, where
     its own are sharded."""
+    from peft import PeftModel
+
     if state is not None:
         tied = {f"model.{name}" for name in policy.causal_lm.all_tied_weights_keys}  # one tensor under two names
         state = {name.removeprefix("model."): tensor for name, tensor in state.items() if name not in tied}
     config = policy.causal_lm.config
     ours, config._attn_implementation = config._attn_implementation, original_of(config)
     try:
-        policy.model.save_pretrained(folder, state_dict=state)
+        if isinstance(policy.model, PeftModel):
+            # an adapter that is kept as a reference is on disk where it came from
+            policy.model.save_pretrained(folder, state_dict=state, selected_adapters=["default"])
+        else:
+            policy.model.save_pretrained(folder, state_dict=state)
     finally:
         config._attn_implementation = ours
 
@@ -34,7 +40,7 @@ def merge_adapter(config: RunConfig, adapter: Path, folder: Path) -> None:
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM
 
-    from ft_host.models.load import DTYPES
+    from ft_host.models.weights import DTYPES
 
     base = AutoModelForCausalLM.from_pretrained(
         PeftConfig.from_pretrained(adapter).base_model_name_or_path,

@@ -1,0 +1,126 @@
+"""How a model's batches are laid out: the first way that gives the model's own numbers for single rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ft_host.batch import Batch, Segment, forest
+from ft_host.errors import ConfigError
+from ft_host.models.attention import NotFlat, install, original_of
+
+if TYPE_CHECKING:
+    from ft_host.config import RunConfig
+    from ft_host.models.policy import Policy
+
+
+def _rows_alone(policy: Policy, rows: list[list[int]]) -> torch.Tensor:
+    """Log-probs of the tokens of each row after its first, from the model's own attention and its full logits."""
+    out = []
+    for row in rows:
+        ids = torch.tensor([row], device=policy.device)
+        logits = policy.model(input_ids=ids, use_cache=False).logits[0, :-1]
+        logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        out.append(logs.gather(1, ids[0, 1:, None]).squeeze(1))
+    return torch.cat(out)
+
+
+def _forest_of(policy: Policy, rows: list[list[int]]) -> Batch:
+    """The second row as a prompt of 13 tokens and a child, between the other two."""
+    first, second, third = rows
+    return forest(
+        [
+            Segment(input_ids=first, labels=first, row=0),
+            Segment(input_ids=second[:13], labels=second[:13], row=1),
+            Segment(input_ids=second[13:], labels=second[13:], row=1, parent=1),
+            Segment(input_ids=third, labels=third, row=2),
+        ],
+        num_rows=3,
+    ).to(policy.device)
+
+
+def probe(policy: Policy) -> tuple[float, float]:
+    """The largest difference in log-probs between a small forest through the policy and its rows alone through the
+    model; and how much the log-probs of later rows change when all tokens of the first are others. The second has no
+    rounding in it, so that it shows state that leaks between rows in half precision too.
+
+    It goes through the policy in training mode as well: what a kernel can't do only there (dropout) shows now, not in
+    the first step. Leaves random states and train mode as they were.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = policy.config.vocab_size
+    rows = [torch.randint(size, (n,), generator=generator).tolist() for n in (9, 20, 5)]
+    others = [[(token + size // 2) % size for token in rows[0]], *rows[1:]]
+    training = policy.training
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            policy.train()
+            policy(_forest_of(policy, rows), want=("logp",))
+            policy.eval()
+            ours = policy(_forest_of(policy, rows), want=("logp",))["logp"]
+            changed = policy(_forest_of(policy, others), want=("logp",))["logp"]
+            theirs = _rows_alone(policy, rows)
+    finally:
+        policy.train(training)
+    later = len(rows[0]) - 1
+    return float((ours - theirs).abs().max()), float((ours - changed)[later:].abs().max())
+
+
+def _tolerance(policy: Policy) -> float:
+    wide = next(p.dtype for p in policy.model.parameters() if p.is_floating_point())
+    return 1e-3 if wide in (torch.float32, torch.float64) else 0.5
+
+
+def _mixes_otherwise(model: Any) -> str | None:
+    """What in the model is known to carry something from token to token other than by attention."""
+    kinds = model.config.get_text_config().to_dict().get("layer_types") or ()
+    others = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if others:
+        return f"it has layers of type {', '.join(others)}"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv1d):
+            return f"{name} is a convolution over tokens"
+    return None
+
+
+def choose_layout(policy: Policy, config: RunConfig) -> None:
+    """Set `policy.kernel` to the first of the allowed ways that gives the model's own log-probs.
+
+    Raises ConfigError where none does: then the head isn't understood, or the one way asked for doesn't work.
+    """
+    auto = ("flex", "sdpa", "none") if policy.device.type == "cuda" else ("sdpa", "none")
+    ways = auto if config.segment_attention == "auto" else (config.segment_attention,)
+    model, tolerance, reasons = policy.causal_lm, _tolerance(policy), []
+    original = original_of(model.config)
+    for kernel in ways:
+        try:
+            if kernel == "flex" and policy.device.type != "cuda":
+                raise NotFlat("torch has a backward pass of flex_attention on CUDA only")
+            if kernel != "none":
+                mixer = _mixes_otherwise(model)
+                if mixer:
+                    raise NotFlat(mixer)
+                install(model)
+            policy.kernel = kernel
+            difference, leak = probe(policy)
+        except (NotFlat, RuntimeError, TypeError, AttributeError) as error:  # it may look into its mask, say
+            difference, reason = float("inf"), str(error).splitlines()[0]
+        else:
+            reason = f"log-probs differ by {difference:.2g} from those of single rows"
+            if kernel != "none" and leak > tolerance / 100:
+                difference, reason = float("inf"), f"a row changes the log-probs of another one by {leak:.2g}"
+        if difference <= tolerance:
+            if kernel == "none":
+                why = f" ({reasons[0]})" if reasons else ""
+                policy.notes.append(f"{type(model).__name__} takes padded batches: it can't take flat ones{why}")
+            return
+        reasons.append(f"{kernel}: {reason}")
+        if original_of(model.config) != model.config._attn_implementation:
+            model.set_attn_implementation(original)
+    raise ConfigError(
+        f"model: {type(model).__name__} does not give its own log-probs through segment_attention "
+        f"{config.segment_attention} ({'; '.join(reasons)})"
+    )

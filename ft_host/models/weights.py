@@ -1,0 +1,274 @@
+"""From a folder or hub id to a transformers model, with its adapter. What can't be used is refused, by field."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ft_host.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ft_host.config import RunConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+
+
+def check_folder(name: str, field: str = "model") -> None:
+    """Refuse a folder that can't be a model, before transformers asks a hub for it. `field` is what errors name."""
+    place = Path(name)
+    if place.is_dir():
+        files = {path.name for path in place.iterdir()}
+        if "adapter_config.json" in files:
+            return
+        if "config.json" not in files:
+            raise ConfigError(f"{field}: {name} has no config.json; a model's folder is what save_pretrained writes")
+        if not any(file.endswith(".safetensors") for file in files):
+            others = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth")))
+            found = f"only {', '.join(others)}, which can run code when it is loaded" if others else "no weights"
+            raise ConfigError(
+                f"{field}: {name} holds {found}; expected safetensors. Convert it where it was made with "
+                f"save_pretrained of a current transformers"
+            )
+    elif place.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise ConfigError(f"{field}: there is no folder {name}{_nearest_folder(place)}")
+
+
+def _nearest_folder(place: Path) -> str:
+    beside = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
+    near = difflib.get_close_matches(place.name, beside, n=1)
+    return f"; did you mean {place.parent / near[0]}?" if near else ""
+
+
+def _quantisation(config: RunConfig) -> Any:
+    if not (config.load_in_4bit or config.load_in_8bit):
+        return None
+    field = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{field}: bitsandbytes is not installed (pip install bitsandbytes)")
+    if not torch.cuda.is_available():
+        raise ConfigError(f"{field}: bitsandbytes' kernels need a GPU, and there is none")
+    if config.distributed_strategy == "fsdp2":
+        raise ConfigError(f"{field}: quantised weights can't be sharded by fsdp2; use distributed_strategy: ddp")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_8bit=config.load_in_8bit,
+        load_in_4bit=config.load_in_4bit,
+        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=config.use_bnb_nested_quant,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def find_config(name: str, field: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """The transformers config of a folder or hub id. Raises ConfigError where there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        hint = "" if Path(name).is_dir() else _nearest_folder(Path(name))
+        raise ConfigError(f"{field}: {name} can't be loaded: {str(error).splitlines()[0]}{hint}") from error
+
+
+def is_classifier(found: Any) -> bool:
+    """Whether a config is of a sequence classifier that was saved, not of a language model that could become one."""
+    return any(name.endswith("ForSequenceClassification") for name in found.architectures or ())
+
+
+def load_base(
+    config: RunConfig, name: str, *, field: str = "model", head: str | None = None, revision: str | None = None
+) -> nn.Module:
+    """The transformers model of a folder or hub id: a causal language model, or with head "reward" a sequence
+    classifier of one label, whose head is new and random where the weights are a language model's.
+
+    Raises ConfigError, naming `field`, for what can't be that.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    found = find_config(name, field, revision, config.trust_remote_code)
+    if found.is_encoder_decoder:
+        raise ConfigError(
+            f"{field}: {name} is an encoder-decoder ({found.model_type}); expected a causal language model"
+        )
+    if head is None:
+        auto, labels = AutoModelForCausalLM, {}
+    else:
+        auto, labels = AutoModelForSequenceClassification, {"num_labels": 1}
+        if is_classifier(found) and found.num_labels != 1:
+            raise ConfigError(
+                f"{field}: {name} is a sequence classifier with {found.num_labels} labels; a reward model has one "
+                f"(num_labels: 1)"
+            )
+    try:
+        model, report = auto.from_pretrained(
+            name,
+            dtype=DTYPES[config.dtype],
+            attn_implementation=config.attn_implementation,
+            quantization_config=_quantisation(config),
+            device_map={"": torch.cuda.current_device()} if _quantisation(config) else None,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused below, by name
+            revision=revision,
+            trust_remote_code=config.trust_remote_code,
+            **labels,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ConfigError(f"{field}: {name} can't be loaded: {str(error).splitlines()[0]}") from error
+    for key, found_shape, expected_shape in sorted(report["mismatched_keys"]):
+        raise ConfigError(
+            f"{field}: {name} holds {key} of shape {tuple(found_shape)}; its config.json makes it "
+            f"{tuple(expected_shape)}"
+        )
+    missing = set(report["missing_keys"])
+    if head is not None:
+        if "score" not in dict(model.named_children()):
+            raise ConfigError(
+                f"{field}: {type(model).__name__} has no module `score`: a reward is read from a decoder's last token"
+            )
+        if not is_classifier(found):
+            missing -= {f"score.{key}" for key in model.score.state_dict()}
+    missing = sorted(missing)
+    if missing:
+        raise ConfigError(
+            f"{field}: {name} has no weights for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: they "
+            f"would be random"
+        )
+    return model
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    linear = (nn.Linear, Conv1D)
+    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)})
+
+
+def _attach_adapter(model: nn.Module, config: RunConfig, head: str | None) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    names = _linear_names(model)
+    children = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    targets: Any = "all-linear" if config.lora_target_modules == ["all-linear"] else config.lora_target_modules
+    for field, given in (("lora_target_modules", config.lora_target_modules), ("lora_modules_to_save",
+                                                                               config.lora_modules_to_save)):  # fmt: skip
+        for name in given:
+            if name != "all-linear" and name.rpartition(".")[2] not in children:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"; did you mean {near[0]}?" if near else "."
+                raise ConfigError(f"{field}: the model has no module {name}{hint} Its linear layers: {', '.join(names)}")
+    adapter = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        modules_to_save=config.lora_modules_to_save or None,
+        use_rslora=config.use_rslora,
+        task_type="CAUSAL_LM" if head is None else "SEQ_CLS",  # for the second peft trains and saves `score` too
+    )
+    with warnings.catch_warnings():  # of names that peft still uses and transformers has renamed
+        warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing`")
+        return get_peft_model(model, adapter)
+
+
+def adapter_of(name: str) -> Path | None:
+    """The folder, where it is an adapter's."""
+    folder = Path(name)
+    return folder if (folder / "adapter_config.json").is_file() else None
+
+
+def base_of(name: str) -> str:
+    """What an adapter's folder was trained on; any other folder or hub id is its own base."""
+    adapter = adapter_of(name)
+    if adapter is None:
+        return name
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(adapter).base_model_name_or_path
+
+
+def load_model(config: RunConfig, head: str | None = None) -> nn.Module:
+    """The model to train: a base model, with a new adapter, or an adapter's folder with its base."""
+    check_folder(config.model)
+    if adapter_of(config.model):
+        if not config.use_peft:
+            raise ConfigError(f"model: {config.model} is an adapter; set use_peft to train it further")
+        return load_weights(config, config.model, field="model", head=head, trained=True)
+    model = load_base(config, config.model, head=head, revision=config.model_revision)
+    return _attach_adapter(model, config, head) if config.use_peft else model
+
+
+def load_weights(
+    config: RunConfig, name: str, *, field: str, head: str | None = None, trained: bool = False
+) -> nn.Module:
+    """The model of a folder or hub id; of an adapter's folder, its base with the adapter on it, trainable if asked.
+
+    `config` says how (types, attention, quantisation); its revision is meant for its own model only.
+    """
+    check_folder(name, field)
+    revision = config.model_revision if name == config.model else None
+    base = base_of(name)
+    if base != name:
+        check_folder(base, field)
+    model = load_base(config, base, field=field, head=head, revision=revision)
+    if base == name:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, name, is_trainable=trained)
+
+
+# ---------------------------------------------------------------- vocabularies
+
+
+def check_vocabulary(
+    config: RunConfig, source: str, tokenizer: PreTrainedTokenizerBase, field: str = "ref_model"
+) -> None:
+    """Refuse a model that doesn't read the policy's tokens, before its weights are loaded.
+
+    Compares the sizes in the two configs, and the run's tokenizer with that of `source` where it has one. Raises
+    ConfigError, naming `field`, the sizes and the first tokens that differ.
+    """
+    from transformers import AutoTokenizer
+
+    found: list[int] = []
+    for name, named in ((config.model, "model"), (source, field)):
+        check_folder(name, named)
+        base = base_of(name)
+        revision = config.model_revision if name == config.model else None
+        found.append(find_config(base, named, revision, config.trust_remote_code).get_text_config().vocab_size)
+    if found[0] != found[1]:
+        raise ConfigError(
+            f"{field}: {source} has a vocabulary of {found[1]} tokens, {config.model} one of {found[0]}; both must "
+            f"read the same tokens"
+        )
+    place = Path(source)
+    if place.is_dir() and not any(place.glob("tokenizer*")):
+        return
+    try:
+        other = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{field}: the tokenizer of {source} can't be loaded: {str(error).splitlines()[0]}"
+        ) from error
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    differing = sorted(
+        (token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)),
+        key=lambda token: (ours.get(token, theirs.get(token)), token),
+    )
+    if differing:
+        shown = "; ".join(f"{token!r} is {ours.get(token)} here and {theirs.get(token)} there" for token in differing[:3])
+        raise ConfigError(
+            f"{field}: {source} has another vocabulary than this run's tokenizer ({len(theirs)} and {len(ours)} "
+            f"tokens): {shown}{' …' if len(differing) > 3 else ''}"
+        )
