@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ft_host.data.opening import open_eval, open_source, open_train
+from ft_host.data.preferences import fit_length, is_empty, preference_row, tokenize_completions, unpaired_rows
 from ft_host.data.sources import Source, Stream
 from ft_host.data.stream import StepRows, TrainStream, check_first_rows, eval_rows
 from ft_host.data.tokenizer import load_tokenizer
@@ -15,10 +16,15 @@ __all__ = [
     "TrainStream",
     "check_first_rows",
     "eval_rows",
+    "fit_length",
+    "is_empty",
     "load_tokenizer",
     "open_eval",
     "open_source",
     "open_train",
+    "preference_row",
     "prompt_of",
+    "tokenize_completions",
     "tokenize_row",
+    "unpaired_rows",
 ]

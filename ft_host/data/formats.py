@@ -27,9 +27,10 @@ EXTRAS = ("tools", "chat_template_kwargs")
 
 # What rows that fit no format look like: the columns that give it away, what it is, and what to do.
 LOOKS = (
-    ({"chosen", "rejected"}, "preference data: use a preference method (DPO, reward modelling), or rename chosen to "
-     "completion with dataset_columns to train on the good ones only"),
-    ({"chosen_ids", "rejected_ids"}, "tokenised preference data: use a preference method"),
+    ({"chosen", "rejected"}, "preference data: use a preference method (`ft-host train dpo`, `reward` or `kto`), or "
+     "rename chosen to completion with dataset_columns to train on the good ones only"),
+    ({"chosen_ids", "rejected_ids"}, "tokenised preference data: use a preference method (`ft-host train dpo`, "
+     "`reward` or `kto`)"),
     ({"completions", "labels"}, "stepwise supervision (a process reward model's)"),
     ({"image"}, "data with images, which isn't supported yet"),
     ({"images"}, "data with images, which isn't supported yet"),
@@ -120,21 +121,27 @@ def kind_of(value: Any) -> str:
 
 def pair(row: Row) -> Row:
     """Prompt and completion, both texts or both lists of messages."""
-    prompt, completion = row["prompt"], row["completion"]
     if isinstance(row.get("label"), bool):
         raise RowError(
             "prompt, completion and a label that is true or false look like unpaired preference data, where some "
-            "completions are bad ones: use a method for it (KTO), or keep the good rows and leave the column out",
+            "completions are bad ones: use `ft-host train kto`, or keep the good rows and leave the column out",
             "label",
         )
-    if isinstance(prompt, list) or isinstance(completion, list):
-        for name in ("prompt", "completion"):
+    return alike(row, ("prompt", "completion"))
+
+
+def alike(row: Row, columns: tuple[str, ...]) -> Row:
+    """These columns, all of them texts or all of them lists of messages."""
+    if any(isinstance(row[name], list) for name in columns):
+        for name in columns:
             if not isinstance(row[name], list):
+                others = " and ".join(other for other in columns if isinstance(row[other], list))
                 raise RowError(
-                    f"column {name}: found {kind_of(row[name])}, expected messages, as in the other column", name
+                    f"column {name}: found {kind_of(row[name])}, expected messages, as in the other column ({others})",
+                    name,
                 )
-        return {"prompt": messages_of(prompt, "prompt"), "completion": messages_of(completion, "completion")}
-    return {"prompt": text_of(prompt, "prompt"), "completion": text_of(completion, "completion")}
+        return {name: messages_of(row[name], name) for name in columns}
+    return {name: text_of(row[name], name) for name in columns}
 
 
 def messages_of(value: Any, column: str) -> list[Message]:

@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ft_host.batch import IGNORE
-from ft_host.data.formats import prompt_part, standard, tools_of
+from ft_host.data.formats import kind_of, prompt_part, standard, tools_of
 from ft_host.data.templates import (
     Conversation,
     assistant_spans,
@@ -227,8 +227,8 @@ def prompt_and_completion(
     return ids, labels
 
 
-def shared(a: list[int], b: list[int]) -> int:
-    """Tokens that two rows have in common at their start."""
+def shared(a: list[Any], b: list[Any]) -> int:
+    """Tokens (or messages) that two rows have in common at their start."""
     for index, (one, other) in enumerate(zip(a, b)):
         if one != other:
             return index
@@ -261,13 +261,8 @@ def given_tokens(
     row: Row, tokenizer: PreTrainedTokenizerBase, completion_only: bool | None
 ) -> tuple[list[int], list[int]]:
     """Token ids and labels of a row that has them. Masks apply where there are no labels."""
-    ids = list(row["input_ids"])
     size = len(tokenizer)
-    for index, token in enumerate(ids):
-        if not isinstance(token, int) or not 0 <= token < size:
-            raise RowError(
-                f"input_ids[{index}]: found {token!r}, expected a token id from 0 to {size - 1}", "input_ids"
-            )
+    ids = checked_ids(row["input_ids"], "input_ids", size)
     columns = {name: list(row[name]) for name in ("labels", "completion_mask", "assistant_masks") if name in row}
     for name, values in columns.items():
         if len(values) != len(ids):
@@ -289,3 +284,13 @@ def given_tokens(
             "labels",
         )
     return ids, labels
+
+
+def checked_ids(values: Any, column: str, size: int) -> list[int]:
+    """A column of token ids, each below `size`. Raises RowError that names the place of one that isn't."""
+    if not isinstance(values, list):
+        raise RowError(f"column {column}: found {kind_of(values)}, expected a list of token ids", column)
+    for index, token in enumerate(values):
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < size:
+            raise RowError(f"{column}[{index}]: found {token!r}, expected a token id from 0 to {size - 1}", column)
+    return list(values)

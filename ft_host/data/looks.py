@@ -1,0 +1,120 @@
+"""What to say of rows that aren't the preference data they should be. No torch, nothing but words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ft_host.settings.fields import nearest
+
+Row = dict[str, Any]
+
+EXPECTED = {
+    "pair": "prompt, chosen and rejected (texts, or lists of messages); chosen and rejected that both begin with the "
+    "prompt; or chosen_ids and rejected_ids, with or without prompt_ids",
+    "judged": "prompt, completion and label (true or false); messages and label; prompt_ids, completion_ids and label; "
+    "or pairs (chosen and rejected), of which each gives a good and a bad completion",
+}
+NAMES = {
+    "pair": ("prompt", "chosen", "rejected", "chosen_ids", "rejected_ids", "margin"),
+    "judged": ("prompt", "completion", "label", "messages", "chosen", "rejected", "prompt_ids", "completion_ids"),
+}
+# A good answer and a bad one, as others call them.
+BETTER = (
+    ("chosen_input_ids", "rejected_input_ids"), ("chosen_response", "rejected_response"),
+    ("response_chosen", "response_rejected"), ("chosen_answer", "rejected_answer"), ("answer_w", "answer_l"),
+    ("response_w", "response_l"), ("preferred", "dispreferred"), ("preferred", "rejected"), ("better", "worse"),
+    ("winner", "loser"), ("accepted", "rejected"), ("positive", "negative"), ("good", "bad"), ("win", "lose"),
+)  # fmt: skip
+ANSWERS = ("response", "answer", "output", "generation", "reply")
+ASKS = ("question", "instruction", "query", "problem", "input", "user", "messages", "conversations", "conversation",
+        "history")  # fmt: skip
+
+
+def preference_refusal(row: Row, kind: str) -> str:
+    """Columns found, what they look like, names that may be misspelt, and what was expected. `kind`: "pair" for rows
+    that should be pairs, "judged" for those that should be completions with a label."""
+    said = f"found the columns {', '.join(row) or 'none'}"
+    looks = looks_like(set(row), kind)
+    if looks:
+        said += f"; they look like {looks}"
+    else:
+        missing = [name for name in NAMES[kind] if name not in row]
+        for column in row:
+            match = nearest(column, missing, "{}")
+            if match and column not in NAMES[kind]:
+                said += f"; {column} may be meant as {match}"
+    return f"{said}; expected {EXPECTED[kind]}"
+
+
+def looks_like(names: set[str], kind: str) -> str | None:
+    """What rows with these columns look like, and what to do about it."""
+    for good, bad in BETTER:
+        if {good, bad} <= names:
+            ids = "_ids" if good.endswith("_ids") else ""
+            renames = {good: f"chosen{ids}", bad: f"rejected{ids}"}
+            written = ", ".join(f"{theirs}: {ours}" for theirs, ours in renames.items() if theirs != ours)
+            return f"pairs: set dataset_columns to {{{written}}}"
+    if {"completions", "labels"} <= names:
+        return "stepwise supervision (a process reward model's)"
+    if names & {"image", "images"} and not {"chosen", "rejected"} <= names:
+        return "data with images, which isn't supported yet"
+    if "label" in names and kind == "judged":
+        for name in ANSWERS:
+            if name in names and "completion" not in names:
+                return f"judged completions: set dataset_columns to {{{name}: completion}}"
+        asks = [name for name in ASKS if name in names]
+        if "prompt" not in names and asks and "completion" in names:
+            return f"judged completions: set dataset_columns to {{{asks[0]}: prompt}}"
+        return None
+    answers = {"completion", "completion_ids", "messages", "conversations", "text", "input_ids", *ANSWERS} & names
+    if "label" in names and answers:
+        return "completions that are good or bad, each by itself: use `ft-host train kto`"
+    if "chosen" in names and answers:
+        return None  # most likely a column for the bad ones that has another name
+    if answers:
+        more = ", or add the column label, true for good ones and false for bad ones" if kind == "judged" else ""
+        return f"texts to imitate, without worse ones beside them: use `ft-host train sft`{more}"
+    if "prompt" in names and not names & {"chosen", "rejected"}:
+        return "prompts without completions"
+    return None
+
+
+def unlike_the_prompt(row: Row) -> str | None:
+    """What is wrong with a pair without a column `prompt`, where another column holds a question that chosen and
+    rejected don't repeat: taken as whole texts they would be trained on without it."""
+    for name in ASKS:
+        asked = first_text(row.get(name))
+        if asked and not all(asked in whole_text(row[side]) for side in ("chosen", "rejected")):
+            return (
+                f"column {name}: looks like the prompt, which chosen and rejected don't begin with; set "
+                f"dataset_columns to {{{name}: prompt}}, or to {{{name}: unused}} if it isn't the prompt"
+            )
+    return None
+
+
+def first_text(value: Any) -> str:
+    """A text, or that of the first user message of a list; nothing of what is neither. Without the blanks around."""
+    if isinstance(value, list):
+        value = next((content(each) for each in value if role(each) in ("user", "human")), None)
+    return value.strip() if isinstance(value, str) else ""
+
+
+def whole_text(value: Any) -> str:
+    """All that a text, or a list of messages, says."""
+    if isinstance(value, list):
+        return "\n".join(content(each) for each in value)
+    return value if isinstance(value, str) else ""
+
+
+def role(message: Any) -> Any:
+    return (message.get("role") or message.get("from")) if isinstance(message, dict) else None
+
+
+def content(message: Any) -> str:
+    """The text of a message that nobody has checked yet."""
+    if not isinstance(message, dict):
+        return ""
+    said = message.get("content") or message.get("value") or ""
+    if isinstance(said, list):
+        said = "".join(str(part.get("text") or "") for part in said if isinstance(part, dict))
+    return said if isinstance(said, str) else ""

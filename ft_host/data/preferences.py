@@ -1,0 +1,282 @@
+"""Rows with completions that are better or worse: from the formats of the field to token ids.
+
+A pair ends up as {"prompt", "chosen", "rejected"}, a judged completion as {"prompt", "completion", "label"}: all texts,
+or all lists of messages; or with `_ids` behind each name where the row holds tokens. `tools` and `chat_template_kwargs`
+stay beside them. Where a row has no prompt it is what its two texts or conversations have in common at their start.
+
+Tokens are those that TRL's DPO and KTO make of the same row, apart from doubled BOS and EOS (`tokens`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ft_host.data.formats import EXTRAS, alike, alpaca, content_of, kind_of, messages_of, with_system
+from ft_host.data.looks import preference_refusal, unlike_the_prompt
+from ft_host.data.templates import common_prefix
+from ft_host.data.tokens import (
+    chat_ids,
+    checked_ids,
+    conversation,
+    encode,
+    ends_in_eos_only,
+    shared,
+    warn_boundary,
+    with_eos,
+)
+from ft_host.errors import RowError
+from ft_host.run import Drop
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ft_host.config import RunConfig
+
+Row = dict[str, Any]
+Message = dict[str, Any]
+Completion = str | list[Message] | list[int]
+
+PAIR = ("chosen", "rejected")
+
+# ---------------------------------------------------------------- pairs
+
+
+def preference_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
+    """A pair in any known format as {"prompt", "chosen", "rejected"}, all texts or all lists of messages, or as
+    {"prompt_ids", "chosen_ids", "rejected_ids"}; with `implicit_prompt`, whether the prompt was found as what both
+    have in common, with `margin` as a float where the row has one, and with `tools` and `chat_template_kwargs`.
+
+    Raises RowError that says what was found and what was expected.
+    """
+    extras = extras_of(row)
+    if row.get("margin") is not None:
+        extras["margin"] = margin_of(row["margin"])
+    if any(row.get(f"{name}_ids") is not None for name in PAIR):
+        return extras | given_pair(row, tokenizer)
+    if not all(name in row for name in PAIR):
+        raise RowError(preference_refusal(row, "pair"))
+    row = dict(row)
+    for name in PAIR:
+        if isinstance(row[name], dict):  # one message, as in ShareGPT's
+            row[name] = [row[name]]
+    if row.get("prompt") is None or row["prompt"] == []:  # filled in by Arrow
+        row.pop("prompt", None)
+        row |= prompt_elsewhere(row, bool(tokenizer.chat_template))
+    if "prompt" in row:
+        return extras | explicit(row)
+    wrong = unlike_the_prompt(row)
+    if wrong:
+        raise RowError(wrong)
+    return extras | implicit(completions_of(row, PAIR))
+
+
+def extras_of(row: Row) -> Row:
+    return {name: row[name] for name in EXTRAS if row.get(name) is not None}
+
+
+def margin_of(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RowError(f"column margin: found {kind_of(value)}, expected a number", "margin")
+    return float(value)
+
+
+def prompt_elsewhere(row: Row, chat: bool) -> Row:
+    """The prompt of a pair in ShareGPT's or Alpaca's form; nothing where it is in neither."""
+    if row.get("conversations") and isinstance(row["chosen"], list):
+        return {"prompt": with_system(row, messages_of(row["conversations"], "conversations"))}
+    if isinstance(row.get("instruction"), str) and isinstance(row["chosen"], str):
+        if unlike_the_prompt(row) is None:  # chosen and rejected repeat it
+            return {}
+        given = {"instruction": row["instruction"], "input": row.get("input")}
+        given |= {name: row[name] for name in ("system", "history") if row.get(name)}
+        found = {name: alpaca({**given, "output": row[name]}, chat) for name in PAIR}
+        return {"prompt": found["chosen"]["prompt"]} | {name: found[name]["completion"] for name in PAIR}
+    return {}
+
+
+def completions_of(row: Row, columns: tuple[str, ...]) -> Row:
+    """These columns, all texts or all messages. An empty list is a completion without messages: it is for the method
+    to drop and count, as an empty text is."""
+    filled = tuple(name for name in columns if row[name] != [])
+    if len(filled) < len(columns) and any(not isinstance(row[name], list) for name in filled):
+        return alike(row, columns)  # refuses: texts beside a list
+    return {name: [] for name in columns} | alike(row, filled)
+
+
+def explicit(row: Row) -> Row:
+    """A pair whose prompt is given. Completions that repeat the conversation before them, as many sets of the hub
+    have them, lose what they repeat."""
+    talks = all(isinstance(row[name], list) for name in PAIR)
+    if talks and isinstance(row["prompt"], str):
+        found = implicit(completions_of(row, PAIR))
+        if not found["prompt"] and row["prompt"]:
+            raise RowError(
+                f"column prompt: found {kind_of(row['prompt'])}, while chosen and rejected are lists of messages that "
+                "don't begin with it; expected a prompt of messages, or whole conversations in chosen and rejected",
+                "prompt",
+            )
+        asked = next((message for message in found["prompt"] if message["role"] == "user"), None)
+        if row["prompt"] and (asked is None or content_of(asked).strip() != row["prompt"].strip()):
+            said = "nothing" if asked is None else kind_of(content_of(asked))
+            raise RowError(
+                f"column prompt: found {kind_of(row['prompt'])}, but the user message that begins the conversations "
+                f"in chosen and rejected is {said}; expected the same text, or a prompt of messages",
+                "prompt",
+            )
+        return found
+    found = completions_of(row, ("prompt", *PAIR))
+    size = len(found["prompt"])
+    if isinstance(found["prompt"], list) and all(found[name][:size] == found["prompt"] for name in PAIR):
+        return found | {name: found[name][size:] for name in PAIR} | {"implicit_prompt": False}
+    return found | {"implicit_prompt": False}
+
+
+def implicit(found: Row) -> Row:
+    """The prompt is what chosen and rejected, whole texts or whole conversations, have in common at their start.
+
+    One item (message, character) is left to each, so that neither is empty where one is the beginning of the other. A
+    space before the boundary goes to the completions, since tokens begin with spaces.
+    """
+    chosen, rejected = found["chosen"], found["rejected"]
+    boundary = common_prefix(chosen, rejected) if isinstance(chosen, str) else shared(chosen, rejected)
+    if isinstance(chosen, str) and 0 < boundary < min(len(chosen), len(rejected)) and chosen[boundary - 1] == " ":
+        boundary -= 1
+    boundary = max(min(boundary, len(chosen) - 1, len(rejected) - 1), 0)
+    return {
+        "prompt": chosen[:boundary], "chosen": chosen[boundary:], "rejected": rejected[boundary:],
+        "implicit_prompt": True,
+    }  # fmt: skip
+
+
+def given_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
+    """A pair that holds tokens. Without `prompt_ids` the tokens that both begin with are the prompt."""
+    size = len(tokenizer)
+    found = {}
+    for name in PAIR:
+        column = f"{name}_ids"
+        found[name] = checked_ids(row.get(column), column, size)
+    if row.get("prompt_ids") is not None:
+        prompt = checked_ids(row["prompt_ids"], "prompt_ids", size)
+        return {"prompt_ids": prompt, "chosen_ids": found["chosen"], "rejected_ids": found["rejected"],
+                "implicit_prompt": False}  # fmt: skip
+    made = implicit(found)
+    return {f"{name}_ids": made[name] for name in ("prompt", *PAIR)} | {"implicit_prompt": True}
+
+
+# ---------------------------------------------------------------- judged completions
+
+
+def unpaired_rows(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    """A judged completion as one row {"prompt", "completion", "label"} (or {"prompt_ids", "completion_ids", "label"}),
+    with `tools` and `chat_template_kwargs`; a pair as two, the chosen one with label True first.
+
+    A conversation in `messages` with a `label` is judged by its last assistant turn. Raises RowError, also for labels
+    that aren't booleans.
+    """
+    if all(row.get(name) is not None for name in PAIR) or all(row.get(f"{name}_ids") is not None for name in PAIR):
+        pair = preference_row(row, tokenizer)
+        end = "_ids" if "prompt_ids" in pair else ""
+        kept = extras_of(pair) | {f"prompt{end}": pair[f"prompt{end}"]}
+        return [{**kept, f"completion{end}": pair[f"{name}{end}"], "label": name == "chosen"} for name in PAIR]
+    extras = extras_of(row)
+    if "label" not in row or not any(name in row for name in ("completion", "completion_ids", "messages")):
+        raise RowError(preference_refusal(row, "judged"))
+    extras["label"] = label_of(row["label"])
+    if row.get("completion_ids") is not None:
+        size = len(tokenizer)
+        if row.get("prompt_ids") is None:
+            raise RowError(f"column prompt_ids: found {kind_of(row.get('prompt_ids'))}, expected token ids, as in "
+                           "completion_ids", "prompt_ids")  # fmt: skip
+        return [extras | {name: checked_ids(row[name], name, size) for name in ("prompt_ids", "completion_ids")}]
+    if row.get("completion") is None and row.get("messages") is not None:
+        messages = messages_of(row["messages"], "messages")
+        if messages[-1]["role"] != "assistant":
+            raise RowError(
+                f"column messages: ends with a message of {messages[-1]['role']}, expected one of the assistant, "
+                "which the label judges",
+                "messages",
+            )
+        return [extras | {"prompt": messages[:-1], "completion": messages[-1:]}]
+    if "prompt" not in row:
+        raise RowError(preference_refusal(row, "judged"))
+    if isinstance(row["completion"], dict):
+        row = {**row, "completion": [row["completion"]]}
+    return [extras | completions_of(row, ("prompt", "completion"))]
+
+
+def label_of(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value is None:
+        raise RowError("column label: found nothing, expected true or false; leave out rows that nobody judged", "label")
+    good = repr(1 if isinstance(value, (int, float)) else value)
+    raise RowError(
+        f"column label: found {kind_of(value)}, expected true or false. What counts as good is for you to say: write "
+        f'the column anew, for instance with datasets: map(lambda row: {{"label": row["label"] == {good}}})',
+        "label",
+    )
+
+
+def is_empty(completion: Completion) -> bool:
+    """Whether a completion says nothing: a blank text, messages without text or tool calls, no tokens."""
+    if isinstance(completion, str):
+        return not completion.strip()
+    return all(
+        isinstance(each, dict) and not content_of(each).strip() and not each.get("tool_calls") for each in completion
+    )
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def tokenize_completions(
+    found: Row, tokenizer: PreTrainedTokenizerBase, names: tuple[str, ...]
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of the prompt of a row, and of each of its completions `names`; prompt + completion are the tokens of
+    the whole text or conversation.
+
+    A text ends in EOS. A completion begins where the tokens of the prompt alone and with it part; with several it is
+    the first such place, so that all have one prompt. What the prompt alone has behind it is left out, with a warning.
+    """
+    if "prompt_ids" in found:
+        return found["prompt_ids"], [found[f"{name}_ids"] for name in names]
+    prompt = found["prompt"]
+    if isinstance(prompt, list):
+        # Templates can't render nothing: without a prompt all of a conversation is completion.
+        alone = chat_ids(conversation(tokenizer, prompt, found), ask=True) if prompt else []
+        wholes = [chat_ids(conversation(tokenizer, prompt + found[name], found)) for name in names]
+    else:
+        alone = encode(tokenizer, prompt)
+        wholes = [encode(tokenizer, prompt + with_eos(found[name], tokenizer)) for name in names]
+    boundary = min(shared(alone, ids) for ids in wholes)
+    if boundary < len(alone) and not ends_in_eos_only(alone[boundary:], tokenizer):
+        warn_boundary(tokenizer.decode(alone[boundary:]))
+    return alone[:boundary], [ids[boundary:] for ids in wholes]
+
+
+def fit_length(
+    prompt_ids: list[int], completions: list[list[int]], config: RunConfig
+) -> tuple[list[int], list[list[int]], dict[str | int, int]] | Drop:
+    """Prompt and completions so that the prompt with each of them has at most `max_length` tokens, and how many were
+    cut off: of "prompt", and of each completion by its index; what wasn't cut isn't named.
+
+    keep_start: each completion loses its end. Drop where the prompt leaves no room for any of it.
+    keep_end: the prompt loses its start, as much as the longest completion asks for. All completions keep the same
+    prompt, so that a pair is judged on one and it is computed once; TRL cuts each sequence by itself. Drop where the
+    longest completion leaves no room for a token of the prompt, which TRL goes on to train with a cut completion.
+    """
+    limit = config.max_length
+    longest = max(map(len, completions), default=0)
+    if limit is None or len(prompt_ids) + longest <= limit:
+        return prompt_ids, completions, {}
+    if config.truncation_mode == "keep_start":
+        room = limit - len(prompt_ids)
+        if room <= 0:
+            return Drop("the prompt alone fills max_length")
+        cut: dict[str | int, int] = {i: len(ids) - room for i, ids in enumerate(completions) if len(ids) > room}
+        return prompt_ids, [ids[:room] for ids in completions], cut
+    room = limit - longest
+    if room <= 0:
+        return Drop("a completion alone fills max_length")
+    return prompt_ids[-room:], completions, {"prompt": len(prompt_ids) - room}
