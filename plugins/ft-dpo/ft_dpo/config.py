@@ -1,0 +1,213 @@
+"""The fields of Direct Preference Optimization. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ft_host.config import RunConfig, option
+from ft_host.errors import ConfigError
+from ft_host.settings.fields import nearest
+from ft_host.settings.paths import function_problems
+
+# The keys of ft_dpo.losses.LOSSES and DIVERGENCES, listed here since those are functions of tensors.
+LOSS_TYPES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft",
+)  # fmt: skip
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # those that label_smoothing enters
+SORTED = ("aot", "aot_unpaired")  # those that match pairs with others of the step
+# Those that see the two rewards by their difference alone, where the unknown normaliser of f-DPO's reward cancels.
+DIFFERENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop")
+
+
+@dataclass(kw_only=True)
+class DPOConfig(RunConfig):
+    """Direct Preference Optimization: make chosen completions likelier than rejected ones."""
+
+    learning_rate: float = option(
+        1e-6,
+        "Peak learning rate. 1e-6 is usual for all weights: preferences move a model that can already speak, and a "
+        "log-ratio adds up over the tokens of a completion. About 10 times that for LoRA.",
+        gt=0,
+    )
+    loss_type: list[str] | str = option(
+        ["sigmoid"],
+        f"The loss, or several that are added: {', '.join(LOSS_TYPES)}, or a function of your own, as "
+        "package.module:function or file.py:function, called with (pairs, config).",
+    )
+    loss_weights: list[float] = option([], "The weight of each of several losses. Not set: 1 each.", ge=0)
+    beta: float = option(
+        0.1,
+        "How strongly the policy is held to the reference: larger stays closer. 0.1 is the paper's. ipo's tau.",
+        gt=0,
+    )
+    label_smoothing: float = option(
+        0.0,
+        "Share of the preferences that are taken to be the wrong way round: of robust, exo_pair (which needs it, "
+        "0.001 is its paper's), aot and aot_unpaired.",
+        ge=0,
+        le=0.5,
+    )
+    f_divergence_type: str = option(
+        "reverse_kl",
+        "The divergence that holds the policy to the reference (arXiv 2309.16240), for losses of the difference of "
+        f"the two rewards ({', '.join(DIFFERENCES)}). reverse_kl is DPO's own.",
+        choices=DIVERGENCES,
+    )
+    f_alpha_divergence_coef: float = option(
+        0.5, "Alpha of alpha_divergence: 0 is forward_kl, 1 is reverse_kl."
+    )
+    ld_alpha: float | None = option(
+        None,
+        "LD-DPO (arXiv 2409.06411): tokens beyond the length of the shorter completion count by this much only, "
+        "against a preference for length. Not set: all count as 1.",
+        ge=0,
+        le=1,
+    )
+    use_weighting: bool = option(
+        False,
+        "WPO (arXiv 2406.11827): a pair counts as much as the policy would write it itself, for data from elsewhere.",
+    )
+    discopop_tau: float = option(
+        0.05, "discopop's temperature of the mix of its two halves; 0.05 is the paper's.", gt=0
+    )
+    reference_free: bool = option(
+        False, "Take every completion to be equally likely under the reference, and load none."
+    )
+    precompute_ref_log_probs: bool | None = option(
+        None,
+        "Compute the log-probs of the reference once, before the first step, and keep them on disk for this and "
+        "later runs (true), or hold the reference and ask it at each step (false). Not set: true, unless the "
+        "reference is the policy with its adapter off, is synchronised, or the data is a stream.",
+    )
+    ref_model: str | None = option(
+        None,
+        "Folder or hub id of another model as the reference. Not set: the model as the run finds it.",
+        aliases=("ref_model_name_or_path",),
+    )
+    sync_ref_model: bool = option(
+        False, "Let the reference follow the policy (TR-DPO, arXiv 2404.09656)."
+    )
+    ref_model_mixup_alpha: float = option(
+        0.6, "The policy's share when it is mixed into the reference; 1 copies it. 0.6 is the paper's.", gt=0, le=1
+    )
+    ref_model_sync_steps: int = option(512, "Optimizer steps between two such mixings; 512 is the paper's.", gt=0)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+
+    def check(self) -> None:
+        super().check()
+        self._check_losses()
+        self._check_effects()
+        self._check_reference()
+        if self.packing and self.packing_strategy != "bfd":
+            raise ConfigError(
+                f"packing_strategy: {self.packing_strategy} cuts rows anywhere, which a pair of completions can't be; "
+                "use bfd"
+            )
+
+    def _check_losses(self) -> None:
+        if not self.loss_type:
+            raise ConfigError(f"loss_type: found an empty list, expected some of {', '.join(LOSS_TYPES)}")
+        for name in self.loss_type:
+            if ":" in name:
+                for problem in function_problems(name):
+                    raise ConfigError(f"loss_type: {problem}")
+            elif name not in LOSS_TYPES:
+                raise ConfigError(
+                    f"loss_type: there is no {name!r}{nearest(name, LOSS_TYPES)}; there are {', '.join(LOSS_TYPES)}, "
+                    "and a function of your own as package.module:function"
+                )
+            if self.loss_type.count(name) > 1:
+                raise ConfigError(f"loss_type: {name} is given twice; give it once, with a weight in loss_weights")
+        if self.loss_weights and len(self.loss_weights) != len(self.loss_type):
+            raise ConfigError(
+                f"loss_weights: found {len(self.loss_weights)} for {len(self.loss_type)} losses "
+                f"({', '.join(self.loss_type)}), expected one each"
+            )
+
+    def _check_effects(self) -> None:
+        """Refuse options that no loss in use reads. A function of the user's own may read any."""
+        used = set(self.loss_type)
+        own = any(":" in name for name in used)
+        said = ", ".join(self.loss_type)
+        if self.label_smoothing and not own and not used & set(SMOOTHED):
+            raise ConfigError(
+                f"label_smoothing: has no effect on {said}, only on {', '.join(SMOOTHED)}; robust is sigmoid for "
+                "preferences some of which are the wrong way round"
+            )
+        if "exo_pair" in used and not self.label_smoothing:
+            raise ConfigError(
+                "label_smoothing: exo_pair needs it above 0, as the logarithm of it is part of the loss; its paper "
+                "has 0.001"
+            )
+        if "robust" in used and self.label_smoothing == 0.5:
+            raise ConfigError(
+                "label_smoothing: robust divides by 1 - 2 label_smoothing, so it must be below 0.5; at 0.5 labels are "
+                "coin tosses"
+            )
+        if self.f_divergence_type != "reverse_kl":
+            wrong = [name for name in self.loss_type if name in LOSS_TYPES and name not in (*DIFFERENCES, "sft")]
+            if wrong or used == {"sft"}:
+                raise ConfigError(
+                    f"f_divergence_type: {self.f_divergence_type} has no meaning for {', '.join(wrong) or 'sft'}, only "
+                    f"for losses of the difference of the two rewards: {', '.join(DIFFERENCES)}"
+                )
+        if self.f_alpha_divergence_coef != 0.5 and self.f_divergence_type != "alpha_divergence":
+            raise ConfigError(
+                f"f_alpha_divergence_coef: has no effect on {self.f_divergence_type}; set f_divergence_type to "
+                "alpha_divergence"
+            )
+        if self.discopop_tau != 0.05 and not own and "discopop" not in used:
+            raise ConfigError(f"discopop_tau: has no effect on {said}, only on discopop")
+        if self.ld_alpha is not None and used == {"sft"}:
+            raise ConfigError("ld_alpha: has no effect on sft, which has no rejected completion to be longer than")
+        if self.use_weighting and used & set(SORTED):
+            raise ConfigError(
+                f"use_weighting: a weight belongs to a pair, and {' and '.join(sorted(used & set(SORTED)))} match a "
+                "completion with one of another pair; leave one of the two out"
+            )
+
+    def _check_reference(self) -> None:
+        if self.reference_free:
+            for name, given in (
+                ("ref_model", self.ref_model is not None),
+                ("sync_ref_model", self.sync_ref_model),
+                ("precompute_ref_log_probs", bool(self.precompute_ref_log_probs)),
+            ):
+                if given:
+                    raise ConfigError(f"{name}: has no effect with reference_free, which uses no reference")
+        if not self.sync_ref_model:
+            for name, default in (("ref_model_mixup_alpha", 0.6), ("ref_model_sync_steps", 512)):
+                if getattr(self, name) != default:
+                    raise ConfigError(f"{name}: has no effect without sync_ref_model; set it, or leave {name} out")
+        elif self.use_peft:
+            raise ConfigError(
+                "sync_ref_model: with use_peft the reference is the policy with its adapter off, which can't follow "
+                "the policy; train all weights, or leave one of the two out"
+            )
+        elif self.precompute_ref_log_probs:
+            raise ConfigError(
+                "sync_ref_model: the reference changes, so log-probs made before the first step would be another "
+                "reference's; leave precompute_ref_log_probs out"
+            )
+        if self.precompute_ref_log_probs and self.dataset_streaming:
+            raise ConfigError(
+                "precompute_ref_log_probs: the rows of a stream aren't known before the first step; leave "
+                "dataset_streaming out, or hold the reference (precompute_ref_log_probs: false)"
+            )
+        if self.ref_model is not None and self.ref_model == self.model:
+            raise ConfigError(
+                "ref_model: is the model that is trained; leave it out, the reference is that model as the run finds it"
+            )
+
+    @property
+    def reference_ahead(self) -> bool:
+        """Whether the reference's log-probs are made before the first step, so that it need not be held."""
+        if self.precompute_ref_log_probs is not None:
+            return self.precompute_ref_log_probs
+        free = self.use_peft and self.ref_model is None  # then the reference is the policy with its adapter off
+        return not (free or self.sync_ref_model or self.dataset_streaming)
