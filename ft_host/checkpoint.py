@@ -2,7 +2,8 @@
 
     checkpoints/step-N/
         model/         safetensors; loads with `from_pretrained` (not with FSDP2, where the weights are in state/)
-        state/         torch.distributed.checkpoint: the optimizer, and with FSDP2 the weights; any number of ranks
+        state/         torch.distributed.checkpoint: the optimizer, companions that follow the policy, and with FSDP2 the
+                       weights; any number of ranks
         rng-R.json     random states of rank R
         progress.json  step, data position, the method's state
         files.json     size and checksum of every file above
@@ -177,6 +178,7 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress) -> Path
             state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(run.policy, optimizer)}
             if is_sharded(run):
                 state["model"] = get_model_state_dict(run.policy, options=_options(run))
+            state |= followers(run)
             with _alone():
                 dcp.save(state, checkpoint_id=aside / "state", no_dist=run.world_size == 1)
             if not is_sharded(run) and run.accelerator.is_main_process:
@@ -204,6 +206,15 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress) -> Path
     return place
 
 
+def followers(run: Run) -> dict[str, Any]:
+    """The weights of companions that change as the policy does; those of others are where they came from."""
+    return {
+        f"companion {role}": get_model_state_dict(companion.held)
+        for role, companion in run.models.items()
+        if companion.spec.sync_steps is not None
+    }
+
+
 def full_state(run: Run) -> dict[str, torch.Tensor]:
     """The weights of a sharded policy, whole, on the CPU of the main process. All ranks must call it."""
     return get_model_state_dict(
@@ -226,11 +237,15 @@ def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[s
     state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(run.policy, optimizer)}
     if not (checkpoint / "model").is_dir():
         state["model"] = get_model_state_dict(run.policy, options=_options(run))
+    state |= followers(run)
     with _alone():
         dcp.load(state, checkpoint_id=checkpoint / "state", no_dist=run.world_size == 1)
     set_optimizer_state_dict(run.policy, optimizer, state["optimizer"])
     if "model" in state:
         set_model_state_dict(run.policy, state["model"], options=StateDictOptions(strict=not run.config.use_peft))
+    for role, companion in run.models.items():
+        if f"companion {role}" in state:
+            set_model_state_dict(companion.held, state[f"companion {role}"])
     optimizer.zero_grad(set_to_none=True)
     run.step = saved["step"]
     run.state = saved["state"]

@@ -25,11 +25,12 @@ import torch
 
 from ft_host import checkpoint as checkpoints
 from ft_host import data, registry
+from ft_host.annotate import make_ahead
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError, FtHostError, Interrupted
 from ft_host.evaluate import evaluate_rewards
 from ft_host.folder import RunFolder, now
-from ft_host.loop import Progress, add_up, evaluate_loss, fit
+from ft_host.loop import Progress, add_up, annotated, evaluate_loss, fit
 from ft_host.manifest import (
     before_and_after,
     check_rows_per_step,
@@ -38,12 +39,22 @@ from ft_host.manifest import (
     new_manifest,
     plan_of,
 )
-from ft_host.models import load_policy, merge_adapter, precision, reshard, save_model, shard
+from ft_host.models import (
+    check_vocabulary,
+    load_policy,
+    merge_adapter,
+    precision,
+    reshard,
+    save_model,
+    shard,
+)
+from ft_host.models.companions import Companion, keep_adapter
 from ft_host.optim import Schedule, make_optimizer, optimizer_factory
 from ft_host.progress import Trackers, sinks, tell
 from ft_host.report import write_report
 from ft_host.rewards import check_columns, load_rewards
-from ft_host.run import FinishedRun, Run
+from ft_host.run import FinishedRun, ModelSpec, Run
+from ft_host.store import Store, cache_folder, model_key
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
@@ -105,10 +116,15 @@ class _Launch:
         diagnostics = [registry.find("diagnostics", name) for name in config.diagnostics]
         self.chosen = [self.method, *([backend] if backend else []), *diagnostics]
         plugins = registry.session(self.method, backend, diagnostics)
+        specs = plugins.hook.ft_models(config=config) or {}
+        head = specs.pop("policy", ModelSpec()).head
         optimizer_factory(config)
         self._check_trackers()
         rewards = load_rewards(config)
         tokenizer = data.load_tokenizer(config)
+        for role, spec in specs.items():
+            if spec.source is not None:
+                check_vocabulary(config, spec.source, tokenizer, spec.field or role)
         prepare = partial(_prepare, registry.reference(self.method), tokenizer, config)
         train_source = data.open_train(config)
         eval_source = data.open_eval(config)
@@ -122,7 +138,8 @@ class _Launch:
         torch.manual_seed(config.seed)  # new weights (an adapter's) are the same on every rank
         held = checkpoint / "model" if checkpoint and (checkpoint / "model").is_dir() else None
         start = dataclasses.replace(config, model=str(held)) if held else config
-        policy = load_policy(start, tokenizer, self.accelerator.device)
+        policy = load_policy(start, tokenizer, self.accelerator.device, head=head)
+        keep_adapter(policy, specs, config)
         if self._sharded:
             model = shard(policy, config)
         else:
@@ -132,6 +149,7 @@ class _Launch:
             config=config, folder=self.folder, tokenizer=tokenizer, plugins=plugins,
             accelerator=self.accelerator, policy=policy, model=model,
         )  # fmt: skip
+        run.models = {role: Companion(spec, run) for role, spec in specs.items()}
         torch.manual_seed(config.seed + run.rank)  # dropout differs between ranks
         progress = Progress()
         if checkpoint:
@@ -159,6 +177,12 @@ class _Launch:
             run.say(f"resumed from {checkpoint.name}")
 
         eval_rows, eval_raw = data.eval_rows(eval_source, prepare, config) if eval_source else ([], [])
+        held_out = eval_rows[run.rank :: run.world_size]
+        if any(spec.ahead for spec in specs.values()):
+            self._make_ahead(run, specs, train_source, prepare, total, held_out)
+        fixed = all(spec.sync_steps is None for spec in specs.values())
+        if eval_rows and fixed:
+            held_out = annotated(run, held_out)  # once: companions that don't change say the same each time
         evaluated = {"step": -1}
 
         def evaluate() -> None:
@@ -166,7 +190,8 @@ class _Launch:
                 return
             evaluated["step"] = run.step
             started = time.perf_counter()
-            entry = {"kind": "eval", "step": run.step} | evaluate_loss(run, eval_rows)
+            rows = held_out if fixed else annotated(run, held_out)
+            entry = {"kind": "eval", "step": run.step} | evaluate_loss(run, rows)
             if rewards:
                 metrics, samples = evaluate_rewards(run, eval_raw, rewards)
                 entry |= metrics
@@ -191,6 +216,21 @@ class _Launch:
         self._say_what_was_lost(run, stream)
         stream.close()
         return self._finish(run)
+
+    def _make_ahead(
+        self, run: Run, specs: dict[str, ModelSpec], source: Any, prepare: Any, total: int | None, held_out: list[Any]
+    ) -> None:
+        """Open the store of what companions say of rows and, at the start of a run, fill it. A run that goes on has
+        filled it; what has been deleted since is made when it is met."""
+        [spec] = [spec for spec in specs.values() if spec.ahead]  # one, so far: a second one needs a store of its own
+        key = model_key(self.config, spec, run.device) if run.accelerator.is_main_process else None
+        key = _agreed(self.accelerator, key)
+        run.store = Store(cache_folder() / "log-probs" / key if key else None)
+        if run.step:
+            return
+        steps = data.TrainStream(source, prepare, self.config, rank=run.rank, world_size=run.world_size)
+        make_ahead(run, steps, total, source.num_rows if isinstance(source, data.Source) else None, held_out)
+        steps.close()
 
     def _say_what_was_lost(self, run: Run, stream: data.TrainStream) -> None:
         """Rows that were left out or cut, of all ranks: with windows every rank has seen all, else its own."""

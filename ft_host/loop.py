@@ -8,6 +8,7 @@ ranks agree on before the first forward.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import resource
 import sys
@@ -64,6 +65,41 @@ def collate(run: Run, rows: list[Row]) -> Batch:
     return run.plugins.hook.ft_collate(rows=rows, tokenizer=run.tokenizer, config=run.config)
 
 
+# ---------------------------------------------------------------- rows, before they are collated
+
+
+def annotated(run: Run, rows: list[Row]) -> list[Row]:
+    """The rows as `ft_annotate` gives them back. All ranks must call it at once."""
+    return _given_back("ft_annotate", rows, run.plugins.hook.ft_annotate(rows=rows, run=run))
+
+
+def with_statistics(run: Run, rows: list[Row]) -> list[Row]:
+    """The rows as `ft_step` gives them back. All ranks must call it at once."""
+    return _given_back("ft_step", rows, run.plugins.hook.ft_step(rows=rows, run=run))
+
+
+def _given_back(hook: str, rows: list[Row], found: list[Row] | None) -> list[Row]:
+    if found is not None and len(found) != len(rows):
+        raise TypeError(f"{hook} was given {len(rows)} rows and gave {len(found)}; expected each of them, in order")
+    return rows if found is None else found
+
+
+def asks_models(run: Run) -> bool:
+    """Whether the method looks at rows with a model before they are collated."""
+    hook = run.plugins.hook
+    return bool(hook.ft_annotate.get_hookimpls() or hook.ft_step.get_hookimpls())
+
+
+def before_collating(run: Run, cuts: list[list[Row]]) -> list[list[Row]]:
+    """The rows of a step's micro-batches, annotated and with the statistics of the step."""
+    rows = with_statistics(run, annotated(run, [row for each in cuts for row in each]))
+    ends = list(itertools.accumulate(len(each) for each in cuts))
+    return [rows[end - len(each) : end] for each, end in zip(cuts, ends, strict=True)]
+
+
+# ---------------------------------------------------------------- one micro-batch, one step
+
+
 def loss_of(run: Run, batch: Batch, tokens: int, accumulator: Accumulator) -> torch.Tensor:
     """The loss of one micro-batch as it enters the step's sum; its metrics go into `accumulator`."""
     with run.accelerator.autocast():
@@ -75,7 +111,7 @@ def loss_of(run: Run, batch: Batch, tokens: int, accumulator: Accumulator) -> to
     if aux is not None:
         # A mean over the tokens of a micro-batch: weighted by its share of the step's tokens. It is not a sum over
         # rows (the product of two means), so it does depend on the split; so does everybody's.
-        share = sum(batch.lengths) / tokens if batch.num_rows else 0.0  # a filler's one token is nobody's
+        share = batch.num_tokens / tokens
         accumulator.add({"aux_loss": _total(aux * share)})
         if run.model.training:
             loss = loss + run.policy.router_aux_loss_coef * share * aux
@@ -93,7 +129,7 @@ class Agreed:
     """What all ranks know of a step before its first forward."""
 
     totals: dict[str, float]
-    tokens: int  # in all micro-batches of all ranks
+    tokens: int  # in all micro-batches of all ranks; a shared prompt counts once for each that shares it
     micro_batches: int  # of the rank that has most: the others add empty ones, since collectives must pair up
     interrupted: bool
     error: str | None
@@ -102,7 +138,7 @@ class Agreed:
 def agree(run: Run, batches: list[Batch], interrupted: bool = False, error: str | None = None) -> Agreed:
     """One exchange between ranks: counts, number of micro-batches, and whether any rank can't go on."""
     ranks = run.gather(
-        (add_up(b.counts for b in batches), sum(sum(b.lengths) for b in batches), len(batches), interrupted, error)
+        (add_up(b.counts for b in batches), sum(b.num_tokens for b in batches), len(batches), interrupted, error)
     )
     return Agreed(
         totals=add_up(rank[0] for rank in ranks),
@@ -169,9 +205,10 @@ def train_step(
     return metrics
 
 
-def evaluate_loss(run: Run, rows: list[Row]) -> dict[str, float]:
-    """Loss and metrics over the evaluation rows, as `eval_*`. Doesn't depend on the batch size or the ranks."""
-    mine = rows[run.rank :: run.world_size]
+def evaluate_loss(run: Run, mine: list[Row]) -> dict[str, float]:
+    """Loss and metrics over the evaluation rows, of which `mine` are this rank's, annotated, as `eval_*`. Doesn't
+    depend on the batch size or the ranks."""
+    mine = with_statistics(run, mine)
     order = sorted(range(len(mine)), key=lambda i: mine[i]["length"])
     cuts = cut([[mine[i]] for i in order], run.config.per_device_eval_batch_size, None)
     batches = [collate(run, rows) for rows in cuts]  # on the CPU; a batch goes to the device when its turn comes
@@ -221,6 +258,7 @@ def fit(
     limit = config.max_steps if config.max_steps > 0 else None
     saved_at = run.step
     steps = iter(stream)
+    asking = asks_models(run)
     run.model.train()
 
     def stop(error: FtHostError) -> None:
@@ -230,13 +268,18 @@ def fit(
 
     while limit is None or run.step < limit:
         started = time.perf_counter()
-        rows, batches, error = None, [], None
+        rows, cuts, batches, error = None, [], [], None
         try:
             rows = next(steps, None)
             if rows is not None:
                 cuts = cut(rows.units, config.per_device_train_batch_size, config.max_tokens_per_micro_batch)
-                batches = [collate(run, each) for each in cuts]
         except UsageError as problem:  # a bad row: this rank tells the others, and all save before they stop
+            error = str(problem)
+        if asking and not any(run.gather(error is not None)):  # all ranks take part, or none
+            cuts = before_collating(run, cuts)
+        try:
+            batches = [collate(run, each) for each in cuts]
+        except UsageError as problem:
             error = str(problem)
         agreed = agree(run, batches, asked_to_stop(), error)
         if agreed.error:
@@ -256,6 +299,8 @@ def fit(
                     raise  # the last update broke the weights: the checkpoints from before it are what is good
                 stop(problem)
             run.step += 1
+            for companion in run.models.values():
+                companion.follow()
         progress.position = rows.position
         progress.rows_consumed = rows.rows_consumed
         progress.epoch = rows.epoch

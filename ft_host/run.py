@@ -42,6 +42,7 @@ class ModelSpec:
     """
 
     source: str | None = None  # folder or hub id; None: the policy as the run found it
+    field: str | None = None  # the config field that `source` is from, which a refusal names
     head: str | None = None  # None: a language model; "reward": one score a row (a sequence classifier)
     # What `ft_annotate` makes with this model is made before the first step and kept on disk, and no copy is held:
     # "rows": it depends on the row alone, "steps": on the rows that share its step. None: the model is held.

@@ -171,9 +171,12 @@ def row_order(config: RunConfig, method: str, rel: float = 1e-5) -> None:
     """Loss and gradient of a micro-batch don't depend on the order of its rows."""
     import torch
 
+    from ft_host.loop import before_collating
+
     run, rows = first_step(config, method)
     results = []
     for ordered in (rows, rows[::-1]):
+        [ordered] = before_collating(run, [ordered])
         batch = run.plugins.hook.ft_collate(rows=ordered, tokenizer=run.tokenizer, config=config)
         run.totals = batch.counts
         run.policy.zero_grad()
@@ -191,21 +194,28 @@ def first_step(config: RunConfig, method: str) -> tuple[Run, list[dict[str, Any]
     """A run that is ready for its first step, and the prepared rows of that step. Its folder is never written."""
     from functools import partial
 
+    import torch
     from accelerate import Accelerator
 
     from ft_host import data, registry
     from ft_host.models import load_policy
+    from ft_host.models.companions import Companion, keep_adapter
+    from ft_host.run import ModelSpec
 
     tokenizer = data.load_tokenizer(config)
     plugins = registry.session(registry.find("method", method), None)
     prepare = partial(_prepare, plugins.hook.ft_prepare, tokenizer, config)
     step = next(iter(data.TrainStream(data.open_train(config), prepare, config)))
     accelerator = Accelerator(cpu=config.use_cpu)
-    policy = load_policy(config, tokenizer, accelerator.device)
+    specs = plugins.hook.ft_models(config=config) or {}
+    torch.manual_seed(config.seed)
+    policy = load_policy(config, tokenizer, accelerator.device, head=specs.pop("policy", ModelSpec()).head)
+    keep_adapter(policy, specs, config)
     run = Run(
         config=config, folder=RunFolder(config.output_dir), tokenizer=tokenizer, plugins=plugins,
         accelerator=accelerator, policy=policy, model=policy,
     )  # fmt: skip
+    run.models = {role: Companion(spec, run) for role, spec in specs.items()}
     return run, [row for unit in step.units for row in unit]
 
 

@@ -1,0 +1,124 @@
+"""Models beside the policy: frozen, called as the policy is, and no copy where one can be saved.
+
+    what the companion is                          what is held for it
+    the initial policy, LoRA                       nothing: the policy with its adapter off
+    the initial policy, started from an adapter    a frozen copy of that adapter
+    the initial policy, values made ahead          nothing: before the first step the policy is the initial one
+    the initial policy otherwise, or another       a frozen model, sharded as the policy is
+
+A run that resumes finds the initial policy where it began, in `config.model`, not in its checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ft_host.models.load import add_reference_adapter, load_frozen
+from ft_host.models.sharding import reshard, shard
+from ft_host.run import ModelSpec
+
+if TYPE_CHECKING:
+    from ft_host.batch import Batch
+    from ft_host.config import RunConfig
+    from ft_host.models.policy import Policy
+    from ft_host.run import Run
+
+REFERENCE = "reference"  # what add_reference_adapter calls it
+
+
+@contextlib.contextmanager
+def still(policy: Policy) -> Iterator[None]:
+    """No gradient, no dropout; afterwards the policy trains again if it did, and whole weights of shards are let go."""
+    training = policy.training
+    policy.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        policy.train(training)
+        reshard(policy)
+
+
+def starts_from_adapter(config: RunConfig) -> bool:
+    return (Path(config.model) / "adapter_config.json").is_file()
+
+
+def keep_adapter(policy: Policy, specs: dict[str, ModelSpec], config: RunConfig) -> None:
+    """Give the policy the frozen copy of the adapter that it starts from, where a companion is to be that. Comes before
+    the policy is sharded or wrapped."""
+    if config.use_peft and starts_from_adapter(config) and any(spec.source is None for spec in specs.values()):
+        add_reference_adapter(policy, config.model)
+
+
+class Companion:
+    """`companion(batch, want)` gives what `Policy` does, without gradient. All ranks must call it at once where the
+    policy is sharded."""
+
+    def __init__(self, spec: ModelSpec, run: Run):
+        self.spec = spec
+        self._run = run
+        self._of_policy = run.config.use_peft and spec.source is None  # the policy itself, with another adapter or none
+        self._held: Policy | None = None
+        if not self._of_policy and spec.ahead is None:
+            self._held = self._load()
+
+    @property
+    def held(self) -> Policy | None:
+        """The model that is in memory for this companion alone."""
+        return self._held
+
+    def __call__(self, batch: Batch, want: tuple[str, ...] = ("logp",)) -> dict[str, torch.Tensor]:
+        policy = self._policy()
+        with still(policy), self._adapter(policy):
+            return policy(batch, want)
+
+    def _policy(self) -> Policy:
+        run = self._run
+        if self._of_policy or (self._held is None and self.spec.source is None and run.step == 0):
+            return run.policy
+        if self._held is None:  # its values were to be made ahead, and one is missing
+            self._held = self._load()
+        return self._held
+
+    def _load(self) -> Policy:
+        run, config = self._run, self._run.config
+        devices = [run.device] if run.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # when it is loaded must not change the run's numbers
+            policy = load_frozen(config, self.spec.source or config.model, run.device, head=self.spec.head)
+        if config.distributed_strategy == "fsdp2" and run.world_size > 1:
+            shard(policy, config)
+        return policy
+
+    @contextlib.contextmanager
+    def _adapter(self, policy: Policy) -> Iterator[None]:
+        if not self._of_policy:
+            yield
+        elif REFERENCE in policy.model.peft_config:
+            policy.model.set_adapter(REFERENCE, inference_mode=True)
+            try:
+                yield
+            finally:
+                policy.model.set_adapter("default")
+        else:
+            with policy.model.disable_adapter():
+                yield
+
+    def release(self) -> None:
+        """Let go of a model that was only needed to make values ahead."""
+        if self.spec.ahead is not None:
+            self._held = None
+
+    def follow(self) -> None:
+        """Mix the policy in, where this step is one for it (TR-DPO, arXiv 2404.09656, eq. 4: soft update; alpha 1 is
+        the hard one)."""
+        spec, run = self.spec, self._run
+        if spec.sync_steps is None or run.step % spec.sync_steps:
+            return
+        with torch.no_grad():
+            for ours, theirs in zip(self._held.parameters(), run.policy.parameters(), strict=True):
+                ours.mul_(1 - spec.sync_alpha).add_(theirs, alpha=spec.sync_alpha)
