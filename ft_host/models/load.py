@@ -82,6 +82,10 @@ def _checkpointing(policy: Policy, config: RunConfig) -> None:
 def _router_coefficient(policy: Policy, config: RunConfig) -> float:
     fields = policy.config.to_dict()
     given = config.router_aux_loss_coef
+    if policy.head is not None:
+        if given:
+            raise ConfigError("router_aux_loss_coef: a reward model is trained without the load-balancing loss")
+        return 0.0
     balances = "load_balancing_loss_func" in vars(sys.modules[type(policy.causal_lm).__module__])
     if "output_router_logits" not in fields or not balances:
         if given:
@@ -156,8 +160,12 @@ def load_frozen(
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter)
-    if head is not None and tokenizer is not None:
-        model.config.get_text_config().pad_token_id = score_pad(tokenizer)
+    if head is not None:
+        text = model.config.get_text_config()
+        if tokenizer is not None:
+            text.pad_token_id = score_pad(tokenizer)
+        elif text.to_dict().get("pad_token_id") is None:
+            raise ConfigError(f"{field}: {source} doesn't say which token is padding (pad_token_id of its config.json)")
     model.requires_grad_(False)
     return _placed(model, config, device, head).eval()
 

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 
 def _rows_alone(policy: Policy, rows: list[list[int]]) -> torch.Tensor:
-    """Log-probs of the tokens of each row after its first, from the model's own attention and its full logits."""
+    """What the model itself gives for each row alone, from its own attention and its full logits: log-probs of the
+    tokens after the first, or the score of a reward model."""
     out = []
     for row in rows:
         ids = torch.tensor([row], device=policy.device)
-        logits = policy.model(input_ids=ids, use_cache=False).logits[0, :-1]
-        logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        logits = policy.model(input_ids=ids, use_cache=False).logits[0]
+        if policy.head is not None:
+            out.append(logits.float())
+            continue
+        logs = logits[:-1].to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         out.append(logs.gather(1, ids[0, 1:, None]).squeeze(1))
     return torch.cat(out)
 
@@ -38,13 +42,14 @@ def _forest_of(policy: Policy, rows: list[list[int]]) -> Batch:
             Segment(input_ids=third, labels=third, row=2),
         ],
         num_rows=3,
+        pad_token_id=None if policy.head is None else policy.config.pad_token_id,
     ).to(policy.device)
 
 
 def probe(policy: Policy) -> tuple[float, float]:
-    """The largest difference in log-probs between a small forest through the policy and its rows alone through the
-    model; and how much the log-probs of later rows change when all tokens of the first are others. The second has no
-    rounding in it, so that it shows state that leaks between rows in half precision too.
+    """The largest difference in log-probs (scores, of a reward model) between a small forest through the policy and
+    its rows alone through the model; and how much those of later rows change when all tokens of the first are others.
+    The second has no rounding in it, so that it shows state that leaks between rows in half precision too.
 
     It goes through the policy in training mode as well: what a kernel can't do only there (dropout) shows now, not in
     the first step. Leaves random states and train mode as they were.
@@ -52,20 +57,23 @@ def probe(policy: Policy) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(0)
     size = policy.config.vocab_size
     rows = [torch.randint(size, (n,), generator=generator).tolist() for n in (9, 20, 5)]
+    want, later = "logp", len(rows[0]) - 1
+    if policy.head is not None:
+        want, later = "score", 1
+        rows[1][-2:] = [policy.config.pad_token_id] * 2  # so that a model that reads its score elsewhere shows
     others = [[(token + size // 2) % size for token in rows[0]], *rows[1:]]
     training = policy.training
     devices = [policy.device] if policy.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             policy.train()
-            policy(_forest_of(policy, rows), want=("logp",))
+            policy(_forest_of(policy, rows), want=(want,))
             policy.eval()
-            ours = policy(_forest_of(policy, rows), want=("logp",))["logp"]
-            changed = policy(_forest_of(policy, others), want=("logp",))["logp"]
+            ours = policy(_forest_of(policy, rows), want=(want,))[want]
+            changed = policy(_forest_of(policy, others), want=(want,))[want]
             theirs = _rows_alone(policy, rows)
     finally:
         policy.train(training)
-    later = len(rows[0]) - 1
     return float((ours - theirs).abs().max()), float((ours - changed)[later:].abs().max())
 
 
@@ -87,13 +95,14 @@ def _mixes_otherwise(model: Any) -> str | None:
 
 
 def choose_layout(policy: Policy, config: RunConfig) -> None:
-    """Set `policy.kernel` to the first of the allowed ways that gives the model's own log-probs.
+    """Set `policy.kernel` to the first of the allowed ways that gives the model's own log-probs or scores.
 
     Raises ConfigError where none does: then the head isn't understood, or the one way asked for doesn't work.
     """
     auto = ("flex", "sdpa", "none") if policy.device.type == "cuda" else ("sdpa", "none")
     ways = auto if config.segment_attention == "auto" else (config.segment_attention,)
     model, tolerance, reasons = policy.causal_lm, _tolerance(policy), []
+    values = "log-probs" if policy.head is None else "scores"
     original = original_of(model.config)
     for kernel in ways:
         try:
@@ -109,9 +118,9 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
         except (NotFlat, RuntimeError, TypeError, AttributeError) as error:  # it may look into its mask, say
             difference, reason = float("inf"), str(error).splitlines()[0]
         else:
-            reason = f"log-probs differ by {difference:.2g} from those of single rows"
+            reason = f"{values} differ by {difference:.2g} from those of single rows"
             if kernel != "none" and leak > tolerance / 100:
-                difference, reason = float("inf"), f"a row changes the log-probs of another one by {leak:.2g}"
+                difference, reason = float("inf"), f"a row changes the {values} of another one by {leak:.2g}"
         if difference <= tolerance:
             if kernel == "none":
                 why = f" ({reasons[0]})" if reasons else ""
@@ -121,6 +130,6 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
         if original_of(model.config) != model.config._attn_implementation:
             model.set_attn_implementation(original)
     raise ConfigError(
-        f"model: {type(model).__name__} does not give its own log-probs through segment_attention "
+        f"model: {type(model).__name__} does not give its own {values} through segment_attention "
         f"{config.segment_attention} ({'; '.join(reasons)})"
     )

@@ -36,24 +36,32 @@ def save_model(policy: Policy, folder: Path, state: dict[str, torch.Tensor] | No
 
 def merge_adapter(config: RunConfig, adapter: Path, folder: Path) -> None:
     """Write the base weights with the adapter merged in. Loads the base again, on the CPU and unquantised, so that
-    the run's own model stays as it is."""
+    the run's own model stays as it is. Beside the adapter of a reward model must lie its tokenizer."""
     from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+    from ft_host.models.load import score_pad
     from ft_host.models.weights import DTYPES
 
-    base = AutoModelForCausalLM.from_pretrained(
-        PeftConfig.from_pretrained(adapter).base_model_name_or_path,
+    found = PeftConfig.from_pretrained(adapter)
+    scores = found.task_type == "SEQ_CLS"
+    auto, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if scores else (AutoModelForCausalLM, {})
+    base = auto.from_pretrained(
+        found.base_model_name_or_path,
         dtype=DTYPES[config.dtype],
         revision=config.model_revision,
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
+        **labels,
     )
-    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
-    if head.weight is embeddings.weight and _changes(adapter, (embeddings, head), base):
-        # one tensor so far, two once merged: adding the head's adapter to it would change the embeddings too
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
-        base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
+    if scores:  # its new head is the adapter's; where scores are read, only a tokenizer says
+        base.config.get_text_config().pad_token_id = score_pad(AutoTokenizer.from_pretrained(adapter))
+    else:
+        embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
+        if head.weight is embeddings.weight and _changes(adapter, (embeddings, head), base):
+            # one tensor so far, two once merged: adding the head's adapter to it would change the embeddings too
+            head.weight = torch.nn.Parameter(head.weight.detach().clone())
+            base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
     PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)
 
 

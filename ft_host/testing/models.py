@@ -114,6 +114,20 @@ def tiny_mamba(seed: int = 0, **overrides: Any) -> Any:
     return _make(MambaConfig(**{**own, **ids, **overrides}), seed)
 
 
+def as_classifier(model: Any, seed: int = 0, num_labels: int = 1) -> Any:
+    """The sequence classifier that transformers has for a causal model: its weights, and a head of large ones."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = type(model.config)(**{**model.config.to_dict(), "num_labels": num_labels, "architectures": None})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            classifier.score.weight.normal_(std=0.12)
+    classifier.base_model.load_state_dict(model.base_model.state_dict())
+    return classifier
+
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
