@@ -1,0 +1,196 @@
+"""The numbers of this package beside those of TRL's KTOTrainer, on the same model, rows and settings.
+
+TRL estimates the KL over a micro-batch of rows as they come: `kl_scope: micro_batch`. What `kl_scope: step` gives is
+compared in test_step.py with numbers from the full logits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ft_kto.config import KTOConfig
+
+from ft_host.testing.invariants import lines, run_in
+from ft_host.testing.models import tiny_tokenizer
+from ft_host.testing.parity import assert_parity, trl_arguments, trl_trajectory
+
+OWN = ("loss_type", "beta", "desirable_weight", "undesirable_weight", "max_length")
+METRICS = (
+    "kl", "entropy", "logits/chosen", "logits/rejected", "logps/chosen", "logps/rejected", "rewards/chosen",
+    "rewards/rejected", "rewards/margins",
+)  # fmt: skip
+# Log-probs of a completion are sums of up to 40 terms of about 5 in float32, so that a difference of two such sums may
+# be off by 1e-5 however small it is.
+ABSOLUTE = 2e-5
+
+
+def trainer_of(config: KTOConfig, **more: Any) -> Any:
+    """TRL's trainer for what `config` says. `more` overrides TRL's arguments."""
+    import trl
+    from datasets import Dataset
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def rows(file: str) -> Any:
+        return Dataset.from_list([json.loads(line) for line in Path(file).read_text().splitlines()])
+
+    if config.use_peft:
+        base = PeftConfig.from_pretrained(config.model).base_model_name_or_path
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), config.model, is_trainable=True)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(config.model)
+    given = trl_arguments(config, *OWN) | {"precompute_ref_log_probs": config.reference_is_made_ahead}
+    return trl.KTOTrainer(
+        model=model,
+        ref_model=AutoModelForCausalLM.from_pretrained(config.ref_model) if config.ref_model else None,
+        args=trl.KTOConfig(**(given | more)),
+        train_dataset=rows(config.dataset),
+        eval_dataset=rows(config.eval_dataset) if config.eval_dataset else None,
+        processing_class=AutoTokenizer.from_pretrained(config.model),
+    )
+
+
+def assert_close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    """Every metric of each step; one is absent here where it is there. No KL is estimated: TRL logs 0."""
+    for mine, other in zip(ours, theirs, strict=True):
+        for name in METRICS:
+            if "kl" not in mine and name == "kl":
+                assert other[name] == 0
+                continue
+            assert (name in mine) == (name in other), f"step {mine['step']}: {name}"
+            if name in mine:
+                assert math.isclose(mine[name], other[name], rel_tol=1e-4, abs_tol=ABSOLUTE), (
+                    f"step {mine['step']}: {name} is {mine[name]} here and {other[name]} there"
+                )
+
+
+def assert_same_as_trl(config: KTOConfig, **more: Any) -> list[dict[str, Any]]:
+    """Both trainings, compared step by step. Gives ours."""
+    ours = lines(run_in(config, "ours"))
+    assert len(ours) == config.max_steps
+    theirs = trl_trajectory(trainer_of(config, **more))
+    assert_parity(ours, theirs)
+    assert_close(ours, theirs)
+    assert any(abs(line["rewards/margins"]) > 100 * ABSOLUTE for line in ours if "rewards/margins" in line)
+    if config.estimates_kl:
+        assert any(line["kl"] > 100 * ABSOLUTE for line in ours), "the KL never counted"
+    return ours
+
+
+MICRO = {"kl_scope": "micro_batch"}
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_kto(make, judged, precompute):
+    assert_same_as_trl(make(judged, **MICRO, precompute_ref_log_probs=precompute))
+
+
+def test_kto_with_a_reference_of_its_own(make, judged, reference):
+    ours = assert_same_as_trl(make(judged, **MICRO, ref_model=str(reference)))
+    assert ours[0]["kl"] > 0 and abs(ours[0]["rewards/chosen"]) > 0.01
+
+
+def test_weights_and_beta(make, judged, reference):
+    config = make(judged, **MICRO, ref_model=str(reference), desirable_weight=0.7, undesirable_weight=1.6, beta=0.3)
+    assert_same_as_trl(config)
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_apo_zero_unpaired(make, judged, reference, precompute):
+    config = make(
+        judged, loss_type="apo_zero_unpaired", ref_model=str(reference), precompute_ref_log_probs=precompute,
+        undesirable_weight=1.4,
+    )  # fmt: skip
+    assert_same_as_trl(config)
+
+
+def test_conversations(make, chats, reference):
+    assert_same_as_trl(make(chats, **MICRO, ref_model=str(reference)))
+
+
+def test_completions_are_cut_where_trl_cuts_them(make, judged, reference):
+    config = make(judged, loss_type="apo_zero_unpaired", ref_model=str(reference), max_length=45)
+    folder = run_in(config, "looked at")
+    said = (folder / "events.jsonl").read_text()
+    assert "cut" in said or "truncated" in said, said
+    assert_same_as_trl(config)
+
+
+def test_pairs_are_taken_apart(make, pairs, reference, tmp_path):
+    """TRL has the good ones of 1000 rows first and then the bad ones, so it is given rows in our order."""
+    apart = [
+        {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
+        for row in pairs
+        for name in ("chosen", "rejected")
+    ]
+    fields = {**MICRO, "ref_model": str(reference), "per_device_train_batch_size": 2}
+    whole = lines(run_in(make(pairs, **fields), "pairs"))
+    config = make(apart, **fields, gradient_accumulation_steps=2)
+    theirs = trl_trajectory(trainer_of(config))
+    assert_parity(whole, theirs)
+    assert_parity(whole, lines(run_in(config, "apart")), **dict.fromkeys(METRICS, 0.0))
+    # With one micro-batch a step the means of TRL's metrics are ours.
+    assert_same_as_trl(make(apart, **fields | {"per_device_train_batch_size": 4}))
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_lora(make, judged, llama, tmp_path, precompute):
+    """Both start from one adapter, whose frozen copy is the reference."""
+    adapter = make_adapter(llama, tmp_path / "adapter")
+    config = make(judged, **MICRO, model=str(adapter), use_peft=True, precompute_ref_log_probs=precompute,
+                  learning_rate=1e-2)  # fmt: skip
+    assert_same_as_trl(config)
+
+
+def make_adapter(base: Path, folder: Path) -> Path:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(5)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+# ---------------------------------------------------------------- accumulation
+
+
+SPLIT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+
+
+def test_accumulation(make, judged, reference):
+    """The KL is one of each micro-batch there and here, so that loss and gradient agree under accumulation as well."""
+    config = make(judged, **MICRO, ref_model=str(reference), **SPLIT)
+    ours = lines(run_in(config, "ours"))
+    assert_parity(ours, trl_trajectory(trainer_of(config)))
+    assert any(line["kl"] > 100 * ABSOLUTE for line in ours)
+
+
+def test_accumulation_begins_as_one_micro_batch_does(make, judged):
+    """In the first step policy and reference are one, so that the KL is nought however the step is cut."""
+    whole = lines(run_in(make(judged, **MICRO, max_steps=1), "4x1"))
+    split_config = make(judged, **MICRO, max_steps=1, **SPLIT)
+    assert_parity(lines(run_in(split_config, "2x2")), whole)
+    assert_parity(whole, trl_trajectory(trainer_of(split_config)))
+
+
+def test_apo_under_accumulation(make, judged, reference):
+    """No KL, so that every step is the same however it is cut. Our metrics are those of the whole step."""
+    fields = {"loss_type": "apo_zero_unpaired", "ref_model": str(reference)}
+    whole = lines(run_in(make(judged, **fields), "4x1"))
+    config = make(judged, **fields, **SPLIT)
+    split = lines(run_in(config, "2x2"))
+    assert_parity(split, whole)
+    assert_close(split, [line | {"kl": 0} for line in whole])
+    assert_parity(whole, trl_trajectory(trainer_of(config)))
+    assert_parity(whole, trl_trajectory(trainer_of(make(judged, **fields))))
