@@ -22,12 +22,13 @@ from ft_dpo.losses import DIVERGENCES, DIVISORS, LOSSES, Loss, Pairs, matches
 from ft_host import hookimpl
 from ft_host.annotate import annotate, evaluate_rows
 from ft_host.batch import IGNORE, Batch, Segment, forest
-from ft_host.data import fit_length, preference_row, tokenize_completions
+from ft_host.data import fit_length, is_empty, preference_row, tokenize_completions
 from ft_host.errors import ConfigError, FtHostError
 from ft_host.metrics import mean
 from ft_host.rewards import load_reward
 from ft_host.run import Drop, LossOutput, ModelSpec
 
+NAMES = ("chosen", "rejected")
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 MATCHED = ("matched_reference", "matched_rejected", "matched_chosen")
 
@@ -79,9 +80,9 @@ def loss_function(name: str) -> Loss:
 @hookimpl
 def ft_prepare(row, tokenizer, config):
     found = preference_row(row, tokenizer)
-    prompt, (chosen, rejected) = tokenize_completions(found, tokenizer, ("chosen", "rejected"))
-    if not chosen or not rejected:
+    if any(is_empty(found[name]) for name in (("chosen_ids", "rejected_ids") if "chosen_ids" in found else NAMES)):
         return Drop("empty completion")
+    prompt, (chosen, rejected) = tokenize_completions(found, tokenizer, NAMES)
     if chosen == rejected:
         return Drop("chosen and rejected are the same")
     fitted = fit_length(prompt, [chosen, rejected], config)
@@ -90,14 +91,13 @@ def ft_prepare(row, tokenizer, config):
     prompt, (chosen, rejected), cut = fitted
     if chosen == rejected:
         return Drop("chosen and rejected are the same within max_length")
-    names = {"prompt": "prompt", 0: "chosen", 1: "rejected"}
     return {
         "prompt_ids": prompt,
         "chosen_ids": chosen,
         "rejected_ids": rejected,
         "length": len(prompt) + len(chosen) + len(rejected),
         "truncated": bool(cut),
-        "cut": {names[part]: tokens for part, tokens in cut.items()},
+        "cut": {part if part == "prompt" else NAMES[part]: tokens for part, tokens in cut.items()},
         "implicit_prompt": found["implicit_prompt"],
     }
 
@@ -105,7 +105,7 @@ def ft_prepare(row, tokenizer, config):
 @hookimpl
 def ft_collate(rows, tokenizer, config) -> Batch:
     segments: list[Segment] = []
-    targets = {"chosen": 0, "rejected": 0}
+    targets = dict.fromkeys(NAMES, 0)
     ld_weights: list[float] = []
     for pair, row in enumerate(rows):
         prompt, parent = row["prompt_ids"], None
@@ -114,14 +114,14 @@ def ft_collate(rows, tokenizer, config) -> Batch:
             segments.append(Segment(input_ids=prompt, labels=[IGNORE] * len(prompt), row=2 * pair))
         unseen = 0 if prompt else 1  # without a prompt nothing predicts the first token
         shared = min(len(row["chosen_ids"]), len(row["rejected_ids"])) - unseen
-        for offset, name in enumerate(targets):
+        for offset, name in enumerate(NAMES):
             ids = row[f"{name}_ids"]
             segments.append(Segment(input_ids=ids, labels=ids, row=2 * pair + offset, parent=parent))
             size = len(ids) - unseen
             targets[name] += size
             if config.ld_alpha is not None:
                 ld_weights += [1.0] * shared + [config.ld_alpha] * (size - shared)
-    columns = {name: torch.tensor([float(len(row[f"{name}_ids"])) for row in rows]) for name in targets}
+    columns = {name: torch.tensor([float(len(row[f"{name}_ids"])) for row in rows]) for name in NAMES}
     columns = {f"{name}_lengths": lengths for name, lengths in columns.items()}
     if config.ld_alpha is not None:
         columns["ld_weights"] = torch.tensor(ld_weights)
