@@ -49,7 +49,8 @@ def test_alpaca():
     "row, said",
     [
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "found the columns prompt, chosen, rejected; they look like "
-         "preference data: use a preference method"),
+         r"preference data: use a preference method \(`ft-host train dpo`, `reward` or `kto`\), or rename chosen"),
+        ({"chosen_ids": [5], "rejected_ids": [6]}, "look like tokenised preference data: use a preference method"),
         ({"question": "a", "answer": "b"}, r"set dataset_columns to \{question: prompt, answer: completion\}"),
         ({"prompt": "a", "response": "b"}, r"set dataset_columns to \{response: completion\}"),
         ({"dialogue": TALK}, r"conversations: set dataset_columns to \{dialogue: messages\}"),
@@ -57,7 +58,7 @@ def test_alpaca():
         ({"content": "a"}, r"plain text: set dataset_columns to \{content: text\}"),
         ({"mesages": TALK}, "mesages may be meant as messages; expected text; messages"),
         ({"foo": 1}, "found the columns foo; expected text; messages; prompt and completion"),
-        ({"prompt": "a", "completion": "b", "label": True}, "look like unpaired preference data"),
+        ({"prompt": "a", "completion": "b", "label": True}, "look like unpaired preference data, .* `ft-host train kto`"),
         ({"prompt": "a", "completion": None}, "column completion: found nothing, expected text"),
         ({"prompt": TALK, "completion": "b"}, "column completion: found str 'b', expected messages"),
         ({"text": 3}, "column text: found int '3', expected text"),

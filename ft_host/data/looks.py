@@ -34,15 +34,14 @@ def preference_refusal(row: Row, kind: str) -> str:
     """Columns found, what they look like, names that may be misspelt, and what was expected. `kind`: "pair" for rows
     that should be pairs, "judged" for those that should be completions with a label."""
     said = f"found the columns {', '.join(row) or 'none'}"
-    looks = looks_like(set(row), kind)
+    missing = [name for name in NAMES[kind] if name not in row]
+    near = {column: nearest(column, missing, "{}") for column in row if column not in NAMES[kind]}
+    misspelt = {column: name for column, name in near.items() if name}
+    looks = looks_like(set(row), kind) if "label" not in misspelt.values() else None
     if looks:
         said += f"; they look like {looks}"
     else:
-        missing = [name for name in NAMES[kind] if name not in row]
-        for column in row:
-            match = nearest(column, missing, "{}")
-            if match and column not in NAMES[kind]:
-                said += f"; {column} may be meant as {match}"
+        said += "".join(f"; {column} may be meant as {name}" for column, name in misspelt.items())
     return f"{said}; expected {EXPECTED[kind]}"
 
 
