@@ -1,6 +1,6 @@
 """The policy: a transformers model that takes a forest of segments and gives per-target values."""
 
-from ft_host.models.load import add_reference_adapter, load_frozen, load_policy, precision
+from ft_host.models.load import add_reference_adapter, load_frozen, load_policy, precision, score_pad
 from ft_host.models.policy import Policy
 from ft_host.models.save import merge_adapter, save_model
 from ft_host.models.sharding import reshard, shard
@@ -16,5 +16,6 @@ __all__ = [
     "precision",
     "reshard",
     "save_model",
+    "score_pad",
     "shard",
 ]

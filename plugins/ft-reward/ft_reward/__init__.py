@@ -1,0 +1,1 @@
+"""Reward modelling on preference pairs, as a method package of ft-host."""

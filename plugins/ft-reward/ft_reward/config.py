@@ -1,0 +1,41 @@
+"""The fields of reward modelling. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ft_host.config import RunConfig, option
+from ft_host.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class RewardConfig(RunConfig):
+    """Reward modelling: a score for a prompt with its completion, higher for the chosen one of a pair."""
+
+    learning_rate: float = option(
+        1e-4,
+        "Peak learning rate. 1e-4, since the head that gives the score begins at random; it suits LoRA too. For all "
+        "weights of a large model about a tenth of it.",
+        gt=0,
+    )
+    center_rewards_coefficient: float | None = option(
+        None,
+        "Weight of the square of the sum of a pair's two scores (arXiv 2312.09244), which holds scores around 0: the "
+        "loss itself sees differences only. 0.01 is that paper's. Not set: none.",
+        gt=0,
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.eval_reward:
+            raise ConfigError(
+                "eval_reward: a reward model generates nothing that could be scored; leave it out, held-out rows are "
+                "evaluated by eval_accuracy"
+            )
+        if self.packing and self.packing_strategy != "bfd":
+            raise ConfigError(
+                f"packing_strategy: {self.packing_strategy} cuts rows anywhere, which a pair of completions can't be; "
+                "use bfd"
+            )
+        if self.router_aux_loss_coef:
+            raise ConfigError("router_aux_loss_coef: a reward model is trained without the load-balancing loss")
