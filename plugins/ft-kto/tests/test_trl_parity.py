@@ -87,7 +87,10 @@ MICRO = {"kl_scope": "micro_batch"}
 
 @pytest.mark.parametrize("precompute", [False, True])
 def test_kto(make, judged, precompute):
-    assert_same_as_trl(make(judged, **MICRO, precompute_ref_log_probs=precompute))
+    ours = assert_same_as_trl(make(judged, **MICRO, precompute_ref_log_probs=precompute))
+    assert [("logps/chosen" in line, "rewards/rejected" in line, "rewards/margins" in line) for line in ours] == [
+        (True, True, True), (True, True, True), (True, False, False), (False, True, False), (True, True, True),
+    ]  # fmt: skip
 
 
 def test_kto_with_a_reference_of_its_own(make, judged, reference):
@@ -194,3 +197,34 @@ def test_apo_under_accumulation(make, judged, reference):
     assert_close(split, [line | {"kl": 0} for line in whole])
     assert_parity(whole, trl_trajectory(trainer_of(config)))
     assert_parity(whole, trl_trajectory(trainer_of(make(judged, **fields))))
+
+
+# ---------------------------------------------------------------- where TRL's numbers depend on what they should not
+
+
+def test_nothing_depends_on_how_a_step_is_cut_or_ordered_where_that_of_trl_does(make, judged, reference, by_hand):
+    fields = {"ref_model": str(reference), "max_steps": 1}
+    changed = {
+        "4x1": (judged[:4], (4, 1)), "2x2": (judged[:4], (2, 2)),
+        "another order": ([judged[at] for at in (0, 2, 1, 3)], (4, 1)),
+    }  # fmt: skip
+    ours, theirs = {}, {}
+    for name, (rows, (size, steps)) in changed.items():
+        config = make(rows, **fields, per_device_train_batch_size=size, gradient_accumulation_steps=steps)
+        ours[name] = lines(run_in(config, name))[0]
+        theirs[name] = trl_trajectory(trainer_of(config))[0]
+    expected = by_hand(config, judged[:4])
+    for name in changed:
+        print(f"{name}: loss {ours[name]['loss']:.6f}, in TRL {theirs[name]['loss']:.6f}; by hand {expected['loss']:.6f}")
+        assert ours[name]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert ours[name]["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    for name in ("2x2", "another order"):
+        assert abs(theirs[name]["loss"] - theirs["4x1"]["loss"]) > 1e-3 * theirs["4x1"]["loss"]
+
+
+def test_a_micro_batch_of_one_row_where_trl_refuses(make, judged, reference):
+    config = make(judged, ref_model=str(reference), per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    whole = make(judged, ref_model=str(reference))
+    assert_parity(lines(run_in(config, "1x4")), lines(run_in(whole, "4x1")))
+    with pytest.raises(ValueError, match="batch size must be > 1"):
+        trainer_of(config)
