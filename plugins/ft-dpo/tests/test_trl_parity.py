@@ -210,6 +210,22 @@ def test_sync_ref_model(make, rows):
     assert abs(ours[2]["rewards/margins"] - fixed[2]["rewards/margins"]) > 1e-4
 
 
+def test_evaluation(make, rows, tmp_path):
+    """Before and after training, with the log-probs of the reference made ahead for those rows too."""
+    file = tmp_path / "eval.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:7]))
+    config = make(rows, eval_dataset=str(file), eval_on_start=True, per_device_eval_batch_size=2)
+    before, after = lines(run_in(config, "ours"), "eval")
+    assert before["eval_loss"] == pytest.approx(math.log(2), rel=1e-6)
+    from datasets import Dataset
+
+    trainer = trainer_of(config, per_device_eval_batch_size=7)
+    trainer.train()
+    theirs = trainer.evaluate(Dataset.from_list(rows[:7]))
+    for name in ("loss", *METRICS):
+        assert after[f"eval_{name}"] == pytest.approx(theirs[f"eval_{name}"], rel=1e-5, abs=ABSOLUTE), name
+
+
 # ---------------------------------------------------------------- micro-batches
 
 
