@@ -1,12 +1,15 @@
 """`ft-host data`: rows as the model sees them, and counts."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
-from ft_host.cli.data import painted, pieces, run
+from ft_host import registry
+from ft_host.cli.data import run
+from ft_host.cli.paint import painted, pieces, side_by_side, wrapped
 from ft_host.errors import DataError, UsageError
 from ft_host.testing.models import tiny_tokenizer
 from ft_host.testing.tokenizers import chat_tokenizer
@@ -86,3 +89,158 @@ def test_help_is_light():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert "usage: ft-host data METHOD" in out.stdout
+
+
+# ---------------------------------------------------------------- preference rows
+
+# A method as packages are, in a file: what is shown goes by the columns of its rows and by its model's head.
+METHOD = """
+from ft_host import hookimpl
+from ft_host.batch import Batch
+from ft_host.config import RunConfig as Config
+from ft_host.data import fit_length, preference_row, tokenize_completions, unpaired_rows
+from ft_host.run import Drop, ModelSpec
+
+NAMES = {names}
+
+@hookimpl
+def ft_models(config):
+    return {models}
+
+@hookimpl
+def ft_prepare(row, tokenizer, config):
+    return [prepared(each, tokenizer, config) for each in {rows}]
+
+def prepared(found, tokenizer, config):
+    prompt, completions = tokenize_completions(found, tokenizer, NAMES)
+    prompt, completions, cut = fit_length(prompt, completions, config)
+    made = {{name + "_ids": ids for name, ids in zip(NAMES, completions)}}
+    kept = {{name: found[name] for name in ("label", "margin", "implicit_prompt") if name in found}}
+    return made | kept | {{
+        "prompt_ids": prompt, "length": len(prompt) + sum(map(len, completions)), "truncated": bool(cut),
+        "cut": {{part if part == "prompt" else NAMES[part]: count for part, count in cut.items()}},
+    }}
+
+@hookimpl
+def ft_collate(rows, tokenizer, config) -> Batch: ...
+
+@hookimpl
+def ft_loss(model, batch, run): ...
+"""
+PAIR_METHOD = {"names": ("chosen", "rejected"), "models": {}, "rows": "[preference_row(row, tokenizer)]"}
+JUDGED_METHOD = {"names": ("completion",), "models": None, "rows": "unpaired_rows(row, tokenizer)"}
+SCORED_METHOD = PAIR_METHOD | {"models": '{"policy": ModelSpec(head="reward")}'}
+
+
+@pytest.fixture
+def shown(tmp_path, capsys, monkeypatch):
+    """What `ft-host data` says of rows with a method, in a terminal of so many columns."""
+    chat_tokenizer().save_pretrained(tmp_path / "m")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(name, method, rows, *flags, columns=100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        (tmp_path / f"{name}.py").write_text(METHOD.format(**method))
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert run(
+            [str(tmp_path / f"{name}.py"), "--model", str(tmp_path / "m"), "--dataset", str(tmp_path / "a.jsonl"),
+             "--train-sampling-strategy", "sequential", *flags]
+        ) == 0  # fmt: skip
+        sys.modules.pop(name)
+        registry.prepare_hook.cache_clear()
+        return capsys.readouterr().out
+
+    return call
+
+
+ROWS = [
+    {"prompt": "The quick", "chosen": " brown fox jumps over the lazy dog." * 2 + " 漢字 🙂", "rejected": " dog\nfox"},
+    {"chosen": "It is 42", "rejected": "It is 12"},
+    {"prompt": "a", "chosen": "b", "rejected": "The dog and the fox"},
+]
+
+
+def size(text):
+    return len(chat_tokenizer()(text)["input_ids"])
+
+
+def test_pairs_side_by_side(shown):
+    said = shown("pairs_method", PAIR_METHOD, ROWS, "--max-length=60", "--rows=2")
+    lines = said.splitlines()
+    prompt, chosen, rejected = size("The quick"), size(ROWS[0]["chosen"] + "</s>"), size(" dog\nfox</s>")
+    total = prompt + chosen + rejected
+    assert lines[0].endswith(
+        f"a.jsonl, line 1: {total} tokens (prompt {prompt}, chosen {chosen}, rejected {rejected})"
+    )
+    assert lines[1].replace("|", "") == "The quick"
+    table = lines[2 : lines.index("")]
+    left, right = zip(*(line.split(" │", 1) for line in table))
+    assert {len(line) for line in left if line.isascii()} == {48}, "columns are of one width"
+    assert left[0].strip() == f"chosen, {chosen} tokens" and right[0].strip() == f"rejected, {rejected} tokens"
+    text = "".join(left[1:]).replace("|", "").replace(" ", "")
+    assert text == f"«{ROWS[0]['chosen']}</s>»".replace(" ", "")
+    assert right[1].strip().replace("|", "") == "« dog⏎" and right[2].strip().replace("|", "") == "fox</s>»"
+    assert "line 2: " in said and "; the prompt is what both begin with" in said
+
+
+def test_narrow_terminals_and_colour(shown):
+    said = shown("narrow_method", PAIR_METHOD, ROWS[:1], "--rows=1", columns=79)
+    assert "│" not in said
+    lines = said.splitlines()
+    assert lines[2].startswith("chosen, ") and lines[3].startswith("« b")
+    assert lines[4].startswith("rejected, ") and lines[5].replace("|", "") == "« dog⏎"
+    said = shown("colour_method", PAIR_METHOD, ROWS[:1], "--rows=1", "--color")
+    assert "\x1b[32m" in said and "«" not in said
+    plain = re.sub(r"\x1b\[\d+m", "", said).splitlines()
+    assert plain[1] == "The quick" and plain[3].startswith(" brown fox jumps")
+    assert {line.index("│") for line in plain if "│" in line and line.isascii()} <= {49}
+
+
+def test_what_is_cut_and_counted_of_pairs(shown):
+    said = shown("cut_method", PAIR_METHOD, ROWS, "--max-length=20", "--rows=1")
+    whole = size("The quick" + ROWS[0]["chosen"] + "</s>")
+    assert f"; {whole - 20} tokens of chosen cut at max_length" in said.splitlines()[0]
+    assert f"truncated   33.3% of the rows (max_length 20)\n    1 × chosen ({whole - 20} tokens)" in said
+    assert "in 33.3% of the pairs\n  prompt      found as what both begin with in 33.3% of the pairs" in said
+    chosen = 20 - size("The quick") + size(" 42</s>") + size("b</s>")
+    rejected = size(" dog\nfox</s>") + size(" 12</s>") + size("The dog and the fox</s>")
+    assert f"length      chosen {chosen / 3:.1f} tokens on average, rejected {rejected / 3:.1f}; chosen is the" in said
+    assert "last supervised token: '</s>' in 83.3% of the completions" in said
+    said = shown("ends_method", PAIR_METHOD, ROWS[:1], "--truncation-mode=keep_end", f"--max-length={whole - 1}")
+    assert "; 1 token of prompt cut at max_length" in said and "    1 × prompt (1 token)" in said
+
+
+def test_judged_completions_with_their_label(shown):
+    rows = [{"prompt": "The quick", "completion": " fox", "label": True}, *ROWS[1:]]
+    said = shown("judged_method", JUDGED_METHOD, rows, "--rows=2")
+    lines = said.splitlines()
+    assert lines[0].endswith("), label true") and lines[1].replace("|", "") == "The quick"
+    assert re.fullmatch(r"completion, label true, \d+ tokens", lines[2])
+    assert lines[3].replace("|", "") == "« fox</s>»"
+    assert said.count("line 2: ") == 2 and "completion, label false" in said, "a pair is two rows"
+    assert "labels      true 60.0%, false 40.0% of the rows" in said
+    assert "last supervised token: '</s>' in 100.0% of the rows" in said
+
+
+def test_where_a_score_is_read(shown):
+    row = {"prompt": "The quick", "chosen": " fox", "rejected": " dog", "margin": 0.5}
+    said = shown("scored_method", SCORED_METHOD, [row], "--rows=1")
+    lines = said.splitlines()
+    assert lines[0].endswith(", margin 0.5; the score is read at the marked token")
+    marked = [re.findall("«(.*?)»", side) for side in lines[3].split("│")]
+    assert marked == [["</s>"], ["</s>"]]
+    assert "supervised" not in said
+    assert "token that the score is read at: '</s>' in 100.0% of the completions" in said
+
+
+def test_without_a_prompt_the_first_token_is_predicted_from_nothing(shown):
+    said = shown("bare_method", PAIR_METHOD, [{"prompt": "", "chosen": "ab", "rejected": "cd"}], "--rows=1")
+    lines = said.splitlines()
+    assert "(prompt 0, " in lines[0] and lines[1].startswith("chosen, ")
+    assert lines[2].startswith("a«b|</s>»") and lines[2].endswith("c«d|</s>»")
+
+
+def test_columns_count_cells_not_characters():
+    lines = wrapped([("漢字漢", None), ("e\u0301a\n", 32), ("b", None)], 5)
+    assert lines == [("漢字", 4), ("漢\x1b[32me\u0301a\x1b[0m", 4), ("b", 1)]
+    assert side_by_side([("漢字", None)], [("ab\nc", None)], 13) == "漢字  │ ab\n      │ c"

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ft_host import registry, settings
-from ft_host.cli import train
+from ft_host.cli import pairs, train
+from ft_host.cli.paint import IGNORE, painted
 from ft_host.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,14 +24,13 @@ HELP = """\
 usage: ft-host data METHOD [CONFIG] [--field value ...] [--rows N] [--count N] [--color | --no-color]
 
 Shows the first rows that training would see, token by token, those that are supervised in green (in «» where there is
-no colour), and counts over the first window of rows. Loads the tokenizer, but no model. METHOD, CONFIG and fields are
-those of ft-host train.
+no colour), and counts over the first window of rows. Pairs are shown side by side, one under the other where the
+terminal has fewer than 80 columns; where a score is learned, the token that it is read at is the marked one. Loads the
+tokenizer, but no model. METHOD, CONFIG and fields are those of ft-host train.
 
   --rows N    rows to show (default 3)
   --count N   rows to count over (default: the field window, 1000)
 """
-IGNORE = -100
-GREEN, GREY = (32, 92), (37, 90)  # of supervised tokens and of others, taking turns so that tokens can be told apart
 
 
 def run(argv: list[str]) -> int:
@@ -82,17 +82,25 @@ class Counts:
     truncated: int = 0
     lengths: list[int] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
-    ends: Counter[int] = field(default_factory=Counter)  # the last supervised token of each row
+    ends: Counter[int] = field(default_factory=Counter)  # the last supervised token of each row or completion
+    compared: pairs.PairCounts = field(default_factory=pairs.PairCounts)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, scored: bool) -> None:
         self.rows += 1
         self.tokens += row["length"]
         self.lengths.append(row["length"])
         self.truncated += row.get("truncated") is True
-        chosen = [label for label in row.get("labels", ()) if label != IGNORE]
-        self.supervised += len(chosen)
-        if chosen:
-            self.ends[chosen[-1]] += 1
+        self.compared.add(row)
+        for labels in label_lists(row, scored):
+            learned = [label for label in labels if label != IGNORE]
+            self.supervised += len(learned)
+            if learned:
+                self.ends[learned[-1]] += 1
+
+
+def label_lists(row: Row, scored: bool) -> list[list[int]]:
+    """The labels of a row, or of each of its completions."""
+    return [pairs.labels_of(row, name, scored) for name in pairs.names_of(row)] or [row.get("labels", [])]
 
 
 def show(method: str, config: RunConfig, shown: int, counted: int, color: bool) -> None:
@@ -106,6 +114,7 @@ def show(method: str, config: RunConfig, shown: int, counted: int, color: bool) 
     hook = registry.prepare_hook(method, tuple(config.diagnostics))
     source = data.open_train(config)
     reader = reader_of(source, Layout.of(config, 0, 1))
+    scored = learns_a_score(method, config)
     counts = Counts()
     for position in range(max(counted, shown)):
         found = reader.get(0, position) if reader.has(0, position) else None
@@ -120,25 +129,35 @@ def show(method: str, config: RunConfig, shown: int, counted: int, color: bool) 
                 print(f"{where}: dropped: {result}\n")
             continue
         for row in result:
-            counts.add(row)
+            counts.add(row, scored)
             if position < shown:
-                print(headline(where, row))
-                print(body(row, tokenizer, color) + "\n")
-    print(summary(counts, source.num_rows, tokenizer, config))
+                print(headline(where, row, scored))
+                print(body(row, tokenizer, color, scored) + "\n")
+    print(summary(counts, source.num_rows, tokenizer, config, scored))
+
+
+def learns_a_score(method: str, config: RunConfig) -> bool:
+    """Whether the method's model gives a row a score, so that no token of it is predicted."""
+    models = registry.session(registry.find("method", method), None).hook.ft_models(config=config) or {}
+    return "policy" in models and models["policy"].head == "reward"
 
 
 # ---------------------------------------------------------------- texts
 
 
-def headline(where: str, row: Row) -> str:
+def headline(where: str, row: Row, scored: bool) -> str:
+    if pairs.names_of(row):
+        return f"{where}: {pairs.headline(row, scored)}"
     said = f"{where}: {row['length']} tokens"
     if "labels" in row:
         said += f", {sum(label != IGNORE for label in row['labels'])} supervised"
     return said + (", cut at max_length" if row.get("truncated") is True else "")
 
 
-def body(row: Row, tokenizer: PreTrainedTokenizerBase, color: bool) -> str:
+def body(row: Row, tokenizer: PreTrainedTokenizerBase, color: bool, scored: bool) -> str:
     """The tokens of a row. Of a method whose rows are made differently: its columns of tokens, one by one."""
+    if pairs.names_of(row):
+        return pairs.body(row, tokenizer, color, scored)
     if "input_ids" in row:
         return painted(row["input_ids"], row.get("labels", row["input_ids"]), tokenizer, color)
     lines = []
@@ -150,36 +169,9 @@ def body(row: Row, tokenizer: PreTrainedTokenizerBase, color: bool) -> str:
     return "\n".join(lines)
 
 
-def painted(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase, color: bool) -> str:
-    """Tokens as text, the supervised ones in green, or in «»."""
-    parts, before = [], False
-    for number, (text, supervised) in enumerate(pieces(ids, labels, tokenizer)):
-        text = text.replace("\n", "⏎\n")
-        if color:
-            parts.append(f"\x1b[{(GREEN if supervised else GREY)[number % 2]}m{text}\x1b[0m")
-            continue
-        mark = "«" if supervised and not before else "»" if before and not supervised else "|" if number else ""
-        parts.append(mark + text)
-        before = supervised
-    return "".join(parts) + ("»" if before else "")
-
-
-def pieces(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
-    """(text, whether it is supervised) of each token. Tokens that are parts of one character are taken together."""
-    out: list[tuple[str, bool]] = []
-    waiting: list[int] = []
-    for index, token in enumerate(ids):
-        waiting.append(token)
-        supervised = labels[index] != IGNORE
-        text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
-        ends = index + 1 == len(ids) or (labels[index + 1] != IGNORE) != supervised
-        if not text.endswith("\ufffd") or len(waiting) == 4 or ends:
-            out.append((text, supervised))
-            waiting = []
-    return out
-
-
-def summary(counts: Counts, size: int | None, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> str:
+def summary(
+    counts: Counts, size: int | None, tokenizer: PreTrainedTokenizerBase, config: RunConfig, scored: bool
+) -> str:
     of = f" of {size:,}" if size is not None else ""
     lines = [f"the first {counts.raw:,}{of} rows in the order of training"]
     if counts.rows:
@@ -187,15 +179,19 @@ def summary(counts: Counts, size: int | None, tokenizer: PreTrainedTokenizerBase
         lines += [
             f"  tokens      {counts.tokens:,}; a row has {lengths[len(lengths) // 2]:,} in the middle, "
             f"{lengths[-1]:,} at most",
-            f"  supervised  {share(counts.supervised, counts.tokens)} of the tokens",
+            *([] if scored else [f"  supervised  {share(counts.supervised, counts.tokens)} of the tokens"]),
+            *counts.compared.lines(),
             f"  truncated   {share(counts.truncated, counts.rows)} of the rows (max_length {config.max_length})",
+            *counts.compared.cuts(),
         ]
     lines.append(f"  dropped     {share(counts.dropped.total(), counts.raw)} of the rows")
     lines += [f"    {count:,} × {reason}" for reason, count in counts.dropped.most_common()]
     if counts.ends:
         token, count = counts.ends.most_common(1)[0]
         text = tokenizer.decode([token])
-        lines.append(f"  last supervised token: {text!r} in {share(count, counts.rows)} of the rows")
+        what = "token that the score is read at" if scored else "last supervised token"
+        whose = "completions" if counts.compared.pairs else "rows"
+        lines.append(f"  {what}: {text!r} in {share(count, counts.ends.total())} of the {whose}")
     if counts.dropped.total() > config.max_dropped_share * counts.raw:
         lines.append(f"  training would refuse this: max_dropped_share is {config.max_dropped_share:g}")
     return "\n".join(lines)
