@@ -114,8 +114,8 @@ def warnings_of(folder: Path) -> list[str]:
 
 
 def test_unbalanced_labels_are_named_once_and_over_a_resume(make, judged, tmp_path):
-    """One good row in ten. 64 rows are seen in step 8; a run that goes on after it does not say it again, one that
-    goes on before it knows how many it has seen. Held-out rows don't count."""
+    """One good row in ten. 64 rows have been seen in step 8: a run that goes on after step 4 knows of the 32 before.
+    Held-out rows don't count."""
     rows = [row | {"label": index % 10 == 0} for index, row in enumerate(judged)]
     file = tmp_path / "eval.jsonl"
     file.write_text("".join(json.dumps(row | {"label": True}) + "\n" for row in judged))
@@ -125,8 +125,8 @@ def test_unbalanced_labels_are_named_once_and_over_a_resume(make, judged, tmp_pa
     )  # fmt: skip
     folder = run_in(config, "ours")
     [said] = [text for text in warnings_of(folder) if "desirable" in text]
-    assert said.startswith("8 desirable and 56 undesirable completions so far, with weights 1 and 1")
-    assert "either desirable_weight between 7 and 9.33, or undesirable_weight between 0.107 and 0.143" in said
+    assert said.startswith("7 desirable and 57 undesirable completions so far, with weights 1 and 1")
+    assert "either desirable_weight between 8.14 and 10.9, or undesirable_weight between 0.0921 and 0.123" in said
     killed = tmp_path / "killed"
     assert as_if_killed(folder, killed) == 4
     (killed / "events.jsonl").unlink()
