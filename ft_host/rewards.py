@@ -6,6 +6,7 @@
 `def` or `async def`; each argument is passed only if the function takes it. Everything but `trainer_state` and the two
 `log_*` functions is a list with one item a completion; `columns` are the columns of the data set. None says that the
 reward doesn't apply to that completion. Conversational prompts are lists of messages, and so are their completions.
+The folder of a reward model stands for such a function too (`reward_model`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError, DataError, FtHostError
+from ft_host.reward_model import RewardModel, name_of
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
@@ -67,14 +69,23 @@ class Scoring:
 
 
 def load_rewards(config: RunConfig) -> list[RewardFunction]:
-    """The functions of `eval_reward`. Raises ConfigError, naming the entry and what is nearest to it."""
+    """The rewards of `eval_reward`. Raises ConfigError, naming the entry and what is nearest to it."""
     modules: dict[str, ModuleType] = {}  # a module that several entries name is read once
-    functions = [load_reward(spec, modules=modules) for spec in config.eval_reward]
+    functions = [find_reward(spec, config, modules=modules) for spec in config.eval_reward]
     names = [function.name for function in functions]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"eval_reward: two functions are called {name!r}, and so would their metrics; rename one")
+            raise ConfigError(f"eval_reward: two rewards are called {name!r}, and so would their metrics; rename one")
     return functions
+
+
+def find_reward(
+    spec: str, config: RunConfig, option: str = "eval_reward", modules: dict[str, ModuleType] | None = None
+) -> RewardFunction:
+    """The folder of a reward model, whose weights are loaded at its first call, or a function as in `load_reward`."""
+    if Path(spec).is_dir():
+        return describe(name_of(spec), RewardModel(spec, config, option))
+    return load_reward(spec, option, modules)
 
 
 def load_reward(spec: str, option: str = "eval_reward", modules: dict[str, ModuleType] | None = None) -> RewardFunction:
@@ -84,7 +95,7 @@ def load_reward(spec: str, option: str = "eval_reward", modules: dict[str, Modul
     """
     where, colon, name = spec.rpartition(":")
     if not colon or not where or not name:
-        raise ConfigError(f"{option}: {spec!r} is not of the form {EXAMPLE}")
+        raise ConfigError(f"{option}: {spec!r} is not of the form {EXAMPLE}, and no folder")
     modules = {} if modules is None else modules
     if where not in modules:
         modules[where] = _load_file(where, option) if where.endswith(".py") else _load_module(where, option)

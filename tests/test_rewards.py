@@ -109,7 +109,7 @@ def test_what_cannot_be_loaded_is_refused_by_name(spec, message):
 def test_two_functions_of_one_name_are_refused():
     write("one.py", "def f(completions): ...\n")
     write("two.py", "def f(completions): ...\n")
-    with pytest.raises(ConfigError, match="two functions are called 'f'"):
+    with pytest.raises(ConfigError, match="two rewards are called 'f'"):
         load_rewards(RunConfig(model="m", dataset="d", eval_dataset="e", eval_reward=["one.py:f", "two.py:f"]))
 
 

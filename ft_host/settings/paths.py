@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError
+from ft_host.reward_model import folder_problem
 from ft_host.settings.fields import nearest, show
 from ft_host.settings.files import missing
 
@@ -35,7 +36,7 @@ def path_problems(config: RunConfig, origins: dict[str, str]) -> list[tuple[str,
     if config.chat_template_path is not None and not Path(config.chat_template_path).exists():
         found.append(("chat_template_path", absent(config.chat_template_path, origins.get("chat_template_path", ""))))
     for reference in config.eval_reward:
-        found += [("eval_reward", problem) for problem in function_problems(reference)]
+        found += [("eval_reward", problem) for problem in reward_problems(reference)]
     if config.optim not in OPTIMIZERS and ":" not in config.optim:
         names = f"one of {', '.join(OPTIMIZERS)}, or the import path of a class (package.module:Class)"
         found.append(("optim", f"found {show(config.optim)}, expected {names}{nearest(config.optim, OPTIMIZERS)}"))
@@ -80,6 +81,16 @@ def mixture_problems(items: list[dict[str, Any]], origin: str) -> list[str]:
         elif isinstance(item["path"], str):
             problems += [f"{where}: {problem}" for problem in place_problems(item["path"], origin)]
     return problems
+
+
+def reward_problems(reference: str) -> list[str]:
+    """A reward function, or the folder of a reward model."""
+    if Path(reference).is_dir():
+        problem = folder_problem(reference)
+        return [problem] if problem else []
+    if ":" not in reference and "/" in reference and not reference.endswith(".py"):
+        return [f"{reference}: {missing(Path(reference)).replace('no such file', 'no such folder')}"]
+    return function_problems(reference)
 
 
 def function_problems(reference: str) -> list[str]:
