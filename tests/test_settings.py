@@ -13,14 +13,14 @@ import jsonschema
 import pytest
 from ft_sft.config import SFTConfig
 
-from ft_host import settings
+from ft_host import registry, settings
 from ft_host.config import SCHEDULES, RunConfig, option
 from ft_host.errors import ConfigError, PluginBroken
 from ft_host.settings.fields import fields_of, names_of
 from ft_host.settings.help import method_help
 from ft_host.settings.paths import OPTIMIZERS
 from ft_host.settings.plan import dry_run
-from ft_host.settings.renamed import RENAMED
+from ft_host.settings.renamed import RENAMED, hint
 from ft_host.settings.resolve import RESUMABLE, resolve_resumed
 from ft_host.settings.schema import schema
 from ft_host.settings.starter import starter
@@ -288,10 +288,13 @@ def test_combinations_are_refused_with_where_each_comes_from():
 
 
 def test_old_names_point_at_fields_that_exist():
-    fields = fields_of(SFTConfig)
+    methods = [info for info in registry.catalog() if info.kind == "method"]
+    known = {info.name: fields_of(registry.config_class(info)) for info in methods}
     for old, (new, _) in RENAMED.items():
-        assert old not in names_of(fields), f"{old} is a field"
-        assert new is None or new in fields, f"{old} points at {new}"
+        for method, fields in known.items():
+            assert old not in names_of(fields), f"{old} is a field of {method}"
+        assert new is None or any(new in fields for fields in known.values()), f"{old} points at {new}"
+    assert hint("dpo_beta", {"beta"}) == "here it is beta" and hint("dpo_beta", fields_of(SFTConfig)) is None
     assert refusal(["--tokenizer", "x"]).startswith("--tokenizer: no such flag; the tokenizer is the model's")
 
 
