@@ -101,7 +101,7 @@ def test_resume(config):
         {"distributed_strategy": "fsdp2"},
         {"distributed_strategy": "ddp", "use_peft": True, "learning_rate": 1e-2, "ref_model": None},
         {"distributed_strategy": "fsdp2", "use_peft": True, "learning_rate": 1e-2, "ref_model": None},
-        {"distributed_strategy": "ddp", "precompute_ref_log_probs": True, "learning_rate": 1e-2, "ref_model": None},
+        {"distributed_strategy": "ddp", "precompute_ref_log_probs": True},
     ],
     ids=["ddp", "fsdp2", "ddp lora", "fsdp2 lora", "ddp made ahead"],
 )
