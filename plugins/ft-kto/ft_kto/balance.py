@@ -14,7 +14,7 @@ MOST = 4 / 3  # the paper's bound, eq. 8
 
 
 def weigh_labels(rows: list[dict[str, Any]], run: Run) -> None:
-    """Count the labels of training, over all ranks and over restarts, and say once if the weights don't balance them."""
+    """Count the labels of training, over ranks and restarts, and say once if the weights don't balance them."""
     counts = run.gather((sum(row["label"] for row in rows), len(rows)))
     state = run.state
     state["desirable"] = state.get("desirable", 0) + sum(good for good, _ in counts)
@@ -35,10 +35,10 @@ def balance(desirable: int, undesirable: int, config: KTOConfig) -> str | None:
     if desirable + undesirable < ENOUGH:
         return None
     if not desirable or not undesirable:
-        kind = "undesirable" if desirable else "desirable"
+        found, missing = ("desirable", "undesirable") if desirable else ("undesirable", "desirable")
         return (
-            f"all of the first {desirable + undesirable} completions are {'desirable' if desirable else 'undesirable'}: "
-            f"KTO learns from both. Is the label column right? No weight makes up for {kind} ones that aren't there"
+            f"all of the first {desirable + undesirable} completions are {found}: KTO learns from both. Is the label "
+            f"column right? No weight makes up for {missing} ones that aren't there"
         )
     ratio = config.desirable_weight * desirable / (config.undesirable_weight * undesirable)
     doubt = math.exp(3 * math.sqrt(1 / desirable + 1 / undesirable))
@@ -47,8 +47,8 @@ def balance(desirable: int, undesirable: int, config: KTOConfig) -> str | None:
     low, high = config.desirable_weight / ratio, config.desirable_weight / ratio * MOST
     other_low, other_high = config.undesirable_weight * ratio / MOST, config.undesirable_weight * ratio
     return (
-        f"{desirable} desirable and {undesirable} undesirable completions so far, with weights {config.desirable_weight:g} "
-        f"and {config.undesirable_weight:g}: weighed, {ratio:.2f} to 1, and the paper advises 1 to 4/3. Set either "
-        f"desirable_weight between {low:.3g} and {high:.3g}, or undesirable_weight between {other_low:.3g} and "
+        f"{desirable} desirable and {undesirable} undesirable completions so far, with weights "
+        f"{config.desirable_weight:g} and {config.undesirable_weight:g}: weighed, {ratio:.2f} to 1, and "
+        f"the paper advises 1 to 4/3. Set either desirable_weight between {low:.3g} and {high:.3g}, or undesirable_weight between {other_low:.3g} and "
         f"{other_high:.3g}, not both"
     )

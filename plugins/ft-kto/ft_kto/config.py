@@ -17,14 +17,14 @@ class KTOConfig(RunConfig):
 
     learning_rate: float = option(
         1e-6,
-        "Peak learning rate. 1e-6 for all weights: with a beta of 0.1 models seldom bear much more. LoRA takes about 10 "
-        "times that.",
+        "Peak learning rate. 1e-6 for all weights: with a beta of 0.1 models seldom bear much more. LoRA takes about "
+        "10 times that.",
         gt=0,
     )
     loss_type: str = option(
         "kto",
-        "'kto' measures a completion against the KL estimate of its step (arXiv 2402.01306); 'apo_zero_unpaired' against "
-        "zero (arXiv 2408.06266).",
+        "'kto' measures a completion against the KL estimate of its step (arXiv 2402.01306); 'apo_zero_unpaired' "
+        "against zero (arXiv 2408.06266).",
         choices=("kto", "apo_zero_unpaired"),
     )
     beta: float = option(
@@ -36,8 +36,8 @@ class KTOConfig(RunConfig):
     )
     kl_scope: str = option(
         "step",
-        "Which rows one KL estimate is made over: 'step' is the whole optimizer step, over micro-batches and processes; "
-        "'micro_batch' is TRL's, which depends on how rows are cut and ordered, and is there for comparison.",
+        "Which rows one KL estimate is made over: 'step' is the whole optimizer step, over micro-batches and "
+        "processes; 'micro_batch' is TRL's, which depends on how rows are cut and ordered; it is there for comparison.",
         choices=("step", "micro_batch"),
     )
     precompute_ref_log_probs: bool | None = option(
@@ -79,8 +79,8 @@ class KTOConfig(RunConfig):
                 raise ConfigError(f"{name}: has no effect without sync_ref_model; set it, or leave {name} out")
         if self.sync_ref_model and self.use_peft:
             raise ConfigError(
-                "sync_ref_model and use_peft: with LoRA the reference is the policy without its adapter, and no copy of "
-                "it is held that could follow the policy; leave sync_ref_model out, or train all weights"
+                "sync_ref_model and use_peft: with LoRA the reference is the policy without its adapter, and no copy "
+                "of it is held that could follow the policy; leave sync_ref_model out, or train all weights"
             )
         if self.sync_ref_model and self.precompute_ref_log_probs:
             raise ConfigError(
@@ -116,6 +116,6 @@ class KTOConfig(RunConfig):
         for name, given in cutting.items():
             if given:
                 raise ConfigError(
-                    f"{name} and kl_scope: micro_batch: it estimates the KL over per_device_train_batch_size rows as they "
-                    f"come, and {name.partition(':')[0]} makes micro-batches another way; use kl_scope: step"
+                    f"{name} and kl_scope: micro_batch: it estimates the KL over per_device_train_batch_size rows as "
+                    f"they come, and {name.partition(':')[0]} makes micro-batches another way; use kl_scope: step"
                 )

@@ -37,7 +37,7 @@ from ft_kto.balance import weigh_labels
 
 
 def kto_loss(ratios: torch.Tensor, labels: torch.Tensor, kl: torch.Tensor, beta: float) -> torch.Tensor:
-    """KTO, eq. 7 and 8 without weights. (R,) log-ratios in nats, (R,) bool labels, (R,) or scalar KL, to (R,) losses."""
+    """KTO, without weights. (R,) log-ratios in nats, (R,) bool labels and (R,) or scalar KL, to (R,) losses."""
     away = beta * (ratios - kl)
     return torch.where(labels, 1 - torch.sigmoid(away), 1 - torch.sigmoid(-away))
 
@@ -213,7 +213,7 @@ def ft_step(rows, run):
         pairs = [next(asked) for row in chunk if "mismatched" in row]
         apart.append((sum(pair["logps"] - pair["ref_logps"] for pair in pairs), len(pairs)))
     kls = []
-    for ranks in zip_longest(*run.gather(apart), fillvalue=(0.0, 0)):  # micro-batches of the same number belong together
+    for ranks in zip_longest(*run.gather(apart), fillvalue=(0.0, 0)):  # micro-batches of one number belong together
         count = sum(each[1] for each in ranks)
         kls.append(max(0.0, sum(each[0] for each in ranks) / count) if count else 0.0)
     return [row | {"kl": kl} for chunk, kl in zip(chunks(rows, run.config), kls) for row in chunk]
@@ -264,6 +264,6 @@ def ft_loss(model, batch, run) -> LossOutput:
         metrics[f"logps/{name}"] = mean((logps.detach() * where).sum(), batch.counts[label])
         metrics[f"rewards/{name}"] = mean((rewards * where).sum(), batch.counts[label])
         margin = margin + sign * (rewards * where).sum() / max(totals[label], 1)
-    if totals["desirable"] and totals["undesirable"]:  # the difference of the two means, which add up over micro-batches
+    if totals["desirable"] and totals["undesirable"]:  # the difference of two means; adds up over micro-batches
         metrics["rewards/margins"] = total(margin)
     return LossOutput(loss=(weights * losses).sum() / totals["rows"], metrics=metrics)

@@ -163,7 +163,8 @@ def _by_hand(config: KTOConfig, rows: list[dict[str, Any]]) -> dict[str, float]:
     loss = sum(losses) / len(losses)
     loss.backward()
     norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
-    out = {"loss": float(loss.detach()), "grad_norm": float(norm), "kl": kl, "entropy": float(torch.cat(entropy).mean())}
+    out = {"loss": float(loss.detach()), "grad_norm": float(norm), "kl": kl}
+    out["entropy"] = float(torch.cat(entropy).mean())
     for name, values in found.items():
         out[f"logps/{name}"] = sum(value[0] for value in values) / len(values)
         out[f"rewards/{name}"] = sum(value[1] for value in values) / len(values)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ft_kto.balance import balance
 from ft_kto.config import KTOConfig
-from ft_kto.method import LOSSES, digest, mismatched, other_completions, rotation
+from ft_kto.method import LOSSES, digest, ft_step, mismatched, other_completions, rotation
 
 
 def sigmoid(value: float) -> float:
@@ -127,6 +127,43 @@ def test_mismatched_pairs_keep_within_max_length():
         "prompt_ids": [1, 2, 3], "completion_ids": [5, 6], "label": False, "length": 5,
     }  # fmt: skip
     assert mismatched(row, [5, 6, 7], None)["completion_ids"] == [5, 6, 7]
+
+
+class OtherRank:
+    """What `ft_step` asks of a run in evaluation: a second rank has these (sum, count) of its micro-batches."""
+
+    def __init__(self, config, apart):
+        self.config, self.apart, self.model = config, apart, torch.nn.Identity().eval()
+
+    def gather(self, mine):
+        return [mine, self.apart]
+
+
+@pytest.mark.parametrize(
+    ("scope", "apart", "expected"),
+    [
+        # Three rows here with log-ratios 1, 2 and 6, in micro-batches of two.
+        ("step", [(-1.0, 2)], [8 / 5] * 3),  # (1 + 2 + 6 - 1) / (3 + 2)
+        ("step", [(-30.0, 2)], [0.0] * 3),
+        ("micro_batch", [(3.0, 2), (-1.0, 1)], [6 / 4, 6 / 4, 5 / 2]),
+        ("micro_batch", [(3.0, 2)], [6 / 4, 6 / 4, 6.0]),  # it has one micro-batch less
+        ("micro_batch", [(-9.0, 2), (4.0, 1), (7.0, 1)], [0.0, 0.0, 5.0]),
+    ],
+)
+def test_the_kl_is_a_mean_over_ranks(monkeypatch, scope, apart, expected):
+    def asked(rows, run, values):
+        return [row | {"logps": -5.0} for row in rows]
+
+    monkeypatch.setattr("ft_kto.method.evaluate_rows", asked)
+    config = KTOConfig(kl_scope=scope, per_device_train_batch_size=2)
+    rows = [{"label": True, "mismatched": {"ref_logps": -5.0 - ratio}} for ratio in (1, 2, 6)]
+    assert [row["kl"] for row in ft_step(rows, OtherRank(config, apart))] == pytest.approx(expected)
+
+
+def test_rows_without_a_pair_have_no_kl(monkeypatch):
+    monkeypatch.setattr("ft_kto.method.evaluate_rows", lambda rows, run, values: rows)
+    assert ft_step([{"label": True}], OtherRank(KTOConfig(), [(0.0, 0)])) == [{"label": True, "kl": 0.0}]
+    assert ft_step([], OtherRank(KTOConfig(), [(0.0, 0)])) == []
 
 
 # ---------------------------------------------------------------- weights

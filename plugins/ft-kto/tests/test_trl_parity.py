@@ -215,7 +215,8 @@ def test_nothing_depends_on_how_a_step_is_cut_or_ordered_where_that_of_trl_does(
         theirs[name] = trl_trajectory(trainer_of(config))[0]
     expected = by_hand(config, judged[:4])
     for name in changed:
-        print(f"{name}: loss {ours[name]['loss']:.6f}, in TRL {theirs[name]['loss']:.6f}; by hand {expected['loss']:.6f}")
+        mine, other = ours[name]["loss"], theirs[name]["loss"]
+        print(f"{name}: loss {mine:.6f}, in TRL {other:.6f}; by hand {expected['loss']:.6f}")
         assert ours[name]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         assert ours[name]["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
     for name in ("2x2", "another order"):
