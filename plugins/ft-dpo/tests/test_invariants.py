@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -14,10 +15,16 @@ from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 
-# The reference's log-probs are made in other batches than the policy's. While both are the same model, their
-# difference is round-off: beside log-probs of -50 that is 5e-6, and which of two such rewards is larger is a toss. So
-# the reference of these runs is another model.
-TOLERANCE = 5e-5
+# A reward is a difference of log-probs of about -50, whose round-off is 4e-6 each. While policy and reference are the
+# same model there is nothing else in it, and which of two rewards is larger is a toss: so the reference of these runs is
+# another model. Means of rewards may be near 0 all the same, and are held to an absolute tolerance. Gradients of a loss
+# of rewards are held to twice what those of single log-probs are.
+TOLERANCE, ABSOLUTE = 5e-5, 2e-6
+
+
+@pytest.fixture(autouse=True)
+def absolute_tolerance(monkeypatch):
+    monkeypatch.setattr(invariants, "assert_same", functools.partial(assert_same, abs=ABSOLUTE))
 
 
 @pytest.fixture
@@ -81,11 +88,18 @@ def test_the_first_step(make, rows, fields):
         assert abs(first[f"rewards/{name}"]) < 5e-6
 
 
+def test_kept_log_probs_are_of_one_ld_alpha(make, rows):
+    """What an earlier run kept with other weights is not what this one takes: policy and reference are the same."""
+    for ld_alpha in (None, 0.4):
+        first = lines(run_in(make(rows, max_steps=1, ld_alpha=ld_alpha), f"ld {ld_alpha}"))[0]
+        assert abs(first["rewards/chosen"]) < 5e-6
+
+
 def test_streamed(config):
     """A stream of the same rows: the reference is asked at each step."""
     config = dataclasses.replace(config, train_sampling_strategy="sequential")
     streamed = run_in(config, "streamed", dataset_streaming=True)
-    assert_same(lines(run_in(config, "read")), lines(streamed), rel=TOLERANCE, skip=("epoch",))
+    assert_same(lines(run_in(config, "read")), lines(streamed), rel=TOLERANCE, abs=ABSOLUTE, skip=("epoch",))
 
 
 @pytest.mark.slow
@@ -103,7 +117,7 @@ def test_resume(config, name):
     [
         {"distributed_strategy": "ddp"},
         {"distributed_strategy": "fsdp2", "precompute_ref_log_probs": False},
-        {"distributed_strategy": "ddp", "use_peft": True, "learning_rate": 1e-2, "loss_type": ["sigmoid", "aot_unpaired"]},
+        {"distributed_strategy": "ddp", "use_peft": True, "learning_rate": 1e-2, "loss_type": "aot_unpaired"},
         {"distributed_strategy": "fsdp2", "use_peft": True, "learning_rate": 1e-2, "loss_type": "aot"},
     ],
     ids=["ddp", "fsdp2 live", "ddp lora sorted", "fsdp2 lora sorted"],
