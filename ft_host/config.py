@@ -264,8 +264,8 @@ class RunConfig:
     eval_on_start: bool = option(True, "Evaluate before the first step too.", group="evaluation")
     eval_reward: list[str] = option(
         [],
-        "Reward functions (file.py:function or package.module:function) that score completions of the evaluation "
-        "prompts, before training, every eval_steps, and after.",
+        "Rewards that score completions of the evaluation prompts, before training, every eval_steps, and after: "
+        "functions (file.py:function or package.module:function), or folders of reward models.",
         group="evaluation",
     )
     eval_max_rows: int | None = option(None, "Use the first so many evaluation rows only.", group="evaluation", gt=0)

@@ -275,6 +275,26 @@ def test_checkpointing_gives_the_same(saved):
     close(grads[1], grads[0], 1e-6)
 
 
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_the_head_is_not_rounded(saved, use_peft):
+    """With the maths in bfloat16: scores have more digits than that has, and the head's gradient is of that type."""
+    policy = policy_of(saved("llama", True), use_peft=use_peft)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = scores(policy, batch_of(some_rows()))
+    out.sum().backward()
+    assert out.dtype == torch.float32 and not torch.equal(out, out.bfloat16().float())
+    close(out, scores(policy, batch_of(some_rows())), 0.05)
+
+
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_weights_in_half_precision(saved, use_peft):
+    policy = policy_of(saved("llama", True), dtype="bfloat16", use_peft=use_peft)
+    assert policy.kernel == "sdpa"
+    out = scores(policy, batch_of(some_rows()))
+    out.sum().backward()
+    close(out, scores(policy_of(saved("llama", True)), batch_of(some_rows())), 0.05)
+
+
 # ---------------------------------------------------------------- padding that is a token of the text
 
 

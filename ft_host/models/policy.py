@@ -112,8 +112,14 @@ class Policy(nn.Module):
         return states, places, out.router_logits if routing else None, mask
 
     def _score(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(R, H) hidden states of the rows' ends to (R,) scores, by the model's own head."""
-        return self.causal_lm.score(hidden).squeeze(1).float()
+        """(R, H) hidden states of the rows' ends to (R,) scores, by the model's own head.
+
+        In the type that the head is held in: a product with one row costs nothing, and bfloat16 would leave a score of
+        5 no more than two digits, when what counts is the difference of two.
+        """
+        head = self.causal_lm.score
+        with torch.autocast(hidden.device.type, enabled=False):
+            return head(hidden.to(head.weight.dtype)).squeeze(1).float()
 
     def _head(
         self, hidden: torch.Tensor, targets: torch.Tensor, want: tuple[str, ...], weight: head.Weight | None
