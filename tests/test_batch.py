@@ -32,6 +32,26 @@ def test_a_root_and_its_children():
     assert batch.rows.tolist() == [0, 0, 1, 2]
 
 
+def test_tokens_count_as_if_nothing_were_shared_and_rows_end_in_their_last_segment():
+    def one(*segments: Segment, pad_token_id: int | None = None):
+        return forest(list(segments), num_rows=3, pad_token_id=pad_token_id)
+
+    tree = [
+        Segment(input_ids=[5, 6, 7], labels=[IGNORE] * 3, row=0),
+        Segment(input_ids=[8, 9], labels=[8, 9], row=0, parent=0),
+        Segment(input_ids=[3], labels=[3], row=1, parent=0),
+        Segment(input_ids=[4, 0, 0], labels=[4, 0, 0], row=2),
+    ]
+    batch = one(*tree)
+    assert batch.num_tokens == (3 + 2) + (3 + 1) + 3
+    assert batch.ends.tolist() == [4, 5, 8]
+    assert one(*tree, pad_token_id=0).ends.tolist() == [4, 5, 6]
+    deeper = [*tree, Segment(input_ids=[2, 2], labels=[2, 2], row=1, parent=2)]
+    assert one(*deeper).num_tokens == (3 + 2) + (3 + 1 + 2) + 3
+    assert one(*deeper).ends.tolist() == [4, 10, 8]
+    assert forest([], num_rows=0).num_tokens == 0 and forest([], num_rows=0).ends.shape == (0,)
+
+
 def test_a_batch_without_rows_has_a_token_and_no_target():
     batch = forest([], num_rows=0, counts={"tokens": 0})
     assert batch.input_ids.shape == (1,) and batch.targets.shape == (0,) and batch.num_rows == 0

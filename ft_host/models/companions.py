@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from ft_host.models.load import add_reference_adapter, load_frozen
+from ft_host.models.weights import adapter_of
 from ft_host.models.sharding import reshard, shard
 from ft_host.run import ModelSpec
 
@@ -45,7 +45,7 @@ def still(policy: Policy) -> Iterator[None]:
 
 
 def starts_from_adapter(config: RunConfig) -> bool:
-    return (Path(config.model) / "adapter_config.json").is_file()
+    return adapter_of(config.model) is not None
 
 
 def keep_adapter(policy: Policy, specs: dict[str, ModelSpec], config: RunConfig) -> None:
