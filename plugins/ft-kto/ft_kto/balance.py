@@ -48,7 +48,7 @@ def balance(desirable: int, undesirable: int, config: KTOConfig) -> str | None:
     other_low, other_high = config.undesirable_weight * ratio / MOST, config.undesirable_weight * ratio
     return (
         f"{desirable} desirable and {undesirable} undesirable completions so far, with weights "
-        f"{config.desirable_weight:g} and {config.undesirable_weight:g}: weighed, {ratio:.2f} to 1, and the paper advises "
-        f"1 to 4/3. Set either desirable_weight between {low:.3g} and {high:.3g}, or undesirable_weight between "
-        f"{other_low:.3g} and {other_high:.3g}, not both"
+        f"{config.desirable_weight:g} and {config.undesirable_weight:g}: weighed, {ratio:.2f} to 1, and the paper "
+        f"advises 1 to 4/3. Set either desirable_weight between {low:.3g} and {high:.3g}, or undesirable_weight "
+        f"between {other_low:.3g} and {other_high:.3g}, not both"
     )
