@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ft_host.config import RunConfig, option
 from ft_host.errors import ConfigError
 from ft_host.settings.fields import nearest
-from ft_host.settings.paths import function_problems
+from ft_host.settings.paths import function_problems, place_problems
 
 # The keys of ft_dpo.losses.LOSSES and DIVERGENCES, listed here since those are functions of tensors.
 LOSS_TYPES = (
@@ -99,6 +99,7 @@ class DPOConfig(RunConfig):
             self.loss_type = [self.loss_type]
 
     def check(self) -> None:
+        self.__post_init__()  # it may have been set since
         super().check()
         self._check_losses()
         self._check_effects()
@@ -199,6 +200,8 @@ class DPOConfig(RunConfig):
                 "precompute_ref_log_probs: the rows of a stream aren't known before the first step; leave "
                 "dataset_streaming out, or hold the reference (precompute_ref_log_probs: false)"
             )
+        for problem in place_problems(self.ref_model or "", ""):
+            raise ConfigError(f"ref_model: {problem}")
         if self.ref_model is not None and self.ref_model == self.model:
             raise ConfigError(
                 "ref_model: is the model that is trained; leave it out, the reference is that model as the run finds it"

@@ -41,6 +41,7 @@ REFUSED = [
     ({"sync_ref_model": True, "precompute_ref_log_probs": True}, "sync_ref_model: the reference changes"),
     ({"precompute_ref_log_probs": True, "dataset_streaming": True, "max_steps": 3}, "the rows of a stream"),
     ({"model": "some/model", "ref_model": "some/model"}, "ref_model: is the model that is trained"),
+    ({"ref_model": "./not/there"}, "ref_model: ./not/there: no such file or folder"),
     ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy: wrapped cuts rows anywhere"),
 ]
 
@@ -94,6 +95,10 @@ def test_one_loss_or_a_list(written, tmp_path):
     file.write_text(f"model: a/model\ndataset: a/set\nloss_type: {written}\n")
     assert resolve(DPOConfig, file).config.loss_type == ["hinge"]
     assert DPOConfig(loss_type="hinge").loss_type == ["hinge"]
+    config = DPOConfig()
+    config.loss_type = "hinge"
+    config.check()
+    assert config.loss_type == ["hinge"]
     several = resolve(DPOConfig, None, [*given, "--loss-type", "sigmoid", "sft", "--loss-weights", "0.5", "2"]).config
     assert (several.loss_type, several.loss_weights) == (["sigmoid", "sft"], [0.5, 2.0])
 
