@@ -101,6 +101,9 @@ class RunConfig:
         group="model",
         choices=("auto", "sdpa", "flex", "none"),
     )
+    disable_dropout: bool = option(
+        False, "Train without the model's own dropout; lora_dropout is not touched.", group="model"
+    )
     gradient_checkpointing: bool | None = option(
         None,
         "Recompute activations in the backward pass: less memory, about a third more compute. Not set: only where "

@@ -487,3 +487,25 @@ def test_labels_that_supervise_nothing(saved):
     batch = forest([Segment(input_ids=row, labels=[IGNORE] * len(row), row=0)], num_rows=1)
     out = policy_of(saved("llama"))(batch, weight=torch.ones_like)
     assert out["nll"] == 0 and out["logp"].shape == (0,)
+
+
+def test_dropout_is_off_where_asked_for_but_an_adapters(tmp_path):
+    """GPT-2 has layers of it and a rate in its attention; in training its log-probs are then those of evaluation."""
+    folder = models.save_tiny(
+        tmp_path / "gpt2", models.tiny_gpt2(resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3), models.tiny_tokenizer()
+    )
+    tokens = torch.arange(5, 45).tolist()
+    batch = forest([Segment(input_ids=tokens, labels=tokens, row=0)], num_rows=1)
+    moved = {}
+    for disable in (False, True):
+        config = RunConfig(model=str(folder), disable_dropout=disable)
+        policy = load_policy(config, models.tiny_tokenizer(), torch.device("cpu"))
+        with torch.no_grad():
+            drawn = policy(batch)["logp"]
+            moved[disable] = float((drawn - policy.eval()(batch)["logp"]).abs().max())
+        assert policy.config.resid_pdrop == 0.3, "the model's config is not ours to change"
+    assert moved[False] > 1e-2 and moved[True] < 1e-5
+    config = RunConfig(model=str(folder), disable_dropout=True, use_peft=True, lora_dropout=0.5)
+    adapted = load_policy(config, models.tiny_tokenizer(), torch.device("cpu"))
+    rates = {module.p for module in adapted.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.0, 0.5}

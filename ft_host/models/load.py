@@ -96,8 +96,26 @@ def _router_coefficient(policy: Policy, config: RunConfig) -> float:
     return fields.get("router_aux_loss_coef") or 0.0 if given is None else given
 
 
+def without_dropout(model: nn.Module) -> None:
+    """Set every dropout of a model to 0, but an adapter's own: `lora_dropout` is a field by itself.
+
+    Layers are `nn.Dropout`, or a rate that attention modules keep under a name with "dropout" in it. The model's config,
+    and so what is saved, stays as it is.
+    """
+    for name, module in model.named_modules():
+        if "lora_dropout" in name:
+            continue
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        rates = [key for key, value in vars(module).items() if "dropout" in key and isinstance(value, float)]
+        for rate in rates:
+            setattr(module, rate, 0.0)
+
+
 def _placed(model: nn.Module, config: RunConfig, device: torch.device, head: str | None) -> Policy:
     """A policy of a transformers model, on its device, with its layout chosen."""
+    if config.disable_dropout:
+        without_dropout(model)
     policy = Policy(model, head=head)
     if not (config.load_in_4bit or config.load_in_8bit):
         policy.to(device)

@@ -25,6 +25,11 @@ DIFFERENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", 
 class DPOConfig(RunConfig):
     """Direct Preference Optimization: make chosen completions likelier than rejected ones."""
 
+    disable_dropout: bool = option(
+        True,
+        "Train without the model's own dropout, so that policy and reference differ by what was learnt alone.",
+        group="model",
+    )
     learning_rate: float = option(
         1e-6,
         "Peak learning rate. 1e-6 is usual for all weights: preferences move a model that can already speak, and a "

@@ -15,6 +15,11 @@ SYNC = ("ref_model_mixup_alpha", "ref_model_sync_steps")
 class KTOConfig(RunConfig):
     """KTO: raise the likelihood of completions marked good and lower that of those marked bad."""
 
+    disable_dropout: bool = option(
+        True,
+        "Train without the model's own dropout, so that policy and reference differ by what was learnt alone.",
+        group="model",
+    )
     learning_rate: float = option(
         1e-6,
         "Peak learning rate. 1e-6 for all weights: with a beta of 0.1 models seldom bear much more. LoRA takes about "

@@ -12,6 +12,11 @@ from ft_host.errors import ConfigError
 class RewardConfig(RunConfig):
     """Reward modelling: a score for a prompt with its completion, higher for the chosen one of a pair."""
 
+    disable_dropout: bool = option(
+        True,
+        "Train without the model's own dropout, so that the scores of a pair differ by their texts alone.",
+        group="model",
+    )
     learning_rate: float = option(
         1e-4,
         "Peak learning rate. 1e-4, since the head that gives the score begins at random; it suits LoRA too. For all "
