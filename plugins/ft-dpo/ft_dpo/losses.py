@@ -60,8 +60,8 @@ Loss = Callable[[Pairs, DPOConfig], torch.Tensor]
 
 # ---------------------------------------------------------------- f-divergences
 
-# exp of more than 88 overflows float32, and inf - inf in the margin would be nan in every weight. Above the limit the
-# score stays where it is, so such a completion has no gradient: it is e^80 times unlikelier than under the reference.
+# exp of more than 88 overflows float32, and inf - inf in a margin would make all weights nan. Beyond e^80 a score stays
+# where it is, and such a completion gives no gradient any more.
 LARGEST = 80.0
 
 

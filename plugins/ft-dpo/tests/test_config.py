@@ -139,7 +139,7 @@ def own(tmp_path, monkeypatch) -> str:
 
 
 def test_own_loss(make, rows, own):
-    """From a module or a file; sppo_hard's neighbour: at the first step every pair has (0 - 1/beta)^2 = 100."""
+    """From a module or a file. At the first step margins are 0, so that every pair has (1 / beta)^2 = 100."""
     from ft_host.testing.invariants import assert_same, lines
 
     config = make(rows, loss_type=["my_losses:squares"], max_steps=2)

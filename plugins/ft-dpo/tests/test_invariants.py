@@ -88,6 +88,24 @@ def test_the_first_step(make, rows, fields):
         assert abs(first[f"rewards/{name}"]) < 5e-6
 
 
+def test_reference_free(make, rows):
+    """No reference: a reward is beta times the log-prob itself, and no model is asked for."""
+    config = make(rows, reference_free=True)
+    for line in lines(run_in(config, "free")):
+        for name in ("chosen", "rejected"):
+            assert line[f"rewards/{name}"] == pytest.approx(0.1 * line[f"logps/{name}"], rel=1e-6)
+    assert not invariants.first_step(config, "dpo")[0].models
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "aot_unpaired", "sft"])
+def test_evaluation_does_not_depend_on_its_batches(config, name):
+    config = dataclasses.replace(config, loss_type=name, max_steps=1)
+    one, all_of_them = (
+        lines(run_in(config, f"by {size}", per_device_eval_batch_size=size), "eval") for size in (1, 5)
+    )
+    assert_same(one, all_of_them, rel=TOLERANCE, abs=ABSOLUTE)
+
+
 def test_kept_log_probs_are_of_one_ld_alpha(make, rows):
     """What an earlier run kept with other weights is not what this one takes: policy and reference are the same."""
     for ld_alpha in (None, 0.4):
