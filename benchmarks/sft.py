@@ -11,23 +11,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import work
-from sides import busy
-
-# Of glibc: keep freed blocks of any size, instead of handing them back to the system and getting them page by page again.
-MALLOC = (
-    "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
+from turns import (
+    OTHERS,
+    QUIET,
+    SETTINGS,
+    Figures,
+    check_same_work,
+    common,
+    noise,
+    run_side,
+    spread,
+    table,
+    wait_for_quiet,
 )
-SETTINGS = {"plain": {}, "best": {"GLIBC_TUNABLES": MALLOC}}  # what TRL's process gets in its environment
+
 STEPS = {"small": (2, 6), "bigvocab": (1, 3)}  # not measured, measured
 GOALS = {  # ours to theirs; more is better, but for memory, where less is
     ("small", "plain"): {"tokens/s": 2.8, "peak over start": 1 / 3},
@@ -35,111 +38,30 @@ GOALS = {  # ours to theirs; more is better, but for memory, where less is
     ("bigvocab", "plain"): {"tokens/s": 2.2, "peak over start": 1 / 3},
     ("bigvocab", "best"): {"tokens/s": 1.3, "peak over start": 1 / 3},
 }
-QUIET = 0.25  # cores busy with other processes that leave a figure usable
-HERE = Path(__file__).parent
-
-
-def wait_for_quiet(limit: float) -> None:
-    """Until little else has run for a second, or `limit` seconds have passed."""
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        before = busy()
-        time.sleep(1)
-        if busy() - before < QUIET:
-            return
-
-
-def run_side(side: str, environment: dict[str, str], spec: dict[str, Any]) -> dict[str, Any]:
-    """What a fresh process saw. Raises SystemExit with its last words where it failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.json"
-        given = Path(folder) / "spec.json"
-        given.write_text(json.dumps({**spec, "work": folder, "out": str(out)}))
-        variables = {
-            **os.environ,
-            "OMP_WAIT_POLICY": "passive",
-            "HF_DATASETS_CACHE": f"{folder}/cache",  # nothing is left tokenised from the run before
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "true",
-            **environment,
-        }
-        command = [sys.executable, str(HERE / "sides.py"), side, str(given)]
-        done = subprocess.run(command, env=variables, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{side} failed ({done.returncode}):\n{done.stderr[-3000:]}")
-        return json.loads(out.read_text())
-
-
-def numbers(seen: dict[str, Any], supervised: list[int], skip: int) -> dict[str, float]:
-    """The figures of one run. Both sides train on the same tokens, so the count of supervised ones is that of ours."""
-    seconds, cpu, busy = (sum(seen[key][skip:]) for key in ("seconds", "cpu", "busy"))
-    tokens = sum(seen["tokens"][skip:])
-    return {
-        "tokens/s": tokens / seconds,
-        "supervised tokens/s": sum(supervised[skip:]) / seconds,
-        "tokens/CPU second": tokens / cpu,
-        "s/step": seconds / len(seen["seconds"][skip:]),
-        "peak over start": seen["peak_mb"] - seen["before_mb"],
-        "peak": seen["peak_mb"],
-        "first step": seen["first_step_s"],
-        "imports": seen["imports_s"],
-        OTHERS: max(0.0, busy - cpu) / seconds,
-    }
-
-
-OTHERS = "cores busy with other processes"
 UNITS = {
     "tokens/s": "", "supervised tokens/s": "", "tokens/CPU second": "", "s/step": "s", "peak over start": "MiB", "peak": "MiB",
     "first step": "s", "imports": "s", OTHERS: "",
 }  # fmt: skip
 
 
-def check_same_work(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """The largest relative difference between the losses of two runs. Raises SystemExit where they saw other tokens."""
-    if ours["tokens"] != theirs["tokens"]:
-        raise SystemExit(f"not the same work: tokens of each step are {ours['tokens']} here, {theirs['tokens']} in TRL")
-    return max(abs(a - b) / b for a, b in zip(ours["losses"], theirs["losses"], strict=True))
-
-
-def spread(values: list[float]) -> str:
-    digits = 2 if max(values) < 10 else 1 if max(values) < 100 else 0
-    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low}-{high})"
-
-
-def table(name: str, setting: str, pairs: list[tuple[dict[str, float], dict[str, float]]]) -> str:
-    """A Markdown table: medians of both sides, and the median of the ratios within pairs, each with its range."""
-    goals = GOALS[name, setting]
-    lines = ["| | ft-host | TRL | ft-host / TRL | goal |", "| --- | --- | --- | --- | --- |"]
-    for key, unit in UNITS.items():
-        ours, theirs = ([pair[side][key] for pair in pairs] for side in (0, 1))
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)] if key != OTHERS else []
-        verdict = ""
-        if key in goals:
-            better = statistics.median(ratios) >= goals[key] if goals[key] > 1 else statistics.median(ratios) <= goals[key]
-            verdict = f"{'at least' if goals[key] > 1 else 'at most'} {goals[key]:.3g}: {'met' if better else 'missed'}"
-        label = f"{key}, {unit}" if unit else key
-        lines.append(f"| {label} | {spread(ours)} | {spread(theirs)} | {spread(ratios) if ratios else ''} | {verdict} |")
-    return "\n".join(lines)
-
-
-def _noise(pair: tuple[dict[str, float], dict[str, float]]) -> float:
-    return max(side[OTHERS] for side in pair)
+def numbers(seen: dict[str, Any], supervised: list[int], skip: int) -> Figures:
+    """The figures of one run. Both sides train on the same tokens, so the count of supervised ones is that of ours."""
+    return common(seen, skip) | {"supervised tokens/s": sum(supervised[skip:]) / sum(seen["seconds"][skip:])}
 
 
 def compare(name: str, setting: str, rows: list[work.Row], tokenizer: Any, args: argparse.Namespace, at: Path) -> None:
     skip, measured = STEPS[name]
     measured = args.steps or measured
-    lengths = work.lengths_of(rows, tokenizer) if setting == "best" else None
+    lengths = [min(length, work.MAX_LENGTH) for length in work.lengths_of(rows, tokenizer)] if setting == "best" else None
     pairs, differences = [], []
     most = args.runs if not args.wait else 2 * args.runs
-    while len(pairs) < most and sum(_noise(pair) <= QUIET for pair in pairs) < args.runs:
+    while len(pairs) < most and sum(noise(*pair) <= QUIET for pair in pairs) < args.runs:
         number = len(pairs)
         if args.wait:
             wait_for_quiet(args.wait)
         file = at / f"rows-{number}.jsonl"
         work.write_rows(file, work.in_order(rows, lengths, number)[: args.rows])
-        spec = {"model": str(at / name), "rows": str(file), "steps": skip + measured}
+        spec = {"method": "sft", "model": str(at / name), "rows": str(file), "steps": skip + measured}
         ours = run_side("ours", {}, spec)
         if args.wait:
             wait_for_quiet(args.wait)
@@ -158,9 +80,9 @@ def compare(name: str, setting: str, rows: list[work.Row], tokenizer: Any, args:
             f"others: {pair[0][OTHERS]:.1f} and {pair[1][OTHERS]:.1f} cores",
             file=sys.stderr, flush=True,
         )  # fmt: skip
-    kept = sorted(pairs, key=_noise)[: args.runs]  # chosen by what others did, not by what came out
+    kept = sorted(pairs, key=lambda pair: noise(*pair))[: args.runs]  # chosen by what others did, not by what came out
     print(f"\n## {name} against TRL {setting}: {len(kept)} of {len(pairs)} pairs, {measured} steps measured after {skip}\n")
-    print(table(name, setting, kept))
+    print(table(UNITS, GOALS[name, setting], kept))
     print(f"\nLosses of the same step differ by at most {max(differences):.1e} (relative).", flush=True)
 
 
@@ -169,7 +91,7 @@ def first_step(rows: list[work.Row], args: argparse.Namespace, at: Path) -> None
     file = at / "many.jsonl"
     many = (rows * (args.rows // len(rows) + 1))[: args.rows]
     work.write_rows(file, many)
-    spec = {"model": str(at / "small"), "rows": str(file), "steps": 2}
+    spec = {"method": "sft", "model": str(at / "small"), "rows": str(file), "steps": 2}
     print(f"\n## First step at {len(many):,} rows, small model\n")
     seen = [run_side("ours", {}, spec) for _ in range(args.runs)]
     print(f"ft-host, {args.runs} runs: {spread([each['first_step_s'] for each in seen])} s after the call, imports "

@@ -1,126 +1,77 @@
-"""One side of the comparison, in a process of its own: `python sides.py SIDE SPEC.json` trains and writes SPEC's `out`.
+"""One side of a comparison, in a process of its own: `python sides.py SIDE SPEC.json` trains and writes SPEC's `out`.
 
 Both are called as a user calls them, with a model's folder and a file of rows. Both are watched from outside in the same
 way: the clock and the process' memory are read when training begins and at the end of each optimizer step.
+
+SPEC: `method` (a key of NAMES), `model`, `rows`, `steps`, `work` (an empty folder), `cache` (a folder that may be full),
+`both` (fields that ft-host and TRL call the same), `ours` and `trl` (fields of one of them).
 """
 
 from __future__ import annotations
 
-import itertools
+import importlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from watch import Watch
 from work import BATCH, MAX_LENGTH
 
-
-def _status(name: str) -> float:
-    """A field of Linux' account of this process, in MiB: VmRSS (memory now) or VmHWM (its peak)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
+NAMES = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward"}  # method: its classes, without Config or Trainer
 
 
-def _differences(values: list[float]) -> list[float]:
-    return [now - then for then, now in itertools.pairwise(values)]
-
-
-def busy() -> float:
-    """Seconds that this machine's cores have worked, for whomever, since it started."""
-    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-class Watch:
-    """What is seen of a run: when its steps end, what they held, and the time and memory they took."""
-
-    def __init__(self):
-        self.called = time.perf_counter()
-        self.began = self.called
-        self.before = 0.0
-        self.ends: list[float] = []
-        self.cpu: list[float] = []  # CPU seconds of this process, and of all, at `began` and the end of each step
-        self.busy: list[float] = []
-        self.tokens: list[int] = []  # cumulative
-        self.supervised: list[int] = []  # of each step
-        self.losses: list[float] = []
-        self.peak = 0.0
-
-    def begin(self) -> None:
-        """The first step comes next. Forgets the peak of what came before."""
-        Path("/proc/self/clear_refs").write_text("5")
-        self.before = _status("VmRSS")
-        self.began = time.perf_counter()
-        self._note()
-
-    def _note(self) -> None:
-        self.cpu.append(time.process_time())
-        self.busy.append(busy())
-
-    def step(self) -> None:
-        self.ends.append(time.perf_counter())
-        self._note()
-        self.peak = _status("VmHWM")
-
-    def report(self, imports: float) -> dict[str, Any]:
-        return {
-            "imports_s": imports,
-            "first_step_s": self.ends[0] - self.called,
-            "seconds": _differences([self.began, *self.ends]),
-            "tokens": _differences([0, *self.tokens]),
-            "cpu": _differences(self.cpu),
-            "busy": _differences(self.busy),
-            "supervised": self.supervised,
-            "losses": self.losses,
-            "before_mb": self.before,
-            "peak_mb": self.peak,
-        }
+def same(spec: dict[str, Any]) -> dict[str, Any]:
+    """The fields that have one name on both sides."""
+    return {
+        "output_dir": spec["work"] + "/run",
+        "max_length": MAX_LENGTH,
+        "per_device_train_batch_size": BATCH,
+        "max_steps": spec["steps"],
+        "train_sampling_strategy": "sequential",
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        **spec["both"],
+    }
 
 
 def ours(spec: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
-    import ft_sft.method  # noqa: F401
+    method = spec["method"]
+    importlib.import_module(f"ft_{method}.method")
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
-    from ft_sft.config import SFTConfig
 
     import ft_host
     from ft_host import launch
     from ft_host.run import Run
 
+    config = vars(importlib.import_module(f"ft_{method}.config"))[NAMES[method] + "Config"]
     imports = time.perf_counter() - started
-    fit, log = launch.fit, Run.log
+    fit, make_ahead, log = launch.fit, launch.make_ahead, Run.log
 
     def watched_fit(*args, **kwargs):
         watch.begin()
         return fit(*args, **kwargs)
+
+    def watched_ahead(*args, **kwargs):
+        before = time.perf_counter()
+        make_ahead(*args, **kwargs)
+        watch.ahead = time.perf_counter() - before
 
     def watched_log(run, entry):
         log(run, entry)
         if entry["kind"] == "train":
             watch.step()
             watch.tokens.append(entry["num_tokens"])
-            watch.supervised.append(round(run.totals["tokens"]))
+            watch.supervised.append(round(run.totals.get("tokens", 0)))  # a reward model has none
             watch.losses.append(entry["loss"])
 
-    launch.fit, Run.log = watched_fit, watched_log
+    launch.fit, launch.make_ahead, Run.log = watched_fit, watched_ahead, watched_log
     watch = Watch()
     ft_host.train(
-        SFTConfig(
-            model=spec["model"],
-            dataset=spec["rows"],
-            output_dir=spec["work"] + "/run",
-            max_length=MAX_LENGTH,
-            per_device_train_batch_size=BATCH,
-            max_steps=spec["steps"],
-            train_sampling_strategy="sequential",
-            gradient_checkpointing=False,
-            bf16=False,
-            save_steps=0,
-            progress="quiet",
-            use_cpu=True,
-        )
+        config(**same(spec), model=spec["model"], dataset=spec["rows"], save_steps=0, progress="quiet", **spec["ours"])
     )
     return watch.report(imports)
 
@@ -128,10 +79,12 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
 def trl(spec: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+    import trl
     from datasets import Dataset
     from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
 
+    name = NAMES[spec["method"]]
+    config, trainer_class = getattr(trl, name + "Config"), getattr(trl, name + "Trainer")  # imported when asked for
     imports = time.perf_counter() - started
 
     class Watcher(TrainerCallback):
@@ -146,24 +99,25 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
                 watch.tokens.append(round(logs["num_tokens"]))
                 watch.losses.append(logs["loss"])
 
+    class Watched(trainer_class):
+        def _precompute_ref_logps(self, *args, **kwargs):  # DPO's: called where its log-probs are to be made ahead
+            before = time.perf_counter()
+            found = super()._precompute_ref_logps(*args, **kwargs)
+            watch.ahead = time.perf_counter() - before
+            return found
+
     watch = Watch()
-    trainer = SFTTrainer(
+    trainer = Watched(
         model=spec["model"],
-        train_dataset=Dataset.from_json(spec["rows"], cache_dir=spec["work"] + "/cache"),
-        args=SFTConfig(
-            output_dir=spec["work"] + "/run",
-            max_length=MAX_LENGTH,
-            per_device_train_batch_size=BATCH,
-            max_steps=spec["steps"],
-            train_sampling_strategy="sequential",
-            gradient_checkpointing=False,
-            bf16=False,
+        train_dataset=Dataset.from_json(spec["rows"], cache_dir=spec["cache"] + "/datasets"),
+        args=config(
+            **same(spec),
             model_init_kwargs={"dtype": "float32"},
             save_strategy="no",
             logging_steps=1,
             report_to="none",
             disable_tqdm=True,
-            use_cpu=True,
+            **spec["trl"],
         ),
         callbacks=[Watcher()],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ VOCABULARY = 8192
 BATCH = 8  # rows of an optimizer step
 MAX_LENGTH = 512
 
-Row = dict[str, str]
+Row = dict[str, Any]  # columns of text, and a label
 
 # Shapes of Qwen3 with tied embeddings. The large vocabulary is that of the published Qwen3 models; the tokenizer is the
 # same for both, which changes nothing: the softmax runs over the whole vocabulary either way.
@@ -31,9 +32,9 @@ def _words(rng: random.Random, count: int) -> list[str]:
     return sorted(words)[:count]
 
 
-def made_rows(count: int, seed: int = 0) -> list[Row]:
-    """Prompts and completions of made-up words: as often as words are used (Zipf), as long as answers are (log-normal,
-    a few rows many times the median)."""
+def _texts(seed: int) -> Callable[[float, float], str]:
+    """A function that makes texts of made-up words: as often as words are used (Zipf), as long as texts are
+    (log-normal, a few many times the median), from the median of their words and the spread of its logarithm."""
     rng = random.Random(seed)
     words = _words(rng, 6000)
     rng.shuffle(words)
@@ -43,17 +44,48 @@ def made_rows(count: int, seed: int = 0) -> list[Row]:
         size = max(4, min(600, round(rng.lognormvariate(0, spread) * median)))
         return " ".join(rng.choices(words, cum_weights=cumulative, k=size))
 
+    return text
+
+
+def made_rows(count: int, seed: int = 0) -> list[Row]:
+    text = _texts(seed)
     return [{"prompt": text(45, 0.5) + "?\n", "completion": text(75, 0.6) + "."} for _ in range(count)]
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a JSON lines file with text in `prompt` and `completion`."""
+# Words of a prompt and of each completion: the median, and the spread of its logarithm. A word is about one token.
+SHAPES = {
+    "long": ((245, 0.3), (69, 0.5)),  # long prompts: instructions, documents, conversations
+    "short": ((25, 0.5), (98, 0.5)),  # short questions, longer answers
+}
+
+
+def made_pairs(count: int, shape: str, seed: int = 0) -> list[Row]:
+    """Preference rows: a prompt and two completions."""
+    text, (prompt, completion) = _texts(seed), SHAPES[shape]
+    return [
+        {"prompt": text(*prompt) + "?\n", "chosen": text(*completion) + ".", "rejected": text(*completion) + "."}
+        for _ in range(count)
+    ]
+
+
+def judged(pairs: list[Row]) -> list[Row]:
+    """Preference rows taken apart: each completion by itself, with its label."""
+    return [
+        {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
+        for row in pairs
+        for name in ("chosen", "rejected")
+    ]
+
+
+def read_rows(path: Path, columns: tuple[str, ...] = ("prompt", "completion")) -> list[Row]:
+    """Rows of a JSON lines file with text in these columns; others are left out."""
     with path.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     for number, row in enumerate(rows, 1):
-        if not isinstance(row.get("prompt"), str) or not isinstance(row.get("completion"), str):
-            raise SystemExit(f"{path.name}, line {number}: columns {', '.join(row)}; expected text in prompt, completion")
-    return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
+        if not all(isinstance(row.get(name), str) for name in columns):
+            found, wanted = ", ".join(row), ", ".join(columns)
+            raise SystemExit(f"{path.name}, line {number}: columns {found}; expected text in {wanted}")
+    return [{name: row[name] for name in columns} for row in rows]
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
@@ -83,7 +115,7 @@ def in_order(rows: list[Row], lengths: list[int] | None, seed: int) -> list[Row]
 
 
 def make_tokenizer(rows: list[Row]) -> Any:
-    """Byte-level BPE, trained on the rows."""
+    """Byte-level BPE, trained on the texts of the rows."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -96,20 +128,26 @@ def make_tokenizer(rows: list[Row]) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((row["prompt"] + row["completion"] for row in rows), trainer)
+    texts = ("".join(text for text in row.values() if isinstance(text, str)) for row in rows)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
 def lengths_of(rows: list[Row], tokenizer: Any) -> list[int]:
-    """Tokens of each row, the end-of-text token included, as it is cut."""
-    texts = tokenizer([row["prompt"] + row["completion"] for row in rows])
-    return [min(len(ids) + 1, MAX_LENGTH) for ids in texts["input_ids"]]
+    """Tokens of each row, the end-of-text token included: of its prompt with the longest of its completions."""
+    longest = [0] * len(rows)
+    for name in ("completion", "chosen", "rejected"):
+        if name in rows[0]:
+            ids = tokenizer([row["prompt"] + row[name] for row in rows])["input_ids"]
+            longest = [max(length, len(each) + 1) for length, each in zip(longest, ids, strict=True)]
+    return longest
 
 
-def make_model(folder: Path, name: str, tokenizer: Any, seed: int = 0) -> None:
-    """Save a model with random weights, and the tokenizer with it, as one from a hub would be."""
+def make_model(folder: Path, name: str, tokenizer: Any, seed: int = 0, *, classifier: bool = False) -> None:
+    """Save a model with random weights, and the tokenizer with it, as one from a hub would be. A `classifier` has one
+    label, a score, as reward models do."""
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
     torch.manual_seed(seed)
     config = Qwen3Config(
@@ -122,7 +160,8 @@ def make_model(folder: Path, name: str, tokenizer: Any, seed: int = 0) -> None:
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **({"num_labels": 1} if classifier else {}),
         **MODELS[name],
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    (Qwen3ForSequenceClassification if classifier else Qwen3ForCausalLM)(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,0 +1,136 @@
+"""Processes that take turns on one machine, and tables of what they saw: what every comparison with TRL shares."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from watch import busy
+
+# Of glibc: keep freed blocks of any size, instead of handing them back to the system and getting them page by page again.
+MALLOC = (
+    "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
+)
+SETTINGS = {"plain": {}, "best": {"GLIBC_TUNABLES": MALLOC}}  # what TRL's process gets in its environment
+QUIET = 0.25  # cores busy with other processes that leave a figure usable
+OTHERS = "cores busy with other processes"
+
+Figures = dict[str, float]
+Pair = tuple[Figures, Figures]  # ours and theirs, on the same rows, one after the other
+
+
+def wait_for_quiet(limit: float) -> None:
+    """Until little else has run for a second, or `limit` seconds have passed."""
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        before = busy()
+        time.sleep(1)
+        if busy() - before < QUIET:
+            return
+
+
+def run_side(side: str, environment: dict[str, str], spec: dict[str, Any], cache: Path | None = None) -> dict[str, Any]:
+    """What a fresh process saw of the training that `spec` asks for (see sides.py).
+
+    `cache`: a folder in which it finds what such processes kept before it; without one it finds nothing. Raises
+    SystemExit with its last words where it failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        given = Path(folder) / "spec.json"
+        kept = str(cache or Path(folder) / "cache")
+        full = {"both": {}, "ours": {}, "trl": {}, **spec, "work": folder, "out": str(out), "cache": kept}
+        given.write_text(json.dumps(full))
+        variables = {
+            **os.environ,
+            "OMP_WAIT_POLICY": "passive",
+            "HF_DATASETS_CACHE": f"{kept}/datasets",
+            "FT_HOST_CACHE": f"{kept}/ft-host",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "true",
+            **environment,
+        }
+        command = [sys.executable, str(Path(__file__).parent / "sides.py"), side, str(given)]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{side} failed ({done.returncode}):\n{done.stderr[-3000:]}")
+        return json.loads(out.read_text())
+
+
+def check_same_work(ours: dict[str, Any], theirs: dict[str, Any], limit: float = 1e-4) -> float:
+    """The largest relative difference between the losses of the same step of two runs. Raises SystemExit where it is
+    above `limit`, or where they saw other tokens."""
+    if ours["tokens"] != theirs["tokens"]:
+        raise SystemExit(f"not the same work: tokens of each step are {ours['tokens']} here, {theirs['tokens']} in TRL")
+    largest = max(abs(a - b) / abs(b) for a, b in zip(ours["losses"], theirs["losses"], strict=True))
+    if not largest <= limit:
+        raise SystemExit(
+            f"not the same work: losses differ by {largest:.1e} (relative), more than {limit:.0e}: "
+            f"{ours['losses']} here, {theirs['losses']} in TRL"
+        )
+    return largest
+
+
+def common(seen: dict[str, Any], skip: int) -> Figures:
+    """The figures that every comparison has, of the steps after the first `skip`."""
+    seconds, cpu, used = (sum(seen[key][skip:]) for key in ("seconds", "cpu", "busy"))
+    tokens = sum(seen["tokens"][skip:])
+    return {
+        "tokens/s": tokens / seconds,
+        "tokens/CPU second": tokens / cpu,
+        "s/step": statistics.median(seen["seconds"][skip:]),
+        "peak over start": seen["peak_mb"] - seen["before_mb"],
+        "peak": seen["peak_mb"],
+        "first step": seen["first_step_s"],
+        "imports": seen["imports_s"],
+        OTHERS: max(0.0, used - cpu) / seconds,
+    }
+
+
+def noise(*figures: Figures) -> float:
+    return max(each[OTHERS] for each in figures)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def spread(values: list[float]) -> str:
+    digits = 2 if max(values) < 10 else 1 if max(values) < 100 else 0
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low}-{high})"
+
+
+def ratios(key: str, pairs: list[Pair]) -> list[float]:
+    """Ours to theirs, within each pair."""
+    return [ours[key] / theirs[key] for ours, theirs in pairs]
+
+
+def met(goal: float, ratio: float) -> bool:
+    """A goal above 1 is one to reach, one below 1 (of memory) one to stay under."""
+    return ratio >= goal if goal > 1 else ratio <= goal
+
+
+def table(units: dict[str, str], goals: dict[str, float], pairs: list[Pair]) -> str:
+    """A Markdown table: medians of both sides, and the median of the ratios within pairs, each with its range.
+
+    `units`: the rows, each with its unit or "". `goals`: of some of them, ours to theirs.
+    """
+    lines = ["| | ft-host | TRL | ft-host / TRL | goal |", "| --- | --- | --- | --- | --- |"]
+    for key, unit in units.items():
+        ours, theirs = ([pair[side][key] for pair in pairs] for side in (0, 1))
+        beside = ratios(key, pairs) if key != OTHERS else []
+        verdict = ""
+        if key in goals:
+            goal = goals[key]
+            reached = "met" if met(goal, statistics.median(beside)) else "missed"
+            verdict = f"{'at least' if goal > 1 else 'at most'} {goal:.3g}: {reached}"
+        label = f"{key}, {unit}" if unit else key
+        lines.append(f"| {label} | {spread(ours)} | {spread(theirs)} | {spread(beside) if beside else ''} | {verdict} |")
+    return "\n".join(lines)
