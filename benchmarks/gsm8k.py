@@ -13,14 +13,9 @@ import tempfile
 from pathlib import Path
 
 import work
+from curves import Panel, picture
 
-from ft_host.report.chart import tick_labels, ticks
-from ft_host.report.markup import Markup, el, join
 from ft_host.report.record import RunRecord, read_run
-from ft_host.report.series import Series, smooth
-
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 460, 280, 46, 40, 34  # of one picture, and its margins
-TRAIN, EVAL, INK, SOFT, GRID = "#2a66c4", "#cc5a1c", "#1c2126", "#57616b", "#e3e6e9"
 
 
 def train(rows: Path, test: Path, run: Path) -> None:
@@ -51,71 +46,16 @@ def train(rows: Path, test: Path, run: Path) -> None:
         )
 
 
-# ---------------------------------------------------------------- the picture
-
-
-def _text(x: float, y: float, words: str, *, anchor: str = "start", size: int = 12, colour: str = SOFT) -> Markup:
-    at = {"x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor, "font-size": str(size), "fill": colour}
-    return el("text", words, attrs=at)
-
-
-def _line(points: list[tuple[float, float]], colour: str, *, width: float = 1.8, opacity: float = 1.0) -> Markup:
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return el("path", attrs={"d": path, "stroke": colour, "stroke-width": str(width), "opacity": str(opacity),
-                             "fill": "none", "stroke-linejoin": "round"})  # fmt: skip
-
-
-def _panel(left: float, heading: str, trained: Series, held_out: Series) -> Markup:
-    """One metric: every step of training faint, smoothed over it, and the evaluations as dots."""
-    steps = (0.0, max(trained.steps))
-    values = [*trained.values, *held_out.values]
-    pad = (max(values) - min(values)) * 0.04
-    low, high = max(0.0, min(values) - pad), max(values) + pad
-    x0, x1, y0, y1 = left + LEFT, left + WIDTH - 16, HEIGHT - BOTTOM, TOP
-
-    def place(series: Series) -> list[tuple[float, float]]:
-        return [
-            (x0 + (x1 - x0) * step / steps[1], y0 + (y1 - y0) * (value - low) / (high - low))
-            for step, value in zip(series.steps, series.values, strict=True)
-        ]
-
-    drawn = [_text(x0, 22, heading, size=14, colour=INK)]
-    heights = ticks(low, high, wanted=5)
-    for tick, label in zip(heights, tick_labels(heights), strict=True):
-        y = y0 + (y1 - y0) * (tick - low) / (high - low)
-        drawn += [_line([(x0, y), (x1, y)], GRID, width=1), _text(x0 - 7, y + 4, label, anchor="end")]
-    for tick in ticks(*steps, wanted=4, whole=True):
-        name = f"step {tick:.0f}" if tick == steps[1] else f"{tick:.0f}"
-        x = x0 + (x1 - x0) * tick / steps[1]
-        drawn.append(_text(x, HEIGHT - 12, name, anchor="end" if tick == steps[1] else "middle"))
-    drawn.append(_line(place(trained), TRAIN, width=1, opacity=0.35))
-    soft = smooth(trained)
-    if soft is not None:
-        drawn.append(_line(place(soft), TRAIN))
-    drawn.append(_line(place(held_out), EVAL))
-    drawn += [el("circle", attrs={"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": "3", "fill": EVAL}) for x, y in place(held_out)]
-    return join(*drawn)
-
-
-def picture(record: RunRecord) -> str:
+def drawn(record: RunRecord) -> str:
     """An SVG document with loss and token accuracy of a run."""
     panels = [
-        _panel(0, "loss", record.train["loss"], record.evals["eval_loss"]),
-        _panel(WIDTH, "token accuracy", record.train["mean_token_accuracy"], record.evals["eval_mean_token_accuracy"]),
-    ]
-    legend = [
-        _text(2 * WIDTH - 16, 22, "held-out rows", anchor="end", colour=EVAL),
-        _text(2 * WIDTH - 104, 22, "training rows", anchor="end", colour=TRAIN),
+        Panel("loss", record.evals["eval_loss"], record.train["loss"]),
+        Panel("token accuracy", record.evals["eval_mean_token_accuracy"], record.train["mean_token_accuracy"]),
     ]
     last = record.evals["eval_loss"]
-    spoken = f"Loss on held-out rows: {last.first:.2f} before training, {last.last:.2f} after {record.steps} steps"
-    frame = el("rect", attrs={"width": str(2 * WIDTH), "height": str(HEIGHT), "rx": "10", "fill": "#ffffff"})
-    return el(
-        "svg", frame, *panels, *legend,
-        attrs={"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {2 * WIDTH} {HEIGHT}", "role": "img",
-               "width": str(2 * WIDTH), "height": str(HEIGHT),
-               "font-family": "system-ui, -apple-system, Segoe UI, sans-serif", "aria-label": spoken},
-    )  # fmt: skip
+    return picture(
+        panels, f"Loss on held-out rows: {last.first:.2f} before training, {last.last:.2f} after {record.steps} steps"
+    )
 
 
 def main() -> None:
@@ -127,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.run / "run.json").exists():
         train(args.train, args.test, args.run)
-    args.svg.write_text(picture(read_run(args.run)) + "\n", encoding="utf-8")
+    args.svg.write_text(drawn(read_run(args.run)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

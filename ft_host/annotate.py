@@ -23,7 +23,8 @@ import torch
 from ft_host.errors import UsageError
 from ft_host.loop import annotated, collate, cut
 from ft_host.models.companions import still
-from ft_host.store import row_key
+from ft_host.processes import agreed
+from ft_host.store import Store, cache_folder, model_key, row_key
 
 if TYPE_CHECKING:
     from ft_host.batch import Batch
@@ -90,6 +91,14 @@ def passes(rows: list[Row], run: Run, model: Any, values: Values) -> list[dict[s
 
 
 # ---------------------------------------------------------------- before the first step
+
+
+def open_store(run: Run) -> None:
+    """Give the run the store of what its companions say of rows. All ranks read it; the main process writes."""
+    [spec] = [each.spec for each in run.models.values() if each.spec.ahead]  # a second one would need its own store
+    key = model_key(run.config, spec, run.device) if run.accelerator.is_main_process else None
+    key = agreed(run.accelerator, key)
+    run.store = Store(cache_folder() / "log-probs" / key if key else None)
 
 
 def make_ahead(run: Run, steps: Iterable[StepRows], total: int | None, per_epoch: int | None, held_out: list[Row]) -> None:

@@ -41,6 +41,7 @@ from torch.distributed.checkpoint.state_dict import (
 from ft_host.errors import FtHostError
 from ft_host.folder import write_json
 from ft_host.models import save_model
+from ft_host.processes import is_sharded
 
 if TYPE_CHECKING:
     from ft_host.loop import Progress
@@ -144,10 +145,6 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def is_sharded(run: Run) -> bool:
-    return run.config.distributed_strategy == "fsdp2" and run.world_size > 1
-
-
 @contextlib.contextmanager
 def _together(run: Run, doing: str) -> Iterator[None]:
     """An error on one rank becomes an error on all: none is left waiting for the others."""
@@ -176,12 +173,12 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress) -> Path
                 (aside / "state").mkdir(parents=True)
         with _together(run, doing):
             state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(run.policy, optimizer)}
-            if is_sharded(run):
+            if is_sharded(run.config, run.world_size):
                 state["model"] = get_model_state_dict(run.policy, options=_options(run))
             state |= followers(run)
             with _alone():
                 dcp.save(state, checkpoint_id=aside / "state", no_dist=run.world_size == 1)
-            if not is_sharded(run) and run.accelerator.is_main_process:
+            if not is_sharded(run.config, run.world_size) and run.accelerator.is_main_process:
                 save_model(run.policy, aside / "model")
                 run.tokenizer.save_pretrained(aside / "model")
             write_json(aside / f"rng-{run.rank}.json", random_states())

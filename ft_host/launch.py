@@ -7,15 +7,11 @@ reward functions, tokenizer, data and its first rows.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import errno
-import importlib.util
-import os
 import shutil
 import signal
 import sys
 import threading
-import time
 import traceback
 from functools import partial
 from pathlib import Path
@@ -25,12 +21,12 @@ import torch
 
 from ft_host import checkpoint as checkpoints
 from ft_host import data, registry
-from ft_host.annotate import make_ahead
+from ft_host.annotate import make_ahead, open_store
 from ft_host.config import RunConfig
-from ft_host.errors import ConfigError, FtHostError, Interrupted
-from ft_host.evaluate import evaluate_rewards
+from ft_host.errors import FtHostError, Interrupted
+from ft_host.evaluate import Evaluation
 from ft_host.folder import RunFolder, now
-from ft_host.loop import Progress, add_up, annotated, evaluate_loss, fit
+from ft_host.loop import Progress, add_up, fit
 from ft_host.manifest import (
     before_and_after,
     check_rows_per_step,
@@ -43,20 +39,16 @@ from ft_host.models import (
     check_vocabulary,
     load_policy,
     merge_adapter,
-    precision,
-    reshard,
     save_model,
     shard,
 )
 from ft_host.models.companions import Companion, keep_adapter
 from ft_host.optim import Schedule, make_optimizer, optimizer_factory
-from ft_host.progress import Trackers, sinks, tell
+from ft_host.processes import agreed, end_processes, is_sharded, start_processes
+from ft_host.progress import Trackers, check_trackers, sinks, tell
 from ft_host.report import write_report
 from ft_host.rewards import check_columns, load_rewards
 from ft_host.run import FinishedRun, ModelSpec, Run
-from ft_host.store import Store, cache_folder, model_key
-
-TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
 def train(
@@ -119,7 +111,7 @@ class _Launch:
         specs = plugins.hook.ft_models(config=config) or {}
         head = specs.pop("policy", ModelSpec()).head
         optimizer_factory(config)
-        self._check_trackers()
+        check_trackers(config.report_to)
         rewards = load_rewards(config)
         tokenizer = data.load_tokenizer(config)
         for role, spec in specs.items():
@@ -132,7 +124,8 @@ class _Launch:
             check_columns(reward, eval_source.columns)
         data.check_first_rows(train_source, prepare, config)
 
-        self._start_processes()
+        self.accelerator = start_processes(config)
+        self._sharded = is_sharded(config, self.accelerator.num_processes)
         self._open_folder(train_source, eval_source)
         checkpoint, damaged = self._checkpoint()
         torch.manual_seed(config.seed)  # new weights (an adapter's) are the same on every rank
@@ -176,56 +169,31 @@ class _Launch:
         if checkpoint:
             run.say(f"resumed from {checkpoint.name}")
 
-        eval_rows, eval_raw = data.eval_rows(eval_source, prepare, config) if eval_source else ([], [])
-        held_out = eval_rows[run.rank :: run.world_size]
+        evaluation = Evaluation(run, *(data.eval_rows(eval_source, prepare, config) if eval_source else ([], [])), rewards)
         if any(spec.ahead for spec in specs.values()):
-            self._make_ahead(run, specs, train_source, prepare, total, held_out)
-        fixed = all(spec.sync_steps is None for spec in specs.values())
-        if eval_rows and fixed:
-            held_out = annotated(run, held_out)  # once: companions that don't change say the same each time
-        evaluated = {"step": -1}
-
-        def evaluate() -> None:
-            if not eval_rows or evaluated["step"] == run.step:
-                return
-            evaluated["step"] = run.step
-            started = time.perf_counter()
-            rows = held_out if fixed else annotated(run, held_out)
-            entry = {"kind": "eval", "step": run.step} | evaluate_loss(run, rows)
-            if rewards:
-                metrics, samples = evaluate_rewards(run, eval_raw, rewards)
-                entry |= metrics
-                if self.accelerator.is_main_process:
-                    for sample in samples:
-                        self.folder.append("samples.jsonl", {"step": run.step, **sample})
-            reshard(policy)
-            run.log(entry | {"perf/eval_time": time.perf_counter() - started})
+            self._make_ahead(run, train_source, prepare, total, evaluation.mine)
+        evaluation.annotate()
 
         def save() -> None:
             checkpoints.save(run, optimizer.optimizer, progress)
 
         if config.eval_on_start and run.step == 0:
-            evaluate()
+            evaluation()
         self._catch_signals()
         if config.max_steps < 1 or run.step < config.max_steps:
             fit(
                 run, stream, optimizer, schedule, progress,
-                total_rows=total_rows, evaluate=evaluate, save=save, asked_to_stop=self.stopping.is_set,
+                total_rows=total_rows, evaluate=evaluation, save=save, asked_to_stop=self.stopping.is_set,
             )  # fmt: skip
-        evaluate()
+        evaluation()
         self._say_what_was_lost(run, stream)
         stream.close()
         return self._finish(run)
 
-    def _make_ahead(
-        self, run: Run, specs: dict[str, ModelSpec], source: Any, prepare: Any, total: int | None, held_out: list[Any]
-    ) -> None:
-        """Open the store of what companions say of rows and, at the start of a run, fill it. A run that goes on has
-        filled it; what has been deleted since is made when it is met."""
-        [spec] = [spec for spec in specs.values() if spec.ahead]  # one, so far: a second one needs a store of its own
-        key = model_key(self.config, spec, run.device) if run.accelerator.is_main_process else None
-        key = _agreed(self.accelerator, key)
-        run.store = Store(cache_folder() / "log-probs" / key if key else None)
+    def _make_ahead(self, run: Run, source: Any, prepare: Any, total: int | None, held_out: list[Any]) -> None:
+        """What companions say of rows, from an earlier run or made now. A run that goes on has made it already; what
+        has been deleted since is made when it is met."""
+        open_store(run)
         if run.step:
             return
         steps = data.TrainStream(source, prepare, self.config, rank=run.rank, world_size=run.world_size)
@@ -243,41 +211,13 @@ class _Launch:
         if cut:
             run.say(f"{cut} rows were cut at max_length {self.config.max_length}", "warning")
 
-    def _check_trackers(self) -> None:
-        for name in self.config.report_to:
-            if name not in TRACKERS:
-                raise ConfigError(f"report_to: {name!r} is none of {', '.join(TRACKERS)}")
-            if importlib.util.find_spec(name) is None:
-                raise ConfigError(f"report_to: {name} is not installed (pip install {name})")
-
-    def _start_processes(self) -> None:
-        from accelerate import Accelerator, InitProcessGroupKwargs
-
-        for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-            if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
-                raise ConfigError(
-                    f"accelerate is configured for {engine}, which this loop doesn't drive; configure plain processes, and "
-                    f"set distributed_strategy: fsdp2 to shard the model"
-                )
-        cpu = self.config.use_cpu or not torch.cuda.is_available()
-        patience = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=self.config.timeout))
-        self.accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision=precision(self.config, torch.device("cpu" if cpu else "cuda")),
-            log_with=self.config.report_to or None,
-            project_dir=self.config.output_dir or ".",
-            kwargs_handlers=[patience],
-        )
-        self.accelerator.gradient_accumulation_steps = 1  # the loop's own business, whatever accelerate's config says
-        self._sharded = self.config.distributed_strategy == "fsdp2" and self.accelerator.num_processes > 1
-
     def _open_folder(self, train_source: Any, eval_source: Any) -> None:
         if self.resume:
             self.folder = RunFolder.open(self.resume)
         elif self.config.output_dir:
             self.folder = RunFolder(self.config.output_dir)
         else:
-            self.folder = RunFolder(_agreed(self.accelerator, fresh_folder(self.method.name)))
+            self.folder = RunFolder(agreed(self.accelerator, fresh_folder(self.method.name)))
         if self.resume:
             check_rows_per_step(self.folder, self.config, self.accelerator.num_processes)
         if not self.accelerator.is_main_process:
@@ -298,7 +238,7 @@ class _Launch:
         if not self.resume:
             return None, []
         found = checkpoints.newest(self.folder.checkpoints)
-        return _agreed(self.accelerator, found)
+        return agreed(self.accelerator, found)
 
     def _write_plan(self, run: Run, total: int | None) -> None:
         if not self.accelerator.is_main_process:
@@ -348,7 +288,7 @@ class _Launch:
                 run.say(sentence)
             self.folder.update(status="finished", finished=now(), result=metrics)
             run.say(f"model in {self.folder.model}, report in {self._report()}")
-        metrics = _agreed(self.accelerator, metrics)
+        metrics = agreed(self.accelerator, metrics)
         return FinishedRun(folder=self.folder.path, steps=run.step, metrics=metrics)
 
     # -- when it goes wrong
@@ -380,23 +320,9 @@ class _Launch:
         if self.accelerator is not None:
             if self.config.report_to:
                 self.accelerator.end_training()
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
-            # A program may train again in this process, with other settings.
-            from accelerate.state import AcceleratorState
-
-            AcceleratorState._reset_state(reset_partial_state=True)
+            end_processes()
 
 
 def _prepare(method: str, tokenizer: Any, config: RunConfig, row: dict[str, Any]) -> Any:
     """`ft_prepare` of the method, in whatever process this runs in (workers import the method themselves)."""
     return registry.prepare_hook(method, tuple(config.diagnostics))(row=row, tokenizer=tokenizer, config=config)
-
-
-def _agreed(accelerator: Any, value: Any) -> Any:
-    """The main process' value, on every rank."""
-    if accelerator.num_processes == 1:
-        return value
-    values = [value]
-    torch.distributed.broadcast_object_list(values, src=0)
-    return values[0]

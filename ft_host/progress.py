@@ -5,14 +5,17 @@ Each printer is a plugin of the run that implements `ft_log`, like any other sin
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import time
 from typing import Any
 
+from ft_host.errors import ConfigError
 from ft_host.hooks import hookimpl
 
-SHOWN = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy")
+SHOWN = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "rewards/accuracies", "rewards/margins", "accuracy")
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
 def mode(progress: str) -> str:
@@ -105,6 +108,15 @@ class Json:
     @hookimpl
     def ft_log(self, entry, run):
         print(json.dumps(entry, ensure_ascii=False), flush=True)
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raise ConfigError for a tracker that isn't known or isn't installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"report_to: {name!r} is none of {', '.join(TRACKERS)}")
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"report_to: {name} is not installed (pip install {name})")
 
 
 class Trackers:

@@ -1,6 +1,8 @@
 """Make what the arithmetic example needs: rows, a tokenizer and an untrained model, all from a seed.
 
     OUT/data/train.jsonl, OUT/data/test.jsonl   sums worked out digit by digit; README.md shows what a row looks like
+    OUT/data/preference_*.jsonl                 a right and a wrong way to the same sum
+    OUT/data/unpaired_*.jsonl                   one way to a sum, and whether it is right
     OUT/model/                                  tokenizer and model, saved as a model from a hub would be
 
 A tenth of all numbers is kept for test.jsonl: no operand of a test row is an operand of any training row.
@@ -12,19 +14,52 @@ import argparse
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 FEWEST_DIGITS = 2
 
 
-def work_out(a: int, b: int) -> str:
-    """The sum from the last digit to the first, a line a digit (a carry is a third summand), and then the sum."""
-    lines, carry = [], 0
-    for place in range(max(len(str(a)), len(str(b)))):
+def work_out(a: int, b: int, slip: int | None = None, error: int = 0) -> str:
+    """The sum from the last digit to the first, a line a digit (a carry is a third summand), and then the sum.
+
+    With `slip`, a place, that line is wrong by `error`, and what follows goes on from there.
+    """
+    lines, carry, written = [], 0, ""
+    for place in range(places_of(a, b)):
         digits = [int(str(number)[-1 - place]) for number in (a, b) if place < len(str(number))]
         summands = [*digits, 1] if carry else digits
-        lines.append("+".join(map(str, summands)) + f"={sum(summands)}")
-        carry = sum(summands) // 10
-    return "\n".join([*lines, str(a + b)])
+        total = sum(summands) + (error if place == slip else 0)
+        lines.append("+".join(map(str, summands)) + f"={total}")
+        carry, written = total // 10, str(total % 10) + written
+    return "\n".join([*lines, ("1" if carry else "") + written])
+
+
+def places_of(a: int, b: int) -> int:
+    return max(len(str(a)), len(str(b)))
+
+
+def work_out_wrongly(a: int, b: int, rng: random.Random) -> str:
+    """The same with one line that is wrong by one, up or down, in a place drawn at random."""
+    slip = rng.randrange(places_of(a, b))
+    right = int(work_out(a, b).split("\n")[slip].partition("=")[2])
+    return work_out(a, b, slip, rng.choice([-1, 1]) if 0 < right < 19 else (1 if right == 0 else -1))
+
+
+def pair_of(row: dict[str, str], rng: random.Random) -> dict[str, str]:
+    a, b = map(int, row["prompt"].removesuffix("=\n").split("+"))
+    return {
+        "prompt": row["prompt"],
+        "chosen": row["completion"],
+        "rejected": work_out_wrongly(a, b, rng),
+        "answer": row["answer"],
+    }
+
+
+def judged_of(row: dict[str, str], rng: random.Random) -> dict[str, str | bool]:
+    """One completion of a pair, and whether it is the right one. Three of four are wrong, as a weak model's would be."""
+    label = rng.random() < 0.25
+    completion = row["chosen"] if label else row["rejected"]
+    return {"prompt": row["prompt"], "completion": completion, "label": label, "answer": row["answer"]}
 
 
 def row_of(a: int, b: int) -> dict[str, str]:
@@ -102,7 +137,7 @@ def make_model(tokenizer, args: argparse.Namespace):
     return Qwen3ForCausalLM(config)
 
 
-def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -123,6 +158,11 @@ def main(argv: list[str] | None = None) -> None:
     (args.out / "data").mkdir(parents=True, exist_ok=True)
     write_jsonl(args.out / "data" / "train.jsonl", train)
     write_jsonl(args.out / "data" / "test.jsonl", test)
+    rng = random.Random(args.seed + 1)
+    for name, rows in (("train", train), ("test", test)):
+        pairs = [pair_of(row, rng) for row in rows]
+        write_jsonl(args.out / "data" / f"preference_{name}.jsonl", pairs)
+        write_jsonl(args.out / "data" / f"unpaired_{name}.jsonl", [judged_of(pair, rng) for pair in pairs])
     tokenizer = make_tokenizer([row["prompt"] + row["completion"] for row in train])
     model = make_model(tokenizer, args)
     tokenizer.save_pretrained(args.out / "model")

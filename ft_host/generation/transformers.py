@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from ft_host import hookimpl
 from ft_host.errors import DataError
 from ft_host.generation import Completion, Request, Sampling
+from ft_host.processes import is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -148,7 +149,7 @@ def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[C
     seed = sampling.seed
     if seed is None:
         seed = int(torch.randint(2**31, ()))  # of torch's own random state, which checkpoints keep
-    if is_sharded(run):
+    if is_sharded(run.config, run.world_size):
         # Each forward gathers weights from all ranks: all run as many batches as the one that has most.
         idle = [Job(-1, [ends[0] if ends else 0], 1)]
         batches += [idle] * (max(run.gather(len(batches))) - len(batches))
@@ -191,9 +192,9 @@ def run_batch(
             pad_token_id=pad,
         ),
         "logits_processor": LogitsProcessorList([picker]),
-        "synced_gpus": is_sharded(run),
+        "synced_gpus": is_sharded(run.config, run.world_size),
     }
-    call_generate(run.policy, arguments, sharded=is_sharded(run))
+    call_generate(run.policy, arguments, sharded=is_sharded(run.config, run.world_size))
     tokens = torch.stack(picker.tokens, 1)[:, :limit].tolist()
     logprobs = torch.stack(picker.logprobs, 1)[:, :limit].tolist()
     return [completion_of(*row, ends) for row in zip(tokens, logprobs, strict=True)]
@@ -220,11 +221,6 @@ def generating(run: Run, model: PreTrainedModel) -> Iterator[None]:
     finally:
         model.generation_config = defaults
         run.policy.train(was_training)
-
-
-def is_sharded(run: Run) -> bool:
-    """Whether each rank holds a part of the weights only."""
-    return run.world_size > 1 and run.config.distributed_strategy == "fsdp2"
 
 
 def call_generate(policy: Policy, arguments: dict[str, Any], *, sharded: bool) -> None:

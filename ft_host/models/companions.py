@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ft_host.models.load import add_reference_adapter, load_frozen
-from ft_host.models.weights import adapter_of
 from ft_host.models.sharding import reshard, shard
+from ft_host.models.weights import adapter_of
+from ft_host.processes import is_sharded
 from ft_host.run import ModelSpec
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Companion:
         devices = [run.device] if run.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # when it is loaded must not change the run's numbers
             policy = load_frozen(config, self.spec.source or config.model, run.device, head=self.spec.head)
-        if config.distributed_strategy == "fsdp2" and run.world_size > 1:
+        if is_sharded(config, run.world_size):
             shard(policy, config)
         return policy
 
