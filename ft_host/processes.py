@@ -1,0 +1,63 @@
+"""The processes of a run: started by torchrun, accelerate launch or `ft-host train`, driven through accelerate."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ft_host.errors import ConfigError
+from ft_host.models import precision
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ft_host.config import RunConfig
+
+
+def start_processes(config: RunConfig) -> Accelerator:
+    """This process, among the others. Raises ConfigError where accelerate is configured for an engine of its own."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise ConfigError(
+                f"accelerate is configured for {engine}, which this loop doesn't drive; configure plain processes, and "
+                f"set distributed_strategy: fsdp2 to shard the model"
+            )
+    cpu = config.use_cpu or not torch.cuda.is_available()
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.timeout))
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=precision(config, torch.device("cpu" if cpu else "cuda")),
+        log_with=config.report_to or None,
+        project_dir=config.output_dir or ".",
+        kwargs_handlers=[patience],
+    )
+    accelerator.gradient_accumulation_steps = 1  # the loop's own business, whatever accelerate's config says
+    return accelerator
+
+
+def is_sharded(config: RunConfig, world_size: int) -> bool:
+    """Whether models are sharded over the processes. One process has nothing to shard over."""
+    return config.distributed_strategy == "fsdp2" and world_size > 1
+
+
+def agreed(accelerator: Accelerator, value: Any) -> Any:
+    """The main process' value, on every rank."""
+    if accelerator.num_processes == 1:
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def end_processes() -> None:
+    """Leave nothing behind: a program may train again in this process, with other settings."""
+    from accelerate.state import AcceleratorState
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
