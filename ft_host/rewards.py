@@ -12,14 +12,8 @@ The folder of a reward model stands for such a function too (`reward_model`).
 from __future__ import annotations
 
 import asyncio
-import difflib
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
-import traceback
-import zlib
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,13 +22,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError, DataError, FtHostError
+from ft_host.imports import cause, load_function, nearest
 from ft_host.reward_model import RewardModel, name_of
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-EXAMPLE = "file.py:function or package.module:function"
 
 
 @dataclass(frozen=True)
@@ -89,26 +83,8 @@ def find_reward(
 
 
 def load_reward(spec: str, option: str = "eval_reward", modules: dict[str, ModuleType] | None = None) -> RewardFunction:
-    """`file.py:function` (from the working directory) or `package.module:function`.
-
-    `option` is the field that errors name; `modules` holds what was read already, and is added to.
-    """
-    where, colon, name = spec.rpartition(":")
-    if not colon or not where or not name:
-        raise ConfigError(f"{option}: {spec!r} is not of the form {EXAMPLE}, and no folder")
-    modules = {} if modules is None else modules
-    if where not in modules:
-        modules[where] = _load_file(where, option) if where.endswith(".py") else _load_module(where, option)
-    module = modules[where]
-    functions = {key: value for key, value in vars(module).items() if callable(value)}
-    if name not in functions:
-        # of what is written in the module itself, not of what it imports
-        own = [
-            key for key, value in functions.items() if inspect.isroutine(value) and inspect.getmodule(value) is module
-        ]
-        what = "is not a function" if name in vars(module) else "is not there"
-        raise ConfigError(f"{option}: {where} was read, but {name!r} {what}" + _nearest(name, own, "functions in it"))
-    return describe(name, functions[name])
+    """A function by file or module; see `ft_host.imports`."""
+    return describe(spec.rpartition(":")[2], load_function(spec, option, modules))
 
 
 def describe(name: str, call: Callable[..., Any]) -> RewardFunction:
@@ -128,31 +104,6 @@ def describe(name: str, call: Callable[..., Any]) -> RewardFunction:
     )
 
 
-def _load_file(path: str, option: str) -> ModuleType:
-    file = Path(path).resolve()
-    if not file.is_file():
-        nearby = [str(other) for other in Path(path).parent.glob("*.py")]
-        raise ConfigError(f"{option}: there is no file {path}" + _nearest(path, nearby, "files there"))
-    name = f"_ft_host_file_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ConfigError(f"{option}: {path} can't be imported: {_cause(error)}") from error
-    return module
-
-
-def _load_module(name: str, option: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        hint = f" (a file is given with its .py: {name}.py:…)" if Path(f"{name}.py").is_file() else ""
-        raise ConfigError(f"{option}: module {name!r} can't be imported: {_cause(error)}{hint}") from error
-
-
 # ---------------------------------------------------------------- calling
 
 
@@ -169,7 +120,7 @@ def check_columns(function: RewardFunction, columns: Iterable[str]) -> None:
         if name not in ARGUMENTS and name not in columns:
             raise DataError(
                 f"{function.name}: its parameter {name!r} is neither a column of the data nor an argument of reward "
-                f"functions ({', '.join(ARGUMENTS)})" + _nearest(name, columns, "columns")
+                f"functions ({', '.join(ARGUMENTS)})" + nearest(name, columns, "columns")
             )
 
 
@@ -223,7 +174,7 @@ def _call(function: RewardFunction, scoring: Scoring) -> Any:
     except FtHostError:
         raise
     except Exception as error:
-        raise _wrong(function, f"raised {_cause(error)}") from error
+        raise _wrong(function, f"raised {cause(error)}") from error
 
 
 async def _await(function: RewardFunction, started: Awaitable[Any]) -> Any:
@@ -232,7 +183,7 @@ async def _await(function: RewardFunction, started: Awaitable[Any]) -> Any:
     except FtHostError:
         raise
     except Exception as error:
-        raise _wrong(function, f"raised {_cause(error)}") from error
+        raise _wrong(function, f"raised {cause(error)}") from error
 
 
 def _run_together(awaited: list[Awaitable[Any]]) -> list[Any]:
@@ -270,22 +221,6 @@ def _wrong(function: RewardFunction, text: str) -> FtHostError:
     return FtHostError(f"reward function {function.name}{place} {text}")
 
 
-def _cause(error: BaseException) -> str:
-    """The error on one line, with the innermost place that is neither ours nor the import system's."""
-    lines = str(error).splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__)
-    inner = [f for f in frames if f.filename not in (__file__, importlib.__file__) and not f.filename.startswith("<")]
-    return f"{text} ({inner[-1].filename}, line {inner[-1].lineno})" if inner else text
-
-
 def _shown(value: Any) -> str:
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:60] + '…'}"
-
-
-def _nearest(name: str, known: list[str], what: str) -> str:
-    if not known:
-        return ""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; {what}: {', '.join(sorted(known)[:10])}"

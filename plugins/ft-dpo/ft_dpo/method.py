@@ -24,8 +24,8 @@ from ft_host.annotate import annotate, evaluate_rows
 from ft_host.batch import IGNORE, Batch, Segment, forest
 from ft_host.data import fit_length, is_empty, preference_row, tokenize_completions
 from ft_host.errors import ConfigError, FtHostError
+from ft_host.imports import load_function
 from ft_host.metrics import mean
-from ft_host.rewards import load_reward
 from ft_host.run import Drop, LossOutput, ModelSpec
 
 NAMES = ("chosen", "rejected")
@@ -66,7 +66,7 @@ def loss_function(name: str) -> Loss:
     """A loss of the table, or the user's own, imported. Raises ConfigError, naming what can't be found or called."""
     if name in LOSSES:
         return LOSSES[name]
-    function = load_reward(name, "loss_type").call
+    function = load_function(name, "loss_type")
     try:
         inspect.signature(function).bind(None, None)
     except TypeError as error:
@@ -147,6 +147,7 @@ def ft_models(config):
     return {
         "reference": ModelSpec(
             source=config.ref_model,
+            field="ref_model",
             ahead="rows" if config.reference_ahead else None,
             sync_steps=config.ref_model_sync_steps if config.sync_ref_model else None,
             sync_alpha=config.ref_model_mixup_alpha,

@@ -138,7 +138,11 @@ def ft_models(config) -> dict[str, ModelSpec]:
     sync_steps = config.ref_model_sync_steps if config.sync_ref_model else None
     return {
         "reference": ModelSpec(
-            source=config.ref_model, ahead=ahead, sync_steps=sync_steps, sync_alpha=config.ref_model_mixup_alpha
+            source=config.ref_model,
+            field="ref_model",
+            ahead=ahead,
+            sync_steps=sync_steps,
+            sync_alpha=config.ref_model_mixup_alpha,
         )
     }
 

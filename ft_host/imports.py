@@ -1,0 +1,88 @@
+"""Functions that a config names: `file.py:function` (from the working directory) or `package.module:function`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ft_host.errors import ConfigError
+
+EXAMPLE = "file.py:function or package.module:function"
+
+
+def load_function(
+    spec: str, option: str, modules: dict[str, ModuleType] | None = None
+) -> Callable[..., Any]:
+    """The function, imported. `option` is the field that errors name; `modules` holds what was read already, and is
+    added to. Raises ConfigError for what can't be found or imported, with what is nearest to it."""
+    where, colon, name = spec.rpartition(":")
+    if not colon or not where or not name:
+        raise ConfigError(f"{option}: {spec!r} is not of the form {EXAMPLE}")
+    modules = {} if modules is None else modules
+    if where not in modules:
+        modules[where] = _load_file(where, option) if where.endswith(".py") else _load_module(where, option)
+    module = modules[where]
+    functions = {key: value for key, value in vars(module).items() if callable(value)}
+    if name not in functions:
+        # of what is written in the module itself, not of what it imports
+        own = [
+            key for key, value in functions.items() if inspect.isroutine(value) and inspect.getmodule(value) is module
+        ]
+        what = "is not a function" if name in vars(module) else "is not there"
+        raise ConfigError(f"{option}: {where} was read, but {name!r} {what}" + nearest(name, own, "functions in it"))
+    return functions[name]
+
+
+def _load_file(path: str, option: str) -> ModuleType:
+    file = Path(path).resolve()
+    if not file.is_file():
+        nearby = [str(other) for other in Path(path).parent.glob("*.py")]
+        raise ConfigError(f"{option}: there is no file {path}" + nearest(path, nearby, "files there"))
+    name = f"_ft_host_file_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(f"{option}: {path} can't be imported: {cause(error)}") from error
+    return module
+
+
+def _load_module(name: str, option: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        hint = f" (a file is given with its .py: {name}.py:…)" if Path(f"{name}.py").is_file() else ""
+        raise ConfigError(f"{option}: module {name!r} can't be imported: {cause(error)}{hint}") from error
+
+
+# ---------------------------------------------------------------- hints
+
+
+def cause(error: BaseException) -> str:
+    """The error on one line, with the innermost place that is neither ours nor the import system's."""
+    lines = str(error).splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = (str(Path(__file__).parent), importlib.__file__, "<")
+    inner = [frame for frame in frames if not frame.filename.startswith(ours)]
+    return f"{text} ({inner[-1].filename}, line {inner[-1].lineno})" if inner else text
+
+
+def nearest(name: str, known: list[str], what: str) -> str:
+    """A hint for a name that isn't known: the one that is most like it, or those that there are."""
+    if not known:
+        return ""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; {what}: {', '.join(sorted(known)[:10])}"
