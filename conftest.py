@@ -21,3 +21,9 @@ def accelerate_forgets():
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def cache_of_its_own(tmp_path, monkeypatch):
+    """What runs keep for later runs is kept for those of one test."""
+    monkeypatch.setenv("FT_HOST_CACHE", str(tmp_path / "cache"))

@@ -309,6 +309,9 @@ def fit(
             continue  # every row of this step was dropped
         progress.num_tokens += agreed.tokens
         seconds = time.perf_counter() - started
+        supervised = {}
+        if "tokens" in agreed.totals:  # a method that scores whole rows has none
+            supervised["perf/supervised_tokens_per_second"] = agreed.totals["tokens"] / seconds
         run.log(
             {
                 "kind": "train",
@@ -321,7 +324,7 @@ def fit(
                 **metrics,
                 "perf/step_time": seconds,
                 "perf/tokens_per_second": agreed.tokens / seconds,
-                "perf/supervised_tokens_per_second": agreed.totals.get("tokens", 0) / seconds,
+                **supervised,
                 "perf/peak_memory_mb": peak_memory_mb(run.device),
             }
         )

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError, DataError, FtHostError
-from ft_host.imports import cause, load_function, nearest
+from ft_host.imports import EXAMPLE, cause, load_function, nearest
 from ft_host.reward_model import RewardModel, name_of
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def find_reward(
     """The folder of a reward model, whose weights are loaded at its first call, or a function as in `load_reward`."""
     if Path(spec).is_dir():
         return describe(name_of(spec), RewardModel(spec, config, option))
+    if ":" not in spec:
+        raise ConfigError(f"{option}: {spec!r} is not of the form {EXAMPLE}, and no folder")
     return load_reward(spec, option, modules)
 
 

@@ -36,9 +36,9 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("FT_HOST_CACHE", str(tmp_path / "cache"))
+@pytest.fixture
+def cache(tmp_path) -> Path:
+    """What the root conftest.py has runs keep for later ones."""
     return tmp_path / "cache"
 
 

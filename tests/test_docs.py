@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,17 @@ def read(page: Path) -> str:
 def snippets(page: Path, language: str) -> list[tuple[str | None, str]]:
     """(name, text) of each fenced block in a language."""
     return [(found["name"], found["text"]) for found in FENCE.finditer(read(page)) if found["language"] == language]
+
+
+METHODS = [path.parent.name.removeprefix("ft-") for path in ROOT.glob("plugins/*/pyproject.toml")]
+
+
+def fields_of_method(name: str) -> dict[str, Any]:
+    """The fields of a method in this repository, of ft-sft for any other word (a method's file, METHOD)."""
+    from ft_host import registry
+    from ft_host.settings.fields import fields_of
+
+    return fields_of(registry.config_class(registry.find("method", name if name in METHODS else "sft")))
 
 
 def signature(name: str) -> str:
@@ -141,10 +153,7 @@ def test_there_are_commands_to_check():
 
 @pytest.mark.parametrize(("page", "command"), list(commands()), ids=lambda value: str(value)[-50:])
 def test_a_command_is_one_of_ours_and_its_flags_exist(page, command):
-    from ft_sft.config import SFTConfig
-
     from ft_host.cli import COMMANDS
-    from ft_host.settings.fields import fields_of
 
     name, *words = command.split()
     if name.startswith("-"):
@@ -154,7 +163,7 @@ def test_a_command_is_one_of_ours_and_its_flags_exist(page, command):
     flags = {word.partition("=")[0].removeprefix("--no-") for word in words if word.startswith("--")}
     flags = {flag.removeprefix("--").replace("-", "_") for flag in flags}
     if name in ("train", "data"):
-        fields = fields_of(SFTConfig)
+        fields = fields_of_method(words[0] if words else "")
         known = {*fields, *(alias for field in fields.values() for alias in field.aliases)}
         unknown = flags - known - {"help", *({"rows", "count", "color"} if name == "data" else {"dry_run", "resume"})}
         assert not unknown, f"{page.name}: {command}: no field {', '.join(sorted(unknown))}"
@@ -168,13 +177,21 @@ def test_a_command_is_one_of_ours_and_its_flags_exist(page, command):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_config_files_in_a_page_have_fields_that_exist(page):
+    """Of the method that the file names, or that the page is about."""
     import yaml
-    from ft_sft.config import SFTConfig
-
-    from ft_host.settings.fields import fields_of
 
     for _, text in snippets(page, "yaml"):
-        assert set(yaml.safe_load(text)) <= {*fields_of(SFTConfig), "method"}, text
+        given = yaml.safe_load(text)
+        method = given.get("method") or next((name for name in METHODS if name in (page.stem, page.parent.name[3:])), "")
+        assert set(given) <= {*fields_of_method(method), "method"}, text
+
+
+def test_example_configs_have_fields_that_exist():
+    import yaml
+
+    for path in sorted(ROOT.glob("examples/*/*.yaml")):
+        method = path.stem if path.stem in METHODS else "sft"
+        assert set(yaml.safe_load(read(path))) <= {*fields_of_method(method), "method"}, path
 
 
 # ---------------------------------------------------------------- links

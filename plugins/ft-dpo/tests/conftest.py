@@ -53,12 +53,6 @@ def accelerate_state() -> Iterator[None]:
     forget_accelerate()
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log-probs that are made ahead are kept for later runs: here, for those of one test."""
-    monkeypatch.setenv("FT_HOST_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("llama"), tiny_llama(), tiny_tokenizer())
