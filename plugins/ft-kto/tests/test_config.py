@@ -68,6 +68,7 @@ def test_what_is_made_ahead(fields, ahead):
 
 
 def test_the_reference_that_is_asked_for():
-    assert ft_models(KTOConfig()) == {"reference": ModelSpec(sync_alpha=0.6)}
+    assert ft_models(KTOConfig()) == {"reference": ModelSpec(field="ref_model", sync_alpha=0.6)}
     config = KTOConfig(ref_model="other", sync_ref_model=True, ref_model_sync_steps=7, ref_model_mixup_alpha=0.9)
-    assert ft_models(config) == {"reference": ModelSpec(source="other", sync_steps=7, sync_alpha=0.9)}
+    expected = ModelSpec(source="other", field="ref_model", sync_steps=7, sync_alpha=0.9)
+    assert ft_models(config) == {"reference": expected}
