@@ -19,7 +19,7 @@ def ft_models(config: RunConfig) -> dict[str, ModelSpec] | None:
     """The models of the run by role: "policy" where it is not a language model, and companions ("reference", ...).
 
     Implemented by the method, or not at all: then the run has a language model and no companion. Runs before anything
-    is loaded, so that a source that does not fit is refused by then. Since 0.1.
+    is loaded, so that a source that does not fit is refused by then. Since 0.2.
     """
 
 
@@ -30,7 +30,7 @@ def ft_annotate(rows: list[Row], run: Run) -> list[Row] | None:
     Implemented by the method, or not at all. Runs without gradient on this rank's rows of an optimizer step, before
     they are collated, and on its rows of an evaluation; for a companion whose spec says `ahead`, also before the first
     step on all rows. All ranks run it at once. Returns the same rows in the same order, with columns added (see
-    `ft_host.annotate`). None: the rows as they are. Since 0.1.
+    `ft_host.annotate`). None: the rows as they are. Since 0.2.
     """
 
 
@@ -40,7 +40,7 @@ def ft_step(rows: list[Row], run: Run) -> list[Row] | None:
 
     Implemented by the method, or not at all. Runs after `ft_annotate`, on this rank's rows of an optimizer step or an
     evaluation; all ranks run it at once, and `run.gather` sees them all. Returns the same rows in the same order, with
-    columns added. None: the rows as they are. Since 0.1.
+    columns added. None: the rows as they are. Since 0.2.
     """
 
 
