@@ -208,6 +208,8 @@ def train_step(
 def evaluate_loss(run: Run, mine: list[Row]) -> dict[str, float]:
     """Loss and metrics over the evaluation rows, of which `mine` are this rank's, annotated, as `eval_*`. Doesn't
     depend on the batch size or the ranks."""
+    was_training = run.model.training
+    run.model.eval()  # which is how `ft_step` tells held-out rows from those that are trained on
     mine = with_statistics(run, mine)
     order = sorted(range(len(mine)), key=lambda i: mine[i]["length"])
     cuts = cut([[mine[i]] for i in order], run.config.per_device_eval_batch_size, None)
@@ -216,8 +218,6 @@ def evaluate_loss(run: Run, mine: list[Row]) -> dict[str, float]:
     batches += [collate(run, []) for _ in range(agreed.micro_batches - len(batches))]
     run.totals = agreed.totals
     accumulator = Accumulator()
-    was_training = run.model.training
-    run.model.eval()
     with torch.no_grad():
         for batch in batches:
             loss_of(run, batch, agreed.tokens, accumulator)
