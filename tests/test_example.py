@@ -136,3 +136,49 @@ def test_the_run_file_and_the_readme_fit_the_files(made, tmp_path, monkeypatch):
     assert config.max_completion_length >= longest
     shown = json.loads(re.search(r"```json\n(.*?)\n```", (FOLDER / "README.md").read_text(), re.DOTALL)[1])
     assert shown == load("make").row_of(347, 85)
+
+
+# ---------------------------------------------------------------- preferences
+
+
+def is_right(row: dict[str, str], completion: str) -> bool:
+    """Whether each line is the sum of digits that stands in its place, and the answer the sum."""
+    return completion == load("make").work_out(*operands([row])[0])
+
+
+def test_of_a_pair_one_way_is_right_and_the_other_isnt(made):
+    for name in ("train", "test"):
+        pairs, judged, rows = (rows_of(made, kind + name) for kind in ("preference_", "unpaired_", ""))
+        assert [pair["prompt"] for pair in pairs] == [row["prompt"] for row in rows]
+        for pair, one in zip(pairs, judged, strict=True):
+            assert is_right(pair, pair["chosen"]) and not is_right(pair, pair["rejected"])
+            assert one["label"] is is_right(one, one["completion"])
+            assert one["completion"] in (pair["chosen"], pair["rejected"])
+        shorter = sum(pair["rejected"].count("\n") < pair["chosen"].count("\n") for pair in pairs)
+        assert 0.3 < shorter / len(pairs) < 0.7  # half of the mistakes leave a line out
+    assert 0.15 < sum(row["label"] for row in rows_of(made, "unpaired_train")) / 300 < 0.35
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "reward"])
+def test_the_files_of_preferences_train(made, tmp_path, monkeypatch, method):
+    """Each as it stands, but for a model that hasn't learnt to add and two steps."""
+    import ft_host
+    from ft_host import registry
+    from ft_host.settings import resolve
+    from ft_host.testing.invariants import lines
+
+    there = tmp_path / "examples" / "arithmetic"
+    shutil.copytree(made, there)
+    for name in (f"{method}.yaml", "rewards.py"):
+        shutil.copy(FOLDER / name, there)
+    (tmp_path / "runs" / "arithmetic-sft").mkdir(parents=True)
+    shutil.copytree(made / "model", tmp_path / "runs" / "arithmetic-sft" / "model")
+    monkeypatch.chdir(tmp_path)
+    fields = {"max_steps": 2, "warmup_steps": 0, "progress": "quiet"}
+    fields |= {} if method == "reward" else {"max_completion_length": 4}
+    config_class = registry.config_class(registry.find("method", method))
+    config = resolve(config_class, f"examples/arithmetic/{method}.yaml", fields).config
+    run = ft_host.train(config)
+    assert run.folder == Path(f"runs/arithmetic-{method}") and run.steps == 2
+    before, after = lines(run.folder, "eval")
+    assert before["step"] == 0 and after["eval_loss"] < before["eval_loss"]

@@ -39,10 +39,13 @@ def places_of(a: int, b: int) -> int:
 
 
 def work_out_wrongly(a: int, b: int, rng: random.Random) -> str:
-    """The same with one line that is wrong by one, up or down, in a place drawn at random."""
-    slip = rng.randrange(places_of(a, b))
-    right = int(work_out(a, b).split("\n")[slip].partition("=")[2])
-    return work_out(a, b, slip, rng.choice([-1, 1]) if 0 < right < 19 else (1 if right == 0 else -1))
+    """The same with a mistake in a place drawn at random: its line is wrong by one, or it is left out."""
+    lines, place = work_out(a, b).split("\n"), rng.randrange(places_of(a, b))
+    if rng.random() < 0.5:
+        answer = lines[-1]
+        return "\n".join([*lines[:place], *lines[place + 1 : -1], answer[: -1 - place] + answer[len(answer) - place :]])
+    total = int(lines[place].partition("=")[2])
+    return work_out(a, b, place, -1 if total == 19 else 1 if total == 0 else rng.choice([-1, 1]))
 
 
 def pair_of(row: dict[str, str], rng: random.Random) -> dict[str, str]:
