@@ -116,7 +116,10 @@ def learned(method: str, model: Path, out: Path, args: argparse.Namespace) -> Pa
     every = max(1, steps // args.evaluations)
     own = {"save_steps": 0}
     if method == "kto":
-        own = {"save_steps": every, "save_total_limit": None, "desirable_weight": balance(rows)}
+        own = {
+            "save_steps": every, "save_total_limit": None, "desirable_weight": balance(rows),
+            "eval_max_rows": 300,  # each costs two passes: its own and that of the KL estimate
+        }  # fmt: skip
     ft_host.train(
         config(
             model=str(model), dataset=str(rows), eval_dataset=str(held_out), output_dir=str(run), max_steps=steps,

@@ -14,7 +14,7 @@ from torch import nn
 from ft_host.errors import ConfigError
 from ft_host.models.policy import Policy
 from ft_host.models.probe import choose_layout
-from ft_host.models.weights import load_model, load_weights
+from ft_host.models.weights import base_of, find_config, is_classifier, load_model, load_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,6 +138,10 @@ def load_policy(
     if head is not None:
         model.config.get_text_config().pad_token_id = score_pad(tokenizer)
     policy = _placed(model, config, device, head)
+    if head is not None:
+        found = find_config(base_of(config.model), "model", config.model_revision, config.trust_remote_code)
+        if not is_classifier(found):
+            policy.notes.append("the layer that gives the score is new: before training, scores are random")
     policy.router_aux_loss_coef = _router_coefficient(policy, config)
     if policy.router_aux_loss_coef:
         policy.notes.append(

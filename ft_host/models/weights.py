@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +86,19 @@ def is_classifier(found: Any) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in found.architectures or ())
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' report on loading: what is wrong in it is refused, by name."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def load_base(
     config: RunConfig, name: str, *, field: str = "model", head: str | None = None, revision: str | None = None
 ) -> nn.Module:
@@ -110,19 +125,20 @@ def load_base(
                 f"(num_labels: 1)"
             )
     try:
-        model, report = auto.from_pretrained(
-            name,
-            dtype=DTYPES[config.dtype],
-            attn_implementation=config.attn_implementation,
-            quantization_config=_quantisation(config),
-            device_map={"": torch.cuda.current_device()} if _quantisation(config) else None,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report, and refused below, by name
-            revision=revision,
-            trust_remote_code=config.trust_remote_code,
-            **labels,
-        )
+        with quiet() if head is not None else contextlib.nullcontext():  # it would warn of the head, which is new
+            model, report = auto.from_pretrained(
+                name,
+                dtype=DTYPES[config.dtype],
+                attn_implementation=config.attn_implementation,
+                quantization_config=_quantisation(config),
+                device_map={"": torch.cuda.current_device()} if _quantisation(config) else None,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, and refused below, by name
+                revision=revision,
+                trust_remote_code=config.trust_remote_code,
+                **labels,
+            )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"{field}: {name} can't be loaded: {str(error).splitlines()[0]}") from error
     for key, found_shape, expected_shape in sorted(report["mismatched_keys"]):
