@@ -150,11 +150,10 @@ def pair_accuracy(model: Path, reference: Path | None, out: Path, name: str) -> 
 # ---------------------------------------------------------------- curves
 
 
-def without_start(series: Series) -> Series:
-    """Before training policy and reference are the same, and no reward is the higher one."""
+def from_step(series: Series, first: int) -> Series:
     found = Series()
     for step, value in zip(series.steps, series.values, strict=True):
-        if step > 0:
+        if step >= first:
             found.put(step, value)
     return found
 
@@ -175,9 +174,8 @@ def panels_of(method: str, record: RunRecord, pairs: Series | None) -> list[Pane
     if method == "reward":
         return [loss, Panel("pairs in the right order", evals["eval_accuracy"], train["accuracy"], **chance)]
     if method == "dpo":
-        held_out, trained = (
-            without_start(series) for series in (evals["eval_rewards/accuracies"], train["rewards/accuracies"])
-        )
+        # before the first update policy and reference are the same, and no reward is the higher one
+        held_out, trained = from_step(evals["eval_rewards/accuracies"], 1), from_step(train["rewards/accuracies"], 2)
         return [loss, Panel("pairs in the right order", held_out, trained, **chance)]
     return [loss, Panel("reward margin", evals["eval_rewards/margins"]), Panel("pairs in the right order", pairs, **chance)]
 
@@ -192,12 +190,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/gsm8k-preferences"), help="default: %(default)s")
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--held-out", type=float, default=0.15, help="share of the questions (default: %(default)s)")
-    parser.add_argument("--evaluations", type=int, default=5, help="of a run, beside the one before (default: %(default)s)")
+    parser.add_argument("--evaluations", type=int, default=4, help="of a run, beside the one before (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="pairs or rows of a step (default: %(default)s)")
-    parser.add_argument("--sft-steps", type=int, default=600)
-    for method, steps, rate in (("dpo", 250, 5e-5), ("kto", 300, 5e-5), ("reward", 250, 1e-4)):
-        parser.add_argument(f"--{method}-steps", type=int, default=steps)
-        parser.add_argument(f"--{method}-lr", type=float, default=rate)
+    parser.add_argument("--sft-steps", type=int, default=934, help="one pass over 7,473 rows (default: %(default)s)")
+    for method, steps, rate in (("dpo", 160, 3e-5), ("kto", 160, 1e-4), ("reward", 200, 1e-4)):
+        parser.add_argument(f"--{method}-steps", type=int, default=steps, help="default: %(default)s")
+        parser.add_argument(f"--{method}-lr", type=float, default=rate, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     args = parser.parse_args()
 
