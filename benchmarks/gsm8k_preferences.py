@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=4, help="of a run, beside the one before (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="pairs or rows of a step (default: %(default)s)")
     parser.add_argument("--sft-steps", type=int, default=934, help="one pass over 7,473 rows (default: %(default)s)")
-    for method, steps, rate in (("dpo", 160, 3e-5), ("kto", 160, 1e-4), ("reward", 200, 1e-4)):
+    for method, steps, rate in (("dpo", 160, 3e-5), ("kto", 160, 1e-4), ("reward", 160, 2e-4)):
         parser.add_argument(f"--{method}-steps", type=int, default=steps, help="default: %(default)s")
         parser.add_argument(f"--{method}-lr", type=float, default=rate, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
