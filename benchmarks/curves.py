@@ -65,8 +65,9 @@ def _drawn(panel: Panel, left: float, last_step: float) -> Markup:
     heights = ticks(low, high, wanted=5)
     for tick, label in zip(heights, tick_labels(heights), strict=True):
         drawn += [_line([(x0, up(tick)), (x1, up(tick))], GRID, width=1), _text(x0 - 7, up(tick) + 4, label, anchor="end")]
-    for tick in ticks(0.0, last_step, wanted=4, whole=True):
-        name = f"step {tick:.0f}" if tick == last_step else f"{tick:.0f}"
+    marked = ticks(0.0, last_step, wanted=4, whole=True)
+    for tick in marked:
+        name = f"step {tick:.0f}" if tick == marked[-1] else f"{tick:.0f}"
         drawn.append(_text(across(tick), HEIGHT - 12, name, anchor="end" if tick == last_step else "middle"))
     if panel.level is not None:
         drawn += [_line([(x0, up(panel.level)), (x1, up(panel.level))], SOFT, width=1),
