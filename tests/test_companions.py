@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 from pathlib import Path
@@ -23,9 +22,9 @@ from ft_host.models import load as loading
 from ft_host.run import ModelSpec
 from ft_host.store import Store, fingerprint, model_key, row_key
 from ft_host.testing.invariants import as_if_killed, assert_same, first_step, lines
-from ft_host.testing.models import save_tiny, tiny_llama
+from ft_host.testing.models import save_adapter, save_tiny, tiny_llama
+from ft_host.testing.rows import WORDS, write_rows
 
-WORDS = "the quick brown fox jumps over a lazy dog step by small model learns question answer three apples".split()
 ROWS = [
     {
         "prompt": " ".join(WORDS[i % 7 : i % 7 + 1 + i % 3]) + "?",
@@ -50,20 +49,7 @@ def llama(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(llama, tmp_path_factory) -> Path:
     """An adapter whose B is not zero, so that it differs from its base."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(5)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    folder = tmp_path_factory.mktemp("companions") / "adapter"
-    model.save_pretrained(folder)
-    for path in llama.glob("tokenizer*"):
-        shutil.copy(path, folder)
-    return folder
+    return save_adapter(llama, tmp_path_factory.mktemp("companions") / "adapter")
 
 
 @pytest.fixture
@@ -72,7 +58,7 @@ def make(tmp_path, llama):
 
     def config(**fields: Any) -> DPOConfig:
         for name, rows in (("train", ROWS), ("test", ROWS[:5])):
-            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_rows(tmp_path / f"{name}.jsonl", rows)
         given = {
             "model": str(llama), "dataset": str(tmp_path / "train.jsonl"), "eval_dataset": str(tmp_path / "test.jsonl"),
             "output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 4, "learning_rate": 1e-3,
@@ -265,17 +251,14 @@ def test_only_the_rows_of_the_steps_to_come_are_asked_about(make, monkeypatch):
 def test_a_mixture_draws_other_rows_in_each_epoch_and_all_are_known(make, tmp_path, loaded):
     parts = []
     for name, rows in (("a", ROWS[:18]), ("b", ROWS[18:])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        parts.append({"path": str(tmp_path / f"{name}.jsonl"), "weight": 1.0})
+        parts.append({"path": str(write_rows(tmp_path / f"{name}.jsonl", rows)), "weight": 1.0})
     went(make(dataset=parts, max_steps=-1, num_train_epochs=3.0))
     assert len(loaded) == 1, "a row that was not asked about ahead needs the model that the run began with"
 
 
 def test_a_bad_row_is_named_before_training(make, tmp_path):
     config = make(max_steps=-1, num_train_epochs=1.0, eval_dataset=None, eval_steps=None)
-    rows = ROWS * 5
-    text = "".join(json.dumps(row) + "\n" for row in rows[:100]) + json.dumps({"prompt": 3, "chosen": "a", "rejected": "b"})
-    (tmp_path / "train.jsonl").write_text(text)
+    write_rows(tmp_path / "train.jsonl", [*(ROWS * 5)[:100], {"prompt": 3, "chosen": "a", "rejected": "b"}])
     with pytest.raises(UsageError, match="line 101"):
         ft_host.train(config)
     assert not (Path(config.output_dir) / "metrics.jsonl").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from ft_host.batch import IGNORE, Batch, Segment, forest
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
-from ft_host.models import Policy, add_reference_adapter, check_vocabulary, load_frozen, load_policy, save_model
+from ft_host.models import add_reference_adapter, check_vocabulary, load_frozen, load_policy, save_model
 from ft_host.models.policy import unshared
 from ft_host.testing import models
 
@@ -28,14 +29,7 @@ TOKENIZER = models.tiny_tokenizer()
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Any:
     """`saved("llama")`: the folder of a tiny model, made once."""
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(name: str) -> Path:
-        if not (root / name).is_dir():
-            models.save_tiny(root / name, getattr(models, f"tiny_{name}")(), TOKENIZER)
-        return root / name
-
-    return folder
+    return partial(models.save_family, tmp_path_factory.mktemp("models"))
 
 
 def config_of(folder: Path | str, **fields: Any) -> RunConfig:
@@ -70,14 +64,6 @@ def full_batch(supervised_prompt: bool = False) -> Batch:
     return forest(segments, num_rows=2)
 
 
-def disturb(policy: Policy) -> None:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-
-
 # ---------------------------------------------------------------- frozen
 
 
@@ -100,7 +86,7 @@ def test_a_frozen_mixture_of_experts_has_no_router_loss(saved):
 
 def test_an_adapters_folder_frozen(saved, tmp_path):
     trained = load_policy(config_of(saved("llama"), use_peft=True), TOKENIZER, CPU)
-    disturb(trained)
+    models.disturb(trained)
     save_model(trained, tmp_path)
     expected = trained.eval()(full_batch())["logp"].detach()
     by_source = load_frozen(config_of(saved("qwen")), str(tmp_path), CPU)
@@ -160,7 +146,7 @@ def test_the_vocabulary_of_an_adapter_is_that_of_its_base(saved, tmp_path):
 @pytest.mark.parametrize("fields", [{}, {"lora_modules_to_save": ["lm_head"]}], ids=["lora", "with a saved head"])
 def test_the_adapter_that_training_started_from_is_kept(saved, tmp_path, fields):
     first = load_policy(config_of(saved("llama"), use_peft=True, **fields), TOKENIZER, CPU)
-    disturb(first)
+    models.disturb(first)
     save_model(first, tmp_path / "start")
     policy = load_policy(config_of(tmp_path / "start", use_peft=True), TOKENIZER, CPU)
     batch = full_batch()
@@ -170,7 +156,7 @@ def test_the_adapter_that_training_started_from_is_kept(saved, tmp_path, fields)
     add_reference_adapter(policy, tmp_path / "start")
     assert policy.training and policy.model.active_adapters == ["default"]
     assert [name for name, parameter in policy.named_parameters() if parameter.requires_grad] == names
-    disturb(policy)
+    models.disturb(policy)
     assert not torch.allclose(policy(batch)["logp"], before)
     policy.model.set_adapter("reference", inference_mode=True)
     torch.testing.assert_close(policy(batch)["logp"].detach(), before, rtol=0, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,7 @@ SHARING = "the load-balancing loss is that of full sequences: a prompt that rows
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Any:
     """`saved("llama")`: the folder of a tiny model, made once."""
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(name: str) -> Path:
-        if not (root / name).is_dir():
-            models.save_tiny(root / name, getattr(models, f"tiny_{name}")(), TOKENIZER)
-        return root / name
-
-    return folder
+    return partial(models.save_family, tmp_path_factory.mktemp("models"))
 
 
 def policy_of(folder: Path | str, **fields: Any) -> Policy:
@@ -63,15 +57,6 @@ def alone(model: Any, rows: list[list[int]]) -> torch.Tensor:
 
 def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 5e-6) -> None:
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-
-
-def disturb(policy: Policy) -> None:
-    """Stand in for training: change what is trained."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
 def trained(policy: Policy) -> list[str]:
@@ -322,7 +307,7 @@ def test_an_adapter_from_start_to_merge(saved, tmp_path, name, adapter):
             "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
         }  # fmt: skip
 
-    disturb(policy)
+    models.disturb(policy)
     policy(batch, weight=torch.exp)["nll"].backward()
     found = {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
     policy.zero_grad()
@@ -360,7 +345,7 @@ def test_an_adapter_with_checkpointing(saved):
     for on in (False, True):
         torch.manual_seed(0)  # an adapter starts at random
         policy = policy_of(saved("llama"), use_peft=True, gradient_checkpointing=on)
-        disturb(policy)
+        models.disturb(policy)
         policy(batch, weight=torch.ones_like)["nll"].backward()
         grads.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
     close(grads[1], grads[0], 1e-6)
@@ -373,7 +358,7 @@ def test_an_adapter_with_checkpointing(saved):
 @pytest.mark.parametrize("name", ["llama", "qwen", "moe", "gpt2"])
 def test_what_is_saved_is_what_transformers_loads(saved, tmp_path, name):
     policy = policy_of(saved(name))
-    disturb(policy)
+    models.disturb(policy)
     save_model(policy, tmp_path / "own")
     assert policy.causal_lm.config._attn_implementation == "ft_segments_sdpa", "saving must not uninstall"
     # as a sharded run does it: from whole tensors, by the names of the policy
@@ -393,7 +378,7 @@ def test_what_is_saved_is_what_transformers_loads(saved, tmp_path, name):
 
 def test_an_adapter_saved_from_whole_tensors(saved, tmp_path):
     policy = policy_of(saved("llama"), use_peft=True, lora_modules_to_save=["lm_head"])
-    disturb(policy)
+    models.disturb(policy)
     save_model(policy, tmp_path / "own")
     save_model(policy, tmp_path / "state", {key: tensor.clone() for key, tensor in policy.state_dict().items()})
     own, state = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("own", "state"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,7 @@ FAMILIES = ["llama", "qwen", "mistral", "gpt2", "moe"]
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Any:
     """`saved("llama")`: the folder of a tiny language model; `saved("llama", True)`: of its classifier."""
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(name: str, classifier: bool = False) -> Path:
-        place = root / f"{name}{'-classifier' if classifier else ''}"
-        if not place.is_dir():
-            model = getattr(models, f"tiny_{name}")()
-            models.save_tiny(place, models.as_classifier(model) if classifier else model, TOKENIZER)
-        return place
-
-    return folder
+    return partial(models.save_family, tmp_path_factory.mktemp("models"))
 
 
 def policy_of(folder: Path | str, tokenizer: Any = TOKENIZER, **fields: Any) -> Policy:
@@ -76,14 +68,6 @@ def scores(policy: Policy, batch: Batch) -> torch.Tensor:
 
 def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 5e-6) -> None:
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-
-
-def disturb(policy: Policy) -> None:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
 # ---------------------------------------------------------------- scores
@@ -312,7 +296,7 @@ def test_padding_that_is_eos(saved, tmp_path, missing, use_peft):
     tokenizer = eos_as_pad(missing)
     end = tokenizer.eos_token_id
     policy = policy_of(saved("llama"), tokenizer, use_peft=use_peft)
-    disturb(policy)
+    models.disturb(policy)
     rows = some_rows(end)
     batch = batch_of(rows, score_pad(tokenizer))
     assert batch.input_ids[batch.ends].tolist() == [row[-2] for row in rows]
@@ -336,7 +320,7 @@ def test_padding_that_is_eos(saved, tmp_path, missing, use_peft):
 def test_what_is_saved_is_what_transformers_loads(saved, tmp_path, name):
     """From a language model, tied or not, trained a little; from own weights and from whole tensors."""
     policy = policy_of(saved(name))
-    disturb(policy)
+    models.disturb(policy)
     save_model(policy, tmp_path / "own")
     save_model(policy, tmp_path / "state", {key: tensor.clone() for key, tensor in policy.state_dict().items()})
     rows = some_rows()
@@ -361,7 +345,7 @@ def test_an_adapter_from_start_to_merge(saved, tmp_path, name, start):
     names = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
     assert [name for name in names if "lora_" not in name] == ["model.base_model.model.score.modules_to_save.default.weight"]
     assert not [name for name in names if "lora_" in name and ".score" in name]
-    disturb(policy)
+    models.disturb(policy)
     out = scores(policy, batch)
     (out[0] - out[1] + out[2] * out[3]).backward()
     found = {key: p.grad.clone() for key, p in policy.model.named_parameters() if p.grad is not None}

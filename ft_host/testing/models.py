@@ -114,6 +114,12 @@ def tiny_mamba(seed: int = 0, **overrides: Any) -> Any:
     return _make(MambaConfig(**{**own, **ids, **overrides}), seed)
 
 
+FAMILIES = {
+    "llama": tiny_llama, "qwen": tiny_qwen, "mistral": tiny_mistral, "gemma": tiny_gemma, "gpt2": tiny_gpt2,
+    "moe": tiny_moe, "gpt_oss": tiny_gpt_oss, "mamba": tiny_mamba,
+}  # fmt: skip
+
+
 def as_classifier(model: Any, seed: int = 0, num_labels: int = 1) -> Any:
     """The sequence classifier that transformers has for a causal model: its weights, and a head of large ones."""
     from transformers import AutoModelForSequenceClassification
@@ -174,3 +180,50 @@ def save_tiny(folder: Path | str, model: Any = None, tokenizer: Any = None) -> P
     (tiny_qwen() if model is None else model).save_pretrained(folder)
     (tiny_tokenizer() if tokenizer is None else tokenizer).save_pretrained(folder)
     return folder
+
+
+def save_family(root: Path, name: str, classifier: bool = False) -> Path:
+    """The folder under `root` of a tiny model of FAMILIES, or of its classifier, with the tiny tokenizer. Made once."""
+    folder = root / f"{name}{'-classifier' if classifier else ''}"
+    if not folder.is_dir():
+        model = FAMILIES[name]()
+        save_tiny(folder, as_classifier(model) if classifier else model)
+    return folder
+
+
+def auto_class(task_type: str) -> Any:
+    """The class of transformers that loads the models of a peft task, CAUSAL_LM or SEQ_CLS. KeyError for others."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_CLS": AutoModelForSequenceClassification}[task_type]
+
+
+def save_adapter(base: Path | str, folder: Path | str, task_type: str = "CAUSAL_LM") -> Path:
+    """Write a LoRA adapter of the model in `base`, and base's tokenizer beside it. `task_type` SEQ_CLS: of a classifier,
+    whose head is saved with the adapter.
+
+    Its B is not zero as a new one's would be: it differs from its base, and A and B have gradients from the first step.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=task_type)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = get_peft_model(auto_class(task_type).from_pretrained(base), config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def disturb(model: torch.nn.Module) -> None:
+    """Stand in for training: change every parameter that is trained, the same way at every call."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))

@@ -2,7 +2,8 @@
 
     ours = lines(run_in(config, "ours"))
     args = trl.SFTConfig(**trl_arguments(config, "loss_type", "packing"))
-    theirs = trl_trajectory(trl.SFTTrainer(args=args, ...))
+    trainer = trl.SFTTrainer(model=trl_model(config), args=args, train_dataset=trl_rows(config.dataset), ...)
+    theirs = trl_trajectory(trainer)
     assert_parity(ours, theirs)
 
 Run ours first: nothing that TRL may do to the process can then reach it.
@@ -10,11 +11,14 @@ Run ours first: nothing that TRL may do to the process can then reach it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ft_host.config import RunConfig
+from ft_host.testing.invariants import tensors
+from ft_host.testing.models import auto_class
 
 Line = dict[str, Any]
 
@@ -48,6 +52,26 @@ def trl_arguments(config: RunConfig, *names: str) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+def trl_model(config: RunConfig, task_type: str = "CAUSAL_LM") -> Any:
+    """The model to give to TRL for what `config` trains: that of `config.model`, which with `use_peft` must be the folder
+    of an adapter to go on with, since a new one would be drawn otherwise there. `task_type` SEQ_CLS: a classifier.
+    """
+    from peft import PeftConfig, PeftModel
+
+    auto = auto_class(task_type)
+    if not config.use_peft:
+        return auto.from_pretrained(config.model)
+    base = PeftConfig.from_pretrained(config.model).base_model_name_or_path
+    return PeftModel.from_pretrained(auto.from_pretrained(base), config.model, is_trainable=True)
+
+
+def trl_rows(file: Path | str) -> Any:
+    """The rows of a file of JSON lines, as the `datasets.Dataset` that TRL takes."""
+    from datasets import Dataset
+
+    return Dataset.from_list([json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()])
 
 
 def trl_trajectory(trainer: Any) -> list[Line]:
@@ -86,3 +110,22 @@ def assert_parity(ours: list[Line], theirs: list[Line], **tolerances: float) -> 
         both = [(a[name], b[name]) for a, b in zip(ours, theirs, strict=True)]
         assert value <= allowed[name], f"{name}: relative difference {value:.2e} > {allowed[name]:g}; by step: {both}"
     return found
+
+
+def assert_same_training(start: Path | str, ours: Path, theirs: Any, rel: float = 1e-3) -> None:
+    """Each tensor of the model (or adapter) in the folder `ours` went from that in the folder `start` to where the
+    trained model `theirs` has it, within `rel` of how far it went. One that was not trained is an error too.
+    """
+    import torch
+
+    state = theirs.state_dict()
+    # what peft has of an adapter, under the names it saves
+    adapter = {name: value for name, value in state.items() if "default" in name}
+    adapter = {name.replace(".modules_to_save", "").replace(".default", ""): value for name, value in adapter.items()}
+    trained, begun = adapter or state, tensors(Path(start))
+    for name, value in tensors(ours).items():
+        # Adam divides by the size of a gradient: where that is near nothing, its round-off is all there is to see. So
+        # what is compared is how far all of a tensor moved, not each element.
+        moved = torch.linalg.vector_norm(trained[name] - begun[name])
+        assert moved > 0, f"{name} was not trained"
+        assert torch.linalg.vector_norm(value - trained[name]) <= rel * moved, name

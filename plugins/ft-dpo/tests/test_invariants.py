@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ft_dpo.config import DPOConfig
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
+from ft_host.testing.rows import write_rows
 
 # A reward is a difference of log-probs of about -50, whose round-off is 4e-6 each. While policy and reference are the
 # same model there is nothing else in it, and which of two rewards is larger is a toss: so the reference of these runs is
@@ -29,9 +29,7 @@ def config(make, rows, tmp_path) -> DPOConfig:
         rows, max_steps=4, train_sampling_strategy="random", per_device_train_batch_size=8, max_length=24,
         max_dropped_share=0.5, ref_model=str(other),
     )  # fmt: skip
-    file = Path(made.output_dir) / "eval.jsonl"
-    file.parent.mkdir()
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))
+    file = write_rows(Path(made.output_dir) / "eval.jsonl", rows[:5])
     return dataclasses.replace(made, eval_dataset=str(file), eval_on_start=True)
 
 

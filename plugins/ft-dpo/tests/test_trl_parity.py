@@ -19,7 +19,16 @@ from ft_dpo.config import LOSS_TYPES, DPOConfig
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_moe, tiny_tokenizer
-from ft_host.testing.parity import TOLERANCES, assert_parity, relative, trl_arguments, trl_trajectory
+from ft_host.testing.parity import (
+    TOLERANCES,
+    assert_parity,
+    relative,
+    trl_arguments,
+    trl_model,
+    trl_rows,
+    trl_trajectory,
+)
+from ft_host.testing.rows import write_rows
 
 OWN = (
     "loss_type", "beta", "label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "ld_alpha",
@@ -37,22 +46,15 @@ ABSOLUTE = 5e-6
 def trainer_of(config: DPOConfig, reference: Path | None = None, **more: Any) -> Any:
     """TRL's trainer for what `config` says. `more` overrides TRL's arguments."""
     import trl
-    from datasets import Dataset
-    from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if config.use_peft:
-        base = PeftConfig.from_pretrained(config.model).base_model_name_or_path
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), config.model, is_trainable=True)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(config.model)
     return trl.DPOTrainer(
-        model=model,
+        model=trl_model(config),
         ref_model=AutoModelForCausalLM.from_pretrained(reference) if reference else None,
         args=trl.DPOConfig(
             **(trl_arguments(config, *OWN) | {"loss_weights": config.loss_weights or None} | more)
         ),
-        train_dataset=Dataset.from_list([json.loads(line) for line in Path(config.dataset).read_text().splitlines()]),
+        train_dataset=trl_rows(config.dataset),
         processing_class=AutoTokenizer.from_pretrained(config.model),
     )
 
@@ -212,8 +214,7 @@ def test_sync_ref_model(make, rows):
 
 def test_evaluation(make, rows, tmp_path):
     """Before and after training, with the log-probs of the reference made ahead for those rows too."""
-    file = tmp_path / "eval.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:7]))
+    file = write_rows(tmp_path / "eval.jsonl", rows[:7])
     config = make(rows, eval_dataset=str(file), eval_on_start=True, per_device_eval_batch_size=2)
     before, after = lines(run_in(config, "ours"), "eval")
     assert before["eval_loss"] == pytest.approx(math.log(2), rel=1e-6)

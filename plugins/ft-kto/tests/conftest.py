@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,7 @@ from ft_kto.method import digest, rotation
 
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.parity import forget_accelerate
-
-WORDS = "the quick brown fox jumps over a lazy dog step by small model learns question answer three apples".split()
-
-
-def sentence(noise: random.Random, most: int) -> str:
-    return " ".join(noise.choice(WORDS) for _ in range(noise.randint(1, most)))
+from ft_host.testing.rows import rounds, sentence, tiny_run
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +45,7 @@ def chats() -> list[dict[str, Any]]:
     rows = []
     for index in range(20):
         messages = [{"role": "system", "content": sentence(noise, 4)}] if index % 3 == 0 else []
-        for _ in range(noise.randint(0, 1)):
-            messages.append({"role": "user", "content": sentence(noise, 6)})
-            messages.append({"role": "assistant", "content": sentence(noise, 6)})
+        messages += rounds(noise, noise.randint(0, 1), 6)
         messages.append({"role": "user", "content": sentence(noise, 6)})
         said = [{"role": "assistant", "content": sentence(noise, 8)}]
         rows.append({"prompt": messages, "completion": said, "label": noise.random() < 0.5})
@@ -63,13 +56,6 @@ def chats() -> list[dict[str, Any]]:
 def accelerate_state() -> Iterator[None]:
     yield
     forget_accelerate()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own for each test, so that log-probs made ahead are made."""
-    monkeypatch.setenv("FT_HOST_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")
@@ -90,18 +76,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make(llama: Path, tmp_path: Path) -> Callable[..., KTOConfig]:
     """A config: five steps of four rows, in order, at a learning rate and a clipping that matter."""
-
-    def make(rows: list[dict[str, Any]], **fields: Any) -> KTOConfig:
-        file = tmp_path / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        given = {
-            "model": str(llama), "dataset": str(file), "output_dir": str(tmp_path / "runs"), "use_cpu": True,
-            "per_device_train_batch_size": 4, "max_steps": 5, "learning_rate": 1e-3, "save_steps": 0,
-            "train_sampling_strategy": "sequential", "eval_on_start": False, "progress": "quiet",
-        }  # fmt: skip
-        return KTOConfig(**(given | fields))
-
-    return make
+    return partial(tiny_run, KTOConfig, llama, tmp_path)
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 from ft_kto.config import KTOConfig
 
 from ft_host.testing import invariants
+from ft_host.testing.rows import write_rows
 
 # Rewards are differences of sums of log-probs, and the margin one of two means of rewards: near nought it has fewer
 # digits than the loss, whose round-off stays below 1e-6.
@@ -24,9 +24,7 @@ def config(make, judged, reference) -> KTOConfig:
         judged[:24], max_steps=4, train_sampling_strategy="random", per_device_train_batch_size=8, max_length=40,
         ref_model=str(reference),
     )  # fmt: skip
-    file = Path(made.output_dir) / "eval.jsonl"
-    file.parent.mkdir()
-    file.write_text("".join(json.dumps(row) + "\n" for row in judged[24:29]))
+    file = write_rows(Path(made.output_dir) / "eval.jsonl", judged[24:29])
     return dataclasses.replace(made, eval_dataset=str(file), eval_on_start=True)
 
 

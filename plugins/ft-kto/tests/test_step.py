@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from ft_host.folder import RunFolder
 from ft_host.testing.invariants import as_if_killed, assert_same, lines, run_in
 from ft_host.testing.processes import train_apart
+from ft_host.testing.rows import write_rows
 
 METRICS = (
     "kl", "entropy", "logits/chosen", "logits/rejected", "logps/chosen", "logps/rejected", "rewards/chosen",
@@ -66,8 +66,7 @@ def test_the_last_step_may_be_one_row(make, judged, reference):
 
 
 def test_evaluation_is_one_step_whatever_its_batch_size(make, judged, reference, tmp_path, by_hand):
-    file = tmp_path / "eval.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in judged[10:17]))
+    file = write_rows(tmp_path / "eval.jsonl", judged[10:17])
     for size in (1, 3, 8):
         config = make(
             judged, ref_model=str(reference), max_steps=1, eval_dataset=str(file), eval_on_start=True,
@@ -83,7 +82,8 @@ def test_evaluation_is_one_step_whatever_its_batch_size(make, judged, reference,
 
 
 @pytest.mark.parametrize("scope", ["step", "micro_batch"])
-def test_a_reference_asked_ahead_says_what_a_live_one_says(make, solutions, scope, cache):
+def test_a_reference_asked_ahead_says_what_a_live_one_says(make, solutions, scope, tmp_path):
+    cache = tmp_path / "cache"  # by the root conftest.py
     fields = {"kl_scope": scope, "train_sampling_strategy": "random", "per_device_train_batch_size": 8}
     live = lines(run_in(make(solutions, **fields), "live"))
     config = make(solutions, **fields, precompute_ref_log_probs=True)
@@ -117,8 +117,7 @@ def test_unbalanced_labels_are_named_once_and_over_a_resume(make, judged, tmp_pa
     """One good row in ten. 64 rows have been seen in step 8: a run that goes on after step 4 knows of the 32 before.
     Held-out rows don't count."""
     rows = [row | {"label": index % 10 == 0} for index, row in enumerate(judged)]
-    file = tmp_path / "eval.jsonl"
-    file.write_text("".join(json.dumps(row | {"label": True}) + "\n" for row in judged))
+    file = write_rows(tmp_path / "eval.jsonl", [row | {"label": True} for row in judged])
     config = make(
         rows, per_device_train_batch_size=8, max_steps=12, save_steps=4, save_total_limit=None,
         eval_dataset=str(file), eval_steps=2,

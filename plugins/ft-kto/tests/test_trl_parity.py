@@ -6,18 +6,15 @@ compared in test_step.py with numbers from the full logits.
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from ft_kto.config import KTOConfig
 
 from ft_host.testing.invariants import lines, run_in
-from ft_host.testing.models import tiny_tokenizer
-from ft_host.testing.parity import assert_parity, trl_arguments, trl_trajectory
+from ft_host.testing.models import save_adapter
+from ft_host.testing.parity import assert_parity, trl_arguments, trl_model, trl_rows, trl_trajectory
 
 OWN = ("loss_type", "beta", "desirable_weight", "undesirable_weight", "max_length")
 METRICS = (
@@ -32,25 +29,15 @@ ABSOLUTE = 2e-5
 def trainer_of(config: KTOConfig, **more: Any) -> Any:
     """TRL's trainer for what `config` says. `more` overrides TRL's arguments."""
     import trl
-    from datasets import Dataset
-    from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    def rows(file: str) -> Any:
-        return Dataset.from_list([json.loads(line) for line in Path(file).read_text().splitlines()])
-
-    if config.use_peft:
-        base = PeftConfig.from_pretrained(config.model).base_model_name_or_path
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), config.model, is_trainable=True)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(config.model)
     given = trl_arguments(config, *OWN) | {"precompute_ref_log_probs": config.reference_is_made_ahead}
     return trl.KTOTrainer(
-        model=model,
+        model=trl_model(config),
         ref_model=AutoModelForCausalLM.from_pretrained(config.ref_model) if config.ref_model else None,
         args=trl.KTOConfig(**(given | more)),
-        train_dataset=rows(config.dataset),
-        eval_dataset=rows(config.eval_dataset) if config.eval_dataset else None,
+        train_dataset=trl_rows(config.dataset),
+        eval_dataset=trl_rows(config.eval_dataset) if config.eval_dataset else None,
         processing_class=AutoTokenizer.from_pretrained(config.model),
     )
 
@@ -144,25 +131,10 @@ def test_pairs_are_taken_apart(make, pairs, reference, tmp_path):
 @pytest.mark.parametrize("precompute", [False, True])
 def test_lora(make, judged, llama, tmp_path, precompute):
     """Both start from one adapter, whose frozen copy is the reference."""
-    adapter = make_adapter(llama, tmp_path / "adapter")
+    adapter = save_adapter(llama, tmp_path / "adapter")
     config = make(judged, **MICRO, model=str(adapter), use_peft=True, precompute_ref_log_probs=precompute,
                   learning_rate=1e-2)  # fmt: skip
     assert_same_as_trl(config)
-
-
-def make_adapter(base: Path, folder: Path) -> Path:
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(5)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 # ---------------------------------------------------------------- accumulation

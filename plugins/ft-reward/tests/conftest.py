@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ft_reward.config import RewardConfig
 
-from ft_host.testing.models import as_classifier, save_tiny, tiny_llama, tiny_tokenizer
+from ft_host.testing.models import as_classifier, save_adapter, save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.parity import forget_accelerate
-
-WORDS = "the quick brown fox jumps over a lazy dog step by small model learns question answer three apples".split()
-
-
-def sentence(noise: random.Random, most: int) -> str:
-    return " ".join(noise.choice(WORDS) for _ in range(noise.randint(1, most)))
+from ft_host.testing.rows import preference_chats, preference_texts, tiny_run
 
 
 @pytest.fixture(scope="session")
 def rows() -> list[dict[str, Any]]:
     """Pairs of texts; lengths differ within a pair, either way round."""
-    noise = random.Random(0)
-    return [
-        {"prompt": f"{sentence(noise, 8)}?", "chosen": f" {sentence(noise, 9)}", "rejected": f" {sentence(noise, 9)}"}
-        for _ in range(24)
-    ]
+    return preference_texts()
 
 
 @pytest.fixture(scope="session")
 def chats() -> list[dict[str, Any]]:
     """Pairs of answers to conversations of one or two rounds, some with a system message."""
-    noise = random.Random(1)
-    found = []
-    for index in range(24):
-        prompt = [{"role": "system", "content": sentence(noise, 4)}] if index % 3 == 0 else []
-        for _ in range(index % 2):
-            prompt.append({"role": "user", "content": sentence(noise, 5)})
-            prompt.append({"role": "assistant", "content": sentence(noise, 5)})
-        prompt.append({"role": "user", "content": sentence(noise, 6)})
-        answers = {name: [{"role": "assistant", "content": sentence(noise, 8)}] for name in ("chosen", "rejected")}
-        found.append({"prompt": prompt, **answers})
-    return found
+    return preference_chats()
 
 
 @pytest.fixture(autouse=True)
@@ -68,34 +48,10 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def adapter(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of the classifier whose B is not zero, so that A and B have gradients from the first step."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForSequenceClassification
-
-    folder = tmp_path_factory.mktemp("adapter")
-    torch.manual_seed(5)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="SEQ_CLS")
-    model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(classifier), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_adapter(classifier, tmp_path_factory.mktemp("adapter"), "SEQ_CLS")
 
 
 @pytest.fixture
 def make(classifier: Path, tmp_path: Path) -> Callable[..., RewardConfig]:
     """A config: five steps of four pairs, in order, at a learning rate and a clipping that matter."""
-
-    def make(rows: list[dict[str, Any]], **fields: Any) -> RewardConfig:
-        file = tmp_path / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        given = {
-            "model": str(classifier), "dataset": str(file), "output_dir": str(tmp_path / "runs"), "use_cpu": True,
-            "per_device_train_batch_size": 4, "max_steps": 5, "learning_rate": 1e-3, "save_steps": 0,
-            "train_sampling_strategy": "sequential", "eval_on_start": False, "progress": "quiet",
-        }  # fmt: skip
-        return RewardConfig(**(given | fields))
-
-    return make
+    return partial(tiny_run, RewardConfig, classifier, tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from ft_reward.config import RewardConfig
 
 from ft_host.testing import invariants
 from ft_host.testing.models import as_classifier, save_tiny, tiny_moe
+from ft_host.testing.rows import write_rows
 
 
 @pytest.fixture
@@ -23,9 +23,7 @@ def config(make, rows) -> RewardConfig:
         rows, max_steps=4, train_sampling_strategy="random", per_device_train_batch_size=8, max_length=24,
         center_rewards_coefficient=0.01,
     )  # fmt: skip
-    file = Path(made.output_dir) / "eval.jsonl"
-    file.parent.mkdir()
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows[5:10]))
+    file = write_rows(Path(made.output_dir) / "eval.jsonl", rows[5:10])
     return dataclasses.replace(made, eval_dataset=str(file), eval_on_start=True)
 
 

@@ -12,9 +12,16 @@ import pytest
 import torch
 from ft_reward.config import RewardConfig
 
-from ft_host.testing.invariants import lines, run_in, tensors
+from ft_host.testing.invariants import lines, run_in
 from ft_host.testing.models import as_classifier, save_tiny, tiny_qwen, tiny_tokenizer
-from ft_host.testing.parity import assert_parity, trl_arguments, trl_trajectory
+from ft_host.testing.parity import (
+    assert_parity,
+    assert_same_training,
+    trl_arguments,
+    trl_model,
+    trl_rows,
+    trl_trajectory,
+)
 
 OWN = ("center_rewards_coefficient", "max_length")
 # Scores go through 0, where a relative difference says nothing: of these the absolute one is held.
@@ -24,21 +31,12 @@ METRICS = ("accuracy", "margin", "min_reward", "mean_reward", "max_reward")
 def trainer_of(config: RewardConfig) -> Any:
     """TRL's trainer for what `config` says."""
     import trl
-    from datasets import Dataset
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    rows = Dataset.from_list([json.loads(line) for line in Path(config.dataset).read_text().splitlines()])
-    if config.use_peft:
-        base = PeftConfig.from_pretrained(config.model).base_model_name_or_path
-        model = AutoModelForSequenceClassification.from_pretrained(base)
-        model = PeftModel.from_pretrained(model, config.model, is_trainable=True)
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(config.model)
     return trl.RewardTrainer(
-        model=model,
+        model=trl_model(config, "SEQ_CLS"),
         args=trl.RewardConfig(**trl_arguments(config, *OWN)),
-        train_dataset=rows,
+        train_dataset=trl_rows(config.dataset),
         processing_class=AutoTokenizer.from_pretrained(config.model),
     )
 
@@ -59,15 +57,7 @@ def assert_same_as_trl(config: RewardConfig) -> list[dict[str, Any]]:
     assert_parity(ours, theirs)
     assert_metrics(ours, theirs)
     assert len({line["mean_reward"] for line in ours}) == len(ours), "nothing was learned"
-    trained = {name: value for name, value in trainer.model.state_dict().items() if "default" in name}
-    trained = {name.replace(".modules_to_save", "").replace(".default", ""): value for name, value in trained.items()}
-    trained = trained or trainer.model.state_dict()
-    start = tensors(Path(config.model))
-    for name, value in tensors(folder / "model").items():
-        # by norms: where a gradient is next to nothing, Adam's step is that of its round-off
-        moved = torch.linalg.vector_norm(trained[name] - start[name])
-        assert moved > 0, f"{name} was not trained"
-        assert torch.linalg.vector_norm(value - trained[name]) <= 1e-3 * moved, name
+    assert_same_training(config.model, folder / "model", trainer.model)
     return ours
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,7 @@ from ft_sft.config import SFTConfig
 
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.parity import forget_accelerate
-
-WORDS = "the quick brown fox jumps over a lazy dog step by small model learns question answer three apples".split()
-
-
-def sentence(noise: random.Random, most: int) -> str:
-    return " ".join(noise.choice(WORDS) for _ in range(noise.randint(1, most)))
+from ft_host.testing.rows import rounds, sentence, tiny_run
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +35,7 @@ def chats() -> list[dict[str, Any]]:
     rows = []
     for index in range(24):
         messages = [{"role": "system", "content": sentence(noise, 4)}] if index % 3 == 0 else []
-        for _ in range(noise.randint(1, 3)):
-            messages.append({"role": "user", "content": sentence(noise, 6)})
-            messages.append({"role": "assistant", "content": sentence(noise, 6)})
-        rows.append({"messages": messages})
+        rows.append({"messages": messages + rounds(noise, noise.randint(1, 3), 6)})
     return rows
 
 
@@ -61,15 +53,4 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make(llama: Path, tmp_path: Path) -> Callable[..., SFTConfig]:
     """A config: five steps of four rows, in order, at a learning rate and a clipping that matter."""
-
-    def make(rows: list[dict[str, Any]], **fields: Any) -> SFTConfig:
-        file = tmp_path / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        given = {
-            "model": str(llama), "dataset": str(file), "output_dir": str(tmp_path / "runs"), "use_cpu": True,
-            "per_device_train_batch_size": 4, "max_steps": 5, "learning_rate": 1e-3, "save_steps": 0,
-            "train_sampling_strategy": "sequential", "eval_on_start": False, "progress": "quiet",
-        }  # fmt: skip
-        return SFTConfig(**(given | fields))
-
-    return make
+    return partial(tiny_run, SFTConfig, llama, tmp_path)

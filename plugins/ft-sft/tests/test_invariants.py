@@ -17,15 +17,14 @@ from ft_host.errors import ConfigError
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 from ft_host.testing.models import save_tiny, tiny_qwen, tiny_tokenizer
+from ft_host.testing.rows import write_rows
 
 
 @pytest.fixture
 def config(make, prompts) -> SFTConfig:
     """Four steps of eight rows over more than one epoch, in random order, with an evaluation before and after."""
     made = make(prompts, max_steps=4, train_sampling_strategy="random", per_device_train_batch_size=8, max_length=24)
-    file = Path(made.output_dir) / "eval.jsonl"
-    file.parent.mkdir()
-    file.write_text("".join(json.dumps(row) + "\n" for row in prompts[:5]))
+    file = write_rows(Path(made.output_dir) / "eval.jsonl", prompts[:5])
     return dataclasses.replace(made, eval_dataset=str(file), eval_on_start=True)
 
 

@@ -6,7 +6,6 @@ Where TRL's number depends on how rows are batched, ours is compared with one co
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,28 @@ import pytest
 import torch
 from ft_sft.config import SFTConfig
 
-from ft_host.testing.invariants import assert_same, lines, run_in, tensors
-from ft_host.testing.models import CHAT_TEMPLATE, save_tiny, tiny_llama, tiny_moe, tiny_qwen, tiny_tokenizer
-from ft_host.testing.parity import TOLERANCES, assert_parity, differences, trl_arguments, trl_trajectory
+from ft_host.testing.invariants import assert_same, lines, run_in
+from ft_host.testing.models import (
+    CHAT_TEMPLATE,
+    disturb,
+    save_adapter,
+    save_tiny,
+    tiny_llama,
+    tiny_moe,
+    tiny_qwen,
+    tiny_tokenizer,
+)
+from ft_host.testing.parity import (
+    TOLERANCES,
+    assert_parity,
+    assert_same_training,
+    differences,
+    trl_arguments,
+    trl_model,
+    trl_rows,
+    trl_trajectory,
+)
+from ft_host.testing.rows import write_rows
 
 OWN = (
     "loss_type", "completion_only_loss", "assistant_only_loss", "dataset_text_field", "max_length", "truncation_mode",
@@ -36,23 +54,13 @@ MARKED = (
 def trainer_of(config: SFTConfig, **more: Any) -> Any:
     """TRL's trainer for what `config` says. `more` overrides TRL's arguments."""
     import trl
-    from datasets import Dataset
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    def rows(file: str) -> Any:
-        return Dataset.from_list([json.loads(line) for line in Path(file).read_text().splitlines()])
-
-    if config.use_peft:
-        base = PeftConfig.from_pretrained(config.model).base_model_name_or_path
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), config.model, is_trainable=True)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(config.model)
     return trl.SFTTrainer(
-        model=model,
+        model=trl_model(config),
         args=trl.SFTConfig(**(trl_arguments(config, *OWN) | more)),
-        train_dataset=rows(config.dataset),
-        eval_dataset=rows(config.eval_dataset) if config.eval_dataset else None,
+        train_dataset=trl_rows(config.dataset),
+        eval_dataset=trl_rows(config.eval_dataset) if config.eval_dataset else None,
         processing_class=AutoTokenizer.from_pretrained(config.model),
     )
 
@@ -65,15 +73,7 @@ def assert_same_as_trl(config: SFTConfig, **tolerances: float) -> list[dict[str,
     ours = lines(folder)
     assert len(ours) == config.max_steps
     assert_parity(ours, theirs, **tolerances)
-    trained = {name: value for name, value in trainer.model.state_dict().items() if "default" in name}
-    trained = {name.replace(".default", ""): value for name, value in trained.items()} or trainer.model.state_dict()
-    start = tensors(Path(config.model))
-    for name, value in tensors(folder / "model").items():
-        # Adam divides by the size of a gradient: where that is near nothing, its round-off is all there is to see. So
-        # what is compared is how far all of a tensor moved, not each element.
-        moved = torch.linalg.vector_norm(trained[name] - start[name])
-        assert moved > 0, f"{name} was not trained"
-        assert torch.linalg.vector_norm(value - trained[name]) <= 1e-3 * moved, name
+    assert_same_training(config.model, folder / "model", trainer.model)
     return ours
 
 
@@ -146,23 +146,8 @@ def test_packing(make, texts, strategy):
 
 def test_lora(make, texts, llama, tmp_path):
     """Both start from one adapter whose B is not zero, so that A and B have gradients from the first step."""
-    adapter = make_adapter(llama, tmp_path / "adapter")
+    adapter = save_adapter(llama, tmp_path / "adapter")
     assert_same_as_trl(make(texts, model=str(adapter), use_peft=True, weight_decay=0.1), **METRICS)
-
-
-def make_adapter(base: Path, folder: Path) -> Path:
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(5)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def test_mixture_of_experts(make, texts, tmp_path):
@@ -209,9 +194,7 @@ def test_evaluation_does_not_depend_on_its_batch_size_where_that_of_trl_does(mak
     found, trl_found = [], []
     for size in (1, 4, 6):
         config = make(prompts, max_steps=1, per_device_eval_batch_size=size, eval_on_start=True)
-        file = Path(config.output_dir) / "eval.jsonl"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text("".join(json.dumps(row) + "\n" for row in prompts[:6]))
+        file = write_rows(Path(config.output_dir) / "eval.jsonl", prompts[:6])
         config = dataclasses.replace(config, eval_dataset=str(file))
         found.append(lines(run_in(config, f"eval-{size}"), "eval")[0])
         trl_found.append(trainer_of(config).evaluate()["eval_loss"])
@@ -285,3 +268,17 @@ def test_parity_is_refused_where_something_differs():
     assert differences(ours, theirs, ("loss",))["loss"] == pytest.approx(2e-5, rel=1e-3)
     with pytest.raises(AssertionError, match="loss: relative difference 2.00e-05"):
         assert_parity(ours, theirs)
+
+
+def test_another_training_is_seen_in_the_weights(tmp_path):
+    trained = tiny_llama()
+    begun = save_tiny(tmp_path / "begun", trained)
+    disturb(trained)
+    ours = save_tiny(tmp_path / "ours", trained)
+    assert_same_training(begun, ours, trained)
+    with pytest.raises(AssertionError, match="was not trained"):
+        assert_same_training(ours, ours, trained)
+    with torch.no_grad():
+        trained.model.norm.weight.add_(1e-3)
+    with pytest.raises(AssertionError, match="^model.norm.weight"):
+        assert_same_training(begun, ours, trained)
