@@ -199,7 +199,7 @@ def auto_class(task_type: str) -> Any:
 
 
 def save_adapter(base: Path | str, folder: Path | str, task_type: str = "CAUSAL_LM") -> Path:
-    """Write a LoRA adapter of the model in `base`, and base's tokenizer beside it. `task_type` SEQ_CLS: of a classifier,
+    """Write a LoRA adapter of the model in `base`, and its tokenizer beside it. `task_type` SEQ_CLS: of a classifier,
     whose head is saved with the adapter.
 
     Its B is not zero as a new one's would be: it differs from its base, and A and B have gradients from the first step.
