@@ -56,7 +56,8 @@ def trl_arguments(config: RunConfig, *names: str) -> dict[str, Any]:
 
 def trl_model(config: RunConfig, task_type: str = "CAUSAL_LM") -> Any:
     """The model to give to TRL for what `config` trains, in `config.model`. With `use_peft` that must be the folder of
-    an adapter to go on with: a new one would be drawn from other random numbers there. `task_type` SEQ_CLS: a classifier.
+    an adapter to go on with: a new one would be drawn from other random numbers there. `task_type` SEQ_CLS: a
+    classifier.
     """
     from peft import PeftConfig, PeftModel
 
