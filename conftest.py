@@ -18,9 +18,9 @@ def accelerate_forgets():
         del os.environ[name]
     os.environ.update(before)
     if "accelerate.state" in sys.modules:
-        from accelerate.state import AcceleratorState
+        from ft_host.testing.parity import forget_accelerate
 
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_accelerate()
 
 
 @pytest.fixture(autouse=True)

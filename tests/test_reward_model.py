@@ -18,7 +18,6 @@ from ft_host.reward_model import RewardModel, folder_problem, name_of
 from ft_host.rewards import Scoring, load_rewards, score
 from ft_host.settings.paths import path_problems
 from ft_host.testing import models
-from ft_host.testing.parity import forget_accelerate
 
 CPU = torch.device("cpu")
 TOKENIZER = models.tiny_tokenizer()
@@ -27,12 +26,6 @@ TALKS = {
     "prompts": [[{"role": "user", "content": "how many?"}], [{"role": "user", "content": "a"}]],
     "completions": [[{"role": "assistant", "content": "12 apples"}], [{"role": "assistant", "content": "b"}]],
 }
-
-
-@pytest.fixture(autouse=True)
-def accelerate_state() -> Any:
-    yield
-    forget_accelerate()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from ft_kto.config import KTOConfig
 from ft_kto.method import digest, rotation
 
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.parity import forget_accelerate
 from ft_host.testing.rows import rounds, sentence, tiny_run
 
 
@@ -50,12 +49,6 @@ def chats() -> list[dict[str, Any]]:
         said = [{"role": "assistant", "content": sentence(noise, 8)}]
         rows.append({"prompt": messages, "completion": said, "label": noise.random() < 0.5})
     return rows
-
-
-@pytest.fixture(autouse=True)
-def accelerate_state() -> Iterator[None]:
-    yield
-    forget_accelerate()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import pytest
 from ft_reward.config import RewardConfig
 
 from ft_host.testing.models import as_classifier, save_adapter, save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.parity import forget_accelerate
 from ft_host.testing.rows import preference_chats, preference_texts, tiny_run
 
 
@@ -25,12 +24,6 @@ def rows() -> list[dict[str, Any]]:
 def chats() -> list[dict[str, Any]]:
     """Pairs of answers to conversations of one or two rounds, some with a system message."""
     return preference_chats()
-
-
-@pytest.fixture(autouse=True)
-def accelerate_state() -> Iterator[None]:
-    yield
-    forget_accelerate()
 
 
 @pytest.fixture(scope="session")

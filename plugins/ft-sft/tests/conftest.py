@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import pytest
 from ft_sft.config import SFTConfig
 
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.parity import forget_accelerate
 from ft_host.testing.rows import rounds, sentence, tiny_run
 
 
@@ -37,12 +36,6 @@ def chats() -> list[dict[str, Any]]:
         messages = [{"role": "system", "content": sentence(noise, 4)}] if index % 3 == 0 else []
         rows.append({"messages": messages + rounds(noise, noise.randint(1, 3), 6)})
     return rows
-
-
-@pytest.fixture(autouse=True)
-def accelerate_state() -> Iterator[None]:
-    yield
-    forget_accelerate()
 
 
 @pytest.fixture(scope="session")
