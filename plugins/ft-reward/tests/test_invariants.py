@@ -90,3 +90,13 @@ def test_process_count(config, fields):
 def test_process_count_with_a_new_head(config, llama):
     """It is the same on every rank."""
     invariants.process_count(dataclasses.replace(config, model=str(llama), save_steps=2, seed=1, distributed_strategy="fsdp2"))
+
+
+def test_streaming(config):
+    """Rows that come as they are read, in order, give the numbers of rows whose length is known."""
+    config = dataclasses.replace(config, train_sampling_strategy="sequential", max_steps=3)
+    read, streamed = (
+        invariants.lines(invariants.run_in(config, name, dataset_streaming=streaming))
+        for name, streaming in (("read", False), ("streamed", True))
+    )
+    invariants.assert_same(read, streamed, rel=0, skip=("epoch",))
