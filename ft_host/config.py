@@ -278,8 +278,11 @@ class RunConfig:
     top_p: float = option(1.0, "Sample from the likeliest tokens that hold this much probability.",
                           group="evaluation", gt=0, le=1)  # fmt: skip
     top_k: int = option(0, "Sample from the k likeliest tokens; 0: from all.", group="evaluation", ge=0)
-    generation_batch_size: int = option(64, "Prompts generated for at a time.", group="evaluation", gt=0)
+    decode_batch_size: int = option(64, "Completions that are generated at a time.", group="evaluation", gt=0)
     backend: str = option("transformers", "Generation backend, as listed by `ft-host plugins`.", group="evaluation")
+    backend_config: dict[str, Any] = option(
+        {}, "Fields of the backend's own, as its documentation lists them: {field: value}.", group="evaluation"
+    )
 
     # -- run
     output_dir: str = option("", "The run's folder. Not set: runs/METHOD-DATE-TIME.", group="run")

@@ -20,7 +20,7 @@ ROWS = [{"prompt": "a" * (i + 1), "completion": f"right {i}", "level": i} for i 
 
 
 def make_run(**fields):
-    return generating_run(tiny_gpt2(), max_completion_length=6, generation_batch_size=3, **fields)
+    return generating_run(tiny_gpt2(), max_completion_length=6, decode_batch_size=3, **fields)
 
 
 def levels(completions, level):

@@ -38,7 +38,7 @@ def replay(model, request: Request, token_ids: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen", "tiny_mistral", "tiny_gemma", "tiny_gpt2", "tiny_moe"])
 def test_greedy_takes_the_likeliest_token_whatever_is_beside_it(name):
     model = getattr(models, name)(tie_word_embeddings=False)  # tied ones, at random, repeat the last token
-    run = generating_run(model, generation_batch_size=3)
+    run = generating_run(model, decode_batch_size=3)
     requests = prompts(3, 11, 1, 7, 7)
     completions = run.generate(requests, Sampling(max_new_tokens=12, temperature=0))
     for request, completion in zip(requests, completions, strict=True):
@@ -114,7 +114,7 @@ def test_noise_at_its_ends_never_gives_an_impossible_token():
 
 def test_logprobs_are_of_the_distribution_that_was_sampled():
     model = models.tiny_qwen()
-    run = generating_run(model, generation_batch_size=2)
+    run = generating_run(model, decode_batch_size=2)
     sampling = Sampling(max_new_tokens=8, temperature=1.3, top_k=20, top_p=0.9, seed=1)
     requests = prompts(5, 2, 9)
     for request, completion in zip(requests, run.generate(requests, sampling), strict=True):
@@ -129,8 +129,8 @@ def test_a_seed_gives_the_same_completions_in_any_batches_and_leaves_the_trainin
     sampling = Sampling(max_new_tokens=8, seed=7)
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    alone = generating_run(model, generation_batch_size=1).generate(requests, sampling)
-    together = generating_run(model, generation_batch_size=64).generate(requests, sampling)
+    alone = generating_run(model, decode_batch_size=1).generate(requests, sampling)
+    together = generating_run(model, decode_batch_size=64).generate(requests, sampling)
     assert torch.equal(torch.get_rng_state(), state)
     assert [c.token_ids for c in alone] == [c.token_ids for c in together]
     fewer = generating_run(model).generate(requests[:2], sampling)
@@ -256,7 +256,7 @@ def _rank(rank: int, world_size: int, port: int, folder: str, requests: list[Req
     torch.set_num_threads(1)
     model = models.tiny_qwen()
     attention.install(model)
-    run = generating_run(model, distributed_strategy="fsdp2", generation_batch_size=2)
+    run = generating_run(model, distributed_strategy="fsdp2", decode_batch_size=2)
     mesh = torch.distributed.init_device_mesh("cpu", (world_size,))
     for layer in run.policy.causal_lm.get_decoder().layers:
         fully_shard(layer, mesh=mesh)

@@ -145,7 +145,7 @@ def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[C
     # Not every architecture ends somewhere, and some keep the number under another name that only attribute access maps.
     max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     jobs = jobs_of(requests, sampling.max_new_tokens, max_positions, tokenizer)
-    batches = batches_of(jobs, run.config.generation_batch_size)
+    batches = batches_of(jobs, run.config.decode_batch_size)
     seed = sampling.seed
     if seed is None:
         seed = int(torch.randint(2**31, ()))  # of torch's own random state, which checkpoints keep

@@ -1,4 +1,4 @@
-"""From prompts to completions."""
+"""From prompts to completions, and from completions to rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,37 @@ from ft_host.hooks import hookspec
 
 if TYPE_CHECKING:
     from ft_host.generation import Completion, Request, Sampling
+    from ft_host.generation.rollout import Rollout, RolloutRun
+    from ft_host.hooks.data import Row
+    from ft_host.models.policy import Policy
     from ft_host.run import Run
 
 
 @hookspec(firstresult=True)
-def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[Completion]:
-    """Complete each request, in the order given, with the policy's current weights.
+def ft_rollout(rows: list[Row], run: RolloutRun) -> Rollout:
+    """Turn prompts into rows to train on: complete them, score the completions, say what to learn from them.
 
-    Implemented by the backend; reached as `run.generate(...)`. Runs before, during and after training for
-    `eval_reward`. Takes and gives token ids: text is never tokenised again in between. Since 0.1.
+    Implemented by methods that learn from what they sample; a method without it is trained on the rows as they are. Runs
+    on this rank's prompts of a rollout, all ranks at once, through `run.generate` and `run.reward` alone: `run` holds no
+    model, so that it may run elsewhere than the training. May leave out groups that hold no signal; further prompts are
+    then drawn, up to `max_rollout_draws` times. Since 0.3.
+    """
+
+
+@hookspec(firstresult=True)
+def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[Completion]:
+    """Complete each request, in the order given, with the weights that the backend was given last.
+
+    Implemented by the backend; reached as `run.generate(...)`. Runs for rollouts, and before, during and after training
+    for `eval_reward`; all ranks run it at once, one may have no requests. Takes and gives token ids: text is never
+    tokenised again in between. Since 0.1.
+    """
+
+
+@hookspec(firstresult=True)
+def ft_sync_weights(model: Policy, version: int, run: Run) -> None:
+    """Take over the policy's weights; `version` is the optimizer step that they come from.
+
+    Implemented by backends that hold weights of their own. Runs before the first generation and before each one that
+    follows an update, on all ranks at once; no request is under way meanwhile. Since 0.3.
     """

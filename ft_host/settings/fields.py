@@ -21,6 +21,7 @@ GROUPS = {
     "lora": "LoRA",
     "data": "data",
     "batches": "batches",
+    "rollouts": "rollouts",
     "optimisation": "optimisation",
     "evaluation": "evaluation",
     "run": "run",

@@ -1,0 +1,95 @@
+"""Completions as rows to train on: what methods that sample share of data, layout and counting.
+
+A column of a row with a value a token has one a target: a token that the model sampled. What tools said in between, and
+what a method masks, is no target.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ft_host.batch import IGNORE, Segment
+from ft_host.metrics import Metric, maximum, mean, minimum
+
+if TYPE_CHECKING:
+    import torch
+
+    from ft_host.batch import Batch
+    from ft_host.generation import Completion
+
+Row = dict[str, Any]
+
+
+def completion_row(row: Row, completion: Completion) -> Row:
+    """What there is to train on of one completion of a prompt's row. JSON-able, as checkpoints keep it."""
+    prompt_ids = completion.prompt_ids or row["prompt_ids"]
+    sampled = completion.sampled or [True] * len(completion.token_ids)
+    return {
+        "group": row["group"],
+        "prompt_ids": prompt_ids,
+        "completion_ids": completion.token_ids,
+        "sampled": sampled,
+        "sampling_logps": [logp for logp, own in zip(completion.logprobs, sampled, strict=True) if own],
+        "truncated": completion.finish_reason == "length",
+        "length": len(prompt_ids) + len(completion.token_ids),
+        "shared": len(prompt_ids),  # tokens that rows of the same group have in common
+    }
+
+
+def masked_row(row: Row) -> Row:
+    """The row without targets: it is in no loss and in no denominator."""
+    return row | {"sampled": [False] * len(row["completion_ids"]), "sampling_logps": []}
+
+
+def completion_segments(rows: list[Row]) -> list[Segment]:
+    """Each prompt a root, its completions children of it: a prompt is computed once for the rows of its group that
+    follow each other. Row i of the batch is rows[i]."""
+    segments: list[Segment] = []
+    parent, last = 0, None
+    for index, row in enumerate(rows):
+        prompt, ids = row["prompt_ids"], row["completion_ids"]
+        if last is None or row["group"] != last["group"] or prompt != last["prompt_ids"]:
+            parent = len(segments)
+            segments.append(Segment(input_ids=prompt, labels=[IGNORE] * len(prompt), row=index))
+        last = row
+        labels = [token if own else IGNORE for token, own in zip(ids, row["sampled"], strict=True)]
+        segments.append(Segment(input_ids=ids, labels=labels, row=index, parent=parent))
+    return segments
+
+
+def num_targets(row: Row) -> int:
+    return sum(row["sampled"])
+
+
+def per_target(rows: list[Row], name: str) -> torch.Tensor:
+    """(N,) float32: a column with a value a target, of all rows, in the order of the batch's targets."""
+    import torch
+
+    return torch.tensor([value for row in rows for value in row[name]], dtype=torch.float32)
+
+
+def by_row(values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
+    """(N,) values of targets, split into those of each row: R tensors."""
+    import torch
+
+    return list(values.split(torch.bincount(batch.rows, minlength=batch.num_rows).tolist()))
+
+
+def sum_by_row(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(N,) values of targets, added up by row: (R,)."""
+    return values.new_zeros(batch.num_rows).index_add(0, batch.rows, values)
+
+
+def completion_metrics(completions: list[Completion]) -> dict[str, Metric]:
+    """Lengths in tokens, of all and of those that came to an end, and the share that was cut short."""
+    lengths = [len(each.token_ids) for each in completions]
+    ended = [len(each.token_ids) for each in completions if each.finish_reason != "length"]
+    found: dict[str, Metric] = {}
+    for name, values in (("length", lengths), ("terminated_length", ended)):
+        if values:
+            found[f"completions/mean_{name}"] = mean(sum(values), len(values))
+            found[f"completions/min_{name}"] = minimum(min(values))
+            found[f"completions/max_{name}"] = maximum(max(values))
+    if lengths:
+        found["completions/clipped_ratio"] = mean(len(lengths) - len(ended), len(lengths))
+    return found
