@@ -9,7 +9,8 @@
     def ft_annotate(rows, run):
         return annotate(rows, run, "reference", reference_log_probs, identity=("prompt_ids", "completion_ids"))
 
-`annotate` asks a companion, through the store where there is one; `evaluate_rows` asks the policy as it is now.
+`annotate` asks a companion, through the store where there is one; `evaluate_rows` asks the policy as it is now. A value
+may also be one a target: a list of tensors, one a row, as `ft_host.generation.rows.by_row` splits them.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ if TYPE_CHECKING:
     from ft_host.run import Run
 
 Row = dict[str, Any]
-Values = Callable[[Any, "Batch"], "dict[str, torch.Tensor]"]
+Values = Callable[[Any, "Batch"], "dict[str, torch.Tensor | list[torch.Tensor]]"]
 
 CHUNK = 256  # rows of a rank that are asked about together before training, where each stands for itself
 TELL_EVERY = 30.0  # seconds between two sentences on how far it is; what is done by then is on disk
 
 
 def annotate(
-    rows: list[Row], run: Run, role: str, values: Values, *, identity: tuple[str, ...], key: str = ""
+    rows: list[Row], run: Run, role: str, values: Values, *, identity: tuple[str, ...] = (), key: str = ""
 ) -> list[Row]:
-    """The rows, each with what `values(model, batch)` gives for it as further columns (Python floats).
+    """The rows, each with what `values(model, batch)` gives for it as further columns (Python floats, or lists of them).
 
     `model` is `run.models[role]`. Where its values are made ahead, those that the store has are taken from it, and new
     ones put there; a row is known by its columns `identity` (lists of token ids) and by `key`, which must name every
@@ -73,11 +74,13 @@ def passes(rows: list[Row], run: Run, model: Any, values: Values) -> list[dict[s
     """Rows of like length together, `per_device_eval_batch_size` of them or a token budget at a time, through
     `values`. Ranks with fewer micro-batches take part in the others' with empty ones."""
     config = run.config
-    order = sorted(range(len(rows)), key=lambda index: rows[index]["length"])
+    order = list(range(len(rows)))
+    if not any("group" in row for row in rows):  # rows of a group stand together and share their prompt
+        order.sort(key=lambda index: rows[index]["length"])
     units = [[{"length": rows[index]["length"], "index": index}] for index in order]
     cuts = cut(units, config.per_device_eval_batch_size, config.max_tokens_per_micro_batch)
     found: list[dict[str, float]] = [{} for _ in rows]
-    parts: list[tuple[list[int], dict[str, torch.Tensor]]] = []
+    parts: list[tuple[list[int], dict[str, Any]]] = []
     for at in range(max(run.gather(len(cuts)))):
         indices = [each["index"] for each in cuts[at]] if at < len(cuts) else []
         batch = collate(run, [rows[index] for index in indices]).to(run.device)
@@ -85,7 +88,8 @@ def passes(rows: list[Row], run: Run, model: Any, values: Values) -> list[dict[s
             parts.append((indices, values(model, batch)))
     for indices, made in parts:  # read only now: a device works on while the next batch is laid out
         for name, column in made.items():
-            for index, value in zip(indices, column.tolist(), strict=True):
+            each = column.tolist() if isinstance(column, torch.Tensor) else [value.tolist() for value in column]
+            for index, value in zip(indices, each, strict=True):
                 found[index][name] = value
     return found
 

@@ -43,12 +43,15 @@ class ModelSpec:
 
     source: str | None = None  # folder or hub id; None: the policy as the run found it
     field: str | None = None  # the config field that `source` is from, which a refusal names
-    head: str | None = None  # None: a language model; "reward": one score a row (a sequence classifier)
+    head: str | None = None  # None: a language model; "reward": one score a row; "value": one before each target
     # What `ft_annotate` makes with this model is made before the first step and kept on disk, and no copy is held:
     # "rows": it depends on the row alone, "steps": on the rows that share its step. None: the model is held.
     ahead: str | None = None
     sync_steps: int | None = None  # mix the policy in after every so many steps
     sync_alpha: float = 1.0  # the policy's share of the mixture
+    # Trained beside the policy, inside it: `model(batch, want=("value", ...))` asks it. Head "value" alone, so far.
+    trained: bool = False
+    shares_policy: bool = False  # no model of its own, but a layer on the policy's hidden states
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,8 @@ SHAPES = {
     "softcap": head.Shape(softcap=3.0),
     "scale": head.Shape(scale=0.4),
     "both": head.Shape(scale=2.0, softcap=3.0),
+    "temperature": head.Shape(temperature=0.7),
+    "all": head.Shape(scale=2.0, softcap=3.0, temperature=1.4),
 }
 WEIGHTS: dict[str, Callable] = {
     "ones": torch.ones_like,
@@ -55,8 +57,9 @@ def reference(hidden, matrix, targets, shape, bias=None):
     logits = logits * shape.scale
     if shape.softcap:
         logits = shape.softcap * torch.tanh(logits / shape.softcap)
+    logits = logits / shape.temperature
     logs = F.log_softmax(logits, -1)
-    entropy = torch.distributions.Categorical(logits=logits.detach()).entropy()
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
     squares = logs.exp().square().sum(-1).log()
     return logs.gather(1, targets[:, None]).squeeze(1), entropy, logits.argmax(-1) == targets, logits.mean(-1), squares
 
@@ -71,11 +74,11 @@ TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
 def check_values(out, expected, tolerance):
     logp, entropy, top1, mean_logit, log_sum_sq_probs = expected
     close(out["logp"].detach(), logp.detach(), tolerance)
-    close(out["entropy"], entropy, tolerance)
+    close(out["entropy"].detach(), entropy.detach(), tolerance)
     close(out["mean_logit"], mean_logit.detach(), tolerance)
     close(out["log_sum_sq_probs"], log_sum_sq_probs.detach(), tolerance)
     assert torch.equal(out["top1"], top1) and 0 < top1.sum() < len(top1)
-    assert not any(out[name].requires_grad for name in WANT[1:])
+    assert not any(out[name].requires_grad for name in WANT if name not in ("logp", "entropy"))
 
 
 # ---------------------------------------------------------------- the three ways
@@ -94,7 +97,7 @@ def test_weighted_nll(shape, weights, dtype):
     out = head.weighted_nll(hidden, matrix, targets, weight, shape, WANT)
     check_values(out, expected, tolerance)
     close(out["nll"].detach(), nll.detach(), tolerance)
-    assert not out["logp"].requires_grad and out["nll"].dtype == dtype
+    assert not out["logp"].requires_grad and not out["entropy"].requires_grad and out["nll"].dtype == dtype
     for found, wanted in zip(torch.autograd.grad(-2.5 * out["nll"], (hidden, matrix)), grads, strict=True):
         assert found.dtype == dtype
         close(found, wanted, tolerance)
@@ -117,6 +120,51 @@ def test_log_probs(shape, dtype, kept, want, monkeypatch):
     close(out["logp"].detach(), expected[0].detach(), tolerance)
     for found, wanted in zip(torch.autograd.grad((out["logp"] * incoming).sum(), (hidden, matrix)), grads, strict=True):
         close(found, wanted, tolerance)
+
+
+@pytest.mark.parametrize("kept", [0, 2**30])
+@pytest.mark.parametrize("with_logp", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_entropy_with_gradient(shape, with_logp, kept, monkeypatch):
+    """A bonus for entropy, alone and beside a loss of log-probs, in both ways and through a head of any kind."""
+    monkeypatch.setattr(head, "KEPT_BYTES", kept)
+    hidden, matrix, targets = inputs(dtype=torch.float64)
+    shape, incoming = SHAPES[shape], torch.linspace(-1, 2, N, dtype=torch.float64)
+    module = nn.Linear(H, V, bias=False, dtype=torch.float64)
+    module.weight = nn.Parameter(matrix.detach().clone())
+    expected = reference(hidden, matrix, targets, shape)
+
+    def loss(logp, entropy):
+        return (entropy * incoming.flip(0)).sum() + (logp * incoming).sum() * with_logp
+
+    grads = torch.autograd.grad(loss(*expected[:2]), (hidden, matrix))
+    out = head.log_probs(hidden, matrix, targets, shape, WANT)
+    for found, wanted in zip(torch.autograd.grad(loss(out["logp"], out["entropy"]), (hidden, matrix)), grads, strict=True):
+        close(found, wanted, 1e-12)
+    out = head.log_probs_of_module(hidden, module, targets, V, shape, WANT)
+    found = torch.autograd.grad(loss(out["logp"], out["entropy"]), (hidden, module.weight))
+    for one, wanted in zip(found, grads, strict=True):
+        close(one, wanted, 1e-12)
+
+
+def test_entropy_of_certainty_has_a_finite_gradient():
+    """Probabilities that are 0 in this type add nothing, rather than 0 times infinity."""
+    hidden = torch.tensor([[200.0, 0.0]], requires_grad=True)
+    matrix = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    out = head.log_probs(hidden, matrix, torch.tensor([0]), want=("entropy",))
+    (grad,) = torch.autograd.grad(out["entropy"].sum(), hidden)
+    assert out["entropy"].detach() == 0 and torch.equal(grad, torch.zeros(1, 2))
+
+
+def test_weights_that_are_known():
+    """A tensor of weights says what a function that returns it tile by tile does."""
+    hidden, matrix, targets = inputs(dtype=torch.float64)
+    weights = torch.linspace(-1, 2, N, dtype=torch.float64)
+    logp = reference(hidden, matrix, targets, head.Shape(temperature=0.7))[0]
+    grads = torch.autograd.grad(-(weights * logp).sum(), (hidden, matrix))
+    out = head.weighted_nll(hidden, matrix, targets, weights, head.Shape(temperature=0.7))
+    for found, wanted in zip(torch.autograd.grad(out["nll"], (hidden, matrix)), grads, strict=True):
+        close(found, wanted, 1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -52,7 +52,8 @@ def starts_from_adapter(config: RunConfig) -> bool:
 def keep_adapter(policy: Policy, specs: dict[str, ModelSpec], config: RunConfig) -> None:
     """Give the policy the frozen copy of the adapter that it starts from, where a companion is to be that. Comes before
     the policy is sharded or wrapped."""
-    if config.use_peft and starts_from_adapter(config) and any(spec.source is None for spec in specs.values()):
+    initial = any(spec.source is None and not spec.trained for spec in specs.values())
+    if config.use_peft and starts_from_adapter(config) and initial:
         add_reference_adapter(policy, config.model)
 
 
@@ -73,10 +74,12 @@ class Companion:
         """The model that is in memory for this companion alone."""
         return self._held
 
-    def __call__(self, batch: Batch, want: tuple[str, ...] = ("logp",)) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, batch: Batch, want: tuple[str, ...] = ("logp",), temperature: float = 1.0
+    ) -> dict[str, torch.Tensor]:
         policy = self._policy()
         with still(policy), self._adapter(policy):
-            return policy(batch, want)
+            return policy(batch, want, temperature=temperature)
 
     def _policy(self) -> Policy:
         run = self._run

@@ -9,8 +9,9 @@ Three ways, chosen by `Policy`:
 - `log_probs_of_module`: for a head that isn't one plain matrix (LoRA on it, a bias, quantised weights): the head module
   is called tile by tile under activation checkpointing.
 
-Entropy, top-1 hits, the mean logit and the sum of squared probabilities never carry gradient. Softmax, log and sums are in float32 (float64 for float64 weights);
-matrix products are in autocast's type where it is on.
+Entropy carries gradient as log-probs do, in the last two; top-1 hits, the mean logit and the sum of squared probabilities
+never. Softmax, log and sums are in float32 (float64 for float64 weights); matrix products are in autocast's type where it
+is on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 WANTS = ("logp", "entropy", "top1", "mean_logit", "log_sum_sq_probs")
-Weight = Callable[[torch.Tensor], torch.Tensor]  # log-probs of a tile, (n,), to the weights of its targets, (n,)
+# Log-probs of a tile, (n,), to the weights of its targets, (n,); or the weights themselves, (N,), where they are known.
+Weight = Callable[[torch.Tensor], torch.Tensor] | torch.Tensor
 
 # Logits of a tile in bytes. On a CPU it should stay in cache through a dozen passes; on a GPU it should fill the device.
 TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
@@ -37,10 +39,17 @@ KEPT_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model does to its logits: `softcap * tanh(scale * logits / softcap)`, each where there is one."""
+    """What is done to logits: `softcap * tanh(scale * logits / softcap) / temperature`, each where there is one. Scale and
+    soft cap are the model's, the temperature is the caller's."""
 
     scale: float = 1.0
     softcap: float | None = None
+    temperature: float = 1.0
+
+    @property
+    def slope(self) -> float:
+        """Of the result by the product of states and matrix, but for the bend of the soft cap."""
+        return self.scale / self.temperature
 
 
 # Config attribute -> what it means. Read from the fields that a config class declares; a model that does something else
@@ -95,13 +104,11 @@ def _logits(
         logits = torch.mm(hidden, weight.t(), out=buffer[: hidden.shape[0]])
     else:
         logits = (hidden @ weight.t()).to(_wide(hidden.dtype))
-    if shape.scale != 1.0:
-        logits.mul_(shape.scale)
     if shape.softcap is None:
-        return logits, None
-    bent = logits.div_(shape.softcap).tanh_()
+        return logits.mul_(shape.slope) if shape.slope != 1.0 else logits, None
+    bent = logits.mul_(shape.scale / shape.softcap).tanh_()
     slope = torch.addcmul(torch.ones((), dtype=bent.dtype, device=bent.device), bent, bent, value=-1)
-    return bent.mul_(shape.softcap), slope
+    return bent.mul_(shape.softcap / shape.temperature), slope
 
 
 @dataclass
@@ -209,7 +216,7 @@ class _WeightedNLL(torch.autograd.Function):
                 picked = targets[start:end]
                 shares, total, _ = _softmax_tile(logits, picked, results, start, end, want, spare)
                 logp = results.logp[start:end]
-                weights = weight(logp).to(wide)
+                weights = (weight[start:end] if isinstance(weight, torch.Tensor) else weight(logp)).to(wide)
                 nll -= torch.dot(weights, logp)
                 if not (need_hidden or need_matrix):
                     continue
@@ -218,8 +225,8 @@ class _WeightedNLL(torch.autograd.Function):
                 shares.mul_(column / total).scatter_add_(1, picked[:, None], -column)
                 if slope is not None:
                     shares.mul_(slope)
-                if shape.scale != 1.0:
-                    shares.mul_(shape.scale)
+                if shape.slope != 1.0:
+                    shares.mul_(shape.slope)
                 shares = shares.to(dtype)
                 if need_hidden:
                     grad_hidden[start:end] = shares @ cast
@@ -252,8 +259,8 @@ def weighted_nll(
 ) -> dict[str, torch.Tensor]:
     """`nll`: the scalar sum_i w_i * -logp_i, with gradient; `logp` and what is wanted, (N,), without.
 
-    `weight` is called tile by tile, so it must treat each target by itself. Not for float16 with loss scaling: the
-    gradient is made before it is scaled.
+    A function `weight` is called tile by tile, so it must treat each target by itself. Not for float16 with loss scaling:
+    the gradient is made before it is scaled.
     """
     nll, *values = _WeightedNLL.apply(hidden, matrix, targets, weight, shape, want)
     return {"nll": nll, **_wanted(values, want)}
@@ -286,14 +293,17 @@ class _LogProbs(torch.autograd.Function):
                 other = here if keep else spare
                 _, total, top = _softmax_tile(logits, targets[start:end], results, start, end, want, other)
                 normaliser[start:end] = total.squeeze(1) if keep else (top + total.log()).squeeze(1)
-        ctx.save_for_backward(hidden, matrix, targets, normaliser, kept)
+        ctx.save_for_backward(hidden, matrix, targets, normaliser, kept, results.entropy)
         ctx.shape, ctx.dtype = shape, dtype
-        ctx.mark_non_differentiable(*results.all()[1:])
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*results.all()[2:], *(() if entropy else (results.entropy,)))
         return results.all()
 
     @staticmethod
-    def backward(ctx, incoming, *_):
-        hidden, matrix, targets, normaliser, kept = ctx.saved_tensors
+    def backward(ctx, incoming, of_entropy, *_):
+        hidden, matrix, targets, normaliser, kept, entropy = ctx.saved_tensors
+        if incoming is None:  # nothing was made of the log-probs
+            incoming = torch.zeros_like(normaliser)
         shape, dtype = ctx.shape, ctx.dtype
         wide = _wide(dtype)
         need_hidden, need_matrix = ctx.needs_input_grad[:2]
@@ -308,15 +318,20 @@ class _LogProbs(torch.autograd.Function):
                 slope = None
                 # d logp / d logits = onehot - p
                 if kept is not None:  # in place: a second backward through the same graph is refused by autograd
-                    shares = kept[start:end].mul_(-column / normaliser[start:end, None])
+                    shares = kept[start:end].div_(normaliser[start:end, None])
                 else:
                     logits, slope = _logits(states[start:end], cast, shape, buffer)
-                    shares = logits.sub_(normaliser[start:end, None]).exp_().mul_(-column)
-                shares.scatter_add_(1, targets[start:end, None], column)
+                    shares = logits.sub_(normaliser[start:end, None]).exp_()
+                factor = -column
+                if of_entropy is not None:
+                    # d entropy / d logits = -p (log p + entropy); where p is 0 in this type, so is that
+                    logs = shares.clamp_min(torch.finfo(wide).tiny).log_().add_(entropy[start:end, None])
+                    factor = logs.mul_(-of_entropy[start:end, None].to(wide)).sub_(column)
+                shares.mul_(factor).scatter_add_(1, targets[start:end, None], column)
                 if slope is not None:
                     shares.mul_(slope)
-                if shape.scale != 1.0:
-                    shares.mul_(shape.scale)
+                if shape.slope != 1.0:
+                    shares.mul_(shape.slope)
                 shares = shares.to(dtype)
                 if need_hidden:
                     grad_hidden[start:end] = shares @ cast
@@ -334,7 +349,7 @@ def log_probs(
     shape: Shape = Shape(),
     want: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:
-    """`logp` (N,) with gradient, and what else is wanted, (N,), without."""
+    """`logp` and, where wanted, `entropy`, (N,), with gradient; what else is wanted, (N,), without."""
     return _wanted(_LogProbs.apply(hidden, matrix, targets, shape, want), want)
 
 
@@ -356,10 +371,11 @@ def log_probs_of_module(
         logits = logits.to(_wide(logits.dtype)) * shape.scale
         if shape.softcap is not None:
             logits = shape.softcap * torch.tanh(logits / shape.softcap)
+        logits = logits / shape.temperature
         logs = torch.log_softmax(logits, -1)
         none = logs.new_empty(0)
+        entropy = -(logs.exp() * logs).sum(-1) if "entropy" in want else none
         with torch.no_grad():
-            entropy = -(logs.exp() * logs).sum(-1) if "entropy" in want else none
             hits = logits.argmax(-1) == picked if "top1" in want else none.bool()
             mean = logits.mean(-1) if "mean_logit" in want else none
             squares = torch.logsumexp(2 * logs, -1) if "log_sum_sq_probs" in want else none

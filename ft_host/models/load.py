@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -12,14 +13,15 @@ import torch
 from torch import nn
 
 from ft_host.errors import ConfigError
-from ft_host.models.policy import Policy
+from ft_host.models.policy import Policy, ValueHead
 from ft_host.models.probe import choose_layout
-from ft_host.models.weights import base_of, find_config, is_classifier, load_model, load_weights
+from ft_host.models.weights import adapter_of, base_of, find_config, is_classifier, load_model, load_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
+    from ft_host.run import ModelSpec
 
 
 def precision(config: RunConfig, device: torch.device) -> str:
@@ -124,10 +126,14 @@ def _placed(model: nn.Module, config: RunConfig, device: torch.device, head: str
 
 
 def load_policy(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device, head: str | None = None
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    head: str | None = None,
+    router: bool = True,
 ) -> Policy:
     """The policy of a run, on its device, in training mode. `head`: None for a language model, "reward" for one score
-    a row. Raises ConfigError for what can't work, by field."""
+    a row. `router`: whether router_aux_loss_coef is meant for it. Raises ConfigError for what can't work, by field."""
     model = load_model(config, head)
     size = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > size:
@@ -142,7 +148,7 @@ def load_policy(
         found = find_config(base_of(config.model), "model", config.model_revision, config.trust_remote_code)
         if not is_classifier(found):
             policy.notes.append("the layer that gives the score is new: before training, scores are random")
-    policy.router_aux_loss_coef = _router_coefficient(policy, config)
+    policy.router_aux_loss_coef = _router_coefficient(policy, config) if router else 0.0
     if policy.router_aux_loss_coef:
         policy.notes.append(
             "the load-balancing loss is that of full sequences: a prompt that rows share is computed for each of them"
@@ -190,6 +196,27 @@ def load_frozen(
             raise ConfigError(f"{field}: {source} doesn't say which token is padding (pad_token_id of its config.json)")
     model.requires_grad_(False)
     return _placed(model, config, device, head).eval()
+
+
+def attach_value(
+    policy: Policy, spec: ModelSpec, config: RunConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> None:
+    """Give the policy the companion of head "value" that is trained beside it: a layer on its own states, or a model with
+    a layer of its own (with LoRA, an adapter with it). Comes before the policy is sharded or wrapped.
+
+    Raises ConfigError, naming the spec's field, where the model is an adapter of something else.
+    """
+    if spec.shares_policy:
+        policy.companions["value"] = ValueHead(policy.config.hidden_size).to(device)
+        return
+    source = spec.source or config.model
+    if adapter_of(source):
+        raise ConfigError(f"{spec.field}: {source} is an adapter, and a value model starts from a whole model; set "
+                          f"{spec.field} to one (merge_adapter writes it), or read values off the policy's states")  # fmt: skip
+    policy.companions["value"] = load_policy(
+        dataclasses.replace(config, model=source), tokenizer, device, head="reward", router=False
+    )
+    policy.companions["value"].head = "value"
 
 
 def add_reference_adapter(policy: Policy, folder: str | Path) -> None:

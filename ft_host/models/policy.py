@@ -24,9 +24,14 @@ Places = Callable[[torch.Tensor], torch.Tensor]
 class Policy(nn.Module):
     """`policy(batch, want=("logp", "entropy", "top1"), weight=None)` gives a dict of (N,) tensors, one value a target.
 
-    `weight`, a function of log-probs (n,) to constant weights (n,), treating each target by itself: the dict then holds
-    `nll`, the scalar  sum_i weight(logp_i) * -logp_i  with gradient, and `logp` carries none. Only `logp` without
-    `weight`, and `nll`, ever carry gradient.
+    `temperature` divides the logits, so that log-probs and entropy are of what is sampled at it.
+
+    `weight`: constant weights (N,), or a function of log-probs (n,) to them (n,), treating each target by itself: the
+    dict then holds `nll`, the scalar  sum_i weight_i * -logp_i  with gradient, and `logp` and `entropy` carry none. Without
+    it these two do; nothing else of a language model does.
+
+    `value` (N,), with gradient, is what a trained companion of head "value" says of the state before each target:
+    `companions` holds those that are trained beside the policy, inside it, so that one forward runs all.
 
     `model` is the transformers (or peft) model itself; `notes` is what the plan must say about it. With a router loss
     on, `aux_loss` is the load-balancing loss of the last forward's tokens, unweighted: the host adds it, so that no
@@ -37,9 +42,11 @@ class Policy(nn.Module):
         self, model: nn.Module, *, kernel: str = "sdpa", router_aux_loss_coef: float = 0.0, head: str | None = None
     ):
         """`kernel`: "sdpa" or "flex" for flat batches (attention.install(model) has been called), "none" for a padded
-        rectangle. `head`: None for a language model, "reward" for a sequence classifier of one label."""
+        rectangle. `head`: None for a language model; "reward" and "value" for a sequence classifier of one label, read
+        at the end of each row, or before each target."""
         super().__init__()
         self.model = model
+        self.companions = nn.ModuleDict()
         self.head = head
         self.kernel = kernel
         self.router_aux_loss_coef = router_aux_loss_coef
@@ -61,29 +68,45 @@ class Policy(nn.Module):
         return self.causal_lm.config.get_text_config()
 
     @property
+    def gives(self) -> tuple[str, ...]:
+        """What can be wanted of it."""
+        if self.head is not None:
+            return ("score",) if self.head == "reward" else ("value",)
+        return (*head.WANTS, *self.companions)
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     # -- forward
 
     def forward(
-        self, batch: Batch, want: tuple[str, ...] = head.WANTS, weight: head.Weight | None = None
+        self,
+        batch: Batch,
+        want: tuple[str, ...] = head.WANTS,
+        weight: head.Weight | None = None,
+        temperature: float = 1.0,
     ) -> dict[str, torch.Tensor]:
-        known = head.WANTS if self.head is None else ("score",)
-        unknown = set(want) - set(known)
+        unknown = set(want) - set(self.gives)
         if unknown or (weight is not None and self.head is not None):
-            what = "a language model" if self.head is None else "a reward model"
+            what = "a language model" if self.head is None else f"a {self.head} model"
             named = f"want: {', '.join(sorted(unknown))}" if unknown else "weight"
-            raise ValueError(f"{named}: nothing that {what} gives; it gives {', '.join(known)}")
+            raise ValueError(f"{named}: nothing that {what} gives; it gives {', '.join(self.gives)}")
         # Balance is of tokens as the router sees them: a shared prompt would count once where full sequences have it
         # once each. A rectangle holds full sequences anyway.
         if self.router_aux_loss_coef and self.kernel != "none" and any(parent >= 0 for parent in batch.parents):
             batch = unshared(batch)
         states, places, router_logits, mask = self._states(batch)
-        if self.head is None:
-            out = self._head(states.index_select(0, places(batch.sources)), batch.targets, tuple(want), weight)
-        else:
+        if self.head == "reward":
             out = {"score": self._score(states.index_select(0, places(batch.ends)))}
+        elif self.head == "value":
+            out = {"value": self._score(states.index_select(0, places(batch.sources)))}
+        else:
+            hidden = states.index_select(0, places(batch.sources))
+            out = self._head(hidden, batch.targets, tuple(want), weight, temperature)
+            if "value" in want:
+                companion = self.companions["value"]
+                out |= companion(batch, want=("value",)) if isinstance(companion, Policy) else companion(hidden)
         self.aux_loss = self._aux_loss(router_logits, mask) if self.router_aux_loss_coef else None
         return out
 
@@ -122,10 +145,15 @@ class Policy(nn.Module):
             return head(hidden.to(head.weight.dtype)).squeeze(1).float()
 
     def _head(
-        self, hidden: torch.Tensor, targets: torch.Tensor, want: tuple[str, ...], weight: head.Weight | None
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        want: tuple[str, ...],
+        weight: head.Weight | None,
+        temperature: float,
     ) -> dict[str, torch.Tensor]:
         module = self.causal_lm.get_output_embeddings()
-        shape = head.shape_of(self.config)
+        shape = replace(head.shape_of(self.config), temperature=temperature)
         plain = type(module) is nn.Linear and module.bias is None and module.weight.is_floating_point()
         if not plain:
             out = head.log_probs_of_module(hidden, module, targets, self.config.vocab_size, shape, want)
@@ -135,14 +163,32 @@ class Policy(nn.Module):
             return head.weighted_nll(hidden, module.weight, targets, weight, shape, want)
         if weight is not None:
             constant = out["logp"].detach()
-            out["nll"] = -torch.dot(weight(constant).to(constant.dtype), out["logp"])
+            weights = weight if isinstance(weight, torch.Tensor) else weight(constant)
+            out["nll"] = -torch.dot(weights.to(constant.dtype), out["logp"])
             out["logp"] = constant
+            if "entropy" in out:
+                out["entropy"] = out["entropy"].detach()
         return out
 
     def _aux_loss(self, router_logits: Any, mask: torch.Tensor | None) -> torch.Tensor:
         model = self.causal_lm
         balance = sys.modules[type(model).__module__].load_balancing_loss_func
         return balance(router_logits, model.num_experts, model.num_experts_per_tok, mask)
+
+
+class ValueHead(nn.Module):
+    """What a state is worth, read off the policy's own last hidden state."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.value = nn.Linear(width, 1)
+        nn.init.normal_(self.value.weight, std=1 / (width + 1))
+        nn.init.zeros_(self.value.bias)
+
+    def forward(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(N, H) to {"value": (N,)}, in the type that the head is held in."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return {"value": self.value(hidden.to(self.value.weight.dtype)).squeeze(1).float()}
 
 
 def _loss_is_scaled(hidden: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -21,7 +21,8 @@ def save_model(policy: Policy, folder: Path, state: dict[str, torch.Tensor] | No
 
     if state is not None:
         tied = {f"model.{name}" for name in policy.causal_lm.all_tied_weights_keys}  # one tensor under two names
-        state = {name.removeprefix("model."): tensor for name, tensor in state.items() if name not in tied}
+        own = {name: tensor for name, tensor in state.items() if name.startswith("model.") and name not in tied}
+        state = {name.removeprefix("model."): tensor for name, tensor in own.items()}
     config = policy.causal_lm.config
     ours, config._attn_implementation = config._attn_implementation, original_of(config)
     try:

@@ -9,10 +9,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ft_host.models.load import decoder_layers, precision
+from ft_host.models.policy import Policy
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
-    from ft_host.models.policy import Policy
 
 
 def shard(policy: Policy, config: RunConfig) -> Policy:
@@ -22,8 +22,12 @@ def shard(policy: Policy, config: RunConfig) -> Policy:
     half = precision(config, policy.device) == "bf16"
     types = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if half else None
     arguments = {"mesh": mesh} | ({"mp_policy": types} if types else {})
-    for layer in decoder_layers(policy):
-        fully_shard(layer, **arguments)
+    models = [policy, *(companion for companion in policy.companions.values() if isinstance(companion, Policy))]
+    for model in models[::-1]:
+        for layer in decoder_layers(model):
+            fully_shard(layer, **arguments)
+        if model is not policy:  # a group of its own: its forward runs within the policy's
+            fully_shard(model, **arguments)
     return fully_shard(policy, **arguments)
 
 
