@@ -48,10 +48,20 @@ def std(total: torch.Tensor | float, squares: torch.Tensor | float, count: torch
     return Metric("std", ((SUM, total), (SUM, squares), (SUM, count)))
 
 
-def _std(total: float, squares: float, count: float) -> float | None:
+def variance(total: torch.Tensor | float, squares: torch.Tensor | float, count: torch.Tensor | float) -> Metric:
+    """The square of `std`."""
+    return Metric("variance", ((SUM, total), (SUM, squares), (SUM, count)))
+
+
+def _variance(total: float, squares: float, count: float) -> float | None:
     if count < 2:
         return None
-    return (max(squares - total * total / count, 0.0) / (count - 1)) ** 0.5
+    return max(squares - total * total / count, 0.0) / (count - 1)
+
+
+def _std(total: float, squares: float, count: float) -> float | None:
+    found = _variance(total, squares, count)
+    return None if found is None else found**0.5
 
 
 FORMULAS = {
@@ -60,6 +70,7 @@ FORMULAS = {
     "minimum": lambda value: value,
     "maximum": lambda value: value,
     "std": _std,
+    "variance": _variance,
 }
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ft_host.batch import IGNORE, Segment, count_targets, forest
 from ft_host.loop import add_up, cut
-from ft_host.metrics import Accumulator, combine, maximum, mean, minimum, std, total
+from ft_host.metrics import Accumulator, combine, maximum, mean, minimum, std, total, variance
 
 
 def test_a_root_and_its_children():
@@ -107,8 +107,11 @@ def test_a_standard_deviation_from_sums():
     values = torch.tensor([1.0, 2.0, 4.0, 9.0])
     accumulator = Accumulator()
     for part in values.split(2):
-        accumulator.add({"spread": std(part.sum(), (part * part).sum(), len(part))})
-    assert math.isclose(combine([accumulator.local()])["spread"], float(values.std()), rel_tol=1e-6)
+        sums = (part.sum(), (part * part).sum(), len(part))
+        accumulator.add({"spread": std(*sums), "squared": variance(*sums)})
+    found = combine([accumulator.local()])
+    assert math.isclose(found["spread"], float(values.std()), rel_tol=1e-6)
+    assert math.isclose(found["squared"], float(values.var()), rel_tol=1e-6)
 
 
 def test_a_metric_without_items_is_absent_and_a_tensor_is_refused():

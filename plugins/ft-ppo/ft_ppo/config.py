@@ -1,0 +1,143 @@
+"""The fields of PPO. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ft_host.config import option
+from ft_host.errors import ConfigError
+from ft_host.generation.config import RolloutConfig, RolloutPlan
+
+
+@dataclass(kw_only=True)
+class PPOConfig(RolloutConfig):
+    """PPO: raise the reward of what the policy samples, token by token, beside a value model that is trained with it."""
+
+    disable_dropout: bool = option(
+        True,
+        "Train without the model's own dropout, so that the ratio of new and old policy is 1 before the first update.",
+        group="model",
+    )
+    learning_rate: float = option(
+        3e-6,
+        "Peak learning rate, of policy and value model. 3e-6 for all weights: the usual one of PPO on language models. "
+        "LoRA takes about 10 times that.",
+        gt=0,
+    )
+
+    # -- rollouts
+    max_completion_length: int = option(
+        53,
+        "Longest completion in tokens; with tools, of all its turns. 53 is that of the summaries that PPO on language "
+        "models was tuned on (arXiv 2009.01325); most tasks need more.",
+        group="rollouts",
+        gt=0,
+        aliases=("response_length",),
+    )
+    temperature: float = option(
+        0.7,
+        "Temperature that completions are sampled at. Policy, reference and entropy are of this temperature too.",
+        group="rollouts",
+        gt=0,
+    )
+    stop_token: str | None = option(
+        None,
+        "Text of one token that a completion is cut after, beside the end tokens of the model, which always end it.",
+        group="rollouts",
+    )
+    stop_token_id: int | None = option(None, "The same token by its id.", group="rollouts", ge=0)
+    missing_eos_penalty: float | None = option(
+        None,
+        "Taken off the score of a completion that was cut short by max_completion_length.",
+        group="rollouts",
+        gt=0,
+    )
+    num_mini_batches: int = option(
+        1,
+        "Optimizer steps that a rollout is cut into: it has per_device_train_batch_size × gradient_accumulation_steps × "
+        "processes × num_mini_batches prompts.",
+        group="rollouts",
+        gt=0,
+    )
+    num_ppo_epochs: int = option(
+        4, "Passes over each rollout; the first updates at the sampled policy, the others are clipped.", gt=0
+    )
+
+    # -- models
+    value_model: str | None = option(
+        None,
+        "Folder or hub id that the value model starts from: a language model, or a reward model, whose head is then the "
+        "first guess. Not set: the model that the policy starts from.",
+        aliases=("value_model_name_or_path",),
+    )
+    value_head: bool = option(
+        False,
+        "Read values off the policy's own last hidden states by a linear layer, instead of a model of their own: half the "
+        "memory and time, but both losses pull at the same weights.",
+    )
+    ref_model: str | None = option(
+        None,
+        "Folder or hub id of another model as the reference. Not set: the model as the run found it.",
+        aliases=("ref_model_name_or_path",),
+    )
+
+    # -- rewards of tokens
+    kl_coef: float = option(
+        0.05,
+        "Weight of the KL divergence from the reference in each token's reward. 0: no reference is held.",
+        ge=0,
+    )
+    kl_estimator: str = option(
+        "k1",
+        "Estimate of that divergence from the sampled token: 'k1' is the log-ratio, 'k3' is never negative and varies "
+        "less. Neither bends the expected reward of k1 much near the reference.",
+        choices=("k1", "k3"),
+    )
+    whiten_rewards: bool = option(
+        False, "Scale token rewards to a variance of 1 over the whole rollout; their mean stays."
+    )
+
+    # -- advantages and losses
+    gamma: float = option(
+        1.0, "Discount of rewards a token later. 1: the score counts in full at each token of its completion.", ge=0, le=1
+    )
+    lam: float = option(
+        0.95,
+        "Lambda of generalized advantage estimation (arXiv 1506.02438): 1 measures against what came in the end, 0 "
+        "against the next value alone.",
+        ge=0,
+        le=1,
+    )
+    cliprange: float = option(
+        0.2, "The policy loss pays no further once the ratio of new and old policy has left 1 ± this.", gt=0
+    )
+    cliprange_value: float = option(
+        0.2, "The value loss pays no further once a value has left its old one by this.", gt=0
+    )
+    vf_coef: float = option(0.1, "Weight of the value loss.", gt=0)
+
+    def rollout_plan(self, processes: int) -> RolloutPlan:
+        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes * self.num_mini_batches
+        return RolloutPlan(
+            prompts=rows, generations=1, steps=self.num_mini_batches, passes=self.num_ppo_epochs, shuffled=True
+        )
+
+    def check(self) -> None:
+        super().check()
+        if self.value_head and self.value_model is not None:
+            raise ConfigError(
+                "value_head and value_model: values come from a layer on the policy's own states or from a model of their "
+                "own; set one of them"
+            )
+        if not self.kl_coef:
+            for name, usual in (("ref_model", None), ("kl_estimator", "k1")):
+                if getattr(self, name) != usual:
+                    raise ConfigError(f"{name}: has no effect with kl_coef: 0, which holds no reference")
+        if self.stop_token is not None and self.stop_token_id is not None:
+            raise ConfigError("stop_token and stop_token_id say the same in two ways; set one of them")
+        if self.stop_token == "eos":
+            raise ConfigError("stop_token: completions always end at the EOS token; leave 'eos' out, or name another one")
+        if self.tools or self.environment is not None:
+            for name in ("stop_token", "stop_token_id"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"{name}: a conversation with tools can't be cut at a token; leave it out")

@@ -1,0 +1,292 @@
+"""PPO: sample completions, score them, and raise the likelihood of the tokens that did better than expected (proximal
+policy optimization, arXiv 1707.06347; on language models arXiv 1909.08593 and 2203.02155).
+
+    r_t  = -kl_coef KL_t  (+ the completion's score, at its last token)     KL_t = log p(t) - log p_ref(t), or k3
+    d_t  = r_t + gamma V(t+1) - V(t)                                        V after the last token is 0
+    A_t  = d_t + gamma lam A(t+1),  R_t = A_t + V(t)                        GAE, arXiv 1506.02438; then A is whitened
+    loss = 1/N sum_t  max(-A_t q_t, -A_t clip(q_t, 1 - e, 1 + e))           q_t = p_new(t) / p(t)
+         + vf_coef 1/N sum_t  1/2 max((V_new(t) - R_t)^2, (clip(V_new(t), V(t) - c, V(t) + c) - R_t)^2)
+
+p and V are those of the policy and the value model that the rollout began with: made once, kept with the rows, and used
+for all passes. N: sampled tokens of the optimizer step, on all ranks. V(t) is read at the state that predicts token t, so
+that no value sees the token it is a baseline for.
+
+Simplified: time counts sampled tokens. Tool output has no value, no reward and no target; GAE steps over it. An episode
+that was cut short by max_completion_length is treated as ended: its value after the last token is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from ft_host import hookimpl
+from ft_host.annotate import annotate, evaluate_rows
+from ft_host.batch import Batch, forest
+from ft_host.data import prompt_row
+from ft_host.errors import ConfigError
+from ft_host.generation.rollout import Rollout
+from ft_host.generation.rows import (
+    by_row,
+    completion_metrics,
+    completion_row,
+    completion_segments,
+    masked_row,
+    per_target,
+)
+from ft_host.metrics import maximum, mean, total, variance
+from ft_host.run import LossOutput, ModelSpec
+
+# ---------------------------------------------------------------- maths
+
+
+def k1(logps: torch.Tensor, ref_logps: torch.Tensor) -> torch.Tensor:
+    """The log-ratio: unbiased, of either sign. Nats, any shape."""
+    return logps - ref_logps
+
+
+def k3(logps: torch.Tensor, ref_logps: torch.Tensor) -> torch.Tensor:
+    """q - 1 - log q with q = p_ref / p: unbiased, never negative (joschu.net/blog/kl-approx.html)."""
+    return torch.expm1(ref_logps - logps) - (ref_logps - logps)
+
+
+ESTIMATORS = {"k1": k1, "k3": k3}
+
+
+def token_rewards(kl: torch.Tensor, scores: torch.Tensor, lengths: torch.Tensor, kl_coef: float) -> torch.Tensor:
+    """What each token earns. (R, T) KL, (R,) scores, (R,) lengths, to (R, T); rows without tokens earn nothing."""
+    rewards = -kl_coef * kl
+    rows = lengths.nonzero()[:, 0]
+    rewards[rows, lengths[rows] - 1] += scores[rows]
+    return rewards
+
+
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages and returns, (R, T) each, from (R, T) rewards and values that are 0 after the end of a row."""
+    advantages = torch.zeros_like(values)
+    advantage = following = values.new_zeros(len(values))
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        advantage = delta + gamma * lam * advantage
+        advantages[:, t], following = advantage, values[:, t]
+    return advantages, advantages + values
+
+
+def whiten(values: torch.Tensor, average: float, spread: float, shift_mean: bool = True) -> torch.Tensor:
+    """Values of that mean and variance, scaled to a variance of 1; without `shift_mean` their mean stays."""
+    return (values - average) * (spread + 1e-8) ** -0.5 + (0.0 if shift_mean else average)
+
+
+def policy_losses(
+    logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor, cliprange: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clipped objective of each token, and where it is the clipped one that counts. (N,) each."""
+    ratio = torch.exp(logps - old_logps)
+    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return torch.maximum(plain, clipped), clipped > plain
+
+
+def value_losses(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange_value: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Half the squared error of each value, no smaller than that of the clipped value, and where that one counts."""
+    near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
+    plain, clipped = (values - returns).square(), (near - returns).square()
+    return 0.5 * torch.maximum(plain, clipped), clipped > plain
+
+
+# ---------------------------------------------------------------- completions
+
+
+def stop_token_of(config: Any, tokenizer: Any) -> int | None:
+    """The id of the token that completions are cut after. Raises ConfigError for a text that isn't one token."""
+    if config.stop_token is None:
+        return config.stop_token_id
+    ids = tokenizer(config.stop_token, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise ConfigError(
+            f"stop_token: {config.stop_token!r} is {len(ids)} tokens of this tokenizer, expected one that it knows; name "
+            f"another, or give its id as stop_token_id"
+        )
+    return ids[0]
+
+
+def cut_after(completion: Any, token: int | None) -> Any:
+    """The completion up to the first such token, which counts as its end."""
+    if token not in completion.token_ids:
+        return completion
+    size = completion.token_ids.index(token) + 1
+    lists = {name: getattr(completion, name)[:size] for name in ("token_ids", "logprobs", "sampled", "versions")}
+    return replace(completion, finish_reason="stop", **lists)
+
+
+# ---------------------------------------------------------------- what a rollout is told once
+
+
+def policy_says(model: Any, batch: Batch, temperature: float) -> dict[str, list[torch.Tensor]]:
+    """Log-probs and values of the targets, by row."""
+    out = model(batch, want=("logp", "value"), temperature=temperature)
+    return {"old_logps": by_row(out["logp"], batch), "values": by_row(out["value"], batch)}
+
+
+def reference_says(model: Any, batch: Batch, temperature: float) -> dict[str, list[torch.Tensor]]:
+    """Log-probs of the targets, by row."""
+    return {"ref_logps": by_row(model(batch, want=("logp",), temperature=temperature)["logp"], batch)}
+
+
+def rectangle(rows: list[dict], name: str, width: int) -> torch.Tensor:
+    """A column of lists as (R, width) in float64, 0 after the end of each: float32 would cost a digit at each sum."""
+    filled = [row[name] + [0.0] * (width - len(row[name])) for row in rows]
+    return torch.tensor(filled, dtype=torch.float64).reshape(len(rows), width)
+
+
+def moments(values: torch.Tensor, gather: Callable[[Any], list[Any]]) -> tuple[float, float]:
+    """Mean and unbiased variance of the (n,) values of all ranks; of a single value the variance is 0."""
+    parts = gather((len(values), float(values.sum())))
+    count = sum(size for size, _ in parts)
+    average = sum(added for _, added in parts) / max(count, 1)
+    squares = sum(gather(float((values - average).square().sum())))
+    return average, squares / max(count - 1, 1)
+
+
+@hookimpl
+def ft_annotate(rows, run):
+    """Once a rollout, before its first update: what policy, value model and reference say of it, and what follows."""
+    config = run.config
+    rows = evaluate_rows(rows, run, partial(policy_says, temperature=config.temperature))
+    if config.kl_coef:
+        rows = annotate(rows, run, "reference", partial(reference_says, temperature=config.temperature))
+    sizes = [len(row["values"]) for row in rows]
+    width, lengths = max(sizes, default=0), torch.tensor(sizes, dtype=torch.long)
+    mask = torch.arange(width) < lengths[:, None]
+    logps, values = rectangle(rows, "old_logps", width), rectangle(rows, "values", width)
+    kl = torch.zeros_like(logps)
+    if config.kl_coef:
+        kl = ESTIMATORS[config.kl_estimator](logps, rectangle(rows, "ref_logps", width))
+    scores = torch.tensor([row["score"] or 0.0 for row in rows], dtype=torch.float64)
+    rewards = token_rewards(kl, scores, lengths, config.kl_coef)
+    if config.whiten_rewards:
+        rewards = whiten(rewards, *moments(rewards[mask], run.gather), shift_mean=False) * mask
+    advantages, returns = gae(rewards, values, config.gamma, config.lam)
+    advantages = whiten(advantages, *moments(advantages[mask], run.gather)) * mask
+    run.state["episode"] = run.state.get("episode", 0) + sum(run.gather(len(rows)))
+    found = []
+    for index, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+        kept = {name: value for name, value in row.items() if name != "ref_logps"}
+        found.append(kept | {
+            "advantages": advantages[index, :size].tolist(),
+            "returns": returns[index, :size].tolist(),
+            "advantage": sum(advantages[index, :size].tolist()) / max(size, 1),  # which samples.jsonl shows
+            "kl": sum(kl[index, :size].tolist()),
+            "surprise": -sum(row["old_logps"]),
+            "episode": run.state["episode"],
+        })  # fmt: skip
+    return found
+
+
+# ---------------------------------------------------------------- hooks
+
+
+@hookimpl
+def ft_models(config) -> dict[str, ModelSpec]:
+    specs = {
+        "value": ModelSpec(
+            head="value", trained=True, source=config.value_model, field="value_model", shares_policy=config.value_head
+        )
+    }
+    if config.kl_coef:
+        specs["reference"] = ModelSpec(source=config.ref_model, field="ref_model")
+    return specs
+
+
+@hookimpl
+def ft_prepare(row, tokenizer, config):
+    stop_token_of(config, tokenizer)  # refused with the first row, before a model is loaded
+    return prompt_row(row, tokenizer, config)
+
+
+@hookimpl
+def ft_rollout(rows, run) -> Rollout:
+    """One completion of each prompt, with its score. A completion without one stays, without targets."""
+    stop, penalty = stop_token_of(run.config, run.tokenizer), run.config.missing_eos_penalty or 0.0
+    completions = [cut_after(each, stop) for each in run.generate(rows, 1)]
+    rewards = run.reward(rows, completions)
+    found, samples = [], []
+    for index, (prompt, completion, score) in enumerate(zip(rows, completions, rewards.totals(), strict=True)):
+        row = completion_row(prompt, completion)
+        if score is None:
+            row = masked_row(row)
+        elif row["truncated"]:
+            score -= penalty
+        found.append(row | {"score": score})
+        samples.append({
+            "prompt": prompt["prompt"],
+            "completion": rewards.texts[index],
+            "rewards": dict(zip(rewards.names, rewards.values[index], strict=True)),
+            "extra": {name: values[index] for name, values in rewards.extra.items()},
+        })  # fmt: skip
+    unscored = total(sum(row["score"] is None for row in found))
+    metrics = rewards.metrics | completion_metrics(completions) | {"objective/unscored": unscored}
+    return Rollout(rows=found, metrics=metrics, samples=samples)
+
+
+OF_TARGETS = ("old_logps", "values", "returns", "advantages")
+OF_ROWS = ("kl", "surprise", "episode")
+
+
+@hookimpl
+def ft_collate(rows, tokenizer, config) -> Batch:
+    columns = {}
+    if all("advantages" in row for row in rows):  # not yet while they are being made
+        columns = {name: per_target(rows, name) for name in OF_TARGETS}
+        columns |= {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in OF_ROWS}
+        columns["scores"] = torch.tensor([row["score"] or 0.0 for row in rows], dtype=torch.float64)
+    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch.counts = {
+        "rows": len(rows),
+        "scored": sum(any(row["sampled"]) for row in rows),
+        "ended": sum(not row["truncated"] for row in rows),
+        "tokens": len(batch.targets),
+    }
+    return batch
+
+
+@hookimpl
+def ft_loss(model, batch, run) -> LossOutput:
+    config, columns, counts = run.config, batch.columns, batch.counts
+    out = model(batch, want=("logp", "entropy", "value"), temperature=config.temperature)
+    old_logps, advantages = columns["old_logps"], columns["advantages"]
+    of_policy, policy_clipped = policy_losses(out["logp"], old_logps, advantages, config.cliprange)
+    of_value, value_clipped = value_losses(out["value"], columns["values"], columns["returns"], config.cliprange_value)
+    loss = (of_policy.sum() + config.vf_coef * of_value.sum()) / max(run.totals["tokens"], 1)
+
+    apart = out["logp"].detach() - old_logps
+    beyond = torch.expm1(apart)  # ratio - 1
+    tokens, scored, scores = counts["tokens"], counts["scored"], columns["scores"].sum()
+    penalties = -config.kl_coef * columns["kl"].sum()
+    metrics = {
+        "objective/scores": mean(scores, scored),
+        "objective/rlhf_reward": mean(scores + penalties, scored),
+        "objective/entropy": mean(columns["surprise"].sum(), scored),
+        "policy/approxkl_avg": mean(0.5 * apart.square().sum(), tokens),
+        "policy/clipfrac_avg": mean(policy_clipped.sum(), tokens),
+        "policy/entropy_avg": mean(out["entropy"].sum(), tokens),
+        "loss/policy_avg": mean(of_policy.sum(), tokens),
+        "loss/value_avg": mean(of_value.sum(), tokens),
+        "val/clipfrac_avg": mean(value_clipped.sum(), tokens),
+        "val/ratio": mean(beyond.sum() + tokens, tokens),
+        "val/ratio_var": variance(beyond.sum(), beyond.square().sum(), tokens),
+        "val/num_eos_tokens": total(counts["ended"]),
+    }
+    if config.kl_coef:
+        metrics["objective/kl"] = mean(columns["kl"].sum(), scored)
+        metrics["objective/non_score_reward"] = mean(penalties, scored)
+    if batch.num_rows:
+        metrics["episode"] = maximum(columns["episode"].max())
+    return LossOutput(loss=loss, metrics=metrics)
