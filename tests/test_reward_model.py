@@ -14,8 +14,8 @@ from transformers import AutoModelForSequenceClassification
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
 from ft_host.models import load_policy, save_model
-from ft_host.reward_model import RewardModel, folder_problem, name_of
 from ft_host.rewards import Scoring, load_rewards, score
+from ft_host.rewards.model import RewardModel, folder_problem, name_of
 from ft_host.settings.paths import path_problems
 from ft_host.testing import models
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError
-from ft_host.reward_model import folder_problem
+from ft_host.rewards.model import folder_problem
 from ft_host.settings.fields import nearest, show
 from ft_host.settings.files import missing
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError, DataError, FtHostError
 from ft_host.imports import EXAMPLE, cause, load_function, nearest
-from ft_host.reward_model import RewardModel, name_of
+from ft_host.rewards.model import RewardModel, name_of
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
