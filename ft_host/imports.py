@@ -70,13 +70,14 @@ def _load_module(name: str, option: str) -> ModuleType:
 # ---------------------------------------------------------------- hints
 
 
-def cause(error: BaseException) -> str:
-    """The error on one line, with the innermost place that is neither ours nor the import system's."""
+def cause(error: BaseException, file: str | None = None) -> str:
+    """The error on one line, with the innermost place in `file`, or else that is neither ours nor the import system's."""
     lines = str(error).splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     ours = (str(Path(__file__).parent), importlib.__file__, "<")
     inner = [frame for frame in frames if not frame.filename.startswith(ours)]
+    inner = [frame for frame in inner if frame.filename == file] or inner
     return f"{text} ({inner[-1].filename}, line {inner[-1].lineno})" if inner else text
 
 

@@ -13,9 +13,12 @@ from ft_host.rewards.functions import (
     load_rewards,
     score,
 )
+from ft_host.rewards.pool import RewardPool, Scored
 
 __all__ = [
     "RewardFunction",
+    "RewardPool",
+    "Scored",
     "Scoring",
     "check_columns",
     "describe",

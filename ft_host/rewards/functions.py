@@ -6,16 +6,16 @@
 `def` or `async def`; each argument is passed only if the function takes it. Everything but `trainer_state` and the two
 `log_*` functions is a list with one item a completion; `columns` are the columns of the data set. None says that the
 reward doesn't apply to that completion. Conversational prompts are lists of messages, and so are their completions.
-The folder of a reward model stands for such a function too (`reward_model`).
+A built-in reward's name and the folder of a reward model stand for such functions too (`builtin`, `model`).
+
+`score` calls them here. A `RewardPool` calls them in processes of their own, which outlive what functions may do.
 """
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError, DataError, FtHostError
 from ft_host.imports import EXAMPLE, cause, load_function, nearest
+from ft_host.rewards.builtin import BUILTIN, made_to_measure
 from ft_host.rewards.model import RewardModel, name_of
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+EXPECTED = "expected a finite number (or None: does not apply)"
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,16 @@ class RewardFunction:
     """A function and what it asks for. `takes`: names of its parameters; `takes_all`: it has **kwargs."""
 
     name: str
-    call: Callable[..., Any]
+    call: Callable[..., Any] | None  # None: it lives in another process
     takes: tuple[str, ...]
     needs: tuple[str, ...]  # those without a default
     takes_all: bool
     is_async: bool
+    file: str | None = None  # where it is written, where that is known
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"reward function {self.name}" + (f" ({self.file}, line {self.line})" if self.file else "")
 
 
 @dataclass(kw_only=True)
@@ -59,43 +66,71 @@ class Scoring:
     extra: dict[str, list[Any]] = field(default_factory=dict)
 
 
+class Fault(Exception):
+    """What was wrong with a call, as it goes on after the function's name: "returned 2 rewards for 3 completions"."""
+
+
 # ---------------------------------------------------------------- finding
 
 
-def load_rewards(config: RunConfig) -> list[RewardFunction]:
-    """The rewards of `eval_reward`. Raises ConfigError, naming the entry and what is nearest to it."""
+def load_rewards(config: RunConfig, arguments: dict[str, dict[str, Any]] | None = None) -> list[RewardFunction]:
+    """The rewards of `eval_reward`; `arguments` are those of built-in ones, {name: {argument: value}}. Raises
+    ConfigError, naming the entry and what is nearest to it."""
     modules: dict[str, ModuleType] = {}  # a module that several entries name is read once
-    functions = [find_reward(spec, config, modules=modules) for spec in config.eval_reward]
-    names = [function.name for function in functions]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"eval_reward: two rewards are called {name!r}, and so would their metrics; rename one")
+    functions = [find_reward(spec, config, modules=modules, arguments=arguments) for spec in config.eval_reward]
+    check_names(functions, "eval_reward")
     return functions
 
 
+def check_names(functions: list[RewardFunction], option: str) -> None:
+    names = [function.name for function in functions]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{option}: two rewards are called {name!r}, and so would their metrics; rename one")
+
+
 def find_reward(
-    spec: str, config: RunConfig, option: str = "eval_reward", modules: dict[str, ModuleType] | None = None
+    spec: str,
+    config: RunConfig,
+    option: str = "eval_reward",
+    modules: dict[str, ModuleType] | None = None,
+    arguments: dict[str, dict[str, Any]] | None = None,
 ) -> RewardFunction:
-    """The folder of a reward model, whose weights are loaded at its first call, or a function as in `load_reward`."""
-    if Path(spec).is_dir():
+    """A built-in reward by name, the folder of a reward model, whose weights are loaded at its first call, or a function
+    as in `load_reward`."""
+    if spec not in BUILTIN and Path(spec).is_dir():
         return describe(name_of(spec), RewardModel(spec, config, option))
+    return load_reward(spec, option, modules, arguments)
+
+
+def load_reward(
+    spec: str,
+    option: str = "eval_reward",
+    modules: dict[str, ModuleType] | None = None,
+    arguments: dict[str, dict[str, Any]] | None = None,
+) -> RewardFunction:
+    """A built-in reward, or a function by file or module; see `ft_host.imports`."""
+    if spec in BUILTIN:
+        return describe(BUILTIN[spec].name, made_to_measure(spec, (arguments or {}).get(spec, {}), option))
     if ":" not in spec:
-        raise ConfigError(f"{option}: {spec!r} is not of the form {EXAMPLE}, and no folder")
-    return load_reward(spec, option, modules)
-
-
-def load_reward(spec: str, option: str = "eval_reward", modules: dict[str, ModuleType] | None = None) -> RewardFunction:
-    """A function by file or module; see `ft_host.imports`."""
+        raise ConfigError(
+            f"{option}: {spec!r} is not of the form {EXAMPLE}, and no folder" + nearest(spec, list(BUILTIN), "built in")
+        )
     return describe(spec.rpartition(":")[2], load_function(spec, option, modules))
 
 
 def describe(name: str, call: Callable[..., Any]) -> RewardFunction:
     """What a callable asks for, by its signature."""
-    parameters = inspect.signature(call).parameters.values()
+    try:
+        parameters = inspect.signature(call).parameters.values()
+    except ValueError as error:  # some of those that are written in C
+        raise ConfigError(f"{name}: its parameters can't be read: {error}") from error
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for parameter in parameters:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise ConfigError(f"{name}: {parameter.name!r} is positional-only; reward functions are called by name")
+    bare = inspect.unwrap(call)
+    code = bare.__code__ if inspect.isfunction(bare) else None
     return RewardFunction(
         name=name,
         call=call,
@@ -103,10 +138,9 @@ def describe(name: str, call: Callable[..., Any]) -> RewardFunction:
         needs=tuple(p.name for p in named if p.default is p.empty),
         takes_all=any(p.kind is p.VAR_KEYWORD for p in parameters),
         is_async=inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__),
+        file=code.co_filename if code else None,
+        line=code.co_firstlineno if code else 0,
     )
-
-
-# ---------------------------------------------------------------- calling
 
 
 def check_columns(function: RewardFunction, columns: Iterable[str]) -> None:
@@ -126,6 +160,9 @@ def check_columns(function: RewardFunction, columns: Iterable[str]) -> None:
             )
 
 
+# ---------------------------------------------------------------- calling in this process
+
+
 def score(functions: list[RewardFunction], scoring: Scoring) -> list[list[float | None]]:
     """The rewards of each function, in order. Async functions run together, after the others.
 
@@ -137,24 +174,65 @@ def score(functions: list[RewardFunction], scoring: Scoring) -> list[list[float 
     for index, function in enumerate(functions):
         check_columns(function, scoring.columns)
         if not function.is_async:
-            results[index] = _call(function, scoring)
+            results[index] = _named(function, call, function, scoring)
     for index, function in enumerate(functions):
         if function.is_async:
-            awaited[index] = _await(function, _call(function, scoring))
+            awaited[index] = _awaited(function, _named(function, call, function, scoring))
     if awaited:
         results |= zip(awaited, _run_together(list(awaited.values())), strict=True)
-    rows = len(scoring.completions)
-    return [_checked(function, results[index], rows) for index, function in enumerate(functions)]
+    return [_named(function, _all_finite, results[i], len(scoring.completions)) for i, function in enumerate(functions)]
 
 
-def _call(function: RewardFunction, scoring: Scoring) -> Any:
+def _named(function: RewardFunction, what: Callable[..., Any], *arguments: Any) -> Any:
+    """A step of a call, whose fault becomes an error that says whose it is."""
+    try:
+        return what(*arguments)
+    except Fault as fault:
+        raise FtHostError(f"{function} {fault}") from fault.__cause__
+
+
+async def _awaited(function: RewardFunction, started: Awaitable[Any]) -> Any:
+    try:
+        return await finish(function, started)
+    except Fault as fault:
+        raise FtHostError(f"{function} {fault}") from fault.__cause__
+
+
+def _run_together(awaited: list[Awaitable[Any]]) -> list[Any]:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*awaited)
+
+    # In a thread of its own: in a notebook this one has a running event loop already.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, together()).result()
+
+
+def _all_finite(result: Any, rows: int) -> list[float | None]:
+    rewards, bad = read_rewards(result, rows)
+    for index, shown in bad.items():
+        raise Fault(f"gave {shown} as reward {index}, {EXPECTED}")
+    return rewards
+
+
+# ---------------------------------------------------------------- one call, here or in a worker
+
+
+def call(function: RewardFunction, scoring: Scoring) -> Any:
+    """What the function returns, an awaitable if it is async; `scoring` gets what it logs. Raises Fault."""
+
     def log_metric(name: str, value: float) -> None:
-        scoring.metrics.setdefault(name, []).append(_number(function, value, f"log_metric({name!r})"))
+        number = as_number(value)
+        if number is None:
+            raise Fault(f"gave {shown(value)} as log_metric({name!r}), expected a number")
+        if math.isfinite(number):  # the mean of nothing, usually
+            scoring.metrics.setdefault(name, []).append(number)
 
     def log_extra(column: str, values: list[Any]) -> None:
         if len(values) != len(scoring.completions):
-            raise _wrong(
-                function,
+            raise Fault(
                 f"gave log_extra({column!r}) {len(values)} values, expected one for each of the "
                 f"{len(scoring.completions)} completions",
             )
@@ -173,56 +251,60 @@ def _call(function: RewardFunction, scoring: Scoring) -> Any:
         available = {name: value for name, value in available.items() if name in function.takes}
     try:
         return function.call(**available)
-    except FtHostError:
+    except (Fault, FtHostError):
         raise
     except Exception as error:
-        raise _wrong(function, f"raised {cause(error)}") from error
+        raise Fault(f"raised {cause(error, function.file)}") from error
 
 
-async def _await(function: RewardFunction, started: Awaitable[Any]) -> Any:
+async def finish(function: RewardFunction, started: Awaitable[Any]) -> Any:
+    """What an async function returns. Raises Fault."""
     try:
         return await started
-    except FtHostError:
+    except (Fault, FtHostError):
         raise
     except Exception as error:
-        raise _wrong(function, f"raised {cause(error)}") from error
+        raise Fault(f"raised {cause(error, function.file)}") from error
 
 
-def _run_together(awaited: list[Awaitable[Any]]) -> list[Any]:
-    async def together() -> list[Any]:
-        return await asyncio.gather(*awaited)
+def read_rewards(result: Any, rows: int) -> tuple[list[float | None], dict[int, str]]:
+    """The rewards, and what was given instead of a finite one, by its number (its reward is None here).
 
-    # In a thread of its own: in a notebook this one has a running event loop already.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, together()).result()
-
-
-def _checked(function: RewardFunction, result: Any, rows: int) -> list[float | None]:
+    Raises Fault where it isn't a list of `rows` numbers and Nones.
+    """
     if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable):
-        raise _wrong(function, f"returned {_shown(result)}, expected a list of {rows} rewards, one a completion")
-    rewards = list(result)
-    if len(rewards) != rows:
-        raise _wrong(function, f"returned {len(rewards)} rewards for {rows} completions")
-    return [None if r is None else _number(function, r, f"reward {i}") for i, r in enumerate(rewards)]
-
-
-def _number(function: RewardFunction, value: Any, what: str) -> float:
+        raise Fault(f"returned {shown(result)}, expected a list of {counted(rows, 'reward')}, one a completion")
     try:
-        number = math.nan if isinstance(value, str) else float(value)  # numpy's and torch's scalars too
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise _wrong(function, f"gave {_shown(value)} as {what}, expected a finite number (or None: does not apply)")
-    return number
+        given = list(result)
+    except Exception as error:  # a generator runs only now
+        raise Fault(f"raised {cause(error)}") from error
+    if len(given) != rows:
+        raise Fault(f"returned {counted(len(given), 'reward')} for {counted(rows, 'completion')}")
+    rewards: list[float | None] = []
+    bad: dict[int, str] = {}
+    for index, value in enumerate(given):
+        number = None if value is None else as_number(value)
+        if value is not None and number is None:
+            which = f" as reward {index}" if rows > 1 else ""
+            raise Fault(f"gave {shown(value)}{which}, {EXPECTED}")
+        if number is not None and not math.isfinite(number):
+            bad[index], number = shown(value), None
+        rewards.append(number)
+    return rewards, bad
 
 
-def _wrong(function: RewardFunction, text: str) -> FtHostError:
-    call = inspect.unwrap(function.call)
-    code = call.__code__ if inspect.isfunction(call) else None
-    place = f" ({code.co_filename}, line {code.co_firstlineno})" if code else ""
-    return FtHostError(f"reward function {function.name}{place} {text}")
+def as_number(value: Any) -> float | None:
+    """A number, numpy's and torch's scalars too; None for what isn't one."""
+    try:
+        return None if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last one: torch, of several values
+        return None
 
 
-def _shown(value: Any) -> str:
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def shown(value: Any) -> str:
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:60] + '…'}"

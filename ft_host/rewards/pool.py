@@ -1,0 +1,301 @@
+"""Reward functions in processes of their own: what they raise, hang on or die of costs completions, not the run.
+
+A call for a whole batch that raises, takes too long, dies or gives something else than a number or None for each
+completion is made again for each completion by itself, by processes that have not seen the first call. What still fails
+has no reward, and is told with its reason. Reward models are asked in this process, on the run's device.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pickle
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ft_host.errors import ConfigError, DataError, FtHostError
+from ft_host.imports import EXAMPLE, cause
+from ft_host.rewards.builtin import BUILTIN, check_arguments
+from ft_host.rewards.functions import (
+    EXPECTED,
+    RewardFunction,
+    Scoring,
+    check_columns,
+    check_names,
+    counted,
+    find_reward,
+    score,
+)
+from ft_host.rewards.model import RewardModel
+from ft_host.rewards.process import INSIDE, Worker
+
+if TYPE_CHECKING:
+    from ft_host.generation.config import RolloutConfig
+
+LOADING = 120.0  # seconds in which a process must have started and imported a function; not part of a call's time
+
+
+@dataclass(kw_only=True)
+class Scored:
+    """`values[completion][function]`: None where a function doesn't apply or has failed. `failures`: by function, the
+    completions that it failed for, with the reason. `metrics` and `extra`: what functions logged, by name; `extra` has
+    one value a completion, None where the call for it failed."""
+
+    values: list[list[float | None]]
+    failures: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass
+class _Call:
+    """A call that is to be made: of all completions (`sample` None) or of one; by a worker with a number over `after`."""
+
+    index: int  # of the function
+    sample: int | None = None
+    after: int = 0
+
+
+@dataclass
+class _Turn:
+    """What a worker is at. `late`: what is to be said of it where it has said nothing by `deadline`."""
+
+    call: _Call
+    deadline: float
+    late: str
+
+
+@dataclass
+class _Found:
+    """What is known of a function's rewards so far, by completion: a value or None, and why there is none. `logged` is by
+    the first completion of the call; `seen`: completions that have been looked at for failures in a row."""
+
+    rewards: dict[int, float | None] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    logged: dict[int, tuple[dict[str, list[float]], dict[str, list[Any]]]] = field(default_factory=dict)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    seen: int = 0
+
+
+class RewardPool:
+    """The rewards of a run. `names` and `functions` are in the order of `specs`.
+
+    Functions are looked at in a process too, so that no line of the user's runs in this one. Raises ConfigError for a
+    reward that can't be found.
+    """
+
+    def __init__(self, specs: list[str], config: RolloutConfig, option: str = "reward"):
+        self.config, self.option = config, option
+        self.folder = os.getcwd()  # what files are relative to, should the run go elsewhere
+        self.workers: list[Worker] = []
+        self.started = 0
+        self.specs = list(specs)
+        for spec in specs:
+            if not isinstance(spec, str):
+                raise ConfigError(f"{option}: found {spec!r}; rewards are called in other processes, which find them "
+                                  f"by name: give {_path_of(spec) or EXAMPLE}")  # fmt: skip
+        if INSIDE in os.environ:
+            raise ConfigError(
+                "a file that rewards are read from trains when it is imported; put its training under "
+                '`if __name__ == "__main__":`, or the rewards into a file of their own'
+            )
+        check_arguments(config.reward_kwargs, self.specs)
+        try:
+            self.functions = [self._describe(spec) for spec in self.specs]
+            check_names(self.functions, option)
+        except BaseException:
+            self.close()
+            raise
+        self.names = [function.name for function in self.functions]
+        self.in_a_row = dict.fromkeys(self.names, 0)  # completions that failed, up to the last one that was scored
+
+    def _describe(self, spec: str) -> RewardFunction:
+        if spec in BUILTIN or ":" not in spec or Path(spec).is_dir():
+            return find_reward(spec, self.config, self.option, arguments=self.config.reward_kwargs)
+        worker = self.workers[0] if self.workers else self._start()
+        worker.loaded.add(spec)
+        worker.send("describe", spec, self.option, {})
+        if not wait([worker.connection], LOADING):
+            raise ConfigError(f"{self.option}: {spec} can't be imported: not done after {LOADING:g} s")
+        kind, found = worker.receive()
+        if kind != "described":
+            raise ConfigError(found if kind == "refused" else f"{self.option}: {spec} can't be imported: {found}")
+        return found
+
+    def score(self, scoring: Scoring) -> Scored:
+        """Call all functions, at the same time as far as there are workers.
+
+        Raises DataError for a column that is missing or can't be handed over, and FtHostError where one function has
+        failed for more than `max_reward_failures` completions in a row, or a reward model has failed. No worker is left
+        then, nor after any other exception.
+        """
+        for function in self.functions:
+            check_columns(function, scoring.columns)
+        found = [_Found() for _ in self.functions]
+        try:
+            if scoring.completions:
+                self._work(scoring, found)
+        except BaseException:
+            self.close()
+            raise
+        return self._gathered(found, len(scoring.completions))
+
+    def close(self) -> None:
+        """End all processes. Another `score` would start new ones."""
+        while self.workers:
+            self.workers.pop().end()
+
+    # ------------------------------------------------------------ calls
+
+    def _work(self, scoring: Scoring, found: list[_Found]) -> None:
+        """Fill `found`."""
+        models = [isinstance(function.call, RewardModel) for function in self.functions]
+        waiting = [_Call(index) for index, model in enumerate(models) if not model]
+        busy: dict[Worker, _Turn] = {}
+        self._hand_out(waiting, busy, scoring)
+        for function, its, model in zip(self.functions, found, models, strict=True):
+            if model:
+                its.rewards = dict(enumerate(score([function], scoring)[0]))
+        while busy:
+            soonest = min(turn.deadline for turn in busy.values())
+            ready = wait([worker.connection for worker in busy], max(0.0, soonest - time.monotonic()))
+            for worker, turn in list(busy.items()):
+                if worker.connection in ready:
+                    kind, *said = worker.receive()
+                elif turn.deadline <= time.monotonic():
+                    kind, said = "late", [turn.late]
+                else:
+                    continue
+                if kind == "began":
+                    limit = self.config.reward_timeout
+                    busy[worker] = _Turn(turn.call, time.monotonic() + limit, f"took longer than {limit:g} s")
+                    continue
+                del busy[worker]
+                call, its = turn.call, found[turn.call.index]
+                if kind == "done":
+                    _note(its, call, len(scoring.completions), *said)
+                else:
+                    if kind != "failed" or call.sample is None:
+                        self.workers.remove(worker)
+                        worker.end()
+                    if call.sample is None:
+                        samples = range(len(scoring.completions))
+                        waiting += [_Call(call.index, sample, after=self.started) for sample in samples]
+                    else:
+                        its.rewards[call.sample], its.reasons[call.sample] = None, said[0]
+                self._look_at_failures(self.functions[call.index], its)
+            self._hand_out(waiting, busy, scoring)
+
+    def _hand_out(self, waiting: list[_Call], busy: dict[Worker, _Turn], scoring: Scoring) -> None:
+        """Start the calls that there are workers for."""
+        for call in list(waiting):
+            if len(busy) == self.config.reward_workers:
+                return
+            spec, function = self.specs[call.index], self.functions[call.index]
+            worker = self._free_worker(call, spec, busy)
+            if worker is None:
+                continue
+            waiting.remove(call)
+            part = _part(function, scoring, call.sample)
+            worker.loaded.add(spec)
+            try:
+                worker.send("call", spec, self.option, self.config.reward_kwargs, part, self.config.reward_timeout)
+            except Exception as error:
+                raise _not_picklable(function, part, error) from error
+            busy[worker] = _Turn(call, time.monotonic() + LOADING, f"was not imported within {LOADING:g} s")
+
+    def _free_worker(self, call: _Call, spec: str, busy: dict[Worker, _Turn]) -> Worker | None:
+        """One that may make the call, best one that has read the function's file; a new one if there may be more."""
+        for worker in [each for each in self.workers if each not in busy and each.process.poll() is not None]:
+            self.workers.remove(worker)  # it died of something that a function left behind
+            worker.end()
+        idle = [worker for worker in self.workers if worker not in busy and worker.number > call.after]
+        if idle:
+            return max(idle, key=lambda worker: spec in worker.loaded)
+        # After a failed call there is room for a new one, since the worker that made it is gone.
+        return self._start() if len(self.workers) < self.config.reward_workers else None
+
+    def _start(self) -> Worker:
+        self.started += 1
+        self.workers.append(Worker(self.started, self.folder))
+        return self.workers[-1]
+
+    # ------------------------------------------------------------ results
+
+    def _look_at_failures(self, function: RewardFunction, its: _Found) -> None:
+        """Count failures in a row, over completions in their order, across calls."""
+        most = self.config.max_reward_failures
+        while its.seen in its.rewards:
+            reason = its.reasons.get(its.seen)
+            its.seen += 1
+            self.in_a_row[function.name] = self.in_a_row[function.name] + 1 if reason else 0
+            if self.in_a_row[function.name] > most:
+                raise FtHostError(
+                    f"{function} failed for {counted(most + 1, 'completion')} in a row (max_reward_failures: {most}), "
+                    f"the last time: {reason}"
+                )
+
+    def _gathered(self, found: list[_Found], rows: int) -> Scored:
+        scored = Scored(values=[[its.rewards[row] for its in found] for row in range(rows)])
+        for name, its in zip(self.names, found, strict=True):
+            if its.reasons:
+                scored.failures[name] = sorted(its.reasons.items())
+            for sample in sorted(its.logged):
+                metrics, extra = its.logged[sample]
+                for metric, values in metrics.items():
+                    scored.metrics.setdefault(metric, []).extend(values)
+                for column, values in extra.items():
+                    # The same column of another function is replaced, as a whole.
+                    its.columns.setdefault(column, [None] * rows)[sample : sample + len(values)] = values
+            scored.extra |= its.columns
+        return scored
+
+
+def _note(its: _Found, call: _Call, rows: int, rewards: list[float | None], bad: dict[int, str], *logged: Any) -> None:
+    """Keep what a call gave. A value that isn't finite costs its completion and no other."""
+    first = call.sample or 0
+    its.rewards |= dict(enumerate(rewards, first))
+    its.reasons |= {first + index: f"gave {shown}, {EXPECTED}" for index, shown in bad.items()}
+    its.logged[first] = logged
+
+
+def _part(function: RewardFunction, scoring: Scoring, sample: int | None) -> Scoring:
+    """What a call needs of all completions, or of one. The trainer's state goes as a plain object with its fields: a
+    worker would have to import transformers for its class."""
+    state = scoring.trainer_state
+    taken = [name for name in scoring.columns if function.takes_all or name in function.takes]
+    of = slice(None) if sample is None else slice(sample, sample + 1)
+    return Scoring(
+        prompts=scoring.prompts[of],
+        completions=scoring.completions[of],
+        completion_ids=scoring.completion_ids[of],
+        columns={name: scoring.columns[name][of] for name in taken},
+        trainer_state=None if state is None else SimpleNamespace(**vars(state)),
+    )
+
+
+def _not_picklable(function: RewardFunction, part: Scoring, error: Exception) -> DataError:
+    """Says which part of a call it is that can't be handed to another process."""
+    what = next((f"column {name!r} of the data" for name, each in part.columns.items() if not _picklable(each)),
+                "what it is called with")  # fmt: skip
+    return DataError(f"{function}: {what} can't be handed to the process that calls it: {cause(error)}")
+
+
+def _picklable(values: list[Any]) -> bool:
+    try:
+        pickle.dumps(values)
+    except Exception:
+        return False
+    return True
+
+
+def _path_of(spec: Any) -> str | None:
+    """The name by which a function that was given itself can be found; None for one inside another, or without a name."""
+    if not inspect.isfunction(spec) or not spec.__qualname__.isidentifier():
+        return None
+    where = inspect.getsourcefile(spec) if spec.__module__ == "__main__" else spec.__module__
+    return repr(f"{where}:{spec.__qualname__}")

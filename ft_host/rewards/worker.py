@@ -1,0 +1,111 @@
+"""A process that calls reward functions, from its own side: it reads one request after another from a pipe.
+
+    ("describe", spec, option, arguments)      -> ("described", RewardFunction without its call) or ("refused", why)
+    ("call", spec, option, arguments, scoring, seconds)
+        -> ("began",), then ("done", rewards, bad, metrics, extra) or ("failed", why)
+
+It has imported nothing of its parent but `ft_host.rewards`, has no part in the parent's standard output (what functions
+print goes to standard error), and ends with its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import faulthandler
+import json
+import os
+import pickle
+import signal
+import threading
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from types import ModuleType
+from typing import Any
+
+from ft_host.errors import FtHostError
+from ft_host.imports import cause
+from ft_host.rewards.functions import (
+    Fault,
+    RewardFunction,
+    Scoring,
+    as_number,
+    call,
+    finish,
+    load_reward,
+    read_rewards,
+)
+
+GRACE = 10.0  # seconds after a deadline at which a worker ends itself, should nobody have done it
+
+
+def main(descriptor: int) -> None:
+    """Answer requests until the other end of the pipe is gone."""
+    connection = Connection(descriptor)
+    inbox: SimpleQueue[bytes] = SimpleQueue()
+    # A thread reads, so that the end of the parent is seen in the middle of a call too. Calls are made in the main
+    # thread: what works with signals works nowhere else.
+    threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
+    modules: dict[str, ModuleType] = {}
+    functions: dict[str, RewardFunction] = {}
+    with asyncio.Runner() as runner:  # one loop for all calls: what a function keeps open stays open
+        while True:
+            connection.send_bytes(pickle.dumps(_answer(inbox.get(), connection, modules, functions, runner)))
+
+
+def _read(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
+    try:
+        while True:
+            inbox.put(connection.recv_bytes())
+    except (EOFError, OSError):
+        os.killpg(0, signal.SIGKILL)  # a session of its own: this process and what functions have started
+
+
+def _answer(
+    request: bytes,
+    connection: Connection,
+    modules: dict[str, ModuleType],
+    functions: dict[str, RewardFunction],
+    runner: asyncio.Runner,
+) -> tuple[Any, ...]:
+    try:
+        kind, spec, option, arguments, *rest = pickle.loads(request)
+    except Exception as error:  # columns of a class that can't be made here
+        return ("failed", f"could not be handed its arguments: {cause(error)}")
+    try:
+        if spec not in functions:
+            functions[spec] = load_reward(spec, option, modules, arguments)
+    except FtHostError as error:
+        return ("refused", str(error)) if kind == "describe" else ("failed", str(error))
+    function = functions[spec]
+    if kind == "describe":
+        return ("described", dataclasses.replace(function, call=None))
+    scoring, seconds = rest
+    connection.send_bytes(pickle.dumps(("began",)))
+    # A function may hold the interpreter's lock for ever (a regular expression does): no thread of ours would run then.
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=nowhere)
+        try:
+            return _scored(function, scoring, runner)
+        except (Fault, FtHostError) as error:
+            return ("failed", str(error))
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _scored(function: RewardFunction, scoring: Scoring, runner: asyncio.Runner) -> tuple[Any, ...]:
+    result = call(function, scoring)
+    if function.is_async:
+        result = runner.run(finish(function, result))
+    rewards, bad = read_rewards(result, len(scoring.completions))
+    return ("done", rewards, bad, scoring.metrics, {name: _plain(each) for name, each in scoring.extra.items()})
+
+
+def _plain(values: list[Any]) -> list[Any]:
+    """What can be written down of values: the parent is handed no objects of the user's classes."""
+    return json.loads(json.dumps(values, default=_written, skipkeys=True))
+
+
+def _written(value: Any) -> Any:
+    number = as_number(value)
+    return str(value) if number is None else number
