@@ -132,7 +132,7 @@ def test_loss_gradient_and_metrics(config, ready, completions):
     tokens = len(of_value)
     assert tokens == 26 and 0 < clipped[0] < tokens and (clipped[1] or config.value_head)
     loss = (sum(of_policy) + 0.7 * sum(of_value)) / (2 * tokens)
-    assert float(found.loss) == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert float(found.loss.detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
     loss.backward()
     expected = {name: p.grad for name, p in run.policy.named_parameters() if p.grad is not None}
     assert gradients.keys() == expected.keys() and any("value" in name for name in expected)
@@ -196,7 +196,7 @@ def test_nothing_to_learn_from_is_a_loss_of_nought_with_a_gradient(config, ready
     batch = ft_collate(rows, run.tokenizer, config)
     run.totals = batch.counts
     found = ft_loss(run.model, batch, run)
-    assert float(found.loss) == 0
+    assert float(found.loss.detach()) == 0
     found.loss.backward()
     for name, parameter in run.policy.named_parameters():
         assert parameter.grad is not None and not parameter.grad.any(), name
