@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from ft_host.config import RunConfig
-from ft_host.errors import ConfigError
+from ft_host.errors import ConfigError, FtHostError
 from ft_host.models import load_policy, save_model
-from ft_host.rewards import Scoring, load_rewards, score
+from ft_host.rewards import RewardPool, Scoring, load_rewards, score
 from ft_host.rewards.model import RewardModel, folder_problem, name_of
 from ft_host.settings.paths import path_problems
 from ft_host.testing import models
@@ -121,6 +121,24 @@ def test_it_is_never_quantised(folder, monkeypatch):
 def test_no_rows_are_no_scores(folder):
     [function] = load_rewards(config_of(folder))
     assert function.call(prompts=[], completions=[]) == []
+
+
+def test_in_a_pool_it_stays_in_this_process_beside_functions_in_others(folder, tmp_path):
+    from ft_host.generation.config import RolloutConfig
+
+    (tmp_path / "mine.py").write_text("import os\ndef process(completions): return [os.getpid()] * len(completions)\n")
+    specs = [str(folder), f"{tmp_path / 'mine.py'}:process"]
+    pool = RewardPool(specs, RolloutConfig(model="m", dataset="d", use_cpu=True, reward=specs))
+    given = {"completion_ids": [[1], [1]], "columns": {}, "trainer_state": None}
+    values = pool.score(Scoring(**TEXTS, **given)).values
+    expected = by_transformers(folder, ["how many? 12 apples<|end|>", "a b c<|end|>"])
+    assert [value[0] for value in values] == pytest.approx(expected, abs=1e-5)
+    assert pool.names == ["first", "process"] and values[0][1] == values[1][1] == pool.workers[0].process.pid
+    with pytest.raises(FtHostError, match="^reward function first raised ValueError: text input"):
+        pool.score(Scoring(prompts=[3, 4], completions=["a", "b"], **given))
+    assert not pool.workers
+    with pytest.raises(ConfigError, match="^reward: .* has no config.json"):
+        RewardPool([str(tmp_path)], RolloutConfig(model="m", dataset="d", reward=[str(tmp_path)]))
 
 
 # ---------------------------------------------------------------- names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -198,6 +199,23 @@ def test_functions_of_a_file_and_built_in_ones_together(pool):
     assert ours.score(scoring()).values == [[1.0, 0.0, 0.5, 0.0], [2.0, 1.0, 0.5, 0.0], [3.0, 1.0, 0.5, 0.0]]
     assert ours.score(scoring()) == ours.score(scoring())
     assert ours.score(scoring()).failures == {}
+
+
+def test_built_in_rewards_are_made_to_measure(pool):
+    arguments = {"get_repetition_penalty_reward": {"ngram_size": 1, "max_penalty": -3}}
+    ours = pool("get_repetition_penalty_reward", reward_kwargs=arguments)
+    assert ours.names == ["repetition_penalty_reward"] and not ours.workers
+    assert first(ours.score(scoring())) == [0.0, -1.5, pytest.approx(-2.0)]
+    with pytest.raises(ConfigError, match="get_repetition_penalty_reward is not one of the run's rewards"):
+        pool("length", reward_kwargs=arguments)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="needs math-verify")
+def test_accuracy_in_a_worker(pool):
+    texts = [r"\boxed{12}", "12", r"the answer is $\frac{1}{2}$"]
+    scored = pool("accuracy_reward").score(scoring(completions=texts, columns={"solution": ["12", "12", "0.5"]}))
+    assert first(scored) == [1.0, 0.0, 1.0]
+    assert scored.extra["answer_parsed"] == ["[12, '12']", "[unparseable]", r"[1/2, '\\frac{1}{2}']"]
 
 
 def test_no_completions_are_no_call(pool):

@@ -38,8 +38,9 @@ def made_to_measure(spec: str, arguments: dict[str, Any], option: str = "reward"
     """The built-in reward `spec`. Raises ConfigError that names an argument that is unknown, missing or of another kind,
     and what has to be installed."""
     builtin = BUILTIN[spec]
-    if builtin.maths and not all(map(importlib.util.find_spec, ("math_verify", "latex2sympy2_extended"))):
-        raise ConfigError(f"{option}: {spec} needs math-verify, which isn't installed: pip install 'ft-host[math]'")
+    problem = lacking(spec)
+    if problem:
+        raise ConfigError(f"{option}: {problem}")
     where = f"reward_kwargs.{spec}"
     known = inspect.signature(builtin.make, eval_str=True).parameters
     for name, value in arguments.items():
@@ -56,6 +57,13 @@ def made_to_measure(spec: str, arguments: dict[str, Any], option: str = "reward"
         return builtin.make(**arguments)
     except ValueError as error:
         raise ConfigError(f"{where}.{error}") from error
+
+
+def lacking(spec: str) -> str | None:
+    """What a built-in reward needs that isn't installed."""
+    if not BUILTIN[spec].maths or all(map(importlib.util.find_spec, ("math_verify", "latex2sympy2_extended"))):
+        return None
+    return f"{spec} needs math-verify, which isn't installed: pip install 'ft-host[math]'"
 
 
 def check_arguments(given: dict[str, Any], rewards: list[str]) -> None:

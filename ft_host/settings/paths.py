@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError
+from ft_host.rewards.builtin import BUILTIN, lacking
 from ft_host.rewards.model import folder_problem
 from ft_host.settings.fields import nearest, show
 from ft_host.settings.files import missing
@@ -84,13 +85,17 @@ def mixture_problems(items: list[dict[str, Any]], origin: str) -> list[str]:
 
 
 def reward_problems(reference: str) -> list[str]:
-    """A reward function, or the folder of a reward model."""
+    """A built-in reward, a reward function, or the folder of a reward model."""
+    if reference in BUILTIN:
+        problem = lacking(reference)
+        return [problem] if problem else []
     if Path(reference).is_dir():
         problem = folder_problem(reference)
         return [problem] if problem else []
     if ":" not in reference and "/" in reference and not reference.endswith(".py"):
         return [f"{reference}: {missing(Path(reference)).replace('no such file', 'no such folder')}"]
-    return function_problems(reference)
+    near = nearest(reference, BUILTIN) if ":" not in reference else ""
+    return [problem + near for problem in function_problems(reference)]
 
 
 def function_problems(reference: str) -> list[str]:
