@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -292,8 +293,6 @@ LATE = "took longer than 0.3 s"
     ],
 )
 def test_what_fails_is_called_again_for_each_completion(pool, name, expected, reasons):
-    import re
-
     ours = pool(name, "length", reward_timeout=0.3 if LATE in reasons.values() else 5.0)
     scored = ours.score(scoring())
     assert first(scored) == expected
@@ -493,3 +492,33 @@ def test_this_process_has_imported_none_of_it(pool):
     pool("length").score(scoring())
     assert not [name for name in sys.modules if name.startswith("_ft_host_file_mine")]
     assert "FT_HOST_REWARD_WORKER" not in os.environ
+
+
+# ---------------------------------------------------------------- what docs/rewards.md says
+
+
+def test_the_functions_of_the_page_do_what_it_says(pool):
+    page = (Path(__file__).resolve().parent.parent / "docs" / "rewards.md").read_text(encoding="utf-8")
+    [file] = re.findall(r"^```python my_rewards.py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    Path("my_rewards.py").write_text(file, encoding="utf-8")
+    ours = pool("my_rewards.py:right", "my_rewards.py:short", max_reward_failures=1)
+    given = scoring(
+        completions=["6 + 6 is 12", "no", "that is 3"],
+        completion_ids=[[1] * 128, [1], [1]],
+        columns={"answer": ["12", "1", "twelve"], "level": ["easy", "hard", "hard"]},
+    )
+    scored = ours.score(given)
+    assert scored.values == [[1.0, 0.75], [-1.0, None], [None, None]]
+    assert scored.extra == {"read": ["12", None, None]}
+    # The two sentences of the page, but for the folder and the numbers.
+    [(index, reason)] = scored.failures["right"]
+    assert index == 2 and reason.replace(str(Path.cwd()), "/home/me") in page
+    with pytest.raises(FtHostError) as caught:
+        ours.score(scoring(completions=["1", "2", "3"], columns={"answer": ["twelve"] * 3}))
+    said = str(caught.value).replace(str(Path.cwd()), "/home/me")
+    assert said.partition(" failed for ")[0] in page
+    assert said.partition(" failed for ")[2].startswith("2 completions in a row (max_reward_failures: 1), the last time: ")
+    assert " failed for 65 completions in a row (max_reward_failures: 64), the last time: took longer than 60 s" in page
+    [snippet] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[[1.0]]\n"
