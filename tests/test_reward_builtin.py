@@ -12,6 +12,7 @@ import trl.rewards
 
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
+from ft_host.generation.config import RolloutConfig, RolloutPlan
 from ft_host.rewards import Scoring, find_reward, load_rewards, score
 from ft_host.rewards.builtin import BUILTIN, check_arguments, made_to_measure
 from ft_host.settings.paths import path_problems
@@ -203,6 +204,7 @@ def test_delimiters_must_be_texts():
     [
         ({"get_repetition_penalty": {}}, rf"'get_repetition_penalty' is no built-in reward; did you mean '{PENALTY}'\?"),
         ({OVERLONG: {}}, rf"^reward_kwargs: {OVERLONG} is not one of the run's rewards \({PENALTY}, mine.py:f\)"),
+        ({PENALTY: {"ngram": 3}}, rf"^reward_kwargs.{PENALTY}: unknown argument 'ngram'; did you mean 'ngram_size'\?"),
         ({PENALTY: 3}, rf"^reward_kwargs.{PENALTY}: found 3, expected {{argument: value}}"),
     ],
 )
@@ -210,6 +212,15 @@ def test_arguments_of_what_is_not_there(given, said):
     with pytest.raises(ConfigError, match=said):
         check_arguments(given, [PENALTY, "mine.py:f"])
     check_arguments({PENALTY: {}}, [PENALTY, "mine.py:f"])
+    fields = {"model": "m", "dataset": "d", "eval_dataset": "e", "reward": ["mine.py:f"], "eval_reward": [PENALTY]}
+    PlannedConfig(**fields, reward_kwargs={PENALTY: {"ngram_size": 2}}).check()
+    with pytest.raises(ConfigError, match="^reward_kwargs"):
+        PlannedConfig(**fields, reward_kwargs=given).check()
+
+
+class PlannedConfig(RolloutConfig):
+    def rollout_plan(self, processes):
+        return RolloutPlan(prompts=1, generations=1, steps=1, passes=1)
 
 
 def test_without_math_verify_it_is_said_what_to_install(monkeypatch):

@@ -207,8 +207,8 @@ def test_built_in_rewards_are_made_to_measure(pool):
     ours = pool("get_repetition_penalty_reward", reward_kwargs=arguments)
     assert ours.names == ["repetition_penalty_reward"] and not ours.workers
     assert first(ours.score(scoring())) == [0.0, -1.5, pytest.approx(-2.0)]
-    with pytest.raises(ConfigError, match="get_repetition_penalty_reward is not one of the run's rewards"):
-        pool("length", reward_kwargs=arguments)
+    with pytest.raises(ConfigError, match="unknown argument 'ngrams'; did you mean 'ngram_size'"):
+        pool("get_repetition_penalty_reward", reward_kwargs={"get_repetition_penalty_reward": {"ngrams": 2}})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="needs math-verify")

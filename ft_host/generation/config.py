@@ -11,6 +11,7 @@ from typing import Any
 
 from ft_host.config import RunConfig, option
 from ft_host.errors import ConfigError
+from ft_host.rewards.builtin import check_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +162,7 @@ class RolloutConfig(RunConfig):
                               "random or sequential")  # fmt: skip
         if self.reward_weights and len(self.reward_weights) != len(self.reward):
             raise ConfigError(f"reward_weights: {len(self.reward_weights)} weights for {len(self.reward)} rewards")
+        check_arguments(self.reward_kwargs, [*self.reward, *self.eval_reward])
         if self.max_tool_calling_iterations is not None and not self.tools and self.environment is None:
             raise ConfigError("max_tool_calling_iterations: has no effect without tools or environment")
         self.rollout_plan(self.num_processes)

@@ -67,15 +67,18 @@ def lacking(spec: str) -> str | None:
 
 
 def check_arguments(given: dict[str, Any], rewards: list[str]) -> None:
-    """Refuse `reward_kwargs` that no reward of the run takes. Raises ConfigError."""
-    builtin = [spec for spec in rewards if spec in BUILTIN]
+    """Refuse `reward_kwargs` that no reward of the run takes, and built-in rewards that can't be made. Raises
+    ConfigError."""
     for name, arguments in given.items():
         if name not in BUILTIN:
             raise ConfigError(f"reward_kwargs: {name!r} is no built-in reward" + nearest(name, list(BUILTIN), "there are"))
-        if name not in builtin:
+        if name not in rewards:
             raise ConfigError(f"reward_kwargs: {name} is not one of the run's rewards ({', '.join(rewards)})")
         if not isinstance(arguments, dict):
             raise ConfigError(f"reward_kwargs.{name}: found {arguments!r}, expected {{argument: value}}")
+    for spec in rewards:
+        if spec in BUILTIN:
+            made_to_measure(spec, given.get(spec, {}))
 
 
 def _is_number(value: Any) -> bool:

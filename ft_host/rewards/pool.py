@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError, DataError, FtHostError
 from ft_host.imports import EXAMPLE, cause
-from ft_host.rewards.builtin import BUILTIN, check_arguments
+from ft_host.rewards.builtin import BUILTIN
 from ft_host.rewards.functions import (
     EXPECTED,
     RewardFunction,
@@ -103,7 +103,6 @@ class RewardPool:
                 "a file that rewards are read from trains when it is imported; put its training under "
                 '`if __name__ == "__main__":`, or the rewards into a file of their own'
             )
-        check_arguments(config.reward_kwargs, self.specs)
         try:
             self.functions = [self._describe(spec) for spec in self.specs]
             check_names(self.functions, option)

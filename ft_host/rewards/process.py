@@ -59,7 +59,7 @@ class Worker:
         self.connection.close()
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # it is gone, and has left nobody
+        except (ProcessLookupError, PermissionError):  # it is gone and has left nobody; macOS says that it may not
             pass
         self.process.wait()
 
