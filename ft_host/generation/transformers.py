@@ -1,24 +1,23 @@
-"""The backend `transformers`: the policy itself, through `model.generate`, a batch of prompts at a time.
+"""The backend `transformers`: the policy itself, completed by the decoding loop of decode.py.
 
-How a token is chosen is written out here (`pick`) rather than left to `generate`, for three reasons: the noise is then
-a function of the seed and the request alone, whatever the batches and the ranks; the random state of the training is
-left alone; and only one [batch, vocabulary] tensor is alive at a time, where `output_scores` keeps one for each token.
+What that can't run goes through `model.generate`, a batch of prompts at a time, with the same results: models that
+remember something else than keys and values, and sharded ones, of which all ranks must run as many steps.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ft_host import hookimpl
 from ft_host.errors import DataError
 from ft_host.generation import Completion, Request, Sampling
+from ft_host.generation.decode import Job, Row, can_decode, decode
+from ft_host.generation.picking import noise_of, pick, tokens_seen
 from ft_host.processes import is_sharded
 
 if TYPE_CHECKING:
@@ -28,104 +27,55 @@ if TYPE_CHECKING:
     from ft_host.run import Run
 
 
-# ---------------------------------------------------------------- choosing a token
-
-
-def pick(logits: torch.Tensor, sampling: Sampling, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, V) float32 logits and (B,) uniform noise in [0, 1) to (B,) tokens and (B,) log-probs.
-
-    The log-prob is of the distribution that was sampled: after temperature, top_k and top_p. Greedy (temperature 0) has
-    none worth the name; it gives the model's own, at temperature 1.
-    """
-    if sampling.temperature == 0:
-        token = logits.argmax(-1)
-        return token, _at(logits.log_softmax(-1), token)
-    logp = (logits / sampling.temperature).log_softmax(-1)
-    if 0 < sampling.top_k < logp.shape[-1]:
-        least = logp.topk(sampling.top_k).values[:, -1:]
-        logp = logp.masked_fill(logp < least, -torch.inf).log_softmax(-1)
-    if sampling.top_p < 1:
-        ordered, order = logp.sort(descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()  # what the likelier tokens hold: the first always stays
-        cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
-        logp = logp.masked_fill(cut, -torch.inf).log_softmax(-1)
-    upto = logp.exp().cumsum(-1)
-    token = torch.searchsorted(upto, noise[:, None] * upto[:, -1:], right=True)[:, 0]
-    # noise just below 1 may round up to the total and point past the end
-    token = torch.where(token < logp.shape[-1], token, logp.argmax(-1))
-    return token, _at(logp, token)
-
-
-def _at(values: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    return values.gather(-1, token[:, None])[:, 0]
-
-
-class Picker(LogitsProcessor):
-    """Chooses each token, remembers it with its log-prob, and leaves `generate` no other choice."""
-
-    def __init__(self, sampling: Sampling, noise: torch.Tensor):
-        self.sampling = sampling
-        self.noise = noise  # (B, max_new_tokens)
-        self.tokens: list[torch.Tensor] = []  # (B,) of each step
-        self.logprobs: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        # transformers may look one step further than asked for before it stops (it reads a flag late); that one is cut
-        step = min(len(self.tokens), self.noise.shape[1] - 1)
-        token, logp = pick(scores, self.sampling, self.noise[:, step])
-        self.tokens.append(token)
-        self.logprobs.append(logp)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
-
-
-def noise_of(seed: int, number: int, length: int) -> np.ndarray:
-    """(length,) float32 in [0, 1): the noise of request `number` of a call, whoever else is in it."""
-    return np.random.default_rng([seed, number]).random(length, dtype=np.float32)
-
-
-# ---------------------------------------------------------------- batches
-
-
-@dataclass(frozen=True)
-class Job:
-    """A request in its place: `index` in the call, `limit` of new tokens where the model's positions end earlier."""
-
-    index: int
-    prompt_ids: list[int]
-    limit: int
+@hookimpl
+def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[Completion]:
+    model, tokenizer = run.policy.causal_lm, run.tokenizer
+    ends = end_tokens(model, tokenizer)
+    # Not every architecture ends somewhere, and some keep the number under another name that only attribute access maps.
+    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    # Requests without a number are counted over ranks as if dealt out in turn: no two share their noise, and rows that
+    # are dealt out in turn get the same noise whatever the number of ranks.
+    first, each = run.rank, run.world_size
+    jobs = jobs_of(requests, sampling.max_new_tokens, max_positions, tokenizer, first, each)
+    seed = sampling.seed
+    if seed is None:
+        seed = int(torch.randint(2**31, ()))  # of torch's own random state, which checkpoints keep
+    sharded = is_sharded(run.config, run.world_size)
+    with generating(run, model):
+        if jobs and not sharded and can_decode(model):
+            rows = list(decode(model, jobs, sampling, seed, ends, run.config.decode_batch_size))
+        else:
+            rows = list(generate_batches(jobs, sampling, seed, ends, run, sharded))
+    completions = {row.job.index: completion_of(row, ends) for row in rows}
+    return [completions[index] for index in range(len(requests))]
 
 
 def jobs_of(
-    requests: list[Request], max_new_tokens: int, max_positions: int | None, tokenizer: PreTrainedTokenizerBase
-) -> list[Job]:
-    """One job a request. Raises DataError for a prompt that is empty or leaves the model no position to answer in."""
+    requests: list[Request], max_new_tokens: int, max_positions: int | None, tokenizer: PreTrainedTokenizerBase,
+    first: int = 0, each: int = 1,
+) -> list[Job]:  # fmt: skip
+    """One job a request; those without a number get `first`, and `each` more from one to the next.
+
+    Raises DataError for a prompt that is empty or leaves the model no position to answer in.
+    """
     jobs = []
     for index, request in enumerate(requests):
         length = len(request.prompt_ids)
-        limit = max_new_tokens if max_positions is None else min(max_new_tokens, max_positions - length)
         if not length:
             raise DataError(f"prompt {index + 1} of {len(requests)} has no tokens: there is nothing to complete")
+        limit = max_new_tokens if request.max_new_tokens is None else min(max_new_tokens, request.max_new_tokens)
         if limit < 1:
+            raise DataError(f"prompt {index + 1} of {len(requests)}: max_new_tokens is {limit}; expected at least 1")
+        room = limit if max_positions is None else max_positions - length
+        if room < 1:
             start = tokenizer.decode(request.prompt_ids[:30])
             raise DataError(
                 f"prompt {index + 1} of {len(requests)} has {length} tokens, the model has {max_positions} positions "
                 f"(max_position_embeddings), and a completion needs at least one: {start!r}…"
             )
-        jobs.append(Job(index, request.prompt_ids, limit))
+        number = first + each * index if request.number is None else request.number
+        jobs.append(Job(index, request.prompt_ids, number, min(limit, room)))
     return jobs
-
-
-def batches_of(jobs: list[Job], size: int) -> list[list[Job]]:
-    """Batches of at most `size`, longest prompts first, so that little is padded and memory runs out early or never.
-
-    Jobs of different limits don't share a batch: the one with fewer positions left would be asked for more.
-    """
-    batches: list[list[Job]] = []
-    for job in sorted(jobs, key=lambda job: (-len(job.prompt_ids), job.index)):
-        if not batches or len(batches[-1]) == size or batches[-1][0].limit != job.limit:
-            batches.append([])
-        batches[-1].append(job)
-    return batches
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -135,77 +85,9 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     return sorted({token for token in [tokenizer.eos_token_id, *ids] if token is not None})
 
 
-# ---------------------------------------------------------------- running the model
-
-
-@hookimpl
-def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[Completion]:
-    model, tokenizer = run.policy.causal_lm, run.tokenizer
-    ends = end_tokens(model, tokenizer)
-    # Not every architecture ends somewhere, and some keep the number under another name that only attribute access maps.
-    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    jobs = jobs_of(requests, sampling.max_new_tokens, max_positions, tokenizer)
-    batches = batches_of(jobs, run.config.decode_batch_size)
-    seed = sampling.seed
-    if seed is None:
-        seed = int(torch.randint(2**31, ()))  # of torch's own random state, which checkpoints keep
-    if is_sharded(run.config, run.world_size):
-        # Each forward gathers weights from all ranks: all run as many batches as the one that has most.
-        idle = [Job(-1, [ends[0] if ends else 0], 1)]
-        batches += [idle] * (max(run.gather(len(batches))) - len(batches))
-    completions: dict[int, Completion] = {}
-    with generating(run, model):
-        for batch in batches:
-            # Requests are counted over ranks as if dealt out in turn, so that no two share their noise, and rows that
-            # are dealt out in turn get the same noise whatever the number of ranks.
-            numbers = [job.index * run.world_size + run.rank for job in batch if job.index >= 0]
-            for job, completion in zip(batch, run_batch(batch, numbers, sampling, seed, ends, run), strict=True):
-                completions[job.index] = completion
-    return [completions[index] for index in range(len(requests))]
-
-
-def run_batch(
-    batch: list[Job], numbers: list[int], sampling: Sampling, seed: int, ends: list[int], run: Run
-) -> list[Completion]:
-    """Complete the prompts of one batch, padded on the left."""
-    limit = batch[0].limit
-    width = max(len(job.prompt_ids) for job in batch)
-    pad = run.tokenizer.pad_token_id
-    if pad is None:
-        pad = ends[0] if ends else 0  # masked out: any will do
-    input_ids = torch.tensor([[pad] * (width - len(job.prompt_ids)) + job.prompt_ids for job in batch])
-    mask = torch.tensor([[0] * (width - len(job.prompt_ids)) + [1] * len(job.prompt_ids) for job in batch])
-    noise = torch.zeros(len(batch), limit)
-    if sampling.temperature:
-        for row, number in enumerate(numbers):
-            noise[row] = torch.from_numpy(noise_of(seed, number, limit))
-    picker = Picker(sampling, noise.to(run.device))
-    arguments = {
-        "input_ids": input_ids.to(run.device),
-        "attention_mask": mask.to(run.device),
-        "generation_config": GenerationConfig(
-            max_new_tokens=limit,
-            do_sample=False,  # `picker` has chosen already
-            num_beams=1,
-            use_cache=True,
-            eos_token_id=ends or None,
-            pad_token_id=pad,
-        ),
-        "logits_processor": LogitsProcessorList([picker]),
-        "synced_gpus": is_sharded(run.config, run.world_size),
-    }
-    call_generate(run.policy, arguments, sharded=is_sharded(run.config, run.world_size))
-    tokens = torch.stack(picker.tokens, 1)[:, :limit].tolist()
-    logprobs = torch.stack(picker.logprobs, 1)[:, :limit].tolist()
-    return [completion_of(*row, ends) for row in zip(tokens, logprobs, strict=True)]
-
-
-def completion_of(tokens: list[int], logprobs: list[float], ends: list[int]) -> Completion:
-    """What comes before and with the first end token: a batch goes on until its last row has ended."""
-    for index, token in enumerate(tokens):
-        if token in ends:
-            return Completion(token_ids=tokens[: index + 1], logprobs=logprobs[: index + 1], finish_reason="stop")
-    return Completion(token_ids=tokens, logprobs=logprobs, finish_reason="length")
+def completion_of(row: Row, ends: list[int]) -> Completion:
+    reason = "stop" if row.tokens[-1] in ends else "length"
+    return Completion(token_ids=row.tokens, logprobs=row.logprobs, finish_reason=reason)
 
 
 @contextlib.contextmanager
@@ -221,6 +103,101 @@ def generating(run: Run, model: PreTrainedModel) -> Iterator[None]:
     finally:
         model.generation_config = defaults
         run.policy.train(was_training)
+
+
+# ---------------------------------------------------------------- through model.generate
+
+
+class Picker(LogitsProcessor):
+    """Chooses each token, remembers it with its log-prob, and leaves `generate` no other choice."""
+
+    def __init__(self, sampling: Sampling, noise: torch.Tensor, seen: torch.Tensor | None):
+        self.sampling = sampling
+        self.noise = noise  # (B, limit)
+        self.seen = seen  # (B, V); not what `generate` hands over, which has the padding of short prompts in it
+        self.tokens: list[torch.Tensor] = []  # (B,) of each step
+        self.logprobs: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        # transformers may look one step further than asked for before it stops (it reads a flag late); that one is cut
+        step = min(len(self.tokens), self.noise.shape[1] - 1)
+        token, logp = pick(scores, self.sampling, self.noise[:, step], self.seen)
+        if self.seen is not None:
+            self.seen.scatter_(1, token[:, None], True)
+        self.tokens.append(token)
+        self.logprobs.append(logp)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
+
+
+def batches_of(jobs: list[Job], size: int) -> list[list[Job]]:
+    """Batches of at most `size`, longest prompts first, so that little is padded and memory runs out early or never.
+
+    Jobs of different limits don't share a batch: the one with fewer positions left would be asked for more.
+    """
+    batches: list[list[Job]] = []
+    for job in sorted(jobs, key=lambda job: (-len(job.prompt_ids), job.index)):
+        if not batches or len(batches[-1]) == size or batches[-1][0].limit != job.limit:
+            batches.append([])
+        batches[-1].append(job)
+    return batches
+
+
+def generate_batches(
+    jobs: list[Job], sampling: Sampling, seed: int, ends: list[int], run: Run, sharded: bool
+) -> Iterator[Row]:
+    """Complete the jobs in batches that stay as they are until their last row has ended."""
+    batches = batches_of(jobs, run.config.decode_batch_size)
+    idle = 0
+    if sharded:
+        # Each forward gathers weights from all ranks: all run as many batches as the one that has most.
+        idle = max(run.gather(len(batches))) - len(batches)
+    for batch in batches:
+        yield from run_batch(batch, sampling, seed, ends, run, sharded)
+    for _ in range(idle):
+        nothing = Job(-1, [ends[0] if ends else 0], 0, 1)
+        list(run_batch([nothing], sampling, seed, ends, run, sharded))
+
+
+def run_batch(
+    batch: list[Job], sampling: Sampling, seed: int, ends: list[int], run: Run, sharded: bool
+) -> Iterator[Row]:
+    """Complete the prompts of one batch, padded on the left."""
+    limit = batch[0].limit
+    width = max(len(job.prompt_ids) for job in batch)
+    pad = run.tokenizer.pad_token_id
+    if pad is None:
+        pad = ends[0] if ends else 0  # masked out: any will do
+    input_ids = torch.tensor([[pad] * (width - len(job.prompt_ids)) + job.prompt_ids for job in batch])
+    mask = torch.tensor([[0] * (width - len(job.prompt_ids)) + [1] * len(job.prompt_ids) for job in batch])
+    noise, seen = torch.zeros(len(batch), limit), None
+    if sampling.temperature:
+        for row, job in enumerate(batch):
+            noise[row] = torch.from_numpy(noise_of(seed, job.number, limit))
+    if sampling.repetition_penalty != 1:
+        vocabulary = run.policy.causal_lm.get_output_embeddings().weight.shape[0]
+        seen = tokens_seen([job.prompt_ids for job in batch], vocabulary, run.device)
+    picker = Picker(sampling, noise.to(run.device), seen)
+    arguments = {
+        "input_ids": input_ids.to(run.device),
+        "attention_mask": mask.to(run.device),
+        "generation_config": GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=False,  # `picker` has chosen already
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=ends or None,
+            pad_token_id=pad,
+        ),
+        "logits_processor": LogitsProcessorList([picker]),
+        "synced_gpus": sharded,
+    }
+    call_generate(run.policy, arguments, sharded=sharded)
+    tokens = torch.stack(picker.tokens, 1)[:, :limit].tolist()
+    logprobs = torch.stack(picker.logprobs, 1)[:, :limit].tolist()
+    for job, *said in zip(batch, tokens, logprobs, strict=True):
+        row = Row(job)
+        row.take(*said, ends)
+        yield row
 
 
 def call_generate(policy: Policy, arguments: dict[str, Any], *, sharded: bool) -> None:

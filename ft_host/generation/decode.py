@@ -1,0 +1,319 @@
+"""Continuous batching on a transformers model: completions leave the batch as they end, waiting ones take their places.
+
+All rows write their next key and value into the same column of one buffer, and a row's own columns are the contiguous
+ones from `start` to the current one:
+
+    column          0 1 2 3 4 5 6 7 8
+    row 0           p p p p p c c c c       p: prompt, c: completion
+    row 1               p p p c c c c
+    row 2 (entered)           p p p c       in the columns behind which a row left, its prompt ending where all are
+
+So the model sees an ordinary batch, padded on the left, with a 2-D mask; distances in columns are distances in positions,
+as sliding windows need; and nothing is moved when a row enters, as long as no prompt is longer than the columns in use:
+the longest enter first. Where the buffer ends, columns that no row needs any more are dropped and room is made.
+
+A prompt that several rows have is run through the model once, and its keys and values are copied to each.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+from ft_host.generation import Sampling
+from ft_host.generation.picking import noise_of, pick, tokens_seen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PREFILL_TOKENS = 2048  # prompts that are run through the model at a time hold about so many, padding included
+ROOM = 64  # columns that the buffer has to spare when it is made, at least
+STRETCH = 8  # steps between two looks at what was sampled, on devices where looking means waiting
+
+Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request in its place: `index` in the call, `number` of its noise, `limit` of new tokens, which is less than what
+    was asked for where the model's positions end."""
+
+    index: int
+    prompt_ids: list[int]
+    number: int
+    limit: int
+
+
+def can_decode(model: PreTrainedModel) -> bool:
+    """Whether all that the model remembers are keys and values of each token, and it can be told positions."""
+    arguments = inspect.signature(model.forward).parameters
+    if not {"past_key_values", "position_ids", "attention_mask", "logits_to_keep"} <= set(arguments):
+        return False
+    config = model.config.get_text_config(decoder=True)
+    # Chunks of attention begin at absolute positions, which columns are not. Only models with chunks have the field.
+    if model.config.is_encoder_decoder or model._is_stateful or getattr(config, "attention_chunk_size", None):
+        return False
+    return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+# ---------------------------------------------------------------- keys and values
+
+
+@dataclass
+class Extent:
+    """What of the buffers is in use: the first `rows` rows; columns from `first` on; `end` is the one written next."""
+
+    rows: int = 0
+    first: int = 0
+    end: int = 0
+
+
+class Columns(CacheLayerMixin):
+    """The keys and values of one layer, in place."""
+
+    def __init__(self, extent: Extent):
+        super().__init__()
+        self.extent = extent
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        raise NotImplementedError("room is made before the model is run")
+
+    def make_room(self, rows: int, columns: int, like: Pair) -> None:
+        """Move what is in use into new buffers of this size, to their first column. Zeros elsewhere: what is masked must
+        be finite all the same."""
+        used = self.extent
+        new = [each.new_zeros(rows, each.shape[-3], columns, each.shape[-1]) for each in like]
+        if self.is_initialized:
+            for to, of in zip(new, (self.keys, self.values), strict=True):
+                to[: used.rows, :, : used.end - used.first] = of[: used.rows, :, used.first : used.end]
+        self.keys, self.values = new
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        used = self.extent
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            buffer[: used.rows, :, used.end] = states[:, :, 0]
+        return tuple(buffer[: used.rows, :, used.first : used.end + 1] for buffer in (self.keys, self.values))
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.extent.end - self.extent.first
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+# ---------------------------------------------------------------- prompts
+
+
+@dataclass
+class Prompt:
+    """A prompt and the jobs that wait for it. Once it was run: its keys and values, (heads, its length, width) of each
+    layer, and the (V,) logits of what follows."""
+
+    ids: list[int]
+    jobs: deque[Job]
+    states: list[Pair] | None = None
+    logits: torch.Tensor | None = None
+
+
+def prompts_of(jobs: list[Job]) -> deque[Prompt]:
+    """Equal prompts together, the longest first."""
+    prompts: dict[tuple[int, ...], Prompt] = {}
+    for job in jobs:
+        prompts.setdefault(tuple(job.prompt_ids), Prompt(job.prompt_ids, deque())).jobs.append(job)
+    return deque(sorted(prompts.values(), key=lambda prompt: -len(prompt.ids)))
+
+
+def next_prompts(waiting: deque[Prompt], places: int) -> list[Prompt]:
+    """The first prompts, as many as have jobs for so many places, or PREFILL_TOKENS with padding. At least one."""
+    chosen: list[Prompt] = []
+    for prompt in waiting:
+        if chosen and (places <= 0 or (len(chosen) + 1) * len(chosen[0].ids) > PREFILL_TOKENS):
+            break
+        chosen.append(prompt)
+        places -= len(prompt.jobs)
+    return chosen
+
+
+def prefill(model: PreTrainedModel, prompts: list[Prompt]) -> None:
+    """Run the model on prompts, padded on the left."""
+    width = max(len(prompt.ids) for prompt in prompts)
+    ids = torch.tensor([[0] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts])
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    # Not of the model's config: its sliding layers would keep the columns of their window only.
+    cache = DynamicCache()
+    logits = model(
+        input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), past_key_values=cache,
+        use_cache=True, logits_to_keep=1,
+    ).logits[:, -1].float()  # fmt: skip
+    for row, prompt in enumerate(prompts):
+        own = (row, slice(None), slice(width - len(prompt.ids), None))
+        prompt.states = [(layer.keys[own], layer.values[own]) for layer in cache.layers]
+        prompt.logits = logits[row]
+
+
+# ---------------------------------------------------------------- rows
+
+
+@dataclass
+class Row:
+    job: Job
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ended: bool = False
+
+    def take(self, tokens: list[int], logprobs: list[float], ends: list[int]) -> None:
+        """The next tokens, as far as the first that ends the row: the batch goes on until somebody looks."""
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            if not self.ended:
+                self.tokens.append(token)
+                self.logprobs.append(logprob)
+                self.ended = token in ends or len(self.tokens) == self.job.limit
+
+
+class Decoder:
+    """The rows that are being completed: `rows` here, and for each of them a row of the tensors, in the same order."""
+
+    def __init__(self, model: PreTrainedModel, sampling: Sampling, seed: int, ends: list[int], size: int, limit: int):
+        self.model, self.sampling, self.seed, self.ends, self.size = model, sampling, seed, ends, size
+        self.rows: list[Row] = []
+        self.used = Extent()
+        self.layers: list[Columns] = []
+        self.cache = Cache(layers=self.layers)
+        device = model.device
+        self.token = torch.zeros(size, dtype=torch.long, device=device)  # the last one, not yet in the buffer
+        self.start = torch.zeros(size, dtype=torch.long, device=device)  # the column of a row's first token
+        self.born = torch.zeros(size, dtype=torch.long, device=device)  # the column of its first new token
+        self.noise = torch.zeros(size, limit, device=device)
+        self.seen: torch.Tensor | None = None  # (size, V), where a repetition penalty needs it
+
+    # -- in and out
+
+    def enter(self, prompt: Prompt) -> None:
+        """New rows behind those that are there: the prompt's jobs, as many as have a place, with their first token."""
+        used, length = self.used, len(prompt.ids)
+        jobs = [prompt.jobs.popleft() for _ in range(min(self.size - len(self.rows), len(prompt.jobs)))]
+        new = slice(used.rows, used.rows + len(jobs))
+        if not self.rows:
+            used.first, used.end = 0, length
+        if not self.layers:
+            self.layers += [Columns(used) for _ in prompt.states]
+            self._make_room(prompt.states)
+        for layer, pair in zip(self.layers, prompt.states, strict=True):
+            for buffer, states in zip((layer.keys, layer.values), pair, strict=True):
+                buffer[new, :, used.end - length : used.end] = states
+        self.start[new], self.born[new] = used.end - length, used.end
+        if self.sampling.temperature:
+            for row, job in enumerate(jobs, used.rows):
+                noise = torch.from_numpy(noise_of(self.seed, job.number, job.limit))
+                self.noise[row, : job.limit] = noise.to(self.noise.device)
+        logits = prompt.logits.expand(len(jobs), -1)
+        if self.sampling.repetition_penalty != 1:
+            if self.seen is None:
+                self.seen = torch.zeros(self.size, logits.shape[1], dtype=torch.bool, device=logits.device)
+            self.seen[new] = tokens_seen([prompt.ids], logits.shape[1], logits.device)
+        used.rows += len(jobs)
+        self.rows += [Row(job) for job in jobs]
+        self._look(new, [self._pick(logits, new, self.noise[new, 0])])
+
+    def leave(self) -> list[Row]:
+        """Take out the rows that have ended; the last ones move into their places."""
+        ended = [index for index, row in enumerate(self.rows) if row.ended]
+        if not ended:
+            return []
+        left, used = len(self.rows) - len(ended), self.used
+        gone = [self.rows[index] for index in ended]
+        holes = [index for index in ended if index < left]
+        movers = [index for index in range(left, len(self.rows)) if not self.rows[index].ended]
+        for hole, mover in zip(holes, movers, strict=True):
+            self.rows[hole] = self.rows[mover]
+        del self.rows[left:]
+        if holes:
+            to, of = (torch.tensor(each, device=self.token.device) for each in (holes, movers))
+            for tensor in (self.token, self.start, self.born, self.noise, self.seen):
+                if tensor is not None:
+                    tensor[to] = tensor[of]
+            for layer in self.layers:
+                for buffer in (layer.keys, layer.values):
+                    buffer[to, :, used.first : used.end] = buffer[of, :, used.first : used.end]
+        used.rows = left
+        # The last token of a row has no column yet.
+        longest = max((len(row.job.prompt_ids) + len(row.tokens) - 1 for row in self.rows), default=0)
+        used.first = used.end - longest
+        return gone
+
+    def _make_room(self, like: list[Pair]) -> None:
+        """Drop the columns that no row needs, and have more behind the last."""
+        length = self.used.end - self.used.first
+        for layer, pair in zip(self.layers, like, strict=True):
+            layer.make_room(self.size, length + max(ROOM, length // 2), pair)
+        self.start -= self.used.first
+        self.born -= self.used.first
+        self.used.first, self.used.end = 0, length
+
+    # -- a step
+
+    def advance(self) -> None:
+        """Sample the next token of each row, or several before they are looked at, but never past a row's limit."""
+        steps = 1 if self.token.device.type == "cpu" else STRETCH
+        steps = min(steps, *(row.job.limit - len(row.tokens) for row in self.rows))
+        self._look(slice(0, len(self.rows)), [self._step() for _ in range(steps)])
+
+    def _look(self, rows: slice, steps: list[Pair]) -> None:
+        """Give the rows what was sampled. The one place that waits for the device."""
+        tokens, logprobs = (torch.stack(each, 1).tolist() for each in zip(*steps, strict=True))
+        for row, *said in zip(self.rows[rows], tokens, logprobs, strict=True):
+            row.take(*said, self.ends)
+
+    def _step(self) -> tuple[torch.Tensor, torch.Tensor]:
+        used, rows = self.used, slice(0, len(self.rows))
+        if used.end == self.layers[0].keys.shape[2]:
+            self._make_room([(layer.keys, layer.values) for layer in self.layers])
+        start, column = self.start[rows, None], torch.arange(used.first, used.end + 1, device=self.token.device)
+        logits = self.model(
+            input_ids=self.token[rows, None], attention_mask=(column >= start).long(), position_ids=used.end - start,
+            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
+        ).logits[:, -1].float()  # fmt: skip
+        used.end += 1
+        step = used.end - self.born[rows, None]
+        return self._pick(logits, rows, self.noise[rows].gather(1, step)[:, 0])
+
+    def _pick(self, logits: torch.Tensor, rows: slice, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = None if self.seen is None else self.seen[rows]
+        token, logp = pick(logits, self.sampling, noise, seen)
+        if seen is not None:
+            seen.scatter_(1, token[:, None], True)
+        self.token[rows] = token
+        return token, logp
+
+
+def decode(
+    model: PreTrainedModel, jobs: list[Job], sampling: Sampling, seed: int, ends: list[int], size: int
+) -> Iterator[Row]:
+    """Complete the jobs, at most `size` at a time; rows come as they end. Gradients must be off."""
+    waiting, size = prompts_of(jobs), min(size, len(jobs))
+    decoder = Decoder(model, sampling, seed, ends, size, max(job.limit for job in jobs))
+    while waiting or decoder.rows:
+        # A prompt alone takes the model about as long as a step of all rows: wait for a few places.
+        if waiting and (not decoder.rows or size - len(decoder.rows) >= max(1, size // 8)):
+            while waiting and len(decoder.rows) < size:
+                if waiting[0].states is None:
+                    prefill(model, next_prompts(waiting, size - len(decoder.rows)))
+                decoder.enter(waiting[0])
+                if not waiting[0].jobs:
+                    waiting.popleft()
+                yield from decoder.leave()
+        else:
+            decoder.advance()
+            yield from decoder.leave()
