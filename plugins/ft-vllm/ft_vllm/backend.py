@@ -1,0 +1,271 @@
+"""The backend `vllm`: completions by vLLM, in the trainer's process or in a server of its own.
+
+Its state lives in `run.backend_state`: an `Engine`, opened by the first hook that needs it and closed by `ft_close`.
+Each rank has one; of a server the main process has the process and the way for weights, and all ranks ask it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ft_host import hookimpl
+from ft_host.errors import ConfigError, FtHostError
+from ft_host.generation import Completion, Request, Sampling
+from ft_host.models.load import base_of, precision
+from ft_vllm import inprocess, server, transfer, weights
+from ft_vllm.client import Client
+from ft_vllm.config import VLLMConfig
+from ft_vllm.sampling import Job, completion_of, jobs_of
+
+if TYPE_CHECKING:
+    from ft_host.models.policy import Policy
+    from ft_host.run import Run
+
+KEY = "vllm"  # in run.backend_state
+T = TypeVar("T")
+
+
+@dataclass
+class Engine:
+    """What a rank has of vLLM. `positions`: tokens that a prompt and its completion may have together."""
+
+    positions: int
+    client: Client | None = None  # of a server
+    model: str = ""  # what a request asks the server for: the model, or the last adapter
+    link: transfer.Link | None = None  # on the main process
+    started: server.Server | None = None  # on the main process
+    llm: Any = None  # in the process
+    adapter: Any = None  # the last adapter in the process: a LoRARequest
+    folder: Path | None = None  # that adapters are written to
+    updates: int = 0
+
+
+# ---------------------------------------------------------------- hooks
+
+
+@hookimpl
+def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[Completion]:
+    engine = opened(run)
+    jobs = jobs_of(requests, sampling, run, engine.positions)
+    if engine.llm is not None:
+        return inprocess.generate(engine.llm, jobs, engine.adapter)
+    return ask(engine, jobs, run.backend_config.max_num_seqs)
+
+
+@hookimpl
+def ft_sync_weights(model: Policy, version: int, run: Run) -> None:
+    engine = opened(run)
+    if sends_adapter(run):
+        sync_adapter(engine, model, version, run)
+    elif engine.llm is not None:
+        manifest = weights.manifest_of(model)
+        for_vllm = (pair for piece in weights.pieces(model, manifest, keep=True) for pair in piece)
+        inprocess.load(engine.llm, for_vllm, version)
+    else:
+        sync_server(engine, model, version, run)
+    engine.updates += 1
+
+
+@hookimpl
+def ft_close(run: Run) -> None:
+    """End what this run has started. Called however the run ends, so it asks nothing of other ranks."""
+    engine = run.backend_state.pop(KEY, None)
+    if engine is None:
+        return
+    if engine.llm is not None:
+        inprocess.stop(engine.llm)
+    if engine.link is not None:
+        transfer.close_link(engine.link)
+    if engine.started is not None:
+        server.stop(engine.started)
+    if engine.folder is not None and run.rank == 0:
+        shutil.rmtree(engine.folder, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- opening
+
+
+def opened(run: Run) -> Engine:
+    """The run's engine. All ranks must ask for it at once, the first time."""
+    if KEY not in run.backend_state:
+        config = run.backend_config
+        if not isinstance(config, VLLMConfig):
+            raise ConfigError(f"backend_config: expected the fields of vllm, found {type(config).__name__}")
+        run.backend_state[KEY] = in_process(config, run) if config.mode == "inprocess" else of_server(config, run)
+    return run.backend_state[KEY]
+
+
+def in_process(config: VLLMConfig, run: Run) -> Engine:
+    if run.world_size > 1:
+        raise ConfigError(
+            f"backend_config.mode: inprocess is for runs of one process, this one has {run.world_size}: vLLM would take "
+            f"the processes of the trainer for its own; mode: server serves all of them"
+        )
+    run.say("starting vLLM in this process")
+    llm = inprocess.start(config, served(config, run, "direct"))
+    return Engine(positions=llm.llm_engine.model_config.max_model_len, llm=llm, folder=adapter_folder(config, run))
+
+
+def of_server(config: VLLMConfig, run: Run) -> Engine:
+    """The main process starts the server, or finds it, and opens the way for weights; all ranks ask it afterwards."""
+    if run.world_size > 1 and config.start_timeout >= run.config.timeout:
+        raise ConfigError(
+            f"backend_config.start_timeout: {config.start_timeout:g} seconds, but the other processes of the run give up "
+            f"after {run.config.timeout} (timeout)"
+        )
+    kind = transfer_of(config, run)
+    own: dict[str, Any] = {}
+
+    def begin() -> tuple[str, str, int]:
+        what = served(config, run, kind)
+        if config.url is None:
+            log = run.folder.path / "vllm.log" if config.log is None else Path(config.log)
+            run.say(f"starting vLLM with {config.python}; its output goes to {log}")
+            found = own["started"] = server.start(config, what, log)
+        else:
+            found = own["started"] = server.Server(url=config.url.rstrip("/"))
+        client = Client(found.url, config.timeout, lambda: server.circumstances(found))
+        try:
+            server.attach(found, client)
+            if not sends_adapter(run):
+                own["link"] = transfer.open_link(
+                    kind, client, workers=found.workers, address=config.trainer_address,
+                    timeout=config.transfer_timeout, device=run.device,
+                )  # fmt: skip
+        except BaseException:
+            server.stop(found)
+            raise
+        return found.url, found.model, found.positions
+
+    url, model, positions = on_main(run, begin)
+    known = (lambda: server.circumstances(own["started"])) if run.rank == 0 else str
+    client = own["link"].client if "link" in own else Client(url, config.timeout, known)
+    folder = on_main(run, lambda: adapter_folder(config, run))
+    return Engine(positions=positions, client=client, model=model, folder=folder, **own)
+
+
+def served(config: VLLMConfig, run: Run, kind: str) -> server.Served:
+    revision = run.config.model_revision if base_of(run.config.model) == run.config.model else None
+    half = {"no": run.config.dtype, "bf16": "bfloat16", "fp16": "float16"}[precision(run.config, run.device)]
+    return server.Served(
+        **server.known_model(base_of(run.config.model)),
+        revision=revision,
+        trust_remote_code=run.config.trust_remote_code,
+        dtype=half if config.dtype == "auto" else config.dtype,
+        on_gpu=run.device.type != "cpu",
+        transfer=kind,
+        lora_rank=weights.check_adapter(run.policy) if sends_adapter(run) else None,
+    )
+
+
+def transfer_of(config: VLLMConfig, run: Run) -> str:
+    if config.transfer != "auto":
+        return config.transfer
+    if run.device.type != "cuda":
+        return "gloo"
+    return "nccl" if config.devices is not None or config.url is not None else "ipc"
+
+
+def sends_adapter(run: Run) -> bool:
+    return run.backend_config.lora == "adapter" and weights.adapted(run.policy)
+
+
+def adapter_folder(config: VLLMConfig, run: Run) -> Path | None:
+    if not sends_adapter(run):
+        return None
+    return Path(tempfile.mkdtemp(prefix="ft-vllm-adapters-", dir=config.adapter_folder)).resolve()
+
+
+def on_main(run: Run, work: Callable[[], T]) -> T:
+    """What `work` gives on the main process, on every rank; what it raises, raised on every rank."""
+    result, error = None, None
+    if run.rank == 0:
+        try:
+            result = work()
+        except FtHostError as raised:
+            error = raised
+    result, told = run.gather((result, None if error is None else (type(error), str(error))))[0]
+    if error is not None:
+        raise error
+    if told is not None:
+        raise told[0](told[1])
+    return result
+
+
+# ---------------------------------------------------------------- weights
+
+
+def sync_server(engine: Engine, policy: Policy, version: int, run: Run) -> None:
+    manifest = weights.manifest_of(policy)
+    pieces = weights.pieces(policy, manifest, keep=run.rank == 0)
+    if run.rank != 0:
+        for _ in pieces:  # takes part in gathering
+            pass
+
+    def work() -> None:
+        try:
+            transfer.send(engine.link, manifest, pieces, version)
+        except FtHostError:
+            for _ in pieces:  # the other ranks are gathering, and could not be told meanwhile
+                pass
+            raise
+
+    on_main(run, work)
+
+
+def sync_adapter(engine: Engine, policy: Policy, version: int, run: Run) -> None:
+    """Write the adapter to a folder of its own, and let vLLM read it under a name of its own."""
+    name = f"update-{engine.updates}"
+    folder = engine.folder / name
+    weights.write_adapter(policy, folder, keep=run.rank == 0)
+    if engine.llm is not None:
+        from vllm.lora.request import LoRARequest
+
+        adapter = LoRARequest(name, engine.updates + 1, str(folder))
+        inprocess.load_adapter(engine.llm, adapter, engine.adapter, version)
+        engine.adapter = adapter
+    else:
+        client, previous = engine.client, engine.model
+
+        def work() -> None:
+            client.pause(run.backend_config.transfer_timeout)
+            client.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+            if engine.updates:
+                client.post("/v1/unload_lora_adapter", {"lora_name": previous})
+            client.post("/update_weight_version", {"new_version": str(version)})
+            client.resume()
+
+        on_main(run, work)
+        engine.model = name
+    if engine.updates and run.rank == 0:
+        shutil.rmtree(engine.folder / f"update-{engine.updates - 1}")
+
+
+# ---------------------------------------------------------------- completions
+
+
+def ask(engine: Engine, jobs: list[Job], at_once: int) -> list[Completion]:
+    """One request a completion, so many at once as the server works on; a prompt that several have it reads once."""
+    if not jobs:
+        return []
+    pool = ThreadPoolExecutor(min(at_once, len(jobs)), thread_name_prefix="ft-vllm")
+    try:
+        return list(pool.map(lambda job: complete(engine, job), jobs))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def complete(engine: Engine, job: Job) -> Completion:
+    body = {"model": engine.model, "token_ids": job.prompt_ids, "sampling_params": job.params}
+    said = engine.client.post("/inference/v1/generate", body)["choices"][0]
+    if said["finish_reason"] not in ("stop", "length"):
+        raise FtHostError(f"vLLM ended a completion with {said['finish_reason']!r}; expected stop or length")
+    logprobs = [entry["logprob"] for entry in said["logprobs"]["content"]]
+    spans = [(span["version"], span["start"], span["end"]) for span in said["weight_versions"] or []]
+    return completion_of(said["token_ids"], logprobs, said["finish_reason"], spans)

