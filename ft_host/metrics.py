@@ -53,6 +53,12 @@ def variance(total: torch.Tensor | float, squares: torch.Tensor | float, count: 
     return Metric("variance", ((SUM, total), (SUM, squares), (SUM, count)))
 
 
+def effective_share(total: torch.Tensor | float, squares: torch.Tensor | float, count: torch.Tensor | float) -> Metric:
+    """Kish's effective sample size of weights as a share of their number: total^2 / (count squares), 1 where all are
+    equal. No items, or none that weighs anything: absent."""
+    return Metric("effective_share", ((SUM, total), (SUM, squares), (SUM, count)))
+
+
 def _variance(total: float, squares: float, count: float) -> float | None:
     if count < 2:
         return None
@@ -71,6 +77,7 @@ FORMULAS = {
     "maximum": lambda value: value,
     "std": _std,
     "variance": _variance,
+    "effective_share": lambda total, squares, count: total * total / (count * squares) if squares else None,
 }
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ft_host.batch import IGNORE, Segment, count_targets, forest
 from ft_host.loop import add_up, cut
-from ft_host.metrics import Accumulator, combine, maximum, mean, minimum, std, total, variance
+from ft_host.metrics import Accumulator, combine, effective_share, maximum, mean, minimum, std, total, variance
 
 
 def test_a_root_and_its_children():
@@ -112,6 +112,17 @@ def test_a_standard_deviation_from_sums():
     found = combine([accumulator.local()])
     assert math.isclose(found["spread"], float(values.std()), rel_tol=1e-6)
     assert math.isclose(found["squared"], float(values.var()), rel_tol=1e-6)
+
+
+def test_the_effective_share_of_weights():
+    """Half of them weigh nothing: half a sample each. It is one of the whole, not a mean of parts."""
+    accumulator = Accumulator()
+    for part in (torch.ones(2), torch.zeros(2), torch.tensor([3.0, 3.0]), torch.zeros(2)):
+        accumulator.add({"share": effective_share(part.sum(), part.square().sum(), len(part))})
+    assert math.isclose(combine([accumulator.local()])["share"], 8**2 / (8 * 20))
+    nothing = Accumulator()
+    nothing.add({"share": effective_share(0.0, 0.0, 4)})
+    assert combine([nothing.local()]) == {}
 
 
 def test_a_metric_without_items_is_absent_and_a_tensor_is_refused():

@@ -1,0 +1,50 @@
+"""Advantages: what the completions of a prompt earn, measured against each other. Pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from ft_grpo.config import GRPOConfig
+from ft_grpo.losses import row_sums
+
+
+def moments(values: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and unbiased standard deviation of the (n,) values of each one's group, (n,) each, leaving nan out; nan where
+    there are none, or less than two."""
+    known, count = ~values.isnan(), int(groups.max()) + 1 if len(groups) else 0
+    sizes = row_sums(known.double(), groups, count)
+    means = row_sums(values.nan_to_num(0.0), groups, count) / sizes
+    squares = row_sums((values - means[groups]).square().nan_to_num(0.0), groups, count)
+    spread = torch.where(sizes > 1, squares / (sizes - 1), torch.nan).sqrt()
+    return means[groups], spread[groups]
+
+
+def advantages(rewards: torch.Tensor, weights: torch.Tensor, groups: torch.Tensor, config: GRPOConfig) -> torch.Tensor:
+    """(n,) advantages from (n, K) rewards of K functions, nan where there is none, (K,) weights, and the group of each,
+    (n,) long from 0. Of all ranks."""
+    every = torch.zeros_like(groups)  # all in one group
+    unknown = rewards.isnan().all(1)
+
+    def added(values: torch.Tensor) -> torch.Tensor:
+        return (values * weights).nansum(1).masked_fill(unknown, torch.nan)
+
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        columns = [moments(column, groups) for column in rewards.unbind(1)]
+        summed = added(torch.stack([
+            (column - average) / (spread + 1e-4)
+            for column, (average, spread) in zip(rewards.unbind(1), columns, strict=True)
+        ], 1))  # fmt: skip
+        average, spread = moments(summed, every)
+        return ((summed - average) / (spread + 1e-4)).nan_to_num(0.0)
+    summed = added(rewards)
+    average, spread = moments(summed, groups)
+    found = summed - average
+    if config.scale_rewards != "none":
+        found = found / ((spread if config.scale_rewards == "group" else moments(summed, every)[1]) + 1e-4)
+    return found.nan_to_num(0.0)
+
+
+def varies(values: list[float | None]) -> bool:
+    """Whether rewards differ: by more than round-off."""
+    given = [value for value in values if value is not None]
+    return bool(given) and max(given) - min(given) > 1e-8

@@ -1,0 +1,323 @@
+"""The fields of GRPO. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ft_host.config import option
+from ft_host.errors import ConfigError
+from ft_host.generation.config import RolloutConfig, RolloutPlan, grouped_plan
+from ft_host.settings.paths import place_problems
+
+# The keys of ft_grpo.losses.LOSSES, listed here since those are functions of tensors.
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # those with PPO's clipped ratio
+CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+CISPO_CAP = 5.0
+
+# Fields that one loss alone reads, or some, with their defaults.
+OWN_FIELDS = {
+    "epsilon": (CLIPPED, 0.2),
+    "epsilon_high": ((*CLIPPED, "cispo"), None),
+    "delta": (CLIPPED, None),
+    "sapo_temperature_neg": (("sapo",), 1.05),
+    "sapo_temperature_pos": (("sapo",), 1.0),
+    "vespo_k_pos": (("vespo",), 2.0),
+    "vespo_lambda_pos": (("vespo",), 3.0),
+    "vespo_k_neg": (("vespo",), 3.0),
+    "vespo_lambda_neg": (("vespo",), 2.0),
+}
+# Fields that need another one to be set, with their defaults.
+ADAPTIVE = {"entropy_coef_min": 0.0, "entropy_coef_max": 1.0, "entropy_coef_delta": 0.005, "entropy_target": 0.2}
+SYNCED = {"ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512}
+REFERENCED = {"ref_model": None, "sync_ref_model": False, "use_bias_correction_kl": True}
+BOUNDS = {"importance_sampling_clip_max": 3.0, "importance_sampling_clip_min": None}
+
+
+@dataclass(kw_only=True)
+class GRPOConfig(RolloutConfig):
+    """Group relative policy optimization: make completions likelier that earn more than others of the same prompt."""
+
+    disable_dropout: bool = option(
+        True,
+        "Train without the model's own dropout, so that the ratio of new and old policy is 1 before the first update.",
+        group="model",
+    )
+    learning_rate: float = option(
+        1e-6,
+        "Peak learning rate. 1e-6 is usual for all weights: the signal is noisy, and the model can already speak. About "
+        "10 times that for LoRA.",
+        gt=0,
+    )
+
+    # -- rollouts
+    num_generations: int = option(
+        8,
+        "Completions of a prompt, which are measured against each other: more make a better baseline, fewer leave room "
+        "for more prompts.",
+        group="rollouts",
+        gt=1,
+    )
+    steps_per_generation: int | None = option(
+        None,
+        "Micro-batches that a rollout is cut into, of each process. Not set: gradient_accumulation_steps, so that a "
+        "rollout is one optimizer step.",
+        group="rollouts",
+        gt=0,
+    )
+    generation_batch_size: int | None = option(
+        None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
+    )
+    num_iterations: int = option(1, "Passes over each rollout.", group="rollouts", gt=0)
+    dynamic_sampling: bool = option(
+        False,
+        "Leave out groups that hold no signal, and draw further prompts in their place (DAPO, arXiv 2503.14476): groups "
+        "whose completions earn the same.",
+        group="rollouts",
+    )
+    mask_truncated_completions: bool = option(
+        False,
+        "Leave completions that were cut short by max_completion_length out of the loss and of what it is divided by "
+        "(DAPO). They stay in the rewards that others are measured against.",
+        group="rollouts",
+    )
+
+    # -- advantages
+    scale_rewards: str = option(
+        "group",
+        "What a completion's distance from the mean of its group is divided by: the standard deviation of the group, that "
+        "of the batch (the whole rollout, arXiv 2508.08221), or nothing (Dr. GRPO: otherwise easy and hard prompts weigh "
+        "more).",
+        choices=("group", "batch", "none"),
+    )
+    multi_objective_aggregation: str = option(
+        "sum_then_normalize",
+        "Several rewards: add them, then compare completions; or compare completions in each, add, and scale over the "
+        "whole rollout (GDPO, arXiv 2601.05242), so that none drowns the others.",
+        choices=("sum_then_normalize", "normalize_then_sum"),
+    )
+
+    # -- the loss
+    loss_type: str = option(
+        "dapo",
+        f"The loss: {', '.join(LOSS_TYPES)}. dapo is the mean over tokens of the clipped objective, without a bias "
+        "towards length.",
+        choices=LOSS_TYPES,
+    )
+    importance_sampling_level: str = option(
+        "token",
+        "Ratios of new and old policy of each token, or of whole completions: the geometric mean over tokens (GSPO, "
+        "arXiv 2507.18071, which goes with loss_type grpo).",
+        choices=("token", "sequence"),
+    )
+    epsilon: float = option(
+        0.2, f"Nothing is gained below a ratio of 1 - this. Of {', '.join(CLIPPED)}.", gt=0, le=1
+    )
+    epsilon_high: float | None = option(
+        None,
+        "Nothing is gained above a ratio of 1 + this; not set: epsilon. DAPO has 0.28. Of cispo it is the largest ratio "
+        f"itself; not set: {CISPO_CAP:g}, as in arXiv 2510.13786.",
+        gt=0,
+    )
+    delta: float | None = option(
+        None,
+        "Ratios count up to this only where the advantage is below 0 (two-sided clipping, arXiv 2505.07291). Above 1 + "
+        "epsilon_high. Not set: there is no such limit.",
+        gt=0,
+    )
+    sapo_temperature_neg: float = option(
+        1.05, "sapo: how fast tokens lose weight off the old policy, where the advantage isn't above 0.", gt=0
+    )
+    sapo_temperature_pos: float = option(1.0, "sapo: the same where it is above 0.", gt=0)
+    vespo_k_pos: float = option(2.0, "vespo: power of the ratio, where the advantage is at least 0.", gt=0)
+    vespo_lambda_pos: float = option(3.0, "vespo: how fast large ratios lose weight there.", gt=0)
+    vespo_k_neg: float = option(3.0, "vespo: power of the ratio, where the advantage is below 0.", gt=0)
+    vespo_lambda_neg: float = option(2.0, "vespo: how fast large ratios lose weight there.", gt=0)
+    off_policy_mask_threshold: float | None = option(
+        None,
+        "Leave out completions of an advantage below 0 that the policy has become less likely to write than the sampler "
+        "was, by more than this (nats a token; DeepSeek-V3.2, arXiv 2512.02556). Not set: none.",
+        gt=0,
+    )
+    top_entropy_quantile: float = option(
+        1.0,
+        "Learn from this share of the tokens of each optimizer step alone, those of highest entropy (arXiv 2506.01939, "
+        "which has 0.2). Below 1 it costs one more forward pass.",
+        ge=0,
+        le=1,
+    )
+
+    # -- entropy bonus
+    entropy_coef: float = option(
+        0.0, "Weight of the mean entropy of a token, which is taken off the loss. 0: none.", ge=0
+    )
+    use_adaptive_entropy: bool = option(
+        False,
+        "Raise and lower entropy_coef from step to step (Skywork-OR1, arXiv 2505.22312): up by entropy_coef_delta after a "
+        "step whose entropy is not above entropy_target, else down; it counts only after the former. Costs one more "
+        "forward pass.",
+    )
+    entropy_coef_min: float = option(0.0, "The least that use_adaptive_entropy goes down to.", ge=0)
+    entropy_coef_max: float = option(1.0, "The most that use_adaptive_entropy goes up to.", ge=0)
+    entropy_coef_delta: float = option(0.005, "How far use_adaptive_entropy goes at each step.", gt=0)
+    entropy_target: float = option(
+        0.2,
+        "The mean entropy (nats a token) below which use_adaptive_entropy acts. 0.2 is nearly none: look at `entropy` of a "
+        "run's first steps.",
+        ge=0,
+    )
+
+    # -- the reference
+    beta: float = option(
+        0.0,
+        "Weight of the KL divergence from the reference. 0: no reference is held, as the clipping and short runs keep the "
+        "policy near enough for rewards that can be verified.",
+        ge=0,
+    )
+    use_bias_correction_kl: bool = option(
+        True,
+        "Multiply the KL estimate by the ratio of new and old policy, which makes its gradient that of the KL "
+        "(DeepSeek-V3.2, arXiv 2512.02556).",
+    )
+    ref_model: str | None = option(
+        None,
+        "Folder or hub id of another model as the reference. Not set: the model as the run found it.",
+        aliases=("ref_model_name_or_path",),
+    )
+    sync_ref_model: bool = option(False, "Let the reference follow the policy (TR-DPO, arXiv 2404.09656).")
+    ref_model_mixup_alpha: float = option(
+        0.6, "The policy's share when it is mixed into the reference; 1 copies it. 0.6 is the paper's.", gt=0, le=1
+    )
+    ref_model_sync_steps: int = option(512, "Optimizer steps between two such mixings; 512 is the paper's.", gt=0)
+
+    # -- a sampler that differs
+    importance_sampling_correction: str = option(
+        "auto",
+        "What to do where the sampler's probabilities aren't those of the trainer: weigh by their ratio, of tokens or whole "
+        "completions, up to the largest allowed (truncate), or leave out what is beyond (mask). token_truncate is TIS, "
+        "token_mask IcePop. auto: none for the backend transformers, sequence_mask for others (token_truncate with vespo).",
+        choices=("auto", *CORRECTIONS),
+        aliases=("vllm_importance_sampling_mode",),
+    )
+    importance_sampling_clip_max: float | None = option(
+        3.0, "The largest such ratio. none: no limit.", gt=0, aliases=("vllm_importance_sampling_clip_max",)
+    )
+    importance_sampling_clip_min: float | None = option(
+        None, "The smallest such ratio. Not set: no limit.", gt=0, aliases=("vllm_importance_sampling_clip_min",)
+    )
+
+    # -- what follows from the fields
+
+    @property
+    def clip_high(self) -> float:
+        """The largest ratio of new and old policy that pays."""
+        if self.loss_type == "cispo":
+            return CISPO_CAP if self.epsilon_high is None else self.epsilon_high
+        return 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
+
+    @property
+    def correction(self) -> str:
+        """One of CORRECTIONS."""
+        if self.importance_sampling_correction != "auto":
+            return self.importance_sampling_correction
+        if self.backend == "transformers":
+            return "none"
+        return "token_truncate" if self.loss_type == "vespo" else "sequence_mask"
+
+    @property
+    def entropy_bonus(self) -> bool:
+        return self.entropy_coef != 0 or self.use_adaptive_entropy
+
+    def rollout_plan(self, processes: int) -> RolloutPlan:
+        return grouped_plan(
+            self,
+            processes,
+            num_generations=self.num_generations,
+            steps_per_generation=self.steps_per_generation,
+            generation_batch_size=self.generation_batch_size,
+            num_iterations=self.num_iterations,
+        )
+
+    # -- refusals
+
+    def check(self) -> None:
+        super().check()
+        self._check_loss()
+        self._check_entropy()
+        self._check_reference()
+        self._check_correction()
+        if self.multi_objective_aggregation == "normalize_then_sum" and self.scale_rewards != "group":
+            raise ConfigError(
+                f"scale_rewards: {self.scale_rewards} has no effect with multi_objective_aggregation: normalize_then_sum, "
+                "which scales each reward by its group and their sum by the batch"
+            )
+
+    def _refuse(self, fields: dict, why: str) -> None:
+        """Raise ConfigError for the first of {field: default} that was changed."""
+        for name, usual in fields.items():
+            if getattr(self, name) != usual:
+                raise ConfigError(f"{name}: has no effect {why}")
+
+    def _check_loss(self) -> None:
+        for name, (losses, usual) in OWN_FIELDS.items():
+            if self.loss_type not in losses:
+                self._refuse({name: usual}, f"on {self.loss_type}, only on {', '.join(losses)}")
+        if self.loss_type == "cispo" and self.clip_high < 1:
+            raise ConfigError(
+                f"epsilon_high: {self.epsilon_high} with cispo, where it is the largest ratio itself: every token would "
+                f"weigh {self.epsilon_high} at most; expected at least 1 ({CISPO_CAP:g} is usual)"
+            )
+        if self.delta is not None and self.delta <= self.clip_high:
+            raise ConfigError(
+                f"delta: {self.delta} clips before epsilon_high does, at {self.clip_high:g}; expected more than that"
+            )
+        if self.loss_type == "vespo" and self.importance_sampling_level == "sequence":
+            raise ConfigError(
+                "importance_sampling_level: sequence has no effect on vespo, which weighs whole completions by itself"
+            )
+
+    def _check_entropy(self) -> None:
+        if not self.use_adaptive_entropy:
+            self._refuse(ADAPTIVE, "without use_adaptive_entropy")
+        elif not self.entropy_coef_min <= self.entropy_coef <= self.entropy_coef_max:
+            raise ConfigError(
+                f"entropy_coef: starts at {self.entropy_coef:g}, expected something from entropy_coef_min "
+                f"{self.entropy_coef_min:g} to entropy_coef_max {self.entropy_coef_max:g}"
+            )
+
+    def _check_reference(self) -> None:
+        if not self.beta:
+            self._refuse(REFERENCED, "with beta: 0, which holds no reference")
+        if not self.sync_ref_model:
+            self._refuse(SYNCED, "without sync_ref_model")
+        elif self.use_peft:
+            raise ConfigError(
+                "sync_ref_model: with use_peft the reference is the policy with its adapter off, which can't follow "
+                "the policy; train all weights, or leave one of the two out"
+            )
+        for problem in place_problems(self.ref_model or "", ""):
+            raise ConfigError(f"ref_model: {problem}")
+        if self.ref_model is not None and self.ref_model == self.model:
+            raise ConfigError(
+                "ref_model: is the model that is trained; leave it out, the reference is that model as the run finds it"
+            )
+
+    def _check_correction(self) -> None:
+        smallest, largest = self.importance_sampling_clip_min, self.importance_sampling_clip_max
+        if self.correction == "none":
+            self._refuse(BOUNDS, "without importance_sampling_correction")
+            return
+        if smallest is not None and largest is not None and smallest >= largest:
+            raise ConfigError(
+                f"importance_sampling_clip_min: {smallest:g} leaves nothing below importance_sampling_clip_max {largest:g}"
+            )
+        if self.correction.endswith("mask") and smallest is None and largest is None:
+            raise ConfigError(
+                f"importance_sampling_correction: {self.correction} masks nothing without importance_sampling_clip_max or "
+                "importance_sampling_clip_min; token_truncate and sequence_truncate weigh without them"
+            )
+        if self.loss_type == "vespo" and self.correction.startswith("sequence"):
+            raise ConfigError(
+                f"importance_sampling_correction: {self.correction} with vespo, which makes a completion's ratio of those "
+                "of its tokens; expected token_truncate or token_mask"
+            )

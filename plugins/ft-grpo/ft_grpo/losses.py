@@ -1,0 +1,212 @@
+"""The losses of sampled tokens, each a pure function of `Tokens` and the config to (N,) values, in a table by name.
+
+    q = p_new(t) / p_old(t), or of a whole completion the geometric mean of that over its tokens          A: its advantage
+
+`SCALES` says what the values are added up with: every loss is a sum over tokens, divided by counts of the whole optimizer
+step. A row without tokens (a completion that is masked) is in none of those counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ft_grpo.config import GRPOConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What a loss sees of N sampled tokens in R rows: (N,) tensors but for `sizes`. Log-probs are in nats."""
+
+    logps: torch.Tensor  # of the policy, with gradient
+    old_logps: torch.Tensor  # of the policy that sampled, as the trainer computes them
+    ratios: torch.Tensor  # q, with gradient; of one value a row with importance_sampling_level: sequence
+    advantages: torch.Tensor  # of each token's row
+    rows: torch.Tensor  # long, in [0, R)
+    sizes: torch.Tensor  # (R,) tokens of each row
+    corrections: torch.Tensor | None = None  # weights against a sampler that differs; None: all are 1
+
+    @property
+    def log_ratios(self) -> torch.Tensor:
+        """Of each token, whatever the level of `ratios`."""
+        return self.logps - self.old_logps
+
+
+Loss = Callable[[Tokens, GRPOConfig], torch.Tensor]
+
+# ---------------------------------------------------------------- by row
+
+
+def row_sums(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    """(N,) values of tokens, added up by row: (R,)."""
+    return values.new_zeros(count).index_add(0, rows, values)
+
+
+def row_means(values: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """(N,) values of tokens to their means by row, (R,); 0 for rows without tokens."""
+    return row_sums(values, rows, len(sizes)) / sizes.clamp(min=1)
+
+
+def ratios(log_ratios: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor, level: str) -> torch.Tensor:
+    """q of each token, (N,), from its log-ratio; with `level` "sequence" that of its row."""
+    if level == "sequence":
+        log_ratios = row_means(log_ratios, rows, sizes)[rows]
+    return torch.exp(log_ratios)
+
+
+# ---------------------------------------------------------------- losses
+
+
+def clipped(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
+    """PPO's objective (arXiv 1707.06347, eq. 7), as GRPO has it (arXiv 2402.03300, eq. 3):
+
+        - min(q A, clip(q, 1 - epsilon, 1 + epsilon_high) A)         with `delta`, the first q is at most delta
+    """
+    q, near = tokens.ratios, tokens.ratios.clamp(1 - config.epsilon, config.clip_high)
+    if config.delta is not None:
+        q = q.clamp(max=config.delta)
+    return -torch.minimum(q * tokens.advantages, near * tokens.advantages)
+
+
+def cispo(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
+    """CISPO, arXiv 2506.13585:  - sg(min(q, epsilon_high)) A log p.  No token loses its gradient."""
+    return -tokens.ratios.clamp(max=config.clip_high).detach() * tokens.advantages * tokens.logps
+
+
+def sapo(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
+    """SAPO, arXiv 2511.20347:  - 4/T sigmoid(T (q - 1)) A,  T by the sign of A. A slope in place of a cut: at q = 1 it is
+    that of q A."""
+    positive, negative = config.sapo_temperature_pos, config.sapo_temperature_neg
+    heat = torch.where(tokens.advantages > 0, positive, negative)
+    return -torch.sigmoid(heat * (tokens.ratios - 1)) * 4 / heat * tokens.advantages
+
+
+LOWEST, HIGHEST = math.log(1e-8), 20.0  # of logarithms of vespo's ratios, as its authors have them
+
+
+def gamma_weights(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
+    """VESPO's weight of each row, (R,), without gradient:  phi(w) = w^k e^(lambda (1 - w)),  which is 1 at w = 1.
+
+    w: the ratio of policy and sampler of the whole completion, the product over its tokens.
+    """
+    logs = tokens.log_ratios.detach().clamp(-HIGHEST, HIGHEST)
+    if tokens.corrections is not None:
+        logs = logs + tokens.corrections.log().clamp(LOWEST, HIGHEST)
+    count = len(tokens.sizes)
+    log_w = row_sums(logs, tokens.rows, count).clamp(LOWEST, HIGHEST)
+    # of rows without tokens it is of no account what they are
+    gained = log_w.new_ones(count).index_copy(0, tokens.rows, (tokens.advantages >= 0).to(log_w.dtype)) > 0
+    k = torch.where(gained, config.vespo_k_pos, config.vespo_k_neg)
+    slope = torch.where(gained, config.vespo_lambda_pos, config.vespo_lambda_neg)
+    return torch.exp(slope + k * log_w - slope * log_w.exp())
+
+
+def vespo(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
+    """VESPO, arXiv 2602.10693:  - phi(w) A log p,  see `gamma_weights`."""
+    return -gamma_weights(tokens, config)[tokens.rows] * tokens.advantages * tokens.logps
+
+
+LOSSES: dict[str, Loss] = {
+    "grpo": clipped,
+    "bnpo": clipped,
+    "dr_grpo": clipped,
+    "dapo": clipped,
+    "luspo": clipped,
+    "cispo": cispo,
+    "sapo": sapo,
+    "vespo": vespo,
+}
+
+# ---------------------------------------------------------------- how they are added up
+
+
+def by_tokens(tokens: Tokens, totals: dict[str, float], config: GRPOConfig) -> torch.Tensor:
+    """The mean over the tokens of the step (DAPO, arXiv 2503.14476)."""
+    return tokens.advantages.new_tensor(1 / max(totals["tokens"], 1))
+
+
+def by_row_means(tokens: Tokens, totals: dict[str, float], config: GRPOConfig) -> torch.Tensor:
+    """The mean over rows of their mean over tokens (GRPO): a token of a short completion weighs more."""
+    return 1 / (tokens.sizes[tokens.rows] * max(totals["trained"], 1))
+
+
+def by_row_sums(tokens: Tokens, totals: dict[str, float], config: GRPOConfig) -> torch.Tensor:
+    """The mean over rows of their sum over tokens (LUSPO, arXiv 2602.05261)."""
+    return tokens.advantages.new_tensor(1 / max(totals["trained"], 1))
+
+
+def by_budget(tokens: Tokens, totals: dict[str, float], config: GRPOConfig) -> torch.Tensor:
+    """The sum over tokens, by rows and the longest completion there may be (Dr. GRPO, arXiv 2503.20783)."""
+    return tokens.advantages.new_tensor(1 / (max(totals["trained"], 1) * config.max_completion_length))
+
+
+# (N,) or a scalar, which the value of each token is multiplied with before all are added. bnpo is TRL's mean over the
+# tokens of a micro-batch, which depends on how a step is cut; over the whole step it is dapo.
+SCALES: dict[str, Callable[[Tokens, dict[str, float], GRPOConfig], torch.Tensor]] = {
+    "grpo": by_row_means,
+    "bnpo": by_tokens,
+    "dr_grpo": by_budget,
+    "dapo": by_tokens,
+    "luspo": by_row_sums,
+    "cispo": by_tokens,
+    "sapo": by_row_means,
+    "vespo": by_tokens,
+}
+
+# ---------------------------------------------------------------- what is added, and what is left out
+
+
+def kl(tokens: Tokens, ref_logps: torch.Tensor, config: GRPOConfig) -> torch.Tensor:
+    """An estimate of KL(policy | reference) at each token, (N,): k3 of joschu.net/blog/kl-approx.html, by q with
+    `use_bias_correction_kl`."""
+    apart = ref_logps - tokens.logps
+    estimate = torch.expm1(apart) - apart
+    return estimate * tokens.ratios if config.use_bias_correction_kl else estimate
+
+
+def off_policy_kept(tokens: Tokens, sampling_logps: torch.Tensor, threshold: float) -> torch.Tensor:
+    """1.0 for tokens of rows to keep, (N,): those with an advantage of at least 0, and those whose mean of
+    log p_sampler - log p is at most `threshold` (DeepSeek-V3.2, arXiv 2512.02556, eq. 9)."""
+    apart = row_means(sampling_logps - tokens.logps.detach(), tokens.rows, tokens.sizes)[tokens.rows]
+    return ((tokens.advantages >= 0) | (apart <= threshold)).to(apart.dtype)
+
+
+def corrections(
+    old_logps: torch.Tensor,  # (N,)
+    sampling_logps: torch.Tensor,  # (N,)
+    rows: torch.Tensor,  # (N,)
+    sizes: torch.Tensor,  # (R,)
+    config: GRPOConfig,
+) -> torch.Tensor:
+    """Importance weights against a sampler that differs from the trainer, (N,), without gradient.
+
+    p_old / p_sampler of each token, or the product over its row; then within the bounds (truncated importance sampling,
+    fengyao.notion.site/off-policy-rl), or 0 outside of them (IcePop, arXiv 2510.18855).
+    """
+    level, how = config.correction.split("_")
+    logs = old_logps.detach() - sampling_logps
+    if level == "sequence":
+        logs = row_sums(logs, rows, len(sizes))[rows]
+    weights = torch.exp(logs)
+    smallest, largest = config.importance_sampling_clip_min or 0.0, config.importance_sampling_clip_max or math.inf
+    if how == "truncate":
+        return weights.clamp(smallest, largest)
+    return weights.masked_fill((weights < smallest) | (weights > largest), 0.0)
+
+
+# ---------------------------------------------------------------- statistics of tokens
+
+
+def highest(values: torch.Tensor, share: float) -> torch.Tensor:
+    """Where (n,) values are in the highest `share` of them: at least as large as the (1 - share) quantile, which lies
+    between two values in proportion. (n,) bool."""
+    if not len(values):
+        return values > 0
+    ordered = values.sort().values
+    place = round((len(values) - 1) * (1 - share), 6)  # 0.3 of 10 steps is the third, not a little more
+    below = math.floor(place)
+    threshold = torch.lerp(ordered[below], ordered[math.ceil(place)], place - below)
+    return values >= threshold

@@ -1,0 +1,322 @@
+"""GRPO: sample several completions of each prompt, and raise the likelihood of those that earn more than the others of
+their group (group relative policy optimization, arXiv 2402.03300).
+
+    A    = (r - mean of the group's r) / (std of the group's r + 1e-4)
+    loss = sum over tokens t of  scale(t) ( loss_type(q(t), A) c(t) + beta KL(t) )  -  entropy_coef mean over t of H(t)
+
+q = p(t) / p_old(t); c corrects for a sampler that isn't p_old. `ft_grpo.losses` has the losses, each with its paper, and the
+scales: what a loss is divided by are counts of the whole optimizer step, on all ranks.
+
+A reward of None counts for nothing; a completion that has no other is in no mean, and its advantage is 0. A completion that
+is masked has no targets: it is in no loss and in no denominator, but its reward stays in the mean of its group.
+
+While the policy is the one that sampled (one update a rollout), p_old = p: q is 1 and nothing need be computed twice, and
+unless the loss holds more than q and A its derivative by each log-prob is known before the model is asked: then the head
+makes the gradient in the forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+
+from ft_grpo.advantages import advantages, varies
+from ft_grpo.config import CLIPPED
+from ft_grpo.losses import (
+    LOSSES,
+    SCALES,
+    Tokens,
+    corrections,
+    gamma_weights,
+    highest,
+    kl,
+    off_policy_kept,
+    ratios,
+    row_means,
+    row_sums,
+)
+from ft_host import hookimpl
+from ft_host.annotate import annotate, evaluate_rows
+from ft_host.batch import Batch, forest
+from ft_host.data import prompt_row
+from ft_host.generation.rollout import Rollout
+from ft_host.generation.rows import (
+    by_row,
+    completion_metrics,
+    completion_row,
+    completion_segments,
+    masked_row,
+    per_target,
+)
+from ft_host.metrics import Metric, effective_share, maximum, mean, minimum, std, total
+from ft_host.run import LossOutput, ModelSpec
+
+# ---------------------------------------------------------------- hooks: rollouts
+
+
+@hookimpl
+def ft_models(config) -> dict[str, ModelSpec] | None:
+    if not config.beta:
+        return None
+    return {
+        "reference": ModelSpec(
+            source=config.ref_model,
+            field="ref_model",
+            sync_steps=config.ref_model_sync_steps if config.sync_ref_model else None,
+            sync_alpha=config.ref_model_mixup_alpha,
+        )
+    }
+
+
+@hookimpl
+def ft_prepare(row, tokenizer, config):
+    return prompt_row(row, tokenizer, config)
+
+
+@hookimpl
+def ft_rollout(rows, run) -> Rollout:
+    """The completions of each prompt, with what they earn; with `dynamic_sampling`, of prompts that hold a signal."""
+    config, size = run.config, run.config.num_generations
+    completions = run.generate(rows, size)
+    rewards = run.reward(rows, completions)
+    totals = rewards.totals()
+    found: list[dict] = []
+    samples: list[dict] = []
+    flat = 0
+    for index, prompt in enumerate(rows):
+        places = range(index * size, (index + 1) * size)
+        made = [completion_row(prompt, completions[place]) for place in places]
+        if config.mask_truncated_completions:
+            made = [masked_row(row) if row["truncated"] else row for row in made]
+        compared = [totals[places.start : places.stop]]
+        if config.multi_objective_aggregation == "normalize_then_sum":  # then each reward has a say of its own
+            compared = zip(*(rewards.values[place] for place in places), strict=True)
+        differs = any(varies(list(values)) for values in compared)
+        flat += 0 if differs else size
+        if config.dynamic_sampling and not (differs and any(any(row["sampled"]) for row in made)):
+            continue
+        for place, row in zip(places, made, strict=True):
+            found.append(row | {"rewards": rewards.values[place], "weights": rewards.weights})
+            samples.append({
+                "prompt": prompt["prompt"],
+                "completion": rewards.texts[place],
+                "rewards": dict(zip(rewards.names, rewards.values[place], strict=True)),
+                "extra": {name: values[place] for name, values in rewards.extra.items()},
+            })  # fmt: skip
+    given = [value for value in totals if value is not None]
+    metrics = rewards.metrics | completion_metrics(completions)
+    metrics["reward"] = mean(sum(given), len(given))
+    metrics["reward_std"] = std(sum(given), sum(value * value for value in given), len(given))
+    metrics["frac_reward_zero_std"] = mean(flat, len(completions))
+    return Rollout(rows=found, metrics=metrics, samples=samples)
+
+
+def log_probs(model: Any, batch: Batch, name: str, temperature: float) -> dict[str, list[torch.Tensor]]:
+    return {name: by_row(model(batch, want=("logp",), temperature=temperature)["logp"], batch)}
+
+
+@hookimpl
+def ft_annotate(rows, run):
+    """Once a rollout, before its first update: log-probs of policy and reference where they are needed, and advantages."""
+    config = run.config
+    asked = partial(log_probs, temperature=config.temperature)
+    if run.rollouts.updates > 1:
+        rows = evaluate_rows(rows, run, partial(asked, name="old_logps"))
+    if config.beta:
+        rows = annotate(rows, run, "reference", partial(asked, name="ref_logps"))
+    ranks = run.gather([(row["group"], row["rewards"], row["weights"]) for row in rows])
+    first = sum(len(rank) for rank in ranks[: run.rank])
+    every = list(chain.from_iterable(ranks))
+    if not every:
+        return rows
+    places = {group: place for place, group in enumerate(dict.fromkeys(group for group, _, _ in every))}
+    made = advantages(
+        torch.tensor([[torch.nan if value is None else value for value in values] for _, values, _ in every]).double(),
+        torch.tensor(every[0][2], dtype=torch.float64),
+        torch.tensor([places[group] for group, _, _ in every]),
+        config,
+    ).tolist()
+    return [row | {"advantage": made[first + index]} for index, row in enumerate(rows)]
+
+
+# ---------------------------------------------------------------- hooks: statistics of an optimizer step
+
+
+def entropies(model: Any, batch: Batch, temperature: float) -> dict[str, list[torch.Tensor]]:
+    return {"entropies": by_row(model(batch, want=("entropy",), temperature=temperature)["entropy"], batch)}
+
+
+def controlled(state: dict | None, step: int, entropy: float, config: Any) -> dict[str, Any]:
+    """What `use_adaptive_entropy` keeps of a step: `applied`, which the loss takes, goes by the step before; `next` and
+    `entropy` are for the step after. A step that is made again, after a stop, begins with what it began with."""
+    coef, last = config.entropy_coef, None
+    if state is not None:
+        again = state["step"] == step
+        coef, last = (state["coef"], state["last"]) if again else (state["next"], state["entropy"])
+    low = entropy <= config.entropy_target
+    after = coef + config.entropy_coef_delta if low else coef - config.entropy_coef_delta
+    return {
+        "step": step,
+        "coef": coef,
+        "last": last,
+        "applied": coef if last is not None and last <= config.entropy_target else 0.0,
+        "next": min(max(after, config.entropy_coef_min), config.entropy_coef_max),
+        "entropy": entropy,
+    }
+
+
+@hookimpl
+def ft_step(rows, run):
+    """Entropies of the whole step, of the policy as it is: which tokens are learnt from, and what the bonus weighs."""
+    config = run.config
+    if config.top_entropy_quantile == 1 and not config.use_adaptive_entropy:
+        return None
+    rows = evaluate_rows(rows, run, partial(entropies, temperature=config.temperature))
+    ranks = run.gather([row["entropies"] for row in rows])
+    every = torch.tensor(list(chain.from_iterable(chain.from_iterable(ranks))), dtype=torch.float64)
+    kept = highest(every, config.top_entropy_quantile)
+    if config.use_adaptive_entropy:
+        entropy = float(every[kept].mean()) if len(every) else 0.0
+        run.state["entropy"] = controlled(run.state.get("entropy"), run.step, entropy, config)
+    sizes = [[len(values) for values in rank] for rank in ranks]
+    flags = iter(kept[sum(map(sum, sizes[: run.rank])) :].tolist())
+    return [row | {"kept": [next(flags) for _ in row["entropies"]]} for row in rows]
+
+
+OF_TARGETS = ("sampling_logps", "old_logps", "ref_logps", "kept")
+
+
+@hookimpl
+def ft_collate(rows, tokenizer, config) -> Batch:
+    # those that are there: not yet while they are being made, and not all are ever needed
+    columns = {name: per_target(rows, name) for name in OF_TARGETS if all(name in row for row in rows)}
+    if all("advantage" in row for row in rows):
+        columns["advantages"] = torch.tensor([row["advantage"] for row in rows], dtype=torch.float32)
+    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch.counts = {
+        "rows": len(rows),
+        "trained": sum(any(row["sampled"]) for row in rows),
+        "tokens": len(batch.targets),
+        "kept": sum(sum(row["kept"]) if "kept" in row else sum(row["sampled"]) for row in rows),
+    }
+    return batch
+
+
+# ---------------------------------------------------------------- hooks: the loss
+
+
+def tokens_of(logps: torch.Tensor, old_logps: torch.Tensor, batch: Batch, config: Any) -> Tokens:
+    """What the losses see, from (N,) log-probs of targets."""
+    rows, sizes = batch.rows, row_sums(torch.ones_like(logps), batch.rows, batch.num_rows).detach()
+    weights = None
+    if config.correction != "none":
+        weights = corrections(old_logps, batch.columns["sampling_logps"], rows, sizes, config)
+    return Tokens(
+        logps=logps,
+        old_logps=old_logps,
+        ratios=ratios(logps - old_logps, rows, sizes, config.importance_sampling_level),
+        advantages=batch.columns["advantages"][rows],
+        rows=rows,
+        sizes=sizes,
+        corrections=weights,
+    )
+
+
+def policy_loss(tokens: Tokens, batch: Batch, totals: dict[str, float], config: Any) -> torch.Tensor:
+    """The loss of a micro-batch without the entropy bonus: a scalar."""
+    columns = batch.columns
+    values = LOSSES[config.loss_type](tokens, config)
+    if config.off_policy_mask_threshold is not None:
+        values = values * off_policy_kept(tokens, columns["sampling_logps"], config.off_policy_mask_threshold)
+    if config.top_entropy_quantile < 1:
+        values = values * columns["kept"]
+    if tokens.corrections is not None and config.loss_type != "vespo":  # which has them in its weight
+        values = values * tokens.corrections
+    if config.beta:
+        values = values + config.beta * kl(tokens, columns["ref_logps"], config)
+    return (values * SCALES[config.loss_type](tokens, totals, config)).sum()
+
+
+def is_known_beforehand(config: Any, updates: int) -> bool:
+    """Whether the loss's derivative by each log-prob is, before the model is asked: at q = 1 it is one of advantages."""
+    needs_log_probs = config.beta or config.correction != "none" or config.off_policy_mask_threshold is not None
+    return updates == 1 and not needs_log_probs and not config.entropy_bonus
+
+
+@hookimpl
+def ft_loss(model, batch, run) -> LossOutput:
+    config, on_policy = run.config, run.rollouts.updates == 1
+    weight = None
+    if is_known_beforehand(config, run.rollouts.updates):
+        with torch.enable_grad():
+            start = torch.zeros_like(batch.targets, dtype=torch.float32).requires_grad_()
+            known = policy_loss(tokens_of(start, start.detach(), batch, config), batch, run.totals, config)
+            weight = -torch.autograd.grad(known, start)[0]
+    out = model(batch, want=("logp", "entropy"), weight=weight, temperature=config.temperature)
+    old_logps = out["logp"].detach() if on_policy else batch.columns["old_logps"]
+    tokens = tokens_of(out["logp"], old_logps, batch, config)
+    loss = policy_loss(tokens, batch, run.totals, config)
+    if weight is not None:  # its gradient is that of the loss, its value isn't
+        loss = out["nll"] + (loss - out["nll"]).detach()
+    found = metrics(tokens, out["entropy"].detach(), batch, config)
+    if config.entropy_bonus:
+        found["policy_loss"] = total(loss)
+        control = run.state["entropy"] if config.use_adaptive_entropy else None
+        found["entropy_coef"] = maximum(config.entropy_coef if control is None else control["next"])
+        kept = batch.columns["kept"] if config.top_entropy_quantile < 1 else 1.0
+        coef = config.entropy_coef if control is None else control["applied"]
+        loss = loss - coef * (out["entropy"] * kept).sum() / max(run.totals["kept"], 1)
+    return LossOutput(loss=loss, metrics=found)
+
+
+def smallest(values: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Of (R,) values of rows, those without tokens left out."""
+    return values.masked_fill(sizes == 0, torch.inf).min()
+
+
+def metrics(tokens: Tokens, entropy: torch.Tensor, batch: Batch, config: Any) -> dict[str, Metric]:
+    """Means over tokens; over completions of what has one value a completion."""
+    counts, sizes = batch.counts, tokens.sizes
+    logps, q = tokens.logps.detach(), tokens.ratios.detach()
+    by_completion = config.importance_sampling_level == "sequence"
+
+    def average(values: torch.Tensor, of_rows: bool) -> Metric:
+        if of_rows:
+            return mean(row_means(values, tokens.rows, sizes).sum(), counts["trained"])
+        return mean(values.sum(), counts["tokens"])
+
+    found = {"entropy": mean(entropy.sum(), counts["tokens"])}
+    if not counts["trained"]:
+        return found
+    if config.beta:
+        still = replace(tokens, logps=logps, ratios=q)
+        found["kl"] = mean(kl(still, batch.columns["ref_logps"], config).sum(), counts["tokens"])
+    if config.loss_type in CLIPPED:
+        low = ((q < 1 - config.epsilon) & (tokens.advantages < 0)).float()
+        high = ((q > config.clip_high) & (tokens.advantages > 0)).float()
+        for name, values in (("low", low), ("high", high), ("region", low + high)):
+            found[f"clip_ratio/{name}_mean"] = average(values, by_completion)
+        found["clip_ratio/low_min"] = minimum(smallest(row_means(low, tokens.rows, sizes), sizes))
+        found["clip_ratio/high_max"] = maximum(row_means(high, tokens.rows, sizes).max())  # rows without tokens have 0
+    elif config.loss_type == "cispo":
+        above = ((q > config.clip_high) & (tokens.advantages > 0)).float()
+        found["cispo_clip_ratio"] = average(above, by_completion)
+    elif config.loss_type == "vespo":
+        found["vespo/phi_seq_mean"] = average(gamma_weights(tokens, config)[tokens.rows], True)
+    apart = (tokens.old_logps - batch.columns["sampling_logps"]).abs()
+    found["sampling/sampling_logp_difference/mean"] = mean(apart.sum(), counts["tokens"])
+    found["sampling/sampling_logp_difference/max"] = maximum(apart.max())
+    if tokens.corrections is not None:
+        weights, count, least = tokens.corrections, counts["tokens"], tokens.corrections.min()
+        if config.correction.startswith("sequence"):
+            weights, count = row_means(weights, tokens.rows, sizes), counts["trained"]
+            least = smallest(weights, sizes)
+        found["sampling/importance_sampling_ratio/min"] = minimum(least)
+        found["sampling/importance_sampling_ratio/mean"] = mean(weights.sum(), count)
+        found["sampling/importance_sampling_ratio/max"] = maximum(weights.max())
+        found["sampling/effective_sample_size"] = effective_share(weights.sum(), weights.square().sum(), count)
+    return found
