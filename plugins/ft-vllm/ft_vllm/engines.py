@@ -47,6 +47,20 @@ def repack_tied_heads(model: torch.nn.Module) -> None:
             dispatch_cpu_unquantized_gemm(head, remove_weight=False)
 
 
+def repack_experts(model: torch.nn.Module) -> None:
+    """Give experts the layout that the CPU's kernel reads.
+
+    vLLM 0.32 packs them when the model is loaded, and leaves out that step after an update: without this the kernel
+    reads new weights in the wrong layout.
+    """
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    for module in model.modules():
+        if isinstance(module, RoutedExperts) and isinstance(module.quant_method, UnquantizedFusedMoEMethod):
+            module.quant_method.moe_kernel.fused_experts.process_weights_after_loading(module)
+
+
 class Layerwise:
     """The steps of an update in which weights arrive as a checkpoint has them, and are packed layer by layer."""
 
@@ -68,6 +82,7 @@ class Layerwise:
         finalize_layerwise_reload(self.model, self.model_config)
         if current_platform.is_cpu():
             repack_tied_heads(self.model)
+            repack_experts(self.model)
 
 
 # ---------------------------------------------------------------- direct

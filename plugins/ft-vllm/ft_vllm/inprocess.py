@@ -30,6 +30,8 @@ def start(config: VLLMConfig, served: Served) -> Any:
     check_environment()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vllm is imported: no process of the engine's own
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    # It warns of much that is as it should be, such as tied heads in an update: "Failed to load weights".
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if not served.on_gpu:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_kv_cache_gib)
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads stay where they are

@@ -33,7 +33,8 @@ EXACT = 1e-4  # nats: float32 on both sides, which differ by round-off alone
 def opened_run(tmp_path: Path, model, fields: dict, **config):
     """A run whose policy is `model`, and whose vLLM reads it from a folder."""
     folder = save_tiny(tmp_path / "model", model)
-    config = VLLMConfig(**{"max_num_seqs": 32, "start_timeout": 300.0, "timeout": 120.0, **fields})
+    limits = {} if fields.get("mode") == "inprocess" else {"start_timeout": 300.0, "timeout": 120.0}
+    config = VLLMConfig(**{"max_num_seqs": 32, **limits, **fields})
     config.check()
     run = generating_run(model, tiny_tokenizer(), backend=backend)
     run.config.model = str(folder)
