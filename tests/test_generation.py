@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from ft_host.batch import Segment, forest
 from ft_host.errors import DataError
-from ft_host.generation import Request, Sampling
-from ft_host.generation import transformers as backend
+from ft_host.generation import Request, Sampling, picking
 from ft_host.models import attention
 from ft_host.testing import models
 from ft_host.testing.generation import generating_run
@@ -35,7 +42,7 @@ def replay(model, request: Request, token_ids: list[int]) -> torch.Tensor:
 # ---------------------------------------------------------------- greedy
 
 
-@pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen", "tiny_mistral", "tiny_gemma", "tiny_gpt2", "tiny_moe"])
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen", "tiny_mistral", "tiny_gemma", "tiny_gpt2", "tiny_moe", "tiny_mamba"])
 def test_greedy_takes_the_likeliest_token_whatever_is_beside_it(name):
     model = getattr(models, name)(tie_word_embeddings=False)  # tied ones, at random, repeat the last token
     run = generating_run(model, decode_batch_size=3)
@@ -78,36 +85,60 @@ def test_an_adapter_takes_part():
 # ---------------------------------------------------------------- sampling
 
 
-def warped(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """(N, V) probabilities as transformers' own processors make them."""
+def warped(logits: torch.Tensor, sampling: Sampling, texts: list[list[int]] | None = None) -> torch.Tensor:
+    """(N, V) probabilities as transformers' own processors make them; `texts` are the tokens before each."""
     chain = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
     if sampling.top_k:
         chain.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         chain.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        chain.append(MinPLogitsWarper(sampling.min_p))
+    if sampling.repetition_penalty != 1:
+        penalty = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
+        rows = zip(texts, logits, strict=True)
+        logits = torch.cat([penalty(torch.tensor([text]), row[None].clone()) for text, row in rows])
     return chain(None, logits).softmax(-1)
 
 
-@pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (5, 1.0), (0, 0.7), (6, 0.8), (0, 1e-6), (1, 1.0)])
-def test_tokens_are_drawn_from_the_distribution_of_transformers(top_k, top_p):
-    sampling = Sampling(max_new_tokens=1, temperature=0.7, top_k=top_k, top_p=top_p)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_k": 5},
+        {"top_p": 0.7},
+        {"top_k": 6, "top_p": 0.8},
+        {"top_p": 1e-6},
+        {"top_k": 1},
+        {"min_p": 0.2},
+        {"min_p": 1.0},
+        {"repetition_penalty": 1.8},
+        {"repetition_penalty": 0.6, "temperature": 1.0},
+        {"top_k": 9, "top_p": 0.9, "min_p": 0.15, "repetition_penalty": 1.3},
+    ],
+    ids=str,
+)
+def test_tokens_are_drawn_from_the_distribution_of_transformers(options):
+    sampling = Sampling(**{"max_new_tokens": 1, "temperature": 0.7, **options})
     torch.manual_seed(0)
     logits = torch.randn(1, 12) * 1.5
-    expected = warped(logits, sampling)[0]
+    text = [0, 3, 3, 7, 8, 11]
+    expected = warped(logits, sampling, [text])[0]
     draws = 40_000
     noise = torch.from_numpy(np.random.default_rng(0).random(draws, dtype=np.float32))
-    token, logp = backend.pick(logits.expand(draws, -1), sampling, noise)
+    seen = picking.tokens_seen([text], 12, logits.device).expand(draws, -1)
+    token, logp = picking.pick(logits.expand(draws, -1), sampling, noise, seen)
     torch.testing.assert_close(logp.exp(), expected[token], atol=1e-6, rtol=1e-5)
-    seen = torch.bincount(token, minlength=12) / draws
+    drawn = torch.bincount(token, minlength=12) / draws
     error = (expected * (1 - expected) / draws).sqrt()
-    assert (seen[expected == 0] == 0).all()
-    assert ((seen - expected).abs() <= 4.5 * error + 1e-9).all()
+    assert (drawn[expected == 0] == 0).all()
+    assert ((drawn - expected).abs() <= 4.5 * error + 1e-9).all()
 
 
 def test_noise_at_its_ends_never_gives_an_impossible_token():
     logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]]).expand(3, -1)
     noise = torch.tensor([0.0, 0.5, 1 - 2**-24])
-    token, logp = backend.pick(logits, Sampling(max_new_tokens=1), noise)
+    token, logp = picking.pick(logits, Sampling(max_new_tokens=1), noise)
     assert token.tolist() == [1, 2, 2]
     assert logp.isfinite().all()
 
@@ -115,12 +146,18 @@ def test_noise_at_its_ends_never_gives_an_impossible_token():
 def test_logprobs_are_of_the_distribution_that_was_sampled():
     model = models.tiny_qwen()
     run = generating_run(model, decode_batch_size=2)
-    sampling = Sampling(max_new_tokens=8, temperature=1.3, top_k=20, top_p=0.9, seed=1)
+    plain = Sampling(max_new_tokens=8, temperature=1.3, seed=1)
+    cut = Sampling(
+        max_new_tokens=8, temperature=1.3, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=1
+    )
     requests = prompts(5, 2, 9)
-    for request, completion in zip(requests, run.generate(requests, sampling), strict=True):
-        expected = warped(replay(model, request, completion.token_ids), sampling)
-        expected = expected.gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0].log()
-        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=1e-4)
+    for sampling in (plain, cut):
+        for request, completion in zip(requests, run.generate(requests, sampling), strict=True):
+            ids = completion.token_ids
+            texts = [request.prompt_ids + ids[:index] for index in range(len(ids))]
+            expected = warped(replay(model, request, ids), sampling, texts)
+            expected = expected.gather(-1, torch.tensor(ids)[:, None])[:, 0].log()
+            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_seed_gives_the_same_completions_in_any_batches_and_leaves_the_training_alone():
@@ -137,6 +174,9 @@ def test_a_seed_gives_the_same_completions_in_any_batches_and_leaves_the_trainin
     assert [c.token_ids for c in fewer] == [c.token_ids for c in alone[:2]]
     other = generating_run(model).generate(requests, Sampling(max_new_tokens=8, seed=8))
     assert [c.token_ids for c in other] != [c.token_ids for c in alone]
+    numbered = [replace(request, number=number) for number, request in enumerate(requests)]
+    backwards = generating_run(model, decode_batch_size=2).generate(numbered[::-1], sampling)
+    assert [c.token_ids for c in backwards[::-1]] == [c.token_ids for c in alone]
     twice = generating_run(model).generate([requests[0]] * 2, sampling)
     assert twice[0].token_ids != twice[1].token_ids  # the same prompt, asked twice, is sampled twice
 
@@ -216,16 +256,9 @@ def test_prompts_that_leave_no_room_are_named():
         run.generate(prompts(4, 16, 3), Sampling(max_new_tokens=6))
     with pytest.raises(DataError, match=r"prompt 1 of 1 has no tokens"):
         run.generate([Request(prompt_ids=[])], Sampling(max_new_tokens=6))
+    with pytest.raises(DataError, match=r"prompt 1 of 1: max_new_tokens is 0; expected at least 1"):
+        run.generate([Request(prompt_ids=[5], max_new_tokens=0)], Sampling(max_new_tokens=6))
     assert run.generate([], Sampling(max_new_tokens=6)) == []
-
-
-def test_a_model_without_attention_generates_too():
-    model = models.tiny_mamba()
-    requests = prompts(5, 5)
-    for request, completion in zip(
-        requests, generating_run(model).generate(requests, Sampling(max_new_tokens=6, temperature=0)), strict=True
-    ):
-        assert completion.token_ids == replay(model, request, completion.token_ids).argmax(-1).tolist()
 
 
 # ---------------------------------------------------------------- several processes

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = 2048  # prompts that are run through the model at a time hold about so many, padding included
 ROOM = 64  # columns that the buffer has to spare when it is made, at least
-STRETCH = 8  # steps between two looks at what was sampled, on devices where looking means waiting
+STRETCH = {"cpu": 1}  # steps between two looks at what was sampled; elsewhere than here looking means waiting:
+LONG_STRETCH = 8
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
@@ -266,7 +267,7 @@ class Decoder:
 
     def advance(self) -> None:
         """Sample the next token of each row, or several before they are looked at, but never past a row's limit."""
-        steps = 1 if self.token.device.type == "cpu" else STRETCH
+        steps = STRETCH.get(self.token.device.type, LONG_STRETCH)
         steps = min(steps, *(row.job.limit - len(row.tokens) for row in self.rows))
         self._look(slice(0, len(self.rows)), [self._step() for _ in range(steps)])
 
