@@ -1,0 +1,1 @@
+"""REINFORCE with leave-one-out baselines (RLOO), as a method package of ft-host."""

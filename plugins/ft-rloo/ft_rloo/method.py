@@ -1,0 +1,241 @@
+"""RLOO: sample several completions of each prompt, and raise the likelihood of those that earn more than the mean of the
+others (REINFORCE with leave-one-out baselines, arXiv 2402.14740).
+
+    r_i  = clip(sum over rewards of weight x reward) - beta KL_i          KL_i = sum_t  log p_old(t) - log p_ref(t)
+    A_i  = r_i - mean of r_j over the other completions of the prompt
+    loss = -1/N sum_i  min(q_i A_i, clip(q_i, 1 - epsilon, 1 + epsilon_high) A_i)     q_i = p(completion i) / p_old(...)
+
+A completion is one action: its log-prob is the sum over its tokens, and it has one ratio. N: completions with targets of the
+optimizer step, on all ranks. p_old is the policy that the rollout began with; KL is the estimate k1, of either sign.
+
+A reward of None counts for nothing. A completion that has no other is in no mean, and its advantage is 0, as is that of one
+that has nothing to be compared with. A completion that is masked has no targets: it is in no loss, in no denominator and has
+no KL, but its reward stays in the baselines of its group.
+
+While the policy is the one that sampled (one update a rollout), q is 1 and the derivative of the loss by each log-prob is
+known before the model is asked: then the head makes the gradient in the forward pass. The loss is then -1/N sum_i A_i, which
+is 0 but for round-off, as the advantages of a group add up to 0: only its gradient tells something.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+
+from ft_host import hookimpl
+from ft_host.annotate import annotate, evaluate_rows
+from ft_host.batch import Batch, forest
+from ft_host.data import prompt_row
+from ft_host.generation.rollout import Rollout
+from ft_host.generation.rows import (
+    completion_metrics,
+    completion_row,
+    completion_segments,
+    masked_row,
+    per_target,
+    sum_by_row,
+)
+from ft_host.metrics import Metric, maximum, mean, minimum, std
+from ft_host.run import LossOutput, ModelSpec
+
+# ---------------------------------------------------------------- maths
+
+
+def leave_one_out(rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """(n,) advantages from (n,) rewards, nan where there is none, and the group of each, (n,) long from 0: the reward less
+    the mean of the group's others. nan where there is no reward, or none to compare it with."""
+    known, count = ~rewards.isnan(), int(groups.max()) + 1 if len(groups) else 0
+    others = rewards.new_zeros(count).index_add(0, groups, known.to(rewards.dtype))[groups] - 1
+    total = rewards.new_zeros(count).index_add(0, groups, rewards.nan_to_num(0.0))[groups]
+    return torch.where(others > 0, rewards - (total - rewards) / others, torch.nan)
+
+
+def normalized(advantages: torch.Tensor) -> torch.Tensor:
+    """(n,) with a mean of 0 and an unbiased standard deviation of 1, but for 1e-4; nan is left out, and stays."""
+    known = advantages[~advantages.isnan()]
+    if len(known) < 2:
+        return advantages
+    return (advantages - known.mean()) / (known.std() + 1e-4)
+
+
+def clipped_losses(
+    logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor, clip_range: tuple[float, float]
+) -> torch.Tensor:
+    """PPO's clipped objective with a completion for an action: (R,) from the (R,) log-probs of whole completions."""
+    ratios = torch.exp(logps - old_logps)
+    return -torch.minimum(ratios * advantages, ratios.clamp(*clip_range) * advantages)
+
+
+# ---------------------------------------------------------------- hooks: rollouts
+
+
+@hookimpl
+def ft_models(config) -> dict[str, ModelSpec] | None:
+    if not config.beta:
+        return None
+    return {
+        "reference": ModelSpec(
+            source=config.ref_model,
+            field="ref_model",
+            sync_steps=config.ref_model_sync_steps if config.sync_ref_model else None,
+            sync_alpha=config.ref_model_mixup_alpha,
+        )
+    }
+
+
+@hookimpl
+def ft_prepare(row, tokenizer, config):
+    return prompt_row(row, tokenizer, config)
+
+
+@hookimpl
+def ft_rollout(rows, run) -> Rollout:
+    """The completions of each prompt, and what they earn before the KL penalty."""
+    config, size = run.config, run.config.num_generations
+    completions = run.generate(rows, size)
+    rewards = run.reward(rows, completions)
+    totals = rewards.totals()
+    found, samples, flat = [], [], 0
+    for index, prompt in enumerate(rows):
+        earned = [clipped(total, config.reward_clip_range) for total in totals[index * size : (index + 1) * size]]
+        flat += not varies(earned)
+        for place, reward in enumerate(earned, index * size):
+            row = completion_row(prompt, completions[place])
+            if config.mask_truncated_completions and row["truncated"]:
+                row = masked_row(row)
+            found.append(row | {"reward": reward})
+            samples.append({
+                "prompt": prompt["prompt"],
+                "completion": rewards.texts[place],
+                "rewards": dict(zip(rewards.names, rewards.values[place], strict=True)),
+                "extra": {name: values[place] for name, values in rewards.extra.items()},
+            })  # fmt: skip
+    given = [value for value in totals if value is not None]
+    metrics = rewards.metrics | completion_metrics(completions)
+    metrics["reward"] = mean(sum(given), len(given))
+    metrics["reward_std"] = std(sum(given), sum(value * value for value in given), len(given))
+    metrics["frac_reward_zero_std"] = mean(flat, len(rows))
+    return Rollout(rows=found, metrics=metrics, samples=samples)
+
+
+def clipped(reward: float | None, bounds: list[float] | None) -> float | None:
+    return reward if reward is None or bounds is None else min(max(reward, bounds[0]), bounds[1])
+
+
+def varies(rewards: list[float | None]) -> bool:
+    """Whether rewards differ: by more than round-off."""
+    given = [value for value in rewards if value is not None]
+    return bool(given) and max(given) - min(given) > 1e-8
+
+
+def of_policy(logps: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    """Of each completion, (R,) each, from (N,) log-probs: their sum, and how far the sampler's are from them, as a sum and
+    at most. In float64: ratios are of sums over hundreds of tokens."""
+    apart = (logps - batch.columns["sampling_logps"]).abs()
+    furthest = apart.new_zeros(batch.num_rows).scatter_reduce(0, batch.rows, apart, "amax")
+    return {
+        "old_logps": sum_by_row(logps.double(), batch),
+        "apart": sum_by_row(apart.double(), batch),
+        "furthest": furthest.double(),
+    }
+
+
+def policy_says(model: Any, batch: Batch, temperature: float) -> dict[str, torch.Tensor]:
+    return of_policy(model(batch, want=("logp",), temperature=temperature)["logp"], batch)
+
+
+def reference_says(model: Any, batch: Batch, temperature: float) -> dict[str, torch.Tensor]:
+    logps = model(batch, want=("logp",), temperature=temperature)["logp"]
+    return {"ref_logps": sum_by_row(logps.double(), batch)}
+
+
+@hookimpl
+def ft_annotate(rows, run):
+    """Once a rollout, before its first update: log-probs of policy and reference where they are needed, and advantages."""
+    config = run.config
+    if config.beta or run.rollouts.updates > 1:
+        rows = evaluate_rows(rows, run, partial(policy_says, temperature=config.temperature))
+    if config.beta:
+        rows = annotate(rows, run, "reference", partial(reference_says, temperature=config.temperature))
+        rows = [row | {"kl": row["old_logps"] - row["ref_logps"]} for row in rows]
+    mine = [
+        (row["group"], torch.nan if row["reward"] is None else row["reward"] - config.beta * row.get("kl", 0.0))
+        for row in rows
+    ]
+    ranks = run.gather(mine)
+    groups, rewards = zip(*chain.from_iterable(ranks), strict=True) if any(ranks) else ((), ())
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    made = leave_one_out(
+        torch.tensor(rewards, dtype=torch.float64),
+        torch.tensor([places[group] for group in groups], dtype=torch.long),
+    )
+    if config.normalize_advantages:
+        made = normalized(made)
+    first = sum(len(rank) for rank in ranks[: run.rank])
+    of_mine = made.nan_to_num(0.0).tolist()[first : first + len(rows)]
+    return [row | {"advantage": advantage} for row, advantage in zip(rows, of_mine, strict=True)]
+
+
+OF_ROWS = ("advantage", "kl", "old_logps", "apart", "furthest")
+
+# ---------------------------------------------------------------- hooks: the loss
+
+
+@hookimpl
+def ft_collate(rows, tokenizer, config) -> Batch:
+    # those that are there: not yet while they are being made, and not all are ever needed
+    columns = {
+        name: torch.tensor([row[name] for row in rows], dtype=torch.float64)
+        for name in OF_ROWS
+        if all(name in row for row in rows)
+    }
+    trained = [float(any(row["sampled"])) for row in rows]
+    columns["trained"] = torch.tensor(trained, dtype=torch.float64)
+    columns["sampling_logps"] = per_target(rows, "sampling_logps")
+    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch.counts = {"rows": len(rows), "trained": sum(trained), "tokens": len(batch.targets)}
+    return batch
+
+
+@hookimpl
+def ft_loss(model, batch, run) -> LossOutput:
+    config, on_policy = run.config, run.rollouts.updates == 1
+    advantages = batch.columns["advantage"] * batch.columns["trained"]
+    trained = max(run.totals["trained"], 1)
+    # at a ratio of 1 the derivative of the loss by each log-prob of completion i is -A_i / N
+    weight = (advantages / trained).float()[batch.rows] if on_policy else None
+    out = model(batch, want=("logp", "entropy"), weight=weight, temperature=config.temperature)
+    logps = sum_by_row(out["logp"].double(), batch)
+    made = batch.columns if "old_logps" in batch.columns else of_policy(out["logp"].detach(), batch)
+    old_logps = logps.detach() if on_policy else made["old_logps"]
+    loss = clipped_losses(logps, old_logps, advantages, config.clip_range).sum() / trained
+    if on_policy:  # its value, with the gradient that the forward pass made
+        loss = loss.detach() + (out["nll"] - out["nll"].detach())
+    ratios = torch.exp(logps.detach() - old_logps)
+    found = metrics(ratios, advantages, made, out["entropy"].detach(), batch, config)
+    return LossOutput(loss=loss.float(), metrics=found)
+
+
+def metrics(
+    ratios: torch.Tensor, advantages: torch.Tensor, made: dict, entropy: torch.Tensor, batch: Batch, config: Any
+) -> dict[str, Metric]:
+    """Means over tokens, and clip ratios over completions with targets; (R,) `advantages` of others are 0."""
+    tokens, trained = batch.counts["tokens"], batch.counts["trained"]
+    found = {"entropy": mean(entropy.sum(), tokens)}
+    if config.beta:
+        found["kl"] = mean(batch.columns["kl"].sum(), tokens)
+    found["sampling/sampling_logp_difference/mean"] = mean(made["apart"].sum(), tokens)
+    if not trained:
+        return found
+    found["sampling/sampling_logp_difference/max"] = maximum(made["furthest"].max())
+    least, most = config.clip_range
+    low = ((ratios < least) & (advantages < 0)).double()
+    high = ((ratios > most) & (advantages > 0)).double()
+    for name, values in (("low", low), ("high", high), ("region", low + high)):
+        found[f"clip_ratio/{name}_mean"] = mean(values.sum(), trained)
+    found["clip_ratio/low_min"] = minimum(low.masked_fill(batch.columns["trained"] == 0, 1.0).min())
+    found["clip_ratio/high_max"] = maximum(high.max())
+    return found
