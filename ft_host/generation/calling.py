@@ -1,0 +1,138 @@
+"""Calls of code that is not ours: in threads, each with a deadline, and on one event loop where they are async.
+
+Nothing here raises what a call raises: it comes back as an `Outcome`, as the one who asked for the call should read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ft_host.errors import FtHostError
+
+AT_ONCE = min(32, (os.cpu_count() or 1) + 4)  # calls that run at the same time, as many as Python's own pools take
+MOST_LEFT = 256  # calls that were given up and still run; more of them end the run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a call: a value, or what went wrong."""
+
+    value: Any = None
+    problem: str = ""
+
+
+class Refused(Exception):
+    """Raised within a call: its message is the whole problem."""
+
+
+@dataclass
+class Caller:
+    """Makes calls that may take `timeout` seconds each."""
+
+    timeout: float
+    left: list[threading.Thread] = field(default_factory=list)  # whose call was given up
+    _loop: asyncio.AbstractEventLoop | None = None  # one for all calls, so that a client may stay open
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, lanes: list[list[Callable[[], Any]]]) -> list[list[Outcome]]:
+        """What the calls of each lane gave: those of a lane one after the other, lanes at the same time.
+
+        A call that takes longer than `timeout` is given up: its thread can't be ended, so it is a daemon that nothing
+        waits for. Raises FtHostError where too many of these are still at work.
+        """
+        outcomes: list[list[Outcome]] = [[] for _ in lanes]
+        waiting = deque(index for index, lane in enumerate(lanes) if lane)
+        running: dict[int, tuple[threading.Thread, float]] = {}  # by lane, with the time when it is given up
+        done: queue.SimpleQueue[tuple[int, int, Outcome]] = queue.SimpleQueue()
+
+        def finish(index: int, outcome: Outcome) -> None:
+            outcomes[index].append(outcome)
+            del running[index]
+            if len(outcomes[index]) < len(lanes[index]):
+                waiting.appendleft(index)
+
+        while waiting or running:
+            while waiting and len(running) < AT_ONCE:
+                index = waiting.popleft()
+                number = len(outcomes[index])
+                arguments = (self, lanes[index][number], index, number, done)
+                thread = threading.Thread(target=work, args=arguments, daemon=True)
+                thread.start()
+                running[index] = (thread, time.monotonic() + self.timeout)
+            try:
+                wait = min(deadline for _, deadline in running.values()) - time.monotonic()
+                index, number, outcome = done.get(timeout=max(wait, 0.0))
+            except queue.Empty:
+                now = time.monotonic()
+                for index in [index for index, (_, deadline) in running.items() if deadline <= now]:
+                    self._give_up(running[index][0])
+                    finish(index, Outcome(problem=too_long(self.timeout)))
+                continue
+            if index in running and number == len(outcomes[index]):  # else it was given up before
+                finish(index, outcome)
+        return outcomes
+
+    def _give_up(self, thread: threading.Thread) -> None:
+        self.left[:] = [each for each in self.left if each.is_alive()]
+        self.left.append(thread)
+        if len(self.left) > MOST_LEFT:
+            raise FtHostError(
+                f"tool_timeout: {len(self.left)} calls that took longer than {self.timeout:g} s are still running; tools "
+                "and environments that may hang should have deadlines of their own"
+            )
+
+    def finished(self, value: Any) -> Any:
+        """The value, or what it comes to where it is to be awaited."""
+        if not inspect.isawaitable(value):
+            return value
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, daemon=True).start()
+            loop = self._loop
+        try:
+            return asyncio.run_coroutine_threadsafe(within(value, self.timeout), loop).result(self.timeout + 1)
+        except TimeoutError:
+            with self._lock:
+                if self._loop is loop and not responsive(loop):
+                    self._loop = None  # something blocks it; calls to come get another one
+            raise
+
+
+def work(caller: Caller, call: Callable[[], Any], index: int, number: int, done: queue.SimpleQueue) -> None:
+    """Make a call, in a thread of its own, and say what came of it."""
+    try:
+        outcome = Outcome(caller.finished(call()))
+    except Refused as refused:
+        outcome = Outcome(problem=str(refused))
+    except BaseException as error:  # sys.exit() too: somebody waits for an answer
+        outcome = Outcome(problem=f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    done.put((index, number, outcome))
+
+
+async def within(awaitable: Awaitable[Any], seconds: float) -> Any:
+    task = asyncio.ensure_future(awaitable)
+    await asyncio.wait({task}, timeout=seconds)
+    if not task.done():
+        task.cancel()
+        raise Refused(too_long(seconds))
+    return task.result()
+
+
+def responsive(loop: asyncio.AbstractEventLoop) -> bool:
+    answered = threading.Event()
+    loop.call_soon_threadsafe(answered.set)
+    return answered.wait(1)
+
+
+def too_long(seconds: float) -> str:
+    return f"took longer than {seconds:g} s"
