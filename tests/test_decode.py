@@ -89,6 +89,16 @@ def test_both_ways_of_running_the_model_sample_the_same(name, monkeypatch):
     close(ours, generating_run(model, decode_batch_size=3).generate(requests, sampling))
 
 
+def test_both_ways_end_where_the_positions_do(monkeypatch):
+    model, requests = made("gpt2", n_positions=24), prompts(20, 23, 2, 9, 20)
+    sampling = Sampling(max_new_tokens=8, seed=2)
+    ours = generating_run(model, decode_batch_size=2).generate(requests, sampling)
+    assert [len(c.token_ids) for c in ours if c.finish_reason == "length"]
+    assert all(len(c.token_ids) + len(r.prompt_ids) <= 24 for c, r in zip(ours, requests, strict=True))
+    without_decode(monkeypatch)
+    close(ours, generating_run(model).generate(requests, sampling))
+
+
 def test_models_that_remember_something_else_go_through_generate():
     from transformers import AutoModelForCausalLM, Lfm2Config, Llama4TextConfig
 
@@ -99,6 +109,17 @@ def test_models_that_remember_something_else_go_through_generate():
         sampling = Sampling(max_new_tokens=6, temperature=0)
         for completion in generating_run(model.eval(), decode_batch_size=2).generate(prompts(5, 5), sampling):
             assert len(completion.token_ids) == len(completion.logprobs) <= 6
+
+
+def test_generate_gets_few_batches_and_none_that_the_positions_dont_suffice_for():
+    lengths, limits = (90, 60, 60, 30, 10, 5), (10, 4, 9, 20, 6, 8)
+    pairs = enumerate(zip(lengths, limits, strict=True))
+    jobs = [decode.Job(index, [1] * length, index, limit) for index, (length, limit) in pairs]
+    batched = [[job.index for job in batch] for batch in backend.batches_of(jobs, 3, 100)]
+    assert batched == [[0, 1, 2], [3, 4, 5]]
+    batched = [[job.index for job in batch] for batch in backend.batches_of(jobs[:4], 4, 100)]
+    assert batched == [[0, 1, 2], [3]]
+    assert len(backend.batches_of(jobs, 6, None)) == 1
 
 
 # ---------------------------------------------------------------- rows that come and go

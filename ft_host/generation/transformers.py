@@ -45,7 +45,8 @@ def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[C
         if jobs and not sharded and can_decode(model):
             rows = list(decode(model, jobs, sampling, seed, ends, run.config.decode_batch_size))
         else:
-            rows = list(generate_batches(jobs, sampling, seed, ends, run, sharded))
+            batches = batches_of(jobs, run.config.decode_batch_size, max_positions)
+            rows = list(generate_batches(batches, sampling, seed, ends, run, sharded))
     completions = {row.job.index: completion_of(row, ends) for row in rows}
     return [completions[index] for index in range(len(requests))]
 
@@ -129,24 +130,26 @@ class Picker(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
 
 
-def batches_of(jobs: list[Job], size: int) -> list[list[Job]]:
+def batches_of(jobs: list[Job], size: int, max_positions: int | None) -> list[list[Job]]:
     """Batches of at most `size`, longest prompts first, so that little is padded and memory runs out early or never.
 
-    Jobs of different limits don't share a batch: the one with fewer positions left would be asked for more.
+    A batch goes on to its highest limit: no job may be in it that the model has too few positions for.
     """
     batches: list[list[Job]] = []
     for job in sorted(jobs, key=lambda job: (-len(job.prompt_ids), job.index)):
-        if not batches or len(batches[-1]) == size or batches[-1][0].limit != job.limit:
-            batches.append([])
-        batches[-1].append(job)
+        batch = batches[-1] if batches else []
+        limit = max([job.limit, *(each.limit for each in batch)])
+        longest = max(len(each.prompt_ids) for each in [job, *batch])
+        if not batch or len(batch) == size or (max_positions is not None and longest + limit > max_positions):
+            batches.append(batch := [])
+        batch.append(job)
     return batches
 
 
 def generate_batches(
-    jobs: list[Job], sampling: Sampling, seed: int, ends: list[int], run: Run, sharded: bool
+    batches: list[list[Job]], sampling: Sampling, seed: int, ends: list[int], run: Run, sharded: bool
 ) -> Iterator[Row]:
-    """Complete the jobs in batches that stay as they are until their last row has ended."""
-    batches = batches_of(jobs, run.config.decode_batch_size)
+    """Complete batches that stay as they are until their last row has ended."""
     idle = 0
     if sharded:
         # Each forward gathers weights from all ranks: all run as many batches as the one that has most.
@@ -162,7 +165,7 @@ def run_batch(
     batch: list[Job], sampling: Sampling, seed: int, ends: list[int], run: Run, sharded: bool
 ) -> Iterator[Row]:
     """Complete the prompts of one batch, padded on the left."""
-    limit = batch[0].limit
+    limit = max(job.limit for job in batch)
     width = max(len(job.prompt_ids) for job in batch)
     pad = run.tokenizer.pad_token_id
     if pad is None:
@@ -172,7 +175,7 @@ def run_batch(
     noise, seen = torch.zeros(len(batch), limit), None
     if sampling.temperature:
         for row, job in enumerate(batch):
-            noise[row] = torch.from_numpy(noise_of(seed, job.number, limit))
+            noise[row, : job.limit] = torch.from_numpy(noise_of(seed, job.number, job.limit))
     if sampling.repetition_penalty != 1:
         vocabulary = run.policy.causal_lm.get_output_embeddings().weight.shape[0]
         seen = tokens_seen([job.prompt_ids for job in batch], vocabulary, run.device)
