@@ -101,7 +101,7 @@ def ft_rollout(rows, run) -> Rollout:
     found, samples, flat = [], [], 0
     for index, prompt in enumerate(rows):
         earned = [clipped(total, config.reward_clip_range) for total in totals[index * size : (index + 1) * size]]
-        flat += not varies(earned)
+        flat += is_flat(earned)
         for place, reward in enumerate(earned, index * size):
             row = completion_row(prompt, completions[place])
             if config.mask_truncated_completions and row["truncated"]:
@@ -125,10 +125,10 @@ def clipped(reward: float | None, bounds: list[float] | None) -> float | None:
     return reward if reward is None or bounds is None else min(max(reward, bounds[0]), bounds[1])
 
 
-def varies(rewards: list[float | None]) -> bool:
-    """Whether rewards differ: by more than round-off."""
+def is_flat(rewards: list[float | None]) -> bool:
+    """Whether there are rewards to compare, and they are equal, but for round-off."""
     given = [value for value in rewards if value is not None]
-    return bool(given) and max(given) - min(given) > 1e-8
+    return len(given) > 1 and max(given) - min(given) <= 1e-8
 
 
 def of_policy(logps: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
