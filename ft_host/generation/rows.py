@@ -81,15 +81,15 @@ def sum_by_row(values: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def completion_metrics(completions: list[Completion]) -> dict[str, Metric]:
-    """Lengths in tokens, of all and of those that came to an end, and the share that was cut short."""
-    lengths = [len(each.token_ids) for each in completions]
-    ended = [len(each.token_ids) for each in completions if each.finish_reason != "length"]
+    """Lengths in tokens that were sampled, of all and of those that came to an end, and the share that was cut short."""
+    sizes = [sum(each.sampled) if each.sampled else len(each.token_ids) for each in completions]
+    ended = [size for size, each in zip(sizes, completions, strict=True) if each.finish_reason != "length"]
     found: dict[str, Metric] = {}
-    for name, values in (("length", lengths), ("terminated_length", ended)):
+    for name, values in (("length", sizes), ("terminated_length", ended)):
         if values:
             found[f"completions/mean_{name}"] = mean(sum(values), len(values))
             found[f"completions/min_{name}"] = minimum(min(values))
             found[f"completions/max_{name}"] = maximum(max(values))
-    if lengths:
-        found["completions/clipped_ratio"] = mean(len(lengths) - len(ended), len(lengths))
+    if sizes:
+        found["completions/clipped_ratio"] = mean(len(sizes) - len(ended), len(sizes))
     return found
