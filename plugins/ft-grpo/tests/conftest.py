@@ -148,7 +148,7 @@ def ready(config: GRPOConfig) -> Any:
 
 
 def nudge(model: torch.nn.Module, size: float = 0.008) -> None:
-    """Stand in for an update, the same at every call: ratios of new and old policy go from about 0.6 to 1.6."""
+    """Stand in for an update, the same at every call: ratios of new and old policy go from 0.5 to 1.6."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
