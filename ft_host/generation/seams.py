@@ -72,8 +72,18 @@ def seam_of(tokenizer: PreTrainedTokenizerBase, tools: str, arguments: str, aske
         if not close:
             raise ConfigError("tools: the chat template ends a turn that calls tools with no special token, so that where "
                               f"a model stops can't be told; it ends in {text[: spans[0].stop][-40:]!r}")  # fmt: skip
-        return Seam(spans[0].start, text[: spans[0].stop], close[0], shown)
+        head = text[: spans[0].stop]
+        return Seam(begun(chat, head, spans[0].start), head, close[0], shown)
     raise ConfigError(f"tools: the chat template can't show calls of tools: {problem}") from problem
+
+
+def begun(chat: templates.Conversation, head: str, found: int) -> int:
+    """Where the turn at the end of `head` begins, as a model would have it; `found`: where its own text begins."""
+    asked = chat.render([USER], ask=True)
+    if head.startswith(asked):
+        return len(asked)
+    opening = templates.turn_marks(chat.tokenizer, templates.template_of(chat))[0]  # thoughts that only the last turn has
+    return head.rfind(opening) + len(opening) if opening and opening in head else found
 
 
 def calling(asked: tuple[tuple[str, str], ...]) -> Message:
