@@ -353,8 +353,8 @@ def test_a_malformed_call_is_said_to_the_model(tokenizer, box, text, expected):
 
 def test_arguments_may_be_json_in_json_and_may_be_left_out(tokenizer, box):
     text = '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1, \\"b\\": 2}"}</tool_call><tool_call>{"name": "hang"}'
-    (done,), _ = talk(tokenizer, box("add", "hang", tool_timeout=0.1), [[text + "</tool_call>", "ok"]])
-    assert outputs(done) == ["3", '{"error": "took longer than 0.1 s"}']
+    (done,), _ = talk(tokenizer, box("add", "hang", tool_timeout=0.3), [[text + "</tool_call>", "ok"]])
+    assert outputs(done) == ["3", '{"error": "took longer than 0.3 s"}']
 
 
 def test_a_call_that_is_only_thought_of_is_not_made(tokenizer, box):
@@ -543,3 +543,14 @@ def test_other_forms_of_calls_are_read_by_the_tokenizers_response_template(name,
     assert [(each.name, each.arguments, each.problem) for each in calls] == [("add", {"a": 2, "b": 3}, "")]
     assert message["tool_calls"][0]["function"] == call["function"]
     assert toolbox.call([calls], [None])[0][0].value == "5"
+
+
+def test_a_template_that_takes_one_call_a_turn_may_still_show_several_results(box):
+    tokenizer = tokenizer_of("llama3_1")
+    _, toolbox = box("add")
+    chat = conversation(tokenizer, [{"role": "user", "content": "a"}], {"tools": toolbox.schemas})
+    said = [{"role": "tool", "name": "add", "tool_call_id": f"call0000{n}", "content": str(n)} for n in range(2)]
+    text = tokenizer.decode(between(chat, [tokenizer.eos_token_id], said))
+    header = "<|start_header_id|>ipython<|end_header_id|>\n\n"
+    results = [f'{header}"{n}"<|eot_id|>' for n in range(2)]
+    assert text == "".join(results) + "<|start_header_id|>assistant<|end_header_id|>\n\n"
