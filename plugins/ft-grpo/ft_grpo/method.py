@@ -17,7 +17,6 @@ makes the gradient in the forward pass.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -25,20 +24,18 @@ from typing import Any
 import torch
 
 from ft_grpo.advantages import advantages, varies
-from ft_grpo.config import CLIPPED
 from ft_grpo.losses import (
     LOSSES,
     SCALES,
     Tokens,
     corrections,
-    gamma_weights,
     highest,
     kl,
     off_policy_kept,
     ratios,
-    row_means,
     row_sums,
 )
+from ft_grpo.metrics import metrics
 from ft_host import hookimpl
 from ft_host.annotate import annotate, evaluate_rows
 from ft_host.batch import Batch, forest
@@ -52,7 +49,7 @@ from ft_host.generation.rows import (
     masked_row,
     per_target,
 )
-from ft_host.metrics import Metric, effective_share, maximum, mean, minimum, std, total
+from ft_host.metrics import maximum, mean, std, total
 from ft_host.run import LossOutput, ModelSpec
 
 # ---------------------------------------------------------------- hooks: rollouts
@@ -271,52 +268,3 @@ def ft_loss(model, batch, run) -> LossOutput:
         coef = config.entropy_coef if control is None else control["applied"]
         loss = loss - coef * (out["entropy"] * kept).sum() / max(run.totals["kept"], 1)
     return LossOutput(loss=loss, metrics=found)
-
-
-def smallest(values: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Of (R,) values of rows, those without tokens left out."""
-    return values.masked_fill(sizes == 0, torch.inf).min()
-
-
-def metrics(tokens: Tokens, entropy: torch.Tensor, batch: Batch, config: Any) -> dict[str, Metric]:
-    """Means over tokens; over completions of what has one value a completion."""
-    counts, sizes = batch.counts, tokens.sizes
-    logps, q = tokens.logps.detach(), tokens.ratios.detach()
-    by_completion = config.importance_sampling_level == "sequence"
-
-    def average(values: torch.Tensor, of_rows: bool) -> Metric:
-        if of_rows:
-            return mean(row_means(values, tokens.rows, sizes).sum(), counts["trained"])
-        return mean(values.sum(), counts["tokens"])
-
-    found = {"entropy": mean(entropy.sum(), counts["tokens"])}
-    if not counts["trained"]:
-        return found
-    if config.beta:
-        still = replace(tokens, logps=logps, ratios=q)
-        found["kl"] = mean(kl(still, batch.columns["ref_logps"], config).sum(), counts["tokens"])
-    if config.loss_type in CLIPPED:
-        low = ((q < 1 - config.epsilon) & (tokens.advantages < 0)).float()
-        high = ((q > config.clip_high) & (tokens.advantages > 0)).float()
-        for name, values in (("low", low), ("high", high), ("region", low + high)):
-            found[f"clip_ratio/{name}_mean"] = average(values, by_completion)
-        found["clip_ratio/low_min"] = minimum(smallest(row_means(low, tokens.rows, sizes), sizes))
-        found["clip_ratio/high_max"] = maximum(row_means(high, tokens.rows, sizes).max())  # rows without tokens have 0
-    elif config.loss_type == "cispo":
-        above = ((q > config.clip_high) & (tokens.advantages > 0)).float()
-        found["cispo_clip_ratio"] = average(above, by_completion)
-    elif config.loss_type == "vespo":
-        found["vespo/phi_seq_mean"] = average(gamma_weights(tokens, config)[tokens.rows], True)
-    apart = (tokens.old_logps - batch.columns["sampling_logps"]).abs()
-    found["sampling/sampling_logp_difference/mean"] = mean(apart.sum(), counts["tokens"])
-    found["sampling/sampling_logp_difference/max"] = maximum(apart.max())
-    if tokens.corrections is not None:
-        weights, count, least = tokens.corrections, counts["tokens"], tokens.corrections.min()
-        if config.correction.startswith("sequence"):
-            weights, count = row_means(weights, tokens.rows, sizes), counts["trained"]
-            least = smallest(weights, sizes)
-        found["sampling/importance_sampling_ratio/min"] = minimum(least)
-        found["sampling/importance_sampling_ratio/mean"] = mean(weights.sum(), count)
-        found["sampling/importance_sampling_ratio/max"] = maximum(weights.max())
-        found["sampling/effective_sample_size"] = effective_share(weights.sum(), weights.square().sum(), count)
-    return found

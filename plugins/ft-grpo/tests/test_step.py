@@ -176,6 +176,13 @@ def test_both_ways_to_the_gradient(make, prompts, known, monkeypatch, fields):
     assert fast.metrics == pytest.approx(plain.metrics, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize(("names"), [("dapo", "bnpo", "cispo", "vespo"), ("grpo", "sapo")])
+def test_on_policy_some_losses_have_the_same_gradient(make, prompts, known, names):
+    first, *others = [known.made(make(prompts, loss_type=name), known.answers(make(prompts))).grad for name in names]
+    for other in others:
+        assert (other - first).norm() <= 1e-5 * first.norm()
+
+
 @pytest.mark.parametrize(
     "fields",
     [
