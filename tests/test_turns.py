@@ -148,12 +148,12 @@ class Script:
         )  # fmt: skip
 
 
-def talk(tokenizer, box, texts, rows=None, generations=1, longest=1000, **more):
+def talk(tokenizer, box, texts, rows=None, generations=1, longest=1000, positions=None, **more):
     config, toolbox = box
     script = texts if isinstance(texts, Script) else Script(tokenizer, texts, **more)
     rows = rows or [row_of(tokenizer, toolbox)]
     sampling = Sampling(max_new_tokens=longest, seed=7)
-    return converse(rows, generations, script, sampling, tokenizer, config, toolbox, lambda here: here), script
+    return converse(rows, generations, script, sampling, tokenizer, config, toolbox, lambda here: here, positions), script
 
 
 def spans(tokenizer, done):
@@ -401,6 +401,18 @@ def test_a_conversation_is_cut_where_its_tokens_are_used_up(tokenizer, box):
 def test_a_result_that_is_longer_than_a_completion_may_be_ends_it(tokenizer, box):
     (done,), script = talk(tokenizer, box("recite"), [[called("recite", length=1000), "never said"]], longest=100)
     assert done.finish_reason == "length" and len(script.asked) == 1 and all(done.sampled)
+
+
+def test_no_prompt_is_longer_than_the_model_has_positions(tokenizer, box):
+    config, toolbox = box("add")
+    row = row_of(tokenizer, toolbox)
+    texts = [[called("add", a=2, b=3), "it is 5"]]
+    (whole,), script = talk(tokenizer, (config, toolbox), texts, [row])
+    second = len(script.asked[1][0][0].prompt_ids)
+    (done,), script = talk(tokenizer, (config, toolbox), texts, [row], positions=second)
+    assert (done.finish_reason, done.turns, len(script.asked)) == ("length", 1, 1)
+    (done,), _ = talk(tokenizer, (config, toolbox), texts, [row], positions=second + 1)
+    assert done == whole
 
 
 # ---------------------------------------------------------------- environments

@@ -85,12 +85,14 @@ def converse(
     config: RolloutConfig,
     toolbox: Toolbox,
     more: Callable[[bool], bool],
+    positions: int | None = None,
 ) -> list[Conversation]:
     """`generations` conversations from each prompt row: those of rows[0] first.
 
     A conversation ends with a turn that calls no tool, after `max_tool_calling_iterations` turns that were answered, or
-    where `sampling.max_new_tokens` tokens of all its turns and what tools said are used up; its finish_reason is then
-    "length", also if it was what a tool said that didn't fit, which is left out as a whole.
+    where `sampling.max_new_tokens` tokens of all its turns and what tools said are used up, or the model's `positions`,
+    prompt included; its finish_reason is then "length", also if it was what a tool said that didn't fit, which is left
+    out as a whole.
 
     `more(here)` says whether any rank has something to generate: `engine` is called equally often on all. Each turn has
     noise of its own; the first has that of a completion without tools.
@@ -118,7 +120,7 @@ def converse(
             talk.messages.append(message)
             if calls and (limit is None or turn < limit):
                 asking.append((talk, calls))
-        active = answered(asking, toolbox, sampling.max_new_tokens)
+        active = answered(asking, toolbox, sampling.max_new_tokens, positions)
         turn += 1
     return finished(talks, rows, generations, toolbox)
 
@@ -208,7 +210,9 @@ def finished(talks: list[Talk], rows: list[Row], generations: int, toolbox: Tool
 # ---------------------------------------------------------------- between turns
 
 
-def answered(asking: list[tuple[Talk, list[Call]]], toolbox: Toolbox, longest: int) -> list[Talk]:
+def answered(
+    asking: list[tuple[Talk, list[Call]]], toolbox: Toolbox, longest: int, positions: int | None
+) -> list[Talk]:
     """Make the calls and add what came of them; the conversations that go on."""
     outcomes = toolbox.call([calls for _, calls in asking], [talk.environment for talk, _ in asking])
     going = []
@@ -225,7 +229,8 @@ def answered(asking: list[tuple[Talk, list[Call]]], toolbox: Toolbox, longest: i
             for call, each in zip(calls, given, strict=True)
         ]
         ids = between(talk.chat, talk.ids, said)
-        if len(talk.ids) + len(ids) >= longest:  # no token would be left for an answer
+        room = longest if positions is None else min(longest, positions - len(talk.prompt_ids))
+        if len(talk.ids) + len(ids) >= room:  # no token would be left for an answer
             talk.finish_reason = "length"
             continue
         talk.messages += said
