@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = 2048  # prompts that are run through the model at a time hold about so many, padding included
 ROOM = 64  # columns that the buffer has to spare when it is made, at least
-STRETCH = {"cpu": 1}  # steps between two looks at what was sampled; elsewhere than here looking means waiting:
-LONG_STRETCH = 8
+STRETCH = {"cpu": 1}  # steps between two looks at what was sampled, by device; where it isn't named, looking means
+LONG_STRETCH = 8  # waiting for all that was asked of it
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
@@ -258,7 +258,7 @@ class Decoder:
         """Drop the columns that no row needs, and have more behind the last."""
         length = self.used.end - self.used.first
         for layer, pair in zip(self.layers, like, strict=True):
-            layer.make_room(self.size, length + max(ROOM, length // 2), pair)
+            layer.make_room(self.size, length + max(ROOM, length // 4), pair)
         self.start -= self.used.first
         self.born -= self.used.first
         self.used.first, self.used.end = 0, length
@@ -316,5 +316,7 @@ def decode(
                     waiting.popleft()
                 yield from decoder.leave()
         else:
+            if not waiting:
+                decoder.size = len(decoder.rows)  # buffers that are made anew have no rows to spare
             decoder.advance()
             yield from decoder.leave()
