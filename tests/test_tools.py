@@ -103,12 +103,12 @@ def test_public_methods_of_an_environment_are_tools():
     ("text", "tools", "message"),
     [
         ("def add(a: int):\n    return a\n", ["add"], r"tools: mine.py:add can't be described to a model: .*docstring"),
-        ('def add(a):\n    """Adds.\n\n    Args:\n        a: one\n    """\n', ["add"], "Argument a is missing a type hint"),
+        ('def add(a):\n    """Adds.\n\n    Args:\n        a: one\n    """\n', ["add"], "a is missing a type hint"),
         ('def add(a: int):\n    """Adds."""\n', ["add"], r"add.*no description for the argument 'a'"),
-        ('def add(a: "Nothing"):\n    """Adds.\n\n    Args:\n        a: one\n    """\n', ["add"], "name 'Nothing' is not"),
+        ('def add(a: "Not"):\n    """Adds.\n\n    Args:\n        a: one\n    """\n', ["add"], "name 'Not' is not"),
         ('def add(*a: int):\n    """Adds."""\n', ["add"], r"mine.py:add: takes \*a: int, but tools are called by name"),
         ('def add(**a: int):\n    """Adds."""\n', ["add"], r"takes \*\*a: int, but tools are called by name"),
-        ('def add(a: int, /):\n    """Adds.\n\n    Args:\n        a: one\n    """\n', ["add"], "takes a: int, but tools"),
+        ('def add(a: int, /):\n    """Adds.\n\n    Args:\n        a: one\n    """\n', ["add"], "takes a: int, but"),
         ("class add:\n    pass\n", ["add"], "tools: mine.py:add is a class, expected a function"),
         (GOOD + "class Of:\n    __call__ = add\nof = Of()\n", ["of"], "mine.py:of is of type Of, expected a function"),
         (GOOD, ["ad"], "tools: mine.py was read, but 'ad' is not there; did you mean 'add'?"),
@@ -130,7 +130,7 @@ def test_what_cannot_be_a_tool_is_refused(text, tools, message):
         (ENVIRONMENT.replace("**row", "*row"), "Game", r"reset takes \*row by position"),
         (ENVIRONMENT + "    def __init__(self, level): ...\n", "Game", "mine.py:Game can't be made without level"),
         (ENVIRONMENT.replace("self, to:", "self, whither:"), "Game", "environment: Game.move can't be described"),
-        (ENVIRONMENT.replace("def rules", "def add"), "Game", "environment: Game.add and mine.py:add are both called 'add'"),
+        (ENVIRONMENT.replace("def rules", "def add"), "Game", "Game.add and mine.py:add are both called 'add'"),
         ("class Game:\n    def reset(self): ...\n    def _move(self): ...\n", "Game", "no public method"),
     ],
 )
@@ -171,7 +171,7 @@ def test_results_are_texts_and_json():
     text = "\n".join(
         f'def give{index}():\n    """Gives."""\n    return {value}\n'
         for index, value in enumerate(
-            ["'ü'", "{'a': [1, 2.5, None]}", "None", "{'at': __import__('pathlib').Path('x')}", "[__import__('sys').exit(3)]"]
+            ["'ü'", "{'a': [1, 2.5, None]}", "None", "{'at': __import__('pathlib').Path('x')}", "__import__('sys').exit(3)"]
         )
     )
     box = load(text, [f"give{index}" for index in range(5)])

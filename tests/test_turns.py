@@ -153,7 +153,8 @@ def talk(tokenizer, box, texts, rows=None, generations=1, longest=1000, position
     script = texts if isinstance(texts, Script) else Script(tokenizer, texts, **more)
     rows = rows or [row_of(tokenizer, toolbox)]
     sampling = Sampling(max_new_tokens=longest, seed=7)
-    return converse(rows, generations, script, sampling, tokenizer, config, toolbox, lambda here: here, positions), script
+    done = converse(rows, generations, script, sampling, tokenizer, config, toolbox, lambda here: here, positions)
+    return done, script
 
 
 def spans(tokenizer, done):
@@ -180,10 +181,11 @@ def test_a_tool_is_called_and_its_result_is_in_the_tokens_but_not_the_models(tok
         ("template", "\n<|im_start|>user\n<tool_response>\n5\n</tool_response><|im_end|>\n<|im_start|>assistant\n"),
         ("model", "it is 5<|im_end|>"),
     ]
-    assert [logp for logp, own in zip(done.logprobs, done.sampled, strict=True) if not own] == [0.0] * done.sampled.count(False)
+    heard, last = done.sampled.count(False), done.sampled[::-1].index(False)
+    assert [logp for logp, own in zip(done.logprobs, done.sampled, strict=True) if not own] == [0.0] * heard
     first = len(tokenizer(called("add", a=2, b=3) + "<|im_end|>")["input_ids"])
     assert done.logprobs[:first] == [-0.5] * first and done.logprobs[-1] == -1.5
-    assert done.versions == [0] * (len(done.sampled) - done.sampled[::-1].index(False)) + [1] * done.sampled[::-1].index(False)
+    assert done.versions == [0] * (len(done.sampled) - last) + [1] * last
     assert (done.turns, done.finish_reason, done.calls, done.failures, done.prompt_ids) == (2, "stop", 1, 0, [])
     call = {"type": "function", "id": "call00000", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
     assert done.messages == [
@@ -193,7 +195,7 @@ def test_a_tool_is_called_and_its_result_is_in_the_tokens_but_not_the_models(tok
     ]
     # the second prompt is the first one, what was sampled, and the template's tokens, each as they are
     (one,), (two,) = script.asked[0][0], script.asked[1][0]
-    assert two.prompt_ids == one.prompt_ids + done.token_ids[: len(done.token_ids) - done.sampled[::-1].index(False)]
+    assert two.prompt_ids == one.prompt_ids + done.token_ids[:-last]
     assert two.max_new_tokens == 1000 - (len(two.prompt_ids) - len(one.prompt_ids)) and one.number == two.number
     row = completion_row(row_of(tokenizer, box("add")[1]), done)
     assert len(row["sampling_logps"]) == sum(row["sampled"]) < len(row["completion_ids"])
@@ -315,7 +317,8 @@ def test_noise_differs_from_turn_to_turn_and_the_first_turn_is_a_plain_completio
 
 
 def test_a_tool_that_hangs_is_given_up(tokenizer, box):
-    (done,), _ = talk(tokenizer, box("hang", "add", tool_timeout=0.2), [[called("hang") + called("add", a=1, b=2), "pity"]])
+    text = called("hang") + called("add", a=1, b=2)
+    (done,), _ = talk(tokenizer, box("hang", "add", tool_timeout=0.2), [[text, "pity"]])
     assert outputs(done) == ['{"error": "took longer than 0.2 s"}', "3"]
     assert (done.failures, done.messages[-1]["content"]) == (1, "pity")
 
@@ -512,14 +515,16 @@ def test_what_tools_cannot_be_used_with_is_refused(tokenizer, box):
     chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     ask = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     shown = "{% if tools %}{{ tools }}{% endif %}"
-    calls = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if m.role != 'tool' }}{{ m.tool_calls }}<|im_end|>"
+    calls = chatml.replace("m.content", "m.content if m.role != 'tool'").replace("<|im_end|>\n{% endfor %}", "")
+    calls += "{{ m.tool_calls }}<|im_end|>"
+    said = calls.replace(" if m.role != 'tool'", "")
     for template, message in (
         (None, "the tokenizer has no chat template"),
         (chatml + ask, "doesn't show a model which tools it has"),
         (shown + chatml + ask, "the chat template can't show calls of tools"),
         (shown + calls + "\n{% endfor %}" + ask, "doesn't show a model what tools say"),
-        (shown + calls.replace(" if m.role != 'tool'", "") + "\n{% endfor %}" + ask, "which can't be read; expected <tool_call>"),
-        (shown + calls.replace("<|im_end|>", ".").replace("<|im_start|>", "\n") + "{% endfor %}", "with no special token"),
+        (shown + said + "\n{% endfor %}" + ask, "which can't be read; expected <tool_call>"),
+        (shown + said.replace("<|im_end|>", ".").replace("<|im_start|>", "\n") + "{% endfor %}", "no special token"),
     ):
         other = chat_tokenizer(template, eos_token="<|im_end|>")
         with pytest.raises(ConfigError, match=message):

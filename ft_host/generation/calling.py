@@ -86,8 +86,8 @@ class Caller:
         self.left.append(thread)
         if len(self.left) > MOST_LEFT:
             raise FtHostError(
-                f"tool_timeout: {len(self.left)} calls that took longer than {self.timeout:g} s are still running; tools "
-                "and environments that may hang should have deadlines of their own"
+                f"tool_timeout: {len(self.left)} calls that took longer than {self.timeout:g} s are still running; "
+                "tools and environments that may hang should have deadlines of their own"
             )
 
     def finished(self, value: Any) -> Any:

@@ -44,7 +44,8 @@ def read_turn(
         message, found = by_template(answer.token_ids, before, tokenizer, tools)
     calls = []
     for number, each in enumerate(found, first):
-        own = str(each["id"]) if isinstance(each, dict) and each.get("id") else f"call{number:05d}"  # Mistral: nine signs
+        given = each.get("id") if isinstance(each, dict) else None
+        own = str(given) if given else f"call{number:05d}"  # Mistral's template wants nine signs
         try:
             name, arguments = checked(each)
         except ValueError as error:

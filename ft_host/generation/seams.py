@@ -38,7 +38,7 @@ def between(chat: templates.Conversation, ids: list[int], said: list[Message]) -
     # with the end of turn before it, where a tokenizer writes the beginning of a text in a way of its own
     made = encoded(chat.tokenizer, seam.close + text[len(seam.head) :])
     if made[: len(close)] != close:
-        raise ConfigError(f"the tokens of {seam.close!r}, which ends a turn of the chat template, depend on what follows")
+        raise ConfigError(f"the tokens of {seam.close!r}, which ends a turn of the chat template, aren't always the same")
     return made[len(close) :] if ids[-len(close) :] == close else made
 
 
@@ -70,8 +70,10 @@ def seam_of(tokenizer: PreTrainedTokenizerBase, tools: str, arguments: str, aske
         pattern = templates.specials(tokenizer)
         close = [found.group() for found in pattern.finditer(tail) if found.end() == len(tail)] if pattern else []
         if not close:
-            raise ConfigError("tools: the chat template ends a turn that calls tools with no special token, so that where "
-                              f"a model stops can't be told; it ends in {text[: spans[0].stop][-40:]!r}")  # fmt: skip
+            raise ConfigError(
+                "tools: the chat template ends a turn that calls tools with no special token, so that where a model "
+                f"stops can't be told; it ends in {text[: spans[0].stop][-40:]!r}"
+            )
         head = text[: spans[0].stop]
         return Seam(begun(chat, head, spans[0].start), head, close[0], shown)
     raise ConfigError(f"tools: the chat template can't show calls of tools: {problem}") from problem
@@ -82,12 +84,15 @@ def begun(chat: templates.Conversation, head: str, found: int) -> int:
     asked = chat.render([USER], ask=True)
     if head.startswith(asked):
         return len(asked)
-    opening = templates.turn_marks(chat.tokenizer, templates.template_of(chat))[0]  # thoughts that only the last turn has
+    # the generation prompt has something more, such as closed thoughts
+    opening = templates.turn_marks(chat.tokenizer, templates.template_of(chat))[0]
     return head.rfind(opening) + len(opening) if opening and opening in head else found
 
 
 def calling(asked: tuple[tuple[str, str], ...]) -> Message:
-    calls = [{"type": "function", "id": each, "function": {"name": name, "arguments": ARGUMENTS}} for name, each in asked]
+    calls = [
+        {"type": "function", "id": each, "function": {"name": name, "arguments": ARGUMENTS}} for name, each in asked
+    ]
     return {"role": "assistant", "content": "", "tool_calls": calls}
 
 
