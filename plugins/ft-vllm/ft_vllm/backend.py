@@ -80,10 +80,10 @@ def ft_close(run: Run) -> None:
         return
     if engine.llm is not None:
         inprocess.stop(engine.llm)
-    if engine.link is not None:
-        transfer.close_link(engine.link)
     if engine.started is not None:
         server.stop(engine.started)
+    if engine.link is not None:
+        transfer.close_link(engine.link)
     if engine.folder is not None and run.rank == 0:
         shutil.rmtree(engine.folder, ignore_errors=True)
 

@@ -112,4 +112,8 @@ def generate(llm: Any, jobs: list[Job], adapter: Any) -> list[Completion]:
 
 
 def stop(llm: Any) -> None:
+    """End the engine, and the process group of one that it has made."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
     llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()

@@ -36,10 +36,14 @@ def jobs_of(requests: list[Request], sampling: Sampling, run: Run, positions: in
     jobs = []
     for index, request in enumerate(requests):
         length = len(request.prompt_ids)
-        wanted = sampling.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
+        wanted = sampling.max_new_tokens
+        if request.max_new_tokens is not None:
+            wanted = min(wanted, request.max_new_tokens)
         limit = min(wanted, positions - length)
         if not length:
             raise DataError(f"prompt {index + 1} of {len(requests)} has no tokens: there is nothing to complete")
+        if wanted < 1:
+            raise DataError(f"prompt {index + 1} of {len(requests)}: max_new_tokens is {wanted}; expected at least 1")
         if limit < 1:
             start = run.tokenizer.decode(request.prompt_ids[:30])
             raise DataError(

@@ -61,6 +61,12 @@ def send(link: Link, manifest: Manifest, pieces: Pieces, version: int) -> None:
 
 
 def close_link(link: Link) -> None:
+    """Let go of the server: of one that goes on, tell it to let go of us. After a transfer that failed one side may still
+    wait for the other."""
+    with contextlib.suppress(FtHostError):  # it has ended, which is as good
+        link.client.post("/shutdown_weight_transfer_engine", timeout=5)
+    if isinstance(link.group, dist.ProcessGroupGloo):
+        link.group.abort()
     link.group = link.store = None
 
 

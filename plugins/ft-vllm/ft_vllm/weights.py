@@ -171,31 +171,37 @@ def adapted(policy: Policy) -> bool:
 def merged(policy: Policy) -> list[tuple[str, torch.Tensor | Merge]]:
     """The weights under their own names, those with an adapter as a `Merge`. Raises ConfigError where peft has put
     something on the model that isn't a LoRA of a linear layer."""
-    from peft.tuners.lora import Linear
+    from peft.tuners.lora import Linear, LoraLayer
     from peft.utils import ModulesToSaveWrapper
 
     model = policy.causal_lm
     changed: dict[str, torch.Tensor | Merge] = {}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
     for path, module in model.named_modules():
+        added = isinstance(module, (LoraLayer, ModulesToSaveWrapper))
+        if added and module in ends and policy.config.tie_word_embeddings:
+            raise ConfigError(
+                f"backend_config.lora: merged can't change {path} alone, which shares its weight with the other end of the "
+                f"model; leave it out of lora_target_modules and lora_modules_to_save"
+            )
         if isinstance(module, ModulesToSaveWrapper):
             for name, weight in module.modules_to_save[ADAPTER].named_parameters():
                 changed[f"{path}.{name}"] = weight
         elif type(module) is Linear:
             if module.use_dora[ADAPTER] or module.lora_bias[ADAPTER] or module.fan_in_fan_out:
-                raise ConfigError(f"backend_config.lora: merged can't add the kind of adapter that {path} has")
+                raise ConfigError(f"backend_config.lora: merged can't add the kind of LoRA that {path} has")
             down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
             changed[f"{path}.weight"] = Merge(module.base_layer.weight, down, up, module.scaling[ADAPTER])
+        elif added:
+            kind = type(module).__name__
+            raise ConfigError(f"backend_config.lora: merged adds LoRA to plain linear layers; {path} has peft's {kind}")
     weights = {}
     for name, weight in plain(model):
         if ".original_module." in name or ".modules_to_save." in name or ".lora_" in name:
             continue
         name = name.replace(".base_layer.", ".")
         weights[name] = changed.pop(name, weight)
-    weights |= changed
-    for name, weight in weights.items():
-        if not weight.dtype.is_floating_point:
-            raise ConfigError(f"backend_config.lora: merged needs whole base weights; {name} is held as {weight.dtype}")
-    return list(weights.items())
+    return list((weights | changed).items())  # what is left are modules to save: their originals are not in `weights`
 
 
 def check_adapter(policy: Policy) -> int:

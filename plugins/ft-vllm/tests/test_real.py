@@ -1,76 +1,204 @@
-"""Against the real vLLM, in the environment that environment/make.sh makes. Skipped where FT_VLLM_PYTHON isn't set.
+"""Against the real vLLM, in the environment that environment/make.sh makes; its last lines say how to run this.
 
-A server takes about 40 seconds to start on two cores, so that tests of one model share one.
+A server starts in 20 to 40 seconds on two cores. On a CPU, vLLM computes no heads smaller than 32.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from pathlib import Path
+import time
 
+import psutil
 import pytest
 import torch
 from ft_vllm import backend
-from ft_vllm.config import VLLMConfig
+from ft_vllm.client import Client
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from ft_host.folder import RunFolder
+from ft_host.errors import FtHostError
 from ft_host.generation import Request, Sampling
-from ft_host.testing.generation import generating_run
-from ft_host.testing.models import save_tiny, tiny_llama, tiny_moe, tiny_qwen, tiny_tokenizer
+from ft_host.testing.models import disturb, tiny_llama, tiny_moe, tiny_qwen
 
 PYTHON = os.environ.get("FT_VLLM_PYTHON")
-INPROCESS = os.environ.get("FT_VLLM_INPROCESS") == "1"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(PYTHON is None, reason="FT_VLLM_PYTHON isn't set: the Python of an environment with vLLM"),
-]
 MODELS = {"tied": tiny_qwen, "untied": tiny_llama, "experts": tiny_moe}
-HEADS = {"head_dim": 32}  # the smallest that vLLM computes on a CPU
+HEADS = {"head_dim": 32}
 PROMPTS = [[(7 * row + 13 * place) % 200 + 20 for place in range(5 + row)] for row in range(6)]
 EXACT = 1e-4  # nats: float32 on both sides, which differ by round-off alone
 
+pytestmark = pytest.mark.slow
+server_only = pytest.mark.skipif(
+    PYTHON is None, reason="FT_VLLM_PYTHON isn't set: the Python of an environment with vLLM (environment/make.sh)"
+)
+process_only = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vLLM isn't in this environment (environment/make.sh --trainer)"
+)
+SERVER = {"python": PYTHON, "max_num_seqs": 32, "start_timeout": 300.0, "timeout": 120.0}
+PROCESS = {"mode": "inprocess", "max_num_seqs": 32}
+WAYS = [pytest.param(SERVER, marks=server_only, id="server"), pytest.param(PROCESS, marks=process_only, id="inprocess")]
 
-def opened_run(tmp_path: Path, model, fields: dict, **config):
-    """A run whose policy is `model`, and whose vLLM reads it from a folder."""
-    folder = save_tiny(tmp_path / "model", model)
-    limits = {} if fields.get("mode") == "inprocess" else {"start_timeout": 300.0, "timeout": 120.0}
-    config = VLLMConfig(**{"max_num_seqs": 32, **limits, **fields})
-    config.check()
-    run = generating_run(model, tiny_tokenizer(), backend=backend)
-    run.config.model = str(folder)
-    run.config.progress = "none"
-    run.folder = RunFolder(tmp_path)
-    run.backend_config, run.backend_state = config, {}
-    return run
+
+def logits_of(model, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+    """(N, V): what transformers' own forward pass gives for each token of a completion."""
+    with torch.no_grad():
+        return model.eval()(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+
+
+def expected(model, prompt: list[int], tokens: list[int], sampling: Sampling) -> torch.Tensor:
+    """(N,) log-probs of a completion, by transformers' processors."""
+    logits = logits_of(model, prompt, tokens)
+    chain = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)])
+    if sampling.temperature > 0:
+        chain += [TemperatureLogitsWarper(sampling.temperature)]
+        chain += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+        chain += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+        chain += [MinPLogitsWarper(sampling.min_p)] if sampling.min_p else []
+    rows = [
+        chain(torch.tensor([prompt + tokens[:place]]), logits[place : place + 1])[0] for place in range(len(tokens))
+    ]
+    return torch.stack(rows).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+
+
+def difference(run, **fields) -> float:
+    """The largest difference of log-probs between vLLM and the policy, over what vLLM samples."""
+    sampling = Sampling(**{"max_new_tokens": 24, "seed": 3, **fields})
+    completions = run.generate([Request(prompt_ids=prompt) for prompt in PROMPTS], sampling)
+    worst = 0.0
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        assert len(completion.token_ids) == len(completion.logprobs)
+        theirs = expected(run.policy.model, prompt, completion.token_ids, sampling)
+        worst = max(worst, (theirs - torch.tensor(completion.logprobs)).abs().max().item())
+        if not sampling.temperature and sampling.repetition_penalty == 1:
+            likeliest = logits_of(run.policy.model, prompt, completion.token_ids).argmax(-1).tolist()
+            assert completion.token_ids == likeliest
+    return worst
+
+
+def follow(run, updates: int = 3) -> None:
+    """Update, and see that what vLLM samples is what the policy says it should be; and that it was not before."""
+    backend.ft_sync_weights(run.policy, 0, run)
+    assert difference(run) < EXACT
+    for version in range(1, updates + 1):
+        disturb(run.policy.model)
+        assert difference(run) > 0.1
+        backend.ft_sync_weights(run.policy, version, run)
+        assert difference(run) < EXACT
+        assert difference(run, temperature=0.0) < EXACT
+        assert difference(run, temperature=0.7) < EXACT
+        assert run.generate([Request(prompt_ids=PROMPTS[0])], Sampling(max_new_tokens=2))[0].versions[0] == version
 
 
 @pytest.fixture
-def make(tmp_path):
-    runs = []
+def adapted(make):
+    """A run whose policy is a tiny model with a LoRA adapter."""
 
-    def made(model, **fields):
-        runs.append(opened_run(tmp_path, model, fields))
-        return runs[-1]
+    def made(make_model, fields: dict, **lora):
+        run = make(make_model(**HEADS), **fields)
+        torch.manual_seed(0)
+        config = LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora})
+        run.policy.model = get_peft_model(run.policy.model, config)
+        return run
 
-    yield made
-    for run in runs:
-        backend.ft_close(run)
-
-
-def logps(model, prompt: list[int], tokens: list[int], temperature: float = 1.0) -> torch.Tensor:
-    """(N,) log-probs of a completion by transformers' own forward pass."""
-    ids = torch.tensor([prompt + tokens])
-    with torch.no_grad():
-        logits = model.eval()(ids).logits[0, len(prompt) - 1 : -1] / temperature
-    return logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    return made
 
 
-def difference(run, sampling: Sampling, prompts=PROMPTS) -> float:
-    """The largest difference of log-probs between vLLM and the policy, over what vLLM samples."""
-    completions = run.generate([Request(prompt_ids=prompt) for prompt in prompts], sampling)
-    worst = 0.0
-    for prompt, completion in zip(prompts, completions, strict=True):
-        assert len(completion.token_ids) == len(completion.logprobs)
-        theirs = logps(run.policy.model, prompt, completion.token_ids, sampling.temperature or 1.0)
-        worst = max(worst, (theirs - torch.tensor(completion.logprobs)).abs().max().item())
-    return worst
+@pytest.mark.parametrize("fields", WAYS)
+@pytest.mark.parametrize("name", MODELS)
+def test_log_probs_agree_after_each_update(make, fields, name):
+    follow(make(MODELS[name](**HEADS), **fields))
+
+
+@pytest.mark.parametrize("fields", WAYS)
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_an_adapter_alone(adapted, fields, name):
+    follow(adapted(MODELS[name], fields))
+
+
+@pytest.mark.parametrize("fields", WAYS)
+def test_an_adapter_merged_with_a_module_trained_in_full(adapted, fields):
+    follow(adapted(tiny_llama, {**fields, "lora": "merged"}, modules_to_save=["lm_head"]))
+
+
+@pytest.mark.parametrize("fields", WAYS)
+def test_sampling(make, fields):
+    run = make(tiny_qwen(**HEADS), **fields)
+    backend.ft_sync_weights(run.policy, 0, run)
+    for each in ({"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"repetition_penalty": 1.3}):
+        assert difference(run, **each) < EXACT
+        assert difference(run, temperature=0.7, **each) < EXACT
+    assert difference(run, temperature=0.0, repetition_penalty=1.3) < EXACT
+
+    sampling = Sampling(max_new_tokens=16, seed=3)
+    requests = [Request(prompt_ids=prompt, number=number) for number, prompt in enumerate(PROMPTS)]
+    tokens = [each.token_ids for each in run.generate(requests, sampling)]
+    assert [each.token_ids for each in run.generate(requests[::-1], sampling)][::-1] == tokens
+    assert run.generate(requests[2:3], sampling)[0].token_ids == tokens[2]
+    assert run.generate([Request(prompt_ids=PROMPTS[2], number=7)], sampling)[0].token_ids != tokens[2]
+
+    many = [Request(prompt_ids=PROMPTS[0], max_new_tokens=200) for _ in range(32)]
+    ended = [each for each in run.generate(many, Sampling(max_new_tokens=300, seed=1)) if each.finish_reason == "stop"]
+    ends = backend.jobs_of(requests, sampling, run, 512)[0].params["stop_token_ids"]
+    assert ended and all(each.token_ids[-1] in ends for each in ended)
+    assert not any(token in ends for each in ended for token in each.token_ids[:-1])
+
+    shared = [Request(prompt_ids=PROMPTS[3] * 20)] * 8  # a group: the prompt is read from the cache
+    assert len({tuple(each.token_ids) for each in run.generate(shared, sampling)}) > 1
+
+
+@pytest.mark.parametrize("fields", WAYS)
+def test_a_model_that_vllm_refuses_is_named(make, fields):
+    run = make(tiny_qwen(head_dim=31), **fields)
+    with pytest.raises(FtHostError, match="31"):
+        backend.ft_sync_weights(run.policy, 0, run)
+
+
+@server_only
+def test_an_engine_that_dies_is_named(make):
+    run = make(tiny_qwen(**HEADS), **SERVER)
+    backend.ft_sync_weights(run.policy, 0, run)
+    server = backend.opened(run).started
+    processes = psutil.Process(server.process.pid).children(recursive=True)
+    engine = next(each for each in processes if "EngineCore" in " ".join(each.cmdline()))
+    engine.kill()
+    with pytest.raises(FtHostError, match="(?s)vLLM.*the end of .*vllm.log"):
+        run.generate([Request(prompt_ids=prompt) for prompt in PROMPTS], Sampling(max_new_tokens=200))
+    backend.ft_close(run)
+    assert not psutil.wait_procs(processes, timeout=20)[1]
+
+
+@server_only
+def test_a_server_at_a_url(make):
+    first = make(tiny_llama(**HEADS), **SERVER)
+    backend.ft_sync_weights(first.policy, 0, first)
+    engine = backend.opened(first)
+    Client(engine.client.url, 30).post("/shutdown_weight_transfer_engine")
+    second = make(tiny_llama(**HEADS), url=engine.client.url, max_num_seqs=8)
+    follow(second, updates=1)
+    backend.ft_close(second)
+    assert engine.client.get("/health") is None
+
+
+@server_only
+def test_speed(make, capsys):
+    """Not a bound, but what the page's table is made of."""
+    run = make(tiny_qwen(hidden_size=128, num_hidden_layers=4, **HEADS), **{**SERVER, "max_num_seqs": 64})
+    started = time.perf_counter()
+    backend.ft_sync_weights(run.policy, 0, run)
+    spent = [time.perf_counter() - started]
+    requests = [Request(prompt_ids=PROMPTS[index % 6]) for index in range(64)]
+    sampling = Sampling(max_new_tokens=64, seed=1)
+    for _ in range(3):
+        started = time.perf_counter()
+        tokens = sum(len(each.token_ids) for each in run.generate(requests, sampling))
+        spent.append(tokens / (time.perf_counter() - started))
+    with capsys.disabled():
+        print(f"\nstart {spent[0]:.1f} s, then {', '.join(f'{each:.0f}' for each in spent[1:])} tokens/s")
+    assert min(spent[1:]) > 10

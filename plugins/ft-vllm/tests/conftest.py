@@ -1,0 +1,68 @@
+"""A run over a policy, and an environment whose Python says that it has vLLM and runs `fake_vllm.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from ft_vllm import __version__, backend
+from ft_vllm.config import VLLMConfig
+
+from ft_host.folder import RunFolder
+from ft_host.testing.generation import generating_run
+from ft_host.testing.models import save_tiny, tiny_tokenizer
+
+FAKE = Path(__file__).with_name("fake_vllm.py")
+VERSIONS = {"vllm": "0.32.0", "cli": "0.32.0+cpu", "ft-vllm": __version__}
+
+
+def run_of(folder: Path, model, fields: dict, **config):
+    """A run whose policy is `model`, which lies in `folder` for vLLM to read."""
+    name = save_tiny(folder / "model", model)
+    run = generating_run(model, tiny_tokenizer(), backend=backend, **config)
+    run.config.model = str(name)
+    run.config.progress = "none"
+    run.folder = RunFolder(folder)
+    run.backend_config = VLLMConfig(**fields)
+    run.backend_config.check()
+    run.backend_state = {}
+    return run
+
+
+@pytest.fixture
+def make(tmp_path):
+    """`make(model, **fields)`: such a run, ended after the test."""
+    runs = []
+
+    def made(model, config=None, **fields):
+        runs.append(run_of(tmp_path / str(len(runs)), model, fields, **(config or {})))
+        return runs[-1]
+
+    yield made
+    for run in runs:
+        backend.ft_close(run)
+
+
+def fake_python(folder: Path, **versions: str | None) -> str:
+    """A `python` that says what is installed beside it, and serves what fake_vllm.py does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    python = folder / "python"
+    said = json.dumps(VERSIONS | {name.replace("_", "-"): version for name, version in versions.items()})
+    python.write_text(f"""#!/bin/sh
+if [ "$1" = -c ]; then echo '{said}'; else exec {sys.executable} {FAKE} "$@"; fi
+""")
+    python.chmod(0o755)
+    return str(python)
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """`environment(vllm="0.31.0")`: a Python of an environment that has other versions."""
+    return lambda **versions: fake_python(tmp_path / "-".join(["environment", *versions]), **versions)
+
+
+@pytest.fixture
+def python(environment):
+    return environment()

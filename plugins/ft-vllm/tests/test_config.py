@@ -1,0 +1,51 @@
+"""What is refused before anything is loaded, and that asking needs neither torch nor vLLM."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from ft_vllm.config import VLLMConfig
+
+from ft_host.errors import ConfigError
+from ft_host.settings.fields import fields_of
+
+URL = {"url": "http://127.0.0.1:8000"}
+
+
+def test_a_server_and_an_engine_in_the_process():
+    VLLMConfig(python=sys.executable).check()
+    VLLMConfig(**URL).check()
+    VLLMConfig(mode="inprocess", gpu_memory_utilization=0.5, engine_args={"seed": 1}).check()
+    assert all(field.help.endswith(".") for field in fields_of(VLLMConfig).values())
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        ({}, "mode: server needs python.*or url"),
+        ({"python": "/nowhere/python"}, "python: /nowhere/python does not exist; expected the bin/python"),
+        ({"python": __file__}, "python: .*test_config.py is not executable"),
+        ({"mode": "inprocess", "python": sys.executable}, "python: is of a server"),
+        ({"mode": "inprocess", "timeout": 5.0}, "timeout: is of a server"),
+        ({"mode": "inprocess", "transfer": "gloo"}, "transfer: gloo can't be with mode: inprocess; expected auto or dir"),
+        ({**URL, "transfer": "direct"}, "transfer: direct can't be with mode: server; expected auto or gloo or nccl"),
+        ({**URL, "dtype": "bfloat16"}, "dtype: is of a server that the run starts"),
+        ({**URL, "server_args": ["--seed=1"]}, "server_args: is of a server that the run starts"),
+        ({**URL, "engine_args": {"seed": 1}}, "engine_args: is of mode: inprocess"),
+        ({"url": "127.0.0.1:8000"}, "url: '127.0.0.1:8000' is not the address of a server; expected http://HOST:PORT"),
+        ({"url": "http://a:1/v1"}, "url: 'http://a:1/v1' is not the address"),
+        ({"python": sys.executable, "transfer": "nccl"}, "nccl needs GPUs that the trainer doesn't use; set devices"),
+        ({"python": sys.executable, "transfer": "ipc", "tensor_parallel_size": 2}, "ipc is within one GPU"),
+        ({"python": sys.executable, "host": "http://a"}, "host: 'http://a' is a URL"),
+    ],
+)
+def test_refusals_name_the_field(fields, says):
+    with pytest.raises(ConfigError, match=f"backend_config.*{says}"):
+        VLLMConfig(**fields).check()
+
+
+def test_neither_fields_nor_what_runs_in_vllms_environment_load_torch():
+    code = "import sys, ft_vllm.config, ft_vllm.guard; print(sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
