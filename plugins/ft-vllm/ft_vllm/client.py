@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -34,6 +35,8 @@ class Client:
         self.timeout = timeout
         self.circumstances = circumstances
         self.local = threading.local()
+        self.lock = threading.Lock()
+        self.told: tuple[float, str] | None = None  # when, and what
 
     def get(self, path: str, timeout: float | None = None) -> Any:
         return self._ask("GET", path, None, timeout)
@@ -91,9 +94,11 @@ class Client:
         self.local.connection = None
 
     def known(self) -> str:
-        """What to add to the message of a failure, on lines of its own."""
-        known = self.circumstances()
-        return f"\n{known}" if known else ""
+        """What to add to the message of a failure, on lines of its own. Found out once, where many requests fail."""
+        with self.lock:
+            if self.told is None or time.monotonic() - self.told[0] > 10:
+                self.told = time.monotonic(), self.circumstances()
+        return f"\n{self.told[1]}" if self.told[1] else ""
 
 
 def closed(connection: http.client.HTTPConnection) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import random
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError, FtHostError
@@ -35,7 +38,6 @@ def start(config: VLLMConfig, served: Served) -> Any:
     if not served.on_gpu:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_kv_cache_gib)
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads stay where they are
-    import torch
     import vllm
     from vllm.config import WeightTransferConfig
 
@@ -55,21 +57,34 @@ def start(config: VLLMConfig, served: Served) -> Any:
     }  # fmt: skip
     if served.on_gpu:
         arguments["gpu_memory_utilization"] = memory_share(config, "direct")
+    else:
+        arguments["enable_chunked_prefill"] = False  # for the reason in server.arguments
     if served.lora_rank is not None:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 2,
                       "max_lora_rank": lora_rank(served.lora_rank)}  # fmt: skip
-    state = torch.get_rng_state()
-    try:
-        llm = vllm.LLM(**(arguments | config.engine_args))
-    except (ValueError, RuntimeError, OSError) as error:
-        raise FtHostError(f"vLLM can't serve {served.name}: {error}") from error
-    finally:
-        torch.set_rng_state(state)  # vLLM seeds the process that it is in
+    with as_they_were():
+        try:
+            llm = vllm.LLM(**(arguments | config.engine_args))
+        except (ValueError, RuntimeError, OSError) as error:
+            raise FtHostError(f"vLLM can't serve {served.name}: {error}") from error
     llm.init_weight_transfer_engine({"init_info": {}})
     return llm
 
 
-def load(llm: Any, weights: list[Named], version: int) -> None:
+@contextlib.contextmanager
+def as_they_were() -> Iterator[None]:
+    """Put the random states back: vLLM seeds the process that it starts in, and the trainer's are none of its business."""
+    import numpy as np
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
+def load(llm: Any, weights: Iterator[Named], version: int) -> None:
     """One update. Nothing is under way, as calls come one after the other; the cache is cleared."""
     llm.start_weight_update()
     llm.update_weights({"update_info": {"weights": weights}})
@@ -94,12 +109,15 @@ def clear(llm: Any) -> None:
 def generate(llm: Any, jobs: list[Job], adapter: Any) -> list[Completion]:
     from vllm import SamplingParams
 
-    answers = llm.generate(
-        [{"prompt_token_ids": job.prompt_ids} for job in jobs],
-        [SamplingParams(**job.params) for job in jobs],
-        use_tqdm=False,
-        lora_request=adapter,
-    )
+    try:
+        answers = llm.generate(
+            [{"prompt_token_ids": job.prompt_ids} for job in jobs],
+            [SamplingParams(**job.params) for job in jobs],
+            use_tqdm=False,
+            lora_request=adapter,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise FtHostError(f"vLLM can't complete these prompts: {error}") from error
     completions = []
     for answer in answers:
         said = answer.outputs[0]

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,9 @@ def arguments(config: VLLMConfig, served: Served, port: int) -> list[str]:
         found += ["--max-model-len", str(config.max_model_len)]
     if served.on_gpu:
         found += ["--gpu-memory-utilization", str(memory_share(config, served.transfer))]
+    else:
+        # A seeded request whose prompt is read in parts kills vLLM 0.32 on a CPU ("CPU Generator does not use offset").
+        found += ["--no-enable-chunked-prefill"]
     if served.lora_rank is not None:
         found += ["--enable-lora", "--max-loras", "1", "--max-cpu-loras", "2",
                   "--max-lora-rank", str(lora_rank(served.lora_rank))]  # fmt: skip
@@ -220,12 +224,17 @@ def circumstances(server: Server) -> str:
 
 
 def tail(server: Server, lines: int = 12) -> str:
-    """The end of a server's output, and before it the errors that it named."""
+    """The end of a server's output, and before it the first errors that it named: when an engine dies, each request that
+    was under way says so again, at length."""
+    named: list[str] = []
+    last: deque[str] = deque(maxlen=lines)
     with open(server.log, errors="replace") as output:
-        text = output.read().splitlines()
-    named = [line for line in text if "Error: " in line and "Traceback" not in line]
-    shown = [line for line in dict.fromkeys(named[:3] + named[-2:]) if line not in text[-lines:]]
-    return "\n".join([f"the end of {server.log}:", *shown, *(["…"] if shown else []), *text[-lines:]])
+        for line in output:
+            last.append(line.rstrip()[:300])
+            if "Error: " in line and " WARNING " not in line and len(named) < 3 and last[-1] not in named:
+                named.append(last[-1])
+    named = [line for line in named if line not in last]
+    return "\n".join([f"the end of {server.log}:", *named, *(["…"] if named else []), *last])
 
 
 def attach(server: Server, client: Client) -> None:
