@@ -14,7 +14,6 @@ from ft_host.errors import ConfigError
 # What has no meaning in the other way to run vLLM.
 STARTED_ONLY = ("python", "port", "start_timeout", "devices", "server_args", "server_env", "log")
 ENGINE_FIELDS = ("max_model_len", "enforce_eager", "tensor_parallel_size", "gpu_memory_utilization", "cpu_kv_cache_gib")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(kw_only=True)
@@ -139,6 +138,11 @@ class VLLMConfig:
             _refuse(given, {"url", "trainer_address", "adapter_folder", "timeout", "host", *STARTED_ONLY},
                     "is of a server; with mode: inprocess there is none")  # fmt: skip
             _refuse_transfer(self.transfer, ("auto", "direct"), "mode: inprocess")
+            if self.tensor_parallel_size > 1:
+                raise ConfigError(
+                    "backend_config.tensor_parallel_size: an engine in the trainer's process is on one GPU; mode: server "
+                    "splits the model"
+                )
             return
         if self.python is None and self.url is None:
             raise ConfigError(
@@ -155,7 +159,7 @@ class VLLMConfig:
         if shutil.which(self.python) is None:
             what = "is not executable" if os.path.exists(self.python) else "does not exist"
             raise ConfigError(f"backend_config.python: {self.python} {what}; expected the bin/python of an environment")
-        if self.host not in LOOPBACK and self.host.startswith("http"):
+        if "://" in self.host:
             raise ConfigError(f"backend_config.host: {self.host!r} is a URL; expected an address such as 127.0.0.1")
         if self.transfer == "nccl" and self.devices is None:
             raise ConfigError(

@@ -118,6 +118,18 @@ class DirectEngine(Layerwise, WeightTransferEngine[DirectInit, DirectUpdate]):
 # ---------------------------------------------------------------- gloo
 
 
+def gloo_group(store: dist.Store, rank: int, size: int, address: str, patience: timedelta) -> dist.ProcessGroupGloo:
+    """The group of trainer (rank 0) and workers. Where they meet on this machine alone, they talk on it alone: gloo by
+    itself listens where the machine's name points to. The trainer's side does the same, in transfer.py."""
+    store = dist.PrefixStore("ft-vllm", store)
+    if not address.startswith("127."):
+        return dist.ProcessGroupGloo(store, rank, size, patience)
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+    options._timeout = patience
+    return dist.ProcessGroupGloo(store, rank, size, options)
+
+
 @dataclass(kw_only=True)
 class GlooInit(WeightTransferInitInfo):
     """The group: the trainer is rank 0 and keeps the store, vLLM's workers are 1 and up."""
@@ -148,8 +160,7 @@ class GlooEngine(Layerwise, WeightTransferEngine[GlooInit, GlooUpdate]):
         rank = 1 + parallel.data_parallel_index * parallel.world_size + parallel.rank
         patience = timedelta(seconds=init_info.timeout)
         store = dist.TCPStore(init_info.address, init_info.port, init_info.world_size, False, patience)
-        store = dist.PrefixStore("ft-vllm", store)
-        self.group = dist.ProcessGroupGloo(store, rank, init_info.world_size, patience)
+        self.group = gloo_group(store, rank, init_info.world_size, init_info.address, patience)
 
     @torch.no_grad()
     def receive_weights(self, update_info: GlooUpdate) -> None:

@@ -84,9 +84,20 @@ def open_gloo(link: Link, workers: int, address: str) -> None:
 
     def here() -> None:
         link.store = store
-        link.group = dist.ProcessGroupGloo(dist.PrefixStore("ft-vllm", store), 0, workers + 1, patience)
+        link.group = gloo_group(store, 0, workers + 1, address, patience)
 
     both(link, "/init_weight_transfer_engine", {"init_info": there}, here)
+
+
+def gloo_group(store: dist.Store, rank: int, size: int, address: str, patience: timedelta) -> dist.ProcessGroupGloo:
+    """As in engines.py, which can't be imported without vLLM."""
+    store = dist.PrefixStore("ft-vllm", store)
+    if not address.startswith("127."):
+        return dist.ProcessGroupGloo(store, rank, size, patience)
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+    options._timeout = patience
+    return dist.ProcessGroupGloo(store, rank, size, options)
 
 
 def send_gloo(link: Link, manifest: Manifest, pieces: Pieces) -> None:

@@ -46,7 +46,10 @@ def join(info: dict) -> dict:
 
     patience = timedelta(seconds=info["timeout"])
     store = dist.TCPStore(info["address"], info["port"], info["world_size"], False, patience)
-    STATE["group"] = dist.ProcessGroupGloo(dist.PrefixStore("ft-vllm", store), 1, info["world_size"], patience)
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=info["address"])]
+    options._timeout = patience
+    STATE["group"] = dist.ProcessGroupGloo(dist.PrefixStore("ft-vllm", store), 1, info["world_size"], options)
     return {}
 
 

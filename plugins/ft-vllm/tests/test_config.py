@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ft_vllm.config import VLLMConfig
@@ -30,6 +32,7 @@ def test_a_server_and_an_engine_in_the_process():
         ({"mode": "inprocess", "python": sys.executable}, "python: is of a server"),
         ({"mode": "inprocess", "timeout": 5.0}, "timeout: is of a server"),
         ({"mode": "inprocess", "transfer": "gloo"}, "transfer: gloo can't be with mode: inprocess; expected auto or dir"),
+        ({"mode": "inprocess", "tensor_parallel_size": 2}, "tensor_parallel_size: an engine in the trainer's process is on"),
         ({**URL, "transfer": "direct"}, "transfer: direct can't be with mode: server; expected auto or gloo or nccl"),
         ({**URL, "dtype": "bfloat16"}, "dtype: is of a server that the run starts"),
         ({**URL, "server_args": ["--seed=1"]}, "server_args: is of a server that the run starts"),
@@ -44,6 +47,16 @@ def test_a_server_and_an_engine_in_the_process():
 def test_refusals_name_the_field(fields, says):
     with pytest.raises(ConfigError, match=f"backend_config.*{says}"):
         VLLMConfig(**fields).check()
+
+
+def test_the_page_lists_every_field_with_its_default():
+    page = (Path(__file__).parents[3] / "docs" / "vllm.md").read_text()
+    listed = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", page.split("## Fields")[1].split("\n## ")[0], re.MULTILINE))
+    shown = {"None": "not set", "True": "true", "[]": "none", "{}": "none"}
+    for name, field in fields_of(VLLMConfig).items():
+        default = str(field.default).removesuffix(".0")
+        assert listed.pop(name).strip("`") == shown.get(default, default), name
+    assert not listed
 
 
 def test_neither_fields_nor_what_runs_in_vllms_environment_load_torch():

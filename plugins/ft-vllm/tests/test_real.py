@@ -8,6 +8,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,6 +18,7 @@ import pytest
 import torch
 from ft_vllm import backend
 from ft_vllm.client import Client
+from ft_vllm.server import free_port
 from peft import LoraConfig, get_peft_model
 from transformers import (
     LogitsProcessorList,
@@ -167,11 +171,13 @@ def test_a_model_that_vllm_refuses_is_named(make, fields):
 
 
 @server_only
-def test_an_engine_that_dies_is_named(make):
+def test_a_server_listens_to_this_machine_alone_and_an_engine_that_dies_is_named(make):
     run = make(tiny_qwen(**HEADS), **SERVER)
     backend.ft_sync_weights(run.policy, 0, run)
     server = backend.opened(run).started
     processes = psutil.Process(server.process.pid).children(recursive=True)
+    heard = [place for each in processes for place in each.net_connections() if place.status == psutil.CONN_LISTEN]
+    assert heard and all(place.laddr.ip == "127.0.0.1" for place in heard)
     engine = next(each for each in processes if "EngineCore" in " ".join(each.cmdline()))
     engine.kill()
     with pytest.raises(FtHostError, match="(?s)vLLM.*the end of .*vllm.log"):
@@ -213,3 +219,17 @@ def test_an_engine_in_the_process_leaves_the_trainer_alone(make):
     assert run.generate([Request(prompt_ids=PROMPTS[0])], GREEDY) == before
     backend.ft_sync_weights(run.policy, 1, run)
     assert difference(run) < EXACT
+
+
+@server_only
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_share_a_server(tmp_path, strategy):
+    script, port = Path(__file__).with_name("two_real_ranks.py"), str(free_port("127.0.0.1"))
+    ranks = []
+    for rank in "01":
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with open(tmp_path / f"{rank}.log", "w") as log:
+            command = [sys.executable, str(script), str(tmp_path), PYTHON, strategy]
+            ranks.append(subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log))
+    for rank, process in enumerate(ranks):
+        assert process.wait(300) == 0, (tmp_path / f"{rank}.log").read_text()
