@@ -231,15 +231,15 @@ def sync_adapter(engine: Engine, policy: Policy, version: int, run: Run) -> None
         inprocess.load_adapter(engine.llm, adapter, engine.adapter, version)
         engine.adapter = adapter
     else:
-        client, previous = engine.client, engine.model
+        client, previous, limit = engine.client, engine.model, run.backend_config.transfer_timeout
 
         def work() -> None:
-            client.pause(run.backend_config.transfer_timeout)
-            client.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+            client.pause(limit)
+            client.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, limit)
             if engine.updates:
-                client.post("/v1/unload_lora_adapter", {"lora_name": previous})
-            client.post("/update_weight_version", {"new_version": str(version)})
-            client.resume()
+                client.post("/v1/unload_lora_adapter", {"lora_name": previous}, limit)
+            client.post("/update_weight_version", {"new_version": str(version)}, limit)
+            client.resume(limit)
 
         on_main(run, work)
         engine.model = name

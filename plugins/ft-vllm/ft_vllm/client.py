@@ -50,8 +50,8 @@ class Client:
         """Wait for what is under way, and forget what was computed with the old weights."""
         self.post("/pause", timeout=timeout, mode="wait", clear_cache="true")
 
-    def resume(self) -> None:
-        self.post("/resume")
+    def resume(self, timeout: float) -> None:
+        self.post("/resume", timeout=timeout)
 
     # -- plumbing
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ft_vllm.config import VLLMConfig
 
 WANTED = "0.32."  # the routes for weights are young: another minor version may have others
+PROMPT = 30.0  # seconds for an answer that takes no work
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, as vLLM takes them
 # Those of torchrun and accelerate would make the server one of the trainer's processes; the others are of the
 # trainer's environment.
@@ -242,14 +243,14 @@ def attach(server: Server, client: Client) -> None:
     where = f"backend_config.url: {server.url}" if server.process is None else f"the vLLM at {server.url}"
     needs = "it must be started as docs/vllm.md says"
     with refusing(f"{where} is no vLLM that serves a model"):
-        version = client.get("/version")["version"]
-        models = client.get("/v1/models")["data"]
+        version = client.get("/version", PROMPT)["version"]
+        models = client.get("/v1/models", PROMPT)["data"]
     if not version.startswith(WANTED):
         raise ConfigError(f"{where} is version {version}; this package is written for {WANTED}*")
     server.model, server.positions = models[0]["id"], models[0]["max_model_len"]
     with refusing(f"{where} has no routes for weights; {needs}, with VLLM_SERVER_DEV_MODE=1"):
-        client.get("/weight_info")
-        server.workers = client.get("/get_world_size")["world_size"]
+        client.get("/weight_info", PROMPT)
+        server.workers = client.get("/get_world_size", PROMPT)["world_size"]
     # The one token that top_k leaves has probability 1 where log-probs are of what is sampled, and less otherwise.
     only = {"max_tokens": 1, "temperature": 1.0, "top_k": 1, "logprobs": 0, "ignore_eos": True, "detokenize": False}
     with refusing(f"{where} doesn't take tokens; {needs}, with --enable-scale-out"):

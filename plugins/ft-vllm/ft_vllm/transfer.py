@@ -57,7 +57,7 @@ def send(link: Link, manifest: Manifest, pieces: Pieces, version: int) -> None:
     client.post("/start_weight_update", timeout=link.timeout)
     TRANSFERS[link.kind][1](link, manifest, pieces)
     client.post("/finish_weight_update", {"weight_version": str(version)}, timeout=link.timeout)
-    client.resume()
+    client.resume(link.timeout)
 
 
 def close_link(link: Link) -> None:
