@@ -2,9 +2,10 @@
 
     checkpoints/step-N/
         model/         safetensors; loads with `from_pretrained` (not with FSDP2, where the weights are in state/)
-        state/         torch.distributed.checkpoint: the optimizer, companions that follow the policy, and with FSDP2 the
-                       weights; any number of ranks
+        state/         torch.distributed.checkpoint: the optimizer, companions that follow the policy or are trained with
+                       it, and with FSDP2 the weights; any number of ranks
         rng-R.json     random states of rank R
+        buffer-R.json  of a run with rollouts: what rank R has of the last one
         progress.json  step, data position, the method's state
         files.json     size and checksum of every file above
 
@@ -160,9 +161,11 @@ def _together(run: Run, doing: str) -> Iterator[None]:
         raise FtHostError(problems[0])
 
 
-def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
-    """Write checkpoints/step-N. All ranks must call it. Raises FtHostError when it can't be written; the checkpoints
-    from before are untouched."""
+def save(
+    run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer: dict[str, Any] | None = None
+) -> Path:
+    """Write checkpoints/step-N; `buffer` is this rank's rows of a rollout. All ranks must call it. Raises FtHostError
+    when it can't be written; the checkpoints from before are untouched."""
     place = run.folder.checkpoints / f"step-{run.step}"
     aside = run.folder.checkpoints / f".step-{run.step}.tmp"
     doing = f"checkpoint at step {run.step} could not be written"
@@ -175,13 +178,15 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress) -> Path
             state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(run.policy, optimizer)}
             if is_sharded(run.config, run.world_size):
                 state["model"] = get_model_state_dict(run.policy, options=_options(run))
-            state |= followers(run)
+            state |= followers(run) | learners(run)
             with _alone():
                 dcp.save(state, checkpoint_id=aside / "state", no_dist=run.world_size == 1)
             if not is_sharded(run.config, run.world_size) and run.accelerator.is_main_process:
                 save_model(run.policy, aside / "model")
                 run.tokenizer.save_pretrained(aside / "model")
             write_json(aside / f"rng-{run.rank}.json", random_states())
+            if buffer is not None:
+                write_json(aside / f"buffer-{run.rank}.json", buffer, indent=None)
         with _together(run, doing):
             if run.accelerator.is_main_process:
                 saved = {"step": run.step, "world_size": run.world_size, "state": run.state}
@@ -212,6 +217,16 @@ def followers(run: Run) -> dict[str, Any]:
     }
 
 
+def learners(run: Run) -> dict[str, Any]:
+    """The weights of models that are trained inside the policy; sharded ones are among the policy's own."""
+    if is_sharded(run.config, run.world_size):
+        return {}
+    return {
+        f"trained {role}": get_model_state_dict(module, options=_options(run))
+        for role, module in run.policy.companions.items()
+    }
+
+
 def full_state(run: Run) -> dict[str, torch.Tensor]:
     """The weights of a sharded policy, whole, on the CPU of the main process. All ranks must call it."""
     return get_model_state_dict(
@@ -226,7 +241,8 @@ def _options(run: Run) -> StateDictOptions:
 
 
 def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[str, Any]:
-    """Put optimizer, random states and, where they are in state/, the weights back. Gives progress.json.
+    """Put optimizer, random states and, where they are in state/, the weights back. Gives progress.json, and as `buffers`
+    what each rank had of a rollout.
 
     Weights in model/ are not loaded here: the run starts its policy from that folder. All ranks must call it.
     """
@@ -234,7 +250,7 @@ def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[s
     state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(run.policy, optimizer)}
     if not (checkpoint / "model").is_dir():
         state["model"] = get_model_state_dict(run.policy, options=_options(run))
-    state |= followers(run)
+    state |= followers(run) | learners(run)
     with _alone():
         dcp.load(state, checkpoint_id=checkpoint / "state", no_dist=run.world_size == 1)
     set_optimizer_state_dict(run.policy, optimizer, state["optimizer"])
@@ -243,6 +259,10 @@ def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[s
     for role, companion in run.models.items():
         if f"companion {role}" in state:
             set_model_state_dict(companion.held, state[f"companion {role}"])
+    for role, module in run.policy.companions.items():
+        if f"trained {role}" in state:
+            strict = StateDictOptions(strict=not run.config.use_peft)
+            set_model_state_dict(module, state[f"trained {role}"], options=strict)
     optimizer.zero_grad(set_to_none=True)
     run.step = saved["step"]
     run.state = saved["state"]
@@ -251,4 +271,6 @@ def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[s
         set_random_states(json.loads(states.read_text(encoding="utf-8")))
     else:  # other ranks than before: there is no state to put back, but ranks must still differ
         torch.manual_seed(run.config.seed + 1000003 * run.step + run.rank)
-    return saved
+    files = [checkpoint / f"buffer-{rank}.json" for rank in range(saved["world_size"])]
+    buffers = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    return saved | {"buffers": buffers}

@@ -25,20 +25,21 @@ def option(
     le: float | None = None,
     aliases: tuple[str, ...] = (),
     required: bool = False,
+    unless: str | None = None,
     example: str | None = None,
 ) -> Any:
     """A config field: its default, what it means, and what it may be.
 
     `group` is the heading it is listed under ("method" for a method's own), `choices` the values it may have (of a
     list: each of its items), `ge`, `gt`, `le` its bounds, and `aliases` further names that flags and files may use for
-    it. A `required` field must be given something that isn't empty, and `example` is what the refusal shows. A default
-    that is a list or dict is copied per config.
+    it. A `required` field must be given something that isn't empty, where the field `unless` isn't given, and `example` is
+    what the refusal shows. A default that is a list or dict is copied per config.
 
     Types: str, bool, int, float, list[...] and dict[str, ...] of those or of Any, and unions of them with None.
     """
     metadata = {
         "help": help, "group": group, "choices": choices, "ge": ge, "gt": gt, "le": le, "aliases": aliases,
-        "required": required, "example": example,
+        "required": required, "unless": unless, "example": example,
     }  # fmt: skip
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)

@@ -6,12 +6,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ft_host.data import prompt_of
-from ft_host.generation import Request, Sampling
+from ft_host.generation import Sampling
+from ft_host.generation.config import RolloutConfig
+from ft_host.generation.rollout import completed, scored, scoring_of
 from ft_host.loop import annotated, evaluate_loss
 from ft_host.models import reshard
-from ft_host.rewards import RewardFunction, Scoring, score
+from ft_host.rewards import RewardFunction, Scored, score
 
 if TYPE_CHECKING:
+    from ft_host.generation.online import Online
     from ft_host.run import Run
 
 SAMPLES = 5  # rows of each evaluation that samples.jsonl shows, the first ones, so that they are the same each time
@@ -20,21 +23,25 @@ Row = dict[str, Any]
 
 
 class Evaluation:
-    """The held-out rows of a run, evaluated when it is called: loss and metrics, and what reward functions say.
+    """The held-out rows of a run, evaluated when it is called: loss and metrics, and what rewards say of completions.
 
-    `rows` are prepared, `raw` as they were read; every rank has all of them.
+    `rows` are prepared, `raw` as they were read; every rank has all of them. With rollouts rows are prompts, which have no
+    loss; without `rewards` of its own the evaluation then has those of the training.
     """
 
-    def __init__(self, run: Run, rows: list[Row], raw: list[Row], rewards: list[RewardFunction]):
-        self.run, self.raw, self.rewards = run, raw, rewards
+    def __init__(
+        self, run: Run, rows: list[Row], raw: list[Row], rewards: list[RewardFunction], online: Online | None = None
+    ):
+        self.run, self.rewards, self.online = run, rewards, online
         self.any = bool(rows)
+        self.to_complete = raw if online is None else rows
         self.mine = rows[run.rank :: run.world_size]
         self.fixed = all(companion.spec.sync_steps is None for companion in run.models.values())
         self.last = -1  # the step that was evaluated last
 
     def annotate(self) -> None:
         """Ask companions about the rows once, where they say the same each time."""
-        if self.any and self.fixed:
+        if self.any and self.fixed and self.online is None:
             self.mine = annotated(self.run, self.mine)
 
     def __call__(self) -> None:
@@ -44,10 +51,11 @@ class Evaluation:
             return
         self.last = run.step
         started = time.perf_counter()
-        rows = self.mine if self.fixed else annotated(run, self.mine)
-        entry = {"kind": "eval", "step": run.step} | evaluate_loss(run, rows)
-        if self.rewards:
-            metrics, samples = evaluate_rewards(run, self.raw, self.rewards)
+        entry = {"kind": "eval", "step": run.step}
+        if self.online is None:
+            entry |= evaluate_loss(run, self.mine if self.fixed else annotated(run, self.mine))
+        if self.rewards or self.online is not None:
+            metrics, samples = evaluate_rewards(run, self.to_complete, self.rewards, self.online)
             entry |= metrics
             if run.accelerator.is_main_process:
                 for sample in samples:
@@ -57,70 +65,79 @@ class Evaluation:
 
 
 def evaluate_rewards(
-    run: Run, rows: list[Row], functions: list[RewardFunction]
+    run: Run, rows: list[Row], functions: list[RewardFunction], online: Online | None = None
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Complete the prompt of each raw row and score it. Gives metrics over all ranks, and samples.
+    """Complete the prompt of each row and score it, with `functions`, or without them with the rewards of `online`. Gives
+    metrics over all ranks, and samples.
 
-    Metrics: `eval_reward`, the mean over rows of the sum over functions; `eval_rewards/NAME/mean`;
-    `eval_completions/mean_length` in tokens and `eval_completions/clipped_ratio`, the share that was cut short; and
-    `eval_NAME` for what functions log. A reward of None counts neither in sums nor in means.
+    `rows` are raw; of a run with rollouts, prepared. Metrics: `eval_reward`, the mean over rows of the weighted sum over
+    rewards; `eval_rewards/NAME/mean`; `eval_completions/mean_length` in tokens and `eval_completions/clipped_ratio`, the
+    share that was cut short; and `eval_NAME` for what functions log. A reward of None counts neither in sums nor in means.
 
     All ranks must call it with the same rows; each generates and scores its share. Raises DataError for a row without
     a prompt or a function that wants a column that isn't there, FtHostError for a function that fails.
     """
-    mine = rows[run.rank :: run.world_size]
-    prepared = [prompt_of(row, run.tokenizer, run.config) for row in mine]
-    completions = run.generate([Request(prompt_ids=ids) for ids, _ in prepared], sampling_of(run))
+    share = range(run.rank, len(rows), run.world_size)
+    mine = [(rows[index] if online else prompt_from(rows[index], run)) | {"group": index} for index in share]
+    run.sync_weights()
+    completions = completed(
+        mine, 1, run.generate, sampling_of(run), run.tokenizer, run.config, online.toolbox if online else None,
+        online.positions if online else None, lambda wants: any(run.gather(wants)),
+    )  # fmt: skip
     texts = [run.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
-    prompts = [prompt for _, prompt in prepared]
-    scoring = Scoring(
-        prompts=prompts,
-        completions=[as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
-        completion_ids=[each.token_ids for each in completions],
-        columns=columns_of(mine),
-        trainer_state=trainer_state(run),
-    )
-    # A rank with more processes than rows has nothing to score, and functions need not expect that.
-    rewards = score(functions, scoring) if mine else [[] for _ in functions]
-    scored = [
+    state = trainer_state(run)
+    if functions or online is None:
+        names, weights = [function.name for function in functions], [1.0] * len(functions)
+        found = in_process(functions, scoring_of(mine, completions, texts, state)) if mine else Scored(values=[])
+    else:
+        names, weights = online.names, online.weights
+        found = scored(online.pool, online.toolbox, mine, completions, texts, state)
+    made = [
         {
-            "prompt": prompts[i],
+            "prompt": row["prompt"],
             "completion": texts[i],
-            "reference": reference_of(mine[i]),
-            "rewards": {function.name: rewards[f][i] for f, function in enumerate(functions)},
+            "reference": reference_of(row["columns"]),
+            "rewards": dict(zip(names, found.values[i], strict=True)),
             "length": len(completions[i].token_ids),
             "clipped": completions[i].finish_reason == "length",
-            **({"extra": {name: values[i] for name, values in scoring.extra.items()}} if scoring.extra else {}),
+            **({"extra": {name: values[i] for name, values in found.extra.items()}} if found.extra else {}),
         }
-        for i in range(len(mine))
+        for i, row in enumerate(mine)
     ]
-    ranks = run.gather((scored, scoring.metrics))
+    ranks = run.gather((made, found.metrics))
     everything = [ranks[i % run.world_size][0][i // run.world_size] for i in range(len(rows))]
     logged = [metrics for _, metrics in ranks]
     samples = [{k: v for k, v in row.items() if k not in ("length", "clipped")} for row in everything[:SAMPLES]]
-    return summary(everything, logged), samples
+    return summary(everything, logged, weights), samples
+
+
+def prompt_from(row: Row, run: Run) -> Row:
+    """A raw row as what `completed` begins with."""
+    ids, prompt = prompt_of(row, run.tokenizer, run.config)
+    return {"prompt_ids": ids, "prompt": prompt, "columns": row}
+
+
+def in_process(functions: list[RewardFunction], scoring: Any) -> Scored:
+    rewards = score(functions, scoring)
+    values = [list(each) for each in zip(*rewards, strict=True)]
+    return Scored(values=values, metrics=scoring.metrics, extra=scoring.extra)
 
 
 def sampling_of(run: Run) -> Sampling:
     """How evaluation samples: as the config says, with the same noise each time."""
     config = run.config
+    temperature, more = config.temperature, {}
+    if isinstance(config, RolloutConfig):
+        temperature = config.temperature if config.eval_temperature is None else config.eval_temperature
+        more = {"min_p": config.min_p, "repetition_penalty": config.repetition_penalty}
     return Sampling(
         max_new_tokens=config.max_completion_length,
-        temperature=config.temperature,
+        temperature=temperature,
         top_p=config.top_p,
         top_k=config.top_k,
         seed=config.seed,
+        **more,
     )
-
-
-def as_completion(prompt: str | list[Row], text: str) -> str | list[Row]:
-    """A completion in the format of its prompt: text, or one assistant message."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-
-
-def columns_of(rows: list[Row]) -> dict[str, list[Any]]:
-    """Columns of all rows; a row without one has None there."""
-    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
 def reference_of(row: Row) -> str | None:
@@ -144,10 +161,15 @@ def trainer_state(run: Run) -> Any:
     )
 
 
-def summary(rows: list[dict[str, Any]], logged: list[dict[str, list[float]]]) -> dict[str, float]:
+def summary(
+    rows: list[dict[str, Any]], logged: list[dict[str, list[float]]], weights: list[float]
+) -> dict[str, float]:
     """The metrics of scored rows, and of what each rank's functions logged."""
     metrics: dict[str, float | None] = {}
-    given = [[reward for reward in row["rewards"].values() if reward is not None] for row in rows]
+    given = [
+        [weight * reward for weight, reward in zip(weights, row["rewards"].values(), strict=True) if reward is not None]
+        for row in rows
+    ]
     metrics["eval_reward"] = mean([sum(rewards) for rewards in given if rewards])
     for name in rows[0]["rewards"] if rows else ():
         metrics[f"eval_rewards/{name}/mean"] = mean(

@@ -3,7 +3,7 @@
     run.json        what ran: config with origins, plugins, environment, data, plan, status, result
     metrics.jsonl   a line for every optimizer step and every evaluation
     events.jsonl    what the run said in words
-    samples.jsonl   completions of held-out prompts, at each evaluation
+    samples.jsonl   completions of held-out prompts, at each evaluation, and some of each rollout
     checkpoints/    step-N/, complete or absent
     model/          what `from_pretrained` loads, or the adapter
 """
@@ -28,11 +28,11 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).astimezone().isoformat(timespec="seconds")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """Write aside, flush to the disk, rename: a reader sees the old file or the new one."""
     aside = path.with_name(f".{path.name}.tmp")
     with aside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
+        json.dump(value, file, indent=indent, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)

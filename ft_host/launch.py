@@ -26,6 +26,9 @@ from ft_host.config import RunConfig
 from ft_host.errors import FtHostError, Interrupted
 from ft_host.evaluate import Evaluation
 from ft_host.folder import RunFolder, now
+from ft_host.generation.buffer import dealt
+from ft_host.generation.config import RolloutConfig
+from ft_host.generation.online import Online, check_online
 from ft_host.loop import Progress, add_up, fit
 from ft_host.manifest import (
     before_and_after,
@@ -36,6 +39,7 @@ from ft_host.manifest import (
     plan_of,
 )
 from ft_host.models import (
+    attach_value,
     check_vocabulary,
     load_policy,
     merge_adapter,
@@ -49,6 +53,7 @@ from ft_host.progress import Trackers, check_trackers, sinks, tell
 from ft_host.report import write_report
 from ft_host.rewards import check_columns, load_rewards
 from ft_host.run import FinishedRun, ModelSpec, Run
+from ft_host.settings import backend_of
 
 
 def train(
@@ -99,15 +104,18 @@ class _Launch:
         self.stopping = threading.Event()
         self.handlers: dict[int, Any] = {}
         self.warnings: list[str] = []
+        self.online: Online | None = None
+        self.run: Run | None = None
 
     # -- in order
 
     def go(self) -> FinishedRun:
         config = self.config
-        backend = registry.find("backend", config.backend) if config.eval_reward else None
+        backend, backend_config = backend_of(config)
         diagnostics = [registry.find("diagnostics", name) for name in config.diagnostics]
         self.chosen = [self.method, *([backend] if backend else []), *diagnostics]
         plugins = registry.session(self.method, backend, diagnostics)
+        check_online(self.method, plugins, config)
         specs = plugins.hook.ft_models(config=config) or {}
         head = specs.pop("policy", ModelSpec()).head
         optimizer_factory(config)
@@ -123,9 +131,12 @@ class _Launch:
         for reward in rewards:
             check_columns(reward, eval_source.columns)
         data.check_first_rows(train_source, prepare, config)
+        if isinstance(config, RolloutConfig):
+            self.online = Online.open(config, train_source.columns, tokenizer)
 
         self.accelerator = start_processes(config)
         self._sharded = is_sharded(config, self.accelerator.num_processes)
+        rollouts = config.rollout_plan(self.accelerator.num_processes) if self.online else None
         self._open_folder(train_source, eval_source)
         checkpoint, damaged = self._checkpoint()
         torch.manual_seed(config.seed)  # new weights (an adapter's) are the same on every rank
@@ -133,6 +144,9 @@ class _Launch:
         start = dataclasses.replace(config, model=str(held)) if held else config
         policy = load_policy(start, tokenizer, self.accelerator.device, head=head)
         keep_adapter(policy, specs, config)
+        trained = [specs.pop(role) for role in list(specs) if specs[role].trained]
+        for spec in trained:
+            attach_value(policy, spec, config, tokenizer, self.accelerator.device)
         if self._sharded:
             model = shard(policy, config)
         else:
@@ -140,20 +154,25 @@ class _Launch:
         optimizer = self.accelerator.prepare(make_optimizer(policy, config))
         run = Run(
             config=config, folder=self.folder, tokenizer=tokenizer, plugins=plugins,
-            accelerator=self.accelerator, policy=policy, model=model,
+            accelerator=self.accelerator, policy=policy, model=model, rollouts=rollouts, backend_config=backend_config,
         )  # fmt: skip
+        self.run = run
         run.models = {role: Companion(spec, run) for role, spec in specs.items()}
         torch.manual_seed(config.seed + run.rank)  # dropout differs between ranks
-        progress = Progress()
+        progress, saved_rows = Progress(), None
         if checkpoint:
             saved = checkpoints.load(run, optimizer.optimizer, checkpoint)
             progress = Progress(**saved["progress"])
+            saved_rows = dealt(saved["buffers"], run.rank, run.world_size)
         if self.accelerator.is_main_process and self.resume:
             self.folder.rewind(run.step)
 
-        stream = data.TrainStream(
-            train_source, prepare, config, rank=run.rank, world_size=run.world_size, position=progress.position
-        )
+        if self.online:
+            stream = self.online.buffer(run, train_source, prepare, progress.position, saved_rows)
+        else:
+            stream = data.TrainStream(
+                train_source, prepare, config, rank=run.rank, world_size=run.world_size, position=progress.position
+            )
         total = config.max_steps if config.max_steps > 0 else stream.planned_steps()
         schedule = Schedule(optimizer.optimizer, config, total)
         by_rows = config.packing and config.max_steps < 1
@@ -169,13 +188,14 @@ class _Launch:
         if checkpoint:
             run.say(f"resumed from {checkpoint.name}")
 
-        evaluation = Evaluation(run, *(data.eval_rows(eval_source, prepare, config) if eval_source else ([], [])), rewards)
+        held_out = data.eval_rows(eval_source, prepare, config) if eval_source else ([], [])
+        evaluation = Evaluation(run, *held_out, rewards, self.online)
         if any(spec.ahead for spec in specs.values()):
             self._make_ahead(run, train_source, prepare, total, evaluation.mine)
         evaluation.annotate()
 
         def save() -> None:
-            checkpoints.save(run, optimizer.optimizer, progress)
+            checkpoints.save(run, optimizer.optimizer, progress, stream.state() if self.online else None)
 
         if config.eval_on_start and run.step == 0:
             evaluation()
@@ -186,7 +206,7 @@ class _Launch:
                 total_rows=total_rows, evaluate=evaluation, save=save, asked_to_stop=self.stopping.is_set,
             )  # fmt: skip
         evaluation()
-        self._say_what_was_lost(run, stream)
+        self._say_what_was_lost(run, stream.prompts if self.online else stream)
         stream.close()
         return self._finish(run)
 
@@ -201,10 +221,10 @@ class _Launch:
         steps.close()
 
     def _say_what_was_lost(self, run: Run, stream: data.TrainStream) -> None:
-        """Rows that were left out or cut, of all ranks: with windows every rank has seen all, else its own."""
+        """Rows that were left out or cut, of all ranks: with windows or rollouts every rank has seen all, else its own."""
         tally = stream.tally
         ranks = run.gather({**tally.dropped, "": tally.truncated})
-        lost = ranks[0] if stream.layout.windowed else add_up(ranks)
+        lost = ranks[0] if stream.layout.windowed or self.online else add_up(ranks)
         cut = lost.pop("")
         for reason, count in lost.items():
             run.say(f"{count} rows were left out: {reason}", "warning")
@@ -315,6 +335,10 @@ class _Launch:
             return f"(none: {error})"
 
     def close(self) -> None:
+        if self.online is not None:
+            self.online.close()
+        if self.run is not None:
+            self.run.plugins.hook.ft_close(run=self.run)
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if self.accelerator is not None:

@@ -35,12 +35,12 @@ def cut(units: list[list[Row]], per_batch: int, max_tokens: int | None) -> list[
     """The units of a step (a row, or the rows of a packed block) as micro-batches.
 
     By count: `per_batch` units each, as they come. By tokens: first fit, longest first; a unit that is over the budget
-    alone gets a micro-batch of its own.
+    alone gets a micro-batch of its own. A prompt that rows of a unit share counts once.
     """
     if max_tokens is None:
         chunks = [units[i : i + per_batch] for i in range(0, len(units), per_batch)]
         return [[row for unit in chunk for row in unit] for chunk in chunks]
-    sized = sorted(((sum(row["length"] for row in unit), i) for i, unit in enumerate(units)), reverse=True)
+    sized = sorted(((size_of(unit), i) for i, unit in enumerate(units)), reverse=True)
     bins: list[tuple[int, list[int]]] = []
     for size, index in sized:
         for at, (used, members) in enumerate(bins):
@@ -50,6 +50,14 @@ def cut(units: list[list[Row]], per_batch: int, max_tokens: int | None) -> list[
         else:
             bins.append((size, [index]))
     return [[row for index in members for row in units[index]] for _, members in bins]
+
+
+def size_of(unit: list[Row]) -> int:
+    """The tokens of a unit as it is laid out: those that rows of one group share stand there once."""
+    shared = sum(
+        row["shared"] for last, row in itertools.pairwise(unit) if "shared" in row and row["group"] == last["group"]
+    )
+    return sum(row["length"] for row in unit) - shared
 
 
 def add_up(counts: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -87,12 +95,17 @@ def _given_back(hook: str, rows: list[Row], found: list[Row] | None) -> list[Row
 def asks_models(run: Run) -> bool:
     """Whether the method looks at rows with a model before they are collated."""
     hook = run.plugins.hook
-    return bool(hook.ft_annotate.get_hookimpls() or hook.ft_step.get_hookimpls())
+    annotates = run.rollouts is None and hook.ft_annotate.get_hookimpls()
+    return bool(annotates or hook.ft_step.get_hookimpls())
 
 
 def before_collating(run: Run, cuts: list[list[Row]]) -> list[list[Row]]:
-    """The rows of a step's micro-batches, annotated and with the statistics of the step."""
-    rows = with_statistics(run, annotated(run, [row for each in cuts for row in each]))
+    """The rows of a step's micro-batches, annotated (those of a rollout are already) and with the statistics of the
+    step."""
+    rows = [row for each in cuts for row in each]
+    if run.rollouts is None:
+        rows = annotated(run, rows)
+    rows = with_statistics(run, rows)
     ends = list(itertools.accumulate(len(each) for each in cuts))
     return [rows[end - len(each) : end] for each, end in zip(cuts, ends, strict=True)]
 
@@ -268,6 +281,7 @@ def fit(
 
     while limit is None or run.step < limit:
         started = time.perf_counter()
+        run.seconds = {}
         rows, cuts, batches, error = None, [], [], None
         try:
             rows = next(steps, None)
@@ -275,6 +289,8 @@ def fit(
                 cuts = cut(rows.units, config.per_device_train_batch_size, config.max_tokens_per_micro_batch)
         except UsageError as problem:  # a bad row: this rank tells the others, and all save before they stop
             error = str(problem)
+        except FtHostError as problem:  # a rollout that can't go on, on all ranks
+            stop(problem)
         if asking and not any(run.gather(error is not None)):  # all ranks take part, or none
             cuts = before_collating(run, cuts)
         try:
@@ -310,8 +326,11 @@ def fit(
         progress.num_tokens += agreed.tokens
         seconds = time.perf_counter() - started
         supervised = {}
+        training = seconds - sum(run.seconds.values())
+        if run.seconds:  # a step that began with a rollout
+            metrics |= {f"perf/{what}_time": took for what, took in run.seconds.items()} | {"perf/train_time": training}
         if "tokens" in agreed.totals:  # a method that scores whole rows has none
-            supervised["perf/supervised_tokens_per_second"] = agreed.totals["tokens"] / seconds
+            supervised["perf/supervised_tokens_per_second"] = agreed.totals["tokens"] / training
         run.log(
             {
                 "kind": "train",
@@ -321,9 +340,10 @@ def fit(
                 "grad_norm": metrics.pop("grad_norm"),
                 "learning_rate": rate,
                 "num_tokens": progress.num_tokens,
+                **rows.metrics,
                 **metrics,
                 "perf/step_time": seconds,
-                "perf/tokens_per_second": agreed.tokens / seconds,
+                "perf/tokens_per_second": agreed.tokens / training,
                 **supervised,
                 "perf/peak_memory_mb": peak_memory_mb(run.device),
             }

@@ -17,6 +17,8 @@ import ft_host
 from ft_host import registry
 from ft_host.errors import ConfigError
 from ft_host.folder import FORMAT, RunFolder, now
+from ft_host.generation.config import RolloutConfig
+from ft_host.settings.plan import rollout_notes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,6 +62,7 @@ def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
     parameters = sum(p.numel() for p in run.policy.parameters())
     trainable = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
     notes = [
+        *(rollout_notes(run.rollouts, run.world_size) if run.rollouts else []),
         f"{per_step} {'blocks' if config.packing else 'rows'} a step ({config.per_device_train_batch_size} a device × "
         f"{config.gradient_accumulation_steps} accumulated × {run.world_size} processes), "
         f"{total} steps" + (" (estimated)" if config.packing and config.max_steps < 1 else ""),
@@ -67,7 +70,10 @@ def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
         f"{run.accelerator.mixed_precision} mixed precision, on {run.device}",
     ]
     return {
-        "plan": {"rows_per_step": per_step, "planned_steps": total, "notes": [*notes, *run.policy.notes]},
+        "plan": {
+            "rows_per_step": per_step, "planned_steps": total, "notes": [*notes, *run.policy.notes],
+            "rollout": dataclasses.asdict(run.rollouts) if run.rollouts else None,
+        },
         "model": {"class": base, "parameters": parameters, "trainable": trainable},
     }, notes
 
@@ -87,6 +93,14 @@ def check_rows_per_step(folder: RunFolder, config: RunConfig, processes: int) ->
             f"{processes} processes); change per_device_train_batch_size or gradient_accumulation_steps with the number "
             f"of processes"
         )
+    if plan and isinstance(config, RolloutConfig):
+        now, before = dataclasses.asdict(config.rollout_plan(processes)), plan["rollout"]
+        if now != before:
+            changed = ", ".join(f"{name} {before[name]} then and {now[name]} now" for name in now if now[name] != before[name])
+            raise ConfigError(
+                f"rollouts of {folder.path} are others than before: {changed}. steps_per_generation counts micro-batches: "
+                f"change it with per_device_train_batch_size and the number of processes"
+            )
 
 
 def check_same_data(folder: RunFolder, manifest: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.folder import RunFolder
     from ft_host.generation import Completion, Request, Sampling
+    from ft_host.generation.config import RolloutPlan
     from ft_host.metrics import Metric
     from ft_host.models.companions import Companion
     from ft_host.models.policy import Policy
@@ -70,6 +72,11 @@ class Run:
     step: int = 0  # optimizer steps done
     totals: dict[str, float] = field(default_factory=dict)  # counts of the whole step, all micro-batches and ranks
     state: dict[str, Any] = field(default_factory=dict)  # a method's own, JSON-able; kept in checkpoints
+    rollouts: RolloutPlan | None = None  # how completions become optimizer steps; None: the rows are those of the data
+    seconds: dict[str, float] = field(default_factory=dict)  # what this step has taken beside training, by name
+    backend_config: Any = None  # the backend's own fields, an object of its config class; None where it has none
+    backend_state: dict[str, Any] = field(default_factory=dict)  # what a backend keeps while the run lasts
+    sampler_version: int | None = None  # the step whose weights the backend has; None: it has been given none
 
     @property
     def device(self) -> torch.device:
@@ -94,8 +101,22 @@ class Run:
         return values
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
-        """Complete each request with the policy's current weights. All ranks must call it."""
+        """Complete each request with the weights that the backend has. All ranks must call it."""
         return self.plugins.hook.ft_generate(requests=requests, sampling=sampling, run=self)
+
+    def sync_weights(self) -> None:
+        """Give the backend the policy's current weights, if it holds weights and has others. All ranks must call it."""
+        if self.sampler_version == self.step:
+            return
+        if self.plugins.hook.ft_sync_weights.get_hookimpls():
+            started = time.perf_counter()
+            self.plugins.hook.ft_sync_weights(model=self.policy, version=self.step, run=self)
+            self.took("weight_sync", time.perf_counter() - started)
+        self.sampler_version = self.step
+
+    def took(self, what: str, seconds: float) -> None:
+        """Count time of this step that isn't training: metrics.jsonl has it as `perf/WHAT_time`."""
+        self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
     def log(self, entry: dict[str, Any]) -> None:
         """Write a line of metrics.jsonl and pass it to the sinks. Does nothing off the main process."""

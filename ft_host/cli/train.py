@@ -194,8 +194,7 @@ def resumed(asked: Asked) -> Ready:
 def find_others(config: Any) -> None:
     """The other plugins that the config names, found without importing them."""
     registry.check_requirements(config.required_plugins)
-    if config.eval_reward:
-        registry.find("backend", config.backend)
+    settings.backend_of(config)
     for name in config.diagnostics:
         registry.find("diagnostics", name)
 

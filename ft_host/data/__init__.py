@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ft_host.data.opening import open_eval, open_source, open_train
 from ft_host.data.preferences import fit_length, is_empty, preference_row, tokenize_completions, unpaired_rows
+from ft_host.data.prompts import prompt_row
 from ft_host.data.sources import Source, Stream
 from ft_host.data.stream import StepRows, TrainStream, check_first_rows, eval_rows
 from ft_host.data.tokenizer import load_tokenizer
@@ -24,6 +25,7 @@ __all__ = [
     "open_train",
     "preference_row",
     "prompt_of",
+    "prompt_row",
     "tokenize_completions",
     "tokenize_row",
     "unpaired_rows",

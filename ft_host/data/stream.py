@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ class StepRows:
     dropped: dict[str, int]  # by reason, so far; of this rank, where ranks prepare rows of their own
     truncated: int  # rows cut at max_length so far, counted likewise
     last: bool  # no step comes after this one, where that is known
+    metrics: dict[str, float] = field(default_factory=dict)  # of how the rows were made, for the line of this step
 
 
 @dataclass(kw_only=True)

@@ -49,3 +49,4 @@ class Completion:
     versions: list[int] = field(default_factory=list)
     turns: int = 1
     prompt_ids: list[int] = field(default_factory=list)  # where it isn't the request's: an environment added to it
+    messages: list[dict] = field(default_factory=list)  # the turns of a conversation with tools

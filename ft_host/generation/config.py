@@ -54,6 +54,7 @@ class RolloutConfig(RunConfig):
         group="rollouts",
         aliases=("reward_funcs",),
         required=True,
+        unless="environment",
         example="my_rewards.py:correct",
     )
     reward_weights: list[float] = option([], "The weight of each reward. Not set: 1 each.", group="rollouts")
@@ -119,7 +120,7 @@ class RolloutConfig(RunConfig):
     environment: str | None = option(
         None,
         "A class (file.py:Class or package.module:Class), one object for each completion: `reset(**row)` may add to the "
-        "prompt, its public methods are tools.",
+        "prompt, its public methods are tools, and its `get_reward()`, if it has one, is a reward.",
         group="rollouts",
     )
     max_tool_calling_iterations: int | None = option(

@@ -42,3 +42,12 @@ def ft_sync_weights(model: Policy, version: int, run: Run) -> None:
     Implemented by backends that hold weights of their own. Runs before the first generation and before each one that
     follows an update, on all ranks at once; no request is under way meanwhile. Since 0.3.
     """
+
+
+@hookspec
+def ft_close(run: Run) -> None:
+    """Let go of what the backend has started for this run: servers, engines, files.
+
+    Implemented by backends that start something. Runs once when the run ends, however it ends, on each rank by itself:
+    others may be gone by then. Since 0.3.
+    """

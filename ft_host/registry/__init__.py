@@ -5,6 +5,7 @@ from __future__ import annotations
 from ft_host.registry.catalog import PluginInfo, catalog
 from ft_host.registry.lookup import (
     FtExperimentalWarning,
+    backend_config_class,
     config_class,
     find,
     label,
@@ -19,6 +20,7 @@ from ft_host.registry.session import prepare_hook, session, wrappers
 __all__ = [
     "FtExperimentalWarning",
     "PluginInfo",
+    "backend_config_class",
     "catalog",
     "check_requirements",
     "config_class",

@@ -46,7 +46,7 @@ class PluginInfo:
     version: str = ""
     stability: str = "experimental"  # or "stable", "deprecated"
     value: str = ""  # the entry point: the module that holds the hooks
-    config: str = ""  # of a method: module:Class of its config
+    config: str = ""  # of a method, or of a backend that has fields: module:Class of its config
     summary: str = ""
     location: str = ""  # file of the module where it was found, else the folder that its metadata lies in
     requires: tuple[str, ...] = ()  # Requires-Dist as written
@@ -172,29 +172,33 @@ def _plugins(dist: Distribution) -> list[PluginInfo]:
 
     configs = {name: value for group, name, value in entries if group == CONFIGS}
     methods = {name for group, name, _ in entries if KINDS.get(group) == "method"}
+    backends = {name for group, name, _ in entries if KINDS.get(group) == "backend"} - methods
     keys = [entry[:2] for entry in entries]
     plugins = []
     for group, name, value in entries:
-        if group == CONFIGS and name in methods:
-            continue  # listed with its method
+        if group == CONFIGS and name in methods | backends:
+            continue  # listed with its method or backend
         location, problem = _locate(value, attr=False)
         info = PluginInfo(
             kind=KINDS.get(group, "method" if group == CONFIGS else "unknown"), name=name, value=value,
-            config=configs.get(name, "") if KINDS.get(group) == "method" else "",
+            config=configs.get(name, "") if KINDS.get(group) == "method" or name in backends else "",
             location=location or str(dist.locate_file("")), notes=notes, **common,
         )  # fmt: skip
         if group == CONFIGS:
             info = replace(info, value="", config=value)
-            problem = f"has a config in {CONFIGS} and no method of this name in {GROUPS['method']}"
+            problem = (
+                f"has a config in {CONFIGS} and no method of this name in {GROUPS['method']} (nor a backend in "
+                f"{GROUPS['backend']})"
+            )
         elif info.kind == "unknown":
             problem = f"entry point group {group!r} is unknown to this host; it knows {', '.join([*KINDS, CONFIGS])}"
         elif not _NAME.fullmatch(name):
             problem = f"bad entry point: the name {name!r} has characters other than letters, digits, '.', '_' and '-'"
         elif keys.count((group, name)) > 1:
             problem = f"bad entry point: {name!r} stands twice in {group}"
-        elif info.kind == "method" and keys.count((CONFIGS, name)) > 1:
+        elif info.config and keys.count((CONFIGS, name)) > 1:
             problem = f"bad entry point: {name!r} stands twice in {CONFIGS}"
-        elif info.kind == "method" and not problem:
+        elif not problem and (info.kind == "method" or info.config):
             problem = _config_problem(name, configs)
         state = "ok"
         if refusal:

@@ -72,18 +72,34 @@ def config_class(method: str | PluginInfo) -> type[RunConfig]:
                 f"for instance `from ft_sft.config import SFTConfig as Config`"
             )
     else:
-        value = info.config
-        found = _import(info, _module_of(value), f"the config of the method {info.name!r}")
-        for part in value.partition(":")[2].partition("[")[0].strip().split("."):
-            if part not in vars(found):
-                raise PluginBroken(f"{label(info)} ({info.location}): {value} does not exist: no {part!r}")
-            found = vars(found)[part]
+        value, found = info.config, _config_of(info)
     if not (isinstance(found, type) and issubclass(found, RunConfig)):
         raise PluginBroken(f"{label(info)}: {value} is no class that extends ft_host.config.RunConfig, but {found!r}")
     if found is not RunConfig and "__dataclass_fields__" not in vars(found):
         raise PluginBroken(
             f"{label(info)}: {value} is not decorated with @dataclass(kw_only=True), so its fields would be ignored"
         )
+    return found
+
+
+def backend_config_class(info: PluginInfo) -> type | None:
+    """The class of a backend's own fields: the entry point of its name in the group ft_host.configs. None where it has
+    none. Imports the class's module only. Raises PluginBroken where it isn't a dataclass."""
+    _refuse_unusable(info)
+    if not info.config:
+        return None
+    found = _config_of(info)
+    if not (isinstance(found, type) and "__dataclass_fields__" in vars(found)):
+        raise PluginBroken(f"{label(info)}: {info.config} is no class decorated with @dataclass(kw_only=True)")
+    return found
+
+
+def _config_of(info: PluginInfo) -> object:
+    found = _import(info, _module_of(info.config), f"the config of the {info.kind} {info.name!r}")
+    for part in info.config.partition(":")[2].partition("[")[0].strip().split("."):
+        if part not in vars(found):
+            raise PluginBroken(f"{label(info)} ({info.location}): {info.config} does not exist: no {part!r}")
+        found = vars(found)[part]
     return found
 
 

@@ -20,7 +20,8 @@ SPECS = (data, loss, generation, diagnostics)
 # Hooks that one plugin of the run answers. Others may wrap them.
 OWNERS = {
     "ft_prepare": "method", "ft_collate": "method", "ft_models": "method", "ft_annotate": "method",
-    "ft_step": "method", "ft_loss": "method", "ft_generate": "backend",
+    "ft_step": "method", "ft_loss": "method", "ft_rollout": "method", "ft_generate": "backend",
+    "ft_sync_weights": "backend",
 }  # fmt: skip
 REQUIRED = {"method": ("ft_prepare", "ft_collate", "ft_loss"), "backend": ("ft_generate",), "diagnostics": ()}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from ft_host.settings.backend import backend_of
 from ft_host.settings.paths import check_output
 from ft_host.settings.resolve import RESUMABLE, Resolved, check, resolve, resolve_resumed
 
-__all__ = ["RESUMABLE", "Resolved", "check", "check_output", "resolve", "resolve_resumed"]
+__all__ = ["RESUMABLE", "Resolved", "backend_of", "check", "check_output", "resolve", "resolve_resumed"]

@@ -54,6 +54,7 @@ class Field:
     le: float | None
     aliases: tuple[str, ...]
     required: bool
+    unless: str | None  # another field, which makes this one not required
     example: str | None
 
     @property

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError
+from ft_host.generation.config import RolloutConfig
 from ft_host.rewards.builtin import BUILTIN, lacking
 from ft_host.rewards.model import folder_problem
 from ft_host.settings.fields import nearest, show
@@ -38,6 +39,13 @@ def path_problems(config: RunConfig, origins: dict[str, str]) -> list[tuple[str,
         found.append(("chat_template_path", absent(config.chat_template_path, origins.get("chat_template_path", ""))))
     for reference in config.eval_reward:
         found += [("eval_reward", problem) for problem in reward_problems(reference)]
+    if isinstance(config, RolloutConfig):
+        for reference in config.reward:
+            found += [("reward", problem) for problem in reward_problems(reference)]
+        for reference in config.tools:
+            found += [("tools", problem) for problem in function_problems(reference)]
+        if config.environment is not None:
+            found += [("environment", problem) for problem in function_problems(config.environment)]
     if config.optim not in OPTIMIZERS and ":" not in config.optim:
         names = f"one of {', '.join(OPTIMIZERS)}, or the import path of a class (package.module:Class)"
         found.append(("optim", f"found {show(config.optim)}, expected {names}{nearest(config.optim, OPTIMIZERS)}"))

@@ -189,9 +189,9 @@ def missing_required(values: dict[str, Any], fields: dict[str, Field]) -> list[s
     """A line for each required field that is absent or empty."""
     return [
         f"{field.name} is required: give {field.flag} or {field.name}: in the config file, for instance "
-        f"{field.flag} {field.example}"
+        f"{field.flag} {field.example}" + (f" (or {field.unless})" if field.unless else "")
         for field in fields.values()
-        if field.required and not values.get(field.name)
+        if field.required and not values.get(field.name) and not values.get(field.unless)
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def told(tmp_path, monkeypatch):
         modules={"told_completions": TOLD}, requires=["ft-host"],
     )  # fmt: skip
     catalog.cache_clear()
-    monkeypatch.delitem(__import__("sys").modules, "told_completions", raising=False)
+    monkeypatch.delitem(sys.modules, "told_completions", raising=False)
     yield importlib.import_module("told_completions")
     catalog.cache_clear()
 
