@@ -178,7 +178,9 @@ def save(
             state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(run.policy, optimizer)}
             if is_sharded(run.config, run.world_size):
                 state["model"] = get_model_state_dict(run.policy, options=_options(run))
-            state |= followers(run) | learners(run)
+            else:
+                state |= learners(run)
+            state |= followers(run)
             with _alone():
                 dcp.save(state, checkpoint_id=aside / "state", no_dist=run.world_size == 1)
             if not is_sharded(run.config, run.world_size) and run.accelerator.is_main_process:
@@ -218,9 +220,7 @@ def followers(run: Run) -> dict[str, Any]:
 
 
 def learners(run: Run) -> dict[str, Any]:
-    """The weights of models that are trained inside the policy; sharded ones are among the policy's own."""
-    if is_sharded(run.config, run.world_size):
-        return {}
+    """The weights of models that are trained inside the policy, which model/ doesn't hold."""
     return {
         f"trained {role}": get_model_state_dict(module, options=_options(run))
         for role, module in run.policy.companions.items()
@@ -248,9 +248,11 @@ def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[s
     """
     saved = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
     state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(run.policy, optimizer)}
-    if not (checkpoint / "model").is_dir():
+    if (checkpoint / "model").is_dir():
+        state |= learners(run)
+    else:
         state["model"] = get_model_state_dict(run.policy, options=_options(run))
-    state |= followers(run) | learners(run)
+    state |= followers(run)
     with _alone():
         dcp.load(state, checkpoint_id=checkpoint / "state", no_dist=run.world_size == 1)
     set_optimizer_state_dict(run.policy, optimizer, state["optimizer"])

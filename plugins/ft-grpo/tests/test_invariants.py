@@ -27,6 +27,7 @@ EVERYTHING = {
     "beta": 0.1, "loss_type": "grpo", "importance_sampling_level": "sequence", "use_adaptive_entropy": True,
     "entropy_coef": 0.1, "entropy_target": 6.0, "top_entropy_quantile": 0.5, "mask_truncated_completions": True,
     "importance_sampling_correction": "token_truncate", "off_policy_mask_threshold": 1.0,
+    "max_completion_length": 64,  # so that some are not cut short, and are left
 }  # fmt: skip
 
 

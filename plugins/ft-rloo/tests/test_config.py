@@ -90,7 +90,7 @@ def test_values_out_of_range_are_refused(arguments, said):
 def test_a_range_is_read_from_flags():
     from ft_host.settings import resolve
 
-    given = ["--model", "m", "--dataset", "d", "--reward", "format", "--reward-clip-range", "-1", "2.5"]
+    given = ["--model", "m", "--dataset", "d", "--reward", "think_format_reward", "--reward-clip-range", "-1", "2.5"]
     assert resolve(RLOOConfig, None, given).config.reward_clip_range == [-1.0, 2.5]
 
 

@@ -4,6 +4,7 @@ A backend that says what it was told, and TRL's trainer that is given the same."
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def make_fixed(make, answers, fixed, prompts, tmp_path, monkeypatch):
 
     def made(**fields: Any) -> RLOOConfig:
         count, name = fields.get("num_generations", 2), f"told_{len(list(site.iterdir()))}"
+        monkeypatch.delitem(sys.modules, f"fake_{name}", raising=False)  # that of the test before
         source = BACKEND.format(size=12, count=count, completions_of=inspect.getsource(fixed))
         make_distribution(
             site, f"ft-{name}", entry_points={"ft_host.backends": {name: f"fake_{name}"}},
