@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from ft_host.config import RunConfig
+from ft_host.generation.config import RolloutConfig
 from ft_host.settings.fields import GROUPS, Field, bounds, fields_of
 from ft_host.settings.text import type_text, yaml_text
 
@@ -31,32 +33,52 @@ Python (`SFTConfig(learning_rate=1e-5)`). Flags override the file. `ft-host conf
 - A file may say `method: sft`; then `ft-host train run.yaml` is enough.
 - Paths start from the folder that ft-host is called in.
 """
+ROLLOUTS = """\
+## Every method with rollouts
+
+What grpo, rloo and ppo have beyond the fields above, and any method that learns from what it samples. [rewards.md](rewards.md)
+and [tools.md](tools.md) say more."""
 
 
 def generate() -> str:
-    """The text of docs/config.md: the fields of every run, then those of each method in plugins/."""
+    """The text of docs/config.md: the fields of every run, those of every run with rollouts, and then those of each method
+    and backend in plugins/."""
     parts = [HEAD]
-    shared = fields_of(RunConfig)
     parts.append("## Every run\n")
     for group, title in GROUPS.items():
-        parts.append(section(f"### {title}", [field for field in shared.values() if field.group == group]))
-    for name, config_class in methods():
-        about = " ".join((config_class.__doc__ or "").partition("\n\n")[0].split())
-        about += f" In Python: `{config_class.__module__}.{config_class.__name__}`."
-        own = [field for field in fields_of(config_class).values() if field != shared.get(field.name)]
-        parts.append(section(f"## {name}\n\n{about}", own))
+        parts.append(section(f"### {title}", [each for each in fields_of(RunConfig).values() if each.group == group]))
+    parts.append(section(ROLLOUTS, beyond(RolloutConfig, RunConfig)))
+    found = list(configs())
+    for name, config_class in found:
+        base = next((base for base in (RolloutConfig, RunConfig) if issubclass(config_class, base)), None)
+        if base is not None:
+            rollouts = " It has the fields of every method with rollouts." if base is RolloutConfig else ""
+            about = f"{summary(config_class)}{rollouts} In Python: `{config_class.__module__}.{config_class.__name__}`."
+            parts.append(section(f"## {name}\n\n{about}", beyond(config_class, base)))
+    for name, config_class in found:
+        if not issubclass(config_class, RunConfig):
+            about = f"{summary(config_class)} Given as `backend_config`, with `backend: {name}`."
+            parts.append(section(f"## The backend {name}\n\n{about}", list(fields_of(config_class).values())))
     return "\n".join(part for part in parts if part)
 
 
-def methods() -> list[tuple[str, type]]:
-    """Name and config class of each method in plugins/, by its entry point."""
-    found = []
+def configs() -> Iterator[tuple[str, type]]:
+    """Name and config class of each method in plugins/, and of each backend with fields, by its entry point."""
     for file in sorted(ROOT.glob("plugins/*/pyproject.toml")):
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         for name, value in project.get("entry-points", {}).get("ft_host.configs", {}).items():
             module, _, attribute = value.partition(":")
-            found.append((name, vars(importlib.import_module(module))[attribute]))
-    return found
+            yield name, vars(importlib.import_module(module))[attribute]
+
+
+def beyond(config_class: type, base: type) -> list[Field]:
+    """The fields that `config_class` has beyond those of `base`, or with another default."""
+    shared = fields_of(base)
+    return [field for field in fields_of(config_class).values() if field != shared.get(field.name)]
+
+
+def summary(config_class: type) -> str:
+    return " ".join((config_class.__doc__ or "").partition("\n\n")[0].split())
 
 
 def section(heading: str, fields: list[Field]) -> str:
@@ -65,7 +87,8 @@ def section(heading: str, fields: list[Field]) -> str:
         return ""
     lines = [heading, "", "| field | takes | default | meaning |", "| --- | --- | --- | --- |"]
     for field in fields:
-        default = "required" if field.required else f"`{yaml_text(field.default)}`"
+        unless = f", unless `{field.unless}` is given" if field.unless else ""
+        default = f"required{unless}" if field.required else f"`{yaml_text(field.default)}`"
         takes = f"{type_text(field)}{bounds(field)}".replace("|", "\\|")
         meaning = field.help + (f" Also: `{'`, `'.join(field.aliases)}`." if field.aliases else "")
         meaning = meaning.replace("|", "\\|")
