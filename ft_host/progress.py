@@ -14,7 +14,11 @@ from typing import Any
 from ft_host.errors import ConfigError
 from ft_host.hooks import hookimpl
 
-SHOWN = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "rewards/accuracies", "rewards/margins", "accuracy")
+EARNED = ("reward", "objective/scores")  # what a run that learns from its own completions is about
+SHOWN = (
+    *EARNED, "loss", "grad_norm", "learning_rate", "mean_token_accuracy", "rewards/accuracies", "rewards/margins",
+    "accuracy", "kl", "objective/kl", "completions/mean_length",
+)  # fmt: skip
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
@@ -56,10 +60,11 @@ def _eval_line(entry: dict[str, Any]) -> str:
 
 
 class Lines:
-    """One line every `logging_steps`."""
+    """One line every `logging_steps`. What is logged with the first step of a rollout stays until the next one."""
 
     def __init__(self, total: int | None):
         self.total = total
+        self.latest: dict[str, Any] = {}
         self.started = time.monotonic()
         self.first: int | None = None
 
@@ -69,12 +74,13 @@ class Lines:
             print(_eval_line(entry), file=sys.stderr, flush=True)
             return
         step = entry["step"]
+        self.latest |= {key: entry[key] for key in SHOWN if key in entry}
         if self.first is None:
             self.first = step - 1
         if step % run.config.logging_steps and step != self.total:
             return
         parts = [f"step {step}" + (f"/{self.total}" if self.total else "")]
-        parts += [_number(key, entry[key]) for key in SHOWN if key in entry]
+        parts += [_number(key, self.latest[key]) for key in SHOWN if key in self.latest]
         parts.append(f"{entry['perf/tokens_per_second']:.0f} tokens/s")
         if self.total:
             done = step - self.first
@@ -84,11 +90,12 @@ class Lines:
 
 
 class Bar:
-    """tqdm, with loss, tokens per second and what is left."""
+    """tqdm, with what the last rollout earned, loss, tokens per second and what is left."""
 
     def __init__(self, total: int | None, done: int):
         from tqdm import tqdm
 
+        self.earned: dict[str, Any] = {}
         self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, file=sys.stderr)
 
     @hookimpl
@@ -96,9 +103,10 @@ class Bar:
         if entry["kind"] == "eval":
             self.bar.write(_eval_line(entry), file=sys.stderr)
             return
-        self.bar.set_postfix_str(
-            f"loss {entry['loss']:.4g}, {entry['perf/tokens_per_second']:.0f} tokens/s", refresh=False
-        )
+        self.earned |= {key: entry[key] for key in EARNED if key in entry}
+        shown = [_number(key, value) for key, value in self.earned.items()]
+        shown += [f"loss {entry['loss']:.4g}", f"{entry['perf/tokens_per_second']:.0f} tokens/s"]
+        self.bar.set_postfix_str(", ".join(shown), refresh=False)
         self.bar.update(1)
 
 
@@ -120,17 +128,24 @@ def check_trackers(names: list[str]) -> None:
 
 
 class Trackers:
-    """TensorBoard, Weights & Biases, trackio, MLflow, … through accelerate."""
+    """TensorBoard, Weights & Biases, trackio, MLflow, … through accelerate. What is logged with the first step of a
+    rollout is sent with the next step that is sent."""
+
+    def __init__(self):
+        self.waiting: dict[str, Any] = {}
 
     @hookimpl
     def ft_log(self, entry, run):
-        if entry["kind"] == "train" and entry["step"] % run.config.logging_steps:
-            return
         values = {
             key: value
             for key, value in entry.items()
             if key not in ("kind", "step") and isinstance(value, (int, float))
         }
+        if entry["kind"] == "train":
+            self.waiting |= values
+            if entry["step"] % run.config.logging_steps:
+                return
+            values, self.waiting = self.waiting, {}
         run.accelerator.log(values, step=entry["step"])
 
 

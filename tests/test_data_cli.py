@@ -240,6 +240,73 @@ def test_without_a_prompt_the_first_token_is_predicted_from_nothing(shown):
     assert lines[2].startswith("a«b|</s>»") and lines[2].endswith("c«d|</s>»")
 
 
+# ---------------------------------------------------------------- prompts
+
+PROMPT_METHOD = """
+from dataclasses import dataclass
+
+from ft_host import hookimpl
+from ft_host.batch import Batch
+from ft_host.data.prompts import prompt_row
+from ft_host.generation.config import RolloutConfig, RolloutPlan
+
+@dataclass(kw_only=True)
+class Config(RolloutConfig):
+    def rollout_plan(self, processes):
+        return RolloutPlan(prompts=1, generations=1, steps=1, passes=1)
+
+@hookimpl
+def ft_prepare(row, tokenizer, config):
+    return prompt_row(row, tokenizer, config)
+
+@hookimpl
+def ft_rollout(rows, run): ...
+
+@hookimpl
+def ft_collate(rows, tokenizer, config) -> Batch: ...
+
+@hookimpl
+def ft_loss(model, batch, run): ...
+"""
+
+
+def test_prompts_with_the_columns_that_rewards_get(tmp_path, capsys, monkeypatch):
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %} is{% endif %}"
+    chat_tokenizer(template).save_pretrained(tmp_path / "m")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    rows = [
+        {"prompt": "The quick\n", "answer": "fox\n🙂", "tests": list(range(100)), "level": None},
+        {"prompt": "a"},
+        {"prompt": "The dog " * 40, "answer": "too long"},
+        {"prompt": [{"role": "user", "content": "Who?"}], "answer": "me"},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "prompt_method.py").write_text(PROMPT_METHOD)
+    (tmp_path / "rewards.py").write_text("def right(completions, answer): return [0.0 for _ in completions]\n")
+    assert run(
+        [str(tmp_path / "prompt_method.py"), "--model", str(tmp_path / "m"), "--dataset", str(tmp_path / "a.jsonl"),
+         "--reward", str(tmp_path / "rewards.py:right"), "--train-sampling-strategy", "sequential", "--max-length=60",
+         "--rows=4"]
+    ) == 0  # fmt: skip
+    sys.modules.pop("prompt_method")
+    registry.prepare_hook.cache_clear()
+    said = capsys.readouterr().out
+    one, two, long, chat, counts = said.split("\n\n")
+    head, prompt, *columns = one.splitlines()
+    assert head.endswith(f"line 1: {size(rows[0]['prompt'])} tokens") and two.splitlines()[0].endswith("line 2: 1 token")
+    assert prompt.replace("|", "") == "The quick⏎" and "«" not in prompt, "nothing of it is supervised"
+    numbers = json.dumps(rows[0]["tests"])
+    assert columns == [
+        "for rewards:", '  answer: "fox\\n🙂"', f"  tests: {numbers[:100]} … ({len(numbers)} characters)", "  level: null"
+    ]  # fmt: skip
+    assert len(two.splitlines()) == 2, "a row that is a prompt alone"
+    assert long.endswith("line 3: dropped: the prompt is longer than max_length")
+    assert chat.splitlines()[1].replace("|", "") == "Who? is" and '  answer: "me"' in chat and "prompt:" not in chat
+    assert "supervised" not in said and "truncated" not in said and "cut" not in said
+    assert "; a prompt has " in counts
+    assert "  dropped     25.0% of the rows (max_length 60)\n    1 × the prompt is longer than max_length" in counts
+
+
 def test_columns_count_cells_not_characters():
     lines = wrapped([("漢字漢", None), ("e\u0301a\n", 32), ("b", None)], 5)
     assert lines == [("漢字", 4), ("漢\x1b[32me\u0301a\x1b[0m", 4), ("b", 1)]

@@ -269,7 +269,7 @@ def test_the_page_of_a_finished_run_says_what_came_of_what(tmp_path):
     charts = [attrs["aria-label"] for attrs in page.all("svg")]
     assert charts[0].startswith("Loss: training from 3.") and "held out from 3.63 at step 0" in charts[0]
     assert [label.split(":")[0] for label in charts[1:]] == [
-        "Held-out reward", "Token accuracy", "Entropy", "Gradient norm", "Learning rate", "Held-out completion length",
+        "Held-out reward", "Token accuracy", "Entropy", "Held-out completion length", "Gradient norm", "Learning rate",
         "Tokens/s", "Supervised tokens/s", "Step time", "Peak memory",
     ]  # fmt: skip
     set_first = text.index("flag --learning-rate")
@@ -371,6 +371,111 @@ def test_samples_of_every_shape_are_shown(tmp_path):
     for needle in ("Be brief.", "user", "(empty)", "Me.", "brief –", "brief 1", "parsed: me", "Before · step 0",
                    "After · step 10", "Reference"):  # fmt: skip
         assert needle in text, needle
+
+
+def section(page: Page, title: str) -> list[str]:
+    """The texts of a section of the page."""
+    start = page.texts.index(title)
+    titles = {"Curves", "Evaluation", "Samples", "Rollouts", "Speed and memory", "Settings"}
+    end = next(at for at in range(start + 1, len(page.texts)) if page.texts[at] in titles)
+    return page.texts[start + 1 : end]
+
+
+def test_rollouts_are_no_samples_and_the_first_and_the_last_are_shown(tmp_path):
+    run = make_run(tmp_path / "run", steps=20, eval_steps=10, rollouts=True)
+    record = read_run(run)
+    assert len(record.rollouts) == 10 * 8 and all("rollout" not in sample for sample in record.samples)
+    page = page_of(run)
+    samples = section(page, "Samples")
+    assert "Before · step 0" in samples and "After · step 20" in samples
+    assert not any("rollout" in text for text in samples)
+    shown = section(page, "Rollouts")
+    assert shown[1] == "First rollout · step 1" and "Last rollout · step 19" in shown
+    last = shown[shown.index("Last rollout · step 19") :]
+    prompts = [last[at + 1] for at, text in enumerate(last) if text == "Prompt"]
+    assert prompts == ["Add 21 and 30.", "Add 55 and 17."]
+    first_group = last[: last.index("Add 55 and 17.")]
+    assert [text for text in first_group if text.startswith("rollout ")] == [
+        "rollout 9: 21+30 = 51", "rollout 9: 21+30 = 52", "rollout 9: 21+30 = 54", "rollout 9: 21+30 = 55",
+    ], "the best first"  # fmt: skip
+    assert [text for text in first_group if text.startswith("advantage")] == [
+        "advantage +1.5", "advantage -0.5", "advantage -0.5", "advantage -0.5",
+    ]  # fmt: skip
+    for needle in ("10 tokens", "exact_match 1", "exact_match 0", "brief 0.5", "parsed: 51"):
+        assert needle in first_group, needle
+    assert not any(text.startswith(f"rollout {number}:") for number in range(1, 9) for text in page.texts)
+
+
+def test_a_run_with_rollouts_is_about_its_reward(tmp_path):
+    run = make_run(tmp_path / "run", steps=40, eval_steps=None, rollouts=True)
+    page = page_of(run)
+    series = read_run(run).train["reward"]
+    assert "Training reward" in page.text and "Training loss" not in page.text and "Samples" not in page.texts
+    start = page.texts.index("Training reward")
+    assert page.texts[start + 1 : start + 5] == [
+        fmt.number(series.first), "→", fmt.number(series.recent()), "first rollout → mean of the last 10",
+    ]  # fmt: skip
+    assert [attrs["aria-label"].split(":")[0] for attrs in page.all("svg")] == [
+        "Reward", "Reward", "Reward", "Entropy", "Completion length", "Completions cut short", "Groups that earn alike",
+        "Loss", "Gradient norm", "Learning rate", "Clipped", "Spread of the reward", "Reward", "Reward",
+        "Tokens/s", "Supervised tokens/s", "Sampled tokens/s", "Step time", "Peak memory", "Rollout time",
+        "Generation time", "Reward time", "Weight sync time", "Annotation time", "Training time",
+    ]  # fmt: skip
+    charts = [attrs["aria-label"] for attrs in page.all("svg")]
+    assert charts[1].startswith("Reward: brief:") and charts[12].startswith("Reward: brief:")
+    start = page.texts.index("Speed and memory")
+    train = read_run(run).train
+    rest = sum(train["perf/step_time"].values) - 20 * (0.25 + 0.05 + 0.02 + 0.01)
+    assert page.texts[start + 1].startswith(
+        f"5 s in generation, 1 s in rewards, 0.4 s in weight sync, 0.2 s in annotation, {fmt.duration(rest)} in training, "
+    )
+    assert "4 more" in page.texts, "what few look for is folded"
+
+
+def test_a_score_takes_the_place_of_a_reward_and_one_reward_is_drawn_once(tmp_path):
+    scored = make_run(tmp_path / "scored", steps=0, eval_steps=None, rollouts=True)
+    once = make_run(tmp_path / "once", steps=0, eval_steps=None, rollouts=True)
+    for step in range(1, 4):
+        line = {"kind": "train", "step": step, "loss": 0.1, "perf/rollout_time": 1.0}
+        append(scored, "metrics.jsonl", line | {"objective/scores": 0.5 * step, "objective/kl": 0.1})
+        append(once, "metrics.jsonl", line | {"reward": 0.5, "rewards/right/mean": 0.5})
+    page = page_of(scored)
+    assert "Training score" in page.text and "first step → mean of the last 3" in page.text
+    assert [attrs["aria-label"].split(":")[0] for attrs in page.all("svg")][:3] == ["Score", "KL", "Loss"]
+    assert [attrs["aria-label"].split(":")[0] for attrs in page_of(once).all("svg")] == ["Reward", "Loss", "Rollout time"]
+
+
+def test_faulty_rollouts_are_shown_as_they_are(tmp_path):
+    run = make_run(tmp_path / "run", steps=4, eval_steps=None)
+    whole = {"step": 1, "kind": "rollout", "rollout": 0, "prompt": "p", "completion": "c", "rewards": {"right": 1.0},
+             "extra": {}, "advantage": 1, "group": 0, "tokens": 1}  # fmt: skip
+    append(
+        run, "samples.jsonl",
+        {key: value for key, value in whole.items() if key != "advantage"} | {"completion": "no advantage"},
+        whole | {"rewards": {"right": None}, "completion": [{"role": "assistant", "content": "no reward"}]},
+        whole | {"advantage": "nan", "completion": ""},
+        whole | {"advantage": -2e-9, "tokens": None, "completion": None, "rewards": None, "extra": None, "group": [1]},
+        {"kind": "rollout", "prompt": {"b": 1, "a": [HOSTILE]}, "rewards": HOSTILE, "advantage": HOSTILE},
+        '{"step": 3, "kind": "rollout", "rol',
+    )  # fmt: skip
+    page = page_of(run)
+    shown = section(page, "Rollouts")
+    assert "Samples" not in page.texts
+    assert shown[1] == "First rollout · step 1" and "Last rollout · step ?" in shown
+    for needle in ("no advantage", "no reward", "right –", "right 1", "(empty)", "advantage nan", "advantage +1",
+                   "advantage -2e-9", "1 token", "null"):  # fmt: skip
+        assert needle in shown, needle
+    chips = [attrs.get("class") for attrs in page.all("span")]
+    assert chips.count("chip good") == 1 and "chip bad" not in chips, "of the advantage of 1 alone"
+    assert "samples.jsonl, line 6: cut off" in page.text and not page.all("img")
+
+
+def test_many_prompts_of_one_rollout(tmp_path):
+    run = make_run(tmp_path / "run", steps=4, eval_steps=None)
+    append(run, "samples.jsonl", *({"step": 1, "kind": "rollout", "rollout": 0, "prompt": f"prompt {group}",
+                                    "completion": "c", "group": group} for group in range(5)))  # fmt: skip
+    shown = section(page_of(run), "Rollouts")
+    assert shown[1] == "Rollout · step 1" and shown.index("prompt 2") < shown.index("2 more") < shown.index("prompt 3")
 
 
 def test_a_running_run_without_metrics_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import Counter
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 Row = dict[str, Any]
+LONG = 100  # characters of a column that is shown beside a prompt
 
 HELP = """\
 usage: ft-host data METHOD [CONFIG] [--field value ...] [--rows N] [--count N] [--color | --no-color]
 
 Shows the first rows that training would see, token by token, those that are supervised in green (in «» where there is
 no colour), and counts over the first window of rows. Pairs are shown side by side, one under the other where the
-terminal has fewer than 80 columns; where a score is learned, the token that it is read at is the marked one. Loads the
-tokenizer, but no model. METHOD, CONFIG and fields are those of ft-host train.
+terminal has fewer than 80 columns; where a score is learned, the token that it is read at is the marked one. Of a method
+that samples completions, its prompts and the columns that rewards get are shown. Loads the tokenizer, but no model.
+METHOD, CONFIG and fields are those of ft-host train.
 
   --rows N    rows to show (default 3)
   --count N   rows to count over (default: the field window, 1000)
@@ -77,6 +80,7 @@ class Counts:
 
     raw: int = 0
     rows: int = 0
+    prompts: int = 0  # of the rows, those that completions are sampled for
     tokens: int = 0
     supervised: int = 0
     truncated: int = 0
@@ -87,6 +91,7 @@ class Counts:
 
     def add(self, row: Row, scored: bool) -> None:
         self.rows += 1
+        self.prompts += is_prompt(row)
         self.tokens += row["length"]
         self.lengths.append(row["length"])
         self.truncated += row.get("truncated") is True
@@ -101,6 +106,11 @@ class Counts:
 def label_lists(row: Row, scored: bool) -> list[list[int]]:
     """The labels of a row, or of each of its completions."""
     return [pairs.labels_of(row, name, scored) for name in pairs.names_of(row)] or [row.get("labels", [])]
+
+
+def is_prompt(row: Row) -> bool:
+    """Whether a row is a prompt alone, as `prompt_row` makes it: nothing of it is supervised, and it is never cut."""
+    return {"prompt_ids", "prompt", "columns"} <= row.keys() and not pairs.names_of(row)
 
 
 def show(method: str, config: RunConfig, shown: int, counted: int, color: bool) -> None:
@@ -148,7 +158,7 @@ def learns_a_score(method: str, config: RunConfig) -> bool:
 def headline(where: str, row: Row, scored: bool) -> str:
     if pairs.names_of(row):
         return f"{where}: {pairs.headline(row, scored)}"
-    said = f"{where}: {row['length']} tokens"
+    said = f"{where}: {pairs.plural(row['length'])}"
     if "labels" in row:
         said += f", {sum(label != IGNORE for label in row['labels'])} supervised"
     return said + (", cut at max_length" if row.get("truncated") is True else "")
@@ -158,6 +168,8 @@ def body(row: Row, tokenizer: PreTrainedTokenizerBase, color: bool, scored: bool
     """The tokens of a row. Of a method whose rows are made differently: its columns of tokens, one by one."""
     if pairs.names_of(row):
         return pairs.body(row, tokenizer, color, scored)
+    if is_prompt(row):
+        return prompt_body(row, tokenizer, color)
     if "input_ids" in row:
         return painted(row["input_ids"], row.get("labels", row["input_ids"]), tokenizer, color)
     lines = []
@@ -169,22 +181,38 @@ def body(row: Row, tokenizer: PreTrainedTokenizerBase, color: bool, scored: bool
     return "\n".join(lines)
 
 
+def prompt_body(row: Row, tokenizer: PreTrainedTokenizerBase, color: bool) -> str:
+    """The tokens of a prompt, and the other columns of its row, one a line."""
+    lines = [painted(row["prompt_ids"], [IGNORE] * len(row["prompt_ids"]), tokenizer, color)]
+    others = {name: value for name, value in row["columns"].items() if name != "prompt" or value != row["prompt"]}
+    if others:
+        lines.append("for rewards:")
+    for name, value in others.items():
+        text = json.dumps(value, ensure_ascii=False, default=str)
+        lines.append(f"  {name}: {text}" if len(text) <= LONG else f"  {name}: {text[:LONG]} … ({len(text):,} characters)")
+    return "\n".join(lines)
+
+
 def summary(
     counts: Counts, size: int | None, tokenizer: PreTrainedTokenizerBase, config: RunConfig, scored: bool
 ) -> str:
     of = f" of {size:,}" if size is not None else ""
+    prompts = counts.rows > 0 and counts.prompts == counts.rows
     lines = [f"the first {counts.raw:,}{of} rows in the order of training"]
     if counts.rows:
         lengths = sorted(counts.lengths)
         lines += [
-            f"  tokens      {counts.tokens:,}; a row has {lengths[len(lengths) // 2]:,} in the middle, "
-            f"{lengths[-1]:,} at most",
-            *([] if scored else [f"  supervised  {share(counts.supervised, counts.tokens)} of the tokens"]),
+            f"  tokens      {counts.tokens:,}; a {'prompt' if prompts else 'row'} has "
+            f"{lengths[len(lengths) // 2]:,} in the middle, {lengths[-1]:,} at most",
+            *([] if scored or prompts else [f"  supervised  {share(counts.supervised, counts.tokens)} of the tokens"]),
             *counts.compared.lines(),
-            f"  truncated   {share(counts.truncated, counts.rows)} of the rows (max_length {config.max_length})",
+            *([] if prompts else [
+                f"  truncated   {share(counts.truncated, counts.rows)} of the rows (max_length {config.max_length})"
+            ]),
             *counts.compared.cuts(),
-        ]
-    lines.append(f"  dropped     {share(counts.dropped.total(), counts.raw)} of the rows")
+        ]  # fmt: skip
+    limit = f" (max_length {config.max_length})" if prompts and config.max_length is not None else ""
+    lines.append(f"  dropped     {share(counts.dropped.total(), counts.raw)} of the rows{limit}")
     lines += [f"    {count:,} × {reason}" for reason, count in counts.dropped.most_common()]
     if counts.ends:
         token, count = counts.ends.most_common(1)[0]

@@ -114,6 +114,8 @@ min-width:0}
 .sample .prompt{padding:12px 18px 13px;border-bottom:1px solid var(--line)}
 .sides{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr))}
 .side{padding:11px 18px 14px;min-width:0;border-left:1px solid var(--line);margin-left:-1px}
+.rolled .side{border-bottom:1px solid var(--line);margin-bottom:-1px}
+.sample pre.logged{margin-top:7px;color:var(--soft);font-size:12px}
 .side.ref{border-left:1px solid var(--line);background:var(--code)}
 .label{display:flex;flex-wrap:wrap;gap:4px 10px;align-items:center;justify-content:space-between;font-size:12px;
 color:var(--soft);margin-bottom:5px;min-height:22px}

@@ -13,7 +13,7 @@ from ft_host.report import format as fmt
 from ft_host.report.chart import Line, chart, legend
 from ft_host.report.markup import Markup, el, table
 from ft_host.report.page import page, write_page
-from ft_host.report.parts import FIRST, status_pill
+from ft_host.report.parts import FIRST, place, status_pill
 from ft_host.report.record import RunRecord, read_run
 
 COLOURS = 8
@@ -87,7 +87,7 @@ def metric_order(records: list[RunRecord]) -> list[str]:
     def rank(name: str) -> tuple[int, int, str]:
         base = name.removeprefix("eval_")
         room = 3 if name.startswith("perf/") else 0 if base == "loss" else 1 if name.startswith("eval_") else 2
-        return room, FIRST.index(base) if base in FIRST else len(FIRST), base + name
+        return room, place(FIRST)(base)[0], base + name
 
     return sorted(every, key=rank)
 

@@ -24,9 +24,33 @@ TITLES = {
     "completions/mean_length": ("Completion length", "tokens"),
     "eval_completions/clipped_ratio": ("Held-out completions cut short", "share"),
     "completions/clipped_ratio": ("Completions cut short", "share"),
+    "completions/max_length": ("Longest completion", "tokens"),
+    "completions/min_length": ("Shortest completion", "tokens"),
+    "completions/mean_terminated_length": ("Length of completions that ended", "tokens"),
+    "reward_std": ("Spread of the reward", "standard deviation"),
+    "frac_reward_zero_std": ("Groups that earn alike", "share of completions"),
+    "kl": ("KL", "nats per token"),
+    "objective/kl": ("KL", "nats per completion"),
+    "objective/scores": ("Score", "mean over completions"),
+    "objective/rlhf_reward": ("Score less KL penalty", "mean over completions"),
+    "objective/non_score_reward": ("KL penalty", "mean over completions"),
+    "objective/entropy": ("Surprise", "nats per completion"),
+    "policy/entropy_avg": ("Entropy", "nats per token"),
+    "clip_ratio/region_mean": ("Clipped", "share"),
+    "clip_ratio/low_mean": ("Clipped below", "share"),
+    "clip_ratio/high_mean": ("Clipped above", "share"),
+    "sampling/sampling_logp_difference/mean": ("Sampler apart from trainer", "nats, mean"),
+    "sampling/sampling_logp_difference/max": ("Sampler apart from trainer, at most", "nats"),
     "perf/tokens_per_second": ("Tokens/s", "all tokens"),
     "perf/supervised_tokens_per_second": ("Supervised tokens/s", ""),
+    "perf/generation_tokens_per_second": ("Sampled tokens/s", ""),
     "perf/step_time": ("Step time", "seconds"),
+    "perf/rollout_time": ("Rollout time", "seconds"),
+    "perf/generation_time": ("Generation time", "seconds"),
+    "perf/reward_time": ("Reward time", "seconds"),
+    "perf/weight_sync_time": ("Weight sync time", "seconds"),
+    "perf/annotation_time": ("Annotation time", "seconds"),
+    "perf/train_time": ("Training time", "seconds"),
     "perf/eval_time": ("Evaluation time", "seconds"),
     "perf/peak_memory_mb": ("Peak memory", "MB"),
 }
@@ -37,21 +61,22 @@ def title(metric: str) -> tuple[str, str]:
     """The heading of a metric and its unit; `eval_rewards/exact_match/mean` becomes `Held-out reward: exact_match`."""
     if metric in TITLES:
         return TITLES[metric]
-    match = re.fullmatch(r"(eval_)?rewards/([^/]+)/(mean|std)", metric)
+    match = re.fullmatch(r"(eval_)?rewards/([^/]+)/(mean|std|failed)", metric)
     if match:
         start = "Held-out reward" if match[1] else "Reward"
-        return f"{start}: {match[2]}", "mean over completions" if match[3] == "mean" else "standard deviation"
+        units = {"mean": "mean over completions", "std": "standard deviation", "failed": "completions without a value"}
+        return f"{start}: {match[2]}", units[match[3]]
     return metric, ""
 
 
 def better(metric: str) -> int:
     """HIGHER where more is better, LOWER where less is, 0 where the name doesn't say."""
-    if metric.endswith("/std"):
+    if metric.endswith(("/std", "_std", "/failed")):
         return 0
     words = set(re.split(r"[/_]", metric))
     if words & {"loss", "perplexity"}:
         return LOWER
-    if words & {"reward", "rewards", "accuracy", "accuracies"}:
+    if words & {"reward", "rewards", "scores", "accuracy", "accuracies"}:
         return HIGHER
     return 0
 

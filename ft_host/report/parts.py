@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from typing import Any
 
 from ft_host.report import format as fmt
 from ft_host.report.chart import Line, chart
 from ft_host.report.markup import Markup, el, facts, join, table
 from ft_host.report.record import RunRecord
 
-# Curves in the order people look for them; those that aren't here follow by name.
-FIRST = ("reward", "mean_token_accuracy", "entropy", "grad_norm", "learning_rate")
-SPEED = ("perf/tokens_per_second", "perf/supervised_tokens_per_second", "perf/step_time", "perf/peak_memory_mb")
-SAMPLES_SHOWN = 6
+# Curves in the order people look for them, families by their beginning; those that aren't here follow by name.
+FIRST = (
+    "reward", "objective/scores", "objective/rlhf_reward", "rewards/", "accuracy", "mean_token_accuracy", "kl",
+    "objective/kl", "entropy", "policy/entropy_avg", "completions/mean_length", "completions/clipped_ratio",
+    "frac_reward_zero_std", "loss", "grad_norm", "learning_rate",
+)  # fmt: skip
+SPEED = (
+    "perf/tokens_per_second", "perf/supervised_tokens_per_second", "perf/generation_tokens_per_second",
+    "perf/step_time", "perf/peak_memory_mb", "perf/rollout_time", "perf/generation_time", "perf/reward_time",
+    "perf/weight_sync_time", "perf/annotation_time", "perf/train_time",
+)  # fmt: skip
+MANY = 12  # curves; of more than these the ones that FIRST doesn't name are folded away
 
 
 def headline_metrics(record: RunRecord) -> list[str]:
@@ -31,6 +37,12 @@ def headline_metrics(record: RunRecord) -> list[str]:
     return [name for name in names if name not in same]
 
 
+def main_metric(record: RunRecord) -> str:
+    """What the run is about. A policy gradient's loss says nothing: its size is that of the advantages."""
+    earned = ("reward", "objective/scores") if record.has_rollouts else ()
+    return next((name for name in earned if name in record.train), "loss")
+
+
 def status_pill(record: RunRecord) -> Markup:
     return el(f"span.status.{record.status}", record.status)
 
@@ -42,7 +54,7 @@ def _tile(name: str, before: float | None, after: float, more: str, verdict: str
 
 
 def tiles(record: RunRecord) -> Markup | None:
-    """What the run is about in large: evaluation before and after, or the loss where there was no evaluation."""
+    """What the run is about in large: evaluation before and after, and the loss, or what rollouts earned."""
     made = []
     for name in headline_metrics(record)[:4]:
         series = record.evals[name]
@@ -57,14 +69,18 @@ def tiles(record: RunRecord) -> Markup | None:
         if best and best[1] != series.last:
             more = f"{more} · best {fmt.number(best[1])} at step {best[0]:,.0f}".removeprefix(" · ")
         made.append(_tile(heading, series.first, series.last, more, verdict))
-    if "loss" in record.train and len(made) < 4:
-        series = record.train["loss"]
-        after = series.recent()
+    main = main_metric(record)
+    if main in record.train and len(made) < 4:
+        series = record.train[main]
+        heading = f"Training {fmt.title(main)[0].lower()}"
+        point = "rollout" if main == "reward" else "step"  # the reward is logged with a rollout's first step
+        after, last = series.recent(), min(10, len(series))
+        gain = (after - series.first) * fmt.better(main) if main != "loss" else 0
+        verdict = ".up" if gain > 0 else ".down" if gain < 0 else ""
         if len(series) == 1:
-            made.append(_tile("Training loss", None, series.last, "one step", ""))
+            made.append(_tile(heading, None, series.last, f"one {point}", ""))
         else:
-            last = min(10, len(series))
-            made.append(_tile("Training loss", series.first, after, f"first step → mean of the last {last}", ""))
+            made.append(_tile(heading, series.first, after, f"first {point} → mean of the last {last}", verdict))
     return el("div.tiles", *made) if made else None
 
 
@@ -82,7 +98,8 @@ def strip(record: RunRecord) -> Markup:
     if not math.isnan(record.tokens):
         items.append(item("Tokens", fmt.count(record.tokens)))
     for name, label, unit in (
-        ("perf/tokens_per_second", "Speed", "tokens/s"), ("perf/peak_memory_mb", "Peak memory", ""),
+        ("perf/tokens_per_second", "Speed", "tokens/s"), ("perf/generation_tokens_per_second", "Sampling", "tokens/s"),
+        ("perf/peak_memory_mb", "Peak memory", ""),
     ):  # fmt: skip
         series = record.train.get(name)
         if series and series.finite():
@@ -131,9 +148,15 @@ def notices(record: RunRecord, now_text: str) -> Markup | None:
     return join(*out) if out else None
 
 
-def _place(order: tuple[str, ...]) -> Callable[[str], tuple[int, str]]:
-    """A sort key: names of `order` in that order, then the others by name."""
-    return lambda name: (order.index(name) if name in order else len(order), name)
+def place(order: tuple[str, ...]) -> Callable[[str], tuple[int, str]]:
+    """A sort key: names of `order` in that order, then the others by name. A name that ends with a slash stands for all
+    that begin with it, except spreads."""
+    def key(name: str) -> tuple[int, str]:
+        found = (index for index, first in enumerate(order) if name == first
+                 or first.endswith("/") and name.startswith(first) and not name.endswith("/std"))  # fmt: skip
+        return next(found, len(order)), name
+
+    return key
 
 
 def lines_of(record: RunRecord, metric: str) -> list[Line]:
@@ -146,18 +169,23 @@ def lines_of(record: RunRecord, metric: str) -> list[Line]:
     return found
 
 
-def curves(record: RunRecord) -> tuple[Markup | None, list[Markup], list[Markup]]:
-    """The loss in large; the other metrics, small; speed and memory, small. What was measured once is no curve."""
-    speed = [name for name in record.train if name.startswith("perf/")]
-    names = [name for name in record.train if not name.startswith("perf/")]
-    names += [name.removeprefix("eval_") for name in record.evals
-              if not name.startswith("perf/") and name.removeprefix("eval_") not in record.train]  # fmt: skip
-    same = {name.removeprefix("eval_") for name in record.evals if name.startswith("eval_rewards/")
-            and record.evals[name] == record.evals.get("eval_reward")}  # fmt: skip
-    # The spread of a held-out reward stands in the table; as a picture it says little.
-    names = [name for name in names if name != "loss" and name not in same
-             and not (name.endswith("/std") and name not in record.train)]  # fmt: skip
-    names.sort(key=_place(FIRST))
+def _says_nothing_new(record: RunRecord, name: str) -> bool:
+    """A reward function that is the whole reward; the spread of a held-out reward, which stands in the table."""
+    if name.endswith("/std") and name not in record.train:
+        return True
+    return name.startswith("rewards/") and all(
+        curves.get(start + name) == curves.get(f"{start}reward")
+        for start, curves in (("", record.train), ("eval_", record.evals))
+    )
+
+
+def curves(record: RunRecord) -> tuple[Markup | None, list[Markup], list[Markup], list[Markup]]:
+    """What the run is about in large; the other metrics, small; those that few look for, if there are many; speed and
+    memory, small. What was measured once is no curve."""
+    main, in_order = main_metric(record), place(FIRST)
+    names = dict.fromkeys([*record.train, *(name.removeprefix("eval_") for name in record.evals)])
+    shown = [name for name in names if not name.startswith("perf/") and name != main
+             and not _says_nothing_new(record, name)]  # fmt: skip
 
     def drawn(name: str, size: str = "small") -> Markup | None:
         lines = lines_of(record, name)
@@ -165,9 +193,12 @@ def curves(record: RunRecord) -> tuple[Markup | None, list[Markup], list[Markup]
             return None
         return chart(name if name in record.train else f"eval_{name}", lines, size=size)
 
-    small = [picture for name in names if (picture := drawn(name))]
-    fast = [picture for name in sorted(speed, key=_place(SPEED)) if (picture := drawn(name, "narrow"))]
-    return drawn("loss", "big"), small, fast
+    small = [(in_order(name)[0] < len(FIRST), picture)
+             for name in sorted(shown, key=in_order) if (picture := drawn(name))]  # fmt: skip
+    folded = [picture for named, picture in small if not named] if len(small) > MANY else []
+    speed = sorted((name for name in record.train if name.startswith("perf/")), key=place(SPEED))
+    fast = [picture for name in speed if (picture := drawn(name, "narrow"))]
+    return drawn(main, "big"), [picture for named, picture in small if named or not folded], folded, fast
 
 
 def measured_once(record: RunRecord) -> Markup | None:
@@ -196,75 +227,3 @@ def eval_table(record: RunRecord) -> Markup | None:
     first, last = (f"Step {step:,.0f}" for step in ends.pop()) if len(ends) == 1 else ("First", "Last")
     header = ["Metric", first, last, "Change", "Best"]
     return table(header, rows, numbers={1, 2, 3, 4})
-
-
-# ---------------------------------------------------------------- samples
-
-
-def _text_of(content: Any) -> Markup:
-    """A text as it is, a conversation turn by turn, anything else as JSON."""
-    if isinstance(content, str):
-        return el("pre", content) if content else el("p.empty", "(empty)")
-    if isinstance(content, list) and content and all(isinstance(turn, dict) and "role" in turn for turn in content):
-        turns = []
-        for turn in content:
-            said = turn.get("content")
-            rest = {key: value for key, value in turn.items() if key not in ("role", "content")}
-            body = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-            body += f"\n{json.dumps(rest, ensure_ascii=False)}" if rest else ""
-            turns += [el("div.turn", str(turn["role"])), el("pre", body)]
-        return join(*turns)
-    return el("pre", json.dumps(content, ensure_ascii=False, indent=1))
-
-
-def _rewards(sample: dict[str, Any], other: dict[str, Any] | None) -> Markup | None:
-    """The rewards of a completion; green or red where they differ from those of the other evaluation."""
-    rewards = sample.get("rewards")
-    if not isinstance(rewards, dict) or not rewards:
-        return None
-    before = other.get("rewards") if other else None
-    chips = []
-    for name, value in rewards.items():
-        known = isinstance(value, (int, float))
-        old = before.get(name) if isinstance(before, dict) else None
-        shown = fmt.number(value) if known or value is None else fmt.value(value)  # None: not scored
-        mark = ""
-        if known and isinstance(old, (int, float)) and value != old:
-            mark = ".good" if value > old else ".bad"
-        chips.append(el(f"span.chip{mark}", f"{name} {shown}"))
-    return el("span", *[join(" ", chip) for chip in chips])
-
-
-def _sample(first: dict[str, Any] | None, last: dict[str, Any], prompt: Any) -> Markup:
-    def side(sample: dict[str, Any], name: str, other: dict[str, Any] | None) -> Markup:
-        label = el("div.label", el("span", f"{name}step {sample.get('step', '?')}"), _rewards(sample, other))
-        return el("div.side", label, _text_of(sample.get("completion", "")))
-
-    sides = [side(first, "Before · ", None), side(last, "After · ", first)] if first else [side(last, "", None)]
-    reference = last.get("reference")
-    if reference is not None:
-        sides.append(el("div.side.ref", el("div.label", el("span", "Reference")), _text_of(reference)))
-    extra = last.get("extra")
-    if isinstance(extra, dict) and extra:
-        logged = "\n".join(f"{name}: {fmt.value(value)}" for name, value in extra.items())
-        sides.append(el("div.side.ref", el("div.label", el("span", "Logged with it")), el("pre", logged)))
-    return el("div.sample", el("div.prompt", el("div.label", el("span", "Prompt")), _text_of(prompt)),
-              el("div.sides", *sides))  # fmt: skip
-
-
-def samples(record: RunRecord) -> Markup | None:
-    """Completions of the same prompts at the first and the last evaluation, side by side."""
-    steps = [sample.get("step", 0) for sample in record.samples]
-    if not steps:
-        return None
-
-    def at(step: Any) -> dict[str, dict[str, Any]]:
-        return {json.dumps(sample.get("prompt"), sort_keys=True): sample
-                for sample in record.samples if sample.get("step", 0) == step}  # fmt: skip
-
-    last = at(steps[-1])
-    first = at(steps[0]) if steps[0] != steps[-1] else {}
-    cards = [_sample(first.get(prompt), sample, sample.get("prompt", "")) for prompt, sample in last.items()]
-    more = cards[SAMPLES_SHOWN:]
-    rest = el("details", el("summary", f"{len(more)} more"), *more) if more else None
-    return join(*cards[:SAMPLES_SHOWN], rest)

@@ -62,7 +62,8 @@ class RunRecord:
     tokens: float = math.nan  # tokens trained on so far
     epoch: float = math.nan
     steps: int = 0  # the last optimizer step that was logged
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)  # of evaluations
+    rollouts: list[dict[str, Any]] = field(default_factory=list)  # completions that were trained on
     events: list[dict[str, Any]] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
     has_model: bool = False
@@ -82,6 +83,11 @@ class RunRecord:
         """From start to end, or to the last sign of life of a run that hasn't ended."""
         end = self.finished or self.written
         return None if end is None else max(0.0, (_aware(end) - _aware(self.created)).total_seconds())
+
+    @property
+    def has_rollouts(self) -> bool:
+        """Whether it learnt from completions of its own."""
+        return bool(self.rollouts) or "perf/rollout_time" in self.train
 
     @property
     def has_metrics(self) -> bool:
@@ -270,6 +276,8 @@ def read_run(folder: str | Path) -> RunRecord:
         found, problems = read_json_lines(folder / name)
         rows += found
         record.problems += problems
+    record.rollouts = [sample for sample in record.samples if sample.get("kind") == "rollout"]
+    record.samples = [sample for sample in record.samples if sample.get("kind") != "rollout"]
     if (folder / "checkpoints").is_dir():
         steps = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*") if path.is_dir()]
         record.checkpoints = sorted(int(step) for step in steps if step.isdigit())

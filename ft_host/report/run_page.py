@@ -7,10 +7,15 @@ from pathlib import Path
 
 from ft_host.errors import UsageError
 from ft_host.report import format as fmt
-from ft_host.report import parts, what_ran
+from ft_host.report import parts, samples, what_ran
 from ft_host.report.markup import Markup, el, join
 from ft_host.report.page import page, write_page
 from ft_host.report.record import RunRecord, read_run
+
+OF_ROLLOUTS = {
+    "perf/generation_time": "generation", "perf/reward_time": "rewards", "perf/weight_sync_time": "weight sync",
+    "perf/annotation_time": "annotation",
+}  # fmt: skip
 
 
 def _section(title: str, body: str | None, note: str = "") -> Markup | None:
@@ -20,13 +25,17 @@ def _section(title: str, body: str | None, note: str = "") -> Markup | None:
 
 
 def _time_spent(record: RunRecord) -> str:
-    """How much of the run was training and how much evaluation, where both are known."""
+    """How much of the run went into what, where it is known. A step that begins with a rollout holds that too."""
     steps, evals = record.train.get("perf/step_time"), record.evals.get("perf/eval_time")
-    said = []
+    spent: dict[str, float] = {}
+    for name, what in OF_ROLLOUTS.items():
+        if name in record.train:
+            spent[what] = sum(record.train[name].finite())
     if steps:
-        said.append(f"{fmt.duration(sum(steps.finite()))} in training steps")
+        spent["training" if spent else "training steps"] = max(0.0, sum(steps.finite()) - sum(spent.values()))
     if evals:
-        said.append(f"{fmt.duration(sum(evals.finite()))} in evaluation")
+        spent["evaluation"] = sum(evals.finite())
+    said = [f"{fmt.duration(seconds)} in {what}" for what, seconds in spent.items()]
     if said and record.seconds:
         said.append(f"{fmt.duration(record.seconds)} in all")
     return ", ".join(said)
@@ -51,8 +60,11 @@ def _header(record: RunRecord) -> Markup:
 def run_page(record: RunRecord) -> str:
     """The whole document."""
     now = fmt.moment(datetime.now().astimezone(record.created.tzinfo))
-    loss, small, fast = parts.curves(record)
-    pictures = join(loss, el("div.grid", *small, attrs={"style": "margin-top:14px"}) if small else None)
+    large, small, folded, fast = parts.curves(record)
+    pictures = join(
+        large, el("div.grid", *small, attrs={"style": "margin-top:14px"}) if small else None,
+        el("details", el("summary", f"{len(folded)} more"), el("div.grid", *folded)) if folded else None,
+    )  # fmt: skip
     steps = {sample.get("step") for sample in record.samples}
     notes = record.plan.get("notes") or []
     return page(
@@ -64,8 +76,9 @@ def run_page(record: RunRecord) -> str:
         _section("Curves", pictures or None),
         _section("Measured once", parts.measured_once(record)),
         _section("Evaluation", parts.eval_table(record)),
-        _section("Samples", parts.samples(record),
+        _section("Samples", samples.samples(record),
                  "the same prompts at the first and the last evaluation" if len(steps) > 1 else ""),
+        _section("Rollouts", samples.rollouts(record), "some of the completions that were learnt from, the best of a prompt first"),
         _section("Speed and memory", el("div.grid.four", *fast) if fast else None, _time_spent(record)),
         _section("Settings", what_ran.config_tables(record)),
         _section("Data", what_ran.data(record)),

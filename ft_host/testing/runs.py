@@ -66,6 +66,32 @@ def _samples(step: int, steps: int) -> list[dict[str, Any]]:
     return out
 
 
+def _rollout_metrics(step: int, steps: int, speed: float, noise: random.Random) -> dict[str, float]:
+    """What a step logs that begins with a rollout."""
+    reward = (0.1 + 0.85 * min(1.0, speed * step / max(steps, 2))) * (1 + 0.05 * noise.gauss(0, 1))
+    return {
+        "reward": reward + 0.5, "reward_std": 0.4, "rewards/exact_match/mean": reward, "rewards/exact_match/std": 0.4,
+        "rewards/brief/mean": 0.5, "rewards/brief/std": 0.1, "frac_reward_zero_std": 0.25,
+        "completions/mean_length": 40 - 19 * min(1.0, step / max(steps, 2)), "completions/clipped_ratio": 0.0,
+        "perf/rollout_time": 0.31, "perf/generation_time": 0.25, "perf/reward_time": 0.05, "perf/weight_sync_time": 0.02,
+        "perf/annotation_time": 0.01, "perf/train_time": 0.22, "perf/generation_tokens_per_second": 3200.0,
+    }  # fmt: skip
+
+
+def _rollout_samples(step: int, number: int) -> list[dict[str, Any]]:
+    """Two prompts with four completions each; of every second prompt one is right."""
+    out = []
+    for group, (a, b) in enumerate([(12 + number, 30), (55, 8 + number)]):
+        for index in range(4):
+            right = index == (1 if group else number % 4)
+            text = f"rollout {number}: {a}+{b} = {a + b if right else a + b + 1 + index}"
+            out.append({"step": step, "kind": "rollout", "rollout": number, "prompt": f"Add {a} and {b}.",
+                        "completion": text, "rewards": {"exact_match": float(right), "brief": 0.5},
+                        "extra": {"parsed": str(a + b)}, "advantage": 1.5 if right else -0.5, "group": group,
+                        "tokens": 9 + index})  # fmt: skip
+    return out
+
+
 def make_run(
     folder: str | Path,
     *,
@@ -77,12 +103,14 @@ def make_run(
     config: dict[str, Any] | None = None,
     speed: float = 1.0,
     seed: int = 0,
+    rollouts: bool = False,
 ) -> Path:
     """Write the folder of a run of `steps` optimizer steps that learnt to add numbers, and return it.
 
     `eval_steps` None: no evaluation and no samples. `status` is what run.json says, with `error`; a run that hasn't
     finished stopped after `steps` of `planned_steps` and has no model. `config` overrides fields and counts as set by
-    a flag. `speed` is how fast it learns, `seed` makes other noise.
+    a flag. `speed` is how fast it learns, `seed` makes other noise. With `rollouts` it is a run of ft-grpo that samples
+    completions at every second step and learns from them.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,10 +119,17 @@ def make_run(
     values = CONFIG | {"output_dir": str(folder), "eval_steps": eval_steps} | config
     flags = {name: f"flag --{name.replace('_', '-')}" for name in config}
     planned = planned_steps or steps
+    method = "grpo" if rollouts else "sft"
     lines, samples = [], []
     for step in range(steps + 1):
         if step:
             lines.append(_train_line(step, planned, float(values["learning_rate"]), speed, noise))
+            if rollouts:
+                lines[-1] |= {"loss": 0.01 * noise.gauss(0, 1), "clip_ratio/region_mean": 0.0}
+                del lines[-1]["mean_token_accuracy"]
+            if rollouts and step % 2:
+                lines[-1] |= _rollout_metrics(step, planned, speed, noise)
+                samples += _rollout_samples(step, step // 2)
         if eval_steps and (step % eval_steps == 0 or (step == steps and status == "finished")):
             lines.append(_eval_line(step, planned, speed))
             samples += _samples(step, planned)
@@ -102,11 +137,11 @@ def make_run(
     took = timedelta(seconds=round(seconds))
     result = {key: value for line in lines for key, value in line.items() if key not in ("kind", "step")}
     info = {
-        "format": 1, "method": "sft", "status": status, "created": START.isoformat(),
+        "format": 1, "method": method, "status": status, "created": START.isoformat(),
         "finished": (START + took).isoformat() if status != "running" else None, "error": error,
         "config": values, "origins": {name: "default" for name in values} | ORIGINS | flags,
         "plugins": [
-            {"kind": "method", "name": "sft", "distribution": "ft-sft", "version": "0.1.0",
+            {"kind": "method", "name": method, "distribution": f"ft-{method}", "version": "0.1.0",
              "stability": "experimental"},
             {"kind": "backend", "name": "transformers", "distribution": "ft-host", "version": "0.1.0",
              "stability": "experimental"},
@@ -131,7 +166,7 @@ def make_run(
     }  # fmt: skip
     said = [{"time": START.isoformat(), "step": 0, "level": "info", "text": note} for note in info["plan"]["notes"]]
     said.append({"time": START.isoformat(), "step": 0, "level": "warning",
-                 "text": "sft is experimental: its fields and metrics may change between minor versions"})  # fmt: skip
+                 "text": f"{method} is experimental: its fields and metrics may change between minor versions"})  # fmt: skip
     (folder / "run.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
     for name, rows in (("metrics.jsonl", lines), ("samples.jsonl", samples), ("events.jsonl", said)):
         if rows:

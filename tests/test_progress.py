@@ -1,0 +1,60 @@
+"""What a run prints and sends while it goes on."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ft_host.progress import Bar, Lines, Trackers
+
+
+def entries(count=6, every=4):
+    """Train lines; every fourth step begins with a rollout, and logs what it earned."""
+    for step in range(1, count + 1):
+        line = {"kind": "train", "step": step, "epoch": 0.1, "loss": 0.25, "grad_norm": 1.0, "learning_rate": 1e-4,
+                "perf/tokens_per_second": 900.0}  # fmt: skip
+        earned = {"reward": step / 10, "kl": 0.01, "completions/mean_length": 20.0 + step}
+        yield line | (earned if step % every == 1 else {})
+
+
+@pytest.fixture
+def run():
+    sent = []
+
+    def log(values, step):
+        sent.append((step, values))
+
+    return SimpleNamespace(config=SimpleNamespace(logging_steps=2), accelerator=SimpleNamespace(log=log), sent=sent)
+
+
+def test_lines_keep_what_the_last_rollout_earned(run, capsys):
+    lines = Lines(6)
+    for entry in entries():
+        lines.ft_log(entry=entry, run=run)
+    said = capsys.readouterr().err.splitlines()
+    middle = "loss 0.25  grad_norm 1  learning_rate 0.0001"
+    assert [line.split("  900 tokens/s")[0] for line in said] == [
+        f"step 2/6  reward 0.1  {middle}  kl 0.01  completions/mean_length 21",
+        f"step 4/6  reward 0.1  {middle}  kl 0.01  completions/mean_length 21",
+        f"step 6/6  reward 0.5  {middle}  kl 0.01  completions/mean_length 25",
+    ]
+
+
+def test_the_bar_shows_the_reward_where_there_is_one(run, capsys):
+    bar = Bar(6, 0)
+    for entry in entries(2):
+        bar.ft_log(entry=entry, run=run)
+    assert bar.bar.postfix == "reward 0.1, loss 0.25, 900 tokens/s"
+    bar.bar.close()
+    plain = Bar(6, 0)
+    plain.ft_log(entry={"kind": "train", "step": 1, "loss": 0.5, "perf/tokens_per_second": 10.0}, run=run)
+    assert plain.bar.postfix == "loss 0.5, 10 tokens/s"
+    plain.bar.close()
+
+
+def test_trackers_get_what_was_logged_with_a_step_that_is_not_sent(run):
+    trackers = Trackers()
+    for entry in entries():
+        trackers.ft_log(entry=entry, run=run)
+    trackers.ft_log(entry={"kind": "eval", "step": 6, "eval_loss": 1.0, "note": "text"}, run=run)
+    assert [(step, values.get("reward")) for step, values in run.sent] == [(2, 0.1), (4, None), (6, 0.5), (6, None)]
+    assert run.sent[-1][1] == {"eval_loss": 1.0} and "kind" not in run.sent[0][1]
