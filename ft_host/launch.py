@@ -6,6 +6,7 @@ reward functions, tokenizer, data and its first rows.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import shutil
@@ -335,16 +336,17 @@ class _Launch:
             return f"(none: {error})"
 
     def close(self) -> None:
-        if self.online is not None:
-            self.online.close()
-        if self.run is not None:
-            self.run.plugins.hook.ft_close(run=self.run)
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        if self.accelerator is not None:
-            if self.config.report_to:
-                self.accelerator.end_training()
-            end_processes()
+        with contextlib.ExitStack() as last_first:  # all of it, whatever fails in between
+            if self.accelerator is not None:
+                last_first.callback(end_processes, self.run and self.run.model)
+                if self.config.report_to:
+                    last_first.callback(self.accelerator.end_training)
+            for number, handler in self.handlers.items():
+                last_first.callback(signal.signal, number, handler)
+            if self.run is not None:
+                last_first.callback(self.run.plugins.hook.ft_close, run=self.run)
+            if self.online is not None:
+                last_first.callback(self.online.close)
 
 
 def _prepare(method: str, tokenizer: Any, config: RunConfig, row: dict[str, Any]) -> Any:

@@ -54,10 +54,15 @@ def agreed(accelerator: Accelerator, value: Any) -> Any:
     return values[0]
 
 
-def end_processes() -> None:
-    """Leave nothing behind: a program may train again in this process, with other settings."""
+def end_processes(model: torch.nn.Module | None = None) -> None:
+    """Leave nothing behind: a program may train again in this process, with other settings. `model` is of no use after
+    that."""
     from accelerate.state import AcceleratorState
 
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        # If the last that holds the process group were its reducer, freeing it would wait for a thread of gloo's, which
+        # may itself wait for the lock of Python, and that is held meanwhile: the rank would never end.
+        del model.reducer, model.logger
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -248,6 +248,43 @@ def test_other_launchers_work(config, launcher):
     assert_same(lines(one), lines(folder), rel=2e-5)
 
 
+WATCHED = """
+import gc, json, sys
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from ft_host import launch
+from ft_host.errors import FtHostError
+from ft_sft.config import SFTConfig
+
+destroy, left = torch.distributed.destroy_process_group, []
+
+def watched():
+    left.append([vars(each).keys() & {"reducer", "logger"} for each in gc.get_objects()
+                 if isinstance(each, DistributedDataParallel)])
+    destroy()
+
+torch.distributed.destroy_process_group = watched
+try:
+    launch.train(SFTConfig(**json.load(open(sys.argv[1]))))
+except FtHostError as error:
+    print(error)
+    assert left == [[set()]], left  # the model itself is in the frames that the error came through
+assert left and not any(map(any, left)), left
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learning_rate", [1e-2, 1e30], ids=["finishes", "fails"])
+def test_what_holds_the_process_group_is_gone_before_it_is(config, tmp_path, learning_rate):
+    """Else DDP's reducer is the last that does, and now and then a rank never ends."""
+    (tmp_path / "script.py").write_text(WATCHED)
+    argv, _ = command(config, "sft", "two", per_device_train_batch_size=4, max_steps=2, learning_rate=learning_rate)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "script.py")]
+    done = subprocess.run([sys.executable, *torchrun, argv[-1]], capture_output=True, text=True, env=ENV, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert ("weights were not updated" in done.stdout) == (learning_rate == 1e30)
+
+
 def test_an_engine_of_accelerate_is_refused_and_its_accumulation_is_not_added_to_ours(config, monkeypatch):
     plain = run_in(config, "plain", max_steps=2)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
