@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 import warnings
 
@@ -14,6 +15,7 @@ from ft_host.config import RunConfig
 from ft_host.errors import ConfigError, PluginBroken, PluginNotFound, UsageError
 from ft_host.registry import (
     FtExperimentalWarning,
+    backend_config_class,
     catalog,
     check_requirements,
     config_class,
@@ -28,6 +30,7 @@ from ft_host.registry import (
 )
 from ft_host.registry import session as session_function
 from ft_host.registry.catalog import read_headers
+from ft_host.registry.check import check
 from ft_host.registry.trace import shape
 from ft_host.testing.distributions import make_distribution
 
@@ -53,6 +56,13 @@ from ft_host.config import RunConfig, option
 @dataclass(kw_only=True)
 class Config(RunConfig):
     strength: float = option(0.5, "How strong.")
+"""
+BACKEND = """
+from ft_host import hookimpl
+
+@hookimpl
+def ft_generate(requests):
+    return [len(requests)]
 """
 BETA = ["Development Status :: 4 - Beta"]
 
@@ -97,6 +107,27 @@ def listed(name, kind="method"):
     catalog.cache_clear()
     (info,) = [info for info in catalog() if (info.kind, info.name) == (kind, name)]
     return info
+
+
+FAR = """
+@dataclass(kw_only=True)
+class Config:
+    port: int = option(1, "A port.")
+
+    def check(self):
+        pass
+"""
+
+
+def make_far(site, *, config=FAR, **configs):
+    """A distribution ft-far with the backend `far`, whose config is in a module of its own."""
+    entries = {"ft_host.backends": {"far": "fake_far.backend"}}
+    configs = configs or {"far": "fake_far.config:Config"}
+    made = f"from dataclasses import dataclass\nfrom ft_host.config import option\n{config}\n"
+    return make_distribution(
+        site, "ft-far", entry_points=entries | {"ft_host.configs": configs}, requires=("ft-host>=0.1,<1",),
+        modules={"fake_far.backend": BACKEND, "fake_far.config": made}, classifiers=BETA,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- the catalog
@@ -246,6 +277,49 @@ def test_a_config_without_a_method_and_an_unknown_group_are_listed(site):
     )  # fmt: skip
     assert "no method of this name" in listed("alpha").problem
     assert "'ft_host.method' is unknown" in listed("beta", kind="unknown").problem
+
+
+def test_a_backend_may_have_a_config(site):
+    make_far(site)
+    info = listed("far", kind="backend")
+    assert (info.state, info.problem, info.config) == ("ok", None, "fake_far.config:Config")
+    assert [each.name for each in catalog() if each.distribution == "ft-far"] == ["far"]  # the config is no plugin
+    assert backend_config_class(info)().port == 1
+    assert "fake_far.config" in sys.modules and "fake_far.backend" not in sys.modules
+    assert backend_config_class(find("backend", "transformers")) is None
+    assert [each.result for each in check([info], timeout=30, at_once=1)] == ["ok"]
+
+
+def test_a_config_goes_with_the_backend_of_its_name(site):
+    make_far(site, near="fake_far.config:Config")
+    assert listed("far", kind="backend").config == ""
+    problem = listed("near").problem
+    assert "no method of this name in ft_host.methods (nor a backend in ft_host.backends)" in problem
+
+
+@pytest.mark.parametrize(
+    "config, problem",
+    [
+        ("class Config:\n    port: int = 1", "fake_far.config:Config is no class decorated with @dataclass"),
+        ("def Config():\n    pass", "fake_far.config:Config is no class decorated with @dataclass"),
+        (FAR.replace("check", "checks"), "fake_far.config:Config has no method check"),
+        ("class Other:\n    pass", "fake_far.config:Config does not exist: no 'Config'"),
+        ("import fake_absent", "the config of the backend 'far' failed to import: ModuleNotFoundError"),
+    ],
+)
+def test_a_backend_s_config_that_is_none_is_refused(site, config, problem):
+    make_far(site, config=config)
+    info = find("backend", "far")
+    with pytest.raises(PluginBroken, match=problem):
+        backend_config_class(info)
+    (outcome,) = check([info], timeout=30, at_once=1)
+    assert outcome.result == "broken" and "ft-far 0.1.0" in outcome.cause and problem in outcome.cause
+
+
+def test_an_entry_point_of_a_backend_s_config_that_leads_nowhere_is_a_problem(site):
+    make_far(site, far="fake_far.configs:Config")
+    info = listed("far", kind="backend")
+    assert info.state == "broken" and "its config: bad entry point" in info.problem
 
 
 def test_files_of_other_distributions_that_cannot_be_read_hide_nothing(site):
@@ -500,15 +574,6 @@ def ft_loss(batch):
 def ft_log(entry):
     seen.append(entry)
 """
-BACKEND = """
-from ft_host import hookimpl
-
-@hookimpl
-def ft_generate(requests):
-    return [len(requests)]
-"""
-
-
 def make_diagnostics(site, name, source=GUARD):
     make_distribution(
         site, f"ft-{name}", entry_points={"ft_host.diagnostics": {name: f"fake_{name}"}},
@@ -629,9 +694,7 @@ def test_every_hook_that_one_plugin_answers_has_an_owner():
     for spec in module.SPECS:
         for name, function in vars(spec).items():
             if name.startswith("ft_") and function.ft_host_spec["firstresult"]:
-                text = inspect.getdoc(function)
-                owners[name] = "method" if "Implemented by the method" in text else "backend"
-                assert f"Implemented by the {owners[name]}" in text
+                owners[name] = re.search(r"Implemented by (?:the )?(method|backend)", inspect.getdoc(function))[1]
     assert owners == module.OWNERS
 
 

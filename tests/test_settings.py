@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from ft_host.settings.resolve import RESUMABLE, resolve_resumed
 from ft_host.settings.schema import schema
 from ft_host.settings.starter import starter
 from ft_host.settings.text import toml_text, yaml_text
+from ft_host.testing.distributions import make_distribution
 
 GIVEN = ["--model", "org/model", "--dataset", "org/data"]
 
@@ -277,6 +280,19 @@ def test_what_is_required_is_named_with_an_example():
     with pytest.raises(ConfigError) as caught:  # given but wrong is not called missing too
         settings.resolve(SFTConfig, write("run.yaml", "dataset: 3\nmodel: org/m\n"))
     assert "required" not in str(caught.value) and "run.yaml:1: dataset: found the number 3" in str(caught.value)
+
+
+def test_what_is_required_may_be_so_unless_something_else_is_given():
+    @dataclass(kw_only=True)
+    class Config(RunConfig):
+        target: str = option("", "A text.", required=True, unless="other", example="a.py:f")
+        other: str | None = option(None, "In its place.")
+
+    said = "target is required: give --target or target: in the config file, for instance --target a.py:f (or other)"
+    assert said in refusal(config_class=Config)
+    assert resolve(["--other", "b"], config_class=Config).config.target == ""
+    assert resolve(["--target", "a"], config_class=Config).config.other is None
+    assert "target is required" in refusal(["--other", "none"], config_class=Config)
 
 
 def test_combinations_are_refused_with_where_each_comes_from():
@@ -532,6 +548,70 @@ def test_lists_of_names_agree_with_the_libraries_they_are_from():
 
     assert set(OPTIMIZERS) == set(made)
     assert set(SCHEDULES) <= {each.value for each in SchedulerType}
+
+
+# ---------------------------------------------------------------- a backend's config
+
+
+@pytest.fixture
+def far(tmp_path, monkeypatch):
+    """The backend `far`, which is installed for this test; its hooks can't be imported, and need not be."""
+    source = """
+        from dataclasses import dataclass
+        from ft_host.config import option
+        from ft_host.errors import ConfigError
+
+        @dataclass(kw_only=True)
+        class Config:
+            port: int | None = option(None, "A port.", gt=0)
+            modes: list[str] = option([], "Some modes.", choices=("slow", "fast"))
+
+            def check(self):
+                if self.port is not None and self.modes:
+                    raise ConfigError("backend_config.port: has no effect with modes")
+    """
+    (tmp_path / "site").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    make_distribution(
+        tmp_path / "site", "ft-far", requires=["ft-host"],
+        entry_points={"ft_host.backends": {"far": "fake_far.hooks"}, "ft_host.configs": {"far": "fake_far.config:Config"}},
+        modules={"fake_far.hooks": "raise RuntimeError", "fake_far.config": textwrap.dedent(source)},
+    )  # fmt: skip
+    registry.catalog.cache_clear()
+    yield
+    registry.catalog.cache_clear()
+    for name in ("fake_far", "fake_far.config"):
+        sys.modules.pop(name, None)
+
+
+def generating(**fields: Any) -> SFTConfig:
+    return SFTConfig(**({"model": "org/m", "dataset": "org/d", "eval_reward": ["json:loads"], "backend": "far"} | fields))
+
+
+def test_a_backend_has_fields_of_its_own(far):
+    info, made = settings.backend_of(generating(backend_config={"port": 8, "modes": []}))
+    assert (info.name, made.port, made.modes) == ("far", 8, [])
+    assert settings.backend_of(generating())[1].port is None
+    assert settings.backend_of(generating(eval_reward=[])) == (None, None)
+    info, made = settings.backend_of(generating(backend="transformers"))
+    assert info.name == "transformers" and made is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"backend_config": {"prot": 8}}, "backend_config: unknown field prot; did you mean port?"),
+        ({"backend_config": {"port": "8"}}, "backend_config: port: found the text '8', expected a whole number above 0"),
+        ({"backend_config": {"modes": ["fats"]}}, "backend_config: modes: .*did you mean fast?"),
+        ({"backend_config": {"port": 0, "mode": []}}, "2 problems:\n  backend_config: port: .*\n  backend_config: unknown"),
+        ({"backend_config": {"port": 1, "modes": ["slow"]}}, "backend_config.port: has no effect with modes"),
+        ({"backend_config": {"port": 1}, "backend": "transformers"}, "the backend transformers has no fields of its own"),
+        ({"backend_config": {"port": 1}, "eval_reward": []}, "backend_config: has no effect on a run that generates nothing"),
+    ],
+)
+def test_fields_of_a_backend_are_checked_as_those_of_a_run(far, fields, said):
+    with pytest.raises(ConfigError, match=said):
+        settings.backend_of(generating(**fields))
 
 
 # ---------------------------------------------------------------- a method's config

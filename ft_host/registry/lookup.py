@@ -84,13 +84,15 @@ def config_class(method: str | PluginInfo) -> type[RunConfig]:
 
 def backend_config_class(info: PluginInfo) -> type | None:
     """The class of a backend's own fields: the entry point of its name in the group ft_host.configs. None where it has
-    none. Imports the class's module only. Raises PluginBroken where it isn't a dataclass."""
+    none. Imports the class's module only. Raises PluginBroken where it isn't a dataclass with a method `check`."""
     _refuse_unusable(info)
     if not info.config:
         return None
     found = _config_of(info)
     if not (isinstance(found, type) and "__dataclass_fields__" in vars(found)):
         raise PluginBroken(f"{label(info)}: {info.config} is no class decorated with @dataclass(kw_only=True)")
+    if not any("check" in vars(base) for base in found.__mro__):
+        raise PluginBroken(f"{label(info)}: {info.config} has no method check, which refuses fields that don't go together")
     return found
 
 
