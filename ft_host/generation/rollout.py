@@ -61,6 +61,13 @@ class Rollout:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 
+class _Elsewhere(Exception):
+    """Another rank has raised an error of this class, and has told all of it."""
+
+    def __init__(self, kind: type[FtHostError], text: str):
+        self.kind, self.text = kind, text
+
+
 def sampling_of(config: RolloutConfig, seed: int) -> Sampling:
     return Sampling(
         max_new_tokens=config.max_completion_length,
@@ -106,7 +113,7 @@ class RolloutRun:
         sampling = sampling_of(self.config, seed_of(self.config.seed, "rollout", self.number, self.calls))
         completions = self._together(lambda: completed(
             rows, generations, self.engine, sampling, self.tokenizer, self.config, self.toolbox, self.positions,
-            lambda wants: any(self.gather(wants)),
+            self._more,
         ))  # fmt: skip
         self.calls += 1
         self._took("generation", started)
@@ -145,6 +152,8 @@ class RolloutRun:
         made, problem = None, None
         try:
             made = work()
+        except _Elsewhere as error:
+            raise error.kind(error.text) from None
         except FtHostError as error:
             problem = error
         told = [each for each in self.gather(None if problem is None else (type(problem), str(problem))) if each]
@@ -154,6 +163,15 @@ class RolloutRun:
             kind, text = told[0]
             raise kind(text)
         return made
+
+    def _more(self, wants: bool) -> bool:
+        """Whether any rank has something to generate. A rank that has failed since the last time is at its end of
+        `_together`, and tells what it raised in this exchange."""
+        told = self.gather(wants)
+        for each in told:
+            if isinstance(each, tuple):
+                raise _Elsewhere(*each)
+        return any(told)
 
     def _took(self, what: str, started: float) -> None:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
