@@ -1,6 +1,7 @@
 """Make what the arithmetic example needs: rows, a tokenizer and an untrained model, all from a seed.
 
     OUT/data/train.jsonl, OUT/data/test.jsonl   sums worked out digit by digit; README.md shows what a row looks like
+    OUT/data/few.jsonl                          the first rows of train.jsonl: too few to learn all of it from
     OUT/data/preference_*.jsonl                 a right and a wrong way to the same sum
     OUT/data/unpaired_*.jsonl                   one way to a sum, and whether it is right
     OUT/model/                                  tokenizer and model, saved as a model from a hub would be
@@ -151,6 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--digits", type=int, default=4, help="digits of the longest operands (default: %(default)s)")
     parser.add_argument("--train-rows", type=int, default=10_000, help="default: %(default)s")
+    parser.add_argument("--few-rows", type=int, default=700, help="default: %(default)s")
     parser.add_argument("--test-rows", type=int, default=200, help="default: %(default)s")
     parser.add_argument("--hidden-size", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--layers", type=int, default=3, help="default: %(default)s")
@@ -160,6 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     train, test = make_rows(args)
     (args.out / "data").mkdir(parents=True, exist_ok=True)
     write_jsonl(args.out / "data" / "train.jsonl", train)
+    write_jsonl(args.out / "data" / "few.jsonl", train[: args.few_rows])
     write_jsonl(args.out / "data" / "test.jsonl", test)
     rng = random.Random(args.seed + 1)
     for name, rows in (("train", train), ("test", test)):

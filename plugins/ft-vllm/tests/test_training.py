@@ -1,0 +1,94 @@
+"""Whole runs of GRPO whose completions come from the real vLLM, as a server that the run starts.
+
+    FT_VLLM_PYTHON=FOLDER/bin/python python -m pytest plugins/ft-vllm/tests/test_training.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from pathlib import Path
+
+import pytest
+from ft_grpo.config import GRPOConfig
+
+import ft_host
+from ft_host import launch
+from ft_host.errors import FtHostError
+from ft_host.folder import RunFolder
+from ft_host.testing.invariants import as_if_killed, lines
+from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
+from ft_host.testing.rows import sentence, tiny_run
+
+PYTHON = os.environ.get("FT_VLLM_PYTHON")
+REWARD = '''
+def letters(completions, **columns):
+    return [sum(letter.isalpha() for letter in text) / (len(text) + 1) for text in completions]
+'''
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PYTHON is None, reason="FT_VLLM_PYTHON isn't set: the Python of an environment with vLLM"),
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> GRPOConfig:
+    """Four rollouts of two prompts, four completions each, a step each."""
+    noise = random.Random(4)
+    rows = [{"prompt": f"{sentence(noise, 8)}? "} for _ in range(16)]
+    (tmp_path / "pays.py").write_text(REWARD, encoding="utf-8")
+    model = save_tiny(tmp_path / "llama", tiny_llama(head_dim=32), tiny_tokenizer())
+    return tiny_run(
+        GRPOConfig, model, tmp_path, rows, reward=[f"{tmp_path / 'pays.py'}:letters"], max_completion_length=12,
+        num_generations=4, per_device_train_batch_size=8, max_steps=4, learning_rate=1e-3, backend="vllm",
+        backend_config={"python": PYTHON, "max_num_seqs": 32, "start_timeout": 300.0, "timeout": 120.0},
+    )  # fmt: skip
+
+
+def run_of(config: GRPOConfig, name: str, **changes) -> Path:
+    return ft_host.train(dataclasses.replace(config, output_dir=f"{config.output_dir}/{name}", **changes)).folder
+
+
+def rollouts(folder: Path) -> list[tuple]:
+    """Step, prompt and completion of each sample of a rollout."""
+    samples = RunFolder(folder).read("samples.jsonl")
+    return [(each["step"], each["prompt"], each["completion"]) for each in samples if each["kind"] == "rollout"]
+
+
+def test_a_run_and_its_resumption(config):
+    """vLLM has the weights of every step; a run that goes on has the prompts and the noise that it would have had."""
+    whole = run_of(config, "whole", save_steps=2, save_total_limit=None)
+    said = [event["text"] for event in RunFolder(whole).read("events.jsonl")]
+    assert sum("the log-probs of the backend vllm are the policy's within" in text for text in said) == 2
+    found = lines(whole)
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    for line in found:
+        assert line["sampling/sampling_logp_difference/max"] < 1e-4
+        assert line["sampling/effective_sample_size"] > 0.999
+    timed = [entry for entry in RunFolder(whole).read("metrics.jsonl") if entry["kind"] == "train"]
+    assert all(0 < entry["perf/weight_sync_time"] < entry["perf/step_time"] for entry in timed)
+
+    folder = Path(f"{config.output_dir}/resumed")
+    assert as_if_killed(whole, folder) == 2
+    launch.train(
+        dataclasses.replace(config, output_dir=str(folder), save_steps=2, save_total_limit=None), resume=folder
+    )
+    assert [each[:2] for each in rollouts(folder)] == [each[:2] for each in rollouts(whole)]
+    same = [one == other for one, other in zip(rollouts(whole), rollouts(folder), strict=True)]
+    assert sum(same) > 0.8 * len(same)  # round-off may turn a token: batches are not put together as they were
+
+
+def test_an_adapter(config):
+    """What vLLM is given of a LoRA run is the adapter."""
+    folder = run_of(config, "lora", use_peft=True, learning_rate=1e-2, max_steps=3)
+    assert all(line["sampling/sampling_logp_difference/max"] < 1e-4 for line in lines(folder))
+    assert not list(Path(folder).glob("**/ft-vllm-adapters-*"))
+
+
+def test_a_sampler_with_other_numbers_is_refused(config):
+    """bfloat16 in vLLM beside float32 here, which the default of the field would let pass."""
+    coarse = config.backend_config | {"dtype": "bfloat16"}
+    with pytest.raises(FtHostError, match="before training, the log-probs of the backend vllm differ"):
+        run_of(config, "coarse", backend_config=coarse, max_sampling_logp_difference=1e-6)
