@@ -194,6 +194,38 @@ def test_a_step_has_the_same_rows_whatever_the_number_of_ranks(make, plan):
     assert groups[0] and groups[1] and not groups[0] & groups[1], "completions of a prompt are of one rank"
 
 
+class Uneven(Method):
+    """Leaves out some of the completions of a prompt."""
+
+    @hookimpl
+    def ft_rollout(self, rows, run):
+        found = super().ft_rollout(rows, run)
+        kept = [row["place"] <= row["number"] % 3 for row in found.rows]
+        pairs = [pair for pair, keep in zip(zip(found.rows, found.samples, strict=True), kept, strict=True) if keep]
+        return Rollout(rows=[row for row, _ in pairs], samples=[sample for _, sample in pairs])
+
+
+def test_groups_of_differing_size_and_samples_are_in_the_order_of_the_prompts(make):
+    plan = RolloutPlan(prompts=4, generations=3, steps=2, passes=1)
+    buffer = make(plan, Uneven(3), logged_completions=5)
+    # one completion of prompts 0 and 3, two of 1, three of 2; groups are whole within a step
+    alone = [[(0, 0), (1, 0), (1, 1)], [(2, 0), (2, 1), (2, 2), (3, 0)]]
+    assert taken(buffer, 2) == alone
+    samples = buffer.run.folder.read("samples.jsonl")
+    assert [each["prompt"] for each in samples] == ["0", "1", "1", "2", "2"]
+    (buffer.run.folder.path / "samples.jsonl").unlink()
+
+    def work(rank, gather):
+        return taken(make(plan, Uneven(3), rank=rank, world_size=2, gather=gather, logged_completions=5), 2)
+
+    ranks = as_ranks(2, work)
+    assert [sorted(sum(shares, [])) for shares in zip(*ranks, strict=True)] == alone
+    assert buffer.run.folder.read("samples.jsonl") == samples
+    # where a step may end within a group, rows are what counts: seven in eight steps
+    plan = RolloutPlan(prompts=4, generations=3, steps=8, passes=1)
+    assert taken(make(plan, Uneven(3)), 8) == [[row] for row in sum(alone, [])] + [[]]
+
+
 def test_the_first_step_of_a_rollout_tells_of_it(make):
     buffer = make(RolloutPlan(prompts=4, generations=2, steps=2, passes=1), Method(2, lambda number: number != 3))
     first, second, third = (next(buffer) for _ in range(3))

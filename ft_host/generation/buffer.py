@@ -110,12 +110,13 @@ class Buffer:
         if plan.shuffled:
             of = permutation(len(order), self.run.config.seed, self.number, which, "pass")
             order = [of(index) for index in order]
-        per_step = plan.rows_per_step
-        if sum(self.sizes) != plan.rows:  # the prompts ended, or held no signal: in as many steps, smaller ones
-            whole = plan.rows_per_step % plan.generations == 0
-            rows = sum(self.sizes)
-            per_step = math.ceil((len(order) if whole else rows) / plan.steps) * (plan.generations if whole else 1)
-        begin, end = at * per_step, (at + 1) * per_step
+        # Where the prompts ended, or held no signal, there are as many steps, smaller ones.
+        if plan.rows_per_step % plan.generations == 0:  # a step is whole groups
+            per_step = math.ceil(len(order) / plan.steps)
+            begin, end = (sum(self.sizes[group] for group in order[: number * per_step]) for number in (at, at + 1))
+        else:
+            per_step = math.ceil(sum(self.sizes) / plan.steps)
+            begin, end = at * per_step, (at + 1) * per_step
         mine: dict[int, list[Row]] = {}
         for row in self.rows:
             mine.setdefault(row["group"], []).append(row)
@@ -167,9 +168,9 @@ class Buffer:
         if kept < plan.prompts and draws == run.config.max_rollout_draws:
             run.say(f"rollout {number + 1}: {kept} of {plan.prompts} groups held a signal after {draws} draws "
                     f"(max_rollout_draws)", "warning")  # fmt: skip
-        rows, self.sizes = self.numbered(rows)
+        rows, sizes = self.numbered(rows)
         annotating = time.perf_counter()
-        self.rows = annotated(run, rows)
+        self.rows, self.sizes = annotated(run, rows), sizes
         run.took("annotation", time.perf_counter() - annotating)
         self.number, self.step, self.place = number, 0, place
         self.metrics = metrics | self._times(rollout_run, started)
