@@ -6,7 +6,6 @@ reward functions, tokenizer, data and its first rows.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import shutil
@@ -14,6 +13,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -336,17 +336,27 @@ class _Launch:
             return f"(none: {error})"
 
     def close(self) -> None:
-        with contextlib.ExitStack() as last_first:  # all of it, whatever fails in between
-            if self.accelerator is not None:
-                last_first.callback(end_processes, self.run and self.run.model)
-                if self.config.report_to:
-                    last_first.callback(self.accelerator.end_training)
-            for number, handler in self.handlers.items():
-                last_first.callback(signal.signal, number, handler)
-            if self.run is not None:
-                last_first.callback(self.run.plugins.hook.ft_close, run=self.run)
-            if self.online is not None:
-                last_first.callback(self.online.close)
+        """End what the run has started, all of it, whatever fails in between. What fails is raised, or only told of where
+        the run has failed itself."""
+        steps: list[Callable[[], Any]] = []
+        if self.online is not None:
+            steps.append(self.online.close)
+        if self.run is not None:
+            steps.append(partial(self.run.plugins.hook.ft_close, run=self.run))
+        steps += [partial(signal.signal, number, handler) for number, handler in self.handlers.items()]
+        if self.accelerator is not None:
+            steps += [self.accelerator.end_training] if self.config.report_to else []
+            steps.append(partial(end_processes, self.run and self.run.model))
+        failed, problems = sys.exc_info()[1], []
+        for step in steps:
+            try:
+                step()
+            except Exception as error:
+                problems.append(error)
+        if problems and failed is None:
+            raise problems[0]
+        for error in problems:
+            tell(f"when the run was ended: {type(error).__name__}: {error}", "warning", self.config.progress)
 
 
 def _prepare(method: str, tokenizer: Any, config: RunConfig, row: dict[str, Any]) -> Any:
