@@ -22,9 +22,9 @@ SHAPES = {
     "plain": head.Shape(),
     "softcap": head.Shape(softcap=3.0),
     "scale": head.Shape(scale=0.4),
-    "both": head.Shape(scale=2.0, softcap=3.0),
+    "both": head.Shape(scale=0.3, softcap=3.0),  # beyond it, float32 no longer tells large capped logits apart
     "temperature": head.Shape(temperature=0.7),
-    "all": head.Shape(scale=2.0, softcap=3.0, temperature=1.4),
+    "all": head.Shape(scale=0.3, softcap=3.0, temperature=1.4),
 }
 WEIGHTS: dict[str, Callable] = {
     "ones": torch.ones_like,

@@ -178,8 +178,10 @@ def test_one_rank_that_is_off_ends_all(make):
     """Eight tokens of rank 1 are 4 nats off, of 40: 0.8 on average."""
     off = Recorder(lambda each: replace(each, logprobs=[logp - 4 for logp in each.logprobs]))
 
+    runs = [make(each, max_completion_length=8) for each in (Recorder(), off)]  # not in threads: accelerate isn't for them
+
     def work(rank, gather):
-        run = make(off if rank else Recorder(), max_completion_length=8)
+        run = runs[rank]
         run.gather = gather
         probe_sampler(prompts(1 if rank else 4), run, "before training")
 
@@ -188,8 +190,10 @@ def test_one_rank_that_is_off_ends_all(make):
 
 
 def test_a_rank_may_have_no_prompts(make):
+    runs = [make(), make()]
+
     def work(rank, gather):
-        run = make()
+        run = runs[rank]
         run.gather = gather
         probe_sampler(prompts(2 - 2 * rank), run, "before training")
         return True
