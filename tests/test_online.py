@@ -141,11 +141,13 @@ def test_the_line_of_a_rollouts_first_step_tells_of_it(finished):
         apart = sum(entry[f"perf/{what}_time"] for what in ("generation", "reward", "annotation", "train"))
         assert entry["perf/step_time"] == pytest.approx(apart)
         assert entry["perf/generation_time"] < entry["perf/rollout_time"] < entry["perf/step_time"]
-        assert entry["perf/tokens_per_second"] * entry["perf/train_time"] == pytest.approx(steps[0]["num_tokens"], rel=0.5)
         assert entry["rewards/even/mean"] == 1.0
         assert entry["reward"] == pytest.approx(entry["rewards/letters/mean"] + 0.5 / 2)  # two prompts of four
     for entry in steps[1::2]:
         assert not OF_A_ROLLOUT & entry.keys()
+    # the rates are those of training: a rollout isn't in them
+    tokens = steps[2]["num_tokens"] - steps[1]["num_tokens"]
+    assert steps[2]["perf/tokens_per_second"] * steps[2]["perf/train_time"] == pytest.approx(tokens)
 
 
 def greedy(finished: RunFolder) -> list[str]:
@@ -406,6 +408,11 @@ def ft_sync_weights(model, version, run):
     assert model is run.policy
     note(f"weights of {version}")
 
+@hookimpl(wrapper=True)
+def ft_annotate(rows, run):
+    note(f"{len(rows)} rows annotated at {run.step}")
+    return (yield)
+
 @hookimpl
 def ft_close(run):
     note(f"closed at {run.step} with fields {run.backend_config}, asked {len(run.backend_state['calls'])} times")
@@ -431,14 +438,23 @@ def closing(tmp_path, monkeypatch):
 def test_a_backend_is_given_weights_and_closed(make, closing, tmp_path):
     config = make(backend="closing", importance_sampling_correction="none")
     ft_host.train(config)
-    # two probes and two rollouts
-    assert closing() == ["weights of 0", "weights of 2", "closed at 4 with fields None, asked 4 times"]
+    assert closing() == [
+        "weights of 0", "16 rows annotated at 0", "weights of 2", "16 rows annotated at 2",
+        "closed at 4 with fields None, asked 4 times",  # two probes and two rollouts
+    ]  # fmt: skip
     found = lines(config.output_dir)
     steps = [entry for entry in RunFolder(config.output_dir).read("metrics.jsonl") if entry["kind"] == "train"]
     assert "perf/weight_sync_time" in steps[0] and "perf/weight_sync_time" not in steps[1]
     plain = make(output_dir=config.output_dir + "-plain")
     ft_host.train(plain)
     assert_same(lines(plain.output_dir), found, rel=0)
+
+
+def test_an_evaluation_is_of_the_weights_of_the_moment(make, closing, tmp_path):
+    """Before training, after step 1, and at the end; a rollout that follows needs no other weights."""
+    held_out = write_rows(tmp_path / "held-out.jsonl", HELD_OUT)
+    ft_host.train(make(backend="closing", eval_dataset=str(held_out), eval_steps=1, eval_on_start=True, max_steps=3))
+    assert [line for line in closing() if "weights" in line] == [f"weights of {step}" for step in range(4)]
 
 
 def test_a_backend_is_closed_where_the_run_fails_and_may_fail_at_that(make, closing, tmp_path, capsys):
