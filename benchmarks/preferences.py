@@ -21,7 +21,6 @@ from typing import Any
 import work
 from turns import (
     OTHERS,
-    QUIET,
     SETTINGS,
     Figures,
     Pair,
@@ -31,7 +30,9 @@ from turns import (
     ratios,
     run_side,
     spread,
+    summary,
     table,
+    undisturbed,
     wait_for_quiet,
 )
 
@@ -170,33 +171,32 @@ def compare(
     skip, measured = SKIP, args.steps
     given = work.judged(rows) if method == "kto" else rows
     lengths = work.lengths_of(given, tokenizer) if setting == "best" else None
-    rounds: list[dict[str, Pair]] = []
-    most = 2 * args.repeats if args.wait else args.repeats
 
     def noise_of(found: dict[str, Pair]) -> float:
         return max(noise(*pair) for pair in found.values())
 
-    while len(rounds) < most and sum(noise_of(found) <= QUIET for found in rounds) < args.repeats:
-        number = len(rounds)
+    def round_number(number: int) -> dict[str, Pair]:
         file = at / f"{shape}-{setting}-{method}-{number}.jsonl"
         work.write_rows(file, work.in_order(given, lengths, number)[: work.BATCH * (skip + measured)])
         folder = at / f"{shape}-{model}{'-classifier' if method == 'reward' else ''}"
         job = Job(method, folder, file, skip + measured, skip, setting, args.wait)
-        rounds.append(one_round(job, names))
-        for name, (ours, theirs) in rounds[-1].items():
+        found = one_round(job, names)
+        for name, (ours, theirs) in found.items():
             print(
                 f"{model}, {shape}, {name}, {setting}, pair {number + 1}: {ours[unit]:.2f} and {theirs[unit]:.2f} {unit}, "
                 f"{ours['peak over start']:.0f} and {theirs['peak over start']:.0f} MiB; "
                 f"others: {ours[OTHERS]:.1f} and {theirs[OTHERS]:.1f} cores",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
-    kept = sorted(rounds, key=noise_of)[: args.repeats]  # chosen by what others did, not by what came out
+        return found
+
+    kept, made = undisturbed(round_number, noise_of, args.repeats, args.wait)
     results = []
     for name in names:
         pairs = [found[name] for found in kept]
         goals = COMPARISONS[name].goals.get(setting, {})
         print(f"\n## {name}, {model}, {shape} rows, against TRL {setting}\n")
-        print(f"{len(kept)} of {len(rounds)} rounds, {measured} steps measured after {skip}.\n")
+        print(f"{len(kept)} of {made} rounds, {measured} steps measured after {skip}.\n")
         print(table(units_of(method), goals, pairs))
         print(f"\nLosses of the same step differ by at most {max(ours['difference'] for ours, _ in pairs):.1e} (relative).")
         for side, who in enumerate(("ft-host", "TRL")):
@@ -207,23 +207,10 @@ def compare(
         sys.stdout.flush()
         middle = {key: statistics.median(ratios(key, pairs)) for key in (unit, "peak over start", "peak")}
         results.append(
-            {"model": model, "shape": shape, "setting": setting, "comparison": name, "goals": goals, "ratios": middle,
-             "skipped": skip, "measured": measured, "pairs": pairs}
+            {"model": model, "shape": shape, "setting": setting, "comparison": name, "unit": unit, "goals": goals,
+             "ratios": middle, "skipped": skip, "measured": measured, "pairs": pairs}
         )  # fmt: skip
     return results
-
-
-def summary(results: list[dict[str, Any]]) -> str:
-    """All ratios in one Markdown table, each with its range and its goal."""
-    lines = ["| model | rows | comparison | TRL | speed | goal | peak over start | goal |", "| --- " * 8 + "|"]
-    for each in results:
-        unit = unit_of(COMPARISONS[each["comparison"]].method)
-        cells = [each["model"], each["shape"], each["comparison"], each["setting"]]
-        for key in (unit, "peak over start"):
-            goal = each["goals"].get(key)
-            cells += [spread(ratios(key, each["pairs"])), f"{goal:.3g}" if goal else ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def shapes_of(args: argparse.Namespace) -> dict[str, list[work.Row]]:
@@ -274,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
                         if args.json:
                             args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print("\n## All ratios: ft-host to TRL\n")
-    print(summary(results))
+    print(summary(results, {"model": "model", "shape": "rows", "comparison": "comparison", "setting": "TRL"}))
 
 
 if __name__ == "__main__":

@@ -19,15 +19,16 @@ from typing import Any
 import work
 from turns import (
     OTHERS,
-    QUIET,
     SETTINGS,
     Figures,
+    Pair,
     check_same_work,
     common,
     noise,
     run_side,
     spread,
     table,
+    undisturbed,
     wait_for_quiet,
 )
 
@@ -53,22 +54,18 @@ def compare(name: str, setting: str, rows: list[work.Row], tokenizer: Any, args:
     skip, measured = STEPS[name]
     measured = args.steps or measured
     lengths = [min(length, work.MAX_LENGTH) for length in work.lengths_of(rows, tokenizer)] if setting == "best" else None
-    pairs, differences = [], []
-    most = args.runs if not args.wait else 2 * args.runs
-    while len(pairs) < most and sum(noise(*pair) <= QUIET for pair in pairs) < args.runs:
-        number = len(pairs)
-        if args.wait:
-            wait_for_quiet(args.wait)
+    differences = []
+
+    def pair_number(number: int) -> Pair:
+        wait_for_quiet(args.wait)
         file = at / f"rows-{number}.jsonl"
         work.write_rows(file, work.in_order(rows, lengths, number)[: args.rows])
         spec = {"method": "sft", "model": str(at / name), "rows": str(file), "steps": skip + measured}
         ours = run_side("ours", {}, spec)
-        if args.wait:
-            wait_for_quiet(args.wait)
+        wait_for_quiet(args.wait)
         theirs = run_side("trl", SETTINGS[setting], spec)
         differences.append(check_same_work(ours, theirs))
         pair = tuple(numbers(seen, ours["supervised"], skip) for seen in (ours, theirs))
-        pairs.append(pair)
         if args.out:
             seen = {"model": name, "setting": setting, "pair": number, "ours": ours, "trl": theirs}
             with args.out.open("a", encoding="utf-8") as log:
@@ -80,8 +77,10 @@ def compare(name: str, setting: str, rows: list[work.Row], tokenizer: Any, args:
             f"others: {pair[0][OTHERS]:.1f} and {pair[1][OTHERS]:.1f} cores",
             file=sys.stderr, flush=True,
         )  # fmt: skip
-    kept = sorted(pairs, key=lambda pair: noise(*pair))[: args.runs]  # chosen by what others did, not by what came out
-    print(f"\n## {name} against TRL {setting}: {len(kept)} of {len(pairs)} pairs, {measured} steps measured after {skip}\n")
+        return pair
+
+    kept, made = undisturbed(pair_number, lambda pair: noise(*pair), args.runs, args.wait)
+    print(f"\n## {name} against TRL {setting}: {len(kept)} of {made} pairs, {measured} steps measured after {skip}\n")
     print(table(UNITS, GOALS[name, setting], kept))
     print(f"\nLosses of the same step differ by at most {max(differences):.1e} (relative).", flush=True)
 

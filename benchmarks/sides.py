@@ -16,23 +16,30 @@ import time
 from pathlib import Path
 from typing import Any
 
-from watch import Watch
+import rewards
+from watch import Watch, children
 from work import BATCH, MAX_LENGTH
 
-NAMES = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward"}  # method: its classes, without Config or Trainer
+# method: its classes, without Config or Trainer
+NAMES = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO", "rloo": "RLOO"}
+SAMPLING = ("grpo", "rloo")  # what they train on they sample, and pay for it as `rewards` says
+REWARD = rewards.every_fourth
 
 
 def same(spec: dict[str, Any]) -> dict[str, Any]:
     """The fields that have one name on both sides."""
-    return {
-        "output_dir": spec["work"] + "/run",
+    of_rows = {
         "max_length": MAX_LENGTH,
         "per_device_train_batch_size": BATCH,
-        "max_steps": spec["steps"],
         "train_sampling_strategy": "sequential",
+    }
+    return {
+        "output_dir": spec["work"] + "/run",
+        "max_steps": spec["steps"],
         "gradient_checkpointing": False,
         "bf16": False,
         "use_cpu": True,
+        **({} if spec["method"] in SAMPLING else of_rows),
         **spec["both"],
     }
 
@@ -63,15 +70,31 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     def watched_log(run, entry):
         log(run, entry)
         if entry["kind"] == "train":
+            if run.rollouts is not None:
+                watch.took("generation", entry["perf/generation_time"])
+                watch.took("rollout", sum(entry[f"perf/{what}_time"] for what in ("generation", "reward", "annotation")))
+                watch.rows.append(round(run.totals["rows"]))
+                watch.children = children()
             watch.step()
             watch.tokens.append(entry["num_tokens"])
             watch.supervised.append(round(run.totals.get("tokens", 0)))  # a reward model has none
             watch.losses.append(entry["loss"])
+            watch.grad_norms.append(entry["grad_norm"])
+            watch.rates.append(entry["learning_rate"])
 
     launch.fit, launch.make_ahead, Run.log = watched_fit, watched_ahead, watched_log
     watch = Watch()
+    paid = {"reward": [f"{rewards.__file__}:{REWARD.__name__}"]} if method in SAMPLING else {}
     ft_host.train(
-        config(**same(spec), model=spec["model"], dataset=spec["rows"], save_steps=0, progress="quiet", **spec["ours"])
+        config(
+            **same(spec),
+            model=spec["model"],
+            dataset=spec["rows"],
+            save_steps=0,
+            progress="quiet",
+            **paid,
+            **spec["ours"],
+        )
     )
     return watch.report(imports)
 
@@ -98,6 +121,8 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
             if "loss" in logs:
                 watch.tokens.append(round(logs["num_tokens"]))
                 watch.losses.append(logs["loss"])
+                watch.grad_norms.append(logs["grad_norm"])
+                watch.rates.append(logs["learning_rate"])
 
     class Watched(trainer_class):
         def _precompute_ref_logps(self, *args, **kwargs):  # DPO's: called where its log-probs are to be made ahead
@@ -106,7 +131,19 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
             watch.ahead = time.perf_counter() - before
             return found
 
+        def _generate_single_turn(self, *args, **kwargs):  # of what samples: completions of a batch of prompts
+            with watch.timing("generation"):
+                return super()._generate_single_turn(*args, **kwargs)
+
+        def _generate_and_score_completions(self, *args, **kwargs):  # and all else that comes before their first update
+            with watch.timing("rollout"):
+                found = super()._generate_and_score_completions(*args, **kwargs)
+            watch.rows.append(len(found["completion_ids"]))
+            watch.supervised.append(int(found["completion_mask"].sum()))
+            return found
+
     watch = Watch()
+    paid = {"reward_funcs": REWARD} if spec["method"] in SAMPLING else {}
     trainer = Watched(
         model=spec["model"],
         train_dataset=Dataset.from_json(spec["rows"], cache_dir=spec["cache"] + "/datasets"),
@@ -120,6 +157,7 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
             **spec["trl"],
         ),
         callbacks=[Watcher()],
+        **paid,
     )
     trainer.train()
     return watch.report(imports)

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from watch import busy
 
@@ -24,6 +25,7 @@ OTHERS = "cores busy with other processes"
 
 Figures = dict[str, float]
 Pair = tuple[Figures, Figures]  # ours and theirs, on the same rows, one after the other
+Round = TypeVar("Round")
 
 
 def wait_for_quiet(limit: float) -> None:
@@ -98,11 +100,24 @@ def noise(*figures: Figures) -> float:
     return max(each[OTHERS] for each in figures)
 
 
+def undisturbed(
+    make: Callable[[int], Round], noise_of: Callable[[Round], float], count: int, wait: float
+) -> tuple[list[Round], int]:
+    """`count` rounds, `make(number)` each, and how many were made. Where one waits for a quiet machine, disturbed ones
+    are made again, twice `count` in all at most."""
+    made: list[Round] = []
+    most = 2 * count if wait else count
+    while len(made) < most and sum(noise_of(each) <= QUIET for each in made) < count:
+        made.append(make(len(made)))
+    return sorted(made, key=noise_of)[:count], len(made)  # chosen by what others did, not by what came out
+
+
 # ---------------------------------------------------------------- tables
 
 
 def spread(values: list[float]) -> str:
-    digits = 2 if max(values) < 10 else 1 if max(values) < 100 else 0
+    most = max(values)
+    digits = 4 if most < 0.1 else 2 if most < 10 else 1 if most < 100 else 0
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low}-{high})"
 
@@ -133,4 +148,18 @@ def table(units: dict[str, str], goals: dict[str, float], pairs: list[Pair]) -> 
             verdict = f"{'at least' if goal > 1 else 'at most'} {goal:.3g}: {reached}"
         label = f"{key}, {unit}" if unit else key
         lines.append(f"| {label} | {spread(ours)} | {spread(theirs)} | {spread(beside) if beside else ''} | {verdict} |")
+    return "\n".join(lines)
+
+
+def summary(results: list[dict[str, Any]], columns: dict[str, str]) -> str:
+    """All ratios in one Markdown table, each with its range and its goal. A result has its `pairs`, its `goals` and the
+    `unit` of its speed; `columns`: what else of it is shown, with the head that it stands under."""
+    heads = [*columns.values(), "speed", "goal", "peak over start", "goal"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for each in results:
+        cells = [each[name] for name in columns]
+        for key in (each["unit"], "peak over start"):
+            goal = each["goals"].get(key)
+            cells += [spread(ratios(key, each["pairs"])), f"{goal:.3g}" if goal else ""]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
-def status(name: str) -> float:
-    """A field of Linux' account of this process, in MiB: VmRSS (memory now) or VmHWM (its peak)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def status(name: str, process: int | str = "self") -> float:
+    """A field of Linux' account of this process, or another, in MiB: VmRSS (memory now) or VmHWM (its peak)."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
+
+
+def children() -> float:
+    """The peaks of the processes that this one has, added, in MiB. Zombies have none."""
+    total = 0.0
+    for each in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, StopIteration):  # ended meanwhile
+            if int(each.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                total += status("VmHWM", each.parent.name)
+    return total
 
 
 def differences(values: list[float]) -> list[float]:
@@ -39,7 +51,13 @@ class Watch:
         self.tokens: list[int] = []  # cumulative
         self.supervised: list[int] = []  # of each step
         self.losses: list[float] = []
+        self.grad_norms: list[float] = []
+        self.rates: list[float] = []
+        self.rows: list[int] = []  # completions that each step sampled
+        self.parts: list[dict[str, float]] = []  # seconds of each step by what they went into, where that is known
+        self.part: dict[str, float] = {}  # of the step that is under way
         self.peak = 0.0
+        self.children = 0.0  # the peaks of processes that this one has
 
     def begin(self) -> None:
         """The first step comes next. Forgets the peak of what came before."""
@@ -52,9 +70,20 @@ class Watch:
         self.cpu.append(time.process_time())
         self.busy.append(busy())
 
+    @contextlib.contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.took(what, time.perf_counter() - started)
+
+    def took(self, what: str, seconds: float) -> None:
+        self.part[what] = self.part.get(what, 0.0) + seconds
+
     def step(self) -> None:
         self.ends.append(time.perf_counter())
         self._note()
+        self.parts.append(self.part)
+        self.part = {}
         self.peak = status("VmHWM")
 
     def report(self, imports: float) -> dict[str, Any]:
@@ -68,6 +97,11 @@ class Watch:
             "busy": differences(self.busy),
             "supervised": self.supervised,
             "losses": self.losses,
+            "grad_norms": self.grad_norms,
+            "rates": self.rates,
+            "rows": self.rows,
+            "parts": self.parts,
             "before_mb": self.before,
             "peak_mb": self.peak,
+            "children_mb": self.children,
         }

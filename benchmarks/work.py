@@ -68,6 +68,12 @@ def made_pairs(count: int, shape: str, seed: int = 0) -> list[Row]:
     ]
 
 
+def made_prompts(count: int, words: float, seed: int = 0) -> list[Row]:
+    """Prompts alone, of about so many words: what completions are sampled for."""
+    text = _texts(seed)
+    return [{"prompt": text(words, 0.1) + "?\n"} for _ in range(count)]
+
+
 def judged(pairs: list[Row]) -> list[Row]:
     """Preference rows taken apart: each completion by itself, with its label."""
     return [
