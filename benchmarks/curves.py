@@ -21,7 +21,7 @@ class Panel:
     """
 
     heading: str
-    held_out: Series
+    held_out: Series | None
     trained: Series | None = None
     steps_shown: bool = True
     level: float | None = None
@@ -76,8 +76,8 @@ def _drawn(panel: Panel, left: float, last_step: float) -> Markup:
         drawn.append(_line(place(faint), TRAIN, width=1, opacity=0.35))
     if soft is not None:
         drawn.append(_line(place(soft), TRAIN))
-    dots = place(panel.held_out)
-    drawn.append(_line(dots, EVAL))
+    dots = place(panel.held_out) if panel.held_out else []
+    drawn += [_line(dots, EVAL)] if dots else []
     drawn += [el("circle", attrs={"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": "3", "fill": EVAL}) for x, y in dots]
     return join(*drawn)
 

@@ -99,7 +99,7 @@ def test_a_shared_prompt_gives_the_scores_of_whole_sequences(saved, kernel):
         (out[0] - 2 * out[1]).backward()
         results.append((out.detach(), torch.cat([p.grad.flatten() for p in policy.parameters()])))
     for shared, whole in zip(*results, strict=True):
-        close(shared, whole, 1e-6)
+        close(shared, whole, 2e-6)  # sums in another order: single gradients differ by up to 1.4e-6
 
 
 def test_ends_in_a_rectangle_and_unshared():
