@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import re
 import shutil
 import signal
@@ -432,6 +433,7 @@ def closing(tmp_path, monkeypatch):
     )  # fmt: skip
     catalog.cache_clear()
     yield lambda: (tmp_path / "closing.txt").read_text().splitlines()
+    sys.modules.pop("fake_closing", None)
     catalog.cache_clear()
 
 
