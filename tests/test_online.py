@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import re
 import shutil
 import signal
+import sys
 import textwrap
 from pathlib import Path
 from types import SimpleNamespace
