@@ -12,7 +12,6 @@ from ft_host.testing import invariants
 from ft_host.testing.models import as_classifier, save_tiny, tiny_moe
 from ft_host.testing.rows import write_rows
 
-
 ROUND_OFF = 1e-6  # of scores: one that is next to 0 is a sum of products that aren't
 
 
