@@ -124,6 +124,10 @@ def steps_in(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
     damaged = []

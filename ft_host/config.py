@@ -307,9 +307,40 @@ class RunConfig:
         group="run",
         choices=("auto", "bar", "lines", "json", "quiet"),
     )
-    diagnostics: list[str] = option([], "Diagnostics plugins to use, by name.", group="run")
+    parent: str | None = option(
+        None, "Folder of the run that this one comes from; run.json and the report name it.", group="run"
+    )
+    resume_from_checkpoint: str | None = option(
+        None,
+        "Begin where another run was: a folder checkpoints/step-N. Weights, optimizer, data position and the metrics so "
+        "far come from there; all else is as this config says.",
+        group="run",
+    )
     required_plugins: list[str] = option(
         [], "Requirements such as ft-sft>=0.1,<1 that are checked before anything is imported.", group="run"
+    )
+
+    # -- diagnostics
+    diagnostics: list[str] = option(
+        [], "Diagnostics plugins to use beside those of the method, by name.", group="diagnostics"
+    )
+    select: list[str] = option(
+        [], "Rules to use: codes, or beginnings of codes (GRPO). Not set: all.", group="diagnostics"
+    )
+    ignore: list[str] = option(
+        [], "Rules to leave out, in the same way. Of two that name a rule the longer decides.", group="diagnostics"
+    )
+    stop_on: list[str] = option(
+        [],
+        "Stop the run, its state saved, on a finding of these rules; 'patchable': on any that has a remedy which is a "
+        "change of the config.",
+        group="diagnostics",
+    )
+    fail_on: str | None = option(
+        None,
+        "Exit with 5 where a finding of this severity or above is open at the end.",
+        group="diagnostics",
+        choices=("info", "warning", "error"),
     )
 
     # -- distribution

@@ -39,6 +39,12 @@ class PluginNotFound(FtHostError):
     exit_code = 4
 
 
+class StoppedByFinding(FtHostError):
+    """The run was stopped for a finding, as `stop_on` asks, and has saved its state."""
+
+    exit_code = 5
+
+
 class Interrupted(FtHostError):
     """The run was asked to stop (SIGTERM, Ctrl-C) and has saved its state."""
 

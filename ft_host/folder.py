@@ -2,6 +2,7 @@
 
     run.json        what ran: config with origins, plugins, environment, data, plan, status, result
     metrics.jsonl   a line for every optimizer step and every evaluation
+    findings.jsonl  what its diagnostics found: a line for each change of a finding
     events.jsonl    what the run said in words
     samples.jsonl   completions of held-out prompts, at each evaluation, and some of each rollout
     checkpoints/    step-N/, complete or absent
@@ -108,9 +109,15 @@ class RunFolder:
             lines.pop()
         return [json.loads(line) for line in lines]
 
+    def take_over(self, other: Path, step: int) -> None:
+        """Begin with what another run logged up to `step`: this one goes on from there."""
+        for entry in RunFolder(other).read("metrics.jsonl"):
+            if entry["step"] <= step:
+                self.append("metrics.jsonl", entry)
+
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`: the steps that are about to be done again."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", "findings.jsonl"):
             path = self.path / name
             if not path.exists():
                 continue

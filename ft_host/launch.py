@@ -24,7 +24,9 @@ from ft_host import checkpoint as checkpoints
 from ft_host import data, registry
 from ft_host.annotate import make_ahead, open_store
 from ft_host.config import RunConfig
-from ft_host.errors import FtHostError, Interrupted
+from ft_host.diagnostics.collect import diagnostics_of
+from ft_host.diagnostics.watch import Watch
+from ft_host.errors import ConfigError, FtHostError, Interrupted, StoppedByFinding
 from ft_host.evaluate import Evaluation
 from ft_host.folder import RunFolder, now
 from ft_host.generation.buffer import dealt
@@ -107,16 +109,18 @@ class _Launch:
         self.warnings: list[str] = []
         self.online: Online | None = None
         self.run: Run | None = None
+        self.start = start_of(config)  # a checkpoint of another run
 
     # -- in order
 
     def go(self) -> FinishedRun:
         config = self.config
         backend, backend_config = backend_of(config)
-        diagnostics = [registry.find("diagnostics", name) for name in config.diagnostics]
+        diagnostics = diagnostics_of(self.method, config)
         self.chosen = [self.method, *([backend] if backend else []), *diagnostics]
         plugins = registry.session(self.method, backend, diagnostics)
         check_online(self.method, plugins, config)
+        self.watch = Watch(plugins, self.chosen, config)
         specs = plugins.hook.ft_models(config=config) or {}
         head = specs.pop("policy", ModelSpec()).head
         optimizer_factory(config)
@@ -132,6 +136,7 @@ class _Launch:
         for reward in rewards:
             check_columns(reward, eval_source.columns)
         data.check_first_rows(train_source, prepare, config)
+        self.watch.check()
         if isinstance(config, RolloutConfig):
             self.online = Online.open(config, train_source.columns, tokenizer)
 
@@ -156,6 +161,7 @@ class _Launch:
         run = Run(
             config=config, folder=self.folder, tokenizer=tokenizer, plugins=plugins,
             accelerator=self.accelerator, policy=policy, model=model, rollouts=rollouts, backend_config=backend_config,
+            watch=self.watch,
         )  # fmt: skip
         self.run = run
         run.models = {role: Companion(spec, run) for role, spec in specs.items()}
@@ -167,6 +173,7 @@ class _Launch:
             saved_rows = dealt(saved["buffers"], run.rank, run.world_size)
         if self.accelerator.is_main_process and self.resume:
             self.folder.rewind(run.step)
+        self.watch.attach(run, self.folder.read("metrics.jsonl") if self.accelerator.is_main_process else [])
 
         if self.online:
             stream = self.online.buffer(run, train_source, prepare, progress.position, saved_rows)
@@ -181,13 +188,15 @@ class _Launch:
         for sink in [*sinks(config.progress, total, run.step), *([Trackers()] if config.report_to else [])]:
             if self.accelerator.is_main_process:
                 plugins.register(sink)
+        if self.accelerator.is_main_process:
+            plugins.register(self.watch)
         self._write_plan(run, total)
         for sentence in [*self.warnings, *damaged]:
             run.say(sentence, "warning")
         for sentence in policy.notes:
             run.say(sentence)
         if checkpoint:
-            run.say(f"resumed from {checkpoint.name}")
+            run.say(f"resumed from {checkpoint if checkpoint == self.start else checkpoint.name}")
 
         held_out = data.eval_rows(eval_source, prepare, config) if eval_source else ([], [])
         evaluation = Evaluation(run, *held_out, rewards, self.online)
@@ -204,12 +213,16 @@ class _Launch:
         if config.max_steps < 1 or run.step < config.max_steps:
             fit(
                 run, stream, optimizer, schedule, progress,
-                total_rows=total_rows, evaluate=evaluation, save=save, asked_to_stop=self.stopping.is_set,
+                total_rows=total_rows, evaluate=evaluation, save=save, asked_to_stop=self._asked_to_stop,
             )  # fmt: skip
         evaluation()
         self._say_what_was_lost(run, stream.prompts if self.online else stream)
         stream.close()
         return self._finish(run)
+
+    def _asked_to_stop(self) -> str | None:
+        """Why this process would stop now: for the ranks to agree on, in one exchange."""
+        return "signal" if self.stopping.is_set() else self.watch.stops()
 
     def _make_ahead(self, run: Run, source: Any, prepare: Any, total: int | None, held_out: list[Any]) -> None:
         """What companions say of rows, from an earlier run or made now. A run that goes on has made it already; what
@@ -241,6 +254,9 @@ class _Launch:
             self.folder = RunFolder(agreed(self.accelerator, fresh_folder(self.method.name)))
         if self.resume:
             check_rows_per_step(self.folder, self.config, self.accelerator.num_processes)
+        elif self.start is not None:
+            other = RunFolder.open(self.start.parent.parent)
+            check_rows_per_step(other, self.config, self.accelerator.num_processes)
         if not self.accelerator.is_main_process:
             return
         manifest = new_manifest(self.config, self.method, self.origins, self.chosen, self.accelerator)
@@ -248,17 +264,25 @@ class _Launch:
             "train": train_source.describe(),
             "eval": eval_source.describe() if eval_source else None,
         }
+        if self.start is not None:
+            manifest["parent"] = str(config_parent(self.config, self.start))
+        elif self.config.parent:
+            manifest["parent"] = self.config.parent
         if self.resume:
             manifest["created"] = self.folder.manifest["created"]
             self.warnings += check_same_data(self.folder, manifest)
             self.folder.update(**manifest)
         else:
             self.folder = RunFolder.create(self.folder.path, manifest)
+            if self.start is not None:
+                self.folder.take_over(self.start.parent.parent, checkpoints.step_of(self.start))
 
     def _checkpoint(self) -> tuple[Path | None, list[str]]:
-        if not self.resume:
-            return None, []
-        found = checkpoints.newest(self.folder.checkpoints)
+        found: tuple[Path | None, list[str]] = (None, [])
+        if self.resume:
+            found = checkpoints.newest(self.folder.checkpoints)
+        if found[0] is None:  # of a run that goes on, too: it may have been stopped before its first checkpoint
+            found = (self.start, found[1])
         return agreed(self.accelerator, found)
 
     def _write_plan(self, run: Run, total: int | None) -> None:
@@ -292,6 +316,7 @@ class _Launch:
         if self._sharded:
             state = checkpoints.full_state(run)
         metrics: dict[str, float] = {}
+        findings: list[dict[str, Any]] = []
         if self.accelerator.is_main_process:
             aside = self.folder.path / ".model.tmp"
             shutil.rmtree(aside, ignore_errors=True)
@@ -307,10 +332,11 @@ class _Launch:
                 metrics |= {key: value for key, value in entry.items() if key not in ("kind", "step")}
             for sentence in before_and_after(lines):
                 run.say(sentence)
+            findings = self.watch.finish()
             self.folder.update(status="finished", finished=now(), result=metrics)
             run.say(f"model in {self.folder.model}, report in {self._report()}")
-        metrics = agreed(self.accelerator, metrics)
-        return FinishedRun(folder=self.folder.path, steps=run.step, metrics=metrics)
+        metrics, findings, failed = agreed(self.accelerator, (metrics, findings, self.watch.worst()))
+        return FinishedRun(folder=self.folder.path, steps=run.step, metrics=metrics, findings=findings, failed=failed)
 
     # -- when it goes wrong
 
@@ -318,11 +344,13 @@ class _Launch:
         main = self.accelerator is None or self.accelerator.is_main_process
         if not main or self.folder is None or not self.folder.manifest or isinstance(error, SystemExit):
             return
-        stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+        stopped = isinstance(error, (Interrupted, StoppedByFinding, KeyboardInterrupt))
         text = str(error) or type(error).__name__
         if not isinstance(error, (FtHostError, KeyboardInterrupt)):
             text = f"{type(error).__name__}: {text}\n{traceback.format_exc()}"
         try:
+            if self.run is not None and self.watch.run is not None:
+                self.watch.finish()
             self.folder.update(status="interrupted" if stopped else "failed", finished=now(), error=text)
             self._report()
         except OSError as full:  # the disk may be what failed; the first error is what the user must see
@@ -357,6 +385,24 @@ class _Launch:
             raise problems[0]
         for error in problems:
             tell(f"when the run was ended: {type(error).__name__}: {error}", "warning", self.config.progress)
+
+
+def start_of(config: RunConfig) -> Path | None:
+    """The checkpoint of another run that this one begins with. Raises ConfigError where it isn't whole."""
+    if config.resume_from_checkpoint is None:
+        return None
+    path = Path(config.resume_from_checkpoint)
+    problem = checkpoints.damage(path)
+    if problem is not None or not (path.parent.parent / "run.json").is_file():
+        raise ConfigError(
+            f"resume_from_checkpoint: {path} is not a checkpoint of a run ({problem or 'no run.json two folders above'}); "
+            f"expected RUN/checkpoints/step-N"
+        )
+    return path
+
+
+def config_parent(config: RunConfig, start: Path) -> Path:
+    return Path(config.parent) if config.parent else start.parent.parent
 
 
 def _prepare(method: str, tokenizer: Any, config: RunConfig, row: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ft_host.errors import FtHostError, Interrupted, UsageError
+from ft_host.errors import FtHostError, Interrupted, StoppedByFinding, UsageError
 from ft_host.metrics import Accumulator, combine
 
 if TYPE_CHECKING:
@@ -144,11 +144,11 @@ class Agreed:
     totals: dict[str, float]
     tokens: int  # in all micro-batches of all ranks; a shared prompt counts once for each that shares it
     micro_batches: int  # of the rank that has most: the others add empty ones, since collectives must pair up
-    interrupted: bool
+    interrupted: str | None  # why: "signal", or what a rule has found
     error: str | None
 
 
-def agree(run: Run, batches: list[Batch], interrupted: bool = False, error: str | None = None) -> Agreed:
+def agree(run: Run, batches: list[Batch], interrupted: str | None = None, error: str | None = None) -> Agreed:
     """One exchange between ranks: counts, number of micro-batches, and whether any rank can't go on."""
     ranks = run.gather(
         (add_up(b.counts for b in batches), sum(b.num_tokens for b in batches), len(batches), interrupted, error)
@@ -157,7 +157,7 @@ def agree(run: Run, batches: list[Batch], interrupted: bool = False, error: str 
         totals=add_up(rank[0] for rank in ranks),
         tokens=sum(rank[1] for rank in ranks),
         micro_batches=max(rank[2] for rank in ranks),
-        interrupted=any(rank[3] for rank in ranks),
+        interrupted=next((rank[3] for rank in ranks if rank[3]), None),
         error=next((rank[4] for rank in ranks if rank[4]), None),
     )
 
@@ -208,6 +208,12 @@ def train_step(
     scaled = run.accelerator.scaler is not None  # float16: the scaler skips a step that overflows, by itself
     if not math.isfinite(metrics["loss"]) or not (scaled or math.isfinite(norm)):
         what = "loss" if not math.isfinite(metrics["loss"]) else "gradient norm"
+        run.learn({
+            "watch/not_finite": what,
+            "watch/not_finite_value": str(metrics["loss"] if what == "loss" else norm),
+            "watch/not_finite_step": run.step + 1,
+            "watch/not_finite_parameter": not_finite_parameter(run),
+        })  # fmt: skip
         raise FtHostError(
             f"step {run.step + 1}: the {what} is {metrics['loss'] if what == 'loss' else norm}; the weights were not "
             f"updated. Lower learning_rate (now {optimizer.param_groups[0]['lr']:.3g}), add warmup_steps, or look at "
@@ -216,6 +222,14 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return metrics
+
+
+def not_finite_parameter(run: Run) -> str | None:
+    """The first parameter with a gradient that isn't finite, on this rank."""
+    for name, parameter in run.policy.named_parameters():
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            return name
+    return None
 
 
 def evaluate_loss(run: Run, mine: list[Row]) -> dict[str, float]:
@@ -261,7 +275,7 @@ def fit(
     total_rows: int | None,
     evaluate: Callable[[], None],
     save: Callable[[], None],
-    asked_to_stop: Callable[[], bool],
+    asked_to_stop: Callable[[], str | None],
 ) -> None:
     """Train until the data or `max_steps` ends. Raises Interrupted (state saved) or what went wrong (state kept).
 
@@ -300,6 +314,8 @@ def fit(
         agreed = agree(run, batches, asked_to_stop(), error)
         if agreed.error:
             stop(UsageError(agreed.error))
+        if agreed.interrupted not in (None, "signal"):
+            stop(StoppedByFinding(agreed.interrupted))
         if agreed.interrupted:
             stop(Interrupted(f"stopped at step {run.step} as asked; go on with `ft-host train --resume "
                              f"{run.folder.path}`"))  # fmt: skip

@@ -42,6 +42,18 @@ def tell(text: str, level: str, progress: str) -> None:
         print(text if level == "info" else f"{level.capitalize()}: {text}", file=sys.stderr, flush=True)
 
 
+def tell_finding(line: str, finding: dict[str, Any], level: str, progress: str) -> None:
+    """What a rule has found: a line for people, all of it for programs."""
+    if mode(progress) == "json":
+        print(json.dumps({"kind": "finding", **finding}, ensure_ascii=False), flush=True)
+    elif mode(progress) == "bar":
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stderr)
+    elif mode(progress) == "lines" or level != "info":
+        print(line, file=sys.stderr, flush=True)
+
+
 def _number(name: str, value: Any) -> str:
     if not isinstance(value, (int, float)):
         return f"{name} {value}"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
+    from ft_host.diagnostics.watch import Watch
     from ft_host.folder import RunFolder
     from ft_host.generation import Completion, Request, Sampling
     from ft_host.generation.config import RolloutPlan
@@ -76,6 +77,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)  # what this step has taken beside training, by name
     backend_config: Any = None  # the backend's own fields, an object of its config class; None where it has none
     backend_state: dict[str, Any] = field(default_factory=dict)  # what a backend keeps while the run lasts
+    watch: Watch | None = None  # the run's diagnostics
     sampler_version: int | None = None  # the step whose weights the backend has; None: it has been given none
 
     @property
@@ -118,6 +120,12 @@ class Run:
         """Count time of this step that isn't training: metrics.jsonl has it as `perf/WHAT_time`."""
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
+    def learn(self, facts: dict[str, Any]) -> None:
+        """Tell the run's diagnostics what has become known of it, under names of `ft_host.diagnostics.rule.FACTS`. Of the
+        main process alone it counts."""
+        if self.watch is not None:
+            self.watch.learn(facts)
+
     def log(self, entry: dict[str, Any]) -> None:
         """Write a line of metrics.jsonl and pass it to the sinks. Does nothing off the main process."""
         if self.accelerator.is_main_process:
@@ -142,3 +150,5 @@ class FinishedRun:
     folder: Path
     steps: int
     metrics: dict[str, float]
+    findings: list[dict[str, Any]] = field(default_factory=list)  # as they ended; as in findings.jsonl
+    failed: bool = False  # whether one is open that `fail_on` is about

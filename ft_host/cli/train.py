@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ft_host import registry, settings
-from ft_host.errors import PluginNotFound, UsageError
+from ft_host.errors import PluginNotFound, StoppedByFinding, UsageError
 from ft_host.settings.files import ConfigFile, is_config, read_file
 
 USAGE = "ft-host train METHOD [CONFIG] [--field value ...], or ft-host train --resume RUN [--field value ...]"
@@ -76,20 +76,21 @@ def run(argv: list[str]) -> int:
     warn_once(ready.method)
     from ft_host import launch
 
-    launch.train(
+    finished = launch.train(
         config, method=registry.reference(ready.method), origins=ready.resolved.origins, resume=ready.resume
     )  # fmt: skip
+    code = StoppedByFinding.exit_code if finished.failed else 0
     if config.distributed_strategy == "fsdp2" and "LOCAL_RANK" in os.environ:
-        leave()
-    return 0
+        leave(code)
+    return code
 
 
-def leave() -> NoReturn:
+def leave(code: int) -> NoReturn:
     """End this process at once, its work done. torch's DTensor caches hold on to the process group of a sharded model,
     and its threads, still there when the interpreter goes, abort one run in ten ("terminate called", torch 2.13)."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def read(argv: list[str]) -> Asked:

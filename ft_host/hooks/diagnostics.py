@@ -7,7 +7,26 @@ from typing import TYPE_CHECKING, Any
 from ft_host.hooks import hookspec
 
 if TYPE_CHECKING:
+    from ft_host.diagnostics import Finding, Rule
     from ft_host.run import Run
+
+
+@hookspec
+def ft_rules() -> list[Rule]:
+    """Give the rules that recognise this plugin's troubles: data, the same whatever the run.
+
+    Implemented by a method's diagnostics, which are used with it, by diagnostics that a config names, or by a method in a
+    file. Runs once, before anything is loaded, and for `ft-host rules`. A rule whose metrics or config fields a run lacks
+    is skipped by name. Since 0.4.
+    """
+
+
+@hookspec
+def ft_finding(finding: Finding, run: Run) -> None:
+    """Receive a finding as it is written to findings.jsonl: opened, worse, cleared or muted. A sink, as `ft_log` is.
+
+    Implemented by any plugin; runs on the main process. Must not change the finding. Since 0.4.
+    """
 
 
 @hookspec

@@ -204,7 +204,7 @@ def _read_run_json(folder: Path) -> dict[str, Any]:
     return info
 
 
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
     """A metric's number; a run writes nan, inf and -inf as words, since JSON has none. What is beyond 1e300 counts as
     infinite, so that differences can be taken. None: not a number at all."""
     if value is None:
@@ -237,13 +237,13 @@ def _read_metrics(record: RunRecord) -> None:
                 series.cut(step)
         if kind == "train":
             record.steps = int(step)
-            tokens, epoch = _number(row.get("num_tokens")), _number(row.get("epoch"))
+            tokens, epoch = number_of(row.get("num_tokens")), number_of(row.get("epoch"))
             record.tokens = tokens if tokens is not None else math.nan
             record.epoch = epoch if epoch is not None else math.nan
         for name, raw in row.items():
             if name in ("kind", "step", "num_tokens", "epoch"):
                 continue
-            value = _number(raw)
+            value = number_of(raw)
             if value is None:
                 what = f"values of {name} that are no numbers"
                 strange[what] = strange.get(what, 0) + 1

@@ -25,6 +25,7 @@ GROUPS = {
     "optimisation": "optimisation",
     "evaluation": "evaluation",
     "run": "run",
+    "diagnostics": "diagnostics",
     "distribution": "distribution",
 }
 # What the command line or a config file uses for something else.

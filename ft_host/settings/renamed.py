@@ -123,7 +123,6 @@ CHANGED = {
     "gradient_checkpointing_kwargs": (None, "not needed; gradient_checkpointing is all there is to set"),
     "push_to_hub": (None, "not offered; `hf upload` takes the run's model folder"),
     "hub_model_id": (None, "not offered; `hf upload` takes the run's model folder"),
-    "resume_from_checkpoint": (None, "a run is resumed with `ft-host train --resume RUN`"),
     "config": (None, "the config file is given as it is: `ft-host train METHOD run.yaml`"),
     "method": (None, "the method is the first argument: `ft-host train METHOD`"),
     "trainer": (None, "the method is the first argument, `ft-host train METHOD`, or method: in the file"),

@@ -1,0 +1,87 @@
+"""The rules of a run: the host's own and those of its plugins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ft_host
+from ft_host import registry
+from ft_host.diagnostics.rule import Rule, chosen
+from ft_host.errors import ConfigError, PluginBroken
+from ft_host.settings.fields import nearest
+
+if TYPE_CHECKING:
+    from pluggy import PluginManager
+
+    from ft_host.config import RunConfig
+
+HOST = f"ft-host {ft_host.__version__}"
+Owned = tuple[Rule, str]  # a rule, and the distribution and version that it is from
+
+
+def own_diagnostics(method: registry.PluginInfo) -> list[registry.PluginInfo]:
+    """The diagnostics that come with a method: those of its name, from its distribution."""
+    return [
+        info
+        for info in registry.catalog()
+        if (info.kind, info.name, info.distribution) == ("diagnostics", method.name, method.distribution)
+        and method.distribution
+    ]
+
+
+def diagnostics_of(method: registry.PluginInfo, config: RunConfig) -> list[registry.PluginInfo]:
+    """The diagnostics plugins of a run: the method's own, and those that the config names. Imports nothing."""
+    own = own_diagnostics(method)
+    named = [registry.find("diagnostics", name) for name in config.diagnostics]
+    return own + [info for info in named if info not in own]
+
+
+def all_rules(plugins: PluginManager, infos: list[registry.PluginInfo]) -> list[Owned]:
+    """The host's rules and those that the plugins of a manager give; `infos` are those plugins. Raises PluginBroken for
+    something that isn't a rule, or a code that two of them use."""
+    from ft_host.diagnostics.rules import RULES
+
+    labels = {f"{info.kind} {registry.reference(info)}": registry.label(info) for info in infos}
+    owned = [(rule, HOST) for rule in RULES]
+    for impl in plugins.hook.ft_rules.get_hookimpls():
+        label = labels.get(impl.plugin_name, impl.plugin_name)
+        for rule in impl.function():
+            if not isinstance(rule, Rule):
+                raise PluginBroken(f"{label}: ft_rules gave {rule!r}; expected ft_host.diagnostics.Rule")
+            owned.append((rule, label))
+    seen: dict[str, str] = {}
+    for rule, label in owned:
+        if rule.code in seen:
+            raise PluginBroken(f"rule {rule.code} is given by {seen[rule.code]} and by {label}; a code has one rule")
+        seen[rule.code] = label
+    return owned
+
+
+def check_codes(owned: list[Owned], config: RunConfig) -> None:
+    """Raise ConfigError for a code in the config that begins no rule's. Codes of methods that aren't used are let pass
+    where they look like one: a file may be shared between methods."""
+    known = [rule.code for rule, _ in owned]
+    families = {code.rstrip("0123456789") for code in known}
+    for field in ("select", "ignore", "stop_on"):
+        special = ("ALL", "patchable") if field == "stop_on" else ("ALL",)
+        for code in getattr(config, field):
+            letters = code.rstrip("0123456789")
+            if code in special or any(rule.startswith(code) for rule in known):
+                continue
+            if letters not in families and letters.isalpha() and letters.isupper():
+                continue
+            raise ConfigError(
+                f"{field}: no rule is called or begins with {code!r}{nearest(code, known) or ''}; "
+                f"`ft-host rules` lists them"
+            )
+
+
+def selected(owned: list[Owned], select: list[str], ignore: list[str]) -> list[Owned]:
+    """Those that `select` names (all, where it names none), without those that `ignore` does. As in linters, the longer
+    of two that name a rule decides."""
+
+    def length(code: str, codes: list[str]) -> int:
+        return max((len(each) if each != "ALL" else 0 for each in codes if chosen(code, [each])), default=-1)
+
+    wanted = select or ["ALL"]
+    return [each for each in owned if length(each[0].code, wanted) > length(each[0].code, ignore)]

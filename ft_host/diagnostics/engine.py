@@ -1,0 +1,275 @@
+"""Holds rules against what a run tells, as it tells it: the same in a run and on its folder. Imports no torch.
+
+    facts (`learn`) and lines of metrics (`see`)  ->  a test of each rule that they concern  ->  a window of answers
+    ->  findings that open, get worse, are cleared, or are muted by their cause
+
+Both give the findings that have changed. What is known not to be a trouble is in the tests of the rules themselves.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from ft_host.diagnostics.finding import Finding
+from ft_host.diagnostics.rule import SEVERITIES, Rule, chosen, is_fact
+from ft_host.diagnostics.view import View
+from ft_host.report.record import number_of
+from ft_host.report.series import Series
+
+COOLDOWN = 100  # steps after a finding was cleared in which it isn't told of again
+
+
+class _Watched:
+    """A rule, and what a star in its needs stands for."""
+
+    def __init__(self, rule: Rule, plugin: str, cause: str | None):
+        self.rule, self.plugin, self.cause = rule, plugin, cause
+        names = [name if cause is None else name.replace("*", cause) for name in rule.needs]
+        self.facts = [name for name in names if is_fact(name)]
+        self.metrics = [name for name in names if not is_fact(name)]
+        self.answers: deque[bool] = deque(maxlen=rule.window)
+        self.bad = 0
+        self.finding: Finding | None = None
+        self.cleared_at: int | None = None
+
+    def answer(self, bad: bool) -> None:
+        if len(self.answers) == self.answers.maxlen:
+            self.bad -= self.answers[0]
+        self.answers.append(bad)
+        self.bad += bad
+
+    @property
+    def share(self) -> float:
+        return self.bad / len(self.answers) if self.answers else 0.0
+
+
+class Engine:
+    """`rules`: each with the distribution it is from. `config`: the run's, as a dict."""
+
+    def __init__(self, rules: Iterable[tuple[Rule, str]], config: dict[str, Any]):
+        self.config = config
+        self.view = View(config)
+        self.rules = list(rules)
+        self.findings: dict[str, Finding] = {}  # by fingerprint
+        self._of_facts = [_Watched(rule, plugin, None) for rule, plugin in self.rules if rule.of_facts]
+        self._waiting = [(rule, plugin) for rule, plugin in self.rules if not rule.of_facts]
+        self._watched: dict[tuple[str, str | None], _Watched] = {}
+        self._names: set[str] = set()  # of metrics that were seen
+        self._asked: set[str] = set()  # codes of rules that have given an answer
+
+    # -- what a run tells
+
+    def learn(self, facts: dict[str, Any]) -> list[Finding]:
+        """Facts, new or told anew. Asks the rules that are about facts alone and read one of these."""
+        self.view.facts.update(facts)
+        changed = []
+        for each in self._of_facts:
+            told = any(name in facts for name in each.facts) and all(name in self.view.facts for name in each.facts)
+            if told and each.rule.stage != "after" and self._is_about(each.rule):
+                changed += self._ask(each)
+        return self._muted(changed)
+
+    def see(self, entry: dict[str, Any]) -> list[Finding]:
+        """A line of metrics.jsonl. Asks the rules whose metrics it has."""
+        evaluation = entry["kind"] == "eval"
+        numbers = {}
+        for name, value in entry.items():
+            number = number_of(value)
+            if number is not None and name not in ("kind", "step"):
+                numbers[name] = number
+        view = self.view
+        view.step, view.entry = int(entry["step"]), numbers
+        self._meet(numbers)
+        for name, number in numbers.items():
+            view.series.setdefault(name, Series()).put(view.step, number)
+        changed = []
+        if not evaluation and "start/loss" not in view.facts and view.step == 1:
+            changed += self.learn({f"start/{name}": value for name, value in numbers.items()})
+            view.step, view.entry = int(entry["step"]), numbers
+        for each in self._watched.values():
+            if each.rule.stage == "after" or each.rule.of_evaluations != evaluation:
+                continue
+            here = all(
+                name in numbers or (evaluation and not name.startswith("eval_") and name in view.series)
+                for name in each.metrics
+            )
+            if here and all(name in view.facts for name in each.facts) and self._is_about(each.rule):
+                changed += self._ask(each)
+        return self._muted(changed)
+
+    def finish(self) -> list[Finding]:
+        """The run has ended. Asks the rules about the whole of it, and gives all findings as they are now."""
+        for each in [*self._of_facts, *self._watched.values()]:
+            known = all(name in self.view.facts for name in each.facts)
+            known = known and all(name in self.view.series for name in each.metrics)
+            if each.rule.stage == "after" and known and self._is_about(each.rule):
+                self.view.entry = {}
+                self._ask(each)
+        self._muted([])
+        for finding in self.findings.values():
+            finding.step = self.view.step
+        return list(self.findings.values())
+
+    def skipped(self) -> dict[str, str]:
+        """Rules that have given no answer, by code, and why."""
+        out = {}
+        for rule, _ in self.rules:
+            if rule.code in self._asked:
+                continue
+            lacking = [name for name in rule.fields if name not in self.config]
+            if lacking:
+                out[rule.code] = f"about runs with {', '.join(lacking)}"
+                continue
+            seen = self._names | self.view.facts.keys()
+            absent = [name for name in rule.needs if not fnmatch.filter(seen, name)]
+            if absent:
+                out[rule.code] = f"{', '.join(absent)} {'was' if len(absent) == 1 else 'were'} not produced"
+            else:
+                out[rule.code] = "nothing to judge by yet"
+        return out
+
+    # -- within
+
+    def _is_about(self, rule: Rule) -> bool:
+        return all(name in self.config for name in rule.fields)
+
+    def _meet(self, numbers: dict[str, float]) -> None:
+        """Metrics that haven't been seen before make rules of those that wait for them, one for each that fits a star."""
+        new = numbers.keys() - self._names
+        if not new:
+            return
+        self._names |= new
+        for rule, plugin in self._waiting:
+            for cause in self._causes(rule):
+                key = (rule.code, cause)
+                if key not in self._watched:
+                    self._watched[key] = _Watched(rule, plugin, cause)
+
+    def _causes(self, rule: Rule) -> list[str | None]:
+        starred = [name for name in rule.needs if "*" in name]
+        if not starred:
+            return [None]
+        before, _, after = starred[0].partition("*")
+        found = fnmatch.filter(self._names, starred[0])
+        return sorted(name[len(before) : len(name) - len(after)] for name in found)
+
+    def _ask(self, watched: _Watched) -> list[Finding]:
+        rule, view = watched.rule, self.view
+        view.cause = watched.cause
+        found = rule.test(view)
+        if found is None:
+            return []
+        self._asked.add(rule.code)
+        once = rule.of_facts or rule.stage == "after"
+        if once:
+            watched.answers.clear()
+            watched.bad = 0
+        watched.answer(bool(found))
+        view.window, view.share = len(watched.answers), watched.share
+        finding = watched.finding
+        opens = bool(found) if once else len(watched.answers) >= rule.least and watched.share >= rule.share
+        if finding is not None and finding.state != "cleared":
+            return self._go_on(watched, finding, bool(found))
+        if not opens:
+            return []
+        told = watched.cleared_at is not None and view.step - watched.cleared_at < COOLDOWN
+        again = finding is not None
+        watched.finding = made = self._make(watched)
+        if again:
+            made.first_step, made.count = finding.first_step, finding.count + 1
+        self.findings[made.fingerprint] = made
+        return [] if told else [made]
+
+    def _make(self, watched: _Watched) -> Finding:
+        rule, view = watched.rule, self.view
+        severe = rule.severe is not None and rule.severe(view)
+        bad = [index for index, answer in enumerate(watched.answers) if answer]
+        ago = len(watched.answers) - 1 - (bad[0] if bad else 0)
+        return Finding(
+            code=rule.code,
+            title=rule.title,
+            severity="error" if severe else rule.severity,
+            stage=rule.stage,
+            message=rule.message(view),
+            why=rule.why,
+            remedies=[remedy for remedy in rule.remedies(view) if self._changes(remedy.patch)],
+            evidence=self._evidence(watched),
+            cause=watched.cause,
+            plugin=watched.plugin,
+            step=view.step,
+            opened=view.step,
+            first_step=self._step_before(watched, ago),
+            last_step=view.step,
+            count=watched.bad,
+            window=view.window,
+            share=view.share,
+        )
+
+    def _changes(self, patch: dict[str, Any]) -> bool:
+        """Whether a patch is none, or one that this run can take: of fields that it has, to other values."""
+        return not patch or (
+            all(name in self.config for name in patch) and any(self.config[name] != value for name, value in patch.items())
+        )
+
+    def _step_before(self, watched: _Watched, ago: int) -> int:
+        """The step of the answer `ago` answers back."""
+        for name in watched.metrics:
+            series = self.view.series.get(name)
+            if series is not None and len(series) > ago:
+                return int(series.steps[-1 - ago])
+        return self.view.step
+
+    def _evidence(self, watched: _Watched) -> list[dict[str, Any]]:
+        view, rule = self.view, watched.rule
+        out = []
+        for name in [*watched.facts, *watched.metrics]:
+            each = {"metric": name, "value": view.get(name)}
+            if name in view.series and not rule.of_facts:
+                each |= {"mean": view.mean(name, max(view.window, 1)), "baseline": view.baseline(name)}
+            out.append(each)
+        return out
+
+    def _go_on(self, watched: _Watched, finding: Finding, bad: bool) -> list[Finding]:
+        """An open finding: still bad, worse, or over."""
+        rule, view = watched.rule, self.view
+        if bad:
+            finding.last_step, finding.count = view.step, finding.count + 1
+        finding.share, finding.window = view.share, view.window
+        if watched.share < rule.share / 2 or (len(watched.answers) == 1 and not bad):
+            finding.state, finding.step = "cleared", view.step
+            watched.cleared_at = view.step
+            return [finding]
+        severity = "error" if rule.severe is not None and rule.severe(view) else rule.severity
+        if SEVERITIES.index(severity) > SEVERITIES.index(finding.severity):
+            told = self._make(watched)
+            told.first_step, told.count, told.opened = finding.first_step, finding.count, finding.opened
+            told.state, told.muted_by = finding.state, finding.muted_by
+            watched.finding = self.findings[told.fingerprint] = told
+            return [told]
+        return []
+
+    def _muted(self, changed: list[Finding]) -> list[Finding]:
+        """Mark what follows from something else that is open, and add those that are muted only now. What mutes "ALL"
+        mutes what comes after it: what came before may be its cause."""
+        mutes = {rule.code: list(rule.mutes) for rule, _ in self.rules if rule.mutes}
+        causes = [finding for finding in self.findings.values() if finding.state == "open" and finding.code in mutes]
+        out = list(changed)
+        for finding in self.findings.values() if causes else ():
+            by = next(
+                (
+                    cause.code
+                    for cause in causes
+                    if cause.code != finding.code
+                    and chosen(finding.code, mutes[cause.code])
+                    and (mutes[cause.code] != ["ALL"] or finding.opened >= cause.opened)
+                ),
+                None,
+            )
+            if finding.state == "open" and by is not None:
+                finding.state, finding.muted_by, finding.step = "muted", by, self.view.step
+                if finding not in out:
+                    out.append(finding)
+        return out

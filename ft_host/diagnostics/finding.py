@@ -1,0 +1,80 @@
+"""What a rule found in a run, and how it is written: a line of findings.jsonl for each change of its state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ft_host.diagnostics.rule import SEVERITIES, Remedy
+
+SCHEMA = "ft-host.finding/1"
+STATES = ("open", "cleared", "muted")
+
+
+@dataclass(kw_only=True)
+class Finding:
+    """A trouble, once for each cause of it. `state`: open, cleared (it has passed), or muted (it follows from another)."""
+
+    code: str
+    title: str
+    severity: str
+    stage: str
+    message: str
+    why: str
+    remedies: list[Remedy]
+    evidence: list[dict[str, Any]]
+    cause: str | None  # of a rule about several metrics: which of them
+    plugin: str  # distribution and version that the rule is from
+    state: str = "open"
+    step: int = 0  # at which this was written
+    opened: int = 0  # the step at which it was first written
+    first_step: int = 0
+    last_step: int = 0
+    count: int = 1  # steps at which it looked bad
+    window: int = 1  # answers that were looked at
+    share: float = 1.0  # of them that were bad
+    muted_by: str | None = None
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # field: (from, to) of the patches
+
+    @property
+    def fingerprint(self) -> str:
+        return self.code if self.cause is None else f"{self.code}:{self.cause}"
+
+    def line(self) -> str:
+        """For a terminal: "Warning GRPO001: ... Try ..."."""
+        remedy = f" {self.remedies[0].why}." if self.remedies else ""
+        return f"{self.severity.capitalize()} {self.code}: {self.message}{remedy}"
+
+    def as_dict(self, config: dict[str, Any]) -> dict[str, Any]:
+        """As in findings.jsonl; docs/findings.schema.json describes it. `config` is what patches are held against."""
+        return {
+            "schema": SCHEMA, "code": self.code, "title": self.title, "severity": self.severity, "stage": self.stage,
+            "state": self.state, "message": self.message, "why": self.why,
+            "evidence": [{name: plain(value) for name, value in each.items()} for each in self.evidence],
+            "remedies": [
+                {
+                    "rank": rank, "why": remedy.why, "applicability": remedy.applicability,
+                    "patch": [
+                        {"op": "replace", "path": f"/{name}", "from": plain(config.get(name)), "value": plain(value)}
+                        for name, value in remedy.patch.items()
+                    ],
+                    "from_start": remedy.again, "expected": remedy.expected,
+                }
+                for rank, remedy in enumerate(self.remedies, 1)
+            ],
+            "cause": self.cause, "step": self.step, "first_step": self.first_step, "last_step": self.last_step,
+            "count": self.count, "window": self.window, "share": round(self.share, 4), "muted_by": self.muted_by,
+            "plugin": self.plugin, "fingerprint": self.fingerprint, "page": f"docs/rules/{self.code}.md",
+        }  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are written as words."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def at_least(severity: str, limit: str) -> bool:
+    return SEVERITIES.index(severity) >= SEVERITIES.index(limit)

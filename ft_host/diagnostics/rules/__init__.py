@@ -1,0 +1,16 @@
+"""The host's rules: about what every run has. Those of methods are in their packages (`ft_dpo/rules.py`).
+
+    settings   CFG   what the config alone shows
+    data       DATA  rows and tokens, before a model is loaded
+    probes     PRB   what must hold before the first update
+    numbers    NUM, OPT   loss, gradients, updates
+    experts    MOE   the balance of a mixture of experts
+    engines    ENG   the sampler beside the trainer
+    speed      PERF  memory and time
+    machine    SYS   stalls, disk
+"""
+
+from ft_host.diagnostics.rule import Rule
+from ft_host.diagnostics.rules import numbers
+
+RULES: list[Rule] = [*numbers.RULES]
