@@ -332,9 +332,12 @@ class RunConfig:
     )
     stop_on: list[str] = option(
         [],
-        "Stop the run, its state saved, on a finding of these rules; 'patchable': on any that has a remedy which is a "
-        "change of the config.",
+        "Stop the run, its state saved, on a finding of these rules; 'patchable': on any warning or error that has a "
+        "remedy which is a change of the config.",
         group="diagnostics",
+    )
+    locked: list[str] = option(
+        [], "Config fields that no remedy may change.", group="diagnostics"
     )
     fail_on: str | None = option(
         None,
@@ -372,6 +375,9 @@ class RunConfig:
             raise ConfigError("load_in_4bit, load_in_8bit: quantised weights can't be trained; set use_peft as well")
         if self.bf16 and self.fp16:
             raise ConfigError("bf16 and fp16 can't both be set")
+        unknown = [name for name in self.locked if name not in vars(self)]
+        if unknown:
+            raise ConfigError(f"locked: there is no field {unknown[0]}; expected names of config fields")
         if self.packing and self.max_length is None:
             raise ConfigError("packing: blocks need a size; set max_length")
         if self.packing and self.train_sampling_strategy == "group_by_length":

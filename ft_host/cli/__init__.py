@@ -10,6 +10,7 @@ import traceback
 # name -> the module with its `run(argv) -> int`, and what the command does
 COMMANDS = {
     "train": ("ft_host.cli.train", "train a model with a method, or go on with a run"),
+    "autopilot": ("ft_host.cli.autopilot", "train in attempts, each mended by what the one before found"),
     "plugins": ("ft_host.cli.plugins", "list the methods, backends and diagnostics that are installed"),
     "config": ("ft_host.cli.config", "print a config file to start from"),
     "schema": ("ft_host.cli.schema", "print the JSON schema of a method's config file"),
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 def dispatch(argv: list[str]) -> int:
     """Hand the arguments to the command they name. Raises UsageError where they name none."""
     if not argv or argv[0] in ("-h", "--help", "help"):
-        commands = "\n".join(f"  {name:<9}{about}" for name, (_, about) in COMMANDS.items())
+        commands = "\n".join(f"  {name:<11}{about}" for name, (_, about) in COMMANDS.items())
         print(HELP.format(commands=commands), end="")
         return 0 if argv else 2
     if argv[0] in ("-V", "--version", "version"):

@@ -97,7 +97,7 @@ def read(argv: list[str]) -> Asked:
     """Take METHOD, CONFIG and the options that are no fields off the command line. Raises UsageError."""
     rest = list(argv)
     wanted = {name: take_switch(rest, name) for name in ("--dry-run", "--help", "-h")}
-    resume = take_value(rest, "--resume")
+    resume = take_value(rest, "--resume", "the folder of a run, for instance --resume runs/sft-20260101-120000")
     places = []
     while rest and not rest[0].startswith("-") and len(places) < 2:
         places.append(rest.pop(0))
@@ -139,11 +139,12 @@ def take_switch(arguments: list[str], name: str) -> bool:
     return bool(found)
 
 
-def take_value(arguments: list[str], name: str) -> str | None:
+def take_value(arguments: list[str], name: str, needs: str) -> str | None:
+    """Take an option and its value off the arguments. Raises UsageError, saying what it `needs`, where that is missing."""
     for index, argument in enumerate(arguments):
         if argument == name:
             if index + 1 == len(arguments) or arguments[index + 1].startswith("--"):
-                raise UsageError(f"{name} needs the folder of a run, for instance {name} runs/sft-20260101-120000")
+                raise UsageError(f"{name} needs {needs}")
             del arguments[index]
             return arguments.pop(index)
         if argument.startswith(f"{name}="):

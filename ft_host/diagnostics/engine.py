@@ -11,10 +11,11 @@ from __future__ import annotations
 import fnmatch
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from ft_host.diagnostics.finding import Finding
-from ft_host.diagnostics.rule import SEVERITIES, Rule, chosen, is_fact
+from ft_host.diagnostics.rule import SEVERITIES, Remedy, Rule, chosen, is_fact
 from ft_host.diagnostics.view import View
 from ft_host.report.record import number_of
 from ft_host.report.series import Series
@@ -195,7 +196,7 @@ class Engine:
             stage=rule.stage,
             message=rule.message(view),
             why=rule.why,
-            remedies=[remedy for remedy in rule.remedies(view) if self._changes(remedy.patch)],
+            remedies=[self._allowed(remedy) for remedy in rule.remedies(view) if self._changes(remedy.patch)],
             evidence=self._evidence(watched),
             cause=watched.cause,
             plugin=watched.plugin,
@@ -207,6 +208,13 @@ class Engine:
             window=view.window,
             share=view.share,
         )
+
+    def _allowed(self, remedy: Remedy) -> Remedy:
+        """A remedy without its patch where that is of a field that the user has locked."""
+        locked = [name for name in remedy.patch if name in self.config.get("locked", ())]
+        if not locked:
+            return remedy
+        return replace(remedy, why=f"{remedy.why} ({', '.join(locked)} is locked)", patch={})
 
     def _changes(self, patch: dict[str, Any]) -> bool:
         """Whether a patch is none, or one that this run can take: of fields that it has, to other values."""

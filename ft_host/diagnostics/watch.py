@@ -127,7 +127,7 @@ class Watch:
 
     def _is_reason(self, finding: Finding) -> bool:
         codes = self.config.stop_on
-        patchable = "patchable" in codes and any(remedy.patch for remedy in finding.remedies)
+        patchable = "patchable" in codes and finding.severity != "info" and any(each.patch for each in finding.remedies)
         return patchable or chosen(finding.code, [code for code in codes if code != "patchable"])
 
     def _write(self, finding: Finding) -> None:

@@ -127,7 +127,7 @@ def _dull(metric: str, records: list[RunRecord]) -> bool:
     return metric.endswith("/std") or whole == [record.evals[metric] for record in records if metric in record.evals]
 
 
-def _pictures(records: list[RunRecord], called: list[str]) -> Markup | None:
+def pictures(records: list[RunRecord], called: list[str]) -> Markup | None:
     """A chart for each metric that a run has more than one value of, all runs in it."""
     def overlaid(metric: str) -> list[Line]:
         held_out = metric.startswith("eval_")
@@ -189,7 +189,7 @@ def comparison_page(records: list[RunRecord]) -> str:
         el("header", el("p.eyebrow", "ft-host · comparison"), el("h1", " vs ".join(called))),
         runs,
         section("config"),
-        _pictures(records, called),
+        pictures(records, called),
         el("section", el("h2", "How they ended", el("small", "evaluation: last value; training: mean of the last ten "
                                                              "steps; speed and memory: median")),
            table(head, rows, numbers=numbers)),

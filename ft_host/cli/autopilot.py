@@ -1,0 +1,88 @@
+"""`ft-host autopilot RUN_FILE --budget N`: runs, and mends the config by what the run finds. Imports no torch."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from ft_host import registry
+from ft_host.cli.train import Ready, fresh, read, take_value
+from ft_host.diagnostics.autopilot import Flight
+from ft_host.errors import UsageError
+from ft_host.settings.fields import nearest
+
+HELP = """\
+usage: ft-host autopilot [METHOD] CONFIG --budget N [--lock FIELD,FIELD] [--output FOLDER] [--field value ...]
+
+Trains as `ft-host train` does, in attempts. An attempt that finds a warning or an error with a remedy in the config is
+stopped; the next one has that remedy, and goes on from the last checkpoint before the trouble, or starts again where the
+remedy asks for that. Ends when an attempt finishes with nothing left to mend, or after N attempts.
+
+Data, models, rewards and the fields of --lock are never changed. FOLDER (default: output_dir of the config, else
+runs/autopilot-DATE-TIME) holds the attempts, autopilot.json (the lineage) and report.html.
+"""
+
+
+def run(argv: list[str]) -> int:
+    if not argv or "--help" in argv or "-h" in argv:
+        print(HELP, end="")
+        return 0 if argv else 2
+    rest = list(argv)
+    budget = _budget(take_value(rest, "--budget", "a number of attempts"))
+    lock = take_value(rest, "--lock", "names of fields, separated by commas")
+    output = take_value(rest, "--output", "a folder")
+    asked = read(rest)
+    if asked.resume is not None or asked.dry_run:
+        raise UsageError("autopilot starts runs of its own: --resume and --dry-run belong to `ft-host train`")
+    ready = fresh(asked)
+    config = asdict(ready.resolved.config)
+    locked = [name for name in (lock or "").split(",") if name] + config["locked"]
+    for name in locked:
+        if name not in config:
+            raise UsageError(f"--lock: there is no field {name}{nearest(name, config) or ''}")
+    folder = _folder(output or config["output_dir"])
+    flight = Flight(
+        folder=folder, method=registry.reference(ready.method), config=config, budget=budget, locked=locked
+    )
+    flight.fly(_values(ready), lambda text: print(text, file=sys.stderr, flush=True))
+    print(_said(flight))
+    return flight.exit_code
+
+
+def _budget(text: str | None) -> int:
+    if text is None:
+        raise UsageError("--budget: how many attempts at most? For instance --budget 4")
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--budget: {text!r}, expected a number of attempts, at least 1")
+    return int(text)
+
+
+def _folder(name: str) -> Path:
+    folder = Path(name or f"runs/autopilot-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    if (folder / "autopilot.json").exists() or (folder / "run.json").exists():
+        raise UsageError(f"{folder} holds runs already; give another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _values(ready: Ready) -> dict[str, object]:
+    """The fields that aren't at their defaults."""
+    config = asdict(ready.resolved.config)
+    return {
+        name: value
+        for name, value in config.items()
+        if ready.resolved.origins[name] != "default" and name not in ("output_dir", "progress", "locked")
+    }
+
+
+def _said(flight: Flight) -> str:
+    lines = [f"{len(flight.attempts)} attempts, report in {flight.folder / 'report.html'}"]
+    if flight.best is None:
+        last = flight.attempts[-1]
+        log = flight.folder / f"attempt-{last.number}.log"
+        return "\n".join([*lines, f"none has finished; the last one was {last.status} (exit code {last.exit_code}): {log}"])
+    best = flight.attempts[flight.best - 1]
+    value = f", {flight.metric} {best.metrics[flight.metric]:.4g}" if flight.metric else ""
+    return "\n".join([*lines, f"best: attempt {best.number} in {best.folder}{value}"])
