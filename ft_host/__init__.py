@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.run import FinishedRun
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = ["__version__", "hookimpl", "train"]
 
 

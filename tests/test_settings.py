@@ -467,7 +467,7 @@ def test_the_dry_run_is_a_config_that_gives_the_same_again():
     flags = ["--learning-rate", "3e-7", "--use-peft", "--lora-target-modules", "q_proj", "v_proj", "--run-name", "a: b #c",
              "--optim-args", '{"x": 1e-9}', "--max-length", "none", "--eval-dataset", "true"]  # fmt: skip
     resolved = resolve(flags)
-    text = dry_run("sft", "ft-sft 0.1.0, experimental", resolved, 2)
+    text = dry_run("sft", "ft-sft 0.2.0, experimental", resolved, 2)
     assert settings.resolve(SFTConfig, write("full.yaml", text), method="sft").config == resolved.config
     assert "# each optimizer step: 16 rows (8 a device × 1 accumulated × 2 processes)" in text
     assert [line for line in text.splitlines() if line.startswith("learning_rate: 3.0e-07 ")][0].endswith(
