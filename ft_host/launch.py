@@ -29,6 +29,7 @@ from ft_host.diagnostics.watch import Watch
 from ft_host.errors import ConfigError, FtHostError, Interrupted, StoppedByFinding
 from ft_host.evaluate import Evaluation
 from ft_host.folder import RunFolder, now
+from ft_host.gauges import model_facts
 from ft_host.generation.buffer import dealt
 from ft_host.generation.config import RolloutConfig
 from ft_host.generation.online import Online, check_online
@@ -191,6 +192,7 @@ class _Launch:
         if self.accelerator.is_main_process:
             plugins.register(self.watch)
         self._write_plan(run, total)
+        run.learn(model_facts(run))
         for sentence in [*self.warnings, *damaged]:
             run.say(sentence, "warning")
         for sentence in policy.notes:

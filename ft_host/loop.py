@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ft_host.errors import FtHostError, Interrupted, StoppedByFinding, UsageError
+from ft_host.gauges import Reach, keep_weights, update_ratio
 from ft_host.metrics import Accumulator, combine
+from ft_host.models.experts import ExpertLoad, load_metrics
 
 if TYPE_CHECKING:
     from ft_host.batch import Batch
@@ -188,23 +190,29 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def train_step(
-    run: Run, batches: list[Batch], agreed: Agreed, optimizer: torch.optim.Optimizer
+    run: Run, batches: list[Batch], agreed: Agreed, optimizer: torch.optim.Optimizer, reach: Reach
 ) -> dict[str, float]:
     """Forward and backward of every micro-batch, then one update. Gives the step's metrics over all ranks.
 
     Raises FtHostError before the update when loss or gradient is not finite, so that the weights stay what they were.
     """
     run.totals = agreed.totals
-    accumulator = Accumulator()
+    accumulator, load = Accumulator(), ExpertLoad()
     batches = batches + [collate(run, []) for _ in range(agreed.micro_batches - len(batches))]
     for index, batch in enumerate(batches):
         with sync_only_last(run, index == len(batches) - 1):
             loss = loss_of(run, batch, agreed.tokens, accumulator)
+            load.add(run.policy.routing)
+            run.policy.routing = None
             # DDP and FSDP2 average gradients over ranks; the loss is a sum over them.
             run.accelerator.backward(loss * run.world_size)
     norm = clip(run, optimizer)
-    metrics = combine(run.gather(accumulator.local()))
+    ranks = run.gather((accumulator.local(), load.local()))
+    metrics = combine([rank[0] for rank in ranks]) | load_metrics([rank[1] for rank in ranks])
     metrics["grad_norm"] = norm
+    if "aux_loss" in metrics:
+        balance = run.policy.router_aux_loss_coef * metrics["aux_loss"]
+        metrics["moe/aux_share"] = balance / (abs(metrics["loss"]) + balance)
     scaled = run.accelerator.scaler is not None  # float16: the scaler skips a step that overflows, by itself
     if not math.isfinite(metrics["loss"]) or not (scaled or math.isfinite(norm)):
         what = "loss" if not math.isfinite(metrics["loss"]) else "gradient norm"
@@ -219,7 +227,14 @@ def train_step(
             f"updated. Lower learning_rate (now {optimizer.param_groups[0]['lr']:.3g}), add warmup_steps, or look at "
             f"the rows of this step"
         )
+    reach.look(run, norm)
+    before = keep_weights(run)
     optimizer.step()
+    if scaled:
+        metrics["update_skipped"] = float(optimizer.step_was_skipped)
+    ratio = update_ratio(run, before) if before else None
+    if ratio is not None:
+        metrics["update_ratio"] = ratio
     optimizer.zero_grad(set_to_none=True)
     return metrics
 
@@ -285,7 +300,7 @@ def fit(
     limit = config.max_steps if config.max_steps > 0 else None
     saved_at = run.step
     steps = iter(stream)
-    asking = asks_models(run)
+    asking, reach = asks_models(run), Reach(run)
     run.model.train()
 
     def stop(error: FtHostError) -> None:
@@ -325,7 +340,7 @@ def fit(
             consumed = run.step if total_rows is None else progress.rows_consumed / total_rows * schedule.total
             rate = schedule.set(consumed)
             try:
-                metrics = train_step(run, batches, agreed, optimizer)
+                metrics = train_step(run, batches, agreed, optimizer, reach)
             except FtHostError as problem:
                 if not all(torch.isfinite(p).all() for p in run.model.parameters()):
                     raise  # the last update broke the weights: the checkpoints from before it are what is good

@@ -81,6 +81,12 @@ def _checkpointing(policy: Policy, config: RunConfig) -> None:
 # ---------------------------------------------------------------- all of it
 
 
+def _tells_routing(policy: Policy) -> bool:
+    """Whether the model can say what its routers said, as those with a load-balancing loss can."""
+    balances = "load_balancing_loss_func" in vars(sys.modules[type(policy.causal_lm).__module__])
+    return policy.head is None and balances and "output_router_logits" in policy.config.to_dict()
+
+
 def _router_coefficient(policy: Policy, config: RunConfig) -> float:
     fields = policy.config.to_dict()
     given = config.router_aux_loss_coef
@@ -88,8 +94,7 @@ def _router_coefficient(policy: Policy, config: RunConfig) -> float:
         if given:
             raise ConfigError("router_aux_loss_coef: a reward model is trained without the load-balancing loss")
         return 0.0
-    balances = "load_balancing_loss_func" in vars(sys.modules[type(policy.causal_lm).__module__])
-    if "output_router_logits" not in fields or not balances:
+    if not _tells_routing(policy):
         if given:
             raise ConfigError(
                 f"router_aux_loss_coef: {type(policy.causal_lm).__name__} has no load-balancing loss"
@@ -149,6 +154,8 @@ def load_policy(
         if not is_classifier(found):
             policy.notes.append("the layer that gives the score is new: before training, scores are random")
     policy.router_aux_loss_coef = _router_coefficient(policy, config) if router else 0.0
+    # A compiled layer would be broken up where it is listened to
+    policy.counts_routing = router and _tells_routing(policy) and not config.torch_compile
     if policy.router_aux_loss_coef:
         policy.notes.append(
             "the load-balancing loss is that of full sequences: a prompt that rows share is computed for each of them"

@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ft_host.batch import Batch
 from ft_host.models import head
+from ft_host.models.against import Against, Head, loss_against
 from ft_host.models.attention import Layout, flat
+from ft_host.models.experts import Routing, routing_of, times_shared
 
 Places = Callable[[torch.Tensor], torch.Tensor]
 
@@ -30,12 +33,19 @@ class Policy(nn.Module):
     dict then holds `nll`, the scalar  sum_i weight_i * -logp_i  with gradient, and `logp` and `entropy` carry none. Without
     it these two do; nothing else of a language model does.
 
+    `hidden` (N, H), with gradient, is the state that each target is predicted from, and `head` makes logits of it: what
+    another model is held against. `against`: such a model; the dict then holds the scalar `against` with gradient, and
+    the values of its function without (see `ft_host.models.against`).
+
     `value` (N,), with gradient, is what a trained companion of head "value" says of the state before each target:
     `companions` holds those that are trained beside the policy, inside it, so that one forward runs all.
 
     `model` is the transformers (or peft) model itself; `notes` is what the plan must say about it. With a router loss
     on, `aux_loss` is the load-balancing loss of the last forward's tokens, unweighted: the host adds it, so that no
-    method has to know of experts.
+    method has to know of experts. With `counts_routing`, `routing` is how the last forward in training spread tokens over
+    experts.
+
+    `layout_difference` and `layout_leak` are what `ft_host.models.probe.probe` has found, None where it wasn't asked.
     """
 
     def __init__(
@@ -52,6 +62,10 @@ class Policy(nn.Module):
         self.router_aux_loss_coef = router_aux_loss_coef
         self.notes: list[str] = []
         self.aux_loss: torch.Tensor | None = None
+        self.counts_routing = False
+        self.routing: Routing | None = None
+        self.layout_difference: float | None = None
+        self.layout_leak: float | None = None
 
     # -- parts of the model
 
@@ -72,7 +86,7 @@ class Policy(nn.Module):
         """What can be wanted of it."""
         if self.head is not None:
             return ("score",) if self.head == "reward" else ("value",)
-        return (*head.WANTS, *self.companions)
+        return (*head.WANTS, "hidden", *self.companions)
 
     @property
     def device(self) -> torch.device:
@@ -86,11 +100,12 @@ class Policy(nn.Module):
         want: tuple[str, ...] = head.WANTS,
         weight: head.Weight | None = None,
         temperature: float = 1.0,
+        against: Against | None = None,
     ) -> dict[str, torch.Tensor]:
         unknown = set(want) - set(self.gives)
-        if unknown or (weight is not None and self.head is not None):
+        if unknown or ((weight is not None or against is not None) and self.head is not None):
             what = "a language model" if self.head is None else f"a {self.head} model"
-            named = f"want: {', '.join(sorted(unknown))}" if unknown else "weight"
+            named = f"want: {', '.join(sorted(unknown))}" if unknown else "weight, against"
             raise ValueError(f"{named}: nothing that {what} gives; it gives {', '.join(self.gives)}")
         # Balance is of tokens as the router sees them: a shared prompt would count once where full sequences have it
         # once each. A rectangle holds full sequences anyway.
@@ -103,18 +118,21 @@ class Policy(nn.Module):
             out = {"value": self._score(states.index_select(0, places(batch.sources)))}
         else:
             hidden = states.index_select(0, places(batch.sources))
-            out = self._head(hidden, batch.targets, tuple(want), weight, temperature)
+            out = self._per_target(hidden, batch.targets, tuple(want), weight, temperature, against)
             if "value" in want:
                 companion = self.companions["value"]
                 out |= companion(batch, want=("value",)) if isinstance(companion, Policy) else companion(hidden)
         self.aux_loss = self._aux_loss(router_logits, mask) if self.router_aux_loss_coef else None
+        if router_logits and self._learns:  # a reference that is the policy without its adapter leaves it
+            self.routing = self._routing(router_logits, batch, mask)
         return out
 
     def _states(self, batch: Batch) -> tuple[torch.Tensor, Places, Any, torch.Tensor | None]:
         """The last hidden states, flattened, (T, H); a function from places in `batch.input_ids` to places in them;
         router logits where asked for; and the rectangle's mask."""
         backbone = self.causal_lm.get_decoder() if self.head is None else self.causal_lm.base_model
-        routing = {"output_router_logits": True} if self.router_aux_loss_coef else {}
+        asked = self.router_aux_loss_coef or (self.counts_routing and self._learns)
+        routing = {"output_router_logits": True} if asked else {}
         if self.kernel == "none":
             input_ids, mask, where = rectangle(batch)
             out = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False, **routing)
@@ -144,6 +162,38 @@ class Policy(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return head(hidden.to(head.weight.dtype)).squeeze(1).float()
 
+    def logits_head(self, temperature: float = 1.0) -> Head:
+        """The head with its scale and soft cap. Of a sharded policy its matrix is gathered: all ranks must call it."""
+        module = self.causal_lm.get_output_embeddings()
+        shape = replace(head.shape_of(self.config), temperature=temperature)
+        if not _is_plain(module):
+            return Head(None, module, shape, self.config.vocab_size)
+        matrix = module.weight
+        if isinstance(matrix, DTensor):
+            matrix = matrix.full_tensor()
+        return Head(matrix, None, shape, self.config.vocab_size)
+
+    def _per_target(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        want: tuple[str, ...],
+        weight: head.Weight | None,
+        temperature: float,
+        against: Against | None,
+    ) -> dict[str, torch.Tensor]:
+        """What is wanted of the hidden states of targets; log-probs and the like only where they are."""
+        out: dict[str, torch.Tensor] = {"hidden": hidden} if "hidden" in want else {}
+        if against is not None:
+            ours = self.logits_head(temperature)
+            ahead = ours.matrix is not None and not _loss_is_scaled(hidden, ours.matrix)
+            out["against"], values = loss_against(hidden, ours, against, ahead)
+            out |= values
+        rest = tuple(name for name in want if name in head.WANTS)
+        if rest or weight is not None or not out:
+            out |= self._head(hidden, targets, rest, weight, temperature)
+        return out
+
     def _head(
         self,
         hidden: torch.Tensor,
@@ -154,8 +204,7 @@ class Policy(nn.Module):
     ) -> dict[str, torch.Tensor]:
         module = self.causal_lm.get_output_embeddings()
         shape = replace(head.shape_of(self.config), temperature=temperature)
-        plain = type(module) is nn.Linear and module.bias is None and module.weight.is_floating_point()
-        if not plain:
+        if not _is_plain(module):
             out = head.log_probs_of_module(hidden, module, targets, self.config.vocab_size, shape, want)
         elif weight is None or not torch.is_grad_enabled() or _loss_is_scaled(hidden, module.weight):
             out = head.log_probs(hidden, module.weight, targets, shape, want)
@@ -169,6 +218,18 @@ class Policy(nn.Module):
             if "entropy" in out:
                 out["entropy"] = out["entropy"].detach()
         return out
+
+    @property
+    def _learns(self) -> bool:
+        """Whether this forward is one of training."""
+        return self.training and torch.is_grad_enabled()
+
+    def _routing(self, router_logits: Any, batch: Batch, mask: torch.Tensor | None) -> Routing:
+        if mask is None:
+            weight = times_shared(batch)
+        else:
+            weight = mask if batch.num_rows else torch.zeros_like(mask)
+        return routing_of(router_logits, weight, self.causal_lm.num_experts_per_tok)
 
     def _aux_loss(self, router_logits: Any, mask: torch.Tensor | None) -> torch.Tensor:
         model = self.causal_lm
@@ -189,6 +250,11 @@ class ValueHead(nn.Module):
         """(N, H) to {"value": (N,)}, in the type that the head is held in."""
         with torch.autocast(hidden.device.type, enabled=False):
             return {"value": self.value(hidden.to(self.value.weight.dtype)).squeeze(1).float()}
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a head is one matrix and nothing else."""
+    return type(module) is nn.Linear and module.bias is None and module.weight.is_floating_point()
 
 
 def _loss_is_scaled(hidden: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -122,6 +122,7 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
             if kernel != "none" and leak > tolerance / 100:
                 difference, reason = float("inf"), f"a row changes the {values} of another one by {leak:.2g}"
         if difference <= tolerance:
+            policy.layout_difference, policy.layout_leak = difference, None if kernel == "none" else leak
             if kernel == "none":
                 why = f" ({reasons[0]})" if reasons else ""
                 policy.notes.append(f"{type(model).__name__} takes padded batches: it can't take flat ones{why}")

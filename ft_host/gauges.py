@@ -1,0 +1,108 @@
+"""What the host measures of gradients and updates, cheaply: for the run's diagnostics.
+
+Weights may be sharded: each rank measures what it holds, and the ranks put it together.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from ft_host.run import Run
+
+EVERY = 10  # steps between two measurements of an update
+TENSORS = 16  # that are looked at, spread over the model
+ELEMENTS = 2**20 // TENSORS  # of each, spread over the tensor
+PATIENCE = 5  # steps with a gradient in which one of a run with rollouts may stay away
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+# ---------------------------------------------------------------- how large an update is
+
+
+def _sample(run: Run) -> list[torch.Tensor]:
+    """Some of the trained weights, as views where that can be: matrices, since vectors are few and move otherwise."""
+    trained = [p for p in run.policy.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() > 1] or trained
+    chosen = matrices[:: math.ceil(len(matrices) / TENSORS)]
+    flat = [local(p.detach()).reshape(-1) for p in chosen]
+    return [weights[:: max(1, math.ceil(len(weights) / ELEMENTS))] for weights in flat]
+
+
+def keep_weights(run: Run) -> list[torch.Tensor] | None:
+    """A copy of what `update_ratio` looks at, before every tenth update; None before the others."""
+    return [weights.clone() for weights in _sample(run)] if (run.step + 1) % EVERY == 0 else None
+
+
+def update_ratio(run: Run, before: list[torch.Tensor]) -> float | None:
+    """The norm of the update over that of the weights before it, of the same sample. With LoRA it is of the adapter's
+    weights. All ranks must call it. None where the weights are all 0."""
+    changed = torch.zeros((), dtype=torch.float64, device=run.device)
+    size = torch.zeros_like(changed)
+    for old, new in zip(before, _sample(run), strict=True):
+        changed += (new.float() - old.float()).square().sum()
+        size += old.float().square().sum()
+    sums = torch.stack([changed, size]).tolist()
+    if any(isinstance(p, DTensor) for p in run.policy.parameters()):  # else every rank has all of it
+        sums = [sum(values) for values in zip(*run.gather(sums), strict=True)]
+    return math.sqrt(sums[0] / sums[1]) if sums[1] else None
+
+
+# ---------------------------------------------------------------- whether gradients reach the weights
+
+
+def family(name: str) -> str:
+    """Parameters that are judged together, one reached being enough: the two matrices of an adapter, of which one is 0 at
+    first so that the other has no gradient, and the experts of a layer, some of which may have no token."""
+    return re.sub(r"\.experts\.\d+\.", ".experts.*.", re.sub(r"lora_(embedding_)?[AB]\b", "lora", name))
+
+
+class Reach:
+    """Which trained parameters have had a gradient yet. Asked after the backward pass, until it has told."""
+
+    def __init__(self, run: Run):
+        self.left = {name for name, parameter in run.policy.named_parameters() if parameter.requires_grad}
+        self.asked = 0
+        self.patience = PATIENCE if run.rollouts else 1  # groups of equal rewards give no gradient, or that of some parts
+        self.told = not self.left
+
+    def look(self, run: Run, norm: float) -> None:
+        """All ranks must call it. A step without any gradient says nothing: no completion was better than another."""
+        if self.told or norm == 0:
+            return
+        parameters = dict(run.policy.named_parameters())
+        here = {
+            name for name in self.left
+            if (grad := parameters[name].grad) is not None and bool(torch.count_nonzero(local(grad)))
+        }  # fmt: skip
+        families = {family(name) for each in run.gather(here) for name in each}
+        self.left = {name for name in self.left if family(name) not in families}
+        self.asked += 1
+        if self.left and self.asked < self.patience:
+            return
+        self.told = True
+        trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
+        facts: dict[str, Any] = {
+            "probe/zero_grad_parameters": sum(parameters[name].numel() for name in self.left) / trained,
+        }
+        if self.left:
+            facts["probe/zero_grad_example"] = next(name for name in parameters if name in self.left)
+        run.learn(facts)
+
+
+def model_facts(run: Run) -> dict[str, Any]:
+    """How many weights are trained and their share of all, and what was found when the layout of batches was chosen."""
+    sizes = [(p.numel(), p.requires_grad) for p in run.policy.parameters()]
+    trained = sum(size for size, requires_grad in sizes if requires_grad)
+    facts = {"probe/trainable": trained, "probe/trainable_share": trained / sum(size for size, _ in sizes)}
+    layout = {"probe/packing_difference": run.policy.layout_difference, "probe/packing_leak": run.policy.layout_leak}
+    return facts | {name: value for name, value in layout.items() if value is not None}

@@ -1,0 +1,105 @@
+"""How a mixture of experts spreads its tokens over a step, from what its routers say. Without gradient.
+
+The figures are of the whole step, all micro-batches and ranks: a largest load can't be averaged, so counts of each layer
+and expert are added up and sent once a step. A prompt that rows share counts once for each of them, so that the figures
+don't depend on how the rows were cut.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ft_host.batch import Batch
+
+DEAD = 1e-3  # of an expert's uniform share
+TOLD_FROM = 100  # tokens that an expert would have by its uniform share; below it none at all may be chance
+
+
+@dataclass
+class Routing:
+    """Of one forward: how often each expert was chosen (L, E), the sum over layers and tokens of the routers' entropy as
+    a share of ln E, and how many layers times tokens that is."""
+
+    counts: torch.Tensor
+    entropy: torch.Tensor
+    tokens: torch.Tensor
+
+
+def routing_of(router_logits: tuple[torch.Tensor, ...], weight: torch.Tensor, top_k: int) -> Routing:
+    """`router_logits`: for each layer (T, E). `weight`: (T,), how often each token counts; 0 for padding."""
+    with torch.no_grad():
+        weight = weight.to(router_logits[0].device, torch.float64).flatten()
+        counts, entropies = [], []
+        for logits in router_logits:
+            logits = logits.detach().flatten(0, -2).float()
+            chosen = logits.topk(top_k, dim=-1).indices  # (T, top_k)
+            count = torch.zeros(logits.shape[-1], dtype=torch.float64, device=logits.device)
+            counts.append(count.index_add_(0, chosen.flatten(), weight.repeat_interleave(top_k)))
+            logs = logits.log_softmax(-1)
+            entropy = -(logs.exp() * logs).sum(-1) / math.log(max(logits.shape[-1], 2))
+            entropies.append(torch.dot(entropy.double(), weight))
+        return Routing(torch.stack(counts), torch.stack(entropies).sum(), len(counts) * weight.sum())
+
+
+def times_shared(batch: Batch) -> torch.Tensor:
+    """(T,) how many sequences each token of a flat batch is in: that many leaves are below its segment. 0 without rows."""
+    leaves = [0] * len(batch.parents)
+    inner = set(batch.parents)
+    for index in reversed(range(len(batch.parents))):
+        leaves[index] += index not in inner
+        if batch.parents[index] >= 0:
+            leaves[batch.parents[index]] += leaves[index]
+    held = leaves if batch.num_rows else [0] * len(leaves)
+    return torch.tensor(held).repeat_interleave(torch.tensor(batch.lengths))
+
+
+class ExpertLoad:
+    """Adds the routing of a step's micro-batches up, on their device."""
+
+    def __init__(self) -> None:
+        self.sums: Routing | None = None
+
+    def add(self, routing: Routing | None) -> None:
+        if routing is None:
+            return
+        if self.sums is None:
+            self.sums = routing
+            return
+        old = self.sums
+        self.sums = Routing(
+            old.counts + routing.counts, old.entropy + routing.entropy, old.tokens + routing.tokens
+        )
+
+    def local(self) -> tuple[torch.Tensor, float, float] | None:
+        """This rank's sums, to be sent between ranks."""
+        if self.sums is None:
+            return None
+        return self.sums.counts.cpu(), float(self.sums.entropy), float(self.sums.tokens)
+
+
+def load_metrics(ranks: list[Any]) -> dict[str, float]:
+    """What a step logs of its experts, from each rank's `ExpertLoad.local()`; nothing for a model that has none.
+
+    moe/max_violation  (largest load - mean) / mean of the layer where that is worst; 0 where all get the same
+    moe/dead_experts   the share of experts with less than a thousandth of the uniform share, mean over layers
+    moe/router_entropy of the routers' probabilities, mean over layers and tokens, as a share of ln E
+    """
+    held = [rank for rank in ranks if rank is not None]
+    if not held:
+        return {}
+    counts = torch.stack([rank[0] for rank in held]).sum(0)  # (L, E)
+    tokens = sum(rank[2] for rank in held)
+    if not tokens:
+        return {}
+    uniform = counts.mean(1, keepdim=True)
+    out = {
+        "moe/max_violation": float((counts / uniform).max()) - 1,
+        "moe/router_entropy": sum(rank[1] for rank in held) / tokens,
+    }
+    if uniform.min() >= TOLD_FROM:
+        out["moe/dead_experts"] = float((counts < DEAD * uniform).double().mean())
+    return out
