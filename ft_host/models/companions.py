@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from ft_host.errors import ConfigError
 from ft_host.models.load import add_reference_adapter, load_frozen
 from ft_host.models.sharding import reshard, shard
 from ft_host.models.weights import adapter_of
@@ -26,6 +28,7 @@ from ft_host.run import ModelSpec
 if TYPE_CHECKING:
     from ft_host.batch import Batch
     from ft_host.config import RunConfig
+    from ft_host.models.against import Head
     from ft_host.models.policy import Policy
     from ft_host.run import Run
 
@@ -80,6 +83,18 @@ class Companion:
         policy = self._policy()
         with still(policy), self._adapter(policy):
             return policy(batch, want, temperature=temperature)
+
+    def logits_head(self, temperature: float = 1.0) -> Head:
+        """What makes logits of its hidden states (`want=("hidden",)`), without gradient. All ranks must call it."""
+        policy = self._policy()
+        with torch.no_grad(), self._adapter(policy):
+            found = policy.logits_head(temperature)
+        if found.module is not None and self._of_policy:
+            raise ConfigError(
+                "lora_target_modules, lora_modules_to_save: the head is trained, so that the same model without its adapter "
+                "can't be held against it; leave the head out"
+            )
+        return found if found.matrix is None else replace(found, matrix=found.matrix.detach())
 
     def _policy(self) -> Policy:
         run = self._run

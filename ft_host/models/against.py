@@ -1,0 +1,179 @@
+"""A loss of two models' distributions over the vocabulary, in tiles, so that [targets, vocabulary] exists of neither.
+
+    teacher = run.models["teacher"](batch, want=("hidden",))["hidden"]           # (M, H'), without gradient
+    out = model(batch, want=("entropy",), against=Against(teacher, run.models["teacher"].head, function))
+    out["against"]                                                                # a scalar, with gradient
+
+`function` is the method's: plain torch on the logits of both for some targets, differentiated within a tile, so that the
+gradient is made in the same pass and only a tile's intermediate values are ever held. It must be a sum over units, whose
+weights it holds itself: a target and a target, unless `units` says otherwise (tokens of two tokenizers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ft_host.models.head import Shape, _add_product, _product_dtype, _tiles, _wide
+
+# (n, V) logits, with gradient, and (m, V') of the other model, both in float32 or wider with scale, soft cap and
+# temperature applied; the units that they are of, as a slice; to their summed loss and values (units, ...) of theirs.
+Function = Callable[[torch.Tensor, torch.Tensor, slice], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What makes logits of hidden states: `matrix` (V, H), or `module` where it is no plain one."""
+
+    matrix: torch.Tensor | None
+    module: nn.Module | None
+    shape: Shape
+    vocabulary: int
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(n, H) to (n, V), in wide precision."""
+        if self.matrix is None:
+            made = self.module(hidden)
+        else:
+            dtype = _product_dtype(hidden, self.matrix)
+            with torch.autocast(hidden.device.type, enabled=False):
+                made = hidden.to(dtype) @ self.matrix.to(dtype).t()
+        return shaped(made.to(_wide(made.dtype)), self.shape)
+
+
+@dataclass(frozen=True)
+class Against:
+    """`hidden` (M, H') and `head` are the other model's. `units`: how many of our targets and of its states each unit has,
+    in order; None: one and one."""
+
+    hidden: torch.Tensor
+    head: Head
+    function: Function
+    units: list[tuple[int, int]] | None = None
+
+
+def shaped(logits: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Scale, soft cap and temperature."""
+    if shape.softcap is not None:
+        logits = shape.softcap * torch.tanh(logits * (shape.scale / shape.softcap))
+        return logits / shape.temperature if shape.temperature != 1.0 else logits
+    return logits * shape.slope if shape.slope != 1.0 else logits
+
+
+@dataclass(frozen=True)
+class _Tile:
+    units: slice
+    ours: slice
+    theirs: slice
+
+
+def tiles_of(count: int, against: Against, vocabulary: int) -> list[_Tile]:
+    """Units of as many targets as a tile holds. Raises ValueError where they don't add up to what there is."""
+    other = against.hidden.shape[0]
+    units = against.units
+    if units is None:
+        if count != other:
+            raise ValueError(f"{count} targets against {other} states of the other model; say which belong together (units)")
+        both = [(1, 1)] * count
+    else:
+        both = units
+        if (sum(ours for ours, _ in both), sum(theirs for _, theirs in both)) != (count, other):
+            raise ValueError(f"units of {sum(a for a, _ in both)} and {sum(b for _, b in both)} states for {count} and {other}")
+    most = _tiles(10**9, max(vocabulary, against.head.vocabulary), 4, against.hidden.device)[0][1]
+    out: list[_Tile] = []
+    ours, theirs = [0, *accumulate(a for a, _ in both)], [0, *accumulate(b for _, b in both)]
+    first = 0
+    while first < len(both):
+        last = first + 1
+        while last < len(both) and max(ours[last + 1] - ours[first], theirs[last + 1] - theirs[first]) <= most:
+            last += 1
+        out.append(_Tile(slice(first, last), slice(ours[first], ours[last]), slice(theirs[first], theirs[last])))
+        first = last
+    return out
+
+
+class _Tiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, matrix, shape, against, tiles, names):
+        dtype = _product_dtype(hidden, matrix)
+        wide = _wide(dtype)
+        need_hidden, need_matrix = ctx.needs_input_grad[:2]
+        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
+        grad_matrix = torch.zeros(matrix.shape, dtype=wide, device=matrix.device) if need_matrix else None
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        parts: dict[str, list[torch.Tensor]] = {}
+        with torch.autocast(hidden.device.type, enabled=False):
+            states, cast = hidden.to(dtype), matrix.to(dtype)
+            for tile in tiles:
+                product = (states[tile.ours] @ cast.t()).to(wide)
+                other = against.head.logits(against.hidden[tile.theirs])
+                with torch.enable_grad():
+                    product.requires_grad_(need_hidden or need_matrix)
+                    loss, values = against.function(shaped(product, shape), other, tile.units)
+                total += loss.detach()
+                for name, value in values.items():
+                    parts.setdefault(name, []).append(value.detach())
+                if not (need_hidden or need_matrix):
+                    continue
+                (slope,) = torch.autograd.grad(loss, product)
+                slope = slope.to(dtype)
+                if need_hidden:
+                    grad_hidden[tile.ours] = slope @ cast
+                if need_matrix:
+                    _add_product(grad_matrix, slope, states[tile.ours])
+        ctx.save_for_backward(grad_hidden, grad_matrix)
+        ctx.matrix_dtype = matrix.dtype
+        against_values = {name: torch.cat(each) for name, each in parts.items()}
+        ctx.mark_non_differentiable(*against_values.values())
+        names.extend(against_values)  # autograd hands tensors on, not their names
+        return total, *against_values.values()
+
+    @staticmethod
+    def backward(ctx, incoming, *_):
+        grad_hidden, grad_matrix = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.mul_(incoming)
+        if grad_matrix is not None:
+            grad_matrix = grad_matrix.mul_(incoming).to(ctx.matrix_dtype)
+        return grad_hidden, grad_matrix, None, None, None, None
+
+
+def loss_against(
+    hidden: torch.Tensor,  # (N, H)
+    head: Head,
+    against: Against,
+    made_ahead: bool,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The sum of `against.function` over all units, with gradient, and its values, without, in the order of units.
+
+    `made_ahead`: the gradient may be made in the same pass; otherwise (a head that isn't one plain matrix, a loss that is
+    scaled up afterwards) tiles are made again in the backward pass.
+    """
+    tiles = tiles_of(hidden.shape[0], against, head.vocabulary)
+    if not tiles:
+        return hidden.sum() * 0.0, {}
+    if made_ahead and head.matrix is not None:
+        names: list[str] = []
+        total, *values = _Tiled.apply(hidden, head.matrix, head.shape, against, tiles, names)
+        return total, dict(zip(names, values, strict=True))
+
+    def tile(states: torch.Tensor, each: _Tile) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        with torch.no_grad():
+            other = against.head.logits(against.hidden[each.theirs])
+        loss, values = against.function(head.logits(states), other, each.units)
+        return loss, {name: value.detach() for name, value in values.items()}
+
+    total, parts = hidden.new_zeros((), dtype=torch.float32), {}
+    for each in tiles:
+        states = hidden[each.ours]
+        again = torch.is_grad_enabled()
+        loss, values = checkpoint(tile, states, each, use_reentrant=False) if again else tile(states, each)
+        total = total + loss
+        for name, value in values.items():
+            parts.setdefault(name, []).append(value)
+    return total, {name: torch.cat(each) for name, each in parts.items()}

@@ -1,0 +1,123 @@
+"""A loss of two models' distributions, in tiles: against the same written out on whole logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ft_host.models import against as module
+from ft_host.models.against import Against, Head, loss_against, shaped
+from ft_host.models.head import Shape
+
+
+def jsd(weights: torch.Tensor):
+    """A Jensen-Shannon divergence with a weight for each target, and its values."""
+
+    def function(ours, theirs, units):
+        s, t = ours.log_softmax(-1), theirs.log_softmax(-1)
+        m = torch.logsumexp(torch.stack([s, t]), 0) - torch.tensor(2.0, dtype=s.dtype).log()
+        values = 0.5 * ((t.exp() * (t - m)).sum(-1) + (s.exp() * (s - m)).sum(-1))
+        return (weights[units] * values).sum(), {"divergence": values}
+
+    return function
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(module, "_tiles", lambda count, *_: [(0, min(count, 3))])
+
+
+def states(count: int = 10, width: int = 6, vocabulary: int = 11, other_width: int = 4, other: int | None = None):
+    torch.manual_seed(0)
+    return (
+        torch.randn(count, width, dtype=torch.float64, requires_grad=True),
+        torch.randn(vocabulary, width, dtype=torch.float64, requires_grad=True),
+        torch.randn(other or count, other_width, dtype=torch.float64),
+        torch.randn(vocabulary, other_width, dtype=torch.float64),
+    )
+
+
+SHAPES = [Shape(), Shape(scale=0.5, temperature=2.0), Shape(scale=2.0, softcap=3.0, temperature=0.7)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", ["matrix", "later", "module"])
+def test_loss_values_and_gradient_are_those_of_whole_logits(small_tiles, shape, kind):
+    hidden, matrix, other, theirs = states()
+    function = jsd(torch.rand(10, dtype=torch.float64))
+    expected, values = function(
+        shaped(hidden @ matrix.t(), shape), shaped(other @ theirs.t(), Shape()), slice(0, 10)
+    )
+    wanted = torch.autograd.grad(3 * expected, (hidden, matrix))
+    linear = nn.Linear(6, 11, bias=False, dtype=torch.float64)
+    linear.weight = nn.Parameter(matrix.detach().clone())
+    head = Head(None, linear, shape, 11) if kind == "module" else Head(matrix, None, shape, 11)
+    found, parts = loss_against(
+        hidden, head, Against(other, Head(theirs, None, Shape(), 11), function), made_ahead=kind == "matrix"
+    )
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)  # a module's logits are summed in float32
+    torch.testing.assert_close(parts["divergence"], values["divergence"].detach())
+    weight = linear.weight if kind == "module" else matrix
+    got = torch.autograd.grad(3 * found, (hidden, weight))
+    for ours, right in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-6, atol=1e-8)
+
+
+def test_units_of_several_targets_stay_together(small_tiles):
+    """Sums of log-probs of one and two of our tokens against two and one of the other's."""
+    hidden, matrix, other, theirs = states(count=9, other=8)
+    units = [(1, 2), (2, 1), (1, 1), (3, 2), (2, 2)]
+
+    def function(ours, others, which):
+        left, right, parts = ours.log_softmax(-1).amax(-1), others.log_softmax(-1).amax(-1), []
+        for a, b in units[which]:
+            parts.append((left[:a].sum() - right[:b].sum()).abs())
+            left, right = left[a:], right[b:]
+        assert not len(left) and not len(right)
+        return torch.stack(parts).sum(), {"apart": torch.stack(parts)}
+
+    head, theirs = Head(matrix, None, Shape(), 11), Head(theirs, None, Shape(), 11)
+    whole, values = function(hidden @ matrix.t(), theirs.logits(other), slice(0, 5))
+    found, parts = loss_against(hidden, head, Against(other, theirs, function, units), True)
+    assert float(found) == pytest.approx(float(whole))
+    torch.testing.assert_close(parts["apart"], values["apart"].detach())
+    torch.testing.assert_close(torch.autograd.grad(found, hidden)[0], torch.autograd.grad(whole, hidden)[0])
+
+
+def test_what_does_not_belong_together_is_refused():
+    hidden, matrix, other, theirs = states(count=9, other=8)
+    heads = Head(matrix, None, Shape(), 11), Head(theirs, None, Shape(), 11)
+    with pytest.raises(ValueError, match="9 targets against 8 states"):
+        loss_against(hidden, heads[0], Against(other, heads[1], jsd(torch.ones(9))), True)
+    with pytest.raises(ValueError, match="units of 2 and 2 states for 9 and 8"):
+        loss_against(hidden, heads[0], Against(other, heads[1], jsd(torch.ones(9)), [(1, 1), (1, 1)]), True)
+
+
+def test_no_targets_give_a_loss_of_nothing_with_a_gradient():
+    hidden, matrix, other, theirs = states(count=0)
+    heads = Head(matrix, None, Shape(), 11), Head(theirs, None, Shape(), 11)
+    found, values = loss_against(hidden, heads[0], Against(other, heads[1], jsd(torch.ones(0))), True)
+    assert float(found) == 0 and values == {}
+    assert torch.autograd.grad(found, hidden)[0].shape == (0, 6)
+
+
+def test_the_whole_of_both_logits_is_never_held(monkeypatch):
+    """Of 4,096 targets over 2,048 tokens no tensor larger than a few tiles is made."""
+    largest = 0
+    plain = torch.Tensor.log_softmax
+
+    def watched(self, *arguments):
+        nonlocal largest
+        largest = max(largest, self.numel())
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "log_softmax", watched)
+    torch.manual_seed(0)
+    hidden, matrix = torch.randn(4096, 8, requires_grad=True), torch.randn(2048, 8)
+    function = jsd(torch.ones(4096))
+    found, _ = loss_against(
+        hidden, Head(matrix, None, Shape(), 2048), Against(hidden.detach(), Head(matrix, None, Shape(), 2048), function), True
+    )  # fmt: skip
+    found.backward()
+    assert 0 < largest <= 8 * 2**20 // 4
