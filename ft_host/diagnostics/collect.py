@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import pluggy
 
 import ft_host
 from ft_host import registry
 from ft_host.diagnostics.rule import Rule, chosen
 from ft_host.errors import ConfigError, PluginBroken
+from ft_host.hooks import NAME, diagnostics
 from ft_host.settings.fields import nearest
 
 if TYPE_CHECKING:
-    from pluggy import PluginManager
-
     from ft_host.config import RunConfig
 
 HOST = f"ft-host {ft_host.__version__}"
@@ -36,7 +38,7 @@ def diagnostics_of(method: registry.PluginInfo, config: RunConfig) -> list[regis
     return own + [info for info in named if info not in own]
 
 
-def all_rules(plugins: PluginManager, infos: list[registry.PluginInfo]) -> list[Owned]:
+def all_rules(plugins: pluggy.PluginManager, infos: list[registry.PluginInfo]) -> list[Owned]:
     """The host's rules and those that the plugins of a manager give; `infos` are those plugins. Raises PluginBroken for
     something that isn't a rule, or a code that two of them use."""
     from ft_host.diagnostics.rules import RULES
@@ -45,10 +47,7 @@ def all_rules(plugins: PluginManager, infos: list[registry.PluginInfo]) -> list[
     owned = [(rule, HOST) for rule in RULES]
     for impl in plugins.hook.ft_rules.get_hookimpls():
         label = labels.get(impl.plugin_name, impl.plugin_name)
-        for rule in impl.function():
-            if not isinstance(rule, Rule):
-                raise PluginBroken(f"{label}: ft_rules gave {rule!r}; expected ft_host.diagnostics.Rule")
-            owned.append((rule, label))
+        owned += [(rule, label) for rule in given(impl.function, label)]
     seen: dict[str, str] = {}
     for rule, label in owned:
         if rule.code in seen:
@@ -57,23 +56,77 @@ def all_rules(plugins: PluginManager, infos: list[registry.PluginInfo]) -> list[
     return owned
 
 
+def given(ft_rules: Callable[[], list[Rule]], label: str) -> list[Rule]:
+    """What a plugin's ft_rules gives. Raises PluginBroken where that is no list of rules."""
+    try:
+        rules = list(ft_rules())
+    except Exception as error:
+        raise PluginBroken(f"{label}: ft_rules failed: {type(error).__name__}: {error}") from error
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise PluginBroken(f"{label}: ft_rules gave {rule!r}; expected ft_host.diagnostics.Rule")
+    return rules
+
+
+def rules_of(infos: list[registry.PluginInfo]) -> tuple[list[Owned], list[str]]:
+    """The host's rules and those of these plugins, outside of a run, and what is wrong with them: a plugin that is broken
+    is told of and doesn't hide the others. Imports the plugins' modules."""
+    from ft_host.diagnostics.rules import RULES
+
+    owned, problems = [(rule, HOST) for rule in RULES], []
+    seen = {rule.code: HOST for rule in RULES}
+    for info in infos:
+        manager = pluggy.PluginManager(NAME)
+        manager.add_hookspecs(diagnostics)
+        label = registry.label(info)
+        try:
+            manager.register(registry.load(info))
+            rules = [rule for impl in manager.hook.ft_rules.get_hookimpls() for rule in given(impl.function, label)]
+        except (PluginBroken, pluggy.PluginValidationError) as error:
+            problems.append(str(error).splitlines()[0])
+            continue
+        for rule in rules:
+            if rule.code in seen:
+                problems.append(f"{label}: its rule {rule.code} is left out, {seen[rule.code]} has one of this code")
+                continue
+            seen[rule.code] = label
+            owned.append((rule, label))
+    return owned, problems
+
+
+def installed_rules(method: str | None = None) -> tuple[list[Owned], list[str]]:
+    """The host's rules and those of all installed diagnostics that aren't blocked, or, with `method`, of the method's own;
+    and what is wrong with them. Raises what `registry.find` does for the method."""
+    if method is not None:
+        return rules_of(own_diagnostics(registry.find("method", method)))
+    installed = [info for info in registry.catalog() if info.kind == "diagnostics" and info.state != "blocked"]
+    unusable = [info for info in installed if info.state in ("incompatible", "broken")]
+    owned, problems = rules_of([info for info in installed if info not in unusable])
+    return owned, [f"{registry.label(info)}: the diagnostics {info.name!r} {info.problem}" for info in unusable] + problems
+
+
 def check_codes(owned: list[Owned], config: RunConfig) -> None:
     """Raise ConfigError for a code in the config that begins no rule's. Codes of methods that aren't used are let pass
     where they look like one: a file may be shared between methods."""
+    check_chosen(owned, "select", config.select)
+    check_chosen(owned, "ignore", config.ignore)
+    check_chosen(owned, "stop_on", [code for code in config.stop_on if code != "patchable"])
+
+
+def check_chosen(owned: list[Owned], field: str, codes: list[str]) -> None:
+    """What `check_codes` does, of one list of codes; `field` is where they stand."""
     known = [rule.code for rule, _ in owned]
     families = {code.rstrip("0123456789") for code in known}
-    for field in ("select", "ignore", "stop_on"):
-        special = ("ALL", "patchable") if field == "stop_on" else ("ALL",)
-        for code in getattr(config, field):
-            letters = code.rstrip("0123456789")
-            if code in special or any(rule.startswith(code) for rule in known):
-                continue
-            if letters not in families and letters.isalpha() and letters.isupper():
-                continue
-            raise ConfigError(
-                f"{field}: no rule is called or begins with {code!r}{nearest(code, known) or ''}; "
-                f"`ft-host rules` lists them"
-            )
+    for code in codes:
+        letters = code.rstrip("0123456789")
+        if code == "ALL" or any(rule.startswith(code) for rule in known):
+            continue
+        if letters not in families and letters.isalpha() and letters.isupper():
+            continue
+        raise ConfigError(
+            f"{field}: no rule is called or begins with {code!r}{nearest(code, known) or ''}; "
+            f"`ft-host rules` lists them"
+        )
 
 
 def selected(owned: list[Owned], select: list[str], ignore: list[str]) -> list[Owned]:

@@ -55,6 +55,7 @@ class Engine:
         self.view = View(config)
         self.rules = list(rules)
         self.findings: dict[str, Finding] = {}  # by fingerprint
+        self.told: dict[str, int] = {}  # the step after which each fact was told, last
         self._of_facts = [_Watched(rule, plugin, None) for rule, plugin in self.rules if rule.of_facts]
         self._waiting = [(rule, plugin) for rule, plugin in self.rules if not rule.of_facts]
         self._watched: dict[tuple[str, str | None], _Watched] = {}
@@ -66,6 +67,7 @@ class Engine:
     def learn(self, facts: dict[str, Any]) -> list[Finding]:
         """Facts, new or told anew. Asks the rules that are about facts alone and read one of these."""
         self.view.facts.update(facts)
+        self.told |= dict.fromkeys(facts, self.view.step)
         changed = []
         for each in self._of_facts:
             told = any(name in facts for name in each.facts) and all(name in self.view.facts for name in each.facts)

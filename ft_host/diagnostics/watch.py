@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.diagnostics.collect import Owned, all_rules, check_codes, selected
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.finding import Finding, at_least
+from ft_host.diagnostics.replay import feed
 from ft_host.diagnostics.rule import chosen
 from ft_host.errors import StoppedByFinding
 from ft_host.hooks import hookimpl
@@ -50,7 +51,7 @@ class Watch:
             return
         self._tell(self.engine.learn(facts))
         if self.run is not None:
-            self.run.folder.update(facts=self.engine.view.facts)
+            self.run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
 
     def attach(self, run: Run, lines: list[dict[str, Any]]) -> None:
         """The run has a folder now. `lines`: its metrics so far, of a run that goes on, which aren't told of again."""
@@ -59,14 +60,13 @@ class Watch:
             return
         if lines:
             self.unwritten.clear()
-            for facts in (run.folder.manifest.get("facts") or {},):
-                self.engine.learn({name: value for name, value in facts.items() if not name.startswith("watch/")})
-            for entry in lines:
-                self.engine.see(entry)
+            facts = run.folder.manifest.get("facts") or {}
+            kept = {name: value for name, value in facts.items() if not name.startswith("watch/")}
+            feed(self.engine, kept, run.folder.manifest.get("facts_told") or {}, lines)
         for finding in self.unwritten:
             self._write(finding)
         self.unwritten.clear()
-        run.folder.update(facts=self.engine.view.facts)
+        run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
 
     @hookimpl
     def ft_log(self, entry, run):
@@ -84,6 +84,7 @@ class Watch:
                 self._write(finding)
         self.run.folder.update(
             facts=self.engine.view.facts,
+            facts_told=self.engine.told,
             diagnostics={"rules": len(self.rules), "skipped": self.engine.skipped()},
         )
         return [finding.as_dict(self.as_dict) for finding in findings]

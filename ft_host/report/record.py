@@ -25,8 +25,12 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "finished": (str, type(None)), "error": (str, type(None)), "origins": (dict,), "plugins": (list,),
     "wrappers": (list,), "environment": (dict,), "data": (dict, type(None)), "plan": (dict, type(None)),
     "model": (dict, type(None)), "parent": (str, type(None)), "result": (dict, type(None)),
+    "reference": (str,), "facts": (dict,), "facts_told": (dict,), "diagnostics": (dict,),
 }  # fmt: skip
 REQUIRED = ("format", "method", "status", "created", "config")
+FINDING = (
+    "code", "title", "severity", "state", "message", "why", "evidence", "remedies", "first_step", "last_step", "fingerprint",
+)  # fmt: skip
 
 
 class RunUnreadable(UsageError):
@@ -62,6 +66,10 @@ class RunRecord:
     tokens: float = math.nan  # tokens trained on so far
     epoch: float = math.nan
     steps: int = 0  # the last optimizer step that was logged
+    reference: str = ""  # the method, as `ft-host train` takes it
+    facts: dict[str, Any] = field(default_factory=dict)
+    facts_told: dict[str, int] = field(default_factory=dict)  # the step after which each was told
+    findings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by fingerprint, the last line of each
     samples: list[dict[str, Any]] = field(default_factory=list)  # of evaluations
     rollouts: list[dict[str, Any]] = field(default_factory=list)  # completions that were trained on
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -269,13 +277,22 @@ def read_run(folder: str | Path) -> RunRecord:
         finished=info["finished"], error=info.get("error"), config=info["config"], origins=info.get("origins", {}),
         plugins=info.get("plugins", []), wrappers=info.get("wrappers", []), environment=info.get("environment", {}),
         data=info.get("data") or {}, plan=info.get("plan") or {}, model=info.get("model") or {},
-        parent=info.get("parent"), result=info.get("result") or {},
+        parent=info.get("parent"), result=info.get("result") or {}, reference=info.get("reference") or info["method"],
+        facts=info.get("facts") or {}, facts_told=info.get("facts_told") or {},
     )  # fmt: skip
     _read_metrics(record)
     for name, rows in (("samples.jsonl", record.samples), ("events.jsonl", record.events)):
         found, problems = read_json_lines(folder / name)
         rows += found
         record.problems += problems
+    findings, problems = read_json_lines(folder / "findings.jsonl")
+    record.problems += problems
+    for finding in findings:
+        lacking = [name for name in FINDING if name not in finding]
+        if lacking:
+            record.problems.append(f"findings.jsonl: a line lacks {', '.join(lacking)}")
+        else:
+            record.findings[finding["fingerprint"]] = finding
     record.rollouts = [sample for sample in record.samples if sample.get("kind") == "rollout"]
     record.samples = [sample for sample in record.samples if sample.get("kind") != "rollout"]
     if (folder / "checkpoints").is_dir():

@@ -1,0 +1,52 @@
+"""`ft-host rules`: what runs recognise by themselves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from ft_host.diagnostics.collect import Owned, installed_rules
+from ft_host.diagnostics.rule import STAGES
+from ft_host.report import format as fmt
+
+HELP = "List the rules of the host and of all installed plugins."
+
+
+def run(argv: list[str]) -> int:
+    """Returns the exit code. Raises FtHostError for a method that isn't there."""
+    parser = argparse.ArgumentParser(
+        prog="ft-host rules",
+        description=HELP + " `ft-host explain CODE` gives the page of one. Imports the plugins' modules with rules, and "
+        "no method unless its rules are in the same module.",
+    )
+    parser.add_argument("--method", metavar="METHOD", help="the host's rules and those of this method")
+    parser.add_argument("--stage", choices=STAGES, help="when they are asked")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    arguments = parser.parse_args(argv)
+    owned, problems = installed_rules(arguments.method)
+    for problem in problems:
+        print(f"ft-host: warning: {problem}", file=sys.stderr)
+    shown = [each for each in owned if arguments.stage in (None, each[0].stage)]
+    if arguments.json:
+        print(json.dumps([_told(each) for each in shown], indent=2, ensure_ascii=False))
+    else:
+        print(_listing(shown))
+    return 0
+
+
+def _told(owned: Owned) -> dict[str, object]:
+    rule, plugin = owned
+    return {
+        "code": rule.code, "title": rule.title, "severity": rule.severity, "stage": rule.stage, "plugin": plugin,
+        "needs": list(rule.needs), "fields": list(rule.fields), "mutes": list(rule.mutes), "window": rule.window,
+        "share": rule.share, "least": rule.least, "when": rule.when, "why": rule.why, "remedy": rule.remedy,
+        "source": rule.source,
+    }  # fmt: skip
+
+
+def _listing(shown: list[Owned]) -> str:
+    if not shown:
+        return "No rules."
+    rows = [[rule.code, rule.severity, rule.stage, rule.title, plugin] for rule, plugin in shown]
+    return fmt.table(["CODE", "SEVERITY", "STAGE", "TITLE", "PLUGIN"], rows)

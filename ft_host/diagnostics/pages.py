@@ -1,0 +1,69 @@
+"""The page of a rule: `ft-host explain CODE`, docs/rules/CODE.md, and the help in SARIF. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+
+from ft_host.diagnostics.rule import Rule, chosen, is_fact
+from ft_host.diagnostics.view import percent
+
+STAGES = {
+    "before": "before a model is loaded",
+    "probe": "before the first update",
+    "train": "while training",
+    "after": "at the end of the run",
+}
+
+
+def page(rule: Rule, plugin: str, others: list[Rule]) -> str:
+    """In Markdown. `others`: all rules, of which some may mute this one."""
+    asked = "" if rule.severe is None else ", error where it is grave"
+    muting = [each.code for each in others if each.code != rule.code and chosen(rule.code, list(each.mutes))]
+    facts = [f"`{name}`" for name in rule.needs if is_fact(name)]
+    metrics = [f"`{name}`" for name in rule.needs if not is_fact(name)]
+    reads = [f"facts {', '.join(facts)}"] if facts else []
+    reads += [f"metrics {', '.join(metrics)}"] if metrics else []
+    parts = [
+        f"# {rule.code}: {rule.title}",
+        f"{rule.severity.capitalize()}{asked}. From {plugin}, asked {STAGES[rule.stage]}.",
+        _section("When", f"{rule.when} {window(rule)}".strip()),
+        _section("Why", rule.why),
+        _section("What to do", rule.remedy),
+        _section("What it reads", f"{_capital(' and '.join(reads))}.{_about(rule)}"),
+        _section("What it mutes", f"{', '.join(rule.mutes)}: they follow from this." if rule.mutes else ""),
+        _section("What mutes it", f"{', '.join(muting)}, where open." if muting else ""),
+        _section("Source", _capital(rule.source)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def window(rule: Rule) -> str:
+    """How many of the answers must be bad, in words; nothing of a rule that is asked once."""
+    if rule.of_facts or rule.stage == "after":
+        return ""
+    what = "evaluations" if rule.of_evaluations else "steps that log what it reads"
+    if rule.window == 1:
+        return f"One of the {what} is enough."
+    if rule.least == 1:
+        return f"It opens once {percent(rule.share)} of the last {rule.window} {what} are so."
+    return f"It opens once {percent(rule.share)} of the last {rule.window} {what} are so, {rule.least} at the least."
+
+
+def plain(markdown: str) -> str:
+    """For a terminal: headings as words in capitals, no marks around names."""
+    text = re.sub(r"^# (.*)$", r"\1", markdown, flags=re.MULTILINE)
+    text = re.sub(r"^## (.*)$\n\n", lambda found: f"{found[1].upper()}\n", text, flags=re.MULTILINE)
+    return text.replace("`", "")
+
+
+def _about(rule: Rule) -> str:
+    fields = [f"`{name}`" for name in rule.fields]
+    return f" It is about runs with the fields {', '.join(fields)}." if fields else ""
+
+
+def _section(heading: str, text: str) -> str:
+    return f"## {heading}\n\n{text if text.endswith('.') else text + '.'}" if text else ""
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,135 @@
+"""The rules held against a run's folder: the findings that the run itself had, or would have had. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ft_host import registry
+from ft_host.config import RunConfig
+from ft_host.diagnostics.collect import HOST, Owned, check_chosen, own_diagnostics, rules_of, selected
+from ft_host.diagnostics.engine import Engine
+from ft_host.diagnostics.rule import SEVERITIES, chosen, is_fact
+from ft_host.errors import PluginBroken, PluginNotFound, UsageError
+from ft_host.report.record import RunRecord, read_json_lines, read_run
+
+
+@dataclass(kw_only=True)
+class Diagnosis:
+    """What a run's folder says is the matter. `findings`: as in findings.jsonl, as they ended, the worst first."""
+
+    record: RunRecord
+    rules: list[Owned]
+    findings: list[dict[str, Any]]
+    skipped: dict[str, str]  # rules that gave no answer, by code, and why
+    notes: list[str] = field(default_factory=list)  # what could not be asked
+    recorded: list[str] = field(default_factory=list)  # fingerprints of findings that only findings.jsonl has
+
+
+def feed(engine: Engine, facts: dict[str, Any], told: dict[str, int], lines: Iterable[dict[str, Any]]) -> None:
+    """Tell an engine what a run told, in the order in which it did. `told`: the steps after which facts were told."""
+    waiting: dict[int, dict[str, Any]] = {}
+    for name, value in facts.items():
+        waiting.setdefault(told.get(name, 0), {})[name] = value
+
+    def tell(until: float) -> None:
+        for step in sorted(step for step in waiting if step < until):
+            new = {name: value for name, value in waiting.pop(step).items() if name not in engine.view.facts}
+            if new:
+                engine.view.step = step
+                engine.learn(new)
+
+    for line in lines:
+        tell(line["step"])
+        engine.see(line)
+    tell(float("inf"))
+
+
+def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[str] | None = None) -> Diagnosis:
+    """Hold the rules of a run against its folder. `select` and `ignore` stand in for those of its config.
+
+    Raises UsageError where the folder is no run's, or for a code that no rule has. A plugin that isn't there any more, or
+    is broken, is told of in `notes`: the other rules are asked all the same.
+    """
+    record = read_run(folder)
+    config = dataclasses.asdict(RunConfig()) | record.config  # a run of an older host lacks fields
+    select = config["select"] if select is None else select
+    ignore = config["ignore"] if ignore is None else ignore
+    infos, notes = _plugins(record)
+    owned, problems = rules_of(infos)
+    notes += problems
+    check_chosen(owned, "--select", select)
+    check_chosen(owned, "--ignore", ignore)
+    rules = selected(owned, select, ignore)
+
+    engine = Engine(rules, config)
+    lines, problems = read_json_lines(record.folder / "metrics.jsonl")
+    notes += problems
+    usable = [line for line in lines if line.get("kind") in ("train", "eval") and isinstance(line.get("step"), int)]
+    feed(engine, record.facts, record.facts_told, usable)
+    found = list(engine.findings.values()) if record.status == "running" else engine.finish()
+    findings = {each.fingerprint: each.as_dict(config) for each in found}
+    recorded = _only_recorded(record, findings, owned, select, ignore)
+    findings |= recorded
+    return Diagnosis(
+        record=record, rules=rules, findings=sorted(findings.values(), key=_worst_first), skipped=engine.skipped(),
+        notes=notes, recorded=list(recorded),
+    )  # fmt: skip
+
+
+def _worst_first(finding: dict[str, Any]) -> tuple[bool, int, int]:
+    return finding["state"] != "open", -SEVERITIES.index(finding["severity"]), finding["first_step"]
+
+
+def _only_recorded(
+    record: RunRecord, findings: dict[str, Any], owned: list[Owned], select: list[str], ignore: list[str]
+) -> dict[str, dict[str, Any]]:
+    """What the run found and a folder can't show again: by rules that aren't there any more, or of facts that were told
+    anew since."""
+    rules = {rule.code: rule for rule, _ in owned}
+    out = {}
+    for fingerprint, finding in record.findings.items():
+        code = finding["code"]
+        replayed = code in rules and not any(is_fact(name) for name in rules[code].needs)
+        wanted = chosen(code, select or ["ALL"]) and not chosen(code, ignore)
+        if fingerprint not in findings and not replayed and wanted:
+            out[fingerprint] = finding
+    return out
+
+
+def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str]]:
+    """The plugins that a run has its rules from, as they are installed now, and what is to be said of that."""
+    infos: list[registry.PluginInfo] = []
+    notes: list[str] = []
+    try:
+        method = registry.find("method", record.reference)
+    except (PluginNotFound, PluginBroken, UsageError) as error:
+        notes.append(f"the method {record.method} can't be asked, so its rules are left out: {_first_line(error)}")
+    else:
+        infos += own_diagnostics(method)
+        if not method.distribution and "ft_rules" in Path(method.location).read_text(encoding="utf-8"):
+            infos.append(method)
+    for plugin in record.plugins:
+        if plugin.get("kind") != "diagnostics":
+            continue
+        name, version = f"{plugin['distribution']}:{plugin['name']}", plugin["version"]
+        try:
+            info = registry.find("diagnostics", name)
+        except (PluginNotFound, PluginBroken) as error:
+            notes.append(f"the diagnostics {name} can't be asked, so their rules are left out: {_first_line(error)}")
+            continue
+        if info not in infos:
+            infos.append(info)
+        if info.version != version:
+            notes.append(f"{plugin['distribution']} was {version} in the run, its rules here are those of {info.version}")
+    host = record.environment.get("ft-host")
+    if host and f"ft-host {host}" != HOST:
+        notes.append(f"ft-host was {host} in the run, its rules here are those of {HOST.split()[1]}")
+    return infos, notes
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
