@@ -217,7 +217,7 @@ def save(
 def followers(run: Run) -> dict[str, Any]:
     """The weights of companions that change as the policy does; those of others are where they came from."""
     return {
-        f"companion {role}": get_model_state_dict(companion.held)
+        f"companion {role}": companion.following() if companion.adapted else get_model_state_dict(companion.held)
         for role, companion in run.models.items()
         if companion.spec.sync_steps is not None
     }
@@ -263,7 +263,7 @@ def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[s
     if "model" in state:
         set_model_state_dict(run.policy, state["model"], options=StateDictOptions(strict=not run.config.use_peft))
     for role, companion in run.models.items():
-        if f"companion {role}" in state:
+        if f"companion {role}" in state and not companion.adapted:  # whose tensors were loaded in place
             set_model_state_dict(companion.held, state[f"companion {role}"])
     for role, module in run.policy.companions.items():
         if f"trained {role}" in state:

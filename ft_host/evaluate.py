@@ -54,7 +54,7 @@ class Evaluation:
         entry = {"kind": "eval", "step": run.step}
         if self.online is None:
             entry |= evaluate_loss(run, self.mine if self.fixed else annotated(run, self.mine))
-        if self.rewards or self.online is not None:
+        if self.rewards or self.online is not None:  # without any reward completions are still shown and measured
             metrics, samples = evaluate_rewards(run, self.to_complete, self.rewards, self.online)
             entry |= metrics
             if run.accelerator.is_main_process:

@@ -52,6 +52,7 @@ class ModelSpec:
     ahead: str | None = None
     sync_steps: int | None = None  # mix the policy in after every so many steps
     sync_alpha: float = 1.0  # the policy's share of the mixture
+    live: bool = False  # no model of its own: the policy itself, as it is at each call, without gradient
     # Trained beside the policy, inside it: `model(batch, want=("value", ...))` asks it. Head "value" alone, so far.
     trained: bool = False
     shares_policy: bool = False  # no model of its own, but a layer on the policy's hidden states

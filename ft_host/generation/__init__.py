@@ -16,6 +16,7 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None  # of the whole call; None draws one from torch's random state
+    role: str = "policy"  # which of the run's models answers: the policy, or a companion such as "teacher"
 
 
 @dataclass(frozen=True, kw_only=True)

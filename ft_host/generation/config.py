@@ -7,7 +7,7 @@ has and how often they are used.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ft_host.config import RunConfig, option
 from ft_host.errors import ConfigError
@@ -45,6 +45,8 @@ class RolloutPlan:
 @dataclass(kw_only=True)
 class RolloutConfig(RunConfig):
     """What every run with rollouts can be told."""
+
+    needs_reward: ClassVar[bool] = True  # False in a method that learns from something else; its `reward` isn't required
 
     # -- rewards
     reward: list[str] = option(

@@ -61,7 +61,7 @@ class Online:
         if toolbox is not None:
             check_template(tokenizer, toolbox.schemas, config.chat_template_kwargs)
         pays = toolbox is not None and toolbox.rewards
-        if not config.reward and not pays:
+        if not config.reward and not pays and config.needs_reward:
             raise ConfigError(
                 f"reward: nothing says what a completion is worth: environment {config.environment} has no get_reward"
             )

@@ -29,7 +29,22 @@ if TYPE_CHECKING:
 
 @hookimpl
 def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[Completion]:
-    model, tokenizer = run.policy.causal_lm, run.tokenizer
+    with answering(run, sampling.role) as policy:
+        return complete(requests, sampling, run, policy)
+
+
+@contextlib.contextmanager
+def answering(run: Run, role: str) -> Iterator[Policy]:
+    """The model of that role. All ranks must enter it."""
+    if role == "policy":
+        yield run.policy
+        return
+    with run.models[role].answering() as policy:
+        yield policy
+
+
+def complete(requests: list[Request], sampling: Sampling, run: Run, policy: Policy) -> list[Completion]:
+    model, tokenizer = policy.causal_lm, run.tokenizer
     ends = end_tokens(model, tokenizer)
     # Not every architecture ends somewhere, and some keep the number under another name that only attribute access maps.
     max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -41,12 +56,12 @@ def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[C
     if seed is None:
         seed = int(torch.randint(2**31, ()))  # of torch's own random state, which checkpoints keep
     sharded = is_sharded(run.config, run.world_size)
-    with generating(run, model):
+    with generating(run, policy):
         if jobs and not sharded and can_decode(model):
             rows = list(decode(model, jobs, sampling, seed, ends, run.config.decode_batch_size))
         else:
             batches = batches_of(jobs, run.config.decode_batch_size, max_positions)
-            rows = list(generate_batches(batches, sampling, seed, ends, run, sharded))
+            rows = list(generate_batches(batches, sampling, seed, ends, run, policy, sharded))
     completions = {row.job.index: completion_of(row, ends) for row in rows}
     return [completions[index] for index in range(len(requests))]
 
@@ -92,18 +107,19 @@ def completion_of(row: Row, ends: list[int]) -> Completion:
 
 
 @contextlib.contextmanager
-def generating(run: Run, model: PreTrainedModel) -> Iterator[None]:
-    """The policy as generation needs it: without dropout or checkpointing, and without the defaults that came with the
+def generating(run: Run, policy: Policy) -> Iterator[None]:
+    """A model as generation needs it: without dropout or checkpointing, and without the defaults that came with the
     model (its own temperature, top_k, repetition penalty), which transformers would merge into ours."""
-    was_training, defaults = run.policy.training, model.generation_config
-    run.policy.eval()
+    model = policy.causal_lm
+    was_training, defaults = policy.training, model.generation_config
+    policy.eval()
     model.generation_config = GenerationConfig()
     try:
         with torch.no_grad(), run.accelerator.autocast():
             yield
     finally:
         model.generation_config = defaults
-        run.policy.train(was_training)
+        policy.train(was_training)
 
 
 # ---------------------------------------------------------------- through model.generate
@@ -147,7 +163,7 @@ def batches_of(jobs: list[Job], size: int, max_positions: int | None) -> list[li
 
 
 def generate_batches(
-    batches: list[list[Job]], sampling: Sampling, seed: int, ends: list[int], run: Run, sharded: bool
+    batches: list[list[Job]], sampling: Sampling, seed: int, ends: list[int], run: Run, policy: Policy, sharded: bool
 ) -> Iterator[Row]:
     """Complete batches that stay as they are until their last row has ended."""
     idle = 0
@@ -155,14 +171,14 @@ def generate_batches(
         # Each forward gathers weights from all ranks: all run as many batches as the one that has most.
         idle = max(run.gather(len(batches))) - len(batches)
     for batch in batches:
-        yield from run_batch(batch, sampling, seed, ends, run, sharded)
+        yield from run_batch(batch, sampling, seed, ends, run, policy, sharded)
     for _ in range(idle):
         nothing = Job(-1, [ends[0] if ends else 0], 0, 1)
-        list(run_batch([nothing], sampling, seed, ends, run, sharded))
+        list(run_batch([nothing], sampling, seed, ends, run, policy, sharded))
 
 
 def run_batch(
-    batch: list[Job], sampling: Sampling, seed: int, ends: list[int], run: Run, sharded: bool
+    batch: list[Job], sampling: Sampling, seed: int, ends: list[int], run: Run, policy: Policy, sharded: bool
 ) -> Iterator[Row]:
     """Complete the prompts of one batch, padded on the left."""
     limit = max(job.limit for job in batch)
@@ -177,7 +193,7 @@ def run_batch(
         for row, job in enumerate(batch):
             noise[row, : job.limit] = torch.from_numpy(noise_of(seed, job.number, job.limit))
     if sampling.repetition_penalty != 1:
-        vocabulary = run.policy.causal_lm.get_output_embeddings().weight.shape[0]
+        vocabulary = policy.causal_lm.get_output_embeddings().weight.shape[0]
         seen = tokens_seen([job.prompt_ids for job in batch], vocabulary, run.device)
     picker = Picker(sampling, noise.to(run.device), seen)
     arguments = {
@@ -194,7 +210,7 @@ def run_batch(
         "logits_processor": LogitsProcessorList([picker]),
         "synced_gpus": sharded,
     }
-    call_generate(run.policy, arguments, sharded=sharded)
+    call_generate(policy, arguments, sharded=sharded)
     tokens = torch.stack(picker.tokens, 1)[:, :limit].tolist()
     logprobs = torch.stack(picker.logprobs, 1)[:, :limit].tolist()
     for job, *said in zip(batch, tokens, logprobs, strict=True):

@@ -3,6 +3,8 @@
     what the companion is                          what is held for it
     the initial policy, LoRA                       nothing: the policy with its adapter off
     the initial policy, started from an adapter    a frozen copy of that adapter
+    what follows the policy, LoRA                  a copy of its adapter
+    the policy as it is (`live`)                   nothing
     the initial policy, values made ahead          nothing: before the first step the policy is the initial one
     the initial policy otherwise, or another       a frozen model, sharded as the policy is
 
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ft_host.errors import ConfigError
-from ft_host.models.load import add_reference_adapter, load_frozen
+from ft_host.models.load import add_reference_adapter, copy_adapter, load_frozen
 from ft_host.models.sharding import reshard, shard
 from ft_host.models.weights import adapter_of
 from ft_host.processes import is_sharded
@@ -53,11 +55,20 @@ def starts_from_adapter(config: RunConfig) -> bool:
 
 
 def keep_adapter(policy: Policy, specs: dict[str, ModelSpec], config: RunConfig) -> None:
-    """Give the policy the frozen copy of the adapter that it starts from, where a companion is to be that. Comes before
-    the policy is sharded or wrapped."""
-    initial = any(spec.source is None and not spec.trained for spec in specs.values())
-    if config.use_peft and starts_from_adapter(config) and initial:
+    """Give the policy the frozen copy of its adapter that a companion is to be, where that began with one or follows the
+    policy. Comes before the policy is sharded or wrapped."""
+    initial = [spec for spec in specs.values() if spec.source is None and not spec.trained and not spec.live]
+    if not config.use_peft or not initial:
+        return
+    if starts_from_adapter(config):
         add_reference_adapter(policy, config.model)
+    elif any(spec.sync_steps is not None for spec in initial):
+        copy_adapter(policy)
+
+
+def twin_of(name: str) -> str:
+    """The frozen parameter that belongs to one of the adapter that is trained."""
+    return name.replace(".default.", f".{REFERENCE}.")
 
 
 class Companion:
@@ -67,10 +78,16 @@ class Companion:
     def __init__(self, spec: ModelSpec, run: Run):
         self.spec = spec
         self._run = run
-        self._of_policy = run.config.use_peft and spec.source is None  # the policy itself, with another adapter or none
+        # the policy itself, as it is, or with another adapter or none
+        self._of_policy = spec.live or (run.config.use_peft and spec.source is None)
         self._held: Policy | None = None
         if not self._of_policy and spec.ahead is None:
             self._held = self._load()
+
+    @property
+    def adapted(self) -> bool:
+        """Whether it is an adapter of the policy that follows it."""
+        return self._of_policy and self.spec.sync_steps is not None
 
     @property
     def held(self) -> Policy | None:
@@ -114,8 +131,15 @@ class Companion:
         return policy
 
     @contextlib.contextmanager
+    def answering(self) -> Iterator[Policy]:
+        """The model itself, with the adapter that makes it this companion: for generation. All ranks must enter it."""
+        policy = self._policy()
+        with still(policy), self._adapter(policy):
+            yield policy
+
+    @contextlib.contextmanager
     def _adapter(self, policy: Policy) -> Iterator[None]:
-        if not self._of_policy:
+        if not self._of_policy or self.spec.live:
             yield
         elif REFERENCE in policy.model.peft_config:
             policy.model.set_adapter(REFERENCE, inference_mode=True)
@@ -139,5 +163,19 @@ class Companion:
         if spec.sync_steps is None or run.step % spec.sync_steps:
             return
         with torch.no_grad():
-            for ours, theirs in zip(self._held.parameters(), run.policy.parameters(), strict=True):
+            for ours, theirs in self._pairs():
                 ours.mul_(1 - spec.sync_alpha).add_(theirs, alpha=spec.sync_alpha)
+
+    def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Each of its weights, and the policy's."""
+        policy = self._run.policy
+        if not self._of_policy:
+            return list(zip(self._held.parameters(), policy.parameters(), strict=True))
+        every = dict(policy.model.named_parameters())
+        return [(every[twin_of(name)], theirs) for name, theirs in every.items() if ".default." in name]
+
+    def following(self) -> dict[str, torch.Tensor]:
+        """The weights of an adapter that follows the policy, by name: what a checkpoint keeps of it."""
+        return {
+            name: parameter for name, parameter in self._run.policy.model.named_parameters() if f".{REFERENCE}." in name
+        }

@@ -237,6 +237,22 @@ def add_reference_adapter(policy: Policy, folder: str | Path) -> None:
     policy.train(training)  # peft puts a model to evaluation when it loads what isn't trained
 
 
+def copy_adapter(policy: Policy) -> None:
+    """Add a frozen copy of the policy's adapter, as it is now, under the name "reference"."""
+    training, model = policy.training, policy.model
+    model.add_adapter("reference", model.peft_config["default"])
+    every = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in every.items():
+            if ".default." in name:
+                every[name.replace(".default.", ".reference.")].copy_(parameter)
+    model.set_adapter("default")
+    for name, parameter in every.items():
+        if ".reference." in name:
+            parameter.requires_grad_(False)
+    policy.train(training)
+
+
 def score_pad(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that doesn't count as a row's last: transformers' classifiers read the score at the last other one."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -51,6 +51,10 @@ class Engine:
 
 @hookimpl
 def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[Completion]:
+    if sampling.role != "policy":
+        raise ConfigError(
+            f"backend: vllm holds the policy alone, and the {sampling.role} is to generate; backend transformers can do that"
+        )
     engine = opened(run)
     jobs = jobs_of(requests, sampling, run, engine.positions)
     if engine.llm is not None:
