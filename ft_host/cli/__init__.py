@@ -11,6 +11,10 @@ import traceback
 COMMANDS = {
     "train": ("ft_host.cli.train", "train a model with a method, or go on with a run"),
     "autopilot": ("ft_host.cli.autopilot", "train in attempts, each mended by what the one before found"),
+    "diagnose": ("ft_host.cli.diagnose", "say what is the matter with a run, by its folder"),
+    "explain": ("ft_host.cli.explain", "say what a rule recognises, why, and what to do about it"),
+    "rules": ("ft_host.cli.rules", "list what runs recognise by themselves"),
+    "patch": ("ft_host.cli.patch", "print a run file that mends what a run has found"),
     "plugins": ("ft_host.cli.plugins", "list the methods, backends and diagnostics that are installed"),
     "config": ("ft_host.cli.config", "print a config file to start from"),
     "schema": ("ft_host.cli.schema", "print the JSON schema of a method's config file"),

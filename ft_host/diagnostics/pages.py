@@ -30,9 +30,9 @@ def page(rule: Rule, plugin: str, others: list[Rule]) -> str:
         _section("Why", rule.why),
         _section("What to do", rule.remedy),
         _section("What it reads", f"{_capital(' and '.join(reads))}.{_about(rule)}"),
-        _section("What it mutes", f"{', '.join(rule.mutes)}: they follow from this." if rule.mutes else ""),
+        _section("What it mutes", _muted(rule)),
         _section("What mutes it", f"{', '.join(muting)}, where open." if muting else ""),
-        _section("Source", _capital(rule.source)),
+        _section("Source", rule.source),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -54,6 +54,12 @@ def plain(markdown: str) -> str:
     text = re.sub(r"^# (.*)$", r"\1", markdown, flags=re.MULTILINE)
     text = re.sub(r"^## (.*)$\n\n", lambda found: f"{found[1].upper()}\n", text, flags=re.MULTILINE)
     return text.replace("`", "")
+
+
+def _muted(rule: Rule) -> str:
+    if rule.mutes == ("ALL",):
+        return "Everything that is found after it: it may follow from this."
+    return f"{', '.join(rule.mutes)}: what they find follows from this." if rule.mutes else ""
 
 
 def _about(rule: Rule) -> str:
