@@ -59,6 +59,25 @@ def effective_share(total: torch.Tensor | float, squares: torch.Tensor | float, 
     return Metric("effective_share", ((SUM, total), (SUM, squares), (SUM, count)))
 
 
+def correlation(
+    x: torch.Tensor | float, y: torch.Tensor | float, xx: torch.Tensor | float, yy: torch.Tensor | float,
+    xy: torch.Tensor | float, count: torch.Tensor | float,
+) -> Metric:
+    """Pearson's, from the sums of two quantities, of their squares and of their products. Either of them flat: absent."""
+    return Metric("correlation", tuple((SUM, part) for part in (x, y, xx, yy, xy, count)))
+
+
+def explained(
+    errors: torch.Tensor | float, total: torch.Tensor | float, squares: torch.Tensor | float, count: torch.Tensor | float
+) -> Metric:
+    """The share of a quantity's variance that a guess explains, from the sum of its squared errors and the sum, sum of
+    squares and count of the quantity: 1 is all, 0 what a constant would, below 0 less than that. A flat one: absent."""
+    return Metric("explained", tuple((SUM, part) for part in (errors, total, squares, count)))
+
+
+FLAT = 1e-9  # a variance of this share of the mean square is round-off
+
+
 def _variance(total: float, squares: float, count: float) -> float | None:
     if count < 2:
         return None
@@ -70,6 +89,24 @@ def _std(total: float, squares: float, count: float) -> float | None:
     return None if found is None else found**0.5
 
 
+def _spread(total: float, squares: float, count: float) -> float | None:
+    """The sum of squared distances from the mean; None where that is nothing but round-off."""
+    if count < 2:
+        return None
+    left = squares - total * total / count
+    return left if left > FLAT * squares else None
+
+
+def _correlation(x: float, y: float, xx: float, yy: float, xy: float, count: float) -> float | None:
+    of_x, of_y = _spread(x, xx, count), _spread(y, yy, count)
+    return None if of_x is None or of_y is None else (xy - x * y / count) / (of_x * of_y) ** 0.5
+
+
+def _explained(errors: float, total: float, squares: float, count: float) -> float | None:
+    spread = _spread(total, squares, count)
+    return None if spread is None else 1 - errors / spread
+
+
 FORMULAS = {
     "mean": lambda total, count: total / count if count else None,
     "total": lambda value: value,
@@ -77,6 +114,8 @@ FORMULAS = {
     "maximum": lambda value: value,
     "std": _std,
     "variance": _variance,
+    "correlation": _correlation,
+    "explained": _explained,
     "effective_share": lambda total, squares, count: total * total / (count * squares) if squares else None,
 }
 

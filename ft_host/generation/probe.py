@@ -47,6 +47,7 @@ def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
     ranks = run.gather((len(apart), float(apart.sum()), float(apart.max()) if len(apart) else 0.0))
     count = sum(size for size, _, _ in ranks)
     mean, most = sum(total for _, total, _ in ranks) / max(count, 1), max(largest for _, _, largest in ranks)
+    run.learn(differences(mean, most, config.max_sampling_logp_difference, run.step > 0))
     if not torch.isfinite(torch.tensor(mean)) or mean > config.max_sampling_logp_difference:
         raise FtHostError(
             f"{when}, the log-probs of the backend {config.backend} differ from the policy's by {mean:.3g} nats on average "
@@ -60,3 +61,13 @@ def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
         )
     run.say(f"{when}, the log-probs of the backend {config.backend} are the policy's within {mean:.2g} nats on average, "
             f"{most:.2g} at most ({count} tokens)")  # fmt: skip
+
+
+def differences(mean: float, most: float, limit: float, updated: bool) -> dict[str, Any]:
+    """As facts of the run."""
+    when = "_after_update" if updated else ""
+    return {
+        f"probe/sampler_difference_max{when}": most,
+        "probe/sampler_difference_limit": limit,
+        f"probe/sampler_difference{when}": mean,
+    }

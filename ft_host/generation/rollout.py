@@ -19,7 +19,7 @@ from ft_host.generation import Completion, Request, Sampling
 from ft_host.generation.config import RolloutConfig
 from ft_host.generation.tools import Toolbox
 from ft_host.generation.turns import Conversation, converse
-from ft_host.metrics import Metric, mean, std, total
+from ft_host.metrics import Metric, correlation, maximum, mean, minimum, std, total
 from ft_host.rewards import RewardPool, Scored, Scoring
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class _Elsewhere(Exception):
         self.kind, self.text = kind, text
 
 
-def sampling_of(config: RolloutConfig, seed: int) -> Sampling:
+def sampling_of(config: RolloutConfig, seed: int, role: str = "policy") -> Sampling:
     return Sampling(
         max_new_tokens=config.max_completion_length,
         temperature=config.temperature,
@@ -77,6 +77,7 @@ def sampling_of(config: RolloutConfig, seed: int) -> Sampling:
         min_p=config.min_p,
         repetition_penalty=config.repetition_penalty,
         seed=seed,
+        role=role,
     )
 
 
@@ -106,18 +107,19 @@ class RolloutRun:
     tokens: int = 0  # that were sampled by this rank
     calls: int = 0  # of `generate`: each has noise of its own
 
-    def generate(self, rows: list[Row], generations: int = 1) -> list[Completion]:
-        """`generations` completions of each prompt: those of rows[0] first. With tools or an environment, whole
-        conversations. All ranks must call it at once; one may have no rows. Raises, on all ranks, what one raises."""
+    def generate(self, rows: list[Row], generations: int = 1, role: str = "policy") -> list[Completion]:
+        """`generations` completions of each prompt by the policy, or by the companion of that `role`: those of rows[0]
+        first. With tools or an environment, whole conversations. All ranks must call it at once; one may have no rows.
+        Raises, on all ranks, what one raises."""
         started = time.perf_counter()
-        sampling = sampling_of(self.config, seed_of(self.config.seed, "rollout", self.number, self.calls))
+        sampling = sampling_of(self.config, seed_of(self.config.seed, "rollout", self.number, self.calls), role)
         completions = self._together(lambda: completed(
             rows, generations, self.engine, sampling, self.tokenizer, self.config, self.toolbox, self.positions,
             self._more,
         ))  # fmt: skip
         self.calls += 1
         self._took("generation", started)
-        self.tokens += sum(sum(each.sampled) if each.sampled else len(each.token_ids) for each in completions)
+        self.tokens += sum(map(size, completions))
         return completions
 
     def reward(self, rows: list[Row], completions: list[Completion]) -> Rewards:
@@ -138,14 +140,19 @@ class RolloutRun:
             told = [rank[name] for rank in failed if name in rank]
             self.say(f"reward {name}: no value for {sum(count for count, _ in told)} of "
                      f"{sum(self.gather(len(completions)))} completions: {told[0][1]}", "warning")  # fmt: skip
-            metrics[f"rewards/{name}/failed"] = total(len(found.failures.get(name, ())))
+            mine = len(found.failures.get(name, ()))
+            metrics[f"rewards/{name}/failed"] = total(mine)
+            metrics[f"rewards/{name}/failed_share"] = mean(mine, len(completions))
         for name, logged in found.metrics.items():
             metrics[name] = mean(sum(logged), len(logged))
         self._took("reward", started)
         weights = reward_weights(self.config, len(names))
-        return Rewards(
+        rewards = Rewards(
             names=names, weights=weights, values=found.values, texts=texts, metrics=metrics, extra=found.extra
         )
+        metrics |= variety_metrics(completions, texts, len(completions) // max(len(rows), 1))
+        metrics |= worth_metrics(rewards.totals(), completions)
+        return rewards
 
     def _together(self, work: Callable[[], Any]) -> Any:
         """What `work` gives; what it raises on one rank, on all, so that none is left waiting for the others."""
@@ -266,3 +273,36 @@ def reward_metrics(name: str, values: list[float | None]) -> dict[str, Metric]:
         f"rewards/{name}/mean": mean(sum(given), len(given)),
         f"rewards/{name}/std": std(sum(given), squares, len(given)),
     }
+
+
+def variety_metrics(completions: list[Completion], texts: list[str], generations: int) -> dict[str, Metric]:
+    """How many of a prompt's completions, which follow each other, are different ones, and how many say nothing."""
+    if not completions:
+        return {}
+    found = {"completions/empty_share": mean(sum(not text.strip() for text in texts), len(texts))}
+    if generations > 1:
+        groups = [completions[at : at + generations] for at in range(0, len(completions), generations)]
+        distinct = sum(len({tuple(each.token_ids) for each in group}) for group in groups)
+        found["completions/unique_share"] = mean(distinct, len(completions))
+    return found
+
+
+def worth_metrics(totals: list[float | None], completions: list[Completion]) -> dict[str, Metric]:
+    """The least and the most that a completion earns, and whether longer ones earn more."""
+    pairs = [(size(each), value) for each, value in zip(completions, totals, strict=True) if value is not None]
+    if not pairs:
+        return {}
+    lengths, values = zip(*pairs, strict=True)
+    return {
+        "completions/reward_min": minimum(min(values)),
+        "completions/reward_max": maximum(max(values)),
+        "completions/reward_length_correlation": correlation(
+            sum(lengths), sum(values), sum(each * each for each in lengths), sum(each * each for each in values),
+            sum(length * value for length, value in pairs), len(pairs),
+        ),
+    }  # fmt: skip
+
+
+def size(completion: Completion) -> int:
+    """How many of its tokens were sampled."""
+    return sum(completion.sampled) if completion.sampled else len(completion.token_ids)

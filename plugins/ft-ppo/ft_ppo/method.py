@@ -38,7 +38,7 @@ from ft_host.generation.rows import (
     masked_row,
     per_target,
 )
-from ft_host.metrics import maximum, mean, total, variance
+from ft_host.metrics import explained, maximum, mean, total, variance
 from ft_host.run import LossOutput, ModelSpec
 
 # ---------------------------------------------------------------- maths
@@ -261,7 +261,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
 def ft_loss(model, batch, run) -> LossOutput:
     config, columns, counts = run.config, batch.columns, batch.counts
     out = model(batch, want=("logp", "entropy", "value"), temperature=config.temperature)
-    old_logps, advantages = columns["old_logps"], columns["advantages"]
+    old_logps, advantages, returns = columns["old_logps"], columns["advantages"], columns["returns"].double()
     of_policy, policy_clipped = policy_losses(out["logp"], old_logps, advantages, config.cliprange)
     of_value, value_clipped = value_losses(out["value"], columns["values"], columns["returns"], config.cliprange_value)
     loss = (of_policy.sum() + config.vf_coef * of_value.sum()) / max(run.totals["tokens"], 1)
@@ -280,6 +280,9 @@ def ft_loss(model, batch, run) -> LossOutput:
         "loss/policy_avg": mean(of_policy.sum(), tokens),
         "loss/value_avg": mean(of_value.sum(), tokens),
         "val/clipfrac_avg": mean(value_clipped.sum(), tokens),
+        "val/explained_variance": explained(
+            (returns - columns["values"]).square().sum(), returns.sum(), returns.square().sum(), tokens
+        ),
         "val/ratio": mean(beyond.sum() + tokens, tokens),
         "val/ratio_var": variance(beyond.sum(), beyond.square().sum(), tokens),
         "val/num_eos_tokens": total(counts["ended"]),

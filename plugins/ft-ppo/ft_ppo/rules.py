@@ -1,11 +1,115 @@
-"""What a run of this method recognises by itself. Imports no torch."""
+"""What a PPO run recognises by itself: its own troubles, and from PPO100 on the rules of all rollouts. Imports no torch."""
 
 from __future__ import annotations
 
 from ft_host import hookimpl
-from ft_host.diagnostics import Rule
+from ft_host.diagnostics import Remedy, Rule, View, percent, short
+from ft_host.diagnostics.rollouts import Names, rollout_rules
+from ft_host.diagnostics.rollouts.judge import lower_rate, set_field
 
-RULES: list[Rule] = []
+KL, CLIPPED, EXPLAINED = "policy/approxkl_avg", "policy/clipfrac_avg", "val/explained_variance"
+VALUE, RATIO, SPREAD = "loss/value_avg", "start/val/ratio", "start/val/ratio_var"
+TARGET_KL = 0.02
+
+
+def fewer_epochs(view: View) -> list[Remedy]:
+    epochs = view.config.num_ppo_epochs
+    return set_field(view, "num_ppo_epochs", epochs // 2, ": fewer passes over each rollout") if epochs > 1 else []
+
+
+def knows_nothing(view: View) -> bool | None:
+    """After the value model has had its time: a fifth of the run, 20 steps at the least."""
+    if not view.warmed_up or view.step < max(20, 0.2 * (view.total_steps or 0)):
+        return None
+    return view[EXPLAINED] < 0
+
+
+def value_loss_rises(view: View) -> bool | None:
+    base = view.baseline(VALUE)
+    return None if base is None or view.step < 25 else view[VALUE] > 5 * base
+
+
+OWN = [
+    Rule(
+        code="PPO001", title="The policy moves too far in an update", stage="train", needs=(KL,), least=10,
+        test=lambda view: view[KL] > 1.5 * TARGET_KL, severe=lambda view: view.mean(KL, view.window) > 10 * TARGET_KL,
+        message=lambda view: (
+            f"The KL divergence of the policy from the one that sampled was above {1.5 * TARGET_KL:g} {view.often}, "
+            f"{short(view.mean(KL, view.window))} on average."
+        ),
+        remedies=lambda view: [lower_rate(view, 3), *fewer_epochs(view)],
+        when="policy/approxkl_avg is above 0.03, 1.5 times the usual target of 0.02, in 30 % of the last 50 steps; above 0.2 "
+        "on average: an error.",
+        why="Advantages were measured at the policy that sampled: far from it they no longer hold.",
+        remedy="Lower learning_rate, fewer num_ppo_epochs.", source="Stable-Baselines3 and CleanRL: target_kl",
+    ),
+    Rule(
+        code="PPO002", title="The value model explains nothing", stage="train", needs=(EXPLAINED,), share=0.6, least=10,
+        test=knows_nothing,
+        message=lambda view: (
+            f"Values were further from the returns than their mean is {view.often}: the explained variance is "
+            f"{short(view.median(EXPLAINED, view.window))} (median), where 1 is all and 0 what a constant would explain. "
+            "Advantages are noise."
+        ),
+        remedies=lambda view: [
+            Remedy(
+                why=f"Raise vf_coef from {short(view.config.vf_coef)} to {short(5 * view.config.vf_coef)}",
+                patch={"vf_coef": 5 * view.config.vf_coef}, again=True,
+            ),
+            *set_field(view, "cliprange_value", 2 * view.config.cliprange_value, ", so that values can follow"),
+            Remedy(why="Begin the value model from a reward model (value_model)"),
+        ],
+        when="After a fifth of the run, val/explained_variance is below 0 in 60 % of the last 50 steps.",
+        why="A value model that is worse than a constant adds noise to every advantage.",
+        remedy="Raise vf_coef or cliprange_value, begin from a reward model, warm up.",
+        source="Stable-Baselines3 explained_variance; own judgement of the threshold",
+    ),
+    Rule(
+        code="PPO003", title="Too much is clipped", stage="train", needs=(CLIPPED,), least=10,
+        test=lambda view: view[CLIPPED] > 0.3, severe=lambda view: view.mean(CLIPPED, view.window) > 0.5,
+        message=lambda view: (
+            f"More than 30 % of tokens were clipped {view.often}, {percent(view.mean(CLIPPED, view.window))} on average: "
+            "what is clipped teaches nothing."
+        ),
+        remedies=lambda view: [lower_rate(view), *fewer_epochs(view)],
+        when="policy/clipfrac_avg is above 0.3 in 30 % of the last 50 steps; above 0.5 on average: an error.",
+        why="Within one rollout the policy leaves the range in which its old log-probs tell anything.",
+        remedy="Lower learning_rate, fewer num_ppo_epochs.", source="CleanRL; own judgement of the threshold",
+    ),
+    Rule(
+        code="PPO004", title="The ratio isn't 1 before the first update", stage="probe", needs=(RATIO, SPREAD),
+        severity="error",
+        test=lambda view: abs(view[RATIO] - 1) > 0.01 or view[SPREAD] > 1e-3,
+        message=lambda view: (
+            f"Before any update the ratio of the policy to itself is {short(view[RATIO])} on average, with a variance of "
+            f"{short(view[SPREAD])}; it should be 1 and 0: old log-probs and new ones are computed differently."
+        ),
+        remedies=lambda view: set_field(view, "disable_dropout", True, again=True),
+        when="val/ratio of the first step is further than 0.01 from 1, or its variance above 0.001.",
+        why="Dropout, or a forward pass that depends on how rows are batched: all ratios are off by as much.",
+        remedy="Set disable_dropout.", source="the definition of the ratio",
+    ),
+    Rule(
+        code="PPO005", title="The value loss grows", stage="train", needs=(VALUE,), least=10, test=value_loss_rises,
+        message=lambda view: (
+            f"The value loss is {short(view.mean(VALUE, 10))}, five times and more what it was at first "
+            f"({short(view.baseline(VALUE))}): values don't follow the returns."
+        ),
+        remedies=lambda view: [
+            lower_rate(view, 3),
+            *(set_field(view, "whiten_rewards", True, again=True) if view.mean("objective/kl", 10) > 10 else []),
+        ],
+        when="loss/value_avg is above five times its beginning in 30 % of the last 50 steps.",
+        why="Updates are too large for the value model, or rewards have outgrown it.",
+        remedy="Lower learning_rate, whiten_rewards.", source="own judgement",
+    ),
+]  # fmt: skip
+
+SHARED = Names(
+    letters="PPO", first=100, reward="objective/scores", entropy="policy/entropy_avg", kl="objective/kl",
+    kl_of_completions=True, clip=None, grouped=False,
+)  # fmt: skip
+RULES: list[Rule] = [*OWN, *rollout_rules(SHARED)]
 
 
 @hookimpl

@@ -114,6 +114,7 @@ def test_loss_gradient_and_metrics(config, ready, completions):
     run.policy.zero_grad()
 
     of_policy, of_value, ratios, apart, entropies, clipped = [], [], [], [], [], [0, 0]
+    guessed, came = [], []
     for row in rows:
         logps, values, entropy = plain(run, row)
         entropies += entropy.tolist()
@@ -123,6 +124,8 @@ def test_loss_gradient_and_metrics(config, ready, completions):
             clipped[0] += bool(outside)
             of_policy.append(-a * (1.2 if a > 0 else 0.8) if outside else -a * ratio)
             v, target = row["values"][t], row["returns"][t]
+            guessed.append(v)
+            came.append(target)
             near = v + torch.clamp(values[t] - v, -0.2, 0.2)
             errors = ((values[t] - target) ** 2, (near - target) ** 2)
             clipped[1] += bool(errors[1] > errors[0])
@@ -158,6 +161,7 @@ def test_loss_gradient_and_metrics(config, ready, completions):
         "loss/policy_avg": float(sum(of_policy).detach()) / tokens,
         "loss/value_avg": float(sum(of_value).detach()) / tokens,
         "val/clipfrac_avg": clipped[1] / tokens,
+        "val/explained_variance": 1 - numpy.mean((numpy.array(came) - guessed) ** 2) / numpy.var(came),
         "val/ratio": sum(ratios) / tokens,
         "val/ratio_var": numpy.var(ratios, ddof=1),
         "val/num_eos_tokens": 5,

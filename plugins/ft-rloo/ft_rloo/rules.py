@@ -1,11 +1,12 @@
-"""What a run of this method recognises by itself. Imports no torch."""
+"""What an RLOO run recognises by itself: the rules of all rollouts. Imports no torch."""
 
 from __future__ import annotations
 
 from ft_host import hookimpl
 from ft_host.diagnostics import Rule
+from ft_host.diagnostics.rollouts import Names, rollout_rules
 
-RULES: list[Rule] = []
+RULES: list[Rule] = rollout_rules(Names(letters="RLOO", clip_of_completions=True))  # a ratio of each completion
 
 
 @hookimpl

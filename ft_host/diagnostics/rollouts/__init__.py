@@ -1,0 +1,18 @@
+"""Rules that methods with rollouts share: the same trouble over each method's names. Imports no torch.
+
+    RULES = rollout_rules(Names(letters="GRPO"))
+
+Numbers are those of GRPO: RLOO003 is to RLOO what GRPO003 is to GRPO; PPO's begin at PPO100.
+"""
+
+from ft_host.diagnostics.rollouts import completions, policy, rewards
+from ft_host.diagnostics.rollouts.judge import Names
+from ft_host.diagnostics.rule import Rule
+
+__all__ = ["Names", "rollout_rules"]
+
+
+def rollout_rules(names: Names) -> list[Rule]:
+    """The shared rules over a method's metrics, in the order of their codes."""
+    found = [*rewards.rules(names), *policy.rules(names), *completions.rules(names)]
+    return sorted(found, key=lambda rule: rule.code)

@@ -1,0 +1,151 @@
+"""What rules about rollouts ask of a run: has its reward risen, is the task solved, what would help. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ft_host.diagnostics.rule import Remedy
+from ft_host.diagnostics.view import View, rounded, short
+
+LEARNT = 0.5  # the share of what there was to gain from which on a change counts as the task being learnt
+SOLVED = 0.95  # of the most that a completion can earn, as a mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What a method calls its metrics, and what its codes begin with: `letters` and, after them, `first` + number."""
+
+    letters: str
+    first: int = 0
+    reward: str = "reward"
+    entropy: str = "entropy"
+    kl: str = "kl"
+    kl_of_completions: bool = False  # the sum over the tokens of a completion, not the mean of a token
+    clip: str | None = "clip_ratio/region_mean"
+    clip_of_completions: bool = False  # the share of completions whose ratio is clipped, not of tokens
+    grouped: bool = True  # completions of a prompt are compared with each other
+
+    def code(self, number: int) -> str:
+        return f"{self.letters}{self.first + number:03d}"
+
+
+# ---------------------------------------------------------------- the reward
+
+
+def span(view: View) -> tuple[float, float] | None:
+    """The least and the most that any completion has earned. None where that isn't known, or is the same."""
+    least, most = view.series.get("completions/reward_min"), view.series.get("completions/reward_max")
+    if least is None or most is None:
+        return None
+    low, high = min(least.finite()), max(most.finite())
+    return (low, high) if high - low > 1e-8 * max(1.0, abs(high)) else None
+
+
+def level(view: View, names: Names, count: int = 10) -> float | None:
+    """The mean reward of late, from 0, the least that was seen, to 1, the most."""
+    found = span(view)
+    return None if found is None else (view.mean(names.reward, count) - found[0]) / (found[1] - found[0])
+
+
+def gained(view: View, names: Names) -> float:
+    """How much of what there was to gain at the beginning has been gained: 1 is all of it. Where the most that can be
+    earned isn't known, as a share of what was earned then."""
+    begun, now = view.first(names.reward), view.mean(names.reward, 10)
+    found = span(view)
+    room = abs(begun) if found is None else found[1] - begun
+    return (now - begun) / room if room > 0 and not math.isnan(now) else 0.0
+
+
+def doubt(view: View, name: str, count: int) -> float:
+    """The standard error of how much the line through the last `count` values rises. NaN below 5."""
+    values = len(view.recent(name, count))
+    return view.noise(name, count) * math.sqrt(12 / values) if values else math.nan
+
+
+def rising(view: View, name: str, count: int = 50) -> bool:
+    """Whether it goes up by more than noise does."""
+    return len(view.recent(name, count)) >= 10 and view.slope(name, count) > 3 * doubt(view, name, count)
+
+
+def falling(view: View, name: str, count: int = 50) -> bool:
+    return len(view.recent(name, count)) >= 10 and view.slope(name, count) < -3 * doubt(view, name, count)
+
+
+def learns(view: View, names: Names) -> bool:
+    """Whether the run does what it is for: the reward goes up, or has, or the task is solved."""
+    reached = level(view, names)
+    solved = reached is not None and reached >= SOLVED and gained(view, names) > 0
+    return solved or gained(view, names) >= LEARNT or rising(view, names.reward)
+
+
+def start(view: View, name: str) -> float | None:
+    """What it was before anything was learnt: the first step's, where that is known."""
+    found = view.facts.get(f"start/{name}")
+    if found is None and view.count(name):
+        found = view.series[name].first
+    return found if found is not None and math.isfinite(found) else None
+
+
+# ---------------------------------------------------------------- remedies
+
+
+def lower_rate(view: View, by: float = 2, why: str = "") -> Remedy:
+    now = view.config.learning_rate
+    new = rounded(now / by)
+    return Remedy(
+        why=f"Lower learning_rate from {short(now)} to {short(new)}{why}", patch={"learning_rate": new},
+        expected="smaller updates",
+    )  # fmt: skip
+
+
+def raise_rate(view: View, by: float = 3) -> Remedy:
+    now = view.config.learning_rate
+    new = rounded(now * by)
+    return Remedy(
+        why=f"Raise learning_rate from {short(now)} to {short(new)}", patch={"learning_rate": new}, again=True,
+        expected="a reward that rises",
+    )  # fmt: skip
+
+
+def set_field(view: View, field: str, new: object, why: str = "", *, again: bool = False) -> list[Remedy]:
+    """A remedy that sets a field, where this run has it and it is something else."""
+    now = vars(view.config).get(field)
+    if field not in vars(view.config) or now == new:
+        return []
+    said = f"Set {field}{why}" if new is True else f"Set {field} to {_said(new)}, from {_said(now)}{why}"
+    return [Remedy(why=said, patch={field: new}, again=again)]
+
+
+def _said(value: object) -> str:
+    return short(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def more_generations(view: View) -> list[Remedy]:
+    """Twice as many completions of a prompt, where a rollout comes out even so."""
+    config = vars(view.config)
+    now = config.get("num_generations")
+    if now is None:
+        return []
+    micro = config["per_device_train_batch_size"] * config["num_processes"]
+    rows = config["generation_batch_size"] or micro * (
+        config["steps_per_generation"] or config["gradient_accumulation_steps"]
+    )
+    said = f"Raise num_generations from {now} to {2 * now}"
+    return [Remedy(why=said, patch={"num_generations": 2 * now}, again=True)] if rows % (2 * now) == 0 else []
+
+
+def warmer(view: View, to: float = 1.0) -> list[Remedy]:
+    now = view.config.temperature
+    if now >= to:
+        return []
+    said = f"Raise temperature from {short(now)} to {short(to)}, so that completions differ"
+    return [Remedy(why=said, patch={"temperature": to}, again=True)]
+
+
+def restore(view: View) -> Remedy:
+    return Remedy(why="Go back to a checkpoint from before")
+
+
+Judge = Callable[[View], bool | None]

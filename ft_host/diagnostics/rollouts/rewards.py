@@ -1,0 +1,349 @@
+"""Rules about what completions earn. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from ft_host.diagnostics.rollouts import judge
+from ft_host.diagnostics.rollouts.judge import Names
+from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.view import View, percent, short
+
+FLAT = "frac_reward_zero_std"
+# The share of groups that may hold no signal. Two completions of a prompt earn the same by chance more often than eight.
+FLAT_LIMITS = {2: (0.85, 0.95), 3: (0.7, 0.9)}
+LOOK_AT_REWARD = Remedy(why="Try the reward by hand on a right, a wrong and an empty completion")
+
+
+def rounds(view: View) -> str:
+    """ "50 steps", or rollouts where a step isn't one."""
+    return view.often.rpartition("last ")[2]
+
+
+# ---------------------------------------------------------------- 1: no variance
+
+
+def limits(view: View) -> tuple[float, float]:
+    return FLAT_LIMITS.get(view.config.num_generations, (0.5, 0.8))
+
+
+def solved_groups(view: View, names: Names) -> bool:
+    """Whether groups are equal since they are all right, and have become so in this run. Of the groups that differ, half of
+    the completions are taken to be right."""
+    level, flat = judge.level(view, names), view.mean(FLAT, 10)
+    if level is None:
+        return judge.gained(view, names) >= 0.2
+    return judge.gained(view, names) >= 0.2 and level - (1 - flat) / 2 >= 0.6 * flat
+
+
+def no_variance(view: View, names: Names) -> bool:
+    if view[FLAT] <= limits(view)[0] or vars(view.config).get("dynamic_sampling"):
+        return False  # dynamic_sampling puts other groups in their place
+    return not solved_groups(view, names) and not judge.rising(view, names.reward)
+
+
+def side(view: View, names: Names) -> str:
+    """Why completions earn the same: "constant", "hard", "easy" or "alike"."""
+    found = judge.span(view)
+    if found is None and view.mean("reward_std", view.window) < 1e-6:
+        return "constant"
+    mean = view.mean(names.reward, view.window)
+    at = (mean - found[0]) / (found[1] - found[0]) if found else mean
+    return "hard" if at < 0.3 else "easy" if at > 0.7 else "alike"
+
+
+SIDES = {
+    "constant": "all completions of all prompts earn that: the reward tells nothing apart",
+    "hard": "the prompts are too hard for this model, which seldom earns anything",
+    "easy": "the prompts are too easy for this model, which nearly always earns the most",
+    "alike": "the completions of a prompt are too much alike",
+}
+
+
+def no_variance_message(view: View, names: Names) -> str:
+    return (
+        f"Reward variance is near zero in {percent(view.mean(FLAT, view.window))} of groups over the last {rounds(view)}: "
+        f"the training signal has vanished. Mean reward is {short(view.mean(names.reward, view.window))}: "
+        f"{SIDES[side(view, names)]}."
+    )
+
+
+def no_variance_remedies(view: View, names: Names) -> list[Remedy]:
+    why, out = side(view, names), []
+    if view.config.temperature < 0.7:
+        out += judge.warmer(view)
+    if why == "constant":
+        return [LOOK_AT_REWARD, *out]
+    if view.mean(FLAT, view.window) < 0.95:
+        out += judge.set_field(view, "dynamic_sampling", True, ", which draws other prompts in the place of such groups")
+    if why == "easy":
+        return [*out, Remedy(why="Take harder prompts: those that the model gets right half of the time teach most")]
+    out += judge.more_generations(view) + (judge.warmer(view) if view.config.temperature >= 0.7 else [])
+    if why == "hard":
+        out.append(Remedy(why="Take easier prompts, tune on solutions first (SFT), or reward parts of a solution too"))
+    return out or [LOOK_AT_REWARD]
+
+
+def constant(view: View, names: Names) -> bool:
+    """Of methods without groups: all completions of a rollout earn the same."""
+    least, most = view["completions/reward_min"], view["completions/reward_max"]
+    return most - least <= 1e-8 * max(1.0, abs(most)) and judge.gained(view, names) < 0.2
+
+
+# ---------------------------------------------------------------- 2: rewards that cancel
+
+
+def weighed(view: View) -> dict[str, float]:
+    """The standard deviations of the reward functions, of this rollout."""
+    return {
+        name.removeprefix("rewards/").removesuffix("/std"): value
+        for name, value in view.entry.items()
+        if name.startswith("rewards/") and name.endswith("/std")
+    }
+
+
+def cancels(view: View) -> bool:
+    spreads = weighed(view)
+    return len(spreads) > 1 and max(spreads.values()) > 1e-3 and view["reward_std"] < 1e-4 * max(spreads.values())
+
+
+# ---------------------------------------------------------------- 3: never rises
+
+
+def never_rises(view: View, names: Names) -> bool | None:
+    """Whether, at this pace, the whole run would gain less than a tenth of what there is to gain; so that a slow but sure
+    start isn't taken for standing still, the pace is taken to be twice its standard error above what is seen."""
+    found = judge.span(view)
+    step, total = view.step, view.total_steps
+    if found is None or not view.warmed_up or not total:
+        return None
+    count = int(view.count(names.reward) * (1 - min(view.warmup_steps / step, 1)))
+    if count < 40:
+        return None
+    mean = view.mean(names.reward, count)
+    room = found[1] - mean
+    if room < 0.1 * (found[1] - found[0]):
+        return False
+    at_best = view.slope(names.reward, count) + 2 * judge.doubt(view, names.reward, count)
+    return at_best * total / (step - view.warmup_steps) < 0.1 * room
+
+
+def never_rises_remedies(view: View) -> list[Remedy]:
+    out = [judge.raise_rate(view), LOOK_AT_REWARD]
+    if "num_iterations" in vars(view.config) or "num_ppo_epochs" in vars(view.config):
+        out.append(Remedy(why="Tune on solutions first (SFT), so that some completions are right from the start"))
+    return out
+
+
+# ---------------------------------------------------------------- 11, 15: falls
+
+
+def best(view: View, name: str, size: int = 10) -> float:
+    """The highest mean of `size` values in a row."""
+    values = view.series[view.name(name)].finite()
+    if len(values) < size:
+        return math.nan
+    now = top = sum(values[:size])
+    for old, new in zip(values, values[size:], strict=False):
+        now += new - old
+        top = max(top, now)
+    return top / size
+
+
+def fallen(view: View, names: Names) -> bool | None:
+    """Asked at every fifth rollout, as it looks at all of them."""
+    if view.count(names.reward) % 5 or view.count(names.reward) < 20:
+        return None
+    top, now = best(view, names.reward), view.mean(names.reward, 10)
+    found = judge.span(view)
+    worth = top - found[0] if found else abs(top)
+    return top - now > max(0.1 * worth, 6 * view.noise(names.reward) / math.sqrt(10))
+
+
+def half_gone(view: View, names: Names) -> bool:
+    found = judge.span(view)
+    low = found[0] if found else 0.0
+    return view.mean(names.reward, 10) - low < 0.5 * (best(view, names.reward) - low)
+
+
+def held_out_falls(view: View, names: Names) -> bool | None:
+    """Whether evaluations earn a tenth less than the best of them, while what is trained on earns more than then."""
+    evals = view.series["eval_reward"]
+    peak = evals.best(1)
+    if len(evals) < 3 or peak is None or peak[0] == evals.steps[-1]:
+        return None
+    rewards = view.series[names.reward]
+    before = [value for step, value in zip(rewards.steps, rewards.values, strict=True) if abs(step - peak[0]) <= 10]
+    if len(before) < 5:
+        return None
+    then, now = sum(before) / len(before), view.mean(names.reward, 10)
+    worse = evals.last < peak[1] - 0.1 * abs(peak[1])
+    return worse and now > then + max(0.02 * abs(then), 2 * view.noise(names.reward) / math.sqrt(10))
+
+
+# ---------------------------------------------------------------- 13, 14, 16
+
+
+def noisy(view: View, names: Names) -> bool | None:
+    config = view.config
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.num_processes
+    if view.count(names.reward) < 30:
+        return None
+    return rows < 64 and abs(view.slope(names.reward)) < judge.doubt(view, names.reward, 50)
+
+
+def rules(names: Names) -> list[Rule]:
+    of = partial(partial, names=names)
+    reward = names.reward
+    out = [
+        Rule(
+            code=names.code(3), title="Reward doesn't rise", stage="train", needs=(reward, "completions/reward_max"),
+            test=of(never_rises), window=10, least=3, share=0.6,
+            message=lambda view: (
+                f"The mean reward went from {short(view.first(reward))} to {short(view.mean(reward, 10))} in {view.step} "
+                f"steps; at this pace the run's {view.total_steps} steps gain less than a tenth of what there is to gain. "
+                "Either updates are too small, or the reward doesn't tell better completions from worse ones."
+            ),
+            remedies=never_rises_remedies,
+            when="After the warm-up and 40 rollouts or more, the line through the mean rewards, at two standard errors above "
+            "what is seen, would gain less than 10 % of what is left to gain by the end of the run.",
+            why="A learning rate that is too low, a reward that is noise to the policy, or prompts that are too hard.",
+            remedy="Raise learning_rate, try the reward by hand, tune on solutions first.",
+            source="axolotl docs/training_stability; own judgement of the pace",
+        ),
+        Rule(
+            code=names.code(11), title="Held-out reward falls while the reward in training rises", stage="train",
+            needs=("eval_reward", reward), test=of(held_out_falls), window=4, least=1,
+            message=lambda view: (
+                f"The reward of held-out prompts fell from {short(view.series['eval_reward'].best(1)[1])} to "
+                f"{short(view['eval_reward'])}, while that of training rose to {short(view.mean(reward, 10))}: what is "
+                "learnt serves the reward, not the task."
+            ),
+            remedies=lambda view: [
+                judge.restore(view), judge.lower_rate(view),
+                *(judge.set_field(view, "beta", 0.04, ", which holds the policy near the model it began as", again=True)
+                  if vars(view.config).get("beta", 1) < 0.04 else []),
+            ],
+            when="An evaluation earns 10 % less than the best one, and training earns more than at that time.",
+            why="The policy has found what the reward pays for beside the task, or has learnt the prompts by heart.",
+            remedy="Go back to the best checkpoint, mend the reward, add one that checks, raise beta.",
+            source="Gao et al. 2210.10760; own judgement",
+        ),
+        Rule(
+            code=names.code(13), title="The batch is small for this reward", stage="train", needs=(reward,),
+            test=of(noisy), severity="info", least=30, share=0.8,
+            message=lambda view: (
+                f"The reward's noise from rollout to rollout ({short(view.noise(reward))}) hides what it gained in the last "
+                f"{rounds(view)} ({short(view.slope(reward))}), with fewer than 64 completions a step."
+            ),
+            remedies=lambda view: [Remedy(
+                why=f"Raise gradient_accumulation_steps from {view.config.gradient_accumulation_steps} to "
+                f"{4 * view.config.gradient_accumulation_steps}",
+                patch={"gradient_accumulation_steps": 4 * view.config.gradient_accumulation_steps}, again=True,
+            )],
+            when="Fewer than 64 completions a step, and in most steps the reward's rise over the last 50 is within one "
+            "standard error of 0.",
+            why="A step's gradient is mostly chance: progress, if there is any, can't be seen, and is slow.",
+            remedy="More prompts a step.", source="PRIME-RL: at least 64 completions",
+        ),
+        Rule(
+            code=names.code(14), title="A reward function fails", stage="train", needs=("rewards/*/failed_share",),
+            test=lambda view: view["rewards/*/failed_share"] > 0.05, window=20, least=1, share=0.3,
+            severe=lambda view: view["rewards/*/failed_share"] > 0.5,
+            message=lambda view: (
+                f"The reward {view.cause} gave no value for {percent(view['rewards/*/failed_share'])} of the completions of "
+                f"step {view.step}: an error, a timeout, or something that is no number. They count for nothing."
+            ),
+            remedies=lambda view: [Remedy(why="Mend the function: events.jsonl has the first error of each rollout")],
+            when="A reward function gives no number for more than 5 % of the completions of a rollout; 50 %: an error.",
+            why="Completions that it fails on, often the odd ones, are neither rewarded nor punished.",
+            remedy="Mend the function; raise reward_timeout where it is slow.", source="PRIME-RL run monitoring",
+        ),
+        Rule(
+            code=names.code(15), title="Reward has fallen from its best", stage="train", needs=(reward,),
+            test=of(fallen), window=10, least=3, share=0.6, severe=of(half_gone),
+            message=lambda view: (
+                f"The mean reward is {short(view.mean(reward, 10))} over the last 10 rollouts, where the best 10 had "
+                f"{short(best(view, reward))}: the policy has got worse, and stays so."
+            ),
+            remedies=lambda view: [judge.lower_rate(view, 2 if judge.gained(view, names) > 0 else 5), judge.restore(view)],
+            when="The mean of the last 10 rollouts is below that of the best 10 in a row by more than 10 % and more than "
+            "noise, at most looks (one each 5 rollouts); by half: an error.",
+            why="Updates that are too large have broken the policy, or it has drifted to where the reward is worse.",
+            remedy="Go back to the best checkpoint with a lower learning rate.", source="own judgement",
+        ),
+    ]  # fmt: skip
+    return out + (grouped(names) if names.grouped else ungrouped(names))
+
+
+def grouped(names: Names) -> list[Rule]:
+    of = partial(partial, names=names)
+    mutes = ("OPT002", "OPT005", names.code(3), names.code(13))
+    return [
+        Rule(
+            code=names.code(1), title="Reward variance is near zero", stage="train", needs=(FLAT, names.reward),
+            fields=("num_generations",), test=of(no_variance), share=0.5, least=15,
+            severe=lambda view: view.mean(FLAT, view.window) > limits(view)[1],
+            message=of(no_variance_message), remedies=of(no_variance_remedies), mutes=mutes,
+            when="In half of the last 50 rollouts, all completions earn the same in more than half of the groups (with two "
+            "completions a prompt: 85 %), and the reward doesn't rise; 80 % on average: an error.",
+            why="Completions are compared within their group: where all earn the same there is nothing to learn. Groups "
+            "that have become equal since all are right are no trouble.",
+            remedy="Harder or easier prompts, more completions a prompt, a higher temperature, rewards for parts, "
+            "dynamic_sampling.",
+            source="axolotl docs/training_stability; DAPO 2503.14476; PRIME-RL",
+        ),
+        Rule(
+            code=names.code(2), title="Rewards cancel each other", stage="train", needs=("reward_std",),
+            test=cancels, severity="error", share=0.5, least=5, mutes=(names.code(1), *mutes),
+            message=lambda view: (
+                "The rewards differ from completion to completion ("
+                + ", ".join(f"{name}: standard deviation {short(spread)}" for name, spread in weighed(view).items())
+                + f"), but their weighted sum doesn't ({short(view['reward_std'])}): they cancel, and nothing is learnt."
+            ),
+            remedies=lambda view: [Remedy(why="Change reward_weights, so that one of the rewards outweighs the other")],
+            when="A reward's standard deviation is above 0.001 and that of the sum is nothing beside it.",
+            why="Two rewards with opposite signs, or weights, add up to a constant.",
+            remedy="Change reward_weights, or leave one reward out.", source="TRL issue 3857",
+        ),
+        Rule(
+            code=names.code(16), title="Most prompts are solved", stage="train", needs=(FLAT, names.reward),
+            fields=("num_generations",), severity="info", share=0.5, least=15,
+            test=lambda view: view[FLAT] > limits(view)[0] and solved_groups(view, names),
+            message=lambda view: (
+                f"All completions of a prompt earn the same in {percent(view.mean(FLAT, view.window))} of groups, as most of "
+                f"them are right: the mean reward rose from {short(view.first(names.reward))} to "
+                f"{short(view.mean(names.reward, 10))}. Little is left to learn from these prompts."
+            ),
+            remedies=lambda view: [
+                *judge.set_field(view, "dynamic_sampling", True, " to learn from the others alone"),
+                Remedy(why="Go on with harder prompts"),
+            ],
+            when="More than half of the groups are equal, and the reward has risen to where most of them must be right.",
+            why="No trouble: the task is being solved.", remedy="Stop, or go on with harder prompts.",
+            source="own judgement",
+        ),
+    ]  # fmt: skip
+
+
+def ungrouped(names: Names) -> list[Rule]:
+    return [
+        Rule(
+            code=names.code(1), title="All completions earn the same", stage="train",
+            needs=("completions/reward_max", "completions/reward_min", names.reward),
+            test=partial(constant, names=names), share=0.5, least=10, severity="error",
+            mutes=("OPT002", "OPT005", names.code(3), names.code(13)),
+            message=lambda view: (
+                f"Every completion earned the same {view.often}, {short(view['completions/reward_max'])}: the training "
+                "signal has vanished. Either the reward tells nothing apart, or all completions are wrong, or right."
+            ),
+            remedies=lambda view: [
+                LOOK_AT_REWARD, *judge.warmer(view),
+                Remedy(why="Take easier or harder prompts, or reward parts of a solution too"),
+            ],
+            when="All completions of half of the last rollouts earn the same.",
+            why="What is above the value model's guess can't be told from what is below.",
+            remedy="Try the reward by hand; easier prompts; rewards for parts.", source="axolotl docs/training_stability",
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,205 @@
+"""The sampler beside the trainer, of runs that learn from completions of their own. Imports no torch."""
+
+from __future__ import annotations
+
+from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.view import View, percent, short
+
+APART, ESS = "sampling/sampling_logp_difference/mean", "sampling/effective_sample_size"
+PROBED, PROBED_AFTER = "probe/sampler_difference", "probe/sampler_difference_after_update"
+WARN, ERROR = 0.1, 1.0  # nats a token, on average
+
+BOUNDED = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # with what leaves all tokens as they are
+
+
+def bounded(view: View) -> list[str]:
+    """The fields by which this run samples from something else than the policy."""
+    config = vars(view.config)
+    return [name for name, usual in BOUNDED.items() if config.get(name, usual) != usual]
+
+
+def from_all(view: View) -> list[Remedy]:
+    names = bounded(view)
+    if not names:
+        return []
+    said = ", ".join(f"{name} from {short(vars(view.config)[name])} to {short(BOUNDED[name])}" for name in names)
+    return [Remedy(why=f"Set {said}", patch={name: BOUNDED[name] for name in names}, again=True)]
+
+
+def mend_sampler(view: View) -> list[Remedy]:
+    out = from_all(view)
+    if view.config.backend != "transformers":
+        out.append(Remedy(
+            why="Sample with the built-in backend, transformers, whose log-probs are the trainer's",
+            patch={"backend": "transformers", "backend_config": {}}, again=True,
+        ))  # fmt: skip
+    out.append(Remedy(why="Give sampler and trainer the same precision, weights and chat template"))
+    if vars(view.config).get("importance_sampling_correction") == "none":
+        out.append(Remedy(
+            why="Set importance_sampling_correction to token_truncate, from none: weigh tokens by the ratio, up to a limit",
+            patch={"importance_sampling_correction": "token_truncate"},
+        ))  # fmt: skip
+    return out
+
+
+def apart(view: View) -> bool:
+    # a sampler that leaves tokens out is a distribution of its own: ENG003 says so
+    return not bounded(view) and view[APART] > WARN
+
+
+def waits(view: View) -> bool | None:
+    whole = view["perf/generation_time"] + view.get("perf/train_time", 0.0)
+    return None if view.step < 5 or whole <= 0 else view["perf/generation_time"] > 0.7 * whole
+
+
+def of_step(view: View, name: str) -> float:
+    """The share of a rollout's time, which is the time from one rollout to the next."""
+    parts = ("perf/generation_time", "perf/reward_time", "perf/annotation_time", "perf/train_time", "perf/weight_sync_time")
+    whole = sum(view.mean(part) for part in parts if view.count(part))
+    return view.mean(name) / whole if whole else 0.0
+
+
+RULES = [
+    Rule(
+        code="PRB002", title="The ratio isn't 1 before the first update", stage="probe", severity="error",
+        needs=("start/clip_ratio/region_mean",),
+        test=lambda view: view["start/clip_ratio/region_mean"] > 1e-3,
+        message=lambda view: (
+            f"Before any update {percent(view['start/clip_ratio/region_mean'])} of the ratios of new and old policy are out of "
+            "their range; all of them should be 1: old log-probs and new ones are computed differently."
+        ),
+        remedies=lambda view: [] if view.config.disable_dropout else [
+            Remedy(why="Set disable_dropout", patch={"disable_dropout": True}, again=True)
+        ],
+        when="Any ratio is clipped in the first step of a run.",
+        why="Dropout, or a forward pass that depends on how rows are batched: all ratios are off by as much.",
+        remedy="Set disable_dropout.", source="TRL issues 4159 and 5815",
+    ),
+    Rule(
+        code="PRB003", title="What samples isn't the model that is trained", stage="probe", needs=(PROBED,),
+        test=lambda view: not view[PROBED] <= WARN, severe=lambda view: not view[PROBED] <= ERROR,
+        message=lambda view: (
+            f"Before training the log-probs of the backend {view.config.backend} differ from the policy's by "
+            f"{short(view[PROBED])} nats a token on average ({short(view.get('probe/sampler_difference_max', view[PROBED]))} "
+            "at most): its weights, precision, temperature or chat template are others."
+        ),
+        remedies=mend_sampler,
+        when="On a few prompts before training, the mean difference is above 0.1 nats a token; above 1: an error.",
+        why="What is learnt from isn't what the policy would say: ratios and gradients are wrong from the first step.",
+        remedy="The same weights, precision and template; importance_sampling_correction for what is left.",
+        source="axolotl docs/training_stability; 2510.26788", mutes=("ENG001", "ENG002"),
+    ),
+    Rule(
+        code="ENG004", title="The sampler doesn't get the new weights", stage="probe", needs=(PROBED_AFTER,),
+        severity="error",
+        test=lambda view: not view[PROBED_AFTER] <= max(WARN, 10 * view.get(PROBED, 0.0)),
+        message=lambda view: (
+            f"After the first update the log-probs of the backend {view.config.backend} differ from the policy's by "
+            f"{short(view[PROBED_AFTER])} nats a token on average ({short(view.get(PROBED, 0.0))} before it): the update of "
+            "its weights did not arrive."
+        ),
+        remedies=mend_sampler,
+        when="After the first update, the mean difference is above 0.1 nats a token and ten times what it was before.",
+        why="The sampler goes on with old weights, so that the run learns from an ever older policy.",
+        remedy="Look at how the backend takes weights (ft_sync_weights).", source="own judgement", mutes=("ENG001", "ENG002"),
+    ),
+    Rule(
+        code="ENG001", title="Sampler and trainer disagree", stage="train", needs=(APART,), test=apart, least=5,
+        severe=lambda view: view.mean(APART, view.window) > ERROR,
+        message=lambda view: (
+            f"The sampler's log-probs differ from the trainer's by more than {WARN:g} nats a token {view.often}, "
+            f"{short(view.mean(APART, view.window))} on average: completions aren't the policy's."
+        ),
+        remedies=mend_sampler,
+        when="sampling/sampling_logp_difference/mean is above 0.1 in 30 % of the last 50 steps; above 1 on average: an error.",
+        why="Other weights, another precision, kernel, temperature or template in the sampler; for a mixture of experts, "
+        "another routing. Learning goes wrong slowly, and then at once.",
+        remedy="The same precision in both, weights that arrive, importance_sampling_correction.",
+        source="axolotl docs/training_stability; verl rollout correction; 2510.26788", mutes=("ENG002",),
+    ),
+    Rule(
+        code="ENG002", title="Few completions count", stage="train", needs=(ESS,), least=10,
+        test=lambda view: view[ESS] < 0.3,
+        message=lambda view: (
+            f"The effective sample size was below 30 % {view.often}, {percent(view.mean(ESS, view.window))} on average: the "
+            "correction for a sampler that differs leaves little to learn from."
+        ),
+        remedies=lambda view: [
+            *([Remedy(
+                why="Lower importance_sampling_clip_max from "
+                f"{short(view.config.importance_sampling_clip_max)} to 2", patch={"importance_sampling_clip_max": 2.0},
+            )] if (vars(view.config).get("importance_sampling_clip_max") or 0) > 2 else []),
+            *mend_sampler(view),
+        ],
+        when="sampling/effective_sample_size is below 0.3 in 30 % of the last 50 steps.",
+        why="Sampler and trainer are so far apart that a few ratios outweigh all others, or most are masked.",
+        remedy="Mend the difference (ENG001), tighter limits of the ratio.", source="verl; SkyRL",
+    ),
+    Rule(
+        code="ENG003", title="Ratios of a sampler that leaves tokens out", stage="train", needs=(APART,), least=5,
+        share=0.8, fields=("importance_sampling_correction",),
+        test=lambda view: bool(bounded(view)) and ESS in view.entry,
+        message=lambda view: (
+            f"Completions are sampled with {', '.join(bounded(view))}, and weighed by the ratio of the policy's probabilities "
+            f"to the sampler's, which are of other distributions ({short(view.mean(APART))} nats a token apart)."
+        ),
+        remedies=lambda view: [*from_all(view), Remedy(
+            why="Set importance_sampling_correction to none",
+            patch={"importance_sampling_correction": "none", "importance_sampling_clip_max": 3.0,
+                   "importance_sampling_clip_min": None},
+        )],
+        when="top_p, top_k, min_p or repetition_penalty is set while importance_sampling_correction is on.",
+        why="The ratio then corrects for tokens that could not be sampled: it is biased by the mass that was cut off.",
+        remedy="Sample from all tokens, or leave the correction out.", source="TRL issues 6789 and 7269",
+    ),
+    Rule(
+        code="ENG005", title="Most of the time is generation", stage="train", severity="info",
+        needs=("perf/generation_time", "perf/step_time"), test=waits, share=0.8,
+        message=lambda view: (
+            f"Generation takes {percent(of_step(view, 'perf/generation_time'))} of a rollout's time "
+            f"({short(view.mean('perf/generation_time'))} s of it)."
+        ),
+        remedies=lambda view: [
+            *([Remedy(
+                why=f"Raise decode_batch_size from {view.config.decode_batch_size} to {4 * view.config.decode_batch_size}",
+                patch={"decode_batch_size": 4 * view.config.decode_batch_size}, safe=True,
+            )] if view.config.backend == "transformers" else []),
+            *([Remedy(why="Sample with vLLM (ft-vllm), on GPUs of its own where there are more")]
+              if view.config.backend == "transformers" else []),
+        ],
+        when="Generation takes more than 70 % of generation and training together in 80 % of the last 50 rollouts.",
+        why="The trainer waits for completions.", remedy="A larger decode_batch_size, vLLM, shorter completions.",
+        source="PRIME-RL: wait for batch; own judgement of the share",
+    ),
+    Rule(
+        code="ENG007", title="Handing weights to the sampler takes long", stage="train", severity="info",
+        needs=("perf/weight_sync_time",), share=0.5,
+        test=lambda view: of_step(view, "perf/weight_sync_time") > 0.15,
+        message=lambda view: (
+            f"Handing the new weights to the sampler takes {percent(of_step(view, 'perf/weight_sync_time'))} of a rollout's "
+            f"time ({short(view.mean('perf/weight_sync_time'))} s of it)."
+        ),
+        remedies=lambda view: [
+            *([Remedy(why="Set use_peft: only an adapter is handed over then", patch={"use_peft": True}, again=True)]
+              if not view.config.use_peft else []),
+            Remedy(why="Make larger rollouts, so that weights are handed over less often"),
+        ],
+        when="perf/weight_sync_time is more than 15 % of a rollout's time, on average over the last 50.",
+        why="The sampler stands still meanwhile.", remedy="LoRA, larger rollouts.", source="own judgement",
+    ),
+    Rule(
+        code="ENG010", title="Rewards take long", stage="train", severity="info", needs=("perf/reward_time",), share=0.5,
+        test=lambda view: of_step(view, "perf/reward_time") > 0.3,
+        message=lambda view: (
+            f"Rewards take {percent(of_step(view, 'perf/reward_time'))} of a rollout's time "
+            f"({short(view.mean('perf/reward_time'))} s of it)."
+        ),
+        remedies=lambda view: [Remedy(
+            why=f"Raise reward_workers from {view.config.reward_workers} to {2 * view.config.reward_workers}",
+            patch={"reward_workers": 2 * view.config.reward_workers}, safe=True,
+        )],
+        when="perf/reward_time is more than 30 % of a rollout's time, on average over the last 50.",
+        why="Nothing else happens meanwhile.", remedy="More reward_workers, a faster reward.",
+        source="PRIME-RL run monitoring",
+    ),
+]  # fmt: skip
