@@ -138,7 +138,7 @@ def test_the_commands_are_listed_and_exist(capsys):
         (["trian"], 2, "ft-host: error: no command 'trian'; did you mean train?\n"),
         (["sft"], 2, "no command 'sft'; did you mean ft-host train sft?"),
         (["run.yaml"], 2, "no command 'run.yaml'; did you mean ft-host train run.yaml?"),
-        (["xyzzy"], 2, "no command 'xyzzy'; there are train, plugins,"),
+        (["xyzzy"], 2, "no command 'xyzzy'; there are train, autopilot, diagnose,"),
         (["train"], 2, "expected ft-host train METHOD [CONFIG] [--field value ...]"),
         (["train", "--seed", "1", "sft"], 2, "--seed comes too early; expected ft-host train METHOD"),
         (["train", "stf", *GIVEN], 4, "did you mean 'sft'?"),

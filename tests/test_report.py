@@ -610,7 +610,7 @@ def test_compare_shows_what_differs_and_nothing_else(pair, tmp_path, capsys, mon
     both = [attrs["aria-label"] for attrs in page.all("svg")]
     assert re.match(r"Loss: a from .* at step 60; b from .* at step 60$", both[0])
     assert {"line c0", "line c1", "dots c0", "dots c1"} <= {attrs["class"] for attrs in page.all("path")}
-    for needle in ("optim", "sgd", "2.12.0", "How they ended", "No difference in plugins, data."):
+    for needle in ("optim", "sgd", "2.12.0", "How they ended", "No difference in findings, plugins, data."):
         assert needle in page.text, needle
 
 
@@ -653,7 +653,7 @@ def test_runs_of_one_name_are_told_apart_and_runs_without_difference_say_so(tmp_
     runs = [make_run(tmp_path / place / "run", steps=30, eval_steps=None) for place in ("here", "there")]
     compare_command.run([*map(str, runs), "--output", "c.html"])
     out = capsys.readouterr().out
-    assert out.startswith("No difference in config, plugins, data or environment.")
+    assert out.startswith("No difference in config, plugins, data, environment or findings.")
     assert "here/run" in out and "there/run" in out and Path("c.html").is_file()
 
 

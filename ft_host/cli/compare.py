@@ -62,7 +62,7 @@ def _tables(records: list) -> str:
             rows = [[_cut(field), *(_cut(written(value)) for value in values)] for field, values in found.items()]
             parts.append(fmt.table([group.upper(), *called], rows))
     if not parts:
-        parts.append("No difference in config, plugins, data or environment.")
+        parts.append("No difference in config, plugins, data, environment or findings.")
     final = [final_metrics(record) for record in records]
     rows = []
     for metric in metric_order(records):

@@ -11,9 +11,10 @@ from typing import Any
 from ft_host.errors import UsageError
 from ft_host.report import RunRecord, RunUnreadable, find_runs, read_run
 from ft_host.report import format as fmt
+from ft_host.report.findings import counted, open_findings
 
 SILENT = 3600  # seconds without a line after which a run may have been killed
-HELP = "List runs with status, steps, loss and evaluation."
+HELP = "List runs with status, steps, loss, evaluation and open findings."
 
 
 def run(argv: list[str]) -> int:
@@ -63,7 +64,7 @@ def _told(record: RunRecord) -> dict[str, Any]:
         "method": record.method, "steps": record.steps, "planned_steps": record.planned_steps, "loss": loss,
         "evals": evals, "created": record.created.isoformat(),
         "finished": record.finished.isoformat() if record.finished else None, "duration_s": record.seconds,
-        "written": record.written.isoformat(),
+        "written": record.written.isoformat(), "findings": counted(open_findings(record)),
     }  # fmt: skip
 
 
@@ -82,13 +83,14 @@ def _listing(listed: list[dict[str, Any]]) -> str:
     # The whole reward stands for its parts and the loss for the accuracy that goes with it; --json has them all.
     columns = [name for name in evals if not (name.startswith("eval_rewards/") and "eval_reward" in evals)
                and not (name == "eval_mean_token_accuracy" and "eval_loss" in evals)]  # fmt: skip
-    header = ["RUN", "METHOD", "STATUS", "STEPS", "LOSS", *(name.upper() for name in columns), "STARTED", "TOOK"]
+    found = ["FINDINGS"] if any(entry["findings"] for entry in good) else []
+    header = ["RUN", "METHOD", "STATUS", "STEPS", "LOSS", *(name.upper() for name in columns), *found, "STARTED", "TOOK"]
     rows = []
     for entry in good:
         of = f"/{entry['planned_steps']}" if entry["planned_steps"] not in (None, entry["steps"]) else ""
         rows.append([
             entry["name"], entry["method"], _status(entry), f"{entry['steps']}{of}", fmt.number(entry["loss"]),
-            *(_eval_cell(entry["evals"].get(name)) for name in columns),
+            *(_eval_cell(entry["evals"].get(name)) for name in columns), *[_findings_cell(entry["findings"]) for _ in found],
             entry["created"][:16].replace("T", " "), fmt.duration(entry["duration_s"]),
         ])  # fmt: skip
     parts = [fmt.table(header, rows, right={3, 4, *range(5, 5 + len(columns))})] if rows else []
@@ -99,6 +101,11 @@ def _listing(listed: list[dict[str, Any]]) -> str:
     if columns:
         parts.append("Evaluation: the last value, and the best in brackets where that is another.")
     return "\n".join(parts)
+
+
+def _findings_cell(found: dict[str, int]) -> str:
+    """The number of open findings, and the gravest of them."""
+    return f"{sum(found.values())} ({next(iter(found))})" if found else "–"
 
 
 def _eval_cell(found: dict[str, Any] | None) -> str:

@@ -84,6 +84,19 @@ stroke-linecap:round}
 .plot .y{right:100%;margin-right:9px;transform:translateY(-50%)}
 .plot .x{top:100%;margin-top:9px;transform:translateX(-50%)}
 .plot .xname{top:100%;right:0;margin-top:9px}
+.plot path.mark{stroke:none;fill:currentColor;opacity:.16}
+.mark.error{color:var(--bad)}.mark.warning{color:var(--warn)}.mark.info{color:var(--train)}
+.plot span.mark{top:-12px;font-size:10.5px;opacity:.9}.plot span.mark.error{color:var(--bad)}
+.plot span.mark.warning{color:var(--warn)}.plot span.mark.info{color:var(--train)}
+.finding{background:var(--card);border:1px solid var(--line);border-left:3px solid var(--train);border-radius:8px;
+padding:11px 16px 10px;margin:0 0 10px;font-size:14px;overflow-wrap:anywhere}
+.finding.warning{border-left-color:var(--warn)}.finding.error{border-left-color:var(--bad)}.finding.over{opacity:.75}
+.finding small{color:var(--soft);margin-left:10px}.finding p{margin:5px 0 0}.finding ul,.finding ol{margin:6px 0 0;padding-left:20px}
+.finding ul.evidence{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:2px 22px;color:var(--soft);font-size:13px}
+.finding pre.patch{margin:3px 8px;padding:3px 9px;border-radius:5px;background:var(--code);display:inline-block;
+vertical-align:middle}
+.finding .chip.error{background:var(--bad-bg);color:var(--bad)}.finding .chip.warning{background:var(--warn-bg);color:var(--warn)}
+.finding .chip.info{background:var(--info-bg);color:var(--train)}
 .odd{color:var(--bad);font-size:12.5px;margin:-6px 0 8px 2px}
 .none{color:var(--soft);margin:0 2px}
 #tip{position:fixed;z-index:9;pointer-events:none;background:var(--card);border:1px solid var(--line);border-radius:7px;

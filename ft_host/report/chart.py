@@ -9,13 +9,16 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ft_host.report import format as fmt
+from ft_host.report.findings import Mark
 from ft_host.report.markup import Markup, el, join
 from ft_host.report.series import Series, smooth, thin
 
 LETTER = {"big": 0.0085, "small": 0.028, "narrow": 0.037}  # width of a letter as a share of the plot, by its size
+THIN = 4  # the least width of a mark
 SIZE = 1000  # of the drawing, in both directions; it is stretched to its box
 
 
@@ -145,10 +148,30 @@ def legend(curves: list[tuple[str, str]]) -> Markup:
     return el("span.legend", *(el("span.key", el(f"i.{colour}"), label) for label, colour in curves))
 
 
-def chart(metric: str, lines: list[Line], *, size: str = "small", keys: bool = True) -> Markup:
+def _marked(marks: Sequence[Mark], x: tuple[float, float]) -> tuple[list[Markup], list[Markup]]:
+    """Bands from top to bottom, and their codes above them; a code that would stand on another is in the band's title."""
+    bands, labels, taken = [], [], -1.0
+    for mark in sorted(marks, key=lambda each: (each.first, each.code)):
+        start, end = _share(mark.first, x) * SIZE, _share(mark.last, x) * SIZE
+        if end - start < THIN:
+            start = min(max(0.0, (start + end - THIN) / 2), SIZE - THIN)
+            end = start + THIN
+        shape = f"M{start:.1f} 0H{end:.1f}V{SIZE}H{start:.1f}Z"
+        bands.append(el(f"path.mark.{mark.severity}", attrs={"d": shape}))
+        left = min(start / SIZE, 0.85)
+        if left > taken:
+            place = {"style": f"left:{_percent(left)}", "title": f"{mark.code}, steps {mark.first:,} to {mark.last:,}"}
+            labels.append(el(f"span.mark.{mark.severity}", mark.code, attrs=place))
+            taken = left + 0.2
+    return bands, labels
+
+
+def chart(
+    metric: str, lines: list[Line], *, size: str = "small", keys: bool = True, marks: Sequence[Mark] = ()
+) -> Markup:
     """A picture of one metric, with the curves of `lines` over optimizer steps.
 
-    `size` is one of LETTER; `keys` False leaves the legend out.
+    `size` is one of LETTER; `keys` False leaves the legend out; `marks` are the stretches of steps with a finding.
     """
     big = size == "big"
     heading, unit = fmt.title(metric)
@@ -194,7 +217,8 @@ def chart(metric: str, lines: list[Line], *, size: str = "small", keys: bool = T
         y_ticks = [math.log10(tick) for tick in y_ticks]
     gutter = max(len(label) for label in y_labels)
 
-    drawn: list[Markup] = [
+    bands, codes = _marked(marks, x)
+    drawn: list[Markup] = bands + [
         el("path.grid", attrs={"d": f"M0 {(1 - _share(tick, y)) * SIZE:.1f}H{SIZE}"}) for tick in y_ticks
     ]
     tips = []
@@ -217,7 +241,7 @@ def chart(metric: str, lines: list[Line], *, size: str = "small", keys: bool = T
     spoken = f"{heading}: " + "; ".join(
         f"{line.label} from {fmt.number(line.series.first)} at step {line.series.steps[0]:,.0f} "
         f"to {fmt.number(line.series.last)} at step {line.series.steps[-1]:,.0f}" for line in lines
-    )  # fmt: skip
+    ) + "".join(f"; {mark.code} from step {mark.first:,} to {mark.last:,}" for mark in marks)  # fmt: skip
     svg = el("svg", *drawn, attrs={"viewBox": f"0 0 {SIZE} {SIZE}", "preserveAspectRatio": "none", "role": "img",
                                    "aria-label": spoken})  # fmt: skip
     y_axis = [el("span.y", label, attrs={"style": f"top:{_percent(1 - _share(tick, y))}"})
@@ -232,6 +256,6 @@ def chart(metric: str, lines: list[Line], *, size: str = "small", keys: bool = T
     x_axis = [el("span.x.more" if index % 2 else "span.x", label, attrs={"style": f"left:{_percent(_share(tick, x))}"})
               for index, (tick, label) in enumerate(zip(x_ticks, x_labels, strict=True)) if _share(tick, x) < room]
     data = {"x": x, "y": y, "log": logarithmic, "lines": tips}
-    plot = el("div.plot", svg, join(*y_axis), join(*x_axis), el("span.xname", name),
+    plot = el("div.plot", svg, join(*y_axis), join(*x_axis), join(*codes), el("span.xname", name),
               attrs={"style": f"margin-left:{gutter * 0.78 + 1.2:.1f}ch", "data-chart": json.dumps(data, separators=(",", ":"))})  # fmt: skip
     return el(f"figure.chart.{size}", head, note, plot)

@@ -55,7 +55,7 @@ def _different(sides: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def differences(records: list[RunRecord]) -> dict[str, dict[str, list[Any]]]:
-    """What differs, by group (config, plugins, data, environment): {field: [value of each run]}."""
+    """What differs, by group (config, plugins, data, environment, findings): {field: [value of each run]}."""
     def plugins(record: RunRecord) -> dict[str, str]:
         return {f"{plugin.get('kind')} {plugin.get('name')}": f"{plugin.get('distribution')} {plugin.get('version')}"
                 for plugin in record.plugins}  # fmt: skip
@@ -67,6 +67,7 @@ def differences(records: list[RunRecord]) -> dict[str, dict[str, list[Any]]]:
         "plugins": _different([plugins(record) for record in records]),
         "data": _different([fmt.flat(record.data) for record in records]),
         "environment": _different([fmt.flat(record.environment) for record in records]),
+        "findings": _different([{name: each["state"] for name, each in record.findings.items()} for record in records]),
     }
 
 
@@ -172,7 +173,7 @@ def comparison_page(records: list[RunRecord]) -> str:
         top = max(known, key=lambda value, way=way: way * value) if way and len(set(known)) > 1 else None
         rows.append([el("code", metric), *(el("b.up" if top is not None and value == top else "span", fmt.number(value))
                                            for value in values)])  # fmt: skip
-    headings = {"config": "Settings", "plugins": "Plugins", "data": "Data", "environment": "Environment"}
+    headings = {"config": "Settings", "findings": "Findings", "plugins": "Plugins", "data": "Data", "environment": "Environment"}
     found = {group: different for group, different in differences(records).items() if different}
 
     def section(group: str) -> Markup | None:
@@ -189,6 +190,7 @@ def comparison_page(records: list[RunRecord]) -> str:
         el("header", el("p.eyebrow", "ft-host · comparison"), el("h1", " vs ".join(called))),
         runs,
         section("config"),
+        section("findings"),
         pictures(records, called),
         el("section", el("h2", "How they ended", el("small", "evaluation: last value; training: mean of the last ten "
                                                              "steps; speed and memory: median")),

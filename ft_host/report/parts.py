@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ft_host.report import format as fmt
 from ft_host.report.chart import Line, chart
+from ft_host.report.findings import marks
 from ft_host.report.markup import Markup, el, facts, join, table
 from ft_host.report.record import RunRecord
 
@@ -191,7 +192,7 @@ def curves(record: RunRecord) -> tuple[Markup | None, list[Markup], list[Markup]
         lines = lines_of(record, name)
         if all(len(line.series) < 2 for line in lines):
             return None
-        return chart(name if name in record.train else f"eval_{name}", lines, size=size)
+        return chart(name if name in record.train else f"eval_{name}", lines, size=size, marks=marks(record, name))
 
     small = [(in_order(name)[0] < len(FIRST), picture)
              for name in sorted(shown, key=in_order) if (picture := drawn(name))]  # fmt: skip

@@ -28,9 +28,10 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "reference": (str,), "facts": (dict,), "facts_told": (dict,), "diagnostics": (dict,),
 }  # fmt: skip
 REQUIRED = ("format", "method", "status", "created", "config")
-FINDING = (
-    "code", "title", "severity", "state", "message", "why", "evidence", "remedies", "first_step", "last_step", "fingerprint",
-)  # fmt: skip
+FINDING: dict[str, type] = {
+    "code": str, "fingerprint": str, "title": str, "severity": str, "state": str, "message": str, "why": str,
+    "evidence": list, "remedies": list, "first_step": int, "last_step": int,
+}  # fmt: skip
 
 
 class RunUnreadable(UsageError):
@@ -288,9 +289,9 @@ def read_run(folder: str | Path) -> RunRecord:
     findings, problems = read_json_lines(folder / "findings.jsonl")
     record.problems += problems
     for finding in findings:
-        lacking = [name for name in FINDING if name not in finding]
-        if lacking:
-            record.problems.append(f"findings.jsonl: a line lacks {', '.join(lacking)}")
+        odd = [name for name, kind in FINDING.items() if not isinstance(finding.get(name), kind)]
+        if odd:
+            record.problems.append(f"findings.jsonl: a line without {', '.join(odd)}, or with another kind of value")
         else:
             record.findings[finding["fingerprint"]] = finding
     record.rollouts = [sample for sample in record.samples if sample.get("kind") == "rollout"]

@@ -6,8 +6,8 @@ from datetime import datetime
 from pathlib import Path
 
 from ft_host.errors import UsageError
+from ft_host.report import findings, parts, samples, what_ran
 from ft_host.report import format as fmt
-from ft_host.report import parts, samples, what_ran
 from ft_host.report.markup import Markup, el, join
 from ft_host.report.page import page, write_page
 from ft_host.report.record import RunRecord, read_run
@@ -73,6 +73,7 @@ def run_page(record: RunRecord) -> str:
         parts.tiles(record),
         parts.strip(record),
         parts.notices(record, now),
+        _section("Findings", findings.section(record), "what the run recognised by itself"),
         _section("Curves", pictures or None),
         _section("Measured once", parts.measured_once(record)),
         _section("Evaluation", parts.eval_table(record)),
