@@ -100,9 +100,14 @@ class Reach:
 
 
 def model_facts(run: Run) -> dict[str, Any]:
-    """How many weights are trained and their share of all, and what was found when the layout of batches was chosen."""
+    """How many weights are trained and their share of all, what was found when the layout of batches was chosen, and how
+    many experts there are."""
     sizes = [(p.numel(), p.requires_grad) for p in run.policy.parameters()]
     trained = sum(size for size, requires_grad in sizes if requires_grad)
     facts = {"probe/trainable": trained, "probe/trainable_share": trained / sum(size for size, _ in sizes)}
     layout = {"probe/packing_difference": run.policy.layout_difference, "probe/packing_leak": run.policy.layout_leak}
-    return facts | {name: value for name, value in layout.items() if value is not None}
+    facts |= {name: value for name, value in layout.items() if value is not None}
+    if run.policy.counts_routing:
+        model = run.policy.causal_lm
+        facts |= {"model/experts": model.num_experts, "model/experts_per_token": model.num_experts_per_tok}
+    return facts

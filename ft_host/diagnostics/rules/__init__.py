@@ -3,7 +3,8 @@
     settings   CFG   what the config alone shows
     data       DATA  rows and tokens, before a model is loaded
     probes     PRB   what must hold before the first update
-    numbers    NUM, OPT   loss, gradients, updates
+    numbers    NUM   numbers that aren't finite
+    optimisation  OPT   loss, gradients, updates
     experts    MOE   the balance of a mixture of experts
     engines    ENG   the sampler beside the trainer
     speed      PERF  memory and time
@@ -11,6 +12,6 @@
 """
 
 from ft_host.diagnostics.rule import Rule
-from ft_host.diagnostics.rules import numbers
+from ft_host.diagnostics.rules import experts, numbers, optimisation, probes
 
-RULES: list[Rule] = [*numbers.RULES]
+RULES: list[Rule] = [*numbers.RULES, *optimisation.RULES, *probes.RULES, *experts.RULES]

@@ -1,9 +1,9 @@
-"""Loss, gradients and updates, of every method. Imports no torch."""
+"""Numbers that aren't: loss and gradients that are no longer finite. Imports no torch."""
 
 from __future__ import annotations
 
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.view import View, rounded, short
+from ft_host.diagnostics.view import View, percent, rounded, short
 
 
 def lower_rate(view: View, by: float, why: str = "") -> Remedy:
@@ -52,5 +52,29 @@ RULES = [
         "that holds no or a broken number. An update would have made all weights NaN.",
         remedy="Lower learning_rate, warm up, prefer bf16 to fp16, look at the rows of the step.",
         source="axolotl docs/training_stability; SageMaker Debugger ExplodingTensor",
+    ),
+    Rule(
+        code="NUM002",
+        title="Updates are skipped since float16 overflows",
+        stage="train",
+        needs=("update_skipped",),
+        share=0.1,
+        test=lambda view: view["update_skipped"] == 1,
+        message=lambda view: (
+            f"No update was made {view.often}, since gradients overflowed in float16 ({percent(view.mean('update_skipped'))} "
+            f"of them); the scale of the loss halves each time."
+        ),
+        remedies=lambda view: [
+            Remedy(
+                why="Use bf16 in place of fp16: it has the range of float32", patch={"fp16": False, "bf16": True},
+                expected="no skipped updates",
+            ),
+            lower_rate(view, 2),
+        ],
+        when="With fp16, at least a tenth of the last 50 updates were skipped; the first few always are.",
+        why="The loss is scaled up so that small gradients survive in float16. A scale that is too large overflows, and the "
+        "step is left out: at the start, until the scale has settled. Later it means gradients that keep growing.",
+        remedy="Use bf16 where the hardware has it; else lower learning_rate and max_grad_norm.",
+        source="torch.amp.GradScaler; threshold by own judgement",
     ),
 ]

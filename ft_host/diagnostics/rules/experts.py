@@ -1,0 +1,126 @@
+"""The balance of a mixture of experts. Imports no torch.
+
+What a pretrained model brings is not held against it: on narrow data some of its experts rest. What gets worse is.
+"""
+
+from __future__ import annotations
+
+from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.rules.optimisation import by_rollout
+from ft_host.diagnostics.view import View, percent, short
+
+
+def balance_more(view: View) -> list[Remedy]:
+    now = view.config.router_aux_loss_coef
+    new = 0.01 if now is None or now < 1e-3 else 10 * now
+    if now is not None and now >= 0.1:
+        return [Remedy(why="Lower learning_rate, or freeze the routers: balance is asked for strongly already")]
+    was = "the model's own value" if now is None else short(now)
+    return [Remedy(
+        why=f"Raise router_aux_loss_coef from {was} to {short(new)}", patch={"router_aux_loss_coef": new}, again=True,
+        expected="loads that even out within tens of steps",
+    )]  # fmt: skip
+
+
+def most(view: View) -> float:
+    """The violation where one expert of a layer is in every token's choice: of four experts, two a token, 1."""
+    return view["model/experts"] / view["model/experts_per_token"] - 1
+
+
+def imbalance(view: View) -> bool:
+    """Over 2, or most of what there can be in a small layer, and over what the run began with by half."""
+    start = view.get("start/moe/max_violation", 0.0)
+    return view["moe/max_violation"] > max(min(2.0, 0.9 * most(view)), min(1.5 * start, 0.95 * most(view)))
+
+
+def dead(view: View) -> bool:
+    start, now = view.get("start/moe/dead_experts", 0.0), view["moe/dead_experts"]
+    return now > 0.25 or (now > 0.05 and now > start + 0.05)
+
+
+def aux_dominates(view: View) -> bool | None:
+    """Of the loss that the run began with as well: as that falls, what is left of balance becomes a larger share."""
+    if by_rollout(view):
+        return None
+    share = view["moe/aux_share"]
+    weighted = share / (1 - share) * abs(view["loss"]) if share < 1 else 0.0
+    return share > 0.1 and weighted > 0.1 * view.first("loss", 10)
+
+
+def weaken(view: View) -> list[Remedy]:
+    now = view.config.router_aux_loss_coef
+    new = 1e-3 if now is None or now > 1e-3 else 0.0
+    was = "the model's own value" if now is None else short(now)
+    return [Remedy(why=f"Lower router_aux_loss_coef from {was} to {short(new)}", patch={"router_aux_loss_coef": new})]
+
+
+RULES = [
+    Rule(
+        code="MOE001",
+        title="Experts are used unevenly",
+        stage="train",
+        needs=("moe/max_violation", "model/experts", "model/experts_per_token"),
+        test=imbalance,
+        message=lambda view: (
+            f"In the worst layer one expert gets {short(1 + view.mean('moe/max_violation'))} times the mean load, "
+            f"{short(1 + view.get('start/moe/max_violation', 0.0))} times at the start: uneven {view.often}."
+        ),
+        remedies=balance_more,
+        when="(largest load - mean) / mean of the worst layer is over 2 (or 90 % of what it can be) and half above that of the "
+        "first step, in 30 % of the last 50 steps.",
+        why="The routers send more and more tokens to few experts; the others learn nothing and the model becomes a smaller one.",
+        remedy="Raise router_aux_loss_coef (1e-3 to 1e-2), lower learning_rate, freeze the routers with LoRA.",
+        source="prime-rl (max_vio); threshold by own judgement",
+    ),
+    Rule(
+        code="MOE002",
+        title="Experts are dead",
+        stage="train",
+        needs=("moe/dead_experts",),
+        share=0.5,
+        test=dead,
+        message=lambda view: (
+            f"{percent(view.mean('moe/dead_experts'))} of the experts got less than a thousandth of an even share {view.often}; "
+            f"{percent(view.get('start/moe/dead_experts', 0.0))} at the start."
+        ),
+        remedies=balance_more,
+        mutes=("MOE001",),
+        when="Over 25 % of the experts, or over 5 % and five points more than at the first step, get less than a thousandth of "
+        "the uniform share in half of the last 50 steps. Asked where that share is 100 tokens or more.",
+        why="An expert without tokens has no gradient and doesn't come back by itself.",
+        remedy="Raise router_aux_loss_coef, freeze the routers where data is little or narrow.",
+        source="own judgement",
+    ),
+    Rule(
+        code="MOE003",
+        title="Routers have become certain",
+        stage="train",
+        needs=("moe/router_entropy", "start/moe/router_entropy"),
+        test=lambda view: view["moe/router_entropy"] < 0.5 * view["start/moe/router_entropy"],
+        message=lambda view: (
+            f"The routers' entropy is {percent(view.mean('moe/router_entropy'))} of the largest possible, "
+            f"{percent(view['start/moe/router_entropy'])} at the start: they hardly weigh experts against each other any more."
+        ),
+        remedies=balance_more,
+        when="The entropy of the routers' probabilities is below half of that of the first step in 30 % of the last 50 steps.",
+        why="Probabilities near 0 and 1 have no gradient: which expert gets a token is settled for good.",
+        remedy="Lower learning_rate, raise router_aux_loss_coef, keep routers in float32.",
+        source="ST-MoE (arXiv 2202.08906)",
+    ),
+    Rule(
+        code="MOE004",
+        title="The balance of experts outweighs the task",
+        stage="train",
+        needs=("moe/aux_share", "loss"),
+        test=aux_dominates,
+        message=lambda view: (
+            f"The weighted load-balancing loss is {percent(view.mean('moe/aux_share'))} of what is minimised."
+        ),
+        remedies=weaken,
+        when="router_aux_loss_coef times the load-balancing loss is over 10 % of the sum, and of the run's first loss, in 30 % of "
+        "the last 50 steps; not for methods that learn from rollouts, whose loss is around 0.",
+        why="Experts are pulled towards equal loads more than towards the task; short runs and LoRA don't need that.",
+        remedy="Lower router_aux_loss_coef, to 0 for short runs with LoRA.",
+        source="Unsloth issue 6938; threshold by own judgement",
+    ),
+]
