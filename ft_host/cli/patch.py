@@ -6,7 +6,6 @@ import argparse
 
 from ft_host.diagnostics.patch import chosen_finding, chosen_remedy, patched, run_file
 from ft_host.diagnostics.replay import diagnose
-from ft_host.errors import UsageError
 from ft_host.report import read_run
 
 HELP = "Print the run's config with a remedy of a finding applied, as a run file."
@@ -27,13 +26,10 @@ def run(argv: list[str]) -> int:
     )  # fmt: skip
     arguments = parser.parse_args(argv)
     record = read_run(arguments.run)
-    recorded = list(record.findings.values())
-    try:
-        finding = chosen_finding(recorded, arguments.finding)
-    except UsageError:
-        if any(arguments.finding in (each["code"], each["fingerprint"]) for each in recorded):
-            raise  # several of one code
-        finding = chosen_finding(diagnose(arguments.run).findings, arguments.finding)
+    found = record.findings
+    if not any(arguments.finding in (fingerprint, each["code"]) for fingerprint, each in found.items()):
+        found = found | {each["fingerprint"]: each for each in diagnose(arguments.run).findings}
+    finding = chosen_finding(list(found.values()), arguments.finding)
     remedy = chosen_remedy(finding, arguments.remedy)
     values = patched(record, finding, remedy, arguments.from_checkpoint)
     print(run_file(record, finding, remedy, values), end="")
