@@ -46,12 +46,14 @@ class Batch:
     num_rows: int  # R
     columns: dict[str, torch.Tensor] = field(default_factory=dict)  # the method's own
     counts: dict[str, float] = field(default_factory=dict)  # what the host totals over micro-batches and ranks
+    beside: dict[str, Batch] = field(default_factory=dict)  # of the same rows, for companions that see other segments
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`."""
+        """The same batch with its tensors on `device`, and those beside it."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
         columns = {name: value.to(device, non_blocking=True) for name, value in self.columns.items()}
-        return replace(self, columns=columns, **moved)
+        beside = {name: batch.to(device) for name, batch in self.beside.items()}
+        return replace(self, columns=columns, beside=beside, **moved)
 
     @property
     def num_tokens(self) -> int:

@@ -103,6 +103,16 @@ def test_metrics_are_means_over_items_not_over_micro_batches():
     }  # fmt: skip
 
 
+def test_batches_beside_it_move_with_it():
+    """A teacher's of the same rows: other segments, the same targets."""
+    batch = forest([Segment(input_ids=[5, 6], labels=[IGNORE, 6], row=0)], num_rows=1)
+    other = [Segment(input_ids=[5, 4, 6], labels=[IGNORE, IGNORE, 6], row=0)]
+    batch.beside["teacher"] = forest(other, num_rows=1, columns={"a": torch.ones(1)})
+    moved = batch.to("meta")
+    assert moved.targets.is_meta and moved.beside["teacher"].targets.is_meta
+    assert moved.beside["teacher"].columns["a"].is_meta and not batch.beside["teacher"].targets.is_meta
+
+
 def test_a_standard_deviation_from_sums():
     values = torch.tensor([1.0, 2.0, 4.0, 9.0])
     accumulator = Accumulator()
