@@ -59,7 +59,7 @@ RULES = [
         stage="train",
         needs=("update_skipped",),
         share=0.1,
-        test=lambda view: view["update_skipped"] == 1,
+        test=lambda view: view["update_skipped"] == 1 if view.step > 10 else None,
         message=lambda view: (
             f"No update was made {view.often}, since gradients overflowed in float16 ({percent(view.mean('update_skipped'))} "
             f"of them); the scale of the loss halves each time."
@@ -71,7 +71,7 @@ RULES = [
             ),
             lower_rate(view, 2),
         ],
-        when="With fp16, at least a tenth of the last 50 updates were skipped; the first few always are.",
+        when="With fp16, at least a tenth of the last 50 updates were skipped; of the first ten some always are.",
         why="The loss is scaled up so that small gradients survive in float16. A scale that is too large overflows, and the "
         "step is left out: at the start, until the scale has settled. Later it means gradients that keep growing.",
         remedy="Use bf16 where the hardware has it; else lower learning_rate and max_grad_norm.",

@@ -43,7 +43,7 @@ def fallen(view: View) -> float | None:
     where it can't be told yet, or says nothing."""
     if by_rollout(view) or view.step < view.warmup_steps + SETTLE or view.count("loss") < SETTLE + 10:
         return None
-    start, now = begun(view), view.mean("loss", 10)
+    start, now = begun(view), view.mean("loss", 20)
     if not start > 0:
         return None  # a loss that can be negative
     evals = view.recent("eval_loss", 1000)
@@ -129,7 +129,7 @@ def loss_stays(view: View) -> bool | None:
     share = fallen(view)
     if share is None or solved(view):
         return None
-    return -0.05 < share < 0.01
+    return share < 0.01
 
 
 def lowest_begun(view: View) -> float:
@@ -175,7 +175,7 @@ def update_is_off(view: View) -> bool | None:
         return None  # a warm-up begins at 0, and a schedule may end there
     peak = max(view.recent("update_ratio"))
     if by_rollout(view):
-        return None if view.step < view.warmup_steps + 10 else peak < SMALL_ROLLOUTS and not reward_rises(view)
+        return None if view.step < view.warmup_steps + SETTLE else peak < SMALL_ROLLOUTS and not reward_rises(view)
     share = fallen(view)
     return None if share is None or solved(view) else peak < small and share < 0.03
 
@@ -344,17 +344,17 @@ RULES = [
         needs=("loss",),
         window=20,
         least=10,
-        share=0.8,
+        share=0.6,
         test=loss_stays,
         message=lambda view: (
-            f"After {view.step} steps the loss is {short(view.mean('loss', 10))}; it began at {short(begun(view))} and has "
+            f"After {view.step} steps the loss is {short(view.mean('loss', 20))}; it began at {short(begun(view))} and has "
             f"fallen by {percent(max(fallen(view) or 0.0, 0.0))}."
         ),
         remedies=lambda view: [
             raise_rate(view, 10),
             Remedy(why="Look at whether completions fit their prompts: noise can't be learnt"),
         ],
-        when="20 steps after warm-up and later, the mean of ten losses is less than 1 % below that of the first ten, and the "
+        when="20 steps after warm-up and later, the mean of 20 losses is less than 1 % below that of the first ten, and the "
         "held-out loss has not fallen by 1 % either; not for methods that learn from rollouts.",
         why="The learning rate is too low, the weights that are trained don't matter, or there is nothing to be learnt in the "
         "data.",

@@ -1,0 +1,64 @@
+"""Rules about what must hold before the first update."""
+
+from __future__ import annotations
+
+import pytest
+
+from ft_host.diagnostics.rules import probes
+from ft_host.testing.rules import Told, codes, findings
+
+RULES = probes.RULES
+
+
+def first(loss: float, vocabulary: int = 151936, accuracy: float = 0.1) -> Told:
+    return Told(facts={"start/loss": loss, "start/mean_token_accuracy": accuracy, "model/vocab_size": vocabulary})
+
+
+def layout(difference: float, leak: float) -> Told:
+    return Told(facts={"probe/packing_difference": difference, "probe/packing_leak": leak})
+
+
+def weights(zero: float, share: float = 1.0, trainable: int = 592960, **config) -> Told:
+    facts = {"probe/zero_grad_parameters": zero, "probe/trainable_share": share, "probe/trainable": trainable}
+    return Told(config=config, facts=facts | ({"probe/zero_grad_example": "model.embed_tokens.weight"} if zero else {}))
+
+
+CASES = {
+    "PRB004": (layout(0.02, 3e-3), layout(0.06, 0.0)),  # bfloat16 rounds
+    "PRB005": (first(12.1), first(2.3)),
+    "PRB006": (weights(0.4), weights(0.0)),
+}
+
+
+def test_every_rule_has_its_cases():
+    assert CASES.keys() == {rule.code for rule in RULES}
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_a_faulty_run_is_found_and_a_healthy_one_is_not(code):
+    faulty, healthy = CASES[code]
+    assert codes(RULES, faulty) == {code}
+    assert codes(RULES, healthy) == set()
+
+
+@pytest.mark.parametrize("loss, severity", [(2.865, "info"), (2.2, "info"), (6.8, "error")])
+def test_new_weights_begin_at_the_loss_of_guessing_and_only_above_it_something_is_wrong(loss, severity):
+    (finding,) = findings(RULES, first(loss, 16))
+    assert finding.severity == severity
+
+
+def test_a_loss_that_is_not_of_tokens_says_nothing():
+    assert codes(RULES, Told(facts={"start/loss": 0.6931, "model/vocab_size": 2})) == set()
+
+
+def test_an_adapter_trains_little_and_one_that_nothing_passes_is_found():
+    assert codes(RULES, weights(0.0, 0.003, use_peft=True)) == set()
+    (finding,) = findings(RULES, weights(1.0, 0.003, use_peft=True, lora_target_modules=["q_proj"]))
+    assert finding.severity == "error" and finding.remedies[0].patch == {"lora_target_modules": ["all-linear"]}
+
+
+def test_frozen_weights_are_found():
+    (finding,) = findings(RULES, weights(0.0, 0.12, 71000))
+    assert finding.severity == "warning" and finding.message == (
+        "12 % of the weights are trained (71,000); the others are frozen."
+    )
