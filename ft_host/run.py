@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_host.errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.diagnostics.watch import Watch
     from ft_host.folder import RunFolder
-    from ft_host.generation import Completion, Request, Sampling
+    from ft_host.generation import Completion, Request, Sampling, Scores, Sequence
     from ft_host.generation.config import RolloutPlan
     from ft_host.metrics import Metric
     from ft_host.models.companions import Companion
@@ -106,6 +108,13 @@ class Run:
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         """Complete each request with the weights that the backend has. All ranks must call it."""
         return self.plugins.hook.ft_generate(requests=requests, sampling=sampling, run=self)
+
+    def score(self, sequences: list[Sequence], top: int) -> list[Scores]:
+        """What the model that the backend serves beside the policy gives to tokens. All ranks must call it. Raises
+        ConfigError where the backend serves none."""
+        if not self.plugins.hook.ft_score.get_hookimpls():
+            raise ConfigError(f"backend: {self.config.backend} has no ft_score, so it can't score tokens with another model")
+        return self.plugins.hook.ft_score(sequences=sequences, top=top, run=self)
 
     def sync_weights(self) -> None:
         """Give the backend the policy's current weights, if it holds weights and has others. All ranks must call it."""

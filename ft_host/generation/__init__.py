@@ -33,6 +33,22 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """Token ids of which those from `start` on are to be scored, each given all before it."""
+
+    token_ids: list[int]
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """For each scored token of a sequence the likeliest tokens in its place, likeliest first, and their log-probs."""
+
+    token_ids: list[list[int]]
+    logprobs: list[list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Completion:
     """What came after a prompt: token ids (the stop token included), the log-prob of each under the distribution that
     sampled it (the model's own, if greedy; at every temperature the one that `Sampling` describes), and why it ended:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ft_host.hooks import hookspec
 
 if TYPE_CHECKING:
-    from ft_host.generation import Completion, Request, Sampling
+    from ft_host.generation import Completion, Request, Sampling, Scores, Sequence
     from ft_host.generation.rollout import Rollout, RolloutRun
     from ft_host.hooks.data import Row
     from ft_host.models.policy import Policy
@@ -32,6 +32,16 @@ def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[C
     Implemented by the backend; reached as `run.generate(...)`. Runs for rollouts, and before, during and after training
     for `eval_reward`; all ranks run it at once, one may have no requests. Takes and gives token ids: text is never
     tokenised again in between. Since 0.1.
+    """
+
+
+@hookspec(firstresult=True)
+def ft_score(sequences: list[Sequence], top: int, run: Run) -> list[Scores]:
+    """Say what another model, which the backend serves (a teacher), gives to the tokens of each sequence, in the order
+    given: its `top` likeliest tokens at each place, with their log-probs at temperature 1.
+
+    Implemented by backends that can serve such a model; reached as `run.score(...)`. Runs once for each row as it enters
+    the buffer; all ranks run it at once, one may have no sequences. Since 0.4.
     """
 
 

@@ -21,7 +21,7 @@ SPECS = (data, loss, generation, diagnostics)
 OWNERS = {
     "ft_prepare": "method", "ft_collate": "method", "ft_models": "method", "ft_annotate": "method",
     "ft_step": "method", "ft_loss": "method", "ft_rollout": "method", "ft_generate": "backend",
-    "ft_sync_weights": "backend",
+    "ft_sync_weights": "backend", "ft_score": "backend",
 }  # fmt: skip
 REQUIRED = {"method": ("ft_prepare", "ft_collate", "ft_loss"), "backend": ("ft_generate",), "diagnostics": ()}
 
