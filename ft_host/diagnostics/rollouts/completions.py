@@ -63,7 +63,7 @@ def duplicates(view: View, names: Names) -> bool:
     reached = judge.level(view, names)
     if judge.learns(view, names) or (reached is not None and reached >= judge.SOLVED):
         return False
-    if share < least + 0.1 * (1 - least):  # one completion, again and again
+    if share < least + 0.04 * (1 - least):  # one completion, again and again
         return True
     return share < 0.5 and share < 0.5 * (judge.start(view, UNIQUE) or 0.0)
 
@@ -113,12 +113,12 @@ def rules(names: Names) -> list[Rule]:
             least=8, test=of(length_gone),
             message=lambda view: (
                 f"The mean length fell from {short(judge.start(view, LENGTH))} to {short(view.mean(LENGTH, 10))} tokens, "
-                f"while the mean reward went from {short(view.first(reward))} to {short(view.mean(reward, 10))}: the policy "
+                f"while the mean reward went from {short(view.first(reward, 3))} to {short(view.mean(reward, 10))}: the policy "
                 "has stopped answering, or games a format."
             ),
             remedies=lambda view: [
                 judge.lower_rate(view, 3),
-                Remedy(why="Look at the completions in samples.jsonl: what do the short ones earn?"),
+                Remedy(why="Look at the completions in samples.jsonl: and what the short ones earn"),
             ],
             when="The mean length is below 30 % of the first step's in 30 % of the last 50 rollouts, completions weren't cut "
             "short at the start, and the reward hasn't gained 30 % of what there was to gain.",

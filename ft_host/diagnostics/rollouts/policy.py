@@ -7,34 +7,37 @@ from functools import partial
 from ft_host.diagnostics.rollouts import judge
 from ft_host.diagnostics.rollouts.judge import Names
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.view import View, short
+from ft_host.diagnostics.view import View, percent, short
 
 # ---------------------------------------------------------------- 4, 5: entropy
 
 
+def begun(view: View, names: Names) -> float:
+    """The higher of the first step's and the run's beginning: it may have collapsed by then."""
+    return max(judge.start(view, names.entropy) or 0.0, view.baseline(names.entropy) or 0.0)
+
+
 def collapses(view: View, names: Names) -> bool | None:
-    begun = judge.start(view, names.entropy)
-    if begun is None or view.step < 5:
+    if view.step < 5:
         return None
-    low = view[names.entropy] < 0.2 * max(begun, view.baseline(names.entropy) or 0.0)
+    low = view[names.entropy] < 0.2 * begun(view, names)
     return low and not judge.learns(view, names)
 
 
 def explodes(view: View, names: Names) -> bool | None:
-    begun = judge.start(view, names.entropy)
-    if begun is None or view.step < 5:
+    first, base = judge.start(view, names.entropy), view.baseline(names.entropy)
+    if first is None or view.step < 5:
         return None
-    base = view.baseline(names.entropy)
-    base = begun if base is None else min(begun, base)
+    base = first if base is None else min(first, base)
     now = view[names.entropy]
     return now > 0.1 and now > 3 * base and judge.gained(view, names) <= 0.02 and not judge.rising(view, names.reward)
 
 
 def entropy_message(view: View, names: Names, what: str) -> str:
+    first = begun(view, names) if what == "fell" else judge.start(view, names.entropy)
     return (
-        f"The policy's entropy {what} from {short(judge.start(view, names.entropy))} to "
-        f"{short(view.mean(names.entropy, 10))} nats a token, while the mean reward went from "
-        f"{short(view.first(names.reward))} to {short(view.mean(names.reward, 10))}"
+        f"The policy's entropy {what} from {short(first)} to {short(view[names.entropy])} nats a token, while the mean reward went from "
+        f"{short(view.first(names.reward, 3))} to {short(view.mean(names.reward, 10))}"
     )
 
 
@@ -79,7 +82,14 @@ def explosion_remedies(view: View) -> list[Remedy]:
 def clip_limits(view: View, names: Names) -> tuple[float, float]:
     """Where a share of clipped tokens, or completions, is too much, and where it is an error."""
     by_completion = names.clip_of_completions or vars(view.config).get("importance_sampling_level") == "sequence"
-    return (0.3, 0.6) if by_completion else (0.1, 0.3)
+    return (0.3, 0.6) if by_completion else (0.05, 0.2)
+
+
+def leaves_range(view: View, names: Names) -> bool | None:
+    """Of updates in which ratios can leave it: not of the first one of a rollout."""
+    if "perf/rollout_time" in view.entry and not view[names.clip]:
+        return None
+    return view[names.clip] > clip_limits(view, names)[0]
 
 
 def clip_remedies(view: View) -> list[Remedy]:
@@ -98,10 +108,10 @@ def clip_remedies(view: View) -> list[Remedy]:
 
 def clip_message(view: View, names: Names) -> str:
     high, low = view.mean("clip_ratio/high_mean", view.window), view.mean("clip_ratio/low_mean", view.window)
-    of = "completions" if clip_limits(view, names)[0] > 0.1 else "tokens"
+    of = "completions" if clip_limits(view, names)[0] == 0.3 else "tokens"
     side = " on the high side alone" if high > 3 * low else " on the low side alone" if low > 3 * high else ""
     return (
-        f"The clip ratio left its range {view.often}{side}: more than {short(100 * clip_limits(view, names)[0])} % of "
+        f"The clip ratio left its range in {percent(view.share)} of steps{side}: more than {short(100 * clip_limits(view, names)[0])} % of "
         f"{of} were clipped, {short(100 * view.mean(names.clip, view.window))} % on average. The policy moves too far on "
         "one rollout."
     )
@@ -167,7 +177,7 @@ def rules(names: Names) -> list[Rule]:
             test=of(kl_blows_up), least=8, severe=lambda view: kl(view, names, view.mean(names.kl, 10)) > 2,
             message=lambda view: (
                 f"The policy is {short(kl(view, names, view.mean(names.kl, 10)))} nats a token from the reference, and the "
-                f"mean reward went from {short(view.first(names.reward))} to {short(view.mean(names.reward, 10))}."
+                f"mean reward went from {short(view.first(names.reward, 3))} to {short(view.mean(names.reward, 10))}."
             ),
             remedies=of(kl_remedies),
             when="The KL divergence of a token is above 0.5 nats while the reward doesn't rise, or above 2, or rises while "
@@ -180,15 +190,15 @@ def rules(names: Names) -> list[Rule]:
     ]  # fmt: skip
     if names.clip is not None:
         out.append(Rule(
-            code=names.code(6), title="Clip ratio out of range", stage="train", needs=(names.clip,), least=15,
-            test=lambda view: view[names.clip] > clip_limits(view, names)[0],
+            code=names.code(6), title="Clip ratio out of range", stage="train", needs=(names.clip,), least=10,
+            test=of(leaves_range),
             severe=lambda view: view.mean(names.clip, view.window) > clip_limits(view, names)[1],
             message=of(clip_message), remedies=clip_remedies,
-            when="More than 10 % of tokens (30 % of completions, where ratios are of completions) are clipped in 30 % of the "
-            "last 50 steps; 30 % (60 %) on average: an error.",
+            when="More than 5 % of tokens (30 % of completions, where ratios are of completions) are clipped in 30 % of the "
+            "last 50 steps that aren't the first of a rollout; 20 % (60 %) on average: an error.",
             why="Within one rollout the policy leaves the range in which its old log-probs tell anything; what is clipped "
             "teaches nothing.",
             remedy="Lower learning_rate, make fewer passes over a rollout; epsilon_high where only the high side clips.",
-            source="axolotl docs/training_stability",
+            source="axolotl docs/training_stability; own judgement of the share of tokens",
         ))  # fmt: skip
     return out

@@ -71,6 +71,8 @@ def no_variance_message(view: View, names: Names) -> str:
 
 def no_variance_remedies(view: View, names: Names) -> list[Remedy]:
     why, out = side(view, names), []
+    if why != "constant" and view.mean(names.reward, 10) < 0.7 * view.first(names.reward):
+        out.append(judge.lower_rate(view, 5, ": the model could do better before"))
     if view.config.temperature < 0.7:
         out += judge.warmer(view)
     if why == "constant":
@@ -118,12 +120,14 @@ def never_rises(view: View, names: Names) -> bool | None:
     step, total = view.step, view.total_steps
     if found is None or not view.warmed_up or not total:
         return None
+    if view.mean(names.reward, 10) < 0.8 * view.first(names.reward):
+        return False  # that is another trouble, of updates that are too large
     count = int(view.count(names.reward) * (1 - min(view.warmup_steps / step, 1)))
     if count < 40:
         return None
     mean = view.mean(names.reward, count)
     room = found[1] - mean
-    if room < 0.1 * (found[1] - found[0]):
+    if room < 0.1 * (found[1] - found[0]) or judge.falling(view, names.reward, count):
         return False
     at_best = view.slope(names.reward, count) + 2 * judge.doubt(view, names.reward, count)
     return at_best * total / (step - view.warmup_steps) < 0.1 * room
@@ -262,7 +266,7 @@ def rules(names: Names) -> list[Rule]:
         ),
         Rule(
             code=names.code(15), title="Reward has fallen from its best", stage="train", needs=(reward,),
-            test=of(fallen), window=10, least=3, share=0.6, severe=of(half_gone),
+            test=of(fallen), window=10, least=3, share=0.6, severe=of(half_gone), mutes=(names.code(3),),
             message=lambda view: (
                 f"The mean reward is {short(view.mean(reward, 10))} over the last 10 rollouts, where the best 10 had "
                 f"{short(best(view, reward))}: the policy has got worse, and stays so."

@@ -12,6 +12,6 @@
 """
 
 from ft_host.diagnostics.rule import Rule
-from ft_host.diagnostics.rules import experts, numbers, optimisation, probes
+from ft_host.diagnostics.rules import engines, experts, numbers, optimisation, probes, references
 
-RULES: list[Rule] = [*numbers.RULES, *optimisation.RULES, *probes.RULES, *experts.RULES]
+RULES: list[Rule] = [*numbers.RULES, *optimisation.RULES, *probes.RULES, *references.RULES, *engines.RULES, *experts.RULES]

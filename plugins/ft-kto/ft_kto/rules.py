@@ -1,11 +1,86 @@
-"""What a run of this method recognises by itself. Imports no torch."""
+"""What a KTO run recognises by itself. Imports no torch."""
 
 from __future__ import annotations
 
 from ft_host import hookimpl
-from ft_host.diagnostics import Rule
+from ft_host.diagnostics import Remedy, Rule, View, short
+from ft_host.diagnostics.preferences import CHOSEN, MARGINS, REJECTED, preference_rules
 
-RULES: list[Rule] = []
+HELD_OUT = f"eval_{MARGINS}"
+
+
+def rows_of(view: View) -> int:
+    config = view.config
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * config.num_processes
+
+
+def no_estimate(view: View) -> bool:
+    """With few rows a step. With many, 0 says that the policy has grown no likelier to say what it wasn't asked."""
+    return view["kl"] == 0 and rows_of(view) < 8 and view.config.loss_type == "kto"
+
+
+def one_sided(view: View) -> bool | None:
+    """One of the two rewards has moved, and the other is where it was."""
+    if view.count(CHOSEN) < 30 and view.count(REJECTED) < 30:
+        return None
+    good, bad = abs(view.mean(CHOSEN, 20)), abs(view.mean(REJECTED, 20))
+    if good != good or bad != bad:  # there are none of them
+        return True
+    return max(good, bad) > 0.5 and min(good, bad) < 0.02 * max(good, bad)
+
+
+def opposite(view: View) -> bool | None:
+    if view.step == 0 or view.count(MARGINS) < 10:
+        return None
+    return view.mean(MARGINS, 10) > 0.1 and view[HELD_OUT] < -0.1
+
+
+OWN = [
+    Rule(
+        code="KTO001", title="The KL estimate stays 0", stage="train", needs=("kl",), test=no_estimate, share=0.8,
+        message=lambda view: (
+            f"The KL estimate was 0 {view.often}, made over {rows_of(view)} rows a step: too few to tell. Completions are "
+            "then measured against 0."
+        ),
+        remedies=lambda view: [Remedy(
+            why="Raise gradient_accumulation_steps from "
+            f"{view.config.gradient_accumulation_steps} to {-(-16 // rows_of(view)) * view.config.gradient_accumulation_steps}",
+            patch={
+                "gradient_accumulation_steps": -(-16 // rows_of(view)) * view.config.gradient_accumulation_steps
+            }, again=True,
+        )],
+        when="kl is 0 in 80 % of the last 50 steps, and a step has fewer than 8 rows.",
+        why="The estimate is a mean over the rows of a step, cut off at 0: over a few rows it is 0 half of the time "
+        "whatever the policy does.",
+        remedy="16 to 128 rows a step.", source="KTO 2402.01306; TRL's documentation",
+    ),
+    Rule(
+        code="KTO002", title="Only one of the two sides is learnt", stage="train", needs=("loss",),
+        fields=("desirable_weight",), severity="info", test=one_sided, share=0.6, least=10,
+        message=lambda view: (
+            f"The reward of good completions is {short(view.mean(CHOSEN, 20))}, that of bad ones "
+            f"{short(view.mean(REJECTED, 20))}: one of them has hardly moved, or there are none."
+        ),
+        remedies=lambda view: [Remedy(why="Set desirable_weight and undesirable_weight so that both labels weigh alike")],
+        when="After 30 steps one reward's size is below 2 % of the other's, which is above 0.5; or has never been there.",
+        why="One label outweighs the other. Where good completions were likely from the start it is no trouble.",
+        remedy="Balance the weights.", source="KTO 2402.01306",
+    ),
+    Rule(
+        code="KTO004", title="Held-out labels say the opposite", stage="train", needs=(HELD_OUT, MARGINS), test=opposite,
+        window=4, least=1,
+        message=lambda view: (
+            f"Margins are {short(view.mean(MARGINS, 10))} in training and {short(view[HELD_OUT])} on held-out rows: one of "
+            "the two data sets has good and bad swapped."
+        ),
+        remedies=lambda view: [Remedy(why="Look at the labels of some rows of both: ft-host data kto")],
+        when="An evaluation's margin is below -0.1 while that of training is above 0.1.",
+        why="What is learnt in training makes held-out completions worse: labels are swapped, or noise learnt by heart.",
+        remedy="Mend the labels.", source="own judgement",
+    ),
+]  # fmt: skip
+
+RULES: list[Rule] = [*OWN, *preference_rules("KTO", displacement=5, signal=6, wrong=7)]
 
 
 @hookimpl

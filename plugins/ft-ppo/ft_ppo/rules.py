@@ -5,7 +5,7 @@ from __future__ import annotations
 from ft_host import hookimpl
 from ft_host.diagnostics import Remedy, Rule, View, percent, short
 from ft_host.diagnostics.rollouts import Names, rollout_rules
-from ft_host.diagnostics.rollouts.judge import lower_rate, set_field
+from ft_host.diagnostics.rollouts.judge import lower_rate, rising, set_field
 
 KL, CLIPPED, EXPLAINED = "policy/approxkl_avg", "policy/clipfrac_avg", "val/explained_variance"
 VALUE, RATIO, SPREAD = "loss/value_avg", "start/val/ratio", "start/val/ratio_var"
@@ -21,7 +21,7 @@ def knows_nothing(view: View) -> bool | None:
     """After the value model has had its time: a fifth of the run, 20 steps at the least."""
     if not view.warmed_up or view.step < max(20, 0.2 * (view.total_steps or 0)):
         return None
-    return view[EXPLAINED] < 0
+    return view[EXPLAINED] < -0.1 and not rising(view, EXPLAINED)
 
 
 def value_loss_rises(view: View) -> bool | None:
@@ -34,7 +34,8 @@ OWN = [
         code="PPO001", title="The policy moves too far in an update", stage="train", needs=(KL,), least=10,
         test=lambda view: view[KL] > 1.5 * TARGET_KL, severe=lambda view: view.mean(KL, view.window) > 10 * TARGET_KL,
         message=lambda view: (
-            f"The KL divergence of the policy from the one that sampled was above {1.5 * TARGET_KL:g} {view.often}, "
+            f"The KL divergence of the policy from the one that sampled was above {1.5 * TARGET_KL:g} in "
+            f"{percent(view.share)} of steps, "
             f"{short(view.mean(KL, view.window))} on average."
         ),
         remedies=lambda view: [lower_rate(view, 3), *fewer_epochs(view)],
@@ -47,7 +48,7 @@ OWN = [
         code="PPO002", title="The value model explains nothing", stage="train", needs=(EXPLAINED,), share=0.6, least=10,
         test=knows_nothing,
         message=lambda view: (
-            f"Values were further from the returns than their mean is {view.often}: the explained variance is "
+            f"Values were further from the returns than their mean is, in {percent(view.share)} of steps: the explained variance is "
             f"{short(view.median(EXPLAINED, view.window))} (median), where 1 is all and 0 what a constant would explain. "
             "Advantages are noise."
         ),
@@ -59,7 +60,7 @@ OWN = [
             *set_field(view, "cliprange_value", 2 * view.config.cliprange_value, ", so that values can follow"),
             Remedy(why="Begin the value model from a reward model (value_model)"),
         ],
-        when="After a fifth of the run, val/explained_variance is below 0 in 60 % of the last 50 steps.",
+        when="After a fifth of the run, val/explained_variance is below -0.1, and doesn't rise, in 60 % of the last 50 steps.",
         why="A value model that is worse than a constant adds noise to every advantage.",
         remedy="Raise vf_coef or cliprange_value, begin from a reward model, warm up.",
         source="Stable-Baselines3 explained_variance; own judgement of the threshold",
@@ -68,7 +69,7 @@ OWN = [
         code="PPO003", title="Too much is clipped", stage="train", needs=(CLIPPED,), least=10,
         test=lambda view: view[CLIPPED] > 0.3, severe=lambda view: view.mean(CLIPPED, view.window) > 0.5,
         message=lambda view: (
-            f"More than 30 % of tokens were clipped {view.often}, {percent(view.mean(CLIPPED, view.window))} on average: "
+            f"More than 30 % of tokens were clipped in {percent(view.share)} of steps, {percent(view.mean(CLIPPED, view.window))} on average: "
             "what is clipped teaches nothing."
         ),
         remedies=lambda view: [lower_rate(view), *fewer_epochs(view)],

@@ -1,11 +1,106 @@
-"""What a run of this method recognises by itself. Imports no torch."""
+"""What a run of reward modelling recognises by itself. Imports no torch.
+
+Whether longer completions score higher (RM003) is not known: no metric has scores and lengths together.
+"""
 
 from __future__ import annotations
 
-from ft_host import hookimpl
-from ft_host.diagnostics import Rule
+import math
 
-RULES: list[Rule] = []
+from ft_host import hookimpl
+from ft_host.diagnostics import Remedy, Rule, View, percent, short
+from ft_host.diagnostics.rollouts.judge import lower_rate, raise_rate, set_field
+
+TRAIN, HELD_OUT, SCORE = "accuracy", "eval_accuracy", "mean_reward"
+
+
+def overfit(view: View) -> bool | None:
+    if view.step == 0 or view.count(TRAIN) < 20:
+        return None
+    train, held_out = view.mean(TRAIN, 20), view[HELD_OUT]
+    return (train > 0.95 and held_out < 0.7) or (train - held_out > 0.15 and train > 0.7)
+
+
+def held_out(view: View) -> float | None:
+    series = view.series.get(HELD_OUT)
+    return None if series is None or series.steps[-1] == 0 else series.last
+
+
+def not_told_apart(view: View) -> bool | None:
+    """After a quarter of the run, 30 steps at least; of swapped pairs as soon as an evaluation shows them."""
+    other = held_out(view)
+    if other is not None and other < 0.42 and view.mean(TRAIN, 10) > 0.6:
+        return True
+    if view.count(TRAIN) < 30 or not view.warmed_up or (view.progress is not None and view.progress < 0.25):
+        return None
+    return view.mean(TRAIN, 30) <= 0.55 or (other is not None and other <= 0.53)
+
+
+def not_told_apart_message(view: View) -> str:
+    other, train = held_out(view), percent(view.mean(TRAIN, 30))
+    if other is not None and other < 0.42:
+        return (
+            f"{train} of the training pairs are in the right order, and {percent(other)} of held-out ones: one of the two "
+            "data sets has chosen and rejected swapped."
+        )
+    told = "" if other is None else f", and {percent(other)} of held-out ones"
+    return f"After {view.step} steps {train} of the training pairs are in the right order{told}: about what chance gives."
+
+
+def not_told_apart_remedies(view: View) -> list[Remedy]:
+    look = Remedy(why="Look at some pairs of both data sets, whether the chosen one is the better one")
+    return [look] if view.mean(TRAIN, 30) > 0.6 else [raise_rate(view, 10), look]
+
+
+RULES: list[Rule] = [
+    Rule(
+        code="RM001", title="The reward model overfits", stage="train", needs=(HELD_OUT, TRAIN), test=overfit, window=4,
+        least=1,
+        message=lambda view: (
+            f"{percent(view.mean(TRAIN, 20))} of the training pairs are in the right order, and {percent(view[HELD_OUT])} of "
+            "held-out ones."
+        ),
+        remedies=lambda view: [
+            *(set_field(view, "num_train_epochs", 1.0, again=True) if view.config.max_steps < 0 else []),
+            lower_rate(view, 3), Remedy(why="Take the checkpoint of the best evaluation, and more pairs"),
+        ],
+        when="Training accuracy is above 0.95 and held-out accuracy below 0.7, or 0.15 below it.",
+        why="Pairs are learnt by heart: scores of what a policy writes later mean nothing.",
+        remedy="One epoch, a lower learning rate, more pairs.", source="usual practice of reward modelling (2203.02155)",
+    ),
+    Rule(
+        code="RM002", title="Scores drift", stage="train", needs=(SCORE,), test=lambda view: abs(view[SCORE]) > 10,
+        least=10,
+        message=lambda view: (
+            f"The mean score is {short(view.mean(SCORE, 10))}: the loss sees differences only, so that scores may wander "
+            "where a policy's training can't use them."
+        ),
+        remedies=lambda view: set_field(view, "center_rewards_coefficient", 0.01, again=True),
+        when="The mean score is further than 10 from 0 in 30 % of the last 50 steps.",
+        why="Nothing holds scores around 0.", remedy="Set center_rewards_coefficient to 0.01.", source="2312.09244",
+    ),
+    Rule(
+        code="RM004", title="Pairs aren't told apart", stage="train", needs=(TRAIN, "margin"), test=not_told_apart,
+        least=5, share=0.6, message=not_told_apart_message, remedies=not_told_apart_remedies,
+        when="After a quarter of the run (30 steps at least) 55 % of the training pairs or 53 % of held-out ones are in the "
+        "right order, or fewer; or training pairs are learnt and fewer than 42 % of held-out ones are.",
+        why="The learning rate is too low, labels are noise, or chosen and rejected are swapped in one data set.",
+        remedy="Raise learning_rate, look at the pairs.", source="own judgement", mutes=("RM001", "OPT009"),
+    ),
+    Rule(
+        code="RM005", title="Scores are far apart from the start", stage="probe", needs=("start/loss", "start/accuracy"),
+        severity="info",
+        test=lambda view: view["start/loss"] > math.log(2) + 0.15 and view["start/accuracy"] < 0.65,
+        message=lambda view: (
+            f"The loss of the first step is {short(view['start/loss'])}, where a head that knows nothing has "
+            f"{math.log(2):.3f}: the first scores are far apart, or rows have margins."
+        ),
+        when="The loss of the first step is 0.15 above ln 2, with fewer than 65 % of pairs in the right order.",
+        why="A head that begins with large scores has to unlearn them. Rows with a margin, and a model that was trained on "
+        "other pairs, begin higher too.",
+        remedy="Look at the scores of the first steps (min_reward, max_reward).", source="own judgement",
+    ),
+]  # fmt: skip
 
 
 @hookimpl
