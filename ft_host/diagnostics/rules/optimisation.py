@@ -15,7 +15,8 @@ from ft_host.diagnostics.view import View, percent, rounded, short
 
 SOLVED = 0.02  # of the loss that the run began with: little is left to learn, and gradients are small
 SETTLE = 20  # steps at the full learning rate before it is asked whether anything is learnt
-LARGE, LARGE_LORA = 0.1, 0.3  # updates as a share of the weights; an adapter's are small, and half of them 0 at first
+NOTHING = 0.05  # of a loss: what is below, and changes by less, is that of a task that has been learnt
+LARGE, LARGE_NEW, LARGE_LORA = 0.04, 0.1, 0.3  # updates as a share of weights; half of an adapter's are 0 at first
 SMALL, SMALL_LORA = 2e-4, 5e-4
 SMALL_ROLLOUTS = 5e-6  # methods that learn from rewards take small steps
 USUAL, USUAL_NEW = 1e-3, 2e-2  # of pretrained weights, and of new ones
@@ -44,8 +45,8 @@ def fallen(view: View) -> float | None:
     if by_rollout(view) or view.step < view.warmup_steps + SETTLE or view.count("loss") < SETTLE + 10:
         return None
     start, now = begun(view), view.mean("loss", 20)
-    if not start > 0:
-        return None  # a loss that can be negative
+    if not start > NOTHING:
+        return None  # little to learn, or a loss that can be negative
     evals = view.recent("eval_loss", 1000)
     held_out = 1 - min(evals[1:]) / evals[0] if len(evals) > 1 and evals[0] > 0 else -math.inf
     return max(1 - now / start, held_out)
@@ -88,14 +89,23 @@ def usual_norm(view: View) -> float | None:
 
 def norm_jumps(view: View) -> bool | None:
     usual = usual_norm(view)
-    return None if usual is None else view["grad_norm"] > 10 * usual
+    if usual is None:
+        return None
+    # below the limit of clipping a spike does nothing
+    return view["grad_norm"] > max(10 * usual, view.config.max_grad_norm or 0.0)
 
 
 def norm_vanishes(view: View) -> bool | None:
     if view["learning_rate"] == 0 or solved(view) or view.get("frac_reward_zero_std", 0) > 0.5:
         return None  # nothing to learn from in this step, or nothing left to learn
     baseline = view.baseline("grad_norm")
-    return view["grad_norm"] < max(1e-6, 1e-4 * (baseline or 0))
+    return view["grad_norm"] < max(1e-5, 1e-4 * (baseline or 0))
+
+
+def vanished_remedies(view: View) -> list[Remedy]:
+    look = Remedy(why="Look at which tokens are supervised, and whether the loss depends on the weights that are trained")
+    once = view.first("grad_norm", 5) > 0.01  # the loss was pushed to where it is flat
+    return [lower_rate(view, 10), *warm_up(view), look] if once else [look]
 
 
 def is_clipped(view: View) -> bool | None:
@@ -115,14 +125,15 @@ def loss_jumps(view: View) -> bool | None:
     before, last = values[:-4], values[-4:]
     usual = statistics.median(before)
     spread = statistics.median(abs(value - usual) for value in before)
-    return min(last) > max(1.5 * usual, usual + 5 * spread) and min(last) - usual > 0.25 * abs(view.first("loss", 5))
+    rise = min(last) - usual
+    return min(last) > max(1.5 * usual, usual + 5 * spread) and rise > max(0.25 * abs(view.first("loss", 5)), NOTHING)
 
 
 def loss_stays_high(view: View) -> bool | None:
     if by_rollout(view) or view.count("loss") < 2 * SETTLE or not view.warmed_up:
         return None
     first = list(view.series["loss"].values[:SETTLE])
-    return view["loss"] > min(10.0, max(first)) > 0
+    return view["loss"] > min(10.0, max(first)) + NOTHING
 
 
 def loss_stays(view: View) -> bool | None:
@@ -130,6 +141,12 @@ def loss_stays(view: View) -> bool | None:
     if share is None or solved(view):
         return None
     return share < 0.01
+
+
+def stays_remedies(view: View) -> list[Remedy]:
+    look = Remedy(why="Look at whether completions fit their prompts: noise can't be learnt")
+    updates = view.recent("update_ratio")
+    return [look] if updates and max(updates) > USUAL else [raise_rate(view, 10), look]
 
 
 def lowest_begun(view: View) -> float:
@@ -142,14 +159,19 @@ def loss_rises(view: View) -> bool | None:
         return None
     lowest = lowest_begun(view)
     doubt = 3 * view.noise("loss", 20) / math.sqrt(10)  # of a mean of ten
-    return view.mean("loss", 10) > lowest + max(0.1 * lowest, doubt)
+    return view.mean("loss", 10) > lowest + max(0.1 * lowest, NOTHING, doubt)
 
 
 # ---------------------------------------------------------------- OPT007: updates
 
 
 def update_limits(view: View) -> tuple[float, float]:
-    return (SMALL_LORA, LARGE_LORA) if view.config.use_peft else (SMALL, LARGE)
+    """Between which a ratio is usual."""
+    if view.config.use_peft:
+        return SMALL_LORA, LARGE_LORA
+    tokens = "start/mean_token_accuracy" in view.facts
+    new = has_new_weights(view) or (tokens and "model/vocab_size" not in view.facts)
+    return SMALL, LARGE_NEW if new else LARGE
 
 
 def has_new_weights(view: View) -> bool:
@@ -223,7 +245,7 @@ def overfits(view: View) -> bool | None:
     then = [value for at, value in zip(losses.steps, losses.values, strict=True) if step - 10 < at <= step]
     falls = bool(then) and view.mean("loss", 10) < sum(then) / len(then)
     risen = len(values) > 3 and values[-1] > values[-2] > values[-3] > values[-4] and values[-1] > 1.02 * best
-    return falls and best > 0 and (values[-1] > 1.1 * best or risen)
+    return falls and values[-1] - best > NOTHING / 2 and (values[-1] > 1.1 * best or risen)
 
 
 def fewer_steps(view: View) -> Remedy:
@@ -287,10 +309,9 @@ RULES = [
         least=15,
         test=norm_vanishes,
         message=lambda view: f"The gradient norm was next to 0 {view.often} ({short(view['grad_norm'])} now): nothing is learnt.",
-        remedies=lambda view: [
-            Remedy(why="Look at which tokens are supervised, and whether the loss depends on the weights that are trained"),
-        ],
-        when="The gradient norm is below 1e-6, or a ten-thousandth of that of steps 5 to 25, in half of the last 50 steps; "
+        remedies=vanished_remedies,
+        mutes=("OPT005",),
+        when="The gradient norm is below 1e-5, or a ten-thousandth of that of steps 5 to 25, in half of the last 50 steps; "
         "not where the loss is next to 0 since the task is learnt, nor where rewards of all groups are equal.",
         why="Nothing supervised, a loss that is constant, or weights that are cut off from it.",
         remedy="Look at the data and the loss; a higher learning rate doesn't help where there is no gradient.",
@@ -350,10 +371,7 @@ RULES = [
             f"After {view.step} steps the loss is {short(view.mean('loss', 20))}; it began at {short(begun(view))} and has "
             f"fallen by {percent(max(fallen(view) or 0.0, 0.0))}."
         ),
-        remedies=lambda view: [
-            raise_rate(view, 10),
-            Remedy(why="Look at whether completions fit their prompts: noise can't be learnt"),
-        ],
+        remedies=stays_remedies,
         when="20 steps after warm-up and later, the mean of 20 losses is less than 1 % below that of the first ten, and the "
         "held-out loss has not fallen by 1 % either; not for methods that learn from rollouts.",
         why="The learning rate is too low, the weights that are trained don't matter, or there is nothing to be learnt in the "
@@ -393,7 +411,8 @@ RULES = [
         message=update_message,
         remedies=update_remedies,
         mutes=("OPT005", "OPT006"),
-        when=f"The norm of an update is over {LARGE} of that of the weights ({LARGE_LORA} of an adapter's); or it has never been "
+        when=f"The norm of an update is over {LARGE} of that of the weights ({LARGE_NEW} of new ones, {LARGE_LORA} of "
+        f"an adapter's); or it has never been "
         f"over {SMALL} ({SMALL_LORA}) and the loss has fallen by less than 3 % in 20 steps at the full learning rate. With rollouts: "
         f"never over {SMALL_ROLLOUTS} while the reward doesn't rise.",
         why="What an optimizer of Adam's kind changes depends on the learning rate, not on the size of the gradient. Far more "
