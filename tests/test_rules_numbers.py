@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from ft_host.diagnostics.rules import numbers, optimisation
+from ft_host.diagnostics.rules import held_out, losses, numbers, optimisation
 from ft_host.testing.rules import Told, codes, evals, findings, in_order, steps
 
-RULES = [*numbers.RULES, *optimisation.RULES]
+RULES = [*numbers.RULES, *losses.RULES, *optimisation.RULES, *held_out.RULES]
 
 # Losses of a small model on sums, by step: learning_rate 3e-3, and 0.3
 WELL = [

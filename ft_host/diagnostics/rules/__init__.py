@@ -4,7 +4,7 @@
     data       DATA  rows and tokens, before a model is loaded
     probes     PRB   what must hold before the first update
     numbers    NUM   numbers that aren't finite
-    optimisation  OPT   loss, gradients, updates
+    losses, optimisation, held_out  OPT   loss, gradients, updates, evaluations
     experts    MOE   the balance of a mixture of experts
     engines    ENG   the sampler beside the trainer
     speed      PERF  memory and time
@@ -12,6 +12,9 @@
 """
 
 from ft_host.diagnostics.rule import Rule
-from ft_host.diagnostics.rules import engines, experts, numbers, optimisation, probes, references
+from ft_host.diagnostics.rules import engines, experts, held_out, losses, numbers, optimisation, probes, references
 
-RULES: list[Rule] = [*numbers.RULES, *optimisation.RULES, *probes.RULES, *references.RULES, *engines.RULES, *experts.RULES]
+RULES: list[Rule] = [
+    *numbers.RULES, *losses.RULES, *optimisation.RULES, *held_out.RULES,
+    *probes.RULES, *references.RULES, *engines.RULES, *experts.RULES,
+]  # fmt: skip

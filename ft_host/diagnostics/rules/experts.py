@@ -6,7 +6,7 @@ What a pretrained model brings is not held against it: on narrow data some of it
 from __future__ import annotations
 
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.optimisation import by_rollout
+from ft_host.diagnostics.rules.losses import by_rollout
 from ft_host.diagnostics.view import View, percent, short
 
 
