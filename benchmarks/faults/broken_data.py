@@ -95,8 +95,8 @@ def ten_times(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
     return [row for row in rows[: len(rows) // 10] for _ in range(10)]
 
 
-def hundred(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    return rows[:100]
+def forty(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    return rows[:40]
 
 
 def sixty(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
@@ -134,6 +134,23 @@ def identical(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
 def chosen_longer(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
     """Rejected completions end after half of their lines."""
     return [row | {"rejected": row["rejected"][: max(1, len(row["rejected"]) // 2 - 1)]} for row in rows]
+
+
+def near(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """Rejected is chosen with another last digit."""
+
+    def missed(text: str) -> str:
+        return text[:-1] + rng.choice([digit for digit in "0123456789" if digit != text[-1]])
+
+    return [row | {"rejected": missed(row["chosen"])} for row in rows]
+
+
+def labels_turned(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    return [row | {"label": not row["label"]} for row in rows]
+
+
+def labels_tossed(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    return [row | {"label": rng.random() < 0.5} for row in rows]
 
 
 def with_margins(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import MethodType
 from typing import Any
 from unittest.mock import patch
 
@@ -84,7 +85,7 @@ def no_updates() -> Iterator[None]:
 
     def idle(*args: Any) -> Any:
         optimizer = make(*args)
-        optimizer.step = lambda closure=None: None
+        optimizer.step = MethodType(lambda self, closure=None: None, optimizer)
         return optimizer
 
     with patch.object(launch, "make_optimizer", idle):
