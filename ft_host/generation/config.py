@@ -47,6 +47,7 @@ class RolloutConfig(RunConfig):
     """What every run with rollouts can be told."""
 
     needs_reward: ClassVar[bool] = True  # False in a method that learns from something else; its `reward` isn't required
+    needs_columns: ClassVar[tuple[str, ...]] = ()  # of the training data, beside the prompt
 
     # -- rewards
     reward: list[str] = option(

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ft_host.data.stream import TrainStream
-from ft_host.errors import ConfigError, PluginBroken
+from ft_host.errors import ConfigError, DataError, PluginBroken
 from ft_host.evaluate import trainer_state
 from ft_host.generation.buffer import Buffer, place_of
 from ft_host.generation.config import RolloutConfig
@@ -20,6 +20,7 @@ from ft_host.generation.probe import probe_sampler
 from ft_host.generation.rollout import ENVIRONMENT, RolloutRun, reward_names, reward_weights
 from ft_host.generation.seams import check_template
 from ft_host.generation.tools import Toolbox, load_tools
+from ft_host.imports import nearest
 from ft_host.registry import PluginInfo, label
 from ft_host.rewards import RewardPool, check_columns
 
@@ -56,7 +57,14 @@ class Online:
 
     @classmethod
     def open(cls, config: RolloutConfig, columns: list[str], tokenizer: PreTrainedTokenizerBase) -> Online:
-        """Raises ConfigError or DataError for a reward or tool that can't be found, or used with this data."""
+        """Raises ConfigError or DataError for a reward or tool that can't be found, or used with this data, and for a column
+        that isn't there."""
+        for name in config.needs_columns:
+            if name not in columns:
+                raise DataError(
+                    f"dataset: has no column {name}, only {', '.join(columns) or 'none'}{nearest(name, columns, 'columns')}; "
+                    "dataset_columns renames one"
+                )
         toolbox = load_tools(config)
         if toolbox is not None:
             check_template(tokenizer, toolbox.schemas, config.chat_template_kwargs)

@@ -1,0 +1,197 @@
+"""The fields of SDFT. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from string import Formatter
+from typing import ClassVar
+
+from ft_host.config import option
+from ft_host.errors import ConfigError
+from ft_host.generation.config import RolloutConfig, RolloutPlan, grouped_plan
+
+CONTEXT = "privileged_context"  # the column that the teacher alone is shown
+MODES = ("topk_logits", "full_logits", "sampled_token")  # the keys of ft_sdft.losses.LOSSES
+TEACHERS = ("base", "live", "ema")
+
+# Fields that need another one to be set, with their defaults.
+OF_TOPK = {"distillation_topk": 100, "distillation_add_tail": False}
+OF_EMA = {"teacher_update_rate": 0.05, "teacher_sync_steps": 1}
+OF_REWARDS = {"reward_weights": [], "reward_kwargs": {}}
+OF_TOOLS = {"tools": [], "environment": None, "max_tool_calling_iterations": None}
+
+
+@dataclass(kw_only=True)
+class SDFTConfig(RolloutConfig):
+    """Self-distillation fine-tuning: learn to answer as the model does that is shown a demonstration beside the prompt."""
+
+    needs_reward: ClassVar[bool] = False
+    needs_columns: ClassVar[tuple[str, ...]] = (CONTEXT,)
+
+    disable_dropout: bool = option(
+        True,
+        "Train without the model's own dropout, so that what the student is taught is the demonstration and no noise.",
+        group="model",
+    )
+    learning_rate: float = option(
+        1e-5,
+        "Peak learning rate. 1e-5 for all weights: the teacher is the model itself, so that there is little to move. About "
+        "10 times that for LoRA.",
+        gt=0,
+    )
+
+    # -- rollouts
+    reward: list[str] = option(
+        [],
+        "What completions are worth, to be watched: functions (file.py:function or package.module:function), built-in ones "
+        "by name, or folders of reward models. Nothing is learnt from it.",
+        group="rollouts",
+        aliases=("reward_funcs",),
+        example="my_rewards.py:correct",
+    )
+    num_generations: int = option(
+        1,
+        "Completions of a prompt. 1: each is taught token by token and compared with no other, so that further prompts teach "
+        "more than further completions.",
+        group="rollouts",
+        gt=0,
+    )
+    steps_per_generation: int | None = option(
+        None,
+        "Micro-batches that a rollout is cut into, of each process. Not set: gradient_accumulation_steps, so that a "
+        "rollout is one optimizer step.",
+        group="rollouts",
+        gt=0,
+    )
+    generation_batch_size: int | None = option(
+        None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
+    )
+    num_iterations: int = option(
+        1, "Passes over each rollout. 1: more make use of completions that are no longer the policy's.", group="rollouts",
+        gt=0,
+    )  # fmt: skip
+    generate_from_teacher: bool = option(
+        False,
+        "Let the policy write completions with the teacher's prompt before it, which has the demonstration. Off: the "
+        "student should be taught on what it writes itself.",
+        group="rollouts",
+    )
+
+    # -- the teacher
+    teacher_prompt_template: str = option(
+        "{prompt}\n\n{privileged_context}",
+        "What the teacher is asked, with the slots {prompt} and {privileged_context}. Of a conversation it replaces the last "
+        "message, the user's.",
+    )
+    teacher_model_kind: str = option(
+        "base",
+        "Who is asked: the model as the run found it (base), as it is (live), or a moving average of it (ema). base: a "
+        "teacher that learns from its student may drift with it.",
+        choices=TEACHERS,
+    )
+    teacher_update_rate: float = option(
+        0.05, "ema: the policy's share when it is mixed into the teacher; 1 copies it.", gt=0, le=1
+    )
+    teacher_sync_steps: int = option(1, "ema: optimizer steps between two such mixings.", gt=0)
+
+    # -- the loss
+    distillation_mode: str = option(
+        "topk_logits",
+        "What of the two distributions of a token is compared: the student's distillation_topk likeliest tokens "
+        "(topk_logits), all tokens (full_logits), or the token that was sampled (sampled_token, an estimate of the reverse "
+        "KL).",
+        choices=MODES,
+    )
+    distillation_alpha: float = option(
+        0.5,
+        "The divergence: 0 is the forward KL (teacher from student: cover all that the teacher may say), 1 the reverse KL "
+        "(student from teacher: say nothing that the teacher wouldn't), between them the generalised Jensen-Shannon "
+        "divergence, which is bounded.",
+        ge=0,
+        le=1,
+    )
+    distillation_topk: int = option(
+        100, "topk_logits: how many tokens are compared, the student's likeliest. With as many as there are, all.", gt=0
+    )
+    distillation_add_tail: bool = option(
+        False, "topk_logits: compare what all other tokens have together too, rather than leaving them out."
+    )
+    distillation_is_clip: float | None = option(
+        2.0,
+        "From the second update of a rollout on, weigh each token by the ratio of the policy to the one that sampled, up to "
+        "this. none: no weights.",
+        gt=0,
+    )
+    num_loss_tokens_to_skip: int = option(
+        0,
+        "Tokens at the beginning of a completion that are in no loss: there the teacher may still refer to its "
+        "demonstration.",
+        ge=0,
+    )
+
+    def rollout_plan(self, processes: int) -> RolloutPlan:
+        return grouped_plan(
+            self,
+            processes,
+            num_generations=self.num_generations,
+            steps_per_generation=self.steps_per_generation,
+            generation_batch_size=self.generation_batch_size,
+            num_iterations=self.num_iterations,
+        )
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether tokens are weighed by a ratio of policies where a rollout is used more than once."""
+        return self.distillation_is_clip is not None and not self.generate_from_teacher
+
+    def check(self) -> None:
+        super().check()
+        check_template("teacher_prompt_template", self.teacher_prompt_template, ("prompt", CONTEXT))
+        if self.distillation_mode == "sampled_token" and self.distillation_alpha != 1:
+            raise ConfigError(
+                f"distillation_alpha: {self.distillation_alpha:g} with distillation_mode sampled_token, which estimates the "
+                "reverse KL; expected 1"
+            )
+        if self.distillation_mode != "topk_logits":
+            self._refuse(OF_TOPK, f"on {self.distillation_mode}, only on topk_logits")
+        if self.teacher_model_kind != "ema":
+            self._refuse(OF_EMA, f"on a teacher_model_kind of {self.teacher_model_kind}, only on ema")
+        if self.generate_from_teacher:
+            self._refuse({"distillation_is_clip": 2.0}, "with generate_from_teacher: the student's policy didn't sample")
+        elif self.rollout_plan(self.num_processes).updates == 1:
+            self._refuse(
+                {"distillation_is_clip": 2.0},
+                "where each rollout is used for one optimizer step, in which the ratio is 1; raise num_iterations or "
+                "steps_per_generation, or leave it out",
+            )
+        if self.num_loss_tokens_to_skip >= self.max_completion_length:
+            raise ConfigError(
+                f"num_loss_tokens_to_skip: {self.num_loss_tokens_to_skip} leaves nothing of completions of at most "
+                f"max_completion_length {self.max_completion_length} tokens"
+            )
+        if not self.reward:
+            self._refuse(OF_REWARDS, "without reward")
+        for name, usual in OF_TOOLS.items():
+            if getattr(self, name) != usual:
+                raise ConfigError(f"{name}: the teacher is asked before it is known what tools say; leave it out")
+
+    def _refuse(self, fields: dict, why: str) -> None:
+        """Raise ConfigError for the first of {field: default} that was changed."""
+        for name, usual in fields.items():
+            if getattr(self, name) != usual:
+                raise ConfigError(f"{name}: has no effect {why}")
+
+
+def check_template(field: str, template: str, slots: tuple[str, ...]) -> None:
+    """Raise ConfigError for a template that hasn't got these slots, has others, or can't be read."""
+    expected = " and ".join(f"{{{slot}}}" for slot in slots)
+    try:
+        parts = [(name, spec, how) for _, name, spec, how in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"{field}: {error}; a brace that is text is written twice, {{{{ or }}}}") from error
+    for name, spec, how in parts:
+        if name not in slots or spec or how:
+            raise ConfigError(f"{field}: has the slot {{{name}}}, expected {expected}; a brace that is text is written twice")
+    for slot in slots:
+        if slot not in [name for name, _, _ in parts]:
+            raise ConfigError(f"{field}: has no slot {{{slot}}}; expected {expected}")

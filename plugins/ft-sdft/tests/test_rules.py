@@ -1,0 +1,52 @@
+"""Each rule on a run that has its trouble, and on one that hasn't."""
+
+from __future__ import annotations
+
+import pytest
+from ft_sdft.config import SDFTConfig
+from ft_sdft.rules import RULES
+
+from ft_host.testing.rules import Told, codes, findings, steps
+
+FAULTY = {
+    "SDFT001": Told(lines=steps(30, self_distillation__empty_context_fraction=0.4)),
+    "SDFT002": Told(lines=steps(10, self_distillation__teacher_logp_difference=0.002)),
+    "SDFT003": Told(
+        config={"teacher_model_kind": "live"},
+        lines=steps(120, self_distillation__teacher_logp_difference=lambda step: 0.3 if step < 30 else 0.05 * step),
+    ),
+    "SDFT004": Told(
+        config={"num_loss_tokens_to_skip": 40}, lines=steps(30, self_distillation__without_loss_fraction=0.6)
+    ),
+}
+HEALTHY = Told(
+    lines=steps(
+        200,
+        self_distillation__empty_context_fraction=0.0,
+        self_distillation__teacher_logp_difference=lambda step: 0.4 / (1 + step / 20),  # at last they agree
+        self_distillation__without_loss_fraction=0.02,
+        completions__clipped_ratio=0.05,
+        completions__mean_length=40.0,
+        entropy=lambda step: 1.5 - 0.003 * step,
+    )
+)
+
+
+@pytest.mark.parametrize("code", FAULTY)
+def test_faulty(code):
+    [found] = [each for each in findings(RULES, FAULTY[code], SDFTConfig) if each.code == code]
+    assert found.message and found.remedies
+    assert codes(RULES, FAULTY[code], SDFTConfig) == {code}
+
+
+def test_healthy():
+    assert codes(RULES, HEALTHY, SDFTConfig) == set()
+
+
+def test_each_rule_of_its_own_has_a_case():
+    assert {rule.code for rule in RULES if rule.code < "SDFT100"} == set(FAULTY)
+
+
+def test_completions_that_are_cut_short():
+    told = Told(lines=steps(60, completions__clipped_ratio=0.9, completions__mean_length=500.0))
+    assert codes(RULES, told, SDFTConfig) == {"SDFT108"}
