@@ -15,6 +15,11 @@ LINKED = "completions/reward_length_correlation"
 # ---------------------------------------------------------------- 8: cut short
 
 
+def cut_short(view: View) -> bool | None:
+    """Once it can be told whether the model is just learning to end."""
+    return view[CUT] > 0.3 and not judge.falling(view, CUT) if view.count(CUT) >= 10 else None
+
+
 def cut_remedies(view: View) -> list[Remedy]:
     now = view.config.max_completion_length
     out = [Remedy(
@@ -81,8 +86,7 @@ def rules(names: Names) -> list[Rule]:
     reward = names.reward
     out = [
         Rule(
-            code=names.code(8), title="Completions are cut short", stage="train", needs=(CUT,), share=0.5, least=10,
-            test=lambda view: view[CUT] > 0.3 and not judge.falling(view, CUT),
+            code=names.code(8), title="Completions are cut short", stage="train", needs=(CUT,), share=0.5, least=4, test=cut_short,
             severe=lambda view: view.mean(CUT, view.window) > 0.8, message=cut_message, remedies=cut_remedies,
             when="More than 30 % of completions end at max_completion_length in half of the last 50 rollouts, and no fewer "
             "than before; 80 % on average: an error.",
