@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
 
 from ft_host.batch import IGNORE, Segment, count_targets, forest
 from ft_host.loop import add_up, cut
-from ft_host.metrics import Accumulator, combine, effective_share, maximum, mean, minimum, std, total, variance
+from ft_host.metrics import (
+    Accumulator,
+    combine,
+    correlation,
+    effective_share,
+    explained,
+    maximum,
+    mean,
+    minimum,
+    std,
+    total,
+    variance,
+)
 
 
 def test_a_root_and_its_children():
@@ -143,3 +156,25 @@ def test_a_metric_without_items_is_absent_and_a_tensor_is_refused():
         accumulator.add({"vector": total(torch.ones(2))})
     with pytest.raises(ValueError, match="was a mean"):
         accumulator.add({"nothing": total(1.0)})
+
+
+def test_correlation_and_explained_variance_are_of_all_ranks_together():
+    x, y = [1.0, 2.0, 4.0, 7.0], [3.0, 1.0, 5.0, 6.0]
+    ranks = []
+    for part in (slice(0, 1), slice(1, 4)):
+        a, b = x[part], y[part]
+        accumulator = Accumulator()
+        accumulator.add({
+            "together": correlation(
+                sum(a), sum(b), sum(v * v for v in a), sum(v * v for v in b),
+                sum(v * w for v, w in zip(a, b, strict=True)), len(a),
+            ),
+            "explained": explained(
+                sum((v - w) ** 2 for v, w in zip(a, b, strict=True)), sum(b), sum(v * v for v in b), len(b)
+            ),
+        })  # fmt: skip
+        ranks.append(accumulator.local())
+    found = combine(ranks)
+    assert found["together"] == pytest.approx(statistics.correlation(x, y))
+    errors = sum((v - w) ** 2 for v, w in zip(x, y, strict=True))
+    assert found["explained"] == pytest.approx(1 - errors / (3 * statistics.variance(y)))

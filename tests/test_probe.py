@@ -149,8 +149,9 @@ def test_one_token_that_is_off_is_within_the_mean(make):
 
 
 def test_weights_that_never_arrive_are_found_after_the_first_update(make):
-    backend = Engine(takes=False)
+    backend, facts = Engine(takes=False), {}
     run, online = make(backend), Online(config=None, pool=None, toolbox=None)
+    run.watch = SimpleNamespace(learn=facts.update)  # told before it raises, so that findings have it
     online.begin(run, prompts(4))
     nudge(run)
     with pytest.raises(FtHostError) as caught:
@@ -158,6 +159,8 @@ def test_weights_that_never_arrive_are_found_after_the_first_update(make):
     assert str(caught.value).startswith("after 1 steps, the log-probs of the backend transformers differ")
     assert str(caught.value).endswith("The update of its weights did not arrive")
     assert backend.versions == [0, 1]
+    assert facts["probe/sampler_difference"] < 1e-5 < 0.1 < facts["probe/sampler_difference_after_update"]
+    assert facts["probe/sampler_difference_limit"] == 0.1 and facts["probe/sampler_difference_max"] < 1e-4
 
 
 def test_weights_are_given_before_each_rollout_that_follows_an_update_and_looked_at_twice(make):

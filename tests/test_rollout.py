@@ -16,7 +16,7 @@ from ft_host.data.tokens import chat_ids, conversation
 from ft_host.errors import DataError, FtHostError
 from ft_host.generation import Completion, Request, Sampling
 from ft_host.generation.config import RolloutConfig
-from ft_host.generation.rollout import RolloutRun, sampling_of, seed_of
+from ft_host.generation.rollout import RolloutRun, sampling_of, seed_of, variety_metrics, worth_metrics
 from ft_host.generation.tools import load_tools
 from ft_host.metrics import Accumulator, combine
 from ft_host.rewards import RewardPool
@@ -416,3 +416,24 @@ def test_an_error_of_a_reward_is_everybodys(make):
     errors = as_ranks(2, work)
     assert type(errors[0]) is type(errors[1]) is FtHostError and str(errors[0]) == str(errors[1])
     assert "breaks" in str(errors[0])
+
+
+def made(*tokens: int) -> Completion:
+    return Completion(token_ids=list(tokens), logprobs=[0.0] * len(tokens), finish_reason="stop")
+
+
+def test_how_many_completions_of_a_prompt_are_different_ones():
+    found = metrics_of(variety_metrics([made(1), made(1), made(2, 3), made(4)], ["a", "a", " ", "b"], 2))
+    assert found == {"completions/unique_share": 0.75, "completions/empty_share": 0.25}
+    assert "completions/unique_share" not in variety_metrics([made(1)], ["a"], 1)
+
+
+def test_whether_longer_completions_earn_more():
+    completions = [made(1), made(1, 2), made(1, 2, 3), made(*range(9))]
+    found = metrics_of(worth_metrics([0.0, 1.0, 2.0, None], completions))
+    assert found == pytest.approx({
+        "completions/reward_min": 0.0, "completions/reward_max": 2.0, "completions/reward_length_correlation": 1.0,
+    })  # fmt: skip
+    flat = metrics_of(worth_metrics([0.1] * 4, completions))
+    assert flat == {"completions/reward_min": 0.1, "completions/reward_max": 0.1}
+    assert worth_metrics([None] * 4, completions) == {}
