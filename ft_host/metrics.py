@@ -75,7 +75,7 @@ def explained(
     return Metric("explained", tuple((SUM, part) for part in (errors, total, squares, count)))
 
 
-FLAT = 1e-9  # a variance of this share of the mean square is round-off
+FLAT = 1e-6  # a variance of this share of the mean square is round-off: Python numbers are added up as float32
 
 
 def _variance(total: float, squares: float, count: float) -> float | None:

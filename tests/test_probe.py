@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
