@@ -39,7 +39,7 @@ BASE: dict[str, dict[str, Any]] = {
     "grpo": ONLINE | {"num_generations": 8, "per_device_train_batch_size": 128},
     "rloo": ONLINE | {"num_generations": 8, "per_device_train_batch_size": 128, "beta": 0.0},
     "ppo": ONLINE | {
-        "per_device_train_batch_size": 128, "per_device_eval_batch_size": 128, "num_ppo_epochs": 2, "kl_coef": 0.0,
+        "per_device_train_batch_size": 64, "per_device_eval_batch_size": 64, "num_ppo_epochs": 2, "kl_coef": 0.0,
         "vf_coef": 0.5,
     },
 }  # fmt: skip
