@@ -87,6 +87,8 @@ def test_the_table_has_a_line_for_each_plugin(tmp_path):
     assert lines[0].split() == ["name", "kind", "version", "stability", "distribution", "state"]
     rows = {line.split()[0]: line.split() for line in lines[1:] if line}
     assert rows["alpha"] == ["alpha", "method", "0.3.1", "experimental", "ft-alpha", "ok"]
+    assert ["sft", "diagnostics", "0.2.0", "experimental", "ft-sft", "ok"] in [line.split() for line in lines[1:]]
+    rows = {line.split()[0]: line.split() for line in lines[1:] if line and line.split()[1] != "diagnostics"}
     assert rows["sft"] == ["sft", "method", "0.2.0", "experimental", "ft-sft", "ok"]
     assert rows["transformers"][1:5] == ["backend", ft_host.__version__, "experimental", "ft-host"]
     starts = [lines[0].index(column) for column in ("kind", "version", "stability", "distribution", "state")]

@@ -86,7 +86,7 @@ def rules(names: Names) -> list[Rule]:
     reward = names.reward
     out = [
         Rule(
-            code=names.code(8), title="Completions are cut short", stage="train", needs=(CUT,), share=0.5, least=4, test=cut_short,
+            code=names.code(8), title="Completions are cut short", stage="train", needs=(CUT,), share=0.5, least=4, test=cut_short, mutes=(names.code(12),),
             severe=lambda view: view.mean(CUT, view.window) > 0.8, message=cut_message, remedies=cut_remedies,
             when="More than 30 % of completions end at max_completion_length in half of the last 50 rollouts, and no fewer "
             "than before; 80 % on average: an error.",
