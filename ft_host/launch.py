@@ -25,6 +25,8 @@ from ft_host import data, registry
 from ft_host.annotate import make_ahead, open_store
 from ft_host.config import RunConfig
 from ft_host.diagnostics.collect import diagnostics_of
+from ft_host.diagnostics.measure import measure
+from ft_host.diagnostics.rehearse import rehearse
 from ft_host.diagnostics.watch import Watch
 from ft_host.errors import ConfigError, FtHostError, Interrupted, StoppedByFinding
 from ft_host.evaluate import Evaluation
@@ -40,6 +42,7 @@ from ft_host.manifest import (
     check_same_data,
     fresh_folder,
     new_manifest,
+    plan_facts,
     plan_of,
 )
 from ft_host.models import (
@@ -136,10 +139,19 @@ class _Launch:
         eval_source = data.open_eval(config)
         for reward in rewards:
             check_columns(reward, eval_source.columns)
+        if self.watch.main:
+            whole = dataclasses.replace(config, max_length=None, packing=False)
+            uncut = partial(_prepare, registry.reference(self.method), tokenizer, whole)
+            self.watch.learn(measure(
+                train_source, eval_source, prepare, uncut, plugins.hook.ft_collate, tokenizer, config,
+            ))  # fmt: skip
         data.check_first_rows(train_source, prepare, config)
         self.watch.check()
         if isinstance(config, RolloutConfig):
             self.online = Online.open(config, train_source.columns, tokenizer)
+            if self.watch.main:
+                self.watch.learn(rehearse(config, train_source, prepare))
+            self.watch.check()
 
         self.accelerator = start_processes(config)
         self._sharded = is_sharded(config, self.accelerator.num_processes)
@@ -292,6 +304,7 @@ class _Launch:
             return
         plan, notes = plan_of(run, total)
         self.folder.update(wrappers=registry.wrappers(run.plugins), **plan)
+        run.learn(plan_facts(run, total))
         if self.config.report_to:
             name = self.config.run_name or self.folder.path.name
             self.accelerator.init_trackers(name)

@@ -78,6 +78,23 @@ def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
     }, notes
 
 
+def plan_facts(run: Run, total: int | None) -> dict[str, Any]:
+    """What rules read of the plan and of the model."""
+    parameters = [(p.numel(), p.requires_grad) for p in run.policy.parameters()]
+    facts = {
+        "plan/total_steps": total, "plan/rows_per_step": rows_per_step(run.config, run.world_size),
+        "plan/processes": run.world_size, "plan/device": run.device.type,
+        "plan/mixed_precision": run.accelerator.mixed_precision, "plan/kernel": run.policy.kernel,
+        "model/parameters": sum(size for size, _ in parameters),
+        "model/trainable": sum(size for size, trained in parameters if trained),
+        "model/vocab_size": run.policy.config.get_text_config().vocab_size,
+    }  # fmt: skip
+    if run.rollouts:
+        plan = run.rollouts
+        facts |= {"plan/prompts": plan.prompts, "plan/generations": plan.generations, "plan/updates": plan.updates}
+    return {name: value for name, value in facts.items() if value is not None}
+
+
 def rows_per_step(config: RunConfig, processes: int) -> int:
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
 

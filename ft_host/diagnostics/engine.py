@@ -56,7 +56,11 @@ class Engine:
         self.rules = list(rules)
         self.findings: dict[str, Finding] = {}  # by fingerprint
         self.told: dict[str, int] = {}  # the step after which each fact was told, last
-        self._of_facts = [_Watched(rule, plugin, None) for rule, plugin in self.rules if rule.of_facts]
+        starred = [(rule, plugin) for rule, plugin in self.rules if rule.of_facts and any("*" in name for name in rule.needs)]
+        self._of_facts = [
+            _Watched(rule, plugin, None) for rule, plugin in self.rules if rule.of_facts and (rule, plugin) not in starred
+        ]
+        self._starred = starred  # of facts: one for each fact that fits, once it is told
         self._waiting = [(rule, plugin) for rule, plugin in self.rules if not rule.of_facts]
         self._watched: dict[tuple[str, str | None], _Watched] = {}
         self._names: set[str] = set()  # of metrics that were seen
@@ -68,6 +72,10 @@ class Engine:
         """Facts, new or told anew. Asks the rules that are about facts alone and read one of these."""
         self.view.facts.update(facts)
         self.told |= dict.fromkeys(facts, self.view.step)
+        for rule, plugin in self._starred:
+            known = {each.cause for each in self._of_facts if each.rule is rule}
+            causes = self._causes(rule, self.view.facts.keys())
+            self._of_facts += [_Watched(rule, plugin, cause) for cause in causes if cause not in known]
         changed = []
         for each in self._of_facts:
             told = any(name in facts for name in each.facts) and all(name in self.view.facts for name in each.facts)
@@ -146,17 +154,17 @@ class Engine:
             return
         self._names |= new
         for rule, plugin in self._waiting:
-            for cause in self._causes(rule):
+            for cause in self._causes(rule, self._names):
                 key = (rule.code, cause)
                 if key not in self._watched:
                     self._watched[key] = _Watched(rule, plugin, cause)
 
-    def _causes(self, rule: Rule) -> list[str | None]:
+    def _causes(self, rule: Rule, names: Iterable[str]) -> list[str | None]:
         starred = [name for name in rule.needs if "*" in name]
         if not starred:
             return [None]
         before, _, after = starred[0].partition("*")
-        found = fnmatch.filter(self._names, starred[0])
+        found = fnmatch.filter(names, starred[0])
         return sorted(name[len(before) : len(name) - len(after)] for name in found)
 
     def _ask(self, watched: _Watched) -> list[Finding]:
