@@ -287,7 +287,7 @@ def grouped(names: Names) -> list[Rule]:
     return [
         Rule(
             code=names.code(1), title="Reward variance is near zero", stage="train", needs=(FLAT, names.reward),
-            fields=("num_generations",), test=of(no_variance), share=0.5, least=15,
+            fields=("num_generations",), test=of(no_variance), share=0.5, least=10,
             severe=lambda view: view.mean(FLAT, view.window) > limits(view)[1],
             message=of(no_variance_message), remedies=of(no_variance_remedies), mutes=mutes,
             when="In half of the last 50 rollouts, all completions earn the same in more than half of the groups (with two "
