@@ -12,9 +12,21 @@
 """
 
 from ft_host.diagnostics.rule import Rule
-from ft_host.diagnostics.rules import engines, experts, held_out, losses, numbers, optimisation, probes, references
+from ft_host.diagnostics.rules import (
+    data,
+    engines,
+    experts,
+    held_out,
+    losses,
+    numbers,
+    optimisation,
+    probes,
+    references,
+    settings,
+)
 
 RULES: list[Rule] = [
+    *settings.RULES, *data.RULES,
     *numbers.RULES, *losses.RULES, *optimisation.RULES, *held_out.RULES,
     *probes.RULES, *references.RULES, *engines.RULES, *experts.RULES,
 ]  # fmt: skip
