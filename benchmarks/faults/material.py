@@ -77,17 +77,12 @@ def talk_of(row: dict[str, str]) -> dict[str, Any]:
 
 
 def make_models(folder: Path, maker: Any, arguments: Namespace, train: list[dict], quick: bool) -> None:
-    from ft_host.testing.models import save_tiny, tiny_moe, tiny_qwen
+    from ft_host.testing.models import save_tiny
 
     models = folder / "model"
     tokenizer = maker.make_tokenizer([row["prompt"] + row["completion"] for row in train])
     save_tiny(models / "scratch", maker.make_model(tokenizer, arguments), tokenizer)
-    save_tiny(models / "chat", tiny_qwen(arguments.seed))
-    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    moe = tiny_moe(arguments.seed, vocab_size=len(tokenizer), **ids)
-    save_tiny(models / "moe", moe, tokenizer)
-    bias_router(moe)
-    save_tiny(models / "moe_biased", moe, tokenizer)
+    make_others(models, tokenizer, arguments.seed)
     # `start` ends at a high rate: what has come to rest at a rate of 0 loses at first whatever it is trained for next.
     unrested = {"per_device_train_batch_size": 32, "lr_scheduler_type": "constant_with_warmup"}
     tune(folder, "scratch", "start", 2 if quick else START, arguments.seed, unrested)
@@ -95,12 +90,31 @@ def make_models(folder: Path, maker: Any, arguments: Namespace, train: list[dict
     break_models(models)
 
 
+def make_others(models: Path, tokenizer: Any, seed: int) -> None:
+    from ft_host.testing.models import save_tiny, tiny_moe, tiny_qwen
+
+    save_tiny(models / "chat", fresh(tiny_qwen(), seed))
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    moe = fresh(tiny_moe(vocab_size=len(tokenizer), **ids), seed)
+    save_tiny(models / "moe", moe, tokenizer)
+    bias_router(moe)
+    save_tiny(models / "moe_biased", moe, tokenizer)
+
+
+def fresh(model: Any, seed: int) -> Any:
+    """The same model with random weights as small as usual: those of ft_host.testing begin above the loss of a guess."""
+    import torch
+
+    torch.manual_seed(seed)
+    return type(model)(model.config)
+
+
 def bias_router(model: Any) -> None:
     """One number of each token's state is the same for all, and the router goes by it: two experts are never taken."""
     import torch
 
     with torch.no_grad():
-        model.get_input_embeddings().weight[:, -1] = 3.0
+        model.get_input_embeddings().weight[:, -1] = 0.1
         for layer in model.model.layers:
             layer.mlp.gate.weight[:, -1] = torch.tensor([4.0, 4.0, -4.0, -4.0])
 
