@@ -51,3 +51,71 @@ def test_cut_rows_copies_and_leaks_are_counted(config, tmp_path):
     assert found["data/truncated_rows"] == 1 and found["data/length_p50"] > 64
     codes = {each["code"] for each in finished.findings}
     assert {"DATA005", "DATA007"} <= codes
+
+
+def measured(config, method, rows):
+    """Facts about `rows`, prepared and collated by a method."""
+    import importlib
+    from functools import partial
+
+    from ft_host.data import Source, load_tokenizer
+    from ft_host.data.opening import open_train
+    from ft_host.diagnostics.measure import measure
+
+    hooks = importlib.import_module(f"ft_{method}.method")
+    tokenizer, whole = load_tokenizer(config), dataclasses.replace(config, max_length=None)
+    source = open_train(config)
+    assert isinstance(source, Source) and source.num_rows == len(rows)
+    prepare, uncut = (
+        partial(lambda row, of: hooks.ft_prepare(row=row, tokenizer=tokenizer, config=of), of=each) for each in (config, whole)
+    )
+    return measure(source, None, prepare, uncut, hooks.ft_collate, tokenizer, config)
+
+
+def test_pairs_of_a_preference_method(tiny, tmp_path):
+    from ft_dpo.config import DPOConfig
+
+    rows = [{"prompt": f"what is {n}?", "chosen": " it is so, and so on", "rejected": " no"} for n in range(9)]
+    rows.append({"prompt": "what?", "chosen": " the same", "rejected": " the same"})
+    config = DPOConfig(model=str(tiny / "model"), dataset=write(tmp_path / "pairs.jsonl", rows))
+    found = measured(config, "dpo", rows)
+    assert found["data/identical_pairs"] == found["data/dropped_rows"] == 0.1
+    assert found["data/chosen_longer"] == 1 and found["data/length_ratio"] > 1.5
+    assert found["data/eos_rows"] == 1
+
+
+def test_labels_of_kto(tiny, tmp_path):
+    from ft_kto.config import KTOConfig
+
+    rows = [{"prompt": f"what is {n}?", "completion": " it is so", "label": n < 3} for n in range(10)]
+    config = KTOConfig(model=str(tiny / "model"), dataset=write(tmp_path / "labels.jsonl", rows))
+    found = measured(config, "kto", rows)
+    assert (found["data/desirable"], found["data/undesirable"]) == (3, 7)
+
+
+def test_rewards_are_tried_on_right_and_wrong_answers(tiny, tmp_path):
+    from ft_grpo.config import GRPOConfig
+
+    from ft_host.data import load_tokenizer, prompt_row
+    from ft_host.data.opening import open_train
+    from ft_host.diagnostics.rehearse import rehearse
+
+    (tmp_path / "rewards.py").write_text(
+        "def right(completions, completion, **columns):\n"
+        "    return [float(a == b) for a, b in zip(completions, completion)]\n"
+        "def constant(completions, **columns):\n    return [1.0] * len(completions)\n"
+        "def broken(completions, **columns):\n    raise ValueError('no')\n"
+        "def endless(completions, **columns):\n    return [float('nan')] * len(completions)\n"
+    )
+    rows = [{"prompt": f"what is {n}?", "completion": f" it is {n}"} for n in range(4)]
+    names = ("right", "constant", "broken", "endless")
+    config = GRPOConfig(
+        model=str(tiny / "model"), dataset=write(tmp_path / "prompts.jsonl", rows),
+        reward=[f"{tmp_path / 'rewards.py'}:{name}" for name in names],
+    )  # fmt: skip
+    tokenizer = load_tokenizer(config)
+    found = rehearse(config, open_train(config), lambda row: prompt_row(row, tokenizer, config))
+    assert found["data/reward/right/spread"] == 1 and found["data/reward/right/failed"] == 0
+    assert found["data/reward/constant/spread"] == 0
+    assert found["data/reward/broken/failed"] == 1
+    assert found["data/reward/endless/not_finite"] == 1 and found["data/reward/endless/failed"] == 0
