@@ -388,7 +388,7 @@ RULES = [
         code="DATA011",
         title="Packed documents see each other",
         stage="before",
-        needs=("data/rows",),
+        needs=("data/measured",),
         severity="info",
         test=lambda view: view.config.packing and view.config.packing_strategy == "wrapped",
         message=lambda view: (
