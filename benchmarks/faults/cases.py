@@ -117,7 +117,7 @@ FAULTS = [
          expected=("DATA006",), beside=("OPT008",)),
     Case(name="sft-overfit", method="sft", what="forty rows, gone through again and again", train="forty",
          config={"learning_rate": 3e-3, "max_steps": 250, "eval_steps": 10},
-         expected=("OPT009", "OPT010"), beside=("OPT012", "DATA007"), visible=120),
+         expected=("OPT009", "OPT010"), beside=("OPT012", "DATA007"), visible=60),
     Case(name="sft-garbage-rows", method="sft", what="eight steps of garbage rows among good ones", train="garbage",
          config={"train_sampling_strategy": "sequential", "model": "@model/start", "learning_rate": 3e-4},
          expected=("OPT003", "OPT001"), beside=("OPT",), visible=61),
@@ -203,7 +203,7 @@ FAULTS = [
     Case(name="reward-coin-toss", method="reward", what="which one is chosen is a coin toss", train="half_swapped",
          expected=("RM004", "RM001", "OPT005"), beside=("RM", "OPT")),
     Case(name="reward-overfit", method="reward", what="sixty pairs, gone through again and again", train="sixty",
-         config={"max_steps": 200}, expected=("RM001", "OPT009"), beside=("OPT", "RM", "DATA007"), visible=60),
+         config={"max_steps": 200}, expected=("RM001", "OPT009"), beside=("OPT", "RM", "DATA007"), visible=40),
     Case(name="reward-length-leak", method="reward", what="chosen is always twice as long", train="chosen_longer",
          held_out="chosen_longer", expected=("DATA008",), beside=("RM", "OPT012"), visible=0),
     # -- rewards of completions
