@@ -177,6 +177,12 @@ def test_a_rate_is_raised_to_updates_of_a_usual_size():
     assert found("OPT007", new).remedies[0].patch == {"learning_rate": 6e-4}, "new weights take larger steps"
 
 
+def test_an_optimizer_that_changes_nothing_is_no_matter_of_the_rate():
+    lines = every_tenth(norms(60, noisy(2.8, 0.02), learning_rate=3e-3), lambda step: 0.0)
+    finding = found("OPT007", Told(config={"learning_rate": 3e-3}, lines=lines))
+    assert not finding.remedies[0].patch and "optimizer" in finding.remedies[0].why
+
+
 def with_rewards(reward, ratio):
     return Told(config={"learning_rate": 1e-6}, lines=every_tenth(
         norms(60, noisy(1e-4, 20), reward=reward, learning_rate=1e-6), lambda step: ratio))  # fmt: skip

@@ -111,6 +111,8 @@ def update_remedies(view: View) -> list[Remedy]:
     now = view["update_ratio"] * view.config.learning_rate / view["learning_rate"]  # at the full rate
     if view["update_ratio"] > update_limits(view)[1]:
         return [lower_rate(view, max(10.0, now / usual)), *warm_up(view)]
+    if not now:
+        return [Remedy(why="Look at whether the optimizer holds the weights that are trained: its steps change none")]
     return [raise_rate(view, min(max(10.0, usual / now), 1000.0))]
 
 
