@@ -25,8 +25,8 @@ Row = dict[str, Any]
 class Evaluation:
     """The held-out rows of a run, evaluated when it is called: loss and metrics, and what rewards say of completions.
 
-    `rows` are prepared, `raw` as they were read; every rank has all of them. With rollouts rows are prompts, which have no
-    loss; without `rewards` of its own the evaluation then has those of the training.
+    `rows` are prepared, `raw` as they were read; every rank has all of them. With rollouts rows are mostly
+    prompts, which have no loss; without `rewards` of its own the evaluation then has those of the training.
     """
 
     def __init__(
@@ -54,6 +54,8 @@ class Evaluation:
         entry = {"kind": "eval", "step": run.step}
         if self.online is None:
             entry |= evaluate_loss(run, self.mine if self.fixed else annotated(run, self.mine))
+        elif run.config.held_out_loss:
+            entry |= evaluate_loss(run, annotated(run, self.mine))
         if self.rewards or self.online is not None:  # without any reward completions are still shown and measured
             metrics, samples = evaluate_rewards(run, self.to_complete, self.rewards, self.online)
             entry |= metrics

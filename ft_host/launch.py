@@ -133,7 +133,7 @@ class _Launch:
         tokenizer = data.load_tokenizer(config)
         for role, spec in specs.items():
             if spec.source is not None:
-                check_vocabulary(config, spec.source, tokenizer, spec.field or role)
+                check_vocabulary(config, spec.source, tokenizer, spec.field or role, spec)
         prepare = partial(_prepare, registry.reference(self.method), tokenizer, config)
         train_source = data.open_train(config)
         eval_source = data.open_eval(config)

@@ -48,6 +48,10 @@ class ModelSpec:
 
     source: str | None = None  # folder or hub id; None: the policy as the run found it
     field: str | None = None  # the config field that `source` is from, which a refusal names
+    revision: str | None = None  # of a hub id
+    # Whether the sizes of the two vocabularies may differ, by rows of the embedding that are no token of the tokenizer.
+    padded: bool = False
+    otherwise: str = ""  # what the refusal of another vocabulary adds: what to use instead
     head: str | None = None  # None: a language model; "reward": one score a row; "value": one before each target
     # What `ft_annotate` makes with this model is made before the first step and kept on disk, and no copy is held:
     # "rows": it depends on the row alone, "steps": on the rows that share its step. None: the model is held.

@@ -51,7 +51,7 @@ def model_key(config: RunConfig, spec: ModelSpec, device: torch.device) -> str |
     """What stands for a companion's weights and the type they are used in; None where weights can't be told apart (a
     hub model without a commit)."""
     source = spec.source or config.model
-    weights = fingerprint(source, config.model_revision if source == config.model else None)
+    weights = fingerprint(source, spec.revision or (config.model_revision if source == config.model else None))
     if weights is None:
         return None
     numbers = {name: getattr(config, name) for name in NUMBERS}

@@ -20,6 +20,7 @@ from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
 from ft_host.models import add_reference_adapter, check_vocabulary, load_frozen, load_policy, save_model
 from ft_host.models.policy import unshared
+from ft_host.run import ModelSpec
 from ft_host.testing import models
 
 CPU = torch.device("cpu")
@@ -132,6 +133,24 @@ def test_other_tokens_are_refused(saved, tmp_path):
     pattern = rf"teacher: .*another vocabulary.*: 'a' is {a} here and {b} there; 'b' is {b} here and {a} there$"
     with pytest.raises(ConfigError, match=pattern):
         check_vocabulary(config_of(saved("llama")), str(tmp_path), TOKENIZER, "teacher")
+
+
+def test_rows_of_padding_are_no_tokens(saved, tmp_path):
+    """Where a companion may have more rows in its embedding, what counts is the tokenizer."""
+    config = config_of(saved("llama"))
+    padded = ModelSpec(padded=True, otherwise="use something else")
+    size = len(TOKENIZER)
+    for rows, taken in ((size + 40, True), (size, True), (size - 1, False)):
+        models.save_tiny(tmp_path / str(rows), models.tiny_llama(vocab_size=rows), TOKENIZER)
+        if taken:
+            check_vocabulary(config, str(tmp_path / str(rows)), TOKENIZER, "teacher", padded)
+            continue
+        with pytest.raises(ConfigError, match=f"teacher: .* a vocabulary of {rows} tokens, .*; use something else$"):
+            check_vocabulary(config, str(tmp_path / str(rows)), TOKENIZER, "teacher", padded)
+    for file in (tmp_path / str(size + 40)).glob("tokenizer*"):
+        file.unlink()  # nothing says which rows are tokens
+    with pytest.raises(ConfigError, match="both must read the same tokens; use something else$"):
+        check_vocabulary(config, str(tmp_path / str(size + 40)), TOKENIZER, "teacher", padded)
 
 
 def test_the_vocabulary_of_an_adapter_is_that_of_its_base(saved, tmp_path):

@@ -48,6 +48,7 @@ class RolloutConfig(RunConfig):
 
     needs_reward: ClassVar[bool] = True  # False in a method that learns from something else; its `reward` isn't required
     needs_columns: ClassVar[tuple[str, ...]] = ()  # of the training data, beside the prompt
+    held_out_loss: ClassVar[bool] = False  # True where held-out rows are more than prompts and have a loss too
 
     # -- rewards
     reward: list[str] = option(
@@ -150,6 +151,11 @@ class RolloutConfig(RunConfig):
         group="rollouts",
         gt=0,
     )
+
+    @property
+    def samples_policy(self) -> bool:
+        """Whether anything is sampled from the policy in training. Where nothing is, the backend isn't tried out."""
+        return True
 
     def rollout_plan(self, processes: int) -> RolloutPlan:
         """The completions of a rollout over all processes, and how they are used. Raises ConfigError, with the nearest

@@ -114,6 +114,8 @@ class Online:
 
     def begin(self, run: Run, rows: list[dict[str, Any]]) -> None:
         """Before a rollout, with its first prompts."""
+        if not self.config.samples_policy:
+            return
         run.sync_weights()
         if self.probes:
             probe_sampler(rows, run, "before training" if not run.step else f"after {run.step} steps")

@@ -125,7 +125,10 @@ class Companion:
         run, config = self._run, self._run.config
         devices = [run.device] if run.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # when it is loaded must not change the run's numbers
-            policy = load_frozen(config, self.spec.source or config.model, run.device, head=self.spec.head)
+            policy = load_frozen(
+                config, self.spec.source or config.model, run.device, head=self.spec.head,
+                field=self.spec.field or "ref_model", revision=self.spec.revision,
+            )  # fmt: skip
         if is_sharded(config, run.world_size):
             shard(policy, config)
         return policy

@@ -184,13 +184,14 @@ def load_frozen(
     adapter: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     field: str = "ref_model",
+    revision: str | None = None,
 ) -> Policy:
     """The model of a folder or hub id as a companion of a run: on its device, in evaluation mode, nothing trainable.
 
     `adapter`: the folder of an adapter to put on it. `tokenizer`: whose padding a reward model's score skips. Types,
     attention and quantisation are the run's. Raises ConfigError, naming `field`, for what can't work.
     """
-    model = load_weights(config, source, field=field, head=head)
+    model = load_weights(config, source, field=field, head=head, revision=revision)
     if adapter is not None:
         from peft import PeftModel
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ft_host.errors import ConfigError
+from ft_host.run import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -225,14 +226,21 @@ def load_model(config: RunConfig, head: str | None = None) -> nn.Module:
 
 
 def load_weights(
-    config: RunConfig, name: str, *, field: str, head: str | None = None, trained: bool = False
+    config: RunConfig,
+    name: str,
+    *,
+    field: str,
+    head: str | None = None,
+    trained: bool = False,
+    revision: str | None = None,
 ) -> nn.Module:
     """The model of a folder or hub id; of an adapter's folder, its base with the adapter on it, trainable if asked.
 
-    `config` says how (types, attention, quantisation); its revision is meant for its own model only.
+    `config` says how (types, attention, quantisation); its revision is meant for its own model only, another one's is
+    `revision`.
     """
     check_folder(name, field)
-    revision = config.model_revision if name == config.model else None
+    revision = revision or (config.model_revision if name == config.model else None)
     base = base_of(name)
     if base != name:
         check_folder(base, field)
@@ -248,28 +256,37 @@ def load_weights(
 
 
 def check_vocabulary(
-    config: RunConfig, source: str, tokenizer: PreTrainedTokenizerBase, field: str = "ref_model"
+    config: RunConfig,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    field: str = "ref_model",
+    spec: ModelSpec | None = None,
 ) -> None:
     """Refuse a model that doesn't read the policy's tokens, before its weights are loaded.
 
-    Compares the sizes in the two configs, and the run's tokenizer with that of `source` where it has one. Raises
-    ConfigError, naming `field`, the sizes and the first tokens that differ.
+    Compares the sizes in the two configs, and the run's tokenizer with that of `source` where it has one. `spec` may say
+    that sizes differ as long as all tokens are among the smaller one's. Raises ConfigError, naming `field`, the sizes and
+    the first tokens that differ.
     """
     from transformers import AutoTokenizer
 
+    spec = spec or ModelSpec()
+    instead = f"; {spec.otherwise}" if spec.otherwise else ""
     found: list[int] = []
-    for name, named in ((config.model, "model"), (source, field)):
+    for name, named, own in ((config.model, "model", config.model_revision), (source, field, spec.revision)):
         check_folder(name, named)
         base = base_of(name)
-        revision = config.model_revision if name == config.model else None
+        revision = own or (config.model_revision if name == config.model else None)
         found.append(find_config(base, named, revision, config.trust_remote_code).get_text_config().vocab_size)
-    if found[0] != found[1]:
+    place = Path(source)
+    bare = place.is_dir() and not any(place.glob("tokenizer*"))
+    padding = spec.padded and not bare and max(tokenizer.get_vocab().values()) < min(found)  # is all that is more
+    if found[0] != found[1] and not padding:
         raise ConfigError(
             f"{field}: {source} has a vocabulary of {found[1]} tokens, {config.model} one of {found[0]}; both must "
-            f"read the same tokens"
+            f"read the same tokens{instead}"
         )
-    place = Path(source)
-    if place.is_dir() and not any(place.glob("tokenizer*")):
+    if bare:
         return
     try:
         other = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=config.trust_remote_code)
@@ -286,5 +303,5 @@ def check_vocabulary(
         shown = "; ".join(f"{token!r} is {ours.get(token)} here and {theirs.get(token)} there" for token in differing[:3])
         raise ConfigError(
             f"{field}: {source} has another vocabulary than this run's tokenizer ({len(theirs)} and {len(ours)} "
-            f"tokens): {shown}{' …' if len(differing) > 3 else ''}"
+            f"tokens): {shown}{' …' if len(differing) > 3 else ''}{instead}"
         )
