@@ -224,7 +224,7 @@ FAULTS = [
          config={"reward": ["@rewards:sometimes_nan"], "max_steps": 40, "per_device_train_batch_size": 64},
          expected=("GRPO014", "DATA010"), beside=("GRPO", "PERF")),
     Case(name="grpo-slow-reward", method="grpo", what="the reward takes most of the time",
-         config={"reward": ["@rewards:slow"], "max_steps": 50, "per_device_train_batch_size": 64},
+         config={"reward": ["@rewards:slow"], "max_steps": 30, "per_device_train_batch_size": 64},
          expected=("ENG010", "GRPO014"), beside=("PERF", "ENG")),
     Case(name="grpo-cut-short", method="grpo", what="completions have no room to end",
          config={"max_completion_length": 12}, expected=("GRPO008",), beside=(*NO_REWARD, "DATA010")),
