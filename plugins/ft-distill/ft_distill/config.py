@@ -1,0 +1,242 @@
+"""The fields of distill and gkd. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ft_host.config import RunConfig, option
+from ft_host.errors import ConfigError
+from ft_host.generation.config import RolloutConfig, RolloutPlan, grouped_plan
+from ft_host.settings.paths import place_problems
+
+# Fields that need another one to be set, with their defaults.
+OF_REWARDS = {"reward_weights": [], "reward_kwargs": {}}
+OF_SAMPLES = {"reward": [], "max_sampling_logp_difference": 0.1}
+OF_TOOLS = {"tools": [], "environment": None}
+
+
+@dataclass(kw_only=True)
+class DistillConfig(RolloutConfig):
+    """On-policy distillation: learn from a teacher what it would have said at each place of the model's own completions."""
+
+    needs_reward: ClassVar[bool] = False
+
+    disable_dropout: bool = option(
+        True,
+        "Train without the model's own dropout, so that the divergence is that of the policy that sampled.",
+        group="model",
+    )
+    learning_rate: float = option(
+        1e-6,
+        "Peak learning rate. 1e-6 for all weights is careful: every token has a full distribution to learn from, and 1e-5 is "
+        "often well. About 10 times that for LoRA.",
+        gt=0,
+    )
+
+    # -- the teacher
+    teacher_model_name_or_path: str | None = option(
+        None,
+        "Folder or hub id of the teacher. It reads the same tokens as the student; ft-gold is for teachers with another "
+        "tokenizer.",
+        aliases=("teacher_model",),
+        required=True,
+        example="path/of/a/larger/model",
+    )
+    teacher_model_revision: str | None = option(
+        None, "Branch, tag or commit of a teacher from the hub. Not set: its newest."
+    )
+
+    # -- rollouts
+    reward: list[str] = option(
+        [],
+        "What completions are worth, to be watched: functions (file.py:function or package.module:function), built-in ones "
+        "by name, or folders of reward models. Nothing is learnt from it.",
+        group="rollouts",
+        aliases=("reward_funcs",),
+        example="my_rewards.py:correct",
+    )
+    num_generations: int = option(
+        1,
+        "Completions of a prompt. 1: each is taught token by token and compared with no other, so that further prompts teach "
+        "more than further completions.",
+        group="rollouts",
+        gt=0,
+    )
+    steps_per_generation: int | None = option(
+        None,
+        "Micro-batches that a rollout is cut into, of each process. Not set: gradient_accumulation_steps, so that a "
+        "rollout is one optimizer step.",
+        group="rollouts",
+        gt=0,
+    )
+    generation_batch_size: int | None = option(
+        None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
+    )
+    num_iterations: int = option(
+        1, "Passes over each rollout. 1: more make use of completions that are no longer the policy's.", group="rollouts",
+        gt=0,
+    )  # fmt: skip
+
+    # -- the loss
+    beta: float = option(
+        1.0,
+        "The divergence: 0 is the forward KL (teacher from student: cover all that the teacher may say), 1 the reverse KL "
+        "(student from teacher: say nothing that the teacher wouldn't), between them the generalised Jensen-Shannon "
+        "divergence, which is bounded. 1: a student that is smaller can't cover everything.",
+        ge=0,
+        le=1,
+    )
+
+    def rollout_plan(self, processes: int) -> RolloutPlan:
+        return grouped_plan(
+            self,
+            processes,
+            num_generations=self.num_generations,
+            steps_per_generation=self.steps_per_generation,
+            generation_batch_size=self.generation_batch_size,
+            num_iterations=self.num_iterations,
+        )
+
+    def check(self) -> None:
+        super().check()
+        check_teacher(self)
+        if not self.reward:
+            refuse(self, OF_REWARDS, "without reward")
+
+
+@dataclass(kw_only=True)
+class GKDConfig(RolloutConfig):
+    """Generalised knowledge distillation: learn from a teacher at each place of completions by the model itself, by the
+    teacher, or of the data."""
+
+    needs_reward: ClassVar[bool] = False
+
+    disable_dropout: bool = option(
+        True,
+        "Train without the model's own dropout, so that what the student is taught is the teacher and no noise.",
+        group="model",
+    )
+    learning_rate: float = option(
+        2e-5, "Peak learning rate. 2e-5 is usual for all weights of a pretrained model; about 10 times that for LoRA.",
+        gt=0,
+    )  # fmt: skip
+
+    # -- the teacher
+    teacher_model_name_or_path: str | None = option(
+        None,
+        "Folder or hub id of the teacher. It reads the same tokens as the student; ft-gold is for teachers with another "
+        "tokenizer.",
+        aliases=("teacher_model",),
+        required=True,
+        example="path/of/a/larger/model",
+    )
+    teacher_model_revision: str | None = option(
+        None, "Branch, tag or commit of a teacher from the hub. Not set: its newest."
+    )
+
+    # -- where completions come from
+    lmbda: float = option(
+        0.5,
+        "The share of prompts that the policy completes itself (on-policy), drawn for each prompt. The others have the "
+        "completion of their row. 0: nothing is sampled; 1: the data needs no completions.",
+        ge=0,
+        le=1,
+    )
+    seq_kd: bool = option(
+        False,
+        "Let the teacher complete the other prompts, rather than take the completions of the data (sequence-level "
+        "distillation, arXiv 1606.07947).",
+    )
+    max_completion_length: int = option(
+        512,
+        "Longest completion in tokens; those of the data are cut there.",
+        group="rollouts",
+        aliases=("max_new_tokens",),
+        gt=0,
+    )
+    temperature: float = option(
+        1.0,
+        "Temperature of both distributions in the loss, and the one that completions are sampled at. 1.0 is the paper's.",
+        group="rollouts",
+        gt=0,
+    )
+    reward: list[str] = option(
+        [],
+        "What the policy's completions are worth, to be watched: functions (file.py:function or package.module:function), "
+        "built-in ones by name, or folders of reward models. Nothing is learnt from it.",
+        group="rollouts",
+        aliases=("reward_funcs",),
+        example="my_rewards.py:correct",
+    )
+
+    # -- the loss
+    beta: float = option(
+        0.5,
+        "The divergence: 0 is the forward KL (teacher from student: cover all that the teacher may say), 1 the reverse KL "
+        "(student from teacher: say nothing that the teacher wouldn't), between them the generalised Jensen-Shannon "
+        "divergence, which is bounded. Which is best depends on the task; 0.5 is the usual beginning.",
+        ge=0,
+        le=1,
+    )
+
+    @property
+    def samples_policy(self) -> bool:
+        return self.lmbda > 0
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher completes prompts."""
+        return self.seq_kd and self.lmbda < 1
+
+    @property
+    def uses_data(self) -> bool:
+        """Whether some completions are those of the data, so that each row must have one."""
+        return self.lmbda < 1 and not self.seq_kd
+
+    @property
+    def held_out_loss(self) -> bool:
+        return self.uses_data
+
+    def rollout_plan(self, processes: int) -> RolloutPlan:
+        """A rollout is an optimizer step, of a completion of each prompt."""
+        return grouped_plan(
+            self, processes, num_generations=1, steps_per_generation=None, generation_batch_size=None, num_iterations=1
+        )
+
+    def check(self) -> None:
+        super().check()
+        check_teacher(self)
+        if self.seq_kd and self.lmbda == 1:
+            raise ConfigError("seq_kd: has no effect with lmbda: 1, where the policy completes all prompts")
+        if not self.samples_policy:
+            refuse(self, OF_SAMPLES, "with lmbda: 0, where nothing is sampled from the policy")
+        if not self.reward:
+            refuse(self, OF_REWARDS, "without reward")
+        for name, usual in OF_TOOLS.items():
+            if getattr(self, name) != usual:
+                raise ConfigError(f"{name}: gkd completes prompts in one turn; distill is for conversations with tools")
+
+
+def check_teacher(config: RunConfig) -> None:
+    """Refuse a teacher that can't be one, as far as that shows in the fields."""
+    place = config.teacher_model_name_or_path
+    if not place:
+        return  # what is required is asked for elsewhere, with an example
+    for problem in place_problems(place, ""):
+        raise ConfigError(f"teacher_model_name_or_path: {problem}")
+    if Path(place).is_dir() and config.teacher_model_revision is not None:
+        raise ConfigError("teacher_model_revision: has no effect on a folder, only on a teacher from the hub")
+    if place == config.model and config.teacher_model_revision == config.model_revision:
+        raise ConfigError(
+            "teacher_model_name_or_path: is the model that is trained, which has nothing to teach itself; ft-sdft and ft-sdpo "
+            "are for learning from oneself"
+        )
+
+
+def refuse(config: RunConfig, fields: dict, why: str) -> None:
+    """Raise ConfigError for the first of {field: default} that was changed."""
+    for name, usual in fields.items():
+        if getattr(config, name) != usual:
+            raise ConfigError(f"{name}: has no effect {why}")

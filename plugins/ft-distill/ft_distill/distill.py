@@ -1,0 +1,62 @@
+"""On-policy distillation: complete prompts with the policy, and learn at each place of the completions what a teacher would
+have said there (arXiv 2306.13649, with lambda 1).
+
+    loss = 1/N sum_i  D( p(. | x, y_<i)  ,  p_teacher(. | x, y_<i) )
+
+over the N tokens that the policy sampled, of the optimizer step, on all ranks. D is the generalised Jensen-Shannon divergence
+of `ft_distill.divergence`, with the KL divergences for its ends, of both models at the temperature that samples. There is no
+gradient through the sampling. What tools said is in no loss.
+"""
+
+from __future__ import annotations
+
+from ft_distill.taught import against_teacher, metrics_of, sampling_metrics, teacher_of, watched
+from ft_host import hookimpl
+from ft_host.batch import Batch, forest
+from ft_host.data import prompt_row
+from ft_host.generation.rollout import Rollout
+from ft_host.generation.rows import completion_metrics, completion_row, completion_segments, per_target
+from ft_host.run import LossOutput, ModelSpec
+
+
+@hookimpl
+def ft_models(config) -> dict[str, ModelSpec]:
+    return {"teacher": teacher_of(config)}
+
+
+@hookimpl
+def ft_prepare(row, tokenizer, config):
+    return prompt_row(row, tokenizer, config)
+
+
+@hookimpl
+def ft_rollout(rows, run) -> Rollout:
+    size = run.config.num_generations
+    completions = run.generate(rows, size)
+    found = [completion_row(rows[index // size], completion) for index, completion in enumerate(completions)]
+    metrics, earned = watched(rows, completions, run)
+    texts = [run.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
+    samples = [
+        {"prompt": rows[index // size]["prompt"], "completion": text} | earned[index] for index, text in enumerate(texts)
+    ]
+    return Rollout(rows=found, metrics=metrics | completion_metrics(completions), samples=samples)
+
+
+@hookimpl
+def ft_collate(rows, tokenizer, config) -> Batch:
+    columns = {"sampling_logps": per_target(rows, "sampling_logps")}
+    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch.counts = {"rows": len(rows), "tokens": len(batch.targets)}
+    return batch
+
+
+@hookimpl
+def ft_loss(model, batch, run) -> LossOutput:
+    out = against_teacher(model, batch, run)
+    if not len(batch.targets):
+        return LossOutput(loss=out["against"])
+    metrics = metrics_of(out, batch.counts["tokens"])
+    if run.rollouts.updates == 1:  # else the policy has moved since
+        apart = (out["logps"] - batch.columns["sampling_logps"]).abs()
+        metrics |= sampling_metrics(apart, batch.counts["tokens"])
+    return LossOutput(loss=out["against"], metrics=metrics)

@@ -1,0 +1,173 @@
+"""GKD: learn from a teacher at each place of completions that are the policy's own, the teacher's, or the data's
+(generalised knowledge distillation, arXiv 2306.13649).
+
+    loss = 1/N sum_i  D( p(. | x, y_<i)  ,  p_teacher(. | x, y_<i) )
+
+over the N tokens of the completions of the optimizer step, on all ranks: of the policy for a share `lmbda` of the prompts
+(on-policy), of the teacher (`seq_kd`) or of the row itself for the others. D is the generalised Jensen-Shannon divergence of
+`ft_distill.divergence`, with the KL divergences for its ends, of both models at `temperature`.
+
+    beta 0, lmbda 0         supervised distillation          beta 0, lmbda 0, seq_kd    sequence-level distillation
+    beta 1, lmbda 1         on-policy distillation, as `distill` has it, which samples further ahead and knows tools
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ft_distill.taught import against_teacher, metrics_of, sampling_metrics, teacher_of, watched
+from ft_host import hookimpl
+from ft_host.batch import IGNORE, Batch, count_targets, forest
+from ft_host.data import prompt_row, tokenize_row
+from ft_host.data.formats import standard
+from ft_host.errors import RowError
+from ft_host.generation.rollout import Rollout, seed_of
+from ft_host.generation.rows import completion_metrics, completion_row, completion_segments, per_target
+from ft_host.metrics import mean
+from ft_host.run import Drop, LossOutput, ModelSpec
+
+Row = dict[str, Any]
+
+
+@hookimpl
+def ft_models(config) -> dict[str, ModelSpec]:
+    return {"teacher": teacher_of(config)}
+
+
+# ---------------------------------------------------------------- rows
+
+
+def with_completion(row: Row, tokenizer: Any) -> Row:
+    """A raw row in any format of SFT as one with a prompt and a completion: of messages, the last turn of the assistant.
+    Raises RowError for one that has none."""
+    if "prompt" in row and row.get("completion") is None and row.get("input_ids") is None:
+        raise RowError(
+            "a prompt without a completion; with lmbda below 1 gkd learns from completions of the data too. Set lmbda to 1, or "
+            "seq_kd to let the teacher complete prompts", "completion",
+        )  # fmt: skip
+    found = standard(row, chat=bool(tokenizer.chat_template))
+    if "messages" not in found:
+        return found
+    messages = found.pop("messages")
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
+        raise RowError("messages: no turn is the assistant's; expected one that the teacher looks at", "messages")
+    return found | {"prompt": messages[: turns[-1]], "completion": [messages[turns[-1]]]}
+
+
+def own_row(row: Row, tokenizer: Any, config: Any) -> Row | Drop:
+    """The completion of a row as something to train on, cut at `max_completion_length`."""
+    found = with_completion(row, tokenizer)
+    arguments = config.chat_template_kwargs | (row.get("chat_template_kwargs") or {})
+    whole = dataclasses.replace(config, max_length=None)
+    more = {"chat_template_kwargs": arguments} if arguments and "input_ids" not in found else {}
+    tokens = tokenize_row(found | more, tokenizer, whole, completion_only=True, assistant_only=False)
+    ids, labels = tokens["input_ids"], tokens["labels"]
+    if not count_targets(labels):
+        return Drop("no supervised token")
+    begin = next(index for index, label in enumerate(labels) if label != IGNORE)
+    if not begin:
+        raise RowError("the prompt is empty: nothing comes before the completion", "prompt")
+    end = begin + config.max_completion_length
+    sampled = [label != IGNORE for label in labels[begin:end]]
+    return {
+        "prompt_ids": ids[:begin],
+        "completion_ids": ids[begin:end],
+        "sampled": sampled,
+        "sampling_logps": [0.0] * sum(sampled),
+        "on_policy": False,
+        "length": len(ids[:end]),
+        "shared": begin,
+    }
+
+
+@hookimpl
+def ft_prepare(row, tokenizer, config):
+    """A prompt, and beside it the row's own completion, where completions of the data are used."""
+    prompt = prompt_row(row, tokenizer, config)
+    if isinstance(prompt, Drop) or not config.uses_data:
+        return prompt
+    own = own_row(row, tokenizer, config)
+    return own if isinstance(own, Drop) else prompt | {"own": own, "length": max(prompt["length"], own["length"])}
+
+
+# ---------------------------------------------------------------- rollouts
+
+
+def on_policy(config: Any, rollout: int, group: int) -> bool:
+    """Whether the policy completes this prompt of a rollout: it depends on nothing else, so that a run that goes on, or
+    has other processes, draws the same."""
+    return seed_of(config.seed, "on policy", rollout, group) < config.lmbda * 2**31
+
+
+def sampled_row(row: Row, completion: Any, own: bool) -> Row:
+    return completion_row(row, completion) | {"on_policy": own}
+
+
+@hookimpl
+def ft_rollout(rows, run) -> Rollout:
+    """A completion of each prompt, by whoever's turn it is."""
+    config, tokenizer = run.config, run.tokenizer
+    mine = [row for row in rows if on_policy(config, run.number, row["group"])]
+    groups = {row["group"] for row in mine}
+    others = [row for row in rows if row["group"] not in groups]
+    # all ranks must ask at once, those too that have nothing to ask about
+    completions = run.generate(mine) if config.samples_policy else []
+    metrics, earned = watched(mine, completions, run) if config.samples_policy else ({}, [])
+    made = {row["group"]: sampled_row(row, completion, True) for row, completion in zip(mine, completions, strict=True)}
+    if config.asks_teacher:
+        taught = run.generate(others, role="teacher")
+        made |= {row["group"]: sampled_row(row, each, False) for row, each in zip(others, taught, strict=True)}
+    else:
+        made |= {row["group"]: row["own"] | {"group": row["group"]} for row in others}
+    shown = {row["group"]: more for row, more in zip(mine, earned, strict=True)}
+    by = {True: "policy", False: "teacher" if config.seq_kd else "data"}
+    found = [made[row["group"]] for row in rows]
+    samples = [
+        {
+            "prompt": row["prompt"],
+            "completion": tokenizer.decode(each["completion_ids"], skip_special_tokens=True),
+            "extra": {"by": by[each["on_policy"]]},
+        }
+        | shown.get(row["group"], {})
+        for row, each in zip(rows, found, strict=True)
+    ]
+    metrics |= completion_metrics(completions)
+    metrics["distillation/on_policy_share"] = mean(len(mine), len(rows))
+    return Rollout(rows=found, metrics=metrics, samples=samples)
+
+
+# ---------------------------------------------------------------- the loss
+
+
+@hookimpl
+def ft_collate(rows, tokenizer, config) -> Batch:
+    rows = [row | row["own"] | {"group": index} if "own" in row else row for index, row in enumerate(rows)]  # held out
+    columns = {
+        "sampling_logps": per_target(rows, "sampling_logps"),
+        "on_policy": torch.tensor([row["on_policy"] for row in rows], dtype=torch.bool),
+    }
+    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch.counts = {
+        "rows": len(rows),
+        "tokens": len(batch.targets),
+        "on_policy": sum(sum(row["sampled"]) for row in rows if row["on_policy"]),
+    }
+    return batch
+
+
+@hookimpl
+def ft_loss(model, batch, run) -> LossOutput:
+    config, out = run.config, against_teacher(model, batch, run)
+    if not len(batch.targets):
+        return LossOutput(loss=out["against"])
+    metrics = metrics_of(out, batch.counts["tokens"])
+    own, count = batch.columns["on_policy"][batch.rows], batch.counts["on_policy"]
+    if 0 < config.lmbda < 1:
+        metrics["distillation/on_policy_loss"] = mean((out["losses"] * own).sum(), count)
+        metrics["distillation/off_policy_loss"] = mean((out["losses"] * ~own).sum(), batch.counts["tokens"] - count)
+    metrics |= sampling_metrics((out["logps"] - batch.columns["sampling_logps"]).abs() * own, count)
+    return LossOutput(loss=out["against"], metrics=metrics)
