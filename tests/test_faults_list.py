@@ -89,6 +89,8 @@ def test_notes_are_no_findings_and_late_ones_don_t_count(bench):
     assert score.in_time(drop, run_of(drop.name, ("PERF006", "warning", 90)))
     assert not score.in_time(drop, run_of(drop.name, ("PERF006", "info", 90)))
     assert not score.in_time(drop, run_of(drop.name, ("PERF006", "warning", 112)))
+    assert not score.in_time(drop, run_of(drop.name, ("PERF006", "warning", 40)))
+    assert score.false(drop, run_of(drop.name, ("PERF006", "warning", 40)))
     assert not score.in_time(drop, run_of(drop.name, ("OPT006", "warning", 70)))
     assert [each["code"] for each in score.false(drop, run_of(drop.name, ("OPT006", "warning", 70)))] == ["OPT006"]
     healthy = cases["healthy-sft"]

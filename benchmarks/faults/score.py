@@ -5,7 +5,8 @@
 
 A finding counts from "warning" on: a healthy run may hold notes. A fault is found where a finding has one of the codes
 that were expected, by STEPS steps after the fault was visible. Any other finding is false, unless it is listed as a
-consequence of the fault; in a healthy run all are. Imports no torch.
+consequence of the fault; so is one that was told before the fault was there, and in a healthy run all are. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -51,9 +52,14 @@ def told(run: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def right(case: Case, run: dict[str, Any]) -> dict[str, Any] | None:
-    """The first finding with an expected code."""
-    fits = [finding for finding in told(run) if finding["code"].startswith(case.expected)]
+    """The first finding with an expected code, told when the fault was there."""
+    fits = [each for each in told(run) if each["code"].startswith(case.expected) and not early(case, each)]
     return min(fits, key=lambda finding: finding["opened"], default=None)
+
+
+def early(case: Case, finding: dict[str, Any]) -> bool:
+    """Whether it was told before the fault. A step that can't be made is told of while the step before is the last."""
+    return finding["opened"] < case.visible - 1
 
 
 def lateness(case: Case, finding: dict[str, Any]) -> int:
@@ -68,7 +74,7 @@ def in_time(case: Case, run: dict[str, Any]) -> bool:
 
 def false(case: Case, run: dict[str, Any]) -> list[dict[str, Any]]:
     fine = (*case.expected, *case.beside)
-    return [finding for finding in told(run) if not (fine and finding["code"].startswith(fine))]
+    return [each for each in told(run) if early(case, each) or not (fine and each["code"].startswith(fine))]
 
 
 # ---------------------------------------------------------------- of all
