@@ -34,6 +34,7 @@ class Evaluation:
     ):
         self.run, self.rewards, self.online = run, rewards, online
         self.any = bool(rows)
+        self.has_loss = online is None or run.config.held_out_loss
         self.to_complete = raw if online is None else rows
         self.mine = rows[run.rank :: run.world_size]
         self.fixed = all(companion.spec.sync_steps is None for companion in run.models.values())
@@ -41,7 +42,7 @@ class Evaluation:
 
     def annotate(self) -> None:
         """Ask companions about the rows once, where they say the same each time."""
-        if self.any and self.fixed and self.online is None:
+        if self.any and self.fixed and self.has_loss:
             self.mine = annotated(self.run, self.mine)
 
     def __call__(self) -> None:
@@ -52,10 +53,8 @@ class Evaluation:
         self.last = run.step
         started = time.perf_counter()
         entry = {"kind": "eval", "step": run.step}
-        if self.online is None:
+        if self.has_loss:
             entry |= evaluate_loss(run, self.mine if self.fixed else annotated(run, self.mine))
-        elif run.config.held_out_loss:
-            entry |= evaluate_loss(run, annotated(run, self.mine))
         if self.rewards or self.online is not None:  # without any reward completions are still shown and measured
             metrics, samples = evaluate_rewards(run, self.to_complete, self.rewards, self.online)
             entry |= metrics

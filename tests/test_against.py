@@ -121,3 +121,27 @@ def test_the_whole_of_both_logits_is_never_held(monkeypatch):
     )  # fmt: skip
     found.backward()
     assert 0 < largest <= 8 * 2**20 // 4
+
+
+@pytest.mark.parametrize("kind", ["matrix", "later", "module"])
+def test_a_model_that_is_not_here(small_tiles, kind):
+    """The function knows what it said: it is given no logits, and which units are asked about."""
+    hidden, matrix, other, theirs = states()
+    logits = other @ theirs.t()
+    divergence = jsd(torch.ones(10, dtype=torch.float64))
+    expected, values = divergence(hidden @ matrix.t(), logits, slice(0, 10))
+    wanted = torch.autograd.grad(expected, (hidden, matrix))
+    linear = nn.Linear(6, 11, bias=False, dtype=torch.float64)
+    linear.weight = nn.Parameter(matrix.detach().clone())
+    head = Head(None, linear, Shape(), 11) if kind == "module" else Head(matrix, None, Shape(), 11)
+
+    def function(ours, nothing, units):
+        assert nothing is None and units.stop - units.start <= 3
+        return divergence(ours, logits[units], units)
+
+    found, parts = loss_against(hidden, head, Against(None, None, function), made_ahead=kind == "matrix")
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    torch.testing.assert_close(parts["divergence"], values["divergence"].detach())
+    gradient = torch.autograd.grad(found, (hidden, linear.weight if kind == "module" else matrix))
+    for mine, other_one in zip(gradient, wanted, strict=True):
+        torch.testing.assert_close(mine, other_one, rtol=1e-6, atol=1e-9)

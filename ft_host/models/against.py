@@ -22,8 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from ft_host.models.head import Shape, _add_product, _product_dtype, _tiles, _wide
 
 # (n, V) logits, with gradient, and (m, V') of the other model, both in float32 or wider with scale, soft cap and
-# temperature applied; the units that they are of, as a slice; to their summed loss and values (units, ...) of theirs.
-Function = Callable[[torch.Tensor, torch.Tensor, slice], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+# temperature applied; the units that they are of, as a slice; to their summed loss and values (units, ...) of theirs. None
+# stands for the logits of a model that isn't here: the function then knows what it said.
+Function = Callable[[torch.Tensor, torch.Tensor | None, slice], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,17 @@ class Head:
 
 @dataclass(frozen=True)
 class Against:
-    """`hidden` (M, H') and `head` are the other model's. `units`: how many of our targets and of its states each unit has,
-    in order; None: one and one."""
+    """`hidden` (M, H') and `head` are the other model's, None where it isn't here. `units`: how many of our targets and of
+    its states each unit has, in order; None: one and one."""
 
-    hidden: torch.Tensor
-    head: Head
+    hidden: torch.Tensor | None
+    head: Head | None
     function: Function
     units: list[tuple[int, int]] | None = None
+
+    def logits(self, which: slice) -> torch.Tensor | None:
+        """The other model's, of some of its states."""
+        return None if self.hidden is None else self.head.logits(self.hidden[which])
 
 
 def shaped(logits: torch.Tensor, shape: Shape) -> torch.Tensor:
@@ -72,9 +77,9 @@ class _Tile:
     theirs: slice
 
 
-def tiles_of(count: int, against: Against, vocabulary: int) -> list[_Tile]:
+def tiles_of(count: int, against: Against, vocabulary: int, device: torch.device) -> list[_Tile]:
     """Units of as many targets as a tile holds. Raises ValueError where they don't add up to what there is."""
-    other = against.hidden.shape[0]
+    other = count if against.hidden is None else against.hidden.shape[0]
     units = against.units
     if units is None:
         if count != other:
@@ -84,7 +89,8 @@ def tiles_of(count: int, against: Against, vocabulary: int) -> list[_Tile]:
         both = units
         if (sum(ours for ours, _ in both), sum(theirs for _, theirs in both)) != (count, other):
             raise ValueError(f"units of {sum(a for a, _ in both)} and {sum(b for _, b in both)} states for {count} and {other}")
-    most = _tiles(10**9, max(vocabulary, against.head.vocabulary), 4, against.hidden.device)[0][1]
+    widest = vocabulary if against.head is None else max(vocabulary, against.head.vocabulary)
+    most = _tiles(10**9, widest, 4, device)[0][1]
     out: list[_Tile] = []
     ours, theirs = [0, *accumulate(a for a, _ in both)], [0, *accumulate(b for _, b in both)]
     first = 0
@@ -111,7 +117,7 @@ class _Tiled(torch.autograd.Function):
             states, cast = hidden.to(dtype), matrix.to(dtype)
             for tile in tiles:
                 product = (states[tile.ours] @ cast.t()).to(wide)
-                other = against.head.logits(against.hidden[tile.theirs])
+                other = against.logits(tile.theirs)
                 with torch.enable_grad():
                     product.requires_grad_(need_hidden or need_matrix)
                     loss, values = against.function(shaped(product, shape), other, tile.units)
@@ -154,7 +160,7 @@ def loss_against(
     `made_ahead`: the gradient may be made in the same pass; otherwise (a head that isn't one plain matrix, a loss that is
     scaled up afterwards) tiles are made again in the backward pass.
     """
-    tiles = tiles_of(hidden.shape[0], against, head.vocabulary)
+    tiles = tiles_of(hidden.shape[0], against, head.vocabulary, hidden.device)
     if not tiles:
         return hidden.sum() * 0.0, {}
     if made_ahead and head.matrix is not None:
@@ -164,7 +170,7 @@ def loss_against(
 
     def tile(states: torch.Tensor, each: _Tile) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with torch.no_grad():
-            other = against.head.logits(against.hidden[each.theirs])
+            other = against.logits(each.theirs)
         loss, values = against.function(head.logits(states), other, each.units)
         return loss, {name: value.detach() for name, value in values.items()}
 
