@@ -14,6 +14,8 @@ from ft_host.settings.paths import place_problems
 # Fields that need another one to be set, with their defaults.
 OF_REWARDS = {"reward_weights": [], "reward_kwargs": {}}
 OF_SAMPLES = {"reward": [], "max_sampling_logp_difference": 0.1}
+OF_HELD = {"teacher_model_name_or_path": None, "teacher_model_revision": None}
+OF_SERVED = {"loss_add_tail": True}
 OF_TOOLS = {"tools": [], "environment": None}
 
 
@@ -42,10 +44,22 @@ class DistillConfig(RolloutConfig):
         "tokenizer.",
         aliases=("teacher_model",),
         required=True,
+        unless="loss_top_k",
         example="path/of/a/larger/model",
     )
     teacher_model_revision: str | None = option(
         None, "Branch, tag or commit of a teacher from the hub. Not set: its newest."
+    )
+    loss_top_k: int | None = option(
+        None,
+        "Ask a teacher that the backend serves, rather than one that the run holds, for this many of its likeliest tokens in "
+        "each place.",
+        gt=0,
+        example="20",
+    )
+    loss_add_tail: bool = option(
+        True,
+        "loss_top_k: compare what all other tokens have together too, rather than leaving them out.",
     )
 
     # -- rollouts
@@ -130,10 +144,22 @@ class GKDConfig(RolloutConfig):
         "tokenizer.",
         aliases=("teacher_model",),
         required=True,
+        unless="loss_top_k",
         example="path/of/a/larger/model",
     )
     teacher_model_revision: str | None = option(
         None, "Branch, tag or commit of a teacher from the hub. Not set: its newest."
+    )
+    loss_top_k: int | None = option(
+        None,
+        "Ask a teacher that the backend serves, rather than one that the run holds, for this many of its likeliest tokens in "
+        "each place.",
+        gt=0,
+        example="20",
+    )
+    loss_add_tail: bool = option(
+        True,
+        "loss_top_k: compare what all other tokens have together too, rather than leaving them out.",
     )
 
     # -- where completions come from
@@ -210,6 +236,8 @@ class GKDConfig(RolloutConfig):
         check_teacher(self)
         if self.seq_kd and self.lmbda == 1:
             raise ConfigError("seq_kd: has no effect with lmbda: 1, where the policy completes all prompts")
+        if self.seq_kd and self.loss_top_k is not None:
+            raise ConfigError("seq_kd: needs a teacher that the run holds; one that the backend serves only scores tokens")
         if not self.samples_policy:
             refuse(self, OF_SAMPLES, "with lmbda: 0, where nothing is sampled from the policy")
         if not self.reward:
@@ -222,6 +250,15 @@ class GKDConfig(RolloutConfig):
 def check_teacher(config: RunConfig) -> None:
     """Refuse a teacher that can't be one, as far as that shows in the fields."""
     place = config.teacher_model_name_or_path
+    if config.loss_top_k is not None:
+        refuse(config, OF_HELD, "with loss_top_k, where the teacher is the one that the backend serves")
+        if config.temperature != 1:
+            raise ConfigError(
+                f"temperature: {config.temperature:g} with loss_top_k; the backend's teacher gives log-probs at a temperature "
+                "of 1, so that the loss would be of two"
+            )
+    else:
+        refuse(config, OF_SERVED, "without loss_top_k")
     if not place:
         return  # what is required is asked for elsewhere, with an example
     for problem in place_problems(place, ""):

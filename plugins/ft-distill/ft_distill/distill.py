@@ -10,7 +10,7 @@ gradient through the sampling. What tools said is in no loss.
 
 from __future__ import annotations
 
-from ft_distill.taught import against_teacher, metrics_of, sampling_metrics, teacher_of, watched
+from ft_distill.taught import against_teacher, columns_of, metrics_of, sampling_metrics, scored, teacher_of, watched
 from ft_host import hookimpl
 from ft_host.batch import Batch, forest
 from ft_host.data import prompt_row
@@ -20,8 +20,8 @@ from ft_host.run import LossOutput, ModelSpec
 
 
 @hookimpl
-def ft_models(config) -> dict[str, ModelSpec]:
-    return {"teacher": teacher_of(config)}
+def ft_models(config) -> dict[str, ModelSpec] | None:
+    return teacher_of(config)
 
 
 @hookimpl
@@ -43,8 +43,14 @@ def ft_rollout(rows, run) -> Rollout:
 
 
 @hookimpl
+def ft_annotate(rows, run):
+    """Once a rollout: what a teacher says that the backend serves."""
+    return None if run.config.loss_top_k is None else scored(rows, run)
+
+
+@hookimpl
 def ft_collate(rows, tokenizer, config) -> Batch:
-    columns = {"sampling_logps": per_target(rows, "sampling_logps")}
+    columns = {"sampling_logps": per_target(rows, "sampling_logps")} | columns_of(rows, config)
     batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
     batch.counts = {"rows": len(rows), "tokens": len(batch.targets)}
     return batch
@@ -55,7 +61,7 @@ def ft_loss(model, batch, run) -> LossOutput:
     out = against_teacher(model, batch, run)
     if not len(batch.targets):
         return LossOutput(loss=out["against"])
-    metrics = metrics_of(out, batch.counts["tokens"])
+    metrics = metrics_of(out, batch)
     if run.rollouts.updates == 1:  # else the policy has moved since
         apart = (out["logps"] - batch.columns["sampling_logps"]).abs()
         metrics |= sampling_metrics(apart, batch.counts["tokens"])

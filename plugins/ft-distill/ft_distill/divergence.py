@@ -77,7 +77,7 @@ class TaughtByTop:
     weight: float
     beta: float
 
-    def __call__(self, student: torch.Tensor, units: slice) -> tuple[torch.Tensor, Values]:
+    def __call__(self, student: torch.Tensor, nothing: None, units: slice) -> tuple[torch.Tensor, Values]:
         ours, ids = student.log_softmax(-1), self.ids[units]
         losses = topk_jsd(ours, ids, self.teacher[units].to(ours.dtype), self.beta, self.tail)
         return losses.sum() * self.weight, values_of(ours, losses, ours.argmax(-1) == ids[:, 0], self.targets[units])

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ft_distill.taught import against_teacher, metrics_of, sampling_metrics, teacher_of, watched
+from ft_distill.taught import against_teacher, columns_of, metrics_of, sampling_metrics, scored, teacher_of, watched
 from ft_host import hookimpl
 from ft_host.batch import IGNORE, Batch, count_targets, forest
 from ft_host.data import prompt_row, tokenize_row
@@ -33,8 +33,8 @@ Row = dict[str, Any]
 
 
 @hookimpl
-def ft_models(config) -> dict[str, ModelSpec]:
-    return {"teacher": teacher_of(config)}
+def ft_models(config) -> dict[str, ModelSpec] | None:
+    return teacher_of(config)
 
 
 # ---------------------------------------------------------------- rows
@@ -140,6 +140,15 @@ def ft_rollout(rows, run) -> Rollout:
     return Rollout(rows=found, metrics=metrics, samples=samples)
 
 
+@hookimpl
+def ft_annotate(rows, run):
+    """Once a rollout, and of held-out rows: what a teacher says that the backend serves."""
+    if run.config.loss_top_k is None:
+        return None
+    found = scored([row.get("own", row) for row in rows], run)
+    return [row | {"own": each} if "own" in row else each for row, each in zip(rows, found, strict=True)]
+
+
 # ---------------------------------------------------------------- the loss
 
 
@@ -149,7 +158,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     columns = {
         "sampling_logps": per_target(rows, "sampling_logps"),
         "on_policy": torch.tensor([row["on_policy"] for row in rows], dtype=torch.bool),
-    }
+    } | columns_of(rows, config)
     batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
     batch.counts = {
         "rows": len(rows),
@@ -164,7 +173,7 @@ def ft_loss(model, batch, run) -> LossOutput:
     config, out = run.config, against_teacher(model, batch, run)
     if not len(batch.targets):
         return LossOutput(loss=out["against"])
-    metrics = metrics_of(out, batch.counts["tokens"])
+    metrics = metrics_of(out, batch)
     own, count = batch.columns["on_policy"][batch.rows], batch.counts["on_policy"]
     if 0 < config.lmbda < 1:
         metrics["distillation/on_policy_loss"] = mean((out["losses"] * own).sum(), count)

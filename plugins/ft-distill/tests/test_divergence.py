@@ -201,7 +201,7 @@ def test_tails_as_trl_has_them(beta):
     function = TaughtByTop(
         targets=torch.zeros(4, dtype=torch.long), ids=teacher.indices, teacher=teacher.values, tail=True, weight=1.0, beta=beta
     )
-    loss, _ = function(ours, slice(0, 4))
+    loss, _ = function(ours, None, slice(0, 4))
     loss.backward()
     expected.backward()
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)

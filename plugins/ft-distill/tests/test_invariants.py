@@ -137,7 +137,7 @@ def test_the_share_is_drawn_for_each_prompt():
 
 
 def test_losses_by_where_completions_come_from(mixed):
-    for line in lines(run_in(mixed, "run")):
+    for line in lines(run_in(mixed, "run", max_steps=2)):
         assert 0 < line["distillation/on_policy_share"] < 1
         both = sorted((line["distillation/on_policy_loss"], line["distillation/off_policy_loss"]))
         assert both[0] < line["loss"] < both[1]

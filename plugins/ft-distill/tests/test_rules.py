@@ -1,0 +1,66 @@
+"""Each rule on a run that has its trouble, and on one that hasn't."""
+
+from __future__ import annotations
+
+import pytest
+from ft_distill.config import DistillConfig, GKDConfig
+from ft_distill.rules import RULES
+
+from ft_host.testing.rules import Told, codes, findings, steps
+
+STILL = {"distillation__divergence": lambda step: 0.6 + 0.01 * (step % 2), "distillation__teacher_agreement": 0.5}
+FAULTY = {
+    "DIS002": Told(facts={"plan/total_steps": 300}, lines=steps(90, **STILL)),
+    "DIS003": Told(config={"loss_top_k": 8}, lines=steps(30, distillation__teacher_top_k_mass=0.7)),
+    "DIS004": Told(
+        lines=steps(
+            60,
+            completions__mean_length=lambda step: 60.0 if step < 20 else 4.0,
+            completions__clipped_ratio=0.02,
+        )
+    ),
+}
+HEALTHY = Told(
+    facts={"plan/total_steps": 200},
+    lines=steps(
+        200,
+        distillation__divergence=lambda step: 0.1 + 0.5 / (1 + step / 20),
+        distillation__teacher_agreement=lambda step: 0.9 - 0.4 / (1 + step / 20),
+        distillation__teacher_top_k_mass=0.97,
+        completions__mean_length=lambda step: 60.0 - 0.1 * step,
+        completions__clipped_ratio=0.05,
+        entropy=lambda step: 1.5 - 0.005 * step,
+    ),
+)
+
+
+@pytest.mark.parametrize("config_class", [DistillConfig, GKDConfig], ids=["distill", "gkd"])
+@pytest.mark.parametrize("code", FAULTY)
+def test_faulty(code, config_class):
+    [found] = [each for each in findings(RULES, FAULTY[code], config_class) if each.code == code]
+    assert found.message and found.remedies
+    assert codes(RULES, FAULTY[code], config_class) == {code}
+
+
+def test_healthy():
+    assert codes(RULES, HEALTHY, DistillConfig) == codes(RULES, HEALTHY, GKDConfig) == set()
+
+
+def test_each_rule_of_its_own_has_a_case():
+    assert {rule.code for rule in RULES if rule.code < "DIS100"} == set(FAULTY)
+
+
+def test_a_student_that_is_there_has_nothing_to_learn():
+    told = Told(lines=steps(90, distillation__divergence=0.01, distillation__teacher_agreement=0.99))
+    assert codes(RULES, told, DistillConfig) == set()
+
+
+def test_one_that_moves_away_is_told_to_go_slower():
+    lines = steps(90, distillation__divergence=lambda step: 0.2 + 0.01 * step, distillation__teacher_agreement=0.5)
+    [found] = findings(RULES, Told(lines=lines), GKDConfig)
+    assert (found.code, found.severity) == ("DIS002", "error") and "Lower learning_rate" in found.remedies[0].why
+
+
+def test_completions_that_are_cut_short():
+    told = Told(lines=steps(60, completions__clipped_ratio=0.9, completions__mean_length=500.0))
+    assert codes(RULES, told, DistillConfig) == {"DIS108"}
