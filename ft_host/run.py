@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ft_host.store import Store
 
 
+NO_SCORES = "backend: {} has no ft_score, so it can't score tokens with another model"
+
+
 class Drop(str):
     """Returned by `ft_prepare` to leave a row out; the text is the reason it is counted under."""
 
@@ -117,7 +120,7 @@ class Run:
         """What the model that the backend serves beside the policy gives to tokens. All ranks must call it. Raises
         ConfigError where the backend serves none."""
         if not self.plugins.hook.ft_score.get_hookimpls():
-            raise ConfigError(f"backend: {self.config.backend} has no ft_score, so it can't score tokens with another model")
+            raise ConfigError(NO_SCORES.format(self.config.backend))
         return self.plugins.hook.ft_score(sequences=sequences, top=top, run=self)
 
     def sync_weights(self) -> None:

@@ -157,6 +157,11 @@ class RolloutConfig(RunConfig):
         """Whether anything is sampled from the policy in training. Where nothing is, the backend isn't tried out."""
         return True
 
+    @property
+    def needs_scores(self) -> bool:
+        """Whether another model, which the backend serves, must say what it gives to tokens (`ft_score`)."""
+        return False
+
     def rollout_plan(self, processes: int) -> RolloutPlan:
         """The completions of a rollout over all processes, and how they are used. Raises ConfigError, with the nearest
         possible numbers, where they don't come out even."""

@@ -23,6 +23,7 @@ from ft_host.generation.tools import Toolbox, load_tools
 from ft_host.imports import nearest
 from ft_host.registry import PluginInfo, label
 from ft_host.rewards import RewardPool, check_columns
+from ft_host.run import NO_SCORES
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 
 def check_online(method: PluginInfo, plugins: PluginManager, config: RunConfig) -> None:
-    """Refuse a method whose hooks and fields don't agree on whether it makes its own rows. Raises PluginBroken."""
+    """Refuse a method whose hooks and fields don't agree on whether it makes its own rows. Raises PluginBroken; ConfigError
+    for a backend that lacks what the run needs."""
     answers = bool(plugins.hook.ft_rollout.get_hookimpls())
     if answers != isinstance(config, RolloutConfig):
         has, lacks = "ft_rollout", "RolloutConfig"
@@ -43,6 +45,8 @@ def check_online(method: PluginInfo, plugins: PluginManager, config: RunConfig) 
             f"{label(method)}: the method {method.name!r} has {has} and lacks {lacks}: a method that answers ft_rollout has "
             f"a config that extends ft_host.generation.config.RolloutConfig, and no other has"
         )
+    if answers and config.needs_scores and not plugins.hook.ft_score.get_hookimpls():
+        raise ConfigError(NO_SCORES.format(config.backend))
 
 
 @dataclass(kw_only=True)

@@ -103,6 +103,10 @@ class DistillConfig(RolloutConfig):
         le=1,
     )
 
+    @property
+    def needs_scores(self) -> bool:
+        return self.loss_top_k is not None
+
     def rollout_plan(self, processes: int) -> RolloutPlan:
         return grouped_plan(
             self,
@@ -224,6 +228,10 @@ class GKDConfig(RolloutConfig):
     @property
     def held_out_loss(self) -> bool:
         return self.uses_data
+
+    @property
+    def needs_scores(self) -> bool:
+        return self.loss_top_k is not None
 
     def rollout_plan(self, processes: int) -> RolloutPlan:
         """A rollout is an optimizer step, of a completion of each prompt."""

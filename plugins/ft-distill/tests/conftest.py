@@ -30,9 +30,11 @@ def completion_of(prompt: str, place: int = 0) -> list[int]:
 END = 7  # the token that ends a turn
 BACKEND = """
 import random
+import torch
+from transformers import AutoModelForCausalLM
 from ft_host import hookimpl
-from ft_host.generation import Completion
-END, SIZE, COUNT, ASKED = 7, {size}, {count}, []
+from ft_host.generation import Completion, Scores
+END, SIZE, COUNT, TEACHER, ASKED = 7, {size}, {count}, {teacher!r}, []
 
 {completion_of}
 
@@ -44,6 +46,17 @@ def ft_generate(requests, sampling, run):
         ids = completion_of(run.tokenizer.decode(request.prompt_ids), (request.number or 0) % COUNT)
         why = "stop" if ids[-1] == END else "length"
         found.append(Completion(token_ids=ids, logprobs=[-1.0] * len(ids), finish_reason=why))
+    return found
+
+@hookimpl
+def ft_score(sequences, top, run):
+    ASKED.append(("score", len(sequences)))
+    model, found = AutoModelForCausalLM.from_pretrained(TEACHER), []
+    for each in sequences:
+        with torch.no_grad():
+            logits = model(torch.tensor([each.token_ids])).logits[0, each.start - 1 : -1]
+        best = logits.log_softmax(-1).topk(top, -1)
+        found.append(Scores(token_ids=best.indices.tolist(), logprobs=best.values.tolist()))
     return found
 """
 
@@ -94,9 +107,9 @@ def make(llama: Path, teacher: Path, tmp_path: Path) -> Callable[..., DistillCon
 
 
 @pytest.fixture
-def backend(tmp_path, monkeypatch):
-    """A backend whose completions are fixed, installed for this test: its name, for so many completions a prompt, and
-    the list of who was asked for how many."""
+def backend(tmp_path, monkeypatch, teacher):
+    """A backend whose completions are fixed and which serves the teacher, installed for this test: its name, for so many
+    completions a prompt. Its ASKED says who was asked for how much."""
     from ft_host.registry.catalog import catalog
 
     site = tmp_path / "site"
@@ -107,7 +120,9 @@ def backend(tmp_path, monkeypatch):
         name = f"told_{count}"
         if not list(site.glob(f"*{name}*")):
             monkeypatch.delitem(sys.modules, f"fake_{name}", raising=False)  # that of the test before
-            source = BACKEND.format(size=SIZE, count=count, completion_of=inspect.getsource(completion_of))
+            source = BACKEND.format(
+                size=SIZE, count=count, teacher=str(teacher), completion_of=inspect.getsource(completion_of)
+            )
             make_distribution(
                 site, f"ft-{name}", entry_points={"ft_host.backends": {name: f"fake_{name}"}},
                 modules={f"fake_{name}": source}, requires=["ft-host"],

@@ -51,6 +51,11 @@ def test_trls_names_are_taken():
         (GKDConfig, {"seq_kd": True, "lmbda": 1.0}, "seq_kd: has no effect with lmbda: 1"),
         (GKDConfig, {"lmbda": 0.0, "reward": ["accuracy"]}, "reward: has no effect with lmbda: 0"),
         (GKDConfig, {"lmbda": 0.0, "max_sampling_logp_difference": 1.0}, "max_sampling_logp_difference: has no effect"),
+        (DistillConfig, {"loss_add_tail": False}, "loss_add_tail: has no effect without loss_top_k"),
+        (DistillConfig, {"loss_top_k": 5, "teacher_model_name_or_path": "t"}, "teacher_model_name_or_path: has no effect"),
+        (DistillConfig, {"loss_top_k": 5, "teacher_model_revision": "t"}, "teacher_model_revision: has no effect with loss_top"),
+        (DistillConfig, {"loss_top_k": 5, "temperature": 0.5}, "temperature: 0.5 with loss_top_k"),
+        (GKDConfig, {"loss_top_k": 5, "seq_kd": True}, "seq_kd: needs a teacher that the run holds"),
         (GKDConfig, {"tools": ["a.py:b"]}, "tools: gkd completes prompts in one turn; distill is for"),
         (GKDConfig, {"environment": "a.py:B"}, "environment: gkd completes prompts in one turn"),
     ],
@@ -70,6 +75,13 @@ def test_a_teacher_is_asked_for():
 
     with pytest.raises(ConfigError, match="teacher"):
         resolve(DistillConfig, None, ["--model", "m", "--dataset", "d"])
+
+
+def test_a_teacher_that_the_backend_serves_is_one():
+    from ft_host.settings import resolve
+
+    config = resolve(DistillConfig, None, ["--model", "m", "--dataset", "d", "--loss-top-k", "9"]).config
+    assert distill.ft_models(config) is None and gkd.ft_models(GKDConfig(loss_top_k=9)) is None
 
 
 @pytest.mark.parametrize("fields", [{}, {"lmbda": 0.0}, {"lmbda": 1.0}, {"seq_kd": True}, {"seq_kd": True, "lmbda": 0.0}])
