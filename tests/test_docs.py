@@ -24,7 +24,7 @@ from ft_host.hooks import data, diagnostics, generation, loss
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "plugins/*/*.md", "examples/*/*.md", "benchmarks/*.md")
+    for pattern in ("*.md", "docs/*.md", "docs/rules/README.md", "plugins/*/*.md", "examples/*/*.md", "benchmarks/*.md")
     for path in ROOT.glob(pattern)
 )
 HOOKS = {
@@ -142,6 +142,28 @@ def test_the_complete_method_trains_and_its_loss_is_the_formula(tmp_path):
             logp = plain(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
         losses.append(-logp[prompt - 1 :].mean())
     assert math.isclose(steps[0]["loss"], float(torch.stack(losses).mean()), rel_tol=1e-5)
+
+
+def test_the_complete_rules_are_found_installed_and_pass_their_own_tests(tmp_path):
+    from ft_host.testing.distributions import make_distribution
+
+    page = ROOT / "docs" / "diagnostics.md"
+    files = {name: text for name, text in snippets(page, "python") if name}
+    assert set(files) == {"house_rules.py", "test_house_rules.py"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    make_distribution(
+        tmp_path, "house-rules", entry_points={"ft_host.diagnostics": {"house": "house_rules"}},
+        requires=["ft-host>=0.4,<1"],
+    )  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_house_rules.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    command = [sys.executable, "-m", "ft_host", "explain", "HOUSE001"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Answers grow and get no better" in done.stdout and "From house-rules 0.1.0" in done.stdout
 
 
 # ---------------------------------------------------------------- commands
