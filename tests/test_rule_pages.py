@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
+import json
+import re
 from pathlib import Path
 
 import pytest
+
+from ft_host.testing.runs import make_run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,3 +40,35 @@ def test_what_a_rule_mutes_is_of_a_family_that_is_there(rules):
     for rule, _ in every:
         for muted in rule.mutes:
             assert muted == "ALL" or muted.rstrip("0123456789") in families, f"{rule.code} mutes {muted}, no such family"
+
+
+def described() -> list[str]:
+    """The names in the first column of the tables of docs/metrics.md; some have a star."""
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    found = []
+    for cell in re.findall(r"^\| ([^|]*`[^|]*) \|", text, re.MULTILINE):
+        names = re.findall(r"`([^`]+)`", cell)
+        family = names[0].rpartition("/")[0]  # "`a/b_mean`, `b_max`" is of one family
+        found += [name if "/" in name or not family else f"{family}/{name}" for name in names]
+    return found
+
+
+def is_described(name: str, names: list[str]) -> bool:
+    bare = name.removeprefix("start/").removeprefix("eval_")
+    return any(each in names or any(fnmatch.fnmatchcase(each, pattern) for pattern in names if "start/" not in pattern)
+               for each in (name, bare))  # fmt: skip
+
+
+def test_the_names_that_rules_read_are_described(rules):
+    names = described()
+    lacking = {name: rule.code for rule, _ in rules.owned() for name in rule.needs if not is_described(name, names)}
+    assert not lacking, f"docs/metrics.md lacks {lacking}"
+
+
+@pytest.mark.parametrize("rollouts", [False, True])
+def test_the_names_in_a_run_are_described(tmp_path, rollouts):
+    folder = make_run(tmp_path / "run", steps=4, eval_steps=2, rollouts=rollouts)
+    names = described()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lacking = sorted({name for line in lines for name in line if not is_described(name, names)})
+    assert not lacking, f"docs/metrics.md lacks {', '.join(lacking)}"

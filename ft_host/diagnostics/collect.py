@@ -75,7 +75,10 @@ def rules_of(infos: list[registry.PluginInfo]) -> tuple[list[Owned], list[str]]:
 
     owned, problems = [(rule, HOST) for rule in RULES], []
     seen = {rule.code: HOST for rule in RULES}
+    modules = {(info.distribution, info.value): info for info in reversed(infos)}  # two methods may share their rules
     for info in infos:
+        if modules[info.distribution, info.value] is not info:
+            continue
         manager = pluggy.PluginManager(NAME)
         manager.add_hookspecs(diagnostics)
         label = registry.label(info)
