@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ft_host import hookimpl
 from ft_host.errors import ConfigError, FtHostError
-from ft_host.generation import Completion, Request, Sampling
+from ft_host.generation import Completion, Request, Sampling, Scores, Sequence
 from ft_host.models.load import base_of, precision
-from ft_vllm import inprocess, server, transfer, weights
+from ft_vllm import inprocess, scoring, server, transfer, weights
 from ft_vllm.client import Client
 from ft_vllm.config import VLLMConfig
 from ft_vllm.sampling import Job, completion_of, jobs_of
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ft_host.models.policy import Policy
     from ft_host.run import Run
 
-KEY = "vllm"  # in run.backend_state
+KEY, TEACHER = "vllm", "vllm teacher"  # in run.backend_state
 T = TypeVar("T")
 
 
@@ -63,6 +63,16 @@ def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[C
 
 
 @hookimpl
+def ft_score(sequences: list[Sequence], top: int, run: Run) -> list[Scores]:
+    config = run.backend_config
+    if config.teacher_url is None:
+        raise ConfigError("backend_config.teacher_url: not set, and tokens are to be scored by a teacher; see docs/vllm.md")
+    if TEACHER not in run.backend_state:
+        run.backend_state[TEACHER] = scoring.find(config)
+    return scoring.score(run.backend_state[TEACHER], sequences, top, config.max_num_seqs)
+
+
+@hookimpl
 def ft_sync_weights(model: Policy, version: int, run: Run) -> None:
     engine = opened(run)
     if sends_adapter(run):
@@ -79,6 +89,7 @@ def ft_sync_weights(model: Policy, version: int, run: Run) -> None:
 @hookimpl
 def ft_close(run: Run) -> None:
     """End what this run has started. Called however the run ends, so it asks nothing of other ranks."""
+    run.backend_state.pop(TEACHER, None)  # a server that isn't ours
     engine = run.backend_state.pop(KEY, None)
     if engine is None:
         return
@@ -101,6 +112,10 @@ def opened(run: Run) -> Engine:
         config = run.backend_config
         if not isinstance(config, VLLMConfig):
             raise ConfigError(f"backend_config: expected the fields of vllm, found {type(config).__name__}")
+        if config.mode == "server" and config.python is None and config.url is None:
+            raise ConfigError(
+                "backend_config: only teacher_url is set, so vLLM can score tokens and generate none; set python or url too"
+            )
         run.backend_state[KEY] = in_process(config, run) if config.mode == "inprocess" else of_server(config, run)
     return run.backend_state[KEY]
 

@@ -39,6 +39,17 @@ def generate(body: dict) -> dict:
     }]}  # fmt: skip
 
 
+def score(body: dict) -> dict:
+    """The token that stands there has log-prob -1 and rank 3; the likeliest are the two after it, with -0.1 and -0.2."""
+    places = [None]
+    for token in body["prompt"][1:]:
+        found = [(token + 1, -0.1), (token + 2, -0.2), (token, -1.0)]
+        place = {str(each): {"logprob": logp, "rank": rank} for rank, (each, logp) in enumerate(found, 1)}
+        kept = {each: said for each, said in place.items() if said["rank"] <= body["prompt_logprobs"] or each == str(token)}
+        places.append(dict(reversed(kept.items())))
+    return {"choices": [{"prompt_logprobs": places}]}
+
+
 def join(info: dict) -> dict:
     from datetime import timedelta
 
@@ -88,6 +99,8 @@ def answer(method: str, path: str, body: dict) -> dict | None:
         if FAKE == "no tokens":
             raise PermissionError("scale-out is disabled")
         return generate(body)
+    if route == ("POST", "/v1/completions"):
+        return score(body)
     if FAKE == "no weights":
         raise LookupError("Not Found")
     if route == ("GET", "/weight_info"):

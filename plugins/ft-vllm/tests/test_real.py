@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 import torch
 from ft_vllm import backend
 from ft_vllm.client import Client
-from ft_vllm.server import free_port
+from ft_vllm.server import Server, free_port, wait
 from peft import LoraConfig, get_peft_model
 from transformers import (
     LogitsProcessorList,
@@ -30,8 +31,8 @@ from transformers import (
 )
 
 from ft_host.errors import FtHostError
-from ft_host.generation import Request, Sampling
-from ft_host.testing.models import disturb, tiny_llama, tiny_moe, tiny_qwen
+from ft_host.generation import Request, Sampling, Sequence
+from ft_host.testing.models import disturb, save_tiny, tiny_llama, tiny_moe, tiny_qwen
 
 PYTHON = os.environ.get("FT_VLLM_PYTHON")
 MODELS = {"tied": tiny_qwen, "untied": tiny_llama, "experts": tiny_moe}
@@ -131,6 +132,32 @@ def test_an_adapter_alone(adapted, fields, name):
 @pytest.mark.parametrize("fields", WAYS)
 def test_an_adapter_merged_with_a_module_trained_in_full(adapted, fields):
     follow(adapted(tiny_llama, {**fields, "lora": "merged"}, modules_to_save=["lm_head"]))
+
+
+@server_only
+def test_a_teacher_scores_tokens_as_its_own_forward_pass_does(make, tmp_path):
+    """Served by a plain `vllm serve`, as a user would start it."""
+    teacher, port = tiny_qwen(**HEADS), free_port("127.0.0.1")
+    folder = save_tiny(tmp_path / "teacher", teacher)
+    command = [PYTHON, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--port", str(port), "--host", "127.0.0.1"]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-logprobs", "20", "--max-model-len", "128"]
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    with open(tmp_path / "teacher.log", "wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=kept | {"VLLM_CPU_KVCACHE_SPACE": "1"}, start_new_session=True
+        )
+    try:
+        wait(Server(url=f"http://127.0.0.1:{port}", process=process, log=tmp_path / "teacher.log"), 300)
+        run = make(tiny_llama(**HEADS), teacher_url=f"http://127.0.0.1:{port}")
+        found = run.score([Sequence(token_ids=prompt, start=2) for prompt in PROMPTS], 10)
+        for prompt, scores in zip(PROMPTS, found, strict=True):
+            logs = logits_of(teacher, prompt[:2], prompt[2:]).log_softmax(-1)
+            best, places = logs.topk(10, -1)
+            torch.testing.assert_close(torch.tensor(scores.logprobs), best, atol=EXACT, rtol=0)
+            assert scores.token_ids == places.tolist()
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
 
 
 @pytest.mark.parametrize("fields", WAYS)
