@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,11 @@ def snippets(page: Path, language: str) -> list[tuple[str | None, str]]:
     return [(found["name"], found["text"]) for found in FENCE.finditer(read(page)) if found["language"] == language]
 
 
-METHODS = [path.parent.name.removeprefix("ft-") for path in ROOT.glob("plugins/*/pyproject.toml")]
+METHODS = [
+    name
+    for path in sorted(ROOT.glob("plugins/*/pyproject.toml"))
+    for name in tomllib.loads(read(path))["project"].get("entry-points", {}).get("ft_host.methods", {})
+]
 
 
 def fields_of_method(name: str) -> dict[str, Any]:
@@ -241,8 +246,6 @@ def test_relative_links_lead_somewhere(page):
 
 
 def test_each_dependency_is_justified():
-    import tomllib
-
     project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
     needed = {re.split(r"[<>=!~ \[]", requirement)[0].lower() for requirement in project["dependencies"]}
     text = read(ROOT / "docs" / "architecture.md")
