@@ -129,7 +129,7 @@ RULES = [
         needs=("plan/generations",),
         fields=("num_generations",),
         severity="info",
-        test=lambda view: view["plan/generations"] < 4,
+        test=lambda view: 1 < view["plan/generations"] < 4,  # of one, nothing is held against another
         message=lambda view: (
             f"A group has {view['plan/generations']} completions: what a completion is held against is then mostly noise, "
             f"and many groups have equal rewards."
@@ -137,7 +137,7 @@ RULES = [
         remedies=lambda view: [Remedy(
             why=f"Raise num_generations from {view['plan/generations']} to 8", patch={"num_generations": 8}, again=True,
         )],  # fmt: skip
-        when="num_generations below 4.",
+        when="num_generations is 2 or 3.",
         why="The mean of a group is its baseline; of two it is half of the completion itself.",
         remedy="8 to 32 completions a prompt.",
         source="prime-rl docs; arXiv 2402.03300",
