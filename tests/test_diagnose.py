@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,33 @@ def test_a_muted_or_past_finding_is_no_alert_in_sarif(broken, capsys):
     results = {each["ruleId"]: each for each in run["results"]}
     assert results["XYZ001"]["suppressions"] == [{"kind": "external", "justification": "follows from NUM001"}]
     assert (results["XYZ002"]["kind"], results["XYZ002"]["level"]) == ("informational", "none")
+
+
+def test_sarif_has_the_shape_that_the_standard_asks_for(broken, capsys):
+    """SARIF 2.1.0, the properties that code hosts read; its schema is not at hand without a network."""
+    rows = [one_finding(), one_finding(state="muted", muted_by="NUM001", code="XYZ002", fingerprint="XYZ002")]
+    (broken / "findings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = json.loads(called("diagnose", str(broken), "--format", "sarif", capsys=capsys)[1])
+    assert set(told) == {"$schema", "version", "runs"} and told["version"] == "2.1.0"
+    (run,) = told["runs"]
+    driver = run["tool"]["driver"]
+    assert driver["name"] == "ft-host" and re.fullmatch(r"\d+\.\d+\.\d+", driver["semanticVersion"])
+    ids = [rule["id"] for rule in driver["rules"]]
+    assert len(ids) == len(set(ids))
+    for rule in driver["rules"]:
+        assert rule["defaultConfiguration"]["level"] in ("none", "note", "warning", "error")
+        assert all(rule[name]["text"].strip() for name in ("shortDescription", "fullDescription", "help"))
+    assert {result["ruleId"] for result in run["results"]} == {"NUM001", "XYZ001", "XYZ002"}
+    for result in run["results"]:
+        assert result["message"]["text"].strip() and result["level"] in ("none", "note", "warning", "error")
+        assert "ruleIndex" not in result or ids[result["ruleIndex"]] == result["ruleId"]
+        for location in result["locations"]:
+            place = location["physicalLocation"]
+            assert place["artifactLocation"]["uri"] and place["region"]["startLine"] >= 1
+        assert all(each["kind"] in ("inSource", "external") for each in result.get("suppressions", ()))
+        assert all(isinstance(value, str) for value in result["partialFingerprints"].values())
+    for invocation in run["invocations"]:
+        assert invocation["executionSuccessful"] is True
 
 
 def test_what_only_the_run_could_find_is_taken_from_its_record(broken, capsys):

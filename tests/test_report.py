@@ -22,7 +22,7 @@ from ft_host.report import RunUnreadable, find_runs, read_run, write_comparison,
 from ft_host.report import format as fmt
 from ft_host.report.chart import log_ticks, tick_labels, ticks
 from ft_host.report.series import Series, smooth, thin
-from ft_host.testing.runs import make_run
+from ft_host.testing.runs import made_finding, make_run
 
 HOSTILE = "<script>alert(1)</script><img src=http://x.invalid/a.png>\"'&</pre></td> a\x00b\x1b\ud800"
 HARMLESS = "<script>alert(1)</script><img src=http://x.invalid/a.png>\"'&</pre></td> a\ufffdb\ufffd\ufffd"
@@ -476,6 +476,69 @@ def test_many_prompts_of_one_rollout(tmp_path):
                                     "completion": "c", "group": group} for group in range(5)))  # fmt: skip
     shown = section(page_of(run), "Rollouts")
     assert shown[1] == "Rollout · step 1" and shown.index("prompt 2") < shown.index("2 more") < shown.index("prompt 3")
+
+
+# ---------------------------------------------------------------- findings
+
+
+FOUND = [
+    made_finding(),
+    made_finding(state="cleared", step=52, last_step=41),  # the last line of a finding is how it ended
+    made_finding(code="DATA007", title="Rows are there more than once", severity="info", stage="before", first_step=0,
+                 last_step=0, message="3 % of rows are there twice.", evidence=[{"metric": "data/duplicate_rows", "value": 0.03}],
+                 remedies=[{"rank": 1, "why": "Leave out what is doubled", "applicability": "display", "patch": [],
+                            "from_start": True, "expected": ""}]),
+    made_finding(code="OPT009", title="It overfits", severity="error", first_step=50, last_step=50,
+                 message="Held-out loss rises.", evidence=[{"metric": "eval_loss", "value": 0.4}]),
+    made_finding(code="OPT005", title="The loss stands still", state="muted", muted_by="OPT009", message="It doesn't fall."),
+]  # fmt: skip
+
+
+def test_findings_are_on_the_page_the_gravest_first_and_those_that_follow_folded(tmp_path):
+    page = page_of(make_run(tmp_path / "run", steps=60, eval_steps=20, findings=FOUND))
+    cards = [attrs["class"] for attrs in page.all("div") if (attrs.get("class") or "").startswith("finding")]
+    assert cards == ["finding error", "finding info", "finding warning over", "finding warning over"]
+    words = " ".join(page.text.split())
+    order = [words.index(text) for text in ("OPT009: It overfits", "DATA007: Rows", "OPT003: The loss has jumped", "OPT005: ")]
+    assert order == sorted(order)
+    for needle in ("Findings", "Held-out loss rises.", "steps 30 to 41 , has passed", "Lower learning_rate from 0.001 to 0.0002",
+                   "learning_rate: 0.0002", "1 that follow from another", "follows from OPT009", "Leave out what is doubled",
+                   "5.1 (mean 3.4, baseline 2.9)"):  # fmt: skip
+        assert needle.replace(" ,", ",") in words, needle
+    assert words.count("OPT003: The loss") == 1, "each finding once, as it ended"
+
+
+def test_findings_are_marked_on_the_curves_where_they_were(tmp_path):
+    page = page_of(make_run(tmp_path / "run", steps=60, eval_steps=20, findings=FOUND))
+    marks = {attrs["title"]: attrs["class"] for attrs in page.all("span") if (attrs.get("class") or "").startswith("mark")}
+    assert marks == {"OPT003, steps 30 to 41": "mark warning", "OPT009, steps 50 to 50": "mark error"}
+    (loss,) = [attrs["aria-label"] for attrs in page.all("svg") if attrs["aria-label"].startswith("Loss")]
+    assert loss.endswith("; OPT003 from step 30 to 41; OPT009 from step 50 to 50"), "one that is muted isn't marked"
+    bands = [attrs["class"] for attrs in page.all("path") if (attrs.get("class") or "").startswith("mark")]
+    assert bands == ["mark warning", "mark error"]
+
+
+def test_a_run_without_findings_has_no_section_and_no_marks(tmp_path):
+    page = page_of(make_run(tmp_path / "run", steps=60, eval_steps=20))
+    assert "what the run recognised by itself" not in page.text
+    assert not [attrs for _, attrs in page.tags if "mark" in (attrs.get("class") or "").split()]
+
+
+def test_nothing_in_a_finding_becomes_markup_and_a_damaged_line_is_told(tmp_path):
+    hostile = made_finding(title=HOSTILE, message=HOSTILE, why=HOSTILE, severity="grave", fingerprint=f"OPT003:{HOSTILE}",
+                           evidence=[{"metric": HOSTILE, "value": HOSTILE}], remedies=[{"why": HOSTILE}])  # fmt: skip
+    folder = make_run(tmp_path / "run", steps=10, eval_steps=None, findings=[hostile])
+    append(folder, "findings.jsonl", made_finding(message=7))
+    page = page_of(folder)
+    assert not page.all("img") and HARMLESS in page.text
+    record = read_run(folder)
+    assert len(record.findings) == 1 and any("a line without message" in problem for problem in record.problems)
+
+
+def test_runs_counts_what_is_open_and_says_how_grave_it_is(tmp_path, capsys):
+    make_run(tmp_path / "run", steps=60, eval_steps=20, findings=FOUND)
+    runs_command.run([str(tmp_path)])
+    assert "2 (error)" in capsys.readouterr().out
 
 
 def test_a_running_run_without_metrics_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,24 @@ def _rollout_samples(step: int, number: int) -> list[dict[str, Any]]:
     return out
 
 
+def made_finding(**fields: Any) -> dict[str, Any]:
+    """A line of findings.jsonl, with `fields` in place of what it says by itself."""
+    code = fields.get("code", "OPT003")
+    return {
+        "schema": "ft-host.finding/1", "code": code, "title": "The loss has jumped up", "severity": "warning",
+        "stage": "train", "state": "open", "message": "The loss has been above 4.88 for four steps, after 2.89 before.",
+        "why": "The weights were thrown out of where they were.",
+        "evidence": [{"metric": "loss", "value": 5.1, "mean": 3.4, "baseline": 2.9}],
+        "remedies": [{
+            "rank": 1, "why": "Lower learning_rate from 0.001 to 0.0002", "applicability": "unsafe",
+            "patch": [{"op": "replace", "path": "/learning_rate", "from": 1e-3, "value": 2e-4}], "from_start": False,
+            "expected": "smaller updates",
+        }],
+        "cause": None, "step": 40, "first_step": 30, "last_step": 40, "count": 11, "window": 50, "share": 0.3,
+        "muted_by": None, "plugin": "ft-host 0.4.0", "fingerprint": code, "page": f"docs/rules/{code}.md",
+    } | fields  # fmt: skip
+
+
 def make_run(
     folder: str | Path,
     *,
@@ -104,13 +123,14 @@ def make_run(
     speed: float = 1.0,
     seed: int = 0,
     rollouts: bool = False,
+    findings: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Write the folder of a run of `steps` optimizer steps that learnt to add numbers, and return it.
 
     `eval_steps` None: no evaluation and no samples. `status` is what run.json says, with `error`; a run that hasn't
     finished stopped after `steps` of `planned_steps` and has no model. `config` overrides fields and counts as set by
     a flag. `speed` is how fast it learns, `seed` makes other noise. With `rollouts` it is a run of ft-grpo that samples
-    completions at every second step and learns from them.
+    completions at every second step and learns from them. `findings` are lines of findings.jsonl.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +188,8 @@ def make_run(
     said.append({"time": START.isoformat(), "step": 0, "level": "warning",
                  "text": f"{method} is experimental: its fields and metrics may change between minor versions"})  # fmt: skip
     (folder / "run.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
-    for name, rows in (("metrics.jsonl", lines), ("samples.jsonl", samples), ("events.jsonl", said)):
+    for name, rows in (("metrics.jsonl", lines), ("samples.jsonl", samples), ("events.jsonl", said),
+                       ("findings.jsonl", findings)):
         if rows:
             (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     if steps:
