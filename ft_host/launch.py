@@ -6,6 +6,7 @@ reward functions, tokenizer, data and its first rows.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import shutil
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ft_host.config import RunConfig
 from ft_host.diagnostics.collect import diagnostics_of
 from ft_host.diagnostics.measure import measure
 from ft_host.diagnostics.rehearse import rehearse
+from ft_host.diagnostics.stall import Stall
 from ft_host.diagnostics.watch import Watch
 from ft_host.errors import ConfigError, FtHostError, Interrupted, StoppedByFinding
 from ft_host.evaluate import Evaluation
@@ -61,6 +63,7 @@ from ft_host.report import write_report
 from ft_host.rewards import check_columns, load_rewards
 from ft_host.run import FinishedRun, ModelSpec, Run
 from ft_host.settings import backend_of
+from ft_host.usage import disk_facts
 
 
 def train(
@@ -113,6 +116,7 @@ class _Launch:
         self.warnings: list[str] = []
         self.online: Online | None = None
         self.run: Run | None = None
+        self.stall: Stall | None = None
         self.start = start_of(config)  # a checkpoint of another run
 
     # -- in order
@@ -198,11 +202,15 @@ class _Launch:
         schedule = Schedule(optimizer.optimizer, config, total)
         by_rows = config.packing and config.max_steps < 1
         total_rows = round(train_source.num_rows * config.num_train_epochs) if by_rows else None
-        for sink in [*sinks(config.progress, total, run.step), *([Trackers()] if config.report_to else [])]:
+        found = () if self.resume else self.watch.engine.findings.values()  # told of before it was stopped
+        trackers = [Trackers(found)] if config.report_to else []
+        for sink in [*sinks(config.progress, total, run.step), *trackers]:
             if self.accelerator.is_main_process:
                 plugins.register(sink)
         if self.accelerator.is_main_process:
             plugins.register(self.watch)
+            self.stall = Stall(run)
+            plugins.register(self.stall)
         self._write_plan(run, total)
         run.learn(model_facts(run))
         for sentence in [*self.warnings, *damaged]:
@@ -219,7 +227,9 @@ class _Launch:
         evaluation.annotate()
 
         def save() -> None:
-            checkpoints.save(run, optimizer.optimizer, progress, stream.state() if self.online else None)
+            with self._aside():
+                checkpoints.save(run, optimizer.optimizer, progress, stream.state() if self.online else None)
+                run.learn(disk_facts(run))
 
         if config.eval_on_start and run.step == 0:
             evaluation()
@@ -233,6 +243,15 @@ class _Launch:
         self._say_what_was_lost(run, stream.prompts if self.online else stream)
         stream.close()
         return self._finish(run)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Something that may take longer than a step."""
+        if self.stall is not None:
+            self.stall.aside(True)
+        yield
+        if self.stall is not None:
+            self.stall.aside(False)
 
     def _asked_to_stop(self) -> str | None:
         """Why this process would stop now: for the ranks to agree on, in one exchange."""
@@ -381,7 +400,7 @@ class _Launch:
     def close(self) -> None:
         """End what the run has started, all of it, whatever fails in between. What fails is raised, or only told of where
         the run has failed itself."""
-        steps: list[Callable[[], Any]] = []
+        steps: list[Callable[[], Any]] = [] if self.stall is None else [self.stall.close]
         if self.online is not None:
             steps.append(self.online.close)
         if self.run is not None:

@@ -9,10 +9,15 @@ import importlib.util
 import json
 import sys
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError
 from ft_host.hooks import hookimpl
+
+if TYPE_CHECKING:
+    from ft_host.diagnostics import Finding
+    from ft_host.run import Run
 
 EARNED = ("reward", "objective/scores")  # what a run that learns from its own completions is about
 SHOWN = (
@@ -20,6 +25,7 @@ SHOWN = (
     "accuracy", "kl", "objective/kl", "completions/mean_length",
 )  # fmt: skip
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+ALERTS = {"warning": "WARN", "error": "ERROR"}  # as Weights & Biases calls them
 
 
 def mode(progress: str) -> str:
@@ -141,13 +147,38 @@ def check_trackers(names: list[str]) -> None:
 
 class Trackers:
     """TensorBoard, Weights & Biases, trackio, MLflow, … through accelerate. What is logged with the first step of a
-    rollout is sent with the next step that is sent."""
+    rollout is sent with the next step that is sent. Warnings and errors become alerts of Weights & Biases, the one of
+    them that has such; `found` are those from before there were trackers."""
 
-    def __init__(self):
+    def __init__(self, found: Iterable[Finding] = ()):
         self.waiting: dict[str, Any] = {}
+        self.found = list(found)  # not sent yet
+        self.alerted: set[tuple[str, str]] = set()
+
+    @hookimpl
+    def ft_finding(self, finding, run):
+        self.found.append(finding)
+        self._alert(run)
+
+    def _alert(self, run: Run) -> None:
+        """An alert for each open finding, once, and again where it has become an error."""
+        if not self.found or not run.accelerator.trackers:  # accelerate starts them after the plan is known
+            return
+        for finding in self.found:
+            key = (finding.fingerprint, finding.severity)
+            if finding.state != "open" or finding.severity not in ALERTS or key in self.alerted:
+                continue
+            self.alerted.add(key)
+            for tracker in run.accelerator.trackers:
+                if tracker.name == "wandb":
+                    tracker.tracker.alert(
+                        title=f"{finding.fingerprint}: {finding.title}", text=finding.line(), level=ALERTS[finding.severity]
+                    )
+        self.found.clear()
 
     @hookimpl
     def ft_log(self, entry, run):
+        self._alert(run)
         values = {
             key: value
             for key, value in entry.items()

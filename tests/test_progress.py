@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ft_host.diagnostics import Finding, Remedy
 from ft_host.progress import Bar, Lines, Trackers
 
 
@@ -58,3 +59,24 @@ def test_trackers_get_what_was_logged_with_a_step_that_is_not_sent(run):
     trackers.ft_log(entry={"kind": "eval", "step": 6, "eval_loss": 1.0, "note": "text"}, run=run)
     assert [(step, values.get("reward")) for step, values in run.sent] == [(2, 0.1), (4, None), (6, 0.5), (6, None)]
     assert run.sent[-1][1] == {"eval_loss": 1.0} and "kind" not in run.sent[0][1]
+
+
+def test_warnings_are_alerts_of_a_tracker_that_has_them(run):
+    def finding(code, severity, **fields):
+        remedies = [Remedy(why="Lower learning_rate")]
+        return Finding(code=code, title="It is bad", severity=severity, stage="train", message="Very bad.", why="y",
+                       remedies=remedies, evidence=[], cause=None, plugin="ft-host 0.4.0", **fields)  # fmt: skip
+
+    alerts = []
+    early, late = finding("DATA001", "warning"), finding("OPT003", "warning")
+    trackers = Trackers([early])
+    run.accelerator.trackers = []
+    trackers.ft_finding(finding=finding("CFG006", "info"), run=run)
+    assert not alerts, "there is no tracker yet"
+    board = SimpleNamespace(alert=lambda **told: alerts.append((told["title"].partition(":")[0], told["level"], told["text"])))
+    run.accelerator.trackers = [SimpleNamespace(name="tensorboard"), SimpleNamespace(name="wandb", tracker=board)]
+    trackers.ft_log(entry={"kind": "train", "step": 1, "loss": 1.0}, run=run)
+    for each in (late, late, finding("OPT003", "error"), finding("OPT005", "warning", state="muted")):
+        trackers.ft_finding(finding=each, run=run)
+    assert [each[:2] for each in alerts] == [("DATA001", "WARN"), ("OPT003", "WARN"), ("OPT003", "ERROR")]
+    assert alerts[0][2] == "Warning DATA001: Very bad. Lower learning_rate."
