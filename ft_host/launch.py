@@ -212,7 +212,7 @@ class _Launch:
             self.stall = Stall(run)
             plugins.register(self.stall)
         self._write_plan(run, total)
-        run.learn(model_facts(run))
+        run.learn(model_facts(run) | disk_facts(run))
         for sentence in [*self.warnings, *damaged]:
             run.say(sentence, "warning")
         for sentence in policy.notes:
@@ -231,15 +231,19 @@ class _Launch:
                 checkpoints.save(run, optimizer.optimizer, progress, stream.state() if self.online else None)
                 run.learn(disk_facts(run))
 
+        def evaluate() -> None:
+            with self._aside():
+                evaluation()
+
         if config.eval_on_start and run.step == 0:
-            evaluation()
+            evaluate()
         self._catch_signals()
         if config.max_steps < 1 or run.step < config.max_steps:
             fit(
                 run, stream, optimizer, schedule, progress,
-                total_rows=total_rows, evaluate=evaluation, save=save, asked_to_stop=self._asked_to_stop,
+                total_rows=total_rows, evaluate=evaluate, save=save, asked_to_stop=self._asked_to_stop,
             )  # fmt: skip
-        evaluation()
+        evaluate()
         self._say_what_was_lost(run, stream.prompts if self.online else stream)
         stream.close()
         return self._finish(run)

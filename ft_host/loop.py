@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -21,8 +19,9 @@ import torch
 
 from ft_host.errors import FtHostError, Interrupted, StoppedByFinding, UsageError
 from ft_host.gauges import Reach, keep_weights, update_ratio
-from ft_host.metrics import Accumulator, combine
+from ft_host.metrics import Accumulator, combine, maximum
 from ft_host.models.experts import ExpertLoad, load_metrics
+from ft_host.usage import memory_metrics, peak_memory_mb
 
 if TYPE_CHECKING:
     from ft_host.batch import Batch
@@ -181,18 +180,12 @@ def clip(run: Run, optimizer: torch.optim.Optimizer) -> float:
     return float(norm)
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory: what torch allocated on the GPU, or the resident set of the process on a CPU. Megabytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def train_step(
-    run: Run, batches: list[Batch], agreed: Agreed, optimizer: torch.optim.Optimizer, reach: Reach
-) -> dict[str, float]:
-    """Forward and backward of every micro-batch, then one update. Gives the step's metrics over all ranks.
+    run: Run, batches: list[Batch], agreed: Agreed, optimizer: torch.optim.Optimizer, reach: Reach,
+    data_time: float = 0.0,
+) -> dict[str, float]:  # fmt: skip
+    """Forward and backward of every micro-batch, then one update. Gives the step's metrics over all ranks; `data_time`,
+    the seconds that this one waited for its rows, is one of them.
 
     Raises FtHostError before the update when loss or gradient is not finite, so that the weights stay what they were.
     """
@@ -207,6 +200,7 @@ def train_step(
             # DDP and FSDP2 average gradients over ranks; the loss is a sum over them.
             run.accelerator.backward(loss * run.world_size)
     norm = clip(run, optimizer)
+    accumulator.add({"perf/data_time": maximum(data_time)} | memory_metrics(run))
     ranks = run.gather((accumulator.local(), load.local()))
     metrics = combine([rank[0] for rank in ranks]) | load_metrics([rank[1] for rank in ranks])
     metrics["grad_norm"] = norm
@@ -268,6 +262,13 @@ def evaluate_loss(run: Run, mine: list[Row]) -> dict[str, float]:
     return {f"eval_{name}": value for name, value in metrics.items()}
 
 
+def timed(work: Callable[[], None]) -> float:
+    """Do it; the seconds that it took."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
 @dataclass
 class Progress:
     """Where the run is: what a checkpoint holds beside weights, optimizer and random states."""
@@ -301,6 +302,7 @@ def fit(
     saved_at = run.step
     steps = iter(stream)
     asking, reach = asks_models(run), Reach(run)
+    aside = {"perf/evaluation_time": 0.0, "perf/save_time": 0.0}  # since the step before
     run.model.train()
 
     def stop(error: FtHostError) -> None:
@@ -312,6 +314,7 @@ def fit(
         started = time.perf_counter()
         run.seconds = {}
         rows, cuts, batches, error = None, [], [], None
+        waiting = time.perf_counter()
         try:
             rows = next(steps, None)
             if rows is not None:
@@ -320,12 +323,17 @@ def fit(
             error = str(problem)
         except FtHostError as problem:  # a rollout that can't go on, on all ranks
             stop(problem)
+        data_time = time.perf_counter() - waiting
         if asking and not any(run.gather(error is not None)):  # all ranks take part, or none
             cuts = before_collating(run, cuts)
+        waiting = time.perf_counter()
         try:
             batches = [collate(run, each) for each in cuts]
         except UsageError as problem:
             error = str(problem)
+        data_time += time.perf_counter() - waiting
+        if rows is not None:
+            data_time = max(0.0, data_time - rows.metrics.get("perf/rollout_time", 0.0))
         agreed = agree(run, batches, asked_to_stop(), error)
         if agreed.error:
             stop(UsageError(agreed.error))
@@ -340,7 +348,7 @@ def fit(
             consumed = run.step if total_rows is None else progress.rows_consumed / total_rows * schedule.total
             rate = schedule.set(consumed)
             try:
-                metrics = train_step(run, batches, agreed, optimizer, reach)
+                metrics = train_step(run, batches, agreed, optimizer, reach, data_time)
             except FtHostError as problem:
                 if not all(torch.isfinite(p).all() for p in run.model.parameters()):
                     raise  # the last update broke the weights: the checkpoints from before it are what is good
@@ -377,12 +385,14 @@ def fit(
                 "perf/tokens_per_second": agreed.tokens / training,
                 **supervised,
                 "perf/peak_memory_mb": peak_memory_mb(run.device),
+                **aside,
             }
         )
+        aside = dict.fromkeys(aside, 0.0)
         if config.eval_steps and run.step % config.eval_steps == 0:
-            evaluate()
+            aside["perf/evaluation_time"] = timed(evaluate)
         if config.save_steps and run.step % config.save_steps == 0:
-            save()
+            aside["perf/save_time"] = timed(save)
             saved_at = run.step
     progress.done = True
     if saved_at != run.step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 from ft_host.diagnostics.collect import Owned, all_rules, check_codes, selected
@@ -39,6 +40,7 @@ class Watch:
         self.rules: list[Owned] = selected(owned, config.select, config.ignore)
         self.engine = Engine(self.rules, self.as_dict)
         self.main = is_main()
+        self.lock = threading.RLock()
         self.run: Run | None = None
         self.unwritten: list[Finding] = []  # found before there was a folder
         self.reason: Finding | None = None  # that the run is to stop for
@@ -49,7 +51,8 @@ class Watch:
         """Facts of the run, kept in run.json."""
         if not self.main:
             return
-        self._tell(self.engine.learn(facts))
+        with self.lock:  # the thread that looks for stalls tells facts too
+            self._tell(self.engine.learn(facts))
         if self.run is not None:
             self.run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
 
@@ -70,7 +73,8 @@ class Watch:
 
     @hookimpl
     def ft_log(self, entry, run):
-        self._tell(self.engine.see(entry))
+        with self.lock:
+            self._tell(self.engine.see(entry))
 
     def finish(self) -> list[dict[str, Any]]:
         """The rules about the whole run, then every finding as it ended, as in findings.jsonl."""

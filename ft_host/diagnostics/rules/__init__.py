@@ -18,15 +18,18 @@ from ft_host.diagnostics.rules import (
     experts,
     held_out,
     losses,
+    machine,
     numbers,
     optimisation,
     probes,
     references,
     settings,
+    speed,
 )
 
 RULES: list[Rule] = [
     *settings.RULES, *data.RULES,
     *numbers.RULES, *losses.RULES, *optimisation.RULES, *held_out.RULES,
     *probes.RULES, *references.RULES, *engines.RULES, *experts.RULES,
+    *speed.RULES, *machine.RULES,
 ]  # fmt: skip

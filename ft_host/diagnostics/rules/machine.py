@@ -1,0 +1,72 @@
+"""The machine that a run is on: stalls and disks. Imports no torch."""
+
+from __future__ import annotations
+
+from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.view import View, short
+
+
+def stalled_message(view: View) -> str:
+    minutes = view["watch/silent_seconds"] / 60
+    return (
+        f"No step for {minutes:.0f} minutes after step {view['watch/silent_after_step']}: the run stands still. What its "
+        f"threads are doing is in stacks.txt of the run's folder."
+    )
+
+
+def little_room(view: View) -> bool:
+    return view["system/disk_free_mb"] < 2 * view["system/checkpoint_mb"] + 100
+
+
+def room_message(view: View) -> str:
+    free, one = view["system/disk_free_mb"], view["system/checkpoint_mb"]
+    return (
+        f"{short(free)} MB are free where the run writes, and a checkpoint takes about {short(one)} MB; while one is "
+        f"written the one before it is still there."
+    )
+
+
+def fewer_checkpoints(view: View) -> list[Remedy]:
+    limit = view.config.save_total_limit
+    found = [Remedy(why="Make room, or give an output_dir on a larger disk")]
+    if limit is None or limit > 1:
+        was = "no limit" if limit is None else str(limit)
+        found.append(Remedy(why=f"Keep fewer checkpoints: save_total_limit from {was} to 1", patch={"save_total_limit": 1},
+                            safe=True))  # fmt: skip
+    return found
+
+
+RULES = [
+    Rule(
+        code="SYS001",
+        title="The run stands still",
+        stage="train",
+        needs=("watch/silent_seconds", "watch/silent_after_step"),
+        severity="error",
+        test=lambda view: True,
+        message=stalled_message,
+        remedies=lambda view: [
+            Remedy(why="Look at stacks.txt; end the run, and go on from its newest checkpoint with `ft-host train --resume`")
+        ],
+        when="No step for the longer of half an hour and ten times the median step; in an evaluation or a checkpoint, four "
+        "times as long.",
+        why="A process waits for something that doesn't come: another process that has died, a reward function or a server "
+        "that doesn't answer, a disk that hangs.",
+        remedy="The stacks of all threads say where it waits. What has been saved is whole.",
+        source="SageMaker Debugger StalledTraining (1800 s)",
+    ),
+    Rule(
+        code="SYS003",
+        title="Little room for the next checkpoint",
+        stage="probe",
+        needs=("system/disk_free_mb", "system/checkpoint_mb"),
+        test=little_room,
+        message=room_message,
+        remedies=fewer_checkpoints,
+        when="Less is free than two checkpoints take; looked at before training and after each checkpoint.",
+        why="A checkpoint is written beside the others and takes its place when it is whole, so that one more than are kept "
+        "must fit. A full disk ends the run.",
+        remedy="Make room, keep fewer checkpoints, or write elsewhere.",
+        source="own judgement",
+    ),
+]

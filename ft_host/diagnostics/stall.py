@@ -1,0 +1,68 @@
+"""Notices that a run stands still: no step for long. A thread, since the one that trains can't say that it hangs."""
+
+from __future__ import annotations
+
+import faulthandler
+import statistics
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ft_host.hooks import hookimpl
+
+if TYPE_CHECKING:
+    from ft_host.run import Run
+
+LEAST = 1800.0  # seconds; SageMaker Debugger's StalledTraining has as many
+STEPS = 10  # median steps that one step may take
+ASIDE = 4  # evaluation and checkpoints may take so many times as long as a step
+LOOK = 5.0  # seconds between two looks
+
+
+class Stall:
+    """Of the main process. A sink of the run's metrics; `aside` is for what takes longer than a step."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.times: deque[float] = deque(maxlen=100)
+        self.last = time.monotonic()
+        self.factor = 1
+        self.told = False
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="ft-host-stall", daemon=True)
+        self.thread.start()
+
+    @hookimpl
+    def ft_log(self, entry, run):
+        if entry["kind"] == "train":
+            self.times.append(entry["perf/step_time"])
+        self.last, self.told = time.monotonic(), False
+
+    def aside(self, begins: bool) -> None:
+        """An evaluation or a checkpoint begins, or has ended."""
+        self.factor, self.last = ASIDE if begins else 1, time.monotonic()
+
+    @property
+    def limit(self) -> float:
+        median = statistics.median(self.times) if self.times else 0.0
+        return max(LEAST, STEPS * median) * self.factor
+
+    def close(self) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        while not self.ended.wait(min(LOOK, LEAST / 4)):
+            silent = time.monotonic() - self.last
+            if silent > self.limit and not self.told:
+                self.told = True
+                self._tell(silent)
+
+    def _tell(self, silent: float) -> None:
+        """What all threads are doing goes to stacks.txt of the run, before anything else can go wrong."""
+        with (self.run.folder.path / "stacks.txt").open("a", encoding="utf-8") as file:
+            file.write(f"no step for {silent:.0f} seconds after step {self.run.step}\n")
+            file.flush()
+            faulthandler.dump_traceback(file=file, all_threads=True)
+        self.run.learn({"watch/silent_seconds": round(silent, 1), "watch/silent_after_step": self.run.step})

@@ -1,0 +1,54 @@
+"""What a step uses beside the maths: memory, and time that isn't training. For the run's diagnostics; cheap enough for
+every step (a few microseconds on a CPU)."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from ft_host.metrics import maximum
+
+if TYPE_CHECKING:
+    from ft_host.metrics import Metric
+    from ft_host.run import Run
+
+MB = 2**20
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory so far: what torch allocated on the GPU, or the resident set of the process on a CPU. Megabytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (MB if sys.platform == "darwin" else 2**10)
+
+
+def memory_metrics(run: Run) -> dict[str, Metric]:
+    """Of the rank that has most. `perf/memory_mb`: the process's resident memory now. On a GPU what tensors take now, what
+    torch has taken of the device at most, its share of the device, and how often torch had to give memory back to go on."""
+    found = {"perf/memory_mb": maximum(psutil.Process().memory_info().rss / MB)}
+    if run.device.type == "cuda":
+        reserved = torch.cuda.max_memory_reserved(run.device)
+        total = torch.cuda.get_device_properties(run.device).total_memory
+        found |= {
+            "perf/memory_allocated_mb": maximum(torch.cuda.memory_allocated(run.device) / MB),
+            "perf/memory_reserved_mb": maximum(reserved / MB),
+            "perf/memory_share": maximum(reserved / total),
+            "perf/alloc_retries": maximum(torch.cuda.memory_stats(run.device)["num_alloc_retries"]),
+        }
+    return found
+
+
+def disk_facts(run: Run) -> dict[str, float]:
+    """Room for checkpoints: free megabytes where the run writes, and what a checkpoint takes about: the trained weights,
+    and of AdamW two values for each."""
+    trained = [p for p in run.policy.parameters() if p.requires_grad]
+    held = trained if run.config.use_peft else list(run.policy.parameters())
+    weights = sum(p.numel() * p.element_size() for p in held)
+    state = 2 * sum(p.numel() * p.element_size() for p in trained)
+    free = psutil.disk_usage(str(run.folder.path)).free
+    return {"system/disk_free_mb": free / MB, "system/checkpoint_mb": (weights + state) / MB}
