@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -138,9 +139,16 @@ def slow_steps(after: int, seconds: float) -> contextlib.AbstractContextManager:
 
 
 def hoarding(megabytes: int) -> contextlib.AbstractContextManager:
-    """Tensors of each step are kept, as in a list of losses that were never detached."""
-    kept: list[torch.Tensor] = []
-    return _step(lambda run: kept.append(torch.ones(megabytes * 2**18)))
+    """Memory of each step is kept, as in a list of losses that were never detached. Pages of its own: what malloc gives may
+    be what the case before has left in this process, and the process would not grow."""
+    kept: list[mmap.mmap] = []
+
+    def keep(run: Any) -> None:
+        pages = mmap.mmap(-1, megabytes * 2**20)
+        pages.write(b"1" * len(pages))
+        kept.append(pages)
+
+    return _step(keep)
 
 
 # ---------------------------------------------------------------- sampler
