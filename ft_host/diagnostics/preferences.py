@@ -8,6 +8,7 @@ Rewards are beta times log-ratios, so that they are 0 at first, whatever the los
 from __future__ import annotations
 
 import math
+import statistics
 
 from ft_host.diagnostics.rollouts.judge import doubt, lower_rate, raise_rate, restore
 from ft_host.diagnostics.rule import Remedy, Rule
@@ -54,12 +55,28 @@ def displaced_remedies(view: View) -> list[Remedy]:
     return [*out, lower_rate(view, 3), Remedy(why="Leave out pairs that are nearly the same")]
 
 
+def rows_of(view: View) -> int:
+    config = view.config
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * config.num_processes
+
+
+def errors(view: View, count: int) -> float:
+    """The mean of the last margins, in its standard errors. NaN below 10, or where they don't vary."""
+    values = view.recent(MARGINS, count)
+    spread = statistics.stdev(values) if len(values) >= 10 else 0.0
+    return statistics.fmean(values) / spread * math.sqrt(len(values)) if spread else math.nan
+
+
 def no_preference(view: View) -> bool | None:
-    """After a quarter of the run and 30 steps: at this pace margins stay next to nothing to its end."""
+    """After a quarter of the run and 30 steps: at this pace margins stay next to nothing to its end, or they are noise."""
     if view.count(MARGINS) < 30 or not view.warmed_up or (view.progress is not None and view.progress < 0.25):
         return None
-    accuracies = view.recent("rewards/accuracies", 50)
+    if view.count(CHOSEN) and abs(fall(view, 20)) > max(2.0, 0.8 * abs(view.get(LOGPS, 0.0))):
+        return False  # the policy has gone elsewhere, which is another trouble
+    accuracies, noise = view.recent("rewards/accuracies", 50), abs(errors(view, 40)) < 2
     if accuracies and 0.45 <= sum(accuracies) / len(accuracies) <= 0.55:
+        return noise
+    if not accuracies and noise and rows_of(view) >= 8:
         return True
     count = view.count(MARGINS)
     at_best = view.slope(MARGINS, count) + 2 * doubt(view, MARGINS, count)
@@ -70,16 +87,26 @@ def no_preference_message(view: View) -> str:
     accuracy = view.mean("rewards/accuracies", 50)
     share = "" if math.isnan(accuracy) else f", and {short(100 * accuracy)} % of the pairs are in the right order"
     return (
-        f"After {view.step} steps the mean margin is {short(view.mean(MARGINS, 20))}{share}: no preference has been learnt. "
+        f"After {view.step} steps the mean margin is {short(view.mean(MARGINS, 40))}, {short(abs(errors(view, 40)))} standard "
+        f"errors from 0{share}: no preference has been learnt. "
         "Either updates are too small, or which one is better is a coin toss in these rows."
     )
 
 
+def no_preference_remedies(view: View) -> list[Remedy]:
+    """Where margins have moved, though to no side, updates are not what is too small."""
+    look = Remedy(why="Look at some pairs, whether the chosen one is the better one")
+    moved = max(map(abs, view.recent(MARGINS, 20)), default=0.0) > 0.02
+    return [look] if moved else [raise_rate(view, 10), look]
+
+
 def wrong_way(view: View) -> bool | None:
-    """In training itself: rejected completions gain on chosen ones."""
-    if view.step < 5 or abs(view[MARGINS]) < 1e-3:
+    """In training itself: rejected completions gain on chosen ones, by more than noise does."""
+    found = errors(view, 20)
+    if math.isnan(found):
         return None
-    return view[MARGINS] < -0.05 and view.get("rewards/accuracies", 0.0) < 0.4
+    accuracies = view.recent("rewards/accuracies", 20)
+    return view.mean(MARGINS, 20) < -0.05 and found < -3 and (not accuracies or statistics.fmean(accuracies) < 0.4)
 
 
 def preference_rules(letters: str, *, displacement: int, signal: int, wrong: int) -> list[Rule]:
@@ -99,24 +126,23 @@ def preference_rules(letters: str, *, displacement: int, signal: int, wrong: int
         Rule(
             code=f"{letters}{signal:03d}", title="No preference is learnt", stage="train", needs=(MARGINS,),
             test=no_preference, least=5, share=0.6, message=no_preference_message,
-            remedies=lambda view: [
-                raise_rate(view, 10 if abs(view.mean(MARGINS, 20)) < 0.02 else 3),
-                Remedy(why="Look at some pairs, whether the chosen one is the better one"),
-            ],
-            when="After a quarter of the run (30 steps at least), 45 to 55 % of pairs are in the right order, or margins are "
-            "below 0.02 and won't reach 0.05 by the end.",
+            remedies=no_preference_remedies,
+            when="After a quarter of the run (30 steps at least), 45 to 55 % of pairs are in the right order and the mean of 40 "
+            "margins is within two standard errors of 0 (where there are no pairs, that alone), or margins are below 0.02 and "
+            "won't reach 0.05 by the end.",
             why="The learning rate is too low, or the labels are noise.",
             remedy="Raise learning_rate, look at the pairs.", source="own judgement",
         ),
         Rule(
             code=f"{letters}{wrong:03d}", title="Training makes rejected completions likelier", stage="train",
-            needs=(MARGINS,), test=wrong_way, window=30, least=10,
+            needs=(MARGINS,), test=wrong_way, window=30, least=5, mutes=(f"{letters}{signal:03d}", "OPT005"),
             message=lambda view: (
-                f"Margins are {short(view.mean(MARGINS, 10))} on what is trained on: rejected completions gain on chosen "
+                f"Margins are {short(view.mean(MARGINS, 20))} on what is trained on: rejected completions gain on chosen "
                 "ones, against the loss. Updates overshoot."
             ),
             remedies=lambda view: [lower_rate(view, 10), restore(view)],
-            when="Margins are below -0.05, and fewer than 40 % of pairs in the right order, in 30 % of the last 30 steps.",
+            when="The mean of 20 margins is below -0.05 and three standard errors below 0, and fewer than 40 % of pairs in the "
+            "right order, in 30 % of the last 30 steps.",
             why="No data can do this, swapped or not: the loss is made smaller by margins alone. The learning rate is too "
             "high.",
             remedy="Lower learning_rate.", source="own judgement",

@@ -56,8 +56,10 @@ def length_gone(view: View, names: Names) -> bool | None:
     begun = judge.start(view, LENGTH)
     if begun is None or view.step < 5:
         return None
-    cut = judge.start(view, CUT) or 0.0  # they didn't end before: now they do
-    return view[LENGTH] < 0.3 * begun and cut < 0.3 and judge.gained(view, names) < 0.3
+    cut = judge.start(view, CUT) or 0.0
+    if view[LENGTH] >= 0.3 * begun or cut >= 0.3:
+        return False  # where they didn't end before, now they do
+    return judge.gained(view, names) < 0.3 or view.mean(LINKED, 20) < -0.5
 
 
 # ---------------------------------------------------------------- 12: all the same
@@ -125,7 +127,8 @@ def rules(names: Names) -> list[Rule]:
                 Remedy(why="Look at the completions in samples.jsonl: and what the short ones earn"),
             ],
             when="The mean length is below 30 % of the first step's in 30 % of the last 50 rollouts, completions weren't cut "
-            "short at the start, and the reward hasn't gained 30 % of what there was to gain.",
+            "short at the start, and the reward hasn't gained 30 % of what there was to gain, or falls with length "
+            "(correlation below -0.5).",
             why="An empty or very short answer is safe where answers are punished, and where the policy breaks.",
             remedy="Lower learning_rate, look at samples, reward answers.", source="own judgement",
         ),

@@ -29,11 +29,13 @@ def limits(view: View) -> tuple[float, float]:
 
 
 def solved_groups(view: View, names: Names) -> bool:
-    """Whether groups are equal since they are all right, and have become so in this run. Of the groups that differ, half of
-    the completions are taken to be right."""
+    """Whether groups are equal since they are all right: nearly always, or they have become so in this run. Of the groups that
+    differ, half of the completions are taken to be right."""
     level, flat = judge.level(view, names), view.mean(FLAT, 10)
     if level is None:
         return judge.gained(view, names) >= 0.2
+    if level >= 0.9:
+        return True  # nearly all that there is to earn, from the start or not
     return judge.gained(view, names) >= 0.2 and level - (1 - flat) / 2 >= 0.6 * flat
 
 
@@ -293,7 +295,7 @@ def grouped(names: Names) -> list[Rule]:
             when="In half of the last 50 rollouts, all completions earn the same in more than half of the groups (with two "
             "completions a prompt: 85 %), and the reward doesn't rise; 80 % on average: an error.",
             why="Completions are compared within their group: where all earn the same there is nothing to learn. Groups "
-            "that have become equal since all are right are no trouble.",
+            "that are equal since all are right are no trouble (GRPO016).",
             remedy="Harder or easier prompts, more completions a prompt, a higher temperature, rewards for parts, "
             "dynamic_sampling.",
             source="axolotl docs/training_stability; DAPO 2503.14476; PRIME-RL",
@@ -317,14 +319,15 @@ def grouped(names: Names) -> list[Rule]:
             test=lambda view: view[FLAT] > limits(view)[0] and solved_groups(view, names),
             message=lambda view: (
                 f"All completions of a prompt earn the same in {percent(view.mean(FLAT, view.window))} of groups, as most of "
-                f"them are right: the mean reward rose from {short(view.first(names.reward))} to "
+                f"them are right: the mean reward went from {short(view.first(names.reward))} to "
                 f"{short(view.mean(names.reward, 10))}. Little is left to learn from these prompts."
             ),
             remedies=lambda view: [
                 *judge.set_field(view, "dynamic_sampling", True, " to learn from the others alone"),
                 Remedy(why="Go on with harder prompts"),
             ],
-            when="More than half of the groups are equal, and the reward has risen to where most of them must be right.",
+            when="More than half of the groups are equal, and the reward is 90 % of the way from the least to the most that was "
+            "seen, or has risen to where most of them must be right.",
             why="No trouble: the task is being solved.", remedy="Stop, or go on with harder prompts.",
             source="own judgement",
         ),

@@ -197,8 +197,8 @@ RULES = [
         why="The sampler stands still meanwhile.", remedy="LoRA, larger rollouts.", source="own judgement",
     ),
     Rule(
-        code="ENG010", title="Rewards take long", stage="train", severity="info", needs=("perf/reward_time",), share=0.5,
-        test=lambda view: of_step(view, "perf/reward_time") > 0.3,
+        code="ENG010", title="Rewards take long", stage="train", needs=("perf/reward_time",), share=0.5, least=10,
+        test=lambda view: of_step(view, "perf/reward_time") > 0.6,
         message=lambda view: (
             f"Rewards take {percent(of_step(view, 'perf/reward_time'))} of a rollout's time "
             f"({short(view.mean('perf/reward_time'))} s of it)."
@@ -207,7 +207,7 @@ RULES = [
             why=f"Raise reward_workers from {view.config.reward_workers} to {2 * view.config.reward_workers}",
             patch={"reward_workers": 2 * view.config.reward_workers}, safe=True,
         )],
-        when="perf/reward_time is more than 30 % of a rollout's time, on average over the last 50.",
+        when="perf/reward_time is more than 60 % of a rollout's time, on average over the last 50.",
         why="Nothing else happens meanwhile.", remedy="More reward_workers, a faster reward.",
         source="PRIME-RL run monitoring",
     ),

@@ -16,7 +16,8 @@ def best_evaluation(view: View) -> tuple[float, float]:
 
 
 def overfits(view: View) -> bool | None:
-    """The held-out loss is a tenth above its best, or has risen three times running, while that of the steps falls. Not
+    """The held-out loss is a tenth above its best twice, or a quarter once, or has risen three times running, while that of
+    the steps falls. Not
     where held-out completions still get better: a model that is sure of itself loses more by the few that it gets wrong."""
     values = view.recent("eval_loss", 1000)
     if len(values) < 3 or by_rollout(view):
@@ -29,7 +30,8 @@ def overfits(view: View) -> bool | None:
     then = [value for at, value in zip(losses.steps, losses.values, strict=True) if step - 10 < at <= step]
     falls = bool(then) and view.mean("loss", 10) < sum(then) / len(then)
     risen = len(values) > 3 and values[-1] > values[-2] > values[-3] > values[-4] and values[-1] > 1.02 * best
-    return falls and values[-1] - best > NOTHING / 2 and (values[-1] > 1.1 * best or risen)
+    above = values[-1] > 1.25 * best or min(values[-2:]) > 1.1 * best
+    return falls and values[-1] - best > NOTHING / 2 and (above or risen)
 
 
 def fewer_steps(view: View) -> Remedy:
@@ -73,8 +75,8 @@ RULES = [
             f"{short(view['eval_loss'])}, while that of the steps went on falling to {short(view.mean('loss', 10))}."
         ),
         remedies=overfit_remedies,
-        when="The held-out loss is a tenth above its lowest, or has risen at three evaluations running, while the training loss "
-        "falls; not while the reward of held-out completions is at its best.",
+        when="The held-out loss is a quarter above its lowest, or a tenth at two evaluations running, or has risen at three, while "
+        "the training loss falls; not while the reward of held-out completions is at its best.",
         why="The rows are being learnt by heart: too many passes over too few of them, or labels that don't follow from the "
         "prompts, so that there is nothing else to learn.",
         remedy="Stop earlier, lower learning_rate, regularise, use more data.",

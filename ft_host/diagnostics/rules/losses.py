@@ -36,6 +36,11 @@ def solved(view: View) -> bool:
     return 0 <= view.mean("loss", 5) < SOLVED * view.first("loss", 5)
 
 
+def is_learnt(view: View) -> bool:
+    """Whether the loss has been next to nothing all along, where what a single row adds looks large. Not with rollouts."""
+    return not by_rollout(view) and view.first("loss", 5) < NOTHING / 2 and 0 <= view.mean("loss", 10) < NOTHING / 2
+
+
 def fallen(view: View) -> float | None:
     """By which share of itself the loss has fallen; of held-out rows where that is known, since they stay the same. None
     where it can't be told yet, or says nothing."""
@@ -44,8 +49,14 @@ def fallen(view: View) -> float | None:
     start, now = begun(view), view.mean("loss", 20)
     if not start > NOTHING:
         return None  # little to learn, or a loss that can be negative
-    evals = view.recent("eval_loss", 1000)
-    held_out = 1 - min(evals[1:]) / evals[0] if len(evals) > 1 and evals[0] > 0 else -math.inf
+    evals = view.series.get("eval_loss")
+    if evals is None or len(evals) < 2 or not evals.first > 0:
+        return 1 - now / start
+    later = evals.finite()[1:]
+    held_out = 1 - min(later, default=math.inf) / evals.first
+    still = max(later, default=math.inf) < 1.01 * evals.first and held_out < 0.01
+    if still and evals.steps[-1] >= view.warmup_steps + SETTLE:
+        return held_out  # a fall of the other is one of noise
     return max(1 - now / start, held_out)
 
 
@@ -144,7 +155,7 @@ RULES = [
             f"{short(statistics.median(view.recent('loss', 104)[:-4]))} before."
         ),
         remedies=calm,
-        mutes=("OPT006",),
+        mutes=("OPT006", "OPT005", "DPO003", "KTO006"),
         when="Four losses running are over 1.5 times the median of the 100 before, five of its spreads above it, and a quarter "
         "of the run's first loss above it.",
         why="The weights were thrown out of where they were: a learning rate that is too high, mostly at the end of the "
@@ -206,7 +217,7 @@ RULES = [
             f"{short(lowest_begun(view))} that it began with; the gradient norm is {short(view.mean('grad_norm', 10))}."
         ),
         remedies=lambda view: [lower_rate(view, 5), *warm_up(view)],
-        mutes=("OPT005",),
+        mutes=("OPT005", "DPO003", "KTO006"),
         when="After warm-up, the mean of ten losses is a tenth (and three of its standard errors) above that of the first ten.",
         why="Updates are larger than the region in which the gradient says anything.",
         remedy="Lower learning_rate by 2 to 5 times, warm up over 5 to 10 % of the steps.",

@@ -6,11 +6,12 @@ import math
 import statistics
 
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.losses import SETTLE, by_rollout, calm, fallen, raise_rate, solved, warm_up
+from ft_host.diagnostics.rules.losses import SETTLE, by_rollout, calm, fallen, is_learnt, raise_rate, solved, warm_up
 from ft_host.diagnostics.rules.numbers import lower_rate
 from ft_host.diagnostics.view import View, percent, rounded, short
 
 LARGE, LARGE_NEW, LARGE_LORA = 0.04, 0.1, 0.3  # updates as a share of weights; half of an adapter's are 0 at first
+LARGE_POLICY = 0.02  # of methods that learn from rewards or preferences, from weights that can do something
 SMALL, SMALL_LORA = 2e-4, 5e-4
 SMALL_ROLLOUTS = 5e-6  # methods that learn from rewards take small steps
 USUAL, USUAL_NEW = 1e-3, 2e-2  # of pretrained weights, and of new ones
@@ -29,7 +30,7 @@ def usual_norm(view: View) -> float | None:
 
 def norm_jumps(view: View) -> bool | None:
     usual = usual_norm(view)
-    if usual is None:
+    if usual is None or is_learnt(view):
         return None
     # below the limit of clipping a spike does nothing
     return view["grad_norm"] > max(10 * usual, view.config.max_grad_norm or 0.0)
@@ -60,6 +61,8 @@ def update_limits(view: View) -> tuple[float, float]:
     """Between which a ratio is usual."""
     if view.config.use_peft:
         return SMALL_LORA, LARGE_LORA
+    if by_rollout(view) or "beta" in vars(view.config):
+        return SMALL, LARGE_POLICY
     tokens = "start/mean_token_accuracy" in view.facts
     new = has_new_weights(view) or (tokens and "model/vocab_size" not in view.facts)
     return SMALL, LARGE_NEW if new else LARGE
@@ -163,9 +166,9 @@ RULES = [
         test=update_is_off,
         message=update_message,
         remedies=update_remedies,
-        mutes=("OPT005", "OPT006"),
+        mutes=("OPT005", "OPT006", "DPO003", "KTO006"),
         when=f"The norm of an update is over {LARGE} of that of the weights ({LARGE_NEW} of new ones, {LARGE_LORA} of "
-        f"an adapter's); or it has never been "
+        f"an adapter's, {LARGE_POLICY} of a method that learns from rewards or preferences); or it has never been "
         f"over {SMALL} ({SMALL_LORA}) and the loss has fallen by less than 3 % in 20 steps at the full learning rate. With rollouts: "
         f"never over {SMALL_ROLLOUTS} while the reward doesn't rise.",
         why="What an optimizer of Adam's kind changes depends on the learning rate, not on the size of the gradient. Far more "

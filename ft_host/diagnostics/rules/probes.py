@@ -15,6 +15,14 @@ def against_guessing(view: View) -> float:
     return view["start/loss"] / math.log(view["model/vocab_size"])
 
 
+def is_lost(view: View) -> bool | None:
+    """Of losses that are the negative log-likelihood of a token, and nothing else."""
+    config = vars(view.config)
+    if "beta" in config or config.get("loss_type", "nll") != "nll":
+        return None
+    return against_guessing(view) > 0.7
+
+
 def initial_message(view: View) -> str:
     ratio, guess = against_guessing(view), math.log(view["model/vocab_size"])
     told = f"The first loss is {short(view['start/loss'])}; guessing among {view['model/vocab_size']} tokens gives {short(guess)}."
@@ -82,7 +90,7 @@ RULES = [
         needs=("start/loss", "start/mean_token_accuracy", "model/vocab_size"),
         severity="info",
         severe=lambda view: against_guessing(view) > CERTAIN,
-        test=lambda view: against_guessing(view) > 0.7,
+        test=is_lost,
         message=initial_message,
         remedies=lambda view: [Remedy(why="Check that model, tokenizer and chat template belong together")],
         when=f"The first loss of a method on tokens is over 0.7 ln V, V tokens in the vocabulary; an error over {CERTAIN} ln V.",

@@ -59,6 +59,7 @@ RULES = [
     Rule(
         code="PRB001", title="The reference isn't the policy that training begins with", stage="probe",
         needs=("start/loss", "start/rewards/chosen"), fields=("beta",), test=differs, message=message, remedies=remedies,
+        mutes=("PRB005", "DPO", "KTO", "SFT"),
         when="In the first step a reward is further than 0.1 from 0, or the loss further than 0.01 from what it must be "
         "where policy and reference are equal (0.6931 for sigmoid, 1 for hinge).",
         why="Rewards are measured from the reference: from another one, from dropout or from another precision they begin "

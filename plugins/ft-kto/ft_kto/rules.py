@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from ft_host import hookimpl
 from ft_host.diagnostics import Remedy, Rule, View, short
-from ft_host.diagnostics.preferences import CHOSEN, MARGINS, REJECTED, preference_rules
+from ft_host.diagnostics.preferences import CHOSEN, MARGINS, REJECTED, errors, preference_rules, rows_of
 
 HELD_OUT = f"eval_{MARGINS}"
-
-
-def rows_of(view: View) -> int:
-    config = view.config
-    return config.per_device_train_batch_size * config.gradient_accumulation_steps * config.num_processes
 
 
 def no_estimate(view: View) -> bool:
@@ -32,12 +27,13 @@ def one_sided(view: View) -> bool | None:
 def opposite(view: View) -> bool | None:
     if view.step == 0 or view.count(MARGINS) < 10:
         return None
-    return view.mean(MARGINS, 10) > 0.1 and view[HELD_OUT] < -0.1
+    return view.mean(MARGINS, 20) > 0.1 and errors(view, 20) > 3 and view[HELD_OUT] < -0.1
 
 
 OWN = [
     Rule(
         code="KTO001", title="The KL estimate stays 0", stage="train", needs=("kl",), test=no_estimate, share=0.8,
+        mutes=("KTO002", "KTO006", "KTO007"),
         message=lambda view: (
             f"The KL estimate was 0 {view.often}, made over {rows_of(view)} rows a step: too few to tell. Completions are "
             "then measured against 0."
