@@ -61,10 +61,14 @@ def rows_of(view: View) -> int:
 
 
 def errors(view: View, count: int) -> float:
-    """The mean of the last margins, in its standard errors. NaN below 10, or where they don't vary."""
+    """The mean of the last margins, in its standard errors; infinite where they don't vary. NaN below 10, and at 0."""
     values = view.recent(MARGINS, count)
-    spread = statistics.stdev(values) if len(values) >= 10 else 0.0
-    return statistics.fmean(values) / spread * math.sqrt(len(values)) if spread else math.nan
+    if len(values) < 10:
+        return math.nan
+    average, spread = statistics.fmean(values), statistics.stdev(values)
+    if not spread:
+        return math.copysign(math.inf, average) if average else math.nan
+    return average / spread * math.sqrt(len(values))
 
 
 def no_preference(view: View) -> bool | None:

@@ -34,7 +34,8 @@ CASES = {
     "DPO002": (told(steps(80, **LEARNS | {"rewards__accuracies": lambda step: min(0.3 * step, 1.0)})), HEALTHY),
     "DPO003": (
         told(steps(80, **LEARNS | {
-            "rewards__accuracies": lambda step: 0.5 + 0.04 * (step % 3 - 1), "rewards__margins": 0.004,
+            "rewards__accuracies": lambda step: 0.5 + 0.04 * (step % 3 - 1),
+            "rewards__margins": lambda step: 0.004 + 0.02 * (step % 3 - 1),
         })),
         HEALTHY,
     ),
