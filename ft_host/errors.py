@@ -8,9 +8,14 @@ from __future__ import annotations
 
 
 class FtHostError(Exception):
-    """The run failed for a reason that we can name."""
+    """The run failed for a reason that we can name. `facts`: what the run's diagnostics are to be told of it, under names
+    of `ft_host.diagnostics.rule.FACTS`, so that a refusal is a finding too."""
 
     exit_code = 1
+
+    def __init__(self, *arguments: object, facts: dict[str, object] | None = None):
+        super().__init__(*arguments)
+        self.facts = facts or {}
 
 
 class UsageError(FtHostError):

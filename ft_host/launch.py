@@ -380,6 +380,8 @@ class _Launch:
 
     def failed(self, error: BaseException) -> None:
         main = self.accelerator is None or self.accelerator.is_main_process
+        if isinstance(error, FtHostError) and error.facts:
+            self.watch.learn(error.facts)
         if not main or self.folder is None or not self.folder.manifest or isinstance(error, SystemExit):
             return
         stopped = isinstance(error, (Interrupted, StoppedByFinding, KeyboardInterrupt))
@@ -387,8 +389,10 @@ class _Launch:
         if not isinstance(error, (FtHostError, KeyboardInterrupt)):
             text = f"{type(error).__name__}: {text}\n{traceback.format_exc()}"
         try:
-            if self.run is not None and self.watch.run is not None:
+            if self.watch.run is not None:
                 self.watch.finish()
+            else:
+                self.watch.leave(self.folder)
             self.folder.update(status="interrupted" if stopped else "failed", finished=now(), error=text)
             self._report()
         except OSError as full:  # the disk may be what failed; the first error is what the user must see

@@ -27,6 +27,7 @@ CASES = {
     "PRB004": (layout(0.02, 3e-3), layout(0.06, 0.0)),  # bfloat16 rounds
     "PRB005": (first(12.1), first(2.3)),
     "PRB006": (weights(0.4), weights(0.0)),
+    "PRB007": (Told(facts={"model/lora_missing": "c_attn"}), Told(facts={"model/experts": 0})),
 }
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pluggy import PluginManager
 
     from ft_host.config import RunConfig
+    from ft_host.folder import RunFolder
     from ft_host.registry import PluginInfo
     from ft_host.run import Run
 
@@ -75,6 +76,12 @@ class Watch:
     def ft_log(self, entry, run):
         with self.lock:
             self._tell(self.engine.see(entry))
+
+    def leave(self, folder: RunFolder) -> None:
+        """The run has ended before it began: write what was found to its folder."""
+        for finding in self.unwritten:
+            folder.append("findings.jsonl", finding.as_dict(self.as_dict))
+        folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
 
     def finish(self) -> list[dict[str, Any]]:
         """The rules about the whole run, then every finding as it ended, as in findings.jsonl."""

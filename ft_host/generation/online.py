@@ -118,7 +118,7 @@ class Online:
 
     def begin(self, run: Run, rows: list[dict[str, Any]]) -> None:
         """Before a rollout, with its first prompts."""
-        if not self.config.samples_policy:
+        if not run.config.samples_policy:
             return
         run.sync_weights()
         if self.probes:

@@ -130,6 +130,13 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
         reasons.append(f"{kernel}: {reason}")
         if original_of(model.config) != model.config._attn_implementation:
             model.set_attn_implementation(original)
+    broken = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+    if broken is not None:
+        raise ConfigError(
+            f"model: {broken} holds numbers that are NaN or infinite, so that everything the model gives is",
+            facts={"watch/not_finite": "weight", "watch/not_finite_value": "nan", "watch/not_finite_step": 0,
+                   "watch/not_finite_parameter": broken},
+        )  # fmt: skip
     raise ConfigError(
         f"model: {type(model).__name__} does not give its own {values} through segment_attention "
         f"{config.segment_attention} ({'; '.join(reasons)})"

@@ -183,7 +183,10 @@ def _attach_adapter(model: nn.Module, config: RunConfig, head: str | None) -> nn
             if name != "all-linear" and name.rpartition(".")[2] not in children:
                 near = difflib.get_close_matches(name, names, n=1)
                 hint = f"; did you mean {near[0]}?" if near else "."
-                raise ConfigError(f"{field}: the model has no module {name}{hint} Its linear layers: {', '.join(names)}")
+                raise ConfigError(
+                    f"{field}: the model has no module {name}{hint} Its linear layers: {', '.join(names)}",
+                    facts={"model/lora_missing": name},
+                )
     adapter = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,

@@ -19,12 +19,16 @@ def lower_rate(view: View, by: float, why: str = "") -> Remedy:
 
 def not_finite_message(view: View) -> str:
     where = view.get("watch/not_finite_parameter")
+    if view["watch/not_finite"] == "weight":
+        return f"The model came with numbers that are NaN or infinite: {where}. Nothing can be trained from them."
     found = f"The {view['watch/not_finite']} became {view['watch/not_finite_value']} at step {view['watch/not_finite_step']}"
     at = f"; the first parameter whose gradient isn't finite is {where}" if where else ""
     return f"{found}{at}. The weights were not updated and the run ended."
 
 
 def not_finite_remedies(view: View) -> list[Remedy]:
+    if view["watch/not_finite"] == "weight":
+        return [Remedy(why="Take another checkpoint of the model; the run that made this one broke it")]
     out = [lower_rate(view, 5, ", the usual cause")]
     if view.config.fp16:
         out.insert(0, Remedy(

@@ -115,4 +115,20 @@ RULES = [
         remedy="Look at what is frozen; set lora_target_modules to all-linear.",
         source="own judgement",
     ),
+    Rule(
+        code="PRB007",
+        title="LoRA has no module to be put on",
+        stage="probe",
+        needs=("model/lora_missing",),
+        severity="error",
+        test=lambda view: True,
+        message=lambda view: f"The model has no module {view['model/lora_missing']}, which LoRA was to be put on.",
+        remedies=lambda view: [
+            Remedy(why="Set lora_target_modules to all-linear", patch={"lora_target_modules": ["all-linear"]}, again=True)
+        ],
+        when="A name of lora_target_modules or lora_modules_to_save is no module of the model. The run is refused.",
+        why="The names are those of another architecture.",
+        remedy="all-linear fits every architecture; the refusal names modules that there are.",
+        source="own judgement",
+    ),
 ]
