@@ -190,7 +190,8 @@ class _Launch:
             saved_rows = dealt(saved["buffers"], run.rank, run.world_size)
         if self.accelerator.is_main_process and self.resume:
             self.folder.rewind(run.step)
-        self.watch.attach(run, self.folder.read("metrics.jsonl") if self.accelerator.is_main_process else [])
+        logged = self.folder.read("metrics.jsonl") if checkpoint and self.accelerator.is_main_process else []
+        self.watch.attach(run, logged)
 
         if self.online:
             stream = self.online.buffer(run, train_source, prepare, progress.position, saved_rows)
