@@ -85,7 +85,7 @@ def measure(
 ) -> dict[str, Any]:
     """Facts by name. `uncut` is `prepare` without `max_length`; `held_out` the evaluation data, or None.
 
-    A row that can't be used at all ends the sample: it is refused, with its place, by what reads the data next.
+    A row that can't be read or used at all ends the sample: it is refused, with its place, when its turn comes.
     """
     seen, end = _Seen(), time.monotonic() + SECONDS
     ends = end_tokens(tokenizer, config)
@@ -105,10 +105,18 @@ def measure(
 def sample_of(source: Any, count: int) -> Iterator[Row]:
     """Up to `count` raw rows, at even distances; of a stream its first ones."""
     if not isinstance(source, (Source, Mixture)):
-        return (row for _, row in itertools.islice(source.stream(), count))
+        return readable(row for _, row in itertools.islice(source.stream(), count))
     size = source.num_rows
     count = min(count, size)
-    return (source.read(index * size // count) for index in range(count))
+    return readable(source.read(index * size // count) for index in range(count))
+
+
+def readable(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows up to one that can't be read."""
+    try:
+        yield from rows
+    except DataError:
+        return
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> set[int]:
@@ -295,7 +303,7 @@ def compare(source: Any, held_out: Any) -> dict[str, Any]:
         count += 1
         if time.monotonic() > end:
             break
-    facts: dict[str, Any] = {"data/duplicate_rows": 1 - len(whole) / count, "data/compared": count}
+    facts: dict[str, Any] = {"data/duplicate_rows": 1 - len(whole) / max(count, 1), "data/compared": count}
     if held_out is None:
         return facts
     rows = same = asked = shared = 0

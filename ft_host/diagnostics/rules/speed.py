@@ -144,19 +144,16 @@ def more_workers(view: View) -> list[Remedy]:
 
 
 def slower(view: View) -> bool | None:
-    """The last steps at well under half the speed of those before."""
-    count = view.count("perf/tokens_per_second")
-    if count < 30:
-        return None
-    before = view.recent("perf/tokens_per_second", 200)[5:-10]
+    """The last steps at under a third of the speed of those before."""
+    before = view.recent("perf/tokens_per_second", 200)[5:-15]
     if len(before) < 15:
         return None
-    return view.median("perf/tokens_per_second", 10) < 0.4 * sorted(before)[len(before) // 2]
+    return view.median("perf/tokens_per_second", 15) < sorted(before)[len(before) // 2] / 3
 
 
 def slower_message(view: View) -> str:
-    now = view.median("perf/tokens_per_second", 10)
-    before = sorted(view.recent("perf/tokens_per_second", 200)[5:-10])
+    now = view.median("perf/tokens_per_second", 15)
+    before = sorted(view.recent("perf/tokens_per_second", 200)[5:-15])
     return (
         f"Training has slowed down to {short(now)} tokens/s; the median before was {short(before[len(before) // 2])}. Steps "
         f"take {short(view.median('perf/step_time', 10))} s."
@@ -263,7 +260,7 @@ RULES = [
         test=slower,
         message=slower_message,
         remedies=lambda view: [Remedy(why="Look at what else runs on the machine, at its temperature, and at a rank that lags")],
-        when="The median of the last ten steps is below 40 % of the median before, and stays there.",
+        when="The median of the last 15 steps is below a third of the median before, and stays there.",
         why="Another job, a device that throttles, a disk that fills up, or rows that have become longer.",
         remedy="Look at the machine.",
         source="own judgement",
