@@ -18,6 +18,14 @@ class FtHostError(Exception):
         self.facts = facts or {}
 
 
+class OutOfMemory(FtHostError):
+    """Memory ran out. `phase`: during what, as `ft_host.diagnostics.memory` calls it; empty for what another process said."""
+
+    def __init__(self, *arguments: object, phase: str = "", facts: dict[str, object] | None = None):
+        super().__init__(*arguments, facts=facts)
+        self.phase = phase
+
+
 class UsageError(FtHostError):
     """The command line, the config or the data is wrong."""
 

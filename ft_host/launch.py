@@ -27,12 +27,15 @@ from ft_host.annotate import make_ahead, open_store
 from ft_host.config import RunConfig
 from ft_host.diagnostics.collect import diagnostics_of
 from ft_host.diagnostics.measure import measure
+from ft_host.diagnostics.memory import COMPANIONS, EVALUATION, LOADING, SAVING, in_words, memory_facts
 from ft_host.diagnostics.rehearse import rehearse
 from ft_host.diagnostics.stall import Stall
 from ft_host.diagnostics.watch import Watch
-from ft_host.errors import ConfigError, FtHostError, Interrupted, StoppedByFinding
+from ft_host.errors import ConfigError, FtHostError, Interrupted, OutOfMemory, StoppedByFinding
 from ft_host.evaluate import Evaluation
+from ft_host.exhausted import doing
 from ft_host.folder import RunFolder, now
+from ft_host.footprint import free_mb, memory_parts
 from ft_host.gauges import model_facts
 from ft_host.generation.buffer import dealt
 from ft_host.generation.config import RolloutConfig
@@ -94,6 +97,10 @@ def train(
             f"{launch.folder.checkpoints} are whole. Make room and go on with `ft-host train --resume "
             f"{launch.folder.path}`"
         ) from error
+    except OutOfMemory as error:
+        told = OutOfMemory(f"{error}. {launch.kept()}", phase=error.phase, facts=error.facts)
+        launch.failed(told)
+        raise told from error
     except BaseException as error:
         launch.failed(error)
         raise
@@ -165,23 +172,25 @@ class _Launch:
         torch.manual_seed(config.seed)  # new weights (an adapter's) are the same on every rank
         held = checkpoint / "model" if checkpoint and (checkpoint / "model").is_dir() else None
         start = dataclasses.replace(config, model=str(held)) if held else config
-        policy = load_policy(start, tokenizer, self.accelerator.device, head=head)
-        keep_adapter(policy, specs, config)
-        trained = [specs.pop(role) for role in list(specs) if specs[role].trained]
-        for spec in trained:
-            attach_value(policy, spec, config, tokenizer, self.accelerator.device)
-        if self._sharded:
-            model = shard(policy, config)
-        else:
-            model = self.accelerator.prepare(policy)
-        optimizer = self.accelerator.prepare(make_optimizer(policy, config))
+        with doing(LOADING, config):
+            policy = load_policy(start, tokenizer, self.accelerator.device, head=head)
+            keep_adapter(policy, specs, config)
+            trained = [specs.pop(role) for role in list(specs) if specs[role].trained]
+            for spec in trained:
+                attach_value(policy, spec, config, tokenizer, self.accelerator.device)
+            if self._sharded:
+                model = shard(policy, config)
+            else:
+                model = self.accelerator.prepare(policy)
+            optimizer = self.accelerator.prepare(make_optimizer(policy, config))
         run = Run(
             config=config, folder=self.folder, tokenizer=tokenizer, plugins=plugins,
             accelerator=self.accelerator, policy=policy, model=model, rollouts=rollouts, backend_config=backend_config,
             watch=self.watch,
         )  # fmt: skip
         self.run = run
-        run.models = {role: Companion(spec, run) for role, spec in specs.items()}
+        with doing(COMPANIONS, config):
+            run.models = {role: Companion(spec, run) for role, spec in specs.items()}
         torch.manual_seed(config.seed + run.rank)  # dropout differs between ranks
         progress, saved_rows = Progress(), None
         if checkpoint:
@@ -222,18 +231,20 @@ class _Launch:
             run.say(f"resumed from {checkpoint if checkpoint == self.start else checkpoint.name}")
 
         held_out = data.eval_rows(eval_source, prepare, config) if eval_source else ([], [])
+        if self.watch.main:
+            self._estimate_memory(run, len(held_out[0]))
         evaluation = Evaluation(run, *held_out, rewards, self.online)
         if any(spec.ahead for spec in specs.values()):
             self._make_ahead(run, train_source, prepare, total, evaluation.mine)
         evaluation.annotate()
 
         def save() -> None:
-            with self._aside():
+            with self._aside(), doing(SAVING, config):
                 checkpoints.save(run, optimizer.optimizer, progress, stream.state() if self.online else None)
                 run.learn(disk_facts(run))
 
         def evaluate() -> None:
-            with self._aside():
+            with self._aside(), doing(EVALUATION, config):
                 evaluation()
 
         if config.eval_on_start and run.step == 0:
@@ -257,6 +268,13 @@ class _Launch:
         yield
         if self.stall is not None:
             self.stall.aside(False)
+
+    def _estimate_memory(self, run: Run, held_out: int) -> None:
+        """Told before the first step, so that a plan which doesn't fit is known to be one."""
+        parts = memory_parts(run, self.watch.engine.view.facts, held_out)
+        held = sum(parts[name] for name in ("weights", "companions")) + parts.get("base", 0.0)
+        run.learn(memory_facts(parts) | {"system/memory_mb": round(free_mb(run.device) + held, 1)})
+        run.say(in_words(parts))
 
     def _asked_to_stop(self) -> str | None:
         """Why this process would stop now: for the ranks to agree on, in one exchange."""
@@ -398,6 +416,13 @@ class _Launch:
             self._report()
         except OSError as full:  # the disk may be what failed; the first error is what the user must see
             print(f"run.json could not be updated: {full}", file=sys.stderr)
+
+    def kept(self) -> str:
+        """What a run that failed can go on from, in a sentence."""
+        found = None if self.folder is None else checkpoints.newest(self.folder.checkpoints)[0]
+        if found is None:
+            return "No checkpoint had been written"
+        return f"{found.name} is whole: `ft-host train --resume {self.folder.path}` goes on from it"
 
     def _report(self) -> str:
         """Write report.html. A page that can't be written says so and changes nothing of the run."""

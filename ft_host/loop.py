@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ft_host.errors import FtHostError, Interrupted, StoppedByFinding, UsageError
+from ft_host.diagnostics.memory import ANNOTATION, BACKWARD, FORWARD, UPDATE
+from ft_host.errors import FtHostError, Interrupted, OutOfMemory, StoppedByFinding, UsageError
+from ft_host.exhausted import doing
 from ft_host.gauges import Reach, keep_weights, update_ratio
 from ft_host.metrics import Accumulator, combine, maximum
 from ft_host.models.experts import ExpertLoad, load_metrics
@@ -79,7 +81,8 @@ def collate(run: Run, rows: list[Row]) -> Batch:
 
 def annotated(run: Run, rows: list[Row]) -> list[Row]:
     """The rows as `ft_annotate` gives them back. All ranks must call it at once."""
-    return _given_back("ft_annotate", rows, run.plugins.hook.ft_annotate(rows=rows, run=run))
+    with doing(ANNOTATION, run.config, run.step + 1):
+        return _given_back("ft_annotate", rows, run.plugins.hook.ft_annotate(rows=rows, run=run))
 
 
 def with_statistics(run: Run, rows: list[Row]) -> list[Row]:
@@ -194,11 +197,13 @@ def train_step(
     batches = batches + [collate(run, []) for _ in range(agreed.micro_batches - len(batches))]
     for index, batch in enumerate(batches):
         with sync_only_last(run, index == len(batches) - 1):
-            loss = loss_of(run, batch, agreed.tokens, accumulator)
+            with doing(FORWARD, run.config, run.step + 1):
+                loss = loss_of(run, batch, agreed.tokens, accumulator)
             load.add(run.policy.routing)
             run.policy.routing = None
-            # DDP and FSDP2 average gradients over ranks; the loss is a sum over them.
-            run.accelerator.backward(loss * run.world_size)
+            with doing(BACKWARD, run.config, run.step + 1):
+                # DDP and FSDP2 average gradients over ranks; the loss is a sum over them.
+                run.accelerator.backward(loss * run.world_size)
     norm = clip(run, optimizer)
     accumulator.add({"perf/data_time": maximum(data_time)} | memory_metrics(run))
     ranks = run.gather((accumulator.local(), load.local()))
@@ -223,7 +228,8 @@ def train_step(
         )
     reach.look(run, norm)
     before = keep_weights(run)
-    optimizer.step()
+    with doing(UPDATE, run.config, run.step + 1):
+        optimizer.step()
     if scaled:
         metrics["update_skipped"] = float(optimizer.step_was_skipped)
     ratio = update_ratio(run, before) if before else None
@@ -349,6 +355,10 @@ def fit(
             rate = schedule.set(consumed)
             try:
                 metrics = train_step(run, batches, agreed, optimizer, reach, data_time)
+            except OutOfMemory as problem:
+                if run.world_size > 1 or problem.phase == UPDATE:
+                    raise  # the other ranks are within a collective; weights may be half updated
+                stop(problem)
             except FtHostError as problem:
                 if not all(torch.isfinite(p).all() for p in run.model.parameters()):
                     raise  # the last update broke the weights: the checkpoints from before it are what is good

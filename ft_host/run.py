@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_host.diagnostics.memory import GENERATION
 from ft_host.errors import ConfigError
+from ft_host.exhausted import doing
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +116,8 @@ class Run:
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         """Complete each request with the weights that the backend has. All ranks must call it."""
-        return self.plugins.hook.ft_generate(requests=requests, sampling=sampling, run=self)
+        with doing(GENERATION, self.config, self.step + 1):
+            return self.plugins.hook.ft_generate(requests=requests, sampling=sampling, run=self)
 
     def score(self, sequences: list[Sequence], top: int) -> list[Scores]:
         """What the model that the backend serves beside the policy gives to tokens. All ranks must call it. Raises

@@ -432,7 +432,7 @@ def is_checkpointed(policy: Policy) -> bool:
 
 def test_checkpointing_is_on_where_memory_is_short(saved, monkeypatch):
     assert not is_checkpointed(policy_of(saved("llama")))
-    monkeypatch.setattr(load, "_free_memory", lambda device: 2 * 2**20)
+    monkeypatch.setattr(load, "free_memory", lambda device: 2 * 2**20)
     short = policy_of(saved("llama"))
     assert is_checkpointed(short)
     assert [note for note in short.notes if note.startswith("gradient checkpointing is on: activations would take")]
@@ -443,7 +443,7 @@ def test_checkpointing_is_on_where_memory_is_short(saved, monkeypatch):
 
 
 def test_free_memory_is_a_number_of_bytes():
-    assert 2**20 < load._free_memory(CPU) < 2**50
+    assert 2**20 < load.free_memory(CPU) < 2**50
 
 
 COMPILER = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")

@@ -12,13 +12,14 @@ import psutil
 import torch
 from torch import nn
 
+from ft_host.diagnostics.memory import Shape, activation_bytes, shape_of
 from ft_host.errors import ConfigError
 from ft_host.models.policy import Policy, ValueHead
 from ft_host.models.probe import choose_layout
 from ft_host.models.weights import adapter_of, base_of, find_config, is_classifier, load_model, load_weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
     from ft_host.run import ModelSpec
@@ -39,23 +40,22 @@ def precision(config: RunConfig, device: torch.device) -> str:
 # ---------------------------------------------------------------- memory
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available  # with what the page cache would give back
 
 
-def activation_bytes(policy: Policy, config: RunConfig) -> int:
-    """About what a micro-batch keeps for its backward pass: per token and layer, the inputs of each product and norm
-    (ten widths of the hidden state, three of the MLP)."""
-    model = policy.config
-    fields = model.to_dict()
-    wide = fields.get("intermediate_size") or 4 * model.hidden_size
-    experts = fields.get("num_experts_per_tok") or 1
+def sizes_of(config: PretrainedConfig) -> Shape:
+    """The sizes of a language model. Some have these two under other names, which only attribute access maps."""
+    return shape_of(config.to_dict() | {"hidden_size": config.hidden_size, "num_hidden_layers": config.num_hidden_layers})
+
+
+def most_activations(policy: Policy, config: RunConfig) -> int:
+    """Bytes that a micro-batch keeps for its backward pass, if all its rows are as long as they may be."""
     width = 4 if precision(config, policy.device) == "no" else 2
     rows = config.per_device_train_batch_size * (config.max_length or 2048)
-    tokens = config.max_tokens_per_micro_batch or rows
-    return tokens * model.num_hidden_layers * width * (10 * model.hidden_size + 3 * wide * experts)
+    return activation_bytes(sizes_of(policy.config), config.max_tokens_per_micro_batch or rows, width)
 
 
 def _checkpointing(policy: Policy, config: RunConfig) -> None:
@@ -66,14 +66,15 @@ def _checkpointing(policy: Policy, config: RunConfig) -> None:
         return
     if wanted is None:
         trained = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
-        left = _free_memory(policy.device) - 3 * trained  # gradients and Adam's two moments
-        need = activation_bytes(policy, config)
+        left = free_memory(policy.device) - 3 * trained  # gradients and Adam's two moments
+        need = most_activations(policy, config)
         wanted = need > 0.8 * left
         if wanted:
             policy.notes.append(
                 f"gradient checkpointing is on: activations would take about {need / 2**30:.1f} GiB of "
                 f"{max(left, 0) / 2**30:.1f} GiB"
             )
+    policy.recomputes = bool(wanted)
     if wanted:
         policy.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 

@@ -63,6 +63,7 @@ class Policy(nn.Module):
         self.notes: list[str] = []
         self.aux_loss: torch.Tensor | None = None
         self.counts_routing = False
+        self.recomputes = False  # gradient checkpointing
         self.routing: Routing | None = None
         self.layout_difference: float | None = None
         self.layout_leak: float | None = None

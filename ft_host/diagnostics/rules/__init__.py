@@ -9,6 +9,7 @@
     engines    ENG   the sampler beside the trainer
     speed      PERF  memory and time
     machine    SYS   stalls, disk
+    memory     SYS, PERF  memory that doesn't suffice
 """
 
 from ft_host.diagnostics.rule import Rule
@@ -19,6 +20,7 @@ from ft_host.diagnostics.rules import (
     held_out,
     losses,
     machine,
+    memory,
     numbers,
     optimisation,
     probes,
@@ -31,5 +33,5 @@ RULES: list[Rule] = [
     *settings.RULES, *data.RULES,
     *numbers.RULES, *losses.RULES, *optimisation.RULES, *held_out.RULES,
     *probes.RULES, *references.RULES, *engines.RULES, *experts.RULES,
-    *speed.RULES, *machine.RULES,
+    *speed.RULES, *machine.RULES, *memory.RULES,
 ]  # fmt: skip
