@@ -10,7 +10,7 @@ import pytest
 from ft_sdft.config import SDFTConfig
 from ft_sdft.method import ft_models, ft_prepare, teacher_prompt, text_of_context
 
-from ft_host.errors import ConfigError, DataError, RowError
+from ft_host.errors import ConfigError, DataError, RowError, UsageError
 from ft_host.run import Drop, ModelSpec
 from ft_host.testing.invariants import run_in
 from ft_host.testing.models import tiny_tokenizer
@@ -166,7 +166,7 @@ def test_an_empty_one_names_its_line(make, no_model):
 
 def test_a_later_row_without_it(make, rows):
     """Rows of a file may have other columns; beyond the first ones that is only seen when its turn comes."""
-    with pytest.raises(DataError, match="a row has no privileged_context: that of the prompt 'odd one'"):
+    with pytest.raises(UsageError, match="a row has no privileged_context: that of the prompt 'odd one'"):
         run_in(make([*rows[:3], {"prompt": "odd one"}, *rows[4:]]), "run")
 
 
