@@ -1,0 +1,286 @@
+"""The fields of SDPO. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from string import Formatter
+
+from ft_host.config import option
+from ft_host.errors import ConfigError
+from ft_host.generation.config import RolloutConfig, RolloutPlan, grouped_plan
+
+CONTEXT = "privileged_context"  # the column with feedback on a prompt
+FEEDBACK = "feedback"  # what a reward function logs for each completion (log_extra) is feedback on that one
+MODES = ("sampled_token", "topk_logits", "full_logits")  # the keys of ft_sdpo.losses.DISTANCES
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")  # the keys of ft_sdpo.losses.SCALES
+TEACHERS = ("base", "live", "ema")
+
+# Fields that need another one to be set, with their defaults.
+OF_EMA = {"teacher_update_rate": 0.05, "teacher_sync_steps": 1}
+OF_SUCCESS = {
+    "success_reward_threshold": 1.0, "dont_reprompt_on_self_success": True, "remove_thinking_from_demonstration": False,
+    "environment_feedback_only_without_solution": False,
+    "solution_template": "\nCorrect solution:\n\n{successful_previous_attempt}\n\n",
+}  # fmt: skip
+OF_FEEDBACK = {
+    "environment_feedback_only_without_solution": False,
+    "feedback_template": "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}\n\n",
+}
+REPROMPT = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question.\n"
+OF_DISTILLATION = {
+    "distillation_mode": "sampled_token", "distillation_alpha": 1.0, "distillation_topk": None,
+    "distillation_add_tail": False, "distillation_is_clip": 2.0, "teacher_model_kind": "ema", "reprompt_template": REPROMPT,
+    "max_reprompt_len": 10240, "use_successful_as_teacher": True, "include_environment_feedback": False,
+} | OF_EMA | OF_SUCCESS | OF_FEEDBACK  # fmt: skip
+CLIPPED = {"epsilon": 0.2, "epsilon_high": None}
+OF_POLICY = CLIPPED | {"loss_type": "dapo", "importance_sampling_level": "token", "scale_rewards": "group"}
+OF_TOOLS = {"tools": [], "environment": None, "max_tool_calling_iterations": None}
+
+
+@dataclass(kw_only=True)
+class SDPOConfig(RolloutConfig):
+    """Self-distillation policy optimization: learn from attempts what the same model says of them that is shown a successful
+    one, or feedback."""
+
+    disable_dropout: bool = option(
+        True,
+        "Train without the model's own dropout, so that what the student is taught is the feedback and no noise.",
+        group="model",
+    )
+    learning_rate: float = option(
+        1e-5,
+        "Peak learning rate. 1e-5 for all weights: the teacher is the model itself, so that there is little to move. About "
+        "10 times that for LoRA.",
+        gt=0,
+    )
+
+    # -- rollouts
+    num_generations: int = option(
+        8,
+        "Completions of a prompt: the more there are, the likelier that one of them succeeds, from which the others can "
+        "learn.",
+        group="rollouts",
+        gt=0,
+    )
+    steps_per_generation: int | None = option(
+        None,
+        "Micro-batches that a rollout is cut into, of each process. Not set: gradient_accumulation_steps, so that a "
+        "rollout is one optimizer step.",
+        group="rollouts",
+        gt=0,
+    )
+    generation_batch_size: int | None = option(
+        None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
+    )
+    num_iterations: int = option(
+        1, "Passes over each rollout. 1: more make use of completions that are no longer the policy's.", group="rollouts",
+        gt=0,
+    )  # fmt: skip
+    mask_truncated_completions: bool = option(
+        False,
+        "Leave completions that were cut short by max_completion_length out of the loss and of what it is divided by. They "
+        "stay in the rewards that others are measured against, and may be shown as a solution where they earn enough.",
+        group="rollouts",
+    )
+
+    # -- reprompting
+    use_successful_as_teacher: bool = option(
+        True, "Show the teacher a successful completion of the same prompt: the first that isn't the one that is taught."
+    )
+    success_reward_threshold: float = option(1.0, "What a completion must earn at the least to be successful.")
+    dont_reprompt_on_self_success: bool = option(
+        True, "Show the teacher of a completion another one, never that one itself."
+    )
+    remove_thinking_from_demonstration: bool = option(
+        False, "Leave what is between <think> and </think> out of a completion that the teacher is shown."
+    )
+    include_environment_feedback: bool = option(
+        False,
+        f"Show the teacher feedback: what a reward function says of a completion (log_extra({FEEDBACK!r}, [...]), one text "
+        f"or None a completion), or where none says anything the row's column {CONTEXT}.",
+    )
+    environment_feedback_only_without_solution: bool = option(
+        False, "Show feedback only where there is no successful completion to show."
+    )
+    reprompt_template: str = option(
+        REPROMPT,
+        "What the teacher is asked, with the slots {prompt}, {solution} and {feedback}, of which the last two are empty where "
+        "there is none. Of a conversation it replaces the last message, the user's.",
+    )
+    solution_template: str = option(
+        OF_SUCCESS["solution_template"], "What becomes of {solution}, with the slot {successful_previous_attempt}."
+    )
+    feedback_template: str = option(
+        OF_FEEDBACK["feedback_template"], "What becomes of {feedback}, with the slot {feedback_raw}."
+    )
+    max_reprompt_len: int = option(
+        10240,
+        "Longest prompt of the teacher in tokens. A completion whose teacher would have a longer one isn't taught: cut, it "
+        "would be another question.",
+        gt=0,
+    )
+
+    # -- the teacher
+    teacher_model_kind: str = option(
+        "ema",
+        "Who is asked: a moving average of the model (ema, which gets better with it and is steadier), the model as it is "
+        "(live), or as the run found it (base).",
+        choices=TEACHERS,
+    )
+    teacher_update_rate: float = option(
+        0.05, "ema: the policy's share when it is mixed into the teacher; 1 copies it.", gt=0, le=1
+    )
+    teacher_sync_steps: int = option(1, "ema: optimizer steps between two such mixings.", gt=0)
+
+    # -- the loss
+    distillation_weight: float = option(
+        1.0,
+        "Share of the distillation in the loss; the rest is that of a clipped policy loss of the rewards (GRPO's). 1: the "
+        "distillation alone, as in the paper. 0: no teacher is asked.",
+        ge=0,
+        le=1,
+    )
+    distillation_mode: str = option(
+        "sampled_token",
+        "What of the two distributions of a token is compared: the token that was sampled (sampled_token, an estimate of the "
+        "reverse KL), the student's distillation_topk likeliest tokens (topk_logits), or all tokens (full_logits).",
+        choices=MODES,
+    )
+    distillation_alpha: float = option(
+        1.0,
+        "The divergence: 0 is the forward KL (teacher from student), 1 the reverse KL (student from teacher), between them "
+        "the generalised Jensen-Shannon divergence. sampled_token has 1.",
+        ge=0,
+        le=1,
+    )
+    distillation_topk: int | None = option(
+        None, "topk_logits, where it must be set: how many tokens are compared. The paper has 100, with the tail.", gt=0
+    )
+    distillation_add_tail: bool = option(
+        False, "topk_logits: compare what all other tokens have together too, rather than leaving them out."
+    )
+    distillation_is_clip: float | None = option(
+        2.0,
+        "From the second update of a rollout on, weigh the distillation of each token by the ratio of the policy to the one "
+        "that sampled, up to this. none: no weights.",
+        gt=0,
+    )
+
+    # -- the policy loss
+    loss_type: str = option(
+        "dapo", f"Policy loss: what its tokens are divided by, as in GRPO: {', '.join(LOSS_TYPES)}.", choices=LOSS_TYPES
+    )
+    scale_rewards: str = option(
+        "group",
+        "Policy loss: what a completion's distance from the mean of its group is divided by: the standard deviation of the "
+        "group, that of the batch (the whole rollout), or nothing.",
+        choices=("group", "batch", "none"),
+    )
+    importance_sampling_level: str = option(
+        "token",
+        "Policy loss: ratios of new and old policy of each token, or of whole completions (their geometric mean).",
+        choices=("token", "sequence"),
+    )
+    epsilon: float = option(
+        0.2, "Policy loss: nothing is gained below a ratio of 1 - this. Counts from the second update of a rollout on.",
+        gt=0, le=1,
+    )  # fmt: skip
+    epsilon_high: float | None = option(
+        None, "Policy loss: nothing is gained above a ratio of 1 + this. Not set: epsilon.", gt=0
+    )
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """The smallest and the largest ratio of new and old policy that pays."""
+        return 1 - self.epsilon, 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether anything goes by a ratio of policies where a rollout is used more than once."""
+        weighs = self.distillation_weight > 0 and self.distillation_is_clip is not None
+        return weighs or self.distillation_weight < 1
+
+    def rollout_plan(self, processes: int) -> RolloutPlan:
+        return grouped_plan(
+            self,
+            processes,
+            num_generations=self.num_generations,
+            steps_per_generation=self.steps_per_generation,
+            generation_batch_size=self.generation_batch_size,
+            num_iterations=self.num_iterations,
+        )
+
+    # -- refusals
+
+    def check(self) -> None:
+        super().check()
+        once = self.rollout_plan(self.num_processes).updates == 1
+        why = "where each rollout is used for one optimizer step, in which the ratio is 1; leave it out"
+        if self.distillation_weight:
+            self._check_distillation()
+            self._check_reprompting()
+            if once:
+                self._refuse({"distillation_is_clip": 2.0}, why)
+        else:
+            self._refuse(OF_DISTILLATION, "with distillation_weight: 0, which asks no teacher")
+        if self.distillation_weight == 1:
+            self._refuse(OF_POLICY, "with distillation_weight: 1, which has no policy loss")
+        elif self.num_generations == 1:
+            raise ConfigError("num_generations: the policy loss compares completions of a prompt; expected 2 or more")
+        elif once:
+            self._refuse(CLIPPED, why)
+        for name, usual in OF_TOOLS.items():
+            if getattr(self, name) != usual:
+                raise ConfigError(f"{name}: the teacher's prompt can't have what tools say; leave it out")
+
+    def _refuse(self, fields: dict, why: str) -> None:
+        """Raise ConfigError for the first of {field: default} that was changed."""
+        for name, usual in fields.items():
+            if getattr(self, name) != usual:
+                raise ConfigError(f"{name}: has no effect {why}")
+
+    def _check_distillation(self) -> None:
+        mode = self.distillation_mode
+        if mode == "sampled_token" and self.distillation_alpha != 1:
+            raise ConfigError(
+                f"distillation_alpha: {self.distillation_alpha:g} with distillation_mode sampled_token, which estimates the "
+                "reverse KL; expected 1"
+            )
+        if mode == "topk_logits" and self.distillation_topk is None:
+            raise ConfigError("distillation_topk: isn't set, and distillation_mode topk_logits needs it; 100 is the paper's")
+        if mode != "topk_logits":
+            self._refuse({"distillation_topk": None, "distillation_add_tail": False}, f"on {mode}, only on topk_logits")
+        if self.teacher_model_kind != "ema":
+            self._refuse(OF_EMA, f"on a teacher_model_kind of {self.teacher_model_kind}, only on ema")
+
+    def _check_reprompting(self) -> None:
+        if not self.use_successful_as_teacher:
+            if not self.include_environment_feedback:
+                raise ConfigError(
+                    "use_successful_as_teacher: without it and without include_environment_feedback the teacher is shown "
+                    "nothing; set one of them"
+                )
+            self._refuse(OF_SUCCESS, "without use_successful_as_teacher")
+        elif self.num_generations == 1 and self.dont_reprompt_on_self_success and not self.include_environment_feedback:
+            raise ConfigError("num_generations: with 1 there is no other completion to learn from; expected 2 or more")
+        if not self.include_environment_feedback:
+            self._refuse(OF_FEEDBACK, "without include_environment_feedback")
+        shown = ["solution"] * self.use_successful_as_teacher + ["feedback"] * self.include_environment_feedback
+        check_template("reprompt_template", self.reprompt_template, ["prompt", *shown], ["solution", "feedback"])
+        check_template("solution_template", self.solution_template, ["successful_previous_attempt"])
+        check_template("feedback_template", self.feedback_template, ["feedback_raw"])
+
+
+def check_template(field: str, template: str, needs: list[str], may: list[str] | None = None) -> None:
+    """Raise ConfigError for a template that hasn't got these slots, has others than these and `may`, or can't be read."""
+    expected = " and ".join(f"{{{slot}}}" for slot in needs)
+    try:
+        parts = [(name, spec, how) for _, name, spec, how in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"{field}: {error}; a brace that is text is written twice, {{{{ or }}}}") from error
+    for name, spec, how in parts:
+        if name not in [*needs, *(may or [])] or spec or how:
+            raise ConfigError(f"{field}: has the slot {{{name}}}, expected {expected}; a brace that is text is written twice")
+    for slot in needs:
+        if slot not in [name for name, _, _ in parts]:
+            raise ConfigError(f"{field}: has no slot {{{slot}}}; expected {expected}")
