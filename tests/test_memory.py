@@ -71,8 +71,9 @@ def test_shapes_are_read_off_a_config():
 def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer_in_full():
     shape = Shape(hidden=8, layers=10, wide=16, vocabulary=100, cached=16)
     whole, less = (memory.activation_bytes(shape, 5, 4, on) for on in (False, True))
-    assert whole == 10 * 5 * 4 * (80 + 48)
-    assert less == 10 * 5 * 4 * 8 + whole // 10
+    layer = 5 * 4 * (14 * 8 + 4 * 16)
+    assert whole == 10 * layer + layer  # with the gradients of one
+    assert less == 10 * 5 * 4 * 8 + layer + layer
 
 
 def test_logits_are_kept_where_they_are_few_and_made_in_tiles_where_not():

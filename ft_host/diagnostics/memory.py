@@ -54,10 +54,12 @@ def shape_of(fields: Mapping[str, Any]) -> Shape:
 
 
 def activation_bytes(shape: Shape, tokens: int, width: int, checkpointing: bool = False) -> int:
-    """About what a micro-batch keeps for its backward pass: per token and layer, the inputs of each product and norm (ten
-    widths of the hidden state, three of the MLP). With checkpointing the input of each layer, and one layer in full."""
-    layer = tokens * width * (10 * shape.hidden + 3 * shape.wide)
-    return shape.layers * tokens * width * shape.hidden + layer if checkpointing else shape.layers * layer
+    """About what a micro-batch keeps for its backward pass: per token and layer, the inputs of each product and norm, with
+    what is between them (fourteen widths of the hidden state, four of a gated MLP), and for one layer their gradients too.
+    With checkpointing the input of each layer, and one layer in full. Checked by benchmarks/memory_estimate.py."""
+    layer = tokens * width * (14 * shape.hidden + 4 * shape.wide)
+    kept = shape.layers * tokens * width * shape.hidden + layer if checkpointing else shape.layers * layer
+    return kept + layer
 
 
 def logit_bytes(tokens: int, vocabulary: int, tile: int, targets: int, kept: int) -> int:
