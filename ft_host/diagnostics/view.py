@@ -107,6 +107,12 @@ class View:
         series = self.series.get(self.name(name))
         return 0 if series is None else len(series)
 
+    def turn(self, name: str, every: int = 1) -> bool:
+        """Whether it is time for a test that looks at all values: at every so many, and in a long run whenever it has grown
+        by a hundredth, so that the cost for a step stays that of about a hundred values."""
+        count = self.count(name)
+        return count % max(every, count // 100) == 0
+
     # -- where the run is
 
     @property

@@ -14,6 +14,16 @@ class Series:
 
     steps: array = field(default_factory=lambda: array("d"))
     values: array = field(default_factory=lambda: array("d"))
+    least: float = math.inf  # and most: of the finite values, which rules ask for at each step
+    most: float = -math.inf
+
+    def __post_init__(self) -> None:
+        for value in self.values:
+            self._meet(value)
+
+    def _meet(self, value: float) -> None:
+        if math.isfinite(value):
+            self.least, self.most = min(self.least, value), max(self.most, value)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -22,15 +32,22 @@ class Series:
         """Append, or replace the value of the last step where it is that one again."""
         if self.steps and self.steps[-1] == step:
             self.values[-1] = value
+            self._begin_again()
             return
         self.steps.append(step)
         self.values.append(value)
+        self._meet(value)
+
+    def _begin_again(self) -> None:
+        self.least, self.most = math.inf, -math.inf
+        self.__post_init__()
 
     def cut(self, step: float) -> None:
         """Forget `step` and all after it: the run went back to a checkpoint and did them again."""
         at = bisect_left(self.steps, step)
         del self.steps[at:]
         del self.values[at:]
+        self._begin_again()
 
     @property
     def first(self) -> float:

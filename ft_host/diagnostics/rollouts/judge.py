@@ -39,7 +39,7 @@ def span(view: View) -> tuple[float, float] | None:
     least, most = view.series.get("completions/reward_min"), view.series.get("completions/reward_max")
     if least is None or most is None:
         return None
-    low, high = min(least.finite()), max(most.finite())
+    low, high = least.least, most.most
     return (low, high) if high - low > 1e-8 * max(1.0, abs(high)) else None
 
 

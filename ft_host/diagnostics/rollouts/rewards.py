@@ -120,7 +120,7 @@ def never_rises(view: View, names: Names) -> bool | None:
     start isn't taken for standing still, the pace is taken to be twice its standard error above what is seen."""
     found = judge.span(view)
     step, total = view.step, view.total_steps
-    if found is None or not view.warmed_up or not total:
+    if found is None or not view.warmed_up or not total or not view.turn(names.reward):
         return None
     if view.mean(names.reward, 10) < 0.8 * view.first(names.reward):
         return False  # that is another trouble, of updates that are too large
@@ -158,8 +158,8 @@ def best(view: View, name: str, size: int = 10) -> float:
 
 
 def fallen(view: View, names: Names) -> bool | None:
-    """Asked at every fifth rollout, as it looks at all of them."""
-    if view.count(names.reward) % 5 or view.count(names.reward) < 20:
+    """Asked at every fifth rollout at most, as it looks at all of them."""
+    if not view.turn(names.reward, 5) or view.count(names.reward) < 20:
         return None
     top, now = best(view, names.reward), view.mean(names.reward, 10)
     found = judge.span(view)
