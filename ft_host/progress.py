@@ -5,6 +5,7 @@ Each printer is a plugin of the run that implements `ft_log`, like any other sin
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -25,7 +26,7 @@ SHOWN = (
     "accuracy", "kl", "objective/kl", "completions/mean_length",
 )  # fmt: skip
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
-ALERTS = {"warning": "WARN", "error": "ERROR"}  # as Weights & Biases calls them
+ALERTS = {"warning": "WARN", "error": "ERROR"}  # as Weights & Biases and trackio call them
 
 
 def mode(progress: str) -> str:
@@ -147,8 +148,8 @@ def check_trackers(names: list[str]) -> None:
 
 class Trackers:
     """TensorBoard, Weights & Biases, trackio, MLflow, … through accelerate. What is logged with the first step of a
-    rollout is sent with the next step that is sent. Warnings and errors become alerts of Weights & Biases, the one of
-    them that has such; `found` are those from before there were trackers."""
+    rollout is sent with the next step that is sent. Warnings and errors become alerts of Weights & Biases and trackio,
+    which have such; `found` are those from before there were trackers."""
 
     def __init__(self, found: Iterable[Finding] = ()):
         self.waiting: dict[str, Any] = {}
@@ -169,11 +170,14 @@ class Trackers:
             if finding.state != "open" or finding.severity not in ALERTS or key in self.alerted:
                 continue
             self.alerted.add(key)
+            title, level = f"{finding.fingerprint}: {finding.title}", ALERTS[finding.severity]
             for tracker in run.accelerator.trackers:
                 if tracker.name == "wandb":
-                    tracker.tracker.alert(
-                        title=f"{finding.fingerprint}: {finding.title}", text=finding.line(), level=ALERTS[finding.severity]
-                    )
+                    tracker.tracker.alert(title=title, text=finding.line(), level=level)
+                elif tracker.name == "trackio":
+                    trackio = importlib.import_module("trackio")
+                    if "alert" in vars(trackio):  # its first versions had none
+                        trackio.alert(title=title, text=finding.line(), level=trackio.AlertLevel[level])
         self.found.clear()
 
     @hookimpl

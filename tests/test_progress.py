@@ -1,6 +1,8 @@
 """What a run prints and sends while it goes on."""
 
-from types import SimpleNamespace
+import sys
+from enum import Enum
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -61,12 +63,13 @@ def test_trackers_get_what_was_logged_with_a_step_that_is_not_sent(run):
     assert run.sent[-1][1] == {"eval_loss": 1.0} and "kind" not in run.sent[0][1]
 
 
-def test_warnings_are_alerts_of_a_tracker_that_has_them(run):
-    def finding(code, severity, **fields):
-        remedies = [Remedy(why="Lower learning_rate")]
-        return Finding(code=code, title="It is bad", severity=severity, stage="train", message="Very bad.", why="y",
-                       remedies=remedies, evidence=[], cause=None, plugin="ft-host 0.4.0", **fields)  # fmt: skip
+def finding(code, severity, **fields):
+    remedies = [Remedy(why="Lower learning_rate")]
+    return Finding(code=code, title="It is bad", severity=severity, stage="train", message="Very bad.", why="y",
+                   remedies=remedies, evidence=[], cause=None, plugin="ft-host 0.4.0", **fields)  # fmt: skip
 
+
+def test_warnings_are_alerts_of_a_tracker_that_has_them(run):
     alerts = []
     early, late = finding("DATA001", "warning"), finding("OPT003", "warning")
     trackers = Trackers([early])
@@ -80,3 +83,15 @@ def test_warnings_are_alerts_of_a_tracker_that_has_them(run):
         trackers.ft_finding(finding=each, run=run)
     assert [each[:2] for each in alerts] == [("DATA001", "WARN"), ("OPT003", "WARN"), ("OPT003", "ERROR")]
     assert alerts[0][2] == "Warning DATA001: Very bad. Lower learning_rate."
+
+
+def test_trackio_has_alerts_where_its_version_has(run, monkeypatch):
+    sent = []
+    module = ModuleType("trackio")
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    run.accelerator.trackers = [SimpleNamespace(name="trackio")]
+    Trackers().ft_finding(finding=finding("OPT003", "warning"), run=run)  # an old version: nothing is sent
+    module.AlertLevel = Enum("AlertLevel", ["INFO", "WARN", "ERROR"])
+    module.alert = lambda title, text, level: sent.append((title, text, level))
+    Trackers().ft_finding(finding=finding("OPT003", "error"), run=run)
+    assert sent == [("OPT003: It is bad", "Error OPT003: Very bad. Lower learning_rate.", module.AlertLevel.ERROR)]
