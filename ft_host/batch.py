@@ -46,6 +46,7 @@ class Batch:
     num_rows: int  # R
     columns: dict[str, torch.Tensor] = field(default_factory=dict)  # the method's own
     counts: dict[str, float] = field(default_factory=dict)  # what the host totals over micro-batches and ranks
+    empty: bool = False  # there are no segments: the one token that is there stands for none
     beside: dict[str, Batch] = field(default_factory=dict)  # of the same rows, for companions that see other segments
 
     def to(self, device: torch.device | str) -> Batch:
@@ -57,8 +58,8 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens as if nothing were shared: a prompt counts once for each completion of it. 0 without rows."""
-        if not self.num_rows:
+        """Tokens as if nothing were shared: a prompt counts once for each completion of it. 0 without segments."""
+        if self.empty:
             return 0
         before = [0] * len(self.lengths)
         for index, parent in enumerate(self.parents):
@@ -80,8 +81,8 @@ def forest(
 ) -> Batch:
     """Lay segments out as one flat row of tokens.
 
-    A batch without rows (`segments=[]`) is legal: ranks that have nothing left in an optimizer step still take part
-    in the collectives of the others. It holds one token and no target.
+    A batch without segments is legal: ranks that have nothing left in an optimizer step, or rows that nothing is learnt
+    from, still take part in the collectives of the others. It holds one token and no target.
 
     `ends` are the last tokens of each row's last segment; with `pad_token_id`, the last that are not that token, which
     is where transformers' sequence classifiers look.
@@ -91,7 +92,8 @@ def forest(
     import torch
 
     ends_of_rows = [0] * num_rows
-    if not segments:
+    empty = not segments
+    if empty:
         segments = [Segment(input_ids=[0], labels=[IGNORE], row=0)]
     input_ids: list[int] = []
     position_ids: list[int] = []
@@ -141,6 +143,7 @@ def forest(
         num_rows=num_rows,
         columns=columns or {},
         counts=counts or {},
+        empty=empty,
     )
 
 

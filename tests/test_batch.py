@@ -116,6 +116,13 @@ def test_metrics_are_means_over_items_not_over_micro_batches():
     }  # fmt: skip
 
 
+def test_rows_that_nothing_is_learnt_from():
+    """They may have no segments at all: the one token that is there then doesn't count."""
+    batch = forest([], num_rows=2)
+    assert (batch.num_rows, batch.num_tokens, len(batch.targets), batch.empty) == (2, 0, 0, True)
+    assert not forest([Segment(input_ids=[5], labels=[IGNORE], row=0)], num_rows=1).empty
+
+
 def test_batches_beside_it_move_with_it():
     """A teacher's of the same rows: other segments, the same targets."""
     batch = forest([Segment(input_ids=[5, 6], labels=[IGNORE, 6], row=0)], num_rows=1)

@@ -233,6 +233,10 @@ def test_ticks_are_round_and_written_alike(low, high, labels):
     assert tick_labels(ticks(low, high)) == labels
 
 
+def test_a_line_that_is_flat_but_for_round_off_has_one_tick():
+    assert len(ticks(-0.09759000729485333, -0.0975900072948533)) == 1 and ticks(0.0, 0.0) == [0.0]
+
+
 def test_ticks_of_steps_are_whole_and_those_of_a_log_axis_stay_inside():
     assert ticks(1, 3, wanted=8, whole=True) == [1, 2, 3]
     assert [fmt.number(tick) for tick in log_ticks(0.018, 4.1)] == ["0.03", "0.1", "0.3", "1", "3"]

@@ -53,7 +53,7 @@ def times_shared(batch: Batch) -> torch.Tensor:
         leaves[index] += index not in inner
         if batch.parents[index] >= 0:
             leaves[batch.parents[index]] += leaves[index]
-    held = leaves if batch.num_rows else [0] * len(leaves)
+    held = leaves if not batch.empty else [0] * len(leaves)
     return torch.tensor(held).repeat_interleave(torch.tensor(batch.lengths))
 
 

@@ -229,7 +229,7 @@ class Policy(nn.Module):
         if mask is None:
             weight = times_shared(batch)
         else:
-            weight = mask if batch.num_rows else torch.zeros_like(mask)
+            weight = mask if not batch.empty else torch.zeros_like(mask)
         return routing_of(router_logits, weight, self.causal_lm.num_experts_per_tok)
 
     def _aux_loss(self, router_logits: Any, mask: torch.Tensor | None) -> torch.Tensor:

@@ -46,7 +46,7 @@ def _step_size(span: float, wanted: int, whole: bool) -> float:
 
 def ticks(low: float, high: float, wanted: int = 4, whole: bool = False) -> list[float]:
     """Round numbers in [low, high], about `wanted` of them; `whole` for steps, of which there are no halves."""
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # round-off between them at most
         return [low]
     size = _step_size(high - low, wanted, whole)
     first, last = math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9)
