@@ -52,7 +52,7 @@ POOL: dict[str, tuple[str, ...]] = {
     "sft-router-loss": ("router_aux_loss_coef",),
     "dpo-dropout": ("disable_dropout",),
     "dpo-displacement": ("learning_rate", "beta"),
-    "kto-batch-of-one": ("per_device_train_batch_size", "learning_rate"),
+    "kto-two-rows": ("per_device_train_batch_size", "learning_rate"),
     "grpo-cut-short": ("max_completion_length",),
     "ppo-cut-short": ("max_completion_length",),
     "grpo-entropy-explosion": ("entropy_coef", "learning_rate"),
