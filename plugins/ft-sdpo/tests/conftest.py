@@ -69,7 +69,7 @@ def second(completion_ids, **columns):
 PAYS = '''
 def letters(completions, log_extra, **columns):
     """What a tiny model can be paid for, and what is said of it: of some completions nothing."""
-    good = [sum(letter.isalpha() for letter in text) / (len(text) + 1) > 0.55 for text in completions]
+    good = [sum(letter.isalpha() for letter in text) / (len(text) + 1) > 0.8 for text in completions]
     log_extra("feedback", [None if right or len(text) % 3 == 0 else f"{len(text)} is odd" for right, text in
                            zip(good, completions)])
     return [float(each) for each in good]

@@ -36,7 +36,7 @@ KINDS = {
     "policy alone": {"distillation_weight": 0.0, "loss_type": "dr_grpo"},
     "lora": LORA,
     "lora, base, mixed": LORA | {"teacher_model_kind": "base", "distillation_weight": 0.5},
-    "masked": {"mask_truncated_completions": True, "distillation_weight": 0.5},
+    "masked": {"mask_truncated_completions": True, "distillation_weight": 0.5, "max_completion_length": 96},
 }
 
 
