@@ -48,10 +48,12 @@ class _Watched:
 
 
 class Engine:
-    """`rules`: each with the distribution it is from. `config`: the run's, as a dict."""
+    """`rules`: each with the distribution it is from. `config`: the run's, as a dict. `strict`: what a rule raises is
+    raised, for tests of rules."""
 
-    def __init__(self, rules: Iterable[tuple[Rule, str]], config: dict[str, Any]):
-        self.config = config
+    def __init__(self, rules: Iterable[tuple[Rule, str]], config: dict[str, Any], strict: bool = False):
+        self.config, self.strict = config, strict
+        self.failed: dict[str, str] = {}  # codes of rules that raised, and what
         self.view = View(config)
         self.rules = list(rules)
         self.findings: dict[str, Finding] = {}  # by fingerprint
@@ -128,6 +130,9 @@ class Engine:
         """Rules that have given no answer, by code, and why."""
         out = {}
         for rule, _ in self.rules:
+            if rule.code in self.failed:
+                out[rule.code] = f"the rule failed: {self.failed[rule.code]}"
+                continue
             if rule.code in self._asked:
                 continue
             lacking = [name for name in rule.fields if name not in self.config]
@@ -168,6 +173,19 @@ class Engine:
         return sorted(name[len(before) : len(name) - len(after)] for name in found)
 
     def _ask(self, watched: _Watched) -> list[Finding]:
+        """What has changed by its answer. A rule that raises is asked no more: a run of hours must not end for it."""
+        code = watched.rule.code
+        if code in self.failed:
+            return []
+        if self.strict:
+            return self._answered(watched)
+        try:
+            return self._answered(watched)
+        except Exception as error:  # whatever a plugin's rule can raise; `failed` and `skipped` tell of it
+            self.failed[code] = f"{type(error).__name__}: {error}"
+            return []
+
+    def _answered(self, watched: _Watched) -> list[Finding]:
         rule, view = watched.rule, self.view
         view.cause = watched.cause
         found = rule.test(view)

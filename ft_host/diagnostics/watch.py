@@ -44,6 +44,7 @@ class Watch:
         self.lock = threading.RLock()
         self.run: Run | None = None
         self.unwritten: list[Finding] = []  # found before there was a folder
+        self.broken: set[str] = set()  # codes of rules that failed, and were told of
         self.reason: Finding | None = None  # that the run is to stop for
 
     # -- from the host
@@ -128,6 +129,12 @@ class Watch:
     # -- telling
 
     def _tell(self, changed: list[Finding]) -> None:
+        for code, what in self.engine.failed.items():
+            if code not in self.broken:
+                self.broken.add(code)
+                plugin = next(label for rule, label in self.rules if rule.code == code)
+                said = f"rule {code} of {plugin} failed and is asked no more in this run: {what}"
+                tell(said, "warning", self.config.progress) if self.run is None else self.run.say(said, "warning")
         for finding in changed:
             if finding.state == "open":
                 tell_finding(finding.line(), finding.as_dict(self.as_dict), finding.severity, self.config.progress)

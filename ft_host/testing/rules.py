@@ -43,7 +43,7 @@ def _line(kind: str, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
 def findings(rules: Sequence[Rule], told: Told, config_class: type[RunConfig] = RunConfig) -> list[Finding]:
     """What `rules` find in a run, as it stands at its end; muted ones too."""
     config = asdict(config_class(**told.config))
-    engine = Engine([(rule, "test 0") for rule in rules], config)
+    engine = Engine([(rule, "test 0") for rule in rules], config, strict=True)
     engine.learn(told.facts)
     for line in told.lines:
         engine.see(line)
