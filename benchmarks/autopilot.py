@@ -133,6 +133,8 @@ def table(found: list[dict[str, Any]]) -> str:
     rows = ["| run file | metric | healthy | autopilot | within 5 % | attempts | what was changed (first seed) |",
             "|---|---|---:|---:|---|---:|---|"]  # fmt: skip
     near = 0
+    paired = {(each["case"].removeprefix("healthy "), each["seed"]) for each in found if each["case"].startswith("healthy ")}
+    found = [each for each in found if (each["case"].removeprefix("healthy "), each["seed"]) in paired]
     names = sorted({each["case"] for each in found if not each["case"].startswith("healthy ")})
     for name in names:
         mine = [each for each in found if each["case"] == name]
