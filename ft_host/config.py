@@ -333,7 +333,8 @@ class RunConfig:
     stop_on: list[str] = option(
         [],
         "Stop the run, its state saved, on a finding of these rules; 'patchable': on any warning or error that has a "
-        "remedy which is a change of the config.",
+        "remedy which is a change of the config. A run that is resumed goes on: what has stopped it stops it again only "
+        "where it gets worse, or has passed and is found anew.",
         group="diagnostics",
     )
     locked: list[str] = option(

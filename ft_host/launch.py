@@ -124,7 +124,7 @@ class _Launch:
         self.online: Online | None = None
         self.run: Run | None = None
         self.stall: Stall | None = None
-        self.start = start_of(config)  # a checkpoint of another run
+        self.start = None if resume else start_of(config)  # a checkpoint of another run
 
     # -- in order
 
@@ -198,7 +198,7 @@ class _Launch:
             progress = Progress(**saved["progress"])
             saved_rows = dealt(saved["buffers"], run.rank, run.world_size)
         if self.accelerator.is_main_process and self.resume:
-            self.folder.rewind(run.step)
+            self.folder.rewind(run.step if checkpoint else -1)
         logged = self.folder.read("metrics.jsonl") if checkpoint and self.accelerator.is_main_process else []
         self.watch.attach(run, logged)
 
@@ -320,10 +320,7 @@ class _Launch:
             "train": train_source.describe(),
             "eval": eval_source.describe() if eval_source else None,
         }
-        if self.start is not None:
-            manifest["parent"] = str(config_parent(self.config, self.start))
-        elif self.config.parent:
-            manifest["parent"] = self.config.parent
+        manifest["parent"] = parent_of(self.config)
         if self.resume:
             manifest["created"] = self.folder.manifest["created"]
             self.warnings += check_same_data(self.folder, manifest)
@@ -338,6 +335,7 @@ class _Launch:
         if self.resume:
             found = checkpoints.newest(self.folder.checkpoints)
         if found[0] is None:  # of a run that goes on, too: it may have been stopped before its first checkpoint
+            self.start = start_of(self.config) if self.resume else self.start
             found = (self.start, found[1])
         return agreed(self.accelerator, found)
 
@@ -409,7 +407,7 @@ class _Launch:
             text = f"{type(error).__name__}: {text}\n{traceback.format_exc()}"
         try:
             if self.watch.run is not None:
-                self.watch.finish()
+                self.watch.finish(whole=not stopped)
             else:
                 self.watch.leave(self.folder)
             self.folder.update(status="interrupted" if stopped else "failed", finished=now(), error=text)
@@ -469,8 +467,11 @@ def start_of(config: RunConfig) -> Path | None:
     return path
 
 
-def config_parent(config: RunConfig, start: Path) -> Path:
-    return Path(config.parent) if config.parent else start.parent.parent
+def parent_of(config: RunConfig) -> str | None:
+    """The run that this one comes from: as the config says, else the one whose checkpoint it begins with."""
+    if config.parent or config.resume_from_checkpoint is None:
+        return config.parent
+    return str(Path(config.resume_from_checkpoint).parent.parent)
 
 
 def _prepare(method: str, tokenizer: Any, config: RunConfig, row: dict[str, Any]) -> Any:

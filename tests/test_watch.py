@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +15,11 @@ import pytest
 
 import ft_host
 from ft_host.diagnostics import Engine, Remedy, Rule, collect
-from ft_host.errors import ConfigError, StoppedByFinding, UsageError
+from ft_host.errors import ConfigError, FtHostError, StoppedByFinding, UsageError
 from ft_host.launch import train
-from ft_host.testing.invariants import assert_same, lines, run_in
+from ft_host.testing.invariants import as_if_killed, assert_same, beside, lines, run_in
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def rule(**fields) -> Rule:
@@ -147,6 +154,159 @@ def test_a_resumed_run_finds_what_it_would_have_found(config, only):
     found = [{each["fingerprint"]: (each["first_step"], each["last_step"], each["count"])} for each in findings(stopped)]
     expected = [{each["fingerprint"]: (each["first_step"], each["last_step"], each["count"])} for each in findings(whole)]
     assert found[-1] == expected[-1]
+
+
+def ended(folder: Path) -> dict[str, dict]:
+    """Each finding as it was written last."""
+    return {each["fingerprint"]: each for each in findings(folder)}
+
+
+def learnt(folder: Path) -> dict[str, int]:
+    """When facts were told, without those that are measured anew each time, and differ a little."""
+    told = manifest(folder)["facts_told"]
+    return {name: step for name, step in told.items() if "memory" not in name and name != "probe/packing_difference"}
+
+
+def test_a_run_goes_on_after_what_has_stopped_it(config, only):
+    only(rule(), rule(code="TEST002", stage="probe", needs=("start/loss",), test=lambda view: True))
+    whole = run_in(config, "whole", eval_steps=2)
+    with pytest.raises(StoppedByFinding):
+        run_in(config, "stopped", eval_steps=2, stop_on=["TEST001"])
+    stopped = whole.parent / "stopped"
+    again = replace(config, output_dir=str(stopped), eval_steps=2, stop_on=["TEST001"])
+    assert train(again, method="sft", resume=stopped).steps == 5
+    assert manifest(stopped)["status"] == "finished" and manifest(stopped)["error"] is None
+    assert_same(lines(whole), lines(stopped), rel=0)
+    assert ended(stopped) == ended(whole)
+    assert learnt(stopped) == learnt(whole)
+
+
+def test_a_run_that_was_killed_finds_what_it_would_have_found(config, only):
+    """Facts and findings of steps that are done again are forgotten."""
+    only(rule(), rule(code="TEST002", needs=("probe/zero_grad_parameters",), stage="probe", test=lambda view: True))
+    whole = run_in(config, "whole", save_total_limit=None)
+    killed = whole.parent / "killed"
+    assert as_if_killed(whole, killed) == 2
+    train(replace(config, output_dir=str(killed), save_total_limit=None), method="sft", resume=killed)
+    assert ended(killed) == ended(whole)
+    assert sum(each["code"] == "TEST002" and each["step"] < 5 for each in findings(killed)) == 1
+    assert learnt(killed) == learnt(whole)
+
+
+def test_a_run_without_a_checkpoint_begins_again_with_nothing_said_twice(config, only):
+    only(rule(code="TEST002", stage="before", needs=("data/rows",), test=lambda view: True))
+    folder = run_in(config, "a", max_steps=2)
+    shutil.rmtree(folder / "checkpoints")
+    train(replace(config, output_dir=str(folder), max_steps=2), method="sft", resume=folder)
+    assert [line["step"] for line in lines(folder, "eval")] == [0, 2]
+    assert [each["step"] for each in findings(folder)] == [0, 2]
+
+
+def test_a_stopped_run_is_not_judged_as_a_whole(config, only):
+    only(rule(), rule(code="TEST002", stage="after", test=lambda view: True))
+    with pytest.raises(StoppedByFinding):
+        ft_host.train(replace(config, stop_on=["TEST001"]))
+    folder = Path(config.output_dir)
+    assert set(ended(folder)) == {"TEST001"}
+    train(replace(config, stop_on=["TEST001"]), method="sft", resume=folder)
+    assert set(ended(folder)) == {"TEST001", "TEST002"}
+
+
+def test_what_ended_a_run_has_passed_once_it_goes_on(config, only):
+    broken = rule(code="TEST003", needs=("watch/not_finite",), test=lambda view: True)
+    only(broken)
+    with pytest.raises(FtHostError, match="weights were not updated"):
+        ft_host.train(replace(config, max_steps=40, learning_rate=1e30, optim="sgd", max_grad_norm=0, save_steps=1))
+    folder = Path(config.output_dir)
+    assert ended(folder)["TEST003"]["state"] == "open"
+    done = lines(folder)[-1]["step"]
+    going_on = replace(config, max_steps=done, learning_rate=1e30, optim="sgd", max_grad_norm=0, eval_dataset=None)
+    train(going_on, method="sft", resume=folder)
+    assert ended(folder)["TEST003"]["state"] == "cleared"
+
+
+def test_the_checkpoint_that_a_run_began_with_is_needed_no_more(config):
+    whole = run_in(config, "whole", save_total_limit=None)
+    start = str(whole / "checkpoints" / "step-2")
+    after = run_in(config, "after", resume_from_checkpoint=start, save_total_limit=None)
+    shutil.rmtree(whole)
+    shutil.rmtree(after / "checkpoints" / "step-5")
+    again = replace(config, output_dir=str(after), resume_from_checkpoint=start, max_steps=6)
+    assert train(again, method="sft", resume=after).steps == 6
+    assert manifest(after)["parent"] == str(whole) and str(whole) in (after / "report.html").read_text()
+    with pytest.raises(ConfigError, match="step-2 is not a checkpoint of a run"):
+        shutil.rmtree(after / "checkpoints")
+        train(again, method="sft", resume=after)
+
+
+def test_a_damaged_checkpoint_or_other_steps_are_no_beginning(config):
+    whole = run_in(config, "whole", max_steps=2)
+    start = whole / "checkpoints" / "step-2"
+    with pytest.raises(ConfigError, match="a step of .* has 8 rows, and would have 4 now"):
+        run_in(config, "other", resume_from_checkpoint=str(start), per_device_train_batch_size=4)
+    (start / "progress.json").write_text("{}")
+    with pytest.raises(ConfigError, match="step-2 is not a checkpoint of a run .progress.json has 2 bytes"):
+        run_in(config, "damaged", resume_from_checkpoint=str(start))
+
+
+# ---------------------------------------------------------------- from the command line, with a plugin's rule
+
+MINE = """
+
+from ft_host.diagnostics import Rule
+from ft_sft.config import SFTConfig as Config
+
+@hookimpl
+def ft_rules():
+    return [Rule(code="MINE001", title="late", stage="train", needs=("loss",), test=lambda view: view.step >= 3,
+                 message=lambda view: "late", window=2, least=1, when="w", why="y", remedy="r", source="own")]
+
+@hookimpl
+def ft_finding(finding, run):
+    with open(run.folder.path / "sink.txt", "a") as file:
+        file.write(f"{finding.fingerprint} {finding.state} {finding.step}\\n")
+"""
+
+
+@pytest.fixture
+def mine(tmp_path) -> str:
+    """A method in a file, with a rule and a sink of findings."""
+    method = Path(ft_host.__file__).parents[1] / "plugins/ft-sft/ft_sft/method.py"
+    (tmp_path / "mine.py").write_text(method.read_text() + MINE)
+    return str(tmp_path / "mine.py")
+
+
+def called(*argv: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "ft_host", "train", *argv], capture_output=True, text=True, env=ENV)
+
+
+def trained(config, method: str, *flags: str, **changes) -> tuple[subprocess.CompletedProcess, Path]:
+    """The command line that trains `config`, and the folder of the run."""
+    changed, default = dataclasses.asdict(beside(config, "run", progress="lines", **changes)), dataclasses.asdict(type(config)())
+    file = Path(method).with_name("run.json")
+    file.write_text(json.dumps({name: value for name, value in changed.items() if value != default[name]}))
+    return called(method, str(file), *flags), Path(changed["output_dir"])
+
+
+def test_a_plugin_s_sink_has_each_finding_and_fail_on_gives_the_exit_code(config, mine):
+    done, folder = trained(config, mine, "--select", "MINE", "--fail-on", "warning")
+    assert done.returncode == 5, done.stderr
+    assert "Warning MINE001: late" in done.stderr and manifest(folder)["status"] == "finished"
+    assert (folder / "sink.txt").read_text().splitlines() == ["MINE001 open 3", "MINE001 open 5"]
+
+
+def test_two_processes_stop_together_and_go_on_together(config, mine):
+    done, folder = trained(
+        config, mine, "--select", "MINE", "--stop-on", "MINE001", num_processes=2, per_device_train_batch_size=4
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.count("Warning MINE001") == 1 and "as stop_on asked" in done.stderr
+    assert manifest(folder)["status"] == "interrupted" and (folder / "report.html").is_file()
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3]
+    assert [each["step"] for each in findings(folder)] == [3, 3]
+    done = called("--resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4, 5]
 
 
 def test_rules_of_two_plugins_with_one_code_are_refused(monkeypatch):

@@ -71,9 +71,13 @@ class Engine:
     # -- what a run tells
 
     def learn(self, facts: dict[str, Any]) -> list[Finding]:
-        """Facts, new or told anew. Asks the rules that are about facts alone and read one of these."""
+        """Facts, new or told anew. Asks the rules that are about facts alone and read one of these; what is known already,
+        as in a run that goes on, says nothing."""
+        new = [name for name, value in facts.items() if name not in self.view.facts or self.view.facts[name] != value]
+        if not new:
+            return []
         self.view.facts.update(facts)
-        self.told |= dict.fromkeys(facts, self.view.step)
+        self.told |= dict.fromkeys(new, self.view.step)
         for rule, plugin in self._starred:
             known = {each.cause for each in self._of_facts if each.rule is rule}
             causes = self._causes(rule, self.view.facts.keys())
@@ -113,9 +117,10 @@ class Engine:
                 changed += self._ask(each)
         return self._muted(changed)
 
-    def finish(self) -> list[Finding]:
-        """The run has ended. Asks the rules about the whole of it, and gives all findings as they are now."""
-        for each in [*self._of_facts, *self._watched.values()]:
+    def finish(self, whole: bool = True) -> list[Finding]:
+        """The run has ended. Asks the rules about the whole of it, where it wasn't stopped and can go on, and gives all
+        findings as they are now."""
+        for each in [*self._of_facts, *self._watched.values()] if whole else ():
             known = all(name in self.view.facts for name in each.facts)
             known = known and all(name in self.view.series for name in each.metrics)
             if each.rule.stage == "after" and known and self._is_about(each.rule):

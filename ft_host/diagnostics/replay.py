@@ -70,7 +70,10 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
     notes += problems
     usable = [line for line in lines if line.get("kind") in ("train", "eval") and isinstance(line.get("step"), int)]
     feed(engine, record.facts, record.facts_told, usable)
-    found = list(engine.findings.values()) if record.status == "running" else engine.finish()
+    running = record.status == "running"
+    found = list(engine.findings.values()) if running else engine.finish(whole=record.status != "interrupted")
+    owners = {rule.code: label for rule, label in rules}
+    notes += [f"rule {code} of {owners[code]} failed: {what}" for code, what in engine.failed.items()]
     findings = {each.fingerprint: each.as_dict(config) for each in found}
     recorded = _only_recorded(record, findings, owned, select, ignore)
     findings |= recorded
