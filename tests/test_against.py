@@ -145,3 +145,16 @@ def test_a_model_that_is_not_here(small_tiles, kind):
     gradient = torch.autograd.grad(found, (hidden, linear.weight if kind == "module" else matrix))
     for mine, other_one in zip(gradient, wanted, strict=True):
         torch.testing.assert_close(mine, other_one, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["matrix", "module"])
+def test_without_targets_everything_has_a_gradient_of_nothing(kind):
+    """A rank that has none left takes part in the others' sum of gradients."""
+    hidden, matrix, other, theirs = states(count=0)
+    linear = nn.Linear(6, 11, bias=False, dtype=torch.float64)
+    head = Head(None, linear, Shape(), 11) if kind == "module" else Head(matrix, None, Shape(), 11)
+    found, values = loss_against(hidden, head, Against(other, Head(theirs, None, Shape(), 11), jsd(hidden)), True)
+    weight = linear.weight if kind == "module" else matrix
+    found.backward()
+    assert float(found.detach()) == 0 and not values
+    assert hidden.grad is not None and torch.equal(weight.grad, torch.zeros_like(weight))

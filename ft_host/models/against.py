@@ -161,8 +161,8 @@ def loss_against(
     scaled up afterwards) tiles are made again in the backward pass.
     """
     tiles = tiles_of(hidden.shape[0], against, head.vocabulary, hidden.device)
-    if not tiles:
-        return hidden.sum() * 0.0, {}
+    if not tiles:  # states and head are still part of it: DDP waits for the gradients of every parameter
+        return (hidden.sum() + head.logits(hidden).sum()) * 0.0, {}
     if made_ahead and head.matrix is not None:
         names: list[str] = []
         total, *values = _Tiled.apply(hidden, head.matrix, head.shape, against, tiles, names)
