@@ -106,7 +106,8 @@ class Policy(nn.Module):
         unknown = set(want) - set(self.gives)
         if unknown or ((weight is not None or against is not None) and self.head is not None):
             what = "a language model" if self.head is None else f"a {self.head} model"
-            named = f"want: {', '.join(sorted(unknown))}" if unknown else "weight, against"
+            given = [name for name, value in (("weight", weight), ("against", against)) if value is not None]
+            named = f"want: {', '.join(sorted(unknown))}" if unknown else ", ".join(given)
             raise ValueError(f"{named}: nothing that {what} gives; it gives {', '.join(self.gives)}")
         # Balance is of tokens as the router sees them: a shared prompt would count once where full sequences have it
         # once each. A rectangle holds full sequences anyway.
