@@ -1,6 +1,6 @@
 """The estimate of memory beside what was measured: a few short runs, each in a process of its own.
 
-    python benchmarks/memory_estimate.py --work /tmp/memory
+    python benchmarks/memory_estimate.py --work runs/memory
 
 On examples/arithmetic (run its make.py first), with a model of random weights that is large enough for its memory to be
 seen beside that of interpreter and libraries. "measured" is `perf/peak_memory_mb`: on a CPU the peak of the resident set
