@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ft_host.cli import main
-from ft_host.diagnostics.patch import chosen_finding, chosen_remedy, patched, run_file
+from ft_host.diagnostics.patch import chosen_finding, chosen_remedy, commented, patched
 from ft_host.errors import UsageError
 from ft_host.report import read_run
 from ft_host.settings.files import read_file
@@ -131,7 +131,7 @@ def test_values_that_yaml_could_misread_come_back_as_they_were(tmp_path):
     message = "a # b\n method: dpo"
     found = finding(remedy(**{"run_name": ("", "x: y # z")}), message=message)
     values = patched(record, found, found["remedies"][0])
-    (tmp_path / "next.yaml").write_text(run_file(record, found, found["remedies"][0], values))
+    (tmp_path / "next.yaml").write_text(commented(record, found, found["remedies"][0], values))
     file = read_file(str(tmp_path / "next.yaml"))
     given = file.values
     assert given["run_name"] == "x: y # z" and file.method == "sft"
@@ -144,7 +144,7 @@ def test_a_method_in_a_file_is_named_by_its_file(tmp_path):
     (run / "run.json").write_text(json.dumps(info | {"method": "mine", "reference": "/some/mine.py"}))
     record = read_run(run)
     found = finding(remedy(**RATE))
-    text = run_file(record, found, found["remedies"][0], patched(record, found, found["remedies"][0]))
+    text = commented(record, found, found["remedies"][0], patched(record, found, found["remedies"][0]))
     assert yaml.safe_load(text)["method"] == "/some/mine.py"
 
 

@@ -737,4 +737,4 @@ def test_shapes_of_tensors_arrays_and_batches():
     batch = forest([Segment(input_ids=[1, 2, 3], labels=[-100, 2, 3], row=0)], num_rows=1, counts={"tokens": 2})
     text = shape(batch)
     assert text.startswith("Batch(input_ids=int64[3], position_ids=int64[3], lengths=list[1] of int")
-    assert text.endswith("counts={tokens: 2})")
+    assert "counts={tokens: 2}" in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ft_host.diagnostics.patch import chosen_finding, chosen_remedy, patched, run_file
+from ft_host.diagnostics.patch import chosen_finding, chosen_remedy, commented, patched
 from ft_host.diagnostics.replay import diagnose
 from ft_host.report import read_run
 
@@ -32,5 +32,5 @@ def run(argv: list[str]) -> int:
     finding = chosen_finding(list(found.values()), arguments.finding)
     remedy = chosen_remedy(finding, arguments.remedy)
     values = patched(record, finding, remedy, arguments.from_checkpoint)
-    print(run_file(record, finding, remedy, values), end="")
+    print(commented(record, finding, remedy, values), end="")
     return 0

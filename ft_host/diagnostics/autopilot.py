@@ -21,12 +21,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ft_host.diagnostics.patch import run_file
 from ft_host.errors import StoppedByFinding
 from ft_host.folder import write_json
 from ft_host.report import RunRecord, RunUnreadable, read_run
 from ft_host.report import format as fmt
 from ft_host.report.parts import headline_metrics
-from ft_host.settings.text import yaml_text
 
 # What a run is about, and what runs it: never a remedy.
 PROTECTED = (
@@ -117,7 +117,7 @@ class Flight:
             values["save_steps"] = max(1, self.config["max_steps"] // CHECKPOINTS)
             values.setdefault("save_total_limit", 5)
         file = self.folder / f"attempt-{attempt.number}.yaml"
-        file.write_text(run_file(self.method, values), encoding="utf-8")
+        file.write_text(run_file(self.method, values, {}), encoding="utf-8")
         findings: dict[str, dict[str, Any]] = {}
         with open(self.folder / f"attempt-{attempt.number}.log", "w", encoding="utf-8") as log:
             command = [sys.executable, "-m", "ft_host", "train", self.method, str(file), "--progress", "json"]
@@ -281,8 +281,3 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     from ft_host.report.record import read_json_lines
 
     return read_json_lines(path)[0]
-
-
-def run_file(method: str, values: dict[str, Any]) -> str:
-    lines = [f"method: {yaml_text(method)}", *(f"{name}: {yaml_text(value)}" for name, value in values.items())]
-    return "\n".join(lines) + "\n"

@@ -66,15 +66,20 @@ def patched(record: RunRecord, finding: dict[str, Any], remedy: dict[str, Any], 
     return values
 
 
-def run_file(record: RunRecord, finding: dict[str, Any], remedy: dict[str, Any], values: dict[str, Any]) -> str:
-    """The YAML of `patched`, with what was found and what is changed in comments."""
+def commented(record: RunRecord, finding: dict[str, Any], remedy: dict[str, Any], values: dict[str, Any]) -> str:
+    """The run file of `patched`, with what was found and what is changed in comments."""
     old = {change["path"].removeprefix("/"): change["from"] for change in remedy["patch"]}
     about = [
         f"{record.folder} with a remedy of {finding['fingerprint']}: {finding['message']}",
         f"{remedy['why']} ({', '.join(patch_text(change) for change in remedy['patch'])}).",
     ]
     lines = [f"# {line}" for text in about for line in textwrap.wrap(text, 110, break_on_hyphens=False)]
-    lines.append(f"method: {yaml_text(method_name(record))}")
+    return "\n".join(lines) + "\n" + run_file(method_name(record), values, old)
+
+
+def run_file(method: str, values: dict[str, Any], old: dict[str, Any]) -> str:
+    """A run as YAML; a comment says what the fields in `old` were."""
+    lines = [f"method: {yaml_text(method)}"]
     for name, value in values.items():
         was = f"  # was {yaml_text(old[name])}" if name in old else ""
         lines.append(f"{name}: {yaml_text(value)}{was}")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pluggy import PluginManager
 
 DEPTH = 3
-MANY = 12  # a dataclass with more fields, such as a config, is named only
+MANY = 16  # a dataclass with more fields than a batch has, such as a config, is named only
 SCALARS = (bool, int, float, str, type(None))
 
 

@@ -5,7 +5,7 @@
 Numbers are those of GRPO: RLOO003 is to RLOO what GRPO003 is to GRPO; PPO's begin at PPO100.
 """
 
-from ft_host.diagnostics.rollouts import completions, policy, rewards
+from ft_host.diagnostics.rollouts import completions, policy, rewards, signal
 from ft_host.diagnostics.rollouts.judge import Names
 from ft_host.diagnostics.rule import Rule
 
@@ -14,5 +14,5 @@ __all__ = ["Names", "rollout_rules"]
 
 def rollout_rules(names: Names) -> list[Rule]:
     """The shared rules over a method's metrics, in the order of their codes."""
-    found = [*rewards.rules(names), *policy.rules(names), *completions.rules(names)]
+    found = [*signal.rules(names), *rewards.rules(names), *policy.rules(names), *completions.rules(names)]
     return sorted(found, key=lambda rule: rule.code)

@@ -11,6 +11,7 @@ from ft_host.diagnostics.view import View, rounded, short
 
 LEARNT = 0.5  # the share of what there was to gain from which on a change counts as the task being learnt
 SOLVED = 0.95  # of the most that a completion can earn, as a mean
+LOOK_AT_REWARD = Remedy(why="Try the reward by hand on a right, a wrong and an empty completion")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,11 @@ class Names:
 
     def code(self, number: int) -> str:
         return f"{self.letters}{self.first + number:03d}"
+
+
+def rounds(view: View) -> str:
+    """ "50 steps", or rollouts where a step isn't one."""
+    return view.often.rpartition("last ")[2]
 
 
 # ---------------------------------------------------------------- the reward
