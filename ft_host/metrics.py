@@ -135,7 +135,9 @@ class Accumulator:
             if known != metric.formula:
                 raise ValueError(f"metric {name!r} was a {known} and is now a {metric.formula}")
             for index, (how, value) in enumerate(metric.parts):
-                value = torch.as_tensor(value).detach().double()
+                # a Python number is a double, of which torch would make a float32
+                kind = None if isinstance(value, torch.Tensor) else torch.float64
+                value = torch.as_tensor(value, dtype=kind).detach().double()
                 if value.dim():
                     raise ValueError(f"metric {name!r}: a part has shape {tuple(value.shape)}, expected a scalar")
                 key = (name, index)
