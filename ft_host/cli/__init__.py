@@ -68,6 +68,10 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("FT_HOST_TRACEBACK", "") not in ("", "0"):
             traceback.print_exc()
         print(f"ft-host: error: {error}", file=sys.stderr)
+        if "LOCAL_RANK" in os.environ:
+            from ft_host.cli.train import leave
+
+            leave(error.exit_code)
         return error.exit_code
 
 

@@ -80,14 +80,15 @@ def run(argv: list[str]) -> int:
         config, method=registry.reference(ready.method), origins=ready.resolved.origins, resume=ready.resume
     )  # fmt: skip
     code = StoppedByFinding.exit_code if finished.failed else 0
-    if config.distributed_strategy == "fsdp2" and "LOCAL_RANK" in os.environ:
+    if "LOCAL_RANK" in os.environ:
         leave(code)
     return code
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once, its work done. torch's DTensor caches hold on to the process group of a sharded model,
-    and its threads, still there when the interpreter goes, abort one run in ten ("terminate called", torch 2.13)."""
+    """End this rank at once, its work done. torch holds on to the process group (its DTensor caches to that of a sharded
+    model), whose threads, still there when the interpreter goes, abort one rank in ten or twenty ("terminate called",
+    torch 2.13): a run that is done would have failed, and an exit code be another."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
