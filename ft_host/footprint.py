@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from torch.distributed.tensor import DTensor
 
 from ft_host.diagnostics.memory import (
@@ -18,6 +17,7 @@ from ft_host.diagnostics.memory import (
 from ft_host.generation.config import RolloutConfig
 from ft_host.models.head import KEPT_BYTES, TILE_BYTES, TILE_TARGETS
 from ft_host.models.load import free_memory, sizes_of
+from ft_host.usage import resident_mb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from ft_host.run import Run
-
-
-def resident_mb() -> float:
-    """What this process takes now."""
-    return psutil.Process().memory_info().rss / MB
 
 
 def memory_parts(run: Run, facts: Mapping[str, Any], held_out: int) -> dict[str, float]:

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 MB = 2**20
 
 
+def resident_mb() -> float:
+    """What the process holds now."""
+    return psutil.Process().memory_info().rss / MB
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """Peak memory so far: what torch allocated on the GPU, or the resident set of the process on a CPU. Megabytes."""
     if device.type == "cuda":
@@ -30,7 +35,7 @@ def peak_memory_mb(device: torch.device) -> float:
 def memory_metrics(run: Run) -> dict[str, Metric]:
     """Of the rank that has most. `perf/memory_mb`: the process's resident memory now. On a GPU what tensors take now, what
     torch has taken of the device at most, its share of the device, and how often torch had to give memory back to go on."""
-    found = {"perf/memory_mb": maximum(psutil.Process().memory_info().rss / MB)}
+    found = {"perf/memory_mb": maximum(resident_mb())}
     if run.device.type == "cuda":
         reserved = torch.cuda.max_memory_reserved(run.device)
         total = torch.cuda.get_device_properties(run.device).total_memory

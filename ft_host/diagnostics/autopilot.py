@@ -27,6 +27,7 @@ from ft_host.folder import write_json
 from ft_host.report import RunRecord, RunUnreadable, read_run
 from ft_host.report import format as fmt
 from ft_host.report.parts import headline_metrics
+from ft_host.report.record import read_json_lines
 
 # What a run is about, and what runs it: never a remedy.
 PROTECTED = (
@@ -140,7 +141,7 @@ class Flight:
             return
         attempt.status, attempt.steps = record.status, record.steps
         attempt.metrics = {name: record.evals[name].last for name in headline_metrics(record)}
-        written = {each["fingerprint"]: each for each in _lines(Path(attempt.folder) / "findings.jsonl")}
+        written = {each["fingerprint"]: each for each in read_json_lines(Path(attempt.folder) / "findings.jsonl")[0]}
         attempt.findings = list((told | written).values())
 
     def _protected(self) -> list[str]:
@@ -275,9 +276,3 @@ def _follow(event: dict[str, Any], findings: dict[str, dict[str, Any]], say: Cal
         shown = [f"{name} {fmt.number(value)}" for name, value in event.items()
                  if name.startswith("eval_") and fmt.better(name)]  # fmt: skip
         say(f"  step {event['step']}: {'  '.join(shown)}")
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    from ft_host.report.record import read_json_lines
-
-    return read_json_lines(path)[0]

@@ -131,8 +131,10 @@ ANNOTATION = "scoring rows with other models"
 
 
 def smaller_micro_batch(config: Any) -> Remedy | None:
-    """Half of a micro-batch, twice as many of them; None where it is a single row."""
+    """Half of a micro-batch, twice as many of them; None where it can't be halved."""
     budget = config.max_tokens_per_micro_batch
+    if budget == 1:
+        return None
     if budget is not None:
         return Remedy(
             why=f"Lower max_tokens_per_micro_batch from {budget} to {budget // 2}; a step stays what it is",

@@ -97,11 +97,6 @@ class View:
         left = [value - average - rise * (index / (size - 1) - 0.5) for index, value in enumerate(values)]
         return math.sqrt(sum(value * value for value in left) / size)
 
-    def correlation(self, one: str, other: str, count: int = 50) -> float:
-        """Pearson's, of the last values of two metrics that are logged together. NaN below 5, or where one is flat."""
-        pairs = list(zip(self.recent(one, count), self.recent(other, count), strict=False))
-        return statistics.correlation(*zip(*pairs, strict=True)) if len(pairs) >= 5 and _vary(pairs) else math.nan
-
     def count(self, name: str) -> int:
         """How often it has been logged."""
         series = self.series.get(self.name(name))
@@ -143,10 +138,6 @@ class View:
 
     def _by_rollout(self) -> bool:
         return "perf/rollout_time" in self.entry and self.count("perf/rollout_time") < 0.9 * self.step
-
-
-def _vary(pairs: list[tuple[float, float]]) -> bool:
-    return all(max(values) > min(values) for values in zip(*pairs, strict=True))
 
 
 def percent(share: float) -> str:

@@ -5,6 +5,7 @@ Machines are noisy: what is a warning here is clear and lasts.
 
 from __future__ import annotations
 
+from ft_host.diagnostics.memory import checkpointing, smaller_micro_batch
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, percent, short
 
@@ -25,14 +26,17 @@ def larger_batch(view: View) -> dict[str, tuple[int, int]] | None:
         parts = ("plan/memory_activations_mb", "plan/memory_logits_mb")
         grows = min(1.0, max(0.05, sum(view.get(part, 0.0) for part in parts) / total))
     most = 1 + (FULL - share) / (share * grows)
-    steps = config.gradient_accumulation_steps
-    factors = [each for each in range(2, steps + 1) if steps % each == 0 and each <= most]
+    steps, counted = config.gradient_accumulation_steps, vars(config).get("steps_per_generation")  # in micro-batches
+    factors = [
+        each for each in range(2, steps + 1) if steps % each == 0 and each <= most and not (counted and counted % each)
+    ]
     if not factors or config.max_tokens_per_micro_batch is not None:
         return None
     rows = config.per_device_train_batch_size
     return {
         "per_device_train_batch_size": (rows, rows * factors[-1]),
         "gradient_accumulation_steps": (steps, steps // factors[-1]),
+        **({"steps_per_generation": (counted, counted // factors[-1])} if counted else {}),
     }
 
 
@@ -63,18 +67,7 @@ def without_checkpointing() -> Remedy:
 
 
 def smaller_batch(view: View) -> list[Remedy]:
-    config, found = view.config, []
-    rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    if config.max_tokens_per_micro_batch is None and rows % 2 == 0:
-        found.append(Remedy(
-            why=f"Halve per_device_train_batch_size from {rows} to {rows // 2} and double gradient_accumulation_steps from "
-            f"{steps} to {2 * steps}; the effective batch stays the same",
-            patch={"per_device_train_batch_size": rows // 2, "gradient_accumulation_steps": 2 * steps}, safe=True,
-        ))  # fmt: skip
-    if not config.gradient_checkpointing:
-        found.append(Remedy(why="Set gradient_checkpointing to true: less memory, about a third more compute",
-                            patch={"gradient_checkpointing": True}, safe=True))  # fmt: skip
-    return found
+    return [each for each in (smaller_micro_batch(view.config), checkpointing(view.config)) if each is not None]
 
 
 def retries(view: View) -> float:
