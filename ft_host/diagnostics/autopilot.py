@@ -228,7 +228,7 @@ class Flight:
 
     @property
     def exit_code(self) -> int:
-        """0 where an attempt has finished without an open finding that could still be mended, else that of the last."""
+        """0 where an attempt has finished, else that of the last."""
         last = self.attempts[-1]
         if self.best is not None:
             return 0
