@@ -15,6 +15,7 @@ from ft_vllm.client import Client
 from ft_vllm.sampling import seed_of
 
 from conftest import run_of
+from ft_host.cli.train import leave
 from ft_host.errors import FtHostError
 from ft_host.generation import Request, Sampling
 from ft_host.models.sharding import shard
@@ -59,3 +60,4 @@ def main(folder: str, python: str, strategy: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)  # as `ft-host train` does: torch's threads may abort a rank that is done

@@ -13,6 +13,7 @@ import torch
 from ft_vllm import backend
 
 from conftest import run_of
+from ft_host.cli.train import leave
 from ft_host.generation import Request, Sampling
 from ft_host.models.sharding import shard
 from ft_host.testing.models import disturb, tiny_qwen
@@ -52,3 +53,4 @@ def main(folder: str, python: str, strategy: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)  # as `ft-host train` does: torch's threads may abort a rank that is done
