@@ -56,6 +56,7 @@ class ModelSpec:
     revision: str | None = None  # of a hub id
     # Whether the sizes of the two vocabularies may differ, by rows of the embedding that are no token of the tokenizer.
     padded: bool = False
+    own_tokens: bool = False  # it reads tokens of its own, and the method sees to it: vocabularies aren't compared
     otherwise: str = ""  # what the refusal of another vocabulary adds: what to use instead
     head: str | None = None  # None: a language model; "reward": one score a row; "value": one before each target
     # What `ft_annotate` makes with this model is made before the first step and kept on disk, and no copy is held:

@@ -7,7 +7,7 @@ from ft_host.data.preferences import fit_length, is_empty, preference_row, token
 from ft_host.data.prompts import prompt_row
 from ft_host.data.sources import Source, Stream
 from ft_host.data.stream import StepRows, TrainStream, check_first_rows, eval_rows
-from ft_host.data.tokenizer import load_tokenizer
+from ft_host.data.tokenizer import load_tokenizer, tokenizer_of
 from ft_host.data.tokens import prompt_of, tokenize_row
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "prompt_row",
     "tokenize_completions",
     "tokenize_row",
+    "tokenizer_of",
     "unpaired_rows",
 ]

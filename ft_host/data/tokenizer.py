@@ -20,7 +20,8 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
 
     Raises ConfigError that names the field, what was tried, and what is there.
     """
-    tokenizer = load(config.model, "model", config, revision=config.model_revision)
+    trust = config.trust_remote_code
+    tokenizer = tokenizer_of(config.model, "model", revision=config.model_revision, trust_remote_code=trust)
     if config.chat_template_path is not None:
         tokenizer.chat_template = chat_template(config.chat_template_path, config)
     if tokenizer.chat_template:
@@ -34,11 +35,14 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load(place: str, field: str, config: RunConfig, revision: str | None = None) -> PreTrainedTokenizerBase:
+def tokenizer_of(
+    place: str, field: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id. Raises ConfigError, naming `field`, where there is none."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=config.trust_remote_code)
+        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many kinds, the network's included; the cause is told and kept
         said = (str(error).strip().splitlines() or ["no reason given"])[0]
         folder = Path(place)
@@ -59,7 +63,7 @@ def chat_template(place: str, config: RunConfig) -> str:
         raise ConfigError(f"chat_template_path: {place}: {missing(path)}")
     if (path / "chat_template.jinja").is_file():
         return (path / "chat_template.jinja").read_text(encoding="utf-8")
-    template = load(place, "chat_template_path", config).chat_template
+    template = tokenizer_of(place, "chat_template_path", trust_remote_code=config.trust_remote_code).chat_template
     if not template:
         raise ConfigError(f"chat_template_path: the tokenizer of {place} has no chat template")
     return template

@@ -17,6 +17,8 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None  # of the whole call; None draws one from torch's random state
     role: str = "policy"  # which of the run's models answers: the policy, or a companion such as "teacher"
+    # What ends a completion, beside what the model's generation config names. None: the EOS of the run's tokenizer.
+    stop_token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,9 @@ class _Elsewhere(Exception):
         self.kind, self.text = kind, text
 
 
-def sampling_of(config: RolloutConfig, seed: int, role: str = "policy") -> Sampling:
+def sampling_of(
+    config: RolloutConfig, seed: int, role: str = "policy", stop_token_ids: list[int] | None = None
+) -> Sampling:
     return Sampling(
         max_new_tokens=config.max_completion_length,
         temperature=config.temperature,
@@ -78,6 +80,7 @@ def sampling_of(config: RolloutConfig, seed: int, role: str = "policy") -> Sampl
         repetition_penalty=config.repetition_penalty,
         seed=seed,
         role=role,
+        stop_token_ids=stop_token_ids,
     )
 
 
@@ -107,12 +110,15 @@ class RolloutRun:
     tokens: int = 0  # that were sampled by this rank
     calls: int = 0  # of `generate`: each has noise of its own
 
-    def generate(self, rows: list[Row], generations: int = 1, role: str = "policy") -> list[Completion]:
+    def generate(
+        self, rows: list[Row], generations: int = 1, role: str = "policy", stop_token_ids: list[int] | None = None
+    ) -> list[Completion]:
         """`generations` completions of each prompt by the policy, or by the companion of that `role`: those of rows[0]
-        first. With tools or an environment, whole conversations. All ranks must call it at once; one may have no rows.
+        first. `stop_token_ids` end them, rather than the tokenizer's EOS. With tools or an environment, whole conversations. All ranks must call it at once; one may have no rows.
         Raises, on all ranks, what one raises."""
         started = time.perf_counter()
-        sampling = sampling_of(self.config, seed_of(self.config.seed, "rollout", self.number, self.calls), role)
+        seed = seed_of(self.config.seed, "rollout", self.number, self.calls)
+        sampling = sampling_of(self.config, seed, role, stop_token_ids)
         completions = self._together(lambda: completed(
             rows, generations, self.engine, sampling, self.tokenizer, self.config, self.toolbox, self.positions,
             self._more,

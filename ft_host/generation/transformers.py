@@ -45,7 +45,7 @@ def answering(run: Run, role: str) -> Iterator[Policy]:
 
 def complete(requests: list[Request], sampling: Sampling, run: Run, policy: Policy) -> list[Completion]:
     model, tokenizer = policy.causal_lm, run.tokenizer
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer, sampling)
     # Not every architecture ends somewhere, and some keep the number under another name that only attribute access maps.
     max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     # Requests without a number are counted over ranks as if dealt out in turn: no two share their noise, and rows that
@@ -94,11 +94,13 @@ def jobs_of(
     return jobs
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a completion: the tokenizer's EOS, and what the model's generation config adds to it."""
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> list[int]:
+    """The tokens that end a completion: the tokenizer's EOS, unless `sampling` has others, and what the model's generation
+    config adds to it."""
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in [tokenizer.eos_token_id, *ids] if token is not None})
+    asked = [tokenizer.eos_token_id] if sampling.stop_token_ids is None else sampling.stop_token_ids
+    return sorted({token for token in [*asked, *ids] if token is not None})
 
 
 def completion_of(row: Row, ends: list[int]) -> Completion:

@@ -268,7 +268,8 @@ def check_vocabulary(
     """Refuse a model that doesn't read the policy's tokens, before its weights are loaded.
 
     Compares the sizes in the two configs, and the run's tokenizer with that of `source` where it has one. `spec` may say
-    that sizes differ as long as all tokens are among the smaller one's. Raises ConfigError, naming `field`, the sizes and
+    that sizes differ as long as all tokens are among the smaller one's, or that there is nothing to compare but only that
+    it is a model. Raises ConfigError, naming `field`, the sizes and
     the first tokens that differ.
     """
     from transformers import AutoTokenizer
@@ -281,6 +282,8 @@ def check_vocabulary(
         base = base_of(name)
         revision = own or (config.model_revision if name == config.model else None)
         found.append(find_config(base, named, revision, config.trust_remote_code).get_text_config().vocab_size)
+    if spec.own_tokens:
+        return
     place = Path(source)
     bare = place.is_dir() and not any(place.glob("tokenizer*"))
     padding = spec.padded and not bare and max(tokenizer.get_vocab().values()) < min(found)  # is all that is more

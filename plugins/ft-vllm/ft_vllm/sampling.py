@@ -27,7 +27,7 @@ def jobs_of(requests: list[Request], sampling: Sampling, run: Run, positions: in
 
     Raises DataError for a prompt that is empty or leaves no room for an answer.
     """
-    ends = end_tokens(run.policy.causal_lm, run.tokenizer)
+    ends = end_tokens(run.policy.causal_lm, run.tokenizer, sampling)
     seed = sampling.seed
     if seed is None:
         import torch

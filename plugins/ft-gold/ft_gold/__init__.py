@@ -1,0 +1,1 @@
+"""Learning from a teacher with another tokenizer, as a method package of ft-host."""

@@ -1,0 +1,208 @@
+"""How far a student's distribution is from that of a teacher with other tokens: pure functions in a table by name.
+
+A unit (see `ft_gold.tokens`) is compared as one event on each side. Of several tokens, its distribution is that of one of
+them times the probabilities of the tokens that are there in place of the others, so that what the text itself is given is
+the product of all:
+
+    observed      p(. | before) · Π_{k>1} p(y_k | ...)         the first, and what followed
+    bayesian      p(. | ..., y_{n-1}) · Π_{k<n} p(y_k | ...)   the last, and what came before
+
+Such a distribution doesn't add up to 1; nor does the part of one that both vocabularies have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import pad
+
+Values = dict[str, torch.Tensor]
+
+
+# ---------------------------------------------------------------- distributions
+
+
+def kl(of: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL(of | other) of log-probs (n, K), over the last dimension: (n,)."""
+    return (of.exp() * (of - other)).sum(-1)
+
+
+def generalised_jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
+    """Of log-probs (n, K) to (n,) (arXiv 2306.13649, eq. 1). beta 0 is KL(teacher | student), 1 KL(student | teacher)."""
+    if beta == 0:
+        return kl(teacher, student)
+    if beta == 1:
+        return kl(student, teacher)
+    mixture = torch.logaddexp(student + math.log1p(-beta), teacher + math.log(beta))
+    return beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture)
+
+
+def jsd_of_parts(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
+    """The same of log-probs that don't add up to 1. The KL divergences are generalised to those, by the difference of what
+    the two hold in all: KL(p | q) - sum p + sum q is least where p is q; without it, KL(student | teacher) is least at a
+    student of 1/e of its teacher. Between the ends the differences cancel."""
+    more = {0: 1, 1: -1}.get(beta, 0)
+    found = generalised_jsd(student, teacher, beta)
+    return found + more * (student.exp().sum(-1) - teacher.exp().sum(-1)) if more else found
+
+
+def sorted_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """The sum of the differences between the likeliest, the second likeliest, and so on: of probabilities (n, K) and (n, K')
+    to (n,) (universal logit distillation, arXiv 2402.12030, eq. 8)."""
+    size = max(student.shape[-1], teacher.shape[-1])
+    both = [pad(each.sort(-1, descending=True).values, (0, size - each.shape[-1])) for each in (student, teacher)]
+    return (both[0] - both[1]).abs().sum(-1)
+
+
+# ---------------------------------------------------------------- units
+
+
+BASES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "observed": lambda starts, sizes: starts,
+    "bayesian": lambda starts, sizes: starts + sizes - 1,
+}
+
+
+def merged(logps: torch.Tensor, chosen: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, strategy: str):
+    """The log-distributions of u units, (u, V). Unit i has the `sizes[i]` rows from `starts[i]` on of `logps` (n, V); both
+    are on the CPU. `chosen` (n,): the log-probs of the tokens that are there."""
+    base, device = BASES[strategy](starts, sizes), logps.device
+    found = logps if len(base) == len(logps) else logps.index_select(0, base.to(device))  # each row a unit: nothing to copy
+    if int(sizes.max()) == 1:
+        return found
+    unit = torch.repeat_interleave(sizes)
+    row = torch.arange(len(unit)) + torch.repeat_interleave(starts - (sizes.cumsum(0) - sizes), sizes)
+    beside = row != base[unit]
+    others = chosen.new_zeros(len(sizes)).index_add(0, unit[beside].to(device), chosen[row[beside].to(device)])
+    return found + others[:, None]
+
+
+# ---------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What of the two vocabularies is the same: ids (K,) of each, and all other ids, (V - K,) and (V' - K,)."""
+
+    ours: torch.Tensor
+    theirs: torch.Tensor
+    rest: torch.Tensor
+    their_rest: torch.Tensor
+    partner: torch.Tensor  # (V',) the student's id for each of the teacher's, -1 where there is none
+
+
+def shared_of(ids: tuple[torch.Tensor, torch.Tensor], sizes: tuple[int, int], device: torch.device) -> Shared:
+    """From the ids of `Meeting.shared` and the sizes of both models' logits."""
+    ours, theirs = (each.to(device) for each in ids)
+    rests = []
+    for each, size in ((ours, sizes[0]), (theirs, sizes[1])):
+        alone = torch.ones(size, dtype=torch.bool, device=device)
+        alone[each] = False
+        rests.append(alone.nonzero()[:, 0])
+    partner = torch.full((sizes[1],), -1, device=device)
+    partner[theirs] = ours
+    return Shared(ours=ours, theirs=theirs, rest=rests[0], their_rest=rests[1], partner=partner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    matched: float
+    unmatched: float
+    beta: float
+
+
+def hybrid(student: torch.Tensor, teacher: torch.Tensor, shared: Shared, weights: Weights) -> tuple[torch.Tensor, Values]:
+    """Tokens that both have are compared one with the other, the others by sorted probabilities. Log-distributions of units,
+    (u, V) and (u, V'), to (u,)."""
+    matched = jsd_of_parts(student[:, shared.ours], teacher[:, shared.theirs], weights.beta)
+    unmatched = sorted_distance(student[:, shared.rest].exp(), teacher[:, shared.their_rest].exp())
+    with torch.no_grad():
+        mass = teacher[:, shared.theirs].logsumexp(-1) - teacher.logsumexp(-1)
+        agree = student.argmax(-1) == shared.partner[teacher.argmax(-1)]
+    values = {"matched": matched, "unmatched": unmatched, "mass": mass.exp(), "agree": agree.to(matched.dtype)}
+    return weights.matched * matched + weights.unmatched * unmatched, values
+
+
+def uld(student: torch.Tensor, teacher: torch.Tensor, shared: None, weights: Weights) -> tuple[torch.Tensor, Values]:
+    """All by sorted probabilities."""
+    return sorted_distance(student.exp(), teacher.exp()), {}
+
+
+LOSSES: dict[str, Callable[..., tuple[torch.Tensor, Values]]] = {"hybrid": hybrid, "uld": uld}
+VALUES = {"hybrid": ("matched", "unmatched", "mass", "agree"), "uld": ()}
+
+
+# ---------------------------------------------------------------- for a tile (ft_host.models.against)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aligned:
+    """U units over N targets of the student and M of the teacher."""
+
+    units: torch.Tensor  # (U, 2) on the CPU: how many of the student's and of the teacher's targets each has
+    weights: torch.Tensor  # (U,) of each unit's comparison in the loss
+    targets: torch.Tensor  # (N,)
+    their_targets: torch.Tensor  # (M,)
+    supervised: torch.Tensor | None  # (N,) weight of each target's cross-entropy in the loss
+    temperature: float  # that the student's logits were divided by
+    shared: Shared | None
+    parts: Weights
+    loss: str
+    strategy: str
+
+    def __call__(self, student: torch.Tensor, teacher: torch.Tensor, which: slice) -> tuple[torch.Tensor, Values]:
+        """(n, V) and (m, V') logits of the units `which` to the sum of their losses; (u,) values of those that are compared,
+        and (n,) of the student's targets."""
+        sizes = self.units[which]
+        first, their_first = self.units[: which.start].sum(0).tolist()
+        ours, theirs = student.log_softmax(-1), teacher.log_softmax(-1)
+        place, their_place = slice(first, first + len(ours)), slice(their_first, their_first + len(theirs))
+        chosen = ours.gather(-1, self.targets[place, None])[:, 0]
+        their_chosen = theirs.gather(-1, self.their_targets[their_place, None])[:, 0]
+        with torch.no_grad():
+            values = {"logps": chosen.detach(), "entropy": -(ours.exp() * ours).sum(-1)}
+        total = chosen.sum() * 0.0  # a tile may have nothing that is compared
+        if self.supervised is not None:
+            exact = chosen
+            if self.temperature != 1:
+                scores = (student * self.temperature).log_softmax(-1)
+                exact = scores.gather(-1, self.targets[place, None])[:, 0]
+            total = total - torch.dot(exact, self.supervised[place].to(exact.dtype))
+            values["exact"] = exact.detach()
+        compared = sizes[:, 1] > 0
+        starts, kept = (sizes.cumsum(0) - sizes)[compared], sizes[compared]
+        if not len(kept):
+            return total, values | {name: chosen.detach()[:0] for name in self.names}
+        mine = merged(ours, chosen, starts[:, 0], kept[:, 0], self.strategy)
+        other = merged(theirs, their_chosen, starts[:, 1], kept[:, 1], self.strategy)
+        losses, parts = LOSSES[self.loss](mine, other, self.shared, self.parts)
+        weights = self.weights[which][compared.to(self.weights.device)].to(losses.dtype)
+        return total + torch.dot(losses, weights), values | {"losses": losses} | parts
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the values that units have."""
+        return ("losses", *VALUES[self.loss])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """N targets of a teacher with the same tokens."""
+
+    targets: torch.Tensor
+    weight: float
+    beta: float
+
+    def __call__(self, student: torch.Tensor, teacher: torch.Tensor, which: slice) -> tuple[torch.Tensor, Values]:
+        """(n, V) and (n, V') logits of the targets `which` to the sum of their losses, and (n,) values of each."""
+        size = min(student.shape[-1], teacher.shape[-1])  # rows beyond it are padding of one of the two
+        ours, theirs = student[:, :size].log_softmax(-1), teacher[:, :size].log_softmax(-1)
+        losses = generalised_jsd(ours, theirs, self.beta)
+        with torch.no_grad():
+            agree = (ours.argmax(-1) == theirs.argmax(-1)).to(losses.dtype)
+            chosen = ours.gather(-1, self.targets[which].clamp(max=size - 1)[:, None])[:, 0]
+            values = {"losses": losses, "agree": agree, "logps": chosen, "entropy": -(ours.exp() * ours).sum(-1)}
+        return losses.sum() * self.weight, values

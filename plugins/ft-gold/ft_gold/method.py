@@ -1,0 +1,318 @@
+"""GOLD: learn from a teacher with another tokenizer, on completions that are the policy's own, the teacher's, or the data's
+(general on-policy logit distillation; universal logit distillation, arXiv 2402.12030).
+
+    loss = w_d/R sum_i  1/U_i sum_u  D_u   -   w_ce/N sum_t  log p(y_t | x, y_<t)
+
+over the U_i units of completion i, runs of tokens of both that spell the same bytes (`ft_gold.tokens`), and the R completions
+of the optimizer step that have one, on all ranks. D_u compares what the two expect there (`ft_gold.losses`):
+
+    hybrid    w_m JSD(tokens that both have)  +  w_u  sum_k |p_(k) - p_teacher,(k)|  (the others, sorted)
+    uld       sum_k |p_(k) - p_teacher,(k)|   (all, sorted)
+
+The N tokens of the second term are those that the policy hasn't said itself. The teacher reads the prompt as its own tokenizer
+and template make it, and the text of the completion. Where both have the same tokens the loss is the plain divergence, over all
+N' tokens of the step:  1/N' sum D(p, p_teacher), as `gkd` of ft-distill has it.
+
+The teacher's sequences are a second batch beside the student's (`batch.beside["teacher"]`), whose targets are the tokens of
+its units. Its hidden states live for a micro-batch, and logits of the two for a tile of units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ft_gold.losses import Aligned, Plain, Weights, shared_of
+from ft_gold.rows import own_row, text_row
+from ft_gold.tokens import Meeting, as_teacher_reads, meeting
+from ft_host import hookimpl
+from ft_host.batch import Batch, forest
+from ft_host.data import prompt_row
+from ft_host.errors import RowError
+from ft_host.generation import Completion
+from ft_host.generation.rollout import Rollout, seed_of
+from ft_host.generation.rows import completion_metrics, completion_row, completion_segments, per_target
+from ft_host.metrics import Metric, maximum, mean, std
+from ft_host.models.against import Against
+from ft_host.run import Drop, LossOutput, ModelSpec
+
+Row = dict[str, Any]
+
+
+@hookimpl
+def ft_models(config) -> dict[str, ModelSpec]:
+    spec = ModelSpec(
+        source=config.teacher_model_name_or_path,
+        field="teacher_model_name_or_path",
+        revision=config.teacher_model_revision,
+        padded=True,  # the models of a family may have embeddings of other sizes for the same tokens
+        own_tokens=config.use_uld_loss is not False,
+        otherwise="leave use_uld_loss out for a teacher with another tokenizer",
+    )
+    return {"teacher": spec}
+
+
+# ---------------------------------------------------------------- rows
+
+
+@hookimpl
+def ft_prepare(row, tokenizer, config):
+    """A prompt as both read it, and beside it the row's own completion, where completions of the data are used."""
+    met = meeting(tokenizer, config)
+    prompt = prompt_row(row, tokenizer, config)
+    if isinstance(prompt, Drop):
+        return prompt
+    if met is not None:
+        if row.get("input_ids") is not None:
+            raise RowError("input_ids: tokens are the student's, and the teacher reads others; expected text or messages")
+        asked = prompt_row(row, met.theirs.tokenizer, config)
+        if isinstance(asked, Drop):
+            return Drop("the prompt as the teacher reads it is longer than max_length")
+        ids = asked["prompt_ids"]
+        prompt |= {"teacher_prompt_ids": ids, "length": max(prompt["length"], len(ids))}
+    if not config.uses_data:
+        return prompt
+    own = own_row(row, tokenizer, config)
+    if isinstance(own, Drop):
+        return own
+    if met is not None:
+        if own["prompt_ids"] != prompt["prompt_ids"]:
+            return Drop("a token is of both the prompt and its completion, so that the teacher can't be asked from there")
+        own = taught(own | {"teacher_prompt_ids": prompt["teacher_prompt_ids"]}, met, config, chat=is_chat(prompt))
+    return prompt | {"own": own, "length": max(prompt["length"], own["length"])}
+
+
+def is_chat(prompt: Row) -> bool:
+    return isinstance(prompt["prompt"], list)
+
+
+def taught(row: Row, met: Meeting, config: Any, chat: bool, said: list[int] | None = None) -> Row:
+    """A row with both sequences; its length is that of the longer one, as both have to fit."""
+    row = as_teacher_reads(row, met, config, chat, said)
+    longer = max(len(row["teacher_prompt_ids"]) + len(row["teacher_completion_ids"]) - row["length"], 0)
+    return row | {"length": row["length"] + longer, "shared": row["shared"] + longer}
+
+
+# ---------------------------------------------------------------- rollouts
+
+
+def on_policy(config: Any, rollout: int, group: int) -> bool:
+    """Whether the policy completes this prompt of a rollout: it depends on nothing else, so that a run that goes on, or
+    has other processes, draws the same."""
+    return seed_of(config.seed, "on policy", rollout, group) < config.lmbda * 2**31
+
+
+def policys_row(row: Row, completion: Completion, met: Meeting | None, config: Any) -> Row:
+    found = completion_row(row, completion) | {"on_policy": True}
+    if met is None:
+        return found
+    return taught(found | {"teacher_prompt_ids": row["teacher_prompt_ids"]}, met, config, is_chat(row))
+
+
+def teachers_row(row: Row, completion: Completion, met: Meeting | None, config: Any) -> Row:
+    """What the teacher has said, as the student reads it."""
+    if met is None:
+        return completion_row(row, completion) | {"on_policy": False}
+    ended = completion.finish_reason == "stop"
+    said = completion.token_ids[:-1] if ended else completion.token_ids
+    end = (met.ours.turn_end if is_chat(row) else met.ours.end) if ended else None
+    text = met.theirs.spelled(said)[0] if config.use_extended_uld else met.theirs.tokenizer.decode(said)
+    found = text_row(row, text, end, met.ours, config)
+    return taught(found | {"teacher_prompt_ids": row["teacher_prompt_ids"]}, met, config, is_chat(row), said)
+
+
+@hookimpl
+def ft_rollout(rows, run) -> Rollout:
+    """A completion of each prompt, by whoever's turn it is."""
+    config, met = run.config, meeting(run.tokenizer, run.config)
+    if run.number == 0:
+        run.say(introduction(met, config))
+    mine = [row for row in rows if on_policy(config, run.number, row["group"])]
+    groups = {row["group"] for row in mine}
+    others = [row for row in rows if row["group"] not in groups]
+    # all ranks must ask at once, those too that have nothing to ask about
+    completions = run.generate(mine) if config.samples_policy else []
+    metrics, earned = watched(mine, completions, run) if config.samples_policy else ({}, [])
+    made = {row["group"]: policys_row(row, each, met, config) for row, each in zip(mine, completions, strict=True)}
+    if config.asks_teacher:
+        asked = others if met is None else [row | {"prompt_ids": row["teacher_prompt_ids"]} for row in others]
+        ends = None if met is None else sorted({met.theirs.end, met.theirs.turn_end})
+        answers = run.generate(asked, role="teacher", stop_token_ids=ends)
+        made |= {row["group"]: teachers_row(row, each, met, config) for row, each in zip(others, answers, strict=True)}
+    else:
+        made |= {row["group"]: row["own"] | {"group": row["group"]} for row in others}
+    shown = {row["group"]: more for row, more in zip(mine, earned, strict=True)}
+    by = {True: "policy", False: "teacher" if config.seq_kd else "data"}
+    found = [made[row["group"]] for row in rows]
+    samples = [
+        {
+            "prompt": row["prompt"],
+            "completion": run.tokenizer.decode(each["completion_ids"], skip_special_tokens=True),
+            "extra": {"by": by[each["on_policy"]]},
+        }
+        | shown.get(row["group"], {})
+        for row, each in zip(rows, found, strict=True)
+    ]
+    metrics |= completion_metrics(completions)
+    metrics["distillation/on_policy_share"] = mean(len(mine), len(rows))
+    return Rollout(rows=found, metrics=metrics, samples=samples)
+
+
+def introduction(met: Meeting | None, config: Any) -> str:
+    """How the two are compared, in words."""
+    if met is None:
+        return "the teacher reads the student's tokens: they are compared token by token, by the plain divergence"
+    by = "aligned by their bytes" if config.use_extended_uld else "one after the other"
+    if not config.uld_use_hybrid_loss:
+        return f"the teacher has another tokenizer: tokens are taken {by}, and compared by their sorted probabilities"
+    count, size = len(met.shared[0]), len(met.theirs.pieces)
+    return (
+        f"the teacher has another tokenizer: tokens are taken {by}; {count:,} of its {size:,} tokens are also the student's, and "
+        "are compared by the divergence, the others by their sorted probabilities"
+    )
+
+
+def watched(rows: list[Row], completions: list[Completion], run: Any) -> tuple[dict[str, Metric], list[Row]]:
+    """What completions of these prompts earn, and of each of them what samples.jsonl shows. Nothing is learnt from it."""
+    if not run.config.reward:
+        return {}, [{} for _ in completions]
+    rewards = run.reward(rows, completions)
+    given = [value for value in rewards.totals() if value is not None]
+    metrics = rewards.metrics | {
+        "reward": mean(sum(given), len(given)),
+        "reward_std": std(sum(given), sum(value * value for value in given), len(given)),
+    }
+    return metrics, [{"rewards": dict(zip(rewards.names, values, strict=True))} for values in rewards.values]
+
+
+# ---------------------------------------------------------------- the loss
+
+
+def asked_as_teacher(row: Row) -> Row:
+    return row | {
+        "prompt_ids": row["teacher_prompt_ids"],
+        "completion_ids": row["teacher_completion_ids"],
+        "sampled": row["teacher_sampled"],
+    }
+
+
+@hookimpl
+def ft_collate(rows, tokenizer, config) -> Batch:
+    rows = [row | row["own"] | {"group": index} if "own" in row else row for index, row in enumerate(rows)]  # held out
+    columns = {
+        "sampling_logps": per_target(rows, "sampling_logps"),
+        "on_policy": torch.tensor([row["on_policy"] for row in rows], dtype=torch.bool),
+    }
+    aligned = all("units" in row for row in rows)
+    if aligned:
+        units = [unit for row in rows for unit in row["units"]]
+        columns["units"] = torch.tensor(units, dtype=torch.long).view(-1, 2)
+        columns["unit_rows"] = torch.tensor([index for index, row in enumerate(rows) for _ in row["units"]], dtype=torch.long)
+    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
+    own = sum(sum(row["sampled"]) for row in rows if row["on_policy"])
+    batch.counts = {
+        "rows": len(rows), "tokens": len(batch.targets), "on_policy": own, "off_policy": len(batch.targets) - own,
+        "trained": 0, "compared": 0, "own_compared": 0,
+    }  # fmt: skip
+    if aligned:
+        # a completion of nothing but an end that isn't compared has no token that the teacher could be asked about
+        read = [row for row in map(asked_as_teacher, rows) if row["completion_ids"]]
+        batch.beside["teacher"] = forest(completion_segments(read), num_rows=len(read))
+        compared = [sum(b > 0 for _, b in row["units"]) for row in rows]
+        batch.counts |= {
+            "trained": sum(count > 0 for count in compared),
+            "compared": sum(compared),
+            "own_compared": sum(count for count, row in zip(compared, rows, strict=True) if row["on_policy"]),
+        }
+    return batch
+
+
+@hookimpl
+def ft_loss(model, batch, run) -> LossOutput:
+    met = meeting(run.tokenizer, run.config)
+    return plain_loss(model, batch, run) if met is None else aligned_loss(model, batch, run, met)
+
+
+def plain_loss(model: Any, batch: Batch, run: Any) -> LossOutput:
+    config, teacher = run.config, run.models["teacher"]
+    head = teacher.logits_head(config.temperature)
+    # a student whose embedding is larger may have sampled what is no token at all
+    read = replace(batch, input_ids=batch.input_ids.clamp(max=head.vocabulary - 1))
+    states = teacher(read, want=("hidden",), temperature=config.temperature)["hidden"]
+    function = Plain(targets=batch.targets, weight=1 / max(run.totals["tokens"], 1), beta=config.beta)
+    out = model(batch, want=(), temperature=config.temperature, against=Against(states, head, function))
+    if not len(batch.targets):
+        return LossOutput(loss=out["against"])
+    own, counts = batch.columns["on_policy"][batch.rows], batch.counts
+    metrics = distances(out["losses"], own, (counts["tokens"], counts["on_policy"]), config)
+    metrics["distillation/teacher_agreement"] = mean(out["agree"].sum(), counts["tokens"])
+    return LossOutput(loss=out["against"], metrics=metrics | of_tokens(out, batch, sampled=True))
+
+
+def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput:
+    config, teacher, columns, counts = run.config, run.models["teacher"], batch.columns, batch.counts
+    read, units = batch.beside["teacher"], columns["units"].cpu()
+    head = teacher.logits_head(config.teacher_temperature)
+    states = teacher(read, want=("hidden",), temperature=config.teacher_temperature)["hidden"]
+    compared = columns["units"][:, 1] > 0
+    of_row = torch.bincount(columns["unit_rows"][compared], minlength=batch.num_rows).clamp(min=1)
+    hybrid, share = config.uld_use_hybrid_loss, 0.0
+    if hybrid:
+        share = len(met.shared[0]) / head.vocabulary
+    given = config.uld_hybrid_matched_weight, config.uld_hybrid_unmatched_weight
+    matched, unmatched = (share, 1 - share) if given[0] is None else given
+    own, off_policy = columns["on_policy"], run.totals["off_policy"]
+    weight = config.uld_crossentropy_weight
+    function = Aligned(
+        units=units,
+        weights=config.uld_distillation_weight / (of_row[columns["unit_rows"]] * max(run.totals["trained"], 1)).double(),
+        targets=batch.targets,
+        their_targets=read.targets,
+        supervised=(~own[batch.rows]) * (weight / max(off_policy, 1)) if weight else None,
+        temperature=config.student_temperature,
+        shared=shared_of(met.shared, (run.policy.config.vocab_size, head.vocabulary), run.device) if hybrid else None,
+        parts=Weights(matched=matched, unmatched=unmatched, beta=config.beta),
+        loss="hybrid" if hybrid else "uld",
+        strategy=config.uld_token_merge_strategy,
+    )
+    against = Against(states, head, function, [tuple(unit) for unit in units.tolist()])
+    out = model(batch, want=(), temperature=config.student_temperature, against=against)
+    if not len(batch.targets):
+        return LossOutput(loss=out["against"])
+    metrics = of_tokens(out, batch, sampled=config.student_temperature == config.temperature)
+    metrics["distillation/aligned_share"] = mean(units[units[:, 1] > 0, 0].sum(), counts["tokens"])
+    own_units = own[columns["unit_rows"]][compared]
+    metrics |= distances(out["losses"], own_units, (counts["compared"], counts["own_compared"]), config)
+    if hybrid:
+        alone = (columns["units"][compared] == 1).all(-1)  # several tokens for one are asked about different text
+        metrics |= {
+            "distillation/matched_loss": mean(out["matched"].sum(), counts["compared"]),
+            "distillation/unmatched_loss": mean(out["unmatched"].sum(), counts["compared"]),
+            "distillation/matched_mass": mean(out["mass"].sum(), counts["compared"]),
+            "distillation/teacher_agreement": mean((out["agree"] * alone).sum(), alone.sum()),
+        }
+    if weight:
+        loss = -(out["exact"] * ~own[batch.rows]).sum()
+        metrics["distillation/crossentropy"] = mean(loss, counts["off_policy"])
+    return LossOutput(loss=out["against"], metrics=metrics)
+
+
+def distances(losses: torch.Tensor, own: torch.Tensor, counts: tuple[float, float], config: Any) -> dict[str, Metric]:
+    """Means of losses (n,), of all and by whether the policy has said it, (n,); `counts`: of all and of the policy's."""
+    found = {"distillation/divergence": mean(losses.sum(), counts[0])}
+    if 0 < config.lmbda < 1:
+        found["distillation/on_policy_loss"] = mean((losses * own).sum(), counts[1])
+        found["distillation/off_policy_loss"] = mean((losses * ~own).sum(), counts[0] - counts[1])
+    return found
+
+
+def of_tokens(out: dict[str, torch.Tensor], batch: Batch, sampled: bool) -> dict[str, Metric]:
+    """Means over the student's tokens. `sampled`: its log-probs are at the temperature that sampled."""
+    found, count = {"entropy": mean(out["entropy"].sum(), batch.counts["tokens"])}, batch.counts["on_policy"]
+    if count and sampled:
+        apart = (out["logps"] - batch.columns["sampling_logps"]).abs() * batch.columns["on_policy"][batch.rows]
+        found["sampling/sampling_logp_difference/mean"] = mean(apart.sum(), count)
+        found["sampling/sampling_logp_difference/max"] = maximum(apart.max())
+    return found

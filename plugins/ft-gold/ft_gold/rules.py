@@ -1,0 +1,5 @@
+from ft_host import hookimpl
+RULES = []
+@hookimpl
+def ft_rules():
+    return RULES

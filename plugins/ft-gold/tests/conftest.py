@@ -1,0 +1,139 @@
+"""A tiny student, a teacher with another tokenizer, fixed completions, and runs that the tests of this package share."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ft_gold.config import GOLDConfig
+
+from ft_host.testing.distributions import make_distribution
+from ft_host.testing.models import CHAT_TEMPLATE, save_tiny, tiny_llama, tiny_tokenizer
+from ft_host.testing.rows import rounds, sentence, tiny_run
+
+SIZE = 12  # the longest completion
+WORDS = ["the apples are quick and brown", "42 plus 12 is a small task, step by step, over and over", "how many? three left."]
+
+
+def other_tokenizer(vocab_size: int = 200, eos: str = "<|end|>", template: str = CHAT_TEMPLATE) -> Any:
+    """Byte-level BPE of other merges and other ids than the tiny tokenizer's, over the same letters."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    marks = ["<unk>", "<pad>", "<|user|>", "<|assistant|>", "<|system|>", eos]
+    printable = [chr(code) for code in range(126, 32, -1)] + ["\u0120", "\u010a"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=marks, initial_alphabet=printable, show_progress=False
+    )
+    tokenizer.train_from_iterator(WORDS * 3, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token=eos)
+    fast.chat_template = template
+    return fast
+
+
+def completion_of(prompt: str, place: int = 0) -> list[int]:
+    """The completion of a prompt: anything that depends on its text and place alone. Every third is cut short."""
+    noise = random.Random(f"{prompt}{place}")
+    size = noise.choice([SIZE, *range(SIZE - 4)])
+    return [noise.randrange(8, 200) for _ in range(size)] + [END] * (size < SIZE)
+
+
+END = 7  # the token that ends a turn
+BACKEND = """
+import random
+from ft_host import hookimpl
+from ft_host.generation import Completion
+END, SIZE, ASKED = 7, {size}, []
+
+{completion_of}
+
+@hookimpl
+def ft_generate(requests, sampling, run):
+    found = []
+    ASKED.append((sampling.role, len(requests)))
+    for request in requests:
+        ids = completion_of(run.tokenizer.decode(request.prompt_ids))
+        why = "stop" if ids[-1] == END else "length"
+        found.append(Completion(token_ids=ids, logprobs=[-1.0] * len(ids), finish_reason=why))
+    return found
+"""
+
+
+@pytest.fixture
+def fixed() -> Callable[..., list[int]]:
+    return completion_of
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("llama"), tiny_llama(), tiny_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wider than the student, with tokens of its own, and sure of something else."""
+    torch.manual_seed(5)
+    model = tiny_llama(hidden_size=96, vocab_size=200, eos_token_id=5)
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=0.2)
+    return save_tiny(tmp_path_factory.mktemp("teacher"), model, other_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def relative(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher with the student's tokens."""
+    return save_tiny(tmp_path_factory.mktemp("relative"), tiny_llama(seed=5, hidden_size=96), tiny_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[dict[str, Any]]:
+    noise = random.Random(4)
+    return [{"prompt": f"{sentence(noise, 8)}? "} for _ in range(40)]
+
+
+@pytest.fixture(scope="session")
+def chats() -> list[dict[str, Any]]:
+    noise = random.Random(2)
+    return [{"messages": rounds(noise, noise.randint(1, 2), 6)} for _ in range(40)]
+
+
+@pytest.fixture
+def make(llama: Path, teacher: Path, tmp_path: Path) -> Callable[..., GOLDConfig]:
+    """A config on rows: five steps of eight completions, in order, at a learning rate and a clipping that matter."""
+    usual = {
+        "max_completion_length": SIZE, "teacher_model_name_or_path": str(teacher), "per_device_train_batch_size": 8
+    }
+
+    def made(rows: list[dict], **fields: Any) -> GOLDConfig:
+        return tiny_run(GOLDConfig, llama, tmp_path, rows, **(usual | fields))
+
+    return made
+
+
+@pytest.fixture
+def backend(tmp_path, monkeypatch):
+    """The name of a backend whose completions are fixed, installed for this test. Its ASKED says who was asked for how
+    much."""
+    from ft_host.registry.catalog import catalog
+
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.delitem(sys.modules, "fake_told", raising=False)  # that of the test before
+    source = BACKEND.format(size=SIZE, completion_of=inspect.getsource(completion_of))
+    make_distribution(
+        site, "ft-told", entry_points={"ft_host.backends": {"told": "fake_told"}}, modules={"fake_told": source},
+        requires=["ft-host"],
+    )  # fmt: skip
+    catalog.cache_clear()
+    yield "told"
+    catalog.cache_clear()
