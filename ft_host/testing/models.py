@@ -153,25 +153,40 @@ def tiny_tokenizer(vocab_size: int = 256, chat: bool = True) -> Any:
     Its alphabet would be 256 bytes; here it is the printable ASCII and newline, so that the tiny models' 256 tokens
     leave room for merges. <pad> is 0, <s> 1, </s> 2; <|user|>, <|assistant|>, <|system|> and <|end|> are tokens.
     """
+    marks = ["<pad>", "<s>", "</s>", "<unk>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    fast = byte_level(TEXTS * 2, vocab_size, marks, [chr(code) for code in range(33, 127)])
+    fast.pad_token, fast.bos_token, fast.eos_token = "<pad>", "<s>", "</s>"
+    if chat:
+        fast.chat_template = CHAT_TEMPLATE
+        fast.eos_token = "<|end|>"
+    return fast
+
+
+def other_tokenizer(vocab_size: int = 200, eos_token: str = "<|end|>", template: str | None = CHAT_TEMPLATE) -> Any:
+    """The same kind, over the same letters, with other merges and other ids: a teacher's, say, whose student has the tiny
+    tokenizer."""
+    texts = [
+        "the apples are quick and brown", "42 plus 12 is a small task, step by step, over and over", "how many? three left.",
+    ]  # fmt: skip
+    marks = ["<unk>", "<pad>", "<|user|>", "<|assistant|>", "<|system|>", eos_token]
+    fast = byte_level(texts * 3, vocab_size, marks, [chr(code) for code in range(126, 32, -1)])
+    fast.pad_token, fast.eos_token, fast.chat_template = "<pad>", eos_token, template
+    return fast
+
+
+def byte_level(texts: list[str], vocab_size: int, marks: list[str], letters: list[str]) -> Any:
+    """Byte-level BPE whose alphabet is `letters`, space and newline, not all 256 bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    marks = ["<pad>", "<s>", "</s>", "<unk>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-    printable = [chr(code) for code in range(33, 127)] + ["\u0120", "\u010a"]  # the byte-level names of space, newline
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=marks, initial_alphabet=printable, show_progress=False
+        vocab_size=vocab_size, special_tokens=marks, initial_alphabet=[*letters, "\u0120", "\u010a"], show_progress=False
     )
-    tokenizer.train_from_iterator(TEXTS * 2, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    if chat:
-        fast.chat_template = CHAT_TEMPLATE
-        fast.eos_token = "<|end|>"
-    return fast
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 
 
 def save_tiny(folder: Path | str, model: Any = None, tokenizer: Any = None) -> Path:

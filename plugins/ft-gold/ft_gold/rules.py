@@ -1,4 +1,5 @@
 from ft_host import hookimpl
+
 RULES = []
 @hookimpl
 def ft_rules():

@@ -14,30 +14,10 @@ import torch
 from ft_gold.config import GOLDConfig
 
 from ft_host.testing.distributions import make_distribution
-from ft_host.testing.models import CHAT_TEMPLATE, save_tiny, tiny_llama, tiny_tokenizer
+from ft_host.testing.models import other_tokenizer, save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.rows import rounds, sentence, tiny_run
 
 SIZE = 12  # the longest completion
-WORDS = ["the apples are quick and brown", "42 plus 12 is a small task, step by step, over and over", "how many? three left."]
-
-
-def other_tokenizer(vocab_size: int = 200, eos: str = "<|end|>", template: str = CHAT_TEMPLATE) -> Any:
-    """Byte-level BPE of other merges and other ids than the tiny tokenizer's, over the same letters."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    marks = ["<unk>", "<pad>", "<|user|>", "<|assistant|>", "<|system|>", eos]
-    printable = [chr(code) for code in range(126, 32, -1)] + ["\u0120", "\u010a"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=marks, initial_alphabet=printable, show_progress=False
-    )
-    tokenizer.train_from_iterator(WORDS * 3, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token=eos)
-    fast.chat_template = template
-    return fast
 
 
 def completion_of(prompt: str, place: int = 0) -> list[int]:

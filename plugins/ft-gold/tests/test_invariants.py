@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
-from ft_gold import method
 from ft_gold.config import GOLDConfig
 
 from ft_host.models import against as tiling
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
-from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.rows import write_rows
 
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 
