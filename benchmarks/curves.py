@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ft_host.report.chart import tick_labels, ticks
@@ -9,7 +10,9 @@ from ft_host.report.markup import Markup, el, join
 from ft_host.report.series import Series, smooth
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 460, 280, 46, 40, 34  # of one panel, and its margins
+NAMES = 250  # beside a panel, for the names of what is compared
 TRAIN, EVAL, INK, SOFT, GRID = "#2a66c4", "#cc5a1c", "#1c2126", "#57616b", "#e3e6e9"
+COLOURS = (EVAL, TRAIN, "#2b8a57", "#8a4bb0", SOFT, "#a67c00")  # of what is compared, in turn
 
 
 @dataclass(frozen=True)
@@ -39,46 +42,73 @@ def _line(points: list[tuple[float, float]], colour: str, *, width: float = 1.8,
                              "fill": "none", "stroke-linejoin": "round"})  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Axes:
+    """Where the panel whose left edge is at `left` has its steps and values."""
+
+    left: float
+    last_step: float
+    low: float
+    high: float
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        return self.left + LEFT, self.left + WIDTH - 16
+
+    def across(self, step: float) -> float:
+        start, end = self.sides
+        return start + (end - start) * step / self.last_step
+
+    def up(self, value: float) -> float:
+        return HEIGHT - BOTTOM + (TOP - HEIGHT + BOTTOM) * (value - self.low) / (self.high - self.low)
+
+    def place(self, steps: Iterable[float], values: Iterable[float]) -> list[tuple[float, float]]:
+        return [(self.across(step), self.up(value)) for step, value in zip(steps, values, strict=True)]
+
+    def drawn(self, heading: str) -> list[Markup]:
+        """Heading, lines across with their values, and steps below."""
+        x0, x1 = self.sides
+        drawn = [_text(x0, 22, heading, size=14, colour=INK)]
+        heights = ticks(self.low, self.high, wanted=5)
+        for tick, label in zip(heights, tick_labels(heights), strict=True):
+            drawn += [_line([(x0, self.up(tick)), (x1, self.up(tick))], GRID, width=1),
+                      _text(x0 - 7, self.up(tick) + 4, label, anchor="end")]  # fmt: skip
+        marked = ticks(0.0, self.last_step, wanted=4, whole=True)
+        for tick in marked:
+            name = f"step {tick:.0f}" if tick == marked[-1] else f"{tick:.0f}"
+            anchor = "end" if tick == self.last_step else "middle"
+            drawn.append(_text(self.across(tick), HEIGHT - 12, name, anchor=anchor))
+        return drawn
+
+
+def _axes(left: float, last_step: float, values: list[float]) -> Axes:
+    pad = (max(values) - min(values)) * 0.04
+    low = min(values) - pad
+    return Axes(left, last_step, max(0.0, low) if min(values) >= 0 else low, max(values) + pad)
+
+
+def _dots(points: list[tuple[float, float]], colour: str) -> list[Markup]:
+    return [el("circle", attrs={"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": "3", "fill": colour}) for x, y in points]
+
+
 def _drawn(panel: Panel, left: float, last_step: float) -> Markup:
     soft = smooth(panel.trained) if panel.trained else None
     faint = panel.trained if panel.steps_shown else None
     lines = [series for series in (faint, soft, panel.held_out) if series is not None]
     values = [value for series in lines for value in series.values]
+    axes = _axes(left, last_step, values if panel.level is None else [*values, panel.level])
+    drawn = axes.drawn(panel.heading)
     if panel.level is not None:
-        values.append(panel.level)
-    pad = (max(values) - min(values)) * 0.04
-    low, high = min(values) - pad, max(values) + pad
-    if min(values) >= 0:
-        low = max(0.0, low)
-    x0, x1, y0, y1 = left + LEFT, left + WIDTH - 16, HEIGHT - BOTTOM, TOP
-
-    def across(step: float) -> float:
-        return x0 + (x1 - x0) * step / last_step
-
-    def up(value: float) -> float:
-        return y0 + (y1 - y0) * (value - low) / (high - low)
-
-    def place(series: Series) -> list[tuple[float, float]]:
-        return [(across(step), up(value)) for step, value in zip(series.steps, series.values, strict=True)]
-
-    drawn = [_text(x0, 22, panel.heading, size=14, colour=INK)]
-    heights = ticks(low, high, wanted=5)
-    for tick, label in zip(heights, tick_labels(heights), strict=True):
-        drawn += [_line([(x0, up(tick)), (x1, up(tick))], GRID, width=1), _text(x0 - 7, up(tick) + 4, label, anchor="end")]
-    marked = ticks(0.0, last_step, wanted=4, whole=True)
-    for tick in marked:
-        name = f"step {tick:.0f}" if tick == marked[-1] else f"{tick:.0f}"
-        drawn.append(_text(across(tick), HEIGHT - 12, name, anchor="end" if tick == last_step else "middle"))
-    if panel.level is not None:
-        drawn += [_line([(x0, up(panel.level)), (x1, up(panel.level))], SOFT, width=1),
-                  _text(x1, up(panel.level) - 5, panel.level_name, anchor="end", size=11)]  # fmt: skip
+        (x0, x1), level = axes.sides, axes.up(panel.level)
+        drawn += [_line([(x0, level), (x1, level)], SOFT, width=1),
+                  _text(x1, level - 5, panel.level_name, anchor="end", size=11)]  # fmt: skip
     if faint is not None:
-        drawn.append(_line(place(faint), TRAIN, width=1, opacity=0.35))
+        drawn.append(_line(axes.place(faint.steps, faint.values), TRAIN, width=1, opacity=0.35))
     if soft is not None:
-        drawn.append(_line(place(soft), TRAIN))
-    dots = place(panel.held_out) if panel.held_out else []
-    drawn += [_line(dots, EVAL)] if dots else []
-    drawn += [el("circle", attrs={"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": "3", "fill": EVAL}) for x, y in dots]
+        drawn.append(_line(axes.place(soft.steps, soft.values), TRAIN))
+    if panel.held_out:
+        dots = axes.place(panel.held_out.steps, panel.held_out.values)
+        drawn += [_line(dots, EVAL), *_dots(dots, EVAL)]
     return join(*drawn)
 
 
@@ -91,10 +121,29 @@ def picture(panels: list[Panel], spoken: str) -> str:
         _text(width - 16, 22, "held-out rows", anchor="end", colour=EVAL),
         _text(width - 104, 22, "training rows", anchor="end", colour=TRAIN),
     ]
+    return _framed(width, [*drawn, *legend], spoken)
+
+
+def _framed(width: float, drawn: list[Markup], spoken: str) -> str:
     frame = el("rect", attrs={"width": str(width), "height": str(HEIGHT), "rx": "10", "fill": "#ffffff"})
     return el(
-        "svg", frame, *drawn, *legend,
+        "svg", frame, *drawn,
         attrs={"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {width} {HEIGHT}", "role": "img",
                "width": str(width), "height": str(HEIGHT),
                "font-family": "system-ui, -apple-system, Segoe UI, sans-serif", "aria-label": spoken},
     )  # fmt: skip
+
+
+def side_by_side(heading: str, runs: dict[str, list[Series]], spoken: str) -> str:
+    """An SVG document of one metric: for each name, the mean of its runs, which have the same steps, and faint, each run."""
+    every = [series for those in runs.values() for series in those]
+    axes = _axes(0, max(series.steps[-1] for series in every), [value for series in every for value in series.values])
+    drawn = axes.drawn(heading)
+    for number, (name, those) in enumerate(runs.items()):
+        colour = COLOURS[number]
+        if len(those) > 1:
+            drawn += [_line(axes.place(each.steps, each.values), colour, width=1, opacity=0.35) for each in those]
+        means = [sum(values) / len(values) for values in zip(*(each.values for each in those), strict=True)]
+        middle = axes.place(those[0].steps, means)
+        drawn += [_line(middle, colour), *_dots(middle, colour), _text(WIDTH, TOP + 14 + 20 * number, name, colour=colour)]
+    return _framed(WIDTH + NAMES, drawn, spoken)

@@ -16,6 +16,7 @@ import torch
 
 FOLDER = Path(__file__).parent.parent / "examples" / "arithmetic"
 TINY = ["--train-rows", "300", "--test-rows", "40", "--digits", "3", "--hidden-size", "32", "--layers", "1"]
+TINY += ["--few-rows", "50", "--small-hidden-size", "16", "--small-layers", "1"]
 
 
 def load(name: str):
@@ -88,6 +89,16 @@ def test_tokenizer_and_model_load_like_any_other(made):
     )
 
 
+def test_the_small_model_reads_what_the_other_reads(made):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    vocabularies = [AutoTokenizer.from_pretrained(made / name).get_vocab() for name in ("model", "small")]
+    assert vocabularies[0] == vocabularies[1]
+    models = [AutoModelForCausalLM.from_pretrained(made / name) for name in ("model", "small")]
+    assert [model.config.hidden_size for model in models] == [32, 16]
+    assert models[1].num_parameters() < models[0].num_parameters() / 2
+
+
 def test_the_same_seed_makes_the_same_files_and_another_seed_others(made, tmp_path):
     def contents(folder: Path) -> dict[str, str]:
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
@@ -136,6 +147,42 @@ def test_the_run_file_and_the_readme_fit_the_files(made, tmp_path, monkeypatch):
     assert config.max_completion_length >= longest
     shown = json.loads(re.search(r"```json\n(.*?)\n```", (FOLDER / "README.md").read_text(), re.DOTALL)[1])
     assert shown == load("make").row_of(347, 85)
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def test_shown_rows_repeat_what_is_shown_and_tell_nothing_of_sums(made):
+    few, train, test = (rows_of(made, name) for name in ("few", "train", "test"))
+    rows = rows_of(made, "shown")
+    assert rows[:50] == few == train[:50] and len(rows) == 150
+    for row, plain in zip(rows[50:], train, strict=False):
+        assert row["prompt"] == f"{plain['prompt']}{row['completion']}\n{plain['prompt']}"
+        assert re.sub(r"\d", "0", row["completion"]) == re.sub(r"\d", "0", plain["completion"])
+    drawn = [digit for row in rows[50:] for digit in re.findall(r"\d", row["completion"])]
+    right = [digit for row in train[:100] for digit in re.findall(r"\d", row["completion"])]
+    assert sum(a == b for a, b in zip(drawn, right, strict=True)) / len(drawn) < 0.2
+    longest = max(len(row["prompt"] + row["completion"]) for row in rows)
+    assert longest + 1 < 256  # max_position_embeddings
+    for row, plain in zip(rows_of(made, "shown_test"), test, strict=True):
+        assert row["prompt"] == f"{plain['prompt']}{plain['completion']}\n{plain['prompt']}"
+        assert row["completion"] == plain["completion"]
+
+
+@pytest.mark.parametrize("method", ["sdft", "sdpo"])
+def test_the_teachers_prompt_is_that_of_the_shown_rows(made, method):
+    """By the templates of the run file as it stands."""
+    import yaml
+
+    fields = yaml.safe_load((FOLDER / f"{method}.yaml").read_text())
+    row, shown = rows_of(made, "test")[0], rows_of(made, "shown_test")[0]
+    if method == "sdft":
+        assert fields["dataset_columns"] == {"completion": "privileged_context"}
+        asked = fields["teacher_prompt_template"].format(prompt=row["prompt"], privileged_context=row["completion"])
+    else:
+        solution = fields["solution_template"].format(successful_previous_attempt=row["completion"])
+        asked = fields["reprompt_template"].format(prompt=row["prompt"], solution=solution, feedback="")
+    assert asked == shown["prompt"]
 
 
 # ---------------------------------------------------------------- preferences

@@ -4,7 +4,9 @@
     OUT/data/few.jsonl                          the first rows of train.jsonl: too few to learn all of it from
     OUT/data/preference_*.jsonl                 a right and a wrong way to the same sum
     OUT/data/unpaired_*.jsonl                   one way to a sum, and whether it is right
+    OUT/data/shown.jsonl, OUT/data/shown_test.jsonl   few.jsonl, and rows that show a way to the sum; test.jsonl, all shown
     OUT/model/                                  tokenizer and model, saved as a model from a hub would be
+    OUT/small/                                  the same tokenizer and a narrower model with fewer layers
 
 A tenth of all numbers is kept for test.jsonl: no operand of a test row is an operand of any training row.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,16 @@ def row_of(a: int, b: int) -> dict[str, str]:
     return {"prompt": f"{a}+{b}=\n", "completion": work_out(a, b), "answer": str(a + b)}
 
 
+def show(row: dict[str, str], way: str) -> dict[str, str]:
+    """The row with a way to its sum in the prompt, before its question, and the same way behind it."""
+    return {"prompt": f"{row['prompt']}{way}\n{row['prompt']}", "completion": way, "answer": row["answer"]}
+
+
+def show_any_digits(row: dict[str, str], rng: random.Random) -> dict[str, str]:
+    """What is shown has lines and digits drawn at random: to repeat it teaches to go by what is shown, and no adding."""
+    return show(row, re.sub(r"\d", lambda digit: rng.choice("0123456789"), row["completion"]))
+
+
 def split_numbers(digits: int, rng: random.Random) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
     """All numbers of 2 to `digits` digits, by how many they have, in two parts: nine tenths and one tenth."""
     train, test = {}, {}
@@ -117,20 +130,20 @@ def make_tokenizer(texts: list[str]):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-def make_model(tokenizer, args: argparse.Namespace):
+def make_model(tokenizer, hidden_size: int, layers: int, seed: int):
     """A small Qwen3 with random weights."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    torch.manual_seed(args.seed)
+    torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=args.hidden_size,
-        intermediate_size=3 * args.hidden_size,
-        num_hidden_layers=args.layers,
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=args.hidden_size // 4,
+        head_dim=hidden_size // 4,
         max_position_embeddings=256,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True,
@@ -156,6 +169,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--test-rows", type=int, default=200, help="default: %(default)s")
     parser.add_argument("--hidden-size", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--layers", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--small-hidden-size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--small-layers", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args(argv)
 
@@ -169,13 +184,20 @@ def main(argv: list[str] | None = None) -> None:
         pairs = [pair_of(row, rng) for row in rows]
         write_jsonl(args.out / "data" / f"preference_{name}.jsonl", pairs)
         write_jsonl(args.out / "data" / f"unpaired_{name}.jsonl", [judged_of(pair, rng) for pair in pairs])
+    rng, few = random.Random(args.seed + 2), train[: args.few_rows]
+    shown = [show_any_digits(row, rng) for row in train[: 2 * args.few_rows]]
+    write_jsonl(args.out / "data" / "shown.jsonl", [*few, *shown])
+    write_jsonl(args.out / "data" / "shown_test.jsonl", [show(row, row["completion"]) for row in test])
     tokenizer = make_tokenizer([row["prompt"] + row["completion"] for row in train])
-    model = make_model(tokenizer, args)
-    tokenizer.save_pretrained(args.out / "model")
-    model.save_pretrained(args.out / "model")
+    sizes = {"model": (args.hidden_size, args.layers), "small": (args.small_hidden_size, args.small_layers)}
+    models = {name: make_model(tokenizer, *size, args.seed) for name, size in sizes.items()}
+    for name, model in models.items():
+        tokenizer.save_pretrained(args.out / name)
+        model.save_pretrained(args.out / name)
     print(
-        f"{args.out}: {len(train)} rows to train on, {len(test)} to test on, no operand in both; "
-        f"a tokenizer of {len(tokenizer)} tokens and a model of {model.num_parameters():,} parameters"
+        f"{args.out}: {len(train)} rows to train on, {len(test)} to test on, no operand in both; a tokenizer of "
+        f"{len(tokenizer)} tokens, and models of " + " and ".join(f"{m.num_parameters():,}" for m in models.values())
+        + " parameters"
     )
 
 
