@@ -99,6 +99,19 @@ def test_the_small_model_reads_what_the_other_reads(made):
     assert models[1].num_parameters() < models[0].num_parameters() / 2
 
 
+def test_the_other_tokenizer_has_pieces_of_the_same_text(made):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(made / "pieces")
+    row = rows_of(made, "test")[0]
+    text = row["prompt"] + row["completion"]
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and len(ids) < len(text) and tokenizer.unk_token_id not in ids
+    prompt = tokenizer.encode(row["prompt"])
+    assert ids[: len(prompt)] == prompt  # no piece is of both
+    assert AutoModelForCausalLM.from_pretrained(made / "pieces").config.vocab_size == len(tokenizer)
+
+
 def test_the_same_seed_makes_the_same_files_and_another_seed_others(made, tmp_path):
     def contents(folder: Path) -> dict[str, str]:
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]

@@ -153,6 +153,16 @@ def test_rows_of_padding_are_no_tokens(saved, tmp_path):
         check_vocabulary(config, str(tmp_path / str(size + 40)), TOKENIZER, "teacher", padded)
 
 
+def test_tokens_of_its_own(saved, tmp_path):
+    """Then it must only be a model."""
+    own = ModelSpec(own_tokens=True)
+    models.save_tiny(tmp_path / "other", models.tiny_llama(vocab_size=200), models.other_tokenizer())
+    check_vocabulary(config_of(saved("llama")), str(tmp_path / "other"), TOKENIZER, "teacher", own)
+    (tmp_path / "other" / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="teacher: .* holds no weights"):
+        check_vocabulary(config_of(saved("llama")), str(tmp_path / "other"), TOKENIZER, "teacher", own)
+
+
 def test_the_vocabulary_of_an_adapter_is_that_of_its_base(saved, tmp_path):
     save_model(load_policy(config_of(saved("llama"), use_peft=True), TOKENIZER, CPU), tmp_path / "adapter")
     check_vocabulary(config_of(tmp_path / "adapter", use_peft=True), str(saved("qwen")), TOKENIZER)

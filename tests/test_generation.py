@@ -211,6 +211,18 @@ def test_a_completion_ends_with_the_first_end_token_of_tokenizer_or_model():
     assert [c.finish_reason for c in stopped][:2] == ["stop", "stop"]
 
 
+def test_ends_that_are_told_stand_in_for_the_tokenizers():
+    """Where the model that answers reads other tokens: what the tokenizer calls an end is an ordinary one."""
+    model, requests = models.tiny_qwen(), prompts(5, 2)
+    free = generating_run(model).generate(requests, Sampling(max_new_tokens=10, temperature=0))
+    tokenizer = models.tiny_tokenizer()
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(free[0].token_ids[2])
+    told = Sampling(max_new_tokens=10, temperature=0, stop_token_ids=[free[0].token_ids[4]])
+    first = generating_run(model, tokenizer).generate(requests, told)[0]
+    assert tokenizer.eos_token_id not in free[0].token_ids[:2] and free[0].token_ids[4] not in free[0].token_ids[:4]
+    assert (first.token_ids, first.finish_reason) == (free[0].token_ids[:5], "stop")
+
+
 def test_the_models_own_defaults_are_neither_used_nor_lost():
     model, requests = models.tiny_qwen(), prompts(5, 2)
     sampling = Sampling(max_new_tokens=10, temperature=0)

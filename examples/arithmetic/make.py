@@ -7,6 +7,7 @@
     OUT/data/shown.jsonl, OUT/data/shown_test.jsonl   few.jsonl, and rows that show a way to the sum; test.jsonl, all shown
     OUT/model/                                  tokenizer and model, saved as a model from a hub would be
     OUT/small/                                  the same tokenizer and a narrower model with fewer layers
+    OUT/pieces/                                 such a model with another tokenizer, of pieces of several characters
 
 A tenth of all numbers is kept for test.jsonl: no operand of a test row is an operand of any training row.
 """
@@ -130,6 +131,19 @@ def make_tokenizer(texts: list[str]):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
+def make_pieces_tokenizer(texts: list[str], size: int):
+    """Another tokenizer, of pieces: of what stands next to each other most often, `size` tokens in all."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\n", behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<unk>", "<end>"], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<end>", eos_token="<end>", unk_token="<unk>")
+
+
 def make_model(tokenizer, hidden_size: int, layers: int, seed: int):
     """A small Qwen3 with random weights."""
     import torch
@@ -171,6 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--small-hidden-size", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--small-layers", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--pieces", type=int, default=48, help="tokens of the other tokenizer (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args(argv)
 
@@ -188,15 +203,19 @@ def main(argv: list[str] | None = None) -> None:
     shown = [show_any_digits(row, rng) for row in train[: 2 * args.few_rows]]
     write_jsonl(args.out / "data" / "shown.jsonl", [*few, *shown])
     write_jsonl(args.out / "data" / "shown_test.jsonl", [show(row, row["completion"]) for row in test])
-    tokenizer = make_tokenizer([row["prompt"] + row["completion"] for row in train])
-    sizes = {"model": (args.hidden_size, args.layers), "small": (args.small_hidden_size, args.small_layers)}
-    models = {name: make_model(tokenizer, *size, args.seed) for name, size in sizes.items()}
+    texts = [row["prompt"] + row["completion"] for row in train]
+    tokenizer, pieces = make_tokenizer(texts), make_pieces_tokenizer(texts, args.pieces)
+    small = args.small_hidden_size, args.small_layers
+    made = {
+        "model": (tokenizer, args.hidden_size, args.layers), "small": (tokenizer, *small), "pieces": (pieces, *small)
+    }
+    models = {name: make_model(*each, args.seed) for name, each in made.items()}
     for name, model in models.items():
-        tokenizer.save_pretrained(args.out / name)
+        made[name][0].save_pretrained(args.out / name)
         model.save_pretrained(args.out / name)
     print(
         f"{args.out}: {len(train)} rows to train on, {len(test)} to test on, no operand in both; a tokenizer of "
-        f"{len(tokenizer)} tokens, and models of " + " and ".join(f"{m.num_parameters():,}" for m in models.values())
+        f"{len(tokenizer)} tokens, one of {len(pieces)}, and models of " + " and ".join(f"{m.num_parameters():,}" for m in models.values())
         + " parameters"
     )
 
