@@ -7,7 +7,7 @@
     OUT/data/shown.jsonl, OUT/data/shown_test.jsonl   few.jsonl, and rows that show a way to the sum; test.jsonl, all shown
     OUT/model/                                  tokenizer and model, saved as a model from a hub would be
     OUT/small/                                  the same tokenizer and a narrower model with fewer layers
-    OUT/pieces/                                 such a model with another tokenizer, of pieces of several characters
+    OUT/pieces/                                 a model like the first with another tokenizer, of pieces of several characters
 
 A tenth of all numbers is kept for test.jsonl: no operand of a test row is an operand of any training row.
 """
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--small-hidden-size", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--small-layers", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--pieces", type=int, default=48, help="tokens of the other tokenizer (default: %(default)s)")
+    parser.add_argument("--pieces", type=int, default=32, help="tokens of the other tokenizer (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args(argv)
 
@@ -205,10 +205,8 @@ def main(argv: list[str] | None = None) -> None:
     write_jsonl(args.out / "data" / "shown_test.jsonl", [show(row, row["completion"]) for row in test])
     texts = [row["prompt"] + row["completion"] for row in train]
     tokenizer, pieces = make_tokenizer(texts), make_pieces_tokenizer(texts, args.pieces)
-    small = args.small_hidden_size, args.small_layers
-    made = {
-        "model": (tokenizer, args.hidden_size, args.layers), "small": (tokenizer, *small), "pieces": (pieces, *small)
-    }
+    large, small = (args.hidden_size, args.layers), (args.small_hidden_size, args.small_layers)
+    made = {"model": (tokenizer, *large), "small": (tokenizer, *small), "pieces": (pieces, *large)}
     models = {name: make_model(*each, args.seed) for name, each in made.items()}
     for name, model in models.items():
         made[name][0].save_pretrained(args.out / name)

@@ -16,7 +16,7 @@ OF_REWARDS = {"reward_weights": [], "reward_kwargs": {}}
 OF_SAMPLES = {"reward": [], "max_sampling_logp_difference": 0.1}
 OF_TOOLS = {"tools": [], "environment": None}
 OF_HYBRID = {"uld_hybrid_matched_weight": None, "uld_hybrid_unmatched_weight": None}
-OF_ALIGNED = {"uld_token_merge_strategy": "observed"}
+OF_ALIGNED = {"uld_token_merge_strategy": "text"}
 OF_ULD = OF_ALIGNED | OF_HYBRID | {
     "use_extended_uld": True,
     "uld_use_hybrid_loss": True,
@@ -117,10 +117,12 @@ class GOLDConfig(RolloutConfig):
         "for the other. false: compare the first with the first, the second with the second, as the paper of ULD did.",
     )
     uld_token_merge_strategy: str = option(
-        "observed",
-        "What several tokens that are one for the other have for a distribution: observed, that of the first, times the "
-        "probabilities of those that followed; or bayesian, that of the last, times the probabilities of those before it.",
-        choices=("observed", "bayesian"),
+        "text",
+        "What is expected where several tokens of one are one of the other: text, all that can come, with the text that is there "
+        "as one event (it adds up to 1); observed, the distribution of the first of the tokens, times the probabilities of those "
+        "that followed; or bayesian, that of the last, times those before it. The last two are TRL's, and teach the student to "
+        "begin with the teacher's token where its own is longer.",
+        choices=("text", "observed", "bayesian"),
     )
     uld_use_hybrid_loss: bool = option(
         True,
@@ -172,6 +174,11 @@ class GOLDConfig(RolloutConfig):
     @property
     def held_out_loss(self) -> bool:
         return self.uses_data
+
+    @property
+    def merge_strategy(self) -> str:
+        """By position every unit is a token, and two that spell different text aren't one event."""
+        return self.uld_token_merge_strategy if self.use_extended_uld else "observed"
 
     @property
     def student_temperature(self) -> float:

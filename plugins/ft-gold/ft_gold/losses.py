@@ -1,13 +1,14 @@
 """How far a student's distribution is from that of a teacher with other tokens: pure functions in a table by name.
 
-A unit (see `ft_gold.tokens`) is compared as one event on each side. Of several tokens, its distribution is that of one of
-them times the probabilities of the tokens that are there in place of the others, so that what the text itself is given is
-the product of all:
+What is expected at a unit (see `ft_gold.tokens`), which may be several tokens of the one and one of the other:
 
-    observed      p(. | before) · Π_{k>1} p(y_k | ...)         the first, and what followed
-    bayesian      p(. | ..., y_{n-1}) · Π_{k<n} p(y_k | ...)   the last, and what came before
+    text          p(. | before), with the unit's own text as an event of its own, which has Π_k p(y_k | ...) and what a token
+                  that spells all of it has; the first token keeps what is left of it
+    observed      p(. | before) · Π_{k>1} p(y_k | ...)         the first token's, and what followed
+    bayesian      p(. | ..., y_{n-1}) · Π_{k<n} p(y_k | ...)   the last token's, and what came before
 
-Such a distribution doesn't add up to 1; nor does the part of one that both vocabularies have.
+The first adds up to 1, and what the two are asked for is the same text. The others are TRL's: they don't add up to 1, and where
+the text is one token of the student's and "a", "b" of the teacher's, they teach the student to say "a" (or "b") in its place.
 """
 
 from __future__ import annotations
@@ -60,24 +61,58 @@ def sorted_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
 # ---------------------------------------------------------------- units
 
 
-BASES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "observed": lambda starts, sizes: starts,
-    "bayesian": lambda starts, sizes: starts + sizes - 1,
-}
+NEVER = -1e4  # the logarithm of nothing, without the infinities
 
 
-def merged(logps: torch.Tensor, chosen: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, strategy: str):
-    """The log-distributions of u units, (u, V). Unit i has the `sizes[i]` rows from `starts[i]` on of `logps` (n, V); both
-    are on the CPU. `chosen` (n,): the log-probs of the tokens that are there."""
-    base, device = BASES[strategy](starts, sizes), logps.device
-    found = logps if len(base) == len(logps) else logps.index_select(0, base.to(device))  # each row a unit: nothing to copy
+def by_text(
+    logps: torch.Tensor, chosen: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, firsts: torch.Tensor,
+    whole: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """(u, V + 1) log-distributions of u units, the last of which is the unit's own text. Unit i has the `sizes[i]` rows from
+    `starts[i]` on of `logps` (n, V); both are on the CPU. `chosen` (n,): the log-probs of the tokens that are there, `firsts`
+    (u,) the first token of each, `whole` (u,) the token that spells all of it, -1 where there is none."""
+    where, device = starts.to(logps.device), logps.device
+    found = torch.cat([logps.index_select(0, where), logps.new_empty(len(starts), 1)], -1)
+    first = chosen.index_select(0, where)
     if int(sizes.max()) == 1:
-        return found
+        found[:, -1] = first
+        return found.scatter(1, firsts[:, None], NEVER)
+    path = first + of_others(chosen, starts, sizes, starts)
+    several, known = (sizes > 1).to(device), whole >= 0
+    left = first + torch.log(-torch.expm1((path - first).clamp(max=-1e-7)))
+    own = found.gather(1, whole.clamp(min=0)[:, None])[:, 0]
+    found[:, -1] = torch.where(several & known, torch.logaddexp(path, own), path)
+    left = torch.where(several, left, NEVER)
+    found = found.scatter(1, firsts[:, None], left[:, None])
+    return found.scatter(1, torch.where(known, whole, firsts)[:, None], torch.where(known, NEVER, left)[:, None])
+
+
+def observed(logps, chosen, starts, sizes, firsts, whole) -> torch.Tensor:
+    """The same of the first token: (u, V)."""
+    return scaled(logps, chosen, starts, sizes, starts)
+
+
+def bayesian(logps, chosen, starts, sizes, firsts, whole) -> torch.Tensor:
+    """The same of the last token: (u, V)."""
+    return scaled(logps, chosen, starts, sizes, starts + sizes - 1)
+
+
+def scaled(logps: torch.Tensor, chosen: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, base: torch.Tensor):
+    """The log-distributions at the rows `base` (u,), times the probabilities of the units' other tokens: (u, V)."""
+    found = logps if len(base) == len(logps) else logps.index_select(0, base.to(logps.device))  # else nothing to copy
+    return found if int(sizes.max()) == 1 else found + of_others(chosen, starts, sizes, base)[:, None]
+
+
+def of_others(chosen: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """(u,) sums of the log-probs of each unit's tokens but that at `base`."""
     unit = torch.repeat_interleave(sizes)
     row = torch.arange(len(unit)) + torch.repeat_interleave(starts - (sizes.cumsum(0) - sizes), sizes)
     beside = row != base[unit]
-    others = chosen.new_zeros(len(sizes)).index_add(0, unit[beside].to(device), chosen[row[beside].to(device)])
-    return found + others[:, None]
+    unit, row = unit[beside].to(chosen.device), row[beside].to(chosen.device)
+    return chosen.new_zeros(len(sizes)).index_add(0, unit, chosen[row])
+
+
+MERGES = {"text": by_text, "observed": observed, "bayesian": bayesian}
 
 
 # ---------------------------------------------------------------- the table
@@ -85,18 +120,23 @@ def merged(logps: torch.Tensor, chosen: torch.Tensor, starts: torch.Tensor, size
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What of the two vocabularies is the same: ids (K,) of each, and all other ids, (V - K,) and (V' - K,)."""
+    """What of the two distributions is of the same: places (K,) of each, and all others, (V - K,) and (V' - K,)."""
 
     ours: torch.Tensor
     theirs: torch.Tensor
     rest: torch.Tensor
     their_rest: torch.Tensor
-    partner: torch.Tensor  # (V',) the student's id for each of the teacher's, -1 where there is none
+    partner: torch.Tensor  # (V',) the student's place for each of the teacher's, -1 where there is none
 
 
-def shared_of(ids: tuple[torch.Tensor, torch.Tensor], sizes: tuple[int, int], device: torch.device) -> Shared:
-    """From the ids of `Meeting.shared` and the sizes of both models' logits."""
+def shared_of(
+    ids: tuple[torch.Tensor, torch.Tensor], sizes: tuple[int, int], device: torch.device, strategy: str
+) -> Shared:
+    """From the ids of `Meeting.shared` and the sizes of both models' logits. By text both have one place more, for that."""
     ours, theirs = (each.to(device) for each in ids)
+    if strategy == "text":
+        ours, theirs = (torch.cat([each, each.new_tensor([size])]) for each, size in zip((ours, theirs), sizes, strict=True))
+        sizes = sizes[0] + 1, sizes[1] + 1
     rests = []
     for each, size in ((ours, sizes[0]), (theirs, sizes[1])):
         alone = torch.ones(size, dtype=torch.bool, device=device)
@@ -146,6 +186,7 @@ class Aligned:
     weights: torch.Tensor  # (U,) of each unit's comparison in the loss
     targets: torch.Tensor  # (N,)
     their_targets: torch.Tensor  # (M,)
+    wholes: torch.Tensor  # (U, 2) tokens of either that spell all of a unit, -1 where there is none
     supervised: torch.Tensor | None  # (N,) weight of each target's cross-entropy in the loss
     temperature: float  # that the student's logits were divided by
     shared: Shared | None
@@ -176,8 +217,10 @@ class Aligned:
         starts, kept = (sizes.cumsum(0) - sizes)[compared], sizes[compared]
         if not len(kept):
             return total, values | {name: chosen.detach()[:0] for name in self.names}
-        mine = merged(ours, chosen, starts[:, 0], kept[:, 0], self.strategy)
-        other = merged(theirs, their_chosen, starts[:, 1], kept[:, 1], self.strategy)
+        merge, whole = MERGES[self.strategy], self.wholes[which][compared.to(self.wholes.device)]
+        firsts = self.targets[place][starts[:, 0].to(whole.device)], self.their_targets[their_place][starts[:, 1].to(whole.device)]
+        mine = merge(ours, chosen, starts[:, 0], kept[:, 0], firsts[0], whole[:, 0])
+        other = merge(theirs, their_chosen, starts[:, 1], kept[:, 1], firsts[1], whole[:, 1])
         losses, parts = LOSSES[self.loss](mine, other, self.shared, self.parts)
         weights = self.weights[which][compared.to(self.weights.device)].to(losses.dtype)
         return total + torch.dot(losses, weights), values | {"losses": losses} | parts

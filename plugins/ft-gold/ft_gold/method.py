@@ -209,6 +209,8 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     if aligned:
         units = [unit for row in rows for unit in row["units"]]
         columns["units"] = torch.tensor(units, dtype=torch.long).view(-1, 2)
+        wholes = [whole for row in rows for whole in row["unit_tokens"]]
+        columns["unit_tokens"] = torch.tensor(wholes, dtype=torch.long).view(-1, 2)
         columns["unit_rows"] = torch.tensor([index for index, row in enumerate(rows) for _ in row["units"]], dtype=torch.long)
     batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
     own = sum(sum(row["sampled"]) for row in rows if row["on_policy"])
@@ -258,7 +260,7 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
     states = teacher(read, want=("hidden",), temperature=config.teacher_temperature)["hidden"]
     compared = columns["units"][:, 1] > 0
     of_row = torch.bincount(columns["unit_rows"][compared], minlength=batch.num_rows).clamp(min=1)
-    hybrid, share = config.uld_use_hybrid_loss, 0.0
+    hybrid, share, strategy = config.uld_use_hybrid_loss, 0.0, config.merge_strategy
     if hybrid:
         share = len(met.shared[0]) / head.vocabulary
     given = config.uld_hybrid_matched_weight, config.uld_hybrid_unmatched_weight
@@ -270,12 +272,13 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
         weights=config.uld_distillation_weight / (of_row[columns["unit_rows"]] * max(run.totals["trained"], 1)).double(),
         targets=batch.targets,
         their_targets=read.targets,
+        wholes=columns["unit_tokens"],
         supervised=(~own[batch.rows]) * (weight / max(off_policy, 1)) if weight else None,
         temperature=config.student_temperature,
-        shared=shared_of(met.shared, (run.policy.config.vocab_size, head.vocabulary), run.device) if hybrid else None,
+        shared=shared_of(met.shared, (run.policy.config.vocab_size, head.vocabulary), run.device, strategy) if hybrid else None,
         parts=Weights(matched=matched, unmatched=unmatched, beta=config.beta),
         loss="hybrid" if hybrid else "uld",
-        strategy=config.uld_token_merge_strategy,
+        strategy=strategy,
     )
     against = Against(states, head, function, [tuple(unit) for unit in units.tolist()])
     out = model(batch, want=(), temperature=config.student_temperature, against=against)
@@ -286,7 +289,10 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
     own_units = own[columns["unit_rows"]][compared]
     metrics |= distances(out["losses"], own_units, (counts["compared"], counts["own_compared"]), config)
     if hybrid:
-        alone = (columns["units"][compared] == 1).all(-1)  # several tokens for one are asked about different text
+        # a token has an equal only where the two are asked for the same text
+        alone = torch.full_like(out["agree"], True, dtype=torch.bool)
+        if strategy != "text":
+            alone = (columns["units"][compared] == 1).all(-1)
         metrics |= {
             "distillation/matched_loss": mean(out["matched"].sum(), counts["compared"]),
             "distillation/unmatched_loss": mean(out["unmatched"].sum(), counts["compared"]),

@@ -66,6 +66,24 @@ class Vocabulary:
         ids = self.encode(close)
         return ids[0] if ids else self.end
 
+    @functools.cached_property
+    def spellings(self) -> dict[tuple[bytes, bool], int]:
+        """The token of each spelling, marks apart from text. Where two have one (SentencePiece has each byte again), the one
+        that the tokenizer makes of a text."""
+        found: dict[tuple[bytes, bool], int] = {}
+        ids = sorted(self.pieces)
+        for token, name in zip(ids, self.tokenizer.convert_ids_to_tokens(ids), strict=True):
+            key = self.pieces[token], token in self.special
+            if key not in found or not name.startswith("<0x"):
+                found[key] = token
+        return found
+
+    def whole(self, ids: list[int]) -> int:
+        """The token that spells all that these do; -1 where there is none."""
+        if len(ids) == 1:
+            return ids[0]
+        return self.spellings.get((b"".join(self.pieces.get(token, b"") for token in ids), False), -1)
+
     def encode(self, text: str) -> list[int]:
         """Without the tokens that begin or end a text."""
         return self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
@@ -146,7 +164,7 @@ class Meeting:
         they are called. Raises ConfigError where nothing is shared."""
         pairs = {self.ours.end: self.theirs.end} | {self.ours.turn_end: self.theirs.turn_end}
         taken = set(pairs.values())
-        mine, others = spellings(self.ours), spellings(self.theirs)
+        mine, others = self.ours.spellings, self.theirs.spellings
         for key, token in mine.items():
             if key in others and token not in pairs and others[key] not in taken:
                 pairs[token] = others[key]
@@ -157,18 +175,6 @@ class Meeting:
             )
         order = sorted(pairs.items(), key=lambda pair: pair[1])
         return torch.tensor([ours for ours, _ in order]), torch.tensor([theirs for _, theirs in order])
-
-
-def spellings(vocabulary: Vocabulary) -> dict[tuple[bytes, bool], int]:
-    """The token of each spelling, marks apart from text. Where two have one (SentencePiece has each byte again), the one that
-    the tokenizer makes of a text."""
-    found: dict[tuple[bytes, bool], int] = {}
-    names = vocabulary.tokenizer.convert_ids_to_tokens(sorted(vocabulary.pieces))
-    for token, name in zip(sorted(vocabulary.pieces), names, strict=True):
-        key = vocabulary.pieces[token], token in vocabulary.special
-        if key not in found or not name.startswith("<0x"):
-            found[key] = token
-    return found
 
 
 def meeting(tokenizer: Any, config: GOLDConfig) -> Meeting | None:
@@ -217,7 +223,8 @@ def groups_of(ours: list[int], theirs: list[int]) -> list[Unit]:
 
 def as_teacher_reads(row: Row, met: Meeting, config: GOLDConfig, chat: bool, said: list[int] | None = None) -> Row:
     """A row of a completion with its text as the teacher reads it: `teacher_completion_ids`, which of them the student's are
-    compared with (`teacher_sampled`), and `units`, which cover the student's sampled tokens in order.
+    compared with (`teacher_sampled`), and `units`, which cover the student's sampled tokens in order, with the tokens of either
+    that spell all of one (`unit_tokens`).
 
     `said`: the teacher's tokens, without an end, where it was the teacher who said it.
     """
@@ -235,21 +242,31 @@ def as_teacher_reads(row: Row, met: Meeting, config: GOLDConfig, chat: bool, sai
             said = met.theirs.encode(met.ours.tokenizer.decode(ids[:stop]))
         groups = [(1, 1)] * min(stop, len(said))
     ended = [met.theirs.turn_end if chat else met.theirs.end] if stop < len(ids) else []
-    mask, units, place, other = [False] * len(said) + [False] * len(ended), [], 0, 0
+    mask, units, wholes, place, other = [False] * len(said) + [False] * len(ended), [], [], 0, 0
+
+    def alone(count: int) -> None:
+        units.extend([1, 0] for _ in range(count))
+        wholes.extend([-1, -1] for _ in range(count))
+
     for a, b in groups:
         if max(a, b) <= LONGEST and all(sampled[place : place + a]):
-            units.append((a, b))
+            units.append([a, b])
+            wholes.append(
+                [met.ours.whole(ids[place : place + a]), met.theirs.whole(said[other : other + b])]
+                if config.merge_strategy == "text" else [-1, -1]
+            )  # fmt: skip
             mask[other : other + b] = [True] * b
         else:
-            units += [(1, 0)] * sum(sampled[place : place + a])
+            alone(sum(sampled[place : place + a]))
         place, other = place + a, other + b
-    units += [(1, 0)] * sum(sampled[place:stop])
+    alone(sum(sampled[place:stop]))
     if ended:
         compared = sampled[stop] and not config.uld_skip_student_eos
         mask[-1] = compared
-        units += [(1, 1)] * compared + [(1, 0)] * (sum(sampled[stop:]) - compared)
+        if compared:
+            units.append([1, 1])
+            wholes.append([ids[stop], ended[0]])
+        alone(sum(sampled[stop:]) - compared)
     return row | {
-        "teacher_completion_ids": said + ended,
-        "teacher_sampled": mask,
-        "units": [list(unit) for unit in units],
+        "teacher_completion_ids": said + ended, "teacher_sampled": mask, "units": units, "unit_tokens": wholes
     }

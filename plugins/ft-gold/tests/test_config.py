@@ -20,11 +20,14 @@ def test_defaults_are_trls():
 
     theirs = {field.name: field.default for field in dataclasses.fields(Theirs)}
     names = (
-        "beta", "lmbda", "seq_kd", "disable_dropout", "use_extended_uld", "uld_token_merge_strategy",
+        "beta", "lmbda", "seq_kd", "disable_dropout", "use_extended_uld",
         "uld_hybrid_matched_weight", "uld_hybrid_unmatched_weight", "uld_crossentropy_weight", "uld_distillation_weight",
     )  # fmt: skip
     assert {name: getattr(GOLDConfig(), name) for name in names} == {name: theirs[name] for name in names}
-    others = {"uld_use_hybrid_loss": (True, False), "uld_skip_student_eos": (False, True), "learning_rate": (2e-5, 1e-7)}
+    others = {
+        "uld_use_hybrid_loss": (True, False), "uld_skip_student_eos": (False, True), "learning_rate": (2e-5, 1e-7),
+        "uld_token_merge_strategy": ("text", "observed"),
+    }  # fmt: skip
     for name, both in others.items():
         assert (getattr(GOLDConfig(), name), theirs[name]) == both
 

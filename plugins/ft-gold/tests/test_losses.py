@@ -9,7 +9,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ft_gold.config import GOLDConfig
-from ft_gold.losses import Aligned, Plain, Weights, generalised_jsd, jsd_of_parts, merged, shared_of, sorted_distance
+from ft_gold.losses import (
+    Aligned,
+    Plain,
+    Weights,
+    by_text,
+    generalised_jsd,
+    jsd_of_parts,
+    scaled,
+    shared_of,
+    sorted_distance,
+)
 from ft_gold.tokens import Meeting, Vocabulary, as_teacher_reads
 
 from ft_host.testing.models import other_tokenizer, tiny_tokenizer
@@ -30,8 +40,8 @@ def test_several_tokens_as_one():
     probs = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.7, 0.2, 0.1]], dtype=torch.float64)
     chosen = torch.tensor([0.5, 0.6, 0.1], dtype=torch.float64).log()  # tokens 0, 1, 2
     starts, sizes = torch.tensor([0, 1]), torch.tensor([1, 2])
-    observed = merged(probs.log(), chosen, starts, sizes, "observed").exp()
-    bayesian = merged(probs.log(), chosen, starts, sizes, "bayesian").exp()
+    observed = scaled(probs.log(), chosen, starts, sizes, starts).exp()
+    bayesian = scaled(probs.log(), chosen, starts, sizes, starts + sizes - 1).exp()
     torch.testing.assert_close(observed[1], probs[1] * 0.1)
     torch.testing.assert_close(bayesian[1], probs[2] * 0.6)
     assert float(observed[1, 1]) == pytest.approx(0.06) == float(bayesian[1, 2])
@@ -42,8 +52,47 @@ def test_several_tokens_as_one():
 def test_units_with_tokens_between_them_that_are_in_none():
     probs = torch.rand(5, 4, dtype=torch.float64).softmax(-1)
     chosen = probs.log()[:, 0]
-    found = merged(probs.log(), chosen, torch.tensor([1, 3]), torch.tensor([1, 2]), "observed").exp()
+    starts = torch.tensor([1, 3])
+    found = scaled(probs.log(), chosen, starts, torch.tensor([1, 2]), starts).exp()
     torch.testing.assert_close(found, torch.stack([probs[1], probs[3] * probs[4, 0]]))
+
+
+def test_the_text_of_a_unit_is_an_event_of_its_own():
+    """Tokens a, b, ab, c; the unit is a and b, which ab spells too. It has 0.5 · 0.6 + 0.1; a keeps 0.5 · 0.4, ab nothing."""
+    probs = torch.tensor([[0.5, 0.2, 0.1, 0.2], [0.1, 0.6, 0.1, 0.2]], dtype=torch.float64)
+    chosen = torch.tensor([0.5, 0.6], dtype=torch.float64).log()
+    both = torch.tensor([0]), torch.tensor([2])
+    found = by_text(probs.log(), chosen, *both, torch.tensor([0]), torch.tensor([2])).exp()
+    torch.testing.assert_close(found, torch.tensor([[0.2, 0.2, 0.0, 0.2, 0.4]], dtype=torch.float64))
+    without = by_text(probs.log(), chosen, *both, torch.tensor([0]), torch.tensor([-1])).exp()  # no token spells it
+    torch.testing.assert_close(without, torch.tensor([[0.2, 0.2, 0.1, 0.2, 0.3]], dtype=torch.float64))
+    alone = by_text(probs.log(), chosen, torch.tensor([0, 1]), torch.tensor([1, 1]), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    torch.testing.assert_close(alone.exp(), torch.tensor([[0, 0.2, 0.1, 0.2, 0.5], [0.1, 0, 0.1, 0.2, 0.6]]).double())
+    assert torch.allclose(torch.cat([found, without, alone.exp()]).sum(-1), torch.ones(4, dtype=torch.float64))
+
+
+def test_a_teacher_of_smaller_pieces_doesnt_break_the_students_up():
+    """The student is sure of `ab`, a token of its own; the teacher of `a`, then `b`. They agree, and the gradient is nothing.
+    TRL's strategies teach it to say `a` (observed) or `b` (bayesian) there."""
+    student = torch.tensor([[0.0, 0.0, 20.0, 0.0]], dtype=torch.float64, requires_grad=True)  # a, b, ab, c
+    teacher = torch.tensor([[20.0, 0, 0], [0, 20.0, 0]], dtype=torch.float64)  # a, b, c
+    ids = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 2])
+    slopes = {}
+    for strategy in ("text", "observed", "bayesian"):
+        function = Aligned(
+            units=torch.tensor([[1, 2]]), weights=torch.ones(1), targets=torch.tensor([2]), their_targets=torch.tensor([0, 1]),
+            wholes=torch.tensor([[2, -1]]), supervised=None, temperature=1.0,
+            shared=shared_of(ids, (4, 3), torch.device("cpu"), strategy), loss="hybrid", strategy=strategy,
+            parts=Weights(matched=1.0, unmatched=0.0, beta=0.5),
+        )  # fmt: skip
+        loss, values = function(student, teacher, slice(0, 1))
+        (slope,) = torch.autograd.grad(loss, student)
+        slopes[strategy] = slope[0].tolist()
+        assert values["agree"].tolist() == [float(strategy == "text")]
+        print(strategy, float(loss), slopes[strategy])
+    assert max(map(abs, slopes["text"])) < 1e-7
+    pushed = {name: min(range(4), key=lambda token: slopes[name][token]) for name in ("observed", "bayesian")}
+    assert pushed == {"observed": 0, "bayesian": 1}
 
 
 def test_sorted_distance():
@@ -139,10 +188,11 @@ class Case:
             their_targets=self.teacher.targets(),
             supervised=torch.full((len(targets),), weight / len(targets)) if weight else None,
             temperature=config.student_temperature,
-            shared=shared_of(self.met.shared, (256, 200), torch.device("cpu")) if hybrid else None,
+            wholes=torch.tensor([whole for row in self.rows for whole in row["unit_tokens"]]),
+            shared=shared_of(self.met.shared, (256, 200), torch.device("cpu"), config.merge_strategy) if hybrid else None,
             parts=Weights(matched=matched, unmatched=unmatched, beta=config.beta),
             loss="hybrid" if hybrid else "uld",
-            strategy=config.uld_token_merge_strategy,
+            strategy=config.merge_strategy,
         )
         loss, values = function(
             student / config.student_temperature, teacher / config.teacher_temperature, slice(0, len(units))
@@ -244,7 +294,8 @@ def test_parts_at_the_ends_of_beta(beta):
         logps = side.rows().detach().log_softmax(-1)
         chosen = logps.gather(1, side.targets()[:, None])[:, 0]
         starts = units.cumsum(0)[:, column] - units[:, column]
-        held.append(merged(logps, chosen, starts, units[:, column], "bayesian")[:, which].exp().sum(-1))
+        last = starts + units[:, column] - 1
+        held.append(scaled(logps, chosen, starts, units[:, column], last)[:, which].exp().sum(-1))
     more = (held[0] - held[1]) if beta == 0 else (held[1] - held[0])
     by_row = torch.stack([each.mean() for each in more.split([len(row["units"]) for row in case.rows])]).mean()
     print("ours", loss, "TRL", theirs)
