@@ -72,19 +72,17 @@ def by_text(
     `starts[i]` on of `logps` (n, V); both are on the CPU. `chosen` (n,): the log-probs of the tokens that are there, `firsts`
     (u,) the first token of each, `whole` (u,) the token that spells all of it, -1 where there is none."""
     where, device = starts.to(logps.device), logps.device
-    found = torch.cat([logps.index_select(0, where), logps.new_empty(len(starts), 1)], -1)
-    first = chosen.index_select(0, where)
+    rows, first = logps.index_select(0, where), chosen.index_select(0, where)
     if int(sizes.max()) == 1:
-        found[:, -1] = first
-        return found.scatter(1, firsts[:, None], NEVER)
+        return torch.cat([rows.scatter(1, firsts[:, None], NEVER), first[:, None]], -1)
     path = first + of_others(chosen, starts, sizes, starts)
     several, known = (sizes > 1).to(device), whole >= 0
-    left = first + torch.log(-torch.expm1((path - first).clamp(max=-1e-7)))
-    own = found.gather(1, whole.clamp(min=0)[:, None])[:, 0]
-    found[:, -1] = torch.where(several & known, torch.logaddexp(path, own), path)
-    left = torch.where(several, left, NEVER)
-    found = found.scatter(1, firsts[:, None], left[:, None])
-    return found.scatter(1, torch.where(known, whole, firsts)[:, None], torch.where(known, NEVER, left)[:, None])
+    own = rows.gather(1, whole.clamp(min=0)[:, None])[:, 0]
+    event = torch.where(several & known, torch.logaddexp(path, own), path)
+    left = torch.where(several, first + torch.log(-torch.expm1((path - first).clamp(max=-1e-7))), NEVER)
+    rows = rows.scatter(1, firsts[:, None], left[:, None])
+    rows = rows.scatter(1, torch.where(known, whole, firsts)[:, None], torch.where(known, NEVER, left)[:, None])
+    return torch.cat([rows, event[:, None]], -1)
 
 
 def observed(logps, chosen, starts, sizes, firsts, whole) -> torch.Tensor:
