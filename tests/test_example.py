@@ -168,12 +168,12 @@ def test_the_run_file_and_the_readme_fit_the_files(made, tmp_path, monkeypatch):
 def test_shown_rows_repeat_what_is_shown_and_tell_nothing_of_sums(made):
     few, train, test = (rows_of(made, name) for name in ("few", "train", "test"))
     rows = rows_of(made, "shown")
-    assert rows[:50] == few == train[:50] and len(rows) == 150
-    for row, plain in zip(rows[50:], train, strict=False):
+    assert rows[:200] == 4 * few and few == train[:50] and len(rows) == 400
+    for row, plain in zip(rows[200:], train, strict=False):
         assert row["prompt"] == f"{plain['prompt']}{row['completion']}\n{plain['prompt']}"
         assert re.sub(r"\d", "0", row["completion"]) == re.sub(r"\d", "0", plain["completion"])
-    drawn = [digit for row in rows[50:] for digit in re.findall(r"\d", row["completion"])]
-    right = [digit for row in train[:100] for digit in re.findall(r"\d", row["completion"])]
+    drawn = [digit for row in rows[200:] for digit in re.findall(r"\d", row["completion"])]
+    right = [digit for row in train[:200] for digit in re.findall(r"\d", row["completion"])]
     assert sum(a == b for a, b in zip(drawn, right, strict=True)) / len(drawn) < 0.2
     longest = max(len(row["prompt"] + row["completion"]) for row in rows)
     assert longest + 1 < 256  # max_position_embeddings

@@ -4,7 +4,8 @@
     OUT/data/few.jsonl                          the first rows of train.jsonl: too few to learn all of it from
     OUT/data/preference_*.jsonl                 a right and a wrong way to the same sum
     OUT/data/unpaired_*.jsonl                   one way to a sum, and whether it is right
-    OUT/data/shown.jsonl, OUT/data/shown_test.jsonl   few.jsonl, and rows that show a way to the sum; test.jsonl, all shown
+    OUT/data/shown.jsonl                        few.jsonl four times, and rows that show a way to the sum
+    OUT/data/shown_test.jsonl                   test.jsonl with the way to each sum shown
     OUT/model/                                  tokenizer and model, saved as a model from a hub would be
     OUT/small/                                  the same tokenizer and a narrower model with fewer layers
     OUT/pieces/                                 a model like the first with another tokenizer, of pieces of several characters
@@ -200,8 +201,8 @@ def main(argv: list[str] | None = None) -> None:
         write_jsonl(args.out / "data" / f"preference_{name}.jsonl", pairs)
         write_jsonl(args.out / "data" / f"unpaired_{name}.jsonl", [judged_of(pair, rng) for pair in pairs])
     rng, few = random.Random(args.seed + 2), train[: args.few_rows]
-    shown = [show_any_digits(row, rng) for row in train[: 2 * args.few_rows]]
-    write_jsonl(args.out / "data" / "shown.jsonl", [*few, *shown])
+    shown = [show_any_digits(row, rng) for row in train[: 4 * args.few_rows]]  # the more differ, the less is learnt by heart
+    write_jsonl(args.out / "data" / "shown.jsonl", [*(4 * few), *shown])
     write_jsonl(args.out / "data" / "shown_test.jsonl", [show(row, row["completion"]) for row in test])
     texts = [row["prompt"] + row["completion"] for row in train]
     tokenizer, pieces = make_tokenizer(texts), make_pieces_tokenizer(texts, args.pieces)
