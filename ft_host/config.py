@@ -363,6 +363,12 @@ class RunConfig:
     timeout: int = option(1800, "Seconds that a process waits for the others before it gives up.",
                           group="distribution", gt=0)  # fmt: skip
 
+    def refuse(self, fields: dict[str, Any], why: str) -> None:
+        """Raise ConfigError for the first of {field: default} that was changed: it has no effect, and `why`."""
+        for name, usual in fields.items():
+            if getattr(self, name) != usual:
+                raise ConfigError(f"{name}: has no effect {why}")
+
     def check(self) -> None:
         """Refuse combinations that can't work. Called after each field on its own has been checked.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ft_host.data.opening import open_eval, open_source, open_train
 from ft_host.data.preferences import fit_length, is_empty, preference_row, tokenize_completions, unpaired_rows
-from ft_host.data.prompts import prompt_row
+from ft_host.data.prompts import completed_row, given_row, prompt_row
 from ft_host.data.sources import Source, Stream
 from ft_host.data.stream import StepRows, TrainStream, check_first_rows, eval_rows
 from ft_host.data.tokenizer import load_tokenizer, tokenizer_of
@@ -16,9 +16,11 @@ __all__ = [
     "Stream",
     "TrainStream",
     "check_first_rows",
+    "completed_row",
     "eval_rows",
     "fit_length",
     "is_empty",
+    "given_row",
     "load_tokenizer",
     "open_eval",
     "open_source",

@@ -160,6 +160,19 @@ class RolloutRun:
         metrics |= worth_metrics(rewards.totals(), completions)
         return rewards
 
+    def watch(self, rows: list[Row], completions: list[Completion]) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
+        """What completions earn where nothing is learnt from it: metrics, and of each completion what samples.jsonl shows.
+        Nothing, where the config has no rewards. All ranks must call it at once."""
+        if not self.config.reward:
+            return {}, [{} for _ in completions]
+        rewards = self.reward(rows, completions)
+        given = [value for value in rewards.totals() if value is not None]
+        metrics = rewards.metrics | {
+            "reward": mean(sum(given), len(given)),
+            "reward_std": std(sum(given), sum(value * value for value in given), len(given)),
+        }
+        return metrics, [{"rewards": dict(zip(rewards.names, values, strict=True))} for values in rewards.values]
+
     def _together(self, work: Callable[[], Any]) -> Any:
         """What `work` gives; what it raises on one rank, on all, so that none is left waiting for the others."""
         made, problem = None, None

@@ -121,7 +121,7 @@ class DistillConfig(RolloutConfig):
         super().check()
         check_teacher(self)
         if not self.reward:
-            refuse(self, OF_REWARDS, "without reward")
+            self.refuse(OF_REWARDS, "without reward")
 
 
 @dataclass(kw_only=True)
@@ -247,9 +247,9 @@ class GKDConfig(RolloutConfig):
         if self.seq_kd and self.loss_top_k is not None:
             raise ConfigError("seq_kd: needs a teacher that the run holds; one that the backend serves only scores tokens")
         if not self.samples_policy:
-            refuse(self, OF_SAMPLES, "with lmbda: 0, where nothing is sampled from the policy")
+            self.refuse(OF_SAMPLES, "with lmbda: 0, where nothing is sampled from the policy")
         if not self.reward:
-            refuse(self, OF_REWARDS, "without reward")
+            self.refuse(OF_REWARDS, "without reward")
         for name, usual in OF_TOOLS.items():
             if getattr(self, name) != usual:
                 raise ConfigError(f"{name}: gkd completes prompts in one turn; distill is for conversations with tools")
@@ -259,14 +259,14 @@ def check_teacher(config: RunConfig) -> None:
     """Refuse a teacher that can't be one, as far as that shows in the fields."""
     place = config.teacher_model_name_or_path
     if config.loss_top_k is not None:
-        refuse(config, OF_HELD, "with loss_top_k, where the teacher is the one that the backend serves")
+        config.refuse(OF_HELD, "with loss_top_k, where the teacher is the one that the backend serves")
         if config.temperature != 1:
             raise ConfigError(
                 f"temperature: {config.temperature:g} with loss_top_k; the backend's teacher gives log-probs at a temperature "
                 "of 1, so that the loss would be of two"
             )
     else:
-        refuse(config, OF_SERVED, "without loss_top_k")
+        config.refuse(OF_SERVED, "without loss_top_k")
     if not place:
         return  # what is required is asked for elsewhere, with an example
     for problem in place_problems(place, ""):
@@ -278,10 +278,3 @@ def check_teacher(config: RunConfig) -> None:
             "teacher_model_name_or_path: is the model that is trained, which has nothing to teach itself; ft-sdft and ft-sdpo "
             "are for learning from oneself"
         )
-
-
-def refuse(config: RunConfig, fields: dict, why: str) -> None:
-    """Raise ConfigError for the first of {field: default} that was changed."""
-    for name, usual in fields.items():
-        if getattr(config, name) != usual:
-            raise ConfigError(f"{name}: has no effect {why}")

@@ -10,7 +10,7 @@ gradient through the sampling. What tools said is in no loss.
 
 from __future__ import annotations
 
-from ft_distill.taught import against_teacher, columns_of, metrics_of, sampling_metrics, scored, teacher_of, watched
+from ft_distill.taught import against_teacher, columns_of, metrics_of, sampling_metrics, scored, teacher_of
 from ft_host import hookimpl
 from ft_host.batch import Batch, forest
 from ft_host.data import prompt_row
@@ -34,7 +34,7 @@ def ft_rollout(rows, run) -> Rollout:
     size = run.config.num_generations
     completions = run.generate(rows, size)
     found = [completion_row(rows[index // size], completion) for index, completion in enumerate(completions)]
-    metrics, earned = watched(rows, completions, run)
+    metrics, earned = run.watch(rows, completions)
     texts = [run.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
     samples = [
         {"prompt": rows[index // size]["prompt"], "completion": text} | earned[index] for index, text in enumerate(texts)

@@ -13,17 +13,14 @@ over the N tokens of the completions of the optimizer step, on all ranks: of the
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
 
-from ft_distill.taught import against_teacher, columns_of, metrics_of, sampling_metrics, scored, teacher_of, watched
+from ft_distill.taught import against_teacher, columns_of, metrics_of, sampling_metrics, scored, teacher_of
 from ft_host import hookimpl
-from ft_host.batch import IGNORE, Batch, count_targets, forest
-from ft_host.data import prompt_row, tokenize_row
-from ft_host.data.formats import standard
-from ft_host.errors import RowError
+from ft_host.batch import Batch, forest
+from ft_host.data import completed_row, prompt_row
 from ft_host.generation.rollout import Rollout, seed_of
 from ft_host.generation.rows import completion_metrics, completion_row, completion_segments, per_target
 from ft_host.metrics import mean
@@ -40,48 +37,9 @@ def ft_models(config) -> dict[str, ModelSpec] | None:
 # ---------------------------------------------------------------- rows
 
 
-def with_completion(row: Row, tokenizer: Any) -> Row:
-    """A raw row in any format of SFT as one with a prompt and a completion: of messages, the last turn of the assistant.
-    Raises RowError for one that has none."""
-    if "prompt" in row and row.get("completion") is None and row.get("input_ids") is None:
-        raise RowError(
-            "a prompt without a completion; with lmbda below 1 gkd learns from completions of the data too. Set lmbda to 1, or "
-            "seq_kd to let the teacher complete prompts", "completion",
-        )  # fmt: skip
-    found = standard(row, chat=bool(tokenizer.chat_template))
-    if "messages" not in found:
-        return found
-    messages = found.pop("messages")
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns:
-        raise RowError("messages: no turn is the assistant's; expected one that the teacher looks at", "messages")
-    return found | {"prompt": messages[: turns[-1]], "completion": [messages[turns[-1]]]}
-
-
-def own_row(row: Row, tokenizer: Any, config: Any) -> Row | Drop:
-    """The completion of a row as something to train on, cut at `max_completion_length`."""
-    found = with_completion(row, tokenizer)
-    arguments = config.chat_template_kwargs | (row.get("chat_template_kwargs") or {})
-    whole = dataclasses.replace(config, max_length=None)
-    more = {"chat_template_kwargs": arguments} if arguments and "input_ids" not in found else {}
-    tokens = tokenize_row(found | more, tokenizer, whole, completion_only=True, assistant_only=False)
-    ids, labels = tokens["input_ids"], tokens["labels"]
-    if not count_targets(labels):
-        return Drop("no supervised token")
-    begin = next(index for index, label in enumerate(labels) if label != IGNORE)
-    if not begin:
-        raise RowError("the prompt is empty: nothing comes before the completion", "prompt")
-    end = begin + config.max_completion_length
-    sampled = [label != IGNORE for label in labels[begin:end]]
-    return {
-        "prompt_ids": ids[:begin],
-        "completion_ids": ids[begin:end],
-        "sampled": sampled,
-        "sampling_logps": [0.0] * sum(sampled),
-        "on_policy": False,
-        "length": len(ids[:end]),
-        "shared": begin,
-    }
+OTHERWISE = (
+    "with lmbda below 1 gkd learns from completions of the data too. Set lmbda to 1, or seq_kd to let the teacher complete prompts"
+)
 
 
 @hookimpl
@@ -90,8 +48,10 @@ def ft_prepare(row, tokenizer, config):
     prompt = prompt_row(row, tokenizer, config)
     if isinstance(prompt, Drop) or not config.uses_data:
         return prompt
-    own = own_row(row, tokenizer, config)
-    return own if isinstance(own, Drop) else prompt | {"own": own, "length": max(prompt["length"], own["length"])}
+    own = completed_row(row, tokenizer, config, OTHERWISE)
+    if isinstance(own, Drop):
+        return own
+    return prompt | {"own": own | {"on_policy": False}, "length": max(prompt["length"], own["length"])}
 
 
 # ---------------------------------------------------------------- rollouts
@@ -116,7 +76,7 @@ def ft_rollout(rows, run) -> Rollout:
     others = [row for row in rows if row["group"] not in groups]
     # all ranks must ask at once, those too that have nothing to ask about
     completions = run.generate(mine) if config.samples_policy else []
-    metrics, earned = watched(mine, completions, run) if config.samples_policy else ({}, [])
+    metrics, earned = run.watch(mine, completions) if config.samples_policy else ({}, [])
     made = {row["group"]: sampled_row(row, completion, True) for row, completion in zip(mine, completions, strict=True)}
     if config.asks_teacher:
         taught = run.generate(others, role="teacher")

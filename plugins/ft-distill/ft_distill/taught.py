@@ -1,4 +1,4 @@
-"""What distill and gkd have in common: a teacher, the loss of a batch against it, and rewards that are only watched."""
+"""What distill and gkd have in common: a teacher, and the loss of a batch against it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from ft_distill.divergence import Taught, TaughtByTop
 from ft_host.batch import Batch
 from ft_host.errors import FtHostError
-from ft_host.generation import Completion, Sequence
-from ft_host.metrics import Metric, maximum, mean, std
+from ft_host.generation import Sequence
+from ft_host.metrics import Metric, maximum, mean
 from ft_host.models.against import Against
 from ft_host.run import ModelSpec
 
@@ -114,16 +114,3 @@ def sampling_metrics(apart: torch.Tensor, count: float) -> dict[str, Metric]:
         "sampling/sampling_logp_difference/mean": mean(apart.sum(), count),
         "sampling/sampling_logp_difference/max": maximum(apart.max()),
     }
-
-
-def watched(rows: list[Row], completions: list[Completion], run: Any) -> tuple[dict[str, Metric], list[Row]]:
-    """What completions of these prompts earn, and of each of them what samples.jsonl shows. Nothing is learnt from it."""
-    if not run.config.reward:
-        return {}, [{} for _ in completions]
-    rewards = run.reward(rows, completions)
-    given = [value for value in rewards.totals() if value is not None]
-    metrics = rewards.metrics | {
-        "reward": mean(sum(given), len(given)),
-        "reward_std": std(sum(given), sum(value * value for value in given), len(given)),
-    }
-    return metrics, [{"rewards": dict(zip(rewards.names, values, strict=True))} for values in rewards.values]

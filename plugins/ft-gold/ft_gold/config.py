@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ft_host.config import RunConfig, option
+from ft_host.config import option
 from ft_host.errors import ConfigError
 from ft_host.generation.config import RolloutConfig, RolloutPlan, grouped_plan
 from ft_host.settings.paths import place_problems
@@ -200,9 +200,9 @@ class GOLDConfig(RolloutConfig):
         if self.seq_kd and self.lmbda == 1:
             raise ConfigError("seq_kd: has no effect with lmbda: 1, where the policy completes all prompts")
         if not self.samples_policy:
-            refuse(self, OF_SAMPLES, "with lmbda: 0, where nothing is sampled from the policy")
+            self.refuse(OF_SAMPLES, "with lmbda: 0, where nothing is sampled from the policy")
         if not self.reward:
-            refuse(self, OF_REWARDS, "without reward")
+            self.refuse(OF_REWARDS, "without reward")
         for name, usual in OF_TOOLS.items():
             if getattr(self, name) != usual:
                 raise ConfigError(f"{name}: gold completes prompts in one turn; distill is for conversations with tools")
@@ -212,13 +212,13 @@ class GOLDConfig(RolloutConfig):
 def check_loss(config: GOLDConfig) -> None:
     """Refuse fields of the comparison that contradict each other or are without effect."""
     if config.use_uld_loss is False:
-        refuse(config, OF_ULD, "with use_uld_loss: false")
+        config.refuse(OF_ULD, "with use_uld_loss: false")
     if not config.use_extended_uld:
-        refuse(config, OF_ALIGNED, "with use_extended_uld: false, where no tokens are merged")
+        config.refuse(OF_ALIGNED, "with use_extended_uld: false, where no tokens are merged")
     if not config.uld_use_hybrid_loss:
-        refuse(config, OF_HYBRID, "with uld_use_hybrid_loss: false")
+        config.refuse(OF_HYBRID, "with uld_use_hybrid_loss: false")
         if config.use_uld_loss:
-            refuse(config, {"beta": 0.5}, "with use_uld_loss: true and uld_use_hybrid_loss: false, where all is sorted")
+            config.refuse({"beta": 0.5}, "with use_uld_loss: true and uld_use_hybrid_loss: false, where all is sorted")
     weights = config.uld_hybrid_matched_weight, config.uld_hybrid_unmatched_weight
     if (weights[0] is None) != (weights[1] is None):
         raise ConfigError("uld_hybrid_matched_weight, uld_hybrid_unmatched_weight: set both or none")
@@ -249,10 +249,3 @@ def check_teacher(config: GOLDConfig) -> None:
             "teacher_model_name_or_path: is the model that is trained, which has nothing to teach itself; ft-sdft and ft-sdpo "
             "are for learning from oneself"
         )
-
-
-def refuse(config: RunConfig, fields: dict, why: str) -> None:
-    """Raise ConfigError for the first of {field: default} that was changed."""
-    for name, usual in fields.items():
-        if getattr(config, name) != usual:
-            raise ConfigError(f"{name}: has no effect {why}")

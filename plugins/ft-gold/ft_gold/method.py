@@ -25,16 +25,15 @@ from typing import Any
 import torch
 
 from ft_gold.losses import Aligned, Plain, Weights, shared_of
-from ft_gold.rows import own_row, text_row
 from ft_gold.tokens import Meeting, as_teacher_reads, meeting
 from ft_host import hookimpl
 from ft_host.batch import Batch, forest
-from ft_host.data import prompt_row
+from ft_host.data import completed_row, given_row, prompt_row
 from ft_host.errors import RowError
 from ft_host.generation import Completion
 from ft_host.generation.rollout import Rollout, seed_of
 from ft_host.generation.rows import completion_metrics, completion_row, completion_segments, per_target
-from ft_host.metrics import Metric, maximum, mean, std
+from ft_host.metrics import Metric, maximum, mean
 from ft_host.models.against import Against
 from ft_host.run import Drop, LossOutput, ModelSpec
 
@@ -56,6 +55,11 @@ def ft_models(config) -> dict[str, ModelSpec]:
 
 # ---------------------------------------------------------------- rows
 
+OTHERWISE = (
+    "with lmbda below 1 gold learns from completions of the data too. Set lmbda to 1, or seq_kd to let the teacher complete "
+    "prompts"
+)
+
 
 @hookimpl
 def ft_prepare(row, tokenizer, config):
@@ -74,9 +78,10 @@ def ft_prepare(row, tokenizer, config):
         prompt |= {"teacher_prompt_ids": ids, "length": max(prompt["length"], len(ids))}
     if not config.uses_data:
         return prompt
-    own = own_row(row, tokenizer, config)
+    own = completed_row(row, tokenizer, config, OTHERWISE)
     if isinstance(own, Drop):
         return own
+    own["on_policy"] = False
     if met is not None:
         if own["prompt_ids"] != prompt["prompt_ids"]:
             return Drop("a token is of both the prompt and its completion, so that the teacher can't be asked from there")
@@ -119,7 +124,10 @@ def teachers_row(row: Row, completion: Completion, met: Meeting | None, config: 
     said = completion.token_ids[:-1] if ended else completion.token_ids
     end = (met.ours.turn_end if is_chat(row) else met.ours.end) if ended else None
     text = met.theirs.spelled(said)[0] if config.use_extended_uld else met.theirs.tokenizer.decode(said)
-    found = text_row(row, text, end, met.ours, config)
+    ids = [*met.ours.encode(text), *([] if end is None else [end])][: config.max_completion_length]
+    # a row must have a token; one that isn't trained on, where there is nothing that the student could read
+    found = given_row(row["prompt_ids"], ids or [met.ours.end], [True] * len(ids) or [False])
+    found |= {"group": row["group"], "on_policy": False}
     return taught(found | {"teacher_prompt_ids": row["teacher_prompt_ids"]}, met, config, is_chat(row), said)
 
 
@@ -134,7 +142,7 @@ def ft_rollout(rows, run) -> Rollout:
     others = [row for row in rows if row["group"] not in groups]
     # all ranks must ask at once, those too that have nothing to ask about
     completions = run.generate(mine) if config.samples_policy else []
-    metrics, earned = watched(mine, completions, run) if config.samples_policy else ({}, [])
+    metrics, earned = run.watch(mine, completions) if config.samples_policy else ({}, [])
     made = {row["group"]: policys_row(row, each, met, config) for row, each in zip(mine, completions, strict=True)}
     if config.asks_teacher:
         asked = others if met is None else [row | {"prompt_ids": row["teacher_prompt_ids"]} for row in others]
@@ -172,19 +180,6 @@ def introduction(met: Meeting | None, config: Any) -> str:
         f"the teacher has another tokenizer: tokens are taken {by}; {count:,} of its {size:,} tokens are also the student's, and "
         "are compared by the divergence, the others by their sorted probabilities"
     )
-
-
-def watched(rows: list[Row], completions: list[Completion], run: Any) -> tuple[dict[str, Metric], list[Row]]:
-    """What completions of these prompts earn, and of each of them what samples.jsonl shows. Nothing is learnt from it."""
-    if not run.config.reward:
-        return {}, [{} for _ in completions]
-    rewards = run.reward(rows, completions)
-    given = [value for value in rewards.totals() if value is not None]
-    metrics = rewards.metrics | {
-        "reward": mean(sum(given), len(given)),
-        "reward_std": std(sum(given), sum(value * value for value in given), len(given)),
-    }
-    return metrics, [{"rewards": dict(zip(rewards.names, values, strict=True))} for values in rewards.values]
 
 
 # ---------------------------------------------------------------- the loss

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ft_gold.config import OF_ULD, GOLDConfig, refuse
+from ft_gold.config import OF_ULD, GOLDConfig
 from ft_host.data import tokenizer_of
 from ft_host.data.templates import turn_marks
 from ft_host.errors import ConfigError
@@ -191,7 +191,7 @@ def meeting(tokenizer: Any, config: GOLDConfig) -> Meeting | None:
     found = _meeting(tokenizer, place, field, revision, config.trust_remote_code)
     if config.use_uld_loss or found.ours.tokenizer.get_vocab() != found.theirs.tokenizer.get_vocab():
         return found
-    refuse(config, OF_ULD, "on a teacher with the student's tokens; use_uld_loss: true compares by text all the same")
+    config.refuse(OF_ULD, "on a teacher with the student's tokens; use_uld_loss: true compares by text all the same")
     return None
 
 

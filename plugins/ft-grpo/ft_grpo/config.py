@@ -252,16 +252,10 @@ class GRPOConfig(RolloutConfig):
                 "which scales each reward by its group and their sum by the batch"
             )
 
-    def _refuse(self, fields: dict, why: str) -> None:
-        """Raise ConfigError for the first of {field: default} that was changed."""
-        for name, usual in fields.items():
-            if getattr(self, name) != usual:
-                raise ConfigError(f"{name}: has no effect {why}")
-
     def _check_loss(self) -> None:
         for name, (losses, usual) in OWN_FIELDS.items():
             if self.loss_type not in losses:
-                self._refuse({name: usual}, f"on {self.loss_type}, only on {', '.join(losses)}")
+                self.refuse({name: usual}, f"on {self.loss_type}, only on {', '.join(losses)}")
         if self.loss_type == "cispo" and self.clip_high < 1:
             raise ConfigError(
                 f"epsilon_high: {self.epsilon_high} with cispo, where it is the largest ratio itself: every token would "
@@ -278,7 +272,7 @@ class GRPOConfig(RolloutConfig):
 
     def _check_entropy(self) -> None:
         if not self.use_adaptive_entropy:
-            self._refuse(ADAPTIVE, "without use_adaptive_entropy")
+            self.refuse(ADAPTIVE, "without use_adaptive_entropy")
         elif not self.entropy_coef_min <= self.entropy_coef <= self.entropy_coef_max:
             raise ConfigError(
                 f"entropy_coef: starts at {self.entropy_coef:g}, expected something from entropy_coef_min "
@@ -287,9 +281,9 @@ class GRPOConfig(RolloutConfig):
 
     def _check_reference(self) -> None:
         if not self.beta:
-            self._refuse(REFERENCED, "with beta: 0, which holds no reference")
+            self.refuse(REFERENCED, "with beta: 0, which holds no reference")
         if not self.sync_ref_model:
-            self._refuse(SYNCED, "without sync_ref_model")
+            self.refuse(SYNCED, "without sync_ref_model")
         elif self.use_peft:
             raise ConfigError(
                 "sync_ref_model: with use_peft the reference is the policy with its adapter off, which can't follow "
@@ -305,7 +299,7 @@ class GRPOConfig(RolloutConfig):
     def _check_correction(self) -> None:
         smallest, largest = self.importance_sampling_clip_min, self.importance_sampling_clip_max
         if self.correction == "none":
-            self._refuse(BOUNDS, "without importance_sampling_correction")
+            self.refuse(BOUNDS, "without importance_sampling_correction")
             return
         if smallest is not None and largest is not None and smallest >= largest:
             raise ConfigError(

@@ -124,7 +124,7 @@ class RLOOConfig(RolloutConfig):
                     f"reward_clip_range: found {self.reward_clip_range}, expected two numbers, the smaller one first"
                 )
         if self.rollout_plan(self.num_processes).updates == 1:
-            self._refuse(
+            self.refuse(
                 CLIPPED,
                 "where each rollout is used for one optimizer step, in which the ratio of new and old policy is 1; raise "
                 "num_iterations or steps_per_generation, or leave it out",
@@ -133,9 +133,9 @@ class RLOOConfig(RolloutConfig):
 
     def _check_reference(self) -> None:
         if not self.beta:
-            self._refuse(REFERENCED, "with beta: 0, which holds no reference")
+            self.refuse(REFERENCED, "with beta: 0, which holds no reference")
         if not self.sync_ref_model:
-            self._refuse(SYNCED, "without sync_ref_model; set it, or leave this out")
+            self.refuse(SYNCED, "without sync_ref_model; set it, or leave this out")
         elif self.use_peft:
             raise ConfigError(
                 "sync_ref_model: with use_peft the reference is the policy with its adapter off, which can't follow "
@@ -147,9 +147,3 @@ class RLOOConfig(RolloutConfig):
             raise ConfigError(
                 "ref_model: is the model that is trained; leave it out, the reference is that model as the run finds it"
             )
-
-    def _refuse(self, fields: dict, why: str) -> None:
-        """Raise ConfigError for the first of {field: default} that was changed."""
-        for name, usual in fields.items():
-            if getattr(self, name) != usual:
-                raise ConfigError(f"{name}: has no effect {why}")

@@ -153,13 +153,13 @@ class SDFTConfig(RolloutConfig):
                 "reverse KL; expected 1"
             )
         if self.distillation_mode != "topk_logits":
-            self._refuse(OF_TOPK, f"on {self.distillation_mode}, only on topk_logits")
+            self.refuse(OF_TOPK, f"on {self.distillation_mode}, only on topk_logits")
         if self.teacher_model_kind != "ema":
-            self._refuse(OF_EMA, f"on a teacher_model_kind of {self.teacher_model_kind}, only on ema")
+            self.refuse(OF_EMA, f"on a teacher_model_kind of {self.teacher_model_kind}, only on ema")
         if self.generate_from_teacher:
-            self._refuse({"distillation_is_clip": 2.0}, "with generate_from_teacher: the student's policy didn't sample")
+            self.refuse({"distillation_is_clip": 2.0}, "with generate_from_teacher: the student's policy didn't sample")
         elif self.rollout_plan(self.num_processes).updates == 1:
-            self._refuse(
+            self.refuse(
                 {"distillation_is_clip": 2.0},
                 "where each rollout is used for one optimizer step, in which the ratio is 1; raise num_iterations or "
                 "steps_per_generation, or leave it out",
@@ -170,16 +170,10 @@ class SDFTConfig(RolloutConfig):
                 f"max_completion_length {self.max_completion_length} tokens"
             )
         if not self.reward:
-            self._refuse(OF_REWARDS, "without reward")
+            self.refuse(OF_REWARDS, "without reward")
         for name, usual in OF_TOOLS.items():
             if getattr(self, name) != usual:
                 raise ConfigError(f"{name}: the teacher is asked before it is known what tools say; leave it out")
-
-    def _refuse(self, fields: dict, why: str) -> None:
-        """Raise ConfigError for the first of {field: default} that was changed."""
-        for name, usual in fields.items():
-            if getattr(self, name) != usual:
-                raise ConfigError(f"{name}: has no effect {why}")
 
 
 def check_template(field: str, template: str, slots: tuple[str, ...]) -> None:

@@ -27,7 +27,7 @@ from ft_host.data.formats import content_of, kind_of, messages_of
 from ft_host.errors import DataError, RowError
 from ft_host.generation.rollout import Rollout
 from ft_host.generation.rows import by_row, completion_metrics, completion_row, completion_segments, per_target
-from ft_host.metrics import Metric, maximum, mean, std
+from ft_host.metrics import Metric, maximum, mean
 from ft_host.models.against import Against
 from ft_host.run import Drop, LossOutput, ModelSpec
 from ft_sdft.config import CONTEXT, SDFTConfig
@@ -159,16 +159,11 @@ def ft_rollout(rows, run) -> Rollout:
         nothing = sum(not any(row["sampled"]) for row in found)
         metrics["self_distillation/without_loss_fraction"] = mean(nothing, len(found))
     texts = [run.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
-    samples = [{"prompt": rows[index // size]["prompt"], "completion": text} for index, text in enumerate(texts)]
-    if config.reward:
-        rewards = run.reward(rows, completions)
-        given = [value for value in rewards.totals() if value is not None]
-        metrics |= rewards.metrics
-        metrics["reward"] = mean(sum(given), len(given))
-        metrics["reward_std"] = std(sum(given), sum(value * value for value in given), len(given))
-        for sample, values in zip(samples, rewards.values, strict=True):
-            sample["rewards"] = dict(zip(rewards.names, values, strict=True))
-    return Rollout(rows=found, metrics=metrics, samples=samples)
+    watched, earned = run.watch(rows, completions)
+    samples = [
+        {"prompt": rows[index // size]["prompt"], "completion": text} | earned[index] for index, text in enumerate(texts)
+    ]
+    return Rollout(rows=found, metrics=metrics | watched, samples=samples)
 
 
 def log_probs(model: Any, batch: Batch, temperature: float) -> dict[str, list[torch.Tensor]]:

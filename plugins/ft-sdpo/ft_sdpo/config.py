@@ -220,24 +220,18 @@ class SDPOConfig(RolloutConfig):
             self._check_distillation()
             self._check_reprompting()
             if once:
-                self._refuse({"distillation_is_clip": 2.0}, why)
+                self.refuse({"distillation_is_clip": 2.0}, why)
         else:
-            self._refuse(OF_DISTILLATION, "with distillation_weight: 0, which asks no teacher")
+            self.refuse(OF_DISTILLATION, "with distillation_weight: 0, which asks no teacher")
         if self.distillation_weight == 1:
-            self._refuse(OF_POLICY, "with distillation_weight: 1, which has no policy loss")
+            self.refuse(OF_POLICY, "with distillation_weight: 1, which has no policy loss")
         elif self.num_generations == 1:
             raise ConfigError("num_generations: the policy loss compares completions of a prompt; expected 2 or more")
         elif once:
-            self._refuse(CLIPPED, why)
+            self.refuse(CLIPPED, why)
         for name, usual in OF_TOOLS.items():
             if getattr(self, name) != usual:
                 raise ConfigError(f"{name}: the teacher's prompt can't have what tools say; leave it out")
-
-    def _refuse(self, fields: dict, why: str) -> None:
-        """Raise ConfigError for the first of {field: default} that was changed."""
-        for name, usual in fields.items():
-            if getattr(self, name) != usual:
-                raise ConfigError(f"{name}: has no effect {why}")
 
     def _check_distillation(self) -> None:
         mode = self.distillation_mode
@@ -249,9 +243,9 @@ class SDPOConfig(RolloutConfig):
         if mode == "topk_logits" and self.distillation_topk is None:
             raise ConfigError("distillation_topk: isn't set, and distillation_mode topk_logits needs it; 100 is the paper's")
         if mode != "topk_logits":
-            self._refuse({"distillation_topk": None, "distillation_add_tail": False}, f"on {mode}, only on topk_logits")
+            self.refuse({"distillation_topk": None, "distillation_add_tail": False}, f"on {mode}, only on topk_logits")
         if self.teacher_model_kind != "ema":
-            self._refuse(OF_EMA, f"on a teacher_model_kind of {self.teacher_model_kind}, only on ema")
+            self.refuse(OF_EMA, f"on a teacher_model_kind of {self.teacher_model_kind}, only on ema")
 
     def _check_reprompting(self) -> None:
         if not self.use_successful_as_teacher:
@@ -260,11 +254,11 @@ class SDPOConfig(RolloutConfig):
                     "use_successful_as_teacher: without it and without include_environment_feedback the teacher is shown "
                     "nothing; set one of them"
                 )
-            self._refuse(OF_SUCCESS, "without use_successful_as_teacher")
+            self.refuse(OF_SUCCESS, "without use_successful_as_teacher")
         elif self.num_generations == 1 and self.dont_reprompt_on_self_success and not self.include_environment_feedback:
             raise ConfigError("num_generations: with 1 there is no other completion to learn from; expected 2 or more")
         if not self.include_environment_feedback:
-            self._refuse(OF_FEEDBACK, "without include_environment_feedback")
+            self.refuse(OF_FEEDBACK, "without include_environment_feedback")
         shown = ["solution"] * self.use_successful_as_teacher + ["feedback"] * self.include_environment_feedback
         check_template("reprompt_template", self.reprompt_template, ["prompt", *shown], ["solution", "feedback"])
         check_template("solution_template", self.solution_template, ["successful_previous_attempt"])
