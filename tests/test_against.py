@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +27,9 @@ def jsd(weights: torch.Tensor):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(module, "_tiles", lambda count, *_: [(0, min(count, 3))])
+    """Three targets a tile, which the function is asked about one or two at a time."""
+    monkeypatch.setattr(module, "_tile_rows", lambda *_: 3)
+    monkeypatch.setitem(module.PART_BYTES, "cpu", 2 * 4 * 11)
 
 
 def states(count: int = 10, width: int = 6, vocabulary: int = 11, other_width: int = 4, other: int | None = None):
@@ -62,6 +66,46 @@ def test_loss_values_and_gradient_are_those_of_whole_logits(small_tiles, shape, 
     got = torch.autograd.grad(3 * found, (hidden, weight))
     for ours, right in zip(got, wanted, strict=True):
         torch.testing.assert_close(ours, right, rtol=1e-6, atol=1e-8)
+
+
+def test_values_that_are_views_of_logits_stay_what_they_were(small_tiles):
+    """Logits are made where those of the tile before were."""
+    hidden, matrix, other, theirs = states()
+
+    def function(ours, others, units):
+        return ours.sum(), {"ours": ours[:, 0], "others": others[:, 0]}
+
+    heads = Head(matrix, None, Shape(), 11), Head(theirs, None, Shape(), 11)
+    _, found = loss_against(hidden, heads[0], Against(other, heads[1], function), True)
+    torch.testing.assert_close(found["ours"], (hidden @ matrix.t())[:, 0].detach())
+    torch.testing.assert_close(found["others"], (other @ theirs.t())[:, 0])
+
+
+@pytest.mark.parametrize("most", [3, 8])
+def test_tiles_and_their_parts_hold_each_unit_once(monkeypatch, most):
+    monkeypatch.setattr(module, "_tile_rows", lambda *_: most)
+    monkeypatch.setitem(module.PART_BYTES, "cpu", 2 * 4 * 11)
+    units = [(1, 2), (2, 1), (1, 1), (3, 2), (2, 2)]
+    given = Against(torch.zeros(8, 4), Head(torch.zeros(11, 4), None, Shape(), 11), jsd(torch.ones(9)), units)
+    tiles = module.tiles_of(9, given, 11, torch.device("cpu"))
+    for many in (tiles, [part for tile in tiles for part in tile.parts]):
+        for each, count in ((lambda tile: tile.units, 5), (lambda tile: tile.ours, 9), (lambda tile: tile.theirs, 8)):
+            assert [index for tile in many for index in range(count)[each(tile)]] == list(range(count))
+    for tile in tiles:
+        for part in tile.parts:
+            ours, theirs = tile.within(part)
+            assert range(9)[tile.ours][ours] == range(9)[part.ours] and range(8)[tile.theirs][theirs] == range(8)[part.theirs]
+    assert len(tiles) == {3: 4, 8: 2}[most]
+    assert max(len(tile.parts) for tile in tiles) == {3: 2, 8: 4}[most]
+
+
+def test_cutting_takes_no_longer_for_what_is_not_there():
+    """The tiles of a thousand million targets were once counted out to learn how large one is."""
+    given = Against(torch.zeros(5, 4), Head(torch.zeros(11, 4), None, Shape(), 11), jsd(torch.ones(5)))
+    started = time.process_time()
+    for _ in range(20):
+        module.tiles_of(5, given, 11, torch.device("cpu"))
+    assert time.process_time() - started < 0.5
 
 
 def test_units_of_several_targets_stay_together(small_tiles):

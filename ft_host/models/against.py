@@ -6,20 +6,25 @@
 
 `function` is the method's: plain torch on the logits of both for some targets, differentiated within a tile, so that the
 gradient is made in the same pass and only a tile's intermediate values are ever held. It must be a sum over units, whose
-weights it holds itself: a target and a target, unless `units` says otherwise (tokens of two tokenizers).
+weights it holds itself: a target and a target, unless `units` says otherwise (tokens of two tokenizers). On a CPU it is
+asked about few targets at a time, so that its dozens of passes stay in cache; matrix products are of more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ft_host.models.head import Shape, _add_product, _product_dtype, _tiles, _wide
+from ft_host.models.head import Shape, _add_product, _buffer, _product_dtype, _tile_rows, _wide
+
+# Logits that the function is asked about at a time, in bytes; where it isn't said, all of a tile. (On one core, with 128k
+# tokens, the loss of both models took 1.5 times as long with whole tiles, most of it page faults; with 32k 1.05 times.)
+PART_BYTES = {"cpu": 2**20}
 
 # (n, V) logits, with gradient, and (m, V') of the other model, both in float32 or wider with scale, soft cap and
 # temperature applied; the units that they are of, as a slice; to their summed loss and values (units, ...) of theirs. None
@@ -36,15 +41,20 @@ class Head:
     shape: Shape
     vocabulary: int
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(n, H) to (n, V), in wide precision."""
+    def logits(self, hidden: torch.Tensor, space: torch.Tensor | None = None) -> torch.Tensor:
+        """(n, H) to (n, V), in wide precision. Without a gradient they can be made in `space`, n rows of it or more."""
         if self.matrix is None:
             made = self.module(hidden)
         else:
             dtype = _product_dtype(hidden, self.matrix)
             with torch.autocast(hidden.device.type, enabled=False):
-                made = hidden.to(dtype) @ self.matrix.to(dtype).t()
+                made = _product(hidden.to(dtype), self.matrix.to(dtype), space)
         return shaped(made.to(_wide(made.dtype)), self.shape)
+
+    def space(self, hidden: torch.Tensor, rows: int) -> torch.Tensor | None:
+        """For so many rows of logits, where they need no change of type: what is allocated anew for each tile is fetched from
+        the system page by page, and leaves holes."""
+        return None if self.matrix is None else _buffer(rows, self.matrix, _product_dtype(hidden, self.matrix))
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,15 @@ class Against:
     function: Function
     units: list[tuple[int, int]] | None = None
 
-    def logits(self, which: slice) -> torch.Tensor | None:
+    def logits(self, which: slice, space: torch.Tensor | None = None) -> torch.Tensor | None:
         """The other model's, of some of its states."""
-        return None if self.hidden is None else self.head.logits(self.hidden[which])
+        return None if self.hidden is None else self.head.logits(self.hidden[which], space)
+
+
+def _product(states: torch.Tensor, matrix: torch.Tensor, space: torch.Tensor | None) -> torch.Tensor:
+    if space is None:
+        return states @ matrix.t()
+    return torch.mm(states, matrix.t(), out=space[: states.shape[0]])
 
 
 def shaped(logits: torch.Tensor, shape: Shape) -> torch.Tensor:
@@ -70,11 +86,26 @@ def shaped(logits: torch.Tensor, shape: Shape) -> torch.Tensor:
     return logits * shape.slope if shape.slope != 1.0 else logits
 
 
+def _size(of: slice) -> int:
+    return of.stop - of.start
+
+
 @dataclass(frozen=True)
 class _Tile:
+    """Some units, and the states of both models that they have."""
+
     units: slice
     ours: slice
     theirs: slice
+    parts: list[_Tile] = field(default_factory=list)
+
+    def within(self, part: _Tile) -> tuple[slice, slice]:
+        """Where our and their states of a part are in those of the tile."""
+        ours, theirs = self.ours.start, self.theirs.start
+        return (
+            slice(part.ours.start - ours, part.ours.stop - ours),
+            slice(part.theirs.start - theirs, part.theirs.stop - theirs),
+        )
 
 
 def tiles_of(count: int, against: Against, vocabulary: int, device: torch.device) -> list[_Tile]:
@@ -90,17 +121,23 @@ def tiles_of(count: int, against: Against, vocabulary: int, device: torch.device
         if (sum(ours for ours, _ in both), sum(theirs for _, theirs in both)) != (count, other):
             raise ValueError(f"units of {sum(a for a, _ in both)} and {sum(b for _, b in both)} states for {count} and {other}")
     widest = vocabulary if against.head is None else max(vocabulary, against.head.vocabulary)
-    most = _tiles(10**9, widest, 4, device)[0][1]
-    out: list[_Tile] = []
+    most = _tile_rows(widest, 4, device)
+    few = max(1, PART_BYTES[device.type] // (4 * widest)) if device.type in PART_BYTES else most
     ours, theirs = [0, *accumulate(a for a, _ in both)], [0, *accumulate(b for _, b in both)]
-    first = 0
-    while first < len(both):
-        last = first + 1
-        while last < len(both) and max(ours[last + 1] - ours[first], theirs[last + 1] - theirs[first]) <= most:
-            last += 1
-        out.append(_Tile(slice(first, last), slice(ours[first], ours[last]), slice(theirs[first], theirs[last])))
-        first = last
-    return out
+
+    def cut(first: int, end: int, size: int) -> list[_Tile]:
+        """Units from `first` to `end`, in groups of at most `size` states of either, one unit at least."""
+        out: list[_Tile] = []
+        while first < end:
+            last = first + 1
+            while last < end and max(ours[last + 1] - ours[first], theirs[last + 1] - theirs[first]) <= size:
+                last += 1
+            out.append(_Tile(slice(first, last), slice(ours[first], ours[last]), slice(theirs[first], theirs[last])))
+            first = last
+        return out
+
+    tiles = cut(0, len(both), most)
+    return [replace(tile, parts=cut(tile.units.start, tile.units.stop, few)) for tile in tiles]
 
 
 class _Tiled(torch.autograd.Function):
@@ -115,19 +152,27 @@ class _Tiled(torch.autograd.Function):
         parts: dict[str, list[torch.Tensor]] = {}
         with torch.autocast(hidden.device.type, enabled=False):
             states, cast = hidden.to(dtype), matrix.to(dtype)
+            here = _buffer(max(_size(tile.ours) for tile in tiles), cast, dtype)
+            there = None
+            if against.hidden is not None:
+                there = against.head.space(against.hidden, max(_size(tile.theirs) for tile in tiles))
             for tile in tiles:
-                product = (states[tile.ours] @ cast.t()).to(wide)
-                other = against.logits(tile.theirs)
-                with torch.enable_grad():
-                    product.requires_grad_(need_hidden or need_matrix)
-                    loss, values = against.function(shaped(product, shape), other, tile.units)
-                total += loss.detach()
-                for name, value in values.items():
-                    parts.setdefault(name, []).append(value.detach())
+                product = _product(states[tile.ours], cast, here).to(wide)
+                other = against.logits(tile.theirs, there)
+                for part in tile.parts:
+                    mine, theirs = tile.within(part)
+                    with torch.enable_grad():
+                        logits = product[mine].detach().requires_grad_(need_hidden or need_matrix)
+                        told = None if other is None else other[theirs]
+                        loss, values = against.function(shaped(logits, shape), told, part.units)
+                    total += loss.detach()
+                    for name, value in values.items():
+                        parts.setdefault(name, []).append(value.detach().clone())  # may be a view of what is used again
+                    if need_hidden or need_matrix:  # no other part has its logits: the gradient can take their place
+                        (product[mine],) = torch.autograd.grad(loss, logits)
                 if not (need_hidden or need_matrix):
                     continue
-                (slope,) = torch.autograd.grad(loss, product)
-                slope = slope.to(dtype)
+                slope = product.to(dtype)
                 if need_hidden:
                     grad_hidden[tile.ours] = slope @ cast
                 if need_matrix:

@@ -80,8 +80,13 @@ def shape_of(config: Any) -> Shape:
 # ---------------------------------------------------------------- one tile
 
 
+def _tile_rows(vocabulary: int, width: int, device: torch.device) -> int:
+    """Targets of a tile."""
+    return max(TILE_TARGETS, TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (width * vocabulary))
+
+
 def _tiles(count: int, vocabulary: int, width: int, device: torch.device) -> list[tuple[int, int]]:
-    rows = max(TILE_TARGETS, TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (width * vocabulary))
+    rows = _tile_rows(vocabulary, width, device)
     return [(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
