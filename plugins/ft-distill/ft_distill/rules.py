@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ft_host import hookimpl
 from ft_host.diagnostics import Remedy, Rule, View, percent, rounded, short
-from ft_host.diagnostics.rollouts import Names, judge, rollout_rules
+from ft_host.diagnostics.rollouts import Names, judge, rollout_rules, watched_rules
 
 DIVERGENCE, AGREEMENT = "distillation/divergence", "distillation/teacher_agreement"
 MASS, LENGTH, CUT = "distillation/teacher_top_k_mass", "completions/mean_length", "completions/clipped_ratio"
@@ -59,6 +59,13 @@ def higher_top_k(view: View) -> list[Remedy]:
     return judge.set_field(view, "loss_top_k", 4 * now, again=True) if now else []
 
 
+# ---------------------------------------------------------------- 117: something else is learnt
+
+
+def mends(view: View) -> list[Remedy]:
+    return [Remedy(why="Have the teacher answer held-out prompts (eval of it alone): does it do better than the student?")]
+
+
 OWN = [
     Rule(
         code="DIS002", title="The student doesn't come nearer to its teacher", stage="train", needs=(DIVERGENCE, AGREEMENT),
@@ -105,7 +112,9 @@ OWN = [
 # Rewards are only watched here: what is about learning from them is left out, and so is a falling entropy, which is what a
 # sure teacher teaches.
 SHARED = ("DIS105", "DIS108", "DIS111", "DIS115")
-RULES: list[Rule] = [*OWN, *(rule for rule in rollout_rules(NAMES) if rule.code in SHARED)]
+RULES: list[Rule] = [
+    *OWN, *(rule for rule in rollout_rules(NAMES) if rule.code in SHARED), *watched_rules(NAMES, mends)
+]
 
 
 @hookimpl

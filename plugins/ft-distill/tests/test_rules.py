@@ -6,7 +6,7 @@ import pytest
 from ft_distill.config import DistillConfig, GKDConfig
 from ft_distill.rules import RULES
 
-from ft_host.testing.rules import Told, codes, findings, steps
+from ft_host.testing.rules import Told, codes, evals, findings, in_order, steps
 
 STILL = {"distillation__divergence": lambda step: 0.6 + 0.01 * (step % 2), "distillation__teacher_agreement": 0.5}
 FAULTY = {
@@ -64,3 +64,12 @@ def test_one_that_moves_away_is_told_to_go_slower():
 def test_completions_that_are_cut_short():
     told = Told(lines=steps(60, completions__clipped_ratio=0.9, completions__mean_length=500.0))
     assert codes(RULES, told, DistillConfig) == {"DIS108"}
+
+
+def test_a_teacher_that_is_wrong_about_the_task():
+    """The student comes nearer to it, and does worse."""
+    lines = steps(100, distillation__divergence=lambda step: 0.5 / (1 + step / 20), distillation__teacher_agreement=0.9)
+    rewards = {25: 0.6, 50: 0.4, 75: 0.28, 100: 0.25}
+    told = Told(lines=in_order(lines, evals(rewards, reward=lambda step: rewards[step])))
+    [found] = findings(RULES, told, GKDConfig)
+    assert (found.code, found.severity) == ("DIS117", "error") and "earned 0.6 at step 25" in found.message

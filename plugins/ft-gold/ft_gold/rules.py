@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ft_host import hookimpl
 from ft_host.diagnostics import Remedy, Rule, View, percent, rounded, short
-from ft_host.diagnostics.rollouts import Names, judge, rollout_rules
+from ft_host.diagnostics.rollouts import Names, judge, rollout_rules, watched_rules
 
 DIVERGENCE, AGREEMENT = "distillation/divergence", "distillation/teacher_agreement"
 ALIGNED, MASS = "distillation/aligned_share", "distillation/matched_mass"
@@ -71,6 +71,23 @@ def shrunk_remedies(view: View) -> list[Remedy]:
     return [*out, judge.lower_rate(view, 3), Remedy(why="Look at the completions in samples.jsonl: what do the short ones say?")]
 
 
+# ---------------------------------------------------------------- 117: something else is learnt
+
+
+def mends(view: View) -> list[Remedy]:
+    config, out = view.config, []
+    if config.use_extended_uld and config.uld_token_merge_strategy != "text":
+        out += judge.set_field(
+            view, "uld_token_merge_strategy", "text",
+            f": {config.uld_token_merge_strategy} teaches to begin with the teacher's token where the student's is longer",
+        )  # fmt: skip
+    elif not config.uld_use_hybrid_loss:
+        out += judge.set_field(view, "uld_use_hybrid_loss", True, ": sorted probabilities don't say which token is meant")
+    if not config.uld_crossentropy_weight and config.lmbda < 1:
+        out += judge.set_field(view, "uld_crossentropy_weight", 0.5, ", which holds the student to the text itself", again=True)
+    return out
+
+
 OWN = [
     Rule(
         code="GOLD001", title="The student doesn't come nearer to its teacher", stage="train", needs=(DIVERGENCE,),
@@ -129,7 +146,9 @@ OWN = [
 # Rewards are only watched here: what is about learning from them is left out, and so is a falling entropy, which is what a
 # sure teacher teaches.
 SHARED = ("GOLD105", "GOLD108", "GOLD111", "GOLD115")
-RULES: list[Rule] = [*OWN, *(rule for rule in rollout_rules(NAMES) if rule.code in SHARED)]
+RULES: list[Rule] = [
+    *OWN, *(rule for rule in rollout_rules(NAMES) if rule.code in SHARED), *watched_rules(NAMES, mends)
+]
 
 
 @hookimpl

@@ -6,7 +6,7 @@ import pytest
 from ft_gold.config import GOLDConfig
 from ft_gold.rules import RULES
 
-from ft_host.testing.rules import Told, codes, findings, steps
+from ft_host.testing.rules import Told, codes, evals, findings, in_order, steps
 
 STILL = {"distillation__divergence": lambda step: 0.6 + 0.01 * (step % 2), "distillation__teacher_agreement": 0.5}
 FAULTY = {
@@ -71,3 +71,25 @@ def test_one_that_moves_away_is_told_to_go_slower():
 def test_completions_that_are_cut_short():
     told = Told(lines=steps(60, completions__clipped_ratio=0.9, completions__mean_length=500.0))
     assert codes(RULES, told, GOLDConfig) == {"GOLD108"}
+
+
+def learnt(rewards: list[float], **config) -> Told:
+    """The distance falls; held-out completions earn these."""
+    lines = steps(25 * len(rewards), distillation__divergence=lambda step: 0.5 / (1 + step / 20), entropy=0.5)
+    at = [25 * (index + 1) for index in range(len(rewards))]
+    return Told(config=config, lines=in_order(lines, evals(at, reward=lambda step: rewards[step // 25 - 1])))
+
+
+def test_a_loss_that_falls_and_a_task_that_is_forgotten():
+    """As it goes with `observed` in the example: 0.145, then 0, while the two agree ever more."""
+    [found] = findings(RULES, learnt([0.145, 0.0, 0.0], uld_token_merge_strategy="observed"), GOLDConfig)
+    assert (found.code, found.severity) == ("GOLD117", "error")
+    assert "Held-out completions earned 0.145 at step 25 and earn 0 now" in found.message
+    assert found.remedies[0].patch == {"uld_token_merge_strategy": "text"}
+    [found] = findings(RULES, learnt([0.6, 0.4, 0.4]), GOLDConfig)
+    assert found.severity == "warning" and found.remedies[0].patch == {"uld_crossentropy_weight": 0.5}
+
+
+@pytest.mark.parametrize("rewards", [[0.2, 0.4, 0.38, 0.41], [0.5, 0.1, 0.6], [0.5, 0.2], [-1.0, -0.8, -0.9]])
+def test_evaluations_that_go_up_and_down(rewards):
+    assert codes(RULES, learnt(rewards), GOLDConfig) == set()

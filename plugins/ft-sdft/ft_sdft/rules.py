@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ft_host import hookimpl
 from ft_host.diagnostics import Remedy, Rule, View, percent, short
-from ft_host.diagnostics.rollouts import Names, rollout_rules
+from ft_host.diagnostics.rollouts import Names, rollout_rules, watched_rules
 from ft_host.diagnostics.rollouts.judge import lower_rate, restore, set_field
 
 EMPTY, NOTHING = "self_distillation/empty_context_fraction", "self_distillation/without_loss_fraction"
@@ -21,6 +21,12 @@ def teaches_nothing(view: View) -> bool | None:
 def drifts(view: View) -> bool | None:
     base = view.baseline(APART)
     return None if base is None or view.step < 25 else view[APART] > max(3 * base, 0.1)
+
+
+def held_remedies(view: View) -> list[Remedy]:
+    if view.config.teacher_model_kind == "base":
+        return []
+    return set_field(view, "teacher_model_kind", "base", ", a teacher that stays", again=True)
 
 
 def drift_remedies(view: View) -> list[Remedy]:
@@ -98,9 +104,10 @@ OWN = [
 
 # Rewards are only watched here: what is about learning from them is left out.
 SHARED = ("SDFT104", "SDFT105", "SDFT108", "SDFT110", "SDFT111", "SDFT115")
+NAMES = Names(letters="SDFT", first=100)
 RULES: list[Rule] = [
-    *OWN, *(rule for rule in rollout_rules(Names(letters="SDFT", first=100)) if rule.code in SHARED)
-]  # fmt: skip
+    *OWN, *(rule for rule in rollout_rules(NAMES) if rule.code in SHARED), *watched_rules(NAMES, held_remedies)
+]
 
 
 @hookimpl

@@ -6,7 +6,7 @@ import pytest
 from ft_sdft.config import SDFTConfig
 from ft_sdft.rules import RULES
 
-from ft_host.testing.rules import Told, codes, findings, steps
+from ft_host.testing.rules import Told, codes, evals, findings, in_order, steps
 
 FAULTY = {
     "SDFT001": Told(lines=steps(30, self_distillation__empty_context_fraction=0.4)),
@@ -50,3 +50,15 @@ def test_each_rule_of_its_own_has_a_case():
 def test_completions_that_are_cut_short():
     told = Told(lines=steps(60, completions__clipped_ratio=0.9, completions__mean_length=500.0))
     assert codes(RULES, told, SDFTConfig) == {"SDFT108"}
+
+
+def test_a_teacher_that_doesnt_know_better():
+    """The student says what its teacher says, and does worse."""
+    rewards = {25: 0.6, 50: 0.5, 75: 0.28, 100: 0.25}
+    lines = steps(100, self_distillation__teacher_logp_difference=0.1)
+    told = Told(
+        config={"teacher_model_kind": "live"}, lines=in_order(lines, evals(rewards, reward=lambda step: rewards[step]))
+    )
+    [found] = findings(RULES, told, SDFTConfig)
+    assert (found.code, found.severity) == ("SDFT117", "error")
+    assert found.remedies[0].patch == {"teacher_model_kind": "base"}
