@@ -188,7 +188,7 @@ class GKDConfig(RolloutConfig):
     )
     temperature: float = option(
         1.0,
-        "Temperature of both distributions in the loss, and the one that completions are sampled at. 1.0 is the paper's.",
+        "Temperature of both distributions in the loss, and the one that completions are sampled at. 1.0: both as they are.",
         group="rollouts",
         gt=0,
     )

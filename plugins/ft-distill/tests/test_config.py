@@ -25,7 +25,7 @@ def test_defaults_of_distill_are_trls():
 
 
 def test_defaults_of_gkd_are_trls():
-    """But for the temperature, which is the paper's, and in the loss too, and longer completions."""
+    """But for the temperature, which is in the loss too, and longer completions."""
     from trl.experimental.gkd import GKDConfig as Theirs
 
     theirs = {field.name: field.default for field in dataclasses.fields(Theirs)}
