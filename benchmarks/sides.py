@@ -3,8 +3,9 @@
 Both are called as a user calls them, with a model's folder and a file of rows. Both are watched from outside in the same
 way: the clock and the process' memory are read when training begins and at the end of each optimizer step.
 
-SPEC: `method` (a key of NAMES), `model`, `rows`, `steps`, `work` (an empty folder), `cache` (a folder that may be full),
-`both` (fields that ft-host and TRL call the same), `ours` and `trl` (fields of one of them).
+SPEC: `method` (a key of PLACES), `model`, `rows`, `steps`, `work` (an empty folder), `cache` (a folder that may be full),
+`both` (fields that ft-host and TRL call the same), `ours` and `trl` (fields of one of them), `teacher` (a folder, of methods
+that learn from one).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,31 @@ import rewards
 from watch import Watch, children
 from work import BATCH, MAX_LENGTH
 
-# method: its classes, without Config or Trainer
-NAMES = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO", "rloo": "RLOO"}
-SAMPLING = ("grpo", "rloo")  # what they train on they sample, and pay for it as `rewards` says
+
+@dataclass(frozen=True)
+class Place:
+    """Where a method is to be found: its classes, without Config or Trainer, and the modules that they are in."""
+
+    name: str
+    package: str
+    method: str = "method"
+    trl: str = "trl"
+
+
+PLACES = {
+    "sft": Place("SFT", "ft_sft"),
+    "dpo": Place("DPO", "ft_dpo"),
+    "kto": Place("KTO", "ft_kto"),
+    "reward": Place("Reward", "ft_reward"),
+    "grpo": Place("GRPO", "ft_grpo"),
+    "rloo": Place("RLOO", "ft_rloo"),
+    "distill": Place("Distillation", "ft_distill", "distill"),
+    "gkd": Place("GKD", "ft_distill", "gkd", "trl.experimental.gkd"),
+    "sdft": Place("SDFT", "ft_sdft", trl="trl.experimental.sdft"),
+}
+OURS = {"distill": "DistillConfig"}  # a config that is called otherwise here
+SAMPLING = ("grpo", "rloo", "distill", "sdft")  # what they train on they sample
+PAID = ("grpo", "rloo")  # for which they are paid as `rewards` says
 REWARD = rewards.every_fourth
 
 
@@ -47,14 +71,15 @@ def same(spec: dict[str, Any]) -> dict[str, Any]:
 def ours(spec: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     method = spec["method"]
-    importlib.import_module(f"ft_{method}.method")
+    place = PLACES[method]
+    importlib.import_module(f"{place.package}.{place.method}")
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     import ft_host
     from ft_host import launch
     from ft_host.run import Run
 
-    config = vars(importlib.import_module(f"ft_{method}.config"))[NAMES[method] + "Config"]
+    config = vars(importlib.import_module(f"{place.package}.config"))[OURS.get(method, place.name + "Config")]
     imports = time.perf_counter() - started
     fit, make_ahead, log = launch.fit, launch.make_ahead, Run.log
 
@@ -71,8 +96,9 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
         log(run, entry)
         if entry["kind"] == "train":
             if run.rollouts is not None:
-                watch.took("generation", entry["perf/generation_time"])
-                watch.took("rollout", sum(entry[f"perf/{what}_time"] for what in ("generation", "reward", "annotation")))
+                parts = {what: entry.get(f"perf/{what}_time", 0.0) for what in ("generation", "reward", "annotation")}
+                watch.took("generation", parts["generation"])
+                watch.took("rollout", sum(parts.values()))
                 watch.rows.append(round(run.totals["rows"]))
                 watch.children = children()
             watch.step()
@@ -84,7 +110,9 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
 
     launch.fit, launch.make_ahead, Run.log = watched_fit, watched_ahead, watched_log
     watch = Watch()
-    paid = {"reward": [f"{rewards.__file__}:{REWARD.__name__}"]} if method in SAMPLING else {}
+    given = {"reward": [f"{rewards.__file__}:{REWARD.__name__}"]} if method in PAID else {}
+    if "teacher" in spec:
+        given["teacher_model_name_or_path"] = spec["teacher"]
     ft_host.train(
         config(
             **same(spec),
@@ -92,7 +120,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
             dataset=spec["rows"],
             save_steps=0,
             progress="quiet",
-            **paid,
+            **given,
             **spec["ours"],
         )
     )
@@ -102,12 +130,13 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
 def trl(spec: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
-    import trl
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
 
-    name = NAMES[spec["method"]]
-    config, trainer_class = getattr(trl, name + "Config"), getattr(trl, name + "Trainer")  # imported when asked for
+    method = spec["method"]
+    place = PLACES[method]
+    module = importlib.import_module(place.trl)
+    config, trainer_class = (getattr(module, place.name + what) for what in ("Config", "Trainer"))  # imported when asked for
     imports = time.perf_counter() - started
 
     class Watcher(TrainerCallback):
@@ -119,7 +148,9 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" in logs:
-                watch.tokens.append(round(logs["num_tokens"]))
+                watch.tokens.append(round(logs.get("num_tokens", counted["tokens"])))
+                if "supervised" in counted:
+                    watch.supervised.append(counted.pop("supervised"))
                 watch.losses.append(logs["loss"])
                 watch.grad_norms.append(logs["grad_norm"])
                 watch.rates.append(logs["learning_rate"])
@@ -142,8 +173,35 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
             watch.supervised.append(int(found["completion_mask"].sum()))
             return found
 
+        # of those that don't say how many tokens they saw
+        def generate_on_policy_outputs(self, *args, **kwargs):
+            raise SystemExit("GKD: TRL was to learn from the rows, and samples")
+
+        def _prepare_training_batch(self, *args, **kwargs):  # SDFT's
+            with watch.timing("rollout"):
+                found = super()._prepare_training_batch(*args, **kwargs)
+            watch.rows.append(len(found["completion_ids"]))
+            watch.supervised.append(int(found["completion_mask"].sum()))
+            counted["tokens"] += int(found["prompt_mask"].sum() + found["completion_mask"].sum())
+            return found
+
+        def _generate(self, *args, **kwargs):
+            if method != "sdft":
+                return super()._generate(*args, **kwargs)
+            with watch.timing("generation"):
+                return super()._generate(*args, **kwargs)
+
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            if method == "gkd":
+                counted["tokens"] += int(inputs["attention_mask"].sum())
+                counted["supervised"] = counted.get("supervised", 0) + int((inputs["labels"] != -100).sum())
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
     watch = Watch()
-    paid = {"reward_funcs": REWARD} if spec["method"] in SAMPLING else {}
+    counted = {"tokens": 0}
+    given: dict[str, Any] = {"reward_funcs": REWARD} if method in PAID else {}
+    if "teacher" in spec:
+        given |= {"teacher_model": spec["teacher"], "processing_class": AutoTokenizer.from_pretrained(spec["model"])}
     trainer = Watched(
         model=spec["model"],
         train_dataset=Dataset.from_json(spec["rows"], cache_dir=spec["cache"] + "/datasets"),
@@ -157,7 +215,7 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
             **spec["trl"],
         ),
         callbacks=[Watcher()],
-        **paid,
+        **given,
     )
     trainer.train()
     return watch.report(imports)

@@ -20,6 +20,11 @@ Row = dict[str, Any]  # columns of text, and a label
 MODELS = {
     "small": {"vocab_size": VOCABULARY, "num_hidden_layers": 6, "head_dim": 128},  # 9.2 M parameters
     "bigvocab": {"vocab_size": 151_936, "num_hidden_layers": 4, "head_dim": 64},  # 42.8 M
+    # students of distill.py, and their teachers, twice as wide
+    "student-32k": {"vocab_size": 32_768, "num_hidden_layers": 4, "head_dim": 64},  # 12.3 M
+    "teacher-32k": {"vocab_size": 32_768, "num_hidden_layers": 4, "head_dim": 64, "hidden_size": 512},  # 24.6 M
+    "student-128k": {"vocab_size": 131_072, "num_hidden_layers": 4, "head_dim": 64},  # 37.5 M
+    "teacher-128k": {"vocab_size": 131_072, "num_hidden_layers": 4, "head_dim": 64, "hidden_size": 512},  # 74.9 M
 }
 
 
@@ -72,6 +77,22 @@ def made_prompts(count: int, words: float, seed: int = 0) -> list[Row]:
     """Prompts alone, of about so many words: what completions are sampled for."""
     text = _texts(seed)
     return [{"prompt": text(words, 0.1) + "?\n"} for _ in range(count)]
+
+
+def made_chats(count: int, seed: int = 0) -> list[Row]:
+    """Conversations of one turn each, of about 150 to 500 tokens, without line breaks."""
+    text = _texts(seed)
+
+    def turn() -> list[dict[str, str]]:
+        return [{"role": "user", "content": text(60, 0.3)}, {"role": "assistant", "content": text(230, 0.3)}]
+
+    return [{"messages": turn()} for _ in range(count)]
+
+
+def made_demonstrations(count: int, seed: int = 0) -> list[Row]:
+    """Prompts of about a hundred tokens, each with a text that a teacher alone is shown."""
+    text = _texts(seed)
+    return [{"prompt": text(95, 0.1) + "?\n", "privileged_context": text(60, 0.3)} for _ in range(count)]
 
 
 def judged(pairs: list[Row]) -> list[Row]:
@@ -157,7 +178,6 @@ def make_model(folder: Path, name: str, tokenizer: Any, seed: int = 0, *, classi
 
     torch.manual_seed(seed)
     config = Qwen3Config(
-        hidden_size=256,
         intermediate_size=1024,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -167,7 +187,7 @@ def make_model(folder: Path, name: str, tokenizer: Any, seed: int = 0, *, classi
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         **({"num_labels": 1} if classifier else {}),
-        **MODELS[name],
+        **({"hidden_size": 256} | MODELS[name]),
     )
     (Qwen3ForSequenceClassification if classifier else Qwen3ForCausalLM)(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
