@@ -158,6 +158,15 @@ class Meeting:
     ours: Vocabulary
     theirs: Vocabulary
 
+    def check(self, config: GOLDConfig) -> None:
+        """Raise ConfigError, before a model is loaded, for what would be noticed with the first completion."""
+        for vocabulary in (self.ours, self.theirs):
+            _ = vocabulary.turn_end
+            if config.use_extended_uld:
+                _ = vocabulary.pieces
+        if config.uld_use_hybrid_loss:
+            _ = self.shared
+
     @functools.cached_property
     def shared(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids (K,) of tokens that stand for the same bytes, the student's and the teacher's. Ends belong to ends, whatever
@@ -180,7 +189,8 @@ class Meeting:
 def meeting(tokenizer: Any, config: GOLDConfig) -> Meeting | None:
     """The tokens of student and teacher, where they are compared by text. None: they are the same, or are to be.
 
-    Raises ConfigError for a tokenizer that can't be loaded, and for fields that have no effect on the same tokens.
+    Raises ConfigError for a tokenizer that can't be loaded, two that can't be compared as `config` wants, and for fields that
+    have no effect on the same tokens.
     """
     if config.use_uld_loss is False:
         return None  # the host has compared them
@@ -190,6 +200,7 @@ def meeting(tokenizer: Any, config: GOLDConfig) -> Meeting | None:
     revision = config.teacher_model_revision if named is None else None
     found = _meeting(tokenizer, place, field, revision, config.trust_remote_code)
     if config.use_uld_loss or found.ours.tokenizer.get_vocab() != found.theirs.tokenizer.get_vocab():
+        found.check(config)
         return found
     config.refuse(OF_ULD, "on a teacher with the student's tokens; use_uld_loss: true compares by text all the same")
     return None

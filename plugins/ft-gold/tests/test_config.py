@@ -132,6 +132,18 @@ def test_a_teacher_without_a_tokenizer(make, chats, tmp_path, no_model):
         run_in(make(chats, teacher_model_name_or_path=str(place)), "run")
 
 
+@pytest.mark.parametrize("fields", [{"lmbda": 1.0}, {}])
+def test_a_teacher_whose_tokens_cant_be_told_apart(make, chats, tmp_path, no_model, fields):
+    """Whether or not the data has completions that would show it."""
+    from tokenizers import decoders
+
+    lossy = other_tokenizer()
+    lossy.backend_tokenizer.decoder = decoders.WordPiece()
+    place = save_tiny(tmp_path / "lossy", tiny_llama(vocab_size=200), lossy)
+    with pytest.raises(ConfigError, match="teacher_model_name_or_path: a tokenizer that decodes by WordPiece"):
+        run_in(make(chats, teacher_model_name_or_path=str(place), **fields), "run")
+
+
 def test_a_teacher_without_a_template(make, chats, tmp_path, no_model):
     place = save_tiny(tmp_path / "plain", tiny_llama(vocab_size=200), other_tokenizer(template=None))
     with pytest.raises(DataError, match=r"line 1: .*the tokenizer has no chat template"):
