@@ -87,7 +87,8 @@ COMPARISONS = {
         "distill", student="student-32k", teacher="teacher-32k", both={"max_completion_length": 128}, ours=IN_ORDER, **SAMPLED
     ),
     "sdft": Comparison(
-        "sdft", student="student-32k", teacher=None, both={"max_completion_length": 128}, ours=IN_ORDER, **SAMPLED
+        "sdft", student="student-32k", teacher=None, both={"max_completion_length": 128, "num_generations": 1},
+        ours=IN_ORDER, **SAMPLED,
     ),
 }
 
