@@ -67,6 +67,7 @@ class Comparison:
     batch: int  # rows of a micro-batch, on both sides
     steps: int  # micro-batches of an optimizer step
     skip: int = 1  # steps that aren't counted
+    limit: float = 1e-4  # how far losses of the same step may be apart
     both: Fields = field(default_factory=dict)
     ours: Fields = field(default_factory=dict)
     trl: Fields = field(default_factory=dict)
@@ -80,15 +81,17 @@ GKD = {"lmbda": 0.0, "beta": 0.5, "temperature": 1.0}
 # in the first two steps ft-host looks whether its sampler has the policy's weights
 SAMPLED: dict[str, Any] = {"rows": "prompts", "batch": 4, "steps": 2, "skip": 2, "trl": {"shuffle_dataset": False}}
 IN_ORDER = {"train_sampling_strategy": "sequential"}
+# gold is added here: its names in PLACES of sides.py, its own tokenizer for the teacher in make_models, and what TRL must be told
 COMPARISONS = {
     "gkd": Comparison("gkd", "chats", "student-32k", "teacher-32k", batch=4, steps=1, both=GKD),
     "gkd-128k": Comparison("gkd", "chats", "student-128k", "teacher-128k", batch=2, steps=1, both=GKD),
     "distill": Comparison(
         "distill", student="student-32k", teacher="teacher-32k", both={"max_completion_length": 128}, ours=IN_ORDER, **SAMPLED
     ),
+    # of a model that is sure of nothing, rounding changes which tokens are the likeliest
     "sdft": Comparison(
         "sdft", student="student-32k", teacher=None, both={"max_completion_length": 128, "num_generations": 1},
-        ours=IN_ORDER, **SAMPLED,
+        ours=IN_ORDER, limit=1e-3, **SAMPLED,
     ),
 }
 
@@ -188,7 +191,7 @@ def compare(name: str, setting: str, rows: list[work.Row], tokenizer: Any, args:
             check_same_size(seen["ours"], seen["trl"])
             difference = None
         else:
-            difference = check_same_work(seen["ours"], seen["trl"])
+            difference = check_same_work(seen["ours"], seen["trl"], comparison.limit)
             if seen["ours"]["supervised"] != seen["trl"]["supervised"]:
                 raise SystemExit("not the same work: other tokens have a loss")
         ours, theirs = (numbers(seen[side], skip) for side in ("ours", "trl"))
@@ -203,7 +206,7 @@ def compare(name: str, setting: str, rows: list[work.Row], tokenizer: Any, args:
     checked = None
     if comparison.samples:  # once, unmeasured: what each side makes of the same completions
         seen = [train(side, 0, 2, GREEDY) for side in ("ours", "trl")]
-        checked = check_same_work(*seen) if seen[1]["tokens"] else None
+        checked = check_same_work(*seen, comparison.limit)
     pairs, made = undisturbed(pair_number, lambda pair: noise(*pair), args.repeats, args.wait)
     goals = GOALS.get(setting, {})
     print(f"\n## {name}, against TRL {setting}\n")
