@@ -15,7 +15,14 @@ ALIKE = 0.01  # nats of a token, on average
 EARLY = 20  # steps in which a student hasn't yet learnt what its teacher says
 
 
+def broke(view: View) -> bool:
+    """Whether there was enough to show in the first rollouts: then it is the policy that has got worse since."""
+    return view.first(TAUGHT, 3) > 0.2
+
+
 def more_signal(view: View) -> list[Remedy]:
+    if broke(view):
+        return [lower_rate(view, 5), restore(view)]
     out = []
     if view.config.use_successful_as_teacher:
         best = view.get("completions/reward_max", 1.0)
@@ -56,12 +63,15 @@ OWN = [
             f"For {percent(view.mean(TAUGHT, view.window))} of completions there was anything to show the teacher, over the "
             f"last {view.window} rollouts: no successful completion of the same prompt, and no feedback. Nothing is learnt "
             "from the others."
+            + (f" At first it was {percent(view.first(TAUGHT, 3))}: the policy has got worse." if broke(view) else "")
         ),
         remedies=more_signal,
         when="Less than 5 % of a rollout's completions have a teacher's prompt in half of the last 50 rollouts; below 0.5 % on "
         "average: an error.",
-        why="No completion earns success_reward_threshold, and there is no feedback, or it isn't included.",
-        remedy="Lower success_reward_threshold, more num_generations, easier prompts, include_environment_feedback.",
+        why="No completion earns success_reward_threshold, and there is no feedback, or it isn't included. Where there was "
+        "enough at first, updates that are too large have broken the policy, and without a success nothing mends it.",
+        remedy="Lower success_reward_threshold, more num_generations, easier prompts, include_environment_feedback; where "
+        "there was enough at first, a lower learning_rate.",
         source="TRL warns of it too; own judgement of the threshold",
     ),
     Rule(

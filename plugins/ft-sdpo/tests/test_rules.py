@@ -56,6 +56,14 @@ def test_faulty(code):
         assert any(each.patch == {"success_reward_threshold": 0.4} for each in mine.remedies)
 
 
+def test_a_policy_that_broke_in_its_first_steps_wants_smaller_ones():
+    """As seen on the arithmetic example at a learning rate of 1e-3: 67 % of completions taught at first, none from step 12 on."""
+    case = told(self_distillation__reprompt_sample_fraction=lambda step: max(0.7 - 0.06 * step, 0.0))
+    [mine] = [each for each in findings(RULES, case, SDPOConfig) if each.code == "SDPO001"]
+    assert "At first it was 58 %" in mine.message
+    assert mine.remedies[0].patch == {"learning_rate": 2e-6}
+
+
 def test_healthy():
     assert codes(RULES, HEALTHY, SDPOConfig) == set()
 
