@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
+import torch
 from ft_distill import distill, gkd
 from ft_distill.config import DistillConfig, GKDConfig
 
 from ft_host.errors import ConfigError, DataError, RowError
 from ft_host.run import Drop
-from ft_host.testing.invariants import run_in
+from ft_host.testing.invariants import lines, run_in
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 
 
@@ -97,6 +99,35 @@ def test_the_teacher_that_is_asked_for():
 
 
 # ---------------------------------------------------------------- teachers
+
+
+def test_a_revision_of_a_teacher_of_the_hub(make, chats, teacher, tmp_path, monkeypatch):
+    """Of two in the cache, the run is taught by the one that is named; the newest is taken where none is."""
+    from huggingface_hub import constants
+
+    other = tiny_llama(hidden_size=96)
+    with torch.no_grad():
+        other.lm_head.weight.normal_(std=0.2)
+    newest = save_tiny(tmp_path / "newest", other, tiny_tokenizer())
+    kept = tmp_path / "hub" / "models--made--teacher"
+    for name, folder, commit in (("main", newest, "a" * 40), ("v2", teacher, "b" * 40)):
+        shutil.copytree(folder, kept / "snapshots" / commit)
+        (kept / "refs").mkdir(exist_ok=True)
+        (kept / "refs" / name).write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    fields = {"lmbda": 0.0, "max_steps": 1, "max_completion_length": 200, "max_length": None}
+
+    def loss(name, **more):
+        return lines(run_in(make(GKDConfig, chats, **fields, **more), name))[0]["loss"]
+
+    named = {"teacher_model_name_or_path": "made/teacher"}
+    theirs = loss("newest", teacher_model_name_or_path=str(newest))
+    assert loss("unnamed", **named) == theirs
+    right = loss("folder", teacher_model_name_or_path=str(teacher))
+    assert loss("named", **named, teacher_model_revision="v2") == right != theirs
+    with pytest.raises(ConfigError, match="teacher_model_name_or_path: made/teacher can't be loaded"):
+        loss("unknown", **named, teacher_model_revision="v3")
 
 
 @pytest.fixture

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from ft_distill import gkd as ours_module
 from ft_distill.config import DistillConfig, GKDConfig
 
 from ft_host.testing.invariants import assert_same, lines, run_in
@@ -105,15 +109,42 @@ def test_lora(distill, fixed, llama, tmp_path):
 # ---------------------------------------------------------------- gkd
 
 
-def generalised(config: GKDConfig, gives: Any = None) -> Any:
-    """TRL's trainer for what `config` says. `gives(model, inputs)` stands for what it would sample."""
+def generalised(config: GKDConfig, gives: Any = None, draws: Iterator[bool] | None = None) -> Any:
+    """TRL's trainer for what `config` says. `gives(model, inputs)` stands for what it would sample. `draws`: whether the policy
+    completes the prompts of each micro-batch, where that isn't left to chance; and the loss is then divided by the tokens that
+    it is of, as it isn't in TRL."""
     from transformers import AutoModelForCausalLM
     from trl.experimental.gkd import GKDConfig as Theirs
-    from trl.experimental.gkd import GKDTrainer
+    from trl.experimental.gkd import GKDTrainer, gkd_trainer
 
     class Given(GKDTrainer):
+        def __init__(self, **arguments):
+            self.asked: list[str] = []
+            super().__init__(**arguments)
+
         def generate_on_policy_outputs(self, model, inputs, generation_config):
+            self.asked.append("teacher" if model is self.teacher_model else "policy")
             return gives(self, inputs)
+
+        def get_batch_samples(self, *arguments):
+            batches, count = super().get_batch_samples(*arguments)
+            if draws is not None:
+                self.turns = [next(draws) for _ in batches]
+                labels = [
+                    gives(self, batch)[2] if own or config.seq_kd else batch["labels"]
+                    for own, batch in zip(self.turns, batches, strict=True)
+                ]
+                count = sum((each != -100).sum() for each in labels)
+            return batches, count
+
+        def training_step(self, *arguments, **more):
+            if draws is None:
+                return super().training_step(*arguments, **more)
+            value = 0.0 if self.turns.pop(0) else 1.0
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(gkd_trainer, "random", SimpleNamespace(random=lambda: value))
+                return super().training_step(*arguments, **more)
+
 
     names = ("temperature", "disable_dropout", "beta", "lmbda", "seq_kd")
     return Given(
@@ -219,10 +250,56 @@ def test_what_the_policy_says_is_divided_by_its_own_tokens(gkd, fixed):
     assert ours["distillation/divergence"] == pytest.approx(ours["loss"], rel=1e-6)
 
 
+def test_five_steps_on_what_the_teacher_says(gkd, fixed):
+    """Sequence-level distillation, in both with the division by the tokens that are learnt from."""
+    config = gkd(seq_kd=True, max_completion_length=SIZE)
+    ours = lines(run_in(config, "ours"))
+    trainer = generalised(config, partial(given, fixed), itertools.repeat(False))
+    assert_parity(ours, [line | UNTOLD for line in trl_trajectory(trainer)], num_tokens=1.0)
+    assert trainer.asked == ["teacher"] * 5 and ours[0]["grad_norm"] > 1e-2
+    assert all(line["distillation/on_policy_share"] == 0 for line in ours)
+
+
+def test_what_the_teacher_says_is_divided_by_its_own_tokens(gkd, fixed):
+    """TRL divides by the number of tokens that the data's completions had, here too. Both numbers."""
+    config = gkd(seq_kd=True, max_steps=1, max_completion_length=SIZE)
+    [ours] = lines(run_in(config, "ours"))
+    trainer = generalised(config, partial(given, fixed))
+    batch = next(iter(trainer.get_train_dataloader()))
+    data, said = (int((labels != -100).sum()) for labels in (batch["labels"], given(fixed, trainer, batch)[2]))
+    [theirs] = trl_trajectory(trainer)
+    print("ours", ours["loss"], "TRL", theirs["loss"], "tokens", said, data)
+    assert ours["loss"] * said == pytest.approx(theirs["loss"] * data, rel=1e-5)
+    assert abs(ours["loss"] / theirs["loss"] - 1) > 0.1
+
+
+@pytest.mark.parametrize("seq_kd", [False, True], ids=["the data's", "the teacher's"])
+def test_five_steps_of_which_half_is_the_policys(gkd, fixed, seq_kd, monkeypatch):
+    """TRL draws who completes once for each micro-batch, so that it is given micro-batches of one prompt, and our draws."""
+    drawn: dict[tuple[int, int], bool] = {}
+    plain = ours_module.on_policy
+
+    def watched(config, rollout, group):
+        return drawn.setdefault((rollout, group), plain(config, rollout, group))
+
+    monkeypatch.setattr(ours_module, "on_policy", watched)
+    single = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    config = gkd(lmbda=0.5, seq_kd=seq_kd, max_sampling_logp_difference=1e3, **single)
+    ours = lines(run_in(config, "ours"))
+    draws = [drawn[key] for key in sorted(drawn)]
+    assert len(draws) == 40 and 10 < sum(draws) < 30
+    shares = [sum(draws[8 * step : 8 * step + 8]) / 8 for step in range(5)]
+    assert [line["distillation/on_policy_share"] for line in ours] == shares
+    trainer = generalised(config, partial(given, fixed), iter(draws))
+    assert_parity(ours, [line | UNTOLD for line in trl_trajectory(trainer)], num_tokens=1.0)
+    assert trainer.asked.count("policy") == sum(draws)
+    assert trainer.asked.count("teacher") == (40 - sum(draws) if seq_kd else 0)
+
+
 def test_what_the_teacher_says(gkd):
-    """Sequence-level distillation: the completions are the teacher's. In both, as far as tokens are divided alike."""
+    """The completions of the backend are the same, whoever says them."""
     config = gkd(seq_kd=True, max_steps=1, max_completion_length=SIZE)
     [ours] = lines(run_in(config, "ours"))
     [mine] = lines(run_in(gkd(lmbda=1.0, max_steps=1, max_completion_length=SIZE, max_sampling_logp_difference=1e3), "on"))
-    assert ours["loss"] == mine["loss"]  # the fixed completions are the same, whoever says them
+    assert ours["loss"] == mine["loss"]
     assert (ours["distillation/on_policy_share"], mine["distillation/on_policy_share"]) == (0, 1)
