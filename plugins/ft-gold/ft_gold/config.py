@@ -118,10 +118,10 @@ class GOLDConfig(RolloutConfig):
     )
     uld_token_merge_strategy: str = option(
         "text",
-        "What is expected where several tokens of one are one of the other: text, all that can come, with the text that is there "
-        "as one event (it adds up to 1); observed, the distribution of the first of the tokens, times the probabilities of those "
-        "that followed; or bayesian, that of the last, times those before it. The last two are TRL's, and teach the student to "
-        "begin with the teacher's token where its own is longer.",
+        "What is expected where the two cut a text in different places: text, that the text comes, whatever token it is part of, "
+        "and all that may come instead; observed, of several tokens that are one for the other the distribution of the first, "
+        "times the probabilities of those that followed; or bayesian, that of the last, times those before it. The last two are "
+        "TRL's, and teach the student to begin with the teacher's token where its own is longer.",
         choices=("text", "observed", "bayesian"),
     )
     uld_use_hybrid_loss: bool = option(

@@ -2,8 +2,8 @@
 
 What is expected at a unit (see `ft_gold.tokens`), which may be several tokens of the one and one of the other:
 
-    text          p(. | before), with the unit's own text as an event of its own, which has Π_k p(y_k | ...) and what a token
-                  that spells all of it has; the first token keeps what is left of it
+    text          p(. | before), with one event in place of all tokens that begin with the unit's text w: that w comes. It has
+                  Π_k p(y_k | ...) and what these tokens have; the first of several tokens keeps what is left of it
     observed      p(. | before) · Π_{k>1} p(y_k | ...)         the first token's, and what followed
     bayesian      p(. | ..., y_{n-1}) · Π_{k<n} p(y_k | ...)   the last token's, and what came before
 
@@ -64,33 +64,44 @@ def sorted_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
 NEVER = -1e4  # the logarithm of nothing, without the infinities
 
 
+@dataclass(frozen=True)
+class Text:
+    """Which tokens begin with the text of each of u units: those whose rank, (V,), is in a span, (u, 2)."""
+
+    ranks: torch.Tensor
+    spans: torch.Tensor
+
+
 def by_text(
-    logps: torch.Tensor, chosen: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, firsts: torch.Tensor,
-    whole: torch.Tensor,
+    logps: torch.Tensor, chosen: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, firsts: torch.Tensor, text: Text
 ) -> torch.Tensor:  # fmt: skip
-    """(u, V + 1) log-distributions of u units, the last of which is the unit's own text. Unit i has the `sizes[i]` rows from
-    `starts[i]` on of `logps` (n, V); both are on the CPU. `chosen` (n,): the log-probs of the tokens that are there, `firsts`
-    (u,) the first token of each, `whole` (u,) the token that spells all of it, -1 where there is none."""
-    where, device = starts.to(logps.device), logps.device
+    """(u, V + 1) log-distributions of u units, the last of which is that the unit's text comes, whatever comes behind it in
+    the same token. Unit i has the `sizes[i]` rows from `starts[i]` on of `logps` (n, V); both are on the CPU. `chosen` (n,):
+    the log-probs of the tokens that are there, `firsts` (u,) the first token of each."""
+    where, several = starts.to(logps.device), (sizes > 1).to(logps.device)
     rows, first = logps.index_select(0, where), chosen.index_select(0, where)
-    if int(sizes.max()) == 1:
-        return torch.cat([rows.scatter(1, firsts[:, None], NEVER), first[:, None]], -1)
-    path = first + of_others(chosen, starts, sizes, starts)
-    several, known = (sizes > 1).to(device), whole >= 0
-    own = rows.gather(1, whole.clamp(min=0)[:, None])[:, 0]
-    event = torch.where(several & known, torch.logaddexp(path, own), path)
-    left = torch.where(several, first + torch.log(-torch.expm1((path - first).clamp(max=-1e-7))), NEVER)
-    rows = rows.scatter(1, firsts[:, None], left[:, None])
-    rows = rows.scatter(1, torch.where(known, whole, firsts)[:, None], torch.where(known, NEVER, left)[:, None])
+    inside = (text.ranks >= text.spans[:, :1]) & (text.ranks < text.spans[:, 1:])
+    event = rows.masked_fill(~inside, NEVER).logsumexp(-1)
+    rows = rows.masked_fill(inside, NEVER)
+    if int(sizes.max()) > 1:
+        path = first + of_others(chosen, starts, sizes, starts)
+        event = torch.where(several, torch.logaddexp(path, event), event)
+        left = first + torch.log(-torch.expm1((path - first).clamp(max=-1e-7)))
+        rows = rows.scatter(1, firsts[:, None], torch.where(several, left, NEVER)[:, None])
     return torch.cat([rows, event[:, None]], -1)
 
 
-def observed(logps, chosen, starts, sizes, firsts, whole) -> torch.Tensor:
+def ranks_of(ranks: tuple[torch.Tensor, torch.Tensor], sizes: tuple[int, int], device: torch.device):
+    """Of both vocabularies, with -1 for rows of embeddings that are no token."""
+    return tuple(pad(each, (0, size - len(each)), value=-1).to(device) for each, size in zip(ranks, sizes, strict=True))
+
+
+def observed(logps, chosen, starts, sizes, firsts, text) -> torch.Tensor:
     """The same of the first token: (u, V)."""
     return scaled(logps, chosen, starts, sizes, starts)
 
 
-def bayesian(logps, chosen, starts, sizes, firsts, whole) -> torch.Tensor:
+def bayesian(logps, chosen, starts, sizes, firsts, text) -> torch.Tensor:
     """The same of the last token: (u, V)."""
     return scaled(logps, chosen, starts, sizes, starts + sizes - 1)
 
@@ -184,7 +195,8 @@ class Aligned:
     weights: torch.Tensor  # (U,) of each unit's comparison in the loss
     targets: torch.Tensor  # (N,)
     their_targets: torch.Tensor  # (M,)
-    wholes: torch.Tensor  # (U, 2) tokens of either that spell all of a unit, -1 where there is none
+    spans: torch.Tensor  # (U, 4) of each unit's text, the student's and the teacher's: see Text
+    ranks: tuple[torch.Tensor, torch.Tensor]  # (V,) and (V',); of anything, where units aren't compared by text
     supervised: torch.Tensor | None  # (N,) weight of each target's cross-entropy in the loss
     temperature: float  # that the student's logits were divided by
     shared: Shared | None
@@ -215,10 +227,10 @@ class Aligned:
         starts, kept = (sizes.cumsum(0) - sizes)[compared], sizes[compared]
         if not len(kept):
             return total, values | {name: chosen.detach()[:0] for name in self.names}
-        merge, whole = MERGES[self.strategy], self.wholes[which][compared.to(self.wholes.device)]
-        firsts = self.targets[place][starts[:, 0].to(whole.device)], self.their_targets[their_place][starts[:, 1].to(whole.device)]
-        mine = merge(ours, chosen, starts[:, 0], kept[:, 0], firsts[0], whole[:, 0])
-        other = merge(theirs, their_chosen, starts[:, 1], kept[:, 1], firsts[1], whole[:, 1])
+        merge, spans = MERGES[self.strategy], self.spans[which][compared.to(self.spans.device)]
+        firsts = self.targets[place][starts[:, 0].to(spans.device)], self.their_targets[their_place][starts[:, 1].to(spans.device)]
+        mine = merge(ours, chosen, starts[:, 0], kept[:, 0], firsts[0], Text(self.ranks[0], spans[:, :2]))
+        other = merge(theirs, their_chosen, starts[:, 1], kept[:, 1], firsts[1], Text(self.ranks[1], spans[:, 2:]))
         losses, parts = LOSSES[self.loss](mine, other, self.shared, self.parts)
         weights = self.weights[which][compared.to(self.weights.device)].to(losses.dtype)
         return total + torch.dot(losses, weights), values | {"losses": losses} | parts

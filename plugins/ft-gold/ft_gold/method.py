@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ft_gold.losses import Aligned, Plain, Weights, shared_of
+from ft_gold.losses import Aligned, Plain, Weights, ranks_of, shared_of
 from ft_gold.tokens import Meeting, as_teacher_reads, meeting
 from ft_host import hookimpl
 from ft_host.batch import Batch, forest
@@ -204,8 +204,8 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     if aligned:
         units = [unit for row in rows for unit in row["units"]]
         columns["units"] = torch.tensor(units, dtype=torch.long).view(-1, 2)
-        wholes = [whole for row in rows for whole in row["unit_tokens"]]
-        columns["unit_tokens"] = torch.tensor(wholes, dtype=torch.long).view(-1, 2)
+        spans = [span for row in rows for span in row["unit_spans"]]
+        columns["unit_spans"] = torch.tensor(spans, dtype=torch.long).view(-1, 4)
         columns["unit_rows"] = torch.tensor([index for index, row in enumerate(rows) for _ in row["units"]], dtype=torch.long)
     batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
     own = sum(sum(row["sampled"]) for row in rows if row["on_policy"])
@@ -256,6 +256,7 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
     compared = columns["units"][:, 1] > 0
     of_row = torch.bincount(columns["unit_rows"][compared], minlength=batch.num_rows).clamp(min=1)
     hybrid, share, strategy = config.uld_use_hybrid_loss, 0.0, config.merge_strategy
+    sizes = run.policy.config.vocab_size, head.vocabulary
     if hybrid:
         share = len(met.shared[0]) / head.vocabulary
     given = config.uld_hybrid_matched_weight, config.uld_hybrid_unmatched_weight
@@ -267,10 +268,11 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
         weights=config.uld_distillation_weight / (of_row[columns["unit_rows"]] * max(run.totals["trained"], 1)).double(),
         targets=batch.targets,
         their_targets=read.targets,
-        wholes=columns["unit_tokens"],
+        spans=columns["unit_spans"],
+        ranks=ranks_of((met.ours.ranks, met.theirs.ranks), sizes, run.device) if strategy == "text" else (own, own),
         supervised=(~own[batch.rows]) * (weight / max(off_policy, 1)) if weight else None,
         temperature=config.student_temperature,
-        shared=shared_of(met.shared, (run.policy.config.vocab_size, head.vocabulary), run.device, strategy) if hybrid else None,
+        shared=shared_of(met.shared, sizes, run.device, strategy) if hybrid else None,
         parts=Weights(matched=matched, unmatched=unmatched, beta=config.beta),
         loss="hybrid" if hybrid else "uld",
         strategy=strategy,

@@ -6,6 +6,7 @@ which can be cut further. A unit (1, 0) is a token of the student's that the tea
 
 from __future__ import annotations
 
+import bisect
 import codecs
 import functools
 import json
@@ -78,11 +79,30 @@ class Vocabulary:
                 found[key] = token
         return found
 
-    def whole(self, ids: list[int]) -> int:
-        """The token that spells all that these do; -1 where there is none."""
-        if len(ids) == 1:
-            return ids[0]
-        return self.spellings.get((b"".join(self.pieces.get(token, b"") for token in ids), False), -1)
+    @functools.cached_property
+    def order(self) -> list[tuple[bool, bytes]]:
+        """What tokens spell, in the order of bytes, marks behind: those that begin with a text follow each other."""
+        return sorted((token in self.special, piece) for token, piece in self.pieces.items())
+
+    @functools.cached_property
+    def ranks(self) -> torch.Tensor:
+        """(V,) where each token is in that order, -1 for what is none."""
+        found = torch.full((max(self.pieces) + 1,), -1)
+        by_piece = sorted(self.pieces, key=lambda token: (token in self.special, self.pieces[token]))
+        found[torch.tensor(by_piece)] = torch.arange(len(by_piece))
+        return found
+
+    def span(self, ids: list[int]) -> list[int]:
+        """From where to where in that order the tokens are that begin with what these spell; a mark is alone."""
+        if len(ids) == 1 and ids[0] in self.special:
+            place = int(self.ranks[ids[0]])
+            return [place, place + 1]
+        text = b"".join(self.pieces.get(token, b"") for token in ids)
+        if not text:
+            return [0, 0]
+        beyond = text.rstrip(b"\xff")
+        stop = (False, beyond[:-1] + bytes([beyond[-1] + 1])) if beyond else (True, b"")
+        return [bisect.bisect_left(self.order, (False, text)), bisect.bisect_left(self.order, stop)]
 
     def encode(self, text: str) -> list[int]:
         """Without the tokens that begin or end a text."""
@@ -235,7 +255,7 @@ def groups_of(ours: list[int], theirs: list[int]) -> list[Unit]:
 def as_teacher_reads(row: Row, met: Meeting, config: GOLDConfig, chat: bool, said: list[int] | None = None) -> Row:
     """A row of a completion with its text as the teacher reads it: `teacher_completion_ids`, which of them the student's are
     compared with (`teacher_sampled`), and `units`, which cover the student's sampled tokens in order, with the tokens of either
-    that spell all of one (`unit_tokens`).
+    that begin with the text of one (`unit_spans`: see `Vocabulary.span`).
 
     `said`: the teacher's tokens, without an end, where it was the teacher who said it.
     """
@@ -253,19 +273,17 @@ def as_teacher_reads(row: Row, met: Meeting, config: GOLDConfig, chat: bool, sai
             said = met.theirs.encode(met.ours.tokenizer.decode(ids[:stop]))
         groups = [(1, 1)] * min(stop, len(said))
     ended = [met.theirs.turn_end if chat else met.theirs.end] if stop < len(ids) else []
-    mask, units, wholes, place, other = [False] * len(said) + [False] * len(ended), [], [], 0, 0
+    mask, units, spans, place, other = [False] * len(said) + [False] * len(ended), [], [], 0, 0
 
     def alone(count: int) -> None:
         units.extend([1, 0] for _ in range(count))
-        wholes.extend([-1, -1] for _ in range(count))
+        spans.extend([0] * 4 for _ in range(count))
 
     for a, b in groups:
         if max(a, b) <= LONGEST and all(sampled[place : place + a]):
             units.append([a, b])
-            wholes.append(
-                [met.ours.whole(ids[place : place + a]), met.theirs.whole(said[other : other + b])]
-                if config.merge_strategy == "text" else [-1, -1]
-            )  # fmt: skip
+            texts = met.ours.span(ids[place : place + a]), met.theirs.span(said[other : other + b])
+            spans.append([*texts[0], *texts[1]])
             mask[other : other + b] = [True] * b
         else:
             alone(sum(sampled[place : place + a]))
@@ -276,8 +294,8 @@ def as_teacher_reads(row: Row, met: Meeting, config: GOLDConfig, chat: bool, sai
         mask[-1] = compared
         if compared:
             units.append([1, 1])
-            wholes.append([ids[stop], ended[0]])
+            spans.append([*met.ours.span(ids[stop : stop + 1]), *met.theirs.span(ended)])
         alone(sum(sampled[stop:]) - compared)
     return row | {
-        "teacher_completion_ids": said + ended, "teacher_sampled": mask, "units": units, "unit_tokens": wholes
+        "teacher_completion_ids": said + ended, "teacher_sampled": mask, "units": units, "unit_spans": spans
     }

@@ -12,6 +12,7 @@ from ft_gold.config import GOLDConfig
 from ft_gold.losses import (
     Aligned,
     Plain,
+    Text,
     Weights,
     by_text,
     generalised_jsd,
@@ -57,18 +58,36 @@ def test_units_with_tokens_between_them_that_are_in_none():
     torch.testing.assert_close(found, torch.stack([probs[1], probs[3] * probs[4, 0]]))
 
 
-def test_the_text_of_a_unit_is_an_event_of_its_own():
-    """Tokens a, b, ab, c; the unit is a and b, which ab spells too. It has 0.5 · 0.6 + 0.1; a keeps 0.5 · 0.4, ab nothing."""
-    probs = torch.tensor([[0.5, 0.2, 0.1, 0.2], [0.1, 0.6, 0.1, 0.2]], dtype=torch.float64)
+def test_that_the_text_of_a_unit_comes_is_one_event():
+    """Tokens a, b, ab, abc, c; the unit is a and b. That ab comes has 0.5 · 0.6, and what ab and abc have; a keeps 0.5 · 0.4."""
+    probs = torch.tensor([[0.5, 0.15, 0.1, 0.05, 0.2], [0.1, 0.6, 0.1, 0.1, 0.1]], dtype=torch.float64)
     chosen = torch.tensor([0.5, 0.6], dtype=torch.float64).log()
+    ranks = torch.tensor([0, 3, 1, 2, 4])  # a, ab, abc, b, c
     both = torch.tensor([0]), torch.tensor([2])
-    found = by_text(probs.log(), chosen, *both, torch.tensor([0]), torch.tensor([2])).exp()
-    torch.testing.assert_close(found, torch.tensor([[0.2, 0.2, 0.0, 0.2, 0.4]], dtype=torch.float64))
-    without = by_text(probs.log(), chosen, *both, torch.tensor([0]), torch.tensor([-1])).exp()  # no token spells it
-    torch.testing.assert_close(without, torch.tensor([[0.2, 0.2, 0.1, 0.2, 0.3]], dtype=torch.float64))
-    alone = by_text(probs.log(), chosen, torch.tensor([0, 1]), torch.tensor([1, 1]), torch.tensor([0, 1]), torch.tensor([0, 1]))
-    torch.testing.assert_close(alone.exp(), torch.tensor([[0, 0.2, 0.1, 0.2, 0.5], [0.1, 0, 0.1, 0.2, 0.6]]).double())
+    found = by_text(probs.log(), chosen, *both, torch.tensor([0]), Text(ranks, torch.tensor([[1, 3]]))).exp()
+    torch.testing.assert_close(found, torch.tensor([[0.2, 0.15, 0.0, 0.0, 0.2, 0.45]], dtype=torch.float64))
+    without = by_text(probs.log(), chosen, *both, torch.tensor([0]), Text(ranks, torch.tensor([[3, 3]]))).exp()  # no such token
+    torch.testing.assert_close(without, torch.tensor([[0.2, 0.15, 0.1, 0.05, 0.2, 0.3]], dtype=torch.float64))
+    spans = torch.tensor([[0, 3], [3, 4]])  # a by itself: ab and abc begin with it; b
+    alone = by_text(probs.log(), chosen, torch.tensor([0, 1]), torch.tensor([1, 1]), torch.tensor([0, 1]), Text(ranks, spans))
+    torch.testing.assert_close(alone.exp(), torch.tensor([[0, 0.15, 0, 0, 0.2, 0.65], [0.1, 0, 0.1, 0.1, 0.1, 0.6]]).double())
     assert torch.allclose(torch.cat([found, without, alone.exp()]).sum(-1), torch.ones(4, dtype=torch.float64))
+
+
+def test_no_gradient_is_lost_or_made():
+    """Of the distribution of a unit, by differences."""
+    torch.manual_seed(0)
+    logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    text = Text(torch.tensor([0, 3, 1, 2, 4]), torch.tensor([[1, 3], [3, 3]]))
+    direction = torch.randn(2, 6, dtype=torch.float64)
+
+    def value(given):
+        logps = given.log_softmax(-1)
+        chosen = logps.gather(1, torch.tensor([[0], [1], [4]]))[:, 0]
+        units = torch.tensor([0, 2]), torch.tensor([2, 1])
+        return (by_text(logps, chosen, *units, torch.tensor([0, 4]), text).exp() * direction).sum()
+
+    assert torch.autograd.gradcheck(value, logits)
 
 
 def test_a_teacher_of_smaller_pieces_doesnt_break_the_students_up():
@@ -81,7 +100,8 @@ def test_a_teacher_of_smaller_pieces_doesnt_break_the_students_up():
     for strategy in ("text", "observed", "bayesian"):
         function = Aligned(
             units=torch.tensor([[1, 2]]), weights=torch.ones(1), targets=torch.tensor([2]), their_targets=torch.tensor([0, 1]),
-            wholes=torch.tensor([[2, -1]]), supervised=None, temperature=1.0,
+            spans=torch.tensor([[1, 2, 1, 1]]), ranks=(torch.tensor([0, 2, 1, 3]), torch.tensor([0, 1, 2])),
+            supervised=None, temperature=1.0,
             shared=shared_of(ids, (4, 3), torch.device("cpu"), strategy), loss="hybrid", strategy=strategy,
             parts=Weights(matched=1.0, unmatched=0.0, beta=0.5),
         )  # fmt: skip
@@ -188,7 +208,8 @@ class Case:
             their_targets=self.teacher.targets(),
             supervised=torch.full((len(targets),), weight / len(targets)) if weight else None,
             temperature=config.student_temperature,
-            wholes=torch.tensor([whole for row in self.rows for whole in row["unit_tokens"]]),
+            spans=torch.tensor([span for row in self.rows for span in row["unit_spans"]]),
+            ranks=(torch.zeros(0), torch.zeros(0)),
             shared=shared_of(self.met.shared, (256, 200), torch.device("cpu"), config.merge_strategy) if hybrid else None,
             parts=Weights(matched=matched, unmatched=unmatched, beta=config.beta),
             loss="hybrid" if hybrid else "uld",

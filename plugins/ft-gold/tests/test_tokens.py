@@ -107,6 +107,27 @@ def test_without_an_end():
         _ = Vocabulary(tokenizer, "teacher").end
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_that_begin_with_a_text(kind):
+    vocabulary = Vocabulary(KINDS[kind](), "model")
+    for text in ("t", "th", "the", " the", "q", "zzzz"):
+        ids = vocabulary.encode(text)
+        spelled = b"".join(vocabulary.pieces[token] for token in ids)
+        start, stop = vocabulary.span(ids)
+        found = {token for token in vocabulary.pieces if start <= int(vocabulary.ranks[token]) < stop}
+        ordinary = vocabulary.pieces.keys() - vocabulary.special
+        assert found == {token for token in ordinary if vocabulary.pieces[token].startswith(spelled)}, text
+    start, stop = vocabulary.span([vocabulary.end])
+    assert [token for token in vocabulary.pieces if start <= int(vocabulary.ranks[token]) < stop] == [vocabulary.end]
+
+
+def test_the_last_byte_of_all():
+    vocabulary = Vocabulary(chat_tokenizer(vocab_size=300), "model")
+    last = next(token for token, piece in vocabulary.pieces.items() if piece == b"\xff")
+    start, stop = vocabulary.span([last])
+    assert int(vocabulary.ranks[last]) == start == stop - 1
+
+
 # ---------------------------------------------------------------- two
 
 
