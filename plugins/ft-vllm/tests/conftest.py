@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ft_vllm import __version__, backend
 from ft_vllm.config import VLLMConfig
+from ft_vllm.server import Server, free_port, wait
 
 from ft_host.folder import RunFolder
 from ft_host.testing.generation import generating_run
@@ -43,6 +49,32 @@ def make(tmp_path):
     yield made
     for run in runs:
         backend.ft_close(run)
+
+
+@pytest.fixture
+def served():
+    return serving
+
+
+@contextlib.contextmanager
+def serving(python: str, folder: Path, log: Path, top: int) -> Iterator[str]:
+    """The URL of the model in `folder`, served by a plain `vllm serve` of the environment of `python`, as a user would start
+    it, that says up to `top` tokens of a place."""
+    port = free_port("127.0.0.1")
+    command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--port", str(port), "--host", "127.0.0.1"]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-logprobs", str(top), "--max-model-len", "128"]
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    with open(log, "wb") as said:
+        process = subprocess.Popen(
+            command, stdout=said, stderr=said, env=kept | {"VLLM_CPU_KVCACHE_SPACE": "1"}, start_new_session=True
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait(Server(url=url, process=process, log=log), 300)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
 
 
 def fake_python(folder: Path, **versions: str | None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 import torch
 from ft_vllm import backend
 from ft_vllm.client import Client
-from ft_vllm.server import Server, free_port, wait
+from ft_vllm.server import free_port
 from peft import LoraConfig, get_peft_model
 from transformers import (
     LogitsProcessorList,
@@ -135,29 +134,16 @@ def test_an_adapter_merged_with_a_module_trained_in_full(adapted, fields):
 
 
 @server_only
-def test_a_teacher_scores_tokens_as_its_own_forward_pass_does(make, tmp_path):
-    """Served by a plain `vllm serve`, as a user would start it."""
-    teacher, port = tiny_qwen(**HEADS), free_port("127.0.0.1")
-    folder = save_tiny(tmp_path / "teacher", teacher)
-    command = [PYTHON, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--port", str(port), "--host", "127.0.0.1"]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-logprobs", "20", "--max-model-len", "128"]
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    with open(tmp_path / "teacher.log", "wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=kept | {"VLLM_CPU_KVCACHE_SPACE": "1"}, start_new_session=True
-        )
-    try:
-        wait(Server(url=f"http://127.0.0.1:{port}", process=process, log=tmp_path / "teacher.log"), 300)
-        run = make(tiny_llama(**HEADS), teacher_url=f"http://127.0.0.1:{port}")
+def test_a_teacher_scores_tokens_as_its_own_forward_pass_does(make, tmp_path, served):
+    teacher = tiny_qwen(**HEADS)
+    with served(PYTHON, save_tiny(tmp_path / "teacher", teacher), tmp_path / "teacher.log", top=20) as url:
+        run = make(tiny_llama(**HEADS), teacher_url=url)
         found = run.score([Sequence(token_ids=prompt, start=2) for prompt in PROMPTS], 10)
-        for prompt, scores in zip(PROMPTS, found, strict=True):
-            logs = logits_of(teacher, prompt[:2], prompt[2:]).log_softmax(-1)
-            best, places = logs.topk(10, -1)
-            torch.testing.assert_close(torch.tensor(scores.logprobs), best, atol=EXACT, rtol=0)
-            assert scores.token_ids == places.tolist()
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+    for prompt, scores in zip(PROMPTS, found, strict=True):
+        logs = logits_of(teacher, prompt[:2], prompt[2:]).log_softmax(-1)
+        best, places = logs.topk(10, -1)
+        torch.testing.assert_close(torch.tensor(scores.logprobs), best, atol=EXACT, rtol=0)
+        assert scores.token_ids == places.tolist()
 
 
 @pytest.mark.parametrize("fields", WAYS)

@@ -1,4 +1,4 @@
-"""Whole runs of GRPO whose completions come from the real vLLM, as a server that the run starts.
+"""Whole runs whose completions come from the real vLLM, as a server that the run starts; and one whose teacher it serves.
 
     FT_VLLM_PYTHON=FOLDER/bin/python python -m pytest plugins/ft-vllm/tests/test_training.py
 """
@@ -11,6 +11,8 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
+from ft_distill.config import DistillConfig
 from ft_grpo.config import GRPOConfig
 
 import ft_host
@@ -92,3 +94,31 @@ def test_a_sampler_with_other_numbers_is_refused(config):
     coarse = config.backend_config | {"dtype": "bfloat16"}
     with pytest.raises(FtHostError, match="before training, the log-probs of the backend vllm differ"):
         run_of(config, "coarse", backend_config=coarse, max_sampling_logp_difference=1e-6)
+
+
+def test_a_teacher_that_is_served_teaches_what_one_does_that_is_held(config, tmp_path, served):
+    """Distillation of three steps: what it says of all tokens is what its forward pass does."""
+    torch.manual_seed(5)
+    teacher = tiny_llama(head_dim=32, hidden_size=96)
+    with torch.no_grad():
+        teacher.lm_head.weight.normal_(std=0.2)
+    folder = save_tiny(tmp_path / "teacher", teacher, tiny_tokenizer())
+    usual = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    shared = ("model", "dataset", "output_dir", "use_cpu", "save_steps", "train_sampling_strategy", "eval_on_start", "progress",
+              "max_completion_length", "per_device_train_batch_size", "backend")  # fmt: skip
+    given = {name: usual[name] for name in shared} | {"max_steps": 3, "learning_rate": 1e-3}
+    whole = teacher.config.vocab_size
+
+    def run(name: str, **fields) -> list[dict]:
+        return lines(run_of(DistillConfig(**given, **fields), name))
+
+    held = run("held", teacher_model_name_or_path=str(folder), backend_config=config.backend_config)
+    with served(PYTHON, folder, tmp_path / "teacher.log", top=whole) as url:
+        told = run("served", loss_top_k=whole, backend_config=config.backend_config | {"teacher_url": url})
+    assert [line["step"] for line in told] == [1, 2, 3]
+    for mine, theirs in zip(held, told, strict=True):
+        assert theirs["distillation/divergence"] == pytest.approx(mine["distillation/divergence"], rel=1e-3)
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-3)
+        assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-2)
+        assert theirs["distillation/teacher_top_k_mass"] == pytest.approx(1, abs=1e-4)
+    assert held[2]["loss"] != pytest.approx(held[0]["loss"], rel=1e-2)
