@@ -150,6 +150,15 @@ def warmer(view: View, to: float = 1.0) -> list[Remedy]:
     return [Remedy(why=said, patch={"temperature": to}, again=True)]
 
 
+def held_out_rises(view: View) -> bool | None:
+    """Whether the last evaluation earns more than the first, by a tenth of it at least. None where there will be some, and
+    fewer than three are made."""
+    evals = view.recent("eval_reward", 1000)
+    if 0 < len(evals) < 3:
+        return None
+    return bool(evals) and evals[-1] > evals[0] + 0.1 * abs(evals[0])
+
+
 def restore(view: View) -> Remedy:
     return Remedy(why="Go back to a checkpoint from before")
 

@@ -18,6 +18,11 @@ def flat(view: View) -> bool | None:
     """From a fifth of the run on, and after 40 steps; a student that says what its teacher says has nothing to learn."""
     if view.count(DIVERGENCE) < 40 or not view.warmed_up or (view.progress is not None and view.progress < 0.2):
         return None
+    if vars(view.config).get("lmbda", 1) > 0:
+        # on completions that are the student's own the distance may stay while these become better
+        better = judge.held_out_rises(view)
+        if better or better is None:
+            return False
     return view.mean(DIVERGENCE, 20) > 0.95 * view.first(DIVERGENCE, 5) and view.mean(AGREEMENT, 20) < 0.95
 
 
@@ -78,7 +83,8 @@ OWN = [
         ),
         remedies=flat_remedies,
         when="After a fifth of the run, and 40 steps, the mean divergence of 20 steps is above 95 % of that of the first 5, in "
-        "80 % of the last 50; the two differ in 5 % of places and more. 50 % above it: an error.",
+        "80 % of the last 50; the two differ in 5 % of places and more. Not while held-out completions earn more than at first. "
+        "50 % above it: an error.",
         why="Updates that are too small, or so large that they undo each other; or a student that samples what the teacher has "
         "nothing good to say about.",
         remedy="Another learning_rate, a smaller lmbda, tuning on the teacher's completions first.", source="own judgement",

@@ -73,3 +73,11 @@ def test_a_teacher_that_is_wrong_about_the_task():
     told = Told(lines=in_order(lines, evals(rewards, reward=lambda step: rewards[step])))
     [found] = findings(RULES, told, GKDConfig)
     assert (found.code, found.severity) == ("DIS117", "error") and "earned 0.6 at step 25" in found.message
+
+
+def test_a_distance_that_stays_while_completions_become_better():
+    lines = steps(120, distillation__divergence=lambda step: 0.3 + 0.001 * (step % 3), distillation__teacher_agreement=0.9)
+    rewards = {1: 0.3, 25: 0.3, 50: 0.4, 75: 0.5, 100: 0.6}
+    told = in_order(lines, evals(rewards, reward=lambda step: rewards[step]))
+    assert codes(RULES, Told(facts={"plan/total_steps": 150}, lines=told), GKDConfig) == set()
+    assert codes(RULES, Told(facts={"plan/total_steps": 150}, lines=lines), GKDConfig) == {"DIS002"}

@@ -93,3 +93,13 @@ def test_a_loss_that_falls_and_a_task_that_is_forgotten():
 @pytest.mark.parametrize("rewards", [[0.2, 0.4, 0.38, 0.41], [0.5, 0.1, 0.6], [0.5, 0.2], [-1.0, -0.8, -0.9]])
 def test_evaluations_that_go_up_and_down(rewards):
     assert codes(RULES, learnt(rewards), GOLDConfig) == set()
+
+
+def test_a_distance_that_stays_while_completions_become_better():
+    """As it goes on completions that are all the student's: 0.052 all along in the example, and held-out sums from 0.275 to
+    0.7. Without evaluations it can't be told from a run that learns nothing."""
+    lines = steps(120, distillation__divergence=lambda step: 0.052 + 0.0002 * (step % 3), distillation__teacher_agreement=0.9)
+    rewards = {1: 0.275, 25: 0.27, 50: 0.46, 75: 0.56, 100: 0.68}
+    told = in_order(lines, evals(rewards, reward=lambda step: rewards[step]))
+    assert codes(RULES, Told(facts={"plan/total_steps": 150}, lines=told), GOLDConfig) == set()
+    assert codes(RULES, Told(facts={"plan/total_steps": 150}, lines=lines), GOLDConfig) == {"GOLD001"}
