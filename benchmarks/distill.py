@@ -67,6 +67,8 @@ class Comparison:
     batch: int  # rows of a micro-batch, on both sides
     steps: int  # micro-batches of an optimizer step
     skip: int = 1  # steps that aren't counted
+    apart: bool = False  # student and teacher have tokenizers of their own
+    limit: float = 1e-4  # of the relative difference of losses
     limit: float = 1e-4  # how far losses of the same step may be apart
     both: Fields = field(default_factory=dict)
     ours: Fields = field(default_factory=dict)
@@ -80,11 +82,19 @@ class Comparison:
 GKD = {"lmbda": 0.0, "beta": 0.5, "temperature": 1.0}
 # in the first two steps ft-host looks whether its sampler has the policy's weights
 SAMPLED: dict[str, Any] = {"rows": "prompts", "batch": 4, "steps": 2, "skip": 2, "trl": {"shuffle_dataset": False}}
+# Where TRL is right: its other way to merge tokens reads logits one place late, and ends have no partner.
+GOLD = {
+    "lmbda": 0.0, "beta": 0.5, "uld_token_merge_strategy": "bayesian", "uld_use_hybrid_loss": True,
+    "uld_skip_student_eos": True, "uld_skip_teacher_eos": True,
+}  # fmt: skip
 IN_ORDER = {"train_sampling_strategy": "sequential"}
-# gold is added here: its names in PLACES of sides.py, its own tokenizer for the teacher in make_models, and what TRL must be told
 COMPARISONS = {
     "gkd": Comparison("gkd", "chats", "student-32k", "teacher-32k", batch=4, steps=1, both=GKD),
     "gkd-128k": Comparison("gkd", "chats", "student-128k", "teacher-128k", batch=2, steps=1, both=GKD),
+    "gold": Comparison(
+        "gold", "chats", "student-32k", "teacher-32k", batch=4, steps=1, both=GOLD, trl={"use_uld_loss": True},
+        apart=True, limit=1e-3,  # TRL cuts probabilities off at 1e-8, and of several tokens merged many are below
+    ),
     "distill": Comparison(
         "distill", student="student-32k", teacher="teacher-32k", both={"max_completion_length": 128}, ours=IN_ORDER, **SAMPLED
     ),
@@ -101,21 +111,36 @@ COMPARISONS = {
 ROWS = {"chats": work.made_chats, "prompts": work.made_demonstrations}
 
 
-def make_models(at: Path, comparison: Comparison, tokenizer: Any) -> dict[str, str]:
+def make_models(at: Path, comparison: Comparison, tokenizers: dict[str, Any]) -> dict[str, str]:
     """Folders of student and teacher. The teacher is surer than random weights are, so that there is something to learn."""
     from transformers import AutoModelForCausalLM
 
-    found = {"model": str(at / comparison.student)}
-    if not (at / comparison.student).exists():
-        work.make_model(at / comparison.student, comparison.student, tokenizer)
+    kind = "-apart" if comparison.apart else ""
+    student = at / f"{comparison.student}{kind}"
+    found = {"model": str(student)}
+    if not student.exists():
+        work.make_model(student, comparison.student, tokenizers[f"student{kind}"])
     if comparison.teacher is not None:
-        place = at / comparison.teacher
+        place = at / f"{comparison.teacher}{kind}"
         found["teacher"] = str(place)
         if not place.exists():
-            work.make_model(place, comparison.teacher, tokenizer, seed=1)
+            work.make_model(place, comparison.teacher, tokenizers[f"teacher{kind}"], seed=1)
             model = AutoModelForCausalLM.from_pretrained(place)
             model.model.norm.weight.data.mul_(4)
             model.save_pretrained(place)
+    return found
+
+
+def make_tokenizers() -> dict[str, Any]:
+    """One for both, and two that cut words in different places; of 32k tokens each they share about half."""
+    texts = work.made_prompts(2000, 95)  # the words are the same in all rows
+    same = work.make_tokenizer(texts)
+    found = {
+        "student": same, "teacher": same, "student-apart": work.filled(work.make_tokenizer(texts), 32_768, "mine"),
+        "teacher-apart": work.filled(work.make_tokenizer(texts, 1500), 32_768, "other"),
+    }  # fmt: skip
+    for each in found.values():
+        each.chat_template = TEMPLATE
     return found
 
 
@@ -168,13 +193,13 @@ def numbers(seen: dict[str, Any], skip: int) -> Figures:
     }
 
 
-def compare(name: str, setting: str, rows: list[work.Row], tokenizer: Any, args: argparse.Namespace, at: Path) -> Fields:
+def compare(name: str, setting: str, rows: list[work.Row], tokenizers: Fields, args: argparse.Namespace, at: Path) -> Fields:
     """Pairs of one comparison, printed; and the same as a JSON-able result."""
     comparison = COMPARISONS[name]
-    models = make_models(at, comparison, tokenizer)
+    models = make_models(at, comparison, tokenizers)
     size, skip = comparison.batch * comparison.steps, comparison.skip
     by_length = setting == "best" and not comparison.samples
-    lengths = lengths_of(rows, tokenizer) if by_length else None
+    lengths = lengths_of(rows, tokenizers["student"]) if by_length else None
 
     def train(side: str, number: int, steps: int, more: Fields) -> dict[str, Any]:
         """What a side saw, on the rows of this pair."""
@@ -238,14 +263,13 @@ def main(argv: list[str] | None = None) -> None:
     results: list[Fields] = []
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
-        tokenizer = work.make_tokenizer(work.made_prompts(2000, 95))  # the words are the same in all rows
-        tokenizer.chat_template = TEMPLATE
+        tokenizers = make_tokenizers()
         rows = {kind: make(1000) for kind, make in ROWS.items()}
-        fits = zip(rows["chats"], lengths_of(rows["chats"], tokenizer), strict=True)
+        fits = zip(rows["chats"], lengths_of(rows["chats"], tokenizers["student"]), strict=True)
         rows["chats"] = [row for row, length in fits if length <= work.MAX_LENGTH]
         for name in args.method:
             for setting in args.against:
-                results.append(compare(name, setting, rows[COMPARISONS[name].rows], tokenizer, args, at))
+                results.append(compare(name, setting, rows[COMPARISONS[name].rows], tokenizers, args, at))
                 if args.json:
                     args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print("\n## All ratios: ft-host to TRL\n")

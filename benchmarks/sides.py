@@ -43,6 +43,7 @@ PLACES = {
     "distill": Place("Distillation", "ft_distill", "distill"),
     "gkd": Place("GKD", "ft_distill", "gkd", "trl.experimental.gkd"),
     "sdft": Place("SDFT", "ft_sdft", trl="trl.experimental.sdft"),
+    "gold": Place("GOLD", "ft_gold", trl="trl.experimental.gold"),
 }
 OURS = {"distill": "DistillConfig"}  # a config that is called otherwise here
 SAMPLING = ("grpo", "rloo", "distill", "sdft")  # what they train on they sample
@@ -191,8 +192,15 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
             with watch.timing("generation"):
                 return super()._generate(*args, **kwargs)
 
+        def _get_train_sampler(self, *args, **kwargs):
+            if method != "gold":
+                return super()._get_train_sampler(*args, **kwargs)
+            from torch.utils.data import SequentialSampler  # TRL's shuffles, whatever it is told
+
+            return SequentialSampler(self.train_dataset)
+
         def compute_loss(self, model, inputs, *args, **kwargs):
-            if method == "gkd":
+            if method in ("gkd", "gold"):
                 counted["tokens"] += int(inputs["attention_mask"].sum())
                 counted["supervised"] = counted.get("supervised", 0) + int((inputs["labels"] != -100).sum())
             return super().compute_loss(model, inputs, *args, **kwargs)

@@ -141,8 +141,8 @@ def in_order(rows: list[Row], lengths: list[int] | None, seed: int) -> list[Row]
 # ---------------------------------------------------------------- tokenizer and models
 
 
-def make_tokenizer(rows: list[Row]) -> Any:
-    """Byte-level BPE, trained on the texts of the rows."""
+def make_tokenizer(rows: list[Row], size: int = VOCABULARY) -> Any:
+    """Byte-level BPE of at most `size` tokens, trained on the texts of the rows."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -150,7 +150,7 @@ def make_tokenizer(rows: list[Row]) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=size,
         special_tokens=["<pad>", "<eos>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -158,6 +158,19 @@ def make_tokenizer(rows: list[Row]) -> Any:
     texts = ("".join(text for text in row.values() if isinstance(text, str)) for row in rows)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def filled(tokenizer: Any, size: int, names: str) -> Any:
+    """The same with tokens that no text has, up to `size` in all: half of them called alike in each tokenizer, half by
+    `names`. Of 32k tokens those of a few thousand words would else be all that two tokenizers have in common."""
+    from tokenizers import Tokenizer
+
+    written = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = written["model"]["vocab"]
+    for number in range(len(tokenizer), size):
+        vocabulary[f"unheard{number}" if number % 2 else f"{names}{number}"] = number
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(written))
+    return tokenizer
 
 
 def lengths_of(rows: list[Row], tokenizer: Any) -> list[int]:

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn.functional import pad
 
@@ -52,10 +53,19 @@ def jsd_of_parts(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> t
 
 def sorted_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """The sum of the differences between the likeliest, the second likeliest, and so on: of probabilities (n, K) and (n, K')
-    to (n,) (universal logit distillation, arXiv 2402.12030, eq. 8)."""
+    to (n,) (universal logit distillation, arXiv 2402.12030, eq. 8). The teacher's have no gradient."""
     size = max(student.shape[-1], teacher.shape[-1])
-    both = [pad(each.sort(-1, descending=True).values, (0, size - each.shape[-1])) for each in (student, teacher)]
+    both = [pad(each, (size - each.shape[-1], 0)) for each in (ascending(student), ascending(teacher))]
     return (both[0] - both[1]).abs().sum(-1)
+
+
+def ascending(values: torch.Tensor) -> torch.Tensor:
+    """Each row sorted. On a CPU by numpy: of 32k values torch's sort takes 25 times as long as its, 5 times its argsort."""
+    if values.device.type != "cpu":
+        return values.sort(-1).values
+    if not values.requires_grad:
+        return torch.from_numpy(np.sort(values.numpy(), -1))
+    return values.gather(-1, torch.from_numpy(np.argsort(values.detach().numpy(), -1)))
 
 
 # ---------------------------------------------------------------- units
