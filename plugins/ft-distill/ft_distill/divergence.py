@@ -63,7 +63,9 @@ class Taught:
         ours, theirs = student[:, :size].log_softmax(-1), teacher[:, :size].log_softmax(-1)
         losses = generalised_jsd(ours, theirs, self.beta)
         agree = ours.argmax(-1) == theirs.argmax(-1)
-        return losses.sum() * self.weight, values_of(ours, losses, agree, self.targets[units])
+        with torch.no_grad():
+            unsure = {"teacher_entropy": -(theirs.exp() * theirs).sum(-1)}
+        return losses.sum() * self.weight, values_of(ours, losses, agree, self.targets[units]) | unsure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,15 +3,23 @@ about it. DIS001, a teacher with another vocabulary, is refused before anything 
 
 from __future__ import annotations
 
+import math
+
 from ft_host import hookimpl
 from ft_host.diagnostics import Remedy, Rule, View, percent, rounded, short
 from ft_host.diagnostics.rollouts import Names, judge, rollout_rules, watched_rules
 
 DIVERGENCE, AGREEMENT = "distillation/divergence", "distillation/teacher_agreement"
 MASS, LENGTH, CUT = "distillation/teacher_top_k_mass", "completions/mean_length", "completions/clipped_ratio"
+UNSURE, TOKENS = "distillation/teacher_entropy", "model/vocab_size"
 NAMES = Names(letters="DIS", first=100, grouped=False)
 
 # ---------------------------------------------------------------- 2: nothing is learnt
+
+
+def begun(view: View) -> float:
+    """The divergence at the start: of the first steps, unless these have already made it larger."""
+    return min(view.first(DIVERGENCE, 5), 1.1 * view.first(DIVERGENCE, 1))
 
 
 def flat(view: View) -> bool | None:
@@ -23,12 +31,12 @@ def flat(view: View) -> bool | None:
         better = judge.held_out_rises(view)
         if better or better is None:
             return False
-    return view.mean(DIVERGENCE, 20) > 0.95 * view.first(DIVERGENCE, 5) and view.mean(AGREEMENT, 20) < 0.95
+    return view.mean(DIVERGENCE, 20) > 0.95 * begun(view) and view.mean(AGREEMENT, 20) < 0.95
 
 
 def flat_remedies(view: View) -> list[Remedy]:
     rate = view.config.learning_rate
-    if view.mean(DIVERGENCE, 20) > 1.5 * view.first(DIVERGENCE, 5):
+    if view.mean(DIVERGENCE, 20) > 1.5 * begun(view):
         return [judge.lower_rate(view, 3), judge.restore(view)]
     higher = rounded(3 * rate)
     out = [Remedy(
@@ -59,6 +67,14 @@ def shrunk_remedies(view: View) -> list[Remedy]:
     return [*out, judge.lower_rate(view, 3), Remedy(why="Look at the completions in samples.jsonl: what do the short ones say?")]
 
 
+# ---------------------------------------------------------------- 3 and 5: what the teacher says
+
+
+def unsure(view: View) -> bool | None:
+    """A temperature far above 1 makes any teacher look so."""
+    return None if view.config.temperature > 1.5 else view[UNSURE] > 0.85 * math.log(view[TOKENS])
+
+
 def higher_top_k(view: View) -> list[Remedy]:
     now = view.config.loss_top_k
     return judge.set_field(view, "loss_top_k", 4 * now, again=True) if now else []
@@ -75,15 +91,15 @@ OWN = [
     Rule(
         code="DIS002", title="The student doesn't come nearer to its teacher", stage="train", needs=(DIVERGENCE, AGREEMENT),
         share=0.8, least=10, test=flat,
-        severe=lambda view: view.mean(DIVERGENCE, 20) > 1.5 * view.first(DIVERGENCE, 5),
+        severe=lambda view: view.mean(DIVERGENCE, 20) > 1.5 * begun(view),
         message=lambda view: (
             f"The divergence from the teacher is {short(view.mean(DIVERGENCE, 20))} nats a token, and was "
-            f"{short(view.first(DIVERGENCE, 5))} at the start; the two agree on the likeliest token in "
+            f"{short(begun(view))} at the start; the two agree on the likeliest token in "
             f"{percent(view.mean(AGREEMENT, 20))} of places."
         ),
         remedies=flat_remedies,
-        when="After a fifth of the run, and 40 steps, the mean divergence of 20 steps is above 95 % of that of the first 5, in "
-        "80 % of the last 50; the two differ in 5 % of places and more. Not while held-out completions earn more than at first. "
+        when="After a fifth of the run, and 40 steps, the mean divergence of 20 steps is above 95 % of that of the first 5 (of "
+        "110 % of the first, where that is less), in 80 % of the last 50; the two differ in 5 % of places and more. Not while held-out completions earn more than at first. "
         "50 % above it: an error.",
         why="Updates that are too small, or so large that they undo each other; or a student that samples what the teacher has "
         "nothing good to say about.",
@@ -112,6 +128,21 @@ OWN = [
         "at the start, and no reward that is watched has risen.",
         why="The reverse KL is of what the student says: an early end is a place where it can agree with its teacher cheaply.",
         remedy="A beta nearer to 0, a lower learning_rate, looking at samples.", source="GKD 2306.13649; own threshold",
+    ),
+    Rule(
+        code="DIS005", title="The teacher is sure of nothing", stage="train", needs=(UNSURE, TOKENS), share=0.8, least=5,
+        test=unsure,
+        message=lambda view: (
+            f"The entropy of what the teacher says is {short(view.mean(UNSURE, view.window))} nats a token, of "
+            f"{short(math.log(view[TOKENS]))} if all {view[TOKENS]} tokens were alike to it: are its weights trained?"
+        ),
+        remedies=lambda view: [
+            Remedy(why="Look whether teacher_model_name_or_path is the model that is meant, and complete some prompts with it")
+        ],
+        when="Its entropy is above 85 % of that of a choice at random in 80 % of the last 50 steps. Not at a temperature above 1.5.",
+        why="Weights that were never trained, or that don't belong to the tokenizer: the student comes nearer to them without "
+        "learning anything.",
+        remedy="The right teacher_model_name_or_path.", source="own judgement",
     ),
 ]  # fmt: skip
 

@@ -100,6 +100,8 @@ def metrics_of(out: dict[str, torch.Tensor], batch: Batch) -> dict[str, Metric]:
         "distillation/divergence": mean(out["losses"].sum(), tokens),
         "distillation/teacher_agreement": mean(out["agree"].sum(), tokens),
     }
+    if "teacher_entropy" in out:  # of a teacher that is here
+        found["distillation/teacher_entropy"] = mean(out["teacher_entropy"].sum(), tokens)
     if "teacher_logps" in batch.columns:
         found["distillation/teacher_top_k_mass"] = mean(batch.columns["teacher_logps"].exp().sum(), tokens)
     return found

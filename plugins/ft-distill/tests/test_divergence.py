@@ -114,6 +114,8 @@ def test_values_of_tokens():
     assert values["agree"].tolist() == [0.0, 1.0]
     assert values["logps"].tolist() == pytest.approx([float(logps[0, 1]), float(logps[1, 0])])
     assert values["entropy"].tolist() == pytest.approx((-(logps.exp() * logps).sum(-1)).tolist())
+    said = teacher.log_softmax(-1)
+    assert values["teacher_entropy"].tolist() == pytest.approx((-(said.exp() * said).sum(-1)).tolist())
     assert float(loss) == pytest.approx(0.5 * float(values["losses"].sum()))
 
 

@@ -19,11 +19,13 @@ FAULTY = {
             completions__clipped_ratio=0.02,
         )
     ),
+    "DIS005": Told(facts={"model/vocab_size": 151_936}, lines=steps(20, distillation__teacher_entropy=11.0)),
 }
 HEALTHY = Told(
-    facts={"plan/total_steps": 200},
+    facts={"plan/total_steps": 200, "model/vocab_size": 151_936},
     lines=steps(
         200,
+        distillation__teacher_entropy=lambda step: 6.0 / (1 + step / 10),
         distillation__divergence=lambda step: 0.1 + 0.5 / (1 + step / 20),
         distillation__teacher_agreement=lambda step: 0.9 - 0.4 / (1 + step / 20),
         distillation__teacher_top_k_mass=0.97,
@@ -59,6 +61,33 @@ def test_one_that_moves_away_is_told_to_go_slower():
     lines = steps(90, distillation__divergence=lambda step: 0.2 + 0.01 * step, distillation__teacher_agreement=0.5)
     [found] = findings(RULES, Told(lines=lines), GKDConfig)
     assert (found.code, found.severity) == ("DIS002", "error") and "Lower learning_rate" in found.remedies[0].why
+
+
+def test_one_that_has_moved_away_within_five_steps_is_told_so_too():
+    """As a rate a hundred times too high does: what it is measured by is where it began."""
+    said = [1.4, 1.6, 2.2, 2.9, 3.3]
+    lines = steps(
+        90, distillation__teacher_agreement=0.3,
+        distillation__divergence=lambda step: said[step - 1] if step <= 5 else 2.1,
+    )  # fmt: skip
+    [found] = findings(RULES, Told(lines=lines), DistillConfig)
+    assert found.code == "DIS002" and "was 1.54 at the start" in found.message
+
+
+def test_a_first_step_that_happens_to_be_low_is_no_measure():
+    lines = steps(
+        90, distillation__teacher_agreement=0.5, distillation__divergence=lambda step: 0.4 if step == 1 else 0.41,
+    )  # fmt: skip
+    assert codes(RULES, Told(lines=lines), DistillConfig) == {"DIS002"}
+    lines = steps(
+        90, distillation__teacher_agreement=0.5, distillation__divergence=lambda step: 0.4 if step == 1 else 0.47 - step / 500,
+    )  # fmt: skip
+    assert codes(RULES, Told(lines=lines), DistillConfig) == set()
+
+
+def test_a_temperature_that_makes_any_teacher_unsure():
+    told = FAULTY["DIS005"]
+    assert codes(RULES, Told(facts=told.facts, lines=told.lines, config={"temperature": 4.0}), DistillConfig) == set()
 
 
 def test_completions_that_are_cut_short():
