@@ -99,8 +99,8 @@ OWN = [
         ),
         remedies=flat_remedies,
         when="After a fifth of the run, and 40 steps, the mean divergence of 20 steps is above 95 % of that of the first 5 (of "
-        "110 % of the first, where that is less), in 80 % of the last 50; the two differ in 5 % of places and more. Not while held-out completions earn more than at first. "
-        "50 % above it: an error.",
+        "110 % of the first, where that is less), in 80 % of the last 50; the two differ in 5 % of places and more. Not while "
+        "held-out completions earn more than at first. 50 % above it: an error.",
         why="Updates that are too small, or so large that they undo each other; or a student that samples what the teacher has "
         "nothing good to say about.",
         remedy="Another learning_rate, a smaller lmbda, tuning on the teacher's completions first.", source="own judgement",
