@@ -69,7 +69,6 @@ class Comparison:
     skip: int = 1  # steps that aren't counted
     apart: bool = False  # student and teacher have tokenizers of their own
     limit: float = 1e-4  # of the relative difference of losses
-    limit: float = 1e-4  # how far losses of the same step may be apart
     both: Fields = field(default_factory=dict)
     ours: Fields = field(default_factory=dict)
     trl: Fields = field(default_factory=dict)
