@@ -272,30 +272,31 @@ def as_teacher_reads(row: Row, met: Meeting, config: GOLDConfig, chat: bool, sai
         if said is None:
             said = met.theirs.encode(met.ours.tokenizer.decode(ids[:stop]))
         groups = [(1, 1)] * min(stop, len(said))
-    ended = [met.theirs.turn_end if chat else met.theirs.end] if stop < len(ids) else []
+    over = stop < len(ids) and ids[stop] in (met.ours.end, met.ours.turn_end)  # and no other mark
+    ended = [met.theirs.turn_end if chat else met.theirs.end] if over else []
     mask, units, spans, place, other = [False] * len(said) + [False] * len(ended), [], [], 0, 0
 
     def alone(count: int) -> None:
         units.extend([1, 0] for _ in range(count))
         spans.extend([0] * 4 for _ in range(count))
 
+    def together(mine: list[int], others: list[int]) -> None:
+        units.append([len(mine), len(others)])
+        spans.append([*met.ours.span(mine), *met.theirs.span(others)] if config.merge_strategy == "text" else [0] * 4)
+
     for a, b in groups:
         if max(a, b) <= LONGEST and all(sampled[place : place + a]):
-            units.append([a, b])
-            texts = met.ours.span(ids[place : place + a]), met.theirs.span(said[other : other + b])
-            spans.append([*texts[0], *texts[1]])
+            together(ids[place : place + a], said[other : other + b])
             mask[other : other + b] = [True] * b
         else:
             alone(sum(sampled[place : place + a]))
         place, other = place + a, other + b
     alone(sum(sampled[place:stop]))
-    if ended:
-        compared = sampled[stop] and not config.uld_skip_student_eos
-        mask[-1] = compared
-        if compared:
-            units.append([1, 1])
-            spans.append([*met.ours.span(ids[stop : stop + 1]), *met.theirs.span(ended)])
-        alone(sum(sampled[stop:]) - compared)
+    compared = over and sampled[stop] and not config.uld_skip_student_eos
+    if compared:
+        mask[-1] = True
+        together(ids[stop : stop + 1], ended)
+    alone(sum(sampled[stop:]) - compared)
     return row | {
         "teacher_completion_ids": said + ended, "teacher_sampled": mask, "units": units, "unit_spans": spans
     }

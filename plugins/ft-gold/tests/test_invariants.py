@@ -170,6 +170,19 @@ def test_the_same_tokens_by_text(make, chats, tmp_path):
     assert by_text["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
 
 
+def test_a_teacher_whose_tokens_cant_be_told_apart(make, chats, tmp_path):
+    """By position and sorted probabilities, which is what the refusal offers."""
+    from tokenizers import decoders
+
+    lossy = other_tokenizer()
+    lossy.backend_tokenizer.decoder = decoders.WordPiece()
+    place = save_tiny(tmp_path / "lossy", tiny_llama(vocab_size=200), lossy)
+    config = make(
+        chats, teacher_model_name_or_path=str(place), use_extended_uld=False, uld_use_hybrid_loss=False, max_steps=2
+    )
+    assert all(line["loss"] > 0 for line in lines(run_in(config, "run")))
+
+
 # ---------------------------------------------------------------- evaluation
 
 

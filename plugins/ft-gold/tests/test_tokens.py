@@ -191,6 +191,15 @@ def test_what_a_template_puts_after_the_end(met):
     assert found["units"][-2:] == [[1, 1], [1, 0]] and found["teacher_completion_ids"][-1] == met.theirs.end
 
 
+def test_a_mark_that_is_no_end(met):
+    """The student goes on as the user: the teacher is asked up to there, and isn't said to have ended."""
+    mark = met.ours.tokenizer.convert_tokens_to_ids("<|user|>")
+    text = met.ours.encode("many apples")
+    found = read(met, [*text, mark, *text, met.ours.end])
+    assert found["teacher_completion_ids"] == met.theirs.encode("many apples")
+    assert found["units"][-1 - len(text) - 1 :] == [[1, 0]] * (len(text) + 2)
+
+
 def test_tokens_that_are_not_trained_on(met):
     """A unit with one of them is left out as a whole, and so are the teacher's tokens of it."""
     ids = met.ours.encode("brown and small")
