@@ -7,10 +7,11 @@ Numbers are those of GRPO: RLOO003 is to RLOO what GRPO003 is to GRPO; PPO's beg
 
 from ft_host.diagnostics.rollouts import completions, policy, rewards, signal
 from ft_host.diagnostics.rollouts.judge import Names
+from ft_host.diagnostics.rollouts.taught import taught_rules
 from ft_host.diagnostics.rollouts.watched import watched_rules
 from ft_host.diagnostics.rule import Rule
 
-__all__ = ["Names", "rollout_rules", "watched_rules"]
+__all__ = ["Names", "rollout_rules", "taught_rules", "watched_rules"]
 
 
 def rollout_rules(names: Names) -> list[Rule]:
