@@ -81,7 +81,8 @@ FIELDS = {
 @pytest.mark.parametrize("name", FIELDS)
 def test_five_steps(name, make_fixed, fixed):
     ours, theirs = both(make_fixed(**FIELDS[name]), fixed)
-    assert_parity(ours, theirs)
+    # of sampled_token the value of a token is of either sign and of size 4, and what is left of their sum may be 0.09
+    assert_parity(ours, theirs, loss=1e-4 if name == "sampled tokens" else 1e-5)
     for mine, other in zip(ours, theirs, strict=True):
         for metric in METRICS:
             if metric in mine:
