@@ -81,7 +81,7 @@ def make_models(folder: Path, maker: Any, arguments: Namespace, train: list[dict
 
     models = folder / "model"
     tokenizer = maker.make_tokenizer([row["prompt"] + row["completion"] for row in train])
-    save_tiny(models / "scratch", maker.make_model(tokenizer, arguments), tokenizer)
+    save_tiny(models / "scratch", maker.make_model(tokenizer, arguments.hidden_size, arguments.layers, arguments.seed), tokenizer)
     make_others(models, tokenizer, arguments.seed)
     # `start` ends at a high rate: what has come to rest at a rate of 0 loses at first whatever it is trained for next.
     unrested = {"per_device_train_batch_size": 32, "lr_scheduler_type": "constant_with_warmup"}
