@@ -217,12 +217,13 @@ def test_ends_that_are_told_stand_in_for_the_tokenizers():
     free = Sampling(max_new_tokens=10, temperature=1.5, seed=3)
     ids = generating_run(model).generate(requests, free)[0].token_ids
     tokenizer, place = models.tiny_tokenizer(), max(ids.index(token) for token in ids)  # the last new one
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[0])
+    early = next(token for token in ids if token < len(tokenizer))
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(early)
     told = replace(free, stop_token_ids=[ids[place]])
     first = generating_run(model, tokenizer).generate(requests, told)[0]
-    assert place and (first.token_ids, first.finish_reason) == (ids[: place + 1], "stop")
+    assert place > ids.index(early) and (first.token_ids, first.finish_reason) == (ids[: place + 1], "stop")
     ordinary = generating_run(model, tokenizer).generate(requests, free)[0]
-    assert (ordinary.token_ids, ordinary.finish_reason) == (ids[:1], "stop")
+    assert (ordinary.token_ids, ordinary.finish_reason) == (ids[: ids.index(early) + 1], "stop")
 
 
 def test_the_models_own_defaults_are_neither_used_nor_lost():
