@@ -114,7 +114,8 @@ class RolloutRun:
         self, rows: list[Row], generations: int = 1, role: str = "policy", stop_token_ids: list[int] | None = None
     ) -> list[Completion]:
         """`generations` completions of each prompt by the policy, or by the companion of that `role`: those of rows[0]
-        first. `stop_token_ids` end them, rather than the tokenizer's EOS. With tools or an environment, whole conversations. All ranks must call it at once; one may have no rows.
+        first. `stop_token_ids` end them, rather than the tokenizer's EOS. With tools or an environment, whole conversations.
+        All ranks must call it at once; one may have no rows.
         Raises, on all ranks, what one raises."""
         started = time.perf_counter()
         seed = seed_of(self.config.seed, "rollout", self.number, self.calls)

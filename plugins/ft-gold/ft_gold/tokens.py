@@ -186,6 +186,8 @@ class Meeting:
                 _ = vocabulary.pieces
         if config.uld_use_hybrid_loss:
             _ = self.shared
+        else:
+            config.refuse({"beta": 0.5}, "with uld_use_hybrid_loss: false, where all is sorted")
 
     @functools.cached_property
     def shared(self) -> tuple[torch.Tensor, torch.Tensor]:

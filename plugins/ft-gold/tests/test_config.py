@@ -111,6 +111,12 @@ def test_nothing_to_do_for_a_field(make, chats, relative, no_model):
         run_in(make(chats, **fields), "run")
 
 
+def test_a_divergence_that_nothing_is_compared_by(make, chats, no_model):
+    """With other tokens, which only a look at the teacher's tokenizer shows."""
+    with pytest.raises(ConfigError, match="beta: has no effect with uld_use_hybrid_loss: false, where all is sorted"):
+        run_in(make(chats, uld_use_hybrid_loss=False, beta=0.1), "run")
+
+
 def test_a_teacher_that_is_not_there(make, chats, tmp_path, no_model):
     with pytest.raises(ConfigError, match="teacher_model_name_or_path: .*/techer: no such file or folder; did you mean"):
         (tmp_path / "teacher").mkdir()
