@@ -1,5 +1,5 @@
-"""Ten faulty run files, drawn from the benchmark of faults by a fixed seed, each given to the autopilot: how near does it
-come to the healthy run, with no hand on it?
+"""Ten faulty run files, drawn from the benchmark of faults by a fixed seed, each given to the autopilot: how near does
+it come to the healthy run, with no hand on it?
 
     python benchmarks/autopilot.py --work runs/faults --out runs/faults/autopilot.jsonl --seeds 3 4 5 --jobs 2
     python benchmarks/autopilot.py --out runs/faults/autopilot.jsonl --table
@@ -61,7 +61,7 @@ POOL: dict[str, tuple[str, ...]] = {
     "grpo-clipped": ("num_iterations", "learning_rate", "warmup_steps"),
     "ppo-clipped": ("num_ppo_epochs", "learning_rate", "warmup_steps"),
     "grpo-narrow-sampling": ("top_p",),
-}  # fmt: skip
+}
 DRAWN = sorted(random.Random(0).sample(sorted(POOL), 10))
 BUDGET = 5
 NEAR = 0.05
@@ -114,26 +114,37 @@ def run(name: str, work: Path, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
     command = [sys.executable, "-m", "ft_host", "train" if healthy else "autopilot", case.method, str(file)]
     command += ["--output_dir", str(folder)] if healthy else ["--budget", str(BUDGET), "--output", str(folder)]
-    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=(folder.parent / f"{folder.name}.log").open("w"), check=False)
+    subprocess.run(
+        command, stdout=subprocess.DEVNULL, stderr=(folder.parent / f"{folder.name}.log").open("w"), check=False
+    )
     changes, best = [], folder
     if not healthy:
         told = json.loads((folder / "autopilot.json").read_text())
-        changes = [each["change"] and {"finding": each["change"]["finding"], "patch": each["change"]["patch"]}
-                   for each in told["attempts"]]  # fmt: skip
+        changes = [
+            each["change"] and {"finding": each["change"]["finding"], "patch": each["change"]["patch"]}
+            for each in told["attempts"]
+        ]
         best = Path(told["attempts"][(told["best"] or len(told["attempts"])) - 1]["folder"])
     lines = material.read_rows(best / "metrics.jsonl") if (best / "metrics.jsonl").is_file() else []
     return {
-        "case": name, "seed": seed, "changes": changes, "held_out": held_out(lines),
+        "case": name,
+        "seed": seed,
+        "changes": changes,
+        "held_out": held_out(lines),
         "seconds": round(time.perf_counter() - started, 1),
-    }  # fmt: skip
+    }
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """File by file: the healthy run's held-out metric, the autopilot's, and what it did."""
-    rows = ["| run file | metric | healthy | autopilot | within 5 % | attempts | what was changed (first seed) |",
-            "|---|---|---:|---:|---|---:|---|"]  # fmt: skip
+    rows = [
+        "| run file | metric | healthy | autopilot | within 5 % | attempts | what was changed (first seed) |",
+        "|---|---|---:|---:|---|---:|---|",
+    ]
     near = 0
-    paired = {(each["case"].removeprefix("healthy "), each["seed"]) for each in found if each["case"].startswith("healthy ")}
+    paired = {
+        (each["case"].removeprefix("healthy "), each["seed"]) for each in found if each["case"].startswith("healthy ")
+    }
     found = [each for each in found if (each["case"].removeprefix("healthy "), each["seed"]) in paired]
     names = sorted({each["case"] for each in found if not each["case"].startswith("healthy ")})
     for name in names:
@@ -141,15 +152,19 @@ def table(found: list[dict[str, Any]]) -> str:
         right = {each["seed"]: each["held_out"]["last"] for each in found if each["case"] == f"healthy {name}"}
         metric = next(each["held_out"]["metric"] for each in found if each["case"] == f"healthy {name}")
         ended = {each["seed"]: each["held_out"].get("last") for each in mine}
-        whole = all(isinstance(value, float) for value in [*ended.values(), *right.values()]) and set(ended) <= set(right)
+        whole = all(isinstance(value, float) for value in [*ended.values(), *right.values()]) and set(ended) <= set(
+            right
+        )
         ours = mean(ended.values()) if whole else None
         theirs = mean(right[seed] for seed in ended)
         way = better(metric)
         good = whole and way * (ours - theirs) >= -NEAR * abs(theirs)
         near += good
         attempts = mean(len(each["changes"]) for each in mine)
-        rows.append(f"| {name} | {metric} | {theirs:.3f} | {'none' if ours is None else f'{ours:.3f}'} | "
-                    f"{'yes' if good else 'no'} | {attempts:.1f} | {said(mine[0]['changes'])} |")  # fmt: skip
+        rows.append(
+            f"| {name} | {metric} | {theirs:.3f} | {'none' if ours is None else f'{ours:.3f}'} | "
+            f"{'yes' if good else 'no'} | {attempts:.1f} | {said(mine[0]['changes'])} |"
+        )
     return "\n".join([*rows, "", f"{near} of {len(names)} within {NEAR:.0%} of the healthy run, or better."])
 
 

@@ -38,8 +38,17 @@ def _text(x: float, y: float, words: str, *, anchor: str = "start", size: int = 
 
 def _line(points: list[tuple[float, float]], colour: str, *, width: float = 1.8, opacity: float = 1.0) -> Markup:
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return el("path", attrs={"d": path, "stroke": colour, "stroke-width": str(width), "opacity": str(opacity),
-                             "fill": "none", "stroke-linejoin": "round"})  # fmt: skip
+    return el(
+        "path",
+        attrs={
+            "d": path,
+            "stroke": colour,
+            "stroke-width": str(width),
+            "opacity": str(opacity),
+            "fill": "none",
+            "stroke-linejoin": "round",
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,10 @@ class Axes:
         drawn = [_text(x0, 22, heading, size=14, colour=INK)]
         heights = ticks(self.low, self.high, wanted=5)
         for tick, label in zip(heights, tick_labels(heights), strict=True):
-            drawn += [_line([(x0, self.up(tick)), (x1, self.up(tick))], GRID, width=1),
-                      _text(x0 - 7, self.up(tick) + 4, label, anchor="end")]  # fmt: skip
+            drawn += [
+                _line([(x0, self.up(tick)), (x1, self.up(tick))], GRID, width=1),
+                _text(x0 - 7, self.up(tick) + 4, label, anchor="end"),
+            ]
         marked = ticks(0.0, self.last_step, wanted=4, whole=True)
         for tick in marked:
             name = f"step {tick:.0f}" if tick == marked[-1] else f"{tick:.0f}"
@@ -100,8 +111,10 @@ def _drawn(panel: Panel, left: float, last_step: float) -> Markup:
     drawn = axes.drawn(panel.heading)
     if panel.level is not None:
         (x0, x1), level = axes.sides, axes.up(panel.level)
-        drawn += [_line([(x0, level), (x1, level)], SOFT, width=1),
-                  _text(x1, level - 5, panel.level_name, anchor="end", size=11)]  # fmt: skip
+        drawn += [
+            _line([(x0, level), (x1, level)], SOFT, width=1),
+            _text(x1, level - 5, panel.level_name, anchor="end", size=11),
+        ]
     if faint is not None:
         drawn.append(_line(axes.place(faint.steps, faint.values), TRAIN, width=1, opacity=0.35))
     if soft is not None:
@@ -114,7 +127,9 @@ def _drawn(panel: Panel, left: float, last_step: float) -> Markup:
 
 def picture(panels: list[Panel], spoken: str) -> str:
     """An SVG document. `spoken`: what it shows, for who can't see it."""
-    last = max(step for panel in panels for series in (panel.trained, panel.held_out) if series for step in series.steps)
+    last = max(
+        step for panel in panels for series in (panel.trained, panel.held_out) if series for step in series.steps
+    )
     width = len(panels) * WIDTH
     drawn = [_drawn(panel, number * WIDTH, last) for number, panel in enumerate(panels)]
     legend = [
@@ -127,15 +142,24 @@ def picture(panels: list[Panel], spoken: str) -> str:
 def _framed(width: float, drawn: list[Markup], spoken: str) -> str:
     frame = el("rect", attrs={"width": str(width), "height": str(HEIGHT), "rx": "10", "fill": "#ffffff"})
     return el(
-        "svg", frame, *drawn,
-        attrs={"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {width} {HEIGHT}", "role": "img",
-               "width": str(width), "height": str(HEIGHT),
-               "font-family": "system-ui, -apple-system, Segoe UI, sans-serif", "aria-label": spoken},
-    )  # fmt: skip
+        "svg",
+        frame,
+        *drawn,
+        attrs={
+            "xmlns": "http://www.w3.org/2000/svg",
+            "viewBox": f"0 0 {width} {HEIGHT}",
+            "role": "img",
+            "width": str(width),
+            "height": str(HEIGHT),
+            "font-family": "system-ui, -apple-system, Segoe UI, sans-serif",
+            "aria-label": spoken,
+        },
+    )
 
 
 def side_by_side(heading: str, runs: dict[str, list[Series]], spoken: str) -> str:
-    """An SVG document of one metric: for each name, the mean of its runs, which have the same steps, and faint, each run."""
+    """An SVG document of one metric: for each name, the mean of its runs, which have the same steps, and faint, each
+    run."""
     every = [series for those in runs.values() for series in those]
     axes = _axes(0, max(series.steps[-1] for series in every), [value for series in every for value in series.values])
     drawn = axes.drawn(heading)
@@ -145,5 +169,9 @@ def side_by_side(heading: str, runs: dict[str, list[Series]], spoken: str) -> st
             drawn += [_line(axes.place(each.steps, each.values), colour, width=1, opacity=0.35) for each in those]
         means = [sum(values) / len(values) for values in zip(*(each.values for each in those), strict=True)]
         middle = axes.place(those[0].steps, means)
-        drawn += [_line(middle, colour), *_dots(middle, colour), _text(WIDTH, TOP + 14 + 20 * number, name, colour=colour)]
+        drawn += [
+            _line(middle, colour),
+            *_dots(middle, colour),
+            _text(WIDTH, TOP + 14 + 20 * number, name, colour=colour),
+        ]
     return _framed(WIDTH + NAMES, drawn, spoken)

@@ -3,8 +3,8 @@
     python benchmarks/diagnostics_cost.py runs/arithmetic-grpo
     python benchmarks/diagnostics_cost.py runs/arithmetic-grpo --steps 5000     its lines again and again, as a long run
 
-All rules of the host and of the run's method are asked, as in the run; reading and writing files isn't counted. A step of
-half a second may take 2.5 ms of it (0.5 %).
+All rules of the host and of the run's method are asked, as in the run; reading and writing files isn't counted. A step
+of half a second may take 2.5 ms of it (0.5 %).
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ def longer(lines: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
     """The same lines again and again, numbered on."""
     last = max(line["step"] for line in lines)
     rounds = range(-(-steps // last))
-    again = [line | {"step": line["step"] + last * number} for number in rounds for line in lines if line["step"] or not number]
+    again = [
+        line | {"step": line["step"] + last * number}
+        for number in rounds
+        for line in lines
+        if line["step"] or not number
+    ]
     return [line for line in again if line["step"] <= steps]
 
 
@@ -55,8 +60,10 @@ def main(argv: list[str] | None = None) -> int:
                 times.append(1000 * (time.thread_time() - started))
             rounds.append((statistics.mean(times), statistics.median(times), sorted(times)[int(0.99 * len(times))]))
         mean, median, worst = sorted(rounds)[len(rounds) // 2]
-        print(f"| {record.name} ({record.method}) | {len(rules)} | {len(lines)} | {median:.2f} | {worst:.2f} | "
-              f"{mean / 1000 / STEP:.2%} |")  # fmt: skip
+        print(
+            f"| {record.name} ({record.method}) | {len(rules)} | {len(lines)} | {median:.2f} | {worst:.2f} | "
+            f"{mean / 1000 / STEP:.2%} |"
+        )
     return 0
 
 

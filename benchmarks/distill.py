@@ -42,9 +42,16 @@ MEASURED = 3  # steps of a run
 TOLERANCE = 0.05  # of completion tokens between two sides that sample, each its own
 UNIT = "completion tokens/s"
 UNITS = {
-    UNIT: "", "s/step": "s", "generation": "s/step", "training": "s/step", "tokens/CPU second": "", "peak over start": "MiB",
-    "peak": "MiB", "first step": "s", OTHERS: "",
-}  # fmt: skip
+    UNIT: "",
+    "s/step": "s",
+    "generation": "s/step",
+    "training": "s/step",
+    "tokens/CPU second": "",
+    "peak over start": "MiB",
+    "peak": "MiB",
+    "first step": "s",
+    OTHERS: "",
+}
 GOALS = {"plain": {UNIT: 2.0, "peak over start": 1 / 3}}
 
 # One turn of each: what TRL's GKD can read. The line break keeps the prompt's last token its own.
@@ -83,24 +90,46 @@ GKD = {"lmbda": 0.0, "beta": 0.5, "temperature": 1.0}
 SAMPLED: dict[str, Any] = {"rows": "prompts", "batch": 4, "steps": 2, "skip": 2, "trl": {"shuffle_dataset": False}}
 # Where TRL is right: its other way to merge tokens reads logits one place late, and ends have no partner.
 GOLD = {
-    "lmbda": 0.0, "beta": 0.5, "uld_token_merge_strategy": "bayesian", "uld_use_hybrid_loss": True,
-    "uld_skip_student_eos": True, "uld_skip_teacher_eos": True,
-}  # fmt: skip
+    "lmbda": 0.0,
+    "beta": 0.5,
+    "uld_token_merge_strategy": "bayesian",
+    "uld_use_hybrid_loss": True,
+    "uld_skip_student_eos": True,
+    "uld_skip_teacher_eos": True,
+}
 IN_ORDER = {"train_sampling_strategy": "sequential"}
 COMPARISONS = {
     "gkd": Comparison("gkd", "chats", "student-32k", "teacher-32k", batch=4, steps=1, both=GKD),
     "gkd-128k": Comparison("gkd", "chats", "student-128k", "teacher-128k", batch=2, steps=1, both=GKD),
     "gold": Comparison(
-        "gold", "chats", "student-32k", "teacher-32k", batch=4, steps=1, both=GOLD, trl={"use_uld_loss": True},
-        apart=True, limit=1e-3,  # TRL cuts probabilities off at 1e-8, and of several tokens merged many are below
+        "gold",
+        "chats",
+        "student-32k",
+        "teacher-32k",
+        batch=4,
+        steps=1,
+        both=GOLD,
+        trl={"use_uld_loss": True},
+        apart=True,
+        limit=1e-3,  # TRL cuts probabilities off at 1e-8, and of several tokens merged many are below
     ),
     "distill": Comparison(
-        "distill", student="student-32k", teacher="teacher-32k", both={"max_completion_length": 128}, ours=IN_ORDER, **SAMPLED
+        "distill",
+        student="student-32k",
+        teacher="teacher-32k",
+        both={"max_completion_length": 128},
+        ours=IN_ORDER,
+        **SAMPLED,
     ),
     # of a model that is sure of nothing, rounding changes which tokens are the likeliest
     "sdft": Comparison(
-        "sdft", student="student-32k", teacher=None, both={"max_completion_length": 128, "num_generations": 1},
-        ours=IN_ORDER, limit=1e-3, **SAMPLED,
+        "sdft",
+        student="student-32k",
+        teacher=None,
+        both={"max_completion_length": 128, "num_generations": 1},
+        ours=IN_ORDER,
+        limit=1e-3,
+        **SAMPLED,
     ),
 }
 
@@ -111,7 +140,8 @@ ROWS = {"chats": work.made_chats, "prompts": work.made_demonstrations}
 
 
 def make_models(at: Path, comparison: Comparison, tokenizers: dict[str, Any]) -> dict[str, str]:
-    """Folders of student and teacher. The teacher is surer than random weights are, so that there is something to learn."""
+    """Folders of student and teacher. The teacher is surer than random weights are, so that there is something to
+    learn."""
     from transformers import AutoModelForCausalLM
 
     kind = "-apart" if comparison.apart else ""
@@ -135,9 +165,11 @@ def make_tokenizers() -> dict[str, Any]:
     texts = work.made_prompts(2000, 95)  # the words are the same in all rows
     same = work.make_tokenizer(texts)
     found = {
-        "student": same, "teacher": same, "student-apart": work.filled(work.make_tokenizer(texts), 32_768, "mine"),
+        "student": same,
+        "teacher": same,
+        "student-apart": work.filled(work.make_tokenizer(texts), 32_768, "mine"),
         "teacher-apart": work.filled(work.make_tokenizer(texts, 1500), 32_768, "other"),
-    }  # fmt: skip
+    }
     for each in found.values():
         each.chat_template = TEMPLATE
     return found
@@ -152,25 +184,30 @@ def lengths_of(rows: list[work.Row], tokenizer: Any) -> list[int]:
 
 
 def spec_of(side: str, comparison: Comparison, models: dict[str, str], rows: Path, steps: int, more: Fields) -> Fields:
-    both = USUAL | comparison.both | {
-        "per_device_train_batch_size": comparison.batch,
-        "gradient_accumulation_steps": comparison.steps,
-    }  # fmt: skip
+    both = (
+        USUAL
+        | comparison.both
+        | {"per_device_train_batch_size": comparison.batch, "gradient_accumulation_steps": comparison.steps}
+    )
     own = {"ours": comparison.ours, "trl": comparison.trl}[side]
     own = own | more.get(side, {})
     return {
-        "method": comparison.method, "rows": str(rows), "steps": steps, "both": both | more.get("both", {}), side: own,
-    } | models  # fmt: skip
+        "method": comparison.method,
+        "rows": str(rows),
+        "steps": steps,
+        "both": both | more.get("both", {}),
+        side: own,
+    } | models
 
 
-# With one token to choose from, both sides say the same, so that their losses can be compared. What ft-host's sampler says of
-# its choice is then another number than the policy's.
+# With one token to choose from, both sides say the same, so that their losses can be compared. What ft-host's sampler
+# says of its choice is then another number than the policy's.
 GREEDY = {"both": {"top_k": 1}, "ours": {"max_sampling_logp_difference": 1e3}}
 
 
 def check_same_size(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raises SystemExit where two sides that sampled their own had other prompts or learning rates, a gradient isn't finite,
-    or their completion tokens are further apart than chance makes them."""
+    """Raises SystemExit where two sides that sampled their own had other prompts or learning rates, a gradient isn't
+    finite, or their completion tokens are further apart than chance makes them."""
     for what in ("rows", "rates"):
         if ours[what] != theirs[what]:
             raise SystemExit(f"not the same work: {what} of each step are {ours[what]} here, {theirs[what]} in TRL")
@@ -192,7 +229,9 @@ def numbers(seen: dict[str, Any], skip: int) -> Figures:
     }
 
 
-def compare(name: str, setting: str, rows: list[work.Row], tokenizers: Fields, args: argparse.Namespace, at: Path) -> Fields:
+def compare(
+    name: str, setting: str, rows: list[work.Row], tokenizers: Fields, args: argparse.Namespace, at: Path
+) -> Fields:
     """Pairs of one comparison, printed; and the same as a JSON-able result."""
     comparison = COMPARISONS[name]
     models = make_models(at, comparison, tokenizers)
@@ -223,8 +262,9 @@ def compare(name: str, setting: str, rows: list[work.Row], tokenizers: Fields, a
             f"{name}, {setting}, pair {number + 1}: {ours[UNIT]:.0f} and {theirs[UNIT]:.0f} {UNIT}, "
             f"{ours['peak over start']:.0f} and {theirs['peak over start']:.0f} MiB; "
             f"others: {ours[OTHERS]:.1f} and {theirs[OTHERS]:.1f} cores",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            file=sys.stderr,
+            flush=True,
+        )
         return ours | {"difference": difference}, theirs
 
     checked = None
@@ -234,18 +274,31 @@ def compare(name: str, setting: str, rows: list[work.Row], tokenizers: Fields, a
     pairs, made = undisturbed(pair_number, lambda pair: noise(*pair), args.repeats, args.wait)
     goals = GOALS.get(setting, {})
     print(f"\n## {name}, against TRL {setting}\n")
-    print(f"{len(pairs)} of {made} pairs, {args.steps} steps of {size} rows measured after {skip}; micro-batches of "
-          f"{comparison.batch}.\n")  # fmt: skip
-    units = UNITS if comparison.samples else {key: unit for key, unit in UNITS.items() if key not in ("generation", "training")}
+    print(
+        f"{len(pairs)} of {made} pairs, {args.steps} steps of {size} rows measured after {skip}; micro-batches of "
+        f"{comparison.batch}.\n"
+    )
+    units = (
+        UNITS
+        if comparison.samples
+        else {key: unit for key, unit in UNITS.items() if key not in ("generation", "training")}
+    )
     print(table(units, goals, pairs))
     difference = checked if comparison.samples else max(ours["difference"] for ours, _ in pairs)
     where = "two steps of greedy completions" if comparison.samples else "all steps"
     print(f"\nLosses of the same step differ by at most {difference:.1e} (relative), in {where}.", flush=True)
     middle = {key: statistics.median(ratios(key, pairs)) for key in (UNIT, "peak over start", "peak")}
     return {
-        "comparison": name, "setting": setting, "unit": UNIT, "goals": goals, "ratios": middle, "skipped": skip,
-        "measured": args.steps, "difference": difference, "pairs": pairs,
-    }  # fmt: skip
+        "comparison": name,
+        "setting": setting,
+        "unit": UNIT,
+        "goals": goals,
+        "ratios": middle,
+        "skipped": skip,
+        "measured": args.steps,
+        "difference": difference,
+        "pairs": pairs,
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -254,8 +307,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--against", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="TRL's settings")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of processes (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=MEASURED, help="measured steps of a run (default: %(default)s)")
-    parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="wait so long at most for a quiet "
-                        "machine before each process; run disturbed pairs again, and keep the least disturbed")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help=(
+            "wait so long at most for a quiet "
+            "machine before each process; run disturbed pairs again, and keep the least disturbed"
+        ),
+    )
     parser.add_argument("--json", type=Path, help="write what came out to this file")
     args = parser.parse_args(argv)
 

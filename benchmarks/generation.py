@@ -1,13 +1,14 @@
-"""Generation alone: ft-host beside transformers' `generate`, its continuous batching, and vLLM, process by process in turn.
+"""Generation alone: ft-host beside transformers' `generate`, its continuous batching, and vLLM, process by process in
+turn.
 
     python benchmarks/generation.py                                   both workloads, five rounds
     python benchmarks/generation.py --workload group --against generate --rounds 3
     python benchmarks/generation.py --vllm-python PATH                vLLM too, in the environment of this Python
 
 Needs Linux. A workload is 64 requests, sampled at temperature 1 in float32 by the model `small` of work.py, with the
-log-prob of each token where a side gives one. No token ends a completion: each has the length that the workload says, so
-that all sides make the same number of tokens. `generate` gets batches sorted by the length of their prompts, and runs
-each as long as its longest completion; tokens beyond what was asked for don't count.
+log-prob of each token where a side gives one. No token ends a completion: each has the length that the workload says,
+so that all sides make the same number of tokens. `generate` gets batches sorted by the length of their prompts, and
+runs each as long as its longest completion; tokens beyond what was asked for don't count.
 """
 
 from __future__ import annotations
@@ -146,9 +147,7 @@ def vllm(folder: str) -> Callable[[Requests], int]:
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     from vllm import LLM, SamplingParams
 
-    engine = LLM(
-        model=folder, dtype="float32", max_model_len=1024, enforce_eager=True, max_num_seqs=BATCH, seed=0
-    )
+    engine = LLM(model=folder, dtype="float32", max_model_len=1024, enforce_eager=True, max_num_seqs=BATCH, seed=0)
 
     def complete(requests: Requests) -> int:
         prompts = [{"prompt_token_ids": ids} for ids, _ in requests]
@@ -161,9 +160,7 @@ def vllm(folder: str) -> Callable[[Requests], int]:
     return complete
 
 
-MAKERS = {
-    "ours": ours, "generate": generate, "generate-small": generate_small, "continuous": continuous, "vllm": vllm,
-}  # fmt: skip
+MAKERS = {"ours": ours, "generate": generate, "generate-small": generate_small, "continuous": continuous, "vllm": vllm}
 
 
 def one_side(spec: dict[str, Any]) -> None:
@@ -250,8 +247,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--against", nargs="+", choices=others, default=others, help="what of transformers")
     parser.add_argument("--vllm-python", metavar="PATH", help="a Python with vLLM; without it, vLLM is left out")
     parser.add_argument("--rounds", type=int, default=5, help="processes of each side (default: %(default)s)")
-    parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="wait so long at most for a quiet "
-                        "machine before each process")  # fmt: skip
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="wait so long at most for a quiet machine before each process",
+    )
     parser.add_argument("--out", type=Path, help="append what every round saw to this JSON lines file")
     parser.add_argument("--side", type=Path, help=argparse.SUPPRESS)  # the spec of one side: what a process is told
     args = parser.parse_args(argv)

@@ -3,8 +3,8 @@
     python benchmarks/gsm8k_preferences.py --data FOLDER --out OUT
 
 FOLDER has sft.jsonl (prompt, completion), preference.jsonl (prompt, chosen, rejected) and unpaired.jsonl (prompt,
-completion, label). The questions of the last two are split: what is held out shares no question with what is trained on.
-OUT gets the rows, the runs, curves.json and an SVG of each method; runs that it holds already are not made again.
+completion, label). The questions of the last two are split: what is held out shares no question with what is trained
+on. OUT gets the rows, the runs, curves.json and an SVG of each method; runs that it holds already are not made again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ from ft_host.report.series import Series
 
 METHODS = ("dpo", "kto", "reward")
 SHARED = {
-    "max_length": work.MAX_LENGTH, "lr_scheduler_type": "cosine", "warmup_steps": 10, "adam_beta2": 0.99,
-    "per_device_eval_batch_size": 16, "logging_steps": 1,
-}  # fmt: skip
+    "max_length": work.MAX_LENGTH,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 10,
+    "adam_beta2": 0.99,
+    "per_device_eval_batch_size": 16,
+    "logging_steps": 1,
+}
 SHOWN = ("learning_rate", "max_steps", "per_device_train_batch_size", "beta", "desirable_weight", "lr_scheduler_type")
 NO_STEP = 1e-12  # a learning rate at which float32 weights stay what they are
 
@@ -81,12 +85,16 @@ def tuned(data: Path, out: Path, args: argparse.Namespace) -> Path:
         work.make_model(out / "random", "small", work.make_tokenizer(rows))
         ft_host.train(
             SFTConfig(
-                model=str(out / "random"), dataset=str(data / "sft.jsonl"), output_dir=str(run), save_steps=0,
-                max_steps=args.sft_steps, per_device_train_batch_size=work.BATCH,
+                model=str(out / "random"),
+                dataset=str(data / "sft.jsonl"),
+                output_dir=str(run),
+                save_steps=0,
+                max_steps=args.sft_steps,
+                per_device_train_batch_size=work.BATCH,
                 learning_rate=2e-3,  # from scratch: far above what suits a pretrained model
                 **SHARED,
             )
-        )  # fmt: skip
+        )
     return run / "model"
 
 
@@ -110,22 +118,33 @@ def learned(method: str, model: Path, out: Path, args: argparse.Namespace) -> Pa
     kind = "judged" if method == "kto" else "pairs"
     rows, held_out = (out / "rows" / f"{kind}-{part}.jsonl" for part in ("train", "held-out"))
     steps, rate = {
-        "dpo": (args.dpo_steps, args.dpo_lr), "kto": (args.kto_steps, args.kto_lr),
+        "dpo": (args.dpo_steps, args.dpo_lr),
+        "kto": (args.kto_steps, args.kto_lr),
         "reward": (args.reward_steps, args.reward_lr),
-    }[method]  # fmt: skip
+    }[method]
     every = max(1, steps // args.evaluations)
     own = {"save_steps": 0}
     if method == "kto":
         own = {
-            "save_steps": every, "save_total_limit": None, "desirable_weight": balance(rows),
+            "save_steps": every,
+            "save_total_limit": None,
+            "desirable_weight": balance(rows),
             "eval_max_rows": 300,  # each costs two passes: its own and that of the KL estimate
-        }  # fmt: skip
+        }
     ft_host.train(
         config(
-            model=str(model), dataset=str(rows), eval_dataset=str(held_out), output_dir=str(run), max_steps=steps,
-            learning_rate=rate, per_device_train_batch_size=args.batch, eval_steps=every, **own, **SHARED,
+            model=str(model),
+            dataset=str(rows),
+            eval_dataset=str(held_out),
+            output_dir=str(run),
+            max_steps=steps,
+            learning_rate=rate,
+            per_device_train_batch_size=args.batch,
+            eval_steps=every,
+            **own,
+            **SHARED,
         )
-    )  # fmt: skip
+    )
     return run
 
 
@@ -139,11 +158,19 @@ def pair_accuracy(model: Path, reference: Path | None, out: Path, name: str) -> 
         with_reference = {"ref_model": str(reference)} if reference else {"reference_free": True}
         ft_host.train(
             DPOConfig(
-                model=str(model), dataset=held_out, eval_dataset=held_out, output_dir=str(run), max_steps=1,
-                per_device_train_batch_size=1, eval_on_start=False, save_steps=0, progress="quiet",
-                **with_reference, **(SHARED | {"learning_rate": NO_STEP, "warmup_steps": 0}),
+                model=str(model),
+                dataset=held_out,
+                eval_dataset=held_out,
+                output_dir=str(run),
+                max_steps=1,
+                per_device_train_batch_size=1,
+                eval_on_start=False,
+                save_steps=0,
+                progress="quiet",
+                **with_reference,
+                **(SHARED | {"learning_rate": NO_STEP, "warmup_steps": 0}),
             )
-        )  # fmt: skip
+        )
     return read_run(run).evals["eval_rewards/accuracies"].last
 
 
@@ -177,7 +204,11 @@ def panels_of(method: str, record: RunRecord, pairs: Series | None) -> list[Pane
         # before the first update policy and reference are the same, and no reward is the higher one
         held_out, trained = from_step(evals["eval_rewards/accuracies"], 1), from_step(train["rewards/accuracies"], 2)
         return [loss, Panel("pairs in the right order", held_out, trained, **chance)]
-    return [loss, Panel("reward margin", evals["eval_rewards/margins"]), Panel("pairs in the right order", pairs, **chance)]
+    return [
+        loss,
+        Panel("reward margin", evals["eval_rewards/margins"]),
+        Panel("pairs in the right order", pairs, **chance),
+    ]
 
 
 def points(series: Series) -> list[list[float]]:
@@ -190,7 +221,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/gsm8k-preferences"), help="default: %(default)s")
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--held-out", type=float, default=0.15, help="share of the questions (default: %(default)s)")
-    parser.add_argument("--evaluations", type=int, default=4, help="of a run, beside the one before (default: %(default)s)")
+    parser.add_argument(
+        "--evaluations", type=int, default=4, help="of a run, beside the one before (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=8, help="pairs or rows of a step (default: %(default)s)")
     parser.add_argument("--sft-steps", type=int, default=934, help="one pass over 7,473 rows (default: %(default)s)")
     for method, steps, rate in (("dpo", 160, 3e-5), ("kto", 160, 1e-4), ("reward", 160, 2e-4)):

@@ -1,6 +1,7 @@
-"""Held-out curves of several runs as one SVG: each name's mean over its runs (of several seeds, say), and faint, each run.
+"""Held-out curves of several runs as one SVG: each name's mean over its runs (of several seeds, say), and faint, each
+run.
 
-    python benchmarks/held_out_curves.py docs/arithmetic-sdpo.svg sdpo=runs/sdpo-0,runs/sdpo-1 grpo=runs/grpo-0,runs/grpo-1
+python benchmarks/held_out_curves.py docs/arithmetic-sdpo.svg sdpo=runs/sdpo-0,runs/sdpo-1 grpo=runs/grpo-0,runs/grpo-1
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def main() -> None:
     for name, those in curves.items():
         first, last = (sum(getattr(series, end) for series in those) / len(those) for end in ("first", "last"))
         least, most = min(series.last for series in those), max(series.last for series in those)
-        told.append(f"{name} {first:.3g} before, {last:.3g} after" + (f" ({least:.3g} to {most:.3g})" if len(those) > 1 else ""))
+        told.append(
+            f"{name} {first:.3g} before, {last:.3g} after" + (f" ({least:.3g} to {most:.3g})" if len(those) > 1 else "")
+        )
     spoken = f"{args.heading}: " + "; ".join(told)
     args.svg.write_text(side_by_side(args.heading, curves, spoken), encoding="utf-8")
     print(*told, sep="\n")

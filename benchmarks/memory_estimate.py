@@ -3,8 +3,8 @@
     python benchmarks/memory_estimate.py --work runs/memory
 
 On examples/arithmetic (run its make.py first), with a model of random weights that is large enough for its memory to be
-seen beside that of interpreter and libraries. "measured" is `perf/peak_memory_mb`: on a CPU the peak of the resident set
-since the process began, on a GPU what torch had allocated at most.
+seen beside that of interpreter and libraries. "measured" is `perf/peak_memory_mb`: on a CPU the peak of the resident
+set since the process began, on a GPU what torch had allocated at most.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ ROLLOUTS = {"reward": [f"{DATA}/rewards.py:right_lines"], "num_generations": 8, 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "SFT, 8 rows": ("sft", {}),
     "SFT, 64 rows": ("sft", {"per_device_train_batch_size": 64, "gradient_checkpointing": False}),
-    "SFT, 64 rows, gradient checkpointing": ("sft", {"per_device_train_batch_size": 64, "gradient_checkpointing": True}),
+    "SFT, 64 rows, gradient checkpointing": (
+        "sft",
+        {"per_device_train_batch_size": 64, "gradient_checkpointing": True},
+    ),
     "SFT, 64 rows, 8 times 8": ("sft", {"gradient_accumulation_steps": 8}),
     "SFT, blocks of 256 tokens": ("sft", {"packing": True, "max_length": 256, "per_device_train_batch_size": 16}),
     "SFT, Adafactor": ("sft", {"optim": "adafactor"}),
@@ -55,10 +58,16 @@ def run(name: str, method: str, fields: dict[str, Any], work: Path, steps: int) 
     folder = work / "".join(letter if letter.isalnum() else "-" for letter in name)
     given = {"dataset": "train.jsonl", "eval_dataset": "test.jsonl"} | fields
     config = {
-        "model": str(work / "model"), "per_device_train_batch_size": 8, "max_steps": steps, "eval_max_rows": 16,
-        "save_steps": 0, "output_dir": str(folder), "progress": "quiet",
-        **given, **{key: str(DATA / "data" / given[key]) for key in ("dataset", "eval_dataset")},
-    }  # fmt: skip
+        "model": str(work / "model"),
+        "per_device_train_batch_size": 8,
+        "max_steps": steps,
+        "eval_max_rows": 16,
+        "save_steps": 0,
+        "output_dir": str(folder),
+        "progress": "quiet",
+        **given,
+        **{key: str(DATA / "data" / given[key]) for key in ("dataset", "eval_dataset")},
+    }
     file = work / f"{folder.name}.json"
     file.write_text(json.dumps(config))
     done = subprocess.run([sys.executable, "-m", "ft_host", "train", method, str(file)], capture_output=True, text=True)

@@ -61,10 +61,18 @@ GOALS = {  # ours to theirs, of the workload group
     ("grpo", "best"): {"completions/s": 2.1} | MEMORY,
 }
 UNITS = {
-    "completions/s": "", "steps/s": "", "s/step": "s", "generation": "s/step", "rewards and reference": "s/step",
-    "training": "s/step", "tokens/CPU second": "", "peak over start": "MiB", "peak": "MiB",
-    "first step": "s", OTHERS: "",
-}  # fmt: skip
+    "completions/s": "",
+    "steps/s": "",
+    "s/step": "s",
+    "generation": "s/step",
+    "rewards and reference": "s/step",
+    "training": "s/step",
+    "tokens/CPU second": "",
+    "peak over start": "MiB",
+    "peak": "MiB",
+    "first step": "s",
+    OTHERS: "",
+}
 
 
 # ---------------------------------------------------------------- a pair
@@ -93,7 +101,8 @@ def check_same_size(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
         if ours[what] != theirs[what]:
             raise SystemExit(f"not the same work: {what} of each step are {ours[what]} here, {theirs[what]} in TRL")
     prompts = [
-        [total - said for total, said in zip(seen["tokens"], seen["supervised"], strict=True)] for seen in (ours, theirs)
+        [total - said for total, said in zip(seen["tokens"], seen["supervised"], strict=True)]
+        for seen in (ours, theirs)
     ]
     if prompts[0] != prompts[1]:
         raise SystemExit(f"not the same work: prompt tokens of each step are {prompts[0]} here, {prompts[1]} in TRL")
@@ -141,35 +150,52 @@ def compare(method: str, setting: str, name: str, prompts: list[work.Row], args:
         check_same_size(*seen)
         ours, theirs = map(numbers, seen)
         print(
-            f"{name}, {method}, {setting}, pair {number + 1}: {ours['completions/s']:.2f} and "
-            f"{theirs['completions/s']:.2f} completions/s (tokens a CPU second: {ours['tokens/CPU second']:.0f} and "
-            f"{theirs['tokens/CPU second']:.0f}), {ours['peak over start']:.0f} and {theirs['peak over start']:.0f} MiB; "
-            f"others: {ours[OTHERS]:.1f} and {theirs[OTHERS]:.1f} cores",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            f"{name}, {method}, {setting}, pair {number + 1}: {ours['completions/s']:.2f} and"
+            f" {theirs['completions/s']:.2f} completions/s (tokens a CPU second: {ours['tokens/CPU second']:.0f} and"
+            f" {theirs['tokens/CPU second']:.0f}), {ours['peak over start']:.0f} and {theirs['peak over start']:.0f}"
+            f" MiB; others: {ours[OTHERS]:.1f} and {theirs[OTHERS]:.1f} cores",
+            file=sys.stderr,
+            flush=True,
+        )
         return ours, theirs
 
     pairs, made = undisturbed(pair_number, lambda pair: noise(*pair), args.repeats, args.wait)
     goals = GOALS.get((method, setting), {}) if name == "group" else {}
     print(f"\n## {method}, {name}, against TRL {setting}\n")
-    print(f"{len(pairs)} of {made} pairs, {args.steps} steps of {load.completions} completions measured after {SKIP}; "
-          f"micro-batches of {batches['ours']} and {batches['trl']}.\n")  # fmt: skip
+    print(
+        f"{len(pairs)} of {made} pairs, {args.steps} steps of {load.completions} completions measured after {SKIP}; "
+        f"micro-batches of {batches['ours']} and {batches['trl']}.\n"
+    )
     print(table(UNITS, goals, pairs))
     said = [spread([pair[side]["completion tokens"] for pair in pairs]) for side in (0, 1)]
     most = args.steps * load.completions * load.new_tokens
-    print(f"\nCompletion tokens of the measured steps, of {most} at most: ft-host {said[0]}, TRL {said[1]}. ft-host's process "
-          f"for rewards: {spread([ours['reward processes'] for ours, _ in pairs])} MiB at its peak.", flush=True)  # fmt: skip
+    print(
+        f"\nCompletion tokens of the measured steps, of {most} at most: ft-host {said[0]}, TRL {said[1]}. ft-host's"
+        f" process for rewards: {spread([ours['reward processes'] for ours, _ in pairs])} MiB at its peak.",
+        flush=True,
+    )
     # once: the memory that a side can do with, where it was given larger micro-batches
     small = {side: numbers(train(side, 0, BATCH)) for side, batch in batches.items() if batch != BATCH}
     for side, once in small.items():
-        print(f"{'ft-host' if side == 'ours' else 'TRL'} with micro-batches of {BATCH}, one run: "
-              f"{once['peak over start']:.0f} MiB over start, {once['completions/s']:.2f} completions/s.", flush=True)  # fmt: skip
+        print(
+            f"{'ft-host' if side == 'ours' else 'TRL'} with micro-batches of {BATCH}, one run: "
+            f"{once['peak over start']:.0f} MiB over start, {once['completions/s']:.2f} completions/s.",
+            flush=True,
+        )
     middle = {key: statistics.median(ratios(key, pairs)) for key in ("completions/s", "peak over start", "peak")}
     return {
-        "workload": name, "method": method, "setting": setting, "unit": "completions/s", "goals": goals, "ratios": middle,
-        "skipped": SKIP, "measured": args.steps, "batches": batches,
-        "pairs": pairs, "small": small,
-    }  # fmt: skip
+        "workload": name,
+        "method": method,
+        "setting": setting,
+        "unit": "completions/s",
+        "goals": goals,
+        "ratios": middle,
+        "skipped": SKIP,
+        "measured": args.steps,
+        "batches": batches,
+        "pairs": pairs,
+        "small": small,
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -180,10 +206,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--against", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="TRL's settings")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of processes (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=MEASURED, help="measured steps of a run (default: %(default)s)")
-    parser.add_argument("--batch", nargs=2, type=int, metavar=("OURS", "TRL"), default=(BATCH, BATCH), help="completions of "
-                        "a micro-batch, per side (default: %(default)s)")
-    parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="wait so long at most for a quiet "
-                        "machine before each process; run disturbed pairs again, and keep the least disturbed")
+    parser.add_argument(
+        "--batch",
+        nargs=2,
+        type=int,
+        metavar=("OURS", "TRL"),
+        default=(BATCH, BATCH),
+        help="completions of a micro-batch, per side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help=(
+            "wait so long at most for a quiet "
+            "machine before each process; run disturbed pairs again, and keep the least disturbed"
+        ),
+    )
     parser.add_argument("--json", type=Path, help="write what came out to this file")
     args = parser.parse_args(argv)
     for size in args.batch:

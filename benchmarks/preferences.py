@@ -63,9 +63,7 @@ COMPARISONS = {
     ),
     # ours as it is by default, the log-probs of the reference on disk, beside TRL as it is by default
     "dpo-cached": Comparison(
-        "dpo",
-        ours={"precompute_ref_log_probs": True},
-        goals={"plain": {"pairs/s": 4.0} | THIRD, "best": THIRD},
+        "dpo", ours={"precompute_ref_log_probs": True}, goals={"plain": {"pairs/s": 4.0} | THIRD, "best": THIRD}
     ),
     # on both sides on disk
     "dpo-both-cached": Comparison(
@@ -77,9 +75,7 @@ COMPARISONS = {
         ours={"kl_scope": "micro_batch", "precompute_ref_log_probs": False},
         goals={"plain": THIRD, "best": THIRD},
     ),
-    "reward": Comparison(
-        "reward", goals={"plain": {"pairs/s": 1.8} | THIRD, "best": {"pairs/s": 1.8} | THIRD}
-    ),
+    "reward": Comparison("reward", goals={"plain": {"pairs/s": 1.8} | THIRD, "best": {"pairs/s": 1.8} | THIRD}),
 }
 USUAL = ["dpo-live", "dpo-cached", "kto", "reward"]
 
@@ -119,9 +115,13 @@ def train(job: Job, side: str, fields: Fields) -> dict[str, Any]:
     measured: `ahead_s` is of the first, `again_s` of the second. TRL's are made in the process that is measured, before
     its training begins, since a second one of it makes them again."""
     spec = {
-        "method": job.method, "model": str(job.model), "rows": str(job.rows), "steps": job.steps, "both": BOTH,
+        "method": job.method,
+        "model": str(job.model),
+        "rows": str(job.rows),
+        "steps": job.steps,
+        "both": BOTH,
         side: fields,
-    }  # fmt: skip
+    }
     environment = SETTINGS[job.setting] if side == "trl" else {}
     with tempfile.TemporaryDirectory() as cache:
         made = None
@@ -162,9 +162,15 @@ def one_round(job: Job, names: list[str]) -> dict[str, Pair]:
 
 
 def compare(
-    model: str, shape: str, setting: str, names: list[str], rows: list[work.Row], tokenizer: Any,
-    args: argparse.Namespace, at: Path,
-) -> list[dict[str, Any]]:  # fmt: skip
+    model: str,
+    shape: str,
+    setting: str,
+    names: list[str],
+    rows: list[work.Row],
+    tokenizer: Any,
+    args: argparse.Namespace,
+    at: Path,
+) -> list[dict[str, Any]]:
     """Rounds of the comparisons `names`, which are of one method, printed; and the same as JSON-able results."""
     method = COMPARISONS[names[0]].method
     unit = unit_of(method)
@@ -183,11 +189,12 @@ def compare(
         found = one_round(job, names)
         for name, (ours, theirs) in found.items():
             print(
-                f"{model}, {shape}, {name}, {setting}, pair {number + 1}: {ours[unit]:.2f} and {theirs[unit]:.2f} {unit}, "
-                f"{ours['peak over start']:.0f} and {theirs['peak over start']:.0f} MiB; "
-                f"others: {ours[OTHERS]:.1f} and {theirs[OTHERS]:.1f} cores",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+                f"{model}, {shape}, {name}, {setting}, pair {number + 1}: {ours[unit]:.2f} and {theirs[unit]:.2f}"
+                f" {unit}, {ours['peak over start']:.0f} and {theirs['peak over start']:.0f} MiB; others:"
+                f" {ours[OTHERS]:.1f} and {theirs[OTHERS]:.1f} cores",
+                file=sys.stderr,
+                flush=True,
+            )
         return found
 
     kept, made = undisturbed(round_number, noise_of, args.repeats, args.wait)
@@ -198,7 +205,10 @@ def compare(
         print(f"\n## {name}, {model}, {shape} rows, against TRL {setting}\n")
         print(f"{len(kept)} of {made} rounds, {measured} steps measured after {skip}.\n")
         print(table(units_of(method), goals, pairs))
-        print(f"\nLosses of the same step differ by at most {max(ours['difference'] for ours, _ in pairs):.1e} (relative).")
+        print(
+            f"\nLosses of the same step differ by at most {max(ours['difference'] for ours, _ in pairs):.1e}"
+            " (relative)."
+        )
         for side, who in enumerate(("ft-host", "TRL")):
             for key, what in (("ahead", "made"), ("again", "found again by the next process")):
                 if key in pairs[0][side]:
@@ -207,9 +217,19 @@ def compare(
         sys.stdout.flush()
         middle = {key: statistics.median(ratios(key, pairs)) for key in (unit, "peak over start", "peak")}
         results.append(
-            {"model": model, "shape": shape, "setting": setting, "comparison": name, "unit": unit, "goals": goals,
-             "ratios": middle, "skipped": skip, "measured": measured, "pairs": pairs}
-        )  # fmt: skip
+            {
+                "model": model,
+                "shape": shape,
+                "setting": setting,
+                "comparison": name,
+                "unit": unit,
+                "goals": goals,
+                "ratios": middle,
+                "skipped": skip,
+                "measured": measured,
+                "pairs": pairs,
+            }
+        )
     return results
 
 
@@ -223,14 +243,26 @@ def shapes_of(args: argparse.Namespace) -> dict[str, list[work.Row]]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", nargs="+", choices=list(COMPARISONS), default=USUAL, help="default: %(default)s")
-    parser.add_argument("--shape", nargs="+", choices=list(work.SHAPES), default=list(work.SHAPES), help="of made-up rows")
-    parser.add_argument("--rows", type=Path, help="JSON lines with prompt, chosen and rejected, instead of made-up rows")
+    parser.add_argument(
+        "--shape", nargs="+", choices=list(work.SHAPES), default=list(work.SHAPES), help="of made-up rows"
+    )
+    parser.add_argument(
+        "--rows", type=Path, help="JSON lines with prompt, chosen and rejected, instead of made-up rows"
+    )
     parser.add_argument("--model", nargs="+", choices=list(work.MODELS), default=["small"], help="default: %(default)s")
     parser.add_argument("--against", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="TRL's settings")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of processes (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=MEASURED, help="measured steps of a run (default: %(default)s)")
-    parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="wait so long at most for a quiet "
-                        "machine before each process; run disturbed rounds again, and keep the least disturbed")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help=(
+            "wait so long at most for a quiet "
+            "machine before each process; run disturbed rounds again, and keep the least disturbed"
+        ),
+    )
     parser.add_argument("--json", type=Path, help="write what came out to this file")
     args = parser.parse_args(argv)
 

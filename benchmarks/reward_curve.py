@@ -25,11 +25,10 @@ def main() -> None:
     name = f"rewards/{args.reward}/mean"
     held_out = record.evals[f"eval_{name}"]
     entropy = record.train.get("entropy") or record.train["policy/entropy_avg"]
-    panels = [
-        Panel(f"{args.reward}", held_out, record.train[name]),
-        Panel("entropy of a token, nats", None, entropy),
-    ]
-    spoken = f"{record.method}: {args.reward} on held-out prompts {held_out.first:.3g} before, {held_out.last:.3g} after"
+    panels = [Panel(f"{args.reward}", held_out, record.train[name]), Panel("entropy of a token, nats", None, entropy)]
+    spoken = (
+        f"{record.method}: {args.reward} on held-out prompts {held_out.first:.3g} before, {held_out.last:.3g} after"
+    )
     args.svg.write_text(picture(panels, spoken), encoding="utf-8")
     print(spoken, f"({record.steps} steps, {record.seconds:.0f} s)")
 

@@ -1,4 +1,5 @@
-"""What online.py pays for. Both sides are given this function by this file: it is cheap, and differs between completions."""
+"""What online.py pays for. Both sides are given this function by this file: it is cheap, and differs between
+completions."""
 
 from __future__ import annotations
 

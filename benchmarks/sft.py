@@ -40,9 +40,16 @@ GOALS = {  # ours to theirs; more is better, but for memory, where less is
     ("bigvocab", "best"): {"tokens/s": 1.3, "peak over start": 1 / 3},
 }
 UNITS = {
-    "tokens/s": "", "supervised tokens/s": "", "tokens/CPU second": "", "s/step": "s", "peak over start": "MiB", "peak": "MiB",
-    "first step": "s", "imports": "s", OTHERS: "",
-}  # fmt: skip
+    "tokens/s": "",
+    "supervised tokens/s": "",
+    "tokens/CPU second": "",
+    "s/step": "s",
+    "peak over start": "MiB",
+    "peak": "MiB",
+    "first step": "s",
+    "imports": "s",
+    OTHERS: "",
+}
 
 
 def numbers(seen: dict[str, Any], supervised: list[int], skip: int) -> Figures:
@@ -53,7 +60,9 @@ def numbers(seen: dict[str, Any], supervised: list[int], skip: int) -> Figures:
 def compare(name: str, setting: str, rows: list[work.Row], tokenizer: Any, args: argparse.Namespace, at: Path) -> None:
     skip, measured = STEPS[name]
     measured = args.steps or measured
-    lengths = [min(length, work.MAX_LENGTH) for length in work.lengths_of(rows, tokenizer)] if setting == "best" else None
+    lengths = (
+        [min(length, work.MAX_LENGTH) for length in work.lengths_of(rows, tokenizer)] if setting == "best" else None
+    )
     differences = []
 
     def pair_number(number: int) -> Pair:
@@ -75,8 +84,9 @@ def compare(name: str, setting: str, rows: list[work.Row], tokenizer: Any, args:
             f"(a CPU second: {pair[0]['tokens/CPU second']:.0f} and {pair[1]['tokens/CPU second']:.0f}), "
             f"{pair[0]['peak over start']:.0f} and {pair[1]['peak over start']:.0f} MiB; "
             f"others: {pair[0][OTHERS]:.1f} and {pair[1][OTHERS]:.1f} cores",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            file=sys.stderr,
+            flush=True,
+        )
         return pair
 
     kept, made = undisturbed(pair_number, lambda pair: noise(*pair), args.runs, args.wait)
@@ -93,8 +103,11 @@ def first_step(rows: list[work.Row], args: argparse.Namespace, at: Path) -> None
     spec = {"method": "sft", "model": str(at / "small"), "rows": str(file), "steps": 2}
     print(f"\n## First step at {len(many):,} rows, small model\n")
     seen = [run_side("ours", {}, spec) for _ in range(args.runs)]
-    print(f"ft-host, {args.runs} runs: {spread([each['first_step_s'] for each in seen])} s after the call, imports "
-          f"{spread([each['imports_s'] for each in seen])} s before it", flush=True)  # fmt: skip
+    print(
+        f"ft-host, {args.runs} runs: {spread([each['first_step_s'] for each in seen])} s after the call, imports "
+        f"{spread([each['imports_s'] for each in seen])} s before it",
+        flush=True,
+    )
     if args.with_trl:
         theirs = run_side("trl", {}, spec)
         print(f"TRL, one run: {theirs['first_step_s']:.1f} s after the call, imports {theirs['imports_s']:.1f} s")
@@ -110,8 +123,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="JSON lines with prompt and completion, instead of made-up rows")
     parser.add_argument("--first-step", action="store_true", help="only the time to the first step, of ft-host")
     parser.add_argument("--with-trl", action="store_true", help="with --first-step: TRL too, once")
-    parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="wait so long at most for a quiet "
-                        "machine before each process; run disturbed pairs again, and keep the least disturbed")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help=(
+            "wait so long at most for a quiet "
+            "machine before each process; run disturbed pairs again, and keep the least disturbed"
+        ),
+    )
     parser.add_argument("--out", type=Path, help="append what every run saw to this JSON lines file")
     args = parser.parse_args(argv)
 

@@ -1,11 +1,11 @@
 """One side of a comparison, in a process of its own: `python sides.py SIDE SPEC.json` trains and writes SPEC's `out`.
 
-Both are called as a user calls them, with a model's folder and a file of rows. Both are watched from outside in the same
-way: the clock and the process' memory are read when training begins and at the end of each optimizer step.
+Both are called as a user calls them, with a model's folder and a file of rows. Both are watched from outside in the
+same way: the clock and the process' memory are read when training begins and at the end of each optimizer step.
 
-SPEC: `method` (a key of PLACES), `model`, `rows`, `steps`, `work` (an empty folder), `cache` (a folder that may be full),
-`both` (fields that ft-host and TRL call the same), `ours` and `trl` (fields of one of them), `teacher` (a folder, of methods
-that learn from one).
+SPEC: `method` (a key of PLACES), `model`, `rows`, `steps`, `work` (an empty folder), `cache` (a folder that may be
+full), `both` (fields that ft-host and TRL call the same), `ours` and `trl` (fields of one of them), `teacher` (a
+folder, of methods that learn from one).
 """
 
 from __future__ import annotations
@@ -53,11 +53,7 @@ REWARD = rewards.every_fourth
 
 def same(spec: dict[str, Any]) -> dict[str, Any]:
     """The fields that have one name on both sides."""
-    of_rows = {
-        "max_length": MAX_LENGTH,
-        "per_device_train_batch_size": BATCH,
-        "train_sampling_strategy": "sequential",
-    }
+    of_rows = {"max_length": MAX_LENGTH, "per_device_train_batch_size": BATCH, "train_sampling_strategy": "sequential"}
     return {
         "output_dir": spec["work"] + "/run",
         "max_steps": spec["steps"],
@@ -137,7 +133,9 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
     method = spec["method"]
     place = PLACES[method]
     module = importlib.import_module(place.trl)
-    config, trainer_class = (getattr(module, place.name + what) for what in ("Config", "Trainer"))  # imported when asked for
+    config, trainer_class = (
+        getattr(module, place.name + what) for what in ("Config", "Trainer")
+    )  # imported when asked for
     imports = time.perf_counter() - started
 
     class Watcher(TrainerCallback):

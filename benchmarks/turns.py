@@ -15,10 +15,9 @@ from typing import Any, TypeVar
 
 from watch import busy
 
-# Of glibc: keep freed blocks of any size, instead of handing them back to the system and getting them page by page again.
-MALLOC = (
-    "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
-)
+# Of glibc: keep freed blocks of any size, instead of handing them back to the system and getting them page by page
+# again.
+MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
 SETTINGS = {"plain": {}, "best": {"GLIBC_TUNABLES": MALLOC}}  # what TRL's process gets in its environment
 QUIET = 0.25  # cores busy with other processes that leave a figure usable
 OTHERS = "cores busy with other processes"
@@ -147,7 +146,9 @@ def table(units: dict[str, str], goals: dict[str, float], pairs: list[Pair]) -> 
             reached = "met" if met(goal, statistics.median(beside)) else "missed"
             verdict = f"{'at least' if goal > 1 else 'at most'} {goal:.3g}: {reached}"
         label = f"{key}, {unit}" if unit else key
-        lines.append(f"| {label} | {spread(ours)} | {spread(theirs)} | {spread(beside) if beside else ''} | {verdict} |")
+        lines.append(
+            f"| {label} | {spread(ours)} | {spread(theirs)} | {spread(beside) if beside else ''} | {verdict} |"
+        )
     return "\n".join(lines)
 
 

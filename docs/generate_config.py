@@ -36,13 +36,13 @@ Python (`SFTConfig(learning_rate=1e-5)`). Flags override the file. `ft-host conf
 ROLLOUTS = """\
 ## Every method with rollouts
 
-What grpo, rloo and ppo have beyond the fields above, and any method that learns from what it samples. [rewards.md](rewards.md)
-and [tools.md](tools.md) say more."""
+What grpo, rloo and ppo have beyond the fields above, and any method that learns from what it samples.
+[rewards.md](rewards.md) and [tools.md](tools.md) say more."""
 
 
 def generate() -> str:
-    """The text of docs/config.md: the fields of every run, those of every run with rollouts, and then those of each method
-    and backend in plugins/."""
+    """The text of docs/config.md: the fields of every run, those of every run with rollouts, and then those of each
+    method and backend in plugins/."""
     parts = [HEAD]
     parts.append("## Every run\n")
     for group, title in GROUPS.items():

@@ -14,14 +14,28 @@ from ft_host.diagnostics.rule import Rule
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "rules"
 FAMILIES = {
-    "CFG": "settings", "DATA": "rows and tokens, before a model is loaded", "PRB": "what must hold before the first update",
-    "NUM": "numbers that aren't finite", "OPT": "loss, gradients, updates, evaluations",
-    "MOE": "the balance of a mixture of experts", "ENG": "the sampler beside the trainer", "PERF": "memory and time",
-    "SYS": "the machine", "SFT": "supervised fine-tuning", "DPO": "preferences", "KTO": "judged completions",
-    "RM": "reward models", "GRPO": "GRPO", "RLOO": "RLOO", "PPO": "PPO", "DIS": "distillation", "DIST": "distillation",
-    "SDFT": "self-distillation from demonstrations", "SDPO": "self-distillation from feedback",
+    "CFG": "settings",
+    "DATA": "rows and tokens, before a model is loaded",
+    "PRB": "what must hold before the first update",
+    "NUM": "numbers that aren't finite",
+    "OPT": "loss, gradients, updates, evaluations",
+    "MOE": "the balance of a mixture of experts",
+    "ENG": "the sampler beside the trainer",
+    "PERF": "memory and time",
+    "SYS": "the machine",
+    "SFT": "supervised fine-tuning",
+    "DPO": "preferences",
+    "KTO": "judged completions",
+    "RM": "reward models",
+    "GRPO": "GRPO",
+    "RLOO": "RLOO",
+    "PPO": "PPO",
+    "DIS": "distillation",
+    "DIST": "distillation",
+    "SDFT": "self-distillation from demonstrations",
+    "SDPO": "self-distillation from feedback",
     "GOLD": "distillation across vocabularies",
-}  # fmt: skip
+}
 # Of other letters, the heading is the letters alone.
 HEAD = """\
 # Rules
@@ -29,15 +43,15 @@ HEAD = """\
 <!-- Written by docs/generate_rules.py from the rules themselves; change them there. -->
 
 What a run can recognise by itself: {count} rules of the host and of the packages in this repository. `ft-host rules`
-lists those that are installed, with other packages' too, `ft-host explain CODE` prints a page. [diagnostics.md](../diagnostics.md)
-says how they are asked and what is done about what they find; [metrics.md](../metrics.md) what the names are that they
-read.
+lists those that are installed, with other packages' too, `ft-host explain CODE` prints a page.
+[diagnostics.md](../diagnostics.md) says how they are asked and what is done about what they find;
+[metrics.md](../metrics.md) what the names are that they read.
 """
 
 
 def owned() -> list[tuple[Rule, str]]:
-    """Each rule of the host and of the packages in plugins/ that are installed, with its distribution. Raises SystemExit
-    where one of them is broken."""
+    """Each rule of the host and of the packages in plugins/ that are installed, with its distribution. Raises
+    SystemExit where one of them is broken."""
     names = [
         tomllib.loads(file.read_text(encoding="utf-8"))["project"]["name"]
         for file in sorted(ROOT.glob("plugins/*/pyproject.toml"))

@@ -42,7 +42,8 @@ TELL_EVERY = 30.0  # seconds between two sentences on how far it is; what is don
 def annotate(
     rows: list[Row], run: Run, role: str, values: Values, *, identity: tuple[str, ...] = (), key: str = ""
 ) -> list[Row]:
-    """The rows, each with what `values(model, batch)` gives for it as further columns (Python floats, or lists of them).
+    """The rows, each with what `values(model, batch)` gives for it as further columns (Python floats, or lists of
+    them).
 
     `model` is `run.models[role]`. Where its values are made ahead, those that the store has are taken from it, and new
     ones put there; a row is known by its columns `identity` (lists of token ids) and by `key`, which must name every
@@ -105,7 +106,9 @@ def open_store(run: Run) -> None:
     run.store = Store(cache_folder() / "log-probs" / key if key else None)
 
 
-def make_ahead(run: Run, steps: Iterable[StepRows], total: int | None, per_epoch: int | None, held_out: list[Row]) -> None:
+def make_ahead(
+    run: Run, steps: Iterable[StepRows], total: int | None, per_epoch: int | None, held_out: list[Row]
+) -> None:
     """Annotate the rows of all steps to come, and this rank's held-out rows, so that the store has what they need.
 
     Where rows stand for themselves, many are asked about at once, and those of one epoch are enough: `per_epoch` is its

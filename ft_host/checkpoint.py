@@ -2,7 +2,7 @@
 
     checkpoints/step-N/
         model/         safetensors; loads with `from_pretrained` (not with FSDP2, where the weights are in state/)
-        state/         torch.distributed.checkpoint: the optimizer, companions that follow the policy or are trained with
+        state/         torch.distributed.checkpoint: optimizer, companions that follow the policy or are trained with
                        it, and with FSDP2 the weights; any number of ranks
         rng-R.json     random states of rank R
         buffer-R.json  of a run with rollouts: what rank R has of the last one
@@ -165,9 +165,7 @@ def _together(run: Run, doing: str) -> Iterator[None]:
         raise FtHostError(problems[0])
 
 
-def save(
-    run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer: dict[str, Any] | None = None
-) -> Path:
+def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer: dict[str, Any] | None = None) -> Path:
     """Write checkpoints/step-N; `buffer` is this rank's rows of a rollout. All ranks must call it. Raises FtHostError
     when it can't be written; the checkpoints from before are untouched."""
     place = run.folder.checkpoints / f"step-{run.step}"
@@ -234,8 +232,7 @@ def learners(run: Run) -> dict[str, Any]:
 def full_state(run: Run) -> dict[str, torch.Tensor]:
     """The weights of a sharded policy, whole, on the CPU of the main process. All ranks must call it."""
     return get_model_state_dict(
-        run.policy,
-        options=StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=False),
+        run.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=False)
     )
 
 
@@ -245,8 +242,8 @@ def _options(run: Run) -> StateDictOptions:
 
 
 def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[str, Any]:
-    """Put optimizer, random states and, where they are in state/, the weights back. Gives progress.json, and as `buffers`
-    what each rank had of a rollout.
+    """Put optimizer, random states and, where they are in state/, the weights back. Gives progress.json, and as
+    `buffers` what each rank had of a rollout.
 
     Weights in model/ are not loaded here: the run starts its policy from that folder. All ranks must call it.
     """

@@ -32,15 +32,23 @@ def option(
 
     `group` is the heading it is listed under ("method" for a method's own), `choices` the values it may have (of a
     list: each of its items), `ge`, `gt`, `le` its bounds, and `aliases` further names that flags and files may use for
-    it. A `required` field must be given something that isn't empty, where the field `unless` isn't given, and `example` is
-    what the refusal shows. A default that is a list or dict is copied per config.
+    it. A `required` field must be given something that isn't empty, where the field `unless` isn't given, and `example`
+    is what the refusal shows. A default that is a list or dict is copied per config.
 
     Types: str, bool, int, float, list[...] and dict[str, ...] of those or of Any, and unions of them with None.
     """
     metadata = {
-        "help": help, "group": group, "choices": choices, "ge": ge, "gt": gt, "le": le, "aliases": aliases,
-        "required": required, "unless": unless, "example": example,
-    }  # fmt: skip
+        "help": help,
+        "group": group,
+        "choices": choices,
+        "ge": ge,
+        "gt": gt,
+        "le": le,
+        "aliases": aliases,
+        "required": required,
+        "unless": unless,
+        "example": example,
+    }
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -48,20 +56,33 @@ def option(
 
 # Those of transformers that need no metric to go by. Listed here, as asking transformers would mean importing it.
 SCHEDULES = (
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
-    "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
-)  # fmt: skip
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+)
 
 
 # Fields that mean nothing unless another one is set: given without it, the user expects something that won't happen.
 ONLY_WITH = {
     "use_peft": (
-        "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save", "use_rslora",
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_target_modules",
+        "lora_modules_to_save",
+        "use_rslora",
         "merge_adapter",
     ),
     "load_in_4bit": ("bnb_4bit_quant_type", "use_bnb_nested_quant"),
     "packing": ("packing_strategy",),
-}  # fmt: skip
+}
 
 
 @dataclass(kw_only=True)
@@ -117,9 +138,7 @@ class RunConfig:
     torch_compile: bool = option(False, "Compile each decoder layer with torch.compile.", group="model")
     load_in_8bit: bool = option(False, "Load the frozen base weights in 8 bits (bitsandbytes, LoRA).", group="model")
     load_in_4bit: bool = option(False, "Load the frozen base weights in 4 bits (bitsandbytes, LoRA).", group="model")
-    bnb_4bit_quant_type: str = option(
-        "nf4", "Data type of 4-bit weights.", group="model", choices=("nf4", "fp4")
-    )
+    bnb_4bit_quant_type: str = option("nf4", "Data type of 4-bit weights.", group="model", choices=("nf4", "fp4"))
     use_bnb_nested_quant: bool = option(False, "Quantise the quantisation constants too.", group="model")
     router_aux_loss_coef: float | None = option(
         None,
@@ -167,7 +186,8 @@ class RunConfig:
     dataset_config: str | None = option(None, "Configuration name of a hub data set.", group="data")
     dataset_train_split: str = option("train", "Split to train on.", group="data")
     eval_dataset: str | None = option(
-        None, "Hub id, file or folder to evaluate on. Not set: dataset_test_split of `dataset`, where that is set.",
+        None,
+        "Hub id, file or folder to evaluate on. Not set: dataset_test_split of `dataset`, where that is set.",
         group="data",
     )
     dataset_test_split: str | None = option(None, "Split of `dataset` to evaluate on.", group="data")
@@ -207,9 +227,7 @@ class RunConfig:
         group="data",
         choices=("bfd", "bfd_split", "wrapped"),
     )
-    window: int = option(
-        1000, "Rows that packing and length grouping look at together.", group="data", gt=0
-    )
+    window: int = option(1000, "Rows that packing and length grouping look at together.", group="data", gt=0)
     dataloader_num_workers: int = option(
         0, "Processes that tokenise ahead of the training. 0: in the training process.", group="data", ge=0
     )
@@ -224,18 +242,16 @@ class RunConfig:
         group="batches",
         gt=0,
     )
-    per_device_eval_batch_size: int = option(8, "Rows per device in evaluation. The result doesn't depend on it.",
-                                             group="batches", gt=0)  # fmt: skip
+    per_device_eval_batch_size: int = option(
+        8, "Rows per device in evaluation. The result doesn't depend on it.", group="batches", gt=0
+    )
     num_train_epochs: float = option(3.0, "Passes over the data; max_steps overrides it.", group="batches", gt=0)
     max_steps: int = option(-1, "Optimizer steps in all; -1 goes by num_train_epochs.", group="batches", ge=-1)
 
     # -- optimisation
     learning_rate: float = option(5e-5, "Peak learning rate.", group="optimisation", gt=0)
     lr_scheduler_type: str = option(
-        "linear",
-        "Schedule of the learning rate, by its name in transformers.",
-        group="optimisation",
-        choices=SCHEDULES,
+        "linear", "Schedule of the learning rate, by its name in transformers.", group="optimisation", choices=SCHEDULES
     )
     lr_scheduler_kwargs: dict[str, Any] = option({}, "Further arguments of the schedule.", group="optimisation")
     warmup_steps: float = option(
@@ -253,8 +269,9 @@ class RunConfig:
     adam_beta1: float = option(0.9, "AdamW's first decay rate.", group="optimisation", ge=0, le=1)
     adam_beta2: float = option(0.999, "AdamW's second decay rate.", group="optimisation", ge=0, le=1)
     adam_epsilon: float = option(1e-8, "AdamW's epsilon.", group="optimisation", gt=0)
-    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm; 0 leaves them.",
-                                  group="optimisation", ge=0)  # fmt: skip
+    max_grad_norm: float = option(
+        1.0, "Gradients are scaled down to this norm; 0 leaves them.", group="optimisation", ge=0
+    )
     bf16: bool | None = option(
         None, "Do the maths in bfloat16. Not set: where the hardware has it (never on a CPU).", group="optimisation"
     )
@@ -274,10 +291,12 @@ class RunConfig:
     )
     eval_max_rows: int | None = option(None, "Use the first so many evaluation rows only.", group="evaluation", gt=0)
     max_completion_length: int = option(256, "Longest completion in tokens.", group="evaluation", gt=0)
-    temperature: float = option(0.0, "Sampling temperature of evaluation; 0 takes the likeliest token.",
-                                group="evaluation", ge=0)  # fmt: skip
-    top_p: float = option(1.0, "Sample from the likeliest tokens that hold this much probability.",
-                          group="evaluation", gt=0, le=1)  # fmt: skip
+    temperature: float = option(
+        0.0, "Sampling temperature of evaluation; 0 takes the likeliest token.", group="evaluation", ge=0
+    )
+    top_p: float = option(
+        1.0, "Sample from the likeliest tokens that hold this much probability.", group="evaluation", gt=0, le=1
+    )
     top_k: int = option(0, "Sample from the k likeliest tokens; 0: from all.", group="evaluation", ge=0)
     decode_batch_size: int = option(64, "Completions that are generated at a time.", group="evaluation", gt=0)
     backend: str = option("transformers", "Generation backend, as listed by `ft-host plugins`.", group="evaluation")
@@ -312,8 +331,8 @@ class RunConfig:
     )
     resume_from_checkpoint: str | None = option(
         None,
-        "Begin where another run was: a folder checkpoints/step-N. Weights, optimizer, data position and the metrics so "
-        "far come from there; all else is as this config says.",
+        "Begin where another run was: a folder checkpoints/step-N. Weights, optimizer, data position and the metrics so"
+        " far come from there; all else is as this config says.",
         group="run",
     )
     required_plugins: list[str] = option(
@@ -332,14 +351,12 @@ class RunConfig:
     )
     stop_on: list[str] = option(
         [],
-        "Stop the run, its state saved, on a finding of these rules; 'patchable': on any warning or error that has a "
-        "remedy which is a change of the config. A run that is resumed goes on: what has stopped it stops it again only "
-        "where it gets worse, or has passed and is found anew.",
+        "Stop the run, its state saved, on a finding of these rules; 'patchable': on any warning or error that has a"
+        " remedy which is a change of the config. A run that is resumed goes on: what has stopped it stops it again"
+        " only where it gets worse, or has passed and is found anew.",
         group="diagnostics",
     )
-    locked: list[str] = option(
-        [], "Config fields that no remedy may change.", group="diagnostics"
-    )
+    locked: list[str] = option([], "Config fields that no remedy may change.", group="diagnostics")
     fail_on: str | None = option(
         None,
         "Exit with 5 where a finding of this severity or above is open at the end.",
@@ -349,9 +366,11 @@ class RunConfig:
 
     # -- distribution
     num_processes: int = option(
-        1, "Processes to start on this machine. Under torchrun or accelerate launch: as they say.",
-        group="distribution", gt=0,
-    )  # fmt: skip
+        1,
+        "Processes to start on this machine. Under torchrun or accelerate launch: as they say.",
+        group="distribution",
+        gt=0,
+    )
     distributed_strategy: str = option(
         "ddp",
         "'ddp' holds the model once per process; 'fsdp2' shards weights, gradients and optimizer state (torch's "
@@ -360,8 +379,9 @@ class RunConfig:
         choices=("ddp", "fsdp2"),
     )
     use_cpu: bool = option(False, "Train on the CPU even where there is a GPU.", group="distribution")
-    timeout: int = option(1800, "Seconds that a process waits for the others before it gives up.",
-                          group="distribution", gt=0)  # fmt: skip
+    timeout: int = option(
+        1800, "Seconds that a process waits for the others before it gives up.", group="distribution", gt=0
+    )
 
     def refuse(self, fields: dict[str, Any], why: str) -> None:
         """Raise ConfigError for the first of {field: default} that was changed: it has no effect, and `why`."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 
 class FtHostError(Exception):
-    """The run failed for a reason that we can name. `facts`: what the run's diagnostics are to be told of it, under names
-    of `ft_host.diagnostics.rule.FACTS`, so that a refusal is a finding too."""
+    """The run failed for a reason that we can name. `facts`: what the run's diagnostics are to be told of it, under
+    names of `ft_host.diagnostics.rule.FACTS`, so that a refusal is a finding too."""
 
     exit_code = 1
 
@@ -19,7 +19,8 @@ class FtHostError(Exception):
 
 
 class OutOfMemory(FtHostError):
-    """Memory ran out. `phase`: during what, as `ft_host.diagnostics.memory` calls it; empty for what another process said."""
+    """Memory ran out. `phase`: during what, as `ft_host.diagnostics.memory` calls it; empty for what another process
+    said."""
 
     def __init__(self, *arguments: object, phase: str = "", facts: dict[str, object] | None = None):
         super().__init__(*arguments, facts=facts)

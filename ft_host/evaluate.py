@@ -68,12 +68,13 @@ class Evaluation:
 def evaluate_rewards(
     run: Run, rows: list[Row], functions: list[RewardFunction], online: Online | None = None
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Complete the prompt of each row and score it, with `functions`, or without them with the rewards of `online`. Gives
-    metrics over all ranks, and samples.
+    """Complete the prompt of each row and score it, with `functions`, or without them with the rewards of `online`.
+    Gives metrics over all ranks, and samples.
 
-    `rows` are raw; of a run with rollouts, prepared. Metrics: `eval_reward`, the mean over rows of the weighted sum over
-    rewards; `eval_rewards/NAME/mean`; `eval_completions/mean_length` in tokens and `eval_completions/clipped_ratio`, the
-    share that was cut short; and `eval_NAME` for what functions log. A reward of None counts neither in sums nor in means.
+    `rows` are raw; of a run with rollouts, prepared. Metrics: `eval_reward`, the mean over rows of the weighted sum
+    over rewards; `eval_rewards/NAME/mean`; `eval_completions/mean_length` in tokens and
+    `eval_completions/clipped_ratio`, the share that was cut short; and `eval_NAME` for what functions log. A reward of
+    None counts neither in sums nor in means.
 
     All ranks must call it with the same rows; each generates and scores its share. Raises DataError for a row without
     a prompt or a function that wants a column that isn't there, FtHostError for a function that fails.
@@ -82,9 +83,16 @@ def evaluate_rewards(
     mine = [(rows[index] if online else prompt_from(rows[index], run)) | {"group": index} for index in share]
     run.sync_weights()
     completions = completed(
-        mine, 1, run.generate, sampling_of(run), run.tokenizer, run.config, online.toolbox if online else None,
-        online.positions if online else None, lambda wants: any(run.gather(wants)),
-    )  # fmt: skip
+        mine,
+        1,
+        run.generate,
+        sampling_of(run),
+        run.tokenizer,
+        run.config,
+        online.toolbox if online else None,
+        online.positions if online else None,
+        lambda wants: any(run.gather(wants)),
+    )
     texts = [run.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
     state = trainer_state(run)
     if functions or online is None:
@@ -162,9 +170,7 @@ def trainer_state(run: Run) -> Any:
     )
 
 
-def summary(
-    rows: list[dict[str, Any]], logged: list[dict[str, list[float]]], weights: list[float]
-) -> dict[str, float]:
+def summary(rows: list[dict[str, Any]], logged: list[dict[str, list[float]]], weights: list[float]) -> dict[str, float]:
     """The metrics of scored rows, and of what each rank's functions logged."""
     metrics: dict[str, float | None] = {}
     given = [

@@ -35,7 +35,8 @@ def doing(phase: str, config: RunConfig, step: int = 0) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
-        # What the frames hold, activations above all, would stay as long as the error does: a checkpoint needs the room.
+        # What the frames hold, activations above all, would stay as long as the error does: a checkpoint needs the
+        # room.
         traceback.clear_frames(error.__traceback__)
         during = f"{phase} of step {step}" if step else phase
         said = str(error).partition("\n")[0].removesuffix(".") or type(error).__name__

@@ -1,12 +1,12 @@
 """A run's folder: what is in it, and how it is written so that a killed run never leaves half a file behind.
 
-    run.json        what ran: config with origins, plugins, environment, data, plan, status, result
-    metrics.jsonl   a line for every optimizer step and every evaluation
-    findings.jsonl  what its diagnostics found: a line for each change of a finding
-    events.jsonl    what the run said in words
-    samples.jsonl   completions of held-out prompts, at each evaluation, and some of each rollout
-    checkpoints/    step-N/, complete or absent
-    model/          what `from_pretrained` loads, or the adapter
+run.json        what ran: config with origins, plugins, environment, data, plan, status, result
+metrics.jsonl   a line for every optimizer step and every evaluation
+findings.jsonl  what its diagnostics found: a line for each change of a finding
+events.jsonl    what the run said in words
+samples.jsonl   completions of held-out prompts, at each evaluation, and some of each rollout
+checkpoints/    step-N/, complete or absent
+model/          what `from_pretrained` loads, or the adapter
 """
 
 from __future__ import annotations
@@ -123,7 +123,5 @@ class RunFolder:
                 continue
             kept = [entry for entry in self.read(name) if entry["step"] <= step]
             aside = path.with_name(f".{name}.tmp")
-            aside.write_text(
-                "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept), encoding="utf-8"
-            )
+            aside.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept), encoding="utf-8")
             aside.rename(path)

@@ -6,14 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.tensor import DTensor
 
-from ft_host.diagnostics.memory import (
-    MB,
-    STATES,
-    activation_bytes,
-    cached_tokens,
-    logit_bytes,
-    tokens_of,
-)
+from ft_host.diagnostics.memory import MB, STATES, activation_bytes, cached_tokens, logit_bytes, tokens_of
 from ft_host.generation.config import RolloutConfig
 from ft_host.models.head import KEPT_BYTES, TILE_BYTES, TILE_TARGETS
 from ft_host.models.load import free_memory, sizes_of
@@ -28,8 +21,9 @@ if TYPE_CHECKING:
 
 
 def memory_parts(run: Run, facts: Mapping[str, Any], held_out: int) -> dict[str, float]:
-    """Megabytes of one process by part, once its models are loaded. `facts`: lengths of the data. `held_out`: rows whose
-    prompts are completed in an evaluation. On a CPU what the process takes now beside its models is a part too."""
+    """Megabytes of one process by part, once its models are loaded. `facts`: lengths of the data. `held_out`: rows
+    whose prompts are completed in an evaluation. On a CPU what the process takes now beside its models is a part too.
+    """
     config, policy = run.config, run.policy
     shape = sizes_of(policy.config.get_text_config())
     parameters = list(policy.parameters())

@@ -61,8 +61,8 @@ def update_ratio(run: Run, before: list[torch.Tensor]) -> float | None:
 
 
 def family(name: str) -> str:
-    """Parameters that are judged together, one reached being enough: the two matrices of an adapter, of which one is 0 at
-    first so that the other has no gradient, and the experts of a layer, some of which may have no token."""
+    """Parameters that are judged together, one reached being enough: the two matrices of an adapter, of which one is 0
+    at first so that the other has no gradient, and the experts of a layer, some of which may have no token."""
     return re.sub(r"\.experts\.\d+\.", ".experts.*.", re.sub(r"lora_(embedding_)?[AB]\b", "lora", name))
 
 
@@ -72,7 +72,9 @@ class Reach:
     def __init__(self, run: Run):
         self.left = {name for name, parameter in run.policy.named_parameters() if parameter.requires_grad}
         self.asked = 0
-        self.patience = PATIENCE if run.rollouts else 1  # groups of equal rewards give no gradient, or that of some parts
+        self.patience = (
+            PATIENCE if run.rollouts else 1
+        )  # groups of equal rewards give no gradient, or that of some parts
         self.told = not self.left
 
     def look(self, run: Run, norm: float) -> None:
@@ -81,9 +83,10 @@ class Reach:
             return
         parameters = dict(run.policy.named_parameters())
         here = {
-            name for name in self.left
+            name
+            for name in self.left
             if (grad := parameters[name].grad) is not None and bool(torch.count_nonzero(local(grad)))
-        }  # fmt: skip
+        }
         families = {family(name) for each in run.gather(here) for name in each}
         self.left = {name for name in self.left if family(name) not in families}
         self.asked += 1
@@ -92,7 +95,7 @@ class Reach:
         self.told = True
         trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
         facts: dict[str, Any] = {
-            "probe/zero_grad_parameters": sum(parameters[name].numel() for name in self.left) / trained,
+            "probe/zero_grad_parameters": sum(parameters[name].numel() for name in self.left) / trained
         }
         if self.left:
             facts["probe/zero_grad_example"] = next(name for name in parameters if name in self.left)
@@ -100,8 +103,8 @@ class Reach:
 
 
 def model_facts(run: Run) -> dict[str, Any]:
-    """How many weights are trained and their share of all, what was found when the layout of batches was chosen, and how
-    many experts there are."""
+    """How many weights are trained and their share of all, what was found when the layout of batches was chosen, and
+    how many experts there are."""
     sizes = [(p.numel(), p.requires_grad) for p in run.policy.parameters()]
     trained = sum(size for size, requires_grad in sizes if requires_grad)
     facts = {"probe/trainable": trained, "probe/trainable_share": trained / sum(size for size, _ in sizes)}

@@ -19,9 +19,7 @@ from ft_host.errors import ConfigError
 EXAMPLE = "file.py:function or package.module:function"
 
 
-def load_function(
-    spec: str, option: str, modules: dict[str, ModuleType] | None = None
-) -> Callable[..., Any]:
+def load_function(spec: str, option: str, modules: dict[str, ModuleType] | None = None) -> Callable[..., Any]:
     """The function, imported. `option` is the field that errors name; `modules` holds what was read already, and is
     added to. Raises ConfigError for what can't be found or imported, with what is nearest to it."""
     where, colon, name = spec.rpartition(":")
@@ -71,7 +69,8 @@ def _load_module(name: str, option: str) -> ModuleType:
 
 
 def cause(error: BaseException, file: str | None = None) -> str:
-    """The error on one line, with the innermost place in `file`, or else that is neither ours nor the import system's."""
+    """The error on one line, with the innermost place in `file`, or else that is neither ours nor the import
+    system's."""
     lines = str(error).splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)

@@ -50,14 +50,7 @@ from ft_host.manifest import (
     plan_facts,
     plan_of,
 )
-from ft_host.models import (
-    attach_value,
-    check_vocabulary,
-    load_policy,
-    merge_adapter,
-    save_model,
-    shard,
-)
+from ft_host.models import attach_value, check_vocabulary, load_policy, merge_adapter, save_model, shard
 from ft_host.models.companions import Companion, keep_adapter
 from ft_host.optim import Schedule, make_optimizer, optimizer_factory
 from ft_host.processes import agreed, end_processes, is_sharded, start_processes
@@ -153,9 +146,9 @@ class _Launch:
         if self.watch.main:
             whole = dataclasses.replace(config, max_length=None, packing=False)
             uncut = partial(_prepare, registry.reference(self.method), tokenizer, whole)
-            self.watch.learn(measure(
-                train_source, eval_source, prepare, uncut, plugins.hook.ft_collate, tokenizer, config,
-            ))  # fmt: skip
+            self.watch.learn(
+                measure(train_source, eval_source, prepare, uncut, plugins.hook.ft_collate, tokenizer, config)
+            )
         data.check_first_rows(train_source, prepare, config)
         self.watch.check()
         if isinstance(config, RolloutConfig):
@@ -184,10 +177,17 @@ class _Launch:
                 model = self.accelerator.prepare(policy)
             optimizer = self.accelerator.prepare(make_optimizer(policy, config))
         run = Run(
-            config=config, folder=self.folder, tokenizer=tokenizer, plugins=plugins,
-            accelerator=self.accelerator, policy=policy, model=model, rollouts=rollouts, backend_config=backend_config,
+            config=config,
+            folder=self.folder,
+            tokenizer=tokenizer,
+            plugins=plugins,
+            accelerator=self.accelerator,
+            policy=policy,
+            model=model,
+            rollouts=rollouts,
+            backend_config=backend_config,
             watch=self.watch,
-        )  # fmt: skip
+        )
         self.run = run
         with doing(COMPANIONS, config):
             run.models = {role: Companion(spec, run) for role, spec in specs.items()}
@@ -252,9 +252,16 @@ class _Launch:
         self._catch_signals()
         if config.max_steps < 1 or run.step < config.max_steps:
             fit(
-                run, stream, optimizer, schedule, progress,
-                total_rows=total_rows, evaluate=evaluate, save=save, asked_to_stop=self._asked_to_stop,
-            )  # fmt: skip
+                run,
+                stream,
+                optimizer,
+                schedule,
+                progress,
+                total_rows=total_rows,
+                evaluate=evaluate,
+                save=save,
+                asked_to_stop=self._asked_to_stop,
+            )
         evaluate()
         self._say_what_was_lost(run, stream.prompts if self.online else stream)
         stream.close()
@@ -291,7 +298,8 @@ class _Launch:
         steps.close()
 
     def _say_what_was_lost(self, run: Run, stream: data.TrainStream) -> None:
-        """Rows that were left out or cut, of all ranks: with windows or rollouts every rank has seen all, else its own."""
+        """Rows that were left out or cut, of all ranks: with windows or rollouts every rank has seen all, else its
+        own."""
         tally = stream.tally
         ranks = run.gather({**tally.dropped, "": tally.truncated})
         lost = ranks[0] if stream.layout.windowed or self.online else add_up(ranks)
@@ -316,10 +324,7 @@ class _Launch:
         if not self.accelerator.is_main_process:
             return
         manifest = new_manifest(self.config, self.method, self.origins, self.chosen, self.accelerator)
-        manifest["data"] = {
-            "train": train_source.describe(),
-            "eval": eval_source.describe() if eval_source else None,
-        }
+        manifest["data"] = {"train": train_source.describe(), "eval": eval_source.describe() if eval_source else None}
         manifest["parent"] = parent_of(self.config)
         if self.resume:
             manifest["created"] = self.folder.manifest["created"]
@@ -430,8 +435,8 @@ class _Launch:
             return f"(none: {error})"
 
     def close(self) -> None:
-        """End what the run has started, all of it, whatever fails in between. What fails is raised, or only told of where
-        the run has failed itself."""
+        """End what the run has started, all of it, whatever fails in between. What fails is raised, or only told of
+        where the run has failed itself."""
         steps: list[Callable[[], Any]] = [] if self.stall is None else [self.stall.close]
         if self.online is not None:
             steps.append(self.online.close)
@@ -461,8 +466,8 @@ def start_of(config: RunConfig) -> Path | None:
     problem = checkpoints.damage(path)
     if problem is not None or not (path.parent.parent / "run.json").is_file():
         raise ConfigError(
-            f"resume_from_checkpoint: {path} is not a checkpoint of a run ({problem or 'no run.json two folders above'}); "
-            f"expected RUN/checkpoints/step-N"
+            f"resume_from_checkpoint: {path} is not a checkpoint of a run"
+            f" ({problem or 'no run.json two folders above'}); expected RUN/checkpoints/step-N"
         )
     return path
 

@@ -184,9 +184,13 @@ def clip(run: Run, optimizer: torch.optim.Optimizer) -> float:
 
 
 def train_step(
-    run: Run, batches: list[Batch], agreed: Agreed, optimizer: torch.optim.Optimizer, reach: Reach,
+    run: Run,
+    batches: list[Batch],
+    agreed: Agreed,
+    optimizer: torch.optim.Optimizer,
+    reach: Reach,
     data_time: float = 0.0,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Forward and backward of every micro-batch, then one update. Gives the step's metrics over all ranks; `data_time`,
     the seconds that this one waited for its rows, is one of them.
 
@@ -215,16 +219,18 @@ def train_step(
     scaled = run.accelerator.scaler is not None  # float16: the scaler skips a step that overflows, by itself
     if not math.isfinite(metrics["loss"]) or not (scaled or math.isfinite(norm)):
         what = "loss" if not math.isfinite(metrics["loss"]) else "gradient norm"
-        run.learn({
-            "watch/not_finite": what,
-            "watch/not_finite_value": str(metrics["loss"] if what == "loss" else norm),
-            "watch/not_finite_step": run.step + 1,
-            "watch/not_finite_parameter": not_finite_parameter(run),
-        })  # fmt: skip
+        run.learn(
+            {
+                "watch/not_finite": what,
+                "watch/not_finite_value": str(metrics["loss"] if what == "loss" else norm),
+                "watch/not_finite_step": run.step + 1,
+                "watch/not_finite_parameter": not_finite_parameter(run),
+            }
+        )
         raise FtHostError(
             f"step {run.step + 1}: the {what} is {metrics['loss'] if what == 'loss' else norm}; the weights were not "
             f"updated. Lower learning_rate (now {optimizer.param_groups[0]['lr']:.3g}), add warmup_steps, or look at "
-            f"the rows of this step"
+            "the rows of this step"
         )
     reach.look(run, norm)
     before = keep_weights(run)
@@ -346,8 +352,11 @@ def fit(
         if agreed.interrupted not in (None, "signal"):
             stop(StoppedByFinding(agreed.interrupted))
         if agreed.interrupted:
-            stop(Interrupted(f"stopped at step {run.step} as asked; go on with `ft-host train --resume "
-                             f"{run.folder.path}`"))  # fmt: skip
+            stop(
+                Interrupted(
+                    f"stopped at step {run.step} as asked; go on with `ft-host train --resume {run.folder.path}`"
+                )
+            )
         if rows is None:
             break
         if agreed.micro_batches:

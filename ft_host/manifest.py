@@ -66,12 +66,16 @@ def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
         f"{per_step} {'blocks' if config.packing else 'rows'} a step ({config.per_device_train_batch_size} a device × "
         f"{config.gradient_accumulation_steps} accumulated × {run.world_size} processes), "
         f"{total} steps" + (" (estimated)" if config.packing and config.max_steps < 1 else ""),
-        f"{base}, {parameters / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M trained, {config.dtype} weights, "
-        f"{run.accelerator.mixed_precision} mixed precision, on {run.device}",
+        (
+            f"{base}, {parameters / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M trained, {config.dtype} weights, "
+            f"{run.accelerator.mixed_precision} mixed precision, on {run.device}"
+        ),
     ]
     return {
         "plan": {
-            "rows_per_step": per_step, "planned_steps": total, "notes": [*notes, *run.policy.notes],
+            "rows_per_step": per_step,
+            "planned_steps": total,
+            "notes": [*notes, *run.policy.notes],
             "rollout": dataclasses.asdict(run.rollouts) if run.rollouts else None,
         },
         "model": {"class": base, "parameters": parameters, "trainable": trainable},
@@ -82,13 +86,16 @@ def plan_facts(run: Run, total: int | None) -> dict[str, Any]:
     """What rules read of the plan and of the model."""
     parameters = [(p.numel(), p.requires_grad) for p in run.policy.parameters()]
     facts = {
-        "plan/total_steps": total, "plan/rows_per_step": rows_per_step(run.config, run.world_size),
-        "plan/processes": run.world_size, "plan/device": run.device.type,
-        "plan/mixed_precision": run.accelerator.mixed_precision, "plan/kernel": run.policy.kernel,
+        "plan/total_steps": total,
+        "plan/rows_per_step": rows_per_step(run.config, run.world_size),
+        "plan/processes": run.world_size,
+        "plan/device": run.device.type,
+        "plan/mixed_precision": run.accelerator.mixed_precision,
+        "plan/kernel": run.policy.kernel,
         "model/parameters": sum(size for size, _ in parameters),
         "model/trainable": sum(size for size, trained in parameters if trained),
         "model/vocab_size": run.policy.config.get_text_config().vocab_size,
-    }  # fmt: skip
+    }
     if run.rollouts:
         plan = run.rollouts
         facts |= {"plan/prompts": plan.prompts, "plan/generations": plan.generations, "plan/updates": plan.updates}
@@ -105,18 +112,20 @@ def check_rows_per_step(folder: RunFolder, config: RunConfig, processes: int) ->
     rows = rows_per_step(config, processes)
     if plan and plan["rows_per_step"] != rows:
         raise ConfigError(
-            f"a step of {folder.path} has {plan['rows_per_step']} rows, and would have {rows} now "
-            f"({config.per_device_train_batch_size} a device × {config.gradient_accumulation_steps} accumulated × "
-            f"{processes} processes); change per_device_train_batch_size or gradient_accumulation_steps with the number "
-            f"of processes"
+            f"a step of {folder.path} has {plan['rows_per_step']} rows, and would have {rows} now"
+            f" ({config.per_device_train_batch_size} a device × {config.gradient_accumulation_steps} accumulated ×"
+            f" {processes} processes); change per_device_train_batch_size or gradient_accumulation_steps with the"
+            " number of processes"
         )
     if plan and isinstance(config, RolloutConfig):
         now, before = dataclasses.asdict(config.rollout_plan(processes)), plan["rollout"]
         if now != before:
-            changed = ", ".join(f"{name} {before[name]} then and {now[name]} now" for name in now if now[name] != before[name])
+            changed = ", ".join(
+                f"{name} {before[name]} then and {now[name]} now" for name in now if now[name] != before[name]
+            )
             raise ConfigError(
-                f"rollouts of {folder.path} are others than before: {changed}. steps_per_generation counts micro-batches: "
-                f"change it with per_device_train_batch_size and the number of processes"
+                f"rollouts of {folder.path} are others than before: {changed}. steps_per_generation counts"
+                " micro-batches: change it with per_device_train_batch_size and the number of processes"
             )
 
 

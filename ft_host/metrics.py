@@ -60,15 +60,23 @@ def effective_share(total: torch.Tensor | float, squares: torch.Tensor | float, 
 
 
 def correlation(
-    x: torch.Tensor | float, y: torch.Tensor | float, xx: torch.Tensor | float, yy: torch.Tensor | float,
-    xy: torch.Tensor | float, count: torch.Tensor | float,
+    x: torch.Tensor | float,
+    y: torch.Tensor | float,
+    xx: torch.Tensor | float,
+    yy: torch.Tensor | float,
+    xy: torch.Tensor | float,
+    count: torch.Tensor | float,
 ) -> Metric:
-    """Pearson's, from the sums of two quantities, of their squares and of their products. Either of them flat: absent."""
+    """Pearson's, from the sums of two quantities, of their squares and of their products. Either of them flat:
+    absent."""
     return Metric("correlation", tuple((SUM, part) for part in (x, y, xx, yy, xy, count)))
 
 
 def explained(
-    errors: torch.Tensor | float, total: torch.Tensor | float, squares: torch.Tensor | float, count: torch.Tensor | float
+    errors: torch.Tensor | float,
+    total: torch.Tensor | float,
+    squares: torch.Tensor | float,
+    count: torch.Tensor | float,
 ) -> Metric:
     """The share of a quantity's variance that a guess explains, from the sum of its squared errors and the sum, sum of
     squares and count of the quantity: 1 is all, 0 what a constant would, below 0 less than that. A flat one: absent."""

@@ -53,7 +53,9 @@ def optimizer_factory(config: RunConfig) -> Callable[[list[dict[str, Any]], RunC
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
     if ":" not in name:
-        raise ConfigError(f"optim: {name!r} is none of {', '.join(OPTIMIZERS)}, nor an import path package.module:Class")
+        raise ConfigError(
+            f"optim: {name!r} is none of {', '.join(OPTIMIZERS)}, nor an import path package.module:Class"
+        )
     module_name, _, attribute = name.partition(":")
     try:
         cls = vars(importlib.import_module(module_name))[attribute]
@@ -72,10 +74,7 @@ def make_optimizer(model: torch.nn.Module, config: RunConfig) -> torch.optim.Opt
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.dim() > 1 else others).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     try:
         return optimizer_factory(config)(groups, config)

@@ -25,7 +25,7 @@ def start_processes(config: RunConfig) -> Accelerator:
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise ConfigError(
                 f"accelerate is configured for {engine}, which this loop doesn't drive; configure plain processes, and "
-                f"set distributed_strategy: fsdp2 to shard the model"
+                "set distributed_strategy: fsdp2 to shard the model"
             )
     cpu = config.use_cpu or not torch.cuda.is_available()
     patience = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.timeout))

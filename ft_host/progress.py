@@ -22,9 +22,18 @@ if TYPE_CHECKING:
 
 EARNED = ("reward", "objective/scores")  # what a run that learns from its own completions is about
 SHOWN = (
-    *EARNED, "loss", "grad_norm", "learning_rate", "mean_token_accuracy", "rewards/accuracies", "rewards/margins",
-    "accuracy", "kl", "objective/kl", "completions/mean_length",
-)  # fmt: skip
+    *EARNED,
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "mean_token_accuracy",
+    "rewards/accuracies",
+    "rewards/margins",
+    "accuracy",
+    "kl",
+    "objective/kl",
+    "completions/mean_length",
+)
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 ALERTS = {"warning": "WARN", "error": "ERROR"}  # as Weights & Biases and trackio call them
 

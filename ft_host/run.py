@@ -142,8 +142,8 @@ class Run:
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
     def learn(self, facts: dict[str, Any]) -> None:
-        """Tell the run's diagnostics what has become known of it, under names of `ft_host.diagnostics.rule.FACTS`. Of the
-        main process alone it counts."""
+        """Tell the run's diagnostics what has become known of it, under names of `ft_host.diagnostics.rule.FACTS`. Of
+        the main process alone it counts."""
         if self.watch is not None:
             self.watch.learn(facts)
 

@@ -1,8 +1,8 @@
 """What companions gave for rows, kept on disk for the next run and for other ranks.
 
-A folder per model: `CACHE/log-probs/MODEL/*.safetensors`, each file with keys (n, 16) and values (n, columns). A file is
-written beside its place and renamed, and never changed, so that runs at the same time don't disturb each other. A key is
-a digest of the row's token ids, which hold data, template and truncation, and of the settings of the method.
+A folder per model: `CACHE/log-probs/MODEL/*.safetensors`, each file with keys (n, 16) and values (n, columns). A file
+is written beside its place and renamed, and never changed, so that runs at the same time don't disturb each other. A
+key is a digest of the row's token ids, which hold data, template and truncation, and of the settings of the method.
 `CACHE` is $FT_HOST_CACHE, or ft-host in the user's cache folder. Deleting it costs time and nothing else.
 """
 
@@ -135,6 +135,4 @@ def read(path: Path) -> dict[Key, dict[str, float]]:
     with safe_open(path, "numpy") as file:
         columns = json.loads(file.metadata()["columns"])
         keys, values = file.get_tensor("keys"), file.get_tensor("values")
-    return {
-        key.tobytes(): dict(zip(columns, row, strict=True)) for key, row in zip(keys, values.tolist(), strict=True)
-    }
+    return {key.tobytes(): dict(zip(columns, row, strict=True)) for key, row in zip(keys, values.tolist(), strict=True)}

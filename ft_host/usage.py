@@ -33,8 +33,10 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def memory_metrics(run: Run) -> dict[str, Metric]:
-    """Of the rank that has most. `perf/memory_mb`: the process's resident memory now. On a GPU what tensors take now, what
-    torch has taken of the device at most, its share of the device, and how often torch had to give memory back to go on."""
+    """Of the rank that has most. `perf/memory_mb`: the process's resident memory now. On a GPU what tensors take now,
+    what torch has taken of the device at most, its share of the device, and how often torch had to give memory back to
+    go on.
+    """
     found = {"perf/memory_mb": maximum(resident_mb())}
     if run.device.type == "cuda":
         reserved = torch.cuda.max_memory_reserved(run.device)
@@ -49,8 +51,8 @@ def memory_metrics(run: Run) -> dict[str, Metric]:
 
 
 def disk_facts(run: Run) -> dict[str, float]:
-    """Room for checkpoints: free megabytes where the run writes, and what a checkpoint takes about: the trained weights,
-    and of AdamW two values for each."""
+    """Room for checkpoints: free megabytes where the run writes, and what a checkpoint takes about: the trained
+    weights, and of AdamW two values for each."""
     trained = [p for p in run.policy.parameters() if p.requires_grad]
     held = trained if run.config.use_peft else list(run.policy.parameters())
     weights = sum(p.numel() * p.element_size() for p in held)

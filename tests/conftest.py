@@ -18,7 +18,9 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     save_tiny(folder / "model")
     for name, rows in (("train", range(40)), ("test", range(100, 106))):
-        lines = [{"prompt": f"what is {n} plus {n * 7}?", "completion": f" it is {n * 8}" + "." * (n % 9)} for n in rows]
+        lines = [
+            {"prompt": f"what is {n} plus {n * 7}?", "completion": f" it is {n * 8}" + "." * (n % 9)} for n in rows
+        ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 

@@ -50,9 +50,7 @@ SHAPES = [Shape(), Shape(scale=0.5, temperature=2.0), Shape(scale=2.0, softcap=3
 def test_loss_values_and_gradient_are_those_of_whole_logits(small_tiles, shape, kind):
     hidden, matrix, other, theirs = states()
     function = jsd(torch.rand(10, dtype=torch.float64))
-    expected, values = function(
-        shaped(hidden @ matrix.t(), shape), shaped(other @ theirs.t(), Shape()), slice(0, 10)
-    )
+    expected, values = function(shaped(hidden @ matrix.t(), shape), shaped(other @ theirs.t(), Shape()), slice(0, 10))
     wanted = torch.autograd.grad(3 * expected, (hidden, matrix))
     linear = nn.Linear(6, 11, bias=False, dtype=torch.float64)
     linear.weight = nn.Parameter(matrix.detach().clone())
@@ -94,7 +92,10 @@ def test_tiles_and_their_parts_hold_each_unit_once(monkeypatch, most):
     for tile in tiles:
         for part in tile.parts:
             ours, theirs = tile.within(part)
-            assert range(9)[tile.ours][ours] == range(9)[part.ours] and range(8)[tile.theirs][theirs] == range(8)[part.theirs]
+            assert (
+                range(9)[tile.ours][ours] == range(9)[part.ours]
+                and range(8)[tile.theirs][theirs] == range(8)[part.theirs]
+            )
     assert len(tiles) == {3: 4, 8: 2}[most]
     assert max(len(tile.parts) for tile in tiles) == {3: 2, 8: 4}[most]
 
@@ -161,8 +162,11 @@ def test_the_whole_of_both_logits_is_never_held(monkeypatch):
     hidden, matrix = torch.randn(4096, 8, requires_grad=True), torch.randn(2048, 8)
     function = jsd(torch.ones(4096))
     found, _ = loss_against(
-        hidden, Head(matrix, None, Shape(), 2048), Against(hidden.detach(), Head(matrix, None, Shape(), 2048), function), True
-    )  # fmt: skip
+        hidden,
+        Head(matrix, None, Shape(), 2048),
+        Against(hidden.detach(), Head(matrix, None, Shape(), 2048), function),
+        True,
+    )
     found.backward()
     assert 0 < largest <= 8 * 2**20 // 4
 

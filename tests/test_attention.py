@@ -295,9 +295,7 @@ def test_flex_attends_as_sdpa_does(extra, heads, window):
     key, value = torch.randn(2, 1, heads, total, 8, generator=generator)
     arguments = EXTRAS[extra]()
     outputs = [
-        segment_attention(
-            torch.nn.Identity(), query, key, value, FlatMask(forest_layout(kernel), window), **arguments
-        )
+        segment_attention(torch.nn.Identity(), query, key, value, FlatMask(forest_layout(kernel), window), **arguments)
         for kernel in ("sdpa", "flex")
     ]
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-5, atol=1e-5)

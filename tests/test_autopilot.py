@@ -21,14 +21,23 @@ CONFIG = {"learning_rate": 0.01, "beta": 0.1, "dataset": "rows.jsonl", "max_step
 def finding(code: str = "OPT003", patch=(("learning_rate", 0.002),), **fields) -> dict:
     remedies = [
         {
-            "rank": 1, "why": "Lower it", "applicability": "unsafe", "from_start": False, "expected": "",
+            "rank": 1,
+            "why": "Lower it",
+            "applicability": "unsafe",
+            "from_start": False,
+            "expected": "",
             "patch": [{"op": "replace", "path": f"/{name}", "from": None, "value": value} for name, value in patch],
         }
-    ]  # fmt: skip
+    ]
     return {
-        "code": code, "fingerprint": code, "state": "open", "severity": "warning", "first_step": 40, "message": "up",
+        "code": code,
+        "fingerprint": code,
+        "state": "open",
+        "severity": "warning",
+        "first_step": 40,
+        "message": "up",
         "remedies": remedies,
-    } | fields  # fmt: skip
+    } | fields
 
 
 def flight(tmp_path: Path, *findings: dict, locked: tuple[str, ...] = (), values=None, change=None) -> Flight:
@@ -86,9 +95,14 @@ def test_a_locked_field_is_left_alone_and_the_next_remedy_taken(tmp_path):
 def test_nothing_is_tried_twice(tmp_path):
     made = flight(tmp_path, finding(patch=(("beta", 0.5),)), values={"beta": 0.1})
     made.attempts.append(
-        Attempt(number=2, folder=str(tmp_path / "attempt-2"), values={"beta": 0.5}, change=None,
-                findings=[finding(patch=(("beta", 0.5),)), finding("X001", (("beta", 0.1),))])
-    )  # fmt: skip
+        Attempt(
+            number=2,
+            folder=str(tmp_path / "attempt-2"),
+            values={"beta": 0.5},
+            change=None,
+            findings=[finding(patch=(("beta", 0.5),)), finding("X001", (("beta", 0.1),))],
+        )
+    )
     assert chosen(made) is None
 
 
@@ -151,16 +165,19 @@ def autopilot(config, folder: Path, budget: int, *flags: str, **changes) -> subp
     file.write_text(json.dumps(fields))
     command = [sys.executable, "-m", "ft_host", "autopilot", "sft", str(file), "--budget", str(budget)]
     return subprocess.run(
-        [*command, "--output", str(folder), *flags], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )  # fmt: skip
+        [*command, "--output", str(folder), *flags],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_a_rate_that_breaks_the_weights_is_mended_and_the_lineage_told(config, tmp_path):
     """Such a rate without clipping overflows within a few steps."""
     out = tmp_path / "flight"
     done = autopilot(
-        config, out, 3, learning_rate=1e15, max_grad_norm=0.0, optim="sgd", warmup_steps=2, max_steps=8, save_steps=1,
-    )  # fmt: skip
+        config, out, 3, learning_rate=1e15, max_grad_norm=0.0, optim="sgd", warmup_steps=2, max_steps=8, save_steps=1
+    )
     told = json.loads((out / "autopilot.json").read_text())
     first, second = told["attempts"][:2]
     assert first["status"] == "failed" and "NUM001" in {each["code"] for each in first["findings"]}, done.stderr

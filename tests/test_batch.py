@@ -111,9 +111,7 @@ def test_metrics_are_means_over_items_not_over_micro_batches():
     one.add({"accuracy": mean(torch.tensor(3.0), 3), "low": minimum(2.0), "high": maximum(2.0), "n": total(1)})
     one.add({"accuracy": mean(torch.tensor(0.0), 1), "low": minimum(1.0), "high": maximum(7.0), "n": total(1)})
     two.add({"accuracy": mean(0.0, 4), "only_here": mean(1.0, 2)})
-    assert combine([one.local(), two.local()]) == {
-        "accuracy": 3 / 8, "low": 1.0, "high": 7.0, "n": 2, "only_here": 0.5
-    }  # fmt: skip
+    assert combine([one.local(), two.local()]) == {"accuracy": 3 / 8, "low": 1.0, "high": 7.0, "n": 2, "only_here": 0.5}
 
 
 def test_rows_that_nothing_is_learnt_from():
@@ -171,15 +169,21 @@ def test_correlation_and_explained_variance_are_of_all_ranks_together():
     for part in (slice(0, 1), slice(1, 4)):
         a, b = x[part], y[part]
         accumulator = Accumulator()
-        accumulator.add({
-            "together": correlation(
-                sum(a), sum(b), sum(v * v for v in a), sum(v * v for v in b),
-                sum(v * w for v, w in zip(a, b, strict=True)), len(a),
-            ),
-            "explained": explained(
-                sum((v - w) ** 2 for v, w in zip(a, b, strict=True)), sum(b), sum(v * v for v in b), len(b)
-            ),
-        })  # fmt: skip
+        accumulator.add(
+            {
+                "together": correlation(
+                    sum(a),
+                    sum(b),
+                    sum(v * v for v in a),
+                    sum(v * v for v in b),
+                    sum(v * w for v, w in zip(a, b, strict=True)),
+                    len(a),
+                ),
+                "explained": explained(
+                    sum((v - w) ** 2 for v, w in zip(a, b, strict=True)), sum(b), sum(v * v for v in b), len(b)
+                ),
+            }
+        )
         ranks.append(accumulator.local())
     found = combine(ranks)
     assert found["together"] == pytest.approx(statistics.correlation(x, y))

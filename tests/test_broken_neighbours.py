@@ -37,17 +37,24 @@ def site(tmp_path_factory):
     ):
         package = "fake_" + distribution.replace("-", "_")
         make_distribution(
-            folder, distribution, "0.4.2", requires=[requires],
+            folder,
+            distribution,
+            "0.4.2",
+            requires=[requires],
             entry_points={
                 "ft_host.methods": {name: f"{package}.method"},
                 "ft_host.configs": {name: f"{package}.config:Config"},
             },
             modules={f"{package}.method": method, f"{package}.config": CONFIG},
-        )  # fmt: skip
+        )
     make_distribution(
-        folder, "ft-crooked", "0.4.2", requires=["ft-host>=0.1"],
-        entry_points="[ft_host.methods]\ncrooked = fake-crooked/method.py\n", modules={"fake_crooked": RAISES},
-    )  # fmt: skip
+        folder,
+        "ft-crooked",
+        "0.4.2",
+        requires=["ft-host>=0.1"],
+        entry_points="[ft_host.methods]\ncrooked = fake-crooked/method.py\n",
+        modules={"fake_crooked": RAISES},
+    )
     return folder
 
 
@@ -56,9 +63,13 @@ def python(site, *argv, **environment):
     clean = {key: value for key, value in os.environ.items() if not key.startswith("FT_HOST_")}
     path = os.pathsep.join([str(site), *([clean["PYTHONPATH"]] if clean.get("PYTHONPATH") else [])])
     done = subprocess.run(
-        [sys.executable, *argv], env={**clean, "PYTHONPATH": path, **environment}, capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
+        [sys.executable, *argv],
+        env={**clean, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -83,9 +94,12 @@ def test_check_says_which_cannot_be_imported(site):
     assert code == 3, err
     checks = {entry["distribution"]: entry["check"] for entry in json.loads(out)["plugins"]}
     assert {name: check["result"] for name, check in checks.items()} == {
-        "ft-raising": "broken", "ft-crooked": "broken", "rival-sft": "broken", "ft-future": "incompatible",
+        "ft-raising": "broken",
+        "ft-crooked": "broken",
+        "rival-sft": "broken",
+        "ft-future": "incompatible",
         **dict.fromkeys(ours, "blocked"),
-    }  # fmt: skip
+    }
     assert "ModuleNotFoundError: No module named 'fake_no_such_library'" in checks["ft-raising"]["cause"]
     assert "ft-raising 0.4.2" in checks["ft-raising"]["cause"]
 

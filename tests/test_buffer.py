@@ -1,7 +1,7 @@
 """The row buffer: which rows of a rollout are in which optimizer step, on which rank, and after a resume.
 
-Prompts are numbered rows of a file; what `ft_rollout` makes of prompt n is said by the test. A row is known by its prompt
-and its place among the completions: (n, place).
+Prompts are numbered rows of a file; what `ft_rollout` makes of prompt n is said by the test. A row is known by its
+prompt and its place among the completions: (n, place).
 """
 
 from __future__ import annotations
@@ -79,8 +79,15 @@ def make(tmp_path):
         file = tmp_path / f"prompts-{prompts}.jsonl"
         if not file.exists():
             write_rows(file, [{"number": number} for number in range(prompts)])
-        given = {"model": "m", "dataset": str(file), "progress": "quiet", "train_sampling_strategy": "sequential",
-                 "logged_completions": 3, "num_train_epochs": 1.0, "max_rollout_draws": 2}  # fmt: skip
+        given = {
+            "model": "m",
+            "dataset": str(file),
+            "progress": "quiet",
+            "train_sampling_strategy": "sequential",
+            "logged_completions": 3,
+            "num_train_epochs": 1.0,
+            "max_rollout_draws": 2,
+        }
         config = Config(**(given | fields))
         plugins = pluggy.PluginManager(NAME)
         plugins.add_hookspecs(generation)
@@ -90,19 +97,34 @@ def make(tmp_path):
         accelerator = SimpleNamespace(process_index=rank, num_processes=world_size, is_main_process=rank == 0)
         (tmp_path / "run").mkdir(exist_ok=True)
         run = Rank(
-            config=config, folder=RunFolder(tmp_path / "run"), tokenizer=None, plugins=plugins, accelerator=accelerator,
-            policy=None, model=None, rollouts=plan, telling=gather or (lambda value: [value]),
-        )  # fmt: skip
+            config=config,
+            folder=RunFolder(tmp_path / "run"),
+            tokenizer=None,
+            plugins=plugins,
+            accelerator=accelerator,
+            policy=None,
+            model=None,
+            rollouts=plan,
+            telling=gather or (lambda value: [value]),
+        )
         single = dataclasses.replace(config, per_device_train_batch_size=1, gradient_accumulation_steps=1)
         position, saved = at
         stream = TrainStream(
-            data.open_train(config), lambda row: row | {"length": 1}, single, position=place_of(position, saved)["position"]
+            data.open_train(config),
+            lambda row: row | {"length": 1},
+            single,
+            position=place_of(position, saved)["position"],
         )
         began: list[list[int]] = []
         buffer = Buffer(
-            run, stream, plan, lambda number: NumberOnly(number), lambda rows: began.append([r["number"] for r in rows]),
-            position, saved,
-        )  # fmt: skip
+            run,
+            stream,
+            plan,
+            lambda number: NumberOnly(number),
+            lambda rows: began.append([r["number"] for r in rows]),
+            position,
+            saved,
+        )
         buffer.began, buffer.method = began, method
         return buffer
 
@@ -154,7 +176,10 @@ def test_steps_and_passes(make):
 def test_a_step_may_end_in_the_middle_of_a_group(make):
     buffer = make(RolloutPlan(prompts=3, generations=4, steps=2, passes=1))
     four = (0, 1, 2, 3)
-    assert taken(buffer, 2) == [both(0, places=four) + both(1, places=(0, 1)), both(1, places=(2, 3)) + both(2, places=four)]
+    assert taken(buffer, 2) == [
+        both(0, places=four) + both(1, places=(0, 1)),
+        both(1, places=(2, 3)) + both(2, places=four),
+    ]
 
 
 def test_shuffled_passes_go_through_all_rows_once_each_in_an_order_of_their_own(make):
@@ -234,8 +259,13 @@ def test_the_first_step_of_a_rollout_tells_of_it(make):
     assert [step.rows_consumed for step in (first, second, third)] == [5, 5, 9]
     samples = buffer.run.folder.read("samples.jsonl")
     assert [(each["rollout"], each["group"], each["prompt"], each["completion"]) for each in samples] == [
-        (0, 0, "0", "0"), (0, 0, "0", "1"), (0, 1, "1", "0"), (1, 0, "5", "0"), (1, 0, "5", "1"), (1, 1, "6", "0"),
-    ]  # fmt: skip
+        (0, 0, "0", "0"),
+        (0, 0, "0", "1"),
+        (0, 1, "1", "0"),
+        (1, 0, "5", "0"),
+        (1, 0, "5", "1"),
+        (1, 1, "6", "0"),
+    ]
     assert samples[2] | {"advantage": 0.1, "tokens": 2, "kind": "rollout", "step": 1} == samples[2]
 
 
@@ -289,9 +319,10 @@ def test_groups_that_are_left_out_are_replaced(make):
 
 def test_after_the_last_draw_it_goes_on_with_what_there_is(make):
     buffer = make(
-        RolloutPlan(prompts=4, generations=2, steps=2, passes=1), Method(2, lambda n: n in (0, 1, 2, 8, 9)),
+        RolloutPlan(prompts=4, generations=2, steps=2, passes=1),
+        Method(2, lambda n: n in (0, 1, 2, 8, 9)),
         max_rollout_draws=1,
-    )  # fmt: skip
+    )
     assert taken(buffer, 2) == [both(0, 1), both(2)]
     with pytest.raises(FtHostError, match="rollout 2: none of 4 prompts"):
         next(buffer)
@@ -307,8 +338,8 @@ def test_nothing_to_learn_from_ends_the_run_and_the_prompts_stay(make):
     with pytest.raises(FtHostError) as caught:
         next(buffer)
     assert str(caught.value).startswith(
-        "rollout 3: none of 4 prompts held a signal to learn from, drawn 2 times (max_rollout_draws): the completions of "
-        "each had equal rewards of 0 on average"
+        "rollout 3: none of 4 prompts held a signal to learn from, drawn 2 times (max_rollout_draws): the completions"
+        " of each had equal rewards of 0 on average"
     )
     again = make(plan, Method(2), at=(second.position, through_json(buffer.state())))
     assert taken(again, 2) == [both(4, 5), both(6, 7)]
@@ -386,7 +417,11 @@ def test_groups_stay_whole_where_they_are_dealt():
     saved = [state(0, 2, 4), state(1, 3)]
     assert dealt(saved, 1, 2) is saved[1]
     assert dealt(saved, 0, 1)["rows"] == state(0, 1, 2, 3, 4)["rows"]
-    assert [dealt(saved, rank, 3)["rows"] for rank in range(3)] == [state(0, 3)["rows"], state(1, 4)["rows"], state(2)["rows"]]
+    assert [dealt(saved, rank, 3)["rows"] for rank in range(3)] == [
+        state(0, 3)["rows"],
+        state(1, 4)["rows"],
+        state(2)["rows"],
+    ]
     assert dealt(saved, 2, 3)["number"] == 3
 
 

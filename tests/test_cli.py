@@ -86,9 +86,16 @@ def twenty(site: Path) -> str:
 def test_nothing_heavy_is_imported_before_a_run_begins():
     Path("run.yaml").write_text("method: sft\nmodel: org/m\ndataset: org/d\n")
     for argv in (
-        ["--help"], ["--version"], ["train", "--help"], ["train", "sft", "--help"], ["config", "sft"],
-        ["schema", "sft"], ["train", "run.yaml", "--dry-run"], ["train", "sft", "--lerning-rate", "1"], ["nonsense"],
-    ):  # fmt: skip
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["train", "sft", "--help"],
+        ["config", "sft"],
+        ["schema", "sft"],
+        ["train", "run.yaml", "--dry-run"],
+        ["train", "sft", "--lerning-rate", "1"],
+        ["nonsense"],
+    ):
         assert imported_by(f"from ft_host.cli import main; main({argv})") == set(), argv
     assert imported_by("import ft_sft.config, ft_host.registry, ft_host.settings, ft_host.errors") == set()
     refused = (
@@ -151,14 +158,17 @@ def test_the_commands_are_listed_and_exist(capsys):
         (["train", "sft", "--resume", "runs/a"], 2, "the run knows its method and its config; unexpected sft"),
         (["train", "sft", *GIVEN, "--required-plugins", "ft-sft>=9"], 3, "ft-sft 0.2.0 is installed"),
         (["train", "sft", *GIVEN, "--diagnostics", "nonesuch"], 4, "no diagnostics 'nonesuch' is installed"),
-        (["train", "sft", *GIVEN, "--eval-dataset", "a/b", "--eval-reward", "json:loads", "--backend", "vlm"], 4,
-         "no backend 'vlm' is installed"),
+        (
+            ["train", "sft", *GIVEN, "--eval-dataset", "a/b", "--eval-reward", "json:loads", "--backend", "vlm"],
+            4,
+            "no backend 'vlm' is installed",
+        ),
         (["config", "stf"], 4, "did you mean 'sft'?"),
         (["config"], 2, "the following arguments are required: METHOD"),
         (["config", "sft", "--form", "toml"], 2, "unrecognized arguments: --form toml"),
         (["schema", "sft", "x"], 2, "unrecognized arguments: x"),
     ],
-)  # fmt: skip
+)
 def test_refusals_have_exit_codes_and_no_traceback(argv, code, said, capsys):
     out, err = called(*argv, code=code, capsys=capsys)
     assert said in err and "Traceback" not in err and out == ""

@@ -74,9 +74,12 @@ def plugins(*argv, site="", code=0, after="", **environment):
     clean = {key: value for key, value in os.environ.items() if not key.startswith("FT_HOST_")}
     path = os.pathsep.join([str(site), *([clean["PYTHONPATH"]] if clean.get("PYTHONPATH") else [])])
     done = subprocess.run(
-        [sys.executable, "-c", call], env={**clean, "PYTHONPATH": path, **environment}, capture_output=True, text=True,
+        [sys.executable, "-c", call],
+        env={**clean, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code in (0, 3) and done.stdout else done.stderr
 
@@ -111,16 +114,29 @@ def test_json_has_the_documented_shape(tmp_path):
     assert document["format"] == 1 and document["host"] == {"distribution": "ft-host", "version": ft_host.__version__}
     (alpha,) = [entry for entry in document["plugins"] if entry["name"] == "alpha"]
     assert alpha == {
-        "name": "alpha", "kind": "method", "distribution": "ft-alpha", "version": "0.3.1",
-        "stability": "experimental", "state": "ok", "problem": None, "notes": [], "compatible": True,
-        "requires_host": "<1,>=0.1", "requires": ["ft-host>=0.1,<1"], "entry_point": "fake_alpha.method",
-        "config": "fake_alpha.config:Config", "location": str(tmp_path / "fake_alpha" / "method.py"),
+        "name": "alpha",
+        "kind": "method",
+        "distribution": "ft-alpha",
+        "version": "0.3.1",
+        "stability": "experimental",
+        "state": "ok",
+        "problem": None,
+        "notes": [],
+        "compatible": True,
+        "requires_host": "<1,>=0.1",
+        "requires": ["ft-host>=0.1,<1"],
+        "entry_point": "fake_alpha.method",
+        "config": "fake_alpha.config:Config",
+        "location": str(tmp_path / "fake_alpha" / "method.py"),
         "summary": "A method",
-    }  # fmt: skip
+    }
 
     (checked,) = json.loads(plugins("show", "alpha", "--check", "--json", site=tmp_path))["plugins"]
-    documented = re.findall(r"^\| `(\w+)` \| (?:string|integer|object|array|boolean|number)",
-                            (DOCS / "plugins-json.md").read_text(encoding="utf-8"), re.MULTILINE)  # fmt: skip
+    documented = re.findall(
+        r"^\| `(\w+)` \| (?:string|integer|object|array|boolean|number)",
+        (DOCS / "plugins-json.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     assert documented == [*document, *document["host"], *checked, *checked["check"]]
 
 
@@ -165,17 +181,27 @@ def test_check_imports_each_plugin_in_a_process_of_its_own(tmp_path):
     install(tmp_path, "exit", method="import os\nos._exit(0)")
     install(tmp_path, "crash", method="import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     # It hangs, with a child of its own that keeps the output open.
-    install(tmp_path, "hang", method="import subprocess, sys\n"
-            "subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])")  # fmt: skip
+    install(
+        tmp_path,
+        "hang",
+        method="import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])",
+    )
     only = {"FT_HOST_PLUGINS": "ft-good,ft-old,ft-hook,ft-exit,ft-crash,ft-hang", "FT_HOST_BLOCK": "ft-host"}
     document = json.loads(plugins("--check", "--json", "--timeout", "5", site=tmp_path, code=3, **only))
     found = {entry["name"]: entry["check"] for entry in document["plugins"]}
     results = {name: check["result"] for name, check in found.items()}
     assert results == {
-        "good": "ok", "old": "incompatible", "shut": "blocked", "hook": "broken", "exit": "broken",
-        "crash": "broken", "hang": "broken", "transformers": "blocked", "gkd": "blocked",  # of ft-distill
+        "good": "ok",
+        "old": "incompatible",
+        "shut": "blocked",
+        "hook": "broken",
+        "exit": "broken",
+        "crash": "broken",
+        "hang": "broken",
+        "transformers": "blocked",
+        "gkd": "blocked",  # of ft-distill
         **{path.name.removeprefix("ft-"): "blocked" for path in Path(__file__).parent.parent.glob("plugins/ft-*")},
-    }  # fmt: skip
+    }
     assert found["good"]["cause"] is None and found["good"]["seconds"] > 0
     assert found["hook"]["cause"].startswith(f"ft-hook 0.1.0 ({tmp_path / 'fake_hook' / 'method.py'}): implements 'ft")
     assert found["exit"]["cause"] == "its import ended the interpreter with exit code 0"

@@ -1,4 +1,5 @@
-"""The reference of a run: which model it is, what is held for it, what is kept on disk, and that it stays what it was."""
+"""The reference of a run: which model it is, what is held for it, what is kept on disk, and that it stays what it
+was."""
 
 from __future__ import annotations
 
@@ -60,11 +61,20 @@ def make(tmp_path, llama):
         for name, rows in (("train", ROWS), ("test", ROWS[:5])):
             write_rows(tmp_path / f"{name}.jsonl", rows)
         given = {
-            "model": str(llama), "dataset": str(tmp_path / "train.jsonl"), "eval_dataset": str(tmp_path / "test.jsonl"),
-            "output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 4, "learning_rate": 1e-3,
-            "max_steps": 6, "save_steps": 3, "save_total_limit": None, "eval_steps": 3, "progress": "quiet",
-            "use_cpu": True, "beta": 0.5,
-        }  # fmt: skip
+            "model": str(llama),
+            "dataset": str(tmp_path / "train.jsonl"),
+            "eval_dataset": str(tmp_path / "test.jsonl"),
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "max_steps": 6,
+            "save_steps": 3,
+            "save_total_limit": None,
+            "eval_steps": 3,
+            "progress": "quiet",
+            "use_cpu": True,
+            "beta": 0.5,
+        }
         return DPOConfig(**(given | fields))
 
     return config

@@ -142,10 +142,21 @@ def shown(tmp_path, capsys, monkeypatch):
         monkeypatch.setenv("COLUMNS", str(columns))
         (tmp_path / f"{name}.py").write_text(METHOD.format(**method))
         (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert run(
-            [str(tmp_path / f"{name}.py"), "--model", str(tmp_path / "m"), "--dataset", str(tmp_path / "a.jsonl"),
-             "--train-sampling-strategy", "sequential", *flags]
-        ) == 0  # fmt: skip
+        assert (
+            run(
+                [
+                    str(tmp_path / f"{name}.py"),
+                    "--model",
+                    str(tmp_path / "m"),
+                    "--dataset",
+                    str(tmp_path / "a.jsonl"),
+                    "--train-sampling-strategy",
+                    "sequential",
+                    *flags,
+                ]
+            )
+            == 0
+        )
         sys.modules.pop(name)
         registry.prepare_hook.cache_clear()
         return capsys.readouterr().out
@@ -169,9 +180,7 @@ def test_pairs_side_by_side(shown):
     lines = said.splitlines()
     prompt, chosen, rejected = size("The quick"), size(ROWS[0]["chosen"] + "</s>"), size(" dog\nfox</s>")
     total = prompt + chosen + rejected
-    assert lines[0].endswith(
-        f"a.jsonl, line 1: {total} tokens (prompt {prompt}, chosen {chosen}, rejected {rejected})"
-    )
+    assert lines[0].endswith(f"a.jsonl, line 1: {total} tokens (prompt {prompt}, chosen {chosen}, rejected {rejected})")
     assert lines[1].replace("|", "") == "The quick"
     table = lines[2 : lines.index("")]
     left, right = zip(*(line.split(" │", 1) for line in table))
@@ -283,22 +292,40 @@ def test_prompts_with_the_columns_that_rewards_get(tmp_path, capsys, monkeypatch
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "prompt_method.py").write_text(PROMPT_METHOD)
     (tmp_path / "rewards.py").write_text("def right(completions, answer): return [0.0 for _ in completions]\n")
-    assert run(
-        [str(tmp_path / "prompt_method.py"), "--model", str(tmp_path / "m"), "--dataset", str(tmp_path / "a.jsonl"),
-         "--reward", str(tmp_path / "rewards.py:right"), "--train-sampling-strategy", "sequential", "--max-length=60",
-         "--rows=4"]
-    ) == 0  # fmt: skip
+    assert (
+        run(
+            [
+                str(tmp_path / "prompt_method.py"),
+                "--model",
+                str(tmp_path / "m"),
+                "--dataset",
+                str(tmp_path / "a.jsonl"),
+                "--reward",
+                str(tmp_path / "rewards.py:right"),
+                "--train-sampling-strategy",
+                "sequential",
+                "--max-length=60",
+                "--rows=4",
+            ]
+        )
+        == 0
+    )
     sys.modules.pop("prompt_method")
     registry.prepare_hook.cache_clear()
     said = capsys.readouterr().out
     one, two, long, chat, counts = said.split("\n\n")
     head, prompt, *columns = one.splitlines()
-    assert head.endswith(f"line 1: {size(rows[0]['prompt'])} tokens") and two.splitlines()[0].endswith("line 2: 1 token")
+    assert head.endswith(f"line 1: {size(rows[0]['prompt'])} tokens") and two.splitlines()[0].endswith(
+        "line 2: 1 token"
+    )
     assert prompt.replace("|", "") == "The quick⏎" and "«" not in prompt, "nothing of it is supervised"
     numbers = json.dumps(rows[0]["tests"])
     assert columns == [
-        "for rewards:", '  answer: "fox\\n🙂"', f"  tests: {numbers[:100]} … ({len(numbers)} characters)", "  level: null"
-    ]  # fmt: skip
+        "for rewards:",
+        '  answer: "fox\\n🙂"',
+        f"  tests: {numbers[:100]} … ({len(numbers)} characters)",
+        "  level: null",
+    ]
     assert len(two.splitlines()) == 2, "a row that is a prompt alone"
     assert long.endswith("line 3: dropped: the prompt is longer than max_length")
     assert chat.splitlines()[1].replace("|", "") == "Who? is" and '  answer: "me"' in chat and "prompt:" not in chat

@@ -35,8 +35,9 @@ def test_sharegpt():
 def test_alpaca():
     row = {"instruction": "Add.", "input": "2 3", "output": "5"}
     assert standard(row, chat=True) == {
-        "prompt": [{"role": "user", "content": "Add.\n\n2 3"}], "completion": [{"role": "assistant", "content": "5"}],
-    }  # fmt: skip
+        "prompt": [{"role": "user", "content": "Add.\n\n2 3"}],
+        "completion": [{"role": "assistant", "content": "5"}],
+    }
     plain = standard(row, chat=False)
     assert "### Instruction:\nAdd.\n\n### Input:\n2 3\n\n### Response:\n" in plain["prompt"]
     assert plain["completion"] == "5"
@@ -48,8 +49,11 @@ def test_alpaca():
 @pytest.mark.parametrize(
     "row, said",
     [
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "found the columns prompt, chosen, rejected; they look like "
-         r"preference data: use a preference method \(`ft-host train dpo`, `reward` or `kto`\), or rename chosen"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            "found the columns prompt, chosen, rejected; they look like "
+            r"preference data: use a preference method \(`ft-host train dpo`, `reward` or `kto`\), or rename chosen",
+        ),
         ({"chosen_ids": [5], "rejected_ids": [6]}, "look like tokenised preference data: use a preference method"),
         ({"question": "a", "answer": "b"}, r"set dataset_columns to \{question: prompt, answer: completion\}"),
         ({"prompt": "a", "response": "b"}, r"set dataset_columns to \{response: completion\}"),
@@ -58,7 +62,10 @@ def test_alpaca():
         ({"content": "a"}, r"plain text: set dataset_columns to \{content: text\}"),
         ({"mesages": TALK}, "mesages may be meant as messages; expected text; messages"),
         ({"foo": 1}, "found the columns foo; expected text; messages; prompt and completion"),
-        ({"prompt": "a", "completion": "b", "label": True}, "look like unpaired preference data, .* `ft-host train kto`"),
+        (
+            {"prompt": "a", "completion": "b", "label": True},
+            "look like unpaired preference data, .* `ft-host train kto`",
+        ),
         ({"prompt": "a", "completion": None}, "column completion: found nothing, expected text"),
         ({"prompt": TALK, "completion": "b"}, "column completion: found str 'b', expected messages"),
         ({"text": 3}, "column text: found int '3', expected text"),
@@ -68,7 +75,7 @@ def test_alpaca():
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "part of its content is 'image'; only text"),
         ({"image": "x", "text_": "a"}, "images, which isn't supported yet"),
     ],
-)  # fmt: skip
+)
 def test_refusals_name_what_was_found_and_expected(row, said):
     with pytest.raises(RowError, match=said):
         standard(row, chat=True)

@@ -38,9 +38,13 @@ def test_the_same_blocks_as_trl(strategy, size, longest):
         window = rows[start : start + 1000]
         if strategy == "bfd":  # the host packs rows that are cut already
             window = [
-                {"input_ids": row["input_ids"][:size], "labels": row["labels"][:size],
-                 "length": min(row["length"], size)} for row in window
-            ]  # fmt: skip
+                {
+                    "input_ids": row["input_ids"][:size],
+                    "labels": row["labels"][:size],
+                    "length": min(row["length"], size),
+                }
+                for row in window
+            ]
         ours += pack(window, size, strategy)
     assert flat(ours, "input_ids") == theirs["input_ids"]
     assert flat(ours, "labels") == theirs["labels"]

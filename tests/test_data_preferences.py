@@ -1,4 +1,5 @@
-"""Preference rows: the same tokens as TRL's DPO and KTO, right where it is not, and what is said of rows that fit none."""
+"""Preference rows: the same tokens as TRL's DPO and KTO, right where it is not, and what is said of rows that fit
+none."""
 
 import logging
 
@@ -12,10 +13,10 @@ from ft_host.run import Drop
 from ft_host.testing.tokenizers import chat_tokenizer
 
 CHATML = (
-    "{% if tools %}<|im_start|>system\nTools:{% for t in tools %} {{ t.function.name }}{% endfor %}<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<|call|>{{ c.function.name }}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if think is defined %}{{ think }}{% endif %}{% endif %}"
+    "{% if tools %}<|im_start|>system\nTools:{% for t in tools %} {{ t.function.name }}{% endfor %}<|im_end|>\n{% endif"
+    " %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}<|call|>{{"
+    " c.function.name }}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% if"
+    " think is defined %}{{ think }}{% endif %}{% endif %}"
 )
 # A generation prompt that the finished conversation doesn't have, as of DeepSeek-R1.
 THINKING = CHATML.replace("assistant\n{% if think", "assistant\n<think>\n{% if think")
@@ -168,10 +169,16 @@ def test_the_same_sequences_as_trls_reward_modelling(arguments, kind, template, 
 
 @pytest.mark.parametrize(
     "rows, template",
-    [(JUDGED["texts"], CHATML), (JUDGED["conversations"], CHATML), (JUDGED["conversations"], THINKING),
-     (ROWS["texts"], CHATML), (ROWS["whole texts"], CHATML), (ROWS["whole conversations"], CHATML),
-     (ROWS["tools"], CHATML)],
-)  # fmt: skip
+    [
+        (JUDGED["texts"], CHATML),
+        (JUDGED["conversations"], CHATML),
+        (JUDGED["conversations"], THINKING),
+        (ROWS["texts"], CHATML),
+        (ROWS["whole texts"], CHATML),
+        (ROWS["whole conversations"], CHATML),
+        (ROWS["tools"], CHATML),
+    ],
+)
 def test_the_same_tokens_as_trls_kto(arguments, rows, template):
     from trl import KTOConfig, KTOTrainer
 
@@ -211,7 +218,13 @@ def test_prompts_that_trl_finds_wrongly():
 
 def test_a_prompt_is_what_both_begin_with_and_nothing_is_lost():
     tokenizer = chat_tokenizer(CHATML)
-    for chosen, rejected in (("It is blue", "It is green"), ("a b", "a b c"), ("a b ", "a b"), ("x", "x"), (" a", " b")):
+    for chosen, rejected in (
+        ("It is blue", "It is green"),
+        ("a b", "a b c"),
+        ("a b ", "a b"),
+        ("x", "x"),
+        (" a", " b"),
+    ):
         found = preference_row({"chosen": chosen, "rejected": rejected}, tokenizer)
         assert found["implicit_prompt"] is True
         assert found["prompt"] + found["chosen"] == chosen and found["prompt"] + found["rejected"] == rejected
@@ -267,9 +280,14 @@ def test_what_stays_beside_a_pair():
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 2, "tools": TOOLS, "score": 5}
     found = preference_row(row | {"chat_template_kwargs": {"think": "x"}}, tokenizer)
     assert found == {
-        "prompt": "a", "chosen": "b", "rejected": "c", "margin": 2.0, "tools": TOOLS,
-        "chat_template_kwargs": {"think": "x"}, "implicit_prompt": False,
-    }  # fmt: skip
+        "prompt": "a",
+        "chosen": "b",
+        "rejected": "c",
+        "margin": 2.0,
+        "tools": TOOLS,
+        "chat_template_kwargs": {"think": "x"},
+        "implicit_prompt": False,
+    }
     assert isinstance(found["margin"], float)
     assert "margin" not in preference_row(row | {"margin": None}, tokenizer)
     assert [each["tools"] for each in unpaired_rows(row, tokenizer)] == [TOOLS, TOOLS]
@@ -282,8 +300,9 @@ def test_sharegpt_and_alpaca():
     text = ASK[0]["content"]
     row = {
         "conversations": [{"from": "human", "value": text}],
-        "chosen": {"from": "gpt", "value": "Five."}, "rejected": {"from": "gpt", "value": "Six, no doubt."},
-    }  # fmt: skip
+        "chosen": {"from": "gpt", "value": "Five."},
+        "rejected": {"from": "gpt", "value": "Six, no doubt."},
+    }
     assert preference_row(row, tokenizer) == expected
     assert preference_row(row | {"system": "You add."}, tokenizer)["prompt"] == SYSTEM + ASK
     talks = {name: [{"from": "human", "value": text}, row[name]] for name in PAIR}
@@ -325,8 +344,9 @@ def test_judged_completions():
     talk = {"messages": SYSTEM + ASK + GOOD, "label": True}
     assert unpaired_rows(talk, tokenizer) == [{"prompt": SYSTEM + ASK, "completion": GOOD, "label": True}]
     assert unpaired_rows({"prompt": ASK, "chosen": GOOD, "rejected": BAD}, tokenizer) == [
-        {"prompt": ASK, "completion": GOOD, "label": True}, {"prompt": ASK, "completion": BAD, "label": False},
-    ]  # fmt: skip
+        {"prompt": ASK, "completion": GOOD, "label": True},
+        {"prompt": ASK, "completion": BAD, "label": False},
+    ]
     # Columns of the other format that Arrow filled in don't make it a pair.
     assert unpaired_rows(row | {"chosen": None, "rejected": None}, tokenizer) == [row]
 
@@ -336,8 +356,11 @@ def test_empty_completions():
     assert is_empty([said([{"type": "text", "text": " "}])])
     assert not is_empty("a") and not is_empty(GOOD) and not is_empty(CALL) and not is_empty([5])
     tokenizer = chat_tokenizer(CHATML)
-    for row in ({"prompt": "a", "chosen": "", "rejected": "b"}, {"prompt": ASK, "chosen": [], "rejected": BAD},
-                {"prompt": ASK, "chosen": ASK, "rejected": ASK + BAD}):  # fmt: skip
+    for row in (
+        {"prompt": "a", "chosen": "", "rejected": "b"},
+        {"prompt": ASK, "chosen": [], "rejected": BAD},
+        {"prompt": ASK, "chosen": ASK, "rejected": ASK + BAD},
+    ):
         found = preference_row(row, tokenizer)
         assert is_empty(found["chosen"]) and not is_empty(found["rejected"])
     assert is_empty(unpaired_rows({"prompt": ASK, "completion": [], "label": True}, tokenizer)[0]["completion"])
@@ -349,42 +372,74 @@ def test_empty_completions():
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"prompt": "a", "chosen": GOOD, "rejected": BAD}, "column prompt: found str 'a', while chosen and rejected are "
-         "lists of messages that don't begin with it; expected a prompt of messages, or whole conversations"),
-        ({"prompt": "a", "chosen": ASK + GOOD, "rejected": ASK + BAD}, "column prompt: found str 'a', but the user "
-         r"message that begins the conversations in chosen and rejected is str 'What is 2\+3\?'"),
-        ({"prompt": "a", "chosen": GOOD, "rejected": "b"}, "column prompt: found str 'a', expected messages, as in the "
-         r"other column \(chosen\)"),
-        ({"prompt": ASK, "chosen": "a", "rejected": "b"}, r"column chosen: found str 'a', expected messages, as in the "
-         r"other column \(prompt\)"),
+        (
+            {"prompt": "a", "chosen": GOOD, "rejected": BAD},
+            (
+                "column prompt: found str 'a', while chosen and rejected are "
+                "lists of messages that don't begin with it; expected a prompt of messages, or whole conversations"
+            ),
+        ),
+        (
+            {"prompt": "a", "chosen": ASK + GOOD, "rejected": ASK + BAD},
+            "column prompt: found str 'a', but the user "
+            r"message that begins the conversations in chosen and rejected is str 'What is 2\+3\?'",
+        ),
+        (
+            {"prompt": "a", "chosen": GOOD, "rejected": "b"},
+            "column prompt: found str 'a', expected messages, as in the " r"other column \(chosen\)",
+        ),
+        (
+            {"prompt": ASK, "chosen": "a", "rejected": "b"},
+            r"column chosen: found str 'a', expected messages, as in the " r"other column \(prompt\)",
+        ),
         ({"chosen": ASK + GOOD, "rejected": "b"}, r"column rejected: found str 'b', expected messages"),
         ({"prompt": "a", "chosen": [], "rejected": "b"}, "expected messages, as in the other column"),
         ({"prompt": "a", "chosen": None, "rejected": "b"}, "column chosen: found nothing, expected text"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "column prompt: found int '3', expected text"),
         ({"chosen": [{"rol": "user"}], "rejected": BAD}, r"chosen\[0\]: has no role; did you mean rol\?"),
         ({"chosen": ["a"], "rejected": ["b"]}, r"chosen\[0\]: found str 'a', expected \{role, content\}"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "2"}, "column margin: found str '2', expected a num"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "2"},
+            "column margin: found str '2', expected a num",
+        ),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": True}, "column margin: found bool 'True'"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")}, "column margin: found float 'nan'"),
-        ({"question": "a?", "chosen": "b", "rejected": "c"}, "column question: looks like the prompt, which chosen and "
-         r"rejected don't begin with; set dataset_columns to \{question: prompt\}, or to \{question: unused\}"),
+        (
+            {"question": "a?", "chosen": "b", "rejected": "c"},
+            "column question: looks like the prompt, which chosen and "
+            r"rejected don't begin with; set dataset_columns to \{question: prompt\}, or to \{question: unused\}",
+        ),
         ({"messages": ASK, "chosen": GOOD, "rejected": BAD}, r"column messages: looks like the prompt"),
-        ({"prompt": "a", "better": "b", "worse": "c"}, r"look like pairs: set dataset_columns to \{better: chosen, "
-         r"worse: rejected\}; expected prompt, chosen and rejected"),
+        (
+            {"prompt": "a", "better": "b", "worse": "c"},
+            r"look like pairs: set dataset_columns to \{better: chosen, "
+            r"worse: rejected\}; expected prompt, chosen and rejected",
+        ),
         ({"chosen_input_ids": [1], "rejected_input_ids": [2]}, r"\{chosen_input_ids: chosen_ids, rejected_input_ids: "),
-        ({"prompt": "a", "chosen": "b", "rejectd": "c"}, "found the columns prompt, chosen, rejectd; rejectd may be "
-         "meant as rejected; expected"),
+        (
+            {"prompt": "a", "chosen": "b", "rejectd": "c"},
+            "found the columns prompt, chosen, rejectd; rejectd may be meant as rejected; expected",
+        ),
         ({"prompt": "a", "completion": "b", "label": True}, "good or bad, each by itself: use `ft-host train kto`"),
-        ({"prompt": "a", "completion": "b"}, "texts to imitate, without worse ones beside them: use `ft-host train sft`;"),
+        (
+            {"prompt": "a", "completion": "b"},
+            "texts to imitate, without worse ones beside them: use `ft-host train sft`;",
+        ),
         ({"messages": ASK + GOOD}, "found the columns messages; they look like texts to imitate"),
         ({"prompt": "a"}, "they look like prompts without completions; expected"),
         ({"image": "a"}, "images, which isn't supported yet"),
         ({"foo": 1}, "found the columns foo; expected prompt, chosen and rejected"),
-        ({"chosen_ids": [5], "rejected_ids": [1_000_000]}, r"rejected_ids\[0\]: found 1000000, expected a token id from"),
+        (
+            {"chosen_ids": [5], "rejected_ids": [1_000_000]},
+            r"rejected_ids\[0\]: found 1000000, expected a token id from",
+        ),
         ({"chosen_ids": [5]}, "column rejected_ids: found nothing, expected a list of token ids"),
-        ({"prompt_ids": "a", "chosen_ids": [5], "rejected_ids": [6]}, "column prompt_ids: found str 'a', expected a li"),
+        (
+            {"prompt_ids": "a", "chosen_ids": [5], "rejected_ids": [6]},
+            "column prompt_ids: found str 'a', expected a li",
+        ),
     ],
-)  # fmt: skip
+)
 def test_pairs_that_are_none_are_refused(row, message):
     with pytest.raises(RowError, match=message):
         preference_row(row, chat_tokenizer(CHATML))
@@ -393,23 +448,35 @@ def test_pairs_that_are_none_are_refused(row, message):
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"prompt": "a", "completion": "b", "label": 1}, "column label: found int '1', expected true or false.*"
-         r'datasets: map\(lambda row: \{"label": row\["label"\] == 1\}\)'),
+        (
+            {"prompt": "a", "completion": "b", "label": 1},
+            "column label: found int '1', expected true or false.*"
+            r'datasets: map\(lambda row: \{"label": row\["label"\] == 1\}\)',
+        ),
         ({"prompt": "a", "completion": "b", "label": 0}, r"column label: found int '0'.* == 1\}"),
         ({"prompt": "a", "completion": "b", "label": "true"}, "column label: found str 'true'.* == 'true'"),
-        ({"prompt": "a", "completion": "b", "label": None}, "column label: found nothing, expected true or false; leave"),
-        ({"prompt": "a", "completion": "b"}, "sft`, or add the column label, true for good ones and false for bad ones;"),
+        (
+            {"prompt": "a", "completion": "b", "label": None},
+            "column label: found nothing, expected true or false; leave",
+        ),
+        (
+            {"prompt": "a", "completion": "b"},
+            "sft`, or add the column label, true for good ones and false for bad ones;",
+        ),
         ({"prompt": "a", "response": "b", "label": True}, r"set dataset_columns to \{response: completion\}"),
         ({"question": "a", "completion": "b", "label": True}, r"set dataset_columns to \{question: prompt\}"),
         ({"prompt": "a", "completion": "b", "lable": True}, "; lable may be meant as label; expected prompt, comp"),
         ({"prompt": "a", "completion": GOOD, "label": True}, "column prompt: found str 'a', expected messages"),
         ({"prompt": "a", "completion": None, "label": True}, "column completion: found nothing, expected text"),
-        ({"messages": GOOD + ASK, "label": True}, "column messages: ends with a message of user, expected one of the as"),
+        (
+            {"messages": GOOD + ASK, "label": True},
+            "column messages: ends with a message of user, expected one of the as",
+        ),
         ({"completion_ids": [5], "label": True}, "column prompt_ids: found nothing, expected token ids"),
         ({"prompt": "a", "chosen": "b", "label": True}, "expected prompt, completion and label"),
         ({"prompt": "a", "chosen": GOOD, "rejected": BAD}, "column prompt: found str 'a', while chosen and rejected"),
     ],
-)  # fmt: skip
+)
 def test_judged_completions_that_are_none_are_refused(row, message):
     with pytest.raises(RowError, match=message):
         unpaired_rows(row, chat_tokenizer(CHATML))
@@ -492,9 +559,12 @@ def test_cutting_beside_trls(limit):
 
 def pair_of(prompt, chosen, rejected):
     return {
-        "prompt_ids": [1] * prompt, "chosen_ids": [2] * chosen, "rejected_ids": [3] * rejected,
-        "length": prompt + chosen + rejected, "truncated": False,
-    }  # fmt: skip
+        "prompt_ids": [1] * prompt,
+        "chosen_ids": [2] * chosen,
+        "rejected_ids": [3] * rejected,
+        "length": prompt + chosen + rejected,
+        "truncated": False,
+    }
 
 
 def test_a_pair_longer_than_max_length_has_a_block_of_its_own():

@@ -179,8 +179,7 @@ def test_a_folder_laid_out_as_on_the_hub_goes_through_datasets(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "split, numbers",
-    [("train", range(10)), ("train[:30%]", range(3)), ("train[-2:]", (8, 9)), ("train[2:4]", (2, 3))],
+    "split, numbers", [("train", range(10)), ("train[:30%]", range(3)), ("train[-2:]", (8, 9)), ("train[2:4]", (2, 3))]
 )
 def test_a_split_can_be_cut(tmp_path, split, numbers):
     source = open_source(write_lines(tmp_path / "a.jsonl", numbered(10)), split=split)
@@ -204,8 +203,11 @@ def test_what_the_hub_does_not_give_is_said(monkeypatch, tmp_path):
         raise ConnectionError("Couldn't reach 'nobody/nothing' on the Hub (OfflineModeIsEnabled)\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)  # no network in tests
-    with pytest.raises(DataError, match=r"nobody/nothing: there is no such file or folder, and the Hugging Face hub "
-                                        r"did not give it: ConnectionError: Couldn't reach .*\)$"):  # fmt: skip
+    with pytest.raises(
+        DataError,
+        match=r"nobody/nothing: there is no such file or folder, and the Hugging Face hub "
+        r"did not give it: ConnectionError: Couldn't reach .*\)$",
+    ):
         open_source("nobody/nothing")
 
 
@@ -249,9 +251,12 @@ def test_fingerprints_tell_contents_apart(tmp_path):
     big[-1] = {"text": "y" * 1000}
     assert open_source(write_lines(tmp_path / "big.jsonl", big)).fingerprint != before
     assert first.describe() == {
-        "path": str(tmp_path / "a.jsonl"), "split": "train", "rows": 10, "fingerprint": first.fingerprint,
+        "path": str(tmp_path / "a.jsonl"),
+        "split": "train",
+        "rows": 10,
+        "fingerprint": first.fingerprint,
         "columns": ["text", "number"],
-    }  # fmt: skip
+    }
 
 
 # ---------------------------------------------------------------- order and mixtures

@@ -16,17 +16,32 @@ TRLS = Path(trl.__file__).parent / "chat_templates"
 
 # What ends a turn: in the middle of a conversation, and at its end where that differs.
 CLOSE = {
-    "chatml": "<|im_end|>", "zephyr": "</s>", "llama2": " </s>", "mistral_v3": "</s>", "phi4": "<|im_end|>",
-    "llama3": "<|eot_id|>", "llama3_1": "<|eot_id|>", "qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>",
-    "gemma": "<end_of_turn>", "gemma3": "<end_of_turn>", "phi3": "<|end|>", "phi3_5": "<|end|>",
-    "deepseekv3": "<｜end▁of▁sentence｜>", "cohere": "<|END_OF_TURN_TOKEN|>", "gptoss": ("<|end|>", "<|return|>"),
+    "chatml": "<|im_end|>",
+    "zephyr": "</s>",
+    "llama2": " </s>",
+    "mistral_v3": "</s>",
+    "phi4": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "llama3_1": "<|eot_id|>",
+    "qwen2_5": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+    "gemma": "<end_of_turn>",
+    "gemma3": "<end_of_turn>",
+    "phi3": "<|end|>",
+    "phi3_5": "<|end|>",
+    "deepseekv3": "<｜end▁of▁sentence｜>",
+    "cohere": "<|END_OF_TURN_TOKEN|>",
+    "gptoss": ("<|end|>", "<|return|>"),
     "glm4moe": ("<|user|>", ""),
-}  # fmt: skip
+}
 # What a template puts between the prompt it would generate from and the content, so that a model has to write it.
 BEFORE = {
-    "llama2": (" ", " "), "mistral_v3": (" ", " "), "qwen3": ("", "<think>\n\n</think>\n\n"),
-    "gptoss": ("<|channel|>final<|message|>",) * 2, "glm4moe": ("\n<think></think>\n",) * 2,
-}  # fmt: skip
+    "llama2": (" ", " "),
+    "mistral_v3": (" ", " "),
+    "qwen3": ("", "<think>\n\n</think>\n\n"),
+    "gptoss": ("<|channel|>final<|message|>",) * 2,
+    "glm4moe": ("\n<think></think>\n",) * 2,
+}
 
 
 def user(text):
@@ -42,8 +57,16 @@ def tool(text):
 
 
 CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
-TOOLS = [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": {
-    "type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}}}]  # fmt: skip
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "description": "adds",
+            "parameters": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}},
+        },
+    }
+]
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +138,9 @@ def test_thinking_of_earlier_turns_is_dropped_by_the_template(tokenizers):
 def test_reasoning_in_a_field_of_its_own(tokenizers):
     messages = [user("a?"), assistant("one", reasoning_content="hm"), user("b?"), assistant("two", reasoning="hmm")]
     assert turns(tokenizers("qwen3"), messages) == ["one<|im_end|>", "<think>\nhmm\n</think>\n\ntwo<|im_end|>"]
-    assert turns(tokenizers("gptoss"), messages)[1] == (
-        "<|channel|>analysis<|message|>hmm<|end|><|start|>assistant<|channel|>final<|message|>two<|return|>"
+    assert (
+        turns(tokenizers("gptoss"), messages)[1]
+        == "<|channel|>analysis<|message|>hmm<|end|><|start|>assistant<|channel|>final<|message|>two<|return|>"
     )
 
 
@@ -131,8 +155,14 @@ def test_reasoning_in_a_field_of_its_own(tokenizers):
     ],
 )
 def test_tool_calls_are_the_assistants_and_tool_results_are_not(tokenizers, name, expected):
-    messages = [user("2+3?"), assistant("", tool_calls=[CALL]), tool("5"), assistant("Five."), user("ok"),
-                assistant("Bye.")]  # fmt: skip
+    messages = [
+        user("2+3?"),
+        assistant("", tool_calls=[CALL]),
+        tool("5"),
+        assistant("Five."),
+        user("ok"),
+        assistant("Bye."),
+    ]
     found = turns(tokenizers(name), messages, tools=TOOLS)
     assert found[0] == expected
     assert len(found) == 3 and "Five." in found[1] and "Bye." in found[2]
@@ -241,8 +271,14 @@ def test_no_template_at_all():
 # ---------------------------------------------------------------- generation marks
 
 
-MARKED = ["llama3_training", "qwen2_5_vl_training", "gemma_training", "phi3_training", "qwen3_training",
-          "qwen3_instruct_2507_training"]  # fmt: skip
+MARKED = [
+    "llama3_training",
+    "qwen2_5_vl_training",
+    "gemma_training",
+    "phi3_training",
+    "qwen3_training",
+    "qwen3_instruct_2507_training",
+]
 
 
 @pytest.mark.parametrize("name", MARKED)

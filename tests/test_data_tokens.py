@@ -47,8 +47,10 @@ def supervised(row, tokenizer):
 
 ROWS = {
     "text": [{"text": text} for text in TEXTS],
-    "prompt and completion": [{"prompt": f"Q{n}: ", "completion": text} for n, text in enumerate(TEXTS)]
-    + [{"prompt": "over the la", "completion": "zy dog"}],
+    "prompt and completion": (
+        [{"prompt": f"Q{n}: ", "completion": text} for n, text in enumerate(TEXTS)]
+        + [{"prompt": "over the la", "completion": "zy dog"}]
+    ),
     "messages": [{"messages": TALK}, {"messages": TALK[:2]}, {"messages": TALK[:3]}],
     "conversational completion": [
         {"prompt": TALK[:1], "completion": TALK[1:2]},
@@ -95,11 +97,14 @@ def test_the_same_tokens_and_labels_as_trl(tmp_path, kind, template, made, field
     limits = {key: fields[key] for key in ("max_length", "truncation_mode") if key in fields}
     ours = [
         tokens(
-            row, tokenizer, fields.get("completion_only_loss"), fields.get("assistant_only_loss", False),
+            row,
+            tokenizer,
+            fields.get("completion_only_loss"),
+            fields.get("assistant_only_loss", False),
             **{"max_length": None, **limits},
         )
         for row in ROWS[kind]
-    ]  # fmt: skip
+    ]
     ours = [{key: row[key] for key in ("input_ids", "labels")} for row in ours]
     # TRL takes a sequence out when nothing of it is supervised; ft_prepare does so, with its reason.
     assert theirs == [row for row in ours if set(row["labels"]) != {IGNORE}]

@@ -20,9 +20,11 @@ from ft_host.testing.runs import make_run
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = json.loads((ROOT / "docs" / "findings.schema.json").read_text(encoding="utf-8"))
 BROKEN = {
-    "watch/not_finite": "loss", "watch/not_finite_value": "nan", "watch/not_finite_step": 61,
+    "watch/not_finite": "loss",
+    "watch/not_finite_value": "nan",
+    "watch/not_finite_step": 61,
     "watch/not_finite_parameter": "lm_head.weight",
-}  # fmt: skip
+}
 
 
 def rewrite(folder: Path, **fields) -> None:
@@ -33,7 +35,9 @@ def rewrite(folder: Path, **fields) -> None:
 @pytest.fixture
 def broken(tmp_path) -> Path:
     """A run that ended with a loss that is no number."""
-    folder = make_run(tmp_path / "broken", steps=60, status="failed", error="step 61: the loss is nan", planned_steps=100)
+    folder = make_run(
+        tmp_path / "broken", steps=60, status="failed", error="step 61: the loss is nan", planned_steps=100
+    )
     info = json.loads((folder / "run.json").read_text())
     config = info["config"] | {"select": ["NUM", "XYZ"]}  # whatever other rules say of these numbers
     rewrite(folder, facts=BROKEN, facts_told=dict.fromkeys(BROKEN, 60), config=config)
@@ -48,11 +52,28 @@ def called(*argv: str, capsys) -> tuple[int, str, str]:
 
 def one_finding(**fields) -> dict:
     return {
-        "schema": "ft-host.finding/1", "code": "XYZ001", "title": "t", "severity": "warning", "stage": "train",
-        "state": "open", "message": "It is bad.", "why": "y", "evidence": [{"metric": "loss", "value": 1.0}], "remedies": [],
-        "cause": None, "step": 9, "first_step": 3, "last_step": 9, "count": 4, "window": 9, "share": 0.5, "muted_by": None,
-        "plugin": "ft-xyz 1.0", "fingerprint": "XYZ001", "page": "docs/rules/XYZ001.md",
-    } | fields  # fmt: skip
+        "schema": "ft-host.finding/1",
+        "code": "XYZ001",
+        "title": "t",
+        "severity": "warning",
+        "stage": "train",
+        "state": "open",
+        "message": "It is bad.",
+        "why": "y",
+        "evidence": [{"metric": "loss", "value": 1.0}],
+        "remedies": [],
+        "cause": None,
+        "step": 9,
+        "first_step": 3,
+        "last_step": 9,
+        "count": 4,
+        "window": 9,
+        "share": 0.5,
+        "muted_by": None,
+        "plugin": "ft-xyz 1.0",
+        "fingerprint": "XYZ001",
+        "page": "docs/rules/XYZ001.md",
+    } | fields
 
 
 # ---------------------------------------------------------------- diagnose
@@ -94,7 +115,9 @@ def test_sarif_names_the_rule_and_the_line_of_the_run_file(broken, capsys):
     rules = run["tool"]["driver"]["rules"]
     (result,) = [each for each in run["results"] if each["ruleId"] == "NUM001"]
     rule = rules[result["ruleIndex"]]
-    assert rule["id"] == "NUM001" and rule["help"]["markdown"].startswith("# NUM001") and rule["fullDescription"]["text"]
+    assert (
+        rule["id"] == "NUM001" and rule["help"]["markdown"].startswith("# NUM001") and rule["fullDescription"]["text"]
+    )
     assert rule["defaultConfiguration"]["level"] == result["level"] == "error"
     assert result["partialFingerprints"] == {"ftHostFinding/v1": "NUM001"}
     place = result["locations"][0]["physicalLocation"]
@@ -105,7 +128,10 @@ def test_sarif_names_the_rule_and_the_line_of_the_run_file(broken, capsys):
 
 
 def test_a_muted_or_past_finding_is_no_alert_in_sarif(broken, capsys):
-    rows = [one_finding(state="muted", muted_by="NUM001"), one_finding(state="cleared", code="XYZ002", fingerprint="XYZ002")]
+    rows = [
+        one_finding(state="muted", muted_by="NUM001"),
+        one_finding(state="cleared", code="XYZ002", fingerprint="XYZ002"),
+    ]
     (broken / "findings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run,) = json.loads(called("diagnose", str(broken), "--format", "sarif", capsys=capsys)[1])["runs"]
     results = {each["ruleId"]: each for each in run["results"]}
@@ -152,12 +178,25 @@ def test_what_only_the_run_could_find_is_taken_from_its_record(broken, capsys):
 
 
 def test_a_method_that_is_gone_leaves_the_rules_of_the_host(broken):
-    rewrite(broken, method="gone", reference="ft-gone:gone", plugins=[
-        {"kind": "diagnostics", "name": "gone", "distribution": "ft-gone", "version": "0.1.0", "stability": "stable"},
-    ])  # fmt: skip
+    rewrite(
+        broken,
+        method="gone",
+        reference="ft-gone:gone",
+        plugins=[
+            {
+                "kind": "diagnostics",
+                "name": "gone",
+                "distribution": "ft-gone",
+                "version": "0.1.0",
+                "stability": "stable",
+            }
+        ],
+    )
     found = diagnose(broken)
     assert [each["code"] for each in found.findings] == ["NUM001"]
-    assert found.notes[0].startswith("the method gone can't be asked, so its rules are left out: no method 'ft-gone:gone'")
+    assert found.notes[0].startswith(
+        "the method gone can't be asked, so its rules are left out: no method 'ft-gone:gone'"
+    )
     assert found.notes[1].startswith("the diagnostics ft-gone:gone can't be asked")
 
 
@@ -165,9 +204,17 @@ def test_a_run_that_still_runs_is_not_judged_as_a_whole(tmp_path, monkeypatch):
     from ft_host.diagnostics import Rule, rules
 
     whole = Rule(
-        code="TST001", title="t", stage="after", needs=("loss",), test=lambda view: True, message=lambda view: "It ended.",
-        when="w", why="y", remedy="r", source="own",
-    )  # fmt: skip
+        code="TST001",
+        title="t",
+        stage="after",
+        needs=("loss",),
+        test=lambda view: True,
+        message=lambda view: "It ended.",
+        when="w",
+        why="y",
+        remedy="r",
+        source="own",
+    )
     monkeypatch.setattr(rules, "RULES", [whole])
     folder = make_run(tmp_path / "run", steps=60, status="running", planned_steps=100)
     assert diagnose(folder, select=["TST001"]).findings == []
@@ -198,8 +245,15 @@ def test_refusals(broken, capsys, argv, says):
 
 
 @pytest.mark.parametrize(
-    "argv", [("diagnose", "RUN"), ("diagnose", "RUN", "--format", "sarif"), ("rules",), ("explain", "NUM001"), ("patch", "RUN", "NUM001")],
-)  # fmt: skip
+    "argv",
+    [
+        ("diagnose", "RUN"),
+        ("diagnose", "RUN", "--format", "sarif"),
+        ("rules",),
+        ("explain", "NUM001"),
+        ("patch", "RUN", "NUM001"),
+    ],
+)
 def test_none_of_it_imports_torch(broken, argv):
     program = (
         "import sys; from ft_host.cli import main; code = main(sys.argv[1:])\n"
@@ -228,7 +282,9 @@ def test_all_rules_are_listed_with_where_they_are_from(capsys):
 
 def test_rules_of_a_method_are_the_host_s_and_its_own(capsys):
     every = {each["plugin"].split()[0] for each in json.loads(called("rules", "--json", capsys=capsys)[1])}
-    listed = {each["plugin"].split()[0] for each in json.loads(called("rules", "--method", "dpo", "--json", capsys=capsys)[1])}
+    listed = {
+        each["plugin"].split()[0] for each in json.loads(called("rules", "--method", "dpo", "--json", capsys=capsys)[1])
+    }
     assert "ft-host" in listed and listed <= {"ft-host", "ft-dpo"} and listed <= every
     code, _, err = called("rules", "--method", "dop", capsys=capsys)
     assert code == 4 and "did you mean 'dpo'?" in err
@@ -240,7 +296,9 @@ def plugin(tmp_path: Path, name: str, text: str, version: str = "1.0") -> None:
     (tmp_path / f"{module}.py").write_text(text)
     info = tmp_path / f"{module}-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: ft-host>=0.4\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: ft-host>=0.4\n"
+    )
     (info / "entry_points.txt").write_text(f"[ft_host.diagnostics]\n{name.removeprefix('ft-')} = {module}\n")
 
 
@@ -300,7 +358,12 @@ def test_an_unknown_code_is_refused_with_the_nearest(capsys):
 
 def test_diagnostics_of_the_config_are_asked_of_the_folder(broken, path):
     plugin(path, "ft-good", RULES.format(code="ZZZ001"))
-    rewrite(broken, plugins=[{"kind": "diagnostics", "name": "good", "distribution": "ft-good", "version": "0.9", "stability": "stable"}])
+    rewrite(
+        broken,
+        plugins=[
+            {"kind": "diagnostics", "name": "good", "distribution": "ft-good", "version": "0.9", "stability": "stable"}
+        ],
+    )
     found = diagnose(broken, select=["ALL"])
     assert "ZZZ001" in {each["code"] for each in found.findings}
     assert "ft-good was 0.9 in the run, its rules here are those of 1.0" in found.notes

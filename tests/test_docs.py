@@ -68,7 +68,8 @@ def signature(name: str) -> str:
 
 
 def commands() -> Iterator[tuple[Path, str]]:
-    """What follows `ft-host` or `-m ft_host` in the sh blocks of all pages, with continuation lines, without comments."""
+    """What follows `ft-host` or `-m ft_host` in the sh blocks of all pages, with continuation lines, without
+    comments."""
     for page in PAGES:
         for _, text in snippets(page, "sh"):
             for line in text.replace("\\\n", " ").splitlines():
@@ -125,12 +126,35 @@ def test_the_complete_method_trains_and_its_loss_is_the_formula(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     done = subprocess.run(
         [
-            sys.executable, "-m", "ft_host", "train", "./my_method.py", "--model", "model", "--dataset", "rows.jsonl",
-            "--max-steps", "2", "--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "2",
-            "--train-sampling-strategy", "sequential", "--output-dir", "run", "--use-cpu", "--progress", "quiet",
+            sys.executable,
+            "-m",
+            "ft_host",
+            "train",
+            "./my_method.py",
+            "--model",
+            "model",
+            "--dataset",
+            "rows.jsonl",
+            "--max-steps",
+            "2",
+            "--per-device-train-batch-size",
+            "2",
+            "--gradient-accumulation-steps",
+            "2",
+            "--train-sampling-strategy",
+            "sequential",
+            "--output-dir",
+            "run",
+            "--use-cpu",
+            "--progress",
+            "quiet",
         ],
-        cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in read(tmp_path / "run" / "metrics.jsonl").splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
@@ -158,9 +182,11 @@ def test_the_complete_rules_are_found_installed_and_pass_their_own_tests(tmp_pat
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     make_distribution(
-        tmp_path, "house-rules", entry_points={"ft_host.diagnostics": {"house": "house_rules"}},
+        tmp_path,
+        "house-rules",
+        entry_points={"ft_host.diagnostics": {"house": "house_rules"}},
         requires=["ft-host>=0.4,<1"],
-    )  # fmt: skip
+    )
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_house_rules.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
@@ -209,7 +235,9 @@ def test_config_files_in_a_page_have_fields_that_exist(page):
 
     for _, text in snippets(page, "yaml"):
         given = yaml.safe_load(text)
-        method = given.get("method") or next((name for name in METHODS if name in (page.stem, page.parent.name[3:])), "")
+        method = given.get("method") or next(
+            (name for name in METHODS if name in (page.stem, page.parent.name[3:])), ""
+        )
         assert set(given) <= {*fields_of_method(method), "method"}, text
 
 

@@ -17,9 +17,16 @@ from ft_host.testing.rules import Told, evals, findings, in_order, steps
 
 def rule(code: str = "TST001", **fields) -> Rule:
     given = {
-        "title": "Too high", "stage": "train", "needs": ("loss",), "test": lambda view: view["loss"] > 1,
-        "message": lambda view: f"It was too high {view.often}.", "when": "w", "why": "y", "remedy": "r", "source": "own",
-    }  # fmt: skip
+        "title": "Too high",
+        "stage": "train",
+        "needs": ("loss",),
+        "test": lambda view: view["loss"] > 1,
+        "message": lambda view: f"It was too high {view.often}.",
+        "when": "w",
+        "why": "y",
+        "remedy": "r",
+        "source": "own",
+    }
     return Rule(code=code, **(given | fields))
 
 
@@ -80,8 +87,11 @@ def test_a_finding_between_half_and_the_whole_share_stays_open():
 def test_a_warning_becomes_an_error_and_keeps_where_it_began():
     grave = rule(window=10, share=0.3, least=3, severe=lambda view: view.share > 0.8)
     made = engine(grave)
-    told = [(line["step"], found.severity) for line in steps(20, loss=lambda step: 2.0 if step > 10 else 0.5)
-            for found in made.see(line)]  # fmt: skip
+    told = [
+        (line["step"], found.severity)
+        for line in steps(20, loss=lambda step: 2.0 if step > 10 else 0.5)
+        for found in made.see(line)
+    ]
     assert told == [(13, "warning"), (19, "error")]
     (found,) = made.findings.values()
     assert found.first_step == 11 and found.opened == 13 and found.count == 10
@@ -92,14 +102,19 @@ def test_a_warning_becomes_an_error_and_keeps_where_it_began():
 
 def test_a_star_makes_a_finding_for_each_metric():
     starred = rule(
-        needs=("rewards/*/std",), window=5, share=0.5, least=3, test=lambda view: view["rewards/*/std"] == 0,
+        needs=("rewards/*/std",),
+        window=5,
+        share=0.5,
+        least=3,
+        test=lambda view: view["rewards/*/std"] == 0,
         message=lambda view: f"{view.cause} is constant",
-    )  # fmt: skip
+    )
     told = Told(lines=steps(5, rewards__a__std=0.0, rewards__b__std=1.0, rewards__c__std=0.0))
     found = findings([starred], told)
     assert {each.fingerprint: each.message for each in found} == {
-        "TST001:a": "a is constant", "TST001:c": "c is constant",
-    }  # fmt: skip
+        "TST001:a": "a is constant",
+        "TST001:c": "c is constant",
+    }
     assert found[0].evidence[0]["metric"] == "rewards/a/std"
 
 
@@ -118,7 +133,9 @@ def test_metrics_of_the_first_step_are_facts():
 
 
 def test_a_rule_of_evaluations_sees_training_metrics_too():
-    both = rule(needs=("eval_loss", "loss"), window=3, share=0.5, least=2, test=lambda view: view["eval_loss"] > view["loss"])
+    both = rule(
+        needs=("eval_loss", "loss"), window=3, share=0.5, least=2, test=lambda view: view["eval_loss"] > view["loss"]
+    )
     lines = in_order(steps(30, loss=1.0), evals((10, 20, 30), loss=2.0))
     (found,) = findings([both], Told(lines=lines))
     assert (found.first_step, found.last_step) == (10, 30)
@@ -133,16 +150,21 @@ def test_a_rule_of_the_whole_run_is_asked_at_its_end():
 
 def test_what_was_skipped_says_why():
     rules = [
-        rule("TST001"), rule("TST002", needs=("nope", "loss")), rule("TST003", fields=("beta",)),
-        rule("TST004", test=lambda view: None), rule("TST005", needs=("rewards/*/std",)),
-    ]  # fmt: skip
+        rule("TST001"),
+        rule("TST002", needs=("nope", "loss")),
+        rule("TST003", fields=("beta",)),
+        rule("TST004", test=lambda view: None),
+        rule("TST005", needs=("rewards/*/std",)),
+    ]
     made = engine(*rules)
     for line in steps(3, loss=1.0):
         made.see(line)
     assert made.skipped() == {
-        "TST002": "nope was not produced", "TST003": "about runs with beta", "TST004": "nothing to judge by yet",
+        "TST002": "nope was not produced",
+        "TST003": "about runs with beta",
+        "TST004": "nothing to judge by yet",
         "TST005": "rewards/*/std was not produced",
-    }  # fmt: skip
+    }
 
 
 def test_a_number_that_is_none_is_seen_and_left_out_of_means():
@@ -181,17 +203,20 @@ def test_what_mutes_all_leaves_what_came_before_it():
 
 def test_patches_that_a_run_cannot_take_are_left_out():
     remedies = [
-        Remedy(why="a", patch={"learning_rate": 1e-6}), Remedy(why="b", patch={"beta": 0.1}),
-        Remedy(why="c", patch={"learning_rate": 1e-5}), Remedy(why="d"), Remedy(why="e", patch={"max_grad_norm": 0.5}),
-    ]  # fmt: skip
-    made = engine(
-        rule(window=1, least=1, remedies=lambda view: remedies), learning_rate=1e-5, locked=["max_grad_norm"]
-    )  # fmt: skip
+        Remedy(why="a", patch={"learning_rate": 1e-6}),
+        Remedy(why="b", patch={"beta": 0.1}),
+        Remedy(why="c", patch={"learning_rate": 1e-5}),
+        Remedy(why="d"),
+        Remedy(why="e", patch={"max_grad_norm": 0.5}),
+    ]
+    made = engine(rule(window=1, least=1, remedies=lambda view: remedies), learning_rate=1e-5, locked=["max_grad_norm"])
     made.see(steps(1, loss=2.0)[0])
     (found,) = made.findings.values()
     assert [(each.why, each.applicability) for each in found.remedies] == [
-        ("a", "unsafe"), ("d", "display"), ("e (max_grad_norm is locked)", "display"),
-    ]  # fmt: skip
+        ("a", "unsafe"),
+        ("d", "display"),
+        ("e (max_grad_norm is locked)", "display"),
+    ]
     assert found.line() == "Warning TST001: It was too high in 100 % of the last 1 steps. a."
 
 
@@ -215,7 +240,9 @@ def test_the_longer_of_two_that_name_a_rule_decides():
 @pytest.mark.parametrize("field", ["select", "ignore", "stop_on"])
 def test_a_code_that_no_rule_has_is_refused_with_the_nearest(field):
     owned = [(rule(code), "test 0") for code in ("GRPO001", "NUM001")]
-    with pytest.raises(ConfigError, match=rf"{field}: no rule is called or begins with 'NUM011'; did you mean NUM001\?"):
+    with pytest.raises(
+        ConfigError, match=rf"{field}: no rule is called or begins with 'NUM011'; did you mean NUM001\?"
+    ):
         check_codes(owned, RunConfig(**{field: ["NUM011"]}))
     check_codes(owned, RunConfig(**{field: ["NUM", "ALL", "GRPO001", "DPO001"]}))  # DPO's rules are another method's
 
@@ -265,5 +292,10 @@ def test_a_replay_gives_what_the_run_gave():
     assert [each.as_dict(config) for each in again.finish()] == [each.as_dict(config) for each in live.finish()]
     assert again.skipped() == live.skipped() == {}
     assert {each.code: each.opened for each in again.findings.values()} == {
-        "TST001": 5, "TST002": 1, "TST003": 20, "TST004": 60, "TST005": 0, "TST006": 60,
-    }  # fmt: skip
+        "TST001": 5,
+        "TST002": 1,
+        "TST003": 20,
+        "TST004": 60,
+        "TST005": 0,
+        "TST006": 60,
+    }

@@ -89,9 +89,12 @@ def test_a_column_that_is_missing_is_named():
 
 def _rank(rank: int, port: int, folder: str) -> None:
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-    }  # fmt: skip
+    }
     torch.set_num_threads(1)
     run = make_run(temperature=1.0)
     results = [evaluate_rewards(run, rows, FUNCTIONS) for rows in (ROWS, ROWS[:1])]

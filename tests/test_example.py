@@ -152,8 +152,10 @@ def test_the_run_file_and_the_readme_fit_the_files(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = resolve(SFTConfig, "examples/arithmetic/run.yaml", []).config
     assert {Path(path).resolve() for path in (config.model, config.dataset, config.eval_dataset)} == {
-        there / "model", there / "data" / "train.jsonl", there / "data" / "test.jsonl",
-    }  # fmt: skip
+        there / "model",
+        there / "data" / "train.jsonl",
+        there / "data" / "test.jsonl",
+    }
     (function,) = load_rewards(config)
     check_columns(function, rows_of(there, "test")[0])
     longest = max(len(row["completion"]) + 1 for row in map(load("make").row_of, [9999], [9999]))

@@ -194,9 +194,7 @@ def test_the_adapter_that_training_started_from_is_kept(saved, tmp_path, fields)
 
     save_model(policy, tmp_path / "own")
     save_model(policy, tmp_path / "state", {key: tensor.clone() for key, tensor in policy.state_dict().items()})
-    own, state, start = (
-        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("own", "state", "start")
-    )
+    own, state, start = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("own", "state", "start"))
     assert own.keys() == state.keys() == start.keys() and all(torch.equal(own[key], state[key]) for key in own)
     assert not list((tmp_path / "own").glob("reference*")) and not list((tmp_path / "state").glob("reference*"))
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved("llama")), tmp_path / "own")

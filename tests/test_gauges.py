@@ -119,9 +119,14 @@ def test_only_training_counts_experts(saved):
 def run_of(policy: nn.Module, step: int = EVERY - 1, rollouts: Any = None, gather: Any = None) -> SimpleNamespace:
     facts: dict[str, Any] = {}
     return SimpleNamespace(
-        policy=policy, step=step, device=CPU, rollouts=rollouts, gather=gather or (lambda value: [value]), facts=facts,
+        policy=policy,
+        step=step,
+        device=CPU,
+        rollouts=rollouts,
+        gather=gather or (lambda value: [value]),
+        facts=facts,
         learn=facts.update,
-    )  # fmt: skip
+    )
 
 
 def test_the_update_ratio_by_hand():

@@ -42,7 +42,9 @@ def replay(model, request: Request, token_ids: list[int]) -> torch.Tensor:
 # ---------------------------------------------------------------- greedy
 
 
-@pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen", "tiny_mistral", "tiny_gemma", "tiny_gpt2", "tiny_moe", "tiny_mamba"])
+@pytest.mark.parametrize(
+    "name", ["tiny_llama", "tiny_qwen", "tiny_mistral", "tiny_gemma", "tiny_gpt2", "tiny_moe", "tiny_mamba"]
+)
 def test_greedy_takes_the_likeliest_token_whatever_is_beside_it(name):
     model = getattr(models, name)(tie_word_embeddings=False)  # tied ones, at random, repeat the last token
     run = generating_run(model, decode_batch_size=3)
@@ -147,9 +149,7 @@ def test_logprobs_are_of_the_distribution_that_was_sampled():
     model = models.tiny_qwen()
     run = generating_run(model, decode_batch_size=2)
     plain = Sampling(max_new_tokens=8, temperature=1.3, seed=1)
-    cut = Sampling(
-        max_new_tokens=8, temperature=1.3, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=1
-    )
+    cut = Sampling(max_new_tokens=8, temperature=1.3, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=1)
     requests = prompts(5, 2, 9)
     for sampling in (plain, cut):
         for request, completion in zip(requests, run.generate(requests, sampling), strict=True):
@@ -232,9 +232,15 @@ def test_the_models_own_defaults_are_neither_used_nor_lost():
     plain = generating_run(model).generate(requests, sampling)
     banned = plain[0].token_ids[0]
     model.generation_config.update(
-        do_sample=True, temperature=2.0, top_k=3, repetition_penalty=5.0, suppress_tokens=[banned], max_length=8,
-        min_new_tokens=2, no_repeat_ngram_size=1,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=2.0,
+        top_k=3,
+        repetition_penalty=5.0,
+        suppress_tokens=[banned],
+        max_length=8,
+        min_new_tokens=2,
+        no_repeat_ngram_size=1,
+    )
     model.config.use_cache = False
     held = model.generation_config
     assert generating_run(model).generate(requests, sampling) == plain
@@ -298,9 +304,12 @@ def _rank(rank: int, world_size: int, port: int, folder: str, requests: list[Req
     from torch.distributed.fsdp import fully_shard
 
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-    }  # fmt: skip
+    }
     torch.set_num_threads(1)
     model = models.tiny_qwen()
     attention.install(model)

@@ -139,7 +139,9 @@ def test_entropy_with_gradient(shape, with_logp, kept, monkeypatch):
 
     grads = torch.autograd.grad(loss(*expected[:2]), (hidden, matrix))
     out = head.log_probs(hidden, matrix, targets, shape, WANT)
-    for found, wanted in zip(torch.autograd.grad(loss(out["logp"], out["entropy"]), (hidden, matrix)), grads, strict=True):
+    for found, wanted in zip(
+        torch.autograd.grad(loss(out["logp"], out["entropy"]), (hidden, matrix)), grads, strict=True
+    ):
         close(found, wanted, 1e-12)
     out = head.log_probs_of_module(hidden, module, targets, V, shape, WANT)
     found = torch.autograd.grad(loss(out["logp"], out["entropy"]), (hidden, module.weight))

@@ -67,7 +67,8 @@ def measured(config, method, rows):
     source = open_train(config)
     assert isinstance(source, Source) and source.num_rows == len(rows)
     prepare, uncut = (
-        partial(lambda row, of: hooks.ft_prepare(row=row, tokenizer=tokenizer, config=of), of=each) for each in (config, whole)
+        partial(lambda row, of: hooks.ft_prepare(row=row, tokenizer=tokenizer, config=of), of=each)
+        for each in (config, whole)
     )
     return measure(source, None, prepare, uncut, hooks.ft_collate, tokenizer, config)
 
@@ -110,9 +111,10 @@ def test_rewards_are_tried_on_right_and_wrong_answers(tiny, tmp_path):
     rows = [{"prompt": f"what is {n}?", "completion": f" it is {n}"} for n in range(4)]
     names = ("right", "constant", "broken", "endless")
     config = GRPOConfig(
-        model=str(tiny / "model"), dataset=write(tmp_path / "prompts.jsonl", rows),
+        model=str(tiny / "model"),
+        dataset=write(tmp_path / "prompts.jsonl", rows),
         reward=[f"{tmp_path / 'rewards.py'}:{name}" for name in names],
-    )  # fmt: skip
+    )
     tokenizer = load_tokenizer(config)
     found = rehearse(config, open_train(config), lambda row: prompt_row(row, tokenizer, config))
     assert found["data/reward/right/spread"] == 1 and found["data/reward/right/failed"] == 0

@@ -22,8 +22,15 @@ from ft_host.testing.invariants import beside
 from ft_host.testing.rules import Told, codes, findings, steps
 
 # Of a run of examples/arithmetic on a CPU
-PLAN = {"plan/memory_mb": 523.0, "plan/memory_base_mb": 420.0, "plan/memory_weights_mb": 2.4, "plan/memory_gradients_mb": 2.4,
-        "plan/memory_optimizer_mb": 4.8, "plan/memory_activations_mb": 69.0, "system/memory_mb": 3900.0}  # fmt: skip
+PLAN = {
+    "plan/memory_mb": 523.0,
+    "plan/memory_base_mb": 420.0,
+    "plan/memory_weights_mb": 2.4,
+    "plan/memory_gradients_mb": 2.4,
+    "plan/memory_optimizer_mb": 4.8,
+    "plan/memory_activations_mb": 69.0,
+    "system/memory_mb": 3900.0,
+}
 CASES = {
     "SYS004": (
         Told(facts=PLAN | {"watch/out_of_memory": memory.FORWARD, "watch/out_of_memory_step": 12}),
@@ -51,8 +58,9 @@ def test_the_faulty_case_is_found_and_the_healthy_one_is_not(code):
 def test_a_plan_whose_weights_alone_dont_fit_is_an_error():
     (found,) = findings(RULES, CASES["PERF013"][0])
     assert found.severity == "info" and list(found.remedies[0].patch) == [
-        "per_device_train_batch_size", "gradient_accumulation_steps",
-    ]  # fmt: skip
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+    ]
     (found,) = findings(RULES, Told(facts=PLAN | {"system/memory_mb": 400.0}))
     assert found.severity == "error"
 
@@ -61,8 +69,15 @@ def test_a_plan_whose_weights_alone_dont_fit_is_an_error():
 
 
 def test_shapes_are_read_off_a_config():
-    fields = {"hidden_size": 128, "num_hidden_layers": 3, "intermediate_size": 384, "vocab_size": 16,
-              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}  # fmt: skip
+    fields = {
+        "hidden_size": 128,
+        "num_hidden_layers": 3,
+        "intermediate_size": 384,
+        "vocab_size": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+    }
     assert memory.shape_of(fields) == Shape(hidden=128, layers=3, wide=384, vocabulary=16, cached=128)
     experts = fields | {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
     assert memory.shape_of(experts).wide == 128
@@ -178,7 +193,9 @@ def test_mends_are_three_at_most_and_leave_out_what_is_done_already():
     config = RunConfig(per_device_train_batch_size=16)
     first, second, third = mends(memory.BACKWARD, config)
     assert first.patch == {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2} and first.safe
-    assert first.why.startswith("Lower per_device_train_batch_size from 16 to 8 and raise gradient_accumulation_steps from 1 to 2")
+    assert first.why.startswith(
+        "Lower per_device_train_batch_size from 16 to 8 and raise gradient_accumulation_steps from 1 to 2"
+    )
     assert second.patch == {"gradient_checkpointing": True}
     assert third.patch == {"max_length": config.max_length // 2}
     one = RunConfig(per_device_train_batch_size=1, gradient_checkpointing=True, max_length=None)
@@ -190,10 +207,17 @@ def test_mends_are_three_at_most_and_leave_out_what_is_done_already():
 @pytest.mark.parametrize("phase", MENDS)
 def test_every_phase_has_something_to_try_whatever_was_tried(phase):
     tried = RunConfig(
-        per_device_train_batch_size=1, per_device_eval_batch_size=1, decode_batch_size=1, max_completion_length=1,
-        gradient_checkpointing=True, use_peft=True, dtype="bfloat16", optim="adafactor", max_length=32,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        decode_batch_size=1,
+        max_completion_length=1,
+        gradient_checkpointing=True,
+        use_peft=True,
+        dtype="bfloat16",
+        optim="adafactor",
+        max_length=32,
         distributed_strategy="fsdp2",
-    )  # fmt: skip
+    )
     assert [remedy.patch for remedy in mends(phase, tried)] == [{}]
 
 

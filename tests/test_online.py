@@ -88,9 +88,15 @@ def config_in(folder: Path, model: Path, **fields: Any) -> GRPOConfig:
     (folder / "pays.py").write_text(REWARDS)
     rows = [{"prompt": f"what is {number}? ", "number": number} for number in range(24)]
     given = {
-        "reward": [f"{folder / 'pays.py'}:letters"], "max_completion_length": 10, "num_generations": 4, "max_steps": 4,
-        "per_device_train_batch_size": 8, "steps_per_generation": 2, "temperature": 0.9, "learning_rate": 1e-2,
-    }  # fmt: skip
+        "reward": [f"{folder / 'pays.py'}:letters"],
+        "max_completion_length": 10,
+        "num_generations": 4,
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "steps_per_generation": 2,
+        "temperature": 0.9,
+        "learning_rate": 1e-2,
+    }
     return tiny_run(GRPOConfig, model, folder, rows, **(given | fields))
 
 
@@ -108,10 +114,17 @@ def finished(tmp_path_factory, llama) -> RunFolder:
     folder = tmp_path_factory.mktemp("finished")
     held_out = write_rows(folder / "held-out.jsonl", HELD_OUT)
     config = config_in(
-        folder, llama, reward=[f"{folder / 'pays.py'}:{name}" for name in ("letters", "even")], reward_weights=[1.0, 0.5],
-        eval_dataset=str(held_out), eval_on_start=True, eval_steps=2, save_steps=3, save_total_limit=None,
+        folder,
+        llama,
+        reward=[f"{folder / 'pays.py'}:{name}" for name in ("letters", "even")],
+        reward_weights=[1.0, 0.5],
+        eval_dataset=str(held_out),
+        eval_on_start=True,
+        eval_steps=2,
+        save_steps=3,
+        save_total_limit=None,
         logged_completions=6,
-    )  # fmt: skip
+    )
     ft_host.train(config)
     return RunFolder(config.output_dir)
 
@@ -128,10 +141,21 @@ def test_the_plan(finished):
 
 
 OF_A_ROLLOUT = {
-    "reward", "reward_std", "frac_reward_zero_std", "rewards/letters/mean", "rewards/letters/std", "rewards/even/mean",
-    "completions/mean_length", "completions/clipped_ratio", "perf/rollout_time", "perf/generation_time",
-    "perf/reward_time", "perf/annotation_time", "perf/train_time", "perf/generation_tokens_per_second",
-}  # fmt: skip
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "rewards/letters/mean",
+    "rewards/letters/std",
+    "rewards/even/mean",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "perf/rollout_time",
+    "perf/generation_time",
+    "perf/reward_time",
+    "perf/annotation_time",
+    "perf/train_time",
+    "perf/generation_tokens_per_second",
+}
 
 
 def test_the_line_of_a_rollouts_first_step_tells_of_it(finished):
@@ -174,15 +198,21 @@ def test_held_out_prompts_are_scored_with_the_trainings_rewards(finished):
     assert {"eval_completions/mean_length", "eval_completions/clipped_ratio"} <= last.keys()
     shown = [each for each in finished.read("samples.jsonl") if each.get("kind") != "rollout" and each["step"] == 4]
     assert [each["completion"] for each in shown] == texts[:5]
-    assert shown[1] == {"step": 4, "prompt": "1 plus 3 is ", "completion": texts[1], "reference": "4",
-                        "rewards": {"letters": letters[1], "even": None}}  # fmt: skip
+    assert shown[1] == {
+        "step": 4,
+        "prompt": "1 plus 3 is ",
+        "completion": texts[1],
+        "reference": "4",
+        "rewards": {"letters": letters[1], "even": None},
+    }
 
 
 def test_samples_of_each_rollout(finished):
     shown = [each for each in finished.read("samples.jsonl") if each.get("kind") == "rollout"]
     assert [(each["rollout"], each["step"], each["group"]) for each in shown] == [
-        *[(0, 1, group) for group in (0, 0, 0, 0, 1, 1)], *[(1, 3, group) for group in (0, 0, 0, 0, 1, 1)]
-    ]  # fmt: skip
+        *[(0, 1, group) for group in (0, 0, 0, 0, 1, 1)],
+        *[(1, 3, group) for group in (0, 0, 0, 0, 1, 1)],
+    ]
     assert [each["prompt"] for each in shown[3:5]] == ["what is 0? ", "what is 1? "]
     for each in shown:
         assert each["rewards"]["letters"] == sum(letter.isalpha() for letter in each["completion"]) / 10
@@ -202,9 +232,7 @@ def test_a_checkpoint_in_the_middle_of_a_rollout_holds_it(finished):
 
 def test_how_evaluation_samples():
     config = GRPOConfig(temperature=0.7, min_p=0.1, top_k=4, repetition_penalty=1.1, seed=5, max_completion_length=9)
-    expected = Sampling(
-        max_new_tokens=9, temperature=0.0, top_k=4, min_p=0.1, repetition_penalty=1.1, seed=5
-    )  # fmt: skip
+    expected = Sampling(max_new_tokens=9, temperature=0.0, top_k=4, min_p=0.1, repetition_penalty=1.1, seed=5)
     assert sampling_of(SimpleNamespace(config=config)) == expected
     config.eval_temperature = None
     assert sampling_of(SimpleNamespace(config=config)).temperature == 0.7
@@ -214,9 +242,10 @@ def test_how_evaluation_samples():
 
 def test_evaluation_may_have_rewards_of_its_own(make, tmp_path):
     config = make(
-        max_steps=1, eval_dataset=str(write_rows(tmp_path / "held-out.jsonl", HELD_OUT)),
+        max_steps=1,
+        eval_dataset=str(write_rows(tmp_path / "held-out.jsonl", HELD_OUT)),
         eval_reward=[f"{tmp_path / 'pays.py'}:even"],
-    )  # fmt: skip
+    )
     ft_host.train(config)
     (entry,) = lines(config.output_dir, "eval")
     assert entry["eval_reward"] == entry["eval_rewards/even/mean"] == 1.0
@@ -225,11 +254,27 @@ def test_evaluation_may_have_rewards_of_its_own(make, tmp_path):
 
 def test_the_dry_run_tells_of_rollouts_and_trains_nothing(make, tmp_path, capsys):
     config = make()
-    argv = ["train", "grpo", "--model", config.model, "--dataset", config.dataset, "--reward", *config.reward,
-            "--per-device-train-batch-size", "8", "--steps-per-generation", "2", "--dry-run"]  # fmt: skip
+    argv = [
+        "train",
+        "grpo",
+        "--model",
+        config.model,
+        "--dataset",
+        config.dataset,
+        "--reward",
+        *config.reward,
+        "--per-device-train-batch-size",
+        "8",
+        "--steps-per-generation",
+        "2",
+        "--dry-run",
+    ]
     assert cli.main([*argv, "--num-iterations", "3"]) == 0
     said = capsys.readouterr().out
-    assert "# each rollout: 2 prompts × 8 completions = 16, in 2 optimizer steps of 8, gone through 3 times: 6 updates" in said
+    assert (
+        "# each rollout: 2 prompts × 8 completions = 16, in 2 optimizer steps of 8, gone through 3 times: 6 updates"
+        in said
+    )
     # 24 prompts, 3 epochs, 2 at a time, 6 steps each
     assert "# length: 3 epochs of 24 prompts, about 216 steps" in said
     assert "don't come out even" not in said and not Path("runs").exists()
@@ -251,7 +296,9 @@ def refused(make, llama, tmp_path, capsys):
     (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
 
     def asked(*flags: str, method: str = "grpo", code: int = 2, begins: bool = False) -> str:
-        found = cli.main(["train", method, "--model", str(bare), "--dataset", config.dataset, "--use-cpu", "true", *flags])
+        found = cli.main(
+            ["train", method, "--model", str(bare), "--dataset", config.dataset, "--use-cpu", "true", *flags]
+        )
         said = capsys.readouterr().err
         assert found == code, said
         assert Path("runs").exists() == begins
@@ -271,29 +318,55 @@ def test_what_is_refused_below_would_begin_otherwise(refused):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ([], "reward is required: give --reward or reward: in the config file, for instance --reward my_rewards.py:correct "
-             r"\(or environment\)"),
-        (["--reward", "pays.py:leters"], "--reward: pays.py:leters: pays.py defines no function leters; did you mean letters?"),
+        (
+            [],
+            "reward is required: give --reward or reward: in the config file, for instance --reward"
+            " my_rewards.py:correct "
+            r"\(or environment\)",
+        ),
+        (
+            ["--reward", "pays.py:leters"],
+            "--reward: pays.py:leters: pays.py defines no function leters; did you mean letters?",
+        ),
         (["--reward", "pay.py:letters"], "--reward: pay.py:letters: pay.py: no such file; did you mean pays.py?"),
-        (["--reward", "broken.py:f"], "reward: broken.py can't be imported: ModuleNotFoundError: No module named 'absent'"),
-        (["--reward", "pays.py:wants"], "wants: its parameter 'solution' is neither a column of the data nor .*columns: number, prompt"),
-        (["--reward", "pays.py:letters", "pays.py:even", "--reward-weights", "1"], "reward_weights: 1 weights for 2 rewards"),
-        (["--reward", "pays.py:letters", *BATCH, "--num-generations", "3"],
-         "num_generations: 8 completions a rollout .* can't be made of groups of 3; nearest num_generations: 2 or 4"),
-        (["--reward", "pays.py:letters", *BATCH, "--backend-config", "{port: 1}"],
-         "backend_config: the backend transformers has no fields of its own"),
-        (["--reward", "pays.py:letters", *BATCH, "--backend", "vllm", "--backend-config", "{pyton: /bin/sh}"],
-         "backend_config: unknown field pyton; did you mean python?"),
+        (
+            ["--reward", "broken.py:f"],
+            "reward: broken.py can't be imported: ModuleNotFoundError: No module named 'absent'",
+        ),
+        (
+            ["--reward", "pays.py:wants"],
+            "wants: its parameter 'solution' is neither a column of the data nor .*columns: number, prompt",
+        ),
+        (
+            ["--reward", "pays.py:letters", "pays.py:even", "--reward-weights", "1"],
+            "reward_weights: 1 weights for 2 rewards",
+        ),
+        (
+            ["--reward", "pays.py:letters", *BATCH, "--num-generations", "3"],
+            "num_generations: 8 completions a rollout .* can't be made of groups of 3; nearest num_generations: 2 or 4",
+        ),
+        (
+            ["--reward", "pays.py:letters", *BATCH, "--backend-config", "{port: 1}"],
+            "backend_config: the backend transformers has no fields of its own",
+        ),
+        (
+            ["--reward", "pays.py:letters", *BATCH, "--backend", "vllm", "--backend-config", "{pyton: /bin/sh}"],
+            "backend_config: unknown field pyton; did you mean python?",
+        ),
         (["--reward", "pays.py:letters", *BATCH, "--backend", "vllm"], "backend_config: mode: server needs python"),
         (["--reward", "pays.py:letters", *BATCH, "--backend", "transformer"], "did you mean 'transformers'?"),
         (["--environment", "pays.py:Free", *BATCH], "environment .*Free has no get_reward"),
-        (["--environment", "pays.py:Pays", "--reward", "pays.py:environment", *BATCH],
-         "'environment' is what the reward of an environment is called"),
+        (
+            ["--environment", "pays.py:Pays", "--reward", "pays.py:environment", *BATCH],
+            "'environment' is what the reward of an environment is called",
+        ),
         (["--environment", "pays.py:Gone", *BATCH], "--environment: pays.py:Gone: pays.py defines no"),
-        (["--environment", "pays.py:Pays", "--chat-template-path", "plain.jinja", *BATCH],
-         "the chat template doesn't show a model which tools it has"),
+        (
+            ["--environment", "pays.py:Pays", "--chat-template-path", "plain.jinja", *BATCH],
+            "the chat template doesn't show a model which tools it has",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refused(refused, flags, said):
     Path("broken.py").write_text("import absent\n\ndef f(completions):\n    return []\n")
     text = refused(*flags, code=4 if "transformer" in flags else 2)
@@ -317,7 +390,12 @@ def test_a_method_with_rollouts_says_so_in_its_fields_too(refused, tmp_path):
             pass
     """
     for name, source, has, lacks in (
-        ("no_fields", "from ft_sft.config import SFTConfig as Config\n" + textwrap.dedent(hook), "ft_rollout", "RolloutConfig"),
+        (
+            "no_fields",
+            "from ft_sft.config import SFTConfig as Config\n" + textwrap.dedent(hook),
+            "ft_rollout",
+            "RolloutConfig",
+        ),
         ("no_hook", "from ft_grpo.config import GRPOConfig as Config\n", "RolloutConfig", "ft_rollout"),
     ):
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(common) + source)
@@ -334,7 +412,9 @@ def test_rewards_that_fail_for_some_do_not_end_a_run(make, tmp_path):
     first = lines(config.output_dir)[0]
     assert first["rewards/picky/failed"] == 8  # prompts 1 and 3, four completions each
     assert first["rewards/letters/mean"] > 0
-    warned = [event["text"] for event in RunFolder(config.output_dir).read("events.jsonl") if event["level"] == "warning"]
+    warned = [
+        event["text"] for event in RunFolder(config.output_dir).read("events.jsonl") if event["level"] == "warning"
+    ]
     assert [text for text in warned if "picky" in text][0].startswith(
         "reward picky: no value for 8 of 16 completions: raised ValueError: odd"
     )
@@ -351,10 +431,15 @@ def test_too_many_failures_in_a_row_end_it_with_the_reason(make, tmp_path):
 def test_a_run_that_found_nothing_to_learn_goes_on_from_there_once_that_is_mended(make, tmp_path):
     """After two steps all rewards are equal. The state is saved, with the prompts that failed still to come."""
     config = make(
-        reward=[f"{tmp_path / 'pays.py'}:flat"], dynamic_sampling=True, max_rollout_draws=2, save_steps=50,
+        reward=[f"{tmp_path / 'pays.py'}:flat"],
+        dynamic_sampling=True,
+        max_rollout_draws=2,
+        save_steps=50,
         logged_completions=16,
-    )  # fmt: skip
-    with pytest.raises(FtHostError, match="rollout 2: none of 8 prompts held a signal .* equal rewards of 0.5 on average"):
+    )
+    with pytest.raises(
+        FtHostError, match="rollout 2: none of 8 prompts held a signal .* equal rewards of 0.5 on average"
+    ):
         ft_host.train(config)
     folder = RunFolder(config.output_dir)
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-2"]
@@ -381,8 +466,8 @@ def test_resuming_in_the_middle_of_a_rollout_and_with_another_plan(make, capsys)
     half = ["--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2"]
     assert cli.main([*resume, *half]) == 2
     assert (
-        "are others than before: prompts 4 then and 2 now, steps 2 then and 1 now. steps_per_generation counts micro-batches"
-        in capsys.readouterr().err
+        "are others than before: prompts 4 then and 2 now, steps 2 then and 1 now. steps_per_generation counts"
+        " micro-batches" in capsys.readouterr().err
     )
     assert cli.main([*resume, "--max-steps", "6"]) == 0
     assert_same(lines(whole.output_dir), lines(config.output_dir), rel=0)
@@ -428,9 +513,12 @@ def closing(tmp_path, monkeypatch):
     (tmp_path / "site").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     make_distribution(
-        tmp_path / "site", "ft-closing", entry_points={"ft_host.backends": {"closing": "fake_closing"}},
-        modules={"fake_closing": CLOSING}, requires=["ft-host"],
-    )  # fmt: skip
+        tmp_path / "site",
+        "ft-closing",
+        entry_points={"ft_host.backends": {"closing": "fake_closing"}},
+        modules={"fake_closing": CLOSING},
+        requires=["ft-host"],
+    )
     catalog.cache_clear()
     yield lambda: (tmp_path / "closing.txt").read_text().splitlines()
     sys.modules.pop("fake_closing", None)
@@ -441,9 +529,12 @@ def test_a_backend_is_given_weights_and_closed(make, closing, tmp_path):
     config = make(backend="closing", importance_sampling_correction="none")
     ft_host.train(config)
     assert closing() == [
-        "weights of 0", "16 rows annotated at 0", "weights of 2", "16 rows annotated at 2",
+        "weights of 0",
+        "16 rows annotated at 0",
+        "weights of 2",
+        "16 rows annotated at 2",
         "closed at 4 with fields None, asked 4 times",  # two probes and two rollouts
-    ]  # fmt: skip
+    ]
     found = lines(config.output_dir)
     steps = [entry for entry in RunFolder(config.output_dir).read("metrics.jsonl") if entry["kind"] == "train"]
     assert "perf/weight_sync_time" in steps[0] and "perf/weight_sync_time" not in steps[1]

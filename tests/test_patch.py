@@ -22,18 +22,39 @@ from ft_host.testing.runs import ORIGINS, make_run
 def remedy(rank: int = 1, from_start: bool = False, **patch) -> dict:
     changes = [{"op": "replace", "path": f"/{name}", "from": old, "value": new} for name, (old, new) in patch.items()]
     return {
-        "rank": rank, "why": f"Remedy {rank}", "applicability": "unsafe" if patch else "display", "patch": changes,
-        "from_start": from_start, "expected": "",
-    }  # fmt: skip
+        "rank": rank,
+        "why": f"Remedy {rank}",
+        "applicability": "unsafe" if patch else "display",
+        "patch": changes,
+        "from_start": from_start,
+        "expected": "",
+    }
 
 
 def finding(*remedies: dict, **fields) -> dict:
     return {
-        "schema": "ft-host.finding/1", "code": "OPT003", "title": "Spike", "severity": "warning", "stage": "train",
-        "state": "open", "message": "The loss is 4: above its mean.", "why": "y", "evidence": [], "remedies": list(remedies),
-        "cause": None, "step": 60, "first_step": 35, "last_step": 60, "count": 4, "window": 9, "share": 0.5,
-        "muted_by": None, "plugin": "ft-host 0.4.0", "fingerprint": "OPT003", "page": "docs/rules/OPT003.md",
-    } | fields  # fmt: skip
+        "schema": "ft-host.finding/1",
+        "code": "OPT003",
+        "title": "Spike",
+        "severity": "warning",
+        "stage": "train",
+        "state": "open",
+        "message": "The loss is 4: above its mean.",
+        "why": "y",
+        "evidence": [],
+        "remedies": list(remedies),
+        "cause": None,
+        "step": 60,
+        "first_step": 35,
+        "last_step": 60,
+        "count": 4,
+        "window": 9,
+        "share": 0.5,
+        "muted_by": None,
+        "plugin": "ft-host 0.4.0",
+        "fingerprint": "OPT003",
+        "page": "docs/rules/OPT003.md",
+    } | fields
 
 
 RATE = {"learning_rate": (1e-3, 5e-4)}
@@ -69,7 +90,9 @@ def test_the_run_file_is_the_run_s_own_but_for_the_remedy(run, capsys):
     assert kept <= given.keys() and "output_dir" not in given
     assert all(given[name] == config[name] for name in given)
     comments = " ".join(line.lstrip("# ") for line in out.splitlines() if line.startswith("#"))
-    assert "OPT003: The loss is 4: above its mean." in comments and "Remedy 1 (learning_rate: 0.001 -> 0.0005)" in comments
+    assert (
+        "OPT003: The loss is 4: above its mean." in comments and "Remedy 1 (learning_rate: 0.001 -> 0.0005)" in comments
+    )
     assert "learning_rate: 0.0005  # was 0.001" in out
 
 
@@ -124,9 +147,14 @@ def test_one_of_several_causes_has_to_be_named():
 
 def test_values_that_yaml_could_misread_come_back_as_they_were(tmp_path):
     odd = {
-        "model": "null", "dataset": "a: b # c", "learning_rate": 1e-05, "eval_reward": ["x.py:f", "no"],
-        "lr_scheduler_kwargs": {"min": 1e-7}, "run_name": "", "seed": 7,
-    }  # fmt: skip
+        "model": "null",
+        "dataset": "a: b # c",
+        "learning_rate": 1e-05,
+        "eval_reward": ["x.py:f", "no"],
+        "lr_scheduler_kwargs": {"min": 1e-7},
+        "run_name": "",
+        "seed": 7,
+    }
     record = read_run(make_run(tmp_path / "run", steps=20, config=odd))
     message = "a # b\n method: dpo"
     found = finding(remedy(**{"run_name": ("", "x: y # z")}), message=message)
@@ -135,7 +163,9 @@ def test_values_that_yaml_could_misread_come_back_as_they_were(tmp_path):
     file = read_file(str(tmp_path / "next.yaml"))
     given = file.values
     assert given["run_name"] == "x: y # z" and file.method == "sft"
-    assert {name: given[name] for name in odd if name != "run_name"} == {k: v for k, v in odd.items() if k != "run_name"}
+    assert {name: given[name] for name in odd if name != "run_name"} == {
+        k: v for k, v in odd.items() if k != "run_name"
+    }
 
 
 def test_a_method_in_a_file_is_named_by_its_file(tmp_path):
@@ -153,18 +183,24 @@ def test_the_file_trains_and_the_run_knows_its_parent(config, tmp_path):
     from ft_host import launch
     from ft_host.errors import FtHostError
 
-    bad = dataclasses.replace(config, learning_rate=1e15, optim="sgd", max_grad_norm=0.0, output_dir=str(tmp_path / "bad"))
+    bad = dataclasses.replace(
+        config, learning_rate=1e15, optim="sgd", max_grad_norm=0.0, output_dir=str(tmp_path / "bad")
+    )
     with pytest.raises(FtHostError, match="is nan"):
         launch.train(bad)
     command = [sys.executable, "-m", "ft_host"]
-    made = subprocess.run([*command, "patch", str(tmp_path / "bad"), "NUM001"], capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [*command, "patch", str(tmp_path / "bad"), "NUM001"], capture_output=True, text=True, check=True
+    )
     (tmp_path / "next.yaml").write_text(made.stdout)
     given = yaml.safe_load(made.stdout)
     assert given["learning_rate"] == 2e14 and given["optim"] == "sgd" and given["max_steps"] == 5
     done = subprocess.run(
-        [*command, "train", "next.yaml", "--learning-rate", "0.01", "--output-dir", "good"], cwd=tmp_path,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [*command, "train", "next.yaml", "--learning-rate", "0.01", "--output-dir", "good"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     record = read_run(tmp_path / "good")
     assert (record.parent, record.status, record.steps) == (str(tmp_path / "bad"), "finished", 5)

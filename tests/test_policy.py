@@ -125,7 +125,8 @@ def test_models_that_go_their_own_way(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_state_that_leaks_between_rows_is_seen_by_the_probe(tmp_path, monkeypatch, dtype):
-    """Where nothing about the model is known beforehand; with weak convolutions, in a type whose rounding hides them."""
+    """Where nothing about the model is known beforehand; with weak convolutions, in a type whose rounding hides
+    them."""
     from transformers import Lfm2Config
 
     models.save_tiny(tmp_path, models._make(Lfm2Config(**models.SIZES, **LFM2), 0), TOKENIZER)
@@ -304,8 +305,14 @@ def test_an_adapter_from_start_to_merge(saved, tmp_path, name, adapter):
     assert names and all("lora_" in name or "modules_to_save" in name for name in names)
     if adapter == "all-linear":
         assert {name.split(".")[-4] for name in names} == {
-            "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-        }  # fmt: skip
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        }
 
     models.disturb(policy)
     policy(batch, weight=torch.exp)["nll"].backward()

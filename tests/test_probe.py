@@ -42,7 +42,8 @@ class Recorder:
 
 
 class Engine:
-    """A backend with a copy of the policy, as an engine in another process has, that may not take over what it is given."""
+    """A backend with a copy of the policy, as an engine in another process has, that may not take over what it is
+    given."""
 
     def __init__(self, takes: bool):
         self.takes, self.versions = takes, []
@@ -120,10 +121,12 @@ def test_a_backend_that_is_off_is_refused_with_how_much(make):
     run = make(backend)
     with pytest.raises(FtHostError) as caught:
         probe_sampler(prompts(2), run, "before training")
-    assert str(caught.value) == (
-        "before training, the log-probs of the backend transformers differ from the policy's by 0.25 nats on average (over "
-        "32 tokens, 0.25 at most), and max_sampling_logp_difference allows 0.1: it doesn't sample from the model that is "
-        "trained. Look for another precision (dtype, bf16), quantised weights, another model or revision"
+    assert (
+        str(caught.value)
+        == "before training, the log-probs of the backend transformers differ from the policy's by 0.25 nats on average"
+        " (over 32 tokens, 0.25 at most), and max_sampling_logp_difference allows 0.1: it doesn't sample from the"
+        " model that is trained. Look for another precision (dtype, bf16), quantised weights, another model or"
+        " revision"
     )
     assert said(run) == []
     probe_sampler(prompts(2), make(backend, max_sampling_logp_difference=0.3), "before training")
@@ -182,7 +185,9 @@ def test_one_rank_that_is_off_ends_all(make):
     """Eight tokens of rank 1 are 4 nats off, of 40: 0.8 on average."""
     off = Recorder(lambda each: replace(each, logprobs=[logp - 4 for logp in each.logprobs]))
 
-    runs = [make(each, max_completion_length=8) for each in (Recorder(), off)]  # not in threads: accelerate isn't for them
+    runs = [
+        make(each, max_completion_length=8) for each in (Recorder(), off)
+    ]  # not in threads: accelerate isn't for them
 
     def work(rank, gather):
         run = runs[rank]

@@ -13,8 +13,15 @@ from ft_host.progress import Bar, Lines, Trackers
 def entries(count=6, every=4):
     """Train lines; every fourth step begins with a rollout, and logs what it earned."""
     for step in range(1, count + 1):
-        line = {"kind": "train", "step": step, "epoch": 0.1, "loss": 0.25, "grad_norm": 1.0, "learning_rate": 1e-4,
-                "perf/tokens_per_second": 900.0}  # fmt: skip
+        line = {
+            "kind": "train",
+            "step": step,
+            "epoch": 0.1,
+            "loss": 0.25,
+            "grad_norm": 1.0,
+            "learning_rate": 1e-4,
+            "perf/tokens_per_second": 900.0,
+        }
         earned = {"reward": step / 10, "kl": 0.01, "completions/mean_length": 20.0 + step}
         yield line | (earned if step % every == 1 else {})
 
@@ -65,8 +72,19 @@ def test_trackers_get_what_was_logged_with_a_step_that_is_not_sent(run):
 
 def finding(code, severity, **fields):
     remedies = [Remedy(why="Lower learning_rate")]
-    return Finding(code=code, title="It is bad", severity=severity, stage="train", message="Very bad.", why="y",
-                   remedies=remedies, evidence=[], cause=None, plugin="ft-host 0.4.0", **fields)  # fmt: skip
+    return Finding(
+        code=code,
+        title="It is bad",
+        severity=severity,
+        stage="train",
+        message="Very bad.",
+        why="y",
+        remedies=remedies,
+        evidence=[],
+        cause=None,
+        plugin="ft-host 0.4.0",
+        **fields,
+    )
 
 
 def test_warnings_are_alerts_of_a_tracker_that_has_them(run):
@@ -76,7 +94,9 @@ def test_warnings_are_alerts_of_a_tracker_that_has_them(run):
     run.accelerator.trackers = []
     trackers.ft_finding(finding=finding("CFG006", "info"), run=run)
     assert not alerts, "there is no tracker yet"
-    board = SimpleNamespace(alert=lambda **told: alerts.append((told["title"].partition(":")[0], told["level"], told["text"])))
+    board = SimpleNamespace(
+        alert=lambda **told: alerts.append((told["title"].partition(":")[0], told["level"], told["text"]))
+    )
     run.accelerator.trackers = [SimpleNamespace(name="tensorboard"), SimpleNamespace(name="wandb", tracker=board)]
     trackers.ft_log(entry={"kind": "train", "step": 1, "loss": 1.0}, run=run)
     for each in (late, late, finding("OPT003", "error"), finding("OPT005", "warning", state="muted")):

@@ -91,10 +91,7 @@ def make_method(site, name, package, *, method=METHOD, config=CONFIG, requires=(
         others.pop("distribution", f"ft-{name}"),
         entry_points=others.pop(
             "entry_points",
-            {
-                "ft_host.methods": {name: f"{package}.method"},
-                "ft_host.configs": {name: f"{package}.config:Config"},
-            },
+            {"ft_host.methods": {name: f"{package}.method"}, "ft_host.configs": {name: f"{package}.config:Config"}},
         ),
         modules={f"{package}.method": method, f"{package}.config": config},
         requires=requires,
@@ -125,9 +122,13 @@ def make_far(site, *, config=FAR, **configs):
     configs = configs or {"far": "fake_far.config:Config"}
     made = f"from dataclasses import dataclass\nfrom ft_host.config import option\n{config}\n"
     return make_distribution(
-        site, "ft-far", entry_points=entries | {"ft_host.configs": configs}, requires=("ft-host>=0.1,<1",),
-        modules={"fake_far.backend": BACKEND, "fake_far.config": made}, classifiers=BETA,
-    )  # fmt: skip
+        site,
+        "ft-far",
+        entry_points=entries | {"ft_host.configs": configs},
+        requires=("ft-host>=0.1,<1",),
+        modules={"fake_far.backend": BACKEND, "fake_far.config": made},
+        classifiers=BETA,
+    )
 
 
 # ---------------------------------------------------------------- the catalog
@@ -263,18 +264,19 @@ def test_a_bad_entry_point_is_listed_with_its_problem(site, line, problem):
     ],
 )
 def test_a_method_without_a_config_is_a_problem(site, configs, problem):
-    make_method(
-        site, "alpha", "fake_alpha", entry_points=f"[ft_host.methods]\nalpha = fake_alpha.method\n{configs}\n"
-    )
+    make_method(site, "alpha", "fake_alpha", entry_points=f"[ft_host.methods]\nalpha = fake_alpha.method\n{configs}\n")
     info = listed("alpha")
     assert info.state == "broken" and problem in info.problem
 
 
 def test_a_config_without_a_method_and_an_unknown_group_are_listed(site):
     make_distribution(
-        site, "ft-odd", entry_points="[ft_host.configs]\nalpha = fake_odd:Config\n[ft_host.method]\nbeta = fake_odd\n",
-        modules={"fake_odd": ""}, requires=["ft-host"],
-    )  # fmt: skip
+        site,
+        "ft-odd",
+        entry_points="[ft_host.configs]\nalpha = fake_odd:Config\n[ft_host.method]\nbeta = fake_odd\n",
+        modules={"fake_odd": ""},
+        requires=["ft-host"],
+    )
     assert "no method of this name" in listed("alpha").problem
     assert "'ft_host.method' is unknown" in listed("beta", kind="unknown").problem
 
@@ -327,8 +329,9 @@ def test_files_of_other_distributions_that_cannot_be_read_hide_nothing(site):
     make_distribution(site, "garbled", entry_points="[console_scripts]\nno equals sign\n")
     (make_distribution(site, "latin") / "entry_points.txt").write_bytes(b"[x]\na = caf\xe9\n")
     (make_distribution(site, "bare") / "METADATA").unlink()
-    nameless = make_distribution(site, "ft-bare", entry_points={"ft_host.diagnostics": {"delta": "fake_bare"}},
-                                 modules={"fake_bare": ""})  # fmt: skip
+    nameless = make_distribution(
+        site, "ft-bare", entry_points={"ft_host.diagnostics": {"delta": "fake_bare"}}, modules={"fake_bare": ""}
+    )
     (nameless / "METADATA").unlink()
     assert listed("alpha").state == "ok"
     assert listed("delta", kind="diagnostics").problem == "its METADATA has no name or no version"
@@ -574,18 +577,26 @@ def ft_loss(batch):
 def ft_log(entry):
     seen.append(entry)
 """
+
+
 def make_diagnostics(site, name, source=GUARD):
     make_distribution(
-        site, f"ft-{name}", entry_points={"ft_host.diagnostics": {name: f"fake_{name}"}},
-        modules={f"fake_{name}": source}, requires=["ft-host"],
-    )  # fmt: skip
+        site,
+        f"ft-{name}",
+        entry_points={"ft_host.diagnostics": {name: f"fake_{name}"}},
+        modules={f"fake_{name}": source},
+        requires=["ft-host"],
+    )
 
 
 def make_backend(site, name, source=BACKEND):
     make_distribution(
-        site, f"ft-{name}", entry_points={"ft_host.backends": {name: f"fake_{name}"}},
-        modules={f"fake_{name}": source}, requires=["ft-host"],
-    )  # fmt: skip
+        site,
+        f"ft-{name}",
+        entry_points={"ft_host.backends": {name: f"fake_{name}"}},
+        modules={f"fake_{name}": source},
+        requires=["ft-host"],
+    )
 
 
 def test_a_session_holds_the_selected_plugins_and_no_other(site):
@@ -607,9 +618,13 @@ def test_a_session_holds_the_selected_plugins_and_no_other(site):
     diagnostics = [find("diagnostics", "guard"), find("diagnostics", "second")]
     manager = session(find("method", "alpha"), find("backend", "engine"), diagnostics, extra=sinks)
     assert [name for name, _ in manager.list_name_plugin()] == [
-        "method ft-alpha:alpha", "backend ft-engine:engine", "diagnostics ft-guard:guard",
-        "diagnostics ft-second:second", "host Sink 0", "host Sink 1",
-    ]  # fmt: skip
+        "method ft-alpha:alpha",
+        "backend ft-engine:engine",
+        "diagnostics ft-guard:guard",
+        "diagnostics ft-second:second",
+        "host Sink 0",
+        "host Sink 1",
+    ]
     rows = [manager.hook.ft_prepare(row={"n": n}, tokenizer=None, config=None) for n in range(2)]
     batch = manager.hook.ft_collate(rows=rows, tokenizer=None, config=None)
     assert manager.hook.ft_loss(model=None, batch=batch, run=None) == 2 * 10 * 10
@@ -639,8 +654,10 @@ def test_one_module_may_hold_a_method_and_its_diagnostics(site):
 
 def test_prepare_is_called_by_name_and_with_its_wrappers(site):
     make_method(site, "alpha", "fake_alpha")
-    guard = GUARD.replace("def ft_loss(batch):\n    loss = yield\n    return loss * 10",
-                          "def ft_prepare(row):\n    return {**(yield), 'seen': 1}")  # fmt: skip
+    guard = GUARD.replace(
+        "def ft_loss(batch):\n    loss = yield\n    return loss * 10",
+        "def ft_prepare(row):\n    return {**(yield), 'seen': 1}",
+    )
     make_diagnostics(site, "guard", guard)
     prepare = prepare_hook("ft-alpha:alpha")
     assert prepare(row={"n": 1}, tokenizer=None, config=None) == {"input_ids": [1, 1, 1], "length": 3}
@@ -657,14 +674,23 @@ def test_prepare_is_called_by_name_and_with_its_wrappers(site):
         ("def ft_loss(batch)", "def ft_loss(batch, labels)", r"Argument\(s\) {'labels'} are declared"),
         ("@hookimpl\ndef ft_loss", "def ft_loss", "ft_loss that would never be called: .* @ft_host.hookimpl"),
         ("@hookimpl\ndef ft_loss", "def loss", "doesn't implement ft_loss; a method implements ft_prepare, ft_coll"),
-        ("@hookimpl\ndef ft_loss(batch):", "@hookimpl(wrapper=True)\ndef ft_loss(batch):\n    yield",
-         "doesn't implement ft_loss"),
-        ("@hookimpl\ndef ft_loss", "@hookimpl(specname='ft_loss')\ndef more():\n    pass\n\n@hookimpl\ndef ft_loss",
-         "ft_loss is answered 2 times"),
-        ("@hookimpl\ndef ft_loss", "@hookimpl\ndef ft_generate():\n    pass\n\n@hookimpl\ndef ft_loss",
-         "the method 'alpha' answers ft_generate, which only a backend may"),
+        (
+            "@hookimpl\ndef ft_loss(batch):",
+            "@hookimpl(wrapper=True)\ndef ft_loss(batch):\n    yield",
+            "doesn't implement ft_loss",
+        ),
+        (
+            "@hookimpl\ndef ft_loss",
+            "@hookimpl(specname='ft_loss')\ndef more():\n    pass\n\n@hookimpl\ndef ft_loss",
+            "ft_loss is answered 2 times",
+        ),
+        (
+            "@hookimpl\ndef ft_loss",
+            "@hookimpl\ndef ft_generate():\n    pass\n\n@hookimpl\ndef ft_loss",
+            "the method 'alpha' answers ft_generate, which only a backend may",
+        ),
     ],
-)  # fmt: skip
+)
 def test_hooks_that_would_not_work_are_refused(site, old, new, problem):
     assert old in METHOD
     make_method(site, "alpha", "fake_alpha", method=METHOD.replace(old, new))

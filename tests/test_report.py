@@ -127,15 +127,24 @@ def test_a_torn_last_line_loses_only_itself(tmp_path):
     append(run, "samples.jsonl", '{"step": 30, "pro')
     record = read_run(run)
     assert record.steps == 30 and len(record.train["loss"]) == 30
-    assert [problem.split(":")[0] for problem in record.problems] == ["metrics.jsonl, line 35", "samples.jsonl, line 17"]
+    assert [problem.split(":")[0] for problem in record.problems] == [
+        "metrics.jsonl, line 35",
+        "samples.jsonl, line 17",
+    ]
     assert all("cut off" in problem for problem in record.problems)
     assert "metrics.jsonl, line 35: cut off" in page_of(run).text
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     run = make_run(tmp_path / "run", steps=3, eval_steps=None)
-    append(run, "metrics.jsonl", "oops\n", [1], {"kind": "odd", "step": 3},
-           {"kind": "train", "step": 4, "loss": 1.5, "note": "text"})  # fmt: skip
+    append(
+        run,
+        "metrics.jsonl",
+        "oops\n",
+        [1],
+        {"kind": "odd", "step": 3},
+        {"kind": "train", "step": 4, "loss": 1.5, "note": "text"},
+    )
     record = read_run(run)
     assert record.train["loss"].last == 1.5
     assert record.problems[0].startswith("metrics.jsonl, line 4: Expecting value")
@@ -244,12 +253,23 @@ def test_ticks_of_steps_are_whole_and_those_of_a_log_axis_stay_inside():
 
 def test_numbers_read_well():
     assert [fmt.number(x) for x in (0.0, 0.033284, 1234.4, 2e-5, -math.inf, math.nan, None, 3.0)] == [
-        "0", "0.03328", "1,234", "2e-5", "-inf", "NaN", "–", "3",
-    ]  # fmt: skip
+        "0",
+        "0.03328",
+        "1,234",
+        "2e-5",
+        "-inf",
+        "NaN",
+        "–",
+        "3",
+    ]
     assert [fmt.count(x) for x in (950, 45_300, 1_842_432, 7e9)] == ["950", "45.3k", "1.84M", "7B"]
     assert [fmt.duration(x) for x in (0.42, 34, 221, 7500, 273_600)] == [
-        "0.42 s", "34 s", "3 min 41 s", "2 h 05 min", "3 d 4 h",
-    ]  # fmt: skip
+        "0.42 s",
+        "34 s",
+        "3 min 41 s",
+        "2 h 05 min",
+        "3 d 4 h",
+    ]
     assert (fmt.change(4.0, 1.0), fmt.change(0.0, 0.9), fmt.change(2, 2)) == ("−3 (−75%)", "+0.9", "same")
 
 
@@ -262,28 +282,61 @@ def test_the_page_of_a_finished_run_says_what_came_of_what(tmp_path):
     text = page.text
     record = read_run(run)
     for needle in (
-        "sums", "finished", "Held-out reward", fmt.number(record.evals["eval_reward"].last), "3.63",
-        fmt.number(record.evals["eval_loss"].last), "372k", "tokens/s", "1.84M",  # the result, before and after
-        "learning_rate", "0.001", "flag --learning-rate", "run.yaml:8", "default",  # settings and where from
-        "ft-sft", "experimental", "transformers", "5.23.0", "5f0c1d9be2a7", "6,400", "prompt, completion",
-        "Add 347 and 586. Show each column.", "347+586+++++++++", "exact_match 1", "Reference",
-        "sft is experimental", "ft-host train sft again.yaml", "pip install ft-host==0.1.0 ft-sft==0.1.0",
-    ):  # fmt: skip
+        "sums",
+        "finished",
+        "Held-out reward",
+        fmt.number(record.evals["eval_reward"].last),
+        "3.63",
+        fmt.number(record.evals["eval_loss"].last),
+        "372k",
+        "tokens/s",
+        "1.84M",  # the result, before and after
+        "learning_rate",
+        "0.001",
+        "flag --learning-rate",
+        "run.yaml:8",
+        "default",  # settings and where from
+        "ft-sft",
+        "experimental",
+        "transformers",
+        "5.23.0",
+        "5f0c1d9be2a7",
+        "6,400",
+        "prompt, completion",
+        "Add 347 and 586. Show each column.",
+        "347+586+++++++++",
+        "exact_match 1",
+        "Reference",
+        "sft is experimental",
+        "ft-host train sft again.yaml",
+        "pip install ft-host==0.1.0 ft-sft==0.1.0",
+    ):
         assert needle in text, needle
     charts = [attrs["aria-label"] for attrs in page.all("svg")]
     assert charts[0].startswith("Loss: training from 3.") and "held out from 3.63 at step 0" in charts[0]
     assert [label.split(":")[0] for label in charts[1:]] == [
-        "Held-out reward", "Token accuracy", "Entropy", "Held-out completion length", "Gradient norm", "Learning rate",
-        "Tokens/s", "Supervised tokens/s", "Step time", "Peak memory",
-    ]  # fmt: skip
+        "Held-out reward",
+        "Token accuracy",
+        "Entropy",
+        "Held-out completion length",
+        "Gradient norm",
+        "Learning rate",
+        "Tokens/s",
+        "Supervised tokens/s",
+        "Step time",
+        "Peak memory",
+    ]
     set_first = text.index("flag --learning-rate")
     assert set_first < text.index("fields at their defaults") < text.index("weight_decay")
 
 
 def test_curves_stand_where_their_values_are(tmp_path):
     run = make_run(tmp_path / "run", steps=0, eval_steps=None)
-    append(run, "metrics.jsonl", *({"kind": "train", "step": step, "loss": float(loss)}
-                                   for step, loss in ((1, 4), (2, 2), (3, 3))))  # fmt: skip
+    append(
+        run,
+        "metrics.jsonl",
+        *({"kind": "train", "step": step, "loss": float(loss)} for step, loss in ((1, 4), (2, 2), (3, 3))),
+    )
     page = page_of(run)
     line = next(attrs["d"] for attrs in page.all("path") if attrs["class"] == "line train")
     points = [tuple(map(float, point.split())) for point in re.findall(r"[ML]([\d.]+ [\d.]+)", line)]
@@ -308,19 +361,50 @@ def test_a_page_asks_the_network_for_nothing(tmp_path):
 
 
 def test_nothing_that_a_run_holds_becomes_markup(tmp_path):
-    run = make_run(tmp_path / "run", steps=30, eval_steps=10, status="failed", error=HOSTILE,
-                   config={"model": HOSTILE, "dataset": HOSTILE, "lr_scheduler_kwargs": {HOSTILE: [HOSTILE]}})  # fmt: skip
+    run = make_run(
+        tmp_path / "run",
+        steps=30,
+        eval_steps=10,
+        status="failed",
+        error=HOSTILE,
+        config={"model": HOSTILE, "dataset": HOSTILE, "lr_scheduler_kwargs": {HOSTILE: [HOSTILE]}},
+    )
     plugin = dict.fromkeys(("kind", "name", "distribution", "version", "stability"), HOSTILE)
-    rewrite(run, plugins=[plugin], environment={HOSTILE: HOSTILE}, data={"train": {HOSTILE: [{HOSTILE: HOSTILE}]}},
-            parent=HOSTILE, wrappers=[{"hook": HOSTILE}], plan={"notes": [HOSTILE]}, method=HOSTILE,
-            origins={"model": HOSTILE})  # fmt: skip
-    append(run, "metrics.jsonl", *({"kind": "train", "step": step, HOSTILE: 1.0 * step} for step in (31, 32)),
-           {"kind": "eval", "step": 32, HOSTILE: 1.0})  # fmt: skip
-    append(run, "samples.jsonl", {"step": 30, "prompt": [{"role": HOSTILE, "content": HOSTILE, HOSTILE: HOSTILE}],
-                                  "completion": HOSTILE, "reference": HOSTILE, "rewards": {HOSTILE: 1.0}},
-           {"step": 30, "prompt": {HOSTILE: HOSTILE}, "completion": None, "rewards": {"none": None}})  # fmt: skip
-    append(run, "events.jsonl", {"time": HOSTILE, "step": HOSTILE, "level": HOSTILE, "text": HOSTILE},
-           {"level": "error", "text": HOSTILE})  # fmt: skip
+    rewrite(
+        run,
+        plugins=[plugin],
+        environment={HOSTILE: HOSTILE},
+        data={"train": {HOSTILE: [{HOSTILE: HOSTILE}]}},
+        parent=HOSTILE,
+        wrappers=[{"hook": HOSTILE}],
+        plan={"notes": [HOSTILE]},
+        method=HOSTILE,
+        origins={"model": HOSTILE},
+    )
+    append(
+        run,
+        "metrics.jsonl",
+        *({"kind": "train", "step": step, HOSTILE: 1.0 * step} for step in (31, 32)),
+        {"kind": "eval", "step": 32, HOSTILE: 1.0},
+    )
+    append(
+        run,
+        "samples.jsonl",
+        {
+            "step": 30,
+            "prompt": [{"role": HOSTILE, "content": HOSTILE, HOSTILE: HOSTILE}],
+            "completion": HOSTILE,
+            "reference": HOSTILE,
+            "rewards": {HOSTILE: 1.0},
+        },
+        {"step": 30, "prompt": {HOSTILE: HOSTILE}, "completion": None, "rewards": {"none": None}},
+    )
+    append(
+        run,
+        "events.jsonl",
+        {"time": HOSTILE, "step": HOSTILE, "level": HOSTILE, "text": HOSTILE},
+        {"level": "error", "text": HOSTILE},
+    )
     page = page_of(run)
     assert len(page.all("script")) == 1 and not page.all("img")
     assert page.text.count(HARMLESS) > 20
@@ -331,8 +415,14 @@ def test_nothing_that_a_run_holds_becomes_markup(tmp_path):
 
 
 def test_a_failed_run_says_what_happened(tmp_path):
-    run = make_run(tmp_path / "run", steps=37, eval_steps=50, status="failed", planned_steps=300,
-                   error="step 38: the loss is nan\nTraceback: line 2")  # fmt: skip
+    run = make_run(
+        tmp_path / "run",
+        steps=37,
+        eval_steps=50,
+        status="failed",
+        planned_steps=300,
+        error="step 38: the loss is nan\nTraceback: line 2",
+    )
     text = page_of(run).text
     assert "The run failed after step 37." in text and "step 38: the loss is nan\nTraceback: line 2" in text
     assert "of 300" in text and "The last checkpoint is that of step 37." in text
@@ -347,7 +437,9 @@ def test_a_run_that_failed_before_its_first_step_has_a_page(tmp_path):
 
 
 def test_a_stopped_run_and_one_that_runs_say_how_to_go_on(tmp_path):
-    stopped = make_run(tmp_path / "a", steps=30, eval_steps=10, status="interrupted", error="stopped at step 30 as asked")
+    stopped = make_run(
+        tmp_path / "a", steps=30, eval_steps=10, status="interrupted", error="stopped at step 30 as asked"
+    )
     text = page_of(stopped).text
     assert "The run was stopped after step 30." in text and f"ft-host train --resume {stopped}" in text
     running = make_run(tmp_path / "b", steps=30, eval_steps=10, status="running", planned_steps=60)
@@ -368,12 +460,32 @@ def test_samples_of_every_shape_are_shown(tmp_path):
     run = make_run(tmp_path / "run", steps=10, eval_steps=None)
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
     for step, said, reward in ((0, "", None), (10, "Me.", 1)):
-        append(run, "samples.jsonl", {"step": step, "prompt": chat, "completion": said, "reference": None,
-                                      "rewards": {"brief": reward}, "extra": {"parsed": "me"}})  # fmt: skip
+        append(
+            run,
+            "samples.jsonl",
+            {
+                "step": step,
+                "prompt": chat,
+                "completion": said,
+                "reference": None,
+                "rewards": {"brief": reward},
+                "extra": {"parsed": "me"},
+            },
+        )
     append(run, "samples.jsonl", {"step": 10, "prompt": "new", "completion": "x", "reference": chat[1:]})
     text = page_of(run).text
-    for needle in ("Be brief.", "user", "(empty)", "Me.", "brief –", "brief 1", "parsed: me", "Before · step 0",
-                   "After · step 10", "Reference"):  # fmt: skip
+    for needle in (
+        "Be brief.",
+        "user",
+        "(empty)",
+        "Me.",
+        "brief –",
+        "brief 1",
+        "parsed: me",
+        "Before · step 0",
+        "After · step 10",
+        "Reference",
+    ):
         assert needle in text, needle
 
 
@@ -400,11 +512,17 @@ def test_rollouts_are_no_samples_and_the_first_and_the_last_are_shown(tmp_path):
     assert prompts == ["Add 21 and 30.", "Add 55 and 17."]
     first_group = last[: last.index("Add 55 and 17.")]
     assert [text for text in first_group if text.startswith("rollout ")] == [
-        "rollout 9: 21+30 = 51", "rollout 9: 21+30 = 52", "rollout 9: 21+30 = 54", "rollout 9: 21+30 = 55",
-    ], "the best first"  # fmt: skip
+        "rollout 9: 21+30 = 51",
+        "rollout 9: 21+30 = 52",
+        "rollout 9: 21+30 = 54",
+        "rollout 9: 21+30 = 55",
+    ], "the best first"
     assert [text for text in first_group if text.startswith("advantage")] == [
-        "advantage +1.5", "advantage -0.5", "advantage -0.5", "advantage -0.5",
-    ]  # fmt: skip
+        "advantage +1.5",
+        "advantage -0.5",
+        "advantage -0.5",
+        "advantage -0.5",
+    ]
     for needle in ("10 tokens", "exact_match 1", "exact_match 0", "brief 0.5", "parsed: 51"):
         assert needle in first_group, needle
     assert not any(text.startswith(f"rollout {number}:") for number in range(1, 9) for text in page.texts)
@@ -417,21 +535,46 @@ def test_a_run_with_rollouts_is_about_its_reward(tmp_path):
     assert "Training reward" in page.text and "Training loss" not in page.text and "Samples" not in page.texts
     start = page.texts.index("Training reward")
     assert page.texts[start + 1 : start + 5] == [
-        fmt.number(series.first), "→", fmt.number(series.recent()), "first rollout → mean of the last 10",
-    ]  # fmt: skip
+        fmt.number(series.first),
+        "→",
+        fmt.number(series.recent()),
+        "first rollout → mean of the last 10",
+    ]
     assert [attrs["aria-label"].split(":")[0] for attrs in page.all("svg")] == [
-        "Reward", "Reward", "Reward", "Entropy", "Completion length", "Completions cut short", "Groups that earn alike",
-        "Loss", "Gradient norm", "Learning rate", "Clipped", "Spread of the reward", "Reward", "Reward",
-        "Tokens/s", "Supervised tokens/s", "Sampled tokens/s", "Step time", "Peak memory", "Rollout time",
-        "Generation time", "Reward time", "Weight sync time", "Annotation time", "Training time",
-    ]  # fmt: skip
+        "Reward",
+        "Reward",
+        "Reward",
+        "Entropy",
+        "Completion length",
+        "Completions cut short",
+        "Groups that earn alike",
+        "Loss",
+        "Gradient norm",
+        "Learning rate",
+        "Clipped",
+        "Spread of the reward",
+        "Reward",
+        "Reward",
+        "Tokens/s",
+        "Supervised tokens/s",
+        "Sampled tokens/s",
+        "Step time",
+        "Peak memory",
+        "Rollout time",
+        "Generation time",
+        "Reward time",
+        "Weight sync time",
+        "Annotation time",
+        "Training time",
+    ]
     charts = [attrs["aria-label"] for attrs in page.all("svg")]
     assert charts[1].startswith("Reward: brief:") and charts[12].startswith("Reward: brief:")
     start = page.texts.index("Speed and memory")
     train = read_run(run).train
     rest = sum(train["perf/step_time"].values) - 20 * (0.25 + 0.05 + 0.02 + 0.01)
     assert page.texts[start + 1].startswith(
-        f"5 s in generation, 1 s in rewards, 0.4 s in weight sync, 0.2 s in annotation, {fmt.duration(rest)} in training, "
+        f"5 s in generation, 1 s in rewards, 0.4 s in weight sync, 0.2 s in annotation, {fmt.duration(rest)} in"
+        " training, "
     )
     assert "4 more" in page.texts, "what few look for is folded"
 
@@ -446,28 +589,53 @@ def test_a_score_takes_the_place_of_a_reward_and_one_reward_is_drawn_once(tmp_pa
     page = page_of(scored)
     assert "Training score" in page.text and "first step → mean of the last 3" in page.text
     assert [attrs["aria-label"].split(":")[0] for attrs in page.all("svg")][:3] == ["Score", "KL", "Loss"]
-    assert [attrs["aria-label"].split(":")[0] for attrs in page_of(once).all("svg")] == ["Reward", "Loss", "Rollout time"]
+    assert [attrs["aria-label"].split(":")[0] for attrs in page_of(once).all("svg")] == [
+        "Reward",
+        "Loss",
+        "Rollout time",
+    ]
 
 
 def test_faulty_rollouts_are_shown_as_they_are(tmp_path):
     run = make_run(tmp_path / "run", steps=4, eval_steps=None)
-    whole = {"step": 1, "kind": "rollout", "rollout": 0, "prompt": "p", "completion": "c", "rewards": {"right": 1.0},
-             "extra": {}, "advantage": 1, "group": 0, "tokens": 1}  # fmt: skip
+    whole = {
+        "step": 1,
+        "kind": "rollout",
+        "rollout": 0,
+        "prompt": "p",
+        "completion": "c",
+        "rewards": {"right": 1.0},
+        "extra": {},
+        "advantage": 1,
+        "group": 0,
+        "tokens": 1,
+    }
     append(
-        run, "samples.jsonl",
+        run,
+        "samples.jsonl",
         {key: value for key, value in whole.items() if key != "advantage"} | {"completion": "no advantage"},
         whole | {"rewards": {"right": None}, "completion": [{"role": "assistant", "content": "no reward"}]},
         whole | {"advantage": "nan", "completion": ""},
         whole | {"advantage": -2e-9, "tokens": None, "completion": None, "rewards": None, "extra": None, "group": [1]},
         {"kind": "rollout", "prompt": {"b": 1, "a": [HOSTILE]}, "rewards": HOSTILE, "advantage": HOSTILE},
         '{"step": 3, "kind": "rollout", "rol',
-    )  # fmt: skip
+    )
     page = page_of(run)
     shown = section(page, "Rollouts")
     assert "Samples" not in page.texts
     assert shown[1] == "First rollout · step 1" and "Last rollout · step ?" in shown
-    for needle in ("no advantage", "no reward", "right –", "right 1", "(empty)", "advantage nan", "advantage +1",
-                   "advantage -2e-9", "1 token", "null"):  # fmt: skip
+    for needle in (
+        "no advantage",
+        "no reward",
+        "right –",
+        "right 1",
+        "(empty)",
+        "advantage nan",
+        "advantage +1",
+        "advantage -2e-9",
+        "1 token",
+        "null",
+    ):
         assert needle in shown, needle
     chips = [attrs.get("class") for attrs in page.all("span")]
     assert chips.count("chip good") == 1 and "chip bad" not in chips, "of the advantage of 1 alone"
@@ -476,8 +644,14 @@ def test_faulty_rollouts_are_shown_as_they_are(tmp_path):
 
 def test_many_prompts_of_one_rollout(tmp_path):
     run = make_run(tmp_path / "run", steps=4, eval_steps=None)
-    append(run, "samples.jsonl", *({"step": 1, "kind": "rollout", "rollout": 0, "prompt": f"prompt {group}",
-                                    "completion": "c", "group": group} for group in range(5)))  # fmt: skip
+    append(
+        run,
+        "samples.jsonl",
+        *(
+            {"step": 1, "kind": "rollout", "rollout": 0, "prompt": f"prompt {group}", "completion": "c", "group": group}
+            for group in range(5)
+        ),
+    )
     shown = section(page_of(run), "Rollouts")
     assert shown[1] == "Rollout · step 1" and shown.index("prompt 2") < shown.index("2 more") < shown.index("prompt 3")
 
@@ -488,14 +662,39 @@ def test_many_prompts_of_one_rollout(tmp_path):
 FOUND = [
     made_finding(),
     made_finding(state="cleared", step=52, last_step=41),  # the last line of a finding is how it ended
-    made_finding(code="DATA007", title="Rows are there more than once", severity="info", stage="before", first_step=0,
-                 last_step=0, message="3 % of rows are there twice.", evidence=[{"metric": "data/duplicate_rows", "value": 0.03}],
-                 remedies=[{"rank": 1, "why": "Leave out what is doubled", "applicability": "display", "patch": [],
-                            "from_start": True, "expected": ""}]),
-    made_finding(code="OPT009", title="It overfits", severity="error", first_step=50, last_step=50,
-                 message="Held-out loss rises.", evidence=[{"metric": "eval_loss", "value": 0.4}]),
-    made_finding(code="OPT005", title="The loss stands still", state="muted", muted_by="OPT009", message="It doesn't fall."),
-]  # fmt: skip
+    made_finding(
+        code="DATA007",
+        title="Rows are there more than once",
+        severity="info",
+        stage="before",
+        first_step=0,
+        last_step=0,
+        message="3 % of rows are there twice.",
+        evidence=[{"metric": "data/duplicate_rows", "value": 0.03}],
+        remedies=[
+            {
+                "rank": 1,
+                "why": "Leave out what is doubled",
+                "applicability": "display",
+                "patch": [],
+                "from_start": True,
+                "expected": "",
+            }
+        ],
+    ),
+    made_finding(
+        code="OPT009",
+        title="It overfits",
+        severity="error",
+        first_step=50,
+        last_step=50,
+        message="Held-out loss rises.",
+        evidence=[{"metric": "eval_loss", "value": 0.4}],
+    ),
+    made_finding(
+        code="OPT005", title="The loss stands still", state="muted", muted_by="OPT009", message="It doesn't fall."
+    ),
+]
 
 
 def test_findings_are_on_the_page_the_gravest_first_and_those_that_follow_folded(tmp_path):
@@ -503,18 +702,31 @@ def test_findings_are_on_the_page_the_gravest_first_and_those_that_follow_folded
     cards = [attrs["class"] for attrs in page.all("div") if (attrs.get("class") or "").startswith("finding")]
     assert cards == ["finding error", "finding info", "finding warning over", "finding warning over"]
     words = " ".join(page.text.split())
-    order = [words.index(text) for text in ("OPT009: It overfits", "DATA007: Rows", "OPT003: The loss has jumped", "OPT005: ")]
+    order = [
+        words.index(text)
+        for text in ("OPT009: It overfits", "DATA007: Rows", "OPT003: The loss has jumped", "OPT005: ")
+    ]
     assert order == sorted(order)
-    for needle in ("Findings", "Held-out loss rises.", "steps 30 to 41 , has passed", "Lower learning_rate from 0.001 to 0.0002",
-                   "learning_rate: 0.0002", "1 that follow from another", "follows from OPT009", "Leave out what is doubled",
-                   "5.1 (mean 3.4, baseline 2.9)"):  # fmt: skip
+    for needle in (
+        "Findings",
+        "Held-out loss rises.",
+        "steps 30 to 41 , has passed",
+        "Lower learning_rate from 0.001 to 0.0002",
+        "learning_rate: 0.0002",
+        "1 that follow from another",
+        "follows from OPT009",
+        "Leave out what is doubled",
+        "5.1 (mean 3.4, baseline 2.9)",
+    ):
         assert needle.replace(" ,", ",") in words, needle
     assert words.count("OPT003: The loss") == 1, "each finding once, as it ended"
 
 
 def test_findings_are_marked_on_the_curves_where_they_were(tmp_path):
     page = page_of(make_run(tmp_path / "run", steps=60, eval_steps=20, findings=FOUND))
-    marks = {attrs["title"]: attrs["class"] for attrs in page.all("span") if (attrs.get("class") or "").startswith("mark")}
+    marks = {
+        attrs["title"]: attrs["class"] for attrs in page.all("span") if (attrs.get("class") or "").startswith("mark")
+    }
     assert marks == {"OPT003, steps 30 to 41": "mark warning", "OPT009, steps 50 to 50": "mark error"}
     (loss,) = [attrs["aria-label"] for attrs in page.all("svg") if attrs["aria-label"].startswith("Loss")]
     assert loss.endswith("; OPT003 from step 30 to 41; OPT009 from step 50 to 50"), "one that is muted isn't marked"
@@ -529,8 +741,15 @@ def test_a_run_without_findings_has_no_section_and_no_marks(tmp_path):
 
 
 def test_nothing_in_a_finding_becomes_markup_and_a_damaged_line_is_told(tmp_path):
-    hostile = made_finding(title=HOSTILE, message=HOSTILE, why=HOSTILE, severity="grave", fingerprint=f"OPT003:{HOSTILE}",
-                           evidence=[{"metric": HOSTILE, "value": HOSTILE}], remedies=[{"why": HOSTILE}])  # fmt: skip
+    hostile = made_finding(
+        title=HOSTILE,
+        message=HOSTILE,
+        why=HOSTILE,
+        severity="grave",
+        fingerprint=f"OPT003:{HOSTILE}",
+        evidence=[{"metric": HOSTILE, "value": HOSTILE}],
+        remedies=[{"why": HOSTILE}],
+    )
     folder = make_run(tmp_path / "run", steps=10, eval_steps=None, findings=[hostile])
     append(folder, "findings.jsonl", made_finding(message=7))
     page = page_of(folder)
@@ -566,8 +785,13 @@ def test_a_long_run_makes_a_small_page_with_its_spike(tmp_path):
 
 
 def test_the_settings_to_do_it_again_are_a_run_file(tmp_path):
-    config = {"learning_rate": 1e-05, "lr_scheduler_kwargs": {"min_lr": 1e-10, "a": "x: y"}, "chat": "true", "n": None,
-              "long": "line\nüber #1 😀"}  # fmt: skip
+    config = {
+        "learning_rate": 1e-05,
+        "lr_scheduler_kwargs": {"min_lr": 1e-10, "a": "x: y"},
+        "chat": "true",
+        "n": None,
+        "long": "line\nüber #1 😀",
+    }
     page = page_of(make_run(tmp_path / "run", steps=3, eval_steps=None, config=config))
     block = next(text for text in page.texts if text.startswith("model: "))
     again = yaml.safe_load(block)
@@ -598,7 +822,9 @@ def test_report_writes_where_told_and_over_its_own_pages_only(tmp_path, capsys):
 
 def test_runs_lists_each_with_its_state_and_damaged_ones_with_the_reason(tmp_path, capsys):
     make_run(tmp_path / "good", steps=100, eval_steps=25)
-    make_run(tmp_path / "deep" / "stopped", steps=30, eval_steps=10, status="failed", planned_steps=90, error="out of luck")
+    make_run(
+        tmp_path / "deep" / "stopped", steps=30, eval_steps=10, status="failed", planned_steps=90, error="out of luck"
+    )
     bad = make_run(tmp_path / "bad", steps=3, eval_steps=None)
     (bad / "run.json").write_text('{"format": 1')
     lost = make_run(tmp_path / "lost", steps=3, eval_steps=None)
@@ -607,7 +833,17 @@ def test_runs_lists_each_with_its_state_and_damaged_ones_with_the_reason(tmp_pat
     assert runs_command.run([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
-    assert lines[0].split() == ["RUN", "METHOD", "STATUS", "STEPS", "LOSS", "EVAL_LOSS", "EVAL_REWARD", "STARTED", "TOOK"]
+    assert lines[0].split() == [
+        "RUN",
+        "METHOD",
+        "STATUS",
+        "STEPS",
+        "LOSS",
+        "EVAL_LOSS",
+        "EVAL_REWARD",
+        "STARTED",
+        "TOOK",
+    ]
     rows = {line.split()[0]: line for line in lines[1:3]}
     assert set(rows) == {"good", "stopped"}
     assert " 30/90 " in rows["stopped"] and " finished " in rows["good"] and "2026-03-02 14:05" in rows["good"]
@@ -624,9 +860,11 @@ def test_runs_lists_each_with_its_state_and_damaged_ones_with_the_reason(tmp_pat
     record = read_run(tmp_path / "good")
     assert good["loss"] == pytest.approx(sum(record.train["loss"].values[-10:]) / 10)
     assert good["evals"]["eval_loss"] == {
-        "first": record.evals["eval_loss"].first, "last": record.evals["eval_loss"].last,
-        "best": min(record.evals["eval_loss"].values), "best_step": 100,
-    }  # fmt: skip
+        "first": record.evals["eval_loss"].first,
+        "last": record.evals["eval_loss"].last,
+        "best": min(record.evals["eval_loss"].values),
+        "best_step": 100,
+    }
     assert listed["bad"]["status"] == "damaged"
 
 
@@ -656,8 +894,9 @@ def test_runs_of_a_folder_without_any(tmp_path, capsys, monkeypatch):
 @pytest.fixture
 def pair(tmp_path):
     first = make_run(tmp_path / "a", steps=60, eval_steps=20)
-    second = make_run(tmp_path / "b", steps=60, eval_steps=20, speed=0.5, seed=1,
-                      config={"learning_rate": 3e-4, "optim": "sgd"})  # fmt: skip
+    second = make_run(
+        tmp_path / "b", steps=60, eval_steps=20, speed=0.5, seed=1, config={"learning_rate": 3e-4, "optim": "sgd"}
+    )
     rewrite(second, environment=json.loads((second / "run.json").read_text())["environment"] | {"torch": "2.12.0"})
     return first, second
 
@@ -688,8 +927,9 @@ def test_compare_for_programs(pair, tmp_path, capsys, monkeypatch):
     assert compare_command.run([*map(str, pair), "--json"]) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert found["differences"]["config"] == {
-        "learning_rate": {"a": 0.001, "b": 0.0003}, "optim": {"a": "adamw", "b": "sgd"},
-    }  # fmt: skip
+        "learning_rate": {"a": 0.001, "b": 0.0003},
+        "optim": {"a": "adamw", "b": "sgd"},
+    }
     assert found["differences"]["plugins"]["method sft"] == {"a": "ft-sft 0.1.0"}
     assert [run["name"] for run in found["runs"]] == ["a", "b"]
     record = read_run(pair[0])

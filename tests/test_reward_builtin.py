@@ -24,14 +24,48 @@ def say(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-SOLUTIONS = [r"\frac{1}{3}", "12", "$x = 4$", r"\boxed{7}", "no mathematics", "", r"\text{A}", r"$\{1, 2\}$", "1,000", "50\\%"]
+SOLUTIONS = [
+    r"\frac{1}{3}",
+    "12",
+    "$x = 4$",
+    r"\boxed{7}",
+    "no mathematics",
+    "",
+    r"\text{A}",
+    r"$\{1, 2\}$",
+    "1,000",
+    "50\\%",
+]
 ANSWERS = [
-    r"so \boxed{\frac{1}{3}}", r"so \boxed{\frac{2}{6}}", r"$0.3333$", "12", r"\boxed{12}", "$12$", r"the answer is $x=4$",
-    r"\boxed{4}", "", r"\boxed{}", r"\boxed{7} or \boxed{8}", r"\boxed{\text{A}}", r"\boxed{\{2, 1\}}", r"\boxed{1000}",
-    r"\boxed{\frac{1}", r"$\frac12$, I mean \boxed{12}", r"\boxed{50\%}", r"\boxed{0.5}", r"\boxed{12\text{ cm}}",
-]  # fmt: skip
+    r"so \boxed{\frac{1}{3}}",
+    r"so \boxed{\frac{2}{6}}",
+    r"$0.3333$",
+    "12",
+    r"\boxed{12}",
+    "$12$",
+    r"the answer is $x=4$",
+    r"\boxed{4}",
+    "",
+    r"\boxed{}",
+    r"\boxed{7} or \boxed{8}",
+    r"\boxed{\text{A}}",
+    r"\boxed{\{2, 1\}}",
+    r"\boxed{1000}",
+    r"\boxed{\frac{1}",
+    r"$\frac12$, I mean \boxed{12}",
+    r"\boxed{50\%}",
+    r"\boxed{0.5}",
+    r"\boxed{12\text{ cm}}",
+]
 PAIRS = list(itertools.product(ANSWERS, SOLUTIONS))
-THOUGHTS = ["", "<think> so \\boxed{12} </think>", "<think>never ends \\boxed{12}", "a </think> b </think>", "[/R]", "a </think> [/R]"]
+THOUGHTS = [
+    "",
+    "<think> so \\boxed{12} </think>",
+    "<think>never ends \\boxed{12}",
+    "a </think> b </think>",
+    "[/R]",
+    "a </think> [/R]",
+]
 
 
 def same(ours: Any, theirs: Any, **given: Any) -> dict[str, list[Any]]:
@@ -182,7 +216,11 @@ PENALTY, OVERLONG = "get_repetition_penalty_reward", "get_soft_overlong_punishme
         (PENALTY, {"ngram_size": 0}, "ngram_size: found 0, expected 1 or more"),
         (PENALTY, {"max_penalty": 0.5}, rf"^reward_kwargs.{PENALTY}.max_penalty: found 0.5, expected 0 or less"),
         (PENALTY, {"max_penalty": float("nan")}, "max_penalty: found nan, expected a number"),
-        (OVERLONG, {}, f"^reward: {OVERLONG} needs max_completion_len, soft_punish_cache; set reward_kwargs.{OVERLONG}"),
+        (
+            OVERLONG,
+            {},
+            f"^reward: {OVERLONG} needs max_completion_len, soft_punish_cache; set reward_kwargs.{OVERLONG}",
+        ),
         (OVERLONG, {"max_completion_len": 4, "soft_punish_cache": 5}, "soft_punish_cache: found 5, expected 0 to 4"),
         ("think_format_reward", {"tag": "a"}, "unknown argument 'tag'; it takes none"),
     ],
@@ -202,7 +240,10 @@ def test_delimiters_must_be_texts():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"get_repetition_penalty": {}}, rf"'get_repetition_penalty' is no built-in reward; did you mean '{PENALTY}'\?"),
+        (
+            {"get_repetition_penalty": {}},
+            rf"'get_repetition_penalty' is no built-in reward; did you mean '{PENALTY}'\?",
+        ),
         ({OVERLONG: {}}, rf"^reward_kwargs: {OVERLONG} is not one of the run's rewards \({PENALTY}, mine.py:f\)"),
         ({PENALTY: {"ngram": 3}}, rf"^reward_kwargs.{PENALTY}: unknown argument 'ngram'; did you mean 'ngram_size'\?"),
         ({PENALTY: 3}, rf"^reward_kwargs.{PENALTY}: found 3, expected {{argument: value}}"),
@@ -239,6 +280,9 @@ def test_without_math_verify_it_is_said_what_to_install(monkeypatch):
 def test_a_name_that_is_nearly_right():
     config = RunConfig(model="m", dataset="d", eval_dataset="e", eval_reward=["think_fromat_reward"])
     [(field, problem)] = [found for found in path_problems(config, {}) if found[0] == "eval_reward"]
-    assert problem.startswith("found the text 'think_fromat_reward', expected") and "did you mean think_format_reward?" in problem
+    assert (
+        problem.startswith("found the text 'think_fromat_reward', expected")
+        and "did you mean think_format_reward?" in problem
+    )
     with pytest.raises(ConfigError, match="no folder; did you mean 'think_format_reward'"):
         load_rewards(config)

@@ -1,4 +1,5 @@
-"""The reward head: a sequence classifier as a policy of flat batches, from its folder to one that transformers loads."""
+"""The reward head: a sequence classifier as a policy of flat batches, from its folder to one that transformers
+loads."""
 
 from __future__ import annotations
 
@@ -343,7 +344,9 @@ def test_an_adapter_from_start_to_merge(saved, tmp_path, name, start):
     base, batch = saved(name, start == "classifier"), batch_of(some_rows())
     policy = policy_of(base, use_peft=True, lora_r=4)
     names = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
-    assert [name for name in names if "lora_" not in name] == ["model.base_model.model.score.modules_to_save.default.weight"]
+    assert [name for name in names if "lora_" not in name] == [
+        "model.base_model.model.score.modules_to_save.default.weight"
+    ]
     assert not [name for name in names if "lora_" in name and ".score" in name]
     models.disturb(policy)
     out = scores(policy, batch)
@@ -384,7 +387,9 @@ def test_an_adapter_from_start_to_merge(saved, tmp_path, name, start):
 def test_a_frozen_reward_model(saved):
     frozen = load_frozen(RunConfig(), str(saved("llama", True)), CPU, head="reward")
     assert not frozen.training and not any(parameter.requires_grad for parameter in frozen.parameters())
-    close(scores(frozen, batch_of(some_rows())), scores(policy_of(saved("llama", True)), batch_of(some_rows())).detach())
+    close(
+        scores(frozen, batch_of(some_rows())), scores(policy_of(saved("llama", True)), batch_of(some_rows())).detach()
+    )
 
 
 def test_a_frozen_reward_model_must_say_what_padding_is(tmp_path):

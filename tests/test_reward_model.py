@@ -113,7 +113,9 @@ def test_it_is_never_quantised(folder, monkeypatch):
     from ft_host import models as host
 
     seen, load = [], host.load_frozen
-    monkeypatch.setattr(host, "load_frozen", lambda config, *a, **k: seen.append(config.load_in_4bit) or load(config, *a, **k))
+    monkeypatch.setattr(
+        host, "load_frozen", lambda config, *a, **k: seen.append(config.load_in_4bit) or load(config, *a, **k)
+    )
     assert len(scores(config_of(folder, load_in_4bit=True, use_peft=True), **TEXTS)) == 2
     assert seen == [False]
 
@@ -225,5 +227,7 @@ def test_a_folder_that_is_not_there(folder):
     spec = str(folder.with_name("modle"))
     [(_, problem)] = [found for found in path_problems(config_of(spec), {}) if found[0] == "eval_reward"]
     assert problem == f"{spec}: no such folder; did you mean {folder}?"
-    with pytest.raises(ConfigError, match="is not of the form file.py:function or package.module:function, and no folder"):
+    with pytest.raises(
+        ConfigError, match="is not of the form file.py:function or package.module:function, and no folder"
+    ):
         load_rewards(config_of(spec))

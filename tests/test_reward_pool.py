@@ -21,7 +21,7 @@ from ft_host.errors import ConfigError, DataError, FtHostError
 from ft_host.rewards import RewardPool, Scored, Scoring
 from ft_host.rewards import pool as module
 
-FILE = '''
+FILE = """
 import asyncio, os, signal, subprocess, sys, time
 
 def length(completions):
@@ -144,7 +144,7 @@ class Above:
 above_one = Above(1)
 nameless = lambda completions: [0.5] * len(completions)
 print("imported")
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -274,7 +274,11 @@ LATE = "took longer than 0.3 s"
 @pytest.mark.parametrize(
     ("name", "expected", "reasons"),
     [
-        ("raises", [None] * 3, {i: "raised ZeroDivisionError: .*mine.py, line {return [number / 0]}" for i in range(3)}),
+        (
+            "raises",
+            [None] * 3,
+            {i: "raised ZeroDivisionError: .*mine.py, line {return [number / 0]}" for i in range(3)},
+        ),
         ("raises_for_one", [1, None, 1], {1: "raised ValueError: not yy .*mine.py, line {raise ValueError}"}),
         ("waits_and_raises", [None] * 3, {i: "raised KeyError: 'later' .*mine.py, line {raise Key}" for i in range(3)}),
         ("hangs", [None] * 3, dict.fromkeys(range(3), LATE)),
@@ -289,7 +293,11 @@ LATE = "took longer than 0.3 s"
         ("yields", [-1, None, 1], {1: "raised ZeroDivisionError: .*mine.py, line {yield 1 /}"}),
         ("text", [2, None, 2], {1: "gave str '2.0', expected a finite number"}),
         ("bad_log", [None] * 3, dict.fromkeys(range(3), r"gave log_extra\('one'\) 2 values, expected one")),
-        ("raises_inside_a_library", [None] * 3, dict.fromkeys(range(3), "JSONDecodeError: .*mine.py, line {json.loads}")),
+        (
+            "raises_inside_a_library",
+            [None] * 3,
+            dict.fromkeys(range(3), "JSONDecodeError: .*mine.py, line {json.loads}"),
+        ),
     ],
 )
 def test_what_fails_is_called_again_for_each_completion(pool, name, expected, reasons):
@@ -341,7 +349,9 @@ def test_too_many_in_a_row_end_the_run_and_its_processes(pool):
     with pytest.raises(FtHostError) as caught:
         ours.score(scoring())
     said = str(caught.value)
-    assert f"reward function raises ({Path('mine.py').resolve()}, line {line('def raises(completions):')}) failed" in said
+    assert (
+        f"reward function raises ({Path('mine.py').resolve()}, line {line('def raises(completions):')}) failed" in said
+    )
     assert "for 5 completions in a row (max_reward_failures: 4), the last time: raised ZeroDivisionError" in said
     assert f"mine.py, line {line('    return [number / 0]')})" in said
     assert not ours.workers and not any(map(psutil.pid_exists, pids))
@@ -367,7 +377,10 @@ def test_a_reward_in_between_ends_a_row_of_failures(pool):
         ("mine.py:lenght", r"^reward: mine.py was read, but 'lenght' is not there; did you mean 'length'\?"),
         ("mien.py:length", r"^reward: there is no file mien.py; did you mean 'mine.py'\?"),
         ("no_such_module:length", r"^reward: module 'no_such_module' can't be imported: ModuleNotFoundError"),
-        ("think_fromat_reward", r"^reward: 'think_fromat_reward' is not of the form .* did you mean 'think_format_reward'"),
+        (
+            "think_fromat_reward",
+            r"^reward: 'think_fromat_reward' is not of the form .* did you mean 'think_format_reward'",
+        ),
         ("exits.py:f", r"^reward: exits.py:f can't be imported: its process ended with exit code 3"),
         ("broken.py:f", r"^reward: broken.py can't be imported: ZeroDivisionError: .*broken.py, line 1\)"),
     ],
@@ -407,7 +420,9 @@ def test_columns(pool):
     with pytest.raises(DataError, match="odd: its parameter 'answer' is neither"):
         pool("odd").score(scoring(columns={"level": [1, 2, 3]}))
     ours = pool("logs")
-    with pytest.raises(DataError, match="reward function logs .*: column 'level' of the data can't be handed to the proc"):
+    with pytest.raises(
+        DataError, match="reward function logs .*: column 'level' of the data can't be handed to the proc"
+    ):
         ours.score(scoring(columns={"answer": [1, 2, 3], "level": [lambda: 0] * 3}))
     assert not ours.workers
 
@@ -443,14 +458,12 @@ def script(text: str, file: str = "script.py") -> subprocess.CompletedProcess[st
 
 
 def test_prints_never_reach_standard_output_and_the_script_is_not_run_again():
-    done = script(
-        """
+    done = script("""
         import json
         pool = RewardPool(["mine.py:prints", "mine.py:length"], config)
         print(json.dumps(pool.score(scoring).values))
         pool.close()
-        """
-    )
+        """)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [[0.0, 2.0]]
     assert "printed" in done.stderr and "by a child" in done.stderr and "imported" in done.stderr
@@ -458,7 +471,9 @@ def test_prints_never_reach_standard_output_and_the_script_is_not_run_again():
 
 def test_a_script_whose_own_function_is_the_reward_is_told_how():
     done = script("def own(completions): ...\nRewardPool(['script.py:own'], config)\n")
-    assert "script.py can't be imported: ConfigError: a file that rewards are read from trains when it is" in done.stderr
+    assert (
+        "script.py can't be imported: ConfigError: a file that rewards are read from trains when it is" in done.stderr
+    )
     assert "ConfigError: reward: script.py" in done.stderr and not done.stdout
 
 
@@ -517,7 +532,9 @@ def test_the_functions_of_the_page_do_what_it_says(pool):
         ours.score(scoring(completions=["1", "2", "3"], columns={"answer": ["twelve"] * 3}))
     said = str(caught.value).replace(str(Path.cwd()), "/home/me")
     assert said.partition(" failed for ")[0] in page
-    assert said.partition(" failed for ")[2].startswith("2 completions in a row (max_reward_failures: 1), the last time: ")
+    assert said.partition(" failed for ")[2].startswith(
+        "2 completions in a row (max_reward_failures: 1), the last time: "
+    )
     assert " failed for 65 completions in a row (max_reward_failures: 64), the last time: took longer than 60 s" in page
     [snippet] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60, check=True)

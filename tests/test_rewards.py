@@ -71,9 +71,9 @@ def test_a_class_in_a_reward_file_may_be_a_dataclass():
     # dataclasses look their module up in sys.modules
     write(
         "scores.py",
-        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Length:\n"
-        "    most: int\n    def __call__(self, completions):\n        return [float(len(c) <= self.most) for c in completions]\n"
-        "at_most_two = Length(2)\n",
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Length:\n    most:"
+        " int\n    def __call__(self, completions):\n        return [float(len(c) <= self.most) for c in"
+        " completions]\nat_most_two = Length(2)\n",
     )
     assert score([load_reward("scores.py:at_most_two")], scoring()) == [[1.0, 1.0, 0.0]]
 
@@ -133,13 +133,23 @@ def test_each_argument_is_passed_only_if_it_is_taken():
 
     score([describe(f.__name__, f) for f in (all_of_trl, some, columns_only)], scoring())
     assert seen["all"] == (
-        ["a", "b", "c"], ["x", "yy", "zzz"], [[1], [2, 2], [3, 3, 3]], 7,
+        ["a", "b", "c"],
+        ["x", "yy", "zzz"],
+        [[1], [2, 2], [3, 3, 3]],
+        7,
         {"answer": ["x", "n", "zzz"], "level": [1, 2, 3]},
-    )  # fmt: skip
+    )
     assert seen["some"] == (["x", "yy", "zzz"], [1, 2, 3], "default")
     assert seen["kwargs"] == [
-        "answer", "completion_ids", "completions", "level", "log_extra", "log_metric", "prompts", "trainer_state",
-    ]  # fmt: skip
+        "answer",
+        "completion_ids",
+        "completions",
+        "level",
+        "log_extra",
+        "log_metric",
+        "prompts",
+        "trainer_state",
+    ]
 
 
 def test_async_functions_run_together_even_inside_a_running_loop():

@@ -1,5 +1,5 @@
-"""What `ft_rollout` is handed: prompts as rows, completions of a real model, rewards from real processes, and errors that
-one rank has."""
+"""What `ft_rollout` is handed: prompts as rows, completions of a real model, rewards from real processes, and errors
+that one rank has."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ft_host.testing.models import tiny_gpt2, tiny_tokenizer
 from ft_host.testing.ranks import as_ranks
 from ft_host.testing.tokenizers import chat_tokenizer
 
-REWARDS = '''
+REWARDS = """
 def letters(completions, log_metric, log_extra, **columns):
     for text in completions:
         log_metric("letters", len(text))
@@ -42,7 +42,7 @@ def breaks(level, trainer_state, **columns):
     if 2 in level:
         raise ValueError(f"no {level[0]} at step {trainer_state.global_step}")
     return [float(each) for each in level]
-'''
+"""
 TOOLS = '''
 def add(a: int, b: int) -> int:
     """Adds two numbers.
@@ -101,16 +101,32 @@ def make(tmp_path, sampler):
     pools = []
 
     def made(*rewards, rank=0, world_size=1, gather=None, engine=None, tokenizer=None, number=0, step=0, **fields):
-        given = {"model": "m", "dataset": "d", "reward": [f"{tmp_path / 'pays.py'}:{name}" for name in rewards],
-                 "max_completion_length": 8, "reward_timeout": 20.0, "reward_workers": 1, "temperature": 0.8}  # fmt: skip
+        given = {
+            "model": "m",
+            "dataset": "d",
+            "reward": [f"{tmp_path / 'pays.py'}:{name}" for name in rewards],
+            "max_completion_length": 8,
+            "reward_timeout": 20.0,
+            "reward_workers": 1,
+            "temperature": 0.8,
+        }
         config = Config(**(given | fields))
         pools.append(RewardPool(config.reward, config))
         run = RolloutRun(
-            config=config, tokenizer=tokenizer or sampler.tokenizer, rank=rank, world_size=world_size, version=step,
-            number=number, gather=gather or (lambda value: [value]), say=lambda *told: said.append(told),
-            engine=engine or sampler.generate, pool=pools[-1], toolbox=load_tools(config), positions=None,
+            config=config,
+            tokenizer=tokenizer or sampler.tokenizer,
+            rank=rank,
+            world_size=world_size,
+            version=step,
+            number=number,
+            gather=gather or (lambda value: [value]),
+            say=lambda *told: said.append(told),
+            engine=engine or sampler.generate,
+            pool=pools[-1],
+            toolbox=load_tools(config),
+            positions=None,
             trainer_state=SimpleNamespace(global_step=step),
-        )  # fmt: skip
+        )
         said: list = []
         run.said = said
         return run
@@ -142,8 +158,11 @@ def test_a_prompt_as_a_row():
     tokenizer, row = tiny_tokenizer(), {"prompt": "12 plus 30?", "answer": "42", "level": 3}
     ids = tokenizer("12 plus 30?")["input_ids"]
     assert prompt_row(row, tokenizer, Config()) == {
-        "prompt_ids": ids, "prompt": "12 plus 30?", "columns": row, "length": len(ids)
-    }  # fmt: skip
+        "prompt_ids": ids,
+        "prompt": "12 plus 30?",
+        "columns": row,
+        "length": len(ids),
+    }
     chat = {"prompt": [{"role": "user", "content": "12 plus 30?"}]}
     made = prompt_row(chat, tokenizer, Config())
     assert made["prompt"] == chat["prompt"] and made["columns"] == chat
@@ -164,7 +183,8 @@ def test_a_prompt_that_is_too_long_is_left_out_and_not_cut():
 def test_arguments_of_the_template_are_the_configs_and_then_the_rows():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.content }}{% endfor %}{{ mood }}{{ more }}{% if add_generation_prompt %}:{% endif %}"
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ mood }}{{ more }}{% if add_generation_prompt %}:{%"
+        " endif %}"
     )
     prompt = [{"role": "user", "content": "hi"}]
     config = Config(chat_template_kwargs={"mood": " calm", "more": " indeed"})
@@ -189,7 +209,9 @@ def test_completions_are_those_of_the_backend_in_the_order_of_the_prompts(make, 
     run = make(number=3)
     rows = rows_of(run, "a", "bb", first=5)
     found = run.generate(rows, 3)
-    requests = [Request(prompt_ids=row["prompt_ids"], number=row["group"] * 3 + index) for row in rows for index in range(3)]
+    requests = [
+        Request(prompt_ids=row["prompt_ids"], number=row["group"] * 3 + index) for row in rows for index in range(3)
+    ]
     seed = seed_of(run.config.seed, "rollout", 3, 0)
     assert found == sampler.generate(requests, Sampling(max_new_tokens=8, temperature=0.8, seed=seed))
     assert len({tuple(each.token_ids) for each in found}) > 1
@@ -258,7 +280,9 @@ def test_failures_are_counted_and_told_once(make):
     assert metrics_of(found.metrics)["rewards/breaks/failed"] == 2
     assert "rewards/letters/failed" not in found.metrics
     ((text, level),) = run.said
-    assert level == "warning" and text.startswith("reward breaks: no value for 2 of 6 completions: raised ValueError: no 2 at")
+    assert level == "warning" and text.startswith(
+        "reward breaks: no value for 2 of 6 completions: raised ValueError: no 2 at"
+    )
 
 
 def test_too_many_failures_in_a_row_end_it(make):
@@ -284,7 +308,9 @@ def test_what_ranks_say_of_failures_is_added_up(make):
 
 def test_a_rank_may_have_no_prompts(make):
     def work(rank, gather):
-        run = make("letters", rank=rank, world_size=2, gather=gather, engine=lambda requests, sampling: spoken(requests))
+        run = make(
+            "letters", rank=rank, world_size=2, gather=gather, engine=lambda requests, sampling: spoken(requests)
+        )
         rows = [] if rank else rows_of(run, "a")
         found = run.reward(rows, run.generate(rows, 2))
         return found.values, found.totals(), metrics_of(found.metrics)
@@ -328,18 +354,26 @@ def chat_rows(run, count: int, **columns) -> list[dict]:
     prompt = [{"role": "user", "content": "what now?"}]
     ids = chat_ids(conversation(run.tokenizer, prompt, {"tools": run.toolbox.schemas}), ask=True)
     return [
-        {"group": index, "prompt": prompt, "prompt_ids": ids,
-         "columns": {"prompt": prompt} | {name: values[index] for name, values in columns.items()}}
+        {
+            "group": index,
+            "prompt": prompt,
+            "prompt_ids": ids,
+            "columns": {"prompt": prompt} | {name: values[index] for name, values in columns.items()},
+        }
         for index in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def test_what_an_environment_gives_is_the_last_reward(make, chatty, tmp_path):
     texts = [[called("spend", much=2), "done"], [called("spend", much=9), "oh"], ["no"], ["never"]]
     run = make(
-        "odd", tokenizer=chatty, engine=Script(chatty, texts), environment=f"{tmp_path / 'tools.py'}:Purse",
-        reward_weights=[3.0], max_completion_length=400,
-    )  # fmt: skip
+        "odd",
+        tokenizer=chatty,
+        engine=Script(chatty, texts),
+        environment=f"{tmp_path / 'tools.py'}:Purse",
+        reward_weights=[3.0],
+        max_completion_length=400,
+    )
     rows = chat_rows(run, 2, start=[5, 8], level=[1, 2])
     completions = run.generate(rows, 2)
     assert [each.turns for each in completions] == [2, 2, 1, 1]
@@ -351,7 +385,9 @@ def test_what_an_environment_gives_is_the_last_reward(make, chatty, tmp_path):
     assert metrics["rewards/environment/mean"] == pytest.approx(19 / 3)
     assert metrics["rewards/environment/failed"] == 1 and metrics["tools/call_frequency"] == 2 / 4
     assert "reward environment: no value for 1 of 4 completions" in run.said[0][0] and "in debt" in run.said[0][0]
-    assert run.tokens == sum(sum(each.sampled) for each in completions) < sum(len(each.token_ids) for each in completions)
+    assert (
+        run.tokens == sum(sum(each.sampled) for each in completions) < sum(len(each.token_ids) for each in completions)
+    )
 
 
 def test_ranks_generate_equally_often(make, chatty, tmp_path):
@@ -361,8 +397,15 @@ def test_ranks_generate_equally_often(make, chatty, tmp_path):
 
     def work(rank, gather):
         engine = Script(chatty, texts[2 * rank :])
-        run = make(rank=rank, world_size=2, gather=gather, tokenizer=chatty, engine=engine,
-                   tools=[f"{tmp_path / 'tools.py'}:add"], max_completion_length=400)  # fmt: skip
+        run = make(
+            rank=rank,
+            world_size=2,
+            gather=gather,
+            tokenizer=chatty,
+            engine=engine,
+            tools=[f"{tmp_path / 'tools.py'}:add"],
+            max_completion_length=400,
+        )
         return [each.turns for each in run.generate(chat_rows(run, 1), 2)], engine.turn
 
     assert as_ranks(2, work) == [([3, 1], 2), ([1, 1], 2)]
@@ -398,8 +441,15 @@ def test_an_error_in_the_middle_of_conversations_is_everybodys(make, chatty, tmp
                 raise DataError("the second turn can't be")
             return script(requests, sampling)
 
-        run = make(rank=rank, world_size=2, gather=gather, tokenizer=chatty, engine=engine,
-                   tools=[f"{tmp_path / 'tools.py'}:add"], max_completion_length=400)  # fmt: skip
+        run = make(
+            rank=rank,
+            world_size=2,
+            gather=gather,
+            tokenizer=chatty,
+            engine=engine,
+            tools=[f"{tmp_path / 'tools.py'}:add"],
+            max_completion_length=400,
+        )
         run.generate(chat_rows(run, 1), 1)
 
     for error in as_ranks(2, work):
@@ -408,8 +458,14 @@ def test_an_error_in_the_middle_of_conversations_is_everybodys(make, chatty, tmp
 
 def test_an_error_of_a_reward_is_everybodys(make):
     def work(rank, gather):
-        run = make("breaks", rank=rank, world_size=2, gather=gather, engine=lambda requests, sampling: spoken(requests),
-                   max_reward_failures=0)  # fmt: skip
+        run = make(
+            "breaks",
+            rank=rank,
+            world_size=2,
+            gather=gather,
+            engine=lambda requests, sampling: spoken(requests),
+            max_reward_failures=0,
+        )
         rows = rows_of(run, "a", first=rank * 2)
         return run.reward(rows, run.generate(rows, 1))
 
@@ -431,9 +487,9 @@ def test_how_many_completions_of_a_prompt_are_different_ones():
 def test_whether_longer_completions_earn_more():
     completions = [made(1), made(1, 2), made(1, 2, 3), made(*range(9))]
     found = metrics_of(worth_metrics([0.0, 1.0, 2.0, None], completions))
-    assert found == pytest.approx({
-        "completions/reward_min": 0.0, "completions/reward_max": 2.0, "completions/reward_length_correlation": 1.0,
-    })  # fmt: skip
+    assert found == pytest.approx(
+        {"completions/reward_min": 0.0, "completions/reward_max": 2.0, "completions/reward_length_correlation": 1.0}
+    )
     flat = metrics_of(worth_metrics([0.1] * 4, completions))
     assert flat == pytest.approx({"completions/reward_min": 0.1, "completions/reward_max": 0.1})
     assert worth_metrics([None] * 4, completions) == {}

@@ -39,7 +39,9 @@ def test_what_a_rule_mutes_is_of_a_family_that_is_there(rules):
     families = {rule.code.rstrip("0123456789") for rule, _ in every}
     for rule, _ in every:
         for muted in rule.mutes:
-            assert muted == "ALL" or muted.rstrip("0123456789") in families, f"{rule.code} mutes {muted}, no such family"
+            assert muted == "ALL" or muted.rstrip("0123456789") in families, (
+                f"{rule.code} mutes {muted}, no such family"
+            )
 
 
 def described() -> list[str]:
@@ -55,8 +57,10 @@ def described() -> list[str]:
 
 def is_described(name: str, names: list[str]) -> bool:
     bare = name.removeprefix("start/").removeprefix("eval_")
-    return any(each in names or any(fnmatch.fnmatchcase(each, pattern) for pattern in names if "start/" not in pattern)
-               for each in (name, bare))  # fmt: skip
+    return any(
+        each in names or any(fnmatch.fnmatchcase(each, pattern) for pattern in names if "start/" not in pattern)
+        for each in (name, bare)
+    )
 
 
 def test_the_names_that_rules_read_are_described(rules):

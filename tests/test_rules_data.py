@@ -11,13 +11,29 @@ from ft_host.testing.rules import Told, codes, findings
 
 # As measured on the arithmetic example
 HEALTHY = {
-    "data/rows": 10_000, "data/measured": 256, "data/dropped_rows": 0.0, "data/unsupervised_rows": 0.0,
-    "data/supervised_fraction": 0.751, "data/length_p50": 37, "data/length_p95": 46, "data/length_max": 51,
-    "data/truncated_rows": 0.0, "data/truncated_tokens": 0.0, "data/unknown_tokens": 0.0, "data/eos_rows": 1.0,
-    "data/double_bos_rows": 0.0, "data/prompt_mismatch_rows": 0.0, "data/duplicate_rows": 0.0, "data/compared": 10_000,
-    "data/eval_overlap_rows": 0.0, "data/identical_pairs": 0.0, "data/length_ratio": 1.1, "data/chosen_longer": 0.5,
-    "data/padding_share": 0.2, "plan/kernel": "sdpa",
-}  # fmt: skip
+    "data/rows": 10_000,
+    "data/measured": 256,
+    "data/dropped_rows": 0.0,
+    "data/unsupervised_rows": 0.0,
+    "data/supervised_fraction": 0.751,
+    "data/length_p50": 37,
+    "data/length_p95": 46,
+    "data/length_max": 51,
+    "data/truncated_rows": 0.0,
+    "data/truncated_tokens": 0.0,
+    "data/unknown_tokens": 0.0,
+    "data/eos_rows": 1.0,
+    "data/double_bos_rows": 0.0,
+    "data/prompt_mismatch_rows": 0.0,
+    "data/duplicate_rows": 0.0,
+    "data/compared": 10_000,
+    "data/eval_overlap_rows": 0.0,
+    "data/identical_pairs": 0.0,
+    "data/length_ratio": 1.1,
+    "data/chosen_longer": 0.5,
+    "data/padding_share": 0.2,
+    "plan/kernel": "sdpa",
+}
 REWARD = {"failed": 0.0, "not_finite": 0.0, "whole": True, "spread": 1.0, "value": 1.0}
 
 
@@ -49,10 +65,12 @@ CASES = {
         Told(config={"desirable_weight": 3.0}, facts=facts(desirable=64, undesirable=192)),
     ),
     "DATA010": (Told(facts=reward(spread=0.0)), Told(facts=reward(whole=False, spread=0.0))),
-    "DATA011": (Told(config={"packing": True, "packing_strategy": "wrapped"}, facts=HEALTHY),
-                Told(config={"packing": True}, facts=HEALTHY)),
+    "DATA011": (
+        Told(config={"packing": True, "packing_strategy": "wrapped"}, facts=HEALTHY),
+        Told(config={"packing": True}, facts=HEALTHY),
+    ),
     "DATA012": (Told(facts=facts(unknown_tokens=0.4)), Told(facts=facts(unknown_tokens=0.001))),
-}  # fmt: skip
+}
 
 
 def test_every_rule_has_its_cases():

@@ -22,13 +22,14 @@ CASES = {
         told(facts={"probe/sampler_difference": 0.4, "probe/sampler_difference_max": 2.1}),
         told(facts={"probe/sampler_difference": 0.02, "probe/sampler_difference_max": 0.3}),
     ),
-    "ENG001": (
-        told(**{APART: lambda step: 2e-7 if step < 20 else 0.03}), told({"backend": "vllm"}, **{APART: 0.012}),
-    ),
+    "ENG001": (told(**{APART: lambda step: 2e-7 if step < 20 else 0.03}), told({"backend": "vllm"}, **{APART: 0.012})),
     "ENG002": (told(sampling__effective_sample_size=0.1), told(sampling__effective_sample_size=0.97)),
     "ENG003": (
         told({"top_p": 0.5}, **{APART: 0.05}),
-        told({"importance_sampling_correction": "token_truncate"}, **{APART: 0.05, "sampling__effective_sample_size": 0.9}),
+        told(
+            {"importance_sampling_correction": "token_truncate"},
+            **{APART: 0.05, "sampling__effective_sample_size": 0.9},
+        ),
     ),
     "ENG004": (
         told(facts={"probe/sampler_difference": 1.8e-7, "probe/sampler_difference_after_update": 0.02}),
@@ -37,7 +38,7 @@ CASES = {
     "ENG005": (told(perf__generation_time=9.0), told()),
     "ENG007": (told(perf__weight_sync_time=1.0), told(perf__weight_sync_time=0.1)),
     "ENG010": (told(perf__reward_time=3.0), told()),
-}  # fmt: skip
+}
 
 
 def test_each_rule_has_a_case():

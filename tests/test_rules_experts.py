@@ -21,10 +21,7 @@ CASES = {
         told(moe__max_violation=lambda step: min(0.7 + 0.1 * step, 5)),
         told(moe__max_violation=lambda step: 3.1 + 0.01 * step),  # as the pretrained model has it
     ),
-    "MOE002": (
-        told(moe__dead_experts=lambda step: min(0.01 * step, 0.2)),
-        told(moe__dead_experts=0.08),
-    ),
+    "MOE002": (told(moe__dead_experts=lambda step: min(0.01 * step, 0.2)), told(moe__dead_experts=0.08)),
     "MOE003": (
         told(moe__router_entropy=lambda step: 0.84 * 0.96**step),
         told(moe__router_entropy=lambda step: 0.84 - 0.002 * step),

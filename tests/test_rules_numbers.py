@@ -14,16 +14,109 @@ RULES = [*numbers.RULES, *losses.RULES, *optimisation.RULES, *held_out.RULES]
 
 # Losses of a small model on sums, by step: learning_rate 3e-3, and 0.3
 WELL = [
-    2.865, 2.848, 2.742, 2.65, 2.561, 2.496, 2.415, 2.312, 2.277, 2.2, 2.145, 2.088, 2.007, 1.944, 1.877, 1.819, 1.715,
-    1.651, 1.554, 1.511, 1.443, 1.462, 1.419, 1.439, 1.389, 1.395, 1.354, 1.353, 1.27, 1.304, 1.243, 1.266, 1.223, 1.198,
-    1.162, 1.165, 1.116, 1.108, 1.06, 1.058, 1.026, 1.008, 1.05, 1.021, 0.976, 0.974, 0.934, 0.928, 0.897, 0.903, 0.89,
-    0.87, 0.851, 0.825, 0.845, 0.82, 0.789, 0.781, 0.766, 0.765,
-]  # fmt: skip
+    2.865,
+    2.848,
+    2.742,
+    2.65,
+    2.561,
+    2.496,
+    2.415,
+    2.312,
+    2.277,
+    2.2,
+    2.145,
+    2.088,
+    2.007,
+    1.944,
+    1.877,
+    1.819,
+    1.715,
+    1.651,
+    1.554,
+    1.511,
+    1.443,
+    1.462,
+    1.419,
+    1.439,
+    1.389,
+    1.395,
+    1.354,
+    1.353,
+    1.27,
+    1.304,
+    1.243,
+    1.266,
+    1.223,
+    1.198,
+    1.162,
+    1.165,
+    1.116,
+    1.108,
+    1.06,
+    1.058,
+    1.026,
+    1.008,
+    1.05,
+    1.021,
+    0.976,
+    0.974,
+    0.934,
+    0.928,
+    0.897,
+    0.903,
+    0.89,
+    0.87,
+    0.851,
+    0.825,
+    0.845,
+    0.82,
+    0.789,
+    0.781,
+    0.766,
+    0.765,
+]
 THROWN = [
-    2.865, 2.848, 2.601, 2.892, 3.717, 3.608, 3.838, 5.013, 4.876, 6.073, 6.973, 6.101, 6.155, 4.993, 3.637, 3.026, 2.789,
-    2.811, 2.883, 2.596, 2.77, 2.806, 2.601, 2.949, 2.879, 2.885, 2.623, 2.994, 2.774, 3.104, 3.077, 2.891, 2.787, 2.706,
-    2.54, 2.616, 2.612, 2.588, 2.61, 2.576,
-]  # fmt: skip
+    2.865,
+    2.848,
+    2.601,
+    2.892,
+    3.717,
+    3.608,
+    3.838,
+    5.013,
+    4.876,
+    6.073,
+    6.973,
+    6.101,
+    6.155,
+    4.993,
+    3.637,
+    3.026,
+    2.789,
+    2.811,
+    2.883,
+    2.596,
+    2.77,
+    2.806,
+    2.601,
+    2.949,
+    2.879,
+    2.885,
+    2.623,
+    2.994,
+    2.774,
+    3.104,
+    3.077,
+    2.891,
+    2.787,
+    2.706,
+    2.54,
+    2.616,
+    2.612,
+    2.588,
+    2.61,
+    2.576,
+]
 
 
 def of(values: list[float]):
@@ -53,11 +146,20 @@ HEALTHY = Told(
     config={"max_steps": 400, "warmup_steps": 20, "learning_rate": 3e-3, "eval_steps": 20, "eval_dataset": "e"},
     facts={"plan/total_steps": 400},
     lines=in_order(
-        every_tenth(norms(60, of(WELL), noisy(1.6, 0.6), epoch=lambda step: step / 156, learning_rate=3e-3,
-                          mean_token_accuracy=0.5), lambda step: 0.03),
+        every_tenth(
+            norms(
+                60,
+                of(WELL),
+                noisy(1.6, 0.6),
+                epoch=lambda step: step / 156,
+                learning_rate=3e-3,
+                mean_token_accuracy=0.5,
+            ),
+            lambda step: 0.03,
+        ),
         evals([0, 20, 40, 60], loss=lambda step: {0: 2.862, 20: 1.463, 40: 1.05, 60: 0.755}[step]),
     ),
-)  # fmt: skip
+)
 
 FELL = [2.86, 1.48, 1.09, 1.11, 1.37, 1.52]  # of held-out rows, every 20 steps: 128 rows learnt by heart
 
@@ -77,7 +179,11 @@ CASES = {
     ),
     "OPT002": (
         Told(lines=norms(loss=0.0, norm=0.0)),
-        Told(lines=norms(300, loss=lambda step: max(2 * math.exp(-step / 20), 1e-5), norm=lambda step: 2 * math.exp(-step / 15))),
+        Told(
+            lines=norms(
+                300, loss=lambda step: max(2 * math.exp(-step / 20), 1e-5), norm=lambda step: 2 * math.exp(-step / 15)
+            )
+        ),
     ),
     "OPT003": (
         Told(lines=norms(len(THROWN), of(THROWN))),
@@ -89,36 +195,62 @@ CASES = {
         Told(lines=in_order(norms(60, noisy(0.12, 0.25)), evals([0, 25, 50], loss=lambda step: 0.13 - step / 2000))),
     ),
     "OPT006": (
-        Told(config={"warmup_steps": 10}, lines=norms(60, lambda step: 2.8 - 0.02 * step if step < 10 else 2.6 + 0.02 * step)),
-        Told(config={"warmup_steps": 30}, lines=norms(28, lambda step: 2.8 + 0.05 * step)),  # that is the warm-up's to mend
+        Told(
+            config={"warmup_steps": 10},
+            lines=norms(60, lambda step: 2.8 - 0.02 * step if step < 10 else 2.6 + 0.02 * step),
+        ),
+        Told(
+            config={"warmup_steps": 30}, lines=norms(28, lambda step: 2.8 + 0.05 * step)
+        ),  # that is the warm-up's to mend
     ),
     "OPT007": (
-        Told(config={"learning_rate": 3e-6}, lines=every_tenth(
-            norms(60, lambda step: 2.865 - 0.0015 * step, learning_rate=3e-6), lambda step: 1e-4)),
+        Told(
+            config={"learning_rate": 3e-6},
+            lines=every_tenth(norms(60, lambda step: 2.865 - 0.0015 * step, learning_rate=3e-6), lambda step: 1e-4),
+        ),
         # a pretrained model of billions at 1e-5: small steps, and a loss that falls
-        Told(config={"learning_rate": 1e-5}, lines=every_tenth(
-            norms(60, lambda step: 1.1 + 0.2 * math.exp(-step / 20), learning_rate=1e-5), lambda step: 1e-4)),
+        Told(
+            config={"learning_rate": 1e-5},
+            lines=every_tenth(
+                norms(60, lambda step: 1.1 + 0.2 * math.exp(-step / 20), learning_rate=1e-5), lambda step: 1e-4
+            ),
+        ),
     ),
     "OPT008": (Told(lines=norms(norm=noisy(3.0, 0.3))), Told(lines=norms(loss=of(WELL), norm=noisy(1.0, 0.5)))),
     "OPT009": (
-        Told(config={"max_steps": 100, "eval_dataset": "e"}, lines=in_order(
-            norms(100, falling(2.86, 0.03)), evals(range(0, 101, 20), loss=lambda step: FELL[step // 20]))),
+        Told(
+            config={"max_steps": 100, "eval_dataset": "e"},
+            lines=in_order(
+                norms(100, falling(2.86, 0.03)), evals(range(0, 101, 20), loss=lambda step: FELL[step // 20])
+            ),
+        ),
         # it loses more by the few that it gets wrong, and gets more of them right
-        Told(lines=in_order(norms(100, falling(2.86, 0.03)), evals(range(0, 101, 20), loss=lambda step: FELL[step // 20],
-                                                                   reward=lambda step: step / 120))),
+        Told(
+            lines=in_order(
+                norms(100, falling(2.86, 0.03)),
+                evals(range(0, 101, 20), loss=lambda step: FELL[step // 20], reward=lambda step: step / 120),
+            )
+        ),
     ),
     "OPT010": (
-        Told(lines=in_order(norms(200, falling(2.8, 0.01)), evals(
-            range(0, 201, 20), loss=lambda step: 1.0 + abs(step - 60) / 3000))),
+        Told(
+            lines=in_order(
+                norms(200, falling(2.8, 0.01)), evals(range(0, 201, 20), loss=lambda step: 1.0 + abs(step - 60) / 3000)
+            )
+        ),
         HEALTHY,
     ),
     "OPT012": (
         Told(lines=norms(80, falling(2.8, 0.2), epoch=lambda step: step / 200, mean_token_accuracy=0.99)),
         # a task with a rule, which held-out rows follow too
-        Told(lines=in_order(norms(80, falling(2.8, 0.2), epoch=lambda step: step / 200, mean_token_accuracy=0.99),
-                            evals([0, 30], loss=lambda step: 2.8 if not step else 0.01))),
+        Told(
+            lines=in_order(
+                norms(80, falling(2.8, 0.2), epoch=lambda step: step / 200, mean_token_accuracy=0.99),
+                evals([0, 30], loss=lambda step: 2.8 if not step else 0.01),
+            )
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def test_every_rule_has_its_cases():
@@ -184,8 +316,10 @@ def test_an_optimizer_that_changes_nothing_is_no_matter_of_the_rate():
 
 
 def with_rewards(reward, ratio):
-    return Told(config={"learning_rate": 1e-6}, lines=every_tenth(
-        norms(60, noisy(1e-4, 20), reward=reward, learning_rate=1e-6), lambda step: ratio))  # fmt: skip
+    return Told(
+        config={"learning_rate": 1e-6},
+        lines=every_tenth(norms(60, noisy(1e-4, 20), reward=reward, learning_rate=1e-6), lambda step: ratio),
+    )
 
 
 def test_of_rollouts_the_reward_is_asked_and_not_the_loss():

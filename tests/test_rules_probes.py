@@ -60,6 +60,7 @@ def test_an_adapter_trains_little_and_one_that_nothing_passes_is_found():
 
 def test_frozen_weights_are_found():
     (finding,) = findings(RULES, weights(0.0, 0.12, 71000))
-    assert finding.severity == "warning" and finding.message == (
-        "12 % of the weights are trained (71,000); the others are frozen."
+    assert (
+        finding.severity == "warning"
+        and finding.message == "12 % of the weights are trained (71,000); the others are frozen."
     )

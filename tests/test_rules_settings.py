@@ -30,18 +30,24 @@ CASES = {
     "CFG004": (Told(facts=FEW), Told(facts=FEW | {"plan/rows_per_step": 32})),
     "CFG005": (Told(config={"num_generations": 2}, facts={"plan/generations": 2}), Told(facts={"plan/generations": 8})),
     "CFG006": (
-        Told(config={"eval_dataset": "e"}, facts=LONG), Told(config={"eval_dataset": "e", "eval_steps": 100}, facts=LONG),
+        Told(config={"eval_dataset": "e"}, facts=LONG),
+        Told(config={"eval_dataset": "e", "eval_steps": 100}, facts=LONG),
     ),
-    "CFG007": (Told(config={"save_steps": 0}, facts=LONG), Told(config={"save_steps": 0}, facts={"plan/total_steps": 300})),
+    "CFG007": (
+        Told(config={"save_steps": 0}, facts=LONG),
+        Told(config={"save_steps": 0}, facts={"plan/total_steps": 300}),
+    ),
     "OPT011": (
-        Told(config={"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 2e-4}, facts=LARGE),
+        Told(
+            config={"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 2e-4}, facts=LARGE
+        ),
         Told(config={"use_peft": True, "learning_rate": 2e-4}, facts=LARGE),
     ),
     "OPT013": (
         Told(config={"dtype": "bfloat16", "learning_rate": 1e-6}, facts=LARGE),
         Told(config={"dtype": "float32", "learning_rate": 1e-6}, facts=LARGE),
     ),
-}  # fmt: skip
+}
 CLASSES = {"CFG004": DPOConfig, "CFG005": GRPOConfig}
 
 

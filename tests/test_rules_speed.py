@@ -1,4 +1,5 @@
-"""The rules about memory and time, and about the machine. Numbers of a GPU's memory are made up: what a run on one tells."""
+"""The rules about memory and time, and about the machine. Numbers of a GPU's memory are made up: what a run on one
+tells."""
 
 from __future__ import annotations
 
@@ -7,7 +8,12 @@ import pytest
 from ft_host.diagnostics.rules import machine, speed
 from ft_host.testing.rules import Told, codes, findings, steps
 
-FIXED = {"plan/memory_mb": 20000.0, "plan/memory_activations_mb": 8000.0, "plan/memory_logits_mb": 2000.0, "plan/processes": 1}
+FIXED = {
+    "plan/memory_mb": 20000.0,
+    "plan/memory_activations_mb": 8000.0,
+    "plan/memory_logits_mb": 2000.0,
+    "plan/processes": 1,
+}
 SMALL = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8}
 GPU = {"perf__alloc_retries": 0.0}
 CALM = {"perf__step_time": 0.03, "perf__evaluation_time": 0.0, "perf__save_time": 0.0}
@@ -71,8 +77,9 @@ def test_the_faulty_case_is_found_and_the_healthy_one_is_not(code):
 
 def test_unused_memory_is_told_as_numbers_that_keep_the_effective_batch():
     (found,) = findings(RULES, CASES["PERF001"][0])
-    assert found.line() == (
-        "Warning PERF001: VRAM utilization is 34 %. Try increasing per_device_train_batch_size from 4 to 16 and "
+    assert (
+        found.line()
+        == "Warning PERF001: VRAM utilization is 34 %. Try increasing per_device_train_batch_size from 4 to 16 and "
         "gradient_accumulation_steps from 8 to 2; the effective batch stays 32."
     )
     assert found.remedies[0].patch == {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2}
@@ -93,10 +100,15 @@ def test_where_nothing_can_be_larger_unused_memory_is_no_finding():
 def test_what_takes_most_of_the_time_is_the_first_to_come_less_often():
     told = Told(
         config={"save_steps": 2, "eval_steps": 10},
-        lines=steps(60, **CALM | {
-            "perf__save_time": lambda step: every(step, 0.09), "perf__evaluation_time": lambda step: every(step, 0.1, 10),
-        }),
-    )  # fmt: skip
+        lines=steps(
+            60,
+            **CALM
+            | {
+                "perf__save_time": lambda step: every(step, 0.09),
+                "perf__evaluation_time": lambda step: every(step, 0.1, 10),
+            },
+        ),
+    )
     (found,) = findings(RULES, told)
     assert [list(remedy.patch) for remedy in found.remedies] == [["save_steps"], ["eval_steps"]]
     assert 27 <= found.remedies[0].patch["save_steps"] <= 33  # 1.5 times the training now, a tenth then

@@ -46,8 +46,10 @@ def command(config, method: str, name: str, **changes) -> tuple[list[str], Path]
 def resume(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "ft_host", "train", "--resume", str(folder), *flags],
-        capture_output=True, text=True, env=ENV,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=ENV,
+    )
 
 
 def test_what_a_run_leaves(config, tmp_path):
@@ -128,7 +130,9 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_was(config, number):
     assert last < 200 and (folder / f"checkpoints/step-{last}").is_dir()
     steps = last + 3
     done = resume(folder, "--max-steps", str(steps), "--lr-scheduler-type", "cosine")
-    assert done.returncode == 2 and "--lr-scheduler-type can't change" in done.stderr  # a resumed run keeps its schedule
+    assert (
+        done.returncode == 2 and "--lr-scheduler-type can't change" in done.stderr
+    )  # a resumed run keeps its schedule
     done = resume(folder, "--max-steps", str(steps))
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in lines(folder)] == list(range(1, steps + 1))
@@ -175,8 +179,13 @@ def test_a_bad_row_in_the_middle_names_its_line_and_loses_nothing(config, tiny, 
     rows[33] = json.dumps({"prompt": "no", "completion": 7})
     file = tmp_path / "bad.jsonl"
     file.write_text("\n".join(rows) + "\n")
-    changes = {"dataset": str(file), "train_sampling_strategy": "sequential", "eval_on_start": False, "window": 8,
-               "save_steps": 0}  # fmt: skip
+    changes = {
+        "dataset": str(file),
+        "train_sampling_strategy": "sequential",
+        "eval_on_start": False,
+        "window": 8,
+        "save_steps": 0,
+    }
     with pytest.raises(UsageError, match=r"bad\.jsonl, line 34.*completion"):
         run_in(config, "bad", **changes)
     folder = Path(config.output_dir, "bad")
@@ -204,7 +213,9 @@ def test_a_step_keeps_its_rows_when_a_run_is_resumed(config):
     folder = run_in(config, "a", max_steps=2)
     done = resume(folder, "--max-steps", "3", "--per-device-train-batch-size", "4")
     assert done.returncode == 2 and "has 8 rows, and would have 4 now" in done.stderr
-    done = resume(folder, "--max-steps", "3", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2")
+    done = resume(
+        folder, "--max-steps", "3", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2"
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -217,8 +228,16 @@ def test_a_finished_run_goes_on_with_more_steps(config):
 
 
 def test_several_epochs_packed_and_resumed(config):
-    changes = {"max_steps": -1, "num_train_epochs": 2, "packing": True, "max_length": 48, "window": 16,
-               "per_device_train_batch_size": 2, "save_steps": 3, "save_total_limit": 100}  # fmt: skip
+    changes = {
+        "max_steps": -1,
+        "num_train_epochs": 2,
+        "packing": True,
+        "max_length": 48,
+        "window": 16,
+        "per_device_train_batch_size": 2,
+        "save_steps": 3,
+        "save_total_limit": 100,
+    }
     whole = run_in(config, "whole", **changes)
     folder = run_in(config, "again", **changes)
     for _, path in checkpoint.steps_in(folder / "checkpoints")[2:]:
@@ -233,11 +252,24 @@ def test_several_epochs_packed_and_resumed(config):
     "launcher",
     [
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ft_host"],
-        ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-         "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "ft_host"],
+        [
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "-m",
+            "ft_host",
+        ],
     ],
     ids=["torchrun", "accelerate"],
-)  # fmt: skip
+)
 def test_other_launchers_work(config, launcher):
     # --multi_gpu is how accelerate is told to start torchrun; it would want MPI for processes on CPUs
     one = run_in(config, "one")
@@ -300,9 +332,15 @@ def test_what_a_rank_refuses_ends_all_with_its_exit_code(config, tiny, tmp_path)
     file = tmp_path / "bad.jsonl"
     file.write_text("\n".join(rows) + "\n")
     argv, folder = command(
-        config, "sft", "bad", dataset=str(file), train_sampling_strategy="sequential", num_processes=2,
-        per_device_train_batch_size=4, window=8,
-    )  # fmt: skip
+        config,
+        "sft",
+        "bad",
+        dataset=str(file),
+        train_sampling_strategy="sequential",
+        num_processes=2,
+        per_device_train_batch_size=4,
+        window=8,
+    )
     done = subprocess.run(argv, capture_output=True, text=True, env=ENV, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "bad.jsonl, line 34" in done.stderr

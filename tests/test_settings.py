@@ -60,21 +60,28 @@ def refusal(flags=(), file=None, config_class=SFTConfig) -> str:
     [
         (
             "run.yaml",
-            "method: sft\nmodel: org/m\n# a comment\nlearning_rate: 1e-5\nmax_length: null\nuse_peft: true\n"
-            "eval_reward:\n  - json:loads\neval_dataset: org/e\nlr_scheduler_kwargs:\n  power: 2\nnum_train_epochs: 1\n"
-            "dataset:\n  - path: a/b\n    weight: 2\n",
+            (
+                "method: sft\nmodel: org/m\n# a comment\nlearning_rate: 1e-5\nmax_length: null\nuse_peft:"
+                " true\neval_reward:\n  - json:loads\neval_dataset: org/e\nlr_scheduler_kwargs:\n  power:"
+                " 2\nnum_train_epochs: 1\ndataset:\n  - path: a/b\n    weight: 2\n"
+            ),
         ),
         (
             "run.toml",
-            'method = "sft"\nmodel = "org/m"\n# a comment\nlearning_rate = 1e-5\nmax_length = "none"\nuse_peft = true\n'
-            'eval_reward = ["json:loads"]\n\neval_dataset = "org/e"\n\nnum_train_epochs = 1\n'
-            'lr_scheduler_kwargs.power = 2\n[[dataset]]\npath = "a/b"\nweight = 2\n',
+            (
+                'method = "sft"\nmodel = "org/m"\n# a comment\nlearning_rate = 1e-5\nmax_length = "none"\nuse_peft ='
+                ' true\neval_reward = ["json:loads"]\n\neval_dataset = "org/e"\n\nnum_train_epochs ='
+                ' 1\nlr_scheduler_kwargs.power = 2\n[[dataset]]\npath = "a/b"\nweight = 2\n'
+            ),
         ),
         (
             "run.json",
-            '{"method": "sft",\n"model": "org/m",\n\n"learning_rate": 1e-5, \n\t"max_length": null,\n'
-            '"use_peft": true,\n"eval_reward": [\n"json:loads"],\n"eval_dataset": "org/e", "$schema": "x",\n'
-            '"lr_scheduler_kwargs": {"power": 2}, "num_train_epochs": 1,\n\n"dataset": [{"path": "a/b", "weight": 2}]}',
+            (
+                '{"method": "sft",\n"model": "org/m",\n\n"learning_rate": 1e-5, \n\t"max_length": null,\n"use_peft":'
+                ' true,\n"eval_reward": [\n"json:loads"],\n"eval_dataset": "org/e", "$schema":'
+                ' "x",\n"lr_scheduler_kwargs": {"power": 2}, "num_train_epochs": 1,\n\n"dataset": [{"path": "a/b",'
+                ' "weight": 2}]}'
+            ),
         ),
     ],
 )
@@ -178,7 +185,7 @@ def test_yaml_is_read_as_people_expect():
     text = (
         "\ufefflearning_rate: 1e-5\nadam_epsilon: 1E-9\nweight_decay: .1\nwarmup_steps: 3\n"
         "max_steps: -1\nrun_name: no\ndataset_config: 2024-01-01\nmodel_revision: '123'\nmax_grad_norm: 1.\n"
-    )  # fmt: skip
+    )
     config = resolve(file=write("run.yaml", text)).config
     assert (config.learning_rate, config.adam_epsilon, config.weight_decay, config.warmup_steps) == (1e-5, 1e-9, 0.1, 3)
     assert (config.run_name, config.dataset_config, config.model_revision) == ("no", "2024-01-01", "123")
@@ -212,7 +219,11 @@ def test_the_file_may_name_the_method():
         (["--no_eval_on_start"], "eval_on_start", False),
         (["--bf16", "none"], "bf16", None),
         (["--no-bf16"], "bf16", False),
-        (["--use-peft", "--lora-target-modules", "q_proj", "v_proj", "--seed", "1"], "lora_target_modules", ["q_proj", "v_proj"]),
+        (
+            ["--use-peft", "--lora-target-modules", "q_proj", "v_proj", "--seed", "1"],
+            "lora_target_modules",
+            ["q_proj", "v_proj"],
+        ),
         (["--use-peft", "--lora-target-modules", "q", "--lora-target-modules=v"], "lora_target_modules", ["q", "v"]),
         (["--use-peft", "--lora-target-modules", '["q", "v"]'], "lora_target_modules", ["q", "v"]),
         (["--required-plugins", "ft-sft>=0.1,<1"], "required_plugins", ["ft-sft>=0.1,<1"]),
@@ -297,8 +308,9 @@ def test_what_is_required_may_be_so_unless_something_else_is_given():
 
 def test_combinations_are_refused_with_where_each_comes_from():
     file = write("run.yaml", "bf16: true\n")
-    assert refusal(["--fp16"], file) == (
-        "bf16 and fp16 can't both be set (bf16 is from run.yaml:1, fp16 is from flag --fp16)"
+    assert (
+        refusal(["--fp16"], file)
+        == "bf16 and fp16 can't both be set (bf16 is from run.yaml:1, fp16 is from flag --fp16)"
     )
     assert "eval_reward: nothing to evaluate on" in refusal(["--eval-reward", "json:loads"])
 
@@ -325,8 +337,9 @@ def test_local_files_must_be_there():
         "import math\nfrom json import loads as parse\n\ndef exact_match():\n    def inner(): ...\n\nf = 1\n"
         "try:\n    import torch\nexcept ImportError:\n    def close(): ...\n",
     )
-    assert refusal(["--eval-dataset", "data/tran.jsonl"]) == (
-        "--eval-dataset: data/tran.jsonl: no such file or folder; did you mean data/train.jsonl?"
+    assert (
+        refusal(["--eval-dataset", "data/tran.jsonl"])
+        == "--eval-dataset: data/tran.jsonl: no such file or folder; did you mean data/train.jsonl?"
     )
     assert "--model: ./mdl: no such file or folder" in str(
         pytest.raises(ConfigError, settings.resolve, SFTConfig, None, ["--model", "./mdl", "--dataset", "a/b"]).value
@@ -353,8 +366,9 @@ def test_a_path_beside_the_config_file_is_pointed_out():
     file = write("configs/run.yaml", "model: org/m\ndataset: train.jsonl\n")
     with pytest.raises(ConfigError) as caught:
         settings.resolve(SFTConfig, file)
-    assert str(caught.value) == (
-        "configs/run.yaml:2: dataset: train.jsonl: no such file or folder; there is configs/train.jsonl, but paths "
+    assert (
+        str(caught.value)
+        == "configs/run.yaml:2: dataset: train.jsonl: no such file or folder; there is configs/train.jsonl, but paths "
         "start from the folder that ft-host is called in"
     )
 
@@ -420,7 +434,9 @@ def test_defaults_are_not_shared_between_configs():
 
 
 def test_a_resumed_run_keeps_its_config_but_for_what_may_change():
-    recorded = dataclasses.asdict(SFTConfig(model="org/m", dataset="org/d", max_steps=10, use_peft=True, lora_target_modules=["q"]))
+    recorded = dataclasses.asdict(
+        SFTConfig(model="org/m", dataset="org/d", max_steps=10, use_peft=True, lora_target_modules=["q"])
+    )
     origins = dict.fromkeys(recorded, "default") | {"max_steps": "run.yaml:3"}
     flags = ["--max-steps", "20", "--model", "org/m"]
     resolved = resolve_resumed(SFTConfig, recorded, origins, "runs/a/run.json", flags)
@@ -464,8 +480,22 @@ def test_the_starting_file_resolves_to_the_defaults(form):
 
 
 def test_the_dry_run_is_a_config_that_gives_the_same_again():
-    flags = ["--learning-rate", "3e-7", "--use-peft", "--lora-target-modules", "q_proj", "v_proj", "--run-name", "a: b #c",
-             "--optim-args", '{"x": 1e-9}', "--max-length", "none", "--eval-dataset", "true"]  # fmt: skip
+    flags = [
+        "--learning-rate",
+        "3e-7",
+        "--use-peft",
+        "--lora-target-modules",
+        "q_proj",
+        "v_proj",
+        "--run-name",
+        "a: b #c",
+        "--optim-args",
+        '{"x": 1e-9}',
+        "--max-length",
+        "none",
+        "--eval-dataset",
+        "true",
+    ]
     resolved = resolve(flags)
     text = dry_run("sft", "ft-sft 0.2.0, experimental", resolved, 2)
     assert settings.resolve(SFTConfig, write("full.yaml", text), method="sft").config == resolved.config
@@ -501,14 +531,35 @@ def test_the_schema_is_valid_and_agrees_with_what_is_read():
             assert validator.is_valid({name: field.default}), name
     base: dict[str, Any] = {"model": "org/m", "dataset": "org/d", "eval_dataset": "org/e"}
     for values in (
-        {}, {"method": "sft", "$schema": "x"}, {"learning_rate": 1}, {"max_length": None}, {"max_length": "none"},
-        {"lora_r": 0}, {"lora_r": True}, {"loss_type": "dft"}, {"loss_type": "x"}, {"unknown": 1}, {"seed": "1"},
-        {"report_to": ["wandb"]}, {"report_to": "wandb"}, {"report_to": ["x"]}, {"adam_beta1": 2},
-        {"optim_args": {"a": [1]}}, {"bf16": None}, {"seed": None},
-        {"dataset_columns": {"a": 1}}, {"dataset_columns": {"a": "b"}}, {"dataset": [{"path": "a/b", "weight": 1}]},
-        {"dataset": [{"weight": 1}]}, {"dataset": [{"path": "a/b", "x": 1}]}, {"model": ""},
-        {"dataset": [{"path": "a/b", "weight": 0}]}, {"run_name": None}, {"run_name": 3}, {"max_steps": -2},
-    ):  # fmt: skip
+        {},
+        {"method": "sft", "$schema": "x"},
+        {"learning_rate": 1},
+        {"max_length": None},
+        {"max_length": "none"},
+        {"lora_r": 0},
+        {"lora_r": True},
+        {"loss_type": "dft"},
+        {"loss_type": "x"},
+        {"unknown": 1},
+        {"seed": "1"},
+        {"report_to": ["wandb"]},
+        {"report_to": "wandb"},
+        {"report_to": ["x"]},
+        {"adam_beta1": 2},
+        {"optim_args": {"a": [1]}},
+        {"bf16": None},
+        {"seed": None},
+        {"dataset_columns": {"a": 1}},
+        {"dataset_columns": {"a": "b"}},
+        {"dataset": [{"path": "a/b", "weight": 1}]},
+        {"dataset": [{"weight": 1}]},
+        {"dataset": [{"path": "a/b", "x": 1}]},
+        {"model": ""},
+        {"dataset": [{"path": "a/b", "weight": 0}]},
+        {"run_name": None},
+        {"run_name": 3},
+        {"max_steps": -2},
+    ):
         file = write("run.json", json.dumps(base | values))
         try:
             settings.resolve(SFTConfig, file)
@@ -573,10 +624,15 @@ def far(tmp_path, monkeypatch):
     (tmp_path / "site").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     make_distribution(
-        tmp_path / "site", "ft-far", requires=["ft-host"],
-        entry_points={"ft_host.backends": {"far": "fake_far.hooks"}, "ft_host.configs": {"far": "fake_far.config:Config"}},
+        tmp_path / "site",
+        "ft-far",
+        requires=["ft-host"],
+        entry_points={
+            "ft_host.backends": {"far": "fake_far.hooks"},
+            "ft_host.configs": {"far": "fake_far.config:Config"},
+        },
         modules={"fake_far.hooks": "raise RuntimeError", "fake_far.config": textwrap.dedent(source)},
-    )  # fmt: skip
+    )
     registry.catalog.cache_clear()
     yield
     registry.catalog.cache_clear()
@@ -585,7 +641,9 @@ def far(tmp_path, monkeypatch):
 
 
 def generating(**fields: Any) -> SFTConfig:
-    return SFTConfig(**({"model": "org/m", "dataset": "org/d", "eval_reward": ["json:loads"], "backend": "far"} | fields))
+    return SFTConfig(
+        **({"model": "org/m", "dataset": "org/d", "eval_reward": ["json:loads"], "backend": "far"} | fields)
+    )
 
 
 def test_a_backend_has_fields_of_its_own(far):
@@ -601,12 +659,24 @@ def test_a_backend_has_fields_of_its_own(far):
     ("fields", "said"),
     [
         ({"backend_config": {"prot": 8}}, "backend_config: unknown field prot; did you mean port?"),
-        ({"backend_config": {"port": "8"}}, "backend_config: port: found the text '8', expected a whole number above 0"),
+        (
+            {"backend_config": {"port": "8"}},
+            "backend_config: port: found the text '8', expected a whole number above 0",
+        ),
         ({"backend_config": {"modes": ["fats"]}}, "backend_config: modes: .*did you mean fast?"),
-        ({"backend_config": {"port": 0, "mode": []}}, "2 problems:\n  backend_config: port: .*\n  backend_config: unknown"),
+        (
+            {"backend_config": {"port": 0, "mode": []}},
+            "2 problems:\n  backend_config: port: .*\n  backend_config: unknown",
+        ),
         ({"backend_config": {"port": 1, "modes": ["slow"]}}, "backend_config.port: has no effect with modes"),
-        ({"backend_config": {"port": 1}, "backend": "transformers"}, "the backend transformers has no fields of its own"),
-        ({"backend_config": {"port": 1}, "eval_reward": []}, "backend_config: has no effect on a run that generates nothing"),
+        (
+            {"backend_config": {"port": 1}, "backend": "transformers"},
+            "the backend transformers has no fields of its own",
+        ),
+        (
+            {"backend_config": {"port": 1}, "eval_reward": []},
+            "backend_config: has no effect on a run that generates nothing",
+        ),
     ],
 )
 def test_fields_of_a_backend_are_checked_as_those_of_a_run(far, fields, said):

@@ -143,10 +143,13 @@ def ran(tmp_path_factory) -> Path:
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, str(folder), str(rank)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(WORLD)
-    ]  # fmt: skip
+    ]
     try:
         outputs = [process.communicate(timeout=300)[0] for process in processes]
     finally:

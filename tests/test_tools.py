@@ -79,9 +79,13 @@ def test_functions_are_described_by_signature_and_docstring():
     (schema,) = box.schemas
     assert schema["function"]["name"] == "add" and schema["function"]["description"] == "Adds."
     assert schema["function"]["parameters"] == {
-        "type": "object", "required": ["a"],
-        "properties": {"a": {"type": "integer", "description": "one"}, "b": {"type": "integer", "description": "other"}},
-    }  # fmt: skip
+        "type": "object",
+        "required": ["a"],
+        "properties": {
+            "a": {"type": "integer", "description": "one"},
+            "b": {"type": "integer", "description": "other"},
+        },
+    }
     assert made(box, ("add", {"a": 2})) == [Outcome("2")]
     assert load_tools(GRPOConfig(model="m", dataset="d", reward=["r"])) is None
 
@@ -126,7 +130,11 @@ def test_what_cannot_be_a_tool_is_refused(text, tools, message):
     [
         (GOOD, "add", "environment: mine.py:add is of type function, expected a class"),
         (ENVIRONMENT.replace("reset", "rest"), "Game", "no method reset, .* begins with; did you mean 'rest'"),
-        (ENVIRONMENT.replace("def reset(self, **row): ...", "reset = None"), "Game", "mine.py:Game has no method reset"),
+        (
+            ENVIRONMENT.replace("def reset(self, **row): ...", "reset = None"),
+            "Game",
+            "mine.py:Game has no method reset",
+        ),
         (ENVIRONMENT.replace("**row", "*row"), "Game", r"reset takes \*row by position"),
         (ENVIRONMENT + "    def __init__(self, level): ...\n", "Game", "mine.py:Game can't be made without level"),
         (ENVIRONMENT.replace("self, to:", "self, whither:"), "Game", "environment: Game.move can't be described"),
@@ -158,9 +166,11 @@ def test_the_tools_of_the_page_work():
     assert added == " You have an empty notebook."
     calls = ("search", {"word": "OWL", "most": 1}), ("write", {"note": "an owl"}), ("read", {}), ("search", {})
     assert made(box, *calls, environment=notebook) == [
-        Outcome('["An owl."]'), Outcome("1 lines"), Outcome('["an owl"]'),
+        Outcome('["An owl."]'),
+        Outcome("1 lines"),
+        Outcome('["an owl"]'),
         Outcome(problem="TypeError: search() missing 1 required positional argument: 'word'"),
-    ]  # fmt: skip
+    ]
     assert box.score([notebook]) == [Outcome(1.0)]
 
 
@@ -171,14 +181,23 @@ def test_results_are_texts_and_json():
     text = "\n".join(
         f'def give{index}():\n    """Gives."""\n    return {value}\n'
         for index, value in enumerate(
-            ["'ü'", "{'a': [1, 2.5, None]}", "None", "{'at': __import__('pathlib').Path('x')}", "__import__('sys').exit(3)"]
+            [
+                "'ü'",
+                "{'a': [1, 2.5, None]}",
+                "None",
+                "{'at': __import__('pathlib').Path('x')}",
+                "__import__('sys').exit(3)",
+            ]
         )
     )
     box = load(text, [f"give{index}" for index in range(5)])
     assert made(box, *[(f"give{index}", {}) for index in range(5)]) == [
-        Outcome("ü"), Outcome('{"a": [1, 2.5, null]}'), Outcome("null"), Outcome('{"at": "x"}'),
+        Outcome("ü"),
+        Outcome('{"a": [1, 2.5, null]}'),
+        Outcome("null"),
+        Outcome('{"at": "x"}'),
         Outcome(problem="SystemExit: 3"),
-    ]  # fmt: skip
+    ]
 
 
 def test_rewards_of_environments_are_finite_numbers_or_none():
@@ -193,10 +212,12 @@ def test_rewards_of_environments_are_finite_numbers_or_none():
 
     box = load(GOOD)
     assert box.score([World(value) for value in values]) == [
-        Outcome(0.5), Outcome(2.0), Outcome(None),
+        Outcome(0.5),
+        Outcome(2.0),
+        Outcome(None),
         Outcome(problem="gave float nan, expected a finite number or None"),
         Outcome(problem="gave str 1, expected a finite number or None"),
-    ]  # fmt: skip
+    ]
 
 
 # ---------------------------------------------------------------- threads

@@ -1,4 +1,5 @@
-"""Conversations with tools, turn by turn: what is called, which tokens come of it, and which of them are the model's."""
+"""Conversations with tools, turn by turn: what is called, which tokens come of it, and which of them are the
+model's."""
 
 from __future__ import annotations
 
@@ -111,7 +112,9 @@ def box(tmp_path, monkeypatch):
 
     def make(*tools, **fields):
         fields = {"tool_timeout": 5.0} | fields
-        config = GRPOConfig(model="m", dataset="d", reward=["r"], tools=[f"tools.py:{name}" for name in tools], **fields)
+        config = GRPOConfig(
+            model="m", dataset="d", reward=["r"], tools=[f"tools.py:{name}" for name in tools], **fields
+        )
         return config, load_tools(config)
 
     return make
@@ -143,9 +146,11 @@ class Script:
         longest = request.max_new_tokens or sampling.max_new_tokens
         cut = ids[:longest]
         return Completion(
-            token_ids=cut, logprobs=[-0.5 - turn] * len(cut), versions=[turn] * len(cut),
+            token_ids=cut,
+            logprobs=[-0.5 - turn] * len(cut),
+            versions=[turn] * len(cut),
             finish_reason="stop" if cut == ids else "length",
-        )  # fmt: skip
+        )
 
 
 def talk(tokenizer, box, texts, rows=None, generations=1, longest=1000, positions=None, **more):
@@ -325,8 +330,12 @@ def test_a_tool_that_hangs_is_given_up(tokenizer, box):
 
 def test_unknown_tools_and_wrong_arguments_are_said_to_the_model(tokenizer, box):
     text = called("ad", a=1) + called("add", a=1) + called("add", a="x", b=[1]) + called("_answer") + called("reset")
-    (done,), _ = talk(tokenizer, box("add", environment="tools.py:Counter"), [[text, "sorry"]],
-                      [row_of(tokenizer, box("add")[1], start=0)])  # fmt: skip
+    (done,), _ = talk(
+        tokenizer,
+        box("add", environment="tools.py:Counter"),
+        [[text, "sorry"]],
+        [row_of(tokenizer, box("add")[1], start=0)],
+    )
     errors = [json.loads(each)["error"] for each in outputs(done)]
     assert errors[0] == "there is no tool 'ad'; did you mean 'add'?"
     assert "missing 1 required positional argument: 'b'" in errors[1] and "TypeError" in errors[2]
@@ -425,9 +434,11 @@ def test_each_completion_has_an_environment_of_its_own(tokenizer, box):
     config, toolbox = box(environment="tools.py:Counter")
     rows = [row_of(tokenizer, toolbox, start=0, group=0), row_of(tokenizer, toolbox, start=5, group=1, answer="x")]
     texts = [
-        [called("increase", by=1), called("increase", by=1), "2"], ["nothing"],
-        [called("increase", by=10) + called("increase", by=20), "35"], [called("increase", by=1000), "oh"],
-    ]  # fmt: skip
+        [called("increase", by=1), called("increase", by=1), "2"],
+        ["nothing"],
+        [called("increase", by=10) + called("increase", by=20), "35"],
+        [called("increase", by=1000), "oh"],
+    ]
     done, script = talk(tokenizer, (config, toolbox), texts, rows, generations=2)
     assert [outputs(each) for each in done] == [["1", "2"], [], ["15", "35"], ["1005"]]
     assert [each.reward for each in done] == [0.2, 0.0, 3.5, None]
@@ -461,13 +472,15 @@ def test_reset_is_given_the_columns_that_it_takes_and_must_not_fail(tokenizer, b
 def test_text_of_reset_goes_into_content_of_parts_too_and_needs_a_user(tokenizer, box):
     Path("worlds.py").write_text(TOOLS)
     parts = chat_tokenizer(
-        (TEMPLATES / "qwen2_5.jinja").read_text(encoding="utf-8").replace(
+        (TEMPLATES / "qwen2_5.jinja")
+        .read_text(encoding="utf-8")
+        .replace(
             "'\\n' + message.content + '<|im_end|>'",
             "'\\n' + (message.content if message.content is string else message.content | map(attribute='text') | join)"
             " + '<|im_end|>'",
         ),
         eos_token="<|im_end|>",
-    )  # fmt: skip
+    )
     config, toolbox = box(environment="tools.py:Counter")
     row = row_of(parts, toolbox, start=4)
     row["prompt"] = [{"role": "user", "content": [{"type": "text", "text": "go."}]}]
@@ -493,8 +506,10 @@ def test_prompts_show_the_tools_whatever_the_row_was_prepared_with(tokenizer, bo
 def test_arguments_of_the_template_are_the_configs_and_a_rows_own_come_first(box):
     tokenizer = tokenizer_of("qwen3")
     config, toolbox = box("add", chat_template_kwargs={"enable_thinking": False})
-    rows = [row_of(tokenizer, toolbox, group=0),
-            row_of(tokenizer, toolbox, group=1, chat_template_kwargs={"enable_thinking": True})]  # fmt: skip
+    rows = [
+        row_of(tokenizer, toolbox, group=0),
+        row_of(tokenizer, toolbox, group=1, chat_template_kwargs={"enable_thinking": True}),
+    ]
     texts = [[called("add", a=1, b=1), "2"]] * 2
     done, script = talk(tokenizer, (config, toolbox), texts, rows)
     starts = ["<|im_start|>assistant\n<think>\n\n</think>\n\n", "<|im_start|>assistant\n"]
@@ -548,8 +563,11 @@ def test_other_forms_of_calls_are_read_by_the_tokenizers_response_template(name,
     # what the template would write for a call, as a model's turn
     row = row_of(tokenizer, toolbox)
     call = {"type": "function", "id": "call00000", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
-    talked = [*row["prompt"], {"role": "assistant", "content": "", "tool_calls": [call]},
-              {"role": "tool", "name": "add", "tool_call_id": "call00000", "content": "5"}]  # fmt: skip
+    talked = [
+        *row["prompt"],
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "add", "tool_call_id": "call00000", "content": "5"},
+    ]
     whole = chat_ids(conversation(tokenizer, talked, {"tools": toolbox.schemas}), ask=True)
     chat = conversation(tokenizer, row["prompt"], {"tools": toolbox.schemas})
     follows = between(chat, [], talked[-1:])  # with the end of turn

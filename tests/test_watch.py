@@ -1,4 +1,5 @@
-"""Diagnostics in whole runs: what stops one, what fails one, what is left behind, and what goes on from a checkpoint."""
+"""Diagnostics in whole runs: what stops one, what fails one, what is left behind, and what goes on from a
+checkpoint."""
 
 from __future__ import annotations
 
@@ -25,11 +26,21 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 def rule(**fields) -> Rule:
     """One that finds steps 3 and later bad, and would have the learning rate lowered."""
     given = {
-        "code": "TEST001", "title": "late", "stage": "train", "needs": ("loss",), "test": lambda view: view.step >= 3,
-        "message": lambda view: f"step {view.step} is late", "window": 2, "least": 1, "share": 0.5,
+        "code": "TEST001",
+        "title": "late",
+        "stage": "train",
+        "needs": ("loss",),
+        "test": lambda view: view.step >= 3,
+        "message": lambda view: f"step {view.step} is late",
+        "window": 2,
+        "least": 1,
+        "share": 0.5,
         "remedies": lambda view: [Remedy(why="Lower it", patch={"learning_rate": view.config.learning_rate / 2})],
-        "when": "from step 3 on", "why": "time", "remedy": "none", "source": "a test",
-    }  # fmt: skip
+        "when": "from step 3 on",
+        "why": "time",
+        "remedy": "none",
+        "source": "a test",
+    }
     return Rule(**given | fields)
 
 
@@ -38,7 +49,9 @@ def only(monkeypatch):
     """`only(rule, ...)`: the rules of the runs to come."""
 
     def set_to(*rules: Rule) -> None:
-        monkeypatch.setattr("ft_host.diagnostics.watch.all_rules", lambda plugins, infos: [(r, "test 0") for r in rules])
+        monkeypatch.setattr(
+            "ft_host.diagnostics.watch.all_rules", lambda plugins, infos: [(r, "test 0") for r in rules]
+        )
 
     return set_to
 
@@ -55,7 +68,7 @@ def manifest(folder: Path) -> dict:
 def test_a_finding_is_in_the_folder_and_in_what_train_returns(config, only):
     only(rule())
     done = ft_host.train(config)
-    (first, *_, last) = findings(done.folder)
+    first, *_, last = findings(done.folder)
     assert (first["code"], first["state"], first["step"]) == ("TEST001", "open", 3)
     assert first["remedies"][0]["patch"] == [{"op": "replace", "path": "/learning_rate", "from": 1e-2, "value": 5e-3}]
     assert last["last_step"] == 5 and done.findings[0]["count"] == 3 and not done.failed
@@ -151,8 +164,12 @@ def test_a_resumed_run_finds_what_it_would_have_found(config, only):
         run_in(config, "stopped", stop_on=["ALL"])
     stopped = whole.parent / "stopped"
     train(replace(config, output_dir=str(stopped), save_steps=2), method="sft", resume=stopped)
-    found = [{each["fingerprint"]: (each["first_step"], each["last_step"], each["count"])} for each in findings(stopped)]
-    expected = [{each["fingerprint"]: (each["first_step"], each["last_step"], each["count"])} for each in findings(whole)]
+    found = [
+        {each["fingerprint"]: (each["first_step"], each["last_step"], each["count"])} for each in findings(stopped)
+    ]
+    expected = [
+        {each["fingerprint"]: (each["first_step"], each["last_step"], each["count"])} for each in findings(whole)
+    ]
     assert found[-1] == expected[-1]
 
 
@@ -283,7 +300,10 @@ def called(*argv: str) -> subprocess.CompletedProcess:
 
 def trained(config, method: str, *flags: str, **changes) -> tuple[subprocess.CompletedProcess, Path]:
     """The command line that trains `config`, and the folder of the run."""
-    changed, default = dataclasses.asdict(beside(config, "run", progress="lines", **changes)), dataclasses.asdict(type(config)())
+    changed, default = (
+        dataclasses.asdict(beside(config, "run", progress="lines", **changes)),
+        dataclasses.asdict(type(config)()),
+    )
     file = Path(method).with_name("run.json")
     file.write_text(json.dumps({name: value for name, value in changed.items() if value != default[name]}))
     return called(method, str(file), *flags), Path(changed["output_dir"])
@@ -299,7 +319,7 @@ def test_a_plugin_s_sink_has_each_finding_and_fail_on_gives_the_exit_code(config
 def test_two_processes_stop_together_and_go_on_together(config, mine):
     done, folder = trained(
         config, mine, "--select", "MINE", "--stop-on", "MINE001", num_processes=2, per_device_train_batch_size=4
-    )  # fmt: skip
+    )
     assert done.returncode == 5, done.stderr
     assert done.stderr.count("Warning MINE001") == 1 and "as stop_on asked" in done.stderr
     assert manifest(folder)["status"] == "interrupted" and (folder / "report.html").is_file()

@@ -1,4 +1,5 @@
-"""Rows with faults. Each function takes the rows, a random.Random and a `Texts`, and gives the rows that are used instead."""
+"""Rows with faults. Each function takes the rows, a random.Random and a `Texts`, and gives the rows that are used
+instead."""
 
 from __future__ import annotations
 

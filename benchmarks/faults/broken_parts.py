@@ -1,4 +1,5 @@
-"""Parts that are broken on purpose, as context managers that a run is made in. What they replace is put back afterwards."""
+"""Parts that are broken on purpose, as context managers that a run is made in. What they replace is put back
+afterwards."""
 
 from __future__ import annotations
 
@@ -139,8 +140,8 @@ def slow_steps(after: int, seconds: float) -> contextlib.AbstractContextManager:
 
 
 def hoarding(megabytes: int) -> contextlib.AbstractContextManager:
-    """Memory of each step is kept, as in a list of losses that were never detached. Pages of its own: what malloc gives may
-    be what the case before has left in this process, and the process would not grow."""
+    """Memory of each step is kept, as in a list of losses that were never detached. Pages of its own: what malloc gives
+    may be what the case before has left in this process, and the process would not grow."""
     kept: list[mmap.mmap] = []
 
     def keep(run: Any) -> None:

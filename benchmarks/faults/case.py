@@ -10,10 +10,10 @@ from typing import Any
 class Case:
     """A run, and what is to be found in it. A healthy one has no `expected`.
 
-    In `config`, "@model/NAME" is a model of `material.MODELS`, "@data/NAME" a file of `material.make_data`, "@rewards:NAME"
-    and "@arithmetic:NAME" a reward function, here or of the arithmetic example. `train` and `held_out` name a function of
-    `broken_data` that the rows of `dataset` and `eval_dataset` go through; `patch` names a context manager of
-    `broken_parts` that the run is made in, with its arguments.
+    In `config`, "@model/NAME" is a model of `material.MODELS`, "@data/NAME" a file of `material.make_data`,
+    "@rewards:NAME" and "@arithmetic:NAME" a reward function, here or of the arithmetic example. `train` and `held_out`
+    name a function of `broken_data` that the rows of `dataset` and `eval_dataset` go through; `patch` names a context
+    manager of `broken_parts` that the run is made in, with its arguments.
     """
 
     name: str

@@ -14,17 +14,17 @@ from case import Case
 COMMON: dict[str, Any] = {
     "use_cpu": True, "progress": "quiet", "save_steps": 0, "adam_beta2": 0.99, "warmup_steps": 10, "logging_steps": 50,
     "per_device_eval_batch_size": 64, "decode_batch_size": 128, "max_completion_length": 32,
-}  # fmt: skip
+}
 OFFLINE = COMMON | {"eval_steps": 20, "max_steps": 150}
 ONLINE = COMMON | {
     "model": "@model/start", "dataset": "@data/train", "eval_dataset": "@data/test", "eval_max_rows": 48,
     "reward": ["@arithmetic:exact_match", "@arithmetic:right_lines"], "eval_steps": 50, "max_steps": 100,
     "reward_workers": 1, "learning_rate": 3e-4, "temperature": 1.0,
-}  # fmt: skip
+}
 PAIRS = OFFLINE | {
     "model": "@model/start", "dataset": "@data/preference_train", "eval_dataset": "@data/preference_test",
     "per_device_train_batch_size": 16,
-}  # fmt: skip
+}
 BASE: dict[str, dict[str, Any]] = {
     "sft": OFFLINE | {
         "model": "@model/scratch", "dataset": "@data/train", "eval_dataset": "@data/test",
@@ -42,7 +42,7 @@ BASE: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 64, "per_device_eval_batch_size": 64, "num_ppo_epochs": 2, "kl_coef": 0.0,
         "vf_coef": 0.5,
     },
-}  # fmt: skip
+}
 
 CHAT = {"model": "@model/chat", "dataset": "@data/chat_train", "eval_dataset": "@data/chat_test", "learning_rate": 1e-3}
 MOE = {"model": "@model/moe", "max_steps": 120}
@@ -275,7 +275,7 @@ FAULTS = [
          patch=("other_temperature", {"factor": 1.6}), expected=("PRB003", "ENG001"), beside=("GRPO", "ENG"), visible=0),
     Case(name="grpo-narrow-sampling", method="grpo", what="completions are sampled from a few tokens only",
          config={"top_p": 0.5, "max_steps": 60}, expected=("ENG003", "ENG001"), beside=("GRPO", "ENG")),
-]  # fmt: skip
+]
 
 HEALTHY = [
     Case(name="healthy-sft", method="sft", what="from random weights", config={"max_steps": 250}),
@@ -331,6 +331,6 @@ HEALTHY = [
     Case(name="healthy-rloo-kl", method="rloo", what="with a reference", config={"beta": 0.01}),
     Case(name="healthy-ppo", method="ppo", what="no reference", config={"max_steps": 120}),
     Case(name="healthy-ppo-kl", method="ppo", what="with a reference", config={"kl_coef": 0.01, "max_steps": 120}),
-]  # fmt: skip
+]
 
 CASES = {case.name: case for case in [*FAULTS, *HEALTHY]}

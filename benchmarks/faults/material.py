@@ -1,11 +1,11 @@
 """What the cases are made of, from a seed: rows of the arithmetic example, and models of two layers, 64 wide.
 
-    WORK/seed-N/data/     train, test, preference_*, unpaired_*, chat_*    sums of numbers of two and three digits
-    WORK/seed-N/model/    scratch                random weights
-                          start, able            after a short SFT (about half of the sums right) and a longer one (all)
-                          chat                   a chat model with random weights
-                          moe, moe_biased        four experts with random weights, and a router that never takes two
-                          nan, dropout, other_tokenizer    `start` or `able` with a fault
+WORK/seed-N/data/     train, test, preference_*, unpaired_*, chat_*    sums of numbers of two and three digits
+WORK/seed-N/model/    scratch                random weights
+                      start, able            after a short SFT (about half of the sums right) and a longer one (all)
+                      chat                   a chat model with random weights
+                      moe, moe_biased        four experts with random weights, and a router that never takes two
+                      nan, dropout, other_tokenizer    `start` or `able` with a fault
 """
 
 from __future__ import annotations
@@ -81,7 +81,11 @@ def make_models(folder: Path, maker: Any, arguments: Namespace, train: list[dict
 
     models = folder / "model"
     tokenizer = maker.make_tokenizer([row["prompt"] + row["completion"] for row in train])
-    save_tiny(models / "scratch", maker.make_model(tokenizer, arguments.hidden_size, arguments.layers, arguments.seed), tokenizer)
+    save_tiny(
+        models / "scratch",
+        maker.make_model(tokenizer, arguments.hidden_size, arguments.layers, arguments.seed),
+        tokenizer,
+    )
     make_others(models, tokenizer, arguments.seed)
     # `start` ends at a high rate: what has come to rest at a rate of 0 loses at first whatever it is trained for next.
     unrested = {"per_device_train_batch_size": 32, "lr_scheduler_type": "constant_with_warmup"}
@@ -102,7 +106,8 @@ def make_others(models: Path, tokenizer: Any, seed: int) -> None:
 
 
 def fresh(model: Any, seed: int) -> Any:
-    """The same model with random weights as small as usual: those of ft_host.testing begin above the loss of a guess."""
+    """The same model with random weights as small as usual: those of ft_host.testing begin above the loss of a
+    guess."""
     import torch
 
     torch.manual_seed(seed)
@@ -127,11 +132,22 @@ def tune(folder: Path, source: str, name: str, steps: int, seed: int, fields: di
 
     run = folder / "tuning"
     shutil.rmtree(run, ignore_errors=True)
-    train(SFTConfig(
-        model=str(folder / "model" / source), dataset=str(folder / "data" / "train.jsonl"), output_dir=str(run),
-        **fields, max_steps=steps, learning_rate=3e-3, warmup_steps=min(20, steps - 1),
-        adam_beta2=0.99, seed=seed, save_steps=0, use_cpu=True, progress="quiet",
-    ))  # fmt: skip
+    train(
+        SFTConfig(
+            model=str(folder / "model" / source),
+            dataset=str(folder / "data" / "train.jsonl"),
+            output_dir=str(run),
+            **fields,
+            max_steps=steps,
+            learning_rate=3e-3,
+            warmup_steps=min(20, steps - 1),
+            adam_beta2=0.99,
+            seed=seed,
+            save_steps=0,
+            use_cpu=True,
+            progress="quiet",
+        )
+    )
     shutil.move(run / "model", folder / "model" / name)
     shutil.rmtree(run)
 

@@ -107,10 +107,16 @@ def run_case(name: str, work: Path, seed: int, keep: bool = False, **fields: Any
         for part in ("model", "checkpoints", "merged", "report.html"):
             shutil.rmtree(output / part, ignore_errors=True)
     return {
-        "case": name, "seed": seed, "method": case.method, "findings": findings_of(watches, output),
-        "steps": max((each["step"] for each in lines), default=0), "planned": config.max_steps,
-        "seconds": round(seconds, 2), "error": error, "held_out": held_out(lines),
-    }  # fmt: skip
+        "case": name,
+        "seed": seed,
+        "method": case.method,
+        "findings": findings_of(watches, output),
+        "steps": max((each["step"] for each in lines), default=0),
+        "planned": config.max_steps,
+        "seconds": round(seconds, 2),
+        "error": error,
+        "held_out": held_out(lines),
+    }
 
 
 def config_of(case: Case, folder: Path, seed: int, output: Path, fields: dict[str, Any]) -> Any:
@@ -120,13 +126,15 @@ def config_of(case: Case, folder: Path, seed: int, output: Path, fields: dict[st
     values = {name: placed(value, folder) for name, value in values.items()}
     for field, fault in (("dataset", case.train), ("eval_dataset", case.held_out)):
         if fault is not None:
-            values[field] = str(spoilt(case, fault, Path(values[field]), Path(values["dataset"]), values["model"], seed))
+            values[field] = str(
+                spoilt(case, fault, Path(values[field]), Path(values["dataset"]), values["model"], seed)
+            )
     method = registry.find("method", case.method)
     return registry.config_class(method)(**values, seed=seed, output_dir=str(output))
 
 
 def placed(value: Any, folder: Path) -> Any:
-    """"@model/start" and the like as paths."""
+    """ "@model/start" and the like as paths."""
     if isinstance(value, list):
         return [placed(each, folder) for each in value]
     if not isinstance(value, str) or not value.startswith("@"):
@@ -178,7 +186,8 @@ def broken(case: Case) -> contextlib.AbstractContextManager:
 
 
 def attempt(config: Any) -> str | None:
-    """Why the run ended early, if it did. An error that isn't the host's is one that a case may have as its fault, too."""
+    """Why the run ended early, if it did. An error that isn't the host's is one that a case may have as its fault,
+    too."""
     from ft_host.launch import train
 
     try:
@@ -190,7 +199,8 @@ def attempt(config: Any) -> str | None:
 
 
 def findings_of(watches: list[Any], output: Path) -> list[dict[str, Any]]:
-    """Each finding once: when it was first told, and how it ended. One that was muted before it was told isn't there."""
+    """Each finding once: when it was first told, and how it ended. One that was muted before it was told isn't
+    there."""
     told = [finding.as_dict(watch.as_dict) for watch in watches for finding in watch.unwritten]
     if (output / "findings.jsonl").is_file():
         told += material.read_rows(output / "findings.jsonl")
@@ -201,9 +211,12 @@ def findings_of(watches: list[Any], output: Path) -> list[dict[str, Any]]:
             continue
         if known is None:
             found[each["fingerprint"]] = known = {
-                "code": each["code"], "fingerprint": each["fingerprint"], "severity": each["severity"],
-                "opened": each["step"], "message": each["message"],
-            }  # fmt: skip
+                "code": each["code"],
+                "fingerprint": each["fingerprint"],
+                "severity": each["severity"],
+                "opened": each["step"],
+                "message": each["message"],
+            }
         if each["state"] == "open" and each["severity"] == "error":
             known["severity"] = "error"
         known["state"] = each["state"]

@@ -94,12 +94,19 @@ def report(runs: list[dict[str, Any]]) -> list[str]:
     quiet = sum(not told(run) for _, run in healthy)
     seeds = sorted({run["seed"] for run in runs})
     return [
-        f"Seeds {', '.join(map(str, seeds))}: {len(faulty)} faulty runs of {len({c.name for c, _ in faulty})} kinds, "
-        f"{len(healthy)} healthy ones of {len({c.name for c, _ in healthy})}.",
+        (
+            f"Seeds {', '.join(map(str, seeds))}: {len(faulty)} faulty runs of {len({c.name for c, _ in faulty})}"
+            f" kinds, {len(healthy)} healthy ones of {len({c.name for c, _ in healthy})}."
+        ),
         "",
-        f"- **Recall**: {share(len(found), len(faulty))} were found with the right code within {STEPS} steps of being "
-        f"visible, at the median {statistics.median(late) if late else 0:g} steps after it.",
-        f"- **Precision**: {share(true, true + wrong)} of all warnings and errors name the fault or a consequence of it.",
+        (
+            f"- **Recall**: {share(len(found), len(faulty))} were found with the right code within {STEPS} steps of"
+            f" being visible, at the median {statistics.median(late) if late else 0:g} steps after it."
+        ),
+        (
+            f"- **Precision**: {share(true, true + wrong)} of all warnings and errors name the fault or a consequence"
+            " of it."
+        ),
         f"- **Healthy runs without a warning**: {share(quiet, len(healthy))}.",
         "",
         "| Fault | Method | Expected | Found | Steps until found | Other findings |",
@@ -159,7 +166,9 @@ def misses(runs: list[dict[str, Any]]) -> list[str]:
                 )
             for each in wrong:
                 kind = "FALSE (healthy)" if case.healthy else "FALSE"
-                out.append(f"- {kind} {case.name} seed {run['seed']}: {each['code']} at {each['opened']}: {each['message']}")
+                out.append(
+                    f"- {kind} {case.name} seed {run['seed']}: {each['code']} at {each['opened']}: {each['message']}"
+                )
     return out
 
 

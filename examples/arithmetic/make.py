@@ -8,7 +8,7 @@
     OUT/data/shown_test.jsonl                   test.jsonl with the way to each sum shown
     OUT/model/                                  tokenizer and model, saved as a model from a hub would be
     OUT/small/                                  the same tokenizer and a narrower model with fewer layers
-    OUT/pieces/                                 a model like the first with another tokenizer, of pieces of several characters
+    OUT/pieces/                                 a model like the first; its tokenizer has pieces of several characters
 
 A tenth of all numbers is kept for test.jsonl: no operand of a test row is an operand of any training row.
 """
@@ -65,7 +65,8 @@ def pair_of(row: dict[str, str], rng: random.Random) -> dict[str, str]:
 
 
 def judged_of(row: dict[str, str], rng: random.Random) -> dict[str, str | bool]:
-    """One completion of a pair, and whether it is the right one. Three of four are wrong, as a weak model's would be."""
+    """One completion of a pair, and whether it is the right one. Three of four are wrong, as a weak model's would
+    be."""
     label = rng.random() < 0.25
     completion = row["chosen"] if label else row["rejected"]
     return {"prompt": row["prompt"], "completion": completion, "label": label, "answer": row["answer"]}
@@ -81,7 +82,8 @@ def show(row: dict[str, str], way: str) -> dict[str, str]:
 
 
 def show_any_digits(row: dict[str, str], rng: random.Random) -> dict[str, str]:
-    """What is shown has lines and digits drawn at random: to repeat it teaches to go by what is shown, and no adding."""
+    """What is shown has lines and digits drawn at random: to repeat it teaches to go by what is shown, and no
+    adding."""
     return show(row, re.sub(r"\d", lambda digit: rng.choice("0123456789"), row["completion"]))
 
 
@@ -201,7 +203,9 @@ def main(argv: list[str] | None = None) -> None:
         write_jsonl(args.out / "data" / f"preference_{name}.jsonl", pairs)
         write_jsonl(args.out / "data" / f"unpaired_{name}.jsonl", [judged_of(pair, rng) for pair in pairs])
     rng, few = random.Random(args.seed + 2), train[: args.few_rows]
-    shown = [show_any_digits(row, rng) for row in train[: 4 * args.few_rows]]  # the more differ, the less is learnt by heart
+    shown = [
+        show_any_digits(row, rng) for row in train[: 4 * args.few_rows]
+    ]  # the more differ, the less is learnt by heart
     write_jsonl(args.out / "data" / "shown.jsonl", [*(4 * few), *shown])
     write_jsonl(args.out / "data" / "shown_test.jsonl", [show(row, row["completion"]) for row in test])
     texts = [row["prompt"] + row["completion"] for row in train]
@@ -214,7 +218,8 @@ def main(argv: list[str] | None = None) -> None:
         model.save_pretrained(args.out / name)
     print(
         f"{args.out}: {len(train)} rows to train on, {len(test)} to test on, no operand in both; a tokenizer of "
-        f"{len(tokenizer)} tokens, one of {len(pieces)}, and models of " + " and ".join(f"{m.num_parameters():,}" for m in models.values())
+        f"{len(tokenizer)} tokens, one of {len(pieces)}, and models of "
+        + " and ".join(f"{m.num_parameters():,}" for m in models.values())
         + " parameters"
     )
 

@@ -17,8 +17,8 @@ HELP = """\
 usage: ft-host autopilot [METHOD] CONFIG --budget N [--lock FIELD,FIELD] [--output FOLDER] [--field value ...]
 
 Trains as `ft-host train` does, in attempts. An attempt that finds a warning or an error with a remedy in the config is
-stopped; the next one has that remedy, and goes on from the last checkpoint before the trouble, or starts again where the
-remedy asks for that. Ends when an attempt finishes with nothing left to mend, or after N attempts.
+stopped; the next one has that remedy, and goes on from the last checkpoint before the trouble, or starts again where
+the remedy asks for that. Ends when an attempt finishes with nothing left to mend, or after N attempts.
 
 Data, models, rewards and the fields of --lock are never changed. FOLDER (default: output_dir of the config, else
 runs/autopilot-DATE-TIME) holds the attempts, autopilot.json (the lineage) and report.html.
@@ -43,9 +43,7 @@ def run(argv: list[str]) -> int:
         if name not in config:
             raise UsageError(f"--lock: there is no field {name}{nearest(name, config) or ''}")
     folder = _folder(output or config["output_dir"])
-    flight = Flight(
-        folder=folder, method=registry.reference(ready.method), config=config, budget=budget, locked=locked
-    )
+    flight = Flight(folder=folder, method=registry.reference(ready.method), config=config, budget=budget, locked=locked)
     flight.fly(_values(ready), lambda text: print(text, file=sys.stderr, flush=True))
     print(_said(flight))
     return flight.exit_code
@@ -82,7 +80,9 @@ def _said(flight: Flight) -> str:
     if flight.best is None:
         last = flight.attempts[-1]
         log = flight.folder / f"attempt-{last.number}.log"
-        return "\n".join([*lines, f"none has finished; the last one was {last.status} (exit code {last.exit_code}): {log}"])
+        return "\n".join(
+            [*lines, f"none has finished; the last one was {last.status} (exit code {last.exit_code}): {log}"]
+        )
     best = flight.attempts[flight.best - 1]
     value = f", {flight.metric} {best.metrics[flight.metric]:.4g}" if flight.metric else ""
     return "\n".join([*lines, f"best: attempt {best.number} in {best.folder}{value}"])

@@ -30,12 +30,15 @@ def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="ft-host compare",
         description=HELP + f" {' and '.join(NAMES)} are not compared.",
-        epilog="Final metrics: the last value of evaluation metrics, the mean of the last ten steps of training "
-        "metrics, the median of speed and memory.",
+        epilog=(
+            "Final metrics: the last value of evaluation metrics, the mean of the last ten steps of training "
+            "metrics, the median of speed and memory."
+        ),
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of two or more runs")
-    parser.add_argument("--output", metavar="FILE", help="where to write the page (default: compare.html; with --json: "
-                        "no page)")  # fmt: skip
+    parser.add_argument(
+        "--output", metavar="FILE", help="where to write the page (default: compare.html; with --json: no page)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments = parser.parse_args(argv)
     records = read_runs(arguments.runs)

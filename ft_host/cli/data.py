@@ -27,8 +27,9 @@ usage: ft-host data METHOD [CONFIG] [--field value ...] [--rows N] [--count N] [
 
 Shows the first rows that training would see, token by token, those that are supervised in green (in «» where there is
 no colour), and counts over the first window of rows. Pairs are shown side by side, one under the other where the
-terminal has fewer than 80 columns; where a score is learned, the token that it is read at is the marked one. Of a method
-that samples completions, its prompts and the columns that rewards get are shown. Loads the tokenizer, but no model.
+terminal has fewer than 80 columns; where a score is learned, the token that it is read at is the marked one. Of a
+method that samples completions, its prompts and the columns that rewards get are shown. Loads the tokenizer, but no
+model.
 METHOD, CONFIG and fields are those of ft-host train.
 
   --rows N    rows to show (default 3)
@@ -189,7 +190,9 @@ def prompt_body(row: Row, tokenizer: PreTrainedTokenizerBase, color: bool) -> st
         lines.append("for rewards:")
     for name, value in others.items():
         text = json.dumps(value, ensure_ascii=False, default=str)
-        lines.append(f"  {name}: {text}" if len(text) <= LONG else f"  {name}: {text[:LONG]} … ({len(text):,} characters)")
+        lines.append(
+            f"  {name}: {text}" if len(text) <= LONG else f"  {name}: {text[:LONG]} … ({len(text):,} characters)"
+        )
     return "\n".join(lines)
 
 
@@ -202,15 +205,21 @@ def summary(
     if counts.rows:
         lengths = sorted(counts.lengths)
         lines += [
-            f"  tokens      {counts.tokens:,}; a {'prompt' if prompts else 'row'} has "
-            f"{lengths[len(lengths) // 2]:,} in the middle, {lengths[-1]:,} at most",
+            (
+                f"  tokens      {counts.tokens:,}; a {'prompt' if prompts else 'row'} has "
+                f"{lengths[len(lengths) // 2]:,} in the middle, {lengths[-1]:,} at most"
+            ),
             *([] if scored or prompts else [f"  supervised  {share(counts.supervised, counts.tokens)} of the tokens"]),
             *counts.compared.lines(),
-            *([] if prompts else [
-                f"  truncated   {share(counts.truncated, counts.rows)} of the rows (max_length {config.max_length})"
-            ]),
+            *(
+                []
+                if prompts
+                else [
+                    f"  truncated   {share(counts.truncated, counts.rows)} of the rows (max_length {config.max_length})"
+                ]
+            ),
             *counts.compared.cuts(),
-        ]  # fmt: skip
+        ]
     limit = f" (max_length {config.max_length})" if prompts and config.max_length is not None else ""
     lines.append(f"  dropped     {share(counts.dropped.total(), counts.raw)} of the rows{limit}")
     lines += [f"    {count:,} × {reason}" for reason, count in counts.dropped.most_common()]

@@ -25,10 +25,16 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="default: text")
-    parser.add_argument("--select", metavar="CODES", type=_codes, help="rules to use, separated by commas: GRPO,NUM001 "
-                        "(default: as the run's config says)")  # fmt: skip
+    parser.add_argument(
+        "--select",
+        metavar="CODES",
+        type=_codes,
+        help="rules to use, separated by commas: GRPO,NUM001 (default: as the run's config says)",
+    )
     parser.add_argument("--ignore", metavar="CODES", type=_codes, help="rules to leave out, in the same way")
-    parser.add_argument("--fail-on", choices=SEVERITIES, help="exit with 5 where a finding of this severity or above is open")
+    parser.add_argument(
+        "--fail-on", choices=SEVERITIES, help="exit with 5 where a finding of this severity or above is open"
+    )
     parser.add_argument("--output", metavar="FILE", type=Path, help="where to write it (default: the terminal)")
     arguments = parser.parse_args(argv)
     diagnosis = diagnose(arguments.run, arguments.select, arguments.ignore)
@@ -38,7 +44,9 @@ def run(argv: list[str]) -> int:
     else:
         write(arguments.output, text)
     limit = arguments.fail_on
-    bad = [each for each in diagnosis.findings if each["state"] == "open" and limit and at_least(each["severity"], limit)]
+    bad = [
+        each for each in diagnosis.findings if each["state"] == "open" and limit and at_least(each["severity"], limit)
+    ]
     return StoppedByFinding.exit_code if bad else 0
 
 

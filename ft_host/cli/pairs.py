@@ -112,13 +112,14 @@ class PairCounts:
         if self.pairs:
             chosen, rejected = (self.tokens[name] / self.pairs for name in PAIR)
             out.append(
-                f"  length      chosen {chosen:.1f} tokens on average, rejected {rejected:.1f}; chosen is the longer one "
-                f"in {self.longer / self.pairs:.1%} of the pairs"
+                f"  length      chosen {chosen:.1f} tokens on average, rejected {rejected:.1f}; chosen is the longer"
+                f" one in {self.longer / self.pairs:.1%} of the pairs"
             )
             out.append(f"  prompt      found as what both begin with in {self.implicit / self.pairs:.1%} of the pairs")
         if self.labels:
             total = self.labels.total()
             out.append(
-                f"  labels      true {self.labels[True] / total:.1%}, false {self.labels[False] / total:.1%} of the rows"
+                f"  labels      true {self.labels[True] / total:.1%}, false {self.labels[False] / total:.1%} of the"
+                " rows"
             )
         return out

@@ -19,11 +19,14 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("finding", metavar="FINDING", help="a code or fingerprint, as `ft-host diagnose` shows it")
-    parser.add_argument("--remedy", metavar="N", type=int, help="which one (default: the first that changes the config)")
     parser.add_argument(
-        "--from-checkpoint", action="store_true",
+        "--remedy", metavar="N", type=int, help="which one (default: the first that changes the config)"
+    )
+    parser.add_argument(
+        "--from-checkpoint",
+        action="store_true",
         help="go on from the newest checkpoint before the finding, where the remedy allows that",
-    )  # fmt: skip
+    )
     arguments = parser.parse_args(argv)
     record = read_run(arguments.run)
     found = record.findings

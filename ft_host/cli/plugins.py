@@ -48,17 +48,25 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="ft-host plugins",
         description=HELP + " Everything is read from the metadata of the installed distributions; no plugin is "
         "imported, unless --check is given.",
-        epilog="FT_HOST_PLUGINS=ft-sft,ft-dpo allows these distributions only (empty: none); FT_HOST_BLOCK=ft-dpo "
-        "keeps one out. Both hold for every command.",
+        epilog=(
+            "FT_HOST_PLUGINS=ft-sft,ft-dpo allows these distributions only (empty: none); FT_HOST_BLOCK=ft-dpo "
+            "keeps one out. Both hold for every command."
+        ),
     )
     parser.add_argument("command", nargs="?", choices=["show"], help="show NAME: everything known about one plugin")
     parser.add_argument("name", nargs="?", metavar="NAME", help="sft, ft-sft:sft, or a distribution such as ft-sft")
     parser.add_argument("--json", action="store_true", help="print JSON, as described in docs/plugins-json.md")
     parser.add_argument("--requirements", action="store_true", help="print the distributions as pip requirements")
-    parser.add_argument("--check", action="store_true", help="import each plugin in a process of its own; exit 3 if "
-                        "one is broken")  # fmt: skip
-    parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS",
-                        help="how long --check waits for one plugin (default: %(default)g)")  # fmt: skip
+    parser.add_argument(
+        "--check", action="store_true", help="import each plugin in a process of its own; exit 3 if one is broken"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="how long --check waits for one plugin (default: %(default)g)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.command and not arguments.name:
         parser.error("show: the name of a plugin is missing")
@@ -72,16 +80,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _named(plugins: list[PluginInfo], name: str) -> list[PluginInfo]:
     """The plugins that `show NAME` is about: by name, by distribution:name, or all of a distribution."""
     named = [
-        info for info in plugins
+        info
+        for info in plugins
         if name in (info.name, reference(info)) or normalise(name) == normalise(info.distribution)
-    ]  # fmt: skip
+    ]
     if not named:
         guess = nearest(name, [*(info.name for info in plugins), *(info.distribution for info in plugins)])
         installed = ", ".join(sorted({info.name for info in plugins})) or "none"
         raise PluginNotFound(
-            f"no plugin {name!r} is installed" + (f"; did you mean {guess!r}?" if guess else "")
+            f"no plugin {name!r} is installed"
+            + (f"; did you mean {guess!r}?" if guess else "")
             + f"\ninstalled: {installed}"
-        )  # fmt: skip
+        )
     return named
 
 

@@ -10,7 +10,8 @@ HELP = "Write a page with a run's result, curves, samples and settings."
 
 
 def run(argv: list[str]) -> int:
-    """Returns the exit code. Raises FtHostError where the folder is no run, has nothing to show, or can't be written."""
+    """Returns the exit code. Raises FtHostError where the folder is no run, has nothing to show, or can't be
+    written."""
     parser = argparse.ArgumentParser(
         prog="ft-host report",
         description=HELP + " One HTML file that needs nothing from elsewhere; also of a run that failed or still runs.",

@@ -17,7 +17,8 @@ def run(argv: list[str]) -> int:
     """Returns the exit code. Raises FtHostError for a method that isn't there."""
     parser = argparse.ArgumentParser(
         prog="ft-host rules",
-        description=HELP + " `ft-host explain CODE` gives the page of one. Imports the plugins' modules with rules, and "
+        description=HELP
+        + " `ft-host explain CODE` gives the page of one. Imports the plugins' modules with rules, and "
         "no method unless its rules are in the same module.",
     )
     parser.add_argument("--method", metavar="METHOD", help="the host's rules and those of this method")
@@ -38,11 +39,22 @@ def run(argv: list[str]) -> int:
 def _told(owned: Owned) -> dict[str, object]:
     rule, plugin = owned
     return {
-        "code": rule.code, "title": rule.title, "severity": rule.severity, "stage": rule.stage, "plugin": plugin,
-        "needs": list(rule.needs), "fields": list(rule.fields), "mutes": list(rule.mutes), "window": rule.window,
-        "share": rule.share, "least": rule.least, "when": rule.when, "why": rule.why, "remedy": rule.remedy,
+        "code": rule.code,
+        "title": rule.title,
+        "severity": rule.severity,
+        "stage": rule.stage,
+        "plugin": plugin,
+        "needs": list(rule.needs),
+        "fields": list(rule.fields),
+        "mutes": list(rule.mutes),
+        "window": rule.window,
+        "share": rule.share,
+        "least": rule.least,
+        "when": rule.when,
+        "why": rule.why,
+        "remedy": rule.remedy,
         "source": rule.source,
-    }  # fmt: skip
+    }
 
 
 def _listing(shown: list[Owned]) -> str:

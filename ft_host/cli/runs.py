@@ -18,7 +18,8 @@ HELP = "List runs with status, steps, loss, evaluation and open findings."
 
 
 def run(argv: list[str]) -> int:
-    """Returns the exit code. Raises UsageError where there is no such folder; a damaged run is listed with its reason."""
+    """Returns the exit code. Raises UsageError where there is no such folder; a damaged run is listed with its
+    reason."""
     parser = argparse.ArgumentParser(
         prog="ft-host runs",
         description=HELP + " Looks in FOLDER and one level below. Loss is the mean of the last ten steps.",
@@ -56,16 +57,29 @@ def _told(record: RunRecord) -> dict[str, Any]:
     for name, series in record.evals.items():
         if fmt.better(name):
             best = series.best(fmt.better(name))
-            evals[name] = {"first": series.first, "last": series.last,
-                           "best": best[1] if best else None, "best_step": best[0] if best else None}  # fmt: skip
+            evals[name] = {
+                "first": series.first,
+                "last": series.last,
+                "best": best[1] if best else None,
+                "best_step": best[0] if best else None,
+            }
     loss = record.train["loss"].recent() if "loss" in record.train else None
     return {
-        "name": record.name, "folder": str(record.folder), "status": record.status, "problem": record.error,
-        "method": record.method, "steps": record.steps, "planned_steps": record.planned_steps, "loss": loss,
-        "evals": evals, "created": record.created.isoformat(),
-        "finished": record.finished.isoformat() if record.finished else None, "duration_s": record.seconds,
-        "written": record.written.isoformat(), "findings": counted(open_findings(record)),
-    }  # fmt: skip
+        "name": record.name,
+        "folder": str(record.folder),
+        "status": record.status,
+        "problem": record.error,
+        "method": record.method,
+        "steps": record.steps,
+        "planned_steps": record.planned_steps,
+        "loss": loss,
+        "evals": evals,
+        "created": record.created.isoformat(),
+        "finished": record.finished.isoformat() if record.finished else None,
+        "duration_s": record.seconds,
+        "written": record.written.isoformat(),
+        "findings": counted(open_findings(record)),
+    }
 
 
 def _status(entry: dict[str, Any]) -> str:
@@ -81,18 +95,40 @@ def _listing(listed: list[dict[str, Any]]) -> str:
     good = [entry for entry in listed if entry["status"] != "damaged"]
     evals = dict.fromkeys(name for entry in good for name in entry["evals"])
     # The whole reward stands for its parts and the loss for the accuracy that goes with it; --json has them all.
-    columns = [name for name in evals if not (name.startswith("eval_rewards/") and "eval_reward" in evals)
-               and not (name == "eval_mean_token_accuracy" and "eval_loss" in evals)]  # fmt: skip
+    columns = [
+        name
+        for name in evals
+        if not (name.startswith("eval_rewards/") and "eval_reward" in evals)
+        and not (name == "eval_mean_token_accuracy" and "eval_loss" in evals)
+    ]
     found = ["FINDINGS"] if any(entry["findings"] for entry in good) else []
-    header = ["RUN", "METHOD", "STATUS", "STEPS", "LOSS", *(name.upper() for name in columns), *found, "STARTED", "TOOK"]
+    header = [
+        "RUN",
+        "METHOD",
+        "STATUS",
+        "STEPS",
+        "LOSS",
+        *(name.upper() for name in columns),
+        *found,
+        "STARTED",
+        "TOOK",
+    ]
     rows = []
     for entry in good:
         of = f"/{entry['planned_steps']}" if entry["planned_steps"] not in (None, entry["steps"]) else ""
-        rows.append([
-            entry["name"], entry["method"], _status(entry), f"{entry['steps']}{of}", fmt.number(entry["loss"]),
-            *(_eval_cell(entry["evals"].get(name)) for name in columns), *[_findings_cell(entry["findings"]) for _ in found],
-            entry["created"][:16].replace("T", " "), fmt.duration(entry["duration_s"]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                entry["name"],
+                entry["method"],
+                _status(entry),
+                f"{entry['steps']}{of}",
+                fmt.number(entry["loss"]),
+                *(_eval_cell(entry["evals"].get(name)) for name in columns),
+                *[_findings_cell(entry["findings"]) for _ in found],
+                entry["created"][:16].replace("T", " "),
+                fmt.duration(entry["duration_s"]),
+            ]
+        )
     parts = [fmt.table(header, rows, right={3, 4, *range(5, 5 + len(columns))})] if rows else []
     for entry in good:
         if entry["status"] == "failed" and entry["problem"]:

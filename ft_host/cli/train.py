@@ -78,7 +78,7 @@ def run(argv: list[str]) -> int:
 
     finished = launch.train(
         config, method=registry.reference(ready.method), origins=ready.resolved.origins, resume=ready.resume
-    )  # fmt: skip
+    )
     code = StoppedByFinding.exit_code if finished.failed else 0
     if "LOCAL_RANK" in os.environ:
         leave(code)
@@ -86,9 +86,9 @@ def run(argv: list[str]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End this rank at once, its work done. torch holds on to the process group (its DTensor caches to that of a sharded
-    model), whose threads, still there when the interpreter goes, abort one rank in ten or twenty ("terminate called",
-    torch 2.13): a run that is done would have failed, and an exit code be another."""
+    """End this rank at once, its work done. torch holds on to the process group (its DTensor caches to that of a
+    sharded model), whose threads, still there when the interpreter goes, abort one rank in ten or twenty ("terminate
+    called", torch 2.13): a run that is done would have failed, and an exit code be another."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -103,9 +103,13 @@ def read(argv: list[str]) -> Asked:
     while rest and not rest[0].startswith("-") and len(places) < 2:
         places.append(rest.pop(0))
     asked = Asked(
-        method=None, file=None, resume=resume, dry_run=wanted["--dry-run"], help=wanted["--help"] or wanted["-h"],
+        method=None,
+        file=None,
+        resume=resume,
+        dry_run=wanted["--dry-run"],
+        help=wanted["--help"] or wanted["-h"],
         flags=rest,
-    )  # fmt: skip
+    )
     if resume is not None:
         if places:
             raise UsageError(
@@ -141,7 +145,8 @@ def take_switch(arguments: list[str], name: str) -> bool:
 
 
 def take_value(arguments: list[str], name: str, needs: str) -> str | None:
-    """Take an option and its value off the arguments. Raises UsageError, saying what it `needs`, where that is missing."""
+    """Take an option and its value off the arguments. Raises UsageError, saying what it `needs`, where that is
+    missing."""
     for index, argument in enumerate(arguments):
         if argument == name:
             if index + 1 == len(arguments) or arguments[index + 1].startswith("--"):

@@ -27,27 +27,54 @@ EXTRAS = ("tools", "chat_template_kwargs")
 
 # What rows that fit no format look like: the columns that give it away, what it is, and what to do.
 LOOKS = (
-    ({"chosen", "rejected"}, "preference data: use a preference method (`ft-host train dpo`, `reward` or `kto`), or "
-     "rename chosen to completion with dataset_columns to train on the good ones only"),
-    ({"chosen_ids", "rejected_ids"}, "tokenised preference data: use a preference method (`ft-host train dpo`, "
-     "`reward` or `kto`)"),
+    (
+        {"chosen", "rejected"},
+        (
+            "preference data: use a preference method (`ft-host train dpo`, `reward` or `kto`), or "
+            "rename chosen to completion with dataset_columns to train on the good ones only"
+        ),
+    ),
+    (
+        {"chosen_ids", "rejected_ids"},
+        "tokenised preference data: use a preference method (`ft-host train dpo`, `reward` or `kto`)",
+    ),
     ({"completions", "labels"}, "stepwise supervision (a process reward model's)"),
     ({"image"}, "data with images, which isn't supported yet"),
     ({"images"}, "data with images, which isn't supported yet"),
-)  # fmt: skip
+)
 PAIRS = (
-    ("question", "answer"), ("question", "response"), ("instruction", "response"), ("instruction", "completion"),
-    ("query", "response"), ("query", "answer"), ("input", "output"), ("input", "target"), ("source", "target"),
-    ("prompt", "response"), ("prompt", "output"), ("prompt", "answer"), ("problem", "solution"), ("user", "assistant"),
-)  # fmt: skip
+    ("question", "answer"),
+    ("question", "response"),
+    ("instruction", "response"),
+    ("instruction", "completion"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("input", "output"),
+    ("input", "target"),
+    ("source", "target"),
+    ("prompt", "response"),
+    ("prompt", "output"),
+    ("prompt", "answer"),
+    ("problem", "solution"),
+    ("user", "assistant"),
+)
 TALKS = ("conversation", "dialogue", "dialog", "chat", "turns", "chat_messages")
 TEXTS = ("content", "document", "body", "article", "markdown", "code")
 
 ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
-    "chatgpt": "assistant", "bot": "assistant", "function_call": "assistant", "system": "system", "tool": "tool",
-    "observation": "tool", "function_response": "tool",
-}  # fmt: skip
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
 
 # The prompts that Stanford Alpaca was trained with, for tokenizers without a chat template.
 ALPACA = (
@@ -164,9 +191,7 @@ def messages_of(value: Any, column: str) -> list[Message]:
             said = {"role": ROLES[message.pop("from")], "content": message.pop("value", "")}
             message = {**said, **message}
         if not isinstance(message.get("role"), str):
-            raise RowError(
-                f"{where}: has no role{nearest('role', message)}; its keys are {', '.join(message)}", column
-            )
+            raise RowError(f"{where}: has no role{nearest('role', message)}; its keys are {', '.join(message)}", column)
         check_content(message, where, column)
         messages.append(message)
     return messages

@@ -9,10 +9,14 @@ from ft_host.settings.fields import nearest
 Row = dict[str, Any]
 
 EXPECTED = {
-    "pair": "prompt, chosen and rejected (texts, or lists of messages); chosen and rejected that both begin with the "
-    "prompt; or chosen_ids and rejected_ids, with or without prompt_ids",
-    "judged": "prompt, completion and label (true or false); messages and label; prompt_ids, completion_ids and label; "
-    "or pairs (chosen and rejected), of which each gives a good and a bad completion",
+    "pair": (
+        "prompt, chosen and rejected (texts, or lists of messages); chosen and rejected that both begin with the "
+        "prompt; or chosen_ids and rejected_ids, with or without prompt_ids"
+    ),
+    "judged": (
+        "prompt, completion and label (true or false); messages and label; prompt_ids, completion_ids and label; "
+        "or pairs (chosen and rejected), of which each gives a good and a bad completion"
+    ),
 }
 NAMES = {
     "pair": ("prompt", "chosen", "rejected", "chosen_ids", "rejected_ids", "margin"),
@@ -20,14 +24,34 @@ NAMES = {
 }
 # A good answer and a bad one, as others call them.
 BETTER = (
-    ("chosen_input_ids", "rejected_input_ids"), ("chosen_response", "rejected_response"),
-    ("response_chosen", "response_rejected"), ("chosen_answer", "rejected_answer"), ("answer_w", "answer_l"),
-    ("response_w", "response_l"), ("preferred", "dispreferred"), ("preferred", "rejected"), ("better", "worse"),
-    ("winner", "loser"), ("accepted", "rejected"), ("positive", "negative"), ("good", "bad"), ("win", "lose"),
-)  # fmt: skip
+    ("chosen_input_ids", "rejected_input_ids"),
+    ("chosen_response", "rejected_response"),
+    ("response_chosen", "response_rejected"),
+    ("chosen_answer", "rejected_answer"),
+    ("answer_w", "answer_l"),
+    ("response_w", "response_l"),
+    ("preferred", "dispreferred"),
+    ("preferred", "rejected"),
+    ("better", "worse"),
+    ("winner", "loser"),
+    ("accepted", "rejected"),
+    ("positive", "negative"),
+    ("good", "bad"),
+    ("win", "lose"),
+)
 ANSWERS = ("response", "answer", "output", "generation", "reply")
-ASKS = ("question", "instruction", "query", "problem", "input", "user", "messages", "conversations", "conversation",
-        "history")  # fmt: skip
+ASKS = (
+    "question",
+    "instruction",
+    "query",
+    "problem",
+    "input",
+    "user",
+    "messages",
+    "conversations",
+    "conversation",
+    "history",
+)
 
 
 def preference_refusal(row: Row, kind: str) -> str:

@@ -163,6 +163,9 @@ def described(mix: Mixture | MixedStream) -> dict[str, Any]:
     if mix.weights is not None:
         parts = [{**part, "weight": weight} for part, weight in zip(parts, mix.weights, strict=True)]
     return {
-        "path": ", ".join(part["path"] for part in parts), "rows": mix.num_rows, "fingerprint": mix.fingerprint,
-        "columns": mix.columns, "sources": parts,
-    }  # fmt: skip
+        "path": ", ".join(part["path"] for part in parts),
+        "rows": mix.num_rows,
+        "fingerprint": mix.fingerprint,
+        "columns": mix.columns,
+        "sources": parts,
+    }

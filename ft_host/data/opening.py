@@ -26,8 +26,15 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 OURS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # what `files` reads
-BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv",
-            ".parquet": "parquet", ".arrow": "arrow"}  # fmt: skip
+BUILDERS = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 PACKED = (".gz", ".zst", ".xz", ".bz2")
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 SPLIT = re.compile(r"(?P<name>[^\[\]]+?)(?:\[(?P<start>-?\d*%?):(?P<stop>-?\d*%?)\])?")

@@ -144,9 +144,11 @@ def implicit(found: Row) -> Row:
         boundary -= 1
     boundary = max(min(boundary, len(chosen) - 1, len(rejected) - 1), 0)
     return {
-        "prompt": chosen[:boundary], "chosen": chosen[boundary:], "rejected": rejected[boundary:],
+        "prompt": chosen[:boundary],
+        "chosen": chosen[boundary:],
+        "rejected": rejected[boundary:],
         "implicit_prompt": True,
-    }  # fmt: skip
+    }
 
 
 def given_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
@@ -158,8 +160,12 @@ def given_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
         found[name] = checked_ids(row.get(column), column, size)
     if row.get("prompt_ids") is not None:
         prompt = checked_ids(row["prompt_ids"], "prompt_ids", size)
-        return {"prompt_ids": prompt, "chosen_ids": found["chosen"], "rejected_ids": found["rejected"],
-                "implicit_prompt": False}  # fmt: skip
+        return {
+            "prompt_ids": prompt,
+            "chosen_ids": found["chosen"],
+            "rejected_ids": found["rejected"],
+            "implicit_prompt": False,
+        }
     made = implicit(found)
     return {f"{name}_ids": made[name] for name in ("prompt", *PAIR)} | {"implicit_prompt": True}
 
@@ -186,8 +192,10 @@ def unpaired_rows(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     if row.get("completion_ids") is not None:
         size = len(tokenizer)
         if row.get("prompt_ids") is None:
-            raise RowError(f"column prompt_ids: found {kind_of(row.get('prompt_ids'))}, expected token ids, as in "
-                           "completion_ids", "prompt_ids")  # fmt: skip
+            raise RowError(
+                f"column prompt_ids: found {kind_of(row.get('prompt_ids'))}, expected token ids, as in completion_ids",
+                "prompt_ids",
+            )
         return [extras | {name: checked_ids(row[name], name, size) for name in ("prompt_ids", "completion_ids")}]
     if row.get("completion") is None and row.get("messages") is not None:
         messages = messages_of(row["messages"], "messages")
@@ -209,7 +217,9 @@ def label_of(value: Any) -> bool:
     if isinstance(value, bool):
         return value
     if value is None:
-        raise RowError("column label: found nothing, expected true or false; leave out rows that nobody judged", "label")
+        raise RowError(
+            "column label: found nothing, expected true or false; leave out rows that nobody judged", "label"
+        )
     good = repr(1 if isinstance(value, (int, float)) else value)
     raise RowError(
         f"column label: found {kind_of(value)}, expected true or false. What counts as good is for you to say: write "

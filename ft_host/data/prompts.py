@@ -1,5 +1,5 @@
-"""Rows of methods that make their completions themselves: a prompt as tokens, and the columns that rewards are given; and
-the completion of a row, where one is used in place of one that is made."""
+"""Rows of methods that make their completions themselves: a prompt as tokens, and the columns that rewards are given;
+and the completion of a row, where one is used in place of one that is made."""
 
 from __future__ import annotations
 

@@ -199,6 +199,12 @@ def piece(
             rows += result
     ended = not reader.has(epoch, stop)
     return Piece(
-        epoch=epoch, start=start, stop=min(stop, reader.end(epoch)) if ended else stop, ended=ended, rows=rows,
-        seen=seen, truncated=sum(row.get("truncated") is True for row in rows), drops=drops,
-    )  # fmt: skip
+        epoch=epoch,
+        start=start,
+        stop=min(stop, reader.end(epoch)) if ended else stop,
+        ended=ended,
+        rows=rows,
+        seen=seen,
+        truncated=sum(row.get("truncated") is True for row in rows),
+        drops=drops,
+    )

@@ -32,9 +32,12 @@ class Source:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "path": self.label, "split": self.split, "rows": self.num_rows, "fingerprint": self.fingerprint,
+            "path": self.label,
+            "split": self.split,
+            "rows": self.num_rows,
+            "fingerprint": self.fingerprint,
             "columns": self.columns,
-        }  # fmt: skip
+        }
 
     def where(self, index: int) -> str:
         return self.table.where(self.rows[index])
@@ -71,9 +74,12 @@ class Stream:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "path": self.label, "split": self.split, "rows": None, "fingerprint": self.fingerprint,
+            "path": self.label,
+            "split": self.split,
+            "rows": None,
+            "fingerprint": self.fingerprint,
             "columns": self.columns,
-        }  # fmt: skip
+        }
 
     def stream(self, skip: int = 0) -> Iterator[tuple[str, Row]]:
         """(where, row) in order, from row `skip` on. Raises DataError that names file and line."""

@@ -167,13 +167,24 @@ class TrainStream:
         rows = self.source.num_rows
         epoch, row, unit = place
         position = {
-            "epoch": epoch, "row": row, "unit": unit, "consumed": base, "density": self.density,
-            "seen": self.tally.seen, "truncated": self.tally.truncated, "dropped": dict(self.tally.dropped),
-        }  # fmt: skip
+            "epoch": epoch,
+            "row": row,
+            "unit": unit,
+            "consumed": base,
+            "density": self.density,
+            "seen": self.tally.seen,
+            "truncated": self.tally.truncated,
+            "dropped": dict(self.tally.dropped),
+        }
         return StepRows(
-            units=units, rows_consumed=consumed, epoch=consumed / rows if rows else float(epoch), position=position,
-            dropped=dict(self.tally.dropped), truncated=self.tally.truncated, last=last,
-        )  # fmt: skip
+            units=units,
+            rows_consumed=consumed,
+            epoch=consumed / rows if rows else float(epoch),
+            position=position,
+            dropped=dict(self.tally.dropped),
+            truncated=self.tally.truncated,
+            last=last,
+        )
 
     # -- windows
 
@@ -229,9 +240,7 @@ def from_workers(make: Callable[[int, int], Iterator[Piece]], workers: int) -> I
 # ---------------------------------------------------------------- before and beside training
 
 
-def check_first_rows(
-    source: Source | Mixture | Stream | MixedStream, prepare: Prepare, config: RunConfig
-) -> None:
+def check_first_rows(source: Source | Mixture | Stream | MixedStream, prepare: Prepare, config: RunConfig) -> None:
     """Prepare the rows that training begins with, so that wrong data is refused before a model is loaded.
 
     Raises DataError for a row that can't be used, and when too many are dropped.

@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.batch import IGNORE
 from ft_host.data.formats import kind_of, prompt_part, standard, tools_of
-from ft_host.data.templates import (
-    Conversation,
-    assistant_spans,
-    has_markers,
-    rendered,
-    template_of,
-    turn_marks,
-    verify,
-)
+from ft_host.data.templates import Conversation, assistant_spans, has_markers, rendered, template_of, turn_marks, verify
 from ft_host.errors import ConfigError, RowError
 
 if TYPE_CHECKING:
@@ -80,9 +72,7 @@ def tokenize_row(
     return {"input_ids": ids, "labels": labels, "length": len(ids), "truncated": truncated}
 
 
-def prompt_of(
-    row: Row, tokenizer: PreTrainedTokenizerBase, config: RunConfig
-) -> tuple[list[int], str | list[Message]]:
+def prompt_of(row: Row, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> tuple[list[int], str | list[Message]]:
     """What to generate from for an evaluation row: token ids, and the prompt as the row has it (text or messages).
 
     The ids are those that a training row would have there: of messages, all before the last assistant turn, with the
@@ -155,9 +145,13 @@ def assistant_tokens(talk: Conversation) -> tuple[list[int], list[int]]:
         return marked_tokens(talk)
     text = talk.render(talk.messages)
     made = talk.tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
-        return_token_type_ids=False, verbose=False,
-    )  # fmt: skip
+        text,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
     ids, offsets = made["input_ids"], made["offset_mapping"]
     labels = [IGNORE] * len(ids)
     for span in assistant_spans(talk, text):

@@ -31,11 +31,36 @@ from ft_host.report.record import read_json_lines
 
 # What a run is about, and what runs it: never a remedy.
 PROTECTED = (
-    "model", "model_revision", "trust_remote_code", "dataset", "dataset_config", "dataset_train_split", "eval_dataset",
-    "dataset_test_split", "dataset_columns", "eval_reward", "reward", "reward_weights", "reward_kwargs", "environment",
-    "tools", "ref_model", "reward_model", "seed", "max_steps", "output_dir", "parent", "resume_from_checkpoint",
-    "select", "ignore", "stop_on", "fail_on", "locked", "num_processes", "backend",
-)  # fmt: skip
+    "model",
+    "model_revision",
+    "trust_remote_code",
+    "dataset",
+    "dataset_config",
+    "dataset_train_split",
+    "eval_dataset",
+    "dataset_test_split",
+    "dataset_columns",
+    "eval_reward",
+    "reward",
+    "reward_weights",
+    "reward_kwargs",
+    "environment",
+    "tools",
+    "ref_model",
+    "reward_model",
+    "seed",
+    "max_steps",
+    "output_dir",
+    "parent",
+    "resume_from_checkpoint",
+    "select",
+    "ignore",
+    "stop_on",
+    "fail_on",
+    "locked",
+    "num_processes",
+    "backend",
+)
 # Not compared when it is asked whether a config has been tried.
 BOOKKEEPING = ("output_dir", "parent", "resume_from_checkpoint", "stop_on", "save_steps", "save_total_limit")
 SLACK = 0.15  # by how much of the best a checkpoint may be worse than it: steps differ
@@ -159,8 +184,8 @@ class Flight:
     # -- what to change
 
     def choose(self, attempt: Attempt) -> tuple[dict[str, Any], Change] | None:
-        """The fields of the next attempt, by the worst open finding that has a remedy which wasn't tried; None where there
-        is nothing to change."""
+        """The fields of the next attempt, by the worst open finding that has a remedy which wasn't tried; None where
+        there is nothing to change."""
         tried = [_compared(each.values) for each in self.attempts]
         open_ones = [each for each in attempt.findings if each["state"] == "open" and each["severity"] != "info"]
         for finding in sorted(open_ones, key=lambda each: (each["severity"] != "error", each["first_step"])):
@@ -176,7 +201,9 @@ class Flight:
                     finding=finding["fingerprint"],
                     message=finding["message"],
                     remedy=remedy["why"],
-                    patch={name: [attempt.values.get(name, self.config.get(name)), value] for name, value in patch.items()},
+                    patch={
+                        name: [attempt.values.get(name, self.config.get(name)), value] for name, value in patch.items()
+                    },
                     checkpoint=None if remedy["from_start"] else self._good_checkpoint(attempt, finding["first_step"]),
                 )
         return None
@@ -220,9 +247,14 @@ class Flight:
         from ft_host.report.flight import write_flight
 
         told = {
-            "format": 1, "method": self.method, "budget": self.budget, "locked": self.locked, "best": self.best,
-            "metric": self.metric, "attempts": [asdict(each) for each in self.attempts],
-        }  # fmt: skip
+            "format": 1,
+            "method": self.method,
+            "budget": self.budget,
+            "locked": self.locked,
+            "best": self.best,
+            "metric": self.metric,
+            "attempts": [asdict(each) for each in self.attempts],
+        }
         write_json(self.folder / "autopilot.json", fmt.plain(told))
         write_flight(self, self.folder / "report.html")
 
@@ -236,8 +268,8 @@ class Flight:
 
 
 def is_good(record: RunRecord, step: int) -> bool:
-    """Whether what the weights of a checkpoint gave, in the steps after it, is about as good as anything before: the loss,
-    or the reward of a run with rollouts. A loss that is logged is that of the weights before the step."""
+    """Whether what the weights of a checkpoint gave, in the steps after it, is about as good as anything before: the
+    loss, or the reward of a run with rollouts. A loss that is logged is that of the weights before the step."""
     name = next((each for each in ("reward", "objective/scores") if each in record.train), "loss")
     series, way = record.train[name], -1 if name == "loss" else 1
     before = [value for at, value in zip(series.steps, series.values, strict=True) if at <= step]
@@ -273,6 +305,9 @@ def _follow(event: dict[str, Any], findings: dict[str, dict[str, Any]], say: Cal
         findings[event["fingerprint"]] = event
         say(f"  step {event['step']}: {event['severity']} {event['code']}: {event['message']}")
     elif event["kind"] == "eval":
-        shown = [f"{name} {fmt.number(value)}" for name, value in event.items()
-                 if name.startswith("eval_") and fmt.better(name)]  # fmt: skip
+        shown = [
+            f"{name} {fmt.number(value)}"
+            for name, value in event.items()
+            if name.startswith("eval_") and fmt.better(name)
+        ]
         say(f"  step {event['step']}: {'  '.join(shown)}")

@@ -69,8 +69,8 @@ def given(ft_rules: Callable[[], list[Rule]], label: str) -> list[Rule]:
 
 
 def rules_of(infos: list[registry.PluginInfo]) -> tuple[list[Owned], list[str]]:
-    """The host's rules and those of these plugins, outside of a run, and what is wrong with them: a plugin that is broken
-    is told of and doesn't hide the others. Imports the plugins' modules."""
+    """The host's rules and those of these plugins, outside of a run, and what is wrong with them: a plugin that is
+    broken is told of and doesn't hide the others. Imports the plugins' modules."""
     from ft_host.diagnostics.rules import RULES
 
     owned, problems = [(rule, HOST) for rule in RULES], []
@@ -98,14 +98,17 @@ def rules_of(infos: list[registry.PluginInfo]) -> tuple[list[Owned], list[str]]:
 
 
 def installed_rules(method: str | None = None) -> tuple[list[Owned], list[str]]:
-    """The host's rules and those of all installed diagnostics that aren't blocked, or, with `method`, of the method's own;
-    and what is wrong with them. Raises what `registry.find` does for the method."""
+    """The host's rules and those of all installed diagnostics that aren't blocked, or, with `method`, of the method's
+    own; and what is wrong with them. Raises what `registry.find` does for the method."""
     if method is not None:
         return rules_of(own_diagnostics(registry.find("method", method)))
     installed = [info for info in registry.catalog() if info.kind == "diagnostics" and info.state != "blocked"]
     unusable = [info for info in installed if info.state in ("incompatible", "broken")]
     owned, problems = rules_of([info for info in installed if info not in unusable])
-    return owned, [f"{registry.label(info)}: the diagnostics {info.name!r} {info.problem}" for info in unusable] + problems
+    return (
+        owned,
+        [f"{registry.label(info)}: the diagnostics {info.name!r} {info.problem}" for info in unusable] + problems,
+    )
 
 
 def check_codes(owned: list[Owned], config: RunConfig) -> None:
@@ -128,7 +131,7 @@ def check_chosen(owned: list[Owned], field: str, codes: list[str]) -> None:
             continue
         raise ConfigError(
             f"{field}: no rule is called or begins with {code!r}{nearest(code, known) or ''}; "
-            f"`ft-host rules` lists them"
+            "`ft-host rules` lists them"
         )
 
 

@@ -58,9 +58,13 @@ class Engine:
         self.rules = list(rules)
         self.findings: dict[str, Finding] = {}  # by fingerprint
         self.told: dict[str, int] = {}  # the step after which each fact was told, last
-        starred = [(rule, plugin) for rule, plugin in self.rules if rule.of_facts and any("*" in name for name in rule.needs)]
+        starred = [
+            (rule, plugin) for rule, plugin in self.rules if rule.of_facts and any("*" in name for name in rule.needs)
+        ]
         self._of_facts = [
-            _Watched(rule, plugin, None) for rule, plugin in self.rules if rule.of_facts and (rule, plugin) not in starred
+            _Watched(rule, plugin, None)
+            for rule, plugin in self.rules
+            if rule.of_facts and (rule, plugin) not in starred
         ]
         self._starred = starred  # of facts: one for each fact that fits, once it is told
         self._waiting = [(rule, plugin) for rule, plugin in self.rules if not rule.of_facts]
@@ -71,8 +75,8 @@ class Engine:
     # -- what a run tells
 
     def learn(self, facts: dict[str, Any]) -> list[Finding]:
-        """Facts, new or told anew. Asks the rules that are about facts alone and read one of these; what is known already,
-        as in a run that goes on, says nothing."""
+        """Facts, new or told anew. Asks the rules that are about facts alone and read one of these; what is known
+        already, as in a run that goes on, says nothing."""
         new = [name for name, value in facts.items() if name not in self.view.facts or self.view.facts[name] != value]
         if not new:
             return []
@@ -158,7 +162,8 @@ class Engine:
         return all(name in self.config for name in rule.fields)
 
     def _meet(self, numbers: dict[str, float]) -> None:
-        """Metrics that haven't been seen before make rules of those that wait for them, one for each that fits a star."""
+        """Metrics that haven't been seen before make rules of those that wait for them, one for each that fits a
+        star."""
         new = numbers.keys() - self._names
         if not new:
             return
@@ -252,7 +257,8 @@ class Engine:
     def _changes(self, patch: dict[str, Any]) -> bool:
         """Whether a patch is none, or one that this run can take: of fields that it has, to other values."""
         return not patch or (
-            all(name in self.config for name in patch) and any(self.config[name] != value for name, value in patch.items())
+            all(name in self.config for name in patch)
+            and any(self.config[name] != value for name, value in patch.items())
         )
 
     def _step_before(self, watched: _Watched, ago: int) -> int:

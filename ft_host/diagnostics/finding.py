@@ -14,7 +14,8 @@ STATES = ("open", "cleared", "muted")
 
 @dataclass(kw_only=True)
 class Finding:
-    """A trouble, once for each cause of it. `state`: open, cleared (it has passed), or muted (it follows from another)."""
+    """A trouble, once for each cause of it. `state`: open, cleared (it has passed), or muted (it follows from
+    another)."""
 
     code: str
     title: str
@@ -49,24 +50,41 @@ class Finding:
     def as_dict(self, config: dict[str, Any]) -> dict[str, Any]:
         """As in findings.jsonl; docs/findings.schema.json describes it. `config` is what patches are held against."""
         return {
-            "schema": SCHEMA, "code": self.code, "title": self.title, "severity": self.severity, "stage": self.stage,
-            "state": self.state, "message": self.message, "why": self.why,
+            "schema": SCHEMA,
+            "code": self.code,
+            "title": self.title,
+            "severity": self.severity,
+            "stage": self.stage,
+            "state": self.state,
+            "message": self.message,
+            "why": self.why,
             "evidence": [{name: plain(value) for name, value in each.items()} for each in self.evidence],
             "remedies": [
                 {
-                    "rank": rank, "why": remedy.why, "applicability": remedy.applicability,
+                    "rank": rank,
+                    "why": remedy.why,
+                    "applicability": remedy.applicability,
                     "patch": [
                         {"op": "replace", "path": f"/{name}", "from": plain(config.get(name)), "value": plain(value)}
                         for name, value in remedy.patch.items()
                     ],
-                    "from_start": remedy.again, "expected": remedy.expected,
+                    "from_start": remedy.again,
+                    "expected": remedy.expected,
                 }
                 for rank, remedy in enumerate(self.remedies, 1)
             ],
-            "cause": self.cause, "step": self.step, "first_step": self.first_step, "last_step": self.last_step,
-            "count": self.count, "window": self.window, "share": round(self.share, 4), "muted_by": self.muted_by,
-            "plugin": self.plugin, "fingerprint": self.fingerprint, "page": f"docs/rules/{self.code}.md",
-        }  # fmt: skip
+            "cause": self.cause,
+            "step": self.step,
+            "first_step": self.first_step,
+            "last_step": self.last_step,
+            "count": self.count,
+            "window": self.window,
+            "share": round(self.share, 4),
+            "muted_by": self.muted_by,
+            "plugin": self.plugin,
+            "fingerprint": self.fingerprint,
+            "page": f"docs/rules/{self.code}.md",
+        }
 
 
 def plain(value: Any) -> Any:

@@ -37,15 +37,48 @@ COMPARED = 50_000  # raw rows that are looked at for duplicates
 HELD_OUT = 5_000  # rows for evaluation that are looked for among them
 # What ends a turn in the templates of the field, beside a tokenizer's own EOS.
 ENDS = (
-    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|return|>", "<|endoftext|>",
-    "<|end_of_text|>", "<|eot|>", "</s>", "<|END_OF_TURN_TOKEN|>", "<|im_sep|>", "<｜end▁of▁sentence｜>", "[EOS]", "<eos>",
-)  # fmt: skip
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|end|>",
+    "<|return|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot|>",
+    "</s>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|im_sep|>",
+    "<｜end▁of▁sentence｜>",
+    "[EOS]",
+    "<eos>",
+)
 # What a row is known by, where it has any of them: ids, sources and scores beside them don't make it another one.
 CONTENT = (
-    "messages", "conversations", "prompt", "completion", "text", "chosen", "rejected", "label", "instruction", "input",
-    "output", "question", "answer", "response", "solution", "query", "prompt_ids", "completion_ids", "chosen_ids",
-    "rejected_ids", "input_ids", "labels",
-)  # fmt: skip
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "text",
+    "chosen",
+    "rejected",
+    "label",
+    "instruction",
+    "input",
+    "output",
+    "question",
+    "answer",
+    "response",
+    "solution",
+    "query",
+    "prompt_ids",
+    "completion_ids",
+    "chosen_ids",
+    "rejected_ids",
+    "input_ids",
+    "labels",
+)
 PROMPTS = ("prompt", "question", "instruction", "query")
 
 
@@ -259,9 +292,11 @@ def _facts(seen: _Seen, rows: int | None, tokenizer: Any, config: RunConfig) -> 
         if tokenizer.unk_token_id is not None:
             facts["data/unknown_tokens"] = seen.unknown / max(sum(seen.texts) or seen.tokens, 1)
     shares = {
-        "eos_rows": seen.ends, "double_bos_rows": seen.double_bos, "prompt_mismatch_rows": seen.mismatched,
+        "eos_rows": seen.ends,
+        "double_bos_rows": seen.double_bos,
+        "prompt_mismatch_rows": seen.mismatched,
         "identical_pairs": seen.identical,
-    }  # fmt: skip
+    }
     facts |= {f"data/{name}": sum(values) / len(values) for name, values in shares.items() if values}
     if seen.rejected:
         facts["data/length_ratio"] = sum(seen.chosen) / max(sum(seen.rejected), 1)

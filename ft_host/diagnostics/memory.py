@@ -1,7 +1,8 @@
 """How much memory a plan takes at its peak, by part, and what makes it less. Imports no torch.
 
-An estimate for one process, from sizes: what can be counted (weights, gradients, optimizer, companions) is counted, what
-depends on rows (activations, logits, keys and values) is worked out for the largest micro-batch that is to be expected.
+An estimate for one process, from sizes: what can be counted (weights, gradients, optimizer, companions) is counted,
+what depends on rows (activations, logits, keys and values) is worked out for the largest micro-batch that is to be
+expected.
 """
 
 from __future__ import annotations
@@ -20,9 +21,15 @@ STATES = {"adafactor": 0.05, "sgd": 0.0}
 
 # What is said of each part, in the order of the sentence.
 PARTS = {
-    "base": "interpreter and libraries", "weights": "weights", "gradients": "gradients", "optimizer": "optimizer",
-    "companions": "other models", "activations": "activations", "logits": "logits", "generation": "generation",
-}  # fmt: skip
+    "base": "interpreter and libraries",
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "companions": "other models",
+    "activations": "activations",
+    "logits": "logits",
+    "generation": "generation",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +61,18 @@ def shape_of(fields: Mapping[str, Any]) -> Shape:
 
 
 def activation_bytes(shape: Shape, tokens: int, width: int, checkpointing: bool = False) -> int:
-    """About what a micro-batch keeps for its backward pass: per token and layer, the inputs of each product and norm, with
-    what is between them (fourteen widths of the hidden state, four of a gated MLP), and for one layer their gradients too.
-    With checkpointing the input of each layer, and one layer in full. Checked by benchmarks/memory_estimate.py."""
+    """About what a micro-batch keeps for its backward pass: per token and layer, the inputs of each product and norm,
+    with what is between them (fourteen widths of the hidden state, four of a gated MLP), and for one layer their
+    gradients too. With checkpointing the input of each layer, and one layer in full. Checked by
+    benchmarks/memory_estimate.py."""
     layer = tokens * width * (14 * shape.hidden + 4 * shape.wide)
     kept = shape.layers * tokens * width * shape.hidden + layer if checkpointing else shape.layers * layer
     return kept + layer
 
 
 def logit_bytes(tokens: int, vocabulary: int, tile: int, targets: int, kept: int) -> int:
-    """What the head takes: all logits in float32 where they are few enough to be kept, else two tiles of them. `tile`: bytes
-    of a tile, which has no fewer than `targets` rows; `kept`: bytes up to which all are kept."""
+    """What the head takes: all logits in float32 where they are few enough to be kept, else two tiles of them. `tile`:
+    bytes of a tile, which has no fewer than `targets` rows; `kept`: bytes up to which all are kept."""
     whole = 4 * tokens * vocabulary
     return whole if whole <= kept else min(2 * whole, 2 * max(tile, 4 * targets * vocabulary))
 
@@ -75,8 +83,8 @@ def longest_batch(rows: int, typical: float, longest: float) -> int:
 
 
 def tokens_of(config: Any, facts: Mapping[str, Any]) -> int:
-    """Tokens of the largest micro-batch. `facts`: lengths of the data, where they were measured. Completions are taken to be
-    as long as they may."""
+    """Tokens of the largest micro-batch. `facts`: lengths of the data, where they were measured. Completions are taken
+    to be as long as they may."""
     limit = config.max_length or 2048
     longest = min(limit, facts.get("data/length_max", limit))
     typical = min(limit, facts.get("data/length_p50", longest))
@@ -115,9 +123,11 @@ def memory_facts(parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def in_words(parts: Mapping[str, float]) -> str:
-    """"about 412 MB of memory at the peak: weights 120, ..."; parts of less than a hundredth are left out."""
+    """ "about 412 MB of memory at the peak: weights 120, ..."; parts of less than a hundredth are left out."""
     whole = peak_mb(parts)
-    named = [f"{said} {parts[name]:,.0f}" for name, said in PARTS.items() if parts.get(name, 0.0) >= max(0.5, 0.01 * whole)]
+    named = [
+        f"{said} {parts[name]:,.0f}" for name, said in PARTS.items() if parts.get(name, 0.0) >= max(0.5, 0.01 * whole)
+    ]
     return f"about {whole:,.0f} MB of memory at the peak of a process, estimated: {', '.join(named)}"
 
 
@@ -138,8 +148,10 @@ def smaller_micro_batch(config: Any) -> Remedy | None:
     if budget is not None:
         return Remedy(
             why=f"Lower max_tokens_per_micro_batch from {budget} to {budget // 2}; a step stays what it is",
-            patch={"max_tokens_per_micro_batch": budget // 2}, safe=True, expected="half the activations",
-        )  # fmt: skip
+            patch={"max_tokens_per_micro_batch": budget // 2},
+            safe=True,
+            expected="half the activations",
+        )
     rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
     if rows % 2:
         return None
@@ -148,74 +160,111 @@ def smaller_micro_batch(config: Any) -> Remedy | None:
     if counted:
         patch["steps_per_generation"] = 2 * counted
     return Remedy(
-        why=f"Lower per_device_train_batch_size from {rows} to {rows // 2} and raise gradient_accumulation_steps from {steps} "
-        f"to {2 * steps}; the effective batch stays the same",
-        patch=patch, safe=True, expected="half the activations",
-    )  # fmt: skip
+        why=(
+            f"Lower per_device_train_batch_size from {rows} to {rows // 2} and raise gradient_accumulation_steps from"
+            f" {steps} to {2 * steps}; the effective batch stays the same"
+        ),
+        patch=patch,
+        safe=True,
+        expected="half the activations",
+    )
 
 
 def checkpointing(config: Any) -> Remedy | None:
     if config.gradient_checkpointing:
         return None
-    return Remedy(why="Set gradient_checkpointing to true: less memory, about a third more compute",
-                  patch={"gradient_checkpointing": True}, safe=True, expected="a fraction of the activations")  # fmt: skip
+    return Remedy(
+        why="Set gradient_checkpointing to true: less memory, about a third more compute",
+        patch={"gradient_checkpointing": True},
+        safe=True,
+        expected="a fraction of the activations",
+    )
 
 
 def shorter_rows(config: Any) -> Remedy | None:
     limit = config.max_length
     if limit is None or limit < 64:
         return None
-    return Remedy(why=f"Lower max_length from {limit} to {limit // 2}, which cuts longer rows",
-                  patch={"max_length": limit // 2}, again=True)  # fmt: skip
+    return Remedy(
+        why=f"Lower max_length from {limit} to {limit // 2}, which cuts longer rows",
+        patch={"max_length": limit // 2},
+        again=True,
+    )
 
 
 def adapter(config: Any) -> Remedy | None:
     if config.use_peft:
         return None
-    return Remedy(why="Set use_peft to true and learning_rate ten times as high: LoRA has no optimizer state for the model's "
-                      "own weights", patch={"use_peft": True, "learning_rate": float(f"{10 * config.learning_rate:.2g}")},
-                  again=True)  # fmt: skip
+    return Remedy(
+        why=(
+            "Set use_peft to true and learning_rate ten times as high: LoRA has no optimizer state for the model's "
+            "own weights"
+        ),
+        patch={"use_peft": True, "learning_rate": float(f"{10 * config.learning_rate:.2g}")},
+        again=True,
+    )
 
 
 def half_precision(config: Any) -> Remedy | None:
     if config.dtype != "float32" or config.fp16:
         return None
     if not config.use_peft:
-        return Remedy(why="Set use_peft to true and dtype to bfloat16: frozen weights need no more",
-                      patch={"use_peft": True, "dtype": "bfloat16"}, again=True, expected="half the weights")  # fmt: skip
-    return Remedy(why="Set dtype to bfloat16: frozen weights need no more", patch={"dtype": "bfloat16"}, again=True,
-                  expected="half the weights")  # fmt: skip
+        return Remedy(
+            why="Set use_peft to true and dtype to bfloat16: frozen weights need no more",
+            patch={"use_peft": True, "dtype": "bfloat16"},
+            again=True,
+            expected="half the weights",
+        )
+    return Remedy(
+        why="Set dtype to bfloat16: frozen weights need no more",
+        patch={"dtype": "bfloat16"},
+        again=True,
+        expected="half the weights",
+    )
 
 
 def small_optimizer(config: Any) -> Remedy | None:
     if config.optim not in ("adamw", "adamw_torch", "adamw_torch_fused"):
         return None
-    return Remedy(why="Set optim to adafactor, which keeps a row and a column for each matrix", patch={"optim": "adafactor"},
-                  again=True)  # fmt: skip
+    return Remedy(
+        why="Set optim to adafactor, which keeps a row and a column for each matrix",
+        patch={"optim": "adafactor"},
+        again=True,
+    )
 
 
 def fewer_at_a_time(config: Any) -> Remedy | None:
     size = config.decode_batch_size
     if size < 2:
         return None
-    return Remedy(why=f"Lower decode_batch_size from {size} to {size // 2}: fewer completions at a time",
-                  patch={"decode_batch_size": size // 2}, safe=True, expected="half the keys and values")  # fmt: skip
+    return Remedy(
+        why=f"Lower decode_batch_size from {size} to {size // 2}: fewer completions at a time",
+        patch={"decode_batch_size": size // 2},
+        safe=True,
+        expected="half the keys and values",
+    )
 
 
 def shorter_completions(config: Any) -> Remedy | None:
     size = config.max_completion_length
     if size < 2:
         return None
-    return Remedy(why=f"Lower max_completion_length from {size} to {size // 2}, which cuts longer completions",
-                  patch={"max_completion_length": size // 2}, again=True)  # fmt: skip
+    return Remedy(
+        why=f"Lower max_completion_length from {size} to {size // 2}, which cuts longer completions",
+        patch={"max_completion_length": size // 2},
+        again=True,
+    )
 
 
 def smaller_evaluation(config: Any) -> Remedy | None:
     size = config.per_device_eval_batch_size
     if size < 2:
         return None
-    return Remedy(why=f"Lower per_device_eval_batch_size from {size} to {size // 2}; the result doesn't depend on it",
-                  patch={"per_device_eval_batch_size": size // 2}, safe=True)  # fmt: skip
+    return Remedy(
+        why=f"Lower per_device_eval_batch_size from {size} to {size // 2}; the result doesn't depend on it",
+        patch={"per_device_eval_batch_size": size // 2},
+        safe=True,
+    )
 
 
 def shards(config: Any) -> Remedy | None:

@@ -16,10 +16,17 @@ WIDTH = 100
 def as_json(diagnosis: Diagnosis) -> str:
     record = diagnosis.record
     told = {
-        "schema": SCHEMA, "run": str(record.folder), "method": record.method, "status": record.status,
-        "steps": record.steps, "rules": len(diagnosis.rules), "findings": diagnosis.findings,
-        "skipped": diagnosis.skipped, "recorded": diagnosis.recorded, "notes": diagnosis.notes,
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "run": str(record.folder),
+        "method": record.method,
+        "status": record.status,
+        "steps": record.steps,
+        "rules": len(diagnosis.rules),
+        "findings": diagnosis.findings,
+        "skipped": diagnosis.skipped,
+        "recorded": diagnosis.recorded,
+        "notes": diagnosis.notes,
+    }
     return json.dumps(fmt.plain(told), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -37,8 +44,11 @@ def as_text(diagnosis: Diagnosis) -> str:
 
 def _counted(diagnosis: Diagnosis) -> str:
     found = [each["severity"] for each in diagnosis.findings if each["state"] == "open"]
-    said = [f"{found.count(one)} {many if found.count(one) != 1 or one == 'info' else one}" for one, many in
-            (("error", "errors"), ("warning", "warnings"), ("info", "to know")) if one in found]  # fmt: skip
+    said = [
+        f"{found.count(one)} {many if found.count(one) != 1 or one == 'info' else one}"
+        for one, many in (("error", "errors"), ("warning", "warnings"), ("info", "to know"))
+        if one in found
+    ]
     return ", ".join(said) or "no open findings"
 
 
@@ -61,7 +71,7 @@ def _finding(finding: dict[str, Any], recorded: bool) -> str:
 
 
 def evidence(each: dict[str, Any]) -> str:
-    """ "loss 4.1 (mean 3.9, baseline 1.2)". """
+    """ "loss 4.1 (mean 3.9, baseline 1.2)"."""
     beside = [f"{name} {_value(each[name])}" for name in ("mean", "baseline") if each.get(name) is not None]
     return f"{each['metric']} {_value(each['value'])}" + (f" ({', '.join(beside)})" if beside else "")
 
@@ -84,6 +94,10 @@ def _value(value: Any) -> str:
 
 def _wrapped(text: str, indent: str) -> str:
     return textwrap.fill(
-        text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}   " if indent and text[:1].isdigit() else indent,
-        break_on_hyphens=False, break_long_words=False,
-    )  # fmt: skip
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}   " if indent and text[:1].isdigit() else indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

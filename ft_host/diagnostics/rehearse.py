@@ -57,10 +57,17 @@ def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[s
         right = [gold, answer, tagged, f"\\boxed{{{answer}}}", f"#### {answer}"]
         for index, text in enumerate([*right, "", asked, "qzx vjw. 0 0 0", f"{answer} {answer} no 7"]):
             said = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            found.append({
-                "row": number, "gold": index < len(right), "whole": name in WHOLE, "prompt": prompt, "completion": said,
-                "columns": raw, "ids": [0] * max(1, len(text.split())),
-            })  # fmt: skip
+            found.append(
+                {
+                    "row": number,
+                    "gold": index < len(right),
+                    "whole": name in WHOLE,
+                    "prompt": prompt,
+                    "completion": said,
+                    "columns": raw,
+                    "ids": [0] * max(1, len(text.split())),
+                }
+            )
     return found
 
 

@@ -51,8 +51,8 @@ def feed(engine: Engine, facts: dict[str, Any], told: dict[str, int], lines: Ite
 def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[str] | None = None) -> Diagnosis:
     """Hold the rules of a run against its folder. `select` and `ignore` stand in for those of its config.
 
-    Raises UsageError where the folder is no run's, or for a code that no rule has. A plugin that isn't there any more, or
-    is broken, is told of in `notes`: the other rules are asked all the same.
+    Raises UsageError where the folder is no run's, or for a code that no rule has. A plugin that isn't there any more,
+    or is broken, is told of in `notes`: the other rules are asked all the same.
     """
     record = read_run(folder)
     config = dataclasses.asdict(RunConfig()) | record.config  # a run of an older host lacks fields
@@ -78,9 +78,13 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
     recorded = _only_recorded(record, findings, owned, select, ignore)
     findings |= recorded
     return Diagnosis(
-        record=record, rules=rules, findings=sorted(findings.values(), key=_worst_first), skipped=engine.skipped(),
-        notes=notes, recorded=list(recorded),
-    )  # fmt: skip
+        record=record,
+        rules=rules,
+        findings=sorted(findings.values(), key=_worst_first),
+        skipped=engine.skipped(),
+        notes=notes,
+        recorded=list(recorded),
+    )
 
 
 def _worst_first(finding: dict[str, Any]) -> tuple[bool, int, int]:
@@ -127,7 +131,9 @@ def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str]]:
         if info not in infos:
             infos.append(info)
         if info.version != version:
-            notes.append(f"{plugin['distribution']} was {version} in the run, its rules here are those of {info.version}")
+            notes.append(
+                f"{plugin['distribution']} was {version} in the run, its rules here are those of {info.version}"
+            )
     host = record.environment.get("ft-host")
     if host and f"ft-host {host}" != HOST:
         notes.append(f"ft-host was {host} in the run, its rules here are those of {HOST.split()[1]}")

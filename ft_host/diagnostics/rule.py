@@ -26,9 +26,9 @@ FACTS = ("data/", "plan/", "model/", "probe/", "start/", "watch/", "system/")
 class Remedy:
     """One way out. `patch`: the config fields to change, {field: new value}; empty where no config field helps.
 
-    `safe`: the patch changes neither what is learnt from nor what is learnt, only speed and memory, or it takes back what
-    the finding shows to be harmful; a person may want to look at others first. `again`: start from the beginning; else the
-    run can go on from a checkpoint from before the finding.
+    `safe`: the patch changes neither what is learnt from nor what is learnt, only speed and memory, or it takes back
+    what the finding shows to be harmful; a person may want to look at others first. `again`: start from the beginning;
+    else the run can go on from a checkpoint from before the finding.
     """
 
     why: str  # a sentence in the imperative: "Lower learning_rate from 1e-5 to 5e-6"
@@ -57,10 +57,10 @@ class Rule:
     the rule one for each metric of that form, and `view["rewards/*/std"]` is then the one that is looked at. `fields`:
     config fields without which the rule is not about this run.
 
-    `test` is True where it looks bad, False where it doesn't, None where that can't be told yet. Of facts alone it is asked
-    when they are told. Of metrics it is asked at each step that logs them all (at each evaluation, where one is an
-    `eval_` metric), and the finding opens once `share` of the last `window` answers are True, of `least` at the least; it
-    is cleared below half of `share`. At stage "after" it is asked once, at the end.
+    `test` is True where it looks bad, False where it doesn't, None where that can't be told yet. Of facts alone it is
+    asked when they are told. Of metrics it is asked at each step that logs them all (at each evaluation, where one is
+    an `eval_` metric), and the finding opens once `share` of the last `window` answers are True, of `least` at the
+    least; it is cleared below half of `share`. At stage "after" it is asked once, at the end.
     """
 
     code: str

@@ -23,21 +23,35 @@ LINE = re.compile(r"(?P<file>.+\.(?:ya?ml|json|toml))(?::(?P<line>\d+))?")  # of
 def as_sarif(diagnosis: Diagnosis) -> str:
     codes = [rule.code for rule, _ in diagnosis.rules]
     run = {
-        "tool": {"driver": {
-            "name": "ft-host", "version": ft_host.__version__, "semanticVersion": ft_host.__version__,
-            "rules": [_rule(each, diagnosis) for each in diagnosis.rules],
-        }},
-        "results": [_result(each, codes, diagnosis) for each in diagnosis.findings],
-        "invocations": [{
-            "executionSuccessful": True,
-            "toolExecutionNotifications": [{"level": "note", "message": {"text": note}} for note in diagnosis.notes],
-        }],
-        "properties": {
-            "run": str(diagnosis.record.folder), "method": diagnosis.record.method, "status": diagnosis.record.status,
-            "steps": diagnosis.record.steps, "skipped": diagnosis.skipped,
+        "tool": {
+            "driver": {
+                "name": "ft-host",
+                "version": ft_host.__version__,
+                "semanticVersion": ft_host.__version__,
+                "rules": [_rule(each, diagnosis) for each in diagnosis.rules],
+            }
         },
-    }  # fmt: skip
-    return json.dumps(fmt.plain({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}), indent=2, ensure_ascii=False) + "\n"
+        "results": [_result(each, codes, diagnosis) for each in diagnosis.findings],
+        "invocations": [
+            {
+                "executionSuccessful": True,
+                "toolExecutionNotifications": [
+                    {"level": "note", "message": {"text": note}} for note in diagnosis.notes
+                ],
+            }
+        ],
+        "properties": {
+            "run": str(diagnosis.record.folder),
+            "method": diagnosis.record.method,
+            "status": diagnosis.record.status,
+            "steps": diagnosis.record.steps,
+            "skipped": diagnosis.skipped,
+        },
+    }
+    return (
+        json.dumps(fmt.plain({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}), indent=2, ensure_ascii=False)
+        + "\n"
+    )
 
 
 def _rule(owned: Owned, diagnosis: Diagnosis) -> dict[str, Any]:
@@ -62,10 +76,21 @@ def _result(finding: dict[str, Any], codes: list[str], diagnosis: Diagnosis) -> 
         "locations": [{"physicalLocation": each} for each in _locations(finding, diagnosis)],
         "partialFingerprints": {"ftHostFinding/v1": finding["fingerprint"]},
         "properties": {
-            name: finding[name] for name in
-            ("state", "stage", "evidence", "remedies", "first_step", "last_step", "count", "window", "share", "muted_by")
+            name: finding[name]
+            for name in (
+                "state",
+                "stage",
+                "evidence",
+                "remedies",
+                "first_step",
+                "last_step",
+                "count",
+                "window",
+                "share",
+                "muted_by",
+            )
         },
-    }  # fmt: skip
+    }
     if finding["code"] in codes:
         out["ruleIndex"] = codes.index(finding["code"])
     if finding["state"] == "muted":

@@ -16,8 +16,8 @@ SETTLED = 10  # values of the baseline that must be there
 class View:
     """`view["loss"]` is a fact, or the value of this step. Names with a star stand for what the rule is looking at now.
 
-    Everything else is about the metrics so far, with what isn't finite left out: `recent`, `mean`, `median`, `baseline`,
-    `slope`. All cheap enough for every step.
+    Everything else is about the metrics so far, with what isn't finite left out: `recent`, `mean`, `median`,
+    `baseline`, `slope`. All cheap enough for every step.
     """
 
     def __init__(self, config: dict[str, Any]):
@@ -78,7 +78,8 @@ class View:
         return sum(values) / len(values) if values else math.nan
 
     def slope(self, name: str, count: int = 50) -> float:
-        """How much the least-squares line through the last `count` values rises from its first to its last. NaN below 5."""
+        """How much the least-squares line through the last `count` values rises from its first to its last. NaN below
+        5."""
         values = self.recent(name, count)
         size = len(values)
         if size < 5:
@@ -103,8 +104,8 @@ class View:
         return 0 if series is None else len(series)
 
     def turn(self, name: str, every: int = 1) -> bool:
-        """Whether it is time for a test that looks at all values: at every so many, and in a long run whenever it has grown
-        by a hundredth, so that the cost for a step stays that of about a hundred values."""
+        """Whether it is time for a test that looks at all values: at every so many, and in a long run whenever it has
+        grown by a hundredth, so that the cost for a step stays that of about a hundred values."""
         count = self.count(name)
         return count % max(every, count // 100) == 0
 
@@ -132,7 +133,7 @@ class View:
 
     @property
     def often(self) -> str:
-        """ "in 43 % of the last 50 steps". """
+        """ "in 43 % of the last 50 steps"."""
         what = "rollouts" if self._by_rollout() else "steps"
         return f"in {percent(self.share)} of the last {self.window} {what}"
 

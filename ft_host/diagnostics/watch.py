@@ -59,17 +59,18 @@ class Watch:
             self.run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
 
     def attach(self, run: Run, lines: list[dict[str, Any]]) -> None:
-        """The run has a folder now. `lines`: its metrics so far, of a run that goes on. What they show was told of when it
-        was found, and stops the run no second time."""
+        """The run has a folder now. `lines`: its metrics so far, of a run that goes on. What they show was told of when
+        it was found, and stops the run no second time."""
         self.run = run
         if not self.main:
             return
         if lines:
             told = run.folder.manifest.get("facts_told") or {}
             kept = {
-                name: value for name, value in (run.folder.manifest.get("facts") or {}).items()
+                name: value
+                for name, value in (run.folder.manifest.get("facts") or {}).items()
                 if not name.startswith("watch/") and told.get(name, 0) <= run.step
-            }  # fmt: skip
+            }
             feed(self.engine, kept, told, lines)
         written = {each["fingerprint"]: each for each in run.folder.read("findings.jsonl")}
         for finding in self.unwritten:
@@ -77,7 +78,10 @@ class Watch:
                 self._write(finding)
         self.unwritten.clear()
         asked = {rule.code for rule, _ in self.rules}
-        for fingerprint, each in written.items():  # of what ended the run, such as a loss that is NaN, and is tried again
+        for (
+            fingerprint,
+            each,
+        ) in written.items():  # of what ended the run, such as a loss that is NaN, and is tried again
             if each["state"] == "open" and each["code"] in asked and fingerprint not in self.engine.findings:
                 run.folder.append("findings.jsonl", each | {"state": "cleared", "step": run.step})
         run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
@@ -94,7 +98,8 @@ class Watch:
         folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
 
     def finish(self, whole: bool = True) -> list[dict[str, Any]]:
-        """The rules about the whole run, unless it was stopped, then every finding as it ended, as in findings.jsonl."""
+        """The rules about the whole run, unless it was stopped, then every finding as it ended, as in
+        findings.jsonl."""
         if not self.main:
             return []
         before = set(self.engine.findings)

@@ -1,7 +1,7 @@
 """The row buffer: completions of one rollout, and the optimizer steps that are cut from them.
 
-What is in it, where it stands and which prompt comes next is in every checkpoint. A step is a set of rows that depends on
-the rollout alone, not on the number of processes.
+What is in it, where it stands and which prompt comes next is in every checkpoint. A step is a set of rows that depends
+on the rollout alone, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -85,9 +85,13 @@ class Buffer:
     def state(self) -> dict[str, Any]:
         """This rank's part of it, JSON-able. Where it stands is in the position of the last step."""
         return {
-            "number": self.number, "rows": self.rows, "sizes": self.sizes, "place": self.place,
-            "metrics": self.metrics, "samples": self.samples,
-        }  # fmt: skip
+            "number": self.number,
+            "rows": self.rows,
+            "sizes": self.sizes,
+            "place": self.place,
+            "metrics": self.metrics,
+            "samples": self.samples,
+        }
 
     def planned_steps(self) -> int | None:
         """Optimizer steps of all epochs, if nothing has to be drawn again; None for a stream."""
@@ -131,7 +135,8 @@ class Buffer:
     # -- a rollout
 
     def fill(self) -> None:
-        """Make the next rollout. Raises StopIteration after the last prompt, FtHostError where nothing can be learnt."""
+        """Make the next rollout. Raises StopIteration after the last prompt, FtHostError where nothing can be
+        learnt."""
         run, plan = self.run, self.plan
         number = self.number + 1
         rollout_run = self.rollout_run(number)
@@ -163,11 +168,14 @@ class Buffer:
             raise FtHostError(
                 f"rollout {number + 1}: none of {count} prompts held a signal to learn from, drawn {draws} times "
                 f"(max_rollout_draws): the completions of each had equal rewards{reward}. The prompts are too hard or "
-                f"too easy for this model, or the reward doesn't tell completions apart"
+                "too easy for this model, or the reward doesn't tell completions apart"
             )
         if kept < plan.prompts and draws == run.config.max_rollout_draws:
-            run.say(f"rollout {number + 1}: {kept} of {plan.prompts} groups held a signal after {draws} draws "
-                    f"(max_rollout_draws)", "warning")  # fmt: skip
+            run.say(
+                f"rollout {number + 1}: {kept} of {plan.prompts} groups held a signal after {draws} draws "
+                "(max_rollout_draws)",
+                "warning",
+            )
         rows, sizes = self.numbered(rows)
         annotating = time.perf_counter()
         self.rows, self.sizes = annotated(run, rows), sizes
@@ -212,7 +220,9 @@ class Buffer:
         """Some completions, whole groups first, with the advantage that the method gave them, if it gives one."""
         run, most = self.run, self.run.config.logged_completions
         if samples and len(samples) != len(self.rows):
-            raise TypeError(f"ft_rollout gave {len(samples)} samples for {len(self.rows)} rows; expected one a row, or none")
+            raise TypeError(
+                f"ft_rollout gave {len(samples)} samples for {len(self.rows)} rows; expected one a row, or none"
+            )
         shown = []
         for sample, row in list(zip(samples, self.rows, strict=False))[:most]:
             more = {"advantage": row["advantage"]} if "advantage" in row else {}
@@ -252,7 +262,8 @@ def units_of(rows: list[Row], budget: int) -> list[list[Row]]:
 
 
 def dealt(saved: list[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any] | None:
-    """What the ranks of a checkpoint had in their buffers, as this rank of `world_size` has it; None: there were none."""
+    """What the ranks of a checkpoint had in their buffers, as this rank of `world_size` has it; None: there were
+    none."""
     if not saved:
         return None
     if len(saved) == world_size:

@@ -18,8 +18,8 @@ from ft_host.rewards.builtin import check_arguments
 class RolloutPlan:
     """How completions become optimizer steps.
 
-    A rollout is `prompts` prompts × `generations` completions, over all ranks. It is cut into `steps` optimizer steps of
-    `rows_per_step` completions, and gone through `passes` times; with `shuffled`, each pass cuts it anew.
+    A rollout is `prompts` prompts × `generations` completions, over all ranks. It is cut into `steps` optimizer steps
+    of `rows_per_step` completions, and gone through `passes` times; with `shuffled`, each pass cuts it anew.
     """
 
     prompts: int
@@ -46,15 +46,17 @@ class RolloutPlan:
 class RolloutConfig(RunConfig):
     """What every run with rollouts can be told."""
 
-    needs_reward: ClassVar[bool] = True  # False in a method that learns from something else; its `reward` isn't required
+    needs_reward: ClassVar[bool] = (
+        True  # False in a method that learns from something else; its `reward` isn't required
+    )
     needs_columns: ClassVar[tuple[str, ...]] = ()  # of the training data, beside the prompt
     held_out_loss: ClassVar[bool] = False  # True where held-out rows are more than prompts and have a loss too
 
     # -- rewards
     reward: list[str] = option(
         [],
-        "What a completion is worth: functions (file.py:function or package.module:function), built-in ones by name, or "
-        "folders of reward models. Several are weighed and added.",
+        "What a completion is worth: functions (file.py:function or package.module:function), built-in ones by name, or"
+        " folders of reward models. Several are weighed and added.",
         group="rollouts",
         aliases=("reward_funcs",),
         required=True,
@@ -77,17 +79,20 @@ class RolloutConfig(RunConfig):
     )
     max_reward_failures: int = option(
         64,
-        "Completions in a row that a reward function may fail for; more end the run. Each such completion has no reward "
-        "of that function, and is counted.",
+        "Completions in a row that a reward function may fail for; more end the run. Each such completion has no reward"
+        " of that function, and is counted.",
         group="rollouts",
         ge=0,
     )
 
     # -- sampling
     max_length: int | None = option(
-        1024, "Longest prompt in tokens; rows over it are left out. none: no limit.", group="rollouts", gt=1,
+        1024,
+        "Longest prompt in tokens; rows over it are left out. none: no limit.",
+        group="rollouts",
+        gt=1,
         aliases=("max_prompt_length",),
-    )  # fmt: skip
+    )
     max_completion_length: int = option(
         512, "Longest completion in tokens; with tools, of all its turns.", group="rollouts", gt=0
     )
@@ -123,8 +128,8 @@ class RolloutConfig(RunConfig):
     )
     environment: str | None = option(
         None,
-        "A class (file.py:Class or package.module:Class), one object for each completion: `reset(**row)` may add to the "
-        "prompt, its public methods are tools, and its `get_reward()`, if it has one, is a reward.",
+        "A class (file.py:Class or package.module:Class), one object for each completion: `reset(**row)` may add to the"
+        " prompt, its public methods are tools, and its `get_reward()`, if it has one, is a reward.",
         group="rollouts",
     )
     max_tool_calling_iterations: int | None = option(
@@ -135,15 +140,17 @@ class RolloutConfig(RunConfig):
     # -- refilling, looking on
     max_rollout_draws: int = option(
         10,
-        "How often prompts are drawn for one rollout where the method leaves out groups that hold no signal. After that "
-        "it trains on what it has.",
+        "How often prompts are drawn for one rollout where the method leaves out groups that hold no signal. After that"
+        " it trains on what it has.",
         group="rollouts",
         gt=0,
     )
     logged_completions: int = option(
-        16, "Completions of each rollout that samples.jsonl and the report show, with their rewards.", group="rollouts",
+        16,
+        "Completions of each rollout that samples.jsonl and the report show, with their rewards.",
+        group="rollouts",
         ge=0,
-    )  # fmt: skip
+    )
     max_sampling_logp_difference: float = option(
         0.1,
         "The run ends where the backend's log-probs differ from the trainer's by more than this on average (nats), "
@@ -173,8 +180,10 @@ class RolloutConfig(RunConfig):
             if getattr(self, name) != usual:
                 raise ConfigError(f"{name}: has no effect on rollouts, which are made of whole prompts; leave it out")
         if self.train_sampling_strategy == "group_by_length":
-            raise ConfigError("train_sampling_strategy: the length of completions isn't known beforehand; expected "
-                              "random or sequential")  # fmt: skip
+            raise ConfigError(
+                "train_sampling_strategy: the length of completions isn't known beforehand; expected "
+                "random or sequential"
+            )
         if self.reward_weights and len(self.reward_weights) != len(self.reward):
             raise ConfigError(f"reward_weights: {len(self.reward_weights)} weights for {len(self.reward)} rewards")
         check_arguments(self.reward_kwargs, [*self.reward, *self.eval_reward])
@@ -193,8 +202,8 @@ def grouped_plan(
     num_iterations: int,
 ) -> RolloutPlan:
     """The plan of methods that compare the completions of a prompt, under TRL's names: a generation batch is
-    `generation_batch_size` completions, or `steps_per_generation` micro-batches of all processes (not set: one optimizer
-    step).
+    `generation_batch_size` completions, or `steps_per_generation` micro-batches of all processes (not set: one
+    optimizer step).
 
     Raises ConfigError, with the nearest possible numbers, where it doesn't come out even.
     """

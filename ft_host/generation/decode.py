@@ -8,9 +8,10 @@ ones from `start` to the current one:
     row 1               p p p c c c c
     row 2 (entered)           p p p c       in the columns behind which a row left, its prompt ending where all are
 
-So the model sees an ordinary batch, padded on the left, with a 2-D mask; distances in columns are distances in positions,
-as sliding windows need; and nothing is moved when a row enters, as long as no prompt is longer than the columns in use:
-the longest enter first. Where the buffer ends, columns that no row needs any more are dropped and room is made.
+So the model sees an ordinary batch, padded on the left, with a 2-D mask; distances in columns are distances in
+positions, as sliding windows need; and nothing is moved when a row enters, as long as no prompt is longer than the
+columns in use: the longest enter first. Where the buffer ends, columns that no row needs any more are dropped and room
+is made.
 
 A prompt that several rows have is run through the model once, and its keys and values are copied to each.
 """
@@ -43,8 +44,8 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
 @dataclass(frozen=True)
 class Job:
-    """A request in its place: `index` in the call, `number` of its noise, `limit` of new tokens, which is less than what
-    was asked for where the model's positions end."""
+    """A request in its place: `index` in the call, `number` of its noise, `limit` of new tokens, which is less than
+    what was asked for where the model's positions end."""
 
     index: int
     prompt_ids: list[int]
@@ -87,8 +88,8 @@ class Columns(CacheLayerMixin):
         raise NotImplementedError("room is made before the model is run")
 
     def make_room(self, rows: int, columns: int, like: Pair) -> None:
-        """Move what is in use into new buffers of this size, to their first column. Zeros elsewhere: what is masked must
-        be finite all the same."""
+        """Move what is in use into new buffers of this size, to their first column. Zeros elsewhere: what is masked
+        must be finite all the same."""
         used = self.extent
         new = [each.new_zeros(rows, each.shape[-3], columns, each.shape[-1]) for each in like]
         if self.is_initialized:
@@ -154,10 +155,18 @@ def prefill(model: PreTrainedModel, prompts: list[Prompt]) -> None:
     ids, mask = ids.to(model.device), mask.to(model.device)
     # Not of the model's config: its sliding layers would keep the columns of their window only.
     cache = DynamicCache()
-    logits = model(
-        input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), past_key_values=cache,
-        use_cache=True, logits_to_keep=1,
-    ).logits[:, -1].float()  # fmt: skip
+    logits = (
+        model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        .logits[:, -1]
+        .float()
+    )
     for row, prompt in enumerate(prompts):
         own = (row, slice(None), slice(width - len(prompt.ids), None))
         prompt.states = [(layer.keys[own], layer.values[own]) for layer in cache.layers]
@@ -282,10 +291,18 @@ class Decoder:
         if used.end == self.layers[0].keys.shape[2]:
             self._make_room([(layer.keys, layer.values) for layer in self.layers])
         start, column = self.start[rows, None], torch.arange(used.first, used.end + 1, device=self.token.device)
-        logits = self.model(
-            input_ids=self.token[rows, None], attention_mask=(column >= start).long(), position_ids=used.end - start,
-            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
-        ).logits[:, -1].float()  # fmt: skip
+        logits = (
+            self.model(
+                input_ids=self.token[rows, None],
+                attention_mask=(column >= start).long(),
+                position_ids=used.end - start,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
+        )
         used.end += 1
         step = used.end - self.born[rows, None]
         return self._pick(logits, rows, self.noise[rows].gather(1, step)[:, 0])

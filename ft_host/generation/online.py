@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 
 def check_online(method: PluginInfo, plugins: PluginManager, config: RunConfig) -> None:
-    """Refuse a method whose hooks and fields don't agree on whether it makes its own rows. Raises PluginBroken; ConfigError
-    for a backend that lacks what the run needs."""
+    """Refuse a method whose hooks and fields don't agree on whether it makes its own rows. Raises PluginBroken;
+    ConfigError for a backend that lacks what the run needs."""
     answers = bool(plugins.hook.ft_rollout.get_hookimpls())
     if answers != isinstance(config, RolloutConfig):
         has, lacks = "ft_rollout", "RolloutConfig"
         if not answers:
             has, lacks = lacks, has
         raise PluginBroken(
-            f"{label(method)}: the method {method.name!r} has {has} and lacks {lacks}: a method that answers ft_rollout has "
-            f"a config that extends ft_host.generation.config.RolloutConfig, and no other has"
+            f"{label(method)}: the method {method.name!r} has {has} and lacks {lacks}: a method that answers ft_rollout"
+            " has a config that extends ft_host.generation.config.RolloutConfig, and no other has"
         )
     if answers and config.needs_scores and not plugins.hook.ft_score.get_hookimpls():
         raise ConfigError(NO_SCORES.format(config.backend))
@@ -61,13 +61,13 @@ class Online:
 
     @classmethod
     def open(cls, config: RolloutConfig, columns: list[str], tokenizer: PreTrainedTokenizerBase) -> Online:
-        """Raises ConfigError or DataError for a reward or tool that can't be found, or used with this data, and for a column
-        that isn't there."""
+        """Raises ConfigError or DataError for a reward or tool that can't be found, or used with this data, and for a
+        column that isn't there."""
         for name in config.needs_columns:
             if name not in columns:
                 raise DataError(
-                    f"dataset: has no column {name}, only {', '.join(columns) or 'none'}{nearest(name, columns, 'columns')}; "
-                    "dataset_columns renames one"
+                    f"dataset: has no column {name}, only"
+                    f" {', '.join(columns) or 'none'}{nearest(name, columns, 'columns')}; dataset_columns renames one"
                 )
         toolbox = load_tools(config)
         if toolbox is not None:
@@ -127,10 +127,20 @@ class Online:
 
     def rollout_run(self, run: Run, number: int) -> RolloutRun:
         return RolloutRun(
-            config=self.config, tokenizer=run.tokenizer, rank=run.rank, world_size=run.world_size, version=run.step,
-            number=number, gather=run.gather, say=run.say, engine=run.generate, pool=self.pool, toolbox=self.toolbox,
-            positions=self.positions, trainer_state=trainer_state(run),
-        )  # fmt: skip
+            config=self.config,
+            tokenizer=run.tokenizer,
+            rank=run.rank,
+            world_size=run.world_size,
+            version=run.step,
+            number=number,
+            gather=run.gather,
+            say=run.say,
+            engine=run.generate,
+            pool=self.pool,
+            toolbox=self.toolbox,
+            positions=self.positions,
+            trainer_state=trainer_state(run),
+        )
 
     def close(self) -> None:
         self.pool.close()

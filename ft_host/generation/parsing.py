@@ -31,7 +31,12 @@ EXPECTED = 'expected {"name": ..., "arguments": {...}}'
 
 
 def read_turn(
-    answer: Completion, before: list[int], tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]], *, first: int
+    answer: Completion,
+    before: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    tools: list[dict[str, Any]],
+    *,
+    first: int,
 ) -> tuple[Message, list[Call]]:
     """A turn of the model as an assistant message, and its calls, numbered from `first`. `before`: the tokens that it
     follows. One that was cut short is text."""

@@ -1,7 +1,7 @@
 """Does what samples have the weights that are trained? Its log-probs beside the policy's own, on a few prompts.
 
-Before the first rollout it finds other precisions, kernels and chat formats; after the first update, weights that did not
-arrive. Both would otherwise show as training that doesn't learn.
+Before the first rollout it finds other precisions, kernels and chat formats; after the first update, weights that did
+not arrive. Both would otherwise show as training that doesn't learn.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
     requests = [Request(prompt_ids=row["prompt_ids"], number=row["group"], max_new_tokens=limit) for row in rows]
     sampling = Sampling(max_new_tokens=limit, temperature=config.temperature, seed=config.seed)
     made = [
-        completion_row(row, completion)
-        for row, completion in zip(rows, run.generate(requests, sampling), strict=True)
+        completion_row(row, completion) for row, completion in zip(rows, run.generate(requests, sampling), strict=True)
     ]
     batch = forest(completion_segments(made), num_rows=len(made)).to(run.device)
     with still(run.policy), run.accelerator.autocast():
@@ -50,17 +49,19 @@ def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
     run.learn(differences(mean, most, config.max_sampling_logp_difference, run.step > 0))
     if not torch.isfinite(torch.tensor(mean)) or mean > config.max_sampling_logp_difference:
         raise FtHostError(
-            f"{when}, the log-probs of the backend {config.backend} differ from the policy's by {mean:.3g} nats on average "
-            f"(over {count} tokens, {most:.3g} at most), and max_sampling_logp_difference allows "
-            f"{config.max_sampling_logp_difference:g}: it doesn't sample from the model that is trained. "
+            f"{when}, the log-probs of the backend {config.backend} differ from the policy's by {mean:.3g} nats on"
+            f" average (over {count} tokens, {most:.3g} at most), and max_sampling_logp_difference allows"
+            f" {config.max_sampling_logp_difference:g}: it doesn't sample from the model that is trained. "
             + (
                 "The update of its weights did not arrive"
                 if run.step
                 else "Look for another precision (dtype, bf16), quantised weights, another model or revision"
             )
         )
-    run.say(f"{when}, the log-probs of the backend {config.backend} are the policy's within {mean:.2g} nats on average, "
-            f"{most:.2g} at most ({count} tokens)")  # fmt: skip
+    run.say(
+        f"{when}, the log-probs of the backend {config.backend} are the policy's within {mean:.2g} nats on average, "
+        f"{most:.2g} at most ({count} tokens)"
+    )
 
 
 def differences(mean: float, most: float, limit: float, updated: bool) -> dict[str, Any]:

@@ -45,16 +45,19 @@ class Rewards:
     def totals(self) -> list[float | None]:
         """The weighted sum of each completion's rewards; None where it has none at all."""
         return [
-            None if all(value is None for value in each) else
-            sum(weight * value for weight, value in zip(self.weights, each, strict=True) if value is not None)
+            (
+                None
+                if all(value is None for value in each)
+                else sum(weight * value for weight, value in zip(self.weights, each, strict=True) if value is not None)
+            )
             for each in self.values
-        ]  # fmt: skip
+        ]
 
 
 @dataclass(kw_only=True)
 class Rollout:
-    """Rows to train on, JSON-able, those of a `group` next to each other (see `ft_host.generation.rows`), and what there
-    is to say of them. `samples`: none, or one a row."""
+    """Rows to train on, JSON-able, those of a `group` next to each other (see `ft_host.generation.rows`), and what
+    there is to say of them. `samples`: none, or one a row."""
 
     rows: list[Row]
     metrics: dict[str, Metric] = field(default_factory=dict)
@@ -114,16 +117,24 @@ class RolloutRun:
         self, rows: list[Row], generations: int = 1, role: str = "policy", stop_token_ids: list[int] | None = None
     ) -> list[Completion]:
         """`generations` completions of each prompt by the policy, or by the companion of that `role`: those of rows[0]
-        first. `stop_token_ids` end them, rather than the tokenizer's EOS. With tools or an environment, whole conversations.
-        All ranks must call it at once; one may have no rows.
-        Raises, on all ranks, what one raises."""
+        first. `stop_token_ids` end them, rather than the tokenizer's EOS. With tools or an environment, whole
+        conversations. All ranks must call it at once; one may have no rows. Raises, on all ranks, what one raises."""
         started = time.perf_counter()
         seed = seed_of(self.config.seed, "rollout", self.number, self.calls)
         sampling = sampling_of(self.config, seed, role, stop_token_ids)
-        completions = self._together(lambda: completed(
-            rows, generations, self.engine, sampling, self.tokenizer, self.config, self.toolbox, self.positions,
-            self._more,
-        ))  # fmt: skip
+        completions = self._together(
+            lambda: completed(
+                rows,
+                generations,
+                self.engine,
+                sampling,
+                self.tokenizer,
+                self.config,
+                self.toolbox,
+                self.positions,
+                self._more,
+            )
+        )
         self.calls += 1
         self._took("generation", started)
         self.tokens += sum(map(size, completions))
@@ -145,8 +156,11 @@ class RolloutRun:
         failed = self.gather({name: (len(each), each[0][1]) for name, each in found.failures.items() if each})
         for name in dict.fromkeys(name for rank in failed for name in rank):
             told = [rank[name] for rank in failed if name in rank]
-            self.say(f"reward {name}: no value for {sum(count for count, _ in told)} of "
-                     f"{sum(self.gather(len(completions)))} completions: {told[0][1]}", "warning")  # fmt: skip
+            self.say(
+                f"reward {name}: no value for {sum(count for count, _ in told)} of "
+                f"{sum(self.gather(len(completions)))} completions: {told[0][1]}",
+                "warning",
+            )
             mine = len(found.failures.get(name, ()))
             metrics[f"rewards/{name}/failed"] = total(mine)
             metrics[f"rewards/{name}/failed_share"] = mean(mine, len(completions))
@@ -162,8 +176,8 @@ class RolloutRun:
         return rewards
 
     def watch(self, rows: list[Row], completions: list[Completion]) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
-        """What completions earn where nothing is learnt from it: metrics, and of each completion what samples.jsonl shows.
-        Nothing, where the config has no rewards. All ranks must call it at once."""
+        """What completions earn where nothing is learnt from it: metrics, and of each completion what samples.jsonl
+        shows. Nothing, where the config has no rewards. All ranks must call it at once."""
         if not self.config.reward:
             return {}, [{} for _ in completions]
         rewards = self.reward(rows, completions)
@@ -317,10 +331,14 @@ def worth_metrics(totals: list[float | None], completions: list[Completion]) -> 
         "completions/reward_min": minimum(min(values)),
         "completions/reward_max": maximum(max(values)),
         "completions/reward_length_correlation": correlation(
-            sum(lengths), sum(values), sum(each * each for each in lengths), sum(each * each for each in values),
-            sum(length * value for length, value in pairs), len(pairs),
+            sum(lengths),
+            sum(values),
+            sum(each * each for each in lengths),
+            sum(each * each for each in values),
+            sum(length * value for length, value in pairs),
+            len(pairs),
         ),
-    }  # fmt: skip
+    }
 
 
 def size(completion: Completion) -> int:

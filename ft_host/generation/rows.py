@@ -81,7 +81,8 @@ def sum_by_row(values: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def completion_metrics(completions: list[Completion]) -> dict[str, Metric]:
-    """Lengths in tokens that were sampled, of all and of those that came to an end, and the share that was cut short."""
+    """Lengths in tokens that were sampled, of all and of those that came to an end, and the share that was cut
+    short."""
     sizes = [sum(each.sampled) if each.sampled else len(each.token_ids) for each in completions]
     ended = [size for size, each in zip(sizes, completions, strict=True) if each.finish_reason != "length"]
     found: dict[str, Metric] = {}

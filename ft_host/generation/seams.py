@@ -32,13 +32,17 @@ def between(chat: templates.Conversation, ids: list[int], said: list[Message]) -
     seam = seam_of(chat.tokenizer, json.dumps(chat.tools), json.dumps(chat.arguments), asked)
     text = chat.render([USER, calling(asked[: seam.shown]), *said], ask=True)
     if not text.startswith(seam.head):
-        raise ConfigError("the chat template shows a turn that calls tools in another way before what tools say: "
-                          f"expected {seam.head[-80:]!r}, found {text[:len(seam.head)][-80:]!r}")  # fmt: skip
+        raise ConfigError(
+            "the chat template shows a turn that calls tools in another way before what tools say: "
+            f"expected {seam.head[-80:]!r}, found {text[: len(seam.head)][-80:]!r}"
+        )
     close = encoded(chat.tokenizer, seam.close)
     # with the end of turn before it, where a tokenizer writes the beginning of a text in a way of its own
     made = encoded(chat.tokenizer, seam.close + text[len(seam.head) :])
     if made[: len(close)] != close:
-        raise ConfigError(f"the tokens of {seam.close!r}, which ends a turn of the chat template, aren't always the same")
+        raise ConfigError(
+            f"the tokens of {seam.close!r}, which ends a turn of the chat template, aren't always the same"
+        )
     return made[len(close) :] if ids[-len(close) :] == close else made
 
 
@@ -97,8 +101,9 @@ def calling(asked: tuple[tuple[str, str], ...]) -> Message:
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False,
-                     verbose=False)["input_ids"]  # fmt: skip
+    return tokenizer(
+        text, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )["input_ids"]
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]], arguments: dict[str, Any]) -> None:

@@ -58,7 +58,8 @@ class Toolbox:
         return [*self.functions, *self.methods]
 
     def open(self, columns: list[Row]) -> list[tuple[Any, str]]:
-        """A fresh environment for each of these rows' columns, reset with them, and the text that it adds to the prompt.
+        """A fresh environment for each of these rows' columns, reset with them, and the text that it adds to the
+        prompt.
 
         Raises DataError for a parameter of `reset` that is no column, and FtHostError where `reset` fails: without an
         environment there is nothing to talk to.
@@ -190,13 +191,14 @@ def load_environment(spec: str, modules: dict[str, ModuleType]) -> type:
         if each.kind in (each.POSITIONAL_ONLY, each.VAR_POSITIONAL):
             raise ConfigError(f"environment: {spec}: reset takes {each} by position; columns are passed by name")
     needed = [
-        name for name, each in inspect.signature(found).parameters.items()
+        name
+        for name, each in inspect.signature(found).parameters.items()
         if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    ]  # fmt: skip
+    ]
     if needed:
         raise ConfigError(
             f"environment: {spec} can't be made without {', '.join(needed)}; expected a class that needs no arguments "
-            f"(what differs from row to row goes to reset)"
+            "(what differs from row to row goes to reset)"
         )
     return found
 
@@ -218,8 +220,8 @@ def described(function: Callable[..., Any], where: str) -> dict[str, Any]:
         return templates.get_json_schema(function)
     except (templates.DocstringParsingException, templates.TypeHintParsingException, NameError, TypeError) as error:
         raise ConfigError(
-            f"{where} can't be described to a model: {' '.join(str(error).split())}. A tool needs a docstring, and each "
-            f"argument of it a type hint and a line under Args: there"
+            f"{where} can't be described to a model: {' '.join(str(error).split())}. A tool needs a docstring, and each"
+            " argument of it a type hint and a line under Args: there"
         ) from error
 
 

@@ -46,7 +46,8 @@ def answering(run: Run, role: str) -> Iterator[Policy]:
 def complete(requests: list[Request], sampling: Sampling, run: Run, policy: Policy) -> list[Completion]:
     model, tokenizer = policy.causal_lm, run.tokenizer
     ends = end_tokens(model, tokenizer, sampling)
-    # Not every architecture ends somewhere, and some keep the number under another name that only attribute access maps.
+    # Not every architecture ends somewhere, and some keep the number under another name that only attribute access
+    # maps.
     max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     # Requests without a number are counted over ranks as if dealt out in turn: no two share their noise, and rows that
     # are dealt out in turn get the same noise whatever the number of ranks.
@@ -67,9 +68,13 @@ def complete(requests: list[Request], sampling: Sampling, run: Run, policy: Poli
 
 
 def jobs_of(
-    requests: list[Request], max_new_tokens: int, max_positions: int | None, tokenizer: PreTrainedTokenizerBase,
-    first: int = 0, each: int = 1,
-) -> list[Job]:  # fmt: skip
+    requests: list[Request],
+    max_new_tokens: int,
+    max_positions: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    first: int = 0,
+    each: int = 1,
+) -> list[Job]:
     """One job a request; those without a number get `first`, and `each` more from one to the next.
 
     Raises DataError for a prompt that is empty or leaves the model no position to answer in.
@@ -95,8 +100,8 @@ def jobs_of(
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> list[int]:
-    """The tokens that end a completion: the tokenizer's EOS, unless `sampling` has others, and what the model's generation
-    config adds to it."""
+    """The tokens that end a completion: the tokenizer's EOS, unless `sampling` has others, and what the model's
+    generation config adds to it."""
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     asked = [tokenizer.eos_token_id] if sampling.stop_token_ids is None else sampling.stop_token_ids

@@ -97,8 +97,8 @@ def converse(
     `more(here)` says whether any rank has something to generate: `engine` is called equally often on all. Each turn has
     noise of its own; the first has that of a completion without tools.
 
-    Raises ConfigError where the chat template can't be used with tools, DataError for rows that can't, FtHostError where
-    an environment can't be reset.
+    Raises ConfigError where the chat template can't be used with tools, DataError for rows that can't, FtHostError
+    where an environment can't be reset.
     """
     talks = started(rows, generations, tokenizer, config, toolbox)
     limit = config.max_tool_calling_iterations
@@ -163,7 +163,7 @@ def chat_of(
     prompt, columns = row["prompt"], row["columns"]
     if not isinstance(prompt, list):
         raise DataError(
-            f"tools need conversations: expected a prompt that is a list of {{role, content}}, found the text "
+            "tools need conversations: expected a prompt that is a list of {role, content}, found the text "
             f"{prompt[:60]!r}"
         )
     if columns.get("tools"):

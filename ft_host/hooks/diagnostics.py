@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def ft_rules() -> list[Rule]:
     """Give the rules that recognise this plugin's troubles: data, the same whatever the run.
 
-    Implemented by a method's diagnostics, which are used with it, by diagnostics that a config names, or by a method in a
-    file. Runs once, before anything is loaded, and for `ft-host rules`. A rule whose metrics or config fields a run lacks
-    is skipped by name. Since 0.4.
+    Implemented by a method's diagnostics, which are used with it, by diagnostics that a config names, or by a method in
+    a file. Runs once, before anything is loaded, and for `ft-host rules`. A rule whose metrics or config fields a run
+    lacks is skipped by name. Since 0.4.
     """
 
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def ft_rollout(rows: list[Row], run: RolloutRun) -> Rollout:
     """Turn prompts into rows to train on: complete them, score the completions, say what to learn from them.
 
-    Implemented by methods that learn from what they sample; a method without it is trained on the rows as they are. Runs
-    on this rank's prompts of a rollout, all ranks at once, through `run.generate` and `run.reward` alone: `run` holds no
-    model, so that it may run elsewhere than the training. May leave out groups that hold no signal; further prompts are
-    then drawn, up to `max_rollout_draws` times. Since 0.3.
+    Implemented by methods that learn from what they sample; a method without it is trained on the rows as they are.
+    Runs on this rank's prompts of a rollout, all ranks at once, through `run.generate` and `run.reward` alone: `run`
+    holds no model, so that it may run elsewhere than the training. May leave out groups that hold no signal; further
+    prompts are then drawn, up to `max_rollout_draws` times. Since 0.3.
     """
 
 
@@ -40,8 +40,8 @@ def ft_score(sequences: list[Sequence], top: int, run: Run) -> list[Scores]:
     """Say what another model, which the backend serves (a teacher), gives to the tokens of each sequence, in the order
     given: its `top` likeliest tokens at each place, with their log-probs at temperature 1.
 
-    Implemented by backends that can serve such a model; reached as `run.score(...)`. Runs once for each row as it enters
-    the buffer; all ranks run it at once, one may have no sequences. Since 0.4.
+    Implemented by backends that can serve such a model; reached as `run.score(...)`. Runs once for each row as it
+    enters the buffer; all ranks run it at once, one may have no sequences. Since 0.4.
     """
 
 

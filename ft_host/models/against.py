@@ -4,10 +4,10 @@
     out = model(batch, want=("entropy",), against=Against(teacher, run.models["teacher"].head, function))
     out["against"]                                                                # a scalar, with gradient
 
-`function` is the method's: plain torch on the logits of both for some targets, differentiated within a tile, so that the
-gradient is made in the same pass and only a tile's intermediate values are ever held. It must be a sum over units, whose
-weights it holds itself: a target and a target, unless `units` says otherwise (tokens of two tokenizers). On a CPU it is
-asked about few targets at a time, so that its dozens of passes stay in cache; matrix products are of more.
+`function` is the method's: plain torch on the logits of both for some targets, differentiated within a tile, so that
+the gradient is made in the same pass and only a tile's intermediate values are ever held. It must be a sum over units,
+whose weights it holds itself: a target and a target, unless `units` says otherwise (tokens of two tokenizers). On a CPU
+it is asked about few targets at a time, so that its dozens of passes stay in cache; matrix products are of more.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ft_host.models.head import Shape, _add_product, _buffer, _product_dtype, _tile_rows, _wide
 
-# Logits that the function is asked about at a time, in bytes; where it isn't said, all of a tile. (On one core, with 128k
-# tokens, the loss of both models took 1.5 times as long with whole tiles, most of it page faults; with 32k 1.05 times.)
+# Logits that the function is asked about at a time, in bytes; where it isn't said, all of a tile. (On one core, with
+# 128k tokens, the loss of both models took 1.5 times as long with whole tiles, most of it page faults; with 32k 1.05
+# times.)
 PART_BYTES = {"cpu": 2**20}
 
 # (n, V) logits, with gradient, and (m, V') of the other model, both in float32 or wider with scale, soft cap and
-# temperature applied; the units that they are of, as a slice; to their summed loss and values (units, ...) of theirs. None
-# stands for the logits of a model that isn't here: the function then knows what it said.
+# temperature applied; the units that they are of, as a slice; to their summed loss and values (units, ...) of theirs.
+# None stands for the logits of a model that isn't here: the function then knows what it said.
 Function = Callable[[torch.Tensor, torch.Tensor | None, slice], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
@@ -52,15 +53,15 @@ class Head:
         return shaped(made.to(_wide(made.dtype)), self.shape)
 
     def space(self, hidden: torch.Tensor, rows: int) -> torch.Tensor | None:
-        """For so many rows of logits, where they need no change of type: what is allocated anew for each tile is fetched from
-        the system page by page, and leaves holes."""
+        """For so many rows of logits, where they need no change of type: what is allocated anew for each tile is
+        fetched from the system page by page, and leaves holes."""
         return None if self.matrix is None else _buffer(rows, self.matrix, _product_dtype(hidden, self.matrix))
 
 
 @dataclass(frozen=True)
 class Against:
-    """`hidden` (M, H') and `head` are the other model's, None where it isn't here. `units`: how many of our targets and of
-    its states each unit has, in order; None: one and one."""
+    """`hidden` (M, H') and `head` are the other model's, None where it isn't here. `units`: how many of our targets and
+    of its states each unit has, in order; None: one and one."""
 
     hidden: torch.Tensor | None
     head: Head | None
@@ -114,12 +115,16 @@ def tiles_of(count: int, against: Against, vocabulary: int, device: torch.device
     units = against.units
     if units is None:
         if count != other:
-            raise ValueError(f"{count} targets against {other} states of the other model; say which belong together (units)")
+            raise ValueError(
+                f"{count} targets against {other} states of the other model; say which belong together (units)"
+            )
         both = [(1, 1)] * count
     else:
         both = units
         if (sum(ours for ours, _ in both), sum(theirs for _, theirs in both)) != (count, other):
-            raise ValueError(f"units of {sum(a for a, _ in both)} and {sum(b for _, b in both)} states for {count} and {other}")
+            raise ValueError(
+                f"units of {sum(a for a, _ in both)} and {sum(b for _, b in both)} states for {count} and {other}"
+            )
     widest = vocabulary if against.head is None else max(vocabulary, against.head.vocabulary)
     most = _tile_rows(widest, 4, device)
     few = max(1, PART_BYTES[device.type] // (4 * widest)) if device.type in PART_BYTES else most
@@ -195,15 +200,15 @@ class _Tiled(torch.autograd.Function):
 
 
 def loss_against(
-    hidden: torch.Tensor,  # (N, H)
+    hidden: torch.Tensor,
     head: Head,
     against: Against,
-    made_ahead: bool,
+    made_ahead: bool,  # (N, H)
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The sum of `against.function` over all units, with gradient, and its values, without, in the order of units.
 
-    `made_ahead`: the gradient may be made in the same pass; otherwise (a head that isn't one plain matrix, a loss that is
-    scaled up afterwards) tiles are made again in the backward pass.
+    `made_ahead`: the gradient may be made in the same pass; otherwise (a head that isn't one plain matrix, a loss that
+    is scaled up afterwards) tiles are made again in the backward pass.
     """
     tiles = tiles_of(hidden.shape[0], against, head.vocabulary, hidden.device)
     if not tiles:  # states and head are still part of it: DDP waits for the gradients of every parameter

@@ -241,9 +241,15 @@ def segment_attention(
         if plain:
             outputs.append(
                 F.scaled_dot_product_attention(
-                    queries[index], k, v, attn_mask=seen, is_causal=seen is None, scale=scaling, dropout_p=dropout,
+                    queries[index],
+                    k,
+                    v,
+                    attn_mask=seen,
+                    is_causal=seen is None,
+                    scale=scaling,
+                    dropout_p=dropout,
                     enable_gqa=grouped,
-                )  # fmt: skip
+                )
             )
         else:
             outputs.append(_written_out(queries[index], k, v, seen, scaling, dropout, softcap, s_aux))

@@ -55,8 +55,8 @@ def starts_from_adapter(config: RunConfig) -> bool:
 
 
 def keep_adapter(policy: Policy, specs: dict[str, ModelSpec], config: RunConfig) -> None:
-    """Give the policy the frozen copy of its adapter that a companion is to be, where that began with one or follows the
-    policy. Comes before the policy is sharded or wrapped."""
+    """Give the policy the frozen copy of its adapter that a companion is to be, where that began with one or follows
+    the policy. Comes before the policy is sharded or wrapped."""
     initial = [spec for spec in specs.values() if spec.source is None and not spec.trained and not spec.live]
     if not config.use_peft or not initial:
         return
@@ -108,8 +108,8 @@ class Companion:
             found = policy.logits_head(temperature)
         if found.module is not None and self._of_policy:
             raise ConfigError(
-                "lora_target_modules, lora_modules_to_save: the head is trained, so that the same model without its adapter "
-                "can't be held against it; leave the head out"
+                "lora_target_modules, lora_modules_to_save: the head is trained, so that the same model without its"
+                " adapter can't be held against it; leave the head out"
             )
         return found if found.matrix is None else replace(found, matrix=found.matrix.detach())
 
@@ -126,9 +126,13 @@ class Companion:
         devices = [run.device] if run.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # when it is loaded must not change the run's numbers
             policy = load_frozen(
-                config, self.spec.source or config.model, run.device, head=self.spec.head,
-                field=self.spec.field or "ref_model", revision=self.spec.revision,
-            )  # fmt: skip
+                config,
+                self.spec.source or config.model,
+                run.device,
+                head=self.spec.head,
+                field=self.spec.field or "ref_model",
+                revision=self.spec.revision,
+            )
         if is_sharded(config, run.world_size):
             shard(policy, config)
         return policy

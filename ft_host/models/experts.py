@@ -1,8 +1,8 @@
 """How a mixture of experts spreads its tokens over a step, from what its routers say. Without gradient.
 
-The figures are of the whole step, all micro-batches and ranks: a largest load can't be averaged, so counts of each layer
-and expert are added up and sent once a step. A prompt that rows share counts once for each of them, so that the figures
-don't depend on how the rows were cut.
+The figures are of the whole step, all micro-batches and ranks: a largest load can't be averaged, so counts of each
+layer and expert are added up and sent once a step. A prompt that rows share counts once for each of them, so that the
+figures don't depend on how the rows were cut.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ TOLD_FROM = 100  # tokens that an expert would have by its uniform share; below 
 
 @dataclass
 class Routing:
-    """Of one forward: how often each expert was chosen (L, E), the sum over layers and tokens of the routers' entropy as
-    a share of ln E, and how many layers times tokens that is."""
+    """Of one forward: how often each expert was chosen (L, E), the sum over layers and tokens of the routers' entropy
+    as a share of ln E, and how many layers times tokens that is."""
 
     counts: torch.Tensor
     entropy: torch.Tensor
@@ -46,7 +46,8 @@ def routing_of(router_logits: tuple[torch.Tensor, ...], weight: torch.Tensor, to
 
 
 def times_shared(batch: Batch) -> torch.Tensor:
-    """(T,) how many sequences each token of a flat batch is in: that many leaves are below its segment. 0 without rows."""
+    """(T,) how many sequences each token of a flat batch is in: that many leaves are below its segment. 0 without
+    rows."""
     leaves = [0] * len(batch.parents)
     inner = set(batch.parents)
     for index in reversed(range(len(batch.parents))):
@@ -70,9 +71,7 @@ class ExpertLoad:
             self.sums = routing
             return
         old = self.sums
-        self.sums = Routing(
-            old.counts + routing.counts, old.entropy + routing.entropy, old.tokens + routing.tokens
-        )
+        self.sums = Routing(old.counts + routing.counts, old.entropy + routing.entropy, old.tokens + routing.tokens)
 
     def local(self) -> tuple[torch.Tensor, float, float] | None:
         """This rank's sums, to be sent between ranks."""

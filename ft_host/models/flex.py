@@ -20,9 +20,7 @@ def _compiled():
 
 def visible(layout: Layout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(T,) segment of each token, (T,) its position, and (S, S) bool: whether a segment sees another one."""
-    segments = torch.repeat_interleave(
-        torch.arange(len(layout.lengths)), torch.tensor(layout.lengths)
-    )
+    segments = torch.repeat_interleave(torch.arange(len(layout.lengths)), torch.tensor(layout.lengths))
     positions = torch.cat(
         [torch.arange(before, before + n) for before, n in zip(layout.before, layout.lengths, strict=True)]
     )
@@ -70,13 +68,15 @@ def flex_segments(
 
     kernel = _compiled() if query.is_cuda else flex_attention
     out = kernel(
-        query, key, value,
+        query,
+        key,
+        value,
         score_mod=score_mod if softcap is not None else None,
         block_mask=block_mask(mask.layout, mask.window),
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=AuxRequest(lse=True) if s_aux is not None else None,
-    )  # fmt: skip
+    )
     if s_aux is not None:
         out, normaliser = out[0], out[1].lse
         # a sink is one more logit in the softmax: it takes its share of what the others had

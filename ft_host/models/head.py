@@ -4,14 +4,14 @@ Three ways, chosen by `Policy`:
 
 - `weighted_nll`: the weights of the loss are known from the log-probs alone, so the gradient is made in the same pass:
   three matrix products. It gives  sum_i w(logp_i) * -logp_i  with w held constant.
-- `log_probs`: log-probs with gradient; the logits of a tile are made again in the backward pass (four products), or kept
-  for it where they are few (three).
+- `log_probs`: log-probs with gradient; the logits of a tile are made again in the backward pass (four products), or
+  kept for it where they are few (three).
 - `log_probs_of_module`: for a head that isn't one plain matrix (LoRA on it, a bias, quantised weights): the head module
   is called tile by tile under activation checkpointing.
 
-Entropy carries gradient as log-probs do, in the last two; top-1 hits, the mean logit and the sum of squared probabilities
-never. Softmax, log and sums are in float32 (float64 for float64 weights); matrix products are in autocast's type where it
-is on.
+Entropy carries gradient as log-probs do, in the last two; top-1 hits, the mean logit and the sum of squared
+probabilities never. Softmax, log and sums are in float32 (float64 for float64 weights); matrix products are in
+autocast's type where it is on.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ WANTS = ("logp", "entropy", "top1", "mean_logit", "log_sum_sq_probs")
 # Log-probs of a tile, (n,), to the weights of its targets, (n,); or the weights themselves, (N,), where they are known.
 Weight = Callable[[torch.Tensor], torch.Tensor] | torch.Tensor
 
-# Logits of a tile in bytes. On a CPU it should stay in cache through a dozen passes; on a GPU it should fill the device.
+# Logits of a tile in bytes. On a CPU it should stay in cache through a dozen passes; on a GPU it should fill the
+# device.
 TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 # But no fewer targets than this: each tile adds to the gradient of the whole matrix, and with a vocabulary of 150k that
 # pass over memory is what costs (16 targets a tile took twice the time of 128; more gained nothing).
 TILE_TARGETS = 128
-# Where the whole [targets, vocabulary] takes no more than this, it is kept for the backward pass rather than made again.
+# Where the whole [targets, vocabulary] takes no more than this, it is kept for the backward pass rather than made
+# again.
 KEPT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is done to logits: `softcap * tanh(scale * logits / softcap) / temperature`, each where there is one. Scale and
-    soft cap are the model's, the temperature is the caller's."""
+    """What is done to logits: `softcap * tanh(scale * logits / softcap) / temperature`, each where there is one. Scale
+    and soft cap are the model's, the temperature is the caller's."""
 
     scale: float = 1.0
     softcap: float | None = None
@@ -264,8 +266,8 @@ def weighted_nll(
 ) -> dict[str, torch.Tensor]:
     """`nll`: the scalar sum_i w_i * -logp_i, with gradient; `logp` and what is wanted, (N,), without.
 
-    A function `weight` is called tile by tile, so it must treat each target by itself. Not for float16 with loss scaling:
-    the gradient is made before it is scaled.
+    A function `weight` is called tile by tile, so it must treat each target by itself. Not for float16 with loss
+    scaling: the gradient is made before it is scaled.
     """
     nll, *values = _WeightedNLL.apply(hidden, matrix, targets, weight, shape, want)
     return {"nll": nll, **_wanted(values, want)}
@@ -389,9 +391,11 @@ def log_probs_of_module(
     # at least one tile, if an empty one, so that the head's parameters are in the graph
     tiles = _tiles(hidden.shape[0], vocabulary, 4, hidden.device) or [(0, 0)]
     parts = [
-        checkpoint(tile, hidden[start:end], targets[start:end], use_reentrant=False)
-        if torch.is_grad_enabled()
-        else tile(hidden[start:end], targets[start:end])
+        (
+            checkpoint(tile, hidden[start:end], targets[start:end], use_reentrant=False)
+            if torch.is_grad_enabled()
+            else tile(hidden[start:end], targets[start:end])
+        )
         for start, end in tiles
     ]
     return _wanted([torch.cat(column) for column in zip(*parts, strict=True)], want)

@@ -48,7 +48,9 @@ def free_memory(device: torch.device) -> int:
 
 def sizes_of(config: PretrainedConfig) -> Shape:
     """The sizes of a language model. Some have these two under other names, which only attribute access maps."""
-    return shape_of(config.to_dict() | {"hidden_size": config.hidden_size, "num_hidden_layers": config.num_hidden_layers})
+    return shape_of(
+        config.to_dict() | {"hidden_size": config.hidden_size, "num_hidden_layers": config.num_hidden_layers}
+    )
 
 
 def most_activations(policy: Policy, config: RunConfig) -> int:
@@ -98,9 +100,7 @@ def _router_coefficient(policy: Policy, config: RunConfig) -> float:
         return 0.0
     if not _tells_routing(policy):
         if given:
-            raise ConfigError(
-                f"router_aux_loss_coef: {type(policy.causal_lm).__name__} has no load-balancing loss"
-            )
+            raise ConfigError(f"router_aux_loss_coef: {type(policy.causal_lm).__name__} has no load-balancing loss")
         return 0.0
     return fields.get("router_aux_loss_coef") or 0.0 if given is None else given
 
@@ -108,8 +108,8 @@ def _router_coefficient(policy: Policy, config: RunConfig) -> float:
 def without_dropout(model: nn.Module) -> None:
     """Set every dropout of a model to 0, but an adapter's own: `lora_dropout` is a field by itself.
 
-    Layers are `nn.Dropout`, or a rate that attention modules keep under a name with "dropout" in it. The model's config,
-    and so what is saved, stays as it is.
+    Layers are `nn.Dropout`, or a rate that attention modules keep under a name with "dropout" in it. The model's
+    config, and so what is saved, stays as it is.
     """
     for name, module in model.named_modules():
         if "lora_dropout" in name:
@@ -146,7 +146,7 @@ def load_policy(
     if len(tokenizer) > size:
         raise ConfigError(
             f"model: {config.model} has embeddings for {size} tokens, the tokenizer has {len(tokenizer)}; resize the "
-            f"embeddings or use the model's own tokenizer"
+            "embeddings or use the model's own tokenizer"
         )
     if head is not None:
         model.config.get_text_config().pad_token_id = score_pad(tokenizer)
@@ -211,8 +211,8 @@ def load_frozen(
 def attach_value(
     policy: Policy, spec: ModelSpec, config: RunConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> None:
-    """Give the policy the companion of head "value" that is trained beside it: a layer on its own states, or a model with
-    a layer of its own (with LoRA, an adapter with it). Comes before the policy is sharded or wrapped.
+    """Give the policy the companion of head "value" that is trained beside it: a layer on its own states, or a model
+    with a layer of its own (with LoRA, an adapter with it). Comes before the policy is sharded or wrapped.
 
     Raises ConfigError, naming the spec's field, where the model is an adapter of something else.
     """
@@ -221,8 +221,10 @@ def attach_value(
         return
     source = spec.source or config.model
     if adapter_of(source):
-        raise ConfigError(f"{spec.field}: {source} is an adapter, and a value model starts from a whole model; set "
-                          f"{spec.field} to one (merge_adapter writes it), or read values off the policy's states")  # fmt: skip
+        raise ConfigError(
+            f"{spec.field}: {source} is an adapter, and a value model starts from a whole model; set "
+            f"{spec.field} to one (merge_adapter writes it), or read values off the policy's states"
+        )
     policy.companions["value"] = load_policy(
         dataclasses.replace(config, model=source), tokenizer, device, head="reward", router=False
     )

@@ -30,8 +30,8 @@ class Policy(nn.Module):
     `temperature` divides the logits, so that log-probs and entropy are of what is sampled at it.
 
     `weight`: constant weights (N,), or a function of log-probs (n,) to them (n,), treating each target by itself: the
-    dict then holds `nll`, the scalar  sum_i weight_i * -logp_i  with gradient, and `logp` and `entropy` carry none. Without
-    it these two do; nothing else of a language model does.
+    dict then holds `nll`, the scalar  sum_i weight_i * -logp_i  with gradient, and `logp` and `entropy` carry none.
+    Without it these two do; nothing else of a language model does.
 
     `hidden` (N, H), with gradient, is the state that each target is predicted from, and `head` makes logits of it: what
     another model is held against. `against`: such a model; the dict then holds the scalar `against` with gradient, and
@@ -42,8 +42,8 @@ class Policy(nn.Module):
 
     `model` is the transformers (or peft) model itself; `notes` is what the plan must say about it. With a router loss
     on, `aux_loss` is the load-balancing loss of the last forward's tokens, unweighted: the host adds it, so that no
-    method has to know of experts. With `counts_routing`, `routing` is how the last forward in training spread tokens over
-    experts.
+    method has to know of experts. With `counts_routing`, `routing` is how the last forward in training spread tokens
+    over experts.
 
     `layout_difference` and `layout_leak` are what `ft_host.models.probe.probe` has found, None where it wasn't asked.
     """

@@ -134,9 +134,13 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
     if broken is not None:
         raise ConfigError(
             f"model: {broken} holds numbers that are NaN or infinite, so that everything the model gives is",
-            facts={"watch/not_finite": "weight", "watch/not_finite_value": "nan", "watch/not_finite_step": 0,
-                   "watch/not_finite_parameter": broken},
-        )  # fmt: skip
+            facts={
+                "watch/not_finite": "weight",
+                "watch/not_finite_value": "nan",
+                "watch/not_finite_step": 0,
+                "watch/not_finite_parameter": broken,
+            },
+        )
     raise ConfigError(
         f"model: {type(model).__name__} does not give its own {values} through segment_attention "
         f"{config.segment_attention} ({'; '.join(reasons)})"

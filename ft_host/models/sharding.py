@@ -33,7 +33,8 @@ def shard(policy: Policy, config: RunConfig) -> Policy:
 
 def reshard(policy: Policy) -> None:
     """Let go of whole weights. A backward pass does it by itself; after an evaluation the root's would stay whole, and
-    a state dict would then show other parameters than the optimizer has. Does nothing to a policy that isn't sharded."""
+    a state dict would then show other parameters than the optimizer has. Does nothing to a policy that isn't sharded.
+    """
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

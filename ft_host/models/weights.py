@@ -38,7 +38,7 @@ def check_folder(name: str, field: str = "model") -> None:
             found = f"only {', '.join(others)}, which can run code when it is loaded" if others else "no weights"
             raise ConfigError(
                 f"{field}: {name} holds {found}; expected safetensors. Convert it where it was made with "
-                f"save_pretrained of a current transformers"
+                "save_pretrained of a current transformers"
             )
     elif place.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise ConfigError(f"{field}: there is no folder {name}{_nearest_folder(place)}")
@@ -123,7 +123,7 @@ def load_base(
         if is_classifier(found) and found.num_labels != 1:
             raise ConfigError(
                 f"{field}: {name} is a sequence classifier with {found.num_labels} labels; a reward model has one "
-                f"(num_labels: 1)"
+                "(num_labels: 1)"
             )
     try:
         with quiet() if head is not None else contextlib.nullcontext():  # it would warn of the head, which is new
@@ -159,7 +159,7 @@ def load_base(
     if missing:
         raise ConfigError(
             f"{field}: {name} has no weights for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: they "
-            f"would be random"
+            "would be random"
         )
     return model
 
@@ -177,8 +177,10 @@ def _attach_adapter(model: nn.Module, config: RunConfig, head: str | None) -> nn
     names = _linear_names(model)
     children = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     targets: Any = "all-linear" if config.lora_target_modules == ["all-linear"] else config.lora_target_modules
-    for field, given in (("lora_target_modules", config.lora_target_modules), ("lora_modules_to_save",
-                                                                               config.lora_modules_to_save)):  # fmt: skip
+    for field, given in (
+        ("lora_target_modules", config.lora_target_modules),
+        ("lora_modules_to_save", config.lora_modules_to_save),
+    ):
         for name in given:
             if name != "all-linear" and name.rpartition(".")[2] not in children:
                 near = difflib.get_close_matches(name, names, n=1)
@@ -267,10 +269,9 @@ def check_vocabulary(
 ) -> None:
     """Refuse a model that doesn't read the policy's tokens, before its weights are loaded.
 
-    Compares the sizes in the two configs, and the run's tokenizer with that of `source` where it has one. `spec` may say
-    that sizes differ as long as all tokens are among the smaller one's, or that there is nothing to compare but only that
-    it is a model. Raises ConfigError, naming `field`, the sizes and
-    the first tokens that differ.
+    Compares the sizes in the two configs, and the run's tokenizer with that of `source` where it has one. `spec` may
+    say that sizes differ as long as all tokens are among the smaller one's, or that there is nothing to compare but
+    only that it is a model. Raises ConfigError, naming `field`, the sizes and the first tokens that differ.
     """
     from transformers import AutoTokenizer
 
@@ -306,7 +307,9 @@ def check_vocabulary(
         key=lambda token: (ours.get(token, theirs.get(token)), token),
     )
     if differing:
-        shown = "; ".join(f"{token!r} is {ours.get(token)} here and {theirs.get(token)} there" for token in differing[:3])
+        shown = "; ".join(
+            f"{token!r} is {ours.get(token)} here and {theirs.get(token)} there" for token in differing[:3]
+        )
         raise ConfigError(
             f"{field}: {source} has another vocabulary than this run's tokenizer ({len(theirs)} and {len(ours)} "
             f"tokens): {shown}{' …' if len(differing) > 3 else ''}{instead}"

@@ -32,8 +32,15 @@ STATES = ("blocked", "incompatible", "broken", "conflict", "ok")
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*\w)?")
 _VALUE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*)\s*(?::\s*(?P<attr>[^\W\d][\w.]*)\s*)?(?:\[.*\])?")
-_STABILITY = {"1": "experimental", "2": "experimental", "3": "experimental", "4": "experimental",
-              "5": "stable", "6": "stable", "7": "deprecated"}  # fmt: skip
+_STABILITY = {
+    "1": "experimental",
+    "2": "experimental",
+    "3": "experimental",
+    "4": "experimental",
+    "5": "stable",
+    "6": "stable",
+    "7": "deprecated",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,10 +187,14 @@ def _plugins(dist: Distribution) -> list[PluginInfo]:
             continue  # listed with its method or backend
         location, problem = _locate(value, attr=False)
         info = PluginInfo(
-            kind=KINDS.get(group, "method" if group == CONFIGS else "unknown"), name=name, value=value,
+            kind=KINDS.get(group, "method" if group == CONFIGS else "unknown"),
+            name=name,
+            value=value,
             config=configs.get(name, "") if KINDS.get(group) == "method" or name in backends else "",
-            location=location or str(dist.locate_file("")), notes=notes, **common,
-        )  # fmt: skip
+            location=location or str(dist.locate_file("")),
+            notes=notes,
+            **common,
+        )
         if group == CONFIGS:
             info = replace(info, value="", config=value)
             problem = (

@@ -81,8 +81,12 @@ def _start(index: int, info: PluginInfo, folder: Path) -> _Child:
     with errors.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__, info.kind, reference(info), str(answer)],
-            stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=environment,
+            start_new_session=True,
+        )
     return _Child(index=index, process=process, answer=answer, errors=errors)
 
 

@@ -69,7 +69,7 @@ def config_class(method: str | PluginInfo) -> type[RunConfig]:
         if found is None:
             raise PluginBroken(
                 f"{label(info)}: has no attribute Config; a method in a file names its config class so, "
-                f"for instance `from ft_sft.config import SFTConfig as Config`"
+                "for instance `from ft_sft.config import SFTConfig as Config`"
             )
     else:
         value, found = info.config, _config_of(info)
@@ -92,7 +92,9 @@ def backend_config_class(info: PluginInfo) -> type | None:
     if not (isinstance(found, type) and "__dataclass_fields__" in vars(found)):
         raise PluginBroken(f"{label(info)}: {info.config} is no class decorated with @dataclass(kw_only=True)")
     if not any("check" in vars(base) for base in found.__mro__):
-        raise PluginBroken(f"{label(info)}: {info.config} has no method check, which refuses fields that don't go together")
+        raise PluginBroken(
+            f"{label(info)}: {info.config} has no method check, which refuses fields that don't go together"
+        )
     return found
 
 
@@ -247,9 +249,13 @@ def _local_method(name: str) -> PluginInfo:
     if not path.stem.isidentifier() or keyword.iskeyword(path.stem):
         raise UsageError(f"{name}: {path.stem!r} can't be a module's name; rename the file, for instance my_method.py")
     return PluginInfo(
-        kind="method", name=path.stem, value=path.stem, config=f"{path.stem}:Config", location=str(path),
+        kind="method",
+        name=path.stem,
+        value=path.stem,
+        config=f"{path.stem}:Config",
+        location=str(path),
         summary="a method in a local file",
-    )  # fmt: skip
+    )
 
 
 def _make_importable(info: PluginInfo) -> None:

@@ -19,18 +19,22 @@ SPECS = (data, loss, generation, diagnostics)
 
 # Hooks that one plugin of the run answers. Others may wrap them.
 OWNERS = {
-    "ft_prepare": "method", "ft_collate": "method", "ft_models": "method", "ft_annotate": "method",
-    "ft_step": "method", "ft_loss": "method", "ft_rollout": "method", "ft_generate": "backend",
-    "ft_sync_weights": "backend", "ft_score": "backend",
-}  # fmt: skip
+    "ft_prepare": "method",
+    "ft_collate": "method",
+    "ft_models": "method",
+    "ft_annotate": "method",
+    "ft_step": "method",
+    "ft_loss": "method",
+    "ft_rollout": "method",
+    "ft_generate": "backend",
+    "ft_sync_weights": "backend",
+    "ft_score": "backend",
+}
 REQUIRED = {"method": ("ft_prepare", "ft_collate", "ft_loss"), "backend": ("ft_generate",), "diagnostics": ()}
 
 
 def session(
-    method: PluginInfo,
-    backend: PluginInfo | None,
-    diagnostics: Sequence[PluginInfo] = (),
-    extra: Iterable[object] = (),
+    method: PluginInfo, backend: PluginInfo | None, diagnostics: Sequence[PluginInfo] = (), extra: Iterable[object] = ()
 ) -> pluggy.PluginManager:
     """A fresh plugin manager with the method, the backend, the diagnostics, and `extra` objects of the host.
 

@@ -50,7 +50,8 @@ letter-spacing:-.015em;line-height:1.25}
 .strip dd small{font-size:12.5px;font-weight:400;color:var(--soft);margin-left:5px}
 .bar{height:6px;border-radius:3px;background:var(--grid);overflow:hidden;margin:18px 0 0;max-width:420px}
 .bar i{display:block;height:100%;background:var(--train)}
-.notice{border-radius:8px;padding:11px 16px;margin:18px 0 0;font-size:14px;background:var(--warn-bg);border-left:3px solid var(--warn)}
+.notice{border-radius:8px;padding:11px 16px;margin:18px 0 0;font-size:14px;background:var(--warn-bg);
+border-left:3px solid var(--warn)}
 .notice.bad{background:var(--bad-bg);border-color:var(--bad)}
 .notice.info{background:var(--info-bg);border-color:var(--train)}
 .notice b{display:block}.notice p{margin:4px 0 0}
@@ -91,11 +92,14 @@ stroke-linecap:round}
 .finding{background:var(--card);border:1px solid var(--line);border-left:3px solid var(--train);border-radius:8px;
 padding:11px 16px 10px;margin:0 0 10px;font-size:14px;overflow-wrap:anywhere}
 .finding.warning{border-left-color:var(--warn)}.finding.error{border-left-color:var(--bad)}.finding.over{opacity:.75}
-.finding small{color:var(--soft);margin-left:10px}.finding p{margin:5px 0 0}.finding ul,.finding ol{margin:6px 0 0;padding-left:20px}
-.finding ul.evidence{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:2px 22px;color:var(--soft);font-size:13px}
+.finding small{color:var(--soft);margin-left:10px}.finding p{margin:5px 0 0}.finding ul,.finding ol{margin:6px 0 0;
+padding-left:20px}
+.finding ul.evidence{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:2px 22px;color:var(--soft);
+font-size:13px}
 .finding pre.patch{margin:3px 8px;padding:3px 9px;border-radius:5px;background:var(--code);display:inline-block;
 vertical-align:middle}
-.finding .chip.error{background:var(--bad-bg);color:var(--bad)}.finding .chip.warning{background:var(--warn-bg);color:var(--warn)}
+.finding .chip.error{background:var(--bad-bg);color:var(--bad)}.finding .chip.warning{background:var(--warn-bg);
+color:var(--warn)}
 .finding .chip.info{background:var(--info-bg);color:var(--train)}
 .odd{color:var(--bad);font-size:12.5px;margin:-6px 0 8px 2px}
 .none{color:var(--soft);margin:0 2px}
@@ -136,7 +140,8 @@ color:var(--soft);margin-bottom:5px;min-height:22px}
 font-size:13px;line-height:1.5}
 .turn{color:var(--faint);font-size:12px;margin-top:4px}
 .empty{color:var(--faint);font-style:italic}
-.chip{display:inline-block;overflow-wrap:normal;border-radius:99px;padding:1px 9px;font-size:12px;background:var(--code);color:var(--soft)}
+.chip{display:inline-block;overflow-wrap:normal;border-radius:99px;padding:1px 9px;font-size:12px;
+background:var(--code);color:var(--soft)}
 .chip.good{background:var(--good-bg);color:var(--good)}
 .chip.exp{background:var(--warn-bg);color:var(--warn)}
 .chip.bad{background:var(--bad-bg);color:var(--bad)}

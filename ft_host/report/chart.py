@@ -135,8 +135,9 @@ def _odd_values(lines: list[Line]) -> str | None:
     """Says where a curve isn't finite, since a gap in a picture is easily missed."""
     said = []
     for line in lines:
-        bad = [step for step, value in zip(line.series.steps, line.series.values, strict=True)
-               if not math.isfinite(value)]  # fmt: skip
+        bad = [
+            step for step, value in zip(line.series.steps, line.series.values, strict=True) if not math.isfinite(value)
+        ]
         if bad:
             where = f"at step {bad[0]:,.0f}" if len(bad) == 1 else f"at {len(bad):,} steps, first at {bad[0]:,.0f}"
             said.append(f"{line.label}: NaN or infinite {where}")
@@ -149,7 +150,8 @@ def legend(curves: list[tuple[str, str]]) -> Markup:
 
 
 def _marked(marks: Sequence[Mark], x: tuple[float, float]) -> tuple[list[Markup], list[Markup]]:
-    """Bands from top to bottom, and their codes above them; a code that would stand on another is in the band's title."""
+    """Bands from top to bottom, and their codes above them; a code that would stand on another is in the band's
+    title."""
     bands, labels, taken = [], [], -1.0
     for mark in sorted(marks, key=lambda each: (each.first, each.code)):
         start, end = _share(mark.first, x) * SIZE, _share(mark.last, x) * SIZE
@@ -181,8 +183,15 @@ def chart(
     unit = ", ".join(part for part in (unit, "log scale" if logarithmic else "") if part)
     under = [el("code", metric)] if heading != metric else []
     under += [Markup(" · ") if under else None, unit] if unit else []
-    head = el("figcaption", el("div", el("b", heading), legend([(line.label, line.colour) for line in lines]) if keys and len(lines) > 1 else None),
-              el("div.under", *under, attrs={"title": f"{metric}{unit and ', ' + unit}"}))  # fmt: skip
+    head = el(
+        "figcaption",
+        el(
+            "div",
+            el("b", heading),
+            legend([(line.label, line.colour) for line in lines]) if keys and len(lines) > 1 else None,
+        ),
+        el("div.under", *under, attrs={"title": f"{metric}{unit and ', ' + unit}"}),
+    )
     warning = _odd_values(lines)
     note = el("p.odd", warning) if warning else None
     if not shown:
@@ -236,16 +245,32 @@ def chart(
         if dots:
             drawn.append(el(f"path.dots.{line.colour}", attrs={"d": dots}))
         told = soft if soft is not None and line.only_smooth else curve
-        tips.append({"n": line.label, "c": line.colour, "x": [int(step) for step in told.steps],
-                     "y": [None if not math.isfinite(value) else float(f"{value:.5g}") for value in told.values]})  # fmt: skip
-    spoken = f"{heading}: " + "; ".join(
-        f"{line.label} from {fmt.number(line.series.first)} at step {line.series.steps[0]:,.0f} "
-        f"to {fmt.number(line.series.last)} at step {line.series.steps[-1]:,.0f}" for line in lines
-    ) + "".join(f"; {mark.code} from step {mark.first:,} to {mark.last:,}" for mark in marks)  # fmt: skip
-    svg = el("svg", *drawn, attrs={"viewBox": f"0 0 {SIZE} {SIZE}", "preserveAspectRatio": "none", "role": "img",
-                                   "aria-label": spoken})  # fmt: skip
-    y_axis = [el("span.y", label, attrs={"style": f"top:{_percent(1 - _share(tick, y))}"})
-              for tick, label in zip(y_ticks, y_labels, strict=True)]  # fmt: skip
+        tips.append(
+            {
+                "n": line.label,
+                "c": line.colour,
+                "x": [int(step) for step in told.steps],
+                "y": [None if not math.isfinite(value) else float(f"{value:.5g}") for value in told.values],
+            }
+        )
+    spoken = (
+        f"{heading}: "
+        + "; ".join(
+            f"{line.label} from {fmt.number(line.series.first)} at step {line.series.steps[0]:,.0f} "
+            f"to {fmt.number(line.series.last)} at step {line.series.steps[-1]:,.0f}"
+            for line in lines
+        )
+        + "".join(f"; {mark.code} from step {mark.first:,} to {mark.last:,}" for mark in marks)
+    )
+    svg = el(
+        "svg",
+        *drawn,
+        attrs={"viewBox": f"0 0 {SIZE} {SIZE}", "preserveAspectRatio": "none", "role": "img", "aria-label": spoken},
+    )
+    y_axis = [
+        el("span.y", label, attrs={"style": f"top:{_percent(1 - _share(tick, y))}"})
+        for tick, label in zip(y_ticks, y_labels, strict=True)
+    ]
     if _share(x_ticks[0], x) > (0.06 if big else 0.15):
         x_ticks = [x[0], *x_ticks]  # a run that starts at step 1 says so
     # The axis is named at its right end: by the tick that stands there, or in the room that a tick before it leaves.
@@ -253,9 +278,22 @@ def chart(
     at_end = _share(x_ticks[-1], x) > 0.985
     name = f"step {x_labels[-1]}" if at_end else "step"
     room = 1 - LETTER[size] * (len(name) + 2)
-    x_axis = [el("span.x.more" if index % 2 else "span.x", label, attrs={"style": f"left:{_percent(_share(tick, x))}"})
-              for index, (tick, label) in enumerate(zip(x_ticks, x_labels, strict=True)) if _share(tick, x) < room]
+    x_axis = [
+        el("span.x.more" if index % 2 else "span.x", label, attrs={"style": f"left:{_percent(_share(tick, x))}"})
+        for index, (tick, label) in enumerate(zip(x_ticks, x_labels, strict=True))
+        if _share(tick, x) < room
+    ]
     data = {"x": x, "y": y, "log": logarithmic, "lines": tips}
-    plot = el("div.plot", svg, join(*y_axis), join(*x_axis), join(*codes), el("span.xname", name),
-              attrs={"style": f"margin-left:{gutter * 0.78 + 1.2:.1f}ch", "data-chart": json.dumps(data, separators=(",", ":"))})  # fmt: skip
+    plot = el(
+        "div.plot",
+        svg,
+        join(*y_axis),
+        join(*x_axis),
+        join(*codes),
+        el("span.xname", name),
+        attrs={
+            "style": f"margin-left:{gutter * 0.78 + 1.2:.1f}ch",
+            "data-chart": json.dumps(data, separators=(",", ":")),
+        },
+    )
     return el(f"figure.chart.{size}", head, note, plot)

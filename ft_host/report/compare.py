@@ -56,12 +56,17 @@ def _different(sides: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def differences(records: list[RunRecord]) -> dict[str, dict[str, list[Any]]]:
     """What differs, by group (config, plugins, data, environment, findings): {field: [value of each run]}."""
-    def plugins(record: RunRecord) -> dict[str, str]:
-        return {f"{plugin.get('kind')} {plugin.get('name')}": f"{plugin.get('distribution')} {plugin.get('version')}"
-                for plugin in record.plugins}  # fmt: skip
 
-    config = [{"method": record.method, **{name: value for name, value in record.config.items() if name not in NAMES}}
-              for record in records]  # fmt: skip
+    def plugins(record: RunRecord) -> dict[str, str]:
+        return {
+            f"{plugin.get('kind')} {plugin.get('name')}": f"{plugin.get('distribution')} {plugin.get('version')}"
+            for plugin in record.plugins
+        }
+
+    config = [
+        {"method": record.method, **{name: value for name, value in record.config.items() if name not in NAMES}}
+        for record in records
+    ]
     return {
         "config": _different(config),
         "plugins": _different([plugins(record) for record in records]),
@@ -101,15 +106,24 @@ def comparison(records: list[RunRecord]) -> dict[str, Any]:
     """For programs: strict JSON. A value that a run doesn't have is left out of its mapping."""
     called = names(records)
     groups = {
-        group: {field: {name: value for name, value in zip(called, values, strict=True) if value is not ABSENT}
-                for field, values in rows.items()}
+        group: {
+            field: {name: value for name, value in zip(called, values, strict=True) if value is not ABSENT}
+            for field, values in rows.items()
+        }
         for group, rows in differences(records).items()
-    }  # fmt: skip
+    }
     runs = [
-        {"name": name, "folder": str(record.folder), "method": record.method, "status": record.status,
-         "steps": record.steps, "duration_s": record.seconds, "metrics": final_metrics(record)}
+        {
+            "name": name,
+            "folder": str(record.folder),
+            "method": record.method,
+            "status": record.status,
+            "steps": record.steps,
+            "duration_s": record.seconds,
+            "metrics": final_metrics(record),
+        }
         for name, record in zip(called, records, strict=True)
-    ]  # fmt: skip
+    ]
     return fmt.plain({"runs": runs, "differences": groups})
 
 
@@ -130,6 +144,7 @@ def _dull(metric: str, records: list[RunRecord]) -> bool:
 
 def pictures(records: list[RunRecord], called: list[str]) -> Markup | None:
     """A chart for each metric that a run has more than one value of, all runs in it."""
+
     def overlaid(metric: str) -> list[Line]:
         held_out = metric.startswith("eval_")
         lines = []
@@ -144,12 +159,19 @@ def pictures(records: list[RunRecord], called: list[str]) -> Markup | None:
     if not shown:
         return None
     big = chart("loss", shown.pop("loss"), size="big", keys=False) if "loss" in shown else None
-    fast = [chart(metric, lines, size="narrow", keys=False) for metric, lines in shown.items() if metric.startswith("perf/")]
+    fast = [
+        chart(metric, lines, size="narrow", keys=False) for metric, lines in shown.items() if metric.startswith("perf/")
+    ]
     small = [chart(metric, lines, keys=False) for metric, lines in shown.items() if not metric.startswith("perf/")]
     below = {"style": "margin-top:14px"}
     keys = legend([(name, f"c{index}") for index, name in enumerate(called)])
-    return el("section", el("h2", "Curves", keys), big, el("div.grid", *small, attrs=below),
-              el("div.grid.four", *fast, attrs=below) if fast else None)  # fmt: skip
+    return el(
+        "section",
+        el("h2", "Curves", keys),
+        big,
+        el("div.grid", *small, attrs=below),
+        el("div.grid.four", *fast, attrs=below) if fast else None,
+    )
 
 
 def comparison_page(records: list[RunRecord]) -> str:
@@ -159,11 +181,20 @@ def comparison_page(records: list[RunRecord]) -> str:
     numbers = set(range(1, len(head)))
     runs = table(
         ["Run", "Method", "Status", "Steps", "Tokens", "Duration", "Started"],
-        [[_swatch(index, name), record.method, status_pill(record), f"{record.steps:,}", fmt.count(record.tokens),
-          fmt.duration(record.seconds), fmt.moment(record.created)]
-         for index, (name, record) in enumerate(zip(called, records, strict=True))],
+        [
+            [
+                _swatch(index, name),
+                record.method,
+                status_pill(record),
+                f"{record.steps:,}",
+                fmt.count(record.tokens),
+                fmt.duration(record.seconds),
+                fmt.moment(record.created),
+            ]
+            for index, (name, record) in enumerate(zip(called, records, strict=True))
+        ],
         numbers={3, 4, 5},
-    )  # fmt: skip
+    )
     final = [final_metrics(record) for record in records]
     rows = []
     for metric in metric_order(records):
@@ -171,16 +202,31 @@ def comparison_page(records: list[RunRecord]) -> str:
         way = fmt.better(metric)
         known = [value for value in values if value is not None and math.isfinite(value)]
         top = max(known, key=lambda value, way=way: way * value) if way and len(set(known)) > 1 else None
-        rows.append([el("code", metric), *(el("b.up" if top is not None and value == top else "span", fmt.number(value))
-                                           for value in values)])  # fmt: skip
-    headings = {"config": "Settings", "findings": "Findings", "plugins": "Plugins", "data": "Data", "environment": "Environment"}
+        rows.append(
+            [
+                el("code", metric),
+                *(el("b.up" if top is not None and value == top else "span", fmt.number(value)) for value in values),
+            ]
+        )
+    headings = {
+        "config": "Settings",
+        "findings": "Findings",
+        "plugins": "Plugins",
+        "data": "Data",
+        "environment": "Environment",
+    }
     found = {group: different for group, different in differences(records).items() if different}
 
     def section(group: str) -> Markup | None:
         if group not in found:
             return None
-        body = table(head, [[el("code", field), *(el("code", written(value)) for value in values)]
-                            for field, values in found[group].items()])  # fmt: skip
+        body = table(
+            head,
+            [
+                [el("code", field), *(el("code", written(value)) for value in values)]
+                for field, values in found[group].items()
+            ],
+        )
         return el("section", el("h2", headings[group], el("small", "what differs")), body)
 
     same = [heading.lower() for group, heading in headings.items() if group not in found]
@@ -192,14 +238,23 @@ def comparison_page(records: list[RunRecord]) -> str:
         section("config"),
         section("findings"),
         pictures(records, called),
-        el("section", el("h2", "How they ended", el("small", "evaluation: last value; training: mean of the last ten "
-                                                             "steps; speed and memory: median")),
-           table(head, rows, numbers=numbers)),
+        el(
+            "section",
+            el(
+                "h2",
+                "How they ended",
+                el("small", "evaluation: last value; training: mean of the last ten steps; speed and memory: median"),
+            ),
+            table(head, rows, numbers=numbers),
+        ),
         *(section(group) for group in ("data", "plugins", "environment")),
         el("p.soft", f"No difference in {', '.join(same)}.", attrs={"style": "margin-top:26px"}) if same else None,
-        el("footer", f"Made by ft-host on {now} from {', '.join(str(record.folder) for record in records)}. "
-                     f"{' and '.join(NAMES)} are not compared."),
-    )  # fmt: skip
+        el(
+            "footer",
+            f"Made by ft-host on {now} from {', '.join(str(record.folder) for record in records)}. "
+            f"{' and '.join(NAMES)} are not compared.",
+        ),
+    )
 
 
 def write_comparison(folders: list[str | Path], output: str | Path) -> Path:

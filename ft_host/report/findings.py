@@ -63,8 +63,13 @@ def _card(finding: dict[str, Any]) -> Markup:
     state = {"cleared": "has passed", "muted": f"follows from {finding.get('muted_by')}"}.get(finding["state"])
     first, last = finding["first_step"], finding["last_step"]
     where = f"at step {last:,}" if first == last else f"steps {first:,} to {last:,}"
-    head = el("div", el(f"span.chip.{severity}", severity), " ", el("b", f"{finding['fingerprint']}: {finding['title']}"),
-              el("small", ", ".join(part for part in (where, state) if part)))  # fmt: skip
+    head = el(
+        "div",
+        el(f"span.chip.{severity}", severity),
+        " ",
+        el("b", f"{finding['fingerprint']}: {finding['title']}"),
+        el("small", ", ".join(part for part in (where, state) if part)),
+    )
     evidence = [el("li", el("code", str(each.get("metric"))), f" {_evidence(each)}") for each in finding["evidence"]]
     remedies = [el("li", str(each.get("why")), _patch(each)) for each in finding["remedies"]]
     return el(
@@ -88,7 +93,9 @@ def _value(value: Any) -> str:
 
 
 def _patch(remedy: dict[str, Any]) -> Markup | None:
-    changes = [f"{change['path'].removeprefix('/')}: {fmt.yaml_value(change['value'])}" for change in remedy.get("patch", ())]
+    changes = [
+        f"{change['path'].removeprefix('/')}: {fmt.yaml_value(change['value'])}" for change in remedy.get("patch", ())
+    ]
     if not changes:
         return None
     note = remedy.get("applicability", "") + (", from the beginning" if remedy.get("from_start") else "")

@@ -25,10 +25,17 @@ def flight_page(flight: Flight) -> str:
     records = {each.number: record for each in flight.attempts if (record := flight.record(each)) is not None}
     now = fmt.moment(datetime.now().astimezone())
     shown = [number for number, record in records.items() if record.has_metrics][-8:]
-    curves = pictures([records[number] for number in shown], [f"attempt {number}" for number in shown]) if shown else None
+    curves = (
+        pictures([records[number] for number in shown], [f"attempt {number}" for number in shown]) if shown else None
+    )
     return page(
         f"autopilot · {flight.folder.name}",
-        el("header", el("p.eyebrow", "ft-host · autopilot"), el("h1", flight.folder.name), el("p.lead", *_result(flight))),
+        el(
+            "header",
+            el("p.eyebrow", "ft-host · autopilot"),
+            el("h1", flight.folder.name),
+            el("p.lead", *_result(flight)),
+        ),
         el("section", el("h2", "What was tried"), _attempts(flight, records)),
         *(_change(each) for each in flight.attempts if each.change is not None),
         curves,
@@ -68,5 +75,9 @@ def _patch(attempt: Attempt) -> str | Markup:
 def _change(attempt: Attempt) -> Markup:
     change = attempt.change
     start = join("from ", el("code", change.checkpoint)) if change.checkpoint else "from the beginning"
-    return el("section", el("h3", f"Attempt {attempt.number}, for {change.finding}"),
-              el("p", change.message), el("p", change.remedy, "; ", start, "."))  # fmt: skip
+    return el(
+        "section",
+        el("h3", f"Attempt {attempt.number}, for {change.finding}"),
+        el("p", change.message),
+        el("p", change.remedy, "; ", start, "."),
+    )

@@ -177,8 +177,13 @@ def yaml_value(thing: Any) -> str:
     if isinstance(thing, list):
         return "[" + ", ".join(yaml_value(item) for item in thing) + "]"
     if isinstance(thing, dict):
-        return "{" + ", ".join(f"{json.dumps(str(key), ensure_ascii=False)}: {yaml_value(item)}"
-                               for key, item in thing.items()) + "}"  # fmt: skip
+        return (
+            "{"
+            + ", ".join(
+                f"{json.dumps(str(key), ensure_ascii=False)}: {yaml_value(item)}" for key, item in thing.items()
+            )
+            + "}"
+        )
     return json.dumps(thing, ensure_ascii=False)
 
 

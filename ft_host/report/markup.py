@@ -32,11 +32,14 @@ def el(name: str, *children: str | None, attrs: dict[str, str] | None = None) ->
 
 def join(*children: str | None) -> Markup:
     """Elements and texts one after the other."""
-    return Markup("".join(child if isinstance(child, Markup) else text(child) for child in children if child is not None))
+    return Markup(
+        "".join(child if isinstance(child, Markup) else text(child) for child in children if child is not None)
+    )
 
 
 def table(header: list[str], rows: list[list[str]], *, numbers: set[int] = frozenset(), name: str = "table") -> Markup:
     """A table that scrolls sideways where the window is narrow; `numbers` are the columns aligned to the right."""
+
     def cells(tag: str, row: list[str]) -> list[Markup]:
         return [el(f"{tag}.num" if index in numbers else tag, cell) for index, cell in enumerate(row)]
 

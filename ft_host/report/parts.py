@@ -13,15 +13,36 @@ from ft_host.report.record import RunRecord
 
 # Curves in the order people look for them, families by their beginning; those that aren't here follow by name.
 FIRST = (
-    "reward", "objective/scores", "objective/rlhf_reward", "rewards/", "accuracy", "mean_token_accuracy", "kl",
-    "objective/kl", "entropy", "policy/entropy_avg", "completions/mean_length", "completions/clipped_ratio",
-    "frac_reward_zero_std", "loss", "grad_norm", "learning_rate",
-)  # fmt: skip
+    "reward",
+    "objective/scores",
+    "objective/rlhf_reward",
+    "rewards/",
+    "accuracy",
+    "mean_token_accuracy",
+    "kl",
+    "objective/kl",
+    "entropy",
+    "policy/entropy_avg",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "frac_reward_zero_std",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+)
 SPEED = (
-    "perf/tokens_per_second", "perf/supervised_tokens_per_second", "perf/generation_tokens_per_second",
-    "perf/step_time", "perf/peak_memory_mb", "perf/rollout_time", "perf/generation_time", "perf/reward_time",
-    "perf/weight_sync_time", "perf/annotation_time", "perf/train_time",
-)  # fmt: skip
+    "perf/tokens_per_second",
+    "perf/supervised_tokens_per_second",
+    "perf/generation_tokens_per_second",
+    "perf/step_time",
+    "perf/peak_memory_mb",
+    "perf/rollout_time",
+    "perf/generation_time",
+    "perf/reward_time",
+    "perf/weight_sync_time",
+    "perf/annotation_time",
+    "perf/train_time",
+)
 MANY = 12  # curves; of more than these the ones that FIRST doesn't name are folded away
 
 
@@ -50,8 +71,12 @@ def status_pill(record: RunRecord) -> Markup:
 
 def _tile(name: str, before: float | None, after: float, more: str, verdict: str) -> Markup:
     ends = [el("span.before", fmt.number(before)), el("span.arrow", "→")] if before is not None else []
-    return el("div.tile", el("div.name", name), el("div.ends", *ends, el(f"span{verdict}", fmt.number(after))),
-              el("div.more", more))  # fmt: skip
+    return el(
+        "div.tile",
+        el("div.name", name),
+        el("div.ends", *ends, el(f"span{verdict}", fmt.number(after))),
+        el("div.more", more),
+    )
 
 
 def tiles(record: RunRecord) -> Markup | None:
@@ -87,6 +112,7 @@ def tiles(record: RunRecord) -> Markup | None:
 
 def strip(record: RunRecord) -> Markup:
     """The run in numbers: how long, how many, how fast."""
+
     def item(name: str, what: str, more: str = "") -> Markup:
         return el("div", el("dt", name), el("dd", what, el("small", more) if more else None))
 
@@ -99,9 +125,10 @@ def strip(record: RunRecord) -> Markup:
     if not math.isnan(record.tokens):
         items.append(item("Tokens", fmt.count(record.tokens)))
     for name, label, unit in (
-        ("perf/tokens_per_second", "Speed", "tokens/s"), ("perf/generation_tokens_per_second", "Sampling", "tokens/s"),
+        ("perf/tokens_per_second", "Speed", "tokens/s"),
+        ("perf/generation_tokens_per_second", "Sampling", "tokens/s"),
         ("perf/peak_memory_mb", "Peak memory", ""),
-    ):  # fmt: skip
+    ):
         series = record.train.get(name)
         if series and series.finite():
             if unit:
@@ -123,8 +150,11 @@ def notices(record: RunRecord, now_text: str) -> Markup | None:
     """What a reader must know before the numbers: how the run ended, and what could not be read."""
     out = []
     resume = join("Go on with ", el("code", f"ft-host train --resume {record.folder}"))
-    saved = f"The last checkpoint is that of step {record.checkpoints[-1]:,}. " if record.checkpoints else \
-        "No checkpoint was written. "  # fmt: skip
+    saved = (
+        f"The last checkpoint is that of step {record.checkpoints[-1]:,}. "
+        if record.checkpoints
+        else "No checkpoint was written. "
+    )
     at = f"after step {record.steps:,}" if record.steps else "before its first step"
     if record.status == "failed":
         why = el("pre", record.error or "run.json gives no reason.")
@@ -132,29 +162,48 @@ def notices(record: RunRecord, now_text: str) -> Markup | None:
     elif record.status == "interrupted":
         out.append(el("div.notice", el("b", f"The run was stopped {at}."), record.error, el("p", saved, resume)))
     elif record.status == "running":
-        out.append(el("div.notice.info", el("b", f"This run had not ended when the page was made ({now_text})."),
-                      f"It last wrote {fmt.moment(record.written)}. {saved}",
-                      el("p", "If its process is gone, it was killed. ", resume) if record.checkpoints else None))
+        out.append(
+            el(
+                "div.notice.info",
+                el("b", f"This run had not ended when the page was made ({now_text})."),
+                f"It last wrote {fmt.moment(record.written)}. {saved}",
+                el("p", "If its process is gone, it was killed. ", resume) if record.checkpoints else None,
+            )
+        )
     if record.problems:
         shown = [el("li", problem) for problem in record.problems[:8]]
         more = len(record.problems) - len(shown)
-        out.append(el("div.notice", el("b", "Not all of the folder could be read."),
-                      el("ul", *shown, el("li", f"and {more:,} more") if more else None)))  # fmt: skip
+        out.append(
+            el(
+                "div.notice",
+                el("b", "Not all of the folder could be read."),
+                el("ul", *shown, el("li", f"and {more:,} more") if more else None),
+            )
+        )
     loud = [event for event in record.events if event.get("level") in ("warning", "error")]
     if loud:
         said = [el("li", str(event.get("text", ""))) for event in loud[:5]]
         more = len(loud) - len(said)
-        out.append(el("div.notice", el("b", "1 warning" if len(loud) == 1 else f"{len(loud)} warnings"),
-                      el("ul", *said, el("li", f"and {more:,} more, under Events") if more else None)))  # fmt: skip
+        out.append(
+            el(
+                "div.notice",
+                el("b", "1 warning" if len(loud) == 1 else f"{len(loud)} warnings"),
+                el("ul", *said, el("li", f"and {more:,} more, under Events") if more else None),
+            )
+        )
     return join(*out) if out else None
 
 
 def place(order: tuple[str, ...]) -> Callable[[str], tuple[int, str]]:
     """A sort key: names of `order` in that order, then the others by name. A name that ends with a slash stands for all
     that begin with it, except spreads."""
+
     def key(name: str) -> tuple[int, str]:
-        found = (index for index, first in enumerate(order) if name == first
-                 or first.endswith("/") and name.startswith(first) and not name.endswith("/std"))  # fmt: skip
+        found = (
+            index
+            for index, first in enumerate(order)
+            if name == first or first.endswith("/") and name.startswith(first) and not name.endswith("/std")
+        )
         return next(found, len(order)), name
 
     return key
@@ -185,8 +234,9 @@ def curves(record: RunRecord) -> tuple[Markup | None, list[Markup], list[Markup]
     memory, small. What was measured once is no curve."""
     main, in_order = main_metric(record), place(FIRST)
     names = dict.fromkeys([*record.train, *(name.removeprefix("eval_") for name in record.evals)])
-    shown = [name for name in names if not name.startswith("perf/") and name != main
-             and not _says_nothing_new(record, name)]  # fmt: skip
+    shown = [
+        name for name in names if not name.startswith("perf/") and name != main and not _says_nothing_new(record, name)
+    ]
 
     def drawn(name: str, size: str = "small") -> Markup | None:
         lines = lines_of(record, name)
@@ -194,8 +244,9 @@ def curves(record: RunRecord) -> tuple[Markup | None, list[Markup], list[Markup]
             return None
         return chart(name if name in record.train else f"eval_{name}", lines, size=size, marks=marks(record, name))
 
-    small = [(in_order(name)[0] < len(FIRST), picture)
-             for name in sorted(shown, key=in_order) if (picture := drawn(name))]  # fmt: skip
+    small = [
+        (in_order(name)[0] < len(FIRST), picture) for name in sorted(shown, key=in_order) if (picture := drawn(name))
+    ]
     folded = [picture for named, picture in small if not named] if len(small) > MANY else []
     speed = sorted((name for name in record.train if name.startswith("perf/")), key=place(SPEED))
     fast = [picture for name in speed if (picture := drawn(name, "narrow"))]
@@ -219,11 +270,15 @@ def eval_table(record: RunRecord) -> Markup | None:
         best = series.best(way) if way else None
         moved = fmt.change(series.first, series.last) if len(series) > 1 else ""
         gain = (series.last - series.first) * way
-        rows.append([
-            el("code", name), fmt.number(series.first) if len(series) > 1 else "", fmt.number(series.last),
-            el("span.up" if gain > 0 else "span.down" if gain < 0 else "span", moved),
-            f"{fmt.number(best[1])} at step {best[0]:,.0f}" if best else "",
-        ])  # fmt: skip
+        rows.append(
+            [
+                el("code", name),
+                fmt.number(series.first) if len(series) > 1 else "",
+                fmt.number(series.last),
+                el("span.up" if gain > 0 else "span.down" if gain < 0 else "span", moved),
+                f"{fmt.number(best[1])} at step {best[0]:,.0f}" if best else "",
+            ]
+        )
     ends = {(record.evals[name].steps[0], record.evals[name].steps[-1]) for name in names}
     first, last = (f"Step {step:,.0f}" for step in ends.pop()) if len(ends) == 1 else ("First", "Last")
     header = ["Metric", first, last, "Change", "Best"]

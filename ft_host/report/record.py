@@ -21,17 +21,41 @@ from ft_host.report.series import Series
 STATUSES = ("running", "finished", "failed", "interrupted")
 # Field of run.json: what it may be. The first five must be there; a run that failed early may lack the others.
 FIELDS: dict[str, tuple[type, ...]] = {
-    "format": (int,), "method": (str,), "status": (str,), "created": (str,), "config": (dict,),
-    "finished": (str, type(None)), "error": (str, type(None)), "origins": (dict,), "plugins": (list,),
-    "wrappers": (list,), "environment": (dict,), "data": (dict, type(None)), "plan": (dict, type(None)),
-    "model": (dict, type(None)), "parent": (str, type(None)), "result": (dict, type(None)),
-    "reference": (str,), "facts": (dict,), "facts_told": (dict,), "diagnostics": (dict,),
-}  # fmt: skip
+    "format": (int,),
+    "method": (str,),
+    "status": (str,),
+    "created": (str,),
+    "config": (dict,),
+    "finished": (str, type(None)),
+    "error": (str, type(None)),
+    "origins": (dict,),
+    "plugins": (list,),
+    "wrappers": (list,),
+    "environment": (dict,),
+    "data": (dict, type(None)),
+    "plan": (dict, type(None)),
+    "model": (dict, type(None)),
+    "parent": (str, type(None)),
+    "result": (dict, type(None)),
+    "reference": (str,),
+    "facts": (dict,),
+    "facts_told": (dict,),
+    "diagnostics": (dict,),
+}
 REQUIRED = ("format", "method", "status", "created", "config")
 FINDING: dict[str, type] = {
-    "code": str, "fingerprint": str, "title": str, "severity": str, "state": str, "message": str, "why": str,
-    "evidence": list, "remedies": list, "first_step": int, "last_step": int,
-}  # fmt: skip
+    "code": str,
+    "fingerprint": str,
+    "title": str,
+    "severity": str,
+    "state": str,
+    "message": str,
+    "why": str,
+    "evidence": list,
+    "remedies": list,
+    "first_step": int,
+    "last_step": int,
+}
 
 
 class RunUnreadable(UsageError):
@@ -116,6 +140,7 @@ def find_runs(folder: Path) -> list[Path]:
 
     A folder with a metrics.jsonl but no run.json counts: it was a run once, and is listed as damaged.
     """
+
     def runs_in(here: Path, depth: int) -> list[Path]:
         if is_run(here) or (here / "metrics.jsonl").is_file():
             return [here]
@@ -166,8 +191,9 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
                 cut = not line.endswith("\n")
                 problems.append(
                     f"{path.name}, line {index}: cut off; the run was stopped while writing it, or is writing it now"
-                    if cut else f"{path.name}, line {index}: {error}"
-                )  # fmt: skip
+                    if cut
+                    else f"{path.name}, line {index}: {error}"
+                )
                 continue
             if isinstance(row, dict):
                 rows.append(row)
@@ -274,13 +300,26 @@ def read_run(folder: str | Path) -> RunRecord:
         raise _not_a_run(folder)
     info = _read_run_json(folder)
     record = RunRecord(
-        folder=folder, method=info["method"], status=info["status"], created=info["created"],
-        finished=info["finished"], error=info.get("error"), config=info["config"], origins=info.get("origins", {}),
-        plugins=info.get("plugins", []), wrappers=info.get("wrappers", []), environment=info.get("environment", {}),
-        data=info.get("data") or {}, plan=info.get("plan") or {}, model=info.get("model") or {},
-        parent=info.get("parent"), result=info.get("result") or {}, reference=info.get("reference") or info["method"],
-        facts=info.get("facts") or {}, facts_told=info.get("facts_told") or {},
-    )  # fmt: skip
+        folder=folder,
+        method=info["method"],
+        status=info["status"],
+        created=info["created"],
+        finished=info["finished"],
+        error=info.get("error"),
+        config=info["config"],
+        origins=info.get("origins", {}),
+        plugins=info.get("plugins", []),
+        wrappers=info.get("wrappers", []),
+        environment=info.get("environment", {}),
+        data=info.get("data") or {},
+        plan=info.get("plan") or {},
+        model=info.get("model") or {},
+        parent=info.get("parent"),
+        result=info.get("result") or {},
+        reference=info.get("reference") or info["method"],
+        facts=info.get("facts") or {},
+        facts_told=info.get("facts_told") or {},
+    )
     _read_metrics(record)
     for name, rows in (("samples.jsonl", record.samples), ("events.jsonl", record.events)):
         found, problems = read_json_lines(folder / name)
@@ -300,7 +339,10 @@ def read_run(folder: str | Path) -> RunRecord:
         steps = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*") if path.is_dir()]
         record.checkpoints = sorted(int(step) for step in steps if step.isdigit())
     record.has_model = (folder / "model").is_dir()
-    times = [path.stat().st_mtime for name in ("run.json", "metrics.jsonl", "events.jsonl")
-             if (path := folder / name).is_file()]  # fmt: skip
+    times = [
+        path.stat().st_mtime
+        for name in ("run.json", "metrics.jsonl", "events.jsonl")
+        if (path := folder / name).is_file()
+    ]
     record.written = datetime.fromtimestamp(max(times)).astimezone(record.created.tzinfo)
     return record

@@ -13,9 +13,11 @@ from ft_host.report.page import page, write_page
 from ft_host.report.record import RunRecord, read_run
 
 OF_ROLLOUTS = {
-    "perf/generation_time": "generation", "perf/reward_time": "rewards", "perf/weight_sync_time": "weight sync",
+    "perf/generation_time": "generation",
+    "perf/reward_time": "rewards",
+    "perf/weight_sync_time": "weight sync",
     "perf/annotation_time": "annotation",
-}  # fmt: skip
+}
 
 
 def _section(title: str, body: str | None, note: str = "") -> Markup | None:
@@ -62,9 +64,10 @@ def run_page(record: RunRecord) -> str:
     now = fmt.moment(datetime.now().astimezone(record.created.tzinfo))
     large, small, folded, fast = parts.curves(record)
     pictures = join(
-        large, el("div.grid", *small, attrs={"style": "margin-top:14px"}) if small else None,
+        large,
+        el("div.grid", *small, attrs={"style": "margin-top:14px"}) if small else None,
         el("details", el("summary", f"{len(folded)} more"), el("div.grid", *folded)) if folded else None,
-    )  # fmt: skip
+    )
     steps = {sample.get("step") for sample in record.samples}
     notes = record.plan.get("notes") or []
     return page(
@@ -77,9 +80,16 @@ def run_page(record: RunRecord) -> str:
         _section("Curves", pictures or None),
         _section("Measured once", parts.measured_once(record)),
         _section("Evaluation", parts.eval_table(record)),
-        _section("Samples", samples.samples(record),
-                 "the same prompts at the first and the last evaluation" if len(steps) > 1 else ""),
-        _section("Rollouts", samples.rollouts(record), "some of the completions that were learnt from, the best of a prompt first"),
+        _section(
+            "Samples",
+            samples.samples(record),
+            "the same prompts at the first and the last evaluation" if len(steps) > 1 else "",
+        ),
+        _section(
+            "Rollouts",
+            samples.rollouts(record),
+            "some of the completions that were learnt from, the best of a prompt first",
+        ),
         _section("Speed and memory", el("div.grid.four", *fast) if fast else None, _time_spent(record)),
         _section("Settings", what_ran.config_tables(record)),
         _section("Data", what_ran.data(record)),
@@ -89,7 +99,7 @@ def run_page(record: RunRecord) -> str:
         _section("Events", what_ran.events(record)),
         _section("Commands", what_ran.commands(record)),
         el("footer", f"Made by ft-host on {now} from {record.folder}"),
-    )  # fmt: skip
+    )
 
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
@@ -101,6 +111,6 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     if record.status == "running" and not record.has_metrics:
         raise UsageError(
             f"{record.folder}: the run has no metrics yet (started {fmt.moment(record.created)}, still running); "
-            f"there is something to show after its first step"
+            "there is something to show after its first step"
         )
     return write_page(Path(output) if output else record.folder / "report.html", run_page(record))

@@ -68,8 +68,9 @@ def _sample(first: dict[str, Any] | None, last: dict[str, Any], prompt: Any) -> 
     logged = _logged(last)
     if logged is not None:
         sides.append(el("div.side.ref", el("div.label", el("span", "Logged with it")), el("pre", logged)))
-    return el("div.sample", el("div.prompt", el("div.label", el("span", "Prompt")), _text_of(prompt)),
-              el("div.sides", *sides))  # fmt: skip
+    return el(
+        "div.sample", el("div.prompt", el("div.label", el("span", "Prompt")), _text_of(prompt)), el("div.sides", *sides)
+    )
 
 
 def samples(record: RunRecord) -> Markup | None:
@@ -79,8 +80,11 @@ def samples(record: RunRecord) -> Markup | None:
         return None
 
     def at(step: Any) -> dict[str, dict[str, Any]]:
-        return {json.dumps(sample.get("prompt"), sort_keys=True): sample
-                for sample in record.samples if sample.get("step", 0) == step}  # fmt: skip
+        return {
+            json.dumps(sample.get("prompt"), sort_keys=True): sample
+            for sample in record.samples
+            if sample.get("step", 0) == step
+        }
 
     last = at(steps[-1])
     first = at(steps[0]) if steps[0] != steps[-1] else {}
@@ -115,9 +119,11 @@ def _rolled(sample: dict[str, Any]) -> Markup:
         chip = el(f"span.chip{mark}", f"advantage {shown}")
     logged = _logged(sample)
     return el(
-        "div.side", el("div.label", el("span", size), chip, _rewards(sample, None)),
-        _text_of(sample.get("completion", "")), el("pre.logged", logged) if logged is not None else None,
-    )  # fmt: skip
+        "div.side",
+        el("div.label", el("span", size), chip, _rewards(sample, None)),
+        _text_of(sample.get("completion", "")),
+        el("pre.logged", logged) if logged is not None else None,
+    )
 
 
 def _rollout(record: RunRecord, number: Any, name: str) -> Markup:
@@ -130,9 +136,13 @@ def _rollout(record: RunRecord, number: Any, name: str) -> Markup:
     for group in groups.values():
         known = {id(sample): value for sample in group if (value := _advantage(sample)) is not None}
         group.sort(key=lambda sample: -known.get(id(sample), -math.inf))
-        cards.append(el("div.sample", el("div.prompt", el("div.label", el("span", "Prompt")),
-                                         _text_of(group[0].get("prompt", ""))),
-                        el("div.sides.rolled", *map(_rolled, group))))  # fmt: skip
+        cards.append(
+            el(
+                "div.sample",
+                el("div.prompt", el("div.label", el("span", "Prompt")), _text_of(group[0].get("prompt", ""))),
+                el("div.sides.rolled", *map(_rolled, group)),
+            )
+        )
     return join(el("h3", f"{name} · step {found[0].get('step', '?')}"), _some(cards, GROUPS_SHOWN))
 
 

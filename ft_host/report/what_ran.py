@@ -1,4 +1,5 @@
-"""The blocks of a run's page that tell what ran: settings, data, plugins, environment, events, and how to do it again."""
+"""The blocks of a run's page that tell what ran: settings, data, plugins, environment, events, and how to do it
+again."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ def events(record: RunRecord) -> Markup | None:
         time = str(event.get("time", ""))
         level = event.get("level") if event.get("level") in ("info", "warning", "error") else "info"
         cells = [time[11:19] or time, str(event.get("step", "")), level, str(event.get("text", ""))]
-        rows.append(el(f"tr.{level}", *(el("td.num" if index == 1 else "td", cell)
-                                        for index, cell in enumerate(cells))))  # fmt: skip
+        rows.append(
+            el(f"tr.{level}", *(el("td.num" if index == 1 else "td", cell) for index, cell in enumerate(cells)))
+        )
     head = el("thead", el("tr", el("th", "Time"), el("th.num", "Step"), el("th", "Level"), el("th", "Text")))
     whole = el("div.scroll", el("table", head, el("tbody", *rows)))
     if len(rows) <= EVENTS_SHOWN:
@@ -31,16 +33,28 @@ def events(record: RunRecord) -> Markup | None:
 
 def config_tables(record: RunRecord) -> Markup:
     """What was set for this run, with where it was set; then what stayed at its default."""
+
     def rows(names: list[str]) -> list[list[str]]:
-        return [[el("code", name), el("code", fmt.value(record.config[name])), record.origins.get(name, "not recorded")]
-                for name in names]  # fmt: skip
+        return [
+            [el("code", name), el("code", fmt.value(record.config[name])), record.origins.get(name, "not recorded")]
+            for name in names
+        ]
 
     chosen = [name for name in record.config if record.origins.get(name, "") != "default"]
     default = [name for name in record.config if name not in chosen]
     header = ["Field", "Value", "Set by"]
-    shown = table(header, rows(chosen), name="table.config") if chosen else el("p.soft", "Everything is at its default.")
-    rest = el("details", el("summary", f"{len(default)} fields at their defaults"),
-              table(header, rows(default), name="table.config")) if default else None  # fmt: skip
+    shown = (
+        table(header, rows(chosen), name="table.config") if chosen else el("p.soft", "Everything is at its default.")
+    )
+    rest = (
+        el(
+            "details",
+            el("summary", f"{len(default)} fields at their defaults"),
+            table(header, rows(default), name="table.config"),
+        )
+        if default
+        else None
+    )
     return join(shown, rest)
 
 
@@ -51,10 +65,18 @@ def plugins(record: RunRecord) -> Markup | None:
     for plugin in record.plugins:
         tag = str(plugin.get("stability", ""))
         chip = el("span.chip" + {"experimental": ".exp", "deprecated": ".bad", "stable": ".good"}.get(tag, ""), tag)
-        rows.append([str(plugin.get("name", "")), str(plugin.get("kind", "")), str(plugin.get("distribution", "")),
-                     str(plugin.get("version", "")), chip])  # fmt: skip
-    wrapped = [el("p.soft", "Wrappers: ", ", ".join(fmt.value(one) for one in record.wrappers))] if record.wrappers \
-        else []  # fmt: skip
+        rows.append(
+            [
+                str(plugin.get("name", "")),
+                str(plugin.get("kind", "")),
+                str(plugin.get("distribution", "")),
+                str(plugin.get("version", "")),
+                chip,
+            ]
+        )
+    wrapped = (
+        [el("p.soft", "Wrappers: ", ", ".join(fmt.value(one) for one in record.wrappers))] if record.wrappers else []
+    )
     return join(table(["Plugin", "Kind", "Distribution", "Version", "Stability"], rows), *wrapped)
 
 
@@ -88,15 +110,32 @@ def parent(record: RunRecord) -> Markup | None:
 
 def commands(record: RunRecord) -> Markup:
     """How to do it again: the packages, a run file with what was set, and the command."""
-    pins = [f"{name}=={version}" for name, version in
-            [("ft-host", record.environment.get("ft-host")),
-             *((plugin.get("distribution"), plugin.get("version")) for plugin in record.plugins)]
-            if name and version]  # fmt: skip
-    keep = [name for name in record.config
-            if record.origins.get(name, "") != "default" and name not in ("output_dir", "run_name")]  # fmt: skip
+    pins = [
+        f"{name}=={version}"
+        for name, version in [
+            ("ft-host", record.environment.get("ft-host")),
+            *((plugin.get("distribution"), plugin.get("version")) for plugin in record.plugins),
+        ]
+        if name and version
+    ]
+    keep = [
+        name
+        for name in record.config
+        if record.origins.get(name, "") != "default" and name not in ("output_dir", "run_name")
+    ]
     file = "".join(f"{name}: {fmt.yaml_value(record.config[name])}\n" for name in keep)
-    shell = (f"pip install {' '.join(dict.fromkeys(pins))}\n" if pins else "") + f"ft-host train {record.method} again.yaml"
-    resume = [el("h3", "Go on"), el("pre.block", f"ft-host train --resume {record.folder}")] \
-        if record.status != "finished" and record.checkpoints else []  # fmt: skip
-    return join(*resume, el("h3", "Do it again"), el("pre.block", shell), el("p.soft", "again.yaml:"),
-                el("pre.block", file or "{}\n"))  # fmt: skip
+    shell = (
+        f"pip install {' '.join(dict.fromkeys(pins))}\n" if pins else ""
+    ) + f"ft-host train {record.method} again.yaml"
+    resume = (
+        [el("h3", "Go on"), el("pre.block", f"ft-host train --resume {record.folder}")]
+        if record.status != "finished" and record.checkpoints
+        else []
+    )
+    return join(
+        *resume,
+        el("h3", "Do it again"),
+        el("pre.block", shell),
+        el("p.soft", "again.yaml:"),
+        el("pre.block", file or "{}\n"),
+    )

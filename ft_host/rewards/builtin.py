@@ -1,8 +1,8 @@
 """Rewards that are there without writing any, under the names and with the results of TRL 1.16 (`trl.rewards`).
 
-A reward is given by name (`reward: [accuracy_reward]`) and made to measure by `reward_kwargs: {name: {argument: value}}`.
-Each entry of the table is made by a function of those arguments, and gives a reward function. Completions are texts, or
-lists of messages, of which the last one counts.
+A reward is given by name (`reward: [accuracy_reward]`) and made to measure by `reward_kwargs: {name: {argument:
+value}}`. Each entry of the table is made by a function of those arguments, and gives a reward function. Completions are
+texts, or lists of messages, of which the last one counts.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Builtin:
 
 
 def made_to_measure(spec: str, arguments: dict[str, Any], option: str = "reward") -> Call:
-    """The built-in reward `spec`. Raises ConfigError that names an argument that is unknown, missing or of another kind,
-    and what has to be installed."""
+    """The built-in reward `spec`. Raises ConfigError that names an argument that is unknown, missing or of another
+    kind, and what has to be installed."""
     builtin = BUILTIN[spec]
     problem = lacking(spec)
     if problem:
@@ -71,7 +71,9 @@ def check_arguments(given: dict[str, Any], rewards: list[str]) -> None:
     ConfigError."""
     for name, arguments in given.items():
         if name not in BUILTIN:
-            raise ConfigError(f"reward_kwargs: {name!r} is no built-in reward" + nearest(name, list(BUILTIN), "there are"))
+            raise ConfigError(
+                f"reward_kwargs: {name!r} is no built-in reward" + nearest(name, list(BUILTIN), "there are")
+            )
         if name not in rewards:
             raise ConfigError(f"reward_kwargs: {name} is not one of the run's rewards ({', '.join(rewards)})")
         if not isinstance(arguments, dict):
@@ -172,9 +174,7 @@ def _marked(answers: list[str | None], solutions: list[str], log_extra: Any) -> 
             logging.getLogger(name).setLevel(logging.ERROR)
     # An answer has to be LaTeX that is marked as such, \boxed{} before anything else. A solution may be a bare number.
     latex = LatexExtractionConfig(
-        normalization_config=NormalizationConfig(units=True),
-        boxed_match_priority=0,
-        try_extract_without_anchor=False,
+        normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
     )
     rewards: list[float | None] = []
     read: list[tuple[str, str]] = []
@@ -189,10 +189,7 @@ def _marked(answers: list[str | None], solutions: list[str], log_extra: Any) -> 
             read.append(("[unparseable]", "[skipped]"))
             continue
         found = parse(
-            answer,
-            extraction_config=[latex],
-            extraction_mode="first_match",
-            parsing_timeout=10 if limited else None,
+            answer, extraction_config=[latex], extraction_mode="first_match", parsing_timeout=10 if limited else None
         )
         rewards.append(float(verify(gold, found, timeout_seconds=5 if limited else None)))
         read.append((str(gold), str(found) if found else "[unparseable]"))
@@ -238,8 +235,8 @@ def make_repetition_penalty(ngram_size: int = 3, max_penalty: float = -1.0) -> C
 
 
 def make_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int) -> Call:
-    """0 up to `max_completion_len - soft_punish_cache` tokens, then down to -1 at `max_completion_len` (arXiv 2503.14476,
-    equation 13)."""
+    """0 up to `max_completion_len - soft_punish_cache` tokens, then down to -1 at `max_completion_len` (arXiv
+    2503.14476, equation 13)."""
     if max_completion_len < 1:
         raise ValueError(f"max_completion_len: found {max_completion_len}, expected 1 or more")
     if not 0 <= soft_punish_cache <= max_completion_len:

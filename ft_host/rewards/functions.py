@@ -54,7 +54,8 @@ class RewardFunction:
 class Scoring:
     """What is scored. One item a completion in each list.
 
-    `metrics` and `extra` are filled by the functions, through `log_metric(name, value)` and `log_extra(column, values)`.
+    `metrics` and `extra` are filled by the functions, through `log_metric(name, value)` and `log_extra(column,
+    values)`.
     """
 
     prompts: list[Any]
@@ -96,8 +97,8 @@ def find_reward(
     modules: dict[str, ModuleType] | None = None,
     arguments: dict[str, dict[str, Any]] | None = None,
 ) -> RewardFunction:
-    """A built-in reward by name, the folder of a reward model, whose weights are loaded at its first call, or a function
-    as in `load_reward`."""
+    """A built-in reward by name, the folder of a reward model, whose weights are loaded at its first call, or a
+    function as in `load_reward`."""
     if spec not in BUILTIN and Path(spec).is_dir():
         return describe(name_of(spec), RewardModel(spec, config, option))
     return load_reward(spec, option, modules, arguments)
@@ -150,7 +151,7 @@ def check_columns(function: RewardFunction, columns: Iterable[str]) -> None:
     if taken:
         raise DataError(
             f"{function.name}: column {taken[0]!r} of the data has the name of an argument of reward functions; rename "
-            f"it with dataset_columns"
+            "it with dataset_columns"
         )
     for name in function.needs:
         if name not in ARGUMENTS and name not in columns:
@@ -234,7 +235,7 @@ def call(function: RewardFunction, scoring: Scoring) -> Any:
         if len(values) != len(scoring.completions):
             raise Fault(
                 f"gave log_extra({column!r}) {len(values)} values, expected one for each of the "
-                f"{len(scoring.completions)} completions",
+                f"{len(scoring.completions)} completions"
             )
         scoring.extra[column] = list(values)
 

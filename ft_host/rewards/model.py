@@ -113,9 +113,7 @@ class RewardModel:
         # An adapter's base may be a language model, which gets a new head before it gets the adapter's: the run's
         # random numbers must not depend on that.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            model = load_frozen(
-                config, self.folder, device, head="reward", tokenizer=tokenizer, field=self.option
-            )
+            model = load_frozen(config, self.folder, device, head="reward", tokenizer=tokenizer, field=self.option)
         return model, tokenizer
 
 

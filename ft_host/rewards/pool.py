@@ -53,7 +53,8 @@ class Scored:
 
 @dataclass
 class _Call:
-    """A call that is to be made: of all completions (`sample` None) or of one; by a worker with a number over `after`."""
+    """A call that is to be made: of all completions (`sample` None) or of one; by a worker with a number over
+    `after`."""
 
     index: int  # of the function
     sample: int | None = None
@@ -71,8 +72,8 @@ class _Turn:
 
 @dataclass
 class _Found:
-    """What is known of a function's rewards so far, by completion: a value or None, and why there is none. `logged` is by
-    the first completion of the call; `seen`: completions that have been looked at for failures in a row."""
+    """What is known of a function's rewards so far, by completion: a value or None, and why there is none. `logged` is
+    by the first completion of the call; `seen`: completions that have been looked at for failures in a row."""
 
     rewards: dict[int, float | None] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
@@ -96,8 +97,10 @@ class RewardPool:
         self.specs = list(specs)
         for spec in specs:
             if not isinstance(spec, str):
-                raise ConfigError(f"{option}: found {spec!r}; rewards are called in other processes, which find them "
-                                  f"by name: give {_path_of(spec) or EXAMPLE}")  # fmt: skip
+                raise ConfigError(
+                    f"{option}: found {spec!r}; rewards are called in other processes, which find them "
+                    f"by name: give {_path_of(spec) or EXAMPLE}"
+                )
         if INSIDE in os.environ:
             raise ConfigError(
                 "a file that rewards are read from trains when it is imported; put its training under "
@@ -279,8 +282,10 @@ def _part(function: RewardFunction, scoring: Scoring, sample: int | None) -> Sco
 
 def _not_picklable(function: RewardFunction, part: Scoring, error: Exception) -> DataError:
     """Says which part of a call it is that can't be handed to another process."""
-    what = next((f"column {name!r} of the data" for name, each in part.columns.items() if not _picklable(each)),
-                "what it is called with")  # fmt: skip
+    what = next(
+        (f"column {name!r} of the data" for name, each in part.columns.items() if not _picklable(each)),
+        "what it is called with",
+    )
     return DataError(f"{function}: {what} can't be handed to the process that calls it: {cause(error)}")
 
 
@@ -293,7 +298,8 @@ def _picklable(values: list[Any]) -> bool:
 
 
 def _path_of(spec: Any) -> str | None:
-    """The name by which a function that was given itself can be found; None for one inside another, or without a name."""
+    """The name by which a function that was given itself can be found; None for one inside another, or without a
+    name."""
     if not inspect.isfunction(spec) or not spec.__qualname__.isidentifier():
         return None
     where = inspect.getsourcefile(spec) if spec.__module__ == "__main__" else spec.__module__

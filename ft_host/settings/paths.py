@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 # One of several data sets that are mixed, and the type of each of its parts.
 MIXTURE = {
-    "path": str, "name": str, "split": str, "data_files": (str, list, dict), "weight": (int, float), "columns": dict,
-}  # fmt: skip
+    "path": str,
+    "name": str,
+    "split": str,
+    "data_files": (str, list, dict),
+    "weight": (int, float),
+    "columns": dict,
+}
 OPTIMIZERS = ("adamw", "adamw_torch", "adamw_torch_fused", "sgd", "adafactor")  # those of ft_host.optim
 
 

@@ -60,8 +60,8 @@ def rollout_notes(plan: RolloutPlan, processes: int) -> list[str]:
     notes = [f"each rollout: {plan.prompts} prompts × {plan.generations} completions = {plan.rows}, in {of}{passes}"]
     if plan.prompts % processes:
         notes.append(
-            f"{plan.prompts} prompts a rollout don't come out even over {processes} processes, and the completions of a "
-            f"prompt stay on one: some processes wait for others"
+            f"{plan.prompts} prompts a rollout don't come out even over {processes} processes, and the completions of a"
+            " prompt stay on one: some processes wait for others"
         )
     return notes
 

@@ -28,11 +28,14 @@ CALLED = {
     "max_length": "max_seq_length max_seq_len seq_length sequence_len seq_len cutoff_len model_max_length block_size",
     "packing": "sample_packing pack",
     "dataloader_num_workers": "num_proc dataset_num_proc preprocessing_num_workers num_workers workers",
-    "per_device_train_batch_size": "per_device_batch_size per_gpu_train_batch_size train_batch_size batch_size "
-    "micro_batch_size micro_train_batch_size",
+    "per_device_train_batch_size": (
+        "per_device_batch_size per_gpu_train_batch_size train_batch_size batch_size "
+        "micro_batch_size micro_train_batch_size"
+    ),
     "per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation grad_accum grad_accumulation_steps accumulation_steps "
-    "grad_accumulation",
+    "gradient_accumulation_steps": (
+        "gradient_accumulation grad_accum grad_accumulation_steps accumulation_steps grad_accumulation"
+    ),
     "num_train_epochs": "epochs num_epochs n_epochs train_epochs epoch",
     "max_steps": "steps max_train_steps num_steps num_train_steps training_steps total_steps max_iters",
     "learning_rate": "lr",
@@ -42,8 +45,10 @@ CALLED = {
     "seed": "random_seed data_seed",
     "max_completion_length": "max_new_tokens max_tokens",
     "beta": "dpo_beta kto_beta kl_beta kl_coef rl_beta pref_beta",
-    "ref_model": "reference_model reference ref_model_path ref_model_name reference_model_path "
-    "reference_model_name_or_path ref_pretrain",
+    "ref_model": (
+        "reference_model reference ref_model_path ref_model_name reference_model_path "
+        "reference_model_name_or_path ref_pretrain"
+    ),
     "precompute_ref_log_probs": "precompute_ref_logps precompute_ref_logprobs precompute_reference_log_probs",
     "loss_type": "dpo_loss_type dpo_loss pref_loss",
     "label_smoothing": "dpo_label_smoothing",
@@ -52,7 +57,9 @@ CALLED = {
     "undesirable_weight": "kto_undesirable_weight kto_rejected_weight rejected_weight",
     "center_rewards_coefficient": "center_rewards_coef center_rewards center_coefficient",
     "reward": "reward_model reward_models reward_function reward_functions reward_func reward_fn reward_model_path",
-    "num_generations": "group_size n_samples_per_prompt num_samples_per_prompt rollouts_per_prompt num_return_sequences",
+    "num_generations": (
+        "group_size n_samples_per_prompt num_samples_per_prompt rollouts_per_prompt num_return_sequences"
+    ),
     "num_iterations": "mu ppo_epochs",
     "epsilon": "clip_eps eps_clip clip_range clip_ratio epsilon_low",
     "epsilon_high": "eps_clip_high clip_ratio_high",
@@ -127,7 +134,7 @@ CHANGED = {
     "method": (None, "the method is the first argument: `ft-host train METHOD`"),
     "trainer": (None, "the method is the first argument, `ft-host train METHOD`, or method: in the file"),
     "env": (None, "a config doesn't set the environment; set it where ft-host is called"),
-}  # fmt: skip
+}
 
 RENAMED: dict[str, tuple[str | None, str]] = {
     **{old: (new, "") for new, olds in CALLED.items() for old in olds.split()},

@@ -21,10 +21,25 @@ if TYPE_CHECKING:
 # already begun. Processes and micro-batches change speed and memory, not the gradient, as long as a step has as many
 # rows as before: the launch refuses what gives it another number.
 RESUMABLE = (
-    "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps", "progress", "report_to",
-    "eval_steps", "num_processes", "dataloader_num_workers", "max_tokens_per_micro_batch",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "select", "ignore", "stop_on", "fail_on", "locked",
-)  # fmt: skip
+    "max_steps",
+    "num_train_epochs",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "progress",
+    "report_to",
+    "eval_steps",
+    "num_processes",
+    "dataloader_num_workers",
+    "max_tokens_per_micro_batch",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "select",
+    "ignore",
+    "stop_on",
+    "fail_on",
+    "locked",
+)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ def schema(method: str, config_class: type) -> dict[str, Any]:
         properties[field.name] = property_of(field)
         for alias in field.aliases:
             properties[alias] = property_of(field) | {
-                "description": f"Another name of {field.name}.", "deprecated": True
-            }  # fmt: skip
+                "description": f"Another name of {field.name}.",
+                "deprecated": True,
+            }
     return {
         "$schema": DIALECT,
         "title": f"ft-host {method}",

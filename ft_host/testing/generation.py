@@ -28,6 +28,11 @@ def generating_run(model: Any, tokenizer: Any = None, *, backend: Any = None, **
     policy = Policy(model)
     config = RunConfig(model="a model", dataset="rows", **fields)
     return Run(
-        config=config, folder=None, tokenizer=tokenizer or tiny_tokenizer(), plugins=plugins,
-        accelerator=Accelerator(cpu=True, mixed_precision="no"), policy=policy, model=policy,
-    )  # fmt: skip
+        config=config,
+        folder=None,
+        tokenizer=tokenizer or tiny_tokenizer(),
+        plugins=plugins,
+        accelerator=Accelerator(cpu=True, mixed_precision="no"),
+        policy=policy,
+        model=policy,
+    )

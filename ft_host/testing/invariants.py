@@ -216,9 +216,14 @@ def first_step(config: RunConfig, method: str) -> tuple[Run, list[dict[str, Any]
     policy = load_policy(config, tokenizer, accelerator.device, head=specs.pop("policy", ModelSpec()).head)
     keep_adapter(policy, specs, config)
     run = Run(
-        config=config, folder=RunFolder(config.output_dir), tokenizer=tokenizer, plugins=plugins,
-        accelerator=accelerator, policy=policy, model=policy,
-    )  # fmt: skip
+        config=config,
+        folder=RunFolder(config.output_dir),
+        tokenizer=tokenizer,
+        plugins=plugins,
+        accelerator=accelerator,
+        policy=policy,
+        model=policy,
+    )
     run.models = {role: Companion(spec, run) for role, spec in specs.items()}
     return run, [row for unit in step.units for row in unit]
 

@@ -115,9 +115,15 @@ def tiny_mamba(seed: int = 0, **overrides: Any) -> Any:
 
 
 FAMILIES = {
-    "llama": tiny_llama, "qwen": tiny_qwen, "mistral": tiny_mistral, "gemma": tiny_gemma, "gpt2": tiny_gpt2,
-    "moe": tiny_moe, "gpt_oss": tiny_gpt_oss, "mamba": tiny_mamba,
-}  # fmt: skip
+    "llama": tiny_llama,
+    "qwen": tiny_qwen,
+    "mistral": tiny_mistral,
+    "gemma": tiny_gemma,
+    "gpt2": tiny_gpt2,
+    "moe": tiny_moe,
+    "gpt_oss": tiny_gpt_oss,
+    "mamba": tiny_mamba,
+}
 
 
 def as_classifier(model: Any, seed: int = 0, num_labels: int = 1) -> Any:
@@ -163,11 +169,13 @@ def tiny_tokenizer(vocab_size: int = 256, chat: bool = True) -> Any:
 
 
 def other_tokenizer(vocab_size: int = 200, eos_token: str = "<|end|>", template: str | None = CHAT_TEMPLATE) -> Any:
-    """The same kind, over the same letters, with other merges and other ids: a teacher's, say, whose student has the tiny
-    tokenizer."""
+    """The same kind, over the same letters, with other merges and other ids: a teacher's, say, whose student has the
+    tiny tokenizer."""
     texts = [
-        "the apples are quick and brown", "42 plus 12 is a small task, step by step, over and over", "how many? three left.",
-    ]  # fmt: skip
+        "the apples are quick and brown",
+        "42 plus 12 is a small task, step by step, over and over",
+        "how many? three left.",
+    ]
     marks = ["<unk>", "<pad>", "<|user|>", "<|assistant|>", "<|system|>", eos_token]
     fast = byte_level(texts * 3, vocab_size, marks, [chr(code) for code in range(126, 32, -1)])
     fast.pad_token, fast.eos_token, fast.chat_template = "<pad>", eos_token, template
@@ -183,7 +191,10 @@ def byte_level(texts: list[str], vocab_size: int, marks: list[str], letters: lis
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=marks, initial_alphabet=[*letters, "\u0120", "\u010a"], show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=marks,
+        initial_alphabet=[*letters, "\u0120", "\u010a"],
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")

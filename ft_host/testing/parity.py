@@ -24,10 +24,24 @@ Line = dict[str, Any]
 
 # Fields that have the same name and meaning in transformers' TrainingArguments, beside those of a method.
 SHARED = (
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs",
-    "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "use_cpu", "train_sampling_strategy",
-)  # fmt: skip
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "seed",
+    "use_cpu",
+    "train_sampling_strategy",
+)
 
 # Relative. Two float32 programs that add in another order agree to about 1e-6; a gradient's norm to 1e-5.
 TOLERANCES = {"loss": 1e-5, "grad_norm": 1e-4, "learning_rate": 1e-9, "num_tokens": 0.0}

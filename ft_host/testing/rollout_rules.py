@@ -1,5 +1,5 @@
-"""Cases of the rules that methods with rollouts share, over a method's names: what raises each, and what looks alike and
-doesn't. The numbers are those of small runs of examples/arithmetic. Imports no torch."""
+"""Cases of the rules that methods with rollouts share, over a method's names: what raises each, and what looks alike
+and doesn't. The numbers are those of small runs of examples/arithmetic. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ Value = float | Callable[[int], float]
 FACTS = {"plan/total_steps": 120}
 # A run that goes well: 64 completions a rollout, learning rate 3e-4, two rewards of at most 1 each.
 WELL = {
-    "completions__reward_min": 0.0, "completions__reward_max": 2.0, "completions__mean_length": 26.5,
-    "completions__clipped_ratio": 0.001, "completions__unique_share": 0.45,
-    "completions__reward_length_correlation": -0.3, "rewards__exact_match__std": 0.48, "rewards__right_lines__std": 0.3,
+    "completions__reward_min": 0.0,
+    "completions__reward_max": 2.0,
+    "completions__mean_length": 26.5,
+    "completions__clipped_ratio": 0.001,
+    "completions__unique_share": 0.45,
+    "completions__reward_length_correlation": -0.3,
+    "rewards__exact_match__std": 0.48,
+    "rewards__right_lines__std": 0.3,
     "perf__rollout_time": 0.7,
-}  # fmt: skip
+}
 
 
 def noise(step: int, size: float = 0.05) -> float:
@@ -39,9 +44,13 @@ def rollout_cases(names: Names, config: dict[str, Any] | None = None) -> dict[st
     """{code: (faulty, healthy)} of every rule of `rollout_rules(names)`."""
     given = config or {}
 
-    def told(config: dict[str, Any] | None = None, *, count: int = 60, more: list | None = None, **values: Value) -> Told:
+    def told(
+        config: dict[str, Any] | None = None, *, count: int = 60, more: list | None = None, **values: Value
+    ) -> Told:
         renamed = {
-            {"reward": names.reward, "entropy": names.entropy, "kl": names.kl, "clip": names.clip}.get(name, name): value
+            {"reward": names.reward, "entropy": names.entropy, "kl": names.kl, "clip": names.clip}.get(
+                name, name
+            ): value
             for name, value in ({"reward": rises, "entropy": 0.07} | values).items()
         }
         grouped = {"frac_reward_zero_std": 0.3, "reward_std": 0.75} if names.grouped else {}
@@ -90,9 +99,7 @@ def rollout_cases(names: Names, config: dict[str, Any] | None = None) -> dict[st
         15: (told(reward=falls), told(reward=lambda step: rises(step) + noise(step, 0.1))),
     }
     if names.clip is not None:
-        found[6] = (
-            told(clip=lambda step: 0.0 if step % 4 == 1 else 0.4 + noise(step)), told(clip=lambda step: 0.01),
-        )  # fmt: skip
+        found[6] = (told(clip=lambda step: 0.0 if step % 4 == 1 else 0.4 + noise(step)), told(clip=lambda step: 0.01))
     if not names.grouped:
         found[1] = (told(reward=0.0, completions__reward_max=0.0), told())
         return {names.code(number): pair for number, pair in found.items()}
@@ -106,7 +113,10 @@ def rollout_cases(names: Names, config: dict[str, Any] | None = None) -> dict[st
     eight = {"num_generations": 8}
     flat = told(eight, reward=lambda step: 0.02 + noise(step, 0.02), frac_reward_zero_std=0.83, reward_std=0.1)
     found |= {
-        1: (flat, told(eight, count=120, reward=solved, frac_reward_zero_std=equal)),  # groups are equal as all are right
+        1: (
+            flat,
+            told(eight, count=120, reward=solved, frac_reward_zero_std=equal),
+        ),  # groups are equal as all are right
         2: (told(eight, reward=0.0, reward_std=0.0, frac_reward_zero_std=1.0), told(eight)),
         12: (
             told(eight, reward=stays, completions__unique_share=0.13),

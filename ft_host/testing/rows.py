@@ -73,9 +73,16 @@ def tiny_run(
     the end. `fields` are of the method or override any of this, `model` too. Raises what `config_class` raises.
     """
     given = {
-        "model": str(model), "dataset": str(write_rows(folder / "rows.jsonl", rows)),
-        "output_dir": str(folder / "runs"), "use_cpu": True, "per_device_train_batch_size": 4, "max_steps": 5,
-        "learning_rate": 1e-3, "save_steps": 0, "train_sampling_strategy": "sequential", "eval_on_start": False,
+        "model": str(model),
+        "dataset": str(write_rows(folder / "rows.jsonl", rows)),
+        "output_dir": str(folder / "runs"),
+        "use_cpu": True,
+        "per_device_train_batch_size": 4,
+        "max_steps": 5,
+        "learning_rate": 1e-3,
+        "save_steps": 0,
+        "train_sampling_strategy": "sequential",
+        "eval_on_start": False,
         "progress": "quiet",
-    }  # fmt: skip
+    }
     return config_class(**(given | fields))

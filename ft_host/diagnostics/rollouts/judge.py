@@ -1,4 +1,5 @@
-"""What rules about rollouts ask of a run: has its reward risen, is the task solved, what would help. Imports no torch."""
+"""What rules about rollouts ask of a run: has its reward risen, is the task solved, what would help. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -101,18 +102,21 @@ def lower_rate(view: View, by: float = 2, why: str = "") -> Remedy:
     now = view.config.learning_rate
     new = rounded(now / by)
     return Remedy(
-        why=f"Lower learning_rate from {short(now)} to {short(new)}{why}", patch={"learning_rate": new},
+        why=f"Lower learning_rate from {short(now)} to {short(new)}{why}",
+        patch={"learning_rate": new},
         expected="smaller updates",
-    )  # fmt: skip
+    )
 
 
 def raise_rate(view: View, by: float = 3) -> Remedy:
     now = view.config.learning_rate
     new = rounded(now * by)
     return Remedy(
-        why=f"Raise learning_rate from {short(now)} to {short(new)}", patch={"learning_rate": new}, again=True,
+        why=f"Raise learning_rate from {short(now)} to {short(new)}",
+        patch={"learning_rate": new},
+        again=True,
         expected="a reward that rises",
-    )  # fmt: skip
+    )
 
 
 def set_field(view: View, field: str, new: object, why: str = "", *, again: bool = False) -> list[Remedy]:
@@ -151,8 +155,8 @@ def warmer(view: View, to: float = 1.0) -> list[Remedy]:
 
 
 def held_out_rises(view: View) -> bool | None:
-    """Whether the last evaluation earns more than the first, by a tenth of it at least. None where there will be some, and
-    fewer than three are made."""
+    """Whether the last evaluation earns more than the first, by a tenth of it at least. None where there will be some,
+    and fewer than three are made."""
     evals = view.recent("eval_reward", 1000)
     if 0 < len(evals) < 3:
         return None

@@ -36,8 +36,8 @@ def explodes(view: View, names: Names) -> bool | None:
 def entropy_message(view: View, names: Names, what: str) -> str:
     first = begun(view, names) if what == "fell" else judge.start(view, names.entropy)
     return (
-        f"The policy's entropy {what} from {short(first)} to {short(view[names.entropy])} nats a token, while the mean reward went from "
-        f"{short(view.first(names.reward, 3))} to {short(view.mean(names.reward, 10))}"
+        f"The policy's entropy {what} from {short(first)} to {short(view[names.entropy])} nats a token, while the mean"
+        f" reward went from {short(view.first(names.reward, 3))} to {short(view.mean(names.reward, 10))}"
     )
 
 
@@ -61,9 +61,12 @@ def collapse_remedies(view: View) -> list[Remedy]:
         *(wider(view) if clips(view) else []),
         *judge.warmer(view),
         *judge.set_field(view, "entropy_coef", 0.01, ", a bonus for entropy"),
-        *(judge.set_field(view, "beta", 0.02, ", which holds the policy near the model it began as", again=True)
-          if vars(view.config).get("beta") == 0 else []),
-    ]  # fmt: skip
+        *(
+            judge.set_field(view, "beta", 0.02, ", which holds the policy near the model it began as", again=True)
+            if vars(view.config).get("beta") == 0
+            else []
+        ),
+    ]
 
 
 def explosion_remedies(view: View) -> list[Remedy]:
@@ -111,9 +114,9 @@ def clip_message(view: View, names: Names) -> str:
     of = "completions" if clip_limits(view, names)[0] == 0.3 else "tokens"
     side = " on the high side alone" if high > 3 * low else " on the low side alone" if low > 3 * high else ""
     return (
-        f"The clip ratio left its range in {percent(view.share)} of steps{side}: more than {short(100 * clip_limits(view, names)[0])} % of "
-        f"{of} were clipped, {short(100 * view.mean(names.clip, view.window))} % on average. The policy moves too far on "
-        "one rollout."
+        f"The clip ratio left its range in {percent(view.share)} of steps{side}: more than"
+        f" {short(100 * clip_limits(view, names)[0])} % of {of} were clipped,"
+        f" {short(100 * view.mean(names.clip, view.window))} % on average. The policy moves too far on one rollout."
     )
 
 
@@ -132,9 +135,7 @@ def kl_blows_up(view: View, names: Names) -> bool:
         return True
     if judge.rising(view, names.reward):
         return False  # it goes up with what is learnt
-    return now > 0.5 or (
-        now > 0.1 and judge.rising(view, names.kl) and judge.falling(view, names.reward)
-    )
+    return now > 0.5 or (now > 0.1 and judge.rising(view, names.kl) and judge.falling(view, names.reward))
 
 
 def kl_remedies(view: View, names: Names) -> list[Remedy]:
@@ -149,56 +150,97 @@ def rules(names: Names) -> list[Rule]:
     of = partial(partial, names=names)
     out = [
         Rule(
-            code=names.code(4), title="Entropy collapses", stage="train", needs=(names.entropy, names.reward),
-            test=of(collapses), least=10,
-            message=lambda view: entropy_message(view, names, "fell")
-            + ": it says the same whatever it earns, and finds nothing better.",
+            code=names.code(4),
+            title="Entropy collapses",
+            stage="train",
+            needs=(names.entropy, names.reward),
+            test=of(collapses),
+            least=10,
+            message=lambda view: (
+                entropy_message(view, names, "fell") + ": it says the same whatever it earns, and finds nothing better."
+            ),
             remedies=collapse_remedies,
-            when="Entropy is below a fifth of what it was at the start in 30 % of the last 50 rollouts, and the reward "
-            "neither rises nor has risen by half of what there was to gain.",
-            why="A policy that has become sure of one way to answer samples nothing else, so that nothing can be compared. "
-            "Entropy that goes down as the task is learnt is no trouble.",
-            remedy="Lower learning_rate, raise epsilon_high to 0.28, raise temperature, an entropy bonus, beta above 0.",
+            when=(
+                "Entropy is below a fifth of what it was at the start in 30 % of the last 50 rollouts, and the reward "
+                "neither rises nor has risen by half of what there was to gain."
+            ),
+            why=(
+                "A policy that has become sure of one way to answer samples nothing else, so that nothing can be"
+                " compared. Entropy that goes down as the task is learnt is no trouble."
+            ),
+            remedy=(
+                "Lower learning_rate, raise epsilon_high to 0.28, raise temperature, an entropy bonus, beta above 0."
+            ),
             source="DAPO 2503.14476; axolotl docs/training_stability; 2505.22617",
         ),
         Rule(
-            code=names.code(5), title="Entropy explodes", stage="train", needs=(names.entropy, names.reward),
-            test=of(explodes), least=8,
+            code=names.code(5),
+            title="Entropy explodes",
+            stage="train",
+            needs=(names.entropy, names.reward),
+            test=of(explodes),
+            least=8,
             message=lambda view: entropy_message(view, names, "rose") + ": the policy is coming apart.",
             remedies=explosion_remedies,
-            when="Entropy is above three times what it was at the start in 30 % of the last 50 rollouts, and no reward has "
-            "been gained.",
+            when=(
+                "Entropy is above three times what it was at the start in 30 % of the last 50 rollouts, and no reward"
+                " has been gained."
+            ),
             why="Updates that are too large, or an entropy bonus that outweighs the reward, make all tokens alike.",
             remedy="Lower learning_rate or entropy_coef, lower temperature; see ENG001.",
             source="axolotl docs/training_stability; own judgement of the ratio",
         ),
         Rule(
-            code=names.code(7), title="KL divergence blows up", stage="train", needs=(names.kl, names.reward),
-            test=of(kl_blows_up), least=8, severe=lambda view: kl(view, names, view.mean(names.kl, 10)) > 2,
+            code=names.code(7),
+            title="KL divergence blows up",
+            stage="train",
+            needs=(names.kl, names.reward),
+            test=of(kl_blows_up),
+            least=8,
+            severe=lambda view: kl(view, names, view.mean(names.kl, 10)) > 2,
             message=lambda view: (
-                f"The policy is {short(kl(view, names, view.mean(names.kl, 10)))} nats a token from the reference, and the "
-                f"mean reward went from {short(view.first(names.reward, 3))} to {short(view.mean(names.reward, 10))}."
+                f"The policy is {short(kl(view, names, view.mean(names.kl, 10)))} nats a token from the reference, and"
+                f" the mean reward went from {short(view.first(names.reward, 3))} to"
+                f" {short(view.mean(names.reward, 10))}."
             ),
             remedies=of(kl_remedies),
-            when="The KL divergence of a token is above 0.5 nats while the reward doesn't rise, or above 2, or rises while "
-            "the reward falls, in 30 % of the last 50 rollouts; above 2 on average: an error.",
-            why="The policy leaves the model that it began as, which isn't paid for: it forgets, or games the reward. KL that "
-            "goes up slowly with the reward is no trouble.",
+            when=(
+                "The KL divergence of a token is above 0.5 nats while the reward doesn't rise, or above 2, or rises"
+                " while the reward falls, in 30 % of the last 50 rollouts; above 2 on average: an error."
+            ),
+            why=(
+                "The policy leaves the model that it began as, which isn't paid for: it forgets, or games the reward."
+                " KL that goes up slowly with the reward is no trouble."
+            ),
             remedy="Lower learning_rate, raise beta (0.001 to 0.04 is usual), go back to the best checkpoint.",
             source="axolotl docs/training_stability; Gao et al. 2210.10760",
         ),
-    ]  # fmt: skip
+    ]
     if names.clip is not None:
-        out.append(Rule(
-            code=names.code(6), title="Clip ratio out of range", stage="train", needs=(names.clip,), least=10,
-            test=of(leaves_range),
-            severe=lambda view: view.mean(names.clip, view.window) > clip_limits(view, names)[1],
-            message=of(clip_message), remedies=clip_remedies,
-            when="More than 5 % of tokens (30 % of completions, where ratios are of completions) are clipped in 30 % of the "
-            "last 50 steps that aren't the first of a rollout; 20 % (60 %) on average: an error.",
-            why="Within one rollout the policy leaves the range in which its old log-probs tell anything; what is clipped "
-            "teaches nothing.",
-            remedy="Lower learning_rate, make fewer passes over a rollout; epsilon_high where only the high side clips.",
-            source="axolotl docs/training_stability; own judgement of the share of tokens",
-        ))  # fmt: skip
+        out.append(
+            Rule(
+                code=names.code(6),
+                title="Clip ratio out of range",
+                stage="train",
+                needs=(names.clip,),
+                least=10,
+                test=of(leaves_range),
+                severe=lambda view: view.mean(names.clip, view.window) > clip_limits(view, names)[1],
+                message=of(clip_message),
+                remedies=clip_remedies,
+                when=(
+                    "More than 5 % of tokens (30 % of completions, where ratios are of completions) are clipped in 30 %"
+                    " of the last 50 steps that aren't the first of a rollout; 20 % (60 %) on average: an error."
+                ),
+                why=(
+                    "Within one rollout the policy leaves the range in which its old log-probs tell anything; what is"
+                    " clipped teaches nothing."
+                ),
+                remedy=(
+                    "Lower learning_rate, make fewer passes over a rollout; epsilon_high where only the high side"
+                    " clips."
+                ),
+                source="axolotl docs/training_stability; own judgement of the share of tokens",
+            )
+        )
     return out

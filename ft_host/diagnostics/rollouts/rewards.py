@@ -14,8 +14,8 @@ from ft_host.diagnostics.view import View, percent, short
 
 
 def never_rises(view: View, names: Names) -> bool | None:
-    """Whether, at this pace, the whole run would gain less than a tenth of what there is to gain; so that a slow but sure
-    start isn't taken for standing still, the pace is taken to be twice its standard error above what is seen."""
+    """Whether, at this pace, the whole run would gain less than a tenth of what there is to gain; so that a slow but
+    sure start isn't taken for standing still, the pace is taken to be twice its standard error above what is seen."""
     found = judge.span(view)
     step, total = view.step, view.total_steps
     if found is None or not view.warmed_up or not total or not view.turn(names.reward):
@@ -102,32 +102,52 @@ def rules(names: Names) -> list[Rule]:
     reward = names.reward
     return [
         Rule(
-            code=names.code(3), title="Reward doesn't rise", stage="train", needs=(reward, "completions/reward_max"),
-            test=of(never_rises), window=10, least=3, share=0.6,
+            code=names.code(3),
+            title="Reward doesn't rise",
+            stage="train",
+            needs=(reward, "completions/reward_max"),
+            test=of(never_rises),
+            window=10,
+            least=3,
+            share=0.6,
             message=lambda view: (
-                f"The mean reward went from {short(view.first(reward))} to {short(view.mean(reward, 10))} in {view.step} "
-                f"steps; at this pace the run's {view.total_steps} steps gain less than a tenth of what there is to gain. "
-                "Either updates are too small, or the reward doesn't tell better completions from worse ones."
+                f"The mean reward went from {short(view.first(reward))} to {short(view.mean(reward, 10))} in"
+                f" {view.step} steps; at this pace the run's {view.total_steps} steps gain less than a tenth of what"
+                " there is to gain. Either updates are too small, or the reward doesn't tell better completions from"
+                " worse ones."
             ),
             remedies=never_rises_remedies,
-            when="After the warm-up and 40 rollouts or more, the line through the mean rewards, at two standard errors above "
-            "what is seen, would gain less than 10 % of what is left to gain by the end of the run.",
+            when=(
+                "After the warm-up and 40 rollouts or more, the line through the mean rewards, at two standard errors"
+                " above what is seen, would gain less than 10 % of what is left to gain by the end of the run."
+            ),
             why="A learning rate that is too low, a reward that is noise to the policy, or prompts that are too hard.",
             remedy="Raise learning_rate, try the reward by hand, tune on solutions first.",
             source="axolotl docs/training_stability; own judgement of the pace",
         ),
         Rule(
-            code=names.code(11), title="Held-out reward falls while the reward in training rises", stage="train",
-            needs=("eval_reward", reward), test=of(held_out_falls), window=4, least=1,
+            code=names.code(11),
+            title="Held-out reward falls while the reward in training rises",
+            stage="train",
+            needs=("eval_reward", reward),
+            test=of(held_out_falls),
+            window=4,
+            least=1,
             message=lambda view: (
                 f"The reward of held-out prompts fell from {short(view.series['eval_reward'].best(1)[1])} to "
                 f"{short(view['eval_reward'])}, while that of training rose to {short(view.mean(reward, 10))}: what is "
                 "learnt serves the reward, not the task."
             ),
             remedies=lambda view: [
-                judge.restore(view), judge.lower_rate(view),
-                *(judge.set_field(view, "beta", 0.04, ", which holds the policy near the model it began as", again=True)
-                  if vars(view.config).get("beta", 1) < 0.04 else []),
+                judge.restore(view),
+                judge.lower_rate(view),
+                *(
+                    judge.set_field(
+                        view, "beta", 0.04, ", which holds the policy near the model it began as", again=True
+                    )
+                    if vars(view.config).get("beta", 1) < 0.04
+                    else []
+                ),
             ],
             when="An evaluation earns 10 % less than the best one, and training earns more than at that time.",
             why="The policy has found what the reward pays for beside the task, or has learnt the prompts by heart.",
@@ -135,46 +155,82 @@ def rules(names: Names) -> list[Rule]:
             source="Gao et al. 2210.10760; own judgement",
         ),
         Rule(
-            code=names.code(13), title="The batch is small for this reward", stage="train", needs=(reward,),
-            test=of(noisy), severity="info", least=30, share=0.8,
+            code=names.code(13),
+            title="The batch is small for this reward",
+            stage="train",
+            needs=(reward,),
+            test=of(noisy),
+            severity="info",
+            least=30,
+            share=0.8,
             message=lambda view: (
-                f"The reward's noise from rollout to rollout ({short(view.noise(reward))}) hides what it gained in the last "
-                f"{rounds(view)} ({short(view.slope(reward))}), with fewer than 64 completions a step."
+                f"The reward's noise from rollout to rollout ({short(view.noise(reward))}) hides what it gained in the"
+                f" last {rounds(view)} ({short(view.slope(reward))}), with fewer than 64 completions a step."
             ),
-            remedies=lambda view: [Remedy(
-                why=f"Raise gradient_accumulation_steps from {view.config.gradient_accumulation_steps} to "
-                f"{4 * view.config.gradient_accumulation_steps}",
-                patch={"gradient_accumulation_steps": 4 * view.config.gradient_accumulation_steps}, again=True,
-            )],
-            when="Fewer than 64 completions a step, and in most steps the reward's rise over the last 50 is within one "
-            "standard error of 0.",
+            remedies=lambda view: [
+                Remedy(
+                    why=(
+                        f"Raise gradient_accumulation_steps from {view.config.gradient_accumulation_steps} to "
+                        f"{4 * view.config.gradient_accumulation_steps}"
+                    ),
+                    patch={"gradient_accumulation_steps": 4 * view.config.gradient_accumulation_steps},
+                    again=True,
+                )
+            ],
+            when=(
+                "Fewer than 64 completions a step, and in most steps the reward's rise over the last 50 is within one "
+                "standard error of 0."
+            ),
             why="A step's gradient is mostly chance: progress, if there is any, can't be seen, and is slow.",
-            remedy="More prompts a step.", source="PRIME-RL: at least 64 completions",
+            remedy="More prompts a step.",
+            source="PRIME-RL: at least 64 completions",
         ),
         Rule(
-            code=names.code(14), title="A reward function fails", stage="train", needs=("rewards/*/failed_share",),
-            test=lambda view: view["rewards/*/failed_share"] > 0.05, window=20, least=1, share=0.3,
+            code=names.code(14),
+            title="A reward function fails",
+            stage="train",
+            needs=("rewards/*/failed_share",),
+            test=lambda view: view["rewards/*/failed_share"] > 0.05,
+            window=20,
+            least=1,
+            share=0.3,
             severe=lambda view: view["rewards/*/failed_share"] > 0.5,
             message=lambda view: (
-                f"The reward {view.cause} gave no value for {percent(view['rewards/*/failed_share'])} of the completions of "
-                f"step {view.step}: an error, a timeout, or something that is no number. They count for nothing."
+                f"The reward {view.cause} gave no value for {percent(view['rewards/*/failed_share'])} of the"
+                f" completions of step {view.step}: an error, a timeout, or something that is no number. They count for"
+                " nothing."
             ),
             remedies=lambda view: [Remedy(why="Mend the function: events.jsonl has the first error of each rollout")],
             when="A reward function gives no number for more than 5 % of the completions of a rollout; 50 %: an error.",
             why="Completions that it fails on, often the odd ones, are neither rewarded nor punished.",
-            remedy="Mend the function; raise reward_timeout where it is slow.", source="PRIME-RL run monitoring",
+            remedy="Mend the function; raise reward_timeout where it is slow.",
+            source="PRIME-RL run monitoring",
         ),
         Rule(
-            code=names.code(15), title="Reward has fallen from its best", stage="train", needs=(reward,),
-            test=of(fallen), window=10, least=3, share=0.6, severe=of(half_gone), mutes=(names.code(3),),
+            code=names.code(15),
+            title="Reward has fallen from its best",
+            stage="train",
+            needs=(reward,),
+            test=of(fallen),
+            window=10,
+            least=3,
+            share=0.6,
+            severe=of(half_gone),
+            mutes=(names.code(3),),
             message=lambda view: (
                 f"The mean reward is {short(view.mean(reward, 10))} over the last 10 rollouts, where the best 10 had "
                 f"{short(best(view, reward))}: the policy has got worse, and stays so."
             ),
-            remedies=lambda view: [judge.lower_rate(view, 2 if judge.gained(view, names) > 0 else 5), judge.restore(view)],
-            when="The mean of the last 10 rollouts is below that of the best 10 in a row by more than 10 % and more than "
-            "noise, at most looks (one each 5 rollouts); by half: an error.",
+            remedies=lambda view: [
+                judge.lower_rate(view, 2 if judge.gained(view, names) > 0 else 5),
+                judge.restore(view),
+            ],
+            when=(
+                "The mean of the last 10 rollouts is below that of the best 10 in a row by more than 10 % and more than"
+                " noise, at most looks (one each 5 rollouts); by half: an error."
+            ),
             why="Updates that are too large have broken the policy, or it has drifted to where the reward is worse.",
-            remedy="Go back to the best checkpoint with a lower learning rate.", source="own judgement",
+            remedy="Go back to the best checkpoint with a lower learning rate.",
+            source="own judgement",
         ),
-    ]  # fmt: skip
+    ]

@@ -29,18 +29,29 @@ def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[R
     """`mends`: what the method has to say about it, first."""
     return [
         Rule(
-            code=names.code(17), title="Held-out reward falls, whatever the loss does", stage="train", needs=("eval_reward",),
-            test=gone, severe=half_gone, window=2, least=1,
+            code=names.code(17),
+            title="Held-out reward falls, whatever the loss does",
+            stage="train",
+            needs=("eval_reward",),
+            test=gone,
+            severe=half_gone,
+            window=2,
+            least=1,
             message=lambda view: (
-                f"Held-out completions earned {short(view.series['eval_reward'].best(1)[1])} at step "
-                f"{view.series['eval_reward'].best(1)[0]:.0f} and earn {short(view['eval_reward'])} now: the loss is about "
-                "something else than the task."
+                f"Held-out completions earned {short(view.series['eval_reward'].best(1)[1])} at step"
+                f" {view.series['eval_reward'].best(1)[0]:.0f} and earn {short(view['eval_reward'])} now: the loss is"
+                " about something else than the task."
             ),
             remedies=lambda view: [*mends(view), judge.restore(view), judge.lower_rate(view)],
-            when="Two evaluations running earn three quarters of the best one's reward at most, of three or more. Half of it: an "
-            "error.",
-            why="What the loss compares isn't what the reward asks for: a teacher that is wrong about the task or is asked about "
-            "something else, or updates that are too large.",
-            remedy="Look at samples, go back to a checkpoint, change what is compared.", source="own judgement of the threshold",
-        ),
-    ]  # fmt: skip
+            when=(
+                "Two evaluations running earn three quarters of the best one's reward at most, of three or more. Half"
+                " of it: an error."
+            ),
+            why=(
+                "What the loss compares isn't what the reward asks for: a teacher that is wrong about the task or is"
+                " asked about something else, or updates that are too large."
+            ),
+            remedy="Look at samples, go back to a checkpoint, change what is compared.",
+            source="own judgement of the threshold",
+        )
+    ]

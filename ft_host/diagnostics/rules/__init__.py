@@ -1,15 +1,15 @@
 """The host's rules: about what every run has. Those of methods are in their packages (`ft_dpo/rules.py`).
 
-    settings   CFG   what the config alone shows
-    data       DATA  rows and tokens, before a model is loaded
-    probes     PRB   what must hold before the first update
-    numbers    NUM   numbers that aren't finite
-    losses, optimisation, held_out  OPT   loss, gradients, updates, evaluations
-    experts    MOE   the balance of a mixture of experts
-    engines    ENG   the sampler beside the trainer
-    speed      PERF  memory and time
-    machine    SYS   stalls, disk
-    memory     SYS, PERF  memory that doesn't suffice
+settings   CFG   what the config alone shows
+data       DATA  rows and tokens, before a model is loaded
+probes     PRB   what must hold before the first update
+numbers    NUM   numbers that aren't finite
+losses, optimisation, held_out  OPT   loss, gradients, updates, evaluations
+experts    MOE   the balance of a mixture of experts
+engines    ENG   the sampler beside the trainer
+speed      PERF  memory and time
+machine    SYS   stalls, disk
+memory     SYS, PERF  memory that doesn't suffice
 """
 
 from ft_host.diagnostics.rule import Rule
@@ -30,8 +30,17 @@ from ft_host.diagnostics.rules import (
 )
 
 RULES: list[Rule] = [
-    *settings.RULES, *data.RULES,
-    *numbers.RULES, *losses.RULES, *optimisation.RULES, *held_out.RULES,
-    *probes.RULES, *references.RULES, *engines.RULES, *experts.RULES,
-    *speed.RULES, *machine.RULES, *memory.RULES,
-]  # fmt: skip
+    *settings.RULES,
+    *data.RULES,
+    *numbers.RULES,
+    *losses.RULES,
+    *optimisation.RULES,
+    *held_out.RULES,
+    *probes.RULES,
+    *references.RULES,
+    *engines.RULES,
+    *experts.RULES,
+    *speed.RULES,
+    *machine.RULES,
+    *memory.RULES,
+]

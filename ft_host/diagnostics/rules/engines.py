@@ -29,16 +29,24 @@ def from_all(view: View) -> list[Remedy]:
 def mend_sampler(view: View) -> list[Remedy]:
     out = from_all(view)
     if view.config.backend != "transformers":
-        out.append(Remedy(
-            why="Sample with the built-in backend, transformers, whose log-probs are the trainer's",
-            patch={"backend": "transformers", "backend_config": {}}, again=True,
-        ))  # fmt: skip
+        out.append(
+            Remedy(
+                why="Sample with the built-in backend, transformers, whose log-probs are the trainer's",
+                patch={"backend": "transformers", "backend_config": {}},
+                again=True,
+            )
+        )
     out.append(Remedy(why="Give sampler and trainer the same precision, weights and chat template"))
     if vars(view.config).get("importance_sampling_correction") == "none":
-        out.append(Remedy(
-            why="Set importance_sampling_correction to token_truncate, from none: weigh tokens by the ratio, up to a limit",
-            patch={"importance_sampling_correction": "token_truncate"},
-        ))  # fmt: skip
+        out.append(
+            Remedy(
+                why=(
+                    "Set importance_sampling_correction to token_truncate, from none: weigh tokens by the ratio, up to"
+                    " a limit"
+                ),
+                patch={"importance_sampling_correction": "token_truncate"},
+            )
+        )
     return out
 
 
@@ -59,156 +67,256 @@ def waits(view: View) -> bool | None:
 
 def of_step(view: View, name: str) -> float:
     """The share of a rollout's time, which is the time from one rollout to the next."""
-    parts = ("perf/generation_time", "perf/reward_time", "perf/annotation_time", "perf/train_time", "perf/weight_sync_time")
+    parts = (
+        "perf/generation_time",
+        "perf/reward_time",
+        "perf/annotation_time",
+        "perf/train_time",
+        "perf/weight_sync_time",
+    )
     whole = sum(view.mean(part) for part in parts if view.count(part))
     return view.mean(name) / whole if whole else 0.0
 
 
 RULES = [
     Rule(
-        code="PRB002", title="The ratio isn't 1 before the first update", stage="probe", severity="error",
+        code="PRB002",
+        title="The ratio isn't 1 before the first update",
+        stage="probe",
+        severity="error",
         needs=("start/clip_ratio/region_mean",),
         test=lambda view: view["start/clip_ratio/region_mean"] > 1e-3,
         message=lambda view: (
-            f"Before any update {percent(view['start/clip_ratio/region_mean'])} of the ratios of new and old policy are out of "
-            "their range; all of them should be 1: old log-probs and new ones are computed differently."
+            f"Before any update {percent(view['start/clip_ratio/region_mean'])} of the ratios of new and old policy are"
+            " out of their range; all of them should be 1: old log-probs and new ones are computed differently."
         ),
-        remedies=lambda view: [] if view.config.disable_dropout else [
-            Remedy(why="Set disable_dropout", patch={"disable_dropout": True}, again=True)
-        ],
+        remedies=lambda view: (
+            []
+            if view.config.disable_dropout
+            else [Remedy(why="Set disable_dropout", patch={"disable_dropout": True}, again=True)]
+        ),
         when="Any ratio is clipped in the first step of a run.",
         why="Dropout, or a forward pass that depends on how rows are batched: all ratios are off by as much.",
-        remedy="Set disable_dropout.", source="TRL issues 4159 and 5815",
+        remedy="Set disable_dropout.",
+        source="TRL issues 4159 and 5815",
     ),
     Rule(
-        code="PRB003", title="What samples isn't the model that is trained", stage="probe", needs=(PROBED,),
-        test=lambda view: not view[PROBED] <= WARN, severe=lambda view: not view[PROBED] <= ERROR,
+        code="PRB003",
+        title="What samples isn't the model that is trained",
+        stage="probe",
+        needs=(PROBED,),
+        test=lambda view: not view[PROBED] <= WARN,
+        severe=lambda view: not view[PROBED] <= ERROR,
         message=lambda view: (
-            f"Before training the log-probs of the backend {view.config.backend} differ from the policy's by "
-            f"{short(view[PROBED])} nats a token on average ({short(view.get('probe/sampler_difference_max', view[PROBED]))} "
-            "at most): its weights, precision, temperature or chat template are others."
+            f"Before training the log-probs of the backend {view.config.backend} differ from the policy's by"
+            f" {short(view[PROBED])} nats a token on average"
+            f" ({short(view.get('probe/sampler_difference_max', view[PROBED]))} at most): its weights, precision,"
+            " temperature or chat template are others."
         ),
         remedies=mend_sampler,
         when="On a few prompts before training, the mean difference is above 0.1 nats a token; above 1: an error.",
         why="What is learnt from isn't what the policy would say: ratios and gradients are wrong from the first step.",
         remedy="The same weights, precision and template; importance_sampling_correction for what is left.",
-        source="axolotl docs/training_stability; 2510.26788", mutes=("ENG001", "ENG002"),
+        source="axolotl docs/training_stability; 2510.26788",
+        mutes=("ENG001", "ENG002"),
     ),
     Rule(
-        code="ENG004", title="The sampler doesn't get the new weights", stage="probe", needs=(PROBED_AFTER,),
+        code="ENG004",
+        title="The sampler doesn't get the new weights",
+        stage="probe",
+        needs=(PROBED_AFTER,),
         severity="error",
-        test=lambda view: view[PROBED_AFTER] != view[PROBED_AFTER] or (
-            view[PROBED_AFTER] > 10 * view.get(PROBED, 0.0) and moved(view[PROBED_AFTER], view.get(PROBED), 1e-3)
+        test=lambda view: (
+            view[PROBED_AFTER] != view[PROBED_AFTER]
+            or (view[PROBED_AFTER] > 10 * view.get(PROBED, 0.0) and moved(view[PROBED_AFTER], view.get(PROBED), 1e-3))
         ),
         message=lambda view: (
-            f"After the first update the log-probs of the backend {view.config.backend} differ from the policy's by "
-            f"{short(view[PROBED_AFTER])} nats a token on average ({short(view.get(PROBED, 0.0))} before it): the update of "
-            "its weights did not arrive."
+            f"After the first update the log-probs of the backend {view.config.backend} differ from the policy's by"
+            f" {short(view[PROBED_AFTER])} nats a token on average ({short(view.get(PROBED, 0.0))} before it): the"
+            " update of its weights did not arrive."
         ),
         remedies=mend_sampler,
-        when="After the first update, the mean difference is ten times what it was before and above 0.1 nats a token, or a "
-        "hundred times what it was and above 0.001.",
+        when=(
+            "After the first update, the mean difference is ten times what it was before and above 0.1 nats a token, or"
+            " a hundred times what it was and above 0.001."
+        ),
         why="The sampler goes on with old weights, so that the run learns from an ever older policy.",
-        remedy="Look at how the backend takes weights (ft_sync_weights).", source="own judgement", mutes=("ENG001", "ENG002"),
+        remedy="Look at how the backend takes weights (ft_sync_weights).",
+        source="own judgement",
+        mutes=("ENG001", "ENG002"),
     ),
     Rule(
-        code="ENG001", title="Sampler and trainer disagree", stage="train", needs=(APART,), test=apart, least=5,
+        code="ENG001",
+        title="Sampler and trainer disagree",
+        stage="train",
+        needs=(APART,),
+        test=apart,
+        least=5,
         severe=lambda view: view.mean(APART, view.window) > ERROR,
         message=lambda view: (
-            f"The sampler's log-probs differ from the trainer's by {short(view.mean(APART, view.window))} nats a token on "
-            f"average over the last {view.window} steps ({short(view.get(f'start/{APART}', view[APART]))} in the first): "
-            "completions aren't the policy's."
+            f"The sampler's log-probs differ from the trainer's by {short(view.mean(APART, view.window))} nats a token"
+            f" on average over the last {view.window} steps ({short(view.get(f'start/{APART}', view[APART]))} in the"
+            " first): completions aren't the policy's."
         ),
         remedies=mend_sampler,
-        when="sampling/sampling_logp_difference/mean is above 0.1, or a hundred times the first step's and above 0.01, in 30 % "
-        "of the last 50 steps; above 1 on average: an error.",
-        why="Other weights, another precision, kernel, temperature or template in the sampler; for a mixture of experts, "
-        "another routing. Learning goes wrong slowly, and then at once.",
+        when=(
+            "sampling/sampling_logp_difference/mean is above 0.1, or a hundred times the first step's and above 0.01,"
+            " in 30 % of the last 50 steps; above 1 on average: an error."
+        ),
+        why=(
+            "Other weights, another precision, kernel, temperature or template in the sampler; for a mixture of"
+            " experts, another routing. Learning goes wrong slowly, and then at once."
+        ),
         remedy="The same precision in both, weights that arrive, importance_sampling_correction.",
-        source="axolotl docs/training_stability; verl rollout correction; 2510.26788", mutes=("ENG002",),
+        source="axolotl docs/training_stability; verl rollout correction; 2510.26788",
+        mutes=("ENG002",),
     ),
     Rule(
-        code="ENG002", title="Few completions count", stage="train", needs=(ESS,), least=10,
+        code="ENG002",
+        title="Few completions count",
+        stage="train",
+        needs=(ESS,),
+        least=10,
         test=lambda view: view[ESS] < 0.3,
         message=lambda view: (
-            f"The effective sample size was below 30 % {view.often}, {percent(view.mean(ESS, view.window))} on average: the "
-            "correction for a sampler that differs leaves little to learn from."
+            f"The effective sample size was below 30 % {view.often}, {percent(view.mean(ESS, view.window))} on average:"
+            " the correction for a sampler that differs leaves little to learn from."
         ),
         remedies=lambda view: [
-            *([Remedy(
-                why="Lower importance_sampling_clip_max from "
-                f"{short(view.config.importance_sampling_clip_max)} to 2", patch={"importance_sampling_clip_max": 2.0},
-            )] if (vars(view.config).get("importance_sampling_clip_max") or 0) > 2 else []),
+            *(
+                [
+                    Remedy(
+                        why=(
+                            "Lower importance_sampling_clip_max from "
+                            f"{short(view.config.importance_sampling_clip_max)} to 2"
+                        ),
+                        patch={"importance_sampling_clip_max": 2.0},
+                    )
+                ]
+                if (vars(view.config).get("importance_sampling_clip_max") or 0) > 2
+                else []
+            ),
             *mend_sampler(view),
         ],
         when="sampling/effective_sample_size is below 0.3 in 30 % of the last 50 steps.",
         why="Sampler and trainer are so far apart that a few ratios outweigh all others, or most are masked.",
-        remedy="Mend the difference (ENG001), tighter limits of the ratio.", source="verl; SkyRL",
+        remedy="Mend the difference (ENG001), tighter limits of the ratio.",
+        source="verl; SkyRL",
     ),
     Rule(
-        code="ENG003", title="The sampler leaves tokens out", stage="train", needs=(APART,), least=5,
-        share=0.8, test=lambda view: bool(bounded(view)) and (ESS in view.entry or view[APART] > 0.01),
+        code="ENG003",
+        title="The sampler leaves tokens out",
+        stage="train",
+        needs=(APART,),
+        least=5,
+        share=0.8,
+        test=lambda view: bool(bounded(view)) and (ESS in view.entry or view[APART] > 0.01),
         message=lambda view: (
-            f"Completions are sampled with {', '.join(bounded(view))}, from another distribution than the policy that is "
-            f"trained ({short(view.mean(APART))} nats a token apart)"
-            + (", and weighed by their ratio, which knows nothing of tokens that can't be sampled." if ESS in view.entry
-               else ": ratios of new and old policy are of tokens that are likelier than they seem.")
+            f"Completions are sampled with {', '.join(bounded(view))}, from another distribution than the policy that"
+            f" is trained ({short(view.mean(APART))} nats a token apart)"
+            + (
+                ", and weighed by their ratio, which knows nothing of tokens that can't be sampled."
+                if ESS in view.entry
+                else ": ratios of new and old policy are of tokens that are likelier than they seem."
+            )
         ),
         remedies=from_all,
-        when="top_p, top_k, min_p or repetition_penalty is set while importance_sampling_correction is on, or log-probs are "
-        "further than 0.01 nats a token apart.",
-        why="What is sampled isn't what is trained: a ratio that corrects for it is biased by the mass that was cut off, and "
-        "without one the policy is pushed towards what it samples anyway.",
-        remedy="Sample from all tokens.", source="TRL issues 6789 and 7269",
+        when=(
+            "top_p, top_k, min_p or repetition_penalty is set while importance_sampling_correction is on, or log-probs"
+            " are further than 0.01 nats a token apart."
+        ),
+        why=(
+            "What is sampled isn't what is trained: a ratio that corrects for it is biased by the mass that was cut"
+            " off, and without one the policy is pushed towards what it samples anyway."
+        ),
+        remedy="Sample from all tokens.",
+        source="TRL issues 6789 and 7269",
     ),
     Rule(
-        code="ENG005", title="Most of the time is generation", stage="train", severity="info",
-        needs=("perf/generation_time", "perf/step_time"), test=waits, share=0.8,
+        code="ENG005",
+        title="Most of the time is generation",
+        stage="train",
+        severity="info",
+        needs=("perf/generation_time", "perf/step_time"),
+        test=waits,
+        share=0.8,
         message=lambda view: (
             f"Generation takes {percent(of_step(view, 'perf/generation_time'))} of a rollout's time "
             f"({short(view.mean('perf/generation_time'))} s of it)."
         ),
         remedies=lambda view: [
-            *([Remedy(
-                why=f"Raise decode_batch_size from {view.config.decode_batch_size} to {4 * view.config.decode_batch_size}",
-                patch={"decode_batch_size": 4 * view.config.decode_batch_size}, safe=True,
-            )] if view.config.backend == "transformers" else []),
-            *([Remedy(why="Sample with vLLM (ft-vllm), on GPUs of its own where there are more")]
-              if view.config.backend == "transformers" else []),
+            *(
+                [
+                    Remedy(
+                        why=(
+                            f"Raise decode_batch_size from {view.config.decode_batch_size} to"
+                            f" {4 * view.config.decode_batch_size}"
+                        ),
+                        patch={"decode_batch_size": 4 * view.config.decode_batch_size},
+                        safe=True,
+                    )
+                ]
+                if view.config.backend == "transformers"
+                else []
+            ),
+            *(
+                [Remedy(why="Sample with vLLM (ft-vllm), on GPUs of its own where there are more")]
+                if view.config.backend == "transformers"
+                else []
+            ),
         ],
         when="Generation takes more than 70 % of generation and training together in 80 % of the last 50 rollouts.",
-        why="The trainer waits for completions.", remedy="A larger decode_batch_size, vLLM, shorter completions.",
+        why="The trainer waits for completions.",
+        remedy="A larger decode_batch_size, vLLM, shorter completions.",
         source="PRIME-RL: wait for batch; own judgement of the share",
     ),
     Rule(
-        code="ENG007", title="Handing weights to the sampler takes long", stage="train", severity="info",
-        needs=("perf/weight_sync_time",), share=0.5,
+        code="ENG007",
+        title="Handing weights to the sampler takes long",
+        stage="train",
+        severity="info",
+        needs=("perf/weight_sync_time",),
+        share=0.5,
         test=lambda view: of_step(view, "perf/weight_sync_time") > 0.15,
         message=lambda view: (
-            f"Handing the new weights to the sampler takes {percent(of_step(view, 'perf/weight_sync_time'))} of a rollout's "
-            f"time ({short(view.mean('perf/weight_sync_time'))} s of it)."
+            f"Handing the new weights to the sampler takes {percent(of_step(view, 'perf/weight_sync_time'))} of a"
+            f" rollout's time ({short(view.mean('perf/weight_sync_time'))} s of it)."
         ),
         remedies=lambda view: [
-            *([Remedy(why="Set use_peft: only an adapter is handed over then", patch={"use_peft": True}, again=True)]
-              if not view.config.use_peft else []),
+            *(
+                [Remedy(why="Set use_peft: only an adapter is handed over then", patch={"use_peft": True}, again=True)]
+                if not view.config.use_peft
+                else []
+            ),
             Remedy(why="Make larger rollouts, so that weights are handed over less often"),
         ],
         when="perf/weight_sync_time is more than 15 % of a rollout's time, on average over the last 50.",
-        why="The sampler stands still meanwhile.", remedy="LoRA, larger rollouts.", source="own judgement",
+        why="The sampler stands still meanwhile.",
+        remedy="LoRA, larger rollouts.",
+        source="own judgement",
     ),
     Rule(
-        code="ENG010", title="Rewards take long", stage="train", needs=("perf/reward_time",), share=0.5, least=10,
+        code="ENG010",
+        title="Rewards take long",
+        stage="train",
+        needs=("perf/reward_time",),
+        share=0.5,
+        least=10,
         test=lambda view: of_step(view, "perf/reward_time") > 0.6,
         message=lambda view: (
             f"Rewards take {percent(of_step(view, 'perf/reward_time'))} of a rollout's time "
             f"({short(view.mean('perf/reward_time'))} s of it)."
         ),
-        remedies=lambda view: [Remedy(
-            why=f"Raise reward_workers from {view.config.reward_workers} to {2 * view.config.reward_workers}",
-            patch={"reward_workers": 2 * view.config.reward_workers}, safe=True,
-        )],
+        remedies=lambda view: [
+            Remedy(
+                why=f"Raise reward_workers from {view.config.reward_workers} to {2 * view.config.reward_workers}",
+                patch={"reward_workers": 2 * view.config.reward_workers},
+                safe=True,
+            )
+        ],
         when="perf/reward_time is more than 60 % of a rollout's time, on average over the last 50.",
-        why="Nothing else happens meanwhile.", remedy="More reward_workers, a faster reward.",
+        why="Nothing else happens meanwhile.",
+        remedy="More reward_workers, a faster reward.",
         source="PRIME-RL run monitoring",
     ),
-]  # fmt: skip
+]

@@ -16,10 +16,14 @@ def balance_more(view: View) -> list[Remedy]:
     if now is not None and now >= 0.1:
         return [Remedy(why="Lower learning_rate, or freeze the routers: balance is asked for strongly already")]
     was = "the model's own value" if now is None else short(now)
-    return [Remedy(
-        why=f"Raise router_aux_loss_coef from {was} to {short(new)}", patch={"router_aux_loss_coef": new}, again=True,
-        expected="loads that even out within tens of steps",
-    )]  # fmt: skip
+    return [
+        Remedy(
+            why=f"Raise router_aux_loss_coef from {was} to {short(new)}",
+            patch={"router_aux_loss_coef": new},
+            again=True,
+            expected="loads that even out within tens of steps",
+        )
+    ]
 
 
 def most(view: View) -> float:
@@ -66,9 +70,14 @@ RULES = [
             f"{short(1 + view.get('start/moe/max_violation', 0.0))} times at the start: uneven {view.often}."
         ),
         remedies=balance_more,
-        when="(largest load - mean) / mean of the worst layer is over 2 (or 90 % of what it can be) and half above that of the "
-        "first step, in 30 % of the last 50 steps.",
-        why="The routers send more and more tokens to few experts; the others learn nothing and the model becomes a smaller one.",
+        when=(
+            "(largest load - mean) / mean of the worst layer is over 2 (or 90 % of what it can be) and half above that"
+            " of the first step, in 30 % of the last 50 steps."
+        ),
+        why=(
+            "The routers send more and more tokens to few experts; the others learn nothing and the model becomes a"
+            " smaller one."
+        ),
         remedy="Raise router_aux_loss_coef (1e-3 to 1e-2), lower learning_rate, freeze the routers with LoRA.",
         source="prime-rl (max_vio); threshold by own judgement",
     ),
@@ -80,13 +89,16 @@ RULES = [
         share=0.5,
         test=dead,
         message=lambda view: (
-            f"{percent(view.mean('moe/dead_experts'))} of the experts got less than a thousandth of an even share {view.often}; "
-            f"{percent(view.get('start/moe/dead_experts', 0.0))} at the start."
+            f"{percent(view.mean('moe/dead_experts'))} of the experts got less than a thousandth of an even share"
+            f" {view.often}; {percent(view.get('start/moe/dead_experts', 0.0))} at the start."
         ),
         remedies=balance_more,
         mutes=("MOE001",),
-        when="Over 25 % of the experts, or over 5 % and five points more than at the first step, get less than a thousandth of "
-        "the uniform share in half of the last 50 steps. Asked where that share is 100 tokens or more.",
+        when=(
+            "Over 25 % of the experts, or over 5 % and five points more than at the first step, get less than a"
+            " thousandth of the uniform share in half of the last 50 steps. Asked where that share is 100 tokens or"
+            " more."
+        ),
         why="An expert without tokens has no gradient and doesn't come back by itself.",
         remedy="Raise router_aux_loss_coef, freeze the routers where data is little or narrow.",
         source="own judgement",
@@ -98,11 +110,15 @@ RULES = [
         needs=("moe/router_entropy", "start/moe/router_entropy"),
         test=lambda view: view["moe/router_entropy"] < 0.5 * view["start/moe/router_entropy"],
         message=lambda view: (
-            f"The routers' entropy is {percent(view.mean('moe/router_entropy'))} of the largest possible, "
-            f"{percent(view['start/moe/router_entropy'])} at the start: they hardly weigh experts against each other any more."
+            f"The routers' entropy is {percent(view.mean('moe/router_entropy'))} of the largest possible,"
+            f" {percent(view['start/moe/router_entropy'])} at the start: they hardly weigh experts against each other"
+            " any more."
         ),
         remedies=balance_more,
-        when="The entropy of the routers' probabilities is below half of that of the first step in 30 % of the last 50 steps.",
+        when=(
+            "The entropy of the routers' probabilities is below half of that of the first step in 30 % of the last 50"
+            " steps."
+        ),
         why="Probabilities near 0 and 1 have no gradient: which expert gets a token is settled for good.",
         remedy="Lower learning_rate, raise router_aux_loss_coef, keep routers in float32.",
         source="ST-MoE (arXiv 2202.08906)",
@@ -117,8 +133,10 @@ RULES = [
             f"The weighted load-balancing loss is {percent(view.mean('moe/aux_share'))} of what is minimised."
         ),
         remedies=weaken,
-        when="router_aux_loss_coef times the load-balancing loss is over 10 % of the sum, and of the run's first loss, in 30 % of "
-        "the last 50 steps; not for methods that learn from rollouts, whose loss is around 0.",
+        when=(
+            "router_aux_loss_coef times the load-balancing loss is over 10 % of the sum, and of the run's first loss,"
+            " in 30 % of the last 50 steps; not for methods that learn from rollouts, whose loss is around 0."
+        ),
         why="Experts are pulled towards equal loads more than towards the task; short runs and LoRA don't need that.",
         remedy="Lower router_aux_loss_coef, to 0 for short runs with LoRA.",
         source="Unsloth issue 6938; threshold by own judgement",

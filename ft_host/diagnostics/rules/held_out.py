@@ -16,9 +16,10 @@ def best_evaluation(view: View) -> tuple[float, float]:
 
 
 def overfits(view: View) -> bool | None:
-    """The held-out loss is a tenth above its best twice, or a quarter once, or has risen three times running, while that of
-    the steps falls. Not
-    where held-out completions still get better: a model that is sure of itself loses more by the few that it gets wrong."""
+    """The held-out loss is a tenth above its best twice, or a quarter once, or has risen three times running, while
+    that of the steps falls. Not where held-out completions still get better: a model that is sure of itself loses more
+    by the few that it gets wrong.
+    """
     values = view.recent("eval_loss", 1000)
     if len(values) < 3 or by_rollout(view):
         return None
@@ -40,7 +41,9 @@ def fewer_steps(view: View) -> Remedy:
     if view.config.max_steps > 0:
         return Remedy(why=why, patch={"max_steps": max(int(step), 1)}, again=True)
     share = step / view.total_steps if view.total_steps else 0.5
-    return Remedy(why=why, patch={"num_train_epochs": rounded(max(view.config.num_train_epochs * share, 0.01))}, again=True)
+    return Remedy(
+        why=why, patch={"num_train_epochs": rounded(max(view.config.num_train_epochs * share, 0.01))}, again=True
+    )
 
 
 def overfit_remedies(view: View) -> list[Remedy]:
@@ -71,14 +74,19 @@ RULES = [
         share=1.0,
         test=overfits,
         message=lambda view: (
-            f"The held-out loss has risen from {short(best_evaluation(view)[1])} at step {best_evaluation(view)[0]:.0f} to "
-            f"{short(view['eval_loss'])}, while that of the steps went on falling to {short(view.mean('loss', 10))}."
+            f"The held-out loss has risen from {short(best_evaluation(view)[1])} at step {best_evaluation(view)[0]:.0f}"
+            f" to {short(view['eval_loss'])}, while that of the steps went on falling to"
+            f" {short(view.mean('loss', 10))}."
         ),
         remedies=overfit_remedies,
-        when="The held-out loss is a quarter above its lowest, or a tenth at two evaluations running, or has risen at three, while "
-        "the training loss falls; not while the reward of held-out completions is at its best.",
-        why="The rows are being learnt by heart: too many passes over too few of them, or labels that don't follow from the "
-        "prompts, so that there is nothing else to learn.",
+        when=(
+            "The held-out loss is a quarter above its lowest, or a tenth at two evaluations running, or has risen at"
+            " three, while the training loss falls; not while the reward of held-out completions is at its best."
+        ),
+        why=(
+            "The rows are being learnt by heart: too many passes over too few of them, or labels that don't follow from"
+            " the prompts, so that there is nothing else to learn."
+        ),
         remedy="Stop earlier, lower learning_rate, regularise, use more data.",
         source="SageMaker Debugger Overfit; axolotl docs/training_stability",
     ),
@@ -90,8 +98,8 @@ RULES = [
         severity="info",
         test=went_on_for_nothing,
         message=lambda view: (
-            f"The held-out loss was lowest, {short(best_evaluation(view)[1])}, at step {best_evaluation(view)[0]:.0f} of "
-            f"{view.step}; it ended at {short(view.series['eval_loss'].last)}."
+            f"The held-out loss was lowest, {short(best_evaluation(view)[1])}, at step {best_evaluation(view)[0]:.0f}"
+            f" of {view.step}; it ended at {short(view.series['eval_loss'].last)}."
         ),
         remedies=lambda view: [fewer_steps(view)],
         when="The lowest held-out loss lies in the first half of at least six evaluations, with four after it.",

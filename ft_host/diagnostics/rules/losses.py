@@ -37,13 +37,14 @@ def solved(view: View) -> bool:
 
 
 def is_learnt(view: View) -> bool:
-    """Whether the loss has been next to nothing all along, where what a single row adds looks large. Not with rollouts."""
+    """Whether the loss has been next to nothing all along, where what a single row adds looks large. Not with
+    rollouts."""
     return not by_rollout(view) and view.first("loss", 5) < NOTHING / 2 and 0 <= view.mean("loss", 10) < NOTHING / 2
 
 
 def fallen(view: View) -> float | None:
-    """By which share of itself the loss has fallen; of held-out rows where that is known, since they stay the same. None
-    where it can't be told yet, or says nothing."""
+    """By which share of itself the loss has fallen; of held-out rows where that is known, since they stay the same.
+    None where it can't be told yet, or says nothing."""
     if by_rollout(view) or view.step < view.warmup_steps + SETTLE or view.count("loss") < SETTLE + 10:
         return None
     start, now = begun(view), view.mean("loss", 20)
@@ -64,9 +65,11 @@ def raise_rate(view: View, by: float) -> Remedy:
     now = view.config.learning_rate
     new = rounded(now * by)
     return Remedy(
-        why=f"Raise learning_rate from {short(now)} to {short(new)}", patch={"learning_rate": new}, again=True,
+        why=f"Raise learning_rate from {short(now)} to {short(new)}",
+        patch={"learning_rate": new},
+        again=True,
         expected="a loss that falls within the first steps",
-    )  # fmt: skip
+    )
 
 
 def warm_up(view: View) -> list[Remedy]:
@@ -156,10 +159,14 @@ RULES = [
         ),
         remedies=calm,
         mutes=("OPT006", "OPT005", "DPO003", "KTO006"),
-        when="Four losses running are over 1.5 times the median of the 100 before, five of its spreads above it, and a quarter "
-        "of the run's first loss above it.",
-        why="The weights were thrown out of where they were: a learning rate that is too high, mostly at the end of the "
-        "warm-up, or rows that are unlike the others.",
+        when=(
+            "Four losses running are over 1.5 times the median of the 100 before, five of its spreads above it, and a"
+            " quarter of the run's first loss above it."
+        ),
+        why=(
+            "The weights were thrown out of where they were: a learning rate that is too high, mostly at the end of the"
+            " warm-up, or rows that are unlike the others."
+        ),
         remedy="Lower learning_rate, warm up longer, go back to a checkpoint from before.",
         source="llm-foundry KillLossSpike; with the run's own spread",
     ),
@@ -192,15 +199,22 @@ RULES = [
         share=0.6,
         test=loss_stays,
         message=lambda view: (
-            f"After {view.step} steps the loss is {short(view.mean('loss', 20))}; it began at {short(begun(view))} and has "
-            f"fallen by {percent(max(fallen(view) or 0.0, 0.0))}."
+            f"After {view.step} steps the loss is {short(view.mean('loss', 20))}; it began at {short(begun(view))} and"
+            f" has fallen by {percent(max(fallen(view) or 0.0, 0.0))}."
         ),
         remedies=stays_remedies,
-        when="20 steps after warm-up and later, the mean of 20 losses is less than 1 % below that of the first ten, and the "
-        "held-out loss has not fallen by 1 % either; not for methods that learn from rollouts.",
-        why="The learning rate is too low, the weights that are trained don't matter, or there is nothing to be learnt in the "
-        "data.",
-        remedy="Raise learning_rate (full training of a pretrained model: 1e-5 to 5e-5, LoRA: 1e-4 to 3e-4), look at the data.",
+        when=(
+            "20 steps after warm-up and later, the mean of 20 losses is less than 1 % below that of the first ten, and"
+            " the held-out loss has not fallen by 1 % either; not for methods that learn from rollouts."
+        ),
+        why=(
+            "The learning rate is too low, the weights that are trained don't matter, or there is nothing to be learnt"
+            " in the data."
+        ),
+        remedy=(
+            "Raise learning_rate (full training of a pretrained model: 1e-5 to 5e-5, LoRA: 1e-4 to 3e-4), look at the"
+            " data."
+        ),
         source="SageMaker Debugger LossNotDecreasing; axolotl docs/training_stability",
     ),
     Rule(
@@ -218,7 +232,10 @@ RULES = [
         ),
         remedies=lambda view: [lower_rate(view, 5), *warm_up(view)],
         mutes=("OPT005", "DPO003", "KTO006"),
-        when="After warm-up, the mean of ten losses is a tenth (and three of its standard errors) above that of the first ten.",
+        when=(
+            "After warm-up, the mean of ten losses is a tenth (and three of its standard errors) above that of the"
+            " first ten."
+        ),
         why="Updates are larger than the region in which the gradient says anything.",
         remedy="Lower learning_rate by 2 to 5 times, warm up over 5 to 10 % of the steps.",
         source="axolotl docs/training_stability",
@@ -234,12 +251,16 @@ RULES = [
         share=0.8,
         test=memorised,
         message=lambda view: (
-            f"The loss is {short(view.mean('loss', 10))} at epoch {view['epoch']:.2f}, before any row was seen twice: rows "
-            f"repeat each other, the answers stand in the prompts, or the task is easy."
+            f"The loss is {short(view.mean('loss', 10))} at epoch {view['epoch']:.2f}, before any row was seen twice:"
+            " rows repeat each other, the answers stand in the prompts, or the task is easy."
         ),
-        remedies=lambda view: [Remedy(why="Look at the rows for duplicates and for answers in prompts, and set an eval_dataset")],
-        when="The mean of ten losses is below 0.05 within the first epoch, and there is no held-out loss or one of over three "
-        "times that.",
+        remedies=lambda view: [
+            Remedy(why="Look at the rows for duplicates and for answers in prompts, and set an eval_dataset")
+        ],
+        when=(
+            "The mean of ten losses is below 0.05 within the first epoch, and there is no held-out loss or one of over"
+            " three times that."
+        ),
         why="Real text can't be predicted so well by one look. A task with a rule can, and then held-out rows show it.",
         remedy="Look at the data.",
         source="own judgement",

@@ -9,8 +9,8 @@ from ft_host.diagnostics.view import View, short
 def stalled_message(view: View) -> str:
     minutes = view["watch/silent_seconds"] / 60
     return (
-        f"No step for {minutes:.0f} minutes after step {view['watch/silent_after_step']}: the run stands still. What its "
-        f"threads are doing is in stacks.txt of the run's folder."
+        f"No step for {minutes:.0f} minutes after step {view['watch/silent_after_step']}: the run stands still. What"
+        " its threads are doing is in stacks.txt of the run's folder."
     )
 
 
@@ -22,7 +22,7 @@ def room_message(view: View) -> str:
     free, one = view["system/disk_free_mb"], view["system/checkpoint_mb"]
     return (
         f"{short(free)} MB are free where the run writes, and a checkpoint takes about {short(one)} MB; while one is "
-        f"written the one before it is still there."
+        "written the one before it is still there."
     )
 
 
@@ -31,8 +31,13 @@ def fewer_checkpoints(view: View) -> list[Remedy]:
     found = [Remedy(why="Make room, or give an output_dir on a larger disk")]
     if limit is None or limit > 1:
         was = "no limit" if limit is None else str(limit)
-        found.append(Remedy(why=f"Keep fewer checkpoints: save_total_limit from {was} to 1", patch={"save_total_limit": 1},
-                            safe=True))  # fmt: skip
+        found.append(
+            Remedy(
+                why=f"Keep fewer checkpoints: save_total_limit from {was} to 1",
+                patch={"save_total_limit": 1},
+                safe=True,
+            )
+        )
     return found
 
 
@@ -46,12 +51,21 @@ RULES = [
         test=lambda view: True,
         message=stalled_message,
         remedies=lambda view: [
-            Remedy(why="Look at stacks.txt; end the run, and go on from its newest checkpoint with `ft-host train --resume`")
+            Remedy(
+                why=(
+                    "Look at stacks.txt; end the run, and go on from its newest checkpoint with `ft-host train"
+                    " --resume`"
+                )
+            )
         ],
-        when="No step for the longer of half an hour and ten times the median step; in an evaluation or a checkpoint, four "
-        "times as long.",
-        why="A process waits for something that doesn't come: another process that has died, a reward function or a server "
-        "that doesn't answer, a disk that hangs.",
+        when=(
+            "No step for the longer of half an hour and ten times the median step; in an evaluation or a checkpoint,"
+            " four times as long."
+        ),
+        why=(
+            "A process waits for something that doesn't come: another process that has died, a reward function or a"
+            " server that doesn't answer, a disk that hangs."
+        ),
         remedy="The stacks of all threads say where it waits. What has been saved is whole.",
         source="SageMaker Debugger StalledTraining (1800 s)",
     ),
@@ -64,8 +78,10 @@ RULES = [
         message=room_message,
         remedies=fewer_checkpoints,
         when="Less is free than two checkpoints take; looked at before training and after each checkpoint.",
-        why="A checkpoint is written beside the others and takes its place when it is whole, so that one more than are kept "
-        "must fit. A full disk ends the run.",
+        why=(
+            "A checkpoint is written beside the others and takes its place when it is whole, so that one more than are"
+            " kept must fit. A full disk ends the run."
+        ),
         remedy="Make room, keep fewer checkpoints, or write elsewhere.",
         source="own judgement",
     ),

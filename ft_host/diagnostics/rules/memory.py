@@ -20,8 +20,8 @@ def tight_message(view: View) -> str:
     parts = sorted(((view.get(f"plan/memory_{part}_mb", 0.0), said) for part, said in PARTS.items()), reverse=True)
     most = ", ".join(f"{said} {short(size)}" for size, said in parts[:3])
     return (
-        f"A step is estimated to take {short(whole)} MB at its peak, and there are {short(room)} MB for this process; the "
-        f"largest parts are {most}."
+        f"A step is estimated to take {short(whole)} MB at its peak, and there are {short(room)} MB for this process;"
+        f" the largest parts are {most}."
     )
 
 
@@ -56,13 +56,19 @@ RULES = [
         test=lambda view: True,
         message=ran_out_message,
         remedies=lambda view: mends(view["watch/out_of_memory"], view.config),
-        when="An allocator of the device or of the machine gave up while the model was loaded, trained, evaluated or sampled "
-        "from.",
-        why="What was being done needs more than there is. Which part that is depends on the phase: rows and their "
-        "activations in the forward and backward pass, two values for each weight in the optimizer's first step, keys and "
-        "values of all completions at once in generation.",
-        remedy="Smaller micro-batches and more of them, which leave the run's numbers alone; then gradient checkpointing, "
-        "shorter rows, LoRA. For generation fewer completions at a time.",
+        when=(
+            "An allocator of the device or of the machine gave up while the model was loaded, trained, evaluated or"
+            " sampled from."
+        ),
+        why=(
+            "What was being done needs more than there is. Which part that is depends on the phase: rows and their"
+            " activations in the forward and backward pass, two values for each weight in the optimizer's first step,"
+            " keys and values of all completions at once in generation."
+        ),
+        remedy=(
+            "Smaller micro-batches and more of them, which leave the run's numbers alone; then gradient checkpointing, "
+            "shorter rows, LoRA. For generation fewer completions at a time."
+        ),
         source="axolotl docs (out of memory); order by what each costs",
     ),
     Rule(
@@ -75,10 +81,14 @@ RULES = [
         severe=lambda view: counted_mb(view) > view["system/memory_mb"],
         message=tight_message,
         remedies=tight_remedies,
-        when="The estimate of the plan's peak is above what is free and what the run has already. An error where weights, "
-        "gradients and optimizer alone are, which are counted and not estimated.",
-        why="Activations are worked out for the largest micro-batch that is to be expected, and completions that are as long "
-        "as they may be: most runs stay below. A run that doesn't will end for lack of memory.",
+        when=(
+            "The estimate of the plan's peak is above what is free and what the run has already. An error where"
+            " weights, gradients and optimizer alone are, which are counted and not estimated."
+        ),
+        why=(
+            "Activations are worked out for the largest micro-batch that is to be expected, and completions that are as"
+            " long as they may be: most runs stay below. A run that doesn't will end for lack of memory."
+        ),
         remedy="Smaller micro-batches with more accumulation, gradient checkpointing, LoRA.",
         source="own judgement",
     ),
@@ -95,8 +105,10 @@ RULES = [
         ),
         remedies=lambda view: [Remedy(why="Go by what was measured where you plan the next run")],
         when=f"What was measured is more than {OFF:g} times the estimate, or less than half of it.",
-        why="Rows or completions are much shorter than they may be, a plugin holds memory of its own, or the model is of a "
-        "kind that the estimate doesn't know.",
+        why=(
+            "Rows or completions are much shorter than they may be, a plugin holds memory of its own, or the model is"
+            " of a kind that the estimate doesn't know."
+        ),
         remedy="Nothing is wrong with the run.",
         source="own judgement",
     ),

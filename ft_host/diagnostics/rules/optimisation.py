@@ -44,7 +44,9 @@ def norm_vanishes(view: View) -> bool | None:
 
 
 def vanished_remedies(view: View) -> list[Remedy]:
-    look = Remedy(why="Look at which tokens are supervised, and whether the loss depends on the weights that are trained")
+    look = Remedy(
+        why="Look at which tokens are supervised, and whether the loss depends on the weights that are trained"
+    )
     once = view.first("grad_norm", 5) > 0.01  # the loss was pushed to where it is flat
     return [lower_rate(view, 10), *warm_up(view), look] if once else [look]
 
@@ -100,12 +102,15 @@ def update_message(view: View) -> str:
     ratio = view["update_ratio"]
     if ratio > update_limits(view)[1]:
         return (
-            f"An update changes the weights by {percent(ratio)} of their size (usual: 0.01 to 1 %): it throws away what they "
-            f"hold."
+            f"An update changes the weights by {percent(ratio)} of their size (usual: 0.01 to 1 %): it throws away what"
+            " they hold."
         )
     fall = percent(max(fallen(view) or 0.0, 0.0))
     result = "the reward doesn't rise" if by_rollout(view) else f"the loss has fallen by {fall} since the start"
-    return f"An update changes the weights by {short(ratio)} of their size, and {result}: the steps are too small to learn by."
+    return (
+        f"An update changes the weights by {short(ratio)} of their size, and {result}: the steps are too small to"
+        " learn by."
+    )
 
 
 def update_remedies(view: View) -> list[Remedy]:
@@ -132,9 +137,14 @@ RULES = [
             f"it is {short(view['grad_norm'])} now."
         ),
         remedies=calm,
-        when="The gradient norm is over ten times the median of the last 50 steps (and of steps 5 to 25) in 6 % of 50 steps.",
-        why="Single rows, or weights that have gone where the loss is steep, pull far more than all others. Clipping bounds "
-        "what one step does; often repeated it is a learning rate at the edge of what is stable.",
+        when=(
+            "The gradient norm is over ten times the median of the last 50 steps (and of steps 5 to 25) in 6 % of 50"
+            " steps."
+        ),
+        why=(
+            "Single rows, or weights that have gone where the loss is steep, pull far more than all others. Clipping"
+            " bounds what one step does; often repeated it is a learning rate at the edge of what is stable."
+        ),
         remedy="Set max_grad_norm to 1, lower learning_rate, look at the rows of these steps.",
         source="ZClip (arXiv 2504.02507); axolotl docs/training_stability; made relative to the run",
     ),
@@ -146,11 +156,16 @@ RULES = [
         share=0.5,
         least=15,
         test=norm_vanishes,
-        message=lambda view: f"The gradient norm was next to 0 {view.often} ({short(view['grad_norm'])} now): nothing is learnt.",
+        message=lambda view: (
+            f"The gradient norm was next to 0 {view.often} ({short(view['grad_norm'])} now): nothing is learnt."
+        ),
         remedies=vanished_remedies,
         mutes=("OPT005",),
-        when="The gradient norm is below 1e-5, or a ten-thousandth of that of steps 5 to 25, in half of the last 50 steps; "
-        "not where the loss is next to 0 since the task is learnt, nor where rewards of all groups are equal.",
+        when=(
+            "The gradient norm is below 1e-5, or a ten-thousandth of that of steps 5 to 25, in half of the last 50"
+            " steps; not where the loss is next to 0 since the task is learnt, nor where rewards of all groups are"
+            " equal."
+        ),
         why="Nothing supervised, a loss that is constant, or weights that are cut off from it.",
         remedy="Look at the data and the loss; a higher learning rate doesn't help where there is no gradient.",
         source="SageMaker Debugger VanishingGradient; axolotl docs/training_stability",
@@ -167,12 +182,17 @@ RULES = [
         message=update_message,
         remedies=update_remedies,
         mutes=("OPT005", "OPT006", "DPO003", "KTO006"),
-        when=f"The norm of an update is over {LARGE} of that of the weights ({LARGE_NEW} of new ones, {LARGE_LORA} of "
-        f"an adapter's, {LARGE_POLICY} of a method that learns from rewards or preferences); or it has never been "
-        f"over {SMALL} ({SMALL_LORA}) and the loss has fallen by less than 3 % in 20 steps at the full learning rate. With rollouts: "
-        f"never over {SMALL_ROLLOUTS} while the reward doesn't rise.",
-        why="What an optimizer of Adam's kind changes depends on the learning rate, not on the size of the gradient. Far more "
-        "than a hundredth of the weights a step destroys what they hold, far less than a ten-thousandth takes forever.",
+        when=(
+            f"The norm of an update is over {LARGE} of that of the weights ({LARGE_NEW} of new ones, {LARGE_LORA} of an"
+            f" adapter's, {LARGE_POLICY} of a method that learns from rewards or preferences); or it has never been"
+            f" over {SMALL} ({SMALL_LORA}) and the loss has fallen by less than 3 % in 20 steps at the full learning"
+            f" rate. With rollouts: never over {SMALL_ROLLOUTS} while the reward doesn't rise."
+        ),
+        why=(
+            "What an optimizer of Adam's kind changes depends on the learning rate, not on the size of the gradient."
+            " Far more than a hundredth of the weights a step destroys what they hold, far less than a ten-thousandth"
+            " takes forever."
+        ),
         remedy="Change learning_rate by a factor of ten.",
         source="SageMaker Debugger WeightUpdateRatio; limits by own judgement, on small and large models",
     ),
@@ -191,13 +211,18 @@ RULES = [
         ),
         remedies=lambda view: [
             Remedy(
-                why=f"Raise max_grad_norm from {short(view.config.max_grad_norm)} to {short(rounded(3 * view.median('grad_norm')))}",
+                why=(
+                    f"Raise max_grad_norm from {short(view.config.max_grad_norm)} to"
+                    f" {short(rounded(3 * view.median('grad_norm')))}"
+                ),
                 patch={"max_grad_norm": rounded(3 * view.median("grad_norm"))},
             )
         ],
         when="After warm-up, the gradient norm is above max_grad_norm in 90 % of the last 50 steps.",
-        why="Clipping is for the odd step. Where it is always on, rows with large gradients count for less; with Adam it hardly "
-        "changes the step. Many runs learn well so.",
+        why=(
+            "Clipping is for the odd step. Where it is always on, rows with large gradients count for less; with Adam"
+            " it hardly changes the step. Many runs learn well so."
+        ),
         remedy="Raise max_grad_norm, where a run doesn't learn as it should.",
         source="own judgement",
     ),

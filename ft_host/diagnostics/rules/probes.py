@@ -25,7 +25,10 @@ def is_lost(view: View) -> bool | None:
 
 def initial_message(view: View) -> str:
     ratio, guess = against_guessing(view), math.log(view["model/vocab_size"])
-    told = f"The first loss is {short(view['start/loss'])}; guessing among {view['model/vocab_size']} tokens gives {short(guess)}."
+    told = (
+        f"The first loss is {short(view['start/loss'])}; guessing among {view['model/vocab_size']} tokens gives"
+        f" {short(guess)}."
+    )
     if ratio > CERTAIN:
         return f"{told} The model is sure of wrong tokens: the tokenizer, the template or the weights aren't its own."
     return f"{told} The weights know next to nothing of this data: that is so for new weights, not for trained ones."
@@ -45,17 +48,24 @@ def cut_off_message(view: View) -> str:
     if share > 0.01:
         return (
             f"{percent(share)} of the weights that are trained get no gradient, {view.get('probe/zero_grad_example')} "
-            f"first: they stay as they are."
+            "first: they stay as they are."
         )
-    return f"{percent(view['probe/trainable_share'])} of the weights are trained ({view['probe/trainable']:,}); the others are frozen."
+    return (
+        f"{percent(view['probe/trainable_share'])} of the weights are trained ({view['probe/trainable']:,}); the others"
+        " are frozen."
+    )
 
 
 def cut_off_remedies(view: View) -> list[Remedy]:
     if view.config.use_peft:
-        return [Remedy(
-            why="Set lora_target_modules to all-linear", patch={"lora_target_modules": ["all-linear"]}, again=True,
-            expected="an adapter on every linear layer, each with a gradient",
-        )]  # fmt: skip
+        return [
+            Remedy(
+                why="Set lora_target_modules to all-linear",
+                patch={"lora_target_modules": ["all-linear"]},
+                again=True,
+                expected="an adapter on every linear layer, each with a gradient",
+            )
+        ]
     return [Remedy(why="Look for what freezes the model or cuts it off from the loss: requires_grad, detach, no_grad")]
 
 
@@ -67,19 +77,26 @@ RULES = [
         needs=("probe/packing_difference", "probe/packing_leak"),
         test=lambda view: view["probe/packing_leak"] > 1e-4 or view["probe/packing_difference"] > 0.2,
         message=lambda view: (
-            f"Rows that are laid out together give log-probs that are up to {short(view['probe/packing_difference'])} from "
-            f"those of each row alone, and other tokens in one row change those of another by {short(view['probe/packing_leak'])}."
+            f"Rows that are laid out together give log-probs that are up to {short(view['probe/packing_difference'])}"
+            " from those of each row alone, and other tokens in one row change those of another by"
+            f" {short(view['probe/packing_leak'])}."
         ),
         remedies=lambda view: [
             Remedy(
-                why="Set segment_attention to none, which pads rows to a rectangle", patch={"segment_attention": "none"},
-                again=True, expected="rows that know nothing of each other",
+                why="Set segment_attention to none, which pads rows to a rectangle",
+                patch={"segment_attention": "none"},
+                again=True,
+                expected="rows that know nothing of each other",
             )
         ],
-        when="Before the first step, three rows laid out as one differ by over 0.2 in a log-prob from each alone, or one moves "
-        "another by over 1e-4. What is far beyond is refused when the model is loaded.",
-        why="Attention, or a layer that carries state, crosses the borders between rows, or rounding in half precision is "
-        "unusually large.",
+        when=(
+            "Before the first step, three rows laid out as one differ by over 0.2 in a log-prob from each alone, or one"
+            " moves another by over 1e-4. What is far beyond is refused when the model is loaded."
+        ),
+        why=(
+            "Attention, or a layer that carries state, crosses the borders between rows, or rounding in half precision"
+            " is unusually large."
+        ),
         remedy="Pad rows (segment_attention none), or use another attention kernel.",
         source="TRL issues 1230, 3910; threshold by own judgement",
     ),
@@ -93,9 +110,14 @@ RULES = [
         test=is_lost,
         message=initial_message,
         remedies=lambda view: [Remedy(why="Check that model, tokenizer and chat template belong together")],
-        when=f"The first loss of a method on tokens is over 0.7 ln V, V tokens in the vocabulary; an error over {CERTAIN} ln V.",
-        why="New weights begin at ln V. A trained model that does so has been given another tokenizer or a template that it has "
-        "never seen, or its weights weren't loaded. Above ln V it can only be wrong.",
+        when=(
+            "The first loss of a method on tokens is over 0.7 ln V, V tokens in the vocabulary; an error over"
+            f" {CERTAIN} ln V."
+        ),
+        why=(
+            "New weights begin at ln V. A trained model that does so has been given another tokenizer or a template"
+            " that it has never seen, or its weights weren't loaded. Above ln V it can only be wrong."
+        ),
         remedy="Check model, tokenizer and template; where the weights are new, there is nothing to do.",
         source="own judgement",
     ),
@@ -109,8 +131,10 @@ RULES = [
         message=cut_off_message,
         remedies=cut_off_remedies,
         mutes=("OPT005",),
-        when="At the first step with a gradient, over 1 % of the trained weights have none; or, without LoRA, less than 90 % of "
-        "all weights are trained. Matrices of an adapter are judged in pairs, experts of a layer together.",
+        when=(
+            "At the first step with a gradient, over 1 % of the trained weights have none; or, without LoRA, less than"
+            " 90 % of all weights are trained. Matrices of an adapter are judged in pairs, experts of a layer together."
+        ),
         why="Something is frozen, detached from the loss, or an adapter sits where nothing passes.",
         remedy="Look at what is frozen; set lora_target_modules to all-linear.",
         source="own judgement",
@@ -124,7 +148,9 @@ RULES = [
         test=lambda view: True,
         message=lambda view: f"The model has no module {view['model/lora_missing']}, which LoRA was to be put on.",
         remedies=lambda view: [
-            Remedy(why="Set lora_target_modules to all-linear", patch={"lora_target_modules": ["all-linear"]}, again=True)
+            Remedy(
+                why="Set lora_target_modules to all-linear", patch={"lora_target_modules": ["all-linear"]}, again=True
+            )
         ],
         when="A name of lora_target_modules or lora_modules_to_save is no module of the model. The run is refused.",
         why="The names are those of another architecture.",

@@ -1,6 +1,7 @@
 """What the config alone shows, beside the size of the model and the plan. Imports no torch.
 
-Small models bear rates that ruin large ones: what is said of learning rates is about models of 100 M parameters and more.
+Small models bear rates that ruin large ones: what is said of learning rates is about models of 100 M parameters and
+more.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def set_rate(view: View, new: float) -> Remedy:
     now = view.config.learning_rate
     word = "Lower" if new < now else "Raise"
     return Remedy(
-        why=f"{word} learning_rate from {short(now)} to {short(new)}", patch={"learning_rate": new}, again=True,
-    )  # fmt: skip
+        why=f"{word} learning_rate from {short(now)} to {short(new)}", patch={"learning_rate": new}, again=True
+    )
 
 
 def held_out(view: View) -> bool:
@@ -45,12 +46,14 @@ RULES = [
         needs=("model/parameters",),
         test=lambda view: is_large(view) and view.config.optim == "adamw" and view.config.learning_rate > highest(view),
         message=lambda view: (
-            f"learning_rate is {short(view.config.learning_rate)} for a model of {view['model/parameters'] / 1e6:.0f} M "
-            f"parameters; fine-tuning of such models seldom lives above {short(highest(view))}."
+            f"learning_rate is {short(view.config.learning_rate)} for a model of {view['model/parameters'] / 1e6:.0f} M"
+            f" parameters; fine-tuning of such models seldom lives above {short(highest(view))}."
         ),
         remedies=lambda view: [set_rate(view, 2e-4 if view.config.use_peft else 2e-5)],
         when="Above 1e-3 with AdamW (1e-2 for LoRA), of a model with 100 M parameters or more.",
-        why="Each update moves each weight by about the learning rate; pretrained weights are forgotten in a few steps.",
+        why=(
+            "Each update moves each weight by about the learning rate; pretrained weights are forgotten in a few steps."
+        ),
         remedy="1e-5 to 5e-5 for all weights, 1e-4 to 3e-4 for LoRA, lower still for preferences and rewards.",
         source="axolotl docs/training_stability",
     ),
@@ -65,10 +68,13 @@ RULES = [
         ),
         message=lambda view: (
             f"learning_rate is {short(view.config.learning_rate)}, which suits the training of all weights; an adapter "
-            f"wants about ten times that."
+            "wants about ten times that."
         ),
         remedies=lambda view: [set_rate(view, float(f"{10 * view.config.learning_rate:.2g}"))],
-        when="use_peft with a learning_rate of 1e-5 or less, where there is no beta, of a model with 100 M parameters or more.",
+        when=(
+            "use_peft with a learning_rate of 1e-5 or less, where there is no beta, of a model with 100 M parameters or"
+            " more."
+        ),
         why="The two small matrices of an adapter begin far from where they are to be.",
         remedy="Raise learning_rate tenfold.",
         source="TRL LoRA without regret; axolotl docs",
@@ -80,15 +86,20 @@ RULES = [
         needs=("model/parameters",),
         severity="info",
         test=lambda view: (
-            is_large(view) and view.config.warmup_steps == 0
+            is_large(view)
+            and view.config.warmup_steps == 0
             and view.config.learning_rate >= (5e-4 if view.config.use_peft else 5e-5)
         ),
         message=lambda view: (
-            f"The first step is made at the full learning_rate of {short(view.config.learning_rate)}, before AdamW knows "
-            f"the size of gradients."
+            f"The first step is made at the full learning_rate of {short(view.config.learning_rate)}, before AdamW"
+            " knows the size of gradients."
         ),
         remedies=lambda view: [
-            Remedy(why="Set warmup_steps from 0 to 0.05, a twentieth of all steps", patch={"warmup_steps": 0.05}, again=True)
+            Remedy(
+                why="Set warmup_steps from 0 to 0.05, a twentieth of all steps",
+                patch={"warmup_steps": 0.05},
+                again=True,
+            )
         ],
         when="warmup_steps 0 and a learning_rate of 5e-5 or more (5e-4 for LoRA), with 100 M parameters or more.",
         why="The first updates are the largest that there are, in directions of a single batch.",
@@ -103,20 +114,29 @@ RULES = [
         fields=("precompute_ref_log_probs",),
         severity="info",
         test=lambda view: (
-            not has(view, "max_reward_failures") and not view.config.packing
-            and view["plan/rows_per_step"] < 8 and view["data/rows"] >= 500
+            not has(view, "max_reward_failures")
+            and not view.config.packing
+            and view["plan/rows_per_step"] < 8
+            and view["data/rows"] >= 500
         ),
         message=lambda view: (
-            f"A step learns from {view['plan/rows_per_step']} of {view['data/rows']} rows: preferences are noisy, and so "
-            f"are updates from so few."
+            f"A step learns from {view['plan/rows_per_step']} of {view['data/rows']} rows: preferences are noisy, and"
+            " so are updates from so few."
         ),
-        remedies=lambda view: [Remedy(
-            why=f"Raise gradient_accumulation_steps from {view.config.gradient_accumulation_steps} to "
-            f"{view.config.gradient_accumulation_steps * -(-16 // view['plan/rows_per_step'])}",
-            patch={"gradient_accumulation_steps": view.config.gradient_accumulation_steps
-                   * -(-16 // view["plan/rows_per_step"])},
-            again=True,
-        )],  # fmt: skip
+        remedies=lambda view: [
+            Remedy(
+                why=(
+                    f"Raise gradient_accumulation_steps from {view.config.gradient_accumulation_steps} to "
+                    f"{view.config.gradient_accumulation_steps * -(-16 // view['plan/rows_per_step'])}"
+                ),
+                patch={
+                    "gradient_accumulation_steps": (
+                        view.config.gradient_accumulation_steps * -(-16 // view["plan/rows_per_step"])
+                    )
+                },
+                again=True,
+            )
+        ],
         when="Less than 8 rows a step, of 500 rows or more.",
         why="Preference labels are often wrong; a step should average over several of them.",
         remedy="16 to 128 rows a step.",
@@ -131,12 +151,16 @@ RULES = [
         severity="info",
         test=lambda view: 1 < view["plan/generations"] < 4,  # of one, nothing is held against another
         message=lambda view: (
-            f"A group has {view['plan/generations']} completions: what a completion is held against is then mostly noise, "
-            f"and many groups have equal rewards."
+            f"A group has {view['plan/generations']} completions: what a completion is held against is then mostly"
+            " noise, and many groups have equal rewards."
         ),
-        remedies=lambda view: [Remedy(
-            why=f"Raise num_generations from {view['plan/generations']} to 8", patch={"num_generations": 8}, again=True,
-        )],  # fmt: skip
+        remedies=lambda view: [
+            Remedy(
+                why=f"Raise num_generations from {view['plan/generations']} to 8",
+                patch={"num_generations": 8},
+                again=True,
+            )
+        ],
         when="num_generations is 2 or 3.",
         why="The mean of a group is its baseline; of two it is half of the completion itself.",
         remedy="8 to 32 completions a prompt.",
@@ -148,17 +172,26 @@ RULES = [
         stage="before",
         needs=("model/parameters",),
         test=lambda view: (
-            view.config.dtype == "bfloat16" and not view.config.use_peft
-            and view.config.optim == "adamw" and view.config.learning_rate < 1e-5
+            view.config.dtype == "bfloat16"
+            and not view.config.use_peft
+            and view.config.optim == "adamw"
+            and view.config.learning_rate < 1e-5
         ),
         message=lambda view: (
-            f"Weights are held in bfloat16, which has steps of 1/256 of a weight, and learning_rate is "
+            "Weights are held in bfloat16, which has steps of 1/256 of a weight, and learning_rate is "
             f"{short(view.config.learning_rate)}: most updates are rounded away."
         ),
-        remedies=lambda view: [Remedy(
-            why="Hold weights in float32 (dtype from bfloat16 to float32); the maths still runs in bfloat16 with bf16",
-            patch={"dtype": "float32"}, again=True, expected="4 bytes a weight in place of 2",
-        )],  # fmt: skip
+        remedies=lambda view: [
+            Remedy(
+                why=(
+                    "Hold weights in float32 (dtype from bfloat16 to float32); the maths still runs in bfloat16 with"
+                    " bf16"
+                ),
+                patch={"dtype": "float32"},
+                again=True,
+                expected="4 bytes a weight in place of 2",
+            )
+        ],
         when="dtype bfloat16 and a learning_rate below 1e-5 with AdamW, all weights being trained.",
         why="An update of less than half the distance to the next number changes nothing.",
         remedy="dtype float32, or LoRA.",
@@ -172,13 +205,16 @@ RULES = [
         severity="info",
         test=lambda view: held_out(view) and view.config.eval_steps is None and view["plan/total_steps"] >= 1000,
         message=lambda view: (
-            f"There is evaluation data and eval_steps is not set: in {view['plan/total_steps']} steps nothing will show "
-            f"overfitting."
+            f"There is evaluation data and eval_steps is not set: in {view['plan/total_steps']} steps nothing will show"
+            " overfitting."
         ),
-        remedies=lambda view: [Remedy(
-            why=f"Set eval_steps to {view['plan/total_steps'] // 20}",
-            patch={"eval_steps": view["plan/total_steps"] // 20}, safe=True,
-        )],  # fmt: skip
+        remedies=lambda view: [
+            Remedy(
+                why=f"Set eval_steps to {view['plan/total_steps'] // 20}",
+                patch={"eval_steps": view["plan/total_steps"] // 20},
+                safe=True,
+            )
+        ],
         when="Evaluation data, no eval_steps, 1000 steps or more.",
         why="Overfitting is seen where held-out loss rises, which needs several evaluations.",
         remedy="Set eval_steps.",
@@ -193,12 +229,15 @@ RULES = [
         test=lambda view: view.config.save_steps == 0 and view["plan/total_steps"] >= 1000,
         message=lambda view: (
             f"save_steps is 0: should one of {view['plan/total_steps']} steps fail, all of them are lost, and there is "
-            f"nothing to go back to."
+            "nothing to go back to."
         ),
-        remedies=lambda view: [Remedy(
-            why=f"Set save_steps from 0 to {view['plan/total_steps'] // 10}",
-            patch={"save_steps": view["plan/total_steps"] // 10}, safe=True,
-        )],  # fmt: skip
+        remedies=lambda view: [
+            Remedy(
+                why=f"Set save_steps from 0 to {view['plan/total_steps'] // 10}",
+                patch={"save_steps": view["plan/total_steps"] // 10},
+                safe=True,
+            )
+        ],
         when="save_steps 0 and 1000 steps or more.",
         why="A run that dies without a checkpoint begins from nothing.",
         remedy="Set save_steps.",
@@ -211,16 +250,19 @@ RULES = [
         needs=("model/parameters",),
         severity="info",
         test=lambda view: (
-            view.config.use_peft and bool(view.config.lora_target_modules)
+            view.config.use_peft
+            and bool(view.config.lora_target_modules)
             and set(view.config.lora_target_modules) <= ATTENTION
         ),
         message=lambda view: (
-            f"Adapters are on {', '.join(view.config.lora_target_modules)} only; those on all linear layers learn more, at "
-            f"the same number of weights too."
+            f"Adapters are on {', '.join(view.config.lora_target_modules)} only; those on all linear layers learn more,"
+            " at the same number of weights too."
         ),
-        remedies=lambda view: [Remedy(
-            why="Set lora_target_modules to all-linear", patch={"lora_target_modules": ["all-linear"]}, again=True,
-        )],  # fmt: skip
+        remedies=lambda view: [
+            Remedy(
+                why="Set lora_target_modules to all-linear", patch={"lora_target_modules": ["all-linear"]}, again=True
+            )
+        ],
         when="use_peft, and all of lora_target_modules are layers of attention.",
         why="Most weights, and most of what a model knows, are in the layers between attentions.",
         remedy="lora_target_modules: all-linear.",

@@ -46,24 +46,39 @@ def unused_memory(view: View) -> list[Remedy]:
     if batch is not None:
         (rows, more), (steps, fewer) = batch["per_device_train_batch_size"], batch["gradient_accumulation_steps"]
         whole = rows * steps * view.get("plan/processes", 1)
-        found.append(Remedy(
-            why=f"Try increasing per_device_train_batch_size from {rows} to {more} and gradient_accumulation_steps from "
-            f"{steps} to {fewer}; the effective batch stays {whole}",
-            patch={name: new for name, (_, new) in batch.items()}, safe=True, expected=f"at most {FULL:.0%} of the memory",
-        ))  # fmt: skip
+        found.append(
+            Remedy(
+                why=(
+                    f"Try increasing per_device_train_batch_size from {rows} to {more} and gradient_accumulation_steps"
+                    f" from {steps} to {fewer}; the effective batch stays {whole}"
+                ),
+                patch={name: new for name, (_, new) in batch.items()},
+                safe=True,
+                expected=f"at most {FULL:.0%} of the memory",
+            )
+        )
     budget = config.max_tokens_per_micro_batch
     if budget is not None:
         more = int(budget * min(4.0, FULL / view["perf/memory_share"]))
-        found.append(Remedy(why=f"Raise max_tokens_per_micro_batch from {budget} to {more}", safe=True,
-                            patch={"max_tokens_per_micro_batch": more}))  # fmt: skip
+        found.append(
+            Remedy(
+                why=f"Raise max_tokens_per_micro_batch from {budget} to {more}",
+                safe=True,
+                patch={"max_tokens_per_micro_batch": more},
+            )
+        )
     if config.gradient_checkpointing and view["perf/memory_share"] < 0.4:
         found.append(without_checkpointing())
     return found
 
 
 def without_checkpointing() -> Remedy:
-    return Remedy(why="Set gradient_checkpointing to false: activations are made twice to save memory that isn't short",
-                  patch={"gradient_checkpointing": False}, safe=True, expected="about a third less compute")  # fmt: skip
+    return Remedy(
+        why="Set gradient_checkpointing to false: activations are made twice to save memory that isn't short",
+        patch={"gradient_checkpointing": False},
+        safe=True,
+        expected="about a third less compute",
+    )
 
 
 def smaller_batch(view: View) -> list[Remedy]:
@@ -107,9 +122,9 @@ def leak_message(view: View) -> str:
     values = view.recent(held(view), LEAK)
     each = (values[-1] - values[0]) / max(len(values) - 1, 1)
     return (
-        f"{'Memory of the GPU' if held(view).startswith('perf/memory_a') else 'The memory of the process'} grows by about "
-        f"{short(each)} MB a step and is never given back: {short(values[0])} MB were {short(values[-1])} MB "
-        f"{len(values)} steps later."
+        f"{'Memory of the GPU' if held(view).startswith('perf/memory_a') else 'The memory of the process'} grows by"
+        f" about {short(each)} MB a step and is never given back: {short(values[0])} MB were {short(values[-1])} MB"
+        f" {len(values)} steps later."
     )
 
 
@@ -130,10 +145,14 @@ def share_of(view: View, name: str, count: int = 50) -> float:
 def more_workers(view: View) -> list[Remedy]:
     now = view.config.dataloader_num_workers
     return [
-        Remedy(why=f"Raise dataloader_num_workers from {now} to {max(2, 2 * now)}: processes that read and tokenise ahead",
-               patch={"dataloader_num_workers": max(2, 2 * now)}, safe=True, expected="no wait for rows"),
+        Remedy(
+            why=f"Raise dataloader_num_workers from {now} to {max(2, 2 * now)}: processes that read and tokenise ahead",
+            patch={"dataloader_num_workers": max(2, 2 * now)},
+            safe=True,
+            expected="no wait for rows",
+        ),
         Remedy(why="Read from a faster disk, or a file that is tokenised already"),
-    ]  # fmt: skip
+    ]
 
 
 def slower(view: View) -> bool | None:
@@ -148,8 +167,8 @@ def slower_message(view: View) -> str:
     now = view.median("perf/tokens_per_second", 15)
     before = sorted(view.recent("perf/tokens_per_second", 200)[5:-15])
     return (
-        f"Training has slowed down to {short(now)} tokens/s; the median before was {short(before[len(before) // 2])}. Steps "
-        f"take {short(view.median('perf/step_time', 10))} s."
+        f"Training has slowed down to {short(now)} tokens/s; the median before was {short(before[len(before) // 2])}."
+        f" Steps take {short(view.median('perf/step_time', 10))} s."
     )
 
 
@@ -163,15 +182,25 @@ def seldom(view: View) -> list[Remedy]:
     """Whichever takes more, so seldom that it takes about a tenth of the time."""
     config, found = view.config, []
     for field, name, what in (
-        ("save_steps", "perf/save_time", "Checkpoints"), ("eval_steps", "perf/evaluation_time", "Evaluations"),
-    ):  # fmt: skip
+        ("save_steps", "perf/save_time", "Checkpoints"),
+        ("eval_steps", "perf/evaluation_time", "Evaluations"),
+    ):
         now, aside = getattr(config, field), share_of(view, name)
         if now and aside > 0.1:
             new = max(now + 1, round(now * aside / 0.1))
-            found.append((aside, Remedy(
-                why=f"Raise {field} from {now} to {new}: {what.lower()} take {percent(aside / (1 + aside))} of the time",
-                patch={field: new}, safe=True,
-            )))  # fmt: skip
+            found.append(
+                (
+                    aside,
+                    Remedy(
+                        why=(
+                            f"Raise {field} from {now} to {new}: {what.lower()} take {percent(aside / (1 + aside))} of"
+                            " the time"
+                        ),
+                        patch={field: new},
+                        safe=True,
+                    ),
+                )
+            )
     return [remedy for _, remedy in sorted(found, key=lambda each: -each[0])]
 
 
@@ -186,10 +215,14 @@ RULES = [
         test=lambda view: view["perf/memory_share"] < 0.7 and bool(unused_memory(view)),
         message=lambda view: f"VRAM utilization is {percent(view['perf/memory_share'])}.",
         remedies=unused_memory,
-        when="The most that torch has taken of the GPU is below 70 %, and micro-batches could be larger at the same effective "
-        "batch, or gradient checkpointing off.",
-        why="Larger micro-batches keep the GPU busier: fewer and larger kernels for the same update. With accumulation the "
-        "effective batch, and so the run's numbers, stay the same.",
+        when=(
+            "The most that torch has taken of the GPU is below 70 %, and micro-batches could be larger at the same"
+            " effective batch, or gradient checkpointing off."
+        ),
+        why=(
+            "Larger micro-batches keep the GPU busier: fewer and larger kernels for the same update. With accumulation"
+            " the effective batch, and so the run's numbers, stay the same."
+        ),
         remedy="Larger micro-batches and fewer of them; no gradient checkpointing.",
         source="SageMaker Debugger BatchSize (70 %)",
     ),
@@ -219,8 +252,12 @@ RULES = [
         test=leaks,
         message=leak_message,
         remedies=lambda view: [
-            Remedy(why="Look for what keeps tensors: a reward, a callback or a plugin that adds to a list, a loss that isn't "
-                       "detached")
+            Remedy(
+                why=(
+                    "Look for what keeps tensors: a reward, a callback or a plugin that adds to a list, a loss that"
+                    " isn't detached"
+                )
+            )
         ],
         when=f"Over {LEAK} steps even the least memory of each quarter is above that of the one before, by 3 % in all.",
         why="Something holds on to what each step makes. The run will end for lack of memory.",
@@ -235,7 +272,9 @@ RULES = [
         least=15,
         share=0.6,
         test=waits_for_rows,
-        message=lambda view: f"{percent(share_of(view, 'perf/data_time'))} of the time goes into reading and tokenising rows.",
+        message=lambda view: (
+            f"{percent(share_of(view, 'perf/data_time'))} of the time goes into reading and tokenising rows."
+        ),
         remedies=more_workers,
         when="Reading and tokenising take more than 30 % of the step, in most steps.",
         why="The device has nothing to do meanwhile.",
@@ -253,7 +292,9 @@ RULES = [
         share=0.8,
         test=slower,
         message=slower_message,
-        remedies=lambda view: [Remedy(why="Look at what else runs on the machine, at its temperature, and at a rank that lags")],
+        remedies=lambda view: [
+            Remedy(why="Look at what else runs on the machine, at its temperature, and at a rank that lags")
+        ],
         when="The median of the last 15 steps is below a third of the median before, and stays there.",
         why="Another job, a device that throttles, a disk that fills up, or rows that have become longer.",
         remedy="Look at the machine.",
@@ -284,7 +325,9 @@ RULES = [
         least=20,
         share=0.9,
         test=lambda view: view.config.gradient_checkpointing is True and view["perf/memory_share"] < 0.4,
-        message=lambda view: f"Gradient checkpointing is on, and {percent(view['perf/memory_share'])} of the GPU are used.",
+        message=lambda view: (
+            f"Gradient checkpointing is on, and {percent(view['perf/memory_share'])} of the GPU are used."
+        ),
         remedies=lambda view: [without_checkpointing()],
         when="gradient_checkpointing is set, and the most that torch has taken of the GPU is below 40 %.",
         why="Activations are computed a second time to save memory that isn't short.",

@@ -21,7 +21,8 @@ OF_TOOLS = {"tools": [], "environment": None}
 
 @dataclass(kw_only=True)
 class DistillConfig(RolloutConfig):
-    """On-policy distillation: learn from a teacher what it would have said at each place of the model's own completions."""
+    """On-policy distillation: learn from a teacher what it would have said at each place of the model's own
+    completions."""
 
     needs_reward: ClassVar[bool] = False
 
@@ -32,16 +33,16 @@ class DistillConfig(RolloutConfig):
     )
     learning_rate: float = option(
         1e-6,
-        "Peak learning rate. 1e-6 for all weights is careful: every token has a full distribution to learn from, and 1e-5 is "
-        "often well. About 10 times that for LoRA.",
+        "Peak learning rate. 1e-6 for all weights is careful: every token has a full distribution to learn from, and"
+        " 1e-5 is often well. About 10 times that for LoRA.",
         gt=0,
     )
 
     # -- the teacher
     teacher_model_name_or_path: str | None = option(
         None,
-        "Folder or hub id of the teacher. It reads the same tokens as the student; ft-gold is for teachers with another "
-        "tokenizer.",
+        "Folder or hub id of the teacher. It reads the same tokens as the student; ft-gold is for teachers with another"
+        " tokenizer.",
         aliases=("teacher_model",),
         required=True,
         unless="loss_top_k",
@@ -52,29 +53,28 @@ class DistillConfig(RolloutConfig):
     )
     loss_top_k: int | None = option(
         None,
-        "Ask a teacher that the backend serves, rather than one that the run holds, for this many of its likeliest tokens in "
-        "each place.",
+        "Ask a teacher that the backend serves, rather than one that the run holds, for this many of its likeliest"
+        " tokens in each place.",
         gt=0,
         example="20",
     )
     loss_add_tail: bool = option(
-        True,
-        "loss_top_k: compare what all other tokens have together too, rather than leaving them out.",
+        True, "loss_top_k: compare what all other tokens have together too, rather than leaving them out."
     )
 
     # -- rollouts
     reward: list[str] = option(
         [],
-        "What completions are worth, to be watched: functions (file.py:function or package.module:function), built-in ones "
-        "by name, or folders of reward models. Nothing is learnt from it.",
+        "What completions are worth, to be watched: functions (file.py:function or package.module:function), built-in"
+        " ones by name, or folders of reward models. Nothing is learnt from it.",
         group="rollouts",
         aliases=("reward_funcs",),
         example="my_rewards.py:correct",
     )
     num_generations: int = option(
         1,
-        "Completions of a prompt. 1: each is taught token by token and compared with no other, so that further prompts teach "
-        "more than further completions.",
+        "Completions of a prompt. 1: each is taught token by token and compared with no other, so that further prompts"
+        " teach more than further completions.",
         group="rollouts",
         gt=0,
     )
@@ -89,16 +89,18 @@ class DistillConfig(RolloutConfig):
         None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
     )
     num_iterations: int = option(
-        1, "Passes over each rollout. 1: more make use of completions that are no longer the policy's.", group="rollouts",
+        1,
+        "Passes over each rollout. 1: more make use of completions that are no longer the policy's.",
+        group="rollouts",
         gt=0,
-    )  # fmt: skip
+    )
 
     # -- the loss
     beta: float = option(
         1.0,
-        "The divergence: 0 is the forward KL (teacher from student: cover all that the teacher may say), 1 the reverse KL "
-        "(student from teacher: say nothing that the teacher wouldn't), between them the generalised Jensen-Shannon "
-        "divergence, which is bounded. 1: a student that is smaller can't cover everything.",
+        "The divergence: 0 is the forward KL (teacher from student: cover all that the teacher may say), 1 the reverse"
+        " KL (student from teacher: say nothing that the teacher wouldn't), between them the generalised Jensen-Shannon"
+        " divergence, which is bounded. 1: a student that is smaller can't cover everything.",
         ge=0,
         le=1,
     )
@@ -137,15 +139,16 @@ class GKDConfig(RolloutConfig):
         group="model",
     )
     learning_rate: float = option(
-        2e-5, "Peak learning rate. 2e-5 is usual for all weights of a pretrained model; about 10 times that for LoRA.",
+        2e-5,
+        "Peak learning rate. 2e-5 is usual for all weights of a pretrained model; about 10 times that for LoRA.",
         gt=0,
-    )  # fmt: skip
+    )
 
     # -- the teacher
     teacher_model_name_or_path: str | None = option(
         None,
-        "Folder or hub id of the teacher. It reads the same tokens as the student; ft-gold is for teachers with another "
-        "tokenizer.",
+        "Folder or hub id of the teacher. It reads the same tokens as the student; ft-gold is for teachers with another"
+        " tokenizer.",
         aliases=("teacher_model",),
         required=True,
         unless="loss_top_k",
@@ -156,14 +159,13 @@ class GKDConfig(RolloutConfig):
     )
     loss_top_k: int | None = option(
         None,
-        "Ask a teacher that the backend serves, rather than one that the run holds, for this many of its likeliest tokens in "
-        "each place.",
+        "Ask a teacher that the backend serves, rather than one that the run holds, for this many of its likeliest"
+        " tokens in each place.",
         gt=0,
         example="20",
     )
     loss_add_tail: bool = option(
-        True,
-        "loss_top_k: compare what all other tokens have together too, rather than leaving them out.",
+        True, "loss_top_k: compare what all other tokens have together too, rather than leaving them out."
     )
 
     # -- where completions come from
@@ -188,14 +190,15 @@ class GKDConfig(RolloutConfig):
     )
     temperature: float = option(
         1.0,
-        "Temperature of both distributions in the loss, and the one that completions are sampled at. 1.0: both as they are.",
+        "Temperature of both distributions in the loss, and the one that completions are sampled at. 1.0: both as they"
+        " are.",
         group="rollouts",
         gt=0,
     )
     reward: list[str] = option(
         [],
-        "What the policy's completions are worth, to be watched: functions (file.py:function or package.module:function), "
-        "built-in ones by name, or folders of reward models. Nothing is learnt from it.",
+        "What the policy's completions are worth, to be watched: functions (file.py:function or"
+        " package.module:function), built-in ones by name, or folders of reward models. Nothing is learnt from it.",
         group="rollouts",
         aliases=("reward_funcs",),
         example="my_rewards.py:correct",
@@ -204,9 +207,9 @@ class GKDConfig(RolloutConfig):
     # -- the loss
     beta: float = option(
         0.5,
-        "The divergence: 0 is the forward KL (teacher from student: cover all that the teacher may say), 1 the reverse KL "
-        "(student from teacher: say nothing that the teacher wouldn't), between them the generalised Jensen-Shannon "
-        "divergence, which is bounded. Which is best depends on the task; 0.5 is the usual beginning.",
+        "The divergence: 0 is the forward KL (teacher from student: cover all that the teacher may say), 1 the reverse"
+        " KL (student from teacher: say nothing that the teacher wouldn't), between them the generalised Jensen-Shannon"
+        " divergence, which is bounded. Which is best depends on the task; 0.5 is the usual beginning.",
         ge=0,
         le=1,
     )
@@ -245,7 +248,9 @@ class GKDConfig(RolloutConfig):
         if self.seq_kd and self.lmbda == 1:
             raise ConfigError("seq_kd: has no effect with lmbda: 1, where the policy completes all prompts")
         if self.seq_kd and self.loss_top_k is not None:
-            raise ConfigError("seq_kd: needs a teacher that the run holds; one that the backend serves only scores tokens")
+            raise ConfigError(
+                "seq_kd: needs a teacher that the run holds; one that the backend serves only scores tokens"
+            )
         if not self.samples_policy:
             self.refuse(OF_SAMPLES, "with lmbda: 0, where nothing is sampled from the policy")
         if not self.reward:
@@ -262,8 +267,8 @@ def check_teacher(config: RunConfig) -> None:
         config.refuse(OF_HELD, "with loss_top_k, where the teacher is the one that the backend serves")
         if config.temperature != 1:
             raise ConfigError(
-                f"temperature: {config.temperature:g} with loss_top_k; the backend's teacher gives log-probs at a temperature "
-                "of 1, so that the loss would be of two"
+                f"temperature: {config.temperature:g} with loss_top_k; the backend's teacher gives log-probs at a"
+                " temperature of 1, so that the loss would be of two"
             )
     else:
         config.refuse(OF_SERVED, "without loss_top_k")
@@ -275,6 +280,6 @@ def check_teacher(config: RunConfig) -> None:
         raise ConfigError("teacher_model_revision: has no effect on a folder, only on a teacher from the hub")
     if place == config.model and config.teacher_model_revision == config.model_revision:
         raise ConfigError(
-            "teacher_model_name_or_path: is the model that is trained, which has nothing to teach itself; ft-sdft and ft-sdpo "
-            "are for learning from oneself"
+            "teacher_model_name_or_path: is the model that is trained, which has nothing to teach itself; ft-sdft and"
+            " ft-sdpo are for learning from oneself"
         )

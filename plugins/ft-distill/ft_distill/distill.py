@@ -1,11 +1,11 @@
-"""On-policy distillation: complete prompts with the policy, and learn at each place of the completions what a teacher would
-have said there (arXiv 2306.13649, with lambda 1).
+"""On-policy distillation: complete prompts with the policy, and learn at each place of the completions what a teacher
+would have said there (arXiv 2306.13649, with lambda 1).
 
     loss = 1/N sum_i  D( p(. | x, y_<i)  ,  p_teacher(. | x, y_<i) )
 
-over the N tokens that the policy sampled, of the optimizer step, on all ranks. D is the generalised Jensen-Shannon divergence
-of `ft_distill.divergence`, with the KL divergences for its ends, of both models at the temperature that samples. There is no
-gradient through the sampling. What tools said is in no loss.
+over the N tokens that the policy sampled, of the optimizer step, on all ranks. D is the generalised Jensen-Shannon
+divergence of `ft_distill.divergence`, with the KL divergences for its ends, of both models at the temperature that
+samples. There is no gradient through the sampling. What tools said is in no loss.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def ft_rollout(rows, run) -> Rollout:
     metrics, earned = run.watch(rows, completions)
     texts = [run.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
     samples = [
-        {"prompt": rows[index // size]["prompt"], "completion": text} | earned[index] for index, text in enumerate(texts)
+        {"prompt": rows[index // size]["prompt"], "completion": text} | earned[index]
+        for index, text in enumerate(texts)
     ]
     return Rollout(rows=found, metrics=metrics | completion_metrics(completions), samples=samples)
 

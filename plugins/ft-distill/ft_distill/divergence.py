@@ -1,8 +1,8 @@
 """How far a student's distribution of a token is from its teacher's: pure functions, with beta as TRL has it.
 
-    0: KL(teacher | student)    1: KL(student | teacher)    between them, with m = (1 - beta) p_student + beta p_teacher:
+0: KL(teacher | student)    1: KL(student | teacher)    between them, with m = (1 - beta) p_student + beta p_teacher:
 
-    beta KL(teacher | m) + (1 - beta) KL(student | m)                   (arXiv 2306.13649, eq. 1, generalised)
+beta KL(teacher | m) + (1 - beta) KL(student | m)                   (arXiv 2306.13649, eq. 1, generalised)
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def kl(of: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def generalised_jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
-    """Of log-probs (n, K) to (n,). Bounded between the ends; at them, the KL that their limits come from, scaled up: the
-    limit itself is 0."""
+    """Of log-probs (n, K) to (n,). Bounded between the ends; at them, the KL that their limits come from, scaled up:
+    the limit itself is 0."""
     if beta == 0:
         return kl(teacher, student)
     if beta == 1:
@@ -38,8 +38,10 @@ def with_tail(logps: torch.Tensor) -> torch.Tensor:
 
 
 def topk_jsd(student: torch.Tensor, ids: torch.Tensor, teacher: torch.Tensor, beta: float, tail: bool) -> torch.Tensor:
-    """Where all that is known of the teacher are the log-probs (n, k) of the tokens `ids` (n, k), which differ from each
-    other: (n,) from the student's log-probs (n, V). All other tokens are one event (`tail`), or left out on both sides."""
+    """Where all that is known of the teacher are the log-probs (n, k) of the tokens `ids` (n, k), which differ from
+    each other: (n,) from the student's log-probs (n, V). All other tokens are one event (`tail`), or left out on both
+    sides.
+    """
     chosen = student.gather(-1, ids)
     if tail:
         return generalised_jsd(with_tail(chosen), with_tail(teacher), beta)
@@ -70,7 +72,8 @@ class Taught:
 
 @dataclass(frozen=True, kw_only=True)
 class TaughtByTop:
-    """The same with a teacher of whom the likeliest tokens alone are known: `ids` and `teacher` (N, k), likeliest first."""
+    """The same with a teacher of whom the likeliest tokens alone are known: `ids` and `teacher` (N, k), likeliest
+    first."""
 
     targets: torch.Tensor
     ids: torch.Tensor

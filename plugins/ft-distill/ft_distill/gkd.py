@@ -3,9 +3,9 @@
 
     loss = 1/N sum_i  D( p(. | x, y_<i)  ,  p_teacher(. | x, y_<i) )
 
-over the N tokens of the completions of the optimizer step, on all ranks: of the policy for a share `lmbda` of the prompts
-(on-policy), of the teacher (`seq_kd`) or of the row itself for the others. D is the generalised Jensen-Shannon divergence of
-`ft_distill.divergence`, with the KL divergences for its ends, of both models at `temperature`.
+over the N tokens of the completions of the optimizer step, on all ranks: of the policy for a share `lmbda` of the
+prompts (on-policy), of the teacher (`seq_kd`) or of the row itself for the others. D is the generalised Jensen-Shannon
+divergence of `ft_distill.divergence`, with the KL divergences for its ends, of both models at `temperature`.
 
     beta 0, lmbda 0         supervised distillation          beta 0, lmbda 0, seq_kd    sequence-level distillation
     beta 1, lmbda 1         on-policy distillation, as `distill` has it, which samples further ahead and knows tools
@@ -38,7 +38,8 @@ def ft_models(config) -> dict[str, ModelSpec] | None:
 
 
 OTHERWISE = (
-    "with lmbda below 1 gkd learns from completions of the data too. Set lmbda to 1, or seq_kd to let the teacher complete prompts"
+    "with lmbda below 1 gkd learns from completions of the data too. Set lmbda to 1, or seq_kd to let the teacher"
+    " complete prompts"
 )
 
 

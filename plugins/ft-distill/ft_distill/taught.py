@@ -76,7 +76,8 @@ def columns_of(rows: list[Row], config: Any) -> dict[str, torch.Tensor]:
 
 def against_teacher(model: Any, batch: Batch, run: Any) -> dict[str, torch.Tensor]:
     """`against`, the loss of this batch's share of the step, and, where it has targets, their values (N,): see
-    `ft_distill.divergence`. The teacher's hidden states live for a micro-batch, and logits of the two for a tile of it."""
+    `ft_distill.divergence`. The teacher's hidden states live for a micro-batch, and logits of the two for a tile of it.
+    """
     config = run.config
     common = {"targets": batch.targets, "weight": 1 / max(run.totals["tokens"], 1), "beta": config.beta}
     if config.loss_top_k is not None:
@@ -108,8 +109,8 @@ def metrics_of(out: dict[str, torch.Tensor], batch: Batch) -> dict[str, Metric]:
 
 
 def sampling_metrics(apart: torch.Tensor, count: float) -> dict[str, Metric]:
-    """Of how far the sampler's log-probs are from the trainer's: (N,), of which `count` tokens were sampled by the policy,
-    and the others have 0."""
+    """Of how far the sampler's log-probs are from the trainer's: (N,), of which `count` tokens were sampled by the
+    policy, and the others have 0."""
     if not count:
         return {}
     return {

@@ -97,7 +97,9 @@ def chats() -> list[dict[str, Any]]:
 def make(llama: Path, teacher: Path, tmp_path: Path) -> Callable[..., DistillConfig]:
     """A config on rows: five steps of eight completions, in order, at a learning rate and a clipping that matter."""
     usual = {
-        "max_completion_length": SIZE, "teacher_model_name_or_path": str(teacher), "per_device_train_batch_size": 8
+        "max_completion_length": SIZE,
+        "teacher_model_name_or_path": str(teacher),
+        "per_device_train_batch_size": 8,
     }
 
     def made(config_class: type, rows: list[dict], **fields: Any) -> DistillConfig | GKDConfig:
@@ -108,8 +110,8 @@ def make(llama: Path, teacher: Path, tmp_path: Path) -> Callable[..., DistillCon
 
 @pytest.fixture
 def backend(tmp_path, monkeypatch, teacher):
-    """A backend whose completions are fixed and which serves the teacher, installed for this test: its name, for so many
-    completions a prompt. Its ASKED says who was asked for how much."""
+    """A backend whose completions are fixed and which serves the teacher, installed for this test: its name, for so
+    many completions a prompt. Its ASKED says who was asked for how much."""
     from ft_host.registry.catalog import catalog
 
     site = tmp_path / "site"
@@ -124,9 +126,12 @@ def backend(tmp_path, monkeypatch, teacher):
                 size=SIZE, count=count, teacher=str(teacher), completion_of=inspect.getsource(completion_of)
             )
             make_distribution(
-                site, f"ft-{name}", entry_points={"ft_host.backends": {name: f"fake_{name}"}},
-                modules={f"fake_{name}": source}, requires=["ft-host"],
-            )  # fmt: skip
+                site,
+                f"ft-{name}",
+                entry_points={"ft_host.backends": {name: f"fake_{name}"}},
+                modules={f"fake_{name}": source},
+                requires=["ft-host"],
+            )
             catalog.cache_clear()
         return name
 

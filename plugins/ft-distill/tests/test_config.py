@@ -46,7 +46,11 @@ def test_trls_names_are_taken():
 @pytest.mark.parametrize(
     ("config_class", "fields", "said"),
     [
-        (DistillConfig, {"teacher_model_name_or_path": "m"}, "teacher_model_name_or_path: is the model that is trained"),
+        (
+            DistillConfig,
+            {"teacher_model_name_or_path": "m"},
+            "teacher_model_name_or_path: is the model that is trained",
+        ),
         (GKDConfig, {"teacher_model_name_or_path": "m"}, "teacher_model_name_or_path: is the model that is trained"),
         (DistillConfig, {"reward_weights": [1.0]}, "reward_weights: "),
         (DistillConfig, {"num_generations": 3}, "num_generations: .*groups of 3"),
@@ -54,8 +58,16 @@ def test_trls_names_are_taken():
         (GKDConfig, {"lmbda": 0.0, "reward": ["accuracy"]}, "reward: has no effect with lmbda: 0"),
         (GKDConfig, {"lmbda": 0.0, "max_sampling_logp_difference": 1.0}, "max_sampling_logp_difference: has no effect"),
         (DistillConfig, {"loss_add_tail": False}, "loss_add_tail: has no effect without loss_top_k"),
-        (DistillConfig, {"loss_top_k": 5, "teacher_model_name_or_path": "t"}, "teacher_model_name_or_path: has no effect"),
-        (DistillConfig, {"loss_top_k": 5, "teacher_model_revision": "t"}, "teacher_model_revision: has no effect with loss_top"),
+        (
+            DistillConfig,
+            {"loss_top_k": 5, "teacher_model_name_or_path": "t"},
+            "teacher_model_name_or_path: has no effect",
+        ),
+        (
+            DistillConfig,
+            {"loss_top_k": 5, "teacher_model_revision": "t"},
+            "teacher_model_revision: has no effect with loss_top",
+        ),
         (DistillConfig, {"loss_top_k": 5, "temperature": 0.5}, "temperature: 0.5 with loss_top_k"),
         (GKDConfig, {"loss_top_k": 5, "seq_kd": True}, "seq_kd: needs a teacher that the run holds"),
         (GKDConfig, {"tools": ["a.py:b"]}, "tools: gkd completes prompts in one turn; distill is for"),
@@ -86,7 +98,9 @@ def test_a_teacher_that_the_backend_serves_is_one():
     assert distill.ft_models(config) is None and gkd.ft_models(GKDConfig(loss_top_k=9)) is None
 
 
-@pytest.mark.parametrize("fields", [{}, {"lmbda": 0.0}, {"lmbda": 1.0}, {"seq_kd": True}, {"seq_kd": True, "lmbda": 0.0}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"lmbda": 0.0}, {"lmbda": 1.0}, {"seq_kd": True}, {"seq_kd": True, "lmbda": 0.0}]
+)
 def test_accepted(fields):
     GKDConfig(**fields).check()
 
@@ -147,7 +161,9 @@ def method(request):
 def test_another_vocabulary(method, make, chats, tmp_path, no_model):
     """Pointing at the method that can make something of it."""
     save_tiny(tmp_path / "other", tiny_llama(vocab_size=200), tiny_tokenizer(200))
-    said = r"teacher_model_name_or_path: .*other has a vocabulary of 200 tokens, .* one of 256; both must read the same "
+    said = (
+        r"teacher_model_name_or_path: .*other has a vocabulary of 200 tokens, .* one of 256; both must read the same "
+    )
     with pytest.raises(ConfigError, match=said + r"tokens; ft-gold .* is for a teacher with another tokenizer"):
         run_in(make(method, chats, teacher_model_name_or_path=str(tmp_path / "other")), "run")
 
@@ -163,7 +179,9 @@ def test_other_tokens(method, make, chats, tmp_path, no_model):
 
 
 def test_a_teacher_that_is_not_there(method, make, chats, tmp_path, no_model):
-    with pytest.raises(ConfigError, match="teacher_model_name_or_path: .*/techer: no such file or folder; did you mean"):
+    with pytest.raises(
+        ConfigError, match="teacher_model_name_or_path: .*/techer: no such file or folder; did you mean"
+    ):
         (tmp_path / "teacher").mkdir()
         run_in(make(method, chats, teacher_model_name_or_path=str(tmp_path / "techer")), "run")
 
@@ -219,7 +237,10 @@ def test_long_prompts_are_left_out():
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "a"}, "a prompt without a completion; with lmbda below 1 gkd learns from completions of the data too"),
+        (
+            {"prompt": "a"},
+            "a prompt without a completion; with lmbda below 1 gkd learns from completions of the data too",
+        ),
         ({"messages": [{"role": "user", "content": "a"}]}, "messages: no turn is the assistant's"),
         ({"text": "a"}, "plain text has no prompt"),
         ({"prompt": "", "completion": "a"}, "the prompt is empty"),

@@ -107,7 +107,10 @@ def test_as_trl_has_it_in_distillation(beta):
 
 
 def test_values_of_tokens():
-    student, teacher = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]), torch.tensor([[0.0, 2.0, 1.0], [3.0, 1.0, 0.0]])
+    student, teacher = (
+        torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]),
+        torch.tensor([[0.0, 2.0, 1.0], [3.0, 1.0, 0.0]]),
+    )
     function = Taught(targets=torch.tensor([9, 9, 1, 0]), weight=0.5, beta=1.0)
     loss, values = function(student, teacher, slice(2, 4))
     logps = student.log_softmax(-1)
@@ -121,7 +124,8 @@ def test_values_of_tokens():
 
 @pytest.mark.parametrize("wider", ["student", "teacher"])
 def test_rows_of_padding_are_left_out(wider):
-    """One of the two has three rows that are no tokens: the divergence is over what both have, as if there were no more."""
+    """One of the two has three rows that are no tokens: the divergence is over what both have, as if there were no
+    more."""
     both = {"student": logits(0, 4, 7), "teacher": logits(1, 4, 7)}
     function = Taught(targets=torch.zeros(4, dtype=torch.long), weight=1.0, beta=0.5)
     expected, _ = function(both["student"], both["teacher"], slice(0, 4))
@@ -201,7 +205,12 @@ def test_tails_as_trl_has_them(beta):
     other, _ = _add_tail_bucket(teacher.values, valid)
     expected = _jsd_divergence(chosen, other, beta, support_mask=mask).sum()
     function = TaughtByTop(
-        targets=torch.zeros(4, dtype=torch.long), ids=teacher.indices, teacher=teacher.values, tail=True, weight=1.0, beta=beta
+        targets=torch.zeros(4, dtype=torch.long),
+        ids=teacher.indices,
+        teacher=teacher.values,
+        tail=True,
+        weight=1.0,
+        beta=beta,
     )
     loss, _ = function(ours, None, slice(0, 4))
     loss.backward()

@@ -24,9 +24,13 @@ LORA = {"use_peft": True, "learning_rate": 1e-2}
 def distill(make, prompts) -> DistillConfig:
     """Two rollouts of eight prompts, two completions each, in two steps that are gone through once."""
     return make(
-        DistillConfig, prompts, max_steps=4, num_generations=2, generation_batch_size=16,
+        DistillConfig,
+        prompts,
+        max_steps=4,
+        num_generations=2,
+        generation_batch_size=16,
         train_sampling_strategy="random",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -141,7 +145,9 @@ def test_losses_by_where_completions_come_from(mixed):
         assert 0 < line["distillation/on_policy_share"] < 1
         both = sorted((line["distillation/on_policy_loss"], line["distillation/off_policy_loss"]))
         assert both[0] < line["loss"] < both[1]
-        assert line["sampling/sampling_logp_difference/mean"] < 1e-5 and 0 <= line["distillation/teacher_agreement"] <= 1
+        assert (
+            line["sampling/sampling_logp_difference/mean"] < 1e-5 and 0 <= line["distillation/teacher_agreement"] <= 1
+        )
         assert line["distillation/divergence"] == pytest.approx(line["loss"], rel=1e-6)
 
 
@@ -157,11 +163,21 @@ def test_held_out_divergence(mixed, chats, tmp_path):
     assert_same(found, small, TOLERANCE, ABSOLUTE)
     assert [line["step"] for line in found] == [2, 4]
     for line in found:
-        assert line["eval_loss"] == pytest.approx(line["eval_distillation/divergence"], rel=1e-6) and line["eval_loss"] > 0
+        assert (
+            line["eval_loss"] == pytest.approx(line["eval_distillation/divergence"], rel=1e-6) and line["eval_loss"] > 0
+        )
         assert line["eval_completions/mean_length"] > 0
     first = lines(run_in(config, "first", max_steps=1, eval_on_start=True), "eval")[0]
-    data = lines(run_in(dataclasses.replace(config, train_sampling_strategy="sequential"), "data", lmbda=0.0,
-                        dataset=str(held_out), per_device_train_batch_size=7, max_steps=1))  # fmt: skip
+    data = lines(
+        run_in(
+            dataclasses.replace(config, train_sampling_strategy="sequential"),
+            "data",
+            lmbda=0.0,
+            dataset=str(held_out),
+            per_device_train_batch_size=7,
+            max_steps=1,
+        )
+    )
     assert first["eval_loss"] == pytest.approx(data[0]["loss"], rel=1e-5)
 
 
@@ -195,7 +211,11 @@ def test_a_teacher_with_other_padding(make, prompts, tmp_path, rows):
         for seed, (name, size) in enumerate(rows.items())
     }
     config = make(
-        DistillConfig, prompts, model=places["student"], teacher_model_name_or_path=places["teacher"], learning_rate=1e-2
+        DistillConfig,
+        prompts,
+        model=places["student"],
+        teacher_model_name_or_path=places["teacher"],
+        learning_rate=1e-2,
     )
     found = lines(run_in(config, "run"))
     assert found[-1]["loss"] < found[0]["loss"]
@@ -222,11 +242,14 @@ def test_resume(config):
 @pytest.mark.parametrize(
     ("config", "strategy"),
     [
-        ("distill, two steps", "ddp"), ("distill, two steps", "fsdp2"), ("distill, lora", "fsdp2"), ("gkd, mixed", "ddp"),
+        ("distill, two steps", "ddp"),
+        ("distill, two steps", "fsdp2"),
+        ("distill, lora", "fsdp2"),
+        ("gkd, mixed", "ddp"),
         ("gkd, by the teacher", "fsdp2"),
     ],
     indirect=["config"],
-)  # fmt: skip
+)
 def test_process_count(config, strategy):
     """Two processes sample the same completions, ask the same teacher, and have one gradient."""
     config = dataclasses.replace(config, save_steps=2, distributed_strategy=strategy)

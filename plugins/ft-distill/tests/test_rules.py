@@ -14,9 +14,7 @@ FAULTY = {
     "DIS003": Told(config={"loss_top_k": 8}, lines=steps(30, distillation__teacher_top_k_mass=0.7)),
     "DIS004": Told(
         lines=steps(
-            60,
-            completions__mean_length=lambda step: 60.0 if step < 20 else 4.0,
-            completions__clipped_ratio=0.02,
+            60, completions__mean_length=lambda step: 60.0 if step < 20 else 4.0, completions__clipped_ratio=0.02
         )
     ),
     "DIS005": Told(facts={"model/vocab_size": 151_936}, lines=steps(20, distillation__teacher_entropy=11.0)),
@@ -67,21 +65,24 @@ def test_one_that_has_moved_away_within_five_steps_is_told_so_too():
     """As a rate a hundred times too high does: what it is measured by is where it began."""
     said = [1.4, 1.6, 2.2, 2.9, 3.3]
     lines = steps(
-        90, distillation__teacher_agreement=0.3,
+        90,
+        distillation__teacher_agreement=0.3,
         distillation__divergence=lambda step: said[step - 1] if step <= 5 else 2.1,
-    )  # fmt: skip
+    )
     [found] = findings(RULES, Told(lines=lines), DistillConfig)
     assert found.code == "DIS002" and "was 1.54 at the start" in found.message
 
 
 def test_a_first_step_that_happens_to_be_low_is_no_measure():
     lines = steps(
-        90, distillation__teacher_agreement=0.5, distillation__divergence=lambda step: 0.4 if step == 1 else 0.41,
-    )  # fmt: skip
+        90, distillation__teacher_agreement=0.5, distillation__divergence=lambda step: 0.4 if step == 1 else 0.41
+    )
     assert codes(RULES, Told(lines=lines), DistillConfig) == {"DIS002"}
     lines = steps(
-        90, distillation__teacher_agreement=0.5, distillation__divergence=lambda step: 0.4 if step == 1 else 0.47 - step / 500,
-    )  # fmt: skip
+        90,
+        distillation__teacher_agreement=0.5,
+        distillation__divergence=lambda step: 0.4 if step == 1 else 0.47 - step / 500,
+    )
     assert codes(RULES, Told(lines=lines), DistillConfig) == set()
 
 
@@ -105,7 +106,9 @@ def test_a_teacher_that_is_wrong_about_the_task():
 
 
 def test_a_distance_that_stays_while_completions_become_better():
-    lines = steps(120, distillation__divergence=lambda step: 0.3 + 0.001 * (step % 3), distillation__teacher_agreement=0.9)
+    lines = steps(
+        120, distillation__divergence=lambda step: 0.3 + 0.001 * (step % 3), distillation__teacher_agreement=0.9
+    )
     rewards = {1: 0.3, 25: 0.3, 50: 0.4, 75: 0.5, 100: 0.6}
     told = in_order(lines, evals(rewards, reward=lambda step: rewards[step]))
     assert codes(RULES, Told(facts={"plan/total_steps": 150}, lines=told), GKDConfig) == set()

@@ -24,9 +24,12 @@ ENTROPY = "distillation/teacher_entropy"
 def both(request, make, backend, chats):
     """A run with a held teacher, and the same with one that is served."""
     held = make(
-        DistillConfig if request.param == "distill" else GKDConfig, chats, backend=backend(), max_steps=3,
+        DistillConfig if request.param == "distill" else GKDConfig,
+        chats,
+        backend=backend(),
+        max_steps=3,
         max_sampling_logp_difference=1e3,
-    )  # fmt: skip
+    )
     return held, lambda top, **more: dataclasses.replace(held, teacher_model_name_or_path=None, loss_top_k=top, **more)
 
 
@@ -58,13 +61,17 @@ def test_each_rollout_is_scored_once(both):
         config = dataclasses.replace(config, num_iterations=3)
     run_in(config, "run")
     asked = importlib.import_module(f"fake_{config.backend}").ASKED
-    assert [each for each in asked if each[0] == "score"] == [("score", 8)] * (1 if isinstance(config, DistillConfig) else 3)
+    assert [each for each in asked if each[0] == "score"] == [("score", 8)] * (
+        1 if isinstance(config, DistillConfig) else 3
+    )
 
 
 def test_held_out_rows_are_scored_once(make, backend, chats, tmp_path):
     held_out = str(write_rows(tmp_path / "held_out.jsonl", chats[:5]))
     fields = {"backend": backend(), "max_steps": 2, "eval_dataset": held_out, "eval_steps": 1, "lmbda": 0.0}
-    served = lines(run_in(make(GKDConfig, chats, teacher_model_name_or_path=None, loss_top_k=WHOLE, **fields), "s"), "eval")
+    served = lines(
+        run_in(make(GKDConfig, chats, teacher_model_name_or_path=None, loss_top_k=WHOLE, **fields), "s"), "eval"
+    )
     asked = importlib.import_module(f"fake_{fields['backend']}").ASKED
     assert [each for each in asked if each[0] == "score"] == [("score", 5)] + [("score", 8)] * 2
     held = lines(run_in(make(GKDConfig, chats, **fields), "h"), "eval")
@@ -89,7 +96,9 @@ class Told:
     def __init__(self, ids: list[list[int]], top: int = 2):
         self.config = DistillConfig(model="m", loss_top_k=top)
         self.policy = SimpleNamespace(config=SimpleNamespace(vocab_size=9))
-        self.scores = Scores(token_ids=ids, logprobs=[[-0.1 * (place + 1) for place in range(len(each))] for each in ids])
+        self.scores = Scores(
+            token_ids=ids, logprobs=[[-0.1 * (place + 1) for place in range(len(each))] for each in ids]
+        )
 
     def score(self, sequences, top):
         self.asked = sequences

@@ -87,8 +87,8 @@ def test_the_fields_matter(distill):
 
 
 def test_accumulation(distill, fixed):
-    """Steps of two micro-batches are those of one, and TRL's too; but for its entropy, a mean of the micro-batches' means
-    over tokens, where ours is one over all tokens."""
+    """Steps of two micro-batches are those of one, and TRL's too; but for its entropy, a mean of the micro-batches'
+    means over tokens, where ours is one over all tokens."""
     whole = lines(run_in(distill(), "whole"))
     config = distill(per_device_train_batch_size=4, gradient_accumulation_steps=2)
     ours = lines(run_in(config, "halves"))
@@ -110,9 +110,9 @@ def test_lora(distill, fixed, llama, tmp_path):
 
 
 def generalised(config: GKDConfig, gives: Any = None, draws: Iterator[bool] | None = None) -> Any:
-    """TRL's trainer for what `config` says. `gives(model, inputs)` stands for what it would sample. `draws`: whether the policy
-    completes the prompts of each micro-batch, where that isn't left to chance; and the loss is then divided by the tokens that
-    it is of, as it isn't in TRL."""
+    """TRL's trainer for what `config` says. `gives(model, inputs)` stands for what it would sample. `draws`: whether
+    the policy completes the prompts of each micro-batch, where that isn't left to chance; and the loss is then divided
+    by the tokens that it is of, as it isn't in TRL."""
     from transformers import AutoModelForCausalLM
     from trl.experimental.gkd import GKDConfig as Theirs
     from trl.experimental.gkd import GKDTrainer, gkd_trainer
@@ -144,7 +144,6 @@ def generalised(config: GKDConfig, gives: Any = None, draws: Iterator[bool] | No
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(gkd_trainer, "random", SimpleNamespace(random=lambda: value))
                 return super().training_step(*arguments, **more)
-
 
     names = ("temperature", "disable_dropout", "beta", "lmbda", "seq_kd")
     return Given(
@@ -210,7 +209,8 @@ def test_lora_on_the_data(gkd, llama, tmp_path):
 
 
 def test_the_temperature_is_in_the_loss(gkd):
-    """In TRL it is only that of sampling: off-policy, nothing comes of it. Ours is what its own function gives at it."""
+    """In TRL it is only that of sampling: off-policy, nothing comes of it. Ours is what its own function gives at
+    it."""
     ours = {t: lines(run_in(gkd(temperature=t, max_steps=1), f"{t}"))[0]["loss"] for t in (1.0, 0.5)}
     theirs = {t: trl_trajectory(generalised(gkd(temperature=t, max_steps=1)))[0]["loss"] for t in (1.0, 0.5)}
     forget_accelerate()
@@ -275,7 +275,8 @@ def test_what_the_teacher_says_is_divided_by_its_own_tokens(gkd, fixed):
 
 @pytest.mark.parametrize("seq_kd", [False, True], ids=["the data's", "the teacher's"])
 def test_five_steps_of_which_half_is_the_policys(gkd, fixed, seq_kd, monkeypatch):
-    """TRL draws who completes once for each micro-batch, so that it is given micro-batches of one prompt, and our draws."""
+    """TRL draws who completes once for each micro-batch, so that it is given micro-batches of one prompt, and our
+    draws."""
     drawn: dict[tuple[int, int], bool] = {}
     plain = ours_module.on_policy
 
@@ -300,6 +301,8 @@ def test_what_the_teacher_says(gkd):
     """The completions of the backend are the same, whoever says them."""
     config = gkd(seq_kd=True, max_steps=1, max_completion_length=SIZE)
     [ours] = lines(run_in(config, "ours"))
-    [mine] = lines(run_in(gkd(lmbda=1.0, max_steps=1, max_completion_length=SIZE, max_sampling_logp_difference=1e3), "on"))
+    [mine] = lines(
+        run_in(gkd(lmbda=1.0, max_steps=1, max_completion_length=SIZE, max_sampling_logp_difference=1e3), "on")
+    )
     assert ours["loss"] == mine["loss"]
     assert (ours["distillation/on_policy_share"], mine["distillation/on_policy_share"]) == (0, 1)

@@ -11,9 +11,22 @@ from ft_host.settings.paths import function_problems, place_problems
 
 # The keys of ft_dpo.losses.LOSSES and DIVERGENCES, listed here since those are functions of tensors.
 LOSS_TYPES = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft",
-)  # fmt: skip
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sigmoid_norm",
+    "sft",
+)
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # those that label_smoothing enters
 SORTED = ("aot", "aot_unpaired")  # those that match pairs with others of the step
@@ -60,9 +73,7 @@ class DPOConfig(RunConfig):
         f"the two rewards ({', '.join(DIFFERENCES)}). reverse_kl is DPO's own.",
         choices=DIVERGENCES,
     )
-    f_alpha_divergence_coef: float = option(
-        0.5, "Alpha of alpha_divergence: 0 is forward_kl, 1 is reverse_kl."
-    )
+    f_alpha_divergence_coef: float = option(0.5, "Alpha of alpha_divergence: 0 is forward_kl, 1 is reverse_kl.")
     ld_alpha: float | None = option(
         None,
         "LD-DPO (arXiv 2409.06411): tokens beyond the length of the shorter completion count by this much only, "
@@ -91,9 +102,7 @@ class DPOConfig(RunConfig):
         "Folder or hub id of another model as the reference. Not set: the model as the run finds it.",
         aliases=("ref_model_name_or_path",),
     )
-    sync_ref_model: bool = option(
-        False, "Let the reference follow the policy (TR-DPO, arXiv 2404.09656)."
-    )
+    sync_ref_model: bool = option(False, "Let the reference follow the policy (TR-DPO, arXiv 2404.09656).")
     ref_model_mixup_alpha: float = option(
         0.6, "The policy's share when it is mixed into the reference; 1 copies it. 0.6 is the paper's.", gt=0, le=1
     )

@@ -1,6 +1,6 @@
 """Direct Preference Optimization (DPO), arXiv 2305.18290: make chosen completions likelier than rejected ones.
 
-    loss = sum over losses k of  weight_k / N  sum over pairs  w loss_k(pair)        N: pairs of the whole optimizer step
+    loss = sum over losses k of  weight_k / N  sum over pairs  w loss_k(pair)      N: pairs of the whole optimizer step
 
 `ft_dpo.losses` has the losses, each with its paper, and says what they see of a pair: the log-probs of its completions
 under the policy and under a frozen reference. w is 1, or WPO's weight. `sft` is divided by the step's chosen tokens.
@@ -129,9 +129,11 @@ def ft_collate(rows, tokenizer, config) -> Batch:
         if all(name in row for row in rows):  # not yet while they are being made
             columns[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
     counts = {
-        "pairs": len(rows), "tokens": sum(targets.values()),
-        "chosen_tokens": targets["chosen"], "rejected_tokens": targets["rejected"],
-    }  # fmt: skip
+        "pairs": len(rows),
+        "tokens": sum(targets.values()),
+        "chosen_tokens": targets["chosen"],
+        "rejected_tokens": targets["rejected"],
+    }
     return forest(segments, num_rows=2 * len(rows), columns=columns, counts=counts)
 
 

@@ -113,7 +113,7 @@ def test_the_config_loads_no_torch():
 
 # ---------------------------------------------------------------- a loss of one's own
 
-OWN = '''
+OWN = """
 import torch
 
 def squares(pairs, config):
@@ -126,7 +126,7 @@ def alone(pairs):
     return pairs.margins
 
 size = 3
-'''
+"""
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.rows import write_rows
 
 # A reward is a difference of log-probs of about -50, whose round-off is 4e-6 each. While policy and reference are the
-# same model there is nothing else in it, and which of two rewards is larger is a toss: so the reference of these runs is
-# another model. Means of rewards may be near 0 all the same, and are held to an absolute tolerance. Gradients of a loss
-# of rewards are held to twice what those of single log-probs are.
+# same model there is nothing else in it, and which of two rewards is larger is a toss: so the reference of these runs
+# is another model. Means of rewards may be near 0 all the same, and are held to an absolute tolerance. Gradients of a
+# loss of rewards are held to twice what those of single log-probs are.
 TOLERANCE, ABSOLUTE = 5e-5, 2e-6
 
 
@@ -26,9 +26,14 @@ def config(make, rows, tmp_path) -> DPOConfig:
     """Four steps of eight pairs over more than one epoch, in random order, with an evaluation before and after."""
     other = save_tiny(tmp_path / "other", tiny_llama(seed=3), tiny_tokenizer())
     made = make(
-        rows, max_steps=4, train_sampling_strategy="random", per_device_train_batch_size=8, max_length=24,
-        max_dropped_share=0.5, ref_model=str(other),
-    )  # fmt: skip
+        rows,
+        max_steps=4,
+        train_sampling_strategy="random",
+        per_device_train_batch_size=8,
+        max_length=24,
+        max_dropped_share=0.5,
+        ref_model=str(other),
+    )
     file = write_rows(Path(made.output_dir) / "eval.jsonl", rows[:5])
     return dataclasses.replace(made, eval_dataset=str(file), eval_on_start=True)
 
@@ -46,7 +51,17 @@ def config(make, rows, tmp_path) -> DPOConfig:
         {"train_sampling_strategy": "group_by_length"},
         {"segment_attention": "none"},
     ],
-    ids=["ahead", "live", "sorted", "sorted lora", "weights", "reference free", "synchronised", "by length", "rectangle"],
+    ids=[
+        "ahead",
+        "live",
+        "sorted",
+        "sorted lora",
+        "weights",
+        "reference free",
+        "synchronised",
+        "by length",
+        "rectangle",
+    ],
 )
 def test_micro_batch_split(config, fields):
     invariants.micro_batch_split(dataclasses.replace(config, **fields), rel=TOLERANCE, abs=ABSOLUTE)
@@ -92,9 +107,7 @@ def test_reference_free(make, rows):
 @pytest.mark.parametrize("name", ["sigmoid", "aot_unpaired", "sft"])
 def test_evaluation_does_not_depend_on_its_batches(config, name):
     config = dataclasses.replace(config, loss_type=name, max_steps=1)
-    one, all_of_them = (
-        lines(run_in(config, f"by {size}", per_device_eval_batch_size=size), "eval") for size in (1, 5)
-    )
+    one, all_of_them = (lines(run_in(config, f"by {size}", per_device_eval_batch_size=size), "eval") for size in (1, 5))
     assert_same(one, all_of_them, rel=TOLERANCE, abs=ABSOLUTE)
 
 

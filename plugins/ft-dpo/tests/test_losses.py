@@ -23,11 +23,17 @@ CONFIG = DPOConfig(beta=0.5, discopop_tau=0.5, label_smoothing=0.1)
 def pairs() -> Pairs:
     chosen, rejected, ref_chosen, ref_rejected = (column(*each) for each in zip(*LOGPS, strict=True))
     return Pairs(
-        chosen_logps=chosen, rejected_logps=rejected, ref_chosen_logps=ref_chosen, ref_rejected_logps=ref_rejected,
-        chosen_scores=chosen - ref_chosen, rejected_scores=rejected - ref_rejected,
-        chosen_lengths=column(4, 10), rejected_lengths=column(5, 8), chosen_nll=column(12.0, 30.0),
+        chosen_logps=chosen,
+        rejected_logps=rejected,
+        ref_chosen_logps=ref_chosen,
+        ref_rejected_logps=ref_rejected,
+        chosen_scores=chosen - ref_chosen,
+        rejected_scores=rejected - ref_rejected,
+        chosen_lengths=column(4, 10),
+        rejected_lengths=column(5, 8),
+        chosen_nll=column(12.0, 30.0),
         **{name: column(*(each[name] for each in matches(LOGPS))) for name in matches(LOGPS)[0]},
-    )  # fmt: skip
+    )
 
 
 # L(x) = -log sigma(x), s = sigma
@@ -95,9 +101,7 @@ def test_losses_of_a_difference_see_the_scores():
     doubled = dataclasses.replace(
         pairs(), chosen_scores=2 * pairs().chosen_scores, rejected_scores=2 * pairs().rejected_scores
     )
-    changed = {
-        name for name in LOSSES if not torch.equal(LOSSES[name](doubled, CONFIG), LOSSES[name](pairs(), CONFIG))
-    }
+    changed = {name for name in LOSSES if not torch.equal(LOSSES[name](doubled, CONFIG), LOSSES[name](pairs(), CONFIG))}
     assert changed == set(ft_dpo.config.DIFFERENCES)
     config = dataclasses.replace(CONFIG, beta=1.0)
     torch.testing.assert_close(LOSSES["sigmoid"](doubled, CONFIG), LOSSES["sigmoid"](pairs(), config))
@@ -140,9 +144,17 @@ def test_unpaired_sum_and_gradient_by_hand():
     zero = torch.zeros(3, dtype=torch.float64)
     matched = {"matched_rejected": column(0.7, -2.0, 0.3), "matched_chosen": column(0.5, 2.0, -1.0)}
     given = Pairs(
-        chosen_logps=a, rejected_logps=b, ref_chosen_logps=zero, ref_rejected_logps=zero, chosen_scores=a,
-        rejected_scores=b, chosen_lengths=zero, rejected_lengths=zero, chosen_nll=zero, **matched,
-    )  # fmt: skip
+        chosen_logps=a,
+        rejected_logps=b,
+        ref_chosen_logps=zero,
+        ref_rejected_logps=zero,
+        chosen_scores=a,
+        rejected_scores=b,
+        chosen_lengths=zero,
+        rejected_lengths=zero,
+        chosen_nll=zero,
+        **matched,
+    )
     loss = LOSSES["aot_unpaired"](given, CONFIG).sum()
     loss.backward()
     # d(1) + d(0.2) + d(1.3) with d(x) = .9 L(x/2) + .1 L(-x/2)

@@ -34,10 +34,14 @@ def test_texts(tokenizer):
     row = ft_prepare({"prompt": "apples?", "chosen": " three", "rejected": " a dog"}, tokenizer, CONFIG)
     end = [tokenizer.eos_token_id]
     assert row == {
-        "prompt_ids": ids(tokenizer, "apples?"), "chosen_ids": ids(tokenizer, " three") + end,
-        "rejected_ids": ids(tokenizer, " a dog") + end, "length": len(ids(tokenizer, "apples? three a dog")) + 2,
-        "truncated": False, "cut": {}, "implicit_prompt": False,
-    }  # fmt: skip
+        "prompt_ids": ids(tokenizer, "apples?"),
+        "chosen_ids": ids(tokenizer, " three") + end,
+        "rejected_ids": ids(tokenizer, " a dog") + end,
+        "length": len(ids(tokenizer, "apples? three a dog")) + 2,
+        "truncated": False,
+        "cut": {},
+        "implicit_prompt": False,
+    }
 
 
 def test_tokens_and_implicit_prompt(tokenizer):
@@ -67,15 +71,20 @@ def test_truncation(tokenizer, mode, kept, cut):
         ({"prompt": "a?", "chosen": "", "rejected": " dog"}, "empty completion"),
         ({"prompt": "a?", "chosen": " dog", "rejected": "  "}, "empty completion"),
         (
-            {"prompt": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "b"}],
-             "rejected": []},
+            {
+                "prompt": [{"role": "user", "content": "a"}],
+                "chosen": [{"role": "assistant", "content": "b"}],
+                "rejected": [],
+            },
             "empty completion",
         ),
-        ({"prompt_ids": [5], "chosen_ids": [6, 7, 8, 9, 10], "rejected_ids": [6, 7, 8, 11]},
-         "chosen and rejected are the same within max_length"),
+        (
+            {"prompt_ids": [5], "chosen_ids": [6, 7, 8, 9, 10], "rejected_ids": [6, 7, 8, 11]},
+            "chosen and rejected are the same within max_length",
+        ),
         ({"prompt_ids": [5, 6, 7, 8], "chosen_ids": [9], "rejected_ids": [10]}, "the prompt alone fills max_length"),
     ],
-)  # fmt: skip
+)
 def test_dropped(tokenizer, row, reason):
     found = ft_prepare(row, tokenizer, DPOConfig(max_length=4))
     assert isinstance(found, Drop) and found == reason

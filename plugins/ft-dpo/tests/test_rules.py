@@ -13,13 +13,14 @@ LEARNS = {
     "rewards__accuracies": lambda step: min(0.5 + 0.02 * step, 0.9) if step > 2 else 0.0,
     "rewards__margins": lambda step: 0.015 * step,
     **START,
-}  # fmt: skip
+}
 SWAPPED = START | {
-    "logps__chosen": -23.1, "logps__rejected": -3.97,
+    "logps__chosen": -23.1,
+    "logps__rejected": -3.97,
     "rewards__accuracies": lambda step: min(0.5 + 0.03 * step, 1.0),
     "rewards__margins": lambda step: min(0.16 * step, 4.0),
     "rewards__chosen": lambda step: max(-0.25 * step, -10.0),
-}  # fmt: skip
+}
 
 
 def told(lines: list, more: list | None = None, **config) -> Told:
@@ -29,23 +30,32 @@ def told(lines: list, more: list | None = None, **config) -> Told:
 HEALTHY = told(steps(80, **LEARNS))
 CASES = {
     "DPO001": (
-        told(steps(80, **LEARNS | {"rewards__chosen": lambda step: max(-0.05 * step, -0.85)}), loss_type="sigmoid"), HEALTHY
+        told(steps(80, **LEARNS | {"rewards__chosen": lambda step: max(-0.05 * step, -0.85)}), loss_type="sigmoid"),
+        HEALTHY,
     ),
     "DPO002": (told(steps(80, **LEARNS | {"rewards__accuracies": lambda step: min(0.3 * step, 1.0)})), HEALTHY),
     "DPO003": (
-        told(steps(80, **LEARNS | {
-            "rewards__accuracies": lambda step: 0.5 + 0.04 * (step % 3 - 1),
-            "rewards__margins": lambda step: 0.004 + 0.02 * (step % 3 - 1),
-        })),
+        told(
+            steps(
+                80,
+                **LEARNS
+                | {
+                    "rewards__accuracies": lambda step: 0.5 + 0.04 * (step % 3 - 1),
+                    "rewards__margins": lambda step: 0.004 + 0.02 * (step % 3 - 1),
+                },
+            )
+        ),
         HEALTHY,
     ),
     "DPO004": (told(steps(80, **SWAPPED)), told(steps(80, **SWAPPED | START | {"rewards__chosen": -0.2}))),
     "DPO005": (told(steps(80, **LEARNS | {"rewards__margins": lambda step: 0.4 * step})), HEALTHY),
     "DPO007": (
         told(steps(80, **LEARNS | {"rewards__margins": -0.9, "rewards__accuracies": 0.13})),
-        told(steps(80, **LEARNS | {"rewards__margins": lambda step: 1e-4 if step < 4 else 0.2})),  # still equal at first
+        told(
+            steps(80, **LEARNS | {"rewards__margins": lambda step: 1e-4 if step < 4 else 0.2})
+        ),  # still equal at first
     ),
-}  # fmt: skip
+}
 
 
 def test_each_rule_has_a_case():

@@ -31,14 +31,33 @@ from ft_host.testing.parity import (
 from ft_host.testing.rows import write_rows
 
 OWN = (
-    "loss_type", "beta", "label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "ld_alpha",
-    "use_weighting", "discopop_tau", "max_length", "truncation_mode", "sync_ref_model", "ref_model_mixup_alpha",
-    "ref_model_sync_steps", "router_aux_loss_coef",
-)  # fmt: skip
+    "loss_type",
+    "beta",
+    "label_smoothing",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+    "ld_alpha",
+    "use_weighting",
+    "discopop_tau",
+    "max_length",
+    "truncation_mode",
+    "sync_ref_model",
+    "ref_model_mixup_alpha",
+    "ref_model_sync_steps",
+    "router_aux_loss_coef",
+)
 METRICS = (
-    "entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected", "logps/chosen", "logps/rejected",
-    "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
-)  # fmt: skip
+    "entropy",
+    "mean_token_accuracy",
+    "logits/chosen",
+    "logits/rejected",
+    "logps/chosen",
+    "logps/rejected",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+)
 # Rewards and mean logits are differences of larger numbers, and may be next to 0: a log-prob of -50 is held to 5e-6.
 ABSOLUTE = 5e-6
 
@@ -51,9 +70,7 @@ def trainer_of(config: DPOConfig, reference: Path | None = None, **more: Any) ->
     return trl.DPOTrainer(
         model=trl_model(config),
         ref_model=AutoModelForCausalLM.from_pretrained(reference) if reference else None,
-        args=trl.DPOConfig(
-            **(trl_arguments(config, *OWN) | {"loss_weights": config.loss_weights or None} | more)
-        ),
+        args=trl.DPOConfig(**(trl_arguments(config, *OWN) | {"loss_weights": config.loss_weights or None} | more)),
         train_dataset=trl_rows(config.dataset),
         processing_class=AutoTokenizer.from_pretrained(config.model),
     )
@@ -282,8 +299,9 @@ def test_weighting_crashes_in_trl(make, rows, name):
             with torch.no_grad():
                 logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             of_tokens = [float(logs[at - 1, ids[at]]) for at in range(start, len(ids))]
-            alignment = [of_tokens[at - start] - float(logs[at - 1].exp().square().sum().log())
-                         for at in range(start, len(ids))]  # fmt: skip
+            alignment = [
+                of_tokens[at - start] - float(logs[at - 1].exp().square().sum().log()) for at in range(start, len(ids))
+            ]
             weight *= math.exp(sum(alignment) / len(alignment))
             if completion == "chosen":
                 nll, size = -sum(of_tokens), len(of_tokens)

@@ -17,22 +17,26 @@ OF_SAMPLES = {"reward": [], "max_sampling_logp_difference": 0.1}
 OF_TOOLS = {"tools": [], "environment": None}
 OF_HYBRID = {"uld_hybrid_matched_weight": None, "uld_hybrid_unmatched_weight": None}
 OF_ALIGNED = {"uld_token_merge_strategy": "text"}
-OF_ULD = OF_ALIGNED | OF_HYBRID | {
-    "use_extended_uld": True,
-    "uld_use_hybrid_loss": True,
-    "uld_crossentropy_weight": 0.0,
-    "uld_distillation_weight": 1.0,
-    "uld_student_temperature": None,
-    "uld_teacher_temperature": None,
-    "uld_skip_student_eos": False,
-    "uld_skip_teacher_eos": False,
-}  # fmt: skip
+OF_ULD = (
+    OF_ALIGNED
+    | OF_HYBRID
+    | {
+        "use_extended_uld": True,
+        "uld_use_hybrid_loss": True,
+        "uld_crossentropy_weight": 0.0,
+        "uld_distillation_weight": 1.0,
+        "uld_student_temperature": None,
+        "uld_teacher_temperature": None,
+        "uld_skip_student_eos": False,
+        "uld_skip_teacher_eos": False,
+    }
+)
 
 
 @dataclass(kw_only=True)
 class GOLDConfig(RolloutConfig):
-    """General on-policy logit distillation: learn from a teacher with another tokenizer, on completions by the model itself,
-    by the teacher, or of the data."""
+    """General on-policy logit distillation: learn from a teacher with another tokenizer, on completions by the model
+    itself, by the teacher, or of the data."""
 
     needs_reward: ClassVar[bool] = False
 
@@ -42,9 +46,10 @@ class GOLDConfig(RolloutConfig):
         group="model",
     )
     learning_rate: float = option(
-        2e-5, "Peak learning rate. 2e-5 is usual for all weights of a pretrained model; about 10 times that for LoRA.",
+        2e-5,
+        "Peak learning rate. 2e-5 is usual for all weights of a pretrained model; about 10 times that for LoRA.",
         gt=0,
-    )  # fmt: skip
+    )
 
     # -- the teacher
     teacher_model_name_or_path: str | None = option(
@@ -83,15 +88,15 @@ class GOLDConfig(RolloutConfig):
     )
     temperature: float = option(
         1.0,
-        "Temperature that completions are sampled at, and of both distributions in the loss unless uld_student_temperature or "
-        "uld_teacher_temperature say otherwise.",
+        "Temperature that completions are sampled at, and of both distributions in the loss unless"
+        " uld_student_temperature or uld_teacher_temperature say otherwise.",
         group="rollouts",
         gt=0,
     )
     reward: list[str] = option(
         [],
-        "What the policy's completions are worth, to be watched: functions (file.py:function or package.module:function), "
-        "built-in ones by name, or folders of reward models. Nothing is learnt from it.",
+        "What the policy's completions are worth, to be watched: functions (file.py:function or"
+        " package.module:function), built-in ones by name, or folders of reward models. Nothing is learnt from it.",
         group="rollouts",
         aliases=("reward_funcs",),
         example="my_rewards.py:correct",
@@ -100,28 +105,30 @@ class GOLDConfig(RolloutConfig):
     # -- the loss
     beta: float = option(
         0.5,
-        "The divergence of tokens that both have: 0 is the forward KL (teacher from student: cover all that the teacher may "
-        "say), 1 the reverse KL (student from teacher: say nothing that the teacher wouldn't), between them the generalised "
-        "Jensen-Shannon divergence, which is bounded.",
+        "The divergence of tokens that both have: 0 is the forward KL (teacher from student: cover all that the teacher"
+        " may say), 1 the reverse KL (student from teacher: say nothing that the teacher wouldn't), between them the"
+        " generalised Jensen-Shannon divergence, which is bounded.",
         ge=0,
         le=1,
     )
     use_uld_loss: bool | None = option(
         None,
-        "Compare the two by text rather than token by token (universal logit distillation). Not set: where their tokens "
-        "differ; where they are the same the plain divergence, which is exact, is taken.",
+        "Compare the two by text rather than token by token (universal logit distillation). Not set: where their tokens"
+        " differ; where they are the same the plain divergence, which is exact, is taken.",
     )
     use_extended_uld: bool = option(
         True,
-        "Align the tokens of both by the bytes that they stand for, and merge the probabilities of those that are one token "
-        "for the other. false: compare the first with the first, the second with the second, as the paper of ULD did.",
+        "Align the tokens of both by the bytes that they stand for, and merge the probabilities of those that are one"
+        " token for the other. false: compare the first with the first, the second with the second, as the paper of ULD"
+        " did.",
     )
     uld_token_merge_strategy: str = option(
         "text",
-        "What is expected where the two cut a text in different places: text, that the text comes, whatever token it is part of, "
-        "and all that may come instead; observed, of several tokens that are one for the other the distribution of the first, "
-        "times the probabilities of those that followed; or bayesian, that of the last, times those before it. The last two are "
-        "TRL's, and teach the student to begin with the teacher's token where its own is longer.",
+        "What is expected where the two cut a text in different places: text, that the text comes, whatever token it is"
+        " part of, and all that may come instead; observed, of several tokens that are one for the other the"
+        " distribution of the first, times the probabilities of those that followed; or bayesian, that of the last,"
+        " times those before it. The last two are TRL's, and teach the student to begin with the teacher's token where"
+        " its own is longer.",
         choices=("text", "observed", "bayesian"),
     )
     uld_use_hybrid_loss: bool = option(
@@ -131,7 +138,8 @@ class GOLDConfig(RolloutConfig):
     )
     uld_hybrid_matched_weight: float | None = option(
         None,
-        "Weight of the divergence of tokens that both have. Not set: the share of the teacher's tokens that the student has.",
+        "Weight of the divergence of tokens that both have. Not set: the share of the teacher's tokens that the student"
+        " has.",
         ge=0,
     )
     uld_hybrid_unmatched_weight: float | None = option(
@@ -139,8 +147,8 @@ class GOLDConfig(RolloutConfig):
     )
     uld_crossentropy_weight: float = option(
         0.0,
-        "Weight of the cross-entropy of completions of the data, or of the teacher. What the policy says itself has none: "
-        "its gradient would be noise.",
+        "Weight of the cross-entropy of completions of the data, or of the teacher. What the policy says itself has"
+        " none: its gradient would be noise.",
         ge=0,
     )
     uld_distillation_weight: float = option(1.0, "Weight of the comparison with the teacher.", ge=0)
@@ -153,9 +161,7 @@ class GOLDConfig(RolloutConfig):
     uld_skip_student_eos: bool = option(
         False, "Leave the student's end of a completion out of the comparison: it isn't taught when to end, then."
     )
-    uld_skip_teacher_eos: bool = option(
-        False, "Leave the teacher's end out. The two belong together: both, or none."
-    )
+    uld_skip_teacher_eos: bool = option(False, "Leave the teacher's end out. The two belong together: both, or none.")
 
     @property
     def samples_policy(self) -> bool:
@@ -205,7 +211,9 @@ class GOLDConfig(RolloutConfig):
             self.refuse(OF_REWARDS, "without reward")
         for name, usual in OF_TOOLS.items():
             if getattr(self, name) != usual:
-                raise ConfigError(f"{name}: gold completes prompts in one turn; distill is for conversations with tools")
+                raise ConfigError(
+                    f"{name}: gold completes prompts in one turn; distill is for conversations with tools"
+                )
         check_loss(self)
 
 
@@ -223,7 +231,9 @@ def check_loss(config: GOLDConfig) -> None:
     if (weights[0] is None) != (weights[1] is None):
         raise ConfigError("uld_hybrid_matched_weight, uld_hybrid_unmatched_weight: set both or none")
     if weights == (0, 0):
-        raise ConfigError("uld_hybrid_matched_weight, uld_hybrid_unmatched_weight: both are 0, so that nothing is compared")
+        raise ConfigError(
+            "uld_hybrid_matched_weight, uld_hybrid_unmatched_weight: both are 0, so that nothing is compared"
+        )
     if config.uld_skip_student_eos != config.uld_skip_teacher_eos:
         raise ConfigError(
             "uld_skip_student_eos, uld_skip_teacher_eos: an end without a partner can't be compared; set both or none"
@@ -231,7 +241,9 @@ def check_loss(config: GOLDConfig) -> None:
     if config.uld_crossentropy_weight and config.lmbda == 1:
         raise ConfigError("uld_crossentropy_weight: has no effect with lmbda: 1; it is of what others have said")
     if not config.uld_distillation_weight:
-        raise ConfigError("uld_distillation_weight: 0 learns nothing from the teacher; ft-sft (ft-host train sft) needs none")
+        raise ConfigError(
+            "uld_distillation_weight: 0 learns nothing from the teacher; ft-sft (ft-host train sft) needs none"
+        )
 
 
 def check_teacher(config: GOLDConfig) -> None:
@@ -246,6 +258,6 @@ def check_teacher(config: GOLDConfig) -> None:
         raise ConfigError("teacher_model_revision: has no effect on a folder, only on a teacher from the hub")
     if place == config.model and config.teacher_model_revision == config.model_revision:
         raise ConfigError(
-            "teacher_model_name_or_path: is the model that is trained, which has nothing to teach itself; ft-sdft and ft-sdpo "
-            "are for learning from oneself"
+            "teacher_model_name_or_path: is the model that is trained, which has nothing to teach itself; ft-sdft and"
+            " ft-sdpo are for learning from oneself"
         )

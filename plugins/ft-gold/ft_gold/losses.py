@@ -2,13 +2,14 @@
 
 What is expected at a unit (see `ft_gold.tokens`), which may be several tokens of the one and one of the other:
 
-    text          p(. | before), with one event in place of all tokens that begin with the unit's text w: that w comes. It has
-                  Π_k p(y_k | ...) and what these tokens have; the first of several tokens keeps what is left of it
+    text          p(. | before), with one event in place of all tokens that begin with the unit's text w: that w comes.
+                  It has Π_k p(y_k | ...) and what these tokens have; the first of several keeps what is left of it
     observed      p(. | before) · Π_{k>1} p(y_k | ...)         the first token's, and what followed
     bayesian      p(. | ..., y_{n-1}) · Π_{k<n} p(y_k | ...)   the last token's, and what came before
 
-The first adds up to 1, and what the two are asked for is the same text. The others are TRL's: they don't add up to 1, and where
-the text is one token of the student's and "a", "b" of the teacher's, they teach the student to say "a" (or "b") in its place.
+The first adds up to 1, and what the two are asked for is the same text. The others are TRL's: they don't add up to 1,
+and where the text is one token of the student's and "a", "b" of the teacher's, they teach the student to say "a" (or
+"b") in its place.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def kl(of: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def generalised_jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
-    """Of log-probs (n, K) to (n,) (arXiv 2306.13649, eq. 1). beta 0 is KL(teacher | student), 1 KL(student | teacher)."""
+    """Of log-probs (n, K) to (n,) (arXiv 2306.13649, eq. 1). beta 0 is KL(teacher | student), 1 KL(student |
+    teacher)."""
     if beta == 0:
         return kl(teacher, student)
     if beta == 1:
@@ -43,24 +45,25 @@ def generalised_jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -
 
 
 def jsd_of_parts(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
-    """The same of log-probs that don't add up to 1. The KL divergences are generalised to those, by the difference of what
-    the two hold in all: KL(p | q) - sum p + sum q is least where p is q; without it, KL(student | teacher) is least at a
-    student of 1/e of its teacher. Between the ends the differences cancel."""
+    """The same of log-probs that don't add up to 1. The KL divergences are generalised to those, by the difference of
+    what the two hold in all: KL(p | q) - sum p + sum q is least where p is q; without it, KL(student | teacher) is
+    least at a student of 1/e of its teacher. Between the ends the differences cancel."""
     more = {0: 1, 1: -1}.get(beta, 0)
     found = generalised_jsd(student, teacher, beta)
     return found + more * (student.exp().sum(-1) - teacher.exp().sum(-1)) if more else found
 
 
 def sorted_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """The sum of the differences between the likeliest, the second likeliest, and so on: of probabilities (n, K) and (n, K')
-    to (n,) (universal logit distillation, arXiv 2402.12030, eq. 8). The teacher's have no gradient."""
+    """The sum of the differences between the likeliest, the second likeliest, and so on: of probabilities (n, K) and
+    (n, K') to (n,) (universal logit distillation, arXiv 2402.12030, eq. 8). The teacher's have no gradient."""
     size = max(student.shape[-1], teacher.shape[-1])
     both = [pad(each, (size - each.shape[-1], 0)) for each in (ascending(student), ascending(teacher))]
     return (both[0] - both[1]).abs().sum(-1)
 
 
 def ascending(values: torch.Tensor) -> torch.Tensor:
-    """Each row sorted. On a CPU by numpy: of 32k values torch's sort takes 25 times as long as its, 5 times its argsort."""
+    """Each row sorted. On a CPU by numpy: of 32k values torch's sort takes 25 times as long as its, 5 times its
+    argsort."""
     if values.device.type != "cpu":
         return values.sort(-1).values
     if not values.requires_grad:
@@ -83,11 +86,16 @@ class Text:
 
 
 def by_text(
-    logps: torch.Tensor, chosen: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, firsts: torch.Tensor, text: Text
-) -> torch.Tensor:  # fmt: skip
-    """(u, V + 1) log-distributions of u units, the last of which is that the unit's text comes, whatever comes behind it in
-    the same token. Unit i has the `sizes[i]` rows from `starts[i]` on of `logps` (n, V); both are on the CPU. `chosen` (n,):
-    the log-probs of the tokens that are there, `firsts` (u,) the first token of each."""
+    logps: torch.Tensor,
+    chosen: torch.Tensor,
+    starts: torch.Tensor,
+    sizes: torch.Tensor,
+    firsts: torch.Tensor,
+    text: Text,
+) -> torch.Tensor:
+    """(u, V + 1) log-distributions of u units, the last of which is that the unit's text comes, whatever comes behind
+    it in the same token. Unit i has the `sizes[i]` rows from `starts[i]` on of `logps` (n, V); both are on the CPU.
+    `chosen` (n,): the log-probs of the tokens that are there, `firsts` (u,) the first token of each."""
     where, several = starts.to(logps.device), (sizes > 1).to(logps.device)
     rows, first = logps.index_select(0, where), chosen.index_select(0, where)
     inside = (text.ranks >= text.spans[:, :1]) & (text.ranks < text.spans[:, 1:])
@@ -151,10 +159,13 @@ class Shared:
 def shared_of(
     ids: tuple[torch.Tensor, torch.Tensor], sizes: tuple[int, int], device: torch.device, strategy: str
 ) -> Shared:
-    """From the ids of `Meeting.shared` and the sizes of both models' logits. By text both have one place more, for that."""
+    """From the ids of `Meeting.shared` and the sizes of both models' logits. By text both have one place more, for
+    that."""
     ours, theirs = (each.to(device) for each in ids)
     if strategy == "text":
-        ours, theirs = (torch.cat([each, each.new_tensor([size])]) for each, size in zip((ours, theirs), sizes, strict=True))
+        ours, theirs = (
+            torch.cat([each, each.new_tensor([size])]) for each, size in zip((ours, theirs), sizes, strict=True)
+        )
         sizes = sizes[0] + 1, sizes[1] + 1
     rests = []
     for each, size in ((ours, sizes[0]), (theirs, sizes[1])):
@@ -173,9 +184,11 @@ class Weights:
     beta: float
 
 
-def hybrid(student: torch.Tensor, teacher: torch.Tensor, shared: Shared, weights: Weights) -> tuple[torch.Tensor, Values]:
-    """Tokens that both have are compared one with the other, the others by sorted probabilities. Log-distributions of units,
-    (u, V) and (u, V'), to (u,)."""
+def hybrid(
+    student: torch.Tensor, teacher: torch.Tensor, shared: Shared, weights: Weights
+) -> tuple[torch.Tensor, Values]:
+    """Tokens that both have are compared one with the other, the others by sorted probabilities. Log-distributions of
+    units, (u, V) and (u, V'), to (u,)."""
     matched = jsd_of_parts(student[:, shared.ours], teacher[:, shared.theirs], weights.beta)
     unmatched = sorted_distance(student[:, shared.rest].exp(), teacher[:, shared.their_rest].exp())
     with torch.no_grad():
@@ -215,8 +228,8 @@ class Aligned:
     strategy: str
 
     def __call__(self, student: torch.Tensor, teacher: torch.Tensor, which: slice) -> tuple[torch.Tensor, Values]:
-        """(n, V) and (m, V') logits of the units `which` to the sum of their losses; (u,) values of those that are compared,
-        and (n,) of the student's targets."""
+        """(n, V) and (m, V') logits of the units `which` to the sum of their losses; (u,) values of those that are
+        compared, and (n,) of the student's targets."""
         sizes = self.units[which]
         first, their_first = self.units[: which.start].sum(0).tolist()
         ours, theirs = student.log_softmax(-1), teacher.log_softmax(-1)
@@ -238,7 +251,10 @@ class Aligned:
         if not len(kept):
             return total, values | {name: chosen.detach()[:0] for name in self.names}
         merge, spans = MERGES[self.strategy], self.spans[which][compared.to(self.spans.device)]
-        firsts = self.targets[place][starts[:, 0].to(spans.device)], self.their_targets[their_place][starts[:, 1].to(spans.device)]
+        firsts = (
+            self.targets[place][starts[:, 0].to(spans.device)],
+            self.their_targets[their_place][starts[:, 1].to(spans.device)],
+        )
         mine = merge(ours, chosen, starts[:, 0], kept[:, 0], firsts[0], Text(self.ranks[0], spans[:, :2]))
         other = merge(theirs, their_chosen, starts[:, 1], kept[:, 1], firsts[1], Text(self.ranks[1], spans[:, 2:]))
         losses, parts = LOSSES[self.loss](mine, other, self.shared, self.parts)

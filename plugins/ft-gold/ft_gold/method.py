@@ -1,20 +1,21 @@
-"""GOLD: learn from a teacher with another tokenizer, on completions that are the policy's own, the teacher's, or the data's
-(general on-policy logit distillation; universal logit distillation, arXiv 2402.12030).
+"""GOLD: learn from a teacher with another tokenizer, on completions that are the policy's own, the teacher's, or the
+data's (general on-policy logit distillation; universal logit distillation, arXiv 2402.12030).
 
     loss = w_d/R sum_i  1/U_i sum_u  D_u   -   w_ce/N sum_t  log p(y_t | x, y_<t)
 
-over the U_i units of completion i, runs of tokens of both that spell the same bytes (`ft_gold.tokens`), and the R completions
-of the optimizer step that have one, on all ranks. D_u compares what the two expect there (`ft_gold.losses`):
+over the U_i units of completion i, runs of tokens of both that spell the same bytes (`ft_gold.tokens`), and the R
+completions of the optimizer step that have one, on all ranks. D_u compares what the two expect there
+(`ft_gold.losses`):
 
     hybrid    w_m JSD(tokens that both have)  +  w_u  sum_k |p_(k) - p_teacher,(k)|  (the others, sorted)
     uld       sum_k |p_(k) - p_teacher,(k)|   (all, sorted)
 
-The N tokens of the second term are those that the policy hasn't said itself. The teacher reads the prompt as its own tokenizer
-and template make it, and the text of the completion. Where both have the same tokens the loss is the plain divergence, over all
-N' tokens of the step:  1/N' sum D(p, p_teacher), as `gkd` of ft-distill has it.
+The N tokens of the second term are those that the policy hasn't said itself. The teacher reads the prompt as its own
+tokenizer and template make it, and the text of the completion. Where both have the same tokens the loss is the plain
+divergence, over all N' tokens of the step:  1/N' sum D(p, p_teacher), as `gkd` of ft-distill has it.
 
-The teacher's sequences are a second batch beside the student's (`batch.beside["teacher"]`), whose targets are the tokens of
-its units. Its hidden states live for a micro-batch, and logits of the two for a tile of units.
+The teacher's sequences are a second batch beside the student's (`batch.beside["teacher"]`), whose targets are the
+tokens of its units. Its hidden states live for a micro-batch, and logits of the two for a tile of units.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def ft_models(config) -> dict[str, ModelSpec]:
 # ---------------------------------------------------------------- rows
 
 OTHERWISE = (
-    "with lmbda below 1 gold learns from completions of the data too. Set lmbda to 1, or seq_kd to let the teacher complete "
-    "prompts"
+    "with lmbda below 1 gold learns from completions of the data too. Set lmbda to 1, or seq_kd to let the teacher"
+    " complete prompts"
 )
 
 
@@ -70,7 +71,9 @@ def ft_prepare(row, tokenizer, config):
         return prompt
     if met is not None:
         if row.get("input_ids") is not None:
-            raise RowError("input_ids: tokens are the student's, and the teacher reads others; expected text or messages")
+            raise RowError(
+                "input_ids: tokens are the student's, and the teacher reads others; expected text or messages"
+            )
         asked = prompt_row(row, met.theirs.tokenizer, config)
         if isinstance(asked, Drop):
             return Drop("the prompt as the teacher reads it is longer than max_length")
@@ -84,7 +87,9 @@ def ft_prepare(row, tokenizer, config):
     own["on_policy"] = False
     if met is not None:
         if own["prompt_ids"] != prompt["prompt_ids"]:
-            return Drop("a token is of both the prompt and its completion, so that the teacher can't be asked from there")
+            return Drop(
+                "a token is of both the prompt and its completion, so that the teacher can't be asked from there"
+            )
         own = taught(own | {"teacher_prompt_ids": prompt["teacher_prompt_ids"]}, met, config, chat=is_chat(prompt))
     return prompt | {"own": own, "length": max(prompt["length"], own["length"])}
 
@@ -177,8 +182,8 @@ def introduction(met: Meeting | None, config: Any) -> str:
         return f"the teacher has another tokenizer: tokens are taken {by}, and compared by their sorted probabilities"
     count, size = len(met.shared[0]), len(met.theirs.pieces)
     return (
-        f"the teacher has another tokenizer: tokens are taken {by}; {count:,} of its {size:,} tokens are also the student's, and "
-        "are compared by the divergence, the others by their sorted probabilities"
+        f"the teacher has another tokenizer: tokens are taken {by}; {count:,} of its {size:,} tokens are also the"
+        " student's, and are compared by the divergence, the others by their sorted probabilities"
     )
 
 
@@ -206,13 +211,20 @@ def ft_collate(rows, tokenizer, config) -> Batch:
         columns["units"] = torch.tensor(units, dtype=torch.long).view(-1, 2)
         spans = [span for row in rows for span in row["unit_spans"]]
         columns["unit_spans"] = torch.tensor(spans, dtype=torch.long).view(-1, 4)
-        columns["unit_rows"] = torch.tensor([index for index, row in enumerate(rows) for _ in row["units"]], dtype=torch.long)
+        columns["unit_rows"] = torch.tensor(
+            [index for index, row in enumerate(rows) for _ in row["units"]], dtype=torch.long
+        )
     batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
     own = sum(sum(row["sampled"]) for row in rows if row["on_policy"])
     batch.counts = {
-        "rows": len(rows), "tokens": len(batch.targets), "on_policy": own, "off_policy": len(batch.targets) - own,
-        "trained": 0, "compared": 0, "own_compared": 0,
-    }  # fmt: skip
+        "rows": len(rows),
+        "tokens": len(batch.targets),
+        "on_policy": own,
+        "off_policy": len(batch.targets) - own,
+        "trained": 0,
+        "compared": 0,
+        "own_compared": 0,
+    }
     if aligned:
         # a completion of nothing but an end that isn't compared has no token that the teacher could be asked about
         read = [row for row in map(asked_as_teacher, rows) if row["completion_ids"]]
@@ -265,7 +277,8 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
     weight = config.uld_crossentropy_weight
     function = Aligned(
         units=units,
-        weights=config.uld_distillation_weight / (of_row[columns["unit_rows"]] * max(run.totals["trained"], 1)).double(),
+        weights=config.uld_distillation_weight
+        / (of_row[columns["unit_rows"]] * max(run.totals["trained"], 1)).double(),
         targets=batch.targets,
         their_targets=read.targets,
         spans=columns["unit_spans"],
@@ -303,7 +316,8 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
 
 
 def distances(losses: torch.Tensor, own: torch.Tensor, counts: tuple[float, float], config: Any) -> dict[str, Metric]:
-    """Means of losses (n,), of all and by whether the policy has said it, (n,); `counts`: of all and of the policy's."""
+    """Means of losses (n,), of all and by whether the policy has said it, (n,); `counts`: of all and of the
+    policy's."""
     found = {"distillation/divergence": mean(losses.sum(), counts[0])}
     if 0 < config.lmbda < 1:
         found["distillation/on_policy_loss"] = mean((losses * own).sum(), counts[1])

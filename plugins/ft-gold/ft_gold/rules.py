@@ -1,5 +1,5 @@
-"""What a run of gold recognises by itself: its own troubles, and from GOLD100 on those of all rollouts that are about it.
-Imports no torch."""
+"""What a run of gold recognises by itself: its own troubles, and from GOLD100 on those of all rollouts that are about
+it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,29 @@ NAMES = Names(letters="GOLD", first=100, grouped=False)
 
 def align_remedies(view: View) -> list[Remedy]:
     return [
-        Remedy(why="Look at what the teacher's tokenizer makes of a completion: does it lower its letters, or change characters?"),
-        *judge.set_field(view, "use_extended_uld", False, ": compare the first with the first, whatever they spell", again=True),
+        Remedy(
+            why=(
+                "Look at what the teacher's tokenizer makes of a completion: does it lower its letters, or change"
+                " characters?"
+            )
+        ),
+        *judge.set_field(
+            view, "use_extended_uld", False, ": compare the first with the first, whatever they spell", again=True
+        ),
     ]
 
 
 def mass_remedies(view: View) -> list[Remedy]:
     if view.config.uld_hybrid_matched_weight is not None:
         return [Remedy(why="Raise uld_hybrid_unmatched_weight: what the teacher says is in that part")]
-    return [Remedy(why="Choose a student whose vocabulary is nearer to its teacher's; sorted probabilities teach little of what")]
+    return [
+        Remedy(
+            why=(
+                "Choose a student whose vocabulary is nearer to its teacher's; sorted probabilities teach little of"
+                " what"
+            )
+        )
+    ]
 
 
 # ---------------------------------------------------------------- 117: something else is learnt
@@ -33,46 +47,70 @@ def mends(view: View) -> list[Remedy]:
     config, out = view.config, []
     if config.use_extended_uld and config.uld_token_merge_strategy != "text":
         out += judge.set_field(
-            view, "uld_token_merge_strategy", "text",
-            f": {config.uld_token_merge_strategy} teaches to begin with the teacher's token where the student's is longer",
-        )  # fmt: skip
+            view,
+            "uld_token_merge_strategy",
+            "text",
+            f": {config.uld_token_merge_strategy} teaches to begin with the teacher's token where the student's is"
+            " longer",
+        )
     elif not config.uld_use_hybrid_loss:
-        out += judge.set_field(view, "uld_use_hybrid_loss", True, ": sorted probabilities don't say which token is meant")
+        out += judge.set_field(
+            view, "uld_use_hybrid_loss", True, ": sorted probabilities don't say which token is meant"
+        )
     if not config.uld_crossentropy_weight and config.lmbda < 1:
-        out += judge.set_field(view, "uld_crossentropy_weight", 0.5, ", which holds the student to the text itself", again=True)
+        out += judge.set_field(
+            view, "uld_crossentropy_weight", 0.5, ", which holds the student to the text itself", again=True
+        )
     return out
 
 
 OWN = [
     Rule(
-        code="GOLD002", title="Little of the completions can be compared with the teacher", stage="train", needs=(ALIGNED,),
-        share=0.5, least=5, test=lambda view: view[ALIGNED] < 0.5,
+        code="GOLD002",
+        title="Little of the completions can be compared with the teacher",
+        stage="train",
+        needs=(ALIGNED,),
+        share=0.5,
+        least=5,
+        test=lambda view: view[ALIGNED] < 0.5,
         message=lambda view: (
-            f"Of the completions' tokens {percent(view.mean(ALIGNED, view.window))} spell what tokens of the teacher spell: the "
-            "others are in no comparison."
+            f"Of the completions' tokens {percent(view.mean(ALIGNED, view.window))} spell what tokens of the teacher"
+            " spell: the others are in no comparison."
         ),
         remedies=align_remedies,
         when="Less than half of the tokens have a partner, in half of the last 50 steps.",
-        why="The teacher's tokenizer changes the text before it reads it (its case, its characters), or the completions are bytes "
-        "that are no text, or marks of turns in the middle.",
-        remedy="Another teacher, use_extended_uld: false, looking at samples.", source="own judgement",
+        why=(
+            "The teacher's tokenizer changes the text before it reads it (its case, its characters), or the completions"
+            " are bytes that are no text, or marks of turns in the middle."
+        ),
+        remedy="Another teacher, use_extended_uld: false, looking at samples.",
+        source="own judgement",
     ),
     Rule(
-        code="GOLD003", title="Most of what the teacher says are tokens that the student hasn't", stage="train", needs=(MASS,),
-        share=0.5, least=5, test=lambda view: view[MASS] < 0.3,
+        code="GOLD003",
+        title="Most of what the teacher says are tokens that the student hasn't",
+        stage="train",
+        needs=(MASS,),
+        share=0.5,
+        least=5,
+        test=lambda view: view[MASS] < 0.3,
         message=lambda view: (
-            f"Tokens that both have hold {percent(view.mean(MASS, view.window))} of the teacher's probability: of the rest the "
-            "student learns how sure the teacher is, but not of what."
+            f"Tokens that both have hold {percent(view.mean(MASS, view.window))} of the teacher's probability: of the"
+            " rest the student learns how sure the teacher is, but not of what."
         ),
         remedies=mass_remedies,
         when="They hold less than 30 % of it on average, in half of the last 50 steps.",
-        why="Tokens that only one of the two has are compared by their sorted probabilities, which hardly say which one is meant.",
-        remedy="A student with a nearer vocabulary; uld_crossentropy_weight beside it.", source="own judgement",
+        why=(
+            "Tokens that only one of the two has are compared by their sorted probabilities, which hardly say which one"
+            " is meant."
+        ),
+        remedy="A student with a nearer vocabulary; uld_crossentropy_weight beside it.",
+        source="own judgement",
     ),
-]  # fmt: skip
+]
 
-# Rewards are only watched here: what is about learning from them is left out, and so is a falling entropy, which is what a
-# sure teacher teaches.
+# Rewards are only watched here: what is about learning from them is left out, and so is a falling entropy, which is
+# what a sure teacher teaches.
 SHARED = ("GOLD105", "GOLD108", "GOLD111", "GOLD115")
 RULES: list[Rule] = [
     *OWN,

@@ -1,7 +1,7 @@
 """Two tokenizers over one text: what each token stands for, where both end one, and which of their tokens are the same.
 
-A *unit* is a run of the student's tokens and the run of the teacher's that spells the same bytes, (a, b) of them, neither of
-which can be cut further. A unit (1, 0) is a token of the student's that the teacher says nothing of.
+A *unit* is a run of the student's tokens and the run of the teacher's that spells the same bytes, (a, b) of them,
+neither of which can be cut further. A unit (1, 0) is a token of the student's that the teacher says nothing of.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Vocabulary:
 
     @functools.cached_property
     def spellings(self) -> dict[tuple[bytes, bool], int]:
-        """The token of each spelling, marks apart from text. Where two have one (SentencePiece has each byte again), the one
-        that the tokenizer makes of a text."""
+        """The token of each spelling, marks apart from text. Where two have one (SentencePiece has each byte again),
+        the one that the tokenizer makes of a text."""
         found: dict[tuple[bytes, bool], int] = {}
         ids = sorted(self.pieces)
         for token, name in zip(ids, self.tokenizer.convert_ids_to_tokens(ids), strict=True):
@@ -109,7 +109,8 @@ class Vocabulary:
         return self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
     def spelled(self, ids: list[int]) -> tuple[str, list[int]]:
-        """What tokens say, with U+FFFD for bytes that are no text, and how many bytes of it are over at the end of each."""
+        """What tokens say, with U+FFFD for bytes that are no text, and how many bytes of it are over at the end of
+        each."""
         decoder, said, ends, size = codecs.getincrementaldecoder("utf-8")("replace"), [], [], 0
         for token in ids:
             said.append(decoder.decode(self.pieces.get(token, b"")))  # embeddings have rows that are no token
@@ -135,8 +136,8 @@ def reader_of(tokenizer: Any, field: str) -> Any:
     """A function from a token's name to its bytes. Raises ConfigError for tokenizers whose tokens have none."""
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"{field}: {type(tokenizer).__name__} doesn't tell what bytes its tokens stand for (it is no fast one); set "
-            "use_extended_uld and uld_use_hybrid_loss to false"
+            f"{field}: {type(tokenizer).__name__} doesn't tell what bytes its tokens stand for (it is no fast one); set"
+            " use_extended_uld and uld_use_hybrid_loss to false"
         )
     found = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
     kinds = {each["type"] for each in kinds_of(found)}
@@ -150,8 +151,8 @@ def reader_of(tokenizer: Any, field: str) -> Any:
     if kinds <= {"Fuse"}:
         return str.encode
     raise ConfigError(
-        f"{field}: a tokenizer that decodes by {', '.join(sorted(kinds))} doesn't keep text as it is, so that its tokens can't "
-        "be aligned; set use_extended_uld and uld_use_hybrid_loss to false"
+        f"{field}: a tokenizer that decodes by {', '.join(sorted(kinds))} doesn't keep text as it is, so that its"
+        " tokens can't be aligned; set use_extended_uld and uld_use_hybrid_loss to false"
     )
 
 
@@ -159,7 +160,11 @@ def kinds_of(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The steps of a decoder of the tokenizers library."""
     if decoder is None:
         return []
-    return [step for each in decoder["decoders"] for step in kinds_of(each)] if decoder["type"] == "Sequence" else [decoder]
+    return (
+        [step for each in decoder["decoders"] for step in kinds_of(each)]
+        if decoder["type"] == "Sequence"
+        else [decoder]
+    )
 
 
 def of_sentencepiece(name: str) -> bytes:
@@ -191,8 +196,8 @@ class Meeting:
 
     @functools.cached_property
     def shared(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids (K,) of tokens that stand for the same bytes, the student's and the teacher's. Ends belong to ends, whatever
-        they are called. Raises ConfigError where nothing is shared."""
+        """Ids (K,) of tokens that stand for the same bytes, the student's and the teacher's. Ends belong to ends,
+        whatever they are called. Raises ConfigError where nothing is shared."""
         pairs = {self.ours.end: self.theirs.end} | {self.ours.turn_end: self.theirs.turn_end}
         taken = set(pairs.values())
         mine, others = self.ours.spellings, self.theirs.spellings
@@ -201,8 +206,8 @@ class Meeting:
                 pairs[token] = others[key]
         if len(pairs) <= 2:
             raise ConfigError(
-                f"{self.theirs.field}: its tokenizer has no token that the student has; uld_use_hybrid_loss: false compares "
-                "without"
+                f"{self.theirs.field}: its tokenizer has no token that the student has; uld_use_hybrid_loss: false"
+                " compares without"
             )
         order = sorted(pairs.items(), key=lambda pair: pair[1])
         return torch.tensor([ours for ours, _ in order]), torch.tensor([theirs for _, theirs in order])
@@ -211,8 +216,8 @@ class Meeting:
 def meeting(tokenizer: Any, config: GOLDConfig) -> Meeting | None:
     """The tokens of student and teacher, where they are compared by text. None: they are the same, or are to be.
 
-    Raises ConfigError for a tokenizer that can't be loaded, two that can't be compared as `config` wants, and for fields that
-    have no effect on the same tokens.
+    Raises ConfigError for a tokenizer that can't be loaded, two that can't be compared as `config` wants, and for
+    fields that have no effect on the same tokens.
     """
     if config.use_uld_loss is False:
         return None  # the host has compared them
@@ -238,8 +243,8 @@ def _meeting(tokenizer: Any, place: str, field: str, revision: str | None, trust
 
 
 def groups_of(ours: list[int], theirs: list[int]) -> list[Unit]:
-    """From where in the bytes the tokens of both end, how many of each are between two places where both do. What comes after
-    the last such place is in none."""
+    """From where in the bytes the tokens of both end, how many of each are between two places where both do. What comes
+    after the last such place is in none."""
     found: list[Unit] = []
     i = j = first = other = 0
     while i < len(ours) and j < len(theirs):
@@ -255,9 +260,9 @@ def groups_of(ours: list[int], theirs: list[int]) -> list[Unit]:
 
 
 def as_teacher_reads(row: Row, met: Meeting, config: GOLDConfig, chat: bool, said: list[int] | None = None) -> Row:
-    """A row of a completion with its text as the teacher reads it: `teacher_completion_ids`, which of them the student's are
-    compared with (`teacher_sampled`), and `units`, which cover the student's sampled tokens in order, with the tokens of either
-    that begin with the text of one (`unit_spans`: see `Vocabulary.span`).
+    """A row of a completion with its text as the teacher reads it: `teacher_completion_ids`, which of them the
+    student's are compared with (`teacher_sampled`), and `units`, which cover the student's sampled tokens in order,
+    with the tokens of either that begin with the text of one (`unit_spans`: see `Vocabulary.span`).
 
     `said`: the teacher's tokens, without an end, where it was the teacher who said it.
     """
@@ -299,6 +304,4 @@ def as_teacher_reads(row: Row, met: Meeting, config: GOLDConfig, chat: bool, sai
         mask[-1] = True
         together(ids[stop : stop + 1], ended)
     alone(sum(sampled[stop:]) - compared)
-    return row | {
-        "teacher_completion_ids": said + ended, "teacher_sampled": mask, "units": units, "unit_spans": spans
-    }
+    return row | {"teacher_completion_ids": said + ended, "teacher_sampled": mask, "units": units, "unit_spans": spans}

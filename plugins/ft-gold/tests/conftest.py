@@ -1,4 +1,5 @@
-"""A tiny student, a teacher with another tokenizer, fixed completions, and runs that the tests of this package share."""
+"""A tiny student, a teacher with another tokenizer, fixed completions, and runs that the tests of this package
+share."""
 
 from __future__ import annotations
 
@@ -90,7 +91,9 @@ def chats() -> list[dict[str, Any]]:
 def make(llama: Path, teacher: Path, tmp_path: Path) -> Callable[..., GOLDConfig]:
     """A config on rows: five steps of eight completions, in order, at a learning rate and a clipping that matter."""
     usual = {
-        "max_completion_length": SIZE, "teacher_model_name_or_path": str(teacher), "per_device_train_batch_size": 8
+        "max_completion_length": SIZE,
+        "teacher_model_name_or_path": str(teacher),
+        "per_device_train_batch_size": 8,
     }
 
     def made(rows: list[dict], **fields: Any) -> GOLDConfig:
@@ -111,9 +114,12 @@ def backend(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "fake_told", raising=False)  # that of the test before
     source = BACKEND.format(size=SIZE, completion_of=inspect.getsource(completion_of))
     make_distribution(
-        site, "ft-told", entry_points={"ft_host.backends": {"told": "fake_told"}}, modules={"fake_told": source},
+        site,
+        "ft-told",
+        entry_points={"ft_host.backends": {"told": "fake_told"}},
+        modules={"fake_told": source},
         requires=["ft-host"],
-    )  # fmt: skip
+    )
     catalog.cache_clear()
     yield "told"
     catalog.cache_clear()

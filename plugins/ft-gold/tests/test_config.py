@@ -20,14 +20,23 @@ def test_defaults_are_trls():
 
     theirs = {field.name: field.default for field in dataclasses.fields(Theirs)}
     names = (
-        "beta", "lmbda", "seq_kd", "disable_dropout", "use_extended_uld",
-        "uld_hybrid_matched_weight", "uld_hybrid_unmatched_weight", "uld_crossentropy_weight", "uld_distillation_weight",
-    )  # fmt: skip
+        "beta",
+        "lmbda",
+        "seq_kd",
+        "disable_dropout",
+        "use_extended_uld",
+        "uld_hybrid_matched_weight",
+        "uld_hybrid_unmatched_weight",
+        "uld_crossentropy_weight",
+        "uld_distillation_weight",
+    )
     assert {name: getattr(GOLDConfig(), name) for name in names} == {name: theirs[name] for name in names}
     others = {
-        "uld_use_hybrid_loss": (True, False), "uld_skip_student_eos": (False, True), "learning_rate": (2e-5, 1e-7),
+        "uld_use_hybrid_loss": (True, False),
+        "uld_skip_student_eos": (False, True),
+        "learning_rate": (2e-5, 1e-7),
         "uld_token_merge_strategy": ("text", "observed"),
-    }  # fmt: skip
+    }
     for name, both in others.items():
         assert (getattr(GOLDConfig(), name), theirs[name]) == both
 
@@ -48,11 +57,23 @@ def test_trls_names_are_taken():
         ({"lmbda": 0.0, "reward": ["accuracy"]}, "reward: has no effect with lmbda: 0"),
         ({"reward_weights": [1.0]}, "reward_weights: "),
         ({"tools": ["a.py:b"]}, "tools: gold completes prompts in one turn; distill is for"),
-        ({"use_uld_loss": False, "uld_crossentropy_weight": 1.0}, "uld_crossentropy_weight: has no effect with use_uld_loss"),
-        ({"use_extended_uld": False, "uld_token_merge_strategy": "bayesian"}, "uld_token_merge_strategy: has no effect with "),
+        (
+            {"use_uld_loss": False, "uld_crossentropy_weight": 1.0},
+            "uld_crossentropy_weight: has no effect with use_uld_loss",
+        ),
+        (
+            {"use_extended_uld": False, "uld_token_merge_strategy": "bayesian"},
+            "uld_token_merge_strategy: has no effect with ",
+        ),
         ({"uld_use_hybrid_loss": False, "uld_hybrid_matched_weight": 1.0}, "uld_hybrid_matched_weight: has no effect"),
-        ({"use_uld_loss": True, "uld_use_hybrid_loss": False, "beta": 0.1}, "beta: has no effect with use_uld_loss: true and"),
-        ({"uld_hybrid_matched_weight": 1.0}, "uld_hybrid_matched_weight, uld_hybrid_unmatched_weight: set both or none"),
+        (
+            {"use_uld_loss": True, "uld_use_hybrid_loss": False, "beta": 0.1},
+            "beta: has no effect with use_uld_loss: true and",
+        ),
+        (
+            {"uld_hybrid_matched_weight": 1.0},
+            "uld_hybrid_matched_weight, uld_hybrid_unmatched_weight: set both or none",
+        ),
         ({"uld_hybrid_matched_weight": 0.0, "uld_hybrid_unmatched_weight": 0.0}, "both are 0"),
         ({"uld_skip_teacher_eos": True}, "uld_skip_student_eos, uld_skip_teacher_eos: an end without a partner"),
         ({"uld_crossentropy_weight": 0.5, "lmbda": 1.0}, "uld_crossentropy_weight: has no effect with lmbda: 1"),
@@ -76,7 +97,9 @@ def test_a_teacher_is_asked_for():
         resolve(GOLDConfig, None, ["--model", "m", "--dataset", "d"])
 
 
-@pytest.mark.parametrize("fields", [{}, {"lmbda": 0.0}, {"lmbda": 1.0}, {"seq_kd": True}, {"seq_kd": True, "lmbda": 0.0}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"lmbda": 0.0}, {"lmbda": 1.0}, {"seq_kd": True}, {"seq_kd": True, "lmbda": 0.0}]
+)
 def test_accepted(fields):
     GOLDConfig(**fields).check()
 
@@ -84,7 +107,12 @@ def test_accepted(fields):
 def test_the_teacher_that_is_asked_for():
     fields = {"teacher_model_name_or_path": "a/b", "teacher_model_revision": "v2"}
     spec = method.ft_models(GOLDConfig(**fields))["teacher"]
-    assert (spec.source, spec.revision, spec.field, spec.own_tokens) == ("a/b", "v2", "teacher_model_name_or_path", True)
+    assert (spec.source, spec.revision, spec.field, spec.own_tokens) == (
+        "a/b",
+        "v2",
+        "teacher_model_name_or_path",
+        True,
+    )
     assert not method.ft_models(GOLDConfig(**fields, use_uld_loss=False))["teacher"].own_tokens
 
 
@@ -107,7 +135,9 @@ def test_another_vocabulary_compared_token_by_token(make, chats, no_model):
 
 def test_nothing_to_do_for_a_field(make, chats, relative, no_model):
     fields = {"teacher_model_name_or_path": str(relative), "uld_token_merge_strategy": "bayesian"}
-    with pytest.raises(ConfigError, match="uld_token_merge_strategy: has no effect on a teacher with the student's tokens"):
+    with pytest.raises(
+        ConfigError, match="uld_token_merge_strategy: has no effect on a teacher with the student's tokens"
+    ):
         run_in(make(chats, **fields), "run")
 
 
@@ -118,7 +148,9 @@ def test_a_divergence_that_nothing_is_compared_by(make, chats, no_model):
 
 
 def test_a_teacher_that_is_not_there(make, chats, tmp_path, no_model):
-    with pytest.raises(ConfigError, match="teacher_model_name_or_path: .*/techer: no such file or folder; did you mean"):
+    with pytest.raises(
+        ConfigError, match="teacher_model_name_or_path: .*/techer: no such file or folder; did you mean"
+    ):
         (tmp_path / "teacher").mkdir()
         run_in(make(chats, teacher_model_name_or_path=str(tmp_path / "techer")), "run")
 
@@ -177,7 +209,11 @@ def test_texts(prepared):
     found = prepared({"prompt": "a b?", "completion": " c d"})
     assert texts(found["own"]) == ("a b?", f" c d{TOKENIZER.eos_token}")
     assert texts(found["own"], other_tokenizer(), "teacher_") == ("a b?", " c d<|end|>")
-    assert found["length"] == found["own"]["length"] >= len(found["own"]["prompt_ids"]) + len(found["own"]["completion_ids"])
+    assert (
+        found["length"]
+        == found["own"]["length"]
+        >= len(found["own"]["prompt_ids"]) + len(found["own"]["completion_ids"])
+    )
     assert all(found["own"]["sampled"]) and not found["own"]["on_policy"]
 
 
@@ -224,11 +260,17 @@ def test_a_token_of_both_prompt_and_completion(prepared):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "a"}, "a prompt without a completion; with lmbda below 1 gold learns from completions of the data too"),
+        (
+            {"prompt": "a"},
+            "a prompt without a completion; with lmbda below 1 gold learns from completions of the data too",
+        ),
         ({"messages": [{"role": "user", "content": "a"}]}, "messages: no turn is the assistant's"),
         ({"text": "a"}, "plain text has no prompt"),
         ({"prompt": "", "completion": "a"}, "the prompt is empty"),
-        ({"input_ids": [10, 11, 12], "labels": [-100, 11, 12]}, "input_ids: tokens are the student's, and the teacher reads"),
+        (
+            {"input_ids": [10, 11, 12], "labels": [-100, 11, 12]},
+            "input_ids: tokens are the student's, and the teacher reads",
+        ),
     ],
 )
 def test_refused_rows(prepared, row, said):

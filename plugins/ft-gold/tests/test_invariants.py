@@ -29,7 +29,12 @@ KINDS = {
     "mixed": {"uld_crossentropy_weight": 0.5},
     "of the data, bayesian": {"lmbda": 0.0, "uld_token_merge_strategy": "bayesian", "beta": 0.0},
     "sorted": {"uld_use_hybrid_loss": False, "uld_student_temperature": 0.7, "uld_crossentropy_weight": 0.3},
-    "by position": {"use_extended_uld": False, "lmbda": 0.0, "uld_skip_student_eos": True, "uld_skip_teacher_eos": True},
+    "by position": {
+        "use_extended_uld": False,
+        "lmbda": 0.0,
+        "uld_skip_student_eos": True,
+        "uld_skip_teacher_eos": True,
+    },
     "by the teacher": {"lmbda": 0.3, "seq_kd": True},
     "lora": {"use_peft": True, "learning_rate": 1e-2, "beta": 1.0},
     "the same tokens": {},
@@ -84,16 +89,23 @@ def test_without_a_share_nothing_is_generated(make, chats, backend):
 
 
 def test_what_the_teacher_says_is_its_own(make, chats, teacher):
-    """In its own tokens, which the student reads as text: greedy, as all sampling is at a temperature of next to nothing. It
-    is the teacher's end that ends it, not the student's, which is another token there."""
+    """In its own tokens, which the student reads as text: greedy, as all sampling is at a temperature of next to
+    nothing. It is the teacher's end that ends it, not the student's, which is another token there."""
     import torch
     from transformers import AutoModelForCausalLM
 
     size = 20
     config = make(
-        chats, lmbda=0.0, seq_kd=True, temperature=1e-4, max_steps=1, logged_completions=8, max_completion_length=size,
-        uld_student_temperature=1.0, uld_teacher_temperature=1.0,
-    )  # fmt: skip
+        chats,
+        lmbda=0.0,
+        seq_kd=True,
+        temperature=1e-4,
+        max_steps=1,
+        logged_completions=8,
+        max_completion_length=size,
+        uld_student_temperature=1.0,
+        uld_teacher_temperature=1.0,
+    )
     folder = run_in(config, "run")
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(teacher), other_tokenizer()
@@ -135,9 +147,12 @@ def test_metrics(mixed):
 
 
 def test_the_end_is_taught(make, chats):
-    """An end is compared with an end: a student learns to stop where its teacher would. Left out, it has no gradient there."""
+    """An end is compared with an end: a student learns to stop where its teacher would. Left out, it has no gradient
+    there."""
     whole = lines(run_in(make(chats, lmbda=0.0, max_steps=1), "whole"))[0]
-    without = lines(run_in(make(chats, lmbda=0.0, max_steps=1, uld_skip_student_eos=True, uld_skip_teacher_eos=True), "without"))
+    without = lines(
+        run_in(make(chats, lmbda=0.0, max_steps=1, uld_skip_student_eos=True, uld_skip_teacher_eos=True), "without")
+    )
     assert whole["distillation/aligned_share"] == 1 > without[0]["distillation/aligned_share"]
 
 
@@ -147,7 +162,10 @@ def said_of(folder) -> str:
 
 def test_the_run_says_how_the_two_are_compared(make, chats, relative):
     same = run_in(make(chats, max_steps=1, teacher_model_name_or_path=str(relative)), "same")
-    assert "the teacher reads the student's tokens: they are compared token by token, by the plain divergence" in said_of(same)
+    assert (
+        "the teacher reads the student's tokens: they are compared token by token, by the plain divergence"
+        in said_of(same)
+    )
     other = run_in(make(chats, max_steps=1), "other")
     assert f"of its {len(other_tokenizer())} tokens are also the student's" in said_of(other)
     plain = run_in(make(chats, max_steps=1, uld_use_hybrid_loss=False), "sorted")
@@ -160,9 +178,12 @@ def test_the_same_tokens_by_text(make, chats, tmp_path):
     places = [str(save_tiny(tmp_path / f"{seed}", tiny_llama(seed=seed, vocab_size=size))) for seed in (0, 5)]
     rows = [row for row in chats if len(row["messages"]) == 2][:1]
     fields = {
-        "lmbda": 0.0, "per_device_train_batch_size": 1, "max_steps": 1, "model": places[0],
+        "lmbda": 0.0,
+        "per_device_train_batch_size": 1,
+        "max_steps": 1,
+        "model": places[0],
         "teacher_model_name_or_path": places[1],
-    }  # fmt: skip
+    }
     plain = lines(run_in(make(rows, **fields), "plain"))[0]
     more = {"uld_hybrid_matched_weight": 1.0, "uld_hybrid_unmatched_weight": 0.0}
     by_text = lines(run_in(make(rows, **fields, use_uld_loss=True, **more), "text"))[0]
@@ -196,8 +217,16 @@ def test_held_out_divergence(mixed, chats, tmp_path):
     assert [line["step"] for line in found] == [2, 4]
     assert all(line["eval_loss"] > 0 and line["eval_completions/mean_length"] > 0 for line in found)
     first = lines(run_in(config, "first", max_steps=1, eval_on_start=True), "eval")[0]
-    data = lines(run_in(dataclasses.replace(config, train_sampling_strategy="sequential"), "data", lmbda=0.0,
-                        dataset=str(held_out), per_device_train_batch_size=7, max_steps=1))  # fmt: skip
+    data = lines(
+        run_in(
+            dataclasses.replace(config, train_sampling_strategy="sequential"),
+            "data",
+            lmbda=0.0,
+            dataset=str(held_out),
+            per_device_train_batch_size=7,
+            max_steps=1,
+        )
+    )
     assert first["eval_loss"] == pytest.approx(data[0]["loss"], rel=1e-5)
 
 

@@ -1,5 +1,5 @@
-"""Merging, sorting and the divergence of parts against values worked out by hand, and all of it against TRL's function on the
-same logits, with its gradient."""
+"""Merging, sorting and the divergence of parts against values worked out by hand, and all of it against TRL's function
+on the same logits, with its gradient."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ from ft_gold.tokens import Meeting, Vocabulary, as_teacher_reads
 
 from ft_host.testing.models import other_tokenizer, tiny_tokenizer
 
-TEXTS = ["brown and small", "42 plus 30 is how many?", "a lazy dog\n"]  # up to three of the student's and five of the teacher's
+TEXTS = [
+    "brown and small",
+    "42 plus 30 is how many?",
+    "a lazy dog\n",
+]  # up to three of the student's and five of the teacher's
 SHORT = ["over 42", "a quick task"]  # two of the teacher's, once: no probability is below 1e-8, where TRL cuts them off
 
 
@@ -59,18 +63,25 @@ def test_units_with_tokens_between_them_that_are_in_none():
 
 
 def test_that_the_text_of_a_unit_comes_is_one_event():
-    """Tokens a, b, ab, abc, c; the unit is a and b. That ab comes has 0.5 · 0.6, and what ab and abc have; a keeps 0.5 · 0.4."""
+    """Tokens a, b, ab, abc, c; the unit is a and b. That ab comes has 0.5 · 0.6, and what ab and abc have; a keeps 0.5
+    · 0.4."""
     probs = torch.tensor([[0.5, 0.15, 0.1, 0.05, 0.2], [0.1, 0.6, 0.1, 0.1, 0.1]], dtype=torch.float64)
     chosen = torch.tensor([0.5, 0.6], dtype=torch.float64).log()
     ranks = torch.tensor([0, 3, 1, 2, 4])  # a, ab, abc, b, c
     both = torch.tensor([0]), torch.tensor([2])
     found = by_text(probs.log(), chosen, *both, torch.tensor([0]), Text(ranks, torch.tensor([[1, 3]]))).exp()
     torch.testing.assert_close(found, torch.tensor([[0.2, 0.15, 0.0, 0.0, 0.2, 0.45]], dtype=torch.float64))
-    without = by_text(probs.log(), chosen, *both, torch.tensor([0]), Text(ranks, torch.tensor([[3, 3]]))).exp()  # no such token
+    without = by_text(
+        probs.log(), chosen, *both, torch.tensor([0]), Text(ranks, torch.tensor([[3, 3]]))
+    ).exp()  # no such token
     torch.testing.assert_close(without, torch.tensor([[0.2, 0.15, 0.1, 0.05, 0.2, 0.3]], dtype=torch.float64))
     spans = torch.tensor([[0, 3], [3, 4]])  # a by itself: ab and abc begin with it; b
-    alone = by_text(probs.log(), chosen, torch.tensor([0, 1]), torch.tensor([1, 1]), torch.tensor([0, 1]), Text(ranks, spans))
-    torch.testing.assert_close(alone.exp(), torch.tensor([[0, 0.15, 0, 0, 0.2, 0.65], [0.1, 0, 0.1, 0.1, 0.1, 0.6]]).double())
+    alone = by_text(
+        probs.log(), chosen, torch.tensor([0, 1]), torch.tensor([1, 1]), torch.tensor([0, 1]), Text(ranks, spans)
+    )
+    torch.testing.assert_close(
+        alone.exp(), torch.tensor([[0, 0.15, 0, 0, 0.2, 0.65], [0.1, 0, 0.1, 0.1, 0.1, 0.6]]).double()
+    )
     assert torch.allclose(torch.cat([found, without, alone.exp()]).sum(-1), torch.ones(4, dtype=torch.float64))
 
 
@@ -91,20 +102,27 @@ def test_no_gradient_is_lost_or_made():
 
 
 def test_a_teacher_of_smaller_pieces_doesnt_break_the_students_up():
-    """The student is sure of `ab`, a token of its own; the teacher of `a`, then `b`. They agree, and the gradient is nothing.
-    TRL's strategies teach it to say `a` (observed) or `b` (bayesian) there."""
+    """The student is sure of `ab`, a token of its own; the teacher of `a`, then `b`. They agree, and the gradient is
+    nothing. TRL's strategies teach it to say `a` (observed) or `b` (bayesian) there."""
     student = torch.tensor([[0.0, 0.0, 20.0, 0.0]], dtype=torch.float64, requires_grad=True)  # a, b, ab, c
     teacher = torch.tensor([[20.0, 0, 0], [0, 20.0, 0]], dtype=torch.float64)  # a, b, c
     ids = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 2])
     slopes = {}
     for strategy in ("text", "observed", "bayesian"):
         function = Aligned(
-            units=torch.tensor([[1, 2]]), weights=torch.ones(1), targets=torch.tensor([2]), their_targets=torch.tensor([0, 1]),
-            spans=torch.tensor([[1, 2, 1, 1]]), ranks=(torch.tensor([0, 2, 1, 3]), torch.tensor([0, 1, 2])),
-            supervised=None, temperature=1.0,
-            shared=shared_of(ids, (4, 3), torch.device("cpu"), strategy), loss="hybrid", strategy=strategy,
+            units=torch.tensor([[1, 2]]),
+            weights=torch.ones(1),
+            targets=torch.tensor([2]),
+            their_targets=torch.tensor([0, 1]),
+            spans=torch.tensor([[1, 2, 1, 1]]),
+            ranks=(torch.tensor([0, 2, 1, 3]), torch.tensor([0, 1, 2])),
+            supervised=None,
+            temperature=1.0,
+            shared=shared_of(ids, (4, 3), torch.device("cpu"), strategy),
+            loss="hybrid",
+            strategy=strategy,
             parts=Weights(matched=1.0, unmatched=0.0, beta=0.5),
-        )  # fmt: skip
+        )
         loss, values = function(student, teacher, slice(0, 1))
         (slope,) = torch.autograd.grad(loss, student)
         slopes[strategy] = slope[0].tolist()
@@ -166,11 +184,19 @@ def test_the_same_tokens_are_compared_plainly(beta):
 
 def fields(**given):
     usual = {
-        "use_extended_uld": True, "uld_token_merge_strategy": "bayesian", "uld_use_hybrid_loss": True, "beta": 0.5,
-        "uld_hybrid_matched_weight": None, "uld_hybrid_unmatched_weight": None, "uld_crossentropy_weight": 0.0,
-        "uld_distillation_weight": 1.0, "uld_student_temperature": 1.0, "uld_teacher_temperature": 1.0,
-        "uld_skip_student_eos": False, "uld_skip_teacher_eos": False,
-    }  # fmt: skip
+        "use_extended_uld": True,
+        "uld_token_merge_strategy": "bayesian",
+        "uld_use_hybrid_loss": True,
+        "beta": 0.5,
+        "uld_hybrid_matched_weight": None,
+        "uld_hybrid_unmatched_weight": None,
+        "uld_crossentropy_weight": 0.0,
+        "uld_distillation_weight": 1.0,
+        "uld_student_temperature": 1.0,
+        "uld_teacher_temperature": 1.0,
+        "uld_skip_student_eos": False,
+        "uld_skip_teacher_eos": False,
+    }
     return usual | given
 
 
@@ -201,16 +227,22 @@ class Case:
         student, teacher = self.student.rows(), self.teacher.rows()
         function = Aligned(
             units=torch.tensor(units),
-            weights=torch.tensor([
-                1 / (count * len(self.rows)) for count, row in zip(compared, self.rows, strict=True) for _ in row["units"]
-            ]),
+            weights=torch.tensor(
+                [
+                    1 / (count * len(self.rows))
+                    for count, row in zip(compared, self.rows, strict=True)
+                    for _ in row["units"]
+                ]
+            ),
             targets=targets,
             their_targets=self.teacher.targets(),
             supervised=torch.full((len(targets),), weight / len(targets)) if weight else None,
             temperature=config.student_temperature,
             spans=torch.tensor([span for row in self.rows for span in row["unit_spans"]]),
             ranks=(torch.zeros(0), torch.zeros(0)),
-            shared=shared_of(self.met.shared, (256, 200), torch.device("cpu"), config.merge_strategy) if hybrid else None,
+            shared=(
+                shared_of(self.met.shared, (256, 200), torch.device("cpu"), config.merge_strategy) if hybrid else None
+            ),
             parts=Weights(matched=matched, unmatched=unmatched, beta=config.beta),
             loss="hybrid" if hybrid else "uld",
             strategy=config.merge_strategy,
@@ -222,16 +254,20 @@ class Case:
         return float(loss), slope, values
 
     def theirs(self, late: bool = False):
-        """By TRL's ULDLoss. `late`: the logits are moved such that each is at the place of the token that it predicts, which
-        is where "observed" reads them."""
+        """By TRL's ULDLoss. `late`: the logits are moved such that each is at the place of the token that it predicts,
+        which is where "observed" reads them."""
         from trl.experimental.gold.gold_trainer import ULDLoss
 
         function = ULDLoss(SimpleNamespace(**self.given), self.met.ours.tokenizer, self.met.theirs.tokenizer)
         loss = function(
             *(side.logits.roll(1, 1) if late else side.logits for side in (self.student, self.teacher)),
-            self.student.labels, self.teacher.labels, self.student.ids, self.teacher.ids,
-            student_byte_offsets=self.student.offsets, teacher_byte_offsets=self.teacher.offsets,
-        )  # fmt: skip
+            self.student.labels,
+            self.teacher.labels,
+            self.student.ids,
+            self.teacher.ids,
+            student_byte_offsets=self.student.offsets,
+            teacher_byte_offsets=self.teacher.offsets,
+        )
         (slope,) = torch.autograd.grad(loss, self.student.logits)
         return float(loss), slope, function
 
@@ -289,8 +325,8 @@ def test_beside_trl(name):
 
 
 def test_observed_reads_the_logits_of_its_own_tokens():
-    """TRL's default reads those of the token after: what is compared, and where the gradient goes, is one place late. On
-    logits that are moved by one its loss is ours."""
+    """TRL's default reads those of the token after: what is compared, and where the gradient goes, is one place late.
+    On logits that are moved by one its loss is ours."""
     case = Case(uld_token_merge_strategy="observed")
     loss, slope, _ = case.ours()
     late, late_slope, _ = case.theirs()
@@ -324,7 +360,8 @@ def test_parts_at_the_ends_of_beta(beta):
 
 
 def test_unlikely_tokens_keep_their_gradient():
-    """TRL takes the logarithm of probabilities of 1e-8 at least: below, what a sure teacher says of it has no gradient."""
+    """TRL takes the logarithm of probabilities of 1e-8 at least: below, what a sure teacher says of it has no
+    gradient."""
     case = Case(beta=0.0, uld_hybrid_matched_weight=1.0, uld_hybrid_unmatched_weight=0.0)
     token = int(case.met.shared[0][50])
     other = int(case.met.shared[1][50])

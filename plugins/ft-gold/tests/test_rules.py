@@ -15,9 +15,7 @@ FAULTY = {
     "GOLD003": Told(lines=steps(30, distillation__matched_mass=0.1)),
     "GOLD004": Told(
         lines=steps(
-            60,
-            completions__mean_length=lambda step: 60.0 if step < 20 else 4.0,
-            completions__clipped_ratio=0.02,
+            60, completions__mean_length=lambda step: 60.0 if step < 20 else 4.0, completions__clipped_ratio=0.02
         )
     ),
 }
@@ -96,9 +94,11 @@ def test_evaluations_that_go_up_and_down(rewards):
 
 
 def test_a_distance_that_stays_while_completions_become_better():
-    """As it goes on completions that are all the student's: 0.052 all along in the example, and held-out sums from 0.275 to
-    0.7. Without evaluations it can't be told from a run that learns nothing."""
-    lines = steps(120, distillation__divergence=lambda step: 0.052 + 0.0002 * (step % 3), distillation__teacher_agreement=0.9)
+    """As it goes on completions that are all the student's: 0.052 all along in the example, and held-out sums from
+    0.275 to 0.7. Without evaluations it can't be told from a run that learns nothing."""
+    lines = steps(
+        120, distillation__divergence=lambda step: 0.052 + 0.0002 * (step % 3), distillation__teacher_agreement=0.9
+    )
     rewards = {1: 0.275, 25: 0.27, 50: 0.46, 75: 0.56, 100: 0.68}
     told = in_order(lines, evals(rewards, reward=lambda step: rewards[step]))
     assert codes(RULES, Told(facts={"plan/total_steps": 150}, lines=told), GOLDConfig) == set()

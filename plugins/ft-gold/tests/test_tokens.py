@@ -12,7 +12,13 @@ from ft_host.errors import ConfigError
 from ft_host.testing.models import other_tokenizer, save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.tokenizers import chat_tokenizer
 
-TEXTS = ["the quick brown apples, step by step", "42 plus 30 is how many?\n", "über 1 €, 学习 and 🙂🙂!", " a  lazy\tdog ", ""]
+TEXTS = [
+    "the quick brown apples, step by step",
+    "42 plus 30 is how many?\n",
+    "über 1 €, 学习 and 🙂🙂!",
+    " a  lazy\tdog ",
+    "",
+]
 
 
 def sentencepiece():
@@ -21,7 +27,25 @@ def sentencepiece():
     from transformers import PreTrainedTokenizerFast
 
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    names += ["\u2581", "t", "h", "e", "q", "u", "i", "c", "k", "\u2581t", "he", "\u2581the", "\u2581q", "ui", "ck", "s", "p"]
+    names += [
+        "\u2581",
+        "t",
+        "h",
+        "e",
+        "q",
+        "u",
+        "i",
+        "c",
+        "k",
+        "\u2581t",
+        "he",
+        "\u2581the",
+        "\u2581q",
+        "ui",
+        "ck",
+        "s",
+        "p",
+    ]
     merges = [("\u2581", "t"), ("h", "e"), ("\u2581t", "he"), ("\u2581", "q"), ("u", "i"), ("c", "k")]
     model = models.BPE({name: index for index, name in enumerate(names)}, merges, unk_token="<unk>", byte_fallback=True)
     tokenizer = Tokenizer(model)
@@ -96,7 +120,9 @@ def test_tokenizers_that_lose_text_are_refused():
 
     tokenizer = other_tokenizer()
     tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
-    with pytest.raises(ConfigError, match="teacher_tokenizer_name_or_path: .*WordPiece doesn't keep text as it is.*use_ext"):
+    with pytest.raises(
+        ConfigError, match="teacher_tokenizer_name_or_path: .*WordPiece doesn't keep text as it is.*use_ext"
+    ):
         _ = Vocabulary(tokenizer, "teacher_tokenizer_name_or_path").pieces
 
 
@@ -162,7 +188,9 @@ def test_groups_spell_the_same(ours, theirs):
 
 @pytest.fixture
 def met():
-    return Meeting(Vocabulary(tiny_tokenizer(), "model"), Vocabulary(other_tokenizer(eos_token="</s>", template=None), "teacher"))
+    return Meeting(
+        Vocabulary(tiny_tokenizer(), "model"), Vocabulary(other_tokenizer(eos_token="</s>", template=None), "teacher")
+    )
 
 
 def read(met, ids, sampled=None, **fields):
@@ -252,7 +280,9 @@ def test_tokens_that_both_have(met):
         if ours != met.ours.end:
             assert met.ours.pieces[ours] == met.theirs.pieces[theirs]
     spelled = {met.theirs.pieces[token] for token in met.theirs.pieces if token not in met.theirs.special}
-    missing = [t for t in met.ours.pieces if t not in pairs and t not in met.ours.special and met.ours.pieces[t] in spelled]
+    missing = [
+        t for t in met.ours.pieces if t not in pairs and t not in met.ours.special and met.ours.pieces[t] in spelled
+    ]
     assert not missing
 
 
@@ -267,7 +297,9 @@ def test_a_blank_is_a_blank():
 
 
 def test_nothing_in_common():
-    met = Meeting(Vocabulary(words(["<unk>", "<eos>", "1"]), "model"), Vocabulary(words(["<unk>", "<eos>", "a"]), "teacher"))
+    met = Meeting(
+        Vocabulary(words(["<unk>", "<eos>", "1"]), "model"), Vocabulary(words(["<unk>", "<eos>", "a"]), "teacher")
+    )
     with pytest.raises(ConfigError, match="teacher: its tokenizer has no token that the student has"):
         _ = met.shared
 
@@ -282,7 +314,9 @@ def test_the_same_tokens(relative, llama, teacher):
     assert meeting(ours, GOLDConfig(teacher_model_name_or_path=str(teacher))) is not None
     named = GOLDConfig(teacher_model_name_or_path=str(teacher), teacher_tokenizer_name_or_path=str(relative))
     assert meeting(ours, named) is None
-    with pytest.raises(ConfigError, match="uld_crossentropy_weight: has no effect on a teacher with the student's tokens"):
+    with pytest.raises(
+        ConfigError, match="uld_crossentropy_weight: has no effect on a teacher with the student's tokens"
+    ):
         meeting(ours, GOLDConfig(teacher_model_name_or_path=str(relative), uld_crossentropy_weight=1.0))
 
 

@@ -14,10 +14,22 @@ from ft_host.testing.parity import assert_parity, forget_accelerate, trl_argumen
 from ft_host.testing.rows import rounds
 
 OWN = (
-    "temperature", "disable_dropout", "beta", "lmbda", "seq_kd", "use_extended_uld", "uld_token_merge_strategy",
-    "uld_use_hybrid_loss", "uld_hybrid_matched_weight", "uld_hybrid_unmatched_weight", "uld_crossentropy_weight",
-    "uld_distillation_weight", "uld_skip_student_eos", "uld_skip_teacher_eos", "max_completion_length",
-)  # fmt: skip
+    "temperature",
+    "disable_dropout",
+    "beta",
+    "lmbda",
+    "seq_kd",
+    "use_extended_uld",
+    "uld_token_merge_strategy",
+    "uld_use_hybrid_loss",
+    "uld_hybrid_matched_weight",
+    "uld_hybrid_unmatched_weight",
+    "uld_crossentropy_weight",
+    "uld_distillation_weight",
+    "uld_skip_student_eos",
+    "uld_skip_teacher_eos",
+    "max_completion_length",
+)
 UNTOLD = {"num_tokens": 1}  # by TRL
 ENDS = {"uld_skip_student_eos": True, "uld_skip_teacher_eos": True}  # TRL's default
 
@@ -48,7 +60,8 @@ def golden(config: GOLDConfig, gives: Any = None, uld: bool = True) -> Any:
             )
 
     temperatures = {
-        "uld_student_temperature": config.student_temperature, "uld_teacher_temperature": config.teacher_temperature
+        "uld_student_temperature": config.student_temperature,
+        "uld_teacher_temperature": config.teacher_temperature,
     }
     return Given(
         model=trl_model(config),
@@ -156,8 +169,8 @@ def test_lora(gold, llama, tmp_path):
 
 @pytest.mark.parametrize("kind", ["by text", "the same tokens"])
 def test_accumulation(kind, gold, relative):
-    """Steps of two micro-batches are those of one. TRL's aren't: the plain divergence is divided by the tokens of the whole
-    step twice over, and the comparison by text not at all."""
+    """Steps of two micro-batches are those of one. TRL's aren't: the plain divergence is divided by the tokens of the
+    whole step twice over, and the comparison by text not at all."""
     plain = kind == "the same tokens"
     fields = {"teacher_model_name_or_path": str(relative)} if plain else KINDS["hybrid"]
     halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 1}

@@ -9,8 +9,8 @@ from ft_grpo.losses import row_sums
 
 
 def moments(values: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and unbiased standard deviation of the (n,) values of each one's group, (n,) each, leaving nan out; nan where
-    there are none, or less than two."""
+    """Mean and unbiased standard deviation of the (n,) values of each one's group, (n,) each, leaving nan out; nan
+    where there are none, or less than two."""
     known, count = ~values.isnan(), int(groups.max()) + 1 if len(groups) else 0
     sizes = row_sums(known.double(), groups, count)
     means = row_sums(values.nan_to_num(0.0), groups, count) / sizes
@@ -30,10 +30,15 @@ def advantages(rewards: torch.Tensor, weights: torch.Tensor, groups: torch.Tenso
 
     if config.multi_objective_aggregation == "normalize_then_sum":
         columns = [moments(column, groups) for column in rewards.unbind(1)]
-        summed = added(torch.stack([
-            (column - average) / (spread + 1e-4)
-            for column, (average, spread) in zip(rewards.unbind(1), columns, strict=True)
-        ], 1))  # fmt: skip
+        summed = added(
+            torch.stack(
+                [
+                    (column - average) / (spread + 1e-4)
+                    for column, (average, spread) in zip(rewards.unbind(1), columns, strict=True)
+                ],
+                1,
+            )
+        )
         average, spread = moments(summed, every)
         return ((summed - average) / (spread + 1e-4)).nan_to_num(0.0)
     summed = added(rewards)

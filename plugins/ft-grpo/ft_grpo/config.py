@@ -45,8 +45,8 @@ class GRPOConfig(RolloutConfig):
     )
     learning_rate: float = option(
         1e-6,
-        "Peak learning rate. 1e-6 is usual for all weights: the signal is noisy, and the model can already speak. About "
-        "10 times that for LoRA.",
+        "Peak learning rate. 1e-6 is usual for all weights: the signal is noisy, and the model can already speak. About"
+        " 10 times that for LoRA.",
         gt=0,
     )
 
@@ -71,8 +71,8 @@ class GRPOConfig(RolloutConfig):
     num_iterations: int = option(1, "Passes over each rollout.", group="rollouts", gt=0)
     dynamic_sampling: bool = option(
         False,
-        "Leave out groups that hold no signal, and draw further prompts in their place (DAPO, arXiv 2503.14476): groups "
-        "whose completions earn the same.",
+        "Leave out groups that hold no signal, and draw further prompts in their place (DAPO, arXiv 2503.14476): groups"
+        " whose completions earn the same.",
         group="rollouts",
     )
     mask_truncated_completions: bool = option(
@@ -85,9 +85,9 @@ class GRPOConfig(RolloutConfig):
     # -- advantages
     scale_rewards: str = option(
         "group",
-        "What a completion's distance from the mean of its group is divided by: the standard deviation of the group, that "
-        "of the batch (the whole rollout, arXiv 2508.08221), or nothing (Dr. GRPO: otherwise easy and hard prompts weigh "
-        "more).",
+        "What a completion's distance from the mean of its group is divided by: the standard deviation of the group,"
+        " that of the batch (the whole rollout, arXiv 2508.08221), or nothing (Dr. GRPO: otherwise easy and hard"
+        " prompts weigh more).",
         choices=("group", "batch", "none"),
     )
     multi_objective_aggregation: str = option(
@@ -110,13 +110,11 @@ class GRPOConfig(RolloutConfig):
         "arXiv 2507.18071, which goes with loss_type grpo).",
         choices=("token", "sequence"),
     )
-    epsilon: float = option(
-        0.2, f"Nothing is gained below a ratio of 1 - this. Of {', '.join(CLIPPED)}.", gt=0, le=1
-    )
+    epsilon: float = option(0.2, f"Nothing is gained below a ratio of 1 - this. Of {', '.join(CLIPPED)}.", gt=0, le=1)
     epsilon_high: float | None = option(
         None,
-        "Nothing is gained above a ratio of 1 + this; not set: epsilon. DAPO has 0.28. Of cispo it is the largest ratio "
-        f"itself; not set: {CISPO_CAP:g}, as in arXiv 2510.13786.",
+        "Nothing is gained above a ratio of 1 + this; not set: epsilon. DAPO has 0.28. Of cispo it is the largest"
+        f" ratio itself; not set: {CISPO_CAP:g}, as in arXiv 2510.13786.",
         gt=0,
     )
     delta: float | None = option(
@@ -135,8 +133,8 @@ class GRPOConfig(RolloutConfig):
     vespo_lambda_neg: float = option(2.0, "vespo: how fast large ratios lose weight there.", gt=0)
     off_policy_mask_threshold: float | None = option(
         None,
-        "Leave out completions of an advantage below 0 that the policy has become less likely to write than the sampler "
-        "was, by more than this (nats a token; DeepSeek-V3.2, arXiv 2512.02556). Not set: none.",
+        "Leave out completions of an advantage below 0 that the policy has become less likely to write than the sampler"
+        " was, by more than this (nats a token; DeepSeek-V3.2, arXiv 2512.02556). Not set: none.",
         gt=0,
     )
     top_entropy_quantile: float = option(
@@ -153,25 +151,25 @@ class GRPOConfig(RolloutConfig):
     )
     use_adaptive_entropy: bool = option(
         False,
-        "Raise and lower entropy_coef from step to step (Skywork-OR1, arXiv 2505.22312): up by entropy_coef_delta after a "
-        "step whose entropy is not above entropy_target, else down; it counts only after the former. Costs one more "
-        "forward pass.",
+        "Raise and lower entropy_coef from step to step (Skywork-OR1, arXiv 2505.22312): up by entropy_coef_delta after"
+        " a step whose entropy is not above entropy_target, else down; it counts only after the former. Costs one more"
+        " forward pass.",
     )
     entropy_coef_min: float = option(0.0, "The least that use_adaptive_entropy goes down to.", ge=0)
     entropy_coef_max: float = option(1.0, "The most that use_adaptive_entropy goes up to.", ge=0)
     entropy_coef_delta: float = option(0.005, "How far use_adaptive_entropy goes at each step.", gt=0)
     entropy_target: float = option(
         0.2,
-        "The mean entropy (nats a token) below which use_adaptive_entropy acts. 0.2 is nearly none: look at `entropy` of a "
-        "run's first steps.",
+        "The mean entropy (nats a token) below which use_adaptive_entropy acts. 0.2 is nearly none: look at `entropy`"
+        " of a run's first steps.",
         ge=0,
     )
 
     # -- the reference
     beta: float = option(
         0.0,
-        "Weight of the KL divergence from the reference. 0: no reference is held, as the clipping and short runs keep the "
-        "policy near enough for rewards that can be verified.",
+        "Weight of the KL divergence from the reference. 0: no reference is held, as the clipping and short runs keep"
+        " the policy near enough for rewards that can be verified.",
         ge=0,
     )
     use_bias_correction_kl: bool = option(
@@ -193,9 +191,10 @@ class GRPOConfig(RolloutConfig):
     # -- a sampler that differs
     importance_sampling_correction: str = option(
         "auto",
-        "What to do where the sampler's probabilities aren't those of the trainer: weigh by their ratio, of tokens or whole "
-        "completions, up to the largest allowed (truncate), or leave out what is beyond (mask). token_truncate is TIS, "
-        "token_mask IcePop. auto: none for the backend transformers, sequence_mask for others (token_truncate with vespo).",
+        "What to do where the sampler's probabilities aren't those of the trainer: weigh by their ratio, of tokens or"
+        " whole completions, up to the largest allowed (truncate), or leave out what is beyond (mask). token_truncate"
+        " is TIS, token_mask IcePop. auto: none for the backend transformers, sequence_mask for others (token_truncate"
+        " with vespo).",
         choices=("auto", *CORRECTIONS),
         aliases=("vllm_importance_sampling_mode",),
     )
@@ -248,8 +247,8 @@ class GRPOConfig(RolloutConfig):
         self._check_correction()
         if self.multi_objective_aggregation == "normalize_then_sum" and self.scale_rewards != "group":
             raise ConfigError(
-                f"scale_rewards: {self.scale_rewards} has no effect with multi_objective_aggregation: normalize_then_sum, "
-                "which scales each reward by its group and their sum by the batch"
+                f"scale_rewards: {self.scale_rewards} has no effect with multi_objective_aggregation:"
+                " normalize_then_sum, which scales each reward by its group and their sum by the batch"
             )
 
     def _check_loss(self) -> None:
@@ -258,8 +257,8 @@ class GRPOConfig(RolloutConfig):
                 self.refuse({name: usual}, f"on {self.loss_type}, only on {', '.join(losses)}")
         if self.loss_type == "cispo" and self.clip_high < 1:
             raise ConfigError(
-                f"epsilon_high: {self.epsilon_high} with cispo, where it is the largest ratio itself: every token would "
-                f"weigh {self.epsilon_high} at most; expected at least 1 ({CISPO_CAP:g} is usual)"
+                f"epsilon_high: {self.epsilon_high} with cispo, where it is the largest ratio itself: every token would"
+                f" weigh {self.epsilon_high} at most; expected at least 1 ({CISPO_CAP:g} is usual)"
             )
         if self.delta is not None and self.delta <= self.clip_high:
             raise ConfigError(
@@ -303,15 +302,16 @@ class GRPOConfig(RolloutConfig):
             return
         if smallest is not None and largest is not None and smallest >= largest:
             raise ConfigError(
-                f"importance_sampling_clip_min: {smallest:g} leaves nothing below importance_sampling_clip_max {largest:g}"
+                f"importance_sampling_clip_min: {smallest:g} leaves nothing below importance_sampling_clip_max"
+                f" {largest:g}"
             )
         if self.correction.endswith("mask") and smallest is None and largest is None:
             raise ConfigError(
-                f"importance_sampling_correction: {self.correction} masks nothing without importance_sampling_clip_max or "
-                "importance_sampling_clip_min; token_truncate and sequence_truncate weigh without them"
+                f"importance_sampling_correction: {self.correction} masks nothing without importance_sampling_clip_max"
+                " or importance_sampling_clip_min; token_truncate and sequence_truncate weigh without them"
             )
         if self.loss_type == "vespo" and self.correction.startswith("sequence"):
             raise ConfigError(
-                f"importance_sampling_correction: {self.correction} with vespo, which makes a completion's ratio of those "
-                "of its tokens; expected token_truncate or token_mask"
+                f"importance_sampling_correction: {self.correction} with vespo, which makes a completion's ratio of"
+                " those of its tokens; expected token_truncate or token_mask"
             )

@@ -1,9 +1,9 @@
 """The losses of sampled tokens, each a pure function of `Tokens` and the config to (N,) values, in a table by name.
 
-    q = p_new(t) / p_old(t), or of a whole completion the geometric mean of that over its tokens          A: its advantage
+    q = p_new(t) / p_old(t), or of a whole completion the geometric mean of that over its tokens      A: its advantage
 
-`SCALES` says what the values are added up with: every loss is a sum over tokens, divided by counts of the whole optimizer
-step. A row without tokens (a completion that is masked) is in none of those counts.
+`SCALES` says what the values are added up with: every loss is a sum over tokens, divided by counts of the whole
+optimizer step. A row without tokens (a completion that is masked) is in none of those counts.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def ratios(log_ratios: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor, le
 def clipped(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
     """PPO's objective (arXiv 1707.06347, eq. 7), as GRPO has it (arXiv 2402.03300, eq. 3):
 
-        - min(q A, clip(q, 1 - epsilon, 1 + epsilon_high) A)         with `delta`, the first q is at most delta
+    - min(q A, clip(q, 1 - epsilon, 1 + epsilon_high) A)         with `delta`, the first q is at most delta
     """
     q, near = tokens.ratios, tokens.ratios.clamp(1 - config.epsilon, config.clip_high)
     if config.delta is not None:
@@ -77,8 +77,8 @@ def cispo(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
 
 
 def sapo(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
-    """SAPO, arXiv 2511.20347:  - 4/T sigmoid(T (q - 1)) A,  T by the sign of A. A slope in place of a cut: at q = 1 it is
-    that of q A."""
+    """SAPO, arXiv 2511.20347:  - 4/T sigmoid(T (q - 1)) A,  T by the sign of A. A slope in place of a cut: at q = 1 it
+    is that of q A."""
     positive, negative = config.sapo_temperature_pos, config.sapo_temperature_neg
     heat = torch.where(tokens.advantages > 0, positive, negative)
     return -torch.sigmoid(heat * (tokens.ratios - 1)) * 4 / heat * tokens.advantages

@@ -4,15 +4,15 @@ their group (group relative policy optimization, arXiv 2402.03300).
     A    = (r - mean of the group's r) / (std of the group's r + 1e-4)
     loss = sum over tokens t of  scale(t) ( loss_type(q(t), A) c(t) + beta KL(t) )  -  entropy_coef mean over t of H(t)
 
-q = p(t) / p_old(t); c corrects for a sampler that isn't p_old. `ft_grpo.losses` has the losses, each with its paper, and the
-scales: what a loss is divided by are counts of the whole optimizer step, on all ranks.
+q = p(t) / p_old(t); c corrects for a sampler that isn't p_old. `ft_grpo.losses` has the losses, each with its paper,
+and the scales: what a loss is divided by are counts of the whole optimizer step, on all ranks.
 
-A reward of None counts for nothing; a completion that has no other is in no mean, and its advantage is 0. A completion that
-is masked has no targets: it is in no loss and in no denominator, but its reward stays in the mean of its group.
+A reward of None counts for nothing; a completion that has no other is in no mean, and its advantage is 0. A completion
+that is masked has no targets: it is in no loss and in no denominator, but its reward stays in the mean of its group.
 
-While the policy is the one that sampled (one update a rollout), p_old = p: q is 1 and nothing need be computed twice, and
-unless the loss holds more than q and A its derivative by each log-prob is known before the model is asked: then the head
-makes the gradient in the forward pass.
+While the policy is the one that sampled (one update a rollout), p_old = p: q is 1 and nothing need be computed twice,
+and unless the loss holds more than q and A its derivative by each log-prob is known before the model is asked: then the
+head makes the gradient in the forward pass.
 """
 
 from __future__ import annotations
@@ -24,17 +24,7 @@ from typing import Any
 import torch
 
 from ft_grpo.advantages import advantages, varies
-from ft_grpo.losses import (
-    LOSSES,
-    SCALES,
-    Tokens,
-    corrections,
-    highest,
-    kl,
-    off_policy_kept,
-    ratios,
-    row_sums,
-)
+from ft_grpo.losses import LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios, row_sums
 from ft_grpo.metrics import metrics
 from ft_host import hookimpl
 from ft_host.annotate import annotate, evaluate_rows
@@ -98,12 +88,14 @@ def ft_rollout(rows, run) -> Rollout:
             continue
         for place, row in zip(places, made, strict=True):
             found.append(row | {"rewards": rewards.values[place], "weights": rewards.weights})
-            samples.append({
-                "prompt": prompt["prompt"],
-                "completion": rewards.texts[place],
-                "rewards": dict(zip(rewards.names, rewards.values[place], strict=True)),
-                "extra": {name: values[place] for name, values in rewards.extra.items()},
-            })  # fmt: skip
+            samples.append(
+                {
+                    "prompt": prompt["prompt"],
+                    "completion": rewards.texts[place],
+                    "rewards": dict(zip(rewards.names, rewards.values[place], strict=True)),
+                    "extra": {name: values[place] for name, values in rewards.extra.items()},
+                }
+            )
     given = [value for value in totals if value is not None]
     metrics = rewards.metrics | completion_metrics(completions)
     metrics["reward"] = mean(sum(given), len(given))
@@ -118,7 +110,8 @@ def log_probs(model: Any, batch: Batch, name: str, temperature: float) -> dict[s
 
 @hookimpl
 def ft_annotate(rows, run):
-    """Once a rollout, before its first update: log-probs of policy and reference where they are needed, and advantages."""
+    """Once a rollout, before its first update: log-probs of policy and reference where they are needed, and
+    advantages."""
     config = run.config
     asked = partial(log_probs, temperature=config.temperature)
     if run.rollouts.updates > 1:
@@ -239,7 +232,8 @@ def policy_loss(tokens: Tokens, batch: Batch, totals: dict[str, float], config: 
 
 
 def is_known_beforehand(config: Any, updates: int) -> bool:
-    """Whether the loss's derivative by each log-prob is, before the model is asked: at q = 1 it is one of advantages."""
+    """Whether the loss's derivative by each log-prob is, before the model is asked: at q = 1 it is one of
+    advantages."""
     needs_log_probs = config.beta or config.correction != "none" or config.off_policy_mask_threshold is not None
     return updates == 1 and not needs_log_probs and not config.entropy_bonus
 

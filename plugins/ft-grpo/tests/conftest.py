@@ -57,9 +57,12 @@ def make(llama: Path, tmp_path: Path) -> Callable[..., GRPOConfig]:
     file = tmp_path / "pays.py"
     file.write_text(REWARD, encoding="utf-8")
     given = {
-        "reward": [f"{file}:wordy", f"{file}:short"], "max_completion_length": 12, "temperature": 0.9,
-        "num_generations": 4, "per_device_train_batch_size": 8,
-    }  # fmt: skip
+        "reward": [f"{file}:wordy", f"{file}:short"],
+        "max_completion_length": 12,
+        "temperature": 0.9,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+    }
     return lambda rows, **fields: partial(tiny_run, GRPOConfig, llama, tmp_path)(rows, **(given | fields))
 
 
@@ -93,19 +96,30 @@ class Answers:
         for index, name in enumerate(NAMES):
             metrics |= reward_metrics(name, [each[index] for each in self.values])
         return Rewards(
-            names=NAMES, weights=self.config.reward_weights or [1.0, 1.0], values=self.values, metrics=metrics,
-            texts=[self.tokenizer.decode(each.token_ids) for each in completions], extra={},
-        )  # fmt: skip
+            names=NAMES,
+            weights=self.config.reward_weights or [1.0, 1.0],
+            values=self.values,
+            metrics=metrics,
+            texts=[self.tokenizer.decode(each.token_ids) for each in completions],
+            extra={},
+        )
 
 
 def answers(config: GRPOConfig, *, tools: bool = False, cut: tuple[int, ...] = (2, 5), groups: int = 2) -> Answers:
-    """Completions of 3 to 10 tokens with rewards that differ. Those of places `cut` have no end; with `tools`, some have
-    output of tools in the middle. What the sampler says of its tokens is somewhere near what the tiny model does."""
+    """Completions of 3 to 10 tokens with rewards that differ. Those of places `cut` have no end; with `tools`, some
+    have output of tools in the middle. What the sampler says of its tokens is somewhere near what the tiny model does.
+    """
     noise = random.Random(9)
     prompts = [
-        {"group": group, "prompt_ids": [noise.randrange(8, 200) for _ in range(3 + group)], "prompt": f"p{group}",
-         "columns": {}, "length": 3 + group} for group in range(groups)
-    ]  # fmt: skip
+        {
+            "group": group,
+            "prompt_ids": [noise.randrange(8, 200) for _ in range(3 + group)],
+            "prompt": f"p{group}",
+            "columns": {},
+            "length": 3 + group,
+        }
+        for group in range(groups)
+    ]
     completions, values = [], []
     for place in range(groups * config.num_generations):
         size = noise.randint(3, 10)
@@ -114,10 +128,14 @@ def answers(config: GRPOConfig, *, tools: bool = False, cut: tuple[int, ...] = (
             ids[-1] = tiny_tokenizer().eos_token_id
         sampled = [not (tools and place % 3 == 0 and 0 < index < 2) for index in range(size)]
         logprobs = [noise.uniform(-7, -4) if own else 0.0 for own in sampled]
-        completions.append(Completion(
-            token_ids=ids, logprobs=logprobs, sampled=sampled if tools else [],
-            finish_reason="length" if place in cut else "stop",
-        ))  # fmt: skip
+        completions.append(
+            Completion(
+                token_ids=ids,
+                logprobs=logprobs,
+                sampled=sampled if tools else [],
+                finish_reason="length" if place in cut else "stop",
+            )
+        )
         values.append([round(noise.uniform(-1, 2), 3), round(noise.uniform(0, 20), 3)])
     return Answers(config, prompts, completions, values)
 
@@ -138,10 +156,14 @@ def ready(config: GRPOConfig) -> Any:
     torch.manual_seed(config.seed)
     policy = load_policy(config, tokenizer, accelerator.device)
     run = Run(
-        config=config, folder=RunFolder(config.output_dir), tokenizer=tokenizer,
-        plugins=registry.session(registry.find("method", "grpo"), None), accelerator=accelerator, policy=policy,
+        config=config,
+        folder=RunFolder(config.output_dir),
+        tokenizer=tokenizer,
+        plugins=registry.session(registry.find("method", "grpo"), None),
+        accelerator=accelerator,
+        policy=policy,
         model=policy,
-    )  # fmt: skip
+    )
     run.models = {role: Companion(spec, run) for role, spec in (ft_models(config) or {}).items()}
     run.rollouts = config.rollout_plan(1)
     return run
@@ -171,8 +193,8 @@ def gradient(model: torch.nn.Module) -> torch.Tensor:
 
 
 def made(config: GRPOConfig, given: Answers, run: Any = None, steps: int = 1) -> Made:
-    """What the hooks make of completions: from the rollout to loss and gradient. With more than one update a rollout, the
-    policy changes before the loss. `steps`: as if the loss were asked for so often, one after the other."""
+    """What the hooks make of completions: from the rollout to loss and gradient. With more than one update a rollout,
+    the policy changes before the loss. `steps`: as if the loss were asked for so often, one after the other."""
     from ft_grpo.method import ft_annotate, ft_collate, ft_loss, ft_rollout, ft_step
 
     from ft_host.metrics import Accumulator, combine

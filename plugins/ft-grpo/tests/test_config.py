@@ -23,9 +23,16 @@ def test_the_defaults_are_accepted_with_every_loss():
 
 
 CHANGED = {
-    "epsilon": 0.3, "epsilon_high": 1.5, "delta": 4.0, "sapo_temperature_neg": 1.2, "sapo_temperature_pos": 1.2,
-    "vespo_k_pos": 1.0, "vespo_lambda_pos": 1.0, "vespo_k_neg": 1.0, "vespo_lambda_neg": 1.0,
-}  # fmt: skip
+    "epsilon": 0.3,
+    "epsilon_high": 1.5,
+    "delta": 4.0,
+    "sapo_temperature_neg": 1.2,
+    "sapo_temperature_pos": 1.2,
+    "vespo_k_pos": 1.0,
+    "vespo_lambda_pos": 1.0,
+    "vespo_k_neg": 1.0,
+    "vespo_lambda_neg": 1.0,
+}
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -58,7 +65,10 @@ def test_fields_of_another_loss_are_refused(loss_type):
         ({"beta": 0.1, "ref_model": "a model"}, "ref_model: is the model that is trained"),
         ({"beta": 0.1, "ref_model": "./nowhere"}, "ref_model: "),
         ({"importance_sampling_clip_max": 2.0}, "importance_sampling_clip_max: has no effect without importance_samp"),
-        ({"importance_sampling_correction": "token_mask", "importance_sampling_clip_max": None}, "masks nothing without"),
+        (
+            {"importance_sampling_correction": "token_mask", "importance_sampling_clip_max": None},
+            "masks nothing without",
+        ),
         ({"importance_sampling_correction": "token_mask", "importance_sampling_clip_min": 3.0}, "leaves nothing below"),
         ({"loss_type": "vespo", "importance_sampling_correction": "sequence_mask"}, "with vespo, .* token_truncate or"),
         ({"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"}, "scale_rewards: none has no"),

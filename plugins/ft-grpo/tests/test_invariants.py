@@ -18,23 +18,33 @@ TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 @pytest.fixture
 def config(make, prompts) -> GRPOConfig:
     """Two rollouts of four prompts, four completions each, in two steps."""
-    return make(prompts, max_steps=4, generation_batch_size=16, train_sampling_strategy="random", max_completion_length=8)
+    return make(
+        prompts, max_steps=4, generation_batch_size=16, train_sampling_strategy="random", max_completion_length=8
+    )
 
 
 ONCE = {"generation_batch_size": 8, "max_steps": 2}  # the gradient is made in the forward pass
 LORA = {"use_peft": True, "beta": 0.1, "learning_rate": 1e-2}
 EVERYTHING = {
-    "beta": 0.1, "loss_type": "grpo", "importance_sampling_level": "sequence", "use_adaptive_entropy": True,
-    "entropy_coef": 0.1, "entropy_target": 6.0, "top_entropy_quantile": 0.5, "mask_truncated_completions": True,
-    "importance_sampling_correction": "token_truncate", "off_policy_mask_threshold": 1.0,
+    "beta": 0.1,
+    "loss_type": "grpo",
+    "importance_sampling_level": "sequence",
+    "use_adaptive_entropy": True,
+    "entropy_coef": 0.1,
+    "entropy_target": 6.0,
+    "top_entropy_quantile": 0.5,
+    "mask_truncated_completions": True,
+    "importance_sampling_correction": "token_truncate",
+    "off_policy_mask_threshold": 1.0,
     "max_completion_length": 64,  # so that some are not cut short, and are left
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, ONCE, EVERYTHING, LORA, {"loss_type": "vespo", "num_iterations": 2}],
+    "fields",
+    [{}, ONCE, EVERYTHING, LORA, {"loss_type": "vespo", "num_iterations": 2}],
     ids=["two steps", "one step", "everything", "lora", "vespo"],
-)  # fmt: skip
+)
 def test_micro_batch_split(config, fields):
     invariants.micro_batch_split(dataclasses.replace(config, **fields), rel=TOLERANCE, abs=ABSOLUTE)
 
@@ -62,11 +72,14 @@ def test_rollouts_and_passes(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [{}, EVERYTHING | {"importance_sampling_level": "token"}, LORA | {"lora_dropout": 0.2}],
-                         ids=["plain", "everything", "lora"])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [{}, EVERYTHING | {"importance_sampling_level": "token"}, LORA | {"lora_dropout": 0.2}],
+    ids=["plain", "everything", "lora"],
+)
 def test_resume(config, fields):
-    """Killed in the middle of a rollout: completions, old log-probs, advantages and the state of the entropy bonus are in
-    the checkpoint."""
+    """Killed in the middle of a rollout: completions, old log-probs, advantages and the state of the entropy bonus are
+    in the checkpoint."""
     invariants.resume(dataclasses.replace(config, max_steps=40, save_steps=5, num_iterations=3, **fields))
 
 

@@ -9,16 +9,7 @@ import pytest
 import torch
 from ft_grpo.advantages import advantages, varies
 from ft_grpo.config import LOSS_TYPES, GRPOConfig
-from ft_grpo.losses import (
-    LOSSES,
-    SCALES,
-    Tokens,
-    corrections,
-    highest,
-    kl,
-    off_policy_kept,
-    ratios,
-)
+from ft_grpo.losses import LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios
 
 # Three rows of 2, 1 and 0 tokens.
 ROWS, SIZES = torch.tensor([0, 0, 1]), torch.tensor([2.0, 1.0, 0.0])
@@ -34,10 +25,14 @@ def tokens_of(q: list[float], gains: list[float], level: str = "token", weights:
     old = torch.full((3,), -1.0, dtype=torch.float64)
     logps = (old + torch.tensor(q, dtype=torch.float64).log()).requires_grad_()
     return Tokens(
-        logps=logps, old_logps=old, ratios=ratios(logps - old, ROWS, SIZES, level),
-        advantages=torch.tensor(gains, dtype=torch.float64)[ROWS], rows=ROWS, sizes=SIZES,
+        logps=logps,
+        old_logps=old,
+        ratios=ratios(logps - old, ROWS, SIZES, level),
+        advantages=torch.tensor(gains, dtype=torch.float64)[ROWS],
+        rows=ROWS,
+        sizes=SIZES,
         corrections=None if weights is None else torch.tensor(weights, dtype=torch.float64),
-    )  # fmt: skip
+    )
 
 
 def values(name: str, tokens: Tokens, **fields: Any) -> list[float]:
@@ -110,11 +105,16 @@ def test_vespo_takes_the_corrections_into_its_weight():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("grpo", [1 / 4, 1 / 4, 1 / 2]), ("sapo", [1 / 4, 1 / 4, 1 / 2]), ("luspo", [1 / 2] * 3),
-        ("dr_grpo", [1 / 20] * 3), ("dapo", [1 / 3] * 3), ("bnpo", [1 / 3] * 3), ("cispo", [1 / 3] * 3),
+        ("grpo", [1 / 4, 1 / 4, 1 / 2]),
+        ("sapo", [1 / 4, 1 / 4, 1 / 2]),
+        ("luspo", [1 / 2] * 3),
+        ("dr_grpo", [1 / 20] * 3),
+        ("dapo", [1 / 3] * 3),
+        ("bnpo", [1 / 3] * 3),
+        ("cispo", [1 / 3] * 3),
         ("vespo", [1 / 3] * 3),
     ],
-)  # fmt: skip
+)
 def test_what_is_divided_by(name, expected):
     """The third row, which has no tokens, is in no denominator."""
     scale = SCALES[name](tokens_of([1, 1, 1], [1, 1]), TOTALS, config_of(max_completion_length=10))
@@ -125,8 +125,14 @@ def test_what_is_divided_by(name, expected):
 def test_a_step_without_tokens(name):
     none = torch.zeros(0, requires_grad=True)
     rows = torch.zeros(0, dtype=torch.long)
-    tokens = Tokens(logps=none, old_logps=none.detach(), ratios=none.exp(), advantages=none.detach(), rows=rows,
-                    sizes=torch.zeros(2))  # fmt: skip
+    tokens = Tokens(
+        logps=none,
+        old_logps=none.detach(),
+        ratios=none.exp(),
+        advantages=none.detach(),
+        rows=rows,
+        sizes=torch.zeros(2),
+    )
     config = config_of(loss_type=name)
     loss = (LOSSES[name](tokens, config) * SCALES[name](tokens, {"tokens": 0, "trained": 0}, config)).sum()
     loss.backward()
@@ -147,8 +153,14 @@ def test_corrected_kl_has_the_gradient_of_the_kl_itself():
     other = torch.tensor([-0.2, 0.4, 0.1], dtype=torch.float64).log_softmax(0)
     logs = logits.log_softmax(0)
     [exact] = torch.autograd.grad((logs.exp() * (logs - other)).sum(), logits, retain_graph=True)
-    tokens = Tokens(logps=logs, old_logps=logs.detach(), ratios=(logs - logs.detach()).exp(), advantages=logs.detach(),
-                    rows=torch.zeros(3, dtype=torch.long), sizes=torch.tensor([3.0]))  # fmt: skip
+    tokens = Tokens(
+        logps=logs,
+        old_logps=logs.detach(),
+        ratios=(logs - logs.detach()).exp(),
+        advantages=logs.detach(),
+        rows=torch.zeros(3, dtype=torch.long),
+        sizes=torch.tensor([3.0]),
+    )
     for corrected in (True, False):
         estimate = kl(tokens, other, config_of(use_bias_correction_kl=corrected))
         [found] = torch.autograd.grad((logs.exp().detach() * estimate).sum(), logits, retain_graph=True)
@@ -168,17 +180,20 @@ def test_off_policy_rows_are_left_out_where_they_lost():
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
-        ("token_truncate", [3.0, 0.5, 1.0]), ("token_mask", [0.0, 0.5, 1.0]),
-        ("sequence_truncate", [2.0, 2.0, 1.0]), ("sequence_mask", [2.0, 2.0, 1.0]),
+        ("token_truncate", [3.0, 0.5, 1.0]),
+        ("token_mask", [0.0, 0.5, 1.0]),
+        ("sequence_truncate", [2.0, 2.0, 1.0]),
+        ("sequence_mask", [2.0, 2.0, 1.0]),
     ],
-)  # fmt: skip
+)
 def test_corrections(how, expected):
     """Ratios of 4, 0.5 and 1: of rows, 2 and 1."""
     old, sampler = torch.tensor([4.0, 0.5, 1.0]).log(), torch.zeros(3)
     config = config_of(importance_sampling_correction=how)
     assert corrections(old, sampler, ROWS, SIZES, config).tolist() == pytest.approx(expected)
-    narrow = config_of(importance_sampling_correction=how, importance_sampling_clip_max=1.5,
-                       importance_sampling_clip_min=1.1)  # fmt: skip
+    narrow = config_of(
+        importance_sampling_correction=how, importance_sampling_clip_max=1.5, importance_sampling_clip_min=1.1
+    )
     found = corrections(old, sampler, ROWS, SIZES, narrow).tolist()
     if how.endswith("mask"):
         assert found == [0.0, 0.0, 0.0]
@@ -231,7 +246,8 @@ def test_several_rewards():
 
 
 def test_rewards_that_are_compared_one_by_one():
-    """Each reward is a z-score in its group, of ±1/sqrt(2) for pairs; a function that is the same for all adds nothing."""
+    """Each reward is a z-score in its group, of ±1/sqrt(2) for pairs; a function that is the same for all adds
+    nothing."""
     rewards = [[0.0, 100.0, 5.0], [1.0, 0.0, 5.0], [0.0, 0.0, 5.0], [1.0, 300.0, 5.0]]
     z = math.sqrt(0.5)
     scored = [-z + 3 * z, z - 3 * z, -z - 3 * z, z + 3 * z]

@@ -1,5 +1,5 @@
-"""Whole runs of five steps beside TRL's: the same completions and rewards at every step, whatever the policy has become.
-A backend that says what it was told, and TRL's trainer with a `rollout_func` that gives the same."""
+"""Whole runs of five steps beside TRL's: the same completions and rewards at every step, whatever the policy has
+become. A backend that says what it was told, and TRL's trainer with a `rollout_func` that gives the same."""
 
 from __future__ import annotations
 
@@ -19,12 +19,31 @@ from ft_host.testing.models import save_adapter
 from ft_host.testing.parity import trl_arguments, trl_model, trl_rows, trl_trajectory
 
 OWN = (
-    "num_generations", "steps_per_generation", "generation_batch_size", "num_iterations", "loss_type", "beta", "epsilon",
-    "epsilon_high", "delta", "importance_sampling_level", "scale_rewards", "multi_objective_aggregation",
-    "mask_truncated_completions", "top_entropy_quantile", "entropy_coef", "use_adaptive_entropy", "entropy_coef_delta",
-    "entropy_target", "max_completion_length", "temperature", "disable_dropout", "sync_ref_model",
-    "ref_model_mixup_alpha", "ref_model_sync_steps",
-)  # fmt: skip
+    "num_generations",
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_iterations",
+    "loss_type",
+    "beta",
+    "epsilon",
+    "epsilon_high",
+    "delta",
+    "importance_sampling_level",
+    "scale_rewards",
+    "multi_objective_aggregation",
+    "mask_truncated_completions",
+    "top_entropy_quantile",
+    "entropy_coef",
+    "use_adaptive_entropy",
+    "entropy_coef_delta",
+    "entropy_target",
+    "max_completion_length",
+    "temperature",
+    "disable_dropout",
+    "sync_ref_model",
+    "ref_model_mixup_alpha",
+    "ref_model_sync_steps",
+)
 
 TOLD = '''
 """Completions and rewards that depend on the prompt and the place in its group alone."""
@@ -74,9 +93,12 @@ def told(tmp_path, monkeypatch):
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
     make_distribution(
-        site, "ft-told", entry_points={"ft_host.backends": {"told": "told_completions"}},
-        modules={"told_completions": TOLD}, requires=["ft-host"],
-    )  # fmt: skip
+        site,
+        "ft-told",
+        entry_points={"ft_host.backends": {"told": "told_completions"}},
+        modules={"told_completions": TOLD},
+        requires=["ft-host"],
+    )
     catalog.cache_clear()
     monkeypatch.delitem(sys.modules, "told_completions", raising=False)
     yield importlib.import_module("told_completions")
@@ -87,9 +109,13 @@ def told(tmp_path, monkeypatch):
 def make_told(make, prompts, told):
     rewards = [f"{told.__file__}:{name}" for name in ("first", "second")]
     given = {
-        "reward": rewards, "backend": "told", "importance_sampling_correction": "none", "reward_weights": [1.0, 0.2],
-        "max_sampling_logp_difference": 1e3, "learning_rate": 1e-3,
-    }  # fmt: skip
+        "reward": rewards,
+        "backend": "told",
+        "importance_sampling_correction": "none",
+        "reward_weights": [1.0, 0.2],
+        "max_sampling_logp_difference": 1e3,
+        "learning_rate": 1e-3,
+    }
     return lambda **fields: make(prompts, **(given | fields))
 
 
@@ -108,9 +134,7 @@ def trainer_of(config: GRPOConfig, told: Any) -> Any:
     trainer = trl.GRPOTrainer(
         model=trl_model(config),
         reward_funcs=[told.first, told.second],
-        args=trl.GRPOConfig(
-            **trl_arguments(config, *OWN), shuffle_dataset=False, reward_weights=config.reward_weights
-        ),
+        args=trl.GRPOConfig(**trl_arguments(config, *OWN), shuffle_dataset=False, reward_weights=config.reward_weights),
         train_dataset=trl_rows(config.dataset),
         processing_class=tokenizer,
         rollout_func=rollout_func,
@@ -130,7 +154,12 @@ def assert_same_as_trl(config: GRPOConfig, told: Any) -> list[dict[str, Any]]:
         for name in (set(mine) & set(other)) - {"kind", "num_tokens", "epoch"}:
             known.add(name)
             # losses are sums of terms of both signs, of about 1; advantages are of weights that were trained on others
-            assert math.isclose(mine[name], other[name], rel_tol=1e-4, abs_tol=5e-6), (mine["step"], name, mine[name], other[name])
+            assert math.isclose(mine[name], other[name], rel_tol=1e-4, abs_tol=5e-6), (
+                mine["step"],
+                name,
+                mine[name],
+                other[name],
+            )
     assert {"loss", "grad_norm", "entropy", "reward", "reward_std", "rewards/first/mean"} <= known
     assert set(theirs[0]) - known <= {"kind", "epoch", "num_tokens", "total_flos", "train_loss", "step_time"}
     return ours
@@ -144,10 +173,15 @@ FIELDS: dict[str, dict[str, Any]] = {
     "DAPO": {"epsilon_high": 0.28, "mask_truncated_completions": True, **OFF},
     "two steps, two passes": {"loss_type": "dr_grpo", "scale_rewards": "none", "generation_batch_size": 16, **OFF},
     "several rewards": {"multi_objective_aggregation": "normalize_then_sum", "loss_type": "sapo"},
-    "adaptive entropy": {"use_adaptive_entropy": True, "entropy_coef": 0.2, "entropy_coef_delta": 0.1,
-                         "entropy_target": 5.05, "top_entropy_quantile": 0.6},
+    "adaptive entropy": {
+        "use_adaptive_entropy": True,
+        "entropy_coef": 0.2,
+        "entropy_coef_delta": 0.1,
+        "entropy_target": 5.05,
+        "top_entropy_quantile": 0.6,
+    },
     "the reference follows": {"beta": 0.3, "sync_ref_model": True, "ref_model_sync_steps": 2, **OFF},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -184,7 +218,8 @@ def test_accumulation(make_told):
 
 
 def test_groups_without_a_signal_are_replaced(make_told, told):
-    """Rewards of half of the prompts are constant: with dynamic sampling each step has eight completions that aren't."""
+    """Rewards of half of the prompts are constant: with dynamic sampling each step has eight completions that
+    aren't."""
     file = Path(told.__file__).with_name("halves.py")
     file.write_text(
         "def half(number, completion_ids, **columns):\n"
@@ -201,4 +236,6 @@ def test_groups_without_a_signal_are_replaced(make_told, told):
     groups = {(each["rollout"], each["group"]): [] for each in samples}
     for each in samples:
         groups[each["rollout"], each["group"]].append(each["advantage"])
-    assert len(groups) == 6 and all(len(gains) == 4 and max(gains) > 0.5 > -0.5 > min(gains) for gains in groups.values())
+    assert len(groups) == 6 and all(
+        len(gains) == 4 and max(gains) > 0.5 > -0.5 > min(gains) for gains in groups.values()
+    )

@@ -1,4 +1,5 @@
-"""From completions to rows, and from rows to a loss: what is left out, what is made when, and both ways to a gradient."""
+"""From completions to rows, and from rows to a loss: what is left out, what is made when, and both ways to a
+gradient."""
 
 from __future__ import annotations
 
@@ -32,9 +33,11 @@ def test_rows_and_samples(make, prompts, known):
     assert [row["group"] for row in found.rows] == [0] * 4 + [1] * 4
     assert [row["completion_ids"] for row in found.rows] == [each.token_ids for each in given.completions]
     assert found.samples[5] == {
-        "prompt": "p1", "completion": given.tokenizer.decode(given.completions[5].token_ids),
-        "rewards": dict(zip(("right", "short"), given.values[5], strict=True)), "extra": {},
-    }  # fmt: skip
+        "prompt": "p1",
+        "completion": given.tokenizer.decode(given.completions[5].token_ids),
+        "rewards": dict(zip(("right", "short"), given.values[5], strict=True)),
+        "extra": {},
+    }
     rewards = torch.tensor([a + 0.1 * b for a, b in (v for v in given.values if v[0] is not None)])
     metrics = told(found)
     assert metrics["reward"] == pytest.approx(float(rewards.mean()))
@@ -44,8 +47,8 @@ def test_rows_and_samples(make, prompts, known):
 
 
 def test_dynamic_sampling_leaves_out_groups_without_a_signal(make, prompts, known):
-    """Of five groups: one that differs, one that earns the same, one without rewards, one with a single reward, one whose
-    only differing completion counts."""
+    """Of five groups: one that differs, one that earns the same, one without rewards, one with a single reward, one
+    whose only differing completion counts."""
     config = make(prompts, dynamic_sampling=True, per_device_train_batch_size=20)
     given = known.answers(config, groups=5)
     given.values[4:8] = [[0.1, 0.2]] * 4
@@ -106,10 +109,12 @@ def test_a_prompt_is_computed_once_for_its_group(make, prompts, known):
 @pytest.mark.parametrize(
     ("fields", "more"),
     [
-        ({}, set()), ({"num_iterations": 2}, {"old_logps"}), ({"beta": 0.1}, {"ref_logps"}),
+        ({}, set()),
+        ({"num_iterations": 2}, {"old_logps"}),
+        ({"beta": 0.1}, {"ref_logps"}),
         ({"generation_batch_size": 16, "beta": 0.1}, {"old_logps", "ref_logps"}),
     ],
-)  # fmt: skip
+)
 def test_log_probs_are_made_where_they_are_needed(make, prompts, known, fields, more):
     config = make(prompts, **fields)
     given = known.answers(config, tools=True)
@@ -120,7 +125,9 @@ def test_log_probs_are_made_where_they_are_needed(make, prompts, known, fields, 
         assert [len(row[name]) for row in found] == [sum(row["sampled"]) for row in found]
 
 
-@pytest.mark.parametrize("fields", [{}, {"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}]
+)
 def test_advantages_are_of_all_ranks(make, prompts, known, fields):
     """Two ranks of a group each have the advantages of one that has both."""
     config = make(prompts, **fields)
@@ -148,8 +155,13 @@ def test_advantages_are_of_all_ranks(make, prompts, known, fields):
 def test_when_the_gradient_is_known_beforehand():
     assert is_known_beforehand(GRPOConfig(), 1)
     assert not is_known_beforehand(GRPOConfig(), 2)
-    for fields in ({"beta": 0.1}, {"entropy_coef": 0.1}, {"use_adaptive_entropy": True}, {"backend": "vllm"},
-                   {"off_policy_mask_threshold": 0.1}):  # fmt: skip
+    for fields in (
+        {"beta": 0.1},
+        {"entropy_coef": 0.1},
+        {"use_adaptive_entropy": True},
+        {"backend": "vllm"},
+        {"off_policy_mask_threshold": 0.1},
+    ):
         assert not is_known_beforehand(GRPOConfig(**fields), 1), fields
 
 
@@ -176,7 +188,7 @@ def test_both_ways_to_the_gradient(make, prompts, known, monkeypatch, fields):
     assert fast.metrics == pytest.approx(plain.metrics, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize(("names"), [("dapo", "bnpo", "cispo", "vespo"), ("grpo", "sapo")])
+@pytest.mark.parametrize("names", [("dapo", "bnpo", "cispo", "vespo"), ("grpo", "sapo")])
 def test_on_policy_some_losses_have_the_same_gradient(make, prompts, known, names):
     first, *others = [known.made(make(prompts, loss_type=name), known.answers(make(prompts))).grad for name in names]
     for other in others:
@@ -247,8 +259,9 @@ def test_the_effective_sample_size(make, prompts, known, mode):
 
 
 def test_the_coefficient_follows_entropy():
-    config = GRPOConfig(use_adaptive_entropy=True, entropy_coef=0.1, entropy_coef_delta=0.06, entropy_coef_max=0.2,
-                        entropy_target=1.0)  # fmt: skip
+    config = GRPOConfig(
+        use_adaptive_entropy=True, entropy_coef=0.1, entropy_coef_delta=0.06, entropy_coef_max=0.2, entropy_target=1.0
+    )
     state, seen = None, []
     for step, entropy in enumerate([0.9, 1.0, 1.5, 1.6, 0.5, 0.5]):
         state = controlled(state, step, entropy, config)

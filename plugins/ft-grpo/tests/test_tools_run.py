@@ -1,5 +1,5 @@
-"""A whole run with an environment: a sampler that calls a tool in its first turn and answers in the second, and the loss
-of what it said alone."""
+"""A whole run with an environment: a sampler that calls a tool in its first turn and answers in the second, and the
+loss of what it said alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Counter:
     def get_reward(self):
         return float(self.value)
 '''
-CALLS = '''
+CALLS = """
 from ft_host import hookimpl
 from ft_host.generation import Completion
 
@@ -53,7 +53,7 @@ def ft_generate(requests, sampling, run):
         ids = run.tokenizer(text, add_special_tokens=False)["input_ids"]
         found.append(Completion(token_ids=ids, logprobs=[-1.0] * len(ids), finish_reason="stop"))
     return found
-'''
+"""
 
 
 @pytest.fixture
@@ -64,20 +64,36 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
     make_distribution(
-        site, "ft-caller", entry_points={"ft_host.backends": {"caller": "caller_that_calls"}},
-        modules={"caller_that_calls": CALLS}, requires=["ft-host"],
-    )  # fmt: skip
+        site,
+        "ft-caller",
+        entry_points={"ft_host.backends": {"caller": "caller_that_calls"}},
+        modules={"caller_that_calls": CALLS},
+        requires=["ft-host"],
+    )
     catalog.cache_clear()
     (tmp_path / "counter.py").write_text(COUNTER, encoding="utf-8")
     template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text(encoding="utf-8")
     tokenizer = chat_tokenizer(template, eos_token="<|im_end|>")
-    model = save_tiny(tmp_path / "llama", tiny_llama(vocab_size=len(tokenizer), max_position_embeddings=2048), tokenizer)
+    model = save_tiny(
+        tmp_path / "llama", tiny_llama(vocab_size=len(tokenizer), max_position_embeddings=2048), tokenizer
+    )
     rows = [{"prompt": [{"role": "user", "content": f"Count from {start}."}], "start": start} for start in range(8)]
     yield tiny_run(
-        GRPOConfig, model, tmp_path, rows, environment=f"{tmp_path / 'counter.py'}:Counter", num_generations=4,
-        per_device_train_batch_size=8, max_steps=2, max_completion_length=512, max_length=2000, backend="caller",
-        importance_sampling_correction="none", max_sampling_logp_difference=1e3, top_entropy_quantile=0.5,
-    )  # fmt: skip
+        GRPOConfig,
+        model,
+        tmp_path,
+        rows,
+        environment=f"{tmp_path / 'counter.py'}:Counter",
+        num_generations=4,
+        per_device_train_batch_size=8,
+        max_steps=2,
+        max_completion_length=512,
+        max_length=2000,
+        backend="caller",
+        importance_sampling_correction="none",
+        max_sampling_logp_difference=1e3,
+        top_entropy_quantile=0.5,
+    )
     catalog.cache_clear()
 
 

@@ -1,9 +1,9 @@
 """The numbers of this package beside those of TRL's GRPOTrainer, on the same completions, rewards and weights: loss,
 gradient and every metric of a step, of each loss and option.
 
-TRL's trainer is made once. Each case sets what its config would have set, hands it the completions (`rollout_func`), and
-calls what makes advantages and ratios of them, and then its loss. Where TRL is wrong, both numbers are shown, and ours is
-compared with one computed by hand.
+TRL's trainer is made once. Each case sets what its config would have set, hands it the completions (`rollout_func`),
+and calls what makes advantages and ratios of them, and then its loss. Where TRL is wrong, both numbers are shown, and
+ours is compared with one computed by hand.
 """
 
 from __future__ import annotations
@@ -54,14 +54,21 @@ def trainer(llama, reference, tmp_path_factory) -> Iterator[Any]:
         model=AutoModelForCausalLM.from_pretrained(llama),
         reward_funcs=[right, short],
         args=trl.GRPOConfig(
-            output_dir=str(tmp_path_factory.mktemp("trl")), per_device_train_batch_size=8, num_generations=4,
-            max_completion_length=12, temperature=TEMPERATURE, beta=0.1, bf16=False, gradient_checkpointing=False,
-            use_cpu=True, report_to="none",
+            output_dir=str(tmp_path_factory.mktemp("trl")),
+            per_device_train_batch_size=8,
+            num_generations=4,
+            max_completion_length=12,
+            temperature=TEMPERATURE,
+            beta=0.1,
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            report_to="none",
         ),
         train_dataset=Dataset.from_list([{"prompt": "p"}] * 8),
         processing_class=AutoTokenizer.from_pretrained(llama),
         rollout_func=rollout_func,
-    )  # fmt: skip
+    )
     trainer.ref_model.load_state_dict(AutoModelForCausalLM.from_pretrained(reference).state_dict())
     trainer.current_gradient_accumulation_steps = 1
     trainer._last_loaded_step = 0  # or, with use_vllm, it would ask an engine that isn't there
@@ -73,13 +80,34 @@ def trainer(llama, reference, tmp_path_factory) -> Iterator[Any]:
 def set_up(trainer: Any, config: GRPOConfig) -> None:
     """What TRL's trainer takes from its config."""
     args = trainer.args
-    for name in ("beta", "loss_type", "importance_sampling_level", "scale_rewards", "multi_objective_aggregation",
-                 "mask_truncated_completions", "off_policy_mask_threshold", "top_entropy_quantile", "entropy_coef",
-                 "use_adaptive_entropy", "num_iterations"):  # fmt: skip
+    for name in (
+        "beta",
+        "loss_type",
+        "importance_sampling_level",
+        "scale_rewards",
+        "multi_objective_aggregation",
+        "mask_truncated_completions",
+        "off_policy_mask_threshold",
+        "top_entropy_quantile",
+        "entropy_coef",
+        "use_adaptive_entropy",
+        "num_iterations",
+    ):
         setattr(trainer, name, getattr(config, name))
-    for name in ("delta", "use_bias_correction_kl", "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos",
-                 "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg", "entropy_coef_min", "entropy_coef_max",
-                 "entropy_coef_delta", "entropy_target"):  # fmt: skip
+    for name in (
+        "delta",
+        "use_bias_correction_kl",
+        "sapo_temperature_neg",
+        "sapo_temperature_pos",
+        "vespo_k_pos",
+        "vespo_lambda_pos",
+        "vespo_k_neg",
+        "vespo_lambda_neg",
+        "entropy_coef_min",
+        "entropy_coef_max",
+        "entropy_coef_delta",
+        "entropy_target",
+    ):
         setattr(args, name, getattr(config, name))
     trainer.epsilon_low = config.epsilon
     trainer.epsilon_high = config.epsilon if config.epsilon_high is None else config.epsilon_high
@@ -95,8 +123,8 @@ def set_up(trainer: Any, config: GRPOConfig) -> None:
 @pytest.fixture
 def theirs(trainer, known):
     def made_by_trl(config: GRPOConfig, given: Any, steps: int = 1) -> Any:
-        """What TRL makes of the completions, at the same weights as `known.made`, which must run first: accelerate's state
-        is forgotten between tests."""
+        """What TRL makes of the completions, at the same weights as `known.made`, which must run first: accelerate's
+        state is forgotten between tests."""
         set_up(trainer, config)
         AT_HAND["now"] = given
         trainer.model.load_state_dict(trainer.begun)
@@ -193,9 +221,16 @@ def test_fields_of_losses(compare, name, fields):
 
 @pytest.mark.parametrize("off", [False, True], ids=["on policy", "off policy"])
 @pytest.mark.parametrize("corrected", [True, False])
-@pytest.mark.parametrize("fields", [{}, {"loss_type": "grpo", "importance_sampling_level": "sequence"},
-                                    {"loss_type": "cispo", "epsilon_high": 1.3}, {"loss_type": "vespo"},
-                                    {"loss_type": "luspo"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+        {"loss_type": "cispo", "epsilon_high": 1.3},
+        {"loss_type": "vespo"},
+        {"loss_type": "luspo"},
+    ],
+)
 def test_reference(compare, reference, fields, corrected, off):
     ours = compare(
         beta=0.3, ref_model=str(reference), use_bias_correction_kl=corrected, **fields, **(OFF if off else {})
@@ -204,8 +239,9 @@ def test_reference(compare, reference, fields, corrected, off):
 
 
 @pytest.mark.parametrize("quantile", [0.2, 0.5])
-@pytest.mark.parametrize("fields", [{}, {"loss_type": "grpo", "importance_sampling_level": "sequence"}, OFF,
-                                    {"entropy_coef": 0.1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields", [{}, {"loss_type": "grpo", "importance_sampling_level": "sequence"}, OFF, {"entropy_coef": 0.1}]
+)
 def test_top_entropy_quantile(compare, quantile, fields):
     ours = compare(top_entropy_quantile=quantile, **fields)
     kept = [each for row in ours.rows for each in row["kept"]]
@@ -224,8 +260,14 @@ def test_entropy_bonus(compare, fields):
 def test_adaptive_entropy(compare, target, quantile):
     """Three steps: the first applies nothing, later ones what the step before has led to. The rows are those of one
     rollout throughout, which has more steps than one."""
-    fields = {"use_adaptive_entropy": True, "entropy_coef": 0.1, "entropy_coef_delta": 0.04, "entropy_target": target,
-              "top_entropy_quantile": quantile, **OFF}  # fmt: skip
+    fields = {
+        "use_adaptive_entropy": True,
+        "entropy_coef": 0.1,
+        "entropy_coef_delta": 0.04,
+        "entropy_target": target,
+        "top_entropy_quantile": quantile,
+        **OFF,
+    }
     found = [compare(steps=steps, **fields).metrics["entropy_coef"] for steps in (1, 2, 3)]
     up = 1 if target == 10.0 else -1
     assert found == pytest.approx([0.1 + up * 0.04, 0.1 + up * 0.08, max(0.1 + up * 0.12, 0.0)])
@@ -267,8 +309,15 @@ def test_corrections_of_other_losses(compare, name, mode, fields):
 # ---------------------------------------------------------------- rows
 
 
-@pytest.mark.parametrize("fields", [{}, OFF, {"loss_type": "grpo", "importance_sampling_level": "sequence", **OFF},
-                                    {"importance_sampling_correction": "sequence_truncate"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        OFF,
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", **OFF},
+        {"importance_sampling_correction": "sequence_truncate"},
+    ],
+)
 def test_tools(compare, known, fields):
     """What tools said is seen by the model and is no target."""
     ours = compare(given=lambda config: known.answers(config, tools=True), **fields)
@@ -283,8 +332,15 @@ def unscored(given: Any) -> Any:
 
 
 @pytest.mark.parametrize("missing", [False, True], ids=["all", "some missing"])
-@pytest.mark.parametrize("fields", [{"scale_rewards": "group"}, {"scale_rewards": "batch"}, {"scale_rewards": "none"},
-                                    {"multi_objective_aggregation": "normalize_then_sum"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scale_rewards": "group"},
+        {"scale_rewards": "batch"},
+        {"scale_rewards": "none"},
+        {"multi_objective_aggregation": "normalize_then_sum"},
+    ],
+)
 def test_advantages(compare, known, fields, missing):
     """Where the spread isn't of groups, TRL's share of groups without any is 0 or 1."""
     grouped = fields.get("scale_rewards") in ("group", "none")
@@ -357,7 +413,9 @@ def test_bnpo_is_a_mean_over_the_step(make, prompts, trainer, known):
     """TRL's is one of each micro-batch: cut in two, it is another loss. Ours is the same, and is dapo's."""
     config = make(prompts, temperature=TEMPERATURE, loss_type="bnpo")
     whole = known.made(config, known.answers(config))
-    assert whole.loss == known.made(make(prompts, temperature=TEMPERATURE, loss_type="dapo"), known.answers(config)).loss
+    assert (
+        whole.loss == known.made(make(prompts, temperature=TEMPERATURE, loss_type="dapo"), known.answers(config)).loss
+    )
     set_up(trainer, config)
     AT_HAND["now"] = known.answers(config)
     trainer.model.load_state_dict(trainer.begun)

@@ -61,9 +61,7 @@ class KTOConfig(RunConfig):
     ref_model_mixup_alpha: float = option(
         0.6, "The policy's share of that mixture; 0.6 as in the paper. Needs sync_ref_model.", gt=0, le=1
     )
-    ref_model_sync_steps: int = option(
-        512, "Steps between mixtures; 512 as in the paper. Needs sync_ref_model.", gt=0
-    )
+    ref_model_sync_steps: int = option(512, "Steps between mixtures; 512 as in the paper. Needs sync_ref_model.", gt=0)
 
     @property
     def estimates_kl(self) -> bool:

@@ -32,49 +32,82 @@ def opposite(view: View) -> bool | None:
 
 OWN = [
     Rule(
-        code="KTO001", title="The KL estimate stays 0", stage="train", needs=("kl",), test=no_estimate, share=0.8,
+        code="KTO001",
+        title="The KL estimate stays 0",
+        stage="train",
+        needs=("kl",),
+        test=no_estimate,
+        share=0.8,
         mutes=("KTO002", "KTO006", "KTO007"),
         message=lambda view: (
-            f"The KL estimate was 0 {view.often}, made over {rows_of(view)} rows a step: too few to tell. Completions are "
-            "then measured against 0."
+            f"The KL estimate was 0 {view.often}, made over {rows_of(view)} rows a step: too few to tell. Completions"
+            " are then measured against 0."
         ),
-        remedies=lambda view: [Remedy(
-            why="Raise gradient_accumulation_steps from "
-            f"{view.config.gradient_accumulation_steps} to {-(-16 // rows_of(view)) * view.config.gradient_accumulation_steps}",
-            patch={
-                "gradient_accumulation_steps": -(-16 // rows_of(view)) * view.config.gradient_accumulation_steps
-            }, again=True,
-        )],
+        remedies=lambda view: [
+            Remedy(
+                why=(
+                    f"Raise gradient_accumulation_steps from {view.config.gradient_accumulation_steps} to"
+                    f" {-(-16 // rows_of(view)) * view.config.gradient_accumulation_steps}"
+                ),
+                patch={
+                    "gradient_accumulation_steps": -(-16 // rows_of(view)) * view.config.gradient_accumulation_steps
+                },
+                again=True,
+            )
+        ],
         when="kl is 0 in 80 % of the last 50 steps, and a step has fewer than 8 rows.",
-        why="The estimate is a mean over the rows of a step, cut off at 0: over a few rows it is 0 half of the time "
-        "whatever the policy does.",
-        remedy="16 to 128 rows a step.", source="KTO 2402.01306; TRL's documentation",
+        why=(
+            "The estimate is a mean over the rows of a step, cut off at 0: over a few rows it is 0 half of the time "
+            "whatever the policy does."
+        ),
+        remedy="16 to 128 rows a step.",
+        source="KTO 2402.01306; TRL's documentation",
     ),
     Rule(
-        code="KTO002", title="Only one of the two sides is learnt", stage="train", needs=("loss",),
-        fields=("desirable_weight",), severity="info", test=one_sided, share=0.6, least=10,
+        code="KTO002",
+        title="Only one of the two sides is learnt",
+        stage="train",
+        needs=("loss",),
+        fields=("desirable_weight",),
+        severity="info",
+        test=one_sided,
+        share=0.6,
+        least=10,
         message=lambda view: (
             f"The reward of good completions is {short(view.mean(CHOSEN, 20))}, that of bad ones "
             f"{short(view.mean(REJECTED, 20))}: one of them has hardly moved, or there are none."
         ),
-        remedies=lambda view: [Remedy(why="Set desirable_weight and undesirable_weight so that both labels weigh alike")],
-        when="After 30 steps one reward's size is below 2 % of the other's, which is above 0.5; or has never been there.",
+        remedies=lambda view: [
+            Remedy(why="Set desirable_weight and undesirable_weight so that both labels weigh alike")
+        ],
+        when=(
+            "After 30 steps one reward's size is below 2 % of the other's, which is above 0.5; or has never been there."
+        ),
         why="One label outweighs the other. Where good completions were likely from the start it is no trouble.",
-        remedy="Balance the weights.", source="KTO 2402.01306",
+        remedy="Balance the weights.",
+        source="KTO 2402.01306",
     ),
     Rule(
-        code="KTO004", title="Held-out labels say the opposite", stage="train", needs=(HELD_OUT, MARGINS), test=opposite,
-        window=4, least=1,
+        code="KTO004",
+        title="Held-out labels say the opposite",
+        stage="train",
+        needs=(HELD_OUT, MARGINS),
+        test=opposite,
+        window=4,
+        least=1,
         message=lambda view: (
-            f"Margins are {short(view.mean(MARGINS, 10))} in training and {short(view[HELD_OUT])} on held-out rows: one of "
-            "the two data sets has good and bad swapped."
+            f"Margins are {short(view.mean(MARGINS, 10))} in training and {short(view[HELD_OUT])} on held-out rows: one"
+            " of the two data sets has good and bad swapped."
         ),
         remedies=lambda view: [Remedy(why="Look at the labels of some rows of both: ft-host data kto")],
         when="An evaluation's margin is below -0.1 while that of training is above 0.1.",
-        why="What is learnt in training makes held-out completions worse: labels are swapped, or noise learnt by heart.",
-        remedy="Mend the labels.", source="own judgement",
+        why=(
+            "What is learnt in training makes held-out completions worse: labels are swapped, or noise learnt by heart."
+        ),
+        remedy="Mend the labels.",
+        source="own judgement",
     ),
-]  # fmt: skip
+]
 
 RULES: list[Rule] = [*OWN, *preference_rules("KTO", displacement=5, signal=6, wrong=7)]
 

@@ -14,13 +14,19 @@ from ft_host.run import ModelSpec
     ("fields", "said"),
     [
         ({"per_device_train_batch_size": 1}, "a step of one row has no other completion"),
-        ({"kl_scope": "micro_batch", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
-         "per_device_train_batch_size: with kl_scope: micro_batch"),
+        (
+            {"kl_scope": "micro_batch", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+            "per_device_train_batch_size: with kl_scope: micro_batch",
+        ),
         ({"kl_scope": "micro_batch", "packing": True}, "packing and kl_scope: micro_batch"),
-        ({"kl_scope": "micro_batch", "train_sampling_strategy": "group_by_length"},
-         "group_by_length and kl_scope: micro_batch"),
-        ({"kl_scope": "micro_batch", "max_tokens_per_micro_batch": 64},
-         "max_tokens_per_micro_batch and kl_scope: micro_batch"),
+        (
+            {"kl_scope": "micro_batch", "train_sampling_strategy": "group_by_length"},
+            "group_by_length and kl_scope: micro_batch",
+        ),
+        (
+            {"kl_scope": "micro_batch", "max_tokens_per_micro_batch": 64},
+            "max_tokens_per_micro_batch and kl_scope: micro_batch",
+        ),
         ({"kl_scope": "micro_batch", "loss_type": "apo_zero_unpaired"}, "kl_scope: micro_batch has no effect"),
         ({"sync_ref_model": True, "use_peft": True}, "sync_ref_model and use_peft"),
         ({"sync_ref_model": True, "precompute_ref_log_probs": True}, "sync_ref_model and precompute_ref_log_probs"),
@@ -28,7 +34,7 @@ from ft_host.run import ModelSpec
         ({"ref_model_sync_steps": 5}, "ref_model_sync_steps: has no effect without sync_ref_model"),
         ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy: wrapped splits rows"),
     ],
-)  # fmt: skip
+)
 def test_refused(fields, said):
     with pytest.raises(ConfigError, match=said):
         KTOConfig(**fields).check()

@@ -21,9 +21,13 @@ def config(make, judged, reference) -> KTOConfig:
     """Four steps of eight rows over more than one epoch, in random order, with an evaluation before and after. The
     reference is another model, so that no number of the first step is nought."""
     made = make(
-        judged[:24], max_steps=4, train_sampling_strategy="random", per_device_train_batch_size=8, max_length=40,
+        judged[:24],
+        max_steps=4,
+        train_sampling_strategy="random",
+        per_device_train_batch_size=8,
+        max_length=40,
         ref_model=str(reference),
-    )  # fmt: skip
+    )
     file = write_rows(Path(made.output_dir) / "eval.jsonl", judged[24:29])
     return dataclasses.replace(made, eval_dataset=str(file), eval_on_start=True)
 

@@ -124,8 +124,11 @@ def test_micro_batches_turn_by_one():
 def test_mismatched_pairs_keep_within_max_length():
     row = {"prompt_ids": [1, 2, 3], "completion_ids": [4], "label": False}
     assert mismatched(row, [5, 6, 7], 5) == {
-        "prompt_ids": [1, 2, 3], "completion_ids": [5, 6], "label": False, "length": 5,
-    }  # fmt: skip
+        "prompt_ids": [1, 2, 3],
+        "completion_ids": [5, 6],
+        "label": False,
+        "length": 5,
+    }
     assert mismatched(row, [5, 6, 7], None)["completion_ids"] == [5, 6, 7]
 
 

@@ -45,9 +45,12 @@ def test_a_pair_without_a_prompt_column():
 
 def test_a_judged_turn():
     [row] = prepare(
-        {"prompt": [{"role": "user", "content": "a fox"}], "completion": [{"role": "assistant", "content": "no"}],
-         "label": False}
-    )  # fmt: skip
+        {
+            "prompt": [{"role": "user", "content": "a fox"}],
+            "completion": [{"role": "assistant", "content": "no"}],
+            "label": False,
+        }
+    )
     assert TOKENIZER.decode(row["prompt_ids"]) == "<|user|>a fox<|end|><|assistant|>"
     assert TOKENIZER.decode(row["completion_ids"]) == "no<|end|>"
     assert row["label"] is False

@@ -8,9 +8,13 @@ from ft_kto.rules import RULES
 from ft_host.testing.rules import Told, codes, evals, in_order, steps
 
 LEARNS = {
-    "loss": 0.6, "kl": 0.0, "logps__chosen": -3.4, "rewards__chosen": -0.6,
-    "rewards__rejected": lambda step: -0.05 * step, "rewards__margins": lambda step: 0.05 * step,
-}  # fmt: skip
+    "loss": 0.6,
+    "kl": 0.0,
+    "logps__chosen": -3.4,
+    "rewards__chosen": -0.6,
+    "rewards__rejected": lambda step: -0.05 * step,
+    "rewards__margins": lambda step: 0.05 * step,
+}
 BETA = {"beta": 1.0, "per_device_train_batch_size": 64}
 
 

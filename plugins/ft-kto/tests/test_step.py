@@ -16,9 +16,16 @@ from ft_host.testing.processes import train_apart
 from ft_host.testing.rows import write_rows
 
 METRICS = (
-    "kl", "entropy", "logits/chosen", "logits/rejected", "logps/chosen", "logps/rejected", "rewards/chosen",
-    "rewards/rejected", "rewards/margins",
-)  # fmt: skip
+    "kl",
+    "entropy",
+    "logits/chosen",
+    "logits/rejected",
+    "logps/chosen",
+    "logps/rejected",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+)
 ABSOLUTE = 2e-5  # as in test_trl_parity.py
 
 
@@ -44,9 +51,14 @@ def test_a_step_by_hand(make, solutions, reference, split, by_hand):
     """Rows of which three share a prompt; nine of them, or eight."""
     size, steps = split
     config = make(
-        solutions, ref_model=str(reference), max_steps=1, per_device_train_batch_size=size,
-        gradient_accumulation_steps=steps, undesirable_weight=1.3, beta=0.2,
-    )  # fmt: skip
+        solutions,
+        ref_model=str(reference),
+        max_steps=1,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=steps,
+        undesirable_weight=1.3,
+        beta=0.2,
+    )
     [ours] = lines(run_in(config, "ours"))
     expected = by_hand(config, solutions[: size * steps])
     assert expected["kl"] > 0.1
@@ -69,9 +81,13 @@ def test_evaluation_is_one_step_whatever_its_batch_size(make, judged, reference,
     file = write_rows(tmp_path / "eval.jsonl", judged[10:17])
     for size in (1, 3, 8):
         config = make(
-            judged, ref_model=str(reference), max_steps=1, eval_dataset=str(file), eval_on_start=True,
+            judged,
+            ref_model=str(reference),
+            max_steps=1,
+            eval_dataset=str(file),
+            eval_on_start=True,
             per_device_eval_batch_size=size,
-        )  # fmt: skip
+        )
         found = lines(run_in(config, f"eval-{size}"), "eval")[0]
         expected = by_hand(config, judged[10:17])
         for name in ("loss", *METRICS):
@@ -119,9 +135,14 @@ def test_unbalanced_labels_are_named_once_and_over_a_resume(make, judged, tmp_pa
     rows = [row | {"label": index % 10 == 0} for index, row in enumerate(judged)]
     file = write_rows(tmp_path / "eval.jsonl", [row | {"label": True} for row in judged])
     config = make(
-        rows, per_device_train_batch_size=8, max_steps=12, save_steps=4, save_total_limit=None,
-        eval_dataset=str(file), eval_steps=2,
-    )  # fmt: skip
+        rows,
+        per_device_train_batch_size=8,
+        max_steps=12,
+        save_steps=4,
+        save_total_limit=None,
+        eval_dataset=str(file),
+        eval_steps=2,
+    )
     folder = run_in(config, "ours")
     [said] = [text for text in warnings_of(folder) if "desirable" in text]
     assert said.startswith("7 desirable and 57 undesirable completions so far, with weights 1 and 1")

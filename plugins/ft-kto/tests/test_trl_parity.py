@@ -18,9 +18,16 @@ from ft_host.testing.parity import assert_parity, trl_arguments, trl_model, trl_
 
 OWN = ("loss_type", "beta", "desirable_weight", "undesirable_weight", "max_length")
 METRICS = (
-    "kl", "entropy", "logits/chosen", "logits/rejected", "logps/chosen", "logps/rejected", "rewards/chosen",
-    "rewards/rejected", "rewards/margins",
-)  # fmt: skip
+    "kl",
+    "entropy",
+    "logits/chosen",
+    "logits/rejected",
+    "logps/chosen",
+    "logps/rejected",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+)
 # Log-probs of a completion are sums of up to 40 terms of about 5 in float32, so that a difference of two such sums may
 # be off by 1e-5 however small it is.
 ABSOLUTE = 2e-5
@@ -76,8 +83,12 @@ MICRO = {"kl_scope": "micro_batch"}
 def test_kto(make, judged, precompute):
     ours = assert_same_as_trl(make(judged, **MICRO, precompute_ref_log_probs=precompute))
     assert [("logps/chosen" in line, "rewards/rejected" in line, "rewards/margins" in line) for line in ours] == [
-        (True, True, True), (True, True, True), (True, False, False), (False, True, False), (True, True, True),
-    ]  # fmt: skip
+        (True, True, True),
+        (True, True, True),
+        (True, False, False),
+        (False, True, False),
+        (True, True, True),
+    ]
 
 
 def test_kto_with_a_reference_of_its_own(make, judged, reference):
@@ -93,9 +104,12 @@ def test_weights_and_beta(make, judged, reference):
 @pytest.mark.parametrize("precompute", [False, True])
 def test_apo_zero_unpaired(make, judged, reference, precompute):
     config = make(
-        judged, loss_type="apo_zero_unpaired", ref_model=str(reference), precompute_ref_log_probs=precompute,
+        judged,
+        loss_type="apo_zero_unpaired",
+        ref_model=str(reference),
+        precompute_ref_log_probs=precompute,
         undesirable_weight=1.4,
-    )  # fmt: skip
+    )
     assert_same_as_trl(config)
 
 
@@ -132,8 +146,9 @@ def test_pairs_are_taken_apart(make, pairs, reference, tmp_path):
 def test_lora(make, judged, llama, tmp_path, precompute):
     """Both start from one adapter, whose frozen copy is the reference."""
     adapter = save_adapter(llama, tmp_path / "adapter")
-    config = make(judged, **MICRO, model=str(adapter), use_peft=True, precompute_ref_log_probs=precompute,
-                  learning_rate=1e-2)  # fmt: skip
+    config = make(
+        judged, **MICRO, model=str(adapter), use_peft=True, precompute_ref_log_probs=precompute, learning_rate=1e-2
+    )
     assert_same_as_trl(config)
 
 
@@ -177,9 +192,10 @@ def test_apo_under_accumulation(make, judged, reference):
 def test_nothing_depends_on_how_a_step_is_cut_or_ordered_where_that_of_trl_does(make, judged, reference, by_hand):
     fields = {"ref_model": str(reference), "max_steps": 1}
     changed = {
-        "4x1": (judged[:4], (4, 1)), "2x2": (judged[:4], (2, 2)),
+        "4x1": (judged[:4], (4, 1)),
+        "2x2": (judged[:4], (2, 2)),
         "another order": ([judged[at] for at in (0, 2, 1, 3)], (4, 1)),
-    }  # fmt: skip
+    }
     ours, theirs = {}, {}
     for name, (rows, (size, steps)) in changed.items():
         config = make(rows, **fields, per_device_train_batch_size=size, gradient_accumulation_steps=steps)

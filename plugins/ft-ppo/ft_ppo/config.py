@@ -11,7 +11,8 @@ from ft_host.generation.config import RolloutConfig, RolloutPlan
 
 @dataclass(kw_only=True)
 class PPOConfig(RolloutConfig):
-    """PPO: raise the reward of what the policy samples, token by token, beside a value model that is trained with it."""
+    """PPO: raise the reward of what the policy samples, token by token, beside a value model that is trained with
+    it."""
 
     disable_dropout: bool = option(
         True,
@@ -47,15 +48,12 @@ class PPOConfig(RolloutConfig):
     )
     stop_token_id: int | None = option(None, "The same token by its id.", group="rollouts", ge=0)
     missing_eos_penalty: float | None = option(
-        None,
-        "Taken off the score of a completion that was cut short by max_completion_length.",
-        group="rollouts",
-        gt=0,
+        None, "Taken off the score of a completion that was cut short by max_completion_length.", group="rollouts", gt=0
     )
     num_mini_batches: int = option(
         1,
-        "Optimizer steps that a rollout is cut into: it has per_device_train_batch_size × gradient_accumulation_steps × "
-        "processes × num_mini_batches prompts.",
+        "Optimizer steps that a rollout is cut into: it has per_device_train_batch_size × gradient_accumulation_steps ×"
+        " processes × num_mini_batches prompts.",
         group="rollouts",
         gt=0,
     )
@@ -66,14 +64,14 @@ class PPOConfig(RolloutConfig):
     # -- models
     value_model: str | None = option(
         None,
-        "Folder or hub id that the value model starts from: a language model, or a reward model, whose head is then the "
-        "first guess. Not set: the model that the policy starts from.",
+        "Folder or hub id that the value model starts from: a language model, or a reward model, whose head is then the"
+        " first guess. Not set: the model that the policy starts from.",
         aliases=("value_model_name_or_path",),
     )
     value_head: bool = option(
         False,
-        "Read values off the policy's own last hidden states by a linear layer, instead of a model of their own: half the "
-        "memory and time, but both losses pull at the same weights.",
+        "Read values off the policy's own last hidden states by a linear layer, instead of a model of their own: half"
+        " the memory and time, but both losses pull at the same weights.",
     )
     ref_model: str | None = option(
         None,
@@ -83,9 +81,7 @@ class PPOConfig(RolloutConfig):
 
     # -- rewards of tokens
     kl_coef: float = option(
-        0.05,
-        "Weight of the KL divergence from the reference in each token's reward. 0: no reference is held.",
-        ge=0,
+        0.05, "Weight of the KL divergence from the reference in each token's reward. 0: no reference is held.", ge=0
     )
     kl_estimator: str = option(
         "k1",
@@ -99,7 +95,10 @@ class PPOConfig(RolloutConfig):
 
     # -- advantages and losses
     gamma: float = option(
-        1.0, "Discount of rewards a token later. 1: the score counts in full at each token of its completion.", ge=0, le=1
+        1.0,
+        "Discount of rewards a token later. 1: the score counts in full at each token of its completion.",
+        ge=0,
+        le=1,
     )
     lam: float = option(
         0.95,
@@ -126,8 +125,8 @@ class PPOConfig(RolloutConfig):
         super().check()
         if self.value_head and self.value_model is not None:
             raise ConfigError(
-                "value_head and value_model: values come from a layer on the policy's own states or from a model of their "
-                "own; set one of them"
+                "value_head and value_model: values come from a layer on the policy's own states or from a model of"
+                " their own; set one of them"
             )
         if not self.kl_coef:
             for name, usual in (("ref_model", None), ("kl_estimator", "k1")):
@@ -136,7 +135,9 @@ class PPOConfig(RolloutConfig):
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ConfigError("stop_token and stop_token_id say the same in two ways; set one of them")
         if self.stop_token == "eos":
-            raise ConfigError("stop_token: completions always end at the EOS token; leave 'eos' out, or name another one")
+            raise ConfigError(
+                "stop_token: completions always end at the EOS token; leave 'eos' out, or name another one"
+            )
         if self.tools or self.environment is not None:
             for name in ("stop_token", "stop_token_id"):
                 if getattr(self, name) is not None:

@@ -8,8 +8,8 @@ policy optimization, arXiv 1707.06347; on language models arXiv 1909.08593 and 2
          + vf_coef 1/N sum_t  1/2 max((V_new(t) - R_t)^2, (clip(V_new(t), V(t) - c, V(t) + c) - R_t)^2)
 
 p and V are those of the policy and the value model that the rollout began with: made once, kept with the rows, and used
-for all passes. N: sampled tokens of the optimizer step, on all ranks. V(t) is read at the state that predicts token t, so
-that no value sees the token it is a baseline for.
+for all passes. N: sampled tokens of the optimizer step, on all ranks. V(t) is read at the state that predicts token t,
+so that no value sees the token it is a baseline for.
 
 Simplified: time counts sampled tokens. Tool output has no value, no reward and no target; GAE steps over it. An episode
 that was cut short by max_completion_length is treated as ended: its value after the last token is 0.
@@ -65,9 +65,7 @@ def token_rewards(kl: torch.Tensor, scores: torch.Tensor, lengths: torch.Tensor,
     return rewards
 
 
-def gae(
-    rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def gae(rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Advantages and returns, (R, T) each, from (R, T) rewards and values that are 0 after the end of a row."""
     advantages = torch.zeros_like(values)
     advantage = following = values.new_zeros(len(values))
@@ -111,8 +109,8 @@ def stop_token_of(config: Any, tokenizer: Any) -> int | None:
     ids = tokenizer(config.stop_token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         raise ConfigError(
-            f"stop_token: {config.stop_token!r} is {len(ids)} tokens of this tokenizer, expected one that it knows; name "
-            f"another, or give its id as stop_token_id"
+            f"stop_token: {config.stop_token!r} is {len(ids)} tokens of this tokenizer, expected one that it knows;"
+            " name another, or give its id as stop_token_id"
         )
     return ids[0]
 
@@ -179,14 +177,17 @@ def ft_annotate(rows, run):
     found = []
     for index, (row, size) in enumerate(zip(rows, sizes, strict=True)):
         kept = {name: value for name, value in row.items() if name != "ref_logps"}
-        found.append(kept | {
-            "advantages": advantages[index, :size].tolist(),
-            "returns": returns[index, :size].tolist(),
-            "advantage": sum(advantages[index, :size].tolist()) / max(size, 1),  # which samples.jsonl shows
-            "kl": sum(kl[index, :size].tolist()),
-            "surprise": -sum(row["old_logps"]),
-            "episode": run.state["episode"],
-        })  # fmt: skip
+        found.append(
+            kept
+            | {
+                "advantages": advantages[index, :size].tolist(),
+                "returns": returns[index, :size].tolist(),
+                "advantage": sum(advantages[index, :size].tolist()) / max(size, 1),  # which samples.jsonl shows
+                "kl": sum(kl[index, :size].tolist()),
+                "surprise": -sum(row["old_logps"]),
+                "episode": run.state["episode"],
+            }
+        )
     return found
 
 
@@ -225,12 +226,14 @@ def ft_rollout(rows, run) -> Rollout:
         elif row["truncated"]:
             score -= penalty
         found.append(row | {"score": score})
-        samples.append({
-            "prompt": prompt["prompt"],
-            "completion": rewards.texts[index],
-            "rewards": dict(zip(rewards.names, rewards.values[index], strict=True)),
-            "extra": {name: values[index] for name, values in rewards.extra.items()},
-        })  # fmt: skip
+        samples.append(
+            {
+                "prompt": prompt["prompt"],
+                "completion": rewards.texts[index],
+                "rewards": dict(zip(rewards.names, rewards.values[index], strict=True)),
+                "extra": {name: values[index] for name, values in rewards.extra.items()},
+            }
+        )
     unscored = total(sum(row["score"] is None for row in found))
     metrics = rewards.metrics | completion_metrics(completions) | {"objective/unscored": unscored}
     return Rollout(rows=found, metrics=metrics, samples=samples)

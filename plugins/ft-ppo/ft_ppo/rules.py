@@ -1,4 +1,5 @@
-"""What a PPO run recognises by itself: its own troubles, and from PPO100 on the rules of all rollouts. Imports no torch."""
+"""What a PPO run recognises by itself: its own troubles, and from PPO100 on the rules of all rollouts. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -31,67 +32,99 @@ def value_loss_rises(view: View) -> bool | None:
 
 OWN = [
     Rule(
-        code="PPO001", title="The policy moves too far in an update", stage="train", needs=(KL,), least=10,
-        test=lambda view: view[KL] > 1.5 * TARGET_KL, severe=lambda view: view.mean(KL, view.window) > 10 * TARGET_KL,
+        code="PPO001",
+        title="The policy moves too far in an update",
+        stage="train",
+        needs=(KL,),
+        least=10,
+        test=lambda view: view[KL] > 1.5 * TARGET_KL,
+        severe=lambda view: view.mean(KL, view.window) > 10 * TARGET_KL,
         message=lambda view: (
             f"The KL divergence of the policy from the one that sampled was above {1.5 * TARGET_KL:g} in "
             f"{percent(view.share)} of steps, "
             f"{short(view.mean(KL, view.window))} on average."
         ),
         remedies=lambda view: [lower_rate(view, 3), *fewer_epochs(view)],
-        when="policy/approxkl_avg is above 0.03, 1.5 times the usual target of 0.02, in 30 % of the last 50 steps; above 0.2 "
-        "on average: an error.",
+        when=(
+            "policy/approxkl_avg is above 0.03, 1.5 times the usual target of 0.02, in 30 % of the last 50 steps; above"
+            " 0.2 on average: an error."
+        ),
         why="Advantages were measured at the policy that sampled: far from it they no longer hold.",
-        remedy="Lower learning_rate, fewer num_ppo_epochs.", source="Stable-Baselines3 and CleanRL: target_kl",
+        remedy="Lower learning_rate, fewer num_ppo_epochs.",
+        source="Stable-Baselines3 and CleanRL: target_kl",
     ),
     Rule(
-        code="PPO002", title="The value model explains nothing", stage="train", needs=(EXPLAINED,), share=0.6, least=10,
+        code="PPO002",
+        title="The value model explains nothing",
+        stage="train",
+        needs=(EXPLAINED,),
+        share=0.6,
+        least=10,
         test=knows_nothing,
         message=lambda view: (
-            f"Values were further from the returns than their mean is, in {percent(view.share)} of steps: the explained variance is "
-            f"{short(view.median(EXPLAINED, view.window))} (median), where 1 is all and 0 what a constant would explain. "
-            "Advantages are noise."
+            f"Values were further from the returns than their mean is, in {percent(view.share)} of steps: the explained"
+            f" variance is {short(view.median(EXPLAINED, view.window))} (median), where 1 is all and 0 what a constant"
+            " would explain. Advantages are noise."
         ),
         remedies=lambda view: [
             Remedy(
                 why=f"Raise vf_coef from {short(view.config.vf_coef)} to {short(5 * view.config.vf_coef)}",
-                patch={"vf_coef": 5 * view.config.vf_coef}, again=True,
+                patch={"vf_coef": 5 * view.config.vf_coef},
+                again=True,
             ),
             *set_field(view, "cliprange_value", 2 * view.config.cliprange_value, ", so that values can follow"),
             Remedy(why="Begin the value model from a reward model (value_model)"),
         ],
-        when="After a fifth of the run, val/explained_variance is below -0.1, and doesn't rise, in 60 % of the last 50 steps.",
+        when=(
+            "After a fifth of the run, val/explained_variance is below -0.1, and doesn't rise, in 60 % of the last 50"
+            " steps."
+        ),
         why="A value model that is worse than a constant adds noise to every advantage.",
         remedy="Raise vf_coef or cliprange_value, begin from a reward model, warm up.",
         source="Stable-Baselines3 explained_variance; own judgement of the threshold",
     ),
     Rule(
-        code="PPO003", title="Too much is clipped", stage="train", needs=(CLIPPED,), least=10,
-        test=lambda view: view[CLIPPED] > 0.3, severe=lambda view: view.mean(CLIPPED, view.window) > 0.5,
+        code="PPO003",
+        title="Too much is clipped",
+        stage="train",
+        needs=(CLIPPED,),
+        least=10,
+        test=lambda view: view[CLIPPED] > 0.3,
+        severe=lambda view: view.mean(CLIPPED, view.window) > 0.5,
         message=lambda view: (
-            f"More than 30 % of tokens were clipped in {percent(view.share)} of steps, {percent(view.mean(CLIPPED, view.window))} on average: "
-            "what is clipped teaches nothing."
+            f"More than 30 % of tokens were clipped in {percent(view.share)} of steps,"
+            f" {percent(view.mean(CLIPPED, view.window))} on average: what is clipped teaches nothing."
         ),
         remedies=lambda view: [lower_rate(view), *fewer_epochs(view)],
         when="policy/clipfrac_avg is above 0.3 in 30 % of the last 50 steps; above 0.5 on average: an error.",
         why="Within one rollout the policy leaves the range in which its old log-probs tell anything.",
-        remedy="Lower learning_rate, fewer num_ppo_epochs.", source="CleanRL; own judgement of the threshold",
+        remedy="Lower learning_rate, fewer num_ppo_epochs.",
+        source="CleanRL; own judgement of the threshold",
     ),
     Rule(
-        code="PPO004", title="The ratio isn't 1 before the first update", stage="probe", needs=(RATIO, SPREAD),
+        code="PPO004",
+        title="The ratio isn't 1 before the first update",
+        stage="probe",
+        needs=(RATIO, SPREAD),
         severity="error",
         test=lambda view: abs(view[RATIO] - 1) > 0.01 or view[SPREAD] > 1e-3,
         message=lambda view: (
-            f"Before any update the ratio of the policy to itself is {short(view[RATIO])} on average, with a variance of "
-            f"{short(view[SPREAD])}; it should be 1 and 0: old log-probs and new ones are computed differently."
+            f"Before any update the ratio of the policy to itself is {short(view[RATIO])} on average, with a variance"
+            f" of {short(view[SPREAD])}; it should be 1 and 0: old log-probs and new ones are computed differently."
         ),
         remedies=lambda view: set_field(view, "disable_dropout", True, again=True),
         when="val/ratio of the first step is further than 0.01 from 1, or its variance above 0.001.",
         why="Dropout, or a forward pass that depends on how rows are batched: all ratios are off by as much.",
-        remedy="Set disable_dropout.", source="the definition of the ratio",
+        remedy="Set disable_dropout.",
+        source="the definition of the ratio",
     ),
     Rule(
-        code="PPO005", title="The value loss grows", stage="train", needs=(VALUE,), least=10, test=value_loss_rises,
+        code="PPO005",
+        title="The value loss grows",
+        stage="train",
+        needs=(VALUE,),
+        least=10,
+        test=value_loss_rises,
         message=lambda view: (
             f"The value loss is {short(view.mean(VALUE, 10))}, five times and more what it was at first "
             f"({short(view.baseline(VALUE))}): values don't follow the returns."
@@ -102,14 +135,21 @@ OWN = [
         ],
         when="loss/value_avg is above five times its beginning in 30 % of the last 50 steps.",
         why="Updates are too large for the value model, or rewards have outgrown it.",
-        remedy="Lower learning_rate, whiten_rewards.", source="own judgement",
+        remedy="Lower learning_rate, whiten_rewards.",
+        source="own judgement",
     ),
-]  # fmt: skip
+]
 
 SHARED = Names(
-    letters="PPO", first=100, reward="objective/scores", entropy="policy/entropy_avg", kl="objective/kl",
-    kl_of_completions=True, clip=None, grouped=False,
-)  # fmt: skip
+    letters="PPO",
+    first=100,
+    reward="objective/scores",
+    entropy="policy/entropy_avg",
+    kl="objective/kl",
+    kl_of_completions=True,
+    clip=None,
+    grouped=False,
+)
 RULES: list[Rule] = [*OWN, *rollout_rules(SHARED)]
 
 

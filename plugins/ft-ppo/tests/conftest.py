@@ -70,11 +70,19 @@ def completions() -> list[dict[str, Any]]:
         if group == 2:
             sampled[3:5] = [False, False]
         prompt = [noise.randrange(8, 200) for _ in range(3 + group)]
-        rows.append({
-            "group": group, "prompt_ids": prompt, "completion_ids": ids, "sampled": sampled,
-            "sampling_logps": [-1.0] * sum(sampled), "truncated": group == 1, "length": len(prompt) + size,
-            "shared": len(prompt), "score": score,
-        })  # fmt: skip
+        rows.append(
+            {
+                "group": group,
+                "prompt_ids": prompt,
+                "completion_ids": ids,
+                "sampled": sampled,
+                "sampling_logps": [-1.0] * sum(sampled),
+                "truncated": group == 1,
+                "length": len(prompt) + size,
+                "shared": len(prompt),
+                "score": score,
+            }
+        )
     return rows
 
 
@@ -102,9 +110,13 @@ def _ready(config: PPOConfig) -> Any:
     specs = ft_models(config)
     attach_value(policy, specs.pop("value"), config, tokenizer, accelerator.device)
     run = Run(
-        config=config, folder=RunFolder(config.output_dir), tokenizer=tokenizer,
-        plugins=registry.session(registry.find("method", "ppo"), None), accelerator=accelerator, policy=policy,
+        config=config,
+        folder=RunFolder(config.output_dir),
+        tokenizer=tokenizer,
+        plugins=registry.session(registry.find("method", "ppo"), None),
+        accelerator=accelerator,
+        policy=policy,
         model=policy,
-    )  # fmt: skip
+    )
     run.models = {role: Companion(spec, run) for role, spec in specs.items()}
     return run

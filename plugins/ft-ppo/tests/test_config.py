@@ -12,11 +12,24 @@ from ft_host.run import ModelSpec
 
 # Fields and defaults that the method has elsewhere (TRL's PPOConfig).
 USUAL = {
-    "learning_rate": 3e-6, "num_ppo_epochs": 4, "num_mini_batches": 1, "max_completion_length": 53, "temperature": 0.7,
-    "stop_token": None, "stop_token_id": None, "missing_eos_penalty": None, "kl_coef": 0.05, "kl_estimator": "k1",
-    "whiten_rewards": False, "gamma": 1.0, "lam": 0.95, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 0.1,
+    "learning_rate": 3e-6,
+    "num_ppo_epochs": 4,
+    "num_mini_batches": 1,
+    "max_completion_length": 53,
+    "temperature": 0.7,
+    "stop_token": None,
+    "stop_token_id": None,
+    "missing_eos_penalty": None,
+    "kl_coef": 0.05,
+    "kl_estimator": "k1",
+    "whiten_rewards": False,
+    "gamma": 1.0,
+    "lam": 0.95,
+    "cliprange": 0.2,
+    "cliprange_value": 0.2,
+    "vf_coef": 0.1,
     "disable_dropout": True,
-}  # fmt: skip
+}
 
 
 def test_defaults():

@@ -19,13 +19,21 @@ TOLERANCE, ABSOLUTE = 1e-4, 1e-6
 def config(make, prompts, reference) -> PPOConfig:
     """Two rollouts of eight prompts, gone through twice in one minibatch each."""
     return make(
-        prompts, max_steps=4, per_device_train_batch_size=8, num_ppo_epochs=2, ref_model=str(reference), vf_coef=0.5,
+        prompts,
+        max_steps=4,
+        per_device_train_batch_size=8,
+        num_ppo_epochs=2,
+        ref_model=str(reference),
+        vf_coef=0.5,
         train_sampling_strategy="random",
-    )  # fmt: skip
+    )
 
 
-@pytest.mark.parametrize("fields", [{}, {"value_head": True}, {"use_peft": True, "ref_model": None, "learning_rate": 1e-2}],
-                         ids=["value model", "value head", "lora"])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"value_head": True}, {"use_peft": True, "ref_model": None, "learning_rate": 1e-2}],
+    ids=["value model", "value head", "lora"],
+)
 def test_micro_batch_split(config, fields):
     invariants.micro_batch_split(dataclasses.replace(config, **fields), rel=TOLERANCE, abs=ABSOLUTE)
 
@@ -54,8 +62,11 @@ def test_minibatches_and_passes(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [{}, {"value_head": True, "use_peft": True, "lora_dropout": 0.2, "ref_model": None}],
-                         ids=["value model", "value head lora"])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"value_head": True, "use_peft": True, "lora_dropout": 0.2, "ref_model": None}],
+    ids=["value model", "value head lora"],
+)
 def test_resume(config, fields):
     """Killed in the middle of a rollout: the value model, its optimizer state and the rows go on where they were."""
     config = dataclasses.replace(config, max_steps=40, save_steps=5, num_mini_batches=2, num_ppo_epochs=3)
@@ -75,6 +86,4 @@ def test_resume(config, fields):
 )
 def test_process_count(config, fields):
     """Two processes sample the same completions, and whiten over both."""
-    invariants.process_count(
-        dataclasses.replace(config, save_steps=2, **fields), rel=TOLERANCE, abs=ABSOLUTE
-    )
+    invariants.process_count(dataclasses.replace(config, save_steps=2, **fields), rel=TOLERANCE, abs=ABSOLUTE)

@@ -1,5 +1,5 @@
-"""Values of a rollout, loss and gradient against a second formula: full logits of plain transformers models, one sequence
-after the other, and plain loops."""
+"""Values of a rollout, loss and gradient against a second formula: full logits of plain transformers models, one
+sequence after the other, and plain loops."""
 
 from __future__ import annotations
 
@@ -149,24 +149,27 @@ def test_loss_gradient_and_metrics(config, ready, completions):
     told = metrics_of(found.metrics)
     scored = [row for row in rows if row["score"] is not None]
     kl = sum(row["kl"] for row in rows) / 5
-    assert told == pytest.approx({
-        "objective/scores": 0.65,
-        "objective/kl": kl,
-        "objective/non_score_reward": -0.3 * kl,
-        "objective/rlhf_reward": 0.65 - 0.3 * kl,
-        "objective/entropy": -sum(sum(row["old_logps"]) for row in scored) / 5,
-        "policy/approxkl_avg": sum(each * each for each in apart) / tokens / 2,
-        "policy/clipfrac_avg": clipped[0] / tokens,
-        "policy/entropy_avg": sum(entropies) / tokens,
-        "loss/policy_avg": float(sum(of_policy).detach()) / tokens,
-        "loss/value_avg": float(sum(of_value).detach()) / tokens,
-        "val/clipfrac_avg": clipped[1] / tokens,
-        "val/explained_variance": 1 - numpy.mean((numpy.array(came) - guessed) ** 2) / numpy.var(came),
-        "val/ratio": sum(ratios) / tokens,
-        "val/ratio_var": numpy.var(ratios, ddof=1),
-        "val/num_eos_tokens": 5,
-        "episode": 6,
-    }, rel=2e-4)  # fmt: skip
+    assert told == pytest.approx(
+        {
+            "objective/scores": 0.65,
+            "objective/kl": kl,
+            "objective/non_score_reward": -0.3 * kl,
+            "objective/rlhf_reward": 0.65 - 0.3 * kl,
+            "objective/entropy": -sum(sum(row["old_logps"]) for row in scored) / 5,
+            "policy/approxkl_avg": sum(each * each for each in apart) / tokens / 2,
+            "policy/clipfrac_avg": clipped[0] / tokens,
+            "policy/entropy_avg": sum(entropies) / tokens,
+            "loss/policy_avg": float(sum(of_policy).detach()) / tokens,
+            "loss/value_avg": float(sum(of_value).detach()) / tokens,
+            "val/clipfrac_avg": clipped[1] / tokens,
+            "val/explained_variance": 1 - numpy.mean((numpy.array(came) - guessed) ** 2) / numpy.var(came),
+            "val/ratio": sum(ratios) / tokens,
+            "val/ratio_var": numpy.var(ratios, ddof=1),
+            "val/num_eos_tokens": 5,
+            "episode": 6,
+        },
+        rel=2e-4,
+    )
 
 
 def test_before_the_first_update_nothing_is_clipped(config, ready, completions):

@@ -33,10 +33,13 @@ class Answers:
     def reward(self, rows: list[dict], completions: list[Completion]) -> Rewards:
         self.scored = completions
         return Rewards(
-            names=["a", "b"], weights=[1.0, 0.5], values=self.values, metrics={},
+            names=["a", "b"],
+            weights=[1.0, 0.5],
+            values=self.values,
+            metrics={},
             texts=[self.tokenizer.decode(each.token_ids) for each in completions],
             extra={"seen": [len(each.token_ids) for each in completions]},
-        )  # fmt: skip
+        )
 
 
 def said(*token_ids: int, why: str = "stop") -> Completion:
@@ -44,7 +47,8 @@ def said(*token_ids: int, why: str = "stop") -> Completion:
 
 
 PROMPTS = [
-    {"group": index, "prompt_ids": [40, 41 + index], "prompt": f"p{index}", "columns": {}, "length": 2} for index in range(3)
+    {"group": index, "prompt_ids": [40, 41 + index], "prompt": f"p{index}", "columns": {}, "length": 2}
+    for index in range(3)
 ]
 SAID = [said(50, 51, 52), said(60, 61, why="length"), said(70, 71, 72, 2)]
 
@@ -56,8 +60,10 @@ def test_scores(make, prompts):
     assert [row["sampled"] for row in found.rows] == [[True] * 3, [True] * 2, [False] * 4]
     assert [row["sampling_logps"] for row in found.rows] == [[-25.0, -25.5, -26.0], [-30.0, -30.5], []]
     assert [sample["rewards"] for sample in found.samples] == [
-        {"a": 1.0, "b": 4.0}, {"a": 2.0, "b": None}, {"a": None, "b": None},
-    ]  # fmt: skip
+        {"a": 1.0, "b": 4.0},
+        {"a": 2.0, "b": None},
+        {"a": None, "b": None},
+    ]
     assert found.samples[1]["prompt"] == "p1" and found.samples[1]["extra"] == {"seen": 2}
     accumulator = Accumulator()
     accumulator.add(found.metrics)

@@ -24,7 +24,8 @@ CASES = rollout_cases(SHARED) | {
     "PPO003": (told(policy__clipfrac_avg=lambda step: 0.2 * (step % 4)), told(policy__clipfrac_avg=0.018)),
     "PPO004": (told(val__ratio=1.03, val__ratio_var=0.02), told(val__ratio=1.0, val__ratio_var=0.0)),
     "PPO005": (
-        told(loss__value_avg=lambda step: 0.3 if step < 30 else 2.5), told(loss__value_avg=lambda step: 0.37 / step**0.5)
+        told(loss__value_avg=lambda step: 0.3 if step < 30 else 2.5),
+        told(loss__value_avg=lambda step: 0.37 / step**0.5),
     ),
 }
 

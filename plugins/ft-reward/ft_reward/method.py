@@ -2,8 +2,8 @@
 
     loss = 1/N  sum over pairs  [ -log sigmoid(r_chosen - r_rejected - m)  +  c (r_chosen + r_rejected)^2 ]
 
-N: pairs of the whole optimizer step, on all ranks. The first term is that of Bradley and Terry, arXiv 2203.02155, eq. 1,
-with m, how far apart two completions are meant to be, from arXiv 2307.09288, eq. 2: 0 in a row that names none. The
+N: pairs of the whole optimizer step, on all ranks. The first term is that of Bradley and Terry, arXiv 2203.02155, eq.
+1, with m, how far apart two completions are meant to be, from arXiv 2307.09288, eq. 2: 0 in a row that names none. The
 second, with c = `center_rewards_coefficient`, is of arXiv 2312.09244, eq. 2: it settles on 0 what a constant added to
 all scores would leave open.
 

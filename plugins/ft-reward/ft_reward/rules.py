@@ -40,11 +40,13 @@ def not_told_apart_message(view: View) -> str:
     other, train = held_out(view), percent(view.mean(TRAIN, 30))
     if other is not None and other < 0.42:
         return (
-            f"{train} of the training pairs are in the right order, and {percent(other)} of held-out ones: one of the two "
-            "data sets has chosen and rejected swapped."
+            f"{train} of the training pairs are in the right order, and {percent(other)} of held-out ones: one of the"
+            " two data sets has chosen and rejected swapped."
         )
     told = "" if other is None else f", and {percent(other)} of held-out ones"
-    return f"After {view.step} steps {train} of the training pairs are in the right order{told}: about what chance gives."
+    return (
+        f"After {view.step} steps {train} of the training pairs are in the right order{told}: about what chance gives."
+    )
 
 
 def not_told_apart_remedies(view: View) -> list[Remedy]:
@@ -54,41 +56,68 @@ def not_told_apart_remedies(view: View) -> list[Remedy]:
 
 RULES: list[Rule] = [
     Rule(
-        code="RM001", title="The reward model overfits", stage="train", needs=(HELD_OUT, TRAIN), test=overfit, window=4,
+        code="RM001",
+        title="The reward model overfits",
+        stage="train",
+        needs=(HELD_OUT, TRAIN),
+        test=overfit,
+        window=4,
         least=1,
         message=lambda view: (
-            f"{percent(view.mean(TRAIN, 20))} of the training pairs are in the right order, and {percent(view[HELD_OUT])} of "
-            "held-out ones."
+            f"{percent(view.mean(TRAIN, 20))} of the training pairs are in the right order, and"
+            f" {percent(view[HELD_OUT])} of held-out ones."
         ),
         remedies=lambda view: [
             *(set_field(view, "num_train_epochs", 1.0, again=True) if view.config.max_steps < 0 else []),
-            lower_rate(view, 3), Remedy(why="Take the checkpoint of the best evaluation, and more pairs"),
+            lower_rate(view, 3),
+            Remedy(why="Take the checkpoint of the best evaluation, and more pairs"),
         ],
         when="Training accuracy is above 0.95 and held-out accuracy below 0.7, or 0.15 below it.",
         why="Pairs are learnt by heart: scores of what a policy writes later mean nothing.",
-        remedy="One epoch, a lower learning rate, more pairs.", source="usual practice of reward modelling (2203.02155)",
+        remedy="One epoch, a lower learning rate, more pairs.",
+        source="usual practice of reward modelling (2203.02155)",
     ),
     Rule(
-        code="RM002", title="Scores drift", stage="train", needs=(SCORE,), test=lambda view: abs(view[SCORE]) > 10,
+        code="RM002",
+        title="Scores drift",
+        stage="train",
+        needs=(SCORE,),
+        test=lambda view: abs(view[SCORE]) > 10,
         least=10,
         message=lambda view: (
-            f"The mean score is {short(view.mean(SCORE, 10))}: the loss sees differences only, so that scores may wander "
-            "where a policy's training can't use them."
+            f"The mean score is {short(view.mean(SCORE, 10))}: the loss sees differences only, so that scores may"
+            " wander where a policy's training can't use them."
         ),
         remedies=lambda view: set_field(view, "center_rewards_coefficient", 0.01, again=True),
         when="The mean score is further than 10 from 0 in 30 % of the last 50 steps.",
-        why="Nothing holds scores around 0.", remedy="Set center_rewards_coefficient to 0.01.", source="2312.09244",
+        why="Nothing holds scores around 0.",
+        remedy="Set center_rewards_coefficient to 0.01.",
+        source="2312.09244",
     ),
     Rule(
-        code="RM004", title="Pairs aren't told apart", stage="train", needs=(TRAIN, "margin"), test=not_told_apart,
-        least=5, share=0.6, message=not_told_apart_message, remedies=not_told_apart_remedies,
-        when="After a quarter of the run (30 steps at least) 55 % of the training pairs or 53 % of held-out ones are in the "
-        "right order, or fewer; or training pairs are learnt and fewer than 42 % of held-out ones are.",
+        code="RM004",
+        title="Pairs aren't told apart",
+        stage="train",
+        needs=(TRAIN, "margin"),
+        test=not_told_apart,
+        least=5,
+        share=0.6,
+        message=not_told_apart_message,
+        remedies=not_told_apart_remedies,
+        when=(
+            "After a quarter of the run (30 steps at least) 55 % of the training pairs or 53 % of held-out ones are in"
+            " the right order, or fewer; or training pairs are learnt and fewer than 42 % of held-out ones are."
+        ),
         why="The learning rate is too low, labels are noise, or chosen and rejected are swapped in one data set.",
-        remedy="Raise learning_rate, look at the pairs.", source="own judgement", mutes=("RM001", "OPT009"),
+        remedy="Raise learning_rate, look at the pairs.",
+        source="own judgement",
+        mutes=("RM001", "OPT009"),
     ),
     Rule(
-        code="RM005", title="Scores are far apart from the start", stage="probe", needs=("start/loss", "start/accuracy"),
+        code="RM005",
+        title="Scores are far apart from the start",
+        stage="probe",
+        needs=("start/loss", "start/accuracy"),
         severity="info",
         test=lambda view: view["start/loss"] > math.log(2) + 0.15 and view["start/accuracy"] < 0.65,
         message=lambda view: (
@@ -96,11 +125,14 @@ RULES: list[Rule] = [
             f"{math.log(2):.3f}: the first scores are far apart, or rows have margins."
         ),
         when="The loss of the first step is 0.15 above ln 2, with fewer than 65 % of pairs in the right order.",
-        why="A head that begins with large scores has to unlearn them. Rows with a margin, and a model that was trained on "
-        "other pairs, begin higher too.",
-        remedy="Look at the scores of the first steps (min_reward, max_reward).", source="own judgement",
+        why=(
+            "A head that begins with large scores has to unlearn them. Rows with a margin, and a model that was trained"
+            " on other pairs, begin higher too."
+        ),
+        remedy="Look at the scores of the first steps (min_reward, max_reward).",
+        source="own judgement",
     ),
-]  # fmt: skip
+]
 
 
 @hookimpl

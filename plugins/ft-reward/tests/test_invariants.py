@@ -22,9 +22,13 @@ def config(make, rows) -> RewardConfig:
     be of its round-off."""
     rows = [row | ({"margin": 0.1 * (index % 5)} if index % 3 else {}) for index, row in enumerate(rows)]
     made = make(
-        rows, max_steps=4, train_sampling_strategy="random", per_device_train_batch_size=8, max_length=24,
+        rows,
+        max_steps=4,
+        train_sampling_strategy="random",
+        per_device_train_batch_size=8,
+        max_length=24,
         center_rewards_coefficient=0.01,
-    )  # fmt: skip
+    )
     file = write_rows(Path(made.output_dir) / "eval.jsonl", rows[5:10])
     return dataclasses.replace(made, eval_dataset=str(file), eval_on_start=True)
 
@@ -91,7 +95,9 @@ def test_process_count(config, fields):
 @pytest.mark.slow
 def test_process_count_with_a_new_head(config, llama):
     """It is the same on every rank."""
-    invariants.process_count(dataclasses.replace(config, model=str(llama), save_steps=2, seed=1, distributed_strategy="fsdp2"))
+    invariants.process_count(
+        dataclasses.replace(config, model=str(llama), save_steps=2, seed=1, distributed_strategy="fsdp2")
+    )
 
 
 def test_streaming(config):

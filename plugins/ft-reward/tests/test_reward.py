@@ -51,7 +51,9 @@ def test_bradley_terry_by_hand():
 
 def test_far_scores_overflow_nowhere():
     scores = torch.tensor([200.0], requires_grad=True)
-    loss = bradley_terry(scores, torch.tensor([-200.0]), torch.zeros(1)) + bradley_terry(-scores, scores, torch.zeros(1))
+    loss = bradley_terry(scores, torch.tensor([-200.0]), torch.zeros(1)) + bradley_terry(
+        -scores, scores, torch.zeros(1)
+    )
     loss.sum().backward()
     assert loss.item() == pytest.approx(400) and scores.grad.item() == pytest.approx(2)
 
@@ -150,7 +152,10 @@ def test_a_margin_that_is_no_number(margin):
 
 def test_tokens_are_those_that_the_reward_model_reads_later():
     """In training and as a reward: texts, and conversations."""
-    for prompt, chosen in (("how many?", " 12"), ([{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}])):
+    for prompt, chosen in (
+        ("how many?", " 12"),
+        ([{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]),
+    ):
         rejected = " 30" if isinstance(prompt, str) else [{"role": "assistant", "content": "c"}]
         found = prepared({"prompt": prompt, "chosen": chosen, "rejected": rejected})
         for completion, name in ((chosen, "chosen_ids"), (rejected, "rejected_ids")):
@@ -262,9 +267,12 @@ def test_from_a_language_model_to_a_classifier(make, llama, rows):
         scores = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.squeeze(1)
     chosen, rejected = scores.view(-1, 2).unbind(1)
     expected = {
-        "accuracy": (chosen > rejected).float().mean(), "margin": (chosen - rejected).mean(),
-        "min_reward": scores.min(), "mean_reward": scores.mean(), "max_reward": scores.max(),
-    }  # fmt: skip
+        "accuracy": (chosen > rejected).float().mean(),
+        "margin": (chosen - rejected).mean(),
+        "min_reward": scores.min(),
+        "mean_reward": scores.mean(),
+        "max_reward": scores.max(),
+    }
     for name, value in expected.items():
         assert after[f"eval_{name}"] == pytest.approx(float(value), abs=1e-5), name
 
@@ -275,10 +283,19 @@ def test_the_reward_of_an_sft_run_by_its_path(make, llama, rows):
     config = make(rows, model=str(llama))
     folder = run_in(config, "judge")
     sft = sft_config(
-        model=str(llama), dataset=config.dataset, eval_dataset=config.dataset, eval_max_rows=5,
-        eval_reward=[str(folder / "model")], dataset_columns={"chosen": "completion"}, max_completion_length=4,
-        max_steps=2, use_cpu=True, save_steps=0, output_dir=config.output_dir, per_device_train_batch_size=4,
-    )  # fmt: skip
+        model=str(llama),
+        dataset=config.dataset,
+        eval_dataset=config.dataset,
+        eval_max_rows=5,
+        eval_reward=[str(folder / "model")],
+        dataset_columns={"chosen": "completion"},
+        max_completion_length=4,
+        max_steps=2,
+        use_cpu=True,
+        save_steps=0,
+        output_dir=config.output_dir,
+        per_device_train_batch_size=4,
+    )
     policy = run_in(sft, "policy")
     entries = lines(policy, "eval")
     samples = [json.loads(line) for line in (policy / "samples.jsonl").read_text().splitlines()]

@@ -1,5 +1,5 @@
-"""The rules of reward modelling, each on a run that raises it and on one that only looks like it. The numbers are those of
-runs of examples/arithmetic: 80 steps of 32 pairs."""
+"""The rules of reward modelling, each on a run that raises it and on one that only looks like it. The numbers are those
+of runs of examples/arithmetic: 80 steps of 32 pairs."""
 
 import pytest
 from ft_reward.config import RewardConfig
@@ -11,7 +11,9 @@ LEARNS = {"loss": 0.5, "accuracy": lambda step: min(0.5 + 0.02 * step, 0.75), "m
 
 
 def told(held_out: float = 0.73, **values) -> Told:
-    lines = in_order(steps(80, **(LEARNS | values)), evals([0, 20, 40, 60], accuracy=lambda step: held_out if step else 0.5))
+    lines = in_order(
+        steps(80, **(LEARNS | values)), evals([0, 20, 40, 60], accuracy=lambda step: held_out if step else 0.5)
+    )
     return Told(facts={"plan/total_steps": 80}, lines=lines)
 
 

@@ -175,7 +175,9 @@ def test_rows_that_are_too_long_are_cut_where_trl_drops_them(make, rows):
     expected = by_hand(config, (prompt + chosen)[:16], prompt + rejected)
     assert ours["loss"] == pytest.approx(expected, rel=1e-5)
     short = next(
-        row for row in rows if max(len(tokenizer(row["prompt"] + row[n])["input_ids"]) for n in ("chosen", "rejected")) < 16
+        row
+        for row in rows
+        if max(len(tokenizer(row["prompt"] + row[n])["input_ids"]) for n in ("chosen", "rejected")) < 16
     )
     ids = [
         tokenizer(short["prompt"] + short[name])["input_ids"] + [tokenizer.eos_token_id]

@@ -17,7 +17,8 @@ CLIPPED = {"epsilon": 0.2, "epsilon_high": None}
 
 @dataclass(kw_only=True)
 class RLOOConfig(RolloutConfig):
-    """REINFORCE, leave one out: make completions likelier that earn more than the mean of the others of the same prompt."""
+    """REINFORCE, leave one out: make completions likelier that earn more than the mean of the others of the same
+    prompt."""
 
     disable_dropout: bool = option(
         True,
@@ -26,16 +27,16 @@ class RLOOConfig(RolloutConfig):
     )
     learning_rate: float = option(
         1e-6,
-        "Peak learning rate. 1e-6 is usual for all weights: the signal is noisy, and the model can already speak. About "
-        "10 times that for LoRA.",
+        "Peak learning rate. 1e-6 is usual for all weights: the signal is noisy, and the model can already speak. About"
+        " 10 times that for LoRA.",
         gt=0,
     )
 
     # -- rollouts
     num_generations: int = option(
         2,
-        "Completions of a prompt, of which each is measured against the others; at least 2. The paper has 2 and 4: more "
-        "make a better baseline, fewer leave room for more prompts.",
+        "Completions of a prompt, of which each is measured against the others; at least 2. The paper has 2 and 4: more"
+        " make a better baseline, fewer leave room for more prompts.",
         group="rollouts",
         gt=1,
     )
@@ -50,44 +51,45 @@ class RLOOConfig(RolloutConfig):
         None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
     )
     num_iterations: int = option(
-        1, "Passes over each rollout. 1: more make use of completions that are no longer the policy's.", group="rollouts",
+        1,
+        "Passes over each rollout. 1: more make use of completions that are no longer the policy's.",
+        group="rollouts",
         gt=0,
-    )  # fmt: skip
+    )
     mask_truncated_completions: bool = option(
         False,
-        "Leave completions that were cut short by max_completion_length out of the loss and of what it is divided by. They "
-        "stay in the rewards that others are measured against.",
+        "Leave completions that were cut short by max_completion_length out of the loss and of what it is divided by."
+        " They stay in the rewards that others are measured against.",
         group="rollouts",
     )
 
     # -- rewards
     reward_clip_range: list[float] | None = option(
         None,
-        "The least and the most that a completion's summed rewards count for, before the KL penalty. Not set: no limits.",
+        "The least and the most that a completion's summed rewards count for, before the KL penalty. Not set: no"
+        " limits.",
     )
     beta: float = option(
         0.05,
-        "Weight of the KL divergence from the reference, which is taken off the reward of a completion, summed over its "
-        "tokens: it matters the more the longer completions are. 0: no reference is held.",
+        "Weight of the KL divergence from the reference, which is taken off the reward of a completion, summed over its"
+        " tokens: it matters the more the longer completions are. 0: no reference is held.",
         ge=0,
     )
     normalize_advantages: bool = option(
         False,
-        "Shift and scale the advantages of a rollout to a mean of 0 and a standard deviation of 1, so that the size of the "
-        "rewards doesn't matter.",
+        "Shift and scale the advantages of a rollout to a mean of 0 and a standard deviation of 1, so that the size of"
+        " the rewards doesn't matter.",
     )
 
     # -- the loss
     epsilon: float = option(
         0.2,
-        "Nothing is gained below a ratio of new and old policy of 1 - this, of a whole completion. Counts from the second "
-        "update of a rollout on.",
+        "Nothing is gained below a ratio of new and old policy of 1 - this, of a whole completion. Counts from the"
+        " second update of a rollout on.",
         gt=0,
         le=1,
     )
-    epsilon_high: float | None = option(
-        None, "Nothing is gained above a ratio of 1 + this. Not set: epsilon.", gt=0
-    )
+    epsilon_high: float | None = option(None, "Nothing is gained above a ratio of 1 + this. Not set: epsilon.", gt=0)
 
     # -- the reference
     ref_model: str | None = option(
@@ -126,8 +128,8 @@ class RLOOConfig(RolloutConfig):
         if self.rollout_plan(self.num_processes).updates == 1:
             self.refuse(
                 CLIPPED,
-                "where each rollout is used for one optimizer step, in which the ratio of new and old policy is 1; raise "
-                "num_iterations or steps_per_generation, or leave it out",
+                "where each rollout is used for one optimizer step, in which the ratio of new and old policy is 1;"
+                " raise num_iterations or steps_per_generation, or leave it out",
             )
         self._check_reference()
 

@@ -1,20 +1,21 @@
-"""RLOO: sample several completions of each prompt, and raise the likelihood of those that earn more than the mean of the
-others (REINFORCE with leave-one-out baselines, arXiv 2402.14740).
+"""RLOO: sample several completions of each prompt, and raise the likelihood of those that earn more than the mean of
+the others (REINFORCE with leave-one-out baselines, arXiv 2402.14740).
 
     r_i  = clip(sum over rewards of weight x reward) - beta KL_i          KL_i = sum_t  log p_old(t) - log p_ref(t)
     A_i  = r_i - mean of r_j over the other completions of the prompt
     loss = -1/N sum_i  min(q_i A_i, clip(q_i, 1 - epsilon, 1 + epsilon_high) A_i)     q_i = p(completion i) / p_old(...)
 
-A completion is one action: its log-prob is the sum over its tokens, and it has one ratio. N: completions with targets of the
-optimizer step, on all ranks. p_old is the policy that the rollout began with; KL is the estimate k1, of either sign.
+A completion is one action: its log-prob is the sum over its tokens, and it has one ratio. N: completions with targets
+of the optimizer step, on all ranks. p_old is the policy that the rollout began with; KL is the estimate k1, of either
+sign.
 
-A reward of None counts for nothing. A completion that has no other is in no mean, and its advantage is 0, as is that of one
-that has nothing to be compared with. A completion that is masked has no targets: it is in no loss, in no denominator and has
-no KL, but its reward stays in the baselines of its group.
+A reward of None counts for nothing. A completion that has no other is in no mean, and its advantage is 0, as is that of
+one that has nothing to be compared with. A completion that is masked has no targets: it is in no loss, in no
+denominator and has no KL, but its reward stays in the baselines of its group.
 
-While the policy is the one that sampled (one update a rollout), q is 1 and the derivative of the loss by each log-prob is
-known before the model is asked: then the head makes the gradient in the forward pass. The loss is then -1/N sum_i A_i, which
-is 0 but for round-off, as the advantages of a group add up to 0: only its gradient tells something.
+While the policy is the one that sampled (one update a rollout), q is 1 and the derivative of the loss by each log-prob
+is known before the model is asked: then the head makes the gradient in the forward pass. The loss is then -1/N sum_i
+A_i, which is 0 but for round-off, as the advantages of a group add up to 0: only its gradient tells something.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ from ft_host.run import LossOutput, ModelSpec
 
 
 def leave_one_out(rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """(n,) advantages from (n,) rewards, nan where there is none, and the group of each, (n,) long from 0: the reward less
-    the mean of the group's others. nan where there is no reward, or none to compare it with."""
+    """(n,) advantages from (n,) rewards, nan where there is none, and the group of each, (n,) long from 0: the reward
+    less the mean of the group's others. nan where there is no reward, or none to compare it with."""
     known, count = ~rewards.isnan(), int(groups.max()) + 1 if len(groups) else 0
     others = rewards.new_zeros(count).index_add(0, groups, known.to(rewards.dtype))[groups] - 1
     total = rewards.new_zeros(count).index_add(0, groups, rewards.nan_to_num(0.0))[groups]
@@ -107,12 +108,14 @@ def ft_rollout(rows, run) -> Rollout:
             if config.mask_truncated_completions and row["truncated"]:
                 row = masked_row(row)
             found.append(row | {"reward": reward})
-            samples.append({
-                "prompt": prompt["prompt"],
-                "completion": rewards.texts[place],
-                "rewards": dict(zip(rewards.names, rewards.values[place], strict=True)),
-                "extra": {name: values[place] for name, values in rewards.extra.items()},
-            })  # fmt: skip
+            samples.append(
+                {
+                    "prompt": prompt["prompt"],
+                    "completion": rewards.texts[place],
+                    "rewards": dict(zip(rewards.names, rewards.values[place], strict=True)),
+                    "extra": {name: values[place] for name, values in rewards.extra.items()},
+                }
+            )
     given = [value for value in totals if value is not None]
     metrics = rewards.metrics | completion_metrics(completions)
     metrics["reward"] = mean(sum(given), len(given))
@@ -132,8 +135,8 @@ def is_flat(rewards: list[float | None]) -> bool:
 
 
 def of_policy(logps: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-    """Of each completion, (R,) each, from (N,) log-probs: their sum, and how far the sampler's are from them, as a sum and
-    at most. In float64: ratios are of sums over hundreds of tokens."""
+    """Of each completion, (R,) each, from (N,) log-probs: their sum, and how far the sampler's are from them, as a sum
+    and at most. In float64: ratios are of sums over hundreds of tokens."""
     apart = (logps - batch.columns["sampling_logps"]).abs()
     furthest = apart.new_zeros(batch.num_rows).scatter_reduce(0, batch.rows, apart, "amax")
     return {
@@ -154,7 +157,8 @@ def reference_says(model: Any, batch: Batch, temperature: float) -> dict[str, to
 
 @hookimpl
 def ft_annotate(rows, run):
-    """Once a rollout, before its first update: log-probs of policy and reference where they are needed, and advantages."""
+    """Once a rollout, before its first update: log-probs of policy and reference where they are needed, and
+    advantages."""
     config = run.config
     if config.beta or run.rollouts.updates > 1:
         rows = evaluate_rows(rows, run, partial(policy_says, temperature=config.temperature))
@@ -169,8 +173,7 @@ def ft_annotate(rows, run):
     groups, rewards = zip(*chain.from_iterable(ranks), strict=True) if any(ranks) else ((), ())
     places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
     made = leave_one_out(
-        torch.tensor(rewards, dtype=torch.float64),
-        torch.tensor([places[group] for group in groups], dtype=torch.long),
+        torch.tensor(rewards, dtype=torch.float64), torch.tensor([places[group] for group in groups], dtype=torch.long)
     )
     if config.normalize_advantages:
         made = normalized(made)

@@ -51,9 +51,7 @@ class Answers:
 
     def generate(self, rows: list[dict], generations: int) -> list[Completion]:
         return [
-            Completion(
-                token_ids=ids, logprobs=[-1.0] * len(ids), finish_reason="stop" if ids[-1] == END else "length"
-            )
+            Completion(token_ids=ids, logprobs=[-1.0] * len(ids), finish_reason="stop" if ids[-1] == END else "length")
             for row in rows
             for ids in completions_of(row["prompt"], generations)
         ]
@@ -65,10 +63,13 @@ class Answers:
         for index, name in enumerate(names):
             metrics |= reward_metrics(name, [each[index] for each in values])
         return Rewards(
-            names=names, weights=self.config.reward_weights or [1.0] * len(names), values=values, metrics=metrics,
+            names=names,
+            weights=self.config.reward_weights or [1.0] * len(names),
+            values=values,
+            metrics=metrics,
             texts=[self.tokenizer.decode(each.token_ids) for each in completions],
             extra={"size": [len(each.token_ids) for each in completions]},
-        )  # fmt: skip
+        )
 
 
 @pytest.fixture(scope="session")
@@ -139,10 +140,14 @@ def _ready(config: RLOOConfig) -> Any:
     torch.manual_seed(config.seed)
     policy = load_policy(config, tokenizer, accelerator.device)
     run = Run(
-        config=config, folder=RunFolder(config.output_dir), tokenizer=tokenizer,
-        plugins=registry.session(registry.find("method", "rloo"), None), accelerator=accelerator, policy=policy,
+        config=config,
+        folder=RunFolder(config.output_dir),
+        tokenizer=tokenizer,
+        plugins=registry.session(registry.find("method", "rloo"), None),
+        accelerator=accelerator,
+        policy=policy,
         model=policy,
-    )  # fmt: skip
+    )
     run.rollouts = config.rollout_plan(1)
     run.models = {role: Companion(spec, run) for role, spec in (ft_models(config) or {}).items()}
     return run

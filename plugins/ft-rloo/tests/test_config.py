@@ -13,11 +13,26 @@ from ft_host.generation.config import RolloutPlan
 from ft_host.run import ModelSpec
 
 OWN = (
-    "num_generations", "steps_per_generation", "generation_batch_size", "num_iterations", "beta", "epsilon",
-    "epsilon_high", "normalize_advantages", "reward_clip_range", "mask_truncated_completions", "sync_ref_model",
-    "ref_model_mixup_alpha", "ref_model_sync_steps", "learning_rate", "max_completion_length", "temperature", "top_p",
-    "top_k", "repetition_penalty",
-)  # fmt: skip
+    "num_generations",
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_iterations",
+    "beta",
+    "epsilon",
+    "epsilon_high",
+    "normalize_advantages",
+    "reward_clip_range",
+    "mask_truncated_completions",
+    "sync_ref_model",
+    "ref_model_mixup_alpha",
+    "ref_model_sync_steps",
+    "learning_rate",
+    "max_completion_length",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+)
 
 
 def test_defaults_are_trls():
@@ -96,9 +111,12 @@ def test_a_range_is_read_from_flags():
 
 def test_the_plan():
     config = RLOOConfig(
-        per_device_train_batch_size=4, gradient_accumulation_steps=2, num_generations=4, steps_per_generation=6,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        num_generations=4,
+        steps_per_generation=6,
         num_iterations=3,
-    )  # fmt: skip
+    )
     plan = config.rollout_plan(2)
     assert plan == RolloutPlan(prompts=12, generations=4, steps=3, passes=3)
     assert (plan.rows_per_step, plan.updates) == (16, 9)

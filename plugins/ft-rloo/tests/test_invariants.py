@@ -19,9 +19,14 @@ TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 def config(make, prompts, reference) -> RLOOConfig:
     """Two rollouts of four prompts, four completions each, in two steps that are gone through once."""
     return make(
-        prompts, max_steps=4, per_device_train_batch_size=8, num_generations=4, generation_batch_size=16,
-        ref_model=str(reference), train_sampling_strategy="random",
-    )  # fmt: skip
+        prompts,
+        max_steps=4,
+        per_device_train_batch_size=8,
+        num_generations=4,
+        generation_batch_size=16,
+        ref_model=str(reference),
+        train_sampling_strategy="random",
+    )
 
 
 # One update a rollout: the gradient is made in the forward pass.

@@ -13,7 +13,8 @@ GIVEN = [[3.0, 1.0], [None, None], [1.0, None], [2.0, -2.0]]  # of the completio
 
 def prompt_rows(texts: list[str]) -> list[dict]:
     return [
-        {"prompt": text, "prompt_ids": [40, 41 + index], "columns": {}, "group": index} for index, text in enumerate(texts)
+        {"prompt": text, "prompt_ids": [40, 41 + index], "columns": {}, "group": index}
+        for index, text in enumerate(texts)
     ]
 
 
@@ -65,7 +66,8 @@ def test_advantages(make, prompts, answers, ready):
 
 
 def test_normalized_advantages(make, prompts, answers, ready):
-    """Those of four completions are -1, 1, 1 and -1; the two without one are neither in the mean nor in the deviation."""
+    """Those of four completions are -1, 1, 1 and -1; the two without one are neither in the mean nor in the
+    deviation."""
     values = [[0.0], [1.0], [2.0], [1.0], [5.0], [None]]
     rows, _ = rollout_rows(make, prompts, answers, ready, values, beta=0.0, normalize_advantages=True)
     scale = (4 / 3) ** 0.5 + 1e-4
@@ -110,7 +112,8 @@ def test_a_rank_without_rows(make, prompts, answers, ready, fields):
 
 
 def test_the_sampler_is_compared_with_the_policy(make, prompts, answers, ready):
-    """`answers` says -1 of each token; what the policy says is had without a second forward pass where it is the same."""
+    """`answers` says -1 of each token; what the policy says is had without a second forward pass where it is the
+    same."""
     for fields in ({"beta": 0.0}, {"beta": 0.0, "num_iterations": 2}):
         rows, run = rollout_rows(make, prompts, answers, ready, GIVEN, **fields)
         batch = ft_collate(rows, run.tokenizer, run.config)

@@ -1,5 +1,5 @@
-"""Whole runs of five steps beside TRL's: the same completions and rewards at every step, whatever the policy has become.
-A backend that says what it was told, and TRL's trainer that is given the same."""
+"""Whole runs of five steps beside TRL's: the same completions and rewards at every step, whatever the policy has
+become. A backend that says what it was told, and TRL's trainer that is given the same."""
 
 from __future__ import annotations
 
@@ -17,10 +17,22 @@ from ft_host.testing.models import save_adapter
 from ft_host.testing.parity import trl_arguments, trl_model, trl_rows, trl_trajectory
 
 OWN = (
-    "num_generations", "steps_per_generation", "generation_batch_size", "num_iterations", "beta", "epsilon", "epsilon_high",
-    "normalize_advantages", "reward_clip_range", "max_completion_length", "temperature", "disable_dropout",
-    "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps",
-)  # fmt: skip
+    "num_generations",
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_iterations",
+    "beta",
+    "epsilon",
+    "epsilon_high",
+    "normalize_advantages",
+    "reward_clip_range",
+    "max_completion_length",
+    "temperature",
+    "disable_dropout",
+    "sync_ref_model",
+    "ref_model_mixup_alpha",
+    "ref_model_sync_steps",
+)
 # Made of what the weights say, so that they show whether both went the same way; loss and KL may be next to 0.
 OF_THE_POLICY = {"loss": 2e-6, "kl": 2e-6, "entropy": 1e-6, "grad_norm": 1e-6}
 
@@ -69,14 +81,21 @@ def make_fixed(make, answers, fixed, prompts, tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, f"fake_{name}", raising=False)  # that of the test before
         source = BACKEND.format(size=12, count=count, completions_of=inspect.getsource(fixed))
         make_distribution(
-            site, f"ft-{name}", entry_points={"ft_host.backends": {name: f"fake_{name}"}},
-            modules={f"fake_{name}": source}, requires=["ft-host"],
-        )  # fmt: skip
+            site,
+            f"ft-{name}",
+            entry_points={"ft_host.backends": {name: f"fake_{name}"}},
+            modules={f"fake_{name}": source},
+            requires=["ft-host"],
+        )
         catalog.cache_clear()
         given = {
-            "reward": [f"{rewards}:first", f"{rewards}:second"], "backend": name, "per_device_train_batch_size": 8,
-            "max_sampling_logp_difference": 1e3, "learning_rate": 1e-3, "beta": 0.3,
-        }  # fmt: skip
+            "reward": [f"{rewards}:first", f"{rewards}:second"],
+            "backend": name,
+            "per_device_train_batch_size": 8,
+            "max_sampling_logp_difference": 1e3,
+            "learning_rate": 1e-3,
+            "beta": 0.3,
+        }
         return make(prompts, **(given | fields))
 
     yield made
@@ -128,10 +147,13 @@ FIELDS = {
     "one update a rollout": {},
     "two passes": {"num_iterations": 2},
     "four generations, two steps, two passes": {
-        "num_generations": 4, "generation_batch_size": 16, "num_iterations": 2, "normalize_advantages": True
+        "num_generations": 4,
+        "generation_batch_size": 16,
+        "num_iterations": 2,
+        "normalize_advantages": True,
     },
     "the reference follows": {"sync_ref_model": True, "ref_model_sync_steps": 2},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FIELDS)

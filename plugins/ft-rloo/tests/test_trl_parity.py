@@ -1,8 +1,8 @@
 """The numbers of this package beside those of TRL's RLOOTrainer on the same completions and rewards: advantages, loss,
 gradient and every metric, with one set of weights that sampled and another that is trained.
 
-TRL's trainer completes nothing here: it is given the completions. Where it is wrong, both numbers are shown, and ours is
-compared with one computed by hand.
+TRL's trainer completes nothing here: it is given the completions. Where it is wrong, both numbers are shown, and ours
+is compared with one computed by hand.
 """
 
 from __future__ import annotations
@@ -20,17 +20,43 @@ from ft_host.testing.models import disturb
 from ft_host.testing.parity import trl_arguments, trl_model, trl_rows
 
 OWN = (
-    "num_generations", "steps_per_generation", "generation_batch_size", "num_iterations", "beta", "epsilon", "epsilon_high",
-    "normalize_advantages", "reward_clip_range", "mask_truncated_completions", "max_completion_length", "temperature",
+    "num_generations",
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_iterations",
+    "beta",
+    "epsilon",
+    "epsilon_high",
+    "normalize_advantages",
+    "reward_clip_range",
+    "mask_truncated_completions",
+    "max_completion_length",
+    "temperature",
     "disable_dropout",
-)  # fmt: skip
+)
 METRICS = (
-    "entropy", "kl", "reward", "reward_std", "frac_reward_zero_std", "clip_ratio/low_mean", "clip_ratio/low_min",
-    "clip_ratio/high_mean", "clip_ratio/high_max", "clip_ratio/region_mean", "rewards/first/mean", "rewards/first/std",
-    "rewards/second/mean", "rewards/second/std", "completions/mean_length", "completions/min_length",
-    "completions/max_length", "completions/mean_terminated_length", "completions/min_terminated_length",
-    "completions/max_terminated_length", "completions/clipped_ratio",
-)  # fmt: skip
+    "entropy",
+    "kl",
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "clip_ratio/low_mean",
+    "clip_ratio/low_min",
+    "clip_ratio/high_mean",
+    "clip_ratio/high_max",
+    "clip_ratio/region_mean",
+    "rewards/first/mean",
+    "rewards/first/std",
+    "rewards/second/mean",
+    "rewards/second/std",
+    "completions/mean_length",
+    "completions/min_length",
+    "completions/max_length",
+    "completions/mean_terminated_length",
+    "completions/min_terminated_length",
+    "completions/max_terminated_length",
+    "completions/clipped_ratio",
+)
 
 
 def trainer_of(config: RLOOConfig, answers: Any) -> Any:
@@ -89,20 +115,26 @@ def per_row(trainer: Any, made: dict[str, Any]) -> list[float]:
     alone = []
     with torch.no_grad():
         for index in range(len(made["advantages"])):
-            alone.append(float(trainer._compute_loss(
-                trainer.model, {name: value[index : index + 1] for name, value in made.items()}
-            )))  # fmt: skip
+            alone.append(
+                float(
+                    trainer._compute_loss(
+                        trainer.model, {name: value[index : index + 1] for name, value in made.items()}
+                    )
+                )
+            )
     return alone
 
 
 def prompt_rows(run: Any, rows: list[dict]) -> list[dict]:
     return [
         {
-            "prompt": row["prompt"], "prompt_ids": run.tokenizer(row["prompt"])["input_ids"], "columns": row,
+            "prompt": row["prompt"],
+            "prompt_ids": run.tokenizer(row["prompt"])["input_ids"],
+            "columns": row,
             "group": index,
         }
         for index, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
 
 
 def of_ours(config: RLOOConfig, answers: Any, rows: list[dict], after: Any, run: Any) -> dict[str, Any]:
@@ -190,11 +222,14 @@ def test_options(name, make, ready, answers, prompts, reference):
 def test_epsilon_matters(make, ready, answers, prompts):
     losses = {
         epsilon: of_ours(
-            make(prompts, **on({"epsilon": epsilon, "beta": 0.0})), answers, prompts[:4], disturb,
+            make(prompts, **on({"epsilon": epsilon, "beta": 0.0})),
+            answers,
+            prompts[:4],
+            disturb,
             ready(make(prompts, **on({"epsilon": epsilon, "beta": 0.0}))),
         )["loss"]
         for epsilon in (0.05, 0.5)
-    }  # fmt: skip
+    }
     assert abs(losses[0.05] - losses[0.5]) > 1e-3
 
 
@@ -207,9 +242,13 @@ def test_first_update(beta, generations, make, ready, answers, prompts, referenc
     """One update a rollout: the head makes the gradient, from weights known beforehand. Both losses are 0 but for
     round-off, and for completions without a reward nobody's is: they are in no mean, and in no loss of either."""
     config = make(
-        prompts, per_device_train_batch_size=8, beta=beta, num_generations=generations, temperature=0.8,
+        prompts,
+        per_device_train_batch_size=8,
+        beta=beta,
+        num_generations=generations,
+        temperature=0.8,
         ref_model=str(reference) if beta else None,
-    )  # fmt: skip
+    )
     ours, theirs = beside(config, ready, answers, prompts[: 8 // generations], nothing)
     assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
     assert_same_gradients(ours["grads"], theirs["grads"])
@@ -218,8 +257,8 @@ def test_first_update(beta, generations, make, ready, answers, prompts, referenc
 
 
 def test_both_paths_are_equal(make, ready, answers, prompts, reference):
-    """The gradient made in the forward pass, and that of the clipped loss with the log-probs of the rollout: the same run
-    with one update a rollout, and with two of which the first is looked at."""
+    """The gradient made in the forward pass, and that of the clipped loss with the log-probs of the rollout: the same
+    run with one update a rollout, and with two of which the first is looked at."""
     fields = {"per_device_train_batch_size": 8, "num_generations": 4, "ref_model": str(reference), "beta": 0.3}
     known, clipped = (
         of_ours(config, answers, prompts[:2], nothing, ready(config))

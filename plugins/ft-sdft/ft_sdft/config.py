@@ -23,7 +23,8 @@ OF_TOOLS = {"tools": [], "environment": None, "max_tool_calling_iterations": Non
 
 @dataclass(kw_only=True)
 class SDFTConfig(RolloutConfig):
-    """Self-distillation fine-tuning: learn to answer as the model does that is shown a demonstration beside the prompt."""
+    """Self-distillation fine-tuning: learn to answer as the model does that is shown a demonstration beside the
+    prompt."""
 
     needs_reward: ClassVar[bool] = False
     needs_columns: ClassVar[tuple[str, ...]] = (CONTEXT,)
@@ -35,24 +36,24 @@ class SDFTConfig(RolloutConfig):
     )
     learning_rate: float = option(
         1e-5,
-        "Peak learning rate. 1e-5 for all weights: the teacher is the model itself, so that there is little to move. About "
-        "10 times that for LoRA.",
+        "Peak learning rate. 1e-5 for all weights: the teacher is the model itself, so that there is little to move."
+        " About 10 times that for LoRA.",
         gt=0,
     )
 
     # -- rollouts
     reward: list[str] = option(
         [],
-        "What completions are worth, to be watched: functions (file.py:function or package.module:function), built-in ones "
-        "by name, or folders of reward models. Nothing is learnt from it.",
+        "What completions are worth, to be watched: functions (file.py:function or package.module:function), built-in"
+        " ones by name, or folders of reward models. Nothing is learnt from it.",
         group="rollouts",
         aliases=("reward_funcs",),
         example="my_rewards.py:correct",
     )
     num_generations: int = option(
         1,
-        "Completions of a prompt. 1: each is taught token by token and compared with no other, so that further prompts teach "
-        "more than further completions.",
+        "Completions of a prompt. 1: each is taught token by token and compared with no other, so that further prompts"
+        " teach more than further completions.",
         group="rollouts",
         gt=0,
     )
@@ -67,9 +68,11 @@ class SDFTConfig(RolloutConfig):
         None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
     )
     num_iterations: int = option(
-        1, "Passes over each rollout. 1: more make use of completions that are no longer the policy's.", group="rollouts",
+        1,
+        "Passes over each rollout. 1: more make use of completions that are no longer the policy's.",
+        group="rollouts",
         gt=0,
-    )  # fmt: skip
+    )
     generate_from_teacher: bool = option(
         False,
         "Let the policy write completions with the teacher's prompt before it, which has the demonstration. Off: the "
@@ -80,8 +83,8 @@ class SDFTConfig(RolloutConfig):
     # -- the teacher
     teacher_prompt_template: str = option(
         "{prompt}\n\n{privileged_context}",
-        "What the teacher is asked, with the slots {prompt} and {privileged_context}. Of a conversation it replaces the last "
-        "message, the user's.",
+        "What the teacher is asked, with the slots {prompt} and {privileged_context}. Of a conversation it replaces the"
+        " last message, the user's.",
     )
     teacher_model_kind: str = option(
         "base",
@@ -97,16 +100,16 @@ class SDFTConfig(RolloutConfig):
     # -- the loss
     distillation_mode: str = option(
         "topk_logits",
-        "What of the two distributions of a token is compared: the student's distillation_topk likeliest tokens "
-        "(topk_logits), all tokens (full_logits), or the token that was sampled (sampled_token, an estimate of the reverse "
-        "KL).",
+        "What of the two distributions of a token is compared: the student's distillation_topk likeliest tokens"
+        " (topk_logits), all tokens (full_logits), or the token that was sampled (sampled_token, an estimate of the"
+        " reverse KL).",
         choices=MODES,
     )
     distillation_alpha: float = option(
         0.5,
-        "The divergence: 0 is the forward KL (teacher from student: cover all that the teacher may say), 1 the reverse KL "
-        "(student from teacher: say nothing that the teacher wouldn't), between them the generalised Jensen-Shannon "
-        "divergence, which is bounded.",
+        "The divergence: 0 is the forward KL (teacher from student: cover all that the teacher may say), 1 the reverse"
+        " KL (student from teacher: say nothing that the teacher wouldn't), between them the generalised Jensen-Shannon"
+        " divergence, which is bounded.",
         ge=0,
         le=1,
     )
@@ -118,8 +121,8 @@ class SDFTConfig(RolloutConfig):
     )
     distillation_is_clip: float | None = option(
         2.0,
-        "From the second update of a rollout on, weigh each token by the ratio of the policy to the one that sampled, up to "
-        "this. none: no weights.",
+        "From the second update of a rollout on, weigh each token by the ratio of the policy to the one that sampled,"
+        " up to this. none: no weights.",
         gt=0,
     )
     num_loss_tokens_to_skip: int = option(
@@ -149,8 +152,8 @@ class SDFTConfig(RolloutConfig):
         check_template("teacher_prompt_template", self.teacher_prompt_template, ("prompt", CONTEXT))
         if self.distillation_mode == "sampled_token" and self.distillation_alpha != 1:
             raise ConfigError(
-                f"distillation_alpha: {self.distillation_alpha:g} with distillation_mode sampled_token, which estimates the "
-                "reverse KL; expected 1"
+                f"distillation_alpha: {self.distillation_alpha:g} with distillation_mode sampled_token, which estimates"
+                " the reverse KL; expected 1"
             )
         if self.distillation_mode != "topk_logits":
             self.refuse(OF_TOPK, f"on {self.distillation_mode}, only on topk_logits")
@@ -185,7 +188,9 @@ def check_template(field: str, template: str, slots: tuple[str, ...]) -> None:
         raise ConfigError(f"{field}: {error}; a brace that is text is written twice, {{{{ or }}}}") from error
     for name, spec, how in parts:
         if name not in slots or spec or how:
-            raise ConfigError(f"{field}: has the slot {{{name}}}, expected {expected}; a brace that is text is written twice")
+            raise ConfigError(
+                f"{field}: has the slot {{{name}}}, expected {expected}; a brace that is text is written twice"
+            )
     for slot in slots:
         if slot not in [name for name, _, _ in parts]:
             raise ConfigError(f"{field}: has no slot {{{slot}}}; expected {expected}")

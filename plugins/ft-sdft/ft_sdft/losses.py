@@ -1,5 +1,5 @@
-"""How far the student's distribution of a token is from the teacher's: pure functions of `Tokens` and the config to (n,)
-values, in a table by name."""
+"""How far the student's distribution of a token is from the teacher's: pure functions of `Tokens` and the config to
+(n,) values, in a table by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ft_sdft.config import SDFTConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """n tokens of completions: logits over the vocabulary, (n, V) in float32 or wider, at the temperature that samples."""
+    """n tokens of completions: logits over the vocabulary, (n, V) in float32 or wider, at the temperature that
+    samples."""
 
     student: torch.Tensor  # with gradient
     teacher: torch.Tensor
@@ -88,8 +89,8 @@ def full_logits(tokens: Tokens, config: SDFTConfig) -> torch.Tensor:
 
 
 def sampled_token(tokens: Tokens, config: SDFTConfig) -> torch.Tensor:
-    """sg(log p_student - log p_teacher) log p_student  of the sampled token: over samples of the student its gradient is
-    that of the reverse KL. Its value is not: it is 0 where the two agree, and of either sign elsewhere."""
+    """sg(log p_student - log p_teacher) log p_student  of the sampled token: over samples of the student its gradient
+    is that of the reverse KL. Its value is not: it is 0 where the two agree, and of either sign elsewhere."""
     return (tokens.student_logps - tokens.teacher_logps).detach() * tokens.student_logps
 
 

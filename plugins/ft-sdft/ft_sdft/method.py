@@ -3,13 +3,14 @@ demonstration beside the prompt (self-distillation fine-tuning, arXiv 2601.19897
 
     loss = 1/N sum_i  1/T_i sum_t  w(t) D( p(. | prompt, y_<t)  ,  p_teacher(. | prompt, demonstration, y_<t) )
 
-y is completion i, of T_i tokens, sampled by the policy; N: completions with targets of the optimizer step, on all ranks. D is
-a divergence of `ft_sdft.losses`. The teacher is the policy as the run found it, as it is, or a moving average of it; it has no
-gradient. w(t) is 1 in the first update of a rollout; afterwards, the ratio of the policy to the one that sampled, clipped.
+y is completion i, of T_i tokens, sampled by the policy; N: completions with targets of the optimizer step, on all
+ranks. D is a divergence of `ft_sdft.losses`. The teacher is the policy as the run found it, as it is, or a moving
+average of it; it has no gradient. w(t) is 1 in the first update of a rollout; afterwards, the ratio of the policy to
+the one that sampled, clipped.
 
 The teacher is asked about the same tokens behind a prompt of its own: a second batch lies beside the student's
-(`batch.beside["teacher"]`), with the same targets in the same order. Its hidden states live for a micro-batch, and logits of
-the two for a tile of it.
+(`batch.beside["teacher"]`), with the same targets in the same order. Its hidden states live for a micro-batch, and
+logits of the two for a tile of it.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from ft_sdft.losses import LOSSES, importance, tokens_of
 
 
 def token_weights(rows: torch.Tensor, count: int, trained: float) -> torch.Tensor:
-    """(N,) 1 / (T_i times `trained`) of each token, from its row, (N,) long in [0, count): a mean over completions of the
-    mean over their tokens."""
+    """(N,) 1 / (T_i times `trained`) of each token, from its row, (N,) long in [0, count): a mean over completions of
+    the mean over their tokens."""
     sizes = torch.bincount(rows, minlength=count)
     return 1 / (sizes[rows] * max(trained, 1)).double()
 
@@ -60,7 +61,12 @@ def distilled(
         losses = losses * importance(tokens.student_logps, old_logps[units], config.distillation_is_clip)
     with torch.no_grad():
         entropy = tokens.student_norm[:, 0] - (student.softmax(-1) * student).sum(-1)
-    values = {"losses": losses, "logps": tokens.student_logps, "teacher_logps": tokens.teacher_logps, "entropy": entropy}
+    values = {
+        "losses": losses,
+        "logps": tokens.student_logps,
+        "teacher_logps": tokens.teacher_logps,
+        "entropy": entropy,
+    }
     return (losses * weights[units].to(losses.dtype)).sum(), values
 
 
@@ -87,8 +93,9 @@ def teacher_prompt(prompt: str | list[dict], context: str, config: SDFTConfig) -
     if last["role"] != "user":
         raise RowError(
             f"column prompt: ends with a message of {last['role']!r}, expected 'user': the demonstration goes into the "
-            "user's last message", "prompt",
-        )  # fmt: skip
+            "user's last message",
+            "prompt",
+        )
     asked = config.teacher_prompt_template.format(prompt=content_of(last), privileged_context=context)
     return [*prompt[:-1], {"role": "user", "content": asked}]
 
@@ -100,7 +107,9 @@ def ft_prepare(row, tokenizer, config):
     if isinstance(found, Drop) or CONTEXT not in row:
         return found
     if row.get("input_ids") is not None:
-        raise RowError("input_ids: a prompt of tokens can't be put into teacher_prompt_template; expected text or messages")
+        raise RowError(
+            "input_ids: a prompt of tokens can't be put into teacher_prompt_template; expected text or messages"
+        )
     context = text_of_context(row[CONTEXT])
     asked = teacher_prompt(found["prompt"], context, config)
     teacher = prompt_row(row | {"prompt": asked}, tokenizer, config)
@@ -161,7 +170,8 @@ def ft_rollout(rows, run) -> Rollout:
     texts = [run.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
     watched, earned = run.watch(rows, completions)
     samples = [
-        {"prompt": rows[index // size]["prompt"], "completion": text} | earned[index] for index, text in enumerate(texts)
+        {"prompt": rows[index // size]["prompt"], "completion": text} | earned[index]
+        for index, text in enumerate(texts)
     ]
     return Rollout(rows=found, metrics=metrics | watched, samples=samples)
 

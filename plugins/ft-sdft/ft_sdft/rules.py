@@ -34,10 +34,13 @@ def drift_remedies(view: View) -> list[Remedy]:
     if view.config.teacher_model_kind != "base":
         out += set_field(view, "teacher_model_kind", "base", ", a teacher that stays", again=True)
     if view.config.distillation_mode == "sampled_token":
-        out += [Remedy(
-            why="Compare distributions instead of sampled tokens (distillation_mode topk_logits)",
-            patch={"distillation_mode": "topk_logits"}, again=True,
-        )]  # fmt: skip
+        out += [
+            Remedy(
+                why="Compare distributions instead of sampled tokens (distillation_mode topk_logits)",
+                patch={"distillation_mode": "topk_logits"},
+                again=True,
+            )
+        ]
     return [*out, restore(view)]
 
 
@@ -47,24 +50,42 @@ def skip_less(view: View) -> list[Remedy]:
 
 OWN = [
     Rule(
-        code="SDFT001", title="The teacher is shown nothing", stage="train", needs=(EMPTY,), least=1, share=0.3,
-        mutes=("SDFT002",), test=lambda view: view[EMPTY] > 0.1, severe=lambda view: view.mean(EMPTY, view.window) > 0.5,
+        code="SDFT001",
+        title="The teacher is shown nothing",
+        stage="train",
+        needs=(EMPTY,),
+        least=1,
+        share=0.3,
+        mutes=("SDFT002",),
+        test=lambda view: view[EMPTY] > 0.1,
+        severe=lambda view: view.mean(EMPTY, view.window) > 0.5,
         message=lambda view: (
-            f"In {percent(view.mean(EMPTY, view.window))} of the rows of the last {view.window} rollouts privileged_context "
-            "is empty: the teacher knows no more than the student, and teaches nothing."
+            f"In {percent(view.mean(EMPTY, view.window))} of the rows of the last {view.window} rollouts"
+            " privileged_context is empty: the teacher knows no more than the student, and teaches nothing."
         ),
-        remedies=lambda view: [Remedy(why="Put the demonstration into the column privileged_context, or leave such rows out")],
-        when="The text in privileged_context is blank in more than 10 % of a rollout's rows, in 30 % of the last 50; 50 % on "
-        "average: an error.",
+        remedies=lambda view: [
+            Remedy(why="Put the demonstration into the column privileged_context, or leave such rows out")
+        ],
+        when=(
+            "The text in privileged_context is blank in more than 10 % of a rollout's rows, in 30 % of the last 50; 50"
+            " % on average: an error."
+        ),
         why="All that the teacher has over its student is the demonstration.",
-        remedy="Fill the column, or leave the rows out.", source="own judgement",
+        remedy="Fill the column, or leave the rows out.",
+        source="own judgement",
     ),
     Rule(
-        code="SDFT002", title="The teacher says what the student says", stage="train", needs=(APART,), window=10, least=3,
-        share=0.8, test=teaches_nothing,
+        code="SDFT002",
+        title="The teacher says what the student says",
+        stage="train",
+        needs=(APART,),
+        window=10,
+        least=3,
+        share=0.8,
+        test=teaches_nothing,
         message=lambda view: (
-            f"From the start the teacher's log-prob of a sampled token is within {short(view.mean(APART, view.window))} nats "
-            "of the student's: the demonstration doesn't change what it says, so that nothing is taught."
+            f"From the start the teacher's log-prob of a sampled token is within {short(view.mean(APART, view.window))}"
+            " nats of the student's: the demonstration doesn't change what it says, so that nothing is taught."
         ),
         remedies=lambda view: [
             Remedy(why="Say in teacher_prompt_template what the demonstration is, and to answer in its manner"),
@@ -72,41 +93,60 @@ OWN = [
         ],
         when="self_distillation/teacher_logp_difference is below 0.01 in most of the first 20 steps.",
         why="A model that can't make use of a demonstration, or isn't told to, is no better than without it.",
-        remedy="Another template, demonstrations that say more, a larger model.", source="own judgement of the threshold",
+        remedy="Another template, demonstrations that say more, a larger model.",
+        source="own judgement of the threshold",
     ),
     Rule(
-        code="SDFT003", title="Student and teacher move apart", stage="train", needs=(APART,), least=10, test=drifts,
+        code="SDFT003",
+        title="Student and teacher move apart",
+        stage="train",
+        needs=(APART,),
+        least=10,
+        test=drifts,
         message=lambda view: (
-            f"The teacher's log-prob of a sampled token is {short(view.mean(APART, 10))} nats from the student's, three times "
-            f"and more what it was at first ({short(view.baseline(APART))}): the student doesn't learn from it but leaves it."
+            f"The teacher's log-prob of a sampled token is {short(view.mean(APART, 10))} nats from the student's, three"
+            f" times and more what it was at first ({short(view.baseline(APART))}): the student doesn't learn from it"
+            " but leaves it."
         ),
         remedies=drift_remedies,
-        when="self_distillation/teacher_logp_difference is above 0.1 and three times its beginning in 30 % of the last 50 "
-        "steps.",
+        when=(
+            "self_distillation/teacher_logp_difference is above 0.1 and three times its beginning in 30 % of the last"
+            " 50 steps."
+        ),
         why="Updates that are too large, or a teacher that follows its student astray.",
         remedy="Lower learning_rate, teacher_model_kind base, go back to a checkpoint.",
         source="own judgement of the threshold",
     ),
     Rule(
-        code="SDFT004", title="Completions end before their loss begins", stage="train", needs=(NOTHING,), least=5,
-        test=lambda view: view[NOTHING] > 0.3, severe=lambda view: view.mean(NOTHING, view.window) > 0.8,
+        code="SDFT004",
+        title="Completions end before their loss begins",
+        stage="train",
+        needs=(NOTHING,),
+        least=5,
+        test=lambda view: view[NOTHING] > 0.3,
+        severe=lambda view: view.mean(NOTHING, view.window) > 0.8,
         message=lambda view: (
             f"{percent(view.mean(NOTHING, view.window))} of completions have no more than num_loss_tokens_to_skip "
             f"{view.config.num_loss_tokens_to_skip} tokens: nothing is learnt from them."
         ),
         remedies=skip_less,
-        when="More than 30 % of completions are without a token in the loss in 30 % of the last 50 rollouts; 80 % on average: "
-        "an error.",
+        when=(
+            "More than 30 % of completions are without a token in the loss in 30 % of the last 50 rollouts; 80 % on"
+            " average: an error."
+        ),
         why="What is skipped is meant to be an opening phrase, not the answer.",
-        remedy="Lower num_loss_tokens_to_skip.", source="own judgement",
+        remedy="Lower num_loss_tokens_to_skip.",
+        source="own judgement",
     ),
-]  # fmt: skip
+]
 
 # Rewards are only watched here: what is about learning from them is left out.
 SHARED = ("SDFT104", "SDFT105", "SDFT108", "SDFT110", "SDFT111", "SDFT115")
 NAMES = Names(letters="SDFT", first=100)
 RULES: list[Rule] = [
-    *OWN, *(rule for rule in rollout_rules(NAMES) if rule.code in SHARED), *watched_rules(NAMES, held_remedies)
+    *OWN,
+    *(rule for rule in rollout_rules(NAMES) if rule.code in SHARED),
+    *watched_rules(NAMES, held_remedies),
 ]
 
 

@@ -91,12 +91,18 @@ def make_fixed(make, rows, tmp_path, monkeypatch):
             size=SIZE, count=fields.get("num_generations", 1), completions_of=inspect.getsource(completions_of)
         )
         make_distribution(
-            site, f"ft-{name}", entry_points={"ft_host.backends": {name: f"fake_{name}"}},
-            modules={f"fake_{name}": source}, requires=["ft-host"],
-        )  # fmt: skip
+            site,
+            f"ft-{name}",
+            entry_points={"ft_host.backends": {name: f"fake_{name}"}},
+            modules={f"fake_{name}": source},
+            requires=["ft-host"],
+        )
         catalog.cache_clear()
         usual = {
-            "backend": name, "per_device_train_batch_size": 8, "max_sampling_logp_difference": 1e3, "max_length": None
+            "backend": name,
+            "per_device_train_batch_size": 8,
+            "max_sampling_logp_difference": 1e3,
+            "max_length": None,
         }
         return make(given or rows, **(usual | fields))
 

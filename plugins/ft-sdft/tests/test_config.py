@@ -16,11 +16,26 @@ from ft_host.testing.invariants import run_in
 from ft_host.testing.models import tiny_tokenizer
 
 OWN = (
-    "steps_per_generation", "generation_batch_size", "num_iterations", "temperature", "top_p", "top_k",
-    "repetition_penalty", "disable_dropout", "distillation_alpha", "distillation_mode", "distillation_topk",
-    "distillation_is_clip", "distillation_add_tail", "num_loss_tokens_to_skip", "teacher_model_kind",
-    "teacher_update_rate", "teacher_sync_steps", "generate_from_teacher", "teacher_prompt_template",
-)  # fmt: skip
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_iterations",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "disable_dropout",
+    "distillation_alpha",
+    "distillation_mode",
+    "distillation_topk",
+    "distillation_is_clip",
+    "distillation_add_tail",
+    "num_loss_tokens_to_skip",
+    "teacher_model_kind",
+    "teacher_update_rate",
+    "teacher_sync_steps",
+    "generate_from_teacher",
+    "teacher_prompt_template",
+)
 
 
 def test_defaults_are_trls():
@@ -34,28 +49,42 @@ def test_defaults_are_trls():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"teacher_prompt_template": "{prompt}"}, r"teacher_prompt_template: has no slot {privileged_context}; expected"),
+        (
+            {"teacher_prompt_template": "{prompt}"},
+            r"teacher_prompt_template: has no slot {privileged_context}; expected",
+        ),
         ({"teacher_prompt_template": "{privileged_context}"}, "has no slot {prompt}"),
-        ({"teacher_prompt_template": "{prompt} {privileged_context} {more}"}, "has the slot {more}, expected {prompt} and"),
+        (
+            {"teacher_prompt_template": "{prompt} {privileged_context} {more}"},
+            "has the slot {more}, expected {prompt} and",
+        ),
         ({"teacher_prompt_template": "{prompt} {privileged_context} {}"}, "has the slot {}"),
         ({"teacher_prompt_template": "{prompt} {privileged_context!r}"}, "has the slot {privileged_context}"),
         ({"teacher_prompt_template": "{prompt} {privileged_context} }"}, "a brace that is text is written twice"),
         ({"distillation_mode": "sampled_token"}, "distillation_alpha: 0.5 with distillation_mode sampled_token"),
-        ({"distillation_mode": "full_logits", "distillation_topk": 5}, "distillation_topk: has no effect on full_logits"),
+        (
+            {"distillation_mode": "full_logits", "distillation_topk": 5},
+            "distillation_topk: has no effect on full_logits",
+        ),
         ({"distillation_mode": "full_logits", "distillation_add_tail": True}, "distillation_add_tail: has no effect"),
-        ({"teacher_update_rate": 0.1}, "teacher_update_rate: has no effect on a teacher_model_kind of base, only on ema"),
+        (
+            {"teacher_update_rate": 0.1},
+            "teacher_update_rate: has no effect on a teacher_model_kind of base, only on ema",
+        ),
         ({"teacher_sync_steps": 3, "teacher_model_kind": "live"}, "teacher_sync_steps: has no effect"),
         ({"distillation_is_clip": 3.0}, "distillation_is_clip: has no effect where each rollout is used for one"),
         ({"distillation_is_clip": None}, "distillation_is_clip: has no effect"),
-        ({"distillation_is_clip": 3.0, "num_iterations": 2, "generate_from_teacher": True},
-         "distillation_is_clip: has no effect with generate_from_teacher"),
+        (
+            {"distillation_is_clip": 3.0, "num_iterations": 2, "generate_from_teacher": True},
+            "distillation_is_clip: has no effect with generate_from_teacher",
+        ),
         ({"num_loss_tokens_to_skip": 512}, "num_loss_tokens_to_skip: 512 leaves nothing"),
         ({"reward_weights": [1.0]}, "reward_weights: "),
         ({"tools": ["a.py:b"]}, "tools: the teacher is asked before"),
         ({"environment": "a.py:B"}, "environment: the teacher is asked before"),
         ({"num_generations": 3}, "num_generations: .*groups of 3"),
     ],
-)  # fmt: skip
+)
 def test_refused(fields, said):
     with pytest.raises(ConfigError, match=said):
         SDFTConfig(**fields).check()
@@ -64,11 +93,15 @@ def test_refused(fields, said):
 @pytest.mark.parametrize(
     "fields",
     [
-        {}, {"distillation_mode": "sampled_token", "distillation_alpha": 1.0}, {"distillation_mode": "full_logits"},
-        {"distillation_is_clip": None, "num_iterations": 2}, {"teacher_model_kind": "ema", "teacher_update_rate": 1.0},
-        {"teacher_prompt_template": "{{}} {privileged_context}{prompt}{prompt}"}, {"generate_from_teacher": True},
+        {},
+        {"distillation_mode": "sampled_token", "distillation_alpha": 1.0},
+        {"distillation_mode": "full_logits"},
+        {"distillation_is_clip": None, "num_iterations": 2},
+        {"teacher_model_kind": "ema", "teacher_update_rate": 1.0},
+        {"teacher_prompt_template": "{{}} {privileged_context}{prompt}{prompt}"},
+        {"generate_from_teacher": True},
     ],
-)  # fmt: skip
+)
 def test_accepted(fields):
     SDFTConfig(**fields).check()
 
@@ -115,7 +148,11 @@ def test_contexts_are_trls():
     from trl.experimental.sdft.sdft_trainer import DemonstrationTeacherContextBuilder
 
     theirs = DemonstrationTeacherContextBuilder(None)._stringify_privileged_context
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "b"}]
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "b"},
+    ]
     for context in ("text", messages, 12):
         assert text_of_context(context) == theirs(context)
 
@@ -123,10 +160,16 @@ def test_contexts_are_trls():
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "a", "privileged_context": None}, "column privileged_context: found nothing, expected text or messages"),
+        (
+            {"prompt": "a", "privileged_context": None},
+            "column privileged_context: found nothing, expected text or messages",
+        ),
         ({"prompt": "a", "privileged_context": {"x": 1}}, "column privileged_context: found dict"),
         ({"prompt": "a", "privileged_context": []}, "column privileged_context: found list"),
-        ({"prompt": [{"role": "assistant", "content": "a"}], "privileged_context": "b"}, "ends with a message of 'assistant'"),
+        (
+            {"prompt": [{"role": "assistant", "content": "a"}], "privileged_context": "b"},
+            "ends with a message of 'assistant'",
+        ),
     ],
 )
 def test_refused_rows(row, said):

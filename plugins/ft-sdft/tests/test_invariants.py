@@ -20,9 +20,13 @@ TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 def config(make, rows) -> SDFTConfig:
     """Two rollouts of eight prompts, two completions each, in two steps that are gone through once."""
     return make(
-        rows, max_steps=4, per_device_train_batch_size=8, num_generations=2, generation_batch_size=16,
+        rows,
+        max_steps=4,
+        per_device_train_batch_size=8,
+        num_generations=2,
+        generation_batch_size=16,
         train_sampling_strategy="random",
-    )  # fmt: skip
+    )
 
 
 ONCE = {"generation_batch_size": 8, "max_steps": 2}
@@ -83,10 +87,17 @@ def test_the_teacher_is_asked_about_the_same_tokens(config):
     from ft_sdft.method import ft_collate
 
     rows = [
-        {"group": group, "prompt_ids": [9, 10 + group], "teacher_prompt_ids": [9, 10 + group, 40, 41],
-         "completion_ids": [50 + group, 60 + index], "sampled": [index > 0, True], "sampling_logps": [-1.0] * (1 + index)}
-        for group in range(2) for index in range(2)
-    ]  # fmt: skip
+        {
+            "group": group,
+            "prompt_ids": [9, 10 + group],
+            "teacher_prompt_ids": [9, 10 + group, 40, 41],
+            "completion_ids": [50 + group, 60 + index],
+            "sampled": [index > 0, True],
+            "sampling_logps": [-1.0] * (1 + index),
+        }
+        for group in range(2)
+        for index in range(2)
+    ]
     batch = ft_collate(rows, None, config)
     teacher = batch.beside["teacher"]
     assert torch.equal(batch.targets, teacher.targets) and torch.equal(batch.rows, teacher.rows)

@@ -64,15 +64,22 @@ def logits(count: int = 6, size: int = 11) -> tuple[torch.Tensor, torch.Tensor, 
     return student.requires_grad_(), teacher, torch.randint(0, size, (count,))
 
 
-def of_trl(student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor, config: SimpleNamespace) -> torch.Tensor:
+def of_trl(
+    student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor, config: SimpleNamespace
+) -> torch.Tensor:
     alpha = config.distillation_alpha
     if config.distillation_mode == "topk_logits":
         return theirs.compute_topk_self_distillation_loss(
-            student[None], teacher[None], distillation_topk=config.distillation_topk, distillation_alpha=alpha,
+            student[None],
+            teacher[None],
+            distillation_topk=config.distillation_topk,
+            distillation_alpha=alpha,
             distillation_add_tail=config.distillation_add_tail,
-        )[0]  # fmt: skip
+        )[0]
     if config.distillation_mode == "full_logits":
-        return theirs.compute_full_logit_self_distillation_loss(student[None], teacher[None], distillation_alpha=alpha)[0]
+        return theirs.compute_full_logit_self_distillation_loss(student[None], teacher[None], distillation_alpha=alpha)[
+            0
+        ]
     return theirs.compute_sampled_token_self_distillation_loss(
         student[None], teacher[None], targets[None], distillation_alpha=alpha
     )[0]
@@ -90,9 +97,12 @@ MODES = [
 def test_losses_are_trls(mode, alpha, k, tail, clip):
     """Each token's, and the gradient of their mean over rows."""
     config = SimpleNamespace(
-        distillation_mode=mode, distillation_alpha=alpha, distillation_topk=k, distillation_add_tail=tail,
+        distillation_mode=mode,
+        distillation_alpha=alpha,
+        distillation_topk=k,
+        distillation_add_tail=tail,
         distillation_is_clip=clip,
-    )  # fmt: skip
+    )
     student, teacher, targets = logits()
     old = None if clip is None else torch.linspace(-4, -1, 6, dtype=torch.float64)
     weights = token_weights(torch.tensor([0, 0, 0, 0, 1, 1]), 2, 2)

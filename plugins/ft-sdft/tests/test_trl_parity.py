@@ -1,5 +1,5 @@
-"""Whole runs of five steps beside TRL's: the same completions at every step, whatever the policy has become. A backend that
-says what it was told, and TRL's trainer that is given the same."""
+"""Whole runs of five steps beside TRL's: the same completions at every step, whatever the policy has become. A backend
+that says what it was told, and TRL's trainer that is given the same."""
 
 from __future__ import annotations
 
@@ -16,18 +16,32 @@ from ft_host.testing.models import save_adapter
 from ft_host.testing.parity import TOLERANCES, differences, trl_arguments, trl_model, trl_rows, trl_trajectory
 
 OWN = (
-    "num_generations", "steps_per_generation", "generation_batch_size", "num_iterations", "max_completion_length",
-    "temperature", "disable_dropout", "distillation_alpha", "distillation_mode", "distillation_topk",
-    "distillation_is_clip", "distillation_add_tail", "num_loss_tokens_to_skip", "teacher_model_kind",
-    "teacher_update_rate", "teacher_sync_steps", "generate_from_teacher", "teacher_prompt_template",
-)  # fmt: skip
+    "num_generations",
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_iterations",
+    "max_completion_length",
+    "temperature",
+    "disable_dropout",
+    "distillation_alpha",
+    "distillation_mode",
+    "distillation_topk",
+    "distillation_is_clip",
+    "distillation_add_tail",
+    "num_loss_tokens_to_skip",
+    "teacher_model_kind",
+    "teacher_update_rate",
+    "teacher_sync_steps",
+    "generate_from_teacher",
+    "teacher_prompt_template",
+)
 LOSS = "self_distillation/distillation_loss"
 METRICS = ("completions/mean_length", "completions/max_length", "completions/clipped_ratio")
 
 
 def trainer_of(config: SDFTConfig, completions_of: Any, reads: list[str] | None = None) -> Any:
-    """TRL's trainer for what `config` says, with given completions. `reads`: the prompts that it would have had completed
-    are added to it."""
+    """TRL's trainer for what `config` says, with given completions. `reads`: the prompts that it would have had
+    completed are added to it."""
     from transformers import AutoTokenizer
     from trl.experimental.sdft import SDFTConfig as Theirs
     from trl.experimental.sdft import SDFTTrainer
@@ -93,7 +107,9 @@ def test_five_steps(name, make_fixed, fixed):
 
 def test_the_fields_matter(make_fixed):
     """Each of the runs above is another one."""
-    losses = [lines(run_in(make_fixed(**fields), f"run-{index}"))[4]["loss"] for index, fields in enumerate(FIELDS.values())]
+    losses = [
+        lines(run_in(make_fixed(**fields), f"run-{index}"))[4]["loss"] for index, fields in enumerate(FIELDS.values())
+    ]
     for index, loss in enumerate(losses):
         assert all(abs(loss - other) > 1e-7 for other in losses[:index]), list(FIELDS)[index]
 
@@ -173,7 +189,8 @@ def test_lora_from_an_adapter(make_fixed, fixed, llama, tmp_path):
 
 
 def test_who_is_completed(make_fixed, fixed):
-    """With generate_from_teacher the prompts to complete have the demonstration, in both; the student's rows have not."""
+    """With generate_from_teacher the prompts to complete have the demonstration, in both; the student's rows have
+    not."""
     reads: list[str] = []
     config = make_fixed(generate_from_teacher=True, max_steps=1)
     trl_trajectory(trainer_of(config, fixed, reads))

@@ -18,20 +18,34 @@ TEACHERS = ("base", "live", "ema")
 # Fields that need another one to be set, with their defaults.
 OF_EMA = {"teacher_update_rate": 0.05, "teacher_sync_steps": 1}
 OF_SUCCESS = {
-    "success_reward_threshold": 1.0, "dont_reprompt_on_self_success": True, "remove_thinking_from_demonstration": False,
+    "success_reward_threshold": 1.0,
+    "dont_reprompt_on_self_success": True,
+    "remove_thinking_from_demonstration": False,
     "environment_feedback_only_without_solution": False,
     "solution_template": "\nCorrect solution:\n\n{successful_previous_attempt}\n\n",
-}  # fmt: skip
+}
 OF_FEEDBACK = {
     "environment_feedback_only_without_solution": False,
     "feedback_template": "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}\n\n",
 }
 REPROMPT = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question.\n"
-OF_DISTILLATION = {
-    "distillation_mode": "sampled_token", "distillation_alpha": 1.0, "distillation_topk": None,
-    "distillation_add_tail": False, "distillation_is_clip": 2.0, "teacher_model_kind": "ema", "reprompt_template": REPROMPT,
-    "max_reprompt_len": 10240, "use_successful_as_teacher": True, "include_environment_feedback": False,
-} | OF_EMA | OF_SUCCESS | OF_FEEDBACK  # fmt: skip
+OF_DISTILLATION = (
+    {
+        "distillation_mode": "sampled_token",
+        "distillation_alpha": 1.0,
+        "distillation_topk": None,
+        "distillation_add_tail": False,
+        "distillation_is_clip": 2.0,
+        "teacher_model_kind": "ema",
+        "reprompt_template": REPROMPT,
+        "max_reprompt_len": 10240,
+        "use_successful_as_teacher": True,
+        "include_environment_feedback": False,
+    }
+    | OF_EMA
+    | OF_SUCCESS
+    | OF_FEEDBACK
+)
 CLIPPED = {"epsilon": 0.2, "epsilon_high": None}
 OF_POLICY = CLIPPED | {"loss_type": "dapo", "importance_sampling_level": "token", "scale_rewards": "group"}
 OF_TOOLS = {"tools": [], "environment": None, "max_tool_calling_iterations": None}
@@ -39,8 +53,8 @@ OF_TOOLS = {"tools": [], "environment": None, "max_tool_calling_iterations": Non
 
 @dataclass(kw_only=True)
 class SDPOConfig(RolloutConfig):
-    """Self-distillation policy optimization: learn from attempts what the same model says of them that is shown a successful
-    one, or feedback."""
+    """Self-distillation policy optimization: learn from attempts what the same model says of them that is shown a
+    successful one, or feedback."""
 
     disable_dropout: bool = option(
         True,
@@ -49,16 +63,16 @@ class SDPOConfig(RolloutConfig):
     )
     learning_rate: float = option(
         1e-5,
-        "Peak learning rate. 1e-5 for all weights: the teacher is the model itself, so that there is little to move. About "
-        "10 times that for LoRA.",
+        "Peak learning rate. 1e-5 for all weights: the teacher is the model itself, so that there is little to move."
+        " About 10 times that for LoRA.",
         gt=0,
     )
 
     # -- rollouts
     num_generations: int = option(
         8,
-        "Completions of a prompt: the more there are, the likelier that one of them succeeds, from which the others can "
-        "learn.",
+        "Completions of a prompt: the more there are, the likelier that one of them succeeds, from which the others can"
+        " learn.",
         group="rollouts",
         gt=0,
     )
@@ -73,19 +87,23 @@ class SDPOConfig(RolloutConfig):
         None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
     )
     num_iterations: int = option(
-        1, "Passes over each rollout. 1: more make use of completions that are no longer the policy's.", group="rollouts",
+        1,
+        "Passes over each rollout. 1: more make use of completions that are no longer the policy's.",
+        group="rollouts",
         gt=0,
-    )  # fmt: skip
+    )
     mask_truncated_completions: bool = option(
         False,
-        "Leave completions that were cut short by max_completion_length out of the loss and of what it is divided by. They "
-        "stay in the rewards that others are measured against, and may be shown as a solution where they earn enough.",
+        "Leave completions that were cut short by max_completion_length out of the loss and of what it is divided by."
+        " They stay in the rewards that others are measured against, and may be shown as a solution where they earn"
+        " enough.",
         group="rollouts",
     )
 
     # -- reprompting
     use_successful_as_teacher: bool = option(
-        True, "Show the teacher a successful completion of the same prompt: the first that isn't the one that is taught."
+        True,
+        "Show the teacher a successful completion of the same prompt: the first that isn't the one that is taught.",
     )
     success_reward_threshold: float = option(1.0, "What a completion must earn at the least to be successful.")
     dont_reprompt_on_self_success: bool = option(
@@ -96,16 +114,16 @@ class SDPOConfig(RolloutConfig):
     )
     include_environment_feedback: bool = option(
         False,
-        f"Show the teacher feedback: what a reward function says of a completion (log_extra({FEEDBACK!r}, [...]), one text "
-        f"or None a completion), or where none says anything the row's column {CONTEXT}.",
+        f"Show the teacher feedback: what a reward function says of a completion (log_extra({FEEDBACK!r}, [...]), one"
+        f" text or None a completion), or where none says anything the row's column {CONTEXT}.",
     )
     environment_feedback_only_without_solution: bool = option(
         False, "Show feedback only where there is no successful completion to show."
     )
     reprompt_template: str = option(
         REPROMPT,
-        "What the teacher is asked, with the slots {prompt}, {solution} and {feedback}, of which the last two are empty where "
-        "there is none. Of a conversation it replaces the last message, the user's.",
+        "What the teacher is asked, with the slots {prompt}, {solution} and {feedback}, of which the last two are empty"
+        " where there is none. Of a conversation it replaces the last message, the user's.",
     )
     solution_template: str = option(
         OF_SUCCESS["solution_template"], "What becomes of {solution}, with the slot {successful_previous_attempt}."
@@ -115,16 +133,16 @@ class SDPOConfig(RolloutConfig):
     )
     max_reprompt_len: int = option(
         10240,
-        "Longest prompt of the teacher in tokens. A completion whose teacher would have a longer one isn't taught: cut, it "
-        "would be another question.",
+        "Longest prompt of the teacher in tokens. A completion whose teacher would have a longer one isn't taught: cut,"
+        " it would be another question.",
         gt=0,
     )
 
     # -- the teacher
     teacher_model_kind: str = option(
         "ema",
-        "Who is asked: a moving average of the model (ema, which gets better with it and is steadier), the model as it is "
-        "(live), or as the run found it (base).",
+        "Who is asked: a moving average of the model (ema, which gets better with it and is steadier), the model as it"
+        " is (live), or as the run found it (base).",
         choices=TEACHERS,
     )
     teacher_update_rate: float = option(
@@ -135,21 +153,22 @@ class SDPOConfig(RolloutConfig):
     # -- the loss
     distillation_weight: float = option(
         1.0,
-        "Share of the distillation in the loss; the rest is that of a clipped policy loss of the rewards (GRPO's). 1: the "
-        "distillation alone, as in the paper. 0: no teacher is asked.",
+        "Share of the distillation in the loss; the rest is that of a clipped policy loss of the rewards (GRPO's). 1:"
+        " the distillation alone, as in the paper. 0: no teacher is asked.",
         ge=0,
         le=1,
     )
     distillation_mode: str = option(
         "sampled_token",
-        "What of the two distributions of a token is compared: the token that was sampled (sampled_token, an estimate of the "
-        "reverse KL), the student's distillation_topk likeliest tokens (topk_logits), or all tokens (full_logits).",
+        "What of the two distributions of a token is compared: the token that was sampled (sampled_token, an estimate"
+        " of the reverse KL), the student's distillation_topk likeliest tokens (topk_logits), or all tokens"
+        " (full_logits).",
         choices=MODES,
     )
     distillation_alpha: float = option(
         1.0,
-        "The divergence: 0 is the forward KL (teacher from student), 1 the reverse KL (student from teacher), between them "
-        "the generalised Jensen-Shannon divergence. sampled_token has 1.",
+        "The divergence: 0 is the forward KL (teacher from student), 1 the reverse KL (student from teacher), between"
+        " them the generalised Jensen-Shannon divergence. sampled_token has 1.",
         ge=0,
         le=1,
     )
@@ -161,8 +180,8 @@ class SDPOConfig(RolloutConfig):
     )
     distillation_is_clip: float | None = option(
         2.0,
-        "From the second update of a rollout on, weigh the distillation of each token by the ratio of the policy to the one "
-        "that sampled, up to this. none: no weights.",
+        "From the second update of a rollout on, weigh the distillation of each token by the ratio of the policy to the"
+        " one that sampled, up to this. none: no weights.",
         gt=0,
     )
 
@@ -172,8 +191,8 @@ class SDPOConfig(RolloutConfig):
     )
     scale_rewards: str = option(
         "group",
-        "Policy loss: what a completion's distance from the mean of its group is divided by: the standard deviation of the "
-        "group, that of the batch (the whole rollout), or nothing.",
+        "Policy loss: what a completion's distance from the mean of its group is divided by: the standard deviation of"
+        " the group, that of the batch (the whole rollout), or nothing.",
         choices=("group", "batch", "none"),
     )
     importance_sampling_level: str = option(
@@ -182,9 +201,11 @@ class SDPOConfig(RolloutConfig):
         choices=("token", "sequence"),
     )
     epsilon: float = option(
-        0.2, "Policy loss: nothing is gained below a ratio of 1 - this. Counts from the second update of a rollout on.",
-        gt=0, le=1,
-    )  # fmt: skip
+        0.2,
+        "Policy loss: nothing is gained below a ratio of 1 - this. Counts from the second update of a rollout on.",
+        gt=0,
+        le=1,
+    )
     epsilon_high: float | None = option(
         None, "Policy loss: nothing is gained above a ratio of 1 + this. Not set: epsilon.", gt=0
     )
@@ -237,11 +258,13 @@ class SDPOConfig(RolloutConfig):
         mode = self.distillation_mode
         if mode == "sampled_token" and self.distillation_alpha != 1:
             raise ConfigError(
-                f"distillation_alpha: {self.distillation_alpha:g} with distillation_mode sampled_token, which estimates the "
-                "reverse KL; expected 1"
+                f"distillation_alpha: {self.distillation_alpha:g} with distillation_mode sampled_token, which estimates"
+                " the reverse KL; expected 1"
             )
         if mode == "topk_logits" and self.distillation_topk is None:
-            raise ConfigError("distillation_topk: isn't set, and distillation_mode topk_logits needs it; 100 is the paper's")
+            raise ConfigError(
+                "distillation_topk: isn't set, and distillation_mode topk_logits needs it; 100 is the paper's"
+            )
         if mode != "topk_logits":
             self.refuse({"distillation_topk": None, "distillation_add_tail": False}, f"on {mode}, only on topk_logits")
         if self.teacher_model_kind != "ema":
@@ -251,8 +274,8 @@ class SDPOConfig(RolloutConfig):
         if not self.use_successful_as_teacher:
             if not self.include_environment_feedback:
                 raise ConfigError(
-                    "use_successful_as_teacher: without it and without include_environment_feedback the teacher is shown "
-                    "nothing; set one of them"
+                    "use_successful_as_teacher: without it and without include_environment_feedback the teacher is"
+                    " shown nothing; set one of them"
                 )
             self.refuse(OF_SUCCESS, "without use_successful_as_teacher")
         elif self.num_generations == 1 and self.dont_reprompt_on_self_success and not self.include_environment_feedback:
@@ -266,7 +289,8 @@ class SDPOConfig(RolloutConfig):
 
 
 def check_template(field: str, template: str, needs: list[str], may: list[str] | None = None) -> None:
-    """Raise ConfigError for a template that hasn't got these slots, has others than these and `may`, or can't be read."""
+    """Raise ConfigError for a template that hasn't got these slots, has others than these and `may`, or can't be
+    read."""
     expected = " and ".join(f"{{{slot}}}" for slot in needs)
     try:
         parts = [(name, spec, how) for _, name, spec, how in Formatter().parse(template) if name is not None]
@@ -274,7 +298,9 @@ def check_template(field: str, template: str, needs: list[str], may: list[str] |
         raise ConfigError(f"{field}: {error}; a brace that is text is written twice, {{{{ or }}}}") from error
     for name, spec, how in parts:
         if name not in [*needs, *(may or [])] or spec or how:
-            raise ConfigError(f"{field}: has the slot {{{name}}}, expected {expected}; a brace that is text is written twice")
+            raise ConfigError(
+                f"{field}: has the slot {{{name}}}, expected {expected}; a brace that is text is written twice"
+            )
     for slot in needs:
         if slot not in [name for name, _, _ in parts]:
             raise ConfigError(f"{field}: has no slot {{{slot}}}; expected {expected}")

@@ -1,5 +1,5 @@
-"""Losses as pure functions, in tables by name: how far the student's distribution of a token is from the teacher's, and the
-clipped policy loss of rewards."""
+"""Losses as pure functions, in tables by name: how far the student's distribution of a token is from the teacher's, and
+the clipped policy loss of rewards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ft_sdpo.config import SDPOConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """n tokens of completions: logits over the vocabulary, (n, V) in float32 or wider, at the temperature that samples."""
+    """n tokens of completions: logits over the vocabulary, (n, V) in float32 or wider, at the temperature that
+    samples."""
 
     student: torch.Tensor  # with gradient
     teacher: torch.Tensor
@@ -88,8 +89,8 @@ def full_logits(tokens: Tokens, config: SDPOConfig) -> torch.Tensor:
 
 
 def sampled_token(tokens: Tokens, config: SDPOConfig) -> torch.Tensor:
-    """sg(log p_student - log p_teacher) log p_student  of the sampled token: over samples of the student its gradient is
-    that of the reverse KL. Its value is not: it is 0 where the two agree, and of either sign elsewhere."""
+    """sg(log p_student - log p_teacher) log p_student  of the sampled token: over samples of the student its gradient
+    is that of the reverse KL. Its value is not: it is 0 where the two agree, and of either sign elsewhere."""
     return (tokens.student_logps - tokens.teacher_logps).detach() * tokens.student_logps
 
 
@@ -113,9 +114,9 @@ def row_sums(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tens
 
 
 def advantages(rewards: torch.Tensor, groups: torch.Tensor, scale: str) -> torch.Tensor:
-    """(n,) from (n,) rewards, nan where there is none, and the group of each, (n,) long from 0: the distance from the mean of
-    its group, by the unbiased standard deviation of "group" or "batch" and 1e-4, or by nothing ("none"). 0 where there is no
-    reward, or none to compare it with."""
+    """(n,) from (n,) rewards, nan where there is none, and the group of each, (n,) long from 0: the distance from the
+    mean of its group, by the unbiased standard deviation of "group" or "batch" and 1e-4, or by nothing ("none"). 0
+    where there is no reward, or none to compare it with."""
     known, count = ~rewards.isnan(), int(groups.max()) + 1 if len(groups) else 0
     sizes = row_sums(known.to(rewards.dtype), groups, count)
     means = row_sums(rewards.nan_to_num(0.0), groups, count) / sizes
@@ -129,7 +130,8 @@ def advantages(rewards: torch.Tensor, groups: torch.Tensor, scale: str) -> torch
 
 
 def ratios(log_ratios: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor, level: str) -> torch.Tensor:
-    """q of each token, (N,), from its log-ratio; with `level` "sequence" that of its row, the geometric mean of them."""
+    """q of each token, (N,), from its log-ratio; with `level` "sequence" that of its row, the geometric mean of
+    them."""
     if level == "sequence":
         log_ratios = (row_sums(log_ratios, rows, len(sizes)) / sizes.clamp(min=1))[rows]
     return torch.exp(log_ratios)
@@ -140,8 +142,9 @@ def clipped(q: torch.Tensor, advantages: torch.Tensor, clip_range: tuple[float, 
     return -torch.minimum(q * advantages, q.clamp(*clip_range) * advantages)
 
 
-# What the policy loss of each token is multiplied with before all are added: from (N,) the size of its row, and counts of the
-# whole step. bnpo is TRL's mean over the tokens of a micro-batch, which depends on how a step is cut; over the step it is dapo.
+# What the policy loss of each token is multiplied with before all are added: from (N,) the size of its row, and counts
+# of the whole step. bnpo is TRL's mean over the tokens of a micro-batch, which depends on how a step is cut; over the
+# step it is dapo.
 Scale = Callable[[torch.Tensor, dict[str, float], SDPOConfig], torch.Tensor]
 SCALES: dict[str, Scale] = {
     "grpo": lambda sizes, totals, config: 1 / (sizes * max(totals["trained"], 1)),

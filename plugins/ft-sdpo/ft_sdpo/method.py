@@ -1,18 +1,18 @@
-"""SDPO: attempt each prompt several times, show the same model a successful attempt or feedback, and learn to say of each
-attempt what it then says of it (reinforcement learning via self-distillation, arXiv 2601.20802).
+"""SDPO: attempt each prompt several times, show the same model a successful attempt or feedback, and learn to say of
+each attempt what it then says of it (reinforcement learning via self-distillation, arXiv 2601.20802).
 
     loss = w 1/M sum_i  1/T_i sum_t  v(t) D( p(. | prompt, y_<t)  ,  p_teacher(. | reprompt_i, y_<t) )
            + (1 - w) sum_i sum_t  - scale(t) min(q A_i, clip(q) A_i)
 
-y is completion i, of T_i tokens, sampled by the policy; i goes in the first sum over the M completions of the optimizer step, on
-all ranks, for which there is something to show (`ft_sdpo.reprompt`), in the second over all. D is a divergence of
-`ft_sdpo.losses`, w `distillation_weight`, A_i what completion i earns beside others of its prompt. q = p / p_old; v(t) is q,
-clipped, without gradient. Both are 1 in the first update of a rollout. The teacher is a moving average of the policy, the policy
-as it is, or as the run found it, and has no gradient.
+y is completion i, of T_i tokens, sampled by the policy; i goes in the first sum over the M completions of the optimizer
+step, on all ranks, for which there is something to show (`ft_sdpo.reprompt`), in the second over all. D is a divergence
+of `ft_sdpo.losses`, w `distillation_weight`, A_i what completion i earns beside others of its prompt. q = p / p_old;
+v(t) is q, clipped, without gradient. Both are 1 in the first update of a rollout. The teacher is a moving average of
+the policy, the policy as it is, or as the run found it, and has no gradient.
 
 The teacher is asked about the same tokens behind a prompt of its own: a second batch lies beside the student's
-(`batch.beside["teacher"]`), with the targets of completions that are taught, in the same order. A completion that neither sum
-is about isn't computed.
+(`batch.beside["teacher"]`), with the targets of completions that are taught, in the same order. A completion that
+neither sum is about isn't computed.
 """
 
 from __future__ import annotations
@@ -71,9 +71,11 @@ def distilled(
     with torch.no_grad():
         entropy = tokens.student_norm[:, 0] - (ours.softmax(-1) * ours).sum(-1)
     values = {
-        "losses": losses, "taught_logps": tokens.student_logps, "teacher_logps": tokens.teacher_logps,
+        "losses": losses,
+        "taught_logps": tokens.student_logps,
+        "teacher_logps": tokens.teacher_logps,
         "taught_entropy": entropy,
-    }  # fmt: skip
+    }
     return (losses * weights[units][which].to(losses.dtype)).sum(), values
 
 
@@ -101,9 +103,10 @@ def ft_prepare(row, tokenizer, config):
         raise RowError("input_ids: a prompt of tokens can't be put into reprompt_template; expected text or messages")
     if not isinstance(found["prompt"], str) and found["prompt"][-1]["role"] != "user":
         raise RowError(
-            f"column prompt: ends with a message of {found['prompt'][-1]['role']!r}, expected 'user': what the teacher is "
-            "shown goes into the user's last message", "prompt",
-        )  # fmt: skip
+            f"column prompt: ends with a message of {found['prompt'][-1]['role']!r}, expected 'user': what the teacher"
+            " is shown goes into the user's last message",
+            "prompt",
+        )
     feedback = row.get(CONTEXT)
     if config.include_environment_feedback and not isinstance(feedback, str | None):
         raise RowError(f"column {CONTEXT}: found {kind_of(feedback)}, expected text, or nothing", CONTEXT)
@@ -111,8 +114,8 @@ def ft_prepare(row, tokenizer, config):
 
 
 def attempt_row(prompt: dict, completion: Any, reward: float | None, asked: Any, config: SDPOConfig) -> dict:
-    """A completion as a row to train on. `teacher_prompt_ids` is empty where nothing is distilled; a row that nothing else
-    is learnt from either has no targets."""
+    """A completion as a row to train on. `teacher_prompt_ids` is empty where nothing is distilled; a row that nothing
+    else is learnt from either has no targets."""
     row = completion_row(prompt, completion) | {"reward": reward, "teacher_prompt_ids": []}
     if config.mask_truncated_completions and row["truncated"]:
         return masked_row(row)
@@ -139,7 +142,8 @@ def ft_rollout(rows, run) -> Rollout:
         if config.distillation_weight:
             asked[-1] = teacher_ids(prompt, shown[-1], run.tokenizer, config)
         found += [
-            attempt_row(prompt, *each, config) for each in zip(completions[group], totals[group], asked[-1], strict=True)
+            attempt_row(prompt, *each, config)
+            for each in zip(completions[group], totals[group], asked[-1], strict=True)
         ]
     samples = [
         {
@@ -176,7 +180,8 @@ def log_probs(model: Any, batch: Batch, temperature: float) -> dict[str, list[to
 
 @hookimpl
 def ft_annotate(rows, run):
-    """Once a rollout, before its first update: the policy's log-probs where it is used more than once, and advantages."""
+    """Once a rollout, before its first update: the policy's log-probs where it is used more than once, and
+    advantages."""
     config = run.config
     if run.rollouts.updates > 1 and config.needs_old:
         rows = evaluate_rows(rows, run, partial(log_probs, temperature=config.temperature))

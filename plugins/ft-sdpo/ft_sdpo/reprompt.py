@@ -1,4 +1,5 @@
-"""What the teacher of an attempt is asked: the prompt again, with a successful attempt of its group, or feedback on it."""
+"""What the teacher of an attempt is asked: the prompt again, with a successful attempt of its group, or feedback on
+it."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def attempts(
 
 
 def reprompt(prompt: str | list[dict], attempt: Attempt, config: SDPOConfig) -> str | list[dict] | None:
-    """What the teacher is asked; None where there is nothing to show. Of a conversation the last message is replaced."""
+    """What the teacher is asked; None where there is nothing to show. Of a conversation the last message is
+    replaced."""
     if attempt.solution is None and attempt.feedback is None:
         return None
     solution, feedback = "", ""
@@ -73,8 +75,8 @@ def reprompt(prompt: str | list[dict], attempt: Attempt, config: SDPOConfig) -> 
 def teacher_ids(
     row: dict[str, Any], found: list[Attempt], tokenizer: PreTrainedTokenizerBase, config: SDPOConfig
 ) -> list[list[int] | Drop | None]:
-    """The tokens that the teacher of each completion of a prompt's row is asked; None where it has nothing to show, a Drop
-    where they would be too many."""
+    """The tokens that the teacher of each completion of a prompt's row is asked; None where it has nothing to show, a
+    Drop where they would be too many."""
     limit = replace(config, max_length=config.max_reprompt_len)
     asked = [reprompt(row["prompt"], attempt, config) for attempt in found]
     made: dict[str, list[int] | Drop] = {}  # siblings are often shown the same
@@ -86,8 +88,8 @@ def teacher_ids(
 
 
 def feedback_of(row: dict[str, Any], logged: list[Any] | None, size: int) -> list[str | None]:
-    """Feedback on the `size` completions of a row: what a reward function `logged` of each; if none does, what the row says
-    of all."""
+    """Feedback on the `size` completions of a row: what a reward function `logged` of each; if none does, what the row
+    says of all."""
     if logged is None:
         given = row["columns"].get(CONTEXT)
         return [given if isinstance(given, str) else None] * size  # in a run that shows it, it is text

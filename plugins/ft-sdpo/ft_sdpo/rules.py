@@ -56,31 +56,49 @@ def slower_teacher(view: View) -> list[Remedy]:
 
 OWN = [
     Rule(
-        code="SDPO001", title="Hardly any attempt is taught", stage="train", needs=(TAUGHT,), share=0.5, least=15,
-        test=lambda view: view[TAUGHT] < 0.05, severe=lambda view: view.mean(TAUGHT, view.window) < 0.005,
+        code="SDPO001",
+        title="Hardly any attempt is taught",
+        stage="train",
+        needs=(TAUGHT,),
+        share=0.5,
+        least=15,
+        test=lambda view: view[TAUGHT] < 0.05,
+        severe=lambda view: view.mean(TAUGHT, view.window) < 0.005,
         mutes=("SDPO002", "OPT002", "OPT005", "SDPO103"),
         message=lambda view: (
-            f"For {percent(view.mean(TAUGHT, view.window))} of completions there was anything to show the teacher, over the "
-            f"last {view.window} rollouts: no successful completion of the same prompt, and no feedback. Nothing is learnt "
-            "from the others."
+            f"For {percent(view.mean(TAUGHT, view.window))} of completions there was anything to show the teacher, over"
+            f" the last {view.window} rollouts: no successful completion of the same prompt, and no feedback. Nothing"
+            " is learnt from the others."
             + (f" At first it was {percent(view.first(TAUGHT, 3))}: the policy has got worse." if broke(view) else "")
         ),
         remedies=more_signal,
-        when="Less than 5 % of a rollout's completions have a teacher's prompt in half of the last 50 rollouts; below 0.5 % on "
-        "average: an error.",
-        why="No completion earns success_reward_threshold, and there is no feedback, or it isn't included. Where there was "
-        "enough at first, updates that are too large have broken the policy, and without a success nothing mends it.",
-        remedy="Lower success_reward_threshold, more num_generations, easier prompts, include_environment_feedback; where "
-        "there was enough at first, a lower learning_rate.",
+        when=(
+            "Less than 5 % of a rollout's completions have a teacher's prompt in half of the last 50 rollouts; below"
+            " 0.5 % on average: an error."
+        ),
+        why=(
+            "No completion earns success_reward_threshold, and there is no feedback, or it isn't included. Where there"
+            " was enough at first, updates that are too large have broken the policy, and without a success nothing"
+            " mends it."
+        ),
+        remedy=(
+            "Lower success_reward_threshold, more num_generations, easier prompts, include_environment_feedback; where "
+            "there was enough at first, a lower learning_rate."
+        ),
         source="TRL warns of it too; own judgement of the threshold",
     ),
     Rule(
-        code="SDPO002", title="Few groups have a success to learn from", stage="train", needs=(WINNERS,), share=0.5, least=15,
+        code="SDPO002",
+        title="Few groups have a success to learn from",
+        stage="train",
+        needs=(WINNERS,),
+        share=0.5,
+        least=15,
         test=lambda view: view[WINNERS] < 0.05,
         message=lambda view: (
-            f"In {percent(view.mean(WINNERS, view.window))} of groups a completion earned success_reward_threshold "
-            f"{short(view.config.success_reward_threshold)}, over the last {view.window} rollouts: what is taught comes of "
-            "feedback alone."
+            f"In {percent(view.mean(WINNERS, view.window))} of groups a completion earned success_reward_threshold"
+            f" {short(view.config.success_reward_threshold)}, over the last {view.window} rollouts: what is taught"
+            " comes of feedback alone."
         ),
         remedies=more_signal,
         when="Less than 5 % of groups have a successful completion in half of the last 50 rollouts.",
@@ -89,41 +107,70 @@ OWN = [
         source="TRL warns of it too; own judgement of the threshold",
     ),
     Rule(
-        code="SDPO003", title="Feedback is there and isn't shown", stage="train", needs=(TOLD,), severity="info", share=0.5,
-        least=3, fields=("include_environment_feedback",),
+        code="SDPO003",
+        title="Feedback is there and isn't shown",
+        stage="train",
+        needs=(TOLD,),
+        severity="info",
+        share=0.5,
+        least=3,
+        fields=("include_environment_feedback",),
         test=lambda view: view[TOLD] > 0.2 and not view.config.include_environment_feedback,
         message=lambda view: (
-            f"There is feedback on {percent(view.mean(TOLD, view.window))} of completions, and include_environment_feedback is "
-            "off: no teacher sees it."
+            f"There is feedback on {percent(view.mean(TOLD, view.window))} of completions, and"
+            " include_environment_feedback is off: no teacher sees it."
         ),
         remedies=lambda view: set_field(view, "include_environment_feedback", True, again=True),
-        when="More than 20 % of completions have feedback in half of the last rollouts, and include_environment_feedback is "
-        "off.",
+        when=(
+            "More than 20 % of completions have feedback in half of the last rollouts, and include_environment_feedback"
+            " is off."
+        ),
         why="Rich feedback says what was wrong, which a reward doesn't.",
-        remedy="Set include_environment_feedback.", source="TRL warns of it too",
+        remedy="Set include_environment_feedback.",
+        source="TRL warns of it too",
     ),
     Rule(
-        code="SDPO004", title="Feedback is to be shown and isn't there", stage="train", needs=(TOLD,), share=0.8, least=5,
+        code="SDPO004",
+        title="Feedback is to be shown and isn't there",
+        stage="train",
+        needs=(TOLD,),
+        share=0.8,
+        least=5,
         fields=("include_environment_feedback",),
         test=lambda view: view[TOLD] < 0.02 and view.config.include_environment_feedback,
         message=lambda view: (
-            f"include_environment_feedback is on, and {percent(view.mean(TOLD, view.window))} of completions have feedback: "
-            "neither the column privileged_context nor a reward function says anything."
+            f"include_environment_feedback is on, and {percent(view.mean(TOLD, view.window))} of completions have"
+            " feedback: neither the column privileged_context nor a reward function says anything."
         ),
         remedies=lambda view: [
-            Remedy(why="Let a reward function say what was wrong: log_extra('feedback', [text or None for each completion])"),
+            Remedy(
+                why=(
+                    "Let a reward function say what was wrong: log_extra('feedback', [text or None for each"
+                    " completion])"
+                )
+            ),
             Remedy(why="Put feedback into the column privileged_context"),
         ],
-        when="Less than 2 % of completions have feedback in 80 % of the last 50 rollouts, with include_environment_feedback.",
+        when=(
+            "Less than 2 % of completions have feedback in 80 % of the last 50 rollouts, with"
+            " include_environment_feedback."
+        ),
         why="The column has another name, or the function logs under another.",
-        remedy="Log it as feedback, or rename the column with dataset_columns.", source="own judgement",
+        remedy="Log it as feedback, or rename the column with dataset_columns.",
+        source="own judgement",
     ),
     Rule(
-        code="SDPO005", title="The teacher says what the student says", stage="train", needs=(APART,), window=10, least=3,
-        share=0.8, test=teaches_nothing,
+        code="SDPO005",
+        title="The teacher says what the student says",
+        stage="train",
+        needs=(APART,),
+        window=10,
+        least=3,
+        share=0.8,
+        test=teaches_nothing,
         message=lambda view: (
-            f"From the start the teacher's log-prob of a sampled token is within {short(view.mean(APART, view.window))} nats "
-            "of the student's: what it is shown doesn't change what it says, so that nothing is taught."
+            f"From the start the teacher's log-prob of a sampled token is within {short(view.mean(APART, view.window))}"
+            " nats of the student's: what it is shown doesn't change what it says, so that nothing is taught."
         ),
         remedies=lambda view: [
             Remedy(why="Look at a reprompt in samples.jsonl: does it show what the attempt lacks?"),
@@ -131,14 +178,19 @@ OWN = [
         ],
         when="self_distillation/teacher_logp_difference is below 0.01 in most of the first 20 steps.",
         why="A model that can't make use of a solution or of feedback is no better than without.",
-        remedy="Other templates, feedback that says more, a larger model.", source="own judgement of the threshold",
+        remedy="Other templates, feedback that says more, a larger model.",
+        source="own judgement of the threshold",
     ),
     Rule(
-        code="SDPO006", title="Teachers' prompts are too long", stage="train", needs=(LONG,), least=5,
+        code="SDPO006",
+        title="Teachers' prompts are too long",
+        stage="train",
+        needs=(LONG,),
+        least=5,
         test=lambda view: view[LONG] > 0.1,
         message=lambda view: (
-            f"For {percent(view.mean(LONG, view.window))} of completions the teacher's prompt has more than max_reprompt_len "
-            f"{view.config.max_reprompt_len} tokens: they aren't taught."
+            f"For {percent(view.mean(LONG, view.window))} of completions the teacher's prompt has more than"
+            f" max_reprompt_len {view.config.max_reprompt_len} tokens: they aren't taught."
         ),
         remedies=lambda view: [
             *set_field(view, "max_reprompt_len", 2 * view.config.max_reprompt_len),
@@ -146,28 +198,38 @@ OWN = [
         ],
         when="More than 10 % of completions in 30 % of the last 50 rollouts.",
         why="Solutions and feedback are longer than there is room for.",
-        remedy="Raise max_reprompt_len, remove_thinking_from_demonstration, shorter feedback.", source="own judgement",
+        remedy="Raise max_reprompt_len, remove_thinking_from_demonstration, shorter feedback.",
+        source="own judgement",
     ),
     Rule(
-        code="SDPO007", title="Student and teacher move apart", stage="train", needs=(APART,), least=10, test=drifts,
+        code="SDPO007",
+        title="Student and teacher move apart",
+        stage="train",
+        needs=(APART,),
+        least=10,
+        test=drifts,
         message=lambda view: (
-            f"The teacher's log-prob of a sampled token is {short(view.mean(APART, 10))} nats from the student's, three times "
-            f"and more what it was at first ({short(view.baseline(APART))}): the student doesn't learn from it but leaves it."
+            f"The teacher's log-prob of a sampled token is {short(view.mean(APART, 10))} nats from the student's, three"
+            f" times and more what it was at first ({short(view.baseline(APART))}): the student doesn't learn from it"
+            " but leaves it."
         ),
         remedies=lambda view: [lower_rate(view, 3), *slower_teacher(view), restore(view)],
-        when="self_distillation/teacher_logp_difference is above 0.1 and three times its beginning in 30 % of the last 50 "
-        "steps.",
+        when=(
+            "self_distillation/teacher_logp_difference is above 0.1 and three times its beginning in 30 % of the last"
+            " 50 steps."
+        ),
         why="Updates that are too large, or a teacher that follows its student astray.",
         remedy="Lower learning_rate, a teacher that follows more slowly, go back to a checkpoint.",
         source="own judgement of the threshold",
     ),
-]  # fmt: skip
+]
 
 # Equal rewards of a group aren't the end of learning here: what is about comparing completions is left out.
 APART_FROM = ("SDPO101", "SDPO102", "SDPO107", "SDPO116")
 RULES: list[Rule] = [
-    *OWN, *(rule for rule in rollout_rules(Names(letters="SDPO", first=100)) if rule.code not in APART_FROM)
-]  # fmt: skip
+    *OWN,
+    *(rule for rule in rollout_rules(Names(letters="SDPO", first=100)) if rule.code not in APART_FROM),
+]
 
 
 @hookimpl

@@ -34,7 +34,8 @@ END = 7  # the token that ends a turn
 
 
 def rewards_of(ids: list[int]) -> tuple[float | None, float | None]:
-    """What two reward functions make of a completion: anything that depends on its tokens alone. A sum of 1 is a success."""
+    """What two reward functions make of a completion: anything that depends on its tokens alone. A sum of 1 is a
+    success."""
     first = (0.0, 0.5, 1.0)[sum(ids) % 3]
     return first, None if sum(ids) % 5 == 0 else 0.25 * (len(ids) % 2)
 
@@ -84,20 +85,21 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def rows() -> list[dict[str, Any]]:
     noise = random.Random(4)
-    return [
-        {"prompt": f"{sentence(noise, 8)}? ", "privileged_context": f"No: {sentence(noise, 9)}"} for _ in range(24)
-    ]
+    return [{"prompt": f"{sentence(noise, 8)}? ", "privileged_context": f"No: {sentence(noise, 9)}"} for _ in range(24)]
 
 
 @pytest.fixture
 def make(llama: Path, tmp_path: Path) -> Callable[..., SDPOConfig]:
-    """A config on rows: five steps of two prompts, four completions each, at a learning rate and a clipping that matter."""
+    """A config on rows: five steps of two prompts, four completions each, at a learning rate and a clipping that
+    matter."""
     file = tmp_path / "pays.py"
     file.write_text(PAYS, encoding="utf-8")
     given = {
-        "max_completion_length": SIZE, "num_generations": 4, "per_device_train_batch_size": 8,
+        "max_completion_length": SIZE,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
         "reward": [f"{file}:letters"],
-    }  # fmt: skip
+    }
     return lambda rows, **fields: partial(tiny_run, SDPOConfig, llama, tmp_path)(rows, **(given | fields))
 
 
@@ -129,14 +131,19 @@ def make_fixed(make, rows, tmp_path, monkeypatch):
             size=SIZE, count=fields.get("num_generations", 4), completions_of=inspect.getsource(completions_of)
         )
         make_distribution(
-            site, f"ft-{name}", entry_points={"ft_host.backends": {name: f"fake_{name}"}},
-            modules={f"fake_{name}": source}, requires=["ft-host"],
-        )  # fmt: skip
+            site,
+            f"ft-{name}",
+            entry_points={"ft_host.backends": {name: f"fake_{name}"}},
+            modules={f"fake_{name}": source},
+            requires=["ft-host"],
+        )
         catalog.cache_clear()
         usual = {
-            "backend": name, "max_sampling_logp_difference": 1e3, "max_length": None,
+            "backend": name,
+            "max_sampling_logp_difference": 1e3,
+            "max_length": None,
             "reward": [f"{told}:first", f"{told}:second"],
-        }  # fmt: skip
+        }
         return make(given or rows, **(usual | fields))
 
     yield made

@@ -14,10 +14,20 @@ from ft_host.settings import resolve
 from ft_host.testing.models import tiny_tokenizer
 
 OWN = (
-    "num_generations", "steps_per_generation", "generation_batch_size", "num_iterations", "temperature", "top_p", "top_k",
-    "repetition_penalty", "disable_dropout", "mask_truncated_completions", "distillation_weight", *OF_DISTILLATION,
+    "num_generations",
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_iterations",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "disable_dropout",
+    "mask_truncated_completions",
+    "distillation_weight",
+    *OF_DISTILLATION,
     *OF_POLICY,
-)  # fmt: skip
+)
 
 
 def test_defaults_are_trls():
@@ -41,18 +51,39 @@ NO_SOLUTION = {"use_successful_as_teacher": False, "include_environment_feedback
     ("fields", "said"),
     [
         ({"distillation_alpha": 0.5}, "distillation_alpha: 0.5 with distillation_mode sampled_token"),
-        ({"distillation_mode": "topk_logits"}, "distillation_topk: isn't set, and distillation_mode topk_logits needs it"),
+        (
+            {"distillation_mode": "topk_logits"},
+            "distillation_topk: isn't set, and distillation_mode topk_logits needs it",
+        ),
         ({"distillation_topk": 5}, "distillation_topk: has no effect on sampled_token"),
         ({"distillation_mode": "full_logits", "distillation_add_tail": True}, "distillation_add_tail: has no effect"),
-        ({"teacher_update_rate": 0.1, "teacher_model_kind": "live"}, "teacher_update_rate: has no effect on a teacher_mod"),
+        (
+            {"teacher_update_rate": 0.1, "teacher_model_kind": "live"},
+            "teacher_update_rate: has no effect on a teacher_mod",
+        ),
         ({"distillation_is_clip": 3.0}, "distillation_is_clip: has no effect where each rollout is used for one"),
-        ({"use_successful_as_teacher": False}, "use_successful_as_teacher: without it and without include_environment_f"),
-        (NO_SOLUTION | {"success_reward_threshold": 0.5}, "success_reward_threshold: has no effect without use_successful"),
+        (
+            {"use_successful_as_teacher": False},
+            "use_successful_as_teacher: without it and without include_environment_f",
+        ),
+        (
+            NO_SOLUTION | {"success_reward_threshold": 0.5},
+            "success_reward_threshold: has no effect without use_successful",
+        ),
         (NO_SOLUTION | {"solution_template": "{successful_previous_attempt}"}, "solution_template: has no effect"),
-        (NO_SOLUTION | {"environment_feedback_only_without_solution": True}, "environment_feedback_only_without_solution: "),
+        (
+            NO_SOLUTION | {"environment_feedback_only_without_solution": True},
+            "environment_feedback_only_without_solution: ",
+        ),
         ({"environment_feedback_only_without_solution": True}, "has no effect without include_environment_feedback"),
-        ({"feedback_template": "{feedback_raw}"}, "feedback_template: has no effect without include_environment_feedback"),
-        ({"reprompt_template": "{prompt}"}, "reprompt_template: has no slot {solution}; expected {prompt} and {solution}"),
+        (
+            {"feedback_template": "{feedback_raw}"},
+            "feedback_template: has no effect without include_environment_feedback",
+        ),
+        (
+            {"reprompt_template": "{prompt}"},
+            "reprompt_template: has no slot {solution}; expected {prompt} and {solution}",
+        ),
         ({"reprompt_template": "{solution}"}, "reprompt_template: has no slot {prompt}"),
         ({"reprompt_template": "{prompt}{solution}", "include_environment_feedback": True}, "has no slot {feedback}"),
         ({"reprompt_template": "{prompt}{solution}{else}"}, "has the slot {else}"),
@@ -65,7 +96,10 @@ NO_SOLUTION = {"use_successful_as_teacher": False, "include_environment_feedback
         ({"loss_type": "grpo"}, "loss_type: has no effect with distillation_weight: 1"),
         ({"scale_rewards": "none"}, "scale_rewards: has no effect with distillation_weight: 1"),
         ({"distillation_weight": 0.5, "epsilon": 0.1}, "epsilon: has no effect where each rollout is used for one"),
-        ({"distillation_weight": 0.0, "teacher_model_kind": "live"}, "teacher_model_kind: has no effect with distillation_w"),
+        (
+            {"distillation_weight": 0.0, "teacher_model_kind": "live"},
+            "teacher_model_kind: has no effect with distillation_w",
+        ),
         ({"distillation_weight": 0.0, "max_reprompt_len": 5}, "max_reprompt_len: has no effect"),
         ({"tools": ["a.py:b"]}, "tools: the teacher's prompt can't have what tools say"),
     ],
@@ -78,12 +112,16 @@ def test_refused(fields, said):
 @pytest.mark.parametrize(
     "fields",
     [
-        {}, NO_SOLUTION, NO_SOLUTION | {"num_generations": 1, "reprompt_template": "{prompt}{feedback}"},
-        {"reprompt_template": "{prompt}{solution}"}, {"distillation_mode": "topk_logits", "distillation_topk": 100},
+        {},
+        NO_SOLUTION,
+        NO_SOLUTION | {"num_generations": 1, "reprompt_template": "{prompt}{feedback}"},
+        {"reprompt_template": "{prompt}{solution}"},
+        {"distillation_mode": "topk_logits", "distillation_topk": 100},
         {"distillation_weight": 0.5, "epsilon": 0.1, "num_iterations": 2, "distillation_is_clip": None},
-        {"distillation_weight": 0.0, "scale_rewards": "batch"}, {"num_generations": 1, "dont_reprompt_on_self_success": False},
+        {"distillation_weight": 0.0, "scale_rewards": "batch"},
+        {"num_generations": 1, "dont_reprompt_on_self_success": False},
     ],
-)  # fmt: skip
+)
 def test_accepted(fields):
     SDPOConfig(reward=["a.py:b"], **fields).check()
 
@@ -110,7 +148,10 @@ def test_the_models_that_are_asked_for():
     ("row", "said"),
     [
         ({"prompt": [{"role": "assistant", "content": "a"}]}, "ends with a message of 'assistant'"),
-        ({"prompt": "a", "privileged_context": 3}, "column privileged_context: found int '3', expected text, or nothing"),
+        (
+            {"prompt": "a", "privileged_context": 3},
+            "column privileged_context: found int '3', expected text, or nothing",
+        ),
     ],
 )
 def test_refused_rows(row, said):

@@ -32,7 +32,12 @@ KINDS = {
     "two passes, feedback, top tokens": {"num_iterations": 2} | FEEDBACK | TOPK,
     "live, all logits": {"teacher_model_kind": "live", "distillation_mode": "full_logits"},
     "mixed": {"distillation_weight": 0.5, "scale_rewards": "batch"} | TOPK,
-    "mixed, two passes, by rows": {"distillation_weight": 0.3, "num_iterations": 2, "loss_type": "grpo", "epsilon": 0.05},
+    "mixed, two passes, by rows": {
+        "distillation_weight": 0.3,
+        "num_iterations": 2,
+        "loss_type": "grpo",
+        "epsilon": 0.05,
+    },
     "policy alone": {"distillation_weight": 0.0, "loss_type": "dr_grpo"},
     "lora": LORA,
     "lora, base, mixed": LORA | {"teacher_model_kind": "base", "distillation_weight": 0.5},
@@ -88,8 +93,14 @@ def test_a_rank_without_anything_to_learn(config):
 
     run, _ = first_step(dataclasses.replace(config, generation_batch_size=8), "sdpo")
     run.rollouts = run.config.rollout_plan(1)
-    row = {"group": 0, "prompt_ids": [9], "completion_ids": [20], "sampled": [False], "sampling_logps": [],
-           "teacher_prompt_ids": []}  # fmt: skip
+    row = {
+        "group": 0,
+        "prompt_ids": [9],
+        "completion_ids": [20],
+        "sampled": [False],
+        "sampling_logps": [],
+        "teacher_prompt_ids": [],
+    }
     for rows in ([], [row, row]):
         batch = ft_collate(rows, run.tokenizer, run.config)
         run.totals = {"taught": 4}
@@ -102,9 +113,10 @@ def test_a_rank_without_anything_to_learn(config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fields", [FEEDBACK, LORA | {"lora_dropout": 0.2}, {"teacher_model_kind": "live", "distillation_weight": 0.5}],
+    "fields",
+    [FEEDBACK, LORA | {"lora_dropout": 0.2}, {"teacher_model_kind": "live", "distillation_weight": 0.5}],
     ids=["ema", "lora", "live"],
-)  # fmt: skip
+)
 def test_resume(config, fields):
     """Killed in the middle of a rollout: its completions, old log-probs and teacher are in the checkpoint."""
     invariants.resume(dataclasses.replace(config, max_steps=40, save_steps=5, num_iterations=3, **fields))
@@ -117,7 +129,12 @@ def test_resume(config, fields):
         {"distributed_strategy": "ddp"},
         {"distributed_strategy": "ddp", "distillation_weight": 0.5, "scale_rewards": "batch"} | ONCE | {"max_steps": 4},
         {"distributed_strategy": "fsdp2"} | FEEDBACK,
-        {"distributed_strategy": "fsdp2", "teacher_model_kind": "live", "distillation_weight": 0.5, "num_iterations": 2},
+        {
+            "distributed_strategy": "fsdp2",
+            "teacher_model_kind": "live",
+            "distillation_weight": 0.5,
+            "num_iterations": 2,
+        },
         {"distributed_strategy": "ddp"} | LORA,
     ],
     ids=["ddp", "ddp mixed", "fsdp2", "fsdp2 live mixed", "ddp lora"],

@@ -1,4 +1,5 @@
-"""Divergences, weights, advantages and the policy loss against numbers worked out by hand, and against TRL's functions: values and gradients."""
+"""Divergences, weights, advantages and the policy loss against numbers worked out by hand, and against TRL's functions:
+values and gradients."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ NAN = math.nan
 
 
 def test_advantages():
-    """1, 2 and 6 have a mean of 3 and a variance of 7; two that are equal, one alone and one without a reward have none."""
+    """1, 2 and 6 have a mean of 3 and a variance of 7; two that are equal, one alone and one without a reward have
+    none."""
     rewards, groups = doubles(1, 5, 2, 5, 6, 9, NAN), torch.tensor([0, 1, 0, 1, 0, 2, 1])
     spread = math.sqrt(7) + 1e-4
     same(advantages(rewards, groups, "group"), doubles(-2 / spread, 0, -1 / spread, 0, 3 / spread, 0, 0))
@@ -95,7 +97,10 @@ def test_scales():
     """Completions of three tokens and one, in a step of four completions and ten tokens."""
     sizes, totals, config = doubles(3, 3, 3, 1), {"trained": 4, "tokens": 10}, SimpleNamespace(max_completion_length=5)
     for name, expected in (
-        ("dapo", [1 / 10] * 4), ("bnpo", [1 / 10] * 4), ("dr_grpo", [1 / 20] * 4), ("grpo", [1 / 12] * 3 + [1 / 4])
+        ("dapo", [1 / 10] * 4),
+        ("bnpo", [1 / 10] * 4),
+        ("dr_grpo", [1 / 20] * 4),
+        ("grpo", [1 / 12] * 3 + [1 / 4]),
     ):
         same(SCALES[name](sizes, totals, config), doubles(*expected))
 
@@ -106,15 +111,22 @@ def logits(count: int = 6, size: int = 11) -> tuple[torch.Tensor, torch.Tensor, 
     return student.requires_grad_(), teacher, torch.randint(0, size, (count,))
 
 
-def of_trl(student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor, config: SimpleNamespace) -> torch.Tensor:
+def of_trl(
+    student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor, config: SimpleNamespace
+) -> torch.Tensor:
     alpha = config.distillation_alpha
     if config.distillation_mode == "topk_logits":
         return theirs.compute_topk_self_distillation_loss(
-            student[None], teacher[None], distillation_topk=config.distillation_topk, distillation_alpha=alpha,
+            student[None],
+            teacher[None],
+            distillation_topk=config.distillation_topk,
+            distillation_alpha=alpha,
             distillation_add_tail=config.distillation_add_tail,
-        )[0]  # fmt: skip
+        )[0]
     if config.distillation_mode == "full_logits":
-        return theirs.compute_full_logit_self_distillation_loss(student[None], teacher[None], distillation_alpha=alpha)[0]
+        return theirs.compute_full_logit_self_distillation_loss(student[None], teacher[None], distillation_alpha=alpha)[
+            0
+        ]
     return theirs.compute_sampled_token_self_distillation_loss(
         student[None], teacher[None], targets[None], distillation_alpha=alpha
     )[0]
@@ -132,16 +144,25 @@ MODES = [
 def test_losses_are_trls(mode, alpha, k, tail, clip):
     """Each token's, and the gradient of their mean over rows."""
     config = SimpleNamespace(
-        distillation_mode=mode, distillation_alpha=alpha, distillation_topk=k, distillation_add_tail=tail,
+        distillation_mode=mode,
+        distillation_alpha=alpha,
+        distillation_topk=k,
+        distillation_add_tail=tail,
         distillation_is_clip=clip,
-    )  # fmt: skip
+    )
     student, teacher, targets = logits()
     old = None if clip is None else torch.linspace(-4, -1, 6, dtype=torch.float64)
     weights = 1 / (2 * doubles(4, 4, 4, 4, 2, 2))
     loss, values = distilled(
-        student, teacher, slice(0, 6), targets=targets, taught=torch.ones(6, dtype=torch.bool), weights=weights,
-        old_logps=old, config=config,
-    )  # fmt: skip
+        student,
+        teacher,
+        slice(0, 6),
+        targets=targets,
+        taught=torch.ones(6, dtype=torch.bool),
+        weights=weights,
+        old_logps=old,
+        config=config,
+    )
     (grad,) = torch.autograd.grad(loss, student)
     expected = of_trl(student, teacher, targets, config)
     if clip is not None:
@@ -161,9 +182,12 @@ def test_only_those_that_are_taught():
     taught = torch.tensor([True, False, True, True, False, False])
     config = SimpleNamespace(distillation_mode="full_logits", distillation_alpha=0.5)
     shared = {
-        "targets": torch.cat([targets, targets]), "taught": torch.cat([~taught, taught]), "old_logps": None,
-        "weights": torch.arange(12, dtype=torch.float64), "config": config,
-    }  # fmt: skip
+        "targets": torch.cat([targets, targets]),
+        "taught": torch.cat([~taught, taught]),
+        "old_logps": None,
+        "weights": torch.arange(12, dtype=torch.float64),
+        "config": config,
+    }
     loss, values = distilled(student, teacher[taught], slice(6, 12), **shared)
     expected = divergence(student.log_softmax(-1), teacher.log_softmax(-1), 0.5)[taught]
     same(values["losses"], expected, 1e-10)

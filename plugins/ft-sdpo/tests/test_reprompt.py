@@ -59,12 +59,15 @@ def asked(prompt: Any, **fields: Any) -> Any:
 def test_reprompts():
     first, second = asked("why {y}?")
     assert first is None
-    assert second == (
-        "why {y}?\nCorrect solution:\n\na {b}\n\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n"
-        "no {x}\n\n\n\nCorrectly solve the original question.\n"
+    assert (
+        second == "why {y}?\nCorrect solution:\n\na {b}\n\n\nThe following is feedback from your unsuccessful earlier"
+        " attempt:\n\nno {x}\n\n\n\nCorrectly solve the original question.\n"
     )
     talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "why?"}]
-    template = {"reprompt_template": "{prompt}|{solution}|{feedback}", "solution_template": "S {successful_previous_attempt}"}
+    template = {
+        "reprompt_template": "{prompt}|{solution}|{feedback}",
+        "solution_template": "S {successful_previous_attempt}",
+    }
     assert asked(talk, **template)[1][:1] == talk[:1]
     assert asked(talk, **template)[1][1]["content"].startswith("why?|S a {b}|\nThe following")
 
@@ -92,16 +95,21 @@ def of_trl(config: SDPOConfig, prompts: list, completions: list[list[int]], rewa
     ids = torch.tensor([each + [0] * (wide - len(each)) for each in completions])
     mask = torch.tensor([[1] * len(each) + [0] * (wide - len(each)) for each in completions])
     trainer = SimpleNamespace(
-        args=config, model=SimpleNamespace(training=True), num_generations=config.num_generations,
+        args=config,
+        model=SimpleNamespace(training=True),
+        num_generations=config.num_generations,
         accelerator=SimpleNamespace(
-            device=torch.device("cpu"), process_index=0, gather=lambda value: value,
+            device=torch.device("cpu"),
+            process_index=0,
+            gather=lambda value: value,
             pad_across_processes=lambda value, dim, pad_index: value,
         ),
-        _tokenizer=tokenizer, processing_class=tokenizer,
+        _tokenizer=tokenizer,
+        processing_class=tokenizer,
         _tokenize_prompts_untruncated=lambda texts: [
             prompt_row({"prompt": text}, tokenizer, config)["prompt_ids"] for text in texts
         ],
-    )  # fmt: skip
+    )
     builder = SuccessfulRolloutTeacherContextBuilder(trainer)
     output = {"completion_ids": ids, "completion_mask": mask}
     made = builder.build(output, prompts, torch.tensor(rewards), feedbacks=told)
@@ -117,11 +125,12 @@ CASES = {
     "itself": {"dont_reprompt_on_self_success": False},
     "feedback": {"include_environment_feedback": True},
     "feedback where there is no solution": {
-        "include_environment_feedback": True, "environment_feedback_only_without_solution": True
+        "include_environment_feedback": True,
+        "environment_feedback_only_without_solution": True,
     },
     "feedback alone": {"include_environment_feedback": True, "use_successful_as_teacher": False},
     "a threshold": {"success_reward_threshold": 0.5},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -180,9 +189,10 @@ def test_batches():
     """The teacher's has those that are taught, in the student's order; what nothing is learnt from is in neither."""
     prompt, config = {"group": 0, "prompt_ids": [1, 2]}, SDPOConfig(distillation_weight=0.5)
     rows = [
-        attempt_row(prompt, completion(2), 0.0, [9] * 5, config), attempt_row(prompt, completion(3), 1.0, None, config),
+        attempt_row(prompt, completion(2), 0.0, [9] * 5, config),
+        attempt_row(prompt, completion(3), 1.0, None, config),
         attempt_row(prompt, completion(4), 0.0, [9] * 5, config),
-    ]  # fmt: skip
+    ]
     batch = ft_collate(rows, None, config)
     teacher = batch.beside["teacher"]
     assert batch.lengths == [2, 2, 3, 4] and teacher.lengths == [5, 2, 4]

@@ -15,12 +15,16 @@ def told(config: dict | None = None, count: int = 60, **metrics) -> Told:
 
 FAULTY = {
     "SDPO001": told(
-        self_distillation__reprompt_sample_fraction=0.01, self_distillation__success_group_fraction=0.01,
-        self_distillation__feedback_available_fraction=0.0, completions__reward_max=0.4,
+        self_distillation__reprompt_sample_fraction=0.01,
+        self_distillation__success_group_fraction=0.01,
+        self_distillation__feedback_available_fraction=0.0,
+        completions__reward_max=0.4,
     ),
     "SDPO002": told(
-        {"include_environment_feedback": True}, self_distillation__success_group_fraction=0.0,
-        self_distillation__reprompt_sample_fraction=0.8, self_distillation__feedback_available_fraction=0.8,
+        {"include_environment_feedback": True},
+        self_distillation__success_group_fraction=0.0,
+        self_distillation__reprompt_sample_fraction=0.8,
+        self_distillation__feedback_available_fraction=0.8,
     ),
     "SDPO003": told(self_distillation__feedback_available_fraction=0.9),
     "SDPO004": told({"include_environment_feedback": True}, self_distillation__feedback_available_fraction=0.0),
@@ -29,7 +33,7 @@ FAULTY = {
     "SDPO007": told(
         count=120, self_distillation__teacher_logp_difference=lambda step: 0.3 if step < 30 else 0.05 * step
     ),
-}  # fmt: skip
+}
 HEALTHY = told(
     count=200,
     self_distillation__reprompt_sample_fraction=lambda step: min(0.2 + 0.004 * step, 0.95),
@@ -57,7 +61,8 @@ def test_faulty(code):
 
 
 def test_a_policy_that_broke_in_its_first_steps_wants_smaller_ones():
-    """As seen on the arithmetic example at a learning rate of 1e-3: 67 % of completions taught at first, none from step 12 on."""
+    """As seen on the arithmetic example at a learning rate of 1e-3: 67 % of completions taught at first, none from step
+    12 on."""
     case = told(self_distillation__reprompt_sample_fraction=lambda step: max(0.7 - 0.06 * step, 0.0))
     [mine] = [each for each in findings(RULES, case, SDPOConfig) if each.code == "SDPO001"]
     assert "At first it was 58 %" in mine.message

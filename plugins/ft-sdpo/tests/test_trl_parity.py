@@ -1,5 +1,5 @@
-"""Whole runs of five steps beside TRL's: the same completions and rewards at every step, whatever the policy has become. A
-backend that says what it was told, and TRL's trainer that is given the same."""
+"""Whole runs of five steps beside TRL's: the same completions and rewards at every step, whatever the policy has
+become. A backend that says what it was told, and TRL's trainer that is given the same."""
 
 from __future__ import annotations
 
@@ -15,22 +15,37 @@ from ft_host.testing.models import save_adapter
 from ft_host.testing.parity import TOLERANCES, differences, trl_arguments, trl_model, trl_rows, trl_trajectory
 
 OWN = (
-    "num_generations", "steps_per_generation", "generation_batch_size", "num_iterations", "max_completion_length",
-    "temperature", "disable_dropout", "mask_truncated_completions", "distillation_weight", *OF_DISTILLATION, *OF_POLICY,
-)  # fmt: skip
+    "num_generations",
+    "steps_per_generation",
+    "generation_batch_size",
+    "num_iterations",
+    "max_completion_length",
+    "temperature",
+    "disable_dropout",
+    "mask_truncated_completions",
+    "distillation_weight",
+    *OF_DISTILLATION,
+    *OF_POLICY,
+)
 LOSS, POLICY = "self_distillation/distillation_loss", "self_distillation/policy_loss"
 # What TRL calls what is said of rewards; each of ours has one name, that of the other methods with rollouts.
 CALLED = {
-    "reward": "self_distillation/reward_mean", "reward_std": "self_distillation/reward_std",
+    "reward": "self_distillation/reward_mean",
+    "reward_std": "self_distillation/reward_std",
     "frac_reward_zero_std": "self_distillation/flat_group_fraction",
-    "rewards/first/mean": "self_distillation/rewards/first", "rewards/second/mean": "self_distillation/rewards/second",
-}  # fmt: skip
+    "rewards/first/mean": "self_distillation/rewards/first",
+    "rewards/second/mean": "self_distillation/rewards/second",
+}
 SAME = (
-    "self_distillation/group_reward_std_mean", "self_distillation/success_group_fraction",
-    "self_distillation/success_sample_fraction", "self_distillation/feedback_available_fraction",
-    "self_distillation/feedback_used_fraction", "self_distillation/reprompt_sample_fraction", "completions/mean_length",
+    "self_distillation/group_reward_std_mean",
+    "self_distillation/success_group_fraction",
+    "self_distillation/success_sample_fraction",
+    "self_distillation/feedback_available_fraction",
+    "self_distillation/feedback_used_fraction",
+    "self_distillation/reprompt_sample_fraction",
+    "completions/mean_length",
     "completions/clipped_ratio",
-)  # fmt: skip
+)
 
 
 def trainer_of(config: SDPOConfig, completions_of: Any, rewards_of: Any, as_is: bool = False) -> Any:
@@ -111,11 +126,14 @@ FIELDS = {
     "policy, rows": {"distillation_weight": 0.0, "num_iterations": 2, "loss_type": "grpo"},
     "policy, budget": {"distillation_weight": 0.0, "num_iterations": 2, "loss_type": "dr_grpo"},
     "policy, sequences": {
-        "distillation_weight": 0.0, "num_iterations": 2, "loss_type": "grpo", "importance_sampling_level": "sequence",
+        "distillation_weight": 0.0,
+        "num_iterations": 2,
+        "loss_type": "grpo",
+        "importance_sampling_level": "sequence",
         "epsilon": 0.02,
     },
     "masked": {"mask_truncated_completions": True, "distillation_weight": 0.5},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -136,8 +154,8 @@ def test_the_fields_matter(make_fixed):
 
 
 def test_completions_without_a_teacher_are_in_no_mean(make_fixed, fixed, pays, rows):
-    """TRL divides by them all the same, so that its gradient shrinks as fewer are taught; the authors' code doesn't. Both
-    numbers."""
+    """TRL divides by them all the same, so that its gradient shrinks as fewer are taught; the authors' code doesn't.
+    Both numbers."""
     ours, theirs = both(make_fixed(rows[2:], max_steps=1), fixed, pays, as_is=True)
     share = ours[0]["self_distillation/reprompt_sample_fraction"]
     print("ours", ours[0]["loss"], "TRL", theirs[0]["loss"], "taught", share)
@@ -157,8 +175,8 @@ def test_without_scale_nothing_is_divided_by(make_fixed, fixed, pays):
 
 
 def test_accumulation(make_fixed, fixed, pays):
-    """Steps of two micro-batches are those of one. TRL's policy loss is a mean of micro-batches' means over tokens, which
-    isn't that of the step: both numbers, in the second pass, where ratios aren't 1."""
+    """Steps of two micro-batches are those of one. TRL's policy loss is a mean of micro-batches' means over tokens,
+    which isn't that of the step: both numbers, in the second pass, where ratios aren't 1."""
     fields = {"distillation_weight": 0.5, "num_iterations": 2, "epsilon": 0.05, "max_steps": 2}
     halves = fields | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     whole = lines(run_in(make_fixed(**fields), "whole"))

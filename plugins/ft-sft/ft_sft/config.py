@@ -13,9 +13,10 @@ class SFTConfig(RunConfig):
     """Supervised fine-tuning: raise the likelihood of the given texts."""
 
     learning_rate: float = option(
-        2e-5, "Peak learning rate. 2e-5 is usual for all weights of a pretrained model; about 10 times that for LoRA.",
+        2e-5,
+        "Peak learning rate. 2e-5 is usual for all weights of a pretrained model; about 10 times that for LoRA.",
         gt=0,
-    )  # fmt: skip
+    )
     loss_type: str = option(
         "nll",
         "'nll' is the negative log-likelihood; 'dft' weighs each token by its own probability, held constant "

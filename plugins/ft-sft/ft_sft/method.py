@@ -52,9 +52,7 @@ def ft_prepare(row, tokenizer, config):
 
 @hookimpl
 def ft_collate(rows, tokenizer, config) -> Batch:
-    segments = [
-        Segment(input_ids=row["input_ids"], labels=row["labels"], row=index) for index, row in enumerate(rows)
-    ]
+    segments = [Segment(input_ids=row["input_ids"], labels=row["labels"], row=index) for index, row in enumerate(rows)]
     tokens = sum(count_targets(row["labels"]) for row in rows)
     return forest(segments, num_rows=len(rows), counts={"tokens": tokens})
 

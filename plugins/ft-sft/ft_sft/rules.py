@@ -16,21 +16,27 @@ def surprised(view: View) -> bool | None:
 
 RULES: list[Rule] = [
     Rule(
-        code="SFT001", title="The model is sure of other tokens than those it is taught", stage="train",
-        needs=("loss", "entropy"), test=surprised, share=0.6,
+        code="SFT001",
+        title="The model is sure of other tokens than those it is taught",
+        stage="train",
+        needs=("loss", "entropy"),
+        test=surprised,
+        share=0.6,
         message=lambda view: (
-            f"The loss is {short(view.mean('loss', 20))} nats a token and the entropy {short(view.mean('entropy', 20))}: the "
-            "model expects something else than the supervised tokens, and doesn't come to doubt it."
+            f"The loss is {short(view.mean('loss', 20))} nats a token and the entropy"
+            f" {short(view.mean('entropy', 20))}: the model expects something else than the supervised tokens, and"
+            " doesn't come to doubt it."
         ),
-        remedies=lambda view: [
-            Remedy(why="Look at what is supervised: ft-host data sft"), lower_rate(view, 3),
-        ],
+        remedies=lambda view: [Remedy(why="Look at what is supervised: ft-host data sft"), lower_rate(view, 3)],
         when="After 20 steps, loss is above twice the entropy and 0.5 in 60 % of the last 50 steps.",
-        why="Labels that don't belong to their texts, another chat template or tokenizer than the model's, or updates so "
-        "large that the model is sure of nonsense.",
-        remedy="Look at the rows; lower learning_rate.", source="own judgement: loss is entropy where a model is calibrated",
-    ),
-]  # fmt: skip
+        why=(
+            "Labels that don't belong to their texts, another chat template or tokenizer than the model's, or updates"
+            " so large that the model is sure of nonsense."
+        ),
+        remedy="Look at the rows; lower learning_rate.",
+        source="own judgement: loss is entropy where a model is calibrated",
+    )
+]
 
 
 @hookimpl

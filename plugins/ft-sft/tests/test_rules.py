@@ -11,7 +11,7 @@ CASES = {
         Told(lines=steps(60, loss=6.0, entropy=1.1)),
         # another kind of text at first, which the model gets used to
         Told(lines=steps(60, loss=lambda step: 0.9 + 4 / step, entropy=lambda step: 0.8 + 1 / step)),
-    ),
+    )
 }
 
 

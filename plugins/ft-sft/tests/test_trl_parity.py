@@ -38,9 +38,18 @@ from ft_host.testing.parity import (
 from ft_host.testing.rows import write_rows
 
 OWN = (
-    "loss_type", "completion_only_loss", "assistant_only_loss", "dataset_text_field", "max_length", "truncation_mode",
-    "packing", "packing_strategy", "chat_template_path", "eos_token", "router_aux_loss_coef",
-)  # fmt: skip
+    "loss_type",
+    "completion_only_loss",
+    "assistant_only_loss",
+    "dataset_text_field",
+    "max_length",
+    "truncation_mode",
+    "packing",
+    "packing_strategy",
+    "chat_template_path",
+    "eos_token",
+    "router_aux_loss_coef",
+)
 METRICS = {"entropy": 1e-5, "mean_token_accuracy": 1e-6}
 
 # Marks the assistant's turns as TRL needs them; the text is that of CHAT_TEMPLATE.

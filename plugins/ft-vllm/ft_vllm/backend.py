@@ -53,7 +53,8 @@ class Engine:
 def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[Completion]:
     if sampling.role != "policy":
         raise ConfigError(
-            f"backend: vllm holds the policy alone, and the {sampling.role} is to generate; backend transformers can do that"
+            f"backend: vllm holds the policy alone, and the {sampling.role} is to generate; backend transformers can do"
+            " that"
         )
     engine = opened(run)
     jobs = jobs_of(requests, sampling, run, engine.positions)
@@ -66,7 +67,9 @@ def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[C
 def ft_score(sequences: list[Sequence], top: int, run: Run) -> list[Scores]:
     config = run.backend_config
     if config.teacher_url is None:
-        raise ConfigError("backend_config.teacher_url: not set, and tokens are to be scored by a teacher; see docs/vllm.md")
+        raise ConfigError(
+            "backend_config.teacher_url: not set, and tokens are to be scored by a teacher; see docs/vllm.md"
+        )
     if TEACHER not in run.backend_state:
         run.backend_state[TEACHER] = scoring.find(config)
     return scoring.score(run.backend_state[TEACHER], sequences, top, config.max_num_seqs)
@@ -114,7 +117,8 @@ def opened(run: Run) -> Engine:
             raise ConfigError(f"backend_config: expected the fields of vllm, found {type(config).__name__}")
         if config.mode == "server" and config.python is None and config.url is None:
             raise ConfigError(
-                "backend_config: only teacher_url is set, so vLLM can score tokens and generate none; set python or url too"
+                "backend_config: only teacher_url is set, so vLLM can score tokens and generate none; set python or"
+                " url too"
             )
         run.backend_state[KEY] = in_process(config, run) if config.mode == "inprocess" else of_server(config, run)
     return run.backend_state[KEY]
@@ -123,8 +127,8 @@ def opened(run: Run) -> Engine:
 def in_process(config: VLLMConfig, run: Run) -> Engine:
     if run.world_size > 1:
         raise ConfigError(
-            f"backend_config.mode: inprocess is for runs of one process, this one has {run.world_size}: vLLM would take "
-            f"the processes of the trainer for its own; mode: server serves all of them"
+            f"backend_config.mode: inprocess is for runs of one process, this one has {run.world_size}: vLLM would take"
+            " the processes of the trainer for its own; mode: server serves all of them"
         )
     run.say("starting vLLM in this process")
     llm = inprocess.start(config, served(config, run, "direct"))
@@ -135,8 +139,8 @@ def of_server(config: VLLMConfig, run: Run) -> Engine:
     """The main process starts the server, or finds it, and opens the way for weights; all ranks ask it afterwards."""
     if run.world_size > 1 and config.start_timeout >= run.config.timeout:
         raise ConfigError(
-            f"backend_config.start_timeout: {config.start_timeout:g} seconds, but the other processes of the run give up "
-            f"after {run.config.timeout} (timeout)"
+            f"backend_config.start_timeout: {config.start_timeout:g} seconds, but the other processes of the run give"
+            f" up after {run.config.timeout} (timeout)"
         )
     kind = transfer_of(config, run)
     own: dict[str, Any] = {}
@@ -154,9 +158,13 @@ def of_server(config: VLLMConfig, run: Run) -> Engine:
             server.attach(found, client)
             if not sends_adapter(run):
                 own["link"] = transfer.open_link(
-                    kind, client, workers=found.workers, address=config.trainer_address,
-                    timeout=config.transfer_timeout, device=run.device,
-                )  # fmt: skip
+                    kind,
+                    client,
+                    workers=found.workers,
+                    address=config.trainer_address,
+                    timeout=config.transfer_timeout,
+                    device=run.device,
+                )
         except BaseException:
             server.stop(found)
             raise

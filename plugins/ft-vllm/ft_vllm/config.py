@@ -68,17 +68,21 @@ class VLLMConfig:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_model_len: int | None = option(
-        None, "Longest prompt and completion together, in tokens. Not set: the positions that the model has.",
-        group="rollouts", gt=1,
-    )  # fmt: skip
+        None,
+        "Longest prompt and completion together, in tokens. Not set: the positions that the model has.",
+        group="rollouts",
+        gt=1,
+    )
     max_num_seqs: int = option(
-        256, "Completions that are worked on at once; a run sends no more at a time. 256 is vLLM's own default for servers.",
-        group="rollouts", gt=0,
-    )  # fmt: skip
+        256,
+        "Completions that are worked on at once; a run sends no more at a time. 256 is vLLM's own default for servers.",
+        group="rollouts",
+        gt=0,
+    )
     gpu_memory_utilization: float | None = option(
         None,
-        "Share of a GPU's memory that vLLM takes for weights and cache. Not set: 0.9 on GPUs of its own, 0.3 on one that "
-        "it shares with the trainer.",
+        "Share of a GPU's memory that vLLM takes for weights and cache. Not set: 0.9 on GPUs of its own, 0.3 on one"
+        " that it shares with the trainer.",
         group="rollouts",
         gt=0,
         le=1,
@@ -119,19 +123,21 @@ class VLLMConfig:
         600.0, "Seconds that a server may take to start: it reads the weights, and may compile.", group="rollouts", gt=0
     )
     timeout: float = option(
-        1800.0, "Seconds that the server may take for one answer, the wait for others before it included.",
-        group="rollouts", gt=0,
-    )  # fmt: skip
-    transfer_timeout: float = option(
-        300.0, "Seconds that handing over the weights may take.", group="rollouts", gt=0
+        1800.0,
+        "Seconds that the server may take for one answer, the wait for others before it included.",
+        group="rollouts",
+        gt=0,
     )
+    transfer_timeout: float = option(300.0, "Seconds that handing over the weights may take.", group="rollouts", gt=0)
     log: str | None = option(
         None, "File that a started server's output goes to. Not set: vllm.log in the run's folder.", group="rollouts"
     )
     server_args: list[str] = option(
-        [], "Further arguments of `vllm serve`, as on its command line.", group="rollouts",
+        [],
+        "Further arguments of `vllm serve`, as on its command line.",
+        group="rollouts",
         example="--max-num-batched-tokens=8192",
-    )  # fmt: skip
+    )
     server_env: dict[str, str] = option({}, "Further environment variables of a started server.", group="rollouts")
     engine_args: dict[str, Any] = option(
         {}, "Further arguments of vllm.LLM, where it runs in the trainer's process.", group="rollouts"
@@ -144,19 +150,24 @@ class VLLMConfig:
         if self.teacher_url is not None:
             self._check_url("teacher_url")
         if self.mode == "inprocess":
-            _refuse(given, {"url", "trainer_address", "adapter_folder", "timeout", "host", *STARTED_ONLY},
-                    "is of a server; with mode: inprocess there is none")  # fmt: skip
+            _refuse(
+                given,
+                {"url", "trainer_address", "adapter_folder", "timeout", "host", *STARTED_ONLY},
+                "is of a server; with mode: inprocess there is none",
+            )
             _refuse_transfer(self.transfer, ("auto", "direct"), "mode: inprocess")
             if self.tensor_parallel_size > 1:
                 raise ConfigError(
-                    "backend_config.tensor_parallel_size: an engine in the trainer's process is on one GPU; mode: server "
-                    "splits the model"
+                    "backend_config.tensor_parallel_size: an engine in the trainer's process is on one GPU; mode:"
+                    " server splits the model"
                 )
             return
         if self.python is None and self.url is None and self.teacher_url is not None:
             given.remove("teacher_url")
             if given:
-                raise ConfigError(f"backend_config.{given[0]}: has no effect without python or url: only tokens are scored")
+                raise ConfigError(
+                    f"backend_config.{given[0]}: has no effect without python or url: only tokens are scored"
+                )
             return
         if self.python is None and self.url is None:
             raise ConfigError(
@@ -166,8 +177,11 @@ class VLLMConfig:
         _refuse(given, {"engine_args"}, "is of mode: inprocess; a server has server_args")
         _refuse_transfer(self.transfer, ("auto", "gloo", "nccl", "ipc"), "mode: server")
         if self.url is not None:
-            _refuse(given, {"host", *STARTED_ONLY, *ENGINE_FIELDS, "dtype"},
-                    "is of a server that the run starts; with url the server runs already")  # fmt: skip
+            _refuse(
+                given,
+                {"host", *STARTED_ONLY, *ENGINE_FIELDS, "dtype"},
+                "is of a server that the run starts; with url the server runs already",
+            )
             self._check_url("url")
             return
         if shutil.which(self.python) is None:

@@ -12,11 +12,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
 
 def register() -> None:
@@ -40,8 +36,9 @@ def repack_tied_heads(model: torch.nn.Module) -> None:
 
     heads = [module for module in model.modules() if isinstance(module, ParallelLMHead)]
     own = {id(head) for head in heads}
-    others = {id(weight) for module in model.modules() if id(module) not in own
-              for weight in module.parameters(recurse=False)}  # fmt: skip
+    others = {
+        id(weight) for module in model.modules() if id(module) not in own for weight in module.parameters(recurse=False)
+    }
     for head in heads:
         if id(head.weight) in others and "cpu_linear" in vars(head):
             dispatch_cpu_unquantized_gemm(head, remove_weight=False)

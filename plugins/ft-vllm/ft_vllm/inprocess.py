@@ -45,23 +45,36 @@ def start(config: VLLMConfig, served: Served) -> Any:
 
     if not vllm.__version__.startswith(WANTED):
         raise ConfigError(
-            f"backend_config.mode: inprocess: vLLM {vllm.__version__} is installed; this package is written for {WANTED}*"
+            f"backend_config.mode: inprocess: vLLM {vllm.__version__} is installed; this package is written for"
+            f" {WANTED}*"
         )
     register()
     arguments = {
-        "model": served.name, "revision": served.revision, "trust_remote_code": served.trust_remote_code,
-        "dtype": served.dtype, "max_model_len": config.max_model_len, "max_num_seqs": config.max_num_seqs,
-        "enforce_eager": config.enforce_eager, "tensor_parallel_size": config.tensor_parallel_size,
-        "logprobs_mode": "processed_logprobs", "generation_config": "vllm", "skip_tokenizer_init": True, "seed": 0,
+        "model": served.name,
+        "revision": served.revision,
+        "trust_remote_code": served.trust_remote_code,
+        "dtype": served.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "enforce_eager": config.enforce_eager,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "skip_tokenizer_init": True,
+        "seed": 0,
         "weight_transfer_config": WeightTransferConfig(backend="direct"),
-    }  # fmt: skip
+    }
     if served.on_gpu:
         arguments["gpu_memory_utilization"] = memory_share(config, "direct")
     else:
         arguments["enable_chunked_prefill"] = False  # for the reason in server.arguments
     if served.lora_rank is not None:
-        arguments |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 2,
-                      "max_lora_rank": lora_rank(served.lora_rank)}  # fmt: skip
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_cpu_loras": 2,
+            "max_lora_rank": lora_rank(served.lora_rank),
+        }
     with as_they_were():
         try:
             llm = vllm.LLM(**(arguments | config.engine_args))
@@ -73,7 +86,8 @@ def start(config: VLLMConfig, served: Served) -> Any:
 
 @contextlib.contextmanager
 def as_they_were() -> Iterator[None]:
-    """Put the random states back: vLLM seeds the process that it starts in, and the trainer's are none of its business."""
+    """Put the random states back: vLLM seeds the process that it starts in, and the trainer's are none of its
+    business."""
     import numpy as np
     import torch
 

@@ -38,7 +38,8 @@ def find(config: VLLMConfig) -> Teacher:
 
 
 def score(teacher: Teacher, sequences: list[Sequence], top: int, at_once: int) -> list[Scores]:
-    """One request a sequence, `at_once` at a time. Raises FtHostError for a sequence that the teacher has no room for."""
+    """One request a sequence, `at_once` at a time. Raises FtHostError for a sequence that the teacher has no room
+    for."""
     if not sequences:
         return []
     with ThreadPoolExecutor(min(at_once, len(sequences)), thread_name_prefix="ft-vllm-teacher") as pool:
@@ -49,19 +50,25 @@ def scored(teacher: Teacher, sequence: Sequence, top: int) -> Scores:
     length = len(sequence.token_ids)
     if length + 1 > teacher.positions:  # the one that is made
         raise FtHostError(
-            f"the teacher at {teacher.client.url} has {teacher.positions} positions, and a sequence has {length} tokens; "
-            f"lower max_length or max_completion_length, or start it with --max-model-len {length + 1} or more"
+            f"the teacher at {teacher.client.url} has {teacher.positions} positions, and a sequence has {length}"
+            f" tokens; lower max_length or max_completion_length, or start it with --max-model-len {length + 1} or more"
         )
     body = {
-        "model": teacher.model, "prompt": sequence.token_ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": top,
+        "model": teacher.model,
+        "prompt": sequence.token_ids,
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "prompt_logprobs": top,
         "add_special_tokens": False,
-    }  # fmt: skip
+    }
     places = teacher.client.post("/v1/completions", body)["choices"][0]["prompt_logprobs"]
     if len(places) != length:
         raise FtHostError(f"the teacher at {teacher.client.url} scored {len(places)} tokens of {length}")
     best = [likeliest(place, top) for place in places[sequence.start :]]
-    return Scores(token_ids=[[token for token, _ in each] for each in best],
-                  logprobs=[[logp for _, logp in each] for each in best])  # fmt: skip
+    return Scores(
+        token_ids=[[token for token, _ in each] for each in best],
+        logprobs=[[logp for _, logp in each] for each in best],
+    )
 
 
 def likeliest(place: dict[str, dict[str, Any]], top: int) -> list[tuple[int, float]]:

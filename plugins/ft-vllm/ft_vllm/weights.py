@@ -67,8 +67,9 @@ def manifest_of(policy: Policy) -> Manifest:
     found = [
         pair
         for group in groups_of(policy)
-        for pair in as_saved(policy, [(name, torch.empty(weight.shape, dtype=weight.dtype, device="meta"))
-                                      for name, weight in group])  # fmt: skip
+        for pair in as_saved(
+            policy, [(name, torch.empty(weight.shape, dtype=weight.dtype, device="meta")) for name, weight in group]
+        )
     ]
     names, tensors = [name for name, _ in found], [tensor for _, tensor in found]
     return Manifest(
@@ -181,8 +182,8 @@ def merged(policy: Policy) -> list[tuple[str, torch.Tensor | Merge]]:
         added = isinstance(module, (LoraLayer, ModulesToSaveWrapper))
         if added and module in ends and policy.config.tie_word_embeddings:
             raise ConfigError(
-                f"backend_config.lora: merged can't change {path} alone, which shares its weight with the other end of the "
-                f"model; leave it out of lora_target_modules and lora_modules_to_save"
+                f"backend_config.lora: merged can't change {path} alone, which shares its weight with the other end of"
+                " the model; leave it out of lora_target_modules and lora_modules_to_save"
             )
         if isinstance(module, ModulesToSaveWrapper):
             for name, weight in module.modules_to_save[ADAPTER].named_parameters():
@@ -227,9 +228,7 @@ def write_adapter(policy: Policy, folder: Path, keep: bool) -> None:
     parts = {name: gathered(weight) for name, weight in policy.model.named_parameters() if f".{ADAPTER}." in name}
     if not keep:
         return
-    state = get_peft_model_state_dict(
-        policy.model, state_dict=parts, adapter_name=ADAPTER, save_embedding_layers=False
-    )
+    state = get_peft_model_state_dict(policy.model, state_dict=parts, adapter_name=ADAPTER, save_embedding_layers=False)
     folder.mkdir(parents=True)
     save_file({name: weight.cpu().contiguous() for name, weight in state.items()}, folder / "adapter_model.safetensors")
     config = policy.model.peft_config[ADAPTER]

@@ -58,10 +58,20 @@ def served():
 
 @contextlib.contextmanager
 def serving(python: str, folder: Path, log: Path, top: int) -> Iterator[str]:
-    """The URL of the model in `folder`, served by a plain `vllm serve` of the environment of `python`, as a user would start
-    it, that says up to `top` tokens of a place."""
+    """The URL of the model in `folder`, served by a plain `vllm serve` of the environment of `python`, as a user would
+    start it, that says up to `top` tokens of a place."""
     port = free_port("127.0.0.1")
-    command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--port", str(port), "--host", "127.0.0.1"]
+    command = [
+        python,
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        str(folder),
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+    ]
     command += ["--dtype", "float32", "--enforce-eager", "--max-logprobs", str(top), "--max-model-len", "128"]
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     with open(log, "wb") as said:

@@ -32,20 +32,28 @@ def generate(body: dict) -> dict:
     ends = [place for place, token in enumerate(tokens) if token in params.get("stop_token_ids", [])]
     tokens = tokens[: ends[0] + 1] if ends else tokens
     logprob = 0.0 if params.get("top_k") == 1 and FAKE != "raw" else -0.5
-    return {"choices": [{
-        "token_ids": tokens, "finish_reason": "stop" if ends else "length",
-        "logprobs": {"content": [{"token_id": token, "logprob": logprob} for token in tokens]},
-        "weight_versions": [{"version": STATE["version"], "start": 0, "end": len(tokens)}],
-    }]}  # fmt: skip
+    return {
+        "choices": [
+            {
+                "token_ids": tokens,
+                "finish_reason": "stop" if ends else "length",
+                "logprobs": {"content": [{"token_id": token, "logprob": logprob} for token in tokens]},
+                "weight_versions": [{"version": STATE["version"], "start": 0, "end": len(tokens)}],
+            }
+        ]
+    }
 
 
 def score(body: dict) -> dict:
-    """The token that stands there has log-prob -1 and rank 3; the likeliest are the two after it, with -0.1 and -0.2."""
+    """The token that stands there has log-prob -1 and rank 3; the likeliest are the two after it, with -0.1 and
+    -0.2."""
     places = [None]
     for token in body["prompt"][1:]:
         found = [(token + 1, -0.1), (token + 2, -0.2), (token, -1.0)]
         place = {str(each): {"logprob": logp, "rank": rank} for rank, (each, logp) in enumerate(found, 1)}
-        kept = {each: said for each, said in place.items() if said["rank"] <= body["prompt_logprobs"] or each == str(token)}
+        kept = {
+            each: said for each, said in place.items() if said["rank"] <= body["prompt_logprobs"] or each == str(token)
+        }
         places.append(dict(reversed(kept.items())))
     return {"choices": [{"prompt_logprobs": places}]}
 

@@ -31,8 +31,14 @@ def test_a_server_and_an_engine_in_the_process():
         ({"python": __file__}, "python: .*test_config.py is not executable"),
         ({"mode": "inprocess", "python": sys.executable}, "python: is of a server"),
         ({"mode": "inprocess", "timeout": 5.0}, "timeout: is of a server"),
-        ({"mode": "inprocess", "transfer": "gloo"}, "transfer: gloo can't be with mode: inprocess; expected auto or dir"),
-        ({"mode": "inprocess", "tensor_parallel_size": 2}, "tensor_parallel_size: an engine in the trainer's process is on"),
+        (
+            {"mode": "inprocess", "transfer": "gloo"},
+            "transfer: gloo can't be with mode: inprocess; expected auto or dir",
+        ),
+        (
+            {"mode": "inprocess", "tensor_parallel_size": 2},
+            "tensor_parallel_size: an engine in the trainer's process is on",
+        ),
         ({**URL, "transfer": "direct"}, "transfer: direct can't be with mode: server; expected auto or gloo or nccl"),
         ({**URL, "dtype": "bfloat16"}, "dtype: is of a server that the run starts"),
         ({**URL, "server_args": ["--seed=1"]}, "server_args: is of a server that the run starts"),
@@ -60,5 +66,7 @@ def test_the_page_lists_every_field_with_its_default():
 
 
 def test_neither_fields_nor_what_runs_in_vllms_environment_load_torch():
-    code = "import sys, ft_vllm.config, ft_vllm.guard; print(sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, ft_vllm.config, ft_vllm.guard; print(sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

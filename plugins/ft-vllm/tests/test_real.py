@@ -240,7 +240,13 @@ def test_two_ranks_share_a_server(tmp_path, strategy):
     script, port = Path(__file__).with_name("two_real_ranks.py"), str(free_port("127.0.0.1"))
     ranks = []
     for rank in "01":
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         with open(tmp_path / f"{rank}.log", "w") as log:
             command = [sys.executable, str(script), str(tmp_path), PYTHON, strategy]
             ranks.append(subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log))

@@ -15,9 +15,18 @@ ALL = Sampling(max_new_tokens=9, temperature=0.7, top_p=0.9, top_k=5, min_p=0.1,
 
 def test_parameters_are_those_of_the_request_and_end_tokens_are_ours():
     assert params_of(ALL, 9, 123, [2, 7]) == {
-        "max_tokens": 9, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2,
-        "seed": 123, "stop_token_ids": [2, 7], "ignore_eos": True, "logprobs": 0, "detokenize": False,
-    }  # fmt: skip
+        "max_tokens": 9,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+        "seed": 123,
+        "stop_token_ids": [2, 7],
+        "ignore_eos": True,
+        "logprobs": 0,
+        "detokenize": False,
+    }
     greedy = params_of(replace(ALL, temperature=0.0), 9, 123, [])
     assert not {"seed", "top_p", "top_k", "min_p"} & greedy.keys() and greedy["temperature"] == 0
 

@@ -70,7 +70,10 @@ def test_without_a_teacher_nothing_is_scored(make, python):
     ("fields", "says"),
     [
         ({"teacher_url": "127.0.0.1:8000"}, "backend_config.teacher_url: '127.0.0.1:8000' is not the address"),
-        ({"teacher_url": "http://127.0.0.1:1", "lora": "merged"}, "backend_config.lora: has no effect without python or url"),
+        (
+            {"teacher_url": "http://127.0.0.1:1", "lora": "merged"},
+            "backend_config.lora: has no effect without python or url",
+        ),
     ],
 )
 def test_refusals_of_fields(fields, says):

@@ -74,8 +74,13 @@ def test_weights_arrive_paused_and_whole_and_completions_carry_their_version(mak
         completions = run.generate([Request(prompt_ids=prompt) for prompt in PROMPTS], SAMPLING)
         assert [each.versions for each in completions] == [[version] * len(each.token_ids) for each in completions]
     updates = [line for line in told["asked"] if "weight" in line or "pause" in line or "resume" in line]
-    steps = ["/pause?mode=wait&clear_cache=true", "/start_weight_update", "/update_weights", "/finish_weight_update",
-             "/resume"]  # fmt: skip
+    steps = [
+        "/pause?mode=wait&clear_cache=true",
+        "/start_weight_update",
+        "/update_weights",
+        "/finish_weight_update",
+        "/resume",
+    ]
     assert updates[-5:] == [f"POST {step}" for step in steps]
     assert updates.count("POST /init_weight_transfer_engine") == 1
 
@@ -117,15 +122,25 @@ def test_the_command_line_and_environment_of_a_server(make, python, monkeypatch)
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     run = make(
-        tiny_qwen(), python=python, max_model_len=64, server_args=["--seed=5"], server_env={"MINE": "1"},
+        tiny_qwen(),
+        python=python,
+        max_model_len=64,
+        server_args=["--seed=5"],
+        server_env={"MINE": "1"},
         cpu_kv_cache_gib=2,
-    )  # fmt: skip
+    )
     what = backend.served(run.backend_config, run, "gloo")
     line = " ".join(server.arguments(run.backend_config, what, 8000))
     for part in (
-        "serve /", "--dtype float32", "--logprobs-mode processed_logprobs", "--enable-scale-out", "--max-model-len 64",
-        '--weight-transfer-config {"backend": "gloo"}', "--enforce-eager", "--host 127.0.0.1 --port 8000",
-    ):  # fmt: skip
+        "serve /",
+        "--dtype float32",
+        "--logprobs-mode processed_logprobs",
+        "--enable-scale-out",
+        "--max-model-len 64",
+        '--weight-transfer-config {"backend": "gloo"}',
+        "--enforce-eager",
+        "--host 127.0.0.1 --port 8000",
+    ):
         assert part in line
     assert line.endswith("--seed=5") and "--enable-lora" not in line and "--gpu-memory" not in line
     found = server.environment(run.backend_config, what)
@@ -176,7 +191,10 @@ def test_a_server_at_a_url_is_used_and_left_running(make, elsewhere):
     "fake, says",
     [
         ("old", "is version 0.31.0; this package is written for 0.32.*"),
-        ("no weights", "has no routes for weights; it must be started as docs/vllm.md says, with VLLM_SERVER_DEV_MODE=1"),
+        (
+            "no weights",
+            "has no routes for weights; it must be started as docs/vllm.md says, with VLLM_SERVER_DEV_MODE=1",
+        ),
         ("no tokens", "doesn't take tokens; .* with --enable-scale-out .*scale-out is disabled"),
         ("raw", "gives log-probs of another distribution than it samples from; .*--logprobs-mode processed_logprobs"),
     ],
@@ -190,7 +208,9 @@ def test_a_server_that_was_started_otherwise_is_refused(make, elsewhere, fake, s
 def test_no_server_at_a_url(make):
     port = server.free_port("127.0.0.1")
     run = make(tiny_qwen(), url=f"http://127.0.0.1:{port}")
-    with pytest.raises(FtHostError, match=f"(?s)vLLM at http://127.0.0.1:{port}: GET /version: Connection.*isn't the run"):
+    with pytest.raises(
+        FtHostError, match=f"(?s)vLLM at http://127.0.0.1:{port}: GET /version: Connection.*isn't the run"
+    ):
         run.generate([Request(prompt_ids=[5])], SAMPLING)
 
 
@@ -223,13 +243,17 @@ def test_a_port_that_is_taken_is_refused(make, python):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         run = make(tiny_qwen(), python=python, port=port)
-        with pytest.raises(ConfigError, match=f"backend_config.port: {port} at 127.0.0.1 can't be had: Address already"):
+        with pytest.raises(
+            ConfigError, match=f"backend_config.port: {port} at 127.0.0.1 can't be had: Address already"
+        ):
             run.generate([Request(prompt_ids=[5])], SAMPLING)
 
 
 def test_a_model_that_vllm_refuses_ends_with_what_it_said(make, python):
     run = make(tiny_qwen(), python=python, server_env={"FAKE": "refuses model"})
-    with pytest.raises(FtHostError, match="(?s)ended while it started .exit code 1.*ValueError: head_dim=16 is nothing"):
+    with pytest.raises(
+        FtHostError, match="(?s)ended while it started .exit code 1.*ValueError: head_dim=16 is nothing"
+    ):
         run.generate([Request(prompt_ids=[5])], SAMPLING)
 
 
@@ -294,8 +318,7 @@ def test_the_server_ends_when_the_trainer_is_killed(python, tmp_path):
     guard = Path(server.__file__).with_name("guard.py")
     code = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(60)"
     trainer = subprocess.Popen(
-        [sys.executable, "-c", code, sys.executable, str(guard), python, "--port", str(port)],
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-c", code, sys.executable, str(guard), python, "--port", str(port)], stdout=subprocess.DEVNULL
     )
     client = Client(f"http://127.0.0.1:{port}", 5)
     server.wait(server.Server(url=client.url, process=trainer, log=tmp_path / "none"), 20)
@@ -316,7 +339,13 @@ def test_two_ranks_share_a_server(python, tmp_path, strategy):
     script = Path(__file__).with_name("two_ranks.py")
     ranks = []
     for rank in "01":
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         with open(tmp_path / f"{rank}.log", "w") as log:
             command = [sys.executable, str(script), str(tmp_path), python, strategy]
             ranks.append(subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log))

@@ -1,6 +1,7 @@
-"""Whole runs whose completions come from the real vLLM, as a server that the run starts; and one whose teacher it serves.
+"""Whole runs whose completions come from the real vLLM, as a server that the run starts; and one whose teacher it
+serves.
 
-    FT_VLLM_PYTHON=FOLDER/bin/python python -m pytest plugins/ft-vllm/tests/test_training.py
+FT_VLLM_PYTHON=FOLDER/bin/python python -m pytest plugins/ft-vllm/tests/test_training.py
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.rows import sentence, tiny_run
 
 PYTHON = os.environ.get("FT_VLLM_PYTHON")
-REWARD = '''
+REWARD = """
 def letters(completions, **columns):
     return [sum(letter.isalpha() for letter in text) / (len(text) + 1) for text in completions]
-'''
+"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,10 +44,19 @@ def config(tmp_path: Path) -> GRPOConfig:
     (tmp_path / "pays.py").write_text(REWARD, encoding="utf-8")
     model = save_tiny(tmp_path / "llama", tiny_llama(head_dim=32), tiny_tokenizer())
     return tiny_run(
-        GRPOConfig, model, tmp_path, rows, reward=[f"{tmp_path / 'pays.py'}:letters"], max_completion_length=12,
-        num_generations=4, per_device_train_batch_size=8, max_steps=4, learning_rate=1e-3, backend="vllm",
+        GRPOConfig,
+        model,
+        tmp_path,
+        rows,
+        reward=[f"{tmp_path / 'pays.py'}:letters"],
+        max_completion_length=12,
+        num_generations=4,
+        per_device_train_batch_size=8,
+        max_steps=4,
+        learning_rate=1e-3,
+        backend="vllm",
         backend_config={"python": PYTHON, "max_num_seqs": 32, "start_timeout": 300.0, "timeout": 120.0},
-    )  # fmt: skip
+    )
 
 
 def run_of(config: GRPOConfig, name: str, **changes) -> Path:
@@ -104,8 +114,19 @@ def test_a_teacher_that_is_served_teaches_what_one_does_that_is_held(config, tmp
         teacher.lm_head.weight.normal_(std=0.2)
     folder = save_tiny(tmp_path / "teacher", teacher, tiny_tokenizer())
     usual = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    shared = ("model", "dataset", "output_dir", "use_cpu", "save_steps", "train_sampling_strategy", "eval_on_start", "progress",
-              "max_completion_length", "per_device_train_batch_size", "backend")  # fmt: skip
+    shared = (
+        "model",
+        "dataset",
+        "output_dir",
+        "use_cpu",
+        "save_steps",
+        "train_sampling_strategy",
+        "eval_on_start",
+        "progress",
+        "max_completion_length",
+        "per_device_train_batch_size",
+        "backend",
+    )
     given = {name: usual[name] for name in shared} | {"max_steps": 3, "learning_rate": 1e-3}
     whole = teacher.config.vocab_size
 

@@ -104,7 +104,11 @@ def test_an_adapter_is_written_as_peft_writes_it(tmp_path):
 
 @pytest.mark.parametrize(
     "fields, says",
-    [({"modules_to_save": ["lm_head"]}, "lora_modules_to_save"), ({"use_dora": True}, "DoRA"), ({"bias": "all"}, "a bias")],
+    [
+        ({"modules_to_save": ["lm_head"]}, "lora_modules_to_save"),
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "a bias"),
+    ],
 )
 def test_an_adapter_that_vllm_refuses_is_refused_first(fields, says):
     with pytest.raises(ConfigError, match=f"{says}.*set lora: merged"):

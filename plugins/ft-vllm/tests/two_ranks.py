@@ -1,6 +1,6 @@
 """One of two ranks that share a server; test_server.py starts both.
 
-    python two_ranks.py FOLDER PYTHON STRATEGY
+python two_ranks.py FOLDER PYTHON STRATEGY
 """
 
 from __future__ import annotations

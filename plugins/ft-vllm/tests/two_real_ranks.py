@@ -1,6 +1,6 @@
 """One of two ranks that share a real vLLM; test_real.py starts both.
 
-    python two_real_ranks.py FOLDER PYTHON STRATEGY
+python two_real_ranks.py FOLDER PYTHON STRATEGY
 """
 
 from __future__ import annotations
