@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ft_host._version import __version__
 from ft_host.hooks import hookimpl
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
-    from ft_host.run import FinishedRun
+    from ft_host.types import FinishedRun
 
-__version__ = "0.4.0"
 __all__ = ["__version__", "hookimpl", "train"]
 
 

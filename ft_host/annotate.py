@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ft_host.data.micro_batches import split_micro_batches
 from ft_host.errors import UsageError
-from ft_host.loop import annotated, collate, cut
 from ft_host.models.companions import still
 from ft_host.processes import agreed
 from ft_host.store import Store, cache_folder, model_key, row_key
@@ -79,12 +79,12 @@ def passes(rows: list[Row], run: Run, model: Any, values: Values) -> list[dict[s
     if not any("group" in row for row in rows):  # rows of a group stand together and share their prompt
         order.sort(key=lambda index: rows[index]["length"])
     units = [[{"length": rows[index]["length"], "index": index}] for index in order]
-    cuts = cut(units, config.per_device_eval_batch_size, config.max_tokens_per_micro_batch)
+    cuts = split_micro_batches(units, config.per_device_eval_batch_size, config.max_tokens_per_micro_batch)
     found: list[dict[str, float]] = [{} for _ in rows]
     parts: list[tuple[list[int], dict[str, Any]]] = []
     for at in range(max(run.gather(len(cuts)))):
         indices = [each["index"] for each in cuts[at]] if at < len(cuts) else []
-        batch = collate(run, [rows[index] for index in indices]).to(run.device)
+        batch = run.collate([rows[index] for index in indices]).to(run.device)
         with torch.no_grad(), run.accelerator.autocast():
             parts.append((indices, values(model, batch)))
     for indices, made in parts:  # read only now: a device works on while the next batch is laid out
@@ -119,9 +119,9 @@ def make_ahead(
     limit = per_epoch if alone else None
     started = told = time.perf_counter()
     done = 0
-    annotated(run, held_out)
+    run.annotate(held_out)
     for rows in _chunks(run, iter(steps), total, limit, CHUNK if alone else 1):
-        annotated(run, rows)
+        run.annotate(rows)
         done += sum(run.gather(len(rows)))
         if time.perf_counter() - told > TELL_EVERY:
             told = time.perf_counter()

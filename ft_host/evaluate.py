@@ -9,9 +9,10 @@ from ft_host.data import prompt_of
 from ft_host.generation import Sampling
 from ft_host.generation.config import RolloutConfig
 from ft_host.generation.rollout import completed, scored, scoring_of
-from ft_host.loop import annotated, evaluate_loss
+from ft_host.loop import evaluate_loss
 from ft_host.models import reshard
 from ft_host.rewards import RewardFunction, Scored, score
+from ft_host.rewards.functions import trainer_state
 
 if TYPE_CHECKING:
     from ft_host.generation.online import Online
@@ -43,7 +44,7 @@ class Evaluation:
     def annotate(self) -> None:
         """Ask companions about the rows once, where they say the same each time."""
         if self.any and self.fixed and self.has_loss:
-            self.mine = annotated(self.run, self.mine)
+            self.mine = self.run.annotate(self.mine)
 
     def __call__(self) -> None:
         """Log an evaluation of the current weights, unless there is one or there are no rows."""
@@ -54,7 +55,7 @@ class Evaluation:
         started = time.perf_counter()
         entry = {"kind": "eval", "step": run.step}
         if self.has_loss:
-            entry |= evaluate_loss(run, self.mine if self.fixed else annotated(run, self.mine))
+            entry |= evaluate_loss(run, self.mine if self.fixed else run.annotate(self.mine))
         if self.rewards or self.online is not None:  # without any reward completions are still shown and measured
             metrics, samples = evaluate_rewards(run, self.to_complete, self.rewards, self.online)
             entry |= metrics
@@ -156,18 +157,6 @@ def reference_of(row: Row) -> str | None:
         said = [turn["content"] for turn in turns if turn.get("role") == "assistant"]
         turns = said[-1] if said else None
     return None if turns is None else str(turns)
-
-
-def trainer_state(run: Run) -> Any:
-    """What reward functions may know of the training: transformers' TrainerState, as TRL passes."""
-    from transformers import TrainerState
-
-    return TrainerState(
-        global_step=run.step,
-        max_steps=run.config.max_steps,
-        num_train_epochs=run.config.num_train_epochs,
-        is_world_process_zero=run.rank == 0,
-    )
 
 
 def summary(rows: list[dict[str, Any]], logged: list[dict[str, list[float]]], weights: list[float]) -> dict[str, float]:

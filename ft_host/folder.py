@@ -11,7 +11,6 @@ model/          what `from_pretrained` loads, or the adapter
 
 from __future__ import annotations
 
-import datetime
 import difflib
 import json
 import math
@@ -22,11 +21,6 @@ from typing import Any
 from ft_host.errors import UsageError
 
 FORMAT = 1
-
-
-def now() -> str:
-    """The time as ISO 8601 with its zone, to the second."""
-    return datetime.datetime.now(datetime.UTC).astimezone().isoformat(timespec="seconds")
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:

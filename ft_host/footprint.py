@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.tensor import DTensor
 
-from ft_host.diagnostics.memory import MB, STATES, activation_bytes, cached_tokens, logit_bytes, tokens_of
 from ft_host.generation.config import RolloutConfig
 from ft_host.models.head import KEPT_BYTES, TILE_BYTES, TILE_TARGETS
-from ft_host.models.load import free_memory, sizes_of
+from ft_host.models.load import sizes_of
+from ft_host.processes import free_memory
 from ft_host.usage import resident_mb
+from ft_host.util.memory import MB, STATES, activation_bytes, cached_tokens, logit_bytes, tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -15,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from ft_host.errors import ConfigError
+from ft_host.util.text import QUOTED, nearest
 
 EXAMPLE = "file.py:function or package.module:function"
 
@@ -36,7 +36,9 @@ def load_function(spec: str, option: str, modules: dict[str, ModuleType] | None 
             key for key, value in functions.items() if inspect.isroutine(value) and inspect.getmodule(value) is module
         ]
         what = "is not a function" if name in vars(module) else "is not there"
-        raise ConfigError(f"{option}: {where} was read, but {name!r} {what}" + nearest(name, own, "functions in it"))
+        raise ConfigError(
+            f"{option}: {where} was read, but {name!r} {what}" + nearest(name, own, QUOTED, "functions in it")
+        )
     return functions[name]
 
 
@@ -44,7 +46,7 @@ def _load_file(path: str, option: str) -> ModuleType:
     file = Path(path).resolve()
     if not file.is_file():
         nearby = [str(other) for other in Path(path).parent.glob("*.py")]
-        raise ConfigError(f"{option}: there is no file {path}" + nearest(path, nearby, "files there"))
+        raise ConfigError(f"{option}: there is no file {path}" + nearest(path, nearby, QUOTED, "files there"))
     name = f"_ft_host_file_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
     spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
@@ -78,11 +80,3 @@ def cause(error: BaseException, file: str | None = None) -> str:
     inner = [frame for frame in frames if not frame.filename.startswith(ours)]
     inner = [frame for frame in inner if frame.filename == file] or inner
     return f"{text} ({inner[-1].filename}, line {inner[-1].lineno})" if inner else text
-
-
-def nearest(name: str, known: list[str], what: str) -> str:
-    """A hint for a name that isn't known: the one that is most like it, or those that there are."""
-    if not known:
-        return ""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; {what}: {', '.join(sorted(known)[:10])}"

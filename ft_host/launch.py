@@ -27,20 +27,19 @@ from ft_host.annotate import make_ahead, open_store
 from ft_host.config import RunConfig
 from ft_host.diagnostics.collect import diagnostics_of
 from ft_host.diagnostics.measure import measure
-from ft_host.diagnostics.memory import COMPANIONS, EVALUATION, LOADING, SAVING, in_words, memory_facts
+from ft_host.diagnostics.memory import remedies_for
 from ft_host.diagnostics.rehearse import rehearse
 from ft_host.diagnostics.stall import Stall
 from ft_host.diagnostics.watch import Watch
 from ft_host.errors import ConfigError, FtHostError, Interrupted, OutOfMemory, StoppedByFinding
 from ft_host.evaluate import Evaluation
-from ft_host.exhausted import doing
-from ft_host.folder import RunFolder, now
+from ft_host.folder import RunFolder
 from ft_host.footprint import free_mb, memory_parts
 from ft_host.gauges import model_facts
 from ft_host.generation.buffer import dealt
 from ft_host.generation.config import RolloutConfig
 from ft_host.generation.online import Online, check_online
-from ft_host.loop import Progress, add_up, fit
+from ft_host.loop import Progress, fit
 from ft_host.manifest import (
     before_and_after,
     check_rows_per_step,
@@ -50,16 +49,21 @@ from ft_host.manifest import (
     plan_facts,
     plan_of,
 )
+from ft_host.metrics import add_counts
 from ft_host.models import attach_value, check_vocabulary, load_policy, merge_adapter, save_model, shard
 from ft_host.models.companions import Companion, keep_adapter
 from ft_host.optim import Schedule, make_optimizer, optimizer_factory
 from ft_host.processes import agreed, end_processes, is_sharded, start_processes
-from ft_host.progress import Trackers, check_trackers, sinks, tell
+from ft_host.progress import Trackers, check_trackers, sinks
 from ft_host.report import write_report
 from ft_host.rewards import check_columns, load_rewards
-from ft_host.run import FinishedRun, ModelSpec, Run
+from ft_host.run import Run
 from ft_host.settings import backend_of
+from ft_host.types import FinishedRun, ModelSpec
 from ft_host.usage import disk_facts
+from ft_host.util.console import tell
+from ft_host.util.memory import COMPANIONS, EVALUATION, LOADING, SAVING, in_words, memory_facts, oom_context
+from ft_host.util.text import now
 
 
 def train(
@@ -91,7 +95,11 @@ def train(
             f"{launch.folder.path}`"
         ) from error
     except OutOfMemory as error:
-        told = OutOfMemory(f"{error}. {launch.kept()}", phase=error.phase, facts=error.facts)
+        ways = "; ".join(
+            f"({number}) {remedy.why}" for number, remedy in enumerate(remedies_for(error.phase, config), 1)
+        )
+        text = f"{error}. What costs least comes first: {ways}. {launch.kept()}"
+        told = OutOfMemory(text, phase=error.phase, facts=error.facts)
         launch.failed(told)
         raise told from error
     except BaseException as error:
@@ -165,7 +173,7 @@ class _Launch:
         torch.manual_seed(config.seed)  # new weights (an adapter's) are the same on every rank
         held = checkpoint / "model" if checkpoint and (checkpoint / "model").is_dir() else None
         start = dataclasses.replace(config, model=str(held)) if held else config
-        with doing(LOADING, config):
+        with oom_context(LOADING):
             policy = load_policy(start, tokenizer, self.accelerator.device, head=head)
             keep_adapter(policy, specs, config)
             trained = [specs.pop(role) for role in list(specs) if specs[role].trained]
@@ -189,7 +197,7 @@ class _Launch:
             watch=self.watch,
         )
         self.run = run
-        with doing(COMPANIONS, config):
+        with oom_context(COMPANIONS):
             run.models = {role: Companion(spec, run) for role, spec in specs.items()}
         torch.manual_seed(config.seed + run.rank)  # dropout differs between ranks
         progress, saved_rows = Progress(), None
@@ -239,12 +247,12 @@ class _Launch:
         evaluation.annotate()
 
         def save() -> None:
-            with self._aside(), doing(SAVING, config):
+            with self._aside(), oom_context(SAVING):
                 checkpoints.save(run, optimizer.optimizer, progress, stream.state() if self.online else None)
                 run.learn(disk_facts(run))
 
         def evaluate() -> None:
-            with self._aside(), doing(EVALUATION, config):
+            with self._aside(), oom_context(EVALUATION):
                 evaluation()
 
         if config.eval_on_start and run.step == 0:
@@ -302,7 +310,7 @@ class _Launch:
         own."""
         tally = stream.tally
         ranks = run.gather({**tally.dropped, "": tally.truncated})
-        lost = ranks[0] if stream.layout.windowed or self.online else add_up(ranks)
+        lost = ranks[0] if stream.layout.windowed or self.online else add_counts(ranks)
         cut = lost.pop("")
         for reason, count in lost.items():
             run.say(f"{count} rows were left out: {reason}", "warning")

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ft_host.diagnostics.memory import ANNOTATION, BACKWARD, FORWARD, UPDATE
+from ft_host.data.micro_batches import split_micro_batches
 from ft_host.errors import FtHostError, Interrupted, OutOfMemory, StoppedByFinding, UsageError
-from ft_host.exhausted import doing
 from ft_host.gauges import Reach, keep_weights, update_ratio
-from ft_host.metrics import Accumulator, combine, maximum
+from ft_host.metrics import Accumulator, add_counts, combine, maximum
 from ft_host.models.experts import ExpertLoad, load_metrics
 from ft_host.usage import memory_metrics, peak_memory_mb
+from ft_host.util.memory import BACKWARD, FORWARD, UPDATE, oom_context
 
 if TYPE_CHECKING:
     from ft_host.batch import Batch
@@ -32,68 +32,6 @@ if TYPE_CHECKING:
     from ft_host.run import Run
 
 Row = dict[str, Any]
-
-
-def cut(units: list[list[Row]], per_batch: int, max_tokens: int | None) -> list[list[Row]]:
-    """The units of a step (a row, or the rows of a packed block) as micro-batches.
-
-    By count: `per_batch` units each, as they come. By tokens: first fit, longest first; a unit that is over the budget
-    alone gets a micro-batch of its own. A prompt that rows of a unit share counts once.
-    """
-    if max_tokens is None:
-        chunks = [units[i : i + per_batch] for i in range(0, len(units), per_batch)]
-        return [[row for unit in chunk for row in unit] for chunk in chunks]
-    sized = sorted(((size_of(unit), i) for i, unit in enumerate(units)), reverse=True)
-    bins: list[tuple[int, list[int]]] = []
-    for size, index in sized:
-        for at, (used, members) in enumerate(bins):
-            if used + size <= max_tokens:
-                bins[at] = (used + size, [*members, index])
-                break
-        else:
-            bins.append((size, [index]))
-    return [[row for index in members for row in units[index]] for _, members in bins]
-
-
-def size_of(unit: list[Row]) -> int:
-    """The tokens of a unit as it is laid out: those that rows of one group share stand there once."""
-    shared = sum(
-        row["shared"] for last, row in itertools.pairwise(unit) if "shared" in row and row["group"] == last["group"]
-    )
-    return sum(row["length"] for row in unit) - shared
-
-
-def add_up(counts: Iterable[dict[str, float]]) -> dict[str, float]:
-    """Counts by name, added."""
-    out: dict[str, float] = {}
-    for each in counts:
-        for name, value in each.items():
-            out[name] = out.get(name, 0) + value
-    return out
-
-
-def collate(run: Run, rows: list[Row]) -> Batch:
-    return run.plugins.hook.ft_collate(rows=rows, tokenizer=run.tokenizer, config=run.config)
-
-
-# ---------------------------------------------------------------- rows, before they are collated
-
-
-def annotated(run: Run, rows: list[Row]) -> list[Row]:
-    """The rows as `ft_annotate` gives them back. All ranks must call it at once."""
-    with doing(ANNOTATION, run.config, run.step + 1):
-        return _given_back("ft_annotate", rows, run.plugins.hook.ft_annotate(rows=rows, run=run))
-
-
-def with_statistics(run: Run, rows: list[Row]) -> list[Row]:
-    """The rows as `ft_step` gives them back. All ranks must call it at once."""
-    return _given_back("ft_step", rows, run.plugins.hook.ft_step(rows=rows, run=run))
-
-
-def _given_back(hook: str, rows: list[Row], found: list[Row] | None) -> list[Row]:
-    if found is not None and len(found) != len(rows):
-        raise TypeError(f"{hook} was given {len(rows)} rows and gave {len(found)}; expected each of them, in order")
-    return rows if found is None else found
 
 
 def asks_models(run: Run) -> bool:
@@ -108,8 +46,8 @@ def before_collating(run: Run, cuts: list[list[Row]]) -> list[list[Row]]:
     step."""
     rows = [row for each in cuts for row in each]
     if run.rollouts is None:
-        rows = annotated(run, rows)
-    rows = with_statistics(run, rows)
+        rows = run.annotate(rows)
+    rows = run.add_step_statistics(rows)
     ends = list(itertools.accumulate(len(each) for each in cuts))
     return [rows[end - len(each) : end] for each, end in zip(cuts, ends, strict=True)]
 
@@ -155,10 +93,10 @@ class Agreed:
 def agree(run: Run, batches: list[Batch], interrupted: str | None = None, error: str | None = None) -> Agreed:
     """One exchange between ranks: counts, number of micro-batches, and whether any rank can't go on."""
     ranks = run.gather(
-        (add_up(b.counts for b in batches), sum(b.num_tokens for b in batches), len(batches), interrupted, error)
+        (add_counts(b.counts for b in batches), sum(b.num_tokens for b in batches), len(batches), interrupted, error)
     )
     return Agreed(
-        totals=add_up(rank[0] for rank in ranks),
+        totals=add_counts(rank[0] for rank in ranks),
         tokens=sum(rank[1] for rank in ranks),
         micro_batches=max(rank[2] for rank in ranks),
         interrupted=next((rank[3] for rank in ranks if rank[3]), None),
@@ -198,14 +136,14 @@ def train_step(
     """
     run.totals = agreed.totals
     accumulator, load = Accumulator(), ExpertLoad()
-    batches = batches + [collate(run, []) for _ in range(agreed.micro_batches - len(batches))]
+    batches = batches + [run.collate([]) for _ in range(agreed.micro_batches - len(batches))]
     for index, batch in enumerate(batches):
         with sync_only_last(run, index == len(batches) - 1):
-            with doing(FORWARD, run.config, run.step + 1):
+            with oom_context(FORWARD, run.step + 1):
                 loss = loss_of(run, batch, agreed.tokens, accumulator)
             load.add(run.policy.routing)
             run.policy.routing = None
-            with doing(BACKWARD, run.config, run.step + 1):
+            with oom_context(BACKWARD, run.step + 1):
                 # DDP and FSDP2 average gradients over ranks; the loss is a sum over them.
                 run.accelerator.backward(loss * run.world_size)
     norm = clip(run, optimizer)
@@ -234,7 +172,7 @@ def train_step(
         )
     reach.look(run, norm)
     before = keep_weights(run)
-    with doing(UPDATE, run.config, run.step + 1):
+    with oom_context(UPDATE, run.step + 1):
         optimizer.step()
     if scaled:
         metrics["update_skipped"] = float(optimizer.step_was_skipped)
@@ -258,12 +196,12 @@ def evaluate_loss(run: Run, mine: list[Row]) -> dict[str, float]:
     depend on the batch size or the ranks."""
     was_training = run.model.training
     run.model.eval()  # which is how `ft_step` tells held-out rows from those that are trained on
-    mine = with_statistics(run, mine)
+    mine = run.add_step_statistics(mine)
     order = sorted(range(len(mine)), key=lambda i: mine[i]["length"])
-    cuts = cut([[mine[i]] for i in order], run.config.per_device_eval_batch_size, None)
-    batches = [collate(run, rows) for rows in cuts]  # on the CPU; a batch goes to the device when its turn comes
+    cuts = split_micro_batches([[mine[i]] for i in order], run.config.per_device_eval_batch_size, None)
+    batches = [run.collate(rows) for rows in cuts]  # on the CPU; a batch goes to the device when its turn comes
     agreed = agree(run, batches)
-    batches += [collate(run, []) for _ in range(agreed.micro_batches - len(batches))]
+    batches += [run.collate([]) for _ in range(agreed.micro_batches - len(batches))]
     run.totals = agreed.totals
     accumulator = Accumulator()
     with torch.no_grad():
@@ -330,7 +268,9 @@ def fit(
         try:
             rows = next(steps, None)
             if rows is not None:
-                cuts = cut(rows.units, config.per_device_train_batch_size, config.max_tokens_per_micro_batch)
+                cuts = split_micro_batches(
+                    rows.units, config.per_device_train_batch_size, config.max_tokens_per_micro_batch
+                )
         except UsageError as problem:  # a bad row: this rank tells the others, and all save before they stop
             error = str(problem)
         except FtHostError as problem:  # a rollout that can't go on, on all ranks
@@ -340,7 +280,7 @@ def fit(
             cuts = before_collating(run, cuts)
         waiting = time.perf_counter()
         try:
-            batches = [collate(run, each) for each in cuts]
+            batches = [run.collate(each) for each in cuts]
         except UsageError as problem:
             error = str(problem)
         data_time += time.perf_counter() - waiting

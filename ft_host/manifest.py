@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import ft_host
 from ft_host import registry
+from ft_host._version import __version__
 from ft_host.errors import ConfigError
-from ft_host.folder import FORMAT, RunFolder, now
+from ft_host.folder import FORMAT, RunFolder
 from ft_host.generation.config import RolloutConfig
 from ft_host.settings.plan import rollout_notes
+from ft_host.util.text import now
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -155,7 +156,7 @@ def _environment(accelerator: Any) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in names}
     cuda = accelerator.device.type == "cuda"
     return {
-        "ft-host": ft_host.__version__,
+        "ft-host": __version__,
         "python": platform.python_version(),
         **versions,
         "platform": platform.platform(),

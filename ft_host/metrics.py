@@ -6,6 +6,7 @@ device at every micro-batch. The host adds them up (`Accumulator`) and reads the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -175,4 +176,13 @@ def combine(ranks: list[dict[str, tuple[str, list[tuple[str, float]]]]]) -> dict
         number = FORMULAS[formula](*values)
         if number is not None:
             out[name] = number
+    return out
+
+
+def add_counts(counts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Counts by name, added."""
+    out: dict[str, float] = {}
+    for each in counts:
+        for name, value in each.items():
+            out[name] = out.get(name, 0) + value
     return out

@@ -6,10 +6,13 @@ import datetime
 import os
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from ft_host.errors import ConfigError
-from ft_host.models import precision
+
+if TYPE_CHECKING:
+    from ft_host.config import RunConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,3 +69,21 @@ def end_processes(model: torch.nn.Module | None = None) -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def precision(config: RunConfig, device: torch.device) -> str:
+    """accelerate's word for the type of the maths: "no", "bf16" or "fp16". bfloat16 by itself only on a GPU that has
+    it: a CPU without such units is many times slower in it."""
+    if config.fp16:
+        if device.type == "cpu":
+            raise ConfigError("fp16: float16 with loss scaling needs a GPU; leave it out")
+        return "fp16"
+    if config.bf16 is None:
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if config.bf16 else "no"
+
+
+def free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available  # with what the page cache would give back

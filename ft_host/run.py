@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft_host.diagnostics.memory import GENERATION
 from ft_host.errors import ConfigError
-from ft_host.exhausted import doing
+from ft_host.types import NO_SCORES
+from ft_host.util.console import tell
+from ft_host.util.memory import ANNOTATION, GENERATION, oom_context
+from ft_host.util.text import now
 
 if TYPE_CHECKING:
     import torch
@@ -17,57 +18,25 @@ if TYPE_CHECKING:
     from pluggy import PluginManager
     from transformers import PreTrainedTokenizerBase
 
+    from ft_host.batch import Batch
     from ft_host.config import RunConfig
     from ft_host.diagnostics.watch import Watch
     from ft_host.folder import RunFolder
     from ft_host.generation import Completion, Request, Sampling, Scores, Sequence
     from ft_host.generation.config import RolloutPlan
-    from ft_host.metrics import Metric
     from ft_host.models.companions import Companion
     from ft_host.models.policy import Policy
     from ft_host.store import Store
 
 
-NO_SCORES = "backend: {} has no ft_score, so it can't score tokens with another model"
+Row = dict[str, Any]
 
 
-class Drop(str):
-    """Returned by `ft_prepare` to leave a row out; the text is the reason it is counted under."""
-
-
-@dataclass(kw_only=True)
-class LossOutput:
-    """`loss`: a scalar with gradient, already divided by the step's totals. `metrics`: sums, see `ft_host.metrics`."""
-
-    loss: torch.Tensor
-    metrics: dict[str, Metric] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """A model of a run, as `ft_models` asks for it. As it stands: the policy as the run found it, frozen.
-
-    Where that one is needed no second copy is made that can be saved: with LoRA it is the policy with its adapter off
-    (or with a frozen copy of the adapter that training started from).
-    """
-
-    source: str | None = None  # folder or hub id; None: the policy as the run found it
-    field: str | None = None  # the config field that `source` is from, which a refusal names
-    revision: str | None = None  # of a hub id
-    # Whether the sizes of the two vocabularies may differ, by rows of the embedding that are no token of the tokenizer.
-    padded: bool = False
-    own_tokens: bool = False  # it reads tokens of its own, and the method sees to it: vocabularies aren't compared
-    otherwise: str = ""  # what the refusal of another vocabulary adds: what to use instead
-    head: str | None = None  # None: a language model; "reward": one score a row; "value": one before each target
-    # What `ft_annotate` makes with this model is made before the first step and kept on disk, and no copy is held:
-    # "rows": it depends on the row alone, "steps": on the rows that share its step. None: the model is held.
-    ahead: str | None = None
-    sync_steps: int | None = None  # mix the policy in after every so many steps
-    sync_alpha: float = 1.0  # the policy's share of the mixture
-    live: bool = False  # no model of its own: the policy itself, as it is at each call, without gradient
-    # Trained beside the policy, inside it: `model(batch, want=("value", ...))` asks it. Head "value" alone, so far.
-    trained: bool = False
-    shares_policy: bool = False  # no model of its own, but a layer on the policy's hidden states
+def same_rows(hook: str, rows: list[Row], found: list[Row] | None) -> list[Row]:
+    """What a hook returned for `rows`, or the rows themselves for None. Raises TypeError where their number differs."""
+    if found is not None and len(found) != len(rows):
+        raise TypeError(f"{hook} was given {len(rows)} rows and gave {len(found)}; expected each of them, in order")
+    return rows if found is None else found
 
 
 @dataclass(kw_only=True)
@@ -115,9 +84,22 @@ class Run:
         dist.all_gather_object(values, value)
         return values
 
+    def collate(self, rows: list[Row]) -> Batch:
+        """`ft_collate` on the rows of one micro-batch."""
+        return self.plugins.hook.ft_collate(rows=rows, tokenizer=self.tokenizer, config=self.config)
+
+    def annotate(self, rows: list[Row]) -> list[Row]:
+        """The rows as `ft_annotate` returns them. All ranks must call it at once."""
+        with oom_context(ANNOTATION, self.step + 1):
+            return same_rows("ft_annotate", rows, self.plugins.hook.ft_annotate(rows=rows, run=self))
+
+    def add_step_statistics(self, rows: list[Row]) -> list[Row]:
+        """The rows as `ft_step` returns them. All ranks must call it at once."""
+        return same_rows("ft_step", rows, self.plugins.hook.ft_step(rows=rows, run=self))
+
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         """Complete each request with the weights that the backend has. All ranks must call it."""
-        with doing(GENERATION, self.config, self.step + 1):
+        with oom_context(GENERATION, self.step + 1):
             return self.plugins.hook.ft_generate(requests=requests, sampling=sampling, run=self)
 
     def score(self, sequences: list[Sequence], top: int) -> list[Scores]:
@@ -157,19 +139,5 @@ class Run:
         """Tell the user, once: events.jsonl and the terminal. `level`: info, warning or error."""
         if not self.accelerator.is_main_process:
             return
-        from ft_host.folder import now
-        from ft_host.progress import tell
-
         self.folder.append("events.jsonl", {"time": now(), "step": self.step, "level": level, "text": text})
         tell(text, level, self.config.progress)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinishedRun:
-    """What `ft_host.train` returns: where the run is and the last value of each metric."""
-
-    folder: Path
-    steps: int
-    metrics: dict[str, float]
-    findings: list[dict[str, Any]] = field(default_factory=list)  # as they ended; as in findings.jsonl
-    failed: bool = False  # whether one is open that `fail_on` is about

@@ -16,13 +16,13 @@ from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft_host.models.load import precision
+from ft_host.processes import precision
 
 if TYPE_CHECKING:
     import torch
 
     from ft_host.config import RunConfig
-    from ft_host.run import ModelSpec
+    from ft_host.types import ModelSpec
 
 Row = dict[str, Any]
 Key = bytes

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from ft_host.batch import IGNORE, Segment, count_targets, forest
-from ft_host.loop import add_up, cut
+from ft_host.data.micro_batches import split_micro_batches
 from ft_host.metrics import (
     Accumulator,
+    add_counts,
     combine,
     correlation,
     effective_share,
@@ -92,18 +93,22 @@ def _units(*lengths: int):
 
 
 def test_micro_batches_by_rows_keep_the_order():
-    assert [[row["name"] for row in batch] for batch in cut(_units(5, 1, 4, 2, 3), 2, None)] == [[0, 1], [2, 3], [4]]
+    assert [[row["name"] for row in batch] for batch in split_micro_batches(_units(5, 1, 4, 2, 3), 2, None)] == [
+        [0, 1],
+        [2, 3],
+        [4],
+    ]
 
 
 def test_micro_batches_by_tokens_fit_the_budget_and_lose_no_row():
-    batches = cut(_units(5, 1, 4, 2, 3, 12), 1, 8)
+    batches = split_micro_batches(_units(5, 1, 4, 2, 3, 12), 1, 8)
     sizes = [sum(row["length"] for row in batch) for batch in batches]
     assert sorted(row["name"] for batch in batches for row in batch) == [0, 1, 2, 3, 4, 5]
     assert sizes == [12, 8, 7]  # one that is over the budget stands alone
 
 
 def test_counts_add_up_by_name():
-    assert add_up([{"tokens": 3}, {"tokens": 4, "pairs": 1}, {}]) == {"tokens": 7, "pairs": 1}
+    assert add_counts([{"tokens": 3}, {"tokens": 4, "pairs": 1}, {}]) == {"tokens": 7, "pairs": 1}
 
 
 def test_metrics_are_means_over_items_not_over_micro_batches():

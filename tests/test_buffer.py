@@ -16,6 +16,7 @@ import pluggy
 import pytest
 
 from ft_host import data, hookimpl
+from ft_host.data.micro_batches import size_of, split_micro_batches
 from ft_host.data.stream import TrainStream
 from ft_host.errors import FtHostError
 from ft_host.folder import RunFolder
@@ -23,7 +24,6 @@ from ft_host.generation.buffer import Buffer, dealt, place_of, units_of
 from ft_host.generation.config import RolloutConfig, RolloutPlan
 from ft_host.generation.rollout import Rollout
 from ft_host.hooks import NAME, generation, loss
-from ft_host.loop import cut, size_of
 from ft_host.metrics import mean
 from ft_host.run import Run
 from ft_host.testing.ranks import as_ranks
@@ -439,7 +439,7 @@ def test_rows_of_a_group_are_one_unit_as_far_as_the_budget_goes():
     # 5 + (6 - 3) + (4 - 3); 12; 5 + (5 - 3); 4
     assert [size_of(unit) for unit in units] == [9, 12, 7, 4]
     # longest first, where they fit first: 12 + 7, then 9 + 4
-    assert cut(units, 1, 19) == [rows[3:4] + rows[4:6], rows[:3] + rows[6:]]
+    assert split_micro_batches(units, 1, 19) == [rows[3:4] + rows[4:6], rows[:3] + rows[6:]]
     assert units_of([], 10) == []
     assert size_of([row(0, 5), row(1, 5)]) == 10 and size_of([{"length": 5}, {"length": 6}]) == 11
 

@@ -20,11 +20,11 @@ from ft_host import launch
 from ft_host.errors import UsageError
 from ft_host.models import companions
 from ft_host.models import load as loading
-from ft_host.run import ModelSpec
 from ft_host.store import Store, fingerprint, model_key, row_key
 from ft_host.testing.invariants import as_if_killed, assert_same, first_step, lines
 from ft_host.testing.models import save_adapter, save_tiny, tiny_llama
 from ft_host.testing.rows import WORDS, write_rows
+from ft_host.types import ModelSpec
 
 ROWS = [
     {

@@ -9,8 +9,8 @@ from ft_host.config import RunConfig
 from ft_host.data import fit_length, is_empty, preference_row, tokenize_completions, tokens, unpaired_rows
 from ft_host.data.packing import pack
 from ft_host.errors import ConfigError, RowError
-from ft_host.run import Drop
 from ft_host.testing.tokenizers import chat_tokenizer
+from ft_host.types import Drop
 
 CHATML = (
     "{% if tools %}<|im_start|>system\nTools:{% for t in tools %} {{ t.function.name }}{% endfor %}<|im_end|>\n{% endif"

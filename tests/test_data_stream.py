@@ -12,7 +12,7 @@ import pytest
 from ft_host.config import RunConfig
 from ft_host.data import TrainStream, check_first_rows, eval_rows, open_source, open_train
 from ft_host.errors import ConfigError, DataError, FtHostError, RowError
-from ft_host.run import Drop
+from ft_host.types import Drop
 
 
 def prepare(raw, log=None):

@@ -20,8 +20,8 @@ from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
 from ft_host.models import add_reference_adapter, check_vocabulary, load_frozen, load_policy, save_model
 from ft_host.models.policy import unshared
-from ft_host.run import ModelSpec
 from ft_host.testing import models
+from ft_host.types import ModelSpec
 
 CPU = torch.device("cpu")
 TOKENIZER = models.tiny_tokenizer()

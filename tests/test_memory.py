@@ -12,14 +12,14 @@ import torch
 import ft_host
 from ft_host import launch, loop
 from ft_host.config import RunConfig
-from ft_host.diagnostics import memory
-from ft_host.diagnostics.memory import MENDS, Shape, mends
+from ft_host.diagnostics.memory import REMEDIES, remedies_for
 from ft_host.diagnostics.rules.memory import RULES
 from ft_host.errors import OutOfMemory
-from ft_host.exhausted import doing, ran_out
 from ft_host.generation import transformers as backend
 from ft_host.testing.invariants import beside
 from ft_host.testing.rules import Told, codes, findings, steps
+from ft_host.util import memory
+from ft_host.util.memory import Shape, oom_context, ran_out
 
 # Of a run of examples/arithmetic on a CPU
 PLAN = {
@@ -160,12 +160,11 @@ def test_errors_of_allocators_are_told_from_others():
 
 
 def test_the_innermost_phase_counts_and_other_errors_pass():
-    config = RunConfig()
     with pytest.raises(OutOfMemory, match="memory ran out in generation of step 3") as told:
-        with doing(memory.EVALUATION, config), doing(memory.GENERATION, config, 3):
+        with oom_context(memory.EVALUATION), oom_context(memory.GENERATION, 3):
             impossible()
     assert told.value.facts == {"watch/out_of_memory": "generation", "watch/out_of_memory_step": 3}
-    with pytest.raises(RuntimeError, match="something else"), doing(memory.FORWARD, config):
+    with pytest.raises(RuntimeError, match="something else"), oom_context(memory.FORWARD):
         raise RuntimeError("something else")
 
 
@@ -184,14 +183,14 @@ def test_what_the_frames_held_is_let_go():
         impossible()
         return activations
 
-    with pytest.raises(OutOfMemory), doing(memory.FORWARD, RunConfig()):
+    with pytest.raises(OutOfMemory), oom_context(memory.FORWARD):
         forward()
     assert Held.alive == 0
 
 
 def test_mends_are_three_at_most_and_leave_out_what_is_done_already():
     config = RunConfig(per_device_train_batch_size=16)
-    first, second, third = mends(memory.BACKWARD, config)
+    first, second, third = remedies_for(memory.BACKWARD, config)
     assert first.patch == {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2} and first.safe
     assert first.why.startswith(
         "Lower per_device_train_batch_size from 16 to 8 and raise gradient_accumulation_steps from 1 to 2"
@@ -199,12 +198,12 @@ def test_mends_are_three_at_most_and_leave_out_what_is_done_already():
     assert second.patch == {"gradient_checkpointing": True}
     assert third.patch == {"max_length": config.max_length // 2}
     one = RunConfig(per_device_train_batch_size=1, gradient_checkpointing=True, max_length=None)
-    assert [list(remedy.patch)[:1] for remedy in mends(memory.FORWARD, one)] == [["use_peft"], [], []]
+    assert [list(remedy.patch)[:1] for remedy in remedies_for(memory.FORWARD, one)] == [["use_peft"], [], []]
     budget = RunConfig(max_tokens_per_micro_batch=4096)
-    assert mends(memory.FORWARD, budget)[0].patch == {"max_tokens_per_micro_batch": 2048}
+    assert remedies_for(memory.FORWARD, budget)[0].patch == {"max_tokens_per_micro_batch": 2048}
 
 
-@pytest.mark.parametrize("phase", MENDS)
+@pytest.mark.parametrize("phase", REMEDIES)
 def test_every_phase_has_something_to_try_whatever_was_tried(phase):
     tried = RunConfig(
         per_device_train_batch_size=1,
@@ -218,7 +217,7 @@ def test_every_phase_has_something_to_try_whatever_was_tried(phase):
         max_length=32,
         distributed_strategy="fsdp2",
     )
-    assert [remedy.patch for remedy in mends(phase, tried)] == [{}]
+    assert [remedy.patch for remedy in remedies_for(phase, tried)] == [{}]
 
 
 def failing(monkeypatch, where, name, after=0):
@@ -277,5 +276,5 @@ def test_completions_without_memory_are_generation_not_evaluation(config, monkey
 
 
 def test_the_estimate_needs_no_torch():
-    code = "import sys, ft_host.diagnostics.memory, ft_host.exhausted; sys.exit('torch' in sys.modules)"
+    code = "import sys, ft_host.diagnostics.memory, ft_host.util.memory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

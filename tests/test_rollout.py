@@ -20,11 +20,11 @@ from ft_host.generation.rollout import RolloutRun, sampling_of, seed_of, variety
 from ft_host.generation.tools import load_tools
 from ft_host.metrics import Accumulator, combine
 from ft_host.rewards import RewardPool
-from ft_host.run import Drop
 from ft_host.testing.generation import generating_run
 from ft_host.testing.models import tiny_gpt2, tiny_tokenizer
 from ft_host.testing.ranks import as_ranks
 from ft_host.testing.tokenizers import chat_tokenizer
+from ft_host.types import Drop
 
 REWARDS = """
 def letters(completions, log_metric, log_extra, **columns):

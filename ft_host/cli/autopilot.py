@@ -11,7 +11,7 @@ from ft_host import registry
 from ft_host.cli.train import Ready, fresh, read, take_value
 from ft_host.diagnostics.autopilot import Flight
 from ft_host.errors import UsageError
-from ft_host.settings.fields import nearest
+from ft_host.util.text import nearest
 
 HELP = """\
 usage: ft-host autopilot [METHOD] CONFIG --budget N [--lock FIELD,FIELD] [--output FOLDER] [--field value ...]

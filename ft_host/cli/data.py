@@ -119,7 +119,7 @@ def show(method: str, config: RunConfig, shown: int, counted: int, color: bool) 
     from ft_host import data
     from ft_host.data.prepare import prepared
     from ft_host.data.reader import Layout, reader_of
-    from ft_host.run import Drop
+    from ft_host.types import Drop
 
     tokenizer = data.load_tokenizer(config)
     hook = registry.prepare_hook(method, tuple(config.diagnostics))

@@ -9,7 +9,7 @@ import textwrap
 from ft_host.diagnostics.collect import installed_rules
 from ft_host.diagnostics.pages import page, plain
 from ft_host.errors import UsageError
-from ft_host.settings.fields import nearest
+from ft_host.util.text import nearest
 
 HELP = "Say what a rule recognises, why, and what to do about it."
 WIDTH = 100

@@ -7,10 +7,11 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-import ft_host
+from ft_host._version import __version__
 from ft_host.errors import PluginNotFound
 from ft_host.registry.catalog import CONFIGS, GROUPS, HOST, PluginInfo, catalog, normalise, policy, read_headers
-from ft_host.registry.lookup import label, nearest, reference
+from ft_host.registry.lookup import label, reference
+from ft_host.util.text import closest
 
 if TYPE_CHECKING:
     from ft_host.registry.check import Outcome
@@ -85,7 +86,7 @@ def _named(plugins: list[PluginInfo], name: str) -> list[PluginInfo]:
         if name in (info.name, reference(info)) or normalise(name) == normalise(info.distribution)
     ]
     if not named:
-        guess = nearest(name, [*(info.name for info in plugins), *(info.distribution for info in plugins)])
+        guess = closest(name, [*(info.name for info in plugins), *(info.distribution for info in plugins)])
         installed = ", ".join(sorted({info.name for info in plugins})) or "none"
         raise PluginNotFound(
             f"no plugin {name!r} is installed"
@@ -172,7 +173,7 @@ def _paint(text: str, code: str) -> str:
 def _document(plugins: list[PluginInfo], outcomes: list[Outcome] | None) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "host": {"distribution": HOST, "version": ft_host.__version__},
+        "host": {"distribution": HOST, "version": __version__},
         "plugins": [_entry(info, outcomes and outcomes[index]) for index, info in enumerate(plugins)],
     }
 

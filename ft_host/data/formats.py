@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 from ft_host.errors import RowError
-from ft_host.settings.fields import nearest
+from ft_host.util.text import nearest
 
 Row = dict[str, Any]
 Message = dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ft_host.settings.fields import nearest
+from ft_host.util.text import nearest
 
 Row = dict[str, Any]
 

@@ -16,7 +16,7 @@ from ft_host.data.opening import open_source
 from ft_host.data.order import in_proportion, permutation
 from ft_host.data.sources import Source, Stream, digest
 from ft_host.errors import DataError
-from ft_host.settings.fields import nearest
+from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig

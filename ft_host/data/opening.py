@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.data import files
 from ft_host.data.sources import Source, Stream, digest
 from ft_host.errors import DataError
-from ft_host.settings.fields import nearest
-from ft_host.settings.files import missing
+from ft_host.util.text import missing, nearest
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig

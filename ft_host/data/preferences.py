@@ -26,7 +26,7 @@ from ft_host.data.tokens import (
     with_eos,
 )
 from ft_host.errors import RowError
-from ft_host.run import Drop
+from ft_host.types import Drop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import DataError, RowError
-from ft_host.run import Drop
+from ft_host.types import Drop
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig

@@ -10,7 +10,7 @@ from ft_host.batch import IGNORE, count_targets
 from ft_host.data.formats import standard
 from ft_host.data.tokens import prompt_of, tokenize_row
 from ft_host.errors import RowError
-from ft_host.run import Drop
+from ft_host.types import Drop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

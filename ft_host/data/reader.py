@@ -16,7 +16,7 @@ from ft_host.data.order import permutation
 from ft_host.data.prepare import Prepare, prepared
 from ft_host.data.sources import Source, Stream
 from ft_host.errors import DataError
-from ft_host.run import Drop
+from ft_host.types import Drop
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig

@@ -12,7 +12,7 @@ from typing import Any
 
 from ft_host.data.order import permutation
 from ft_host.errors import DataError
-from ft_host.settings.fields import nearest
+from ft_host.util.text import nearest
 
 Row = dict[str, Any]
 

@@ -20,7 +20,7 @@ from ft_host.data.packing import pack
 from ft_host.data.prepare import Prepare, Tally, prepared
 from ft_host.data.reader import Layout, Piece, pieces, reader_of
 from ft_host.errors import DataError
-from ft_host.run import Drop
+from ft_host.types import Drop
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig

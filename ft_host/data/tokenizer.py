@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ft_host.errors import ConfigError
-from ft_host.settings.fields import nearest
-from ft_host.settings.files import missing
+from ft_host.util.text import missing, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-import ft_host
 from ft_host import registry
+from ft_host._version import __version__
 from ft_host.diagnostics.rule import Rule, chosen
 from ft_host.errors import ConfigError, PluginBroken
 from ft_host.hooks import NAME, diagnostics
-from ft_host.settings.fields import nearest
+from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
-HOST = f"ft-host {ft_host.__version__}"
+HOST = f"ft-host {__version__}"
 Owned = tuple[Rule, str]  # a rule, and the distribution and version that it is from
 
 

@@ -22,7 +22,7 @@ from ft_host.data import Source, prompt_of
 from ft_host.data.mixture import Mixture
 from ft_host.errors import DataError, RowError
 from ft_host.generation.config import RolloutConfig
-from ft_host.run import Drop
+from ft_host.types import Drop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ from ft_host.diagnostics.measure import sample_of
 from ft_host.errors import FtHostError
 from ft_host.generation.config import RolloutConfig
 from ft_host.rewards import RewardPool, Scoring
-from ft_host.run import Drop
+from ft_host.types import Drop
 
 ROWS = 4
 SECONDS = 5.0  # that a call may take

@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any
 
-import ft_host
+from ft_host._version import __version__
 from ft_host.diagnostics.collect import Owned
 from ft_host.diagnostics.pages import page, plain
 from ft_host.diagnostics.replay import Diagnosis
@@ -26,8 +26,8 @@ def as_sarif(diagnosis: Diagnosis) -> str:
         "tool": {
             "driver": {
                 "name": "ft-host",
-                "version": ft_host.__version__,
-                "semanticVersion": ft_host.__version__,
+                "version": __version__,
+                "semanticVersion": __version__,
                 "rules": [_rule(each, diagnosis) for each in diagnosis.rules],
             }
         },

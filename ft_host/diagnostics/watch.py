@@ -14,7 +14,7 @@ from ft_host.diagnostics.replay import feed
 from ft_host.diagnostics.rule import chosen
 from ft_host.errors import StoppedByFinding
 from ft_host.hooks import hookimpl
-from ft_host.progress import tell, tell_finding
+from ft_host.util.console import tell, tell_finding
 
 if TYPE_CHECKING:
     from pluggy import PluginManager

@@ -16,7 +16,6 @@ from ft_host.data.stream import StepRows
 from ft_host.errors import FtHostError
 from ft_host.generation.config import RolloutPlan
 from ft_host.generation.rollout import RolloutRun
-from ft_host.loop import annotated
 from ft_host.metrics import Accumulator, combine
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ class Buffer:
             )
         rows, sizes = self.numbered(rows)
         annotating = time.perf_counter()
-        self.rows, self.sizes = annotated(run, rows), sizes
+        self.rows, self.sizes = run.annotate(rows), sizes
         run.took("annotation", time.perf_counter() - annotating)
         self.number, self.step, self.place = number, 0, place
         self.metrics = metrics | self._times(rollout_run, started)

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.data.stream import TrainStream
 from ft_host.errors import ConfigError, DataError, PluginBroken
-from ft_host.evaluate import trainer_state
 from ft_host.generation.buffer import Buffer, place_of
 from ft_host.generation.config import RolloutConfig
 from ft_host.generation.probe import probe_sampler
 from ft_host.generation.rollout import ENVIRONMENT, RolloutRun, reward_names, reward_weights
 from ft_host.generation.seams import check_template
 from ft_host.generation.tools import Toolbox, load_tools
-from ft_host.imports import nearest
 from ft_host.registry import PluginInfo, label
 from ft_host.rewards import RewardPool, check_columns
-from ft_host.run import NO_SCORES
+from ft_host.rewards.functions import trainer_state
+from ft_host.types import NO_SCORES
+from ft_host.util.text import QUOTED, nearest
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
@@ -66,8 +66,8 @@ class Online:
         for name in config.needs_columns:
             if name not in columns:
                 raise DataError(
-                    f"dataset: has no column {name}, only"
-                    f" {', '.join(columns) or 'none'}{nearest(name, columns, 'columns')}; dataset_columns renames one"
+                    f"dataset: has no column {name}, only {', '.join(columns) or 'none'}"
+                    f"{nearest(name, columns, QUOTED, 'columns')}; dataset_columns renames one"
                 )
         toolbox = load_tools(config)
         if toolbox is not None:

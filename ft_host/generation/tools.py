@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError, DataError, FtHostError
 from ft_host.generation.calling import Caller, Outcome, Refused
-from ft_host.imports import load_function, nearest
+from ft_host.imports import load_function
 from ft_host.metrics import Metric, mean
 from ft_host.rewards.functions import as_number
+from ft_host.util.text import QUOTED, nearest
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -95,7 +96,7 @@ class Toolbox:
         elif call.name in self.methods:
             function = getattr(environment, call.name)
         else:
-            raise Refused(f"there is no tool {call.name!r}" + nearest(call.name, self.names, "tools"))
+            raise Refused(f"there is no tool {call.name!r}" + nearest(call.name, self.names, QUOTED, "tools"))
         return as_text(self.caller.finished(function(**call.arguments)))
 
     def score(self, environments: list[Any]) -> list[Outcome]:
@@ -133,7 +134,7 @@ def accepted(environment: type, columns: Row) -> Row:
         if each.default is each.empty and each.name not in columns:
             raise DataError(
                 f"environment {environment.__name__}: parameter {each.name!r} of reset is no column of the data"
-                + nearest(each.name, list(columns), "columns")
+                + nearest(each.name, columns, QUOTED, "columns")
             )
     return {each.name: columns[each.name] for each in parameters if each.name in columns}
 
@@ -185,7 +186,7 @@ def load_environment(spec: str, modules: dict[str, ModuleType]) -> type:
     if not isinstance(found, type):
         raise ConfigError(f"environment: {spec} is {kind(found)}, expected a class")
     if not inspect.isfunction(inspect.getattr_static(found, "reset", None)):
-        near = nearest("reset", [name for name, _ in public(found)], "its methods")
+        near = nearest("reset", [name for name, _ in public(found)], QUOTED, "its methods")
         raise ConfigError(f"environment: {spec} has no method reset, which each completion begins with{near}")
     for each in list(inspect.signature(found.reset).parameters.values())[1:]:
         if each.kind in (each.POSITIONAL_ONLY, each.VAR_POSITIONAL):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from ft_host.batch import Batch
     from ft_host.config import RunConfig
-    from ft_host.run import Drop
+    from ft_host.types import Drop
 
 Row = dict[str, Any]
 

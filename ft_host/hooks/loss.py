@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.hooks.data import Row
     from ft_host.models.policy import Policy
-    from ft_host.run import LossOutput, ModelSpec, Run
+    from ft_host.run import Run
+    from ft_host.types import LossOutput, ModelSpec
 
 
 @hookspec(firstresult=True)

@@ -25,7 +25,7 @@ from ft_host.models.load import add_reference_adapter, copy_adapter, load_frozen
 from ft_host.models.sharding import reshard, shard
 from ft_host.models.weights import adapter_of
 from ft_host.processes import is_sharded
-from ft_host.run import ModelSpec
+from ft_host.types import ModelSpec
 
 if TYPE_CHECKING:
     from ft_host.batch import Batch

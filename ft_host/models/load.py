@@ -8,42 +8,24 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 from torch import nn
 
-from ft_host.diagnostics.memory import Shape, activation_bytes, shape_of
 from ft_host.errors import ConfigError
 from ft_host.models.policy import Policy, ValueHead
 from ft_host.models.probe import choose_layout
 from ft_host.models.weights import adapter_of, base_of, find_config, is_classifier, load_model, load_weights
+from ft_host.processes import free_memory, precision
+from ft_host.util.memory import Shape, activation_bytes, shape_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
-    from ft_host.run import ModelSpec
-
-
-def precision(config: RunConfig, device: torch.device) -> str:
-    """accelerate's word for the type of the maths: "no", "bf16" or "fp16". bfloat16 by itself only on a GPU that has
-    it: a CPU without such units is many times slower in it."""
-    if config.fp16:
-        if device.type == "cpu":
-            raise ConfigError("fp16: float16 with loss scaling needs a GPU; leave it out")
-        return "fp16"
-    if config.bf16 is None:
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if config.bf16 else "no"
+    from ft_host.types import ModelSpec
 
 
 # ---------------------------------------------------------------- memory
-
-
-def free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available  # with what the page cache would give back
 
 
 def sizes_of(config: PretrainedConfig) -> Shape:

@@ -8,8 +8,9 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from ft_host.models.load import decoder_layers, precision
+from ft_host.models.load import decoder_layers
 from ft_host.models.policy import Policy
+from ft_host.processes import precision
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig

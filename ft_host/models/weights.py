@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ft_host.errors import ConfigError
-from ft_host.run import ModelSpec
+from ft_host.types import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import ft_host
+from ft_host._version import __version__
 
 if TYPE_CHECKING:
     from importlib_metadata import Distribution
@@ -215,7 +215,7 @@ def _plugins(dist: Distribution) -> list[PluginInfo]:
         if refusal:
             state, problem = "blocked", refusal
         elif not compatible:
-            state, problem = "incompatible", f"needs ft-host{requires_host}, and this is ft-host {ft_host.__version__}"
+            state, problem = "incompatible", f"needs ft-host{requires_host}, and this is ft-host {__version__}"
         elif problem or unreadable or not (version and headers.get("name")):
             state, problem = "broken", problem or unreadable or "its METADATA has no name or no version"
         plugins.append(replace(info, state=state, problem=problem))
@@ -272,7 +272,7 @@ def _host_requirement(requires: tuple[str, ...]) -> tuple[str, bool, str | None]
             needed = requirement.specifier if needed is None else needed & requirement.specifier
     if needed is None:
         return "", True, None
-    return str(needed), needed.contains(ft_host.__version__, prereleases=True), None
+    return str(needed), needed.contains(__version__, prereleases=True), None
 
 
 # ---------------------------------------------------------------- modules, found but not imported

@@ -15,6 +15,7 @@ from types import ModuleType
 from ft_host.config import RunConfig
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
 from ft_host.registry.catalog import GROUPS, HOST, PluginInfo, catalog, normalise
+from ft_host.util.text import closest
 
 
 class FtExperimentalWarning(FutureWarning):
@@ -153,15 +154,6 @@ def warn_if_experimental(info: PluginInfo) -> None:
         )
 
 
-def nearest(name: str, names: list[str]) -> str | None:
-    """The one of `names` that `name` was most likely meant to be."""
-    import difflib  # only wanted when something is wrong
-
-    lowered = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    return lowered[close[0]] if close else None
-
-
 # ---------------------------------------------------------------- refusals
 
 
@@ -183,7 +175,7 @@ def _not_found(kind: str, name: str, bare: str, blocked: list[PluginInfo]) -> st
         return "\n".join(f"no {kind} {name!r}: {label(info)} offers it and is {info.problem}" for info in blocked)
     installed = [info for info in catalog() if info.kind == kind and info.state != "blocked"]
     lines = [f"no {kind} {name!r} is installed"]
-    guess = nearest(bare, [info.name for info in installed])
+    guess = closest(bare, [info.name for info in installed])
     same = [info for info in installed if info.name == bare]
     elsewhere = [info for info in catalog() if info.name == bare and info.kind in GROUPS and info.kind != kind]
     if same:
@@ -243,7 +235,7 @@ def _local_method(name: str) -> PluginInfo:
     path = Path(name).expanduser().resolve()
     if not path.is_file() or path.suffix != ".py":
         beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        guess = nearest(path.name, beside)
+        guess = closest(path.name, beside)
         hint = f"; did you mean {str(Path(name).parent / guess)!r}?" if guess else ""
         raise PluginNotFound(f"no method {name!r}: there is no Python file {path}{hint}")
     if not path.stem.isidentifier() or keyword.iskeyword(path.stem):

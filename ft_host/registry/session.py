@@ -13,7 +13,8 @@ from ft_host.errors import PluginBroken
 from ft_host.hooks import NAME, data, diagnostics, generation, loss
 from ft_host.registry import trace
 from ft_host.registry.catalog import PluginInfo
-from ft_host.registry.lookup import find, label, load, nearest, reference
+from ft_host.registry.lookup import find, label, load, reference
+from ft_host.util.text import closest
 
 SPECS = (data, loss, generation, diagnostics)
 
@@ -110,7 +111,7 @@ def _refuse_unknown_hooks(manager: pluggy.PluginManager, module, info: PluginInf
     for caller in manager.get_hookcallers(module) or []:
         if caller.has_spec() or all(impl.optionalhook for impl in caller.get_hookimpls()):
             continue
-        guess = nearest(caller.name, _spec_names())
+        guess = closest(caller.name, _spec_names())
         raise PluginBroken(
             f"{label(info)} ({info.location}): implements {caller.name!r}, which is no hook of this host"
             + (f"; did you mean {guess!r}?" if guess else "")

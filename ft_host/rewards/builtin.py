@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ft_host.errors import ConfigError
-from ft_host.imports import nearest
+from ft_host.util.text import QUOTED, nearest
 
 Call = Callable[..., list[float | None]]
 
@@ -45,7 +45,7 @@ def made_to_measure(spec: str, arguments: dict[str, Any], option: str = "reward"
     known = inspect.signature(builtin.make, eval_str=True).parameters
     for name, value in arguments.items():
         if name not in known:
-            hint = nearest(name, list(known), "there are") if known else "; it takes none"
+            hint = nearest(name, list(known), QUOTED, "there are") if known else "; it takes none"
             raise ConfigError(f"{where}: unknown argument {name!r}{hint}")
         check, expected = KINDS[known[name].annotation]
         if isinstance(value, bool) or not check(value):
@@ -72,7 +72,7 @@ def check_arguments(given: dict[str, Any], rewards: list[str]) -> None:
     for name, arguments in given.items():
         if name not in BUILTIN:
             raise ConfigError(
-                f"reward_kwargs: {name!r} is no built-in reward" + nearest(name, list(BUILTIN), "there are")
+                f"reward_kwargs: {name!r} is no built-in reward" + nearest(name, list(BUILTIN), QUOTED, "there are")
             )
         if name not in rewards:
             raise ConfigError(f"reward_kwargs: {name} is not one of the run's rewards ({', '.join(rewards)})")

@@ -22,9 +22,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError, DataError, FtHostError
-from ft_host.imports import EXAMPLE, cause, load_function, nearest
+from ft_host.imports import EXAMPLE, cause, load_function
 from ft_host.rewards.builtin import BUILTIN, made_to_measure
 from ft_host.rewards.model import RewardModel, name_of
+from ft_host.util.text import QUOTED, nearest
+
+if TYPE_CHECKING:
+    from ft_host.run import Run
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
@@ -115,7 +119,8 @@ def load_reward(
         return describe(BUILTIN[spec].name, made_to_measure(spec, (arguments or {}).get(spec, {}), option))
     if ":" not in spec:
         raise ConfigError(
-            f"{option}: {spec!r} is not of the form {EXAMPLE}, and no folder" + nearest(spec, list(BUILTIN), "built in")
+            f"{option}: {spec!r} is not of the form {EXAMPLE}, and no folder"
+            + nearest(spec, list(BUILTIN), QUOTED, "built in")
         )
     return describe(spec.rpartition(":")[2], load_function(spec, option, modules))
 
@@ -157,7 +162,7 @@ def check_columns(function: RewardFunction, columns: Iterable[str]) -> None:
         if name not in ARGUMENTS and name not in columns:
             raise DataError(
                 f"{function.name}: its parameter {name!r} is neither a column of the data nor an argument of reward "
-                f"functions ({', '.join(ARGUMENTS)})" + nearest(name, columns, "columns")
+                f"functions ({', '.join(ARGUMENTS)})" + nearest(name, columns, QUOTED, "columns")
             )
 
 
@@ -309,3 +314,15 @@ def counted(number: int, what: str) -> str:
 def shown(value: Any) -> str:
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:60] + '…'}"
+
+
+def trainer_state(run: Run) -> Any:
+    """What reward functions may know of the training: transformers' TrainerState, as TRL passes."""
+    from transformers import TrainerState
+
+    return TrainerState(
+        global_step=run.step,
+        max_steps=run.config.max_steps,
+        num_train_epochs=run.config.num_train_epochs,
+        is_world_process_zero=run.rank == 0,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ft_host.errors import PluginBroken
+from ft_host.util.text import nearest
 
 # The headings of help, starting file and reference, in order. A method's own fields come first.
 GROUPS = {
@@ -264,9 +264,3 @@ def show(value: Any) -> str:
     kind = {list: "a list", dict: "a mapping"}.get(type(value), f"a {type(value).__name__}")
     text = repr(value)
     return f"{kind}, {text if len(text) <= 60 else text[:57] + '...'}"
-
-
-def nearest(name: Any, names: Any, form: str = "; did you mean {}?") -> str:
-    """ "; did you mean learning_rate?", or nothing where no name is near."""
-    found = difflib.get_close_matches(str(name), [str(each) for each in names], n=1, cutoff=0.6)
-    return form.format(found[0]) if found else ""

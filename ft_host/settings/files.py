@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError
-from ft_host.settings.fields import Mismatch, nearest, show
+from ft_host.settings.fields import Mismatch, show
+from ft_host.util.text import missing
 
 if TYPE_CHECKING:
     import yaml
@@ -57,24 +58,6 @@ def read_file(path: str | Path) -> ConfigFile:
         method = None
     values.pop("$schema", None)  # what an editor goes by
     return ConfigFile(path=str(path), values=values, lines=lines, method=method, problems=problems)
-
-
-def missing(file: Path) -> str:
-    """Why there is no such file, with the nearest name in its folder."""
-    if file.is_dir():
-        return "a folder, expected a file"
-    folder = file.parent
-    if not folder.is_dir():
-        return f"no such file; there is no folder {folder}{nearest_path(folder)}"
-    return f"no such file{nearest_path(file)}"
-
-
-def nearest_path(file: Path) -> str:
-    """ "; did you mean data/train.jsonl?", from what the folder of a missing file holds, or nothing."""
-    if not file.parent.is_dir():
-        return ""
-    guess = nearest(file.name, [entry.name for entry in file.parent.iterdir()], "{}")
-    return f"; did you mean {file.parent / guess}?" if guess else ""
 
 
 Read = tuple[dict[str, Any], dict[str, int], list[str]]  # values, lines, problems

@@ -22,10 +22,10 @@ from ft_host.settings.fields import (
     fit,
     flag_of,
     names_of,
-    nearest,
 )
 from ft_host.settings.files import parse_inline
 from ft_host.settings.renamed import RENAMED, hint
+from ft_host.util.text import nearest
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 NUMBER = re.compile(r"-[.\d]")

@@ -13,8 +13,8 @@ from ft_host.errors import ConfigError
 from ft_host.generation.config import RolloutConfig
 from ft_host.rewards.builtin import BUILTIN, lacking
 from ft_host.rewards.model import folder_problem
-from ft_host.settings.fields import nearest, show
-from ft_host.settings.files import missing
+from ft_host.settings.fields import show
+from ft_host.util.text import missing, nearest
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig

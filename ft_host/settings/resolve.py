@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError
-from ft_host.settings.fields import REFUSED, UNSET, Field, Mismatch, fields_of, fit, flag_of, names_of, nearest
+from ft_host.settings.fields import REFUSED, UNSET, Field, Mismatch, fields_of, fit, flag_of, names_of
 from ft_host.settings.files import ConfigFile, read_file
 from ft_host.settings.flags import read_flags
 from ft_host.settings.paths import path_problems
 from ft_host.settings.renamed import hint
+from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig

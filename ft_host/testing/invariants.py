@@ -204,7 +204,7 @@ def first_step(config: RunConfig, method: str) -> tuple[Run, list[dict[str, Any]
     from ft_host import data, registry
     from ft_host.models import load_policy
     from ft_host.models.companions import Companion, keep_adapter
-    from ft_host.run import ModelSpec
+    from ft_host.types import ModelSpec
 
     tokenizer = data.load_tokenizer(config)
     plugins = registry.session(registry.find("method", method), None)

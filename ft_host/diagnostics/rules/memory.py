@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ft_host.diagnostics.memory import BACKWARD, LOADING, PARTS, mends
+from ft_host.diagnostics.memory import remedies_for
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, short
+from ft_host.util.memory import BACKWARD, LOADING, PARTS
 
 # Parts that are counted rather than worked out from what rows may be. The gradients are there at the end of each step.
 COUNTED = ("base", "weights", "gradients", "optimizer", "companions")
@@ -26,7 +27,7 @@ def tight_message(view: View) -> str:
 
 
 def tight_remedies(view: View) -> list[Remedy]:
-    return mends(LOADING if counted_mb(view) > view["system/memory_mb"] else BACKWARD, view.config)
+    return remedies_for(LOADING if counted_mb(view) > view["system/memory_mb"] else BACKWARD, view.config)
 
 
 def ran_out_message(view: View) -> str:
@@ -55,7 +56,7 @@ RULES = [
         severity="error",
         test=lambda view: True,
         message=ran_out_message,
-        remedies=lambda view: mends(view["watch/out_of_memory"], view.config),
+        remedies=lambda view: remedies_for(view["watch/out_of_memory"], view.config),
         when=(
             "An allocator of the device or of the machine gave up while the model was loaded, trained, evaluated or"
             " sampled from."

@@ -16,7 +16,7 @@ from ft_host.batch import Batch, forest
 from ft_host.data import prompt_row
 from ft_host.generation.rollout import Rollout
 from ft_host.generation.rows import completion_metrics, completion_row, completion_segments, per_target
-from ft_host.run import LossOutput, ModelSpec
+from ft_host.types import LossOutput, ModelSpec
 
 
 @hookimpl

@@ -24,7 +24,7 @@ from ft_host.data import completed_row, prompt_row
 from ft_host.generation.rollout import Rollout, seed_of
 from ft_host.generation.rows import completion_metrics, completion_row, completion_segments, per_target
 from ft_host.metrics import mean
-from ft_host.run import Drop, LossOutput, ModelSpec
+from ft_host.types import Drop, LossOutput, ModelSpec
 
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ from ft_host.errors import FtHostError
 from ft_host.generation import Sequence
 from ft_host.metrics import Metric, maximum, mean
 from ft_host.models.against import Against
-from ft_host.run import ModelSpec
+from ft_host.types import ModelSpec
 
 Row = dict[str, Any]
 

@@ -12,9 +12,9 @@ from ft_distill import distill, gkd
 from ft_distill.config import DistillConfig, GKDConfig
 
 from ft_host.errors import ConfigError, DataError, RowError
-from ft_host.run import Drop
 from ft_host.testing.invariants import lines, run_in
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
+from ft_host.types import Drop
 
 
 def test_defaults_of_distill_are_trls():

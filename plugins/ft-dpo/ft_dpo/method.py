@@ -26,7 +26,7 @@ from ft_host.data import fit_length, is_empty, preference_row, tokenize_completi
 from ft_host.errors import ConfigError, FtHostError
 from ft_host.imports import load_function
 from ft_host.metrics import mean
-from ft_host.run import Drop, LossOutput, ModelSpec
+from ft_host.types import Drop, LossOutput, ModelSpec
 
 NAMES = ("chosen", "rejected")
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")

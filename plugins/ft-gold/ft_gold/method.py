@@ -36,7 +36,7 @@ from ft_host.generation.rollout import Rollout, seed_of
 from ft_host.generation.rows import completion_metrics, completion_row, completion_segments, per_target
 from ft_host.metrics import Metric, maximum, mean
 from ft_host.models.against import Against
-from ft_host.run import Drop, LossOutput, ModelSpec
+from ft_host.types import Drop, LossOutput, ModelSpec
 
 Row = dict[str, Any]
 

@@ -9,9 +9,9 @@ from ft_gold import method
 from ft_gold.config import GOLDConfig
 
 from ft_host.errors import ConfigError, DataError, RowError
-from ft_host.run import Drop
 from ft_host.testing.invariants import run_in
 from ft_host.testing.models import other_tokenizer, save_tiny, tiny_llama, tiny_tokenizer
+from ft_host.types import Drop
 
 
 def test_defaults_are_trls():

@@ -40,7 +40,7 @@ from ft_host.generation.rows import (
     per_target,
 )
 from ft_host.metrics import maximum, mean, std, total
-from ft_host.run import LossOutput, ModelSpec
+from ft_host.types import LossOutput, ModelSpec
 
 # ---------------------------------------------------------------- hooks: rollouts
 

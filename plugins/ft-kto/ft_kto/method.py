@@ -30,7 +30,7 @@ from ft_host.annotate import annotate, evaluate_rows
 from ft_host.batch import IGNORE, Batch, Segment, forest
 from ft_host.data import fit_length, is_empty, tokenize_completions, unpaired_rows
 from ft_host.metrics import mean, total
-from ft_host.run import Drop, LossOutput, ModelSpec
+from ft_host.types import Drop, LossOutput, ModelSpec
 from ft_kto.balance import weigh_labels
 
 # ---------------------------------------------------------------- maths

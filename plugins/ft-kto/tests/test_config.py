@@ -7,7 +7,7 @@ from ft_kto.config import KTOConfig
 from ft_kto.method import ft_models
 
 from ft_host.errors import ConfigError
-from ft_host.run import ModelSpec
+from ft_host.types import ModelSpec
 
 
 @pytest.mark.parametrize(

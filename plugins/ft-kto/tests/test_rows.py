@@ -11,9 +11,9 @@ from ft_kto.method import ft_collate, ft_prepare
 from ft_host.batch import IGNORE
 from ft_host.errors import ConfigError, DataError, RowError
 from ft_host.folder import RunFolder
-from ft_host.run import Drop
 from ft_host.testing.invariants import lines, run_in
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
+from ft_host.types import Drop
 
 TOKENIZER = tiny_tokenizer()
 JUDGED = {"prompt": "two apples? ", "completion": "three apples", "label": True}

@@ -39,7 +39,7 @@ from ft_host.generation.rows import (
     per_target,
 )
 from ft_host.metrics import explained, maximum, mean, total, variance
-from ft_host.run import LossOutput, ModelSpec
+from ft_host.types import LossOutput, ModelSpec
 
 # ---------------------------------------------------------------- maths
 

@@ -8,7 +8,7 @@ from ft_ppo.method import ft_models
 
 from ft_host.errors import ConfigError
 from ft_host.generation.config import RolloutPlan
-from ft_host.run import ModelSpec
+from ft_host.types import ModelSpec
 
 # Fields and defaults that the method has elsewhere (TRL's PPOConfig).
 USUAL = {

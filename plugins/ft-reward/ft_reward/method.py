@@ -22,7 +22,7 @@ from ft_host.batch import IGNORE, Batch, Segment, forest
 from ft_host.data import fit_length, is_empty, preference_row, tokenize_completions
 from ft_host.metrics import maximum, mean, minimum
 from ft_host.models import score_pad
-from ft_host.run import Drop, LossOutput, ModelSpec
+from ft_host.types import Drop, LossOutput, ModelSpec
 
 NAMES = ("chosen", "rejected")
 

@@ -26,9 +26,9 @@ from ft_host.errors import ConfigError, RowError
 from ft_host.metrics import Accumulator, combine
 from ft_host.models import load_policy
 from ft_host.rewards.model import RewardModel, whole_ids
-from ft_host.run import Drop
 from ft_host.testing.invariants import beside, lines, run_in
 from ft_host.testing.models import tiny_tokenizer
+from ft_host.types import Drop
 
 TOKENIZER = tiny_tokenizer()
 CPU = torch.device("cpu")

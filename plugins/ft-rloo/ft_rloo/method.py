@@ -40,7 +40,7 @@ from ft_host.generation.rows import (
     sum_by_row,
 )
 from ft_host.metrics import Metric, maximum, mean, minimum, std
-from ft_host.run import LossOutput, ModelSpec
+from ft_host.types import LossOutput, ModelSpec
 
 # ---------------------------------------------------------------- maths
 

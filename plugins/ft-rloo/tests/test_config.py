@@ -10,7 +10,7 @@ from ft_rloo.method import ft_models
 
 from ft_host.errors import ConfigError
 from ft_host.generation.config import RolloutPlan
-from ft_host.run import ModelSpec
+from ft_host.types import ModelSpec
 
 OWN = (
     "num_generations",

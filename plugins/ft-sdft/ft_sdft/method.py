@@ -30,7 +30,7 @@ from ft_host.generation.rollout import Rollout
 from ft_host.generation.rows import by_row, completion_metrics, completion_row, completion_segments, per_target
 from ft_host.metrics import Metric, maximum, mean
 from ft_host.models.against import Against
-from ft_host.run import Drop, LossOutput, ModelSpec
+from ft_host.types import Drop, LossOutput, ModelSpec
 from ft_sdft.config import CONTEXT, SDFTConfig
 from ft_sdft.losses import LOSSES, importance, tokens_of
 

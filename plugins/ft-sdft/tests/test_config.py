@@ -11,9 +11,9 @@ from ft_sdft.config import SDFTConfig
 from ft_sdft.method import ft_models, ft_prepare, teacher_prompt, text_of_context
 
 from ft_host.errors import ConfigError, DataError, RowError, UsageError
-from ft_host.run import Drop, ModelSpec
 from ft_host.testing.invariants import run_in
 from ft_host.testing.models import tiny_tokenizer
+from ft_host.types import Drop, ModelSpec
 
 OWN = (
     "steps_per_generation",

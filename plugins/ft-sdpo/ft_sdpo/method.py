@@ -42,7 +42,7 @@ from ft_host.generation.rows import (
 )
 from ft_host.metrics import Metric, maximum, mean, std, total
 from ft_host.models.against import Against
-from ft_host.run import Drop, LossOutput, ModelSpec
+from ft_host.types import Drop, LossOutput, ModelSpec
 from ft_sdpo.config import CONTEXT, FEEDBACK, SDPOConfig
 from ft_sdpo.losses import DISTANCES, SCALES, advantages, clipped, importance, ratios, tokens_of
 from ft_sdpo.reprompt import attempts, feedback_of, metrics_of, teacher_ids

@@ -13,8 +13,8 @@ from ft_sdpo.reprompt import attempts, feedback_of, metrics_of, reprompt, teache
 
 from ft_host.generation import Completion
 from ft_host.metrics import Accumulator, combine
-from ft_host.run import Drop
 from ft_host.testing.models import tiny_tokenizer
+from ft_host.types import Drop
 
 TEXTS = ["wrong", "right <think>hm\nwell</think>", "also right", "none"]
 REWARDS = [0.5, 1.0, 1.5, None]

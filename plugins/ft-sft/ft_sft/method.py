@@ -14,7 +14,7 @@ from ft_host import hookimpl
 from ft_host.batch import Batch, Segment, count_targets, forest
 from ft_host.data import tokenize_row
 from ft_host.metrics import mean
-from ft_host.run import Drop, LossOutput
+from ft_host.types import Drop, LossOutput
 
 # ---------------------------------------------------------------- maths
 

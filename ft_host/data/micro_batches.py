@@ -1,0 +1,40 @@
+"""A step's rows, split into micro-batches."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+Row = dict[str, Any]
+
+
+def split_micro_batches(units: list[list[Row]], per_batch: int, max_tokens: int | None) -> list[list[Row]]:
+    """The units of a step (a row, or the rows of a packed block) as micro-batches.
+
+    By count: `per_batch` units each, as they come. By tokens: first fit, longest first; a unit that is over the budget
+    alone gets a micro-batch of its own. A prompt that rows of a unit share counts once.
+    """
+    if max_tokens is None:
+        chunks = [units[i : i + per_batch] for i in range(0, len(units), per_batch)]
+        return [[row for unit in chunk for row in unit] for chunk in chunks]
+    sized = sorted(((size_of(unit), i) for i, unit in enumerate(units)), reverse=True)
+    bins: list[tuple[int, list[int]]] = []
+    for size, index in sized:
+        for at, (used, members) in enumerate(bins):
+            if used + size <= max_tokens:
+                bins[at] = (used + size, [*members, index])
+                break
+        else:
+            bins.append((size, [index]))
+    return [[row for index in members for row in units[index]] for _, members in bins]
+
+
+def size_of(unit: list[Row]) -> int:
+    """The tokens of a unit as it is laid out: those that rows of one group share stand there once."""
+    shared = sum(
+        row["shared"] for last, row in itertools.pairwise(unit) if "shared" in row and row["group"] == last["group"]
+    )
+    return sum(row["length"] for row in unit) - shared

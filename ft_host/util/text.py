@@ -1,0 +1,52 @@
+"""Hints for names that aren't known, and other small things of words. Imports nothing of the host."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def missing(file: Path) -> str:
+    """Why there is no such file, with the nearest name in its folder."""
+    if file.is_dir():
+        return "a folder, expected a file"
+    folder = file.parent
+    if not folder.is_dir():
+        return f"no such file; there is no folder {folder}{nearest_path(folder)}"
+    return f"no such file{nearest_path(file)}"
+
+
+def nearest_path(file: Path) -> str:
+    """ "; did you mean data/train.jsonl?", from what the folder of a missing file holds, or nothing."""
+    if not file.parent.is_dir():
+        return ""
+    guess = nearest(file.name, [entry.name for entry in file.parent.iterdir()], "{}")
+    return f"; did you mean {file.parent / guess}?" if guess else ""
+
+
+QUOTED = "; did you mean {!r}?"
+
+
+def closest(name: Any, names: Iterable[Any]) -> str | None:
+    """The one of `names` that `name` was most likely meant to be, whatever its case; None where no name is near."""
+    known = {str(each).lower(): str(each) for each in names}
+    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.6)
+    return known[near[0]] if near else None
+
+
+def nearest(name: Any, names: Iterable[Any], form: str = "; did you mean {}?", otherwise: str = "") -> str:
+    """ "; did you mean learning_rate?", or where no name is near nothing, or with `otherwise` ("there are") a list of
+    the first ten."""
+    known = [str(each) for each in names]
+    near = closest(name, known)
+    if near is not None:
+        return form.format(near)
+    return f"; {otherwise}: {', '.join(sorted(known)[:10])}" if otherwise and known else ""
+
+
+def now() -> str:
+    """The time as ISO 8601 with its zone, to the second."""
+    return datetime.datetime.now(datetime.UTC).astimezone().isoformat(timespec="seconds")
