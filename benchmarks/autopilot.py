@@ -29,7 +29,7 @@ import material  # noqa: E402
 from cases import BASE, CASES  # noqa: E402
 from run import held_out, placed, results, seed_folder  # noqa: E402
 
-from ft_host.report.format import better  # noqa: E402
+from ft_host.rundir.format import better  # noqa: E402
 
 # Case -> the fields that are its fault; what else it sets belongs to the healthy run too.
 POOL: dict[str, tuple[str, ...]] = {

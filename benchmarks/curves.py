@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ft_host.report.chart import tick_labels, ticks
 from ft_host.report.markup import Markup, el, join
-from ft_host.report.series import Series, smooth
+from ft_host.rundir.series import Series, smooth
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 460, 280, 46, 40, 34  # of one panel, and its margins
 NAMES = 250  # beside a panel, for the names of what is compared

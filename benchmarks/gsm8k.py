@@ -15,7 +15,7 @@ from pathlib import Path
 import work
 from curves import Panel, picture
 
-from ft_host.report.record import RunRecord, read_run
+from ft_host.rundir.record import RunRecord, read_run
 
 
 def train(rows: Path, test: Path, run: Path) -> None:

@@ -20,8 +20,8 @@ import work
 from curves import Panel, picture
 
 import ft_host
-from ft_host.report.record import RunRecord, read_run
-from ft_host.report.series import Series
+from ft_host.rundir.record import RunRecord, read_run
+from ft_host.rundir.series import Series
 
 METHODS = ("dpo", "kto", "reward")
 SHARED = {

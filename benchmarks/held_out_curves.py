@@ -11,7 +11,7 @@ from pathlib import Path
 
 from curves import side_by_side
 
-from ft_host.report.record import read_run
+from ft_host.rundir.record import read_run
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from curves import Panel, picture
 
-from ft_host.report.record import read_run
+from ft_host.rundir.record import read_run
 
 
 def main() -> None:

@@ -73,8 +73,8 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     import ft_host
-    from ft_host import launch
     from ft_host.run import Run
+    from ft_host.train import launch
 
     config = vars(importlib.import_module(f"{place.package}.config"))[OURS.get(method, place.name + "Config")]
     imports = time.perf_counter() - started

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ft_host.config import RunConfig
-from ft_host.generation.config import RolloutConfig
-from ft_host.settings.fields import GROUPS, Field, bounds, fields_of
-from ft_host.settings.text import type_text, yaml_text
+from ft_host.config.fields import GROUPS, Field, bounds, fields_of
+from ft_host.config.rollout import RolloutConfig
+from ft_host.config.text import type_text, yaml_text
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = """\

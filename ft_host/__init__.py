@@ -26,11 +26,12 @@ def train(config: RunConfig) -> FinishedRun:
     """
     import os
 
-    from ft_host import registry, settings
+    from ft_host import registry
+    from ft_host.config import paths, resolve
     from ft_host.errors import ConfigError
 
-    origins = settings.check(config)
-    settings.check_output(config.output_dir)
+    origins = resolve.check(config)
+    paths.check_output(config.output_dir)
     registry.check_requirements(config.required_plugins)
     if config.num_processes > 1 and "LOCAL_RANK" not in os.environ:
         raise ConfigError(
@@ -40,6 +41,6 @@ def train(config: RunConfig) -> FinishedRun:
     method = registry.method_of(type(config))
     if os.environ.get("RANK", "0") == "0":
         registry.warn_if_experimental(method)
-    from ft_host import launch
+    from ft_host.train import launch
 
     return launch.train(config, method=registry.reference(method), origins=origins)

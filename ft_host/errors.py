@@ -19,7 +19,7 @@ class FtHostError(Exception):
 
 
 class OutOfMemory(FtHostError):
-    """Memory ran out. `phase`: during what, as `ft_host.diagnostics.memory` calls it; empty for what another process
+    """Memory ran out. `phase`: during what, as `ft_host.util.memory` calls it; empty for what another process
     said."""
 
     def __init__(self, *arguments: object, phase: str = "", facts: dict[str, object] | None = None):

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from ft_host.batch import Batch
     from ft_host.config import RunConfig
-    from ft_host.diagnostics.watch import Watch
-    from ft_host.folder import RunFolder
+    from ft_host.config.rollout import RolloutPlan
     from ft_host.generation import Completion, Request, Sampling, Scores, Sequence
-    from ft_host.generation.config import RolloutPlan
-    from ft_host.models.companions import Companion
+    from ft_host.models.aux_models import Companion
     from ft_host.models.policy import Policy
-    from ft_host.store import Store
+    from ft_host.models.store import Store
+    from ft_host.monitor.watch import Watch
+    from ft_host.rundir.folder import RunFolder
 
 
 Row = dict[str, Any]

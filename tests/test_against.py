@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from ft_host.models import against as module
-from ft_host.models.against import Against, Head, loss_against, shaped
+from ft_host.models import tiled_distillation as module
 from ft_host.models.head import Shape
+from ft_host.models.tiled_distillation import Against, Head, loss_against, shaped
 
 
 def jsd(weights: torch.Tensor):

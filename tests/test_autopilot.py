@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ft_host.diagnostics.autopilot import Attempt, Change, Flight, is_good
+from ft_host.autopilot.attempts import Attempt, Change, Flight, is_good
 from ft_host.report import read_run
 from ft_host.testing.runs import make_run
 

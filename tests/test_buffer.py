@@ -16,16 +16,16 @@ import pluggy
 import pytest
 
 from ft_host import data, hookimpl
+from ft_host.config.rollout import RolloutConfig, RolloutPlan
 from ft_host.data.micro_batches import size_of, split_micro_batches
 from ft_host.data.stream import TrainStream
 from ft_host.errors import FtHostError
-from ft_host.folder import RunFolder
-from ft_host.generation.buffer import Buffer, dealt, place_of, units_of
-from ft_host.generation.config import RolloutConfig, RolloutPlan
-from ft_host.generation.rollout import Rollout
 from ft_host.hooks import NAME, generation, loss
 from ft_host.metrics import mean
+from ft_host.rollouts.buffer import Buffer, dealt, place_of, units_of
+from ft_host.rollouts.rollout import Rollout
 from ft_host.run import Run
+from ft_host.rundir.folder import RunFolder
 from ft_host.testing.ranks import as_ranks
 from ft_host.testing.rows import write_rows
 

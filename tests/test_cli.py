@@ -97,7 +97,7 @@ def test_nothing_heavy_is_imported_before_a_run_begins():
         ["nonsense"],
     ):
         assert imported_by(f"from ft_host.cli import main; main({argv})") == set(), argv
-    assert imported_by("import ft_sft.config, ft_host.registry, ft_host.settings, ft_host.errors") == set()
+    assert imported_by("import ft_sft.config, ft_host.registry, ft_host.config.resolve, ft_host.errors") == set()
     refused = (
         "import ft_host\nfrom ft_sft.config import SFTConfig\n"
         "try: ft_host.train(SFTConfig(model='org/m'))\nexcept ft_host.errors.ConfigError as error: print(error)"

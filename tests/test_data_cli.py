@@ -257,7 +257,7 @@ from dataclasses import dataclass
 from ft_host import hookimpl
 from ft_host.batch import Batch
 from ft_host.data.prompts import prompt_row
-from ft_host.generation.config import RolloutConfig, RolloutPlan
+from ft_host.config.rollout import RolloutConfig, RolloutPlan
 
 @dataclass(kw_only=True)
 class Config(RolloutConfig):

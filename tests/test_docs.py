@@ -56,7 +56,7 @@ METHODS = [
 def fields_of_method(name: str) -> dict[str, Any]:
     """The fields of a method in this repository, of ft-sft for any other word (a method's file, METHOD)."""
     from ft_host import registry
-    from ft_host.settings.fields import fields_of
+    from ft_host.config.fields import fields_of
 
     return fields_of(registry.config_class(registry.find("method", name if name in METHODS else "sft")))
 

@@ -14,10 +14,10 @@ from torch import nn
 import ft_host
 from ft_host.batch import Batch, Segment, forest
 from ft_host.config import RunConfig
-from ft_host.folder import RunFolder
-from ft_host.gauges import EVERY, PATIENCE, Reach, family, keep_weights, model_facts, update_ratio
 from ft_host.models import load_policy
 from ft_host.models.experts import ExpertLoad, load_metrics, routing_of, times_shared
+from ft_host.monitor.gradients import EVERY, PATIENCE, Reach, family, keep_weights, model_facts, update_ratio
+from ft_host.rundir.folder import RunFolder
 from ft_host.testing import models
 from ft_host.testing.invariants import beside
 from ft_host.testing.processes import train_apart

@@ -20,7 +20,8 @@ from transformers import (
 
 from ft_host.batch import Segment, forest
 from ft_host.errors import DataError
-from ft_host.generation import Request, Sampling, picking
+from ft_host.generation import Request, Sampling
+from ft_host.generation import sampling as picking
 from ft_host.models import attention
 from ft_host.testing import models
 from ft_host.testing.generation import generating_run

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from ft_host.errors import DataError
-from ft_host.folder import RunFolder
-from ft_host.launch import train
+from ft_host.rundir.folder import RunFolder
+from ft_host.train.launch import train
 
 
 def write(path, rows):
@@ -59,8 +59,8 @@ def measured(config, method, rows):
     from functools import partial
 
     from ft_host.data import Source, load_tokenizer
-    from ft_host.data.opening import open_train
-    from ft_host.diagnostics.measure import measure
+    from ft_host.data.load import open_train
+    from ft_host.monitor.data_stats import measure
 
     hooks = importlib.import_module(f"ft_{method}.method")
     tokenizer, whole = load_tokenizer(config), dataclasses.replace(config, max_length=None)
@@ -98,8 +98,8 @@ def test_rewards_are_tried_on_right_and_wrong_answers(tiny, tmp_path):
     from ft_grpo.config import GRPOConfig
 
     from ft_host.data import load_tokenizer, prompt_row
-    from ft_host.data.opening import open_train
-    from ft_host.diagnostics.rehearse import rehearse
+    from ft_host.data.load import open_train
+    from ft_host.monitor.reward_check import rehearse
 
     (tmp_path / "rewards.py").write_text(
         "def right(completions, completion, **columns):\n"

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import ft_host
-from ft_host import launch, loop
 from ft_host.config import RunConfig
-from ft_host.diagnostics.memory import REMEDIES, remedies_for
+from ft_host.diagnostics.memory_remedies import REMEDIES, remedies_for
 from ft_host.diagnostics.rules.memory import RULES
 from ft_host.errors import OutOfMemory
 from ft_host.generation import transformers as backend
 from ft_host.testing.invariants import beside
 from ft_host.testing.rules import Told, codes, findings, steps
+from ft_host.train import launch, loop
 from ft_host.util import memory
 from ft_host.util.memory import Shape, oom_context, ran_out
 
@@ -276,5 +276,5 @@ def test_completions_without_memory_are_generation_not_evaluation(config, monkey
 
 
 def test_the_estimate_needs_no_torch():
-    code = "import sys, ft_host.diagnostics.memory, ft_host.util.memory; sys.exit('torch' in sys.modules)"
+    code = "import sys, ft_host.diagnostics.memory_remedies, ft_host.util.memory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

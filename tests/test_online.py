@@ -20,16 +20,16 @@ from ft_grpo.config import GRPOConfig
 import ft_host
 from ft_host import cli
 from ft_host.errors import ConfigError, FtHostError
-from ft_host.evaluate import sampling_of
-from ft_host.folder import RunFolder
 from ft_host.generation import Request, Sampling
 from ft_host.registry import catalog
+from ft_host.rundir.folder import RunFolder
 from ft_host.testing.distributions import make_distribution
 from ft_host.testing.generation import generating_run
 from ft_host.testing.invariants import assert_same, lines
 from ft_host.testing.models import save_tiny, tiny_llama
 from ft_host.testing.rows import tiny_run, write_rows
 from ft_host.testing.tokenizers import chat_tokenizer
+from ft_host.train.evaluate import sampling_of
 
 REWARDS = '''
 from pathlib import Path

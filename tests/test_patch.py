@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from ft_host.cli import main
+from ft_host.config.files import read_file
 from ft_host.diagnostics.patch import chosen_finding, chosen_remedy, commented, patched
 from ft_host.errors import UsageError
 from ft_host.report import read_run
-from ft_host.settings.files import read_file
 from ft_host.testing.runs import ORIGINS, make_run
 
 
@@ -180,8 +180,8 @@ def test_a_method_in_a_file_is_named_by_its_file(tmp_path):
 
 def test_the_file_trains_and_the_run_knows_its_parent(config, tmp_path):
     """A run that was started in Python: what it was given is what differs from the defaults."""
-    from ft_host import launch
     from ft_host.errors import FtHostError
+    from ft_host.train import launch
 
     bad = dataclasses.replace(
         config, learning_rate=1e15, optim="sgd", max_grad_norm=0.0, output_dir=str(tmp_path / "bad")

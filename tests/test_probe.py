@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from ft_host import hookimpl
+from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import FtHostError
-from ft_host.folder import RunFolder
 from ft_host.generation import Sampling, transformers
-from ft_host.generation.config import RolloutConfig
-from ft_host.generation.online import Online
-from ft_host.generation.probe import PROMPTS, TOKENS, probe_sampler
 from ft_host.models import load_policy
 from ft_host.models.policy import Policy
+from ft_host.rollouts.probe import PROMPTS, TOKENS, probe_sampler
+from ft_host.rollouts.session import Online
+from ft_host.rundir.folder import RunFolder
 from ft_host.testing.generation import generating_run
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.ranks import as_ranks

@@ -17,11 +17,11 @@ from ft_host.cli import compare as compare_command
 from ft_host.cli import report as report_command
 from ft_host.cli import runs as runs_command
 from ft_host.errors import UsageError
-from ft_host.folder import RunFolder
 from ft_host.report import RunUnreadable, find_runs, read_run, write_comparison, write_report
-from ft_host.report import format as fmt
 from ft_host.report.chart import log_ticks, tick_labels, ticks
-from ft_host.report.series import Series, smooth, thin
+from ft_host.rundir import format as fmt
+from ft_host.rundir.folder import RunFolder
+from ft_host.rundir.series import Series, smooth, thin
 from ft_host.testing.runs import made_finding, make_run
 
 HOSTILE = "<script>alert(1)</script><img src=http://x.invalid/a.png>\"'&</pre></td> a\x00b\x1b\ud800"

@@ -11,11 +11,11 @@ import pytest
 import trl.rewards
 
 from ft_host.config import RunConfig
+from ft_host.config.builtin_rewards import BUILTIN, check_arguments, made_to_measure
+from ft_host.config.paths import path_problems
+from ft_host.config.rollout import RolloutConfig, RolloutPlan
 from ft_host.errors import ConfigError
-from ft_host.generation.config import RolloutConfig, RolloutPlan
 from ft_host.rewards import Scoring, find_reward, load_rewards, score
-from ft_host.rewards.builtin import BUILTIN, check_arguments, made_to_measure
-from ft_host.settings.paths import path_problems
 
 maths = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="needs math-verify")
 

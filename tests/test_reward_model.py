@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from ft_host.config import RunConfig
+from ft_host.config.paths import folder_problem, path_problems
 from ft_host.errors import ConfigError, FtHostError
 from ft_host.models import load_policy, save_model
 from ft_host.rewards import RewardPool, Scoring, load_rewards, score
-from ft_host.rewards.model import RewardModel, folder_problem, name_of
-from ft_host.settings.paths import path_problems
+from ft_host.rewards.model import RewardModel, name_of
 from ft_host.testing import models
 
 CPU = torch.device("cpu")
@@ -126,7 +126,7 @@ def test_no_rows_are_no_scores(folder):
 
 
 def test_in_a_pool_it_stays_in_this_process_beside_functions_in_others(folder, tmp_path):
-    from ft_host.generation.config import RolloutConfig
+    from ft_host.config.rollout import RolloutConfig
 
     (tmp_path / "mine.py").write_text("import os\ndef process(completions): return [os.getpid()] * len(completions)\n")
     specs = [str(folder), f"{tmp_path / 'mine.py'}:process"]

@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import pytest
 import trl
 
+from ft_host.config.rollout import RolloutConfig
 from ft_host.data import prompt_row
 from ft_host.data.tokens import chat_ids, conversation
 from ft_host.errors import DataError, FtHostError
 from ft_host.generation import Completion, Request, Sampling
-from ft_host.generation.config import RolloutConfig
-from ft_host.generation.rollout import RolloutRun, sampling_of, seed_of, variety_metrics, worth_metrics
-from ft_host.generation.tools import load_tools
 from ft_host.metrics import Accumulator, combine
 from ft_host.rewards import RewardPool
+from ft_host.rollouts.rollout import RolloutRun, sampling_of, seed_of, variety_metrics, worth_metrics
+from ft_host.rollouts.tools import load_tools
 from ft_host.testing.generation import generating_run
 from ft_host.testing.models import tiny_gpt2, tiny_tokenizer
 from ft_host.testing.ranks import as_ranks

@@ -8,7 +8,7 @@ import pytest
 from ft_grpo.config import GRPOConfig
 
 from ft_host.diagnostics import Engine
-from ft_host.diagnostics.rollouts import Names, rollout_rules
+from ft_host.diagnostics.shared import Names, rollout_rules
 from ft_host.testing.rollout_rules import rollout_cases, stays
 from ft_host.testing.rules import Told, codes, findings, steps
 

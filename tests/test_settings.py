@@ -15,18 +15,20 @@ import jsonschema
 import pytest
 from ft_sft.config import SFTConfig
 
-from ft_host import registry, settings
-from ft_host.config import SCHEDULES, RunConfig, option
+from ft_host import registry
+from ft_host.config import RunConfig, option, paths
+from ft_host.config import resolve as resolving
+from ft_host.config.fields import fields_of, names_of
+from ft_host.config.help import method_help
+from ft_host.config.paths import OPTIMIZERS
+from ft_host.config.plan import dry_run
+from ft_host.config.renamed import RENAMED, hint
+from ft_host.config.resolve import RESUMABLE, resolve_resumed
+from ft_host.config.run import SCHEDULES
+from ft_host.config.schema import schema
+from ft_host.config.starter import starter
+from ft_host.config.text import toml_text, yaml_text
 from ft_host.errors import ConfigError, PluginBroken
-from ft_host.settings.fields import fields_of, names_of
-from ft_host.settings.help import method_help
-from ft_host.settings.paths import OPTIMIZERS
-from ft_host.settings.plan import dry_run
-from ft_host.settings.renamed import RENAMED, hint
-from ft_host.settings.resolve import RESUMABLE, resolve_resumed
-from ft_host.settings.schema import schema
-from ft_host.settings.starter import starter
-from ft_host.settings.text import toml_text, yaml_text
 from ft_host.testing.distributions import make_distribution
 
 GIVEN = ["--model", "org/model", "--dataset", "org/data"]
@@ -43,7 +45,7 @@ def write(name: str, text: str) -> str:
 
 
 def resolve(flags=(), file=None, config_class=SFTConfig):
-    return settings.resolve(config_class, file, [*GIVEN, *flags])
+    return resolving.resolve(config_class, file, [*GIVEN, *flags])
 
 
 def refusal(flags=(), file=None, config_class=SFTConfig) -> str:
@@ -86,7 +88,7 @@ def refusal(flags=(), file=None, config_class=SFTConfig) -> str:
     ],
 )
 def test_a_file_gives_values_and_the_line_of_each(name, text):
-    resolved = settings.resolve(SFTConfig, write(name, text), ["--max-steps", "3"], method="sft")
+    resolved = resolving.resolve(SFTConfig, write(name, text), ["--max-steps", "3"], method="sft")
     config = resolved.config
     assert (config.model, config.learning_rate, config.max_length, config.use_peft) == ("org/m", 1e-5, None, True)
     assert config.eval_reward == ["json:loads"] and config.lr_scheduler_kwargs == {"power": 2}
@@ -141,12 +143,12 @@ def test_every_problem_is_reported_at_once_with_file_and_line():
 
 def test_aliases_are_taken_and_two_names_of_one_field_are_refused():
     file = write("run.yaml", "model_name_or_path: org/m\ndataset_name: org/d\n")
-    resolved = settings.resolve(SFTConfig, file)
+    resolved = resolving.resolve(SFTConfig, file)
     assert (resolved.config.model, resolved.config.dataset) == ("org/m", "org/d")
     assert resolved.origins["model"] == "run.yaml:1"
     file = write("run.yaml", "model: org/m\nmodel_name_or_path: org/n\n")
     assert refusal(file=file) == "run.yaml:2: model_name_or_path is model, which is already set in run.yaml:1"
-    resolved = settings.resolve(SFTConfig, None, ["--model_name_or_path", "org/m", "--dataset_name=org/d"])
+    resolved = resolving.resolve(SFTConfig, None, ["--model_name_or_path", "org/m", "--dataset_name=org/d"])
     assert resolved.config.model == "org/m" and resolved.origins["dataset"] == "flag --dataset"
 
 
@@ -199,7 +201,7 @@ def test_yaml_is_read_as_people_expect():
 def test_the_file_may_name_the_method():
     file = write("run.yaml", "seed: 1\nmethod: dpo\n")
     with pytest.raises(ConfigError, match="run.yaml:2: method: the file is for dpo, the command line says sft"):
-        settings.resolve(SFTConfig, file, GIVEN, method="sft")
+        resolving.resolve(SFTConfig, file, GIVEN, method="sft")
     assert "run.yaml:1: method: found the number 3" in refusal(file=write("run.yaml", "method: 3\n"))
 
 
@@ -248,7 +250,7 @@ def test_flags(flags, field, value):
 
 def test_a_list_of_data_sets_as_a_flag():
     flags = ["--model", "org/m", "--dataset", '[{"path": "a/b", "weight": 2}, {"path": "c/d"}]']
-    assert settings.resolve(SFTConfig, None, flags).config.dataset == [{"path": "a/b", "weight": 2}, {"path": "c/d"}]
+    assert resolving.resolve(SFTConfig, None, flags).config.dataset == [{"path": "a/b", "weight": 2}, {"path": "c/d"}]
 
 
 @pytest.mark.parametrize(
@@ -284,12 +286,12 @@ def test_wrong_flags(flags, said):
 
 def test_what_is_required_is_named_with_an_example():
     with pytest.raises(ConfigError) as caught:
-        settings.resolve(SFTConfig, write("run.yaml", "dataset: ''\n"))
+        resolving.resolve(SFTConfig, write("run.yaml", "dataset: ''\n"))
     said = "model is required: give --model or model: in the config file, for instance --model Qwen/Qwen3-0.6B"
     assert said in str(caught.value)
     assert "dataset is required" in str(caught.value)
     with pytest.raises(ConfigError) as caught:  # given but wrong is not called missing too
-        settings.resolve(SFTConfig, write("run.yaml", "dataset: 3\nmodel: org/m\n"))
+        resolving.resolve(SFTConfig, write("run.yaml", "dataset: 3\nmodel: org/m\n"))
     assert "required" not in str(caught.value) and "run.yaml:1: dataset: found the number 3" in str(caught.value)
 
 
@@ -342,7 +344,7 @@ def test_local_files_must_be_there():
         == "--eval-dataset: data/tran.jsonl: no such file or folder; did you mean data/train.jsonl?"
     )
     assert "--model: ./mdl: no such file or folder" in str(
-        pytest.raises(ConfigError, settings.resolve, SFTConfig, None, ["--model", "./mdl", "--dataset", "a/b"]).value
+        pytest.raises(ConfigError, resolving.resolve, SFTConfig, None, ["--model", "./mdl", "--dataset", "a/b"]).value
     )
     assert "--chat-template-path: chat.jinja: no such file" in refusal(["--chat-template-path", "chat.jinja"])
     for good in ("rewards.py:exact_match", "rewards.py:parse", "rewards.py:f", "rewards.py:close", "json:loads"):
@@ -365,7 +367,7 @@ def test_a_path_beside_the_config_file_is_pointed_out():
     write("configs/train.jsonl", "{}\n")
     file = write("configs/run.yaml", "model: org/m\ndataset: train.jsonl\n")
     with pytest.raises(ConfigError) as caught:
-        settings.resolve(SFTConfig, file)
+        resolving.resolve(SFTConfig, file)
     assert (
         str(caught.value)
         == "configs/run.yaml:2: dataset: train.jsonl: no such file or folder; there is configs/train.jsonl, but paths "
@@ -379,7 +381,7 @@ def test_mixtures_are_checked():
         "model: org/m\ndataset:\n  - {path: a/b, wieght: 2}\n  - {weight: 1}\n  - {path: gone.jsonl, weight: 0}\n",
     )
     with pytest.raises(ConfigError) as caught:
-        settings.resolve(SFTConfig, file)
+        resolving.resolve(SFTConfig, file)
     for said in (
         "run.yaml:2: dataset: [0]: unknown key wieght; did you mean weight?",
         "run.yaml:2: dataset: [1]: has no path",
@@ -391,12 +393,12 @@ def test_mixtures_are_checked():
 
 def test_a_folder_that_holds_a_run_is_not_written_to(monkeypatch):
     Path("runs/a").mkdir(parents=True)
-    settings.check_output("runs/a")
+    paths.check_output("runs/a")
     write("runs/a/run.json", "{}")
     with pytest.raises(ConfigError, match=r"`ft-host train --resume runs/a` goes on with it"):
-        settings.check_output("runs/a")
+        paths.check_output("runs/a")
     monkeypatch.setenv("RANK", "1")  # by then the first process may have begun the run
-    settings.check_output("runs/a")
+    paths.check_output("runs/a")
 
 
 # ---------------------------------------------------------------- Python
@@ -404,12 +406,12 @@ def test_a_folder_that_holds_a_run_is_not_written_to(monkeypatch):
 
 def test_configs_made_in_python_pass_the_same_checks():
     good = SFTConfig(model="org/m", dataset="org/d", learning_rate=1, use_peft=True, lora_target_modules=["q_proj"])
-    origins = settings.check(good)
+    origins = resolving.check(good)
     assert origins["learning_rate"] == origins["model"] == "python" and origins["seed"] == "default"
     bad = SFTConfig(model="org/m", lora_r="16", loss_type="ntl", max_length="none")
     bad.lerning_rate = 1e-5
     with pytest.raises(ConfigError) as caught:
-        settings.check(bad)
+        resolving.check(bad)
     for said in (
         "lerning_rate: SFTConfig has no such field; did you mean learning_rate?",
         "lora_r: found the text '16', expected a whole number above 0",
@@ -419,8 +421,8 @@ def test_configs_made_in_python_pass_the_same_checks():
     ):
         assert said in str(caught.value)
     with pytest.raises(ConfigError, match="bf16 and fp16"):
-        settings.check(SFTConfig(model="org/m", dataset="org/d", bf16=True, fp16=True))
-    resolved = settings.resolve(SFTConfig, None, {"model": "org/m", "dataset": "org/d", "max_steps": 3})
+        resolving.check(SFTConfig(model="org/m", dataset="org/d", bf16=True, fp16=True))
+    resolved = resolving.resolve(SFTConfig, None, {"model": "org/m", "dataset": "org/d", "max_steps": 3})
     assert resolved.config.max_steps == 3 and resolved.origins["max_steps"] == "python"
 
 
@@ -465,16 +467,16 @@ def test_the_starting_file_resolves_to_the_defaults(form):
     text = starter("sft", SFTConfig, form)
     assert "$schema=sft.schema.json" in text.splitlines()[0] or "schema ./sft.schema.json" in text.splitlines()[0]
     with pytest.raises(ConfigError, match="model is required"):
-        settings.resolve(SFTConfig, write(f"run.{form}", text))
+        resolving.resolve(SFTConfig, write(f"run.{form}", text))
     equals = " = " if form == "toml" else ": "
     for field in ("model", "dataset"):
         assert f'\n{field}{equals}""' in text
         text = text.replace(f'\n{field}{equals}""', f'\n{field}{equals}"org/x"')
     expected = SFTConfig(model="org/x", dataset="org/x")
-    resolved = settings.resolve(SFTConfig, write(f"run.{form}", text), method="sft")
+    resolved = resolving.resolve(SFTConfig, write(f"run.{form}", text), method="sft")
     assert resolved.config == expected
     assert {name for name, origin in resolved.origins.items() if origin != "default"} == {"model", "dataset"}
-    full = settings.resolve(SFTConfig, write(f"run.{form}", uncommented(text)), method="sft")
+    full = resolving.resolve(SFTConfig, write(f"run.{form}", uncommented(text)), method="sft")
     assert full.config == expected
     assert "default" not in full.origins.values()  # so every field is in the file
 
@@ -498,13 +500,13 @@ def test_the_dry_run_is_a_config_that_gives_the_same_again():
     ]
     resolved = resolve(flags)
     text = dry_run("sft", "ft-sft 0.2.0, experimental", resolved, 2)
-    assert settings.resolve(SFTConfig, write("full.yaml", text), method="sft").config == resolved.config
+    assert resolving.resolve(SFTConfig, write("full.yaml", text), method="sft").config == resolved.config
     assert "# each optimizer step: 16 rows (8 a device × 1 accumulated × 2 processes)" in text
     assert [line for line in text.splitlines() if line.startswith("learning_rate: 3.0e-07 ")][0].endswith(
         "# flag --learning-rate"
     )
     write("rows.jsonl", "{}\n" * 20)
-    resolved = settings.resolve(SFTConfig, None, ["--model", "org/m", "--dataset", "rows.jsonl"])
+    resolved = resolving.resolve(SFTConfig, None, ["--model", "org/m", "--dataset", "rows.jsonl"])
     assert "# length: 3 epochs of 20 rows, about 8 steps" in dry_run("sft", "", resolved, 1)
 
 
@@ -562,7 +564,7 @@ def test_the_schema_is_valid_and_agrees_with_what_is_read():
     ):
         file = write("run.json", json.dumps(base | values))
         try:
-            settings.resolve(SFTConfig, file)
+            resolving.resolve(SFTConfig, file)
             read = True
         except ConfigError:
             read = False
@@ -595,7 +597,7 @@ def test_the_reference_is_up_to_date():
 def test_lists_of_names_agree_with_the_libraries_they_are_from():
     from transformers import SchedulerType
 
-    from ft_host.optim import OPTIMIZERS as made
+    from ft_host.train.optim import OPTIMIZERS as made
 
     assert set(OPTIMIZERS) == set(made)
     assert set(SCHEDULES) <= {each.value for each in SchedulerType}
@@ -647,11 +649,11 @@ def generating(**fields: Any) -> SFTConfig:
 
 
 def test_a_backend_has_fields_of_its_own(far):
-    info, made = settings.backend_of(generating(backend_config={"port": 8, "modes": []}))
+    info, made = registry.backend_of(generating(backend_config={"port": 8, "modes": []}))
     assert (info.name, made.port, made.modes) == ("far", 8, [])
-    assert settings.backend_of(generating())[1].port is None
-    assert settings.backend_of(generating(eval_reward=[])) == (None, None)
-    info, made = settings.backend_of(generating(backend="transformers"))
+    assert registry.backend_of(generating())[1].port is None
+    assert registry.backend_of(generating(eval_reward=[])) == (None, None)
+    info, made = registry.backend_of(generating(backend="transformers"))
     assert info.name == "transformers" and made is None
 
 
@@ -681,7 +683,7 @@ def test_a_backend_has_fields_of_its_own(far):
 )
 def test_fields_of_a_backend_are_checked_as_those_of_a_run(far, fields, said):
     with pytest.raises(ConfigError, match=said):
-        settings.backend_of(generating(**fields))
+        registry.backend_of(generating(**fields))
 
 
 # ---------------------------------------------------------------- a method's config

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ft_host.diagnostics import stall
-from ft_host.diagnostics.stall import Stall
-from ft_host.folder import RunFolder
+from ft_host.monitor import stall
+from ft_host.monitor.stall import Stall
+from ft_host.rundir.folder import RunFolder
 
 
 @pytest.fixture

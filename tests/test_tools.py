@@ -15,9 +15,9 @@ import pytest
 from ft_grpo.config import GRPOConfig
 
 from ft_host.errors import ConfigError, FtHostError
-from ft_host.generation import calling
-from ft_host.generation.calling import Caller, Outcome
-from ft_host.generation.tools import Call, load_tools
+from ft_host.rollouts import tool_executor as calling
+from ft_host.rollouts.tool_executor import Caller, Outcome
+from ft_host.rollouts.tools import Call, load_tools
 
 HEAD = "from typing import Literal\n\n"
 GOOD = '''
@@ -150,7 +150,7 @@ def test_what_cannot_be_an_environment_is_refused(text, name, message):
 
 def test_importing_this_loads_neither_torch_nor_transformers():
     code = (
-        "import sys, ft_host.generation.tools, ft_host.generation.turns, ft_host.generation.parsing\n"
+        "import sys, ft_host.rollouts.tools, ft_host.rollouts.turns, ft_host.rollouts.parsing\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

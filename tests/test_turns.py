@@ -14,11 +14,11 @@ from ft_grpo.config import GRPOConfig
 from ft_host.data.tokens import chat_ids, conversation, shared
 from ft_host.errors import ConfigError, DataError, FtHostError
 from ft_host.generation import Completion, Sampling
-from ft_host.generation.parsing import read_turn
-from ft_host.generation.rows import completion_row
-from ft_host.generation.seams import between, check_template
-from ft_host.generation.tools import load_tools
-from ft_host.generation.turns import converse, of_turn
+from ft_host.rollouts.parsing import read_turn
+from ft_host.rollouts.rows import completion_row
+from ft_host.rollouts.tools import load_tools
+from ft_host.rollouts.turn_boundary import between, check_template
+from ft_host.rollouts.turns import converse, of_turn
 from ft_host.testing.tokenizers import chat_tokenizer
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"

@@ -17,8 +17,8 @@ import pytest
 import ft_host
 from ft_host.diagnostics import Engine, Remedy, Rule, collect
 from ft_host.errors import ConfigError, FtHostError, StoppedByFinding, UsageError
-from ft_host.launch import train
 from ft_host.testing.invariants import as_if_killed, assert_same, beside, lines, run_in
+from ft_host.train.launch import train
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -49,9 +49,7 @@ def only(monkeypatch):
     """`only(rule, ...)`: the rules of the runs to come."""
 
     def set_to(*rules: Rule) -> None:
-        monkeypatch.setattr(
-            "ft_host.diagnostics.watch.all_rules", lambda plugins, infos: [(r, "test 0") for r in rules]
-        )
+        monkeypatch.setattr("ft_host.monitor.watch.all_rules", lambda plugins, infos: [(r, "test 0") for r in rules])
 
     return set_to
 

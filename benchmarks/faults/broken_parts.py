@@ -14,9 +14,9 @@ from unittest.mock import patch
 
 import torch
 
-from ft_host import checkpoint, launch, loop
 from ft_host.data import sources
 from ft_host.generation import transformers as backend
+from ft_host.train import checkpoint, launch, loop
 
 
 @contextlib.contextmanager

@@ -94,8 +94,8 @@ def dispatch(argv: list[str]) -> int:
 def unknown(command: str) -> Exception:
     """The refusal of a word that is no command, with what it was likely meant to be."""
     from ft_host import registry
+    from ft_host.config.files import is_config
     from ft_host.errors import UsageError
-    from ft_host.settings.files import is_config
     from ft_host.util.text import nearest
 
     methods = [info.name for info in registry.catalog() if info.kind == "method"]

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ft_host import registry
+from ft_host.autopilot.attempts import Flight
 from ft_host.cli.train import Ready, fresh, read, take_value
-from ft_host.diagnostics.autopilot import Flight
 from ft_host.errors import UsageError
 from ft_host.util.text import nearest
 

@@ -7,7 +7,6 @@ import json
 import math
 from pathlib import Path
 
-from ft_host.report import format as fmt
 from ft_host.report.compare import (
     NAMES,
     comparison,
@@ -20,6 +19,7 @@ from ft_host.report.compare import (
 )
 from ft_host.report.compare import names as names_of
 from ft_host.report.page import write_page
+from ft_host.rundir import format as fmt
 
 HELP = "Compare runs: settings that differ, final metrics, curves in one picture."
 WIDEST = 48  # characters of a value in the table

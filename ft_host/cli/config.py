@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ft_host import registry
-from ft_host.settings.starter import FORMATS, starter
+from ft_host.config.starter import FORMATS, starter
 
 
 def run(argv: list[str]) -> int:

@@ -9,9 +9,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ft_host import registry, settings
+from ft_host import registry
 from ft_host.cli import pairs, train
 from ft_host.cli.paint import IGNORE, painted
+from ft_host.config import resolve
 from ft_host.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(argv: list[str]) -> int:
         return 0
     method = registry.find("method", asked.method)
     name = asked.file.method if asked.file is not None and asked.file.method is not None else asked.method
-    config = settings.resolve(registry.config_class(method), asked.file, asked.flags, method=name).config
+    config = resolve.resolve(registry.config_class(method), asked.file, asked.flags, method=name).config
     color = color or not plain and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     show(registry.reference(method), config, shown, counted or config.window, color)
     return 0

@@ -8,7 +8,7 @@ import sys
 
 from ft_host.diagnostics.collect import Owned, installed_rules
 from ft_host.diagnostics.rule import STAGES
-from ft_host.report import format as fmt
+from ft_host.rundir import format as fmt
 
 HELP = "List the rules of the host and of all installed plugins."
 

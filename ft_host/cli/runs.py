@@ -10,8 +10,8 @@ from typing import Any
 
 from ft_host.errors import UsageError
 from ft_host.report import RunRecord, RunUnreadable, find_runs, read_run
-from ft_host.report import format as fmt
 from ft_host.report.findings import counted, open_findings
+from ft_host.rundir import format as fmt
 
 SILENT = 3600  # seconds without a line after which a run may have been killed
 HELP = "List runs with status, steps, loss, evaluation and open findings."

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from ft_host import registry
-from ft_host.settings.schema import schema
+from ft_host.config.schema import schema
 
 
 def run(argv: list[str]) -> int:

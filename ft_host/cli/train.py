@@ -1,6 +1,7 @@
 """`ft-host train METHOD [CONFIG] [--field value ...]` and `ft-host train --resume RUN`.
 
-Everything up to the import of `ft_host.launch` is light: a wrong command line is refused before torch is imported.
+Everything up to the import of `ft_host.train.launch` is light: a wrong command line is refused before torch is
+imported.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ft_host import registry, settings
+from ft_host import registry
+from ft_host.config import paths, resolve
+from ft_host.config.files import ConfigFile, is_config, read_file
 from ft_host.errors import PluginNotFound, StoppedByFinding, UsageError
-from ft_host.settings.files import ConfigFile, is_config, read_file
 
 USAGE = "ft-host train METHOD [CONFIG] [--field value ...], or ft-host train --resume RUN [--field value ...]"
 HELP = """\
@@ -46,7 +48,7 @@ class Ready:
     """What is to be run, with everything checked that needs nothing heavy."""
 
     method: registry.PluginInfo
-    resolved: settings.Resolved
+    resolved: resolve.Resolved
     resume: str | None
 
 
@@ -56,25 +58,25 @@ def run(argv: list[str]) -> int:
         print(HELP + "\n" + installed())
         return 0
     if asked.help:
-        from ft_host.settings.help import method_help
+        from ft_host.config.help import method_help
 
         print(method_help(asked.method, registry.config_class(asked.method)), end="")
         return 0
     ready = resumed(asked) if asked.resume is not None else fresh(asked)
     config = ready.resolved.config
     if asked.dry_run:
-        from ft_host.settings.plan import dry_run
+        from ft_host.config.plan import dry_run
 
         processes = int(os.environ.get("WORLD_SIZE", config.num_processes))
         label = f"{registry.label(ready.method)}, {ready.method.stability}"
         print(dry_run(asked.method or ready.method.name, label, ready.resolved, processes), end="")
         return 0
     if config.num_processes > 1 and "LOCAL_RANK" not in os.environ:
-        from ft_host.spawn import spawn
+        from ft_host.util.spawn import spawn
 
         return spawn(argv, config.num_processes)
     warn_once(ready.method)
-    from ft_host import launch
+    from ft_host.train import launch
 
     finished = launch.train(
         config, method=registry.reference(ready.method), origins=ready.resolved.origins, resume=ready.resume
@@ -175,15 +177,15 @@ def fresh(asked: Asked) -> Ready:
         raise PluginNotFound(f"{asked.file.where('method')}: {error}") from error
     # A file that says sft is for the method that the command line calls ft-sft:sft.
     name = said if said in (method.name, registry.reference(method)) else asked.method
-    resolved = settings.resolve(registry.config_class(method), asked.file, asked.flags, method=name)
-    settings.check_output(resolved.config.output_dir)
+    resolved = resolve.resolve(registry.config_class(method), asked.file, asked.flags, method=name)
+    paths.check_output(resolved.config.output_dir)
     find_others(resolved.config)
     return Ready(method=method, resolved=resolved, resume=None)
 
 
 def resumed(asked: Asked) -> Ready:
     """A run that goes on. Its run.json says with what. Raises UsageError for a folder that isn't a run's."""
-    from ft_host.folder import RunFolder
+    from ft_host.rundir.folder import RunFolder
 
     record: dict[str, Any] = RunFolder.open(asked.resume).manifest
     where = os.path.join(asked.resume, "run.json")
@@ -192,7 +194,7 @@ def resumed(asked: Asked) -> Ready:
         raise UsageError(f"{where} has no {', '.join(lacking)}: not written by this version of ft-host")
     name = record["reference"]  # as `find` takes it: the distribution and the name, or the path of a file
     method = registry.find("method", name)
-    resolved = settings.resolve_resumed(
+    resolved = resolve.resolve_resumed(
         registry.config_class(method), record["config"], record["origins"], where, asked.flags
     )
     find_others(resolved.config)
@@ -202,7 +204,7 @@ def resumed(asked: Asked) -> Ready:
 def find_others(config: Any) -> None:
     """The other plugins that the config names, found without importing them."""
     registry.check_requirements(config.required_plugins)
-    settings.backend_of(config)
+    registry.backend_of(config)
     for name in config.diagnostics:
         registry.find("diagnostics", name)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ft_host.data.opening import open_eval, open_source, open_train
+from ft_host.data.load import open_eval, open_source, open_train
 from ft_host.data.preferences import fit_length, is_empty, preference_row, tokenize_completions, unpaired_rows
 from ft_host.data.prompts import completed_row, given_row, prompt_row
 from ft_host.data.sources import Source, Stream

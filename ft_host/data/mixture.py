@@ -12,7 +12,7 @@ import bisect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ft_host.data.opening import open_source
+from ft_host.data.load import open_source
 from ft_host.data.order import in_proportion, permutation
 from ft_host.data.sources import Source, Stream, digest
 from ft_host.errors import DataError

@@ -13,7 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ft_host.data.formats import EXTRAS, alike, alpaca, content_of, kind_of, messages_of, with_system
-from ft_host.data.looks import preference_refusal, unlike_the_prompt
+from ft_host.data.preference_errors import preference_refusal, unlike_the_prompt
 from ft_host.data.templates import common_prefix
 from ft_host.data.tokens import (
     chat_ids,

@@ -15,7 +15,7 @@ from ft_host.types import Drop
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ft_host.generation.config import RolloutConfig
+    from ft_host.config.rollout import RolloutConfig
 
 Row = dict[str, Any]
 
@@ -35,7 +35,7 @@ def prompt_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RolloutConf
 
 def completed_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig, otherwise: str) -> Row | Drop:
     """The completion of a row in any format of SFT, of messages the last turn of the assistant's, cut at
-    `max_completion_length`: what `ft_host.generation.rows.completion_row` makes of one that was sampled.
+    `max_completion_length`: what `ft_host.rollouts.rows.completion_row` makes of one that was sampled.
 
     Raises RowError for a row without one, which goes on with `otherwise`: what a method can do without.
     """

@@ -17,8 +17,8 @@ from typing import Any
 from ft_host.diagnostics.finding import Finding
 from ft_host.diagnostics.rule import SEVERITIES, Remedy, Rule, chosen, is_fact
 from ft_host.diagnostics.view import View
-from ft_host.report.record import number_of
-from ft_host.report.series import Series
+from ft_host.rundir.record import number_of
+from ft_host.rundir.series import Series
 
 COOLDOWN = 100  # steps after a finding was cleared in which it isn't told of again
 

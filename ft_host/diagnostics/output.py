@@ -7,7 +7,7 @@ import textwrap
 from typing import Any
 
 from ft_host.diagnostics.replay import Diagnosis
-from ft_host.report import format as fmt
+from ft_host.rundir import format as fmt
 
 SCHEMA = "ft-host.diagnosis/1"
 WIDTH = 100

@@ -8,10 +8,10 @@ import textwrap
 from typing import Any
 
 from ft_host import registry
+from ft_host.config.text import yaml_text
 from ft_host.diagnostics.output import patch_text
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
-from ft_host.report.record import RunRecord
-from ft_host.settings.text import yaml_text
+from ft_host.rundir.record import RunRecord
 from ft_host.util.text import nearest
 
 LEFT_OUT = ("output_dir", "parent", "resume_from_checkpoint")  # of the run itself, not of what it does

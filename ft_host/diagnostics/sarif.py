@@ -13,7 +13,7 @@ from ft_host._version import __version__
 from ft_host.diagnostics.collect import Owned
 from ft_host.diagnostics.pages import page, plain
 from ft_host.diagnostics.replay import Diagnosis
-from ft_host.report import format as fmt
+from ft_host.rundir import format as fmt
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {"info": "note", "warning": "warning", "error": "error"}

@@ -7,7 +7,7 @@ import statistics
 from types import SimpleNamespace
 from typing import Any
 
-from ft_host.report.series import Series
+from ft_host.rundir.series import Series
 
 BASELINE = slice(4, 25)  # steps 5 to 25: after the first jolts, before much has been learnt
 SETTLED = 10  # values of the baseline that must be there

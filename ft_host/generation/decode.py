@@ -29,7 +29,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from ft_host.generation import Sampling
-from ft_host.generation.picking import noise_of, pick, tokens_seen
+from ft_host.generation.sampling import noise_of, pick, tokens_seen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

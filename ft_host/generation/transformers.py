@@ -16,9 +16,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from ft_host.errors import DataError
 from ft_host.generation import Completion, Request, Sampling
 from ft_host.generation.decode import Job, Row, can_decode, decode
-from ft_host.generation.picking import noise_of, pick, tokens_seen
+from ft_host.generation.sampling import noise_of, pick, tokens_seen
 from ft_host.hooks import hookimpl
-from ft_host.processes import is_sharded
+from ft_host.util.distributed import is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

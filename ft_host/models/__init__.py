@@ -5,7 +5,7 @@ from ft_host.models.policy import Policy
 from ft_host.models.save import merge_adapter, save_model
 from ft_host.models.sharding import reshard, shard
 from ft_host.models.weights import check_vocabulary
-from ft_host.processes import precision
+from ft_host.util.distributed import precision
 
 __all__ = [
     "Policy",

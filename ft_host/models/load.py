@@ -15,7 +15,7 @@ from ft_host.errors import ConfigError
 from ft_host.models.policy import Policy, ValueHead
 from ft_host.models.probe import choose_layout
 from ft_host.models.weights import adapter_of, base_of, find_config, is_classifier, load_model, load_weights
-from ft_host.processes import free_memory, precision
+from ft_host.util.distributed import free_memory, precision
 from ft_host.util.memory import Shape, activation_bytes, shape_of
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor
 
 from ft_host.batch import Batch
 from ft_host.models import head
-from ft_host.models.against import Against, Head, loss_against
 from ft_host.models.attention import Layout, flat
 from ft_host.models.experts import Routing, routing_of, times_shared
+from ft_host.models.tiled_distillation import Against, Head, loss_against
 
 Places = Callable[[torch.Tensor], torch.Tensor]
 
@@ -35,7 +35,7 @@ class Policy(nn.Module):
 
     `hidden` (N, H), with gradient, is the state that each target is predicted from, and `head` makes logits of it: what
     another model is held against. `against`: such a model; the dict then holds the scalar `against` with gradient, and
-    the values of its function without (see `ft_host.models.against`).
+    the values of its function without (see `ft_host.models.tiled_distillation`).
 
     `value` (N,), with gradient, is what a trained companion of head "value" says of the state before each target:
     `companions` holds those that are trained beside the policy, inside it, so that one forward runs all.

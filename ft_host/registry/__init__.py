@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ft_host.registry.backend import backend_of
 from ft_host.registry.catalog import PluginInfo, catalog
 from ft_host.registry.lookup import (
     FtExperimentalWarning,
@@ -21,6 +22,7 @@ __all__ = [
     "FtExperimentalWarning",
     "PluginInfo",
     "backend_config_class",
+    "backend_of",
     "catalog",
     "check_requirements",
     "config_class",

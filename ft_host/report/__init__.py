@@ -1,7 +1,7 @@
 """Reads runs' folders and makes pages and tables of them. Imports no torch, and asks the network for nothing."""
 
 from ft_host.report.compare import write_comparison
-from ft_host.report.record import RunRecord, RunUnreadable, find_runs, read_run
 from ft_host.report.run_page import write_report
+from ft_host.rundir.record import RunRecord, RunUnreadable, find_runs, read_run
 
 __all__ = ["RunRecord", "RunUnreadable", "find_runs", "read_run", "write_comparison", "write_report"]

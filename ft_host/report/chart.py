@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ft_host.report import format as fmt
 from ft_host.report.findings import Mark
 from ft_host.report.markup import Markup, el, join
-from ft_host.report.series import Series, smooth, thin
+from ft_host.rundir import format as fmt
+from ft_host.rundir.series import Series, smooth, thin
 
 LETTER = {"big": 0.0085, "small": 0.028, "narrow": 0.037}  # width of a letter as a share of the plot, by its size
 THIN = 4  # the least width of a mark

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ft_host.errors import UsageError
-from ft_host.report import format as fmt
 from ft_host.report.chart import Line, chart, legend
 from ft_host.report.markup import Markup, el, table
 from ft_host.report.page import page, write_page
 from ft_host.report.parts import FIRST, place, status_pill
-from ft_host.report.record import RunRecord, read_run
+from ft_host.rundir import format as fmt
+from ft_host.rundir.record import RunRecord, read_run
 
 COLOURS = 8
 # Different in any two runs, so no difference that says something.

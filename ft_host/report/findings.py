@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ft_host.report import format as fmt
 from ft_host.report.markup import Markup, el, join
-from ft_host.report.record import RunRecord
+from ft_host.rundir import format as fmt
+from ft_host.rundir.record import RunRecord
 
 RANK = {"error": 0, "warning": 1, "info": 2}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ft_host.report import format as fmt
 from ft_host.report.chart import Line, chart
 from ft_host.report.findings import marks
 from ft_host.report.markup import Markup, el, facts, join, table
-from ft_host.report.record import RunRecord
+from ft_host.rundir import format as fmt
+from ft_host.rundir.record import RunRecord
 
 # Curves in the order people look for them, families by their beginning; those that aren't here follow by name.
 FIRST = (

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ft_host.errors import UsageError
 from ft_host.report import findings, parts, samples, what_ran
-from ft_host.report import format as fmt
 from ft_host.report.markup import Markup, el, join
 from ft_host.report.page import page, write_page
-from ft_host.report.record import RunRecord, read_run
+from ft_host.rundir import format as fmt
+from ft_host.rundir.record import RunRecord, read_run
 
 OF_ROLLOUTS = {
     "perf/generation_time": "generation",

@@ -6,9 +6,9 @@ import json
 import math
 from typing import Any
 
-from ft_host.report import format as fmt
 from ft_host.report.markup import Markup, el, join
-from ft_host.report.record import RunRecord
+from ft_host.rundir import format as fmt
+from ft_host.rundir.record import RunRecord
 
 SAMPLES_SHOWN = 6
 GROUPS_SHOWN = 3  # prompts of each rollout

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ft_host.report import format as fmt
 from ft_host.report.markup import Markup, el, facts, join, table
-from ft_host.report.record import RunRecord
+from ft_host.rundir import format as fmt
+from ft_host.rundir.record import RunRecord
 
 EVENTS_SHOWN = 25
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ft_host.config.builtin_rewards import BUILTIN, made_to_measure
 from ft_host.errors import ConfigError, DataError, FtHostError
-from ft_host.imports import EXAMPLE, cause, load_function
-from ft_host.rewards.builtin import BUILTIN, made_to_measure
 from ft_host.rewards.model import RewardModel, name_of
+from ft_host.util.imports import EXAMPLE, cause, load_function
 from ft_host.util.text import QUOTED, nearest
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def load_reward(
     modules: dict[str, ModuleType] | None = None,
     arguments: dict[str, dict[str, Any]] | None = None,
 ) -> RewardFunction:
-    """A built-in reward, or a function by file or module; see `ft_host.imports`."""
+    """A built-in reward, or a function by file or module; see `ft_host.util.imports`."""
     if spec in BUILTIN:
         return describe(BUILTIN[spec].name, made_to_measure(spec, (arguments or {}).get(spec, {}), option))
     if ":" not in spec:

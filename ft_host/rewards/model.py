@@ -7,11 +7,11 @@ trained on: a text ends in EOS, a conversation is what the template makes of it.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_host.config.paths import PARTS, folder_problem
 from ft_host.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,40 +20,8 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.models import Policy
 
-EXPECTED = "expected a sequence classifier with one label, as `ft-host train reward` leaves it"
-PARTS = ("model", "merged")  # of a run's folder: what is in them has the run's name
-
 
 # ---------------------------------------------------------------- before anything is loaded
-
-
-def folder_problem(folder: str | Path) -> str | None:
-    """Why a folder can't be a reward model, by its files; None where nothing speaks against it. Opens no weights."""
-    place = Path(folder)
-    files = {path.name for path in place.iterdir()}
-    if "adapter_config.json" in files:
-        written = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-        if written.get("task_type") != "SEQ_CLS":
-            return f"{folder} is an adapter of something else (task_type {written.get('task_type')}); {EXPECTED}"
-        base = Path(str(written.get("base_model_name_or_path")))
-        if base.is_absolute() and not base.is_dir():
-            return f"{folder} is an adapter of {base}, which isn't there"
-    elif "config.json" in files:
-        written = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        made = ", ".join(written.get("architectures") or ["of no architecture"])
-        if not made.endswith("ForSequenceClassification"):
-            return f"{folder} holds a model {made}; {EXPECTED}"
-        labels = len(written.get("id2label") or "ab")  # two are the default, which isn't written
-        if labels != 1:
-            return f"{folder} holds a {made} of {labels} labels; {EXPECTED}"
-    else:
-        parts = [str(place / part) for part in PARTS if (place / part).is_dir()]
-        return f"{folder} has no config.json" + (f"; did you mean {' or '.join(parts)}?" if parts else f"; {EXPECTED}")
-    if not any(file.endswith(".safetensors") for file in files):
-        return f"{folder} holds no weights (safetensors)"
-    if not any(file.startswith("tokenizer") for file in files):
-        return f"{folder} has no tokenizer, and a reward model reads text with its own"
-    return None
 
 
 def name_of(folder: str | Path) -> str:

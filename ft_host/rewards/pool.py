@@ -17,9 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ft_host.config.builtin_rewards import BUILTIN
 from ft_host.errors import ConfigError, DataError, FtHostError
-from ft_host.imports import EXAMPLE, cause
-from ft_host.rewards.builtin import BUILTIN
 from ft_host.rewards.functions import (
     EXPECTED,
     RewardFunction,
@@ -32,9 +31,10 @@ from ft_host.rewards.functions import (
 )
 from ft_host.rewards.model import RewardModel
 from ft_host.rewards.process import INSIDE, Worker
+from ft_host.util.imports import EXAMPLE, cause
 
 if TYPE_CHECKING:
-    from ft_host.generation.config import RolloutConfig
+    from ft_host.config.rollout import RolloutConfig
 
 LOADING = 120.0  # seconds in which a process must have started and imported a function; not part of a call's time
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import ft_host
 from ft_host.config import RunConfig
-from ft_host.folder import RunFolder
 from ft_host.run import Run
+from ft_host.rundir.folder import RunFolder
 from ft_host.testing.processes import start, train_apart
 
 Line = dict[str, Any]
@@ -175,7 +175,7 @@ def row_order(config: RunConfig, method: str, rel: float = 1e-5) -> None:
     """Loss and gradient of a micro-batch don't depend on the order of its rows."""
     import torch
 
-    from ft_host.loop import before_collating
+    from ft_host.train.loop import before_collating
 
     run, rows = first_step(config, method)
     results = []
@@ -203,7 +203,7 @@ def first_step(config: RunConfig, method: str) -> tuple[Run, list[dict[str, Any]
 
     from ft_host import data, registry
     from ft_host.models import load_policy
-    from ft_host.models.companions import Companion, keep_adapter
+    from ft_host.models.aux_models import Companion, keep_adapter
     from ft_host.types import ModelSpec
 
     tokenizer = data.load_tokenizer(config)

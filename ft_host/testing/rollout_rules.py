@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ft_host.diagnostics.rollouts import Names
+from ft_host.diagnostics.shared import Names
 from ft_host.testing.rules import Told, evals, in_order, steps
 
 Value = float | Callable[[int], float]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ft_host.diagnostics.memory import remedies_for
+from ft_host.diagnostics.memory_remedies import remedies_for
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, short
 from ft_host.util.memory import BACKWARD, LOADING, PARTS

@@ -5,7 +5,7 @@ Machines are noisy: what is a warning here is clear and lasts.
 
 from __future__ import annotations
 
-from ft_host.diagnostics.memory import checkpointing, smaller_micro_batch
+from ft_host.diagnostics.memory_remedies import checkpointing, smaller_micro_batch
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, percent, short
 

@@ -14,8 +14,8 @@ from ft_distill.taught import against_teacher, columns_of, metrics_of, sampling_
 from ft_host import hookimpl
 from ft_host.batch import Batch, forest
 from ft_host.data import prompt_row
-from ft_host.generation.rollout import Rollout
-from ft_host.generation.rows import completion_metrics, completion_row, completion_segments, per_target
+from ft_host.rollouts.rollout import Rollout
+from ft_host.rollouts.rows import completion_metrics, completion_row, completion_segments, per_target
 from ft_host.types import LossOutput, ModelSpec
 
 

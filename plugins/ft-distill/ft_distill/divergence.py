@@ -48,7 +48,7 @@ def topk_jsd(student: torch.Tensor, ids: torch.Tensor, teacher: torch.Tensor, be
     return generalised_jsd(chosen.log_softmax(-1), teacher.log_softmax(-1), beta)
 
 
-# ---------------------------------------------------------------- for a tile of targets (ft_host.models.against)
+# ---------------------------------------------------------------- for a tile of targets
 
 
 @dataclass(frozen=True, kw_only=True)

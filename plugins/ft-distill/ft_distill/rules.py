@@ -7,7 +7,8 @@ import math
 
 from ft_host import hookimpl
 from ft_host.diagnostics import Remedy, Rule, View, percent, short
-from ft_host.diagnostics.rollouts import Names, judge, rollout_rules, taught_rules, watched_rules
+from ft_host.diagnostics.shared import Names, rollout_rules, taught_rules, watched_rules
+from ft_host.diagnostics.shared import helpers as judge
 
 MASS = "distillation/teacher_top_k_mass"
 UNSURE, TOKENS = "distillation/teacher_entropy", "model/vocab_size"

@@ -12,7 +12,7 @@ from ft_host.batch import Batch
 from ft_host.errors import FtHostError
 from ft_host.generation import Sequence
 from ft_host.metrics import Metric, maximum, mean
-from ft_host.models.against import Against
+from ft_host.models.tiled_distillation import Against
 from ft_host.types import ModelSpec
 
 Row = dict[str, Any]

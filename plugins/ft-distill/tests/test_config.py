@@ -36,7 +36,7 @@ def test_defaults_of_gkd_are_trls():
 
 
 def test_trls_names_are_taken():
-    from ft_host.settings import resolve
+    from ft_host.config import resolve
 
     given = ["--model", "m", "--dataset", "d", "--teacher-model-name-or-path", "t", "--max-new-tokens", "9"]
     config = resolve(GKDConfig, None, given).config
@@ -85,14 +85,14 @@ def test_a_revision_of_a_folder_is_refused(teacher):
 
 
 def test_a_teacher_is_asked_for():
-    from ft_host.settings import resolve
+    from ft_host.config import resolve
 
     with pytest.raises(ConfigError, match="teacher"):
         resolve(DistillConfig, None, ["--model", "m", "--dataset", "d"])
 
 
 def test_a_teacher_that_the_backend_serves_is_one():
-    from ft_host.settings import resolve
+    from ft_host.config import resolve
 
     config = resolve(DistillConfig, None, ["--model", "m", "--dataset", "d", "--loss-top-k", "9"]).config
     assert distill.ft_models(config) is None and gkd.ft_models(GKDConfig(loss_top_k=9)) is None
@@ -149,8 +149,8 @@ def no_model(monkeypatch):
     def loaded(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("ft_host.launch.load_policy", loaded)
-    monkeypatch.setattr("ft_host.models.companions.load_frozen", loaded)
+    monkeypatch.setattr("ft_host.train.launch.load_policy", loaded)
+    monkeypatch.setattr("ft_host.models.aux_models.load_frozen", loaded)
 
 
 @pytest.fixture(params=[DistillConfig, GKDConfig], ids=["distill", "gkd"])

@@ -10,7 +10,7 @@ import torch
 from ft_distill import gkd
 from ft_distill.config import DistillConfig, GKDConfig
 
-from ft_host.models import against as tiling
+from ft_host.models import tiled_distillation as tiling
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer

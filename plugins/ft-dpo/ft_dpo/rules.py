@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from ft_host import hookimpl
 from ft_host.diagnostics import Remedy, Rule, View, percent, short
-from ft_host.diagnostics.preferences import fall, preference_rules
-from ft_host.diagnostics.rollouts.judge import lower_rate
+from ft_host.diagnostics.shared.helpers import lower_rate
+from ft_host.diagnostics.shared.preferences import fall, preference_rules
 
 ACCURACY, MARGINS = "rewards/accuracies", "rewards/margins"
 SWAP = Remedy(why="Look at some pairs, and rename the columns where they are swapped (dataset_columns)")

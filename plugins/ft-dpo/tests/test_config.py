@@ -9,8 +9,8 @@ import sys
 import pytest
 from ft_dpo.config import DPOConfig
 
+from ft_host.config.resolve import resolve
 from ft_host.errors import ConfigError
-from ft_host.settings.resolve import resolve
 from ft_host.testing.invariants import run_in
 
 REFUSED = [

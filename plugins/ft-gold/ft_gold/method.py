@@ -32,10 +32,10 @@ from ft_host.batch import Batch, forest
 from ft_host.data import completed_row, given_row, prompt_row
 from ft_host.errors import RowError
 from ft_host.generation import Completion
-from ft_host.generation.rollout import Rollout, seed_of
-from ft_host.generation.rows import completion_metrics, completion_row, completion_segments, per_target
 from ft_host.metrics import Metric, maximum, mean
-from ft_host.models.against import Against
+from ft_host.models.tiled_distillation import Against
+from ft_host.rollouts.rollout import Rollout, seed_of
+from ft_host.rollouts.rows import completion_metrics, completion_row, completion_segments, per_target
 from ft_host.types import Drop, LossOutput, ModelSpec
 
 Row = dict[str, Any]

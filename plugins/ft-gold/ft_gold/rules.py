@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from ft_host import hookimpl
 from ft_host.diagnostics import Remedy, Rule, View, percent
-from ft_host.diagnostics.rollouts import Names, judge, rollout_rules, taught_rules, watched_rules
+from ft_host.diagnostics.shared import Names, rollout_rules, taught_rules, watched_rules
+from ft_host.diagnostics.shared import helpers as judge
 
 ALIGNED, MASS = "distillation/aligned_share", "distillation/matched_mass"
 NAMES = Names(letters="GOLD", first=100, grouped=False)

@@ -42,7 +42,7 @@ def test_defaults_are_trls():
 
 
 def test_trls_names_are_taken():
-    from ft_host.settings import resolve
+    from ft_host.config import resolve
 
     given = ["--model", "m", "--dataset", "d", "--teacher-model-name-or-path", "t", "--max-new-tokens", "9"]
     config = resolve(GOLDConfig, None, given).config
@@ -91,7 +91,7 @@ def test_a_revision_of_a_folder_is_refused(teacher):
 
 
 def test_a_teacher_is_asked_for():
-    from ft_host.settings import resolve
+    from ft_host.config import resolve
 
     with pytest.raises(ConfigError, match="teacher"):
         resolve(GOLDConfig, None, ["--model", "m", "--dataset", "d"])
@@ -124,8 +124,8 @@ def no_model(monkeypatch):
     def loaded(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("ft_host.launch.load_policy", loaded)
-    monkeypatch.setattr("ft_host.models.companions.load_frozen", loaded)
+    monkeypatch.setattr("ft_host.train.launch.load_policy", loaded)
+    monkeypatch.setattr("ft_host.models.aux_models.load_frozen", loaded)
 
 
 def test_another_vocabulary_compared_token_by_token(make, chats, no_model):

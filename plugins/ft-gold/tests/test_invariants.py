@@ -10,7 +10,7 @@ from ft_gold import method
 from ft_gold.config import GOLDConfig
 from ft_gold.tokens import meeting
 
-from ft_host.models import against as tiling
+from ft_host.models import tiled_distillation as tiling
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 from ft_host.testing.models import other_tokenizer, save_tiny, tiny_llama, tiny_tokenizer

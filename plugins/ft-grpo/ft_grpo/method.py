@@ -27,11 +27,12 @@ from ft_grpo.advantages import advantages, varies
 from ft_grpo.losses import LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios, row_sums
 from ft_grpo.metrics import metrics
 from ft_host import hookimpl
-from ft_host.annotate import annotate, evaluate_rows
 from ft_host.batch import Batch, forest
 from ft_host.data import prompt_row
-from ft_host.generation.rollout import Rollout
-from ft_host.generation.rows import (
+from ft_host.metrics import maximum, mean, std, total
+from ft_host.models.annotate import annotate, evaluate_rows
+from ft_host.rollouts.rollout import Rollout
+from ft_host.rollouts.rows import (
     by_row,
     completion_metrics,
     completion_row,
@@ -39,7 +40,6 @@ from ft_host.generation.rows import (
     masked_row,
     per_target,
 )
-from ft_host.metrics import maximum, mean, std, total
 from ft_host.types import LossOutput, ModelSpec
 
 # ---------------------------------------------------------------- hooks: rollouts

@@ -90,7 +90,7 @@ class Answers:
         return self.completions
 
     def reward(self, rows: list[dict], completions: list[Completion]) -> Any:
-        from ft_host.generation.rollout import Rewards, reward_metrics
+        from ft_host.rollouts.rollout import Rewards, reward_metrics
 
         metrics: dict = {}
         for index, name in enumerate(NAMES):
@@ -146,10 +146,10 @@ def ready(config: GRPOConfig) -> Any:
     from ft_grpo.method import ft_models
 
     from ft_host import data, registry
-    from ft_host.folder import RunFolder
     from ft_host.models import load_policy
-    from ft_host.models.companions import Companion
+    from ft_host.models.aux_models import Companion
     from ft_host.run import Run
+    from ft_host.rundir.folder import RunFolder
 
     tokenizer = data.load_tokenizer(config)
     accelerator = Accelerator(cpu=True)

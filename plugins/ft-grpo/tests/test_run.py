@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ft_grpo.config import GRPOConfig
 
-from ft_host.folder import RunFolder
+from ft_host.rundir.folder import RunFolder
 from ft_host.testing.distributions import make_distribution
 from ft_host.testing.invariants import assert_same, lines, run_in
 from ft_host.testing.models import save_adapter

@@ -11,7 +11,7 @@ import trl
 from ft_grpo.config import GRPOConfig
 
 from ft_host.errors import UsageError
-from ft_host.folder import RunFolder
+from ft_host.rundir.folder import RunFolder
 from ft_host.testing.distributions import make_distribution
 from ft_host.testing.invariants import lines, run_in
 from ft_host.testing.models import save_tiny, tiny_llama

@@ -10,7 +10,7 @@ from ft_kto.method import ft_collate, ft_prepare
 
 from ft_host.batch import IGNORE
 from ft_host.errors import ConfigError, DataError, RowError
-from ft_host.folder import RunFolder
+from ft_host.rundir.folder import RunFolder
 from ft_host.testing.invariants import lines, run_in
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.types import Drop

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ft_host.config import option
+from ft_host.config.rollout import RolloutConfig, RolloutPlan
 from ft_host.errors import ConfigError
-from ft_host.generation.config import RolloutConfig, RolloutPlan
 
 
 @dataclass(kw_only=True)

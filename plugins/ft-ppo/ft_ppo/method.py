@@ -25,12 +25,13 @@ from typing import Any
 import torch
 
 from ft_host import hookimpl
-from ft_host.annotate import annotate, evaluate_rows
 from ft_host.batch import Batch, forest
 from ft_host.data import prompt_row
 from ft_host.errors import ConfigError
-from ft_host.generation.rollout import Rollout
-from ft_host.generation.rows import (
+from ft_host.metrics import explained, maximum, mean, total, variance
+from ft_host.models.annotate import annotate, evaluate_rows
+from ft_host.rollouts.rollout import Rollout
+from ft_host.rollouts.rows import (
     by_row,
     completion_metrics,
     completion_row,
@@ -38,7 +39,6 @@ from ft_host.generation.rows import (
     masked_row,
     per_target,
 )
-from ft_host.metrics import explained, maximum, mean, total, variance
 from ft_host.types import LossOutput, ModelSpec
 
 # ---------------------------------------------------------------- maths

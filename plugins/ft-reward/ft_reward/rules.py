@@ -9,7 +9,7 @@ import math
 
 from ft_host import hookimpl
 from ft_host.diagnostics import Remedy, Rule, View, percent, short
-from ft_host.diagnostics.rollouts.judge import lower_rate, raise_rate, set_field
+from ft_host.diagnostics.shared.helpers import lower_rate, raise_rate, set_field
 
 TRAIN, HELD_OUT, SCORE = "accuracy", "eval_accuracy", "mean_reward"
 

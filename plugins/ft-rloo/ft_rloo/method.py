@@ -27,11 +27,12 @@ from typing import Any
 import torch
 
 from ft_host import hookimpl
-from ft_host.annotate import annotate, evaluate_rows
 from ft_host.batch import Batch, forest
 from ft_host.data import prompt_row
-from ft_host.generation.rollout import Rollout
-from ft_host.generation.rows import (
+from ft_host.metrics import Metric, maximum, mean, minimum, std
+from ft_host.models.annotate import annotate, evaluate_rows
+from ft_host.rollouts.rollout import Rollout
+from ft_host.rollouts.rows import (
     completion_metrics,
     completion_row,
     completion_segments,
@@ -39,7 +40,6 @@ from ft_host.generation.rows import (
     per_target,
     sum_by_row,
 )
-from ft_host.metrics import Metric, maximum, mean, minimum, std
 from ft_host.types import LossOutput, ModelSpec
 
 # ---------------------------------------------------------------- maths

@@ -14,7 +14,7 @@ import torch
 from ft_rloo.config import RLOOConfig
 
 from ft_host.generation import Completion
-from ft_host.generation.rollout import Rewards, reward_metrics
+from ft_host.rollouts.rollout import Rewards, reward_metrics
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.rows import sentence, tiny_run
 
@@ -130,10 +130,10 @@ def _ready(config: RLOOConfig) -> Any:
     from ft_rloo.method import ft_models
 
     from ft_host import data, registry
-    from ft_host.folder import RunFolder
     from ft_host.models import load_policy
-    from ft_host.models.companions import Companion
+    from ft_host.models.aux_models import Companion
     from ft_host.run import Run
+    from ft_host.rundir.folder import RunFolder
 
     tokenizer = data.load_tokenizer(config)
     accelerator = Accelerator(cpu=True)

@@ -107,7 +107,7 @@ def test_accepted(fields):
 
 
 def test_an_unknown_mode_is_refused():
-    from ft_host.settings import resolve
+    from ft_host.config import resolve
 
     with pytest.raises(ConfigError, match="distillation-mode"):
         resolve(SDFTConfig, None, ["--model", "m", "--dataset", "d", "--distillation-mode", "topk"])
@@ -193,7 +193,7 @@ def no_model(monkeypatch):
     def loaded(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("ft_host.launch.load_policy", loaded)
+    monkeypatch.setattr("ft_host.train.launch.load_policy", loaded)
 
 
 def test_a_missing_column_is_named_before_a_model_is_loaded(make, no_model):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from string import Formatter
 
 from ft_host.config import option
+from ft_host.config.rollout import RolloutConfig, RolloutPlan, grouped_plan
 from ft_host.errors import ConfigError
-from ft_host.generation.config import RolloutConfig, RolloutPlan, grouped_plan
 
 CONTEXT = "privileged_context"  # the column with feedback on a prompt
 FEEDBACK = "feedback"  # what a reward function logs for each completion (log_extra) is feedback on that one

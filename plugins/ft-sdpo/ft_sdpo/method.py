@@ -25,13 +25,15 @@ from typing import Any
 import torch
 
 from ft_host import hookimpl
-from ft_host.annotate import evaluate_rows
 from ft_host.batch import Batch, Segment, forest
 from ft_host.data import prompt_row
 from ft_host.data.formats import kind_of
 from ft_host.errors import RowError
-from ft_host.generation.rollout import Rollout
-from ft_host.generation.rows import (
+from ft_host.metrics import Metric, maximum, mean, std, total
+from ft_host.models.annotate import evaluate_rows
+from ft_host.models.tiled_distillation import Against
+from ft_host.rollouts.rollout import Rollout
+from ft_host.rollouts.rows import (
     by_row,
     completion_metrics,
     completion_row,
@@ -40,8 +42,6 @@ from ft_host.generation.rows import (
     num_targets,
     per_target,
 )
-from ft_host.metrics import Metric, maximum, mean, std, total
-from ft_host.models.against import Against
 from ft_host.types import Drop, LossOutput, ModelSpec
 from ft_sdpo.config import CONTEXT, FEEDBACK, SDPOConfig
 from ft_sdpo.losses import DISTANCES, SCALES, advantages, clipped, importance, ratios, tokens_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ft_sdpo.config import SDPOConfig
 
-from ft_host.models import against as tiling
+from ft_host.models import tiled_distillation as tiling
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ft_host import hookimpl
 from ft_host.diagnostics import Remedy, Rule, View, short
-from ft_host.diagnostics.rollouts.judge import lower_rate
+from ft_host.diagnostics.shared.helpers import lower_rate
 
 
 def surprised(view: View) -> bool | None:

@@ -18,7 +18,7 @@ from ft_host import hookimpl
 from ft_host.errors import ConfigError, FtHostError
 from ft_host.generation import Completion, Request, Sampling, Scores, Sequence
 from ft_host.models.load import base_of
-from ft_host.processes import precision
+from ft_host.util.distributed import precision
 from ft_vllm import inprocess, scoring, server, transfer, weights
 from ft_vllm.client import Client
 from ft_vllm.config import VLLMConfig

@@ -16,7 +16,7 @@ from ft_vllm import __version__, backend
 from ft_vllm.config import VLLMConfig
 from ft_vllm.server import Server, free_port, wait
 
-from ft_host.folder import RunFolder
+from ft_host.rundir.folder import RunFolder
 from ft_host.testing.generation import generating_run
 from ft_host.testing.models import save_tiny, tiny_tokenizer
 

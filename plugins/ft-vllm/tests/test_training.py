@@ -17,12 +17,12 @@ from ft_distill.config import DistillConfig
 from ft_grpo.config import GRPOConfig
 
 import ft_host
-from ft_host import launch
 from ft_host.errors import FtHostError
-from ft_host.folder import RunFolder
+from ft_host.rundir.folder import RunFolder
 from ft_host.testing.invariants import as_if_killed, lines
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.rows import sentence, tiny_run
+from ft_host.train import launch
 
 PYTHON = os.environ.get("FT_VLLM_PYTHON")
 REWARD = """

@@ -1,0 +1,83 @@
+"""The page of an autopilot: what was tried, why, and what it brought."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ft_host.report.compare import pictures
+from ft_host.report.markup import Markup, el, join, table
+from ft_host.report.page import page, write_page
+from ft_host.report.parts import status_pill
+from ft_host.rundir import format as fmt
+
+if TYPE_CHECKING:
+    from ft_host.autopilot.attempts import Attempt, Flight
+
+
+def write_flight(flight: Flight, path: Path) -> Path:
+    return write_page(path, flight_page(flight))
+
+
+def flight_page(flight: Flight) -> str:
+    """The whole document."""
+    records = {each.number: record for each in flight.attempts if (record := flight.record(each)) is not None}
+    now = fmt.moment(datetime.now().astimezone())
+    shown = [number for number, record in records.items() if record.has_metrics][-8:]
+    curves = (
+        pictures([records[number] for number in shown], [f"attempt {number}" for number in shown]) if shown else None
+    )
+    return page(
+        f"autopilot · {flight.folder.name}",
+        el(
+            "header",
+            el("p.eyebrow", "ft-host · autopilot"),
+            el("h1", flight.folder.name),
+            el("p.lead", *_result(flight)),
+        ),
+        el("section", el("h2", "What was tried"), _attempts(flight, records)),
+        *(_change(each) for each in flight.attempts if each.change is not None),
+        curves,
+        el("footer", f"Made by ft-host on {now} from {flight.folder}"),
+    )
+
+
+def _result(flight: Flight) -> list[str | Markup]:
+    count = f"{len(flight.attempts)} of at most {flight.budget} attempts. "
+    if flight.best is None:
+        return [count, "None of them has finished."]
+    best = flight.attempts[flight.best - 1]
+    value = f" with {flight.metric} {fmt.number(best.metrics[flight.metric])}" if flight.metric else ""
+    return [count, "Best: ", el("b", f"attempt {best.number}"), value, ", in ", el("code", best.folder), "."]
+
+
+def _attempts(flight: Flight, records: dict) -> Markup:
+    names = list(dict.fromkeys(name for each in flight.attempts for name in each.metrics))[:3]
+    rows = []
+    for each in flight.attempts:
+        found = [finding["code"] for finding in each.findings if finding["state"] == "open"]
+        ended = status_pill(records[each.number]) if each.number in records else each.status
+        metrics = [fmt.number(each.metrics[name]) if name in each.metrics else "" for name in names]
+        best = " (best)" if each.number == flight.best else ""
+        rows.append([f"{each.number}{best}", _patch(each), ended, f"{each.steps:,}", *metrics, ", ".join(found)])
+    head = ["Attempt", "Changed", "Ended", "Steps", *names, "Open findings"]
+    return table(head, rows, numbers=set(range(3, 4 + len(names))))
+
+
+def _patch(attempt: Attempt) -> str | Markup:
+    if attempt.change is None:
+        return "the run file as it is"
+    changed = [f"{name}: {fmt.value(old)} → {fmt.value(new)}" for name, (old, new) in attempt.change.patch.items()]
+    return el("code", ", ".join(changed))
+
+
+def _change(attempt: Attempt) -> Markup:
+    change = attempt.change
+    start = join("from ", el("code", change.checkpoint)) if change.checkpoint else "from the beginning"
+    return el(
+        "section",
+        el("h3", f"Attempt {attempt.number}, for {change.finding}"),
+        el("p", change.message),
+        el("p", change.remedy, "; ", start, "."),
+    )

@@ -1,0 +1,8 @@
+"""The fields of a run: what they are, and how a file, flags and Python become a checked config. Imports no torch."""
+
+from __future__ import annotations
+
+from ft_host.config.rollout import RolloutConfig, RolloutPlan, grouped_plan
+from ft_host.config.run import RunConfig, option
+
+__all__ = ["RolloutConfig", "RolloutPlan", "RunConfig", "grouped_plan", "option"]

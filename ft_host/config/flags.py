@@ -1,0 +1,151 @@
+"""Flags to values: `--learning-rate 1e-5`, `--learning_rate=1e-5`, `--use-peft`, `--no-use-peft`, `--eval-reward a b`.
+
+Written out rather than left to argparse, which takes any prefix of a flag for the flag, prints one problem at a time,
+and wants every field declared before it can say which of them a name was meant to be.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from typing import Any
+
+from ft_host.config.fields import (
+    REFUSED,
+    UNSET,
+    Field,
+    Mismatch,
+    Wrong,
+    bounded,
+    convert,
+    expected,
+    fit,
+    flag_of,
+    names_of,
+)
+from ft_host.config.files import parse_inline
+from ft_host.config.renamed import RENAMED, hint
+from ft_host.util.text import nearest
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+NUMBER = re.compile(r"-[.\d]")
+
+
+def read_flags(arguments: list[str], fields: dict[str, Field]) -> tuple[dict[str, Any], list[str]]:
+    """The values by field, and every problem found, each naming its flag."""
+    names = names_of(fields)
+    given: dict[str, list[str]] = {}
+    values: dict[str, Any] = {}
+    problems = []
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        position += 1
+        if not argument.startswith("--") or argument == "--":
+            problems.append(stray(argument, arguments, position))
+            continue
+        flag, equals, text = argument.partition("=")
+        written = flag[2:].replace("-", "_")
+        name, negated = names.get(written), False
+        if name is None and written.startswith("no_") and names.get(written[3:]) is not None:
+            name, negated = names[written[3:]], True
+        texts = [text] if equals else []
+        field = fields.get(name or "")
+        while not equals and position < len(arguments) and takes(field, texts, arguments[position], negated):
+            texts.append(arguments[position])
+            position += 1
+        if field is None:
+            problems.append(unknown(flag, written, fields))
+            continue
+        boolean = field.arms == (bool,)
+        if negated and (not boolean or texts):
+            said = f"takes no value, found {texts[0]!r}" if boolean else f"{field.name} isn't a switch"
+            problems.append(f"{flag}: {said}; write {field.flag} value")
+            continue
+        if boolean and not texts:
+            texts = ["false" if negated else "true"]
+        if not texts:
+            problems.append(f"{flag} needs a value: {expected(field)}")
+            values[name] = REFUSED
+        elif name in given and not field.many:
+            problems.append(f"{flag} is given twice: {given[name][0]}, then {texts[0]}")
+        else:
+            given.setdefault(name, []).extend(texts)
+    for name, texts in given.items():
+        try:
+            values[name] = parse(fields[name], texts)
+        except Mismatch as error:
+            problems.append(f"{fields[name].flag}: {error}")
+            values[name] = REFUSED
+    return values, problems
+
+
+def takes(field: Field | None, texts: list[str], following: str, negated: bool) -> bool:
+    """Whether the argument that follows is a value of this flag."""
+    if following.startswith("-") and following != "-" and not NUMBER.match(following):
+        return False
+    if field is None:  # an unknown flag swallows what follows, so that it is the only thing refused
+        return True
+    if field.arms == (bool,):
+        return not texts and (negated or following.lower() in TRUE + FALSE or (field.optional and following == "none"))
+    return field.many or not texts
+
+
+def stray(argument: str, arguments: list[str], position: int) -> str:
+    """What to say of an argument that is neither a flag nor a value of one."""
+    if argument.startswith("-") and argument.strip("-"):
+        return f"{argument}: flags take two hyphens, as in {flag_of(argument.lstrip('-').partition('=')[0])}"
+    before = arguments[position - 2] if position > 1 else ""
+    after = f" after {before}" if before else ""
+    return f"unexpected {argument!r}{after}; METHOD and CONFIG come first, then flags, each before its value"
+
+
+def unknown(flag: str, written: str, fields: dict[str, Field]) -> str:
+    """What to say of a flag that no field answers to."""
+    text = hint(written, fields)
+    if text is not None:
+        target = RENAMED[written][0]
+        return f"{flag}: no such flag; {text.replace(target, flag_of(target), 1) if target else text}"
+    names = [name for name in names_of(fields) if not name.startswith("no_")]
+    near = nearest(written, names, "{}")
+    return f"{flag}: no such flag; " + (f"did you mean {flag_of(near)}?" if near else "--help lists them")
+
+
+# ---------------------------------------------------------------- values
+
+
+def parse(field: Field, texts: list[str]) -> Any:
+    """What follows a flag as a value of this field. A list takes several texts, others take one. Raises Mismatch."""
+    first = texts[0]
+    if field.many:
+        if len(texts) == 1 and first.lower() in UNSET:
+            return None if field.optional else []
+        if len(texts) == 1 and first.startswith("["):
+            return fit(field, parse_inline(first))
+        return fit(field, [parse_scalar(typing.get_args(field.arms[0])[0], text) for text in texts])
+    if len(texts) > 1:
+        raise Mismatch(f"found {len(texts)} values ({', '.join(texts)}), expected one: {expected(field)}")
+    if field.optional and first.lower() in UNSET:
+        return None
+    for arm in field.arms:
+        value = parse_scalar(arm, first)
+        if not isinstance(convert(arm, value), Wrong):
+            # A list or mapping that is written out is meant as one where the field may be one, though text fits too.
+            if arm is str and len(field.arms) > 1 and first.lstrip().startswith(("[", "{")):
+                continue
+            return bounded(field, convert(arm, value))
+    return fit(field, parse_scalar(field.arms[-1], first))
+
+
+def parse_scalar(hint: Any, text: str) -> Any:
+    """`text` as `hint` where it can be read as one, otherwise `text` itself."""
+    if hint is bool and text.lower() in TRUE + FALSE:
+        return text.lower() in TRUE
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            return text
+    if hint in (str, bool):
+        return text
+    return parse_inline(text)

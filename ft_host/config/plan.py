@@ -1,0 +1,91 @@
+"""`--dry-run`: what would be run, as a config file that runs it again, with where each value came from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ft_host.config.fields import GROUPS, fields_of
+from ft_host.config.resolve import Resolved
+from ft_host.config.rollout import RolloutConfig, RolloutPlan
+from ft_host.config.text import yaml_text
+
+if TYPE_CHECKING:
+    from ft_host.config.run import RunConfig
+
+
+def dry_run(method: str, label: str, resolved: Resolved, processes: int) -> str:
+    """The plan as comments and the config as YAML. `processes` is how many the step's rows are spread over."""
+    fields = fields_of(type(resolved.config))
+    lines = [f"# {line}" for line in [f"method: {method} ({label})", *plan(resolved.config, processes)]]
+    lines += ["", f"method: {yaml_text(method)}"]
+    for group, title in GROUPS.items():
+        members = [field for field in fields.values() if field.group == group]
+        if members:
+            lines += ["", f"# ---- {f'of {method}' if group == 'method' else title}"]
+        for field in members:
+            said = f"{field.name}: {yaml_text(getattr(resolved.config, field.name))}"
+            lines.append(f"{said:<48}  # {resolved.origins[field.name]}")
+    return "\n".join(lines) + "\n"
+
+
+def plan(config: RunConfig, processes: int) -> list[str]:
+    """What can be said of a run before its data and model are opened, a sentence a line."""
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    rollouts = config.rollout_plan(processes) if isinstance(config, RolloutConfig) else None
+    what = "blocks" if config.packing else "rows"
+    factors = f"{config.per_device_train_batch_size} a device × {config.gradient_accumulation_steps} accumulated"
+    data = config.dataset if isinstance(config.dataset, str) else ", ".join(item["path"] for item in config.dataset)
+    evaluated = config.eval_dataset or (config.dataset_test_split and f"split {config.dataset_test_split}")
+    when = "after training" + (f" and every {config.eval_steps} steps" if config.eval_steps else "")
+    when = f"before and {when}" if config.eval_on_start else when
+    scored = config.eval_reward or (rollouts and config.reward)
+    rewards = f", with {', '.join(scored)}" if scored else ""
+    return [
+        f"model: {config.model}" + (f", LoRA of rank {config.lora_r}" if config.use_peft else ", all weights"),
+        f"data: {data}",
+        *(rollout_notes(rollouts, processes) if rollouts else []),
+        f"each optimizer step: {per_step} {what} ({factors} × {processes} process{'' if processes == 1 else 'es'})",
+        f"length: {length(config, per_step, rollouts)}",
+        f"evaluation: {evaluated}, {when}{rewards}" if evaluated else "evaluation: none",
+        f"run folder: {config.output_dir or 'a new one in runs/'}",
+    ]
+
+
+def rollout_notes(plan: RolloutPlan, processes: int) -> list[str]:
+    """A rollout and what becomes of it, in words."""
+    of = f"{plan.steps} optimizer step" + ("s" if plan.steps > 1 else "") + f" of {plan.rows_per_step}"
+    passes = f", gone through {plan.passes} times: {plan.updates} updates" if plan.passes > 1 else ""
+    notes = [f"each rollout: {plan.prompts} prompts × {plan.generations} completions = {plan.rows}, in {of}{passes}"]
+    if plan.prompts % processes:
+        notes.append(
+            f"{plan.prompts} prompts a rollout don't come out even over {processes} processes, and the completions of a"
+            " prompt stay on one: some processes wait for others"
+        )
+    return notes
+
+
+def length(config: RunConfig, per_step: int, rollouts: RolloutPlan | None) -> str:
+    """How many steps there will be, as far as that is known without opening the data."""
+    if config.max_steps > 0:
+        return f"{config.max_steps} steps"
+    epochs = f"{config.num_train_epochs:g} epochs"
+    rows = count_lines(config.dataset) if isinstance(config.dataset, str) else None
+    if rows is None:
+        return f"{epochs}; the number of steps is known once the data is opened"
+    if rollouts:
+        steps = math.ceil(rows * config.num_train_epochs / rollouts.prompts) * rollouts.updates
+        return f"{epochs} of {rows} prompts, about {steps} steps"
+    if config.packing:
+        return f"{epochs} of {rows} rows; the number of steps depends on how they pack"
+    # The last step of an epoch may be filled from the next one, so that epochs are not rounded one by one.
+    return f"{epochs} of {rows} rows, about {math.ceil(rows * config.num_train_epochs / per_step)} steps"
+
+
+def count_lines(dataset: str) -> int | None:
+    """The rows of a .jsonl file, without reading them as JSON; None for anything else."""
+    if not dataset.endswith(".jsonl") or not Path(dataset).is_file():
+        return None
+    with open(dataset, "rb") as file:
+        return sum(1 for line in file if line.strip())

@@ -1,0 +1,239 @@
+"""From a file and flags to a config, with where each value came from. Refuses everything that is wrong, all at once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ft_host.config.fields import REFUSED, UNSET, Field, Mismatch, fields_of, fit, flag_of, names_of
+from ft_host.config.files import ConfigFile, read_file
+from ft_host.config.flags import read_flags
+from ft_host.config.paths import path_problems
+from ft_host.config.renamed import hint
+from ft_host.errors import ConfigError
+from ft_host.util.text import nearest
+
+if TYPE_CHECKING:
+    from ft_host.config.run import RunConfig
+
+# What may change when a run is resumed: how long it goes on and what is said and kept, never the sequence of updates
+# already begun. Processes and micro-batches change speed and memory, not the gradient, as long as a step has as many
+# rows as before: the launch refuses what gives it another number.
+RESUMABLE = (
+    "max_steps",
+    "num_train_epochs",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "progress",
+    "report_to",
+    "eval_steps",
+    "num_processes",
+    "dataloader_num_workers",
+    "max_tokens_per_micro_batch",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "select",
+    "ignore",
+    "stop_on",
+    "fail_on",
+    "locked",
+)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A config that has passed every check that needs nothing heavy.
+
+    `origins` holds for each field "default", "run.yaml:12", "flag --learning-rate" or "python".
+    """
+
+    config: RunConfig
+    origins: dict[str, str]
+
+
+def resolve(
+    config_class: type[RunConfig],
+    file: str | Path | ConfigFile | None = None,
+    flags: list[str] | dict[str, Any] = (),
+    *,
+    method: str | None = None,
+) -> Resolved:
+    """The config that a file and flags give; flags override the file.
+
+    `flags` is a list as on the command line, or a dict of Python values. With `method`, a file that says it is for
+    another is refused. Raises ConfigError that names every problem with its file and line or its flag.
+    """
+    fields = fields_of(config_class)
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(fields, "default")
+    problems: list[str] = []
+    if file is not None:
+        read = file if isinstance(file, ConfigFile) else read_file(file)
+        problems += read.problems
+        if method is not None and read.method is not None and read.method != method:
+            where = read.where("method")
+            problems.append(f"{where}: method: the file is for {read.method}, the command line says {method}")
+        found, wrong = read_values(read, fields)
+        problems += wrong
+        values |= {name: value for name, (value, _) in found.items()}
+        origins |= {name: where for name, (_, where) in found.items()}
+    if isinstance(flags, dict):
+        given, wrong = python_values(flags, fields)
+        origins |= dict.fromkeys(given, "python")
+    else:
+        given, wrong = read_flags(list(flags), fields)
+        origins |= {name: f"flag {flag_of(name)}" for name in given}
+    problems += wrong
+    values |= given
+    problems += missing_required(values, fields)
+    refuse(problems)
+    config = config_class(**values)
+    check_whole(config, origins)
+    return Resolved(config, origins)
+
+
+def resolve_resumed(
+    config_class: type[RunConfig], recorded: dict[str, Any], origins: dict[str, str], where: str, flags: list[str]
+) -> Resolved:
+    """The config of a run that goes on: as recorded in its run.json (`where`), but for flags in `RESUMABLE`.
+
+    Raises ConfigError for a flag that would change what the run has already done, and for a record that the installed
+    method no longer reads.
+    """
+    fields = fields_of(config_class)
+    values, problems = {}, []
+    for name, value in recorded.items():
+        if name not in fields:
+            problems.append(f"{where}: the installed method has no field {name}; the run began with another version")
+            continue
+        try:
+            values[name] = fit(fields[name], value)
+        except Mismatch as error:
+            problems.append(f"{where}: {name}: {error}")
+    given, wrong = read_flags(flags, fields)
+    problems += wrong
+    for name in given:
+        if name not in RESUMABLE and given[name] != values.get(name, fields[name].default):
+            problems.append(
+                f"{flag_of(name)} can't change when a run is resumed; these can: "
+                + ", ".join(flag_of(each) for each in RESUMABLE)
+            )
+    refuse(problems)
+    origins = dict.fromkeys(fields, "default") | {name: said for name, said in origins.items() if name in fields}
+    origins |= {name: f"flag {flag_of(name)}" for name in given if given[name] != values.get(name)}
+    config = config_class(**(values | given))
+    places = {name: said if said.startswith("flag ") and name in given else where for name, said in origins.items()}
+    check_whole(config, places)
+    return Resolved(config, origins)
+
+
+def check(config: RunConfig) -> dict[str, str]:
+    """Check a config that was made in Python as `resolve` checks one from a file. The origin of each of its fields.
+
+    Raises ConfigError that names every problem.
+    """
+    fields = fields_of(type(config))
+    problems = [
+        f"{name}: {type(config).__name__} has no such field{nearest(name, fields)}"
+        for name in vars(config)
+        if name not in fields
+    ]
+    values, wrong = python_values({name: getattr(config, name) for name in fields}, fields)
+    problems += wrong
+    problems += missing_required(values, fields)
+    refuse(problems)
+    origins = {name: "default" if values[name] == fields[name].default else "python" for name in fields}
+    check_whole(config, origins)
+    return origins
+
+
+# ---------------------------------------------------------------- parts
+
+
+def read_values(read: ConfigFile, fields: dict[str, Field]) -> tuple[dict[str, tuple[Any, str]], list[str]]:
+    """The fields of a file as {name: (value, where)}, and its problems."""
+    names = names_of(fields)
+    found: dict[str, tuple[Any, str]] = {}
+    problems = []
+    for written, value in read.values.items():
+        where = read.where(written)
+        if written not in names:
+            problems.append(f"{where}: {unknown(written, fields)}")
+            continue
+        name = names[written]
+        if name in found:
+            problems.append(f"{where}: {written} is {name}, which is already set in {found[name][1]}")
+            continue
+        if fields[name].optional and isinstance(value, str) and value.lower() in UNSET:
+            value = None
+        try:
+            found[name] = (fit(fields[name], value), where)
+        except Mismatch as error:
+            problems.append(f"{where}: {written}: {error}")
+            found[name] = (REFUSED, where)
+    return found, problems
+
+
+def python_values(values: dict[str, Any], fields: dict[str, Field]) -> tuple[dict[str, Any], list[str]]:
+    names = names_of(fields)
+    found, problems = {}, []
+    for written, value in values.items():
+        if written not in names:
+            problems.append(unknown(written, fields))
+            continue
+        try:
+            found[names[written]] = fit(fields[names[written]], value)
+        except Mismatch as error:
+            problems.append(f"{written}: {error}")
+            found[names[written]] = REFUSED
+    return found, problems
+
+
+def unknown(name: str, fields: dict[str, Field]) -> str:
+    """What to say of a name that is no field."""
+    said = hint(name, fields)
+    if said is not None:
+        return f"unknown field {name}; {said}"
+    near = nearest(name.replace("-", "_"), names_of(fields))
+    return f"unknown field {name}{near or '; ft-host train METHOD --help lists the fields'}"
+
+
+def missing_required(values: dict[str, Any], fields: dict[str, Field]) -> list[str]:
+    """A line for each required field that is absent or empty."""
+    return [
+        f"{field.name} is required: give {field.flag} or {field.name}: in the config file, for instance "
+        f"{field.flag} {field.example}" + (f" (or {field.unless})" if field.unless else "")
+        for field in fields.values()
+        if field.required and not values.get(field.name) and not values.get(field.unless)
+    ]
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise ConfigError for all problems, if there are any."""
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    if problems:
+        raise ConfigError(f"{len(problems)} problems:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def check_whole(config: RunConfig, origins: dict[str, str]) -> None:
+    """What no field shows on its own: the combinations that the config refuses, and files that must be there."""
+    try:
+        config.check()
+    except ConfigError as error:
+        named = [name for name in re.findall(r"\w+", str(error)) if origins.get(name, "default") != "default"]
+        if not named:
+            raise
+        said = ", ".join(f"{name} is from {origins[name]}" for name in dict.fromkeys(named))
+        raise ConfigError(f"{error} ({said})") from error
+    refuse([f"{place(name, origins[name])}: {problem}" for name, problem in path_problems(config, origins)])
+
+
+def place(name: str, origin: str) -> str:
+    """Where to go to change a field: "run.yaml:12: model", "--model" or "model"."""
+    if origin.startswith("flag "):
+        return origin.removeprefix("flag ")
+    return name if origin in ("default", "python") else f"{origin}: {name}"

@@ -1,0 +1,248 @@
+"""The fields of methods that learn from completions that they sample. Imports no torch.
+
+A method's config extends `RolloutConfig` with its own fields and says in `rollout_plan` how many completions a rollout
+has and how often they are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ft_host.config.builtin_rewards import check_arguments
+from ft_host.config.run import RunConfig, option
+from ft_host.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutPlan:
+    """How completions become optimizer steps.
+
+    A rollout is `prompts` prompts × `generations` completions, over all ranks. It is cut into `steps` optimizer steps
+    of `rows_per_step` completions, and gone through `passes` times; with `shuffled`, each pass cuts it anew.
+    """
+
+    prompts: int
+    generations: int
+    steps: int
+    passes: int
+    shuffled: bool = False
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.generations
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.rows // self.steps
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that a rollout is used for. After the first of them the policy is no longer what sampled."""
+        return self.steps * self.passes
+
+
+@dataclass(kw_only=True)
+class RolloutConfig(RunConfig):
+    """What every run with rollouts can be told."""
+
+    needs_reward: ClassVar[bool] = (
+        True  # False in a method that learns from something else; its `reward` isn't required
+    )
+    needs_columns: ClassVar[tuple[str, ...]] = ()  # of the training data, beside the prompt
+    held_out_loss: ClassVar[bool] = False  # True where held-out rows are more than prompts and have a loss too
+
+    # -- rewards
+    reward: list[str] = option(
+        [],
+        "What a completion is worth: functions (file.py:function or package.module:function), built-in ones by name, or"
+        " folders of reward models. Several are weighed and added.",
+        group="rollouts",
+        aliases=("reward_funcs",),
+        required=True,
+        unless="environment",
+        example="my_rewards.py:correct",
+    )
+    reward_weights: list[float] = option([], "The weight of each reward. Not set: 1 each.", group="rollouts")
+    reward_kwargs: dict[str, Any] = option(
+        {}, "Arguments of built-in rewards that are made to measure: {name: {argument: value}}.", group="rollouts"
+    )
+    reward_timeout: float = option(
+        60.0,
+        "Seconds that a call of a reward function may take. A call that takes longer, fails, or gives something else "
+        "than a number a completion is made again for each completion by itself, in a fresh process.",
+        group="rollouts",
+        gt=0,
+    )
+    reward_workers: int = option(
+        2, "Processes that reward functions run in, for each process of the run.", group="rollouts", gt=0
+    )
+    max_reward_failures: int = option(
+        64,
+        "Completions in a row that a reward function may fail for; more end the run. Each such completion has no reward"
+        " of that function, and is counted.",
+        group="rollouts",
+        ge=0,
+    )
+
+    # -- sampling
+    max_length: int | None = option(
+        1024,
+        "Longest prompt in tokens; rows over it are left out. none: no limit.",
+        group="rollouts",
+        gt=1,
+        aliases=("max_prompt_length",),
+    )
+    max_completion_length: int = option(
+        512, "Longest completion in tokens; with tools, of all its turns.", group="rollouts", gt=0
+    )
+    temperature: float = option(
+        1.0,
+        "Temperature that completions are sampled at. The loss is of the policy at this temperature too.",
+        group="rollouts",
+        gt=0,
+    )
+    top_p: float = option(
+        1.0, "Sample from the likeliest tokens that hold this much probability.", group="rollouts", gt=0, le=1
+    )
+    top_k: int = option(0, "Sample from the k likeliest tokens; 0: from all.", group="rollouts", ge=0)
+    min_p: float = option(
+        0.0, "Sample from tokens that are at least this share as likely as the likeliest.", group="rollouts", ge=0, le=1
+    )
+    repetition_penalty: float = option(
+        1.0, "Above 1: tokens that the text has already are less likely.", group="rollouts", gt=0
+    )
+    eval_temperature: float | None = option(
+        0.0, "Temperature of evaluation: 0 takes the likeliest token. none: that of training.", group="evaluation", ge=0
+    )
+    chat_template_kwargs: dict[str, Any] = option(
+        {}, "Arguments of the chat template for every prompt; a row's own come first.", group="rollouts"
+    )
+
+    # -- tools
+    tools: list[str] = option(
+        [],
+        "Python functions that the model may call between turns, as file.py:function or package.module:function. Their "
+        "signature and docstring are what the chat template shows.",
+        group="rollouts",
+    )
+    environment: str | None = option(
+        None,
+        "A class (file.py:Class or package.module:Class), one object for each completion: `reset(**row)` may add to the"
+        " prompt, its public methods are tools, and its `get_reward()`, if it has one, is a reward.",
+        group="rollouts",
+    )
+    max_tool_calling_iterations: int | None = option(
+        None, "Turns with tool calls that a completion may have. Not set: as many as fit.", group="rollouts", ge=0
+    )
+    tool_timeout: float = option(60.0, "Seconds that a call of a tool may take.", group="rollouts", gt=0)
+
+    # -- refilling, looking on
+    max_rollout_draws: int = option(
+        10,
+        "How often prompts are drawn for one rollout where the method leaves out groups that hold no signal. After that"
+        " it trains on what it has.",
+        group="rollouts",
+        gt=0,
+    )
+    logged_completions: int = option(
+        16,
+        "Completions of each rollout that samples.jsonl and the report show, with their rewards.",
+        group="rollouts",
+        ge=0,
+    )
+    max_sampling_logp_difference: float = option(
+        0.1,
+        "The run ends where the backend's log-probs differ from the trainer's by more than this on average (nats), "
+        "which is looked at before the first rollout and after the first update.",
+        group="rollouts",
+        gt=0,
+    )
+
+    @property
+    def samples_policy(self) -> bool:
+        """Whether anything is sampled from the policy in training. Where nothing is, the backend isn't tried out."""
+        return True
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether another model, which the backend serves, must say what it gives to tokens (`ft_score`)."""
+        return False
+
+    def rollout_plan(self, processes: int) -> RolloutPlan:
+        """The completions of a rollout over all processes, and how they are used. Raises ConfigError, with the nearest
+        possible numbers, where they don't come out even."""
+        raise NotImplementedError(f"{type(self).__name__} must say how many completions a rollout has")
+
+    def check(self) -> None:
+        super().check()
+        for name, usual in (("packing", False), ("truncation_mode", "keep_start")):
+            if getattr(self, name) != usual:
+                raise ConfigError(f"{name}: has no effect on rollouts, which are made of whole prompts; leave it out")
+        if self.train_sampling_strategy == "group_by_length":
+            raise ConfigError(
+                "train_sampling_strategy: the length of completions isn't known beforehand; expected "
+                "random or sequential"
+            )
+        if self.reward_weights and len(self.reward_weights) != len(self.reward):
+            raise ConfigError(f"reward_weights: {len(self.reward_weights)} weights for {len(self.reward)} rewards")
+        check_arguments(self.reward_kwargs, [*self.reward, *self.eval_reward])
+        if self.max_tool_calling_iterations is not None and not self.tools and self.environment is None:
+            raise ConfigError("max_tool_calling_iterations: has no effect without tools or environment")
+        self.rollout_plan(self.num_processes)
+
+
+def grouped_plan(
+    config: RunConfig,
+    processes: int,
+    *,
+    num_generations: int,
+    steps_per_generation: int | None,
+    generation_batch_size: int | None,
+    num_iterations: int,
+) -> RolloutPlan:
+    """The plan of methods that compare the completions of a prompt, under TRL's names: a generation batch is
+    `generation_batch_size` completions, or `steps_per_generation` micro-batches of all processes (not set: one
+    optimizer step).
+
+    Raises ConfigError, with the nearest possible numbers, where it doesn't come out even.
+    """
+    micro = config.per_device_train_batch_size * processes
+    step = micro * config.gradient_accumulation_steps
+    sizes = f"per_device_train_batch_size {config.per_device_train_batch_size} × {processes} processes"
+    if steps_per_generation is not None and generation_batch_size is not None:
+        raise ConfigError("steps_per_generation and generation_batch_size say the same in two ways; set one of them")
+    if generation_batch_size is None:
+        rows = micro * (steps_per_generation or config.gradient_accumulation_steps)
+        field = "steps_per_generation" if steps_per_generation else "per_device_train_batch_size"
+    else:
+        rows, field = generation_batch_size, "generation_batch_size"
+    if rows % step:
+        near = nearest_multiples(rows, step)
+        if field == "steps_per_generation":
+            near = [each // micro for each in near]
+        raise ConfigError(
+            f"{field}: a rollout of {rows} completions is no whole number of optimizer steps of {step} ({sizes} × "
+            f"gradient_accumulation_steps {config.gradient_accumulation_steps}); nearest: {listed(near)}"
+        )
+    if rows % num_generations:
+        divisors = [each for each in range(1, rows + 1) if rows % each == 0]
+        near = sorted(divisors, key=lambda each: (abs(each - num_generations), each))[:2]
+        raise ConfigError(
+            f"num_generations: {rows} completions a rollout ({sizes} × {rows // micro} micro-batches) can't be made of "
+            f"groups of {num_generations}; nearest num_generations: {listed(sorted(near))}, or a rollout of "
+            f"{listed(nearest_multiples(rows, num_generations))} completions"
+        )
+    return RolloutPlan(
+        prompts=rows // num_generations, generations=num_generations, steps=rows // step, passes=num_iterations
+    )
+
+
+def nearest_multiples(number: int, of: int) -> list[int]:
+    """The multiples below and above a number that isn't one."""
+    below = number // of * of
+    return [each for each in (below, below + of) if each]
+
+
+def listed(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers))

@@ -1,0 +1,20 @@
+"""Rules that methods with rollouts share: the same trouble over each method's names. Imports no torch.
+
+    RULES = rollout_rules(Names(letters="GRPO"))
+
+Numbers are those of GRPO: RLOO003 is to RLOO what GRPO003 is to GRPO; PPO's begin at PPO100.
+"""
+
+from ft_host.diagnostics.rule import Rule
+from ft_host.diagnostics.shared import completions, policy, rewards, signal
+from ft_host.diagnostics.shared.distillation import taught_rules
+from ft_host.diagnostics.shared.helpers import Names
+from ft_host.diagnostics.shared.monitored_reward import watched_rules
+
+__all__ = ["Names", "rollout_rules", "taught_rules", "watched_rules"]
+
+
+def rollout_rules(names: Names) -> list[Rule]:
+    """The shared rules over a method's metrics, in the order of their codes."""
+    found = [*signal.rules(names), *rewards.rules(names), *policy.rules(names), *completions.rules(names)]
+    return sorted(found, key=lambda rule: rule.code)

@@ -1,0 +1,194 @@
+"""Rules about how completions look: cut short, long, short, all the same. Imports no torch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.shared import helpers as judge
+from ft_host.diagnostics.shared.helpers import Names
+from ft_host.diagnostics.view import View, percent, short
+
+CUT, LENGTH, UNIQUE = "completions/clipped_ratio", "completions/mean_length", "completions/unique_share"
+LINKED = "completions/reward_length_correlation"
+
+# ---------------------------------------------------------------- 8: cut short
+
+
+def cut_short(view: View) -> bool | None:
+    """Once it can be told whether the model is just learning to end."""
+    return view[CUT] > 0.3 and not judge.falling(view, CUT) if view.count(CUT) >= 10 else None
+
+
+def cut_remedies(view: View) -> list[Remedy]:
+    now = view.config.max_completion_length
+    out = [
+        Remedy(
+            why=f"Raise max_completion_length from {now} to {2 * now}",
+            patch={"max_completion_length": 2 * now},
+            again=True,
+        )
+    ]
+    out += judge.set_field(
+        view, "mask_truncated_completions", True, ", so that being cut short isn't learnt from"
+    ) + judge.set_field(view, "missing_eos_penalty", 1.0, ", taken off what is cut short")
+    if (judge.start(view, CUT) or 0.0) < 0.1:  # it was fine once
+        out.insert(0, judge.lower_rate(view, 3, ": the policy has forgotten how to end"))
+    return out
+
+
+def cut_message(view: View) -> str:
+    begun = judge.start(view, CUT) or 0.0
+    return (
+        f"{percent(view.mean(CUT, view.window))} of completions were cut short by max_completion_length"
+        f" {view.config.max_completion_length} over the last {view.window} rollouts ({percent(begun)} at the start):"
+        " what they would have come to is neither seen nor rewarded."
+    )
+
+
+# ---------------------------------------------------------------- 9, 10: length
+
+
+def length_hacked(view: View) -> bool | None:
+    begun = view.baseline(LENGTH)
+    if begun is None:
+        return None
+    return view[LENGTH] > 1.5 * begun and view.mean(LINKED, 20) > 0.5
+
+
+def length_gone(view: View, names: Names) -> bool | None:
+    begun = judge.start(view, LENGTH)
+    if begun is None or view.step < 5:
+        return None
+    cut = judge.start(view, CUT) or 0.0
+    if view[LENGTH] >= 0.3 * begun or cut >= 0.3:
+        return False  # where they didn't end before, now they do
+    return judge.gained(view, names) < 0.3 or view.mean(LINKED, 20) < -0.5
+
+
+# ---------------------------------------------------------------- 12: all the same
+
+
+def duplicates(view: View, names: Names) -> bool:
+    share, least = view[UNIQUE], 1 / view.config.num_generations
+    reached = judge.level(view, names)
+    if judge.learns(view, names) or (reached is not None and reached >= judge.SOLVED):
+        return False
+    if share < least + 0.04 * (1 - least):  # one completion, again and again
+        return True
+    return share < 0.5 and share < 0.5 * (judge.start(view, UNIQUE) or 0.0)
+
+
+def duplicate_remedies(view: View) -> list[Remedy]:
+    config, out = view.config, judge.warmer(view)
+    for field, usual in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
+        if vars(config)[field] != usual:
+            out += judge.set_field(view, field, usual, ": sample from all tokens", again=True)
+    return [*out, judge.lower_rate(view, 3), *judge.set_field(view, "entropy_coef", 0.01, ", a bonus for entropy")]
+
+
+def rules(names: Names) -> list[Rule]:
+    of = partial(partial, names=names)
+    reward = names.reward
+    out = [
+        Rule(
+            code=names.code(8),
+            title="Completions are cut short",
+            stage="train",
+            needs=(CUT,),
+            share=0.5,
+            least=4,
+            test=cut_short,
+            mutes=(names.code(12),),
+            severe=lambda view: view.mean(CUT, view.window) > 0.8,
+            message=cut_message,
+            remedies=cut_remedies,
+            when=(
+                "More than 30 % of completions end at max_completion_length in half of the last 50 rollouts, and no"
+                " fewer than before; 80 % on average: an error."
+            ),
+            why="Answers that need more room are punished for it, or the policy doesn't end its answers.",
+            remedy="Raise max_completion_length, leave cut completions out of the loss, teach the end of a turn (SFT).",
+            source="axolotl docs/training_stability; DAPO 2503.14476",
+        ),
+        Rule(
+            code=names.code(9),
+            title="Longer completions earn more",
+            stage="train",
+            needs=(LENGTH, LINKED),
+            share=0.5,
+            test=length_hacked,
+            message=lambda view: (
+                f"The mean length grew from {short(view.baseline(LENGTH))} to {short(view.mean(LENGTH, 10))} tokens,"
+                f" and length and reward go together (correlation {short(view.mean(LINKED, 20))}): the policy may be"
+                " paid for length."
+            ),
+            remedies=lambda view: [
+                Remedy(why="Add a reward that falls with length, or take length out of the one there is"),
+                *(
+                    judge.set_field(view, "loss_type", "dr_grpo", ", which has no bias towards length", again=True)
+                    if vars(view.config).get("loss_type") in ("grpo", "bnpo")
+                    else []
+                ),
+            ],
+            when=(
+                "The mean length is 50 % above the run's beginning and the correlation of reward and length within"
+                " rollouts above 0.5, in half of the last 50."
+            ),
+            why="A reward that grows with length is the easiest one to raise.",
+            remedy="A penalty of length, loss_type dr_grpo, a limit.",
+            source="axolotl docs/training_stability",
+        ),
+        Rule(
+            code=names.code(10),
+            title="Completions have become very short",
+            stage="train",
+            needs=(LENGTH, reward),
+            least=8,
+            test=of(length_gone),
+            message=lambda view: (
+                f"The mean length fell from {short(judge.start(view, LENGTH))} to {short(view.mean(LENGTH, 10))}"
+                f" tokens, while the mean reward went from {short(view.first(reward, 3))} to"
+                f" {short(view.mean(reward, 10))}: the policy has stopped answering, or games a format."
+            ),
+            remedies=lambda view: [
+                judge.lower_rate(view, 3),
+                Remedy(why="Look at the completions in samples.jsonl: and what the short ones earn"),
+            ],
+            when=(
+                "The mean length is below 30 % of the first step's in 30 % of the last 50 rollouts, completions weren't"
+                " cut short at the start, and the reward hasn't gained 30 % of what there was to gain, or falls with"
+                " length (correlation below -0.5)."
+            ),
+            why="An empty or very short answer is safe where answers are punished, and where the policy breaks.",
+            remedy="Lower learning_rate, look at samples, reward answers.",
+            source="own judgement",
+        ),
+    ]
+    if names.grouped:
+        out.append(
+            Rule(
+                code=names.code(12),
+                title="The completions of a prompt are the same",
+                stage="train",
+                needs=(UNIQUE, reward),
+                fields=("num_generations",),
+                share=0.5,
+                least=10,
+                test=of(duplicates),
+                message=lambda view: (
+                    f"Only {percent(view.mean(UNIQUE, view.window))} of the completions of a prompt are different ones"
+                    f" ({percent(judge.start(view, UNIQUE))} at the start), at a mean reward of"
+                    f" {short(view.mean(reward, 10))}: there is little to compare."
+                ),
+                remedies=duplicate_remedies,
+                when=(
+                    "In half of the last 50 rollouts nearly all completions of a prompt are the same, or their variety"
+                    " is below half and has halved; and the reward doesn't rise."
+                ),
+                why="Sampling is too cold, or the policy has collapsed onto one answer.",
+                remedy="Raise temperature, sample from all tokens, lower learning_rate.",
+                source="own judgement",
+            )
+        )
+    return out

@@ -1,0 +1,57 @@
+"""Rules for methods that only watch rewards: what they learn from is another signal, which may teach something else.
+Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.shared import helpers as judge
+from ft_host.diagnostics.shared.helpers import Names
+from ft_host.diagnostics.view import View, short
+
+
+def gone(view: View) -> bool | None:
+    """Whether the last two evaluations earn three quarters of the best one at most."""
+    evals = view.series["eval_reward"]
+    peak, last = evals.best(1), evals.finite()[-2:]
+    if len(evals) < 3 or peak is None:
+        return None
+    return max(last) < peak[1] - 0.25 * abs(peak[1])
+
+
+def half_gone(view: View) -> bool:
+    evals = view.series["eval_reward"]
+    return max(evals.finite()[-2:]) < evals.best(1)[1] - 0.5 * abs(evals.best(1)[1])
+
+
+def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[Rule]:
+    """`mends`: what the method has to say about it, first."""
+    return [
+        Rule(
+            code=names.code(17),
+            title="Held-out reward falls, whatever the loss does",
+            stage="train",
+            needs=("eval_reward",),
+            test=gone,
+            severe=half_gone,
+            window=2,
+            least=1,
+            message=lambda view: (
+                f"Held-out completions earned {short(view.series['eval_reward'].best(1)[1])} at step"
+                f" {view.series['eval_reward'].best(1)[0]:.0f} and earn {short(view['eval_reward'])} now: the loss is"
+                " about something else than the task."
+            ),
+            remedies=lambda view: [*mends(view), judge.restore(view), judge.lower_rate(view)],
+            when=(
+                "Two evaluations running earn three quarters of the best one's reward at most, of three or more. Half"
+                " of it: an error."
+            ),
+            why=(
+                "What the loss compares isn't what the reward asks for: a teacher that is wrong about the task or is"
+                " asked about something else, or updates that are too large."
+            ),
+            remedy="Look at samples, go back to a checkpoint, change what is compared.",
+            source="own judgement of the threshold",
+        )
+    ]

@@ -1,0 +1,246 @@
+"""Rules about the policy: entropy, clipping, the distance from the reference. Imports no torch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.shared import helpers as judge
+from ft_host.diagnostics.shared.helpers import Names
+from ft_host.diagnostics.view import View, percent, short
+
+# ---------------------------------------------------------------- 4, 5: entropy
+
+
+def begun(view: View, names: Names) -> float:
+    """The higher of the first step's and the run's beginning: it may have collapsed by then."""
+    return max(judge.start(view, names.entropy) or 0.0, view.baseline(names.entropy) or 0.0)
+
+
+def collapses(view: View, names: Names) -> bool | None:
+    if view.step < 5:
+        return None
+    low = view[names.entropy] < 0.2 * begun(view, names)
+    return low and not judge.learns(view, names)
+
+
+def explodes(view: View, names: Names) -> bool | None:
+    first, base = judge.start(view, names.entropy), view.baseline(names.entropy)
+    if first is None or view.step < 5:
+        return None
+    base = first if base is None else min(first, base)
+    now = view[names.entropy]
+    return now > 0.1 and now > 3 * base and judge.gained(view, names) <= 0.02 and not judge.rising(view, names.reward)
+
+
+def entropy_message(view: View, names: Names, what: str) -> str:
+    first = begun(view, names) if what == "fell" else judge.start(view, names.entropy)
+    return (
+        f"The policy's entropy {what} from {short(first)} to {short(view[names.entropy])} nats a token, while the mean"
+        f" reward went from {short(view.first(names.reward, 3))} to {short(view.mean(names.reward, 10))}"
+    )
+
+
+def wider(view: View) -> list[Remedy]:
+    """Room for unlikely tokens to grow: DAPO's clip-higher. Not of losses where epsilon_high is something else."""
+    config = vars(view.config)
+    if "epsilon_high" not in config or config.get("loss_type") == "cispo" or (config["epsilon_high"] or 0) >= 0.28:
+        return []
+    now = config["epsilon_high"] if config["epsilon_high"] is not None else config["epsilon"]
+    return [Remedy(why=f"Raise epsilon_high from {short(now)} to 0.28", patch={"epsilon_high": 0.28})]
+
+
+def clips(view: View) -> bool:
+    """Whether anything can be clipped at all: from the second update of a rollout on."""
+    return view.get("clip_ratio/region_mean", 0.0) > 0 or view.mean("clip_ratio/region_mean") > 0
+
+
+def collapse_remedies(view: View) -> list[Remedy]:
+    return [
+        judge.lower_rate(view, 3),
+        *(wider(view) if clips(view) else []),
+        *judge.warmer(view),
+        *judge.set_field(view, "entropy_coef", 0.01, ", a bonus for entropy"),
+        *(
+            judge.set_field(view, "beta", 0.02, ", which holds the policy near the model it began as", again=True)
+            if vars(view.config).get("beta") == 0
+            else []
+        ),
+    ]
+
+
+def explosion_remedies(view: View) -> list[Remedy]:
+    out = [judge.lower_rate(view, 3)]
+    bonus = vars(view.config).get("entropy_coef")
+    if bonus:
+        out.insert(0, Remedy(why=f"Lower entropy_coef from {short(bonus)} to 0", patch={"entropy_coef": 0.0}))
+    if view.config.temperature > 1:
+        out += judge.set_field(view, "temperature", 1.0, again=True)
+    return [*out, Remedy(why="See whether the sampler's log-probs are the trainer's (ENG001)")]
+
+
+# ---------------------------------------------------------------- 6: clipping
+
+
+def clip_limits(view: View, names: Names) -> tuple[float, float]:
+    """Where a share of clipped tokens, or completions, is too much, and where it is an error."""
+    by_completion = names.clip_of_completions or vars(view.config).get("importance_sampling_level") == "sequence"
+    return (0.3, 0.6) if by_completion else (0.05, 0.2)
+
+
+def leaves_range(view: View, names: Names) -> bool | None:
+    """Of updates in which ratios can leave it: not of the first one of a rollout."""
+    if "perf/rollout_time" in view.entry and not view[names.clip]:
+        return None
+    return view[names.clip] > clip_limits(view, names)[0]
+
+
+def clip_remedies(view: View) -> list[Remedy]:
+    out = [judge.lower_rate(view)]
+    high, low = view.mean("clip_ratio/high_mean"), view.mean("clip_ratio/low_mean")
+    if high > 3 * low:
+        out += wider(view)
+    for field in ("num_iterations", "num_ppo_epochs"):
+        passes = vars(view.config).get(field, 1)
+        if passes > 1:
+            out += judge.set_field(view, field, max(1, passes // 2), ": fewer passes over each rollout")
+    if vars(view.config).get("steps_per_generation"):
+        out += judge.set_field(view, "steps_per_generation", None, ", so that each rollout is one step", again=True)
+    return out
+
+
+def clip_message(view: View, names: Names) -> str:
+    high, low = view.mean("clip_ratio/high_mean", view.window), view.mean("clip_ratio/low_mean", view.window)
+    of = "completions" if clip_limits(view, names)[0] == 0.3 else "tokens"
+    side = " on the high side alone" if high > 3 * low else " on the low side alone" if low > 3 * high else ""
+    return (
+        f"The clip ratio left its range in {percent(view.share)} of steps{side}: more than"
+        f" {short(100 * clip_limits(view, names)[0])} % of {of} were clipped,"
+        f" {short(100 * view.mean(names.clip, view.window))} % on average. The policy moves too far on one rollout."
+    )
+
+
+# ---------------------------------------------------------------- 7: KL
+
+
+def kl(view: View, names: Names, value: float) -> float:
+    """A token's, in nats."""
+    length = view.mean("completions/mean_length", 10)
+    return value / max(length, 1.0) if names.kl_of_completions and length == length else value
+
+
+def kl_blows_up(view: View, names: Names) -> bool:
+    now = kl(view, names, view[names.kl])
+    if now > 2:
+        return True
+    if judge.rising(view, names.reward):
+        return False  # it goes up with what is learnt
+    return now > 0.5 or (now > 0.1 and judge.rising(view, names.kl) and judge.falling(view, names.reward))
+
+
+def kl_remedies(view: View, names: Names) -> list[Remedy]:
+    config, out = vars(view.config), [judge.lower_rate(view)]
+    for field in ("beta", "kl_coef"):
+        if config.get(field):
+            out += judge.set_field(view, field, 2 * config[field], ": a stronger hold on the reference")
+    return [*out, judge.restore(view)]
+
+
+def rules(names: Names) -> list[Rule]:
+    of = partial(partial, names=names)
+    out = [
+        Rule(
+            code=names.code(4),
+            title="Entropy collapses",
+            stage="train",
+            needs=(names.entropy, names.reward),
+            test=of(collapses),
+            least=10,
+            message=lambda view: (
+                entropy_message(view, names, "fell") + ": it says the same whatever it earns, and finds nothing better."
+            ),
+            remedies=collapse_remedies,
+            when=(
+                "Entropy is below a fifth of what it was at the start in 30 % of the last 50 rollouts, and the reward "
+                "neither rises nor has risen by half of what there was to gain."
+            ),
+            why=(
+                "A policy that has become sure of one way to answer samples nothing else, so that nothing can be"
+                " compared. Entropy that goes down as the task is learnt is no trouble."
+            ),
+            remedy=(
+                "Lower learning_rate, raise epsilon_high to 0.28, raise temperature, an entropy bonus, beta above 0."
+            ),
+            source="DAPO 2503.14476; axolotl docs/training_stability; 2505.22617",
+        ),
+        Rule(
+            code=names.code(5),
+            title="Entropy explodes",
+            stage="train",
+            needs=(names.entropy, names.reward),
+            test=of(explodes),
+            least=8,
+            message=lambda view: entropy_message(view, names, "rose") + ": the policy is coming apart.",
+            remedies=explosion_remedies,
+            when=(
+                "Entropy is above three times what it was at the start in 30 % of the last 50 rollouts, and no reward"
+                " has been gained."
+            ),
+            why="Updates that are too large, or an entropy bonus that outweighs the reward, make all tokens alike.",
+            remedy="Lower learning_rate or entropy_coef, lower temperature; see ENG001.",
+            source="axolotl docs/training_stability; own judgement of the ratio",
+        ),
+        Rule(
+            code=names.code(7),
+            title="KL divergence blows up",
+            stage="train",
+            needs=(names.kl, names.reward),
+            test=of(kl_blows_up),
+            least=8,
+            severe=lambda view: kl(view, names, view.mean(names.kl, 10)) > 2,
+            message=lambda view: (
+                f"The policy is {short(kl(view, names, view.mean(names.kl, 10)))} nats a token from the reference, and"
+                f" the mean reward went from {short(view.first(names.reward, 3))} to"
+                f" {short(view.mean(names.reward, 10))}."
+            ),
+            remedies=of(kl_remedies),
+            when=(
+                "The KL divergence of a token is above 0.5 nats while the reward doesn't rise, or above 2, or rises"
+                " while the reward falls, in 30 % of the last 50 rollouts; above 2 on average: an error."
+            ),
+            why=(
+                "The policy leaves the model that it began as, which isn't paid for: it forgets, or games the reward."
+                " KL that goes up slowly with the reward is no trouble."
+            ),
+            remedy="Lower learning_rate, raise beta (0.001 to 0.04 is usual), go back to the best checkpoint.",
+            source="axolotl docs/training_stability; Gao et al. 2210.10760",
+        ),
+    ]
+    if names.clip is not None:
+        out.append(
+            Rule(
+                code=names.code(6),
+                title="Clip ratio out of range",
+                stage="train",
+                needs=(names.clip,),
+                least=10,
+                test=of(leaves_range),
+                severe=lambda view: view.mean(names.clip, view.window) > clip_limits(view, names)[1],
+                message=of(clip_message),
+                remedies=clip_remedies,
+                when=(
+                    "More than 5 % of tokens (30 % of completions, where ratios are of completions) are clipped in 30 %"
+                    " of the last 50 steps that aren't the first of a rollout; 20 % (60 %) on average: an error."
+                ),
+                why=(
+                    "Within one rollout the policy leaves the range in which its old log-probs tell anything; what is"
+                    " clipped teaches nothing."
+                ),
+                remedy=(
+                    "Lower learning_rate, make fewer passes over a rollout; epsilon_high where only the high side"
+                    " clips."
+                ),
+                source="axolotl docs/training_stability; own judgement of the share of tokens",
+            )
+        )
+    return out

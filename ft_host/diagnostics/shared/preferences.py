@@ -1,0 +1,189 @@
+"""Rules that methods share which learn from what is better and worse, beside a reference. Imports no torch.
+
+    RULES = preference_rules("DPO", ...)
+
+Rewards are beta times log-ratios, so that they are 0 at first, whatever the loss.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.shared.helpers import doubt, lower_rate, raise_rate, restore
+from ft_host.diagnostics.view import View, rounded, short
+
+CHOSEN, REJECTED, MARGINS = "rewards/chosen", "rewards/rejected", "rewards/margins"
+LOGPS = "start/logps/chosen"
+
+
+def fall(view: View, count: int = 10) -> float:
+    """How much less likely chosen completions have become, in nats."""
+    return -view.mean(CHOSEN, count) / view.config.beta
+
+
+def displaced(view: View) -> bool:
+    """The likelihood of chosen completions has fallen by most of what it was in the first place. A dip while margins
+    are made is usual, and passes."""
+    return fall(view) > max(2.0, 0.8 * abs(view[LOGPS])) and view.mean(MARGINS, 10) > 0
+
+
+def displaced_message(view: View) -> str:
+    told, rewards = "", view.recent("eval_reward")
+    if len(rewards) > 1 and rewards[-1] < rewards[0]:
+        told = f" The reward of held-out completions fell from {short(rewards[0])} to {short(rewards[-1])}."
+    return (
+        f"Chosen completions have become {short(fall(view))} nats less likely than under the reference (they began at"
+        f" {short(view[LOGPS])}), while margins rose to {short(view.mean(MARGINS, 10))}: the policy learns to write"
+        f" neither of the two.{told}"
+    )
+
+
+def displaced_remedies(view: View) -> list[Remedy]:
+    config, out = vars(view.config), []
+    kinds = config.get("loss_type")
+    if isinstance(kinds, list) and "sft" not in kinds:
+        weights = config["loss_weights"] or [1.0] * len(kinds)
+        out.append(
+            Remedy(
+                why="Add sft to loss_type, with a weight of 1: chosen completions are then to become likelier, too",
+                patch={"loss_type": [*kinds, "sft"], "loss_weights": [*weights, 1.0]},
+                again=True,
+            )
+        )
+    beta = config["beta"]
+    new = rounded(3 * beta)
+    out.append(Remedy(why=f"Raise beta from {short(beta)} to {short(new)}", patch={"beta": new}, again=True))
+    return [*out, lower_rate(view, 3), Remedy(why="Leave out pairs that are nearly the same")]
+
+
+def rows_of(view: View) -> int:
+    config = view.config
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * config.num_processes
+
+
+def errors(view: View, count: int) -> float:
+    """The mean of the last margins, in its standard errors; infinite where they don't vary. NaN below 10, and at 0."""
+    values = view.recent(MARGINS, count)
+    if len(values) < 10:
+        return math.nan
+    average, spread = statistics.fmean(values), statistics.stdev(values)
+    if not spread:
+        return math.copysign(math.inf, average) if average else math.nan
+    return average / spread * math.sqrt(len(values))
+
+
+def no_preference(view: View) -> bool | None:
+    """After a quarter of the run and 30 steps: at this pace margins stay next to nothing to its end, or they are
+    noise."""
+    if view.count(MARGINS) < 30 or not view.warmed_up or (view.progress is not None and view.progress < 0.25):
+        return None
+    if view.count(CHOSEN) and abs(fall(view, 20)) > max(2.0, 0.8 * abs(view.get(LOGPS, 0.0))):
+        return False  # the policy has gone elsewhere, which is another trouble
+    accuracies, noise = view.recent("rewards/accuracies", 50), abs(errors(view, 40)) < 2
+    if accuracies and 0.45 <= sum(accuracies) / len(accuracies) <= 0.55:
+        return noise
+    if not accuracies and noise and rows_of(view) >= 8:
+        return True
+    count = view.count(MARGINS)
+    at_best = view.slope(MARGINS, count) + 2 * doubt(view, MARGINS, count)
+    return abs(view.mean(MARGINS, 20)) < 0.02 and at_best / (view.progress or 1.0) < 0.05
+
+
+def no_preference_message(view: View) -> str:
+    accuracy = view.mean("rewards/accuracies", 50)
+    share = "" if math.isnan(accuracy) else f", and {short(100 * accuracy)} % of the pairs are in the right order"
+    return (
+        f"After {view.step} steps the mean margin is {short(view.mean(MARGINS, 40))}, {short(abs(errors(view, 40)))}"
+        f" standard errors from 0{share}: no preference has been learnt. Either updates are too small, or which one is"
+        " better is a coin toss in these rows."
+    )
+
+
+def no_preference_remedies(view: View) -> list[Remedy]:
+    """Where margins have moved, though to no side, updates are not what is too small."""
+    look = Remedy(why="Look at some pairs, whether the chosen one is the better one")
+    moved = max(map(abs, view.recent(MARGINS, 20)), default=0.0) > 0.02
+    return [look] if moved else [raise_rate(view, 10), look]
+
+
+def wrong_way(view: View) -> bool | None:
+    """In training itself: rejected completions gain on chosen ones, by more than noise does."""
+    found = errors(view, 20)
+    if math.isnan(found):
+        return None
+    accuracies = view.recent("rewards/accuracies", 20)
+    return view.mean(MARGINS, 20) < -0.05 and found < -3 and (not accuracies or statistics.fmean(accuracies) < 0.4)
+
+
+def preference_rules(letters: str, *, displacement: int, signal: int, wrong: int) -> list[Rule]:
+    """The arguments are the numbers of the codes."""
+    return [
+        Rule(
+            code=f"{letters}{displacement:03d}",
+            title="Chosen completions become less likely",
+            stage="train",
+            needs=(LOGPS, CHOSEN, MARGINS),
+            test=displaced,
+            window=30,
+            least=10,
+            share=0.5,
+            message=displaced_message,
+            remedies=displaced_remedies,
+            when=(
+                "In half of the last 30 steps, chosen completions are less likely than under the reference by 80 % of"
+                " the log-prob that they began with (2 nats at least), while margins are above 0."
+            ),
+            why=(
+                "A margin also grows where both completions lose, the rejected one more: what gains is something else,"
+                " and may be worse than either."
+            ),
+            remedy="Add an SFT term, raise beta, lower learning_rate, leave out pairs that are nearly the same.",
+            source="2410.08847 (likelihood displacement); RPO 2404.19733",
+        ),
+        Rule(
+            code=f"{letters}{signal:03d}",
+            title="No preference is learnt",
+            stage="train",
+            needs=(MARGINS,),
+            test=no_preference,
+            least=5,
+            share=0.6,
+            message=no_preference_message,
+            remedies=no_preference_remedies,
+            when=(
+                "After a quarter of the run (30 steps at least), 45 to 55 % of pairs are in the right order and the"
+                " mean of 40 margins is within two standard errors of 0 (where there are no pairs, that alone), or"
+                " margins are below 0.02 and won't reach 0.05 by the end."
+            ),
+            why="The learning rate is too low, or the labels are noise.",
+            remedy="Raise learning_rate, look at the pairs.",
+            source="own judgement",
+        ),
+        Rule(
+            code=f"{letters}{wrong:03d}",
+            title="Training makes rejected completions likelier",
+            stage="train",
+            needs=(MARGINS,),
+            test=wrong_way,
+            window=30,
+            least=5,
+            mutes=(f"{letters}{signal:03d}", "OPT005"),
+            message=lambda view: (
+                f"Margins are {short(view.mean(MARGINS, 20))} on what is trained on: rejected completions gain on"
+                " chosen ones, against the loss. Updates overshoot."
+            ),
+            remedies=lambda view: [lower_rate(view, 10), restore(view)],
+            when=(
+                "The mean of 20 margins is below -0.05 and three standard errors below 0, and fewer than 40 % of pairs"
+                " in the right order, in 30 % of the last 30 steps."
+            ),
+            why=(
+                "No data can do this, swapped or not: the loss is made smaller by margins alone. The learning rate is"
+                " too high."
+            ),
+            remedy="Lower learning_rate.",
+            source="own judgement",
+        ),
+    ]

@@ -1,0 +1,236 @@
+"""Rules about how much completions earn, as training goes on. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.shared import helpers as judge
+from ft_host.diagnostics.shared.helpers import LOOK_AT_REWARD, Names, rounds
+from ft_host.diagnostics.view import View, percent, short
+
+# ---------------------------------------------------------------- 3: never rises
+
+
+def never_rises(view: View, names: Names) -> bool | None:
+    """Whether, at this pace, the whole run would gain less than a tenth of what there is to gain; so that a slow but
+    sure start isn't taken for standing still, the pace is taken to be twice its standard error above what is seen."""
+    found = judge.span(view)
+    step, total = view.step, view.total_steps
+    if found is None or not view.warmed_up or not total or not view.turn(names.reward):
+        return None
+    if view.mean(names.reward, 10) < 0.8 * view.first(names.reward):
+        return False  # that is another trouble, of updates that are too large
+    count = int(view.count(names.reward) * (1 - min(view.warmup_steps / step, 1)))
+    if count < 40:
+        return None
+    mean = view.mean(names.reward, count)
+    room = found[1] - mean
+    if room < 0.1 * (found[1] - found[0]) or judge.falling(view, names.reward, count):
+        return False
+    at_best = view.slope(names.reward, count) + 2 * judge.doubt(view, names.reward, count)
+    return at_best * total / (step - view.warmup_steps) < 0.1 * room
+
+
+def never_rises_remedies(view: View) -> list[Remedy]:
+    out = [judge.raise_rate(view), LOOK_AT_REWARD]
+    if "num_iterations" in vars(view.config) or "num_ppo_epochs" in vars(view.config):
+        out.append(Remedy(why="Tune on solutions first (SFT), so that some completions are right from the start"))
+    return out
+
+
+# ---------------------------------------------------------------- 11, 15: falls
+
+
+def best(view: View, name: str, size: int = 10) -> float:
+    """The highest mean of `size` values in a row."""
+    values = view.series[view.name(name)].finite()
+    if len(values) < size:
+        return math.nan
+    now = top = sum(values[:size])
+    for old, new in zip(values, values[size:], strict=False):
+        now += new - old
+        top = max(top, now)
+    return top / size
+
+
+def fallen(view: View, names: Names) -> bool | None:
+    """Asked at every fifth rollout at most, as it looks at all of them."""
+    if not view.turn(names.reward, 5) or view.count(names.reward) < 20:
+        return None
+    top, now = best(view, names.reward), view.mean(names.reward, 10)
+    found = judge.span(view)
+    worth = top - found[0] if found else abs(top)
+    return top - now > max(0.1 * worth, 6 * view.noise(names.reward) / math.sqrt(10))
+
+
+def half_gone(view: View, names: Names) -> bool:
+    found = judge.span(view)
+    low = found[0] if found else 0.0
+    return view.mean(names.reward, 10) - low < 0.5 * (best(view, names.reward) - low)
+
+
+def held_out_falls(view: View, names: Names) -> bool | None:
+    """Whether evaluations earn a tenth less than the best of them, while what is trained on earns more than then."""
+    evals = view.series["eval_reward"]
+    peak = evals.best(1)
+    if len(evals) < 3 or peak is None or peak[0] == evals.steps[-1]:
+        return None
+    rewards = view.series[names.reward]
+    before = [value for step, value in zip(rewards.steps, rewards.values, strict=True) if abs(step - peak[0]) <= 10]
+    if len(before) < 5:
+        return None
+    then, now = sum(before) / len(before), view.mean(names.reward, 10)
+    worse = evals.last < peak[1] - 0.1 * abs(peak[1])
+    return worse and now > then + max(0.02 * abs(then), 2 * view.noise(names.reward) / math.sqrt(10))
+
+
+# ---------------------------------------------------------------- 13, 14, 16
+
+
+def noisy(view: View, names: Names) -> bool | None:
+    config = view.config
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.num_processes
+    if view.count(names.reward) < 30:
+        return None
+    return rows < 64 and abs(view.slope(names.reward)) < judge.doubt(view, names.reward, 50)
+
+
+def rules(names: Names) -> list[Rule]:
+    of = partial(partial, names=names)
+    reward = names.reward
+    return [
+        Rule(
+            code=names.code(3),
+            title="Reward doesn't rise",
+            stage="train",
+            needs=(reward, "completions/reward_max"),
+            test=of(never_rises),
+            window=10,
+            least=3,
+            share=0.6,
+            message=lambda view: (
+                f"The mean reward went from {short(view.first(reward))} to {short(view.mean(reward, 10))} in"
+                f" {view.step} steps; at this pace the run's {view.total_steps} steps gain less than a tenth of what"
+                " there is to gain. Either updates are too small, or the reward doesn't tell better completions from"
+                " worse ones."
+            ),
+            remedies=never_rises_remedies,
+            when=(
+                "After the warm-up and 40 rollouts or more, the line through the mean rewards, at two standard errors"
+                " above what is seen, would gain less than 10 % of what is left to gain by the end of the run."
+            ),
+            why="A learning rate that is too low, a reward that is noise to the policy, or prompts that are too hard.",
+            remedy="Raise learning_rate, try the reward by hand, tune on solutions first.",
+            source="axolotl docs/training_stability; own judgement of the pace",
+        ),
+        Rule(
+            code=names.code(11),
+            title="Held-out reward falls while the reward in training rises",
+            stage="train",
+            needs=("eval_reward", reward),
+            test=of(held_out_falls),
+            window=4,
+            least=1,
+            message=lambda view: (
+                f"The reward of held-out prompts fell from {short(view.series['eval_reward'].best(1)[1])} to "
+                f"{short(view['eval_reward'])}, while that of training rose to {short(view.mean(reward, 10))}: what is "
+                "learnt serves the reward, not the task."
+            ),
+            remedies=lambda view: [
+                judge.restore(view),
+                judge.lower_rate(view),
+                *(
+                    judge.set_field(
+                        view, "beta", 0.04, ", which holds the policy near the model it began as", again=True
+                    )
+                    if vars(view.config).get("beta", 1) < 0.04
+                    else []
+                ),
+            ],
+            when="An evaluation earns 10 % less than the best one, and training earns more than at that time.",
+            why="The policy has found what the reward pays for beside the task, or has learnt the prompts by heart.",
+            remedy="Go back to the best checkpoint, mend the reward, add one that checks, raise beta.",
+            source="Gao et al. 2210.10760; own judgement",
+        ),
+        Rule(
+            code=names.code(13),
+            title="The batch is small for this reward",
+            stage="train",
+            needs=(reward,),
+            test=of(noisy),
+            severity="info",
+            least=30,
+            share=0.8,
+            message=lambda view: (
+                f"The reward's noise from rollout to rollout ({short(view.noise(reward))}) hides what it gained in the"
+                f" last {rounds(view)} ({short(view.slope(reward))}), with fewer than 64 completions a step."
+            ),
+            remedies=lambda view: [
+                Remedy(
+                    why=(
+                        f"Raise gradient_accumulation_steps from {view.config.gradient_accumulation_steps} to "
+                        f"{4 * view.config.gradient_accumulation_steps}"
+                    ),
+                    patch={"gradient_accumulation_steps": 4 * view.config.gradient_accumulation_steps},
+                    again=True,
+                )
+            ],
+            when=(
+                "Fewer than 64 completions a step, and in most steps the reward's rise over the last 50 is within one "
+                "standard error of 0."
+            ),
+            why="A step's gradient is mostly chance: progress, if there is any, can't be seen, and is slow.",
+            remedy="More prompts a step.",
+            source="PRIME-RL: at least 64 completions",
+        ),
+        Rule(
+            code=names.code(14),
+            title="A reward function fails",
+            stage="train",
+            needs=("rewards/*/failed_share",),
+            test=lambda view: view["rewards/*/failed_share"] > 0.05,
+            window=20,
+            least=1,
+            share=0.3,
+            severe=lambda view: view["rewards/*/failed_share"] > 0.5,
+            message=lambda view: (
+                f"The reward {view.cause} gave no value for {percent(view['rewards/*/failed_share'])} of the"
+                f" completions of step {view.step}: an error, a timeout, or something that is no number. They count for"
+                " nothing."
+            ),
+            remedies=lambda view: [Remedy(why="Mend the function: events.jsonl has the first error of each rollout")],
+            when="A reward function gives no number for more than 5 % of the completions of a rollout; 50 %: an error.",
+            why="Completions that it fails on, often the odd ones, are neither rewarded nor punished.",
+            remedy="Mend the function; raise reward_timeout where it is slow.",
+            source="PRIME-RL run monitoring",
+        ),
+        Rule(
+            code=names.code(15),
+            title="Reward has fallen from its best",
+            stage="train",
+            needs=(reward,),
+            test=of(fallen),
+            window=10,
+            least=3,
+            share=0.6,
+            severe=of(half_gone),
+            mutes=(names.code(3),),
+            message=lambda view: (
+                f"The mean reward is {short(view.mean(reward, 10))} over the last 10 rollouts, where the best 10 had "
+                f"{short(best(view, reward))}: the policy has got worse, and stays so."
+            ),
+            remedies=lambda view: [
+                judge.lower_rate(view, 2 if judge.gained(view, names) > 0 else 5),
+                judge.restore(view),
+            ],
+            when=(
+                "The mean of the last 10 rollouts is below that of the best 10 in a row by more than 10 % and more than"
+                " noise, at most looks (one each 5 rollouts); by half: an error."
+            ),
+            why="Updates that are too large have broken the policy, or it has drifted to where the reward is worse.",
+            remedy="Go back to the best checkpoint with a lower learning rate.",
+            source="own judgement",
+        ),
+    ]

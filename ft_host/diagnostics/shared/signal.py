@@ -1,0 +1,227 @@
+"""Rules about rewards that tell completions apart, or don't. Imports no torch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.shared import helpers as judge
+from ft_host.diagnostics.shared.helpers import LOOK_AT_REWARD, Names, rounds
+from ft_host.diagnostics.view import View, percent, short
+
+FLAT = "frac_reward_zero_std"
+# The share of groups that may hold no signal. Two completions of a prompt earn the same by chance more often than
+# eight.
+FLAT_LIMITS = {2: (0.85, 0.95), 3: (0.7, 0.9)}
+
+
+# ---------------------------------------------------------------- 1: no variance
+
+
+def limits(view: View) -> tuple[float, float]:
+    return FLAT_LIMITS.get(view.config.num_generations, (0.5, 0.8))
+
+
+def solved_groups(view: View, names: Names) -> bool:
+    """Whether groups are equal since they are all right: nearly always, or they have become so in this run. Of the
+    groups that differ, half of the completions are taken to be right."""
+    level, flat = judge.level(view, names), view.mean(FLAT, 10)
+    if level is None:
+        return judge.gained(view, names) >= 0.2
+    if level >= 0.9:
+        return True  # nearly all that there is to earn, from the start or not
+    return judge.gained(view, names) >= 0.2 and level - (1 - flat) / 2 >= 0.6 * flat
+
+
+def no_variance(view: View, names: Names) -> bool:
+    if view[FLAT] <= limits(view)[0] or vars(view.config).get("dynamic_sampling"):
+        return False  # dynamic_sampling puts other groups in their place
+    return not solved_groups(view, names) and not judge.rising(view, names.reward)
+
+
+def side(view: View, names: Names) -> str:
+    """Why completions earn the same: "constant", "hard", "easy" or "alike"."""
+    found = judge.span(view)
+    if found is None and view.mean("reward_std", view.window) < 1e-6:
+        return "constant"
+    mean = view.mean(names.reward, view.window)
+    at = (mean - found[0]) / (found[1] - found[0]) if found else mean
+    return "hard" if at < 0.3 else "easy" if at > 0.7 else "alike"
+
+
+SIDES = {
+    "constant": "all completions of all prompts earn that: the reward tells nothing apart",
+    "hard": "the prompts are too hard for this model, which seldom earns anything",
+    "easy": "the prompts are too easy for this model, which nearly always earns the most",
+    "alike": "the completions of a prompt are too much alike",
+}
+
+
+def no_variance_message(view: View, names: Names) -> str:
+    return (
+        f"Reward variance is near zero in {percent(view.mean(FLAT, view.window))} of groups over the last"
+        f" {rounds(view)}: the training signal has vanished. Mean reward is"
+        f" {short(view.mean(names.reward, view.window))}: {SIDES[side(view, names)]}."
+    )
+
+
+def no_variance_remedies(view: View, names: Names) -> list[Remedy]:
+    why, out = side(view, names), []
+    if why != "constant" and view.mean(names.reward, 10) < 0.7 * view.first(names.reward):
+        out.append(judge.lower_rate(view, 5, ": the model could do better before"))
+    if view.config.temperature < 0.7:
+        out += judge.warmer(view)
+    if why == "constant":
+        return [LOOK_AT_REWARD, *out]
+    if view.mean(FLAT, view.window) < 0.95:
+        out += judge.set_field(
+            view, "dynamic_sampling", True, ", which draws other prompts in the place of such groups"
+        )
+    if why == "easy":
+        return [*out, Remedy(why="Take harder prompts: those that the model gets right half of the time teach most")]
+    out += judge.more_generations(view) + (judge.warmer(view) if view.config.temperature >= 0.7 else [])
+    if why == "hard":
+        out.append(Remedy(why="Take easier prompts, tune on solutions first (SFT), or reward parts of a solution too"))
+    return out or [LOOK_AT_REWARD]
+
+
+def constant(view: View, names: Names) -> bool:
+    """Of methods without groups: all completions of a rollout earn the same."""
+    least, most = view["completions/reward_min"], view["completions/reward_max"]
+    return most - least <= 1e-8 * max(1.0, abs(most)) and judge.gained(view, names) < 0.2
+
+
+# ---------------------------------------------------------------- 2: rewards that cancel
+
+
+def weighed(view: View) -> dict[str, float]:
+    """The standard deviations of the reward functions, of this rollout."""
+    return {
+        name.removeprefix("rewards/").removesuffix("/std"): value
+        for name, value in view.entry.items()
+        if name.startswith("rewards/") and name.endswith("/std")
+    }
+
+
+def cancels(view: View) -> bool:
+    spreads = weighed(view)
+    return len(spreads) > 1 and max(spreads.values()) > 1e-3 and view["reward_std"] < 1e-4 * max(spreads.values())
+
+
+# ---------------------------------------------------------------- the rules
+
+
+def rules(names: Names) -> list[Rule]:
+    return grouped(names) if names.grouped else ungrouped(names)
+
+
+def grouped(names: Names) -> list[Rule]:
+    of = partial(partial, names=names)
+    mutes = ("OPT002", "OPT005", names.code(3), names.code(13))
+    return [
+        Rule(
+            code=names.code(1),
+            title="Reward variance is near zero",
+            stage="train",
+            needs=(FLAT, names.reward),
+            fields=("num_generations",),
+            test=of(no_variance),
+            share=0.5,
+            least=10,
+            severe=lambda view: view.mean(FLAT, view.window) > limits(view)[1],
+            message=of(no_variance_message),
+            remedies=of(no_variance_remedies),
+            mutes=mutes,
+            when=(
+                "In half of the last 50 rollouts, all completions earn the same in more than half of the groups (with"
+                " two completions a prompt: 85 %), and the reward doesn't rise; 80 % on average: an error."
+            ),
+            why=(
+                "Completions are compared within their group: where all earn the same there is nothing to learn. Groups"
+                " that are equal since all are right are no trouble (GRPO016)."
+            ),
+            remedy=(
+                "Harder or easier prompts, more completions a prompt, a higher temperature, rewards for parts, "
+                "dynamic_sampling."
+            ),
+            source="axolotl docs/training_stability; DAPO 2503.14476; PRIME-RL",
+        ),
+        Rule(
+            code=names.code(2),
+            title="Rewards cancel each other",
+            stage="train",
+            needs=("reward_std",),
+            test=cancels,
+            severity="error",
+            share=0.5,
+            least=5,
+            mutes=(names.code(1), *mutes),
+            message=lambda view: (
+                "The rewards differ from completion to completion ("
+                + ", ".join(f"{name}: standard deviation {short(spread)}" for name, spread in weighed(view).items())
+                + f"), but their weighted sum doesn't ({short(view['reward_std'])}): they cancel, and nothing is"
+                " learnt."
+            ),
+            remedies=lambda view: [Remedy(why="Change reward_weights, so that one of the rewards outweighs the other")],
+            when="A reward's standard deviation is above 0.001 and that of the sum is nothing beside it.",
+            why="Two rewards with opposite signs, or weights, add up to a constant.",
+            remedy="Change reward_weights, or leave one reward out.",
+            source="TRL issue 3857",
+        ),
+        Rule(
+            code=names.code(16),
+            title="Most prompts are solved",
+            stage="train",
+            needs=(FLAT, names.reward),
+            fields=("num_generations",),
+            severity="info",
+            share=0.5,
+            least=15,
+            test=lambda view: view[FLAT] > limits(view)[0] and solved_groups(view, names),
+            message=lambda view: (
+                f"All completions of a prompt earn the same in {percent(view.mean(FLAT, view.window))} of groups, as"
+                f" most of them are right: the mean reward went from {short(view.first(names.reward))} to"
+                f" {short(view.mean(names.reward, 10))}. Little is left to learn from these prompts."
+            ),
+            remedies=lambda view: [
+                *judge.set_field(view, "dynamic_sampling", True, " to learn from the others alone"),
+                Remedy(why="Go on with harder prompts"),
+            ],
+            when=(
+                "More than half of the groups are equal, and the reward is 90 % of the way from the least to the most"
+                " that was seen, or has risen to where most of them must be right."
+            ),
+            why="No trouble: the task is being solved.",
+            remedy="Stop, or go on with harder prompts.",
+            source="own judgement",
+        ),
+    ]
+
+
+def ungrouped(names: Names) -> list[Rule]:
+    return [
+        Rule(
+            code=names.code(1),
+            title="All completions earn the same",
+            stage="train",
+            needs=("completions/reward_max", "completions/reward_min", names.reward),
+            test=partial(constant, names=names),
+            share=0.5,
+            least=10,
+            severity="error",
+            mutes=("OPT002", "OPT005", names.code(3), names.code(13)),
+            message=lambda view: (
+                f"Every completion earned the same {view.often}, {short(view['completions/reward_max'])}: the training "
+                "signal has vanished. Either the reward tells nothing apart, or all completions are wrong, or right."
+            ),
+            remedies=lambda view: [
+                LOOK_AT_REWARD,
+                *judge.warmer(view),
+                Remedy(why="Take easier or harder prompts, or reward parts of a solution too"),
+            ],
+            when="All completions of half of the last rollouts earn the same.",
+            why="What is above the value model's guess can't be told from what is below.",
+            remedy="Try the reward by hand; easier prompts; rewards for parts.",
+            source="axolotl docs/training_stability",
+        )
+    ]

@@ -1,0 +1,138 @@
+"""What companions gave for rows, kept on disk for the next run and for other ranks.
+
+A folder per model: `CACHE/log-probs/MODEL/*.safetensors`, each file with keys (n, 16) and values (n, columns). A file
+is written beside its place and renamed, and never changed, so that runs at the same time don't disturb each other. A
+key is a digest of the row's token ids, which hold data, template and truncation, and of the settings of the method.
+`CACHE` is $FT_HOST_CACHE, or ft-host in the user's cache folder. Deleting it costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from array import array
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ft_host.util.distributed import precision
+
+if TYPE_CHECKING:
+    import torch
+
+    from ft_host.config import RunConfig
+    from ft_host.types import ModelSpec
+
+Row = dict[str, Any]
+Key = bytes
+
+# What of a config changes the numbers that a frozen model gives.
+NUMBERS = ("dtype", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
+
+
+def cache_folder() -> Path:
+    if given := os.environ.get("FT_HOST_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ft-host"
+
+
+def row_key(row: Row, columns: tuple[str, ...], settings: str) -> Key:
+    """16 bytes that stand for the token ids in some columns of a row, and for settings."""
+    digest = hashlib.blake2b(settings.encode(), digest_size=16)
+    for name in columns:
+        ids = array("q", row[name])
+        digest.update(f"{name} {len(ids)}".encode())
+        digest.update(ids.tobytes())
+    return digest.digest()
+
+
+def model_key(config: RunConfig, spec: ModelSpec, device: torch.device) -> str | None:
+    """What stands for a companion's weights and the type they are used in; None where weights can't be told apart (a
+    hub model without a commit)."""
+    source = spec.source or config.model
+    weights = fingerprint(source, spec.revision or (config.model_revision if source == config.model else None))
+    if weights is None:
+        return None
+    numbers = {name: getattr(config, name) for name in NUMBERS}
+    told = json.dumps([weights, numbers, precision(config, device), spec.head], sort_keys=True)
+    return hashlib.blake2b(told.encode(), digest_size=12).hexdigest()
+
+
+def fingerprint(source: str, revision: str | None) -> str | None:
+    """A digest of a model's files (an adapter's, with those of its base), or a hub model's commit."""
+    place = Path(source)
+    if not place.is_dir():
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(source, revision=revision)._commit_hash
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(place.glob("*")):
+        if path.suffix == ".safetensors" or path.name in ("config.json", "adapter_config.json"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+    adapter = place / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        below = fingerprint(base, None)
+        if below is None:
+            return None
+        digest.update(below.encode())
+    return digest.hexdigest()
+
+
+class Store:
+    """Values by key, in memory, and on disk where there is a folder."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+        self.made = 0  # values that are new since it was opened
+        self._values: dict[Key, dict[str, float]] = {}
+        self._new: dict[Key, dict[str, float]] = {}
+        for path in sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else ():
+            self._values.update(read(path))
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: Key) -> dict[str, float]:
+        return self._values[key]
+
+    def put(self, values: dict[Key, dict[str, float]]) -> None:
+        self._values.update(values)
+        self._new.update(values)
+        self.made += len(values)
+
+    def flush(self) -> None:
+        """Write what is new. For one process."""
+        new, self._new = self._new, {}
+        if self.folder is None or not new:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        by_columns: dict[tuple[str, ...], dict[Key, dict[str, float]]] = {}
+        for key, values in new.items():
+            by_columns.setdefault(tuple(sorted(values)), {})[key] = values
+        for columns, rows in by_columns.items():
+            write(self.folder / f"{uuid.uuid4().hex}.safetensors", columns, rows)
+
+
+def write(path: Path, columns: tuple[str, ...], rows: dict[Key, dict[str, float]]) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    aside = path.with_suffix(".tmp")
+    keys = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), 16)
+    values = np.array([[row[name] for name in columns] for row in rows.values()], dtype=np.float64)
+    save_file({"keys": keys.copy(), "values": values}, aside, metadata={"columns": json.dumps(columns)})
+    aside.rename(path)
+
+
+def read(path: Path) -> dict[Key, dict[str, float]]:
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        columns = json.loads(file.metadata()["columns"])
+        keys, values = file.get_tensor("keys"), file.get_tensor("values")
+    return {key.tobytes(): dict(zip(columns, row, strict=True)) for key, row in zip(keys, values.tolist(), strict=True)}

@@ -1,0 +1,92 @@
+"""What a run is expected to take of memory, by part: read off its models before the first step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed.tensor import DTensor
+
+from ft_host.config.rollout import RolloutConfig
+from ft_host.models.head import KEPT_BYTES, TILE_BYTES, TILE_TARGETS
+from ft_host.models.load import sizes_of
+from ft_host.monitor.memory_usage import resident_mb
+from ft_host.util.distributed import free_memory
+from ft_host.util.memory import MB, STATES, activation_bytes, cached_tokens, logit_bytes, tokens_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import torch
+
+    from ft_host.run import Run
+
+
+def memory_parts(run: Run, facts: Mapping[str, Any], held_out: int) -> dict[str, float]:
+    """Megabytes of one process by part, once its models are loaded. `facts`: lengths of the data. `held_out`: rows
+    whose prompts are completed in an evaluation. On a CPU what the process takes now beside its models is a part too.
+    """
+    config, policy = run.config, run.policy
+    shape = sizes_of(policy.config.get_text_config())
+    parameters = list(policy.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    sharded = any(isinstance(p, DTensor) for p in parameters)
+    gradients = size_of(trained)
+    states = gradients * STATES.get(config.optim, 2.0)
+    if run.world_size > 1 and not sharded:
+        gradients *= 2  # DDP's buckets
+    mixed = run.accelerator.mixed_precision != "no"
+    width = 2 if mixed else parameters[0].element_size()
+    tokens = tokens_of(config, facts)
+    activations = activation_bytes(shape, tokens, width, policy.recomputes)
+    if mixed:  # autocast's copies of matrices in float32
+        activations += sum(whole_size(p) // 2 for p in parameters if p.element_size() == 4 and p.dim() > 1)
+    if sharded:  # a layer is whole while it is computed, embeddings and head all the time
+        activations += sum(whole_size(p) for p in parameters) // max(1, shape.layers)
+        activations += 2 * shape.vocabulary * shape.hidden * width
+    tile = TILE_BYTES.get(run.device.type, TILE_BYTES["cuda"])
+    logits = 0 if policy.head else logit_bytes(tokens, shape.vocabulary, tile, TILE_TARGETS, KEPT_BYTES)
+    held = [companion.held for companion in run.models.values() if companion.held is not None]
+    parts = {
+        "weights": size_of(parameters),
+        "gradients": gradients,
+        "optimizer": states,
+        "companions": size_of(p for model in held for p in model.parameters()),
+        "activations": activations,
+        "logits": logits,
+        "generation": generation_bytes(run, facts, shape, held_out, width),
+    }
+    out = {name: value / MB for name, value in parts.items()}
+    if run.device.type == "cuda":
+        return out
+    return {"base": max(0.0, resident_mb() - out["weights"] - out["companions"])} | out
+
+
+def size_of(parameters: Iterable[torch.Tensor]) -> int:
+    """Bytes that this process holds of them."""
+    return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in parameters)
+
+
+def whole_size(parameter: torch.Tensor) -> int:
+    return parameter.numel() * parameter.element_size()
+
+
+def generation_bytes(run: Run, facts: Mapping[str, Any], shape: Any, held_out: int, width: int) -> int:
+    """Keys and values of what the built-in backend completes at once, and the logits of one token of each. Another
+    backend has memory of its own."""
+    config = run.config
+    jobs = held_out
+    if run.rollouts is not None and run.rollouts.generations:
+        jobs = max(jobs, run.rollouts.rows)
+    if config.backend != "transformers" or not jobs:
+        return 0
+    if not (config.eval_reward or isinstance(config, RolloutConfig)):
+        return 0
+    jobs = -(-jobs // run.world_size)
+    rows = min(config.decode_batch_size, jobs)
+    cache = cached_tokens(config, facts, jobs) * shape.layers * shape.cached * width
+    return cache + 3 * 4 * rows * shape.vocabulary  # logits, their softmax, and noise
+
+
+def free_mb(device: torch.device) -> float:
+    """What is left of the device, or of the machine."""
+    return free_memory(device) / MB

@@ -1,0 +1,109 @@
+"""Rewards on answers that are known to be right, and on rubbish, before a model is loaded: a reward that fails, or that
+can't tell the two apart, would be found out only after rollouts that taught nothing.
+
+It runs in processes of its own, which end with it, so that nothing that a function keeps reaches the training. Reward
+models are left out: they would have to be loaded. A function that is slow is let be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ft_host.config.rollout import RolloutConfig
+from ft_host.errors import FtHostError
+from ft_host.monitor.data_stats import sample_of
+from ft_host.rewards import RewardPool, Scoring
+from ft_host.types import Drop
+
+ROWS = 4
+SECONDS = 5.0  # that a call may take
+WHOLE = ("completion", "solution", "response", "output")  # what a model should say
+ANSWERS = ("answer", "ground_truth", "target", "label")  # what it should come to
+
+
+def rehearse(config: RolloutConfig, source: Any, prepare: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """Facts about each reward: the share of completions that it fails for, and by how much rewards of one prompt
+    differ. None where rows don't say what would be right."""
+    specs = [spec for spec in config.reward if not Path(spec).is_dir()]
+    tried = trials(source, prepare) if specs else []
+    if not tried:
+        return {}
+    limits = {"reward_timeout": min(SECONDS, config.reward_timeout), "max_reward_failures": 2 * len(tried)}
+    facts: dict[str, Any] = {}
+    for spec in specs:  # one at a time: what one of them does costs no other
+        pool = RewardPool([spec], replace(config, reward=[spec], reward_weights=[], reward_workers=1, **limits))
+        try:
+            facts |= _try(pool, tried)
+        finally:
+            pool.close()
+    return facts
+
+
+def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
+    """Completions of a few prompts: right ones, in the forms that rewards of the field look for, and wrong ones."""
+    found: list[dict[str, Any]] = []
+    for number, raw in enumerate(sample_of(source, ROWS)):
+        result = prepare(raw)
+        name = next((name for name in (*WHOLE, *ANSWERS) if isinstance(raw.get(name), (str, int, float))), None)
+        if name is None or isinstance(result, (Drop, list)) or isinstance(raw[name], bool):
+            continue
+        gold, prompt = str(raw[name]), result["prompt"]
+        answer = next((str(raw[each]) for each in ANSWERS if isinstance(raw.get(each), (str, int, float))), gold)
+        asked = prompt if isinstance(prompt, str) else str(prompt[-1].get("content"))
+        tagged = f"<think>\n{gold}\n</think>\n<answer>\n{answer}\n</answer>"
+        right = [gold, answer, tagged, f"\\boxed{{{answer}}}", f"#### {answer}"]
+        for index, text in enumerate([*right, "", asked, "qzx vjw. 0 0 0", f"{answer} {answer} no 7"]):
+            said = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            found.append(
+                {
+                    "row": number,
+                    "gold": index < len(right),
+                    "whole": name in WHOLE,
+                    "prompt": prompt,
+                    "completion": said,
+                    "columns": raw,
+                    "ids": [0] * max(1, len(text.split())),
+                }
+            )
+    return found
+
+
+def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
+    name = pool.names[0]
+    taken = sorted({column for each in tried for column in each["columns"]})
+    scoring = Scoring(
+        prompts=[each["prompt"] for each in tried],
+        completions=[each["completion"] for each in tried],
+        completion_ids=[each["ids"] for each in tried],
+        columns={column: [each["columns"].get(column) for each in tried] for column in taken},
+        trainer_state=None,
+    )
+    try:
+        scored = pool.score(scoring)
+    except FtHostError as error:  # it would end the run in the same way; what it says is told then
+        if "took longer" in str(error):
+            return {}
+        return {f"data/reward/{name}/failed": 1.0, f"data/reward/{name}/said": str(error)[:300]}
+    failures = scored.failures.get(name, [])
+    if any("took longer" in reason or "was not imported" in reason for _, reason in failures):
+        return {}
+    broken = [index for index, reason in failures if not _is_no_number(reason)]
+    facts: dict[str, Any] = {
+        f"data/reward/{name}/failed": len(broken) / len(tried),
+        f"data/reward/{name}/not_finite": (len(failures) - len(broken)) / len(tried),
+        f"data/reward/{name}/whole": all(each["whole"] for each in tried),
+    }
+    if failures:
+        facts[f"data/reward/{name}/said"] = failures[0][1][:300]
+    values = [each[0] for each in scored.values if each[0] is not None]
+    if len(values) >= len(tried) / 2:
+        facts[f"data/reward/{name}/spread"] = max(values) - min(values)
+        facts[f"data/reward/{name}/value"] = values[0]
+    return facts
+
+
+def _is_no_number(reason: str) -> bool:
+    return reason.startswith("gave float ") and any(word in reason for word in ("nan", "inf"))

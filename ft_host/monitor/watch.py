@@ -1,0 +1,171 @@
+"""The engine in a run: tells what it finds as it finds it, and says when the run is to stop for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ft_host.diagnostics.collect import Owned, all_rules, check_codes, selected
+from ft_host.diagnostics.engine import Engine
+from ft_host.diagnostics.finding import Finding, at_least
+from ft_host.diagnostics.replay import feed
+from ft_host.diagnostics.rule import chosen
+from ft_host.errors import StoppedByFinding
+from ft_host.hooks import hookimpl
+from ft_host.util.console import tell, tell_finding
+
+if TYPE_CHECKING:
+    from pluggy import PluginManager
+
+    from ft_host.config import RunConfig
+    from ft_host.registry import PluginInfo
+    from ft_host.run import Run
+    from ft_host.rundir.folder import RunFolder
+
+
+def is_main() -> bool:
+    """Whether this is the main process, also before accelerate has been asked."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Watch:
+    """Of one run, on its main process; on the others it is deaf. A sink of the run's metrics (`ft_log`)."""
+
+    def __init__(self, plugins: PluginManager, infos: list[PluginInfo], config: RunConfig):
+        owned = all_rules(plugins, infos)
+        check_codes(owned, config)
+        self.config = config
+        self.as_dict = dataclasses.asdict(config)
+        self.rules: list[Owned] = selected(owned, config.select, config.ignore)
+        self.engine = Engine(self.rules, self.as_dict)
+        self.main = is_main()
+        self.lock = threading.RLock()
+        self.run: Run | None = None
+        self.unwritten: list[Finding] = []  # found before there was a folder
+        self.broken: set[str] = set()  # codes of rules that failed, and were told of
+        self.reason: Finding | None = None  # that the run is to stop for
+
+    # -- from the host
+
+    def learn(self, facts: dict[str, Any]) -> None:
+        """Facts of the run, kept in run.json."""
+        if not self.main:
+            return
+        with self.lock:  # the thread that looks for stalls tells facts too
+            self._tell(self.engine.learn(facts))
+        if self.run is not None:
+            self.run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
+
+    def attach(self, run: Run, lines: list[dict[str, Any]]) -> None:
+        """The run has a folder now. `lines`: its metrics so far, of a run that goes on. What they show was told of when
+        it was found, and stops the run no second time."""
+        self.run = run
+        if not self.main:
+            return
+        if lines:
+            told = run.folder.manifest.get("facts_told") or {}
+            kept = {
+                name: value
+                for name, value in (run.folder.manifest.get("facts") or {}).items()
+                if not name.startswith("watch/") and told.get(name, 0) <= run.step
+            }
+            feed(self.engine, kept, told, lines)
+        written = {each["fingerprint"]: each for each in run.folder.read("findings.jsonl")}
+        for finding in self.unwritten:
+            if finding.fingerprint not in written:
+                self._write(finding)
+        self.unwritten.clear()
+        asked = {rule.code for rule, _ in self.rules}
+        for (
+            fingerprint,
+            each,
+        ) in written.items():  # of what ended the run, such as a loss that is NaN, and is tried again
+            if each["state"] == "open" and each["code"] in asked and fingerprint not in self.engine.findings:
+                run.folder.append("findings.jsonl", each | {"state": "cleared", "step": run.step})
+        run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
+
+    @hookimpl
+    def ft_log(self, entry, run):
+        with self.lock:
+            self._tell(self.engine.see(entry))
+
+    def leave(self, folder: RunFolder) -> None:
+        """The run has ended before it began: write what was found to its folder."""
+        for finding in self.unwritten:
+            folder.append("findings.jsonl", finding.as_dict(self.as_dict))
+        folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
+
+    def finish(self, whole: bool = True) -> list[dict[str, Any]]:
+        """The rules about the whole run, unless it was stopped, then every finding as it ended, as in
+        findings.jsonl."""
+        if not self.main:
+            return []
+        before = set(self.engine.findings)
+        findings = self.engine.finish(whole)
+        self._tell([each for each in findings if each.fingerprint not in before])
+        for finding in findings:
+            if finding.fingerprint in before:
+                self._write(finding)
+        self.run.folder.update(
+            facts=self.engine.view.facts,
+            facts_told=self.engine.told,
+            diagnostics={"rules": len(self.rules), "skipped": self.engine.skipped()},
+        )
+        return [finding.as_dict(self.as_dict) for finding in findings]
+
+    # -- whether to go on
+
+    def check(self) -> None:
+        """Raise StoppedByFinding where `stop_on` asks for it."""
+        if self.reason is not None:
+            raise StoppedByFinding(
+                f"stopped at step {self.engine.view.step} for {self.reason.fingerprint}, as stop_on asked: "
+                f"{self.reason.message}"
+            )
+
+    def stops(self) -> str | None:
+        """What `check` would raise, for the ranks to agree on."""
+        try:
+            self.check()
+        except StoppedByFinding as stopped:
+            return str(stopped)
+        return None
+
+    def worst(self) -> bool:
+        """Whether there is a finding that `fail_on` is about."""
+        limit = self.config.fail_on
+        return limit is not None and any(
+            each.state == "open" and at_least(each.severity, limit) for each in self.engine.findings.values()
+        )
+
+    # -- telling
+
+    def _tell(self, changed: list[Finding]) -> None:
+        for code, what in self.engine.failed.items():
+            if code not in self.broken:
+                self.broken.add(code)
+                plugin = next(label for rule, label in self.rules if rule.code == code)
+                said = f"rule {code} of {plugin} failed and is asked no more in this run: {what}"
+                tell(said, "warning", self.config.progress) if self.run is None else self.run.say(said, "warning")
+        for finding in changed:
+            if finding.state == "open":
+                tell_finding(finding.line(), finding.as_dict(self.as_dict), finding.severity, self.config.progress)
+                if self.reason is None and self._is_reason(finding):
+                    self.reason = finding
+            elif finding.state == "cleared":
+                tell(f"{finding.code} has passed: {finding.title}", "info", self.config.progress)
+            self._write(finding)
+
+    def _is_reason(self, finding: Finding) -> bool:
+        codes = self.config.stop_on
+        patchable = "patchable" in codes and finding.severity != "info" and any(each.patch for each in finding.remedies)
+        return patchable or chosen(finding.code, [code for code in codes if code != "patchable"])
+
+    def _write(self, finding: Finding) -> None:
+        if self.run is None:
+            self.unwritten.append(finding)
+            return
+        self.run.folder.append("findings.jsonl", finding.as_dict(self.as_dict))
+        self.run.plugins.hook.ft_finding(finding=finding, run=self.run)

@@ -1,0 +1,37 @@
+"""The generation backend of a run, and its own fields."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ft_host import registry
+from ft_host.config.fields import fields_of
+from ft_host.config.resolve import python_values, refuse
+from ft_host.config.rollout import RolloutConfig
+from ft_host.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ft_host.config import RunConfig
+
+
+def backend_of(config: RunConfig) -> tuple[registry.PluginInfo | None, Any]:
+    """The backend that a run uses, and an object of its config class; None for what there isn't.
+
+    Imports the module of that class and no other. Raises ConfigError for fields that can't be used, and what
+    `registry.find` does.
+    """
+    if not config.eval_reward and not isinstance(config, RolloutConfig):
+        if config.backend_config:
+            raise ConfigError("backend_config: has no effect on a run that generates nothing; it has no eval_reward")
+        return None, None
+    info = registry.find("backend", config.backend)
+    own = registry.backend_config_class(info)
+    if own is None:
+        if config.backend_config:
+            raise ConfigError(f"backend_config: the backend {config.backend} has no fields of its own; leave it out")
+        return info, None
+    found, problems = python_values(config.backend_config, fields_of(own))
+    refuse([f"backend_config: {problem}" for problem in problems])
+    made = own(**found)
+    made.check()
+    return info, made

@@ -1,0 +1,271 @@
+"""The row buffer: completions of one rollout, and the optimizer steps that are cut from them.
+
+What is in it, where it stands and which prompt comes next is in every checkpoint. A step is a set of rows that depends
+on the rollout alone, not on the number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ft_host.config.rollout import RolloutPlan
+from ft_host.data.order import permutation
+from ft_host.data.stream import StepRows
+from ft_host.errors import FtHostError
+from ft_host.metrics import Accumulator, combine
+from ft_host.rollouts.rollout import RolloutRun
+
+if TYPE_CHECKING:
+    from ft_host.data.stream import TrainStream
+    from ft_host.run import Run
+
+Row = dict[str, Any]
+
+
+class Buffer:
+    """Iterate over it once: gives the `StepRows` of this rank, annotated, until the prompts end, or for ever where
+    `max_steps` ends the run.
+
+    `prompts` gives one raw row a step, the same on all ranks. `rollout_run(number)` is what `ft_rollout` is handed, and
+    `before` is called with the first prompts of each rollout, before it. `position` is that of the step that a
+    checkpoint was made after, `saved` what `state` gave then.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        prompts: TrainStream,
+        plan: RolloutPlan,
+        rollout_run: Callable[[int], RolloutRun],
+        before: Callable[[list[Row]], None],
+        position: dict[str, Any] | None = None,
+        saved: dict[str, Any] | None = None,
+    ):
+        self.run, self.prompts, self.plan, self.rollout_run, self.before = run, prompts, plan, rollout_run, before
+        self.number = -1  # of the rollout that `rows` are of
+        self.rows: list[Row] = []  # of this rank
+        self.sizes: list[int] = []  # rows of each group of the rollout, over all ranks, in order
+        self.step = 0  # the next one of `plan.updates`
+        self.place = place_of(position, saved)  # of the prompts, after this rollout
+        self.metrics: dict[str, float] = {}  # of the rollout: they are logged with its first step
+        self.samples: list[Row] = []  # some of its completions, on all ranks: likewise
+        if saved is not None:
+            self.number, self.rows, self.sizes = saved["number"], saved["rows"], saved["sizes"]
+            self.metrics, self.samples = saved["metrics"], saved["samples"]
+            if position is not None and position["rollout"] == self.number:  # else no step of it was done
+                self.step = position["step"]
+
+    def __iter__(self) -> Iterator[StepRows]:
+        return self
+
+    def __next__(self) -> StepRows:
+        if not self.rows_left():
+            self.fill()
+        first = self.step == 0
+        if first:
+            self._write_samples()
+        rows = self.of_step(self.step)
+        self.step += 1
+        budget = self.run.config.max_tokens_per_micro_batch
+        return StepRows(
+            units=[[row] for row in rows] if budget is None else units_of(rows, budget),
+            rows_consumed=self.place["rows_consumed"],
+            epoch=self.place["epoch"],
+            position={"rollout": self.number, "step": self.step, "place": self.place},
+            dropped=dict(self.prompts.tally.dropped),
+            truncated=0,
+            last=False,
+            metrics=self.metrics if first else {},
+        )
+
+    def state(self) -> dict[str, Any]:
+        """This rank's part of it, JSON-able. Where it stands is in the position of the last step."""
+        return {
+            "number": self.number,
+            "rows": self.rows,
+            "sizes": self.sizes,
+            "place": self.place,
+            "metrics": self.metrics,
+            "samples": self.samples,
+        }
+
+    def planned_steps(self) -> int | None:
+        """Optimizer steps of all epochs, if nothing has to be drawn again; None for a stream."""
+        prompts = self.prompts.planned_steps()
+        return None if prompts is None else math.ceil(prompts / self.plan.prompts) * self.plan.updates
+
+    def close(self) -> None:
+        self.prompts.close()
+
+    # -- steps
+
+    def rows_left(self) -> bool:
+        return self.step < self.plan.updates and bool(self.sizes)
+
+    def of_step(self, step: int) -> list[Row]:
+        """This rank's rows of one of the rollout's optimizer steps, those of a group next to each other."""
+        plan = self.plan
+        which, at = divmod(step, plan.steps)
+        order = list(range(len(self.sizes)))
+        if plan.shuffled:
+            of = permutation(len(order), self.run.config.seed, self.number, which, "pass")
+            order = [of(index) for index in order]
+        # Where the prompts ended, or held no signal, there are as many steps, smaller ones.
+        if plan.rows_per_step % plan.generations == 0:  # a step is whole groups
+            per_step = math.ceil(len(order) / plan.steps)
+            begin, end = (sum(self.sizes[group] for group in order[: number * per_step]) for number in (at, at + 1))
+        else:
+            per_step = math.ceil(sum(self.sizes) / plan.steps)
+            begin, end = at * per_step, (at + 1) * per_step
+        mine: dict[int, list[Row]] = {}
+        for row in self.rows:
+            mine.setdefault(row["group"], []).append(row)
+        rows, first = [], 0
+        for group in order:
+            for index, row in enumerate(mine.get(group, ())):
+                if begin <= first + index < end:
+                    rows.append(row)
+            first += self.sizes[group]
+        return rows
+
+    # -- a rollout
+
+    def fill(self) -> None:
+        """Make the next rollout. Raises StopIteration after the last prompt, FtHostError where nothing can be
+        learnt."""
+        run, plan = self.run, self.plan
+        number = self.number + 1
+        rollout_run = self.rollout_run(number)
+        accumulator = Accumulator()
+        rows: list[Row] = []
+        samples: list[dict[str, Any]] = []
+        count = kept = draws = 0
+        place = self.place  # which changes with the rows: a rollout that fails is made again from its first prompt
+        started = time.perf_counter()
+        while kept < plan.prompts and draws < run.config.max_rollout_draws:
+            drawn, place = self.draw(plan.prompts - kept, place)
+            if not drawn:
+                break
+            draws += 1
+            mine = [row | {"group": count + index} for index, row in enumerate(drawn)][run.rank :: run.world_size]
+            count += len(drawn)
+            if draws == 1:
+                self.before(mine)
+            found = run.plugins.hook.ft_rollout(rows=mine, run=rollout_run)
+            accumulator.add(found.metrics)
+            rows += found.rows
+            samples += found.samples
+            kept += sum(run.gather(len({row["group"] for row in found.rows})))
+        if not count:
+            raise StopIteration
+        metrics = combine(run.gather(accumulator.local()))
+        if not kept:
+            reward = f" of {metrics['reward']:.3g} on average" if "reward" in metrics else ""
+            raise FtHostError(
+                f"rollout {number + 1}: none of {count} prompts held a signal to learn from, drawn {draws} times "
+                f"(max_rollout_draws): the completions of each had equal rewards{reward}. The prompts are too hard or "
+                "too easy for this model, or the reward doesn't tell completions apart"
+            )
+        if kept < plan.prompts and draws == run.config.max_rollout_draws:
+            run.say(
+                f"rollout {number + 1}: {kept} of {plan.prompts} groups held a signal after {draws} draws "
+                "(max_rollout_draws)",
+                "warning",
+            )
+        rows, sizes = self.numbered(rows)
+        annotating = time.perf_counter()
+        self.rows, self.sizes = run.annotate(rows), sizes
+        run.took("annotation", time.perf_counter() - annotating)
+        self.number, self.step, self.place = number, 0, place
+        self.metrics = metrics | self._times(rollout_run, started)
+        if draws > 1:
+            self.metrics["rollout/prompts_drawn"] = count
+        self.samples = self._chosen(samples)
+
+    def draw(self, count: int, place: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
+        """The next prompts, fewer where the data ends, and the place behind them."""
+        rows: list[Row] = []
+        while len(rows) < count:
+            step = next(self.prompts, None)
+            if step is None:
+                break
+            place = {"position": step.position, "epoch": step.epoch, "rows_consumed": step.rows_consumed}
+            rows += [row for unit in step.units for row in unit]
+        return rows, place
+
+    def numbered(self, rows: list[Row]) -> tuple[list[Row], list[int]]:
+        """The rows with groups counted from 0 over all ranks, without gaps, and the rows of each group."""
+        mine: dict[int, int] = {}
+        for row in rows:
+            mine[row["group"]] = mine.get(row["group"], 0) + 1
+        sizes = {group: size for rank in self.run.gather(mine) for group, size in rank.items()}
+        places = {group: index for index, group in enumerate(sorted(sizes))}
+        return [row | {"group": places[row["group"]]} for row in rows], [sizes[group] for group in sorted(sizes)]
+
+    def _times(self, rollout_run: RolloutRun, started: float) -> dict[str, float]:
+        """Seconds of the rollout, and the tokens that all ranks sampled in the seconds that this one spent on it."""
+        for what, seconds in rollout_run.seconds.items():
+            self.run.took(what, seconds)
+        tokens, seconds = sum(self.run.gather(rollout_run.tokens)), rollout_run.seconds.get("generation", 0.0)
+        return {
+            "perf/rollout_time": time.perf_counter() - started,
+            **({"perf/generation_tokens_per_second": tokens / seconds} if seconds else {}),
+        }
+
+    def _chosen(self, samples: list[Row]) -> list[Row]:
+        """Some completions, whole groups first, with the advantage that the method gave them, if it gives one."""
+        run, most = self.run, self.run.config.logged_completions
+        if samples and len(samples) != len(self.rows):
+            raise TypeError(
+                f"ft_rollout gave {len(samples)} samples for {len(self.rows)} rows; expected one a row, or none"
+            )
+        shown = []
+        for sample, row in list(zip(samples, self.rows, strict=False))[:most]:
+            more = {"advantage": row["advantage"]} if "advantage" in row else {}
+            shown.append(sample | more | {"group": row["group"], "tokens": len(row["completion_ids"])})
+        ranks = run.gather(shown)
+        return sorted((sample for rank in ranks for sample in rank), key=lambda sample: sample["group"])[:most]
+
+    def _write_samples(self) -> None:
+        run = self.run
+        if run.accelerator.is_main_process:
+            for sample in self.samples:
+                entry = {"step": run.step + 1, "kind": "rollout", "rollout": self.number, **sample}
+                run.folder.append("samples.jsonl", entry)
+
+
+def place_of(position: dict[str, Any] | None, saved: dict[str, Any] | None) -> dict[str, Any]:
+    """Where the prompts stand after the rollout that a checkpoint holds, or at the beginning."""
+    if saved is not None:
+        return saved["place"]
+    return position["place"] if position is not None else {"position": None, "epoch": 0.0, "rows_consumed": 0}
+
+
+def units_of(rows: list[Row], budget: int) -> list[list[Row]]:
+    """Rows of a group together, as many as the budget of tokens allows; their prompt counts once."""
+    units: list[list[Row]] = []
+    used = 0
+    for row in rows:
+        together = units and units[-1][-1]["group"] == row["group"]
+        cost = row["length"] - (row["shared"] if together else 0)
+        if together and used + cost <= budget:
+            units[-1].append(row)
+            used += cost
+        else:
+            units.append([row])
+            used = row["length"]
+    return units
+
+
+def dealt(saved: list[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any] | None:
+    """What the ranks of a checkpoint had in their buffers, as this rank of `world_size` has it; None: there were
+    none."""
+    if not saved:
+        return None
+    if len(saved) == world_size:
+        return saved[rank]
+    rows = sorted((row for each in saved for row in each["rows"]), key=lambda row: row["group"])
+    return saved[0] | {"rows": [row for row in rows if row["group"] % world_size == rank]}

@@ -1,0 +1,130 @@
+"""What a model says in a turn, as a message, and the calls of tools in it.
+
+By the tokenizer's response template where it has one (transformers 5.13), else as Hermes and Qwen write them:
+
+    <tool_call>
+    {"name": "add", "arguments": {"a": 2, "b": 3}}
+    </tool_call>
+
+A call that can't be read is a call with a problem: the model is told.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from ft_host.generation import Completion
+from ft_host.rollouts.tools import Call
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, Any]
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+BLOCK = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
+UNREADABLE = "unknown"  # the name of a call that can't be read
+EXPECTED = 'expected {"name": ..., "arguments": {...}}'
+
+
+def read_turn(
+    answer: Completion,
+    before: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    tools: list[dict[str, Any]],
+    *,
+    first: int,
+) -> tuple[Message, list[Call]]:
+    """A turn of the model as an assistant message, and its calls, numbered from `first`. `before`: the tokens that it
+    follows. One that was cut short is text."""
+    if answer.finish_reason == "length":
+        return {"role": "assistant", "content": text_of(answer.token_ids, tokenizer)}, []
+    # an attribute of tokenizers since transformers 5.13; versions before that don't have it
+    if vars(tokenizer).get("response_template") is None:
+        message, found = by_tags(text_of(answer.token_ids, tokenizer))
+    else:
+        message, found = by_template(answer.token_ids, before, tokenizer, tools)
+    calls = []
+    for number, each in enumerate(found, first):
+        given = each.get("id") if isinstance(each, dict) else None
+        own = str(given) if given else f"call{number:05d}"  # Mistral's template wants nine signs
+        try:
+            name, arguments = checked(each)
+        except ValueError as error:
+            calls.append(Call(name=UNREADABLE, id=own, problem=f"this call can't be read: {error}"))
+        else:
+            calls.append(Call(name=name, id=own, arguments=arguments))
+    readable = [call for call in calls if not call.problem]
+    if readable:
+        message["tool_calls"] = [
+            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+            for call in readable
+        ]
+    return message, calls
+
+
+def text_of(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a turn without special tokens, but with the tags of calls, which are special for some."""
+    hidden = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids([OPEN, CLOSE]))
+    return tokenizer.decode([token for token in ids if token not in hidden], clean_up_tokenization_spaces=False)
+
+
+def by_tags(text: str) -> tuple[Message, list[Any]]:
+    """The message without the calls that are JSON, and what is between the tags: JSON, or text that isn't. What a model
+    only thinks of calling isn't called."""
+    thought, ended, said = text.rpartition("</think>")
+    if not ended and "<think>" in text:
+        thought, said = text, ""
+    found: list[Any] = []
+
+    def take(block: re.Match[str]) -> str:
+        try:
+            found.append(json.loads(block[1]))
+        except ValueError as error:
+            found.append(error)
+            return block[0]
+        return ""
+
+    rest = BLOCK.sub(take, said)
+    if BLOCK.sub("", said).find(OPEN) >= 0:
+        found.append(ValueError(f"{CLOSE} is missing"))
+    content = thought + ended + rest
+    return {"role": "assistant", "content": content.strip() if found else content}, found
+
+
+def by_template(
+    ids: list[int], before: list[int], tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]]
+) -> tuple[Message, list[Any]]:
+    """The message as transformers reads it, and its calls. Where it can't, all of it is text and a call that can't be
+    read."""
+    takes_tools = "tools" in inspect.signature(tokenizer.parse_response).parameters  # since transformers 5.15
+    try:
+        message = tokenizer.parse_response(ids, prefix=before, **({"tools": tools} if takes_tools else {}))
+    except (ValueError, TypeError, KeyError) as error:
+        return {"role": "assistant", "content": text_of(ids, tokenizer)}, [ValueError(str(error))]
+    found = message.pop("tool_calls", None) or []
+    message["content"] = message.get("content") or ""
+    if tokenizer.eos_token:
+        message["content"] = message["content"].removesuffix(tokenizer.eos_token)
+    return {"role": "assistant"} | message, found if isinstance(found, list) else [found]
+
+
+def checked(call: Any) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a call. Raises ValueError that says what is wrong with it."""
+    if isinstance(call, ValueError):
+        raise call
+    if isinstance(call, dict) and isinstance(call.get("function"), dict):
+        call = call["function"]
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise ValueError(EXPECTED)
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):  # some write JSON within JSON
+        arguments = json.loads(arguments)
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise ValueError(EXPECTED)
+    return call["name"], arguments

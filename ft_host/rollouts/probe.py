@@ -1,0 +1,74 @@
+"""Does what samples have the weights that are trained? Its log-probs beside the policy's own, on a few prompts.
+
+Before the first rollout it finds other precisions, kernels and chat formats; after the first update, weights that did
+not arrive. Both would otherwise show as training that doesn't learn.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ft_host.batch import forest
+from ft_host.errors import FtHostError
+from ft_host.generation import Request, Sampling
+from ft_host.models.aux_models import still
+from ft_host.rollouts.rows import completion_row, completion_segments, per_target
+
+if TYPE_CHECKING:
+    from ft_host.run import Run
+
+Row = dict[str, Any]
+
+PROMPTS = 4  # of each rank
+TOKENS = 16  # of each of their completions, at most
+
+
+def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
+    """Complete some of these prompts and say how far the backend's log-probs are from the policy's. All ranks must call
+    it at once. `when` is for the sentence that tells of it.
+
+    Sampled at the run's temperature from all tokens: `top_p` and the like make a distribution of their own. Raises
+    FtHostError where the mean difference is above `max_sampling_logp_difference`.
+    """
+    config, rows = run.config, rows[:PROMPTS]
+    limit = min(TOKENS, config.max_completion_length)
+    requests = [Request(prompt_ids=row["prompt_ids"], number=row["group"], max_new_tokens=limit) for row in rows]
+    sampling = Sampling(max_new_tokens=limit, temperature=config.temperature, seed=config.seed)
+    made = [
+        completion_row(row, completion) for row, completion in zip(rows, run.generate(requests, sampling), strict=True)
+    ]
+    batch = forest(completion_segments(made), num_rows=len(made)).to(run.device)
+    with still(run.policy), run.accelerator.autocast():
+        ours = run.policy(batch, want=("logp",), temperature=config.temperature)["logp"]
+    apart = (ours.cpu().double() - per_target(made, "sampling_logps").double()).abs()
+    ranks = run.gather((len(apart), float(apart.sum()), float(apart.max()) if len(apart) else 0.0))
+    count = sum(size for size, _, _ in ranks)
+    mean, most = sum(total for _, total, _ in ranks) / max(count, 1), max(largest for _, _, largest in ranks)
+    run.learn(differences(mean, most, config.max_sampling_logp_difference, run.step > 0))
+    if not torch.isfinite(torch.tensor(mean)) or mean > config.max_sampling_logp_difference:
+        raise FtHostError(
+            f"{when}, the log-probs of the backend {config.backend} differ from the policy's by {mean:.3g} nats on"
+            f" average (over {count} tokens, {most:.3g} at most), and max_sampling_logp_difference allows"
+            f" {config.max_sampling_logp_difference:g}: it doesn't sample from the model that is trained. "
+            + (
+                "The update of its weights did not arrive"
+                if run.step
+                else "Look for another precision (dtype, bf16), quantised weights, another model or revision"
+            )
+        )
+    run.say(
+        f"{when}, the log-probs of the backend {config.backend} are the policy's within {mean:.2g} nats on average, "
+        f"{most:.2g} at most ({count} tokens)"
+    )
+
+
+def differences(mean: float, most: float, limit: float, updated: bool) -> dict[str, Any]:
+    """As facts of the run."""
+    when = "_after_update" if updated else ""
+    return {
+        f"probe/sampler_difference_max{when}": most,
+        "probe/sampler_difference_limit": limit,
+        f"probe/sampler_difference{when}": mean,
+    }

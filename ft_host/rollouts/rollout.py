@@ -1,0 +1,346 @@
+"""Rollouts: what a method's `ft_rollout` is handed and hands back.
+
+    prompts -> ft_rollout -> (further prompts, where groups were left out) -> ft_annotate -> buffer -> steps × passes
+
+`RolloutRun` holds no model: only `generate` and `reward`. What needs the policy (old log-probs, values) is the business
+of `ft_annotate`, once for each rollout, over all ranks. The row buffer is in `buffer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ft_host.config.rollout import RolloutConfig
+from ft_host.errors import FtHostError
+from ft_host.generation import Completion, Request, Sampling
+from ft_host.metrics import Metric, correlation, maximum, mean, minimum, std, total
+from ft_host.rewards import RewardPool, Scored, Scoring
+from ft_host.rollouts.tools import Toolbox
+from ft_host.rollouts.turns import Conversation, converse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Row = dict[str, Any]
+
+ENVIRONMENT = "environment"  # the name of the reward that an environment gives
+
+
+@dataclass(kw_only=True)
+class Rewards:
+    """What the completions of a rollout are worth: `values[completion][function]`, None where a function doesn't apply
+    or has failed. `metrics` and `extra` are for the method to hand on."""
+
+    names: list[str]
+    weights: list[float]
+    values: list[list[float | None]]
+    texts: list[str]  # the completions, decoded
+    metrics: dict[str, Metric]
+    extra: dict[str, list[Any]]
+
+    def totals(self) -> list[float | None]:
+        """The weighted sum of each completion's rewards; None where it has none at all."""
+        return [
+            (
+                None
+                if all(value is None for value in each)
+                else sum(weight * value for weight, value in zip(self.weights, each, strict=True) if value is not None)
+            )
+            for each in self.values
+        ]
+
+
+@dataclass(kw_only=True)
+class Rollout:
+    """Rows to train on, JSON-able, those of a `group` next to each other (see `ft_host.rollouts.rows`), and what
+    there is to say of them. `samples`: none, or one a row."""
+
+    rows: list[Row]
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Elsewhere(Exception):
+    """Another rank has raised an error of this class, and has told all of it."""
+
+    def __init__(self, kind: type[FtHostError], text: str):
+        self.kind, self.text = kind, text
+
+
+def sampling_of(
+    config: RolloutConfig, seed: int, role: str = "policy", stop_token_ids: list[int] | None = None
+) -> Sampling:
+    return Sampling(
+        max_new_tokens=config.max_completion_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        seed=seed,
+        role=role,
+        stop_token_ids=stop_token_ids,
+    )
+
+
+def seed_of(*key: Any) -> int:
+    """A seed that depends on `key` alone."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest(), "big") >> 1
+
+
+@dataclass(kw_only=True)
+class RolloutRun:
+    """What `ft_rollout` sees of a run. No model: it may run elsewhere than the training."""
+
+    config: RolloutConfig
+    tokenizer: PreTrainedTokenizerBase
+    rank: int
+    world_size: int
+    version: int  # of the weights that sample: the optimizer step that they come from
+    number: int  # of the rollout, from 0
+    gather: Callable[[Any], list[Any]]  # one picklable value of each rank, on every rank
+    say: Callable[..., None]  # say(text, level): tell the user
+    engine: Callable[[list[Request], Sampling], list[Completion]]
+    pool: RewardPool
+    toolbox: Toolbox | None
+    positions: int | None  # tokens that a prompt and its completion may have together
+    trainer_state: Any
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0  # that were sampled by this rank
+    calls: int = 0  # of `generate`: each has noise of its own
+
+    def generate(
+        self, rows: list[Row], generations: int = 1, role: str = "policy", stop_token_ids: list[int] | None = None
+    ) -> list[Completion]:
+        """`generations` completions of each prompt by the policy, or by the companion of that `role`: those of rows[0]
+        first. `stop_token_ids` end them, rather than the tokenizer's EOS. With tools or an environment, whole
+        conversations. All ranks must call it at once; one may have no rows. Raises, on all ranks, what one raises."""
+        started = time.perf_counter()
+        seed = seed_of(self.config.seed, "rollout", self.number, self.calls)
+        sampling = sampling_of(self.config, seed, role, stop_token_ids)
+        completions = self._together(
+            lambda: completed(
+                rows,
+                generations,
+                self.engine,
+                sampling,
+                self.tokenizer,
+                self.config,
+                self.toolbox,
+                self.positions,
+                self._more,
+            )
+        )
+        self.calls += 1
+        self._took("generation", started)
+        self.tokens += sum(map(size, completions))
+        return completions
+
+    def reward(self, rows: list[Row], completions: list[Completion]) -> Rewards:
+        """What the rewards of the config say of completions, as `generate` gave them for `rows`. All ranks must call it
+        at once. Raises, on all ranks, FtHostError where too many failed in a row."""
+        started = time.perf_counter()
+        texts = [self.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
+        of = [row for row in rows for _ in range(len(completions) // len(rows))]
+        found = self._together(lambda: scored(self.pool, self.toolbox, of, completions, texts, self.trainer_state))
+        names = reward_names(self.pool, self.toolbox)
+        metrics: dict[str, Metric] = {}
+        if self.toolbox is not None:
+            metrics |= self.toolbox.metrics(completions)
+        for index, name in enumerate(names):
+            metrics |= reward_metrics(name, [each[index] for each in found.values])
+        failed = self.gather({name: (len(each), each[0][1]) for name, each in found.failures.items() if each})
+        for name in dict.fromkeys(name for rank in failed for name in rank):
+            told = [rank[name] for rank in failed if name in rank]
+            self.say(
+                f"reward {name}: no value for {sum(count for count, _ in told)} of "
+                f"{sum(self.gather(len(completions)))} completions: {told[0][1]}",
+                "warning",
+            )
+            mine = len(found.failures.get(name, ()))
+            metrics[f"rewards/{name}/failed"] = total(mine)
+            metrics[f"rewards/{name}/failed_share"] = mean(mine, len(completions))
+        for name, logged in found.metrics.items():
+            metrics[name] = mean(sum(logged), len(logged))
+        self._took("reward", started)
+        weights = reward_weights(self.config, len(names))
+        rewards = Rewards(
+            names=names, weights=weights, values=found.values, texts=texts, metrics=metrics, extra=found.extra
+        )
+        metrics |= variety_metrics(completions, texts, len(completions) // max(len(rows), 1))
+        metrics |= worth_metrics(rewards.totals(), completions)
+        return rewards
+
+    def watch(self, rows: list[Row], completions: list[Completion]) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
+        """What completions earn where nothing is learnt from it: metrics, and of each completion what samples.jsonl
+        shows. Nothing, where the config has no rewards. All ranks must call it at once."""
+        if not self.config.reward:
+            return {}, [{} for _ in completions]
+        rewards = self.reward(rows, completions)
+        given = [value for value in rewards.totals() if value is not None]
+        metrics = rewards.metrics | {
+            "reward": mean(sum(given), len(given)),
+            "reward_std": std(sum(given), sum(value * value for value in given), len(given)),
+        }
+        return metrics, [{"rewards": dict(zip(rewards.names, values, strict=True))} for values in rewards.values]
+
+    def _together(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives; what it raises on one rank, on all, so that none is left waiting for the others."""
+        made, problem = None, None
+        try:
+            made = work()
+        except _Elsewhere as error:
+            raise error.kind(error.text) from None
+        except FtHostError as error:
+            problem = error
+        told = [each for each in self.gather(None if problem is None else (type(problem), str(problem))) if each]
+        if problem is not None:
+            raise problem
+        if told:
+            kind, text = told[0]
+            raise kind(text)
+        return made
+
+    def _more(self, wants: bool) -> bool:
+        """Whether any rank has something to generate. A rank that has failed since the last time is at its end of
+        `_together`, and tells what it raised in this exchange."""
+        told = self.gather(wants)
+        for each in told:
+            if isinstance(each, tuple):
+                raise _Elsewhere(*each)
+        return any(told)
+
+    def _took(self, what: str, started: float) -> None:
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+
+# ---------------------------------------------------------------- shared with evaluation
+
+
+def completed(
+    rows: list[Row],
+    generations: int,
+    engine: Callable[[list[Request], Sampling], list[Completion]],
+    sampling: Sampling,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RolloutConfig,
+    toolbox: Toolbox | None,
+    positions: int | None,
+    more: Callable[[bool], bool],
+) -> list[Completion]:
+    """`generations` completions of each prompt row, which holds its `group`: the number that its noise goes by. `more`
+    says, on all ranks, whether any of them has something to generate."""
+    if toolbox is not None:
+        return converse(rows, generations, engine, sampling, tokenizer, config, toolbox, more, positions)
+    requests = [
+        Request(prompt_ids=row["prompt_ids"], number=row["group"] * generations + index)
+        for row in rows
+        for index in range(generations)
+    ]
+    return engine(requests, sampling)
+
+
+def reward_names(pool: RewardPool, toolbox: Toolbox | None) -> list[str]:
+    return [*pool.names, *([ENVIRONMENT] if toolbox is not None and toolbox.rewards else [])]
+
+
+def reward_weights(config: RolloutConfig, count: int) -> list[float]:
+    """The weights of `count` rewards; what an environment gives comes last and counts in full."""
+    given = list(config.reward_weights) or [1.0] * len(config.reward)
+    return given + [1.0] * (count - len(given))
+
+
+def scored(
+    pool: RewardPool,
+    toolbox: Toolbox | None,
+    rows: list[Row],
+    completions: list[Completion],
+    texts: list[str],
+    trainer_state: Any,
+) -> Scored:
+    """What rewards say of completions, each with the row of its prompt; an environment's own comes last."""
+    if not completions:
+        return Scored(values=[])
+    found = pool.score(scoring_of(rows, completions, texts, trainer_state))
+    if toolbox is None or not toolbox.rewards:
+        return found
+    talks: list[Conversation] = completions
+    for values, talk in zip(found.values, talks, strict=True):
+        values.append(talk.reward)
+    problems = [(index, talk.reward_problem) for index, talk in enumerate(talks) if talk.reward_problem]
+    return replace(found, failures=found.failures | ({ENVIRONMENT: problems} if problems else {}))
+
+
+def scoring_of(rows: list[Row], completions: list[Completion], texts: list[str], trainer_state: Any) -> Scoring:
+    """What reward functions are handed of completions, each with the row of its prompt: text after text, messages after
+    messages."""
+    columns = [row["columns"] for row in rows]
+    prompts = [row["prompt"] for row in rows]
+    return Scoring(
+        prompts=prompts,
+        completions=[
+            each.messages or as_completion(prompt, text)
+            for each, prompt, text in zip(completions, prompts, texts, strict=True)
+        ],
+        completion_ids=[each.token_ids for each in completions],
+        columns={name: [row.get(name) for row in columns] for name in dict.fromkeys(n for row in columns for n in row)},
+        trainer_state=trainer_state,
+    )
+
+
+def as_completion(prompt: str | list[Row], text: str) -> str | list[Row]:
+    """A completion in the format of its prompt: text, or one assistant message."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def reward_metrics(name: str, values: list[float | None]) -> dict[str, Metric]:
+    """Mean and unbiased standard deviation over the completions that have a reward of this function."""
+    given = [value for value in values if value is not None]
+    if not given:
+        return {}
+    squares = sum(value * value for value in given)
+    return {
+        f"rewards/{name}/mean": mean(sum(given), len(given)),
+        f"rewards/{name}/std": std(sum(given), squares, len(given)),
+    }
+
+
+def variety_metrics(completions: list[Completion], texts: list[str], generations: int) -> dict[str, Metric]:
+    """How many of a prompt's completions, which follow each other, are different ones, and how many say nothing."""
+    if not completions:
+        return {}
+    found = {"completions/empty_share": mean(sum(not text.strip() for text in texts), len(texts))}
+    if generations > 1:
+        groups = [completions[at : at + generations] for at in range(0, len(completions), generations)]
+        distinct = sum(len({tuple(each.token_ids) for each in group}) for group in groups)
+        found["completions/unique_share"] = mean(distinct, len(completions))
+    return found
+
+
+def worth_metrics(totals: list[float | None], completions: list[Completion]) -> dict[str, Metric]:
+    """The least and the most that a completion earns, and whether longer ones earn more."""
+    pairs = [(size(each), value) for each, value in zip(completions, totals, strict=True) if value is not None]
+    if not pairs:
+        return {}
+    lengths, values = zip(*pairs, strict=True)
+    return {
+        "completions/reward_min": minimum(min(values)),
+        "completions/reward_max": maximum(max(values)),
+        "completions/reward_length_correlation": correlation(
+            sum(lengths),
+            sum(values),
+            sum(each * each for each in lengths),
+            sum(each * each for each in values),
+            sum(length * value for length, value in pairs),
+            len(pairs),
+        ),
+    }
+
+
+def size(completion: Completion) -> int:
+    """How many of its tokens were sampled."""
+    return sum(completion.sampled) if completion.sampled else len(completion.token_ids)

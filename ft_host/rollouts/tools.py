@@ -1,0 +1,239 @@
+"""Python functions and environments that a model may call between turns: how they are found, shown and called.
+
+A tool is a function with type hints and a docstring; an environment is a class whose public methods are tools, with one
+object for each completion. What goes wrong in a call is what the model reads as its result, and is counted. Imports
+neither torch nor, before tools are loaded, transformers.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ft_host.errors import ConfigError, DataError, FtHostError
+from ft_host.metrics import Metric, mean
+from ft_host.rewards.functions import as_number
+from ft_host.rollouts.tool_executor import Caller, Outcome, Refused
+from ft_host.util.imports import load_function
+from ft_host.util.text import QUOTED, nearest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from ft_host.config.rollout import RolloutConfig
+    from ft_host.rollouts.turns import Conversation
+
+Row = dict[str, Any]
+
+OWN = ("reset", "get_reward")  # methods of an environment that the model doesn't see
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call as the model wrote it. `problem` says what is wrong with one that can't be read."""
+
+    name: str
+    id: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(kw_only=True)
+class Toolbox:
+    """The tools of a run. `schemas` is what the chat template is given."""
+
+    functions: dict[str, Callable[..., Any]]
+    environment: type | None
+    methods: tuple[str, ...]  # of the environment, that are tools
+    rewards: bool  # the environment has get_reward
+    schemas: list[dict[str, Any]]
+    caller: Caller
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.functions, *self.methods]
+
+    def open(self, columns: list[Row]) -> list[tuple[Any, str]]:
+        """A fresh environment for each of these rows' columns, reset with them, and the text that it adds to the
+        prompt.
+
+        Raises DataError for a parameter of `reset` that is no column, and FtHostError where `reset` fails: without an
+        environment there is nothing to talk to.
+        """
+        lanes = [[functools.partial(self._opened, accepted(self.environment, each))] for each in columns]
+        opened = [outcome for (outcome,) in self.caller.run(lanes)]
+        for outcome in opened:
+            if outcome.problem:
+                raise FtHostError(f"environment {self.environment.__name__}: reset failed: {outcome.problem}")
+        return [outcome.value for outcome in opened]
+
+    def _opened(self, columns: Row) -> tuple[Any, str]:
+        made = self.environment()
+        added = self.caller.finished(made.reset(**columns))
+        if added is not None and not isinstance(added, str):
+            raise Refused(f"it returned {type(added).__name__} {str(added)[:60]!r}, expected text or None")
+        return made, added or ""
+
+    def call(self, calls: list[list[Call]], environments: list[Any]) -> list[list[Outcome]]:
+        """What comes of the calls of each conversation: its own in order, those of different ones at the same time.
+        Values are texts."""
+        lanes = [
+            [functools.partial(self._answer, call, environment) for call in each]
+            for each, environment in zip(calls, environments, strict=True)
+        ]
+        return self.caller.run(lanes)
+
+    def _answer(self, call: Call, environment: Any) -> str:
+        if call.problem:
+            raise Refused(call.problem)
+        if call.name in self.functions:
+            function = self.functions[call.name]
+        elif call.name in self.methods:
+            function = getattr(environment, call.name)
+        else:
+            raise Refused(f"there is no tool {call.name!r}" + nearest(call.name, self.names, QUOTED, "tools"))
+        return as_text(self.caller.finished(function(**call.arguments)))
+
+    def score(self, environments: list[Any]) -> list[Outcome]:
+        """What `get_reward` of each environment gives: a finite number, or None."""
+        lanes = [[functools.partial(self._worth, each)] for each in environments]
+        return [outcome for (outcome,) in self.caller.run(lanes)]
+
+    def _worth(self, environment: Any) -> float | None:
+        value = self.caller.finished(environment.get_reward())
+        number = as_number(value)
+        if value is not None and (number is None or not math.isfinite(number)):
+            raise Refused(f"gave {type(value).__name__} {str(value)[:60]}, expected a finite number or None")
+        return number
+
+    def metrics(self, conversations: list[Conversation]) -> dict[str, Metric]:
+        """Calls a completion, and the share of calls that failed (absent where none was made)."""
+        calls = sum(each.calls for each in conversations)
+        return {
+            "tools/call_frequency": mean(calls, len(conversations)),
+            "tools/failure_frequency": mean(sum(each.failures for each in conversations), calls),
+        }
+
+
+def as_text(value: Any) -> str:
+    """Text as it is, anything else as JSON; what JSON doesn't know is written as `str` has it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def accepted(environment: type, columns: Row) -> Row:
+    """The columns that `reset` takes. Raises DataError for a parameter that none fills."""
+    parameters = list(inspect.signature(environment.reset).parameters.values())[1:]
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return columns
+    for each in parameters:
+        if each.default is each.empty and each.name not in columns:
+            raise DataError(
+                f"environment {environment.__name__}: parameter {each.name!r} of reset is no column of the data"
+                + nearest(each.name, columns, QUOTED, "columns")
+            )
+    return {each.name: columns[each.name] for each in parameters if each.name in columns}
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_tools(config: RolloutConfig) -> Toolbox | None:
+    """The tools of the config, imported and described; None where it names none.
+
+    Raises ConfigError, naming the field and the function, for what can't be found, described or told apart.
+    """
+    modules: dict[str, ModuleType] = {}
+    functions: dict[str, Callable[..., Any]] = {}
+    schemas: dict[str, dict[str, Any]] = {}
+    origins: dict[str, str] = {}
+    for spec in config.tools:
+        function = load_function(spec, "tools", modules)
+        if not inspect.isroutine(function):
+            raise ConfigError(f"tools: {spec} is {kind(function)}, expected a function")
+        schema = described(function, f"tools: {spec}")
+        name = schema["function"]["name"]
+        functions[unique(name, "tools", spec, origins)] = function
+        schemas[name] = schema
+    environment = None if config.environment is None else load_environment(config.environment, modules)
+    methods = [] if environment is None else public(environment)
+    for name, method in methods:
+        where = f"{environment.__name__}.{name}"
+        schema = described(method, f"environment: {where}")
+        schema["function"]["name"] = unique(name, "environment", where, origins)  # not what a decorator called it
+        schemas[name] = schema
+    if environment is None and not functions:
+        return None
+    if not schemas:
+        raise ConfigError(f"environment: {config.environment} has no public method that a model could call")
+    return Toolbox(
+        functions=functions,
+        environment=environment,
+        methods=tuple(name for name, _ in methods),
+        rewards=environment is not None and "get_reward" in dir(environment),
+        schemas=list(schemas.values()),
+        caller=Caller(config.tool_timeout),
+    )
+
+
+def load_environment(spec: str, modules: dict[str, ModuleType]) -> type:
+    """The class. Raises ConfigError for what isn't one, or can't be made or reset."""
+    found = load_function(spec, "environment", modules)
+    if not isinstance(found, type):
+        raise ConfigError(f"environment: {spec} is {kind(found)}, expected a class")
+    if not inspect.isfunction(inspect.getattr_static(found, "reset", None)):
+        near = nearest("reset", [name for name, _ in public(found)], QUOTED, "its methods")
+        raise ConfigError(f"environment: {spec} has no method reset, which each completion begins with{near}")
+    for each in list(inspect.signature(found.reset).parameters.values())[1:]:
+        if each.kind in (each.POSITIONAL_ONLY, each.VAR_POSITIONAL):
+            raise ConfigError(f"environment: {spec}: reset takes {each} by position; columns are passed by name")
+    needed = [
+        name
+        for name, each in inspect.signature(found).parameters.items()
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ConfigError(
+            f"environment: {spec} can't be made without {', '.join(needed)}; expected a class that needs no arguments "
+            "(what differs from row to row goes to reset)"
+        )
+    return found
+
+
+def public(environment: type) -> list[tuple[str, Callable[..., Any]]]:
+    """The methods of a class that a model may call, by name."""
+    members = inspect.getmembers(environment, inspect.isroutine)
+    return [(name, each) for name, each in members if not name.startswith("_") and name not in OWN]
+
+
+def described(function: Callable[..., Any], where: str) -> dict[str, Any]:
+    """The JSON schema of a function, by its signature and docstring. Raises ConfigError for what lacks there."""
+    from transformers.utils import chat_template_utils as templates
+
+    for each in inspect.signature(function).parameters.values():
+        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD, each.POSITIONAL_ONLY):
+            raise ConfigError(f"{where}: takes {each}, but tools are called by name; name each argument")
+    try:
+        return templates.get_json_schema(function)
+    except (templates.DocstringParsingException, templates.TypeHintParsingException, NameError, TypeError) as error:
+        raise ConfigError(
+            f"{where} can't be described to a model: {' '.join(str(error).split())}. A tool needs a docstring, and each"
+            " argument of it a type hint and a line under Args: there"
+        ) from error
+
+
+def unique(name: str, option: str, where: str, origins: dict[str, str]) -> str:
+    if name in origins:
+        raise ConfigError(
+            f"{option}: {where} and {origins[name]} are both called {name!r}, so that a model couldn't tell them apart"
+        )
+    origins[name] = where
+    return name
+
+
+def kind(value: Any) -> str:
+    return "a class" if isinstance(value, type) else f"of type {type(value).__name__}"

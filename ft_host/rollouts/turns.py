@@ -1,0 +1,239 @@
+"""Completions that call tools: turns of the model, with what the tools said in between, as one row of tokens.
+
+Tokens go in and tokens come out. What the model sampled is never tokenised again: the prompt of the next turn is what
+there is so far, and then what the chat template puts between a turn that calls tools and the next one (`seams`). Those
+tokens are the template's, not the model's: they are in no loss. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ft_host.data import templates
+from ft_host.data.tokens import chat_ids, conversation
+from ft_host.errors import DataError, FtHostError
+from ft_host.generation import Completion, Request, Sampling
+from ft_host.rollouts.parsing import read_turn
+from ft_host.rollouts.tools import Call, Toolbox
+from ft_host.rollouts.turn_boundary import between, check_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ft_host.config.rollout import RolloutConfig
+
+Row = dict[str, Any]
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation(Completion):
+    """A completion with the calls made in it. `messages` are its turns and what tools said."""
+
+    prompt: list[Message]  # with what the environment added
+    calls: int = 0
+    failures: int = 0
+    reward: float | None = None  # what `get_reward` of its environment gave
+    reward_problem: str = ""  # why it gave nothing
+
+
+@dataclass(kw_only=True)
+class Talk:
+    """A conversation while it goes on."""
+
+    number: int
+    chat: templates.Conversation  # its messages: the prompt
+    prompt_ids: list[int]
+    environment: Any
+    ids: list[int] = field(default_factory=list)
+    sampled: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    turns: int = 0
+    finish_reason: str = "stop"
+    calls: int = 0
+    failures: int = 0
+
+    def say(self, answer: Completion) -> None:
+        """Add a turn of the model."""
+        self.ids += answer.token_ids
+        self.sampled += [True] * len(answer.token_ids)
+        self.logprobs += answer.logprobs
+        self.versions += answer.versions
+        self.turns += 1
+        self.finish_reason = answer.finish_reason
+
+    def hear(self, ids: list[int]) -> None:
+        """Add tokens that the model didn't sample. They count as of the weights that sampled what is before them."""
+        self.ids += ids
+        self.sampled += [False] * len(ids)
+        self.logprobs += [0.0] * len(ids) if self.logprobs else []
+        self.versions += self.versions[-1:] * len(ids)
+
+
+def converse(
+    rows: list[Row],
+    generations: int,
+    engine: Callable[[list[Request], Sampling], list[Completion]],
+    sampling: Sampling,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RolloutConfig,
+    toolbox: Toolbox,
+    more: Callable[[bool], bool],
+    positions: int | None = None,
+) -> list[Conversation]:
+    """`generations` conversations from each prompt row: those of rows[0] first.
+
+    A conversation ends with a turn that calls no tool, after `max_tool_calling_iterations` turns that were answered, or
+    where `sampling.max_new_tokens` tokens of all its turns and what tools said are used up, or the model's `positions`,
+    prompt included; its finish_reason is then "length", also if it was what a tool said that didn't fit, which is left
+    out as a whole.
+
+    `more(here)` says whether any rank has something to generate: `engine` is called equally often on all. Each turn has
+    noise of its own; the first has that of a completion without tools.
+
+    Raises ConfigError where the chat template can't be used with tools, DataError for rows that can't, FtHostError
+    where an environment can't be reset.
+    """
+    talks = started(rows, generations, tokenizer, config, toolbox)
+    limit = config.max_tool_calling_iterations
+    active, turn = talks, 0
+    while more(bool(active)):
+        requests = [
+            Request(
+                prompt_ids=talk.prompt_ids + talk.ids,
+                number=talk.number,
+                max_new_tokens=sampling.max_new_tokens - len(talk.ids) if turn else None,
+            )
+            for talk in active
+        ]
+        asking: list[tuple[Talk, list[Call]]] = []
+        for talk, answer in zip(active, engine(requests, of_turn(sampling, turn)), strict=True):
+            before = talk.prompt_ids + talk.ids
+            talk.say(answer)
+            message, calls = read_turn(answer, before, tokenizer, toolbox.schemas, first=talk.calls)
+            talk.messages.append(message)
+            if calls and (limit is None or turn < limit):
+                asking.append((talk, calls))
+        active = answered(asking, toolbox, sampling.max_new_tokens, positions)
+        turn += 1
+    return finished(talks, rows, generations, toolbox)
+
+
+def of_turn(sampling: Sampling, turn: int) -> Sampling:
+    """The same sampling with other noise in each turn, since a completion keeps its number."""
+    if turn == 0 or sampling.seed is None:
+        return sampling
+    digest = hashlib.blake2b(f"{sampling.seed} turn {turn}".encode(), digest_size=4).digest()
+    return replace(sampling, seed=int.from_bytes(digest, "big") >> 1)
+
+
+# ---------------------------------------------------------------- beginning and end
+
+
+def started(
+    rows: list[Row], generations: int, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig, toolbox: Toolbox
+) -> list[Talk]:
+    """Conversations before their first turn: prompts that show the tools, with what environments add."""
+    check_template(tokenizer, toolbox.schemas, config.chat_template_kwargs)
+    every = [row for row in rows for _ in range(generations)]
+    opened = toolbox.open([row["columns"] for row in every]) if toolbox.environment else [(None, "")] * len(every)
+    made: dict[tuple[int, str], tuple[templates.Conversation, list[int]]] = {}
+    talks = []
+    for index, (row, (environment, added)) in enumerate(zip(every, opened, strict=True)):
+        key = (index // generations, added)
+        if key not in made:
+            chat = chat_of(row, added, tokenizer, config, toolbox)
+            made[key] = chat, chat_ids(chat, ask=True)
+        chat, ids = made[key]
+        number = row["group"] * generations + index % generations
+        talks.append(Talk(number=number, chat=chat, prompt_ids=ids, environment=environment))
+    return talks
+
+
+def chat_of(
+    row: Row, added: str, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig, toolbox: Toolbox
+) -> templates.Conversation:
+    """A row's prompt with the tools of the run, and `added` at the end of the last user message. Raises DataError."""
+    prompt, columns = row["prompt"], row["columns"]
+    if not isinstance(prompt, list):
+        raise DataError(
+            "tools need conversations: expected a prompt that is a list of {role, content}, found the text "
+            f"{prompt[:60]!r}"
+        )
+    if columns.get("tools"):
+        raise DataError("column tools: the run has tools of its own (tools, environment); leave the column out")
+    if added:
+        users = [index for index, message in enumerate(prompt) if message["role"] == "user"]
+        if not users:
+            raise DataError("environment: reset gave text to add to the user's message, but the prompt has none")
+        message = prompt[users[-1]]
+        content = message["content"]
+        content = content + added if isinstance(content, str) else [*content, {"type": "text", "text": added}]
+        prompt = [*prompt[: users[-1]], {**message, "content": content}, *prompt[users[-1] + 1 :]]
+    arguments = config.chat_template_kwargs | (columns.get("chat_template_kwargs") or {})
+    return conversation(tokenizer, prompt, {"tools": toolbox.schemas, "chat_template_kwargs": arguments})
+
+
+def finished(talks: list[Talk], rows: list[Row], generations: int, toolbox: Toolbox) -> list[Conversation]:
+    scores = toolbox.score([talk.environment for talk in talks]) if toolbox.rewards else [None] * len(talks)
+    done = []
+    for index, (talk, score) in enumerate(zip(talks, scores, strict=True)):
+        for name, values in (("logprobs", talk.logprobs), ("versions", talk.versions)):
+            if values and len(values) != len(talk.ids):
+                raise FtHostError(f"the backend gave {name} for some turns of a conversation and none for others")
+        done.append(
+            Conversation(
+                token_ids=talk.ids,
+                logprobs=talk.logprobs,
+                finish_reason=talk.finish_reason,
+                sampled=talk.sampled,
+                versions=talk.versions,
+                turns=talk.turns,
+                prompt_ids=talk.prompt_ids if talk.prompt_ids != rows[index // generations]["prompt_ids"] else [],
+                messages=talk.messages,
+                prompt=talk.chat.messages,
+                calls=talk.calls,
+                failures=talk.failures,
+                reward=score.value if score else None,
+                reward_problem=score.problem if score else "",
+            )
+        )
+    return done
+
+
+# ---------------------------------------------------------------- between turns
+
+
+def answered(
+    asking: list[tuple[Talk, list[Call]]], toolbox: Toolbox, longest: int, positions: int | None
+) -> list[Talk]:
+    """Make the calls and add what came of them; the conversations that go on."""
+    outcomes = toolbox.call([calls for _, calls in asking], [talk.environment for talk, _ in asking])
+    going = []
+    for (talk, calls), given in zip(asking, outcomes, strict=True):
+        talk.calls += len(calls)
+        talk.failures += sum(bool(each.problem) for each in given)
+        said = [
+            {
+                "role": "tool",
+                "name": call.name,
+                "tool_call_id": call.id,
+                "content": json.dumps({"error": each.problem}, ensure_ascii=False) if each.problem else each.value,
+            }
+            for call, each in zip(calls, given, strict=True)
+        ]
+        ids = between(talk.chat, talk.ids, said)
+        room = longest if positions is None else min(longest, positions - len(talk.prompt_ids))
+        if len(talk.ids) + len(ids) >= room:  # no token would be left for an answer
+            talk.finish_reason = "length"
+            continue
+        talk.messages += said
+        talk.hear(ids)
+        going.append(talk)
+    return going

@@ -1,0 +1,179 @@
+"""What run.json holds, and what it is held against when a run is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import itertools
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ft_host import registry
+from ft_host._version import __version__
+from ft_host.config.plan import rollout_notes
+from ft_host.config.rollout import RolloutConfig
+from ft_host.errors import ConfigError
+from ft_host.rundir.folder import FORMAT, RunFolder
+from ft_host.util.text import now
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ft_host.config import RunConfig
+    from ft_host.run import Run
+
+PLUGIN = ("kind", "name", "distribution", "version", "stability")
+
+
+def new_manifest(
+    config: RunConfig,
+    method: registry.PluginInfo,
+    origins: dict[str, str],
+    chosen: list[registry.PluginInfo],
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """run.json of a run that begins, but for its data and its plan."""
+    return {
+        "format": FORMAT,
+        "method": method.name,
+        "reference": registry.reference(method),
+        "status": "running",
+        "created": now(),
+        "finished": None,
+        "error": None,
+        "config": dataclasses.asdict(config),
+        "origins": {field.name: origins.get(field.name, "default") for field in dataclasses.fields(config)},
+        "plugins": [
+            {key: value for key, value in dataclasses.asdict(info).items() if key in PLUGIN} for info in chosen
+        ],
+        "environment": _environment(accelerator),
+        "parent": None,
+    }
+
+
+def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
+    """The fields `plan` and `model` of run.json, and the plan in words."""
+    config, base = run.config, type(run.policy.causal_lm).__name__
+    per_step = rows_per_step(config, run.world_size)
+    parameters = sum(p.numel() for p in run.policy.parameters())
+    trainable = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
+    notes = [
+        *(rollout_notes(run.rollouts, run.world_size) if run.rollouts else []),
+        f"{per_step} {'blocks' if config.packing else 'rows'} a step ({config.per_device_train_batch_size} a device × "
+        f"{config.gradient_accumulation_steps} accumulated × {run.world_size} processes), "
+        f"{total} steps" + (" (estimated)" if config.packing and config.max_steps < 1 else ""),
+        (
+            f"{base}, {parameters / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M trained, {config.dtype} weights, "
+            f"{run.accelerator.mixed_precision} mixed precision, on {run.device}"
+        ),
+    ]
+    return {
+        "plan": {
+            "rows_per_step": per_step,
+            "planned_steps": total,
+            "notes": [*notes, *run.policy.notes],
+            "rollout": dataclasses.asdict(run.rollouts) if run.rollouts else None,
+        },
+        "model": {"class": base, "parameters": parameters, "trainable": trainable},
+    }, notes
+
+
+def plan_facts(run: Run, total: int | None) -> dict[str, Any]:
+    """What rules read of the plan and of the model."""
+    parameters = [(p.numel(), p.requires_grad) for p in run.policy.parameters()]
+    facts = {
+        "plan/total_steps": total,
+        "plan/rows_per_step": rows_per_step(run.config, run.world_size),
+        "plan/processes": run.world_size,
+        "plan/device": run.device.type,
+        "plan/mixed_precision": run.accelerator.mixed_precision,
+        "plan/kernel": run.policy.kernel,
+        "model/parameters": sum(size for size, _ in parameters),
+        "model/trainable": sum(size for size, trained in parameters if trained),
+        "model/vocab_size": run.policy.config.get_text_config().vocab_size,
+    }
+    if run.rollouts:
+        plan = run.rollouts
+        facts |= {"plan/prompts": plan.prompts, "plan/generations": plan.generations, "plan/updates": plan.updates}
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def rows_per_step(config: RunConfig, processes: int) -> int:
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+
+
+def check_rows_per_step(folder: RunFolder, config: RunConfig, processes: int) -> None:
+    """Refuse to resume with other steps than before: neither the schedule nor the losses would go on."""
+    plan = folder.manifest.get("plan")  # none where the run was stopped before it had one
+    rows = rows_per_step(config, processes)
+    if plan and plan["rows_per_step"] != rows:
+        raise ConfigError(
+            f"a step of {folder.path} has {plan['rows_per_step']} rows, and would have {rows} now"
+            f" ({config.per_device_train_batch_size} a device × {config.gradient_accumulation_steps} accumulated ×"
+            f" {processes} processes); change per_device_train_batch_size or gradient_accumulation_steps with the"
+            " number of processes"
+        )
+    if plan and isinstance(config, RolloutConfig):
+        now, before = dataclasses.asdict(config.rollout_plan(processes)), plan["rollout"]
+        if now != before:
+            changed = ", ".join(
+                f"{name} {before[name]} then and {now[name]} now" for name in now if now[name] != before[name]
+            )
+            raise ConfigError(
+                f"rollouts of {folder.path} are others than before: {changed}. steps_per_generation counts"
+                " micro-batches: change it with per_device_train_batch_size and the number of processes"
+            )
+
+
+def check_same_data(folder: RunFolder, manifest: dict[str, Any]) -> list[str]:
+    """Refuse to go on with other data than the run began with. Data with a row that has been mended is told from
+    other data by the number of rows and the columns; it gives a sentence for the user."""
+    old, new = folder.manifest["data"]["train"], manifest["data"]["train"]
+    if old["fingerprint"] == new["fingerprint"]:
+        return []
+    if (old["rows"], old["columns"]) != (new["rows"], new["columns"]):
+        raise ConfigError(
+            f"dataset: {new['path']} is not the data that {folder.path} was trained on: {new['rows']} rows with "
+            f"{', '.join(new['columns'])}, was {old['rows']} with {', '.join(old['columns'])}; start a new run"
+        )
+    return [f"{new['path']} has changed since the run began; its rows are taken to be the same"]
+
+
+def fresh_folder(method: str) -> str:
+    """runs/METHOD-DATE-TIME, with a number where a run began in the same second."""
+    name = f"runs/{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(path for path in itertools.chain([name], numbered) if not Path(path).exists())
+
+
+def _environment(accelerator: Any) -> dict[str, Any]:
+    names = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "pluggy")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    cuda = accelerator.device.type == "cuda"
+    return {
+        "ft-host": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "devices": [torch.cuda.get_device_name(accelerator.device)] if cuda else [f"cpu, {os.cpu_count()} cores"],
+        "world_size": accelerator.num_processes,
+    }
+
+
+def before_and_after(lines: list[dict[str, Any]]) -> list[str]:
+    """First and last value of what evaluation gave, in words."""
+    evals = [entry for entry in lines if entry["kind"] == "eval"]
+    if len(evals) < 2:
+        return []
+    keys = [key for key in evals[-1] if key == "eval_loss" or key.startswith("eval_rewards/")]
+    return [
+        f"{key.removeprefix('eval_').removesuffix('/mean')} on held-out rows: {evals[0][key]:.4g} before, "
+        f"{evals[-1][key]:.4g} after"
+        for key in keys
+        if key in evals[0]
+    ]

@@ -1,0 +1,348 @@
+"""Reads a run's folder: what was written, what could not be read, and nothing made up. Imports no torch.
+
+A run may still be writing, may have been killed in the middle of a line, and may have gone back to a checkpoint and
+done some steps again; each is read for what it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ft_host.errors import UsageError
+from ft_host.rundir.folder import FORMAT
+from ft_host.rundir.series import Series
+
+STATUSES = ("running", "finished", "failed", "interrupted")
+# Field of run.json: what it may be. The first five must be there; a run that failed early may lack the others.
+FIELDS: dict[str, tuple[type, ...]] = {
+    "format": (int,),
+    "method": (str,),
+    "status": (str,),
+    "created": (str,),
+    "config": (dict,),
+    "finished": (str, type(None)),
+    "error": (str, type(None)),
+    "origins": (dict,),
+    "plugins": (list,),
+    "wrappers": (list,),
+    "environment": (dict,),
+    "data": (dict, type(None)),
+    "plan": (dict, type(None)),
+    "model": (dict, type(None)),
+    "parent": (str, type(None)),
+    "result": (dict, type(None)),
+    "reference": (str,),
+    "facts": (dict,),
+    "facts_told": (dict,),
+    "diagnostics": (dict,),
+}
+REQUIRED = ("format", "method", "status", "created", "config")
+FINDING: dict[str, type] = {
+    "code": str,
+    "fingerprint": str,
+    "title": str,
+    "severity": str,
+    "state": str,
+    "message": str,
+    "why": str,
+    "evidence": list,
+    "remedies": list,
+    "first_step": int,
+    "last_step": int,
+}
+
+
+class RunUnreadable(UsageError):
+    """A folder holds a run, but its run.json can't be used; `reason` says why without naming the file again."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
+@dataclass
+class RunRecord:
+    """A run as its folder tells it."""
+
+    folder: Path
+    method: str
+    status: str
+    created: datetime
+    finished: datetime | None
+    error: str | None
+    config: dict[str, Any]
+    origins: dict[str, str]
+    plugins: list[dict[str, Any]]
+    wrappers: list[Any]
+    environment: dict[str, Any]
+    data: dict[str, Any]
+    plan: dict[str, Any]
+    model: dict[str, Any]
+    parent: str | None
+    result: dict[str, Any]
+    train: dict[str, Series] = field(default_factory=dict)  # without num_tokens and epoch
+    evals: dict[str, Series] = field(default_factory=dict)
+    tokens: float = math.nan  # tokens trained on so far
+    epoch: float = math.nan
+    steps: int = 0  # the last optimizer step that was logged
+    reference: str = ""  # the method, as `ft-host train` takes it
+    facts: dict[str, Any] = field(default_factory=dict)
+    facts_told: dict[str, int] = field(default_factory=dict)  # the step after which each was told
+    findings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by fingerprint, the last line of each
+    samples: list[dict[str, Any]] = field(default_factory=list)  # of evaluations
+    rollouts: list[dict[str, Any]] = field(default_factory=list)  # completions that were trained on
+    events: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: list[int] = field(default_factory=list)
+    has_model: bool = False
+    written: datetime | None = None  # when a metric or an event was last written
+    problems: list[str] = field(default_factory=list)  # what could not be read
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def planned_steps(self) -> int | None:
+        return self.plan.get("planned_steps")
+
+    @property
+    def seconds(self) -> float | None:
+        """From start to end, or to the last sign of life of a run that hasn't ended."""
+        end = self.finished or self.written
+        return None if end is None else max(0.0, (_aware(end) - _aware(self.created)).total_seconds())
+
+    @property
+    def has_rollouts(self) -> bool:
+        """Whether it learnt from completions of its own."""
+        return bool(self.rollouts) or "perf/rollout_time" in self.train
+
+    @property
+    def has_metrics(self) -> bool:
+        return bool(self.train or self.evals)
+
+
+def _aware(when: datetime) -> datetime:
+    return when if when.tzinfo else when.astimezone()
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "run.json").is_file()
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Run folders in `folder` and one level below, and `folder` itself if it is one. In order of their names.
+
+    A folder with a metrics.jsonl but no run.json counts: it was a run once, and is listed as damaged.
+    """
+
+    def runs_in(here: Path, depth: int) -> list[Path]:
+        if is_run(here) or (here / "metrics.jsonl").is_file():
+            return [here]
+        if not depth:
+            return []
+        inside = sorted(path for path in here.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return [run for path in inside for run in runs_in(path, depth - 1)]
+
+    return runs_in(folder, 2)
+
+
+def _not_a_run(folder: Path) -> UsageError:
+    """Says what is wrong with the path, and which runs there are with a name like it."""
+    if not folder.exists():
+        message = f"{folder}: no such folder"
+    elif not folder.is_dir():
+        message = f"{folder}: a file; expected a run's folder"
+    else:
+        message = f"{folder}: not a run's folder, it has no run.json"
+    nearby: dict[str, Path] = {}
+    for place in (folder if folder.is_dir() else folder.parent, folder.parent, Path("runs")):
+        nearby.update({str(file.parent): file.parent for file in sorted(place.glob("*/run.json"))})
+    likely = difflib.get_close_matches(folder.name, [run.name for run in nearby.values()], n=3, cutoff=0.5)
+    close = [path for path, run in nearby.items() if run.name in likely]
+    if close:
+        return UsageError(f"{message}. Did you mean {' or '.join(close)}?")
+    if nearby:
+        some = sorted(nearby)[-3:]
+        return UsageError(f"{message}. Runs nearby: {', '.join(some)}{' …' if len(nearby) > 3 else ''}")
+    return UsageError(f"{message}, and there is no run nearby (`ft-host train` writes to runs/ unless told otherwise)")
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The objects of a .jsonl file, and what could not be read of it. A missing file has no lines.
+
+    A last line without its end is one that was being written when the run was stopped.
+    """
+    if not path.is_file():
+        return [], []
+    rows, problems = [], []
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for index, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                cut = not line.endswith("\n")
+                problems.append(
+                    f"{path.name}, line {index}: cut off; the run was stopped while writing it, or is writing it now"
+                    if cut
+                    else f"{path.name}, line {index}: {error}"
+                )
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+            else:
+                problems.append(f"{path.name}, line {index}: expected an object, found {type(row).__name__}")
+    return rows, problems
+
+
+def _read_run_json(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RunUnreadable(path, "missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunUnreadable(path, str(error)) from error
+    if not text.strip():
+        raise RunUnreadable(path, "empty")
+    try:
+        info = json.loads(text)
+    except ValueError as error:
+        raise RunUnreadable(path, f"not JSON: {error}") from error
+    if not isinstance(info, dict):
+        raise RunUnreadable(path, f"expected an object, found {type(info).__name__}")
+    missing = [name for name in REQUIRED if name not in info]
+    if missing:
+        raise RunUnreadable(path, f"lacks {', '.join(missing)}")
+    for name, types in FIELDS.items():
+        if name in info and not isinstance(info[name], types):
+            wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
+            raise RunUnreadable(path, f"{name} is {json.dumps(info[name])[:60]}, expected {wanted}")
+    if info["format"] != FORMAT:
+        raise RunUnreadable(path, f"has format {info['format']}, this ft-host reads {FORMAT}")
+    if info["status"] not in STATUSES:
+        raise RunUnreadable(path, f"status is {info['status']!r}, expected one of {', '.join(STATUSES)}")
+    for name in ("created", "finished"):
+        try:
+            info[name] = datetime.fromisoformat(info[name]) if info.get(name) else None
+        except ValueError as error:
+            raise RunUnreadable(path, f"{name}: {error}") from error
+    if info["created"] is None:
+        raise RunUnreadable(path, "created is empty")
+    return info
+
+
+def number_of(value: Any) -> float | None:
+    """A metric's number; a run writes nan, inf and -inf as words, since JSON has none. What is beyond 1e300 counts as
+    infinite, so that differences can be taken. None: not a number at all."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
+        return float(value)
+    if not isinstance(value, (int, float)):
+        return None
+    if abs(value) > 1e300:
+        return math.copysign(math.inf, value)
+    return float(value)
+
+
+def _read_metrics(record: RunRecord) -> None:
+    rows, problems = read_json_lines(record.folder / "metrics.jsonl")
+    record.problems += problems
+    curves = {"train": record.train, "eval": record.evals}
+    strange: dict[str, int] = {}
+    for row in rows:
+        kind, step = row.get("kind"), row.get("step")
+        if kind not in curves or not isinstance(step, (int, float)):
+            what = f"lines without a kind of train or eval and a step (kind {kind!r}, step {step!r})"
+            strange[what] = strange.get(what, 0) + 1
+            continue
+        if kind == "train" and step <= record.steps:
+            for series in (*record.train.values(), *record.evals.values()):
+                series.cut(step)
+        elif kind == "eval":
+            for series in record.evals.values():
+                series.cut(step)
+        if kind == "train":
+            record.steps = int(step)
+            tokens, epoch = number_of(row.get("num_tokens")), number_of(row.get("epoch"))
+            record.tokens = tokens if tokens is not None else math.nan
+            record.epoch = epoch if epoch is not None else math.nan
+        for name, raw in row.items():
+            if name in ("kind", "step", "num_tokens", "epoch"):
+                continue
+            value = number_of(raw)
+            if value is None:
+                what = f"values of {name} that are no numbers"
+                strange[what] = strange.get(what, 0) + 1
+            else:
+                curves[kind].setdefault(name, Series()).put(step, value)
+    for curve in curves.values():
+        for name in [name for name, series in curve.items() if not len(series)]:
+            del curve[name]
+    record.problems += [f"metrics.jsonl: {times} {what}" for what, times in strange.items()]
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Everything that the folder of a run says.
+
+    Raises `UsageError` where it isn't one, naming runs nearby, and `RunUnreadable` where run.json can't be used.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise _not_a_run(folder)
+    info = _read_run_json(folder)
+    record = RunRecord(
+        folder=folder,
+        method=info["method"],
+        status=info["status"],
+        created=info["created"],
+        finished=info["finished"],
+        error=info.get("error"),
+        config=info["config"],
+        origins=info.get("origins", {}),
+        plugins=info.get("plugins", []),
+        wrappers=info.get("wrappers", []),
+        environment=info.get("environment", {}),
+        data=info.get("data") or {},
+        plan=info.get("plan") or {},
+        model=info.get("model") or {},
+        parent=info.get("parent"),
+        result=info.get("result") or {},
+        reference=info.get("reference") or info["method"],
+        facts=info.get("facts") or {},
+        facts_told=info.get("facts_told") or {},
+    )
+    _read_metrics(record)
+    for name, rows in (("samples.jsonl", record.samples), ("events.jsonl", record.events)):
+        found, problems = read_json_lines(folder / name)
+        rows += found
+        record.problems += problems
+    findings, problems = read_json_lines(folder / "findings.jsonl")
+    record.problems += problems
+    for finding in findings:
+        odd = [name for name, kind in FINDING.items() if not isinstance(finding.get(name), kind)]
+        if odd:
+            record.problems.append(f"findings.jsonl: a line without {', '.join(odd)}, or with another kind of value")
+        else:
+            record.findings[finding["fingerprint"]] = finding
+    record.rollouts = [sample for sample in record.samples if sample.get("kind") == "rollout"]
+    record.samples = [sample for sample in record.samples if sample.get("kind") != "rollout"]
+    if (folder / "checkpoints").is_dir():
+        steps = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*") if path.is_dir()]
+        record.checkpoints = sorted(int(step) for step in steps if step.isdigit())
+    record.has_model = (folder / "model").is_dir()
+    times = [
+        path.stat().st_mtime
+        for name in ("run.json", "metrics.jsonl", "events.jsonl")
+        if (path := folder / name).is_file()
+    ]
+    record.written = datetime.fromtimestamp(max(times)).astimezone(record.created.tzinfo)
+    return record

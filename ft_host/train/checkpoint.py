@@ -1,0 +1,279 @@
+"""Checkpoints: complete or absent, and checked before they are used.
+
+    checkpoints/step-N/
+        model/         safetensors; loads with `from_pretrained` (not with FSDP2, where the weights are in state/)
+        state/         torch.distributed.checkpoint: optimizer, companions that follow the policy or are trained with
+                       it, and with FSDP2 the weights; any number of ranks
+        rng-R.json     random states of rank R
+        buffer-R.json  of a run with rollouts: what rank R has of the last one
+        progress.json  step, data position, the method's state
+        files.json     size and checksum of every file above
+
+A checkpoint is written beside its place and renamed. `files.json` is what tells a damaged one.
+Wart: torch.distributed.checkpoint keeps its index as a pickle. Resume only run folders that you trust.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import shutil
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ft_host.errors import FtHostError
+from ft_host.models import save_model
+from ft_host.rundir.folder import write_json
+from ft_host.util.distributed import is_sharded
+
+if TYPE_CHECKING:
+    from ft_host.run import Run
+    from ft_host.train.loop import Progress
+
+
+# ---------------------------------------------------------------- random states
+
+
+def random_states() -> dict[str, Any]:
+    """All random states of this process, as JSON."""
+    name, keys, *rest = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), *rest],
+        "torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = base64.b64encode(torch.cuda.get_rng_state().numpy().tobytes()).decode()
+    return states
+
+
+def _tensor(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Undo of `random_states`."""
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(_tensor(states["torch"]))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_tensor(states["cuda"]))
+
+
+# ---------------------------------------------------------------- files
+
+
+def _checksum(path: Path) -> list[int]:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return [path.stat().st_size, crc]
+
+
+def _flush(*paths: Path) -> None:
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, None when every file is as it was written."""
+    index = checkpoint / "files.json"
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{index.name}: {error}"
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected[0]:
+            return f"{name} has {path.stat().st_size} bytes, expected {expected[0]}"
+        if _checksum(path) != expected:
+            return f"{name} is not what was written (checksum)"
+    return None
+
+
+def steps_in(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in a folder, oldest first."""
+    found = [(int(path.name.removeprefix("step-")), path) for path in folder.glob("step-*") if path.is_dir()]
+    return sorted(found)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
+    damaged = []
+    for _, path in reversed(steps_in(folder)):
+        problem = damage(path)
+        if problem is None:
+            return path, damaged
+        damaged.append(f"checkpoint {path.name} is damaged ({problem}); using the one before it")
+    return None, damaged
+
+
+# ---------------------------------------------------------------- saving and loading
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """DCP warns of running without process groups, which is how one process runs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+@contextlib.contextmanager
+def _together(run: Run, doing: str) -> Iterator[None]:
+    """An error on one rank becomes an error on all: none is left waiting for the others."""
+    problem = None
+    try:
+        yield
+    except OSError as error:
+        problem = f"{doing}: {error.strerror or error} ({error.filename or run.folder.path})"
+    except (RuntimeError, dcp.api.CheckpointException) as error:  # safetensors and DCP wrap a full disk in their own
+        problem = f"{doing}: {error}"
+    problems = [text for text in run.gather(problem) if text]
+    if problems:
+        raise FtHostError(problems[0])
+
+
+def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer: dict[str, Any] | None = None) -> Path:
+    """Write checkpoints/step-N; `buffer` is this rank's rows of a rollout. All ranks must call it. Raises FtHostError
+    when it can't be written; the checkpoints from before are untouched."""
+    place = run.folder.checkpoints / f"step-{run.step}"
+    aside = run.folder.checkpoints / f".step-{run.step}.tmp"
+    doing = f"checkpoint at step {run.step} could not be written"
+    try:
+        with _together(run, doing):
+            if run.accelerator.is_main_process:
+                shutil.rmtree(aside, ignore_errors=True)
+                (aside / "state").mkdir(parents=True)
+        with _together(run, doing):
+            state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(run.policy, optimizer)}
+            if is_sharded(run.config, run.world_size):
+                state["model"] = get_model_state_dict(run.policy, options=_options(run))
+            else:
+                state |= learners(run)
+            state |= followers(run)
+            with _alone():
+                dcp.save(state, checkpoint_id=aside / "state", no_dist=run.world_size == 1)
+            if not is_sharded(run.config, run.world_size) and run.accelerator.is_main_process:
+                save_model(run.policy, aside / "model")
+                run.tokenizer.save_pretrained(aside / "model")
+            write_json(aside / f"rng-{run.rank}.json", random_states())
+            if buffer is not None:
+                write_json(aside / f"buffer-{run.rank}.json", buffer, indent=None)
+        with _together(run, doing):
+            if run.accelerator.is_main_process:
+                saved = {"step": run.step, "world_size": run.world_size, "state": run.state}
+                write_json(aside / "progress.json", saved | {"progress": dataclasses.asdict(progress)})
+                files = sorted(path for path in aside.rglob("*") if path.is_file())
+                write_json(aside / "files.json", {str(p.relative_to(aside)): _checksum(p) for p in files})
+                _flush(*aside.rglob("*"), aside)
+                if place.exists():
+                    shutil.rmtree(place)
+                aside.rename(place)
+                _flush(run.folder.checkpoints)
+    except FtHostError:
+        if run.accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if run.accelerator.is_main_process and run.config.save_total_limit:
+        for _, path in steps_in(run.folder.checkpoints)[: -run.config.save_total_limit]:
+            shutil.rmtree(path)
+    return place
+
+
+def followers(run: Run) -> dict[str, Any]:
+    """The weights of companions that change as the policy does; those of others are where they came from."""
+    return {
+        f"companion {role}": companion.following() if companion.adapted else get_model_state_dict(companion.held)
+        for role, companion in run.models.items()
+        if companion.spec.sync_steps is not None
+    }
+
+
+def learners(run: Run) -> dict[str, Any]:
+    """The weights of models that are trained inside the policy, which model/ doesn't hold."""
+    return {
+        f"trained {role}": get_model_state_dict(module, options=_options(run))
+        for role, module in run.policy.companions.items()
+    }
+
+
+def full_state(run: Run) -> dict[str, torch.Tensor]:
+    """The weights of a sharded policy, whole, on the CPU of the main process. All ranks must call it."""
+    return get_model_state_dict(
+        run.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=False)
+    )
+
+
+def _options(run: Run) -> StateDictOptions:
+    # With LoRA the base weights are frozen and come from where they came from: only the adapter is kept.
+    return StateDictOptions(ignore_frozen_params=run.config.use_peft)
+
+
+def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[str, Any]:
+    """Put optimizer, random states and, where they are in state/, the weights back. Gives progress.json, and as
+    `buffers` what each rank had of a rollout.
+
+    Weights in model/ are not loaded here: the run starts its policy from that folder. All ranks must call it.
+    """
+    saved = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = {"optimizer": get_optimizer_state_dict(run.policy, optimizer)}
+    if (checkpoint / "model").is_dir():
+        state |= learners(run)
+    else:
+        state["model"] = get_model_state_dict(run.policy, options=_options(run))
+    state |= followers(run)
+    with _alone():
+        dcp.load(state, checkpoint_id=checkpoint / "state", no_dist=run.world_size == 1)
+    set_optimizer_state_dict(run.policy, optimizer, state["optimizer"])
+    if "model" in state:
+        set_model_state_dict(run.policy, state["model"], options=StateDictOptions(strict=not run.config.use_peft))
+    for role, companion in run.models.items():
+        if f"companion {role}" in state and not companion.adapted:  # whose tensors were loaded in place
+            set_model_state_dict(companion.held, state[f"companion {role}"])
+    for role, module in run.policy.companions.items():
+        if f"trained {role}" in state:
+            strict = StateDictOptions(strict=not run.config.use_peft)
+            set_model_state_dict(module, state[f"trained {role}"], options=strict)
+    optimizer.zero_grad(set_to_none=True)
+    run.step = saved["step"]
+    run.state = saved["state"]
+    states = checkpoint / f"rng-{run.rank}.json"
+    if saved["world_size"] == run.world_size:
+        set_random_states(json.loads(states.read_text(encoding="utf-8")))
+    else:  # other ranks than before: there is no state to put back, but ranks must still differ
+        torch.manual_seed(run.config.seed + 1000003 * run.step + run.rank)
+    files = [checkpoint / f"buffer-{rank}.json" for rank in range(saved["world_size"])]
+    buffers = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    return saved | {"buffers": buffers}
