@@ -74,7 +74,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
 
     import ft_host
     from ft_host.run import Run
-    from ft_host.train import launch
+    from ft_host.training import launch
 
     config = vars(importlib.import_module(f"{place.package}.config"))[OURS.get(method, place.name + "Config")]
     imports = time.perf_counter() - started

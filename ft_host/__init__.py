@@ -41,6 +41,6 @@ def train(config: RunConfig) -> FinishedRun:
     method = registry.method_of(type(config))
     if os.environ.get("RANK", "0") == "0":
         registry.warn_if_experimental(method)
-    from ft_host.train import launch
+    from ft_host.training import launch
 
     return launch.train(config, method=registry.reference(method), origins=origins)

@@ -23,7 +23,7 @@ from ft_host.models.store import Store, fingerprint, model_key, row_key
 from ft_host.testing.invariants import as_if_killed, assert_same, first_step, lines
 from ft_host.testing.models import save_adapter, save_tiny, tiny_llama
 from ft_host.testing.rows import WORDS, write_rows
-from ft_host.train import launch
+from ft_host.training import launch
 from ft_host.types import ModelSpec
 
 ROWS = [
@@ -328,7 +328,7 @@ def test_a_hook_that_loses_rows_is_refused(make, monkeypatch):
     import ft_dpo.method
 
     run, rows = first_step(make(), "dpo")
-    from ft_host.train.loop import before_collating
+    from ft_host.training.loop import before_collating
 
     monkeypatch.setattr(run.plugins.hook, "ft_step", lambda rows, run: rows[1:])
     with pytest.raises(TypeError, match="ft_step was given 4 rows and gave 3"):

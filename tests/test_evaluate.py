@@ -14,7 +14,7 @@ from ft_host.generation import Request, Sampling
 from ft_host.rewards import describe
 from ft_host.testing.generation import generating_run
 from ft_host.testing.models import tiny_gpt2
-from ft_host.train.evaluate import evaluate_rewards
+from ft_host.training.evaluate import evaluate_rewards
 
 ROWS = [{"prompt": "a" * (i + 1), "completion": f"right {i}", "level": i} for i in range(7)]
 

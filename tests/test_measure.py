@@ -9,7 +9,7 @@ import pytest
 
 from ft_host.errors import DataError
 from ft_host.rundir.folder import RunFolder
-from ft_host.train.launch import train
+from ft_host.training.launch import train
 
 
 def write(path, rows):

@@ -17,7 +17,7 @@ from ft_host.errors import OutOfMemory
 from ft_host.generation import transformers as backend
 from ft_host.testing.invariants import beside
 from ft_host.testing.rules import Told, codes, findings, steps
-from ft_host.train import launch, loop
+from ft_host.training import launch, loop
 from ft_host.util import memory
 from ft_host.util.memory import Shape, oom_context, ran_out
 

@@ -29,7 +29,7 @@ from ft_host.testing.invariants import assert_same, lines
 from ft_host.testing.models import save_tiny, tiny_llama
 from ft_host.testing.rows import tiny_run, write_rows
 from ft_host.testing.tokenizers import chat_tokenizer
-from ft_host.train.evaluate import sampling_of
+from ft_host.training.evaluate import sampling_of
 
 REWARDS = '''
 from pathlib import Path

@@ -181,7 +181,7 @@ def test_a_method_in_a_file_is_named_by_its_file(tmp_path):
 def test_the_file_trains_and_the_run_knows_its_parent(config, tmp_path):
     """A run that was started in Python: what it was given is what differs from the defaults."""
     from ft_host.errors import FtHostError
-    from ft_host.train import launch
+    from ft_host.training import launch
 
     bad = dataclasses.replace(
         config, learning_rate=1e15, optim="sgd", max_grad_norm=0.0, output_dir=str(tmp_path / "bad")

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from ft_host.diagnostics import Finding, Remedy
-from ft_host.train.progress import Bar, Lines, Trackers
+from ft_host.training.progress import Bar, Lines, Trackers
 
 
 def entries(count=6, every=4):

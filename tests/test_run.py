@@ -19,7 +19,7 @@ import ft_host
 from ft_host.errors import FtHostError, UsageError
 from ft_host.rundir.folder import RunFolder
 from ft_host.testing.invariants import assert_same, assert_same_weights, beside, lines, run_in
-from ft_host.train import checkpoint
+from ft_host.training import checkpoint
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 

@@ -597,7 +597,7 @@ def test_the_reference_is_up_to_date():
 def test_lists_of_names_agree_with_the_libraries_they_are_from():
     from transformers import SchedulerType
 
-    from ft_host.train.optim import OPTIMIZERS as made
+    from ft_host.training.optim import OPTIMIZERS as made
 
     assert set(OPTIMIZERS) == set(made)
     assert set(SCHEDULES) <= {each.value for each in SchedulerType}

@@ -18,7 +18,7 @@ import ft_host
 from ft_host.diagnostics import Engine, Remedy, Rule, collect
 from ft_host.errors import ConfigError, FtHostError, StoppedByFinding, UsageError
 from ft_host.testing.invariants import as_if_killed, assert_same, beside, lines, run_in
-from ft_host.train.launch import train
+from ft_host.training.launch import train
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 

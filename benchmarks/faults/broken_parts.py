@@ -16,7 +16,7 @@ import torch
 
 from ft_host.data import sources
 from ft_host.generation import transformers as backend
-from ft_host.train import checkpoint, launch, loop
+from ft_host.training import checkpoint, launch, loop
 
 
 @contextlib.contextmanager

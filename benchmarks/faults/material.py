@@ -128,7 +128,7 @@ def tune(folder: Path, source: str, name: str, steps: int, seed: int, fields: di
     """A short SFT of `source`, saved as `name`."""
     from ft_sft.config import SFTConfig
 
-    from ft_host.train.launch import train
+    from ft_host.training.launch import train
 
     run = folder / "tuning"
     shutil.rmtree(run, ignore_errors=True)

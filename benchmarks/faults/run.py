@@ -163,7 +163,7 @@ def spoilt(case: Case, fault: str, path: Path, train: Path, model: str, seed: in
 @contextlib.contextmanager
 def remembered() -> Iterator[list[Any]]:
     """The watches of the runs that are made: a run that is refused has told what was found to nobody else."""
-    from ft_host.train import launch
+    from ft_host.training import launch
 
     watches = []
     make = launch.Watch
@@ -188,7 +188,7 @@ def broken(case: Case) -> contextlib.AbstractContextManager:
 def attempt(config: Any) -> str | None:
     """Why the run ended early, if it did. An error that isn't the host's is one that a case may have as its fault,
     too."""
-    from ft_host.train.launch import train
+    from ft_host.training.launch import train
 
     try:
         config.check()

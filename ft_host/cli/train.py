@@ -1,6 +1,6 @@
 """`ft-host train METHOD [CONFIG] [--field value ...]` and `ft-host train --resume RUN`.
 
-Everything up to the import of `ft_host.train.launch` is light: a wrong command line is refused before torch is
+Everything up to the import of `ft_host.training.launch` is light: a wrong command line is refused before torch is
 imported.
 """
 
@@ -76,7 +76,7 @@ def run(argv: list[str]) -> int:
 
         return spawn(argv, config.num_processes)
     warn_once(ready.method)
-    from ft_host.train import launch
+    from ft_host.training import launch
 
     finished = launch.train(
         config, method=registry.reference(ready.method), origins=ready.resolved.origins, resume=ready.resume

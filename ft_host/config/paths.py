@@ -32,7 +32,7 @@ MIXTURE = {
     "weight": (int, float),
     "columns": dict,
 }
-OPTIMIZERS = ("adamw", "adamw_torch", "adamw_torch_fused", "sgd", "adafactor")  # those of ft_host.train.optim
+OPTIMIZERS = ("adamw", "adamw_torch", "adamw_torch_fused", "sgd", "adafactor")  # those of ft_host.training.optim
 
 
 def path_problems(config: RunConfig, origins: dict[str, str]) -> list[tuple[str, str]]:

@@ -175,7 +175,7 @@ def row_order(config: RunConfig, method: str, rel: float = 1e-5) -> None:
     """Loss and gradient of a micro-batch don't depend on the order of its rows."""
     import torch
 
-    from ft_host.train.loop import before_collating
+    from ft_host.training.loop import before_collating
 
     run, rows = first_step(config, method)
     results = []

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ft_host.config import RunConfig
 
-PRELOADED = ["ft_host.train.launch", "accelerate", "datasets", "peft", "transformers.models.auto.modeling_auto"]
+PRELOADED = ["ft_host.training.launch", "accelerate", "datasets", "peft", "transformers.models.auto.modeling_auto"]
 PATIENCE = 300  # seconds that a run may take
 
 
@@ -68,7 +68,7 @@ def _free_port() -> int:
 def _rank(config: RunConfig, rank: int, world_size: int, port: int, resume: Path | None, log: Path) -> None:
     import torch
 
-    from ft_host.train.launch import train
+    from ft_host.training.launch import train
 
     torch.set_num_threads(1)
     with log.open("w") as file:

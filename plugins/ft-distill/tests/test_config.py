@@ -149,7 +149,7 @@ def no_model(monkeypatch):
     def loaded(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("ft_host.train.launch.load_policy", loaded)
+    monkeypatch.setattr("ft_host.training.launch.load_policy", loaded)
     monkeypatch.setattr("ft_host.models.aux_models.load_frozen", loaded)
 
 

@@ -193,7 +193,7 @@ def no_model(monkeypatch):
     def loaded(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("ft_host.train.launch.load_policy", loaded)
+    monkeypatch.setattr("ft_host.training.launch.load_policy", loaded)
 
 
 def test_a_missing_column_is_named_before_a_model_is_loaded(make, no_model):

@@ -22,7 +22,7 @@ from ft_host.rundir.folder import RunFolder
 from ft_host.testing.invariants import as_if_killed, lines
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.rows import sentence, tiny_run
-from ft_host.train import launch
+from ft_host.training import launch
 
 PYTHON = os.environ.get("FT_VLLM_PYTHON")
 REWARD = """

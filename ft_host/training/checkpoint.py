@@ -46,7 +46,7 @@ from ft_host.util.distributed import is_sharded
 
 if TYPE_CHECKING:
     from ft_host.run import Run
-    from ft_host.train.loop import Progress
+    from ft_host.training.loop import Progress
 
 
 # ---------------------------------------------------------------- random states

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ft_host.batch import Batch
     from ft_host.data.stream import StepRows
     from ft_host.run import Run
-    from ft_host.train.optim import Schedule
+    from ft_host.training.optim import Schedule
 
 Row = dict[str, Any]
 

@@ -12,7 +12,7 @@ from ft_host.models import reshard
 from ft_host.rewards import RewardFunction, Scored, score
 from ft_host.rewards.functions import trainer_state
 from ft_host.rollouts.rollout import completed, scored, scoring_of
-from ft_host.train.loop import evaluate_loss
+from ft_host.training.loop import evaluate_loss
 
 if TYPE_CHECKING:
     from ft_host.rollouts.session import Online

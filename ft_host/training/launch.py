@@ -54,11 +54,11 @@ from ft_host.rundir.manifest import (
     plan_facts,
     plan_of,
 )
-from ft_host.train import checkpoint as checkpoints
-from ft_host.train.evaluate import Evaluation
-from ft_host.train.loop import Progress, fit
-from ft_host.train.optim import Schedule, make_optimizer, optimizer_factory
-from ft_host.train.progress import Trackers, check_trackers, sinks
+from ft_host.training import checkpoint as checkpoints
+from ft_host.training.evaluate import Evaluation
+from ft_host.training.loop import Progress, fit
+from ft_host.training.optim import Schedule, make_optimizer, optimizer_factory
+from ft_host.training.progress import Trackers, check_trackers, sinks
 from ft_host.types import FinishedRun, ModelSpec
 from ft_host.util.console import tell
 from ft_host.util.distributed import agreed, end_processes, is_sharded, start_processes
