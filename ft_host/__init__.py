@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from ft_host._version import __version__
 from ft_host.hooks import hookimpl
+from ft_host.util import moved
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.types import FinishedRun
 
 __all__ = ["__version__", "hookimpl", "train"]
+
+moved.install()
 
 
 def train(config: RunConfig) -> FinishedRun:

@@ -10,6 +10,7 @@ from ft_host.errors import ConfigError
 from ft_host.types import NO_SCORES
 from ft_host.util.console import tell
 from ft_host.util.memory import ANNOTATION, GENERATION, oom_context
+from ft_host.util.moved import names_of
 from ft_host.util.text import now
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 Row = dict[str, Any]
+__getattr__ = names_of(__name__, "ft_host.types", ("Drop", "FinishedRun", "LossOutput", "ModelSpec"))
 
 
 def same_rows(hook: str, rows: list[Row], found: list[Row] | None) -> list[Row]:

@@ -142,7 +142,7 @@ def test_exact_match():
 def test_the_run_file_and_the_readme_fit_the_files(made, tmp_path, monkeypatch):
     from ft_sft.config import SFTConfig
 
-    from ft_host.config import resolve
+    from ft_host.config.resolve import resolve
     from ft_host.rewards import check_columns, load_rewards
 
     there = tmp_path / "examples" / "arithmetic"
@@ -226,7 +226,7 @@ def test_the_files_of_preferences_train(made, tmp_path, monkeypatch, method):
     """Each as it stands, but for a model that hasn't learnt to add and two steps."""
     import ft_host
     from ft_host import registry
-    from ft_host.config import resolve
+    from ft_host.config.resolve import resolve
     from ft_host.testing.invariants import lines
 
     there = tmp_path / "examples" / "arithmetic"

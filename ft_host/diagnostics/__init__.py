@@ -1,8 +1,37 @@
-"""What a run says about itself: rules, what they see, and what they found. Imports no torch."""
+"""What a run says about itself: rules, what they see, and what they found. The door for rules. Imports no torch."""
 
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.finding import Finding
 from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.shared import Names, rollout_rules, taught_rules, watched_rules
+from ft_host.diagnostics.shared.helpers import lower_rate, more_generations, raise_rate, restore, rising, set_field
+from ft_host.diagnostics.shared.preferences import CHOSEN, MARGINS, REJECTED, errors, fall, preference_rules, rows_of
 from ft_host.diagnostics.view import View, percent, rounded, short
 
-__all__ = ["Engine", "Finding", "Remedy", "Rule", "View", "percent", "rounded", "short"]
+__all__ = [
+    "CHOSEN",
+    "MARGINS",
+    "REJECTED",
+    "Engine",
+    "Finding",
+    "Names",
+    "Remedy",
+    "Rule",
+    "View",
+    "errors",
+    "fall",
+    "lower_rate",
+    "more_generations",
+    "percent",
+    "preference_rules",
+    "raise_rate",
+    "restore",
+    "rising",
+    "rollout_rules",
+    "rounded",
+    "rows_of",
+    "set_field",
+    "short",
+    "taught_rules",
+    "watched_rules",
+]

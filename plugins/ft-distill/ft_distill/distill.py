@@ -11,12 +11,19 @@ samples. There is no gradient through the sampling. What tools said is in no los
 from __future__ import annotations
 
 from ft_distill.taught import against_teacher, columns_of, metrics_of, sampling_metrics, scored, teacher_of
-from ft_host import hookimpl
-from ft_host.batch import Batch, forest
-from ft_host.data import prompt_row
-from ft_host.rollouts.rollout import Rollout
-from ft_host.rollouts.rows import completion_metrics, completion_row, completion_segments, per_target
-from ft_host.types import LossOutput, ModelSpec
+from ft_host.api import (
+    Batch,
+    LossOutput,
+    ModelSpec,
+    Rollout,
+    completion_metrics,
+    completion_row,
+    completion_segments,
+    forest,
+    hookimpl,
+    per_target,
+    prompt_row,
+)
 
 
 @hookimpl

@@ -18,13 +18,23 @@ from typing import Any
 import torch
 
 from ft_distill.taught import against_teacher, columns_of, metrics_of, sampling_metrics, scored, teacher_of
-from ft_host import hookimpl
-from ft_host.batch import Batch, forest
-from ft_host.data import completed_row, prompt_row
-from ft_host.metrics import mean
-from ft_host.rollouts.rollout import Rollout, seed_of
-from ft_host.rollouts.rows import completion_metrics, completion_row, completion_segments, per_target
-from ft_host.types import Drop, LossOutput, ModelSpec
+from ft_host.api import (
+    Batch,
+    Drop,
+    LossOutput,
+    ModelSpec,
+    Rollout,
+    completed_row,
+    completion_metrics,
+    completion_row,
+    completion_segments,
+    forest,
+    hookimpl,
+    mean,
+    per_target,
+    prompt_row,
+    seed_of,
+)
 
 Row = dict[str, Any]
 

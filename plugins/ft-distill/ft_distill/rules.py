@@ -5,10 +5,19 @@ from __future__ import annotations
 
 import math
 
-from ft_host import hookimpl
-from ft_host.diagnostics import Remedy, Rule, View, percent, short
-from ft_host.diagnostics.shared import Names, rollout_rules, taught_rules, watched_rules
-from ft_host.diagnostics.shared import helpers as judge
+from ft_host.api import hookimpl
+from ft_host.diagnostics import (
+    Names,
+    Remedy,
+    Rule,
+    View,
+    percent,
+    rollout_rules,
+    set_field,
+    short,
+    taught_rules,
+    watched_rules,
+)
 
 MASS = "distillation/teacher_top_k_mass"
 UNSURE, TOKENS = "distillation/teacher_entropy", "model/vocab_size"
@@ -24,7 +33,7 @@ def unsure(view: View) -> bool | None:
 
 def higher_top_k(view: View) -> list[Remedy]:
     now = view.config.loss_top_k
-    return judge.set_field(view, "loss_top_k", 4 * now, again=True) if now else []
+    return set_field(view, "loss_top_k", 4 * now, again=True) if now else []
 
 
 # ---------------------------------------------------------------- 117: something else is learnt

@@ -8,12 +8,7 @@ from typing import Any
 import torch
 
 from ft_distill.divergence import Taught, TaughtByTop
-from ft_host.batch import Batch
-from ft_host.errors import FtHostError
-from ft_host.generation import Sequence
-from ft_host.metrics import Metric, maximum, mean
-from ft_host.models.tiled_distillation import Against
-from ft_host.types import ModelSpec
+from ft_host.api import Against, Batch, FtHostError, Metric, ModelSpec, Sequence, maximum, mean
 
 Row = dict[str, Any]
 

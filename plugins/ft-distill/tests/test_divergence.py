@@ -78,8 +78,9 @@ def test_as_trl_has_it_in_distillation(beta):
     """Loss, gradient by the states and the head, and entropy, of hidden states of two widths."""
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
+    from ft_host.api import Against
     from ft_host.models.head import Shape
-    from ft_host.models.tiled_distillation import Against, Head, loss_against
+    from ft_host.models.tiled_distillation import Head, loss_against
 
     states, matrix = logits(0, 6, 8).float(), logits(1, 13, 8).float()
     other, other_matrix = logits(2, 6, 10).float(), logits(3, 13, 10).float()

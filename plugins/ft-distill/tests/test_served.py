@@ -10,8 +10,7 @@ import pytest
 from ft_distill import distill
 from ft_distill.config import DistillConfig, GKDConfig
 
-from ft_host.errors import ConfigError, FtHostError
-from ft_host.generation import Scores
+from ft_host.api import ConfigError, FtHostError, Scores
 from ft_host.testing.invariants import assert_same, lines, micro_batch_split, run_in
 from ft_host.testing.rows import write_rows
 

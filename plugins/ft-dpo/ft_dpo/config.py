@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ft_host.config import RunConfig, option
-from ft_host.config.paths import function_problems, place_problems
-from ft_host.errors import ConfigError
-from ft_host.util.text import nearest
+from ft_host.api import ConfigError, RunConfig, function_problems, nearest, option, place_problems
 
 # The keys of ft_dpo.losses.LOSSES and DIVERGENCES, listed here since those are functions of tensors.
 LOSS_TYPES = (

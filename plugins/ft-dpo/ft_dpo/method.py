@@ -19,14 +19,26 @@ import torch
 
 from ft_dpo.config import SORTED
 from ft_dpo.losses import DIVERGENCES, DIVISORS, LOSSES, Loss, Pairs, matches
-from ft_host import hookimpl
-from ft_host.batch import IGNORE, Batch, Segment, forest
-from ft_host.data import fit_length, is_empty, preference_row, tokenize_completions
-from ft_host.errors import ConfigError, FtHostError
-from ft_host.metrics import mean
-from ft_host.models.annotate import annotate, evaluate_rows
-from ft_host.types import Drop, LossOutput, ModelSpec
-from ft_host.util.imports import load_function
+from ft_host.api import (
+    IGNORE,
+    Batch,
+    ConfigError,
+    Drop,
+    FtHostError,
+    LossOutput,
+    ModelSpec,
+    Segment,
+    annotate,
+    evaluate_rows,
+    fit_length,
+    forest,
+    hookimpl,
+    is_empty,
+    load_function,
+    mean,
+    preference_row,
+    tokenize_completions,
+)
 
 NAMES = ("chosen", "rejected")
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")

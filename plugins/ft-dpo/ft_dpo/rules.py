@@ -5,10 +5,8 @@ How much longer a policy's completions have become (a known habit of DPO) can't 
 
 from __future__ import annotations
 
-from ft_host import hookimpl
-from ft_host.diagnostics import Remedy, Rule, View, percent, short
-from ft_host.diagnostics.shared.helpers import lower_rate
-from ft_host.diagnostics.shared.preferences import fall, preference_rules
+from ft_host.api import hookimpl
+from ft_host.diagnostics import Remedy, Rule, View, fall, lower_rate, percent, preference_rules, short
 
 ACCURACY, MARGINS = "rewards/accuracies", "rewards/margins"
 SWAP = Remedy(why="Look at some pairs, and rename the columns where they are swapped (dataset_columns)")

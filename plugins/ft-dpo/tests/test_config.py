@@ -9,8 +9,8 @@ import sys
 import pytest
 from ft_dpo.config import DPOConfig
 
+from ft_host.api import ConfigError
 from ft_host.config.resolve import resolve
-from ft_host.errors import ConfigError
 from ft_host.testing.invariants import run_in
 
 REFUSED = [
@@ -159,7 +159,7 @@ def test_own_loss(make, rows, own):
     ],
 )
 def test_own_loss_refused(make, rows, own, name, said):
-    from ft_host.errors import FtHostError
+    from ft_host.api import FtHostError
 
     with pytest.raises(FtHostError, match=said):
         run_in(make(rows, loss_type=name), "refused")

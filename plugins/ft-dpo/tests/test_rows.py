@@ -11,12 +11,10 @@ from ft_dpo.losses import LOSSES
 from ft_dpo.method import ft_collate, ft_prepare, log_prob_sums, pairs_of
 
 import ft_host
-from ft_host.batch import IGNORE, Segment, forest
-from ft_host.errors import DataError, RowError
+from ft_host.api import IGNORE, DataError, Drop, RowError, Segment, forest
 from ft_host.rundir.folder import RunFolder
 from ft_host.testing.invariants import first_step, run_in
 from ft_host.testing.models import tiny_tokenizer
-from ft_host.types import Drop
 
 CONFIG = DPOConfig()
 

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ft_host.config import option
-from ft_host.config.paths import place_problems
-from ft_host.config.rollout import RolloutConfig, RolloutPlan, grouped_plan
-from ft_host.errors import ConfigError
+from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option, place_problems
 
 # Fields that need another one to be set, with their defaults.
 OF_REWARDS = {"reward_weights": [], "reward_kwargs": {}}

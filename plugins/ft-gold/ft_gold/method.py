@@ -27,16 +27,29 @@ import torch
 
 from ft_gold.losses import Aligned, Plain, Weights, ranks_of, shared_of
 from ft_gold.tokens import Meeting, as_teacher_reads, meeting
-from ft_host import hookimpl
-from ft_host.batch import Batch, forest
-from ft_host.data import completed_row, given_row, prompt_row
-from ft_host.errors import RowError
-from ft_host.generation import Completion
-from ft_host.metrics import Metric, maximum, mean
-from ft_host.models.tiled_distillation import Against
-from ft_host.rollouts.rollout import Rollout, seed_of
-from ft_host.rollouts.rows import completion_metrics, completion_row, completion_segments, per_target
-from ft_host.types import Drop, LossOutput, ModelSpec
+from ft_host.api import (
+    Against,
+    Batch,
+    Completion,
+    Drop,
+    LossOutput,
+    Metric,
+    ModelSpec,
+    Rollout,
+    RowError,
+    completed_row,
+    completion_metrics,
+    completion_row,
+    completion_segments,
+    forest,
+    given_row,
+    hookimpl,
+    maximum,
+    mean,
+    per_target,
+    prompt_row,
+    seed_of,
+)
 
 Row = dict[str, Any]
 

@@ -3,10 +3,18 @@ it. Imports no torch."""
 
 from __future__ import annotations
 
-from ft_host import hookimpl
-from ft_host.diagnostics import Remedy, Rule, View, percent
-from ft_host.diagnostics.shared import Names, rollout_rules, taught_rules, watched_rules
-from ft_host.diagnostics.shared import helpers as judge
+from ft_host.api import hookimpl
+from ft_host.diagnostics import (
+    Names,
+    Remedy,
+    Rule,
+    View,
+    percent,
+    rollout_rules,
+    set_field,
+    taught_rules,
+    watched_rules,
+)
 
 ALIGNED, MASS = "distillation/aligned_share", "distillation/matched_mass"
 NAMES = Names(letters="GOLD", first=100, grouped=False)
@@ -22,7 +30,7 @@ def align_remedies(view: View) -> list[Remedy]:
                 " characters?"
             )
         ),
-        *judge.set_field(
+        *set_field(
             view, "use_extended_uld", False, ": compare the first with the first, whatever they spell", again=True
         ),
     ]
@@ -47,7 +55,7 @@ def mass_remedies(view: View) -> list[Remedy]:
 def mends(view: View) -> list[Remedy]:
     config, out = view.config, []
     if config.use_extended_uld and config.uld_token_merge_strategy != "text":
-        out += judge.set_field(
+        out += set_field(
             view,
             "uld_token_merge_strategy",
             "text",
@@ -55,11 +63,9 @@ def mends(view: View) -> list[Remedy]:
             " longer",
         )
     elif not config.uld_use_hybrid_loss:
-        out += judge.set_field(
-            view, "uld_use_hybrid_loss", True, ": sorted probabilities don't say which token is meant"
-        )
+        out += set_field(view, "uld_use_hybrid_loss", True, ": sorted probabilities don't say which token is meant")
     if not config.uld_crossentropy_weight and config.lmbda < 1:
-        out += judge.set_field(
+        out += set_field(
             view, "uld_crossentropy_weight", 0.5, ", which holds the student to the text itself", again=True
         )
     return out

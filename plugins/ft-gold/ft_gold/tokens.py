@@ -17,9 +17,7 @@ from typing import Any
 import torch
 
 from ft_gold.config import OF_ULD, GOLDConfig
-from ft_host.data import tokenizer_of
-from ft_host.data.templates import turn_marks
-from ft_host.errors import ConfigError
+from ft_host.api import ConfigError, tokenizer_of, turn_marks
 
 Row = dict[str, Any]
 Unit = tuple[int, int]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ft_host.config import option
-from ft_host.config.paths import place_problems
-from ft_host.config.rollout import RolloutConfig, RolloutPlan, grouped_plan
-from ft_host.errors import ConfigError
+from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option, place_problems
 
 # The keys of ft_grpo.losses.LOSSES, listed here since those are functions of tensors.
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")

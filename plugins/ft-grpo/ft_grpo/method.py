@@ -26,21 +26,27 @@ import torch
 from ft_grpo.advantages import advantages, varies
 from ft_grpo.losses import LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios, row_sums
 from ft_grpo.metrics import metrics
-from ft_host import hookimpl
-from ft_host.batch import Batch, forest
-from ft_host.data import prompt_row
-from ft_host.metrics import maximum, mean, std, total
-from ft_host.models.annotate import annotate, evaluate_rows
-from ft_host.rollouts.rollout import Rollout
-from ft_host.rollouts.rows import (
+from ft_host.api import (
+    Batch,
+    LossOutput,
+    ModelSpec,
+    Rollout,
+    annotate,
     by_row,
     completion_metrics,
     completion_row,
     completion_segments,
+    evaluate_rows,
+    forest,
+    hookimpl,
     masked_row,
+    maximum,
+    mean,
     per_target,
+    prompt_row,
+    std,
+    total,
 )
-from ft_host.types import LossOutput, ModelSpec
 
 # ---------------------------------------------------------------- hooks: rollouts
 

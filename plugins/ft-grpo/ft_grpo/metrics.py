@@ -8,8 +8,7 @@ import torch
 
 from ft_grpo.config import CLIPPED, GRPOConfig
 from ft_grpo.losses import Tokens, gamma_weights, kl, row_means
-from ft_host.batch import Batch
-from ft_host.metrics import Metric, effective_share, maximum, mean, minimum
+from ft_host.api import Batch, Metric, effective_share, maximum, mean, minimum
 
 
 def smallest(values: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ft_host import hookimpl
-from ft_host.diagnostics import Rule
-from ft_host.diagnostics.shared import Names, rollout_rules
+from ft_host.api import hookimpl
+from ft_host.diagnostics import Names, Rule, rollout_rules
 
 RULES: list[Rule] = rollout_rules(Names(letters="GRPO"))
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from ft_grpo.config import GRPOConfig
 
-from ft_host.generation import Completion
+from ft_host.api import Completion
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
 from ft_host.testing.rows import sentence, tiny_run
 
@@ -146,9 +146,9 @@ def ready(config: GRPOConfig) -> Any:
     from ft_grpo.method import ft_models
 
     from ft_host import data, registry
+    from ft_host.api import Run
     from ft_host.models import load_policy
     from ft_host.models.aux_models import Companion
-    from ft_host.run import Run
     from ft_host.rundir.folder import RunFolder
 
     tokenizer = data.load_tokenizer(config)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ft_grpo.config import CLIPPED, LOSS_TYPES, OWN_FIELDS, GRPOConfig
 
-from ft_host.errors import ConfigError
+from ft_host.api import ConfigError
 
 
 def config_of(**fields: Any) -> GRPOConfig:

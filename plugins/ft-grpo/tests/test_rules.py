@@ -4,7 +4,7 @@ import pytest
 from ft_grpo.config import GRPOConfig
 from ft_grpo.rules import RULES
 
-from ft_host.diagnostics.shared import Names
+from ft_host.diagnostics import Names
 from ft_host.testing.rollout_rules import rollout_cases
 from ft_host.testing.rules import codes
 

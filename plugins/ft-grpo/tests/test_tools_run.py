@@ -10,7 +10,7 @@ import pytest
 import trl
 from ft_grpo.config import GRPOConfig
 
-from ft_host.errors import UsageError
+from ft_host.api import UsageError
 from ft_host.rundir.folder import RunFolder
 from ft_host.testing.distributions import make_distribution
 from ft_host.testing.invariants import lines, run_in

@@ -174,7 +174,7 @@ def test_defaults_are_those_of_trl():
 
     import trl
 
-    from ft_host.config.rollout import RolloutConfig
+    from ft_host.api import RolloutConfig
 
     known = {each.name: each.default for each in dataclasses.fields(trl.GRPOConfig)}
     shared = {each.name for each in dataclasses.fields(RolloutConfig)}

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ft_host.run import Run
+    from ft_host.api import Run
     from ft_kto.config import KTOConfig
 
 ENOUGH = 64  # labels to be seen before anything is said of them

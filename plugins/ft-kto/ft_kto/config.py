@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ft_host.config import RunConfig, option
-from ft_host.errors import ConfigError
+from ft_host.api import ConfigError, RunConfig, option
 
 # Fields that say how the reference follows the policy: given without sync_ref_model they would do nothing.
 SYNC = ("ref_model_mixup_alpha", "ref_model_sync_steps")

@@ -25,12 +25,24 @@ from typing import Any
 
 import torch
 
-from ft_host import hookimpl
-from ft_host.batch import IGNORE, Batch, Segment, forest
-from ft_host.data import fit_length, is_empty, tokenize_completions, unpaired_rows
-from ft_host.metrics import mean, total
-from ft_host.models.annotate import annotate, evaluate_rows
-from ft_host.types import Drop, LossOutput, ModelSpec
+from ft_host.api import (
+    IGNORE,
+    Batch,
+    Drop,
+    LossOutput,
+    ModelSpec,
+    Segment,
+    annotate,
+    evaluate_rows,
+    fit_length,
+    forest,
+    hookimpl,
+    is_empty,
+    mean,
+    tokenize_completions,
+    total,
+    unpaired_rows,
+)
 from ft_kto.balance import weigh_labels
 
 # ---------------------------------------------------------------- maths

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ft_host import hookimpl
-from ft_host.diagnostics import Remedy, Rule, View, short
-from ft_host.diagnostics.shared.preferences import CHOSEN, MARGINS, REJECTED, errors, preference_rules, rows_of
+from ft_host.api import hookimpl
+from ft_host.diagnostics import CHOSEN, MARGINS, REJECTED, Remedy, Rule, View, errors, preference_rules, rows_of, short
 
 HELD_OUT = f"eval_{MARGINS}"
 

@@ -6,8 +6,7 @@ import pytest
 from ft_kto.config import KTOConfig
 from ft_kto.method import ft_models
 
-from ft_host.errors import ConfigError
-from ft_host.types import ModelSpec
+from ft_host.api import ConfigError, ModelSpec
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,10 @@ import pytest
 from ft_kto.config import KTOConfig
 from ft_kto.method import ft_collate, ft_prepare
 
-from ft_host.batch import IGNORE
-from ft_host.errors import ConfigError, DataError, RowError
+from ft_host.api import IGNORE, ConfigError, DataError, Drop, RowError
 from ft_host.rundir.folder import RunFolder
 from ft_host.testing.invariants import lines, run_in
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.types import Drop
 
 TOKENIZER = tiny_tokenizer()
 JUDGED = {"prompt": "two apples? ", "completion": "three apples", "label": True}

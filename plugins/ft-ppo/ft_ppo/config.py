@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ft_host.config import option
-from ft_host.config.rollout import RolloutConfig, RolloutPlan
-from ft_host.errors import ConfigError
+from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, option
 
 
 @dataclass(kw_only=True)

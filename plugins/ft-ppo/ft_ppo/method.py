@@ -24,22 +24,29 @@ from typing import Any
 
 import torch
 
-from ft_host import hookimpl
-from ft_host.batch import Batch, forest
-from ft_host.data import prompt_row
-from ft_host.errors import ConfigError
-from ft_host.metrics import explained, maximum, mean, total, variance
-from ft_host.models.annotate import annotate, evaluate_rows
-from ft_host.rollouts.rollout import Rollout
-from ft_host.rollouts.rows import (
+from ft_host.api import (
+    Batch,
+    ConfigError,
+    LossOutput,
+    ModelSpec,
+    Rollout,
+    annotate,
     by_row,
     completion_metrics,
     completion_row,
     completion_segments,
+    evaluate_rows,
+    explained,
+    forest,
+    hookimpl,
     masked_row,
+    maximum,
+    mean,
     per_target,
+    prompt_row,
+    total,
+    variance,
 )
-from ft_host.types import LossOutput, ModelSpec
 
 # ---------------------------------------------------------------- maths
 

@@ -3,10 +3,8 @@ torch."""
 
 from __future__ import annotations
 
-from ft_host import hookimpl
-from ft_host.diagnostics import Remedy, Rule, View, percent, short
-from ft_host.diagnostics.shared import Names, rollout_rules
-from ft_host.diagnostics.shared.helpers import lower_rate, rising, set_field
+from ft_host.api import hookimpl
+from ft_host.diagnostics import Names, Remedy, Rule, View, lower_rate, percent, rising, rollout_rules, set_field, short
 
 KL, CLIPPED, EXPLAINED = "policy/approxkl_avg", "policy/clipfrac_avg", "val/explained_variance"
 VALUE, RATIO, SPREAD = "loss/value_avg", "start/val/ratio", "start/val/ratio_var"

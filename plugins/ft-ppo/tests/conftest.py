@@ -97,10 +97,10 @@ def _ready(config: PPOConfig) -> Any:
     from ft_ppo.method import ft_models
 
     from ft_host import data, registry
+    from ft_host.api import Run
     from ft_host.models import load_policy
     from ft_host.models.aux_models import Companion
     from ft_host.models.load import attach_value
-    from ft_host.run import Run
     from ft_host.rundir.folder import RunFolder
 
     tokenizer = data.load_tokenizer(config)

@@ -6,9 +6,7 @@ import pytest
 from ft_ppo.config import PPOConfig
 from ft_ppo.method import ft_models
 
-from ft_host.config.rollout import RolloutPlan
-from ft_host.errors import ConfigError
-from ft_host.types import ModelSpec
+from ft_host.api import ConfigError, ModelSpec, RolloutPlan
 
 # Fields and defaults that the method has elsewhere (TRL's PPOConfig).
 USUAL = {
@@ -70,7 +68,7 @@ def test_accepted(fields):
     ],
 )
 def test_values_out_of_range_are_refused(arguments, said):
-    from ft_host.config import resolve
+    from ft_host.config.resolve import resolve
 
     with pytest.raises(ConfigError, match=said):
         resolve(PPOConfig, None, ["--model", "m", "--dataset", "d", "--reward", "a.py:f", *arguments])

@@ -9,8 +9,7 @@ import pytest
 from ft_ppo.config import PPOConfig
 from ft_ppo.method import ft_collate, ft_prepare, ft_rollout, stop_token_of
 
-from ft_host.errors import ConfigError
-from ft_host.generation import Completion
+from ft_host.api import Completion, ConfigError
 from ft_host.metrics import Accumulator, combine
 from ft_host.rollouts.rollout import Rewards
 from ft_host.testing.models import tiny_tokenizer

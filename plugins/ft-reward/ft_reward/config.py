@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ft_host.config import RunConfig, option
-from ft_host.errors import ConfigError
+from ft_host.api import ConfigError, RunConfig, option
 
 
 @dataclass(kw_only=True)

@@ -17,12 +17,24 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ft_host import hookimpl
-from ft_host.batch import IGNORE, Batch, Segment, forest
-from ft_host.data import fit_length, is_empty, preference_row, tokenize_completions
-from ft_host.metrics import maximum, mean, minimum
-from ft_host.models import score_pad
-from ft_host.types import Drop, LossOutput, ModelSpec
+from ft_host.api import (
+    IGNORE,
+    Batch,
+    Drop,
+    LossOutput,
+    ModelSpec,
+    Segment,
+    fit_length,
+    forest,
+    hookimpl,
+    is_empty,
+    maximum,
+    mean,
+    minimum,
+    preference_row,
+    score_pad,
+    tokenize_completions,
+)
 
 NAMES = ("chosen", "rejected")
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 
-from ft_host import hookimpl
-from ft_host.diagnostics import Remedy, Rule, View, percent, short
-from ft_host.diagnostics.shared.helpers import lower_rate, raise_rate, set_field
+from ft_host.api import hookimpl
+from ft_host.diagnostics import Remedy, Rule, View, lower_rate, percent, raise_rate, set_field, short
 
 TRAIN, HELD_OUT, SCORE = "accuracy", "eval_accuracy", "mean_reward"
 

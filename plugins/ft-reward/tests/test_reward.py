@@ -22,13 +22,12 @@ from ft_reward.method import (
 )
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ft_host.errors import ConfigError, RowError
+from ft_host.api import ConfigError, Drop, RowError
 from ft_host.metrics import Accumulator, combine
 from ft_host.models import load_policy
 from ft_host.rewards.model import RewardModel, whole_ids
 from ft_host.testing.invariants import beside, lines, run_in
 from ft_host.testing.models import tiny_tokenizer
-from ft_host.types import Drop
 
 TOKENIZER = tiny_tokenizer()
 CPU = torch.device("cpu")

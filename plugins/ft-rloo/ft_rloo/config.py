@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ft_host.config import option
-from ft_host.config.paths import place_problems
-from ft_host.config.rollout import RolloutConfig, RolloutPlan, grouped_plan
-from ft_host.errors import ConfigError
+from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option, place_problems
 
 # Fields that need another one to be set, with their defaults.
 REFERENCED = {"ref_model": None, "sync_ref_model": False}

@@ -26,21 +26,28 @@ from typing import Any
 
 import torch
 
-from ft_host import hookimpl
-from ft_host.batch import Batch, forest
-from ft_host.data import prompt_row
-from ft_host.metrics import Metric, maximum, mean, minimum, std
-from ft_host.models.annotate import annotate, evaluate_rows
-from ft_host.rollouts.rollout import Rollout
-from ft_host.rollouts.rows import (
+from ft_host.api import (
+    Batch,
+    LossOutput,
+    Metric,
+    ModelSpec,
+    Rollout,
+    annotate,
     completion_metrics,
     completion_row,
     completion_segments,
+    evaluate_rows,
+    forest,
+    hookimpl,
     masked_row,
+    maximum,
+    mean,
+    minimum,
     per_target,
+    prompt_row,
+    std,
     sum_by_row,
 )
-from ft_host.types import LossOutput, ModelSpec
 
 # ---------------------------------------------------------------- maths
 

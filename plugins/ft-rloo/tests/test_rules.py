@@ -4,7 +4,7 @@ import pytest
 from ft_rloo.config import RLOOConfig
 from ft_rloo.rules import RULES
 
-from ft_host.diagnostics.shared import Names
+from ft_host.diagnostics import Names
 from ft_host.testing.rollout_rules import rollout_cases
 from ft_host.testing.rules import codes
 

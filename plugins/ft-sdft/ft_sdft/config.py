@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import ClassVar
 
-from ft_host.config import option
-from ft_host.config.rollout import RolloutConfig, RolloutPlan, grouped_plan
-from ft_host.errors import ConfigError
+from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option
 
 CONTEXT = "privileged_context"  # the column that the teacher alone is shown
 MODES = ("topk_logits", "full_logits", "sampled_token")  # the keys of ft_sdft.losses.LOSSES

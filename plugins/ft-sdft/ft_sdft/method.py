@@ -20,17 +20,31 @@ from typing import Any
 
 import torch
 
-from ft_host import hookimpl
-from ft_host.batch import Batch, forest
-from ft_host.data import prompt_row
-from ft_host.data.formats import content_of, kind_of, messages_of
-from ft_host.errors import DataError, RowError
-from ft_host.metrics import Metric, maximum, mean
-from ft_host.models.annotate import evaluate_rows
-from ft_host.models.tiled_distillation import Against
-from ft_host.rollouts.rollout import Rollout
-from ft_host.rollouts.rows import by_row, completion_metrics, completion_row, completion_segments, per_target
-from ft_host.types import Drop, LossOutput, ModelSpec
+from ft_host.api import (
+    Against,
+    Batch,
+    DataError,
+    Drop,
+    LossOutput,
+    Metric,
+    ModelSpec,
+    Rollout,
+    RowError,
+    by_row,
+    completion_metrics,
+    completion_row,
+    completion_segments,
+    content_of,
+    evaluate_rows,
+    forest,
+    hookimpl,
+    kind_of,
+    maximum,
+    mean,
+    messages_of,
+    per_target,
+    prompt_row,
+)
 from ft_sdft.config import CONTEXT, SDFTConfig
 from ft_sdft.losses import LOSSES, importance, tokens_of
 

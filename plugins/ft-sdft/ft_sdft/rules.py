@@ -3,10 +3,20 @@ Imports no torch."""
 
 from __future__ import annotations
 
-from ft_host import hookimpl
-from ft_host.diagnostics import Remedy, Rule, View, percent, short
-from ft_host.diagnostics.shared import Names, rollout_rules, watched_rules
-from ft_host.diagnostics.shared.helpers import lower_rate, restore, set_field
+from ft_host.api import hookimpl
+from ft_host.diagnostics import (
+    Names,
+    Remedy,
+    Rule,
+    View,
+    lower_rate,
+    percent,
+    restore,
+    rollout_rules,
+    set_field,
+    short,
+    watched_rules,
+)
 
 EMPTY, NOTHING = "self_distillation/empty_context_fraction", "self_distillation/without_loss_fraction"
 APART = "self_distillation/teacher_logp_difference"

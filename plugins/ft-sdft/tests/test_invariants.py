@@ -8,7 +8,7 @@ import pytest
 import torch
 from ft_sdft.config import SDFTConfig
 
-from ft_host.batch import Segment, forest
+from ft_host.api import Segment, forest
 from ft_host.models import tiled_distillation as tiling
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in

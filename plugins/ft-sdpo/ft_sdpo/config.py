@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from string import Formatter
 
-from ft_host.config import option
-from ft_host.config.rollout import RolloutConfig, RolloutPlan, grouped_plan
-from ft_host.errors import ConfigError
+from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option
 
 CONTEXT = "privileged_context"  # the column with feedback on a prompt
 FEEDBACK = "feedback"  # what a reward function logs for each completion (log_extra) is feedback on that one

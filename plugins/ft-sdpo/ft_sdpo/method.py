@@ -24,25 +24,33 @@ from typing import Any
 
 import torch
 
-from ft_host import hookimpl
-from ft_host.batch import Batch, Segment, forest
-from ft_host.data import prompt_row
-from ft_host.data.formats import kind_of
-from ft_host.errors import RowError
-from ft_host.metrics import Metric, maximum, mean, std, total
-from ft_host.models.annotate import evaluate_rows
-from ft_host.models.tiled_distillation import Against
-from ft_host.rollouts.rollout import Rollout
-from ft_host.rollouts.rows import (
+from ft_host.api import (
+    Against,
+    Batch,
+    Drop,
+    LossOutput,
+    Metric,
+    ModelSpec,
+    Rollout,
+    RowError,
+    Segment,
     by_row,
     completion_metrics,
     completion_row,
     completion_segments,
+    evaluate_rows,
+    forest,
+    hookimpl,
+    kind_of,
     masked_row,
+    maximum,
+    mean,
     num_targets,
     per_target,
+    prompt_row,
+    std,
+    total,
 )
-from ft_host.types import Drop, LossOutput, ModelSpec
 from ft_sdpo.config import CONTEXT, FEEDBACK, SDPOConfig
 from ft_sdpo.losses import DISTANCES, SCALES, advantages, clipped, importance, ratios, tokens_of
 from ft_sdpo.reprompt import attempts, feedback_of, metrics_of, teacher_ids

@@ -7,10 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ft_host.data import prompt_row
-from ft_host.data.formats import content_of
-from ft_host.metrics import Metric, mean
-from ft_host.types import Drop
+from ft_host.api import Drop, Metric, content_of, mean, prompt_row
 from ft_sdpo.config import CONTEXT, SDPOConfig
 
 if TYPE_CHECKING:

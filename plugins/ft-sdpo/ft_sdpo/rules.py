@@ -3,10 +3,20 @@ Imports no torch."""
 
 from __future__ import annotations
 
-from ft_host import hookimpl
-from ft_host.diagnostics import Remedy, Rule, View, percent, short
-from ft_host.diagnostics.shared import Names, rollout_rules
-from ft_host.diagnostics.shared.helpers import lower_rate, more_generations, restore, set_field
+from ft_host.api import hookimpl
+from ft_host.diagnostics import (
+    Names,
+    Remedy,
+    Rule,
+    View,
+    lower_rate,
+    more_generations,
+    percent,
+    restore,
+    rollout_rules,
+    set_field,
+    short,
+)
 
 TAUGHT, WINNERS = "self_distillation/reprompt_sample_fraction", "self_distillation/success_group_fraction"
 TOLD, LONG = "self_distillation/feedback_available_fraction", "self_distillation/reprompt_too_long_fraction"

@@ -8,10 +8,9 @@ import pytest
 from ft_sdpo.config import OF_DISTILLATION, OF_POLICY, SDPOConfig
 from ft_sdpo.method import ft_models, ft_prepare
 
-from ft_host.config import resolve
-from ft_host.errors import ConfigError, RowError
+from ft_host.api import ConfigError, ModelSpec, RowError
+from ft_host.config.resolve import resolve
 from ft_host.testing.models import tiny_tokenizer
-from ft_host.types import ModelSpec
 
 OWN = (
     "num_generations",

@@ -11,10 +11,9 @@ from ft_sdpo.config import SDPOConfig
 from ft_sdpo.method import attempt_row, ft_collate
 from ft_sdpo.reprompt import attempts, feedback_of, metrics_of, reprompt, teacher_ids
 
-from ft_host.generation import Completion
+from ft_host.api import Completion, Drop
 from ft_host.metrics import Accumulator, combine
 from ft_host.testing.models import tiny_tokenizer
-from ft_host.types import Drop
 
 TEXTS = ["wrong", "right <think>hm\nwell</think>", "also right", "none"]
 REWARDS = [0.5, 1.0, 1.5, None]
@@ -88,7 +87,7 @@ def of_trl(config: SDPOConfig, prompts: list, completions: list[list[int]], rewa
     """What TRL's builder makes of completions, and its metrics. It is given a trainer of what it reads alone."""
     from trl.experimental.sdpo.sdpo_trainer import SuccessfulRolloutTeacherContextBuilder
 
-    from ft_host.data import prompt_row
+    from ft_host.api import prompt_row
 
     tokenizer = tiny_tokenizer()
     wide = max(map(len, completions))

@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from ft_host import hookimpl
-from ft_host.batch import Batch, Segment, count_targets, forest
-from ft_host.data import tokenize_row
-from ft_host.metrics import mean
-from ft_host.types import Drop, LossOutput
+from ft_host.api import Batch, Drop, LossOutput, Segment, count_targets, forest, hookimpl, mean, tokenize_row
 
 # ---------------------------------------------------------------- maths
 

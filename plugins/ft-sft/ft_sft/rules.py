@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ft_host import hookimpl
-from ft_host.diagnostics import Remedy, Rule, View, short
-from ft_host.diagnostics.shared.helpers import lower_rate
+from ft_host.api import hookimpl
+from ft_host.diagnostics import Remedy, Rule, View, lower_rate, short
 
 
 def surprised(view: View) -> bool | None:

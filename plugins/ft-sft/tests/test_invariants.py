@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from ft_sft.config import SFTConfig
 
+from ft_host.api import ConfigError
 from ft_host.cli.train import run as command_line
-from ft_host.errors import ConfigError
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 from ft_host.testing.models import save_tiny, tiny_qwen, tiny_tokenizer

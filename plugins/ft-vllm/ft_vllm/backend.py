@@ -14,19 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ft_host import hookimpl
-from ft_host.errors import ConfigError, FtHostError
-from ft_host.generation import Completion, Request, Sampling, Scores, Sequence
-from ft_host.models.load import base_of
-from ft_host.util.distributed import precision
+from ft_host.api import (
+    Completion,
+    ConfigError,
+    FtHostError,
+    Request,
+    Sampling,
+    Scores,
+    Sequence,
+    base_of,
+    hookimpl,
+    precision,
+)
 from ft_vllm import inprocess, scoring, server, transfer, weights
 from ft_vllm.client import Client
 from ft_vllm.config import VLLMConfig
 from ft_vllm.sampling import Job, completion_of, jobs_of
 
 if TYPE_CHECKING:
-    from ft_host.models.policy import Policy
-    from ft_host.run import Run
+    from ft_host.api import Policy, Run
 
 KEY, TEACHER = "vllm", "vllm teacher"  # in run.backend_state
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from ft_host.errors import FtHostError
+from ft_host.api import FtHostError
 
 
 class Refused(FtHostError):

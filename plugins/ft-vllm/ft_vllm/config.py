@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ft_host.config import option
-from ft_host.errors import ConfigError
+from ft_host.api import ConfigError, option
 
 # What has no meaning in the other way to run vLLM.
 STARTED_ONLY = ("python", "port", "start_timeout", "devices", "server_args", "server_env", "log")

@@ -9,8 +9,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ft_host.errors import ConfigError, FtHostError
-from ft_host.generation import Completion
+from ft_host.api import Completion, ConfigError, FtHostError
 from ft_vllm.sampling import Job, completion_of
 from ft_vllm.server import WANTED, Served, lora_rank, memory_share
 

@@ -6,12 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ft_host.errors import DataError
-from ft_host.generation import Completion, Request, Sampling
-from ft_host.generation.transformers import end_tokens
+from ft_host.api import Completion, DataError, Request, Sampling, end_tokens
 
 if TYPE_CHECKING:
-    from ft_host.run import Run
+    from ft_host.api import Run
 
 
 @dataclass(frozen=True)

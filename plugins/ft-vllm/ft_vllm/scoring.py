@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ft_host.errors import ConfigError, FtHostError
-from ft_host.generation import Scores, Sequence
+from ft_host.api import ConfigError, FtHostError, Scores, Sequence
 from ft_vllm.client import Client
 
 if TYPE_CHECKING:

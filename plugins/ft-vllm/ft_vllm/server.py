@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft_host.errors import ConfigError, FtHostError
+from ft_host.api import ConfigError, FtHostError
 from ft_vllm import __version__
 from ft_vllm.client import Client, Refused
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ft_host.errors import ConfigError, FtHostError
+from ft_host.api import ConfigError, FtHostError
 from ft_vllm.client import Client
 from ft_vllm.weights import PIECE, Manifest, Named
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed.tensor import DTensor
 
-from ft_host.errors import ConfigError
+from ft_host.api import ConfigError
 
 if TYPE_CHECKING:
-    from ft_host.models.policy import Policy
+    from ft_host.api import Policy
 
 PIECE = 256 << 20  # bytes; a piece ends with the tensor that takes it past this, which is vLLM's own rule
 ADAPTER = "default"  # peft's name of the adapter that is trained

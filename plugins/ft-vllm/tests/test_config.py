@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from ft_vllm.config import VLLMConfig
 
+from ft_host.api import ConfigError
 from ft_host.config.fields import fields_of
-from ft_host.errors import ConfigError
 
 URL = {"url": "http://127.0.0.1:8000"}
 

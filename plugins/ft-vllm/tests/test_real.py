@@ -29,8 +29,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ft_host.errors import FtHostError
-from ft_host.generation import Request, Sampling, Sequence
+from ft_host.api import FtHostError, Request, Sampling, Sequence
 from ft_host.testing.models import disturb, save_tiny, tiny_llama, tiny_moe, tiny_qwen
 
 PYTHON = os.environ.get("FT_VLLM_PYTHON")

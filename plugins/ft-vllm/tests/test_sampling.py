@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 from ft_vllm.sampling import completion_of, jobs_of, params_of, seed_of
 
-from ft_host.errors import DataError
-from ft_host.generation import Request, Sampling
+from ft_host.api import DataError, Request, Sampling
 from ft_host.testing.generation import generating_run
 from ft_host.testing.models import tiny_qwen
 

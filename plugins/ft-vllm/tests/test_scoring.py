@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from ft_vllm.config import VLLMConfig
 
-from ft_host.errors import ConfigError, FtHostError
-from ft_host.generation import Request, Sampling, Sequence
+from ft_host.api import ConfigError, FtHostError, Request, Sampling, Sequence
 from ft_host.testing.models import tiny_llama
 
 FAKE = Path(__file__).with_name("fake_vllm.py")

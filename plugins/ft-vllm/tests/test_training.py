@@ -17,7 +17,7 @@ from ft_distill.config import DistillConfig
 from ft_grpo.config import GRPOConfig
 
 import ft_host
-from ft_host.errors import FtHostError
+from ft_host.api import FtHostError
 from ft_host.rundir.folder import RunFolder
 from ft_host.testing.invariants import as_if_killed, lines
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer

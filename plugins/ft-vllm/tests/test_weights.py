@@ -8,8 +8,7 @@ from ft_vllm import weights
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from ft_host.errors import ConfigError
-from ft_host.models.policy import Policy
+from ft_host.api import ConfigError, Policy
 from ft_host.testing.models import disturb, tiny_gpt2, tiny_llama, tiny_moe, tiny_qwen
 
 

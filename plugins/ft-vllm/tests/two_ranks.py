@@ -15,9 +15,8 @@ from ft_vllm.client import Client
 from ft_vllm.sampling import seed_of
 
 from conftest import run_of
+from ft_host.api import FtHostError, Request, Sampling
 from ft_host.cli.train import leave
-from ft_host.errors import FtHostError
-from ft_host.generation import Request, Sampling
 from ft_host.models.sharding import shard
 from ft_host.testing.models import disturb, tiny_qwen
 

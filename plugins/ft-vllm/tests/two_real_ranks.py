@@ -13,8 +13,8 @@ import torch
 from ft_vllm import backend
 
 from conftest import run_of
+from ft_host.api import Request, Sampling
 from ft_host.cli.train import leave
-from ft_host.generation import Request, Sampling
 from ft_host.models.sharding import shard
 from ft_host.testing.models import disturb, tiny_qwen
 

@@ -1,0 +1,126 @@
+"""The front door: everything that a method or a backend imports, by one name. Rules import `ft_host.diagnostics` beside
+it, tests `ft_host.testing`; nothing else of the host is promised to stay where it is.
+
+Importing this loads no torch. A name is fetched from its own module when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ft_host.batch import IGNORE as IGNORE
+    from ft_host.batch import Batch as Batch
+    from ft_host.batch import Segment as Segment
+    from ft_host.batch import count_targets as count_targets
+    from ft_host.batch import forest as forest
+    from ft_host.config import RolloutConfig as RolloutConfig
+    from ft_host.config import RolloutPlan as RolloutPlan
+    from ft_host.config import RunConfig as RunConfig
+    from ft_host.config import grouped_plan as grouped_plan
+    from ft_host.config import option as option
+    from ft_host.config.paths import function_problems as function_problems
+    from ft_host.config.paths import place_problems as place_problems
+    from ft_host.data import completed_row as completed_row
+    from ft_host.data import fit_length as fit_length
+    from ft_host.data import given_row as given_row
+    from ft_host.data import is_empty as is_empty
+    from ft_host.data import preference_row as preference_row
+    from ft_host.data import prompt_row as prompt_row
+    from ft_host.data import tokenize_completions as tokenize_completions
+    from ft_host.data import tokenize_row as tokenize_row
+    from ft_host.data import tokenizer_of as tokenizer_of
+    from ft_host.data import unpaired_rows as unpaired_rows
+    from ft_host.data.formats import content_of as content_of
+    from ft_host.data.formats import kind_of as kind_of
+    from ft_host.data.formats import messages_of as messages_of
+    from ft_host.data.templates import turn_marks as turn_marks
+    from ft_host.errors import ConfigError as ConfigError
+    from ft_host.errors import DataError as DataError
+    from ft_host.errors import FtHostError as FtHostError
+    from ft_host.errors import RowError as RowError
+    from ft_host.errors import UsageError as UsageError
+    from ft_host.generation import Completion as Completion
+    from ft_host.generation import Request as Request
+    from ft_host.generation import Sampling as Sampling
+    from ft_host.generation import Scores as Scores
+    from ft_host.generation import Sequence as Sequence
+    from ft_host.generation.transformers import end_tokens as end_tokens
+    from ft_host.hooks import hookimpl as hookimpl
+    from ft_host.metrics import Metric as Metric
+    from ft_host.metrics import effective_share as effective_share
+    from ft_host.metrics import explained as explained
+    from ft_host.metrics import maximum as maximum
+    from ft_host.metrics import mean as mean
+    from ft_host.metrics import minimum as minimum
+    from ft_host.metrics import std as std
+    from ft_host.metrics import total as total
+    from ft_host.metrics import variance as variance
+    from ft_host.models import Policy as Policy
+    from ft_host.models import score_pad as score_pad
+    from ft_host.models.annotate import annotate as annotate
+    from ft_host.models.annotate import evaluate_rows as evaluate_rows
+    from ft_host.models.load import base_of as base_of
+    from ft_host.models.tiled_distillation import Against as Against
+    from ft_host.rollouts.rollout import Rollout as Rollout
+    from ft_host.rollouts.rollout import RolloutRun as RolloutRun
+    from ft_host.rollouts.rollout import seed_of as seed_of
+    from ft_host.rollouts.rows import by_row as by_row
+    from ft_host.rollouts.rows import completion_metrics as completion_metrics
+    from ft_host.rollouts.rows import completion_row as completion_row
+    from ft_host.rollouts.rows import completion_segments as completion_segments
+    from ft_host.rollouts.rows import masked_row as masked_row
+    from ft_host.rollouts.rows import num_targets as num_targets
+    from ft_host.rollouts.rows import per_target as per_target
+    from ft_host.rollouts.rows import sum_by_row as sum_by_row
+    from ft_host.run import Run as Run
+    from ft_host.types import Drop as Drop
+    from ft_host.types import LossOutput as LossOutput
+    from ft_host.types import ModelSpec as ModelSpec
+    from ft_host.util.distributed import precision as precision
+    from ft_host.util.imports import load_function as load_function
+    from ft_host.util.text import nearest as nearest
+
+_HOMES = {  # module -> its names that are public
+    "ft_host.hooks": "hookimpl",
+    "ft_host.config": "RunConfig option RolloutConfig RolloutPlan grouped_plan",
+    "ft_host.config.paths": "function_problems place_problems",
+    "ft_host.batch": "IGNORE Batch Segment count_targets forest",
+    "ft_host.types": "Drop LossOutput ModelSpec",
+    "ft_host.run": "Run",
+    "ft_host.metrics": "Metric effective_share explained maximum mean minimum std total variance",
+    "ft_host.errors": "ConfigError DataError FtHostError RowError UsageError",
+    "ft_host.data": (
+        "completed_row fit_length given_row is_empty preference_row "
+        "prompt_row tokenize_completions tokenize_row tokenizer_of unpaired_rows"
+    ),
+    "ft_host.data.formats": "content_of kind_of messages_of",
+    "ft_host.data.templates": "turn_marks",
+    "ft_host.models": "Policy score_pad",
+    "ft_host.models.annotate": "annotate evaluate_rows",
+    "ft_host.models.load": "base_of",
+    "ft_host.models.tiled_distillation": "Against",
+    "ft_host.generation": "Completion Request Sampling Scores Sequence",
+    "ft_host.generation.transformers": "end_tokens",
+    "ft_host.rollouts.rollout": "Rollout RolloutRun seed_of",
+    "ft_host.rollouts.rows": (
+        "by_row completion_metrics completion_row completion_segments masked_row num_targets per_target sum_by_row"
+    ),
+    "ft_host.util.distributed": "precision",
+    "ft_host.util.imports": "load_function",
+    "ft_host.util.text": "nearest",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'ft_host.api' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
