@@ -52,11 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         rounds = []
         for _ in range(args.rounds):
             engine = Engine(rules, record.config | {"locked": []})
-            engine.learn(record.facts | {"plan/total_steps": args.steps or record.planned_steps or len(lines)})
+            engine.record_facts(record.facts | {"plan/total_steps": args.steps or record.planned_steps or len(lines)})
             times = []
             for line in lines:
                 started = time.thread_time()  # what other processes do to the clock is left out
-                engine.see(line)
+                engine.add_metrics(line)
                 times.append(1000 * (time.thread_time() - started))
             rounds.append((statistics.mean(times), statistics.median(times), sorted(times)[int(0.99 * len(times))]))
         mean, median, worst = sorted(rounds)[len(rounds) // 2]

@@ -78,7 +78,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
 
     config = vars(importlib.import_module(f"{place.package}.config"))[OURS.get(method, place.name + "Config")]
     imports = time.perf_counter() - started
-    fit, make_ahead, log = launch.fit, launch.make_ahead, Run.log
+    fit, precompute, log = launch.fit, launch.precompute, Run.log
 
     def watched_fit(*args, **kwargs):
         watch.begin()
@@ -86,7 +86,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
 
     def watched_ahead(*args, **kwargs):
         before = time.perf_counter()
-        make_ahead(*args, **kwargs)
+        precompute(*args, **kwargs)
         watch.ahead = time.perf_counter() - before
 
     def watched_log(run, entry):
@@ -94,8 +94,8 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
         if entry["kind"] == "train":
             if run.rollouts is not None:
                 parts = {what: entry.get(f"perf/{what}_time", 0.0) for what in ("generation", "reward", "annotation")}
-                watch.took("generation", parts["generation"])
-                watch.took("rollout", sum(parts.values()))
+                watch.add_time("generation", parts["generation"])
+                watch.add_time("rollout", sum(parts.values()))
                 watch.rows.append(round(run.totals["rows"]))
                 watch.children = children()
             watch.step()
@@ -105,7 +105,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
             watch.grad_norms.append(entry["grad_norm"])
             watch.rates.append(entry["learning_rate"])
 
-    launch.fit, launch.make_ahead, Run.log = watched_fit, watched_ahead, watched_log
+    launch.fit, launch.precompute, Run.log = watched_fit, watched_ahead, watched_log
     watch = Watch()
     given = {"reward": [f"{rewards.__file__}:{REWARD.__name__}"]} if method in PAID else {}
     if "teacher" in spec:

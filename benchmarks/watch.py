@@ -74,7 +74,7 @@ class Watch:
     def timing(self, what: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.took(what, time.perf_counter() - started)
+        self.add_time(what, time.perf_counter() - started)
 
     def took(self, what: str, seconds: float) -> None:
         self.part[what] = self.part.get(what, 0.0) + seconds

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from ft_host.batch import Batch as Batch
     from ft_host.batch import Segment as Segment
     from ft_host.batch import count_targets as count_targets
-    from ft_host.batch import forest as forest
     from ft_host.config import RolloutConfig as RolloutConfig
     from ft_host.config import RolloutPlan as RolloutPlan
     from ft_host.config import RunConfig as RunConfig
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
     from ft_host.config.paths import place_problems as place_problems
     from ft_host.data import completed_row as completed_row
     from ft_host.data import fit_length as fit_length
-    from ft_host.data import given_row as given_row
     from ft_host.data import is_empty as is_empty
     from ft_host.data import preference_row as preference_row
     from ft_host.data import prompt_row as prompt_row
+    from ft_host.data import row_from_tokens as row_from_tokens
     from ft_host.data import tokenize_completions as tokenize_completions
     from ft_host.data import tokenize_row as tokenize_row
     from ft_host.data import tokenizer_of as tokenizer_of
@@ -60,7 +59,7 @@ if TYPE_CHECKING:
     from ft_host.models import Policy as Policy
     from ft_host.models import score_pad as score_pad
     from ft_host.models.annotate import annotate as annotate
-    from ft_host.models.annotate import evaluate_rows as evaluate_rows
+    from ft_host.models.annotate import policy_values as policy_values
     from ft_host.models.load import base_of as base_of
     from ft_host.models.tiled_distillation import Against as Against
     from ft_host.rollouts.rollout import Rollout as Rollout
@@ -86,19 +85,19 @@ _HOMES = {  # module -> its names that are public
     "ft_host.hooks": "hookimpl",
     "ft_host.config": "RunConfig option RolloutConfig RolloutPlan grouped_plan",
     "ft_host.config.paths": "function_problems place_problems",
-    "ft_host.batch": "IGNORE Batch Segment count_targets forest",
+    "ft_host.batch": "IGNORE Batch Segment count_targets flat_batch",
     "ft_host.types": "Drop LossOutput ModelSpec",
     "ft_host.run": "Run",
     "ft_host.metrics": "Metric effective_share explained maximum mean minimum std total variance",
     "ft_host.errors": "ConfigError DataError FtHostError RowError UsageError",
     "ft_host.data": (
-        "completed_row fit_length given_row is_empty preference_row "
+        "completed_row fit_length row_from_tokens is_empty preference_row "
         "prompt_row tokenize_completions tokenize_row tokenizer_of unpaired_rows"
     ),
     "ft_host.data.formats": "content_of kind_of messages_of",
     "ft_host.data.templates": "turn_marks",
     "ft_host.models": "Policy score_pad",
-    "ft_host.models.annotate": "annotate evaluate_rows",
+    "ft_host.models.annotate": "annotate policy_values",
     "ft_host.models.load": "base_of",
     "ft_host.models.tiled_distillation": "Against",
     "ft_host.generation": "Completion Request Sampling Scores Sequence",

@@ -12,10 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ft_host.util.moved import names_of, old_keywords
+
 if TYPE_CHECKING:
     import torch
 
 IGNORE = -100
+__getattr__ = names_of(__name__, {"forest": "ft_host.batch:flat_batch"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,7 @@ class Segment:
     parent: int | None = None  # the index of an earlier segment, None for a root
 
 
+@old_keywords({"beside": "linked"})
 @dataclass(kw_only=True)
 class Batch:
     """What `ft_collate` returns and `ft_loss` is handed.
@@ -47,14 +51,14 @@ class Batch:
     columns: dict[str, torch.Tensor] = field(default_factory=dict)  # the method's own
     counts: dict[str, float] = field(default_factory=dict)  # what the host totals over micro-batches and ranks
     empty: bool = False  # there are no segments: the one token that is there stands for none
-    beside: dict[str, Batch] = field(default_factory=dict)  # of the same rows, for companions that see other segments
+    linked: dict[str, Batch] = field(default_factory=dict)  # of the same rows, for companions that see other segments
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`, and those beside it."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
         columns = {name: value.to(device, non_blocking=True) for name, value in self.columns.items()}
-        beside = {name: batch.to(device) for name, batch in self.beside.items()}
-        return replace(self, columns=columns, beside=beside, **moved)
+        linked = {name: batch.to(device) for name, batch in self.linked.items()}
+        return replace(self, columns=columns, linked=linked, **moved)
 
     @property
     def num_tokens(self) -> int:
@@ -71,7 +75,7 @@ class Batch:
 TENSORS = ("input_ids", "position_ids", "sources", "targets", "rows", "ends")
 
 
-def forest(
+def flat_batch(
     segments: list[Segment],
     *,
     num_rows: int,

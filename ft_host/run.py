@@ -23,15 +23,17 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.config.rollout import RolloutPlan
     from ft_host.generation import Completion, Request, Sampling, Scores, Sequence
-    from ft_host.models.aux_models import Companion
+    from ft_host.models.aux_models import AuxModel
     from ft_host.models.policy import Policy
     from ft_host.models.store import Store
-    from ft_host.monitor.watch import Watch
+    from ft_host.monitor.watch import Monitor
     from ft_host.rundir.folder import RunFolder
 
 
 Row = dict[str, Any]
-__getattr__ = names_of(__name__, "ft_host.types", ("Drop", "FinishedRun", "LossOutput", "ModelSpec"))
+__getattr__ = names_of(
+    __name__, {name: f"ft_host.types:{name}" for name in ("Drop", "FinishedRun", "LossOutput", "ModelSpec")}
+)
 
 
 def same_rows(hook: str, rows: list[Row], found: list[Row] | None) -> list[Row]:
@@ -52,7 +54,7 @@ class Run:
     accelerator: Accelerator
     policy: Policy  # the bare module: for generation and saving, never for a loss
     model: torch.nn.Module  # the policy as the engine wrapped it: what `ft_loss` is given
-    models: dict[str, Companion] = field(default_factory=dict)  # companions by role; called as the policy is
+    models: dict[str, AuxModel] = field(default_factory=dict)  # companions by role; called as the policy is
     store: Store | None = None  # what companions gave for rows, kept on disk; None where nothing is made ahead
     step: int = 0  # optimizer steps done
     totals: dict[str, float] = field(default_factory=dict)  # counts of the whole step, all micro-batches and ranks
@@ -61,7 +63,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)  # what this step has taken beside training, by name
     backend_config: Any = None  # the backend's own fields, an object of its config class; None where it has none
     backend_state: dict[str, Any] = field(default_factory=dict)  # what a backend keeps while the run lasts
-    watch: Watch | None = None  # the run's diagnostics
+    watch: Monitor | None = None  # the run's diagnostics
     sampler_version: int | None = None  # the step whose weights the backend has; None: it has been given none
 
     @property
@@ -118,18 +120,18 @@ class Run:
         if self.plugins.hook.ft_sync_weights.get_hookimpls():
             started = time.perf_counter()
             self.plugins.hook.ft_sync_weights(model=self.policy, version=self.step, run=self)
-            self.took("weight_sync", time.perf_counter() - started)
+            self.add_time("weight_sync", time.perf_counter() - started)
         self.sampler_version = self.step
 
-    def took(self, what: str, seconds: float) -> None:
+    def add_time(self, what: str, seconds: float) -> None:
         """Count time of this step that isn't training: metrics.jsonl has it as `perf/WHAT_time`."""
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
-    def learn(self, facts: dict[str, Any]) -> None:
+    def record_facts(self, facts: dict[str, Any]) -> None:
         """Tell the run's diagnostics what has become known of it, under names of `ft_host.diagnostics.rule.FACTS`. Of
         the main process alone it counts."""
         if self.watch is not None:
-            self.watch.learn(facts)
+            self.watch.record_facts(facts)
 
     def log(self, entry: dict[str, Any]) -> None:
         """Write a line of metrics.jsonl and pass it to the sinks. Does nothing off the main process."""

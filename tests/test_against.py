@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ft_host.models import tiled_distillation as module
-from ft_host.models.head import Shape
+from ft_host.models.head import LogitScaling
 from ft_host.models.tiled_distillation import Against, Head, loss_against, shaped
 
 
@@ -42,7 +42,11 @@ def states(count: int = 10, width: int = 6, vocabulary: int = 11, other_width: i
     )
 
 
-SHAPES = [Shape(), Shape(scale=0.5, temperature=2.0), Shape(scale=2.0, softcap=3.0, temperature=0.7)]
+SHAPES = [
+    LogitScaling(),
+    LogitScaling(scale=0.5, temperature=2.0),
+    LogitScaling(scale=2.0, softcap=3.0, temperature=0.7),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -50,13 +54,15 @@ SHAPES = [Shape(), Shape(scale=0.5, temperature=2.0), Shape(scale=2.0, softcap=3
 def test_loss_values_and_gradient_are_those_of_whole_logits(small_tiles, shape, kind):
     hidden, matrix, other, theirs = states()
     function = jsd(torch.rand(10, dtype=torch.float64))
-    expected, values = function(shaped(hidden @ matrix.t(), shape), shaped(other @ theirs.t(), Shape()), slice(0, 10))
+    expected, values = function(
+        shaped(hidden @ matrix.t(), shape), shaped(other @ theirs.t(), LogitScaling()), slice(0, 10)
+    )
     wanted = torch.autograd.grad(3 * expected, (hidden, matrix))
     linear = nn.Linear(6, 11, bias=False, dtype=torch.float64)
     linear.weight = nn.Parameter(matrix.detach().clone())
     head = Head(None, linear, shape, 11) if kind == "module" else Head(matrix, None, shape, 11)
     found, parts = loss_against(
-        hidden, head, Against(other, Head(theirs, None, Shape(), 11), function), made_ahead=kind == "matrix"
+        hidden, head, Against(other, Head(theirs, None, LogitScaling(), 11), function), made_ahead=kind == "matrix"
     )
     assert float(found) == pytest.approx(float(expected), rel=1e-6)  # a module's logits are summed in float32
     torch.testing.assert_close(parts["divergence"], values["divergence"].detach())
@@ -73,7 +79,7 @@ def test_values_that_are_views_of_logits_stay_what_they_were(small_tiles):
     def function(ours, others, units):
         return ours.sum(), {"ours": ours[:, 0], "others": others[:, 0]}
 
-    heads = Head(matrix, None, Shape(), 11), Head(theirs, None, Shape(), 11)
+    heads = Head(matrix, None, LogitScaling(), 11), Head(theirs, None, LogitScaling(), 11)
     _, found = loss_against(hidden, heads[0], Against(other, heads[1], function), True)
     torch.testing.assert_close(found["ours"], (hidden @ matrix.t())[:, 0].detach())
     torch.testing.assert_close(found["others"], (other @ theirs.t())[:, 0])
@@ -84,7 +90,7 @@ def test_tiles_and_their_parts_hold_each_unit_once(monkeypatch, most):
     monkeypatch.setattr(module, "_tile_rows", lambda *_: most)
     monkeypatch.setitem(module.PART_BYTES, "cpu", 2 * 4 * 11)
     units = [(1, 2), (2, 1), (1, 1), (3, 2), (2, 2)]
-    given = Against(torch.zeros(8, 4), Head(torch.zeros(11, 4), None, Shape(), 11), jsd(torch.ones(9)), units)
+    given = Against(torch.zeros(8, 4), Head(torch.zeros(11, 4), None, LogitScaling(), 11), jsd(torch.ones(9)), units)
     tiles = module.tiles_of(9, given, 11, torch.device("cpu"))
     for many in (tiles, [part for tile in tiles for part in tile.parts]):
         for each, count in ((lambda tile: tile.units, 5), (lambda tile: tile.ours, 9), (lambda tile: tile.theirs, 8)):
@@ -102,7 +108,7 @@ def test_tiles_and_their_parts_hold_each_unit_once(monkeypatch, most):
 
 def test_cutting_takes_no_longer_for_what_is_not_there():
     """The tiles of a thousand million targets were once counted out to learn how large one is."""
-    given = Against(torch.zeros(5, 4), Head(torch.zeros(11, 4), None, Shape(), 11), jsd(torch.ones(5)))
+    given = Against(torch.zeros(5, 4), Head(torch.zeros(11, 4), None, LogitScaling(), 11), jsd(torch.ones(5)))
     started = time.process_time()
     for _ in range(20):
         module.tiles_of(5, given, 11, torch.device("cpu"))
@@ -122,7 +128,7 @@ def test_units_of_several_targets_stay_together(small_tiles):
         assert not len(left) and not len(right)
         return torch.stack(parts).sum(), {"apart": torch.stack(parts)}
 
-    head, theirs = Head(matrix, None, Shape(), 11), Head(theirs, None, Shape(), 11)
+    head, theirs = Head(matrix, None, LogitScaling(), 11), Head(theirs, None, LogitScaling(), 11)
     whole, values = function(hidden @ matrix.t(), theirs.logits(other), slice(0, 5))
     found, parts = loss_against(hidden, head, Against(other, theirs, function, units), True)
     assert float(found) == pytest.approx(float(whole))
@@ -132,7 +138,7 @@ def test_units_of_several_targets_stay_together(small_tiles):
 
 def test_what_does_not_belong_together_is_refused():
     hidden, matrix, other, theirs = states(count=9, other=8)
-    heads = Head(matrix, None, Shape(), 11), Head(theirs, None, Shape(), 11)
+    heads = Head(matrix, None, LogitScaling(), 11), Head(theirs, None, LogitScaling(), 11)
     with pytest.raises(ValueError, match="9 targets against 8 states"):
         loss_against(hidden, heads[0], Against(other, heads[1], jsd(torch.ones(9))), True)
     with pytest.raises(ValueError, match="units of 2 and 2 states for 9 and 8"):
@@ -141,7 +147,7 @@ def test_what_does_not_belong_together_is_refused():
 
 def test_no_targets_give_a_loss_of_nothing_with_a_gradient():
     hidden, matrix, other, theirs = states(count=0)
-    heads = Head(matrix, None, Shape(), 11), Head(theirs, None, Shape(), 11)
+    heads = Head(matrix, None, LogitScaling(), 11), Head(theirs, None, LogitScaling(), 11)
     found, values = loss_against(hidden, heads[0], Against(other, heads[1], jsd(torch.ones(0))), True)
     assert float(found) == 0 and values == {}
     assert torch.autograd.grad(found, hidden)[0].shape == (0, 6)
@@ -163,8 +169,8 @@ def test_the_whole_of_both_logits_is_never_held(monkeypatch):
     function = jsd(torch.ones(4096))
     found, _ = loss_against(
         hidden,
-        Head(matrix, None, Shape(), 2048),
-        Against(hidden.detach(), Head(matrix, None, Shape(), 2048), function),
+        Head(matrix, None, LogitScaling(), 2048),
+        Against(hidden.detach(), Head(matrix, None, LogitScaling(), 2048), function),
         True,
     )
     found.backward()
@@ -181,7 +187,7 @@ def test_a_model_that_is_not_here(small_tiles, kind):
     wanted = torch.autograd.grad(expected, (hidden, matrix))
     linear = nn.Linear(6, 11, bias=False, dtype=torch.float64)
     linear.weight = nn.Parameter(matrix.detach().clone())
-    head = Head(None, linear, Shape(), 11) if kind == "module" else Head(matrix, None, Shape(), 11)
+    head = Head(None, linear, LogitScaling(), 11) if kind == "module" else Head(matrix, None, LogitScaling(), 11)
 
     def function(ours, nothing, units):
         assert nothing is None and units.stop - units.start <= 3
@@ -200,8 +206,10 @@ def test_without_targets_everything_has_a_gradient_of_nothing(kind):
     """A rank that has none left takes part in the others' sum of gradients."""
     hidden, matrix, other, theirs = states(count=0)
     linear = nn.Linear(6, 11, bias=False, dtype=torch.float64)
-    head = Head(None, linear, Shape(), 11) if kind == "module" else Head(matrix, None, Shape(), 11)
-    found, values = loss_against(hidden, head, Against(other, Head(theirs, None, Shape(), 11), jsd(hidden)), True)
+    head = Head(None, linear, LogitScaling(), 11) if kind == "module" else Head(matrix, None, LogitScaling(), 11)
+    found, values = loss_against(
+        hidden, head, Against(other, Head(theirs, None, LogitScaling(), 11), jsd(hidden)), True
+    )
     weight = linear.weight if kind == "module" else matrix
     found.backward()
     assert float(found.detach()) == 0 and not values

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ft_host.batch import IGNORE, Batch, Segment, forest
+from ft_host.batch import IGNORE, Batch, Segment, flat_batch
 from ft_host.errors import ConfigError
 from ft_host.models import Policy
 from ft_host.models import attention as room
@@ -40,7 +40,7 @@ def labels_of(row: list[int], index: int) -> list[int]:
 
 def roots(rows: list[list[int]]) -> Batch:
     segments = [Segment(input_ids=row, labels=labels_of(row, index), row=index) for index, row in enumerate(rows)]
-    return forest(segments, num_rows=len(rows))
+    return flat_batch(segments, num_rows=len(rows))
 
 
 def weigh(count: int) -> torch.Tensor:
@@ -107,14 +107,14 @@ def test_rows_together_are_as_each_alone(name, checkpointed):
     assert_close(through(policy, roots(rows)), expected)
 
     singles = [
-        forest([Segment(input_ids=row, labels=labels_of(row, index), row=0)], num_rows=1)
+        flat_batch([Segment(input_ids=row, labels=labels_of(row, index), row=0)], num_rows=1)
         for index, row in enumerate(rows)
     ]
     assert_close(through(policy, *singles), expected)
 
     # packed: the documents of a block are segments too, of one row
     packed = [Segment(input_ids=row, labels=labels_of(row, index), row=0) for index, row in enumerate(rows)]
-    assert_close(through(policy, forest(packed[:2], num_rows=1), forest(packed[2:], num_rows=1)), expected)
+    assert_close(through(policy, flat_batch(packed[:2], num_rows=1), flat_batch(packed[2:], num_rows=1)), expected)
 
     # the same as a padded rectangle
     policy.kernel = "none"
@@ -128,7 +128,7 @@ def test_children_share_their_prompt(name, checkpointed):
     model = made(name).train()
     prompt, one, two, three, more, other = some_rows(7, 6, 1, 9, 8, 5, seed=1)
     mute = [IGNORE] * len(prompt)
-    batch = forest(
+    batch = flat_batch(
         [
             Segment(input_ids=prompt, labels=mute, row=0),
             Segment(input_ids=one, labels=one, row=0, parent=0),
@@ -151,7 +151,7 @@ def test_children_share_their_prompt(name, checkpointed):
 def test_supervised_tokens_of_a_shared_prompt_count_once():
     model = models.tiny_llama().train()
     prompt, one, two = some_rows(6, 5, 4)
-    batch = forest(
+    batch = flat_batch(
         [
             Segment(input_ids=prompt, labels=prompt, row=0),
             Segment(input_ids=one, labels=one, row=0, parent=0),
@@ -170,7 +170,7 @@ def test_supervised_tokens_of_a_shared_prompt_count_once():
 def test_no_row_is_a_batch_too(kernel):
     """What a rank calls that has nothing left in a step."""
     policy = flat_policy(models.tiny_qwen(), kernel)
-    out = policy(forest([], num_rows=0), weight=torch.ones_like)
+    out = policy(flat_batch([], num_rows=0), weight=torch.ones_like)
     assert out["nll"] == 0 and out["logp"].shape == out["entropy"].shape == out["top1"].shape == (0,)
     out["nll"].backward()
     assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
@@ -325,7 +325,7 @@ def test_compiled_flex_on_a_gpu(name):
     kernel adds up in another order: 1e-4."""
     prompt, one, two, other = some_rows(70, 30, 9, 150)
     mute = [IGNORE] * len(prompt)
-    batch = forest(
+    batch = flat_batch(
         [
             Segment(input_ids=prompt, labels=mute, row=0),
             Segment(input_ids=one, labels=one, row=0, parent=0),

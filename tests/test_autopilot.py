@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ft_host.autopilot.attempts import Attempt, Change, Flight, is_good
+from ft_host.autopilot.attempts import Attempt, Autopilot, Change, is_good
 from ft_host.report import read_run
 from ft_host.testing.runs import make_run
 
@@ -40,8 +40,8 @@ def finding(code: str = "OPT003", patch=(("learning_rate", 0.002),), **fields) -
     } | fields
 
 
-def flight(tmp_path: Path, *findings: dict, locked: tuple[str, ...] = (), values=None, change=None) -> Flight:
-    made = Flight(folder=tmp_path, method="sft", config=CONFIG, budget=4, locked=list(locked))
+def flight(tmp_path: Path, *findings: dict, locked: tuple[str, ...] = (), values=None, change=None) -> Autopilot:
+    made = Autopilot(folder=tmp_path, method="sft", config=CONFIG, budget=4, locked=list(locked))
     values = {"learning_rate": 0.01} if values is None else values
     made.attempts.append(
         Attempt(number=1, folder=str(tmp_path / "attempt-1"), values=values, change=change, findings=list(findings))
@@ -49,7 +49,7 @@ def flight(tmp_path: Path, *findings: dict, locked: tuple[str, ...] = (), values
     return made
 
 
-def chosen(made: Flight):
+def chosen(made: Autopilot):
     return made.choose(made.attempts[-1])
 
 

@@ -8,7 +8,7 @@ import statistics
 import pytest
 import torch
 
-from ft_host.batch import IGNORE, Segment, count_targets, forest
+from ft_host.batch import IGNORE, Segment, count_targets, flat_batch
 from ft_host.data.micro_batches import split_micro_batches
 from ft_host.metrics import (
     Accumulator,
@@ -27,7 +27,7 @@ from ft_host.metrics import (
 
 
 def test_a_root_and_its_children():
-    batch = forest(
+    batch = flat_batch(
         [
             Segment(input_ids=[5, 6, 7], labels=[IGNORE, IGNORE, IGNORE], row=0),
             Segment(input_ids=[8, 9], labels=[8, 9], row=0, parent=0),
@@ -48,7 +48,7 @@ def test_a_root_and_its_children():
 
 def test_tokens_count_as_if_nothing_were_shared_and_rows_end_in_their_last_segment():
     def one(*segments: Segment, pad_token_id: int | None = None):
-        return forest(list(segments), num_rows=3, pad_token_id=pad_token_id)
+        return flat_batch(list(segments), num_rows=3, pad_token_id=pad_token_id)
 
     tree = [
         Segment(input_ids=[5, 6, 7], labels=[IGNORE] * 3, row=0),
@@ -63,11 +63,11 @@ def test_tokens_count_as_if_nothing_were_shared_and_rows_end_in_their_last_segme
     deeper = [*tree, Segment(input_ids=[2, 2], labels=[2, 2], row=1, parent=2)]
     assert one(*deeper).num_tokens == (3 + 2) + (3 + 1 + 2) + 3
     assert one(*deeper).ends.tolist() == [4, 10, 8]
-    assert forest([], num_rows=0).num_tokens == 0 and forest([], num_rows=0).ends.shape == (0,)
+    assert flat_batch([], num_rows=0).num_tokens == 0 and flat_batch([], num_rows=0).ends.shape == (0,)
 
 
 def test_a_batch_without_rows_has_a_token_and_no_target():
-    batch = forest([], num_rows=0, counts={"tokens": 0})
+    batch = flat_batch([], num_rows=0, counts={"tokens": 0})
     assert batch.input_ids.shape == (1,) and batch.targets.shape == (0,) and batch.num_rows == 0
 
 
@@ -81,7 +81,7 @@ def test_a_batch_without_rows_has_a_token_and_no_target():
 )
 def test_segments_that_make_no_sense_are_refused(segments, said):
     with pytest.raises(ValueError, match=said):
-        forest(segments, num_rows=1)
+        flat_batch(segments, num_rows=1)
 
 
 def test_the_first_token_of_a_root_is_no_target():
@@ -121,19 +121,19 @@ def test_metrics_are_means_over_items_not_over_micro_batches():
 
 def test_rows_that_nothing_is_learnt_from():
     """They may have no segments at all: the one token that is there then doesn't count."""
-    batch = forest([], num_rows=2)
+    batch = flat_batch([], num_rows=2)
     assert (batch.num_rows, batch.num_tokens, len(batch.targets), batch.empty) == (2, 0, 0, True)
-    assert not forest([Segment(input_ids=[5], labels=[IGNORE], row=0)], num_rows=1).empty
+    assert not flat_batch([Segment(input_ids=[5], labels=[IGNORE], row=0)], num_rows=1).empty
 
 
 def test_batches_beside_it_move_with_it():
     """A teacher's of the same rows: other segments, the same targets."""
-    batch = forest([Segment(input_ids=[5, 6], labels=[IGNORE, 6], row=0)], num_rows=1)
+    batch = flat_batch([Segment(input_ids=[5, 6], labels=[IGNORE, 6], row=0)], num_rows=1)
     other = [Segment(input_ids=[5, 4, 6], labels=[IGNORE, IGNORE, 6], row=0)]
-    batch.beside["teacher"] = forest(other, num_rows=1, columns={"a": torch.ones(1)})
+    batch.linked["teacher"] = flat_batch(other, num_rows=1, columns={"a": torch.ones(1)})
     moved = batch.to("meta")
-    assert moved.targets.is_meta and moved.beside["teacher"].targets.is_meta
-    assert moved.beside["teacher"].columns["a"].is_meta and not batch.beside["teacher"].targets.is_meta
+    assert moved.targets.is_meta and moved.linked["teacher"].targets.is_meta
+    assert moved.linked["teacher"].columns["a"].is_meta and not batch.linked["teacher"].targets.is_meta
 
 
 def test_a_standard_deviation_from_sums():

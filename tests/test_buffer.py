@@ -22,7 +22,7 @@ from ft_host.data.stream import TrainStream
 from ft_host.errors import FtHostError
 from ft_host.hooks import NAME, generation, loss
 from ft_host.metrics import mean
-from ft_host.rollouts.buffer import Buffer, dealt, place_of, units_of
+from ft_host.rollouts.buffer import Buffer, place_of, reshard_rows, units_of
 from ft_host.rollouts.rollout import Rollout
 from ft_host.run import Run
 from ft_host.rundir.folder import RunFolder
@@ -401,7 +401,7 @@ def test_it_goes_on_with_another_number_of_ranks(make, plan, before, after):
     (position,) = {json.dumps(position) for position, _ in saved}
 
     def go_on(rank, gather):
-        mine = dealt([state for _, state in saved], rank, after)
+        mine = reshard_rows([state for _, state in saved], rank, after)
         return taken(make(plan, rank=rank, world_size=after, gather=gather, at=(json.loads(position), mine)), 4)
 
     ranks = as_ranks(after, go_on)
@@ -413,16 +413,16 @@ def test_groups_stay_whole_where_they_are_dealt():
     def state(*groups):
         return {"number": 3, "rows": [{"group": group, "place": place} for group in groups for place in range(2)]}
 
-    assert dealt([], 0, 2) is None
+    assert reshard_rows([], 0, 2) is None
     saved = [state(0, 2, 4), state(1, 3)]
-    assert dealt(saved, 1, 2) is saved[1]
-    assert dealt(saved, 0, 1)["rows"] == state(0, 1, 2, 3, 4)["rows"]
-    assert [dealt(saved, rank, 3)["rows"] for rank in range(3)] == [
+    assert reshard_rows(saved, 1, 2) is saved[1]
+    assert reshard_rows(saved, 0, 1)["rows"] == state(0, 1, 2, 3, 4)["rows"]
+    assert [reshard_rows(saved, rank, 3)["rows"] for rank in range(3)] == [
         state(0, 3)["rows"],
         state(1, 4)["rows"],
         state(2)["rows"],
     ]
-    assert dealt(saved, 2, 3)["number"] == 3
+    assert reshard_rows(saved, 2, 3)["number"] == 3
 
 
 # ---------------------------------------------------------------- units and the budget of tokens

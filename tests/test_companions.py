@@ -162,7 +162,7 @@ def test_the_reference_stays_what_it_was_while_the_policy_moves(make, llama, ada
         for parameter in trained:
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
     assert answers(run, rows) == before
-    now = annotation.evaluate_rows(rows, run, reference_log_probs)
+    now = annotation.policy_values(rows, run, reference_log_probs)
     assert all(abs(row["ref_chosen_logps"] - then[0]) > 1e-2 for row, then in zip(now, before, strict=True))
     # and asking it has changed nothing of what is trained
     assert [parameter for parameter in run.policy.parameters() if parameter.requires_grad] == trained
@@ -190,14 +190,14 @@ def test_another_models_values_are_made_ahead_and_it_is_let_go(make, tmp_path, l
     other = save_tiny(tmp_path / "other", tiny_llama(seed=9))
     ahead = make(ref_model=str(other), output_dir=str(tmp_path / "ahead"))
     held: list[bool] = []
-    release = companions.Companion.release
+    release = companions.AuxModel.release
 
     def watched(self):
         held.append(self.held is not None)
         release(self)
         held.append(self.held is not None)
 
-    monkeypatch.setattr(companions.Companion, "release", watched)
+    monkeypatch.setattr(companions.AuxModel, "release", watched)
     made = went(ahead)
     assert held == [True, False] and loaded[-1] == str(other)
     live = went(ahead, precompute_ref_log_probs=False, output_dir=str(tmp_path / "live"))

@@ -45,7 +45,7 @@ def high(*bad: int):
 
 def test_a_finding_opens_once_enough_of_the_window_is_bad():
     made = engine(rule(window=10, share=0.3, least=5))
-    opened = [line["step"] for line in steps(14, loss=high(7, 9, 11)) if made.see(line)]
+    opened = [line["step"] for line in steps(14, loss=high(7, 9, 11)) if made.add_metrics(line)]
     assert opened == [11]  # 3 of the last 10
     (found,) = made.findings.values()
     assert (found.first_step, found.last_step, found.count, found.window) == (7, 11, 3, 10)
@@ -54,19 +54,19 @@ def test_a_finding_opens_once_enough_of_the_window_is_bad():
 
 def test_it_waits_for_the_least_number_of_answers():
     made = engine(rule(window=10, share=0.3, least=5))
-    assert [line["step"] for line in steps(8, loss=2.0) if made.see(line)] == [5]
+    assert [line["step"] for line in steps(8, loss=2.0) if made.add_metrics(line)] == [5]
 
 
 def test_a_test_that_cannot_tell_yet_is_no_answer():
     made = engine(rule(window=4, share=0.5, least=2, test=lambda view: None if view.step < 6 else True))
-    assert [line["step"] for line in steps(8, loss=2.0) if made.see(line)] == [7]
+    assert [line["step"] for line in steps(8, loss=2.0) if made.add_metrics(line)] == [7]
 
 
 def test_it_is_cleared_below_half_of_the_share_and_not_told_again_too_soon():
     made = engine(rule(window=10, share=0.4, least=5))
     told = {}
     for line in steps(300, loss=lambda step: 2.0 if step <= 10 or 40 <= step <= 60 or step >= 200 else 0.5):
-        for found in made.see(line):
+        for found in made.add_metrics(line):
             told[line["step"]] = found.state
     assert told[5] == "open"
     assert told[19] == "cleared"  # 1 of 10 is below 0.2
@@ -80,7 +80,7 @@ def test_it_is_cleared_below_half_of_the_share_and_not_told_again_too_soon():
 def test_a_finding_between_half_and_the_whole_share_stays_open():
     made = engine(rule(window=10, share=0.4, least=5))
     for line in steps(40, loss=lambda step: 2.0 if step <= 10 or step % 4 == 0 else 0.5):
-        made.see(line)
+        made.add_metrics(line)
     assert [found.state for found in made.findings.values()] == ["open"]
 
 
@@ -90,7 +90,7 @@ def test_a_warning_becomes_an_error_and_keeps_where_it_began():
     told = [
         (line["step"], found.severity)
         for line in steps(20, loss=lambda step: 2.0 if step > 10 else 0.5)
-        for found in made.see(line)
+        for found in made.add_metrics(line)
     ]
     assert told == [(13, "warning"), (19, "error")]
     (found,) = made.findings.values()
@@ -120,15 +120,15 @@ def test_a_star_makes_a_finding_for_each_metric():
 
 def test_facts_are_asked_when_they_are_told_and_told_anew():
     made = engine(rule(stage="before", needs=("data/rows",), test=lambda view: view["data/rows"] < 10))
-    assert made.learn({"other": 1}) == []
-    assert [found.state for found in made.learn({"data/rows": 3})] == ["open"]
-    assert made.learn({"plan/total_steps": 3}) == []  # not what it reads
-    assert [found.state for found in made.learn({"data/rows": 30})] == ["cleared"]
+    assert made.record_facts({"other": 1}) == []
+    assert [found.state for found in made.record_facts({"data/rows": 3})] == ["open"]
+    assert made.record_facts({"plan/total_steps": 3}) == []  # not what it reads
+    assert [found.state for found in made.record_facts({"data/rows": 30})] == ["cleared"]
 
 
 def test_metrics_of_the_first_step_are_facts():
     made = engine(rule(stage="probe", needs=("start/loss",), test=lambda view: view["start/loss"] > 1))
-    told = [found.code for line in steps(3, loss=lambda step: 3.0 / step) for found in made.see(line)]
+    told = [found.code for line in steps(3, loss=lambda step: 3.0 / step) for found in made.add_metrics(line)]
     assert told == ["TST001"] and made.view.facts["start/loss"] == 3.0
 
 
@@ -144,7 +144,7 @@ def test_a_rule_of_evaluations_sees_training_metrics_too():
 def test_a_rule_of_the_whole_run_is_asked_at_its_end():
     whole = rule(stage="after", test=lambda view: view.mean("loss", 100) > 1)
     made = engine(whole)
-    assert not [found for line in steps(50, loss=2.0) for found in made.see(line)]
+    assert not [found for line in steps(50, loss=2.0) for found in made.add_metrics(line)]
     assert [found.code for found in made.finish()] == ["TST001"]
 
 
@@ -158,7 +158,7 @@ def test_what_was_skipped_says_why():
     ]
     made = engine(*rules)
     for line in steps(3, loss=1.0):
-        made.see(line)
+        made.add_metrics(line)
     assert made.skipped() == {
         "TST002": "nope was not produced",
         "TST003": "about runs with beta",
@@ -170,7 +170,7 @@ def test_what_was_skipped_says_why():
 def test_a_number_that_is_none_is_seen_and_left_out_of_means():
     made = engine(rule(test=lambda view: not math.isfinite(view["loss"]), window=1, least=1))
     for line in steps(3, loss=lambda step: "nan" if step == 2 else 1.0):
-        made.see(line)
+        made.add_metrics(line)
     assert made.view.mean("loss") == 1.0 and "TST001" in made.findings
 
 
@@ -190,10 +190,10 @@ def test_what_mutes_all_leaves_what_came_before_it():
     end = rule("NUM001", needs=("watch/broken",), test=lambda view: True, mutes=("ALL",))
     made = engine(end, rule("TST001", window=2, least=2), rule("TST002", stage="after"))
     for line in steps(5, loss=2.0):
-        made.see(line)
-    made.learn({"watch/broken": "loss"})
+        made.add_metrics(line)
+    made.record_facts({"watch/broken": "loss"})
     for line in steps(1, first=6, loss=2.0):
-        made.see(line)
+        made.add_metrics(line)
     states = {each.code: each.state for each in made.finish()}
     assert states == {"TST001": "open", "NUM001": "open", "TST002": "muted"}
 
@@ -210,7 +210,7 @@ def test_patches_that_a_run_cannot_take_are_left_out():
         Remedy(why="e", patch={"max_grad_norm": 0.5}),
     ]
     made = engine(rule(window=1, least=1, remedies=lambda view: remedies), learning_rate=1e-5, locked=["max_grad_norm"])
-    made.see(steps(1, loss=2.0)[0])
+    made.add_metrics(steps(1, loss=2.0)[0])
     (found,) = made.findings.values()
     assert [(each.why, each.applicability) for each in found.remedies] == [
         ("a", "unsafe"),
@@ -278,12 +278,12 @@ def test_a_replay_gives_what_the_run_gave():
     ]
     lines = in_order(steps(60, loss=lambda step: 2.0 if step % 3 else 0.5), evals((0, 30), loss=1.0))
     live = engine(*rules)
-    live.learn({"data/rows": 4})
+    live.record_facts({"data/rows": 4})
     for line in lines:
-        live.see(line)
+        live.add_metrics(line)
         if line["step"] == 20 and line["kind"] == "train":
-            live.learn({"system/memory": 4})
-    live.learn({"watch/broken": "loss"})
+            live.record_facts({"system/memory": 4})
+    live.record_facts({"watch/broken": "loss"})
 
     again = engine(*rules)
     kept = json.loads(json.dumps([live.view.facts, live.told]))

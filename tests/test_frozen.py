@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from ft_host.batch import IGNORE, Batch, Segment, forest
+from ft_host.batch import IGNORE, Batch, Segment, flat_batch
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
 from ft_host.models import add_reference_adapter, check_vocabulary, load_frozen, load_policy, save_model
@@ -46,7 +46,7 @@ PROMPT, FIRST, SECOND = some_tokens(11, 0), some_tokens(7, 1), some_tokens(4, 2)
 
 def shared_batch(supervised_prompt: bool = False) -> Batch:
     labels = PROMPT if supervised_prompt else [IGNORE] * len(PROMPT)
-    return forest(
+    return flat_batch(
         [
             Segment(input_ids=PROMPT, labels=labels, row=0),
             Segment(input_ids=FIRST, labels=FIRST, row=0, parent=0),
@@ -62,7 +62,7 @@ def full_batch(supervised_prompt: bool = False) -> Batch:
     for row, tokens in enumerate((FIRST, SECOND)):
         prompt = PROMPT if supervised_prompt and not row else [IGNORE] * len(PROMPT)
         segments.append(Segment(input_ids=PROMPT + tokens, labels=prompt + tokens, row=row))
-    return forest(segments, num_rows=2)
+    return flat_batch(segments, num_rows=2)
 
 
 # ---------------------------------------------------------------- frozen
@@ -138,7 +138,7 @@ def test_other_tokens_are_refused(saved, tmp_path):
 def test_rows_of_padding_are_no_tokens(saved, tmp_path):
     """Where a companion may have more rows in its embedding, what counts is the tokenizer."""
     config = config_of(saved("llama"))
-    padded = ModelSpec(padded=True, otherwise="use something else")
+    padded = ModelSpec(allow_padded_vocab=True, hint="use something else")
     size = len(TOKENIZER)
     for rows, taken in ((size + 40, True), (size, True), (size - 1, False)):
         models.save_tiny(tmp_path / str(rows), models.tiny_llama(vocab_size=rows), TOKENIZER)
@@ -155,7 +155,7 @@ def test_rows_of_padding_are_no_tokens(saved, tmp_path):
 
 def test_tokens_of_its_own(saved, tmp_path):
     """Then it must only be a model."""
-    own = ModelSpec(own_tokens=True)
+    own = ModelSpec(own_tokenizer=True)
     models.save_tiny(tmp_path / "other", models.tiny_llama(vocab_size=200), models.other_tokenizer())
     check_vocabulary(config_of(saved("llama")), str(tmp_path / "other"), TOKENIZER, "teacher", own)
     (tmp_path / "other" / "model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""What the host measures of a run: how experts are used, which weights gradients reach, how large updates are."""
+"""What the host measures of a run: how experts are used, which weights gradients coverage, how large updates are."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ import torch
 from torch import nn
 
 import ft_host
-from ft_host.batch import Batch, Segment, forest
+from ft_host.batch import Batch, Segment, flat_batch
 from ft_host.config import RunConfig
 from ft_host.models import load_policy
 from ft_host.models.experts import ExpertLoad, load_metrics, routing_of, times_shared
-from ft_host.monitor.gradients import EVERY, PATIENCE, Reach, family, keep_weights, model_facts, update_ratio
+from ft_host.monitor.gradients import (
+    EVERY,
+    PATIENCE,
+    GradientCoverage,
+    family,
+    model_facts,
+    snapshot_weights,
+    update_ratio,
+)
 from ft_host.rundir.folder import RunFolder
 from ft_host.testing import models
 from ft_host.testing.invariants import beside
@@ -41,7 +49,7 @@ def some_tokens(length: int, seed: int) -> list[int]:
 
 def batch_of(rows: list[list[int]]) -> Batch:
     segments = [Segment(input_ids=row, labels=row, row=index) for index, row in enumerate(rows)]
-    return forest(segments, num_rows=len(rows))
+    return flat_batch(segments, num_rows=len(rows))
 
 
 # ---------------------------------------------------------------- experts
@@ -69,8 +77,8 @@ def test_a_shared_token_counts_for_each_sequence_that_it_is_in():
     root = Segment(input_ids=[1, 2, 3], labels=[1, 2, 3], row=0)
     children = [Segment(input_ids=[4, 5], labels=[4, 5], row=row, parent=0) for row in range(3)]
     alone = Segment(input_ids=[6], labels=[6], row=3)
-    assert times_shared(forest([root, *children, alone], num_rows=4)).tolist() == [3, 3, 3, 1, 1, 1, 1, 1, 1, 1]
-    assert times_shared(forest([], num_rows=0)).tolist() == [0]
+    assert times_shared(flat_batch([root, *children, alone], num_rows=4)).tolist() == [3, 3, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert times_shared(flat_batch([], num_rows=0)).tolist() == [0]
 
 
 @pytest.mark.parametrize("name", ["moe", "gpt_oss"])
@@ -78,7 +86,7 @@ def test_a_shared_token_counts_for_each_sequence_that_it_is_in():
 def test_loads_are_the_same_however_a_step_is_cut_and_laid_out(saved, name, coefficient):
     rows = [some_tokens(length, length) for length in (9, 17, 2, 12)]
     prompt, ends = rows[1][:8], [rows[1][8:], some_tokens(5, 99)]
-    shared = forest(
+    shared = flat_batch(
         [Segment(input_ids=prompt, labels=prompt, row=0)]
         + [Segment(input_ids=end, labels=end, row=row, parent=0) for row, end in enumerate(ends)],
         num_rows=2,
@@ -125,7 +133,7 @@ def run_of(policy: nn.Module, step: int = EVERY - 1, rollouts: Any = None, gathe
         rollouts=rollouts,
         gather=gather or (lambda value: [value]),
         facts=facts,
-        learn=facts.update,
+        record_facts=facts.update,
     )
 
 
@@ -135,19 +143,19 @@ def test_the_update_ratio_by_hand():
         policy[0].weight.fill_(1.0)
         policy[1].weight.fill_(2.0)
     run = run_of(policy)
-    before = keep_weights(run)
+    before = snapshot_weights(run)
     with torch.no_grad():
         policy[0].weight[0, 0] += 0.3
         policy[1].weight[0, 1] -= 0.4
         policy[1].bias += 5  # vectors aren't looked at
     assert update_ratio(run, before) == pytest.approx(0.5 / math.sqrt(6 + 8))
-    assert keep_weights(run_of(policy, step=EVERY)) is None
+    assert snapshot_weights(run_of(policy, step=EVERY)) is None
     assert update_ratio(run, [torch.zeros_like(each) for each in before]) is None
 
 
 def test_a_large_model_is_sampled():
     policy = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(20)))
-    kept = keep_weights(run_of(policy))
+    kept = snapshot_weights(run_of(policy))
     assert sum(each.numel() for each in kept) <= 2**20 and len(kept) == 10
 
 
@@ -162,9 +170,9 @@ def test_families():
 
 def reached(policy: Any, weight: Any = torch.ones_like) -> dict[str, Any]:
     run = run_of(policy)
-    reach = Reach(run)
+    coverage = GradientCoverage(run)
     policy(batch_of([some_tokens(20, 1)]), weight=weight)["nll"].backward()
-    reach.look(run, 1.0)
+    coverage.update(run, 1.0)
     return run.facts
 
 
@@ -198,16 +206,16 @@ def test_frozen_weights_count_as_not_trained(saved):
 def test_a_step_without_a_signal_says_nothing_and_rollouts_get_more_steps():
     policy = nn.Linear(2, 1)
     run = run_of(policy, rollouts=object())
-    reach = Reach(run)
-    reach.look(run, 0.0)
+    coverage = GradientCoverage(run)
+    coverage.update(run, 0.0)
     policy.weight.grad = torch.ones_like(policy.weight)
     for _ in range(PATIENCE - 1):
-        reach.look(run, 1.0)
+        coverage.update(run, 1.0)
         assert not run.facts, "the bias may yet be reached"
-    reach.look(run, 1.0)
+    coverage.update(run, 1.0)
     assert run.facts == {"probe/zero_grad_parameters": 1 / 3, "probe/zero_grad_example": "bias"}
     run.facts.clear()
-    reach.look(run, 1.0)
+    coverage.update(run, 1.0)
     assert not run.facts, "it tells once"
 
 
@@ -217,7 +225,7 @@ def test_a_gradient_on_another_rank_counts():
         parameter = policy.bias if rank else policy.weight
         parameter.grad = torch.ones_like(parameter)
         run = run_of(policy, gather=gather)
-        Reach(run).look(run, 1.0)
+        GradientCoverage(run).update(run, 1.0)
         return run.facts
 
     assert as_ranks(2, work) == [{"probe/zero_grad_parameters": 0.0}] * 2

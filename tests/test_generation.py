@@ -18,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ft_host.batch import Segment, forest
+from ft_host.batch import Segment, flat_batch
 from ft_host.errors import DataError
 from ft_host.generation import Request, Sampling
 from ft_host.generation import sampling as picking
@@ -130,7 +130,7 @@ def test_tokens_are_drawn_from_the_distribution_of_transformers(options):
     draws = 40_000
     noise = torch.from_numpy(np.random.default_rng(0).random(draws, dtype=np.float32))
     seen = picking.tokens_seen([text], 12, logits.device).expand(draws, -1)
-    token, logp = picking.pick(logits.expand(draws, -1), sampling, noise, seen)
+    token, logp = picking.sample_token(logits.expand(draws, -1), sampling, noise, seen)
     torch.testing.assert_close(logp.exp(), expected[token], atol=1e-6, rtol=1e-5)
     drawn = torch.bincount(token, minlength=12) / draws
     error = (expected * (1 - expected) / draws).sqrt()
@@ -141,7 +141,7 @@ def test_tokens_are_drawn_from_the_distribution_of_transformers(options):
 def test_noise_at_its_ends_never_gives_an_impossible_token():
     logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]]).expand(3, -1)
     noise = torch.tensor([0.0, 0.5, 1 - 2**-24])
-    token, logp = picking.pick(logits, Sampling(max_new_tokens=1), noise)
+    token, logp = picking.sample_token(logits, Sampling(max_new_tokens=1), noise)
     assert token.tolist() == [1, 2, 2]
     assert logp.isfinite().all()
 
@@ -292,7 +292,7 @@ SAMPLINGS = [Sampling(max_new_tokens=8, seed=7), Sampling(max_new_tokens=5, temp
 def update(run) -> None:
     """One step of gradient descent on a batch that is the same on every rank."""
     ids = list(range(10, 40))
-    batch = forest([Segment(input_ids=ids, labels=ids, row=0)], num_rows=1)
+    batch = flat_batch([Segment(input_ids=ids, labels=ids, row=0)], num_rows=1)
     loss = -run.policy(batch, want=("logp",))["logp"].mean()
     loss.backward()
     with torch.no_grad():

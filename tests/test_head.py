@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ft_host.batch import IGNORE, Segment, forest
+from ft_host.batch import IGNORE, Segment, flat_batch
 from ft_host.models import Policy, head
 from ft_host.models.attention import install
 from ft_host.testing import models
@@ -19,12 +19,12 @@ from ft_host.testing import models
 N, H, V = 70, 12, 301
 WANT = head.WANTS
 SHAPES = {
-    "plain": head.Shape(),
-    "softcap": head.Shape(softcap=3.0),
-    "scale": head.Shape(scale=0.4),
-    "both": head.Shape(scale=0.3, softcap=3.0),  # beyond it, float32 no longer tells large capped logits apart
-    "temperature": head.Shape(temperature=0.7),
-    "all": head.Shape(scale=0.3, softcap=3.0, temperature=1.4),
+    "plain": head.LogitScaling(),
+    "softcap": head.LogitScaling(softcap=3.0),
+    "scale": head.LogitScaling(scale=0.4),
+    "both": head.LogitScaling(scale=0.3, softcap=3.0),  # beyond it, float32 no longer tells large capped logits apart
+    "temperature": head.LogitScaling(temperature=0.7),
+    "all": head.LogitScaling(scale=0.3, softcap=3.0, temperature=1.4),
 }
 WEIGHTS: dict[str, Callable] = {
     "ones": torch.ones_like,
@@ -162,9 +162,9 @@ def test_weights_that_are_known():
     """A tensor of weights says what a function that returns it tile by tile does."""
     hidden, matrix, targets = inputs(dtype=torch.float64)
     weights = torch.linspace(-1, 2, N, dtype=torch.float64)
-    logp = reference(hidden, matrix, targets, head.Shape(temperature=0.7))[0]
+    logp = reference(hidden, matrix, targets, head.LogitScaling(temperature=0.7))[0]
     grads = torch.autograd.grad(-(weights * logp).sum(), (hidden, matrix))
-    out = head.weighted_nll(hidden, matrix, targets, weights, head.Shape(temperature=0.7))
+    out = head.weighted_nll(hidden, matrix, targets, weights, head.LogitScaling(temperature=0.7))
     for found, wanted in zip(torch.autograd.grad(out["nll"], (hidden, matrix)), grads, strict=True):
         close(found, wanted, 1e-12)
 
@@ -212,7 +212,7 @@ def test_no_target_is_legal():
 @pytest.mark.parametrize("frozen", ["matrix", "hidden"])
 def test_a_frozen_side_gets_no_gradient_and_the_other_the_same(frozen):
     hidden, matrix, targets = inputs()
-    expected = torch.autograd.grad(-reference(hidden, matrix, targets, head.Shape())[0].sum(), (hidden, matrix))
+    expected = torch.autograd.grad(-reference(hidden, matrix, targets, head.LogitScaling())[0].sum(), (hidden, matrix))
     (hidden if frozen == "hidden" else matrix).requires_grad_(False)
     trained, wanted = (matrix, expected[1]) if frozen == "hidden" else (hidden, expected[0])
     for nll in (
@@ -233,7 +233,7 @@ def test_the_gradient_is_made_once_for_one_backward():
 def test_large_logits_do_not_overflow():
     hidden, matrix, targets = inputs()
     hidden = (hidden.detach() * 1000).requires_grad_()
-    expected = reference(hidden, matrix, targets, head.Shape())
+    expected = reference(hidden, matrix, targets, head.LogitScaling())
     out = head.weighted_nll(hidden, matrix, targets, torch.ones_like, want=WANT)
     close(out["logp"], expected[0], 1e-5)
     assert torch.isfinite(out["entropy"]).all()
@@ -278,7 +278,7 @@ def test_weights_in_bfloat16_add_up_over_tiles():
     hidden = torch.randn(9600, H, generator=generator).bfloat16().requires_grad_()
     matrix = torch.randn(V, H, generator=generator).bfloat16().requires_grad_()
     targets = torch.randint(V, (9600,), generator=generator)
-    wanted = torch.autograd.grad(-reference(hidden, matrix, targets, head.Shape())[0].sum(), matrix)[0]
+    wanted = torch.autograd.grad(-reference(hidden, matrix, targets, head.LogitScaling())[0].sum(), matrix)[0]
     for nll in (
         head.weighted_nll(hidden, matrix, targets, torch.ones_like)["nll"],
         -head.log_probs(hidden, matrix, targets)["logp"].sum(),
@@ -292,11 +292,11 @@ def test_weights_in_bfloat16_add_up_over_tiles():
 def test_what_a_config_does_to_logits():
     from transformers import CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
 
-    assert head.shape_of(LlamaConfig()) == head.Shape()
-    assert head.shape_of(Gemma2Config(final_logit_softcapping=30.0)) == head.Shape(1.0, 30.0)
-    assert head.shape_of(Gemma2Config(final_logit_softcapping=None)) == head.Shape()
-    assert head.shape_of(CohereConfig(logit_scale=0.0625)) == head.Shape(0.0625)
-    assert head.shape_of(GraniteConfig(logits_scaling=8.0)) == head.Shape(0.125)
+    assert head.logit_scaling_of(LlamaConfig()) == head.LogitScaling()
+    assert head.logit_scaling_of(Gemma2Config(final_logit_softcapping=30.0)) == head.LogitScaling(1.0, 30.0)
+    assert head.logit_scaling_of(Gemma2Config(final_logit_softcapping=None)) == head.LogitScaling()
+    assert head.logit_scaling_of(CohereConfig(logit_scale=0.0625)) == head.LogitScaling(0.0625)
+    assert head.logit_scaling_of(GraniteConfig(logits_scaling=8.0)) == head.LogitScaling(0.125)
 
 
 MLA = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12}
@@ -313,13 +313,13 @@ def test_models_that_scale_their_logits(family):
     import transformers
 
     config = getattr(transformers, f"{family}Config")(**models.SIZES | SCALED[family])
-    assert head.shape_of(config) != head.Shape()
+    assert head.logit_scaling_of(config) != head.LogitScaling()
     model = models._make(config, 0)
     row = list(range(5, 30))
     logits = model(input_ids=torch.tensor([row])).logits[0, :-1]
     expected = logits.log_softmax(-1).gather(1, torch.tensor(row[1:])[:, None]).squeeze(1)
     install(model)
-    batch = forest([Segment(input_ids=row, labels=row, row=0)], num_rows=1)
+    batch = flat_batch([Segment(input_ids=row, labels=row, row=0)], num_rows=1)
     torch.testing.assert_close(Policy(model)(batch)["logp"], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -343,7 +343,7 @@ def batch_of(*lengths: int):
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(3, 4000, (length,), generator=generator).tolist() for length in lengths]
     segments = [Segment(input_ids=row, labels=row, row=index) for index, row in enumerate(rows)]
-    return forest(segments, num_rows=len(rows))
+    return flat_batch(segments, num_rows=len(rows))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -392,7 +392,7 @@ def test_both_ways_of_the_policy_are_full_rows(make, frozen):
 
     install(model)
     policy = Policy(model)
-    batch = forest([Segment(input_ids=row, labels=labels, row=0)], num_rows=1)
+    batch = flat_batch([Segment(input_ids=row, labels=labels, row=0)], num_rows=1)
     for gradient_in_forward in (True, False):
         model.zero_grad()
         if gradient_in_forward:

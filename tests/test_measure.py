@@ -60,7 +60,7 @@ def measured(config, method, rows):
 
     from ft_host.data import Source, load_tokenizer
     from ft_host.data.load import open_train
-    from ft_host.monitor.data_stats import measure
+    from ft_host.monitor.data_stats import data_facts
 
     hooks = importlib.import_module(f"ft_{method}.method")
     tokenizer, whole = load_tokenizer(config), dataclasses.replace(config, max_length=None)
@@ -70,7 +70,7 @@ def measured(config, method, rows):
         partial(lambda row, of: hooks.ft_prepare(row=row, tokenizer=tokenizer, config=of), of=each)
         for each in (config, whole)
     )
-    return measure(source, None, prepare, uncut, hooks.ft_collate, tokenizer, config)
+    return data_facts(source, None, prepare, uncut, hooks.ft_collate, tokenizer, config)
 
 
 def test_pairs_of_a_preference_method(tiny, tmp_path):
@@ -99,7 +99,7 @@ def test_rewards_are_tried_on_right_and_wrong_answers(tiny, tmp_path):
 
     from ft_host.data import load_tokenizer, prompt_row
     from ft_host.data.load import open_train
-    from ft_host.monitor.reward_check import rehearse
+    from ft_host.monitor.reward_check import check_rewards
 
     (tmp_path / "rewards.py").write_text(
         "def right(completions, completion, **columns):\n"
@@ -116,7 +116,7 @@ def test_rewards_are_tried_on_right_and_wrong_answers(tiny, tmp_path):
         reward=[f"{tmp_path / 'rewards.py'}:{name}" for name in names],
     )
     tokenizer = load_tokenizer(config)
-    found = rehearse(config, open_train(config), lambda row: prompt_row(row, tokenizer, config))
+    found = check_rewards(config, open_train(config), lambda row: prompt_row(row, tokenizer, config))
     assert found["data/reward/right/spread"] == 1 and found["data/reward/right/failed"] == 0
     assert found["data/reward/constant/spread"] == 0
     assert found["data/reward/broken/failed"] == 1

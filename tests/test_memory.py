@@ -19,7 +19,7 @@ from ft_host.testing.invariants import beside
 from ft_host.testing.rules import Told, codes, findings, steps
 from ft_host.training import launch, loop
 from ft_host.util import memory
-from ft_host.util.memory import Shape, oom_context, ran_out
+from ft_host.util.memory import ModelSizes, oom_context, ran_out
 
 # Of a run of examples/arithmetic on a CPU
 PLAN = {
@@ -78,13 +78,13 @@ def test_shapes_are_read_off_a_config():
         "num_key_value_heads": 2,
         "head_dim": 32,
     }
-    assert memory.shape_of(fields) == Shape(hidden=128, layers=3, wide=384, vocabulary=16, cached=128)
+    assert memory.model_sizes_of(fields) == ModelSizes(hidden=128, layers=3, wide=384, vocabulary=16, cached=128)
     experts = fields | {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
-    assert memory.shape_of(experts).wide == 128
+    assert memory.model_sizes_of(experts).wide == 128
 
 
 def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer_in_full():
-    shape = Shape(hidden=8, layers=10, wide=16, vocabulary=100, cached=16)
+    shape = ModelSizes(hidden=8, layers=10, wide=16, vocabulary=100, cached=16)
     whole, less = (memory.activation_bytes(shape, 5, 4, on) for on in (False, True))
     layer = 5 * 4 * (14 * 8 + 4 * 16)
     assert whole == 10 * layer + layer  # with the gradients of one

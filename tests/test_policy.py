@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from ft_host.batch import IGNORE, Batch, Segment, forest
+from ft_host.batch import IGNORE, Batch, Segment, flat_batch
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
 from ft_host.models import Policy, load, load_policy, merge_adapter, precision, probe, save_model
@@ -42,7 +42,7 @@ def some_rows() -> list[list[int]]:
 
 def batch_of(rows: list[list[int]]) -> Batch:
     segments = [Segment(input_ids=row, labels=row, row=index) for index, row in enumerate(rows)]
-    return forest(segments, num_rows=len(rows))
+    return flat_batch(segments, num_rows=len(rows))
 
 
 def alone(model: Any, rows: list[list[int]]) -> torch.Tensor:
@@ -476,7 +476,7 @@ def test_compiled_layers_give_the_same(tmp_path, monkeypatch, backend):
 
 def test_labels_that_supervise_nothing(saved):
     row = some_rows()[0]
-    batch = forest([Segment(input_ids=row, labels=[IGNORE] * len(row), row=0)], num_rows=1)
+    batch = flat_batch([Segment(input_ids=row, labels=[IGNORE] * len(row), row=0)], num_rows=1)
     out = policy_of(saved("llama"))(batch, weight=torch.ones_like)
     assert out["nll"] == 0 and out["logp"].shape == (0,)
 
@@ -487,7 +487,7 @@ def test_dropout_is_off_where_asked_for_but_an_adapters(tmp_path):
         tmp_path / "gpt2", models.tiny_gpt2(resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3), models.tiny_tokenizer()
     )
     tokens = torch.arange(5, 45).tolist()
-    batch = forest([Segment(input_ids=tokens, labels=tokens, row=0)], num_rows=1)
+    batch = flat_batch([Segment(input_ids=tokens, labels=tokens, row=0)], num_rows=1)
     moved = {}
     for disable in (False, True):
         config = RunConfig(model=str(folder), disable_dropout=disable)

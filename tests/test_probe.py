@@ -16,7 +16,7 @@ from ft_host.generation import Sampling, transformers
 from ft_host.models import load_policy
 from ft_host.models.policy import Policy
 from ft_host.rollouts.probe import PROMPTS, TOKENS, probe_sampler
-from ft_host.rollouts.session import Online
+from ft_host.rollouts.session import RolloutSession
 from ft_host.rundir.folder import RunFolder
 from ft_host.testing.generation import generating_run
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
@@ -154,8 +154,8 @@ def test_one_token_that_is_off_is_within_the_mean(make):
 
 def test_weights_that_never_arrive_are_found_after_the_first_update(make):
     backend, facts = Engine(takes=False), {}
-    run, online = make(backend), Online(config=None, pool=None, toolbox=None)
-    run.watch = SimpleNamespace(learn=facts.update)  # told before it raises, so that findings have it
+    run, online = make(backend), RolloutSession(config=None, pool=None, toolbox=None)
+    run.watch = SimpleNamespace(record_facts=facts.update)  # told before it raises, so that findings have it
     online.begin(run, prompts(4))
     nudge(run)
     with pytest.raises(FtHostError) as caught:
@@ -169,7 +169,7 @@ def test_weights_that_never_arrive_are_found_after_the_first_update(make):
 
 def test_weights_are_given_before_each_rollout_that_follows_an_update_and_looked_at_twice(make):
     backend = Engine(takes=True)
-    run, online = make(backend), Online(config=None, pool=None, toolbox=None)
+    run, online = make(backend), RolloutSession(config=None, pool=None, toolbox=None)
     online.begin(run, prompts(4))
     run.sync_weights()  # no update in between: nothing to give
     assert backend.versions == [0]

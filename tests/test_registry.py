@@ -754,13 +754,13 @@ def test_shapes_of_tensors_arrays_and_batches():
     import numpy
     import torch
 
-    from ft_host.batch import Segment, forest
+    from ft_host.batch import Segment, flat_batch
 
     assert shape(torch.zeros(3, 4)) == "float32[3, 4]"
     assert shape(torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))) == "bfloat16[2]"
     assert shape(numpy.zeros((2, 1), dtype="int64")) == "int64[2, 1]"
     assert shape("x" * 50) == repr("x" * 37 + "...")
-    batch = forest([Segment(input_ids=[1, 2, 3], labels=[-100, 2, 3], row=0)], num_rows=1, counts={"tokens": 2})
+    batch = flat_batch([Segment(input_ids=[1, 2, 3], labels=[-100, 2, 3], row=0)], num_rows=1, counts={"tokens": 2})
     text = shape(batch)
     assert text.startswith("Batch(input_ids=int64[3], position_ids=int64[3], lengths=list[1] of int")
     assert "counts={tokens: 2}" in text

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from ft_host.batch import IGNORE, Batch, Segment, forest
+from ft_host.batch import IGNORE, Batch, Segment, flat_batch
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
 from ft_host.models import Policy, load_frozen, load_policy, merge_adapter, probe, save_model
@@ -45,14 +45,14 @@ def some_rows(*ends: int) -> list[list[int]]:
 
 def batch_of(rows: list[list[int]], pad: int = 0) -> Batch:
     segments = [Segment(input_ids=row, labels=[IGNORE] * len(row), row=index) for index, row in enumerate(rows)]
-    return forest(segments, num_rows=len(rows), pad_token_id=pad)
+    return flat_batch(segments, num_rows=len(rows), pad_token_id=pad)
 
 
 def shared_batch(prompt: list[int], completions: list[list[int]]) -> Batch:
     segments = [Segment(input_ids=prompt, labels=[IGNORE] * len(prompt), row=0)]
     for row, tokens in enumerate(completions):
         segments.append(Segment(input_ids=tokens, labels=[IGNORE] * len(tokens), row=row, parent=0))
-    return forest(segments, num_rows=len(completions), pad_token_id=0)
+    return flat_batch(segments, num_rows=len(completions), pad_token_id=0)
 
 
 def padded(model: Any, rows: list[list[int]], pad: int = 0) -> torch.Tensor:
@@ -146,7 +146,7 @@ def test_wants_of_another_head_are_refused(saved):
 
 def test_no_rows_give_no_scores_with_a_gradient(saved):
     policy = policy_of(saved("llama", True))
-    out = scores(policy, forest([], num_rows=0))
+    out = scores(policy, flat_batch([], num_rows=0))
     assert out.shape == (0,)
     out.sum().backward()  # nothing may be left without a gradient where others wait for it
     assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
@@ -163,7 +163,9 @@ def test_the_probe_compares_scores(saved, monkeypatch):
 
 def test_the_probe_sees_where_scores_are_read(saved, monkeypatch):
     """One that takes the last token, padding or not, is found out."""
-    monkeypatch.setattr(probe, "forest", lambda segments, num_rows, pad_token_id: forest(segments, num_rows=num_rows))
+    monkeypatch.setattr(
+        probe, "flat_batch", lambda segments, num_rows, pad_token_id: flat_batch(segments, num_rows=num_rows)
+    )
     with pytest.raises(ConfigError, match="does not give its own scores"):
         policy_of(saved("llama", True))
 

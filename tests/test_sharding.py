@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from ft_host.batch import Batch, Segment, forest
+from ft_host.batch import Batch, Segment, flat_batch
 from ft_host.config import RunConfig
 from ft_host.models import Policy, load_policy, save_model, shard
 from ft_host.testing import models
@@ -58,7 +58,7 @@ def rows() -> list[list[int]]:
 def batch_of(indices: list[int]) -> Batch:
     chosen = [rows()[index] for index in indices]
     segments = [Segment(input_ids=row, labels=row, row=index) for index, row in enumerate(chosen)]
-    return forest(segments, num_rows=len(chosen))
+    return flat_batch(segments, num_rows=len(chosen))
 
 
 TARGETS = sum(len(row) - 1 for row in rows())

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from ft_host.monitor import stall
-from ft_host.monitor.stall import Stall
+from ft_host.monitor.stall import StallDetector
 from ft_host.rundir.folder import RunFolder
 
 
@@ -19,14 +19,14 @@ def watched(tmp_path, monkeypatch):
     """A run that notes what it learns, watched with a limit of a fifth of a second."""
     monkeypatch.setattr(stall, "LEAST", 0.2)
     run = SimpleNamespace(folder=RunFolder(tmp_path), step=7, facts={})
-    run.learn = run.facts.update
-    found = Stall(run)
+    run.record_facts = run.facts.update
+    found = StallDetector(run)
     yield found
     found.close()
     assert not found.thread.is_alive()
 
 
-def step(watched: Stall, seconds: float = 0.01) -> None:
+def step(watched: StallDetector, seconds: float = 0.01) -> None:
     watched.ft_log({"kind": "train", "perf/step_time": seconds}, watched.run)
 
 
@@ -52,10 +52,10 @@ def test_a_run_that_goes_on_is_left_alone(watched):
 
 
 def test_what_takes_longer_than_a_step_may(watched):
-    watched.aside(True)
+    watched.relax(True)
     time.sleep(0.5)
     assert not watched.run.facts
-    watched.aside(False)
+    watched.relax(False)
     assert watched.limit == 0.2
 
 

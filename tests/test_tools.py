@@ -16,7 +16,7 @@ from ft_grpo.config import GRPOConfig
 
 from ft_host.errors import ConfigError, FtHostError
 from ft_host.rollouts import tool_executor as calling
-from ft_host.rollouts.tool_executor import Caller, Outcome
+from ft_host.rollouts.tool_executor import ToolExecutor, ToolResult
 from ft_host.rollouts.tools import Call, load_tools
 
 HEAD = "from typing import Literal\n\n"
@@ -86,7 +86,7 @@ def test_functions_are_described_by_signature_and_docstring():
             "b": {"type": "integer", "description": "other"},
         },
     }
-    assert made(box, ("add", {"a": 2})) == [Outcome("2")]
+    assert made(box, ("add", {"a": 2})) == [ToolResult("2")]
     assert load_tools(GRPOConfig(model="m", dataset="d", reward=["r"])) is None
 
 
@@ -97,7 +97,10 @@ def test_public_methods_of_an_environment_are_tools():
     assert box.schemas[1]["function"]["parameters"]["properties"]["to"]["enum"] == ["left", "right"]
     ((game, added),) = box.open([{"any": 1}])
     assert added == ""
-    assert made(box, ("move", {"to": "left"}), ("rules", {}), environment=game) == [Outcome("left"), Outcome("none")]
+    assert made(box, ("move", {"to": "left"}), ("rules", {}), environment=game) == [
+        ToolResult("left"),
+        ToolResult("none"),
+    ]
     assert load(ENVIRONMENT, tools=(), environment="mine.py:Game").names == ["move", "rules"]
     scored = ENVIRONMENT + "    def get_reward(self): ...\n"
     assert load(scored, tools=(), environment="mine.py:Game").rewards
@@ -166,12 +169,12 @@ def test_the_tools_of_the_page_work():
     assert added == " You have an empty notebook."
     calls = ("search", {"word": "OWL", "most": 1}), ("write", {"note": "an owl"}), ("read", {}), ("search", {})
     assert made(box, *calls, environment=notebook) == [
-        Outcome('["An owl."]'),
-        Outcome("1 lines"),
-        Outcome('["an owl"]'),
-        Outcome(problem="TypeError: search() missing 1 required positional argument: 'word'"),
+        ToolResult('["An owl."]'),
+        ToolResult("1 lines"),
+        ToolResult('["an owl"]'),
+        ToolResult(problem="TypeError: search() missing 1 required positional argument: 'word'"),
     ]
-    assert box.score([notebook]) == [Outcome(1.0)]
+    assert box.score([notebook]) == [ToolResult(1.0)]
 
 
 # ---------------------------------------------------------------- results
@@ -192,11 +195,11 @@ def test_results_are_texts_and_json():
     )
     box = load(text, [f"give{index}" for index in range(5)])
     assert made(box, *[(f"give{index}", {}) for index in range(5)]) == [
-        Outcome("ü"),
-        Outcome('{"a": [1, 2.5, null]}'),
-        Outcome("null"),
-        Outcome('{"at": "x"}'),
-        Outcome(problem="SystemExit: 3"),
+        ToolResult("ü"),
+        ToolResult('{"a": [1, 2.5, null]}'),
+        ToolResult("null"),
+        ToolResult('{"at": "x"}'),
+        ToolResult(problem="SystemExit: 3"),
     ]
 
 
@@ -212,11 +215,11 @@ def test_rewards_of_environments_are_finite_numbers_or_none():
 
     box = load(GOOD)
     assert box.score([World(value) for value in values]) == [
-        Outcome(0.5),
-        Outcome(2.0),
-        Outcome(None),
-        Outcome(problem="gave float nan, expected a finite number or None"),
-        Outcome(problem="gave str 1, expected a finite number or None"),
+        ToolResult(0.5),
+        ToolResult(2.0),
+        ToolResult(None),
+        ToolResult(problem="gave float nan, expected a finite number or None"),
+        ToolResult(problem="gave str 1, expected a finite number or None"),
     ]
 
 
@@ -235,7 +238,9 @@ def test_calls_of_a_lane_are_made_in_order_and_lanes_at_once():
         return lane, number
 
     lanes = [[partial(step, lane, number) for number in range(4)] for lane in range(3)]
-    assert Caller(5.0).run([*lanes, []]) == [[Outcome((lane, n)) for n in range(4)] for lane in range(3)] + [[]]
+    assert ToolExecutor(5.0).run([*lanes, []]) == [[ToolResult((lane, n)) for n in range(4)] for lane in range(3)] + [
+        []
+    ]
     assert seen == {lane: [0, 1, 2, 3] for lane in range(3)}
 
 
@@ -253,7 +258,7 @@ def test_not_more_calls_run_at_once_than_there_are_slots(monkeypatch):
             running -= 1
         return number
 
-    assert Caller(5.0).run([[partial(step, n)] for n in range(9)]) == [[Outcome(n)] for n in range(9)]
+    assert ToolExecutor(5.0).run([[partial(step, n)] for n in range(9)]) == [[ToolResult(n)] for n in range(9)]
     assert most == 2
 
 
@@ -261,15 +266,18 @@ def test_a_call_that_hangs_is_given_up_and_its_late_answer_left_out():
     go = threading.Event()
     lanes = [[partial(go.wait, 5), lambda: go.set() or time.sleep(0.05) or "after"], [lambda: "other"]]
     started = time.monotonic()
-    assert Caller(0.2).run(lanes) == [[Outcome(problem="took longer than 0.2 s"), Outcome("after")], [Outcome("other")]]
+    assert ToolExecutor(0.2).run(lanes) == [
+        [ToolResult(problem="took longer than 0.2 s"), ToolResult("after")],
+        [ToolResult("other")],
+    ]
     assert time.monotonic() - started < 3
 
 
 def test_too_many_calls_that_hang_end_the_run(monkeypatch):
     monkeypatch.setattr(calling, "MOST_LEFT", 2)
     go = threading.Event()
-    caller = Caller(0.05)
-    late = Outcome(problem="took longer than 0.05 s")
+    caller = ToolExecutor(0.05)
+    late = ToolResult(problem="took longer than 0.05 s")
     assert caller.run([[partial(go.wait, 20)]] * 2) == [[late], [late]]
     with pytest.raises(FtHostError, match="tool_timeout: 3 calls that took longer than 0.05 s are still running"):
         caller.run([[partial(go.wait, 20)]])
@@ -297,11 +305,11 @@ def test_async_calls_share_a_loop_and_are_cancelled_when_they_take_too_long():
     async def wrong():
         raise TimeoutError("of its own")
 
-    caller = Caller(0.3)
+    caller = ToolExecutor(0.3)
     outcomes = caller.run([[partial(quick, 1), slow, partial(quick, 2)], [partial(quick, 3), wrong]])
     assert outcomes == [
-        [Outcome(1), Outcome(problem="took longer than 0.3 s"), Outcome(2)],
-        [Outcome(3), Outcome(problem="TimeoutError: of its own")],
+        [ToolResult(1), ToolResult(problem="took longer than 0.3 s"), ToolResult(2)],
+        [ToolResult(3), ToolResult(problem="TimeoutError: of its own")],
     ]
     assert cancelled.wait(2) and len(set(loops)) == 1
 
@@ -313,10 +321,10 @@ def test_a_loop_that_something_blocks_is_left_behind():
     async def quick():
         return "here"
 
-    caller = Caller(0.1)
-    late = Outcome(problem="took longer than 0.1 s")
+    caller = ToolExecutor(0.1)
+    late = ToolResult(problem="took longer than 0.1 s")
     assert caller.run([[blocks]]) == [[late]]
     deadline = time.monotonic() + 5
     while (found := caller.run([[quick]])) == [[late]] and time.monotonic() < deadline:
         pass  # the loop is missed after a second or two
-    assert found == [[Outcome("here")]]
+    assert found == [[ToolResult("here")]]

@@ -18,7 +18,7 @@ from ft_host.rollouts.parsing import read_turn
 from ft_host.rollouts.rows import completion_row
 from ft_host.rollouts.tools import load_tools
 from ft_host.rollouts.turn_boundary import between, check_template
-from ft_host.rollouts.turns import converse, of_turn
+from ft_host.rollouts.turns import of_turn, run_episodes
 from ft_host.testing.tokenizers import chat_tokenizer
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -158,7 +158,7 @@ def talk(tokenizer, box, texts, rows=None, generations=1, longest=1000, position
     script = texts if isinstance(texts, Script) else Script(tokenizer, texts, **more)
     rows = rows or [row_of(tokenizer, toolbox)]
     sampling = Sampling(max_new_tokens=longest, seed=7)
-    done = converse(rows, generations, script, sampling, tokenizer, config, toolbox, lambda here: here, positions)
+    done = run_episodes(rows, generations, script, sampling, tokenizer, config, toolbox, lambda here: here, positions)
     return done, script
 
 
@@ -303,11 +303,11 @@ def test_ranks_stay_in_step(tokenizer, box):
     script = Script(tokenizer, [[called("add", a=2, b=3), "5"]])
     rows = [row_of(tokenizer, toolbox)]
     sampling = Sampling(max_new_tokens=400, seed=None)
-    (done,) = converse(rows, 1, script, sampling, tokenizer, config, toolbox, more)
+    (done,) = run_episodes(rows, 1, script, sampling, tokenizer, config, toolbox, more)
     assert steps == [True, True, False, False] and [len(requests) for requests, _ in script.asked] == [1, 1, 0]
     assert done.turns == 2
     steps.clear()
-    assert converse([], 2, Script(tokenizer, []), sampling, tokenizer, config, toolbox, more) == []
+    assert run_episodes([], 2, Script(tokenizer, []), sampling, tokenizer, config, toolbox, more) == []
     assert steps == [False] * 4
 
 
@@ -543,7 +543,9 @@ def test_what_tools_cannot_be_used_with_is_refused(tokenizer, box):
     ):
         other = chat_tokenizer(template, eos_token="<|im_end|>")
         with pytest.raises(ConfigError, match=message):
-            converse([], 1, Script(other, []), Sampling(max_new_tokens=9), other, config, toolbox, lambda here: False)
+            run_episodes(
+                [], 1, Script(other, []), Sampling(max_new_tokens=9), other, config, toolbox, lambda here: False
+            )
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "llama3_1", "gptoss", "glm4moe"])

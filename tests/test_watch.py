@@ -126,7 +126,7 @@ def test_a_rule_that_fails_is_told_of_once_and_the_run_goes_on(config, only):
 def test_a_strict_engine_raises_what_a_rule_does():
     engine = Engine([(rule(message=lambda view: f"{1 / 0}"), "test 0")], {"locked": []}, strict=True)
     with pytest.raises(ZeroDivisionError):
-        engine.see({"kind": "train", "step": 3, "loss": 1.0})
+        engine.add_metrics({"kind": "train", "step": 3, "loss": 1.0})
 
 
 # ---------------------------------------------------------------- beginning where another run was

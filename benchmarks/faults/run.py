@@ -166,13 +166,13 @@ def remembered() -> Iterator[list[Any]]:
     from ft_host.training import launch
 
     watches = []
-    make = launch.Watch
+    make = launch.Monitor
 
     def kept(*args: Any) -> Any:
         watches.append(make(*args))
         return watches[-1]
 
-    with patch.object(launch, "Watch", kept):
+    with patch.object(launch, "Monitor", kept):
         yield watches
 
 

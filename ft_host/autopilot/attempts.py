@@ -94,7 +94,7 @@ class Attempt:
 
 
 @dataclass(kw_only=True)
-class Flight:
+class Autopilot:
     """All attempts, and which of them is best."""
 
     folder: Path
@@ -106,7 +106,7 @@ class Flight:
     best: int | None = None  # number of the best finished attempt
     metric: str | None = None  # that says so
 
-    def fly(self, values: dict[str, Any], say: Callable[[str], None]) -> None:
+    def run(self, values: dict[str, Any], say: Callable[[str], None]) -> None:
         """Attempt after attempt, `budget` at most."""
         change: Change | None = None
         while len(self.attempts) < self.budget:

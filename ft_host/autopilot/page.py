@@ -13,14 +13,14 @@ from ft_host.report.parts import status_pill
 from ft_host.rundir import format as fmt
 
 if TYPE_CHECKING:
-    from ft_host.autopilot.attempts import Attempt, Flight
+    from ft_host.autopilot.attempts import Attempt, Autopilot
 
 
-def write_flight(flight: Flight, path: Path) -> Path:
+def write_flight(flight: Autopilot, path: Path) -> Path:
     return write_page(path, flight_page(flight))
 
 
-def flight_page(flight: Flight) -> str:
+def flight_page(flight: Autopilot) -> str:
     """The whole document."""
     records = {each.number: record for each in flight.attempts if (record := flight.record(each)) is not None}
     now = fmt.moment(datetime.now().astimezone())
@@ -43,7 +43,7 @@ def flight_page(flight: Flight) -> str:
     )
 
 
-def _result(flight: Flight) -> list[str | Markup]:
+def _result(flight: Autopilot) -> list[str | Markup]:
     count = f"{len(flight.attempts)} of at most {flight.budget} attempts. "
     if flight.best is None:
         return [count, "None of them has finished."]
@@ -52,7 +52,7 @@ def _result(flight: Flight) -> list[str | Markup]:
     return [count, "Best: ", el("b", f"attempt {best.number}"), value, ", in ", el("code", best.folder), "."]
 
 
-def _attempts(flight: Flight, records: dict) -> Markup:
+def _attempts(flight: Autopilot, records: dict) -> Markup:
     names = list(dict.fromkeys(name for each in flight.attempts for name in each.metrics))[:3]
     rows = []
     for each in flight.attempts:

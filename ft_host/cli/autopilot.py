@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ft_host import registry
-from ft_host.autopilot.attempts import Flight
+from ft_host.autopilot.attempts import Autopilot
 from ft_host.cli.train import Ready, fresh, read, take_value
 from ft_host.errors import UsageError
 from ft_host.util.text import nearest
@@ -43,8 +43,10 @@ def run(argv: list[str]) -> int:
         if name not in config:
             raise UsageError(f"--lock: there is no field {name}{nearest(name, config) or ''}")
     folder = _folder(output or config["output_dir"])
-    flight = Flight(folder=folder, method=registry.reference(ready.method), config=config, budget=budget, locked=locked)
-    flight.fly(_values(ready), lambda text: print(text, file=sys.stderr, flush=True))
+    flight = Autopilot(
+        folder=folder, method=registry.reference(ready.method), config=config, budget=budget, locked=locked
+    )
+    flight.run(_values(ready), lambda text: print(text, file=sys.stderr, flush=True))
     print(_said(flight))
     return flight.exit_code
 
@@ -75,7 +77,7 @@ def _values(ready: Ready) -> dict[str, object]:
     }
 
 
-def _said(flight: Flight) -> str:
+def _said(flight: Autopilot) -> str:
     lines = [f"{len(flight.attempts)} attempts, report in {flight.folder / 'report.html'}"]
     if flight.best is None:
         last = flight.attempts[-1]

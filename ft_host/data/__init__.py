@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from ft_host.data.load import open_eval, open_source, open_train
 from ft_host.data.preferences import fit_length, is_empty, preference_row, tokenize_completions, unpaired_rows
-from ft_host.data.prompts import completed_row, given_row, prompt_row
+from ft_host.data.prompts import completed_row, prompt_row, row_from_tokens
 from ft_host.data.sources import Source, Stream
 from ft_host.data.stream import StepRows, TrainStream, check_first_rows, eval_rows
 from ft_host.data.tokenizer import load_tokenizer, tokenizer_of
 from ft_host.data.tokens import prompt_of, tokenize_row
+from ft_host.util.moved import names_of
 
+__getattr__ = names_of(__name__, {"given_row": "ft_host.data:row_from_tokens"})
 __all__ = [
     "Source",
     "StepRows",
@@ -20,7 +22,7 @@ __all__ = [
     "eval_rows",
     "fit_length",
     "is_empty",
-    "given_row",
+    "row_from_tokens",
     "load_tokenizer",
     "open_eval",
     "open_source",

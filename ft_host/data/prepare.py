@@ -58,7 +58,7 @@ class Tally:
             if len(named) < SHOWN:
                 named.append(where)
 
-    def judge(self, config: RunConfig) -> None:
+    def check_dropped(self, config: RunConfig) -> None:
         """Raise DataError where more rows were dropped than `max_dropped_share`."""
         total = sum(self.dropped.values())
         if total <= config.max_dropped_share * self.seen:

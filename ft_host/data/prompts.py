@@ -51,7 +51,7 @@ def completed_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RolloutC
     if not begin:
         raise RowError("the prompt is empty: nothing comes before the completion", "prompt")
     end = begin + config.max_completion_length
-    return given_row(ids[:begin], ids[begin:end], [label != IGNORE for label in labels[begin:end]])
+    return row_from_tokens(ids[:begin], ids[begin:end], [label != IGNORE for label in labels[begin:end]])
 
 
 def with_completion(row: Row, tokenizer: PreTrainedTokenizerBase, otherwise: str) -> Row:
@@ -68,7 +68,7 @@ def with_completion(row: Row, tokenizer: PreTrainedTokenizerBase, otherwise: str
     return found | {"prompt": messages[: turns[-1]], "completion": [messages[turns[-1]]]}
 
 
-def given_row(prompt_ids: list[int], completion_ids: list[int], sampled: list[bool]) -> Row:
+def row_from_tokens(prompt_ids: list[int], completion_ids: list[int], sampled: list[bool]) -> Row:
     """A completion that nobody sampled here, with the tokens of it that count."""
     return {
         "prompt_ids": prompt_ids,

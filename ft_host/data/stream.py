@@ -228,7 +228,7 @@ class TrainStream:
         layout = self.layout
         share = 1 if layout.windowed else layout.world_size
         if piece.ended or self.tally.seen * share >= layout.window:
-            self.tally.judge(self.config)
+            self.tally.check_dropped(self.config)
 
 
 def from_workers(make: Callable[[int, int], Iterator[Piece]], workers: int) -> Iterator[Piece]:
@@ -255,7 +255,7 @@ def check_first_rows(source: Source | Mixture | Stream | MixedStream, prepare: P
         tally.add(1, 0, [(found[0], str(result))] if isinstance(result, Drop) else [])
     if not tally.seen:
         raise DataError("the training data has no rows")
-    tally.judge(config)
+    tally.check_dropped(config)
 
 
 def eval_rows(source: Source | Mixture, prepare: Prepare, config: RunConfig) -> tuple[list[Row], list[Row]]:
@@ -276,5 +276,5 @@ def eval_rows(source: Source | Mixture, prepare: Prepare, config: RunConfig) -> 
         else:
             tally.add(1, 0, [])
             rows += result
-    tally.judge(config)
+    tally.check_dropped(config)
     return rows, raws

@@ -74,7 +74,7 @@ class Engine:
 
     # -- what a run tells
 
-    def learn(self, facts: dict[str, Any]) -> list[Finding]:
+    def record_facts(self, facts: dict[str, Any]) -> list[Finding]:
         """Facts, new or told anew. Asks the rules that are about facts alone and read one of these; what is known
         already, as in a run that goes on, says nothing."""
         new = [name for name, value in facts.items() if name not in self.view.facts or self.view.facts[name] != value]
@@ -93,7 +93,7 @@ class Engine:
                 changed += self._ask(each)
         return self._muted(changed)
 
-    def see(self, entry: dict[str, Any]) -> list[Finding]:
+    def add_metrics(self, entry: dict[str, Any]) -> list[Finding]:
         """A line of metrics.jsonl. Asks the rules whose metrics it has."""
         evaluation = entry["kind"] == "eval"
         numbers = {}
@@ -108,7 +108,7 @@ class Engine:
             view.series.setdefault(name, Series()).put(view.step, number)
         changed = []
         if not evaluation and "start/loss" not in view.facts and view.step == 1:
-            changed += self.learn({f"start/{name}": value for name, value in numbers.items()})
+            changed += self.record_facts({f"start/{name}": value for name, value in numbers.items()})
             view.step, view.entry = int(entry["step"]), numbers
         for each in self._watched.values():
             if each.rule.stage == "after" or each.rule.of_evaluations != evaluation:

@@ -40,11 +40,11 @@ def feed(engine: Engine, facts: dict[str, Any], told: dict[str, int], lines: Ite
             new = {name: value for name, value in waiting.pop(step).items() if name not in engine.view.facts}
             if new:
                 engine.view.step = step
-                engine.learn(new)
+                engine.record_facts(new)
 
     for line in lines:
         tell(line["step"])
-        engine.see(line)
+        engine.add_metrics(line)
     tell(float("inf"))
 
 

@@ -29,7 +29,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from ft_host.generation import Sampling
-from ft_host.generation.sampling import noise_of, pick, tokens_seen
+from ft_host.generation.sampling import noise_of, sample_token, tokens_seen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -309,7 +309,7 @@ class Decoder:
 
     def _pick(self, logits: torch.Tensor, rows: slice, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         seen = None if self.seen is None else self.seen[rows]
-        token, logp = pick(logits, self.sampling, noise, seen)
+        token, logp = sample_token(logits, self.sampling, noise, seen)
         if seen is not None:
             seen.scatter_(1, token[:, None], True)
         self.token[rows] = token

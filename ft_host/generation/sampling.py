@@ -15,7 +15,7 @@ import torch
 from ft_host.generation import Sampling
 
 
-def pick(
+def sample_token(
     logits: torch.Tensor, sampling: Sampling, noise: torch.Tensor, seen: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, V) float32 logits and (B,) uniform noise in [0, 1) to (B,) tokens and (B,) log-probs.

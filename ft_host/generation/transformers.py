@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from ft_host.errors import DataError
 from ft_host.generation import Completion, Request, Sampling
 from ft_host.generation.decode import Job, Row, can_decode, decode
-from ft_host.generation.sampling import noise_of, pick, tokens_seen
+from ft_host.generation.sampling import noise_of, sample_token, tokens_seen
 from ft_host.hooks import hookimpl
 from ft_host.util.distributed import is_sharded
 
@@ -145,7 +145,7 @@ class Picker(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         # transformers may look one step further than asked for before it stops (it reads a flag late); that one is cut
         step = min(len(self.tokens), self.noise.shape[1] - 1)
-        token, logp = pick(scores, self.sampling, self.noise[:, step], self.seen)
+        token, logp = sample_token(scores, self.sampling, self.noise[:, step], self.seen)
         if self.seen is not None:
             self.seen.scatter_(1, token[:, None], True)
         self.tokens.append(token)

@@ -29,8 +29,8 @@ def ft_annotate(rows: list[Row], run: Run) -> list[Row] | None:
     """Give the rows of a step what companions say of them: reference log-probs, for instance.
 
     Implemented by the method, or not at all. Runs without gradient on this rank's rows of an optimizer step, before
-    they are collated, and on its rows of an evaluation; for a companion whose spec says `ahead`, also before the first
-    step on all rows. All ranks run it at once. Returns the same rows in the same order, with columns added (see
+    they are collated, and on its rows of an evaluation; for a companion whose spec says `precompute`, also before the
+    first step on all rows. All ranks run it at once. Returns the same rows in the same order, with columns added (see
     `ft_host.models.annotate`). None: the rows as they are. Since 0.2.
     """
 

@@ -9,7 +9,7 @@
     def ft_annotate(rows, run):
         return annotate(rows, run, "reference", reference_log_probs, identity=("prompt_ids", "completion_ids"))
 
-`annotate` asks a companion, through the store where there is one; `evaluate_rows` asks the policy as it is now. A value
+`annotate` asks a companion, through the store where there is one; `policy_values` asks the policy as it is now. A value
 may also be one a target: a list of tensors, one a row, as `ft_host.rollouts.rows.by_row` splits them.
 """
 
@@ -23,9 +23,10 @@ import torch
 
 from ft_host.data.micro_batches import split_micro_batches
 from ft_host.errors import UsageError
-from ft_host.models.aux_models import still
+from ft_host.models.aux_models import frozen_eval
 from ft_host.models.store import Store, cache_folder, model_key, row_key
 from ft_host.util.distributed import agreed
+from ft_host.util.moved import names_of
 
 if TYPE_CHECKING:
     from ft_host.batch import Batch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ft_host.run import Run
 
 Row = dict[str, Any]
+__getattr__ = names_of(__name__, {"evaluate_rows": "ft_host.models.annotate:policy_values"})
 Values = Callable[[Any, "Batch"], "dict[str, torch.Tensor | list[torch.Tensor]]"]
 
 CHUNK = 256  # rows of a rank that are asked about together before training, where each stands for itself
@@ -50,7 +52,7 @@ def annotate(
     setting that `values` depends on. All ranks must call it at once; one may have no rows.
     """
     companion = run.models[role]
-    if companion.spec.ahead is None or run.store is None:
+    if companion.spec.precompute is None or run.store is None:
         return added(rows, passes(rows, run, companion, values))
     names = [row_key(row, identity, f"{role} {key}") for row in rows]
     missing = {name: row for name, row in zip(names, rows, strict=True) if name not in run.store}
@@ -61,9 +63,9 @@ def annotate(
     return added(rows, [run.store[name] for name in names])
 
 
-def evaluate_rows(rows: list[Row], run: Run, values: Values) -> list[Row]:
+def policy_values(rows: list[Row], run: Run, values: Values) -> list[Row]:
     """As `annotate`, with the policy as it is now, in evaluation mode. Nothing is kept."""
-    with still(run.policy):
+    with frozen_eval(run.policy):
         return added(rows, passes(rows, run, run.policy, values))
 
 
@@ -100,13 +102,15 @@ def passes(rows: list[Row], run: Run, model: Any, values: Values) -> list[dict[s
 
 def open_store(run: Run) -> None:
     """Give the run the store of what its companions say of rows. All ranks read it; the main process writes."""
-    [spec] = [each.spec for each in run.models.values() if each.spec.ahead]  # a second one would need its own store
+    [spec] = [
+        each.spec for each in run.models.values() if each.spec.precompute
+    ]  # a second one would need its own store
     key = model_key(run.config, spec, run.device) if run.accelerator.is_main_process else None
     key = agreed(run.accelerator, key)
     run.store = Store(cache_folder() / "log-probs" / key if key else None)
 
 
-def make_ahead(
+def precompute(
     run: Run, steps: Iterable[StepRows], total: int | None, per_epoch: int | None, held_out: list[Row]
 ) -> None:
     """Annotate the rows of all steps to come, and this rank's held-out rows, so that the store has what they need.
@@ -115,7 +119,7 @@ def make_ahead(
     number of raw rows, None where an epoch has other rows than the one before it. Raises UsageError for a row that
     can't be used, on all ranks.
     """
-    alone = all(companion.spec.ahead in (None, "rows") for companion in run.models.values())
+    alone = all(companion.spec.precompute in (None, "rows") for companion in run.models.values())
     limit = per_epoch if alone else None
     started = told = time.perf_counter()
     done = 0

@@ -38,7 +38,7 @@ REFERENCE = "reference"  # what add_reference_adapter calls it
 
 
 @contextlib.contextmanager
-def still(policy: Policy) -> Iterator[None]:
+def frozen_eval(policy: Policy) -> Iterator[None]:
     """No gradient, no dropout; afterwards the policy trains again if it did, and whole weights of shards are let go."""
     training = policy.training
     policy.eval()
@@ -57,7 +57,7 @@ def starts_from_adapter(config: RunConfig) -> bool:
 def keep_adapter(policy: Policy, specs: dict[str, ModelSpec], config: RunConfig) -> None:
     """Give the policy the frozen copy of its adapter that a companion is to be, where that began with one or follows
     the policy. Comes before the policy is sharded or wrapped."""
-    initial = [spec for spec in specs.values() if spec.source is None and not spec.trained and not spec.live]
+    initial = [spec for spec in specs.values() if spec.source is None and not spec.trained and not spec.current_policy]
     if not config.use_peft or not initial:
         return
     if starts_from_adapter(config):
@@ -71,7 +71,7 @@ def twin_of(name: str) -> str:
     return name.replace(".default.", f".{REFERENCE}.")
 
 
-class Companion:
+class AuxModel:
     """`companion(batch, want)` gives what `Policy` does, without gradient. All ranks must call it at once where the
     policy is sharded."""
 
@@ -79,9 +79,9 @@ class Companion:
         self.spec = spec
         self._run = run
         # the policy itself, as it is, or with another adapter or none
-        self._of_policy = spec.live or (run.config.use_peft and spec.source is None)
+        self._of_policy = spec.current_policy or (run.config.use_peft and spec.source is None)
         self._held: Policy | None = None
-        if not self._of_policy and spec.ahead is None:
+        if not self._of_policy and spec.precompute is None:
             self._held = self._load()
 
     @property
@@ -98,7 +98,7 @@ class Companion:
         self, batch: Batch, want: tuple[str, ...] = ("logp",), temperature: float = 1.0
     ) -> dict[str, torch.Tensor]:
         policy = self._policy()
-        with still(policy), self._adapter(policy):
+        with frozen_eval(policy), self._adapter(policy):
             return policy(batch, want, temperature=temperature)
 
     def logits_head(self, temperature: float = 1.0) -> Head:
@@ -141,12 +141,12 @@ class Companion:
     def answering(self) -> Iterator[Policy]:
         """The model itself, with the adapter that makes it this companion: for generation. All ranks must enter it."""
         policy = self._policy()
-        with still(policy), self._adapter(policy):
+        with frozen_eval(policy), self._adapter(policy):
             yield policy
 
     @contextlib.contextmanager
     def _adapter(self, policy: Policy) -> Iterator[None]:
-        if not self._of_policy or self.spec.live:
+        if not self._of_policy or self.spec.current_policy:
             yield
         elif REFERENCE in policy.model.peft_config:
             policy.model.set_adapter(REFERENCE, inference_mode=True)
@@ -160,7 +160,7 @@ class Companion:
 
     def release(self) -> None:
         """Let go of a model that was only needed to make values ahead."""
-        if self.spec.ahead is not None:
+        if self.spec.precompute is not None:
             self._held = None
 
     def follow(self) -> None:

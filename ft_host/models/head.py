@@ -40,7 +40,7 @@ KEPT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Shape:
+class LogitScaling:
     """What is done to logits: `softcap * tanh(scale * logits / softcap) / temperature`, each where there is one. Scale
     and soft cap are the model's, the temperature is the caller's."""
 
@@ -65,7 +65,7 @@ MULTIPLIES = {"hyperclovax"}  # model types whose logits_scaling multiplies
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 
 
-def shape_of(config: Any) -> Shape:
+def logit_scaling_of(config: Any) -> LogitScaling:
     """The scale and soft cap that a model's config (its text config) declares."""
     fields = config.to_dict()
     scale = 1.0
@@ -76,7 +76,7 @@ def shape_of(config: Any) -> Shape:
     if fields.get("dim_model_base") is not None:  # MiniCPM: by how much wider it is than the model it was tuned on
         scale *= fields["dim_model_base"] / fields["hidden_size"]
     caps = [float(fields[name]) for name in SOFTCAPS if fields.get(name) is not None]
-    return Shape(scale, caps[0] if caps else None)
+    return LogitScaling(scale, caps[0] if caps else None)
 
 
 # ---------------------------------------------------------------- one tile
@@ -104,7 +104,7 @@ def _product_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
 
 
 def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, shape: Shape, buffer: torch.Tensor | None
+    hidden: torch.Tensor, weight: torch.Tensor, shape: LogitScaling, buffer: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(n, V) logits in wide precision, in `buffer` where the types allow, and the slope of the soft cap at each."""
     if buffer is not None:
@@ -261,7 +261,7 @@ def weighted_nll(
     matrix: torch.Tensor,  # (V, H)
     targets: torch.Tensor,  # (N,) long
     weight: Weight,
-    shape: Shape = Shape(),
+    shape: LogitScaling = LogitScaling(),
     want: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:
     """`nll`: the scalar sum_i w_i * -logp_i, with gradient; `logp` and what is wanted, (N,), without.
@@ -353,7 +353,7 @@ def log_probs(
     hidden: torch.Tensor,  # (N, H)
     matrix: torch.Tensor,  # (V, H)
     targets: torch.Tensor,  # (N,) long
-    shape: Shape = Shape(),
+    shape: LogitScaling = LogitScaling(),
     want: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:
     """`logp` and, where wanted, `entropy`, (N,), with gradient; what else is wanted, (N,), without."""
@@ -368,7 +368,7 @@ def log_probs_of_module(
     head: nn.Module,  # (n, H) to (n, V)
     targets: torch.Tensor,  # (N,) long
     vocabulary: int,
-    shape: Shape = Shape(),
+    shape: LogitScaling = LogitScaling(),
     want: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:
     """As `log_probs`, for a head of any kind; its trained parameters get their gradient."""

@@ -16,7 +16,7 @@ from ft_host.models.policy import Policy, ValueHead
 from ft_host.models.probe import choose_layout
 from ft_host.models.weights import adapter_of, base_of, find_config, is_classifier, load_model, load_weights
 from ft_host.util.distributed import free_memory, precision
-from ft_host.util.memory import Shape, activation_bytes, shape_of
+from ft_host.util.memory import ModelSizes, activation_bytes, model_sizes_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------- memory
 
 
-def sizes_of(config: PretrainedConfig) -> Shape:
+def sizes_of(config: PretrainedConfig) -> ModelSizes:
     """The sizes of a language model. Some have these two under other names, which only attribute access maps."""
-    return shape_of(
+    return model_sizes_of(
         config.to_dict() | {"hidden_size": config.hidden_size, "num_hidden_layers": config.num_hidden_layers}
     )
 

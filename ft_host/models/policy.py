@@ -167,7 +167,7 @@ class Policy(nn.Module):
     def logits_head(self, temperature: float = 1.0) -> Head:
         """The head with its scale and soft cap. Of a sharded policy its matrix is gathered: all ranks must call it."""
         module = self.causal_lm.get_output_embeddings()
-        shape = replace(head.shape_of(self.config), temperature=temperature)
+        shape = replace(head.logit_scaling_of(self.config), temperature=temperature)
         if not _is_plain(module):
             return Head(None, module, shape, self.config.vocab_size)
         matrix = module.weight
@@ -205,7 +205,7 @@ class Policy(nn.Module):
         temperature: float,
     ) -> dict[str, torch.Tensor]:
         module = self.causal_lm.get_output_embeddings()
-        shape = replace(head.shape_of(self.config), temperature=temperature)
+        shape = replace(head.logit_scaling_of(self.config), temperature=temperature)
         if not _is_plain(module):
             out = head.log_probs_of_module(hidden, module, targets, self.config.vocab_size, shape, want)
         elif weight is None or not torch.is_grad_enabled() or _loss_is_scaled(hidden, module.weight):

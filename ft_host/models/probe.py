@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ft_host.batch import Batch, Segment, forest
+from ft_host.batch import Batch, Segment, flat_batch
 from ft_host.errors import ConfigError
 from ft_host.models.attention import NotFlat, install, original_of
 
@@ -34,7 +34,7 @@ def _rows_alone(policy: Policy, rows: list[list[int]]) -> torch.Tensor:
 def _forest_of(policy: Policy, rows: list[list[int]]) -> Batch:
     """The second row as a prompt of 13 tokens and a child, between the other two."""
     first, second, third = rows
-    return forest(
+    return flat_batch(
         [
             Segment(input_ids=first, labels=first, row=0),
             Segment(input_ids=second[:13], labels=second[:13], row=1),

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ft_host.models.head import Shape, _add_product, _buffer, _product_dtype, _tile_rows, _wide
+from ft_host.models.head import LogitScaling, _add_product, _buffer, _product_dtype, _tile_rows, _wide
 
 # Logits that the function is asked about at a time, in bytes; where it isn't said, all of a tile. (On one core, with
 # 128k tokens, the loss of both models took 1.5 times as long with whole tiles, most of it page faults; with 32k 1.05
@@ -39,7 +39,7 @@ class Head:
 
     matrix: torch.Tensor | None
     module: nn.Module | None
-    shape: Shape
+    shape: LogitScaling
     vocabulary: int
 
     def logits(self, hidden: torch.Tensor, space: torch.Tensor | None = None) -> torch.Tensor:
@@ -79,7 +79,7 @@ def _product(states: torch.Tensor, matrix: torch.Tensor, space: torch.Tensor | N
     return torch.mm(states, matrix.t(), out=space[: states.shape[0]])
 
 
-def shaped(logits: torch.Tensor, shape: Shape) -> torch.Tensor:
+def shaped(logits: torch.Tensor, shape: LogitScaling) -> torch.Tensor:
     """Scale, soft cap and temperature."""
     if shape.softcap is not None:
         logits = shape.softcap * torch.tanh(logits * (shape.scale / shape.softcap))

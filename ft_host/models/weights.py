@@ -276,18 +276,20 @@ def check_vocabulary(
     from transformers import AutoTokenizer
 
     spec = spec or ModelSpec()
-    instead = f"; {spec.otherwise}" if spec.otherwise else ""
+    instead = f"; {spec.hint}" if spec.hint else ""
     found: list[int] = []
     for name, named, own in ((config.model, "model", config.model_revision), (source, field, spec.revision)):
         check_folder(name, named)
         base = base_of(name)
         revision = own or (config.model_revision if name == config.model else None)
         found.append(find_config(base, named, revision, config.trust_remote_code).get_text_config().vocab_size)
-    if spec.own_tokens:
+    if spec.own_tokenizer:
         return
     place = Path(source)
     bare = place.is_dir() and not any(place.glob("tokenizer*"))
-    padding = spec.padded and not bare and max(tokenizer.get_vocab().values()) < min(found)  # is all that is more
+    padding = (
+        spec.allow_padded_vocab and not bare and max(tokenizer.get_vocab().values()) < min(found)
+    )  # is all that is more
     if found[0] != found[1] and not padding:
         raise ConfigError(
             f"{field}: {source} has a vocabulary of {found[1]} tokens, {config.model} one of {found[0]}; both must "

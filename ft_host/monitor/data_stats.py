@@ -2,7 +2,7 @@
 
 Rows go through the method's own `ft_prepare` and `ft_collate`, so that every method is measured in the same way: a leaf
 of a batch's forest is a text that is trained on, its targets are what is supervised. Lengths are those before
-`max_length` cuts. Methods with rollouts have prompts only; their rewards are tried by `rehearse`.
+`max_length` cuts. Methods with rollouts have prompts only; their rewards are tried by `check_rewards`.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class _Seen:
     labels: list[bool] = field(default_factory=list)
 
 
-def measure(
+def data_facts(
     source: Any,
     held_out: Any,
     prepare: Callable[[Row], Any],
@@ -233,7 +233,7 @@ def _lengths(rows: list[Row], collate: Any, tokenizer: Any, config: RunConfig) -
 
 
 def texts_of(batch: Batch) -> list[list[int]]:
-    """The whole texts of a batch: each leaf of its forest, with what it follows on."""
+    """The whole texts of a batch: each leaf of its flat_batch, with what it follows on."""
     ids, start, found = batch.input_ids.tolist(), 0, []
     for size, parent in zip(batch.lengths, batch.parents, strict=True):
         found.append((found[parent] if parent >= 0 else []) + ids[start : start + size])

@@ -38,7 +38,7 @@ def _sample(run: Run) -> list[torch.Tensor]:
     return [weights[:: max(1, math.ceil(len(weights) / ELEMENTS))] for weights in flat]
 
 
-def keep_weights(run: Run) -> list[torch.Tensor] | None:
+def snapshot_weights(run: Run) -> list[torch.Tensor] | None:
     """A copy of what `update_ratio` looks at, before every tenth update; None before the others."""
     return [weights.clone() for weights in _sample(run)] if (run.step + 1) % EVERY == 0 else None
 
@@ -66,7 +66,7 @@ def family(name: str) -> str:
     return re.sub(r"\.experts\.\d+\.", ".experts.*.", re.sub(r"lora_(embedding_)?[AB]\b", "lora", name))
 
 
-class Reach:
+class GradientCoverage:
     """Which trained parameters have had a gradient yet. Asked after the backward pass, until it has told."""
 
     def __init__(self, run: Run):
@@ -77,7 +77,7 @@ class Reach:
         )  # groups of equal rewards give no gradient, or that of some parts
         self.told = not self.left
 
-    def look(self, run: Run, norm: float) -> None:
+    def update(self, run: Run, norm: float) -> None:
         """All ranks must call it. A step without any gradient says nothing: no completion was better than another."""
         if self.told or norm == 0:
             return
@@ -99,7 +99,7 @@ class Reach:
         }
         if self.left:
             facts["probe/zero_grad_example"] = next(name for name in parameters if name in self.left)
-        run.learn(facts)
+        run.record_facts(facts)
 
 
 def model_facts(run: Run) -> dict[str, Any]:

@@ -24,7 +24,7 @@ WHOLE = ("completion", "solution", "response", "output")  # what a model should 
 ANSWERS = ("answer", "ground_truth", "target", "label")  # what it should come to
 
 
-def rehearse(config: RolloutConfig, source: Any, prepare: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+def check_rewards(config: RolloutConfig, source: Any, prepare: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     """Facts about each reward: the share of completions that it fails for, and by how much rewards of one prompt
     differ. None where rows don't say what would be right."""
     specs = [spec for spec in config.reward if not Path(spec).is_dir()]

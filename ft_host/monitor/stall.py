@@ -20,7 +20,7 @@ ASIDE = 4  # evaluation and checkpoints may take so many times as long as a step
 LOOK = 5.0  # seconds between two looks
 
 
-class Stall:
+class StallDetector:
     """Of the main process. A sink of the run's metrics; `aside` is for what takes longer than a step."""
 
     def __init__(self, run: Run):
@@ -39,7 +39,7 @@ class Stall:
             self.times.append(entry["perf/step_time"])
         self.last, self.told = time.monotonic(), False
 
-    def aside(self, begins: bool) -> None:
+    def relax(self, begins: bool) -> None:
         """An evaluation or a checkpoint begins, or has ended."""
         self.factor, self.last = ASIDE if begins else 1, time.monotonic()
 
@@ -65,4 +65,4 @@ class Stall:
             file.write(f"no step for {silent:.0f} seconds after step {self.run.step}\n")
             file.flush()
             faulthandler.dump_traceback(file=file, all_threads=True)
-        self.run.learn({"watch/silent_seconds": round(silent, 1), "watch/silent_after_step": self.run.step})
+        self.run.record_facts({"watch/silent_seconds": round(silent, 1), "watch/silent_after_step": self.run.step})

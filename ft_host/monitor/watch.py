@@ -30,7 +30,7 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-class Watch:
+class Monitor:
     """Of one run, on its main process; on the others it is deaf. A sink of the run's metrics (`ft_log`)."""
 
     def __init__(self, plugins: PluginManager, infos: list[PluginInfo], config: RunConfig):
@@ -49,16 +49,16 @@ class Watch:
 
     # -- from the host
 
-    def learn(self, facts: dict[str, Any]) -> None:
+    def record_facts(self, facts: dict[str, Any]) -> None:
         """Facts of the run, kept in run.json."""
         if not self.main:
             return
         with self.lock:  # the thread that looks for stalls tells facts too
-            self._tell(self.engine.learn(facts))
+            self._tell(self.engine.record_facts(facts))
         if self.run is not None:
             self.run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
 
-    def attach(self, run: Run, lines: list[dict[str, Any]]) -> None:
+    def start(self, run: Run, lines: list[dict[str, Any]]) -> None:
         """The run has a folder now. `lines`: its metrics so far, of a run that goes on. What they show was told of when
         it was found, and stops the run no second time."""
         self.run = run
@@ -89,9 +89,9 @@ class Watch:
     @hookimpl
     def ft_log(self, entry, run):
         with self.lock:
-            self._tell(self.engine.see(entry))
+            self._tell(self.engine.add_metrics(entry))
 
-    def leave(self, folder: RunFolder) -> None:
+    def flush(self, folder: RunFolder) -> None:
         """The run has ended before it began: write what was found to its folder."""
         for finding in self.unwritten:
             folder.append("findings.jsonl", finding.as_dict(self.as_dict))
@@ -133,7 +133,7 @@ class Watch:
             return str(stopped)
         return None
 
-    def worst(self) -> bool:
+    def fails(self) -> bool:
         """Whether there is a finding that `fail_on` is about."""
         limit = self.config.fail_on
         return limit is not None and any(

@@ -99,7 +99,7 @@ def scores_of(
     """The score of each row of tokens, in flat batches of `per_device_eval_batch_size` rows, without gradient."""
     import torch
 
-    from ft_host.batch import IGNORE, Segment, forest
+    from ft_host.batch import IGNORE, Segment, flat_batch
     from ft_host.models import precision, score_pad
 
     size, device = config.per_device_eval_batch_size, model.device
@@ -110,7 +110,7 @@ def scores_of(
             Segment(input_ids=ids, labels=[IGNORE] * len(ids), row=row)
             for row, ids in enumerate(rows[start : start + size])
         ]
-        batch = forest(segments, num_rows=len(segments), pad_token_id=score_pad(tokenizer)).to(device)
+        batch = flat_batch(segments, num_rows=len(segments), pad_token_id=score_pad(tokenizer)).to(device)
         with torch.no_grad(), torch.autocast(device.type, dtype=kind, enabled=kind is not None):
             found.append(model(batch, want=("score",))["score"])
     return torch.cat(found).tolist() if found else []

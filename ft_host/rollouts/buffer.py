@@ -178,7 +178,7 @@ class Buffer:
         rows, sizes = self.numbered(rows)
         annotating = time.perf_counter()
         self.rows, self.sizes = run.annotate(rows), sizes
-        run.took("annotation", time.perf_counter() - annotating)
+        run.add_time("annotation", time.perf_counter() - annotating)
         self.number, self.step, self.place = number, 0, place
         self.metrics = metrics | self._times(rollout_run, started)
         if draws > 1:
@@ -208,7 +208,7 @@ class Buffer:
     def _times(self, rollout_run: RolloutRun, started: float) -> dict[str, float]:
         """Seconds of the rollout, and the tokens that all ranks sampled in the seconds that this one spent on it."""
         for what, seconds in rollout_run.seconds.items():
-            self.run.took(what, seconds)
+            self.run.add_time(what, seconds)
         tokens, seconds = sum(self.run.gather(rollout_run.tokens)), rollout_run.seconds.get("generation", 0.0)
         return {
             "perf/rollout_time": time.perf_counter() - started,
@@ -260,7 +260,7 @@ def units_of(rows: list[Row], budget: int) -> list[list[Row]]:
     return units
 
 
-def dealt(saved: list[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any] | None:
+def reshard_rows(saved: list[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any] | None:
     """What the ranks of a checkpoint had in their buffers, as this rank of `world_size` has it; None: there were
     none."""
     if not saved:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ft_host.batch import forest
+from ft_host.batch import flat_batch
 from ft_host.errors import FtHostError
 from ft_host.generation import Request, Sampling
-from ft_host.models.aux_models import still
+from ft_host.models.aux_models import frozen_eval
 from ft_host.rollouts.rows import completion_row, completion_segments, per_target
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
     made = [
         completion_row(row, completion) for row, completion in zip(rows, run.generate(requests, sampling), strict=True)
     ]
-    batch = forest(completion_segments(made), num_rows=len(made)).to(run.device)
-    with still(run.policy), run.accelerator.autocast():
+    batch = flat_batch(completion_segments(made), num_rows=len(made)).to(run.device)
+    with frozen_eval(run.policy), run.accelerator.autocast():
         ours = run.policy(batch, want=("logp",), temperature=config.temperature)["logp"]
     apart = (ours.cpu().double() - per_target(made, "sampling_logps").double()).abs()
     ranks = run.gather((len(apart), float(apart.sum()), float(apart.max()) if len(apart) else 0.0))
     count = sum(size for size, _, _ in ranks)
     mean, most = sum(total for _, total, _ in ranks) / max(count, 1), max(largest for _, _, largest in ranks)
-    run.learn(differences(mean, most, config.max_sampling_logp_difference, run.step > 0))
+    run.record_facts(differences(mean, most, config.max_sampling_logp_difference, run.step > 0))
     if not torch.isfinite(torch.tensor(mean)) or mean > config.max_sampling_logp_difference:
         raise FtHostError(
             f"{when}, the log-probs of the backend {config.backend} differ from the policy's by {mean:.3g} nats on"

@@ -20,7 +20,7 @@ from ft_host.generation import Completion, Request, Sampling
 from ft_host.metrics import Metric, correlation, maximum, mean, minimum, std, total
 from ft_host.rewards import RewardPool, Scored, Scoring
 from ft_host.rollouts.tools import Toolbox
-from ft_host.rollouts.turns import Conversation, converse
+from ft_host.rollouts.turns import Conversation, run_episodes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -235,7 +235,7 @@ def completed(
     """`generations` completions of each prompt row, which holds its `group`: the number that its noise goes by. `more`
     says, on all ranks, whether any of them has something to generate."""
     if toolbox is not None:
-        return converse(rows, generations, engine, sampling, tokenizer, config, toolbox, more, positions)
+        return run_episodes(rows, generations, engine, sampling, tokenizer, config, toolbox, more, positions)
     requests = [
         Request(prompt_ids=row["prompt_ids"], number=row["group"] * generations + index)
         for row in rows

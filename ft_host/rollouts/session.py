@@ -50,7 +50,7 @@ def check_online(method: PluginInfo, plugins: PluginManager, config: RunConfig) 
 
 
 @dataclass(kw_only=True)
-class Online:
+class RolloutSession:
     """Of one process of a run."""
 
     config: RolloutConfig
@@ -60,7 +60,7 @@ class Online:
     probes: int = 2  # that are still to be made: before the first rollout, and after the first update
 
     @classmethod
-    def open(cls, config: RolloutConfig, columns: list[str], tokenizer: PreTrainedTokenizerBase) -> Online:
+    def open(cls, config: RolloutConfig, columns: list[str], tokenizer: PreTrainedTokenizerBase) -> RolloutSession:
         """Raises ConfigError or DataError for a reward or tool that can't be found, or used with this data, and for a
         column that isn't there."""
         for name in config.needs_columns:

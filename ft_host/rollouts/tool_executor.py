@@ -1,6 +1,6 @@
 """Calls of code that is not ours: in threads, each with a deadline, and on one event loop where they are async.
 
-Nothing here raises what a call raises: it comes back as an `Outcome`, as the one who asked for the call should read it.
+Nothing here raises what a call raises: it comes back as a `ToolResult`, as the one who asked should read it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_LEFT = 256  # calls that were given up and still run; more of them end the 
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ToolResult:
     """What came of a call: a value, or what went wrong."""
 
     value: Any = None
@@ -35,7 +35,7 @@ class Refused(Exception):
 
 
 @dataclass
-class Caller:
+class ToolExecutor:
     """Makes calls that may take `timeout` seconds each."""
 
     timeout: float
@@ -43,18 +43,18 @@ class Caller:
     _loop: asyncio.AbstractEventLoop | None = None  # one for all calls, so that a client may stay open
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, lanes: list[list[Callable[[], Any]]]) -> list[list[Outcome]]:
+    def run(self, lanes: list[list[Callable[[], Any]]]) -> list[list[ToolResult]]:
         """What the calls of each lane gave: those of a lane one after the other, lanes at the same time.
 
         A call that takes longer than `timeout` is given up: its thread can't be ended, so it is a daemon that nothing
         waits for. Raises FtHostError where too many of these are still at work.
         """
-        outcomes: list[list[Outcome]] = [[] for _ in lanes]
+        outcomes: list[list[ToolResult]] = [[] for _ in lanes]
         waiting = deque(index for index, lane in enumerate(lanes) if lane)
         running: dict[int, tuple[threading.Thread, float]] = {}  # by lane, with the time when it is given up
-        done: queue.SimpleQueue[tuple[int, int, Outcome]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[int, int, ToolResult]] = queue.SimpleQueue()
 
-        def finish(index: int, outcome: Outcome) -> None:
+        def finish(index: int, outcome: ToolResult) -> None:
             outcomes[index].append(outcome)
             del running[index]
             if len(outcomes[index]) < len(lanes[index]):
@@ -75,7 +75,7 @@ class Caller:
                 now = time.monotonic()
                 for index in [index for index, (_, deadline) in running.items() if deadline <= now]:
                     self._give_up(running[index][0])
-                    finish(index, Outcome(problem=too_long(self.timeout)))
+                    finish(index, ToolResult(problem=too_long(self.timeout)))
                 continue
             if index in running and number == len(outcomes[index]):  # else it was given up before
                 finish(index, outcome)
@@ -108,14 +108,14 @@ class Caller:
             raise
 
 
-def work(caller: Caller, call: Callable[[], Any], index: int, number: int, done: queue.SimpleQueue) -> None:
+def work(caller: ToolExecutor, call: Callable[[], Any], index: int, number: int, done: queue.SimpleQueue) -> None:
     """Make a call, in a thread of its own, and say what came of it."""
     try:
-        outcome = Outcome(caller.finished(call()))
+        outcome = ToolResult(caller.finished(call()))
     except Refused as refused:
-        outcome = Outcome(problem=str(refused))
+        outcome = ToolResult(problem=str(refused))
     except BaseException as error:  # sys.exit() too: somebody waits for an answer
-        outcome = Outcome(problem=f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+        outcome = ToolResult(problem=f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     done.put((index, number, outcome))
 
 

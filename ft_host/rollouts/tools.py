@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.errors import ConfigError, DataError, FtHostError
 from ft_host.metrics import Metric, mean
 from ft_host.rewards.functions import as_number
-from ft_host.rollouts.tool_executor import Caller, Outcome, Refused
+from ft_host.rollouts.tool_executor import Refused, ToolExecutor, ToolResult
 from ft_host.util.imports import load_function
 from ft_host.util.text import QUOTED, nearest
 
@@ -52,7 +52,7 @@ class Toolbox:
     methods: tuple[str, ...]  # of the environment, that are tools
     rewards: bool  # the environment has get_reward
     schemas: list[dict[str, Any]]
-    caller: Caller
+    caller: ToolExecutor
 
     @property
     def names(self) -> list[str]:
@@ -79,7 +79,7 @@ class Toolbox:
             raise Refused(f"it returned {type(added).__name__} {str(added)[:60]!r}, expected text or None")
         return made, added or ""
 
-    def call(self, calls: list[list[Call]], environments: list[Any]) -> list[list[Outcome]]:
+    def call(self, calls: list[list[Call]], environments: list[Any]) -> list[list[ToolResult]]:
         """What comes of the calls of each conversation: its own in order, those of different ones at the same time.
         Values are texts."""
         lanes = [
@@ -99,7 +99,7 @@ class Toolbox:
             raise Refused(f"there is no tool {call.name!r}" + nearest(call.name, self.names, QUOTED, "tools"))
         return as_text(self.caller.finished(function(**call.arguments)))
 
-    def score(self, environments: list[Any]) -> list[Outcome]:
+    def score(self, environments: list[Any]) -> list[ToolResult]:
         """What `get_reward` of each environment gives: a finite number, or None."""
         lanes = [[functools.partial(self._worth, each)] for each in environments]
         return [outcome for (outcome,) in self.caller.run(lanes)]
@@ -176,7 +176,7 @@ def load_tools(config: RolloutConfig) -> Toolbox | None:
         methods=tuple(name for name, _ in methods),
         rewards=environment is not None and "get_reward" in dir(environment),
         schemas=list(schemas.values()),
-        caller=Caller(config.tool_timeout),
+        caller=ToolExecutor(config.tool_timeout),
     )
 
 

@@ -29,7 +29,7 @@ def between(chat: templates.Conversation, ids: list[int], said: list[Message]) -
     """The tokens from the end of a turn that called tools to the beginning of the next one: the end of turn where
     `ids` lacks it, what the tools said, and the generation prompt."""
     asked = tuple((message["name"], message["tool_call_id"]) for message in said)
-    seam = seam_of(chat.tokenizer, json.dumps(chat.tools), json.dumps(chat.arguments), asked)
+    seam = turn_boundary_of(chat.tokenizer, json.dumps(chat.tools), json.dumps(chat.arguments), asked)
     text = chat.render([USER, calling(asked[: seam.shown]), *said], ask=True)
     if not text.startswith(seam.head):
         raise ConfigError(
@@ -47,7 +47,7 @@ def between(chat: templates.Conversation, ids: list[int], said: list[Message]) -
 
 
 @dataclass(frozen=True)
-class Seam:
+class TurnBoundary:
     """Where a turn that calls tools ends in the text of a conversation of ours."""
 
     start: int  # of the turn
@@ -57,7 +57,9 @@ class Seam:
 
 
 @functools.lru_cache(maxsize=256)
-def seam_of(tokenizer: PreTrainedTokenizerBase, tools: str, arguments: str, asked: tuple[tuple[str, str], ...]) -> Seam:
+def turn_boundary_of(
+    tokenizer: PreTrainedTokenizerBase, tools: str, arguments: str, asked: tuple[tuple[str, str], ...]
+) -> TurnBoundary:
     """Calls of tools by (name, id) as the chat template writes them. Raises ConfigError where it can't."""
     said = [{"role": "tool", "name": name, "tool_call_id": each, "content": "a"} for name, each in asked]
     problem = None
@@ -79,7 +81,7 @@ def seam_of(tokenizer: PreTrainedTokenizerBase, tools: str, arguments: str, aske
                 f"stops can't be told; it ends in {text[: spans[0].stop][-40:]!r}"
             )
         head = text[: spans[0].stop]
-        return Seam(begun(chat, head, spans[0].start), head, close[0], shown)
+        return TurnBoundary(begun(chat, head, spans[0].start), head, close[0], shown)
     raise ConfigError(f"tools: the chat template can't show calls of tools: {problem}") from problem
 
 
@@ -118,7 +120,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any
         raise ConfigError(f"tools: the chat template doesn't show a model which tools it has; {other}")
     name = tools[0]["function"]["name"]
     asked = ((name, "call00000"),)
-    seam = seam_of(tokenizer, json.dumps(tools), json.dumps(arguments), asked)
+    seam = turn_boundary_of(tokenizer, json.dumps(tools), json.dumps(arguments), asked)
     said = {"role": "tool", "name": name, "tool_call_id": "call00000", "content": templates.OTHER}
     if templates.OTHER not in chat.render([USER, calling(asked), said]):
         raise ConfigError(f"tools: the chat template doesn't show a model what tools say; {other}")

@@ -42,7 +42,7 @@ class Conversation(Completion):
 
 
 @dataclass(kw_only=True)
-class Talk:
+class Episode:
     """A conversation while it goes on."""
 
     number: int
@@ -68,7 +68,7 @@ class Talk:
         self.turns += 1
         self.finish_reason = answer.finish_reason
 
-    def hear(self, ids: list[int]) -> None:
+    def observe(self, ids: list[int]) -> None:
         """Add tokens that the model didn't sample. They count as of the weights that sampled what is before them."""
         self.ids += ids
         self.sampled += [False] * len(ids)
@@ -76,7 +76,7 @@ class Talk:
         self.versions += self.versions[-1:] * len(ids)
 
 
-def converse(
+def run_episodes(
     rows: list[Row],
     generations: int,
     engine: Callable[[list[Request], Sampling], list[Completion]],
@@ -112,7 +112,7 @@ def converse(
             )
             for talk in active
         ]
-        asking: list[tuple[Talk, list[Call]]] = []
+        asking: list[tuple[Episode, list[Call]]] = []
         for talk, answer in zip(active, engine(requests, of_turn(sampling, turn)), strict=True):
             before = talk.prompt_ids + talk.ids
             talk.say(answer)
@@ -138,7 +138,7 @@ def of_turn(sampling: Sampling, turn: int) -> Sampling:
 
 def started(
     rows: list[Row], generations: int, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig, toolbox: Toolbox
-) -> list[Talk]:
+) -> list[Episode]:
     """Conversations before their first turn: prompts that show the tools, with what environments add."""
     check_template(tokenizer, toolbox.schemas, config.chat_template_kwargs)
     every = [row for row in rows for _ in range(generations)]
@@ -152,7 +152,7 @@ def started(
             made[key] = chat, chat_ids(chat, ask=True)
         chat, ids = made[key]
         number = row["group"] * generations + index % generations
-        talks.append(Talk(number=number, chat=chat, prompt_ids=ids, environment=environment))
+        talks.append(Episode(number=number, chat=chat, prompt_ids=ids, environment=environment))
     return talks
 
 
@@ -180,7 +180,7 @@ def chat_of(
     return conversation(tokenizer, prompt, {"tools": toolbox.schemas, "chat_template_kwargs": arguments})
 
 
-def finished(talks: list[Talk], rows: list[Row], generations: int, toolbox: Toolbox) -> list[Conversation]:
+def finished(talks: list[Episode], rows: list[Row], generations: int, toolbox: Toolbox) -> list[Conversation]:
     scores = toolbox.score([talk.environment for talk in talks]) if toolbox.rewards else [None] * len(talks)
     done = []
     for index, (talk, score) in enumerate(zip(talks, scores, strict=True)):
@@ -211,8 +211,8 @@ def finished(talks: list[Talk], rows: list[Row], generations: int, toolbox: Tool
 
 
 def answered(
-    asking: list[tuple[Talk, list[Call]]], toolbox: Toolbox, longest: int, positions: int | None
-) -> list[Talk]:
+    asking: list[tuple[Episode, list[Call]]], toolbox: Toolbox, longest: int, positions: int | None
+) -> list[Episode]:
     """Make the calls and add what came of them; the conversations that go on."""
     outcomes = toolbox.call([calls for _, calls in asking], [talk.environment for talk, _ in asking])
     going = []
@@ -234,6 +234,6 @@ def answered(
             talk.finish_reason = "length"
             continue
         talk.messages += said
-        talk.hear(ids)
+        talk.observe(ids)
         going.append(talk)
     return going

@@ -203,7 +203,7 @@ def first_step(config: RunConfig, method: str) -> tuple[Run, list[dict[str, Any]
 
     from ft_host import data, registry
     from ft_host.models import load_policy
-    from ft_host.models.aux_models import Companion, keep_adapter
+    from ft_host.models.aux_models import AuxModel, keep_adapter
     from ft_host.types import ModelSpec
 
     tokenizer = data.load_tokenizer(config)
@@ -224,7 +224,7 @@ def first_step(config: RunConfig, method: str) -> tuple[Run, list[dict[str, Any]
         policy=policy,
         model=policy,
     )
-    run.models = {role: Companion(spec, run) for role, spec in specs.items()}
+    run.models = {role: AuxModel(spec, run) for role, spec in specs.items()}
     return run, [row for unit in step.units for row in unit]
 
 

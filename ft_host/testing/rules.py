@@ -44,9 +44,9 @@ def findings(rules: Sequence[Rule], told: Told, config_class: type[RunConfig] = 
     """What `rules` find in a run, as it stands at its end; muted ones too."""
     config = asdict(config_class(**told.config))
     engine = Engine([(rule, "test 0") for rule in rules], config, strict=True)
-    engine.learn(told.facts)
+    engine.record_facts(told.facts)
     for line in told.lines:
-        engine.see(line)
+        engine.add_metrics(line)
     return engine.finish()
 
 

@@ -15,7 +15,7 @@ from ft_host.rollouts.rollout import completed, scored, scoring_of
 from ft_host.training.loop import evaluate_loss
 
 if TYPE_CHECKING:
-    from ft_host.rollouts.session import Online
+    from ft_host.rollouts.session import RolloutSession
     from ft_host.run import Run
 
 SAMPLES = 5  # rows of each evaluation that samples.jsonl shows, the first ones, so that they are the same each time
@@ -31,7 +31,12 @@ class Evaluation:
     """
 
     def __init__(
-        self, run: Run, rows: list[Row], raw: list[Row], rewards: list[RewardFunction], online: Online | None = None
+        self,
+        run: Run,
+        rows: list[Row],
+        raw: list[Row],
+        rewards: list[RewardFunction],
+        online: RolloutSession | None = None,
     ):
         self.run, self.rewards, self.online = run, rewards, online
         self.any = bool(rows)
@@ -67,7 +72,7 @@ class Evaluation:
 
 
 def evaluate_rewards(
-    run: Run, rows: list[Row], functions: list[RewardFunction], online: Online | None = None
+    run: Run, rows: list[Row], functions: list[RewardFunction], online: RolloutSession | None = None
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Complete the prompt of each row and score it, with `functions`, or without them with the rewards of `online`.
     Gives metrics over all ranks, and samples.

@@ -29,20 +29,20 @@ from ft_host.diagnostics.memory_remedies import remedies_for
 from ft_host.errors import ConfigError, FtHostError, Interrupted, OutOfMemory, StoppedByFinding
 from ft_host.metrics import add_counts
 from ft_host.models import attach_value, check_vocabulary, load_policy, merge_adapter, save_model, shard
-from ft_host.models.annotate import make_ahead, open_store
-from ft_host.models.aux_models import Companion, keep_adapter
-from ft_host.monitor.data_stats import measure
+from ft_host.models.annotate import open_store, precompute
+from ft_host.models.aux_models import AuxModel, keep_adapter
+from ft_host.monitor.data_stats import data_facts
 from ft_host.monitor.gradients import model_facts
 from ft_host.monitor.memory_estimate import free_mb, memory_parts
 from ft_host.monitor.memory_usage import disk_facts
-from ft_host.monitor.reward_check import rehearse
-from ft_host.monitor.stall import Stall
-from ft_host.monitor.watch import Watch
+from ft_host.monitor.reward_check import check_rewards
+from ft_host.monitor.stall import StallDetector
+from ft_host.monitor.watch import Monitor
 from ft_host.registry.backend import backend_of
 from ft_host.report import write_report
 from ft_host.rewards import check_columns, load_rewards
-from ft_host.rollouts.buffer import dealt
-from ft_host.rollouts.session import Online, check_online
+from ft_host.rollouts.buffer import reshard_rows
+from ft_host.rollouts.session import RolloutSession, check_online
 from ft_host.run import Run
 from ft_host.rundir.folder import RunFolder
 from ft_host.rundir.manifest import (
@@ -122,9 +122,9 @@ class _Launch:
         self.stopping = threading.Event()
         self.handlers: dict[int, Any] = {}
         self.warnings: list[str] = []
-        self.online: Online | None = None
+        self.online: RolloutSession | None = None
         self.run: Run | None = None
-        self.stall: Stall | None = None
+        self.stall: StallDetector | None = None
         self.start = None if resume else start_of(config)  # a checkpoint of another run
 
     # -- in order
@@ -136,7 +136,7 @@ class _Launch:
         self.chosen = [self.method, *([backend] if backend else []), *diagnostics]
         plugins = registry.session(self.method, backend, diagnostics)
         check_online(self.method, plugins, config)
-        self.watch = Watch(plugins, self.chosen, config)
+        self.watch = Monitor(plugins, self.chosen, config)
         specs = plugins.hook.ft_models(config=config) or {}
         head = specs.pop("policy", ModelSpec()).head
         optimizer_factory(config)
@@ -154,15 +154,15 @@ class _Launch:
         if self.watch.main:
             whole = dataclasses.replace(config, max_length=None, packing=False)
             uncut = partial(_prepare, registry.reference(self.method), tokenizer, whole)
-            self.watch.learn(
-                measure(train_source, eval_source, prepare, uncut, plugins.hook.ft_collate, tokenizer, config)
+            self.watch.record_facts(
+                data_facts(train_source, eval_source, prepare, uncut, plugins.hook.ft_collate, tokenizer, config)
             )
         data.check_first_rows(train_source, prepare, config)
         self.watch.check()
         if isinstance(config, RolloutConfig):
-            self.online = Online.open(config, train_source.columns, tokenizer)
+            self.online = RolloutSession.open(config, train_source.columns, tokenizer)
             if self.watch.main:
-                self.watch.learn(rehearse(config, train_source, prepare))
+                self.watch.record_facts(check_rewards(config, train_source, prepare))
             self.watch.check()
 
         self.accelerator = start_processes(config)
@@ -198,17 +198,17 @@ class _Launch:
         )
         self.run = run
         with oom_context(COMPANIONS):
-            run.models = {role: Companion(spec, run) for role, spec in specs.items()}
+            run.models = {role: AuxModel(spec, run) for role, spec in specs.items()}
         torch.manual_seed(config.seed + run.rank)  # dropout differs between ranks
         progress, saved_rows = Progress(), None
         if checkpoint:
             saved = checkpoints.load(run, optimizer.optimizer, checkpoint)
             progress = Progress(**saved["progress"])
-            saved_rows = dealt(saved["buffers"], run.rank, run.world_size)
+            saved_rows = reshard_rows(saved["buffers"], run.rank, run.world_size)
         if self.accelerator.is_main_process and self.resume:
             self.folder.rewind(run.step if checkpoint else -1)
         logged = self.folder.read("metrics.jsonl") if checkpoint and self.accelerator.is_main_process else []
-        self.watch.attach(run, logged)
+        self.watch.start(run, logged)
 
         if self.online:
             stream = self.online.buffer(run, train_source, prepare, progress.position, saved_rows)
@@ -227,10 +227,10 @@ class _Launch:
                 plugins.register(sink)
         if self.accelerator.is_main_process:
             plugins.register(self.watch)
-            self.stall = Stall(run)
+            self.stall = StallDetector(run)
             plugins.register(self.stall)
         self._write_plan(run, total)
-        run.learn(model_facts(run) | disk_facts(run))
+        run.record_facts(model_facts(run) | disk_facts(run))
         for sentence in [*self.warnings, *damaged]:
             run.say(sentence, "warning")
         for sentence in policy.notes:
@@ -242,14 +242,14 @@ class _Launch:
         if self.watch.main:
             self._estimate_memory(run, len(held_out[0]))
         evaluation = Evaluation(run, *held_out, rewards, self.online)
-        if any(spec.ahead for spec in specs.values()):
+        if any(spec.precompute for spec in specs.values()):
             self._make_ahead(run, train_source, prepare, total, evaluation.mine)
         evaluation.annotate()
 
         def save() -> None:
             with self._aside(), oom_context(SAVING):
                 checkpoints.save(run, optimizer.optimizer, progress, stream.state() if self.online else None)
-                run.learn(disk_facts(run))
+                run.record_facts(disk_facts(run))
 
         def evaluate() -> None:
             with self._aside(), oom_context(EVALUATION):
@@ -279,16 +279,16 @@ class _Launch:
     def _aside(self) -> Iterator[None]:
         """Something that may take longer than a step."""
         if self.stall is not None:
-            self.stall.aside(True)
+            self.stall.relax(True)
         yield
         if self.stall is not None:
-            self.stall.aside(False)
+            self.stall.relax(False)
 
     def _estimate_memory(self, run: Run, held_out: int) -> None:
         """Told before the first step, so that a plan which doesn't fit is known to be one."""
         parts = memory_parts(run, self.watch.engine.view.facts, held_out)
         held = sum(parts[name] for name in ("weights", "companions")) + parts.get("base", 0.0)
-        run.learn(memory_facts(parts) | {"system/memory_mb": round(free_mb(run.device) + held, 1)})
+        run.record_facts(memory_facts(parts) | {"system/memory_mb": round(free_mb(run.device) + held, 1)})
         run.say(in_words(parts))
 
     def _asked_to_stop(self) -> str | None:
@@ -302,7 +302,7 @@ class _Launch:
         if run.step:
             return
         steps = data.TrainStream(source, prepare, self.config, rank=run.rank, world_size=run.world_size)
-        make_ahead(run, steps, total, source.num_rows if isinstance(source, data.Source) else None, held_out)
+        precompute(run, steps, total, source.num_rows if isinstance(source, data.Source) else None, held_out)
         steps.close()
 
     def _say_what_was_lost(self, run: Run, stream: data.TrainStream) -> None:
@@ -357,7 +357,7 @@ class _Launch:
             return
         plan, notes = plan_of(run, total)
         self.folder.update(wrappers=registry.wrappers(run.plugins), **plan)
-        run.learn(plan_facts(run, total))
+        run.record_facts(plan_facts(run, total))
         if self.config.report_to:
             name = self.config.run_name or self.folder.path.name
             self.accelerator.init_trackers(name)
@@ -403,7 +403,7 @@ class _Launch:
             findings = self.watch.finish()
             self.folder.update(status="finished", finished=now(), result=metrics)
             run.say(f"model in {self.folder.model}, report in {self._report()}")
-        metrics, findings, failed = agreed(self.accelerator, (metrics, findings, self.watch.worst()))
+        metrics, findings, failed = agreed(self.accelerator, (metrics, findings, self.watch.fails()))
         return FinishedRun(folder=self.folder.path, steps=run.step, metrics=metrics, findings=findings, failed=failed)
 
     # -- when it goes wrong
@@ -411,7 +411,7 @@ class _Launch:
     def failed(self, error: BaseException) -> None:
         main = self.accelerator is None or self.accelerator.is_main_process
         if isinstance(error, FtHostError) and error.facts:
-            self.watch.learn(error.facts)
+            self.watch.record_facts(error.facts)
         if not main or self.folder is None or not self.folder.manifest or isinstance(error, SystemExit):
             return
         stopped = isinstance(error, (Interrupted, StoppedByFinding, KeyboardInterrupt))
@@ -422,7 +422,7 @@ class _Launch:
             if self.watch.run is not None:
                 self.watch.finish(whole=not stopped)
             else:
-                self.watch.leave(self.folder)
+                self.watch.flush(self.folder)
             self.folder.update(status="interrupted" if stopped else "failed", finished=now(), error=text)
             self._report()
         except OSError as full:  # the disk may be what failed; the first error is what the user must see

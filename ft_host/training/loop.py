@@ -21,7 +21,7 @@ from ft_host.data.micro_batches import split_micro_batches
 from ft_host.errors import FtHostError, Interrupted, OutOfMemory, StoppedByFinding, UsageError
 from ft_host.metrics import Accumulator, add_counts, combine, maximum
 from ft_host.models.experts import ExpertLoad, load_metrics
-from ft_host.monitor.gradients import Reach, keep_weights, update_ratio
+from ft_host.monitor.gradients import GradientCoverage, snapshot_weights, update_ratio
 from ft_host.monitor.memory_usage import memory_metrics, peak_memory_mb
 from ft_host.util.memory import BACKWARD, FORWARD, UPDATE, oom_context
 
@@ -126,7 +126,7 @@ def train_step(
     batches: list[Batch],
     agreed: Agreed,
     optimizer: torch.optim.Optimizer,
-    reach: Reach,
+    coverage: GradientCoverage,
     data_time: float = 0.0,
 ) -> dict[str, float]:
     """Forward and backward of every micro-batch, then one update. Gives the step's metrics over all ranks; `data_time`,
@@ -157,7 +157,7 @@ def train_step(
     scaled = run.accelerator.scaler is not None  # float16: the scaler skips a step that overflows, by itself
     if not math.isfinite(metrics["loss"]) or not (scaled or math.isfinite(norm)):
         what = "loss" if not math.isfinite(metrics["loss"]) else "gradient norm"
-        run.learn(
+        run.record_facts(
             {
                 "watch/not_finite": what,
                 "watch/not_finite_value": str(metrics["loss"] if what == "loss" else norm),
@@ -170,8 +170,8 @@ def train_step(
             f"updated. Lower learning_rate (now {optimizer.param_groups[0]['lr']:.3g}), add warmup_steps, or look at "
             "the rows of this step"
         )
-    reach.look(run, norm)
-    before = keep_weights(run)
+    coverage.update(run, norm)
+    before = snapshot_weights(run)
     with oom_context(UPDATE, run.step + 1):
         optimizer.step()
     if scaled:
@@ -251,7 +251,7 @@ def fit(
     limit = config.max_steps if config.max_steps > 0 else None
     saved_at = run.step
     steps = iter(stream)
-    asking, reach = asks_models(run), Reach(run)
+    asking, coverage = asks_models(run), GradientCoverage(run)
     aside = {"perf/evaluation_time": 0.0, "perf/save_time": 0.0}  # since the step before
     run.model.train()
 
@@ -303,7 +303,7 @@ def fit(
             consumed = run.step if total_rows is None else progress.rows_consumed / total_rows * schedule.total
             rate = schedule.set(consumed)
             try:
-                metrics = train_step(run, batches, agreed, optimizer, reach, data_time)
+                metrics = train_step(run, batches, agreed, optimizer, coverage, data_time)
             except OutOfMemory as problem:
                 if run.world_size > 1 or problem.phase == UPDATE:
                     raise  # the other ranks are within a collective; weights may be half updated

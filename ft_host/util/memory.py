@@ -41,7 +41,7 @@ PARTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class ModelSizes:
     """What a model's config says of its size."""
 
     hidden: int
@@ -51,7 +51,7 @@ class Shape:
     cached: int  # numbers that generation keeps for a token and layer: keys and values
 
 
-def shape_of(fields: Mapping[str, Any]) -> Shape:
+def model_sizes_of(fields: Mapping[str, Any]) -> ModelSizes:
     """`fields`: of the config of a language model (the text part), as in its config.json."""
     hidden = fields["hidden_size"]
     heads = fields.get("num_attention_heads") or 1
@@ -59,7 +59,7 @@ def shape_of(fields: Mapping[str, Any]) -> Shape:
     experts = fields.get("num_experts_per_tok")
     wide = fields.get("moe_intermediate_size") if experts else None
     wide = wide or fields.get("intermediate_size") or 4 * hidden
-    return Shape(
+    return ModelSizes(
         hidden=hidden,
         layers=fields["num_hidden_layers"],
         wide=wide * (experts or 1),
@@ -68,7 +68,7 @@ def shape_of(fields: Mapping[str, Any]) -> Shape:
     )
 
 
-def activation_bytes(shape: Shape, tokens: int, width: int, checkpointing: bool = False) -> int:
+def activation_bytes(shape: ModelSizes, tokens: int, width: int, checkpointing: bool = False) -> int:
     """About what a micro-batch keeps for its backward pass: per token and layer, the inputs of each product and norm,
     with what is between them (fourteen widths of the hidden state, four of a gated MLP), and for one layer their
     gradients too. With checkpointing the input of each layer, and one layer in full. Checked by

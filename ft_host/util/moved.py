@@ -3,7 +3,9 @@ of the new place. Goes with 1.0."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import operator
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,7 +23,7 @@ MODULES = {
     "ft_host.diagnostics.measure": "ft_host.monitor.data_stats",
     "ft_host.diagnostics.memory": "ft_host.diagnostics.memory_remedies",
     "ft_host.diagnostics.preferences": "ft_host.diagnostics.shared.preferences",
-    "ft_host.diagnostics.rehearse": "ft_host.monitor.reward_check",
+    "ft_host.diagnostics.check_rewards": "ft_host.monitor.reward_check",
     "ft_host.diagnostics.rollouts": "ft_host.diagnostics.shared",
     "ft_host.diagnostics.rollouts.completions": "ft_host.diagnostics.shared.completions",
     "ft_host.diagnostics.rollouts.judge": "ft_host.diagnostics.shared.helpers",
@@ -105,15 +107,37 @@ def install() -> None:
     sys.meta_path.append(_Finder())
 
 
-def names_of(module: str, new: str, names: tuple[str, ...]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module that some names have left for `new`."""
+def names_of(module: str, names: dict[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module: `names` that it had, and where they are now, as module:name."""
 
     def get(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        home, _, new = names[name].partition(":")
         warnings.warn(
-            f"{module}.{name} is in {new} since ft-host 0.5; plugins import from ft_host.api", FutureWarning, 2
+            f"{module}.{name} is {home}.{new} since ft-host 0.5; plugins import from ft_host.api", FutureWarning, 2
         )
-        return getattr(importlib.import_module(new), name)
+        return getattr(importlib.import_module(home), new)
 
     return get
+
+
+def old_keywords(names: dict[str, str]) -> Callable[[type], type]:
+    """A decorator of dataclasses: fields by the names that they had, as keywords and as attributes."""
+
+    def decorate(cls: type) -> type:
+        made = cls.__init__
+
+        @functools.wraps(made)
+        def init(self: Any, *args: Any, **given: Any) -> None:
+            for old in names.keys() & given.keys():
+                warnings.warn(f"{cls.__name__}: {old} is {names[old]} since ft-host 0.5", FutureWarning, 2)
+                given[names[old]] = given.pop(old)
+            made(self, *args, **given)
+
+        cls.__init__ = init
+        for old, new in names.items():
+            setattr(cls, old, property(operator.attrgetter(new), doc=f"{new}, by the name that it had before 0.5"))
+        return cls
+
+    return decorate

@@ -1,4 +1,4 @@
-"""Rows and tokens, before a model is loaded: what `ft_host.monitor.data_stats` and `rehearse` tell. Imports no
+"""Rows and tokens, before a model is loaded: what `ft_host.monitor.data_stats` and `check_rewards` tell. Imports no
 torch."""
 
 from __future__ import annotations

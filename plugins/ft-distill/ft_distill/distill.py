@@ -19,7 +19,7 @@ from ft_host.api import (
     completion_metrics,
     completion_row,
     completion_segments,
-    forest,
+    flat_batch,
     hookimpl,
     per_target,
     prompt_row,
@@ -59,7 +59,7 @@ def ft_annotate(rows, run):
 @hookimpl
 def ft_collate(rows, tokenizer, config) -> Batch:
     columns = {"sampling_logps": per_target(rows, "sampling_logps")} | columns_of(rows, config)
-    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
     batch.counts = {"rows": len(rows), "tokens": len(batch.targets)}
     return batch
 

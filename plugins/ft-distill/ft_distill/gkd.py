@@ -28,7 +28,7 @@ from ft_host.api import (
     completion_metrics,
     completion_row,
     completion_segments,
-    forest,
+    flat_batch,
     hookimpl,
     mean,
     per_target,
@@ -130,7 +130,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
         "sampling_logps": per_target(rows, "sampling_logps"),
         "on_policy": torch.tensor([row["on_policy"] for row in rows], dtype=torch.bool),
     } | columns_of(rows, config)
-    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
     batch.counts = {
         "rows": len(rows),
         "tokens": len(batch.targets),

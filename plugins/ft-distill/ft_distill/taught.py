@@ -23,8 +23,8 @@ def teacher_of(config: Any) -> dict[str, ModelSpec] | None:
         source=config.teacher_model_name_or_path,
         field="teacher_model_name_or_path",
         revision=config.teacher_model_revision,
-        padded=True,  # the models of a family may have embeddings of other sizes for the same tokens
-        otherwise=OTHERWISE,
+        allow_padded_vocab=True,  # the models of a family may have embeddings of other sizes for the same tokens
+        hint=OTHERWISE,
     )
     return {"teacher": spec}
 

@@ -79,7 +79,7 @@ def test_as_trl_has_it_in_distillation(beta):
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
     from ft_host.api import Against
-    from ft_host.models.head import Shape
+    from ft_host.models.head import LogitScaling
     from ft_host.models.tiled_distillation import Head, loss_against
 
     states, matrix = logits(0, 6, 8).float(), logits(1, 13, 8).float()
@@ -91,7 +91,7 @@ def test_as_trl_has_it_in_distillation(beta):
         if ours:
             kept = mask.bool()
             function = Taught(targets=torch.zeros(4, dtype=torch.long), weight=1 / 4, beta=beta)
-            shape = Shape(temperature=0.8)
+            shape = LogitScaling(temperature=0.8)
             against = Against(other[kept], Head(other_matrix, None, shape, 13), function)
             loss, values = loss_against(hidden[kept], Head(head, None, shape, 13), against, True)
             entropy = values["entropy"].sum()

@@ -29,13 +29,13 @@ from ft_host.api import (
     ModelSpec,
     Segment,
     annotate,
-    evaluate_rows,
     fit_length,
-    forest,
+    flat_batch,
     hookimpl,
     is_empty,
     load_function,
     mean,
+    policy_values,
     preference_row,
     tokenize_completions,
 )
@@ -146,7 +146,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
         "chosen_tokens": targets["chosen"],
         "rejected_tokens": targets["rejected"],
     }
-    return forest(segments, num_rows=2 * len(rows), columns=columns, counts=counts)
+    return flat_batch(segments, num_rows=2 * len(rows), columns=columns, counts=counts)
 
 
 # ---------------------------------------------------------------- the reference, and statistics of the step
@@ -162,7 +162,7 @@ def ft_models(config):
         "reference": ModelSpec(
             source=config.ref_model,
             field="ref_model",
-            ahead="rows" if config.reference_ahead else None,
+            precompute="rows" if config.reference_ahead else None,
             sync_steps=config.ref_model_sync_steps if config.sync_ref_model else None,
             sync_alpha=config.ref_model_mixup_alpha,
         )
@@ -198,7 +198,7 @@ def ft_step(rows, run):
     if not set(run.config.loss_type) & set(SORTED):
         return None
     names = ("chosen_logps", "rejected_logps", *REFERENCE)
-    mine = [tuple(row[name] for name in names) for row in evaluate_rows(rows, run, policy_log_probs)]
+    mine = [tuple(row[name] for name in names) for row in policy_values(rows, run, policy_log_probs)]
     ranks = run.gather(mine)
     start = sum(len(rank) for rank in ranks[: run.rank])
     matched = matches(list(chain.from_iterable(ranks)))[start : start + len(rows)]

@@ -11,7 +11,7 @@ from ft_dpo.losses import LOSSES
 from ft_dpo.method import ft_collate, ft_prepare, log_prob_sums, pairs_of
 
 import ft_host
-from ft_host.api import IGNORE, DataError, Drop, RowError, Segment, forest
+from ft_host.api import IGNORE, DataError, Drop, RowError, Segment, flat_batch
 from ft_host.rundir.folder import RunFolder
 from ft_host.testing.invariants import first_step, run_in
 from ft_host.testing.models import tiny_tokenizer
@@ -168,7 +168,7 @@ def test_a_shared_prompt_is_exact(make, rows, name):
             segments.append(
                 Segment(input_ids=prompt + answer, labels=[IGNORE] * len(prompt) + answer, row=2 * index + offset)
             )
-    whole = forest(segments, num_rows=2 * len(prepared), columns=shared.columns, counts=shared.counts)
+    whole = flat_batch(segments, num_rows=2 * len(prepared), columns=shared.columns, counts=shared.counts)
     assert len(shared.input_ids) < len(whole.input_ids) and all(row["prompt_ids"] for row in prepared)
     found = []
     for batch in (shared, whole):

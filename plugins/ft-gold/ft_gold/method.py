@@ -14,7 +14,7 @@ The N tokens of the second term are those that the policy hasn't said itself. Th
 tokenizer and template make it, and the text of the completion. Where both have the same tokens the loss is the plain
 divergence, over all N' tokens of the step:  1/N' sum D(p, p_teacher), as `gkd` of ft-distill has it.
 
-The teacher's sequences are a second batch beside the student's (`batch.beside["teacher"]`), whose targets are the
+The teacher's sequences are a second batch beside the student's (`batch.linked["teacher"]`), whose targets are the
 tokens of its units. Its hidden states live for a micro-batch, and logits of the two for a tile of units.
 """
 
@@ -41,13 +41,13 @@ from ft_host.api import (
     completion_metrics,
     completion_row,
     completion_segments,
-    forest,
-    given_row,
+    flat_batch,
     hookimpl,
     maximum,
     mean,
     per_target,
     prompt_row,
+    row_from_tokens,
     seed_of,
 )
 
@@ -60,9 +60,9 @@ def ft_models(config) -> dict[str, ModelSpec]:
         source=config.teacher_model_name_or_path,
         field="teacher_model_name_or_path",
         revision=config.teacher_model_revision,
-        padded=True,  # the models of a family may have embeddings of other sizes for the same tokens
-        own_tokens=config.use_uld_loss is not False,
-        otherwise="leave use_uld_loss out for a teacher with another tokenizer",
+        allow_padded_vocab=True,  # the models of a family may have embeddings of other sizes for the same tokens
+        own_tokenizer=config.use_uld_loss is not False,
+        hint="leave use_uld_loss out for a teacher with another tokenizer",
     )
     return {"teacher": spec}
 
@@ -144,7 +144,7 @@ def teachers_row(row: Row, completion: Completion, met: Meeting | None, config: 
     text = met.theirs.spelled(said)[0] if config.use_extended_uld else met.theirs.tokenizer.decode(said)
     ids = [*met.ours.encode(text), *([] if end is None else [end])][: config.max_completion_length]
     # a row must have a token; one that isn't trained on, where there is nothing that the student could read
-    found = given_row(row["prompt_ids"], ids or [met.ours.end], [True] * len(ids) or [False])
+    found = row_from_tokens(row["prompt_ids"], ids or [met.ours.end], [True] * len(ids) or [False])
     found |= {"group": row["group"], "on_policy": False}
     return taught(found | {"teacher_prompt_ids": row["teacher_prompt_ids"]}, met, config, is_chat(row), said)
 
@@ -227,7 +227,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
         columns["unit_rows"] = torch.tensor(
             [index for index, row in enumerate(rows) for _ in row["units"]], dtype=torch.long
         )
-    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
     own = sum(sum(row["sampled"]) for row in rows if row["on_policy"])
     batch.counts = {
         "rows": len(rows),
@@ -241,7 +241,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     if aligned:
         # a completion of nothing but an end that isn't compared has no token that the teacher could be asked about
         read = [row for row in map(asked_as_teacher, rows) if row["completion_ids"]]
-        batch.beside["teacher"] = forest(completion_segments(read), num_rows=len(read))
+        batch.linked["teacher"] = flat_batch(completion_segments(read), num_rows=len(read))
         compared = [sum(b > 0 for _, b in row["units"]) for row in rows]
         batch.counts |= {
             "trained": sum(count > 0 for count in compared),
@@ -275,7 +275,7 @@ def plain_loss(model: Any, batch: Batch, run: Any) -> LossOutput:
 
 def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput:
     config, teacher, columns, counts = run.config, run.models["teacher"], batch.columns, batch.counts
-    read, units = batch.beside["teacher"], columns["units"].cpu()
+    read, units = batch.linked["teacher"], columns["units"].cpu()
     head = teacher.logits_head(config.teacher_temperature)
     states = teacher(read, want=("hidden",), temperature=config.teacher_temperature)["hidden"]
     compared = columns["units"][:, 1] > 0

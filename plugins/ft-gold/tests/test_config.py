@@ -106,13 +106,13 @@ def test_accepted(fields):
 def test_the_teacher_that_is_asked_for():
     fields = {"teacher_model_name_or_path": "a/b", "teacher_model_revision": "v2"}
     spec = method.ft_models(GOLDConfig(**fields))["teacher"]
-    assert (spec.source, spec.revision, spec.field, spec.own_tokens) == (
+    assert (spec.source, spec.revision, spec.field, spec.own_tokenizer) == (
         "a/b",
         "v2",
         "teacher_model_name_or_path",
         True,
     )
-    assert not method.ft_models(GOLDConfig(**fields, use_uld_loss=False))["teacher"].own_tokens
+    assert not method.ft_models(GOLDConfig(**fields, use_uld_loss=False))["teacher"].own_tokenizer
 
 
 # ---------------------------------------------------------------- teachers

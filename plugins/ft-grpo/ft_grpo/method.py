@@ -36,13 +36,13 @@ from ft_host.api import (
     completion_metrics,
     completion_row,
     completion_segments,
-    evaluate_rows,
-    forest,
+    flat_batch,
     hookimpl,
     masked_row,
     maximum,
     mean,
     per_target,
+    policy_values,
     prompt_row,
     std,
     total,
@@ -121,7 +121,7 @@ def ft_annotate(rows, run):
     config = run.config
     asked = partial(log_probs, temperature=config.temperature)
     if run.rollouts.updates > 1:
-        rows = evaluate_rows(rows, run, partial(asked, name="old_logps"))
+        rows = policy_values(rows, run, partial(asked, name="old_logps"))
     if config.beta:
         rows = annotate(rows, run, "reference", partial(asked, name="ref_logps"))
     ranks = run.gather([(row["group"], row["rewards"], row["weights"]) for row in rows])
@@ -171,7 +171,7 @@ def ft_step(rows, run):
     config = run.config
     if config.top_entropy_quantile == 1 and not config.use_adaptive_entropy:
         return None
-    rows = evaluate_rows(rows, run, partial(entropies, temperature=config.temperature))
+    rows = policy_values(rows, run, partial(entropies, temperature=config.temperature))
     ranks = run.gather([row["entropies"] for row in rows])
     every = torch.tensor(list(chain.from_iterable(chain.from_iterable(ranks))), dtype=torch.float64)
     kept = highest(every, config.top_entropy_quantile)
@@ -192,7 +192,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     columns = {name: per_target(rows, name) for name in OF_TARGETS if all(name in row for row in rows)}
     if all("advantage" in row for row in rows):
         columns["advantages"] = torch.tensor([row["advantage"] for row in rows], dtype=torch.float32)
-    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
     batch.counts = {
         "rows": len(rows),
         "trained": sum(any(row["sampled"]) for row in rows),

@@ -148,7 +148,7 @@ def ready(config: GRPOConfig) -> Any:
     from ft_host import data, registry
     from ft_host.api import Run
     from ft_host.models import load_policy
-    from ft_host.models.aux_models import Companion
+    from ft_host.models.aux_models import AuxModel
     from ft_host.rundir.folder import RunFolder
 
     tokenizer = data.load_tokenizer(config)
@@ -164,7 +164,7 @@ def ready(config: GRPOConfig) -> Any:
         policy=policy,
         model=policy,
     )
-    run.models = {role: Companion(spec, run) for role, spec in (ft_models(config) or {}).items()}
+    run.models = {role: AuxModel(spec, run) for role, spec in (ft_models(config) or {}).items()}
     run.rollouts = config.rollout_plan(1)
     return run
 

@@ -33,12 +33,12 @@ from ft_host.api import (
     ModelSpec,
     Segment,
     annotate,
-    evaluate_rows,
     fit_length,
-    forest,
+    flat_batch,
     hookimpl,
     is_empty,
     mean,
+    policy_values,
     tokenize_completions,
     total,
     unpaired_rows,
@@ -152,7 +152,7 @@ def ft_models(config) -> dict[str, ModelSpec]:
         "reference": ModelSpec(
             source=config.ref_model,
             field="ref_model",
-            ahead=ahead,
+            precompute=ahead,
             sync_steps=sync_steps,
             sync_alpha=config.ref_model_mixup_alpha,
         )
@@ -223,7 +223,7 @@ def ft_step(rows, run):
         weigh_labels(rows, run)
     if not run.config.estimates_kl:
         return rows
-    asked = iter(evaluate_rows([row["mismatched"] for row in rows if "mismatched" in row], run, policy_log_probs))
+    asked = iter(policy_values([row["mismatched"] for row in rows if "mismatched" in row], run, policy_log_probs))
     apart = []  # (sum of the log-ratios, how many) of each chunk
     for chunk in chunks(rows, run.config):
         pairs = [next(asked) for row in chunk if "mismatched" in row]
@@ -250,7 +250,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     for name in ("ref_logps", "kl"):
         if all(name in row for row in rows):  # not yet while they are being made
             columns[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
-    batch = forest(segments, num_rows=len(rows), columns=columns)
+    batch = flat_batch(segments, num_rows=len(rows), columns=columns)
     batch.counts = {
         "rows": len(rows),
         "desirable": sum(labels),

@@ -69,7 +69,7 @@ def test_accepted(fields):
     ],
 )
 def test_what_is_made_ahead(fields, ahead):
-    assert ft_models(KTOConfig(**fields))["reference"].ahead == ahead
+    assert ft_models(KTOConfig(**fields))["reference"].precompute == ahead
 
 
 def test_the_reference_that_is_asked_for():

@@ -157,14 +157,14 @@ def test_the_kl_is_a_mean_over_ranks(monkeypatch, scope, apart, expected):
     def asked(rows, run, values):
         return [row | {"logps": -5.0} for row in rows]
 
-    monkeypatch.setattr("ft_kto.method.evaluate_rows", asked)
+    monkeypatch.setattr("ft_kto.method.policy_values", asked)
     config = KTOConfig(kl_scope=scope, per_device_train_batch_size=2)
     rows = [{"label": True, "mismatched": {"ref_logps": -5.0 - ratio}} for ratio in (1, 2, 6)]
     assert [row["kl"] for row in ft_step(rows, OtherRank(config, apart))] == pytest.approx(expected)
 
 
 def test_rows_without_a_pair_have_no_kl(monkeypatch):
-    monkeypatch.setattr("ft_kto.method.evaluate_rows", lambda rows, run, values: rows)
+    monkeypatch.setattr("ft_kto.method.policy_values", lambda rows, run, values: rows)
     assert ft_step([{"label": True}], OtherRank(KTOConfig(), [(0.0, 0)])) == [{"label": True, "kl": 0.0}]
     assert ft_step([], OtherRank(KTOConfig(), [(0.0, 0)])) == []
 

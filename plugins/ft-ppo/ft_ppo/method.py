@@ -35,14 +35,14 @@ from ft_host.api import (
     completion_metrics,
     completion_row,
     completion_segments,
-    evaluate_rows,
     explained,
-    forest,
+    flat_batch,
     hookimpl,
     masked_row,
     maximum,
     mean,
     per_target,
+    policy_values,
     prompt_row,
     total,
     variance,
@@ -164,7 +164,7 @@ def moments(values: torch.Tensor, gather: Callable[[Any], list[Any]]) -> tuple[f
 def ft_annotate(rows, run):
     """Once a rollout, before its first update: what policy, value model and reference say of it, and what follows."""
     config = run.config
-    rows = evaluate_rows(rows, run, partial(policy_says, temperature=config.temperature))
+    rows = policy_values(rows, run, partial(policy_says, temperature=config.temperature))
     if config.kl_coef:
         rows = annotate(rows, run, "reference", partial(reference_says, temperature=config.temperature))
     sizes = [len(row["values"]) for row in rows]
@@ -257,7 +257,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
         columns = {name: per_target(rows, name) for name in OF_TARGETS}
         columns |= {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in OF_ROWS}
         columns["scores"] = torch.tensor([row["score"] or 0.0 for row in rows], dtype=torch.float64)
-    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
     batch.counts = {
         "rows": len(rows),
         "scored": sum(any(row["sampled"]) for row in rows),

@@ -99,7 +99,7 @@ def _ready(config: PPOConfig) -> Any:
     from ft_host import data, registry
     from ft_host.api import Run
     from ft_host.models import load_policy
-    from ft_host.models.aux_models import Companion
+    from ft_host.models.aux_models import AuxModel
     from ft_host.models.load import attach_value
     from ft_host.rundir.folder import RunFolder
 
@@ -118,5 +118,5 @@ def _ready(config: PPOConfig) -> Any:
         policy=policy,
         model=policy,
     )
-    run.models = {role: Companion(spec, run) for role, spec in specs.items()}
+    run.models = {role: AuxModel(spec, run) for role, spec in specs.items()}
     return run

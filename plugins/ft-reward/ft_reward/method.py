@@ -25,7 +25,7 @@ from ft_host.api import (
     ModelSpec,
     Segment,
     fit_length,
-    forest,
+    flat_batch,
     hookimpl,
     is_empty,
     maximum,
@@ -109,7 +109,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
         for offset, ids in enumerate((chosen[shared:], rejected[shared:])):
             segments.append(Segment(input_ids=ids, labels=[IGNORE] * len(ids), row=2 * pair + offset, parent=parent))
     margins = torch.tensor([row.get("margin", 0.0) for row in rows])
-    return forest(
+    return flat_batch(
         segments, num_rows=2 * len(rows), columns={"margins": margins}, counts={"pairs": len(rows)}, pad_token_id=pad
     )
 

@@ -36,14 +36,14 @@ from ft_host.api import (
     completion_metrics,
     completion_row,
     completion_segments,
-    evaluate_rows,
-    forest,
+    flat_batch,
     hookimpl,
     masked_row,
     maximum,
     mean,
     minimum,
     per_target,
+    policy_values,
     prompt_row,
     std,
     sum_by_row,
@@ -168,7 +168,7 @@ def ft_annotate(rows, run):
     advantages."""
     config = run.config
     if config.beta or run.rollouts.updates > 1:
-        rows = evaluate_rows(rows, run, partial(policy_says, temperature=config.temperature))
+        rows = policy_values(rows, run, partial(policy_says, temperature=config.temperature))
     if config.beta:
         rows = annotate(rows, run, "reference", partial(reference_says, temperature=config.temperature))
         rows = [row | {"kl": row["old_logps"] - row["ref_logps"]} for row in rows]
@@ -205,7 +205,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     trained = [float(any(row["sampled"])) for row in rows]
     columns["trained"] = torch.tensor(trained, dtype=torch.float64)
     columns["sampling_logps"] = per_target(rows, "sampling_logps")
-    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
     batch.counts = {"rows": len(rows), "trained": sum(trained), "tokens": len(batch.targets)}
     return batch
 

@@ -132,7 +132,7 @@ def _ready(config: RLOOConfig) -> Any:
     from ft_host import data, registry
     from ft_host.api import Run
     from ft_host.models import load_policy
-    from ft_host.models.aux_models import Companion
+    from ft_host.models.aux_models import AuxModel
     from ft_host.rundir.folder import RunFolder
 
     tokenizer = data.load_tokenizer(config)
@@ -149,5 +149,5 @@ def _ready(config: RLOOConfig) -> Any:
         model=policy,
     )
     run.rollouts = config.rollout_plan(1)
-    run.models = {role: Companion(spec, run) for role, spec in (ft_models(config) or {}).items()}
+    run.models = {role: AuxModel(spec, run) for role, spec in (ft_models(config) or {}).items()}
     return run

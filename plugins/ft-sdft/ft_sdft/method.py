@@ -9,7 +9,7 @@ average of it; it has no gradient. w(t) is 1 in the first update of a rollout; a
 the one that sampled, clipped.
 
 The teacher is asked about the same tokens behind a prompt of its own: a second batch lies beside the student's
-(`batch.beside["teacher"]`), with the same targets in the same order. Its hidden states live for a micro-batch, and
+(`batch.linked["teacher"]`), with the same targets in the same order. Its hidden states live for a micro-batch, and
 logits of the two for a tile of it.
 """
 
@@ -35,14 +35,14 @@ from ft_host.api import (
     completion_row,
     completion_segments,
     content_of,
-    evaluate_rows,
-    forest,
+    flat_batch,
     hookimpl,
     kind_of,
     maximum,
     mean,
     messages_of,
     per_target,
+    policy_values,
     prompt_row,
 )
 from ft_sdft.config import CONTEXT, SDFTConfig
@@ -137,7 +137,7 @@ def ft_prepare(row, tokenizer, config):
 def ft_models(config) -> dict[str, ModelSpec]:
     kinds = {
         "base": ModelSpec(),
-        "live": ModelSpec(live=True),
+        "live": ModelSpec(current_policy=True),
         "ema": ModelSpec(sync_steps=config.teacher_sync_steps, sync_alpha=config.teacher_update_rate),
     }
     return {"teacher": kinds[config.teacher_model_kind]}
@@ -200,7 +200,7 @@ def ft_annotate(rows, run):
     config = run.config
     if run.rollouts.updates == 1 or not config.weighs_tokens:
         return None
-    return evaluate_rows(rows, run, partial(log_probs, temperature=config.temperature))
+    return policy_values(rows, run, partial(log_probs, temperature=config.temperature))
 
 
 # ---------------------------------------------------------------- hooks: the loss
@@ -212,8 +212,10 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     columns = {
         name: per_target(rows, name) for name in ("sampling_logps", "old_logps") if all(name in row for row in rows)
     }
-    batch = forest(completion_segments(rows), num_rows=len(rows), columns=columns)
-    batch.beside["teacher"] = forest(completion_segments([asked_as_teacher(row) for row in rows]), num_rows=len(rows))
+    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch.linked["teacher"] = flat_batch(
+        completion_segments([asked_as_teacher(row) for row in rows]), num_rows=len(rows)
+    )
     batch.counts = {
         "rows": len(rows),
         "trained": sum(any(row["sampled"]) for row in rows),
@@ -226,7 +228,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
 def ft_loss(model, batch, run) -> LossOutput:
     config, teacher = run.config, run.models["teacher"]
     weighed = run.rollouts.updates > 1 and config.weighs_tokens
-    states = teacher(batch.beside["teacher"], want=("hidden",), temperature=config.temperature)["hidden"]
+    states = teacher(batch.linked["teacher"], want=("hidden",), temperature=config.temperature)["hidden"]
     function = partial(
         distilled,
         targets=batch.targets,

@@ -114,7 +114,7 @@ def test_an_unknown_mode_is_refused():
 
 def test_the_models_that_are_asked_for():
     assert ft_models(SDFTConfig()) == {"teacher": ModelSpec()}
-    assert ft_models(SDFTConfig(teacher_model_kind="live")) == {"teacher": ModelSpec(live=True)}
+    assert ft_models(SDFTConfig(teacher_model_kind="live")) == {"teacher": ModelSpec(current_policy=True)}
     ema = SDFTConfig(teacher_model_kind="ema", teacher_sync_steps=3)
     assert ft_models(ema) == {"teacher": ModelSpec(sync_steps=3, sync_alpha=0.05)}
 

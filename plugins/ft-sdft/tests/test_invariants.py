@@ -8,7 +8,7 @@ import pytest
 import torch
 from ft_sdft.config import SDFTConfig
 
-from ft_host.api import Segment, forest
+from ft_host.api import Segment, flat_batch
 from ft_host.models import tiled_distillation as tiling
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
@@ -99,12 +99,12 @@ def test_the_teacher_is_asked_about_the_same_tokens(config):
         for index in range(2)
     ]
     batch = ft_collate(rows, None, config)
-    teacher = batch.beside["teacher"]
+    teacher = batch.linked["teacher"]
     assert torch.equal(batch.targets, teacher.targets) and torch.equal(batch.rows, teacher.rows)
     assert batch.lengths == [2, 2, 2] * 2 and teacher.lengths == [4, 2, 2] * 2
     assert batch.counts == {"rows": 4, "trained": 4, "tokens": 6}
     alone = [Segment(input_ids=[9, 10, 40, 41, 50, 60], labels=[-100] * 5 + [60], row=0)]
-    expected = forest(alone, num_rows=1)
+    expected = flat_batch(alone, num_rows=1)
     assert int(expected.position_ids[expected.sources[0]]) == int(teacher.position_ids[teacher.sources[0]]) == 4
 
 

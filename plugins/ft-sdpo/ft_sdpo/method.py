@@ -11,7 +11,7 @@ v(t) is q, clipped, without gradient. Both are 1 in the first update of a rollou
 the policy, the policy as it is, or as the run found it, and has no gradient.
 
 The teacher is asked about the same tokens behind a prompt of its own: a second batch lies beside the student's
-(`batch.beside["teacher"]`), with the targets of completions that are taught, in the same order. A completion that
+(`batch.linked["teacher"]`), with the targets of completions that are taught, in the same order. A completion that
 neither sum is about isn't computed.
 """
 
@@ -38,8 +38,7 @@ from ft_host.api import (
     completion_metrics,
     completion_row,
     completion_segments,
-    evaluate_rows,
-    forest,
+    flat_batch,
     hookimpl,
     kind_of,
     masked_row,
@@ -47,6 +46,7 @@ from ft_host.api import (
     mean,
     num_targets,
     per_target,
+    policy_values,
     prompt_row,
     std,
     total,
@@ -96,7 +96,7 @@ def ft_models(config) -> dict[str, ModelSpec] | None:
         return None
     kinds = {
         "base": ModelSpec(),
-        "live": ModelSpec(live=True),
+        "live": ModelSpec(current_policy=True),
         "ema": ModelSpec(sync_steps=config.teacher_sync_steps, sync_alpha=config.teacher_update_rate),
     }
     return {"teacher": kinds[config.teacher_model_kind]}
@@ -192,7 +192,7 @@ def ft_annotate(rows, run):
     advantages."""
     config = run.config
     if run.rollouts.updates > 1 and config.needs_old:
-        rows = evaluate_rows(rows, run, partial(log_probs, temperature=config.temperature))
+        rows = policy_values(rows, run, partial(log_probs, temperature=config.temperature))
     if config.distillation_weight == 1:
         return rows
     ranks = run.gather([(row["group"], torch.nan if row["reward"] is None else row["reward"]) for row in rows])
@@ -228,8 +228,8 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     columns["taught"] = torch.tensor([bool(row["teacher_prompt_ids"]) for row in rows], dtype=torch.bool)
     if all("advantage" in row for row in rows):
         columns["advantages"] = torch.tensor([row["advantage"] for row in rows], dtype=torch.float32)
-    batch = forest(segments_of(rows, trained), num_rows=len(rows), columns=columns)
-    batch.beside["teacher"] = forest(segments_of(rows, taught, "teacher_prompt_ids"), num_rows=len(rows))
+    batch = flat_batch(segments_of(rows, trained), num_rows=len(rows), columns=columns)
+    batch.linked["teacher"] = flat_batch(segments_of(rows, taught, "teacher_prompt_ids"), num_rows=len(rows))
     batch.counts = {
         "rows": len(rows),
         "trained": len(trained),
@@ -243,7 +243,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
 def against_teacher(batch: Batch, run: Any, sizes: torch.Tensor) -> Against:
     """What the student is held against: the teacher's states of the tokens that are taught."""
     config, teacher = run.config, run.models["teacher"]
-    states = teacher(batch.beside["teacher"], want=("hidden",), temperature=config.temperature)["hidden"]
+    states = teacher(batch.linked["teacher"], want=("hidden",), temperature=config.temperature)["hidden"]
     weighed = run.rollouts.updates > 1 and config.distillation_is_clip is not None
     taught = batch.columns["taught"][batch.rows]
     function = partial(

@@ -139,7 +139,7 @@ def test_a_reward_is_required():
 def test_the_models_that_are_asked_for():
     assert ft_models(SDPOConfig()) == {"teacher": ModelSpec(sync_steps=1, sync_alpha=0.05)}
     assert ft_models(SDPOConfig(teacher_model_kind="base")) == {"teacher": ModelSpec()}
-    assert ft_models(SDPOConfig(teacher_model_kind="live")) == {"teacher": ModelSpec(live=True)}
+    assert ft_models(SDPOConfig(teacher_model_kind="live")) == {"teacher": ModelSpec(current_policy=True)}
     assert ft_models(SDPOConfig(distillation_weight=0.0)) is None
 
 

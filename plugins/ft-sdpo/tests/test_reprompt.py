@@ -193,7 +193,7 @@ def test_batches():
         attempt_row(prompt, completion(4), 0.0, [9] * 5, config),
     ]
     batch = ft_collate(rows, None, config)
-    teacher = batch.beside["teacher"]
+    teacher = batch.linked["teacher"]
     assert batch.lengths == [2, 2, 3, 4] and teacher.lengths == [5, 2, 4]
     taught = batch.columns["taught"][batch.rows]
     assert torch.equal(batch.targets[taught], teacher.targets) and torch.equal(batch.rows[taught], teacher.rows)
@@ -202,4 +202,4 @@ def test_batches():
     batch = ft_collate(alone, None, SDPOConfig())
     assert batch.lengths == [2, 4] and batch.rows.tolist() == [1] * 4 and batch.num_rows == 2
     empty = ft_collate([], None, config)
-    assert not len(empty.targets) and not len(empty.beside["teacher"].targets)
+    assert not len(empty.targets) and not len(empty.linked["teacher"].targets)

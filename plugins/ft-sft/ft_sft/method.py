@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from ft_host.api import Batch, Drop, LossOutput, Segment, count_targets, forest, hookimpl, mean, tokenize_row
+from ft_host.api import Batch, Drop, LossOutput, Segment, count_targets, flat_batch, hookimpl, mean, tokenize_row
 
 # ---------------------------------------------------------------- maths
 
@@ -50,7 +50,7 @@ def ft_prepare(row, tokenizer, config):
 def ft_collate(rows, tokenizer, config) -> Batch:
     segments = [Segment(input_ids=row["input_ids"], labels=row["labels"], row=index) for index, row in enumerate(rows)]
     tokens = sum(count_targets(row["labels"]) for row in rows)
-    return forest(segments, num_rows=len(rows), counts={"tokens": tokens})
+    return flat_batch(segments, num_rows=len(rows), counts={"tokens": tokens})
 
 
 @hookimpl

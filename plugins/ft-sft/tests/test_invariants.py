@@ -93,7 +93,7 @@ def test_process_count(config, fields):
 def test_two_processes_by_the_command_line(config):
     """`--num-processes 2`, and going on with that run on one: refused with other steps, exact with the same."""
     here = lines(run_in(config, "here"))
-    changed = invariants.beside(
+    changed = invariants.linked(
         config, "two", per_device_train_batch_size=4, num_processes=2, save_steps=2, distributed_strategy="fsdp2"
     )
     fields, default = dataclasses.asdict(changed), dataclasses.asdict(SFTConfig())
