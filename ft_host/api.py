@@ -77,7 +77,6 @@ if TYPE_CHECKING:
     from ft_host.types import Drop as Drop
     from ft_host.types import LossOutput as LossOutput
     from ft_host.types import ModelSpec as ModelSpec
-    from ft_host.util.distributed import precision as precision
     from ft_host.util.imports import load_function as load_function
     from ft_host.util.text import nearest as nearest
 
@@ -106,7 +105,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.rollouts.rows": (
         "by_row completion_metrics completion_row completion_segments masked_row num_targets per_target sum_by_row"
     ),
-    "ft_host.util.distributed": "precision",
+    "ft_host.distributed.processes": "precision",
     "ft_host.util.imports": "load_function",
     "ft_host.util.text": "nearest",
 }

@@ -22,6 +22,7 @@ FLOORS = [
     "metrics",
     "types",
     "config",
+    "distributed",
     "run",
     "registry",
     "data",

@@ -72,7 +72,7 @@ def run(argv: list[str]) -> int:
         print(dry_run(asked.method or ready.method.name, label, ready.resolved, processes), end="")
         return 0
     if config.num_processes > 1 and "LOCAL_RANK" not in os.environ:
-        from ft_host.util.spawn import spawn
+        from ft_host.distributed.spawn import spawn
 
         return spawn(argv, config.num_processes)
     warn_once(ready.method)

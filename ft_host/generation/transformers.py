@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from ft_host.distributed.processes import is_sharded
 from ft_host.errors import DataError
 from ft_host.generation import Completion, Request, Sampling
 from ft_host.generation.decode import Job, Row, can_decode, decode
 from ft_host.generation.sampling import noise_of, sample_token, tokens_seen
 from ft_host.hooks import hookimpl
-from ft_host.util.distributed import is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

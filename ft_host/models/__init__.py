@@ -1,11 +1,11 @@
 """The policy: a transformers model that takes a forest of segments and gives per-target values."""
 
+from ft_host.distributed.processes import precision
 from ft_host.models.load import add_reference_adapter, attach_value, load_frozen, load_policy, score_pad
 from ft_host.models.policy import Policy
 from ft_host.models.save import merge_adapter, save_model
 from ft_host.models.sharding import reshard, shard
 from ft_host.models.weights import check_vocabulary
-from ft_host.util.distributed import precision
 
 __all__ = [
     "Policy",

@@ -8,9 +8,9 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from ft_host.distributed.processes import precision
 from ft_host.models.load import decoder_layers
 from ft_host.models.policy import Policy
-from ft_host.util.distributed import precision
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig

@@ -16,7 +16,7 @@ from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft_host.util.distributed import precision
+from ft_host.distributed.processes import precision
 
 if TYPE_CHECKING:
     import torch

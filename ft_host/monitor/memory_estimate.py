@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.tensor import DTensor
 
 from ft_host.config.rollout import RolloutConfig
+from ft_host.distributed.processes import free_memory
 from ft_host.models.head import KEPT_BYTES, TILE_BYTES, TILE_TARGETS
 from ft_host.models.load import sizes_of
 from ft_host.monitor.memory_usage import resident_mb
-from ft_host.util.distributed import free_memory
 from ft_host.util.memory import MB, STATES, activation_bytes, cached_tokens, logit_bytes, tokens_of
 
 if TYPE_CHECKING:

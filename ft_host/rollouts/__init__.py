@@ -1,0 +1,1 @@
+"""From prompts to the rows of a step: rollouts, the buffer, conversations with tools."""

@@ -39,10 +39,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from ft_host.distributed.processes import is_sharded
 from ft_host.errors import FtHostError
 from ft_host.models import save_model
 from ft_host.rundir.folder import write_json
-from ft_host.util.distributed import is_sharded
 
 if TYPE_CHECKING:
     from ft_host.run import Run

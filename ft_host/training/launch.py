@@ -26,6 +26,7 @@ from ft_host.config import RunConfig
 from ft_host.config.rollout import RolloutConfig
 from ft_host.diagnostics.collect import diagnostics_of
 from ft_host.diagnostics.memory_remedies import remedies_for
+from ft_host.distributed.processes import agreed, end_processes, is_sharded, start_processes
 from ft_host.errors import ConfigError, FtHostError, Interrupted, OutOfMemory, StoppedByFinding
 from ft_host.metrics import add_counts
 from ft_host.models import attach_value, check_vocabulary, load_policy, merge_adapter, save_model, shard
@@ -61,7 +62,6 @@ from ft_host.training.optim import Schedule, make_optimizer, optimizer_factory
 from ft_host.training.progress import Trackers, check_trackers, sinks
 from ft_host.types import FinishedRun, ModelSpec
 from ft_host.util.console import tell
-from ft_host.util.distributed import agreed, end_processes, is_sharded, start_processes
 from ft_host.util.memory import COMPANIONS, EVALUATION, LOADING, SAVING, in_words, memory_facts, oom_context
 from ft_host.util.text import now
 

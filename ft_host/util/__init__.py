@@ -1,0 +1,1 @@
+"""What every room may use: hints, imports, the terminal, memory. Imports no room but errors."""

@@ -58,7 +58,7 @@ MODULES = {
     "ft_host.models.against": "ft_host.models.tiled_distillation",
     "ft_host.models.companions": "ft_host.models.aux_models",
     "ft_host.optim": "ft_host.training.optim",
-    "ft_host.processes": "ft_host.util.distributed",
+    "ft_host.processes": "ft_host.distributed.processes",
     "ft_host.progress": "ft_host.training.progress",
     "ft_host.report.flight": "ft_host.autopilot.page",
     "ft_host.report.format": "ft_host.rundir.format",
@@ -78,7 +78,7 @@ MODULES = {
     "ft_host.settings.schema": "ft_host.config.schema",
     "ft_host.settings.starter": "ft_host.config.starter",
     "ft_host.settings.text": "ft_host.config.text",
-    "ft_host.spawn": "ft_host.util.spawn",
+    "ft_host.spawn": "ft_host.distributed.spawn",
     "ft_host.store": "ft_host.models.store",
     "ft_host.usage": "ft_host.monitor.memory_usage",
 }
