@@ -10,7 +10,7 @@ from ft_host.errors import ConfigError
 from ft_host.types import NO_SCORES
 from ft_host.util.console import tell
 from ft_host.util.memory import ANNOTATION, GENERATION, oom_context
-from ft_host.util.moved import names_of
+from ft_host.util.moved import names_of, old_attributes
 from ft_host.util.text import now
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def same_rows(hook: str, rows: list[Row], found: list[Row] | None) -> list[Row]:
     return rows if found is None else found
 
 
+@old_attributes({"learn": "record_facts", "took": "add_time"})
 @dataclass(kw_only=True)
 class Run:
     """A run in progress. Hooks read it; what a method must keep over a restart goes into `state`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import operator
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -137,7 +136,26 @@ def old_keywords(names: dict[str, str]) -> Callable[[type], type]:
 
         cls.__init__ = init
         for old, new in names.items():
-            setattr(cls, old, property(operator.attrgetter(new), doc=f"{new}, by the name that it had before 0.5"))
+            setattr(cls, old, _attribute(cls, old, new))
         return cls
 
     return decorate
+
+
+def old_attributes(names: dict[str, str]) -> Callable[[type], type]:
+    """A decorator of classes: methods and attributes by the names that they had."""
+
+    def decorate(cls: type) -> type:
+        for old, new in names.items():
+            setattr(cls, old, _attribute(cls, old, new))
+        return cls
+
+    return decorate
+
+
+def _attribute(cls: type, old: str, new: str) -> property:
+    def get(self: Any) -> Any:
+        warnings.warn(f"{cls.__name__}.{old} is {new} since ft-host 0.5", FutureWarning, 2)
+        return getattr(self, new)
+
+    return property(get, doc=f"{new}, by the name that it had before 0.5")
