@@ -186,6 +186,16 @@ def test_a_cause_mutes_what_follows_from_it_whichever_came_first():
     assert found["TST100"].muted_by == "TST001"
 
 
+def test_a_rule_may_name_its_cause_itself():
+    cause = rule("TST001", needs=("a",), test=lambda view: view["a"] > 1, window=5, least=5, share=1.0)
+    effect = rule("OTH001", needs=("b",), test=lambda view: view["b"] > 1, follows_from=("TST",), window=5, least=3)
+    made = engine(cause, effect)
+    for line in steps(6, a=2.0, b=2.0):
+        made.add_metrics(line)
+    states = {each.code: (each.state, each.muted_by) for each in made.findings.values()}
+    assert states == {"TST001": ("open", None), "OTH001": ("muted", "TST001")}
+
+
 def test_what_mutes_all_leaves_what_came_before_it():
     end = rule("NUM001", needs=("watch/broken",), test=lambda view: True, mutes=("ALL",))
     made = engine(end, rule("TST001", window=2, least=2), rule("TST002", stage="after"))

@@ -47,6 +47,7 @@ def _told(owned: Owned) -> dict[str, object]:
         "needs": list(rule.needs),
         "fields": list(rule.fields),
         "mutes": list(rule.mutes),
+        "follows_from": list(rule.follows_from),
         "window": rule.window,
         "share": rule.share,
         "least": rule.least,

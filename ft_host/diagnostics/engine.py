@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from ft_host.diagnostics.finding import Finding
-from ft_host.diagnostics.rule import SEVERITIES, Remedy, Rule, chosen, is_fact
+from ft_host.diagnostics.rule import SEVERITIES, Remedy, Rule, follows, is_fact
 from ft_host.diagnostics.view import View
 from ft_host.rundir.record import number_of
 from ft_host.rundir.series import Series
@@ -56,6 +56,7 @@ class Engine:
         self.failed: dict[str, str] = {}  # codes of rules that raised, and what
         self.view = View(config)
         self.rules = list(rules)
+        self._by_code = {rule.code: rule for rule, _ in self.rules}
         self.findings: dict[str, Finding] = {}  # by fingerprint
         self.told: dict[str, int] = {}  # the step after which each fact was told, last
         starred = [
@@ -301,17 +302,15 @@ class Engine:
     def _muted(self, changed: list[Finding]) -> list[Finding]:
         """Mark what follows from something else that is open, and add those that are muted only now. What mutes "ALL"
         mutes what comes after it: what came before may be its cause."""
-        mutes = {rule.code: list(rule.mutes) for rule, _ in self.rules if rule.mutes}
-        causes = [finding for finding in self.findings.values() if finding.state == "open" and finding.code in mutes]
+        causes = [finding for finding in self.findings.values() if finding.state == "open"]
         out = list(changed)
         for finding in self.findings.values() if causes else ():
             by = next(
                 (
                     cause.code
                     for cause in causes
-                    if cause.code != finding.code
-                    and chosen(finding.code, mutes[cause.code])
-                    and (mutes[cause.code] != ["ALL"] or finding.opened >= cause.opened)
+                    if follows(self._by_code[finding.code], self._by_code[cause.code])
+                    and (self._by_code[cause.code].mutes != ("ALL",) or finding.opened >= cause.opened)
                 ),
                 None,
             )

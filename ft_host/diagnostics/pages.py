@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ft_host.diagnostics.rule import Rule, chosen, is_fact
+from ft_host.diagnostics.rule import Rule, chosen, follows, is_fact
 from ft_host.diagnostics.view import percent
 
 STAGES = {
@@ -18,7 +18,7 @@ STAGES = {
 def page(rule: Rule, plugin: str, others: list[Rule]) -> str:
     """In Markdown. `others`: all rules, of which some may mute this one."""
     asked = "" if rule.severe is None else ", error where it is grave"
-    muting = [each.code for each in others if each.code != rule.code and chosen(rule.code, list(each.mutes))]
+    muting = [each.code for each in others if follows(rule, each)]
     facts = [f"`{name}`" for name in rule.needs if is_fact(name)]
     metrics = [f"`{name}`" for name in rule.needs if not is_fact(name)]
     reads = [f"facts {', '.join(facts)}"] if facts else []
@@ -30,7 +30,7 @@ def page(rule: Rule, plugin: str, others: list[Rule]) -> str:
         _section("Why", rule.why),
         _section("What to do", rule.remedy),
         _section("What it reads", f"{_capital(' and '.join(reads))}.{_about(rule)}"),
-        _section("What it mutes", _muted(rule)),
+        _section("What it mutes", _muted(rule, others)),
         _section("What mutes it", f"{', '.join(muting)}, where open." if muting else ""),
         _section("Source", rule.source),
     ]
@@ -56,10 +56,13 @@ def plain(markdown: str) -> str:
     return text.replace("`", "")
 
 
-def _muted(rule: Rule) -> str:
+def _muted(rule: Rule, others: list[Rule]) -> str:
+    """What it names, and the rules that name it as their cause."""
     if rule.mutes == ("ALL",):
         return "Everything that is found after it: it may follow from this."
-    return f"{', '.join(rule.mutes)}: what they find follows from this." if rule.mutes else ""
+    named = [each.code for each in others if follows(each, rule) and not chosen(each.code, list(rule.mutes))]
+    muted = [*rule.mutes, *named]
+    return f"{', '.join(muted)}: what they find follows from this." if muted else ""
 
 
 def _about(rule: Rule) -> str:

@@ -77,6 +77,7 @@ class Rule:
     share: float = 0.3
     least: int = 20
     mutes: tuple[str, ...] = ()  # codes, or beginnings of codes, of what follows from this
+    follows_from: tuple[str, ...] = ()  # the same from the other side: codes of causes, which mute this rule
     when: str = ""  # the threshold, in words
     why: str = ""  # what it means, and what it comes from
     remedy: str = ""  # what helps, in general; `remedies` says it of a run
@@ -106,6 +107,13 @@ class Rule:
     @property
     def of_evaluations(self) -> bool:
         return any(name.startswith("eval_") for name in self.needs)
+
+
+def follows(rule: Rule, cause: Rule) -> bool:
+    """Whether what `rule` finds follows from what `cause` finds, as either of the two says."""
+    return cause.code != rule.code and (
+        chosen(rule.code, list(cause.mutes)) or chosen(cause.code, list(rule.follows_from))
+    )
 
 
 def is_fact(name: str) -> bool:

@@ -7,21 +7,20 @@ of a batch's forest is a text that is trained on, its targets are what is superv
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.batch import Batch
 from ft_host.config.rollout import RolloutConfig
-from ft_host.data import Source, prompt_of
-from ft_host.data.mixture import Mixture
+from ft_host.data import prompt_of
+from ft_host.data.texts import Text, texts_of
 from ft_host.errors import DataError, RowError
+from ft_host.monitor.row_overlap import compare, sample_of
 from ft_host.types import Drop
 
 if TYPE_CHECKING:
@@ -32,9 +31,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 SAMPLE = 256  # raw rows that are prepared
-SECONDS = 0.8  # that preparing them may take, and as much for comparing rows
-COMPARED = 50_000  # raw rows that are looked at for duplicates
-HELD_OUT = 5_000  # rows for evaluation that are looked for among them
+SECONDS = 0.8  # that preparing them may take
 # What ends a turn in the templates of the field, beside a tokenizer's own EOS.
 ENDS = (
     "<|im_end|>",
@@ -54,32 +51,6 @@ ENDS = (
     "[EOS]",
     "<eos>",
 )
-# What a row is known by, where it has any of them: ids, sources and scores beside them don't make it another one.
-CONTENT = (
-    "messages",
-    "conversations",
-    "prompt",
-    "completion",
-    "text",
-    "chosen",
-    "rejected",
-    "label",
-    "instruction",
-    "input",
-    "output",
-    "question",
-    "answer",
-    "response",
-    "solution",
-    "query",
-    "prompt_ids",
-    "completion_ids",
-    "chosen_ids",
-    "rejected_ids",
-    "input_ids",
-    "labels",
-)
-PROMPTS = ("prompt", "question", "instruction", "query")
 
 
 @dataclass
@@ -135,23 +106,6 @@ def data_facts(
     return facts
 
 
-def sample_of(source: Any, count: int) -> Iterator[Row]:
-    """Up to `count` raw rows, at even distances; of a stream its first ones."""
-    if not isinstance(source, (Source, Mixture)):
-        return readable(row for _, row in itertools.islice(source.stream(), count))
-    size = source.num_rows
-    count = min(count, size)
-    return readable(source.read(index * size // count) for index in range(count))
-
-
-def readable(rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows up to one that can't be read."""
-    try:
-        yield from rows
-    except DataError:
-        return
-
-
 def end_tokens(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> set[int]:
     """The tokens that generation ends at: EOS, what the model's generation config says, and what ends a turn."""
     vocabulary = tokenizer.get_vocab()
@@ -195,29 +149,29 @@ def _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends) -> None:
     for index, row in enumerate(rows):
         batch = collate(rows=[row], tokenizer=tokenizer, config=config)
         texts = texts_of(batch)
-        size = max(len(text) for text in texts)
+        size = max((len(text.ids) for text in texts), default=0)
         full = longer[index] if longer is not None and index < len(longer) else size
         cut = full > size
         seen.cut += cut
         seen.lost += full - size
         seen.tokens += full
         seen.lengths.append(full)
-        seen.texts += [len(text) for text in texts]
+        seen.texts += [len(text.ids) for text in texts]
         seen.supervised += len(batch.targets)
         seen.without_targets += not len(batch.targets)
-        seen.unknown += sum(_unknown(text, tokenizer) for text in texts)
+        seen.unknown += sum(_unknown(text.ids, tokenizer) for text in texts)
         bos = tokenizer.bos_token_id
         if bos is not None and bos != tokenizer.eos_token_id:
-            seen.double_bos.append(any(text[:2] == [bos, bos] for text in texts))
+            seen.double_bos.append(any(text.ids[:2] == [bos, bos] for text in texts))
         if not cut:
-            seen.ends += _ends(batch, ends)
+            seen.ends += _ends(texts, ends)
         if "chosen_ids" in row:
             seen.chosen.append(len(row["chosen_ids"]))
             seen.rejected.append(len(row["rejected_ids"]))
         elif isinstance(row.get("label"), bool):
             seen.labels.append(row["label"])
-        if not cut and index == 0:
-            _hold_prompt(raw, texts[0], seen, tokenizer, config)
+        if not cut and index == 0 and texts:
+            _hold_prompt(raw, texts[0].ids, seen, tokenizer, config)
 
 
 def _as_list(result: Any) -> list[Row]:
@@ -229,25 +183,14 @@ def _lengths(rows: list[Row], collate: Any, tokenizer: Any, config: RunConfig) -
     if isinstance(config, RolloutConfig):
         return [row["length"] for row in rows]
     batches = [collate(rows=[row], tokenizer=tokenizer, config=config) for row in rows]
-    return [max(len(text) for text in texts_of(batch)) for batch in batches]
+    return [max((len(text.ids) for text in texts_of(batch)), default=0) for batch in batches]
 
 
-def texts_of(batch: Batch) -> list[list[int]]:
-    """The whole texts of a batch: each leaf of its flat_batch, with what it follows on."""
-    ids, start, found = batch.input_ids.tolist(), 0, []
-    for size, parent in zip(batch.lengths, batch.parents, strict=True):
-        found.append((found[parent] if parent >= 0 else []) + ids[start : start + size])
-        start += size
-    inner = set(batch.parents)
-    return [text for index, text in enumerate(found) if index not in inner]
-
-
-def _ends(batch: Batch, ends: set[int]) -> list[bool]:
-    """Of each row with targets: whether an end token is among its last ones. Templates put a line break after it."""
-    last: dict[int, list[int]] = {}
-    for row, target in zip(batch.rows.tolist(), batch.targets.tolist(), strict=True):
-        last.setdefault(row, []).append(target)
-    return [bool(ends.intersection(targets[-3:])) for targets in last.values()]
+def _ends(texts: list[Text], ends: set[int]) -> list[bool]:
+    """Of each text of its own targets: whether an end token is among the last ones. Templates put a line break after
+    it. What texts share is no text that ends: a prompt may be supervised too."""
+    last = [[ids for ids, at in zip(text.ids, text.supervised, strict=True) if at][-3:] for text in texts]
+    return [bool(ends.intersection(found)) for found, text in zip(last, texts, strict=True) if any(text.own)]
 
 
 def _unknown(ids: Any, tokenizer: Any) -> int:
@@ -320,54 +263,3 @@ def padding_share(lengths: list[int], config: RunConfig) -> float:
     groups = [lengths[at : at + size] for at in range(0, len(lengths), size)]
     full = [group for group in groups if len(group) == size] or groups
     return 1 - sum(map(sum, full)) / sum(len(group) * max(group) for group in full)
-
-
-# ---------------------------------------------------------------- rows against rows
-
-
-def compare(source: Any, held_out: Any) -> dict[str, Any]:
-    """Rows that are there twice, and rows for evaluation that are trained on; whitespace and case apart."""
-    end = time.monotonic() + SECONDS
-    whole: dict[int, int] = {}
-    prompts: set[int] = set()
-    count = 0
-    for row in sample_of(source, COMPARED):
-        name = name_of(row)
-        whole[name] = whole.get(name, 0) + 1
-        prompts |= prompt_name(row)
-        count += 1
-        if time.monotonic() > end:
-            break
-    facts: dict[str, Any] = {"data/duplicate_rows": 1 - len(whole) / max(count, 1), "data/compared": count}
-    if held_out is None:
-        return facts
-    rows = same = asked = shared = 0
-    for row in sample_of(held_out, HELD_OUT):
-        rows += 1
-        same += name_of(row) in whole
-        prompt = prompt_name(row)
-        asked += bool(prompt)
-        shared += bool(prompt & prompts)
-        if time.monotonic() > end + SECONDS:
-            break
-    facts["data/eval_overlap_rows"] = same / max(rows, 1)
-    if asked:
-        facts["data/eval_overlap_prompts"] = shared / asked
-    return facts
-
-
-def name_of(row: Row) -> int:
-    """A hash of what the row says."""
-    columns = [name for name in CONTENT if row.get(name) is not None]
-    return _hash([row[name] for name in columns] if columns else sorted((name, str(row[name])) for name in row))
-
-
-def prompt_name(row: Row) -> set[int]:
-    """A hash of what the row asks; empty where that is no column."""
-    column = next((name for name in PROMPTS if row.get(name) is not None), None)
-    return set() if column is None else {_hash([row[column], row.get("input") if column == "instruction" else None])}
-
-
-def _hash(value: Any) -> int:
-    text = " ".join(json.dumps(value, ensure_ascii=False, default=str).replace("\\n", " ").lower().split())
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())

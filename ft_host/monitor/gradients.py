@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EVERY = 10  # steps between two measurements of an update
 TENSORS = 16  # that are looked at, spread over the model
 ELEMENTS = 2**20 // TENSORS  # of each, spread over the tensor
+AS_FOUND = "the policy as the run found it"
 PATIENCE = 5  # steps with a gradient in which one of a run with rollouts may stay away
 
 
@@ -102,13 +103,25 @@ class GradientCoverage:
         run.record_facts(facts)
 
 
+def reference_of(run: Run) -> str | None:
+    """What the policy is compared with: the model in the role "reference", or one that is the policy as the run found
+    it, whatever its role. None where there is none."""
+    named = run.models.get("reference")
+    if named is not None and named.spec.source is not None:
+        return named.spec.source
+    specs = [model.spec for model in run.models.values()]
+    found = any(spec.source is None and spec.head is None and not spec.current_policy for spec in specs)
+    return AS_FOUND if found else None
+
+
 def model_facts(run: Run) -> dict[str, Any]:
-    """How many weights are trained and their share of all, what was found when the layout of batches was chosen, and
-    how many experts there are."""
+    """How many weights are trained and their share of all, what the policy is compared with, what was found when the
+    layout of batches was chosen, and how many experts there are."""
     sizes = [(p.numel(), p.requires_grad) for p in run.policy.parameters()]
     trained = sum(size for size, requires_grad in sizes if requires_grad)
     facts = {"probe/trainable": trained, "probe/trainable_share": trained / sum(size for size, _ in sizes)}
     layout = {"probe/packing_difference": run.policy.layout_difference, "probe/packing_leak": run.policy.layout_leak}
+    layout["model/reference"] = reference_of(run)
     facts |= {name: value for name, value in layout.items() if value is not None}
     if run.policy.counts_routing:
         model = run.policy.causal_lm

@@ -14,7 +14,7 @@ from typing import Any
 
 from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import FtHostError
-from ft_host.monitor.data_stats import sample_of
+from ft_host.monitor.row_overlap import sample_of
 from ft_host.rewards import RewardPool, Scoring
 from ft_host.types import Drop
 

@@ -158,7 +158,7 @@ RULES = [
             f"{short(statistics.median(view.recent('loss', 104)[:-4]))} before."
         ),
         remedies=calm,
-        mutes=("OPT006", "OPT005", "DPO003", "KTO006"),
+        mutes=("OPT006", "OPT005"),
         when=(
             "Four losses running are over 1.5 times the median of the 100 before, five of its spreads above it, and a"
             " quarter of the run's first loss above it."
@@ -231,7 +231,7 @@ RULES = [
             f"{short(lowest_begun(view))} that it began with; the gradient norm is {short(view.mean('grad_norm', 10))}."
         ),
         remedies=lambda view: [lower_rate(view, 5), *warm_up(view)],
-        mutes=("OPT005", "DPO003", "KTO006"),
+        mutes=("OPT005",),
         when=(
             "After warm-up, the mean of ten losses is a tenth (and three of its standard errors) above that of the"
             " first ten."

@@ -181,7 +181,7 @@ RULES = [
         test=update_is_off,
         message=update_message,
         remedies=update_remedies,
-        mutes=("OPT005", "OPT006", "DPO003", "KTO006"),
+        mutes=("OPT005", "OPT006"),
         when=(
             f"The norm of an update is over {LARGE} of that of the weights ({LARGE_NEW} of new ones, {LARGE_LORA} of an"
             f" adapter's, {LARGE_POLICY} of a method that learns from rewards or preferences); or it has never been"

@@ -33,9 +33,7 @@ def expected(view: View) -> float | None:
     return sum(weight * AT_START[kind] for weight, kind in zip(weights, kinds, strict=True))
 
 
-def differs(view: View) -> bool | None:
-    if vars(view.config).get("reference_free"):
-        return None
+def differs(view: View) -> bool:
     right = expected(view)
     far = max(abs(view["start/rewards/chosen"]), abs(view.get("start/rewards/rejected", 0.0)))
     return far > 0.1 or (right is not None and abs(view["start/loss"] - right) > 0.01)
@@ -71,15 +69,15 @@ RULES = [
         code="PRB001",
         title="The reference isn't the policy that training begins with",
         stage="probe",
-        needs=("start/loss", "start/rewards/chosen"),
+        needs=("model/reference", "start/loss", "start/rewards/chosen"),
         fields=("beta",),
         test=differs,
         message=message,
         remedies=remedies,
-        mutes=("PRB005", "DPO", "KTO", "SFT"),
+        mutes=("PRB005",),
         when=(
-            "In the first step a reward is further than 0.1 from 0, or the loss further than 0.01 from what it must be "
-            "where policy and reference are equal (0.6931 for sigmoid, 1 for hinge)."
+            "In the first step of a run with a reference a reward is further than 0.1 from 0, or the loss further than"
+            " 0.01 from what it must be where policy and reference are equal (0.6931 for sigmoid, 1 for hinge)."
         ),
         why=(
             "Rewards are measured from the reference: from another one, from dropout or from another precision they"

@@ -16,6 +16,8 @@ from ft_host.diagnostics.view import View, rounded, short
 
 CHOSEN, REJECTED, MARGINS = "rewards/chosen", "rewards/rejected", "rewards/margins"
 LOGPS = "start/logps/chosen"
+REFERENCE = ("PRB001",)  # rewards that aren't measured from where the policy began say little
+UPDATES = ("OPT003", "OPT006", "OPT007")  # too large or too small
 
 
 def fall(view: View, count: int = 10) -> float:
@@ -122,6 +124,7 @@ def preference_rules(letters: str, *, displacement: int, signal: int, wrong: int
     return [
         Rule(
             code=f"{letters}{displacement:03d}",
+            follows_from=REFERENCE,
             title="Chosen completions become less likely",
             stage="train",
             needs=(LOGPS, CHOSEN, MARGINS),
@@ -144,6 +147,7 @@ def preference_rules(letters: str, *, displacement: int, signal: int, wrong: int
         ),
         Rule(
             code=f"{letters}{signal:03d}",
+            follows_from=(*REFERENCE, *UPDATES),
             title="No preference is learnt",
             stage="train",
             needs=(MARGINS,),
@@ -163,6 +167,7 @@ def preference_rules(letters: str, *, displacement: int, signal: int, wrong: int
         ),
         Rule(
             code=f"{letters}{wrong:03d}",
+            follows_from=REFERENCE,
             title="Training makes rejected completions likelier",
             stage="train",
             needs=(MARGINS,),

@@ -56,6 +56,7 @@ def swapped_message(view: View) -> str:
 OWN = [
     Rule(
         code="DPO002",
+        follows_from=("PRB001",),
         title="All pairs are in the right order at once",
         stage="train",
         needs=(ACCURACY,),
@@ -78,6 +79,7 @@ OWN = [
     ),
     Rule(
         code="DPO004",
+        follows_from=("PRB001",),
         title="Chosen and rejected may be swapped",
         stage="train",
         needs=(ACCURACY,),
@@ -102,6 +104,7 @@ OWN = [
     ),
     Rule(
         code="DPO005",
+        follows_from=("PRB001",),
         title="Margins blow up",
         stage="train",
         needs=(MARGINS,),

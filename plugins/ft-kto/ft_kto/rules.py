@@ -32,6 +32,7 @@ def opposite(view: View) -> bool | None:
 OWN = [
     Rule(
         code="KTO001",
+        follows_from=("PRB001",),
         title="The KL estimate stays 0",
         stage="train",
         needs=("kl",),
@@ -64,6 +65,7 @@ OWN = [
     ),
     Rule(
         code="KTO002",
+        follows_from=("PRB001",),
         title="Only one of the two sides is learnt",
         stage="train",
         needs=("loss",),
@@ -88,6 +90,7 @@ OWN = [
     ),
     Rule(
         code="KTO004",
+        follows_from=("PRB001",),
         title="Held-out labels say the opposite",
         stage="train",
         needs=(HELD_OUT, MARGINS),

@@ -1,0 +1,112 @@
+"""Raw rows against raw rows, before a model is loaded: those that are there twice, and those of the evaluation that are
+trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ft_host.data import Source
+from ft_host.data.mixture import Mixture
+from ft_host.errors import DataError
+
+Row = dict[str, Any]
+
+SECONDS = 0.8  # that comparing rows may take
+COMPARED = 50_000  # raw rows that are looked at for duplicates
+HELD_OUT = 5_000  # rows for evaluation that are looked for among them
+# What a row is known by, where it has any of them: ids, sources and scores beside them don't make it another one.
+CONTENT = (
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "text",
+    "chosen",
+    "rejected",
+    "label",
+    "instruction",
+    "input",
+    "output",
+    "question",
+    "answer",
+    "response",
+    "solution",
+    "query",
+    "prompt_ids",
+    "completion_ids",
+    "chosen_ids",
+    "rejected_ids",
+    "input_ids",
+    "labels",
+)
+PROMPTS = ("prompt", "question", "instruction", "query")
+
+
+def sample_of(source: Any, count: int) -> Iterator[Row]:
+    """Up to `count` raw rows, at even distances; of a stream its first ones."""
+    if not isinstance(source, (Source, Mixture)):
+        return readable(row for _, row in itertools.islice(source.stream(), count))
+    size = source.num_rows
+    count = min(count, size)
+    return readable(source.read(index * size // count) for index in range(count))
+
+
+def readable(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows up to one that can't be read."""
+    try:
+        yield from rows
+    except DataError:
+        return
+
+
+def compare(source: Any, held_out: Any) -> dict[str, Any]:
+    """Rows that are there twice, and rows for evaluation that are trained on; whitespace and case apart."""
+    end = time.monotonic() + SECONDS
+    whole: dict[int, int] = {}
+    prompts: set[int] = set()
+    count = 0
+    for row in sample_of(source, COMPARED):
+        name = name_of(row)
+        whole[name] = whole.get(name, 0) + 1
+        prompts |= prompt_name(row)
+        count += 1
+        if time.monotonic() > end:
+            break
+    facts: dict[str, Any] = {"data/duplicate_rows": 1 - len(whole) / max(count, 1), "data/compared": count}
+    if held_out is None:
+        return facts
+    rows = same = asked = shared = 0
+    for row in sample_of(held_out, HELD_OUT):
+        rows += 1
+        same += name_of(row) in whole
+        prompt = prompt_name(row)
+        asked += bool(prompt)
+        shared += bool(prompt & prompts)
+        if time.monotonic() > end + SECONDS:
+            break
+    facts["data/eval_overlap_rows"] = same / max(rows, 1)
+    if asked:
+        facts["data/eval_overlap_prompts"] = shared / asked
+    return facts
+
+
+def name_of(row: Row) -> int:
+    """A hash of what the row says."""
+    columns = [name for name in CONTENT if row.get(name) is not None]
+    return _hash([row[name] for name in columns] if columns else sorted((name, str(row[name])) for name in row))
+
+
+def prompt_name(row: Row) -> set[int]:
+    """A hash of what the row asks; empty where that is no column."""
+    column = next((name for name in PROMPTS if row.get(name) is not None), None)
+    return set() if column is None else {_hash([row[column], row.get("input") if column == "instruction" else None])}
+
+
+def _hash(value: Any) -> int:
+    text = " ".join(json.dumps(value, ensure_ascii=False, default=str).replace("\\n", " ").lower().split())
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
