@@ -103,6 +103,17 @@ def test_what_the_table_says_of_who_implements_a_hook_is_so():
     assert told == {name: OWNERS.get(name, "any plugin") for name in HOOKS}
 
 
+def test_the_pictures_of_a_run_show_every_hook():
+    pictures = "".join(text for _, text in snippets(ROOT / "docs" / "hooks.md", "mermaid"))
+    assert set(re.findall(r"\bft_\w+", pictures)) == set(HOOKS)
+
+
+def test_every_page_is_in_the_index():
+    linked = set(re.findall(r"\]\(([\w./-]+)", read(ROOT / "docs" / "README.md")))
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages <= linked, f"docs/README.md doesn't link {sorted(pages - linked)}"
+
+
 # ---------------------------------------------------------------- snippets
 
 
@@ -118,7 +129,7 @@ def test_the_complete_method_trains_and_its_loss_is_the_formula(tmp_path):
 
     from ft_host.testing.models import save_tiny
 
-    (method,) = [text for name, text in snippets(ROOT / "docs" / "hooks.md", "python") if name == "my_method.py"]
+    (method,) = [text for name, text in snippets(ROOT / "docs" / "write-a-method.md", "python") if name == "my_method.py"]
     (tmp_path / "my_method.py").write_text(method, encoding="utf-8")
     model = save_tiny(tmp_path / "model")
     texts = ["a", "the quick brown fox", "12 plus 30 is 42.", "step by step, three apples"]
@@ -277,6 +288,6 @@ def test_each_dependency_is_justified():
     project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
     needed = {re.split(r"[<>=!~ \[]", requirement)[0].lower() for requirement in project["dependencies"]}
     text = read(ROOT / "docs" / "architecture.md")
-    section = re.search(r"^## Dependencies$(.*?)(?=^## )", text, re.DOTALL | re.MULTILINE)[1]
+    section = re.search(r"^## Dependencies$(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)[1]
     told = set(re.findall(r"^\| (\w[\w-]*) \|", section, re.MULTILINE))
     assert {name.lower() for name in told} == needed

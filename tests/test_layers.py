@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,3 +115,9 @@ def test_a_breach_is_named_with_both_files(tmp_path):
         "ft_host.data.order (data) imports fit of ft_host.training.loop (training), which is above it",
         "ft_host.data.order (data) imports ft_host.cli of ft_host.cli (cli), which is above it",
     ]
+
+
+def test_the_picture_in_the_docs_shows_these_floors():
+    page = (HOST.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (picture,) = re.findall(r"^```mermaid$(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert re.findall(r'^ +n\d+\["(\w+)"\]$', picture, re.MULTILINE) == FLOORS[::-1]  # drawn from the top down
