@@ -129,7 +129,8 @@ def test_the_complete_method_trains_and_its_loss_is_the_formula(tmp_path):
 
     from ft_host.testing.models import save_tiny
 
-    (method,) = [text for name, text in snippets(ROOT / "docs" / "write-a-method.md", "python") if name == "my_method.py"]
+    page = ROOT / "docs" / "write-a-method.md"
+    (method,) = [text for name, text in snippets(page, "python") if name == "my_method.py"]
     (tmp_path / "my_method.py").write_text(method, encoding="utf-8")
     model = save_tiny(tmp_path / "model")
     texts = ["a", "the quick brown fox", "12 plus 30 is 42.", "step by step, three apples"]
