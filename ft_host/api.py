@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from ft_host.models.annotate import policy_values as policy_values
     from ft_host.models.load import base_of as base_of
     from ft_host.models.tiled_distillation import Against as Against
+    from ft_host.rollouts.rewards import Rewards as Rewards
+    from ft_host.rollouts.rewards import groups_differ as groups_differ
     from ft_host.rollouts.rollout import Rollout as Rollout
     from ft_host.rollouts.rollout import RolloutRun as RolloutRun
     from ft_host.rollouts.rollout import seed_of as seed_of
@@ -102,6 +104,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.generation": "Completion Request Sampling Scores Sequence",
     "ft_host.generation.transformers": "end_tokens",
     "ft_host.rollouts.rollout": "Rollout RolloutRun seed_of",
+    "ft_host.rollouts.rewards": "Rewards groups_differ",
     "ft_host.rollouts.rows": (
         "by_row completion_metrics completion_row completion_segments masked_row num_targets per_target sum_by_row"
     ),

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import FtHostError
 from ft_host.generation import Completion, Request, Sampling
-from ft_host.metrics import Metric, correlation, maximum, mean, minimum, std, total
+from ft_host.metrics import Metric, mean, total
 from ft_host.rewards import RewardPool, Scored, Scoring
+from ft_host.rollouts.rewards import Rewards, reward_metrics, size, variety_metrics, worth_metrics
 from ft_host.rollouts.tools import Toolbox
 from ft_host.rollouts.turns import Conversation, run_episodes
 
@@ -28,30 +29,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 ENVIRONMENT = "environment"  # the name of the reward that an environment gives
-
-
-@dataclass(kw_only=True)
-class Rewards:
-    """What the completions of a rollout are worth: `values[completion][function]`, None where a function doesn't apply
-    or has failed. `metrics` and `extra` are for the method to hand on."""
-
-    names: list[str]
-    weights: list[float]
-    values: list[list[float | None]]
-    texts: list[str]  # the completions, decoded
-    metrics: dict[str, Metric]
-    extra: dict[str, list[Any]]
-
-    def totals(self) -> list[float | None]:
-        """The weighted sum of each completion's rewards; None where it has none at all."""
-        return [
-            (
-                None
-                if all(value is None for value in each)
-                else sum(weight * value for weight, value in zip(self.weights, each, strict=True) if value is not None)
-            )
-            for each in self.values
-        ]
 
 
 @dataclass(kw_only=True)
@@ -181,12 +158,9 @@ class RolloutRun:
         if not self.config.reward:
             return {}, [{} for _ in completions]
         rewards = self.reward(rows, completions)
-        given = [value for value in rewards.totals() if value is not None]
-        metrics = rewards.metrics | {
-            "reward": mean(sum(given), len(given)),
-            "reward_std": std(sum(given), sum(value * value for value in given), len(given)),
-        }
-        return metrics, [{"rewards": dict(zip(rewards.names, values, strict=True))} for values in rewards.values]
+        return rewards.metrics | rewards.group_metrics(), [
+            {"rewards": dict(zip(rewards.names, values, strict=True))} for values in rewards.values
+        ]
 
     def _together(self, work: Callable[[], Any]) -> Any:
         """What `work` gives; what it raises on one rank, on all, so that none is left waiting for the others."""
@@ -295,52 +269,3 @@ def scoring_of(rows: list[Row], completions: list[Completion], texts: list[str],
 def as_completion(prompt: str | list[Row], text: str) -> str | list[Row]:
     """A completion in the format of its prompt: text, or one assistant message."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-
-
-def reward_metrics(name: str, values: list[float | None]) -> dict[str, Metric]:
-    """Mean and unbiased standard deviation over the completions that have a reward of this function."""
-    given = [value for value in values if value is not None]
-    if not given:
-        return {}
-    squares = sum(value * value for value in given)
-    return {
-        f"rewards/{name}/mean": mean(sum(given), len(given)),
-        f"rewards/{name}/std": std(sum(given), squares, len(given)),
-    }
-
-
-def variety_metrics(completions: list[Completion], texts: list[str], generations: int) -> dict[str, Metric]:
-    """How many of a prompt's completions, which follow each other, are different ones, and how many say nothing."""
-    if not completions:
-        return {}
-    found = {"completions/empty_share": mean(sum(not text.strip() for text in texts), len(texts))}
-    if generations > 1:
-        groups = [completions[at : at + generations] for at in range(0, len(completions), generations)]
-        distinct = sum(len({tuple(each.token_ids) for each in group}) for group in groups)
-        found["completions/unique_share"] = mean(distinct, len(completions))
-    return found
-
-
-def worth_metrics(totals: list[float | None], completions: list[Completion]) -> dict[str, Metric]:
-    """The least and the most that a completion earns, and whether longer ones earn more."""
-    pairs = [(size(each), value) for each, value in zip(completions, totals, strict=True) if value is not None]
-    if not pairs:
-        return {}
-    lengths, values = zip(*pairs, strict=True)
-    return {
-        "completions/reward_min": minimum(min(values)),
-        "completions/reward_max": maximum(max(values)),
-        "completions/reward_length_correlation": correlation(
-            sum(lengths),
-            sum(values),
-            sum(each * each for each in lengths),
-            sum(each * each for each in values),
-            sum(length * value for length, value in pairs),
-            len(pairs),
-        ),
-    }
-
-
-def size(completion: Completion) -> int:
-    """How many of its tokens were sampled."""
-    return sum(completion.sampled) if completion.sampled else len(completion.token_ids)

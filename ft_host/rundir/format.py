@@ -28,7 +28,7 @@ TITLES = {
     "completions/min_length": ("Shortest completion", "tokens"),
     "completions/mean_terminated_length": ("Length of completions that ended", "tokens"),
     "reward_std": ("Spread of the reward", "standard deviation"),
-    "frac_reward_zero_std": ("Groups that earn alike", "share of completions"),
+    "frac_reward_zero_std": ("Groups that earn alike", "share of groups"),
     "kl": ("KL", "nats per token"),
     "objective/kl": ("KL", "nats per completion"),
     "objective/scores": ("Score", "mean over completions"),

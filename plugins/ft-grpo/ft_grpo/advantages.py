@@ -47,9 +47,3 @@ def advantages(rewards: torch.Tensor, weights: torch.Tensor, groups: torch.Tenso
     if config.scale_rewards != "none":
         found = found / ((spread if config.scale_rewards == "group" else moments(summed, every)[1]) + 1e-4)
     return found.nan_to_num(0.0)
-
-
-def varies(values: list[float | None]) -> bool:
-    """Whether rewards differ: by more than round-off."""
-    given = [value for value in values if value is not None]
-    return bool(given) and max(given) - min(given) > 1e-8

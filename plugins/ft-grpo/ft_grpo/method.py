@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ft_grpo.advantages import advantages, varies
+from ft_grpo.advantages import advantages
 from ft_grpo.losses import LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios, row_sums
 from ft_grpo.metrics import metrics
 from ft_host.api import (
@@ -37,14 +37,14 @@ from ft_host.api import (
     completion_row,
     completion_segments,
     flat_batch,
+    groups_differ,
     hookimpl,
     masked_row,
     maximum,
-    mean,
+    num_targets,
     per_target,
     policy_values,
     prompt_row,
-    std,
     total,
 )
 
@@ -76,38 +76,23 @@ def ft_rollout(rows, run) -> Rollout:
     config, size = run.config, run.config.num_generations
     completions = run.generate(rows, size)
     rewards = run.reward(rows, completions)
-    totals = rewards.totals()
+    samples, compared = rewards.samples(rows), [rewards.totals()]
+    if config.multi_objective_aggregation == "normalize_then_sum":  # then each reward has a say of its own
+        compared = list(zip(*rewards.values, strict=True))
     found: list[dict] = []
-    samples: list[dict] = []
-    flat = 0
-    for index, prompt in enumerate(rows):
-        places = range(index * size, (index + 1) * size)
-        made = [completion_row(prompt, completions[place]) for place in places]
+    shown: list[dict] = []
+    for index, differ in enumerate(groups_differ(compared, size)):
+        group = slice(index * size, (index + 1) * size)
+        made = [completion_row(rows[index], completion) for completion in completions[group]]
         if config.mask_truncated_completions:
             made = [masked_row(row) if row["truncated"] else row for row in made]
-        compared = [totals[places.start : places.stop]]
-        if config.multi_objective_aggregation == "normalize_then_sum":  # then each reward has a say of its own
-            compared = zip(*(rewards.values[place] for place in places), strict=True)
-        differs = any(varies(list(values)) for values in compared)
-        flat += 0 if differs else size
-        if config.dynamic_sampling and not (differs and any(any(row["sampled"]) for row in made)):
+        if config.dynamic_sampling and not (differ and any(map(num_targets, made))):
             continue
-        for place, row in zip(places, made, strict=True):
-            found.append(row | {"rewards": rewards.values[place], "weights": rewards.weights})
-            samples.append(
-                {
-                    "prompt": prompt["prompt"],
-                    "completion": rewards.texts[place],
-                    "rewards": dict(zip(rewards.names, rewards.values[place], strict=True)),
-                    "extra": {name: values[place] for name, values in rewards.extra.items()},
-                }
-            )
-    given = [value for value in totals if value is not None]
-    metrics = rewards.metrics | completion_metrics(completions)
-    metrics["reward"] = mean(sum(given), len(given))
-    metrics["reward_std"] = std(sum(given), sum(value * value for value in given), len(given))
-    metrics["frac_reward_zero_std"] = mean(flat, len(completions))
-    return Rollout(rows=found, metrics=metrics, samples=samples)
+        earned = zip(made, rewards.values[group], strict=True)
+        found += [row | {"rewards": values, "weights": rewards.weights} for row, values in earned]
+        shown += samples[group]
+    metrics = rewards.metrics | completion_metrics(completions) | rewards.group_metrics(size, compared)
+    return Rollout(rows=found, metrics=metrics, samples=shown)
 
 
 def log_probs(model: Any, batch: Batch, name: str, temperature: float) -> dict[str, list[torch.Tensor]]:

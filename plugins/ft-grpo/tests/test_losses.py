@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ft_grpo.advantages import advantages, varies
+from ft_grpo.advantages import advantages
 from ft_grpo.config import LOSS_TYPES, GRPOConfig
 from ft_grpo.losses import LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios
 
@@ -254,8 +254,3 @@ def test_rewards_that_are_compared_one_by_one():
     spread = torch.tensor(scored).double().std().item()
     found = advantages_of(rewards, [0, 0, 1, 1], [1.0, 3.0, 1.0], multi_objective_aggregation="normalize_then_sum")
     assert found == pytest.approx([value / spread for value in scored], rel=5e-4)
-
-
-def test_what_varies():
-    assert not varies([]) and not varies([None, None]) and not varies([1.0, None]) and not varies([0.1, 0.1 + 1e-12])
-    assert varies([0.0, None, 1e-3])

@@ -59,7 +59,7 @@ def test_dynamic_sampling_leaves_out_groups_without_a_signal(make, prompts, know
     assert sorted({row["group"] for row in found.rows}) == [0, 4]
     assert len(found.samples) == len(found.rows) == 8
     metrics = told(found)
-    assert metrics["frac_reward_zero_std"] == 3 / 5, "metrics are of what was sampled"
+    assert metrics["frac_reward_zero_std"] == 1 / 5, "of what was sampled; two have nothing to compare"
     assert metrics["completions/max_length"] == max(len(each.token_ids) for each in given.completions)
     everything = make(prompts, per_device_train_batch_size=20)
     given.config = everything

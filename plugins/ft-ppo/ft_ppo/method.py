@@ -225,25 +225,17 @@ def ft_rollout(rows, run) -> Rollout:
     stop, penalty = stop_token_of(run.config, run.tokenizer), run.config.missing_eos_penalty or 0.0
     completions = [cut_after(each, stop) for each in run.generate(rows, 1)]
     rewards = run.reward(rows, completions)
-    found, samples = [], []
-    for index, (prompt, completion, score) in enumerate(zip(rows, completions, rewards.totals(), strict=True)):
+    found = []
+    for prompt, completion, score in zip(rows, completions, rewards.totals(), strict=True):
         row = completion_row(prompt, completion)
         if score is None:
             row = masked_row(row)
         elif row["truncated"]:
             score -= penalty
         found.append(row | {"score": score})
-        samples.append(
-            {
-                "prompt": prompt["prompt"],
-                "completion": rewards.texts[index],
-                "rewards": dict(zip(rewards.names, rewards.values[index], strict=True)),
-                "extra": {name: values[index] for name, values in rewards.extra.items()},
-            }
-        )
     unscored = total(sum(row["score"] is None for row in found))
     metrics = rewards.metrics | completion_metrics(completions) | {"objective/unscored": unscored}
-    return Rollout(rows=found, metrics=metrics, samples=samples)
+    return Rollout(rows=found, metrics=metrics, samples=rewards.samples(rows))
 
 
 OF_TARGETS = ("old_logps", "values", "returns", "advantages")

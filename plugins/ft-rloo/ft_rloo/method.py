@@ -45,7 +45,6 @@ from ft_host.api import (
     per_target,
     policy_values,
     prompt_row,
-    std,
     sum_by_row,
 )
 
@@ -105,40 +104,19 @@ def ft_rollout(rows, run) -> Rollout:
     config, size = run.config, run.config.num_generations
     completions = run.generate(rows, size)
     rewards = run.reward(rows, completions)
-    totals = rewards.totals()
-    found, samples, flat = [], [], 0
-    for index, prompt in enumerate(rows):
-        earned = [clipped(total, config.reward_clip_range) for total in totals[index * size : (index + 1) * size]]
-        flat += is_flat(earned)
-        for place, reward in enumerate(earned, index * size):
-            row = completion_row(prompt, completions[place])
-            if config.mask_truncated_completions and row["truncated"]:
-                row = masked_row(row)
-            found.append(row | {"reward": reward})
-            samples.append(
-                {
-                    "prompt": prompt["prompt"],
-                    "completion": rewards.texts[place],
-                    "rewards": dict(zip(rewards.names, rewards.values[place], strict=True)),
-                    "extra": {name: values[place] for name, values in rewards.extra.items()},
-                }
-            )
-    given = [value for value in totals if value is not None]
-    metrics = rewards.metrics | completion_metrics(completions)
-    metrics["reward"] = mean(sum(given), len(given))
-    metrics["reward_std"] = std(sum(given), sum(value * value for value in given), len(given))
-    metrics["frac_reward_zero_std"] = mean(flat, len(rows))
-    return Rollout(rows=found, metrics=metrics, samples=samples)
+    earned = [clipped(total, config.reward_clip_range) for total in rewards.totals()]
+    found = []
+    for place, (completion, reward) in enumerate(zip(completions, earned, strict=True)):
+        row = completion_row(rows[place // size], completion)
+        if config.mask_truncated_completions and row["truncated"]:
+            row = masked_row(row)
+        found.append(row | {"reward": reward})
+    metrics = rewards.metrics | completion_metrics(completions) | rewards.group_metrics(size, [earned])
+    return Rollout(rows=found, metrics=metrics, samples=rewards.samples(rows))
 
 
 def clipped(reward: float | None, bounds: list[float] | None) -> float | None:
     return reward if reward is None or bounds is None else min(max(reward, bounds[0]), bounds[1])
-
-
-def is_flat(rewards: list[float | None]) -> bool:
-    """Whether there are rewards to compare, and they are equal, but for round-off."""
-    given = [value for value in rewards if value is not None]
-    return len(given) > 1 and max(given) - min(given) <= 1e-8
 
 
 def of_policy(logps: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:

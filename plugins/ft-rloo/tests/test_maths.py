@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from ft_rloo.method import clipped, clipped_losses, is_flat, leave_one_out, normalized
+from ft_rloo.method import clipped, clipped_losses, leave_one_out, normalized
 
 NAN = math.nan
 
@@ -79,9 +79,3 @@ def test_gradient_at_the_policy_that_sampled():
 def test_clipped_rewards():
     assert [clipped(value, [-1.0, 2.0]) for value in (-3.0, 0.5, 4.0, None)] == [-1.0, 0.5, 2.0, None]
     assert clipped(4.0, None) == 4.0
-
-
-def test_groups_without_variance():
-    assert is_flat([1.0, None, 1.0 + 1e-12])
-    assert not is_flat([1.0, None, 1.1])
-    assert not is_flat([1.0, None]) and not is_flat([None, None])  # nothing to compare

@@ -48,7 +48,6 @@ from ft_host.api import (
     per_target,
     policy_values,
     prompt_row,
-    std,
     total,
 )
 from ft_sdpo.config import CONTEXT, FEEDBACK, SDPOConfig
@@ -154,32 +153,21 @@ def ft_rollout(rows, run) -> Rollout:
             for each in zip(completions[group], totals[group], asked[-1], strict=True)
         ]
     samples = [
-        {
-            "prompt": rows[place // size]["prompt"],
-            "completion": text,
-            "rewards": dict(zip(rewards.names, rewards.values[place], strict=True)),
-            "extra": {name: values[place] for name, values in rewards.extra.items()},
-            "reprompt": run.tokenizer.decode(row["teacher_prompt_ids"]) if row["teacher_prompt_ids"] else None,
-        }
-        for place, (text, row) in enumerate(zip(rewards.texts, found, strict=True))
+        sample | {"reprompt": run.tokenizer.decode(row["teacher_prompt_ids"]) if row["teacher_prompt_ids"] else None}
+        for sample, row in zip(rewards.samples(rows), found, strict=True)
     ]
-    metrics = rewards.metrics | completion_metrics(completions) | reward_metrics(earned)
+    metrics = rewards.metrics | completion_metrics(completions) | rewards.group_metrics(size)
+    metrics["self_distillation/group_reward_std_mean"] = mean_spread(earned)
     if config.distillation_weight:
         metrics |= metrics_of(shown, earned, asked, config)
     return Rollout(rows=found, metrics=metrics, samples=samples)
 
 
-def reward_metrics(groups: list[list[float | None]]) -> dict[str, Metric]:
-    """Of the weighted sums of a rollout, by group."""
+def mean_spread(groups: list[list[float | None]]) -> Metric:
+    """The mean over groups of the standard deviation of their rewards; those with one reward or none have none."""
     known = [[reward for reward in group if reward is not None] for group in groups]
-    given = list(chain.from_iterable(known))
     spreads = [float(torch.tensor(group, dtype=torch.float64).std()) for group in known if len(group) > 1]
-    return {
-        "reward": mean(sum(given), len(given)),
-        "reward_std": std(sum(given), sum(value * value for value in given), len(given)),
-        "frac_reward_zero_std": mean(sum(spread <= 1e-8 for spread in spreads), len(spreads)),
-        "self_distillation/group_reward_std_mean": mean(sum(spreads), len(spreads)),
-    }
+    return mean(sum(spreads), len(spreads))
 
 
 def log_probs(model: Any, batch: Batch, temperature: float) -> dict[str, list[torch.Tensor]]:

@@ -1,0 +1,131 @@
+"""What the completions of a rollout are worth, and the metrics of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ft_host.generation import Completion
+from ft_host.metrics import Metric, correlation, maximum, mean, minimum, std
+
+Row = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Rewards:
+    """What the completions of a rollout are worth: `values[completion][function]`, None where a function doesn't apply
+    or has failed. `metrics` and `extra` are for the method to hand on."""
+
+    names: list[str]
+    weights: list[float]
+    values: list[list[float | None]]
+    texts: list[str]  # the completions, decoded
+    metrics: dict[str, Metric]
+    extra: dict[str, list[Any]]
+
+    def totals(self) -> list[float | None]:
+        """The weighted sum of each completion's rewards; None where it has none at all."""
+        return [
+            (
+                None
+                if all(value is None for value in each)
+                else sum(weight * value for weight, value in zip(self.weights, each, strict=True) if value is not None)
+            )
+            for each in self.values
+        ]
+
+    def samples(self, rows: list[Row]) -> list[dict[str, Any]]:
+        """One sample a completion, for samples.jsonl: its prompt, text and rewards, and what reward functions logged of
+        it. `rows`: the prompts, as `RolloutRun.reward` was given them."""
+        generations = len(self.values) // max(len(rows), 1)
+        return [
+            {
+                "prompt": rows[place // generations]["prompt"],
+                "completion": text,
+                "rewards": dict(zip(self.names, values, strict=True)),
+                "extra": {name: logged[place] for name, logged in self.extra.items()},
+            }
+            for place, (text, values) in enumerate(zip(self.texts, self.values, strict=True))
+        ]
+
+    def group_metrics(
+        self, generations: int = 1, compared: Sequence[Sequence[float | None]] | None = None
+    ) -> dict[str, Metric]:
+        """`reward` and `reward_std` of the weighted sums; of groups of `generations` completions, which follow each
+        other, `frac_reward_zero_std` too: the share of groups that have two rewards or more, all of them equal. (As in
+        TRL: the standard deviation of fewer than two isn't 0.) `compared`: the values of all completions that the
+        method compares, one list or several; not given: the weighted sums."""
+        totals = self.totals()
+        given = [value for value in totals if value is not None]
+        found = {
+            "reward": mean(sum(given), len(given)),
+            "reward_std": std(sum(given), sum(value * value for value in given), len(given)),
+        }
+        if generations > 1:
+            groups = groups_differ([totals] if compared is None else compared, generations)
+            found["frac_reward_zero_std"] = mean(groups.count(False), len(groups))
+        return found
+
+
+def groups_differ(compared: Sequence[Sequence[float | None]], generations: int) -> list[bool | None]:
+    """Of each group of `generations` completions, which follow each other: True where the values of two of them differ
+    by more than round-off (1e-8), in any of the lists `compared`; False where all are equal; None where no list has two
+    values to compare. None is no value."""
+    groups = range(0, len(compared[0]) if compared else 0, generations)
+    return [differ([values[first : first + generations] for values in compared]) for first in groups]
+
+
+def differ(group: list[Sequence[float | None]]) -> bool | None:
+    lists = [[value for value in values if value is not None] for values in group]
+    spreads = [max(values) - min(values) for values in lists if len(values) > 1]
+    return any(spread > 1e-8 for spread in spreads) if spreads else None
+
+
+def reward_metrics(name: str, values: list[float | None]) -> dict[str, Metric]:
+    """Mean and unbiased standard deviation over the completions that have a reward of this function."""
+    given = [value for value in values if value is not None]
+    if not given:
+        return {}
+    squares = sum(value * value for value in given)
+    return {
+        f"rewards/{name}/mean": mean(sum(given), len(given)),
+        f"rewards/{name}/std": std(sum(given), squares, len(given)),
+    }
+
+
+def variety_metrics(completions: list[Completion], texts: list[str], generations: int) -> dict[str, Metric]:
+    """How many of a prompt's completions, which follow each other, are different ones, and how many say nothing."""
+    if not completions:
+        return {}
+    found = {"completions/empty_share": mean(sum(not text.strip() for text in texts), len(texts))}
+    if generations > 1:
+        groups = [completions[at : at + generations] for at in range(0, len(completions), generations)]
+        distinct = sum(len({tuple(each.token_ids) for each in group}) for group in groups)
+        found["completions/unique_share"] = mean(distinct, len(completions))
+    return found
+
+
+def worth_metrics(totals: list[float | None], completions: list[Completion]) -> dict[str, Metric]:
+    """The least and the most that a completion earns, and whether longer ones earn more."""
+    pairs = [(size(each), value) for each, value in zip(completions, totals, strict=True) if value is not None]
+    if not pairs:
+        return {}
+    lengths, values = zip(*pairs, strict=True)
+    return {
+        "completions/reward_min": minimum(min(values)),
+        "completions/reward_max": maximum(max(values)),
+        "completions/reward_length_correlation": correlation(
+            sum(lengths),
+            sum(values),
+            sum(each * each for each in lengths),
+            sum(each * each for each in values),
+            sum(length * value for length, value in pairs),
+            len(pairs),
+        ),
+    }
+
+
+def size(completion: Completion) -> int:
+    """How many of its tokens were sampled."""
+    return sum(completion.sampled) if completion.sampled else len(completion.token_ids)
