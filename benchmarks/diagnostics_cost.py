@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         rules = [each for each in installed_rules(record.method)[0]]
         rounds = []
         for _ in range(args.rounds):
-            engine = Engine(rules, record.config | {"locked": []})
+            engine = Engine(rules, record.config | {"locked_fields": []})
             engine.record_facts(record.facts | {"plan/total_steps": args.steps or record.planned_steps or len(lines)})
             times = []
             for line in lines:

@@ -70,14 +70,20 @@ def run(config, limit=10_000, **more):
 KINDS = {
     "rows": {},
     "in order": {"train_sampling_strategy": "sequential"},
-    "by length": {"train_sampling_strategy": "group_by_length", "window": 20},
-    "packed": {"packing": True, "max_length": 50, "window": 20},
+    "by length": {"train_sampling_strategy": "group_by_length", "data_window": 20},
+    "packed": {"packing": True, "max_length": 50, "data_window": 20},
     "packed, one window": {"packing": True, "max_length": 50},
-    "wrapped": {"packing": True, "max_length": 30, "packing_strategy": "wrapped", "window": 20},
-    "split": {"packing": True, "max_length": 16, "packing_strategy": "bfd_split", "window": 20},
-    "packed, in order": {"packing": True, "max_length": 50, "window": 7, "train_sampling_strategy": "sequential"},
-    "streaming": {"dataset_streaming": True, "max_steps": 40, "window": 20},
-    "streaming, packed": {"dataset_streaming": True, "max_steps": 40, "window": 20, "packing": True, "max_length": 50},
+    "wrapped": {"packing": True, "max_length": 30, "packing_strategy": "wrapped", "data_window": 20},
+    "split": {"packing": True, "max_length": 16, "packing_strategy": "bfd_split", "data_window": 20},
+    "packed, in order": {"packing": True, "max_length": 50, "data_window": 7, "train_sampling_strategy": "sequential"},
+    "streaming": {"dataset_streaming": True, "max_steps": 40, "data_window": 20},
+    "streaming, packed": {
+        "dataset_streaming": True,
+        "max_steps": 40,
+        "data_window": 20,
+        "packing": True,
+        "max_length": 50,
+    },
     "streaming, in order": {"dataset_streaming": True, "max_steps": 40, "train_sampling_strategy": "sequential"},
 }
 
@@ -92,7 +98,7 @@ def mixed(request, tmp_path):
     paths = [write(tmp_path / "m0.jsonl", 10), write(tmp_path / "m1.jsonl", 40)]
     items = [{"path": paths[0], "weight": 1}, {"path": paths[1], "weight": 2}]
     more = {"dataset_streaming": True, "max_steps": 40} if request.param == "streamed mixture" else {}
-    return config_of(items, window=15, **more)
+    return config_of(items, data_window=15, **more)
 
 
 # ---------------------------------------------------------------- what is in the steps
@@ -175,7 +181,7 @@ def test_planned_steps(data):
     assert stream_of(config_of(data)).planned_steps() == 28
     config = config_of(data, packing=True, max_length=50, num_train_epochs=1)
     assert stream_of(config).planned_steps() == len(run(config)), "one window holds all of the data"
-    config = config_of(data, packing=True, max_length=50, window=20)
+    config = config_of(data, packing=True, max_length=50, data_window=20)
     stream = stream_of(config)
     planned, steps = stream.planned_steps(), list(stream)
     assert abs(planned - len(steps)) <= 3, "estimated from the first window"
@@ -352,10 +358,10 @@ def test_a_bug_of_the_method_keeps_its_traceback_and_names_the_row(tmp_path, wor
     [
         ({}, 4),
         ({"train_sampling_strategy": "sequential"}, 4),
-        ({"packing": True, "max_length": 50, "window": 300}, 300),
-        ({"train_sampling_strategy": "group_by_length", "window": 300}, 300),
-        ({"dataset_streaming": True, "max_steps": 3, "window": 300}, 4),
-        ({"dataset_streaming": True, "max_steps": 3, "window": 300, "packing": True, "max_length": 50}, 300),
+        ({"packing": True, "max_length": 50, "data_window": 300}, 300),
+        ({"train_sampling_strategy": "group_by_length", "data_window": 300}, 300),
+        ({"dataset_streaming": True, "max_steps": 3, "data_window": 300}, 4),
+        ({"dataset_streaming": True, "max_steps": 3, "data_window": 300, "packing": True, "max_length": 50}, 300),
     ],
 )
 def test_no_more_rows_are_prepared_before_the_first_step_than_it_needs(tmp_path, rows, fields, most):
@@ -409,7 +415,7 @@ def test_too_many_dropped_rows_are_refused_with_reasons_places_and_what_to_do(tm
 def test_the_share_is_judged_on_the_first_window_and_then_on_all_rows_seen(tmp_path):
     late = {number: {"drop": "no"} for number in range(60, 80)}
     data = write(tmp_path / "a.jsonl", 100, late | {0: {"drop": "no"}, 1: {"drop": "no"}})
-    config = config_of(data, train_sampling_strategy="sequential", window=40)
+    config = config_of(data, train_sampling_strategy="sequential", data_window=40)
     check_first_rows(open_train(config), prepare, config)
     steps = iter(stream_of(config))
     done = 0
@@ -417,7 +423,7 @@ def test_the_share_is_judged_on_the_first_window_and_then_on_all_rows_seen(tmp_p
         for step in steps:
             done = step.rows_consumed
     assert done == 64, "2 of 4 rows in the first step are let pass, 6 + 2 of 68 are too many"
-    few = config_of(data, train_sampling_strategy="sequential", window=40, max_dropped_share=0.3)
+    few = config_of(data, train_sampling_strategy="sequential", data_window=40, max_dropped_share=0.3)
     assert sum(run(few)[-1].dropped.values()) == 44
 
 

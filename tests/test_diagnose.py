@@ -39,7 +39,7 @@ def broken(tmp_path) -> Path:
         tmp_path / "broken", steps=60, status="failed", error="step 61: the loss is nan", planned_steps=100
     )
     info = json.loads((folder / "run.json").read_text())
-    config = info["config"] | {"select": ["NUM", "XYZ"]}  # whatever other rules say of these numbers
+    config = info["config"] | {"rules_select": ["NUM", "XYZ"]}  # whatever other rules say of these numbers
     rewrite(folder, facts=BROKEN, facts_told=dict.fromkeys(BROKEN, 60), config=config)
     return folder
 

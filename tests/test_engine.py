@@ -219,7 +219,9 @@ def test_patches_that_a_run_cannot_take_are_left_out():
         Remedy(why="d"),
         Remedy(why="e", patch={"max_grad_norm": 0.5}),
     ]
-    made = engine(rule(window=1, least=1, remedies=lambda view: remedies), learning_rate=1e-5, locked=["max_grad_norm"])
+    made = engine(
+        rule(window=1, least=1, remedies=lambda view: remedies), learning_rate=1e-5, locked_fields=["max_grad_norm"]
+    )
     made.add_metrics(steps(1, loss=2.0)[0])
     (found,) = made.findings.values()
     assert [(each.why, each.applicability) for each in found.remedies] == [
@@ -247,7 +249,7 @@ def test_the_longer_of_two_that_name_a_rule_decides():
     assert left(["NUM001"], ["ALL"]) == ["NUM001"]
 
 
-@pytest.mark.parametrize("field", ["select", "ignore", "stop_on"])
+@pytest.mark.parametrize("field", ["rules_select", "rules_ignore", "stop_on"])
 def test_a_code_that_no_rule_has_is_refused_with_the_nearest(field):
     owned = [(rule(code), "test 0") for code in ("GRPO001", "NUM001")]
     with pytest.raises(

@@ -96,7 +96,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    run = make_run(temperature=1.0)
+    run = make_run(eval_temperature=1.0)
     results = [evaluate_rewards(run, rows, FUNCTIONS) for rows in (ROWS, ROWS[:1])]
     torch.save(results, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -107,7 +107,7 @@ def test_two_processes_give_what_one_does_even_with_one_row(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_rank, (port, str(tmp_path)), nprocs=2)
-    run = make_run(temperature=1.0)
+    run = make_run(eval_temperature=1.0)
     for index, rows in enumerate((ROWS, ROWS[:1])):
         metrics, samples = evaluate_rewards(run, rows, FUNCTIONS)
         for rank in range(2):

@@ -10,7 +10,6 @@ import signal
 import sys
 import textwrap
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ from ft_host.testing.invariants import assert_same, lines
 from ft_host.testing.models import save_tiny, tiny_llama
 from ft_host.testing.rows import tiny_run, write_rows
 from ft_host.testing.tokenizers import chat_tokenizer
-from ft_host.training.evaluate import sampling_of
+from ft_host.training.evaluate import eval_sampling
 
 REWARDS = '''
 from pathlib import Path
@@ -233,11 +232,11 @@ def test_a_checkpoint_in_the_middle_of_a_rollout_holds_it(finished):
 def test_how_evaluation_samples():
     config = GRPOConfig(temperature=0.7, min_p=0.1, top_k=4, repetition_penalty=1.1, seed=5, max_completion_length=9)
     expected = Sampling(max_new_tokens=9, temperature=0.0, top_k=4, min_p=0.1, repetition_penalty=1.1, seed=5)
-    assert sampling_of(SimpleNamespace(config=config)) == expected
+    assert eval_sampling(config) == expected
     config.eval_temperature = None
-    assert sampling_of(SimpleNamespace(config=config)).temperature == 0.7
+    assert eval_sampling(config).temperature == 0.7
     config.eval_temperature = 0.2
-    assert sampling_of(SimpleNamespace(config=config)).temperature == 0.2
+    assert eval_sampling(config).temperature == 0.2
 
 
 def test_evaluation_may_have_rewards_of_its_own(make, tmp_path):

@@ -84,7 +84,7 @@ def test_the_run_file_is_the_run_s_own_but_for_the_remedy(run, capsys):
     assert (code, err) == (0, "")
     given = yaml.safe_load(out)
     config = json.loads((run / "run.json").read_text())["config"]
-    assert given.pop("method") == "sft" and given.pop("parent") == str(run)
+    assert given.pop("method") == "sft" and given.pop("parent_run") == str(run)
     assert given.pop("learning_rate") == 5e-4
     kept = set(ORIGINS) - {"output_dir", "learning_rate"}
     assert kept <= given.keys() and "output_dir" not in given

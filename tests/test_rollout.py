@@ -18,7 +18,7 @@ from ft_host.errors import DataError, FtHostError
 from ft_host.generation import Completion, Request, Sampling
 from ft_host.metrics import Accumulator, combine
 from ft_host.rewards import RewardPool
-from ft_host.rollouts.rollout import RolloutRun, sampling_of, seed_of, variety_metrics, worth_metrics
+from ft_host.rollouts.rollout import RolloutRun, rollout_sampling, seed_of, variety_metrics, worth_metrics
 from ft_host.rollouts.tools import load_tools
 from ft_host.testing.generation import generating_run
 from ft_host.testing.models import tiny_gpt2, tiny_tokenizer
@@ -226,9 +226,9 @@ def test_completions_are_those_of_the_backend_in_the_order_of_the_prompts(make, 
 
 def test_sampling_is_as_the_config_says():
     fields = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2}
-    found = sampling_of(Config(max_completion_length=9, **fields), 4)
+    found = rollout_sampling(Config(max_completion_length=9, **fields), 4)
     assert found == Sampling(max_new_tokens=9, seed=4, **fields)
-    assert sampling_of(Config(), 4) == Sampling(max_new_tokens=512, seed=4)
+    assert rollout_sampling(Config(), 4) == Sampling(max_new_tokens=512, seed=4)
 
 
 def test_a_completion_depends_on_the_number_of_its_prompt_alone(make):

@@ -183,7 +183,7 @@ def test_a_bad_row_in_the_middle_names_its_line_and_loses_nothing(config, tiny, 
         "dataset": str(file),
         "train_sampling_strategy": "sequential",
         "eval_on_start": False,
-        "window": 8,
+        "data_window": 8,
         "save_steps": 0,
     }
     with pytest.raises(UsageError, match=r"bad\.jsonl, line 34.*completion"):
@@ -233,7 +233,7 @@ def test_several_epochs_packed_and_resumed(config):
         "num_train_epochs": 2,
         "packing": True,
         "max_length": 48,
-        "window": 16,
+        "data_window": 16,
         "per_device_train_batch_size": 2,
         "save_steps": 3,
         "save_total_limit": 100,
@@ -339,7 +339,7 @@ def test_what_a_rank_refuses_ends_all_with_its_exit_code(config, tiny, tmp_path)
         train_sampling_strategy="sequential",
         num_processes=2,
         per_device_train_batch_size=4,
-        window=8,
+        data_window=8,
     )
     done = subprocess.run(argv, capture_output=True, text=True, env=ENV, timeout=120)
     assert done.returncode == 2, done.stderr

@@ -115,9 +115,9 @@ def test_every_problem_is_reported_at_once_with_file_and_line():
         "run.yaml",
         "lerning_rate: 1e-5\nmax_seq_length: 4\nlora_r: 0\nuse_peft: 1\nmax_steps: '8'\nseed: 1.0\nloss_type: ntl\n"
         "report_to: wandb\nadam_beta1: 1.5\nrun_name: 5\nenv: {A: b}\ngradient_accumulation_steps: true\n"
-        "logging_steps:\ntemperature: .nan\nzzz: 1\n",
+        "logging_steps:\neval_temperature: .nan\nzzz: 1\n",
     )
-    text = refusal(["--nonesuch", "4", "--top-p", "high"], file)
+    text = refusal(["--nonesuch", "4", "--eval-top-p", "high"], file)
     assert text.startswith("17 problems:\n")
     for line in (
         "run.yaml:1: unknown field lerning_rate; did you mean learning_rate?",
@@ -133,10 +133,10 @@ def test_every_problem_is_reported_at_once_with_file_and_line():
         "run.yaml:11: unknown field env; a config doesn't set the environment; set it where ft-host is called",
         "run.yaml:12: gradient_accumulation_steps: found true, expected a whole number above 0",
         "run.yaml:13: logging_steps: found nothing, expected a whole number above 0",
-        "run.yaml:14: temperature: found the number nan, expected a number at least 0",
+        "run.yaml:14: eval_temperature: found the number nan, expected a number at least 0",
         "run.yaml:15: unknown field zzz; ft-host train METHOD --help lists the fields",
         "--nonesuch: no such flag; --help lists them",
-        "--top-p: found the text 'high', expected a number above 0 and at most 1",
+        "--eval-top-p: found the text 'high', expected a number above 0 and at most 1",
     ):
         assert f"\n  {line}" in text
 

@@ -92,7 +92,7 @@ def test_what_is_only_noted_or_cannot_be_patched_does_not_stop_for_patchable(con
 
 def test_a_locked_field_is_no_remedy(config, only):
     only(rule())
-    done = ft_host.train(replace(config, locked=["learning_rate"], stop_on=["patchable"]))
+    done = ft_host.train(replace(config, locked_fields=["learning_rate"], stop_on=["patchable"]))
     assert done.findings[0]["remedies"][0]["applicability"] == "display"
     assert "learning_rate is locked" in done.findings[0]["remedies"][0]["why"]
 
@@ -105,10 +105,10 @@ def test_fail_on_is_about_what_is_open_at_the_end(config, only, fail_on, failed)
 
 def test_ignored_rules_find_nothing(config, only):
     only(rule())
-    assert findings(ft_host.train(replace(config, ignore=["TEST"])).folder) == []
+    assert findings(ft_host.train(replace(config, rules_ignore=["TEST"])).folder) == []
 
 
-@pytest.mark.parametrize("field", ["select", "ignore", "stop_on"])
+@pytest.mark.parametrize("field", ["rules_select", "rules_ignore", "stop_on"])
 def test_a_code_that_is_none_is_refused_with_the_nearest(config, field):
     with pytest.raises(ConfigError, match=f"{field}: no rule .*'NUM009'.*NUM00"):
         train(replace(config, **{field: ["NUM009"]}), method="sft")
@@ -124,7 +124,7 @@ def test_a_rule_that_fails_is_told_of_once_and_the_run_goes_on(config, only):
 
 
 def test_a_strict_engine_raises_what_a_rule_does():
-    engine = Engine([(rule(message=lambda view: f"{1 / 0}"), "test 0")], {"locked": []}, strict=True)
+    engine = Engine([(rule(message=lambda view: f"{1 / 0}"), "test 0")], {"locked_fields": []}, strict=True)
     with pytest.raises(ZeroDivisionError):
         engine.add_metrics({"kind": "train", "step": 3, "loss": 1.0})
 
@@ -308,7 +308,7 @@ def trained(config, method: str, *flags: str, **changes) -> tuple[subprocess.Com
 
 
 def test_a_plugin_s_sink_has_each_finding_and_fail_on_gives_the_exit_code(config, mine):
-    done, folder = trained(config, mine, "--select", "MINE", "--fail-on", "warning")
+    done, folder = trained(config, mine, "--rules-select", "MINE", "--fail-on", "warning")
     assert done.returncode == 5, done.stderr
     assert "Warning MINE001: late" in done.stderr and manifest(folder)["status"] == "finished"
     assert (folder / "sink.txt").read_text().splitlines() == ["MINE001 open 3", "MINE001 open 5"]
@@ -316,7 +316,7 @@ def test_a_plugin_s_sink_has_each_finding_and_fail_on_gives_the_exit_code(config
 
 def test_two_processes_stop_together_and_go_on_together(config, mine):
     done, folder = trained(
-        config, mine, "--select", "MINE", "--stop-on", "MINE001", num_processes=2, per_device_train_batch_size=4
+        config, mine, "--rules-select", "MINE", "--stop-on", "MINE001", num_processes=2, per_device_train_batch_size=4
     )
     assert done.returncode == 5, done.stderr
     assert done.stderr.count("Warning MINE001") == 1 and "as stop_on asked" in done.stderr

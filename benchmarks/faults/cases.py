@@ -289,7 +289,7 @@ HEALTHY = [
     Case(name="healthy-sft-packing", method="sft", what="packed blocks",
          config={"packing": True, "max_length": 128, "per_device_train_batch_size": 4}),
     Case(name="healthy-sft-by-length", method="sft", what="rows grouped by length",
-         config={"train_sampling_strategy": "group_by_length", "window": 400}),
+         config={"train_sampling_strategy": "group_by_length", "data_window": 400}),
     Case(name="healthy-sft-lora", method="sft", what="LoRA on all linear layers at a rate for it",
          config={"model": "@model/start", "use_peft": True, "lora_r": 8, "lora_alpha": 16, "learning_rate": 3e-3}),
     Case(name="healthy-sft-moe", method="sft", what="experts, balanced", config=MOE),

@@ -51,18 +51,18 @@ PROTECTED = (
     "seed",
     "max_steps",
     "output_dir",
-    "parent",
+    "parent_run",
     "resume_from_checkpoint",
-    "select",
-    "ignore",
+    "rules_select",
+    "rules_ignore",
     "stop_on",
     "fail_on",
-    "locked",
+    "locked_fields",
     "num_processes",
     "backend",
 )
 # Not compared when it is asked whether a config has been tried.
-BOOKKEEPING = ("output_dir", "parent", "resume_from_checkpoint", "stop_on", "save_steps", "save_total_limit")
+BOOKKEEPING = ("output_dir", "parent_run", "resume_from_checkpoint", "stop_on", "save_steps", "save_total_limit")
 SLACK = 0.15  # by how much of the best a checkpoint may be worse than it: steps differ
 CHECKPOINTS = 10  # of an attempt, where the user hasn't said when to write one
 
@@ -132,11 +132,12 @@ class Autopilot:
         return attempt
 
     def _run(self, attempt: Attempt, last: bool, say: Callable[[str], None]) -> None:
-        values = attempt.values | {"output_dir": attempt.folder, "locked": sorted({*self.locked, *self._protected()})}
+        locked = sorted({*self.locked, *self._protected()})
+        values = attempt.values | {"output_dir": attempt.folder, "locked_fields": locked}
         if not last:  # what the last one finds can't be acted on
             values["stop_on"] = ["patchable"]
         if attempt.number > 1:
-            values["parent"] = self.attempts[-2].folder
+            values["parent_run"] = self.attempts[-2].folder
         if attempt.change is not None and attempt.change.checkpoint:
             values["resume_from_checkpoint"] = attempt.change.checkpoint
         if "save_steps" not in values and self.config["max_steps"] > 0:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ft_host import registry
 from ft_host.autopilot.attempts import Autopilot
-from ft_host.cli.train import Ready, fresh, read, take_value
+from ft_host.cli.train import Ready, fresh, read, say_warnings, take_value
+from ft_host.config.old_names import current
 from ft_host.errors import UsageError
 from ft_host.util.text import nearest
 
@@ -37,8 +38,10 @@ def run(argv: list[str]) -> int:
     if asked.resume is not None or asked.dry_run:
         raise UsageError("autopilot starts runs of its own: --resume and --dry-run belong to `ft-host train`")
     ready = fresh(asked)
+    say_warnings(ready.renamed)
     config = asdict(ready.resolved.config)
-    locked = [name for name in (lock or "").split(",") if name] + config["locked"]
+    asked_for = [name for name in (lock or "").split(",") if name]
+    locked = current(asked_for, type(ready.resolved.config), "--lock") + config["locked_fields"]
     for name in locked:
         if name not in config:
             raise UsageError(f"--lock: there is no field {name}{nearest(name, config) or ''}")
@@ -73,7 +76,7 @@ def _values(ready: Ready) -> dict[str, object]:
     return {
         name: value
         for name, value in config.items()
-        if ready.resolved.origins[name] != "default" and name not in ("output_dir", "progress", "locked")
+        if ready.resolved.origins[name] != "default" and name not in ("output_dir", "progress", "locked_fields")
     }
 
 

@@ -34,7 +34,7 @@ model.
 METHOD, CONFIG and fields are those of ft-host train.
 
   --rows N    rows to show (default 3)
-  --count N   rows to count over (default: the field window, 1000)
+  --count N   rows to count over (default: the field data_window, 1000)
 """
 
 
@@ -52,9 +52,11 @@ def run(argv: list[str]) -> int:
         return 0
     method = registry.find("method", asked.method)
     name = asked.file.method if asked.file is not None and asked.file.method is not None else asked.method
-    config = resolve.resolve(registry.config_class(method), asked.file, asked.flags, method=name).config
+    with train.old_names_caught() as renamed:
+        config = resolve.resolve(registry.config_class(method), asked.file, asked.flags, method=name).config
+    train.say_warnings(renamed)
     color = color or not plain and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    show(registry.reference(method), config, shown, counted or config.window, color)
+    show(registry.reference(method), config, shown, counted or config.data_window, color)
     return 0
 
 

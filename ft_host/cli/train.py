@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ft_host import registry
 from ft_host.config import paths, resolve
 from ft_host.config.files import ConfigFile, is_config, read_file
+from ft_host.config.old_names import RenamedField
 from ft_host.errors import PluginNotFound, StoppedByFinding, UsageError
 
 USAGE = "ft-host train METHOD [CONFIG] [--field value ...], or ft-host train --resume RUN [--field value ...]"
@@ -50,6 +53,7 @@ class Ready:
     method: registry.PluginInfo
     resolved: resolve.Resolved
     resume: str | None
+    renamed: list[str]  # warnings of fields that were given by names of earlier versions
 
 
 def run(argv: list[str]) -> int:
@@ -67,6 +71,7 @@ def run(argv: list[str]) -> int:
     if asked.dry_run:
         from ft_host.config.plan import dry_run
 
+        say_warnings(ready.renamed)
         processes = int(os.environ.get("WORLD_SIZE", config.num_processes))
         label = f"{registry.label(ready.method)}, {ready.method.stability}"
         print(dry_run(asked.method or ready.method.name, label, ready.resolved, processes), end="")
@@ -75,6 +80,7 @@ def run(argv: list[str]) -> int:
         from ft_host.distributed.spawn import spawn
 
         return spawn(argv, config.num_processes)
+    say_warnings(ready.renamed)
     warn_once(ready.method)
     from ft_host.training import launch
 
@@ -177,10 +183,11 @@ def fresh(asked: Asked) -> Ready:
         raise PluginNotFound(f"{asked.file.where('method')}: {error}") from error
     # A file that says sft is for the method that the command line calls ft-sft:sft.
     name = said if said in (method.name, registry.reference(method)) else asked.method
-    resolved = resolve.resolve(registry.config_class(method), asked.file, asked.flags, method=name)
+    with old_names_caught() as renamed:
+        resolved = resolve.resolve(registry.config_class(method), asked.file, asked.flags, method=name)
     paths.check_output(resolved.config.output_dir)
     find_others(resolved.config)
-    return Ready(method=method, resolved=resolved, resume=None)
+    return Ready(method=method, resolved=resolved, resume=None, renamed=renamed)
 
 
 def resumed(asked: Asked) -> Ready:
@@ -194,11 +201,12 @@ def resumed(asked: Asked) -> Ready:
         raise UsageError(f"{where} has no {', '.join(lacking)}: not written by this version of ft-host")
     name = record["reference"]  # as `find` takes it: the distribution and the name, or the path of a file
     method = registry.find("method", name)
-    resolved = resolve.resolve_resumed(
-        registry.config_class(method), record["config"], record["origins"], where, asked.flags
-    )
+    with old_names_caught() as renamed:
+        resolved = resolve.resolve_resumed(
+            registry.config_class(method), record["config"], record["origins"], where, asked.flags
+        )
     find_others(resolved.config)
-    return Ready(method=method, resolved=resolved, resume=asked.resume)
+    return Ready(method=method, resolved=resolved, resume=asked.resume, renamed=renamed)
 
 
 def find_others(config: Any) -> None:
@@ -209,11 +217,28 @@ def find_others(config: Any) -> None:
         registry.find("diagnostics", name)
 
 
+@contextmanager
+def old_names_caught() -> Iterator[list[str]]:
+    """Collects the warnings of fields that are given by names of earlier versions, each once."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RenamedField)
+        yield texts
+    texts += dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, RenamedField))
+    for each in caught:
+        if not issubclass(each.category, RenamedField):
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
 def warn_once(method: registry.PluginInfo) -> None:
-    """The warning of an experimental method as a line of ours, from the first process only."""
-    if os.environ.get("RANK", "0") != "0":
-        return
+    """The warning of an experimental method as a line of ours."""
     with warnings.catch_warnings(record=True) as caught:
         registry.warn_if_experimental(method)
-    for warning in caught:
-        print(f"ft-host: warning: {warning.message}", file=sys.stderr)
+    say_warnings([str(each.message) for each in caught])
+
+
+def say_warnings(texts: list[str]) -> None:
+    """Print each as a line of ours, from the first process only."""
+    if os.environ.get("RANK", "0") == "0":
+        for text in texts:
+            print(f"ft-host: warning: {text}", file=sys.stderr)

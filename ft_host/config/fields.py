@@ -11,6 +11,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
+from ft_host.config.old_names import old_names, warn
 from ft_host.errors import PluginBroken
 from ft_host.util.text import nearest
 
@@ -24,6 +25,7 @@ GROUPS = {
     "rollouts": "rollouts",
     "optimisation": "optimisation",
     "evaluation": "evaluation",
+    "generation": "generation",
     "run": "run",
     "diagnostics": "diagnostics",
     "distribution": "distribution",
@@ -54,6 +56,7 @@ class Field:
     gt: float | None
     le: float | None
     aliases: tuple[str, ...]
+    was: tuple[str, ...]  # names that it had in earlier versions, but for those that other fields have now
     required: bool
     unless: str | None  # another field, which makes this one not required
     example: str | None
@@ -89,6 +92,8 @@ def fields_of(config_class: type) -> dict[str, Field]:
     name is taken: each is a mistake in the package that the class comes from.
     """
     hints = typing.get_type_hints(config_class)
+    old = old_names(config_class)
+    renamed = {name: each.name for each in dataclasses.fields(config_class) for name in each.metadata.get("was", ())}
     found = []
     names: dict[str, str] = dict.fromkeys(RESERVED, "the command line")
     for field in dataclasses.fields(config_class):
@@ -110,14 +115,23 @@ def fields_of(config_class: type) -> dict[str, Field]:
             default = field.default_factory()
         else:
             default = field.default
-        found.append(Field(name=field.name, type=hints[field.name], default=default, **field.metadata))
+        was = tuple(name for name in field.metadata["was"] if name in old)
+        if field.name in renamed and field.metadata["group"] not in ("method", "rollouts"):
+            warn(where, f"the host's field {field.name}", renamed[field.name])  # declared anew for another default
+        metadata = {**field.metadata, "was": was}
+        found.append(Field(name=field.name, type=hints[field.name], default=default, **metadata))
     order = list(GROUPS)
     return {field.name: field for field in sorted(found, key=lambda field: order.index(field.group))}
 
 
 def names_of(fields: dict[str, Field]) -> dict[str, str]:
-    """Every name that may be written, aliases too, to the name of its field."""
-    return {name: field.name for field in fields.values() for name in (field.name, *field.aliases)}
+    """Every name that may be written, aliases and old names too, to the name of its field."""
+    return {name: field.name for field in fields.values() for name in (field.name, *field.aliases, *field.was)}
+
+
+def current_names(fields: dict[str, Field]) -> list[str]:
+    """The names that a hint may offer: fields and aliases."""
+    return [name for field in fields.values() for name in (field.name, *field.aliases)]
 
 
 def arms(hint: Any) -> tuple[Any, ...]:

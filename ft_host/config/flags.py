@@ -18,12 +18,14 @@ from ft_host.config.fields import (
     Wrong,
     bounded,
     convert,
+    current_names,
     expected,
     fit,
     flag_of,
     names_of,
 )
 from ft_host.config.files import parse_inline
+from ft_host.config.old_names import warn
 from ft_host.config.renamed import RENAMED, hint
 from ft_host.util.text import nearest
 
@@ -35,6 +37,7 @@ def read_flags(arguments: list[str], fields: dict[str, Field]) -> tuple[dict[str
     """The values by field, and every problem found, each naming its flag."""
     names = names_of(fields)
     given: dict[str, list[str]] = {}
+    spelled: dict[str, str] = {}  # as which each field was first given
     values: dict[str, Any] = {}
     problems = []
     position = 0
@@ -57,6 +60,12 @@ def read_flags(arguments: list[str], fields: dict[str, Field]) -> tuple[dict[str
         if field is None:
             problems.append(unknown(flag, written, fields))
             continue
+        base = written[3:] if negated else written
+        if {base, spelled.setdefault(name, base)} & {*field.was} and spelled[name] != base:
+            problems.append(f"{flag_of(base)} and {flag_of(spelled[name])} are one field, {name}; give {field.flag}")
+            continue
+        if base in field.was and name not in given:
+            warn("the command line", flag_of(base), field.flag)
         boolean = field.arms == (bool,)
         if negated and (not boolean or texts):
             said = f"takes no value, found {texts[0]!r}" if boolean else f"{field.name} isn't a switch"
@@ -106,7 +115,7 @@ def unknown(flag: str, written: str, fields: dict[str, Field]) -> str:
     if text is not None:
         target = RENAMED[written][0]
         return f"{flag}: no such flag; {text.replace(target, flag_of(target), 1) if target else text}"
-    names = [name for name in names_of(fields) if not name.startswith("no_")]
+    names = [name for name in current_names(fields) if not name.startswith("no_")]
     near = nearest(written, names, "{}")
     return f"{flag}: no such flag; " + (f"did you mean {flag_of(near)}?" if near else "--help lists them")
 

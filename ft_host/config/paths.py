@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.config.builtin_rewards import BUILTIN, lacking
 from ft_host.config.fields import show
+from ft_host.config.options import OPTIMIZERS
 from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import ConfigError
 from ft_host.util.text import missing, nearest
-
-if TYPE_CHECKING:
-    from ft_host.config import RunConfig
 
 if TYPE_CHECKING:
     from ft_host.config.run import RunConfig
@@ -32,7 +30,6 @@ MIXTURE = {
     "weight": (int, float),
     "columns": dict,
 }
-OPTIMIZERS = ("adamw", "adamw_torch", "adamw_torch_fused", "sgd", "adafactor")  # those of ft_host.training.optim
 
 
 def path_problems(config: RunConfig, origins: dict[str, str]) -> list[tuple[str, str]]:

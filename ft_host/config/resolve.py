@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft_host.config.fields import REFUSED, UNSET, Field, Mismatch, fields_of, fit, flag_of, names_of
+from ft_host.config import old_names
+from ft_host.config.fields import REFUSED, UNSET, Field, Mismatch, current_names, fields_of, fit, flag_of, names_of
 from ft_host.config.files import ConfigFile, read_file
 from ft_host.config.flags import read_flags
 from ft_host.config.paths import path_problems
@@ -35,11 +36,11 @@ RESUMABLE = (
     "max_tokens_per_micro_batch",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
-    "select",
-    "ignore",
+    "rules_select",
+    "rules_ignore",
     "stop_on",
     "fail_on",
-    "locked",
+    "locked_fields",
 )
 
 
@@ -105,7 +106,10 @@ def resolve_resumed(
     """
     fields = fields_of(config_class)
     values, problems = {}, []
+    old = old_names.of_record(recorded, old_names.old_names(config_class))
+    origins = {old.get(name, name): said for name, said in origins.items()}
     for name, value in recorded.items():
+        name = old.get(name, name)
         if name not in fields:
             problems.append(f"{where}: the installed method has no field {name}; the run began with another version")
             continue
@@ -167,6 +171,8 @@ def read_values(read: ConfigFile, fields: dict[str, Field]) -> tuple[dict[str, t
         if name in found:
             problems.append(f"{where}: {written} is {name}, which is already set in {found[name][1]}")
             continue
+        if written in fields[name].was:
+            old_names.warn(where, written, name)
         if fields[name].optional and isinstance(value, str) and value.lower() in UNSET:
             value = None
         try:
@@ -184,11 +190,17 @@ def python_values(values: dict[str, Any], fields: dict[str, Field]) -> tuple[dic
         if written not in names:
             problems.append(unknown(written, fields))
             continue
+        name = names[written]
+        if name in found:
+            problems.append(f"{written} is {name}, which is given too")
+            continue
+        if written in fields[name].was:
+            old_names.warn("config", written, name)
         try:
-            found[names[written]] = fit(fields[names[written]], value)
+            found[name] = fit(fields[name], value)
         except Mismatch as error:
             problems.append(f"{written}: {error}")
-            found[names[written]] = REFUSED
+            found[name] = REFUSED
     return found, problems
 
 
@@ -197,7 +209,7 @@ def unknown(name: str, fields: dict[str, Field]) -> str:
     said = hint(name, fields)
     if said is not None:
         return f"unknown field {name}; {said}"
-    near = nearest(name.replace("-", "_"), names_of(fields))
+    near = nearest(name.replace("-", "_"), current_names(fields))
     return f"unknown field {name}{near or '; ft-host train METHOD --help lists the fields'}"
 
 
@@ -221,6 +233,7 @@ def refuse(problems: list[str]) -> None:
 
 def check_whole(config: RunConfig, origins: dict[str, str]) -> None:
     """What no field shows on its own: the combinations that the config refuses, and files that must be there."""
+    config.locked_fields = old_names.current(config.locked_fields, type(config), "locked_fields")
     try:
         config.check()
     except ConfigError as error:

@@ -94,7 +94,7 @@ class RolloutConfig(RunConfig):
         aliases=("max_prompt_length",),
     )
     max_completion_length: int = option(
-        512, "Longest completion in tokens; with tools, of all its turns.", group="rollouts", gt=0
+        512, "Longest completion in tokens; with tools, of all its turns.", group="generation", gt=0
     )
     temperature: float = option(
         1.0,
@@ -107,14 +107,22 @@ class RolloutConfig(RunConfig):
     )
     top_k: int = option(0, "Sample from the k likeliest tokens; 0: from all.", group="rollouts", ge=0)
     min_p: float = option(
-        0.0, "Sample from tokens that are at least this share as likely as the likeliest.", group="rollouts", ge=0, le=1
+        0.0,
+        "Sample from tokens that are at least this share as likely as the likeliest; in evaluation too.",
+        group="rollouts",
+        ge=0,
+        le=1,
     )
     repetition_penalty: float = option(
-        1.0, "Above 1: tokens that the text has already are less likely.", group="rollouts", gt=0
+        1.0, "Above 1: tokens that the text has already are less likely; in evaluation too.", group="rollouts", gt=0
     )
     eval_temperature: float | None = option(
-        0.0, "Temperature of evaluation: 0 takes the likeliest token. none: that of training.", group="evaluation", ge=0
+        0.0, "Temperature of evaluation: 0 takes the likeliest token. none: as in training.", group="evaluation", ge=0
     )
+    eval_top_p: float | None = option(
+        None, "top_p of evaluation. Not set: as in training.", group="evaluation", gt=0, le=1
+    )
+    eval_top_k: int | None = option(None, "top_k of evaluation. Not set: as in training.", group="evaluation", ge=0)
     chat_template_kwargs: dict[str, Any] = option(
         {}, "Arguments of the chat template for every prompt; a row's own come first.", group="rollouts"
     )

@@ -2,72 +2,19 @@
 
 A method's config is a dataclass that extends `RunConfig` with its own fields, declared with `option`.
 Names are those of `transformers.TrainingArguments` and TRL wherever the thing exists there.
+
+Longer than 300 lines: it is one list of fields, each with its text, in the order of the help.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ft_host.config.old_names import OldNames, old_names
+from ft_host.config.options import SCHEDULES, option
 from ft_host.errors import ConfigError
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    group: str = "method",
-    choices: tuple[Any, ...] = (),
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    aliases: tuple[str, ...] = (),
-    required: bool = False,
-    unless: str | None = None,
-    example: str | None = None,
-) -> Any:
-    """A config field: its default, what it means, and what it may be.
-
-    `group` is the heading it is listed under ("method" for a method's own), `choices` the values it may have (of a
-    list: each of its items), `ge`, `gt`, `le` its bounds, and `aliases` further names that flags and files may use for
-    it. A `required` field must be given something that isn't empty, where the field `unless` isn't given, and `example`
-    is what the refusal shows. A default that is a list or dict is copied per config.
-
-    Types: str, bool, int, float, list[...] and dict[str, ...] of those or of Any, and unions of them with None.
-    """
-    metadata = {
-        "help": help,
-        "group": group,
-        "choices": choices,
-        "ge": ge,
-        "gt": gt,
-        "le": le,
-        "aliases": aliases,
-        "required": required,
-        "unless": unless,
-        "example": example,
-    }
-    if isinstance(default, (list, dict)):
-        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-# Those of transformers that need no metric to go by. Listed here, as asking transformers would mean importing it.
-SCHEDULES = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-)
-
+from ft_host.util.text import nearest
 
 # Fields that mean nothing unless another one is set: given without it, the user expects something that won't happen.
 ONLY_WITH = {
@@ -86,7 +33,7 @@ ONLY_WITH = {
 
 
 @dataclass(kw_only=True)
-class RunConfig:
+class RunConfig(OldNames):
     """What every run can be told, whatever its method."""
 
     # -- model
@@ -227,7 +174,13 @@ class RunConfig:
         group="data",
         choices=("bfd", "bfd_split", "wrapped"),
     )
-    window: int = option(1000, "Rows that packing and length grouping look at together.", group="data", gt=0)
+    data_window: int = option(
+        1000,
+        "Rows that packing, length grouping and the shuffling of a stream look at together.",
+        group="data",
+        gt=0,
+        was=("window",),
+    )
     dataloader_num_workers: int = option(
         0, "Processes that tokenise ahead of the training. 0: in the training process.", group="data", ge=0
     )
@@ -290,19 +243,32 @@ class RunConfig:
         group="evaluation",
     )
     eval_max_rows: int | None = option(None, "Use the first so many evaluation rows only.", group="evaluation", gt=0)
-    max_completion_length: int = option(256, "Longest completion in tokens.", group="evaluation", gt=0)
-    temperature: float = option(
-        0.0, "Sampling temperature of evaluation; 0 takes the likeliest token.", group="evaluation", ge=0
+    eval_temperature: float = option(
+        0.0,
+        "Sampling temperature of evaluation; 0 takes the likeliest token.",
+        group="evaluation",
+        ge=0,
+        was=("temperature",),
     )
-    top_p: float = option(
-        1.0, "Sample from the likeliest tokens that hold this much probability.", group="evaluation", gt=0, le=1
+    eval_top_p: float = option(
+        1.0,
+        "In evaluation, sample from the likeliest tokens that hold this much probability.",
+        group="evaluation",
+        gt=0,
+        le=1,
+        was=("top_p",),
     )
-    top_k: int = option(0, "Sample from the k likeliest tokens; 0: from all.", group="evaluation", ge=0)
-    decode_batch_size: int = option(64, "Completions that are generated at a time.", group="evaluation", gt=0)
-    backend: str = option("transformers", "Generation backend, as listed by `ft-host plugins`.", group="evaluation")
+    eval_top_k: int = option(
+        0, "In evaluation, sample from the k likeliest tokens; 0: from all.", group="evaluation", ge=0, was=("top_k",)
+    )
+
+    # -- generation
+    backend: str = option("transformers", "Generation backend, as listed by `ft-host plugins`.", group="generation")
     backend_config: dict[str, Any] = option(
-        {}, "Fields of the backend's own, as its documentation lists them: {field: value}.", group="evaluation"
+        {}, "Fields of the backend's own, as its documentation lists them: {field: value}.", group="generation"
     )
+    max_completion_length: int = option(256, "Longest completion in tokens.", group="generation", gt=0)
+    decode_batch_size: int = option(64, "Completions that are generated at a time.", group="generation", gt=0)
 
     # -- run
     output_dir: str = option("", "The run's folder. Not set: runs/METHOD-DATE-TIME.", group="run")
@@ -326,8 +292,11 @@ class RunConfig:
         group="run",
         choices=("auto", "bar", "lines", "json", "quiet"),
     )
-    parent: str | None = option(
-        None, "Folder of the run that this one comes from; run.json and the report name it.", group="run"
+    parent_run: str | None = option(
+        None,
+        "Folder of the run that this one comes from; run.json and the report name it.",
+        group="run",
+        was=("parent",),
     )
     resume_from_checkpoint: str | None = option(
         None,
@@ -343,11 +312,14 @@ class RunConfig:
     diagnostics: list[str] = option(
         [], "Diagnostics plugins to use beside those of the method, by name.", group="diagnostics"
     )
-    select: list[str] = option(
-        [], "Rules to use: codes, or beginnings of codes (GRPO). Not set: all.", group="diagnostics"
+    rules_select: list[str] = option(
+        [], "Rules to use: codes, or beginnings of codes (GRPO). Not set: all.", group="diagnostics", was=("select",)
     )
-    ignore: list[str] = option(
-        [], "Rules to leave out, in the same way. Of two that name a rule the longer decides.", group="diagnostics"
+    rules_ignore: list[str] = option(
+        [],
+        "Rules to leave out, in the same way. Of two that name a rule the longer decides.",
+        group="diagnostics",
+        was=("ignore",),
     )
     stop_on: list[str] = option(
         [],
@@ -356,7 +328,9 @@ class RunConfig:
         " only where it gets worse, or has passed and is found anew.",
         group="diagnostics",
     )
-    locked: list[str] = option([], "Config fields that no remedy may change.", group="diagnostics")
+    locked_fields: list[str] = option(
+        [], "Config fields that no remedy may change.", group="diagnostics", was=("locked",)
+    )
     fail_on: str | None = option(
         None,
         "Exit with 5 where a finding of this severity or above is open at the end.",
@@ -379,8 +353,12 @@ class RunConfig:
         choices=("ddp", "fsdp2"),
     )
     use_cpu: bool = option(False, "Train on the CPU even where there is a GPU.", group="distribution")
-    timeout: int = option(
-        1800, "Seconds that a process waits for the others before it gives up.", group="distribution", gt=0
+    ddp_timeout: int = option(
+        1800,
+        "Seconds that a process waits for the others before it gives up.",
+        group="distribution",
+        gt=0,
+        was=("timeout",),
     )
 
     def refuse(self, fields: dict[str, Any], why: str) -> None:
@@ -402,9 +380,10 @@ class RunConfig:
             raise ConfigError("load_in_4bit, load_in_8bit: quantised weights can't be trained; set use_peft as well")
         if self.bf16 and self.fp16:
             raise ConfigError("bf16 and fp16 can't both be set")
-        unknown = [name for name in self.locked if name not in vars(self)]
+        unknown = [name for name in self.locked_fields if name not in vars(self)]
         if unknown:
-            raise ConfigError(f"locked: there is no field {unknown[0]}; expected names of config fields")
+            near = nearest(unknown[0], vars(self))
+            raise ConfigError(f"locked_fields: there is no field {unknown[0]}; expected names of config fields{near}")
         if self.packing and self.max_length is None:
             raise ConfigError("packing: blocks need a size; set max_length")
         if self.packing and self.train_sampling_strategy == "group_by_length":
@@ -419,3 +398,6 @@ class RunConfig:
                 raise ConfigError("eval_reward: nothing to evaluate on; set eval_dataset or dataset_test_split")
             if self.eval_steps is not None:
                 raise ConfigError("eval_steps: nothing to evaluate on; set eval_dataset or dataset_test_split")
+
+
+OLD_NAMES = old_names(RunConfig)  # of the host's fields, each with the new one; a method may have a field of its own so

@@ -24,6 +24,8 @@ def schema(method: str, config_class: type) -> dict[str, Any]:
                 "description": f"Another name of {field.name}.",
                 "deprecated": True,
             }
+        for old in field.was:
+            properties[old] = property_of(field) | {"description": f"Called {field.name} now.", "deprecated": True}
     return {
         "$schema": DIALECT,
         "title": f"ft-host {method}",

@@ -47,7 +47,7 @@ class Layout:
             rank=rank,
             world_size=world_size,
             windowed=config.packing or config.train_sampling_strategy == "group_by_length",
-            window=config.window,
+            window=config.data_window,
             seed=config.seed,
             shuffled=config.train_sampling_strategy != "sequential",
             epochs=math.inf if config.max_steps > 0 else config.num_train_epochs,

@@ -247,7 +247,7 @@ def check_first_rows(source: Source | Mixture | Stream | MixedStream, prepare: P
     """
     reader = reader_of(source, Layout.of(config, 0, 1))
     tally = Tally()
-    for position in range(min(CHECKED, config.window)):
+    for position in range(min(CHECKED, config.data_window)):
         found = reader.get(0, position) if reader.has(0, position) else None
         if found is None:
             break

@@ -114,8 +114,8 @@ def installed_rules(method: str | None = None) -> tuple[list[Owned], list[str]]:
 def check_codes(owned: list[Owned], config: RunConfig) -> None:
     """Raise ConfigError for a code in the config that begins no rule's. Codes of methods that aren't used are let pass
     where they look like one: a file may be shared between methods."""
-    check_chosen(owned, "select", config.select)
-    check_chosen(owned, "ignore", config.ignore)
+    check_chosen(owned, "rules_select", config.rules_select)
+    check_chosen(owned, "rules_ignore", config.rules_ignore)
     check_chosen(owned, "stop_on", [code for code in config.stop_on if code != "patchable"])
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from ft_host.config.old_names import warn
+from ft_host.config.run import OLD_NAMES
 from ft_host.diagnostics.finding import Finding
 from ft_host.diagnostics.rule import SEVERITIES, Remedy, Rule, follows, is_fact
 from ft_host.diagnostics.view import View
@@ -235,7 +237,11 @@ class Engine:
             stage=rule.stage,
             message=rule.message(view),
             why=rule.why,
-            remedies=[self._allowed(remedy) for remedy in rule.remedies(view) if self._changes(remedy.patch)],
+            remedies=[
+                self._allowed(remedy)
+                for remedy in map(self._current, rule.remedies(view))
+                if self._changes(remedy.patch)
+            ],
             evidence=self._evidence(watched),
             cause=watched.cause,
             plugin=watched.plugin,
@@ -248,9 +254,16 @@ class Engine:
             share=view.share,
         )
 
+    def _current(self, remedy: Remedy) -> Remedy:
+        """A remedy whose patch has fields by names of earlier versions, with those of today."""
+        old = {name: OLD_NAMES[name] for name in remedy.patch if name in OLD_NAMES and name not in self.config}
+        for name, new in old.items():
+            warn("a remedy's patch", name, new)
+        return replace(remedy, patch={old.get(name, name): value for name, value in remedy.patch.items()})
+
     def _allowed(self, remedy: Remedy) -> Remedy:
         """A remedy without its patch where that is of a field that the user has locked."""
-        locked = [name for name in remedy.patch if name in self.config.get("locked", ())]
+        locked = [name for name in remedy.patch if name in self.config.get("locked_fields", ())]
         if not locked:
             return remedy
         return replace(remedy, why=f"{remedy.why} ({', '.join(locked)} is locked)", patch={})

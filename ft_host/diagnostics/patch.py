@@ -14,7 +14,7 @@ from ft_host.errors import PluginBroken, PluginNotFound, UsageError
 from ft_host.rundir.record import RunRecord
 from ft_host.util.text import nearest
 
-LEFT_OUT = ("output_dir", "parent", "resume_from_checkpoint")  # of the run itself, not of what it does
+LEFT_OUT = ("output_dir", "parent_run", "resume_from_checkpoint")  # of the run itself, not of what it does
 
 
 def chosen_finding(findings: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def patched(
     """
     values = {name: record.config[name] for name in _given(record) if name not in LEFT_OUT}
     values |= {change["path"].removeprefix("/"): change["value"] for change in remedy["patch"]}
-    values["parent"] = str(record.folder)
+    values["parent_run"] = str(record.folder)
     if from_checkpoint:
         if remedy["from_start"]:
             raise UsageError(

@@ -56,8 +56,8 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
     """
     record = read_run(folder)
     config = dataclasses.asdict(RunConfig()) | record.config  # a run of an older host lacks fields
-    select = config["select"] if select is None else select
-    ignore = config["ignore"] if ignore is None else ignore
+    select = config["rules_select"] if select is None else select
+    ignore = config["rules_ignore"] if ignore is None else ignore
     infos, notes = _plugins(record)
     owned, problems = rules_of(infos)
     notes += problems

@@ -7,10 +7,23 @@ import statistics
 from types import SimpleNamespace
 from typing import Any
 
+from ft_host.config.old_names import warn
+from ft_host.config.run import OLD_NAMES
 from ft_host.rundir.series import Series
 
 BASELINE = slice(4, 25)  # steps 5 to 25: after the first jolts, before much has been learnt
 SETTLED = 10  # values of the baseline that must be there
+
+
+class _Config(SimpleNamespace):
+    """The fields of the run, also by the names that those of the host had in earlier versions."""
+
+    def __getattr__(self, name: str) -> Any:
+        new = OLD_NAMES.get(name)
+        if new not in vars(self):
+            raise AttributeError(f"the run's config has no field {name}", name=name, obj=self)
+        warn("a rule", name, new)
+        return getattr(self, new)
 
 
 class View:
@@ -21,7 +34,7 @@ class View:
     """
 
     def __init__(self, config: dict[str, Any]):
-        self.config = SimpleNamespace(**config)
+        self.config = _Config(**config)
         self.facts: dict[str, Any] = {}
         self.series: dict[str, Series] = {}
         self.entry: dict[str, Any] = {}  # the line of metrics that is looked at

@@ -31,7 +31,7 @@ def start_processes(config: RunConfig) -> Accelerator:
                 "set distributed_strategy: fsdp2 to shard the model"
             )
     cpu = config.use_cpu or not torch.cuda.is_available()
-    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.timeout))
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.ddp_timeout))
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision(config, torch.device("cpu" if cpu else "cuda")),

@@ -38,7 +38,7 @@ class Monitor:
         check_codes(owned, config)
         self.config = config
         self.as_dict = dataclasses.asdict(config)
-        self.rules: list[Owned] = selected(owned, config.select, config.ignore)
+        self.rules: list[Owned] = selected(owned, config.rules_select, config.rules_ignore)
         self.engine = Engine(self.rules, self.as_dict)
         self.main = is_main()
         self.lock = threading.RLock()

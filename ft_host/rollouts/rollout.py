@@ -48,7 +48,7 @@ class _Elsewhere(Exception):
         self.kind, self.text = kind, text
 
 
-def sampling_of(
+def rollout_sampling(
     config: RolloutConfig, seed: int, role: str = "policy", stop_token_ids: list[int] | None = None
 ) -> Sampling:
     return Sampling(
@@ -98,7 +98,7 @@ class RolloutRun:
         conversations. All ranks must call it at once; one may have no rows. Raises, on all ranks, what one raises."""
         started = time.perf_counter()
         seed = seed_of(self.config.seed, "rollout", self.number, self.calls)
-        sampling = sampling_of(self.config, seed, role, stop_token_ids)
+        sampling = rollout_sampling(self.config, seed, role, stop_token_ids)
         completions = self._together(
             lambda: completed(
                 rows,

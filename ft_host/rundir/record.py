@@ -14,6 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ft_host.config.old_names import of_record
+from ft_host.config.run import OLD_NAMES
 from ft_host.errors import UsageError
 from ft_host.rundir.folder import FORMAT
 from ft_host.rundir.series import Series
@@ -299,6 +301,7 @@ def read_run(folder: str | Path) -> RunRecord:
     if not is_run(folder):
         raise _not_a_run(folder)
     info = _read_run_json(folder)
+    old = of_record(info["config"], OLD_NAMES)  # of a run of an earlier version
     record = RunRecord(
         folder=folder,
         method=info["method"],
@@ -306,8 +309,8 @@ def read_run(folder: str | Path) -> RunRecord:
         created=info["created"],
         finished=info["finished"],
         error=info.get("error"),
-        config=info["config"],
-        origins=info.get("origins", {}),
+        config={old.get(name, name): value for name, value in info["config"].items()},
+        origins={old.get(name, name): said for name, said in info.get("origins", {}).items()},
         plugins=info.get("plugins", []),
         wrappers=info.get("wrappers", []),
         environment=info.get("environment", {}),

@@ -35,7 +35,7 @@ CONFIG = {
     "eval_steps": 50,
     "eval_reward": ["reward.py:exact_match"],
     "max_completion_length": 64,
-    "temperature": 0.0,
+    "eval_temperature": 0.0,
     "backend": "transformers",
     "output_dir": "runs/sums",
     "save_steps": 500,

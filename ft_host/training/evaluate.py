@@ -15,6 +15,7 @@ from ft_host.rollouts.rollout import completed, scored, scoring_of
 from ft_host.training.loop import evaluate_loss
 
 if TYPE_CHECKING:
+    from ft_host.config import RunConfig
     from ft_host.rollouts.session import RolloutSession
     from ft_host.run import Run
 
@@ -92,7 +93,7 @@ def evaluate_rewards(
         mine,
         1,
         run.generate,
-        sampling_of(run),
+        eval_sampling(run.config),
         run.tokenizer,
         run.config,
         online.toolbox if online else None,
@@ -138,21 +139,14 @@ def in_process(functions: list[RewardFunction], scoring: Any) -> Scored:
     return Scored(values=values, metrics=scoring.metrics, extra=scoring.extra)
 
 
-def sampling_of(run: Run) -> Sampling:
-    """How evaluation samples: as the config says, with the same noise each time."""
-    config = run.config
-    temperature, more = config.temperature, {}
+def eval_sampling(config: RunConfig) -> Sampling:
+    """How evaluation samples, with the same noise each time. What a config with rollouts leaves open is as in
+    training."""
+    chosen = {"temperature": config.eval_temperature, "top_p": config.eval_top_p, "top_k": config.eval_top_k}
     if isinstance(config, RolloutConfig):
-        temperature = config.temperature if config.eval_temperature is None else config.eval_temperature
-        more = {"min_p": config.min_p, "repetition_penalty": config.repetition_penalty}
-    return Sampling(
-        max_new_tokens=config.max_completion_length,
-        temperature=temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        seed=config.seed,
-        **more,
-    )
+        chosen = {name: getattr(config, name) if value is None else value for name, value in chosen.items()}
+        chosen |= {"min_p": config.min_p, "repetition_penalty": config.repetition_penalty}
+    return Sampling(max_new_tokens=config.max_completion_length, seed=config.seed, **chosen)
 
 
 def reference_of(row: Row) -> str | None:

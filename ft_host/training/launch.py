@@ -482,8 +482,8 @@ def start_of(config: RunConfig) -> Path | None:
 
 def parent_of(config: RunConfig) -> str | None:
     """The run that this one comes from: as the config says, else the one whose checkpoint it begins with."""
-    if config.parent or config.resume_from_checkpoint is None:
-        return config.parent
+    if config.parent_run or config.resume_from_checkpoint is None:
+        return config.parent_run
     return str(Path(config.resume_from_checkpoint).parent.parent)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ft_host.config.options import OPTIMIZERS
 from ft_host.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,13 +38,7 @@ def _adafactor(groups: list[dict[str, Any]], config: RunConfig) -> torch.optim.O
     return torch.optim.Adafactor(groups, lr=config.learning_rate, **config.optim_args)
 
 
-OPTIMIZERS = {
-    "adamw": _adamw,
-    "adamw_torch": _adamw,  # transformers' names for the same
-    "adamw_torch_fused": _adamw,
-    "sgd": _sgd,
-    "adafactor": _adafactor,
-}
+MADE_BY = {"adamw": _adamw, "sgd": _sgd, "adafactor": _adafactor}
 
 
 def optimizer_factory(config: RunConfig) -> Callable[[list[dict[str, Any]], RunConfig], torch.optim.Optimizer]:
@@ -51,7 +46,7 @@ def optimizer_factory(config: RunConfig) -> Callable[[list[dict[str, Any]], RunC
     is refused before a model is loaded. Raises ConfigError."""
     name = config.optim
     if name in OPTIMIZERS:
-        return OPTIMIZERS[name]
+        return MADE_BY[OPTIMIZERS[name]]
     if ":" not in name:
         raise ConfigError(
             f"optim: {name!r} is none of {', '.join(OPTIMIZERS)}, nor an import path package.module:Class"

@@ -181,7 +181,7 @@ class GKDConfig(RolloutConfig):
     max_completion_length: int = option(
         512,
         "Longest completion in tokens; those of the data are cut there.",
-        group="rollouts",
+        group="generation",
         aliases=("max_new_tokens",),
         gt=0,
     )

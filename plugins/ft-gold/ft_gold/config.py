@@ -79,7 +79,7 @@ class GOLDConfig(RolloutConfig):
     max_completion_length: int = option(
         512,
         "Longest completion in tokens; those of the data are cut there.",
-        group="rollouts",
+        group="generation",
         aliases=("max_new_tokens",),
         gt=0,
     )

@@ -29,7 +29,7 @@ class PPOConfig(RolloutConfig):
         53,
         "Longest completion in tokens; with tools, of all its turns. 53 is that of the summaries that PPO on language "
         "models was tuned on (arXiv 2009.01325); most tasks need more.",
-        group="rollouts",
+        group="generation",
         gt=0,
         aliases=("response_length",),
     )

@@ -144,10 +144,10 @@ def in_process(config: VLLMConfig, run: Run) -> Engine:
 
 def of_server(config: VLLMConfig, run: Run) -> Engine:
     """The main process starts the server, or finds it, and opens the way for weights; all ranks ask it afterwards."""
-    if run.world_size > 1 and config.start_timeout >= run.config.timeout:
+    if run.world_size > 1 and config.start_timeout >= run.config.ddp_timeout:
         raise ConfigError(
             f"backend_config.start_timeout: {config.start_timeout:g} seconds, but the other processes of the run give"
-            f" up after {run.config.timeout} (timeout)"
+            f" up after {run.config.ddp_timeout} (ddp_timeout)"
         )
     kind = transfer_of(config, run)
     own: dict[str, Any] = {}

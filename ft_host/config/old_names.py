@@ -1,0 +1,94 @@
+"""Names that fields had in earlier versions: `option(..., was=("timeout",))`. They work in files, as flags, as keywords
+and as attributes, each with a warning that has the new name. Goes with 1.0.
+
+A class that declares a field of an old name means its own, so that the old name isn't the host's there: in a method
+with rollouts `temperature` is what rollouts are sampled at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from ft_host.errors import ConfigError
+
+# What evaluation samples with. Until 0.4 these were the names of runs without rollouts only.
+SAMPLING = ("temperature", "top_p", "top_k")
+
+
+class RenamedField(FutureWarning):
+    """A field is called by a name that it had in an earlier version."""
+
+
+@functools.cache
+def old_names(config_class: type) -> dict[str, str]:
+    """The old names of a class's fields, each with the new one."""
+    fields = dataclasses.fields(config_class)
+    taken = {name for field in fields for name in (field.name, *field.metadata.get("aliases", ()))}
+    return {old: field.name for field in fields for old in field.metadata.get("was", ()) if old not in taken}
+
+
+def warn(place: str, old: str, new: str, stacklevel: int = 2) -> None:
+    """Warn that `place` has an old name. `stacklevel` as in warnings.warn, counted from the caller."""
+    warnings.warn(f"{place}: {old} is called {new} now", RenamedField, stacklevel + 1)
+
+
+def of_record(values: dict[str, Any], table: dict[str, str]) -> dict[str, str]:
+    """The names in a recorded config, `values` by name, that are old ones, each with the new one. `table`: all of them.
+
+    A record may not say which class it is of. One of 0.4 with rollouts has an `eval_temperature`, and so has every one
+    of today: there the names of `SAMPLING` are fields.
+    """
+    kept = SAMPLING if "eval_temperature" in values else ()
+    return {old: new for old, new in table.items() if old in values and new not in values and old not in kept}
+
+
+def current(names: Iterable[str], config_class: type, place: str) -> list[str]:
+    """Names of fields that a user wrote as values, under their names of today. Warns of each that was another."""
+    table, found = old_names(config_class), []
+    for name in names:
+        if name in table:
+            warn(place, name, table[name], 3)
+        found.append(table.get(name, name))
+    return found
+
+
+class _Keywords(type):
+    """Old names as keywords of a class that is made with a call."""
+
+    def __call__(cls, *args: Any, **given: Any) -> Any:
+        for old, new in old_names(cls).items():
+            if old not in given:
+                continue
+            if new in given and len(given) <= len(dataclasses.fields(cls)):  # dataclasses.replace gives every field
+                raise ConfigError(f"{cls.__name__}: {old} is called {new} now, and both are given")
+            warn(cls.__name__, old, new)
+            given[new] = given.pop(old)
+        return super().__call__(*args, **given)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of `__init__`, which `__call__` would hide."""
+        whole = inspect.signature(cls.__init__)
+        return whole.replace(parameters=list(whole.parameters.values())[1:])
+
+
+class OldNames(metaclass=_Keywords):
+    """A dataclass of fields whose old names still work."""
+
+    def __getattr__(self, name: str) -> Any:
+        new = old_names(type(self)).get(name)
+        if new is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        warn(type(self).__name__, name, new)
+        return getattr(self, new)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        new = old_names(type(self)).get(name)
+        if new is not None:
+            warn(type(self).__name__, name, new)
+        super().__setattr__(new or name, value)
