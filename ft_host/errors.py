@@ -47,6 +47,12 @@ class PluginBroken(FtHostError):
     exit_code = 3
 
 
+class HookError(FtHostError):
+    """A hook returned what it may not. The message names the plugin and the hook, what came and what was expected."""
+
+    exit_code = 3
+
+
 class PluginNotFound(FtHostError):
     """No installed distribution offers this name."""
 

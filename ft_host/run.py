@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ft_host.contract.blame import blamed
+from ft_host.contract.loss import divided
 from ft_host.errors import ConfigError
 from ft_host.types import NO_SCORES
 from ft_host.util.console import tell
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ft_host.models.store import Store
     from ft_host.monitor.watch import Monitor
     from ft_host.rundir.folder import RunFolder
+    from ft_host.types import LossOutput
 
 
 Row = dict[str, Any]
@@ -101,6 +104,13 @@ class Run:
     def add_step_statistics(self, rows: list[Row]) -> list[Row]:
         """The rows as `ft_step` returns them. All ranks must call it at once."""
         return same_rows("ft_step", rows, self.plugins.hook.ft_step(rows=rows, run=self))
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """`ft_loss` of one micro-batch on the device, its terms divided by `totals`. Raises HookError for what isn't as
+        `LossOutput` says."""
+        with blamed(self.plugins, "ft_loss"):
+            output = self.plugins.hook.ft_loss(model=self.model, batch=batch, run=self)
+        return divided(self.plugins, output, self.totals)
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         """Complete each request with the weights that the backend has. All ranks must call it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.util.moved import old_keywords
+from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +24,41 @@ class Drop(str):
 
 @dataclass(kw_only=True)
 class LossOutput:
-    """`loss`: a scalar with gradient, already divided by the step's totals. `metrics`: sums, see `ft_host.metrics`."""
+    """The loss of one micro-batch in one of two forms, and `metrics`: sums, see `ft_host.metrics`.
 
-    loss: torch.Tensor
+    `terms`: by the name of a count, a sum over the rows of the batch, of shape () and with gradient. The host divides
+    each by `run.totals[name]`, the count of the whole step over micro-batches and ranks, and adds them up. Several
+    terms are logged as `loss/NAME`, each its share of the loss.
+
+    `loss`: for what isn't such a sum, of shape () and with gradient, divided by the step's totals by the method.
+    """
+
+    loss: torch.Tensor | None = None
+    terms: dict[str, torch.Tensor] | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
+
+    def shares(self, totals: dict[str, float]) -> dict[str, torch.Tensor]:
+        """Each term divided by its total. A term whose total is 0 has nothing to be a sum of: it must be 0, and its
+        share is 0. Raises ValueError where it isn't, and for a name that is no count."""
+        found = {}
+        for name, term in (self.terms or {}).items():
+            if name not in totals:
+                known = ", ".join(sorted(totals)) or "none"
+                raise ValueError(
+                    f"the term {name!r}, which is no count of ft_collate{nearest(name, totals)}; the counts of this "
+                    f"step: {known}"
+                )
+            if not totals[name] and not bool(term == 0):
+                raise ValueError(
+                    f"the term {name!r} as {float(term.detach()):g} in a step whose count of {name!r} is 0; expected 0"
+                )
+            found[name] = term / (totals[name] or 1)
+        return found
+
+    def divide(self, totals: dict[str, float]) -> torch.Tensor:
+        """The loss of shape () that enters the step's sum: `loss`, or the terms divided by `totals` and added up.
+        Raises what `shares` does."""
+        return self.loss if self.terms is None else sum(self.shares(totals).values())
 
 
 @old_keywords(

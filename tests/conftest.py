@@ -41,3 +41,33 @@ def config(tiny, tmp_path):
         output_dir=str(tmp_path / "runs"),
         progress="quiet",
     )
+
+
+SFT_WITH = """
+from dataclasses import dataclass
+
+import ft_sft.config
+import ft_sft.method
+import torch
+from ft_host.api import Drop, LossOutput, ModelSpec, hookimpl, mean, option, total
+from ft_sft.method import ft_collate, ft_loss, ft_prepare
+
+@dataclass(kw_only=True)
+class Config(ft_sft.config.SFTConfig):
+    pass
+
+"""
+
+
+@pytest.fixture
+def sft_with(tmp_path):
+    """Writes a method in a file, supervised fine-tuning with `source` in place of hooks or config. Gives its config
+    class."""
+    from ft_host.registry import config_class
+
+    def write(source: str) -> type:
+        file = tmp_path / f"sft_with_{abs(hash((source, str(tmp_path))))}.py"
+        file.write_text(SFT_WITH + source)
+        return config_class(str(file))
+
+    return write

@@ -24,6 +24,7 @@ FLOORS = [
     "types",
     "config",
     "distributed",
+    "contract",
     "run",
     "registry",
     "data",

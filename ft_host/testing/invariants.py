@@ -181,10 +181,10 @@ def row_order(config: RunConfig, method: str, rel: float = 1e-5) -> None:
     results = []
     for ordered in (rows, rows[::-1]):
         [ordered] = before_collating(run, [ordered])
-        batch = run.plugins.hook.ft_collate(rows=ordered, tokenizer=run.tokenizer, config=config)
+        batch = run.collate(ordered)
         run.totals = batch.counts
         run.policy.zero_grad()
-        loss = run.plugins.hook.ft_loss(model=run.model, batch=batch.to(run.device), run=run).loss
+        loss = run.loss(batch.to(run.device)).loss
         loss.backward()
         grads = [p.grad.flatten() for p in run.policy.parameters() if p.grad is not None]
         results.append((float(loss), torch.cat(grads)))

@@ -19,7 +19,7 @@ import torch
 
 from ft_host.data.micro_batches import split_micro_batches
 from ft_host.errors import FtHostError, Interrupted, OutOfMemory, StoppedByFinding, UsageError
-from ft_host.metrics import Accumulator, add_counts, combine, maximum
+from ft_host.metrics import Accumulator, add_counts, combine, maximum, total
 from ft_host.models.experts import ExpertLoad, load_metrics
 from ft_host.monitor.gradients import GradientCoverage, snapshot_weights, update_ratio
 from ft_host.monitor.memory_usage import memory_metrics, peak_memory_mb
@@ -58,25 +58,19 @@ def before_collating(run: Run, cuts: list[list[Row]]) -> list[list[Row]]:
 def loss_of(run: Run, batch: Batch, tokens: int, accumulator: Accumulator) -> torch.Tensor:
     """The loss of one micro-batch as it enters the step's sum; its metrics go into `accumulator`."""
     with run.accelerator.autocast():
-        output = run.plugins.hook.ft_loss(model=run.model, batch=batch.to(run.device), run=run)
+        output = run.loss(batch.to(run.device))
     loss = output.loss
     accumulator.add(output.metrics)
-    accumulator.add({"loss": _total(output.loss)})
+    accumulator.add({"loss": total(output.loss)})
     aux = run.policy.aux_loss
     if aux is not None:
         # A mean over the tokens of a micro-batch: weighted by its share of the step's tokens. It is not a sum over
         # rows (the product of two means), so it does depend on the split; so does everybody's.
         share = batch.num_tokens / tokens
-        accumulator.add({"aux_loss": _total(aux * share)})
+        accumulator.add({"aux_loss": total(aux * share)})
         if run.model.training:
             loss = loss + run.policy.router_aux_loss_coef * share * aux
     return loss
-
-
-def _total(value: torch.Tensor):
-    from ft_host.metrics import total
-
-    return total(value)
 
 
 @dataclass
