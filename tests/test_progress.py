@@ -6,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from ft_host.config import RolloutConfig
 from ft_host.diagnostics import Finding, Remedy
 from ft_host.training.progress import Bar, Lines, Trackers
 
@@ -33,7 +34,7 @@ def run():
     def log(values, step):
         sent.append((step, values))
 
-    return SimpleNamespace(config=SimpleNamespace(logging_steps=2), accelerator=SimpleNamespace(log=log), sent=sent)
+    return SimpleNamespace(config=RolloutConfig(logging_steps=2), accelerator=SimpleNamespace(log=log), sent=sent)
 
 
 def test_lines_keep_what_the_last_rollout_earned(run, capsys):

@@ -22,6 +22,7 @@ from ft_host.registry import (
     find,
     load,
     method_of,
+    methods_for,
     prepare_hook,
     reference,
     session,
@@ -477,6 +478,18 @@ def test_the_method_of_a_config_class_is_known_without_naming_it(site):
     assert "fake_alpha.method" not in sys.modules
     with pytest.raises(PluginNotFound, match=r"alpha \(fake_alpha.config:Config\)"):
         method_of(RunConfig)
+
+
+def test_who_takes_rows_of_a_format_is_asked_of_configs_and_a_broken_one_says_nothing(site):
+    takes = CONFIG.replace("    strength", '    formats = ("preference",)\n    strength')
+    make_method(site, "alpha", "fake_alpha", config=takes)
+    make_method(site, "beta", "fake_beta", config="raise SystemExit(3)")
+    make_method(site, "gamma", "fake_gamma", config=takes.replace('"preference"', '"preferences"'))
+    assert "alpha" in methods_for("preference") and not {"beta", "gamma"} & set(methods_for("preference"))
+    assert methods_for("stepwise") == []
+    assert "fake_alpha.method" not in sys.modules
+    with pytest.raises(PluginBroken, match="Config.formats has 'preferences'; did you mean preference"):
+        config_class("gamma")
 
 
 def test_one_config_of_two_methods_asks_for_the_name(site):

@@ -586,6 +586,9 @@ def test_a_score_takes_the_place_of_a_reward_and_one_reward_is_drawn_once(tmp_pa
         line = {"kind": "train", "step": step, "loss": 0.1, "perf/rollout_time": 1.0}
         append(scored, "metrics.jsonl", line | {"objective/scores": 0.5 * step, "objective/kl": 0.1})
         append(once, "metrics.jsonl", line | {"reward": 0.5, "rewards/right/mean": 0.5})
+    info = json.loads((scored / "run.json").read_text(encoding="utf-8"))
+    info["facts"] = {"plan/reward_metric": "objective/scores"}
+    (scored / "run.json").write_text(json.dumps(info), encoding="utf-8")
     page = page_of(scored)
     assert "Training score" in page.text and "first step → mean of the last 3" in page.text
     assert [attrs["aria-label"].split(":")[0] for attrs in page.all("svg")][:3] == ["Score", "KL", "Loss"]

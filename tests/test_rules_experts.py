@@ -56,4 +56,5 @@ def test_experts_that_are_dead_from_the_start_are_found():
 
 
 def test_of_rollouts_the_share_of_the_balance_says_nothing():
-    assert codes(RULES, told(moe__aux_share=0.9, loss=1e-4, reward=0.5)) == set()
+    facts = {"plan/reward_metric": "reward"}
+    assert codes(RULES, told(facts, moe__aux_share=0.9, loss=1e-4, reward=0.5)) == set()

@@ -7,9 +7,12 @@ import random
 
 import pytest
 
+from ft_host.config import RolloutConfig
+from ft_host.config.rollout import declared_facts
 from ft_host.diagnostics.rules import held_out, losses, numbers, optimisation
 from ft_host.testing.rules import Told, codes, evals, findings, in_order, steps
 
+ROLLOUTS = declared_facts(RolloutConfig)
 RULES = [*numbers.RULES, *losses.RULES, *optimisation.RULES, *held_out.RULES]
 
 # Losses of a small model on sums, by step: learning_rate 3e-3, and 0.3
@@ -175,7 +178,7 @@ CASES = {
     "OPT001": (
         Told(lines=norms(norm=lambda step: 30.0 if step in (30, 34, 39, 41) else 1.5)),
         # most groups have equal rewards: a step with a signal is no spike
-        Told(lines=norms(norm=lambda step: 0.5 if step % 9 == 0 or step < 30 else 1e-3, reward=1.0)),
+        Told(facts=ROLLOUTS, lines=norms(norm=lambda step: 0.5 if step % 9 == 0 or step < 30 else 1e-3, reward=1.0)),
     ),
     "OPT002": (
         Told(lines=norms(loss=0.0, norm=0.0)),
@@ -318,6 +321,7 @@ def test_an_optimizer_that_changes_nothing_is_no_matter_of_the_rate():
 def with_rewards(reward, ratio):
     return Told(
         config={"learning_rate": 1e-6},
+        facts=ROLLOUTS,
         lines=every_tenth(norms(60, noisy(1e-4, 20), reward=reward, learning_rate=1e-6), lambda step: ratio),
     )
 
@@ -330,7 +334,10 @@ def test_of_rollouts_the_reward_is_asked_and_not_the_loss():
 
 def test_a_gradient_of_groups_that_agree_says_nothing():
     lines = norms(norm=0.0, loss=0.0, reward=1.0, frac_reward_zero_std=1.0)
-    assert codes(RULES, Told(lines=lines)) == set()
+    assert codes(RULES, Told(facts=ROLLOUTS, lines=lines)) == set()
+    other = norms(norm=0.0, loss=0.0, reward=1.0, flat_groups=1.0)
+    assert codes(RULES, Told(facts=ROLLOUTS | {"plan/no_signal_metric": "flat_groups"}, lines=other)) == set()
+    assert codes(RULES, Told(facts={"plan/reward_metric": "reward"}, lines=other)) == {"OPT002"}
 
 
 def test_a_schedule_that_ends_at_nothing_is_no_trouble():

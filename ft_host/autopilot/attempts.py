@@ -271,7 +271,7 @@ class Autopilot:
 def is_good(record: RunRecord, step: int) -> bool:
     """Whether what the weights of a checkpoint gave, in the steps after it, is about as good as anything before: the
     loss, or the reward of a run with rollouts. A loss that is logged is that of the weights before the step."""
-    name = next((each for each in ("reward", "objective/scores") if each in record.train), "loss")
+    name = record.main_metric
     series, way = record.train[name], -1 if name == "loss" else 1
     before = [value for at, value in zip(series.steps, series.values, strict=True) if at <= step]
     after = [value for at, value in zip(series.steps, series.values, strict=True) if at > step][:3]

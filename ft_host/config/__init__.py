@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ft_host.config.rollout import RolloutConfig, RolloutPlan, grouped_plan
-from ft_host.config.run import RunConfig, option
+from ft_host.config.run import FORMATS, RunConfig, option
 
-__all__ = ["RolloutConfig", "RolloutPlan", "RunConfig", "grouped_plan", "option"]
+__all__ = ["FORMATS", "RolloutConfig", "RolloutPlan", "RunConfig", "grouped_plan", "option"]

@@ -50,6 +50,9 @@ class RolloutConfig(RunConfig):
         True  # False in a method that learns from something else; its `reward` isn't required
     )
     needs_columns: ClassVar[tuple[str, ...]] = ()  # of the training data, beside the prompt
+    reward_metric: ClassVar[str] = "reward"  # the metric of what completions earn
+    # The metric of the share of groups that nothing is learnt from, where the method logs one.
+    no_signal_metric: ClassVar[str | None] = "frac_reward_zero_std"
     held_out_loss: ClassVar[bool] = False  # True where held-out rows are more than prompts and have a loss too
 
     # -- rewards
@@ -198,6 +201,14 @@ class RolloutConfig(RunConfig):
         if self.max_tool_calling_iterations is not None and not self.tools and self.environment is None:
             raise ConfigError("max_tool_calling_iterations: has no effect without tools or environment")
         self.rollout_plan(self.num_processes)
+
+
+def declared_facts(config_class: type[RunConfig]) -> dict[str, str]:
+    """What a method's config class says of its metrics, as facts of a run. Nothing for methods without rollouts."""
+    if not issubclass(config_class, RolloutConfig):
+        return {}
+    said = {"plan/reward_metric": config_class.reward_metric, "plan/no_signal_metric": config_class.no_signal_metric}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def grouped_plan(

@@ -9,12 +9,15 @@ Longer than 300 lines: it is one list of fields, each with its text, in the orde
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ft_host.config.old_names import OldNames, old_names
 from ft_host.config.options import SCHEDULES, option
 from ft_host.errors import ConfigError
 from ft_host.util.text import nearest
+
+# What rows may be, in TRL's words.
+FORMATS = ("language modeling", "prompt-only", "prompt-completion", "preference", "unpaired preference")
 
 # Fields that mean nothing unless another one is set: given without it, the user expects something that won't happen.
 ONLY_WITH = {
@@ -35,6 +38,17 @@ ONLY_WITH = {
 @dataclass(kw_only=True)
 class RunConfig(OldNames):
     """What every run can be told, whatever its method."""
+
+    formats: ClassVar[tuple[str, ...]] = ()  # of FORMATS: rows that the method takes; messages about others name it
+    # Metrics that the printed line of a step has after loss, grad_norm and learning_rate, where they are logged.
+    progress_metrics: ClassVar[tuple[str, ...]] = (
+        "mean_token_accuracy",
+        "rewards/accuracies",
+        "rewards/margins",
+        "accuracy",
+        "kl",
+        "completions/mean_length",
+    )
 
     # -- model
     model: str = option(

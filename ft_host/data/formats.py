@@ -1,4 +1,4 @@
-"""The formats of rows: which one a row is in, how some are mapped to others, and what to say of what fits none.
+"""The formats of rows: which one a row is in, and how some are mapped to others.
 
 Every row ends up as one of
     {"input_ids", "labels" | "completion_mask" | "assistant_masks"}     tokens already
@@ -13,53 +13,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ft_host.data.format_errors import refusal, use_methods
 from ft_host.errors import RowError
 from ft_host.util.text import nearest
 
 Row = dict[str, Any]
 Message = dict[str, Any]
 
-EXPECTED = (
-    "text; messages; prompt and completion; input_ids (with labels, completion_mask or assistant_masks); instruction "
-    "and output (Alpaca); conversations (ShareGPT)"
-)
 EXTRAS = ("tools", "chat_template_kwargs")
-
-# What rows that fit no format look like: the columns that give it away, what it is, and what to do.
-LOOKS = (
-    (
-        {"chosen", "rejected"},
-        (
-            "preference data: use a preference method (`ft-host train dpo`, `reward` or `kto`), or "
-            "rename chosen to completion with dataset_columns to train on the good ones only"
-        ),
-    ),
-    (
-        {"chosen_ids", "rejected_ids"},
-        "tokenised preference data: use a preference method (`ft-host train dpo`, `reward` or `kto`)",
-    ),
-    ({"completions", "labels"}, "stepwise supervision (a process reward model's)"),
-    ({"image"}, "data with images, which isn't supported yet"),
-    ({"images"}, "data with images, which isn't supported yet"),
-)
-PAIRS = (
-    ("question", "answer"),
-    ("question", "response"),
-    ("instruction", "response"),
-    ("instruction", "completion"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("input", "output"),
-    ("input", "target"),
-    ("source", "target"),
-    ("prompt", "response"),
-    ("prompt", "output"),
-    ("prompt", "answer"),
-    ("problem", "solution"),
-    ("user", "assistant"),
-)
-TALKS = ("conversation", "dialogue", "dialog", "chat", "turns", "chat_messages")
-TEXTS = ("content", "document", "body", "article", "markdown", "code")
 
 ROLES = {
     "human": "user",
@@ -151,7 +112,8 @@ def pair(row: Row) -> Row:
     if isinstance(row.get("label"), bool):
         raise RowError(
             "prompt, completion and a label that is true or false look like unpaired preference data, where some "
-            "completions are bad ones: use `ft-host train kto`, or keep the good rows and leave the column out",
+            f"completions are bad ones: {use_methods('unpaired preference')}, or keep the good rows and leave the"
+            " column out",
             "label",
         )
     return alike(row, ("prompt", "completion"))
@@ -257,46 +219,3 @@ def tools_of(row: Row) -> list[Any] | None:
     if tools is not None and not isinstance(tools, list):
         raise RowError(f"column tools: found {kind_of(tools)}, expected a list of functions", "tools")
     return tools or None
-
-
-# ---------------------------------------------------------------- refusal
-
-
-def looks_like(columns: list[str]) -> str | None:
-    """What rows with these columns look like, and what to do about it."""
-    names = set(columns)
-    for given_away, what in LOOKS:
-        if given_away <= names:
-            return what
-    for asked, answered in PAIRS:
-        if asked in names and answered in names:
-            renames = {asked: "prompt", answered: "completion"}
-            written = ", ".join(f"{theirs}: {ours}" for theirs, ours in renames.items() if theirs != ours)
-            return f"prompts with their completions: set dataset_columns to {{{written}}}"
-    for name in TALKS:
-        if name in names:
-            return f"conversations: set dataset_columns to {{{name}: messages}}"
-    if "prompt" in names:
-        return "prompts without completions, which methods that generate train on"
-    for name in TEXTS:
-        if name in names:
-            return f"plain text: set dataset_columns to {{{name}: text}}"
-    return None
-
-
-def refusal(row: Row, text_field: str = "text") -> str:
-    """Columns found, what they look like, what was expected, and names that may be misspelt."""
-    columns = list(row)
-    said = f"found the columns {', '.join(columns) or 'none'}"
-    looks = looks_like(columns)
-    if looks:
-        said += f"; they look like {looks}"
-    near = []
-    for name in ("text", "messages", "prompt", "completion", "input_ids", "conversations", "instruction", "output"):
-        match = nearest(name, [each for each in columns if each != name], "{}")
-        if match and name not in columns:
-            near.append(f"{match} may be meant as {name}")
-    if near and not looks:
-        said += f"; {', '.join(near)}"
-    own = "" if text_field == "text" else f" (dataset_text_field is {text_field})"
-    return f"{said}; expected {EXPECTED}{own}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ft_host.data.format_errors import use_methods
 from ft_host.util.text import nearest
 
 Row = dict[str, Any]
@@ -91,12 +92,12 @@ def looks_like(names: set[str], kind: str) -> str | None:
         return None
     answers = {"completion", "completion_ids", "messages", "conversations", "text", "input_ids", *ANSWERS} & names
     if "label" in names and answers:
-        return "completions that are good or bad, each by itself: use `ft-host train kto`"
+        return f"completions that are good or bad, each by itself: {use_methods('unpaired preference')}"
     if "chosen" in names and answers:
         return None  # most likely a column for the bad ones that has another name
     if answers:
         more = ", or add the column label, true for good ones and false for bad ones" if kind == "judged" else ""
-        return f"texts to imitate, without worse ones beside them: use `ft-host train sft`{more}"
+        return f"texts to imitate, without worse ones beside them: {use_methods('language modeling')}{more}"
     if "prompt" in names and not names & {"chosen", "rejected"}:
         return "prompts without completions"
     return None

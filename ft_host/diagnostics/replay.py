@@ -10,6 +10,7 @@ from typing import Any
 
 from ft_host import registry
 from ft_host.config import RunConfig
+from ft_host.config.rollout import declared_facts
 from ft_host.diagnostics.collect import HOST, Owned, check_chosen, own_diagnostics, rules_of, selected
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.rule import SEVERITIES, chosen, is_fact
@@ -58,7 +59,7 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
     config = dataclasses.asdict(RunConfig()) | record.config  # a run of an older host lacks fields
     select = config["rules_select"] if select is None else select
     ignore = config["rules_ignore"] if ignore is None else ignore
-    infos, notes = _plugins(record)
+    infos, notes, declared = _plugins(record)
     owned, problems = rules_of(infos)
     notes += problems
     check_chosen(owned, "--select", select)
@@ -69,7 +70,7 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
     lines, problems = read_json_lines(record.folder / "metrics.jsonl")
     notes += problems
     usable = [line for line in lines if line.get("kind") in ("train", "eval") and isinstance(line.get("step"), int)]
-    feed(engine, record.facts, record.facts_told, usable)
+    feed(engine, declared | record.facts, record.facts_told, usable)
     running = record.status == "running"
     found = list(engine.findings.values()) if running else engine.finish(whole=record.status != "interrupted")
     owners = {rule.code: label for rule, label in rules}
@@ -107,12 +108,15 @@ def _only_recorded(
     return out
 
 
-def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str]]:
-    """The plugins that a run has its rules from, as they are installed now, and what is to be said of that."""
+def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str], dict[str, str]]:
+    """The plugins that a run has its rules from, as they are installed now, what is to be said of that, and what the
+    method declares, for runs of hosts that didn't record it."""
+    declared: dict[str, str] = {}
     infos: list[registry.PluginInfo] = []
     notes: list[str] = []
     try:
         method = registry.find("method", record.reference)
+        declared = declared_facts(registry.config_class(method))
     except (PluginNotFound, PluginBroken, UsageError) as error:
         notes.append(f"the method {record.method} can't be asked, so its rules are left out: {_first_line(error)}")
     else:
@@ -137,7 +141,7 @@ def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str]]:
     host = record.environment.get("ft-host")
     if host and f"ft-host {host}" != HOST:
         notes.append(f"ft-host was {host} in the run, its rules here are those of {HOST.split()[1]}")
-    return infos, notes
+    return infos, notes, declared
 
 
 def _first_line(error: Exception) -> str:

@@ -134,6 +134,16 @@ class View:
         return self.step / self.total_steps if self.total_steps else None
 
     @property
+    def by_rollout(self) -> bool:
+        """Whether the run learns from completions that it samples."""
+        return "plan/reward_metric" in self.facts or self.count("perf/rollout_time") > 0
+
+    @property
+    def reward(self) -> str:
+        """The metric of what completions earn, as the method's config names it."""
+        return self.facts.get("plan/reward_metric", "reward")
+
+    @property
     def warmup_steps(self) -> float:
         steps = self.config.warmup_steps
         return steps * self.total_steps if steps < 1 and self.total_steps else steps

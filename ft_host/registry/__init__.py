@@ -12,6 +12,7 @@ from ft_host.registry.lookup import (
     label,
     load,
     method_of,
+    methods_for,
     reference,
     warn_if_experimental,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "label",
     "load",
     "method_of",
+    "methods_for",
     "prepare_hook",
     "reference",
     "session",

@@ -12,10 +12,10 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
-from ft_host.config import RunConfig
+from ft_host.config import FORMATS, RunConfig
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
 from ft_host.registry.catalog import GROUPS, HOST, PluginInfo, catalog, normalise
-from ft_host.util.text import closest
+from ft_host.util.text import closest, nearest
 
 
 class FtExperimentalWarning(FutureWarning):
@@ -80,6 +80,12 @@ def config_class(method: str | PluginInfo) -> type[RunConfig]:
         raise PluginBroken(
             f"{label(info)}: {value} is not decorated with @dataclass(kw_only=True), so its fields would be ignored"
         )
+    odd = [format for format in found.formats if format not in FORMATS]
+    if odd:
+        raise PluginBroken(
+            f"{label(info)}: {value}.formats has {odd[0]!r}{nearest(odd[0], FORMATS)}; expected formats among "
+            + ", ".join(FORMATS)
+        )
     return found
 
 
@@ -131,6 +137,25 @@ def method_of(config: type[RunConfig]) -> PluginInfo:
         f"{config.__module__}:{config.__qualname__} is the config of no installed method, nor the `Config` of a file "
         f"with a method\ninstalled methods and their configs: {known}"
     )
+
+
+def methods_for(format: str) -> list[str]:
+    """The names of the installed methods whose config says that they take rows of a format, one of `FORMATS`.
+
+    Imports the configs of all methods, so it is for messages about rows that can't be used. One that can't be imported
+    takes none: a broken neighbour is another matter.
+    """
+    found = []
+    for info in catalog():
+        if info.kind != "method" or info.state in ("blocked", "incompatible", "broken"):
+            continue
+        try:
+            taken = config_class(info).formats
+        except PluginBroken:
+            continue
+        if format in taken:
+            found.append(info.name)
+    return list(dict.fromkeys(found))
 
 
 def label(info: PluginInfo) -> str:

@@ -59,12 +59,6 @@ def headline_metrics(record: RunRecord) -> list[str]:
     return [name for name in names if name not in same]
 
 
-def main_metric(record: RunRecord) -> str:
-    """What the run is about. A policy gradient's loss says nothing: its size is that of the advantages."""
-    earned = ("reward", "objective/scores") if record.has_rollouts else ()
-    return next((name for name in earned if name in record.train), "loss")
-
-
 def status_pill(record: RunRecord) -> Markup:
     return el(f"span.status.{record.status}", record.status)
 
@@ -95,7 +89,7 @@ def tiles(record: RunRecord) -> Markup | None:
         if best and best[1] != series.last:
             more = f"{more} · best {fmt.number(best[1])} at step {best[0]:,.0f}".removeprefix(" · ")
         made.append(_tile(heading, series.first, series.last, more, verdict))
-    main = main_metric(record)
+    main = record.main_metric
     if main in record.train and len(made) < 4:
         series = record.train[main]
         heading = f"Training {fmt.title(main)[0].lower()}"
@@ -232,7 +226,7 @@ def _says_nothing_new(record: RunRecord, name: str) -> bool:
 def curves(record: RunRecord) -> tuple[Markup | None, list[Markup], list[Markup], list[Markup]]:
     """What the run is about in large; the other metrics, small; those that few look for, if there are many; speed and
     memory, small. What was measured once is no curve."""
-    main, in_order = main_metric(record), place(FIRST)
+    main, in_order = record.main_metric, place(FIRST)
     names = dict.fromkeys([*record.train, *(name.removeprefix("eval_") for name in record.evals)])
     shown = [
         name for name in names if not name.startswith("perf/") and name != main and not _says_nothing_new(record, name)

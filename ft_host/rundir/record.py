@@ -125,6 +125,12 @@ class RunRecord:
         return bool(self.rollouts) or "perf/rollout_time" in self.train
 
     @property
+    def main_metric(self) -> str:
+        """What the run is about. A policy gradient's loss says nothing: its size is that of the advantages."""
+        earned = self.facts.get("plan/reward_metric", "reward")
+        return earned if self.has_rollouts and earned in self.train else "loss"
+
+    @property
     def has_metrics(self) -> bool:
         return bool(self.train or self.evals)
 

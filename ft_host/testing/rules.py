@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ft_host.config import RunConfig
+from ft_host.config.rollout import declared_facts
 from ft_host.diagnostics import Engine, Finding, Rule
 
 
@@ -44,7 +45,7 @@ def findings(rules: Sequence[Rule], told: Told, config_class: type[RunConfig] = 
     """What `rules` find in a run, as it stands at its end; muted ones too."""
     config = asdict(config_class(**told.config))
     engine = Engine([(rule, "test 0") for rule in rules], config, strict=True)
-    engine.record_facts(told.facts)
+    engine.record_facts(declared_facts(config_class) | told.facts)
     for line in told.lines:
         engine.add_metrics(line)
     return engine.finish()

@@ -13,28 +13,17 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import ConfigError
 from ft_host.hooks import hookimpl
 from ft_host.util.console import mode
 
 if TYPE_CHECKING:
+    from ft_host.config import RunConfig
     from ft_host.diagnostics import Finding
     from ft_host.run import Run
 
-EARNED = ("reward", "objective/scores")  # what a run that learns from its own completions is about
-SHOWN = (
-    *EARNED,
-    "loss",
-    "grad_norm",
-    "learning_rate",
-    "mean_token_accuracy",
-    "rewards/accuracies",
-    "rewards/margins",
-    "accuracy",
-    "kl",
-    "objective/kl",
-    "completions/mean_length",
-)
+ALWAYS = ("loss", "grad_norm", "learning_rate")
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 ALERTS = {"warning": "WARN", "error": "ERROR"}  # as Weights & Biases and trackio call them
 
@@ -56,6 +45,11 @@ def _eval_line(entry: dict[str, Any]) -> str:
     return f"eval at step {entry['step']}: " + "  ".join(parts)
 
 
+def _earned(config: RunConfig) -> tuple[str, ...]:
+    """What a run that learns from its own completions is about."""
+    return (config.reward_metric,) if isinstance(config, RolloutConfig) else ()
+
+
 class Lines:
     """One line every `logging_steps`. What is logged with the first step of a rollout stays until the next one."""
 
@@ -71,13 +65,14 @@ class Lines:
             print(_eval_line(entry), file=sys.stderr, flush=True)
             return
         step = entry["step"]
-        self.latest |= {key: entry[key] for key in SHOWN if key in entry}
+        shown = (*_earned(run.config), *ALWAYS, *run.config.progress_metrics)
+        self.latest |= {key: entry[key] for key in shown if key in entry}
         if self.first is None:
             self.first = step - 1
         if step % run.config.logging_steps and step != self.total:
             return
         parts = [f"step {step}" + (f"/{self.total}" if self.total else "")]
-        parts += [_number(key, self.latest[key]) for key in SHOWN if key in self.latest]
+        parts += [_number(key, self.latest[key]) for key in shown if key in self.latest]
         parts.append(f"{entry['perf/tokens_per_second']:.0f} tokens/s")
         if self.total:
             done = step - self.first
@@ -100,7 +95,7 @@ class Bar:
         if entry["kind"] == "eval":
             self.bar.write(_eval_line(entry), file=sys.stderr)
             return
-        self.earned |= {key: entry[key] for key in EARNED if key in entry}
+        self.earned |= {key: entry[key] for key in _earned(run.config) if key in entry}
         shown = [_number(key, value) for key, value in self.earned.items()]
         shown += [f"loss {entry['loss']:.4g}", f"{entry['perf/tokens_per_second']:.0f} tokens/s"]
         self.bar.set_postfix_str(", ".join(shown), refresh=False)

@@ -8,7 +8,7 @@ import math
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, percent, short
 
-BALANCED = 4 / 3  # KTO's paper, eq. 8: weighed, good to bad labels are between 1 and this
+BALANCED = 4 / 3  # arXiv 2402.01306, eq. 8: weighed, good to bad labels are between 1 and this
 
 
 def longer(view: View) -> Remedy | None:
@@ -223,7 +223,7 @@ def is_unbalanced(view: View) -> bool | None:
 def labels_message(view: View) -> str:
     good, bad = view["data/desirable"], view["data/undesirable"]
     if not good or not bad:
-        return f"All of {good + bad} labels are {'true' if good else 'false'}: KTO learns from both kinds."
+        return f"All of {good + bad} labels are {'true' if good else 'false'}: the loss learns from both kinds."
     return (
         f"{good} of {good + bad} labels are true; with desirable_weight {short(view.config.desirable_weight)} and"
         f" undesirable_weight {short(view.config.undesirable_weight)} good completions weigh {weighed(view):.2f} times"

@@ -6,7 +6,6 @@ What a pretrained model brings is not held against it: on narrow data some of it
 from __future__ import annotations
 
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.losses import by_rollout
 from ft_host.diagnostics.view import View, percent, short
 
 
@@ -44,7 +43,7 @@ def dead(view: View) -> bool:
 
 def aux_dominates(view: View) -> bool | None:
     """Of the loss that the run began with as well: as that falls, what is left of balance becomes a larger share."""
-    if by_rollout(view):
+    if view.by_rollout:
         return None
     share = view["moe/aux_share"]
     weighted = share / (1 - share) * abs(view["loss"]) if share < 1 else 0.0

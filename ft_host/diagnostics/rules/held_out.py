@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.losses import NOTHING, by_rollout
+from ft_host.diagnostics.rules.losses import NOTHING
 from ft_host.diagnostics.rules.numbers import lower_rate
 from ft_host.diagnostics.view import View, rounded, short
 
@@ -21,7 +21,7 @@ def overfits(view: View) -> bool | None:
     by the few that it gets wrong.
     """
     values = view.recent("eval_loss", 1000)
-    if len(values) < 3 or by_rollout(view):
+    if len(values) < 3 or view.by_rollout:
         return None
     step, best = best_evaluation(view)
     rewards = view.recent("eval_reward", 1000)
@@ -57,7 +57,7 @@ def overfit_remedies(view: View) -> list[Remedy]:
 
 def went_on_for_nothing(view: View) -> bool | None:
     values = view.recent("eval_loss", 1000)
-    if len(values) < 6 or by_rollout(view):
+    if len(values) < 6 or view.by_rollout:
         return None
     best = values.index(min(values))
     return best + 1 <= len(values) / 2 and len(values) - best > 4

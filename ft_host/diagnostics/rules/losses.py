@@ -22,10 +22,6 @@ USUAL_UPDATE = 1e-3  # of pretrained weights
 # ---------------------------------------------------------------- for these rules and others
 
 
-def by_rollout(view: View) -> bool:
-    return view.count("perf/rollout_time") > 0 or view.count("reward") > 0
-
-
 def begun(view: View) -> float:
     """The loss that the run began with. (A run that was resumed has its metrics from the first step.)"""
     return view.first("loss", 10)
@@ -39,13 +35,13 @@ def solved(view: View) -> bool:
 def is_learnt(view: View) -> bool:
     """Whether the loss has been next to nothing all along, where what a single row adds looks large. Not with
     rollouts."""
-    return not by_rollout(view) and view.first("loss", 5) < NOTHING / 2 and 0 <= view.mean("loss", 10) < NOTHING / 2
+    return not view.by_rollout and view.first("loss", 5) < NOTHING / 2 and 0 <= view.mean("loss", 10) < NOTHING / 2
 
 
 def fallen(view: View) -> float | None:
     """By which share of itself the loss has fallen; of held-out rows where that is known, since they stay the same.
     None where it can't be told yet, or says nothing."""
-    if by_rollout(view) or view.step < view.warmup_steps + SETTLE or view.count("loss") < SETTLE + 10:
+    if view.by_rollout or view.step < view.warmup_steps + SETTLE or view.count("loss") < SETTLE + 10:
         return None
     start, now = begun(view), view.mean("loss", 20)
     if not start > NOTHING:
@@ -94,7 +90,7 @@ def loss_jumps(view: View) -> bool | None:
     """The last four losses are all far above what came before, by the run's own measure. A quarter of the loss that the
     run began with, at least: next to 0 a jump is nothing."""
     values = view.recent("loss", 104)
-    if by_rollout(view) or len(values) < 9:
+    if view.by_rollout or len(values) < 9:
         return None
     before, last = values[:-4], values[-4:]
     usual = statistics.median(before)
@@ -104,7 +100,7 @@ def loss_jumps(view: View) -> bool | None:
 
 
 def loss_stays_high(view: View) -> bool | None:
-    if by_rollout(view) or view.count("loss") < 2 * SETTLE or not view.warmed_up:
+    if view.by_rollout or view.count("loss") < 2 * SETTLE or not view.warmed_up:
         return None
     first = list(view.series["loss"].values[:SETTLE])
     return view["loss"] > min(10.0, max(first)) + NOTHING
@@ -129,7 +125,7 @@ def lowest_begun(view: View) -> float:
 
 
 def loss_rises(view: View) -> bool | None:
-    if by_rollout(view) or not view.warmed_up or view.count("loss") < SETTLE or not begun(view) > 0:
+    if view.by_rollout or not view.warmed_up or view.count("loss") < SETTLE or not begun(view) > 0:
         return None
     lowest = lowest_begun(view)
     doubt = 3 * view.noise("loss", 20) / math.sqrt(10)  # of a mean of ten
@@ -137,7 +133,7 @@ def loss_rises(view: View) -> bool | None:
 
 
 def memorised(view: View) -> bool | None:
-    if by_rollout(view) or view["epoch"] > 1 or view.count("loss") < 10 or view.first("loss", 5) < 0.5:
+    if view.by_rollout or view["epoch"] > 1 or view.count("loss") < 10 or view.first("loss", 5) < 0.5:
         return None
     held_out = view.get("eval_loss")
     return view.mean("loss", 10) < 0.05 and (held_out is None or held_out > 3 * view.mean("loss", 10) + 0.02)

@@ -6,7 +6,7 @@ import math
 import statistics
 
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.losses import SETTLE, by_rollout, calm, fallen, is_learnt, raise_rate, solved, warm_up
+from ft_host.diagnostics.rules.losses import SETTLE, calm, fallen, is_learnt, raise_rate, solved, warm_up
 from ft_host.diagnostics.rules.numbers import lower_rate
 from ft_host.diagnostics.view import View, percent, rounded, short
 
@@ -37,7 +37,8 @@ def norm_jumps(view: View) -> bool | None:
 
 
 def norm_vanishes(view: View) -> bool | None:
-    if view["learning_rate"] == 0 or solved(view) or view.get("frac_reward_zero_std", 0) > 0.5:
+    flat = view.facts.get("plan/no_signal_metric")  # the method says which metric tells of groups without a signal
+    if view["learning_rate"] == 0 or solved(view) or (flat is not None and view.get(flat, 0) > 0.5):
         return None  # nothing to learn from in this step, or nothing left to learn
     baseline = view.baseline("grad_norm")
     return view["grad_norm"] < max(1e-5, 1e-4 * (baseline or 0))
@@ -63,7 +64,7 @@ def update_limits(view: View) -> tuple[float, float]:
     """Between which a ratio is usual."""
     if view.config.use_peft:
         return SMALL_LORA, LARGE_LORA
-    if by_rollout(view) or "beta" in vars(view.config):
+    if view.by_rollout or "beta" in vars(view.config):
         return SMALL, LARGE_POLICY
     tokens = "start/mean_token_accuracy" in view.facts
     new = has_new_weights(view) or (tokens and "model/vocab_size" not in view.facts)
@@ -79,9 +80,9 @@ def has_new_weights(view: View) -> bool:
 
 def reward_rises(view: View) -> bool:
     """Whether the last ten rewards are above the first ten by more than their noise."""
-    if not view.count("reward"):
+    if not view.count(view.reward):
         return False
-    return view.mean("reward", 10) - view.first("reward", 10) > view.noise("reward") / 2
+    return view.mean(view.reward, 10) - view.first(view.reward, 10) > view.noise(view.reward) / 2
 
 
 def update_is_off(view: View) -> bool | None:
@@ -92,7 +93,7 @@ def update_is_off(view: View) -> bool | None:
     if view["learning_rate"] < 0.5 * view.config.learning_rate:
         return None  # a warm-up begins at 0, and a schedule may end there
     peak = max(view.recent("update_ratio"))
-    if by_rollout(view):
+    if view.by_rollout:
         return None if view.step < view.warmup_steps + SETTLE else peak < SMALL_ROLLOUTS and not reward_rises(view)
     share = fallen(view)
     return None if share is None or solved(view) else peak < small and share < 0.03
@@ -106,7 +107,7 @@ def update_message(view: View) -> str:
             " they hold."
         )
     fall = percent(max(fallen(view) or 0.0, 0.0))
-    result = "the reward doesn't rise" if by_rollout(view) else f"the loss has fallen by {fall} since the start"
+    result = "the reward doesn't rise" if view.by_rollout else f"the loss has fallen by {fall} since the start"
     return (
         f"An update changes the weights by {short(ratio)} of their size, and {result}: the steps are too small to"
         " learn by."

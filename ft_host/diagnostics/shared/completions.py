@@ -90,6 +90,7 @@ def duplicate_remedies(view: View) -> list[Remedy]:
 def rules(names: Names) -> list[Rule]:
     of = partial(partial, names=names)
     reward = names.reward
+    other_loss = f", loss_type {names.by_no_length}" if names.by_no_length else ""
     out = [
         Rule(
             code=names.code(8),
@@ -126,8 +127,10 @@ def rules(names: Names) -> list[Rule]:
             remedies=lambda view: [
                 Remedy(why="Add a reward that falls with length, or take length out of the one there is"),
                 *(
-                    judge.set_field(view, "loss_type", "dr_grpo", ", which has no bias towards length", again=True)
-                    if vars(view.config).get("loss_type") in ("grpo", "bnpo")
+                    judge.set_field(
+                        view, "loss_type", names.by_no_length, ", which has no bias towards length", again=True
+                    )
+                    if vars(view.config).get("loss_type") in names.by_length
                     else []
                 ),
             ],
@@ -136,7 +139,7 @@ def rules(names: Names) -> list[Rule]:
                 " rollouts above 0.5, in half of the last 50."
             ),
             why="A reward that grows with length is the easiest one to raise.",
-            remedy="A penalty of length, loss_type dr_grpo, a limit.",
+            remedy=f"A penalty of length{other_loss}, a limit.",
             source="axolotl docs/training_stability",
         ),
         Rule(

@@ -53,7 +53,7 @@ def flat_remedies(view: View) -> list[Remedy]:
         out += judge.set_field(view, "lmbda", rounded(share / 2), ": learn from more completions of others", again=True)
     return [
         *out,
-        Remedy(why="Tune the student on the teacher's completions first (ft-host train sft, or with lmbda 0)"),
+        Remedy(why="Tune the student on the teacher's completions first (supervised fine-tuning, or lmbda 0)"),
     ]
 
 

@@ -28,6 +28,9 @@ class Names:
     clip: str | None = "clip_ratio/region_mean"
     clip_of_completions: bool = False  # the share of completions whose ratio is clipped, not of tokens
     grouped: bool = True  # completions of a prompt are compared with each other
+    by_length: tuple[str, ...] = ()  # loss types that divide by the length of a completion, and so favour one
+    by_no_length: str | None = None  # the loss type that doesn't
+    capped: tuple[str, ...] = ()  # loss types whose epsilon_high caps a weight, and clips nothing
 
     def code(self, number: int) -> str:
         return f"{self.letters}{self.first + number:03d}"

@@ -41,10 +41,10 @@ def entropy_message(view: View, names: Names, what: str) -> str:
     )
 
 
-def wider(view: View) -> list[Remedy]:
+def wider(view: View, names: Names) -> list[Remedy]:
     """Room for unlikely tokens to grow: DAPO's clip-higher. Not of losses where epsilon_high is something else."""
     config = vars(view.config)
-    if "epsilon_high" not in config or config.get("loss_type") == "cispo" or (config["epsilon_high"] or 0) >= 0.28:
+    if "epsilon_high" not in config or config.get("loss_type") in names.capped or (config["epsilon_high"] or 0) >= 0.28:
         return []
     now = config["epsilon_high"] if config["epsilon_high"] is not None else config["epsilon"]
     return [Remedy(why=f"Raise epsilon_high from {short(now)} to 0.28", patch={"epsilon_high": 0.28})]
@@ -55,10 +55,10 @@ def clips(view: View) -> bool:
     return view.get("clip_ratio/region_mean", 0.0) > 0 or view.mean("clip_ratio/region_mean") > 0
 
 
-def collapse_remedies(view: View) -> list[Remedy]:
+def collapse_remedies(view: View, names: Names) -> list[Remedy]:
     return [
         judge.lower_rate(view, 3),
-        *(wider(view) if clips(view) else []),
+        *(wider(view, names) if clips(view) else []),
         *judge.warmer(view),
         *judge.set_field(view, "entropy_coef", 0.01, ", a bonus for entropy"),
         *(
@@ -95,11 +95,11 @@ def leaves_range(view: View, names: Names) -> bool | None:
     return view[names.clip] > clip_limits(view, names)[0]
 
 
-def clip_remedies(view: View) -> list[Remedy]:
+def clip_remedies(view: View, names: Names) -> list[Remedy]:
     out = [judge.lower_rate(view)]
     high, low = view.mean("clip_ratio/high_mean"), view.mean("clip_ratio/low_mean")
     if high > 3 * low:
-        out += wider(view)
+        out += wider(view, names)
     for field in ("num_iterations", "num_ppo_epochs"):
         passes = vars(view.config).get(field, 1)
         if passes > 1:
@@ -159,7 +159,7 @@ def rules(names: Names) -> list[Rule]:
             message=lambda view: (
                 entropy_message(view, names, "fell") + ": it says the same whatever it earns, and finds nothing better."
             ),
-            remedies=collapse_remedies,
+            remedies=of(collapse_remedies),
             when=(
                 "Entropy is below a fifth of what it was at the start in 30 % of the last 50 rollouts, and the reward "
                 "neither rises nor has risen by half of what there was to gain."
@@ -227,7 +227,7 @@ def rules(names: Names) -> list[Rule]:
                 test=of(leaves_range),
                 severe=lambda view: view.mean(names.clip, view.window) > clip_limits(view, names)[1],
                 message=of(clip_message),
-                remedies=clip_remedies,
+                remedies=of(clip_remedies),
                 when=(
                     "More than 5 % of tokens (30 % of completions, where ratios are of completions) are clipped in 30 %"
                     " of the last 50 steps that aren't the first of a rollout; 20 % (60 %) on average: an error."

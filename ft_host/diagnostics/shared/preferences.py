@@ -42,15 +42,18 @@ def displaced_message(view: View) -> str:
     )
 
 
-def displaced_remedies(view: View) -> list[Remedy]:
+def displaced_remedies(view: View, imitation: str | None) -> list[Remedy]:
     config, out = vars(view.config), []
     kinds = config.get("loss_type")
-    if isinstance(kinds, list) and "sft" not in kinds:
+    if imitation is not None and isinstance(kinds, list) and imitation not in kinds:
         weights = config["loss_weights"] or [1.0] * len(kinds)
         out.append(
             Remedy(
-                why="Add sft to loss_type, with a weight of 1: chosen completions are then to become likelier, too",
-                patch={"loss_type": [*kinds, "sft"], "loss_weights": [*weights, 1.0]},
+                why=(
+                    f"Add {imitation} to loss_type, with a weight of 1: chosen completions are then to become likelier,"
+                    " too"
+                ),
+                patch={"loss_type": [*kinds, imitation], "loss_weights": [*weights, 1.0]},
                 again=True,
             )
         )
@@ -119,8 +122,11 @@ def wrong_way(view: View) -> bool | None:
     return view.mean(MARGINS, 20) < -0.05 and found < -3 and (not accuracies or statistics.fmean(accuracies) < 0.4)
 
 
-def preference_rules(letters: str, *, displacement: int, signal: int, wrong: int) -> list[Rule]:
-    """The arguments are the numbers of the codes."""
+def preference_rules(
+    letters: str, *, displacement: int, signal: int, wrong: int, imitation: str | None = None
+) -> list[Rule]:
+    """The numbers are those of the codes. `imitation`: the loss_type that makes chosen completions likelier, where
+    loss_type is a list and has one."""
     return [
         Rule(
             code=f"{letters}{displacement:03d}",
@@ -133,7 +139,7 @@ def preference_rules(letters: str, *, displacement: int, signal: int, wrong: int
             least=10,
             share=0.5,
             message=displaced_message,
-            remedies=displaced_remedies,
+            remedies=lambda view: displaced_remedies(view, imitation),
             when=(
                 "In half of the last 30 steps, chosen completions are less likely than under the reference by 80 % of"
                 " the log-prob that they began with (2 nats at least), while margins are above 0."

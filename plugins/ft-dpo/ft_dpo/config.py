@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ft_host.api import ConfigError, RunConfig, function_problems, nearest, option, place_problems
 
@@ -34,6 +35,8 @@ DIFFERENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", 
 @dataclass(kw_only=True)
 class DPOConfig(RunConfig):
     """Direct Preference Optimization: make chosen completions likelier than rejected ones."""
+
+    formats: ClassVar[tuple[str, ...]] = ("preference",)
 
     disable_dropout: bool = option(
         True,

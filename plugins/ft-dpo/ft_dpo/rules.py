@@ -137,7 +137,7 @@ OWN = [
     ),
 ]
 
-RULES: list[Rule] = [*OWN, *preference_rules("DPO", displacement=1, signal=3, wrong=7)]
+RULES: list[Rule] = [*OWN, *preference_rules("DPO", displacement=1, signal=3, wrong=7, imitation="sft")]
 
 
 @hookimpl

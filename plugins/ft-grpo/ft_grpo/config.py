@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option, place_problems
 
@@ -34,6 +35,8 @@ BOUNDS = {"importance_sampling_clip_max": 3.0, "importance_sampling_clip_min": N
 @dataclass(kw_only=True)
 class GRPOConfig(RolloutConfig):
     """Group relative policy optimization: make completions likelier that earn more than others of the same prompt."""
+
+    formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
 
     disable_dropout: bool = option(
         True,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ft_host.api import hookimpl
 from ft_host.diagnostics import Names, Rule, rollout_rules
 
-RULES: list[Rule] = rollout_rules(Names(letters="GRPO"))
+NAMES = Names(letters="GRPO", by_length=("grpo", "bnpo"), by_no_length="dr_grpo", capped=("cispo",))
+RULES: list[Rule] = rollout_rules(NAMES)
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ft_host.api import ConfigError, RunConfig, option
 
@@ -13,6 +14,8 @@ SYNC = ("ref_model_mixup_alpha", "ref_model_sync_steps")
 @dataclass(kw_only=True)
 class KTOConfig(RunConfig):
     """KTO: raise the likelihood of completions marked good and lower that of those marked bad."""
+
+    formats: ClassVar[tuple[str, ...]] = ("unpaired preference", "preference")
 
     disable_dropout: bool = option(
         True,

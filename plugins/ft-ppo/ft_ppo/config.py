@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, option
 
@@ -11,6 +12,10 @@ from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, option
 class PPOConfig(RolloutConfig):
     """PPO: raise the reward of what the policy samples, token by token, beside a value model that is trained with
     it."""
+
+    formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
+    reward_metric: ClassVar[str] = "objective/scores"
+    progress_metrics: ClassVar[tuple[str, ...]] = ("objective/kl", "completions/mean_length")
 
     disable_dropout: bool = option(
         True,

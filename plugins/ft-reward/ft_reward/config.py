@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ft_host.api import ConfigError, RunConfig, option
 
@@ -10,6 +11,8 @@ from ft_host.api import ConfigError, RunConfig, option
 @dataclass(kw_only=True)
 class RewardConfig(RunConfig):
     """Reward modelling: a score for a prompt with its completion, higher for the chosen one of a pair."""
+
+    formats: ClassVar[tuple[str, ...]] = ("preference",)
 
     disable_dropout: bool = option(
         True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option, place_problems
 
@@ -16,6 +17,8 @@ CLIPPED = {"epsilon": 0.2, "epsilon_high": None}
 class RLOOConfig(RolloutConfig):
     """REINFORCE, leave one out: make completions likelier that earn more than the mean of the others of the same
     prompt."""
+
+    formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
 
     disable_dropout: bool = option(
         True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from string import Formatter
+from typing import ClassVar
 
 from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option
 
@@ -53,6 +54,8 @@ OF_TOOLS = {"tools": [], "environment": None, "max_tool_calling_iterations": Non
 class SDPOConfig(RolloutConfig):
     """Self-distillation policy optimization: learn from attempts what the same model says of them that is shown a
     successful one, or feedback."""
+
+    formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
 
     disable_dropout: bool = option(
         True,

@@ -236,10 +236,10 @@ OWN = [
 
 # Equal rewards of a group aren't the end of learning here: what is about comparing completions is left out.
 APART_FROM = ("SDPO101", "SDPO102", "SDPO107", "SDPO116")
-RULES: list[Rule] = [
-    *OWN,
-    *(rule for rule in rollout_rules(Names(letters="SDPO", first=100)) if rule.code not in APART_FROM),
-]
+NAMES = Names(
+    letters="SDPO", first=100, by_length=("grpo", "bnpo"), by_no_length="dr_grpo", capped=("cispo",)
+)  # of the policy's part of the loss, as in GRPO
+RULES: list[Rule] = [*OWN, *(rule for rule in rollout_rules(NAMES) if rule.code not in APART_FROM)]
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ft_host.api import ConfigError, RunConfig, option
 
@@ -10,6 +11,8 @@ from ft_host.api import ConfigError, RunConfig, option
 @dataclass(kw_only=True)
 class SFTConfig(RunConfig):
     """Supervised fine-tuning: raise the likelihood of the given texts."""
+
+    formats: ClassVar[tuple[str, ...]] = ("language modeling", "prompt-completion")
 
     learning_rate: float = option(
         2e-5,
