@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ft_host.batch import Batch as Batch
     from ft_host.batch import Segment as Segment
     from ft_host.batch import count_targets as count_targets
+    from ft_host.config import GroupedRolloutConfig as GroupedRolloutConfig
+    from ft_host.config import ReferenceConfig as ReferenceConfig
     from ft_host.config import RolloutConfig as RolloutConfig
     from ft_host.config import RolloutPlan as RolloutPlan
     from ft_host.config import RunConfig as RunConfig
@@ -84,7 +86,7 @@ if TYPE_CHECKING:
 
 _HOMES = {  # module -> its names that are public
     "ft_host.hooks": "hookimpl",
-    "ft_host.config": "RunConfig option RolloutConfig RolloutPlan grouped_plan",
+    "ft_host.config": "GroupedRolloutConfig ReferenceConfig RolloutConfig RolloutPlan RunConfig grouped_plan option",
     "ft_host.config.paths": "function_problems place_problems",
     "ft_host.batch": "IGNORE Batch Segment count_targets flat_batch",
     "ft_host.types": "Drop LossOutput ModelSpec",

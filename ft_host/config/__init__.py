@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from ft_host.config.rollout import RolloutConfig, RolloutPlan, grouped_plan
+from ft_host.config.grouped import GroupedRolloutConfig, grouped_plan
+from ft_host.config.reference import ReferenceConfig
+from ft_host.config.rollout import RolloutConfig, RolloutPlan
 from ft_host.config.run import FORMATS, RunConfig, option
 
-__all__ = ["FORMATS", "RolloutConfig", "RolloutPlan", "RunConfig", "grouped_plan", "option"]
+__all__ = [
+    "FORMATS",
+    "GroupedRolloutConfig",
+    "ReferenceConfig",
+    "RolloutConfig",
+    "RolloutPlan",
+    "RunConfig",
+    "grouped_plan",
+    "option",
+]

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, RunConfig, grouped_plan, option, place_problems
+from ft_host.api import (
+    ConfigError,
+    GroupedRolloutConfig,
+    RolloutConfig,
+    RolloutPlan,
+    RunConfig,
+    grouped_plan,
+    option,
+    place_problems,
+)
 
 # Fields that need another one to be set, with their defaults.
 OF_REWARDS = {"reward_weights": [], "reward_kwargs": {}}
@@ -17,7 +26,7 @@ OF_TOOLS = {"tools": [], "environment": None}
 
 
 @dataclass(kw_only=True)
-class DistillConfig(RolloutConfig):
+class DistillConfig(GroupedRolloutConfig):
     """On-policy distillation: learn from a teacher what it would have said at each place of the model's own
     completions."""
 
@@ -75,22 +84,6 @@ class DistillConfig(RolloutConfig):
         group="rollouts",
         gt=0,
     )
-    steps_per_generation: int | None = option(
-        None,
-        "Micro-batches that a rollout is cut into, of each process. Not set: gradient_accumulation_steps, so that a "
-        "rollout is one optimizer step.",
-        group="rollouts",
-        gt=0,
-    )
-    generation_batch_size: int | None = option(
-        None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
-    )
-    num_iterations: int = option(
-        1,
-        "Passes over each rollout. 1: more make use of completions that are no longer the policy's.",
-        group="rollouts",
-        gt=0,
-    )
 
     # -- the loss
     beta: float = option(
@@ -105,16 +98,6 @@ class DistillConfig(RolloutConfig):
     @property
     def needs_scores(self) -> bool:
         return self.loss_top_k is not None
-
-    def rollout_plan(self, processes: int) -> RolloutPlan:
-        return grouped_plan(
-            self,
-            processes,
-            num_generations=self.num_generations,
-            steps_per_generation=self.steps_per_generation,
-            generation_batch_size=self.generation_batch_size,
-            num_iterations=self.num_iterations,
-        )
 
     def check(self) -> None:
         super().check()

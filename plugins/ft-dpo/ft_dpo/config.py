@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ft_host.api import ConfigError, RunConfig, function_problems, nearest, option, place_problems
+from ft_host.api import ConfigError, ReferenceConfig, function_problems, nearest, option
 
 # The keys of ft_dpo.losses.LOSSES and DIVERGENCES, listed here since those are functions of tensors.
 LOSS_TYPES = (
@@ -33,7 +33,7 @@ DIFFERENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", 
 
 
 @dataclass(kw_only=True)
-class DPOConfig(RunConfig):
+class DPOConfig(ReferenceConfig):
     """Direct Preference Optimization: make chosen completions likelier than rejected ones."""
 
     formats: ClassVar[tuple[str, ...]] = ("preference",)
@@ -97,16 +97,6 @@ class DPOConfig(RunConfig):
         "later runs (true), or hold the reference and ask it at each step (false). Not set: true, unless the "
         "reference is the policy with its adapter off, is synchronised, or the data is a stream.",
     )
-    ref_model: str | None = option(
-        None,
-        "Folder or hub id of another model as the reference. Not set: the model as the run finds it.",
-        aliases=("ref_model_name_or_path",),
-    )
-    sync_ref_model: bool = option(False, "Let the reference follow the policy (TR-DPO, arXiv 2404.09656).")
-    ref_model_mixup_alpha: float = option(
-        0.6, "The policy's share when it is mixed into the reference; 1 copies it. 0.6 is the paper's.", gt=0, le=1
-    )
-    ref_model_sync_steps: int = option(512, "Optimizer steps between two such mixings; 512 is the paper's.", gt=0)
 
     def __post_init__(self) -> None:
         if isinstance(self.loss_type, str):
@@ -117,7 +107,7 @@ class DPOConfig(RunConfig):
         super().check()
         self._check_losses()
         self._check_effects()
-        self._check_reference()
+        self._check_precomputed()
         if self.packing and self.packing_strategy != "bfd":
             raise ConfigError(
                 f"packing_strategy: {self.packing_strategy} cuts rows anywhere, which a pair of completions can't be; "
@@ -186,40 +176,25 @@ class DPOConfig(RunConfig):
                 "completion with one of another pair; leave one of the two out"
             )
 
-    def _check_reference(self) -> None:
-        if self.reference_free:
-            for name, given in (
-                ("ref_model", self.ref_model is not None),
-                ("sync_ref_model", self.sync_ref_model),
-                ("precompute_ref_log_probs", bool(self.precompute_ref_log_probs)),
-            ):
-                if given:
-                    raise ConfigError(f"{name}: has no effect with reference_free, which uses no reference")
-        if not self.sync_ref_model:
-            for name, default in (("ref_model_mixup_alpha", 0.6), ("ref_model_sync_steps", 512)):
-                if getattr(self, name) != default:
-                    raise ConfigError(f"{name}: has no effect without sync_ref_model; set it, or leave {name} out")
-        elif self.use_peft:
-            raise ConfigError(
-                "sync_ref_model: with use_peft the reference is the policy with its adapter off, which can't follow "
-                "the policy; train all weights, or leave one of the two out"
-            )
-        elif self.precompute_ref_log_probs:
+    def _check_precomputed(self) -> None:
+        if not self.precompute_ref_log_probs:
+            return
+        if self.no_reference is not None:
+            self.refuse({"precompute_ref_log_probs": None}, self.no_reference)
+        if self.sync_ref_model:
             raise ConfigError(
                 "sync_ref_model: the reference changes, so log-probs made before the first step would be another "
                 "reference's; leave precompute_ref_log_probs out"
             )
-        if self.precompute_ref_log_probs and self.dataset_streaming:
+        if self.dataset_streaming:
             raise ConfigError(
                 "precompute_ref_log_probs: the rows of a stream aren't known before the first step; leave "
                 "dataset_streaming out, or hold the reference (precompute_ref_log_probs: false)"
             )
-        for problem in place_problems(self.ref_model or "", ""):
-            raise ConfigError(f"ref_model: {problem}")
-        if self.ref_model is not None and self.ref_model == self.model:
-            raise ConfigError(
-                "ref_model: is the model that is trained; leave it out, the reference is that model as the run finds it"
-            )
+
+    @property
+    def no_reference(self) -> str | None:
+        return "with reference_free, which uses no reference" if self.reference_free else None
 
     @property
     def reference_ahead(self) -> bool:

@@ -26,7 +26,6 @@ from ft_host.api import (
     Drop,
     FtHostError,
     LossOutput,
-    ModelSpec,
     Segment,
     annotate,
     fit_length,
@@ -156,17 +155,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
 def ft_models(config):
     for name in config.loss_type:
         loss_function(name)  # so that what can't be imported is refused before anything is loaded
-    if config.reference_free:
-        return None
-    return {
-        "reference": ModelSpec(
-            source=config.ref_model,
-            field="ref_model",
-            precompute="rows" if config.reference_ahead else None,
-            sync_steps=config.ref_model_sync_steps if config.sync_ref_model else None,
-            sync_alpha=config.ref_model_mixup_alpha,
-        )
-    }
+    return config.reference_models("rows" if config.reference_ahead else None)
 
 
 def reference_log_probs(model, batch: Batch) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option, place_problems
+from ft_host.api import ConfigError, GroupedRolloutConfig, ReferenceConfig, option
 
 # The keys of ft_grpo.losses.LOSSES, listed here since those are functions of tensors.
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
@@ -27,13 +27,11 @@ OWN_FIELDS = {
 }
 # Fields that need another one to be set, with their defaults.
 ADAPTIVE = {"entropy_coef_min": 0.0, "entropy_coef_max": 1.0, "entropy_coef_delta": 0.005, "entropy_target": 0.2}
-SYNCED = {"ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512}
-REFERENCED = {"ref_model": None, "sync_ref_model": False, "use_bias_correction_kl": True}
 BOUNDS = {"importance_sampling_clip_max": 3.0, "importance_sampling_clip_min": None}
 
 
 @dataclass(kw_only=True)
-class GRPOConfig(RolloutConfig):
+class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
     """Group relative policy optimization: make completions likelier that earn more than others of the same prompt."""
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
@@ -51,23 +49,6 @@ class GRPOConfig(RolloutConfig):
     )
 
     # -- rollouts
-    num_generations: int = option(
-        8,
-        "Completions of a prompt, which are measured against each other: more make a better baseline, fewer leave room "
-        "for more prompts.",
-        group="rollouts",
-        gt=1,
-    )
-    steps_per_generation: int | None = option(
-        None,
-        "Micro-batches that a rollout is cut into, of each process. Not set: gradient_accumulation_steps, so that a "
-        "rollout is one optimizer step.",
-        group="rollouts",
-        gt=0,
-    )
-    generation_batch_size: int | None = option(
-        None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
-    )
     num_iterations: int = option(1, "Passes over each rollout.", group="rollouts", gt=0)
     dynamic_sampling: bool = option(
         False,
@@ -177,16 +158,6 @@ class GRPOConfig(RolloutConfig):
         "Multiply the KL estimate by the ratio of new and old policy, which makes its gradient that of the KL "
         "(DeepSeek-V3.2, arXiv 2512.02556).",
     )
-    ref_model: str | None = option(
-        None,
-        "Folder or hub id of another model as the reference. Not set: the model as the run found it.",
-        aliases=("ref_model_name_or_path",),
-    )
-    sync_ref_model: bool = option(False, "Let the reference follow the policy (TR-DPO, arXiv 2404.09656).")
-    ref_model_mixup_alpha: float = option(
-        0.6, "The policy's share when it is mixed into the reference; 1 copies it. 0.6 is the paper's.", gt=0, le=1
-    )
-    ref_model_sync_steps: int = option(512, "Optimizer steps between two such mixings; 512 is the paper's.", gt=0)
 
     # -- a sampler that differs
     importance_sampling_correction: str = option(
@@ -227,15 +198,9 @@ class GRPOConfig(RolloutConfig):
     def entropy_bonus(self) -> bool:
         return self.entropy_coef != 0 or self.use_adaptive_entropy
 
-    def rollout_plan(self, processes: int) -> RolloutPlan:
-        return grouped_plan(
-            self,
-            processes,
-            num_generations=self.num_generations,
-            steps_per_generation=self.steps_per_generation,
-            generation_batch_size=self.generation_batch_size,
-            num_iterations=self.num_iterations,
-        )
+    @property
+    def no_reference(self) -> str | None:
+        return None if self.beta else "with beta: 0, which holds no reference"
 
     # -- refusals
 
@@ -243,7 +208,8 @@ class GRPOConfig(RolloutConfig):
         super().check()
         self._check_loss()
         self._check_entropy()
-        self._check_reference()
+        if self.no_reference is not None:
+            self.refuse({"use_bias_correction_kl": True}, self.no_reference)
         self._check_correction()
         if self.multi_objective_aggregation == "normalize_then_sum" and self.scale_rewards != "group":
             raise ConfigError(
@@ -276,23 +242,6 @@ class GRPOConfig(RolloutConfig):
             raise ConfigError(
                 f"entropy_coef: starts at {self.entropy_coef:g}, expected something from entropy_coef_min "
                 f"{self.entropy_coef_min:g} to entropy_coef_max {self.entropy_coef_max:g}"
-            )
-
-    def _check_reference(self) -> None:
-        if not self.beta:
-            self.refuse(REFERENCED, "with beta: 0, which holds no reference")
-        if not self.sync_ref_model:
-            self.refuse(SYNCED, "without sync_ref_model")
-        elif self.use_peft:
-            raise ConfigError(
-                "sync_ref_model: with use_peft the reference is the policy with its adapter off, which can't follow "
-                "the policy; train all weights, or leave one of the two out"
-            )
-        for problem in place_problems(self.ref_model or "", ""):
-            raise ConfigError(f"ref_model: {problem}")
-        if self.ref_model is not None and self.ref_model == self.model:
-            raise ConfigError(
-                "ref_model: is the model that is trained; leave it out, the reference is that model as the run finds it"
             )
 
     def _check_correction(self) -> None:

@@ -53,16 +53,7 @@ from ft_host.api import (
 
 @hookimpl
 def ft_models(config) -> dict[str, ModelSpec] | None:
-    if not config.beta:
-        return None
-    return {
-        "reference": ModelSpec(
-            source=config.ref_model,
-            field="ref_model",
-            sync_steps=config.ref_model_sync_steps if config.sync_ref_model else None,
-            sync_alpha=config.ref_model_mixup_alpha,
-        )
-    }
+    return config.reference_models()
 
 
 @hookimpl

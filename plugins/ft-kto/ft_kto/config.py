@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ft_host.api import ConfigError, RunConfig, option
-
-# Fields that say how the reference follows the policy: given without sync_ref_model they would do nothing.
-SYNC = ("ref_model_mixup_alpha", "ref_model_sync_steps")
+from ft_host.api import ConfigError, ReferenceConfig, option
 
 
 @dataclass(kw_only=True)
-class KTOConfig(RunConfig):
+class KTOConfig(ReferenceConfig):
     """KTO: raise the likelihood of completions marked good and lower that of those marked bad."""
 
     formats: ClassVar[tuple[str, ...]] = ("unpaired preference", "preference")
@@ -52,18 +49,6 @@ class KTOConfig(RunConfig):
         "Make the reference's log-probs once ahead, keep them on disk and hold no reference model. Not set: only where "
         "no KL is estimated (apo_zero_unpaired) and neither use_peft, dataset_streaming nor sync_ref_model is set.",
     )
-    ref_model: str | None = option(
-        None,
-        "Folder or hub id of another model as the reference. Not set: the model as the run found it.",
-        aliases=("ref_model_name_or_path",),
-    )
-    sync_ref_model: bool = option(
-        False, "Mix the policy into the reference every ref_model_sync_steps steps (TR-DPO, arXiv 2404.09656)."
-    )
-    ref_model_mixup_alpha: float = option(
-        0.6, "The policy's share of that mixture; 0.6 as in the paper. Needs sync_ref_model.", gt=0, le=1
-    )
-    ref_model_sync_steps: int = option(512, "Steps between mixtures; 512 as in the paper. Needs sync_ref_model.", gt=0)
 
     @property
     def estimates_kl(self) -> bool:
@@ -78,15 +63,6 @@ class KTOConfig(RunConfig):
 
     def check(self) -> None:
         super().check()
-        default = type(self)()
-        for name in SYNC:
-            if not self.sync_ref_model and getattr(self, name) != getattr(default, name):
-                raise ConfigError(f"{name}: has no effect without sync_ref_model; set it, or leave {name} out")
-        if self.sync_ref_model and self.use_peft:
-            raise ConfigError(
-                "sync_ref_model and use_peft: with LoRA the reference is the policy without its adapter, and no copy "
-                "of it is held that could follow the policy; leave sync_ref_model out, or train all weights"
-            )
         if self.sync_ref_model and self.precompute_ref_log_probs:
             raise ConfigError(
                 "sync_ref_model and precompute_ref_log_probs: log-probs made ahead are those of a reference that stays "

@@ -143,20 +143,11 @@ def mismatched(row: dict, completion_ids: list[int], max_length: int | None) -> 
 
 
 @hookimpl
-def ft_models(config) -> dict[str, ModelSpec]:
+def ft_models(config) -> dict[str, ModelSpec] | None:
     ahead = None
     if config.reference_is_made_ahead:
         ahead = "steps" if config.estimates_kl else "rows"  # who is paired with whom depends on the rows of a step
-    sync_steps = config.ref_model_sync_steps if config.sync_ref_model else None
-    return {
-        "reference": ModelSpec(
-            source=config.ref_model,
-            field="ref_model",
-            precompute=ahead,
-            sync_steps=sync_steps,
-            sync_alpha=config.ref_model_mixup_alpha,
-        )
-    }
+    return config.reference_models(ahead)
 
 
 @hookimpl

@@ -27,7 +27,7 @@ from ft_host.api import ConfigError, ModelSpec
             "max_tokens_per_micro_batch and kl_scope: micro_batch",
         ),
         ({"kl_scope": "micro_batch", "loss_type": "apo_zero_unpaired"}, "kl_scope: micro_batch has no effect"),
-        ({"sync_ref_model": True, "use_peft": True}, "sync_ref_model and use_peft"),
+        ({"sync_ref_model": True, "use_peft": True}, "sync_ref_model: with use_peft"),
         ({"sync_ref_model": True, "precompute_ref_log_probs": True}, "sync_ref_model and precompute_ref_log_probs"),
         ({"ref_model_mixup_alpha": 0.5}, "ref_model_mixup_alpha: has no effect without sync_ref_model"),
         ({"ref_model_sync_steps": 5}, "ref_model_sync_steps: has no effect without sync_ref_model"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import ClassVar
 
-from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option
+from ft_host.api import ConfigError, GroupedRolloutConfig, option
 
 CONTEXT = "privileged_context"  # the column that the teacher alone is shown
 MODES = ("topk_logits", "full_logits", "sampled_token")  # the keys of ft_sdft.losses.LOSSES
@@ -20,7 +20,7 @@ OF_TOOLS = {"tools": [], "environment": None, "max_tool_calling_iterations": Non
 
 
 @dataclass(kw_only=True)
-class SDFTConfig(RolloutConfig):
+class SDFTConfig(GroupedRolloutConfig):
     """Self-distillation fine-tuning: learn to answer as the model does that is shown a demonstration beside the
     prompt."""
 
@@ -52,22 +52,6 @@ class SDFTConfig(RolloutConfig):
         1,
         "Completions of a prompt. 1: each is taught token by token and compared with no other, so that further prompts"
         " teach more than further completions.",
-        group="rollouts",
-        gt=0,
-    )
-    steps_per_generation: int | None = option(
-        None,
-        "Micro-batches that a rollout is cut into, of each process. Not set: gradient_accumulation_steps, so that a "
-        "rollout is one optimizer step.",
-        group="rollouts",
-        gt=0,
-    )
-    generation_batch_size: int | None = option(
-        None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
-    )
-    num_iterations: int = option(
-        1,
-        "Passes over each rollout. 1: more make use of completions that are no longer the policy's.",
         group="rollouts",
         gt=0,
     )
@@ -129,16 +113,6 @@ class SDFTConfig(RolloutConfig):
         "demonstration.",
         ge=0,
     )
-
-    def rollout_plan(self, processes: int) -> RolloutPlan:
-        return grouped_plan(
-            self,
-            processes,
-            num_generations=self.num_generations,
-            steps_per_generation=self.steps_per_generation,
-            generation_batch_size=self.generation_batch_size,
-            num_iterations=self.num_iterations,
-        )
 
     @property
     def weighs_tokens(self) -> bool:

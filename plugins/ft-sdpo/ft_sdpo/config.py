@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import ClassVar
 
-from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option
+from ft_host.api import ConfigError, GroupedRolloutConfig, option
 
 CONTEXT = "privileged_context"  # the column with feedback on a prompt
 FEEDBACK = "feedback"  # what a reward function logs for each completion (log_extra) is feedback on that one
@@ -51,7 +51,7 @@ OF_TOOLS = {"tools": [], "environment": None, "max_tool_calling_iterations": Non
 
 
 @dataclass(kw_only=True)
-class SDPOConfig(RolloutConfig):
+class SDPOConfig(GroupedRolloutConfig):
     """Self-distillation policy optimization: learn from attempts what the same model says of them that is shown a
     successful one, or feedback."""
 
@@ -74,22 +74,6 @@ class SDPOConfig(RolloutConfig):
         8,
         "Completions of a prompt: the more there are, the likelier that one of them succeeds, from which the others can"
         " learn.",
-        group="rollouts",
-        gt=0,
-    )
-    steps_per_generation: int | None = option(
-        None,
-        "Micro-batches that a rollout is cut into, of each process. Not set: gradient_accumulation_steps, so that a "
-        "rollout is one optimizer step.",
-        group="rollouts",
-        gt=0,
-    )
-    generation_batch_size: int | None = option(
-        None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
-    )
-    num_iterations: int = option(
-        1,
-        "Passes over each rollout. 1: more make use of completions that are no longer the policy's.",
         group="rollouts",
         gt=0,
     )
@@ -221,16 +205,6 @@ class SDPOConfig(RolloutConfig):
         """Whether anything goes by a ratio of policies where a rollout is used more than once."""
         weighs = self.distillation_weight > 0 and self.distillation_is_clip is not None
         return weighs or self.distillation_weight < 1
-
-    def rollout_plan(self, processes: int) -> RolloutPlan:
-        return grouped_plan(
-            self,
-            processes,
-            num_generations=self.num_generations,
-            steps_per_generation=self.steps_per_generation,
-            generation_batch_size=self.generation_batch_size,
-            num_iterations=self.num_iterations,
-        )
 
     # -- refusals
 

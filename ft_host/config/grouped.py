@@ -1,0 +1,107 @@
+"""The fields of methods that sample several completions of a prompt, under TRL's names. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ft_host.config.rollout import RolloutConfig, RolloutPlan
+from ft_host.config.run import RunConfig, option
+from ft_host.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class GroupedRolloutConfig(RolloutConfig):
+    """What a run with several completions of a prompt can be told, and its `rollout_plan`.
+
+    A method changes a default, a bound or a text by declaring the field again, as it does with any field of the host.
+    """
+
+    num_generations: int = option(
+        8,
+        "Completions of a prompt, which are measured against each other: more make a better baseline, fewer leave room "
+        "for more prompts.",
+        group="rollouts",
+        gt=1,
+    )
+    steps_per_generation: int | None = option(
+        None,
+        "Micro-batches that a rollout is cut into, of each process. Not set: gradient_accumulation_steps, so that a "
+        "rollout is one optimizer step.",
+        group="rollouts",
+        gt=0,
+    )
+    generation_batch_size: int | None = option(
+        None, "The same as a number of completions, over all processes.", group="rollouts", gt=0
+    )
+    num_iterations: int = option(
+        1,
+        "Passes over each rollout. 1: more make use of completions that are no longer the policy's.",
+        group="rollouts",
+        gt=0,
+    )
+
+    def rollout_plan(self, processes: int) -> RolloutPlan:
+        return grouped_plan(
+            self,
+            processes,
+            num_generations=self.num_generations,
+            steps_per_generation=self.steps_per_generation,
+            generation_batch_size=self.generation_batch_size,
+            num_iterations=self.num_iterations,
+        )
+
+
+def grouped_plan(
+    config: RunConfig,
+    processes: int,
+    *,
+    num_generations: int,
+    steps_per_generation: int | None,
+    generation_batch_size: int | None,
+    num_iterations: int,
+) -> RolloutPlan:
+    """The plan of methods that compare the completions of a prompt, under TRL's names: a generation batch is
+    `generation_batch_size` completions, or `steps_per_generation` micro-batches of all processes (not set: one
+    optimizer step).
+
+    Raises ConfigError, with the nearest possible numbers, where it doesn't come out even.
+    """
+    micro = config.per_device_train_batch_size * processes
+    step = micro * config.gradient_accumulation_steps
+    sizes = f"per_device_train_batch_size {config.per_device_train_batch_size} × {processes} processes"
+    if steps_per_generation is not None and generation_batch_size is not None:
+        raise ConfigError("steps_per_generation and generation_batch_size say the same in two ways; set one of them")
+    if generation_batch_size is None:
+        rows = micro * (steps_per_generation or config.gradient_accumulation_steps)
+        field = "steps_per_generation" if steps_per_generation else "per_device_train_batch_size"
+    else:
+        rows, field = generation_batch_size, "generation_batch_size"
+    if rows % step:
+        near = nearest_multiples(rows, step)
+        if field == "steps_per_generation":
+            near = [each // micro for each in near]
+        raise ConfigError(
+            f"{field}: a rollout of {rows} completions is no whole number of optimizer steps of {step} ({sizes} × "
+            f"gradient_accumulation_steps {config.gradient_accumulation_steps}); nearest: {listed(near)}"
+        )
+    if rows % num_generations:
+        divisors = [each for each in range(1, rows + 1) if rows % each == 0]
+        near = sorted(divisors, key=lambda each: (abs(each - num_generations), each))[:2]
+        raise ConfigError(
+            f"num_generations: {rows} completions a rollout ({sizes} × {rows // micro} micro-batches) can't be made of "
+            f"groups of {num_generations}; nearest num_generations: {listed(sorted(near))}, or a rollout of "
+            f"{listed(nearest_multiples(rows, num_generations))} completions"
+        )
+    return RolloutPlan(
+        prompts=rows // num_generations, generations=num_generations, steps=rows // step, passes=num_iterations
+    )
+
+
+def nearest_multiples(number: int, of: int) -> list[int]:
+    """The multiples below and above a number that isn't one."""
+    below = number // of * of
+    return [each for each in (below, below + of) if each]
+
+
+def listed(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers))
