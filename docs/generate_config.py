@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from ft_host import registry
 from ft_host.config import RunConfig
 from ft_host.config.fields import GROUPS, Field, bounds, fields_of
 from ft_host.config.rollout import RolloutConfig
@@ -63,12 +63,15 @@ def generate() -> str:
 
 
 def configs() -> Iterator[tuple[str, type]]:
-    """Name and config class of each method in plugins/, and of each backend with fields, by its entry point."""
+    """Name and config class of each method in plugins/, and of each backend with fields."""
     for file in sorted(ROOT.glob("plugins/*/pyproject.toml")):
-        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-        for name, value in project.get("entry-points", {}).get("ft_host.configs", {}).items():
-            module, _, attribute = value.partition(":")
-            yield name, vars(importlib.import_module(module))[attribute]
+        groups = tomllib.loads(file.read_text(encoding="utf-8"))["project"].get("entry-points", {})
+        for name in groups.get("ft_host.methods", {}):
+            yield name, registry.config_class(name)
+        for name in groups.get("ft_host.backends", {}):
+            found = registry.backend_config_class(registry.find("backend", name))
+            if found is not None:
+                yield name, found
 
 
 def beyond(config_class: type, base: type) -> list[Field]:

@@ -126,6 +126,7 @@ def test_json_has_the_documented_shape(tmp_path):
         "requires_host": "<1,>=0.1",
         "requires": ["ft-host>=0.1,<1"],
         "entry_point": "fake_alpha.method",
+        "implied": False,
         "config": "fake_alpha.config:Config",
         "location": str(tmp_path / "fake_alpha" / "method.py"),
         "summary": "A method",

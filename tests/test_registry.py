@@ -12,6 +12,7 @@ import pytest
 
 import ft_host
 from ft_host.config import RunConfig
+from ft_host.diagnostics.collect import installed_rules, own_diagnostics
 from ft_host.errors import ConfigError, PluginBroken, PluginNotFound, UsageError
 from ft_host.registry import (
     FtExperimentalWarning,
@@ -30,8 +31,8 @@ from ft_host.registry import (
     wrappers,
 )
 from ft_host.registry import session as session_function
-from ft_host.registry.catalog import read_headers
 from ft_host.registry.check import check
+from ft_host.registry.metadata import read_headers
 from ft_host.registry.trace import shape
 from ft_host.testing.distributions import make_distribution
 
@@ -64,6 +65,17 @@ from ft_host import hookimpl
 @hookimpl
 def ft_generate(requests):
     return [len(requests)]
+"""
+RULES = """
+from ft_host import hookimpl
+from ft_host.diagnostics import Rule
+
+@hookimpl
+def ft_rules():
+    return [
+        Rule(code="ALPHA001", title="t", stage="train", needs=("loss",), test=lambda view: False,
+             message=lambda view: "m", when="w", why="y", remedy="r", source="own")
+    ]
 """
 BETA = ["Development Status :: 4 - Beta"]
 
@@ -258,7 +270,6 @@ def test_a_bad_entry_point_is_listed_with_its_problem(site, line, problem):
 @pytest.mark.parametrize(
     "configs, problem",
     [
-        ("", "has no config: ft_host.configs has no entry point 'alpha'"),
         ("[ft_host.configs]\nalpha =", "its config: bad entry point: it is empty"),
         ("[ft_host.configs]\nalpha = fake_alpha.config", "expected package.module:Class"),
         ("[ft_host.configs]\nalpha = fake_alpha.conf:Config", "no module fake_alpha.conf"),
@@ -268,6 +279,109 @@ def test_a_method_without_a_config_is_a_problem(site, configs, problem):
     make_method(site, "alpha", "fake_alpha", entry_points=f"[ft_host.methods]\nalpha = fake_alpha.method\n{configs}\n")
     info = listed("alpha")
     assert info.state == "broken" and problem in info.problem
+
+
+@pytest.mark.parametrize("value", ["fake_alpha.method", "fake_alpha", "fake_alpha.method [extra]"])
+def test_a_method_s_name_is_written_once(site, value):
+    """Its config and its rules are the modules beside it."""
+    modules = {
+        "fake_alpha": METHOD,
+        "fake_alpha.method": METHOD,
+        "fake_alpha.config": CONFIG,
+        "fake_alpha.rules": RULES,
+    }
+    make_distribution(
+        site,
+        "ft-alpha",
+        entry_points={"ft_host.methods": {"alpha": value}},
+        modules=modules,
+        requires=("ft-host>=0.1,<1",),
+        classifiers=BETA,
+    )
+    info, rules = listed("alpha"), listed("alpha", kind="diagnostics")
+    assert (info.state, info.config, info.implied) == ("ok", "fake_alpha.config", False)
+    assert (rules.state, rules.value, rules.implied) == ("ok", "fake_alpha.rules", True)
+    assert rules.location.endswith("rules.py")
+    assert not [name for name in sys.modules if name.startswith("fake_")]
+    found = config_class("alpha")
+    assert found.__name__ == "Config" and "fake_alpha.method" not in sys.modules
+    assert method_of(found) == info
+    assert [each.result for each in check([info, rules], timeout=30, at_once=2)] == ["ok", "ok"]
+    assert own_diagnostics(info) == [rules]
+    assert [rule.code for rule, label in installed_rules("alpha")[0] if label == "ft-alpha 0.1.0"] == ["ALPHA001"]
+
+
+def test_entry_points_come_before_what_is_beside_the_method(site):
+    other = CONFIG.replace("class Config", "class Other")
+    make_distribution(
+        site,
+        "ft-alpha",
+        entry_points={
+            "ft_host.methods": {"alpha": "fake_alpha.method"},
+            "ft_host.configs": {"alpha": "fake_alpha.other:Other"},
+            "ft_host.diagnostics": {"watcher": "fake_alpha.rules"},
+        },
+        modules={"fake_alpha.method": METHOD, "fake_alpha.config": CONFIG, "fake_alpha.other": other,
+                 "fake_alpha.rules": RULES},
+        requires=("ft-host>=0.1,<1",),
+    )  # fmt: skip
+    info = listed("alpha")
+    assert info.config == "fake_alpha.other:Other" and config_class(info).__name__ == "Other"
+    assert [each.name for each in catalog() if (each.kind, each.distribution) == ("diagnostics", "ft-alpha")] == [
+        "watcher"
+    ]
+    assert own_diagnostics(info) == []
+
+
+def test_a_module_called_rules_that_has_no_hook_is_no_plugin(site):
+    make_distribution(
+        site,
+        "ft-alpha",
+        entry_points={"ft_host.methods": {"alpha": "fake_alpha.method"}},
+        modules={"fake_alpha.method": METHOD, "fake_alpha.config": CONFIG, "fake_alpha.rules": "LIMIT = 3\n"},
+    )
+    assert listed("alpha").state == "ok" and own_diagnostics(listed("alpha")) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["Only"], "Only"),
+        (["Base", "Config"], "Config"),
+        (["Base", "SimPOConfig"], "SimPOConfig"),
+        (
+            ["One", "Two"],
+            "fake_simpo.config has 2 classes that extend RunConfig: One, Two; expected one, or one called",
+        ),
+        ([], "fake_simpo.config has 0 classes that extend RunConfig; expected one"),
+    ],
+)
+def test_which_class_of_the_module_is_the_config(site, names, chosen):
+    head, _, _ = CONFIG.partition("@dataclass")
+    text = head + "".join(f"@dataclass(kw_only=True)\nclass {name}(RunConfig):\n    pass\n\n\n" for name in names)
+    make_distribution(
+        site,
+        "ft-simpo",
+        entry_points={"ft_host.methods": {"sim-po": "fake_simpo.method"}},
+        modules={"fake_simpo.method": METHOD, "fake_simpo.config": text},
+    )
+    if chosen in names:
+        assert config_class("sim-po").__name__ == chosen
+        assert method_of(config_class("sim-po")).name == "sim-po"
+    else:
+        with pytest.raises(PluginBroken, match=re.escape(chosen)):
+            config_class("sim-po")
+        assert "fake_simpo.config" in sys.modules
+
+
+@pytest.mark.parametrize("value", ["fake_alpha.method", "fake_alone"])
+def test_no_config_beside_the_method(site, value):
+    modules = {"fake_alpha.method": METHOD, "fake_alone": METHOD}
+    make_distribution(site, "ft-alpha", entry_points={"ft_host.methods": {"alpha": value}}, modules=modules)
+    info = listed("alpha")
+    assert info.state == "broken" and info.problem == (
+        f"has no config: ft_host.configs has no entry point 'alpha', and there is no module config beside {value}"
+    )
 
 
 def test_a_config_without_a_method_and_an_unknown_group_are_listed(site):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host._version import __version__
 from ft_host.errors import PluginNotFound
-from ft_host.registry.catalog import CONFIGS, GROUPS, HOST, PluginInfo, catalog, normalise, policy, read_headers
+from ft_host.registry.catalog import CONFIGS, GROUPS, HOST, PluginInfo, catalog, policy
 from ft_host.registry.lookup import label, reference
+from ft_host.registry.metadata import normalise, read_headers
 from ft_host.util.text import closest
 
 if TYPE_CHECKING:
@@ -147,8 +148,8 @@ def _details(info: PluginInfo, outcome: Outcome | None) -> str:
         ("distribution", f"{info.distribution} {info.version}"),
         ("stability", info.stability),
         ("needs", f"ft-host{info.requires_host}" if info.requires_host else ""),
-        ("entry point", f"{GROUPS[info.kind]}: {info.name} = {info.value}" if info.kind in GROUPS else info.value),
-        ("config", f"{CONFIGS}: {info.name} = {info.config}" if info.config else ""),
+        ("module" if info.implied else "entry point", _entry_point(info)),
+        ("config", _config(info)),
         ("location", info.location),
         *(("requires", text) for text in info.requires),
         ("license", (headers.get("license-expression") or headers.get("license") or [""])[0].splitlines()[:1]),
@@ -161,6 +162,19 @@ def _details(info: PluginInfo, outcome: Outcome | None) -> str:
         if value:
             lines.append(f"  {key:<12}  {value}")
     return "\n".join(lines)
+
+
+def _entry_point(info: PluginInfo) -> str:
+    if info.implied:
+        return f"{info.value} (beside the method, without an entry point)"
+    return f"{GROUPS[info.kind]}: {info.name} = {info.value}" if info.kind in GROUPS else info.value
+
+
+def _config(info: PluginInfo) -> str:
+    if not info.config:
+        return ""
+    named = f"{CONFIGS}: {info.name} = {info.config}"
+    return named if ":" in info.config else f"{info.config} (beside the method, without an entry point)"
 
 
 def _paint(text: str, code: str) -> str:
@@ -192,6 +206,7 @@ def _entry(info: PluginInfo, outcome: Outcome | None) -> dict[str, Any]:
         "requires_host": info.requires_host,
         "requires": list(info.requires),
         "entry_point": info.value,
+        "implied": info.implied,
         "config": info.config or None,
         "location": info.location,
         "summary": info.summary,

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import keyword
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -14,7 +15,8 @@ from types import ModuleType
 
 from ft_host.config import FORMATS, RunConfig
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
-from ft_host.registry.catalog import GROUPS, HOST, PluginInfo, catalog, normalise
+from ft_host.registry.catalog import CONFIGS, GROUPS, HOST, PluginInfo, catalog
+from ft_host.registry.metadata import normalise
 from ft_host.util.text import closest, nearest
 
 
@@ -56,7 +58,9 @@ def load(info: PluginInfo) -> ModuleType:
 
 
 def config_class(method: str | PluginInfo) -> type[RunConfig]:
-    """The config class of a method: the entry point of the method's name in the group ft_host.configs.
+    """The config class of a method: the entry point of the method's name in the group ft_host.configs, or else the one
+    of the module `config` beside the method's: `Config` or the only class there that extends RunConfig, of several the
+    one with the method's name (`SimPOConfig` of simpo).
 
     Imports the config's module only, which must not import torch. Of a local file it is the attribute `Config`, so
     the file itself is imported. Raises what `find` and `load` do, and PluginBroken if it isn't a dataclass that
@@ -107,11 +111,36 @@ def backend_config_class(info: PluginInfo) -> type | None:
 
 def _config_of(info: PluginInfo) -> object:
     found = _import(info, _module_of(info.config), f"the config of the {info.kind} {info.name!r}")
+    if ":" not in info.config:
+        classes = _configs_in(found, info.name)
+        if len(classes) == 1:
+            return classes[0]
+        names = f": {', '.join(each.__name__ for each in classes)}" if classes else ""
+        raise PluginBroken(
+            f"{label(info)} ({info.location}): {info.config} has {len(classes)} classes that extend RunConfig{names}; "
+            f"expected one, or one called Config or like the method {info.name!r} (or an entry point in "
+            f"{CONFIGS}: {info.name} = {info.config}:Class)"
+        )
     for part in info.config.partition(":")[2].partition("[")[0].strip().split("."):
         if part not in vars(found):
             raise PluginBroken(f"{label(info)} ({info.location}): {info.config} does not exist: no {part!r}")
         found = vars(found)[part]
     return found
+
+
+def _configs_in(module: ModuleType, method: str) -> list[type[RunConfig]]:
+    """The classes of a module that may be a method's config: one, where it can be told."""
+    named = vars(module).get("Config")
+    if isinstance(named, type) and issubclass(named, RunConfig):
+        return [named]
+    own = [
+        each
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, RunConfig) and each.__module__ == module.__name__
+    ]
+    wanted = re.sub(r"[^a-z0-9]", "", method.lower()) + "config"
+    fitting = [each for each in own if each.__name__.lower().replace("_", "") == wanted]
+    return fitting if len(fitting) == 1 else own
 
 
 def method_of(config: type[RunConfig]) -> PluginInfo:
@@ -122,7 +151,7 @@ def method_of(config: type[RunConfig]) -> PluginInfo:
     """
     methods = [info for info in catalog() if info.kind == "method"]
     for base in config.__mro__:
-        named = [info for info in methods if _imported(info.config) is base]
+        named = [info for info in methods if _imported(info) is base]
         if len(named) > 1:
             names = ", ".join(reference(info) for info in named)
             raise UsageError(f"{base.__name__} is the config of several methods: {names}; train by the name of one")
@@ -220,10 +249,15 @@ def _not_found(kind: str, name: str, bare: str, blocked: list[PluginInfo]) -> st
 # ---------------------------------------------------------------- imports
 
 
-def _imported(value: str) -> object | None:
-    """What the value of an entry point stands for, if its module is imported already."""
-    module, attribute = sys.modules.get(_module_of(value)), value.partition(":")[2].partition("[")[0].strip()
-    return None if module is None else vars(module).get(attribute)
+def _imported(info: PluginInfo) -> object | None:
+    """The config class of a method, if its module is imported already."""
+    module = sys.modules.get(_module_of(info.config))
+    if module is None:
+        return None
+    if ":" not in info.config:
+        classes = _configs_in(module, info.name)
+        return classes[0] if len(classes) == 1 else None
+    return vars(module).get(info.config.partition(":")[2].partition("[")[0].strip())
 
 
 def _module_of(value: str) -> str:
