@@ -30,12 +30,15 @@ class LossOutput:
     each by `run.totals[name]`, the count of the whole step over micro-batches and ranks, and adds them up. Several
     terms are logged as `loss/NAME`, each its share of the loss.
 
-    `loss`: for what isn't such a sum, of shape () and with gradient, divided by the step's totals by the method.
+    `loss`: for what isn't such a sum, of shape () and with gradient, divided by the step's totals by the method. Before
+    the first update the host tries a few rows, once, twice and cut in two, and refuses a loss that isn't so divided.
+    `depends_on_split` says why a loss must depend on how a step is split into micro-batches; it is then not tried.
     """
 
     loss: torch.Tensor | None = None
     terms: dict[str, torch.Tensor] | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
+    depends_on_split: str | None = None
 
     def shares(self, totals: dict[str, float]) -> dict[str, torch.Tensor]:
         """Each term divided by its total. A term whose total is 0 has nothing to be a sum of: it must be 0, and its

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ft_host.contract.blame import fault, shown
@@ -21,8 +22,8 @@ PREFIXES = ("perf/", "moe/", "eval_")
 
 
 def divided(plugins: PluginManager, output: Any, totals: dict[str, float]) -> LossOutput:
-    """What `ft_loss` returned, as a loss that is divided by the step's totals, with the metrics of its terms where
-    there are several. Raises HookError for what isn't as `LossOutput` says."""
+    """What `ft_loss` returned, its loss divided by the totals, with the metrics of several terms. Raises HookError
+    for what isn't as `LossOutput` says."""
     if not isinstance(output, LossOutput):
         raise fault(plugins, HOOK, f"returned {shown(output)}; {EXPECTED}")
     if (output.loss is None) == (output.terms is None):
@@ -43,7 +44,7 @@ def divided(plugins: PluginManager, output: Any, totals: dict[str, float]) -> Lo
     except ValueError as error:
         raise fault(plugins, HOOK, f"returned {error}") from error
     metrics = {f"loss/{name}": total(share.detach()) for name, share in shares.items()} if len(shares) > 1 else {}
-    return LossOutput(loss=sum(shares.values()), metrics=output.metrics | metrics)
+    return dataclasses.replace(output, loss=sum(shares.values()), metrics=output.metrics | metrics)
 
 
 def _check_scalar(plugins: PluginManager, what: str, value: Any) -> None:

@@ -23,6 +23,7 @@ from ft_host.metrics import Accumulator, add_counts, combine, maximum, total
 from ft_host.models.experts import ExpertLoad, load_metrics
 from ft_host.monitor.gradients import GradientCoverage, snapshot_weights, update_ratio
 from ft_host.monitor.memory_usage import memory_metrics, peak_memory_mb
+from ft_host.training.normalisation import check_normalised
 from ft_host.util.memory import BACKWARD, FORWARD, UPDATE, oom_context
 
 if TYPE_CHECKING:
@@ -297,6 +298,8 @@ def fit(
             consumed = run.step if total_rows is None else progress.rows_consumed / total_rows * schedule.total
             rate = schedule.set(consumed)
             try:
+                if run.step == 0:
+                    check_normalised(run, cuts, agreed.totals)
                 metrics = train_step(run, batches, agreed, optimizer, coverage, data_time)
             except OutOfMemory as problem:
                 if run.world_size > 1 or problem.phase == UPDATE:
