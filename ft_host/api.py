@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from ft_host.rollouts.rows import masked_row as masked_row
     from ft_host.rollouts.rows import num_targets as num_targets
     from ft_host.rollouts.rows import per_target as per_target
+    from ft_host.rollouts.rows import sampling_metrics as sampling_metrics
     from ft_host.rollouts.rows import sum_by_row as sum_by_row
     from ft_host.run import Run as Run
     from ft_host.types import Drop as Drop
@@ -108,7 +109,8 @@ _HOMES = {  # module -> its names that are public
     "ft_host.rollouts.rollout": "Rollout RolloutRun seed_of",
     "ft_host.rollouts.rewards": "Rewards groups_differ",
     "ft_host.rollouts.rows": (
-        "by_row completion_metrics completion_row completion_segments masked_row num_targets per_target sum_by_row"
+        "by_row completion_metrics completion_row completion_segments masked_row num_targets per_target "
+        "sampling_metrics sum_by_row"
     ),
     "ft_host.distributed.processes": "precision",
     "ft_host.util.imports": "load_function",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ft_host.contract.blame import blamed
 from ft_host.contract.loss import divided
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 
 Row = dict[str, Any]
+T = TypeVar("T")
+U = TypeVar("U")
 __getattr__ = names_of(
     __name__, {name: f"ft_host.types:{name}" for name in ("Drop", "FinishedRun", "LossOutput", "ModelSpec")}
 )
@@ -91,6 +95,17 @@ class Run:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def over_ranks(self, mine: Sequence[T], function: Callable[[list[T]], Sequence[U]]) -> list[U]:
+        """This rank's part of what `function` returns for the values of all ranks, in the order of ranks: one for each.
+        `mine` are picklable. All ranks must call it. Raises ValueError where `function` returns more or fewer."""
+        ranks = self.gather(list(mine))
+        values = list(chain.from_iterable(ranks))
+        made = function(values)
+        if len(made) != len(values):
+            raise ValueError(f"over_ranks: the function returned {len(made)} values for {len(values)}")
+        first = sum(len(rank) for rank in ranks[: self.rank])
+        return list(made[first : first + len(mine)])
 
     def collate(self, rows: list[Row]) -> Batch:
         """`ft_collate` on the rows of one micro-batch."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from trl.trainer.utils import nanstd
 
-from ft_host.api import Rewards, groups_differ
+from ft_host.api import Rewards, groups_differ, sampling_metrics
 from ft_host.metrics import Accumulator, combine
 
 
@@ -98,3 +98,11 @@ def test_a_sample_a_completion():
         "extra": {"first": "c"},
     }
     assert rewards([]).samples([]) == []
+
+
+def test_the_samplers_difference_of_targets_and_of_rows():
+    apart = torch.tensor([0.5, 0.0, 0.25, 0.25])
+    rows = sampling_metrics(torch.tensor([0.5, 0.5]), 4, torch.tensor([0.5, 0.25]))
+    for found in (numbers(sampling_metrics(apart, 4)), numbers(rows)):
+        assert found == {"sampling/sampling_logp_difference/mean": 0.25, "sampling/sampling_logp_difference/max": 0.5}
+    assert sampling_metrics(apart[:0], 0) == {}

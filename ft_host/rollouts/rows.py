@@ -80,6 +80,18 @@ def sum_by_row(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     return values.new_zeros(batch.num_rows).index_add(0, batch.rows, values)
 
 
+def sampling_metrics(apart: torch.Tensor, count: float, furthest: torch.Tensor | None = None) -> dict[str, Metric]:
+    """How far the sampler's log-probs are from the trainer's, in nats: `sampling/sampling_logp_difference/mean` over
+    `count` targets, and `max`. `apart`: absolute differences of targets, (N,), 0 where another sampled; or their sums
+    by row, (R,), with the largest of each row as `furthest`. Nothing where `count` is 0."""
+    if not count:
+        return {}
+    return {
+        "sampling/sampling_logp_difference/mean": mean(apart.sum(), count),
+        "sampling/sampling_logp_difference/max": maximum((apart if furthest is None else furthest).max()),
+    }
+
+
 def completion_metrics(completions: list[Completion]) -> dict[str, Metric]:
     """Lengths in tokens that were sampled, of all and of those that came to an end, and the share that was cut
     short."""

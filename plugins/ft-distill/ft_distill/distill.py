@@ -10,7 +10,7 @@ samples. There is no gradient through the sampling. What tools said is in no los
 
 from __future__ import annotations
 
-from ft_distill.taught import against_teacher, columns_of, metrics_of, sampling_metrics, scored, teacher_of
+from ft_distill.taught import against_teacher, columns_of, metrics_of, scored, teacher_of
 from ft_host.api import (
     Batch,
     LossOutput,
@@ -23,6 +23,7 @@ from ft_host.api import (
     hookimpl,
     per_target,
     prompt_row,
+    sampling_metrics,
 )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ft_distill.taught import against_teacher, columns_of, metrics_of, sampling_metrics, scored, teacher_of
+from ft_distill.taught import against_teacher, columns_of, metrics_of, scored, teacher_of
 from ft_host.api import (
     Batch,
     Drop,
@@ -33,6 +33,7 @@ from ft_host.api import (
     mean,
     per_target,
     prompt_row,
+    sampling_metrics,
     seed_of,
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ft_distill.divergence import Taught, TaughtByTop
-from ft_host.api import Against, Batch, FtHostError, Metric, ModelSpec, Sequence, maximum, mean
+from ft_host.api import Against, Batch, FtHostError, Metric, ModelSpec, Sequence, mean
 
 Row = dict[str, Any]
 
@@ -101,14 +101,3 @@ def metrics_of(out: dict[str, torch.Tensor], batch: Batch) -> dict[str, Metric]:
     if "teacher_logps" in batch.columns:
         found["distillation/teacher_top_k_mass"] = mean(batch.columns["teacher_logps"].exp().sum(), tokens)
     return found
-
-
-def sampling_metrics(apart: torch.Tensor, count: float) -> dict[str, Metric]:
-    """Of how far the sampler's log-probs are from the trainer's: (N,), of which `count` tokens were sampled by the
-    policy, and the others have 0."""
-    if not count:
-        return {}
-    return {
-        "sampling/sampling_logp_difference/mean": mean(apart.sum(), count),
-        "sampling/sampling_logp_difference/max": maximum(apart.max()),
-    }

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from itertools import chain
 
 import torch
 
@@ -188,10 +187,7 @@ def ft_step(rows, run):
         return None
     names = ("chosen_logps", "rejected_logps", *REFERENCE)
     mine = [tuple(row[name] for name in names) for row in policy_values(rows, run, policy_log_probs)]
-    ranks = run.gather(mine)
-    start = sum(len(rank) for rank in ranks[: run.rank])
-    matched = matches(list(chain.from_iterable(ranks)))[start : start + len(rows)]
-    return [row | partners for row, partners in zip(rows, matched, strict=True)]
+    return [row | partners for row, partners in zip(rows, run.over_ranks(mine, matches), strict=True)]
 
 
 # ---------------------------------------------------------------- loss

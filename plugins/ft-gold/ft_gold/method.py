@@ -43,11 +43,11 @@ from ft_host.api import (
     completion_segments,
     flat_batch,
     hookimpl,
-    maximum,
     mean,
     per_target,
     prompt_row,
     row_from_tokens,
+    sampling_metrics,
     seed_of,
 )
 
@@ -340,9 +340,8 @@ def distances(losses: torch.Tensor, own: torch.Tensor, counts: tuple[float, floa
 
 def of_tokens(out: dict[str, torch.Tensor], batch: Batch, sampled: bool) -> dict[str, Metric]:
     """Means over the student's tokens. `sampled`: its log-probs are at the temperature that sampled."""
-    found, count = {"entropy": mean(out["entropy"].sum(), batch.counts["tokens"])}, batch.counts["on_policy"]
-    if count and sampled:
+    found = {"entropy": mean(out["entropy"].sum(), batch.counts["tokens"])}
+    if sampled:
         apart = (out["logps"] - batch.columns["sampling_logps"]).abs() * batch.columns["on_policy"][batch.rows]
-        found["sampling/sampling_logp_difference/mean"] = mean(apart.sum(), count)
-        found["sampling/sampling_logp_difference/max"] = maximum(apart.max())
+        found |= sampling_metrics(apart, batch.counts["on_policy"])
     return found

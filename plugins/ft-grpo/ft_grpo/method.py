@@ -18,7 +18,6 @@ head makes the gradient in the forward pass.
 from __future__ import annotations
 
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -90,6 +89,19 @@ def log_probs(model: Any, batch: Batch, name: str, temperature: float) -> dict[s
     return {name: by_row(model(batch, want=("logp",), temperature=temperature)["logp"], batch)}
 
 
+def compared(earned: list[tuple[int, list[float | None], list[float]]], config: Any) -> list[float]:
+    """Advantages of the completions of all ranks, each given as its group, its rewards and their weights."""
+    if not earned:
+        return []
+    places = {group: place for place, group in enumerate(dict.fromkeys(group for group, _, _ in earned))}
+    return advantages(
+        torch.tensor([[torch.nan if value is None else value for value in values] for _, values, _ in earned]).double(),
+        torch.tensor(earned[0][2], dtype=torch.float64),
+        torch.tensor([places[group] for group, _, _ in earned]),
+        config,
+    ).tolist()
+
+
 @hookimpl
 def ft_annotate(rows, run):
     """Once a rollout, before its first update: log-probs of policy and reference where they are needed, and
@@ -100,19 +112,9 @@ def ft_annotate(rows, run):
         rows = policy_values(rows, run, partial(asked, name="old_logps"))
     if config.beta:
         rows = annotate(rows, run, "reference", partial(asked, name="ref_logps"))
-    ranks = run.gather([(row["group"], row["rewards"], row["weights"]) for row in rows])
-    first = sum(len(rank) for rank in ranks[: run.rank])
-    every = list(chain.from_iterable(ranks))
-    if not every:
-        return rows
-    places = {group: place for place, group in enumerate(dict.fromkeys(group for group, _, _ in every))}
-    made = advantages(
-        torch.tensor([[torch.nan if value is None else value for value in values] for _, values, _ in every]).double(),
-        torch.tensor(every[0][2], dtype=torch.float64),
-        torch.tensor([places[group] for group, _, _ in every]),
-        config,
-    ).tolist()
-    return [row | {"advantage": made[first + index]} for index, row in enumerate(rows)]
+    earned = [(row["group"], row["rewards"], row["weights"]) for row in rows]
+    made = run.over_ranks(earned, partial(compared, config=config))
+    return [row | {"advantage": advantage} for row, advantage in zip(rows, made, strict=True)]
 
 
 # ---------------------------------------------------------------- hooks: statistics of an optimizer step
@@ -148,14 +150,16 @@ def ft_step(rows, run):
     if config.top_entropy_quantile == 1 and not config.use_adaptive_entropy:
         return None
     rows = policy_values(rows, run, partial(entropies, temperature=config.temperature))
-    ranks = run.gather([row["entropies"] for row in rows])
-    every = torch.tensor(list(chain.from_iterable(chain.from_iterable(ranks))), dtype=torch.float64)
-    kept = highest(every, config.top_entropy_quantile)
-    if config.use_adaptive_entropy:
-        entropy = float(every[kept].mean()) if len(every) else 0.0
-        run.state["entropy"] = controlled(run.state.get("entropy"), run.step, entropy, config)
-    sizes = [[len(values) for values in rank] for rank in ranks]
-    flags = iter(kept[sum(map(sum, sizes[: run.rank])) :].tolist())
+
+    def chosen(values: list[float]) -> list[bool]:
+        every = torch.tensor(values, dtype=torch.float64)
+        kept = highest(every, config.top_entropy_quantile)
+        if config.use_adaptive_entropy:
+            entropy = float(every[kept].mean()) if values else 0.0
+            run.state["entropy"] = controlled(run.state.get("entropy"), run.step, entropy, config)
+        return kept.tolist()
+
+    flags = iter(run.over_ranks([value for row in rows for value in row["entropies"]], chosen))
     return [row | {"kept": [next(flags) for _ in row["entropies"]]} for row in rows]
 
 

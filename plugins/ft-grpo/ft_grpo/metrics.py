@@ -8,7 +8,7 @@ import torch
 
 from ft_grpo.config import CLIPPED, GRPOConfig
 from ft_grpo.losses import Tokens, gamma_weights, kl, row_means
-from ft_host.api import Batch, Metric, effective_share, maximum, mean, minimum
+from ft_host.api import Batch, Metric, effective_share, maximum, mean, minimum, sampling_metrics
 
 
 def smallest(values: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
@@ -46,8 +46,7 @@ def metrics(tokens: Tokens, entropy: torch.Tensor, batch: Batch, config: GRPOCon
     elif config.loss_type == "vespo":
         found["vespo/phi_seq_mean"] = average(gamma_weights(tokens, config)[tokens.rows], True)
     apart = (tokens.old_logps - batch.columns["sampling_logps"]).abs()
-    found["sampling/sampling_logp_difference/mean"] = mean(apart.sum(), counts["tokens"])
-    found["sampling/sampling_logp_difference/max"] = maximum(apart.max())
+    found |= sampling_metrics(apart, counts["tokens"])
     if tokens.corrections is not None:
         weights, count, least = tokens.corrections, counts["tokens"], tokens.corrections.min()
         if config.correction.startswith("sequence"):

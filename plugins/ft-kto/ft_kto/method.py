@@ -121,13 +121,13 @@ def other_completions(rows: list[dict], run: Any) -> list[list[int] | None]:
             found += [None] if len(chunk) == 1 else [chunk[-1], *chunk[:-1]]
         return found
     mine = [(digest(row["prompt_ids"]), digest(row["completion_ids"]), row["completion_ids"]) for row in rows]
-    ranks = run.gather(mine)
-    step = [each for rank in ranks for each in rank]
-    if len(step) < 2:
-        return [None] * len(rows)
-    first = sum(len(rank) for rank in ranks[: run.rank])
-    paired = rotation([each[:2] for each in step])[first : first + len(rows)]
-    return [step[index][2] for index in paired]
+
+    def paired(step: list[tuple[bytes, bytes, list[int]]]) -> list[list[int] | None]:
+        if len(step) < 2:
+            return [None] * len(step)
+        return [step[index][2] for index in rotation([each[:2] for each in step])]
+
+    return run.over_ranks(mine, paired)
 
 
 def mismatched(row: dict, completion_ids: list[int], max_length: int | None) -> dict:

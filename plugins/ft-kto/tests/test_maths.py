@@ -11,6 +11,8 @@ from ft_kto.balance import balance
 from ft_kto.config import KTOConfig
 from ft_kto.method import LOSSES, digest, ft_step, mismatched, other_completions, rotation
 
+from ft_host.api import Run
+
 
 def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))
@@ -98,6 +100,8 @@ class Ranks:
         gathered = [[(*name, row["completion_ids"]) for name, row in zip(names(rows), rows)] for rows in self.ranks]
         assert gathered[self.rank] == mine
         return gathered
+
+    over_ranks = Run.over_ranks
 
 
 def test_pairs_are_made_over_ranks():

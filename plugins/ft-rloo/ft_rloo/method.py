@@ -21,7 +21,6 @@ A_i, which is 0 but for round-off, as the advantages of a group add up to 0: onl
 from __future__ import annotations
 
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -45,6 +44,7 @@ from ft_host.api import (
     per_target,
     policy_values,
     prompt_row,
+    sampling_metrics,
     sum_by_row,
 )
 
@@ -131,6 +131,16 @@ def reference_says(model: Any, batch: Batch, temperature: float) -> dict[str, to
     return {"ref_logps": sum_by_row(logps.double(), batch)}
 
 
+def advantages(earned: list[tuple[int, float]], normalize: bool) -> list[float]:
+    """Of the completions of all ranks, each given as its group and what it earned, nan where that is nothing."""
+    places = {group: place for place, group in enumerate(dict.fromkeys(group for group, _ in earned))}
+    made = leave_one_out(
+        torch.tensor([reward for _, reward in earned], dtype=torch.float64),
+        torch.tensor([places[group] for group, _ in earned], dtype=torch.long),
+    )
+    return (normalized(made) if normalize else made).nan_to_num(0.0).tolist()
+
+
 @hookimpl
 def ft_annotate(rows, run):
     """Once a rollout, before its first update: log-probs of policy and reference where they are needed, and
@@ -145,17 +155,8 @@ def ft_annotate(rows, run):
         (row["group"], torch.nan if row["reward"] is None else row["reward"] - config.beta * row.get("kl", 0.0))
         for row in rows
     ]
-    ranks = run.gather(mine)
-    groups, rewards = zip(*chain.from_iterable(ranks), strict=True) if any(ranks) else ((), ())
-    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
-    made = leave_one_out(
-        torch.tensor(rewards, dtype=torch.float64), torch.tensor([places[group] for group in groups], dtype=torch.long)
-    )
-    if config.normalize_advantages:
-        made = normalized(made)
-    first = sum(len(rank) for rank in ranks[: run.rank])
-    of_mine = made.nan_to_num(0.0).tolist()[first : first + len(rows)]
-    return [row | {"advantage": advantage} for row, advantage in zip(rows, of_mine, strict=True)]
+    made = run.over_ranks(mine, partial(advantages, normalize=config.normalize_advantages))
+    return [row | {"advantage": advantage} for row, advantage in zip(rows, made, strict=True)]
 
 
 OF_ROWS = ("advantage", "kl", "old_logps", "apart", "furthest")
@@ -206,10 +207,9 @@ def metrics(
     found = {"entropy": mean(entropy.sum(), tokens)}
     if config.beta:
         found["kl"] = mean(batch.columns["kl"].sum(), tokens)
-    found["sampling/sampling_logp_difference/mean"] = mean(made["apart"].sum(), tokens)
     if not trained:
         return found
-    found["sampling/sampling_logp_difference/max"] = maximum(made["furthest"].max())
+    found |= sampling_metrics(made["apart"], tokens, made["furthest"])
     least, most = config.clip_range
     low = ((ratios < least) & (advantages < 0)).double()
     high = ((ratios > most) & (advantages > 0)).double()

@@ -38,12 +38,12 @@ from ft_host.api import (
     flat_batch,
     hookimpl,
     kind_of,
-    maximum,
     mean,
     messages_of,
     per_target,
     policy_values,
     prompt_row,
+    sampling_metrics,
 )
 from ft_sdft.config import CONTEXT, SDFTConfig
 from ft_sdft.losses import LOSSES, importance, tokens_of
@@ -252,6 +252,5 @@ def metrics(out: dict[str, torch.Tensor], batch: Batch, config: SDFTConfig) -> d
     if not config.generate_from_teacher:  # else it was sampled behind another prompt
         old_logps = batch.columns["old_logps"] if "old_logps" in batch.columns else out["logps"]
         apart = (old_logps - batch.columns["sampling_logps"]).abs()
-        found["sampling/sampling_logp_difference/mean"] = mean(apart.sum(), tokens)
-        found["sampling/sampling_logp_difference/max"] = maximum(apart.max())
+        found |= sampling_metrics(apart, tokens)
     return found

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -42,12 +41,12 @@ from ft_host.api import (
     hookimpl,
     kind_of,
     masked_row,
-    maximum,
     mean,
     num_targets,
     per_target,
     policy_values,
     prompt_row,
+    sampling_metrics,
     total,
 )
 from ft_sdpo.config import CONTEXT, FEEDBACK, SDPOConfig
@@ -174,6 +173,16 @@ def log_probs(model: Any, batch: Batch, temperature: float) -> dict[str, list[to
     return {"old_logps": by_row(model(batch, want=("logp",), temperature=temperature)["logp"], batch)}
 
 
+def compared(earned: list[tuple[int, float]], scale: str) -> list[float]:
+    """Advantages of the completions of all ranks, each given as its group and what it earned, nan for nothing."""
+    places = {group: place for place, group in enumerate(dict.fromkeys(group for group, _ in earned))}
+    return advantages(
+        torch.tensor([reward for _, reward in earned], dtype=torch.float64),
+        torch.tensor([places[group] for group, _ in earned], dtype=torch.long),
+        scale,
+    ).tolist()
+
+
 @hookimpl
 def ft_annotate(rows, run):
     """Once a rollout, before its first update: the policy's log-probs where it is used more than once, and
@@ -183,16 +192,9 @@ def ft_annotate(rows, run):
         rows = policy_values(rows, run, partial(log_probs, temperature=config.temperature))
     if config.distillation_weight == 1:
         return rows
-    ranks = run.gather([(row["group"], torch.nan if row["reward"] is None else row["reward"]) for row in rows])
-    groups, rewards = zip(*chain.from_iterable(ranks), strict=True) if any(ranks) else ((), ())
-    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
-    made = advantages(
-        torch.tensor(rewards, dtype=torch.float64),
-        torch.tensor([places[group] for group in groups], dtype=torch.long),
-        config.scale_rewards,
-    )
-    first = sum(len(rank) for rank in ranks[: run.rank])
-    return [row | {"advantage": float(made[first + index])} for index, row in enumerate(rows)]
+    earned = [(row["group"], torch.nan if row["reward"] is None else row["reward"]) for row in rows]
+    made = run.over_ranks(earned, partial(compared, scale=config.scale_rewards))
+    return [row | {"advantage": advantage} for row, advantage in zip(rows, made, strict=True)]
 
 
 # ---------------------------------------------------------------- hooks: the loss
@@ -291,6 +293,5 @@ def metrics(out: dict[str, torch.Tensor], batch: Batch) -> dict[str, Metric]:
         entropy = out["entropy"].detach() if "entropy" in out else out["taught_entropy"]
         apart = (batch.columns.get("old_logps", logps) - batch.columns["sampling_logps"]).abs()
         found["entropy"] = mean(entropy.sum(), tokens)
-        found["sampling/sampling_logp_difference/mean"] = mean(apart.sum(), tokens)
-        found["sampling/sampling_logp_difference/max"] = maximum(apart.max())
+        found |= sampling_metrics(apart, tokens)
     return found
