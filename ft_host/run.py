@@ -71,6 +71,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)  # what this step has taken beside training, by name
     backend_config: Any = None  # the backend's own fields, an object of its config class; None where it has none
     backend_state: dict[str, Any] = field(default_factory=dict)  # what a backend keeps while the run lasts
+    diagnostics_config: dict[str, Any] = field(default_factory=dict)  # of diagnostics with own fields: {name: object}
     watch: Monitor | None = None  # the run's diagnostics
     sampler_version: int | None = None  # the step whose weights the backend has; None: it has been given none
 

@@ -91,8 +91,9 @@ def finding(code, severity, **fields):
 def test_warnings_are_alerts_of_a_tracker_that_has_them(run):
     alerts = []
     early, late = finding("DATA001", "warning"), finding("OPT003", "warning")
-    trackers = Trackers([early])
+    trackers = Trackers()
     run.accelerator.trackers = []
+    trackers.ft_finding(finding=early, run=run)
     trackers.ft_finding(finding=finding("CFG006", "info"), run=run)
     assert not alerts, "there is no tracker yet"
     board = SimpleNamespace(

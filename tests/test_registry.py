@@ -411,7 +411,7 @@ def test_a_config_goes_with_the_backend_of_its_name(site):
     make_far(site, near="fake_far.config:Config")
     assert listed("far", kind="backend").config == ""
     problem = listed("near").problem
-    assert "no method of this name in ft_host.methods (nor a backend in ft_host.backends)" in problem
+    assert "no method of this name in ft_host.methods (nor a backend in ft_host.backends, nor diagnostics" in problem
 
 
 @pytest.mark.parametrize(

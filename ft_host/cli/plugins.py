@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ft_host._version import __version__
 from ft_host.errors import PluginNotFound
 from ft_host.registry.catalog import CONFIGS, GROUPS, HOST, PluginInfo, catalog, policy
-from ft_host.registry.lookup import label, reference
+from ft_host.registry.local import is_file, kind_of_file
+from ft_host.registry.lookup import find, label, reference
 from ft_host.registry.metadata import normalise, read_headers
 from ft_host.util.text import closest
 
@@ -27,7 +28,7 @@ COLOURS = {"ok": "32", "conflict": "33", "blocked": "2", "incompatible": "31", "
 def run(argv: list[str]) -> int:
     """Returns the exit code: 0, or 3 if --check finds a broken plugin. Raises FtHostError."""
     arguments = _parse(argv)
-    plugins = catalog()
+    plugins = [] if arguments.command == "show" and is_file(arguments.name) else catalog()
     if arguments.command == "show":
         plugins = _named(plugins, arguments.name)
     if arguments.requirements:
@@ -56,7 +57,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         ),
     )
     parser.add_argument("command", nargs="?", choices=["show"], help="show NAME: everything known about one plugin")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="sft, ft-sft:sft, or a distribution such as ft-sft")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="sft, ft-sft:sft, a distribution such as ft-sft, or a file"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, as described in docs/plugins-json.md")
     parser.add_argument("--requirements", action="store_true", help="print the distributions as pip requirements")
     parser.add_argument(
@@ -80,7 +83,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _named(plugins: list[PluginInfo], name: str) -> list[PluginInfo]:
-    """The plugins that `show NAME` is about: by name, by distribution:name, or all of a distribution."""
+    """The plugins that `show NAME` is about: by name, distribution:name or distribution, or the one in a file."""
+    if is_file(name):
+        return [find(kind_of_file(name), name)]
     named = [
         info
         for info in plugins
@@ -137,7 +142,7 @@ def _policy_remarks(plugins: list[PluginInfo]) -> list[str]:
 
 
 def _details(info: PluginInfo, outcome: Outcome | None) -> str:
-    headers = _headers(info.distribution)
+    headers = _headers(info.distribution) if info.distribution else {}
     state = info.state + (f": {info.problem}" if info.problem else "")
     if outcome:
         state = outcome.result + (f": {outcome.cause}" if outcome.cause else f" (imported in {outcome.seconds:.1f} s)")
@@ -145,7 +150,7 @@ def _details(info: PluginInfo, outcome: Outcome | None) -> str:
         ("kind", info.kind),
         ("state", state),
         ("summary", info.summary),
-        ("distribution", f"{info.distribution} {info.version}"),
+        ("distribution", f"{info.distribution} {info.version}".strip()),
         ("stability", info.stability),
         ("needs", f"ft-host{info.requires_host}" if info.requires_host else ""),
         ("module" if info.implied else "entry point", _entry_point(info)),
@@ -165,14 +170,17 @@ def _details(info: PluginInfo, outcome: Outcome | None) -> str:
 
 
 def _entry_point(info: PluginInfo) -> str:
+    """A file has none."""
     if info.implied:
         return f"{info.value} (beside the method, without an entry point)"
-    return f"{GROUPS[info.kind]}: {info.name} = {info.value}" if info.kind in GROUPS else info.value
+    if info.kind not in GROUPS or not info.distribution:
+        return info.value if info.distribution else ""
+    return f"{GROUPS[info.kind]}: {info.name} = {info.value}"
 
 
 def _config(info: PluginInfo) -> str:
-    if not info.config:
-        return ""
+    if not info.config or not info.distribution:
+        return info.config
     named = f"{CONFIGS}: {info.name} = {info.config}"
     return named if ":" in info.config else f"{info.config} (beside the method, without an entry point)"
 

@@ -213,8 +213,7 @@ def find_others(config: Any) -> None:
     """The other plugins that the config names, found without importing them."""
     registry.check_requirements(config.required_plugins)
     registry.backend_of(config)
-    for name in config.diagnostics:
-        registry.find("diagnostics", name)
+    registry.diagnostics_configs(config)
 
 
 @contextmanager

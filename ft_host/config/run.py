@@ -324,7 +324,12 @@ class RunConfig(OldNames):
 
     # -- diagnostics
     diagnostics: list[str] = option(
-        [], "Diagnostics plugins to use beside those of the method, by name.", group="diagnostics"
+        [],
+        "Diagnostics plugins to use beside those of the method, by name; a Python file is one too.",
+        group="diagnostics",
+    )
+    diagnostics_config: dict[str, Any] = option(
+        {}, "Their own fields: {name: {field: value}}; their documentation has them.", group="diagnostics"
     )
     rules_select: list[str] = option(
         [], "Rules to use: codes, or beginnings of codes (GRPO). Not set: all.", group="diagnostics", was=("select",)

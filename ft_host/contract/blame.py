@@ -20,11 +20,11 @@ def owner_of(plugins: PluginManager, hook: str) -> str:
     impls = list(reversed(getattr(plugins.hook, hook).get_hookimpls()))  # the outermost first
     answering = [each.plugin_name for each in impls if not (each.wrapper or each.hookwrapper)]
     wrapping = [each.plugin_name for each in impls if each.wrapper or each.hookwrapper]
-    text = f"{hook} of {_named(answering[0])}" if answering else hook
-    return text + (f", wrapped by {', '.join(_named(name) for name in wrapping)}" if wrapping else "")
+    text = f"{hook} of {named(answering[0])}" if answering else hook
+    return text + (f", wrapped by {', '.join(named(name) for name in wrapping)}" if wrapping else "")
 
 
-def _named(plugin: str) -> str:
+def named(plugin: str) -> str:
     """ "method ft-sft:sft", as the registry calls it within a run, for a person."""
     kind, _, reference = plugin.partition(" ")
     distribution, _, name = reference.rpartition(":")

@@ -127,9 +127,11 @@ def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str], d
         if plugin.get("kind") != "diagnostics":
             continue
         name, version = f"{plugin['distribution']}:{plugin['name']}", plugin["version"]
+        if not plugin["distribution"]:
+            name = plugin.get("location", name)  # a file
         try:
             info = registry.find("diagnostics", name)
-        except (PluginNotFound, PluginBroken) as error:
+        except (PluginNotFound, PluginBroken, UsageError) as error:
             notes.append(f"the diagnostics {name} can't be asked, so their rules are left out: {_first_line(error)}")
             continue
         if info not in infos:

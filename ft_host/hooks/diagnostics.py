@@ -22,6 +22,16 @@ def ft_rules() -> list[Rule]:
 
 
 @hookspec
+def ft_start(run: Run, resumed_from: int | None) -> None:
+    """Learn that the run begins: its folder and its model are there, and nothing has been logged yet.
+
+    `resumed_from`: the step of the checkpoint that it goes on from; what was logged of later steps is logged again.
+    None where it begins at step 0, whatever an earlier attempt has left. Implemented by any plugin; runs on the main
+    process, once, before `ft_log` and `ft_finding`. Since 0.5.
+    """
+
+
+@hookspec
 def ft_finding(finding: Finding, run: Run) -> None:
     """Receive a finding as it is written to findings.jsonl: opened, worse, cleared or muted. A sink, as `ft_log` is.
 

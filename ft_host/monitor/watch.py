@@ -58,12 +58,12 @@ class Monitor:
         if self.run is not None:
             self.run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
 
-    def start(self, run: Run, lines: list[dict[str, Any]]) -> None:
-        """The run has a folder now. `lines`: its metrics so far, of a run that goes on. What they show was told of when
-        it was found, and stops the run no second time."""
+    @hookimpl(trylast=True)
+    def ft_start(self, run, resumed_from):
+        """The run has a folder now. What the metrics of a run that goes on show was reported when it was found, and
+        stops the run no second time. Last, so that sinks know of the run before they get its first findings."""
         self.run = run
-        if not self.main:
-            return
+        lines = [] if resumed_from is None else run.folder.read("metrics.jsonl")
         if lines:
             told = run.folder.manifest.get("facts_told") or {}
             kept = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from ft_host.registry.backend import backend_of
 from ft_host.registry.catalog import PluginInfo, catalog
+from ft_host.registry.diagnostics import diagnostics_configs
 from ft_host.registry.lookup import (
     FtExperimentalWarning,
     backend_config_class,
     config_class,
+    diagnostics_config_class,
     find,
     label,
     load,
@@ -27,6 +29,8 @@ __all__ = [
     "catalog",
     "check_requirements",
     "config_class",
+    "diagnostics_config_class",
+    "diagnostics_configs",
     "find",
     "label",
     "load",

@@ -50,7 +50,7 @@ class PluginInfo:
     version: str = ""
     stability: str = "experimental"  # or "stable", "deprecated"
     value: str = ""  # the entry point: the module that holds the hooks
-    config: str = ""  # of a method, or of a backend that has fields: module:Class, or a module (see config_class)
+    config: str = ""  # of a method, or of others with fields: module:Class, or a module (see config_class)
     summary: str = ""
     location: str = ""  # file of the module where it was found, else the folder that its metadata lies in
     requires: tuple[str, ...] = ()  # Requires-Dist as written
@@ -106,17 +106,20 @@ def _plugins(dist: Distribution) -> list[PluginInfo]:
     configs = {name: value for group, name, value in entries if group == CONFIGS}
     methods = {name for group, name, _ in entries if KINDS.get(group) == "method"}
     backends = {name for group, name, _ in entries if KINDS.get(group) == "backend"} - methods
+    # a name has one config: of the method, else of the backend, else of the diagnostics
+    diagnostics = {name for group, name, _ in entries if KINDS.get(group) == "diagnostics"} - methods - backends
+    owners = {"method": methods, "backend": backends, "diagnostics": diagnostics}
     keys = [entry[:2] for entry in entries]
     plugins = []
     for group, name, value in [*entries, *_implied(entries)]:
-        if group == CONFIGS and name in methods | backends:
-            continue  # listed with its method or backend
+        if group == CONFIGS and name in methods | backends | diagnostics:
+            continue  # listed with its method, backend or diagnostics
         location, problem = locate(value, attr=False)
         info = PluginInfo(
             kind=KINDS.get(group, "method" if group == CONFIGS else "unknown"),
             name=name,
             value=value,
-            config=_config_value(group, name, value, configs, backends),
+            config=_config_value(group, name, value, configs, owners),
             location=location or str(dist.locate_file("")),
             notes=notes,
             implied=(group, name) not in keys,
@@ -126,7 +129,7 @@ def _plugins(dist: Distribution) -> list[PluginInfo]:
             info = replace(info, value="", config=value)
             problem = (
                 f"has a config in {CONFIGS} and no method of this name in {GROUPS['method']} (nor a backend in "
-                f"{GROUPS['backend']})"
+                f"{GROUPS['backend']}, nor diagnostics in {GROUPS['diagnostics']})"
             )
         elif info.kind == "unknown":
             problem = f"entry point group {group!r} is unknown to this host; it knows {', '.join([*KINDS, CONFIGS])}"
@@ -163,10 +166,11 @@ def _implied(entries: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _config_value(group: str, name: str, value: str, configs: dict[str, str], backends: set[str]) -> str:
-    if KINDS.get(group) == "method":
+def _config_value(group: str, name: str, value: str, configs: dict[str, str], owners: dict[str, set[str]]) -> str:
+    kind = KINDS.get(group)
+    if kind == "method":
         return configs[name] if name in configs else beside(value, "config")
-    return configs.get(name, "") if name in backends else ""
+    return configs.get(name, "") if name in owners.get(kind, ()) else ""
 
 
 def _config_problem(info: PluginInfo, configs: dict[str, str]) -> str | None:

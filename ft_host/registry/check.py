@@ -117,7 +117,7 @@ def _kill(child: _Child) -> None:
 def _main(kind: str, name: str, answer: str) -> None:
     """In the child: import the plugin and write the first line of what is wrong with it, or null."""
     from ft_host.errors import FtHostError
-    from ft_host.registry.lookup import backend_config_class, config_class, find
+    from ft_host.registry.lookup import backend_config_class, config_class, diagnostics_config_class, find
     from ft_host.registry.session import validate
 
     cause = None
@@ -127,6 +127,8 @@ def _main(kind: str, name: str, answer: str) -> None:
             config_class(info)
         if kind == "backend":
             backend_config_class(info)
+        if kind == "diagnostics":
+            diagnostics_config_class(info)
         validate(info)
     except FtHostError as err:
         cause = str(err).splitlines()[0]

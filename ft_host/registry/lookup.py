@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import keyword
-import os
 import re
 import sys
 import traceback
 import warnings
-from pathlib import Path
 from types import ModuleType
 
 from ft_host.config import FORMATS, RunConfig
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
 from ft_host.registry.catalog import CONFIGS, GROUPS, HOST, PluginInfo, catalog
+from ft_host.registry.local import LOCAL, is_file, local_plugin, make_importable
 from ft_host.registry.metadata import normalise
 from ft_host.util.text import closest, nearest
 
@@ -27,11 +24,12 @@ class FtExperimentalWarning(FutureWarning):
 def find(kind: str, name: str) -> PluginInfo:
     """The installed plugin called `name`: "sft", or "ft-sft:sft" where several distributions offer it.
 
-    A method may also be a Python file ("./my_method.py"). Imports nothing. Raises PluginNotFound with the names that
-    are installed, PluginBroken for one that can't be used, UsageError for a name that several distributions claim.
+    A method or diagnostics may also be a Python file ("./my_method.py"). Imports nothing. Raises PluginNotFound with
+    the names that are installed, PluginBroken for one that can't be used, UsageError for a name that several
+    distributions claim.
     """
-    if kind == "method" and _is_file(name):
-        return _local_method(name)
+    if kind in LOCAL and is_file(name):
+        return local_plugin(kind, name)
     distribution, _, bare = name.rpartition(":")
     named = [info for info in catalog() if (info.kind, info.name) == (kind, bare)]
     if distribution:
@@ -53,7 +51,7 @@ def load(info: PluginInfo) -> ModuleType:
     """Import the module of one plugin. Raises PluginBroken, naming distribution, version, file and cause."""
     _refuse_unusable(info)
     if not info.distribution:
-        _make_importable(info)
+        make_importable(info)
     return _import(info, _module_of(info.value), f"the {info.kind} {info.name!r}")
 
 
@@ -97,15 +95,24 @@ def backend_config_class(info: PluginInfo) -> type | None:
     """The class of a backend's own fields: the entry point of its name in the group ft_host.configs. None where it has
     none. Imports the class's module only. Raises PluginBroken where it isn't a dataclass with a method `check`."""
     _refuse_unusable(info)
-    if not info.config:
-        return None
-    found = _config_of(info)
+    return _own_config(info, _config_of(info)) if info.config else None
+
+
+def diagnostics_config_class(info: PluginInfo) -> type | None:
+    """The class of the own fields of diagnostics, in the same way; of a local file it is its attribute `Config`, so the
+    file itself is imported."""
+    if info.distribution:
+        return backend_config_class(info)
+    found = vars(load(info)).get("Config")
+    return None if found is None else _own_config(info, found)
+
+
+def _own_config(info: PluginInfo, found: object) -> type:
+    what = info.config or f"{info.value}:Config"
     if not (isinstance(found, type) and "__dataclass_fields__" in vars(found)):
-        raise PluginBroken(f"{label(info)}: {info.config} is no class decorated with @dataclass(kw_only=True)")
+        raise PluginBroken(f"{label(info)}: {what} is no class decorated with @dataclass(kw_only=True)")
     if not any("check" in vars(base) for base in found.__mro__):
-        raise PluginBroken(
-            f"{label(info)}: {info.config} has no method check, which refuses fields that don't go together"
-        )
+        raise PluginBroken(f"{label(info)}: {what} has no method check, which refuses fields that don't go together")
     return found
 
 
@@ -160,7 +167,7 @@ def method_of(config: type[RunConfig]) -> PluginInfo:
             return named[0]
         defined = vars(sys.modules[base.__module__])
         if base.__module__ != "__main__" and defined.get("Config") is base and "ft_prepare" in defined:
-            return _local_method(defined["__file__"])
+            return local_plugin("method", defined["__file__"])
     known = ", ".join(f"{info.name} ({info.config})" for info in methods) or "none"
     raise PluginNotFound(
         f"{config.__module__}:{config.__qualname__} is the config of no installed method, nor the `Config` of a file "
@@ -281,43 +288,3 @@ def _cause(err: BaseException) -> str:
     frames = traceback.extract_tb(err.__traceback__)[2:]  # without our own and import_module's
     frames = [frame for frame in frames if not frame.filename.startswith("<frozen importlib")]
     return f"{message} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else message
-
-
-# ---------------------------------------------------------------- a method in a file
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith(".py") or os.sep in name or "/" in name
-
-
-def _local_method(name: str) -> PluginInfo:
-    path = Path(name).expanduser().resolve()
-    if not path.is_file() or path.suffix != ".py":
-        beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        guess = closest(path.name, beside)
-        hint = f"; did you mean {str(Path(name).parent / guess)!r}?" if guess else ""
-        raise PluginNotFound(f"no method {name!r}: there is no Python file {path}{hint}")
-    if not path.stem.isidentifier() or keyword.iskeyword(path.stem):
-        raise UsageError(f"{name}: {path.stem!r} can't be a module's name; rename the file, for instance my_method.py")
-    return PluginInfo(
-        kind="method",
-        name=path.stem,
-        value=path.stem,
-        config=f"{path.stem}:Config",
-        location=str(path),
-        summary="a method in a local file",
-    )
-
-
-def _make_importable(info: PluginInfo) -> None:
-    """Put the file's folder at the end of sys.path, so that worker processes find the module by its name too."""
-    folder = str(Path(info.location).parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-        importlib.invalidate_caches()
-    spec = sys.modules[info.value].__spec__ if info.value in sys.modules else importlib.util.find_spec(info.value)
-    origin = spec.origin if spec is not None else None
-    if origin is None or not Path(origin).exists() or Path(origin).resolve() != Path(info.location):
-        raise UsageError(
-            f"{info.location}: Python has another module {info.value!r} ({origin or 'built in'}); rename the file"
-        )

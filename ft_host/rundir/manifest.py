@@ -49,7 +49,9 @@ def new_manifest(
         "config": dataclasses.asdict(config),
         "origins": {field.name: origins.get(field.name, "default") for field in dataclasses.fields(config)},
         "plugins": [
-            {key: value for key, value in dataclasses.asdict(info).items() if key in PLUGIN} for info in chosen
+            {key: value for key, value in dataclasses.asdict(info).items() if key in PLUGIN}
+            | ({} if info.distribution else {"location": info.location})
+            for info in chosen
         ],
         "environment": _environment(accelerator),
         "parent": None,

@@ -24,6 +24,7 @@ import torch
 from ft_host import data, registry
 from ft_host.config import RunConfig
 from ft_host.config.rollout import RolloutConfig
+from ft_host.contract.sinks import TRACKERS, guard_sinks
 from ft_host.diagnostics.collect import diagnostics_of
 from ft_host.diagnostics.memory_remedies import remedies_for
 from ft_host.distributed.processes import agreed, end_processes, is_sharded, start_processes
@@ -133,6 +134,7 @@ class _Launch:
         config = self.config
         backend, backend_config = backend_of(config)
         diagnostics = diagnostics_of(self.method, config)
+        diagnostics_config = registry.diagnostics_configs(config)
         self.chosen = [self.method, *([backend] if backend else []), *diagnostics]
         plugins = registry.session(self.method, backend, diagnostics)
         check_online(self.method, plugins, config)
@@ -194,6 +196,7 @@ class _Launch:
             model=model,
             rollouts=rollouts,
             backend_config=backend_config,
+            diagnostics_config=diagnostics_config,
             watch=self.watch,
         )
         self.run = run
@@ -207,8 +210,6 @@ class _Launch:
             saved_rows = reshard_rows(saved["buffers"], run.rank, run.world_size)
         if self.accelerator.is_main_process and self.resume:
             self.folder.rewind(run.step if checkpoint else -1)
-        logged = self.folder.read("metrics.jsonl") if checkpoint and self.accelerator.is_main_process else []
-        self.watch.start(run, logged)
 
         if self.online:
             stream = self.online.buffer(run, train_source, prepare, progress.position, saved_rows)
@@ -220,15 +221,16 @@ class _Launch:
         schedule = Schedule(optimizer.optimizer, config, total)
         by_rows = config.packing and config.max_steps < 1
         total_rows = round(train_source.num_rows * config.num_train_epochs) if by_rows else None
-        found = () if self.resume else self.watch.engine.findings.values()  # told of before it was stopped
-        trackers = [Trackers(found)] if config.report_to else []
-        for sink in [*sinks(config.progress, total, run.step), *trackers]:
-            if self.accelerator.is_main_process:
-                plugins.register(sink)
         if self.accelerator.is_main_process:
+            for sink in sinks(config.progress, total, run.step):
+                plugins.register(sink)
+            if config.report_to:
+                plugins.register(Trackers(), name=TRACKERS)
             plugins.register(self.watch)
             self.stall = StallDetector(run)
             plugins.register(self.stall)
+            guard_sinks(plugins, partial(run.say, level="warning"))
+            plugins.hook.ft_start(run=run, resumed_from=run.step if checkpoint else None)
         self._write_plan(run, total)
         run.record_facts(model_facts(run) | disk_facts(run))
         for sentence in [*self.warnings, *damaged]:

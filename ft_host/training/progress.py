@@ -10,7 +10,6 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.rollout import RolloutConfig
@@ -122,11 +121,11 @@ def check_trackers(names: list[str]) -> None:
 class Trackers:
     """TensorBoard, Weights & Biases, trackio, MLflow, … through accelerate. What is logged with the first step of a
     rollout is sent with the next step that is sent. Warnings and errors become alerts of Weights & Biases and trackio,
-    which have such; `found` are those from before there were trackers."""
+    which have such."""
 
-    def __init__(self, found: Iterable[Finding] = ()):
+    def __init__(self):
         self.waiting: dict[str, Any] = {}
-        self.found = list(found)  # not sent yet
+        self.found: list[Finding] = []  # not sent yet: there are findings before there are trackers
         self.alerted: set[tuple[str, str]] = set()
 
     @hookimpl

@@ -1,0 +1,198 @@
+"""Diagnostics as a stranger writes them: in a file or a distribution, with fields of their own, a beginning, and errors
+that end no run."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+
+import pytest
+
+from ft_host.cli import main
+from ft_host.diagnostics.replay import diagnose
+from ft_host.errors import ConfigError, PluginNotFound
+from ft_host.registry import catalog, diagnostics_configs, find
+from ft_host.testing.distributions import make_distribution
+from ft_host.training.launch import train
+
+CSVLOG = """
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from ft_host.api import ConfigError, hookimpl, option
+from ft_host.diagnostics import Rule
+
+
+@dataclass(kw_only=True)
+class Config:
+    path: str = option("metrics.csv", "File to write, in the run's folder.")
+    fail_at: int | None = option(None, "Step at which the sink raises an error.")
+
+    def check(self):
+        if not self.path.endswith(".csv"):
+            raise ConfigError("path: expected a name that ends with .csv")
+
+
+def own(run):
+    config = run.diagnostics_config["{name}"]
+    return config, Path(run.folder.path) / config.path
+
+
+@hookimpl
+def ft_start(run, resumed_from):
+    path = own(run)[1]
+    kept = []
+    if resumed_from is not None:
+        with path.open() as file:
+            kept = [row for row in csv.reader(file) if int(row[0]) <= resumed_from]
+    with path.open("w") as file:
+        csv.writer(file).writerows(kept)
+
+
+@hookimpl
+def ft_log(entry, run):
+    config, path = own(run)
+    if entry["step"] == config.fail_at:
+        raise OSError("no space left")
+    if entry["kind"] == "train":
+        with path.open("a") as file:
+            csv.writer(file).writerow([entry["step"], entry["loss"]])
+
+
+@hookimpl
+def ft_rules():
+    def rule(code, test):
+        return Rule(code=code, title="A loss", stage="train", needs=("loss",), test=test, window=1, least=1,
+                    message=lambda view: "There is a loss.", when="w", why="y", remedy="r", source="s")
+
+    return [rule("CSV001", lambda view: view["loss"] > 0), rule("CSV002", lambda view: view["nonsense"] > 0)]
+"""
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    catalog.cache_clear()
+    yield folder
+    catalog.cache_clear()
+
+
+@pytest.fixture
+def file(tmp_path):
+    """One name a test: Python keeps modules by name."""
+    path = tmp_path / f"sink_{tmp_path.name}.py"
+    path.write_text(CSVLOG.replace("{name}", path.stem), encoding="utf-8")
+    return path
+
+
+def with_file(config, file, **fields):
+    given = {"diagnostics": [str(file)], "diagnostics_config": {file.stem: fields}}
+    return dataclasses.replace(config, **given)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_file_with_its_fields_is_diagnostics_and_a_resumed_run_writes_no_step_twice(config, file):
+    first = train(with_file(config, file, path="mine.csv"))
+    found = {each["code"]: each for each in first.findings}
+    assert found["CSV001"]["plugin"] == str(file)
+    info = json.loads((first.folder / "run.json").read_text(encoding="utf-8"))
+    (plugin,) = [each for each in info["plugins"] if each["kind"] == "diagnostics" and not each["distribution"]]
+    assert plugin["location"] == str(file)
+    (first.folder / "checkpoints" / "step-5").rename(first.folder / "gone")  # the steps after 4 are made again
+    again = dataclasses.replace(with_file(config, file, path="mine.csv"), max_steps=6)
+    train(again, resume=first.folder)
+    with (first.folder / "mine.csv").open() as rows:
+        assert [row[0] for row in csv.reader(rows)] == ["1", "2", "3", "4", "5", "6"]
+    assert "CSV001" in {each["code"] for each in diagnose(first.folder).findings}
+
+
+def test_a_sink_that_raises_is_reported_once_by_name_and_ends_no_run(config, file, capsys):
+    finished = train(with_file(config, file, fail_at=3))
+    assert finished.steps == 5 and not finished.failed
+    told = [each for each in lines(finished.folder / "events.jsonl") if "no space left" in each["text"]]
+    (event,) = told
+    assert event["level"] == "warning" and event["step"] == 3
+    assert event["text"] == (
+        f"ft_log of the diagnostics {file} raised OSError: no space left; it is left out for the rest of the run"
+    )
+    with (finished.folder / "metrics.csv").open() as rows:
+        assert [row[0] for row in csv.reader(rows)] == ["1", "2"]
+    skipped = json.loads((finished.folder / "run.json").read_text(encoding="utf-8"))["diagnostics"]["skipped"]
+    assert skipped["CSV002"].startswith("the rule failed: KeyError")
+    assert "CSV001" in {each["code"] for each in finished.findings}, "its other rules are asked all the same"
+
+
+@pytest.mark.parametrize("hook", ["ft_start(run)", "ft_finding(finding)"])
+def test_neither_a_beginning_nor_a_finding_ends_a_run(config, tmp_path, hook):
+    path = tmp_path / f"bad_{hook.partition('(')[0]}.py"
+    body = f"@hookimpl\ndef {hook}:\n    raise ValueError('not now')\n"
+    path.write_text(f"from ft_host.api import hookimpl\n{body}", encoding="utf-8")
+    rows = [{"prompt": "a", "completion": "b"}] * 40  # copies: there is a finding
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    finished = train(dataclasses.replace(config, diagnostics=[str(path)], dataset=str(data), max_steps=2))
+    told = [each["text"] for each in lines(finished.folder / "events.jsonl") if "not now" in each["text"]]
+    assert len(told) == 1 and told[0].startswith(
+        f"{hook.partition('(')[0]} of the diagnostics {path} raised ValueError"
+    )
+
+
+def test_fields_that_cannot_be_used_are_refused_by_name(config, file, site):
+    stem = file.stem
+    bare = file.with_name(f"bare_{stem}.py")
+    bare.write_text("", encoding="utf-8")
+    both = dataclasses.replace(config, diagnostics=[str(file), str(bare)])
+    assert diagnostics_configs(both)[stem].path == "metrics.csv"
+    for given, said in (
+        ({stem: {"pth": "a.csv"}}, f"diagnostics_config: {stem}: unknown field pth; did you mean path"),
+        ({stem: {"path": 3}}, f"diagnostics_config: {stem}: path: "),
+        ({stem: {"path": "a.txt"}}, f"diagnostics_config: {stem}: path: expected a name that ends with .csv"),
+        ({stem: 3}, f"diagnostics_config: {stem}: found 3, expected"),
+        ({bare.stem: {"x": 1}}, f"diagnostics_config: the diagnostics {bare.stem} have no fields of their own"),
+        ({"other": {}}, "diagnostics_config: other is none of the diagnostics that are chosen"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            diagnostics_configs(dataclasses.replace(both, diagnostics_config=given))
+        assert said in str(caught.value)
+    with pytest.raises(PluginNotFound, match="no diagnostics .*: there is no Python file"):
+        find("diagnostics", "./nowhere.py")
+
+
+def test_a_distribution_has_its_fields_under_the_name_of_the_diagnostics(config, site):
+    make_distribution(
+        site,
+        "ft-csvlog",
+        entry_points={
+            "ft_host.diagnostics": {"csvlog": "fake_csvlog"},
+            "ft_host.configs": {"csvlog": "fake_csvlog:Config"},
+        },
+        modules={"fake_csvlog": CSVLOG.replace("{name}", "csvlog")},
+        requires=["ft-host"],
+    )
+    catalog.cache_clear()
+    (info,) = [each for each in catalog() if each.name == "csvlog"]
+    assert (info.kind, info.config, info.state) == ("diagnostics", "fake_csvlog:Config", "ok")
+    for name in ("csvlog", "ft-csvlog:csvlog"):
+        chosen = dataclasses.replace(config, diagnostics=[name], diagnostics_config={name: {"path": "b.csv"}})
+        assert diagnostics_configs(chosen)["csvlog"].path == "b.csv"
+    own = {info.name: info.config for info in catalog() if info.kind == "diagnostics" and info.name == "sft"}
+    assert own == {"sft": ""}, "the config of this name is the method's"
+
+
+def test_a_file_is_shown_and_checked_in_a_process_of_its_own(file, tmp_path, capsys):
+    assert main(["plugins", "show", str(file), "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "diagnostics" in said and "imported in" in said and str(file) in said
+    broken = tmp_path / "broken_method.py"
+    broken.write_text("from ft_host.api import hookimpl\n@hookimpl\ndef ft_los(batch): pass\ndef ft_loss(b): pass\n")
+    assert main(["plugins", "show", str(broken), "--check"]) == 3
+    said = capsys.readouterr().out
+    assert "method" in said and "broken" in said
+    assert main(["plugins", "show", str(tmp_path / "none.py")]) != 0
