@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from ft_host.models.annotate import annotate as annotate
     from ft_host.models.annotate import policy_values as policy_values
     from ft_host.models.load import base_of as base_of
-    from ft_host.models.tiled_distillation import Against as Against
+    from ft_host.models.tiled_divergence import TiledDivergence as TiledDivergence
     from ft_host.rollouts.rewards import Rewards as Rewards
     from ft_host.rollouts.rewards import groups_differ as groups_differ
     from ft_host.rollouts.rollout import Rollout as Rollout
@@ -103,7 +103,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.models": "Policy score_pad",
     "ft_host.models.annotate": "annotate policy_values",
     "ft_host.models.load": "base_of",
-    "ft_host.models.tiled_distillation": "Against",
+    "ft_host.models.tiled_divergence": "TiledDivergence",
     "ft_host.generation": "Completion Request Sampling Scores Sequence",
     "ft_host.generation.transformers": "end_tokens",
     "ft_host.rollouts.rollout": "Rollout RolloutRun seed_of",

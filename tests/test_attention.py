@@ -170,9 +170,9 @@ def test_supervised_tokens_of_a_shared_prompt_count_once():
 def test_no_row_is_a_batch_too(kernel):
     """What a rank calls that has nothing left in a step."""
     policy = flat_policy(models.tiny_qwen(), kernel)
-    out = policy(flat_batch([], num_rows=0), weight=torch.ones_like)
-    assert out["nll"] == 0 and out["logp"].shape == out["entropy"].shape == out["top1"].shape == (0,)
-    out["nll"].backward()
+    out = policy(flat_batch([], num_rows=0), loss=lambda values, part: -values["logp"])
+    assert out["loss"] == 0 and out["logp"].shape == out["entropy"].shape == out["top1"].shape == (0,)
+    out["loss"].backward()
     assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
 
 

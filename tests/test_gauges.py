@@ -169,9 +169,12 @@ def test_families():
 
 
 def reached(policy: Any, weight: Any = torch.ones_like) -> dict[str, Any]:
+    def loss(values: dict[str, torch.Tensor], part: slice) -> torch.Tensor:
+        return -weight(values["logp"].detach()) * values["logp"]
+
     run = run_of(policy)
     coverage = GradientCoverage(run)
-    policy(batch_of([some_tokens(20, 1)]), weight=weight)["nll"].backward()
+    policy(batch_of([some_tokens(20, 1)]), loss=loss)["loss"].backward()
     coverage.update(run, 1.0)
     return run.facts
 

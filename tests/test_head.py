@@ -12,34 +12,41 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ft_host.batch import IGNORE, Segment, flat_batch
-from ft_host.models import Policy, head
+from ft_host.models import Policy, head, tiles
 from ft_host.models.attention import install
+from ft_host.models.logit_scaling import LogitScaling, logit_scaling_of
 from ft_host.testing import models
 
 N, H, V = 70, 12, 301
-WANT = head.WANTS
+WANT = tiles.WANTS
 SHAPES = {
-    "plain": head.LogitScaling(),
-    "softcap": head.LogitScaling(softcap=3.0),
-    "scale": head.LogitScaling(scale=0.4),
-    "both": head.LogitScaling(scale=0.3, softcap=3.0),  # beyond it, float32 no longer tells large capped logits apart
-    "temperature": head.LogitScaling(temperature=0.7),
-    "all": head.LogitScaling(scale=0.3, softcap=3.0, temperature=1.4),
+    "plain": LogitScaling(),
+    "softcap": LogitScaling(softcap=3.0),
+    "scale": LogitScaling(scale=0.4),
+    "both": LogitScaling(scale=0.3, softcap=3.0),  # beyond it, float32 no longer tells large capped logits apart
+    "temperature": LogitScaling(temperature=0.7),
+    "all": LogitScaling(scale=0.3, softcap=3.0, temperature=1.4),
 }
-WEIGHTS: dict[str, Callable] = {
-    "ones": torch.ones_like,
-    "dft": torch.exp,
-    "some": lambda logp: (logp > -6).to(logp.dtype) * 0.3,
+# Losses of a target's log-prob.
+LOSSES: dict[str, Callable] = {
+    "nll": lambda logp: -logp,
+    "dft": lambda logp: -logp.exp().detach() * logp,
+    "some": lambda logp: -(logp > -6).to(logp.dtype) * 0.3 * logp,
+    "clipped ratio": lambda logp: -torch.minimum((logp + 6).exp(), (logp + 6).exp().clamp(0.8, 1.2)),
 }
+
+
+def nll(values, part):
+    return -values["logp"]
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Sixteen targets a tile: five tiles, the last one of six."""
-    monkeypatch.setitem(head.TILE_BYTES, "cpu", 1)
-    monkeypatch.setattr(head, "TILE_TARGETS", 16)
+    monkeypatch.setitem(tiles.TILE_BYTES, "cpu", 1)
+    monkeypatch.setattr(tiles, "TILE_TARGETS", 16)
     monkeypatch.setattr(head, "KEPT_BYTES", 0)
-    assert len(head._tiles(N, V, 4, torch.device("cpu"))) == 5
+    assert len(tiles.tiles_of(N, V, 4, torch.device("cpu"))) == 5
 
 
 def inputs(count: int = N, dtype: torch.dtype = torch.float32):
@@ -85,20 +92,20 @@ def check_values(out, expected, tolerance):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_weighted_nll(shape, weights, dtype):
+def test_tiled_loss(shape, loss, dtype):
     hidden, matrix, targets = inputs(dtype=dtype)
-    weight, shape, tolerance = WEIGHTS[weights], SHAPES[shape], TOLERANCE[dtype]
+    loss, shape, tolerance = LOSSES[loss], SHAPES[shape], TOLERANCE[dtype]
     expected = reference(hidden, matrix, targets, shape)
-    nll = -(weight(expected[0].detach()) * expected[0]).sum()
-    grads = torch.autograd.grad(-2.5 * nll, (hidden, matrix))
+    summed = loss(expected[0]).sum()
+    grads = torch.autograd.grad(-2.5 * summed, (hidden, matrix))
 
-    out = head.weighted_nll(hidden, matrix, targets, weight, shape, WANT)
+    out = head.tiled_loss(hidden, matrix, targets, lambda values, part: loss(values["logp"]), shape, WANT)
     check_values(out, expected, tolerance)
-    close(out["nll"].detach(), nll.detach(), tolerance)
-    assert not out["logp"].requires_grad and not out["entropy"].requires_grad and out["nll"].dtype == dtype
-    for found, wanted in zip(torch.autograd.grad(-2.5 * out["nll"], (hidden, matrix)), grads, strict=True):
+    close(out["loss"].detach(), summed.detach(), tolerance)
+    assert not out["logp"].requires_grad and not out["entropy"].requires_grad and out["loss"].dtype == dtype
+    for found, wanted in zip(torch.autograd.grad(-2.5 * out["loss"], (hidden, matrix)), grads, strict=True):
         assert found.dtype == dtype
         close(found, wanted, tolerance)
 
@@ -148,6 +155,13 @@ def test_entropy_with_gradient(shape, with_logp, kept, monkeypatch):
     for one, wanted in zip(found, grads, strict=True):
         close(one, wanted, 1e-12)
 
+    def losses(values, part):
+        return values["entropy"] * incoming.flip(0)[part] + values["logp"] * incoming[part] * with_logp
+
+    out = head.tiled_loss(hidden, matrix, targets, losses, shape, WANT)
+    for found, wanted in zip(torch.autograd.grad(out["loss"], (hidden, matrix)), grads, strict=True):
+        close(found, wanted, 1e-12)
+
 
 def test_entropy_of_certainty_has_a_finite_gradient():
     """Probabilities that are 0 in this type add nothing, rather than 0 times infinity."""
@@ -158,14 +172,54 @@ def test_entropy_of_certainty_has_a_finite_gradient():
     assert out["entropy"].detach() == 0 and torch.equal(grad, torch.zeros(1, 2))
 
 
-def test_weights_that_are_known():
-    """A tensor of weights says what a function that returns it tile by tile does."""
+def test_a_loss_is_told_which_targets_it_is_of():
+    """It can cut its own values of each target, and gets what is wanted beside the log-probs."""
     hidden, matrix, targets = inputs(dtype=torch.float64)
-    weights = torch.linspace(-1, 2, N, dtype=torch.float64)
-    logp = reference(hidden, matrix, targets, head.LogitScaling(temperature=0.7))[0]
+    weights, told = torch.linspace(-1, 2, N, dtype=torch.float64), []
+    logp = reference(hidden, matrix, targets, LogitScaling(temperature=0.7))[0]
     grads = torch.autograd.grad(-(weights * logp).sum(), (hidden, matrix))
-    out = head.weighted_nll(hidden, matrix, targets, weights, head.LogitScaling(temperature=0.7))
-    for found, wanted in zip(torch.autograd.grad(out["nll"], (hidden, matrix)), grads, strict=True):
+
+    def losses(values, part):
+        told.append((part.start, part.stop, tuple(values)))
+        return -weights[part] * values["logp"]
+
+    out = head.tiled_loss(hidden, matrix, targets, losses, LogitScaling(temperature=0.7), ("top1",))
+    assert told == [(start, min(start + 16, N), ("logp", "top1")) for start in range(0, N, 16)]
+    for found, wanted in zip(torch.autograd.grad(out["loss"], (hidden, matrix)), grads, strict=True):
+        close(found, wanted, 1e-12)
+
+
+@pytest.mark.parametrize("way", ["tiles", "whole"])
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (lambda values, part: -values["logp"].mean(), r"loss: gives \(\) for \d+ targets; expected the loss of each"),
+        (lambda values, part: 0.0, "loss: gives float for"),
+        (lambda values, part: -values["logp"].detach(), "loss: gives losses without gradient"),
+    ],
+)
+def test_a_loss_that_does_not_give_one_for_each_target_is_refused(losses, message, way):
+    hidden, matrix, targets = inputs()
+    with pytest.raises(ValueError, match=message):
+        if way == "tiles":
+            head.tiled_loss(hidden, matrix, targets, losses)
+        else:
+            head.loss_of_values(head.log_probs(hidden, matrix, targets), losses)
+
+
+def test_a_loss_of_all_values_at_once_is_the_same():
+    """Under float16, and for a head of any kind: the same formula through autograd."""
+    hidden, matrix, targets = inputs(dtype=torch.float64)
+
+    def losses(values, part):
+        return values["logp"].exp() * targets[part] - values["entropy"]
+
+    out = head.tiled_loss(hidden, matrix, targets, losses, want=("entropy",))
+    whole = head.loss_of_values(head.log_probs(hidden, matrix, targets, want=("entropy",)), losses)
+    assert out.keys() == whole.keys() and not whole["logp"].requires_grad and not whole["entropy"].requires_grad
+    close(whole["loss"].detach(), out["loss"].detach(), 1e-12)
+    grads = torch.autograd.grad(out["loss"], (hidden, matrix))
+    for found, wanted in zip(torch.autograd.grad(whole["loss"], (hidden, matrix)), grads, strict=True):
         close(found, wanted, 1e-12)
 
 
@@ -194,17 +248,17 @@ def test_only_what_is_wanted_is_given():
             names = {"logp", *want}
             assert head.log_probs(hidden, matrix, targets, want=want).keys() == names
             assert head.log_probs_of_module(hidden, module, targets, V, want=want).keys() == names
-            assert head.weighted_nll(hidden, matrix, targets, torch.ones_like, want=want).keys() == names | {"nll"}
+            assert head.tiled_loss(hidden, matrix, targets, nll, want=want).keys() == names | {"loss"}
 
 
 def test_no_target_is_legal():
     hidden, matrix, targets = inputs(0)
     module = nn.Linear(H, V)
-    nll = head.weighted_nll(hidden, matrix, targets, torch.ones_like, want=WANT)["nll"]
+    loss = head.tiled_loss(hidden, matrix, targets, nll, want=WANT)["loss"]
     logp = head.log_probs(hidden, matrix, targets, want=WANT)["logp"]
     of_module = head.log_probs_of_module(hidden, module, targets, V, want=WANT)
-    assert nll == 0 and logp.shape == of_module["entropy"].shape == of_module["top1"].shape == (0,)
-    (nll + logp.sum() + of_module["logp"].sum()).backward()
+    assert loss == 0 and logp.shape == of_module["entropy"].shape == of_module["top1"].shape == (0,)
+    (loss + logp.sum() + of_module["logp"].sum()).backward()
     for tensor in (hidden, matrix, module.weight, module.bias):
         assert tensor.grad is not None and tensor.grad.shape == tensor.shape and not tensor.grad.any()
 
@@ -212,32 +266,32 @@ def test_no_target_is_legal():
 @pytest.mark.parametrize("frozen", ["matrix", "hidden"])
 def test_a_frozen_side_gets_no_gradient_and_the_other_the_same(frozen):
     hidden, matrix, targets = inputs()
-    expected = torch.autograd.grad(-reference(hidden, matrix, targets, head.LogitScaling())[0].sum(), (hidden, matrix))
+    expected = torch.autograd.grad(-reference(hidden, matrix, targets, LogitScaling())[0].sum(), (hidden, matrix))
     (hidden if frozen == "hidden" else matrix).requires_grad_(False)
     trained, wanted = (matrix, expected[1]) if frozen == "hidden" else (hidden, expected[0])
-    for nll in (
-        head.weighted_nll(hidden, matrix, targets, torch.ones_like)["nll"],
+    for loss in (
+        head.tiled_loss(hidden, matrix, targets, nll)["loss"],
         -head.log_probs(hidden, matrix, targets)["logp"].sum(),
     ):
-        close(torch.autograd.grad(nll, trained)[0], wanted, 2e-6)
+        close(torch.autograd.grad(loss, trained)[0], wanted, 2e-6)
 
 
 def test_the_gradient_is_made_once_for_one_backward():
     hidden, matrix, targets = inputs()
-    nll = head.weighted_nll(hidden, matrix, targets, torch.ones_like)["nll"]
-    nll.backward(retain_graph=True)
+    loss = head.tiled_loss(hidden, matrix, targets, nll)["loss"]
+    loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        nll.backward()
+        loss.backward()
 
 
 def test_large_logits_do_not_overflow():
     hidden, matrix, targets = inputs()
     hidden = (hidden.detach() * 1000).requires_grad_()
-    expected = reference(hidden, matrix, targets, head.LogitScaling())
-    out = head.weighted_nll(hidden, matrix, targets, torch.ones_like, want=WANT)
+    expected = reference(hidden, matrix, targets, LogitScaling())
+    out = head.tiled_loss(hidden, matrix, targets, nll, want=WANT)
     close(out["logp"], expected[0], 1e-5)
     assert torch.isfinite(out["entropy"]).all()
-    assert torch.isfinite(torch.autograd.grad(out["nll"], hidden)[0]).all()
+    assert torch.isfinite(torch.autograd.grad(out["loss"], hidden)[0]).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -258,14 +312,14 @@ def test_autocast_is_as_near_as_full_rows_under_autocast(shape):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         baseline = torch.autograd.grad(plain(), (hidden, matrix))
         ways = {
-            "weighted_nll": (head.weighted_nll(hidden, matrix, targets, torch.ones_like, shape)["nll"], matrix),
+            "tiled_loss": (head.tiled_loss(hidden, matrix, targets, nll, shape)["loss"], matrix),
             "log_probs": (-head.log_probs(hidden, matrix, targets, shape)["logp"].sum(), matrix),
             "module": (-head.log_probs_of_module(hidden, module, targets, V, shape)["logp"].sum(), module.weight),
         }
-    for name, (nll, weight) in ways.items():
-        assert nll.dtype == torch.float32, name
-        close(nll.detach(), -exact.detach().sum(), 3e-3)
-        found = torch.autograd.grad(nll, (hidden, weight))
+    for name, (loss, weight) in ways.items():
+        assert loss.dtype == torch.float32, name
+        close(loss.detach(), -exact.detach().sum(), 3e-3)
+        found = torch.autograd.grad(loss, (hidden, weight))
         for mine, plains, wanted in zip(found, baseline, grads, strict=True):
             assert mine.dtype == torch.float32
             allowed = 2 * (plains.double() - wanted).norm() / wanted.norm()
@@ -278,12 +332,12 @@ def test_weights_in_bfloat16_add_up_over_tiles():
     hidden = torch.randn(9600, H, generator=generator).bfloat16().requires_grad_()
     matrix = torch.randn(V, H, generator=generator).bfloat16().requires_grad_()
     targets = torch.randint(V, (9600,), generator=generator)
-    wanted = torch.autograd.grad(-reference(hidden, matrix, targets, head.LogitScaling())[0].sum(), matrix)[0]
-    for nll in (
-        head.weighted_nll(hidden, matrix, targets, torch.ones_like)["nll"],
+    wanted = torch.autograd.grad(-reference(hidden, matrix, targets, LogitScaling())[0].sum(), matrix)[0]
+    for loss in (
+        head.tiled_loss(hidden, matrix, targets, nll)["loss"],
         -head.log_probs(hidden, matrix, targets)["logp"].sum(),
     ):
-        close(torch.autograd.grad(nll, matrix)[0], wanted, 5e-3)
+        close(torch.autograd.grad(loss, matrix)[0], wanted, 5e-3)
 
 
 # ---------------------------------------------------------------- what a config says
@@ -292,11 +346,11 @@ def test_weights_in_bfloat16_add_up_over_tiles():
 def test_what_a_config_does_to_logits():
     from transformers import CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
 
-    assert head.logit_scaling_of(LlamaConfig()) == head.LogitScaling()
-    assert head.logit_scaling_of(Gemma2Config(final_logit_softcapping=30.0)) == head.LogitScaling(1.0, 30.0)
-    assert head.logit_scaling_of(Gemma2Config(final_logit_softcapping=None)) == head.LogitScaling()
-    assert head.logit_scaling_of(CohereConfig(logit_scale=0.0625)) == head.LogitScaling(0.0625)
-    assert head.logit_scaling_of(GraniteConfig(logits_scaling=8.0)) == head.LogitScaling(0.125)
+    assert logit_scaling_of(LlamaConfig()) == LogitScaling()
+    assert logit_scaling_of(Gemma2Config(final_logit_softcapping=30.0)) == LogitScaling(1.0, 30.0)
+    assert logit_scaling_of(Gemma2Config(final_logit_softcapping=None)) == LogitScaling()
+    assert logit_scaling_of(CohereConfig(logit_scale=0.0625)) == LogitScaling(0.0625)
+    assert logit_scaling_of(GraniteConfig(logits_scaling=8.0)) == LogitScaling(0.125)
 
 
 MLA = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12}
@@ -313,7 +367,7 @@ def test_models_that_scale_their_logits(family):
     import transformers
 
     config = getattr(transformers, f"{family}Config")(**models.SIZES | SCALED[family])
-    assert head.logit_scaling_of(config) != head.LogitScaling()
+    assert logit_scaling_of(config) != LogitScaling()
     model = models._make(config, 0)
     row = list(range(5, 30))
     logits = model(input_ids=torch.tensor([row])).logits[0, :-1]
@@ -359,10 +413,11 @@ def test_full_rows_of_logits_never_exist(way, tied):
         model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))
     policy = Policy(model).train()
     batch = batch_of(150, 250, 203)
-    weight = {"nll": torch.ones_like, "dft": torch.exp}.get(way)
     with Largest() as largest:
-        out = policy(batch, weight=weight)
-        (-out["logp"].sum() if weight is None else out["nll"]).backward()
+        if way in LOSSES:
+            policy(batch, loss=lambda values, part: LOSSES[way](values["logp"]))["loss"].backward()
+        else:
+            (-policy(batch)["logp"].sum()).backward()
     assert len(batch.targets) == 600
     assert largest.numel >= vocabulary * 64 or way == "lora head", "the watcher saw no matrix of the head"
     assert largest.numel <= 600 * vocabulary / 3, f"a tensor of {largest.shape}"
@@ -396,7 +451,7 @@ def test_both_ways_of_the_policy_are_full_rows(make, frozen):
     for gradient_in_forward in (True, False):
         model.zero_grad()
         if gradient_in_forward:
-            policy(batch, weight=torch.exp)["nll"].backward()
+            policy(batch, loss=lambda values, part: LOSSES["dft"](values["logp"]))["loss"].backward()
         else:
             out = policy(batch)["logp"]
             (-(out.detach().exp() * out).sum()).backward()
@@ -409,3 +464,30 @@ def test_both_ways_of_the_policy_are_full_rows(make, frozen):
 def test_an_unknown_want_is_refused():
     with pytest.raises(ValueError, match="perplexity"):
         Policy(models.tiny_llama())(batch_of(4), want=("perplexity",))
+
+
+# ---------------------------------------------------------------- what 0.4 called them
+
+
+@pytest.mark.parametrize("kind", ["function", "tensor"])
+def test_weight_of_04_is_a_loss(kind):
+    """`weight=`, a function of log-probs or a tensor, gives `nll` and its gradient, and says what it is now."""
+    model = models.tiny_llama()
+    install(model)
+    policy = Policy(model)
+    batch = flat_batch([Segment(input_ids=list(range(5, 45)), labels=list(range(5, 45)), row=0)], num_rows=1)
+    weights = torch.linspace(0, 1, len(batch.targets))
+
+    def losses(values, part):
+        return -(values["logp"].detach().exp() if kind == "function" else weights[part]) * values["logp"]
+
+    wanted = policy(batch, want=("entropy",), loss=losses)
+    wanted["loss"].backward()
+    gradient = model.get_output_embeddings().weight.grad.clone()
+    model.zero_grad()
+    with pytest.warns(FutureWarning, match=r"model\(..., weight=\) is loss= since ft-host 0.5"):
+        found = policy(batch, want=("entropy",), weight=torch.exp if kind == "function" else weights)
+    found["nll"].backward()
+    assert found.keys() == {"nll", "logp", "entropy"} and not found["logp"].requires_grad
+    assert float(found["nll"].detach()) == pytest.approx(float(wanted["loss"].detach()), rel=1e-6)
+    close(model.get_output_embeddings().weight.grad, gradient, 1e-6)

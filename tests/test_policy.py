@@ -35,6 +35,14 @@ def policy_of(folder: Path | str, **fields: Any) -> Policy:
     return load_policy(RunConfig(model=str(folder), **fields), TOKENIZER, CPU)
 
 
+def nll(values: dict[str, torch.Tensor], part: slice) -> torch.Tensor:
+    return -values["logp"]
+
+
+def dft(values: dict[str, torch.Tensor], part: slice) -> torch.Tensor:
+    return -values["logp"].detach().exp() * values["logp"]
+
+
 def some_rows() -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(3, 256, (length,), generator=generator).tolist() for length in (9, 17, 2, 12)]
@@ -92,7 +100,7 @@ def test_a_model_without_attention_takes_a_rectangle_and_says_so(saved):
     model = AutoModelForCausalLM.from_pretrained(saved("mamba"))
     close(policy(batch_of(rows))["logp"], alone(model, rows), 2e-5)
     # and its gradients are those of the rows alone
-    (-policy(batch_of(rows), weight=torch.ones_like)["nll"]).backward()
+    (-policy(batch_of(rows), loss=nll)["loss"]).backward()
     alone(model, rows).sum().backward()
     for (name, found), expected in zip(policy.model.named_parameters(), model.parameters(), strict=True):
         assert (found.grad - expected.grad).norm() <= 1e-4 * expected.grad.norm() + 1e-6, name
@@ -315,7 +323,7 @@ def test_an_adapter_from_start_to_merge(saved, tmp_path, name, adapter):
         }
 
     models.disturb(policy)
-    policy(batch, weight=torch.exp)["nll"].backward()
+    policy(batch, loss=dft)["loss"].backward()
     found = {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
     policy.zero_grad()
     expected = alone(policy.model, rows)
@@ -353,7 +361,7 @@ def test_an_adapter_with_checkpointing(saved):
         torch.manual_seed(0)  # an adapter starts at random
         policy = policy_of(saved("llama"), use_peft=True, gradient_checkpointing=on)
         models.disturb(policy)
-        policy(batch, weight=torch.ones_like)["nll"].backward()
+        policy(batch, loss=nll)["loss"].backward()
         grads.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
     close(grads[1], grads[0], 1e-6)
     assert len(grads[0]) and grads[0].any()
@@ -412,9 +420,9 @@ def test_the_balance_of_experts_is_the_models_own(saved, name, checkpointed):
             saved(name), router_aux_loss_coef=0.5, segment_attention=kernel, gradient_checkpointing=checkpointed
         )
         assert policy.router_aux_loss_coef == 0.5
-        nll = policy(batch_of(rows), weight=torch.ones_like)["nll"]
+        loss = policy(batch_of(rows), loss=nll)["loss"]
         close(policy.aux_loss.detach(), expected.detach(), 1e-5)
-        (policy.aux_loss + 0 * nll).backward()
+        (policy.aux_loss + 0 * loss).backward()
         for (key, found), reference in zip(policy.model.named_parameters(), model.parameters(), strict=True):
             wanted = torch.zeros_like(found) if reference.grad is None else reference.grad
             assert (found.grad - wanted).norm() <= 1e-4 * wanted.norm() + 1e-6, key
@@ -466,8 +474,8 @@ def test_compiled_layers_give_the_same(tmp_path, monkeypatch, backend):
     results = []
     for compiled in (False, True):
         policy = policy_of(tmp_path, torch_compile=compiled)
-        out = policy(batch_of(rows), weight=torch.ones_like)
-        out["nll"].backward()
+        out = policy(batch_of(rows), loss=nll)
+        out["loss"].backward()
         results.append((out["logp"], [p.grad.clone() for p in policy.parameters()]))
     close(results[1][0], results[0][0])
     for found, expected in zip(results[1][1], results[0][1], strict=True):
@@ -477,8 +485,8 @@ def test_compiled_layers_give_the_same(tmp_path, monkeypatch, backend):
 def test_labels_that_supervise_nothing(saved):
     row = some_rows()[0]
     batch = flat_batch([Segment(input_ids=row, labels=[IGNORE] * len(row), row=0)], num_rows=1)
-    out = policy_of(saved("llama"))(batch, weight=torch.ones_like)
-    assert out["nll"] == 0 and out["logp"].shape == (0,)
+    out = policy_of(saved("llama"))(batch, loss=nll)
+    assert out["loss"] == 0 and out["logp"].shape == (0,)
 
 
 def test_dropout_is_off_where_asked_for_but_an_adapters(tmp_path):

@@ -20,7 +20,7 @@ from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
 from ft_host.models import Policy, load_frozen, load_policy, merge_adapter, probe, save_model
 from ft_host.models.load import score_pad
-from ft_host.models.policy import unshared
+from ft_host.models.rectangle import rectangle, unshared
 from ft_host.testing import models
 
 CPU = torch.device("cpu")
@@ -110,8 +110,6 @@ def test_ends_in_a_rectangle_and_unshared():
     assert batch.input_ids[batch.ends].tolist() == expected
     flat = unshared(batch)
     assert flat.input_ids[flat.ends].tolist() == expected
-    from ft_host.models.policy import rectangle
-
     input_ids, _, where = rectangle(batch)
     assert input_ids.flatten()[where[batch.ends]].tolist() == expected
 
@@ -137,8 +135,8 @@ def test_wants_of_another_head_are_refused(saved):
     for want in (("logp",), ("score", "entropy")):
         with pytest.raises(ValueError, match=f"want: {want[-1]}: nothing that a reward model gives; it gives score"):
             reward(batch, want=want)
-    with pytest.raises(ValueError, match="weight: nothing that a reward model gives"):
-        reward(batch, want=("score",), weight=torch.ones_like)
+    with pytest.raises(ValueError, match="loss: nothing that a reward model gives"):
+        reward(batch, want=("score",), loss=lambda values, part: -values["logp"])
     language = load_policy(RunConfig(model=str(saved("llama"))), TOKENIZER, CPU)
     with pytest.raises(ValueError, match="want: score: nothing that a language model gives; it gives logp, "):
         language(batch, want=("score",))

@@ -64,11 +64,15 @@ def batch_of(indices: list[int]) -> Batch:
 TARGETS = sum(len(row) - 1 for row in rows())
 
 
+def dft(values: dict[str, torch.Tensor], part: slice) -> torch.Tensor:
+    return -values["logp"].detach().exp() * values["logp"]
+
+
 def loss_of(model: Any, policy: Policy, indices: list[int], way: str) -> torch.Tensor:
     """This micro-batch's part of the step's loss, as a sum. `way`: "nll" makes the gradient in the forward."""
     batch = batch_of(indices)
     if way == "nll":
-        loss = model(batch, weight=torch.exp)["nll"] / TARGETS
+        loss = model(batch, loss=dft)["loss"] / TARGETS
     else:
         logp = model(batch)["logp"]
         loss = -(logp.detach().exp() * logp).sum() / TARGETS

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ft_host.batch import Batch
     from ft_host.config import RunConfig
     from ft_host.models.policy import Policy
-    from ft_host.models.tiled_distillation import Head
+    from ft_host.models.tiled_divergence import Head
     from ft_host.run import Run
 
 REFERENCE = "reference"  # what add_reference_adapter calls it

@@ -7,6 +7,7 @@ would refuse.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,23 +20,28 @@ from ft_host.batch import Batch
 from ft_host.models import head
 from ft_host.models.attention import Layout, flat
 from ft_host.models.experts import Routing, routing_of, times_shared
-from ft_host.models.tiled_distillation import Against, Head, loss_against
+from ft_host.models.logit_scaling import logit_scaling_of
+from ft_host.models.rectangle import rectangle, unshared
+from ft_host.models.tiled_divergence import Head, TiledDivergence, tiled_divergence
+from ft_host.models.tiles import WANTS, product_dtype
 
 Places = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Policy(nn.Module):
-    """`policy(batch, want=("logp", "entropy", "top1"), weight=None)` gives a dict of (N,) tensors, one value a target.
+    """`policy(batch, want=("logp", "entropy", "top1"))` gives a dict of (N,) tensors, one value a target. `logp` and
+    `entropy` have a gradient; nothing else of a language model does.
 
     `temperature` divides the logits, so that log-probs and entropy are of what is sampled at it.
 
-    `weight`: constant weights (N,), or a function of log-probs (n,) to them (n,), treating each target by itself: the
-    dict then holds `nll`, the scalar  sum_i weight_i * -logp_i  with gradient, and `logp` and `entropy` carry none.
-    Without it these two do; nothing else of a language model does.
+    `loss`: a function of such a dict for some targets, `logp` and what is wanted, and of which of the batch's targets
+    they are, a slice; to the loss of each, (n,). It must treat each target by itself: it is called tile by tile, and
+    differentiated by `logp` and `entropy` there and then, so tensors of its own are constants. The dict then holds
+    `loss`, the sum, a scalar with gradient, and what is wanted without.
 
-    `hidden` (N, H), with gradient, is the state that each target is predicted from, and `head` makes logits of it: what
-    another model is held against. `against`: such a model; the dict then holds the scalar `against` with gradient, and
-    the values of its function without (see `ft_host.models.tiled_distillation`).
+    `hidden` (N, H), with gradient, is the state that each target is predicted from, and `logits_head` makes logits of
+    it: what another model's are compared with. `divergence`: such a comparison; the dict then holds the scalar
+    `divergence` with gradient, and the values of its function without (see `ft_host.models.tiled_divergence`).
 
     `value` (N,), with gradient, is what a trained companion of head "value" says of the state before each target:
     `companions` holds those that are trained beside the policy, inside it, so that one forward runs all.
@@ -87,7 +93,7 @@ class Policy(nn.Module):
         """What can be wanted of it."""
         if self.head is not None:
             return ("score",) if self.head == "reward" else ("value",)
-        return (*head.WANTS, "hidden", *self.companions)
+        return (*WANTS, "hidden", *self.companions)
 
     @property
     def device(self) -> torch.device:
@@ -98,15 +104,22 @@ class Policy(nn.Module):
     def forward(
         self,
         batch: Batch,
-        want: tuple[str, ...] = head.WANTS,
-        weight: head.Weight | None = None,
+        want: tuple[str, ...] = WANTS,
+        *,
+        loss: head.Loss | None = None,
+        divergence: TiledDivergence | None = None,
         temperature: float = 1.0,
-        against: Against | None = None,
+        weight: Any = None,
+        against: TiledDivergence | None = None,
     ) -> dict[str, torch.Tensor]:
+        """Raises ValueError where this model doesn't give what is asked for. `weight` and `against` are what `loss` and
+        `divergence` were in 0.4; they go with 1.0."""
+        if weight is not None or against is not None:
+            return self._by_names_of_04(batch, want, temperature, weight, against)
         unknown = set(want) - set(self.gives)
-        if unknown or ((weight is not None or against is not None) and self.head is not None):
+        if unknown or ((loss is not None or divergence is not None) and self.head is not None):
             what = "a language model" if self.head is None else f"a {self.head} model"
-            given = [name for name, value in (("weight", weight), ("against", against)) if value is not None]
+            given = [name for name, value in (("loss", loss), ("divergence", divergence)) if value is not None]
             named = f"want: {', '.join(sorted(unknown))}" if unknown else ", ".join(given)
             raise ValueError(f"{named}: nothing that {what} gives; it gives {', '.join(self.gives)}")
         # Balance is of tokens as the router sees them: a shared prompt would count once where full sequences have it
@@ -120,7 +133,7 @@ class Policy(nn.Module):
             out = {"value": self._score(states.index_select(0, places(batch.sources)))}
         else:
             hidden = states.index_select(0, places(batch.sources))
-            out = self._per_target(hidden, batch.targets, tuple(want), weight, temperature, against)
+            out = self._per_target(hidden, batch.targets, tuple(want), loss, divergence, temperature)
             if "value" in want:
                 companion = self.companions["value"]
                 out |= companion(batch, want=("value",)) if isinstance(companion, Policy) else companion(hidden)
@@ -167,7 +180,7 @@ class Policy(nn.Module):
     def logits_head(self, temperature: float = 1.0) -> Head:
         """The head with its scale and soft cap. Of a sharded policy its matrix is gathered: all ranks must call it."""
         module = self.causal_lm.get_output_embeddings()
-        shape = replace(head.logit_scaling_of(self.config), temperature=temperature)
+        shape = replace(logit_scaling_of(self.config), temperature=temperature)
         if not _is_plain(module):
             return Head(None, module, shape, self.config.vocab_size)
         matrix = module.weight
@@ -180,20 +193,23 @@ class Policy(nn.Module):
         hidden: torch.Tensor,
         targets: torch.Tensor,
         want: tuple[str, ...],
-        weight: head.Weight | None,
+        loss: head.Loss | None,
+        divergence: TiledDivergence | None,
         temperature: float,
-        against: Against | None,
     ) -> dict[str, torch.Tensor]:
         """What is wanted of the hidden states of targets; log-probs and the like only where they are."""
         out: dict[str, torch.Tensor] = {"hidden": hidden} if "hidden" in want else {}
-        if against is not None:
+        if divergence is not None:
             ours = self.logits_head(temperature)
             ahead = ours.matrix is not None and not _loss_is_scaled(hidden, ours.matrix)
-            out["against"], values = loss_against(hidden, ours, against, ahead)
-            out |= values
-        rest = tuple(name for name in want if name in head.WANTS)
-        if rest or weight is not None or not out:
-            out |= self._head(hidden, targets, rest, weight, temperature)
+            summed, values = tiled_divergence(hidden, ours, divergence, ahead)
+            taken = values.keys() & {"loss", "divergence", *self.gives}
+            if taken:
+                raise ValueError(f"divergence: its function names a value {min(taken)}, which the model gives itself")
+            out |= {"divergence": summed, **values}
+        rest = tuple(name for name in want if name in WANTS)
+        if rest or loss is not None or not out:
+            out |= self._head(hidden, targets, rest, loss, temperature)
         return out
 
     def _head(
@@ -201,25 +217,41 @@ class Policy(nn.Module):
         hidden: torch.Tensor,
         targets: torch.Tensor,
         want: tuple[str, ...],
-        weight: head.Weight | None,
+        loss: head.Loss | None,
         temperature: float,
     ) -> dict[str, torch.Tensor]:
         module = self.causal_lm.get_output_embeddings()
-        shape = replace(head.logit_scaling_of(self.config), temperature=temperature)
+        shape = replace(logit_scaling_of(self.config), temperature=temperature)
         if not _is_plain(module):
             out = head.log_probs_of_module(hidden, module, targets, self.config.vocab_size, shape, want)
-        elif weight is None or not torch.is_grad_enabled() or _loss_is_scaled(hidden, module.weight):
+        elif loss is None or not torch.is_grad_enabled() or _loss_is_scaled(hidden, module.weight):
             out = head.log_probs(hidden, module.weight, targets, shape, want)
         else:
-            return head.weighted_nll(hidden, module.weight, targets, weight, shape, want)
-        if weight is not None:
-            constant = out["logp"].detach()
-            weights = weight if isinstance(weight, torch.Tensor) else weight(constant)
-            out["nll"] = -torch.dot(weights.to(constant.dtype), out["logp"])
-            out["logp"] = constant
-            if "entropy" in out:
-                out["entropy"] = out["entropy"].detach()
-        return out
+            return head.tiled_loss(hidden, module.weight, targets, loss, shape, want)
+        return out if loss is None else head.loss_of_values(out, loss)
+
+    def _by_names_of_04(
+        self, batch: Batch, want: tuple[str, ...], temperature: float, weight: Any, against: TiledDivergence | None
+    ) -> dict[str, torch.Tensor]:
+        """`weight`, which gave `nll`, the sum of weight(logp) * -logp with constant weights; `against`, which gave what
+        `divergence` gives."""
+        renamed = "weight=) is loss=" if weight is not None else "against=) is divergence="
+        warnings.warn(f"model(..., {renamed} since ft-host 0.5; docs/hooks.md has it under ft_loss", FutureWarning, 2)
+
+        def nll(values: dict[str, torch.Tensor], part: slice) -> torch.Tensor:
+            logp = values["logp"]
+            weights = weight[part] if isinstance(weight, torch.Tensor) else weight(logp.detach())
+            return -weights.to(logp.dtype) * logp
+
+        def function(*args: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            summed, values = against.function(*args)
+            return summed, {f"value/{name}": value for name, value in values.items()}  # could be called divergence
+
+        loss = None if weight is None else nll
+        divergence = None if against is None else replace(against, function=function)
+        out = self.forward(batch, want, loss=loss, divergence=divergence, temperature=temperature)
+        names = {"loss": "nll", "divergence": "against"}
+        return {names.get(name, name.removeprefix("value/")): value for name, value in out.items()}
 
     @property
     def _learns(self) -> bool:
@@ -261,77 +293,8 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _loss_is_scaled(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
     """In float16 the loss is scaled up before the backward pass, so a gradient made beforehand could vanish."""
-    return head._product_dtype(hidden, weight) == torch.float16
+    return product_dtype(hidden, weight) == torch.float16
 
 
 def _same(places: torch.Tensor) -> torch.Tensor:
     return places
-
-
-def _starts(lengths: list[int]) -> list[int]:
-    starts = [0]
-    for length in lengths[:-1]:
-        starts.append(starts[-1] + length)
-    return starts
-
-
-def _rows_of(parents: list[int]) -> list[list[int]]:
-    """The segments of each full sequence, root first, in the order of the leaves."""
-    rows = []
-    for leaf in sorted(set(range(len(parents))) - set(parents)):
-        chain = [leaf]
-        while parents[chain[-1]] >= 0:
-            chain.append(parents[chain[-1]])
-        rows.append(chain[::-1])
-    return rows
-
-
-def unshared(batch: Batch) -> Batch:
-    """The same rows with nothing shared: each sequence from a root to a leaf is a segment of its own.
-
-    Targets and rows keep their order. What lies in a segment with several children is read from the first copy.
-    """
-    starts, rows = _starts(batch.lengths), _rows_of(batch.parents)
-    order: list[int] = []  # for each new token, where it was
-    where = torch.full((sum(batch.lengths),), -1, dtype=torch.long)
-    for chain in rows:
-        for segment in chain:
-            start, length = starts[segment], batch.lengths[segment]
-            if where[start] < 0:
-                where[start : start + length] = torch.arange(len(order), len(order) + length)
-            order.extend(range(start, start + length))
-    device = batch.input_ids.device
-    was, now = torch.tensor(order, device=device), where.to(device)
-    return replace(
-        batch,
-        input_ids=batch.input_ids[was],
-        position_ids=batch.position_ids[was],
-        lengths=[sum(batch.lengths[segment] for segment in chain) for chain in rows],
-        parents=[-1] * len(rows),
-        sources=now[batch.sources],
-        ends=now[batch.ends],
-    )
-
-
-def rectangle(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The batch as rows from each root to each leaf, padded on the right: input_ids (B, L), attention_mask (B, L), and
-    for each flat token its place in the flattened rectangle, (T,).
-
-    A segment with several children is in several rows; what lies in it is read from the first.
-    """
-    starts, rows = _starts(batch.lengths), _rows_of(batch.parents)
-    lengths, device = batch.lengths, batch.input_ids.device
-    width = max(sum(lengths[segment] for segment in chain) for chain in rows)
-    place = torch.zeros(len(rows), width, dtype=torch.long)  # index in the flat batch, 0 for padding
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    where = torch.full((sum(lengths),), -1, dtype=torch.long)  # index in the rectangle of each flat token
-    for row, chain in enumerate(rows):
-        at = 0
-        for segment in chain:
-            start, length = starts[segment], lengths[segment]
-            place[row, at : at + length] = torch.arange(start, start + length)
-            if where[start] < 0:
-                where[start : start + length] = torch.arange(row * width + at, row * width + at + length)
-            at += length
-        mask[row, :at] = 1
-    return batch.input_ids[place.to(device)], mask.to(device), where.to(device)

@@ -54,7 +54,7 @@ MODULES = {
     "ft_host.launch": "ft_host.training.launch",
     "ft_host.loop": "ft_host.training.loop",
     "ft_host.manifest": "ft_host.rundir.manifest",
-    "ft_host.models.against": "ft_host.models.tiled_distillation",
+    "ft_host.models.against": "ft_host.models.tiled_divergence",
     "ft_host.models.companions": "ft_host.models.aux_models",
     "ft_host.optim": "ft_host.training.optim",
     "ft_host.processes": "ft_host.distributed.processes",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ft_distill.divergence import Taught, TaughtByTop
-from ft_host.api import Against, Batch, FtHostError, Metric, ModelSpec, Sequence, mean
+from ft_host.api import Batch, FtHostError, Metric, ModelSpec, Sequence, TiledDivergence, mean
 
 Row = dict[str, Any]
 
@@ -70,7 +70,7 @@ def columns_of(rows: list[Row], config: Any) -> dict[str, torch.Tensor]:
 
 
 def against_teacher(model: Any, batch: Batch, run: Any) -> dict[str, torch.Tensor]:
-    """`against`, the loss of this batch's share of the step, and, where it has targets, their values (N,): see
+    """`divergence`, the loss of this batch's share of the step, and, where it has targets, their values (N,): see
     `ft_distill.divergence`. The teacher's hidden states live for a micro-batch, and logits of the two for a tile of it.
     """
     config = run.config
@@ -78,14 +78,14 @@ def against_teacher(model: Any, batch: Batch, run: Any) -> dict[str, torch.Tenso
     if config.loss_top_k is not None:
         columns, tail = batch.columns, config.loss_add_tail
         function = TaughtByTop(ids=columns["teacher_ids"], teacher=columns["teacher_logps"], tail=tail, **common)
-        return model(batch, want=(), temperature=config.temperature, against=Against(None, None, function))
+        return model(batch, want=(), temperature=config.temperature, divergence=TiledDivergence(None, None, function))
     teacher = run.models["teacher"]
     head = teacher.logits_head(config.temperature)
     # a student whose embedding is larger may have sampled what is no token at all
     read = replace(batch, input_ids=batch.input_ids.clamp(max=head.vocabulary - 1))
     states = teacher(read, want=("hidden",), temperature=config.temperature)["hidden"]
-    against = Against(states, head, Taught(**common))
-    return model(batch, want=(), temperature=config.temperature, against=against)
+    divergence = TiledDivergence(states, head, Taught(**common))
+    return model(batch, want=(), temperature=config.temperature, divergence=divergence)
 
 
 def metrics_of(out: dict[str, torch.Tensor], batch: Batch) -> dict[str, Metric]:

@@ -78,9 +78,9 @@ def test_as_trl_has_it_in_distillation(beta):
     """Loss, gradient by the states and the head, and entropy, of hidden states of two widths."""
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-    from ft_host.api import Against
-    from ft_host.models.head import LogitScaling
-    from ft_host.models.tiled_distillation import Head, loss_against
+    from ft_host.api import TiledDivergence
+    from ft_host.models.logit_scaling import LogitScaling
+    from ft_host.models.tiled_divergence import Head, tiled_divergence
 
     states, matrix = logits(0, 6, 8).float(), logits(1, 13, 8).float()
     other, other_matrix = logits(2, 6, 10).float(), logits(3, 13, 10).float()
@@ -92,8 +92,8 @@ def test_as_trl_has_it_in_distillation(beta):
             kept = mask.bool()
             function = Taught(targets=torch.zeros(4, dtype=torch.long), weight=1 / 4, beta=beta)
             shape = LogitScaling(temperature=0.8)
-            against = Against(other[kept], Head(other_matrix, None, shape, 13), function)
-            loss, values = loss_against(hidden[kept], Head(head, None, shape, 13), against, True)
+            divergence = TiledDivergence(other[kept], Head(other_matrix, None, shape, 13), function)
+            loss, values = tiled_divergence(hidden[kept], Head(head, None, shape, 13), divergence, True)
             entropy = values["entropy"].sum()
         else:
             loss, entropy, _ = _chunked_divergence_loss(

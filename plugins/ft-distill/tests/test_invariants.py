@@ -10,7 +10,7 @@ import torch
 from ft_distill import gkd
 from ft_distill.config import DistillConfig, GKDConfig
 
-from ft_host.models import tiled_distillation as tiling
+from ft_host.models import tiled_divergence as tiling
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
@@ -69,7 +69,7 @@ def test_micro_batch_split(config):
 def test_tiles(config, monkeypatch):
     """Three tokens at a time, or all at once."""
     whole = lines(run_in(config, "whole"))
-    monkeypatch.setattr(tiling, "_tile_rows", lambda *_: 3)
+    monkeypatch.setattr(tiling, "tile_rows", lambda *_: 3)
     assert_same(whole, lines(run_in(config, "tiles")), TOLERANCE, ABSOLUTE)
 
 

@@ -207,7 +207,7 @@ LOSSES: dict[str, Callable[..., tuple[torch.Tensor, Values]]] = {"hybrid": hybri
 VALUES = {"hybrid": ("matched", "unmatched", "mass", "agree"), "uld": ()}
 
 
-# ---------------------------------------------------------------- for a tile (ft_host.models.tiled_distillation)
+# ---------------------------------------------------------------- for a tile (ft_host.models.tiled_divergence)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,6 @@ import torch
 from ft_gold.losses import Aligned, Plain, Weights, ranks_of, shared_of
 from ft_gold.tokens import Meeting, as_teacher_reads, meeting
 from ft_host.api import (
-    Against,
     Batch,
     Completion,
     Drop,
@@ -37,6 +36,7 @@ from ft_host.api import (
     ModelSpec,
     Rollout,
     RowError,
+    TiledDivergence,
     completed_row,
     completion_metrics,
     completion_row,
@@ -264,13 +264,13 @@ def plain_loss(model: Any, batch: Batch, run: Any) -> LossOutput:
     read = replace(batch, input_ids=batch.input_ids.clamp(max=head.vocabulary - 1))
     states = teacher(read, want=("hidden",), temperature=config.temperature)["hidden"]
     function = Plain(targets=batch.targets, weight=1 / max(run.totals["tokens"], 1), beta=config.beta)
-    out = model(batch, want=(), temperature=config.temperature, against=Against(states, head, function))
+    out = model(batch, want=(), temperature=config.temperature, divergence=TiledDivergence(states, head, function))
     if not len(batch.targets):
-        return LossOutput(loss=out["against"])
+        return LossOutput(loss=out["divergence"])
     own, counts = batch.columns["on_policy"][batch.rows], batch.counts
     metrics = distances(out["losses"], own, (counts["tokens"], counts["on_policy"]), config)
     metrics["distillation/teacher_agreement"] = mean(out["agree"].sum(), counts["tokens"])
-    return LossOutput(loss=out["against"], metrics=metrics | of_tokens(out, batch, sampled=True))
+    return LossOutput(loss=out["divergence"], metrics=metrics | of_tokens(out, batch, sampled=True))
 
 
 def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput:
@@ -303,10 +303,10 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
         loss="hybrid" if hybrid else "uld",
         strategy=strategy,
     )
-    against = Against(states, head, function, [tuple(unit) for unit in units.tolist()])
-    out = model(batch, want=(), temperature=config.student_temperature, against=against)
+    divergence = TiledDivergence(states, head, function, [tuple(unit) for unit in units.tolist()])
+    out = model(batch, want=(), temperature=config.student_temperature, divergence=divergence)
     if not len(batch.targets):
-        return LossOutput(loss=out["against"])
+        return LossOutput(loss=out["divergence"])
     metrics = of_tokens(out, batch, sampled=config.student_temperature == config.temperature)
     metrics["distillation/aligned_share"] = mean(units[units[:, 1] > 0, 0].sum(), counts["tokens"])
     own_units = own[columns["unit_rows"]][compared]
@@ -325,7 +325,7 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
     if weight:
         loss = -(out["exact"] * ~own[batch.rows]).sum()
         metrics["distillation/crossentropy"] = mean(loss, counts["off_policy"])
-    return LossOutput(loss=out["against"], metrics=metrics)
+    return LossOutput(loss=out["divergence"], metrics=metrics)
 
 
 def distances(losses: torch.Tensor, own: torch.Tensor, counts: tuple[float, float], config: Any) -> dict[str, Metric]:

@@ -10,7 +10,7 @@ from ft_gold import method
 from ft_gold.config import GOLDConfig
 from ft_gold.tokens import meeting
 
-from ft_host.models import tiled_distillation as tiling
+from ft_host.models import tiled_divergence as tiling
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 from ft_host.testing.models import other_tokenizer, save_tiny, tiny_llama, tiny_tokenizer
@@ -60,7 +60,7 @@ def test_micro_batch_split(config):
 def test_tiles(config, monkeypatch):
     """A unit or two at a time, or all at once."""
     whole = lines(run_in(config, "whole"))
-    monkeypatch.setattr(tiling, "_tile_rows", lambda *_: 3)
+    monkeypatch.setattr(tiling, "tile_rows", lambda *_: 3)
     assert_same(whole, lines(run_in(config, "tiles")), TOLERANCE, ABSOLUTE)
 
 

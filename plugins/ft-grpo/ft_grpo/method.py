@@ -10,9 +10,9 @@ and the scales: what a loss is divided by are counts of the whole optimizer step
 A reward of None counts for nothing; a completion that has no other is in no mean, and its advantage is 0. A completion
 that is masked has no targets: it is in no loss and in no denominator, but its reward stays in the mean of its group.
 
-While the policy is the one that sampled (one update a rollout), p_old = p: q is 1 and nothing need be computed twice,
-and unless the loss holds more than q and A its derivative by each log-prob is known before the model is asked: then the
-head makes the gradient in the forward pass.
+While the policy is the one that sampled (one update a rollout), p_old = p: q is 1 and nothing need be computed twice.
+Where the loss of a token needs no other token's log-prob (`is_by_token`), the head makes its gradient in the forward
+pass.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from ft_grpo.advantages import advantages
-from ft_grpo.losses import LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios, row_sums
+from ft_grpo.losses import LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios
 from ft_grpo.metrics import metrics
 from ft_host.api import (
     Batch,
@@ -172,6 +172,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     columns = {name: per_target(rows, name) for name in OF_TARGETS if all(name in row for row in rows)}
     if all("advantage" in row for row in rows):
         columns["advantages"] = torch.tensor([row["advantage"] for row in rows], dtype=torch.float32)
+    columns["sizes"] = torch.tensor([num_targets(row) for row in rows], dtype=torch.float32)
     batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
     batch.counts = {
         "rows": len(rows),
@@ -185,16 +186,18 @@ def ft_collate(rows, tokenizer, config) -> Batch:
 # ---------------------------------------------------------------- hooks: the loss
 
 
-def tokens_of(logps: torch.Tensor, old_logps: torch.Tensor, batch: Batch, config: Any) -> Tokens:
-    """What the losses see, from (N,) log-probs of targets."""
-    rows, sizes = batch.rows, row_sums(torch.ones_like(logps), batch.rows, batch.num_rows).detach()
+def tokens_of(
+    logps: torch.Tensor, old_logps: torch.Tensor, level: str, batch: Batch, part: slice, config: Any
+) -> Tokens:
+    """What the losses see of some targets of the batch, from their (n,) log-probs. `level`: of the ratios."""
+    rows, sizes = batch.rows[part], batch.columns["sizes"]
     weights = None
     if config.correction != "none":
-        weights = corrections(old_logps, batch.columns["sampling_logps"], rows, sizes, config)
+        weights = corrections(old_logps, batch.columns["sampling_logps"][part], rows, sizes, config)
     return Tokens(
         logps=logps,
         old_logps=old_logps,
-        ratios=ratios(logps - old_logps, rows, sizes, config.importance_sampling_level),
+        ratios=ratios(logps - old_logps, rows, sizes, level),
         advantages=batch.columns["advantages"][rows],
         rows=rows,
         sizes=sizes,
@@ -202,44 +205,50 @@ def tokens_of(logps: torch.Tensor, old_logps: torch.Tensor, batch: Batch, config
     )
 
 
-def policy_loss(tokens: Tokens, batch: Batch, totals: dict[str, float], config: Any) -> torch.Tensor:
-    """The loss of a micro-batch without the entropy bonus: a scalar."""
+def policy_losses(tokens: Tokens, batch: Batch, part: slice, totals: dict[str, float], config: Any) -> torch.Tensor:
+    """The losses of some targets, (n,), without the entropy bonus, as the parts of the step's loss that they are."""
     columns = batch.columns
     values = LOSSES[config.loss_type](tokens, config)
     if config.off_policy_mask_threshold is not None:
-        values = values * off_policy_kept(tokens, columns["sampling_logps"], config.off_policy_mask_threshold)
+        values = values * off_policy_kept(tokens, columns["sampling_logps"][part], config.off_policy_mask_threshold)
     if config.top_entropy_quantile < 1:
-        values = values * columns["kept"]
+        values = values * columns["kept"][part]
     if tokens.corrections is not None and config.loss_type != "vespo":  # which has them in its weight
         values = values * tokens.corrections
     if config.beta:
-        values = values + config.beta * kl(tokens, columns["ref_logps"], config)
-    return (values * SCALES[config.loss_type](tokens, totals, config)).sum()
+        values = values + config.beta * kl(tokens, columns["ref_logps"][part], config)
+    return values * SCALES[config.loss_type](tokens, totals, config)
 
 
-def is_known_beforehand(config: Any, updates: int) -> bool:
-    """Whether the loss's derivative by each log-prob is, before the model is asked: at q = 1 it is one of
-    advantages."""
-    needs_log_probs = config.beta or config.correction != "none" or config.off_policy_mask_threshold is not None
-    return updates == 1 and not needs_log_probs and not config.entropy_bonus
+def is_by_token(config: Any, on_policy: bool) -> bool:
+    """Whether the loss of a token needs no other token's log-prob."""
+    if config.entropy_bonus or config.off_policy_mask_threshold is not None or config.correction.startswith("sequence"):
+        return False
+    if config.importance_sampling_level == "token" and config.loss_type != "vespo":
+        return True
+    # A ratio of a completion that is 1 is one of its tokens where they all weigh the same: its derivative by each is
+    # then 1 / n for each of n tokens (GSPO-token, arXiv 2507.18071, eq. 14). And vespo's weight is 1.
+    return on_policy and config.correction == "none" and config.top_entropy_quantile == 1 and not config.beta
 
 
 @hookimpl
 def ft_loss(model, batch, run) -> LossOutput:
     config, on_policy = run.config, run.rollouts.updates == 1
-    weight = None
-    if is_known_beforehand(config, run.rollouts.updates):
-        with torch.enable_grad():
-            start = torch.zeros_like(batch.targets, dtype=torch.float32).requires_grad_()
-            known = policy_loss(tokens_of(start, start.detach(), batch, config), batch, run.totals, config)
-            weight = -torch.autograd.grad(known, start)[0]
-    out = model(batch, want=("logp", "entropy"), weight=weight, temperature=config.temperature)
-    old_logps = out["logp"].detach() if on_policy else batch.columns["old_logps"]
-    tokens = tokens_of(out["logp"], old_logps, batch, config)
-    loss = policy_loss(tokens, batch, run.totals, config)
-    if weight is not None:  # its gradient is that of the loss, its value isn't
-        loss = out["nll"] + (loss - out["nll"]).detach()
-    found = metrics(tokens, out["entropy"].detach(), batch, config)
+    by_token = is_by_token(config, on_policy)
+    level = "token" if by_token else config.importance_sampling_level
+
+    def seen(logps: torch.Tensor, part: slice) -> Tokens:
+        old_logps = logps.detach() if on_policy else batch.columns["old_logps"][part]
+        return tokens_of(logps, old_logps, level, batch, part, config)
+
+    def losses(values: dict[str, torch.Tensor], part: slice) -> torch.Tensor:
+        return policy_losses(seen(values["logp"], part), batch, part, run.totals, config)
+
+    everything = slice(0, len(batch.targets))
+    tiled = losses if by_token else None
+    out = model(batch, want=("logp", "entropy"), loss=tiled, temperature=config.temperature)
+    loss = out["loss"] if by_token else losses(out, everything).sum()
+    found = metrics(seen(out["logp"].detach(), everything), out["entropy"].detach(), batch, config)
     if config.entropy_bonus:
         found["policy_loss"] = total(loss)
         control = run.state["entropy"] if config.use_adaptive_entropy else None

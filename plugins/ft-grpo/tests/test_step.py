@@ -11,9 +11,10 @@ import ft_grpo.method
 import pytest
 import torch
 from ft_grpo.config import LOSS_TYPES, GRPOConfig
-from ft_grpo.method import controlled, ft_annotate, ft_collate, ft_loss, ft_rollout, ft_step, is_known_beforehand
+from ft_grpo.method import controlled, ft_annotate, ft_collate, ft_loss, ft_rollout, ft_step, is_by_token
 
 from ft_host.metrics import Accumulator, combine
+from ft_host.models import tiles
 
 
 def told(rollout: Any) -> dict[str, float]:
@@ -152,17 +153,26 @@ def test_advantages_are_of_all_ranks(make, prompts, known, fields):
 # ---------------------------------------------------------------- the loss
 
 
-def test_when_the_gradient_is_known_beforehand():
-    assert is_known_beforehand(GRPOConfig(), 1)
-    assert not is_known_beforehand(GRPOConfig(), 2)
-    for fields in (
-        {"beta": 0.1},
-        {"entropy_coef": 0.1},
-        {"use_adaptive_entropy": True},
-        {"backend": "vllm"},
-        {"off_policy_mask_threshold": 0.1},
+SEQUENCE = {"importance_sampling_level": "sequence"}
+
+
+def test_when_a_token_needs_no_other():
+    """On-policy and off-policy."""
+    for fields, expected in (
+        ({}, (True, True)),
+        ({"beta": 0.1}, (True, True)),
+        ({"importance_sampling_correction": "token_truncate"}, (True, True)),
+        ({"loss_type": "vespo"}, (True, False)),
+        (SEQUENCE, (True, False)),
+        (SEQUENCE | {"top_entropy_quantile": 0.3}, (False, False)),
+        (SEQUENCE | {"beta": 0.1}, (False, False)),
+        (SEQUENCE | {"importance_sampling_correction": "token_truncate"}, (False, False)),
+        ({"entropy_coef": 0.1}, (False, False)),
+        ({"use_adaptive_entropy": True}, (False, False)),
+        ({"backend": "vllm"}, (False, False)),  # which corrects for its sampler by completions
+        ({"off_policy_mask_threshold": 0.1}, (False, False)),
     ):
-        assert not is_known_beforehand(GRPOConfig(**fields), 1), fields
+        assert tuple(is_by_token(GRPOConfig(**fields), on_policy) for on_policy in (True, False)) == expected, fields
 
 
 @pytest.mark.parametrize(
@@ -173,16 +183,25 @@ def test_when_the_gradient_is_known_beforehand():
         {"loss_type": "cispo", "importance_sampling_level": "sequence", "epsilon_high": 1.0},
         {"loss_type": "luspo", "mask_truncated_completions": True},
         {"top_entropy_quantile": 0.3},
+        {"beta": 0.2},
+        {"importance_sampling_correction": "token_truncate"},
+        *({"loss_type": name, "num_iterations": 2} for name in LOSS_TYPES if name != "vespo"),
+        {"beta": 0.2, "use_bias_correction_kl": True, "num_iterations": 2, "top_entropy_quantile": 0.4},
+        {"importance_sampling_correction": "token_mask", "num_iterations": 2, "delta": 1.4},
     ],
     ids=str,
 )
 def test_both_ways_to_the_gradient(make, prompts, known, monkeypatch, fields):
-    """Made in the forward pass from the loss's derivative at a ratio of 1, or by autograd through the log-probs."""
+    """Made in the forward pass, two targets at a time, or by autograd through the log-probs of all."""
     config = make(prompts, **fields)
+    monkeypatch.setitem(tiles.TILE_BYTES, "cpu", 1)
+    monkeypatch.setattr(tiles, "TILE_TARGETS", 2)
+    assert is_by_token(config, config.num_iterations == 1)
     fast = known.made(config, known.answers(config, tools=True))
-    monkeypatch.setattr(ft_grpo.method, "is_known_beforehand", lambda config, updates: False)
+    monkeypatch.setattr(ft_grpo.method, "is_by_token", lambda config, on_policy: False)
     plain = known.made(config, known.answers(config, tools=True))
-    assert fast.loss == pytest.approx(plain.loss, rel=1e-6, abs=1e-7)
+    off = config.num_iterations > 1  # then cispo adds up log-probs that cancel
+    assert fast.loss == pytest.approx(plain.loss, rel=1e-6, abs=1e-6 if off else 1e-7)
     assert fast.grad.norm() > 1e-3
     assert (fast.grad - plain.grad).norm() <= 1e-5 * plain.grad.norm()
     assert fast.metrics == pytest.approx(plain.metrics, rel=1e-5, abs=1e-7)

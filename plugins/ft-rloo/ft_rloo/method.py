@@ -13,9 +13,9 @@ A reward of None counts for nothing. A completion that has no other is in no mea
 one that has nothing to be compared with. A completion that is masked has no targets: it is in no loss, in no
 denominator and has no KL, but its reward stays in the baselines of its group.
 
-While the policy is the one that sampled (one update a rollout), q is 1 and the derivative of the loss by each log-prob
-is known before the model is asked: then the head makes the gradient in the forward pass. The loss is then -1/N sum_i
-A_i, which is 0 but for round-off, as the advantages of a group add up to 0: only its gradient tells something.
+While the policy is the one that sampled (one update a rollout), q_i is 1, nothing is clipped, and each token has its
+share of the loss, so that the head makes the gradient in the forward pass. The loss is then -1/N sum_i A_i, which is 0
+but for round-off, as the advantages of a group add up to 0: only its gradient tells something.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from ft_host.api import (
     maximum,
     mean,
     minimum,
+    num_targets,
     per_target,
     policy_values,
     prompt_row,
@@ -74,6 +75,12 @@ def clipped_losses(
     """PPO's clipped objective with a completion for an action: (R,) from the (R,) log-probs of whole completions."""
     ratios = torch.exp(logps - old_logps)
     return -torch.minimum(ratios * advantages, ratios.clamp(*clip_range) * advantages)
+
+
+def on_policy_losses(logps: torch.Tensor, advantages: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """- q A where p is p_old, as shares of the tokens: (n,) from (n,) log-probs, and the advantages and tokens of their
+    completions. There q is 1 + sum_t log p(t) / p_old(t), in value and in derivative."""
+    return -advantages * (1 / sizes + logps - logps.detach())
 
 
 # ---------------------------------------------------------------- hooks: rollouts
@@ -174,6 +181,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     }
     trained = [float(any(row["sampled"])) for row in rows]
     columns["trained"] = torch.tensor(trained, dtype=torch.float64)
+    columns["sizes"] = torch.tensor([num_targets(row) for row in rows], dtype=torch.float64)
     columns["sampling_logps"] = per_target(rows, "sampling_logps")
     batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
     batch.counts = {"rows": len(rows), "trained": sum(trained), "tokens": len(batch.targets)}
@@ -183,20 +191,22 @@ def ft_collate(rows, tokenizer, config) -> Batch:
 @hookimpl
 def ft_loss(model, batch, run) -> LossOutput:
     config, on_policy = run.config, run.rollouts.updates == 1
-    advantages = batch.columns["advantage"] * batch.columns["trained"]
-    trained = max(run.totals["trained"], 1)
-    # at a ratio of 1 the derivative of the loss by each log-prob of completion i is -A_i / N
-    weight = (advantages / trained).float()[batch.rows] if on_policy else None
-    out = model(batch, want=("logp", "entropy"), weight=weight, temperature=config.temperature)
+    columns = batch.columns
+    advantages = columns["advantage"] * columns["trained"]
+
+    def shares(values: dict[str, torch.Tensor], part: slice) -> torch.Tensor:
+        rows = batch.rows[part]
+        return on_policy_losses(values["logp"], advantages[rows], columns["sizes"][rows])
+
+    loss_of_tokens = shares if on_policy else None  # otherwise the ratio of a completion needs all of its tokens
+    out = model(batch, want=("logp", "entropy"), loss=loss_of_tokens, temperature=config.temperature)
     logps = sum_by_row(out["logp"].double(), batch)
-    made = batch.columns if "old_logps" in batch.columns else of_policy(out["logp"].detach(), batch)
+    made = columns if "old_logps" in columns else of_policy(out["logp"].detach(), batch)
     old_logps = logps.detach() if on_policy else made["old_logps"]
-    loss = clipped_losses(logps, old_logps, advantages, config.clip_range).sum() / trained
-    if on_policy:  # its value, with the gradient that the forward pass made
-        loss = loss.detach() + (out["nll"] - out["nll"].detach())
+    loss = out["loss"] if on_policy else clipped_losses(logps, old_logps, advantages, config.clip_range).sum()
     ratios = torch.exp(logps.detach() - old_logps)
     found = metrics(ratios, advantages, made, out["entropy"].detach(), batch, config)
-    return LossOutput(loss=loss.float(), metrics=found)
+    return LossOutput(loss=loss.float() / max(run.totals["trained"], 1), metrics=found)
 
 
 def metrics(

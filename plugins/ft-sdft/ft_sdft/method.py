@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from ft_host.api import (
-    Against,
     Batch,
     DataError,
     Drop,
@@ -30,6 +29,7 @@ from ft_host.api import (
     ModelSpec,
     Rollout,
     RowError,
+    TiledDivergence,
     by_row,
     completion_metrics,
     completion_row,
@@ -236,9 +236,9 @@ def ft_loss(model, batch, run) -> LossOutput:
         old_logps=batch.columns["old_logps"] if weighed else None,
         config=config,
     )
-    against = Against(states, teacher.logits_head(config.temperature), function)
-    out = model(batch, want=(), temperature=config.temperature, against=against)
-    return LossOutput(loss=out["against"], metrics=metrics(out, batch, config) if len(batch.targets) else {})
+    divergence = TiledDivergence(states, teacher.logits_head(config.temperature), function)
+    out = model(batch, want=(), temperature=config.temperature, divergence=divergence)
+    return LossOutput(loss=out["divergence"], metrics=metrics(out, batch, config) if len(batch.targets) else {})
 
 
 def metrics(out: dict[str, torch.Tensor], batch: Batch, config: SDFTConfig) -> dict[str, Metric]:

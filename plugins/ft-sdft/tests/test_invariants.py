@@ -9,7 +9,7 @@ import torch
 from ft_sdft.config import SDFTConfig
 
 from ft_host.api import Segment, flat_batch
-from ft_host.models import tiled_distillation as tiling
+from ft_host.models import tiled_divergence as tiling
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 
@@ -53,7 +53,7 @@ def test_micro_batch_split(config, kind):
 def test_tiles(config, monkeypatch):
     """Three tokens at a time, or all at once."""
     whole = lines(run_in(config, "whole"))
-    monkeypatch.setattr(tiling, "_tile_rows", lambda *_: 3)
+    monkeypatch.setattr(tiling, "tile_rows", lambda *_: 3)
     assert_same(whole, lines(run_in(config, "tiles")), TOLERANCE, ABSOLUTE)
 
 

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 
 from ft_host.api import (
-    Against,
     Batch,
     Drop,
     LossOutput,
@@ -33,6 +32,7 @@ from ft_host.api import (
     Rollout,
     RowError,
     Segment,
+    TiledDivergence,
     by_row,
     completion_metrics,
     completion_row,
@@ -230,8 +230,8 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     return batch
 
 
-def against_teacher(batch: Batch, run: Any, sizes: torch.Tensor) -> Against:
-    """What the student is held against: the teacher's states of the tokens that are taught."""
+def divergence_of(batch: Batch, run: Any, sizes: torch.Tensor) -> TiledDivergence:
+    """The divergence from the teacher, of the tokens that are taught."""
     config, teacher = run.config, run.models["teacher"]
     states = teacher(batch.linked["teacher"], want=("hidden",), temperature=config.temperature)["hidden"]
     weighed = run.rollouts.updates > 1 and config.distillation_is_clip is not None
@@ -245,7 +245,7 @@ def against_teacher(batch: Batch, run: Any, sizes: torch.Tensor) -> Against:
         config=config,
     )
     units = None if len(states) == len(batch.targets) else [(1, int(each)) for each in taught.tolist()]
-    return Against(states, teacher.logits_head(config.temperature), function, units)
+    return TiledDivergence(states, teacher.logits_head(config.temperature), function, units)
 
 
 @hookimpl
@@ -253,10 +253,10 @@ def ft_loss(model, batch, run) -> LossOutput:
     config, weight = run.config, run.config.distillation_weight
     by_rows = torch.bincount(batch.rows, minlength=batch.num_rows)
     sizes = by_rows[batch.rows].double()  # (N,) of each token's row
-    against = against_teacher(batch, run, sizes) if weight else None
+    divergence = divergence_of(batch, run, sizes) if weight else None
     want = ("logp", "entropy") if weight < 1 else ()
-    out = model(batch, want=want, temperature=config.temperature, against=against)
-    loss, found = weight * out["against"] if weight else 0.0, {}
+    out = model(batch, want=want, temperature=config.temperature, divergence=divergence)
+    loss, found = weight * out["divergence"] if weight else 0.0, {}
     if weight < 1:
         old_logps = batch.columns["old_logps"] if run.rollouts.updates > 1 else out["logp"].detach()
         q = ratios(out["logp"] - old_logps, batch.rows, by_rows, config.importance_sampling_level)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ft_sdpo.config import SDPOConfig
 
-from ft_host.models import tiled_distillation as tiling
+from ft_host.models import tiled_divergence as tiling
 from ft_host.testing import invariants
 from ft_host.testing.invariants import assert_same, lines, run_in
 
@@ -62,7 +62,7 @@ def test_tiles(config, monkeypatch):
     """Three tokens at a time, or all at once; some of them without a teacher."""
     mixed = dataclasses.replace(config, distillation_weight=0.5)
     whole = lines(run_in(mixed, "whole"))
-    monkeypatch.setattr(tiling, "_tile_rows", lambda *_: 3)
+    monkeypatch.setattr(tiling, "tile_rows", lambda *_: 3)
     assert_same(whole, lines(run_in(mixed, "tiles")), TOLERANCE, ABSOLUTE)
 
 

@@ -15,17 +15,17 @@ from ft_host.api import Batch, Drop, LossOutput, Segment, count_targets, flat_ba
 # ---------------------------------------------------------------- maths
 
 
-def nll_weight(logp: torch.Tensor) -> torch.Tensor:
-    """Every token counts the same. (N,) log-probs, without gradient, to (N,) weights."""
-    return torch.ones_like(logp)
+def nll(logp: torch.Tensor) -> torch.Tensor:
+    """- log p: every token counts the same. (n,) log-probs to (n,) losses."""
+    return -logp
 
 
-def dft_weight(logp: torch.Tensor) -> torch.Tensor:
-    """A token counts as much as it is already believed in. (N,) log-probs, without gradient, to (N,) weights."""
-    return logp.exp()
+def dft(logp: torch.Tensor) -> torch.Tensor:
+    """- sg[p] log p: a token counts as much as it is already believed in. (n,) log-probs to (n,) losses."""
+    return -logp.exp().detach() * logp
 
 
-WEIGHTS = {"nll": nll_weight, "dft": dft_weight}
+LOSSES = {"nll": nll, "dft": dft}
 
 
 # ---------------------------------------------------------------- hooks
@@ -55,10 +55,11 @@ def ft_collate(rows, tokenizer, config) -> Batch:
 
 @hookimpl
 def ft_loss(model, batch, run) -> LossOutput:
-    out = model(batch, want=("entropy", "top1"), weight=WEIGHTS[run.config.loss_type])
+    loss = LOSSES[run.config.loss_type]
+    out = model(batch, want=("entropy", "top1"), loss=lambda values, part: loss(values["logp"]))
     targets = batch.counts["tokens"]
     return LossOutput(
-        loss=out["nll"] / run.totals["tokens"],
+        loss=out["loss"] / run.totals["tokens"],
         metrics={
             "entropy": mean(out["entropy"].sum(), targets),
             "mean_token_accuracy": mean(out["top1"].sum(), targets),

@@ -1,8 +1,9 @@
 """A loss of two models' distributions over the vocabulary, in tiles, so that [targets, vocabulary] exists of neither.
 
     teacher = run.models["teacher"](batch, want=("hidden",))["hidden"]           # (M, H'), without gradient
-    out = model(batch, want=("entropy",), against=Against(teacher, run.models["teacher"].head, function))
-    out["against"]                                                                # a scalar, with gradient
+    head = run.models["teacher"].logits_head()
+    out = model(batch, want=("entropy",), divergence=TiledDivergence(teacher, head, function))
+    out["divergence"]                                                             # a scalar, with gradient
 
 `function` is the method's: plain torch on the logits of both for some targets, differentiated within a tile, so that
 the gradient is made in the same pass and only a tile's intermediate values are ever held. It must be a sum over units,
@@ -20,7 +21,18 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ft_host.models.head import LogitScaling, _add_product, _buffer, _product_dtype, _tile_rows, _wide
+from ft_host.models.logit_scaling import LogitScaling
+from ft_host.models.tiles import (
+    HeadPass,
+    keep_gradients,
+    kept_gradients,
+    logits_buffer,
+    product,
+    product_dtype,
+    tile_rows,
+    wide,
+)
+from ft_host.util.moved import names_of
 
 # Logits that the function is asked about at a time, in bytes; where it isn't said, all of a tile. (On one core, with
 # 128k tokens, the loss of both models took 1.5 times as long with whole tiles, most of it page faults; with 32k 1.05
@@ -47,19 +59,18 @@ class Head:
         if self.matrix is None:
             made = self.module(hidden)
         else:
-            dtype = _product_dtype(hidden, self.matrix)
+            dtype = product_dtype(hidden, self.matrix)
             with torch.autocast(hidden.device.type, enabled=False):
-                made = _product(hidden.to(dtype), self.matrix.to(dtype), space)
-        return shaped(made.to(_wide(made.dtype)), self.shape)
+                made = product(hidden.to(dtype), self.matrix.to(dtype), space)
+        return shaped(made.to(wide(made.dtype)), self.shape)
 
     def space(self, hidden: torch.Tensor, rows: int) -> torch.Tensor | None:
-        """For so many rows of logits, where they need no change of type: what is allocated anew for each tile is
-        fetched from the system page by page, and leaves holes."""
-        return None if self.matrix is None else _buffer(rows, self.matrix, _product_dtype(hidden, self.matrix))
+        """For so many rows of logits, where they need no change of type."""
+        return None if self.matrix is None else logits_buffer(rows, self.matrix, product_dtype(hidden, self.matrix))
 
 
 @dataclass(frozen=True)
-class Against:
+class TiledDivergence:
     """`hidden` (M, H') and `head` are the other model's, None where it isn't here. `units`: how many of our targets and
     of its states each unit has, in order; None: one and one."""
 
@@ -71,12 +82,6 @@ class Against:
     def logits(self, which: slice, space: torch.Tensor | None = None) -> torch.Tensor | None:
         """The other model's, of some of its states."""
         return None if self.hidden is None else self.head.logits(self.hidden[which], space)
-
-
-def _product(states: torch.Tensor, matrix: torch.Tensor, space: torch.Tensor | None) -> torch.Tensor:
-    if space is None:
-        return states @ matrix.t()
-    return torch.mm(states, matrix.t(), out=space[: states.shape[0]])
 
 
 def shaped(logits: torch.Tensor, shape: LogitScaling) -> torch.Tensor:
@@ -109,10 +114,10 @@ class _Tile:
         )
 
 
-def tiles_of(count: int, against: Against, vocabulary: int, device: torch.device) -> list[_Tile]:
+def tiles_of_units(count: int, divergence: TiledDivergence, vocabulary: int, device: torch.device) -> list[_Tile]:
     """Units of as many targets as a tile holds. Raises ValueError where they don't add up to what there is."""
-    other = count if against.hidden is None else against.hidden.shape[0]
-    units = against.units
+    other = count if divergence.hidden is None else divergence.hidden.shape[0]
+    units = divergence.units
     if units is None:
         if count != other:
             raise ValueError(
@@ -125,8 +130,8 @@ def tiles_of(count: int, against: Against, vocabulary: int, device: torch.device
             raise ValueError(
                 f"units of {sum(a for a, _ in both)} and {sum(b for _, b in both)} states for {count} and {other}"
             )
-    widest = vocabulary if against.head is None else max(vocabulary, against.head.vocabulary)
-    most = _tile_rows(widest, 4, device)
+    widest = vocabulary if divergence.head is None else max(vocabulary, divergence.head.vocabulary)
+    most = tile_rows(widest, 4, device)
     few = max(1, PART_BYTES[device.type] // (4 * widest)) if device.type in PART_BYTES else most
     ours, theirs = [0, *accumulate(a for a, _ in both)], [0, *accumulate(b for _, b in both)]
 
@@ -145,83 +150,69 @@ def tiles_of(count: int, against: Against, vocabulary: int, device: torch.device
     return [replace(tile, parts=cut(tile.units.start, tile.units.stop, few)) for tile in tiles]
 
 
-class _Tiled(torch.autograd.Function):
+class _TiledDivergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, matrix, shape, against, tiles, names):
-        dtype = _product_dtype(hidden, matrix)
-        wide = _wide(dtype)
-        need_hidden, need_matrix = ctx.needs_input_grad[:2]
-        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
-        grad_matrix = torch.zeros(matrix.shape, dtype=wide, device=matrix.device) if need_matrix else None
-        total = torch.zeros((), dtype=wide, device=hidden.device)
+    def forward(ctx, hidden, matrix, shape, divergence, tiles, names):
+        dtype = product_dtype(hidden, matrix)
+        total = torch.zeros((), dtype=wide(dtype), device=hidden.device)
         parts: dict[str, list[torch.Tensor]] = {}
         with torch.autocast(hidden.device.type, enabled=False):
-            states, cast = hidden.to(dtype), matrix.to(dtype)
-            here = _buffer(max(_size(tile.ours) for tile in tiles), cast, dtype)
+            made = HeadPass(hidden, matrix, ctx.needs_input_grad[:2], dtype)
+            here = made.buffer(max(_size(tile.ours) for tile in tiles))
             there = None
-            if against.hidden is not None:
-                there = against.head.space(against.hidden, max(_size(tile.theirs) for tile in tiles))
+            if divergence.hidden is not None:
+                there = divergence.head.space(divergence.hidden, max(_size(tile.theirs) for tile in tiles))
             for tile in tiles:
-                product = _product(states[tile.ours], cast, here).to(wide)
-                other = against.logits(tile.theirs, there)
+                start, end = tile.ours.start, tile.ours.stop
+                logits_of_tile = product(made.states[start:end], made.matrix, here).to(made.wide)
+                other = divergence.logits(tile.theirs, there)
                 for part in tile.parts:
                     mine, theirs = tile.within(part)
                     with torch.enable_grad():
-                        logits = product[mine].detach().requires_grad_(need_hidden or need_matrix)
+                        logits = logits_of_tile[mine].detach().requires_grad_(made.needs_gradient)
                         told = None if other is None else other[theirs]
-                        loss, values = against.function(shaped(logits, shape), told, part.units)
+                        loss, values = divergence.function(shaped(logits, shape), told, part.units)
                     total += loss.detach()
                     for name, value in values.items():
                         parts.setdefault(name, []).append(value.detach().clone())  # may be a view of what is used again
-                    if need_hidden or need_matrix:  # no other part has its logits: the gradient can take their place
-                        (product[mine],) = torch.autograd.grad(loss, logits)
-                if not (need_hidden or need_matrix):
-                    continue
-                slope = product.to(dtype)
-                if need_hidden:
-                    grad_hidden[tile.ours] = slope @ cast
-                if need_matrix:
-                    _add_product(grad_matrix, slope, states[tile.ours])
-        ctx.save_for_backward(grad_hidden, grad_matrix)
-        ctx.matrix_dtype = matrix.dtype
-        against_values = {name: torch.cat(each) for name, each in parts.items()}
-        ctx.mark_non_differentiable(*against_values.values())
-        names.extend(against_values)  # autograd hands tensors on, not their names
-        return total, *against_values.values()
+                    if made.needs_gradient:  # no other part has its logits: the gradient can take their place
+                        (logits_of_tile[mine],) = torch.autograd.grad(loss, logits)
+                if made.needs_gradient:
+                    made.add(start, end, logits_of_tile)
+        keep_gradients(ctx, made, matrix)
+        found = {name: torch.cat(each) for name, each in parts.items()}
+        ctx.mark_non_differentiable(*found.values())
+        names.extend(found)  # autograd hands tensors on, not their names
+        return total, *found.values()
 
     @staticmethod
     def backward(ctx, incoming, *_):
-        grad_hidden, grad_matrix = ctx.saved_tensors
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden.mul_(incoming)
-        if grad_matrix is not None:
-            grad_matrix = grad_matrix.mul_(incoming).to(ctx.matrix_dtype)
-        return grad_hidden, grad_matrix, None, None, None, None
+        return *kept_gradients(ctx, incoming), None, None, None, None
 
 
-def loss_against(
-    hidden: torch.Tensor,
+def tiled_divergence(
+    hidden: torch.Tensor,  # (N, H)
     head: Head,
-    against: Against,
-    made_ahead: bool,  # (N, H)
+    divergence: TiledDivergence,
+    made_ahead: bool,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The sum of `against.function` over all units, with gradient, and its values, without, in the order of units.
+    """The sum of `divergence.function` over all units, with gradient, and its values, without, in the order of units.
 
     `made_ahead`: the gradient may be made in the same pass; otherwise (a head that isn't one plain matrix, a loss that
     is scaled up afterwards) tiles are made again in the backward pass.
     """
-    tiles = tiles_of(hidden.shape[0], against, head.vocabulary, hidden.device)
+    tiles = tiles_of_units(hidden.shape[0], divergence, head.vocabulary, hidden.device)
     if not tiles:  # states and head are still part of it: DDP waits for the gradients of every parameter
         return (hidden.sum() + head.logits(hidden).sum()) * 0.0, {}
     if made_ahead and head.matrix is not None:
         names: list[str] = []
-        total, *values = _Tiled.apply(hidden, head.matrix, head.shape, against, tiles, names)
+        total, *values = _TiledDivergence.apply(hidden, head.matrix, head.shape, divergence, tiles, names)
         return total, dict(zip(names, values, strict=True))
 
     def tile(states: torch.Tensor, each: _Tile) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with torch.no_grad():
-            other = against.logits(each.theirs)
-        loss, values = against.function(head.logits(states), other, each.units)
+            other = divergence.logits(each.theirs)
+        loss, values = divergence.function(head.logits(states), other, each.units)
         return loss, {name: value.detach() for name, value in values.items()}
 
     total, parts = hidden.new_zeros((), dtype=torch.float32), {}
@@ -233,3 +224,9 @@ def loss_against(
         for name, value in values.items():
             parts.setdefault(name, []).append(value)
     return total, {name: torch.cat(each) for name, each in parts.items()}
+
+
+__getattr__ = names_of(
+    __name__,  # what it is found as by the name of the module in 0.4, ft_host.models.against
+    {"Against": f"{__name__}:TiledDivergence", "loss_against": f"{__name__}:tiled_divergence"},
+)

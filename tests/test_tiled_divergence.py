@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from ft_host.models import tiled_distillation as module
-from ft_host.models.head import LogitScaling
-from ft_host.models.tiled_distillation import Against, Head, loss_against, shaped
+from ft_host.batch import Segment, flat_batch
+from ft_host.models import Policy
+from ft_host.models import tiled_divergence as module
+from ft_host.models.attention import install
+from ft_host.models.logit_scaling import LogitScaling
+from ft_host.models.tiled_divergence import Head, TiledDivergence, shaped, tiled_divergence
+from ft_host.testing import models
 
 
 def jsd(weights: torch.Tensor):
@@ -28,7 +32,7 @@ def jsd(weights: torch.Tensor):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Three targets a tile, which the function is asked about one or two at a time."""
-    monkeypatch.setattr(module, "_tile_rows", lambda *_: 3)
+    monkeypatch.setattr(module, "tile_rows", lambda *_: 3)
     monkeypatch.setitem(module.PART_BYTES, "cpu", 2 * 4 * 11)
 
 
@@ -61,8 +65,11 @@ def test_loss_values_and_gradient_are_those_of_whole_logits(small_tiles, shape, 
     linear = nn.Linear(6, 11, bias=False, dtype=torch.float64)
     linear.weight = nn.Parameter(matrix.detach().clone())
     head = Head(None, linear, shape, 11) if kind == "module" else Head(matrix, None, shape, 11)
-    found, parts = loss_against(
-        hidden, head, Against(other, Head(theirs, None, LogitScaling(), 11), function), made_ahead=kind == "matrix"
+    found, parts = tiled_divergence(
+        hidden,
+        head,
+        TiledDivergence(other, Head(theirs, None, LogitScaling(), 11), function),
+        made_ahead=kind == "matrix",
     )
     assert float(found) == pytest.approx(float(expected), rel=1e-6)  # a module's logits are summed in float32
     torch.testing.assert_close(parts["divergence"], values["divergence"].detach())
@@ -80,18 +87,20 @@ def test_values_that_are_views_of_logits_stay_what_they_were(small_tiles):
         return ours.sum(), {"ours": ours[:, 0], "others": others[:, 0]}
 
     heads = Head(matrix, None, LogitScaling(), 11), Head(theirs, None, LogitScaling(), 11)
-    _, found = loss_against(hidden, heads[0], Against(other, heads[1], function), True)
+    _, found = tiled_divergence(hidden, heads[0], TiledDivergence(other, heads[1], function), True)
     torch.testing.assert_close(found["ours"], (hidden @ matrix.t())[:, 0].detach())
     torch.testing.assert_close(found["others"], (other @ theirs.t())[:, 0])
 
 
 @pytest.mark.parametrize("most", [3, 8])
 def test_tiles_and_their_parts_hold_each_unit_once(monkeypatch, most):
-    monkeypatch.setattr(module, "_tile_rows", lambda *_: most)
+    monkeypatch.setattr(module, "tile_rows", lambda *_: most)
     monkeypatch.setitem(module.PART_BYTES, "cpu", 2 * 4 * 11)
     units = [(1, 2), (2, 1), (1, 1), (3, 2), (2, 2)]
-    given = Against(torch.zeros(8, 4), Head(torch.zeros(11, 4), None, LogitScaling(), 11), jsd(torch.ones(9)), units)
-    tiles = module.tiles_of(9, given, 11, torch.device("cpu"))
+    given = TiledDivergence(
+        torch.zeros(8, 4), Head(torch.zeros(11, 4), None, LogitScaling(), 11), jsd(torch.ones(9)), units
+    )
+    tiles = module.tiles_of_units(9, given, 11, torch.device("cpu"))
     for many in (tiles, [part for tile in tiles for part in tile.parts]):
         for each, count in ((lambda tile: tile.units, 5), (lambda tile: tile.ours, 9), (lambda tile: tile.theirs, 8)):
             assert [index for tile in many for index in range(count)[each(tile)]] == list(range(count))
@@ -108,10 +117,10 @@ def test_tiles_and_their_parts_hold_each_unit_once(monkeypatch, most):
 
 def test_cutting_takes_no_longer_for_what_is_not_there():
     """The tiles of a thousand million targets were once counted out to learn how large one is."""
-    given = Against(torch.zeros(5, 4), Head(torch.zeros(11, 4), None, LogitScaling(), 11), jsd(torch.ones(5)))
+    given = TiledDivergence(torch.zeros(5, 4), Head(torch.zeros(11, 4), None, LogitScaling(), 11), jsd(torch.ones(5)))
     started = time.process_time()
     for _ in range(20):
-        module.tiles_of(5, given, 11, torch.device("cpu"))
+        module.tiles_of_units(5, given, 11, torch.device("cpu"))
     assert time.process_time() - started < 0.5
 
 
@@ -130,7 +139,7 @@ def test_units_of_several_targets_stay_together(small_tiles):
 
     head, theirs = Head(matrix, None, LogitScaling(), 11), Head(theirs, None, LogitScaling(), 11)
     whole, values = function(hidden @ matrix.t(), theirs.logits(other), slice(0, 5))
-    found, parts = loss_against(hidden, head, Against(other, theirs, function, units), True)
+    found, parts = tiled_divergence(hidden, head, TiledDivergence(other, theirs, function, units), True)
     assert float(found) == pytest.approx(float(whole))
     torch.testing.assert_close(parts["apart"], values["apart"].detach())
     torch.testing.assert_close(torch.autograd.grad(found, hidden)[0], torch.autograd.grad(whole, hidden)[0])
@@ -140,15 +149,15 @@ def test_what_does_not_belong_together_is_refused():
     hidden, matrix, other, theirs = states(count=9, other=8)
     heads = Head(matrix, None, LogitScaling(), 11), Head(theirs, None, LogitScaling(), 11)
     with pytest.raises(ValueError, match="9 targets against 8 states"):
-        loss_against(hidden, heads[0], Against(other, heads[1], jsd(torch.ones(9))), True)
+        tiled_divergence(hidden, heads[0], TiledDivergence(other, heads[1], jsd(torch.ones(9))), True)
     with pytest.raises(ValueError, match="units of 2 and 2 states for 9 and 8"):
-        loss_against(hidden, heads[0], Against(other, heads[1], jsd(torch.ones(9)), [(1, 1), (1, 1)]), True)
+        tiled_divergence(hidden, heads[0], TiledDivergence(other, heads[1], jsd(torch.ones(9)), [(1, 1), (1, 1)]), True)
 
 
 def test_no_targets_give_a_loss_of_nothing_with_a_gradient():
     hidden, matrix, other, theirs = states(count=0)
     heads = Head(matrix, None, LogitScaling(), 11), Head(theirs, None, LogitScaling(), 11)
-    found, values = loss_against(hidden, heads[0], Against(other, heads[1], jsd(torch.ones(0))), True)
+    found, values = tiled_divergence(hidden, heads[0], TiledDivergence(other, heads[1], jsd(torch.ones(0))), True)
     assert float(found) == 0 and values == {}
     assert torch.autograd.grad(found, hidden)[0].shape == (0, 6)
 
@@ -167,10 +176,10 @@ def test_the_whole_of_both_logits_is_never_held(monkeypatch):
     torch.manual_seed(0)
     hidden, matrix = torch.randn(4096, 8, requires_grad=True), torch.randn(2048, 8)
     function = jsd(torch.ones(4096))
-    found, _ = loss_against(
+    found, _ = tiled_divergence(
         hidden,
         Head(matrix, None, LogitScaling(), 2048),
-        Against(hidden.detach(), Head(matrix, None, LogitScaling(), 2048), function),
+        TiledDivergence(hidden.detach(), Head(matrix, None, LogitScaling(), 2048), function),
         True,
     )
     found.backward()
@@ -193,7 +202,7 @@ def test_a_model_that_is_not_here(small_tiles, kind):
         assert nothing is None and units.stop - units.start <= 3
         return divergence(ours, logits[units], units)
 
-    found, parts = loss_against(hidden, head, Against(None, None, function), made_ahead=kind == "matrix")
+    found, parts = tiled_divergence(hidden, head, TiledDivergence(None, None, function), made_ahead=kind == "matrix")
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
     torch.testing.assert_close(parts["divergence"], values["divergence"].detach())
     gradient = torch.autograd.grad(found, (hidden, linear.weight if kind == "module" else matrix))
@@ -207,10 +216,31 @@ def test_without_targets_everything_has_a_gradient_of_nothing(kind):
     hidden, matrix, other, theirs = states(count=0)
     linear = nn.Linear(6, 11, bias=False, dtype=torch.float64)
     head = Head(None, linear, LogitScaling(), 11) if kind == "module" else Head(matrix, None, LogitScaling(), 11)
-    found, values = loss_against(
-        hidden, head, Against(other, Head(theirs, None, LogitScaling(), 11), jsd(hidden)), True
+    found, values = tiled_divergence(
+        hidden, head, TiledDivergence(other, Head(theirs, None, LogitScaling(), 11), jsd(hidden)), True
     )
     weight = linear.weight if kind == "module" else matrix
     found.backward()
     assert float(found.detach()) == 0 and not values
     assert hidden.grad is not None and torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+def test_the_names_of_04(small_tiles):
+    """`ft_host.models.against`, `Against`, `loss_against`, and `against=` of a policy, which gives `against`."""
+    with pytest.warns(FutureWarning):
+        from ft_host.models.against import Against, loss_against
+    assert Against is TiledDivergence and loss_against is tiled_divergence
+    model = models.tiny_llama()
+    install(model)
+    policy = Policy(model)
+    row = list(range(5, 15))
+    batch = flat_batch([Segment(input_ids=row, labels=row, row=0)], num_rows=1)
+    states = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
+    theirs = Head(torch.ones(256, 6), None, LogitScaling(), 256)
+    divergence = TiledDivergence(states, theirs, jsd(torch.ones(9)))
+    with pytest.raises(ValueError, match="divergence: its function names a value divergence, which the model gives"):
+        policy(batch, want=(), divergence=divergence)
+    with pytest.warns(FutureWarning, match=r"model\(..., against=\) is divergence= since ft-host 0.5"):
+        found = policy(batch, want=(), against=divergence)
+    assert found.keys() == {"against", "divergence"}, "the values of the function keep the name that it gives them"
+    assert float(found["against"].detach()) == pytest.approx(float(found["divergence"].sum()), rel=1e-6)
