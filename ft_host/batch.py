@@ -1,10 +1,10 @@
-"""A micro-batch: a forest of segments in one flat row of tokens, without padding.
+"""A micro-batch: one flat row of tokens without padding, made of segments that form prefix trees.
 
-A segment's tokens see, causally, their own segment and everything in their ancestors. Two roots never see each other.
-That one layout holds batches without padding, packed documents, and a prompt shared by several completions.
+A segment's tokens attend, causally, to their own segment and to all of its ancestors. Two roots never attend to each
+other. This one layout holds batches without padding, packed documents, and a prompt shared by several completions.
 
-`labels` follow the convention of the field: aligned with `input_ids`, -100 where a token is not supervised. The first
-token of a child is predicted by the last token of its parent; the first token of a root is predicted by nothing.
+`labels` follow the usual convention: aligned with `input_ids`, -100 where a token is not supervised. The last token of
+the parent predicts the first token of a child; nothing predicts the first token of a root.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __getattr__ = names_of(__name__, {"forest": "ft_host.batch:flat_batch"})
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Tokens that follow each other. `row` says which row of the micro-batch the targets in it belong to."""
+    """Consecutive tokens. `row`: the row of the micro-batch that the targets in it belong to."""
 
     input_ids: list[int]
     labels: list[int]
@@ -34,13 +34,13 @@ class Segment:
 @old_keywords({"beside": "linked"})
 @dataclass(kw_only=True)
 class Batch:
-    """What `ft_collate` returns and `ft_loss` is handed.
+    """What `ft_collate` returns and `ft_loss` receives.
 
-    T tokens in S segments; N targets (supervised tokens that something predicts); R rows.
+    T tokens in S segments; N targets (supervised tokens that a token predicts); R rows.
     """
 
     input_ids: torch.Tensor  # (T,) long
-    position_ids: torch.Tensor  # (T,) long; a child goes on counting where its parent ended
+    position_ids: torch.Tensor  # (T,) long; positions of a child continue those of its parent
     lengths: list[int]  # (S,) tokens of each segment, in the order of input_ids
     parents: list[int]  # (S,) index of the parent segment, -1 for a root
     sources: torch.Tensor  # (N,) long; index in input_ids of the token whose hidden state predicts the target
@@ -49,12 +49,14 @@ class Batch:
     ends: torch.Tensor  # (R,) long; index in input_ids of the last token of each row: where a score is read
     num_rows: int  # R
     columns: dict[str, torch.Tensor] = field(default_factory=dict)  # the method's own
-    counts: dict[str, float] = field(default_factory=dict)  # what the host totals over micro-batches and ranks
-    empty: bool = False  # there are no segments: the one token that is there stands for none
-    linked: dict[str, Batch] = field(default_factory=dict)  # of the same rows, for companions that see other segments
+    counts: dict[str, float] = field(default_factory=dict)  # the host sums them over micro-batches and ranks
+    empty: bool = False  # no segments: the one token is a placeholder
+    linked: dict[str, Batch] = field(
+        default_factory=dict
+    )  # the same rows, for auxiliary models that see other segments
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`, and those beside it."""
+        """Return the same batch, and the linked ones, with tensors on `device`."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
         columns = {name: value.to(device, non_blocking=True) for name, value in self.columns.items()}
         linked = {name: batch.to(device) for name, batch in self.linked.items()}
@@ -62,7 +64,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens as if nothing were shared: a prompt counts once for each completion of it. 0 without segments."""
+        """Tokens if nothing were shared: a prompt counts once for each of its completions. 0 without segments."""
         if self.empty:
             return 0
         before = [0] * len(self.lengths)
@@ -85,11 +87,11 @@ def flat_batch(
 ) -> Batch:
     """Lay segments out as one flat row of tokens.
 
-    A batch without segments is legal: ranks that have nothing left in an optimizer step, or rows that nothing is learnt
-    from, still take part in the collectives of the others. It holds one token and no target.
+    A batch may have no segments: a rank that has no rows left in an optimizer step, or rows that give nothing to learn,
+    still takes part in the collectives of the others. Such a batch holds one token and no target.
 
-    `ends` are the last tokens of each row's last segment; with `pad_token_id`, the last that are not that token, which
-    is where transformers' sequence classifiers look.
+    `ends` is the last token of each row's last segment; with `pad_token_id`, the last token that isn't that token,
+    which is where transformers' sequence classifiers read the score.
 
     Raises ValueError for a parent that doesn't come before its child, an empty segment, or labels of another length.
     """
@@ -152,5 +154,5 @@ def flat_batch(
 
 
 def count_targets(labels: list[int]) -> int:
-    """Targets that a root segment with these labels gives: the first token of a root is predicted by nothing."""
+    """Return the number of targets in a root segment with these labels: nothing predicts the first token of a root."""
     return sum(label != IGNORE for label in labels[1:])

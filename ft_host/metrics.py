@@ -1,6 +1,6 @@
 """Metrics as sums, so that a mean over micro-batches and ranks is the mean over items.
 
-A hook returns metrics, it never logs them and never turns a tensor into a Python number: that would wait for the
+A hook returns metrics. It never logs them, and never turns a tensor into a Python number, which would wait for the
 device at every micro-batch. The host adds them up (`Accumulator`) and reads them once per optimizer step.
 """
 
@@ -18,45 +18,49 @@ SUM, MIN, MAX = "sum", "min", "max"
 
 @dataclass(frozen=True)
 class Metric:
-    """Parts that are each reduced by sum, min or max, and the name of the formula that makes a number of them."""
+    """Parts, each reduced by sum, min or max, and the name of the formula that makes a number of them."""
 
     formula: str
     parts: tuple[tuple[str, Any], ...]
 
 
 def mean(total: torch.Tensor | float, count: torch.Tensor | float) -> Metric:
-    """`total / count`, both added over micro-batches and ranks first. No items at all: the metric is absent."""
+    """Return `total / count`, each summed over micro-batches and ranks first. Without items the metric is absent."""
     return Metric("mean", ((SUM, total), (SUM, count)))
 
 
 def total(value: torch.Tensor | float) -> Metric:
-    """The sum over micro-batches and ranks."""
+    """Return the sum over micro-batches and ranks."""
     return Metric("total", ((SUM, value),))
 
 
 def minimum(value: torch.Tensor | float) -> Metric:
-    """The smallest over micro-batches and ranks."""
+    """Return the smallest value over micro-batches and ranks."""
     return Metric("minimum", ((MIN, value),))
 
 
 def maximum(value: torch.Tensor | float) -> Metric:
-    """The largest over micro-batches and ranks."""
+    """Return the largest value over micro-batches and ranks."""
     return Metric("maximum", ((MAX, value),))
 
 
 def std(total: torch.Tensor | float, squares: torch.Tensor | float, count: torch.Tensor | float) -> Metric:
-    """The unbiased standard deviation from sum, sum of squares and count. Fewer than two items: absent."""
+    """Return the unbiased standard deviation from sum, sum of squares and count. With fewer than two items it is
+    absent.
+    """
     return Metric("std", ((SUM, total), (SUM, squares), (SUM, count)))
 
 
 def variance(total: torch.Tensor | float, squares: torch.Tensor | float, count: torch.Tensor | float) -> Metric:
-    """The square of `std`."""
+    """Return the square of `std`."""
     return Metric("variance", ((SUM, total), (SUM, squares), (SUM, count)))
 
 
 def effective_share(total: torch.Tensor | float, squares: torch.Tensor | float, count: torch.Tensor | float) -> Metric:
-    """Kish's effective sample size of weights as a share of their number: total^2 / (count squares), 1 where all are
-    equal. No items, or none that weighs anything: absent."""
+    """Return Kish's effective sample size of weights, divided by their number: total^2 / (count squares).
+
+    1 where all weights are equal. Absent without items, or where all weights are 0.
+    """
     return Metric("effective_share", ((SUM, total), (SUM, squares), (SUM, count)))
 
 
@@ -68,8 +72,10 @@ def correlation(
     xy: torch.Tensor | float,
     count: torch.Tensor | float,
 ) -> Metric:
-    """Pearson's, from the sums of two quantities, of their squares and of their products. Either of them flat:
-    absent."""
+    """Return Pearson's correlation from the sums of two quantities, of their squares and of their products.
+
+    Absent where either quantity is constant.
+    """
     return Metric("correlation", tuple((SUM, part) for part in (x, y, xx, yy, xy, count)))
 
 
@@ -79,12 +85,15 @@ def explained(
     squares: torch.Tensor | float,
     count: torch.Tensor | float,
 ) -> Metric:
-    """The share of a quantity's variance that a guess explains, from the sum of its squared errors and the sum, sum of
-    squares and count of the quantity: 1 is all, 0 what a constant would, below 0 less than that. A flat one: absent."""
+    """Return the share of a quantity's variance that a prediction explains: 1 is all, 0 no more than a constant, below
+    0 less.
+
+    From the sum of squared errors, and the sum, sum of squares and count of the quantity. Absent where it is constant.
+    """
     return Metric("explained", tuple((SUM, part) for part in (errors, total, squares, count)))
 
 
-FLAT = 1e-6  # a variance of this share of the mean square is round-off: Python numbers are added up as float32
+FLAT = 1e-6  # a variance below this share of the mean square is round-off: Python numbers are summed as float32
 
 
 def _variance(total: float, squares: float, count: float) -> float | None:
@@ -94,12 +103,12 @@ def _variance(total: float, squares: float, count: float) -> float | None:
 
 
 def _std(total: float, squares: float, count: float) -> float | None:
-    found = _variance(total, squares, count)
-    return None if found is None else found**0.5
+    value = _variance(total, squares, count)
+    return None if value is None else value**0.5
 
 
 def _spread(total: float, squares: float, count: float) -> float | None:
-    """The sum of squared distances from the mean; None where that is nothing but round-off."""
+    """Return the sum of squared distances from the mean, or None where it is only round-off."""
     if count < 2:
         return None
     left = squares - total * total / count
@@ -131,7 +140,7 @@ FORMULAS = {
 
 @dataclass
 class Accumulator:
-    """Adds the metrics of micro-batches on their device; `result` reduces them over ranks and reads them, once."""
+    """Sums the metrics of micro-batches on their device. `local` reads them, `combine` reduces them over ranks."""
 
     formulas: dict[str, str] = field(default_factory=dict)
     parts: dict[tuple[str, int], tuple[str, Any]] = field(default_factory=dict)
@@ -144,7 +153,7 @@ class Accumulator:
             if known != metric.formula:
                 raise ValueError(f"metric {name!r} was a {known} and is now a {metric.formula}")
             for index, (how, value) in enumerate(metric.parts):
-                # a Python number is a double, of which torch would make a float32
+                # a Python number is a double; torch would make it a float32
                 kind = None if isinstance(value, torch.Tensor) else torch.float64
                 value = torch.as_tensor(value, dtype=kind).detach().double()
                 if value.dim():
@@ -158,7 +167,7 @@ class Accumulator:
                 self.parts[key] = (how, merged)
 
     def local(self) -> dict[str, tuple[str, list[tuple[str, float]]]]:
-        """This rank's parts as Python numbers: what `combine` takes, and what can be sent between ranks."""
+        """Return this rank's parts as Python numbers, for `combine` and to be sent between ranks."""
         out: dict[str, tuple[str, list[tuple[str, float]]]] = {}
         for (name, _), (how, value) in sorted(self.parts.items(), key=lambda item: item[0]):
             out.setdefault(name, (self.formulas[name], []))[1].append((how, float(value)))
@@ -166,7 +175,7 @@ class Accumulator:
 
 
 def combine(ranks: list[dict[str, tuple[str, list[tuple[str, float]]]]]) -> dict[str, float]:
-    """The metrics of all ranks as numbers. A name that only some ranks have is reduced over those that have it."""
+    """Return the metrics of all ranks as numbers. A name that only some ranks have is reduced over those ranks."""
     how_to = {SUM: sum, MIN: min, MAX: max}
     out = {}
     for name in dict.fromkeys(name for rank in ranks for name in rank):
@@ -180,9 +189,9 @@ def combine(ranks: list[dict[str, tuple[str, list[tuple[str, float]]]]]) -> dict
 
 
 def add_counts(counts: Iterable[dict[str, float]]) -> dict[str, float]:
-    """Counts by name, added."""
+    """Return the sums of counts by name."""
     out: dict[str, float] = {}
-    for each in counts:
-        for name, value in each.items():
+    for row in counts:
+        for name, value in row.items():
             out[name] = out.get(name, 0) + value
     return out

@@ -465,7 +465,7 @@ def test_resuming_in_the_middle_of_a_rollout_and_with_another_plan(make, capsys)
     half = ["--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2"]
     assert cli.main([*resume, *half]) == 2
     assert (
-        "are others than before: prompts 4 then and 2 now, steps 2 then and 1 now. steps_per_generation counts"
+        ": prompts 4 then and 2 now, steps 2 then and 1 now. steps_per_generation counts"
         " micro-batches" in capsys.readouterr().err
     )
     assert cli.main([*resume, "--max-steps", "6"]) == 0

@@ -254,7 +254,7 @@ def test_a_requirement_on_the_host_that_cannot_be_read_is_a_problem(site):
         ("alpha = fake_nowhere.method", "no module fake_nowhere"),
         ("alpha = fake_alpha.nowhere", "no module fake_alpha.nowhere"),
         ("alpha = fake_alpha.method.deeper", "fake_alpha.method is a module, not a package"),
-        ("alpha = fake_alpha.method\nalpha = fake_alpha.config", "stands twice"),
+        ("alpha = fake_alpha.method\nalpha = fake_alpha.config", "occurs twice"),
     ],
 )
 def test_a_bad_entry_point_is_listed_with_its_problem(site, line, problem):
@@ -417,8 +417,8 @@ def test_a_config_goes_with_the_backend_of_its_name(site):
 @pytest.mark.parametrize(
     "config, problem",
     [
-        ("class Config:\n    port: int = 1", "fake_far.config:Config is no class decorated with @dataclass"),
-        ("def Config():\n    pass", "fake_far.config:Config is no class decorated with @dataclass"),
+        ("class Config:\n    port: int = 1", "fake_far.config:Config is not a class decorated with @dataclass"),
+        ("def Config():\n    pass", "fake_far.config:Config is not a class decorated with @dataclass"),
         (FAR.replace("check", "checks"), "fake_far.config:Config has no method check"),
         ("class Other:\n    pass", "fake_far.config:Config does not exist: no 'Config'"),
         ("import fake_absent", "the config of the backend 'far' failed to import: ModuleNotFoundError"),
@@ -510,7 +510,7 @@ def test_two_distributions_with_one_name_are_told_apart_by_distribution(site, mo
     make_method(site, "alpha", "fake_rival", distribution="rival")
     ours, theirs = [info for info in catalog() if info.name == "alpha"]
     assert (ours.state, theirs.state) == ("conflict", "conflict")
-    assert "rival offers the method 'alpha' too" in ours.problem and "ft-alpha:alpha chooses" in ours.problem
+    assert "rival also offers the method 'alpha'" in ours.problem and "ft-alpha:alpha selects" in ours.problem
     with pytest.raises(UsageError) as caught:
         find("method", "alpha")
     assert caught.value.exit_code == 2
@@ -566,8 +566,8 @@ def test_the_config_class_is_loaded_without_the_method(site):
 @pytest.mark.parametrize(
     "config, problem",
     [
-        ("class Config: pass", "no class that extends ft_host.config.RunConfig"),
-        ("def Config(): pass", "no class that extends ft_host.config.RunConfig"),
+        ("class Config: pass", "expected a class that extends ft_host.config.RunConfig"),
+        ("def Config(): pass", "expected a class that extends ft_host.config.RunConfig"),
         ("from ft_host.config import RunConfig\nclass Config(RunConfig):\n    x: int = 1", "not decorated with @datac"),
         ("Conf = 1", "does not exist: no 'Config'"),
         ("1/0", "the config of the method 'alpha' failed to import: ZeroDivisionError: division by zero"),
@@ -635,7 +635,7 @@ def test_required_plugins_are_checked_against_installed_versions(site):
         check_requirements(["ft-host", "ft-alpha>=1"])
     with pytest.raises(PluginNotFound, match="ft-nowhere is not installed"):
         check_requirements(["ft-nowhere"])
-    with pytest.raises(ConfigError, match=r"required_plugins\[0\]: 'ft-alpha=>1' is no requirement"):
+    with pytest.raises(ConfigError, match=r"required_plugins\[0\]: 'ft-alpha=>1' is not a requirement"):
         check_requirements(["ft-alpha=>1"])
     with pytest.raises(ConfigError, match="names an extra or a URL"):
         check_requirements(["ft-alpha[server]"])
@@ -797,7 +797,7 @@ def test_prepare_is_called_by_name_and_with_its_wrappers(site):
 @pytest.mark.parametrize(
     "old, new, problem",
     [
-        ("def ft_collate", "def ft_colate", r"'ft_colate', which is no hook .* did you mean 'ft_collate'\?"),
+        ("def ft_collate", "def ft_colate", r"'ft_colate', which is not a hook .* did you mean 'ft_collate'\?"),
         ("def ft_loss(batch)", "def ft_loss(batch, labels)", r"Argument\(s\) {'labels'} are declared"),
         ("@hookimpl\ndef ft_loss", "def ft_loss", "ft_loss that would never be called: .* @ft_host.hookimpl"),
         ("@hookimpl\ndef ft_loss", "def loss", "doesn't implement ft_loss; a method implements ft_prepare, ft_coll"),
@@ -809,12 +809,12 @@ def test_prepare_is_called_by_name_and_with_its_wrappers(site):
         (
             "@hookimpl\ndef ft_loss",
             "@hookimpl(specname='ft_loss')\ndef more():\n    pass\n\n@hookimpl\ndef ft_loss",
-            "ft_loss is answered 2 times",
+            "ft_loss is implemented 2 times",
         ),
         (
             "@hookimpl\ndef ft_loss",
             "@hookimpl\ndef ft_generate():\n    pass\n\n@hookimpl\ndef ft_loss",
-            "the method 'alpha' answers ft_generate, which only a backend may",
+            "the method 'alpha' implements ft_generate, which only a backend may",
         ),
     ],
 )
@@ -835,7 +835,7 @@ def test_diagnostics_may_wrap_but_not_answer(site):
     make_method(site, "alpha", "fake_alpha")
     make_diagnostics(site, "taker", METHOD)
     make_backend(site, "idle", "")
-    with pytest.raises(PluginBroken, match="the diagnostics 'taker' answers ft_prepare, which only a method may"):
+    with pytest.raises(PluginBroken, match="the diagnostics 'taker' implements ft_prepare, which only a method may"):
         session(find("method", "alpha"), None, [find("diagnostics", "taker")])
     with pytest.raises(PluginBroken, match="ft-idle 0.1.0 .* doesn't implement ft_generate"):
         session(find("method", "alpha"), find("backend", "idle"), [])

@@ -150,7 +150,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     assert record.problems[0].startswith("metrics.jsonl, line 4: Expecting value")
     assert record.problems[1] == "metrics.jsonl, line 5: expected an object, found list"
     assert "kind 'odd'" in record.problems[2]
-    assert record.problems[3] == "metrics.jsonl: 1 values of note that are no numbers"
+    assert record.problems[3] == "metrics.jsonl: 1 values of note that are not numbers"
 
 
 def test_steps_done_again_after_a_resume_replace_those_of_before(tmp_path):
@@ -425,7 +425,7 @@ def test_a_failed_run_says_what_happened(tmp_path):
     )
     text = page_of(run).text
     assert "The run failed after step 37." in text and "step 38: the loss is nan\nTraceback: line 2" in text
-    assert "of 300" in text and "The last checkpoint is that of step 37." in text
+    assert "of 300" in text and "The last checkpoint is from step 37." in text
 
 
 def test_a_run_that_failed_before_its_first_step_has_a_page(tmp_path):
@@ -444,7 +444,10 @@ def test_a_stopped_run_and_one_that_runs_say_how_to_go_on(tmp_path):
     assert "The run was stopped after step 30." in text and f"ft-host train --resume {stopped}" in text
     running = make_run(tmp_path / "b", steps=30, eval_steps=10, status="running", planned_steps=60)
     text = page_of(running).text
-    assert "This run had not ended when the page was made" in text and "If its process is gone, it was killed." in text
+    assert (
+        "This run had not ended when the page was made" in text
+        and "If its process no longer exists, it was killed." in text
+    )
 
 
 def test_a_run_of_one_step_and_a_run_without_evaluation_have_pages(tmp_path):
@@ -547,7 +550,7 @@ def test_a_run_with_rollouts_is_about_its_reward(tmp_path):
         "Entropy",
         "Completion length",
         "Completions cut short",
-        "Groups that earn alike",
+        "Groups with equal rewards",
         "Loss",
         "Gradient norm",
         "Learning rate",
@@ -713,7 +716,7 @@ def test_findings_are_on_the_page_the_gravest_first_and_those_that_follow_folded
     for needle in (
         "Findings",
         "Held-out loss rises.",
-        "steps 30 to 41 , has passed",
+        "steps 30 to 41 , cleared",
         "Lower learning_rate from 0.001 to 0.0002",
         "learning_rate: 0.0002",
         "1 that follow from another",
@@ -739,7 +742,7 @@ def test_findings_are_marked_on_the_curves_where_they_were(tmp_path):
 
 def test_a_run_without_findings_has_no_section_and_no_marks(tmp_path):
     page = page_of(make_run(tmp_path / "run", steps=60, eval_steps=20))
-    assert "what the run recognised by itself" not in page.text
+    assert "problems that the run detected" not in page.text
     assert not [attrs for _, attrs in page.tags if "mark" in (attrs.get("class") or "").split()]
 
 
@@ -814,7 +817,7 @@ def test_report_writes_where_told_and_over_its_own_pages_only(tmp_path, capsys):
     mine.write_text("mine")
     with pytest.raises(UsageError, match="was not written by ft-host"):
         report_command.run([str(run), "--output", str(mine)])
-    with pytest.raises(UsageError, match="a folder; expected the name of a file"):
+    with pytest.raises(UsageError, match="is a folder; expected a file name"):
         report_command.run([str(run), "--output", str(tmp_path)])
     assert mine.read_text() == "mine"
     assert not list(tmp_path.rglob(".*html*"))  # nothing left beside
@@ -944,7 +947,7 @@ def test_compare_for_programs(pair, tmp_path, capsys, monkeypatch):
 
 def test_compare_refuses_what_it_cannot_compare(pair, tmp_path):
     first = str(pair[0])
-    with pytest.raises(UsageError, match="2 to 8 runs, 1 given"):
+    with pytest.raises(UsageError, match="2 to 8 runs to compare, found 1"):
         compare_command.run([first])
     with pytest.raises(UsageError, match="the same run as"):
         compare_command.run([first, str(tmp_path / "b" / ".." / "a")])

@@ -374,7 +374,7 @@ def test_a_reward_in_between_ends_a_row_of_failures(pool):
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("mine.py:lenght", r"^reward: mine.py was read, but 'lenght' is not there; did you mean 'length'\?"),
+        ("mine.py:lenght", r"^reward: mine.py was read, but 'lenght' is not defined; did you mean 'length'\?"),
         ("mien.py:length", r"^reward: there is no file mien.py; did you mean 'mine.py'\?"),
         ("no_such_module:length", r"^reward: module 'no_such_module' can't be imported: ModuleNotFoundError"),
         (
@@ -395,7 +395,7 @@ def test_what_cannot_be_found_is_refused_before_anything_is_scored(pool, spec, s
 def test_an_import_that_does_not_end(pool, monkeypatch):
     monkeypatch.setattr(module, "LOADING", 0.3)
     Path("endless.py").write_text("import time\ntime.sleep(1000)\n")
-    with pytest.raises(ConfigError, match="endless.py:f can't be imported: not done after 0.3 s"):
+    with pytest.raises(ConfigError, match="endless.py:f can't be imported: the import took longer than 0.3 s"):
         pool("endless.py:f")
 
 
@@ -421,7 +421,7 @@ def test_columns(pool):
         pool("odd").score(scoring(columns={"level": [1, 2, 3]}))
     ours = pool("logs")
     with pytest.raises(
-        DataError, match="reward function logs .*: column 'level' of the data can't be handed to the proc"
+        DataError, match="reward function logs .*: column 'level' of the data can't be sent to the proc"
     ):
         ours.score(scoring(columns={"answer": [1, 2, 3], "level": [lambda: 0] * 3}))
     assert not ours.workers
@@ -472,7 +472,8 @@ def test_prints_never_reach_standard_output_and_the_script_is_not_run_again():
 def test_a_script_whose_own_function_is_the_reward_is_told_how():
     done = script("def own(completions): ...\nRewardPool(['script.py:own'], config)\n")
     assert (
-        "script.py can't be imported: ConfigError: a file that rewards are read from trains when it is" in done.stderr
+        "script.py can't be imported: ConfigError: the file with the rewards starts a training run when it is"
+        in done.stderr
     )
     assert "ConfigError: reward: script.py" in done.stderr and not done.stdout
 

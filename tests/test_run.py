@@ -212,7 +212,7 @@ def test_other_data_is_not_resumed_on_but_a_mended_row_is(config, tiny, tmp_path
 def test_a_step_keeps_its_rows_when_a_run_is_resumed(config):
     folder = run_in(config, "a", max_steps=2)
     done = resume(folder, "--max-steps", "3", "--per-device-train-batch-size", "4")
-    assert done.returncode == 2 and "has 8 rows, and would have 4 now" in done.stderr
+    assert done.returncode == 2 and "has 8 rows, and would now have 4" in done.stderr
     done = resume(
         folder, "--max-steps", "3", "--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2"
     )

@@ -118,7 +118,7 @@ def test_public_methods_of_an_environment_are_tools():
         ('def add(a: int, /):\n    """Adds.\n\n    Args:\n        a: one\n    """\n', ["add"], "takes a: int, but"),
         ("class add:\n    pass\n", ["add"], "tools: mine.py:add is a class, expected a function"),
         (GOOD + "class Of:\n    __call__ = add\nof = Of()\n", ["of"], "mine.py:of is of type Of, expected a function"),
-        (GOOD, ["ad"], "tools: mine.py was read, but 'ad' is not there; did you mean 'add'?"),
+        (GOOD, ["ad"], "tools: mine.py was read, but 'ad' is not defined; did you mean 'add'?"),
         (GOOD, ["add", "add"], "tools: mine.py:add and mine.py:add are both called 'add'"),
         (GOOD + "plus = add\n", ["add", "plus"], "tools: mine.py:plus and mine.py:add are both called 'add'"),
     ],

@@ -258,7 +258,7 @@ def test_the_checkpoint_that_a_run_began_with_is_needed_no_more(config):
 def test_a_damaged_checkpoint_or_other_steps_are_no_beginning(config):
     whole = run_in(config, "whole", max_steps=2)
     start = whole / "checkpoints" / "step-2"
-    with pytest.raises(ConfigError, match="a step of .* has 8 rows, and would have 4 now"):
+    with pytest.raises(ConfigError, match="a step of .* has 8 rows, and would now have 4"):
         run_in(config, "other", resume_from_checkpoint=str(start), per_device_train_batch_size=4)
     (start / "progress.json").write_text("{}")
     with pytest.raises(ConfigError, match="step-2 is not a checkpoint of a run .progress.json has 2 bytes"):

@@ -1,1 +1,1 @@
-"""What hooks return, checked where it is returned: a mistake in a plugin is named with the plugin and the hook."""
+"""Checks what hooks return, at the place where they return. Errors name the plugin and the hook."""

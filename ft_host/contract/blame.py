@@ -1,4 +1,4 @@
-"""Whose hook it is: the words for a plugin that returned what it may not, or raised an error."""
+"""Names the plugin whose hook returned something invalid or raised an error."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SHOWN = 80  # characters of a value
 
 
 def owner_of(plugins: PluginManager, hook: str) -> str:
-    """Who answers a hook, and who wraps it: "ft_loss of the method 'sft' (ft-sft 0.3.0)"."""
+    """Return who implements a hook and who wraps it: "ft_loss of the method 'sft' (ft-sft 0.3.0)"."""
     impls = list(reversed(getattr(plugins.hook, hook).get_hookimpls()))  # the outermost first
-    answering = [each.plugin_name for each in impls if not (each.wrapper or each.hookwrapper)]
-    wrapping = [each.plugin_name for each in impls if each.wrapper or each.hookwrapper]
+    answering = [impl.plugin_name for impl in impls if not (impl.wrapper or impl.hookwrapper)]
+    wrapping = [impl.plugin_name for impl in impls if impl.wrapper or impl.hookwrapper]
     text = f"{hook} of {named(answering[0])}" if answering else hook
     return text + (f", wrapped by {', '.join(named(name) for name in wrapping)}" if wrapping else "")
 
@@ -39,7 +39,7 @@ def named(plugin: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """What came instead of what was expected: its type, with its shape or the beginning of its text."""
+    """Describe an unexpected value: its type, with its shape or the beginning of its text."""
     kind = type(value)
     if value is None:
         return "None"
@@ -51,7 +51,7 @@ def shown(value: Any) -> str:
 
 @contextlib.contextmanager
 def blamed(plugins: PluginManager, hook: str) -> Iterator[None]:
-    """An error that isn't meant for people gets a note on whose hook it came out of."""
+    """Add a note with the hook's owner to an error that isn't meant for users."""
     try:
         yield
     except FtHostError:
@@ -62,5 +62,5 @@ def blamed(plugins: PluginManager, hook: str) -> Iterator[None]:
 
 
 def fault(plugins: PluginManager, hook: str, what: str) -> HookError:
-    """The error for what a hook returned. `what`: what came, and what was expected."""
+    """Return the error for what a hook returned. `what`: what it returned, and what was expected."""
     return HookError(f"{owner_of(plugins, hook)} {what}")

@@ -1,4 +1,4 @@
-"""What `ft_loss` returns."""
+"""Checks what `ft_loss` returns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 HOOK = "ft_loss"
 EXPECTED = "expected LossOutput(terms={count: sum over the rows}, metrics=...), or LossOutput(loss=...)"
-# Names that the host gives to the entries of a step, of an evaluation or of a sum of terms.
+# Names that the host uses for entries of a step, of an evaluation or of a sum of terms.
 RESERVED = frozenset(
     "kind step epoch loss grad_norm learning_rate num_tokens aux_loss update_ratio update_skipped".split()
 )
@@ -22,13 +22,15 @@ PREFIXES = ("perf/", "moe/", "eval_")
 
 
 def divided(plugins: PluginManager, output: Any, totals: dict[str, float]) -> LossOutput:
-    """What `ft_loss` returned, its loss divided by the totals, with the metrics of several terms. Raises HookError
-    for what isn't as `LossOutput` says."""
+    """Return the output of `ft_loss` with its loss divided by the totals, and with the metrics of several terms.
+
+    Raises HookError for a value that isn't as `LossOutput` documents.
+    """
     if not isinstance(output, LossOutput):
         raise fault(plugins, HOOK, f"returned {shown(output)}; {EXPECTED}")
     if (output.loss is None) == (output.terms is None):
-        given = "neither loss nor terms" if output.loss is None else "both loss and terms"
-        raise fault(plugins, HOOK, f"returned a LossOutput with {given}; {EXPECTED}")
+        fields = "neither loss nor terms" if output.loss is None else "both loss and terms"
+        raise fault(plugins, HOOK, f"returned a LossOutput with {fields}; {EXPECTED}")
     _check_metrics(plugins, output.metrics)
     if output.terms is None:
         _check_scalar(plugins, "loss", output.loss)

@@ -1,1 +1,1 @@
-"""The processes of a run: how they are started, and what they tell each other."""
+"""The processes of a run: starting them, and communication between them."""

@@ -1,4 +1,4 @@
-"""The processes of a run: started by torchrun, accelerate launch or `ft-host train`, driven through accelerate."""
+"""The processes of a run: started by torchrun, accelerate launch or `ft-host train`, and run through accelerate."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def start_processes(config: RunConfig) -> Accelerator:
-    """This process, among the others. Raises ConfigError where accelerate is configured for an engine of its own."""
+    """Return the accelerator of this process. Raises ConfigError where accelerate is configured for another engine."""
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise ConfigError(
-                f"accelerate is configured for {engine}, which this loop doesn't drive; configure plain processes, and "
+                f"accelerate is configured for {engine}, which ft-host doesn't support; configure plain processes, and "
                 "set distributed_strategy: fsdp2 to shard the model"
             )
     cpu = config.use_cpu or not torch.cuda.is_available()
@@ -39,17 +39,17 @@ def start_processes(config: RunConfig) -> Accelerator:
         project_dir=config.output_dir or ".",
         kwargs_handlers=[patience],
     )
-    accelerator.gradient_accumulation_steps = 1  # the loop's own business, whatever accelerate's config says
+    accelerator.gradient_accumulation_steps = 1  # the loop accumulates itself, whatever accelerate's config says
     return accelerator
 
 
 def is_sharded(config: RunConfig, world_size: int) -> bool:
-    """Whether models are sharded over the processes. One process has nothing to shard over."""
+    """Return whether models are sharded over the processes. A single process doesn't shard."""
     return config.distributed_strategy == "fsdp2" and world_size > 1
 
 
 def agreed(accelerator: Accelerator, value: Any) -> Any:
-    """The main process' value, on every rank."""
+    """Return the main process' value on every rank."""
     if accelerator.num_processes == 1:
         return value
     values = [value]
@@ -58,13 +58,12 @@ def agreed(accelerator: Accelerator, value: Any) -> Any:
 
 
 def end_processes(model: torch.nn.Module | None = None) -> None:
-    """Leave nothing behind: a program may train again in this process, with other settings. `model` is of no use after
-    that."""
+    """Clean up: a program may train again in this process, with other settings. `model` can't be used after this."""
     from accelerate.state import AcceleratorState
 
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        # If the last that holds the process group were its reducer, freeing it would wait for a thread of gloo's, which
-        # may itself wait for the lock of Python, and that is held meanwhile: the rank would never end.
+        # If the model's reducer were the last to hold the process group, freeing it would wait for a gloo thread, which
+        # may wait for the GIL, which is held meanwhile: the rank would never end.
         del model.reducer, model.logger
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -72,11 +71,13 @@ def end_processes(model: torch.nn.Module | None = None) -> None:
 
 
 def precision(config: RunConfig, device: torch.device) -> str:
-    """accelerate's word for the type of the maths: "no", "bf16" or "fp16". bfloat16 by itself only on a GPU that has
-    it: a CPU without such units is many times slower in it."""
+    """Return accelerate's name of the compute dtype: "no", "bf16" or "fp16".
+
+    bfloat16 is the default only on a GPU that supports it: on a CPU without such units it is many times slower.
+    """
     if config.fp16:
         if device.type == "cpu":
-            raise ConfigError("fp16: float16 with loss scaling needs a GPU; leave it out")
+            raise ConfigError("fp16: float16 with loss scaling needs a GPU; remove it")
         return "fp16"
     if config.bf16 is None:
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
@@ -86,4 +87,4 @@ def precision(config: RunConfig, device: torch.device) -> str:
 def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available  # with what the page cache would give back
+    return psutil.virtual_memory().available  # includes what the page cache can release

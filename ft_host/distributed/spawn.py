@@ -1,4 +1,4 @@
-"""`--num-processes`: the run started once per process on this machine, by torchrun's agent."""
+"""`--num-processes`: starts the run once per process on this machine, by torchrun's agent."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from ft_host.errors import Interrupted
 
 
 def spawn(argv: list[str], num_processes: int) -> int:
-    """Start `ft-host train` with these arguments once per process, under torchrun's agent. Gives the exit code of the
-    first process that failed."""
+    """Start `ft-host train` with these arguments once per process, under torchrun's agent.
+
+    Returns the exit code of the first process that failed.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -24,7 +26,7 @@ def spawn(argv: list[str], num_processes: int) -> int:
         rdzv_endpoint="localhost:0",
         run_id=f"ft-host-{os.getpid()}",
         local_addr="localhost",
-        max_restarts=0,  # a run is resumed by its user, who can see why it stopped
+        max_restarts=0,  # the user resumes a run, after seeing why it stopped
     )
     try:
         elastic_launch(config, sys.executable)("-m", "ft_host", "train", *argv)

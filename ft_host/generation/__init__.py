@@ -1,4 +1,4 @@
-"""What goes into a generation backend and comes out of it. The engines are beside this file or in packages."""
+"""The input and output types of generation backends. The engines are in this folder or in packages."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    seed: int | None = None  # of the whole call; None draws one from torch's random state
-    role: str = "policy"  # which of the run's models answers: the policy, or a companion such as "teacher"
-    # What ends a completion, beside what the model's generation config names. None: the EOS of the run's tokenizer.
+    seed: int | None = None  # for the whole call; None draws one from torch's random state
+    role: str = "policy"  # the model that generates: the policy, or an auxiliary model such as "teacher"
+    # Stop tokens, in addition to those of the model's generation config. None: the EOS of the run's tokenizer.
     stop_token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A prompt as token ids. Requests with equal prompts may share the work that the prompt takes.
+    """A prompt as token ids. Requests with equal prompts may share the prefill.
 
-    `number` tells the requests of all ranks apart: with the seed of the call it decides the noise that is sampled with,
-    whatever the batches and the ranks. None: as if the requests of all ranks had been dealt out in turn.
+    `number` identifies a request across all ranks. With the seed of the call it decides the sampling noise, independent
+    of batches and ranks. None: numbered as if the requests of all ranks had been dealt out in turn.
     """
 
     prompt_ids: list[int]
     number: int | None = None
-    max_new_tokens: int | None = None  # fewer than the call's, where a conversation has used some up already
+    max_new_tokens: int | None = None  # fewer than in `Sampling` where earlier turns used some of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """Token ids of which those from `start` on are to be scored, each given all before it."""
+    """Token ids; those from `start` on are scored, each given all tokens before it."""
 
     token_ids: list[int]
     start: int
@@ -44,7 +44,9 @@ class Sequence:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """For each scored token of a sequence the likeliest tokens in its place, likeliest first, and their log-probs."""
+    """For each scored token of a sequence, the likeliest tokens at its position, likeliest first, and their
+    log-probs.
+    """
 
     token_ids: list[list[int]]
     logprobs: list[list[float]]
@@ -52,13 +54,14 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What came after a prompt: token ids (the stop token included), the log-prob of each under the distribution that
-    sampled it (the model's own, if greedy; at every temperature the one that `Sampling` describes), and why it ended:
-    "stop" (an end token) or "length".
+    """The result for a prompt: token ids (with the stop token), log-probs, and the reason why it ended.
 
-    Of a conversation with tools it is all turns in one: `sampled` then tells what the model said (True) from what tools
-    said, whose log-probs are 0. Empty: everything was sampled. `versions` is the weight version of each token, as
-    `ft_sync_weights` was given it; empty: all are of the weights when generation began.
+    The log-prob of each token is under the distribution that sampled it, which `Sampling` describes (the model's own,
+    if greedy). The reason is "stop" (an end token) or "length".
+
+    A conversation with tools is one completion with all its turns. `sampled` is then True for tokens that the model
+    sampled, and False for tool results, whose log-probs are 0. Empty: everything was sampled. `versions` is the weight
+    version of each token, as passed to `ft_sync_weights`; empty: all are of the weights when generation began.
     """
 
     token_ids: list[int]
@@ -67,5 +70,7 @@ class Completion:
     sampled: list[bool] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     turns: int = 1
-    prompt_ids: list[int] = field(default_factory=list)  # where it isn't the request's: an environment added to it
+    prompt_ids: list[int] = field(
+        default_factory=list
+    )  # if it differs from the request's, since an environment extended it
     messages: list[dict] = field(default_factory=list)  # the turns of a conversation with tools

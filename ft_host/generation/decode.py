@@ -1,19 +1,19 @@
-"""Continuous batching on a transformers model: completions leave the batch as they end, waiting ones take their places.
+"""Continuous batching on a transformers model: completions leave the batch when they end, waiting ones take their
+places.
 
-All rows write their next key and value into the same column of one buffer, and a row's own columns are the contiguous
-ones from `start` to the current one:
+All rows write their next key and value into the same column of one buffer. A row's own columns are contiguous, from
+`start` to the current one:
 
     column          0 1 2 3 4 5 6 7 8
     row 0           p p p p p c c c c       p: prompt, c: completion
     row 1               p p p c c c c
-    row 2 (entered)           p p p c       in the columns behind which a row left, its prompt ending where all are
+    row 2 (entered)           p p p c       took the place of a row that left; its prompt ends where all rows are
 
-So the model sees an ordinary batch, padded on the left, with a 2-D mask; distances in columns are distances in
-positions, as sliding windows need; and nothing is moved when a row enters, as long as no prompt is longer than the
-columns in use: the longest enter first. Where the buffer ends, columns that no row needs any more are dropped and room
-is made.
+So the model sees an ordinary batch, padded on the left, with a 2-D mask. Distances in columns are distances in
+positions, as sliding windows need. Nothing moves when a row enters, as long as its prompt is no longer than the columns
+in use: the longest prompts enter first. At the end of the buffer, columns that no row needs are dropped to make room.
 
-A prompt that several rows have is run through the model once, and its keys and values are copied to each.
+A prompt that several rows share runs through the model once, and its keys and values are copied to each row.
 """
 
 from __future__ import annotations
@@ -34,18 +34,20 @@ from ft_host.generation.sampling import noise_of, sample_token, tokens_seen
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PREFILL_TOKENS = 2048  # prompts that are run through the model at a time hold about so many, padding included
-ROOM = 64  # columns that the buffer has to spare when it is made, at least
-STRETCH = {"cpu": 1}  # steps between two looks at what was sampled, by device; where it isn't named, looking means
-LONG_STRETCH = 8  # waiting for all that was asked of it
+PREFILL_TOKENS = 2048  # about so many tokens of prompts are prefilled at a time, padding included
+ROOM = 64  # the least number of spare columns in a new buffer
+STRETCH = {"cpu": 1}  # steps between two reads of the sampled tokens, by device; on other devices a read waits
+LONG_STRETCH = 8  # for all queued work
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
 
 @dataclass(frozen=True)
 class Job:
-    """A request in its place: `index` in the call, `number` of its noise, `limit` of new tokens, which is less than
-    what was asked for where the model's positions end."""
+    """A request in decoding: `index` in the call, `number` of its noise, `limit` of new tokens.
+
+    `limit` is lower than requested where the model's positions end.
+    """
 
     index: int
     prompt_ids: list[int]
@@ -54,12 +56,12 @@ class Job:
 
 
 def can_decode(model: PreTrainedModel) -> bool:
-    """Whether all that the model remembers are keys and values of each token, and it can be told positions."""
+    """Return whether the model's whole state is keys and values of each token, and it accepts position ids."""
     arguments = inspect.signature(model.forward).parameters
     if not {"past_key_values", "position_ids", "attention_mask", "logits_to_keep"} <= set(arguments):
         return False
     config = model.config.get_text_config(decoder=True)
-    # Chunks of attention begin at absolute positions, which columns are not. Only models with chunks have the field.
+    # Chunked attention depends on absolute positions, which columns aren't. Only models with chunks have this field.
     if model.config.is_encoder_decoder or model._is_stateful or getattr(config, "attention_chunk_size", None):
         return False
     return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
@@ -70,7 +72,7 @@ def can_decode(model: PreTrainedModel) -> bool:
 
 @dataclass
 class Extent:
-    """What of the buffers is in use: the first `rows` rows; columns from `first` on; `end` is the one written next."""
+    """The part of the buffers in use: the first `rows` rows, the columns from `first` on; `end` is written next."""
 
     rows: int = 0
     first: int = 0
@@ -78,20 +80,21 @@ class Extent:
 
 
 class Columns(CacheLayerMixin):
-    """The keys and values of one layer, in place."""
+    """The keys and values of one layer, written in place."""
 
     def __init__(self, extent: Extent):
         super().__init__()
         self.extent = extent
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise NotImplementedError("room is made before the model is run")
+        raise NotImplementedError("the buffer is allocated before the model runs")
 
     def make_room(self, rows: int, columns: int, like: Pair) -> None:
-        """Move what is in use into new buffers of this size, to their first column. Zeros elsewhere: what is masked
-        must be finite all the same."""
+        """Move the part in use to the first column of new buffers of this size. The rest is zero: masked values must be
+        finite.
+        """
         used = self.extent
-        new = [each.new_zeros(rows, each.shape[-3], columns, each.shape[-1]) for each in like]
+        new = [old.new_zeros(rows, old.shape[-3], columns, old.shape[-1]) for old in like]
         if self.is_initialized:
             for to, of in zip(new, (self.keys, self.values), strict=True):
                 to[: used.rows, :, : used.end - used.first] = of[: used.rows, :, used.first : used.end]
@@ -119,8 +122,10 @@ class Columns(CacheLayerMixin):
 
 @dataclass
 class Prompt:
-    """A prompt and the jobs that wait for it. Once it was run: its keys and values, (heads, its length, width) of each
-    layer, and the (V,) logits of what follows."""
+    """A prompt and the jobs that wait for it.
+
+    After prefill: its keys and values, (heads, length, width) of each layer, and the (V,) logits of the next token.
+    """
 
     ids: list[int]
     jobs: deque[Job]
@@ -129,7 +134,7 @@ class Prompt:
 
 
 def prompts_of(jobs: list[Job]) -> deque[Prompt]:
-    """Equal prompts together, the longest first."""
+    """Group jobs by prompt, the longest prompt first."""
     prompts: dict[tuple[int, ...], Prompt] = {}
     for job in jobs:
         prompts.setdefault(tuple(job.prompt_ids), Prompt(job.prompt_ids, deque())).jobs.append(job)
@@ -137,7 +142,7 @@ def prompts_of(jobs: list[Job]) -> deque[Prompt]:
 
 
 def next_prompts(waiting: deque[Prompt], places: int) -> list[Prompt]:
-    """The first prompts, as many as have jobs for so many places, or PREFILL_TOKENS with padding. At least one."""
+    """Return the first prompts: as many as have jobs for `places`, or PREFILL_TOKENS with padding. At least one."""
     chosen: list[Prompt] = []
     for prompt in waiting:
         if chosen and (places <= 0 or (len(chosen) + 1) * len(chosen[0].ids) > PREFILL_TOKENS):
@@ -153,7 +158,7 @@ def prefill(model: PreTrainedModel, prompts: list[Prompt]) -> None:
     ids = torch.tensor([[0] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts])
     ids, mask = ids.to(model.device), mask.to(model.device)
-    # Not of the model's config: its sliding layers would keep the columns of their window only.
+    # Not made from the model's config: sliding layers would keep only the columns of their window.
     cache = DynamicCache()
     logits = (
         model(
@@ -184,7 +189,7 @@ class Row:
     ended: bool = False
 
     def take(self, tokens: list[int], logprobs: list[float], ends: list[int]) -> None:
-        """The next tokens, as far as the first that ends the row: the batch goes on until somebody looks."""
+        """Add tokens up to the first that ends the row: the batch goes on until the tokens are read."""
         for token, logprob in zip(tokens, logprobs, strict=True):
             if not self.ended:
                 self.tokens.append(token)
@@ -193,7 +198,7 @@ class Row:
 
 
 class Decoder:
-    """The rows that are being completed: `rows` here, and for each of them a row of the tensors, in the same order."""
+    """The rows in decoding: `rows` here, and a row of each tensor for each, in the same order."""
 
     def __init__(self, model: PreTrainedModel, sampling: Sampling, seed: int, ends: list[int], size: int, limit: int):
         self.model, self.sampling, self.seed, self.ends, self.size = model, sampling, seed, ends, size
@@ -202,7 +207,7 @@ class Decoder:
         self.layers: list[Columns] = []
         self.cache = Cache(layers=self.layers)
         device = model.device
-        self.token = torch.zeros(size, dtype=torch.long, device=device)  # the last one, not yet in the buffer
+        self.token = torch.zeros(size, dtype=torch.long, device=device)  # the last token, not yet in the buffer
         self.start = torch.zeros(size, dtype=torch.long, device=device)  # the column of a row's first token
         self.born = torch.zeros(size, dtype=torch.long, device=device)  # the column of its first new token
         self.noise = torch.zeros(size, limit, device=device)
@@ -211,7 +216,7 @@ class Decoder:
     # -- in and out
 
     def enter(self, prompt: Prompt) -> None:
-        """New rows behind those that are there: the prompt's jobs, as many as have a place, with their first token."""
+        """Add rows for the prompt's jobs, as many as have a place, with their first token."""
         used, length = self.used, len(prompt.ids)
         jobs = [prompt.jobs.popleft() for _ in range(min(self.size - len(self.rows), len(prompt.jobs)))]
         new = slice(used.rows, used.rows + len(jobs))
@@ -238,7 +243,7 @@ class Decoder:
         self._look(new, [self._pick(logits, new, self.noise[new, 0])])
 
     def leave(self) -> list[Row]:
-        """Take out the rows that have ended; the last ones move into their places."""
+        """Remove the rows that have ended; the last rows move into their places."""
         ended = [index for index, row in enumerate(self.rows) if row.ended]
         if not ended:
             return []
@@ -250,7 +255,7 @@ class Decoder:
             self.rows[hole] = self.rows[mover]
         del self.rows[left:]
         if holes:
-            to, of = (torch.tensor(each, device=self.token.device) for each in (holes, movers))
+            to, of = (torch.tensor(indices, device=self.token.device) for indices in (holes, movers))
             for tensor in (self.token, self.start, self.born, self.noise, self.seen):
                 if tensor is not None:
                     tensor[to] = tensor[of]
@@ -264,7 +269,7 @@ class Decoder:
         return gone
 
     def _make_room(self, like: list[Pair]) -> None:
-        """Drop the columns that no row needs, and have more behind the last."""
+        """Drop the columns that no row needs, and add columns at the end."""
         length = self.used.end - self.used.first
         for layer, pair in zip(self.layers, like, strict=True):
             layer.make_room(self.size, length + max(ROOM, length // 4), pair)
@@ -275,16 +280,16 @@ class Decoder:
     # -- a step
 
     def advance(self) -> None:
-        """Sample the next token of each row, or several before they are looked at, but never past a row's limit."""
+        """Sample the next token of each row, or several before they are read, but never past a row's limit."""
         steps = STRETCH.get(self.token.device.type, LONG_STRETCH)
         steps = min(steps, *(row.job.limit - len(row.tokens) for row in self.rows))
         self._look(slice(0, len(self.rows)), [self._step() for _ in range(steps)])
 
     def _look(self, rows: slice, steps: list[Pair]) -> None:
-        """Give the rows what was sampled. The one place that waits for the device."""
-        tokens, logprobs = (torch.stack(each, 1).tolist() for each in zip(*steps, strict=True))
-        for row, *said in zip(self.rows[rows], tokens, logprobs, strict=True):
-            row.take(*said, self.ends)
+        """Read the sampled tokens into the rows. Only this waits for the device."""
+        tokens, logprobs = (torch.stack(values, 1).tolist() for values in zip(*steps, strict=True))
+        for row, *sampled in zip(self.rows[rows], tokens, logprobs, strict=True):
+            row.take(*sampled, self.ends)
 
     def _step(self) -> tuple[torch.Tensor, torch.Tensor]:
         used, rows = self.used, slice(0, len(self.rows))
@@ -319,11 +324,11 @@ class Decoder:
 def decode(
     model: PreTrainedModel, jobs: list[Job], sampling: Sampling, seed: int, ends: list[int], size: int
 ) -> Iterator[Row]:
-    """Complete the jobs, at most `size` at a time; rows come as they end. Gradients must be off."""
+    """Complete the jobs, at most `size` at a time; yield rows as they end. Gradients must be off."""
     waiting, size = prompts_of(jobs), min(size, len(jobs))
     decoder = Decoder(model, sampling, seed, ends, size, max(job.limit for job in jobs))
     while waiting or decoder.rows:
-        # A prompt alone takes the model about as long as a step of all rows: wait for a few places.
+        # Prefill of one prompt takes about as long as a step of all rows: wait for a few free places.
         if waiting and (not decoder.rows or size - len(decoder.rows) >= max(1, size // 8)):
             while waiting and len(decoder.rows) < size:
                 if waiting[0].states is None:
@@ -334,6 +339,6 @@ def decode(
                 yield from decoder.leave()
         else:
             if not waiting:
-                decoder.size = len(decoder.rows)  # buffers that are made anew have no rows to spare
+                decoder.size = len(decoder.rows)  # new buffers have no spare rows
             decoder.advance()
             yield from decoder.leave()

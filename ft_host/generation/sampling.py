@@ -1,8 +1,8 @@
-"""How a token is chosen: the same for every way that the backend `transformers` runs the model.
+"""Token sampling, the same for every way that the backend `transformers` runs the model.
 
-Written out here rather than left to `generate`, for three reasons: the noise is then a function of the seed and the
-request alone, whatever the batches and the ranks; the random state of the training is left alone; and only one
-[batch, vocabulary] tensor is alive at a time, where `output_scores` keeps one for each token.
+Written here and not left to `generate`, for three reasons. The noise is a function of the seed and the request alone,
+independent of batches and ranks. The random state of the training doesn't change. Only one [batch, vocabulary] tensor
+is alive at a time, where `output_scores` keeps one for each token.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ft_host.generation import Sampling
 def sample_token(
     logits: torch.Tensor, sampling: Sampling, noise: torch.Tensor, seen: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, V) float32 logits and (B,) uniform noise in [0, 1) to (B,) tokens and (B,) log-probs.
+    """Sample from (B, V) float32 logits with (B,) uniform noise in [0, 1): return (B,) tokens and (B,) log-probs.
 
-    `seen` (B, V) says which tokens a text has so far, prompt included; a repetition penalty needs it.
+    `seen` (B, V) marks the tokens in each text so far, prompt included; a repetition penalty needs it.
 
-    The log-prob is of the distribution that was sampled: after repetition penalty, temperature, top_k, top_p and min_p,
-    in this order, which is that of transformers. Greedy (temperature 0) has none worth the name; it gives the one that
-    the likeliest token was taken from, at temperature 1.
+    The log-prob is under the distribution that was sampled: after repetition penalty, temperature, top_k, top_p and
+    min_p, in this order, as in transformers. Greedy decoding (temperature 0) samples from no distribution; its log-prob
+    is the one at temperature 1.
     """
     if sampling.repetition_penalty != 1:
         penalty = sampling.repetition_penalty
@@ -38,7 +38,7 @@ def sample_token(
         logp = logp.masked_fill(logp < least, -torch.inf).log_softmax(-1)
     if sampling.top_p < 1:
         ordered, order = logp.sort(descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()  # what the likelier tokens hold: the first always stays
+        before = ordered.exp().cumsum(-1) - ordered.exp()  # the mass of all likelier tokens: the first always stays
         cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
         logp = logp.masked_fill(cut, -torch.inf).log_softmax(-1)
     if sampling.min_p > 0:
@@ -46,7 +46,7 @@ def sample_token(
         logp = logp.masked_fill(logp < least, -torch.inf).log_softmax(-1)
     upto = logp.exp().cumsum(-1)
     total = upto[:, -1:]
-    # noise just below 1 may round up to the total, which no token is above
+    # noise just below 1 may round up to the total, which no cumulative sum exceeds
     below = torch.minimum(noise[:, None] * total, total.nextafter(torch.zeros_like(total)))
     token = torch.searchsorted(upto, below, right=True)[:, 0]
     return token, _at(logp, token)
@@ -57,12 +57,12 @@ def _at(values: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
 
 
 def noise_of(seed: int, number: int, length: int) -> np.ndarray:
-    """(length,) float32 in [0, 1): the noise of request `number` of a call, whoever else is in it."""
+    """Return (length,) float32 in [0, 1): the noise of request `number`, independent of the other requests."""
     return np.random.default_rng([seed, number]).random(length, dtype=np.float32)
 
 
 def tokens_seen(texts: list[list[int]], vocabulary: int, device: torch.device) -> torch.Tensor:
-    """(B, V) bool: which tokens each text has."""
+    """Return (B, V) bool: the tokens in each text."""
     seen = torch.zeros(len(texts), vocabulary, dtype=torch.bool)
     for row, ids in enumerate(texts):
         seen[row, ids] = True

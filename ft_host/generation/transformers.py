@@ -1,7 +1,7 @@
-"""The backend `transformers`: the policy itself, completed by the decoding loop of decode.py.
+"""The backend `transformers`: generates with the policy itself, by the decoding loop of decode.py.
 
-What that can't run goes through `model.generate`, a batch of prompts at a time, with the same results: models that
-remember something else than keys and values, and sharded ones, of which all ranks must run as many steps.
+Models that this loop can't run go through `model.generate`, one batch of prompts at a time, with the same results:
+models with other state than keys and values, and sharded models, where all ranks must run the same number of steps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[C
 
 @contextlib.contextmanager
 def answering(run: Run, role: str) -> Iterator[Policy]:
-    """The model of that role. All ranks must enter it."""
+    """Give the model of that role. All ranks must enter it."""
     if role == "policy":
         yield run.policy
         return
@@ -46,13 +46,13 @@ def answering(run: Run, role: str) -> Iterator[Policy]:
 def complete(requests: list[Request], sampling: Sampling, run: Run, policy: Policy) -> list[Completion]:
     model, tokenizer = policy.causal_lm, run.tokenizer
     ends = end_tokens(model, tokenizer, sampling)
-    # Not every architecture ends somewhere, and some keep the number under another name that only attribute access
+    # Not every architecture has a limit, and some have it under another name that only attribute access
     # maps.
     max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    # Requests without a number are counted over ranks as if dealt out in turn: no two share their noise, and rows that
-    # are dealt out in turn get the same noise whatever the number of ranks.
-    first, each = run.rank, run.world_size
-    jobs = jobs_of(requests, sampling.max_new_tokens, max_positions, tokenizer, first, each)
+    # Requests without a number are numbered as if dealt out to ranks in turn: no two share their noise, and rows that
+    # are dealt out in turn get the same noise for any number of ranks.
+    first, stride = run.rank, run.world_size
+    jobs = jobs_of(requests, sampling.max_new_tokens, max_positions, tokenizer, first, stride)
     seed = sampling.seed
     if seed is None:
         seed = int(torch.randint(2**31, ()))  # of torch's own random state, which checkpoints keep
@@ -73,17 +73,17 @@ def jobs_of(
     max_positions: int | None,
     tokenizer: PreTrainedTokenizerBase,
     first: int = 0,
-    each: int = 1,
+    stride: int = 1,
 ) -> list[Job]:
-    """One job a request; those without a number get `first`, and `each` more from one to the next.
+    """Return one job for each request. Jobs without a number get `first`, `first + stride`, and so on.
 
-    Raises DataError for a prompt that is empty or leaves the model no position to answer in.
+    Raises DataError for a prompt that is empty or leaves the model no position to generate at.
     """
     jobs = []
     for index, request in enumerate(requests):
         length = len(request.prompt_ids)
         if not length:
-            raise DataError(f"prompt {index + 1} of {len(requests)} has no tokens: there is nothing to complete")
+            raise DataError(f"prompt {index + 1} of {len(requests)} has no tokens; expected at least one")
         limit = max_new_tokens if request.max_new_tokens is None else min(max_new_tokens, request.max_new_tokens)
         if limit < 1:
             raise DataError(f"prompt {index + 1} of {len(requests)}: max_new_tokens is {limit}; expected at least 1")
@@ -94,18 +94,20 @@ def jobs_of(
                 f"prompt {index + 1} of {len(requests)} has {length} tokens, the model has {max_positions} positions "
                 f"(max_position_embeddings), and a completion needs at least one: {start!r}…"
             )
-        number = first + each * index if request.number is None else request.number
+        number = first + stride * index if request.number is None else request.number
         jobs.append(Job(index, request.prompt_ids, number, min(limit, room)))
     return jobs
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> list[int]:
-    """The tokens that end a completion: the tokenizer's EOS, unless `sampling` has others, and what the model's
-    generation config adds to it."""
+    """Return the tokens that end a completion.
+
+    These are the tokenizer's EOS, unless `sampling` has others, and those of the model's generation config.
+    """
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
-    asked = [tokenizer.eos_token_id] if sampling.stop_token_ids is None else sampling.stop_token_ids
-    return sorted({token for token in [*asked, *ids] if token is not None})
+    stop = [tokenizer.eos_token_id] if sampling.stop_token_ids is None else sampling.stop_token_ids
+    return sorted({token for token in [*stop, *ids] if token is not None})
 
 
 def completion_of(row: Row, ends: list[int]) -> Completion:
@@ -115,8 +117,10 @@ def completion_of(row: Row, ends: list[int]) -> Completion:
 
 @contextlib.contextmanager
 def generating(run: Run, policy: Policy) -> Iterator[None]:
-    """A model as generation needs it: without dropout or checkpointing, and without the defaults that came with the
-    model (its own temperature, top_k, repetition penalty), which transformers would merge into ours."""
+    """Put a model in generation mode: without dropout or checkpointing, and without its generation defaults.
+
+    transformers would merge the model's own temperature, top_k or repetition penalty into ours.
+    """
     model = policy.causal_lm
     was_training, defaults = policy.training, model.generation_config
     policy.eval()
@@ -133,17 +137,17 @@ def generating(run: Run, policy: Policy) -> Iterator[None]:
 
 
 class Picker(LogitsProcessor):
-    """Chooses each token, remembers it with its log-prob, and leaves `generate` no other choice."""
+    """Chooses each token, records it with its log-prob, and leaves `generate` no other choice."""
 
     def __init__(self, sampling: Sampling, noise: torch.Tensor, seen: torch.Tensor | None):
         self.sampling = sampling
         self.noise = noise  # (B, limit)
-        self.seen = seen  # (B, V); not what `generate` hands over, which has the padding of short prompts in it
+        self.seen = seen  # (B, V); not the input of `generate`, which includes the padding of short prompts
         self.tokens: list[torch.Tensor] = []  # (B,) of each step
         self.logprobs: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        # transformers may look one step further than asked for before it stops (it reads a flag late); that one is cut
+        # transformers may run one step too many before it stops (it reads a flag late); that step is cut
         step = min(len(self.tokens), self.noise.shape[1] - 1)
         token, logp = sample_token(scores, self.sampling, self.noise[:, step], self.seen)
         if self.seen is not None:
@@ -154,15 +158,16 @@ class Picker(LogitsProcessor):
 
 
 def batches_of(jobs: list[Job], size: int, max_positions: int | None) -> list[list[Job]]:
-    """Batches of at most `size`, longest prompts first, so that little is padded and memory runs out early or never.
+    """Return batches of at most `size`, longest prompts first, so that padding is low and memory runs out early or
+    never.
 
-    A batch goes on to its highest limit: no job may be in it that the model has too few positions for.
+    A batch runs to its highest limit: it holds no job for which the model has too few positions.
     """
     batches: list[list[Job]] = []
     for job in sorted(jobs, key=lambda job: (-len(job.prompt_ids), job.index)):
         batch = batches[-1] if batches else []
-        limit = max([job.limit, *(each.limit for each in batch)])
-        longest = max(len(each.prompt_ids) for each in [job, *batch])
+        limit = max([job.limit, *(other.limit for other in batch)])
+        longest = max(len(other.prompt_ids) for other in [job, *batch])
         if not batch or len(batch) == size or (max_positions is not None and longest + limit > max_positions):
             batches.append(batch := [])
         batch.append(job)
@@ -175,7 +180,7 @@ def generate_batches(
     """Complete batches that stay as they are until their last row has ended."""
     idle = 0
     if sharded:
-        # Each forward gathers weights from all ranks: all run as many batches as the one that has most.
+        # Each forward gathers weights from all ranks: all run as many batches as the rank with the most.
         idle = max(run.gather(len(batches))) - len(batches)
     for batch in batches:
         yield from run_batch(batch, sampling, seed, ends, run, policy, sharded)
@@ -192,7 +197,7 @@ def run_batch(
     width = max(len(job.prompt_ids) for job in batch)
     pad = run.tokenizer.pad_token_id
     if pad is None:
-        pad = ends[0] if ends else 0  # masked out: any will do
+        pad = ends[0] if ends else 0  # masked out: any token works
     input_ids = torch.tensor([[pad] * (width - len(job.prompt_ids)) + job.prompt_ids for job in batch])
     mask = torch.tensor([[0] * (width - len(job.prompt_ids)) + [1] * len(job.prompt_ids) for job in batch])
     noise, seen = torch.zeros(len(batch), limit), None
@@ -220,14 +225,14 @@ def run_batch(
     call_generate(policy, arguments, sharded=sharded)
     tokens = torch.stack(picker.tokens, 1)[:, :limit].tolist()
     logprobs = torch.stack(picker.logprobs, 1)[:, :limit].tolist()
-    for job, *said in zip(batch, tokens, logprobs, strict=True):
+    for job, *sampled in zip(batch, tokens, logprobs, strict=True):
         row = Row(job)
-        row.take(*said, ends)
+        row.take(*sampled, ends)
         yield row
 
 
 def call_generate(policy: Policy, arguments: dict[str, Any], *, sharded: bool) -> None:
-    """`model.generate`, such that a sharded model gathers the weights that belong to its root (embeddings, head)."""
+    """Call `model.generate` so that a sharded model gathers the weights of its root module (embeddings, head)."""
     if not sharded:
         policy.causal_lm.generate(**arguments)
         return

@@ -1,4 +1,6 @@
-"""Who is installed, whether it fits, and the plugins of one run. Importing this imports no plugin and nothing heavy."""
+"""Installed plugins, their compatibility, and the plugins of one run. Importing this imports no plugin and nothing
+heavy.
+"""
 
 from __future__ import annotations
 

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def backend_of(config: RunConfig) -> tuple[registry.PluginInfo | None, Any]:
-    """The backend that a run uses, and an object of its config class; None for what there isn't.
+    """Return the backend of a run and an object of its config class; None for each that doesn't exist.
 
-    Imports the module of that class and no other. Raises ConfigError for fields that can't be used, and what
-    `registry.find` does.
+    Imports the module of that class and no other. Raises ConfigError for invalid fields, and what `registry.find`
+    raises.
     """
     if not config.eval_reward and not isinstance(config, RolloutConfig):
         if config.backend_config:
@@ -30,8 +30,8 @@ def backend_of(config: RunConfig) -> tuple[registry.PluginInfo | None, Any]:
         if config.backend_config:
             raise ConfigError(f"backend_config: the backend {config.backend} has no fields of its own; leave it out")
         return info, None
-    found, problems = python_values(config.backend_config, fields_of(own))
+    values, problems = python_values(config.backend_config, fields_of(own))
     refuse([f"backend_config: {problem}" for problem in problems])
-    made = own(**found)
-    made.check()
-    return info, made
+    settings = own(**values)
+    settings.check()
+    return info, settings

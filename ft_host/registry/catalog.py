@@ -1,7 +1,8 @@
-"""What is installed, from distribution metadata alone. Nothing of a plugin is imported to list it.
+"""Installed plugins, read from distribution metadata. Listing a plugin imports nothing of it.
 
-A method's name is written once, in ft_host.methods. Its config is the one of the module `config` beside the method's,
-and its rules are those of the module `rules` beside it, unless an entry point says otherwise.
+Everything comes from entry_points.txt and the headers of METADATA. entry_points.txt is read for every distribution,
+METADATA only for those with an entry point of ours. Neither goes through a general parser: a broken file of one
+distribution must not hide the others, and listing must be fast.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ KINDS = {"ft_host.methods": "method", "ft_host.backends": "backend", "ft_host.di
 GROUPS = {kind: group for group, kind in KINDS.items()}
 ORDER = (*GROUPS, "unknown")
 
-# state of a plugin; when several are true the first one counts
+# states of a plugin; if several apply, the first one counts
 STATES = ("blocked", "incompatible", "broken", "conflict", "ok")
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*\w)?")
@@ -42,7 +43,7 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*\w)?")
 
 @dataclass(frozen=True, kw_only=True)
 class PluginInfo:
-    """One plugin, as its distribution's metadata describes it. A local file has no distribution and no version."""
+    """One plugin, as described by its distribution's metadata. A local file has no distribution and no version."""
 
     kind: str  # "method", "backend" or "diagnostics"; "unknown" for an entry point in a group that this host lacks
     name: str
@@ -52,26 +53,26 @@ class PluginInfo:
     value: str = ""  # the entry point: the module that holds the hooks
     config: str = ""  # of a method, or of others with fields: module:Class, or a module (see config_class)
     summary: str = ""
-    location: str = ""  # file of the module where it was found, else the folder that its metadata lies in
+    location: str = ""  # the module's file if it was found, else the folder of its metadata
     requires: tuple[str, ...] = ()  # Requires-Dist as written
     requires_host: str = ""  # the versions of ft-host it works with
     compatible: bool = True
     state: str = "ok"  # one of STATES
-    problem: str | None = None  # what `state` is about, where it isn't "ok"
-    notes: tuple[str, ...] = ()  # worth saying, but no reason to refuse
-    implied: bool = False  # diagnostics without an entry point, found beside their method
+    problem: str | None = None  # the reason for `state`, if it isn't "ok"
+    notes: tuple[str, ...] = ()  # remarks that are no reason to refuse it
+    implied: bool = False  # diagnostics without an entry point, found in the package of their method
 
 
 @functools.cache
 def catalog() -> list[PluginInfo]:
-    """All installed plugins, whatever their state, sorted by kind and name. Scans once; `catalog.cache_clear()`."""
+    """Return all installed plugins in any state, sorted by kind and name. Scans once; `catalog.cache_clear()`."""
     plugins = [info for dist in distributions() for info in _plugins(dist)]
     plugins = _mark_conflicts(plugins)
     return sorted(plugins, key=lambda info: (ORDER.index(info.kind), info.name, info.distribution))
 
 
 def policy() -> tuple[set[str] | None, set[str]]:
-    """The allow-list (None: everything) and the block-list of distributions, from the environment."""
+    """Return the allow-list (None: everything) and the block-list of distributions, from the environment."""
     allowed, blocked = os.environ.get("FT_HOST_PLUGINS"), os.environ.get("FT_HOST_BLOCK", "")
     return None if allowed is None else _names(allowed), _names(blocked)
 
@@ -100,7 +101,7 @@ def _plugins(dist: Distribution) -> list[PluginInfo]:
         "compatible": compatible,
     }
     if not requires_host and not unreadable and normalise(common["distribution"]) != HOST:
-        notes = (*notes, "doesn't say which versions of ft-host it works with (Requires-Dist: ft-host)")
+        notes = (*notes, "doesn't declare which versions of ft-host it works with (Requires-Dist: ft-host)")
     refusal = _refusal(common["distribution"])
 
     configs = {name: value for group, name, value in entries if group == CONFIGS}
@@ -136,9 +137,9 @@ def _plugins(dist: Distribution) -> list[PluginInfo]:
         elif not _NAME.fullmatch(name):
             problem = f"bad entry point: the name {name!r} has characters other than letters, digits, '.', '_' and '-'"
         elif keys.count((group, name)) > 1:
-            problem = f"bad entry point: {name!r} stands twice in {group}"
+            problem = f"bad entry point: {name!r} occurs twice in {group}"
         elif info.config and keys.count((CONFIGS, name)) > 1:
-            problem = f"bad entry point: {name!r} stands twice in {CONFIGS}"
+            problem = f"bad entry point: {name!r} occurs twice in {CONFIGS}"
         elif not problem and (info.kind == "method" or info.config):
             problem = _config_problem(info, configs)
         state = "ok"
@@ -153,17 +154,20 @@ def _plugins(dist: Distribution) -> list[PluginInfo]:
 
 
 def _implied(entries: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """The diagnostics that methods have without an entry point: the module `rules` beside each, where no entry point
-    names it and it has a hook. Its text says that; it may be something else of this name."""
+    """Return the diagnostics that methods have without an entry point.
+
+    This is the module `rules` next to a method, if no entry point names it and its text shows that it has a hook: it
+    may be something else of this name.
+    """
     names = {name for group, name, _ in entries if KINDS.get(group) == "diagnostics"}
     values = {value for _, _, value in entries}
-    found = []
+    implied = []
     for group, name, value in entries:
         rules = beside(value, "rules") if KINDS.get(group) == "method" and name not in names else ""
         place = locate(rules, attr=False)[0] if rules and rules not in values else None
         if place is not None and place.endswith(".py") and "hookimpl" in Path(place).read_text(encoding="utf-8"):
-            found.append((GROUPS["diagnostics"], name, rules))
-    return found
+            implied.append((GROUPS["diagnostics"], name, rules))
+    return implied
 
 
 def _config_value(group: str, name: str, value: str, configs: dict[str, str], owners: dict[str, set[str]]) -> str:
@@ -185,7 +189,7 @@ def _config_problem(info: PluginInfo, configs: dict[str, str]) -> str | None:
 
 
 def _refusal(distribution: str) -> str | None:
-    """Why the environment keeps this distribution out, if it does. The allow-list can't keep out the host itself."""
+    """Return why the environment excludes this distribution, or None. The allow-list can't exclude the host itself."""
     allowed, blocked = policy()
     if normalise(distribution) in blocked:
         return "blocked by the environment variable FT_HOST_BLOCK"
@@ -195,7 +199,7 @@ def _refusal(distribution: str) -> str | None:
 
 
 def _mark_conflicts(plugins: list[PluginInfo]) -> list[PluginInfo]:
-    """Two distributions that offer one name: both stay, in state "conflict" unless something worse is known."""
+    """Mark two distributions with the same name as "conflict", unless their state is worse already. Both stay."""
     claims: dict[tuple[str, str], set[str]] = {}
     for info in plugins:
         if info.state != "blocked":
@@ -205,8 +209,8 @@ def _mark_conflicts(plugins: list[PluginInfo]) -> list[PluginInfo]:
         rivals = sorted(claims.get((info.kind, info.name), set()) - {info.distribution})
         if rivals and info.state == "ok" and info.kind != "unknown":
             problem = (
-                f"{', '.join(rivals)} offers the {info.kind} {info.name!r} too; "
-                f"{info.distribution}:{info.name} chooses this one"
+                f"{', '.join(rivals)} also offers the {info.kind} {info.name!r}; "
+                f"{info.distribution}:{info.name} selects this one"
             )
             info = replace(info, state="conflict", problem=problem)
         marked.append(info)

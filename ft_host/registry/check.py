@@ -1,6 +1,6 @@
-"""Each plugin imported in a process of its own: `ft-host plugins --check`.
+"""Imports each plugin in a separate process: `ft-host plugins --check`.
 
-A plugin may hang, exit, print or crash the interpreter while it is imported; none of that reaches who asks.
+A plugin may hang, exit, print or crash the interpreter during import; none of that affects the caller.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ POLL = 0.02  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of importing a plugin. `result` is "ok", "broken", "incompatible" or "blocked"."""
+    """The outcome of importing a plugin. `result` is "ok", "broken", "incompatible" or "blocked"."""
 
     result: str
-    cause: str | None  # in one line; None where it is ok
+    cause: str | None  # one line; None if ok
     seconds: float
 
 
@@ -43,9 +43,10 @@ class _Child:
 def check(
     plugins: list[PluginInfo], *, timeout: float, at_once: int, told: Callable[[int], None] = lambda done: None
 ) -> list[Outcome]:
-    """Import each plugin, with its config and its hooks checked, `at_once` at a time and each for `timeout` seconds.
+    """Import each plugin and check its config and hooks, `at_once` at a time, each for at most `timeout` seconds.
 
-    What metadata already rules out is not imported. `told` hears how many are done. Outcomes in the order of `plugins`.
+    Plugins that metadata already rules out are not imported. `told` is called with the number done so far. Returns
+    outcomes in the order of `plugins`.
     """
     outcomes: dict[int, Outcome] = {}
     waiting = []
@@ -69,14 +70,14 @@ def check(
                         told(len(outcomes))
                 time.sleep(POLL)
         finally:
-            for child in children:  # only after Ctrl-C: a child in a session of its own doesn't hear it
+            for child in children:  # only after Ctrl-C: a child in its own session doesn't receive it
                 _kill(child)
     return [outcomes[index] for index in range(len(plugins))]
 
 
 def _start(index: int, info: PluginInfo, folder: Path) -> _Child:
     answer, errors = folder / f"{index}.json", folder / f"{index}.err"
-    # The child sees the modules that this process would, in the same order (-P: and nothing before them).
+    # The child finds the same modules as this process, in the same order (-P: nothing before them).
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with errors.open("wb") as stream:
         process = subprocess.Popen(
@@ -101,21 +102,23 @@ def _finished(child: _Child, timeout: float) -> Outcome | None:
     if child.answer.exists():
         cause = json.loads(child.answer.read_text(encoding="utf-8"))
         return Outcome(result="broken" if cause else "ok", cause=cause, seconds=seconds)
-    said = child.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    errors = child.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended the interpreter with exit code {code}"
-    return Outcome(result="broken", cause=f"its import {ended}" + (f": {said[-1]}" if said else ""), seconds=seconds)
+    return Outcome(
+        result="broken", cause=f"its import {ended}" + (f": {errors[-1]}" if errors else ""), seconds=seconds
+    )
 
 
 def _kill(child: _Child) -> None:
     if os.name == "posix":
-        os.killpg(child.process.pid, signal.SIGKILL)  # with whatever the plugin has started
+        os.killpg(child.process.pid, signal.SIGKILL)  # and everything that the plugin started
     else:
         child.process.kill()
     child.process.wait()
 
 
 def _main(kind: str, name: str, answer: str) -> None:
-    """In the child: import the plugin and write the first line of what is wrong with it, or null."""
+    """In the child process: import the plugin and write the first line of its error, or null."""
     from ft_host.errors import FtHostError
     from ft_host.registry.lookup import backend_config_class, config_class, diagnostics_config_class, find
     from ft_host.registry.session import validate
@@ -133,7 +136,7 @@ def _main(kind: str, name: str, answer: str) -> None:
     except FtHostError as err:
         cause = str(err).splitlines()[0]
     Path(answer).write_text(json.dumps(cause), encoding="utf-8")
-    os._exit(0)  # not through atexit and threads that the import may have left behind
+    os._exit(0)  # skips atexit handlers and threads that the import may have left
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a name to one plugin, and to its module. The only place that imports a plugin."""
+"""From a name to one plugin and its module. Only this module imports plugins."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ft_host.util.text import closest, nearest
 
 
 class FtExperimentalWarning(FutureWarning):
-    """The method is experimental. A FutureWarning, since Python shows those to people who only use a library."""
+    """The method is experimental. A FutureWarning, since Python shows those to users of a library too."""
 
 
 def find(kind: str, name: str) -> PluginInfo:
-    """The installed plugin called `name`: "sft", or "ft-sft:sft" where several distributions offer it.
+    """Return the installed plugin called `name`: "sft", or "ft-sft:sft" where several distributions offer it.
 
-    A method or diagnostics may also be a Python file ("./my_method.py"). Imports nothing. Raises PluginNotFound with
-    the names that are installed, PluginBroken for one that can't be used, UsageError for a name that several
-    distributions claim.
+    A method may also be a Python file ("./my_method.py"). Imports nothing. Raises PluginNotFound with the names of
+    installed plugins, PluginBroken for a plugin that can't be used, UsageError for a name that several distributions
+    offer.
     """
     if kind in LOCAL and is_file(name):
         return local_plugin(kind, name)
@@ -41,14 +41,14 @@ def find(kind: str, name: str) -> PluginInfo:
     if len(owners) > 1:
         offers = [f"  {reference(info)}  ({label(info)}, {info.location})" for info in usable]
         raise UsageError(
-            f"the {kind} {bare!r} is offered by {len(usable)} distributions; say which one:\n" + "\n".join(offers)
+            f"the {kind} {bare!r} is offered by {len(usable)} distributions; choose one:\n" + "\n".join(offers)
         )
     _refuse_unusable(usable[0])
     return usable[0]
 
 
 def load(info: PluginInfo) -> ModuleType:
-    """Import the module of one plugin. Raises PluginBroken, naming distribution, version, file and cause."""
+    """Import the module of one plugin. Raises PluginBroken, which names distribution, version, file and cause."""
     _refuse_unusable(info)
     if not info.distribution:
         make_importable(info)
@@ -56,44 +56,46 @@ def load(info: PluginInfo) -> ModuleType:
 
 
 def config_class(method: str | PluginInfo) -> type[RunConfig]:
-    """The config class of a method: the entry point of the method's name in the group ft_host.configs, or else the one
-    of the module `config` beside the method's: `Config` or the only class there that extends RunConfig, of several the
-    one with the method's name (`SimPOConfig` of simpo).
+    """Return the config class of a method: the entry point of the method's name in the group ft_host.configs.
 
-    Imports the config's module only, which must not import torch. Of a local file it is the attribute `Config`, so
-    the file itself is imported. Raises what `find` and `load` do, and PluginBroken if it isn't a dataclass that
+    Imports only the config's module, which must not import torch. For a local file it is the attribute `Config`, so the
+    file itself is imported. Raises what `find` and `load` raise, and PluginBroken where it isn't a dataclass that
     extends RunConfig.
     """
     info = find("method", method) if isinstance(method, str) else method
     _refuse_unusable(info)
     if not info.distribution:
-        found = vars(load(info)).get("Config")
+        cls = vars(load(info)).get("Config")
         value = f"{info.value}:Config"
-        if found is None:
+        if cls is None:
             raise PluginBroken(
-                f"{label(info)}: has no attribute Config; a method in a file names its config class so, "
+                f"{label(info)}: has no attribute Config; a method in a file needs a config class of this name, "
                 "for instance `from ft_sft.config import SFTConfig as Config`"
             )
     else:
-        value, found = info.config, _config_of(info)
-    if not (isinstance(found, type) and issubclass(found, RunConfig)):
-        raise PluginBroken(f"{label(info)}: {value} is no class that extends ft_host.config.RunConfig, but {found!r}")
-    if found is not RunConfig and "__dataclass_fields__" not in vars(found):
+        value, cls = info.config, _config_of(info)
+    if not (isinstance(cls, type) and issubclass(cls, RunConfig)):
+        raise PluginBroken(
+            f"{label(info)}: {value} expected a class that extends ft_host.config.RunConfig, cls {cls!r}"
+        )
+    if cls is not RunConfig and "__dataclass_fields__" not in vars(cls):
         raise PluginBroken(
             f"{label(info)}: {value} is not decorated with @dataclass(kw_only=True), so its fields would be ignored"
         )
-    odd = [format for format in found.formats if format not in FORMATS]
+    odd = [format for format in cls.formats if format not in FORMATS]
     if odd:
         raise PluginBroken(
             f"{label(info)}: {value}.formats has {odd[0]!r}{nearest(odd[0], FORMATS)}; expected formats among "
             + ", ".join(FORMATS)
         )
-    return found
+    return cls
 
 
 def backend_config_class(info: PluginInfo) -> type | None:
-    """The class of a backend's own fields: the entry point of its name in the group ft_host.configs. None where it has
-    none. Imports the class's module only. Raises PluginBroken where it isn't a dataclass with a method `check`."""
+    """Return the class of a backend's own fields: the entry point of its name in the group ft_host.configs, or None.
+
+    Imports only the class's module. Raises PluginBroken where it isn't a dataclass with a method `check`.
+    """
     _refuse_unusable(info)
     return _own_config(info, _config_of(info)) if info.config else None
 
@@ -110,16 +112,18 @@ def diagnostics_config_class(info: PluginInfo) -> type | None:
 def _own_config(info: PluginInfo, found: object) -> type:
     what = info.config or f"{info.value}:Config"
     if not (isinstance(found, type) and "__dataclass_fields__" in vars(found)):
-        raise PluginBroken(f"{label(info)}: {what} is no class decorated with @dataclass(kw_only=True)")
+        raise PluginBroken(f"{label(info)}: {what} is not a class decorated with @dataclass(kw_only=True)")
     if not any("check" in vars(base) for base in found.__mro__):
-        raise PluginBroken(f"{label(info)}: {what} has no method check, which refuses fields that don't go together")
+        raise PluginBroken(
+            f"{label(info)}: {what} has no method check, which must refuse fields that contradict each other"
+        )
     return found
 
 
 def _config_of(info: PluginInfo) -> object:
-    found = _import(info, _module_of(info.config), f"the config of the {info.kind} {info.name!r}")
+    value = _import(info, _module_of(info.config), f"the config of the {info.kind} {info.name!r}")
     if ":" not in info.config:
-        classes = _configs_in(found, info.name)
+        classes = _configs_in(value, info.name)
         if len(classes) == 1:
             return classes[0]
         names = f": {', '.join(each.__name__ for each in classes)}" if classes else ""
@@ -129,10 +133,10 @@ def _config_of(info: PluginInfo) -> object:
             f"{CONFIGS}: {info.name} = {info.config}:Class)"
         )
     for part in info.config.partition(":")[2].partition("[")[0].strip().split("."):
-        if part not in vars(found):
+        if part not in vars(value):
             raise PluginBroken(f"{label(info)} ({info.location}): {info.config} does not exist: no {part!r}")
-        found = vars(found)[part]
-    return found
+        value = vars(value)[part]
+    return value
 
 
 def _configs_in(module: ModuleType, method: str) -> list[type[RunConfig]]:
@@ -151,27 +155,27 @@ def _configs_in(module: ModuleType, method: str) -> list[type[RunConfig]]:
 
 
 def method_of(config: type[RunConfig]) -> PluginInfo:
-    """The method that a config class is of: the one whose entry point gives it, or the local file that defines it.
+    """Return the method of a config class: the one whose entry point names it, or the local file that defines it.
 
-    For a class that extends a method's config, the method of its nearest base. Imports nothing. Raises PluginNotFound
-    where there is none, UsageError where several methods have this config, and what `find` does for what it finds.
+    For a class that extends a method's config, returns the method of its nearest base. Imports nothing. Raises
+    PluginNotFound where there is none, UsageError where several methods have this config, and what `find` raises.
     """
     methods = [info for info in catalog() if info.kind == "method"]
     for base in config.__mro__:
         named = [info for info in methods if _imported(info) is base]
         if len(named) > 1:
             names = ", ".join(reference(info) for info in named)
-            raise UsageError(f"{base.__name__} is the config of several methods: {names}; train by the name of one")
+            raise UsageError(f"{base.__name__} is the config of several methods: {names}; pass the name of one")
         if named:
             _refuse_unusable(named[0])
             return named[0]
         defined = vars(sys.modules[base.__module__])
         if base.__module__ != "__main__" and defined.get("Config") is base and "ft_prepare" in defined:
             return local_plugin("method", defined["__file__"])
-    known = ", ".join(f"{info.name} ({info.config})" for info in methods) or "none"
+    configs = ", ".join(f"{info.name} ({info.config})" for info in methods) or "none"
     raise PluginNotFound(
-        f"{config.__module__}:{config.__qualname__} is the config of no installed method, nor the `Config` of a file "
-        f"with a method\ninstalled methods and their configs: {known}"
+        f"{config.__module__}:{config.__qualname__} is neither the config of an installed method nor the `Config` of "
+        f"a file with a method\ninstalled methods and their configs: {configs}"
     )
 
 
@@ -195,17 +199,17 @@ def methods_for(format: str) -> list[str]:
 
 
 def label(info: PluginInfo) -> str:
-    """How a plugin is named in a message: "ft-sft 0.1.0", or the path of a local file."""
+    """Return the name of a plugin for messages: "ft-sft 0.1.0", or the path of a local file."""
     return f"{info.distribution} {info.version}".strip() if info.distribution else info.location
 
 
 def reference(info: PluginInfo) -> str:
-    """What makes `find` give this plugin again, whatever else is installed: "ft-sft:sft", or the path of a file."""
+    """Return the name by which `find` always returns this plugin: "ft-sft:sft", or the path of a file."""
     return f"{info.distribution}:{info.name}" if info.distribution else info.location
 
 
 def warn_if_experimental(info: PluginInfo) -> None:
-    """Warn that the method may change. To be called once, when a run begins."""
+    """Warn that the method may change. Called once, when a run begins."""
     if info.stability == "experimental":
         warnings.warn(
             f"{label(info)}: the {info.kind} {info.name!r} is experimental, its fields, defaults and metrics may "
@@ -224,14 +228,16 @@ def _refuse_unusable(info: PluginInfo) -> None:
     if info.state == "incompatible":
         raise PluginBroken(
             f"{label(info)} ({info.location}): the {info.kind} {info.name!r} {info.problem}; "
-            f"another version of {info.distribution} or of {HOST} is needed"
+            f"install another version of {info.distribution} or of {HOST}"
         )
     if info.state == "broken":
         raise PluginBroken(f"{label(info)} ({info.location}): the {info.kind} {info.name!r} {info.problem}")
 
 
 def _not_found(kind: str, name: str, bare: str, blocked: list[PluginInfo]) -> str:
-    """What is installed instead. Never what might be installed: a guessed name may be anybody's package."""
+    """Return a message with what is installed. It never suggests packages to install: a guessed name may be anybody's
+    package.
+    """
     if blocked:
         return "\n".join(f"no {kind} {name!r}: {label(info)} offers it and is {info.problem}" for info in blocked)
     installed = [info for info in catalog() if info.kind == kind and info.state != "blocked"]
@@ -249,7 +255,7 @@ def _not_found(kind: str, name: str, bare: str, blocked: list[PluginInfo]) -> st
     plural = {"method": "methods", "backend": "backends", "diagnostics": "diagnostics"}[kind]
     lines.append(f"installed {plural}: {', '.join(names) or 'none'}")
     if not any(normalise(info.distribution) == HOST for info in catalog()):
-        lines.append(f"{HOST} runs without being installed, so that what is built in isn't found: pip install -e .")
+        lines.append(f"{HOST} is not installed, so its built-in plugins aren't found: pip install -e .")
     return "\n".join(lines)
 
 
@@ -257,7 +263,7 @@ def _not_found(kind: str, name: str, bare: str, blocked: list[PluginInfo]) -> st
 
 
 def _imported(info: PluginInfo) -> object | None:
-    """The config class of a method, if its module is imported already."""
+    """Return the object of an entry point, if its module is already imported."""
     module = sys.modules.get(_module_of(info.config))
     if module is None:
         return None
@@ -274,17 +280,17 @@ def _module_of(value: str) -> str:
 def _import(info: PluginInfo, module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except (Exception, SystemExit) as err:  # SystemExit: a plugin that exits must not end the run without a word
+    except (Exception, SystemExit) as err:  # SystemExit: a plugin that exits must not end the run silently
         place = f" ({info.location})" if info.distribution else ""
         raise PluginBroken(f"{label(info)}{place}: {what} failed to import: {_cause(err)}") from err
 
 
 def _cause(err: BaseException) -> str:
-    """The error in one line, with the file and line of code that raised it."""
+    """Return the error in one line, with the file and line that raised it."""
     text = str(err).strip().splitlines()
     message = f"{type(err).__name__}: {text[0]}" if text else type(err).__name__
     if isinstance(err, SyntaxError):
         return f"{message} ({err.filename}, line {err.lineno})"
-    frames = traceback.extract_tb(err.__traceback__)[2:]  # without our own and import_module's
+    frames = traceback.extract_tb(err.__traceback__)[2:]  # without our frame and import_module's
     frames = [frame for frame in frames if not frame.filename.startswith("<frozen importlib")]
     return f"{message} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else message

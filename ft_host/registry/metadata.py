@@ -1,6 +1,8 @@
-"""Distribution metadata, read as text: entry_points.txt of every distribution, and METADATA of those that have an entry
-point for us. Neither goes through a general parser, since a file that one distribution got wrong must not hide the
-others, and since listing must be quick.
+"""Distribution metadata, read as text: entry_points.txt of every distribution, METADATA of those with an entry point of
+ours.
+
+Neither goes through a general parser: a broken file of one distribution must not hide the others, and listing must be
+fast.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ _STABILITY = {
 
 
 def normalise(distribution: str) -> str:
-    """The name of a distribution as it is compared: ft_sft, FT-SFT and ft.sft are one (PEP 503)."""
+    """Return the name of a distribution for comparison: ft_sft, FT-SFT and ft.sft are the same (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
 
 
 def read_headers(text: str) -> dict[str, list[str]]:
-    """The headers of a METADATA file, in lower case, each with its values. Reads up to the description."""
+    """Return the headers of a METADATA file, in lower case, each with its values. Reads up to the description."""
     headers: dict[str, list[str]] = {}
     values: list[str] = []
     for line in text.splitlines():
@@ -49,7 +51,7 @@ def read_headers(text: str) -> dict[str, list[str]]:
 
 
 def distributions() -> Iterator[Distribution]:
-    """The distributions with an entry point for us, each name once: the one that Python would import from."""
+    """Yield the distributions with an entry point of ours, one for each name: the one that Python would import."""
     import importlib_metadata
 
     seen = set()
@@ -63,14 +65,14 @@ def distributions() -> Iterator[Distribution]:
         try:
             first = importlib_metadata.distribution(name)
         except (importlib_metadata.PackageNotFoundError, ValueError):
-            first = dist  # no METADATA, or it names something else than its folder
+            first = dist  # no METADATA, or a name other than the folder's
         yield first
 
 
 def read(dist: Distribution, file: str) -> str:
     try:
         return dist.read_text(file) or ""
-    except UnicodeDecodeError as err:  # its garbled part is then shown as such, or refused
+    except UnicodeDecodeError as err:  # the garbled part is then shown as it is, or refused
         return err.object.decode("utf-8", errors="replace")
 
 
@@ -84,7 +86,7 @@ def _name_and_version(dist: Distribution) -> tuple[str, str]:
 
 
 def entries_of(text: str) -> Iterator[tuple[str, str, str]]:
-    """(group, name, value) of each line in a group of ours. A line without "=" has no value."""
+    """Yield (group, name, value) for each line in a group of ours. A line without "=" has no value."""
     group = ""
     for line in map(str.strip, text.splitlines()):
         if not line or line[0] in "#;":
@@ -97,7 +99,7 @@ def entries_of(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def stability_of(classifiers: list[str], version: str) -> tuple[str, tuple[str, ...]]:
-    """The tag from the Development Status classifier, and what is odd about it."""
+    """Return the tag from the Development Status classifier, and remarks on inconsistencies."""
     tags = [text for text in classifiers if text.startswith("Development Status ::")]
     stability = _STABILITY.get(tags[0].partition("::")[2].strip()[:1], "experimental") if tags else "experimental"
     notes = []
@@ -113,11 +115,11 @@ def stability_of(classifiers: list[str], version: str) -> tuple[str, tuple[str, 
 
 @functools.cache
 def host_requirement(requires: tuple[str, ...]) -> tuple[str, bool, str | None]:
-    """(versions of the host that are needed, whether this one is among them, what can't be read)."""
+    """Return (required versions of the host, whether this one satisfies them, what can't be read)."""
     ours = [text for text in requires if re.match(r"ft[-_.]+host(?![\w.-])", text, re.IGNORECASE)]
     if not ours:
         return "", True, None
-    from packaging.requirements import InvalidRequirement, Requirement  # not before it is needed: 15 ms
+    from packaging.requirements import InvalidRequirement, Requirement  # imported lazily: 15 ms
 
     needed = None
     for text in ours:

@@ -1,4 +1,4 @@
-"""Where the module of an entry point is, without importing it or anything above it."""
+"""Finds the module of an entry point without importing it or its parent packages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VALUE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*)\s*(?::\s*(?P<attr>[
 
 
 def locate(value: str, *, attr: bool) -> tuple[str | None, str | None]:
-    """(file, problem) of an entry point's value: a module, or with `attr` an object in a module."""
+    """Return (file, problem) of an entry point's value: a module, or with `attr` an object in a module."""
     expected = "package.module:Class" if attr else "package.module"
     match = VALUE.fullmatch(value)
     if not value:
@@ -31,7 +31,7 @@ def locate(value: str, *, attr: bool) -> tuple[str | None, str | None]:
 
 
 def _find_spec(name: str, path) -> ModuleSpec | None:
-    """Where a module would come from. `importlib.util.find_spec` would import the packages above it."""
+    """Return the spec of a module. `importlib.util.find_spec` would import its parent packages."""
     for finder in sys.meta_path:
         spec = finder.find_spec(name, path)
         if spec is not None:
@@ -40,8 +40,11 @@ def _find_spec(name: str, path) -> ModuleSpec | None:
 
 
 def beside(value: str, name: str) -> str:
-    """The module `name` of the package that an entry point's module is in, or that it is: "ft_sft.config" beside
-    "ft_sft.method". "" where there is none. Imports nothing."""
+    """Return the module `name` next to an entry point's module: "ft_sft.config" for "ft_sft.method", "" where there is
+    none.
+
+    If the entry point's module is a package, the module is looked for inside it. Imports nothing.
+    """
     match = VALUE.fullmatch(value)
     if match is None:
         return ""

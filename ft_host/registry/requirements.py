@@ -1,4 +1,4 @@
-"""`required_plugins` of a config, held against what is installed before anything is imported."""
+"""Checks `required_plugins` of a config against the installed versions before anything is imported."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from ft_host.errors import ConfigError, PluginBroken, PluginNotFound
 def check_requirements(requirements: list[str]) -> None:
     """Check each requirement, such as "ft-sft>=0.1,<1", against the installed version.
 
-    Any distribution may be named, not only plugins. Raises ConfigError for one that can't be read, PluginNotFound for
-    one that isn't installed, PluginBroken for one in another version; each names all that fail in its way.
+    A requirement may name any distribution, not only plugins. Raises ConfigError for one that can't be read,
+    PluginNotFound for one that isn't installed, PluginBroken for one in another version; each names all that fail for
+    this reason.
     """
     if not requirements:
         return
@@ -23,7 +24,7 @@ def check_requirements(requirements: list[str]) -> None:
             requirement = Requirement(text)
         except InvalidRequirement as err:
             why = str(err).splitlines()[0]
-            raise ConfigError(f"{where} is no requirement such as 'ft-sft>=0.1,<1': {why}") from err
+            raise ConfigError(f"{where} is not a requirement such as 'ft-sft>=0.1,<1': {why}") from err
         if requirement.extras or requirement.url:
             raise ConfigError(f"{where} names an extra or a URL, which can't be checked; expected a name and versions")
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):

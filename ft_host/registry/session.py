@@ -1,4 +1,4 @@
-"""The plugins of one run: a plugin manager of its own, holding exactly what was selected."""
+"""The plugins of one run: its own plugin manager, with exactly the selected plugins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ft_host.util.text import closest
 
 SPECS = (data, loss, generation, diagnostics)
 
-# Hooks that one plugin of the run answers. Others may wrap them.
+# Hooks that exactly one plugin of the run implements. Others may wrap them.
 OWNERS = {
     "ft_prepare": "method",
     "ft_collate": "method",
@@ -37,11 +37,10 @@ REQUIRED = {"method": ("ft_prepare", "ft_collate", "ft_loss"), "backend": ("ft_g
 def session(
     method: PluginInfo, backend: PluginInfo | None, diagnostics: Sequence[PluginInfo] = (), extra: Iterable[object] = ()
 ) -> pluggy.PluginManager:
-    """A fresh plugin manager with the method, the backend, the diagnostics, and `extra` objects of the host.
+    """Return a new plugin manager with the method, the backend, the diagnostics, and `extra` objects of the host.
 
-    Imports those plugins and no other. Raises PluginBroken where one can't be imported, implements a hook that
-    doesn't exist, or one with arguments it doesn't have, or leaves out what its kind must implement.
-    FT_HOST_TRACE=1 prints each call.
+    Imports those plugins and no other. Raises PluginBroken where one can't be imported, implements a hook that doesn't
+    exist or one with unknown arguments, or lacks a hook that its kind must implement. FT_HOST_TRACE=1 prints each call.
     """
     infos = [method, *([] if backend is None else [backend]), *diagnostics]
     manager = _manager(infos)
@@ -54,12 +53,12 @@ def session(
 
 
 def validate(info: PluginInfo) -> None:
-    """Import one plugin and check its hooks, as a run would. Raises what `session` does."""
+    """Import one plugin and check its hooks as a run would. Raises what `session` raises."""
     _manager([info])
 
 
 def wrappers(manager: pluggy.PluginManager) -> list[dict[str, Any]]:
-    """Who wraps which hook, outermost first: [{"hook": "ft_loss", "plugins": ["diagnostics ft-x:guard"]}]."""
+    """Return who wraps which hook, outermost first: [{"hook": "ft_loss", "plugins": ["diagnostics ft-x:guard"]}]."""
     chain = []
     for spec in _spec_names():
         impls = reversed(getattr(manager.hook, spec).get_hookimpls())  # pluggy calls the last one first
@@ -71,16 +70,16 @@ def wrappers(manager: pluggy.PluginManager) -> list[dict[str, Any]]:
 
 @functools.lru_cache(maxsize=4)
 def prepare_hook(method: str, diagnostics: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """`ft_prepare` of the named method, with what the diagnostics wrap around it, for whatever process this is.
+    """Return `ft_prepare` of the named method with the wrappers of the diagnostics, for any process.
 
-    A plugin manager can't be sent to a worker process; names can, as `reference` gives them. Cached per process.
+    A plugin manager can't be sent to a worker process; names can, as `reference` returns them. Cached per process.
     """
     infos = [find("diagnostics", name) for name in diagnostics]
     return session(find("method", method), None, infos).hook.ft_prepare
 
 
 def plugin_name(info: PluginInfo) -> str:
-    """What a plugin is called within a manager, in traces and in the chain of wrappers: "method ft-sft:sft"."""
+    """Return a plugin's name in a manager, in traces and in the chain of wrappers: "method ft-sft:sft"."""
     return f"{info.kind} {reference(info)}"
 
 
@@ -88,7 +87,7 @@ def _manager(infos: list[PluginInfo]) -> pluggy.PluginManager:
     manager = pluggy.PluginManager(NAME)
     for spec in SPECS:
         manager.add_hookspecs(spec)
-    serving: dict[str, list[PluginInfo]] = {}  # registered name -> what the module is there for
+    serving: dict[str, list[PluginInfo]] = {}  # registered name -> the plugins in the module
     for info in infos:
         module = load(info)
         if manager.is_registered(module):  # one module may hold a method and its diagnostics
@@ -113,7 +112,7 @@ def _refuse_unknown_hooks(manager: pluggy.PluginManager, module, info: PluginInf
             continue
         guess = closest(caller.name, _spec_names())
         raise PluginBroken(
-            f"{label(info)} ({info.location}): implements {caller.name!r}, which is no hook of this host"
+            f"{label(info)} ({info.location}): implements {caller.name!r}, which is not a hook of this host"
             + (f"; did you mean {guess!r}?" if guess else "")
             + f"\nhooks: {', '.join(_spec_names())}"
         )
@@ -130,7 +129,7 @@ def _refuse_unmarked_hooks(manager: pluggy.PluginManager, module, info: PluginIn
 
 
 def _check_owners(manager: pluggy.PluginManager, serving: dict[str, list[PluginInfo]]) -> None:
-    """Each hook with one owner is answered by the plugin of that kind, once; the others may only wrap it."""
+    """Check that each hook with one owner is implemented once, by a plugin of that kind; others may only wrap it."""
     answering = {}
     for hook, kind in OWNERS.items():
         impls = getattr(manager.hook, hook).get_hookimpls()
@@ -139,11 +138,11 @@ def _check_owners(manager: pluggy.PluginManager, serving: dict[str, list[PluginI
             info = serving[name][0]
             if kind not in [served.kind for served in serving[name]]:
                 raise PluginBroken(
-                    f"{label(info)} ({info.location}): the {info.kind} {info.name!r} answers {hook}, which only a "
+                    f"{label(info)} ({info.location}): the {info.kind} {info.name!r} implements {hook}, which only a "
                     f"{kind} may; others wrap it, with @hookimpl(wrapper=True)"
                 )
-        if len(names) > 1:  # a plugin can do so to itself, by hookimpl(specname=...)
-            raise PluginBroken(f"{hook} is answered {len(names)} times, by {', '.join(names)}; expected once")
+        if len(names) > 1:  # one plugin can do this by hookimpl(specname=...)
+            raise PluginBroken(f"{hook} is implemented {len(names)} times, by {', '.join(names)}; expected once")
     for name, infos in serving.items():
         for info in infos:
             missing = [hook for hook in REQUIRED[info.kind] if name not in answering[hook]]

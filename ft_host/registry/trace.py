@@ -1,4 +1,4 @@
-"""FT_HOST_TRACE=1: what each hook was called with and gave back, in shapes, on stderr."""
+"""FT_HOST_TRACE=1: prints the arguments and the result of each hook call, as shapes, on stderr."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from pluggy import PluginManager
 
 DEPTH = 3
-MANY = 16  # a dataclass with more fields than a batch has, such as a config, is named only
+MANY = 16  # a dataclass with more fields (a config, for instance) is only named
 SCALARS = (bool, int, float, str, type(None))
 
 
 def wanted() -> bool:
-    """Whether FT_HOST_TRACE is set to something other than 0."""
+    """Return whether FT_HOST_TRACE is set to something other than 0."""
     return os.environ.get("FT_HOST_TRACE", "") not in ("", "0")
 
 
 def install(manager: PluginManager) -> None:
-    """Print a line before and a line after each hook call. A line before, since the call may not come back."""
+    """Print a line before and a line after each hook call: before, since the call may never return."""
     started: list[float] = []
     rank = f" rank {os.environ['RANK']}" if "RANK" in os.environ else ""
 
@@ -45,7 +45,9 @@ def install(manager: PluginManager) -> None:
 
 
 def shape(value: Any, depth: int = DEPTH) -> str:
-    """A value as its shape: float32[3, 4] for a tensor, list[8] of its first item, {key: shape}, a type's name."""
+    """Describe a value by its shape: float32[3, 4] for a tensor, list[8] of its first item, {key: shape}, a type's
+    name.
+    """
     kind = type(value)
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)
@@ -72,6 +74,6 @@ def shape(value: Any, depth: int = DEPTH) -> str:
 
 
 def _is_array(kind: type) -> bool:
-    """Whether it is a tensor or an array, by the names of its types: tracing must not import torch."""
+    """Return whether the type is a tensor or an array, by type names: tracing must not import torch."""
     named = {(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__}
     return bool(named & {("torch", "Tensor"), ("numpy", "ndarray")})

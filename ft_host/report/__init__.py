@@ -1,4 +1,4 @@
-"""Reads runs' folders and makes pages and tables of them. Imports no torch, and asks the network for nothing."""
+"""Reads run folders and makes pages and tables of them. Imports no torch and makes no network request."""
 
 from ft_host.report.compare import write_comparison
 from ft_host.report.run_page import write_report

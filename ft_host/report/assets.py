@@ -1,4 +1,4 @@
-"""The style sheet and the one script of a page. The script adds values under the pointer; nothing needs it."""
+"""The style sheet and the script of a page. The script shows values under the pointer; the page works without it."""
 
 from __future__ import annotations
 

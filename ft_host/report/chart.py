@@ -1,6 +1,6 @@
-"""Line charts as HTML and SVG, drawn here: the page needs nothing from elsewhere and can be read without JavaScript.
+"""Line charts as HTML and SVG: the page loads nothing from elsewhere and works without JavaScript.
 
-The curves are an SVG that stretches with its box; ticks and labels are HTML, so that letters keep their size.
+The curves are an SVG that stretches with its box. Ticks and labels are HTML, so that letters keep their size.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ft_host.rundir.series import Series, smooth, thin
 
 LETTER = {"big": 0.0085, "small": 0.028, "narrow": 0.037}  # width of a letter as a share of the plot, by its size
 THIN = 4  # the least width of a mark
-SIZE = 1000  # of the drawing, in both directions; it is stretched to its box
+SIZE = 1000  # width and height of the drawing, which is stretched to its box
 
 
 @dataclass
 class Line:
     """A curve: its name in the legend, its colour (a class of the style sheet), its values.
 
-    `points` draws a dot at each value (for evaluations, which are few); otherwise a long curve is drawn faint
-    with its smoothed self over it, or, with `only_smooth`, the smoothed one alone.
+    `points` draws a dot at each value, for evaluations, which are few. Otherwise a long curve is drawn faint with its
+    smoothed curve on top, or, with `only_smooth`, the smoothed curve alone.
     """
 
     label: str
@@ -45,8 +45,8 @@ def _step_size(span: float, wanted: int, whole: bool) -> float:
 
 
 def ticks(low: float, high: float, wanted: int = 4, whole: bool = False) -> list[float]:
-    """Round numbers in [low, high], about `wanted` of them; `whole` for steps, of which there are no halves."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # round-off between them at most
+    """Return about `wanted` round numbers in [low, high]; `whole` for steps, which are integers."""
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # they differ by round-off only
         return [low]
     size = _step_size(high - low, wanted, whole)
     first, last = math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9)
@@ -54,34 +54,34 @@ def ticks(low: float, high: float, wanted: int = 4, whole: bool = False) -> list
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten in [low, high], with 2 and 5 between them where there are few."""
+    """Return powers of ten in [low, high], with 2 and 5 between them where there are few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     factors = (1,) if last - first > 3 else (1, 3) if last - first > 2 else (1, 2, 5)
     every = max(1, (last - first) // 5)
-    found = [factor * 10.0**power for power in range(first, last + 1, every) for factor in factors]
-    return [tick for tick in found if low * 0.999 <= tick <= high * 1.001]
+    values = [factor * 10.0**power for power in range(first, last + 1, every) for factor in factors]
+    return [tick for tick in values if low * 0.999 <= tick <= high * 1.001]
 
 
-def tick_labels(found: list[float]) -> list[str]:
-    """One way of writing for all ticks of an axis: 0.2, 0.4; 2e-5, 4e-5; 10k, 20k."""
-    biggest = max(abs(tick) for tick in found)
+def tick_labels(values: list[float]) -> list[str]:
+    """Write all ticks of an axis in one format: 0.2, 0.4; 2e-5, 4e-5; 10k, 20k."""
+    biggest = max(abs(tick) for tick in values)
     if biggest == 0:
-        return ["0" for _ in found]
-    gaps = [b - a for a, b in itertools.pairwise(found)]
+        return ["0" for _ in values]
+    gaps = [b - a for a, b in itertools.pairwise(values)]
     gap = min(gaps) if gaps else biggest
     if biggest < 1e-3:
-        return [fmt.number(float(f"{tick:.6g}")) for tick in found]
+        return [fmt.number(float(f"{tick:.6g}")) for tick in values]
     scale, letter = next(((s, c) for s, c in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if biggest >= 10 * s), (1.0, ""))
     if not letter and biggest >= 1e3:
-        return [f"{tick:,.10g}" for tick in found]
+        return [f"{tick:,.10g}" for tick in values]
     places = max(0, -math.floor(math.log10(gap / scale) + 1e-9))
     if abs(gap / scale * 10**places - round(gap / scale * 10**places)) > 1e-6:
         places += 1  # steps of 0.25
-    return ["0" if tick == 0 else f"{tick / scale:.{places}f}{letter}" for tick in found]
+    return ["0" if tick == 0 else f"{tick / scale:.{places}f}{letter}" for tick in values]
 
 
 def wants_log(metric: str, values: list[float]) -> bool:
-    """Losses and norms that fall or jump over more than a factor of 50 are read on a logarithmic scale."""
+    """Return whether to use a logarithmic scale: for losses and norms that change by more than a factor of 50."""
     words = set(re.split(r"[/_]", metric))
     return bool(words & {"loss", "norm", "perplexity"}) and min(values) > 0 and max(values) / min(values) > 50
 
@@ -91,7 +91,7 @@ def _at(step: float, value: float, x: tuple[float, float], y: tuple[float, float
 
 
 def _path(series: Series, x: tuple[float, float], y: tuple[float, float]) -> str:
-    """SVG path data; a value that isn't finite is a gap."""
+    """Return SVG path data; a value that isn't finite is a gap."""
     out, pen = [], "M"
     for step, value in zip(series.steps, series.values, strict=True):
         if not math.isfinite(value):
@@ -103,8 +103,9 @@ def _path(series: Series, x: tuple[float, float], y: tuple[float, float]) -> str
 
 
 def _dots(series: Series, x: tuple[float, float], y: tuple[float, float], *, lone: bool) -> str:
-    """A dot (a line of no length with round ends) at each value, or at those alone that have no neighbour to be joined
-    to and would not be seen."""
+    """Draw a dot (a line of no length with round ends) at each value, or only at isolated values, which no
+    line joins.
+    """
     good = [False, *(math.isfinite(value) for value in series.values), False]
     return "".join(
         f"M{_at(step, value, x, y)}h0"
@@ -123,7 +124,7 @@ def _percent(share: float) -> str:
 
 
 def _calm(series: Series) -> bool:
-    """Whether the curve is smooth by itself, as a learning rate is: smoothing would only blunt its corners."""
+    """Return whether the curve is smooth already, as a learning rate is: smoothing would only round its corners."""
     good = series.finite()
     if len(good) < 25:
         return True
@@ -132,28 +133,29 @@ def _calm(series: Series) -> bool:
 
 
 def _odd_values(lines: list[Line]) -> str | None:
-    """Says where a curve isn't finite, since a gap in a picture is easily missed."""
-    said = []
+    """Say where a curve isn't finite, since a gap in a chart is easily missed."""
+    parts = []
     for line in lines:
         bad = [
             step for step, value in zip(line.series.steps, line.series.values, strict=True) if not math.isfinite(value)
         ]
         if bad:
             where = f"at step {bad[0]:,.0f}" if len(bad) == 1 else f"at {len(bad):,} steps, first at {bad[0]:,.0f}"
-            said.append(f"{line.label}: NaN or infinite {where}")
-    return "; ".join(said) or None
+            parts.append(f"{line.label}: NaN or infinite {where}")
+    return "; ".join(parts) or None
 
 
 def legend(curves: list[tuple[str, str]]) -> Markup:
-    """Which colour is which curve: of (label, colour)."""
+    """Return the legend for (label, colour) pairs."""
     return el("span.legend", *(el("span.key", el(f"i.{colour}"), label) for label, colour in curves))
 
 
 def _marked(marks: Sequence[Mark], x: tuple[float, float]) -> tuple[list[Markup], list[Markup]]:
-    """Bands from top to bottom, and their codes above them; a code that would stand on another is in the band's
-    title."""
-    bands, labels, taken = [], [], -1.0
-    for mark in sorted(marks, key=lambda each: (each.first, each.code)):
+    """Return bands from top to bottom and the codes above them. A code that would overlap another is in its band's
+    title.
+    """
+    bands, labels, edge = [], [], -1.0
+    for mark in sorted(marks, key=lambda mark: (mark.first, mark.code)):
         start, end = _share(mark.first, x) * SIZE, _share(mark.last, x) * SIZE
         if end - start < THIN:
             start = min(max(0.0, (start + end - THIN) / 2), SIZE - THIN)
@@ -161,19 +163,19 @@ def _marked(marks: Sequence[Mark], x: tuple[float, float]) -> tuple[list[Markup]
         shape = f"M{start:.1f} 0H{end:.1f}V{SIZE}H{start:.1f}Z"
         bands.append(el(f"path.mark.{mark.severity}", attrs={"d": shape}))
         left = min(start / SIZE, 0.85)
-        if left > taken:
+        if left > edge:
             place = {"style": f"left:{_percent(left)}", "title": f"{mark.code}, steps {mark.first:,} to {mark.last:,}"}
             labels.append(el(f"span.mark.{mark.severity}", mark.code, attrs=place))
-            taken = left + 0.2
+            edge = left + 0.2
     return bands, labels
 
 
 def chart(
     metric: str, lines: list[Line], *, size: str = "small", keys: bool = True, marks: Sequence[Mark] = ()
 ) -> Markup:
-    """A picture of one metric, with the curves of `lines` over optimizer steps.
+    """Return a chart of one metric, with the curves of `lines` over optimizer steps.
 
-    `size` is one of LETTER; `keys` False leaves the legend out; `marks` are the stretches of steps with a finding.
+    `size` is one of LETTER; `keys` False leaves out the legend; `marks` are the ranges of steps with a finding.
     """
     big = size == "big"
     heading, unit = fmt.title(metric)
@@ -201,7 +203,7 @@ def chart(
     x = (min(steps), max(steps)) if min(steps) < max(steps) else (steps[0] - 1, steps[0] + 1)
     low, high = min(shown), max(shown)
     if metric.startswith("perf/"):
-        low = min(0.0, low)  # half as fast should look half as high
+        low = min(0.0, low)  # half the speed should look half as high
     if logarithmic:
         low, high = math.log10(low), math.log10(high)
     pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
@@ -244,13 +246,13 @@ def chart(
         dots = _dots(upright(curve), x, y, lone=not line.points or len(curve) > 60)
         if dots:
             drawn.append(el(f"path.dots.{line.colour}", attrs={"d": dots}))
-        told = soft if soft is not None and line.only_smooth else curve
+        shown_series = soft if soft is not None and line.only_smooth else curve
         tips.append(
             {
                 "n": line.label,
                 "c": line.colour,
-                "x": [int(step) for step in told.steps],
-                "y": [None if not math.isfinite(value) else float(f"{value:.5g}") for value in told.values],
+                "x": [int(step) for step in shown_series.steps],
+                "y": [None if not math.isfinite(value) else float(f"{value:.5g}") for value in shown_series.values],
             }
         )
     spoken = (
@@ -272,7 +274,7 @@ def chart(
         for tick, label in zip(y_ticks, y_labels, strict=True)
     ]
     if _share(x_ticks[0], x) > (0.06 if big else 0.15):
-        x_ticks = [x[0], *x_ticks]  # a run that starts at step 1 says so
+        x_ticks = [x[0], *x_ticks]  # shows that a run starts at step 1
     # The axis is named at its right end: by the tick that stands there, or in the room that a tick before it leaves.
     x_labels = tick_labels(x_ticks)
     at_end = _share(x_ticks[-1], x) > 0.985

@@ -1,4 +1,4 @@
-"""Two or more runs beside each other: what was different, how they ended, and their curves in one picture."""
+"""Two or more runs side by side: their differences, their final metrics, and their curves in one chart."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from ft_host.rundir import format as fmt
 from ft_host.rundir.record import RunRecord, read_run
 
 COLOURS = 8
-# Different in any two runs, so no difference that says something.
+# These differ between any two runs, so a difference means nothing.
 NAMES = ("output_dir", "run_name")
 ABSENT = object()
 
 
 def read_runs(folders: list[str | Path]) -> list[RunRecord]:
-    """The runs to compare. Raises `UsageError` for fewer than two, too many, the same twice, or nothing to compare."""
+    """Read the runs to compare. Raises `UsageError` for fewer than two, too many, the same run twice, or runs without
+    metrics.
+    """
     if not 2 <= len(folders) <= COLOURS:
-        raise UsageError(f"comparing takes 2 to {COLOURS} runs, {len(folders)} given")
+        raise UsageError(f"expected 2 to {COLOURS} runs to compare, found {len(folders)}")
     seen: dict[Path, str | Path] = {}
     for folder in folders:
         real = Path(folder).resolve()
         if real in seen:
-            raise UsageError(f"{folder}: the same run as {seen[real]}; comparing takes different ones")
+            raise UsageError(f"{folder}: the same run as {seen[real]}; give different runs")
         seen[real] = folder
     records = [read_run(folder) for folder in folders]
     if not any(record.has_metrics for record in records):
@@ -39,7 +41,7 @@ def read_runs(folders: list[str | Path]) -> list[RunRecord]:
 
 
 def names(records: list[RunRecord]) -> list[str]:
-    """What each run is called: its folder's name, or as much more of the path as tells them apart."""
+    """Return a name for each run: its folder's name, with as much of the path as tells the runs apart."""
     paths = [record.folder.resolve().parts for record in records]
     depth = 1
     while len({path[-depth:] for path in paths}) < len(paths):
@@ -48,14 +50,14 @@ def names(records: list[RunRecord]) -> list[str]:
 
 
 def _different(sides: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Keys whose values are not the same everywhere, with the value of each side, ABSENT where it has none."""
+    """Return the keys whose values differ, with the value of each side (ABSENT where it has none)."""
     keys = dict.fromkeys(key for side in sides for key in side)
     rows = {key: [side.get(key, ABSENT) for side in sides] for key in keys}
     return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
 
 
 def differences(records: list[RunRecord]) -> dict[str, dict[str, list[Any]]]:
-    """What differs, by group (config, plugins, data, environment, findings): {field: [value of each run]}."""
+    """Return what differs, by group (config, plugins, data, environment, findings): {field: [value of each run]}."""
 
     def plugins(record: RunRecord) -> dict[str, str]:
         return {
@@ -72,12 +74,16 @@ def differences(records: list[RunRecord]) -> dict[str, dict[str, list[Any]]]:
         "plugins": _different([plugins(record) for record in records]),
         "data": _different([fmt.flat(record.data) for record in records]),
         "environment": _different([fmt.flat(record.environment) for record in records]),
-        "findings": _different([{name: each["state"] for name, each in record.findings.items()} for record in records]),
+        "findings": _different(
+            [{name: finding["state"] for name, finding in record.findings.items()} for record in records]
+        ),
     }
 
 
 def final_metrics(record: RunRecord) -> dict[str, float]:
-    """Evaluation: the last value. Training: the mean of the last ten steps. Speed and memory: the median."""
+    """Return for evaluation the last value, for training the mean of the last ten steps, for speed and memory the
+    median.
+    """
     out = {name: series.last for name, series in record.evals.items() if not name.startswith("perf/")}
     for name, series in record.train.items():
         value = series.median() if name.startswith("perf/") else series.recent()
@@ -87,7 +93,7 @@ def final_metrics(record: RunRecord) -> dict[str, float]:
 
 
 def metric_order(records: list[RunRecord]) -> list[str]:
-    """All metrics: the loss and evaluation first, speed and memory last."""
+    """Return the names of all metrics: loss and evaluation first, speed and memory last."""
     every = dict.fromkeys(name for record in records for name in final_metrics(record))
 
     def rank(name: str) -> tuple[int, int, str]:
@@ -103,7 +109,7 @@ def written(value: Any) -> str:
 
 
 def comparison(records: list[RunRecord]) -> dict[str, Any]:
-    """For programs: strict JSON. A value that a run doesn't have is left out of its mapping."""
+    """Return the comparison as strict JSON for programs. A value that a run lacks is left out of its mapping."""
     called = names(records)
     groups = {
         group: {
@@ -135,7 +141,7 @@ def _swatch(index: int, name: str) -> Markup:
 
 
 def _dull(metric: str, records: list[RunRecord]) -> bool:
-    """Held-out metrics whose picture says nothing new: a spread, or a reward function that is the whole reward."""
+    """Return whether a held-out metric needs no chart: a spread, or a reward function that is the whole reward."""
     if not metric.startswith("eval_rewards/"):
         return False
     whole = [record.evals.get("eval_reward") for record in records if metric in record.evals]
@@ -143,7 +149,7 @@ def _dull(metric: str, records: list[RunRecord]) -> bool:
 
 
 def pictures(records: list[RunRecord], called: list[str]) -> Markup | None:
-    """A chart for each metric that a run has more than one value of, all runs in it."""
+    """Return a chart of all runs for each metric that at least one run has several values of."""
 
     def overlaid(metric: str) -> list[Line]:
         held_out = metric.startswith("eval_")
@@ -175,7 +181,7 @@ def pictures(records: list[RunRecord], called: list[str]) -> Markup | None:
 
 
 def comparison_page(records: list[RunRecord]) -> str:
-    """The whole document."""
+    """Return the whole HTML document."""
     called = names(records)
     head = ["", *(_swatch(index, name) for index, name in enumerate(called))]
     numbers = set(range(1, len(head)))
@@ -200,8 +206,8 @@ def comparison_page(records: list[RunRecord]) -> str:
     for metric in metric_order(records):
         values = [side.get(metric) for side in final]
         way = fmt.better(metric)
-        known = [value for value in values if value is not None and math.isfinite(value)]
-        top = max(known, key=lambda value, way=way: way * value) if way and len(set(known)) > 1 else None
+        finite = [value for value in values if value is not None and math.isfinite(value)]
+        top = max(finite, key=lambda value, way=way: way * value) if way and len(set(finite)) > 1 else None
         rows.append(
             [
                 el("code", metric),
@@ -215,21 +221,21 @@ def comparison_page(records: list[RunRecord]) -> str:
         "data": "Data",
         "environment": "Environment",
     }
-    found = {group: different for group, different in differences(records).items() if different}
+    groups = {group: different for group, different in differences(records).items() if different}
 
     def section(group: str) -> Markup | None:
-        if group not in found:
+        if group not in groups:
             return None
         body = table(
             head,
             [
                 [el("code", field), *(el("code", written(value)) for value in values)]
-                for field, values in found[group].items()
+                for field, values in groups[group].items()
             ],
         )
         return el("section", el("h2", headings[group], el("small", "what differs")), body)
 
-    same = [heading.lower() for group, heading in headings.items() if group not in found]
+    same = [heading.lower() for group, heading in headings.items() if group not in groups]
     now = fmt.moment(datetime.now().astimezone())
     return page(
         " vs ".join(called),
@@ -258,5 +264,5 @@ def comparison_page(records: list[RunRecord]) -> str:
 
 
 def write_comparison(folders: list[str | Path], output: str | Path) -> Path:
-    """Write the page that compares these runs to `output`, and return where it is. Raises `UsageError`."""
+    """Write the page that compares these runs to `output`, and return its path. Raises `UsageError`."""
     return write_page(Path(output), comparison_page(read_runs(folders)))

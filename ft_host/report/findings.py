@@ -1,4 +1,4 @@
-"""What a run's diagnostics found, on its page: a section near the top, and marks on the curves where it happened."""
+"""A run's findings on its page: a section near the top, and marks on the curves at the steps of each finding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RANK = {"error": 0, "warning": 1, "info": 2}
 
 @dataclass(frozen=True)
 class Mark:
-    """A stretch of steps on a chart, with what it is called and how grave it is."""
+    """A range of steps on a chart, with the rule's code and the severity."""
 
     code: str
     severity: str
@@ -23,44 +23,48 @@ class Mark:
 
 
 def open_findings(record: RunRecord) -> list[dict[str, Any]]:
-    return [each for each in record.findings.values() if each["state"] == "open"]
+    return [finding for finding in record.findings.values() if finding["state"] == "open"]
 
 
-def counted(found: list[dict[str, Any]]) -> dict[str, int]:
-    """How many there are of each severity, of those that there are."""
-    severities = [each["severity"] for each in found]
+def counted(findings: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the number of findings of finding severity that occurs."""
+    severities = [finding["severity"] for finding in findings]
     return {severity: severities.count(severity) for severity in RANK if severity in severities}
 
 
 def marks(record: RunRecord, metric: str) -> list[Mark]:
-    """Of the findings that rest on this metric, trained or held out. One that follows from another isn't marked."""
+    """Return marks for the findings that rest on this metric, in training or held out, except muted findings."""
     return [
-        Mark(each["code"], _severity(each), each["first_step"], each["last_step"])
-        for each in record.findings.values()
-        if each["state"] != "muted" and {metric, f"eval_{metric}"} & {one.get("metric") for one in each["evidence"]}
+        Mark(finding["code"], _severity(finding), finding["first_step"], finding["last_step"])
+        for finding in record.findings.values()
+        if finding["state"] != "muted"
+        and {metric, f"eval_{metric}"} & {one.get("metric") for one in finding["evidence"]}
     ]
 
 
 def section(record: RunRecord) -> Markup | None:
-    """All findings as they ended: the open ones, then those that have passed, then, folded, those that follow from
-    another."""
-    found = sorted(record.findings.values(), key=lambda each: (RANK.get(each["severity"], 3), each["first_step"]))
-    shown = [_card(each) for state in ("open", "cleared") for each in found if each["state"] == state]
-    muted = [_card(each) for each in found if each["state"] == "muted"]
-    if not found:
+    """Return all findings in their final state: open ones, then cleared ones, then, folded, those that follow from
+    another.
+    """
+    findings = sorted(
+        record.findings.values(), key=lambda finding: (RANK.get(finding["severity"], 3), finding["first_step"])
+    )
+    shown = [_card(finding) for state in ("open", "cleared") for finding in findings if finding["state"] == state]
+    muted = [_card(finding) for finding in findings if finding["state"] == "muted"]
+    if not findings:
         return None
     folded = el("details", el("summary", f"{len(muted)} that follow from another"), *muted) if muted else None
     return join(*shown, folded)
 
 
 def _severity(finding: dict[str, Any]) -> str:
-    """One that the page has a colour for."""
+    """Return the severity if the page has a colour for it, else a default."""
     return finding["severity"] if finding["severity"] in RANK else "info"
 
 
 def _card(finding: dict[str, Any]) -> Markup:
     severity = _severity(finding)
-    state = {"cleared": "has passed", "muted": f"follows from {finding.get('muted_by')}"}.get(finding["state"])
+    state = {"cleared": "cleared", "muted": f"follows from {finding.get('muted_by')}"}.get(finding["state"])
     first, last = finding["first_step"], finding["last_step"]
     where = f"at step {last:,}" if first == last else f"steps {first:,} to {last:,}"
     head = el(
@@ -70,8 +74,8 @@ def _card(finding: dict[str, Any]) -> Markup:
         el("b", f"{finding['fingerprint']}: {finding['title']}"),
         el("small", ", ".join(part for part in (where, state) if part)),
     )
-    evidence = [el("li", el("code", str(each.get("metric"))), f" {_evidence(each)}") for each in finding["evidence"]]
-    remedies = [el("li", str(each.get("why")), _patch(each)) for each in finding["remedies"]]
+    evidence = [el("li", el("code", str(item.get("metric"))), f" {_evidence(item)}") for item in finding["evidence"]]
+    remedies = [el("li", str(item.get("why")), _patch(item)) for item in finding["remedies"]]
     return el(
         f"div.finding.{severity}" + ("" if finding["state"] == "open" else ".over"),
         head,
@@ -82,9 +86,9 @@ def _card(finding: dict[str, Any]) -> Markup:
     )
 
 
-def _evidence(each: dict[str, Any]) -> str:
-    beside = [f"{name} {_value(each[name])}" for name in ("mean", "baseline") if each.get(name) is not None]
-    return _value(each.get("value")) + (f" ({', '.join(beside)})" if beside else "")
+def _evidence(item: dict[str, Any]) -> str:
+    beside = [f"{name} {_value(item[name])}" for name in ("mean", "baseline") if item.get(name) is not None]
+    return _value(item.get("value")) + (f" ({', '.join(beside)})" if beside else "")
 
 
 def _value(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The frame of a page, and how it is written: complete or absent, and never over a file that isn't ours."""
+"""The frame of a page, and writing it: atomically, and never over a file that ft-host didn't write."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ GENERATOR = "ft-host report"
 
 
 def page(title: str, *content: str) -> str:
-    """A complete document. Its policy forbids every request and every script but ours, whatever a sample may hold."""
+    """Return a complete document. Its policy forbids every request and every script but ours, whatever a sample
+    contains.
+    """
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
     head = el(
@@ -34,11 +36,13 @@ def page(title: str, *content: str) -> str:
 
 
 def write_page(path: Path, html: str) -> Path:
-    """Write aside, then rename. Raises `UsageError` where another kind of file or a folder stands in the way."""
+    """Write to a temporary file, then rename. Raises `UsageError` where a folder or another kind of file is
+    in the way.
+    """
     if path.is_dir():
-        raise UsageError(f"{path}: a folder; expected the name of a file to write")
+        raise UsageError(f"{path}: is a folder; expected a file name")
     if path.exists() and GENERATOR.encode() not in path.read_bytes()[:400]:
-        raise UsageError(f"{path}: exists and was not written by ft-host; give another --output")
+        raise UsageError(f"{path}: exists and was not written by ft-host; choose another --output")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The blocks of a run's page that tell how it went. Each takes a record and gives Markup, or None if it has nothing."""
+"""The blocks of a run's page that show how it went. Each takes a record and returns Markup, or None without content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ft_host.report.markup import Markup, el, facts, join, table
 from ft_host.rundir import format as fmt
 from ft_host.rundir.record import RunRecord
 
-# Curves in the order people look for them, families by their beginning; those that aren't here follow by name.
+# The order of curves, families by their prefix; all others follow, sorted by name.
 FIRST = (
     "reward",
     "objective/scores",
@@ -43,11 +43,11 @@ SPEED = (
     "perf/annotation_time",
     "perf/train_time",
 )
-MANY = 12  # curves; of more than these the ones that FIRST doesn't name are folded away
+MANY = 12  # with more curves than these, those that FIRST doesn't name are folded
 
 
 def headline_metrics(record: RunRecord) -> list[str]:
-    """Evaluation metrics of which the name says which way is better, the most telling first.
+    """Return evaluation metrics whose direction the name tells, the most important first.
 
     A reward function's own mean is left out where it is the whole reward.
     """
@@ -74,23 +74,23 @@ def _tile(name: str, before: float | None, after: float, more: str, verdict: str
 
 
 def tiles(record: RunRecord) -> Markup | None:
-    """What the run is about in large: evaluation before and after, and the loss, or what rollouts earned."""
-    made = []
+    """Return the main results in large type: evaluation before and after, and the loss, or the reward of rollouts."""
+    blocks = []
     for name in headline_metrics(record)[:4]:
         series = record.evals[name]
         heading, _ = fmt.title(name)
         if len(series) < 2:
-            made.append(_tile(heading, None, series.last, f"evaluated once, at step {series.steps[0]:,.0f}", ""))
+            blocks.append(_tile(heading, None, series.last, f"evaluated once, at step {series.steps[0]:,.0f}", ""))
             continue
         gain = (series.last - series.first) * fmt.better(name)
-        verdict = ".up" if gain > 0 else "" if gain == 0 else ".down"  # NaN is not well
+        verdict = ".up" if gain > 0 else "" if gain == 0 else ".down"  # NaN is no improvement
         more = fmt.change(series.first, series.last)
         best = series.best(fmt.better(name))
         if best and best[1] != series.last:
             more = f"{more} · best {fmt.number(best[1])} at step {best[0]:,.0f}".removeprefix(" · ")
-        made.append(_tile(heading, series.first, series.last, more, verdict))
+        blocks.append(_tile(heading, series.first, series.last, more, verdict))
     main = record.main_metric
-    if main in record.train and len(made) < 4:
+    if main in record.train and len(blocks) < 4:
         series = record.train[main]
         heading = f"Training {fmt.title(main)[0].lower()}"
         point = "rollout" if main == "reward" else "step"  # the reward is logged with a rollout's first step
@@ -98,14 +98,14 @@ def tiles(record: RunRecord) -> Markup | None:
         gain = (after - series.first) * fmt.better(main) if main != "loss" else 0
         verdict = ".up" if gain > 0 else ".down" if gain < 0 else ""
         if len(series) == 1:
-            made.append(_tile(heading, None, series.last, f"one {point}", ""))
+            blocks.append(_tile(heading, None, series.last, f"one {point}", ""))
         else:
-            made.append(_tile(heading, series.first, after, f"first {point} → mean of the last {last}", verdict))
-    return el("div.tiles", *made) if made else None
+            blocks.append(_tile(heading, series.first, after, f"first {point} → mean of the last {last}", verdict))
+    return el("div.tiles", *blocks) if blocks else None
 
 
 def strip(record: RunRecord) -> Markup:
-    """The run in numbers: how long, how many, how fast."""
+    """Return the run in numbers: duration, steps, tokens, speed."""
 
     def item(name: str, what: str, more: str = "") -> Markup:
         return el("div", el("dt", name), el("dd", what, el("small", more) if more else None))
@@ -141,11 +141,11 @@ def strip(record: RunRecord) -> Markup:
 
 
 def notices(record: RunRecord, now_text: str) -> Markup | None:
-    """What a reader must know before the numbers: how the run ended, and what could not be read."""
+    """Return what a reader must know before the numbers: how the run ended, and what could not be read."""
     out = []
-    resume = join("Go on with ", el("code", f"ft-host train --resume {record.folder}"))
+    resume = join("Resume it with ", el("code", f"ft-host train --resume {record.folder}"))
     saved = (
-        f"The last checkpoint is that of step {record.checkpoints[-1]:,}. "
+        f"The last checkpoint is from step {record.checkpoints[-1]:,}. "
         if record.checkpoints
         else "No checkpoint was written. "
     )
@@ -161,7 +161,7 @@ def notices(record: RunRecord, now_text: str) -> Markup | None:
                 "div.notice.info",
                 el("b", f"This run had not ended when the page was made ({now_text})."),
                 f"It last wrote {fmt.moment(record.written)}. {saved}",
-                el("p", "If its process is gone, it was killed. ", resume) if record.checkpoints else None,
+                el("p", "If its process no longer exists, it was killed. ", resume) if record.checkpoints else None,
             )
         )
     if record.problems:
@@ -170,51 +170,55 @@ def notices(record: RunRecord, now_text: str) -> Markup | None:
         out.append(
             el(
                 "div.notice",
-                el("b", "Not all of the folder could be read."),
+                el("b", "Part of the folder could not be read."),
                 el("ul", *shown, el("li", f"and {more:,} more") if more else None),
             )
         )
     loud = [event for event in record.events if event.get("level") in ("warning", "error")]
     if loud:
-        said = [el("li", str(event.get("text", ""))) for event in loud[:5]]
-        more = len(loud) - len(said)
+        items = [el("li", str(event.get("text", ""))) for event in loud[:5]]
+        more = len(loud) - len(items)
         out.append(
             el(
                 "div.notice",
                 el("b", "1 warning" if len(loud) == 1 else f"{len(loud)} warnings"),
-                el("ul", *said, el("li", f"and {more:,} more, under Events") if more else None),
+                el("ul", *items, el("li", f"and {more:,} more, under Events") if more else None),
             )
         )
     return join(*out) if out else None
 
 
 def place(order: tuple[str, ...]) -> Callable[[str], tuple[int, str]]:
-    """A sort key: names of `order` in that order, then the others by name. A name that ends with a slash stands for all
-    that begin with it, except spreads."""
+    """Return a sort key: the names in `order` in that order, then all others by name.
+
+    A name that ends with a slash stands for all names that begin with it, except spreads.
+    """
 
     def key(name: str) -> tuple[int, str]:
-        found = (
+        matches = (
             index
             for index, first in enumerate(order)
             if name == first or first.endswith("/") and name.startswith(first) and not name.endswith("/std")
         )
-        return next(found, len(order)), name
+        return next(matches, len(order)), name
 
     return key
 
 
 def lines_of(record: RunRecord, metric: str) -> list[Line]:
-    """A training metric and its held-out twin: `loss` with `eval_loss`."""
-    found = []
+    """Return the curves of a training metric and its held-out twin: `loss` with `eval_loss`."""
+    lines = []
     if metric in record.train:
-        found.append(Line("training", "train", record.train[metric]))
+        lines.append(Line("training", "train", record.train[metric]))
     if f"eval_{metric}" in record.evals:
-        found.append(Line("held out", "eval", record.evals[f"eval_{metric}"], points=True))
-    return found
+        lines.append(Line("held out", "eval", record.evals[f"eval_{metric}"], points=True))
+    return lines
 
 
 def _says_nothing_new(record: RunRecord, name: str) -> bool:
-    """A reward function that is the whole reward; the spread of a held-out reward, which stands in the table."""
+    """Return whether a metric needs no chart: a reward function that is the whole reward, or the spread of a held-out
+    reward.
+    """
     if name.endswith("/std") and name not in record.train:
         return True
     return name.startswith("rewards/") and all(
@@ -224,8 +228,11 @@ def _says_nothing_new(record: RunRecord, name: str) -> bool:
 
 
 def curves(record: RunRecord) -> tuple[Markup | None, list[Markup], list[Markup], list[Markup]]:
-    """What the run is about in large; the other metrics, small; those that few look for, if there are many; speed and
-    memory, small. What was measured once is no curve."""
+    """Return the main chart, large; the other charts, small; folded charts, if there are many; speed and
+    memory, small.
+
+    A metric with a single value has no curve.
+    """
     main, in_order = record.main_metric, place(FIRST)
     names = dict.fromkeys([*record.train, *(name.removeprefix("eval_") for name in record.evals)])
     shown = [
@@ -248,13 +255,13 @@ def curves(record: RunRecord) -> tuple[Markup | None, list[Markup], list[Markup]
 
 
 def measured_once(record: RunRecord) -> Markup | None:
-    """The training metrics of a run of one step."""
+    """Return the training metrics of a run of one step."""
     pairs = [(name, fmt.number(series.last)) for name, series in record.train.items() if len(series) == 1]
     return facts(pairs) if pairs else None
 
 
 def eval_table(record: RunRecord) -> Markup | None:
-    """Every evaluation metric before, at its best and after."""
+    """Return every evaluation metric before, at its best and after."""
     names = [name for name in record.evals if not name.startswith("perf/")]
     if not names:
         return None

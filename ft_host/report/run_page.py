@@ -1,4 +1,4 @@
-"""The page of one run: result first, then pictures, then text, then what ran."""
+"""The page of one run: results first, then charts, then texts, then what ran."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def _section(title: str, body: str | None, note: str = "") -> Markup | None:
 
 
 def _time_spent(record: RunRecord) -> str:
-    """How much of the run went into what, where it is known. A step that begins with a rollout holds that too."""
+    """Return the time spent in each part of the run, where it is known. A step that begins with a rollout
+    includes it.
+    """
     steps, evals = record.train.get("perf/step_time"), record.evals.get("perf/eval_time")
     spent: dict[str, float] = {}
     for name, what in OF_ROLLOUTS.items():
@@ -37,10 +39,10 @@ def _time_spent(record: RunRecord) -> str:
         spent["training" if spent else "training steps"] = max(0.0, sum(steps.finite()) - sum(spent.values()))
     if evals:
         spent["evaluation"] = sum(evals.finite())
-    said = [f"{fmt.duration(seconds)} in {what}" for what, seconds in spent.items()]
-    if said and record.seconds:
-        said.append(f"{fmt.duration(record.seconds)} in all")
-    return ", ".join(said)
+    parts = [f"{fmt.duration(seconds)} in {what}" for what, seconds in spent.items()]
+    if parts and record.seconds:
+        parts.append(f"{fmt.duration(record.seconds)} in all")
+    return ", ".join(parts)
 
 
 def _header(record: RunRecord) -> Markup:
@@ -60,7 +62,7 @@ def _header(record: RunRecord) -> Markup:
 
 
 def run_page(record: RunRecord) -> str:
-    """The whole document."""
+    """Return the whole HTML document."""
     now = fmt.moment(datetime.now().astimezone(record.created.tzinfo))
     large, small, folded, fast = parts.curves(record)
     pictures = join(
@@ -76,7 +78,7 @@ def run_page(record: RunRecord) -> str:
         parts.tiles(record),
         parts.strip(record),
         parts.notices(record, now),
-        _section("Findings", findings.section(record), "what the run recognised by itself"),
+        _section("Findings", findings.section(record), "problems that the run detected"),
         _section("Curves", pictures or None),
         _section("Measured once", parts.measured_once(record)),
         _section("Evaluation", parts.eval_table(record)),
@@ -88,7 +90,7 @@ def run_page(record: RunRecord) -> str:
         _section(
             "Rollouts",
             samples.rollouts(record),
-            "some of the completions that were learnt from, the best of a prompt first",
+            "some of the completions that the run trained on, the best of each prompt first",
         ),
         _section("Speed and memory", el("div.grid.four", *fast) if fast else None, _time_spent(record)),
         _section("Settings", what_ran.config_tables(record)),
@@ -103,7 +105,7 @@ def run_page(record: RunRecord) -> str:
 
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
-    """Write the page of the run in `folder`, to its report.html unless told otherwise, and return where it is.
+    """Write the page of the run in `folder`, by default to its report.html, and return the path.
 
     Raises `UsageError` where `folder` is not a run's, or the run hasn't logged anything yet.
     """
@@ -111,6 +113,6 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     if record.status == "running" and not record.has_metrics:
         raise UsageError(
             f"{record.folder}: the run has no metrics yet (started {fmt.moment(record.created)}, still running); "
-            "there is something to show after its first step"
+            "try again after its first step"
         )
     return write_page(Path(output) if output else record.folder / "report.html", run_page(record))

@@ -1,4 +1,6 @@
-"""The blocks of a run's page that show text: completions of held-out prompts, and those that the run learnt from."""
+"""The blocks of a run's page that show text: completions of held-out prompts, and completions that the run
+trained on.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,15 @@ GROUPS_SHOWN = 3  # prompts of each rollout
 
 
 def _text_of(content: Any) -> Markup:
-    """A text as it is, a conversation turn by turn, anything else as JSON."""
+    """Return a text as it is, a conversation turn by turn, anything else as JSON."""
     if isinstance(content, str):
         return el("pre", content) if content else el("p.empty", "(empty)")
     if isinstance(content, list) and content and all(isinstance(turn, dict) and "role" in turn for turn in content):
         turns = []
         for turn in content:
-            said = turn.get("content")
+            spoken = turn.get("content")
             rest = {key: value for key, value in turn.items() if key not in ("role", "content")}
-            body = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+            body = spoken if isinstance(spoken, str) else json.dumps(spoken, ensure_ascii=False)
             body += f"\n{json.dumps(rest, ensure_ascii=False)}" if rest else ""
             turns += [el("div.turn", str(turn["role"])), el("pre", body)]
         return join(*turns)
@@ -31,25 +33,25 @@ def _text_of(content: Any) -> Markup:
 
 
 def _rewards(sample: dict[str, Any], other: dict[str, Any] | None) -> Markup | None:
-    """The rewards of a completion; green or red where they differ from those of the other evaluation."""
+    """Return the rewards of a completion, green or red where they differ from those of the other evaluation."""
     rewards = sample.get("rewards")
     if not isinstance(rewards, dict) or not rewards:
         return None
     before = other.get("rewards") if other else None
     chips = []
     for name, value in rewards.items():
-        known = isinstance(value, (int, float))
+        numeric = isinstance(value, (int, float))
         old = before.get(name) if isinstance(before, dict) else None
-        shown = fmt.number(value) if known or value is None else fmt.value(value)  # None: not scored
+        shown = fmt.number(value) if numeric or value is None else fmt.value(value)  # None: not scored
         mark = ""
-        if known and isinstance(old, (int, float)) and value != old:
+        if numeric and isinstance(old, (int, float)) and value != old:
             mark = ".good" if value > old else ".bad"
         chips.append(el(f"span.chip{mark}", f"{name} {shown}"))
     return el("span", *[join(" ", chip) for chip in chips])
 
 
 def _logged(sample: dict[str, Any]) -> str | None:
-    """What reward functions logged beside a completion, one name a line."""
+    """Return what reward functions logged for a completion, one name per line."""
     extra = sample.get("extra")
     if not isinstance(extra, dict) or not extra:
         return None
@@ -74,7 +76,7 @@ def _sample(first: dict[str, Any] | None, last: dict[str, Any], prompt: Any) -> 
 
 
 def samples(record: RunRecord) -> Markup | None:
-    """Completions of the same prompts at the first and the last evaluation, side by side."""
+    """Return completions of the same prompts at the first and the last evaluation, side by side."""
     steps = [sample.get("step", 0) for sample in record.samples]
     if not steps:
         return None
@@ -93,7 +95,7 @@ def samples(record: RunRecord) -> Markup | None:
 
 
 def _some(cards: list[Markup], shown: int) -> Markup:
-    """The first cards; the others are opened with a click."""
+    """Return the first cards; a click opens the others."""
     more = cards[shown:]
     rest = el("details", el("summary", f"{len(more)} more"), *more) if more else None
     return join(*cards[:shown], rest)
@@ -108,14 +110,16 @@ def _advantage(sample: dict[str, Any]) -> float | None:
 
 
 def _rolled(sample: dict[str, Any]) -> Markup:
-    """A completion with its tokens, its rewards, and the advantage that it was trained with."""
+    """Return a completion with its tokens, its rewards, and the advantage that it was trained with."""
     tokens, advantage = sample.get("tokens"), sample.get("advantage")
     size = f"{fmt.value(tokens)} token{'' if tokens == 1 else 's'}" if tokens is not None else ""
     chip = None
     if advantage is not None:
         value = _advantage(sample)
         shown = fmt.value(advantage) if value is None else f"{'+' if value > 0 else ''}{fmt.number(value)}"
-        mark = "" if value is None or abs(value) < 1e-6 else ".good" if value > 0 else ".bad"  # round-off is no colour
+        mark = (
+            "" if value is None or abs(value) < 1e-6 else ".good" if value > 0 else ".bad"
+        )  # round-off gets no colour
         chip = el(f"span.chip{mark}", f"advantage {shown}")
     logged = _logged(sample)
     return el(
@@ -127,15 +131,15 @@ def _rolled(sample: dict[str, Any]) -> Markup:
 
 
 def _rollout(record: RunRecord, number: Any, name: str) -> Markup:
-    """Completions of one rollout, those of a prompt together, best first."""
+    """Return completions of one rollout, grouped by prompt, best first."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    found = [sample for sample in record.rollouts if sample.get("rollout") == number]
-    for sample in found:
+    rows = [sample for sample in record.rollouts if sample.get("rollout") == number]
+    for sample in rows:
         groups.setdefault(json.dumps([sample.get("group"), sample.get("prompt")], sort_keys=True), []).append(sample)
     cards = []
     for group in groups.values():
-        known = {id(sample): value for sample in group if (value := _advantage(sample)) is not None}
-        group.sort(key=lambda sample: -known.get(id(sample), -math.inf))
+        advantages = {id(sample): value for sample in group if (value := _advantage(sample)) is not None}
+        group.sort(key=lambda sample: -advantages.get(id(sample), -math.inf))
         cards.append(
             el(
                 "div.sample",
@@ -143,11 +147,11 @@ def _rollout(record: RunRecord, number: Any, name: str) -> Markup:
                 el("div.sides.rolled", *map(_rolled, group)),
             )
         )
-    return join(el("h3", f"{name} · step {found[0].get('step', '?')}"), _some(cards, GROUPS_SHOWN))
+    return join(el("h3", f"{name} · step {rows[0].get('step', '?')}"), _some(cards, GROUPS_SHOWN))
 
 
 def rollouts(record: RunRecord) -> Markup | None:
-    """Completions of the first and of the last rollout, by prompt."""
+    """Return completions of the first and of the last rollout, by prompt."""
     if not record.rollouts:
         return None
     first, last = (record.rollouts[at].get("rollout") for at in (0, -1))

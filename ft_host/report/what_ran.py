@@ -1,5 +1,4 @@
-"""The blocks of a run's page that tell what ran: settings, data, plugins, environment, events, and how to do it
-again."""
+"""The blocks of a run's page that show what ran: settings, data, plugins, environment, events, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ EVENTS_SHOWN = 25
 
 
 def events(record: RunRecord) -> Markup | None:
-    """What the run said, with warnings and errors marked; a long list starts folded."""
+    """Return what the run reported, with warnings and errors marked; a long list starts folded."""
     if not record.events:
         return None
     rows = []
@@ -32,7 +31,7 @@ def events(record: RunRecord) -> Markup | None:
 
 
 def config_tables(record: RunRecord) -> Markup:
-    """What was set for this run, with where it was set; then what stayed at its default."""
+    """Return the settings of this run and where each was set, then those left at their defaults."""
 
     def rows(names: list[str]) -> list[list[str]]:
         return [
@@ -44,7 +43,9 @@ def config_tables(record: RunRecord) -> Markup:
     default = [name for name in record.config if name not in chosen]
     header = ["Field", "Value", "Set by"]
     shown = (
-        table(header, rows(chosen), name="table.config") if chosen else el("p.soft", "Everything is at its default.")
+        table(header, rows(chosen), name="table.config")
+        if chosen
+        else el("p.soft", "All fields are at their defaults.")
     )
     rest = (
         el(
@@ -104,12 +105,12 @@ def environment(record: RunRecord) -> Markup | None:
 
 
 def parent(record: RunRecord) -> Markup | None:
-    """The run that this one came from."""
+    """Return the run that this one came from."""
     return el("p.lead", "Continues from ", el("code", record.parent)) if record.parent else None
 
 
 def commands(record: RunRecord) -> Markup:
-    """How to do it again: the packages, a run file with what was set, and the command."""
+    """Return how to repeat the run: the packages, a run file with the settings, and the command."""
     pins = [
         f"{name}=={version}"
         for name, version in [
@@ -128,13 +129,13 @@ def commands(record: RunRecord) -> Markup:
         f"pip install {' '.join(dict.fromkeys(pins))}\n" if pins else ""
     ) + f"ft-host train {record.method} again.yaml"
     resume = (
-        [el("h3", "Go on"), el("pre.block", f"ft-host train --resume {record.folder}")]
+        [el("h3", "Resume"), el("pre.block", f"ft-host train --resume {record.folder}")]
         if record.status != "finished" and record.checkpoints
         else []
     )
     return join(
         *resume,
-        el("h3", "Do it again"),
+        el("h3", "Repeat"),
         el("pre.block", shell),
         el("p.soft", "again.yaml:"),
         el("pre.block", file or "{}\n"),

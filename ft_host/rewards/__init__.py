@@ -1,6 +1,6 @@
-"""What completions are worth: functions of the user, built-in ones, and reward models. Importing this loads no torch.
+"""Rewards of completions: the user's functions, built-in functions and reward models. Importing this loads no torch.
 
-`score` calls functions in this process; a `RewardPool` calls them in processes of their own, with deadlines.
+`score` calls functions in this process; a `RewardPool` calls them in separate processes, with deadlines.
 """
 
 from ft_host.rewards.functions import (

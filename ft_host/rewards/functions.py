@@ -1,14 +1,16 @@
-"""Reward functions: found by name, called with TRL's signature, and held to what they promise.
+"""Reward functions: finds them by name, calls them with TRL's signature, and checks what they return.
 
     def reward(prompts, completions, completion_ids, *, trainer_state, log_extra, log_metric, **columns)
         -> list[float | None]
 
-`def` or `async def`; each argument is passed only if the function takes it. Everything but `trainer_state` and the two
-`log_*` functions is a list with one item a completion; `columns` are the columns of the data set. None says that the
-reward doesn't apply to that completion. Conversational prompts are lists of messages, and so are their completions.
-A built-in reward's name and the folder of a reward model stand for such functions too (`builtin`, `model`).
+`def` or `async def`. An argument is passed only if the function takes it. Everything but `trainer_state` and the two
+`log_*` functions is a list with one item for each completion; `columns` are the columns of the data set. None means
+that the reward doesn't apply to that completion. Conversational prompts are lists of messages, and so are their
+completions. The name of a built-in reward or the folder of a reward model may stand for a function (`builtin`,
+`model`).
 
-`score` calls them here. A `RewardPool` calls them in processes of their own, which outlive what functions may do.
+`score` calls the functions in this process. A `RewardPool` calls them in separate processes, where a crash or a hang
+can't end the run.
 """
 
 from __future__ import annotations
@@ -39,15 +41,15 @@ EXPECTED = "expected a finite number (or None: does not apply)"
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """A function and what it asks for. `takes`: names of its parameters; `takes_all`: it has **kwargs."""
+    """A function and its parameters. `takes`: names of its parameters; `takes_all`: it has **kwargs."""
 
     name: str
-    call: Callable[..., Any] | None  # None: it lives in another process
+    call: Callable[..., Any] | None  # None: it is in another process
     takes: tuple[str, ...]
     needs: tuple[str, ...]  # those without a default
     takes_all: bool
     is_async: bool
-    file: str | None = None  # where it is written, where that is known
+    file: str | None = None  # the file that defines it, if known
     line: int = 0
 
     def __str__(self) -> str:
@@ -56,10 +58,9 @@ class RewardFunction:
 
 @dataclass(kw_only=True)
 class Scoring:
-    """What is scored. One item a completion in each list.
+    """The completions to score. Each list has one item for each completion.
 
-    `metrics` and `extra` are filled by the functions, through `log_metric(name, value)` and `log_extra(column,
-    values)`.
+    The functions fill `metrics` and `extra` through `log_metric(name, value)` and `log_extra(column, values)`.
     """
 
     prompts: list[Any]
@@ -72,15 +73,17 @@ class Scoring:
 
 
 class Fault(Exception):
-    """What was wrong with a call, as it goes on after the function's name: "returned 2 rewards for 3 completions"."""
+    """What was wrong with a call, worded to follow the function's name: "returned 2 rewards for 3 completions"."""
 
 
 # ---------------------------------------------------------------- finding
 
 
 def load_rewards(config: RunConfig, arguments: dict[str, dict[str, Any]] | None = None) -> list[RewardFunction]:
-    """The rewards of `eval_reward`; `arguments` are those of built-in ones, {name: {argument: value}}. Raises
-    ConfigError, naming the entry and what is nearest to it."""
+    """Return the rewards of `eval_reward`. `arguments`: those of built-in rewards, {name: {argument: value}}.
+
+    Raises ConfigError, which names the entry and the nearest known name.
+    """
     modules: dict[str, ModuleType] = {}  # a module that several entries name is read once
     functions = [find_reward(spec, config, modules=modules, arguments=arguments) for spec in config.eval_reward]
     check_names(functions, "eval_reward")
@@ -101,8 +104,10 @@ def find_reward(
     modules: dict[str, ModuleType] | None = None,
     arguments: dict[str, dict[str, Any]] | None = None,
 ) -> RewardFunction:
-    """A built-in reward by name, the folder of a reward model, whose weights are loaded at its first call, or a
-    function as in `load_reward`."""
+    """Return a built-in reward by name, a reward model by its folder, or a function as `load_reward` does.
+
+    A reward model's weights are loaded at its first call.
+    """
     if spec not in BUILTIN and Path(spec).is_dir():
         return describe(name_of(spec), RewardModel(spec, config, option))
     return load_reward(spec, option, modules, arguments)
@@ -114,7 +119,7 @@ def load_reward(
     modules: dict[str, ModuleType] | None = None,
     arguments: dict[str, dict[str, Any]] | None = None,
 ) -> RewardFunction:
-    """A built-in reward, or a function by file or module; see `ft_host.util.imports`."""
+    """Return a built-in reward, or a function from a file or a module; see `ft_host.util.imports`."""
     if spec in BUILTIN:
         return describe(BUILTIN[spec].name, made_to_measure(spec, (arguments or {}).get(spec, {}), option))
     if ":" not in spec:
@@ -126,10 +131,10 @@ def load_reward(
 
 
 def describe(name: str, call: Callable[..., Any]) -> RewardFunction:
-    """What a callable asks for, by its signature."""
+    """Read from a callable's signature which arguments it takes."""
     try:
         parameters = inspect.signature(call).parameters.values()
-    except ValueError as error:  # some of those that are written in C
+    except ValueError as error:  # some functions written in C
         raise ConfigError(f"{name}: its parameters can't be read: {error}") from error
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for parameter in parameters:
@@ -150,7 +155,7 @@ def describe(name: str, call: Callable[..., Any]) -> RewardFunction:
 
 
 def check_columns(function: RewardFunction, columns: Iterable[str]) -> None:
-    """Refuse a function that can't be called on data with these columns. Raises DataError, naming both."""
+    """Refuse a function that can't be called on data with these columns. Raises DataError, which names both."""
     columns = list(columns)
     taken = [column for column in columns if column in ARGUMENTS]
     if taken:
@@ -170,10 +175,10 @@ def check_columns(function: RewardFunction, columns: Iterable[str]) -> None:
 
 
 def score(functions: list[RewardFunction], scoring: Scoring) -> list[list[float | None]]:
-    """The rewards of each function, in order. Async functions run together, after the others.
+    """Return the rewards of each function, in order. Async functions run together, after the others.
 
-    Raises FtHostError that names the function, where it stands, and what was wrong: it raised, or did not return one
-    finite number or None for each completion.
+    Raises FtHostError where a function raised, or did not return one finite number or None for each completion. It
+    names the function, its file and line, and the cause.
     """
     results: dict[int, Any] = {}
     awaited: dict[int, Awaitable[Any]] = {}
@@ -190,7 +195,7 @@ def score(functions: list[RewardFunction], scoring: Scoring) -> list[list[float 
 
 
 def _named(function: RewardFunction, what: Callable[..., Any], *arguments: Any) -> Any:
-    """A step of a call, whose fault becomes an error that says whose it is."""
+    """Run a step of a call. A Fault becomes an FtHostError that names the function."""
     try:
         return what(*arguments)
     except Fault as fault:
@@ -211,7 +216,7 @@ def _run_together(awaited: list[Awaitable[Any]]) -> list[Any]:
     async def together() -> list[Any]:
         return await asyncio.gather(*awaited)
 
-    # In a thread of its own: in a notebook this one has a running event loop already.
+    # In a separate thread: in a notebook this thread already runs an event loop.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, together()).result()
 
@@ -227,13 +232,13 @@ def _all_finite(result: Any, rows: int) -> list[float | None]:
 
 
 def call(function: RewardFunction, scoring: Scoring) -> Any:
-    """What the function returns, an awaitable if it is async; `scoring` gets what it logs. Raises Fault."""
+    """Return what the function returns (an awaitable if it is async). `scoring` collects what it logs. Raises Fault."""
 
     def log_metric(name: str, value: float) -> None:
         number = as_number(value)
         if number is None:
             raise Fault(f"gave {shown(value)} as log_metric({name!r}), expected a number")
-        if math.isfinite(number):  # the mean of nothing, usually
+        if math.isfinite(number):  # usually the mean of no values
             scoring.metrics.setdefault(name, []).append(number)
 
     def log_extra(column: str, values: list[Any]) -> None:
@@ -264,7 +269,7 @@ def call(function: RewardFunction, scoring: Scoring) -> Any:
 
 
 async def finish(function: RewardFunction, started: Awaitable[Any]) -> Any:
-    """What an async function returns. Raises Fault."""
+    """Return the result of an async function. Raises Fault."""
     try:
         return await started
     except (Fault, FtHostError):
@@ -274,21 +279,21 @@ async def finish(function: RewardFunction, started: Awaitable[Any]) -> Any:
 
 
 def read_rewards(result: Any, rows: int) -> tuple[list[float | None], dict[int, str]]:
-    """The rewards, and what was given instead of a finite one, by its number (its reward is None here).
+    """Return the rewards, and by index the values that aren't finite, as text (their reward is None).
 
-    Raises Fault where it isn't a list of `rows` numbers and Nones.
+    Raises Fault where the result isn't a list of `rows` numbers and Nones.
     """
     if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable):
         raise Fault(f"returned {shown(result)}, expected a list of {counted(rows, 'reward')}, one a completion")
     try:
-        given = list(result)
+        values = list(result)
     except Exception as error:  # a generator runs only now
         raise Fault(f"raised {cause(error)}") from error
-    if len(given) != rows:
-        raise Fault(f"returned {counted(len(given), 'reward')} for {counted(rows, 'completion')}")
+    if len(values) != rows:
+        raise Fault(f"returned {counted(len(values), 'reward')} for {counted(rows, 'completion')}")
     rewards: list[float | None] = []
     bad: dict[int, str] = {}
-    for index, value in enumerate(given):
+    for index, value in enumerate(values):
         number = None if value is None else as_number(value)
         if value is not None and number is None:
             which = f" as reward {index}" if rows > 1 else ""
@@ -300,10 +305,10 @@ def read_rewards(result: Any, rows: int) -> tuple[list[float | None], dict[int, 
 
 
 def as_number(value: Any) -> float | None:
-    """A number, numpy's and torch's scalars too; None for what isn't one."""
+    """Return a number (numpy's and torch's scalars too) as a float, or None for anything else."""
     try:
         return None if isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last one: torch, of several values
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a torch tensor with several values
         return None
 
 
@@ -317,7 +322,7 @@ def shown(value: Any) -> str:
 
 
 def trainer_state(run: Run) -> Any:
-    """What reward functions may know of the training: transformers' TrainerState, as TRL passes."""
+    """Return transformers' TrainerState, which reward functions receive as in TRL."""
     from transformers import TrainerState
 
     return TrainerState(

@@ -1,7 +1,7 @@
-"""A reward that is a model: the folder of a sequence classifier with one label, as `ft-host train reward` leaves it.
+"""Reward models: the folder of a sequence classifier with one label, such as `ft-host train reward` writes.
 
-It scores a prompt with its completion, read with its own tokenizer and chat template just as the texts that it was
-trained on: a text ends in EOS, a conversation is what the template makes of it. Importing this loads no torch.
+It scores a prompt with its completion, tokenized with its own tokenizer and chat template as in its training: a text
+ends in EOS, a conversation goes through the template. Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def name_of(folder: str | Path) -> str:
-    """What a reward model's metrics are called: its folder, or the run that left it."""
+    """Return the name for a reward model's metrics: its folder, or the run that wrote it."""
     place = Path(folder).resolve()
     return place.parent.name if place.name in PARTS else place.name
 
@@ -35,9 +35,9 @@ def name_of(folder: str | Path) -> str:
 
 @dataclass
 class RewardModel:
-    """Called as a reward function is. Weights are loaded at the first call, onto the run's device, and kept.
+    """A reward model, called like a reward function. It loads its weights at the first call, onto the run's device.
 
-    `option`: the field that errors name. They are scored in the type of the run's maths, but never quantised.
+    `option`: the field that errors name. The model scores in the run's compute dtype and is never quantised.
     """
 
     folder: str
@@ -57,15 +57,15 @@ class RewardModel:
         tools: list[Any] | None = None,
         chat_template_kwargs: list[Any] | None = None,
     ) -> list[float]:
-        """One score for each completion, all texts or all lists of messages, after its prompt."""
+        """Return one score for each completion after its prompt: all texts, or all lists of messages."""
         model, tokenizer = self.loaded = self.loaded or self.load()
         rows = []
         for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            found = {"prompt": prompt, "completion": completion}
+            row = {"prompt": prompt, "completion": completion}
             for name, column in (("tools", tools), ("chat_template_kwargs", chat_template_kwargs)):
                 if column is not None and column[index] is not None:
-                    found[name] = column[index]
-            rows.append(whole_ids(found, tokenizer))
+                    row[name] = column[index]
+            rows.append(whole_ids(row, tokenizer))
         return scores_of(model, tokenizer, rows, self.config)
 
     def load(self) -> tuple[Policy, PreTrainedTokenizerBase]:
@@ -77,26 +77,26 @@ class RewardModel:
 
         tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.config.trust_remote_code)
         config = dataclasses.replace(self.config, load_in_4bit=False, load_in_8bit=False)
-        device = PartialState().device  # the run's, whose accelerator made that state
-        # An adapter's base may be a language model, which gets a new head before it gets the adapter's: the run's
-        # random numbers must not depend on that.
+        device = PartialState().device  # the run's, whose accelerator set that state
+        # An adapter's base may be a language model, which gets a random head before the adapter's head: the run's
+        # random state must not depend on it.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             model = load_frozen(config, self.folder, device, head="reward", tokenizer=tokenizer, field=self.option)
         return model, tokenizer
 
 
-def whole_ids(found: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens of {"prompt", "completion"} as one text or conversation."""
+def whole_ids(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token ids of {"prompt", "completion"} as one text or conversation."""
     from ft_host.data import tokenize_completions
 
-    prompt, [completion] = tokenize_completions(found, tokenizer, ("completion",))
+    prompt, [completion] = tokenize_completions(row, tokenizer, ("completion",))
     return prompt + completion
 
 
 def scores_of(
     model: Policy, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], config: RunConfig
 ) -> list[float]:
-    """The score of each row of tokens, in flat batches of `per_device_eval_batch_size` rows, without gradient."""
+    """Return the score of each row of token ids, without gradient, in batches of `per_device_eval_batch_size` rows."""
     import torch
 
     from ft_host.batch import IGNORE, Segment, flat_batch
@@ -104,7 +104,7 @@ def scores_of(
 
     size, device = config.per_device_eval_batch_size, model.device
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision(config, device))
-    found: list[torch.Tensor] = []
+    scores: list[torch.Tensor] = []
     for start in range(0, len(rows), size):
         segments = [
             Segment(input_ids=ids, labels=[IGNORE] * len(ids), row=row)
@@ -112,5 +112,5 @@ def scores_of(
         ]
         batch = flat_batch(segments, num_rows=len(segments), pad_token_id=score_pad(tokenizer)).to(device)
         with torch.no_grad(), torch.autocast(device.type, dtype=kind, enabled=kind is not None):
-            found.append(model(batch, want=("score",))["score"])
-    return torch.cat(found).tolist() if found else []
+            scores.append(model(batch, want=("score",))["score"])
+    return torch.cat(scores).tolist() if scores else []

@@ -1,8 +1,9 @@
-"""Reward functions in processes of their own: what they raise, hang on or die of costs completions, not the run.
+"""Reward functions in separate processes: if one raises, hangs or crashes, completions lose their reward; the run goes
+on.
 
-A call for a whole batch that raises, takes too long, dies or gives something else than a number or None for each
-completion is made again for each completion by itself, by processes that have not seen the first call. What still fails
-has no reward, and is told with its reason. Reward models are asked in this process, on the run's device.
+A call for a whole batch fails if it raises, takes too long, dies, or returns anything but a number or None for each
+completion. It is then repeated for each completion alone, by processes that have not made the first call. A completion
+that still fails has no reward, and the reason is reported. Reward models run in this process, on the run's device.
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ from ft_host.util.imports import EXAMPLE, cause
 if TYPE_CHECKING:
     from ft_host.config.rollout import RolloutConfig
 
-LOADING = 120.0  # seconds in which a process must have started and imported a function; not part of a call's time
+LOADING = 120.0  # seconds to start a process and import a function; not part of a call's time
 
 
 @dataclass(kw_only=True)
 class Scored:
-    """`values[completion][function]`: None where a function doesn't apply or has failed. `failures`: by function, the
-    completions that it failed for, with the reason. `metrics` and `extra`: what functions logged, by name; `extra` has
-    one value a completion, None where the call for it failed."""
+    """`values[completion][function]`: the reward, None where a function doesn't apply or has failed.
+
+    `failures`: by function, (completion, reason). `metrics` and `extra`: what functions logged, by name; `extra` has
+    one value for each completion, None where the call for it failed.
+    """
 
     values: list[list[float | None]]
     failures: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
@@ -53,8 +56,7 @@ class Scored:
 
 @dataclass
 class _Call:
-    """A call that is to be made: of all completions (`sample` None) or of one; by a worker with a number over
-    `after`."""
+    """A pending call: of all completions (`sample` None) or of one, by a worker whose number is above `after`."""
 
     index: int  # of the function
     sample: int | None = None
@@ -63,7 +65,7 @@ class _Call:
 
 @dataclass
 class _Turn:
-    """What a worker is at. `late`: what is to be said of it where it has said nothing by `deadline`."""
+    """What a worker is doing. `late`: the error if it has sent nothing by `deadline`."""
 
     call: _Call
     deadline: float
@@ -72,8 +74,10 @@ class _Turn:
 
 @dataclass
 class _Found:
-    """What is known of a function's rewards so far, by completion: a value or None, and why there is none. `logged` is
-    by the first completion of the call; `seen`: completions that have been looked at for failures in a row."""
+    """The rewards of one function so far, by completion: a value or None, and the reason why there is none.
+
+    `logged`: by the first completion of the call. `seen`: completions already counted for failures in a row.
+    """
 
     rewards: dict[int, float | None] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
@@ -85,13 +89,13 @@ class _Found:
 class RewardPool:
     """The rewards of a run. `names` and `functions` are in the order of `specs`.
 
-    Functions are looked at in a process too, so that no line of the user's runs in this one. Raises ConfigError for a
-    reward that can't be found.
+    Functions are inspected in a separate process too, so that none of the user's code runs in this one. Raises
+    ConfigError for a reward that can't be found.
     """
 
     def __init__(self, specs: list[str], config: RolloutConfig, option: str = "reward"):
         self.config, self.option = config, option
-        self.folder = os.getcwd()  # what files are relative to, should the run go elsewhere
+        self.folder = os.getcwd()  # files are relative to it, even if the run changes its folder
         self.workers: list[Worker] = []
         self.started = 0
         self.specs = list(specs)
@@ -103,8 +107,8 @@ class RewardPool:
                 )
         if INSIDE in os.environ:
             raise ConfigError(
-                "a file that rewards are read from trains when it is imported; put its training under "
-                '`if __name__ == "__main__":`, or the rewards into a file of their own'
+                "the file with the rewards starts a training run when it is imported; put the training under "
+                '`if __name__ == "__main__":`, or move the rewards to a separate file'
             )
         try:
             self.functions = [self._describe(spec) for spec in self.specs]
@@ -113,7 +117,7 @@ class RewardPool:
             self.close()
             raise
         self.names = [function.name for function in self.functions]
-        self.in_a_row = dict.fromkeys(self.names, 0)  # completions that failed, up to the last one that was scored
+        self.in_a_row = dict.fromkeys(self.names, 0)  # failed completions since the last one that was scored
 
     def _describe(self, spec: str) -> RewardFunction:
         if spec in BUILTIN or ":" not in spec or Path(spec).is_dir():
@@ -122,44 +126,44 @@ class RewardPool:
         worker.loaded.add(spec)
         worker.send("describe", spec, self.option, {})
         if not wait([worker.connection], LOADING):
-            raise ConfigError(f"{self.option}: {spec} can't be imported: not done after {LOADING:g} s")
-        kind, found = worker.receive()
+            raise ConfigError(f"{self.option}: {spec} can't be imported: the import took longer than {LOADING:g} s")
+        kind, answer = worker.receive()
         if kind != "described":
-            raise ConfigError(found if kind == "refused" else f"{self.option}: {spec} can't be imported: {found}")
-        return found
+            raise ConfigError(answer if kind == "refused" else f"{self.option}: {spec} can't be imported: {answer}")
+        return answer
 
     def score(self, scoring: Scoring) -> Scored:
-        """Call all functions, at the same time as far as there are workers.
+        """Call all functions, as many at the same time as there are workers.
 
-        Raises DataError for a column that is missing or can't be handed over, and FtHostError where one function has
-        failed for more than `max_reward_failures` completions in a row, or a reward model has failed. No worker is left
-        then, nor after any other exception.
+        Raises DataError for a column that is missing or can't be sent to a worker, and FtHostError where one function
+        has failed for more than `max_reward_failures` completions in a row, or a reward model has failed. After any
+        exception all workers are ended.
         """
         for function in self.functions:
             check_columns(function, scoring.columns)
-        found = [_Found() for _ in self.functions]
+        results = [_Found() for _ in self.functions]
         try:
             if scoring.completions:
-                self._work(scoring, found)
+                self._work(scoring, results)
         except BaseException:
             self.close()
             raise
-        return self._gathered(found, len(scoring.completions))
+        return self._gathered(results, len(scoring.completions))
 
     def close(self) -> None:
-        """End all processes. Another `score` would start new ones."""
+        """End all processes. The next `score` starts new ones."""
         while self.workers:
             self.workers.pop().end()
 
     # ------------------------------------------------------------ calls
 
-    def _work(self, scoring: Scoring, found: list[_Found]) -> None:
+    def _work(self, scoring: Scoring, results: list[_Found]) -> None:
         """Fill `found`."""
         models = [isinstance(function.call, RewardModel) for function in self.functions]
         waiting = [_Call(index) for index, model in enumerate(models) if not model]
         busy: dict[Worker, _Turn] = {}
         self._hand_out(waiting, busy, scoring)
-        for function, its, model in zip(self.functions, found, models, strict=True):
+        for function, its, model in zip(self.functions, results, models, strict=True):
             if model:
                 its.rewards = dict(enumerate(score([function], scoring)[0]))
         while busy:
@@ -167,9 +171,9 @@ class RewardPool:
             ready = wait([worker.connection for worker in busy], max(0.0, soonest - time.monotonic()))
             for worker, turn in list(busy.items()):
                 if worker.connection in ready:
-                    kind, *said = worker.receive()
+                    kind, *payload = worker.receive()
                 elif turn.deadline <= time.monotonic():
-                    kind, said = "late", [turn.late]
+                    kind, payload = "late", [turn.late]
                 else:
                     continue
                 if kind == "began":
@@ -177,9 +181,9 @@ class RewardPool:
                     busy[worker] = _Turn(turn.call, time.monotonic() + limit, f"took longer than {limit:g} s")
                     continue
                 del busy[worker]
-                call, its = turn.call, found[turn.call.index]
+                call, its = turn.call, results[turn.call.index]
                 if kind == "done":
-                    _note(its, call, len(scoring.completions), *said)
+                    _note(its, call, len(scoring.completions), *payload)
                 else:
                     if kind != "failed" or call.sample is None:
                         self.workers.remove(worker)
@@ -188,12 +192,12 @@ class RewardPool:
                         samples = range(len(scoring.completions))
                         waiting += [_Call(call.index, sample, after=self.started) for sample in samples]
                     else:
-                        its.rewards[call.sample], its.reasons[call.sample] = None, said[0]
+                        its.rewards[call.sample], its.reasons[call.sample] = None, payload[0]
                 self._look_at_failures(self.functions[call.index], its)
             self._hand_out(waiting, busy, scoring)
 
     def _hand_out(self, waiting: list[_Call], busy: dict[Worker, _Turn], scoring: Scoring) -> None:
-        """Start the calls that there are workers for."""
+        """Start as many calls as there are workers for."""
         for call in list(waiting):
             if len(busy) == self.config.reward_workers:
                 return
@@ -211,14 +215,16 @@ class RewardPool:
             busy[worker] = _Turn(call, time.monotonic() + LOADING, f"was not imported within {LOADING:g} s")
 
     def _free_worker(self, call: _Call, spec: str, busy: dict[Worker, _Turn]) -> Worker | None:
-        """One that may make the call, best one that has read the function's file; a new one if there may be more."""
-        for worker in [each for each in self.workers if each not in busy and each.process.poll() is not None]:
-            self.workers.remove(worker)  # it died of something that a function left behind
+        """Return a worker for the call, preferably one that has imported the function's file. Start a new one if the
+        limit allows.
+        """
+        for worker in [idle for idle in self.workers if idle not in busy and idle.process.poll() is not None]:
+            self.workers.remove(worker)  # something that a function left running killed it
             worker.end()
         idle = [worker for worker in self.workers if worker not in busy and worker.number > call.after]
         if idle:
             return max(idle, key=lambda worker: spec in worker.loaded)
-        # After a failed call there is room for a new one, since the worker that made it is gone.
+        # After a failed call there is room for a new worker, since the one that made it is gone.
         return self._start() if len(self.workers) < self.config.reward_workers else None
 
     def _start(self) -> Worker:
@@ -229,7 +235,7 @@ class RewardPool:
     # ------------------------------------------------------------ results
 
     def _look_at_failures(self, function: RewardFunction, its: _Found) -> None:
-        """Count failures in a row, over completions in their order, across calls."""
+        """Count failures in a row, in the order of completions, across calls."""
         most = self.config.max_reward_failures
         while its.seen in its.rewards:
             reason = its.reasons.get(its.seen)
@@ -241,9 +247,9 @@ class RewardPool:
                     f"the last time: {reason}"
                 )
 
-    def _gathered(self, found: list[_Found], rows: int) -> Scored:
-        scored = Scored(values=[[its.rewards[row] for its in found] for row in range(rows)])
-        for name, its in zip(self.names, found, strict=True):
+    def _gathered(self, results: list[_Found], rows: int) -> Scored:
+        scored = Scored(values=[[its.rewards[row] for its in results] for row in range(rows)])
+        for name, its in zip(self.names, results, strict=True):
             if its.reasons:
                 scored.failures[name] = sorted(its.reasons.items())
             for sample in sorted(its.logged):
@@ -251,14 +257,14 @@ class RewardPool:
                 for metric, values in metrics.items():
                     scored.metrics.setdefault(metric, []).extend(values)
                 for column, values in extra.items():
-                    # The same column of another function is replaced, as a whole.
+                    # It replaces a column of the same name that another function logged.
                     its.columns.setdefault(column, [None] * rows)[sample : sample + len(values)] = values
             scored.extra |= its.columns
         return scored
 
 
 def _note(its: _Found, call: _Call, rows: int, rewards: list[float | None], bad: dict[int, str], *logged: Any) -> None:
-    """Keep what a call gave. A value that isn't finite costs its completion and no other."""
+    """Record the result of a call. A value that isn't finite fails its own completion only."""
     first = call.sample or 0
     its.rewards |= dict(enumerate(rewards, first))
     its.reasons |= {first + index: f"gave {shown}, {EXPECTED}" for index, shown in bad.items()}
@@ -266,27 +272,30 @@ def _note(its: _Found, call: _Call, rows: int, rewards: list[float | None], bad:
 
 
 def _part(function: RewardFunction, scoring: Scoring, sample: int | None) -> Scoring:
-    """What a call needs of all completions, or of one. The trainer's state goes as a plain object with its fields: a
-    worker would have to import transformers for its class."""
+    """Return what a call needs: of all completions, or of one.
+
+    The trainer state is sent as a plain object with its fields, since a worker would have to import transformers for
+    its class.
+    """
     state = scoring.trainer_state
-    taken = [name for name in scoring.columns if function.takes_all or name in function.takes]
+    names = [name for name in scoring.columns if function.takes_all or name in function.takes]
     of = slice(None) if sample is None else slice(sample, sample + 1)
     return Scoring(
         prompts=scoring.prompts[of],
         completions=scoring.completions[of],
         completion_ids=scoring.completion_ids[of],
-        columns={name: scoring.columns[name][of] for name in taken},
+        columns={name: scoring.columns[name][of] for name in names},
         trainer_state=None if state is None else SimpleNamespace(**vars(state)),
     )
 
 
 def _not_picklable(function: RewardFunction, part: Scoring, error: Exception) -> DataError:
-    """Says which part of a call it is that can't be handed to another process."""
+    """Return the error that says which part of a call can't be sent to another process."""
     what = next(
-        (f"column {name!r} of the data" for name, each in part.columns.items() if not _picklable(each)),
-        "what it is called with",
+        (f"column {name!r} of the data" for name, values in part.columns.items() if not _picklable(values)),
+        "an argument of its call",
     )
-    return DataError(f"{function}: {what} can't be handed to the process that calls it: {cause(error)}")
+    return DataError(f"{function}: {what} can't be sent to the process that calls it: {cause(error)}")
 
 
 def _picklable(values: list[Any]) -> bool:
@@ -298,8 +307,9 @@ def _picklable(values: list[Any]) -> bool:
 
 
 def _path_of(spec: Any) -> str | None:
-    """The name by which a function that was given itself can be found; None for one inside another, or without a
-    name."""
+    """Return the spec of a function that was passed as an object; None for one without a name or inside another
+    function.
+    """
     if not inspect.isfunction(spec) or not spec.__qualname__.isidentifier():
         return None
     where = inspect.getsourcefile(spec) if spec.__module__ == "__main__" else spec.__module__

@@ -1,4 +1,4 @@
-"""A process that calls reward functions, as its parent sees it; `worker` is what it runs."""
+"""The parent's side of a process that calls reward functions; `worker` is the other side."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import sys
 from multiprocessing.connection import Pipe
 from typing import Any
 
-INSIDE = "FT_HOST_REWARD_WORKER"  # an environment variable that is set in workers
-# It gets the parent's path instead of one of its own: a module is found, or shadowed, as it is in the parent.
+INSIDE = "FT_HOST_REWARD_WORKER"  # this environment variable is set in workers
+# The worker uses the parent's sys.path, so that it finds the same modules as the parent.
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ft_host.rewards.worker import main; main({})"
 
 
 class Worker:
-    """A fresh interpreter: not forked off a process with threads and a GPU, and without the user's script in it.
+    """A fresh interpreter: not forked from a process with threads and a GPU, and without the user's script in it.
 
-    `number`: of those that its pool has started. `loaded`: the rewards that it has been asked for.
+    `number`: counts the processes that the pool has started. `loaded`: the rewards that it was asked for.
     """
 
     def __init__(self, number: int, folder: str):
@@ -30,17 +30,17 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-P", "-c", START.format(descriptor), json.dumps(sys.path)],
             stdin=subprocess.DEVNULL,
-            stdout=2,  # standard output is the run's: what functions print goes to standard error
+            stdout=2,  # standard output belongs to the run: functions print to standard error
             pass_fds=(descriptor,),
-            start_new_session=True,  # Ctrl-C is for the run to answer, and a kill reaches what functions have started
+            start_new_session=True,  # only the run handles Ctrl-C, and a kill also ends what functions have started
             cwd=folder,
-            # sets and hashes of texts are the same in each worker, and in a resumed run
+            # hashes of strings are the same in each worker, and in a resumed run
             env={"PYTHONHASHSEED": "0"} | os.environ | {INSIDE: "1"},
         )
         theirs.close()
 
     def send(self, *request: Any) -> None:
-        """Where it has died, `receive` says so."""
+        """Send a request. If the process has died, `receive` says so."""
         message = pickle.dumps(request)
         try:
             self.connection.send_bytes(message)
@@ -48,18 +48,18 @@ class Worker:
             return
 
     def receive(self) -> tuple[Any, ...]:
-        """Its next message, waited for; ("died", how) where it ended instead."""
+        """Wait for the next message and return it; ("died", how) where the process has ended."""
         try:
             return pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             return ("died", self._ended())
 
     def end(self) -> None:
-        """Kill it, with all that it has started, and wait until it is gone."""
+        """Kill the process and everything that it started, and wait for it."""
         self.connection.close()
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # it is gone and has left nobody; macOS says that it may not
+        except (ProcessLookupError, PermissionError):  # the group is gone; macOS raises PermissionError
             pass
         self.process.wait()
 

@@ -1,11 +1,11 @@
-"""A process that calls reward functions, from its own side: it reads one request after another from a pipe.
+"""The worker's side of a process that calls reward functions. It reads one request after another from a pipe.
 
     ("describe", spec, option, arguments)      -> ("described", RewardFunction without its call) or ("refused", why)
     ("call", spec, option, arguments, scoring, seconds)
         -> ("began",), then ("done", rewards, bad, metrics, extra) or ("failed", why)
 
-It has imported nothing of its parent but `ft_host.rewards`, has no part in the parent's standard output (what functions
-print goes to standard error), and ends with its parent.
+It imports nothing but `ft_host.rewards` of the host, doesn't write to the parent's standard output (functions print to
+standard error), and ends with its parent.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from ft_host.errors import FtHostError
 from ft_host.rewards.functions import Fault, RewardFunction, Scoring, as_number, call, finish, load_reward, read_rewards
 from ft_host.util.imports import cause
 
-GRACE = 10.0  # seconds after a deadline at which a worker ends itself, should nobody have done it
+GRACE = 10.0  # seconds after a deadline at which a worker ends itself, if the parent hasn't
 
 
 def main(descriptor: int) -> None:
-    """Answer requests until the other end of the pipe is gone."""
+    """Answer requests until the other end of the pipe is closed."""
     connection = Connection(descriptor)
     inbox: SimpleQueue[bytes] = SimpleQueue()
-    # A thread reads, so that the end of the parent is seen in the middle of a call too. Calls are made in the main
-    # thread: what works with signals works nowhere else.
+    # A thread reads, so that the worker notices the end of its parent during a call too. Calls run in the main
+    # thread: Python handles signals nowhere else.
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
     modules: dict[str, ModuleType] = {}
     functions: dict[str, RewardFunction] = {}
-    with asyncio.Runner() as runner:  # one loop for all calls: what a function keeps open stays open
+    with asyncio.Runner() as runner:  # one loop for all calls: connections that a function keeps stay open
         while True:
             connection.send_bytes(pickle.dumps(_answer(inbox.get(), connection, modules, functions, runner)))
 
@@ -49,7 +49,7 @@ def _read(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
         while True:
             inbox.put(connection.recv_bytes())
     except (EOFError, OSError):
-        os.killpg(0, signal.SIGKILL)  # a session of its own: this process and what functions have started
+        os.killpg(0, signal.SIGKILL)  # its own session: this process and everything that functions started
 
 
 def _answer(
@@ -61,8 +61,8 @@ def _answer(
 ) -> tuple[Any, ...]:
     try:
         kind, spec, option, arguments, *rest = pickle.loads(request)
-    except Exception as error:  # columns of a class that can't be made here
-        return ("failed", f"could not be handed its arguments: {cause(error)}")
+    except Exception as error:  # columns of a class that can't be unpickled here
+        return ("failed", f"its arguments could not be read: {cause(error)}")
     try:
         if spec not in functions:
             functions[spec] = load_reward(spec, option, modules, arguments)
@@ -73,7 +73,7 @@ def _answer(
         return ("described", dataclasses.replace(function, call=None))
     scoring, seconds = rest
     connection.send_bytes(pickle.dumps(("began",)))
-    # A function may hold the interpreter's lock for ever (a regular expression does): no thread of ours would run then.
+    # A function may hold the GIL forever (a regular expression can): then none of our threads would run.
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=nowhere)
         try:
@@ -89,11 +89,11 @@ def _scored(function: RewardFunction, scoring: Scoring, runner: asyncio.Runner) 
     if function.is_async:
         result = runner.run(finish(function, result))
     rewards, bad = read_rewards(result, len(scoring.completions))
-    return ("done", rewards, bad, scoring.metrics, {name: _plain(each) for name, each in scoring.extra.items()})
+    return ("done", rewards, bad, scoring.metrics, {name: _plain(values) for name, values in scoring.extra.items()})
 
 
 def _plain(values: list[Any]) -> list[Any]:
-    """What can be written down of values: the parent is handed no objects of the user's classes."""
+    """Return values as JSON holds them: the parent receives no objects of the user's classes."""
     return json.loads(json.dumps(values, default=_written, skipkeys=True))
 
 

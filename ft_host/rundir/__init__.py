@@ -1,1 +1,1 @@
-"""A run's folder: how it is written, and how it is read later. Imports no torch."""
+"""A run's folder: writing it during the run, and reading it later. Imports no torch."""

@@ -1,9 +1,9 @@
-"""A run's folder: what is in it, and how it is written so that a killed run never leaves half a file behind.
+"""A run's folder: its files, and writing them so that a killed run never leaves half a file behind.
 
 run.json        what ran: config with origins, plugins, environment, data, plan, status, result
 metrics.jsonl   a line for every optimizer step and every evaluation
-findings.jsonl  what its diagnostics found: a line for each change of a finding
-events.jsonl    what the run said in words
+findings.jsonl  the findings of its diagnostics: a line for each change of a finding
+events.jsonl    messages to the user
 samples.jsonl   completions of held-out prompts, at each evaluation, and some of each rollout
 checkpoints/    step-N/, complete or absent
 model/          what `from_pretrained` loads, or the adapter
@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    """Write aside, flush to the disk, rename: a reader sees the old file or the new one."""
+    """Write to a temporary file, flush to disk, rename: a reader sees the old file or the new one."""
     aside = path.with_name(f".{path.name}.tmp")
     with aside.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=indent, ensure_ascii=False)
@@ -34,7 +34,7 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity; they are written as words, so that a line stays valid JSON."""
+    """Replace NaN and infinity by words: JSON has neither, and a line must stay valid JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
@@ -49,7 +49,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, manifest: dict[str, Any]) -> RunFolder:
-        """A new run in `path`. Raises UsageError where a run is there already."""
+        """Create a run in `path`. Raises UsageError where there is a run already."""
         folder = cls(path)
         if (path / "run.json").exists():
             raise UsageError(f"output_dir: {path} already holds a run; resume it with `ft-host train --resume {path}`")
@@ -59,7 +59,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """An existing run. Raises UsageError, naming the nearest run, where `path` is none."""
+        """Open an existing run. Raises UsageError, which names the nearest run, where `path` is none."""
         folder = cls(path)
         file = folder.path / "run.json"
         if not file.is_file():
@@ -88,13 +88,13 @@ class RunFolder:
         write_json(self.path / "run.json", self.manifest)
 
     def append(self, name: str, entry: dict[str, Any]) -> None:
-        """Add a line to a .jsonl file of the run. A line is written in one go."""
+        """Append a line to a .jsonl file of the run, in a single write."""
         line = json.dumps({key: _plain(value) for key, value in entry.items()}, ensure_ascii=False)
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """The lines of a .jsonl file; a last line that a killed run left unfinished is left out."""
+        """Return the lines of a .jsonl file, without a last line that a killed run left unfinished."""
         path = self.path / name
         if not path.exists():
             return []
@@ -104,13 +104,13 @@ class RunFolder:
         return [json.loads(line) for line in lines]
 
     def take_over(self, other: Path, step: int) -> None:
-        """Begin with what another run logged up to `step`: this one goes on from there."""
+        """Copy what another run logged up to `step`: this run continues from there."""
         for entry in RunFolder(other).read("metrics.jsonl"):
             if entry["step"] <= step:
                 self.append("metrics.jsonl", entry)
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`: the steps that are about to be done again."""
+        """Delete what was logged after `step`: those steps are about to be repeated."""
         for name in ("metrics.jsonl", "samples.jsonl", "findings.jsonl"):
             path = self.path / name
             if not path.exists():

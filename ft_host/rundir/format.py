@@ -1,4 +1,4 @@
-"""Numbers, times and names as a person reads them, in HTML and on a terminal alike."""
+"""Numbers, times and names in a readable form, for HTML and for a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from datetime import datetime
 from typing import Any
 
-# What a metric is called in a heading, and what its numbers are. A metric that isn't here goes by its key.
+# Heading and unit of each metric. A metric that isn't here is shown by its key.
 TITLES = {
     "loss": ("Loss", "per supervised token"),
     "grad_norm": ("Gradient norm", "before clipping"),
@@ -28,7 +28,7 @@ TITLES = {
     "completions/min_length": ("Shortest completion", "tokens"),
     "completions/mean_terminated_length": ("Length of completions that ended", "tokens"),
     "reward_std": ("Spread of the reward", "standard deviation"),
-    "frac_reward_zero_std": ("Groups that earn alike", "share of groups"),
+    "frac_reward_zero_std": ("Groups with equal rewards", "share of groups"),
     "kl": ("KL", "nats per token"),
     "objective/kl": ("KL", "nats per completion"),
     "objective/scores": ("Score", "mean over completions"),
@@ -39,8 +39,8 @@ TITLES = {
     "clip_ratio/region_mean": ("Clipped", "share"),
     "clip_ratio/low_mean": ("Clipped below", "share"),
     "clip_ratio/high_mean": ("Clipped above", "share"),
-    "sampling/sampling_logp_difference/mean": ("Sampler apart from trainer", "nats, mean"),
-    "sampling/sampling_logp_difference/max": ("Sampler apart from trainer, at most", "nats"),
+    "sampling/sampling_logp_difference/mean": ("Sampler vs trainer log-prob", "nats, mean"),
+    "sampling/sampling_logp_difference/max": ("Sampler vs trainer log-prob, maximum", "nats"),
     "perf/tokens_per_second": ("Tokens/s", "all tokens"),
     "perf/supervised_tokens_per_second": ("Supervised tokens/s", ""),
     "perf/generation_tokens_per_second": ("Sampled tokens/s", ""),
@@ -58,7 +58,9 @@ LOWER, HIGHER = -1, 1
 
 
 def title(metric: str) -> tuple[str, str]:
-    """The heading of a metric and its unit; `eval_rewards/exact_match/mean` becomes `Held-out reward: exact_match`."""
+    """Return the heading of a metric and its unit; `eval_rewards/exact_match/mean` becomes `Held-out reward:
+    exact_match`.
+    """
     if metric in TITLES:
         return TITLES[metric]
     match = re.fullmatch(r"(eval_)?rewards/([^/]+)/(mean|std|failed)", metric)
@@ -70,7 +72,7 @@ def title(metric: str) -> tuple[str, str]:
 
 
 def better(metric: str) -> int:
-    """HIGHER where more is better, LOWER where less is, 0 where the name doesn't say."""
+    """Return HIGHER where more is better, LOWER where less is, 0 where the name doesn't say."""
     if metric.endswith(("/std", "_std", "/failed")):
         return 0
     words = set(re.split(r"[/_]", metric))
@@ -82,12 +84,12 @@ def better(metric: str) -> int:
 
 
 def _exponent(text: str) -> str:
-    """2e-05 as people write it: 2e-5."""
+    """Write an exponent without a leading zero: 2e-05 becomes 2e-5."""
     return re.sub(r"(?:\.0+)?e([+-])0*(\d+)", lambda m: "e" + m[1].strip("+") + m[2], text)
 
 
 def number(value: float | None) -> str:
-    """Four significant digits."""
+    """Format four significant digits."""
     if value is None:
         return "–"
     if isinstance(value, float) and not math.isfinite(value):
@@ -102,7 +104,7 @@ def number(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """How many of something: 950, 45.3k, 1.21M."""
+    """Format a count: 950, 45.3k, 1.21M."""
     if value is None or not math.isfinite(value):
         return number(value)
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
@@ -112,7 +114,7 @@ def count(value: float | None) -> str:
 
 
 def change(before: float, after: float) -> str:
-    """The difference with its sign, and what share of the value before it is where that is at most all of it."""
+    """Return the difference with its sign, and as a share of the value before where that is at most all of it."""
     difference = after - before
     if not math.isfinite(difference):
         return ""
@@ -126,7 +128,7 @@ def change(before: float, after: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """41.3 s, 3 min 41 s, 2 h 05 min, 3 d 4 h."""
+    """Format seconds: 41.3 s, 3 min 41 s, 2 h 05 min, 3 d 4 h."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     if seconds < 10:
@@ -144,14 +146,14 @@ def duration(seconds: float | None) -> str:
 
 
 def memory(megabytes: float | None) -> str:
-    """MB as MB or GB."""
+    """Format megabytes as MB or GB."""
     if megabytes is None or not math.isfinite(megabytes):
         return "–"
     return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
 
 
 def moment(when: datetime | None) -> str:
-    """Date and time in the zone it was written in."""
+    """Format date and time in the zone that they were written in."""
     if when is None:
         return "–"
     zone = f" {when.tzname()}" if when.tzinfo else ""
@@ -159,7 +161,7 @@ def moment(when: datetime | None) -> str:
 
 
 def value(thing: Any) -> str:
-    """A config value or the like as one would write it in a run file."""
+    """Format a config value as in a run file."""
     if isinstance(thing, str):
         return thing if thing.strip() == thing and thing else json.dumps(thing, ensure_ascii=False)
     if isinstance(thing, float) and math.isfinite(thing):
@@ -168,7 +170,7 @@ def value(thing: Any) -> str:
 
 
 def yaml_value(thing: Any) -> str:
-    """JSON, which is YAML too, but for floats: YAML 1.1 takes 1e-05 without a point for a text."""
+    """Return JSON, which is YAML too, except for floats: YAML 1.1 reads 1e-05 without a point as text."""
     if isinstance(thing, float):
         if not math.isfinite(thing):
             return {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}[repr(thing)]
@@ -188,7 +190,7 @@ def yaml_value(thing: Any) -> str:
 
 
 def plain(thing: Any) -> Any:
-    """For strict JSON: what isn't finite becomes null."""
+    """Return the value for strict JSON: numbers that aren't finite become null."""
     if isinstance(thing, float):
         return thing if math.isfinite(thing) else None
     if isinstance(thing, dict):
@@ -199,7 +201,7 @@ def plain(thing: Any) -> Any:
 
 
 def flat(thing: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys: {"train": {"rows": 3}} becomes {"train.rows": 3}."""
+    """Flatten nested mappings to dotted keys: {"train": {"rows": 3}} becomes {"train.rows": 3}."""
     if not isinstance(thing, dict) or not thing:
         return {prefix: thing} if prefix else {}
     out: dict[str, Any] = {}
@@ -209,7 +211,7 @@ def flat(thing: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def table(header: list[str], rows: list[list[str]], right: set[int] = frozenset()) -> str:
-    """Aligned columns for a terminal; `right` holds the columns that are aligned to the right."""
+    """Return aligned columns for a terminal; `right` holds the columns that are aligned to the right."""
     lines = [header, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     out = []

@@ -1,4 +1,4 @@
-"""What run.json holds, and what it is held against when a run is resumed."""
+"""The content of run.json, and the checks against it when a run is resumed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def new_manifest(
     chosen: list[registry.PluginInfo],
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """run.json of a run that begins, but for its data and its plan."""
+    """Return run.json for a new run, without its data and its plan."""
     return {
         "format": FORMAT,
         "method": method.name,
@@ -59,7 +59,7 @@ def new_manifest(
 
 
 def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
-    """The fields `plan` and `model` of run.json, and the plan in words."""
+    """Return the fields `plan` and `model` of run.json, and the plan in words."""
     config, base = run.config, type(run.policy.causal_lm).__name__
     per_step = rows_per_step(config, run.world_size)
     parameters = sum(p.numel() for p in run.policy.parameters())
@@ -86,7 +86,7 @@ def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
 
 
 def plan_facts(run: Run, total: int | None) -> dict[str, Any]:
-    """What rules read of the plan and of the model."""
+    """Return the facts of the plan and the model that rules read."""
     parameters = [(p.numel(), p.requires_grad) for p in run.policy.parameters()]
     facts = {
         "plan/total_steps": total,
@@ -111,12 +111,12 @@ def rows_per_step(config: RunConfig, processes: int) -> int:
 
 
 def check_rows_per_step(folder: RunFolder, config: RunConfig, processes: int) -> None:
-    """Refuse to resume with other steps than before: neither the schedule nor the losses would go on."""
-    plan = folder.manifest.get("plan")  # none where the run was stopped before it had one
+    """Refuse to resume with steps of another size: neither the schedule nor the losses would continue."""
+    plan = folder.manifest.get("plan")  # None where the run was stopped before its plan was written
     rows = rows_per_step(config, processes)
     if plan and plan["rows_per_step"] != rows:
         raise ConfigError(
-            f"a step of {folder.path} has {plan['rows_per_step']} rows, and would have {rows} now"
+            f"a step of {folder.path} has {plan['rows_per_step']} rows, and would now have {rows}"
             f" ({config.per_device_train_batch_size} a device × {config.gradient_accumulation_steps} accumulated ×"
             f" {processes} processes); change per_device_train_batch_size or gradient_accumulation_steps with the"
             " number of processes"
@@ -128,14 +128,17 @@ def check_rows_per_step(folder: RunFolder, config: RunConfig, processes: int) ->
                 f"{name} {before[name]} then and {now[name]} now" for name in now if now[name] != before[name]
             )
             raise ConfigError(
-                f"rollouts of {folder.path} are others than before: {changed}. steps_per_generation counts"
+                f"rollouts would differ from those of {folder.path}: {changed}. steps_per_generation counts"
                 " micro-batches: change it with per_device_train_batch_size and the number of processes"
             )
 
 
 def check_same_data(folder: RunFolder, manifest: dict[str, Any]) -> list[str]:
-    """Refuse to go on with other data than the run began with. Data with a row that has been mended is told from
-    other data by the number of rows and the columns; it gives a sentence for the user."""
+    """Refuse to resume with other data than the run began with. Returns warnings for the user.
+
+    Data with the same number of rows and the same columns counts as the same data with an edited row, and gives a
+    warning.
+    """
     old, new = folder.manifest["data"]["train"], manifest["data"]["train"]
     if old["fingerprint"] == new["fingerprint"]:
         return []
@@ -148,7 +151,7 @@ def check_same_data(folder: RunFolder, manifest: dict[str, Any]) -> list[str]:
 
 
 def fresh_folder(method: str) -> str:
-    """runs/METHOD-DATE-TIME, with a number where a run began in the same second."""
+    """Return runs/METHOD-DATE-TIME, with a number where another run began in the same second."""
     name = f"runs/{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     numbered = (f"{name}-{number}" for number in itertools.count(2))
     return next(path for path in itertools.chain([name], numbered) if not Path(path).exists())
@@ -169,7 +172,7 @@ def _environment(accelerator: Any) -> dict[str, Any]:
 
 
 def before_and_after(lines: list[dict[str, Any]]) -> list[str]:
-    """First and last value of what evaluation gave, in words."""
+    """Return the first and last value of each evaluation metric, in words."""
     evals = [entry for entry in lines if entry["kind"] == "eval"]
     if len(evals) < 2:
         return []

@@ -1,7 +1,7 @@
-"""Reads a run's folder: what was written, what could not be read, and nothing made up. Imports no torch.
+"""Reads a run's folder and reports what could not be read. Imports no torch.
 
 A run may still be writing, may have been killed in the middle of a line, and may have gone back to a checkpoint and
-done some steps again; each is read for what it is.
+repeated some steps. Each of these is read correctly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ft_host.rundir.folder import FORMAT
 from ft_host.rundir.series import Series
 
 STATUSES = ("running", "finished", "failed", "interrupted")
-# Field of run.json: what it may be. The first five must be there; a run that failed early may lack the others.
+# Fields of run.json and their types. The first five are required; a run that failed early may lack the others.
 FIELDS: dict[str, tuple[type, ...]] = {
     "format": (int,),
     "method": (str,),
@@ -61,7 +61,7 @@ FINDING: dict[str, type] = {
 
 
 class RunUnreadable(UsageError):
-    """A folder holds a run, but its run.json can't be used; `reason` says why without naming the file again."""
+    """A folder holds a run whose run.json can't be used. `reason` says why, without the file's name."""
 
     def __init__(self, path: Path, reason: str):
         super().__init__(f"{path}: {reason}")
@@ -70,7 +70,7 @@ class RunUnreadable(UsageError):
 
 @dataclass
 class RunRecord:
-    """A run as its folder tells it."""
+    """A run as read from its folder."""
 
     folder: Path
     method: str
@@ -95,7 +95,7 @@ class RunRecord:
     steps: int = 0  # the last optimizer step that was logged
     reference: str = ""  # the method, as `ft-host train` takes it
     facts: dict[str, Any] = field(default_factory=dict)
-    facts_told: dict[str, int] = field(default_factory=dict)  # the step after which each was told
+    facts_told: dict[str, int] = field(default_factory=dict)  # the step after which each fact was recorded
     findings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by fingerprint, the last line of each
     samples: list[dict[str, Any]] = field(default_factory=list)  # of evaluations
     rollouts: list[dict[str, Any]] = field(default_factory=list)  # completions that were trained on
@@ -115,13 +115,13 @@ class RunRecord:
 
     @property
     def seconds(self) -> float | None:
-        """From start to end, or to the last sign of life of a run that hasn't ended."""
+        """Seconds from start to end, or to the last thing written by a run that hasn't ended."""
         end = self.finished or self.written
         return None if end is None else max(0.0, (_aware(end) - _aware(self.created)).total_seconds())
 
     @property
     def has_rollouts(self) -> bool:
-        """Whether it learnt from completions of its own."""
+        """Whether the run trained on completions of its own."""
         return bool(self.rollouts) or "perf/rollout_time" in self.train
 
     @property
@@ -144,9 +144,9 @@ def is_run(folder: Path) -> bool:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Run folders in `folder` and one level below, and `folder` itself if it is one. In order of their names.
+    """Return run folders in `folder` and one level below, and `folder` itself if it is one, sorted by name.
 
-    A folder with a metrics.jsonl but no run.json counts: it was a run once, and is listed as damaged.
+    A folder with a metrics.jsonl but no run.json counts: it once was a run, and is listed as damaged.
     """
 
     def runs_in(here: Path, depth: int) -> list[Path]:
@@ -161,7 +161,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def _not_a_run(folder: Path) -> UsageError:
-    """Says what is wrong with the path, and which runs there are with a name like it."""
+    """Return an error that says what is wrong with the path, and names runs with a similar name."""
     if not folder.exists():
         message = f"{folder}: no such folder"
     elif not folder.is_dir():
@@ -178,13 +178,13 @@ def _not_a_run(folder: Path) -> UsageError:
     if nearby:
         some = sorted(nearby)[-3:]
         return UsageError(f"{message}. Runs nearby: {', '.join(some)}{' …' if len(nearby) > 3 else ''}")
-    return UsageError(f"{message}, and there is no run nearby (`ft-host train` writes to runs/ unless told otherwise)")
+    return UsageError(f"{message}, and there is no run nearby (`ft-host train` writes to runs/ by default)")
 
 
 def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The objects of a .jsonl file, and what could not be read of it. A missing file has no lines.
+    """Return the objects of a .jsonl file, and problems in reading it. A missing file has no lines.
 
-    A last line without its end is one that was being written when the run was stopped.
+    A last line without its end was being written when the run was stopped.
     """
     if not path.is_file():
         return [], []
@@ -248,8 +248,11 @@ def _read_run_json(folder: Path) -> dict[str, Any]:
 
 
 def number_of(value: Any) -> float | None:
-    """A metric's number; a run writes nan, inf and -inf as words, since JSON has none. What is beyond 1e300 counts as
-    infinite, so that differences can be taken. None: not a number at all."""
+    """Return a metric's number, or None for anything else.
+
+    A run writes nan, inf and -inf as words, since JSON has none. Values beyond 1e300 count as infinite, so that
+    differences can be computed.
+    """
     if value is None:
         return math.nan
     if isinstance(value, str) and value in ("nan", "inf", "-inf"):
@@ -288,7 +291,7 @@ def _read_metrics(record: RunRecord) -> None:
                 continue
             value = number_of(raw)
             if value is None:
-                what = f"values of {name} that are no numbers"
+                what = f"values of {name} that are not numbers"
                 strange[what] = strange.get(what, 0) + 1
             else:
                 curves[kind].setdefault(name, Series()).put(step, value)
@@ -299,9 +302,9 @@ def _read_metrics(record: RunRecord) -> None:
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """Everything that the folder of a run says.
+    """Read everything in the folder of a run.
 
-    Raises `UsageError` where it isn't one, naming runs nearby, and `RunUnreadable` where run.json can't be used.
+    Raises `UsageError` where it isn't a run, naming runs nearby, and `RunUnreadable` where run.json can't be used.
     """
     folder = Path(folder)
     if not is_run(folder):
@@ -331,8 +334,8 @@ def read_run(folder: str | Path) -> RunRecord:
     )
     _read_metrics(record)
     for name, rows in (("samples.jsonl", record.samples), ("events.jsonl", record.events)):
-        found, problems = read_json_lines(folder / name)
-        rows += found
+        lines, problems = read_json_lines(folder / name)
+        rows += lines
         record.problems += problems
     findings, problems = read_json_lines(folder / "findings.jsonl")
     record.problems += problems

@@ -1,4 +1,4 @@
-"""Curves: columns of numbers over steps, smoothed and thinned for a picture."""
+"""Curves: columns of numbers over steps, smoothed and thinned for a chart."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Series:
-    """A metric over optimizer steps, in rising order. Values may be NaN or infinite: a run that broke is shown too."""
+    """A metric over optimizer steps, in rising order. Values may be NaN or infinite, since broken runs are
+    shown too.
+    """
 
     steps: array = field(default_factory=lambda: array("d"))
     values: array = field(default_factory=lambda: array("d"))
-    least: float = math.inf  # and most: of the finite values, which rules ask for at each step
+    least: float = math.inf  # least and most finite value; rules need them at each step
     most: float = -math.inf
 
     def __post_init__(self) -> None:
@@ -29,7 +31,7 @@ class Series:
         return len(self.steps)
 
     def put(self, step: float, value: float) -> None:
-        """Append, or replace the value of the last step where it is that one again."""
+        """Append a value, or replace the value of the last step if it is the same step."""
         if self.steps and self.steps[-1] == step:
             self.values[-1] = value
             self._begin_again()
@@ -43,7 +45,7 @@ class Series:
         self.__post_init__()
 
     def cut(self, step: float) -> None:
-        """Forget `step` and all after it: the run went back to a checkpoint and did them again."""
+        """Drop `step` and all later steps: the run went back to a checkpoint and repeated them."""
         at = bisect_left(self.steps, step)
         del self.steps[at:]
         del self.values[at:]
@@ -61,12 +63,12 @@ class Series:
         return [value for value in self.values if math.isfinite(value)]
 
     def best(self, direction: int) -> tuple[float, float] | None:
-        """(step, value) of the highest or, with direction < 0, the lowest value; None where none is finite."""
+        """Return (step, value) of the highest or, with direction < 0, the lowest value; None where none is finite."""
         pairs = [(step, value) for step, value in zip(self.steps, self.values, strict=True) if math.isfinite(value)]
         return max(pairs, key=lambda pair: direction * pair[1], default=None)
 
     def recent(self, last: int = 10) -> float:
-        """The mean of the last `last` values; NaN where one of them is."""
+        """Return the mean of the last `last` values; NaN where one of them is."""
         values = self.values[-last:]
         return sum(values) / len(values)
 
@@ -79,7 +81,7 @@ class Series:
 
 
 def smooth(series: Series) -> Series | None:
-    """The mean over a window of a twenty-fifth of the curve around each step. None: too short to need it.
+    """Return the mean over a window of a twenty-fifth of the curve around each step, or None for a short curve.
 
     The window shrinks towards the first step, so that a steep start keeps its shape and its first value; at the end it
     looks back only. Values that aren't finite are left out, and stay gaps.
@@ -105,9 +107,9 @@ def smooth(series: Series) -> Series | None:
 
 
 def thin(series: Series, points: int = 500) -> Series:
-    """At most about `points` points that draw the same picture: of each bucket of steps its lowest and highest value.
+    """Return at most about `points` points with the same picture: the lowest and highest value of each bucket of steps.
 
-    The first and last points stay, and a bucket with a value that isn't finite keeps one, so that its gap is seen.
+    The first and last points stay. A bucket with a value that isn't finite keeps one, so that the gap stays visible.
     """
     size = len(series)
     if size <= points:

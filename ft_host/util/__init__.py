@@ -1,1 +1,1 @@
-"""What every room may use: hints, imports, the terminal, memory. Imports no room but errors."""
+"""Helpers for all other packages: hints, imports, the terminal, memory. Imports only ft_host.errors."""

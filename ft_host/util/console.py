@@ -1,4 +1,4 @@
-"""What the user is told while a run goes on: a bar's lines, plain lines, JSON lines for programs, or nothing."""
+"""Messages to the user during a run: lines between progress bars, plain lines, JSON lines for programs, or nothing."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def mode(progress: str) -> str:
-    """`auto` made concrete."""
+    """Resolve `auto`."""
     if progress != "auto":
         return progress
     return "bar" if sys.stderr.isatty() else "lines"
 
 
 def tell(text: str, level: str, progress: str) -> None:
-    """A sentence for the user, in the manner that `progress` asks for."""
+    """Print a sentence for the user in the format that `progress` sets."""
     how = mode(progress)
     if how == "json":
         print(json.dumps({"kind": "event", "level": level, "text": text}, ensure_ascii=False), flush=True)
@@ -28,7 +28,7 @@ def tell(text: str, level: str, progress: str) -> None:
 
 
 def tell_finding(line: str, finding: dict[str, Any], level: str, progress: str) -> None:
-    """What a rule has found: a line for people, all of it for programs."""
+    """Print a finding of a rule: one line for people, the whole finding for programs."""
     if mode(progress) == "json":
         print(json.dumps({"kind": "finding", **finding}, ensure_ascii=False), flush=True)
     elif mode(progress) == "bar":

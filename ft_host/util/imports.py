@@ -1,4 +1,6 @@
-"""Functions that a config names: `file.py:function` (from the working directory) or `package.module:function`."""
+"""Functions that a config names: `file.py:function` (relative to the working directory) or
+`package.module:function`.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,10 @@ EXAMPLE = "file.py:function or package.module:function"
 
 
 def load_function(spec: str, option: str, modules: dict[str, ModuleType] | None = None) -> Callable[..., Any]:
-    """The function, imported. `option` is the field that errors name; `modules` holds what was read already, and is
-    added to. Raises ConfigError for what can't be found or imported, with what is nearest to it."""
+    """Import the function. `option`: the field that errors name; `modules`: a cache of modules already read.
+
+    Raises ConfigError for what can't be found or imported, with the nearest known name.
+    """
     where, colon, name = spec.rpartition(":")
     if not colon or not where or not name:
         raise ConfigError(f"{option}: {spec!r} is not of the form {EXAMPLE}")
@@ -31,11 +35,11 @@ def load_function(spec: str, option: str, modules: dict[str, ModuleType] | None 
     module = modules[where]
     functions = {key: value for key, value in vars(module).items() if callable(value)}
     if name not in functions:
-        # of what is written in the module itself, not of what it imports
+        # functions defined in the module itself, not imported ones
         own = [
             key for key, value in functions.items() if inspect.isroutine(value) and inspect.getmodule(value) is module
         ]
-        what = "is not a function" if name in vars(module) else "is not there"
+        what = "is not a function" if name in vars(module) else "is not defined"
         raise ConfigError(
             f"{option}: {where} was read, but {name!r} {what}" + nearest(name, own, QUOTED, "functions in it")
         )
@@ -50,7 +54,7 @@ def _load_file(path: str, option: str) -> ModuleType:
     name = f"_ft_host_file_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
     spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up
+    sys.modules[name] = module  # dataclasses and pickle look up their module there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -63,7 +67,7 @@ def _load_module(name: str, option: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        hint = f" (a file is given with its .py: {name}.py:…)" if Path(f"{name}.py").is_file() else ""
+        hint = f" (for a file, add .py: {name}.py:…)" if Path(f"{name}.py").is_file() else ""
         raise ConfigError(f"{option}: module {name!r} can't be imported: {cause(error)}{hint}") from error
 
 
@@ -71,8 +75,9 @@ def _load_module(name: str, option: str) -> ModuleType:
 
 
 def cause(error: BaseException, file: str | None = None) -> str:
-    """The error on one line, with the innermost place in `file`, or else that is neither ours nor the import
-    system's."""
+    """Return the error on one line, with its innermost place in `file`, or else outside this package and the import
+    system.
+    """
     lines = str(error).splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)

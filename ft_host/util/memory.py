@@ -1,8 +1,7 @@
-"""How much memory a plan takes at its peak, by part, and in which phase of a run memory ran out. Imports no torch.
+"""The estimated peak memory of a plan, by part, and the phase of a run in which memory ran out. Imports no torch.
 
-An estimate for one process, from sizes: what can be counted (weights, gradients, optimizer, companions) is counted,
-what depends on rows (activations, logits, keys and values) is worked out for the largest micro-batch that is to be
-expected.
+The estimate is for one process. Weights, gradients, optimizer and auxiliary models are counted from sizes; activations,
+logits, keys and values are computed for the largest micro-batch to be expected.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
 MB = 2**20
 
 
-# Values that AdamW and others keep for each that is trained. An optimizer that isn't named is taken for one of two.
+# Values that an optimizer keeps per trained parameter. Any other optimizer counts as keeping two.
 STATES = {"adafactor": 0.05, "sgd": 0.0}
 
 
-# What is said of each part, in the order of the sentence.
+# The words for each part, in the order of the sentence.
 PARTS = {
     "base": "interpreter and libraries",
     "weights": "weights",
@@ -42,17 +41,17 @@ PARTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSizes:
-    """What a model's config says of its size."""
+    """The sizes in a model's config."""
 
     hidden: int
     layers: int
-    wide: int  # of the MLP, of all experts that a token goes through
+    wide: int  # of the MLP, summed over the experts of a token
     vocabulary: int
-    cached: int  # numbers that generation keeps for a token and layer: keys and values
+    cached: int  # values in the KV cache per token and layer
 
 
 def model_sizes_of(fields: Mapping[str, Any]) -> ModelSizes:
-    """`fields`: of the config of a language model (the text part), as in its config.json."""
+    """Return the sizes. `fields`: the config of a language model (the text part), as in its config.json."""
     hidden = fields["hidden_size"]
     heads = fields.get("num_attention_heads") or 1
     groups = fields.get("num_key_value_heads") or heads
@@ -69,37 +68,45 @@ def model_sizes_of(fields: Mapping[str, Any]) -> ModelSizes:
 
 
 def activation_bytes(shape: ModelSizes, tokens: int, width: int, checkpointing: bool = False) -> int:
-    """About what a micro-batch keeps for its backward pass: per token and layer, the inputs of each product and norm,
-    with what is between them (fourteen widths of the hidden state, four of a gated MLP), and for one layer their
-    gradients too. With checkpointing the input of each layer, and one layer in full. Checked by
-    benchmarks/memory_estimate.py."""
+    """Estimate what a micro-batch keeps for its backward pass.
+
+    Per token and layer: the inputs of each product and norm, and what is between them (fourteen widths of the hidden
+    state, four of a gated MLP), and for one layer also their gradients. With checkpointing: the input of each layer,
+    and one layer in full. Checked by benchmarks/memory_estimate.py.
+    """
     layer = tokens * width * (14 * shape.hidden + 4 * shape.wide)
     kept = shape.layers * tokens * width * shape.hidden + layer if checkpointing else shape.layers * layer
     return kept + layer
 
 
 def logit_bytes(tokens: int, vocabulary: int, tile: int, targets: int, kept: int) -> int:
-    """What the head takes: all logits in float32 where they are few enough to be kept, else two tiles of them. `tile`:
-    bytes of a tile, which has no fewer than `targets` rows; `kept`: bytes up to which all are kept."""
+    """Estimate the memory of the head: all logits in float32 where they fit in `kept` bytes, else two tiles of them.
+
+    `tile`: bytes of a tile, which has at least `targets` rows.
+    """
     whole = 4 * tokens * vocabulary
     return whole if whole <= kept else min(2 * whole, 2 * max(tile, 4 * targets * vocabulary))
 
 
 def longest_batch(rows: int, typical: float, longest: float) -> int:
-    """Tokens of the largest micro-batch that is to be expected: many rows even out, one row may be the longest."""
+    """Return the tokens of the largest micro-batch to be expected: many rows average out, one row may be
+    the longest.
+    """
     return math.ceil(rows * (typical + (longest - typical) / math.sqrt(rows)))
 
 
 def tokens_of(config: Any, facts: Mapping[str, Any]) -> int:
-    """Tokens of the largest micro-batch. `facts`: lengths of the data, where they were measured. Completions are taken
-    to be as long as they may."""
+    """Return the tokens of the largest micro-batch. `facts`: lengths of the data, where they were measured.
+
+    Completions are assumed to have the maximum length.
+    """
     limit = config.max_length or 2048
     longest = min(limit, facts.get("data/length_max", limit))
     typical = min(limit, facts.get("data/length_p50", longest))
     rows = config.per_device_train_batch_size
     if config.packing:
         longest = typical = limit
-    if "plan/generations" in facts:  # what was measured are prompts
+    if "plan/generations" in facts:  # the measured lengths are of prompts
         longest, typical = longest + config.max_completion_length, typical + config.max_completion_length
     if "data/length_ratio" in facts:  # pairs: two texts a row
         longest, typical = 2 * longest, 2 * typical
@@ -111,27 +118,27 @@ def tokens_of(config: Any, facts: Mapping[str, Any]) -> int:
 
 
 def cached_tokens(config: Any, facts: Mapping[str, Any], jobs: int) -> int:
-    """Tokens whose keys and values generation holds at once, for `jobs` completions in all."""
+    """Return the tokens whose keys and values generation holds at once, for `jobs` completions in all."""
     prompt = min(config.max_length or 2048, facts.get("data/length_max", config.max_length or 2048))
     return min(config.decode_batch_size, jobs) * (prompt + config.max_completion_length)
 
 
 def peak_mb(parts: Mapping[str, float]) -> float:
-    """Of a step: gradients, activations and logits are there while it trains, keys and values while it generates."""
+    """Return the peak of a step: training holds gradients, activations and logits; generation holds keys and values."""
     always = sum(parts.get(name, 0.0) for name in ("base", "weights", "optimizer", "companions"))
     training = sum(parts.get(name, 0.0) for name in ("gradients", "activations", "logits"))
     return always + max(training, parts.get("generation", 0.0))
 
 
 def memory_facts(parts: Mapping[str, float]) -> dict[str, float]:
-    """As facts of the run."""
+    """Return the estimate as facts of the run."""
     return {"plan/memory_mb": round(peak_mb(parts), 1)} | {
         f"plan/memory_{name}_mb": round(value, 1) for name, value in parts.items()
     }
 
 
 def in_words(parts: Mapping[str, float]) -> str:
-    """ "about 412 MB of memory at the peak: weights 120, ..."; parts of less than a hundredth are left out."""
+    """Return "about 412 MB of memory at the peak: weights 120, ...", without parts of less than a hundredth."""
     whole = peak_mb(parts)
     named = [
         f"{said} {parts[name]:,.0f}" for name, said in PARTS.items() if parts.get(name, 0.0) >= max(0.5, 0.01 * whole)
@@ -151,12 +158,12 @@ GENERATION, EVALUATION, SAVING = "generation", "an evaluation", "writing a check
 ANNOTATION = "scoring rows with other models"
 
 
-# torch's own class is a RuntimeError whose text has the first; its allocator on a CPU and cuBLAS have no class.
+# torch's own class is a RuntimeError with the first text; the CPU allocator and cuBLAS have no class of their own.
 MARKS = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error is that of an allocator."""
+    """Return whether an error came from an allocator."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(mark in str(error) for mark in MARKS)
     )
@@ -164,22 +171,22 @@ def ran_out(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def oom_context(phase: str, step: int = 0) -> Iterator[None]:
-    """`phase`: one of those above. `step`: the one that is under way.
+    """Turn an out-of-memory error inside the block into OutOfMemory, with the fact for SYS004.
 
-    Raises OutOfMemory, with the fact for SYS004, where memory runs out within. The innermost of several phases counts.
+    `phase`: one of those above. `step`: the current step. With nested blocks the innermost phase counts.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
-        # What the frames hold, activations above all, would stay as long as the error does: a checkpoint needs the
-        # room.
+        # The frames hold tensors, mostly activations, as long as the error exists: a checkpoint needs the
+        # memory.
         traceback.clear_frames(error.__traceback__)
         during = f"{phase} of step {step}" if step else phase
-        said = str(error).partition("\n")[0].removesuffix(".") or type(error).__name__
+        message = str(error).partition("\n")[0].removesuffix(".") or type(error).__name__
         raise OutOfMemory(
-            f"memory ran out in {during} ({said})",
+            f"memory ran out in {during} ({message})",
             phase=phase,
             facts={"watch/out_of_memory": phase, "watch/out_of_memory_step": step},
         ) from error

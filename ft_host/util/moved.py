@@ -1,5 +1,6 @@
-"""Where the modules of 0.4 are now. A method written against them can still import them, and is told each
-of the new place. Goes with 1.0."""
+"""The modules of 0.4 and where they are now. Methods written for 0.4 can still import them, with a warning that names
+the new place. To be removed in 1.0.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +85,7 @@ MODULES = {
 
 
 class _Alias(Loader):
-    """A module without contents of its own: each name is looked up in the new one."""
+    """A module without contents of its own: names are looked up in the new one."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None
@@ -102,12 +103,12 @@ class _Finder(MetaPathFinder):
 
 
 def install() -> None:
-    """Have the names above found after all that exist."""
+    """Install a finder for the modules above, after all other finders."""
     sys.meta_path.append(_Finder())
 
 
 def names_of(module: str, names: dict[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module: `names` that it had, and where they are now, as module:name."""
+    """Return the `__getattr__` of a module for `names` that it once had: {name: "module:name" now}."""
 
     def get(name: str) -> Any:
         if name not in names:
@@ -122,17 +123,17 @@ def names_of(module: str, names: dict[str, str]) -> Callable[[str], Any]:
 
 
 def old_keywords(names: dict[str, str]) -> Callable[[type], type]:
-    """A decorator of dataclasses: fields by the names that they had, as keywords and as attributes."""
+    """Return a decorator of dataclasses: fields keep their old names, as keywords and as attributes."""
 
     def decorate(cls: type) -> type:
-        made = cls.__init__
+        original = cls.__init__
 
-        @functools.wraps(made)
-        def init(self: Any, *args: Any, **given: Any) -> None:
-            for old in names.keys() & given.keys():
+        @functools.wraps(original)
+        def init(self: Any, *args: Any, **keywords: Any) -> None:
+            for old in names.keys() & keywords.keys():
                 warnings.warn(f"{cls.__name__}: {old} is {names[old]} since ft-host 0.5", FutureWarning, 2)
-                given[names[old]] = given.pop(old)
-            made(self, *args, **given)
+                keywords[names[old]] = keywords.pop(old)
+            original(self, *args, **keywords)
 
         cls.__init__ = init
         for old, new in names.items():
@@ -143,7 +144,7 @@ def old_keywords(names: dict[str, str]) -> Callable[[type], type]:
 
 
 def old_attributes(names: dict[str, str]) -> Callable[[type], type]:
-    """A decorator of classes: methods and attributes by the names that they had."""
+    """Return a decorator of classes: methods and attributes keep their old names."""
 
     def decorate(cls: type) -> type:
         for old, new in names.items():

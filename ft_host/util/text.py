@@ -1,4 +1,4 @@
-"""Hints for names that aren't known, and other small things of words. Imports nothing of the host."""
+"""Hints for unknown names, and other small helpers for text. Imports nothing of the host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def missing(file: Path) -> str:
-    """Why there is no such file, with the nearest name in its folder."""
+    """Say why a file doesn't exist, with the nearest name in its folder."""
     if file.is_dir():
         return "a folder, expected a file"
     folder = file.parent
@@ -20,7 +20,7 @@ def missing(file: Path) -> str:
 
 
 def nearest_path(file: Path) -> str:
-    """ "; did you mean data/train.jsonl?", from what the folder of a missing file holds, or nothing."""
+    """Return "; did you mean data/train.jsonl?", from the folder of a missing file, or nothing."""
     if not file.parent.is_dir():
         return ""
     guess = nearest(file.name, [entry.name for entry in file.parent.iterdir()], "{}")
@@ -31,16 +31,18 @@ QUOTED = "; did you mean {!r}?"
 
 
 def closest(name: Any, names: Iterable[Any]) -> str | None:
-    """The one of `names` that `name` was most likely meant to be, whatever its case; None where no name is near."""
-    known = {str(each).lower(): str(each) for each in names}
-    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.6)
-    return known[near[0]] if near else None
+    """Return the one of `names` nearest to `name`, ignoring case; None where none is near."""
+    by_lower_case = {str(other).lower(): str(other) for other in names}
+    near = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.6)
+    return by_lower_case[near[0]] if near else None
 
 
 def nearest(name: Any, names: Iterable[Any], form: str = "; did you mean {}?", otherwise: str = "") -> str:
-    """ "; did you mean learning_rate?", or where no name is near nothing, or with `otherwise` ("there are") a list of
-    the first ten."""
-    known = [str(each) for each in names]
+    """Return "; did you mean learning_rate?", or nothing where no name is near.
+
+    With `otherwise` ("there are"), a list of the first ten names takes its place.
+    """
+    known = [str(other) for other in names]
     near = closest(name, known)
     if near is not None:
         return form.format(near)
@@ -48,5 +50,5 @@ def nearest(name: Any, names: Iterable[Any], form: str = "; did you mean {}?", o
 
 
 def now() -> str:
-    """The time as ISO 8601 with its zone, to the second."""
+    """Return the time as ISO 8601 with its zone, to the second."""
     return datetime.datetime.now(datetime.UTC).astimezone().isoformat(timespec="seconds")

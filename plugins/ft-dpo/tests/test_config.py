@@ -152,7 +152,7 @@ def test_own_loss(make, rows, own):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("my_losses:sqares", "'sqares' is not there.*squares"),
+        ("my_losses:sqares", "'sqares' is not defined.*squares"),
         ("my_losses:size", "'size' is not a function"),
         ("my_losses:alone", "can't be called with .pairs, config."),
         ("my_losses:total", "gave a tensor of shape .., expected one value for each of the 4 pairs"),
