@@ -6,14 +6,16 @@ Importing this loads no torch. A name is fetched from its own module when it is 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ft_host.util.door import open_door
 
 if TYPE_CHECKING:
     from ft_host.batch import IGNORE as IGNORE
     from ft_host.batch import Batch as Batch
     from ft_host.batch import Segment as Segment
     from ft_host.batch import count_targets as count_targets
+    from ft_host.batch import flat_batch as flat_batch
     from ft_host.config import GroupedRolloutConfig as GroupedRolloutConfig
     from ft_host.config import ReferenceConfig as ReferenceConfig
     from ft_host.config import RolloutConfig as RolloutConfig
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from ft_host.data.formats import kind_of as kind_of
     from ft_host.data.formats import messages_of as messages_of
     from ft_host.data.templates import turn_marks as turn_marks
+    from ft_host.distributed.processes import precision as precision
     from ft_host.errors import ConfigError as ConfigError
     from ft_host.errors import DataError as DataError
     from ft_host.errors import FtHostError as FtHostError
@@ -116,15 +119,10 @@ _HOMES = {  # module -> its names that are public
     "ft_host.util.imports": "load_function",
     "ft_host.util.text": "nearest",
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'ft_host.api' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
-    return value
+_names, _get = open_door(__name__, _HOMES, globals())
+__all__ = _names
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+    __getattr__ = _get
 
 
 def __dir__() -> list[str]:

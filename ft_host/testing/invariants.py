@@ -21,9 +21,9 @@ from typing import Any
 
 import ft_host
 from ft_host.config import RunConfig
-from ft_host.run import Run
 from ft_host.rundir.folder import RunFolder
 from ft_host.testing.processes import start, train_apart
+from ft_host.testing.ready import first_step
 
 Line = dict[str, Any]
 
@@ -56,6 +56,13 @@ def beside(config: RunConfig, name: str, **changes: Any) -> RunConfig:
 def run_in(config: RunConfig, name: str, **changes: Any) -> Path:
     """Train `config` with some fields changed, in this process. Gives the folder of the run."""
     return ft_host.train(beside(config, name, **changes)).folder
+
+
+def resume_in(config: RunConfig, folder: str | Path) -> Path:
+    """Go on with the run in `folder`, in this process. Gives the folder."""
+    from ft_host.training.launch import train
+
+    return train(config, resume=Path(folder)).folder
 
 
 def assert_same(a: list[Line], b: list[Line], rel: float, abs: float = 1e-7, skip: tuple[str, ...] = ()) -> None:
@@ -171,8 +178,9 @@ def as_if_killed(run: Path, folder: Path) -> int:
     return first
 
 
-def row_order(config: RunConfig, method: str, rel: float = 1e-5) -> None:
-    """Loss and gradient of a micro-batch don't depend on the order of its rows."""
+def row_order(config: RunConfig, method: str | None = None, rel: float = 1e-5) -> None:
+    """Loss and gradient of a micro-batch don't depend on the order of its rows. `method` is that of the config's class
+    where it isn't given."""
     import torch
 
     from ft_host.training.loop import before_collating
@@ -192,44 +200,6 @@ def row_order(config: RunConfig, method: str, rel: float = 1e-5) -> None:
     assert len(rows) > 1 and grad.norm() > 0
     assert math.isclose(first, second, rel_tol=rel), f"loss {first} and {second}"
     assert (grad - other).norm() <= 10 * rel * grad.norm(), "the gradients differ"
-
-
-def first_step(config: RunConfig, method: str) -> tuple[Run, list[dict[str, Any]]]:
-    """A run that is ready for its first step, and the prepared rows of that step. Its folder is never written."""
-    from functools import partial
-
-    import torch
-    from accelerate import Accelerator
-
-    from ft_host import data, registry
-    from ft_host.models import load_policy
-    from ft_host.models.aux_models import AuxModel, keep_adapter
-    from ft_host.types import ModelSpec
-
-    tokenizer = data.load_tokenizer(config)
-    plugins = registry.session(registry.find("method", method), None)
-    prepare = partial(_prepare, plugins.hook.ft_prepare, tokenizer, config)
-    step = next(iter(data.TrainStream(data.open_train(config), prepare, config)))
-    accelerator = Accelerator(cpu=config.use_cpu)
-    specs = plugins.hook.ft_models(config=config) or {}
-    torch.manual_seed(config.seed)
-    policy = load_policy(config, tokenizer, accelerator.device, head=specs.pop("policy", ModelSpec()).head)
-    keep_adapter(policy, specs, config)
-    run = Run(
-        config=config,
-        folder=RunFolder(config.output_dir),
-        tokenizer=tokenizer,
-        plugins=plugins,
-        accelerator=accelerator,
-        policy=policy,
-        model=policy,
-    )
-    run.models = {role: AuxModel(spec, run) for role, spec in specs.items()}
-    return run, [row for unit in step.units for row in unit]
-
-
-def _prepare(hook: Callable[..., Any], tokenizer: Any, config: RunConfig, row: dict[str, Any]) -> Any:
-    return hook(row=row, tokenizer=tokenizer, config=config)
 
 
 def seeds(config: RunConfig) -> None:

@@ -59,6 +59,13 @@ def train_apart(config: RunConfig, world_size: int = 1, resume: Path | None = No
     finish(start(config, world_size, resume))
 
 
+def run_command(argv: list[str]) -> int:
+    """`ft-host` with these words, in this process. Gives its exit code, and raises the error that it would print."""
+    from ft_host.cli import dispatch
+
+    return dispatch(argv)
+
+
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))

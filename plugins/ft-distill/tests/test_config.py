@@ -12,8 +12,7 @@ from ft_distill import distill, gkd
 from ft_distill.config import DistillConfig, GKDConfig
 
 from ft_host.api import ConfigError, DataError, Drop, RowError
-from ft_host.testing.invariants import lines, run_in
-from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
+from ft_host.testing import lines, run_in, save_tiny, tiny_llama, tiny_tokenizer
 
 
 def test_defaults_of_distill_are_trls():
@@ -35,7 +34,7 @@ def test_defaults_of_gkd_are_trls():
 
 
 def test_trls_names_are_taken():
-    from ft_host.config.resolve import resolve
+    from ft_host.testing import resolve
 
     given = ["--model", "m", "--dataset", "d", "--teacher-model-name-or-path", "t", "--max-new-tokens", "9"]
     config = resolve(GKDConfig, None, given).config
@@ -84,14 +83,14 @@ def test_a_revision_of_a_folder_is_refused(teacher):
 
 
 def test_a_teacher_is_asked_for():
-    from ft_host.config.resolve import resolve
+    from ft_host.testing import resolve
 
     with pytest.raises(ConfigError, match="teacher"):
         resolve(DistillConfig, None, ["--model", "m", "--dataset", "d"])
 
 
 def test_a_teacher_that_the_backend_serves_is_one():
-    from ft_host.config.resolve import resolve
+    from ft_host.testing import resolve
 
     config = resolve(DistillConfig, None, ["--model", "m", "--dataset", "d", "--loss-top-k", "9"]).config
     assert distill.ft_models(config) is None and gkd.ft_models(GKDConfig(loss_top_k=9)) is None

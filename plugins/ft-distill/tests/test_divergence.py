@@ -8,6 +8,8 @@ import pytest
 import torch
 from ft_distill.divergence import Taught, TaughtByTop, generalised_jsd, topk_jsd, with_tail
 
+from ft_host.testing import tiled_loss
+
 HALF, QUARTER = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
 BETAS = (0.0, 0.2, 0.5, 0.9, 1.0)
 
@@ -78,10 +80,6 @@ def test_as_trl_has_it_in_distillation(beta):
     """Loss, gradient by the states and the head, and entropy, of hidden states of two widths."""
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-    from ft_host.api import TiledDivergence
-    from ft_host.models.logit_scaling import LogitScaling
-    from ft_host.models.tiled_divergence import Head, tiled_divergence
-
     states, matrix = logits(0, 6, 8).float(), logits(1, 13, 8).float()
     other, other_matrix = logits(2, 6, 10).float(), logits(3, 13, 10).float()
     mask = torch.tensor([1, 1, 0, 1, 0, 1])
@@ -91,9 +89,7 @@ def test_as_trl_has_it_in_distillation(beta):
         if ours:
             kept = mask.bool()
             function = Taught(targets=torch.zeros(4, dtype=torch.long), weight=1 / 4, beta=beta)
-            shape = LogitScaling(temperature=0.8)
-            divergence = TiledDivergence(other[kept], Head(other_matrix, None, shape, 13), function)
-            loss, values = tiled_divergence(hidden[kept], Head(head, None, shape, 13), divergence, True)
+            loss, values = tiled_loss(hidden[kept], head, other[kept], other_matrix, function, temperature=0.8)
             entropy = values["entropy"].sum()
         else:
             loss, entropy, _ = _chunked_divergence_loss(

@@ -10,11 +10,17 @@ import torch
 from ft_distill import gkd
 from ft_distill.config import DistillConfig, GKDConfig
 
-from ft_host.models import tiled_divergence as tiling
-from ft_host.testing import invariants
-from ft_host.testing.invariants import assert_same, lines, run_in
-from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.rows import write_rows
+from ft_host.testing import (
+    assert_same,
+    invariants,
+    lines,
+    run_in,
+    save_tiny,
+    small_tiles,
+    tiny_llama,
+    tiny_tokenizer,
+    write_rows,
+)
 
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 LORA = {"use_peft": True, "learning_rate": 1e-2}
@@ -66,11 +72,11 @@ def test_micro_batch_split(config):
 
 
 @pytest.mark.parametrize("config", ["distill, two steps", "gkd, mixed"], indirect=True)
-def test_tiles(config, monkeypatch):
+def test_tiles(config):
     """Three tokens at a time, or all at once."""
     whole = lines(run_in(config, "whole"))
-    monkeypatch.setattr(tiling, "tile_rows", lambda *_: 3)
-    assert_same(whole, lines(run_in(config, "tiles")), TOLERANCE, ABSOLUTE)
+    with small_tiles(3):
+        assert_same(whole, lines(run_in(config, "tiles")), TOLERANCE, ABSOLUTE)
 
 
 @pytest.mark.parametrize("config", ["distill, two steps", "gkd, mixed"], indirect=True)

@@ -6,7 +6,7 @@ import pytest
 from ft_distill.config import DistillConfig, GKDConfig
 from ft_distill.rules import RULES
 
-from ft_host.testing.rules import Told, codes, evals, findings, in_order, steps
+from ft_host.testing import Told, codes, evals, findings, in_order, steps
 
 STILL = {"distillation__divergence": lambda step: 0.6 + 0.01 * (step % 2), "distillation__teacher_agreement": 0.5}
 FAULTY = {

@@ -11,8 +11,7 @@ from ft_distill import distill
 from ft_distill.config import DistillConfig, GKDConfig
 
 from ft_host.api import ConfigError, FtHostError, Scores
-from ft_host.testing.invariants import assert_same, lines, micro_batch_split, run_in
-from ft_host.testing.rows import write_rows
+from ft_host.testing import assert_same, lines, micro_batch_split, run_in, write_rows
 
 WHOLE = 256  # all tokens
 MASS = "distillation/teacher_top_k_mass"

@@ -13,9 +13,18 @@ import torch
 from ft_distill import gkd as ours_module
 from ft_distill.config import DistillConfig, GKDConfig
 
-from ft_host.testing.invariants import assert_same, lines, run_in
-from ft_host.testing.models import save_adapter
-from ft_host.testing.parity import assert_parity, forget_accelerate, trl_arguments, trl_model, trl_rows, trl_trajectory
+from ft_host.testing import (
+    assert_parity,
+    assert_same,
+    forget_accelerate,
+    lines,
+    run_in,
+    save_adapter,
+    trl_arguments,
+    trl_model,
+    trl_rows,
+    trl_trajectory,
+)
 
 SIZE = 12  # the longest completion of the backend's
 OWN = ("max_completion_length", "temperature", "disable_dropout", "beta")

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from ft_dpo.config import DPOConfig
 
-from ft_host.testing.models import save_adapter, save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.rows import preference_chats, preference_texts, tiny_run
+from ft_host.testing import preference_chats, preference_texts, save_adapter, tiny_run
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +23,6 @@ def rows() -> list[dict[str, Any]]:
 def chats() -> list[dict[str, Any]]:
     """Pairs of answers to conversations of one or two rounds, some with a system message."""
     return preference_chats()
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("llama"), tiny_llama(), tiny_tokenizer())
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,7 @@ import pytest
 from ft_dpo.config import DPOConfig
 
 from ft_host.api import ConfigError
-from ft_host.config.resolve import resolve
-from ft_host.testing.invariants import run_in
+from ft_host.testing import resolve, run_in
 
 REFUSED = [
     ({"loss_type": "simgoid"}, "there is no 'simgoid'; did you mean sigmoid"),
@@ -140,7 +139,7 @@ def own(tmp_path, monkeypatch) -> str:
 
 def test_own_loss(make, rows, own):
     """From a module or a file. At the first step margins are 0, so that every pair has (1 / beta)^2 = 100."""
-    from ft_host.testing.invariants import assert_same, lines
+    from ft_host.testing import assert_same, lines
 
     config = make(rows, loss_type=["my_losses:squares"], max_steps=2)
     by_module = lines(run_in(config, "module"))

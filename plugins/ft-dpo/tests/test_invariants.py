@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 from ft_dpo.config import DPOConfig
 
-from ft_host.testing import invariants
-from ft_host.testing.invariants import assert_same, lines, run_in
-from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.rows import write_rows
+from ft_host.testing import assert_same, invariants, lines, run_in, save_tiny, tiny_llama, tiny_tokenizer, write_rows
 
 # A reward is a difference of log-probs of about -50, whose round-off is 4e-6 each. While policy and reference are the
 # same model there is nothing else in it, and which of two rewards is larger is a toss: so the reference of these runs

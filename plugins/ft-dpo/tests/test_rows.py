@@ -12,9 +12,7 @@ from ft_dpo.method import ft_collate, ft_prepare, log_prob_sums, pairs_of
 
 import ft_host
 from ft_host.api import IGNORE, DataError, Drop, RowError, Segment, flat_batch
-from ft_host.rundir.folder import RunFolder
-from ft_host.testing.invariants import first_step, run_in
-from ft_host.testing.models import tiny_tokenizer
+from ft_host.testing import RunFolder, first_step, run_in, tiny_tokenizer
 
 CONFIG = DPOConfig()
 

@@ -5,7 +5,7 @@ import pytest
 from ft_dpo.config import DPOConfig
 from ft_dpo.rules import RULES
 
-from ft_host.testing.rules import Told, codes, evals, findings, in_order, steps
+from ft_host.testing import Told, codes, evals, findings, in_order, steps
 
 START = {"logps__chosen": -3.97, "logps__rejected": -23.1}
 LEARNS = {

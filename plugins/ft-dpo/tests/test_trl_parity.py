@@ -16,19 +16,25 @@ import pytest
 import torch
 from ft_dpo.config import LOSS_TYPES, DPOConfig
 
-from ft_host.testing import invariants
-from ft_host.testing.invariants import assert_same, lines, run_in
-from ft_host.testing.models import save_tiny, tiny_llama, tiny_moe, tiny_tokenizer
-from ft_host.testing.parity import (
+from ft_host.testing import (
     TOLERANCES,
     assert_parity,
+    assert_same,
+    invariants,
+    lines,
+    method_hooks,
     relative,
+    run_in,
+    save_tiny,
+    tiny_llama,
+    tiny_moe,
+    tiny_tokenizer,
     trl_arguments,
     trl_model,
     trl_rows,
     trl_trajectory,
+    write_rows,
 )
-from ft_host.testing.rows import write_rows
 
 OWN = (
     "loss_type",
@@ -280,15 +286,13 @@ def test_weighting_crashes_in_trl(make, rows, name):
     """Theirs multiplies a tensor in place that autograd needs, or that is an expanded scalar. Ours by hand."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ft_host import registry
-
     config = make(rows, use_weighting=True, loss_type=name, max_steps=1)
     with pytest.raises(RuntimeError, match="in-?place|single memory location"):
         trl_trajectory(trainer_of(config))
     [ours] = lines(run_in(config, "ours"))
 
     model, tokenizer = (each.from_pretrained(config.model) for each in (AutoModelForCausalLM, AutoTokenizer))
-    hook = registry.session(registry.find("method", "dpo"), None).hook
+    hook = method_hooks("dpo")
     total, count = 0.0, 0
     for row in rows[:4]:
         tokens = hook.ft_prepare(row=dict(row), tokenizer=tokenizer, config=config)

@@ -3,9 +3,7 @@ share."""
 
 from __future__ import annotations
 
-import inspect
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,49 +12,29 @@ import pytest
 import torch
 from ft_gold.config import GOLDConfig
 
-from ft_host.testing.distributions import make_distribution
-from ft_host.testing.models import other_tokenizer, save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.rows import rounds, sentence, tiny_run
-
-SIZE = 12  # the longest completion
+from ft_host.testing import (
+    END,
+    LONGEST,
+    other_tokenizer,
+    rounds,
+    save_tiny,
+    sentence,
+    tiny_llama,
+    tiny_run,
+    tiny_tokenizer,
+)
 
 
 def completion_of(prompt: str, place: int = 0) -> list[int]:
     """The completion of a prompt: anything that depends on its text and place alone. Every third is cut short."""
     noise = random.Random(f"{prompt}{place}")
-    size = noise.choice([SIZE, *range(SIZE - 4)])
-    return [noise.randrange(8, 200) for _ in range(size)] + [END] * (size < SIZE)
-
-
-END = 7  # the token that ends a turn
-BACKEND = """
-import random
-from ft_host import hookimpl
-from ft_host.generation import Completion
-END, SIZE, ASKED = 7, {size}, []
-
-{completion_of}
-
-@hookimpl
-def ft_generate(requests, sampling, run):
-    found = []
-    ASKED.append((sampling.role, len(requests)))
-    for request in requests:
-        ids = completion_of(run.tokenizer.decode(request.prompt_ids))
-        why = "stop" if ids[-1] == END else "length"
-        found.append(Completion(token_ids=ids, logprobs=[-1.0] * len(ids), finish_reason=why))
-    return found
-"""
+    size = noise.choice([LONGEST, *range(LONGEST - 4)])
+    return [noise.randrange(8, 200) for _ in range(size)] + [END] * (size < LONGEST)
 
 
 @pytest.fixture
 def fixed() -> Callable[..., list[int]]:
     return completion_of
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("llama"), tiny_llama(), tiny_tokenizer())
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +69,7 @@ def chats() -> list[dict[str, Any]]:
 def make(llama: Path, teacher: Path, tmp_path: Path) -> Callable[..., GOLDConfig]:
     """A config on rows: five steps of eight completions, in order, at a learning rate and a clipping that matter."""
     usual = {
-        "max_completion_length": SIZE,
+        "max_completion_length": LONGEST,
         "teacher_model_name_or_path": str(teacher),
         "per_device_train_batch_size": 8,
     }
@@ -103,23 +81,6 @@ def make(llama: Path, teacher: Path, tmp_path: Path) -> Callable[..., GOLDConfig
 
 
 @pytest.fixture
-def backend(tmp_path, monkeypatch):
-    """The name of a backend whose completions are fixed, installed for this test. Its ASKED says who was asked for how
-    much."""
-    from ft_host.registry.catalog import catalog
-
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.delitem(sys.modules, "fake_told", raising=False)  # that of the test before
-    source = BACKEND.format(size=SIZE, completion_of=inspect.getsource(completion_of))
-    make_distribution(
-        site,
-        "ft-told",
-        entry_points={"ft_host.backends": {"told": "fake_told"}},
-        modules={"fake_told": source},
-        requires=["ft-host"],
-    )
-    catalog.cache_clear()
-    yield "told"
-    catalog.cache_clear()
+def backend(fixed_backend) -> str:
+    """The name of a backend whose completions are fixed."""
+    return fixed_backend(completion_of)

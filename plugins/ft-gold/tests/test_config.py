@@ -9,8 +9,7 @@ from ft_gold import method
 from ft_gold.config import GOLDConfig
 
 from ft_host.api import ConfigError, DataError, Drop, RowError
-from ft_host.testing.invariants import run_in
-from ft_host.testing.models import other_tokenizer, save_tiny, tiny_llama, tiny_tokenizer
+from ft_host.testing import other_tokenizer, run_in, save_tiny, tiny_llama, tiny_tokenizer
 
 
 def test_defaults_are_trls():
@@ -41,7 +40,7 @@ def test_defaults_are_trls():
 
 
 def test_trls_names_are_taken():
-    from ft_host.config.resolve import resolve
+    from ft_host.testing import resolve
 
     given = ["--model", "m", "--dataset", "d", "--teacher-model-name-or-path", "t", "--max-new-tokens", "9"]
     config = resolve(GOLDConfig, None, given).config
@@ -90,7 +89,7 @@ def test_a_revision_of_a_folder_is_refused(teacher):
 
 
 def test_a_teacher_is_asked_for():
-    from ft_host.config.resolve import resolve
+    from ft_host.testing import resolve
 
     with pytest.raises(ConfigError, match="teacher"):
         resolve(GOLDConfig, None, ["--model", "m", "--dataset", "d"])

@@ -10,11 +10,18 @@ from ft_gold import method
 from ft_gold.config import GOLDConfig
 from ft_gold.tokens import meeting
 
-from ft_host.models import tiled_divergence as tiling
-from ft_host.testing import invariants
-from ft_host.testing.invariants import assert_same, lines, run_in
-from ft_host.testing.models import other_tokenizer, save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.rows import write_rows
+from ft_host.testing import (
+    assert_same,
+    invariants,
+    lines,
+    other_tokenizer,
+    run_in,
+    save_tiny,
+    small_tiles,
+    tiny_llama,
+    tiny_tokenizer,
+    write_rows,
+)
 
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 
@@ -57,11 +64,11 @@ def test_micro_batch_split(config):
 
 
 @pytest.mark.parametrize("config", ["mixed", "sorted", "of the data, bayesian"], indirect=True)
-def test_tiles(config, monkeypatch):
+def test_tiles(config):
     """A unit or two at a time, or all at once."""
     whole = lines(run_in(config, "whole"))
-    monkeypatch.setattr(tiling, "tile_rows", lambda *_: 3)
-    assert_same(whole, lines(run_in(config, "tiles")), TOLERANCE, ABSOLUTE)
+    with small_tiles(3):
+        assert_same(whole, lines(run_in(config, "tiles")), TOLERANCE, ABSOLUTE)
 
 
 @pytest.mark.parametrize("config", ["mixed"], indirect=True)
@@ -82,7 +89,7 @@ def test_without_a_share_nothing_is_generated(make, chats, backend):
     import importlib
 
     found = lines(run_in(make(chats, lmbda=0.0, backend=backend, max_steps=3), "run"))
-    assert importlib.import_module("fake_told").ASKED == []
+    assert importlib.import_module(f"fake_{backend}").ASKED == []
     for line in found:
         assert line["distillation/on_policy_share"] == 0
         assert not [name for name in line if name.startswith(("completions/", "sampling/"))]

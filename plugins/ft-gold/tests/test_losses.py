@@ -23,7 +23,7 @@ from ft_gold.losses import (
 )
 from ft_gold.tokens import Meeting, Vocabulary, as_teacher_reads
 
-from ft_host.testing.models import other_tokenizer, tiny_tokenizer
+from ft_host.testing import other_tokenizer, tiny_tokenizer
 
 TEXTS = [
     "brown and small",

@@ -9,8 +9,7 @@ from ft_gold.config import GOLDConfig
 from ft_gold.tokens import LONGEST, Meeting, Vocabulary, as_teacher_reads, groups_of, meeting
 
 from ft_host.api import ConfigError
-from ft_host.testing.models import other_tokenizer, save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.tokenizers import chat_tokenizer
+from ft_host.testing import chat_tokenizer, other_tokenizer, save_tiny, tiny_llama, tiny_tokenizer
 
 TEXTS = [
     "the quick brown apples, step by step",

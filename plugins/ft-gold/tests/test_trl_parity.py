@@ -8,10 +8,20 @@ from typing import Any
 import pytest
 from ft_gold.config import GOLDConfig
 
-from ft_host.testing.invariants import assert_same, lines, run_in
-from ft_host.testing.models import save_adapter, tiny_tokenizer
-from ft_host.testing.parity import assert_parity, forget_accelerate, trl_arguments, trl_model, trl_rows, trl_trajectory
-from ft_host.testing.rows import rounds
+from ft_host.testing import (
+    assert_parity,
+    assert_same,
+    forget_accelerate,
+    lines,
+    rounds,
+    run_in,
+    save_adapter,
+    tiny_tokenizer,
+    trl_arguments,
+    trl_model,
+    trl_rows,
+    trl_trajectory,
+)
 
 OWN = (
     "temperature",

@@ -15,8 +15,7 @@ import torch
 from ft_grpo.config import GRPOConfig
 
 from ft_host.api import Completion
-from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.rows import sentence, tiny_run
+from ft_host.testing import metric_values, ready_run, sentence, tiny_run, tiny_tokenizer
 
 NAMES = ["right", "short"]  # of the reward functions that `Answers` stands for
 REWARD = '''
@@ -28,21 +27,6 @@ def wordy(completions, **columns):
 def short(completion_ids, **columns):
     return [1 / len(ids) for ids in completion_ids]
 '''
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("llama"), tiny_llama(), tiny_tokenizer())
-
-
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reference that isn't the policy, so that a KL is there from the first step."""
-    model = tiny_llama()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(1.3)
-        model.model.layers[0].mlp.down_proj.weight.mul_(0.5)
-    return save_tiny(tmp_path_factory.mktemp("reference"), model, tiny_tokenizer())
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +53,7 @@ def make(llama: Path, tmp_path: Path) -> Callable[..., GRPOConfig]:
 @pytest.fixture(scope="session")
 def known() -> Any:
     """The functions of this file that tests share."""
-    return SimpleNamespace(answers=answers, made=made, ready=ready, nudge=nudge, gradient=gradient, Made=Made)
+    return SimpleNamespace(answers=answers, made=made, nudge=nudge, gradient=gradient, Made=Made)
 
 
 # ---------------------------------------------------------------- completions that are known
@@ -90,7 +74,7 @@ class Answers:
         return self.completions
 
     def reward(self, rows: list[dict], completions: list[Completion]) -> Any:
-        from ft_host.rollouts.rollout import Rewards, reward_metrics
+        from ft_host.testing import Rewards, reward_metrics
 
         metrics: dict = {}
         for index, name in enumerate(NAMES):
@@ -140,35 +124,6 @@ def answers(config: GRPOConfig, *, tools: bool = False, cut: tuple[int, ...] = (
     return Answers(config, prompts, completions, values)
 
 
-def ready(config: GRPOConfig) -> Any:
-    """A run with its policy and reference, before the first rollout. Its folder is never written."""
-    from accelerate import Accelerator
-    from ft_grpo.method import ft_models
-
-    from ft_host import data, registry
-    from ft_host.api import Run
-    from ft_host.models import load_policy
-    from ft_host.models.aux_models import AuxModel
-    from ft_host.rundir.folder import RunFolder
-
-    tokenizer = data.load_tokenizer(config)
-    accelerator = Accelerator(cpu=True)
-    torch.manual_seed(config.seed)
-    policy = load_policy(config, tokenizer, accelerator.device)
-    run = Run(
-        config=config,
-        folder=RunFolder(config.output_dir),
-        tokenizer=tokenizer,
-        plugins=registry.session(registry.find("method", "grpo"), None),
-        accelerator=accelerator,
-        policy=policy,
-        model=policy,
-    )
-    run.models = {role: AuxModel(spec, run) for role, spec in (ft_models(config) or {}).items()}
-    run.rollouts = config.rollout_plan(1)
-    return run
-
-
 def nudge(model: torch.nn.Module, size: float = 0.008) -> None:
     """Stand in for an update, the same at every call: ratios of new and old policy go from 0.5 to 1.6."""
     generator = torch.Generator().manual_seed(1)
@@ -197,12 +152,8 @@ def made(config: GRPOConfig, given: Answers, run: Any = None, steps: int = 1) ->
     the policy changes before the loss. `steps`: as if the loss were asked for so often, one after the other."""
     from ft_grpo.method import ft_annotate, ft_collate, ft_loss, ft_rollout, ft_step
 
-    from ft_host.metrics import Accumulator, combine
-
-    run = run or ready(config)
-    accumulator = Accumulator()
+    run = run or ready_run(config)
     rollout = ft_rollout(given.prompts, given)
-    accumulator.add(rollout.metrics)
     rows = ft_annotate(rollout.rows, run)
     for step in range(steps):
         run.step = step
@@ -214,6 +165,5 @@ def made(config: GRPOConfig, given: Answers, run: Any = None, steps: int = 1) ->
         run.policy.zero_grad()
         found = ft_loss(run.model, batch, run)
         found.loss.backward()
-    accumulator.add(found.metrics)
-    metrics = combine([accumulator.local()])
+    metrics = metric_values(rollout.metrics, found.metrics)
     return Made(float(found.loss.detach()), gradient(run.policy.model).clone(), metrics, of_step)

@@ -105,7 +105,7 @@ def test_the_plan():
 
 
 def test_names_of_trl_are_understood():
-    from ft_host.config.fields import fields_of
+    from ft_host.testing import fields_of
 
     aliases = {alias: field.name for field in fields_of(GRPOConfig).values() for alias in field.aliases}
     assert aliases["vllm_importance_sampling_mode"] == "importance_sampling_correction"

@@ -5,8 +5,7 @@ from ft_grpo.config import GRPOConfig
 from ft_grpo.rules import RULES
 
 from ft_host.diagnostics import Names
-from ft_host.testing.rollout_rules import rollout_cases
-from ft_host.testing.rules import codes
+from ft_host.testing import codes, rollout_cases
 
 CASES = rollout_cases(Names(letters="GRPO"))
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ft_grpo.config import GRPOConfig
 
-from ft_host.rundir.folder import RunFolder
-from ft_host.testing.distributions import make_distribution
-from ft_host.testing.invariants import assert_same, lines, run_in
-from ft_host.testing.models import save_adapter
-from ft_host.testing.parity import trl_arguments, trl_model, trl_rows, trl_trajectory
+from ft_host.testing import (
+    RunFolder,
+    assert_same,
+    lines,
+    run_in,
+    save_adapter,
+    trl_arguments,
+    trl_model,
+    trl_rows,
+    trl_trajectory,
+)
 
 OWN = (
     "num_generations",
@@ -50,8 +55,8 @@ TOLD = '''
 
 import random
 
-from ft_host import hookimpl
-from ft_host.generation import Completion
+from ft_host.api import hookimpl
+from ft_host.api import Completion
 
 END, COUNT = 7, 4
 
@@ -85,24 +90,15 @@ def ft_generate(requests, sampling, run):
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
+def told(install_plugin):
     """The module of the backend `told`, which is installed for this test."""
-    from ft_host.registry.catalog import catalog
-
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
-    make_distribution(
-        site,
+    install_plugin(
         "ft-told",
         entry_points={"ft_host.backends": {"told": "told_completions"}},
         modules={"told_completions": TOLD},
         requires=["ft-host"],
     )
-    catalog.cache_clear()
-    monkeypatch.delitem(sys.modules, "told_completions", raising=False)
-    yield importlib.import_module("told_completions")
-    catalog.cache_clear()
+    return importlib.import_module("told_completions")
 
 
 @pytest.fixture

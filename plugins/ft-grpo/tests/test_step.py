@@ -13,14 +13,11 @@ import torch
 from ft_grpo.config import LOSS_TYPES, GRPOConfig
 from ft_grpo.method import controlled, ft_annotate, ft_collate, ft_loss, ft_rollout, ft_step, is_by_token
 
-from ft_host.metrics import Accumulator, combine
-from ft_host.models import tiles
+from ft_host.testing import metric_values, ready_run, small_tiles
 
 
 def told(rollout: Any) -> dict[str, float]:
-    accumulator = Accumulator()
-    accumulator.add(rollout.metrics)
-    return combine([accumulator.local()])
+    return metric_values(rollout.metrics)
 
 
 # ---------------------------------------------------------------- rollouts
@@ -120,7 +117,7 @@ def test_log_probs_are_made_where_they_are_needed(make, prompts, known, fields, 
     config = make(prompts, **fields)
     given = known.answers(config, tools=True)
     rows = ft_rollout(given.prompts, given).rows
-    found = ft_annotate(rows, known.ready(config))
+    found = ft_annotate(rows, ready_run(config))
     assert set(found[0]) - set(rows[0]) == more | {"advantage"}
     for name in more:
         assert [len(row[name]) for row in found] == [sum(row["sampled"]) for row in found]
@@ -134,7 +131,7 @@ def test_advantages_are_of_all_ranks(make, prompts, known, fields):
     config = make(prompts, **fields)
     given = known.answers(config)
     rows = ft_rollout(given.prompts, given).rows
-    run = known.ready(config)
+    run = ready_run(config)
     whole = [row["advantage"] for row in ft_annotate(rows, run)]
 
     class Rank(type(run)):
@@ -194,10 +191,9 @@ def test_when_a_token_needs_no_other():
 def test_both_ways_to_the_gradient(make, prompts, known, monkeypatch, fields):
     """Made in the forward pass, two targets at a time, or by autograd through the log-probs of all."""
     config = make(prompts, **fields)
-    monkeypatch.setitem(tiles.TILE_BYTES, "cpu", 1)
-    monkeypatch.setattr(tiles, "TILE_TARGETS", 2)
     assert is_by_token(config, config.num_iterations == 1)
-    fast = known.made(config, known.answers(config, tools=True))
+    with small_tiles(2):
+        fast = known.made(config, known.answers(config, tools=True))
     monkeypatch.setattr(ft_grpo.method, "is_by_token", lambda config, on_policy: False)
     plain = known.made(config, known.answers(config, tools=True))
     off = config.num_iterations > 1  # then cispo adds up log-probs that cancel
@@ -229,7 +225,7 @@ def test_micro_batches_add_up(make, prompts, known, fields):
     """Loss, gradient and metrics of a step don't depend on how its rows are cut, nor on an empty micro-batch more."""
     config = make(prompts, **fields)
     given = known.answers(config, tools=True)
-    run = known.ready(config)
+    run = ready_run(config)
     rows = ft_annotate(ft_rollout(given.prompts, given).rows, run)
     if config.num_iterations > 1:
         known.nudge(run.policy.model)
@@ -237,15 +233,15 @@ def test_micro_batches_add_up(make, prompts, known, fields):
     whole = ft_collate(rows, run.tokenizer, config)
     found = []
     for cuts in ([rows], [rows[:3], rows[3:4], [], rows[4:]]):
-        accumulator, total = Accumulator(), 0.0
+        metrics, total = [], 0.0
         run.policy.zero_grad()
         run.totals = whole.counts
         for cut in cuts:
             output = ft_loss(run.model, ft_collate(cut, run.tokenizer, config), run)
             output.loss.backward()
-            accumulator.add(output.metrics)
+            metrics.append(output.metrics)
             total += float(output.loss.detach())
-        found.append((total, known.gradient(run.policy.model).clone(), combine([accumulator.local()])))
+        found.append((total, known.gradient(run.policy.model).clone(), metric_values(*metrics)))
     (loss, grad, metrics), (split, other, others) = found
     assert split == pytest.approx(loss, rel=1e-5, abs=1e-6)
     assert grad.norm() > 1e-3 and (other - grad).norm() <= 1e-5 * grad.norm()

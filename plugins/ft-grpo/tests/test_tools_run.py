@@ -11,12 +11,7 @@ import trl
 from ft_grpo.config import GRPOConfig
 
 from ft_host.api import UsageError
-from ft_host.rundir.folder import RunFolder
-from ft_host.testing.distributions import make_distribution
-from ft_host.testing.invariants import lines, run_in
-from ft_host.testing.models import save_tiny, tiny_llama
-from ft_host.testing.rows import tiny_run
-from ft_host.testing.tokenizers import chat_tokenizer
+from ft_host.testing import RunFolder, chat_tokenizer, lines, run_in, save_tiny, tiny_llama, tiny_run
 
 COUNTER = '''
 class Counter:
@@ -38,8 +33,8 @@ class Counter:
         return float(self.value)
 '''
 CALLS = """
-from ft_host import hookimpl
-from ft_host.generation import Completion
+from ft_host.api import hookimpl
+from ft_host.api import Completion
 
 CALL = '<tool_call>\\n{"name": "increase", "arguments": {"by": %d}}\\n</tool_call><|im_end|>'
 
@@ -57,20 +52,13 @@ def ft_generate(requests, sampling, run):
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from ft_host.registry.catalog import catalog
-
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
-    make_distribution(
-        site,
+def config(tmp_path: Path, install_plugin):
+    install_plugin(
         "ft-caller",
         entry_points={"ft_host.backends": {"caller": "caller_that_calls"}},
         modules={"caller_that_calls": CALLS},
         requires=["ft-host"],
     )
-    catalog.cache_clear()
     (tmp_path / "counter.py").write_text(COUNTER, encoding="utf-8")
     template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text(encoding="utf-8")
     tokenizer = chat_tokenizer(template, eos_token="<|im_end|>")
@@ -78,7 +66,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         tmp_path / "llama", tiny_llama(vocab_size=len(tokenizer), max_position_embeddings=2048), tokenizer
     )
     rows = [{"prompt": [{"role": "user", "content": f"Count from {start}."}], "start": start} for start in range(8)]
-    yield tiny_run(
+    return tiny_run(
         GRPOConfig,
         model,
         tmp_path,
@@ -94,7 +82,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         max_sampling_logp_difference=1e3,
         top_entropy_quantile=0.5,
     )
-    catalog.cache_clear()
 
 
 def test_what_tools_say_is_seen_and_not_learnt(config):

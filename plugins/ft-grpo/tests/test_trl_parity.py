@@ -16,8 +16,7 @@ import pytest
 import torch
 from ft_grpo.config import CLIPPED, LOSS_TYPES, GRPOConfig
 
-from ft_host.testing.models import tiny_llama
-from ft_host.testing.parity import forget_accelerate
+from ft_host.testing import forget_accelerate, tiny_llama
 
 TEMPERATURE = 0.9
 AT_HAND: dict[str, Any] = {}  # what TRL's rollout_func and rewards give

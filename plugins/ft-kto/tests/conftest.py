@@ -13,8 +13,7 @@ import torch
 from ft_kto.config import KTOConfig
 from ft_kto.method import digest, rotation
 
-from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.rows import rounds, sentence, tiny_run
+from ft_host.testing import rounds, sentence, tiny_run
 
 
 @pytest.fixture(scope="session")
@@ -49,21 +48,6 @@ def chats() -> list[dict[str, Any]]:
         said = [{"role": "assistant", "content": sentence(noise, 8)}]
         rows.append({"prompt": messages, "completion": said, "label": noise.random() < 0.5})
     return rows
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("llama"), tiny_llama(), tiny_tokenizer())
-
-
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reference that isn't the policy: its logits are flatter, so that they part in the first step already."""
-    model = tiny_llama()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(1.3)
-        model.model.layers[0].mlp.down_proj.weight.mul_(0.5)
-    return save_tiny(tmp_path_factory.mktemp("reference"), model, tiny_tokenizer())
 
 
 @pytest.fixture

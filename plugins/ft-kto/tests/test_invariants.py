@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from ft_kto.config import KTOConfig
 
-from ft_host.testing import invariants
-from ft_host.testing.rows import write_rows
+from ft_host.testing import invariants, write_rows
 
 # Rewards are differences of sums of log-probs, and the margin one of two means of rewards: near nought it has fewer
 # digits than the loss, whose round-off stays below 1e-6.

@@ -9,9 +9,7 @@ from ft_kto.config import KTOConfig
 from ft_kto.method import ft_collate, ft_prepare
 
 from ft_host.api import IGNORE, ConfigError, DataError, Drop, RowError
-from ft_host.rundir.folder import RunFolder
-from ft_host.testing.invariants import lines, run_in
-from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
+from ft_host.testing import RunFolder, lines, run_in, save_tiny, tiny_llama, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 JUDGED = {"prompt": "two apples? ", "completion": "three apples", "label": True}

@@ -5,7 +5,7 @@ import pytest
 from ft_kto.config import KTOConfig
 from ft_kto.rules import RULES
 
-from ft_host.testing.rules import Told, codes, evals, in_order, steps
+from ft_host.testing import Told, codes, evals, in_order, steps
 
 LEARNS = {
     "loss": 0.6,

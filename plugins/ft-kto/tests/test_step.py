@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ft_host.rundir.folder import RunFolder
-from ft_host.testing.invariants import as_if_killed, assert_same, lines, run_in
-from ft_host.testing.processes import train_apart
-from ft_host.testing.rows import write_rows
+from ft_host.testing import RunFolder, as_if_killed, assert_same, lines, run_in, train_apart, write_rows
 
 METRICS = (
     "kl",

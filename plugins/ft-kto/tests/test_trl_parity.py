@@ -12,9 +12,16 @@ from typing import Any
 import pytest
 from ft_kto.config import KTOConfig
 
-from ft_host.testing.invariants import lines, run_in
-from ft_host.testing.models import save_adapter
-from ft_host.testing.parity import assert_parity, trl_arguments, trl_model, trl_rows, trl_trajectory
+from ft_host.testing import (
+    assert_parity,
+    lines,
+    run_in,
+    save_adapter,
+    trl_arguments,
+    trl_model,
+    trl_rows,
+    trl_trajectory,
+)
 
 OWN = ("loss_type", "beta", "desirable_weight", "undesirable_weight", "max_length")
 METRICS = (

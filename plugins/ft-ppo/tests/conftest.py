@@ -9,32 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from ft_ppo.config import PPOConfig
 
-from ft_host.testing.models import as_classifier, save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.rows import sentence, tiny_run
+from ft_host.testing import as_classifier, save_tiny, sentence, tiny_llama, tiny_run, tiny_tokenizer
 
 REWARD = '''
 def wordy(completions, **columns):
     """What a tiny model can be paid for: the share of letters in what it says."""
     return [sum(letter.isalpha() for letter in text) / (len(text) + 1) for text in completions]
 '''
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("llama"), tiny_llama(), tiny_tokenizer())
-
-
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reference that isn't the policy, so that a KL is there from the first step."""
-    model = tiny_llama()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(1.3)
-        model.model.layers[0].mlp.down_proj.weight.mul_(0.5)
-    return save_tiny(tmp_path_factory.mktemp("reference"), model, tiny_tokenizer())
 
 
 @pytest.fixture(scope="session")
@@ -84,39 +67,3 @@ def completions() -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-@pytest.fixture
-def ready() -> Callable[[PPOConfig], Any]:
-    return _ready
-
-
-def _ready(config: PPOConfig) -> Any:
-    """A run with its policy, value model and reference, before the first rollout. Its folder is never written."""
-    from accelerate import Accelerator
-    from ft_ppo.method import ft_models
-
-    from ft_host import data, registry
-    from ft_host.api import Run
-    from ft_host.models import load_policy
-    from ft_host.models.aux_models import AuxModel
-    from ft_host.models.load import attach_value
-    from ft_host.rundir.folder import RunFolder
-
-    tokenizer = data.load_tokenizer(config)
-    accelerator = Accelerator(cpu=True)
-    torch.manual_seed(config.seed)
-    policy = load_policy(config, tokenizer, accelerator.device)
-    specs = ft_models(config)
-    attach_value(policy, specs.pop("value"), config, tokenizer, accelerator.device)
-    run = Run(
-        config=config,
-        folder=RunFolder(config.output_dir),
-        tokenizer=tokenizer,
-        plugins=registry.session(registry.find("method", "ppo"), None),
-        accelerator=accelerator,
-        policy=policy,
-        model=policy,
-    )
-    run.models = {role: AuxModel(spec, run) for role, spec in specs.items()}
-    return run

@@ -68,7 +68,7 @@ def test_accepted(fields):
     ],
 )
 def test_values_out_of_range_are_refused(arguments, said):
-    from ft_host.config.resolve import resolve
+    from ft_host.testing import resolve
 
     with pytest.raises(ConfigError, match=said):
         resolve(PPOConfig, None, ["--model", "m", "--dataset", "d", "--reward", "a.py:f", *arguments])

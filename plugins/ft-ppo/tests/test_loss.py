@@ -11,7 +11,7 @@ import pytest
 import torch
 from ft_ppo.method import ft_annotate, ft_collate, ft_loss
 
-from ft_host.metrics import Accumulator, combine
+from ft_host.testing import metric_values, ready_run
 
 VALUES = {"head": {"value_head": True}, "model": {}, "reward model": {"value_model": "scorer"}}
 
@@ -77,10 +77,10 @@ def by_hand(run: Any, rows: list[dict]) -> list[dict]:
 
 
 @pytest.mark.parametrize("fields", [{}, {"kl_estimator": "k3", "whiten_rewards": True}], ids=["k1", "k3 whitened"])
-def test_what_a_rollout_is_told(config, ready, completions, fields):
+def test_what_a_rollout_is_told(config, completions, fields):
     for name, value in fields.items():
         setattr(config, name, value)
-    run = ready(config)
+    run = ready_run(config)
     found = ft_annotate(completions, run)
     for row, one, other in zip(completions, found, by_hand(run, completions), strict=True):
         assert row.items() <= one.items() and "ref_logps" not in one
@@ -92,15 +92,9 @@ def test_what_a_rollout_is_told(config, ready, completions, fields):
     assert every.mean() == pytest.approx(0, abs=1e-12) and every.std(ddof=1) == pytest.approx(1, rel=1e-6)
 
 
-def metrics_of(found: dict) -> dict[str, float]:
-    accumulator = Accumulator()
-    accumulator.add(found)
-    return combine([accumulator.local()])
-
-
-def test_loss_gradient_and_metrics(config, ready, completions):
+def test_loss_gradient_and_metrics(config, completions):
     """At weights that have moved on since the rollout, so that ratios and values leave their ranges."""
-    run = ready(config)
+    run = ready_run(config)
     rows = ft_annotate(completions, run)
     noise = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -146,7 +140,7 @@ def test_loss_gradient_and_metrics(config, ready, completions):
         )
         assert theirs.norm() > 0 and (ours - theirs).norm() <= 1e-4 * theirs.norm(), part
 
-    told = metrics_of(found.metrics)
+    told = metric_values(found.metrics)
     scored = [row for row in rows if row["score"] is not None]
     kl = sum(row["kl"] for row in rows) / 5
     assert told == pytest.approx(
@@ -172,33 +166,33 @@ def test_loss_gradient_and_metrics(config, ready, completions):
     )
 
 
-def test_before_the_first_update_nothing_is_clipped(config, ready, completions):
+def test_before_the_first_update_nothing_is_clipped(config, completions):
     """Every ratio is 1, and the loss of the policy is minus the mean of whitened advantages: nought."""
-    run = ready(config)
+    run = ready_run(config)
     batch = ft_collate(ft_annotate(completions, run), run.tokenizer, config)
     run.totals = batch.counts
-    told = metrics_of(ft_loss(run.model, batch, run).metrics)
+    told = metric_values(ft_loss(run.model, batch, run).metrics)
     for name in ("policy/clipfrac_avg", "val/clipfrac_avg", "policy/approxkl_avg", "loss/policy_avg"):
         assert told[name] == pytest.approx(0, abs=1e-5), name
     assert told["val/ratio"] == pytest.approx(1, abs=1e-5)
 
 
-def test_episodes_are_counted_over_rollouts(make, prompts, ready, completions):
-    run = ready(make(prompts, value_head=True, kl_coef=0.0))
+def test_episodes_are_counted_over_rollouts(make, prompts, completions):
+    run = ready_run(make(prompts, value_head=True, kl_coef=0.0))
     assert not run.models
     assert {row["episode"] for row in ft_annotate(completions, run)} == {6}
     rows = ft_annotate(completions[:4], run)
     assert {row["episode"] for row in rows} == {10}
     batch = ft_collate(rows, run.tokenizer, run.config)
     run.totals = batch.counts
-    told = metrics_of(ft_loss(run.model, batch, run).metrics)
+    told = metric_values(ft_loss(run.model, batch, run).metrics)
     assert "objective/kl" not in told and told["objective/rlhf_reward"] == told["objective/scores"]
 
 
 @pytest.mark.parametrize("which", [[], [3]], ids=["no rows", "a row without targets"])
-def test_nothing_to_learn_from_is_a_loss_of_nought_with_a_gradient(config, ready, completions, which):
+def test_nothing_to_learn_from_is_a_loss_of_nought_with_a_gradient(config, completions, which):
     """As on a rank that has no rows left: it still takes part."""
-    run = ready(config)
+    run = ready_run(config)
     rows = ft_annotate([completions[index] for index in which], run)
     batch = ft_collate(rows, run.tokenizer, config)
     run.totals = batch.counts
@@ -207,4 +201,4 @@ def test_nothing_to_learn_from_is_a_loss_of_nought_with_a_gradient(config, ready
     found.loss.backward()
     for name, parameter in run.policy.named_parameters():
         assert parameter.grad is not None and not parameter.grad.any(), name
-    assert set(metrics_of(found.metrics)) <= {"val/num_eos_tokens", "episode"}
+    assert set(metric_values(found.metrics)) <= {"val/num_eos_tokens", "episode"}

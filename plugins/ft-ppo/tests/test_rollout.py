@@ -10,9 +10,7 @@ from ft_ppo.config import PPOConfig
 from ft_ppo.method import ft_collate, ft_prepare, ft_rollout, stop_token_of
 
 from ft_host.api import Completion, ConfigError
-from ft_host.metrics import Accumulator, combine
-from ft_host.rollouts.rollout import Rewards
-from ft_host.testing.models import tiny_tokenizer
+from ft_host.testing import Rewards, metric_values, tiny_tokenizer
 
 
 @dataclass
@@ -64,9 +62,7 @@ def test_scores(make, prompts):
         {"a": None, "b": None},
     ]
     assert found.samples[1]["prompt"] == "p1" and found.samples[1]["extra"] == {"seen": 2}
-    accumulator = Accumulator()
-    accumulator.add(found.metrics)
-    told = combine([accumulator.local()])
+    told = metric_values(found.metrics)
     assert told["objective/unscored"] == 1
     assert (told["completions/mean_length"], told["completions/clipped_ratio"]) == (3.0, pytest.approx(1 / 3))
 

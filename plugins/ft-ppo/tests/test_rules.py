@@ -4,8 +4,7 @@ import pytest
 from ft_ppo.config import PPOConfig
 from ft_ppo.rules import RULES, SHARED
 
-from ft_host.testing.rollout_rules import rollout_cases
-from ft_host.testing.rules import Told, codes, steps
+from ft_host.testing import Told, codes, rollout_cases, steps
 
 FACTS = {"plan/total_steps": 120}
 

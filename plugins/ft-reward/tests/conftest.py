@@ -10,8 +10,16 @@ from typing import Any
 import pytest
 from ft_reward.config import RewardConfig
 
-from ft_host.testing.models import as_classifier, save_adapter, save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.rows import preference_chats, preference_texts, tiny_run
+from ft_host.testing import (
+    as_classifier,
+    preference_chats,
+    preference_texts,
+    save_adapter,
+    save_tiny,
+    tiny_llama,
+    tiny_run,
+    tiny_tokenizer,
+)
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +32,6 @@ def rows() -> list[dict[str, Any]]:
 def chats() -> list[dict[str, Any]]:
     """Pairs of answers to conversations of one or two rounds, some with a system message."""
     return preference_chats()
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A language model: a run on it begins with a new head."""
-    return save_tiny(tmp_path_factory.mktemp("llama"), tiny_llama(), tiny_tokenizer())
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 from ft_reward.config import RewardConfig
 
-from ft_host.testing import invariants
-from ft_host.testing.models import as_classifier, save_tiny, tiny_moe
-from ft_host.testing.rows import write_rows
+from ft_host.testing import as_classifier, invariants, save_tiny, tiny_moe, write_rows
 
 ROUND_OFF = 1e-6  # of scores: one that is next to 0 is a sum of products that aren't
 

@@ -23,11 +23,7 @@ from ft_reward.method import (
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ft_host.api import ConfigError, Drop, RowError
-from ft_host.metrics import Accumulator, combine
-from ft_host.models import load_policy
-from ft_host.rewards.model import RewardModel, whole_ids
-from ft_host.testing.invariants import beside, lines, run_in
-from ft_host.testing.models import tiny_tokenizer
+from ft_host.testing import RewardModel, beside, lines, load_policy, metric_values, run_in, tiny_tokenizer, whole_ids
 
 TOKENIZER = tiny_tokenizer()
 CPU = torch.device("cpu")
@@ -76,19 +72,14 @@ def test_loss_and_metrics_by_hand():
     centre = [0.2 * 3, 0.2 * 0.5]
     wanted = [-slope[0] + centre[0], slope[0] + centre[0], -slope[1] + centre[1], slope[1] + centre[1]]
     assert scores.grad.tolist() == pytest.approx([value / 4 for value in wanted])
-    accumulator = Accumulator()
-    accumulator.add(out.metrics)
-    accumulator.add(metrics(torch.tensor([0.0, -7.0]), 1))
-    accumulator.add(metrics(torch.tensor([]), 0))
-    assert combine([accumulator.local()]) == pytest.approx(
+    further = metrics(torch.tensor([0.0, -7.0]), 1), metrics(torch.tensor([]), 0)
+    assert metric_values(out.metrics, *further) == pytest.approx(
         {"accuracy": 2 / 3, "margin": (1 - 2.5 + 7) / 3, "mean_reward": -3.5 / 6, "min_reward": -7, "max_reward": 2}
     )
 
 
 def test_equal_scores_are_not_right():
-    accumulator = Accumulator()
-    accumulator.add(metrics(torch.tensor([1.0, 1.0]), 1))
-    assert combine([accumulator.local()])["accuracy"] == 0
+    assert metric_values(metrics(torch.tensor([1.0, 1.0]), 1))["accuracy"] == 0
 
 
 # ---------------------------------------------------------------- rows

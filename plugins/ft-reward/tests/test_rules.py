@@ -5,7 +5,7 @@ import pytest
 from ft_reward.config import RewardConfig
 from ft_reward.rules import RULES
 
-from ft_host.testing.rules import Told, codes, evals, findings, in_order, steps
+from ft_host.testing import Told, codes, evals, findings, in_order, steps
 
 LEARNS = {"loss": 0.5, "accuracy": lambda step: min(0.5 + 0.02 * step, 0.75), "margin": 1.2, "mean_reward": 0.2}
 

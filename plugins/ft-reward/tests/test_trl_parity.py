@@ -12,11 +12,15 @@ import pytest
 import torch
 from ft_reward.config import RewardConfig
 
-from ft_host.testing.invariants import lines, run_in
-from ft_host.testing.models import as_classifier, save_tiny, tiny_qwen, tiny_tokenizer
-from ft_host.testing.parity import (
+from ft_host.testing import (
+    as_classifier,
     assert_parity,
     assert_same_training,
+    lines,
+    run_in,
+    save_tiny,
+    tiny_qwen,
+    tiny_tokenizer,
     trl_arguments,
     trl_model,
     trl_rows,

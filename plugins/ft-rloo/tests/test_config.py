@@ -94,14 +94,14 @@ def test_accepted(fields):
     ],
 )
 def test_values_out_of_range_are_refused(arguments, said):
-    from ft_host.config.resolve import resolve
+    from ft_host.testing import resolve
 
     with pytest.raises(ConfigError, match=said):
         resolve(RLOOConfig, None, ["--model", "m", "--dataset", "d", "--reward", "a.py:f", *arguments])
 
 
 def test_a_range_is_read_from_flags():
-    from ft_host.config.resolve import resolve
+    from ft_host.testing import resolve
 
     given = ["--model", "m", "--dataset", "d", "--reward", "think_format_reward", "--reward-clip-range", "-1", "2.5"]
     assert resolve(RLOOConfig, None, given).config.reward_clip_range == [-1.0, 2.5]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ft_rloo.method import ft_annotate, ft_collate, ft_loss, ft_rollout
 
-from ft_host.metrics import Accumulator, combine
+from ft_host.testing import metric_values, ready_run
 
 GIVEN = [[3.0, 1.0], [None, None], [1.0, None], [2.0, -2.0]]  # of the completions of two prompts, two each
 
@@ -23,12 +23,6 @@ def scores(values: list) -> object:
     return lambda ids: next(left)
 
 
-def numbers(metrics: dict) -> dict[str, float]:
-    accumulator = Accumulator()
-    accumulator.add(metrics)
-    return combine([accumulator.local()])
-
-
 def test_rewards_are_weighed_and_clipped(make, prompts, answers, fixed):
     config = make(prompts, reward_weights=[1.0, 0.5], reward_clip_range=[0.5, 2.0])
     found = ft_rollout(prompt_rows(["a", "b"]), answers(config, rewards=scores(GIVEN)))
@@ -38,7 +32,7 @@ def test_rewards_are_weighed_and_clipped(make, prompts, answers, fixed):
     assert found.samples[0]["rewards"] == {"first": 3.0, "second": 1.0}
     assert [sample["prompt"] for sample in found.samples] == ["a", "a", "b", "b"]
     assert found.samples[3]["extra"] == {"size": len(fixed("b", 2)[1])}
-    said = numbers(found.metrics)
+    said = metric_values(found.metrics)
     assert said["reward"] == pytest.approx((3.5 + 1.0 + 1.0) / 3)  # as they were before clipping
     assert said["reward_std"] == pytest.approx(2.5 / 3**0.5)
     assert said["frac_reward_zero_std"] == 0.5  # of the first prompt there is nothing to compare
@@ -52,30 +46,30 @@ def test_masked_completions(make, prompts, answers):
     assert [row["reward"] for row in found.rows] == [1.0, 2.0, 6.0] * 2
 
 
-def rollout_rows(make, prompts, answers, ready, values, **fields):
+def rollout_rows(make, prompts, answers, values, **fields):
     config = make(prompts, per_device_train_batch_size=len(values), **fields)
-    run = ready(config)
+    run = ready_run(config)
     texts = [f"{index}" for index in range(len(values) // config.num_generations)]
     return ft_annotate(ft_rollout(prompt_rows(texts), answers(config, rewards=scores(values))).rows, run), run
 
 
-def test_advantages(make, prompts, answers, ready):
-    rows, run = rollout_rows(make, prompts, answers, ready, GIVEN, beta=0.0)
+def test_advantages(make, prompts, answers):
+    rows, run = rollout_rows(make, prompts, answers, GIVEN, beta=0.0)
     assert [row["advantage"] for row in rows] == [0.0, 0.0, 1.0, -1.0]
     assert not {"old_logps", "kl"} & rows[0].keys(), "log-probs were made that nobody needs"
 
 
-def test_normalized_advantages(make, prompts, answers, ready):
+def test_normalized_advantages(make, prompts, answers):
     """Those of four completions are -1, 1, 1 and -1; the two without one are neither in the mean nor in the
     deviation."""
     values = [[0.0], [1.0], [2.0], [1.0], [5.0], [None]]
-    rows, _ = rollout_rows(make, prompts, answers, ready, values, beta=0.0, normalize_advantages=True)
+    rows, _ = rollout_rows(make, prompts, answers, values, beta=0.0, normalize_advantages=True)
     scale = (4 / 3) ** 0.5 + 1e-4
     assert [row["advantage"] for row in rows] == pytest.approx([-1 / scale, 1 / scale, 1 / scale, -1 / scale, 0, 0])
 
 
-def test_kl_is_taken_off_the_reward(make, prompts, answers, ready, reference):
-    rows, run = rollout_rows(make, prompts, answers, ready, GIVEN, beta=0.3, ref_model=str(reference))
+def test_kl_is_taken_off_the_reward(make, prompts, answers, reference):
+    rows, run = rollout_rows(make, prompts, answers, GIVEN, beta=0.3, ref_model=str(reference))
     kl = [row["kl"] for row in rows]
     assert all(abs(each) > 1e-2 for each in kl)
     assert [row["advantage"] for row in rows] == pytest.approx(
@@ -84,9 +78,9 @@ def test_kl_is_taken_off_the_reward(make, prompts, answers, ready, reference):
     assert [row["old_logps"] - row["ref_logps"] for row in rows] == pytest.approx(kl)
 
 
-def test_groups_that_lie_on_two_ranks(make, prompts, answers, ready):
+def test_groups_that_lie_on_two_ranks(make, prompts, answers):
     """A group is compared wherever its completions are, and each rank gets its own back."""
-    rows, run = rollout_rows(make, prompts, answers, ready, [[3.0], [1.0], [5.0], [4.0]], beta=0.0, num_generations=4)
+    rows, run = rollout_rows(make, prompts, answers, [[3.0], [1.0], [5.0], [4.0]], beta=0.0, num_generations=4)
     others = [("a group of another rank", 2.0), (0, 7.0)]
     run.gather = lambda mine: [others, mine]
     run.accelerator.state.process_index = 1
@@ -98,27 +92,27 @@ def test_groups_that_lie_on_two_ranks(make, prompts, answers, ready):
 
 
 @pytest.mark.parametrize("fields", [{"beta": 0.0}, {"num_iterations": 2}])
-def test_a_rank_without_rows(make, prompts, answers, ready, fields):
+def test_a_rank_without_rows(make, prompts, answers, fields):
     """The loss is 0 and connected to the model, as the others' gradients are waited for."""
-    _, run = rollout_rows(make, prompts, answers, ready, GIVEN, **fields)
+    _, run = rollout_rows(make, prompts, answers, GIVEN, **fields)
     assert ft_annotate([], run) == []
     batch = ft_collate([], run.tokenizer, run.config)
     assert batch.counts == {"rows": 0, "trained": 0, "tokens": 0}
     run.totals = {"trained": 4}
     found = ft_loss(run.policy, batch, run)
     found.loss.backward()
-    assert float(found.loss.detach()) == 0 and numbers(found.metrics) == {}
+    assert float(found.loss.detach()) == 0 and metric_values(found.metrics) == {}
     assert all(parameter.grad is not None for parameter in run.policy.causal_lm.lm_head.parameters())
 
 
-def test_the_sampler_is_compared_with_the_policy(make, prompts, answers, ready):
+def test_the_sampler_is_compared_with_the_policy(make, prompts, answers):
     """`answers` says -1 of each token; what the policy says is had without a second forward pass where it is the
     same."""
     for fields in ({"beta": 0.0}, {"beta": 0.0, "num_iterations": 2}):
-        rows, run = rollout_rows(make, prompts, answers, ready, GIVEN, **fields)
+        rows, run = rollout_rows(make, prompts, answers, GIVEN, **fields)
         batch = ft_collate(rows, run.tokenizer, run.config)
         run.totals = batch.counts
-        said = numbers(ft_loss(run.policy, batch, run).metrics)
+        said = metric_values(ft_loss(run.policy, batch, run).metrics)
         with torch.no_grad():
             apart = (run.policy(batch, want=("logp",))["logp"] + 1).abs()
         assert said["sampling/sampling_logp_difference/mean"] == pytest.approx(float(apart.mean()), rel=1e-5)

@@ -5,8 +5,7 @@ from ft_rloo.config import RLOOConfig
 from ft_rloo.rules import RULES
 
 from ft_host.diagnostics import Names
-from ft_host.testing.rollout_rules import rollout_cases
-from ft_host.testing.rules import codes
+from ft_host.testing import codes, rollout_cases
 
 CASES = rollout_cases(Names(letters="RLOO", clip_of_completions=True))
 

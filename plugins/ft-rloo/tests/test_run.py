@@ -4,17 +4,13 @@ become. A backend that says what it was told, and TRL's trainer that is given th
 from __future__ import annotations
 
 import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ft_rloo.config import RLOOConfig
 
-from ft_host.testing.distributions import make_distribution
-from ft_host.testing.invariants import assert_same, lines, run_in
-from ft_host.testing.models import save_adapter
-from ft_host.testing.parity import trl_arguments, trl_model, trl_rows, trl_trajectory
+from ft_host.testing import assert_same, lines, run_in, save_adapter, trl_arguments, trl_model, trl_rows, trl_trajectory
 
 OWN = (
     "num_generations",
@@ -36,23 +32,6 @@ OWN = (
 # Made of what the weights say, so that they show whether both went the same way; loss and KL may be next to 0.
 OF_THE_POLICY = {"loss": 2e-6, "kl": 2e-6, "entropy": 1e-6, "grad_norm": 1e-6}
 
-BACKEND = """
-import random
-from ft_host import hookimpl
-from ft_host.generation import Completion
-END, SIZE, COUNT = 7, {size}, {count}
-
-{completions_of}
-
-@hookimpl
-def ft_generate(requests, sampling, run):
-    found = []
-    for request in requests:
-        ids = completions_of(run.tokenizer.decode(request.prompt_ids), COUNT)[(request.number or 0) % COUNT]
-        why = "stop" if ids[-1] == END else "length"
-        found.append(Completion(token_ids=ids, logprobs=[-1.0] * len(ids), finish_reason=why))
-    return found
-"""
 REWARDS = """
 {rewards_of}
 
@@ -65,32 +44,16 @@ def second(completion_ids, **columns):
 
 
 @pytest.fixture
-def make_fixed(make, answers, fixed, prompts, tmp_path, monkeypatch):
+def make_fixed(make, answers, prompts, fixed_backend, tmp_path):
     """A config whose completions and rewards are fixed, from a backend that is installed for this test."""
-    from ft_host.registry.catalog import catalog
-
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
     rewards = tmp_path / "given.py"
     own = inspect.getsource(answers.__dataclass_fields__["rewards"].default)
     rewards.write_text(REWARDS.format(rewards_of=own), encoding="utf-8")
 
     def made(**fields: Any) -> RLOOConfig:
-        count, name = fields.get("num_generations", 2), f"told_{len(list(site.iterdir()))}"
-        monkeypatch.delitem(sys.modules, f"fake_{name}", raising=False)  # that of the test before
-        source = BACKEND.format(size=12, count=count, completions_of=inspect.getsource(fixed))
-        make_distribution(
-            site,
-            f"ft-{name}",
-            entry_points={"ft_host.backends": {name: f"fake_{name}"}},
-            modules={f"fake_{name}": source},
-            requires=["ft-host"],
-        )
-        catalog.cache_clear()
         given = {
             "reward": [f"{rewards}:first", f"{rewards}:second"],
-            "backend": name,
+            "backend": fixed_backend(generations=fields.get("num_generations", 2)),
             "per_device_train_batch_size": 8,
             "max_sampling_logp_difference": 1e3,
             "learning_rate": 1e-3,
@@ -98,8 +61,7 @@ def make_fixed(make, answers, fixed, prompts, tmp_path, monkeypatch):
         }
         return make(prompts, **(given | fields))
 
-    yield made
-    catalog.cache_clear()
+    return made
 
 
 def trainer_of(config: RLOOConfig, answers: Any) -> Any:

@@ -15,9 +15,7 @@ import torch
 from ft_rloo.config import RLOOConfig
 from ft_rloo.method import ft_annotate, ft_collate, ft_loss, ft_rollout
 
-from ft_host.metrics import Accumulator, combine
-from ft_host.testing.models import disturb
-from ft_host.testing.parity import trl_arguments, trl_model, trl_rows
+from ft_host.testing import disturb, metric_values, ready_run, trl_arguments, trl_model, trl_rows
 
 OWN = (
     "num_generations",
@@ -146,14 +144,11 @@ def of_ours(config: RLOOConfig, answers: Any, rows: list[dict], after: Any, run:
     run.policy.zero_grad()
     found = ft_loss(run.policy, batch, run)
     found.loss.backward()
-    accumulator = Accumulator()
-    accumulator.add(rollout.metrics)
-    accumulator.add(found.metrics)
     return {
         "advantages": [row["advantage"] for row in made],
         "loss": float(found.loss.detach()),
         "grads": {name: each.grad.clone() for name, each in run.policy.causal_lm.named_parameters()},
-        "metrics": combine([accumulator.local()]),
+        "metrics": metric_values(rollout.metrics, found.metrics),
         "rows": made,
     }
 
@@ -172,8 +167,8 @@ def nothing(model: Any) -> None:
     """The policy that is trained is the one that sampled."""
 
 
-def beside(config: RLOOConfig, ready: Any, answers: Any, rows: list[dict], after: Any) -> tuple[dict, dict]:
-    ours = of_ours(config, answers, rows, after, ready(config))
+def beside(config: RLOOConfig, answers: Any, rows: list[dict], after: Any) -> tuple[dict, dict]:
+    ours = of_ours(config, answers, rows, after, ready_run(config))
     return ours, of_trl(config, answers, rows, after)
 
 
@@ -204,12 +199,12 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options(name, make, ready, answers, prompts, reference):
+def test_options(name, make, answers, prompts, reference):
     """After an update that takes ratios far from 1, so that some are clipped."""
     fields = on(OPTIONS[name])
     config = make(prompts, ref_model=str(reference) if fields["beta"] else None, **fields)
     rows = prompts[: 8 // config.num_generations]
-    ours, theirs = beside(config, ready, answers, rows, disturb)
+    ours, theirs = beside(config, answers, rows, disturb)
     assert ours["advantages"] == pytest.approx(theirs["advantages"], rel=1e-5, abs=1e-5)
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     assert_same_gradients(ours["grads"], theirs["grads"])
@@ -219,14 +214,14 @@ def test_options(name, make, ready, answers, prompts, reference):
     assert any(row["reward"] is None for row in ours["rows"]) or config.num_generations > 4
 
 
-def test_epsilon_matters(make, ready, answers, prompts):
+def test_epsilon_matters(make, answers, prompts):
     losses = {
         epsilon: of_ours(
             make(prompts, **on({"epsilon": epsilon, "beta": 0.0})),
             answers,
             prompts[:4],
             disturb,
-            ready(make(prompts, **on({"epsilon": epsilon, "beta": 0.0}))),
+            ready_run(make(prompts, **on({"epsilon": epsilon, "beta": 0.0}))),
         )["loss"]
         for epsilon in (0.05, 0.5)
     }
@@ -238,7 +233,7 @@ def test_epsilon_matters(make, ready, answers, prompts):
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 @pytest.mark.parametrize("generations", [2, 4])
-def test_first_update(beta, generations, make, ready, answers, prompts, reference):
+def test_first_update(beta, generations, make, answers, prompts, reference):
     """One update a rollout: the head makes the gradient, from weights known beforehand. Both losses are 0 but for
     round-off, and for completions without a reward nobody's is: they are in no mean, and in no loss of either."""
     config = make(
@@ -249,19 +244,19 @@ def test_first_update(beta, generations, make, ready, answers, prompts, referenc
         temperature=0.8,
         ref_model=str(reference) if beta else None,
     )
-    ours, theirs = beside(config, ready, answers, prompts[: 8 // generations], nothing)
+    ours, theirs = beside(config, answers, prompts[: 8 // generations], nothing)
     assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
     assert_same_gradients(ours["grads"], theirs["grads"])
     assert_same_metrics(ours["metrics"], theirs["metrics"], ("frac_reward_zero_std",) if beta else ())
     assert ours["metrics"]["clip_ratio/region_mean"] == 0
 
 
-def test_both_paths_are_equal(make, ready, answers, prompts, reference):
+def test_both_paths_are_equal(make, answers, prompts, reference):
     """The gradient made in the forward pass, and that of the clipped loss with the log-probs of the rollout: the same
     run with one update a rollout, and with two of which the first is looked at."""
     fields = {"per_device_train_batch_size": 8, "num_generations": 4, "ref_model": str(reference), "beta": 0.3}
     known, clipped = (
-        of_ours(config, answers, prompts[:2], nothing, ready(config))
+        of_ours(config, answers, prompts[:2], nothing, ready_run(config))
         for config in (make(prompts, **fields), make(prompts, num_iterations=2, **fields))
     )
     assert known["advantages"] == clipped["advantages"]
@@ -274,11 +269,11 @@ def test_both_paths_are_equal(make, ready, answers, prompts, reference):
 # ---------------------------------------------------------------- where TRL is wrong, or says something else
 
 
-def test_masked_completions_stay_in_trls_denominator(make, ready, answers, prompts, reference):
+def test_masked_completions_stay_in_trls_denominator(make, answers, prompts, reference):
     """Cut short, they have no part in TRL's gradient, but in the number that it is divided by: ours is that of the
     completions that are left. By hand: the sum of TRL's losses of these, divided by how many there are."""
     fields = on({"num_generations": 4, "mask_truncated_completions": True, "ref_model": str(reference)})
-    ours, theirs = beside(make(prompts, **fields), ready, answers, prompts[:2], disturb)
+    ours, theirs = beside(make(prompts, **fields), answers, prompts[:2], disturb)
     assert ours["advantages"] == pytest.approx(theirs["advantages"], rel=1e-5, abs=1e-5)
     left = [any(row["sampled"]) for row in ours["rows"]]
     assert sum(left) == 6 and len(left) == 8
@@ -294,7 +289,7 @@ def test_masked_completions_stay_in_trls_denominator(make, ready, answers, promp
         assert mine == pytest.approx(of_all * 8 / 6, rel=1e-6)
 
 
-def test_groups_without_variance(make, ready, answers, prompts, reference):
+def test_groups_without_variance(make, answers, prompts, reference):
     """With a KL the rewards of a group are never equal in TRL's `frac_reward_zero_std`, which takes it off before it
     looks. Ours is of the rewards: all four groups here."""
     config = make(prompts, **on({"ref_model": str(reference)}))
@@ -302,20 +297,20 @@ def test_groups_without_variance(make, ready, answers, prompts, reference):
     def constant(given: RLOOConfig) -> Any:
         return answers(given, rewards=lambda ids: (1.0, 0.5))
 
-    ours, theirs = beside(config, ready, constant, prompts[:4], disturb)
+    ours, theirs = beside(config, constant, prompts[:4], disturb)
     assert ours["metrics"]["frac_reward_zero_std"] == 1
     assert theirs["metrics"]["frac_reward_zero_std"] == 0
     assert_same_gradients(ours["grads"], theirs["grads"])  # the KL alone
 
 
-def test_nothing_is_said_of_any_completion(make, ready, answers, prompts):
+def test_nothing_is_said_of_any_completion(make, answers, prompts):
     """No reward at all: no advantage, no gradient."""
     config = make(prompts, **on({"beta": 0.0}))
 
     def silent(given: RLOOConfig) -> Any:
         return answers(given, rewards=lambda ids: (None, None))
 
-    ours, theirs = beside(config, ready, silent, prompts[:4], disturb)
+    ours, theirs = beside(config, silent, prompts[:4], disturb)
     assert set(ours["advantages"]) == set(theirs["advantages"]) == {0.0}
     assert ours["loss"] == theirs["loss"] == 0
     assert not any(each.any() for each in ours["grads"].values())

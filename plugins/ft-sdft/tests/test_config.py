@@ -11,8 +11,7 @@ from ft_sdft.config import SDFTConfig
 from ft_sdft.method import ft_models, ft_prepare, teacher_prompt, text_of_context
 
 from ft_host.api import ConfigError, DataError, Drop, ModelSpec, RowError, UsageError
-from ft_host.testing.invariants import run_in
-from ft_host.testing.models import tiny_tokenizer
+from ft_host.testing import run_in, tiny_tokenizer
 
 OWN = (
     "steps_per_generation",
@@ -106,7 +105,7 @@ def test_accepted(fields):
 
 
 def test_an_unknown_mode_is_refused():
-    from ft_host.config.resolve import resolve
+    from ft_host.testing import resolve
 
     with pytest.raises(ConfigError, match="distillation-mode"):
         resolve(SDFTConfig, None, ["--model", "m", "--dataset", "d", "--distillation-mode", "topk"])

@@ -9,9 +9,7 @@ import torch
 from ft_sdft.config import SDFTConfig
 
 from ft_host.api import Segment, flat_batch
-from ft_host.models import tiled_divergence as tiling
-from ft_host.testing import invariants
-from ft_host.testing.invariants import assert_same, lines, run_in
+from ft_host.testing import assert_same, invariants, lines, run_in, small_tiles
 
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 
@@ -50,11 +48,11 @@ def test_micro_batch_split(config, kind):
     invariants.micro_batch_split(dataclasses.replace(config, **KINDS[kind]), rel=TOLERANCE, abs=ABSOLUTE)
 
 
-def test_tiles(config, monkeypatch):
+def test_tiles(config):
     """Three tokens at a time, or all at once."""
     whole = lines(run_in(config, "whole"))
-    monkeypatch.setattr(tiling, "tile_rows", lambda *_: 3)
-    assert_same(whole, lines(run_in(config, "tiles")), TOLERANCE, ABSOLUTE)
+    with small_tiles(3):
+        assert_same(whole, lines(run_in(config, "tiles")), TOLERANCE, ABSOLUTE)
 
 
 def test_seeds(config):

@@ -6,7 +6,7 @@ import pytest
 from ft_sdft.config import SDFTConfig
 from ft_sdft.rules import RULES
 
-from ft_host.testing.rules import Told, codes, evals, findings, in_order, steps
+from ft_host.testing import Told, codes, evals, findings, in_order, steps
 
 FAULTY = {
     "SDFT001": Told(lines=steps(30, self_distillation__empty_context_fraction=0.4)),

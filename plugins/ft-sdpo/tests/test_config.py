@@ -9,8 +9,7 @@ from ft_sdpo.config import OF_DISTILLATION, OF_POLICY, SDPOConfig
 from ft_sdpo.method import ft_models, ft_prepare
 
 from ft_host.api import ConfigError, ModelSpec, RowError
-from ft_host.config.resolve import resolve
-from ft_host.testing.models import tiny_tokenizer
+from ft_host.testing import resolve, tiny_tokenizer
 
 OWN = (
     "num_generations",

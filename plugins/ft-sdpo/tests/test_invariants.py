@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 from ft_sdpo.config import SDPOConfig
 
-from ft_host.models import tiled_divergence as tiling
-from ft_host.testing import invariants
-from ft_host.testing.invariants import assert_same, lines, run_in
+from ft_host.testing import assert_same, invariants, lines, run_in, small_tiles
 
 TOLERANCE, ABSOLUTE = 1e-4, 1e-5  # the largest distance of two log-probs is round-off
 
@@ -58,12 +56,12 @@ def test_something_is_taught_and_not_everything(config):
     assert any(line.get("self_distillation/feedback_used_fraction", 0) > 0 for line in found)
 
 
-def test_tiles(config, monkeypatch):
+def test_tiles(config):
     """Three tokens at a time, or all at once; some of them without a teacher."""
     mixed = dataclasses.replace(config, distillation_weight=0.5)
     whole = lines(run_in(mixed, "whole"))
-    monkeypatch.setattr(tiling, "tile_rows", lambda *_: 3)
-    assert_same(whole, lines(run_in(mixed, "tiles")), TOLERANCE, ABSOLUTE)
+    with small_tiles(3):
+        assert_same(whole, lines(run_in(mixed, "tiles")), TOLERANCE, ABSOLUTE)
 
 
 def test_seeds(config):
@@ -89,7 +87,7 @@ def test_a_rank_without_anything_to_learn(config):
     """The loss is 0 and connected to all of the model, as the others' gradients are waited for."""
     from ft_sdpo.method import ft_collate, ft_loss
 
-    from ft_host.testing.invariants import first_step
+    from ft_host.testing import first_step
 
     run, _ = first_step(dataclasses.replace(config, generation_batch_size=8), "sdpo")
     run.rollouts = run.config.rollout_plan(1)

@@ -12,8 +12,7 @@ from ft_sdpo.method import attempt_row, ft_collate
 from ft_sdpo.reprompt import attempts, feedback_of, metrics_of, reprompt, teacher_ids
 
 from ft_host.api import Completion, Drop
-from ft_host.metrics import Accumulator, combine
-from ft_host.testing.models import tiny_tokenizer
+from ft_host.testing import metric_values, tiny_tokenizer
 
 TEXTS = ["wrong", "right <think>hm\nwell</think>", "also right", "none"]
 REWARDS = [0.5, 1.0, 1.5, None]
@@ -156,9 +155,7 @@ def test_reprompts_are_trls(name, chat, monkeypatch):
     assert [float(ids is not None) for ids in ours] == mask
     for mine, other in zip(ours, theirs, strict=True):
         assert mine is None or mine == other
-    accumulator = Accumulator()
-    accumulator.add(metrics_of(shown, earned, found, config))
-    said = combine([accumulator.local()])
+    said = metric_values(metrics_of(shown, earned, found, config))
     for metric, value in metrics.items():
         if metric in said:
             assert said[metric] == pytest.approx(value), metric

@@ -6,7 +6,7 @@ import pytest
 from ft_sdpo.config import SDPOConfig
 from ft_sdpo.rules import RULES
 
-from ft_host.testing.rules import Told, codes, findings, steps
+from ft_host.testing import Told, codes, findings, steps
 
 
 def told(config: dict | None = None, count: int = 60, **metrics) -> Told:

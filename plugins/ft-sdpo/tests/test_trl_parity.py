@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 from ft_sdpo.config import OF_DISTILLATION, OF_POLICY, SDPOConfig
 
-from ft_host.testing.invariants import assert_same, lines, run_in
-from ft_host.testing.models import save_adapter
-from ft_host.testing.parity import TOLERANCES, differences, trl_arguments, trl_model, trl_rows, trl_trajectory
+from ft_host.testing import (
+    TOLERANCES,
+    assert_same,
+    differences,
+    lines,
+    run_in,
+    save_adapter,
+    trl_arguments,
+    trl_model,
+    trl_rows,
+    trl_trajectory,
+)
 
 OWN = (
     "num_generations",

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from ft_sft.config import SFTConfig
 
-from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.rows import rounds, sentence, tiny_run
+from ft_host.testing import rounds, sentence, tiny_run
 
 
 @pytest.fixture(scope="session")
@@ -36,11 +35,6 @@ def chats() -> list[dict[str, Any]]:
         messages = [{"role": "system", "content": sentence(noise, 4)}] if index % 3 == 0 else []
         rows.append({"messages": messages + rounds(noise, noise.randint(1, 3), 6)})
     return rows
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("llama"), tiny_llama(), tiny_tokenizer())
 
 
 @pytest.fixture

@@ -13,11 +13,17 @@ import pytest
 from ft_sft.config import SFTConfig
 
 from ft_host.api import ConfigError
-from ft_host.cli.train import run as command_line
-from ft_host.testing import invariants
-from ft_host.testing.invariants import assert_same, lines, run_in
-from ft_host.testing.models import save_tiny, tiny_qwen, tiny_tokenizer
-from ft_host.testing.rows import write_rows
+from ft_host.testing import (
+    assert_same,
+    invariants,
+    lines,
+    run_command,
+    run_in,
+    save_tiny,
+    tiny_qwen,
+    tiny_tokenizer,
+    write_rows,
+)
 
 
 @pytest.fixture
@@ -93,7 +99,7 @@ def test_process_count(config, fields):
 def test_two_processes_by_the_command_line(config):
     """`--num-processes 2`, and going on with that run on one: refused with other steps, exact with the same."""
     here = lines(run_in(config, "here"))
-    changed = invariants.linked(
+    changed = invariants.beside(
         config, "two", per_device_train_batch_size=4, num_processes=2, save_steps=2, distributed_strategy="fsdp2"
     )
     fields, default = dataclasses.asdict(changed), dataclasses.asdict(SFTConfig())
@@ -108,7 +114,7 @@ def test_two_processes_by_the_command_line(config):
     killed = folder.with_name("killed")
     invariants.as_if_killed(folder, killed)
     resume = ["--resume", str(killed), "--num-processes=1"]
-    with pytest.raises(ConfigError, match="has 8 rows, and would now have 4 .4 a device × 1 accumulated × 1 proc"):
-        command_line(resume)
-    command_line([*resume, "--per-device-train-batch-size=8"])
+    with pytest.raises(ConfigError, match="has 8 rows, and would have 4 now .4 a device × 1 accumulated × 1 proc"):
+        run_command(["train", *resume])
+    run_command(["train", *resume, "--per-device-train-batch-size=8"])
     assert_same(here, lines(killed), rel=2e-5)

@@ -4,7 +4,7 @@ import pytest
 from ft_sft.config import SFTConfig
 from ft_sft.rules import RULES
 
-from ft_host.testing.rules import Told, codes, steps
+from ft_host.testing import Told, codes, steps
 
 CASES = {
     "SFT001": (

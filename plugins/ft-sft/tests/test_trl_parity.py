@@ -14,28 +14,28 @@ import pytest
 import torch
 from ft_sft.config import SFTConfig
 
-from ft_host.testing.invariants import assert_same, lines, run_in
-from ft_host.testing.models import (
+from ft_host.testing import (
     CHAT_TEMPLATE,
+    TOLERANCES,
+    assert_parity,
+    assert_same,
+    assert_same_training,
+    differences,
     disturb,
+    lines,
+    run_in,
     save_adapter,
     save_tiny,
     tiny_llama,
     tiny_moe,
     tiny_qwen,
     tiny_tokenizer,
-)
-from ft_host.testing.parity import (
-    TOLERANCES,
-    assert_parity,
-    assert_same_training,
-    differences,
     trl_arguments,
     trl_model,
     trl_rows,
     trl_trajectory,
+    write_rows,
 )
-from ft_host.testing.rows import write_rows
 
 OWN = (
     "loss_type",

@@ -16,9 +16,7 @@ from ft_vllm import __version__, backend
 from ft_vllm.config import VLLMConfig
 from ft_vllm.server import Server, free_port, wait
 
-from ft_host.rundir.folder import RunFolder
-from ft_host.testing.generation import generating_run
-from ft_host.testing.models import save_tiny, tiny_tokenizer
+from ft_host.testing import RunFolder, generating_run, save_tiny, tiny_tokenizer
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 VERSIONS = {"vllm": "0.32.0", "cli": "0.32.0+cpu", "ft-vllm": __version__}

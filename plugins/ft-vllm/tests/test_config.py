@@ -11,7 +11,7 @@ import pytest
 from ft_vllm.config import VLLMConfig
 
 from ft_host.api import ConfigError
-from ft_host.config.fields import fields_of
+from ft_host.testing import fields_of
 
 URL = {"url": "http://127.0.0.1:8000"}
 

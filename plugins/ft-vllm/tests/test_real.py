@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from ft_host.api import FtHostError, Request, Sampling, Sequence
-from ft_host.testing.models import disturb, save_tiny, tiny_llama, tiny_moe, tiny_qwen
+from ft_host.testing import disturb, save_tiny, tiny_llama, tiny_moe, tiny_qwen
 
 PYTHON = os.environ.get("FT_VLLM_PYTHON")
 MODELS = {"tied": tiny_qwen, "untied": tiny_llama, "experts": tiny_moe}

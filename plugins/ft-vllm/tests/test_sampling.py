@@ -6,8 +6,7 @@ import pytest
 from ft_vllm.sampling import completion_of, jobs_of, params_of, seed_of
 
 from ft_host.api import DataError, Request, Sampling
-from ft_host.testing.generation import generating_run
-from ft_host.testing.models import tiny_qwen
+from ft_host.testing import generating_run, tiny_qwen
 
 ALL = Sampling(max_new_tokens=9, temperature=0.7, top_p=0.9, top_k=5, min_p=0.1, repetition_penalty=1.2, seed=4)
 

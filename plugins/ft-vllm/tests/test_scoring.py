@@ -9,7 +9,7 @@ import pytest
 from ft_vllm.config import VLLMConfig
 
 from ft_host.api import ConfigError, FtHostError, Request, Sampling, Sequence
-from ft_host.testing.models import tiny_llama
+from ft_host.testing import tiny_llama
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 

@@ -23,7 +23,7 @@ from ft_vllm.weights import as_saved
 from peft import LoraConfig, get_peft_model
 
 from ft_host.api import ConfigError, DataError, FtHostError, Request, Sampling
-from ft_host.testing.models import disturb, tiny_llama, tiny_moe, tiny_qwen
+from ft_host.testing import disturb, tiny_llama, tiny_moe, tiny_qwen
 
 PROMPTS = [[(7 * row + 13 * place) % 200 + 20 for place in range(5 + row)] for row in range(20)]
 SAMPLING = Sampling(max_new_tokens=6, seed=3)

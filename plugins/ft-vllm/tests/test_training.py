@@ -18,11 +18,17 @@ from ft_grpo.config import GRPOConfig
 
 import ft_host
 from ft_host.api import FtHostError
-from ft_host.rundir.folder import RunFolder
-from ft_host.testing.invariants import as_if_killed, lines
-from ft_host.testing.models import save_tiny, tiny_llama, tiny_tokenizer
-from ft_host.testing.rows import sentence, tiny_run
-from ft_host.training import launch
+from ft_host.testing import (
+    RunFolder,
+    as_if_killed,
+    lines,
+    resume_in,
+    save_tiny,
+    sentence,
+    tiny_llama,
+    tiny_run,
+    tiny_tokenizer,
+)
 
 PYTHON = os.environ.get("FT_VLLM_PYTHON")
 REWARD = """
@@ -84,9 +90,7 @@ def test_a_run_and_its_resumption(config):
 
     folder = Path(f"{config.output_dir}/resumed")
     assert as_if_killed(whole, folder) == 2
-    launch.train(
-        dataclasses.replace(config, output_dir=str(folder), save_steps=2, save_total_limit=None), resume=folder
-    )
+    resume_in(dataclasses.replace(config, output_dir=str(folder), save_steps=2, save_total_limit=None), folder)
     assert [each[:2] for each in rollouts(folder)] == [each[:2] for each in rollouts(whole)]
     same = [one == other for one, other in zip(rollouts(whole), rollouts(folder), strict=True)]
     assert sum(same) > 0.8 * len(same)  # round-off may turn a token: batches are not put together as they were

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from ft_host.api import ConfigError, Policy
-from ft_host.testing.models import disturb, tiny_gpt2, tiny_llama, tiny_moe, tiny_qwen
+from ft_host.testing import disturb, tiny_gpt2, tiny_llama, tiny_moe, tiny_qwen
 
 
 def sent(policy: Policy) -> dict[str, torch.Tensor]:

@@ -16,9 +16,7 @@ from ft_vllm.sampling import seed_of
 
 from conftest import run_of
 from ft_host.api import FtHostError, Request, Sampling
-from ft_host.cli.train import leave
-from ft_host.models.sharding import shard
-from ft_host.testing.models import disturb, tiny_qwen
+from ft_host.testing import disturb, leave, shard, tiny_qwen
 
 SAMPLING = Sampling(max_new_tokens=6, seed=3)
 PROMPTS = [[(7 * row + 13 * place) % 200 + 20 for place in range(5 + row)] for row in range(9)]
