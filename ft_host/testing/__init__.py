@@ -40,7 +40,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.testing.rules": "Told codes evals findings in_order steps",
     "ft_host.testing.rollout_rules": "rollout_cases",
     # plugins, their fields, and what a rollout is handed
-    "ft_host.testing.backends": "FixedCompletion backend_source fixed_completion fixed_completions",
+    "ft_host.testing.backends": "END LONGEST FixedCompletion backend_source fixed_completion fixed_completions",
     "ft_host.testing.distributions": "make_distribution",
     "ft_host.config.fields": "fields_of",
     "ft_host.config.resolve": "resolve",
@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from ft_host.rollouts.rollout import Rewards as Rewards
     from ft_host.rollouts.rollout import reward_metrics as reward_metrics
     from ft_host.rundir.folder import RunFolder as RunFolder
+    from ft_host.testing.backends import END as END
+    from ft_host.testing.backends import LONGEST as LONGEST
     from ft_host.testing.backends import FixedCompletion as FixedCompletion
     from ft_host.testing.backends import backend_source as backend_source
     from ft_host.testing.backends import fixed_completion as fixed_completion
