@@ -104,6 +104,7 @@ def text_of(value: Any, column: str) -> str:
 
 
 def kind_of(value: Any) -> str:
+    """What a message says was found in a row: "nothing", or the type and the beginning of the value."""
     return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
 
 

@@ -58,6 +58,7 @@ def completion_segments(rows: list[Row]) -> list[Segment]:
 
 
 def num_targets(row: Row) -> int:
+    """The tokens of a completion's row that were sampled and not masked."""
     return sum(row["sampled"])
 
 

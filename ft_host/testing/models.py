@@ -39,6 +39,7 @@ def _make(config: Any, seed: int) -> Any:
 
 
 def tiny_llama(seed: int = 0, **overrides: Any) -> Any:
+    """Llama: untied embeddings."""
     from transformers import LlamaConfig
 
     return _make(LlamaConfig(**{**SIZES, "tie_word_embeddings": False, **overrides}), seed)

@@ -104,6 +104,7 @@ def forget_accelerate() -> None:
 
 
 def relative(a: float, b: float) -> float:
+    """The difference of two numbers as a share of the larger one; 0 where they are equal."""
     return 0.0 if a == b else abs(a - b) / max(abs(a), abs(b))
 
 

@@ -102,6 +102,7 @@ def start(view: View, name: str) -> float | None:
 
 
 def lower_rate(view: View, by: float = 2, why: str = "") -> Remedy:
+    """The remedy that divides learning_rate by `by`. `why` is added to its sentence."""
     now = view.config.learning_rate
     new = rounded(now / by)
     return Remedy(
@@ -112,6 +113,7 @@ def lower_rate(view: View, by: float = 2, why: str = "") -> Remedy:
 
 
 def raise_rate(view: View, by: float = 3) -> Remedy:
+    """The remedy that multiplies learning_rate by `by`."""
     now = view.config.learning_rate
     new = rounded(now * by)
     return Remedy(
@@ -167,6 +169,7 @@ def held_out_rises(view: View) -> bool | None:
 
 
 def restore(view: View) -> Remedy:
+    """The remedy of going back to an earlier checkpoint, which is no change of the config."""
     return Remedy(why="Go back to a checkpoint from before")
 
 

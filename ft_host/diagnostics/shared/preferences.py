@@ -64,6 +64,7 @@ def displaced_remedies(view: View, imitation: str | None) -> list[Remedy]:
 
 
 def rows_of(view: View) -> int:
+    """Rows of an optimizer step, over micro-batches and processes."""
     config = view.config
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * config.num_processes
 
