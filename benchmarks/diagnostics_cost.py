@@ -18,7 +18,8 @@ from typing import Any
 
 from ft_host.diagnostics import Engine
 from ft_host.diagnostics.collect import installed_rules
-from ft_host.rundir.record import read_json_lines, read_run
+from ft_host.rundir.lines import read_json_lines
+from ft_host.rundir.record import read_run
 
 STEP = 0.5  # seconds
 

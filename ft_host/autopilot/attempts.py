@@ -12,22 +12,22 @@ torch.
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ft_host.autopilot.events import events_of, follow, introduced
 from ft_host.diagnostics.patch import run_file
 from ft_host.errors import StoppedByFinding
 from ft_host.report import RunRecord, RunUnreadable, read_run
 from ft_host.report.parts import headline_metrics
 from ft_host.rundir import format as fmt
 from ft_host.rundir.folder import write_json
-from ft_host.rundir.record import read_json_lines
+from ft_host.rundir.lines import read_json_lines
 
 # What a run is about, and what runs it: never a remedy.
 PROTECTED = (
@@ -111,7 +111,7 @@ class Autopilot:
         change: Change | None = None
         while len(self.attempts) < self.budget:
             attempt = self._next(values, change)
-            say(_introduced(attempt, self.budget))
+            say(introduced(attempt, self.budget))
             last = len(self.attempts) == self.budget
             self._run(attempt, last, say)
             self.judge()
@@ -150,8 +150,8 @@ class Autopilot:
             command = [sys.executable, "-m", "ft_host", "train", self.method, str(file), "--progress", "json"]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
             try:
-                for event in _events(process.stdout):
-                    _follow(event, findings, say)
+                for event in events_of(process.stdout):
+                    follow(event, findings, say)
                 attempt.exit_code = process.wait()
             except KeyboardInterrupt:  # which the run has been sent as well, and saves its state
                 process.wait()
@@ -283,32 +283,3 @@ def is_good(record: RunRecord, step: int) -> bool:
 
 def _compared(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in BOOKKEEPING}
-
-
-def _introduced(attempt: Attempt, budget: int) -> str:
-    change = attempt.change
-    if change is None:
-        return f"attempt 1 of at most {budget}: the run file as it is"
-    patch = ", ".join(f"{name} {fmt.value(old)} -> {fmt.value(new)}" for name, (old, new) in change.patch.items())
-    start = f"from {change.checkpoint}" if change.checkpoint else "from the beginning"
-    return f"attempt {attempt.number} of at most {budget}, {start}: {patch} ({change.finding}: {change.remedy})"
-
-
-def _events(stdout: Any) -> Iterator[dict[str, Any]]:
-    """The JSON lines of a run; what else is printed there isn't for us."""
-    for line in stdout:
-        if line.startswith("{"):
-            yield json.loads(line)
-
-
-def _follow(event: dict[str, Any], findings: dict[str, dict[str, Any]], say: Callable[[str], None]) -> None:
-    if event["kind"] == "finding":
-        findings[event["fingerprint"]] = event
-        say(f"  step {event['step']}: {event['severity']} {event['code']}: {event['message']}")
-    elif event["kind"] == "eval":
-        shown = [
-            f"{name} {fmt.number(value)}"
-            for name, value in event.items()
-            if name.startswith("eval_") and fmt.better(name)
-        ]
-        say(f"  step {event['step']}: {'  '.join(shown)}")

@@ -11,28 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ft_host.config.combinations import check_combinations
 from ft_host.config.old_names import OldNames, old_names
 from ft_host.config.options import SCHEDULES, option
 from ft_host.errors import ConfigError
-from ft_host.util.text import nearest
 
 # What rows may be, in TRL's words.
 FORMATS = ("language modeling", "prompt-only", "prompt-completion", "preference", "unpaired preference")
-
-# Fields that mean nothing unless another one is set: given without it, the user expects something that won't happen.
-ONLY_WITH = {
-    "use_peft": (
-        "lora_r",
-        "lora_alpha",
-        "lora_dropout",
-        "lora_target_modules",
-        "lora_modules_to_save",
-        "use_rslora",
-        "merge_adapter",
-    ),
-    "load_in_4bit": ("bnb_4bit_quant_type", "use_bnb_nested_quant"),
-    "packing": ("packing_strategy",),
-}
 
 
 @dataclass(kw_only=True)
@@ -391,32 +376,7 @@ class RunConfig(OldNames):
 
         A method's config extends it and calls `super().check()`. Raises ConfigError, naming the fields.
         """
-        if self.dataset_streaming and self.max_steps < 1:
-            raise ConfigError("dataset_streaming: the length of a stream is unknown, so max_steps must be set")
-        if self.load_in_4bit and self.load_in_8bit:
-            raise ConfigError("load_in_4bit and load_in_8bit can't both be set")
-        if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
-            raise ConfigError("load_in_4bit, load_in_8bit: quantised weights can't be trained; set use_peft as well")
-        if self.bf16 and self.fp16:
-            raise ConfigError("bf16 and fp16 can't both be set")
-        unknown = [name for name in self.locked_fields if name not in vars(self)]
-        if unknown:
-            near = nearest(unknown[0], vars(self))
-            raise ConfigError(f"locked_fields: there is no field {unknown[0]}; expected names of config fields{near}")
-        if self.packing and self.max_length is None:
-            raise ConfigError("packing: blocks need a size; set max_length")
-        if self.packing and self.train_sampling_strategy == "group_by_length":
-            raise ConfigError("packing and group_by_length both decide which rows stand together; set one of them")
-        default = type(self)()
-        for switch, fields in ONLY_WITH.items():
-            for name in fields:
-                if not getattr(self, switch) and getattr(self, name) != getattr(default, name):
-                    raise ConfigError(f"{name}: has no effect without {switch}; set it, or leave {name} out")
-        if self.eval_dataset is None and self.dataset_test_split is None:
-            if self.eval_reward:
-                raise ConfigError("eval_reward: nothing to evaluate on; set eval_dataset or dataset_test_split")
-            if self.eval_steps is not None:
-                raise ConfigError("eval_steps: nothing to evaluate on; set eval_dataset or dataset_test_split")
+        check_combinations(self)
 
 
 OLD_NAMES = old_names(RunConfig)  # of the host's fields, each with the new one; a method may have a field of its own so

@@ -9,44 +9,18 @@ Both give the findings that have changed. What is known not to be a trouble is i
 from __future__ import annotations
 
 import fnmatch
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
-from ft_host.config.old_names import warn
-from ft_host.config.run import OLD_NAMES
 from ft_host.diagnostics.finding import Finding
-from ft_host.diagnostics.rule import SEVERITIES, Remedy, Rule, follows, is_fact
+from ft_host.diagnostics.remedies import usable
+from ft_host.diagnostics.rule import SEVERITIES, Rule, follows
 from ft_host.diagnostics.view import View
-from ft_host.rundir.record import number_of
+from ft_host.diagnostics.watched import Watched
+from ft_host.rundir.lines import number_of
 from ft_host.rundir.series import Series
 
 COOLDOWN = 100  # steps after a finding was cleared in which it isn't told of again
-
-
-class _Watched:
-    """A rule, and what a star in its needs stands for."""
-
-    def __init__(self, rule: Rule, plugin: str, cause: str | None):
-        self.rule, self.plugin, self.cause = rule, plugin, cause
-        names = [name if cause is None else name.replace("*", cause) for name in rule.needs]
-        self.facts = [name for name in names if is_fact(name)]
-        self.metrics = [name for name in names if not is_fact(name)]
-        self.answers: deque[bool] = deque(maxlen=rule.window)
-        self.bad = 0
-        self.finding: Finding | None = None
-        self.cleared_at: int | None = None
-
-    def answer(self, bad: bool) -> None:
-        if len(self.answers) == self.answers.maxlen:
-            self.bad -= self.answers[0]
-        self.answers.append(bad)
-        self.bad += bad
-
-    @property
-    def share(self) -> float:
-        return self.bad / len(self.answers) if self.answers else 0.0
 
 
 class Engine:
@@ -65,13 +39,13 @@ class Engine:
             (rule, plugin) for rule, plugin in self.rules if rule.of_facts and any("*" in name for name in rule.needs)
         ]
         self._of_facts = [
-            _Watched(rule, plugin, None)
+            Watched(rule, plugin, None)
             for rule, plugin in self.rules
             if rule.of_facts and (rule, plugin) not in starred
         ]
         self._starred = starred  # of facts: one for each fact that fits, once it is told
         self._waiting = [(rule, plugin) for rule, plugin in self.rules if not rule.of_facts]
-        self._watched: dict[tuple[str, str | None], _Watched] = {}
+        self._watched: dict[tuple[str, str | None], Watched] = {}
         self._names: set[str] = set()  # of metrics that were seen
         self._asked: set[str] = set()  # codes of rules that have given an answer
 
@@ -88,7 +62,7 @@ class Engine:
         for rule, plugin in self._starred:
             known = {each.cause for each in self._of_facts if each.rule is rule}
             causes = self._causes(rule, self.view.facts.keys())
-            self._of_facts += [_Watched(rule, plugin, cause) for cause in causes if cause not in known]
+            self._of_facts += [Watched(rule, plugin, cause) for cause in causes if cause not in known]
         changed = []
         for each in self._of_facts:
             told = any(name in facts for name in each.facts) and all(name in self.view.facts for name in each.facts)
@@ -175,7 +149,7 @@ class Engine:
             for cause in self._causes(rule, self._names):
                 key = (rule.code, cause)
                 if key not in self._watched:
-                    self._watched[key] = _Watched(rule, plugin, cause)
+                    self._watched[key] = Watched(rule, plugin, cause)
 
     def _causes(self, rule: Rule, names: Iterable[str]) -> list[str | None]:
         starred = [name for name in rule.needs if "*" in name]
@@ -185,7 +159,7 @@ class Engine:
         found = fnmatch.filter(names, starred[0])
         return sorted(name[len(before) : len(name) - len(after)] for name in found)
 
-    def _ask(self, watched: _Watched) -> list[Finding]:
+    def _ask(self, watched: Watched) -> list[Finding]:
         """What has changed by its answer. A rule that raises is asked no more: a run of hours must not end for it."""
         code = watched.rule.code
         if code in self.failed:
@@ -198,7 +172,7 @@ class Engine:
             self.failed[code] = f"{type(error).__name__}: {error}"
             return []
 
-    def _answered(self, watched: _Watched) -> list[Finding]:
+    def _answered(self, watched: Watched) -> list[Finding]:
         rule, view = watched.rule, self.view
         view.cause = watched.cause
         found = rule.test(view)
@@ -225,7 +199,7 @@ class Engine:
         self.findings[made.fingerprint] = made
         return [] if told else [made]
 
-    def _make(self, watched: _Watched) -> Finding:
+    def _make(self, watched: Watched) -> Finding:
         rule, view = watched.rule, self.view
         severe = rule.severe is not None and rule.severe(view)
         bad = [index for index, answer in enumerate(watched.answers) if answer]
@@ -237,11 +211,7 @@ class Engine:
             stage=rule.stage,
             message=rule.message(view),
             why=rule.why,
-            remedies=[
-                self._allowed(remedy)
-                for remedy in map(self._current, rule.remedies(view))
-                if self._changes(remedy.patch)
-            ],
+            remedies=usable(rule.remedies(view), self.config),
             evidence=self._evidence(watched),
             cause=watched.cause,
             plugin=watched.plugin,
@@ -254,28 +224,7 @@ class Engine:
             share=view.share,
         )
 
-    def _current(self, remedy: Remedy) -> Remedy:
-        """A remedy whose patch has fields by names of earlier versions, with those of today."""
-        old = {name: OLD_NAMES[name] for name in remedy.patch if name in OLD_NAMES and name not in self.config}
-        for name, new in old.items():
-            warn("a remedy's patch", name, new)
-        return replace(remedy, patch={old.get(name, name): value for name, value in remedy.patch.items()})
-
-    def _allowed(self, remedy: Remedy) -> Remedy:
-        """A remedy without its patch where that is of a field that the user has locked."""
-        locked = [name for name in remedy.patch if name in self.config.get("locked_fields", ())]
-        if not locked:
-            return remedy
-        return replace(remedy, why=f"{remedy.why} ({', '.join(locked)} is locked)", patch={})
-
-    def _changes(self, patch: dict[str, Any]) -> bool:
-        """Whether a patch is none, or one that this run can take: of fields that it has, to other values."""
-        return not patch or (
-            all(name in self.config for name in patch)
-            and any(self.config[name] != value for name, value in patch.items())
-        )
-
-    def _step_before(self, watched: _Watched, ago: int) -> int:
+    def _step_before(self, watched: Watched, ago: int) -> int:
         """The step of the answer `ago` answers back."""
         for name in watched.metrics:
             series = self.view.series.get(name)
@@ -283,7 +232,7 @@ class Engine:
                 return int(series.steps[-1 - ago])
         return self.view.step
 
-    def _evidence(self, watched: _Watched) -> list[dict[str, Any]]:
+    def _evidence(self, watched: Watched) -> list[dict[str, Any]]:
         view, rule = self.view, watched.rule
         out = []
         for name in [*watched.facts, *watched.metrics]:
@@ -293,7 +242,7 @@ class Engine:
             out.append(each)
         return out
 
-    def _go_on(self, watched: _Watched, finding: Finding, bad: bool) -> list[Finding]:
+    def _go_on(self, watched: Watched, finding: Finding, bad: bool) -> list[Finding]:
         """An open finding: still bad, worse, or over."""
         rule, view = watched.rule, self.view
         if bad:

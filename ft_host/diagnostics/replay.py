@@ -15,7 +15,8 @@ from ft_host.diagnostics.collect import HOST, Owned, check_chosen, own_diagnosti
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.rule import SEVERITIES, chosen, is_fact
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
-from ft_host.rundir.record import RunRecord, read_json_lines, read_run
+from ft_host.rundir.lines import read_json_lines
+from ft_host.rundir.record import RunRecord, read_run
 
 
 @dataclass(kw_only=True)

@@ -22,13 +22,14 @@ import inspect
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ft_host.generation import Sampling
+from ft_host.generation.cache import Columns, Extent, Pair
 from ft_host.generation.sampling import noise_of, sample_token, tokens_seen
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ PREFILL_TOKENS = 2048  # about so many tokens of prompts are prefilled at a time
 ROOM = 64  # the least number of spare columns in a new buffer
 STRETCH = {"cpu": 1}  # steps between two reads of the sampled tokens, by device; on other devices a read waits
 LONG_STRETCH = 8  # for all queued work
-
-Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
 
 @dataclass(frozen=True)
@@ -68,53 +67,6 @@ def can_decode(model: PreTrainedModel) -> bool:
 
 
 # ---------------------------------------------------------------- keys and values
-
-
-@dataclass
-class Extent:
-    """The part of the buffers in use: the first `rows` rows, the columns from `first` on; `end` is written next."""
-
-    rows: int = 0
-    first: int = 0
-    end: int = 0
-
-
-class Columns(CacheLayerMixin):
-    """The keys and values of one layer, written in place."""
-
-    def __init__(self, extent: Extent):
-        super().__init__()
-        self.extent = extent
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise NotImplementedError("the buffer is allocated before the model runs")
-
-    def make_room(self, rows: int, columns: int, like: Pair) -> None:
-        """Move the part in use to the first column of new buffers of this size. The rest is zero: masked values must be
-        finite.
-        """
-        used = self.extent
-        new = [old.new_zeros(rows, old.shape[-3], columns, old.shape[-1]) for old in like]
-        if self.is_initialized:
-            for to, of in zip(new, (self.keys, self.values), strict=True):
-                to[: used.rows, :, : used.end - used.first] = of[: used.rows, :, used.first : used.end]
-        self.keys, self.values = new
-        self.is_initialized = True
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        used = self.extent
-        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-            buffer[: used.rows, :, used.end] = states[:, :, 0]
-        return tuple(buffer[: used.rows, :, used.first : used.end + 1] for buffer in (self.keys, self.values))
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.extent.end - self.extent.first
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 # ---------------------------------------------------------------- prompts

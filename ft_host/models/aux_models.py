@@ -22,9 +22,9 @@ import torch
 
 from ft_host.distributed.processes import is_sharded
 from ft_host.errors import ConfigError
+from ft_host.models.folder import adapter_of
 from ft_host.models.load import add_reference_adapter, copy_adapter, load_frozen
 from ft_host.models.sharding import reshard, shard
-from ft_host.models.weights import adapter_of
 from ft_host.types import ModelSpec
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from torch import nn
 
 from ft_host.distributed.processes import free_memory, precision
 from ft_host.errors import ConfigError
+from ft_host.models.folder import adapter_of, base_of, find_config, is_classifier
 from ft_host.models.policy import Policy, ValueHead
 from ft_host.models.probe import choose_layout
-from ft_host.models.weights import adapter_of, base_of, find_config, is_classifier, load_model, load_weights
+from ft_host.models.weights import load_model, load_weights
 from ft_host.util.memory import ModelSizes, activation_bytes, model_sizes_of
 
 if TYPE_CHECKING:

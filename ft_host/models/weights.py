@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import warnings
 from collections.abc import Iterator
@@ -14,7 +13,9 @@ import torch
 from torch import nn
 
 from ft_host.errors import ConfigError
+from ft_host.models.folder import adapter_of, base_of, check_folder, find_config, is_classifier
 from ft_host.types import ModelSpec
+from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,32 +23,6 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
-
-
-def check_folder(name: str, field: str = "model") -> None:
-    """Refuse a folder that can't be a model, before transformers asks a hub for it. `field` is what errors name."""
-    place = Path(name)
-    if place.is_dir():
-        files = {path.name for path in place.iterdir()}
-        if "adapter_config.json" in files:
-            return
-        if "config.json" not in files:
-            raise ConfigError(f"{field}: {name} has no config.json; a model's folder is what save_pretrained writes")
-        if not any(file.endswith(".safetensors") for file in files):
-            others = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth")))
-            found = f"only {', '.join(others)}, which can run code when it is loaded" if others else "no weights"
-            raise ConfigError(
-                f"{field}: {name} holds {found}; expected safetensors. Convert it where it was made with "
-                "save_pretrained of a current transformers"
-            )
-    elif place.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise ConfigError(f"{field}: there is no folder {name}{_nearest_folder(place)}")
-
-
-def _nearest_folder(place: Path) -> str:
-    beside = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
-    near = difflib.get_close_matches(place.name, beside, n=1)
-    return f"; did you mean {place.parent / near[0]}?" if near else ""
 
 
 def _quantisation(config: RunConfig) -> Any:
@@ -69,22 +44,6 @@ def _quantisation(config: RunConfig) -> Any:
         bnb_4bit_use_double_quant=config.use_bnb_nested_quant,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-
-
-def find_config(name: str, field: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """The transformers config of a folder or hub id. Raises ConfigError where there is none."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        hint = "" if Path(name).is_dir() else _nearest_folder(Path(name))
-        raise ConfigError(f"{field}: {name} can't be loaded: {str(error).splitlines()[0]}{hint}") from error
-
-
-def is_classifier(found: Any) -> bool:
-    """Whether a config is of a sequence classifier that was saved, not of a language model that could become one."""
-    return any(name.endswith("ForSequenceClassification") for name in found.architectures or ())
 
 
 @contextlib.contextmanager
@@ -183,8 +142,7 @@ def _attach_adapter(model: nn.Module, config: RunConfig, head: str | None) -> nn
     ):
         for name in given:
             if name != "all-linear" and name.rpartition(".")[2] not in children:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f"; did you mean {near[0]}?" if near else "."
+                hint = nearest(name, names) or "."
                 raise ConfigError(
                     f"{field}: the model has no module {name}{hint} Its linear layers: {', '.join(names)}",
                     facts={"model/lora_missing": name},
@@ -201,22 +159,6 @@ def _attach_adapter(model: nn.Module, config: RunConfig, head: str | None) -> nn
     with warnings.catch_warnings():  # of names that peft still uses and transformers has renamed
         warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing`")
         return get_peft_model(model, adapter)
-
-
-def adapter_of(name: str) -> Path | None:
-    """The folder, where it is an adapter's."""
-    folder = Path(name)
-    return folder if (folder / "adapter_config.json").is_file() else None
-
-
-def base_of(name: str) -> str:
-    """What an adapter's folder was trained on; any other folder or hub id is its own base."""
-    adapter = adapter_of(name)
-    if adapter is None:
-        return name
-    from peft import PeftConfig
-
-    return PeftConfig.from_pretrained(adapter).base_model_name_or_path
 
 
 def load_model(config: RunConfig, head: str | None = None) -> nn.Module:

@@ -3,17 +3,9 @@
 `score` calls functions in this process; a `RewardPool` calls them in separate processes, with deadlines.
 """
 
-from ft_host.rewards.functions import (
-    RewardFunction,
-    Scoring,
-    check_columns,
-    describe,
-    find_reward,
-    load_reward,
-    load_rewards,
-    score,
-)
-from ft_host.rewards.pool import RewardPool, Scored
+from ft_host.rewards.find import describe, find_reward, load_reward, load_rewards
+from ft_host.rewards.functions import RewardFunction, Scored, Scoring, check_columns, score
+from ft_host.rewards.pool import RewardPool
 
 __all__ = [
     "RewardFunction",

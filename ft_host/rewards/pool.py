@@ -20,16 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.config.builtin_rewards import BUILTIN
 from ft_host.errors import ConfigError, DataError, FtHostError
-from ft_host.rewards.functions import (
-    EXPECTED,
-    RewardFunction,
-    Scoring,
-    check_columns,
-    check_names,
-    counted,
-    find_reward,
-    score,
-)
+from ft_host.rewards.find import check_names, find_reward
+from ft_host.rewards.functions import EXPECTED, RewardFunction, Scored, Scoring, check_columns, counted, score
 from ft_host.rewards.model import RewardModel
 from ft_host.rewards.process import INSIDE, Worker
 from ft_host.util.imports import EXAMPLE, cause
@@ -38,20 +30,6 @@ if TYPE_CHECKING:
     from ft_host.config.rollout import RolloutConfig
 
 LOADING = 120.0  # seconds to start a process and import a function; not part of a call's time
-
-
-@dataclass(kw_only=True)
-class Scored:
-    """`values[completion][function]`: the reward, None where a function doesn't apply or has failed.
-
-    `failures`: by function, (completion, reason). `metrics` and `extra`: what functions logged, by name; `extra` has
-    one value for each completion, None where the call for it failed.
-    """
-
-    values: list[list[float | None]]
-    failures: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
-    metrics: dict[str, list[float]] = field(default_factory=dict)
-    extra: dict[str, list[Any]] = field(default_factory=dict)
 
 
 @dataclass

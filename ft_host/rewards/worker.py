@@ -24,7 +24,8 @@ from types import ModuleType
 from typing import Any
 
 from ft_host.errors import FtHostError
-from ft_host.rewards.functions import Fault, RewardFunction, Scoring, as_number, call, finish, load_reward, read_rewards
+from ft_host.rewards.find import load_reward
+from ft_host.rewards.functions import Fault, RewardFunction, Scoring, as_number, call, finish, read_rewards
 from ft_host.util.imports import cause
 
 GRACE = 10.0  # seconds after a deadline at which a worker ends itself, if the parent hasn't

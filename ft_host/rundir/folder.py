@@ -11,7 +11,6 @@ model/          what `from_pretrained` loads, or the adapter
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ft_host.errors import UsageError
+from ft_host.util.text import closest
 
 FORMAT = 1
 
@@ -65,8 +65,8 @@ class RunFolder:
         if not file.is_file():
             beside = folder.path.parent
             runs = sorted(str(f.parent) for f in beside.glob("*/run.json")) if beside.is_dir() else []
-            near = difflib.get_close_matches(str(folder.path), runs, n=1) or runs[-1:]
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = closest(folder.path, runs) or next(reversed(runs), None)
+            hint = f"; did you mean {near}?" if near else ""
             raise UsageError(f"{folder.path} is not a run's folder: it has no run.json{hint}")
         try:
             folder.manifest = json.loads(file.read_text(encoding="utf-8"))

@@ -6,7 +6,6 @@ repeated some steps. Each of these is read correctly.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from dataclasses import dataclass, field
@@ -17,7 +16,9 @@ from typing import Any
 from ft_host.config.old_names import of_record
 from ft_host.config.run import OLD_NAMES
 from ft_host.errors import UsageError
+from ft_host.rundir.find import is_run, not_a_run
 from ft_host.rundir.folder import FORMAT
+from ft_host.rundir.lines import number_of, read_json_lines
 from ft_host.rundir.series import Series
 
 STATUSES = ("running", "finished", "failed", "interrupted")
@@ -139,77 +140,6 @@ def _aware(when: datetime) -> datetime:
     return when if when.tzinfo else when.astimezone()
 
 
-def is_run(folder: Path) -> bool:
-    return (folder / "run.json").is_file()
-
-
-def find_runs(folder: Path) -> list[Path]:
-    """Return run folders in `folder` and one level below, and `folder` itself if it is one, sorted by name.
-
-    A folder with a metrics.jsonl but no run.json counts: it once was a run, and is listed as damaged.
-    """
-
-    def runs_in(here: Path, depth: int) -> list[Path]:
-        if is_run(here) or (here / "metrics.jsonl").is_file():
-            return [here]
-        if not depth:
-            return []
-        inside = sorted(path for path in here.iterdir() if path.is_dir() and not path.name.startswith("."))
-        return [run for path in inside for run in runs_in(path, depth - 1)]
-
-    return runs_in(folder, 2)
-
-
-def _not_a_run(folder: Path) -> UsageError:
-    """Return an error that says what is wrong with the path, and names runs with a similar name."""
-    if not folder.exists():
-        message = f"{folder}: no such folder"
-    elif not folder.is_dir():
-        message = f"{folder}: a file; expected a run's folder"
-    else:
-        message = f"{folder}: not a run's folder, it has no run.json"
-    nearby: dict[str, Path] = {}
-    for place in (folder if folder.is_dir() else folder.parent, folder.parent, Path("runs")):
-        nearby.update({str(file.parent): file.parent for file in sorted(place.glob("*/run.json"))})
-    likely = difflib.get_close_matches(folder.name, [run.name for run in nearby.values()], n=3, cutoff=0.5)
-    close = [path for path, run in nearby.items() if run.name in likely]
-    if close:
-        return UsageError(f"{message}. Did you mean {' or '.join(close)}?")
-    if nearby:
-        some = sorted(nearby)[-3:]
-        return UsageError(f"{message}. Runs nearby: {', '.join(some)}{' …' if len(nearby) > 3 else ''}")
-    return UsageError(f"{message}, and there is no run nearby (`ft-host train` writes to runs/ by default)")
-
-
-def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the objects of a .jsonl file, and problems in reading it. A missing file has no lines.
-
-    A last line without its end was being written when the run was stopped.
-    """
-    if not path.is_file():
-        return [], []
-    rows, problems = [], []
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for index, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                cut = not line.endswith("\n")
-                problems.append(
-                    f"{path.name}, line {index}: cut off; the run was stopped while writing it, or is writing it now"
-                    if cut
-                    else f"{path.name}, line {index}: {error}"
-                )
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
-            else:
-                problems.append(f"{path.name}, line {index}: expected an object, found {type(row).__name__}")
-    return rows, problems
-
-
 def _read_run_json(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
@@ -245,23 +175,6 @@ def _read_run_json(folder: Path) -> dict[str, Any]:
     if info["created"] is None:
         raise RunUnreadable(path, "created is empty")
     return info
-
-
-def number_of(value: Any) -> float | None:
-    """Return a metric's number, or None for anything else.
-
-    A run writes nan, inf and -inf as words, since JSON has none. Values beyond 1e300 count as infinite, so that
-    differences can be computed.
-    """
-    if value is None:
-        return math.nan
-    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
-        return float(value)
-    if not isinstance(value, (int, float)):
-        return None
-    if abs(value) > 1e300:
-        return math.copysign(math.inf, value)
-    return float(value)
 
 
 def _read_metrics(record: RunRecord) -> None:
@@ -308,7 +221,7 @@ def read_run(folder: str | Path) -> RunRecord:
     """
     folder = Path(folder)
     if not is_run(folder):
-        raise _not_a_run(folder)
+        raise not_a_run(folder)
     info = _read_run_json(folder)
     old = of_record(info["config"], OLD_NAMES)  # of a run of an earlier version
     record = RunRecord(

@@ -32,9 +32,16 @@ QUOTED = "; did you mean {!r}?"
 
 def closest(name: Any, names: Iterable[Any]) -> str | None:
     """Return the one of `names` nearest to `name`, ignoring case; None where none is near."""
-    by_lower_case = {str(other).lower(): str(other) for other in names}
-    near = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.6)
-    return by_lower_case[near[0]] if near else None
+    return next(iter(alike(name, names, count=1)), None)
+
+
+def alike(name: Any, names: Iterable[Any], count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """Return the `count` of `names` nearest to `name`, ignoring case, the nearest first.
+
+    `cutoff` is from 0 (anything) to 1 (the same).
+    """
+    known = {str(other).lower(): str(other) for other in names}
+    return [known[near] for near in difflib.get_close_matches(str(name).lower(), known, n=count, cutoff=cutoff)]
 
 
 def nearest(name: Any, names: Iterable[Any], form: str = "; did you mean {}?", otherwise: str = "") -> str:

@@ -1,0 +1,41 @@
+"""What an attempt says while it runs, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ft_host.rundir import format as fmt
+
+if TYPE_CHECKING:
+    from ft_host.autopilot.attempts import Attempt
+
+
+def introduced(attempt: Attempt, budget: int) -> str:
+    change = attempt.change
+    if change is None:
+        return f"attempt 1 of at most {budget}: the run file as it is"
+    patch = ", ".join(f"{name} {fmt.value(old)} -> {fmt.value(new)}" for name, (old, new) in change.patch.items())
+    start = f"from {change.checkpoint}" if change.checkpoint else "from the beginning"
+    return f"attempt {attempt.number} of at most {budget}, {start}: {patch} ({change.finding}: {change.remedy})"
+
+
+def events_of(stdout: Any) -> Iterator[dict[str, Any]]:
+    """The JSON lines of a run; what else is printed there isn't for us."""
+    for line in stdout:
+        if line.startswith("{"):
+            yield json.loads(line)
+
+
+def follow(event: dict[str, Any], findings: dict[str, dict[str, Any]], say: Callable[[str], None]) -> None:
+    if event["kind"] == "finding":
+        findings[event["fingerprint"]] = event
+        say(f"  step {event['step']}: {event['severity']} {event['code']}: {event['message']}")
+    elif event["kind"] == "eval":
+        shown = [
+            f"{name} {fmt.number(value)}"
+            for name, value in event.items()
+            if name.startswith("eval_") and fmt.better(name)
+        ]
+        say(f"  step {event['step']}: {'  '.join(shown)}")
