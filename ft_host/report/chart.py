@@ -151,9 +151,7 @@ def legend(curves: list[tuple[str, str]]) -> Markup:
 
 
 def _marked(marks: Sequence[Mark], x: tuple[float, float]) -> tuple[list[Markup], list[Markup]]:
-    """Return bands from top to bottom and the codes above them. A code that would overlap another is in its band's
-    title.
-    """
+    """Return bands from top to bottom and the codes above them. A code that would overlap is in its band's title."""
     bands, labels, edge = [], [], -1.0
     for mark in sorted(marks, key=lambda mark: (mark.first, mark.code)):
         start, end = _share(mark.first, x) * SIZE, _share(mark.last, x) * SIZE
