@@ -18,15 +18,15 @@ class GroupedRolloutConfig(RolloutConfig):
 
     num_generations: int = option(
         8,
-        "Completions of a prompt, which are measured against each other: more make a better baseline, fewer leave room "
-        "for more prompts.",
+        "Completions of a prompt, which are compared with each other: more make a better baseline, fewer leave "
+        "room for more prompts.",
         group="rollouts",
         gt=1,
     )
     steps_per_generation: int | None = option(
         None,
-        "Micro-batches that a rollout is cut into, of each process. Not set: gradient_accumulation_steps, so that a "
-        "rollout is one optimizer step.",
+        "Micro-batches of a rollout on each process. Not set: gradient_accumulation_steps, so that a rollout is "
+        "one optimizer step.",
         group="rollouts",
         gt=0,
     )
@@ -35,7 +35,7 @@ class GroupedRolloutConfig(RolloutConfig):
     )
     num_iterations: int = option(
         1,
-        "Passes over each rollout. 1: more make use of completions that are no longer the policy's.",
+        "Passes over each rollout. More than 1 trains on completions that are no longer the policy's.",
         group="rollouts",
         gt=0,
     )

@@ -29,14 +29,17 @@ class ReferenceConfig(RunConfig):
 
     ref_model: str | None = option(
         None,
-        "Folder or hub id of another model as the reference. Not set: the model as the run found it.",
+        "Folder or hub id of another model as the reference. Not set: the model as it was before training.",
         aliases=("ref_model_name_or_path",),
     )
     sync_ref_model: bool = option(False, "Let the reference follow the policy (TR-DPO, arXiv 2404.09656).")
     ref_model_mixup_alpha: float = option(
-        0.6, "The policy's share when it is mixed into the reference; 1 copies it. 0.6 is the paper's.", gt=0, le=1
+        0.6,
+        "The policy's share when it is mixed into the reference; 1 copies it. 0.6 is the paper's value.",
+        gt=0,
+        le=1,
     )
-    ref_model_sync_steps: int = option(512, "Optimizer steps between two such mixings; 512 is the paper's.", gt=0)
+    ref_model_sync_steps: int = option(512, "Optimizer steps between two such updates; 512 is the paper's value.", gt=0)
 
     @property
     def no_reference(self) -> str | None:

@@ -61,8 +61,8 @@ class RolloutConfig(RunConfig):
     # -- rewards
     reward: list[str] = option(
         [],
-        "What a completion is worth: functions (file.py:function or package.module:function), built-in ones by name, or"
-        " folders of reward models. Several are weighed and added.",
+        "Rewards of completions: functions (file.py:function or package.module:function), built-in ones by name, "
+        "or folders of reward models. Several are weighted and added.",
         group="rollouts",
         aliases=("reward_funcs",),
         required=True,
@@ -71,12 +71,12 @@ class RolloutConfig(RunConfig):
     )
     reward_weights: list[float] = option([], "The weight of each reward. Not set: 1 each.", group="rollouts")
     reward_kwargs: dict[str, Any] = option(
-        {}, "Arguments of built-in rewards that are made to measure: {name: {argument: value}}.", group="rollouts"
+        {}, "Arguments of built-in rewards: {name: {argument: value}}.", group="rollouts"
     )
     reward_timeout: float = option(
         60.0,
-        "Seconds that a call of a reward function may take. A call that takes longer, fails, or gives something else "
-        "than a number a completion is made again for each completion by itself, in a fresh process.",
+        "Seconds that a call of a reward function may take. A call that takes longer, fails, or doesn't return "
+        "one number for each completion is repeated for each completion by itself, in a fresh process.",
         group="rollouts",
         gt=0,
     )
@@ -85,8 +85,8 @@ class RolloutConfig(RunConfig):
     )
     max_reward_failures: int = option(
         64,
-        "Completions in a row that a reward function may fail for; more end the run. Each such completion has no reward"
-        " of that function, and is counted.",
+        "Completions in a row for which a reward function may fail; more end the run. Each such completion has "
+        "no reward of that function, and is counted.",
         group="rollouts",
         ge=0,
     )
@@ -102,12 +102,7 @@ class RolloutConfig(RunConfig):
     max_completion_length: int = option(
         512, "Longest completion in tokens; with tools, of all its turns.", group="generation", gt=0
     )
-    temperature: float = option(
-        1.0,
-        "Temperature that completions are sampled at. The loss is of the policy at this temperature too.",
-        group="rollouts",
-        gt=0,
-    )
+    temperature: float = option(1.0, "Temperature of sampling, and of the policy in the loss.", group="rollouts", gt=0)
     top_p: float = option(
         1.0, "Sample from the likeliest tokens that hold this much probability.", group="rollouts", gt=0, le=1
     )
@@ -120,7 +115,10 @@ class RolloutConfig(RunConfig):
         le=1,
     )
     repetition_penalty: float = option(
-        1.0, "Above 1: tokens that the text has already are less likely; in evaluation too.", group="rollouts", gt=0
+        1.0,
+        "Above 1: tokens that are already in the text become less likely; in evaluation too.",
+        group="rollouts",
+        gt=0,
     )
     eval_temperature: float | None = option(
         0.0, "Temperature of evaluation: 0 takes the likeliest token. none: as in training.", group="evaluation", ge=0
@@ -136,8 +134,8 @@ class RolloutConfig(RunConfig):
     # -- tools
     tools: list[str] = option(
         [],
-        "Python functions that the model may call between turns, as file.py:function or package.module:function. Their "
-        "signature and docstring are what the chat template shows.",
+        "Python functions that the model may call between turns, as file.py:function or package.module:function. "
+        "The chat template shows their signature and docstring.",
         group="rollouts",
     )
     environment: str | None = option(
@@ -154,8 +152,8 @@ class RolloutConfig(RunConfig):
     # -- refilling, looking on
     max_rollout_draws: int = option(
         10,
-        "How often prompts are drawn for one rollout where the method leaves out groups that hold no signal. After that"
-        " it trains on what it has.",
+        "How often prompts are drawn for one rollout if the method leaves out groups without a signal. After "
+        "that it trains on what it has.",
         group="rollouts",
         gt=0,
     )
@@ -167,8 +165,8 @@ class RolloutConfig(RunConfig):
     )
     max_sampling_logp_difference: float = option(
         0.1,
-        "The run ends where the backend's log-probs differ from the trainer's by more than this on average (nats), "
-        "which is looked at before the first rollout and after the first update.",
+        "The run ends if the backend's log-probs differ from the trainer's by more than this on average (nats). "
+        "Checked before the first rollout and after the first update.",
         group="rollouts",
         gt=0,
     )

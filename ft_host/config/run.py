@@ -63,9 +63,9 @@ class RunConfig(OldNames):
     )
     segment_attention: str = option(
         "auto",
-        "How attention over a flat batch is computed: 'sdpa' is one call per segment, 'flex' is one compiled kernel "
-        "with a block mask (CUDA), 'none' pads a rectangle instead. 'auto' takes flex on CUDA, sdpa elsewhere, and "
-        "a rectangle where a probe shows that the model can't take flat batches.",
+        "How attention over a flat batch is computed: 'sdpa' is one call per segment, 'flex' is one compiled "
+        "kernel with a block mask (CUDA), 'none' pads a rectangle instead. 'auto' takes flex on CUDA, sdpa "
+        "elsewhere, and a rectangle if a probe shows that the model can't take flat batches.",
         group="model",
         choices=("auto", "sdpa", "flex", "none"),
     )
@@ -74,8 +74,8 @@ class RunConfig(OldNames):
     )
     gradient_checkpointing: bool | None = option(
         None,
-        "Recompute activations in the backward pass: less memory, about a third more compute. Not set: only where "
-        "the activations of a step would not fit (always said in the plan).",
+        "Recompute activations in the backward pass: less memory, about a third more compute. Not set: only if "
+        "the activations of a step would not fit (the plan says so).",
         group="model",
     )
     use_liger_kernel: bool = option(
@@ -96,7 +96,7 @@ class RunConfig(OldNames):
         None, "A .jinja file, or a folder with a tokenizer, whose chat template is used.", group="model"
     )
     eos_token: str | None = option(
-        None, "Token that ends a turn or a text, where it isn't the tokenizer's own.", group="model"
+        None, "Token that ends a turn or a text. Not set: the tokenizer's own.", group="model"
     )
 
     # -- lora
@@ -104,7 +104,7 @@ class RunConfig(OldNames):
     lora_r: int = option(16, "Rank of the adapter.", group="lora", gt=0)
     lora_alpha: int = option(32, "The adapter's output is scaled by lora_alpha / lora_r.", group="lora", gt=0)
     lora_dropout: float = option(
-        0.0, "Dropout before the adapter. 0, since a short run seldom gains by it.", group="lora", ge=0, le=1
+        0.0, "Dropout before the adapter. 0, since short runs seldom gain from it.", group="lora", ge=0, le=1
     )
     lora_target_modules: list[str] = option(
         ["all-linear"],
@@ -133,33 +133,33 @@ class RunConfig(OldNames):
     dataset_train_split: str = option("train", "Split to train on.", group="data")
     eval_dataset: str | None = option(
         None,
-        "Hub id, file or folder to evaluate on. Not set: dataset_test_split of `dataset`, where that is set.",
+        "Hub id, file or folder to evaluate on. Not set: dataset_test_split of `dataset`, if that is set.",
         group="data",
     )
     dataset_test_split: str | None = option(None, "Split of `dataset` to evaluate on.", group="data")
     dataset_streaming: bool = option(
-        False, "Read the data as it comes, without knowing its length: needs max_steps.", group="data"
+        False, "Read the data row by row, without knowing its length: needs max_steps.", group="data"
     )
     dataset_columns: dict[str, str] = option(
-        {}, "Columns to rename before anything looks at them: {theirs: ours}.", group="data"
+        {}, "Columns to rename before anything else: {theirs: ours}.", group="data"
     )
     max_length: int | None = option(
-        1024, "Longest row in tokens; what is over is cut. none: no limit.", group="data", gt=1
+        1024, "Longest row in tokens; longer rows are cut. none: no limit.", group="data", gt=1
     )
     truncation_mode: str = option(
         "keep_start", "Which end of a row that is too long is kept.", group="data", choices=("keep_start", "keep_end")
     )
     max_dropped_share: float = option(
         0.1,
-        "Refuse to train when more than this share of the rows is dropped, for instance since none of their tokens "
-        "is supervised. Judged on the first window of rows, then over all rows seen.",
+        "Refuse to train if more than this share of the rows is dropped, for instance because none of their "
+        "tokens is supervised. Checked on the first window of rows, then over all rows so far.",
         group="data",
         ge=0,
         le=1,
     )
     train_sampling_strategy: str = option(
         "random",
-        "Order of the rows: shuffled, as they come, or shuffled and then sorted by length within a window.",
+        "Order of the rows: shuffled, in the order of the data, or shuffled and then sorted by length within a window.",
         group="data",
         choices=("random", "sequential", "group_by_length"),
     )
@@ -175,13 +175,13 @@ class RunConfig(OldNames):
     )
     data_window: int = option(
         1000,
-        "Rows that packing, length grouping and the shuffling of a stream look at together.",
+        "Rows that packing, length grouping and the shuffling of a stream work on at a time.",
         group="data",
         gt=0,
         was=("window",),
     )
     dataloader_num_workers: int = option(
-        0, "Processes that tokenise ahead of the training. 0: in the training process.", group="data", ge=0
+        0, "Processes that tokenise in advance. 0: the training process does it.", group="data", ge=0
     )
 
     # -- batches
@@ -189,7 +189,7 @@ class RunConfig(OldNames):
     gradient_accumulation_steps: int = option(1, "Micro-batches per optimizer step.", group="batches", gt=0)
     max_tokens_per_micro_batch: int | None = option(
         None,
-        "Cut the rows of an optimizer step into micro-batches by this many tokens instead of by rows. Changes "
+        "Split the rows of an optimizer step into micro-batches of this many tokens instead of by rows. Changes "
         "memory and speed, not the gradient.",
         group="batches",
         gt=0,
@@ -198,7 +198,7 @@ class RunConfig(OldNames):
         8, "Rows per device in evaluation. The result doesn't depend on it.", group="batches", gt=0
     )
     num_train_epochs: float = option(3.0, "Passes over the data; max_steps overrides it.", group="batches", gt=0)
-    max_steps: int = option(-1, "Optimizer steps in all; -1 goes by num_train_epochs.", group="batches", ge=-1)
+    max_steps: int = option(-1, "Optimizer steps in all; -1: as many as num_train_epochs has.", group="batches", ge=-1)
 
     # -- optimisation
     learning_rate: float = option(5e-5, "Peak learning rate.", group="optimisation", gt=0)
@@ -222,13 +222,13 @@ class RunConfig(OldNames):
     adam_beta2: float = option(0.999, "AdamW's second decay rate.", group="optimisation", ge=0, le=1)
     adam_epsilon: float = option(1e-8, "AdamW's epsilon.", group="optimisation", gt=0)
     max_grad_norm: float = option(
-        1.0, "Gradients are scaled down to this norm; 0 leaves them.", group="optimisation", ge=0
+        1.0, "Gradients are scaled down to this norm; 0: no clipping.", group="optimisation", ge=0
     )
     bf16: bool | None = option(
-        None, "Do the maths in bfloat16. Not set: where the hardware has it (never on a CPU).", group="optimisation"
+        None, "Do the maths in bfloat16. Not set: if the hardware supports it (never on a CPU).", group="optimisation"
     )
     fp16: bool = option(False, "Do the maths in float16, with loss scaling.", group="optimisation")
-    seed: int = option(42, "Seeds the order of the rows, dropout, sampling and new weights.", group="optimisation")
+    seed: int = option(42, "Seed of the order of the rows, dropout, sampling and new weights.", group="optimisation")
 
     # -- evaluation
     eval_steps: int | None = option(
@@ -264,7 +264,7 @@ class RunConfig(OldNames):
     # -- generation
     backend: str = option("transformers", "Generation backend, as listed by `ft-host plugins`.", group="generation")
     backend_config: dict[str, Any] = option(
-        {}, "Fields of the backend's own, as its documentation lists them: {field: value}.", group="generation"
+        {}, "The backend's own fields, as its documentation lists them: {field: value}.", group="generation"
     )
     max_completion_length: int = option(256, "Longest completion in tokens.", group="generation", gt=0)
     decode_batch_size: int = option(64, "Completions that are generated at a time.", group="generation", gt=0)
@@ -276,15 +276,12 @@ class RunConfig(OldNames):
         2, "Keep the newest so many checkpoints. 2, so that one is left if the newest is damaged.", group="run", gt=0
     )
     logging_steps: int = option(
-        10, "Print and send to trackers every so many steps; metrics.jsonl always has each.", group="run", gt=0
+        10, "Print and send to trackers every so many steps; metrics.jsonl has every step.", group="run", gt=0
     )
     report_to: list[str] = option(
-        [],
-        "Trackers that are sent the metrics too.",
-        group="run",
-        choices=("tensorboard", "wandb", "trackio", "mlflow"),
+        [], "Trackers that get the metrics too.", group="run", choices=("tensorboard", "wandb", "trackio", "mlflow")
     )
-    run_name: str | None = option(None, "Name of the run in trackers. Not set: its folder's.", group="run")
+    run_name: str | None = option(None, "Name of the run in trackers. Not set: that of its folder.", group="run")
     progress: str = option(
         "auto",
         "What is printed: a bar on a terminal and plain lines elsewhere (auto), 'json' lines for programs, or 'quiet'.",
@@ -299,12 +296,12 @@ class RunConfig(OldNames):
     )
     resume_from_checkpoint: str | None = option(
         None,
-        "Begin where another run was: a folder checkpoints/step-N. Weights, optimizer, data position and the metrics so"
-        " far come from there; all else is as this config says.",
+        "Start from a checkpoint of another run: a folder checkpoints/step-N. Weights, optimizer, data position "
+        "and the metrics so far come from there, everything else from this config.",
         group="run",
     )
     required_plugins: list[str] = option(
-        [], "Requirements such as ft-sft>=0.1,<1 that are checked before anything is imported.", group="run"
+        [], "Requirements such as ft-sft>=0.1,<1, checked before anything is imported.", group="run"
     )
 
     # -- diagnostics
@@ -321,15 +318,15 @@ class RunConfig(OldNames):
     )
     rules_ignore: list[str] = option(
         [],
-        "Rules to leave out, in the same way. Of two that name a rule the longer decides.",
+        "Rules to leave out, in the same way. If both fields name a rule, the longer name decides.",
         group="diagnostics",
         was=("ignore",),
     )
     stop_on: list[str] = option(
         [],
-        "Stop the run, its state saved, on a finding of these rules; 'patchable': on any warning or error that has a"
-        " remedy which is a change of the config. A run that is resumed goes on: what has stopped it stops it again"
-        " only where it gets worse, or has passed and is found anew.",
+        "Save and stop the run on a finding of these rules; 'patchable': on any warning or error with a remedy "
+        "that changes the config. In a resumed run, the finding that stopped it does so again only if it gets "
+        "worse, or has passed and is found anew.",
         group="diagnostics",
     )
     locked_fields: list[str] = option(
@@ -337,7 +334,7 @@ class RunConfig(OldNames):
     )
     fail_on: str | None = option(
         None,
-        "Exit with 5 where a finding of this severity or above is open at the end.",
+        "Exit with 5 if a finding of this severity or above is open at the end.",
         group="diagnostics",
         choices=("info", "warning", "error"),
     )
@@ -345,7 +342,7 @@ class RunConfig(OldNames):
     # -- distribution
     num_processes: int = option(
         1,
-        "Processes to start on this machine. Under torchrun or accelerate launch: as they say.",
+        "Processes to start on this machine. torchrun and accelerate launch set it themselves.",
         group="distribution",
         gt=0,
     )
@@ -356,7 +353,7 @@ class RunConfig(OldNames):
         group="distribution",
         choices=("ddp", "fsdp2"),
     )
-    use_cpu: bool = option(False, "Train on the CPU even where there is a GPU.", group="distribution")
+    use_cpu: bool = option(False, "Train on the CPU even if there is a GPU.", group="distribution")
     ddp_timeout: int = option(
         1800,
         "Seconds that a process waits for the others before it gives up.",

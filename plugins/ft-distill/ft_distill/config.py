@@ -39,16 +39,16 @@ class DistillConfig(GroupedRolloutConfig):
     )
     learning_rate: float = option(
         1e-6,
-        "Peak learning rate. 1e-6 for all weights is careful: every token has a full distribution to learn from, and"
-        " 1e-5 is often well. About 10 times that for LoRA.",
+        "Peak learning rate. 1e-6 for all weights is careful: every token has a full distribution to learn from, "
+        "and 1e-5 often works. About 10 times that for LoRA.",
         gt=0,
     )
 
     # -- the teacher
     teacher_model_name_or_path: str | None = option(
         None,
-        "Folder or hub id of the teacher. It reads the same tokens as the student; ft-gold is for teachers with another"
-        " tokenizer.",
+        "Folder or hub id of the teacher. It must have the student's tokenizer; ft-gold is for teachers with "
+        "another one.",
         aliases=("teacher_model",),
         required=True,
         unless="loss_top_k",
@@ -59,28 +59,28 @@ class DistillConfig(GroupedRolloutConfig):
     )
     loss_top_k: int | None = option(
         None,
-        "Ask a teacher that the backend serves, rather than one that the run holds, for this many of its likeliest"
-        " tokens in each place.",
+        "Ask a teacher that the backend serves, rather than one that the run holds, for this many of its "
+        "likeliest tokens at each position.",
         gt=0,
         example="20",
     )
     loss_add_tail: bool = option(
-        True, "loss_top_k: compare what all other tokens have together too, rather than leaving them out."
+        True, "loss_top_k: also compare the total probability of all other tokens, rather than leaving them out."
     )
 
     # -- rollouts
     reward: list[str] = option(
         [],
-        "What completions are worth, to be watched: functions (file.py:function or package.module:function), built-in"
-        " ones by name, or folders of reward models. Nothing is learnt from it.",
+        "Rewards of completions: functions (file.py:function or package.module:function), built-in ones by name, "
+        "or folders of reward models. Only logged: nothing is learnt from them.",
         group="rollouts",
         aliases=("reward_funcs",),
         example="my_rewards.py:correct",
     )
     num_generations: int = option(
         1,
-        "Completions of a prompt. 1: each is taught token by token and compared with no other, so that further prompts"
-        " teach more than further completions.",
+        "Completions of a prompt. 1: each is taught token by token and compared with no other, so that more "
+        "prompts help more than more completions.",
         group="rollouts",
         gt=0,
     )
@@ -115,7 +115,7 @@ class GKDConfig(RolloutConfig):
 
     disable_dropout: bool = option(
         True,
-        "Train without the model's own dropout, so that what the student is taught is the teacher and no noise.",
+        "Train without the model's own dropout, so that the student learns the teacher and no noise.",
         group="model",
     )
     learning_rate: float = option(
@@ -127,8 +127,8 @@ class GKDConfig(RolloutConfig):
     # -- the teacher
     teacher_model_name_or_path: str | None = option(
         None,
-        "Folder or hub id of the teacher. It reads the same tokens as the student; ft-gold is for teachers with another"
-        " tokenizer.",
+        "Folder or hub id of the teacher. It must have the student's tokenizer; ft-gold is for teachers with "
+        "another one.",
         aliases=("teacher_model",),
         required=True,
         unless="loss_top_k",
@@ -139,13 +139,13 @@ class GKDConfig(RolloutConfig):
     )
     loss_top_k: int | None = option(
         None,
-        "Ask a teacher that the backend serves, rather than one that the run holds, for this many of its likeliest"
-        " tokens in each place.",
+        "Ask a teacher that the backend serves, rather than one that the run holds, for this many of its "
+        "likeliest tokens at each position.",
         gt=0,
         example="20",
     )
     loss_add_tail: bool = option(
-        True, "loss_top_k: compare what all other tokens have together too, rather than leaving them out."
+        True, "loss_top_k: also compare the total probability of all other tokens, rather than leaving them out."
     )
 
     # -- where completions come from
@@ -170,15 +170,14 @@ class GKDConfig(RolloutConfig):
     )
     temperature: float = option(
         1.0,
-        "Temperature of both distributions in the loss, and the one that completions are sampled at. 1.0: both as they"
-        " are.",
+        "Temperature of sampling, and of both distributions in the loss. 1.0: both as they are.",
         group="rollouts",
         gt=0,
     )
     reward: list[str] = option(
         [],
-        "What the policy's completions are worth, to be watched: functions (file.py:function or"
-        " package.module:function), built-in ones by name, or folders of reward models. Nothing is learnt from it.",
+        "Rewards of the policy's completions: functions (file.py:function or package.module:function), built-in "
+        "ones by name, or folders of reward models. Only logged: nothing is learnt from them.",
         group="rollouts",
         aliases=("reward_funcs",),
         example="my_rewards.py:correct",
@@ -187,9 +186,9 @@ class GKDConfig(RolloutConfig):
     # -- the loss
     beta: float = option(
         0.5,
-        "The divergence: 0 is the forward KL (teacher from student: cover all that the teacher may say), 1 the reverse"
-        " KL (student from teacher: say nothing that the teacher wouldn't), between them the generalised Jensen-Shannon"
-        " divergence, which is bounded. Which is best depends on the task; 0.5 is the usual beginning.",
+        "The divergence: 0 is the forward KL (teacher from student: cover all that the teacher may say), 1 the "
+        "reverse KL (student from teacher: say nothing that the teacher wouldn't), between them the generalised "
+        "Jensen-Shannon divergence, which is bounded. Which is best depends on the task; 0.5 is the usual start.",
         ge=0,
         le=1,
     )

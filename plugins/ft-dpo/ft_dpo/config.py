@@ -40,13 +40,13 @@ class DPOConfig(ReferenceConfig):
 
     disable_dropout: bool = option(
         True,
-        "Train without the model's own dropout, so that policy and reference differ by what was learnt alone.",
+        "Train without the model's own dropout, so that policy and reference differ only by training.",
         group="model",
     )
     learning_rate: float = option(
         1e-6,
-        "Peak learning rate. 1e-6 is usual for all weights: preferences move a model that can already speak, and a "
-        "log-ratio adds up over the tokens of a completion. About 10 times that for LoRA.",
+        "Peak learning rate. 1e-6 is usual for all weights: the model already has its skills, and a log-ratio "
+        "adds up over the tokens of a completion. About 10 times that for LoRA.",
         gt=0,
     )
     loss_type: list[str] | str = option(
@@ -57,20 +57,21 @@ class DPOConfig(ReferenceConfig):
     loss_weights: list[float] = option([], "The weight of each of several losses. Not set: 1 each.", ge=0)
     beta: float = option(
         0.1,
-        "How strongly the policy is held to the reference: larger stays closer. 0.1 is the paper's. ipo's tau.",
+        "How strongly the policy is tied to the reference: larger stays closer. 0.1 is the paper's value. For "
+        "ipo it is tau.",
         gt=0,
     )
     label_smoothing: float = option(
         0.0,
-        "Share of the preferences that are taken to be the wrong way round: of robust, exo_pair (which needs it, "
-        "0.001 is its paper's), aot and aot_unpaired.",
+        "Assumed share of swapped preferences, for robust, exo_pair (which needs it; its paper has 0.001), aot "
+        "and aot_unpaired.",
         ge=0,
         le=0.5,
     )
     f_divergence_type: str = option(
         "reverse_kl",
-        "The divergence that holds the policy to the reference (arXiv 2309.16240), for losses of the difference of "
-        f"the two rewards ({', '.join(DIFFERENCES)}). reverse_kl is DPO's own.",
+        "The divergence that ties the policy to the reference (arXiv 2309.16240), for losses of the difference "
+        f"of the two rewards ({', '.join(DIFFERENCES)}). reverse_kl is DPO's own.",
         choices=DIVERGENCES,
     )
     f_alpha_divergence_coef: float = option(0.5, "Alpha of alpha_divergence: 0 is forward_kl, 1 is reverse_kl.")
@@ -83,19 +84,20 @@ class DPOConfig(ReferenceConfig):
     )
     use_weighting: bool = option(
         False,
-        "WPO (arXiv 2406.11827): a pair counts as much as the policy would write it itself, for data from elsewhere.",
+        "WPO (arXiv 2406.11827): weight a pair by how likely the policy would write it itself, for data from "
+        "other models.",
     )
     discopop_tau: float = option(
         0.05, "discopop's temperature of the mix of its two halves; 0.05 is the paper's.", gt=0
     )
     reference_free: bool = option(
-        False, "Take every completion to be equally likely under the reference, and load none."
+        False, "Treat every completion as equally likely under the reference, and load no reference."
     )
     precompute_ref_log_probs: bool | None = option(
         None,
         "Compute the log-probs of the reference once, before the first step, and keep them on disk for this and "
-        "later runs (true), or hold the reference and ask it at each step (false). Not set: true, unless the "
-        "reference is the policy with its adapter off, is synchronised, or the data is a stream.",
+        "later runs (true), or hold the reference and compute them at each step (false). Not set: true, unless "
+        "the reference is the policy with its adapter off, is synchronised, or the data is a stream.",
     )
 
     def __post_init__(self) -> None:

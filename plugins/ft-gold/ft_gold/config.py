@@ -39,7 +39,7 @@ class GOLDConfig(RolloutConfig):
 
     disable_dropout: bool = option(
         True,
-        "Train without the model's own dropout, so that what the student is taught is the teacher and no noise.",
+        "Train without the model's own dropout, so that the student learns the teacher and no noise.",
         group="model",
     )
     learning_rate: float = option(
@@ -51,7 +51,7 @@ class GOLDConfig(RolloutConfig):
     # -- the teacher
     teacher_model_name_or_path: str | None = option(
         None,
-        "Folder or hub id of the teacher. Its tokenizer may be another one than the student's.",
+        "Folder or hub id of the teacher. Its tokenizer may differ from the student's.",
         aliases=("teacher_model",),
         required=True,
         example="path/of/a/larger/model",
@@ -60,7 +60,7 @@ class GOLDConfig(RolloutConfig):
         None, "Branch, tag or commit of a teacher from the hub. Not set: its newest."
     )
     teacher_tokenizer_name_or_path: str | None = option(
-        None, "Folder or hub id of the teacher's tokenizer. Not set: it is with the teacher."
+        None, "Folder or hub id of the teacher's tokenizer. Not set: the one in the teacher's folder."
     )
 
     # -- where completions come from
@@ -85,15 +85,15 @@ class GOLDConfig(RolloutConfig):
     )
     temperature: float = option(
         1.0,
-        "Temperature that completions are sampled at, and of both distributions in the loss unless"
-        " uld_student_temperature or uld_teacher_temperature say otherwise.",
+        "Temperature of sampling, and of both distributions in the loss unless uld_student_temperature or "
+        "uld_teacher_temperature is set.",
         group="rollouts",
         gt=0,
     )
     reward: list[str] = option(
         [],
-        "What the policy's completions are worth, to be watched: functions (file.py:function or"
-        " package.module:function), built-in ones by name, or folders of reward models. Nothing is learnt from it.",
+        "Rewards of the policy's completions: functions (file.py:function or package.module:function), built-in "
+        "ones by name, or folders of reward models. Only logged: nothing is learnt from them.",
         group="rollouts",
         aliases=("reward_funcs",),
         example="my_rewards.py:correct",
@@ -110,8 +110,8 @@ class GOLDConfig(RolloutConfig):
     )
     use_uld_loss: bool | None = option(
         None,
-        "Compare the two by text rather than token by token (universal logit distillation). Not set: where their tokens"
-        " differ; where they are the same the plain divergence, which is exact, is taken.",
+        "Compare the two by text rather than token by token (universal logit distillation). Not set: if their "
+        "tokens differ; otherwise the plain divergence, which is exact, is taken.",
     )
     use_extended_uld: bool = option(
         True,
@@ -121,16 +121,16 @@ class GOLDConfig(RolloutConfig):
     )
     uld_token_merge_strategy: str = option(
         "text",
-        "What is expected where the two cut a text in different places: text, that the text comes, whatever token it is"
-        " part of, and all that may come instead; observed, of several tokens that are one for the other the"
-        " distribution of the first, times the probabilities of those that followed; or bayesian, that of the last,"
-        " times those before it. The last two are TRL's, and teach the student to begin with the teacher's token where"
-        " its own is longer.",
+        "Which distribution is compared where the two split a text differently. text: whether the text comes, "
+        "whatever token it is part of, and all other tokens; observed: of several tokens that are one for the "
+        "other model, the distribution of the first, times the probabilities of those that followed; bayesian: "
+        "that of the last, times those before it. The last two are TRL's, and teach the student to begin with "
+        "the teacher's token if its own is longer.",
         choices=("text", "observed", "bayesian"),
     )
     uld_use_hybrid_loss: bool = option(
         True,
-        "Compare tokens that both have one with the other, by the divergence, and only the others by their sorted "
+        "Compare tokens that both vocabularies have by the divergence, and only the others by their sorted "
         "probabilities. false: all by sorted probabilities, which say how sure a teacher is but not of what.",
     )
     uld_hybrid_matched_weight: float | None = option(
@@ -140,12 +140,12 @@ class GOLDConfig(RolloutConfig):
         ge=0,
     )
     uld_hybrid_unmatched_weight: float | None = option(
-        None, "Weight of the sorted comparison of the others. Not set: what is missing to 1.", ge=0
+        None, "Weight of the sorted comparison of the others. Not set: 1 minus the weight of the divergence.", ge=0
     )
     uld_crossentropy_weight: float = option(
         0.0,
-        "Weight of the cross-entropy of completions of the data, or of the teacher. What the policy says itself has"
-        " none: its gradient would be noise.",
+        "Weight of the cross-entropy of completions of the data, or of the teacher. The policy's own completions "
+        "have none: its gradient would be noise.",
         ge=0,
     )
     uld_distillation_weight: float = option(1.0, "Weight of the comparison with the teacher.", ge=0)
@@ -156,7 +156,7 @@ class GOLDConfig(RolloutConfig):
         None, "Temperature of the teacher's distribution in the comparison. Not set: temperature.", gt=0
     )
     uld_skip_student_eos: bool = option(
-        False, "Leave the student's end of a completion out of the comparison: it isn't taught when to end, then."
+        False, "Leave the student's end of a completion out of the comparison: it then doesn't learn when to end."
     )
     uld_skip_teacher_eos: bool = option(False, "Leave the teacher's end out. The two belong together: both, or none.")
 

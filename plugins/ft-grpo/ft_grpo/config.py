@@ -43,8 +43,8 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
     )
     learning_rate: float = option(
         1e-6,
-        "Peak learning rate. 1e-6 is usual for all weights: the signal is noisy, and the model can already speak. About"
-        " 10 times that for LoRA.",
+        "Peak learning rate. 1e-6 is usual for all weights: the signal is noisy, and the model already has its "
+        "skills. About 10 times that for LoRA.",
         gt=0,
     )
 
@@ -52,23 +52,23 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
     num_iterations: int = option(1, "Passes over each rollout.", group="rollouts", gt=0)
     dynamic_sampling: bool = option(
         False,
-        "Leave out groups that hold no signal, and draw further prompts in their place (DAPO, arXiv 2503.14476): groups"
-        " whose completions earn the same.",
+        "Leave out groups without a signal, whose completions all earn the same, and draw further prompts in "
+        "their place (DAPO, arXiv 2503.14476).",
         group="rollouts",
     )
     mask_truncated_completions: bool = option(
         False,
-        "Leave completions that were cut short by max_completion_length out of the loss and of what it is divided by "
-        "(DAPO). They stay in the rewards that others are measured against.",
+        "Leave completions that were cut short by max_completion_length out of the loss and its denominator "
+        "(DAPO). Their rewards are still compared with those of others.",
         group="rollouts",
     )
 
     # -- advantages
     scale_rewards: str = option(
         "group",
-        "What a completion's distance from the mean of its group is divided by: the standard deviation of the group,"
-        " that of the batch (the whole rollout, arXiv 2508.08221), or nothing (Dr. GRPO: otherwise easy and hard"
-        " prompts weigh more).",
+        "Divisor of a completion's difference from the mean of its group: the standard deviation of the group, "
+        "that of the batch (the whole rollout, arXiv 2508.08221), or none (Dr. GRPO: otherwise easy and hard "
+        "prompts weigh more).",
         choices=("group", "batch", "none"),
     )
     multi_objective_aggregation: str = option(
@@ -94,41 +94,41 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
     epsilon: float = option(0.2, f"Nothing is gained below a ratio of 1 - this. Of {', '.join(CLIPPED)}.", gt=0, le=1)
     epsilon_high: float | None = option(
         None,
-        "Nothing is gained above a ratio of 1 + this; not set: epsilon. DAPO has 0.28. Of cispo it is the largest"
-        f" ratio itself; not set: {CISPO_CAP:g}, as in arXiv 2510.13786.",
+        "Nothing is gained above a ratio of 1 + this; not set: epsilon. DAPO has 0.28. For cispo it is the "
+        f"largest ratio itself; not set: {CISPO_CAP:g}, as in arXiv 2510.13786.",
         gt=0,
     )
     delta: float | None = option(
         None,
-        "Ratios count up to this only where the advantage is below 0 (two-sided clipping, arXiv 2505.07291). Above 1 + "
-        "epsilon_high. Not set: there is no such limit.",
+        "Largest ratio if the advantage is below 0 (two-sided clipping, arXiv 2505.07291). Must be above 1 + "
+        "epsilon_high. Not set: no limit.",
         gt=0,
     )
     sapo_temperature_neg: float = option(
-        1.05, "sapo: how fast tokens lose weight off the old policy, where the advantage isn't above 0.", gt=0
+        1.05, "sapo: how fast tokens lose weight as they leave the old policy, if the advantage isn't above 0.", gt=0
     )
-    sapo_temperature_pos: float = option(1.0, "sapo: the same where it is above 0.", gt=0)
-    vespo_k_pos: float = option(2.0, "vespo: power of the ratio, where the advantage is at least 0.", gt=0)
+    sapo_temperature_pos: float = option(1.0, "sapo: the same if it is above 0.", gt=0)
+    vespo_k_pos: float = option(2.0, "vespo: power of the ratio if the advantage is at least 0.", gt=0)
     vespo_lambda_pos: float = option(3.0, "vespo: how fast large ratios lose weight there.", gt=0)
-    vespo_k_neg: float = option(3.0, "vespo: power of the ratio, where the advantage is below 0.", gt=0)
+    vespo_k_neg: float = option(3.0, "vespo: power of the ratio if the advantage is below 0.", gt=0)
     vespo_lambda_neg: float = option(2.0, "vespo: how fast large ratios lose weight there.", gt=0)
     off_policy_mask_threshold: float | None = option(
         None,
-        "Leave out completions of an advantage below 0 that the policy has become less likely to write than the sampler"
-        " was, by more than this (nats a token; DeepSeek-V3.2, arXiv 2512.02556). Not set: none.",
+        "Leave out completions with an advantage below 0 that are less likely under the policy than under the "
+        "sampler, by more than this (nats a token; DeepSeek-V3.2, arXiv 2512.02556). Not set: none.",
         gt=0,
     )
     top_entropy_quantile: float = option(
         1.0,
-        "Learn from this share of the tokens of each optimizer step alone, those of highest entropy (arXiv 2506.01939, "
-        "which has 0.2). Below 1 it costs one more forward pass.",
+        "Learn only from this share of the tokens of each optimizer step, those of highest entropy (arXiv "
+        "2506.01939, which has 0.2). Below 1 it costs one more forward pass.",
         ge=0,
         le=1,
     )
 
     # -- entropy bonus
     entropy_coef: float = option(
-        0.0, "Weight of the mean entropy of a token, which is taken off the loss. 0: none.", ge=0
+        0.0, "Weight of the mean entropy of a token, which is subtracted from the loss. 0: none.", ge=0
     )
     use_adaptive_entropy: bool = option(
         False,
@@ -136,13 +136,13 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
         " a step whose entropy is not above entropy_target, else down; it counts only after the former. Costs one more"
         " forward pass.",
     )
-    entropy_coef_min: float = option(0.0, "The least that use_adaptive_entropy goes down to.", ge=0)
-    entropy_coef_max: float = option(1.0, "The most that use_adaptive_entropy goes up to.", ge=0)
-    entropy_coef_delta: float = option(0.005, "How far use_adaptive_entropy goes at each step.", gt=0)
+    entropy_coef_min: float = option(0.0, "Smallest entropy_coef of use_adaptive_entropy.", ge=0)
+    entropy_coef_max: float = option(1.0, "Largest entropy_coef of use_adaptive_entropy.", ge=0)
+    entropy_coef_delta: float = option(0.005, "Change of entropy_coef by use_adaptive_entropy at each step.", gt=0)
     entropy_target: float = option(
         0.2,
-        "The mean entropy (nats a token) below which use_adaptive_entropy acts. 0.2 is nearly none: look at `entropy`"
-        " of a run's first steps.",
+        "The mean entropy (nats a token) below which use_adaptive_entropy acts. 0.2 is nearly no entropy: look "
+        "at `entropy` of a run's first steps.",
         ge=0,
     )
 
@@ -162,10 +162,10 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
     # -- a sampler that differs
     importance_sampling_correction: str = option(
         "auto",
-        "What to do where the sampler's probabilities aren't those of the trainer: weigh by their ratio, of tokens or"
-        " whole completions, up to the largest allowed (truncate), or leave out what is beyond (mask). token_truncate"
-        " is TIS, token_mask IcePop. auto: none for the backend transformers, sequence_mask for others (token_truncate"
-        " with vespo).",
+        "What to do if the sampler's probabilities aren't those of the trainer: weight by their ratio, of tokens "
+        "or whole completions, up to the largest allowed (truncate), or leave out tokens or completions beyond "
+        "it (mask). token_truncate is TIS, token_mask IcePop. auto: none for the backend transformers, "
+        "sequence_mask for others (token_truncate with vespo).",
         choices=("auto", *CORRECTIONS),
         aliases=("vllm_importance_sampling_mode",),
     )

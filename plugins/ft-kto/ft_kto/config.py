@@ -16,23 +16,23 @@ class KTOConfig(ReferenceConfig):
 
     disable_dropout: bool = option(
         True,
-        "Train without the model's own dropout, so that policy and reference differ by what was learnt alone.",
+        "Train without the model's own dropout, so that policy and reference differ only by training.",
         group="model",
     )
     learning_rate: float = option(
         1e-6,
-        "Peak learning rate. 1e-6 for all weights: with a beta of 0.1 models seldom bear much more. LoRA takes about "
-        "10 times that.",
+        "Peak learning rate. 1e-6 for all weights: with a beta of 0.1 models seldom tolerate much more. LoRA "
+        "takes about 10 times that.",
         gt=0,
     )
     loss_type: str = option(
         "kto",
-        "'kto' measures a completion against the KL estimate of its step (arXiv 2402.01306); 'apo_zero_unpaired' "
-        "against zero (arXiv 2408.06266).",
+        "'kto' compares a completion with the KL estimate of its step (arXiv 2402.01306); 'apo_zero_unpaired' "
+        "with zero (arXiv 2408.06266).",
         choices=("kto", "apo_zero_unpaired"),
     )
     beta: float = option(
-        0.1, "How fast the loss levels off as policy and reference part; 0.1 as in the paper's experiments.", gt=0
+        0.1, "How fast the loss levels off as policy and reference move apart; 0.1 as in the paper's experiments.", gt=0
     )
     desirable_weight: float = option(1.0, "Weight of the losses of good completions.", gt=0)
     undesirable_weight: float = option(
@@ -40,14 +40,15 @@ class KTOConfig(ReferenceConfig):
     )
     kl_scope: str = option(
         "step",
-        "Which rows one KL estimate is made over: 'step' is the whole optimizer step, over micro-batches and "
-        "processes; 'micro_batch' is TRL's, which depends on how rows are cut and ordered; it is there for comparison.",
+        "Rows of one KL estimate: 'step' is the whole optimizer step, over micro-batches and processes; "
+        "'micro_batch' is TRL's, which depends on how rows are split and ordered, for comparison only.",
         choices=("step", "micro_batch"),
     )
     precompute_ref_log_probs: bool | None = option(
         None,
-        "Make the reference's log-probs once ahead, keep them on disk and hold no reference model. Not set: only where "
-        "no KL is estimated (apo_zero_unpaired) and neither use_peft, dataset_streaming nor sync_ref_model is set.",
+        "Compute the reference's log-probs once, before training, keep them on disk and hold no reference model. "
+        "Not set: only if no KL is estimated (apo_zero_unpaired) and neither use_peft, dataset_streaming nor "
+        "sync_ref_model is set.",
     )
 
     @property

@@ -24,7 +24,7 @@ class PPOConfig(RolloutConfig):
     )
     learning_rate: float = option(
         3e-6,
-        "Peak learning rate, of policy and value model. 3e-6 for all weights: the usual one of PPO on language models. "
+        "Peak learning rate of policy and value model. 3e-6 is usual for all weights in PPO on language models. "
         "LoRA takes about 10 times that.",
         gt=0,
     )
@@ -39,24 +39,24 @@ class PPOConfig(RolloutConfig):
         aliases=("response_length",),
     )
     temperature: float = option(
-        0.7,
-        "Temperature that completions are sampled at. Policy, reference and entropy are of this temperature too.",
-        group="rollouts",
-        gt=0,
+        0.7, "Temperature of sampling, and of policy, reference and entropy in the loss.", group="rollouts", gt=0
     )
     stop_token: str | None = option(
         None,
-        "Text of one token that a completion is cut after, beside the end tokens of the model, which always end it.",
+        "Text of one token that ends a completion, beside the end tokens of the model, which always do.",
         group="rollouts",
     )
     stop_token_id: int | None = option(None, "The same token by its id.", group="rollouts", ge=0)
     missing_eos_penalty: float | None = option(
-        None, "Taken off the score of a completion that was cut short by max_completion_length.", group="rollouts", gt=0
+        None,
+        "Subtracted from the score of a completion that was cut short by max_completion_length.",
+        group="rollouts",
+        gt=0,
     )
     num_mini_batches: int = option(
         1,
-        "Optimizer steps that a rollout is cut into: it has per_device_train_batch_size × gradient_accumulation_steps ×"
-        " processes × num_mini_batches prompts.",
+        "Optimizer steps of a pass over a rollout, which has per_device_train_batch_size × "
+        "gradient_accumulation_steps × processes × num_mini_batches prompts.",
         group="rollouts",
         gt=0,
     )
@@ -67,18 +67,18 @@ class PPOConfig(RolloutConfig):
     # -- models
     value_model: str | None = option(
         None,
-        "Folder or hub id that the value model starts from: a language model, or a reward model, whose head is then the"
-        " first guess. Not set: the model that the policy starts from.",
+        "Folder or hub id that the value model starts from: a language model, or a reward model, whose head it "
+        "then keeps. Not set: the model that the policy starts from.",
         aliases=("value_model_name_or_path",),
     )
     value_head: bool = option(
         False,
-        "Read values off the policy's own last hidden states by a linear layer, instead of a model of their own: half"
-        " the memory and time, but both losses pull at the same weights.",
+        "Predict values from the policy's own last hidden states by a linear layer, instead of a model of their "
+        "own: half the memory and time, but both losses train the same weights.",
     )
     ref_model: str | None = option(
         None,
-        "Folder or hub id of another model as the reference. Not set: the model as the run found it.",
+        "Folder or hub id of another model as the reference. Not set: the model as it was before training.",
         aliases=("ref_model_name_or_path",),
     )
 
@@ -88,8 +88,8 @@ class PPOConfig(RolloutConfig):
     )
     kl_estimator: str = option(
         "k1",
-        "Estimate of that divergence from the sampled token: 'k1' is the log-ratio, 'k3' is never negative and varies "
-        "less. Neither bends the expected reward of k1 much near the reference.",
+        "Estimate of that divergence from the sampled token: 'k1' is the log-ratio, 'k3' is never negative and "
+        "varies less. Near the reference their expectations hardly differ.",
         choices=("k1", "k3"),
     )
     whiten_rewards: bool = option(
@@ -99,22 +99,22 @@ class PPOConfig(RolloutConfig):
     # -- advantages and losses
     gamma: float = option(
         1.0,
-        "Discount of rewards a token later. 1: the score counts in full at each token of its completion.",
+        "Discount of rewards for each later token. 1: the score counts in full at each token of its completion.",
         ge=0,
         le=1,
     )
     lam: float = option(
         0.95,
-        "Lambda of generalized advantage estimation (arXiv 1506.02438): 1 measures against what came in the end, 0 "
-        "against the next value alone.",
+        "Lambda of generalized advantage estimation (arXiv 1506.02438): 1 uses the rewards up to the end, 0 only "
+        "the next value.",
         ge=0,
         le=1,
     )
     cliprange: float = option(
-        0.2, "The policy loss pays no further once the ratio of new and old policy has left 1 ± this.", gt=0
+        0.2, "The policy loss gains nothing more once the ratio of new and old policy has left 1 ± this.", gt=0
     )
     cliprange_value: float = option(
-        0.2, "The value loss pays no further once a value has left its old one by this.", gt=0
+        0.2, "The value loss gains nothing more once a value has moved from its old one by this.", gt=0
     )
     vf_coef: float = option(0.1, "Weight of the value loss.", gt=0)
 

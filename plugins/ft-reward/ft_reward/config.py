@@ -16,19 +16,19 @@ class RewardConfig(RunConfig):
 
     disable_dropout: bool = option(
         True,
-        "Train without the model's own dropout, so that the scores of a pair differ by their texts alone.",
+        "Train without the model's own dropout, so that the scores of a pair differ only by their texts.",
         group="model",
     )
     learning_rate: float = option(
         1e-4,
-        "Peak learning rate. 1e-4, since the head that gives the score begins at random; it suits LoRA too. For all "
-        "weights of a large model about a tenth of it.",
+        "Peak learning rate. 1e-4, since the head that gives the score starts from random weights; it suits LoRA "
+        "too. For all weights of a large model about a tenth of it.",
         gt=0,
     )
     center_rewards_coefficient: float | None = option(
         None,
-        "Weight of the square of the sum of a pair's two scores (arXiv 2312.09244), which holds scores around 0: the "
-        "loss itself sees differences only. 0.01 is that paper's. Not set: none.",
+        "Weight of the square of the sum of a pair's two scores (arXiv 2312.09244), which keeps scores around 0: "
+        "the loss itself sees differences only. 0.01 is that paper's value. Not set: off.",
         gt=0,
     )
 

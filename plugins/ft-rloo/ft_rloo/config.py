@@ -25,36 +25,34 @@ class RLOOConfig(GroupedRolloutConfig, ReferenceConfig):
     )
     learning_rate: float = option(
         1e-6,
-        "Peak learning rate. 1e-6 is usual for all weights: the signal is noisy, and the model can already speak. About"
-        " 10 times that for LoRA.",
+        "Peak learning rate. 1e-6 is usual for all weights: the signal is noisy, and the model already has its "
+        "skills. About 10 times that for LoRA.",
         gt=0,
     )
 
     # -- rollouts
     num_generations: int = option(
         2,
-        "Completions of a prompt, of which each is measured against the others; at least 2. The paper has 2 and 4: more"
-        " make a better baseline, fewer leave room for more prompts.",
+        "Completions of a prompt, each compared with the others; at least 2. The paper has 2 and 4: more make a "
+        "better baseline, fewer leave room for more prompts.",
         group="rollouts",
         gt=1,
     )
     mask_truncated_completions: bool = option(
         False,
-        "Leave completions that were cut short by max_completion_length out of the loss and of what it is divided by."
-        " They stay in the rewards that others are measured against.",
+        "Leave completions that were cut short by max_completion_length out of the loss and its denominator. "
+        "Their rewards are still compared with those of others.",
         group="rollouts",
     )
 
     # -- rewards
     reward_clip_range: list[float] | None = option(
-        None,
-        "The least and the most that a completion's summed rewards count for, before the KL penalty. Not set: no"
-        " limits.",
+        None, "Bounds of a completion's summed rewards, before the KL penalty. Not set: no bounds."
     )
     beta: float = option(
         0.05,
-        "Weight of the KL divergence from the reference, which is taken off the reward of a completion, summed over its"
-        " tokens: it matters the more the longer completions are. 0: no reference is held.",
+        "Weight of the KL divergence from the reference, which is subtracted from the reward of a completion, "
+        "summed over its tokens: it matters more for longer completions. 0: no reference is held.",
         ge=0,
     )
     normalize_advantages: bool = option(

@@ -29,62 +29,61 @@ class SDFTConfig(GroupedRolloutConfig):
 
     disable_dropout: bool = option(
         True,
-        "Train without the model's own dropout, so that what the student is taught is the demonstration and no noise.",
+        "Train without the model's own dropout, so that the student learns the demonstration and no noise.",
         group="model",
     )
     learning_rate: float = option(
         1e-5,
-        "Peak learning rate. 1e-5 for all weights: the teacher is the model itself, so that there is little to move."
-        " About 10 times that for LoRA.",
+        "Peak learning rate. 1e-5 for all weights: the teacher is the model itself, so that little has to "
+        "change. About 10 times that for LoRA.",
         gt=0,
     )
 
     # -- rollouts
     reward: list[str] = option(
         [],
-        "What completions are worth, to be watched: functions (file.py:function or package.module:function), built-in"
-        " ones by name, or folders of reward models. Nothing is learnt from it.",
+        "Rewards of completions: functions (file.py:function or package.module:function), built-in ones by name, "
+        "or folders of reward models. Only logged: nothing is learnt from them.",
         group="rollouts",
         aliases=("reward_funcs",),
         example="my_rewards.py:correct",
     )
     num_generations: int = option(
         1,
-        "Completions of a prompt. 1: each is taught token by token and compared with no other, so that further prompts"
-        " teach more than further completions.",
+        "Completions of a prompt. 1: each is taught token by token and compared with no other, so that more "
+        "prompts help more than more completions.",
         group="rollouts",
         gt=0,
     )
     generate_from_teacher: bool = option(
         False,
-        "Let the policy write completions with the teacher's prompt before it, which has the demonstration. Off: the "
-        "student should be taught on what it writes itself.",
+        "Sample completions from the teacher's prompt, which has the demonstration. Off, since the student "
+        "should learn on its own completions.",
         group="rollouts",
     )
 
     # -- the teacher
     teacher_prompt_template: str = option(
         "{prompt}\n\n{privileged_context}",
-        "What the teacher is asked, with the slots {prompt} and {privileged_context}. Of a conversation it replaces the"
-        " last message, the user's.",
+        "The teacher's prompt, with the slots {prompt} and {privileged_context}. In a conversation it replaces "
+        "the last message, the user's.",
     )
     teacher_model_kind: str = option(
         "base",
-        "Who is asked: the model as the run found it (base), as it is (live), or a moving average of it (ema). base: a "
-        "teacher that learns from its student may drift with it.",
+        "The teacher: the model as it was before training (base), as it is now (live), or a moving average of it "
+        "(ema). base, since a teacher that learns from its student may drift with it.",
         choices=TEACHERS,
     )
     teacher_update_rate: float = option(
         0.05, "ema: the policy's share when it is mixed into the teacher; 1 copies it.", gt=0, le=1
     )
-    teacher_sync_steps: int = option(1, "ema: optimizer steps between two such mixings.", gt=0)
+    teacher_sync_steps: int = option(1, "ema: optimizer steps between two such updates.", gt=0)
 
     # -- the loss
     distillation_mode: str = option(
         "topk_logits",
-        "What of the two distributions of a token is compared: the student's distillation_topk likeliest tokens"
-        " (topk_logits), all tokens (full_logits), or the token that was sampled (sampled_token, an estimate of the"
-        " reverse KL).",
+        "The tokens whose probabilities are compared: the student's distillation_topk likeliest (topk_logits), "
+        "all (full_logits), or the one that was sampled (sampled_token, an estimate of the reverse KL).",
         choices=MODES,
     )
     distillation_alpha: float = option(
@@ -95,16 +94,14 @@ class SDFTConfig(GroupedRolloutConfig):
         ge=0,
         le=1,
     )
-    distillation_topk: int = option(
-        100, "topk_logits: how many tokens are compared, the student's likeliest. With as many as there are, all.", gt=0
-    )
+    distillation_topk: int = option(100, "topk_logits: how many of the student's likeliest tokens are compared.", gt=0)
     distillation_add_tail: bool = option(
-        False, "topk_logits: compare what all other tokens have together too, rather than leaving them out."
+        False, "topk_logits: also compare the total probability of all other tokens, rather than leaving them out."
     )
     distillation_is_clip: float | None = option(
         2.0,
-        "From the second update of a rollout on, weigh each token by the ratio of the policy to the one that sampled,"
-        " up to this. none: no weights.",
+        "From the second update of a rollout on, weight each token by the ratio of the policy to the one that "
+        "sampled, up to this. none: no weights.",
         gt=0,
     )
     num_loss_tokens_to_skip: int = option(

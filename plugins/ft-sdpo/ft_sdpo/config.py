@@ -59,62 +59,58 @@ class SDPOConfig(GroupedRolloutConfig):
 
     disable_dropout: bool = option(
         True,
-        "Train without the model's own dropout, so that what the student is taught is the feedback and no noise.",
+        "Train without the model's own dropout, so that the student learns the feedback and no noise.",
         group="model",
     )
     learning_rate: float = option(
         1e-5,
-        "Peak learning rate. 1e-5 for all weights: the teacher is the model itself, so that there is little to move."
-        " About 10 times that for LoRA.",
+        "Peak learning rate. 1e-5 for all weights: the teacher is the model itself, so that little has to "
+        "change. About 10 times that for LoRA.",
         gt=0,
     )
 
     # -- rollouts
     num_generations: int = option(
         8,
-        "Completions of a prompt: the more there are, the likelier that one of them succeeds, from which the others can"
-        " learn.",
+        "Completions of a prompt: the more there are, the likelier one of them succeeds and can teach the others.",
         group="rollouts",
         gt=0,
     )
     mask_truncated_completions: bool = option(
         False,
-        "Leave completions that were cut short by max_completion_length out of the loss and of what it is divided by."
-        " They stay in the rewards that others are measured against, and may be shown as a solution where they earn"
-        " enough.",
+        "Leave completions that were cut short by max_completion_length out of the loss and its denominator. "
+        "Their rewards are still compared with those of others, and they may be shown as a solution if they earn "
+        "enough.",
         group="rollouts",
     )
 
     # -- reprompting
     use_successful_as_teacher: bool = option(
-        True,
-        "Show the teacher a successful completion of the same prompt: the first that isn't the one that is taught.",
+        True, "Show the teacher a successful completion of the same prompt: the first other than the one to be taught."
     )
-    success_reward_threshold: float = option(1.0, "What a completion must earn at the least to be successful.")
-    dont_reprompt_on_self_success: bool = option(
-        True, "Show the teacher of a completion another one, never that one itself."
-    )
+    success_reward_threshold: float = option(1.0, "Smallest reward of a successful completion.")
+    dont_reprompt_on_self_success: bool = option(True, "Never show a completion to its own teacher.")
     remove_thinking_from_demonstration: bool = option(
-        False, "Leave what is between <think> and </think> out of a completion that the teacher is shown."
+        False, "Show the teacher completions without what is between <think> and </think>."
     )
     include_environment_feedback: bool = option(
         False,
-        f"Show the teacher feedback: what a reward function says of a completion (log_extra({FEEDBACK!r}, [...]), one"
-        f" text or None a completion), or where none says anything the row's column {CONTEXT}.",
+        f"Show the teacher feedback: that of a reward function on a completion (log_extra({FEEDBACK!r}, [...]), "
+        f"one text or None a completion), or, without any, the row's column {CONTEXT}.",
     )
     environment_feedback_only_without_solution: bool = option(
-        False, "Show feedback only where there is no successful completion to show."
+        False, "Show feedback only if there is no successful completion to show."
     )
     reprompt_template: str = option(
         REPROMPT,
-        "What the teacher is asked, with the slots {prompt}, {solution} and {feedback}, of which the last two are empty"
-        " where there is none. Of a conversation it replaces the last message, the user's.",
+        "The teacher's prompt, with the slots {prompt}, {solution} and {feedback}; the last two may be empty. In "
+        "a conversation it replaces the last message, the user's.",
     )
     solution_template: str = option(
-        OF_SUCCESS["solution_template"], "What becomes of {solution}, with the slot {successful_previous_attempt}."
+        OF_SUCCESS["solution_template"], "Text of {solution}, with the slot {successful_previous_attempt}."
     )
     feedback_template: str = option(
-        OF_FEEDBACK["feedback_template"], "What becomes of {feedback}, with the slot {feedback_raw}."
+        OF_FEEDBACK["feedback_template"], "Text of {feedback}, with the slot {feedback_raw}."
     )
     max_reprompt_len: int = option(
         10240,
@@ -126,28 +122,27 @@ class SDPOConfig(GroupedRolloutConfig):
     # -- the teacher
     teacher_model_kind: str = option(
         "ema",
-        "Who is asked: a moving average of the model (ema, which gets better with it and is steadier), the model as it"
-        " is (live), or as the run found it (base).",
+        "The teacher: a moving average of the model (ema, which improves with it and is steadier), the model as "
+        "it is now (live), or as it was before training (base).",
         choices=TEACHERS,
     )
     teacher_update_rate: float = option(
         0.05, "ema: the policy's share when it is mixed into the teacher; 1 copies it.", gt=0, le=1
     )
-    teacher_sync_steps: int = option(1, "ema: optimizer steps between two such mixings.", gt=0)
+    teacher_sync_steps: int = option(1, "ema: optimizer steps between two such updates.", gt=0)
 
     # -- the loss
     distillation_weight: float = option(
         1.0,
-        "Share of the distillation in the loss; the rest is that of a clipped policy loss of the rewards (GRPO's). 1:"
-        " the distillation alone, as in the paper. 0: no teacher is asked.",
+        "Share of the distillation in the loss; the rest is a clipped policy loss of the rewards (GRPO's). 1: "
+        "the distillation alone, as in the paper. 0: there is no teacher.",
         ge=0,
         le=1,
     )
     distillation_mode: str = option(
         "sampled_token",
-        "What of the two distributions of a token is compared: the token that was sampled (sampled_token, an estimate"
-        " of the reverse KL), the student's distillation_topk likeliest tokens (topk_logits), or all tokens"
-        " (full_logits).",
+        "The tokens whose probabilities are compared: the one that was sampled (sampled_token, an estimate of "
+        "the reverse KL), the student's distillation_topk likeliest (topk_logits), or all (full_logits).",
         choices=MODES,
     )
     distillation_alpha: float = option(
@@ -158,26 +153,26 @@ class SDPOConfig(GroupedRolloutConfig):
         le=1,
     )
     distillation_topk: int | None = option(
-        None, "topk_logits, where it must be set: how many tokens are compared. The paper has 100, with the tail.", gt=0
+        None, "How many tokens topk_logits compares, which needs it. The paper has 100, with the tail.", gt=0
     )
     distillation_add_tail: bool = option(
-        False, "topk_logits: compare what all other tokens have together too, rather than leaving them out."
+        False, "topk_logits: also compare the total probability of all other tokens, rather than leaving them out."
     )
     distillation_is_clip: float | None = option(
         2.0,
-        "From the second update of a rollout on, weigh the distillation of each token by the ratio of the policy to the"
-        " one that sampled, up to this. none: no weights.",
+        "From the second update of a rollout on, weight the distillation of each token by the ratio of the "
+        "policy to the one that sampled, up to this. none: no weights.",
         gt=0,
     )
 
     # -- the policy loss
     loss_type: str = option(
-        "dapo", f"Policy loss: what its tokens are divided by, as in GRPO: {', '.join(LOSS_TYPES)}.", choices=LOSS_TYPES
+        "dapo", f"Policy loss: its denominator, as in GRPO: {', '.join(LOSS_TYPES)}.", choices=LOSS_TYPES
     )
     scale_rewards: str = option(
         "group",
-        "Policy loss: what a completion's distance from the mean of its group is divided by: the standard deviation of"
-        " the group, that of the batch (the whole rollout), or nothing.",
+        "Policy loss: divisor of a completion's difference from the mean of its group: the standard deviation of "
+        "the group, that of the batch (the whole rollout), or none.",
         choices=("group", "batch", "none"),
     )
     importance_sampling_level: str = option(

@@ -21,12 +21,12 @@ class SFTConfig(RunConfig):
     )
     loss_type: str = option(
         "nll",
-        "'nll' is the negative log-likelihood; 'dft' weighs each token by its own probability, held constant "
+        "'nll' is the negative log-likelihood; 'dft' weights each token by its own probability, as a constant "
         "(arXiv 2508.05629).",
         choices=("nll", "dft"),
     )
     completion_only_loss: bool | None = option(
-        None, "Supervise the completion only. Not set: yes where rows have a prompt and a completion."
+        None, "Supervise the completion only. Not set: yes if rows have a prompt and a completion."
     )
     assistant_only_loss: bool = option(False, "Supervise the assistant's turns only. Needs conversational rows.")
     dataset_text_field: str = option("text", "Column that holds plain text.")
