@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from ft_host.batch import IGNORE as IGNORE
     from ft_host.batch import Batch as Batch
     from ft_host.batch import Segment as Segment
+    from ft_host.batch import by_row as by_row
     from ft_host.batch import count_targets as count_targets
     from ft_host.batch import flat_batch as flat_batch
+    from ft_host.batch import pair_batch as pair_batch
+    from ft_host.batch import pair_means as pair_means
+    from ft_host.batch import pair_sums as pair_sums
+    from ft_host.batch import per_target as per_target
+    from ft_host.batch import sum_by_row as sum_by_row
     from ft_host.config import GroupedRolloutConfig as GroupedRolloutConfig
     from ft_host.config import ReferenceConfig as ReferenceConfig
     from ft_host.config import RolloutConfig as RolloutConfig
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from ft_host.data import completed_row as completed_row
     from ft_host.data import fit_length as fit_length
     from ft_host.data import is_empty as is_empty
+    from ft_host.data import pair_row as pair_row
     from ft_host.data import preference_row as preference_row
     from ft_host.data import prompt_row as prompt_row
     from ft_host.data import row_from_tokens as row_from_tokens
@@ -72,15 +79,12 @@ if TYPE_CHECKING:
     from ft_host.rollouts.rollout import Rollout as Rollout
     from ft_host.rollouts.rollout import RolloutRun as RolloutRun
     from ft_host.rollouts.rollout import seed_of as seed_of
-    from ft_host.rollouts.rows import by_row as by_row
     from ft_host.rollouts.rows import completion_metrics as completion_metrics
     from ft_host.rollouts.rows import completion_row as completion_row
     from ft_host.rollouts.rows import completion_segments as completion_segments
     from ft_host.rollouts.rows import masked_row as masked_row
     from ft_host.rollouts.rows import num_targets as num_targets
-    from ft_host.rollouts.rows import per_target as per_target
     from ft_host.rollouts.rows import sampling_metrics as sampling_metrics
-    from ft_host.rollouts.rows import sum_by_row as sum_by_row
     from ft_host.run import Run as Run
     from ft_host.types import Drop as Drop
     from ft_host.types import LossOutput as LossOutput
@@ -92,13 +96,15 @@ _HOMES = {  # module -> its names that are public
     "ft_host.hooks": "hookimpl",
     "ft_host.config": "GroupedRolloutConfig ReferenceConfig RolloutConfig RolloutPlan RunConfig grouped_plan option",
     "ft_host.config.paths": "function_problems place_problems",
-    "ft_host.batch": "IGNORE Batch Segment count_targets flat_batch",
+    "ft_host.batch": (
+        "IGNORE Batch Segment by_row count_targets flat_batch pair_batch pair_means pair_sums per_target sum_by_row"
+    ),
     "ft_host.types": "Drop LossOutput ModelSpec",
     "ft_host.run": "Run",
     "ft_host.metrics": "Metric effective_share explained maximum mean minimum std total variance",
     "ft_host.errors": "ConfigError DataError FtHostError RowError UsageError",
     "ft_host.data": (
-        "completed_row fit_length row_from_tokens is_empty preference_row "
+        "completed_row fit_length row_from_tokens is_empty pair_row preference_row "
         "prompt_row tokenize_completions tokenize_row tokenizer_of unpaired_rows"
     ),
     "ft_host.data.formats": "content_of kind_of messages_of",
@@ -112,8 +118,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.rollouts.rollout": "Rollout RolloutRun seed_of",
     "ft_host.rollouts.rewards": "Rewards groups_differ",
     "ft_host.rollouts.rows": (
-        "by_row completion_metrics completion_row completion_segments masked_row num_targets per_target "
-        "sampling_metrics sum_by_row"
+        "completion_metrics completion_row completion_segments masked_row num_targets sampling_metrics"
     ),
     "ft_host.distributed.processes": "precision",
     "ft_host.util.imports": "load_function",

@@ -5,12 +5,18 @@ other. This one layout holds batches without padding, packed documents, and a pr
 
 `labels` follow the usual convention: aligned with `input_ids`, -100 where a token is not supervised. The last token of
 the parent predicts the first token of a child; nothing predicts the first token of a root.
+
+The N targets of a batch (supervised tokens that something predicts) stand in the order of segments, and within a
+segment in that of its tokens. A column with a value a target follows the same order. Where one row has targets of
+several kinds (of its prompt and of its completion), segments say which (`Segment.kind`) and `Batch.kinds` has a mask
+for each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ft_host.util.moved import names_of, old_keywords
 
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 IGNORE = -100
+Row = dict[str, Any]
 __getattr__ = names_of(__name__, {"forest": "ft_host.batch:flat_batch"})
 
 
@@ -29,6 +36,7 @@ class Segment:
     labels: list[int]
     row: int
     parent: int | None = None  # the index of an earlier segment, None for a root
+    kind: str | None = None  # of its targets: one of the `kinds` that `flat_batch` is given; None where there are none
 
 
 @old_keywords({"beside": "linked"})
@@ -51,6 +59,7 @@ class Batch:
     columns: dict[str, torch.Tensor] = field(default_factory=dict)  # the method's own
     counts: dict[str, float] = field(default_factory=dict)  # the host sums them over micro-batches and ranks
     empty: bool = False  # no segments: the one token is a placeholder
+    kinds: dict[str, torch.Tensor] = field(default_factory=dict)  # (N,) bool each: which targets are of that kind
     linked: dict[str, Batch] = field(
         default_factory=dict
     )  # the same rows, for auxiliary models that see other segments
@@ -59,8 +68,9 @@ class Batch:
         """Return the same batch, and the linked ones, with tensors on `device`."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
         columns = {name: value.to(device, non_blocking=True) for name, value in self.columns.items()}
+        kinds = {name: mask.to(device, non_blocking=True) for name, mask in self.kinds.items()}
         linked = {name: batch.to(device) for name, batch in self.linked.items()}
-        return replace(self, columns=columns, linked=linked, **moved)
+        return replace(self, columns=columns, kinds=kinds, linked=linked, **moved)
 
     @property
     def num_tokens(self) -> int:
@@ -84,6 +94,7 @@ def flat_batch(
     columns: dict[str, torch.Tensor] | None = None,
     counts: dict[str, float] | None = None,
     pad_token_id: int | None = None,
+    kinds: Sequence[str] = (),
 ) -> Batch:
     """Lay segments out as one flat row of tokens.
 
@@ -93,7 +104,10 @@ def flat_batch(
     `ends` is the last token of each row's last segment; with `pad_token_id`, the last token that isn't that token,
     which is where transformers' sequence classifiers read the score.
 
-    Raises ValueError for a parent that doesn't come before its child, an empty segment, or labels of another length.
+    `kinds`: the kinds of targets that there are, each of which gets a mask, in a batch without such targets too.
+
+    Raises ValueError for a parent that doesn't come before its child, an empty segment, labels of another length, or a
+    kind that isn't one of `kinds`.
     """
     import torch
 
@@ -108,12 +122,15 @@ def flat_batch(
     sources: list[int] = []
     targets: list[int] = []
     rows: list[int] = []
+    kinds_of_targets: list[str | None] = []
     for index, segment in enumerate(segments):
         size = len(segment.input_ids)
         if not size or len(segment.labels) != size:
             raise ValueError(f"segment {index}: {size} input_ids and {len(segment.labels)} labels")
         if segment.parent is not None and not 0 <= segment.parent < index:
             raise ValueError(f"segment {index}: its parent {segment.parent} must be an earlier segment")
+        if segment.kind is not None and segment.kind not in kinds:
+            raise ValueError(f"segment {index}: kind {segment.kind!r}, expected one of flat_batch's kinds {kinds}")
         start = len(input_ids)
         first = 0 if segment.parent is None else ends[segment.parent]
         starts.append(start)
@@ -137,6 +154,7 @@ def flat_batch(
             sources.append(source)
             targets.append(label)
             rows.append(segment.row)
+            kinds_of_targets.append(segment.kind)
     return Batch(
         input_ids=torch.tensor(input_ids, dtype=torch.long),
         position_ids=torch.tensor(position_ids, dtype=torch.long),
@@ -150,9 +168,98 @@ def flat_batch(
         columns=columns or {},
         counts=counts or {},
         empty=empty,
+        kinds={kind: torch.tensor([each == kind for each in kinds_of_targets], dtype=torch.bool) for kind in kinds},
     )
 
 
 def count_targets(labels: list[int]) -> int:
     """Return the number of targets in a root segment with these labels: nothing predicts the first token of a root."""
     return sum(label != IGNORE for label in labels[1:])
+
+
+# ---------------------------------------------------------------- values of targets
+
+
+def per_target(rows: list[Row], name: str) -> torch.Tensor:
+    """(N,) float32: a column with a value a target, of all rows, in the order of the batch's targets."""
+    import torch
+
+    return torch.tensor([value for row in rows for value in row[name]], dtype=torch.float32)
+
+
+def by_row(values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
+    """(N,) values of targets, split into those of each row: R tensors."""
+    import torch
+
+    return list(values.split(torch.bincount(batch.rows, minlength=batch.num_rows).tolist()))
+
+
+def sum_by_row(values: torch.Tensor, batch: Batch, kind: str | None = None) -> torch.Tensor:
+    """(N,) values of targets, added up by row: (R,); with `kind`, those of targets of that kind alone. Raises KeyError
+    for a kind that the batch hasn't."""
+    if kind is not None:
+        values = values * batch.kinds[kind]
+    return values.new_zeros(batch.num_rows).index_add(0, batch.rows, values)
+
+
+# ---------------------------------------------------------------- pairs
+
+PAIR = ("chosen", "rejected")
+PAIR_KINDS = ("prompt", "completion")
+
+
+def pair_batch(rows: list[Row], *, supervise_prompt: bool = False, columns: Sequence[str] = ()) -> Batch:
+    """Pairs, as `ft_host.data.pair_row` makes them, as a batch: row 2i is pair i's prompt with its chosen completion,
+    row 2i + 1 its rejected one. P pairs, R = 2 P rows.
+
+    The prompt is a root with the two completions as its children, so that it is computed once; a pair without a prompt
+    is two roots, whose first tokens nothing predicts. Targets are of the kinds "completion" and, with
+    `supervise_prompt`, "prompt": those count once a pair and belong to the row of the chosen completion.
+
+    `columns`: numbers of rows that become columns, (P,) float32 each; one that not all rows have (they are not
+    annotated yet) is left out. Counts: `pairs`, and of targets `tokens` (of completions), `chosen_tokens`,
+    `rejected_tokens` and, with `supervise_prompt`, `prompt_tokens`.
+    """
+    import torch
+
+    segments: list[Segment] = []
+    tokens = dict.fromkeys(("prompt", *PAIR), 0)
+    for pair, row in enumerate(rows):
+        prompt, parent = row["prompt_ids"], None
+        if prompt:
+            parent = len(segments)
+            labels = prompt if supervise_prompt else [IGNORE] * len(prompt)
+            segments.append(Segment(input_ids=prompt, labels=labels, row=2 * pair, kind="prompt"))
+            tokens["prompt"] += count_targets(labels)
+        for offset, name in enumerate(PAIR):
+            ids = row[f"{name}_ids"]
+            kept = Segment(input_ids=ids, labels=ids, row=2 * pair + offset, parent=parent, kind="completion")
+            segments.append(kept)
+            tokens[name] += len(ids) if prompt else count_targets(ids)
+    made = {
+        name: torch.tensor([row[name] for row in rows], dtype=torch.float32)
+        for name in columns
+        if all(name in row for row in rows)
+    }
+    batch = flat_batch(segments, num_rows=2 * len(rows), columns=made, kinds=PAIR_KINDS)
+    batch.counts = {
+        "pairs": len(rows),
+        "tokens": tokens["chosen"] + tokens["rejected"],
+        **{f"{name}_tokens": count for name, count in tokens.items() if name in PAIR or supervise_prompt},
+    }
+    return batch
+
+
+def pair_sums(values: torch.Tensor, batch: Batch, kind: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) values of the targets of a `pair_batch`, added up by completion: (P,) of chosen, (P,) of rejected ones. With
+    `kind`, of those targets alone: "completion", or "prompt", which are all the chosen ones'."""
+    chosen, rejected = sum_by_row(values, batch, kind).view(batch.num_rows // 2, 2).unbind(1)
+    return chosen, rejected
+
+
+def pair_means(values: torch.Tensor, batch: Batch, kind: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, divided by the number of those targets; 0 where there are none."""
+    import torch
+
+    sums, sizes = pair_sums(values, batch, kind), pair_sums(torch.ones_like(values), batch, kind)
+    return sums[0] / sizes[0].clamp(min=1), sums[1] / sizes[1].clamp(min=1)

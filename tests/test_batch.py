@@ -194,3 +194,10 @@ def test_correlation_and_explained_variance_are_of_all_ranks_together():
     assert found["together"] == pytest.approx(statistics.correlation(x, y))
     errors = sum((v - w) ** 2 for v, w in zip(x, y, strict=True))
     assert found["explained"] == pytest.approx(1 - errors / (3 * statistics.variance(y)))
+
+
+def test_a_kind_that_is_not_declared_is_refused():
+    segments = [Segment(input_ids=[1, 2], labels=[1, 2], row=0, kind="prompt")]
+    with pytest.raises(ValueError, match="segment 0: kind 'prompt', expected one of flat_batch's kinds"):
+        flat_batch(segments, num_rows=1)
+    assert flat_batch(segments, num_rows=1, kinds=("prompt",)).kinds["prompt"].tolist() == [True]

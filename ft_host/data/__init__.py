@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ft_host.data.load import open_eval, open_source, open_train
+from ft_host.data.pairs import pair_row
 from ft_host.data.preferences import fit_length, is_empty, preference_row, tokenize_completions, unpaired_rows
 from ft_host.data.prompts import completed_row, prompt_row, row_from_tokens
 from ft_host.data.sources import Source, Stream
@@ -27,6 +28,7 @@ __all__ = [
     "open_eval",
     "open_source",
     "open_train",
+    "pair_row",
     "preference_row",
     "prompt_of",
     "prompt_row",

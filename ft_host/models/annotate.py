@@ -10,7 +10,7 @@
         return annotate(rows, run, "reference", reference_log_probs, identity=("prompt_ids", "completion_ids"))
 
 `annotate` asks a companion, through the store where there is one; `policy_values` asks the policy as it is now. A value
-may also be one a target: a list of tensors, one a row, as `ft_host.rollouts.rows.by_row` splits them.
+may also be one a target: a list of tensors, one a row, as `ft_host.batch.by_row` splits them.
 """
 
 from __future__ import annotations

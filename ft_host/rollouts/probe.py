@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ft_host.batch import flat_batch
+from ft_host.batch import flat_batch, per_target
 from ft_host.errors import FtHostError
 from ft_host.generation import Request, Sampling
 from ft_host.models.aux_models import frozen_eval
-from ft_host.rollouts.rows import completion_row, completion_segments, per_target
+from ft_host.rollouts.rows import completion_row, completion_segments
 
 if TYPE_CHECKING:
     from ft_host.run import Run

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.batch import IGNORE, Segment
 from ft_host.metrics import Metric, maximum, mean, minimum
+from ft_host.util.moved import names_of
 
 if TYPE_CHECKING:
     import torch
 
-    from ft_host.batch import Batch
     from ft_host.generation import Completion
 
 Row = dict[str, Any]
+__getattr__ = names_of(__name__, {name: f"ft_host.batch:{name}" for name in ("by_row", "per_target", "sum_by_row")})
 
 
 def completion_row(row: Row, completion: Completion) -> Row:
@@ -60,25 +61,6 @@ def completion_segments(rows: list[Row]) -> list[Segment]:
 def num_targets(row: Row) -> int:
     """The tokens of a completion's row that were sampled and not masked."""
     return sum(row["sampled"])
-
-
-def per_target(rows: list[Row], name: str) -> torch.Tensor:
-    """(N,) float32: a column with a value a target, of all rows, in the order of the batch's targets."""
-    import torch
-
-    return torch.tensor([value for row in rows for value in row[name]], dtype=torch.float32)
-
-
-def by_row(values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
-    """(N,) values of targets, split into those of each row: R tensors."""
-    import torch
-
-    return list(values.split(torch.bincount(batch.rows, minlength=batch.num_rows).tolist()))
-
-
-def sum_by_row(values: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """(N,) values of targets, added up by row: (R,)."""
-    return values.new_zeros(batch.num_rows).index_add(0, batch.rows, values)
 
 
 def sampling_metrics(apart: torch.Tensor, count: float, furthest: torch.Tensor | None = None) -> dict[str, Metric]:

@@ -19,23 +19,18 @@ import torch
 from ft_dpo.config import SORTED
 from ft_dpo.losses import DIVERGENCES, DIVISORS, LOSSES, Loss, Pairs, matches
 from ft_host.api import (
-    IGNORE,
     Batch,
     ConfigError,
-    Drop,
     FtHostError,
     LossOutput,
-    Segment,
     annotate,
-    fit_length,
-    flat_batch,
     hookimpl,
-    is_empty,
     load_function,
     mean,
+    pair_batch,
+    pair_row,
+    pair_sums,
     policy_values,
-    preference_row,
-    tokenize_completions,
 )
 
 NAMES = ("chosen", "rejected")
@@ -45,16 +40,9 @@ MATCHED = ("matched_reference", "matched_rejected", "matched_chosen")
 # ---------------------------------------------------------------- maths
 
 
-def row_sums(values: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) values of targets, added up for each completion: (P,) of chosen, (P,) of rejected."""
-    sums = values.new_zeros(batch.num_rows).index_add(0, batch.rows, values)
-    chosen, rejected = sums.view(batch.num_rows // 2, 2).unbind(1)
-    return chosen, rejected
-
-
 def log_prob_sums(logp: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of chosen and rejected completions, (P,) each; LD-DPO's weighted sums with `ld_alpha`."""
-    return row_sums(logp * batch.columns["ld_weights"] if "ld_weights" in batch.columns else logp, batch)
+    return pair_sums(logp * batch.columns["ld_weights"] if "ld_weights" in batch.columns else logp, batch)
 
 
 def on_policy_weights(logp: torch.Tensor, log_sum_sq_probs: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -64,9 +52,9 @@ def on_policy_weights(logp: torch.Tensor, log_sum_sq_probs: torch.Tensor, batch:
     from the policy would give on average. A pair has the product of its two.
     """
     aligned = logp.detach() - log_sum_sq_probs
-    lengths = row_sums(torch.ones_like(aligned), batch)
+    lengths = pair_sums(torch.ones_like(aligned), batch)
     chosen, rejected = (
-        torch.exp(total / length.clamp(min=1)) for total, length in zip(row_sums(aligned, batch), lengths, strict=True)
+        torch.exp(total / length.clamp(min=1)) for total, length in zip(pair_sums(aligned, batch), lengths, strict=True)
     )
     return chosen * rejected
 
@@ -89,62 +77,29 @@ def loss_function(name: str) -> Loss:
 
 @hookimpl
 def ft_prepare(row, tokenizer, config):
-    found = preference_row(row, tokenizer)
-    if any(is_empty(found[name]) for name in (("chosen_ids", "rejected_ids") if "chosen_ids" in found else NAMES)):
-        return Drop("empty completion")
-    prompt, (chosen, rejected) = tokenize_completions(found, tokenizer, NAMES)
-    if chosen == rejected:
-        return Drop("chosen and rejected are the same")
-    fitted = fit_length(prompt, [chosen, rejected], config)
-    if isinstance(fitted, Drop):
-        return fitted
-    prompt, (chosen, rejected), cut = fitted
-    if chosen == rejected:
-        return Drop("chosen and rejected are the same within max_length")
-    return {
-        "prompt_ids": prompt,
-        "chosen_ids": chosen,
-        "rejected_ids": rejected,
-        "length": len(prompt) + len(chosen) + len(rejected),
-        "truncated": bool(cut),
-        "cut": {part if part == "prompt" else NAMES[part]: tokens for part, tokens in cut.items()},
-        "implicit_prompt": found["implicit_prompt"],
-    }
+    return pair_row(row, tokenizer, config)
 
 
 @hookimpl
 def ft_collate(rows, tokenizer, config) -> Batch:
-    segments: list[Segment] = []
-    targets = dict.fromkeys(NAMES, 0)
-    ld_weights: list[float] = []
-    for pair, row in enumerate(rows):
-        prompt, parent = row["prompt_ids"], None
-        if prompt:
-            parent = len(segments)
-            segments.append(Segment(input_ids=prompt, labels=[IGNORE] * len(prompt), row=2 * pair))
-        unseen = 0 if prompt else 1  # without a prompt nothing predicts the first token
-        shared = min(len(row["chosen_ids"]), len(row["rejected_ids"])) - unseen
-        for offset, name in enumerate(NAMES):
-            ids = row[f"{name}_ids"]
-            segments.append(Segment(input_ids=ids, labels=ids, row=2 * pair + offset, parent=parent))
-            size = len(ids) - unseen
-            targets[name] += size
-            if config.ld_alpha is not None:
-                ld_weights += [1.0] * shared + [config.ld_alpha] * (size - shared)
-    columns = {name: torch.tensor([float(len(row[f"{name}_ids"])) for row in rows]) for name in NAMES}
-    columns = {f"{name}_lengths": lengths for name, lengths in columns.items()}
+    batch = pair_batch(rows, columns=(*REFERENCE, *MATCHED))
+    for name in NAMES:
+        batch.columns[f"{name}_lengths"] = torch.tensor([float(len(row[f"{name}_ids"])) for row in rows])
     if config.ld_alpha is not None:
-        columns["ld_weights"] = torch.tensor(ld_weights)
-    for name in (*REFERENCE, *MATCHED):
-        if all(name in row for row in rows):  # not yet while they are being made
-            columns[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
-    counts = {
-        "pairs": len(rows),
-        "tokens": sum(targets.values()),
-        "chosen_tokens": targets["chosen"],
-        "rejected_tokens": targets["rejected"],
-    }
-    return flat_batch(segments, num_rows=2 * len(rows), columns=columns, counts=counts)
+        batch.columns["ld_weights"] = torch.tensor(length_weights(rows, config.ld_alpha))
+    return batch
+
+
+def length_weights(rows: list[dict], alpha: float) -> list[float]:
+    """LD-DPO's weight of each target, in the order of the batch: 1, and `alpha` beyond the length of the shorter
+    completion."""
+    weights: list[float] = []
+    for row in rows:
+        unseen = 0 if row["prompt_ids"] else 1  # without a prompt nothing predicts the first token
+        sizes = [len(row[f"{name}_ids"]) - unseen for name in NAMES]
+        for size in sizes:
+            weights += [1.0] * min(sizes) + [alpha] * (size - min(sizes))
+    return weights
 
 
 # ---------------------------------------------------------------- the reference, and statistics of the step
@@ -207,7 +162,7 @@ def pairs_of(logp: torch.Tensor, batch: Batch, config) -> Pairs:
         rejected_scores=divergence(rejected - ref_rejected, alpha),
         chosen_lengths=batch.columns["chosen_lengths"],
         rejected_lengths=batch.columns["rejected_lengths"],
-        chosen_nll=-row_sums(logp, batch)[0],
+        chosen_nll=-pair_sums(logp, batch)[0],
         **{name: batch.columns[name] for name in MATCHED if name in batch.columns},
     )
 

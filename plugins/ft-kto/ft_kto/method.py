@@ -39,6 +39,7 @@ from ft_host.api import (
     is_empty,
     mean,
     policy_values,
+    sum_by_row,
     tokenize_completions,
     total,
     unpaired_rows,
@@ -63,19 +64,14 @@ def apo_zero_unpaired_loss(ratios: torch.Tensor, labels: torch.Tensor, kl: torch
 LOSSES = {"kto": kto_loss, "apo_zero_unpaired": apo_zero_unpaired_loss}
 
 
-def row_sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """(N,) values of targets, added up by row: (R,)."""
-    return values.new_zeros(batch.num_rows).index_add(0, batch.rows, values)
-
-
 def reference_log_probs(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
     """What the reference says of each row: the log-prob of its completion, (R,) in nats."""
-    return {"ref_logps": row_sums(model(batch, want=("logp",))["logp"], batch)}
+    return {"ref_logps": sum_by_row(model(batch, want=("logp",))["logp"], batch)}
 
 
 def policy_log_probs(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
     """The same of the policy."""
-    return {"logps": row_sums(model(batch, want=("logp",))["logp"], batch)}
+    return {"logps": sum_by_row(model(batch, want=("logp",))["logp"], batch)}
 
 
 # ---------------------------------------------------------------- mismatched pairs
@@ -255,7 +251,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
 def ft_loss(model, batch, run) -> LossOutput:
     config, labels, totals = run.config, batch.columns["labels"], run.totals
     out = model(batch, want=("logp", "entropy", "mean_logit"))
-    logps = row_sums(out["logp"], batch)
+    logps = sum_by_row(out["logp"], batch)
     ratios = logps - batch.columns["ref_logps"]
     kl = batch.columns["kl"] if config.estimates_kl else torch.zeros_like(ratios)
     losses = LOSSES[config.loss_type](ratios, labels, kl, config.beta)

@@ -20,20 +20,16 @@ from torch.nn import functional as F
 from ft_host.api import (
     IGNORE,
     Batch,
-    Drop,
     LossOutput,
     ModelSpec,
     Segment,
-    fit_length,
     flat_batch,
     hookimpl,
-    is_empty,
     maximum,
     mean,
     minimum,
-    preference_row,
+    pair_row,
     score_pad,
-    tokenize_completions,
 )
 
 NAMES = ("chosen", "rejected")
@@ -72,28 +68,7 @@ def ft_models(config):
 
 @hookimpl
 def ft_prepare(row, tokenizer, config):
-    found = preference_row(row, tokenizer)
-    if any(is_empty(found[name]) for name in (("chosen_ids", "rejected_ids") if "chosen_ids" in found else NAMES)):
-        return Drop("empty completion")
-    prompt, (chosen, rejected) = tokenize_completions(found, tokenizer, NAMES)
-    if chosen == rejected:
-        return Drop("chosen and rejected are the same")
-    fitted = fit_length(prompt, [chosen, rejected], config)
-    if isinstance(fitted, Drop):
-        return fitted
-    prompt, (chosen, rejected), cut = fitted
-    if chosen == rejected:
-        return Drop("chosen and rejected are the same within max_length")
-    return {
-        "prompt_ids": prompt,
-        "chosen_ids": chosen,
-        "rejected_ids": rejected,
-        **({"margin": found["margin"]} if "margin" in found else {}),
-        "length": len(prompt) + len(chosen) + len(rejected),
-        "truncated": bool(cut),
-        "cut": {part if part == "prompt" else NAMES[part]: tokens for part, tokens in cut.items()},
-        "implicit_prompt": found["implicit_prompt"],
-    }
+    return pair_row(row, tokenizer, config)
 
 
 @hookimpl
