@@ -6,16 +6,20 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from ft_host.cli import main
+from ft_host.diagnostics.collect import not_about
 from ft_host.diagnostics.replay import diagnose
-from ft_host.errors import ConfigError, PluginNotFound
-from ft_host.registry import catalog, diagnostics_configs, find
+from ft_host.diagnostics.rules import RULES
+from ft_host.errors import ConfigError, PluginBroken, PluginNotFound
+from ft_host.registry import catalog, config_class, diagnostics_configs, find
 from ft_host.testing.distributions import make_distribution
 from ft_host.training.launch import train
 
+ROOT = Path(__file__).resolve().parent.parent
 CSVLOG = """
 import csv
 from dataclasses import dataclass
@@ -196,3 +200,33 @@ def test_a_file_is_shown_and_checked_in_a_process_of_its_own(file, tmp_path, cap
     said = capsys.readouterr().out
     assert "method" in said and "broken" in said
     assert main(["plugins", "show", str(tmp_path / "none.py")]) != 0
+
+
+APART = "\nNOT_ABOUT = {'OPT00': 'its loss is no loss'}\n"
+
+
+def test_a_method_says_which_rules_are_not_about_it_and_why(config, tmp_path, capsys):
+    """As a file, and in the module of its rules: ft-dpo says so of PRB005."""
+    source = (ROOT / "tests" / "written_for_0_4" / "my_method.py").read_text(encoding="utf-8")
+    path = tmp_path / "apart_method.py"
+    path.write_text(source + APART, encoding="utf-8")
+    mine = config_class(str(path))
+    shared = {name: getattr(config, name) for name in ("model", "dataset", "max_steps", "output_dir", "progress")}
+    finished = train(mine(**shared), method=str(path))
+    skipped = json.loads((finished.folder / "run.json").read_text(encoding="utf-8"))["diagnostics"]["skipped"]
+    assert skipped["OPT005"] == skipped["OPT001"] == "not about apart_method: its loss is no loss"
+    assert diagnose(finished.folder).skipped["OPT005"] == skipped["OPT005"]
+    assert main(["rules", "--method", "dpo"]) == 0
+    assert "PRB005 (The first loss is that of a model that doesn't know the data) is left out: not about dpo: " in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"), [("['OPT002']", "expected {code: reason}"), ("{'OTP002': 'x'}", "OPT002")]
+)
+def test_what_is_no_rule_and_no_reason_is_refused(tmp_path, said, problem):
+    path = tmp_path / f"odd_{len(said)}.py"
+    path.write_text(f"NOT_ABOUT = {said}\n", encoding="utf-8")
+    with pytest.raises(PluginBroken, match=problem):
+        not_about(find("method", str(path)), [(rule, "host") for rule in RULES])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import statistics
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def test_metrics_and_samples():
     assert metrics["eval_rewards/levels/mean"] == 3.0
     assert metrics["eval_rewards/even/mean"] == 1.0  # over the four rows that it applies to
     assert metrics["eval_reward"] == pytest.approx((21 + 4) / 7)
+    assert metrics["eval_reward_std"] == pytest.approx(statistics.pstdev([1, 1, 3, 3, 5, 5, 7]))
     assert metrics["eval_seen"] == 7
     completions = run.generate(
         [Request(prompt_ids=run.tokenizer(row["prompt"])["input_ids"]) for row in ROWS],

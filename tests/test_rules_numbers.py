@@ -166,6 +166,16 @@ HEALTHY = Told(
 
 FELL = [2.86, 1.48, 1.09, 1.11, 1.37, 1.52]  # of held-out rows, every 20 steps: 128 rows learnt by heart
 
+
+def of_matches(values, rows=200, config=None):
+    """Evaluations of a reward that is 1 or 0, every 20 steps."""
+    at = [20 * index for index in range(len(values))]
+    told = dict(zip(at, values, strict=True))
+    spread = lambda step: math.sqrt(told[step] * (1 - told[step]))  # noqa: E731
+    lines = evals(at, reward=lambda step: told[step], reward_std=spread)
+    return Told(config=config or {"learning_rate": 3e-4}, facts={"plan/scored_rows": rows}, lines=lines)
+
+
 CASES = {
     "NUM001": (
         Told(facts={"watch/not_finite": "loss", "watch/not_finite_value": "nan", "watch/not_finite_step": 7}),
@@ -243,6 +253,7 @@ CASES = {
         ),
         HEALTHY,
     ),
+    "OPT014": (of_matches([0.615, 0.04, 0.055]), of_matches([0.615, 0.6, 0.62, 0.6, 0.64])),
     "OPT012": (
         Told(lines=norms(80, falling(2.8, 0.2), epoch=lambda step: step / 200, mean_token_accuracy=0.99)),
         # a task with a rule, which held-out rows follow too
@@ -338,6 +349,39 @@ def test_a_gradient_of_groups_that_agree_says_nothing():
     other = norms(norm=0.0, loss=0.0, reward=1.0, flat_groups=1.0)
     assert codes(RULES, Told(facts=ROLLOUTS | {"plan/no_signal_metric": "flat_groups"}, lines=other)) == set()
     assert codes(RULES, Told(facts={"plan/reward_metric": "reward"}, lines=other)) == {"OPT002"}
+
+
+@pytest.mark.parametrize(
+    ("values", "rows", "raised"),
+    [
+        ([0.615, 0.04, 0.055], 200, True),  # SimPO without anything that holds it
+        ([0.818, 0.79, 0.775, 0.755], 200, True),  # slowly: 1.5 standard errors in the end, at each evaluation less
+        ([0.818, 0.80, 0.75, 0.75], 200, True),
+        ([0.818, 0.755], 200, False),  # one look within two standard errors: too early to tell
+        ([0.818, 0.79, 0.80, 0.775, 0.81], 200, False),  # chance
+        ([0.6, 0.9, 0.85, 0.8, 0.75], 200, False),  # above where it began: another rule's
+        ([0.5, 0.25], 10, False),
+        ([1.0, 0.0], 4, False),
+        ([0.0, 0.0, 0.0], 200, False),
+        ([1.0, 0.9], 200, True),
+    ],
+)
+def test_a_held_out_reward_that_falls_by_more_than_chance(values, rows, raised):
+    assert ("OPT014" in codes(RULES, of_matches(values, rows))) is raised
+
+
+def test_the_sentence_of_a_held_out_reward_and_what_helps():
+    finding = found("OPT014", of_matches([0.615, 0.04, 0.055]))
+    assert finding.severity == "error" and finding.opened == 20
+    assert "Completions of 200 held-out prompts earned 0.615 at step 0 and earn 0.04 now" in finding.message
+    assert finding.remedies[0].patch == {"learning_rate": 1e-4}
+
+
+def test_a_held_out_reward_that_falls_has_one_finding_with_its_cause():
+    lines = in_order(of_matches([0.6, 0.3, 0.1, 0.1]).lines, norms(60, of(THROWN), learning_rate=0.3))
+    told = Told(config={"learning_rate": 0.3}, facts={"plan/scored_rows": 200}, lines=lines)
+    (finding,) = [each for each in findings(RULES, told) if each.code == "OPT014"]
+    assert finding.state == "muted" and finding.muted_by in ("OPT003", "OPT004", "OPT006")
 
 
 def test_a_schedule_that_ends_at_nothing_is_no_trouble():

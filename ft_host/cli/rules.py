@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 
-from ft_host.diagnostics.collect import Owned, installed_rules
+from ft_host.diagnostics.collect import Owned, installed_rules, not_about
 from ft_host.diagnostics.rule import STAGES
+from ft_host.registry import find
 from ft_host.rundir import format as fmt
 
 HELP = "List the rules of the host and of all installed plugins."
@@ -26,14 +27,23 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     arguments = parser.parse_args(argv)
     owned, problems = installed_rules(arguments.method)
+    reasons = not_about(find("method", arguments.method), owned) if arguments.method else {}
     for problem in problems:
         print(f"ft-host: warning: {problem}", file=sys.stderr)
     shown = [each for each in owned if arguments.stage in (None, each[0].stage)]
     if arguments.json:
-        print(json.dumps([_told(each) for each in shown], indent=2, ensure_ascii=False))
+        print(json.dumps([_told(each) | _about(each, reasons) for each in shown], indent=2, ensure_ascii=False))
     else:
-        print(_listing(shown))
+        print(_listing([each for each in shown if each[0].code not in reasons]))
+        for rule, _ in shown:
+            if rule.code in reasons:
+                print(f"{rule.code} ({rule.title}) is left out: {reasons[rule.code]}")
     return 0
+
+
+def _about(owned: Owned, reasons: dict[str, str]) -> dict[str, object]:
+    """Why a method leaves the rule out; null where it doesn't."""
+    return {"not_about": reasons.get(owned[0].code)}
 
 
 def _told(owned: Owned) -> dict[str, object]:

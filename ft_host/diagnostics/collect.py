@@ -68,6 +68,26 @@ def given(ft_rules: Callable[[], list[Rule]], label: str) -> list[Rule]:
     return rules
 
 
+def not_about(method: registry.PluginInfo, owned: list[Owned]) -> dict[str, str]:
+    """Rules that aren't about a method, by code, and why: `NOT_ABOUT` in the module of its rules, or in its file. Its
+    keys are codes, or beginnings of codes. Imports that module. Raises PluginBroken where it isn't that."""
+    said: dict[str, str] = {}
+    for info in [*own_diagnostics(method), *([] if method.distribution else [method])]:
+        found = vars(registry.load(info)).get("NOT_ABOUT", {})
+        where = f"{registry.label(info)} ({info.location}): NOT_ABOUT"
+        if not isinstance(found, dict) or not all(isinstance(why, str) and why for why in found.values()):
+            raise PluginBroken(
+                f'{where} is {found!r}; expected {{code: reason}}, such as {{"OPT002": "its loss is 0"}}'
+            )
+        for named, why in found.items():
+            codes = [rule.code for rule, _ in owned if chosen(rule.code, [named])]
+            if not codes:
+                near = nearest(named, [rule.code for rule, _ in owned])
+                raise PluginBroken(f"{where} names {named}, which begins no rule's code{near}")
+            said |= {code: f"not about {method.name}: {why}" for code in codes}
+    return said
+
+
 def rules_of(infos: list[registry.PluginInfo]) -> tuple[list[Owned], list[str]]:
     """The host's rules and those of these plugins, outside of a run, and what is wrong with them: a plugin that is
     broken is told of and doesn't hide the others. Imports the plugins' modules."""

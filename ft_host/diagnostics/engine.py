@@ -25,13 +25,22 @@ COOLDOWN = 100  # steps after a finding was cleared in which it isn't told of ag
 
 class Engine:
     """`rules`: each with the distribution it is from. `config`: the run's, as a dict. `strict`: what a rule raises is
-    raised, for tests of rules."""
+    raised, for tests of rules. `not_about`: codes of rules that the method says aren't about it, and why."""
 
-    def __init__(self, rules: Iterable[tuple[Rule, str]], config: dict[str, Any], strict: bool = False):
+    def __init__(
+        self,
+        rules: Iterable[tuple[Rule, str]],
+        config: dict[str, Any],
+        strict: bool = False,
+        not_about: dict[str, str] | None = None,
+    ):
         self.config, self.strict = config, strict
+        given = list(rules)
+        said = not_about or {}
+        self.not_about = {rule.code: said[rule.code] for rule, _ in given if rule.code in said}
         self.failed: dict[str, str] = {}  # codes of rules that raised, and what
         self.view = View(config)
-        self.rules = list(rules)
+        self.rules = [each for each in given if each[0].code not in self.not_about]
         self._by_code = {rule.code: rule for rule, _ in self.rules}
         self.findings: dict[str, Finding] = {}  # by fingerprint
         self.told: dict[str, int] = {}  # the step after which each fact was told, last
@@ -114,7 +123,7 @@ class Engine:
 
     def skipped(self) -> dict[str, str]:
         """Rules that have given no answer, by code, and why."""
-        out = {}
+        out = dict(self.not_about)
         for rule, _ in self.rules:
             if rule.code in self.failed:
                 out[rule.code] = f"the rule failed: {self.failed[rule.code]}"

@@ -11,7 +11,7 @@ from typing import Any
 from ft_host import registry
 from ft_host.config import RunConfig
 from ft_host.config.rollout import declared_facts
-from ft_host.diagnostics.collect import HOST, Owned, check_chosen, own_diagnostics, rules_of, selected
+from ft_host.diagnostics.collect import HOST, Owned, check_chosen, not_about, own_diagnostics, rules_of, selected
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.rule import SEVERITIES, chosen, is_fact
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
@@ -60,14 +60,22 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
     config = dataclasses.asdict(RunConfig()) | record.config  # a run of an older host lacks fields
     select = config["rules_select"] if select is None else select
     ignore = config["rules_ignore"] if ignore is None else ignore
-    infos, notes, declared = _plugins(record)
+    infos, notes, method = _plugins(record)
     owned, problems = rules_of(infos)
     notes += problems
     check_chosen(owned, "--select", select)
     check_chosen(owned, "--ignore", ignore)
     rules = selected(owned, select, ignore)
 
-    engine = Engine(rules, config)
+    declared: dict[str, str] = {}  # for runs of hosts that didn't record it
+    left_out: dict[str, str] = {}
+    if method is not None:
+        try:
+            declared = declared_facts(registry.config_class(method))
+            left_out = not_about(method, owned)
+        except (PluginBroken, PluginNotFound, UsageError) as error:
+            notes.append(f"what the method {record.method} says of itself can't be asked: {_first_line(error)}")
+    engine = Engine(rules, config, not_about=left_out)
     lines, problems = read_json_lines(record.folder / "metrics.jsonl")
     notes += problems
     usable = [line for line in lines if line.get("kind") in ("train", "eval") and isinstance(line.get("step"), int)]
@@ -109,15 +117,14 @@ def _only_recorded(
     return out
 
 
-def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str], dict[str, str]]:
-    """The plugins that a run has its rules from, as they are installed now, what is to be said of that, and what the
-    method declares, for runs of hosts that didn't record it."""
-    declared: dict[str, str] = {}
+def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str], registry.PluginInfo | None]:
+    """The plugins that a run has its rules from, as they are installed now, what is to be said of that, and its method;
+    None where it can't be asked."""
+    method = None
     infos: list[registry.PluginInfo] = []
     notes: list[str] = []
     try:
         method = registry.find("method", record.reference)
-        declared = declared_facts(registry.config_class(method))
     except (PluginNotFound, PluginBroken, UsageError) as error:
         notes.append(f"the method {record.method} can't be asked, so its rules are left out: {_first_line(error)}")
     else:
@@ -144,7 +151,7 @@ def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str], d
     host = record.environment.get("ft-host")
     if host and f"ft-host {host}" != HOST:
         notes.append(f"ft-host was {host} in the run, its rules here are those of {HOST.split()[1]}")
-    return infos, notes, declared
+    return infos, notes, method
 
 
 def _first_line(error: Exception) -> str:

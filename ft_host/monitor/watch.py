@@ -7,7 +7,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ft_host.diagnostics.collect import Owned, all_rules, check_codes, selected
+from ft_host.diagnostics.collect import Owned, all_rules, check_codes, not_about, selected
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.finding import Finding, at_least
 from ft_host.diagnostics.replay import feed
@@ -39,7 +39,8 @@ class Monitor:
         self.config = config
         self.as_dict = dataclasses.asdict(config)
         self.rules: list[Owned] = selected(owned, config.rules_select, config.rules_ignore)
-        self.engine = Engine(self.rules, self.as_dict)
+        method = next(info for info in infos if info.kind == "method")
+        self.engine = Engine(self.rules, self.as_dict, not_about=not_about(method, owned))
         self.main = is_main()
         self.lock = threading.RLock()
         self.run: Run | None = None

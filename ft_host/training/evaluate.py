@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ class Evaluation:
         self.mine = rows[run.rank :: run.world_size]
         self.fixed = all(companion.spec.sync_steps is None for companion in run.models.values())
         self.last = -1  # the step that was evaluated last
+        if self.any and (rewards or online is not None):
+            run.record_facts({"plan/scored_rows": len(self.to_complete)})
 
     def annotate(self) -> None:
         """Ask companions about the rows once, where they say the same each time."""
@@ -79,9 +82,9 @@ def evaluate_rewards(
     Gives metrics over all ranks, and samples.
 
     `rows` are raw; of a run with rollouts, prepared. Metrics: `eval_reward`, the mean over rows of the weighted sum
-    over rewards; `eval_rewards/NAME/mean`; `eval_completions/mean_length` in tokens and
-    `eval_completions/clipped_ratio`, the share that was cut short; and `eval_NAME` for what functions log. A reward of
-    None counts neither in sums nor in means.
+    over rewards, and `eval_reward_std`, its standard deviation; `eval_rewards/NAME/mean`;
+    `eval_completions/mean_length` in tokens and `eval_completions/clipped_ratio`, the share that was cut short; and
+    `eval_NAME` for what functions log. A reward of None counts neither in sums nor in means.
 
     All ranks must call it with the same rows; each generates and scores its share. Raises DataError for a row without
     a prompt or a function that wants a column that isn't there, FtHostError for a function that fails.
@@ -165,7 +168,9 @@ def summary(rows: list[dict[str, Any]], logged: list[dict[str, list[float]]], we
         [weight * reward for weight, reward in zip(weights, row["rewards"].values(), strict=True) if reward is not None]
         for row in rows
     ]
-    metrics["eval_reward"] = mean([sum(rewards) for rewards in given if rewards])
+    sums = [sum(rewards) for rewards in given if rewards]
+    metrics["eval_reward"] = mean(sums)
+    metrics["eval_reward_std"] = statistics.pstdev(sums) if sums else None
     for name in rows[0]["rewards"] if rows else ():
         metrics[f"eval_rewards/{name}/mean"] = mean(
             [row["rewards"][name] for row in rows if row["rewards"][name] is not None]

@@ -1,13 +1,17 @@
-"""The loss of held-out rows beside that of the steps. Imports no torch."""
+"""Held-out rows: their loss beside that of the steps, and what completions of their prompts earn. Imports no torch."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.losses import NOTHING
+from ft_host.diagnostics.rules.losses import NOTHING, warm_up
 from ft_host.diagnostics.rules.numbers import lower_rate
+from ft_host.diagnostics.shared.helpers import restore
 from ft_host.diagnostics.view import View, rounded, short
+
+FEW = 8  # held-out rows below which nothing is said of their reward
 
 
 def best_evaluation(view: View) -> tuple[float, float]:
@@ -63,6 +67,46 @@ def went_on_for_nothing(view: View) -> bool | None:
     return best + 1 <= len(values) / 2 and len(values) - best > 4
 
 
+# ---------------------------------------------------------------- the reward of held-out completions
+
+
+def reward_doubt(view: View) -> float:
+    """The standard error of the difference of the last evaluation and the first, as if they were of other rows. They
+    are of the same, so it is rather too large."""
+    first, last = view.series["eval_reward_std"].first, view["eval_reward_std"]
+    return math.sqrt((first * first + last * last) / view["plan/scored_rows"])
+
+
+def reward_lost(view: View) -> float:
+    """By how much the last evaluation earns less than the first."""
+    return view.series["eval_reward"].first - view["eval_reward"]
+
+
+def held_out_reward_falls(view: View) -> bool | None:
+    """By three standard errors at once; by one and a half at two evaluations running; or by one, where each evaluation
+    since the first, three at the least, earned less than the one before."""
+    values, doubt = view.recent("eval_reward", 1000), reward_doubt(view)
+    if len(values) < 2 or view["plan/scored_rows"] < FEW:
+        return None
+    lost = [values[0] - value for value in values[1:]]
+    slides = len(lost) > 2 and all(after < before for before, after in itertools.pairwise(values))
+    least = max(1e-6 * abs(values[0]), 1e-12)
+    return lost[-1] > least and (
+        lost[-1] > 3 * doubt or (len(lost) > 1 and min(lost[-2:]) > 1.5 * doubt) or (slides and lost[-1] > doubt)
+    )
+
+
+def reward_remedies(view: View) -> list[Remedy]:
+    best = view.series["eval_reward"].best(1)
+    back = [restore(view)] if best is not None and best[0] > 0 else []
+    return [
+        lower_rate(view, 3),
+        *warm_up(view),
+        *back,
+        Remedy(why="Look at held-out completions in samples.jsonl: what has changed in them"),
+    ]
+
+
 RULES = [
     Rule(
         code="OPT009",
@@ -106,5 +150,35 @@ RULES = [
         why="What came after it cost time, and may have cost what the model could do before.",
         remedy="Train for fewer steps, or take a checkpoint from about then.",
         source="SageMaker Debugger Overtraining",
+    ),
+    Rule(
+        code="OPT014",
+        title="Held-out completions earn less than at the start",
+        stage="train",
+        needs=("plan/scored_rows", "eval_reward", "eval_reward_std"),
+        window=1,
+        least=1,
+        share=1.0,
+        test=held_out_reward_falls,
+        severe=lambda view: reward_lost(view) > 0.5 * abs(view.series["eval_reward"].first),
+        message=lambda view: (
+            f"Completions of {view['plan/scored_rows']} held-out prompts earned"
+            f" {short(view.series['eval_reward'].first)} at step {view.series['eval_reward'].steps[0]:.0f} and earn"
+            f" {short(view['eval_reward'])} now, {short(reward_lost(view))} less, where chance makes"
+            f" {short(reward_doubt(view))}: the policy unlearns what it could do."
+        ),
+        remedies=reward_remedies,
+        follows_from=("OPT003", "OPT004", "OPT006", "OPT007", "OPT009"),
+        when=(
+            "An evaluation earns less than the run's first one, by three standard errors; or by one and a half at two"
+            " evaluations running; or by one where each evaluation since the first, three at the least, earned less"
+            " than the one before. Of 8 held-out rows at the least. Half of what was earned: an error."
+        ),
+        why=(
+            "What the loss asks for takes the model away from the task that the reward measures: updates that are too"
+            " large, nothing that holds the policy where it was, or data about something else."
+        ),
+        remedy="Lower learning_rate, hold the policy nearer to where it began, go back to the best checkpoint.",
+        source="own judgement; standard errors as if evaluations were independent",
     ),
 ]

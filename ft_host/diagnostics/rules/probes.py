@@ -17,8 +17,7 @@ def against_guessing(view: View) -> float:
 
 def is_lost(view: View) -> bool | None:
     """Of losses that are the negative log-likelihood of a token, and nothing else."""
-    config = vars(view.config)
-    if "beta" in config or config.get("loss_type", "nll") != "nll":
+    if vars(view.config).get("loss_type", "nll") != "nll":
         return None
     return against_guessing(view) > 0.7
 

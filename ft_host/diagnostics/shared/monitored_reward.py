@@ -33,6 +33,7 @@ def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[R
             title="Held-out reward falls, whatever the loss does",
             stage="train",
             needs=("eval_reward",),
+            mutes=("OPT014",),
             test=gone,
             severe=half_gone,
             window=2,

@@ -132,6 +132,7 @@ def preference_rules(
         Rule(
             code=f"{letters}{displacement:03d}",
             follows_from=REFERENCE,
+            mutes=("OPT014",),
             title="Chosen completions become less likely",
             stage="train",
             needs=(LOGPS, CHOSEN, MARGINS),
@@ -181,7 +182,7 @@ def preference_rules(
             test=wrong_way,
             window=30,
             least=5,
-            mutes=(f"{letters}{signal:03d}", "OPT005"),
+            mutes=(f"{letters}{signal:03d}", "OPT005", "OPT014"),
             message=lambda view: (
                 f"Margins are {short(view.mean(MARGINS, 20))} on what is trained on: rejected completions gain on"
                 " chosen ones, against the loss. Updates overshoot."

@@ -10,6 +10,8 @@ from ft_host.diagnostics.shared import helpers as judge
 from ft_host.diagnostics.shared.helpers import LOOK_AT_REWARD, Names, rounds
 from ft_host.diagnostics.view import View, percent, short
 
+FALLEN = "OPT014"  # the host's rule of a held-out reward that falls, whatever the cause
+
 # ---------------------------------------------------------------- 3: never rises
 
 
@@ -130,6 +132,7 @@ def rules(names: Names) -> list[Rule]:
             title="Held-out reward falls while the reward in training rises",
             stage="train",
             needs=("eval_reward", reward),
+            mutes=(FALLEN,),
             test=of(held_out_falls),
             window=4,
             least=1,
@@ -216,7 +219,7 @@ def rules(names: Names) -> list[Rule]:
             least=3,
             share=0.6,
             severe=of(half_gone),
-            mutes=(names.code(3),),
+            mutes=(names.code(3), FALLEN),
             message=lambda view: (
                 f"The mean reward is {short(view.mean(reward, 10))} over the last 10 rollouts, where the best 10 had "
                 f"{short(best(view, reward))}: the policy has got worse, and stays so."

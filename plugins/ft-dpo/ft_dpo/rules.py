@@ -8,6 +8,8 @@ from __future__ import annotations
 from ft_host.api import hookimpl
 from ft_host.diagnostics import Remedy, Rule, View, fall, lower_rate, percent, preference_rules, short
 
+NOT_ABOUT = {"PRB005": "the loss compares two completions, and isn't that of a token"}
+
 ACCURACY, MARGINS = "rewards/accuracies", "rewards/margins"
 SWAP = Remedy(why="Look at some pairs, and rename the columns where they are swapped (dataset_columns)")
 
@@ -88,7 +90,7 @@ OWN = [
         least=8,
         message=swapped_message,
         remedies=lambda view: [SWAP],
-        mutes=("DPO001", "OPT009", "OPT010"),
+        mutes=("DPO001", "OPT009", "OPT010", "OPT014"),
         when=(
             "In 30 % of the last 30 steps training pairs are learnt (accuracy above 0.6), and fewer than 40 % of"
             " held-out ones are in the right order; or the reference found rejected completions 2.5 times as likely in"
