@@ -6,8 +6,10 @@ import pytest
 from ft_kto.config import KTOConfig
 
 from ft_host.config import RunConfig
-from ft_host.diagnostics.rules import data
+from ft_host.diagnostics.rules import data, data_set
 from ft_host.testing.rules import Told, codes, findings
+
+RULES = [*data.RULES, *data_set.RULES]
 
 # As measured on the arithmetic example
 HEALTHY = {
@@ -74,23 +76,23 @@ CASES = {
 
 
 def test_every_rule_has_its_cases():
-    assert CASES.keys() == {rule.code for rule in data.RULES}
+    assert CASES.keys() == {rule.code for rule in RULES}
 
 
 @pytest.mark.parametrize("code", CASES)
 def test_a_rule_finds_its_trouble_and_nothing_else(code):
     faulty, healthy = CASES[code]
     kind = KTOConfig if code == "DATA009" else RunConfig
-    assert codes(data.RULES, faulty, kind) == {code}
-    assert codes(data.RULES, healthy, kind) == set()
+    assert codes(RULES, faulty, kind) == {code}
+    assert codes(RULES, healthy, kind) == set()
 
 
 def test_a_rule_about_starred_facts_is_one_for_each_of_them():
     told = reward(spread=0.0) | {"data/reward/format/failed": 1.0, "data/reward/lines/failed": 0.0}
-    found = findings(data.RULES, Told(facts=told))
+    found = findings(RULES, Told(facts=told))
     assert [each.fingerprint for each in found] == ["DATA010:exact", "DATA010:format"]
 
 
 def test_max_length_is_raised_to_what_fits():
-    (found,) = findings(data.RULES, Told(config={"max_length": 32}, facts=facts(truncated_rows=0.7)))
+    (found,) = findings(RULES, Told(config={"max_length": 32}, facts=facts(truncated_rows=0.7)))
     assert found.remedies[0].patch == {"max_length": 64}

@@ -1,7 +1,7 @@
 """The host's rules: about what every run has. Those of methods are in their packages (`ft_dpo/rules.py`).
 
 settings   CFG   what the config alone shows
-data       DATA  rows and tokens, before a model is loaded
+data, data_set  DATA  rows and tokens, before a model is loaded
 probes     PRB   what must hold before the first update
 numbers    NUM   numbers that aren't finite
 losses, optimisation, held_out  OPT   loss, gradients, updates, evaluations
@@ -15,6 +15,7 @@ memory     SYS, PERF  memory that doesn't suffice
 from ft_host.diagnostics.rule import Rule
 from ft_host.diagnostics.rules import (
     data,
+    data_set,
     engines,
     experts,
     held_out,
@@ -32,6 +33,7 @@ from ft_host.diagnostics.rules import (
 RULES: list[Rule] = [
     *settings.RULES,
     *data.RULES,
+    *data_set.RULES,
     *numbers.RULES,
     *losses.RULES,
     *optimisation.RULES,

@@ -21,7 +21,8 @@ from ft_gold.losses import (
     shared_of,
     sorted_distance,
 )
-from ft_gold.tokens import Meeting, Vocabulary, as_teacher_reads
+from ft_gold.tokens import Meeting, as_teacher_reads
+from ft_gold.vocabulary import Vocabulary
 
 from ft_host.testing import other_tokenizer, tiny_tokenizer
 

@@ -6,7 +6,8 @@ import random
 
 import pytest
 from ft_gold.config import GOLDConfig
-from ft_gold.tokens import LONGEST, Meeting, Vocabulary, as_teacher_reads, groups_of, meeting
+from ft_gold.tokens import LONGEST, Meeting, as_teacher_reads, groups_of, meeting
+from ft_gold.vocabulary import Vocabulary
 
 from ft_host.api import ConfigError
 from ft_host.testing import chat_tokenizer, other_tokenizer, save_tiny, tiny_llama, tiny_tokenizer

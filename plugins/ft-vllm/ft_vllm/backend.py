@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,10 +25,11 @@ from ft_host.api import (
     hookimpl,
     precision,
 )
-from ft_vllm import inprocess, scoring, server, transfer, weights
+from ft_vllm import command, inprocess, scoring, server, transfer, weights
 from ft_vllm.client import Client
+from ft_vllm.completions import ask
 from ft_vllm.config import VLLMConfig
-from ft_vllm.sampling import Job, completion_of, jobs_of
+from ft_vllm.sampling import jobs_of
 
 if TYPE_CHECKING:
     from ft_host.api import Policy, Run
@@ -184,10 +184,10 @@ def of_server(config: VLLMConfig, run: Run) -> Engine:
     return Engine(positions=positions, client=client, model=model, folder=folder, **own)
 
 
-def served(config: VLLMConfig, run: Run, kind: str) -> server.Served:
+def served(config: VLLMConfig, run: Run, kind: str) -> command.Served:
     revision = run.config.model_revision if base_of(run.config.model) == run.config.model else None
     half = {"no": run.config.dtype, "bf16": "bfloat16", "fp16": "float16"}[precision(run.config, run.device)]
-    return server.Served(
+    return command.Served(
         **server.known_model(base_of(run.config.model)),
         revision=revision,
         trust_remote_code=run.config.trust_remote_code,
@@ -282,24 +282,3 @@ def sync_adapter(engine: Engine, policy: Policy, version: int, run: Run) -> None
 
 
 # ---------------------------------------------------------------- completions
-
-
-def ask(engine: Engine, jobs: list[Job], at_once: int) -> list[Completion]:
-    """One request a completion, so many at once as the server works on; a prompt that several have it reads once."""
-    if not jobs:
-        return []
-    pool = ThreadPoolExecutor(min(at_once, len(jobs)), thread_name_prefix="ft-vllm")
-    try:
-        return list(pool.map(lambda job: complete(engine, job), jobs))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def complete(engine: Engine, job: Job) -> Completion:
-    body = {"model": engine.model, "token_ids": job.prompt_ids, "sampling_params": job.params}
-    said = engine.client.post("/inference/v1/generate", body)["choices"][0]
-    if said["finish_reason"] not in ("stop", "length"):
-        raise FtHostError(f"vLLM ended a completion with {said['finish_reason']!r}; expected stop or length")
-    logprobs = [entry["logprob"] for entry in said["logprobs"]["content"]]
-    spans = [(span["version"], span["start"], span["end"]) for span in said["weight_versions"] or []]
-    return completion_of(said["token_ids"], logprobs, said["finish_reason"], spans)

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ft_host.api import Completion, ConfigError, FtHostError
+from ft_vllm.command import Served, lora_rank, memory_share
 from ft_vllm.sampling import Job, completion_of
-from ft_vllm.server import WANTED, Served, lora_rank, memory_share
+from ft_vllm.server import WANTED
 
 if TYPE_CHECKING:
     from ft_vllm.config import VLLMConfig
@@ -66,7 +67,7 @@ def start(config: VLLMConfig, served: Served) -> Any:
     if served.on_gpu:
         arguments["gpu_memory_utilization"] = memory_share(config, "direct")
     else:
-        arguments["enable_chunked_prefill"] = False  # for the reason in server.arguments
+        arguments["enable_chunked_prefill"] = False  # for the reason in command.arguments
     if served.lora_rank is not None:
         arguments |= {
             "enable_lora": True,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ft_vllm import backend, server
+from ft_vllm import backend, command, server
 from ft_vllm.client import Client
 from ft_vllm.sampling import seed_of
 from ft_vllm.weights import as_saved
@@ -129,7 +129,7 @@ def test_the_command_line_and_environment_of_a_server(make, python, monkeypatch)
         cpu_kv_cache_gib=2,
     )
     what = backend.served(run.backend_config, run, "gloo")
-    line = " ".join(server.arguments(run.backend_config, what, 8000))
+    line = " ".join(command.arguments(run.backend_config, what, 8000))
     for part in (
         "serve /",
         "--dtype float32",
@@ -142,13 +142,13 @@ def test_the_command_line_and_environment_of_a_server(make, python, monkeypatch)
     ):
         assert part in line
     assert line.endswith("--seed=5") and "--enable-lora" not in line and "--gpu-memory" not in line
-    found = server.environment(run.backend_config, what)
+    found = command.environment(run.backend_config, what)
     assert not {"RANK", "TORCHELASTIC_RUN_ID", "PYTHONPATH"} & found.keys()
     assert found["VLLM_SERVER_DEV_MODE"] == "1" and found["VLLM_CPU_KVCACHE_SPACE"] == "2" and found["MINE"] == "1"
     assert "VLLM_ALLOW_INSECURE_SERIALIZATION" not in found
-    assert [server.lora_rank(rank) for rank in (1, 4, 16, 400)] == [1, 8, 16, 512]
+    assert [command.lora_rank(rank) for rank in (1, 4, 16, 400)] == [1, 8, 16, 512]
     with pytest.raises(ConfigError, match="up to rank 512, found 600; set backend_config.lora: merged"):
-        server.lora_rank(600)
+        command.lora_rank(600)
 
 
 # ---------------------------------------------------------------- a server at a URL
@@ -355,7 +355,7 @@ def test_two_ranks_share_a_server(python, tmp_path, strategy):
 def test_a_start_that_outlasts_the_patience_of_other_ranks_is_refused(make, python, monkeypatch):
     run = make(tiny_qwen(), python=python, start_timeout=1800.0)
     monkeypatch.setattr(type(run), "world_size", 2)
-    with pytest.raises(ConfigError, match="start_timeout: 1800 seconds, but .* give up after 1800 .timeout."):
+    with pytest.raises(ConfigError, match="start_timeout: 1800 seconds, but .* give up after 1800 .ddp_timeout."):
         backend.of_server(run.backend_config, run)
 
 

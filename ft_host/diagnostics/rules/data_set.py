@@ -1,0 +1,211 @@
+"""The data set as a whole: padding, rows that are there twice, leaks, unbalanced pairs and labels. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+
+from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.rules.data import is_rollout
+from ft_host.diagnostics.view import View, percent, short
+
+BALANCED = 4 / 3  # arXiv 2402.01306, eq. 8: weighed, good to bad labels are between 1 and this
+
+
+def padding_remedies(view: View) -> list[Remedy]:
+    share = percent(view["data/padding_share"])
+    return [
+        Remedy(
+            why=(
+                f"Put rows of like length together, against {share} of padding: set train_sampling_strategy to "
+                "group_by_length"
+            ),
+            patch={"train_sampling_strategy": "group_by_length"},
+            again=True,
+            expected="less padding, faster steps",
+        ),
+        *(
+            [
+                Remedy(
+                    why="Lay rows out without padding: set segment_attention from none to auto",
+                    patch={"segment_attention": "auto"},
+                    safe=True,
+                    expected="no padding",
+                )
+            ]
+            if view.config.segment_attention == "none"
+            else []
+        ),
+    ]
+
+
+def is_leak(view: View) -> bool:
+    return view.get("data/eval_overlap_rows", 0) > 0.02
+
+
+def has_copies(view: View) -> bool:
+    return view["data/duplicate_rows"] > 0.1 and not is_rollout(view)
+
+
+def copies_message(view: View) -> str:
+    said = []
+    if is_leak(view):
+        said.append(
+            f"{percent(view['data/eval_overlap_rows'])} of the evaluation rows are training rows too: evaluation"
+            " measures memory, and will not show overfitting."
+        )
+    if has_copies(view):
+        said.append(
+            f"{percent(view['data/duplicate_rows'])} of the training rows are copies of others: an epoch goes through"
+            " them several times."
+        )
+    return " ".join(said)
+
+
+def copies_remedies(view: View) -> list[Remedy]:
+    out = [Remedy(why="Take the evaluation rows out of the training data")] if is_leak(view) else []
+    return out + ([Remedy(why="Leave one row of each kind in the training data")] if has_copies(view) else [])
+
+
+def lopsided(view: View) -> bool:
+    ratio, longer_share = view.get("data/length_ratio", 1.0), view.get("data/chosen_longer", 0.5)
+    return (ratio > 1.5 and longer_share > 0.75) or (ratio < 0.67 and longer_share < 0.25)
+
+
+def pairs_message(view: View) -> str:
+    said = []
+    if view["data/identical_pairs"] > 0.01:
+        said.append(
+            f"{percent(view['data/identical_pairs'])} of the pairs have the same completion as chosen and as rejected: "
+            "there is nothing to prefer in them."
+        )
+    if lopsided(view):
+        said.append(
+            f"Chosen completions are {view['data/length_ratio']:.2f} times as long as rejected ones, and longer in"
+            f" {percent(view['data/chosen_longer'])} of the pairs: length alone tells them apart, and is what may be"
+            " learnt."
+        )
+    return " ".join(said)
+
+
+def pairs_remedies(view: View) -> list[Remedy]:
+    out = (
+        [Remedy(why="Leave out the pairs whose completions are the same")]
+        if view["data/identical_pairs"] > 0.01
+        else []
+    )
+    if lopsided(view):
+        if "ld_alpha" in vars(view.config) and view.config.ld_alpha is None and view["data/length_ratio"] > 1:
+            out.append(
+                Remedy(
+                    why="Set ld_alpha to 0.5, so that tokens beyond the shorter completion count half",
+                    patch={"ld_alpha": 0.5},
+                    again=True,
+                )
+            )
+        out.append(Remedy(why="Add pairs whose shorter completion is the better one"))
+    return out
+
+
+def weighed(view: View) -> float:
+    """Good labels to bad ones, with their weights."""
+    good = view.config.desirable_weight * view["data/desirable"]
+    return good / (view.config.undesirable_weight * view["data/undesirable"])
+
+
+def is_unbalanced(view: View) -> bool | None:
+    """More than threefold off the paper's range, beyond what a sample may be off by chance."""
+    good, bad = view["data/desirable"], view["data/undesirable"]
+    if good + bad < 64:
+        return None
+    if not good or not bad:
+        return True
+    doubt = math.exp(3 * math.sqrt(1 / good + 1 / bad))
+    return not 1 / max(3, doubt) <= weighed(view) <= BALANCED * max(3, doubt)
+
+
+def labels_message(view: View) -> str:
+    good, bad = view["data/desirable"], view["data/undesirable"]
+    if not good or not bad:
+        return f"All of {good + bad} labels are {'true' if good else 'false'}: the loss learns from both kinds."
+    return (
+        f"{good} of {good + bad} labels are true; with desirable_weight {short(view.config.desirable_weight)} and"
+        f" undesirable_weight {short(view.config.undesirable_weight)} good completions weigh {weighed(view):.2f} times"
+        " as much as bad ones, and 1 to 4/3 is advised."
+    )
+
+
+def labels_remedies(view: View) -> list[Remedy]:
+    if not view["data/desirable"] or not view["data/undesirable"]:
+        return [Remedy(why="Check the label column, and add completions of the other kind")]
+    name = "desirable_weight" if weighed(view) < 1 else "undesirable_weight"
+    now = getattr(view.config, name)
+    new = float(f"{now / weighed(view) if name == 'desirable_weight' else now * weighed(view):.2g}")
+    return [Remedy(why=f"Raise {name} from {short(now)} to {short(new)}", patch={name: new}, again=True)]
+
+
+RULES = [
+    Rule(
+        code="DATA006",
+        title="Much of each batch is padding",
+        stage="before",
+        needs=("data/padding_share", "plan/kernel"),
+        test=lambda view: view["plan/kernel"] == "none" and view["data/padding_share"] > 0.35,
+        message=lambda view: (
+            f"Rows of a micro-batch are padded to the longest, and {percent(view['data/padding_share'])} of the tokens"
+            " are padding: that much of each step is wasted."
+        ),
+        remedies=padding_remedies,
+        when=(
+            "Batches are laid out as rectangles (segment_attention none), and more than 35 % of them would be padding."
+        ),
+        why="Row lengths differ much. Only layouts that pad suffer from it.",
+        remedy="Group rows by length, pack them, or let segment_attention find a layout without padding.",
+        source="SageMaker Debugger NLPSequenceRatio (50 %)",
+    ),
+    Rule(
+        code="DATA007",
+        title="Rows are there more than once",
+        stage="before",
+        needs=("data/duplicate_rows",),
+        test=lambda view: is_leak(view) or has_copies(view),
+        message=copies_message,
+        remedies=copies_remedies,
+        when=(
+            "More than 2 % of the evaluation rows are training rows, or more than 10 % of the training rows are copies;"
+            " case and white space apart. Prompts of rollouts may repeat."
+        ),
+        why="An evaluation on rows that were trained on says nothing. Copies are learnt by heart first.",
+        remedy="Leave copies out; split anew.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA008",
+        title="Pairs that hold no preference, or one of length",
+        stage="before",
+        needs=("data/identical_pairs",),
+        test=lambda view: view["data/identical_pairs"] > 0.01 or lopsided(view),
+        message=pairs_message,
+        remedies=pairs_remedies,
+        when=(
+            "More than 1 % of pairs have equal completions; or chosen ones are on average over 1.5 times (or under 0.67"
+            " times) as long as rejected ones, in over three of four pairs."
+        ),
+        why="Equal completions pull both ways. Where length alone tells chosen from rejected, the model learns length.",
+        remedy="Leave equal pairs out; balance lengths; ld_alpha.",
+        source="arXiv 2410.08847; arXiv 2409.06411",
+    ),
+    Rule(
+        code="DATA009",
+        title="Good and bad labels don't balance",
+        stage="before",
+        needs=("data/desirable", "data/undesirable"),
+        fields=("desirable_weight", "undesirable_weight"),
+        test=is_unbalanced,
+        message=labels_message,
+        remedies=labels_remedies,
+        when="Weighed, the labels are more than threefold off the advised 1 to 4/3, of 64 labels at the least.",
+        why="The more frequent kind drowns the other: all likelihoods fall, or all rise.",
+        remedy="Set desirable_weight or undesirable_weight so that both kinds weigh alike.",
+        source="arXiv 2402.01306, eq. 8",
+    ),
+]
