@@ -498,7 +498,7 @@ def test_a_prompt_that_looks_different_alone_is_said_once(caplog):
         for _ in range(2):
             row = pairs({"prompt": ASK, "chosen": GOOD, "rejected": BAD}, tokenizer)
     assert tokenizer.decode(row["prompt_ids"]).endswith("<|im_start|>assistant\n")
-    assert len(caplog.records) == 1 and "they part at '<think>\\n'" in caplog.text
+    assert len(caplog.records) == 1 and "they differ from '<think>\\n'" in caplog.text
 
 
 # ---------------------------------------------------------------- length
@@ -577,5 +577,5 @@ def test_a_pair_longer_than_max_length_has_a_block_of_its_own():
         assert len(block) == 1 or sum(row["length"] for row in block) <= 10
     assert sorted(map(len, blocks)) == [1, 1, 1, 2]
     for strategy in ("bfd_split", "wrapped"):
-        with pytest.raises(ConfigError, match="this method's have prompt_ids, chosen_ids, rejected_ids"):
+        with pytest.raises(ConfigError, match="this method's rows have prompt_ids, chosen_ids, rejected_ids"):
             pack(rows, 10, strategy)

@@ -65,8 +65,8 @@ def test_a_bad_line_is_named_when_it_is_read_and_not_before(tmp_path):
         ("a.json", b'[{"a": 1},\n {"b": }]', "a.json, line 2: not JSON"),
         ("a.json", b'{\n "a": 1\n}', "found one dict, expected JSON lines"),
         ("a.csv", b"text\n", "no rows, only the names of columns"),
-        ("a.csv", b"text,text\na,b\n", "line 1: more than one column is called text"),
-        ("a.csv", b'text,b\na,"b\n\nc', "line 2: the record that begins here has a quote that is never closed"),
+        ("a.csv", b"text,text\na,b\n", "line 1: several columns are named text"),
+        ("a.csv", b'text,b\na,"b\n\nc', "line 2: the record that begins here has an unclosed quote"),
         ("a.txt", b"hello", "expected a file of rows"),
     ],
 )
@@ -205,8 +205,8 @@ def test_what_the_hub_does_not_give_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load_dataset", offline)  # no network in tests
     with pytest.raises(
         DataError,
-        match=r"nobody/nothing: there is no such file or folder, and the Hugging Face hub "
-        r"did not give it: ConnectionError: Couldn't reach .*\)$",
+        match=r"nobody/nothing: there is no such file or folder, and it "
+        r"could not be loaded from the Hugging Face hub: ConnectionError: Couldn't reach .*\)$",
     ):
         open_source("nobody/nothing")
 

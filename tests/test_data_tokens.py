@@ -154,7 +154,7 @@ def test_completion_mask_of_rows_that_are_tokens_already():
         ({"input_ids": [5, 10_000]}, r"input_ids\[1\]: found 10000, expected a token id from 0 to \d+"),
         ({"input_ids": [5, "a"]}, r"input_ids\[1\]: found 'a'"),
         ({"input_ids": [5, 6], "labels": [5]}, "column labels: 1 values for 2 input_ids"),
-        ({"input_ids": [5, 6, 7], "labels": [6, 7, -100]}, "each is the token after the one in input_ids"),
+        ({"input_ids": [5, 6, 7], "labels": [6, 7, -100]}, "found labels shifted by one token"),
         ({"input_ids": [5, 6, 7], "labels": [5, 6, -1]}, r"labels\[2\]: found -1, expected a token id or -100"),
     ],
 )
@@ -199,7 +199,7 @@ def test_a_prompt_that_looks_different_alone_is_said_once(caplog):
         row = tokens({"prompt": TALK[:1], "completion": TALK[1:2]}, tokenizer)
         tokens({"prompt": TALK[:1], "completion": TALK[1:2]}, tokenizer)
     assert supervised(row, tokenizer) == "Five.<|im_end|>\n"
-    assert len(caplog.records) == 1 and "they part at '<think>\\n'" in caplog.text
+    assert len(caplog.records) == 1 and "they differ from '<think>\\n'" in caplog.text
 
 
 def test_prompt_and_completion_of_a_row_are_what_a_generation_sees():
@@ -224,7 +224,7 @@ def test_prompts_of_other_rows():
     assert tokenizer.decode(prompt_of({"prompt": "The"}, tokenizer, config_of())[0]) == "<s>The"
     row = {"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}
     assert prompt_of(row, tokenizer, config_of())[0] == [5, 6]
-    with pytest.raises(RowError, match="none are a prompt"):
+    with pytest.raises(RowError, match="there is no prompt"):
         prompt_of({"input_ids": [5, 6]}, tokenizer, config_of())
 
 
@@ -241,7 +241,7 @@ def test_loading_a_tokenizer(tmp_path):
         config = config_of(model=model, chat_template_path=str(tmp_path / place))
         assert load_tokenizer(config).chat_template == template
     assert load_tokenizer(config_of(model=model, eos_token="<|im_end|>")).eos_token == "<|im_end|>"
-    with pytest.raises(ConfigError, match=r"eos_token: '<\|im_and\|>' is no token of .*did you mean <\|im_end\|>"):
+    with pytest.raises(ConfigError, match=r"eos_token: '<\|im_and\|>' is not a token of .*did you mean <\|im_end\|>"):
         load_tokenizer(config_of(model=model, eos_token="<|im_and|>"))
     (tmp_path / "t.jinja").write_text("{% for m in messages %}\n{{ m.content }\n{% endfor %}")
     with pytest.raises(ConfigError, match=r"chat template of .*t\.jinja, line 2: unexpected '}'"):

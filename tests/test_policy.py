@@ -22,7 +22,7 @@ from ft_host.testing import models
 
 CPU = torch.device("cpu")
 TOKENIZER = models.tiny_tokenizer()
-SHARING = "the load-balancing loss is that of full sequences: a prompt that rows share is computed for each of them"
+SHARING = "the load-balancing loss is over full sequences: a prompt that rows share is computed for each of them"
 
 
 @pytest.fixture(scope="module")

@@ -566,8 +566,8 @@ def test_the_config_class_is_loaded_without_the_method(site):
 @pytest.mark.parametrize(
     "config, problem",
     [
-        ("class Config: pass", "expected a class that extends ft_host.config.RunConfig"),
-        ("def Config(): pass", "expected a class that extends ft_host.config.RunConfig"),
+        ("class Config: pass", "to extend ft_host.config.RunConfig"),
+        ("def Config(): pass", "to extend ft_host.config.RunConfig"),
         ("from ft_host.config import RunConfig\nclass Config(RunConfig):\n    x: int = 1", "not decorated with @datac"),
         ("Conf = 1", "does not exist: no 'Config'"),
         ("1/0", "the config of the method 'alpha' failed to import: ZeroDivisionError: division by zero"),

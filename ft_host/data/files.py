@@ -1,7 +1,7 @@
-"""Local files of rows, read lazily: an index of where each row begins, and one row at a time after that.
+"""Local files of rows, read lazily: an index of where each row begins, then one row at a time.
 
-JSON lines and CSV are not converted to Arrow: a bad row in the middle is met when it is used and named by its line,
-and rows may differ in their keys. A table has `columns`, `fingerprint`, a length, `read(index)` and `where(index)`.
+JSON lines and CSV are not converted to Arrow: a bad row in the middle raises when it is used and is named by its line,
+and rows may have different keys. A table has `columns`, `fingerprint`, a length, `read(index)` and `where(index)`.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def parse_object(text: str, where: str) -> Row:
         row = json.loads(text)
     except ValueError as error:
         at = f" at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
-        said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         start = text.strip()[:60]
-        raise DataError(f"{where}: not JSON: {said}{at}; the line begins with {start!r}") from error
+        raise DataError(f"{where}: not JSON: {reason}{at}; the line begins with {start!r}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: found {type(row).__name__} {str(row)[:40]!r}, expected an object {{column: value}}")
     return row
 
 
 class JsonLines:
-    """A file with one JSON object a line."""
+    """A file with one JSON object per line."""
 
     def __init__(self, path: Path):
         self.spans = line_spans(path)
@@ -63,7 +63,7 @@ class JsonLines:
 
 
 class JsonArray:
-    """A file that is one JSON array of objects. Read as a whole: such a file can't be read in parts."""
+    """A file with one JSON array of objects. Read as a whole: such a file can't be read in parts."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -75,7 +75,7 @@ class JsonArray:
         if not isinstance(self.rows, list) or not self.rows:
             raise DataError(
                 f"{path}: found {'an empty list' if self.rows == [] else f'one {type(self.rows).__name__}'}, expected "
-                "JSON lines (one object a line) or an array of objects"
+                "JSON lines (one object per line) or an array of objects"
             )
         self.columns = list(self.read(0))
         self.fingerprint = fingerprint(path)
@@ -94,7 +94,9 @@ class JsonArray:
 
 
 def is_array(path: Path) -> bool:
-    """Whether a JSON file is to be read as a whole: it begins with a bracket, or its first line is only a brace."""
+    """Return whether a JSON file must be read as a whole: it begins with a bracket, or its first line is
+    only a brace.
+    """
     begin = check_start(path)
     with path.open("rb") as file:
         file.seek(begin)
@@ -105,7 +107,7 @@ def is_array(path: Path) -> bool:
 
 
 def json_line_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """(where, row) of JSON lines, without an index of the file."""
+    """Yield (where, row) of JSON lines, without an index of the file."""
     begin = check_start(path)
     with path.open("rb") as file:
         file.seek(begin)
@@ -119,7 +121,7 @@ def json_line_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def csv_records(path: Path) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, first line) of each record. A record goes on over line ends while a quote is open."""
+    """Yield (start, stop, first line) of each record. A record continues over line ends while a quote is open."""
     position = start = check_start(path)
     first, open_quote = 1, False
     with path.open("rb") as file:
@@ -133,7 +135,7 @@ def csv_records(path: Path) -> Iterator[tuple[int, int, int]]:
                 yield start, position, first
             start, first = position, number + 1
     if open_quote:
-        raise DataError(f"{path}, line {first}: the record that begins here has a quote that is never closed")
+        raise DataError(f"{path}, line {first}: the record that begins here has an unclosed quote")
 
 
 def parse_record(text: str, delimiter: str, where: str) -> list[str]:
@@ -143,12 +145,12 @@ def parse_record(text: str, delimiter: str, where: str) -> list[str]:
     except csv.Error as error:
         raise DataError(f"{where}: not CSV: {error}") from error
     if len(records) != 1:
-        raise DataError(f"{where}: a quote in the middle of a field; write it twice and put the field in quotes")
+        raise DataError(f"{where}: a quote in the middle of a field; double it and put the field in quotes")
     return records[0]
 
 
 class CsvFile:
-    """A CSV file (.tsv: by tabs) whose first record names the columns. All values are text, as in the file."""
+    """A CSV file (.tsv: tab-separated) whose first record names the columns. All values are text, as in the file."""
 
     def __init__(self, path: Path):
         import numpy as np
@@ -161,7 +163,7 @@ class CsvFile:
         self.columns = parse_record(self.spans.text(0), self.delimiter, self.spans.where(0))
         double = {name for name in self.columns if self.columns.count(name) > 1}
         if double:
-            raise DataError(f"{path}, line 1: more than one column is called {', '.join(sorted(double))}")
+            raise DataError(f"{path}, line 1: several columns are named {', '.join(sorted(double))}")
         self.fingerprint = fingerprint(path)
 
     def __len__(self) -> int:
@@ -212,7 +214,7 @@ class Joined:
 
 
 class Arrow:
-    """A `datasets.Dataset`: memory-mapped, so that a row is read from disk when it is used."""
+    """A `datasets.Dataset`: memory-mapped, so that rows are read from disk when used."""
 
     def __init__(self, dataset: Any, label: str):
         self.dataset = dataset.with_format(None)

@@ -1,11 +1,13 @@
-"""The formats of rows: which one a row is in, and how some are mapped to others.
+"""The formats of rows: detects them, and maps some of them to others.
 
-Every row ends up as one of
+Every row becomes one of
+
     {"input_ids", "labels" | "completion_mask" | "assistant_masks"}     tokens already
     {"prompt", "completion"}                                            both texts, or both lists of messages
     {"messages"}                                                        a conversation
     {"text"}                                                            plain text
-with `tools` and `chat_template_kwargs` beside them where the row has them. Alpaca and ShareGPT rows are mapped.
+
+and keeps `tools` and `chat_template_kwargs` where the row has them. Alpaca and ShareGPT rows are mapped.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ ROLES = {
     "function_response": "tool",
 }
 
-# The prompts that Stanford Alpaca was trained with, for tokenizers without a chat template.
+# The prompts of Stanford Alpaca's training, for tokenizers without a chat template.
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
@@ -50,10 +52,10 @@ ALPACA_INPUT = (
 
 
 def standard(row: Row, *, chat: bool, text_field: str = "text") -> Row:
-    """A row in one of the four formats above, from any that is known. `chat`: the tokenizer has a chat template, so
-    Alpaca rows become conversations rather than texts.
+    """Return a row in one of the four formats above, from any known format.
 
-    Raises RowError that names the columns found and what they look like.
+    `chat`: the tokenizer has a chat template, so Alpaca rows become conversations and not texts. Raises RowError that
+    names the columns found and what they look like.
     """
     extras = {name: row[name] for name in EXTRAS if row.get(name) is not None}
     if row.get("input_ids") is not None:
@@ -73,7 +75,7 @@ def standard(row: Row, *, chat: bool, text_field: str = "text") -> Row:
 
 
 def prompt_part(row: Row, *, chat: bool) -> Row:
-    """The part of a row that a model is prompted with: {"prompt"} and extras, or {"input_ids", ...} as they are.
+    """Return the prompt part of a row: {"prompt"} and extras, or {"input_ids", ...} as they are.
 
     Of messages, all before the last assistant turn. Raises RowError for a row without a prompt.
     """
@@ -81,17 +83,17 @@ def prompt_part(row: Row, *, chat: bool) -> Row:
         prompt = row["prompt"]
         prompt = messages_of(prompt, "prompt") if isinstance(prompt, list) else text_of(prompt, "prompt")
         return {"prompt": prompt} | {name: row[name] for name in EXTRAS if row.get(name) is not None}
-    found = standard(row, chat=chat)
-    if "messages" in found:
-        turns = [index for index, message in enumerate(found["messages"]) if message["role"] == "assistant"]
-        found["prompt"] = found.pop("messages")[: turns[-1] if turns else None]
-        if not found["prompt"]:
+    parts = standard(row, chat=chat)
+    if "messages" in parts:
+        turns = [index for index, message in enumerate(parts["messages"]) if message["role"] == "assistant"]
+        parts["prompt"] = parts.pop("messages")[: turns[-1] if turns else None]
+        if not parts["prompt"]:
             raise RowError("the conversation begins with the assistant: there is no prompt to generate from")
-    if "text" in found:
+    if "text" in parts:
         raise RowError(
             "plain text has no prompt to generate from; evaluation by generation needs rows with a prompt or messages"
         )
-    return found
+    return parts
 
 
 # ---------------------------------------------------------------- columns
@@ -109,7 +111,7 @@ def kind_of(value: Any) -> str:
 
 
 def pair(row: Row) -> Row:
-    """Prompt and completion, both texts or both lists of messages."""
+    """Return prompt and completion, both texts or both lists of messages."""
     if isinstance(row.get("label"), bool):
         raise RowError(
             "prompt, completion and a label that is true or false look like unpaired preference data, where some "
@@ -121,7 +123,7 @@ def pair(row: Row) -> Row:
 
 
 def alike(row: Row, columns: tuple[str, ...]) -> Row:
-    """These columns, all of them texts or all of them lists of messages."""
+    """Return these columns, all texts or all lists of messages."""
     if any(isinstance(row[name], list) for name in columns):
         for name in columns:
             if not isinstance(row[name], list):
@@ -135,7 +137,7 @@ def alike(row: Row, columns: tuple[str, ...]) -> Row:
 
 
 def messages_of(value: Any, column: str) -> list[Message]:
-    """A conversation as messages with role and content; from/value (ShareGPT) is mapped."""
+    """Return a conversation as messages with role and content; from/value (ShareGPT) is mapped."""
     if not isinstance(value, list) or not value:
         raise RowError(f"column {column}: found {kind_of(value)}, expected a list of {{role, content}}", column)
     messages = []
@@ -143,7 +145,7 @@ def messages_of(value: Any, column: str) -> list[Message]:
         where = f"{column}[{index}]"
         if not isinstance(message, dict):
             raise RowError(f"{where}: found {kind_of(message)}, expected {{role, content}}", column)
-        message = {name: each for name, each in message.items() if each is not None}
+        message = {name: content for name, content in message.items() if content is not None}
         if "from" in message and "role" not in message:
             if message["from"] not in ROLES:
                 raise RowError(
@@ -151,8 +153,8 @@ def messages_of(value: Any, column: str) -> list[Message]:
                     f"{', '.join(ROLES)}",
                     column,
                 )
-            said = {"role": ROLES[message.pop("from")], "content": message.pop("value", "")}
-            message = {**said, **message}
+            mapped = {"role": ROLES[message.pop("from")], "content": message.pop("value", "")}
+            message = {**mapped, **message}
         if not isinstance(message.get("role"), str):
             raise RowError(f"{where}: has no role{nearest('role', message)}; its keys are {', '.join(message)}", column)
         check_content(message, where, column)
@@ -175,27 +177,29 @@ def check_content(message: Message, where: str, column: str) -> None:
 
 
 def content_of(message: Message) -> str:
-    """The text of a message."""
+    """Return the text of a message."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def with_system(row: Row, messages: list[Message]) -> list[Message]:
-    """ShareGPT rows may have the system prompt in a column of its own."""
+    """Prepend the system prompt that ShareGPT rows may have in a separate column."""
     if isinstance(row.get("system"), str) and row["system"] and messages[0]["role"] != "system":
         return [{"role": "system", "content": row["system"]}, *messages]
     return messages
 
 
 def alpaca(row: Row, chat: bool) -> Row:
-    """instruction, input and output as prompt and completion. With `system` and `history` where a row has them."""
+    """Return instruction, input and output as prompt and completion, with `system` and `history` where a
+    row has them.
+    """
     instruction = text_of(row["instruction"], "instruction")
     context = text_of(row.get("input") or "", "input")
     output = text_of(row["output"], "output")
     if not chat:
         for name in ("system", "history"):
             if row.get(name):
-                raise RowError(f"column {name}: needs a chat template, which the tokenizer doesn't have", name)
+                raise RowError(f"column {name}: needs a chat template, which the tokenizer lacks", name)
         form = ALPACA_INPUT if context else ALPACA
         return {"prompt": form.format(instruction=instruction, input=context), "completion": output}
     system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
@@ -210,7 +214,9 @@ def alpaca(row: Row, chat: bool) -> Row:
 
 
 def tools_of(row: Row) -> list[Any] | None:
-    """The tools of a row: a list, or a list written as JSON. An empty list is None, as templates take [] for tools."""
+    """Return the tools of a row: a list, or a list written as JSON. An empty list gives None, since templates take []
+    for tools.
+    """
     tools = row.get("tools")
     if isinstance(tools, str):
         try:

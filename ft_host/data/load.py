@@ -1,6 +1,6 @@
-"""From what a config names to a source: a file, a folder saved by `datasets`, or a data set of the hub.
+"""Opens what a config names as a source: a file, a folder saved by `datasets`, or a data set of the hub.
 
-JSON lines, JSON and CSV are read by `files`; everything else goes through `datasets`, whose tables are memory-mapped.
+JSON lines, JSON and CSV are read by `files`; everything else by `datasets`, whose tables are memory-mapped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
 
 def open_train(config: RunConfig) -> Source | Stream | Mixture | MixedStream:
-    """The training data of a config. Raises DataError."""
+    """Open the training data of a config. Raises DataError."""
     if not isinstance(config.dataset, str):
         from ft_host.data.mixture import open_mixture
 
@@ -44,7 +44,7 @@ def open_train(config: RunConfig) -> Source | Stream | Mixture | MixedStream:
 
 
 def open_eval(config: RunConfig) -> Source | Mixture | None:
-    """The evaluation data of a config, None where it names none. Never a stream. Raises DataError."""
+    """Open the evaluation data of a config; None where it names none. Never a stream. Raises DataError."""
     if config.eval_dataset is None and config.dataset_test_split is None:
         return None
     if config.eval_dataset is None and not isinstance(config.dataset, str):
@@ -69,15 +69,15 @@ def open_source(
 ) -> Source | Stream:
     """Open a file (or a pattern of files), a folder, or a data set of the hub; `name` is the latter's configuration.
 
-    `split` may be cut: "train[:90%]". Raises DataError that names what was looked for and what there is.
+    `split` may be a slice: "train[:90%]". Raises DataError that names what was looked for and what exists.
     """
     columns = columns or {}
-    found = local_files(path, split, data_files)
-    if found is not None and all(each.suffix.lower() in OURS for each in found):
-        return open_text(found, path, split, streaming, columns)
-    if found is not None or "://" in path:
-        names = [str(each) for each in found] if found is not None else [path]
-        kinds = sorted({suffix_of(each) for each in names})
+    files_found = local_files(path, split, data_files)
+    if files_found is not None and all(file.suffix.lower() in OURS for file in files_found):
+        return open_text(files_found, path, split, streaming, columns)
+    if files_found is not None or "://" in path:
+        names = [str(file) for file in files_found] if files_found is not None else [path]
+        kinds = sorted({suffix_of(file) for file in names})
         if len(kinds) > 1 or kinds[0] not in BUILDERS:
             raise DataError(f"{path}: files of {' and '.join(kinds)}; expected one of {', '.join(BUILDERS)}")
         extra = {"sep": "\t"} if kinds[0] == ".tsv" else {}
@@ -95,11 +95,11 @@ def open_source(
 
 
 def open_text(paths: list[Path], label: str, split: str, streaming: bool, columns: dict[str, str]) -> Source | Stream:
-    """JSON lines, JSON and CSV files, of this machine."""
+    """Open JSON lines, JSON and CSV files on this machine."""
     splits = [base(split)] if Path(label).is_dir() else ["train"]
     if streaming:
         if "[" in split:
-            raise DataError(f"{label}: {split}: a stream can't be cut; leave dataset_streaming off")
+            raise DataError(f"{label}: {split}: a stream can't be sliced; turn dataset_streaming off")
         cut_rows(split, 1, label, splits)
         source = Stream(partial(text_rows, paths), columns, label, split, digest([fingerprint(p) for p in paths]))
         check_media(next(source.stream())[1], label)
@@ -117,7 +117,9 @@ def open_table(path: Path) -> files.CsvFile | files.JsonArray | files.JsonLines:
 
 
 def text_rows(paths: list[Path], skip: int) -> Iterator[tuple[str, Row]]:
-    """(where, row) of several files, from row `skip` of all on. JSON lines are read without an index of the file."""
+    """Yield (where, row) of several files, from row `skip` of all on. JSON lines are read without an index
+    of the file.
+    """
     for path in paths:
         if path.suffix.lower() in files.DELIMITERS or files.is_array(path):
             table = open_table(path)
@@ -136,7 +138,7 @@ def table_rows(table: Any, rows: range, skip: int) -> Iterator[tuple[str, Row]]:
 
 
 def check_media(row: Row, label: str) -> None:
-    """Refuse rows with pictures or sound, by the name of the column."""
+    """Refuse rows with images, audio or video, naming the column."""
     for name in MEDIA & set(row):
         if row[name]:
             refuse_media(name, label)
@@ -150,25 +152,25 @@ def refuse_media(name: str, label: str) -> None:
 
 
 def open_saved(path: str, split: str, streaming: bool, columns: dict[str, str]) -> Source | Stream:
-    """A folder written by `save_to_disk`, of one data set or of several splits."""
+    """Open a folder written by `save_to_disk`, with one data set or several splits."""
     import datasets
 
     try:
-        found = datasets.load_from_disk(path)
-    except Exception as error:  # what is wrong inside is for datasets to say
+        saved = datasets.load_from_disk(path)
+    except Exception as error:  # datasets explains what is wrong inside
         raise DataError(f"{path}: saved by `datasets`, but can't be read: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        splits = list(dict.fromkeys([str(found.split or "train"), "train"]))
-        return from_dataset(found, path, split, splits, streaming, columns)
-    if base(split) not in found:
-        raise DataError(f"{path}: {no_split(split, list(found))}")
-    return from_dataset(found[base(split)], path, split, list(found), streaming, columns)
+    if not isinstance(saved, dict):
+        splits = list(dict.fromkeys([str(saved.split or "train"), "train"]))
+        return from_dataset(saved, path, split, splits, streaming, columns)
+    if base(split) not in saved:
+        raise DataError(f"{path}: {no_split(split, list(saved))}")
+    return from_dataset(saved[base(split)], path, split, list(saved), streaming, columns)
 
 
 def from_dataset(
     dataset: Any, label: str, split: str, splits: list[str], streaming: bool, columns: dict[str, str]
 ) -> Source | Stream:
-    """A `datasets.Dataset` that is on this machine."""
+    """Wrap a `datasets.Dataset` on this machine."""
     check_features(dataset, label)
     if not len(dataset):
         raise DataError(f"{label}: the split {base(split)} has no rows")
@@ -180,7 +182,7 @@ def from_dataset(
 
 
 def check_features(dataset: Any, label: str) -> None:
-    """Refuse pictures or sound by the types of the columns."""
+    """Refuse images, audio or video by the types of the columns."""
     import datasets
 
     kinds = (datasets.Image, datasets.Audio, datasets.Video)
@@ -192,32 +194,32 @@ def check_features(dataset: Any, label: str) -> None:
 def open_hub(
     path: str, label: str, split: str, streaming: bool, columns: dict[str, str], **arguments: Any
 ) -> Source | Stream:
-    """What `datasets.load_dataset` loads: a hub id, a folder laid out as on the hub, or files of other formats."""
+    """Open what `datasets.load_dataset` loads: a hub id, a folder laid out as on the hub, or files of other formats."""
     import datasets
 
     arguments = {key: value for key, value in arguments.items() if value is not None}
     whole = split if streaming else base(split)
     try:
-        found = datasets.load_dataset(path, split=whole, streaming=streaming, **arguments)
-    except Exception as error:  # from many places, the network included; the cause is told, and kept as __cause__
+        dataset = datasets.load_dataset(path, split=whole, streaming=streaming, **arguments)
+    except Exception as error:  # many kinds, also of the network; the message includes it
         raise DataError(f"{label}: {why_not(error, label, split)}") from error
     if not streaming:
-        return from_dataset(found, label, split, [base(split)], False, columns)
-    check_features(found, label)
+        return from_dataset(dataset, label, split, [base(split)], False, columns)
+    check_features(dataset, label)
     key = digest(label, split, sorted(arguments.items()))
-    return Stream(partial(hub_rows, found, f"{label} ({split})"), columns, label, split, key)
+    return Stream(partial(hub_rows, dataset, f"{label} ({split})"), columns, label, split, key)
 
 
 def why_not(error: Exception, label: str, split: str) -> str:
-    """What to say of data that `datasets` could not load."""
-    said = first_line(error)
-    known = re.search(r"split.*\[(?P<names>'[^\]]*')\]", said)
-    if known is not None:
-        return no_split(split, re.findall("'([^']*)'", known["names"]))
+    """Return the message for data that `datasets` could not load."""
+    reason = first_line(error)
+    match = re.search(r"split.*\[(?P<names>'[^\]]*')\]", reason)
+    if match is not None:
+        return no_split(split, re.findall("'([^']*)'", match["names"]))
     if Path(label).exists() or "://" in label:
-        return f"`datasets` can't read it: {type(error).__name__}: {said}"
-    here = f"there is no such file or folder{nearest(label, [each.name for each in Path().iterdir()])}"
-    return f"{here}, and the Hugging Face hub did not give it: {type(error).__name__}: {said}"
+        return f"`datasets` can't read it: {type(error).__name__}: {reason}"
+    here = f"there is no such file or folder{nearest(label, [file.name for file in Path().iterdir()])}"
+    return f"{here}, and it could not be loaded from the Hugging Face hub: {type(error).__name__}: {reason}"
 
 
 def hub_rows(dataset: Any, label: str, skip: int) -> Iterator[tuple[str, Row]]:
@@ -230,7 +232,8 @@ def first_line(error: Exception) -> str:
 
 
 def only_split(path: str, name: str | None) -> str:
-    """The split of evaluation data where the config names none: "train" of a file, the only one of a data set.
+    """Return the split of evaluation data where the config names none: "train" of a file, the only one of a
+    data set.
 
     Raises DataError where there are several.
     """

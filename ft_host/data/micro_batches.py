@@ -1,4 +1,4 @@
-"""A step's rows, split into micro-batches."""
+"""Splits a step's rows into micro-batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Row = dict[str, Any]
 
 
 def split_micro_batches(units: list[list[Row]], per_batch: int, max_tokens: int | None) -> list[list[Row]]:
-    """The units of a step (a row, or the rows of a packed block) as micro-batches.
+    """Return the units of a step (a row, or the rows of a packed block) as micro-batches.
 
-    By count: `per_batch` units each, as they come. By tokens: first fit, longest first; a unit that is over the budget
-    alone gets a micro-batch of its own. A prompt that rows of a unit share counts once.
+    By count: `per_batch` units each, in order. By tokens: first fit, longest first; a unit above the budget gets its
+    own micro-batch. A prompt that rows of a unit share counts once.
     """
     if max_tokens is None:
         chunks = [units[i : i + per_batch] for i in range(0, len(units), per_batch)]
@@ -33,7 +33,7 @@ def split_micro_batches(units: list[list[Row]], per_batch: int, max_tokens: int 
 
 
 def size_of(unit: list[Row]) -> int:
-    """The tokens of a unit as it is laid out: those that rows of one group share stand there once."""
+    """Return the tokens of a unit in its layout: tokens that rows of a group share count once."""
     shared = sum(
         row["shared"] for last, row in itertools.pairwise(unit) if "shared" in row and row["group"] == last["group"]
     )

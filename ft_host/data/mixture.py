@@ -1,9 +1,9 @@
-"""Several sources as one, in proportion to their weights.
+"""Mixes several sources in proportion to their weights.
 
-Of sources with a length, an epoch is the longest mix in proportion in which no row comes twice: it ends when the
-source that is used up first is. The next epoch goes on in each source where the last one ended, so that a large one is
-seen in full before anything of it repeats. Without weights each row of each source comes once. Of streams the rows are
-drawn by smooth weighted round robin, until a stream whose turn it is has ended.
+For sources with a length, an epoch is the longest proportional mix without repeated rows: it ends when the first source
+is used up. The next epoch continues in each source where the last one ended, so that all of a large source is used
+before any row repeats. Without weights each row of each source occurs once. Streams are mixed by smooth weighted round
+robin, until the next stream in turn has ended.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEYS = ("path", "name", "split", "data_files", "weight", "columns")
 
 
 def open_mixture(items: list[dict[str, Any]], config: RunConfig, split: str, streaming: bool) -> Mixture | MixedStream:
-    """The mixture that a list of {path, name, split, data_files, weight, columns} asks for. Raises DataError."""
+    """Open the mixture of a list of {path, name, split, data_files, weight, columns}. Raises DataError."""
     if not items:
         raise DataError("dataset: an empty list; expected {path, weight, ...} for each data set to mix")
     weights = []
@@ -47,7 +47,7 @@ def open_mixture(items: list[dict[str, Any]], config: RunConfig, split: str, str
     if lacking and len(lacking) < len(items):
         raise DataError(f"dataset: item {', '.join(lacking)} has no weight; give all of them one, or none")
     if lacking and streaming:
-        raise DataError("dataset: streams have no known length to be mixed by; give each a weight")
+        raise DataError("dataset: streams have no known length, so each needs a weight")
     sources = [
         open_source(
             item["path"],
@@ -63,7 +63,7 @@ def open_mixture(items: list[dict[str, Any]], config: RunConfig, split: str, str
 
 
 class Mixture:
-    """Sources of known length as one source. Rows are counted through all sources, one after the other."""
+    """Sources of known length as one source. Rows are numbered through all sources, one after the other."""
 
     def __init__(self, sources: list[Source], weights: list[float] | None):
         self.sources = sources
@@ -77,7 +77,7 @@ class Mixture:
             if not count:
                 raise DataError(
                     f"dataset: with these weights an epoch has no row of {source.label}; it ends when the shortest "
-                    f"source does ({', '.join(f'{each.label}: {each.num_rows} rows' for each in sources)})"
+                    f"source does ({', '.join(f'{other.label}: {other.num_rows} rows' for other in sources)})"
                 )
         self.num_rows = sum(self.counts)
         self.weights = weights
@@ -100,13 +100,13 @@ class Mixture:
         return source.read(at)
 
     def order(self, seed: int, epoch: int, shuffled: bool) -> Callable[[int], int]:
-        """Position in an epoch -> index of the row that is there."""
+        """Return a function from the position in an epoch to the index of its row."""
         starts = [sum(self.counts[:number]) for number in range(len(self.counts))]
         if shuffled:
             shuffle = permutation(self.num_rows, seed, epoch, "mixture")
         else:
             interleaved = in_proportion(self.counts)
-        # The order within a source is the same in each pass over it, so that no epoch holds a row of two passes.
+        # The order within a source is the same in each pass, so that no epoch holds a row twice.
         within = [source.order(seed + number, 0, shuffled) for number, source in enumerate(self.sources)]
 
         def at(position: int) -> int:
@@ -136,7 +136,7 @@ class MixedStream:
         return described(self)
 
     def turns(self) -> Iterator[int]:
-        """Whose row comes next: the one that is furthest behind its share."""
+        """Yield the index of the source that is next: the one furthest behind its share."""
         credit = [0.0] * len(self.weights)
         while True:
             credit = [have + weight for have, weight in zip(credit, self.weights, strict=True)]
@@ -145,12 +145,12 @@ class MixedStream:
             yield chosen
 
     def stream(self, skip: int = 0) -> Iterator[tuple[str, Row]]:
-        """(where, row) in order, from row `skip` on."""
+        """Yield (where, row) in order, from row `skip` on."""
         turns = self.turns()
-        taken = [0] * len(self.sources)
+        counts = [0] * len(self.sources)
         for _ in range(skip):
-            taken[next(turns)] += 1
-        rows = [source.stream(count) for source, count in zip(self.sources, taken, strict=True)]
+            counts[next(turns)] += 1
+        rows = [source.stream(count) for source, count in zip(self.sources, counts, strict=True)]
         for chosen in turns:
             following = next(rows[chosen], None)
             if following is None:

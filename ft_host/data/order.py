@@ -1,4 +1,4 @@
-"""The order of rows, as a pure function: nothing is stored, however many rows there are."""
+"""The order of rows as a pure function: nothing is stored, for any number of rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _MASK = (1 << 64) - 1
 
 
 def permutation(size: int, *key: int | str) -> Callable[[int], int]:
-    """A shuffle of range(size) that depends on `key` only: position -> index, in constant memory.
+    """Return a shuffle of range(size) that depends on `key` only: position -> index, in constant memory.
 
-    A Feistel network over the bits of the position, keyed by a hash; positions that fall outside of the range are
-    sent through it again (cycle walking), which takes less than two goes on average.
+    A Feistel network over the bits of the position, keyed by a hash. Positions outside of the range go through it again
+    (cycle walking), which takes less than two passes on average.
     """
-    bits = max((size - 1).bit_length(), 6)  # fewer bits would leave few permutations to choose from
+    bits = max((size - 1).bit_length(), 6)  # fewer bits would give few permutations
     low = bits // 2
     low_mask, high_mask = (1 << low) - 1, (1 << (bits - low)) - 1
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * ROUNDS).digest()
@@ -44,6 +44,6 @@ def permutation(size: int, *key: int | str) -> Callable[[int], int]:
 
 
 def in_proportion(counts: list[int]) -> list[tuple[int, int]]:
-    """(kind, ordinal) of sum(counts) items, each kind spread evenly over the whole: for mixtures read in order."""
+    """Return (kind, ordinal) of sum(counts) items, each kind spread evenly: for mixtures read in order."""
     spread = [((ordinal + 0.5) / count, kind, ordinal) for kind, count in enumerate(counts) for ordinal in range(count)]
     return [(kind, ordinal) for _, kind, ordinal in sorted(spread)]

@@ -1,4 +1,4 @@
-"""Rows into blocks of a size. Pure functions of lengths and lists; TRL's `pack_dataset` gives the same blocks."""
+"""Packs rows into blocks of a size. Pure functions of lengths and lists; TRL's `pack_dataset` gives the same blocks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SPLITTABLE = {"input_ids", "labels", "length", "truncated"}
 
 
 def best_fit_decreasing(lengths: list[int], size: int) -> list[list[int]]:
-    """Indices of rows, in blocks that hold at most `size` tokens; what is longer than that counts as `size`.
+    """Return indices of rows, in blocks of at most `size` tokens; a longer row counts as `size`.
 
-    Longest first, each into the block with the least room that still takes it ("Fewer Truncations Improve Language
-    Modeling", arXiv 2404.10830). Blocks with the same room take turns. Rows without tokens are left out.
+    Longest first, each into the block with the least room that fits ("Fewer Truncations Improve Language Modeling",
+    arXiv 2404.10830). Blocks with the same room take turns. Rows without tokens are left out.
     """
     blocks: list[list[int]] = []
-    rooms: list[int] = []  # the different rooms that blocks have left, ascending
+    rooms: list[int] = []  # the distinct rooms left in blocks, ascending
     waiting: dict[int, deque[int]] = defaultdict(deque)  # room -> the blocks that have it, oldest first
     for index in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -min(lengths[i], size)):
         length = min(lengths[index], size)
@@ -43,7 +43,7 @@ def best_fit_decreasing(lengths: list[int], size: int) -> list[list[int]]:
 
 
 def split(rows: list[Row], size: int) -> list[Row]:
-    """Rows cut into pieces of at most `size` tokens."""
+    """Cut rows into pieces of at most `size` tokens."""
     out = []
     for row in rows:
         for start in range(0, row["length"], size):
@@ -52,7 +52,7 @@ def split(rows: list[Row], size: int) -> list[Row]:
 
 
 def wrap(rows: list[Row], size: int) -> list[Row]:
-    """Rows joined end to end and cut into pieces of `size` tokens; the last may be shorter."""
+    """Join rows end to end and cut them into pieces of `size` tokens; the last may be shorter."""
     ids = [token for row in rows for token in row["input_ids"]]
     labels = [label for row in rows for label in row["labels"]]
     return [piece(ids[start : start + size], labels[start : start + size]) for start in range(0, len(ids), size)]
@@ -63,7 +63,7 @@ def piece(ids: list[int], labels: list[int]) -> Row:
 
 
 def pack(rows: list[Row], size: int, strategy: str) -> list[list[Row]]:
-    """The rows of a window as blocks: "bfd", "bfd_split" or "wrapped". A block of "wrapped" is one row.
+    """Return the rows of a window as blocks: "bfd", "bfd_split" or "wrapped". A block of "wrapped" is one row.
 
     Raises ConfigError where rows would have to be cut that hold more than tokens and their labels.
     """
@@ -71,8 +71,8 @@ def pack(rows: list[Row], size: int, strategy: str) -> list[list[Row]]:
         for row in rows:
             if not {"input_ids", "labels"} <= set(row) <= SPLITTABLE:
                 raise ConfigError(
-                    f"packing_strategy: {strategy} cuts rows, and can only do so where they are input_ids and labels; "
-                    f"this method's have {', '.join(row)}. Use bfd"
+                    f"packing_strategy: {strategy} cuts rows, which needs rows of input_ids and labels only; "
+                    f"this method's rows have {', '.join(row)}. Use bfd"
                 )
     if strategy == "wrapped":
         return [[row] for row in wrap(rows, size)]

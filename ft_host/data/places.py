@@ -29,20 +29,20 @@ SPLIT = re.compile(r"(?P<name>[^\[\]]+?)(?:\[(?P<start>-?\d*%?):(?P<stop>-?\d*%?
 
 
 def base(split: str) -> str:
-    """ "train" of "train[:90%]"."""
+    """Return "train" for "train[:90%]"."""
     return split.partition("[")[0]
 
 
 def suffix_of(path: str | Path) -> str:
-    """ ".jsonl" of "a.jsonl" and of "a.jsonl.gz"; "" for what isn't a file of rows."""
-    suffixes = [each.lower() for each in Path(path).suffixes]
+    """Return ".jsonl" for "a.jsonl" and for "a.jsonl.gz"; "" for a name that isn't a file of rows."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     while suffixes and suffixes[-1] in PACKED:
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in BUILDERS else ""
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of `datasets` wrote this folder."""
+    """Return whether `save_to_disk` of `datasets` wrote this folder."""
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
@@ -51,11 +51,11 @@ def no_split(split: str, splits: list[str]) -> str:
 
 
 def cut_rows(split: str, size: int, label: str, splits: list[str]) -> range:
-    """The rows that "train", "train[:90%]" or "train[100:]" means, of a split of `size` rows."""
-    found = SPLIT.fullmatch(split)
-    if found is None:
+    """Return the rows that "train", "train[:90%]" or "train[100:]" means, for a split of `size` rows."""
+    match = SPLIT.fullmatch(split)
+    if match is None:
         raise DataError(f"{label}: can't read the split {split!r}; expected for instance train or train[:90%]")
-    if found["name"] not in splits:
+    if match["name"] not in splits:
         raise DataError(f"{label}: {no_split(split, splits)}")
 
     def bound(text: str | None) -> int | None:
@@ -63,14 +63,14 @@ def cut_rows(split: str, size: int, label: str, splits: list[str]) -> range:
             return None
         return round(int(text[:-1]) * size / 100) if text.endswith("%") else int(text)
 
-    rows = range(size)[bound(found["start"]) : bound(found["stop"])]
+    rows = range(size)[bound(match["start"]) : bound(match["stop"])]
     if not rows:
         raise DataError(f"{label}: {split} is empty; the whole has {size} rows")
     return rows
 
 
 def local_files(path: str, split: str, data_files: Any) -> list[Path] | None:
-    """The files that `path` stands for; None where it is a hub id, or a folder that `datasets` knows how to read."""
+    """Return the files for `path`; None for a hub id, or a folder that `datasets` can read."""
     place = Path(path)
     if place.is_file():
         if not suffix_of(place):
@@ -79,7 +79,7 @@ def local_files(path: str, split: str, data_files: Any) -> list[Path] | None:
     if "://" in path:
         return None
     if any(letter in path for letter in "*?["):
-        matched = [Path(each) for each in sorted(glob.glob(path, recursive=True)) if suffix_of(each)]
+        matched = [Path(file) for file in sorted(glob.glob(path, recursive=True)) if suffix_of(file)]
         if not matched:
             raise DataError(f"{path}: no file of rows matches")
         return matched
@@ -95,7 +95,7 @@ def local_files(path: str, split: str, data_files: Any) -> list[Path] | None:
         data_files = data_files[base(split)]
     if data_files is not None:
         names = [data_files] if isinstance(data_files, str) else data_files
-        return [each for name in names for each in local_files(str(place / name), split, None) or []]
-    here = [each for each in sorted(place.iterdir()) if suffix_of(each)]
-    named = [each for each in here if re.split(r"[-_.]", each.name)[0] == base(split)]  # train.jsonl, train-00.jsonl
+        return [file for name in names for file in local_files(str(place / name), split, None) or []]
+    here = [file for file in sorted(place.iterdir()) if suffix_of(file)]
+    named = [file for file in here if re.split(r"[-_.]", file.name)[0] == base(split)]  # train.jsonl, train-00.jsonl
     return named or None

@@ -1,10 +1,10 @@
-"""Rows with completions that are better or worse: from the formats of the field to token ids.
+"""Preference rows: from the usual formats to token ids.
 
-A pair ends up as {"prompt", "chosen", "rejected"}, a judged completion as {"prompt", "completion", "label"}: all texts,
-or all lists of messages; or with `_ids` behind each name where the row holds tokens. `tools` and `chat_template_kwargs`
-stay beside them. Where a row has no prompt it is what its two texts or conversations have in common at their start.
+A pair becomes {"prompt", "chosen", "rejected"}, a judged completion {"prompt", "completion", "label"}: all texts or all
+lists of messages; or with the suffix `_ids` where the row holds tokens. `tools` and `chat_template_kwargs` are kept.
+Where a row has no prompt, the prompt is the common start of its two texts or conversations.
 
-Tokens are those that TRL's DPO and KTO make of the same row, apart from doubled BOS and EOS (`tokens`).
+Tokens are those of TRL's DPO and KTO for the same row, apart from doubled BOS and EOS (`tokens`).
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ PAIR = ("chosen", "rejected")
 
 
 def preference_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
-    """A pair in any known format as {"prompt", "chosen", "rejected"}, all texts or all lists of messages, or as
-    {"prompt_ids", "chosen_ids", "rejected_ids"}; with `implicit_prompt`, whether the prompt was found as what both
-    have in common, with `margin` as a float where the row has one, and with `tools` and `chat_template_kwargs`.
+    """Return a pair in any known format as {"prompt", "chosen", "rejected"}, all texts or all lists of messages.
 
-    Raises RowError that says what was found and what was expected.
+    For tokens it is {"prompt_ids", "chosen_ids", "rejected_ids"}. Further columns: `implicit_prompt` (whether the
+    prompt is the common start), `margin` as a float where the row has one, `tools` and `chat_template_kwargs`. Raises
+    RowError that says what was found and what was expected.
     """
     extras = extras_of(row)
     if row.get("margin") is not None:
@@ -58,7 +58,7 @@ def preference_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
         raise RowError(preference_refusal(row, "pair"))
     row = dict(row)
     for name in PAIR:
-        if isinstance(row[name], dict):  # one message, as in ShareGPT's
+        if isinstance(row[name], dict):  # one message, as in ShareGPT
             row[name] = [row[name]]
     if row.get("prompt") is None or row["prompt"] == []:  # filled in by Arrow
         row.pop("prompt", None)
@@ -82,63 +82,67 @@ def margin_of(value: Any) -> float:
 
 
 def prompt_elsewhere(row: Row, chat: bool) -> Row:
-    """The prompt of a pair in ShareGPT's or Alpaca's form; nothing where it is in neither."""
+    """Return the prompt of a pair in ShareGPT's or Alpaca's form; nothing for other rows."""
     if row.get("conversations") and isinstance(row["chosen"], list):
         return {"prompt": with_system(row, messages_of(row["conversations"], "conversations"))}
     if isinstance(row.get("instruction"), str) and isinstance(row["chosen"], str):
         if unlike_the_prompt(row) is None:  # chosen and rejected repeat it
             return {}
-        given = {"instruction": row["instruction"], "input": row.get("input")}
-        given |= {name: row[name] for name in ("system", "history") if row.get(name)}
-        found = {name: alpaca({**given, "output": row[name]}, chat) for name in PAIR}
-        return {"prompt": found["chosen"]["prompt"]} | {name: found[name]["completion"] for name in PAIR}
+        base = {"instruction": row["instruction"], "input": row.get("input")}
+        base |= {name: row[name] for name in ("system", "history") if row.get(name)}
+        rows = {name: alpaca({**base, "output": row[name]}, chat) for name in PAIR}
+        return {"prompt": rows["chosen"]["prompt"]} | {name: rows[name]["completion"] for name in PAIR}
     return {}
 
 
 def completions_of(row: Row, columns: tuple[str, ...]) -> Row:
-    """These columns, all texts or all messages. An empty list is a completion without messages: it is for the method
-    to drop and count, as an empty text is."""
+    """Return these columns, all texts or all messages.
+
+    An empty list is a completion without messages: the method drops and counts it, like an empty text.
+    """
     filled = tuple(name for name in columns if row[name] != [])
     if len(filled) < len(columns) and any(not isinstance(row[name], list) for name in filled):
-        return alike(row, columns)  # refuses: texts beside a list
+        return alike(row, columns)  # raises: texts next to a list
     return {name: [] for name in columns} | alike(row, filled)
 
 
 def explicit(row: Row) -> Row:
-    """A pair whose prompt is given. Completions that repeat the conversation before them, as many sets of the hub
-    have them, lose what they repeat."""
+    """Return a pair with an explicit prompt.
+
+    Completions that repeat the conversation before them, as in many hub data sets, lose the repeated part.
+    """
     talks = all(isinstance(row[name], list) for name in PAIR)
     if talks and isinstance(row["prompt"], str):
-        found = implicit(completions_of(row, PAIR))
-        if not found["prompt"] and row["prompt"]:
+        parts = implicit(completions_of(row, PAIR))
+        if not parts["prompt"] and row["prompt"]:
             raise RowError(
                 f"column prompt: found {kind_of(row['prompt'])}, while chosen and rejected are lists of messages that "
                 "don't begin with it; expected a prompt of messages, or whole conversations in chosen and rejected",
                 "prompt",
             )
-        asked = next((message for message in found["prompt"] if message["role"] == "user"), None)
-        if row["prompt"] and (asked is None or content_of(asked).strip() != row["prompt"].strip()):
-            said = "nothing" if asked is None else kind_of(content_of(asked))
+        question = next((message for message in parts["prompt"] if message["role"] == "user"), None)
+        if row["prompt"] and (question is None or content_of(question).strip() != row["prompt"].strip()):
+            seen = "nothing" if question is None else kind_of(content_of(question))
             raise RowError(
                 f"column prompt: found {kind_of(row['prompt'])}, but the user message that begins the conversations "
-                f"in chosen and rejected is {said}; expected the same text, or a prompt of messages",
+                f"in chosen and rejected is {seen}; expected the same text, or a prompt of messages",
                 "prompt",
             )
-        return found
-    found = completions_of(row, ("prompt", *PAIR))
-    size = len(found["prompt"])
-    if isinstance(found["prompt"], list) and all(found[name][:size] == found["prompt"] for name in PAIR):
-        return found | {name: found[name][size:] for name in PAIR} | {"implicit_prompt": False}
-    return found | {"implicit_prompt": False}
+        return parts
+    parts = completions_of(row, ("prompt", *PAIR))
+    size = len(parts["prompt"])
+    if isinstance(parts["prompt"], list) and all(parts[name][:size] == parts["prompt"] for name in PAIR):
+        return parts | {name: parts[name][size:] for name in PAIR} | {"implicit_prompt": False}
+    return parts | {"implicit_prompt": False}
 
 
-def implicit(found: Row) -> Row:
-    """The prompt is what chosen and rejected, whole texts or whole conversations, have in common at their start.
+def implicit(parts: Row) -> Row:
+    """Return a pair whose prompt is the common start of chosen and rejected, whole texts or whole conversations.
 
-    One item (message, character) is left to each, so that neither is empty where one is the beginning of the other. A
-    space before the boundary goes to the completions, since tokens begin with spaces.
+    One item (message, character) is left to each, so that neither is empty where one is a prefix of the other. A space
+    before the boundary goes to the completions, since tokens begin with spaces.
     """
-    chosen, rejected = found["chosen"], found["rejected"]
+    chosen, rejected = parts["chosen"], parts["rejected"]
     boundary = common_prefix(chosen, rejected) if isinstance(chosen, str) else shared(chosen, rejected)
     if isinstance(chosen, str) and 0 < boundary < min(len(chosen), len(rejected)) and chosen[boundary - 1] == " ":
         boundary -= 1
@@ -152,33 +156,33 @@ def implicit(found: Row) -> Row:
 
 
 def given_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
-    """A pair that holds tokens. Without `prompt_ids` the tokens that both begin with are the prompt."""
+    """Return a pair of token ids. Without `prompt_ids` the prompt is their common start."""
     size = len(tokenizer)
-    found = {}
+    ids = {}
     for name in PAIR:
         column = f"{name}_ids"
-        found[name] = checked_ids(row.get(column), column, size)
+        ids[name] = checked_ids(row.get(column), column, size)
     if row.get("prompt_ids") is not None:
         prompt = checked_ids(row["prompt_ids"], "prompt_ids", size)
         return {
             "prompt_ids": prompt,
-            "chosen_ids": found["chosen"],
-            "rejected_ids": found["rejected"],
+            "chosen_ids": ids["chosen"],
+            "rejected_ids": ids["rejected"],
             "implicit_prompt": False,
         }
-    made = implicit(found)
-    return {f"{name}_ids": made[name] for name in ("prompt", *PAIR)} | {"implicit_prompt": True}
+    parts = implicit(ids)
+    return {f"{name}_ids": parts[name] for name in ("prompt", *PAIR)} | {"implicit_prompt": True}
 
 
 # ---------------------------------------------------------------- judged completions
 
 
 def unpaired_rows(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """A judged completion as one row {"prompt", "completion", "label"} (or {"prompt_ids", "completion_ids", "label"}),
-    with `tools` and `chat_template_kwargs`; a pair as two, the chosen one with label True first.
+    """Return a judged completion as one row, and a pair as two, the chosen one with label True first.
 
-    A conversation in `messages` with a `label` is judged by its last assistant turn. Raises RowError, also for labels
-    that aren't booleans.
+    A row is {"prompt", "completion", "label"} or {"prompt_ids", "completion_ids", "label"}, with `tools` and
+    `chat_template_kwargs`. The `label` of a conversation in `messages` is for its last assistant turn. Raises RowError,
+    also for labels that aren't booleans.
     """
     if all(row.get(name) is not None for name in PAIR) or all(row.get(f"{name}_ids") is not None for name in PAIR):
         pair = preference_row(row, tokenizer)
@@ -218,22 +222,23 @@ def label_of(value: Any) -> bool:
         return value
     if value is None:
         raise RowError(
-            "column label: found nothing, expected true or false; leave out rows that nobody judged", "label"
+            "column label: found nothing, expected true or false; leave out rows without a judgement", "label"
         )
     good = repr(1 if isinstance(value, (int, float)) else value)
     raise RowError(
-        f"column label: found {kind_of(value)}, expected true or false. What counts as good is for you to say: write "
+        f"column label: found {kind_of(value)}, expected true or false. You decide what counts as good: write "
         f'the column anew, for instance with datasets: map(lambda row: {{"label": row["label"] == {good}}})',
         "label",
     )
 
 
 def is_empty(completion: Completion) -> bool:
-    """Whether a completion says nothing: a blank text, messages without text or tool calls, no tokens."""
+    """Return whether a completion has no content: a blank text, messages without text or tool calls, no tokens."""
     if isinstance(completion, str):
         return not completion.strip()
     return all(
-        isinstance(each, dict) and not content_of(each).strip() and not each.get("tool_calls") for each in completion
+        isinstance(message, dict) and not content_of(message).strip() and not message.get("tool_calls")
+        for message in completion
     )
 
 
@@ -241,24 +246,24 @@ def is_empty(completion: Completion) -> bool:
 
 
 def tokenize_completions(
-    found: Row, tokenizer: PreTrainedTokenizerBase, names: tuple[str, ...]
+    row: Row, tokenizer: PreTrainedTokenizerBase, names: tuple[str, ...]
 ) -> tuple[list[int], list[list[int]]]:
-    """Token ids of the prompt of a row, and of each of its completions `names`; prompt + completion are the tokens of
-    the whole text or conversation.
+    """Return token ids of a row's prompt, and of each of its completions `names`.
 
-    A text ends in EOS. A completion begins where the tokens of the prompt alone and with it part; with several it is
-    the first such place, so that all have one prompt. What the prompt alone has behind it is left out, with a warning.
+    Prompt + completion are the tokens of the whole text or conversation. A text ends in EOS. A completion begins where
+    the tokens of the prompt alone and of the whole diverge; with several completions, at the first such place, so that
+    all have one prompt. What the prompt alone has after that is left out, with a warning.
     """
-    if "prompt_ids" in found:
-        return found["prompt_ids"], [found[f"{name}_ids"] for name in names]
-    prompt = found["prompt"]
+    if "prompt_ids" in row:
+        return row["prompt_ids"], [row[f"{name}_ids"] for name in names]
+    prompt = row["prompt"]
     if isinstance(prompt, list):
-        # Templates can't render nothing: without a prompt all of a conversation is completion.
-        alone = chat_ids(conversation(tokenizer, prompt, found), ask=True) if prompt else []
-        wholes = [chat_ids(conversation(tokenizer, prompt + found[name], found)) for name in names]
+        # Templates can't render an empty list: without a prompt the whole conversation is the completion.
+        alone = chat_ids(conversation(tokenizer, prompt, row), ask=True) if prompt else []
+        wholes = [chat_ids(conversation(tokenizer, prompt + row[name], row)) for name in names]
     else:
         alone = encode(tokenizer, prompt)
-        wholes = [encode(tokenizer, prompt + with_eos(found[name], tokenizer)) for name in names]
+        wholes = [encode(tokenizer, prompt + with_eos(row[name], tokenizer)) for name in names]
     boundary = min(shared(alone, ids) for ids in wholes)
     if boundary < len(alone) and not ends_in_eos_only(alone[boundary:], tokenizer):
         warn_boundary(tokenizer.decode(alone[boundary:]))
@@ -268,13 +273,15 @@ def tokenize_completions(
 def fit_length(
     prompt_ids: list[int], completions: list[list[int]], config: RunConfig
 ) -> tuple[list[int], list[list[int]], dict[str | int, int]] | Drop:
-    """Prompt and completions so that the prompt with each of them has at most `max_length` tokens, and how many were
-    cut off: of "prompt", and of each completion by its index; what wasn't cut isn't named.
+    """Truncate prompt and completions so that the prompt with each of them has at most `max_length` tokens.
 
-    keep_start: each completion loses its end. Drop where the prompt leaves no room for any of it.
-    keep_end: the prompt loses its start, as much as the longest completion asks for. All completions keep the same
-    prompt, so that a pair is judged on one and it is computed once; TRL cuts each sequence by itself. Drop where the
-    longest completion leaves no room for a token of the prompt, which TRL goes on to train with a cut completion.
+    Also returns how many tokens were cut: of "prompt", and of each completion by its index; what wasn't cut is left
+    out.
+
+    keep_start: each completion loses its end. Drop where the prompt leaves no room for it. keep_end: the prompt loses
+    its start, as much as the longest completion needs. All completions keep the same prompt, so that a pair is compared
+    on one prompt, which is computed once; TRL cuts each sequence by itself. Drop where the longest completion leaves no
+    room for a token of the prompt; TRL trains on it with a truncated completion.
     """
     limit = config.max_length
     longest = max(map(len, completions), default=0)

@@ -1,4 +1,4 @@
-"""Calling a method's `ft_prepare` on raw rows: its errors get a place, its drops are counted and judged."""
+"""Calls a method's `ft_prepare` on raw rows, adds the place to its errors, and counts dropped rows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Prepare = Callable[[Row], "Row | list[Row] | Drop"]
 
-SHOWN = 3  # rows that a refusal names for each reason
+SHOWN = 3  # rows that an error names for each reason
 
 
 def prepared(prepare: Prepare, where: str, raw: Row) -> list[Row] | Drop:
-    """The rows that one raw row gives. Raises DataError with the place of a row that can't be used, TypeError where
-    `ft_prepare` gives something else."""
+    """Return the rows that one raw row gives.
+
+    Raises DataError with the place of a row that can't be used, and TypeError where `ft_prepare` returns something
+    else.
+    """
     try:
         result = prepare(raw)
     except RowError as error:
@@ -42,10 +45,10 @@ def prepared(prepare: Prepare, where: str, raw: Row) -> list[Row] | Drop:
 
 @dataclass
 class Tally:
-    """How many raw rows were seen, and how many of them were dropped, for which reason and where first."""
+    """Counts raw rows and dropped rows, by reason, with the first places."""
 
     seen: int = 0
-    truncated: int = 0  # prepared rows that say so
+    truncated: int = 0  # prepared rows that were truncated
     dropped: dict[str, int] = field(default_factory=dict)
     places: dict[str, list[str]] = field(default_factory=dict)
 
@@ -59,7 +62,7 @@ class Tally:
                 named.append(where)
 
     def check_dropped(self, config: RunConfig) -> None:
-        """Raise DataError where more rows were dropped than `max_dropped_share`."""
+        """Raise DataError where more rows were dropped than `max_dropped_share` allows."""
         total = sum(self.dropped.values())
         if total <= config.max_dropped_share * self.seen:
             return

@@ -1,5 +1,6 @@
-"""Rows of methods that make their completions themselves: a prompt as tokens, and the columns that rewards are given;
-and the completion of a row, where one is used in place of one that is made."""
+"""Rows of methods that sample completions: a prompt as tokens and the columns for rewards; and the
+completion of a row.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ Row = dict[str, Any]
 
 
 def prompt_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig) -> Row | Drop:
-    """What a rollout begins with: `prompt_ids`, `prompt` as the row has it (text or messages), and all of the row's
-    `columns`. A prompt over `max_length` tokens is left out: cut, it would be another question.
+    """Return a row for a rollout: `prompt_ids`, `prompt` as in the row (text or messages), and all of the row's
+    `columns`.
 
-    Raises RowError for a row without a prompt.
+    A prompt over `max_length` tokens is dropped: truncated, it would be another question. Raises RowError for a row
+    without a prompt.
     """
     arguments = config.chat_template_kwargs | (row.get("chat_template_kwargs") or {})
     ids, prompt = prompt_of(row | {"chat_template_kwargs": arguments} if arguments else row, tokenizer, config)
@@ -34,42 +36,43 @@ def prompt_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RolloutConf
 
 
 def completed_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig, otherwise: str) -> Row | Drop:
-    """The completion of a row in any format of SFT, of messages the last turn of the assistant's, cut at
-    `max_completion_length`: what `ft_host.rollouts.rows.completion_row` makes of one that was sampled.
+    """Return the completion of a row in any format of SFT, as `ft_host.rollouts.rows.completion_row` returns a sampled
+    one.
 
-    Raises RowError for a row without one, which goes on with `otherwise`: what a method can do without.
+    Of messages it is the last assistant turn. It is truncated at `max_completion_length`. Raises RowError for a row
+    without a completion; `otherwise` ends the message with what the method can do without one.
     """
-    found = with_completion(row, tokenizer, otherwise)
+    parts = with_completion(row, tokenizer, otherwise)
     arguments = config.chat_template_kwargs | (row.get("chat_template_kwargs") or {})
     whole = dataclasses.replace(config, max_length=None)
-    more = {"chat_template_kwargs": arguments} if arguments and "input_ids" not in found else {}
-    tokens = tokenize_row(found | more, tokenizer, whole, completion_only=True, assistant_only=False)
+    more = {"chat_template_kwargs": arguments} if arguments and "input_ids" not in parts else {}
+    tokens = tokenize_row(parts | more, tokenizer, whole, completion_only=True, assistant_only=False)
     ids, labels = tokens["input_ids"], tokens["labels"]
     if not count_targets(labels):
         return Drop("no supervised token")
     begin = next(index for index, label in enumerate(labels) if label != IGNORE)
     if not begin:
-        raise RowError("the prompt is empty: nothing comes before the completion", "prompt")
+        raise RowError("the prompt is empty; expected a prompt before the completion", "prompt")
     end = begin + config.max_completion_length
     return row_from_tokens(ids[:begin], ids[begin:end], [label != IGNORE for label in labels[begin:end]])
 
 
 def with_completion(row: Row, tokenizer: PreTrainedTokenizerBase, otherwise: str) -> Row:
-    """A raw row as one with a prompt and a completion."""
+    """Return a raw row as a row with prompt and completion."""
     if "prompt" in row and row.get("completion") is None and row.get("input_ids") is None:
         raise RowError(f"a prompt without a completion; {otherwise}", "completion")
-    found = standard(row, chat=bool(tokenizer.chat_template))
-    if "messages" not in found:
-        return found
-    messages = found.pop("messages")
+    parts = standard(row, chat=bool(tokenizer.chat_template))
+    if "messages" not in parts:
+        return parts
+    messages = parts.pop("messages")
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
-        raise RowError("messages: no turn is the assistant's; expected one that is the completion", "messages")
-    return found | {"prompt": messages[: turns[-1]], "completion": [messages[turns[-1]]]}
+        raise RowError("messages: found no assistant turn; expected one as the completion", "messages")
+    return parts | {"prompt": messages[: turns[-1]], "completion": [messages[turns[-1]]]}
 
 
 def row_from_tokens(prompt_ids: list[int], completion_ids: list[int], sampled: list[bool]) -> Row:
-    """A completion that nobody sampled here, with the tokens of it that count."""
+    """Return the row of a completion that was not sampled here, with labels on the tokens that count."""
     return {
         "prompt_ids": prompt_ids,
         "completion_ids": completion_ids,

@@ -1,7 +1,7 @@
-"""Raw rows by epoch and position, whatever the source; and the pieces of work that preparing them is cut into.
+"""Raw rows by epoch and position, for any source; and the pieces of work that preparing them is divided into.
 
-Everything here is a function of (source, layout, where to begin): workers and ranks that read the same source agree on
-it without talking.
+Everything here is a function of (source, layout, start): workers and ranks that read the same source agree without
+communication.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-PIECE = 128  # raw rows of a window that are prepared in one go
+PIECE = 128  # raw rows of a window that are prepared together
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """How rows become steps, for one rank."""
 
-    slots: int  # of one optimizer step: all ranks and micro-batches
+    slots: int  # rows of one optimizer step, over all ranks and micro-batches
     rank: int
     world_size: int
-    windowed: bool  # whole windows are prepared, by every rank; a slot is then a unit of the window
+    windowed: bool  # every rank prepares whole windows; a slot is then a unit of the window
     window: int
     seed: int
     shuffled: bool
@@ -54,8 +54,10 @@ class Layout:
         )
 
     def rows_of(self, epoch: int, num_rows: int) -> int:
-        """Rows of an epoch: all, but for a last epoch that isn't whole. It ends with a whole step where steps are
-        known, as in transformers."""
+        """Return the rows of an epoch: all, except for a last partial epoch.
+
+        It ends with a whole step where steps are known, as in transformers.
+        """
         share = round(min(self.epochs - epoch, 1.0), 9)
         if share >= 1:
             return num_rows
@@ -79,7 +81,7 @@ class TableReader:
         return self.layout.rows_of(epoch, self.source.num_rows)
 
     def get(self, epoch: int, position: int) -> tuple[str, Row] | None:
-        """(where, row); None past the end."""
+        """Return (where, row); None past the end."""
         if not self.has(epoch, position):
             return None
         if epoch != self.epoch:
@@ -89,9 +91,9 @@ class TableReader:
 
 
 class StreamReader:
-    """Rows of a stream, shuffled within windows. Positions must be asked for in ascending order.
+    """Rows of a stream, shuffled within windows. Positions must be read in ascending order.
 
-    `has(epoch, position)` lets go of everything before that position.
+    `has(epoch, position)` drops everything before that position.
     """
 
     def __init__(self, source: Stream | MixedStream, layout: Layout):
@@ -124,7 +126,7 @@ class StreamReader:
             self.rows += rows
 
     def end(self, epoch: int) -> int:
-        """Rows of the epoch, once they have all been seen."""
+        """Return the number of rows of the epoch, once all have been read."""
         return self.first + len(self.rows)
 
     def get(self, epoch: int, position: int) -> tuple[str, Row] | None:
@@ -147,7 +149,7 @@ class Piece:
     epoch: int
     start: int
     stop: int
-    ended: bool  # nothing of the epoch comes after it
+    ended: bool  # it is the last of the epoch
     rows: list[Row]
     seen: int  # raw rows that this rank prepared
     truncated: int
@@ -155,7 +157,9 @@ class Piece:
 
 
 def tasks(reader: TableReader | StreamReader, layout: Layout, epoch: int, start: int) -> Iterator[tuple[int, int, int]]:
-    """(epoch, start, stop) of each piece from a place on, until the epochs end. `stop` may be past a stream's end."""
+    """Yield (epoch, start, stop) of each piece from a place on, until the epochs end. `stop` may be past a stream's
+    end.
+    """
     while epoch < layout.epochs:
         if start == 0 and not reader.has(epoch, 0):
             raise DataError("the training data has no rows")
@@ -172,7 +176,7 @@ def tasks(reader: TableReader | StreamReader, layout: Layout, epoch: int, start:
 def pieces(
     source: Any, prepare: Prepare, layout: Layout, epoch: int, start: int, worker: int, workers: int
 ) -> Iterator[Piece]:
-    """The pieces that fall to one worker: every `workers`-th. Raises DataError for a row that can't be used."""
+    """Yield the pieces of one worker: every `workers`-th. Raises DataError for a row that can't be used."""
     reader = reader_of(source, layout)
     for number, task in enumerate(tasks(reader, layout, epoch, start)):
         if number % workers == worker:
@@ -187,11 +191,11 @@ def piece(
     drops: list[tuple[str, str]] = []
     seen = 0
     for position in mine:
-        found = reader.get(epoch, position)
-        if found is None:
+        item = reader.get(epoch, position)
+        if item is None:
             break
         seen += 1
-        where, raw = found
+        where, raw = item
         result = prepared(prepare, where, raw)
         if isinstance(result, Drop):
             drops.append((where, str(result)))

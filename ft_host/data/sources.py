@@ -1,7 +1,7 @@
-"""Rows with a place: what the rest of the house reads from, whatever file or data set is behind it.
+"""Rows with a place: what the rest of the package reads, for any file or data set.
 
-A `Source` knows its length and reads any row; a `Stream` is read from its start. Both say of each row where it is
-from, and rename columns before anything looks at them. `opening` makes them, `mixture` mixes them.
+A `Source` knows its length and reads any row; a `Stream` is read from its start. Both give the place of each row for
+messages, and rename columns first. `load` opens them, `mixture` mixes them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 class Source:
-    """Rows of known number, each of which can be read alone: those of a table that are in `rows`."""
+    """A known number of rows, each of which can be read alone: the rows of a table whose index is in `rows`."""
 
     def __init__(self, table: Any, renames: dict[str, str], label: str, split: str, rows: range):
         self.table, self.label, self.split, self.rows = table, label, split, rows
@@ -43,16 +43,16 @@ class Source:
         return self.table.where(self.rows[index])
 
     def read(self, index: int) -> Row:
-        """Raises DataError that names file and line."""
+        """Return the row. Raises DataError that names file and line."""
         return rename(self.table.read(self.rows[index]), self.renames)
 
     def order(self, seed: int, epoch: int, shuffled: bool) -> Callable[[int], int]:
-        """Position in an epoch -> index of the row that is there."""
+        """Return a function from the position in an epoch to the index of its row."""
         return permutation(self.num_rows, seed, epoch) if shuffled else range(self.num_rows).__getitem__
 
 
 class Stream:
-    """Rows that come one after the other. `open(skip)` gives (where, row) from row `skip` on; it must be picklable."""
+    """Rows that are read in order. `open(skip)` yields (where, row) from row `skip` on; it must be picklable."""
 
     num_rows = None
 
@@ -82,7 +82,7 @@ class Stream:
         }
 
     def stream(self, skip: int = 0) -> Iterator[tuple[str, Row]]:
-        """(where, row) in order, from row `skip` on. Raises DataError that names file and line."""
+        """Yield (where, row) in order, from row `skip` on. Raises DataError that names file and line."""
         for where, row in self.open(skip):
             yield where, rename(row, self.renames)
 
@@ -96,7 +96,7 @@ def rename(row: Row, renames: dict[str, str]) -> Row:
 
 
 def check_renames(renames: dict[str, str], columns: list[str], label: str) -> dict[str, str]:
-    """The renames that apply. One whose column is absent while its new name is there is taken for done already."""
+    """Return the renames that apply. A rename whose old column is absent and whose new one exists counts as done."""
     out = {}
     for theirs, ours in renames.items():
         if theirs in columns:
@@ -109,5 +109,5 @@ def check_renames(renames: dict[str, str], columns: list[str], label: str) -> di
     result = [out.get(name, name) for name in columns]
     double = sorted({name for name in result if result.count(name) > 1})
     if double:
-        raise DataError(f"dataset_columns: {label} would have two columns {double[0]}; rename the other one as well")
+        raise DataError(f"dataset_columns: {label} would have two columns {double[0]}; rename the other one too")
     return out

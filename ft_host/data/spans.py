@@ -19,7 +19,9 @@ SAMPLE = 1 << 16  # bytes of each block that a fingerprint reads
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of a file's size and content: of all of it up to 1 MiB, of 16 blocks spread over it where it is larger."""
+    """Return a hash of a file's size and content: of all of it up to 1 MiB, of 16 blocks spread over it if it is
+    larger.
+    """
     size = path.stat().st_size
     digest = hashlib.blake2b(str(size).encode(), digest_size=8)
     with path.open("rb") as file:
@@ -42,7 +44,9 @@ def decode(data: bytes, where: str) -> str:
 
 
 def check_start(path: Path) -> int:
-    """Bytes to leave out at the start (a byte order mark). Raises DataError for a file that is empty or UTF-16."""
+    """Return the bytes to skip at the start (a byte order mark). Raises DataError for a file that is empty
+    or UTF-16.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(4)
@@ -56,7 +60,7 @@ def check_start(path: Path) -> int:
 
 
 class Spans:
-    """The byte ranges of a file's rows, and the line that each begins on."""
+    """The byte ranges of a file's rows, and the line on which each begins."""
 
     def __init__(self, path: Path, starts: np.ndarray, stops: np.ndarray, lines: np.ndarray):
         self.path, self.starts, self.stops, self.lines = path, starts, stops, lines
@@ -66,9 +70,9 @@ class Spans:
         return len(self.starts)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None}  # a worker opens the file itself
+        return {**self.__dict__, "_handle": None}  # each worker opens the file itself
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when Python ends
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone at interpreter exit
         if self._handle is not None:
             close(self._handle)
 
@@ -86,7 +90,7 @@ class Spans:
 
 
 def line_spans(path: Path) -> Spans:
-    """The lines of a file that aren't blank."""
+    """Return the lines of a file that aren't blank."""
     import numpy as np
 
     begin = check_start(path)
@@ -102,7 +106,7 @@ def line_spans(path: Path) -> Spans:
         stops = np.append(stops, size)
     starts = np.concatenate([[begin], stops[:-1] + 1]).astype(np.int64)
     spans = Spans(path, starts, stops, np.arange(1, len(starts) + 1))
-    short = np.flatnonzero(stops - starts < 16)  # a longer line of blanks is refused when it is read
+    short = np.flatnonzero(stops - starts < 16)  # a longer blank line raises when it is read
     blank = [index for index in short if not spans.text(index).strip()]
     if blank:
         keep = np.setdiff1d(np.arange(len(starts)), blank)

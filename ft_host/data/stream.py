@@ -1,9 +1,9 @@
-"""The rows of optimizer steps, prepared when they are needed, in an order that any restart finds again.
+"""The rows of optimizer steps, prepared when needed, in an order that any restart reproduces.
 
-Without packing and length grouping a step is its number of raw rows: rank r prepares slots r, r + world_size, ...
-of it, and a dropped row leaves its slot empty. With them, whole windows are prepared by every rank, made into units
-(blocks, or rows by length), and a step takes its number of units. Steps never cross from one epoch into the next, so
-that the last one of an epoch may be short.
+Without packing and length grouping a step is its number of raw rows: rank r prepares slots r, r + world_size, ... of
+it, and a dropped row leaves its slot empty. With them, every rank prepares whole windows and makes units of them
+(blocks, or rows by length), and a step takes its number of units. Steps never cross epochs, so the last step of an
+epoch may be short.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-CHECKED = 64  # rows that are prepared before a model is loaded
+CHECKED = 64  # rows prepared before a model is loaded
 
 
 @dataclass(kw_only=True)
 class StepRows:
-    """This rank's rows of one optimizer step, and where the data is after it."""
+    """This rank's rows of one optimizer step, and the position in the data after it."""
 
     units: list[list[Row]]  # a unit is one row, or one packed block of rows
-    rows_consumed: int  # raw rows so far, of all ranks, over all epochs; within a window, in proportion
+    rows_consumed: int  # raw rows so far, over all ranks and epochs; within a window, in proportion
     epoch: float
-    position: dict[str, Any]  # JSON-able: a stream made with it goes on after this step
-    dropped: dict[str, int]  # by reason, so far; of this rank, where ranks prepare rows of their own
+    position: dict[str, Any]  # JSON-able: a stream made with it continues after this step
+    dropped: dict[str, int]  # by reason, so far; of this rank, where each rank prepares its own rows
     truncated: int  # rows cut at max_length so far, counted likewise
-    last: bool  # no step comes after this one, where that is known
-    metrics: dict[str, float] = field(default_factory=dict)  # of how the rows were made, for the line of this step
+    last: bool  # whether it is known to be the last step
+    metrics: dict[str, float] = field(default_factory=dict)  # of making the rows, logged with this step
 
 
 @dataclass(kw_only=True)
@@ -58,10 +58,10 @@ class Window:
 
 
 class TrainStream:
-    """Iterate over it once: gives `StepRows` until the epochs end, or for ever where `max_steps` ends the run.
+    """Iterate over it once: yields `StepRows` until the epochs end, or forever where `max_steps` ends the run.
 
-    `prepare` takes a raw row and gives a row, rows or a Drop; it must be picklable where there are worker processes.
-    Raises DataError when a row that can't be used is reached, and when too many are dropped.
+    `prepare` maps a raw row to a row, rows or a Drop; it must be picklable with worker processes. Raises DataError at a
+    row that can't be used, and when too many rows are dropped.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class TrainStream:
         self.layout = Layout.of(config, rank, world_size)
         at = position or {}
         self.epoch, self.row, self.unit = at.get("epoch", 0), at.get("row", 0), at.get("unit", 0)
-        self.consumed = at.get("consumed", 0)  # rows of all pieces or windows that are done with
+        self.consumed = at.get("consumed", 0)  # rows of all finished pieces or windows
         self.density: float | None = at.get("density")  # units per raw row, from the first window
         self.tally = Tally(
             seen=at.get("seen", 0), truncated=at.get("truncated", 0), dropped=dict(at.get("dropped", {}))
         )
-        self.counted = self.unit > 0  # the window that it begins in is in the tally already
+        self.counted = self.unit > 0  # the window that it begins in is already counted
         make = partial(pieces, source, prepare, self.layout, self.epoch, self.row)
         workers = config.dataloader_num_workers
-        # Nothing that this holds refers back to it, so that letting go of it ends the workers at once.
+        # No reference cycles: deleting the stream ends the workers at once.
         self._pieces = from_workers(make, workers) if workers else make(0, 1)
         self._peeked: Window | None = None
         self._window: Window | None = None
@@ -102,13 +102,14 @@ class TrainStream:
         return step
 
     def close(self) -> None:
-        """End the worker processes. Also happens when the stream is let go of."""
+        """End the worker processes. Also happens when the stream is deleted."""
         self._pieces.close()
 
     def planned_steps(self) -> int | None:
-        """Optimizer steps of all epochs: exact, but estimated from the first window where units are made by window.
+        """Return optimizer steps of all epochs: exact, or estimated from the first window where windows are made into
+        units.
 
-        None for a stream, whose length isn't known. Prepares the first window in that case; it is not lost.
+        None for a stream, whose length isn't known. Prepares the first window in that case, which is kept.
         """
         rows, layout = self.source.num_rows, self.layout
         if rows is None or math.isinf(layout.epochs):
@@ -146,11 +147,11 @@ class TrainStream:
             self.unit = 0
         window = self._window
         units = [waiting.popleft() for _ in range(min(slots, len(waiting)))]
-        # What still waits is all of this window: what came before it was less than a step.
-        size, taken = window.stop - window.start, len(window.units) - len(waiting)
+        # All waiting units are of this window: what came before it was less than a step.
+        size, used = window.stop - window.start, len(window.units) - len(waiting)
         if waiting:
-            place = (window.epoch, window.start, taken)
-            base, consumed = self.consumed, self.consumed + size * taken // len(window.units)
+            place = (window.epoch, window.start, used)
+            base, consumed = self.consumed, self.consumed + size * used // len(window.units)
         else:
             place = (window.epoch + 1, 0, 0) if window.ended else (window.epoch, window.stop, 0)
             base = consumed = self.consumed + size
@@ -163,7 +164,7 @@ class TrainStream:
     def _step(
         self, units: list[list[Row]], place: tuple[int, int, int], base: int, consumed: int, last: bool
     ) -> StepRows:
-        """`place`: epoch, row and unit to go on with. `base`: rows consumed before the window that it is in."""
+        """`place`: epoch, row and unit to continue with. `base`: rows consumed before its window."""
         rows = self.source.num_rows
         epoch, row, unit = place
         position = {
@@ -189,7 +190,7 @@ class TrainStream:
     # -- windows
 
     def _load(self) -> Window | None:
-        """The next window; None after the last."""
+        """Return the next window; None after the last."""
         rows: list[Row] = []
         start = None
         for piece in self._pieces:
@@ -206,8 +207,11 @@ class TrainStream:
         return None
 
     def _units(self, rows: list[Row], epoch: int, start: int) -> list[list[Row]]:
-        """The rows of a window as packed blocks, or by length. Shuffled, so that a window doesn't begin with its
-        longest rows: packed blocks one by one, rows by length in chunks of a step."""
+        """Return the rows of a window as packed blocks, or by length.
+
+        Shuffled, so that a window doesn't begin with its longest rows: packed blocks one by one, rows by length in
+        chunks of a step.
+        """
         config, slots = self.config, self.layout.slots
         if config.packing:
             units = pack(rows, config.max_length, config.packing_strategy)
@@ -241,27 +245,27 @@ def from_workers(make: Callable[[int, int], Iterator[Piece]], workers: int) -> I
 
 
 def check_first_rows(source: Source | Mixture | Stream | MixedStream, prepare: Prepare, config: RunConfig) -> None:
-    """Prepare the rows that training begins with, so that wrong data is refused before a model is loaded.
+    """Prepare the first rows of training, so that wrong data is refused before a model is loaded.
 
-    Raises DataError for a row that can't be used, and when too many are dropped.
+    Raises DataError for a row that can't be used, and when too many rows are dropped.
     """
     reader = reader_of(source, Layout.of(config, 0, 1))
     tally = Tally()
     for position in range(min(CHECKED, config.data_window)):
-        found = reader.get(0, position) if reader.has(0, position) else None
-        if found is None:
+        item = reader.get(0, position) if reader.has(0, position) else None
+        if item is None:
             break
-        result = prepared(prepare, *found)
-        tally.add(1, 0, [(found[0], str(result))] if isinstance(result, Drop) else [])
+        result = prepared(prepare, *item)
+        tally.add(1, 0, [(item[0], str(result))] if isinstance(result, Drop) else [])
     if not tally.seen:
         raise DataError("the training data has no rows")
     tally.check_dropped(config)
 
 
 def eval_rows(source: Source | Mixture, prepare: Prepare, config: RunConfig) -> tuple[list[Row], list[Row]]:
-    """All evaluation rows, or the first `eval_max_rows`: prepared (without the dropped), and raw (all).
+    """Return all evaluation rows, or the first `eval_max_rows`: prepared (without dropped rows), and raw (all).
 
-    Raises DataError for a row that can't be used, and when too many are dropped.
+    Raises DataError for a row that can't be used, and when too many rows are dropped.
     """
     size = source.num_rows if config.eval_max_rows is None else min(config.eval_max_rows, source.num_rows)
     tally, rows, raws = Tally(), [], []

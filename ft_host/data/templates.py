@@ -1,9 +1,9 @@
-"""Chat templates: rendering, and which of the rendered text is the assistant's.
+"""Chat templates: rendering them, and finding the assistant's part of the rendered text.
 
-Most published templates don't mark the assistant's turns, so they are found from the text itself. A turn *begins*
-where the prompt before it, rendered with the generation prompt, ends: what a model would be given at that point. It
-*ends* after the token that closes it. Where its content lies is found by rendering the conversation again with another
-content in its place: what is before and after the content stays the same, however the template strips or cuts it.
+Most published templates don't mark the assistant's turns, so they are found in the text. A turn *begins* where the
+prompt before it, rendered with the generation prompt, ends: that is what a model would be given at that point. It
+*ends* after the token that closes it. Its content is found by rendering the conversation again with other content in
+its place: the text before and after the content stays the same, even if the template strips or cuts it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
-# Stands for content. Of the private use area: in no text, no template, and nothing strips it.
+# A placeholder for content, from the private use area: no text or template contains it, and nothing strips it.
 OTHER = "\ue0a7"
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages with what goes into their rendering."""
+    """Messages with the arguments of their rendering."""
 
     tokenizer: PreTrainedTokenizerBase
     messages: list[Message]
@@ -37,12 +37,14 @@ class Conversation:
     arguments: dict[str, Any]  # the row's chat_template_kwargs
 
     def render(self, messages: list[Message], *, ask: bool = False) -> str:
-        """The text of some messages, with the generation prompt if `ask`. Raises RowError where the template does."""
+        """Return the text of some messages, with the generation prompt if `ask`. Raises RowError where the template
+        raises.
+        """
         return rendered(self, messages, tokenize=False, add_generation_prompt=ask)
 
 
 def rendered(talk: Conversation, messages: list[Message], **arguments: Any) -> Any:
-    """`apply_chat_template`, with what a template raises as a RowError."""
+    """Call `apply_chat_template`. An error of the template becomes a RowError."""
     import jinja2
 
     if not talk.tokenizer.chat_template:
@@ -52,7 +54,7 @@ def rendered(talk: Conversation, messages: list[Message], **arguments: Any) -> A
         )
     try:
         return talk.tokenizer.apply_chat_template(messages, tools=talk.tools, **arguments, **talk.arguments)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:  # templates add text to None, and raise on purpose
+    except (jinja2.TemplateError, TypeError, ValueError) as error:  # templates raise on purpose, or add text to None
         roles = ", ".join(message["role"] for message in messages)
         raise RowError(f"the chat template refuses the conversation: {error} (roles: {roles})") from error
 
@@ -62,7 +64,7 @@ def template_of(talk: Conversation) -> str:
 
 
 def has_markers(talk: Conversation) -> bool:
-    """Whether the template marks the assistant's turns itself, with {% generation %}."""
+    """Return whether the template marks the assistant's turns itself, with {% generation %}."""
     return bool(talk.tokenizer.chat_template) and MARKERS.search(template_of(talk)) is not None
 
 
@@ -70,7 +72,7 @@ def has_markers(talk: Conversation) -> bool:
 
 
 def common_prefix(a: str, b: str) -> int:
-    """Characters that two texts have in common at their start. By halving, since slices compare fast."""
+    """Return how many characters two texts share at their start. Bisects, since slices compare fast."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high
@@ -88,12 +90,12 @@ def common_suffix(a: str, b: str) -> int:
 
 
 def squash(text: str) -> str:
-    """A text without what templates and tokenizers may change about it: spaces, case, Unicode form."""
+    """Remove what templates and tokenizers may change in a text: spaces, case, Unicode form."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def replaced(message: Message) -> Message:
-    """The message with something else in the place of all that it says."""
+    """Return the message with other content in all of its fields."""
     out = dict(message)
     for name in ("reasoning_content", "reasoning", "thinking"):
         if message.get(name):
@@ -103,7 +105,7 @@ def replaced(message: Message) -> Message:
         inner = dict(call.get("function") or call)
         if inner.get("arguments"):
             inner["arguments"] = OTHER if isinstance(inner["arguments"], str) else {OTHER: OTHER}
-        else:  # not both: some templates name the function again in front of what it gave
+        else:  # not both: some templates repeat the function's name in front of its result
             inner["name"] = OTHER
         calls.append({**call, "function": inner} if call.get("function") else inner)
     if calls:
@@ -119,11 +121,11 @@ def replaced(message: Message) -> Message:
 
 @functools.lru_cache(maxsize=64)
 def specials(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """Matches the tokens that control a model rather than being text; None where the tokenizer has none."""
+    """Return a pattern for control tokens; None where the tokenizer has none."""
     names = {str(token) for token in tokenizer.all_special_tokens}
     names |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     names.discard(str(tokenizer.bos_token))
-    if tokenizer.eos_token:  # some have one token for both
+    if tokenizer.eos_token:  # some use one token for both
         names.add(str(tokenizer.eos_token))
     ordered = sorted((name for name in names if name), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered))) if ordered else None
@@ -131,28 +133,28 @@ def specials(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
 
 @functools.lru_cache(maxsize=64)
 def turn_marks(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, str]:
-    """What a template puts before an assistant turn when asked for one ("" if nothing), and what it closes it with.
+    """Return what opens an assistant turn in the generation prompt ("" if nothing), and what closes it.
 
-    The close is the first special token after the content with those right behind it, or all that follows the content
+    The close is the first special token after the content with those directly behind it, or all text after the content
     where none of it is special.
     """
     talk = Conversation(tokenizer, [], None, {})
     ask = [{"role": "user", "content": "a"}]
     try:
-        before, asked = talk.render(ask), talk.render(ask, ask=True)
-        opening = asked[common_prefix(before, asked) :]
+        before, prompted = talk.render(ask), talk.render(ask, ask=True)
+        opening = prompted[common_prefix(before, prompted) :]
         whole = talk.render([*ask, {"role": "assistant", "content": OTHER}])
-    except RowError:  # a template that refuses this little conversation; those of the data may be fine
+    except RowError:  # the template refuses this small conversation; those of the data may be fine
         return "", ""
     closing = whole.rpartition(OTHER)[2]
     pattern = specials(tokenizer)
-    found = pattern.search(closing) if pattern else None
-    if found is None:
+    match = pattern.search(closing) if pattern else None
+    if match is None:
         return opening, closing.strip()
-    stop = found.end()
+    stop = match.end()
     while following := pattern.match(closing, stop):
         stop = following.end()
-    return opening, closing[found.start() : stop]
+    return opening, closing[match.start() : stop]
 
 
 # ---------------------------------------------------------------- spans
@@ -160,7 +162,7 @@ def turn_marks(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, 
 
 @dataclass(frozen=True)
 class Span:
-    """An assistant turn in the rendered text: characters [start, stop), of which [first, last) is its content."""
+    """An assistant turn in the rendered text: characters [start, stop), with its content at [first, last)."""
 
     index: int  # of the message
     start: int
@@ -170,8 +172,10 @@ class Span:
 
 
 def assistant_spans(talk: Conversation, text: str) -> list[Span]:
-    """Where the turns of the assistant are in `text`, the rendered conversation. Raises RowError for a turn that
-    the template leaves out."""
+    """Return where the assistant's turns are in `text`, the rendered conversation.
+
+    Raises RowError for a turn that the template leaves out.
+    """
     opening, close = turn_marks(talk.tokenizer, template_of(talk))
     spans: list[Span] = []
     for index, message in enumerate(talk.messages):
@@ -192,30 +196,32 @@ def assistant_spans(talk: Conversation, text: str) -> list[Span]:
 
 
 def altered(talk: Conversation, index: int) -> str:
-    """The conversation rendered with something else in one message."""
+    """Render the conversation with other content in one message."""
     return talk.render([*talk.messages[:index], replaced(talk.messages[index]), *talk.messages[index + 1 :]])
 
 
 def begin(talk: Conversation, text: str, index: int, first: int, done: int, opening: str) -> int:
-    """Where the turn of message `index` begins: after what the model would be given. Its content begins at `first`,
-    the turn before it has ended at `done`."""
+    """Return where the turn of message `index` begins: after what the model would be given.
+
+    Its content begins at `first`; the turn before it ended at `done`.
+    """
     prompt = before = None
     if index:
         try:
             prompt = talk.render(talk.messages[:index], ask=True)
-        except RowError:  # a template that takes no system message alone, for instance
+        except RowError:  # for instance, a template that refuses a system message alone
             prompt = None
     if prompt is not None and text.startswith(prompt):
         return len(prompt)
     if prompt is not None:
         before = altered(talk, index - 1)
     if prompt is None or before == text:
-        if not opening:  # nothing opens a turn but what closes the prompt: blanks between them are the assistant's
+        if not opening:  # only the end of the prompt opens a turn: blanks between them belong to the assistant
             return done + len(text[done:first].rstrip())
-        found = text.rfind(opening, done, first)
-        return found + len(opening) if found >= 0 else first
-    # Either the generation prompt has something that the finished conversation lacks (an opened <think>), or what
-    # comes before looks different when it is the last. What follows the message before tells in both cases.
+        at = text.rfind(opening, done, first)
+        return at + len(opening) if at >= 0 else first
+    # Either the generation prompt has something that the finished conversation lacks (an opened <think>), or the
+    # text before looks different when it is last. The text after the previous message decides in both cases.
     other = talk.render([*talk.messages[: index - 1], replaced(talk.messages[index - 1])], ask=True)
     tail = prompt[len(prompt) - common_suffix(prompt, other) :]
     low = len(text) - common_suffix(text, before)
@@ -223,39 +229,40 @@ def begin(talk: Conversation, text: str, index: int, first: int, done: int, open
 
 
 def end(talk: Conversation, text: str, index: int, last: int, close: str) -> int:
-    """Where the turn of message `index` ends: after the token that closes it, which follows the content at `last`."""
-    found = text.find(close, last) if close else -1
-    if found >= 0 and not text[last:found].strip():
-        return found + len(close)
-    # Something of the turn's own follows its content (the end of a tool call), or it is closed in another way. The
-    # close is looked for up to the content of the next message.
+    """Return where the turn of message `index` ends: after the token that closes it, which follows the content at
+    `last`.
+    """
+    at = text.find(close, last) if close else -1
+    if at >= 0 and not text[last:at].strip():
+        return at + len(close)
+    # Other text of the turn follows its content (the end of a tool call), or it is closed in another way. The
+    # close is searched for up to the content of the next message.
     limit = len(text)
     if index + 1 < len(talk.messages):
         limit = max(last, common_prefix(text, altered(talk, index + 1)))
-    if 0 <= found < limit:
-        return found + len(close)
+    if 0 <= at < limit:
+        return at + len(close)
     pattern = specials(talk.tokenizer)
     special = pattern.search(text, last, limit) if pattern else None
     return special.end() if special else last
 
 
 def verify(talk: Conversation, text: str, span: Span, supervised: str) -> None:
-    """Check that the tokens chosen for a turn, decoded, hold what the assistant says in the row.
+    """Check that the tokens chosen for a turn, decoded, contain what the assistant says in the row.
 
-    What the template shows of a turn may be less than the row has (thinking of earlier turns is dropped).
-    Raises RowError.
+    The template may show less of a turn than the row has (thinking of earlier turns is dropped). Raises RowError.
     """
     message = talk.messages[span.index]
-    said, shown, chosen = squash(content_of(message)), squash(text[span.first : span.last]), squash(supervised)
+    row_text, shown, chosen = squash(content_of(message)), squash(text[span.first : span.last]), squash(supervised)
     calls = [call.get("function", call).get("name", "") for call in message.get("tool_calls") or []]
     if calls:  # some templates leave out what is said beside a call
         good = all(squash(name) in chosen for name in calls)
     else:
-        good = (shown and shown in said) or said.rpartition("</think>")[2] in chosen
+        good = (shown and shown in row_text) or row_text.rpartition("</think>")[2] in chosen
     if good and shown in chosen:
         return
     expected = f"calls {', '.join(calls)}" if calls else f"says {content_of(message)[:80]!r}"
     raise RowError(
         f"messages[{span.index}]: the assistant {expected}, but in the chat template's text its turn is "
-        f"{supervised[:80]!r}; give a template that shows it with chat_template_path, or use prompt and completion"
+        f"{supervised[:80]!r}; set chat_template_path to a template that shows it, or use prompt and completion"
     )

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of `config.model`, with the chat template and the end token that the config names.
+    """Return the tokenizer of `config.model`, with the config's chat template and EOS token.
 
-    Raises ConfigError that names the field, what was tried, and what is there.
+    Raises ConfigError that names the field, what was tried, and what exists.
     """
     trust = config.trust_remote_code
     tokenizer = tokenizer_of(config.model, "model", revision=config.model_revision, trust_remote_code=trust)
@@ -29,7 +29,7 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
         vocabulary = tokenizer.get_vocab()
         if config.eos_token not in vocabulary:
             near = nearest(config.eos_token, tokenizer.get_added_vocab())
-            raise ConfigError(f"eos_token: {config.eos_token!r} is no token of {config.model}{near}")
+            raise ConfigError(f"eos_token: {config.eos_token!r} is not a token of {config.model}{near}")
         tokenizer.eos_token = config.eos_token
     return tokenizer
 
@@ -37,24 +37,24 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
 def tokenizer_of(
     place: str, field: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id. Raises ConfigError, naming `field`, where there is none."""
+    """Load the tokenizer of a folder or hub id. Raises ConfigError, which names `field`, where there is none."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises many kinds, the network's included; the cause is told and kept
-        said = (str(error).strip().splitlines() or ["no reason given"])[0]
+    except Exception as error:  # transformers raises many kinds, also of the network; the message includes the cause
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         folder = Path(place)
         if folder.is_dir():
-            inside = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
-            said = f"no tokenizer can be loaded from this folder, which holds {inside}: {said}"
+            inside = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
+            reason = f"no tokenizer can be loaded from this folder, which holds {inside}: {reason}"
         else:
-            said = f"no such folder, and the Hugging Face hub did not give a tokenizer: {said}"
-        raise ConfigError(f"{field}: {place}: {said}") from error
+            reason = f"no such folder, and no tokenizer could be loaded from the Hugging Face hub: {reason}"
+        raise ConfigError(f"{field}: {place}: {reason}") from error
 
 
 def chat_template(place: str, config: RunConfig) -> str:
-    """The template of a .jinja file, or of a folder (or hub id) with a tokenizer."""
+    """Return the template of a .jinja file, or of a folder (or hub id) with a tokenizer."""
     path = Path(place)
     if path.is_file():
         return path.read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def chat_template(place: str, config: RunConfig) -> str:
 
 
 def check_syntax(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> None:
-    """Refuse a template that isn't Jinja. What a template makes of a conversation is up to it."""
+    """Refuse a template that isn't valid Jinja. Its output for a conversation isn't checked."""
     import jinja2
 
     try:
@@ -78,4 +78,4 @@ def check_syntax(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> None:
         place = config.chat_template_path or config.model
         raise ConfigError(f"the chat template of {place}, line {error.lineno}: {error.message}") from error
     except (jinja2.TemplateError, TypeError, ValueError):
-        return  # it refuses this conversation; rows are another matter
+        return  # it refuses this conversation; rows may be fine

@@ -1,8 +1,8 @@
-"""From a raw row to token ids and labels, and from an evaluation row to a prompt. The one place that tokenises.
+"""From a raw row to token ids and labels, and from an evaluation row to a prompt. Only this module tokenizes.
 
 The semantics are those of TRL's SFT, so that the same row gives the same tokens: plain text and standard completions
-end in EOS, a completion begins where the tokens of the prompt and of prompt + completion part, conversations are what
-the chat template makes of them. Beyond it: no doubled BOS or EOS, and the assistant's turns are found without
+end in EOS, a completion begins where the tokens of the prompt and of prompt + completion diverge, and conversations go
+through the chat template. In addition, BOS and EOS are not doubled, and the assistant's turns are found without
 generation marks (`templates`).
 """
 
@@ -36,30 +36,30 @@ def tokenize_row(
     assistant_only: bool,
     text_field: str = "text",
 ) -> Row:
-    """A raw row, in any format of the field, as {"input_ids", "labels", "length", "truncated"}.
+    """Return a raw row, in any usual format, as {"input_ids", "labels", "length", "truncated"}.
 
-    `labels` are aligned with `input_ids`, -100 where a token isn't supervised. `completion_only`: supervise the
-    completion only; None: where there is one. `assistant_only`: supervise the assistant's turns only, in conversations.
-    Cut to `max_length` from the end that `truncation_mode` says; where packing cuts rows itself they stay whole.
+    `labels` are aligned with `input_ids`, -100 where a token isn't supervised. `completion_only`: supervise only the
+    completion; None: where there is one. `assistant_only`: supervise only the assistant's turns of conversations.
+    Truncated to `max_length` at the end that `truncation_mode` sets; rows stay whole where packing cuts them.
 
     Raises RowError that says what was found and what was expected.
     """
-    found = standard(row, chat=bool(tokenizer.chat_template), text_field=text_field)
-    if "input_ids" in found:
-        ids, labels = given_tokens(found, tokenizer, completion_only)
-    elif "text" in found:
+    parts = standard(row, chat=bool(tokenizer.chat_template), text_field=text_field)
+    if "input_ids" in parts:
+        ids, labels = given_tokens(parts, tokenizer, completion_only)
+    elif "text" in parts:
         if assistant_only:
             raise RowError("assistant_only_loss needs conversations; the row is plain text", text_field)
         if completion_only:
             raise RowError("completion_only_loss needs a prompt and a completion; the row is plain text", text_field)
-        ids = encode(tokenizer, with_eos(found["text"], tokenizer))
+        ids = encode(tokenizer, with_eos(parts["text"], tokenizer))
         labels = list(ids)
-    elif "completion" in found:
-        ids, labels = prompt_and_completion(found, tokenizer, completion_only is not False, assistant_only)
+    elif "completion" in parts:
+        ids, labels = prompt_and_completion(parts, tokenizer, completion_only is not False, assistant_only)
     else:
         if completion_only:
             raise RowError("completion_only_loss needs a prompt and a completion; the row has messages", "messages")
-        talk = conversation(tokenizer, found["messages"], found)
+        talk = conversation(tokenizer, parts["messages"], parts)
         if assistant_only:
             ids, labels = assistant_tokens(talk)
         else:
@@ -73,24 +73,24 @@ def tokenize_row(
 
 
 def prompt_of(row: Row, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> tuple[list[int], str | list[Message]]:
-    """What to generate from for an evaluation row: token ids, and the prompt as the row has it (text or messages).
+    """Return the prompt of an evaluation row: token ids, and the prompt as in the row (text or messages).
 
-    The ids are those that a training row would have there: of messages, all before the last assistant turn, with the
-    generation prompt. Raises RowError for a row without a prompt.
+    The ids are those of a training row: of messages, all before the last assistant turn, with the generation prompt.
+    Raises RowError for a row without a prompt.
     """
-    found = prompt_part(row, chat=bool(tokenizer.chat_template))
-    if "input_ids" in found:
-        ids, labels = given_tokens(found, tokenizer, None)
+    parts = prompt_part(row, chat=bool(tokenizer.chat_template))
+    if "input_ids" in parts:
+        ids, labels = given_tokens(parts, tokenizer, None)
         first = next((index for index, label in enumerate(labels) if label != IGNORE), 0)
         if not first:
-            raise RowError("input_ids: all tokens are supervised, so that none are a prompt to generate from")
+            raise RowError("input_ids: all tokens are supervised, so there is no prompt to generate from")
         return ids[:first], tokenizer.decode(ids[:first])
-    prompt = found["prompt"]
+    prompt = parts["prompt"]
     if isinstance(prompt, list):
-        return chat_ids(conversation(tokenizer, prompt, found), ask=True), prompt
+        return chat_ids(conversation(tokenizer, prompt, parts), ask=True), prompt
     ids = encode(tokenizer, prompt)
     while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
-        ids.pop()  # put there by a tokenizer that ends every text
+        ids.pop()  # added by a tokenizer that ends every text
     return ids, prompt
 
 
@@ -99,13 +99,12 @@ def prompt_of(row: Row, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -
 
 def with_eos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     if not tokenizer.eos_token:
-        raise ConfigError("eos_token: the tokenizer has none, so that a text would have no end; set eos_token")
+        raise ConfigError("eos_token: the tokenizer has none, so texts would have no end; set eos_token")
     return text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids as the tokenizer makes them, special tokens included, but one BOS and one EOS where it adds those to
-    a text that has them already."""
+    """Return token ids with special tokens, but with a single BOS and EOS where the text already has them."""
     ids = tokenizer(text, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if len(ids) > 1 and bos is not None and ids[0] == ids[1] == bos and not text.startswith(tokenizer.bos_token * 2):
@@ -122,12 +121,12 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Message], ro
     arguments = row.get("chat_template_kwargs") or {}
     if not isinstance(arguments, dict):
         raise RowError("column chat_template_kwargs: expected {name: value}", "chat_template_kwargs")
-    given = {name: value for name, value in arguments.items() if value is not None}  # None: filled in by Arrow
-    return Conversation(tokenizer, messages, tools_of(row), given)
+    kept = {name: value for name, value in arguments.items() if value is not None}  # None: filled in by Arrow
+    return Conversation(tokenizer, messages, tools_of(row), kept)
 
 
 def chat_ids(talk: Conversation, *, ask: bool = False) -> list[int]:
-    """The token ids of a conversation. The template writes BOS where it belongs, so the tokenizer adds none."""
+    """Return the token ids of a conversation. The template writes BOS, so the tokenizer adds none."""
     text = talk.render(talk.messages, ask=ask)
     return talk.tokenizer(
         text, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
@@ -135,16 +134,16 @@ def chat_ids(talk: Conversation, *, ask: bool = False) -> list[int]:
 
 
 def assistant_tokens(talk: Conversation) -> tuple[list[int], list[int]]:
-    """Token ids of a conversation, and labels on the assistant's turns, each with the token that ends it."""
+    """Return token ids of a conversation, and labels on the assistant's turns, each with the token that ends it."""
     if not talk.tokenizer.is_fast:
         raise RowError(
-            "assistant_only_loss needs a tokenizer that knows where in the text its tokens are (a fast one); "
-            f"{type(talk.tokenizer).__name__} doesn't"
+            "assistant_only_loss needs a fast tokenizer, which maps tokens to positions in the text; "
+            f"{type(talk.tokenizer).__name__} isn't one"
         )
     if has_markers(talk):
         return marked_tokens(talk)
     text = talk.render(talk.messages)
-    made = talk.tokenizer(
+    encoding = talk.tokenizer(
         text,
         add_special_tokens=False,
         return_offsets_mapping=True,
@@ -152,26 +151,29 @@ def assistant_tokens(talk: Conversation) -> tuple[list[int], list[int]]:
         return_token_type_ids=False,
         verbose=False,
     )
-    ids, offsets = made["input_ids"], made["offset_mapping"]
+    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
     labels = [IGNORE] * len(ids)
     for span in assistant_spans(talk, text):
         inside = [index for index, (start, stop) in enumerate(offsets) if stop > span.start and start < span.stop]
         if not inside:
-            raise RowError(f"messages[{span.index}]: no token is this assistant turn's; is its content empty?")
+            raise RowError(f"messages[{span.index}]: no token belongs to this assistant turn; is its content empty?")
         chosen = slice(inside[0], inside[-1] + 1)
         labels[chosen] = ids[chosen]
-        if talk.tokenizer.unk_token_id not in ids[chosen]:  # an unknown character doesn't come back
+        if talk.tokenizer.unk_token_id not in ids[chosen]:  # decoding loses unknown characters
             verify(talk, text, span, talk.tokenizer.decode(ids[chosen], clean_up_tokenization_spaces=False))
     return ids, labels
 
 
 def marked_tokens(talk: Conversation) -> tuple[list[int], list[int]]:
-    """The same by the template's own generation marks. Where they leave out the token that ends a turn it is added,
-    since a model that never sees it supervised doesn't learn to stop."""
-    made = rendered(talk, talk.messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-    ids, mask = made["input_ids"], made["assistant_masks"]
+    """Return the same, from the template's own generation marks.
+
+    Where they leave out the token that ends a turn it is added: a model that never sees it supervised doesn't learn to
+    stop.
+    """
+    encoding = rendered(talk, talk.messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    ids, mask = encoding["input_ids"], encoding["assistant_masks"]
     if not any(mask) and any(message["role"] == "assistant" for message in talk.messages):
-        raise RowError("the chat template has {% generation %} marks, but none around this row's assistant turns")
+        raise RowError("the chat template has {% generation %} marks, but none around the assistant turns of this row")
     close = turn_marks(talk.tokenizer, template_of(talk))[1]
     ending = talk.tokenizer(close, add_special_tokens=False)["input_ids"] if close else []
     if ending:
@@ -181,8 +183,9 @@ def marked_tokens(talk: Conversation) -> tuple[list[int], list[int]]:
 
 
 def extend(ids: list[int], mask: list[int], stop: int, ending: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add the tokens of `ending` to a run of the mask that stops at `stop`, where they follow it, blanks aside, and
-    it doesn't have them yet."""
+    """Add the tokens of `ending` to a run of the mask that stops at `stop`, if they follow it (ignoring blanks) and it
+    lacks them.
+    """
     at = stop
     while at > 0 and not tokenizer.decode([ids[at - 1]]).strip():
         at -= 1
@@ -201,7 +204,7 @@ def extend(ids: list[int], mask: list[int], stop: int, ending: list[int], tokeni
 def prompt_and_completion(
     row: Row, tokenizer: PreTrainedTokenizerBase, completion_only: bool, assistant_only: bool
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a prompt with its completion, both texts or both messages."""
+    """Return token ids and labels of a prompt with its completion, both texts or both messages."""
     if isinstance(row["prompt"], list):
         talk = conversation(tokenizer, row["prompt"] + row["completion"], row)
         prompt = chat_ids(conversation(tokenizer, row["prompt"], row), ask=True)
@@ -222,7 +225,7 @@ def prompt_and_completion(
 
 
 def shared(a: list[Any], b: list[Any]) -> int:
-    """Tokens (or messages) that two rows have in common at their start."""
+    """Return how many tokens (or messages) two rows share at their start."""
     for index, (one, other) in enumerate(zip(a, b)):
         if one != other:
             return index
@@ -237,13 +240,13 @@ _warned: set[str] = set()
 
 
 def warn_boundary(lost: str) -> None:
-    """Say once per process that prompts look different alone."""
+    """Warn once per process that prompts tokenize differently alone."""
     if not _warned:
         _warned.add(lost)
         logger.warning(
-            "the tokens of a prompt alone are not those it has before its completion (they part at %r): the completion "
-            "is supervised from there, and generation will start from other tokens than training saw. End prompts "
-            "where a token ends, or use a chat template that renders a prompt the same way in both cases",
+            "a prompt has other tokens alone than before its completion (they differ from %r on): the completion "
+            "is supervised from there, and generation starts from other tokens than training saw. End prompts "
+            "at the end of a token, or use a chat template that renders a prompt the same way in both cases",
             lost,
         )
 
@@ -254,7 +257,7 @@ def warn_boundary(lost: str) -> None:
 def given_tokens(
     row: Row, tokenizer: PreTrainedTokenizerBase, completion_only: bool | None
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a row that has them. Masks apply where there are no labels."""
+    """Return token ids and labels of a row that has them. Masks apply where there are no labels."""
     size = len(tokenizer)
     ids = checked_ids(row["input_ids"], "input_ids", size)
     columns = {name: list(row[name]) for name in ("labels", "completion_mask", "assistant_masks") if name in row}
@@ -273,7 +276,7 @@ def given_tokens(
             raise RowError(f"labels[{index}]: found {labels[index]!r}, expected a token id or -100", "labels")
     if len(wrong) > 1 and all(labels[index] == ids[index + 1] for index in wrong if index + 1 < len(ids)):
         raise RowError(
-            "column labels: each is the token after the one in input_ids; expected labels aligned with input_ids, "
+            "column labels: found labels shifted by one token; expected labels aligned with input_ids, "
             "-100 where a token isn't supervised",
             "labels",
         )
@@ -281,7 +284,7 @@ def given_tokens(
 
 
 def checked_ids(values: Any, column: str, size: int) -> list[int]:
-    """A column of token ids, each below `size`. Raises RowError that names the place of one that isn't."""
+    """Return a column of token ids, each below `size`. Raises RowError that names the position of an invalid one."""
     if not isinstance(values, list):
         raise RowError(f"column {column}: found {kind_of(values)}, expected a list of token ids", column)
     for index, token in enumerate(values):

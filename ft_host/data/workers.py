@@ -1,4 +1,4 @@
-"""Processes that prepare rows ahead of the training. The only module of data/ that imports torch."""
+"""Worker processes that prepare rows ahead of training. The only module of data/ that imports torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from ft_host.errors import FtHostError
 if TYPE_CHECKING:
     from ft_host.data.reader import Piece
 
-AHEAD = 2  # pieces that each worker has ready or in work
+AHEAD = 2  # pieces that each worker has ready or in progress
 
 
 class _Pieces(IterableDataset):
-    """`make(worker, workers)` gives the pieces of a worker. An error that is meant for people is handed over as it is,
-    since DataLoader would wrap its text in a traceback."""
+    """`make(worker, workers)` yields the pieces of a worker.
+
+    An error for users is passed on as an object, since DataLoader would wrap its text in a traceback.
+    """
 
     def __init__(self, make: Callable[[int, int], Iterator[Piece]]):
         self.make = make
@@ -34,7 +36,7 @@ class _Pieces(IterableDataset):
 
 
 def _start(worker: int) -> None:
-    """The training process decides what Ctrl-C and SIGTERM do; its handlers, inherited by fork, mean nothing here."""
+    """Reset signal handlers: the training process handles Ctrl-C and SIGTERM, and fork copies its handlers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -45,7 +47,8 @@ def _as_is(item: Any) -> Any:
 
 
 def ahead(make: Callable[[int, int], Iterator[Piece]], workers: int) -> Iterator[Piece]:
-    """The pieces of all workers, in the order that one would give them. The processes end with the iteration.
+    """Yield the pieces of all workers, in the order that a single worker would give. The processes end with the
+    iteration.
 
     Raises what a worker raises, and FtHostError where one dies.
     """
@@ -56,7 +59,7 @@ def ahead(make: Callable[[int, int], Iterator[Piece]], workers: int) -> Iterator
         num_workers=workers,
         prefetch_factor=AHEAD,
         worker_init_fn=_start,
-        generator=Generator(),  # its own: the run's random state must not depend on the number of workers
+        generator=Generator(),  # the run's random state must not depend on the number of workers
     )
     items = iter(loader)
     try:
@@ -64,7 +67,7 @@ def ahead(make: Callable[[int, int], Iterator[Piece]], workers: int) -> Iterator
             try:
                 item = next(items, None)
             except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker (pid"):  # an error of the method's own
+                if not str(error).startswith("DataLoader worker (pid"):  # an error of the method
                     raise
                 raise FtHostError(f"a process that prepares rows has died, out of memory perhaps: {error}") from error
             if item is None:

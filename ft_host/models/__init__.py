@@ -1,4 +1,4 @@
-"""The policy: a transformers model that takes a forest of segments and gives per-target values."""
+"""The policy: a transformers model that takes a flat batch of segments and returns values per target."""
 
 from ft_host.distributed.processes import precision
 from ft_host.models.load import add_reference_adapter, attach_value, load_frozen, load_policy, score_pad

@@ -1,16 +1,16 @@
-"""What a method's `ft_annotate` and `ft_step` are made with: values per row, from a model, without gradient.
+"""Helpers for a method's `ft_annotate` and `ft_step`: values per row, from a model, without gradient.
 
-    def reference_log_probs(model, batch):               # the method's: a batch of its ft_collate to values per row
+    def reference_log_probs(model, batch):               # from a batch of the method to values per row
         out = model(batch, want=("logp",))
         ...
-        return {"ref_logps": sums}                       # each (rows,), in the order that ft_collate was given
+        return {"ref_logps": sums}                       # each (rows,), in the order of ft_collate's rows
 
     @hookimpl
     def ft_annotate(rows, run):
         return annotate(rows, run, "reference", reference_log_probs, identity=("prompt_ids", "completion_ids"))
 
-`annotate` asks a companion, through the store where there is one; `policy_values` asks the policy as it is now. A value
-may also be one a target: a list of tensors, one a row, as `ft_host.batch.by_row` splits them.
+`annotate` calls an auxiliary model, through the store if there is one; `policy_values` calls the current policy. There
+may also be one value per target: a list of tensors, one per row, as `ft_host.rollouts.rows.by_row` splits them.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ Row = dict[str, Any]
 __getattr__ = names_of(__name__, {"evaluate_rows": "ft_host.models.annotate:policy_values"})
 Values = Callable[[Any, "Batch"], "dict[str, torch.Tensor | list[torch.Tensor]]"]
 
-CHUNK = 256  # rows of a rank that are asked about together before training, where each stands for itself
-TELL_EVERY = 30.0  # seconds between two sentences on how far it is; what is done by then is on disk
+CHUNK = 256  # rows of a rank that are annotated together before training, where rows are independent
+TELL_EVERY = 30.0  # seconds between two progress messages; finished values are on disk by then
 
 
 def annotate(
     rows: list[Row], run: Run, role: str, values: Values, *, identity: tuple[str, ...] = (), key: str = ""
 ) -> list[Row]:
-    """The rows, each with what `values(model, batch)` gives for it as further columns (Python floats, or lists of
-    them).
+    """Return the rows with the results of `values(model, batch)` as further columns (Python floats, or lists of
+    floats).
 
-    `model` is `run.models[role]`. Where its values are made ahead, those that the store has are taken from it, and new
-    ones put there; a row is known by its columns `identity` (lists of token ids) and by `key`, which must name every
-    setting that `values` depends on. All ranks must call it at once; one may have no rows.
+    `model` is `run.models[role]`. If its values are precomputed, they are read from the store, and new ones are written
+    to it. A row is identified by its columns `identity` (lists of token ids) and by `key`, which must name every
+    setting that `values` depends on. All ranks must call it at once; a rank may have no rows.
     """
     companion = run.models[role]
     if companion.spec.precompute is None or run.store is None:
@@ -57,54 +57,58 @@ def annotate(
     names = [row_key(row, identity, f"{role} {key}") for row in rows]
     missing = {name: row for name, row in zip(names, rows, strict=True) if name not in run.store}
     if any(run.gather(len(missing))):
-        found = passes(list(missing.values()), run, companion, values)
-        for made in run.gather(dict(zip(missing, found, strict=True))):  # in another epoch it may be another rank's row
-            run.store.put(made)
+        computed = passes(list(missing.values()), run, companion, values)
+        for values_of_rank in run.gather(
+            dict(zip(missing, computed, strict=True))
+        ):  # in another epoch the row may be on another rank
+            run.store.put(values_of_rank)
     return added(rows, [run.store[name] for name in names])
 
 
 def policy_values(rows: list[Row], run: Run, values: Values) -> list[Row]:
-    """As `annotate`, with the policy as it is now, in evaluation mode. Nothing is kept."""
+    """As `annotate`, with the current policy in evaluation mode. Nothing is stored."""
     with frozen_eval(run.policy):
         return added(rows, passes(rows, run, run.policy, values))
 
 
-def added(rows: list[Row], found: list[dict[str, float]]) -> list[Row]:
-    return [row | more for row, more in zip(rows, found, strict=True)]
+def added(rows: list[Row], columns: list[dict[str, float]]) -> list[Row]:
+    return [row | more for row, more in zip(rows, columns, strict=True)]
 
 
 def passes(rows: list[Row], run: Run, model: Any, values: Values) -> list[dict[str, float]]:
-    """Rows of like length together, `per_device_eval_batch_size` of them or a token budget at a time, through
-    `values`. Ranks with fewer micro-batches take part in the others' with empty ones."""
+    """Run `values` over rows of similar length, `per_device_eval_batch_size` rows or a token budget at a time.
+
+    Ranks with fewer micro-batches take part in the others' with empty ones.
+    """
     config = run.config
     order = list(range(len(rows)))
-    if not any("group" in row for row in rows):  # rows of a group stand together and share their prompt
+    if not any("group" in row for row in rows):  # rows of a group stay together and share their prompt
         order.sort(key=lambda index: rows[index]["length"])
     units = [[{"length": rows[index]["length"], "index": index}] for index in order]
     cuts = split_micro_batches(units, config.per_device_eval_batch_size, config.max_tokens_per_micro_batch)
-    found: list[dict[str, float]] = [{} for _ in rows]
+    results: list[dict[str, float]] = [{} for _ in rows]
     parts: list[tuple[list[int], dict[str, Any]]] = []
     for at in range(max(run.gather(len(cuts)))):
         indices = [each["index"] for each in cuts[at]] if at < len(cuts) else []
         batch = run.collate([rows[index] for index in indices]).to(run.device)
         with torch.no_grad(), run.accelerator.autocast():
             parts.append((indices, values(model, batch)))
-    for indices, made in parts:  # read only now: a device works on while the next batch is laid out
-        for name, column in made.items():
+    for indices, columns in parts:  # read only now: the device works while the next batch is laid out
+        for name, column in columns.items():
             each = column.tolist() if isinstance(column, torch.Tensor) else [value.tolist() for value in column]
             for index, value in zip(indices, each, strict=True):
-                found[index][name] = value
-    return found
+                results[index][name] = value
+    return results
 
 
 # ---------------------------------------------------------------- before the first step
 
 
 def open_store(run: Run) -> None:
-    """Give the run the store of what its companions say of rows. All ranks read it; the main process writes."""
+    """Give the run the store of its auxiliary models' values. All ranks read it; the main process writes."""
     [spec] = [
         each.spec for each in run.models.values() if each.spec.precompute
-    ]  # a second one would need its own store
+    ]  # a second model would need its own store
     key = model_key(run.config, spec, run.device) if run.accelerator.is_main_process else None
     key = agreed(run.accelerator, key)
     run.store = Store(cache_folder() / "log-probs" / key if key else None)
@@ -113,23 +117,22 @@ def open_store(run: Run) -> None:
 def precompute(
     run: Run, steps: Iterable[StepRows], total: int | None, per_epoch: int | None, held_out: list[Row]
 ) -> None:
-    """Annotate the rows of all steps to come, and this rank's held-out rows, so that the store has what they need.
+    """Annotate the rows of all steps to come, and this rank's held-out rows, to fill the store.
 
-    Where rows stand for themselves, many are asked about at once, and those of one epoch are enough: `per_epoch` is its
-    number of raw rows, None where an epoch has other rows than the one before it. Raises UsageError for a row that
-    can't be used, on all ranks.
+    Where rows are independent, many are annotated at once, and those of one epoch are enough: `per_epoch` is its number
+    of raw rows, None where each epoch has other rows. Raises UsageError for a row that can't be used, on all ranks.
     """
     alone = all(companion.spec.precompute in (None, "rows") for companion in run.models.values())
     limit = per_epoch if alone else None
-    started = told = time.perf_counter()
+    started = reported = time.perf_counter()
     done = 0
     run.annotate(held_out)
     for rows in _chunks(run, iter(steps), total, limit, CHUNK if alone else 1):
         run.annotate(rows)
         done += sum(run.gather(len(rows)))
-        if time.perf_counter() - told > TELL_EVERY:
-            told = time.perf_counter()
-            run.say(f"{', '.join(run.models)}: {done:,} rows are done")
+        if time.perf_counter() - reported > TELL_EVERY:
+            reported = time.perf_counter()
+            run.say(f"{', '.join(run.models)}: {done:,} rows done")
             flush(run)
     flush(run)
     for companion in run.models.values():
@@ -143,13 +146,13 @@ def precompute(
 def _chunks(
     run: Run, steps: Iterator[StepRows], total: int | None, limit: int | None, size: int
 ) -> Iterator[list[Row]]:
-    """This rank's rows, `size` or more at a time, and as often on each rank."""
+    """Yield this rank's rows, at least `size` at a time, equally often on each rank."""
     count, ended = 0, False
     while not ended:
         rows: list[Row] = []
         error = None
-        taken = 0
-        while not ended and taken < size:
+        size_so_far = 0
+        while not ended and size_so_far < size:
             try:
                 step = next(steps, None) if total is None or count < total else None
             except UsageError as problem:
@@ -158,7 +161,7 @@ def _chunks(
             ended = step is None
             if step is not None:
                 count += 1
-                taken += max(1, sum(len(unit) for unit in step.units))
+                size_so_far += max(1, sum(len(unit) for unit in step.units))
                 rows += [row for unit in step.units for row in unit]
                 ended = limit is not None and step.rows_consumed >= limit
         problems = run.gather((error, ended))
@@ -170,6 +173,6 @@ def _chunks(
 
 
 def flush(run: Run) -> None:
-    """Write what is new in the store, once."""
+    """Write new values of the store, once."""
     if run.accelerator.is_main_process:
         run.store.flush()

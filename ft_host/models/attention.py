@@ -1,12 +1,12 @@
-"""Attention over a forest of segments, through unmodified transformers models.
+"""Attention over a flat batch of segments, through unmodified transformers models.
 
 `install(model)` sets one of our names as the model's attention implementation, once. While `flat(layout)` is active the
-model's own code asks transformers for a mask and gets a `FlatMask` instead of a tensor; it hands it to its layers as it
-would any mask, and our attention function, finding it, attends segment by segment. The mask is an argument of each
-layer, so a layer that is recomputed under gradient checkpointing sees it again. Handed anything else, the function is
-the model's own implementation: generation and evaluation between two steps work as if we were not there.
+model's own code asks transformers for a mask and gets a `FlatMask` instead of a tensor. It passes it to its layers like
+any mask, and our attention function then attends segment by segment. The mask is an argument of each layer, so a layer
+that is recomputed under gradient checkpointing receives it again. For any other mask the function is the model's own
+implementation, so generation and evaluation between two steps are unaffected.
 
-What a model wants and we can't give (a chunked mask, a position bias, an argument we don't know) raises `NotFlat`.
+What a model needs and we don't support (a chunked mask, a position bias, an unknown argument) raises `NotFlat`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ft_host.errors import ConfigError, FtHostError
 PREFIX = "ft_segments_"
 ORIGINALS = ("sdpa", "eager", "flex_attention")
 
-# Arguments that attention modules pass on and that change nothing here. `position_ids` are already in query and key;
+# Arguments that attention modules pass on and that have no effect here. `position_ids` are already in query and key;
 # the rest are flags of the outer forward that travel through **kwargs.
 HARMLESS = frozenset(
     ("position_ids", "cache_position", "use_cache", "return_dict", "output_router_logits", "output_hidden_states")
@@ -42,7 +42,7 @@ class NotFlat(FtHostError):
 
 @dataclass(eq=False)
 class Layout:
-    """Where the segments of a flat batch lie, and the masks made for them, shared by all layers of a forward.
+    """Where the segments of a flat batch are, and their masks, shared by all layers of a forward.
 
     `kernel` is "sdpa" or "flex".
     """
@@ -60,8 +60,10 @@ class Layout:
         self.before = [sum(self.lengths[ancestor] for ancestor in chain) for chain in self.chains]
 
     def mask(self, segment: int, window: int | None) -> torch.Tensor | None:
-        """(length, before + length) bool of what the tokens of `segment` see of its ancestors and itself; None where
-        plain causal attention says the same."""
+        """Return (length, before + length) bool: what the tokens of `segment` see of its ancestors and itself.
+
+        None where plain causal attention is the same.
+        """
         length, before = self.lengths[segment], self.before[segment]
         if window is not None and window >= before + length:
             window = None
@@ -80,7 +82,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class FlatMask:
-    """What layers get as their attention mask: the layout, and how far back this kind of layer sees (None: all)."""
+    """The attention mask that layers receive: the layout, and the window of this kind of layer (None: no limit)."""
 
     layout: Layout
     window: int | None
@@ -91,7 +93,7 @@ _layout: ContextVar[Layout | None] = ContextVar("ft_host_layout", default=None)
 
 @contextlib.contextmanager
 def flat(layout: Layout) -> Iterator[None]:
-    """Masks that the model makes inside are of `layout`."""
+    """Inside this block the model's masks are of `layout`."""
     token = _layout.set(layout)
     try:
         yield
@@ -103,8 +105,11 @@ def flat(layout: Layout) -> Iterator[None]:
 
 
 def install(model: Any) -> None:
-    """Make a transformers model able to take flat batches. Raises NotFlat where it can't be set, ConfigError for an
-    attention implementation that depends on its own name."""
+    """Make a transformers model able to take flat batches.
+
+    Raises NotFlat where that isn't possible, ConfigError for an attention implementation that depends on
+    its own name.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     original = model.config._attn_implementation or "eager"
@@ -112,8 +117,8 @@ def install(model: Any) -> None:
         return
     if original not in ORIGINALS:
         raise ConfigError(
-            f"attn_implementation: {original!r} reads its own name back from the model's config, so it can't stand "
-            f"behind the segment attention; expected one of {', '.join(ORIGINALS)}, or set segment_attention: none"
+            f"attn_implementation: {original!r} reads its own name from the model's config, so it can't be used "
+            f"for the segment attention; expected one of {', '.join(ORIGINALS)}, or set segment_attention: none"
         )
     if not model._can_set_attn_implementation():
         raise NotFlat(f"{type(model).__name__} doesn't take its attention from transformers' interface")
@@ -124,7 +129,7 @@ def install(model: Any) -> None:
 
 
 def original_of(config: Any) -> str | None:
-    """The implementation that stands behind ours in a model's config, or the one that is there."""
+    """Return the implementation behind ours in a model's config, or the configured one."""
     name = config._attn_implementation
     return name.removeprefix(PREFIX) if name else name
 
@@ -134,7 +139,7 @@ def _attention(original: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor 
         if isinstance(attention_mask, FlatMask):
             return segment_attention(module, query, key, value, attention_mask, **arguments), None
         if _layout.get() is not None:
-            raise NotFlat(f"{type(module).__name__} doesn't hand the mask of the model on to its attention")
+            raise NotFlat(f"{type(module).__name__} doesn't pass the model's mask to its attention")
         return _own_attention(module, original)(module, query, key, value, attention_mask, **arguments)
 
     return attention
@@ -143,7 +148,7 @@ def _attention(original: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor 
 def _own_attention(module: torch.nn.Module, original: str) -> Callable[..., Any]:
     from transformers import AttentionInterface
 
-    if original == "eager":  # each modeling file has its own
+    if original == "eager":  # each modeling file defines its own
         return sys.modules[type(module).__module__].eager_attention_forward
     return AttentionInterface._global_mapping[original]
 
@@ -164,13 +169,13 @@ def _mask(original: str) -> Callable[..., Any]:
 
 
 def _check_mask(mask_function: Callable, window: int | None, custom: bool) -> None:
-    """Refuse a mask that is neither causal nor causal within a window, by asking it about a few far positions.
+    """Refuse a mask that is neither causal nor causal within a window, by testing a few distant positions.
 
     This needs a mask function of absolute positions, which it is as long as the model is given a 2-D attention mask
-    (transformers looks for packed rows only where there is none).
+    (transformers looks for packed rows only without one).
     """
     if custom:
-        raise NotFlat("the model adds a mask of its own to the causal one")
+        raise NotFlat("the model adds its own mask to the causal one")
     size = window or 1000
     at = 3 * size + size // 2
     expected = {at: True, at + 1: False, at - size + 1: True, at - size: window is None, 0: window is None}
@@ -199,18 +204,20 @@ def segment_attention(
     is_causal: bool | None = None,
     **others: Any,
 ) -> torch.Tensor:
-    """(1, T, heads, D'): each token attends to its segment's ancestors and, causally, its segment.
+    """Return (1, T, heads, D'): each token attends to its segment's ancestors and, causally, to its segment.
 
-    `softcap`: scores become softcap * tanh(scores / softcap). `s_aux`: (heads,) attention sinks, a further logit in
-    the softmax that carries no value. Raises NotFlat for an argument that it doesn't know.
+    `softcap`: scores become softcap * tanh(scores / softcap). `s_aux`: (heads,) attention sinks, a further logit in the
+    softmax without a value. Raises NotFlat for an unknown argument.
     """
     name = type(module).__name__
-    unknown = sorted(key for key, given in others.items() if given is not None and key not in HARMLESS)
+    unknown = sorted(key for key, value in others.items() if value is not None and key not in HARMLESS)
     if others.pop("output_attentions", None):
         raise NotFlat(f"{name}: attention weights aren't kept for a flat batch")
     unknown = [argument for argument in unknown if argument != "output_attentions"]
     if unknown:
-        raise NotFlat(f"{name} passes {', '.join(unknown)} to its attention, which the segment attention doesn't know")
+        raise NotFlat(
+            f"{name} passes {', '.join(unknown)} to its attention, which the segment attention doesn't support"
+        )
     if is_causal is False:
         raise NotFlat(f"{name} isn't causal")
     if sliding_window is not None and sliding_window != mask.window:
@@ -224,10 +231,10 @@ def segment_attention(
         return flex_segments(query, key, value, mask, scaling, dropout, softcap, s_aux)
     groups = query.shape[1] // key.shape[1]
     plain = softcap is None and s_aux is None
-    # The CPU's kernel shares key and value between heads, a quarter less to keep for the backward pass. On CUDA the one
-    # that takes masks doesn't, and the call would fall back to writing out all scores.
+    # The CPU kernel shares key and value between heads, which keeps a quarter less for the backward pass. On CUDA the
+    # kernel with masks doesn't, and the call would fall back to computing all scores.
     grouped = plain and groups > 1 and query.device.type == "cpu"
-    # split, not slices: its backward is one concatenation, where each slice would fill a tensor of the whole batch
+    # split, not slices: its backward is one concatenation, while each slice would fill a tensor of the whole batch
     queries, keys, values = (tensor.split(layout.lengths, 2) for tensor in (query, key, value))
     outputs = []
     for index, chain in enumerate(layout.chains):
@@ -253,7 +260,7 @@ def segment_attention(
             )
         else:
             outputs.append(_written_out(queries[index], k, v, seen, scaling, dropout, softcap, s_aux))
-    # Kernels lay their output out by token: joined in that order, nothing is moved twice.
+    # Kernels order their output by token: joined in that order, nothing is copied twice.
     return torch.cat([output.transpose(1, 2) for output in outputs], 1).contiguous()
 
 
@@ -267,7 +274,7 @@ def _written_out(
     softcap: float | None,
     s_aux: torch.Tensor | None,
 ) -> torch.Tensor:
-    """What fused kernels don't do: capped scores and sinks. (1, heads, L, D')."""
+    """Return (1, heads, L, D') for what fused kernels don't support: capped scores and sinks."""
     length = query.shape[2]
     if seen is None:
         seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()

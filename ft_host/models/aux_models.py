@@ -1,14 +1,14 @@
-"""Models beside the policy: frozen, called as the policy is, and no copy where one can be saved.
+"""Auxiliary models: frozen, called like the policy, and without a copy of weights where possible.
 
-    what the companion is                          what is held for it
-    the initial policy, LoRA                       nothing: the policy with its adapter off
-    the initial policy, started from an adapter    a frozen copy of that adapter
-    what follows the policy, LoRA                  a copy of its adapter
-    the policy as it is (`live`)                   nothing
-    the initial policy, values made ahead          nothing: before the first step the policy is the initial one
-    the initial policy otherwise, or another       a frozen model, sharded as the policy is
+    the model                                          what it keeps in memory
+    the initial policy, LoRA                           nothing: the policy with its adapter off
+    the initial policy, started from an adapter        a frozen copy of that adapter
+    a model that follows the policy, LoRA              a copy of its adapter
+    the current policy (`current_policy`)              nothing
+    the initial policy, precomputed values             nothing: before the first step the policy is the initial one
+    the initial policy in other cases, other models    a frozen model, sharded like the policy
 
-A run that resumes finds the initial policy where it began, in `config.model`, not in its checkpoint.
+A resumed run loads the initial policy from `config.model`, not from its checkpoint.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from ft_host.models.tiled_divergence import Head
     from ft_host.run import Run
 
-REFERENCE = "reference"  # what add_reference_adapter calls it
+REFERENCE = "reference"  # its name in add_reference_adapter
 
 
 @contextlib.contextmanager
 def frozen_eval(policy: Policy) -> Iterator[None]:
-    """No gradient, no dropout; afterwards the policy trains again if it did, and whole weights of shards are let go."""
+    """Evaluation mode without gradient or dropout; afterwards train mode is restored, and gathered shards are freed."""
     training = policy.training
     policy.eval()
     try:
@@ -55,8 +55,11 @@ def starts_from_adapter(config: RunConfig) -> bool:
 
 
 def keep_adapter(policy: Policy, specs: dict[str, ModelSpec], config: RunConfig) -> None:
-    """Give the policy the frozen copy of its adapter that a companion is to be, where that began with one or follows
-    the policy. Comes before the policy is sharded or wrapped."""
+    """Give the policy the frozen copy of its adapter for an auxiliary model that started from it or follows
+    the policy.
+
+    Comes before the policy is sharded or wrapped.
+    """
     initial = [spec for spec in specs.values() if spec.source is None and not spec.trained and not spec.current_policy]
     if not config.use_peft or not initial:
         return
@@ -67,18 +70,20 @@ def keep_adapter(policy: Policy, specs: dict[str, ModelSpec], config: RunConfig)
 
 
 def twin_of(name: str) -> str:
-    """The frozen parameter that belongs to one of the adapter that is trained."""
+    """Return the name of the frozen parameter that belongs to a trained one of the adapter."""
     return name.replace(".default.", f".{REFERENCE}.")
 
 
 class AuxModel:
-    """`companion(batch, want)` gives what `Policy` does, without gradient. All ranks must call it at once where the
-    policy is sharded."""
+    """`aux_model(batch, want)` returns what `Policy` returns, without gradient.
+
+    All ranks must call it at once where the policy is sharded.
+    """
 
     def __init__(self, spec: ModelSpec, run: Run):
         self.spec = spec
         self._run = run
-        # the policy itself, as it is, or with another adapter or none
+        # the policy itself, unchanged, or with another adapter or none
         self._of_policy = spec.current_policy or (run.config.use_peft and spec.source is None)
         self._held: Policy | None = None
         if not self._of_policy and spec.precompute is None:
@@ -91,7 +96,7 @@ class AuxModel:
 
     @property
     def held(self) -> Policy | None:
-        """The model that is in memory for this companion alone."""
+        """The model in memory for this auxiliary model alone."""
         return self._held
 
     def __call__(
@@ -102,29 +107,31 @@ class AuxModel:
             return policy(batch, want, temperature=temperature)
 
     def logits_head(self, temperature: float = 1.0) -> Head:
-        """What makes logits of its hidden states (`want=("hidden",)`), without gradient. All ranks must call it."""
+        """Return the head that maps its hidden states (`want=("hidden",)`) to logits, without gradient. All ranks must
+        call it.
+        """
         policy = self._policy()
         with torch.no_grad(), self._adapter(policy):
-            found = policy.logits_head(temperature)
-        if found.module is not None and self._of_policy:
+            head = policy.logits_head(temperature)
+        if head.module is not None and self._of_policy:
             raise ConfigError(
                 "lora_target_modules, lora_modules_to_save: the head is trained, so that the same model without its"
                 " adapter can't be held against it; leave the head out"
             )
-        return found if found.matrix is None else replace(found, matrix=found.matrix.detach())
+        return head if head.matrix is None else replace(head, matrix=head.matrix.detach())
 
     def _policy(self) -> Policy:
         run = self._run
         if self._of_policy or (self._held is None and self.spec.source is None and run.step == 0):
             return run.policy
-        if self._held is None:  # its values were to be made ahead, and one is missing
+        if self._held is None:  # a precomputed value is missing
             self._held = self._load()
         return self._held
 
     def _load(self) -> Policy:
         run, config = self._run, self._run.config
         devices = [run.device] if run.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):  # when it is loaded must not change the run's numbers
+        with torch.random.fork_rng(devices=devices):  # loading must not change the run's random state
             policy = load_frozen(
                 config,
                 self.spec.source or config.model,
@@ -139,7 +146,7 @@ class AuxModel:
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[Policy]:
-        """The model itself, with the adapter that makes it this companion: for generation. All ranks must enter it."""
+        """Give the model itself, with its adapter, for generation. All ranks must enter it."""
         policy = self._policy()
         with frozen_eval(policy), self._adapter(policy):
             yield policy
@@ -159,13 +166,14 @@ class AuxModel:
                 yield
 
     def release(self) -> None:
-        """Let go of a model that was only needed to make values ahead."""
+        """Free a model that was only needed to precompute values."""
         if self.spec.precompute is not None:
             self._held = None
 
     def follow(self) -> None:
-        """Mix the policy in, where this step is one for it (TR-DPO, arXiv 2404.09656, eq. 4: soft update; alpha 1 is
-        the hard one)."""
+        """Mix in the policy's weights, on the steps for it (TR-DPO, arXiv 2404.09656, eq. 4: soft update; alpha 1 is
+        the hard one).
+        """
         spec, run = self.spec, self._run
         if spec.sync_steps is None or run.step % spec.sync_steps:
             return
@@ -174,7 +182,7 @@ class AuxModel:
                 ours.mul_(1 - spec.sync_alpha).add_(theirs, alpha=spec.sync_alpha)
 
     def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Each of its weights, and the policy's."""
+        """Return each of its weights with the policy's."""
         policy = self._run.policy
         if not self._of_policy:
             return list(zip(self._held.parameters(), policy.parameters(), strict=True))
@@ -182,7 +190,7 @@ class AuxModel:
         return [(every[twin_of(name)], theirs) for name, theirs in every.items() if ".default." in name]
 
     def following(self) -> dict[str, torch.Tensor]:
-        """The weights of an adapter that follows the policy, by name: what a checkpoint keeps of it."""
+        """Return the weights of an adapter that follows the policy, by name, for checkpoints."""
         return {
             name: parameter for name, parameter in self._run.policy.model.named_parameters() if f".{REFERENCE}." in name
         }

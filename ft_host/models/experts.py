@@ -1,8 +1,8 @@
-"""How a mixture of experts spreads its tokens over a step, from what its routers say. Without gradient.
+"""Load balance of a mixture of experts over a step, from its routers' logits. Without gradient.
 
-The figures are of the whole step, all micro-batches and ranks: a largest load can't be averaged, so counts of each
-layer and expert are added up and sent once a step. A prompt that rows share counts once for each of them, so that the
-figures don't depend on how the rows were cut.
+The figures are for the whole step, all micro-batches and ranks: a maximum load can't be averaged, so the counts of each
+layer and expert are summed and sent once per step. A prompt that rows share counts once for each of them, so that the
+figures don't depend on micro-batching.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import torch
 
 from ft_host.batch import Batch
 
-DEAD = 1e-3  # of an expert's uniform share
-TOLD_FROM = 100  # tokens that an expert would have by its uniform share; below it none at all may be chance
+DEAD = 1e-3  # an expert is dead below this part of its uniform share
+TOLD_FROM = 100  # least tokens in a uniform share; with fewer, an expert may get none by chance
 
 
 @dataclass
 class Routing:
-    """Of one forward: how often each expert was chosen (L, E), the sum over layers and tokens of the routers' entropy
-    as a share of ln E, and how many layers times tokens that is."""
+    """The routing of one forward: how often each expert was chosen (L, E), the summed router entropy, and the number of
+    terms.
+
+    The entropy is a share of ln E, summed over layers and tokens; the number is layers times tokens.
+    """
 
     counts: torch.Tensor
     entropy: torch.Tensor
@@ -46,20 +49,23 @@ def routing_of(router_logits: tuple[torch.Tensor, ...], weight: torch.Tensor, to
 
 
 def times_shared(batch: Batch) -> torch.Tensor:
-    """(T,) how many sequences each token of a flat batch is in: that many leaves are below its segment. 0 without
-    rows."""
+    """Return (T,): the number of sequences that each token of a flat batch is in, which is the number of leaves below
+    it.
+
+    0 without rows.
+    """
     leaves = [0] * len(batch.parents)
     inner = set(batch.parents)
     for index in reversed(range(len(batch.parents))):
         leaves[index] += index not in inner
         if batch.parents[index] >= 0:
             leaves[batch.parents[index]] += leaves[index]
-    held = leaves if not batch.empty else [0] * len(leaves)
-    return torch.tensor(held).repeat_interleave(torch.tensor(batch.lengths))
+    counts = leaves if not batch.empty else [0] * len(leaves)
+    return torch.tensor(counts).repeat_interleave(torch.tensor(batch.lengths))
 
 
 class ExpertLoad:
-    """Adds the routing of a step's micro-batches up, on their device."""
+    """Sums the routing of a step's micro-batches on their device."""
 
     def __init__(self) -> None:
         self.sums: Routing | None = None
@@ -74,30 +80,31 @@ class ExpertLoad:
         self.sums = Routing(old.counts + routing.counts, old.entropy + routing.entropy, old.tokens + routing.tokens)
 
     def local(self) -> tuple[torch.Tensor, float, float] | None:
-        """This rank's sums, to be sent between ranks."""
+        """Return this rank's sums, to be sent between ranks."""
         if self.sums is None:
             return None
         return self.sums.counts.cpu(), float(self.sums.entropy), float(self.sums.tokens)
 
 
 def load_metrics(ranks: list[Any]) -> dict[str, float]:
-    """What a step logs of its experts, from each rank's `ExpertLoad.local()`; nothing for a model that has none.
+    """Return a step's metrics of its experts, from each rank's `ExpertLoad.local()`; empty for a model
+    without experts.
 
-    moe/max_violation  (largest load - mean) / mean of the layer where that is worst; 0 where all get the same
-    moe/dead_experts   the share of experts with less than a thousandth of the uniform share, mean over layers
-    moe/router_entropy of the routers' probabilities, mean over layers and tokens, as a share of ln E
+        moe/max_violation  (largest load - mean) / mean of the layer where it is largest; 0 where loads are equal
+        moe/dead_experts   the share of experts with less than a thousandth of the uniform share, mean over layers
+        moe/router_entropy of the routers' probabilities, mean over layers and tokens, as a share of ln E
     """
-    held = [rank for rank in ranks if rank is not None]
-    if not held:
+    loads = [rank for rank in ranks if rank is not None]
+    if not loads:
         return {}
-    counts = torch.stack([rank[0] for rank in held]).sum(0)  # (L, E)
-    tokens = sum(rank[2] for rank in held)
+    counts = torch.stack([rank[0] for rank in loads]).sum(0)  # (L, E)
+    tokens = sum(rank[2] for rank in loads)
     if not tokens:
         return {}
     uniform = counts.mean(1, keepdim=True)
     out = {
         "moe/max_violation": float((counts / uniform).max()) - 1,
-        "moe/router_entropy": sum(rank[1] for rank in held) / tokens,
+        "moe/router_entropy": sum(rank[1] for rank in loads) / tokens,
     }
     if uniform.min() >= TOLD_FROM:
         out["moe/dead_experts"] = float((counts < DEAD * uniform).double().mean())

@@ -1,5 +1,7 @@
-"""The segment attention as one kernel with a block mask: torch's flex_attention, compiled. Meant for CUDA, where a
-call per segment would leave the device idle; uncompiled it serves tests on a CPU."""
+"""The segment attention as one kernel with a block mask: torch's flex_attention, compiled.
+
+Meant for CUDA, where a call per segment would leave the device idle; uncompiled it serves tests on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ def _compiled():
 
 
 def visible(layout: Layout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(T,) segment of each token, (T,) its position, and (S, S) bool: whether a segment sees another one."""
+    """Return (T,) segment of each token, (T,) its position, and (S, S) bool: whether a segment attends to another."""
     segments = torch.repeat_interleave(torch.arange(len(layout.lengths)), torch.tensor(layout.lengths))
     positions = torch.cat(
         [torch.arange(before, before + n) for before, n in zip(layout.before, layout.lengths, strict=True)]
@@ -31,7 +33,7 @@ def visible(layout: Layout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def block_mask(layout: Layout, window: int | None) -> BlockMask:
-    """The mask of a layout, made once per forward and kind of layer."""
+    """Return the mask of a layout, made once per forward and kind of layer."""
     key = ("flex", window)
     if key not in layout.masks:
         segments, positions, sees = visible(layout)
@@ -57,7 +59,9 @@ def flex_segments(
     softcap: float | None,
     s_aux: torch.Tensor | None,
 ) -> torch.Tensor:
-    """(1, T, heads, D'), as `attention.segment_attention`. Raises NotFlat for dropout, which the kernel can't do."""
+    """Return (1, T, heads, D'), as `attention.segment_attention`. Raises NotFlat for dropout, which the
+    kernel lacks.
+    """
     from ft_host.models.attention import NotFlat
 
     if dropout:
@@ -79,7 +83,7 @@ def flex_segments(
     )
     if s_aux is not None:
         out, normaliser = out[0], out[1].lse
-        # a sink is one more logit in the softmax: it takes its share of what the others had
+        # a sink is one more logit in the softmax: it takes a share from the others
         share = torch.sigmoid(normaliser - s_aux.reshape(1, -1, 1).to(normaliser.dtype))
         out = out * share[..., None].to(out.dtype)
     return out.transpose(1, 2).contiguous()

@@ -30,14 +30,16 @@ if TYPE_CHECKING:
 
 
 def sizes_of(config: PretrainedConfig) -> ModelSizes:
-    """The sizes of a language model. Some have these two under other names, which only attribute access maps."""
+    """Return the sizes of a language model. Some configs name two of them differently, which only attribute access
+    maps.
+    """
     return model_sizes_of(
         config.to_dict() | {"hidden_size": config.hidden_size, "num_hidden_layers": config.num_hidden_layers}
     )
 
 
 def most_activations(policy: Policy, config: RunConfig) -> int:
-    """Bytes that a micro-batch keeps for its backward pass, if all its rows are as long as they may be."""
+    """Return the bytes that a micro-batch keeps for its backward pass, if all its rows have the maximum length."""
     width = 4 if precision(config, policy.device) == "no" else 2
     rows = config.per_device_train_batch_size * (config.max_length or 2048)
     return activation_bytes(sizes_of(policy.config), config.max_tokens_per_micro_batch or rows, width)
@@ -53,7 +55,7 @@ def _checkpointing(policy: Policy, config: RunConfig) -> None:
         trained = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
         left = free_memory(policy.device) - 3 * trained  # gradients and Adam's two moments
         need = most_activations(policy, config)
-        # Blocks are full. Rows are seldom all as long as they may be: what is estimated then is seldom reached.
+        # Blocks are full. Rows are rarely all of maximum length, so the estimate is rarely reached.
         wanted = need > (0.8 if config.packing else 1.2) * left
         if wanted:
             policy.notes.append(
@@ -69,30 +71,30 @@ def _checkpointing(policy: Policy, config: RunConfig) -> None:
 
 
 def _tells_routing(policy: Policy) -> bool:
-    """Whether the model can say what its routers said, as those with a load-balancing loss can."""
+    """Return whether the model can return router logits, as models with a load-balancing loss can."""
     balances = "load_balancing_loss_func" in vars(sys.modules[type(policy.causal_lm).__module__])
     return policy.head is None and balances and "output_router_logits" in policy.config.to_dict()
 
 
 def _router_coefficient(policy: Policy, config: RunConfig) -> float:
     fields = policy.config.to_dict()
-    given = config.router_aux_loss_coef
+    coefficient = config.router_aux_loss_coef
     if policy.head is not None:
-        if given:
+        if coefficient:
             raise ConfigError("router_aux_loss_coef: a reward model is trained without the load-balancing loss")
         return 0.0
     if not _tells_routing(policy):
-        if given:
+        if coefficient:
             raise ConfigError(f"router_aux_loss_coef: {type(policy.causal_lm).__name__} has no load-balancing loss")
         return 0.0
-    return fields.get("router_aux_loss_coef") or 0.0 if given is None else given
+    return fields.get("router_aux_loss_coef") or 0.0 if coefficient is None else coefficient
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model to 0, but an adapter's own: `lora_dropout` is a field by itself.
+    """Set every dropout of a model to 0, except an adapter's own: `lora_dropout` is a separate field.
 
-    Layers are `nn.Dropout`, or a rate that attention modules keep under a name with "dropout" in it. The model's
-    config, and so what is saved, stays as it is.
+    Dropouts are `nn.Dropout` layers, or rates of attention modules whose name contains "dropout". The model's config,
+    and so what is saved, doesn't change.
     """
     for name, module in model.named_modules():
         if "lora_dropout" in name:
@@ -105,7 +107,7 @@ def without_dropout(model: nn.Module) -> None:
 
 
 def _placed(model: nn.Module, config: RunConfig, device: torch.device, head: str | None) -> Policy:
-    """A policy of a transformers model, on its device, with its layout chosen."""
+    """Return a policy of a transformers model, on its device, with its layout chosen."""
     if config.disable_dropout:
         without_dropout(model)
     policy = Policy(model, head=head)
@@ -122,8 +124,11 @@ def load_policy(
     head: str | None = None,
     router: bool = True,
 ) -> Policy:
-    """The policy of a run, on its device, in training mode. `head`: None for a language model, "reward" for one score
-    a row. `router`: whether router_aux_loss_coef is meant for it. Raises ConfigError for what can't work, by field."""
+    """Return the policy of a run, on its device, in training mode.
+
+    `head`: None for a language model, "reward" for one score per row. `router`: whether router_aux_loss_coef applies to
+    it. Raises ConfigError, which names the field, for what can't work.
+    """
     model = load_model(config, head)
     size = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > size:
@@ -135,22 +140,22 @@ def load_policy(
         model.config.get_text_config().pad_token_id = score_pad(tokenizer)
     policy = _placed(model, config, device, head)
     if head is not None:
-        found = find_config(base_of(config.model), "model", config.model_revision, config.trust_remote_code)
-        if not is_classifier(found):
-            policy.notes.append("the layer that gives the score is new: before training, scores are random")
+        settings = find_config(base_of(config.model), "model", config.model_revision, config.trust_remote_code)
+        if not is_classifier(settings):
+            policy.notes.append("the score layer is new: before training, scores are random")
     policy.router_aux_loss_coef = _router_coefficient(policy, config) if router else 0.0
-    # A compiled layer would be broken up where it is listened to
+    # Hooks would break up a compiled layer
     policy.counts_routing = router and _tells_routing(policy) and not config.torch_compile
     if policy.router_aux_loss_coef:
         policy.notes.append(
-            "the load-balancing loss is that of full sequences: a prompt that rows share is computed for each of them"
+            "the load-balancing loss is over full sequences: a prompt that rows share is computed for each of them"
         )
     if config.use_liger_kernel:
         if importlib.util.find_spec("liger_kernel") is None or device.type != "cuda":
             raise ConfigError("use_liger_kernel: needs a GPU and the package liger-kernel (pip install liger-kernel)")
         from transformers.integrations.liger import apply_liger_kernel
 
-        # its head works on full rows of tokens; ours already never holds the logits
+        # its head works on full rows of tokens; ours already avoids holding all logits
         apply_liger_kernel(policy.model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
     _checkpointing(policy, config)
     if config.torch_compile:
@@ -171,10 +176,10 @@ def load_frozen(
     field: str = "ref_model",
     revision: str | None = None,
 ) -> Policy:
-    """The model of a folder or hub id as a companion of a run: on its device, in evaluation mode, nothing trainable.
+    """Load the model of a folder or hub id as an auxiliary model: on the run's device, in evaluation mode, frozen.
 
-    `adapter`: the folder of an adapter to put on it. `tokenizer`: whose padding a reward model's score skips. Types,
-    attention and quantisation are the run's. Raises ConfigError, naming `field`, for what can't work.
+    `adapter`: the folder of an adapter to add to it. `tokenizer`: a reward model's score skips its padding. Types,
+    attention and quantisation are the run's. Raises ConfigError, which names `field`, for what can't work.
     """
     model = load_weights(config, source, field=field, head=head, revision=revision)
     if adapter is not None:
@@ -194,10 +199,11 @@ def load_frozen(
 def attach_value(
     policy: Policy, spec: ModelSpec, config: RunConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> None:
-    """Give the policy the companion of head "value" that is trained beside it: a layer on its own states, or a model
-    with a layer of its own (with LoRA, an adapter with it). Comes before the policy is sharded or wrapped.
+    """Give the policy the auxiliary model of head "value", which is trained with it.
 
-    Raises ConfigError, naming the spec's field, where the model is an adapter of something else.
+    It is a layer on the policy's states, or a model with its own layer (with LoRA, also an adapter). Comes before the
+    policy is sharded or wrapped. Raises ConfigError, which names the spec's field, where the model is an adapter of
+    another model.
     """
     if spec.shares_policy:
         policy.companions["value"] = ValueHead(policy.config.hidden_size).to(device)
@@ -205,8 +211,8 @@ def attach_value(
     source = spec.source or config.model
     if adapter_of(source):
         raise ConfigError(
-            f"{spec.field}: {source} is an adapter, and a value model starts from a whole model; set "
-            f"{spec.field} to one (merge_adapter writes it), or read values off the policy's states"
+            f"{spec.field}: {source} is an adapter; a value model needs a whole model. Set "
+            f"{spec.field} to one (merge_adapter writes it), or compute values from the policy's states"
         )
     policy.companions["value"] = load_policy(
         dataclasses.replace(config, model=source), tokenizer, device, head="reward", router=False
@@ -215,18 +221,18 @@ def attach_value(
 
 
 def add_reference_adapter(policy: Policy, folder: str | Path) -> None:
-    """Load the adapter that the policy was started from once more, frozen, under the name "reference".
+    """Load the adapter that the policy started from a second time, frozen, under the name "reference".
 
-    "default" stays the one that is on and trained; `save_model` saves that one alone.
+    "default" stays active and trained; `save_model` saves only that one.
     """
     training, model = policy.training, policy.model
     model.load_adapter(str(folder), adapter_name="reference", is_trainable=False, torch_device=str(policy.device))
     model.set_adapter("default")
-    policy.train(training)  # peft puts a model to evaluation when it loads what isn't trained
+    policy.train(training)  # peft sets evaluation mode when it loads a frozen adapter
 
 
 def copy_adapter(policy: Policy) -> None:
-    """Add a frozen copy of the policy's adapter, as it is now, under the name "reference"."""
+    """Add a frozen copy of the policy's current adapter under the name "reference"."""
     training, model = policy.training, policy.model
     model.add_adapter("reference", model.peft_config["default"])
     every = dict(model.named_parameters())
@@ -242,12 +248,14 @@ def copy_adapter(policy: Policy) -> None:
 
 
 def score_pad(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that doesn't count as a row's last: transformers' classifiers read the score at the last other one."""
+    """Return the padding token: transformers' classifiers read the score at the last other token."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def decoder_layers(policy: Policy) -> list[nn.Module]:
-    """The blocks that the model says must not be split, in order. Raises ConfigError for a model that names none."""
+    """Return the blocks that the model says must not be split, in order. Raises ConfigError for a model that names
+    none.
+    """
     names = set(policy.causal_lm._no_split_modules or ())
     layers = [module for module in policy.model.modules() if type(module).__name__ in names]
     if not layers:

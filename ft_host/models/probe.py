@@ -1,4 +1,4 @@
-"""How a model's batches are laid out: the first way that gives the model's own numbers for single rows."""
+"""Chooses the layout of a model's batches: the first one that reproduces the model's own numbers for single rows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 
 def _rows_alone(policy: Policy, rows: list[list[int]]) -> torch.Tensor:
-    """What the model itself gives for each row alone, from its own attention and its full logits: log-probs of the
-    tokens after the first, or the score of a reward model."""
+    """Return the model's own values for each row alone, from its own attention and full logits.
+
+    These are log-probs of the tokens after the first, or the score of a reward model.
+    """
     out = []
     for row in rows:
         ids = torch.tensor([row], device=policy.device)
@@ -32,7 +34,7 @@ def _rows_alone(policy: Policy, rows: list[list[int]]) -> torch.Tensor:
 
 
 def _forest_of(policy: Policy, rows: list[list[int]]) -> Batch:
-    """The second row as a prompt of 13 tokens and a child, between the other two."""
+    """Return a flat batch with the second row as a prompt of 13 tokens and a child, between the other two rows."""
     first, second, third = rows
     return flat_batch(
         [
@@ -47,12 +49,14 @@ def _forest_of(policy: Policy, rows: list[list[int]]) -> Batch:
 
 
 def probe(policy: Policy) -> tuple[float, float]:
-    """The largest difference in log-probs (scores, of a reward model) between a small forest through the policy and
-    its rows alone through the model; and how much those of later rows change when all tokens of the first are others.
-    The second has no rounding in it, so that it shows state that leaks between rows in half precision too.
+    """Return the largest difference between a small flat batch through the policy and its rows alone, and the leak.
 
-    It goes through the policy in training mode as well: what a kernel can't do only there (dropout) shows now, not in
-    the first step. Leaves random states and train mode as they were.
+    The difference is in log-probs (scores, for a reward model). The leak is how much values of later rows change when
+    all tokens of the first row change. It contains no rounding, so that it shows state that leaks between rows in half
+    precision too.
+
+    Runs the policy in training mode as well: what a kernel can't do only there (dropout) fails here and not in the
+    first step. Restores random states and train mode.
     """
     generator = torch.Generator().manual_seed(0)
     size = policy.config.vocab_size
@@ -60,7 +64,7 @@ def probe(policy: Policy) -> tuple[float, float]:
     want, later = "logp", len(rows[0]) - 1
     if policy.head is not None:
         want, later = "score", 1
-        rows[1][-2:] = [policy.config.pad_token_id] * 2  # so that a model that reads its score elsewhere shows
+        rows[1][-2:] = [policy.config.pad_token_id] * 2  # reveals a model that reads its score elsewhere
     others = [[(token + size // 2) % size for token in rows[0]], *rows[1:]]
     training = policy.training
     devices = [policy.device] if policy.device.type == "cuda" else []
@@ -83,7 +87,7 @@ def _tolerance(policy: Policy) -> float:
 
 
 def _mixes_otherwise(model: Any) -> str | None:
-    """What in the model is known to carry something from token to token other than by attention."""
+    """Return what in the model is known to mix tokens other than by attention, or None."""
     kinds = model.config.get_text_config().to_dict().get("layer_types") or ()
     others = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if others:
@@ -95,9 +99,9 @@ def _mixes_otherwise(model: Any) -> str | None:
 
 
 def choose_layout(policy: Policy, config: RunConfig) -> None:
-    """Set `policy.kernel` to the first of the allowed ways that gives the model's own log-probs or scores.
+    """Set `policy.kernel` to the first allowed layout that gives the model's own log-probs or scores.
 
-    Raises ConfigError where none does: then the head isn't understood, or the one way asked for doesn't work.
+    Raises ConfigError where none does: the head isn't supported, or the requested layout doesn't work.
     """
     auto = ("flex", "sdpa", "none") if policy.device.type == "cuda" else ("sdpa", "none")
     ways = auto if config.segment_attention == "auto" else (config.segment_attention,)
@@ -115,7 +119,7 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
                 install(model)
             policy.kernel = kernel
             difference, leak = probe(policy)
-        except (NotFlat, RuntimeError, TypeError, AttributeError) as error:  # it may look into its mask, say
+        except (NotFlat, RuntimeError, TypeError, AttributeError) as error:  # it may read its mask, for instance
             difference, reason = float("inf"), str(error).splitlines()[0]
         else:
             reason = f"{values} differ by {difference:.2g} from those of single rows"
@@ -133,7 +137,7 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
     broken = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
     if broken is not None:
         raise ConfigError(
-            f"model: {broken} holds numbers that are NaN or infinite, so that everything the model gives is",
+            f"model: {broken} has NaN or infinite values, so all outputs of the model have",
             facts={
                 "watch/not_finite": "weight",
                 "watch/not_finite_value": "nan",

@@ -1,4 +1,4 @@
-"""What `from_pretrained` loads: a model's folder, an adapter's, or an adapter merged into its base."""
+"""Writes what `from_pretrained` loads: a model, an adapter, or an adapter merged into its base."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 
 def save_model(policy: Policy, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-    """Write the model, or with LoRA the adapter, as safetensors. `state`: the policy's whole weights by name, where
-    its own are sharded."""
+    """Write the model, or with LoRA the adapter, as safetensors.
+
+    `state`: the policy's whole weights by name, where its own are sharded.
+    """
     from peft import PeftModel
 
     if state is not None:
@@ -27,7 +29,7 @@ def save_model(policy: Policy, folder: Path, state: dict[str, torch.Tensor] | No
     ours, config._attn_implementation = config._attn_implementation, original_of(config)
     try:
         if isinstance(policy.model, PeftModel):
-            # an adapter that is kept as a reference is on disk where it came from
+            # an adapter kept as a reference is on disk already
             policy.model.save_pretrained(folder, state_dict=state, selected_adapters=["default"])
         else:
             policy.model.save_pretrained(folder, state_dict=state)
@@ -36,38 +38,41 @@ def save_model(policy: Policy, folder: Path, state: dict[str, torch.Tensor] | No
 
 
 def merge_adapter(config: RunConfig, adapter: Path, folder: Path) -> None:
-    """Write the base weights with the adapter merged in. Loads the base again, on the CPU and unquantised, so that
-    the run's own model stays as it is. Beside the adapter of a reward model must lie its tokenizer."""
+    """Write the base weights with the adapter merged in.
+
+    Loads the base again, on the CPU and unquantised, so that the run's model doesn't change. The folder of a reward
+    model's adapter must contain its tokenizer.
+    """
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     from ft_host.models.load import score_pad
     from ft_host.models.weights import DTYPES
 
-    found = PeftConfig.from_pretrained(adapter)
-    scores = found.task_type == "SEQ_CLS"
+    settings = PeftConfig.from_pretrained(adapter)
+    scores = settings.task_type == "SEQ_CLS"
     auto, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if scores else (AutoModelForCausalLM, {})
     base = auto.from_pretrained(
-        found.base_model_name_or_path,
+        settings.base_model_name_or_path,
         dtype=DTYPES[config.dtype],
         revision=config.model_revision,
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
         **labels,
     )
-    if scores:  # its new head is the adapter's; where scores are read, only a tokenizer says
+    if scores:  # the head comes from the adapter; the tokenizer's padding tells where scores are read
         base.config.get_text_config().pad_token_id = score_pad(AutoTokenizer.from_pretrained(adapter))
     else:
         embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
         if head.weight is embeddings.weight and _changes(adapter, (embeddings, head), base):
-            # one tensor so far, two once merged: adding the head's adapter to it would change the embeddings too
+            # tied weights are one tensor: merging the head's adapter into it would change the embeddings too
             head.weight = torch.nn.Parameter(head.weight.detach().clone())
             base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
     PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)
 
 
 def _changes(adapter: Path, modules: tuple[torch.nn.Module, ...], base: torch.nn.Module) -> bool:
-    """Whether an adapter's folder has weights for one of the modules of its base."""
+    """Return whether an adapter's folder has weights for one of these modules of its base."""
     from safetensors import safe_open
 
     prefix = "base_model.model."

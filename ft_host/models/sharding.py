@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 
 def shard(policy: Policy, config: RunConfig) -> Policy:
-    """Shard the policy over all ranks, in place. Embedding and head, which may be one tensor, are in the root's group:
-    they are whole while the root's forward runs, which is where the head reads them."""
+    """Shard the policy over all ranks, in place.
+
+    Embedding and head, which may be one tensor, are in the root's group: they are whole during the root's forward,
+    where the head reads them.
+    """
     mesh = init_device_mesh(policy.device.type, (torch.distributed.get_world_size(),))
     half = precision(config, policy.device) == "bf16"
     types = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if half else None
@@ -27,14 +30,16 @@ def shard(policy: Policy, config: RunConfig) -> Policy:
     for model in models[::-1]:
         for layer in decoder_layers(model):
             fully_shard(layer, **arguments)
-        if model is not policy:  # a group of its own: its forward runs within the policy's
+        if model is not policy:  # a separate group: its forward runs within the policy's
             fully_shard(model, **arguments)
     return fully_shard(policy, **arguments)
 
 
 def reshard(policy: Policy) -> None:
-    """Let go of whole weights. A backward pass does it by itself; after an evaluation the root's would stay whole, and
-    a state dict would then show other parameters than the optimizer has. Does nothing to a policy that isn't sharded.
+    """Free whole weights. A backward pass does this by itself.
+
+    After an evaluation the root's weights would stay whole, and a state dict would hold other parameters than the
+    optimizer. Does nothing to a policy that isn't sharded.
     """
     for module in policy.modules():
         if isinstance(module, FSDPModule):

@@ -1,9 +1,9 @@
-"""What companions gave for rows, kept on disk for the next run and for other ranks.
+"""Values that auxiliary models computed for rows, kept on disk for the next run and for other ranks.
 
 A folder per model: `CACHE/log-probs/MODEL/*.safetensors`, each file with keys (n, 16) and values (n, columns). A file
-is written beside its place and renamed, and never changed, so that runs at the same time don't disturb each other. A
-key is a digest of the row's token ids, which hold data, template and truncation, and of the settings of the method.
-`CACHE` is $FT_HOST_CACHE, or ft-host in the user's cache folder. Deleting it costs time and nothing else.
+is written to a temporary name, renamed, and never changed, so that concurrent runs don't disturb each other. A key is a
+digest of the row's token ids (which depend on data, template and truncation) and of the method's settings. `CACHE` is
+$FT_HOST_CACHE, or ft-host in the user's cache folder. Deleting it costs only time.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Key = bytes
 
-# What of a config changes the numbers that a frozen model gives.
+# The fields of a config that change a frozen model's numbers.
 NUMBERS = ("dtype", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 
 
 def cache_folder() -> Path:
-    if given := os.environ.get("FT_HOST_CACHE"):
-        return Path(given).expanduser()
+    if folder := os.environ.get("FT_HOST_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ft-host"
 
 
 def row_key(row: Row, columns: tuple[str, ...], settings: str) -> Key:
-    """16 bytes that stand for the token ids in some columns of a row, and for settings."""
+    """Return a digest of 16 bytes of the token ids in some columns of a row, and of settings."""
     digest = hashlib.blake2b(settings.encode(), digest_size=16)
     for name in columns:
         ids = array("q", row[name])
@@ -48,19 +48,20 @@ def row_key(row: Row, columns: tuple[str, ...], settings: str) -> Key:
 
 
 def model_key(config: RunConfig, spec: ModelSpec, device: torch.device) -> str | None:
-    """What stands for a companion's weights and the type they are used in; None where weights can't be told apart (a
-    hub model without a commit)."""
+    """Return a digest of an auxiliary model's weights and dtype; None for weights without identity (a hub model without
+    a commit).
+    """
     source = spec.source or config.model
     weights = fingerprint(source, spec.revision or (config.model_revision if source == config.model else None))
     if weights is None:
         return None
     numbers = {name: getattr(config, name) for name in NUMBERS}
-    told = json.dumps([weights, numbers, precision(config, device), spec.head], sort_keys=True)
-    return hashlib.blake2b(told.encode(), digest_size=12).hexdigest()
+    identity = json.dumps([weights, numbers, precision(config, device), spec.head], sort_keys=True)
+    return hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
 
 
 def fingerprint(source: str, revision: str | None) -> str | None:
-    """A digest of a model's files (an adapter's, with those of its base), or a hub model's commit."""
+    """Return a digest of a model's files (an adapter's, with those of its base), or a hub model's commit."""
     place = Path(source)
     if not place.is_dir():
         from transformers import AutoConfig
@@ -84,11 +85,11 @@ def fingerprint(source: str, revision: str | None) -> str | None:
 
 
 class Store:
-    """Values by key, in memory, and on disk where there is a folder."""
+    """Values by key, in memory, and on disk if there is a folder."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder
-        self.made = 0  # values that are new since it was opened
+        self.made = 0  # values added since it was opened
         self._values: dict[Key, dict[str, float]] = {}
         self._new: dict[Key, dict[str, float]] = {}
         for path in sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else ():
@@ -106,7 +107,7 @@ class Store:
         self.made += len(values)
 
     def flush(self) -> None:
-        """Write what is new. For one process."""
+        """Write new values. Only one process may call it."""
         new, self._new = self._new, {}
         if self.folder is None or not new:
             return

@@ -1,4 +1,4 @@
-"""From a folder or hub id to a transformers model, with its adapter. What can't be used is refused, by field."""
+"""From a folder or hub id to a transformers model, with its adapter. Errors name the field."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _quantisation(config: RunConfig) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' report on loading: what is wrong in it is refused, by name."""
+    """Suppress transformers' report on loading: problems in it raise an error that names them."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
@@ -62,30 +62,30 @@ def quiet() -> Iterator[None]:
 def load_base(
     config: RunConfig, name: str, *, field: str = "model", head: str | None = None, revision: str | None = None
 ) -> nn.Module:
-    """The transformers model of a folder or hub id: a causal language model, or with head "reward" a sequence
-    classifier of one label, whose head is new and random where the weights are a language model's.
+    """Load the transformers model of a folder or hub id.
 
-    Raises ConfigError, naming `field`, for what can't be that.
+    It is a causal language model, or with head "reward" a sequence classifier of one label, whose head is new and
+    random where the weights are a language model's. Raises ConfigError, which names `field`, for anything else.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    found = find_config(name, field, revision, config.trust_remote_code)
-    if found.is_encoder_decoder:
+    settings = find_config(name, field, revision, config.trust_remote_code)
+    if settings.is_encoder_decoder:
         raise ConfigError(
-            f"{field}: {name} is an encoder-decoder ({found.model_type}); expected a causal language model"
+            f"{field}: {name} is an encoder-decoder ({settings.model_type}); expected a causal language model"
         )
     if head is None:
         auto, labels = AutoModelForCausalLM, {}
     else:
         auto, labels = AutoModelForSequenceClassification, {"num_labels": 1}
-        if is_classifier(found) and found.num_labels != 1:
+        if is_classifier(settings) and settings.num_labels != 1:
             raise ConfigError(
-                f"{field}: {name} is a sequence classifier with {found.num_labels} labels; a reward model has one "
+                f"{field}: {name} is a sequence classifier with {settings.num_labels} labels; a reward model has one "
                 "(num_labels: 1)"
             )
     try:
-        with quiet() if head is not None else contextlib.nullcontext():  # it would warn of the head, which is new
+        with quiet() if head is not None else contextlib.nullcontext():  # it would warn of the new head
             model, report = auto.from_pretrained(
                 name,
                 dtype=DTYPES[config.dtype],
@@ -94,7 +94,7 @@ def load_base(
                 device_map={"": torch.cuda.current_device()} if _quantisation(config) else None,
                 use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in the report, and refused below, by name
+                ignore_mismatched_sizes=True,  # the report has them; they raise below, by name
                 revision=revision,
                 trust_remote_code=config.trust_remote_code,
                 **labels,
@@ -112,7 +112,7 @@ def load_base(
             raise ConfigError(
                 f"{field}: {type(model).__name__} has no module `score`: a reward is read from a decoder's last token"
             )
-        if not is_classifier(found):
+        if not is_classifier(settings):
             missing -= {f"score.{key}" for key in model.score.state_dict()}
     missing = sorted(missing)
     if missing:
@@ -136,11 +136,11 @@ def _attach_adapter(model: nn.Module, config: RunConfig, head: str | None) -> nn
     names = _linear_names(model)
     children = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     targets: Any = "all-linear" if config.lora_target_modules == ["all-linear"] else config.lora_target_modules
-    for field, given in (
+    for field, names_given in (
         ("lora_target_modules", config.lora_target_modules),
         ("lora_modules_to_save", config.lora_modules_to_save),
     ):
-        for name in given:
+        for name in names_given:
             if name != "all-linear" and name.rpartition(".")[2] not in children:
                 hint = nearest(name, names) or "."
                 raise ConfigError(
@@ -154,15 +154,15 @@ def _attach_adapter(model: nn.Module, config: RunConfig, head: str | None) -> nn
         target_modules=targets,
         modules_to_save=config.lora_modules_to_save or None,
         use_rslora=config.use_rslora,
-        task_type="CAUSAL_LM" if head is None else "SEQ_CLS",  # for the second peft trains and saves `score` too
+        task_type="CAUSAL_LM" if head is None else "SEQ_CLS",  # with SEQ_CLS peft also trains and saves `score`
     )
-    with warnings.catch_warnings():  # of names that peft still uses and transformers has renamed
+    with warnings.catch_warnings():  # about names that peft still uses and transformers has renamed
         warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing`")
         return get_peft_model(model, adapter)
 
 
 def load_model(config: RunConfig, head: str | None = None) -> nn.Module:
-    """The model to train: a base model, with a new adapter, or an adapter's folder with its base."""
+    """Load the model to train: a base model, with a new adapter, or an adapter's folder with its base."""
     check_folder(config.model)
     if adapter_of(config.model):
         if not config.use_peft:
@@ -181,10 +181,11 @@ def load_weights(
     trained: bool = False,
     revision: str | None = None,
 ) -> nn.Module:
-    """The model of a folder or hub id; of an adapter's folder, its base with the adapter on it, trainable if asked.
+    """Load the model of a folder or hub id; for an adapter's folder, its base with the adapter, trainable
+    if requested.
 
-    `config` says how (types, attention, quantisation); its revision is meant for its own model only, another one's is
-    `revision`.
+    `config` sets types, attention and quantisation. Its revision applies to its own model only; `revision` is for
+    another.
     """
     check_folder(name, field)
     revision = revision or (config.model_revision if name == config.model else None)
@@ -209,32 +210,32 @@ def check_vocabulary(
     field: str = "ref_model",
     spec: ModelSpec | None = None,
 ) -> None:
-    """Refuse a model that doesn't read the policy's tokens, before its weights are loaded.
+    """Refuse a model with other tokens than the policy's, before its weights are loaded.
 
     Compares the sizes in the two configs, and the run's tokenizer with that of `source` where it has one. `spec` may
-    say that sizes differ as long as all tokens are among the smaller one's, or that there is nothing to compare but
-    only that it is a model. Raises ConfigError, naming `field`, the sizes and the first tokens that differ.
+    allow different sizes, as long as all tokens are within the smaller one, or say that there is nothing to compare
+    except that it is a model. Raises ConfigError, which names `field`, the sizes and the first tokens that differ.
     """
     from transformers import AutoTokenizer
 
     spec = spec or ModelSpec()
     instead = f"; {spec.hint}" if spec.hint else ""
-    found: list[int] = []
+    sizes: list[int] = []
     for name, named, own in ((config.model, "model", config.model_revision), (source, field, spec.revision)):
         check_folder(name, named)
         base = base_of(name)
         revision = own or (config.model_revision if name == config.model else None)
-        found.append(find_config(base, named, revision, config.trust_remote_code).get_text_config().vocab_size)
+        sizes.append(find_config(base, named, revision, config.trust_remote_code).get_text_config().vocab_size)
     if spec.own_tokenizer:
         return
     place = Path(source)
     bare = place.is_dir() and not any(place.glob("tokenizer*"))
     padding = (
-        spec.allow_padded_vocab and not bare and max(tokenizer.get_vocab().values()) < min(found)
-    )  # is all that is more
-    if found[0] != found[1] and not padding:
+        spec.allow_padded_vocab and not bare and max(tokenizer.get_vocab().values()) < min(sizes)
+    )  # the rest is padding
+    if sizes[0] != sizes[1] and not padding:
         raise ConfigError(
-            f"{field}: {source} has a vocabulary of {found[1]} tokens, {config.model} one of {found[0]}; both must "
+            f"{field}: {source} has a vocabulary of {sizes[1]} tokens, {config.model} one of {sizes[0]}; both must "
             f"read the same tokens{instead}"
         )
     if bare:

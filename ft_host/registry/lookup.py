@@ -75,9 +75,7 @@ def config_class(method: str | PluginInfo) -> type[RunConfig]:
     else:
         value, cls = info.config, _config_of(info)
     if not (isinstance(cls, type) and issubclass(cls, RunConfig)):
-        raise PluginBroken(
-            f"{label(info)}: {value} expected a class that extends ft_host.config.RunConfig, cls {cls!r}"
-        )
+        raise PluginBroken(f"{label(info)}: expected {value} to extend ft_host.config.RunConfig, found {cls!r}")
     if cls is not RunConfig and "__dataclass_fields__" not in vars(cls):
         raise PluginBroken(
             f"{label(info)}: {value} is not decorated with @dataclass(kw_only=True), so its fields would be ignored"

@@ -239,7 +239,7 @@ def test_long_prompts_are_left_out():
             {"prompt": "a"},
             "a prompt without a completion; with lmbda below 1 gkd learns from completions of the data too",
         ),
-        ({"messages": [{"role": "user", "content": "a"}]}, "messages: no turn is the assistant's"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "messages: found no assistant turn"),
         ({"text": "a"}, "plain text has no prompt"),
         ({"prompt": "", "completion": "a"}, "the prompt is empty"),
     ],

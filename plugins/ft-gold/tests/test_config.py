@@ -262,7 +262,7 @@ def test_a_token_of_both_prompt_and_completion(prepared):
             {"prompt": "a"},
             "a prompt without a completion; with lmbda below 1 gold learns from completions of the data too",
         ),
-        ({"messages": [{"role": "user", "content": "a"}]}, "messages: no turn is the assistant's"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "messages: found no assistant turn"),
         ({"text": "a"}, "plain text has no prompt"),
         ({"prompt": "", "completion": "a"}, "the prompt is empty"),
         (
