@@ -4,7 +4,7 @@ import pytest
 from ft_dpo.config import DPOConfig
 from ft_grpo.config import GRPOConfig
 
-from ft_host.diagnostics.rules import engines, references
+from ft_host.diagnostics.rules import engine_times, engines, references
 from ft_host.testing.rules import Told, codes, findings, steps
 
 APART = "sampling__sampling_logp_difference__mean"
@@ -16,6 +16,7 @@ def told(config: dict | None = None, facts: dict | None = None, **values) -> Tol
 
 
 # The differences of a float32 sampler are 1e-7, of bfloat16 ones about 0.01.
+RULES = [*engines.RULES, *engine_times.RULES]
 CASES = {
     "PRB002": (told(clip_ratio__region_mean=0.03), told(clip_ratio__region_mean=0.0)),
     "PRB003": (
@@ -42,19 +43,19 @@ CASES = {
 
 
 def test_each_rule_has_a_case():
-    assert CASES.keys() == {rule.code for rule in engines.RULES}
+    assert CASES.keys() == {rule.code for rule in RULES}
 
 
 @pytest.mark.parametrize("code", CASES)
 def test_it_is_found_where_it_is_and_not_elsewhere(code):
     faulty, healthy = CASES[code]
-    assert code in codes(engines.RULES, faulty, GRPOConfig)
-    assert code not in codes(engines.RULES, healthy, GRPOConfig)
+    assert code in codes(RULES, faulty, GRPOConfig)
+    assert code not in codes(RULES, healthy, GRPOConfig)
 
 
 def test_a_large_difference_is_an_error():
     facts = {"probe/sampler_difference": 1.4, "probe/sampler_difference_max": 9.0}
-    (finding,) = findings(engines.RULES, Told(config={"backend": "vllm"}, facts=facts), GRPOConfig)
+    (finding,) = findings(RULES, Told(config={"backend": "vllm"}, facts=facts), GRPOConfig)
     assert finding.severity == "error" and "1.4 nats a token" in finding.message
     assert finding.remedies[0].patch == {"backend": "transformers", "backend_config": {}}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from ft_host.diagnostics.rules import machine, speed
+from ft_host.diagnostics.rules import gpu_memory, machine, speed
 from ft_host.testing.rules import Told, codes, findings, steps
 
 FIXED = {
@@ -61,7 +61,7 @@ CASES = {
         Told(facts={"system/disk_free_mb": 90000.0, "system/checkpoint_mb": 4000.0}),
     ),
 }
-RULES = [*speed.RULES, *machine.RULES]
+RULES = [*gpu_memory.RULES, *speed.RULES, *machine.RULES]
 
 
 def test_every_rule_has_its_cases():

@@ -2,9 +2,10 @@
 
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.finding import Finding
+from ft_host.diagnostics.remedies import lower_rate, more_generations, raise_rate, restore, set_field
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import Names, rollout_rules, taught_rules, watched_rules
-from ft_host.diagnostics.shared.helpers import lower_rate, more_generations, raise_rate, restore, rising, set_field
+from ft_host.diagnostics.shared.helpers import rising
 from ft_host.diagnostics.shared.preferences import CHOSEN, MARGINS, REJECTED, errors, fall, preference_rules, rows_of
 from ft_host.diagnostics.view import View, percent, rounded, short
 

@@ -7,6 +7,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ft_host.config.rollout import declared_facts
 from ft_host.diagnostics.collect import Owned, all_rules, check_codes, not_about, selected
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.finding import Finding, at_least
@@ -41,6 +42,7 @@ class Monitor:
         self.rules: list[Owned] = selected(owned, config.rules_select, config.rules_ignore)
         method = next(info for info in infos if info.kind == "method")
         self.engine = Engine(self.rules, self.as_dict, not_about=not_about(method, owned))
+        self.engine.record_facts(declared_facts(type(config)))
         self.main = is_main()
         self.lock = threading.RLock()
         self.run: Run | None = None

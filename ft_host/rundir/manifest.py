@@ -16,7 +16,7 @@ import torch
 from ft_host import registry
 from ft_host._version import __version__
 from ft_host.config.plan import rollout_notes
-from ft_host.config.rollout import RolloutConfig, declared_facts
+from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import ConfigError
 from ft_host.rundir.folder import FORMAT, RunFolder
 from ft_host.util.text import now
@@ -99,7 +99,6 @@ def plan_facts(run: Run, total: int | None) -> dict[str, Any]:
         "model/trainable": sum(size for size, trained in parameters if trained),
         "model/vocab_size": run.policy.config.get_text_config().vocab_size,
     }
-    facts |= declared_facts(type(run.config))
     if run.rollouts:
         plan = run.rollouts
         facts |= {"plan/prompts": plan.prompts, "plan/generations": plan.generations, "plan/updates": plan.updates}

@@ -6,8 +6,8 @@ probes     PRB   what must hold before the first update
 numbers    NUM   numbers that aren't finite
 losses, optimisation, held_out  OPT   loss, gradients, updates, evaluations
 experts    MOE   the balance of a mixture of experts
-engines    ENG   the sampler beside the trainer
-speed      PERF  memory and time
+engines, engine_times  ENG  the sampler beside the trainer
+gpu_memory, speed  PERF  memory and time
 machine    SYS   stalls, disk
 memory     SYS, PERF  memory that doesn't suffice
 """
@@ -16,8 +16,10 @@ from ft_host.diagnostics.rule import Rule
 from ft_host.diagnostics.rules import (
     data,
     data_set,
+    engine_times,
     engines,
     experts,
+    gpu_memory,
     held_out,
     losses,
     machine,
@@ -41,7 +43,9 @@ RULES: list[Rule] = [
     *probes.RULES,
     *references.RULES,
     *engines.RULES,
+    *engine_times.RULES,
     *experts.RULES,
+    *gpu_memory.RULES,
     *speed.RULES,
     *machine.RULES,
     *memory.RULES,

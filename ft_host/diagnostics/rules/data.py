@@ -25,10 +25,6 @@ def longer(view: View) -> Remedy | None:
     )
 
 
-def is_rollout(view: View) -> bool:
-    return "max_reward_failures" in vars(view.config)
-
-
 # ---------------------------------------------------------------- DATA001, DATA005
 
 
@@ -71,7 +67,7 @@ def supervised_remedies(view: View) -> list[Remedy]:
 def cut_message(view: View) -> str:
     limit, rows = view.config.max_length, percent(view["data/truncated_rows"])
     lengths = f"the median is {view['data/length_p50']}, 95 of 100 are within {view['data/length_p95']}"
-    if is_rollout(view):
+    if view.by_rollout:
         return f"{rows} of the prompts are longer than max_length {limit} and are left out: {lengths}."
     return (
         f"{rows} of the rows are longer than max_length {limit}: {lengths}. ft-host cuts them, and "
@@ -81,7 +77,7 @@ def cut_message(view: View) -> str:
 
 def cut_remedies(view: View) -> list[Remedy]:
     out = [each for each in [longer(view)] if each]
-    if not is_rollout(view):
+    if not view.by_rollout:
         packed = view.config.packing and view.config.packing_strategy == "bfd" and "loss_type" in vars(view.config)
         if packed and isinstance(view.config.loss_type, str) and "completion_only_loss" in vars(view.config):
             out.append(

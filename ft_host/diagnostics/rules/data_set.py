@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.data import is_rollout
 from ft_host.diagnostics.view import View, percent, short
 
 BALANCED = 4 / 3  # arXiv 2402.01306, eq. 8: weighed, good to bad labels are between 1 and this
@@ -43,7 +42,7 @@ def is_leak(view: View) -> bool:
 
 
 def has_copies(view: View) -> bool:
-    return view["data/duplicate_rows"] > 0.1 and not is_rollout(view)
+    return view["data/duplicate_rows"] > 0.1 and not view.by_rollout
 
 
 def copies_message(view: View) -> str:
@@ -106,7 +105,7 @@ def pairs_remedies(view: View) -> list[Remedy]:
     return out
 
 
-def weighed(view: View) -> float:
+def label_ratio(view: View) -> float:
     """Good labels to bad ones, with their weights."""
     good = view.config.desirable_weight * view["data/desirable"]
     return good / (view.config.undesirable_weight * view["data/undesirable"])
@@ -120,7 +119,7 @@ def is_unbalanced(view: View) -> bool | None:
     if not good or not bad:
         return True
     doubt = math.exp(3 * math.sqrt(1 / good + 1 / bad))
-    return not 1 / max(3, doubt) <= weighed(view) <= BALANCED * max(3, doubt)
+    return not 1 / max(3, doubt) <= label_ratio(view) <= BALANCED * max(3, doubt)
 
 
 def labels_message(view: View) -> str:
@@ -129,17 +128,17 @@ def labels_message(view: View) -> str:
         return f"All of {good + bad} labels are {'true' if good else 'false'}: the loss learns from both kinds."
     return (
         f"{good} of {good + bad} labels are true; with desirable_weight {short(view.config.desirable_weight)} and"
-        f" undesirable_weight {short(view.config.undesirable_weight)} good completions weigh {weighed(view):.2f} times"
-        " as much as bad ones, and 1 to 4/3 is advised."
+        f" undesirable_weight {short(view.config.undesirable_weight)} good completions weigh {label_ratio(view):.2f}"
+        " times as much as bad ones, and 1 to 4/3 is advised."
     )
 
 
 def labels_remedies(view: View) -> list[Remedy]:
     if not view["data/desirable"] or not view["data/undesirable"]:
         return [Remedy(why="Check the label column, and add completions of the other kind")]
-    name = "desirable_weight" if weighed(view) < 1 else "undesirable_weight"
+    name = "desirable_weight" if label_ratio(view) < 1 else "undesirable_weight"
     now = getattr(view.config, name)
-    new = float(f"{now / weighed(view) if name == 'desirable_weight' else now * weighed(view):.2g}")
+    new = float(f"{now / label_ratio(view) if name == 'desirable_weight' else now * label_ratio(view):.2g}")
     return [Remedy(why=f"Raise {name} from {short(now)} to {short(new)}", patch={name: new}, again=True)]
 
 

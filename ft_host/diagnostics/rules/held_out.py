@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 
+from ft_host.diagnostics.remedies import lower_rate, restore, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.losses import NOTHING, warm_up
-from ft_host.diagnostics.rules.numbers import lower_rate
-from ft_host.diagnostics.shared.helpers import restore
+from ft_host.diagnostics.rules.losses import NOTHING
 from ft_host.diagnostics.view import View, rounded, short
 
 FEW = 8  # held-out rows below which nothing is said of their reward

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import statistics
 
+from ft_host.diagnostics.remedies import LOSS_FALLS, calm, lower_rate, raise_rate, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.numbers import lower_rate
-from ft_host.diagnostics.view import View, percent, rounded, short
+from ft_host.diagnostics.view import View, percent, short
 
 SOLVED = 0.02  # of the loss that the run began with: little is left to learn, and gradients are small
 SETTLE = 20  # steps at the full learning rate before it is asked whether anything is learnt
@@ -22,7 +22,7 @@ USUAL_UPDATE = 1e-3  # of pretrained weights
 # ---------------------------------------------------------------- for these rules and others
 
 
-def begun(view: View) -> float:
+def first_loss(view: View) -> float:
     """The loss that the run began with. (A run that was resumed has its metrics from the first step.)"""
     return view.first("loss", 10)
 
@@ -38,12 +38,12 @@ def is_learnt(view: View) -> bool:
     return not view.by_rollout and view.first("loss", 5) < NOTHING / 2 and 0 <= view.mean("loss", 10) < NOTHING / 2
 
 
-def fallen(view: View) -> float | None:
+def loss_fall(view: View) -> float | None:
     """By which share of itself the loss has fallen; of held-out rows where that is known, since they stay the same.
     None where it can't be told yet, or says nothing."""
     if view.by_rollout or view.step < view.warmup_steps + SETTLE or view.count("loss") < SETTLE + 10:
         return None
-    start, now = begun(view), view.mean("loss", 20)
+    start, now = first_loss(view), view.mean("loss", 20)
     if not start > NOTHING:
         return None  # little to learn, or a loss that can be negative
     evals = view.series.get("eval_loss")
@@ -55,32 +55,6 @@ def fallen(view: View) -> float | None:
     if still and evals.steps[-1] >= view.warmup_steps + SETTLE:
         return held_out  # a fall of the other is one of noise
     return max(1 - now / start, held_out)
-
-
-def raise_rate(view: View, by: float) -> Remedy:
-    now = view.config.learning_rate
-    new = rounded(now * by)
-    return Remedy(
-        why=f"Raise learning_rate from {short(now)} to {short(new)}",
-        patch={"learning_rate": new},
-        again=True,
-        expected="a loss that falls within the first steps",
-    )
-
-
-def warm_up(view: View) -> list[Remedy]:
-    if view.config.warmup_steps:
-        return []
-    return [Remedy(why="Set warmup_steps to 0.05, a twentieth of all steps", patch={"warmup_steps": 0.05}, again=True)]
-
-
-def calm(view: View) -> list[Remedy]:
-    """Against jumps: smaller updates, clipped gradients, warm-up."""
-    out = [lower_rate(view, 5)]
-    if not view.config.max_grad_norm or view.config.max_grad_norm > 1:
-        before = short(view.config.max_grad_norm) if view.config.max_grad_norm else "off"
-        out.insert(0, Remedy(why=f"Set max_grad_norm to 1, it is {before}", patch={"max_grad_norm": 1.0}))
-    return [*out, *warm_up(view), Remedy(why="Look at the rows of these steps")]
 
 
 # ---------------------------------------------------------------- tests and remedies
@@ -107,7 +81,7 @@ def loss_stays_high(view: View) -> bool | None:
 
 
 def loss_stays(view: View) -> bool | None:
-    share = fallen(view)
+    share = loss_fall(view)
     if share is None or solved(view):
         return None
     return share < 0.01
@@ -116,16 +90,16 @@ def loss_stays(view: View) -> bool | None:
 def stays_remedies(view: View) -> list[Remedy]:
     look = Remedy(why="Look at whether completions fit their prompts: noise can't be learnt")
     updates = view.recent("update_ratio")
-    return [look] if updates and max(updates) > USUAL_UPDATE else [raise_rate(view, 10), look]
+    return [look] if updates and max(updates) > USUAL_UPDATE else [raise_rate(view, 10, LOSS_FALLS), look]
 
 
 def lowest_begun(view: View) -> float:
     """Of the first ten losses and the first three, since a loss may have been thrown up within ten."""
-    return min(begun(view), view.first("loss", 3))
+    return min(first_loss(view), view.first("loss", 3))
 
 
 def loss_rises(view: View) -> bool | None:
-    if view.by_rollout or not view.warmed_up or view.count("loss") < SETTLE or not begun(view) > 0:
+    if view.by_rollout or not view.warmed_up or view.count("loss") < SETTLE or not first_loss(view) > 0:
         return None
     lowest = lowest_begun(view)
     doubt = 3 * view.noise("loss", 20) / math.sqrt(10)  # of a mean of ten
@@ -195,8 +169,8 @@ RULES = [
         share=0.6,
         test=loss_stays,
         message=lambda view: (
-            f"After {view.step} steps the loss is {short(view.mean('loss', 20))}; it began at {short(begun(view))} and"
-            f" has fallen by {percent(max(fallen(view) or 0.0, 0.0))}."
+            f"After {view.step} steps the loss is {short(view.mean('loss', 20))}; it began at {short(first_loss(view))}"
+            f" and has fallen by {percent(max(loss_fall(view) or 0.0, 0.0))}."
         ),
         remedies=stays_remedies,
         when=(

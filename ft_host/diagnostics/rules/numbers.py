@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
+from ft_host.diagnostics.remedies import lower_rate
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.view import View, percent, rounded, short
-
-
-def lower_rate(view: View, by: float, why: str = "") -> Remedy:
-    """A patch that lowers the learning rate."""
-    now = view.config.learning_rate
-    new = rounded(now / by)
-    return Remedy(
-        why=f"Lower learning_rate from {short(now)} to {short(new)}{why}",
-        patch={"learning_rate": new},
-        expected="smaller updates",
-    )
+from ft_host.diagnostics.view import View, percent
 
 
 def not_finite_message(view: View) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 
+from ft_host.diagnostics.remedies import LOSS_FALLS, calm, lower_rate, raise_rate, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.losses import SETTLE, calm, fallen, is_learnt, raise_rate, solved, warm_up
-from ft_host.diagnostics.rules.numbers import lower_rate
+from ft_host.diagnostics.rules.losses import SETTLE, is_learnt, loss_fall, solved
 from ft_host.diagnostics.view import View, percent, rounded, short
 
 LARGE, LARGE_NEW, LARGE_LORA = 0.04, 0.1, 0.3  # updates as a share of weights; half of an adapter's are 0 at first
@@ -95,7 +95,7 @@ def update_is_off(view: View) -> bool | None:
     peak = max(view.recent("update_ratio"))
     if view.by_rollout:
         return None if view.step < view.warmup_steps + SETTLE else peak < SMALL_ROLLOUTS and not reward_rises(view)
-    share = fallen(view)
+    share = loss_fall(view)
     return None if share is None or solved(view) else peak < small and share < 0.03
 
 
@@ -106,7 +106,7 @@ def update_message(view: View) -> str:
             f"An update changes the weights by {percent(ratio)} of their size (usual: 0.01 to 1 %): it throws away what"
             " they hold."
         )
-    fall = percent(max(fallen(view) or 0.0, 0.0))
+    fall = percent(max(loss_fall(view) or 0.0, 0.0))
     result = "the reward doesn't rise" if view.by_rollout else f"the loss has fallen by {fall} since the start"
     return (
         f"An update changes the weights by {short(ratio)} of their size, and {result}: the steps are too small to"
@@ -122,7 +122,7 @@ def update_remedies(view: View) -> list[Remedy]:
         return [lower_rate(view, max(10.0, now / usual)), *warm_up(view)]
     if not now:
         return [Remedy(why="Look at whether the optimizer holds the weights that are trained: its steps change none")]
-    return [raise_rate(view, min(max(10.0, usual / now), 1000.0))]
+    return [raise_rate(view, min(max(10.0, usual / now), 1000.0), LOSS_FALLS)]
 
 
 RULES = [

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from ft_host.diagnostics.remedies import lower_rate, set_field, warmer
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.shared import helpers as judge
+from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
 from ft_host.diagnostics.view import View, percent, short
 
@@ -17,7 +18,7 @@ LINKED = "completions/reward_length_correlation"
 
 def cut_short(view: View) -> bool | None:
     """Once it can be told whether the model is just learning to end."""
-    return view[CUT] > 0.3 and not judge.falling(view, CUT) if view.count(CUT) >= 10 else None
+    return view[CUT] > 0.3 and not helpers.falling(view, CUT) if view.count(CUT) >= 10 else None
 
 
 def cut_remedies(view: View) -> list[Remedy]:
@@ -29,16 +30,16 @@ def cut_remedies(view: View) -> list[Remedy]:
             again=True,
         )
     ]
-    out += judge.set_field(
+    out += set_field(
         view, "mask_truncated_completions", True, ", so that being cut short isn't learnt from"
-    ) + judge.set_field(view, "missing_eos_penalty", 1.0, ", taken off what is cut short")
-    if (judge.start(view, CUT) or 0.0) < 0.1:  # it was fine once
-        out.insert(0, judge.lower_rate(view, 3, ": the policy has forgotten how to end"))
+    ) + set_field(view, "missing_eos_penalty", 1.0, ", taken off what is cut short")
+    if (helpers.start(view, CUT) or 0.0) < 0.1:  # it was fine once
+        out.insert(0, lower_rate(view, 3, ": the policy has forgotten how to end"))
     return out
 
 
 def cut_message(view: View) -> str:
-    begun = judge.start(view, CUT) or 0.0
+    begun = helpers.start(view, CUT) or 0.0
     return (
         f"{percent(view.mean(CUT, view.window))} of completions were cut short by max_completion_length"
         f" {view.config.max_completion_length} over the last {view.window} rollouts ({percent(begun)} at the start):"
@@ -57,13 +58,13 @@ def length_hacked(view: View) -> bool | None:
 
 
 def length_gone(view: View, names: Names) -> bool | None:
-    begun = judge.start(view, LENGTH)
+    begun = helpers.start(view, LENGTH)
     if begun is None or view.step < 5:
         return None
-    cut = judge.start(view, CUT) or 0.0
+    cut = helpers.start(view, CUT) or 0.0
     if view[LENGTH] >= 0.3 * begun or cut >= 0.3:
         return False  # where they didn't end before, now they do
-    return judge.gained(view, names) < 0.3 or view.mean(LINKED, 20) < -0.5
+    return helpers.gained(view, names) < 0.3 or view.mean(LINKED, 20) < -0.5
 
 
 # ---------------------------------------------------------------- 12: all the same
@@ -71,20 +72,20 @@ def length_gone(view: View, names: Names) -> bool | None:
 
 def duplicates(view: View, names: Names) -> bool:
     share, least = view[UNIQUE], 1 / view.config.num_generations
-    reached = judge.level(view, names)
-    if judge.learns(view, names) or (reached is not None and reached >= judge.SOLVED):
+    reached = helpers.level(view, names)
+    if helpers.learns(view, names) or (reached is not None and reached >= helpers.SOLVED):
         return False
     if share < least + 0.04 * (1 - least):  # one completion, again and again
         return True
-    return share < 0.5 and share < 0.5 * (judge.start(view, UNIQUE) or 0.0)
+    return share < 0.5 and share < 0.5 * (helpers.start(view, UNIQUE) or 0.0)
 
 
 def duplicate_remedies(view: View) -> list[Remedy]:
-    config, out = view.config, judge.warmer(view)
+    config, out = view.config, warmer(view)
     for field, usual in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
         if vars(config)[field] != usual:
-            out += judge.set_field(view, field, usual, ": sample from all tokens", again=True)
-    return [*out, judge.lower_rate(view, 3), *judge.set_field(view, "entropy_coef", 0.01, ", a bonus for entropy")]
+            out += set_field(view, field, usual, ": sample from all tokens", again=True)
+    return [*out, lower_rate(view, 3), *set_field(view, "entropy_coef", 0.01, ", a bonus for entropy")]
 
 
 def rules(names: Names) -> list[Rule]:
@@ -127,9 +128,7 @@ def rules(names: Names) -> list[Rule]:
             remedies=lambda view: [
                 Remedy(why="Add a reward that falls with length, or take length out of the one there is"),
                 *(
-                    judge.set_field(
-                        view, "loss_type", names.by_no_length, ", which has no bias towards length", again=True
-                    )
+                    set_field(view, "loss_type", names.by_no_length, ", which has no bias towards length", again=True)
                     if vars(view.config).get("loss_type") in names.by_length
                     else []
                 ),
@@ -150,12 +149,12 @@ def rules(names: Names) -> list[Rule]:
             least=8,
             test=of(length_gone),
             message=lambda view: (
-                f"The mean length fell from {short(judge.start(view, LENGTH))} to {short(view.mean(LENGTH, 10))}"
+                f"The mean length fell from {short(helpers.start(view, LENGTH))} to {short(view.mean(LENGTH, 10))}"
                 f" tokens, while the mean reward went from {short(view.first(reward, 3))} to"
                 f" {short(view.mean(reward, 10))}: the policy has stopped answering, or games a format."
             ),
             remedies=lambda view: [
-                judge.lower_rate(view, 3),
+                lower_rate(view, 3),
                 Remedy(why="Look at the completions in samples.jsonl: and what the short ones earn"),
             ],
             when=(
@@ -181,7 +180,7 @@ def rules(names: Names) -> list[Rule]:
                 test=of(duplicates),
                 message=lambda view: (
                     f"Only {percent(view.mean(UNIQUE, view.window))} of the completions of a prompt are different ones"
-                    f" ({percent(judge.start(view, UNIQUE))} at the start), at a mean reward of"
+                    f" ({percent(helpers.start(view, UNIQUE))} at the start), at a mean reward of"
                     f" {short(view.mean(reward, 10))}: there is little to compare."
                 ),
                 remedies=duplicate_remedies,

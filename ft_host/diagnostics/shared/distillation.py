@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ft_host.diagnostics.remedies import lower_rate, restore, set_field
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.shared import helpers as judge
+from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
 from ft_host.diagnostics.view import View, percent, rounded, short
 
@@ -13,7 +14,7 @@ LENGTH, CUT = "completions/mean_length", "completions/clipped_ratio"
 # ---------------------------------------------------------------- nothing is learnt
 
 
-def begun(view: View) -> float:
+def first_divergence(view: View) -> float:
     """The divergence at the start: of the first steps, unless these have already made it larger."""
     return min(view.first(DIVERGENCE, 5), 1.1 * view.first(DIVERGENCE, 1))
 
@@ -24,21 +25,21 @@ def flat(view: View) -> bool | None:
     if view.count(DIVERGENCE) < 40 or not view.warmed_up or (view.progress is not None and view.progress < 0.2):
         return None
     if vars(view.config).get("lmbda", 1) > 0:
-        better = judge.held_out_rises(view)
+        better = helpers.held_out_rises(view)
         if better or better is None:
             return False
     there = view.count(AGREEMENT) >= 20 and view.mean(AGREEMENT, 20) >= 0.95
-    return view.mean(DIVERGENCE, 20) > 0.95 * begun(view) and not there
+    return view.mean(DIVERGENCE, 20) > 0.95 * first_divergence(view) and not there
 
 
 def farther(view: View) -> bool:
-    return view.mean(DIVERGENCE, 20) > 1.5 * begun(view)
+    return view.mean(DIVERGENCE, 20) > 1.5 * first_divergence(view)
 
 
 def flat_remedies(view: View) -> list[Remedy]:
     rate = view.config.learning_rate
     if farther(view):
-        return [judge.lower_rate(view, 3), judge.restore(view)]
+        return [lower_rate(view, 3), restore(view)]
     higher = rounded(3 * rate)
     out = [
         Remedy(
@@ -50,7 +51,7 @@ def flat_remedies(view: View) -> list[Remedy]:
     ]
     share = vars(view.config).get("lmbda")
     if share:
-        out += judge.set_field(view, "lmbda", rounded(share / 2), ": learn from more completions of others", again=True)
+        out += set_field(view, "lmbda", rounded(share / 2), ": learn from more completions of others", again=True)
     return [
         *out,
         Remedy(why="Tune the student on the teacher's completions first (supervised fine-tuning, or lmbda 0)"),
@@ -59,8 +60,8 @@ def flat_remedies(view: View) -> list[Remedy]:
 
 def flat_message(view: View, unit: str) -> str:
     said = (
-        f"The divergence from the teacher is {short(view.mean(DIVERGENCE, 20))} {unit}, and was {short(begun(view))} at"
-        " the start"
+        f"The divergence from the teacher is {short(view.mean(DIVERGENCE, 20))} {unit}, and was"
+        f" {short(first_divergence(view))} at the start"
     )
     if not view.count(AGREEMENT):
         return f"{said}."
@@ -72,10 +73,10 @@ def flat_message(view: View, unit: str) -> str:
 
 def shrunk_remedies(view: View) -> list[Remedy]:
     beta = 0.5 if view.config.beta > 0.5 else 0.0
-    out = judge.set_field(view, "beta", beta, ": of what the teacher says nothing is lost then", again=True)
+    out = set_field(view, "beta", beta, ": of what the teacher says nothing is lost then", again=True)
     return [
         *out,
-        judge.lower_rate(view, 3),
+        lower_rate(view, 3),
         Remedy(why="Look at the completions in samples.jsonl: what do the short ones say?"),
     ]
 
@@ -84,11 +85,11 @@ def taught_rules(names: Names, nearer: str, brief: str, unit: str) -> list[Rule]
     """`nearer` and `brief`: the codes of the two. `unit`: what the divergence is counted in."""
 
     def shrunk(view: View) -> bool | None:
-        start = judge.start(view, LENGTH)
+        start = helpers.start(view, LENGTH)
         if start is None or view.step < 5:
             return None
-        cut = judge.start(view, CUT) or 0.0  # they didn't end before: now they do
-        return view[LENGTH] < 0.3 * start and cut < 0.3 and judge.gained(view, names) < 0.3
+        cut = helpers.start(view, CUT) or 0.0  # they didn't end before: now they do
+        return view[LENGTH] < 0.3 * start and cut < 0.3 and helpers.gained(view, names) < 0.3
 
     return [
         Rule(
@@ -123,7 +124,7 @@ def taught_rules(names: Names, nearer: str, brief: str, unit: str) -> list[Rule]
             least=8,
             test=shrunk,
             message=lambda view: (
-                f"The mean length of the policy's completions fell from {short(judge.start(view, LENGTH))} to "
+                f"The mean length of the policy's completions fell from {short(helpers.start(view, LENGTH))} to "
                 f"{short(view.mean(LENGTH, 10))} tokens: it may have found that saying little is never said wrongly."
             ),
             remedies=shrunk_remedies,

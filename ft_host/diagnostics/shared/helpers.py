@@ -7,12 +7,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ft_host.diagnostics.rule import Remedy
-from ft_host.diagnostics.view import View, rounded, short
+from ft_host.diagnostics.view import View
 
 LEARNT = 0.5  # the share of what there was to gain from which on a change counts as the task being learnt
 SOLVED = 0.95  # of the most that a completion can earn, as a mean
-LOOK_AT_REWARD = Remedy(why="Try the reward by hand on a right, a wrong and an empty completion")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,64 +99,6 @@ def start(view: View, name: str) -> float | None:
 # ---------------------------------------------------------------- remedies
 
 
-def lower_rate(view: View, by: float = 2, why: str = "") -> Remedy:
-    """The remedy that divides learning_rate by `by`. `why` is added to its sentence."""
-    now = view.config.learning_rate
-    new = rounded(now / by)
-    return Remedy(
-        why=f"Lower learning_rate from {short(now)} to {short(new)}{why}",
-        patch={"learning_rate": new},
-        expected="smaller updates",
-    )
-
-
-def raise_rate(view: View, by: float = 3) -> Remedy:
-    """The remedy that multiplies learning_rate by `by`."""
-    now = view.config.learning_rate
-    new = rounded(now * by)
-    return Remedy(
-        why=f"Raise learning_rate from {short(now)} to {short(new)}",
-        patch={"learning_rate": new},
-        again=True,
-        expected="a reward that rises",
-    )
-
-
-def set_field(view: View, field: str, new: object, why: str = "", *, again: bool = False) -> list[Remedy]:
-    """A remedy that sets a field, where this run has it and it is something else."""
-    now = vars(view.config).get(field)
-    if field not in vars(view.config) or now == new:
-        return []
-    said = f"Set {field}{why}" if new is True else f"Set {field} to {_said(new)}, from {_said(now)}{why}"
-    return [Remedy(why=said, patch={field: new}, again=again)]
-
-
-def _said(value: object) -> str:
-    return short(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-
-
-def more_generations(view: View) -> list[Remedy]:
-    """Twice as many completions of a prompt, where a rollout comes out even so."""
-    config = vars(view.config)
-    now = config.get("num_generations")
-    if now is None:
-        return []
-    micro = config["per_device_train_batch_size"] * config["num_processes"]
-    rows = config["generation_batch_size"] or micro * (
-        config["steps_per_generation"] or config["gradient_accumulation_steps"]
-    )
-    said = f"Raise num_generations from {now} to {2 * now}"
-    return [Remedy(why=said, patch={"num_generations": 2 * now}, again=True)] if rows % (2 * now) == 0 else []
-
-
-def warmer(view: View, to: float = 1.0) -> list[Remedy]:
-    now = view.config.temperature
-    if now >= to:
-        return []
-    said = f"Raise temperature from {short(now)} to {short(to)}, so that completions differ"
-    return [Remedy(why=said, patch={"temperature": to}, again=True)]
-
-
 def held_out_rises(view: View) -> bool | None:
     """Whether the last evaluation earns more than the first, by a tenth of it at least. None where there will be some,
     and fewer than three are made."""
@@ -166,11 +106,6 @@ def held_out_rises(view: View) -> bool | None:
     if 0 < len(evals) < 3:
         return None
     return bool(evals) and evals[-1] > evals[0] + 0.1 * abs(evals[0])
-
-
-def restore(view: View) -> Remedy:
-    """The remedy of going back to an earlier checkpoint, which is no change of the config."""
-    return Remedy(why="Go back to a checkpoint from before")
 
 
 Judge = Callable[[View], bool | None]

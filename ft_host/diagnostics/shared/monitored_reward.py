@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ft_host.diagnostics.remedies import lower_rate, restore
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.shared import helpers as judge
 from ft_host.diagnostics.shared.helpers import Names
 from ft_host.diagnostics.view import View, short
 
@@ -20,7 +20,7 @@ def gone(view: View) -> bool | None:
     return max(last) < peak[1] - 0.25 * abs(peak[1])
 
 
-def half_gone(view: View) -> bool:
+def half_of_best_lost(view: View) -> bool:
     evals = view.series["eval_reward"]
     return max(evals.finite()[-2:]) < evals.best(1)[1] - 0.5 * abs(evals.best(1)[1])
 
@@ -35,7 +35,7 @@ def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[R
             needs=("eval_reward",),
             mutes=("OPT014",),
             test=gone,
-            severe=half_gone,
+            severe=half_of_best_lost,
             window=2,
             least=1,
             message=lambda view: (
@@ -43,7 +43,7 @@ def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[R
                 f" {view.series['eval_reward'].best(1)[0]:.0f} and earn {short(view['eval_reward'])} now: the loss is"
                 " about something else than the task."
             ),
-            remedies=lambda view: [*mends(view), judge.restore(view), judge.lower_rate(view)],
+            remedies=lambda view: [*mends(view), restore(view), lower_rate(view)],
             when=(
                 "Two evaluations running earn three quarters of the best one's reward at most, of three or more. Half"
                 " of it: an error."

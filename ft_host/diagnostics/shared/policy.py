@@ -4,37 +4,40 @@ from __future__ import annotations
 
 from functools import partial
 
+from ft_host.diagnostics.remedies import lower_rate, restore, set_field, warmer
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.shared import helpers as judge
+from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
 from ft_host.diagnostics.view import View, percent, short
 
 # ---------------------------------------------------------------- 4, 5: entropy
 
 
-def begun(view: View, names: Names) -> float:
+def first_entropy(view: View, names: Names) -> float:
     """The higher of the first step's and the run's beginning: it may have collapsed by then."""
-    return max(judge.start(view, names.entropy) or 0.0, view.baseline(names.entropy) or 0.0)
+    return max(helpers.start(view, names.entropy) or 0.0, view.baseline(names.entropy) or 0.0)
 
 
 def collapses(view: View, names: Names) -> bool | None:
     if view.step < 5:
         return None
-    low = view[names.entropy] < 0.2 * begun(view, names)
-    return low and not judge.learns(view, names)
+    low = view[names.entropy] < 0.2 * first_entropy(view, names)
+    return low and not helpers.learns(view, names)
 
 
 def explodes(view: View, names: Names) -> bool | None:
-    first, base = judge.start(view, names.entropy), view.baseline(names.entropy)
+    first, base = helpers.start(view, names.entropy), view.baseline(names.entropy)
     if first is None or view.step < 5:
         return None
     base = first if base is None else min(first, base)
     now = view[names.entropy]
-    return now > 0.1 and now > 3 * base and judge.gained(view, names) <= 0.02 and not judge.rising(view, names.reward)
+    return (
+        now > 0.1 and now > 3 * base and helpers.gained(view, names) <= 0.02 and not helpers.rising(view, names.reward)
+    )
 
 
 def entropy_message(view: View, names: Names, what: str) -> str:
-    first = begun(view, names) if what == "fell" else judge.start(view, names.entropy)
+    first = first_entropy(view, names) if what == "fell" else helpers.start(view, names.entropy)
     return (
         f"The policy's entropy {what} from {short(first)} to {short(view[names.entropy])} nats a token, while the mean"
         f" reward went from {short(view.first(names.reward, 3))} to {short(view.mean(names.reward, 10))}"
@@ -57,12 +60,12 @@ def clips(view: View) -> bool:
 
 def collapse_remedies(view: View, names: Names) -> list[Remedy]:
     return [
-        judge.lower_rate(view, 3),
+        lower_rate(view, 3),
         *(wider(view, names) if clips(view) else []),
-        *judge.warmer(view),
-        *judge.set_field(view, "entropy_coef", 0.01, ", a bonus for entropy"),
+        *warmer(view),
+        *set_field(view, "entropy_coef", 0.01, ", a bonus for entropy"),
         *(
-            judge.set_field(view, "beta", 0.02, ", which holds the policy near the model it began as", again=True)
+            set_field(view, "beta", 0.02, ", which holds the policy near the model it began as", again=True)
             if vars(view.config).get("beta") == 0
             else []
         ),
@@ -70,12 +73,12 @@ def collapse_remedies(view: View, names: Names) -> list[Remedy]:
 
 
 def explosion_remedies(view: View) -> list[Remedy]:
-    out = [judge.lower_rate(view, 3)]
+    out = [lower_rate(view, 3)]
     bonus = vars(view.config).get("entropy_coef")
     if bonus:
         out.insert(0, Remedy(why=f"Lower entropy_coef from {short(bonus)} to 0", patch={"entropy_coef": 0.0}))
     if view.config.temperature > 1:
-        out += judge.set_field(view, "temperature", 1.0, again=True)
+        out += set_field(view, "temperature", 1.0, again=True)
     return [*out, Remedy(why="See whether the sampler's log-probs are the trainer's (ENG001)")]
 
 
@@ -96,16 +99,16 @@ def leaves_range(view: View, names: Names) -> bool | None:
 
 
 def clip_remedies(view: View, names: Names) -> list[Remedy]:
-    out = [judge.lower_rate(view)]
+    out = [lower_rate(view)]
     high, low = view.mean("clip_ratio/high_mean"), view.mean("clip_ratio/low_mean")
     if high > 3 * low:
         out += wider(view, names)
     for field in ("num_iterations", "num_ppo_epochs"):
         passes = vars(view.config).get(field, 1)
         if passes > 1:
-            out += judge.set_field(view, field, max(1, passes // 2), ": fewer passes over each rollout")
+            out += set_field(view, field, max(1, passes // 2), ": fewer passes over each rollout")
     if vars(view.config).get("steps_per_generation"):
-        out += judge.set_field(view, "steps_per_generation", None, ", so that each rollout is one step", again=True)
+        out += set_field(view, "steps_per_generation", None, ", so that each rollout is one step", again=True)
     return out
 
 
@@ -133,17 +136,17 @@ def kl_blows_up(view: View, names: Names) -> bool:
     now = kl(view, names, view[names.kl])
     if now > 2:
         return True
-    if judge.rising(view, names.reward):
+    if helpers.rising(view, names.reward):
         return False  # it goes up with what is learnt
-    return now > 0.5 or (now > 0.1 and judge.rising(view, names.kl) and judge.falling(view, names.reward))
+    return now > 0.5 or (now > 0.1 and helpers.rising(view, names.kl) and helpers.falling(view, names.reward))
 
 
 def kl_remedies(view: View, names: Names) -> list[Remedy]:
-    config, out = vars(view.config), [judge.lower_rate(view)]
+    config, out = vars(view.config), [lower_rate(view)]
     for field in ("beta", "kl_coef"):
         if config.get(field):
-            out += judge.set_field(view, field, 2 * config[field], ": a stronger hold on the reference")
-    return [*out, judge.restore(view)]
+            out += set_field(view, field, 2 * config[field], ": a stronger hold on the reference")
+    return [*out, restore(view)]
 
 
 def rules(names: Names) -> list[Rule]:

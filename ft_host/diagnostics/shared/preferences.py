@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import statistics
 
+from ft_host.diagnostics.remedies import lower_rate, raise_rate, restore
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.shared.helpers import doubt, lower_rate, raise_rate, restore
+from ft_host.diagnostics.shared.helpers import doubt
 from ft_host.diagnostics.view import View, rounded, short
 
 CHOSEN, REJECTED, MARGINS = "rewards/chosen", "rewards/rejected", "rewards/margins"

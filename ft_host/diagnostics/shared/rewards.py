@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from functools import partial
 
+from ft_host.diagnostics.remedies import LOOK_AT_REWARD, lower_rate, raise_rate, restore, set_field
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.shared import helpers as judge
-from ft_host.diagnostics.shared.helpers import LOOK_AT_REWARD, Names, rounds
+from ft_host.diagnostics.shared import helpers
+from ft_host.diagnostics.shared.helpers import Names, rounds
 from ft_host.diagnostics.view import View, percent, short
 
 FALLEN = "OPT014"  # the host's rule of a held-out reward that falls, whatever the cause
@@ -18,7 +19,7 @@ FALLEN = "OPT014"  # the host's rule of a held-out reward that falls, whatever t
 def never_rises(view: View, names: Names) -> bool | None:
     """Whether, at this pace, the whole run would gain less than a tenth of what there is to gain; so that a slow but
     sure start isn't taken for standing still, the pace is taken to be twice its standard error above what is seen."""
-    found = judge.span(view)
+    found = helpers.span(view)
     step, total = view.step, view.total_steps
     if found is None or not view.warmed_up or not total or not view.turn(names.reward):
         return None
@@ -29,14 +30,14 @@ def never_rises(view: View, names: Names) -> bool | None:
         return None
     mean = view.mean(names.reward, count)
     room = found[1] - mean
-    if room < 0.1 * (found[1] - found[0]) or judge.falling(view, names.reward, count):
+    if room < 0.1 * (found[1] - found[0]) or helpers.falling(view, names.reward, count):
         return False
-    at_best = view.slope(names.reward, count) + 2 * judge.doubt(view, names.reward, count)
+    at_best = view.slope(names.reward, count) + 2 * helpers.doubt(view, names.reward, count)
     return at_best * total / (step - view.warmup_steps) < 0.1 * room
 
 
 def never_rises_remedies(view: View) -> list[Remedy]:
-    out = [judge.raise_rate(view), LOOK_AT_REWARD]
+    out = [raise_rate(view), LOOK_AT_REWARD]
     if "num_iterations" in vars(view.config) or "num_ppo_epochs" in vars(view.config):
         out.append(Remedy(why="Tune on solutions first (SFT), so that some completions are right from the start"))
     return out
@@ -57,18 +58,18 @@ def best(view: View, name: str, size: int = 10) -> float:
     return top / size
 
 
-def fallen(view: View, names: Names) -> bool | None:
+def reward_falls(view: View, names: Names) -> bool | None:
     """Asked at every fifth rollout at most, as it looks at all of them."""
     if not view.turn(names.reward, 5) or view.count(names.reward) < 20:
         return None
     top, now = best(view, names.reward), view.mean(names.reward, 10)
-    found = judge.span(view)
+    found = helpers.span(view)
     worth = top - found[0] if found else abs(top)
     return top - now > max(0.1 * worth, 6 * view.noise(names.reward) / math.sqrt(10))
 
 
-def half_gone(view: View, names: Names) -> bool:
-    found = judge.span(view)
+def half_lost(view: View, names: Names) -> bool:
+    found = helpers.span(view)
     low = found[0] if found else 0.0
     return view.mean(names.reward, 10) - low < 0.5 * (best(view, names.reward) - low)
 
@@ -96,7 +97,7 @@ def noisy(view: View, names: Names) -> bool | None:
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.num_processes
     if view.count(names.reward) < 30:
         return None
-    return rows < 64 and abs(view.slope(names.reward)) < judge.doubt(view, names.reward, 50)
+    return rows < 64 and abs(view.slope(names.reward)) < helpers.doubt(view, names.reward, 50)
 
 
 def rules(names: Names) -> list[Rule]:
@@ -142,12 +143,10 @@ def rules(names: Names) -> list[Rule]:
                 "learnt serves the reward, not the task."
             ),
             remedies=lambda view: [
-                judge.restore(view),
-                judge.lower_rate(view),
+                restore(view),
+                lower_rate(view),
                 *(
-                    judge.set_field(
-                        view, "beta", 0.04, ", which holds the policy near the model it began as", again=True
-                    )
+                    set_field(view, "beta", 0.04, ", which holds the policy near the model it began as", again=True)
                     if vars(view.config).get("beta", 1) < 0.04
                     else []
                 ),
@@ -214,20 +213,17 @@ def rules(names: Names) -> list[Rule]:
             title="Reward has fallen from its best",
             stage="train",
             needs=(reward,),
-            test=of(fallen),
+            test=of(reward_falls),
             window=10,
             least=3,
             share=0.6,
-            severe=of(half_gone),
+            severe=of(half_lost),
             mutes=(names.code(3), FALLEN),
             message=lambda view: (
                 f"The mean reward is {short(view.mean(reward, 10))} over the last 10 rollouts, where the best 10 had "
                 f"{short(best(view, reward))}: the policy has got worse, and stays so."
             ),
-            remedies=lambda view: [
-                judge.lower_rate(view, 2 if judge.gained(view, names) > 0 else 5),
-                judge.restore(view),
-            ],
+            remedies=lambda view: [lower_rate(view, 2 if helpers.gained(view, names) > 0 else 5), restore(view)],
             when=(
                 "The mean of the last 10 rollouts is below that of the best 10 in a row by more than 10 % and more than"
                 " noise, at most looks (one each 5 rollouts); by half: an error."

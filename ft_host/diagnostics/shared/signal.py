@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from ft_host.diagnostics.remedies import LOOK_AT_REWARD, lower_rate, more_generations, set_field, warmer
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.shared import helpers as judge
-from ft_host.diagnostics.shared.helpers import LOOK_AT_REWARD, Names, rounds
+from ft_host.diagnostics.shared import helpers
+from ft_host.diagnostics.shared.helpers import Names, rounds
 from ft_host.diagnostics.view import View, percent, short
 
 FLAT = "frac_reward_zero_std"
@@ -25,23 +26,23 @@ def limits(view: View) -> tuple[float, float]:
 def solved_groups(view: View, names: Names) -> bool:
     """Whether groups are equal since they are all right: nearly always, or they have become so in this run. Of the
     groups that differ, half of the completions are taken to be right."""
-    level, flat = judge.level(view, names), view.mean(FLAT, 10)
+    level, flat = helpers.level(view, names), view.mean(FLAT, 10)
     if level is None:
-        return judge.gained(view, names) >= 0.2
+        return helpers.gained(view, names) >= 0.2
     if level >= 0.9:
         return True  # nearly all that there is to earn, from the start or not
-    return judge.gained(view, names) >= 0.2 and level - (1 - flat) / 2 >= 0.6 * flat
+    return helpers.gained(view, names) >= 0.2 and level - (1 - flat) / 2 >= 0.6 * flat
 
 
 def no_variance(view: View, names: Names) -> bool:
     if view[FLAT] <= limits(view)[0] or vars(view.config).get("dynamic_sampling"):
         return False  # dynamic_sampling puts other groups in their place
-    return not solved_groups(view, names) and not judge.rising(view, names.reward)
+    return not solved_groups(view, names) and not helpers.rising(view, names.reward)
 
 
 def side(view: View, names: Names) -> str:
     """Why completions earn the same: "constant", "hard", "easy" or "alike"."""
-    found = judge.span(view)
+    found = helpers.span(view)
     if found is None and view.mean("reward_std", view.window) < 1e-6:
         return "constant"
     mean = view.mean(names.reward, view.window)
@@ -68,18 +69,16 @@ def no_variance_message(view: View, names: Names) -> str:
 def no_variance_remedies(view: View, names: Names) -> list[Remedy]:
     why, out = side(view, names), []
     if why != "constant" and view.mean(names.reward, 10) < 0.7 * view.first(names.reward):
-        out.append(judge.lower_rate(view, 5, ": the model could do better before"))
+        out.append(lower_rate(view, 5, ": the model could do better before"))
     if view.config.temperature < 0.7:
-        out += judge.warmer(view)
+        out += warmer(view)
     if why == "constant":
         return [LOOK_AT_REWARD, *out]
     if view.mean(FLAT, view.window) < 0.95:
-        out += judge.set_field(
-            view, "dynamic_sampling", True, ", which draws other prompts in the place of such groups"
-        )
+        out += set_field(view, "dynamic_sampling", True, ", which draws other prompts in the place of such groups")
     if why == "easy":
         return [*out, Remedy(why="Take harder prompts: those that the model gets right half of the time teach most")]
-    out += judge.more_generations(view) + (judge.warmer(view) if view.config.temperature >= 0.7 else [])
+    out += more_generations(view) + (warmer(view) if view.config.temperature >= 0.7 else [])
     if why == "hard":
         out.append(Remedy(why="Take easier prompts, tune on solutions first (SFT), or reward parts of a solution too"))
     return out or [LOOK_AT_REWARD]
@@ -88,13 +87,13 @@ def no_variance_remedies(view: View, names: Names) -> list[Remedy]:
 def constant(view: View, names: Names) -> bool:
     """Of methods without groups: all completions of a rollout earn the same."""
     least, most = view["completions/reward_min"], view["completions/reward_max"]
-    return most - least <= 1e-8 * max(1.0, abs(most)) and judge.gained(view, names) < 0.2
+    return most - least <= 1e-8 * max(1.0, abs(most)) and helpers.gained(view, names) < 0.2
 
 
 # ---------------------------------------------------------------- 2: rewards that cancel
 
 
-def weighed(view: View) -> dict[str, float]:
+def spreads_of(view: View) -> dict[str, float]:
     """The standard deviations of the reward functions, of this rollout."""
     return {
         name.removeprefix("rewards/").removesuffix("/std"): value
@@ -104,7 +103,7 @@ def weighed(view: View) -> dict[str, float]:
 
 
 def cancels(view: View) -> bool:
-    spreads = weighed(view)
+    spreads = spreads_of(view)
     return len(spreads) > 1 and max(spreads.values()) > 1e-3 and view["reward_std"] < 1e-4 * max(spreads.values())
 
 
@@ -158,7 +157,7 @@ def grouped(names: Names) -> list[Rule]:
             mutes=(names.code(1), *mutes),
             message=lambda view: (
                 "The rewards differ from completion to completion ("
-                + ", ".join(f"{name}: standard deviation {short(spread)}" for name, spread in weighed(view).items())
+                + ", ".join(f"{name}: standard deviation {short(spread)}" for name, spread in spreads_of(view).items())
                 + f"), but their weighted sum doesn't ({short(view['reward_std'])}): they cancel, and nothing is"
                 " learnt."
             ),
@@ -184,7 +183,7 @@ def grouped(names: Names) -> list[Rule]:
                 f" {short(view.mean(names.reward, 10))}. Little is left to learn from these prompts."
             ),
             remedies=lambda view: [
-                *judge.set_field(view, "dynamic_sampling", True, " to learn from the others alone"),
+                *set_field(view, "dynamic_sampling", True, " to learn from the others alone"),
                 Remedy(why="Go on with harder prompts"),
             ],
             when=(
@@ -216,7 +215,7 @@ def ungrouped(names: Names) -> list[Rule]:
             ),
             remedies=lambda view: [
                 LOOK_AT_REWARD,
-                *judge.warmer(view),
+                *warmer(view),
                 Remedy(why="Take easier or harder prompts, or reward parts of a solution too"),
             ],
             when="All completions of half of the last rollouts earn the same.",
