@@ -1,7 +1,4 @@
-"""The sampler beside the trainer, of runs that learn from completions of their own. Imports no torch.
-
-Longer than 300 lines: the rules of one family and their remedies.
-"""
+"""The sampler beside the trainer, of runs that learn from completions of their own. Imports no torch."""
 
 from __future__ import annotations
 

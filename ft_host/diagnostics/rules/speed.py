@@ -1,8 +1,6 @@
-"""Memory that is left unused or runs out, and time that isn't training. Imports no torch.
+"""Time that isn't training. Imports no torch.
 
 Machines are noisy: what is a warning here is clear and lasts.
-
-Longer than 300 lines: the rules of one family and their remedies.
 """
 
 from __future__ import annotations
