@@ -54,10 +54,13 @@ METHODS = [
 
 
 def fields_of_method(name: str) -> dict[str, Any]:
-    """The fields of a method in this repository, of ft-sft for any other word (a method's file, METHOD)."""
+    """The fields of a method in this repository, of ft-sft for any other word (METHOD), and of rollouts for a file."""
     from ft_host import registry
+    from ft_host.config import RolloutConfig
     from ft_host.config.fields import fields_of
 
+    if name.endswith(".py"):
+        return fields_of(RolloutConfig)
     return fields_of(registry.config_class(registry.find("method", name if name in METHODS else "sft")))
 
 
@@ -123,50 +126,94 @@ def test_python_in_a_page_compiles(page):
         compile(textwrap.dedent(text), f"{page.name}:{name or 'snippet'}", "exec")
 
 
+METHODS_PAGE = ROOT / "docs" / "write-a-method.md"
+
+
+def method_files(folder: Path) -> dict[str, str]:
+    """The named files of the page about methods, written to a folder, and their text."""
+    files = {name: text for name, text in snippets(METHODS_PAGE, "python") if name}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return files
+
+
+def run_in_folder(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """A module of Python run in a folder, as its reader would."""
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "FT_HOST_CACHE": str(folder / "cache")},
+    )
+
+
+def test_the_two_first_methods_of_the_page_are_short(tmp_path):
+    files = method_files(tmp_path)
+    assert set(files) == {"simpo.py", "reinforce.py", "my_method.py", "test_simpo.py", "test_simpo_trl.py"}
+    statements = re.sub(r'^""".*?"""$', "", files["simpo.py"], flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in statements.splitlines() if line.strip() and not line.startswith(("from ", "import "))]
+    assert len(lines) <= 25
+
+
+@pytest.mark.slow
+def test_the_method_for_pairs_passes_the_tests_of_the_page(tmp_path):
+    method_files(tmp_path)
+    done = run_in_folder(tmp_path, "pytest", "-q", "-p", "no:cacheprovider", "test_simpo.py", "test_simpo_trl.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 passed" in done.stdout
+
+
+def test_the_method_with_rollouts_trains_and_its_loss_is_the_formula(tmp_path):
+    """A rollout is one step, so the policy is the one that sampled: its log-probs are in the checkpoint's rows."""
+    from ft_host.testing import save_tiny, write_rows
+
+    method_files(tmp_path)
+    save_tiny(tmp_path / "model")
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("a fox", "the dog", "apples", "step by")])
+    reward = "def vowels(completions, **columns):\n    return [sum(map(text.count, 'aeiou')) for text in completions]\n"
+    (tmp_path / "rewards.py").write_text(reward, encoding="utf-8")
+    words = ["--model", "model", "--dataset", "prompts.jsonl", "--reward", "rewards.py:vowels", "--use-cpu"]
+    words += ["--max-steps", "2", "--save-steps", "1", "--max-completion-length", "8", "--output-dir", "run"]
+    words += ["--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2", "--progress", "quiet"]
+    done = run_in_folder(tmp_path, "ft_host", "train", "./reinforce.py", *words)
+    assert done.returncode == 0, done.stderr
+    steps = [json.loads(line) for line in read(tmp_path / "run" / "metrics.jsonl").splitlines()]
+    assert [line["step"] for line in steps] == [1, 2]
+    assert {"reward", "frac_reward_zero_std", "rewards/vowels/mean"} <= steps[0].keys()
+    rows = json.loads(read(tmp_path / "run" / "checkpoints" / "step-1" / "buffer-0.json"))["rows"]
+    assert len(rows) == 8 and any(row["advantage"] for row in rows)
+    tokens = sum(len(row["sampling_logps"]) for row in rows)
+    expected = -sum(row["advantage"] * sum(row["sampling_logps"]) for row in rows) / tokens
+    assert math.isclose(steps[0]["loss"], expected, rel_tol=1e-4, abs_tol=1e-6)
+    samples = [json.loads(line) for line in read(tmp_path / "run" / "samples.jsonl").splitlines()]
+    assert {"prompt", "completion", "rewards", "advantage"} <= samples[0].keys()
+
+
+def test_the_table_of_helpers_has_every_name_of_the_api():
+    from ft_host import api
+
+    section = re.search(r"^## Helpers$(.*?)(?=^## |\Z)", read(METHODS_PAGE), re.DOTALL | re.MULTILINE)[1]
+    cells = re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE)
+    named = re.findall(r"`(\w+)`", " ".join(cells))
+    assert sorted(named) == sorted(api.__all__), "docs/write-a-method.md, Helpers: a line for each name, once"
+
+
 def test_the_complete_method_trains_and_its_loss_is_the_formula(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ft_host.testing.models import save_tiny
+    from ft_host.testing import save_tiny
 
-    page = ROOT / "docs" / "write-a-method.md"
-    (method,) = [text for name, text in snippets(page, "python") if name == "my_method.py"]
-    (tmp_path / "my_method.py").write_text(method, encoding="utf-8")
+    method_files(tmp_path)
     model = save_tiny(tmp_path / "model")
     texts = ["a", "the quick brown fox", "12 plus 30 is 42.", "step by step, three apples"]
     rows = [{"prompt": "question:\n", "completion": text} for text in texts]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "ft_host",
-            "train",
-            "./my_method.py",
-            "--model",
-            "model",
-            "--dataset",
-            "rows.jsonl",
-            "--max-steps",
-            "2",
-            "--per-device-train-batch-size",
-            "2",
-            "--gradient-accumulation-steps",
-            "2",
-            "--train-sampling-strategy",
-            "sequential",
-            "--output-dir",
-            "run",
-            "--use-cpu",
-            "--progress",
-            "quiet",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    words = ["--model", "model", "--dataset", "rows.jsonl", "--max-steps", "2", "--per-device-train-batch-size", "2"]
+    words += ["--gradient-accumulation-steps", "2", "--train-sampling-strategy", "sequential", "--output-dir", "run"]
+    done = run_in_folder(tmp_path, "ft_host", "train", "./my_method.py", *words, "--use-cpu", "--progress", "quiet")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in read(tmp_path / "run" / "metrics.jsonl").splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
