@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ft_host import registry
 from ft_host.autopilot.attempts import Autopilot
-from ft_host.cli.train import Ready, fresh, read, say_warnings, take_value
+from ft_host.cli.train import Ready, fresh, read, say_warnings, take_number, take_value
 from ft_host.config.old_names import current
 from ft_host.errors import UsageError
 from ft_host.util.text import nearest
@@ -31,7 +31,9 @@ def run(argv: list[str]) -> int:
         print(HELP, end="")
         return 0 if argv else 2
     rest = list(argv)
-    budget = _budget(take_value(rest, "--budget", "a number of attempts"))
+    budget = take_number(rest, "--budget", "attempts", least=1)
+    if budget is None:
+        raise UsageError("--budget: how many attempts at most? For instance --budget 4")
     lock = take_value(rest, "--lock", "names of fields, separated by commas")
     output = take_value(rest, "--output", "a folder")
     asked = read(rest)
@@ -52,14 +54,6 @@ def run(argv: list[str]) -> int:
     flight.run(_values(ready), lambda text: print(text, file=sys.stderr, flush=True))
     print(_said(flight))
     return flight.exit_code
-
-
-def _budget(text: str | None) -> int:
-    if text is None:
-        raise UsageError("--budget: how many attempts at most? For instance --budget 4")
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--budget: {text!r}, expected a number of attempts, at least 1")
-    return int(text)
 
 
 def _folder(name: str) -> Path:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ft_host import registry
+from ft_host.batch import IGNORE
 from ft_host.cli import pairs, train
-from ft_host.cli.paint import IGNORE, painted
+from ft_host.cli.paint import painted
 from ft_host.config import resolve
 from ft_host.errors import UsageError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 Row = dict[str, Any]
+SHOWN = 3  # rows, where --rows says nothing else
 LONG = 100  # characters of a column that is shown beside a prompt
 
 HELP = """\
@@ -40,8 +42,8 @@ METHOD, CONFIG and fields are those of ft-host train.
 
 def run(argv: list[str]) -> int:
     rest = list(argv)
-    shown = take_number(rest, "--rows", 3)
-    counted = take_number(rest, "--count", None)
+    shown = train.take_number(rest, "--rows", "rows")
+    counted = train.take_number(rest, "--count", "rows", least=1)
     color = train.take_switch(rest, "--color")
     plain = train.take_switch(rest, "--no-color")
     asked = train.read(rest)
@@ -56,23 +58,8 @@ def run(argv: list[str]) -> int:
         config = resolve.resolve(registry.config_class(method), asked.file, asked.flags, method=name).config
     train.say_warnings(renamed)
     color = color or not plain and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    show(registry.reference(method), config, shown, counted or config.data_window, color)
+    show(registry.reference(method), config, SHOWN if shown is None else shown, counted or config.data_window, color)
     return 0
-
-
-def take_number(arguments: list[str], name: str, default: int | None) -> int | None:
-    """Take `--rows 5` or `--rows=5` off the command line. Raises UsageError."""
-    for index, argument in enumerate(arguments):
-        given, _, value = argument.partition("=")
-        if given != name:
-            continue
-        del arguments[index]
-        if not value:
-            value = arguments.pop(index) if index < len(arguments) else ""
-        if not value.isdigit() or (name == "--count" and not int(value)):
-            raise UsageError(f"{name}: found {value!r}, expected a number of rows")
-        return int(value)
-    return default
 
 
 # ---------------------------------------------------------------- reading

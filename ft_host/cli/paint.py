@@ -5,10 +5,11 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
+from ft_host.batch import IGNORE
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORE = -100
 GREEN, GREY = (32, 92), (37, 90)  # of marked tokens and of others, taking turns so that tokens can be told apart
 BETWEEN = " │ "
 

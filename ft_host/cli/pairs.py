@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ft_host.cli.paint import GREY, IGNORE, in_color, painted, parts, side_by_side
+from ft_host.batch import IGNORE
+from ft_host.cli.paint import GREY, in_color, painted, parts, side_by_side
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

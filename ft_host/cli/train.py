@@ -167,6 +167,17 @@ def take_value(arguments: list[str], name: str, needs: str) -> str | None:
     return None
 
 
+def take_number(arguments: list[str], name: str, what: str, least: int = 0) -> int | None:
+    """Take an option whose value is a number of `what` off the arguments. Raises UsageError."""
+    text = take_value(arguments, name, f"a number of {what}")
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < least:
+        at_least = f", at least {least}" if least else ""
+        raise UsageError(f"{name}: found {text!r}, expected a number of {what}{at_least}")
+    return int(text)
+
+
 def installed() -> str:
     names = [info.name for info in registry.catalog() if info.kind == "method" and info.state == "ok"]
     return f"installed methods: {', '.join(names) or 'none'}"
