@@ -69,9 +69,9 @@ def ft_collate(rows, tokenizer, config) -> Batch:
 def ft_loss(model, batch, run) -> LossOutput:
     out = against_teacher(model, batch, run)
     if not len(batch.targets):
-        return LossOutput(loss=out["divergence"])
+        return LossOutput(terms={"tokens": out["divergence"]})
     metrics = metrics_of(out, batch)
     if run.rollouts.updates == 1:  # else the policy has moved since
         apart = (out["logps"] - batch.columns["sampling_logps"]).abs()
         metrics |= sampling_metrics(apart, batch.counts["tokens"])
-    return LossOutput(loss=out["divergence"], metrics=metrics)
+    return LossOutput(terms={"tokens": out["divergence"]}, metrics=metrics)

@@ -53,10 +53,9 @@ def topk_jsd(student: torch.Tensor, ids: torch.Tensor, teacher: torch.Tensor, be
 
 @dataclass(frozen=True, kw_only=True)
 class Taught:
-    """N targets: which token is there, and what each of them weighs in the loss."""
+    """N targets: which token is there."""
 
     targets: torch.Tensor  # (N,)
-    weight: float
     beta: float
 
     def __call__(self, student: torch.Tensor, teacher: torch.Tensor, units: slice) -> tuple[torch.Tensor, Values]:
@@ -67,7 +66,7 @@ class Taught:
         agree = ours.argmax(-1) == theirs.argmax(-1)
         with torch.no_grad():
             unsure = {"teacher_entropy": -(theirs.exp() * theirs).sum(-1)}
-        return losses.sum() * self.weight, values_of(ours, losses, agree, self.targets[units]) | unsure
+        return losses.sum(), values_of(ours, losses, agree, self.targets[units]) | unsure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +78,12 @@ class TaughtByTop:
     ids: torch.Tensor
     teacher: torch.Tensor
     tail: bool
-    weight: float
     beta: float
 
     def __call__(self, student: torch.Tensor, nothing: None, units: slice) -> tuple[torch.Tensor, Values]:
         ours, ids = student.log_softmax(-1), self.ids[units]
         losses = topk_jsd(ours, ids, self.teacher[units].to(ours.dtype), self.beta, self.tail)
-        return losses.sum() * self.weight, values_of(ours, losses, ours.argmax(-1) == ids[:, 0], self.targets[units])
+        return losses.sum(), values_of(ours, losses, ours.argmax(-1) == ids[:, 0], self.targets[units])
 
 
 def values_of(logps: torch.Tensor, losses: torch.Tensor, agree: torch.Tensor, targets: torch.Tensor) -> Values:

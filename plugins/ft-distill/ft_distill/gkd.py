@@ -144,11 +144,11 @@ def ft_collate(rows, tokenizer, config) -> Batch:
 def ft_loss(model, batch, run) -> LossOutput:
     config, out = run.config, against_teacher(model, batch, run)
     if not len(batch.targets):
-        return LossOutput(loss=out["divergence"])
+        return LossOutput(terms={"tokens": out["divergence"]})
     metrics = metrics_of(out, batch)
     own, count = batch.columns["on_policy"][batch.rows], batch.counts["on_policy"]
     if 0 < config.lmbda < 1:
         metrics["distillation/on_policy_loss"] = mean((out["losses"] * own).sum(), count)
         metrics["distillation/off_policy_loss"] = mean((out["losses"] * ~own).sum(), batch.counts["tokens"] - count)
     metrics |= sampling_metrics((out["logps"] - batch.columns["sampling_logps"]).abs() * own, count)
-    return LossOutput(loss=out["divergence"], metrics=metrics)
+    return LossOutput(terms={"tokens": out["divergence"]}, metrics=metrics)

@@ -70,11 +70,11 @@ def columns_of(rows: list[Row], config: Any) -> dict[str, torch.Tensor]:
 
 
 def against_teacher(model: Any, batch: Batch, run: Any) -> dict[str, torch.Tensor]:
-    """`divergence`, the loss of this batch's share of the step, and, where it has targets, their values (N,): see
+    """`divergence`, the sum of the losses of the targets, and, where there are any, their values (N,): see
     `ft_distill.divergence`. The teacher's hidden states live for a micro-batch, and logits of the two for a tile of it.
     """
     config = run.config
-    common = {"targets": batch.targets, "weight": 1 / max(run.totals["tokens"], 1), "beta": config.beta}
+    common = {"targets": batch.targets, "beta": config.beta}
     if config.loss_top_k is not None:
         columns, tail = batch.columns, config.loss_add_tail
         function = TaughtByTop(ids=columns["teacher_ids"], teacher=columns["teacher_logps"], tail=tail, **common)

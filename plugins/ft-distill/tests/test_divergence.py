@@ -67,8 +67,9 @@ def test_as_trl_has_it_in_gkd(beta, temperature):
     theirs, ours = student.clone().requires_grad_(), student.clone().requires_grad_()
     expected = GKDTrainer.generalized_jsd_loss(theirs, teacher, labels, beta=beta, temperature=temperature)
     kept = labels != -100
-    function = Taught(targets=labels[kept], weight=1 / int(kept.sum()), beta=beta)
+    function = Taught(targets=labels[kept], beta=beta)
     loss, _ = function(ours[kept] / temperature, teacher[kept] / temperature, slice(0, int(kept.sum())))
+    loss = loss / int(kept.sum())
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     loss.backward()
     expected.backward()
@@ -88,9 +89,9 @@ def test_as_trl_has_it_in_distillation(beta):
         hidden, head = states.clone().requires_grad_(), matrix.clone().requires_grad_()
         if ours:
             kept = mask.bool()
-            function = Taught(targets=torch.zeros(4, dtype=torch.long), weight=1 / 4, beta=beta)
+            function = Taught(targets=torch.zeros(4, dtype=torch.long), beta=beta)
             loss, values = tiled_loss(hidden[kept], head, other[kept], other_matrix, function, temperature=0.8)
-            entropy = values["entropy"].sum()
+            loss, entropy = loss / 4, values["entropy"].sum()
         else:
             loss, entropy, _ = _chunked_divergence_loss(
                 hidden[None], other[None], head, other_matrix, mask[None], beta, temperature=0.8
@@ -108,7 +109,7 @@ def test_values_of_tokens():
         torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]),
         torch.tensor([[0.0, 2.0, 1.0], [3.0, 1.0, 0.0]]),
     )
-    function = Taught(targets=torch.tensor([9, 9, 1, 0]), weight=0.5, beta=1.0)
+    function = Taught(targets=torch.tensor([9, 9, 1, 0]), beta=1.0)
     loss, values = function(student, teacher, slice(2, 4))
     logps = student.log_softmax(-1)
     assert values["agree"].tolist() == [0.0, 1.0]
@@ -116,7 +117,7 @@ def test_values_of_tokens():
     assert values["entropy"].tolist() == pytest.approx((-(logps.exp() * logps).sum(-1)).tolist())
     said = teacher.log_softmax(-1)
     assert values["teacher_entropy"].tolist() == pytest.approx((-(said.exp() * said).sum(-1)).tolist())
-    assert float(loss) == pytest.approx(0.5 * float(values["losses"].sum()))
+    assert float(loss) == pytest.approx(float(values["losses"].sum()))
 
 
 @pytest.mark.parametrize("wider", ["student", "teacher"])
@@ -124,7 +125,7 @@ def test_rows_of_padding_are_left_out(wider):
     """One of the two has three rows that are no tokens: the divergence is over what both have, as if there were no
     more."""
     both = {"student": logits(0, 4, 7), "teacher": logits(1, 4, 7)}
-    function = Taught(targets=torch.zeros(4, dtype=torch.long), weight=1.0, beta=0.5)
+    function = Taught(targets=torch.zeros(4, dtype=torch.long), beta=0.5)
     expected, _ = function(both["student"], both["teacher"], slice(0, 4))
     both[wider] = torch.cat([both[wider], logits(2, 4, 3) + 5], -1)
     found, _ = function(both["student"], both["teacher"], slice(0, 4))
@@ -202,12 +203,7 @@ def test_tails_as_trl_has_them(beta):
     other, _ = _add_tail_bucket(teacher.values, valid)
     expected = _jsd_divergence(chosen, other, beta, support_mask=mask).sum()
     function = TaughtByTop(
-        targets=torch.zeros(4, dtype=torch.long),
-        ids=teacher.indices,
-        teacher=teacher.values,
-        tail=True,
-        weight=1.0,
-        beta=beta,
+        targets=torch.zeros(4, dtype=torch.long), ids=teacher.indices, teacher=teacher.values, tail=True, beta=beta
     )
     loss, _ = function(ours, None, slice(0, 4))
     loss.backward()

@@ -174,7 +174,7 @@ def ft_loss(model, batch, run) -> LossOutput:
     out = model(batch, want=("logp", "entropy", "top1", "mean_logit", *more))
     pairs = pairs_of(out["logp"], batch, config)
     weights = on_policy_weights(out["logp"], out["log_sum_sq_probs"], batch) if config.use_weighting else 1.0
-    loss = 0.0
+    terms: dict[str, torch.Tensor] = {}
     for name, share in zip(config.loss_type, config.loss_weights or [1.0] * len(config.loss_type), strict=True):
         values = loss_function(name)(pairs, config)
         if values.shape != pairs.chosen_logps.shape:
@@ -182,8 +182,9 @@ def ft_loss(model, batch, run) -> LossOutput:
                 f"loss_type: {name} gave a tensor of shape {tuple(values.shape)}, expected one value for each of the "
                 f"{batch.num_rows // 2} pairs"
             )
-        loss = loss + share * (weights * values).sum() / run.totals[DIVISORS.get(name, "pairs")]
-    return LossOutput(loss=loss, metrics=metrics(out, pairs, batch, config.beta))
+        count = DIVISORS.get(name, "pairs")
+        terms[count] = terms.get(count, 0.0) + share * (weights * values).sum()
+    return LossOutput(terms=terms, metrics=metrics(out, pairs, batch, config.beta))
 
 
 def metrics(out: dict[str, torch.Tensor], pairs: Pairs, batch: Batch, beta: float) -> dict:

@@ -148,7 +148,7 @@ def test_no_rows(make, rows):
     batch = hook.ft_collate(rows=[], tokenizer=run.tokenizer, config=run.config)
     assert batch.counts["pairs"] == 0
     run.totals = {"pairs": 4, "chosen_tokens": 20}
-    loss = hook.ft_loss(model=run.model, batch=batch, run=run).loss
+    loss = hook.ft_loss(model=run.model, batch=batch, run=run).divide(run.totals)
     loss.backward()
     assert loss.item() == 0
     assert any(parameter.grad is not None for parameter in run.policy.parameters())

@@ -272,7 +272,6 @@ class Plain:
     """N targets of a teacher with the same tokens."""
 
     targets: torch.Tensor
-    weight: float
     beta: float
 
     def __call__(self, student: torch.Tensor, teacher: torch.Tensor, which: slice) -> tuple[torch.Tensor, Values]:
@@ -284,4 +283,4 @@ class Plain:
             agree = (ours.argmax(-1) == theirs.argmax(-1)).to(losses.dtype)
             chosen = ours.gather(-1, self.targets[which].clamp(max=size - 1)[:, None])[:, 0]
             values = {"losses": losses, "agree": agree, "logps": chosen, "entropy": -(ours.exp() * ours).sum(-1)}
-        return losses.sum() * self.weight, values
+        return losses.sum(), values

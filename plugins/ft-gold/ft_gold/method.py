@@ -263,14 +263,14 @@ def plain_loss(model: Any, batch: Batch, run: Any) -> LossOutput:
     # a student whose embedding is larger may have sampled what is no token at all
     read = replace(batch, input_ids=batch.input_ids.clamp(max=head.vocabulary - 1))
     states = teacher(read, want=("hidden",), temperature=config.temperature)["hidden"]
-    function = Plain(targets=batch.targets, weight=1 / max(run.totals["tokens"], 1), beta=config.beta)
+    function = Plain(targets=batch.targets, beta=config.beta)
     out = model(batch, want=(), temperature=config.temperature, divergence=TiledDivergence(states, head, function))
     if not len(batch.targets):
-        return LossOutput(loss=out["divergence"])
+        return LossOutput(terms={"tokens": out["divergence"]})
     own, counts = batch.columns["on_policy"][batch.rows], batch.counts
     metrics = distances(out["losses"], own, (counts["tokens"], counts["on_policy"]), config)
     metrics["distillation/teacher_agreement"] = mean(out["agree"].sum(), counts["tokens"])
-    return LossOutput(loss=out["divergence"], metrics=metrics | of_tokens(out, batch, sampled=True))
+    return LossOutput(terms={"tokens": out["divergence"]}, metrics=metrics | of_tokens(out, batch, sampled=True))
 
 
 def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput:
@@ -325,6 +325,8 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
     if weight:
         loss = -(out["exact"] * ~own[batch.rows]).sum()
         metrics["distillation/crossentropy"] = mean(loss, counts["off_policy"])
+    # A sum over completions and one over tokens of the data, each divided by its own count: made in one pass over tiles,
+    # so they can't be two terms.
     return LossOutput(loss=out["divergence"], metrics=metrics)
 
 

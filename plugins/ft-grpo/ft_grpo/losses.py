@@ -2,8 +2,8 @@
 
     q = p_new(t) / p_old(t), or of a whole completion the geometric mean of that over its tokens      A: its advantage
 
-`SCALES` says what the values are added up with: every loss is a sum over tokens, divided by counts of the whole
-optimizer step. A row without tokens (a completion that is masked) is in none of those counts.
+`SCALES` says what the values are multiplied with and `DIVISORS` which count of the whole optimizer step divides their
+sum. A row without tokens (a completion that is masked) is in none of those counts.
 """
 
 from __future__ import annotations
@@ -123,37 +123,44 @@ LOSSES: dict[str, Loss] = {
 # ---------------------------------------------------------------- how they are added up
 
 
-def by_tokens(tokens: Tokens, totals: dict[str, float], config: GRPOConfig) -> torch.Tensor:
-    """The mean over the tokens of the step (DAPO, arXiv 2503.14476)."""
-    return tokens.advantages.new_tensor(1 / max(totals["tokens"], 1))
+def alike(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
+    """Every token counts the same."""
+    return tokens.advantages.new_ones(())
 
 
-def by_row_means(tokens: Tokens, totals: dict[str, float], config: GRPOConfig) -> torch.Tensor:
-    """The mean over rows of their mean over tokens (GRPO): a token of a short completion weighs more."""
-    return 1 / (tokens.sizes[tokens.rows] * max(totals["trained"], 1))
+def by_row(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
+    """The mean over the tokens of a row: a token of a short completion weighs more."""
+    return 1 / tokens.sizes[tokens.rows]
 
 
-def by_row_sums(tokens: Tokens, totals: dict[str, float], config: GRPOConfig) -> torch.Tensor:
-    """The mean over rows of their sum over tokens (LUSPO, arXiv 2602.05261)."""
-    return tokens.advantages.new_tensor(1 / max(totals["trained"], 1))
+def by_budget(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
+    """Divided by the longest completion there may be (Dr. GRPO, arXiv 2503.20783)."""
+    return tokens.advantages.new_tensor(1 / config.max_completion_length)
 
 
-def by_budget(tokens: Tokens, totals: dict[str, float], config: GRPOConfig) -> torch.Tensor:
-    """The sum over tokens, by rows and the longest completion there may be (Dr. GRPO, arXiv 2503.20783)."""
-    return tokens.advantages.new_tensor(1 / (max(totals["trained"], 1) * config.max_completion_length))
-
-
-# (N,) or a scalar, which the value of each token is multiplied with before all are added. bnpo is TRL's mean over the
-# tokens of a micro-batch, which depends on how a step is cut; over the whole step it is dapo.
-SCALES: dict[str, Callable[[Tokens, dict[str, float], GRPOConfig], torch.Tensor]] = {
-    "grpo": by_row_means,
-    "bnpo": by_tokens,
+# (N,) or a scalar, which the value of each token is multiplied with before all are added; and the count of the step
+# that divides the sum: all tokens (DAPO, arXiv 2503.14476) or the rows with tokens (GRPO; LUSPO, arXiv 2602.05261).
+# bnpo is TRL's mean over the tokens of a micro-batch, which depends on how a step is cut; over the whole step it is
+# dapo.
+SCALES: dict[str, Callable[[Tokens, GRPOConfig], torch.Tensor]] = {
+    "grpo": by_row,
+    "bnpo": alike,
     "dr_grpo": by_budget,
-    "dapo": by_tokens,
-    "luspo": by_row_sums,
-    "cispo": by_tokens,
-    "sapo": by_row_means,
-    "vespo": by_tokens,
+    "dapo": alike,
+    "luspo": alike,
+    "cispo": alike,
+    "sapo": by_row,
+    "vespo": alike,
+}
+DIVISORS = {
+    "grpo": "trained",
+    "bnpo": "tokens",
+    "dr_grpo": "trained",
+    "dapo": "tokens",
+    "luspo": "trained",
+    "cispo": "tokens",
+    "sapo": "trained",
+    "vespo": "tokens",
 }
 
 # ---------------------------------------------------------------- what is added, and what is left out

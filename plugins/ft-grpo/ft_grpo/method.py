@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from ft_grpo.advantages import advantages
-from ft_grpo.losses import LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios
+from ft_grpo.losses import DIVISORS, LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios
 from ft_grpo.metrics import metrics
 from ft_host.api import (
     Batch,
@@ -40,11 +40,11 @@ from ft_host.api import (
     hookimpl,
     masked_row,
     maximum,
+    mean,
     num_targets,
     per_target,
     policy_values,
     prompt_row,
-    total,
 )
 
 # ---------------------------------------------------------------- hooks: rollouts
@@ -205,8 +205,8 @@ def tokens_of(
     )
 
 
-def policy_losses(tokens: Tokens, batch: Batch, part: slice, totals: dict[str, float], config: Any) -> torch.Tensor:
-    """The losses of some targets, (n,), without the entropy bonus, as the parts of the step's loss that they are."""
+def policy_losses(tokens: Tokens, batch: Batch, part: slice, config: Any) -> torch.Tensor:
+    """The losses of some targets, (n,), without the entropy bonus: what the sum over the step is made of."""
     columns = batch.columns
     values = LOSSES[config.loss_type](tokens, config)
     if config.off_policy_mask_threshold is not None:
@@ -217,7 +217,7 @@ def policy_losses(tokens: Tokens, batch: Batch, part: slice, totals: dict[str, f
         values = values * tokens.corrections
     if config.beta:
         values = values + config.beta * kl(tokens, columns["ref_logps"][part], config)
-    return values * SCALES[config.loss_type](tokens, totals, config)
+    return values * SCALES[config.loss_type](tokens, config)
 
 
 def is_by_token(config: Any, on_policy: bool) -> bool:
@@ -242,18 +242,19 @@ def ft_loss(model, batch, run) -> LossOutput:
         return tokens_of(logps, old_logps, level, batch, part, config)
 
     def losses(values: dict[str, torch.Tensor], part: slice) -> torch.Tensor:
-        return policy_losses(seen(values["logp"], part), batch, part, run.totals, config)
+        return policy_losses(seen(values["logp"], part), batch, part, config)
 
     everything = slice(0, len(batch.targets))
     tiled = losses if by_token else None
     out = model(batch, want=("logp", "entropy"), loss=tiled, temperature=config.temperature)
     loss = out["loss"] if by_token else losses(out, everything).sum()
+    terms = {DIVISORS[config.loss_type]: loss}
     found = metrics(seen(out["logp"].detach(), everything), out["entropy"].detach(), batch, config)
     if config.entropy_bonus:
-        found["policy_loss"] = total(loss)
+        found["policy_loss"] = mean(loss, batch.counts[DIVISORS[config.loss_type]])
         control = run.state["entropy"] if config.use_adaptive_entropy else None
         found["entropy_coef"] = maximum(config.entropy_coef if control is None else control["next"])
         kept = batch.columns["kept"] if config.top_entropy_quantile < 1 else 1.0
         coef = config.entropy_coef if control is None else control["applied"]
-        loss = loss - coef * (out["entropy"] * kept).sum() / max(run.totals["kept"], 1)
-    return LossOutput(loss=loss, metrics=found)
+        terms["kept"] = -coef * (out["entropy"] * kept).sum()
+    return LossOutput(terms=terms, metrics=found)

@@ -164,6 +164,7 @@ def made(config: GRPOConfig, given: Answers, run: Any = None, steps: int = 1) ->
         run.totals = batch.counts
         run.policy.zero_grad()
         found = ft_loss(run.model, batch, run)
-        found.loss.backward()
+        loss = found.divide(run.totals)
+        loss.backward()
     metrics = metric_values(rollout.metrics, found.metrics)
-    return Made(float(found.loss.detach()), gradient(run.policy.model).clone(), metrics, of_step)
+    return Made(float(loss.detach()), gradient(run.policy.model).clone(), metrics, of_step)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ft_grpo.advantages import advantages
 from ft_grpo.config import LOSS_TYPES, GRPOConfig
-from ft_grpo.losses import LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios
+from ft_grpo.losses import DIVISORS, LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios
 
 # Three rows of 2, 1 and 0 tokens.
 ROWS, SIZES = torch.tensor([0, 0, 1]), torch.tensor([2.0, 1.0, 0.0])
@@ -40,7 +40,7 @@ def values(name: str, tokens: Tokens, **fields: Any) -> list[float]:
 
 
 def test_the_tables_hold_what_the_config_names():
-    assert tuple(sorted(LOSSES)) == tuple(sorted(SCALES)) == tuple(sorted(LOSS_TYPES))
+    assert tuple(sorted(LOSSES)) == tuple(sorted(SCALES)) == tuple(sorted(DIVISORS)) == tuple(sorted(LOSS_TYPES))
 
 
 def test_clipping():
@@ -117,7 +117,7 @@ def test_vespo_takes_the_corrections_into_its_weight():
 )
 def test_what_is_divided_by(name, expected):
     """The third row, which has no tokens, is in no denominator."""
-    scale = SCALES[name](tokens_of([1, 1, 1], [1, 1]), TOTALS, config_of(max_completion_length=10))
+    scale = SCALES[name](tokens_of([1, 1, 1], [1, 1]), config_of(max_completion_length=10)) / TOTALS[DIVISORS[name]]
     assert (torch.ones(3) * scale).tolist() == pytest.approx(expected)
 
 
@@ -134,7 +134,7 @@ def test_a_step_without_tokens(name):
         sizes=torch.zeros(2),
     )
     config = config_of(loss_type=name)
-    loss = (LOSSES[name](tokens, config) * SCALES[name](tokens, {"tokens": 0, "trained": 0}, config)).sum()
+    loss = (LOSSES[name](tokens, config) * SCALES[name](tokens, config)).sum()
     loss.backward()
     assert float(loss.detach()) == 0
 

@@ -238,9 +238,10 @@ def test_micro_batches_add_up(make, prompts, known, fields):
         run.totals = whole.counts
         for cut in cuts:
             output = ft_loss(run.model, ft_collate(cut, run.tokenizer, config), run)
-            output.loss.backward()
+            loss = output.divide(run.totals)
+            loss.backward()
             metrics.append(output.metrics)
-            total += float(output.loss.detach())
+            total += float(loss.detach())
         found.append((total, known.gradient(run.policy.model).clone(), metric_values(*metrics)))
     (loss, grad, metrics), (split, other, others) = found
     assert split == pytest.approx(loss, rel=1e-5, abs=1e-6)

@@ -269,4 +269,4 @@ def ft_loss(model, batch, run) -> LossOutput:
         margin = margin + sign * (rewards * where).sum() / max(totals[label], 1)
     if totals["desirable"] and totals["undesirable"]:  # the difference of two means; adds up over micro-batches
         metrics["rewards/margins"] = total(margin)
-    return LossOutput(loss=(weights * losses).sum() / totals["rows"], metrics=metrics)
+    return LossOutput(terms={"rows": (weights * losses).sum()}, metrics=metrics)

@@ -266,7 +266,7 @@ def ft_loss(model, batch, run) -> LossOutput:
     old_logps, advantages, returns = columns["old_logps"], columns["advantages"], columns["returns"].double()
     of_policy, policy_clipped = policy_losses(out["logp"], old_logps, advantages, config.cliprange)
     of_value, value_clipped = value_losses(out["value"], columns["values"], columns["returns"], config.cliprange_value)
-    loss = (of_policy.sum() + config.vf_coef * of_value.sum()) / max(run.totals["tokens"], 1)
+    loss = of_policy.sum() + config.vf_coef * of_value.sum()
 
     apart = out["logp"].detach() - old_logps
     beyond = torch.expm1(apart)  # ratio - 1
@@ -294,4 +294,4 @@ def ft_loss(model, batch, run) -> LossOutput:
         metrics["objective/non_score_reward"] = mean(penalties, scored)
     if batch.num_rows:
         metrics["episode"] = maximum(columns["episode"].max())
-    return LossOutput(loss=loss, metrics=metrics)
+    return LossOutput(terms={"tokens": loss}, metrics=metrics)

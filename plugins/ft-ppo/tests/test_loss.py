@@ -103,7 +103,8 @@ def test_loss_gradient_and_metrics(config, completions):
     batch = ft_collate(rows, run.tokenizer, config)
     run.totals = {**batch.counts, "tokens": 2 * batch.counts["tokens"]}  # half of a step
     found = ft_loss(run.model, batch, run)
-    found.loss.backward()
+    loss_of_step = found.divide(run.totals)
+    loss_of_step.backward()
     gradients = {name: p.grad.clone() for name, p in run.policy.named_parameters() if p.grad is not None}
     run.policy.zero_grad()
 
@@ -129,7 +130,7 @@ def test_loss_gradient_and_metrics(config, completions):
     tokens = len(of_value)
     assert tokens == 26 and 0 < clipped[0] < tokens and (clipped[1] or config.value_head)
     loss = (sum(of_policy) + 0.7 * sum(of_value)) / (2 * tokens)
-    assert float(found.loss.detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert float(loss_of_step.detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
     loss.backward()
     expected = {name: p.grad for name, p in run.policy.named_parameters() if p.grad is not None}
     assert gradients.keys() == expected.keys() and any("value" in name for name in expected)
@@ -197,8 +198,9 @@ def test_nothing_to_learn_from_is_a_loss_of_nought_with_a_gradient(config, compl
     batch = ft_collate(rows, run.tokenizer, config)
     run.totals = batch.counts
     found = ft_loss(run.model, batch, run)
-    assert float(found.loss.detach()) == 0
-    found.loss.backward()
+    loss_of_step = found.divide(run.totals)
+    assert float(loss_of_step.detach()) == 0
+    loss_of_step.backward()
     for name, parameter in run.policy.named_parameters():
         assert parameter.grad is not None and not parameter.grad.any(), name
     assert set(metric_values(found.metrics)) <= {"val/num_eos_tokens", "episode"}

@@ -96,7 +96,7 @@ def ft_loss(model, batch, run) -> LossOutput:
     losses = bradley_terry(chosen, rejected, batch.columns["margins"])
     if run.config.center_rewards_coefficient is not None:
         losses = losses + run.config.center_rewards_coefficient * off_centre(chosen, rejected)
-    return LossOutput(loss=losses.sum() / run.totals["pairs"], metrics=metrics(scores.detach(), batch.counts["pairs"]))
+    return LossOutput(terms={"pairs": losses.sum()}, metrics=metrics(scores.detach(), batch.counts["pairs"]))
 
 
 def metrics(scores: torch.Tensor, pairs: float) -> dict:

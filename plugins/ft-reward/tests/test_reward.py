@@ -66,8 +66,8 @@ def test_loss_and_metrics_by_hand():
     run = SimpleNamespace(config=RewardConfig(center_rewards_coefficient=0.1), totals={"pairs": 4})
     out = ft_loss(model=lambda batch, want: {"score": scores}, batch=batch, run=run)
     expected = (-log_sigmoid(1.0) - log_sigmoid(-3.0) + 0.1 * (9 + 0.25)) / 4
-    assert out.loss.item() == pytest.approx(expected)
-    out.loss.backward()
+    assert out.divide(run.totals).item() == pytest.approx(expected)
+    out.divide(run.totals).backward()
     slope = [1 / (1 + math.exp(1.0)), 1 / (1 + math.exp(-3.0))]  # sigmoid(-difference)
     centre = [0.2 * 3, 0.2 * 0.5]
     wanted = [-slope[0] + centre[0], slope[0] + centre[0], -slope[1] + centre[1], slope[1] + centre[1]]
@@ -215,8 +215,9 @@ def test_a_rank_without_rows_takes_part(classifier):
     policy = load_policy(config, TOKENIZER, CPU, "reward")
     batch = ft_collate(rows=[], tokenizer=TOKENIZER, config=config)
     out = ft_loss(model=policy, batch=batch, run=SimpleNamespace(config=config, totals={"pairs": 3}))
-    out.loss.backward()
-    assert out.loss == 0 and all(p.grad is not None for p in policy.parameters())
+    loss = out.divide({"pairs": 3})
+    loss.backward()
+    assert loss == 0 and all(p.grad is not None for p in policy.parameters())
 
 
 # ---------------------------------------------------------------- config

@@ -206,7 +206,7 @@ def ft_loss(model, batch, run) -> LossOutput:
     loss = out["loss"] if on_policy else clipped_losses(logps, old_logps, advantages, config.clip_range).sum()
     ratios = torch.exp(logps.detach() - old_logps)
     found = metrics(ratios, advantages, made, out["entropy"].detach(), batch, config)
-    return LossOutput(loss=loss.float() / max(run.totals["trained"], 1), metrics=found)
+    return LossOutput(terms={"trained": loss.float()}, metrics=found)
 
 
 def metrics(

@@ -143,10 +143,11 @@ def of_ours(config: RLOOConfig, answers: Any, rows: list[dict], after: Any, run:
     run.totals = batch.counts
     run.policy.zero_grad()
     found = ft_loss(run.policy, batch, run)
-    found.loss.backward()
+    loss = found.divide(run.totals)
+    loss.backward()
     return {
         "advantages": [row["advantage"] for row in made],
-        "loss": float(found.loss.detach()),
+        "loss": float(loss.detach()),
         "grads": {name: each.grad.clone() for name, each in run.policy.causal_lm.named_parameters()},
         "metrics": metric_values(rollout.metrics, found.metrics),
         "rows": made,

@@ -51,11 +51,10 @@ from ft_sdft.losses import LOSSES, importance, tokens_of
 # ---------------------------------------------------------------- maths
 
 
-def token_weights(rows: torch.Tensor, count: int, trained: float) -> torch.Tensor:
-    """(N,) 1 / (T_i times `trained`) of each token, from its row, (N,) long in [0, count): a mean over completions of
-    the mean over their tokens."""
+def token_weights(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """(N,) 1 / T_i of each token, from its row, (N,) long in [0, count): the mean over the tokens of a completion."""
     sizes = torch.bincount(rows, minlength=count)
-    return 1 / (sizes[rows] * max(trained, 1)).double()
+    return 1 / sizes[rows].double()
 
 
 def distilled(
@@ -232,13 +231,14 @@ def ft_loss(model, batch, run) -> LossOutput:
     function = partial(
         distilled,
         targets=batch.targets,
-        weights=token_weights(batch.rows, batch.num_rows, run.totals["trained"]),
+        weights=token_weights(batch.rows, batch.num_rows),
         old_logps=batch.columns["old_logps"] if weighed else None,
         config=config,
     )
     divergence = TiledDivergence(states, teacher.logits_head(config.temperature), function)
     out = model(batch, want=(), temperature=config.temperature, divergence=divergence)
-    return LossOutput(loss=out["divergence"], metrics=metrics(out, batch, config) if len(batch.targets) else {})
+    found = metrics(out, batch, config) if len(batch.targets) else {}
+    return LossOutput(terms={"trained": out["divergence"]}, metrics=found)
 
 
 def metrics(out: dict[str, torch.Tensor], batch: Batch, config: SDFTConfig) -> dict[str, Metric]:

@@ -54,8 +54,8 @@ def test_importance():
 
 
 def test_weights_are_a_mean_of_means():
-    """Three tokens, one, and none; of two completions with targets."""
-    same(token_weights(torch.tensor([0, 0, 0, 1]), 3, 2), doubles(1 / 6, 1 / 6, 1 / 6, 1 / 2))
+    """Three tokens, one, and none; the host divides by the completions with targets."""
+    same(token_weights(torch.tensor([0, 0, 0, 1]), 3), doubles(1 / 3, 1 / 3, 1 / 3, 1))
 
 
 def logits(count: int = 6, size: int = 11) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -105,7 +105,7 @@ def test_losses_are_trls(mode, alpha, k, tail, clip):
     )
     student, teacher, targets = logits()
     old = None if clip is None else torch.linspace(-4, -1, 6, dtype=torch.float64)
-    weights = token_weights(torch.tensor([0, 0, 0, 0, 1, 1]), 2, 2)
+    weights = token_weights(torch.tensor([0, 0, 0, 0, 1, 1]), 2) / 2
     loss, values = distilled(
         student, teacher, slice(0, 6), targets=targets, weights=weights, old_logps=old, config=config
     )

@@ -142,15 +142,14 @@ def clipped(q: torch.Tensor, advantages: torch.Tensor, clip_range: tuple[float, 
     return -torch.minimum(q * advantages, q.clamp(*clip_range) * advantages)
 
 
-# What the policy loss of each token is multiplied with before all are added: from (N,) the size of its row, and counts
-# of the whole step. bnpo is TRL's mean over the tokens of a micro-batch, which depends on how a step is cut; over the
-# step it is dapo.
-Scale = Callable[[torch.Tensor, dict[str, float], SDPOConfig], torch.Tensor]
+# What the policy loss of each token is multiplied with before all are added, from (N,) the size of its row; and the
+# count of the step that divides the sum. bnpo is TRL's mean over the tokens of a micro-batch, which depends on how a
+# step is cut; over the step it is dapo.
+Scale = Callable[[torch.Tensor, SDPOConfig], torch.Tensor]
 SCALES: dict[str, Scale] = {
-    "grpo": lambda sizes, totals, config: 1 / (sizes * max(totals["trained"], 1)),
-    "bnpo": lambda sizes, totals, config: torch.ones_like(sizes) / max(totals["tokens"], 1),
-    "dr_grpo": lambda sizes, totals, config: (
-        torch.ones_like(sizes) / (max(totals["trained"], 1) * config.max_completion_length)
-    ),
-    "dapo": lambda sizes, totals, config: torch.ones_like(sizes) / max(totals["tokens"], 1),
+    "grpo": lambda sizes, config: 1 / sizes,
+    "bnpo": lambda sizes, config: torch.ones_like(sizes),
+    "dr_grpo": lambda sizes, config: torch.ones_like(sizes) / config.max_completion_length,
+    "dapo": lambda sizes, config: torch.ones_like(sizes),
 }
+DIVISORS = {"grpo": "trained", "bnpo": "tokens", "dr_grpo": "trained", "dapo": "tokens"}

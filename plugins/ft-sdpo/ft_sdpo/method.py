@@ -47,10 +47,9 @@ from ft_host.api import (
     policy_values,
     prompt_row,
     sampling_metrics,
-    total,
 )
 from ft_sdpo.config import CONTEXT, FEEDBACK, SDPOConfig
-from ft_sdpo.losses import DISTANCES, SCALES, advantages, clipped, importance, ratios, tokens_of
+from ft_sdpo.losses import DISTANCES, DIVISORS, SCALES, advantages, clipped, importance, ratios, tokens_of
 from ft_sdpo.reprompt import attempts, feedback_of, metrics_of, teacher_ids
 
 # ---------------------------------------------------------------- maths
@@ -240,7 +239,7 @@ def divergence_of(batch: Batch, run: Any, sizes: torch.Tensor) -> TiledDivergenc
         distilled,
         targets=batch.targets,
         taught=taught,
-        weights=1 / (sizes * max(run.totals["taught"], 1)),
+        weights=1 / sizes,
         old_logps=batch.columns["old_logps"] if weighed else None,
         config=config,
     )
@@ -256,18 +255,18 @@ def ft_loss(model, batch, run) -> LossOutput:
     divergence = divergence_of(batch, run, sizes) if weight else None
     want = ("logp", "entropy") if weight < 1 else ()
     out = model(batch, want=want, temperature=config.temperature, divergence=divergence)
-    loss, found = weight * out["divergence"] if weight else 0.0, {}
+    terms, found = {"taught": weight * out["divergence"]} if weight else {}, {}
     if weight < 1:
         old_logps = batch.columns["old_logps"] if run.rollouts.updates > 1 else out["logp"].detach()
         q = ratios(out["logp"] - old_logps, batch.rows, by_rows, config.importance_sampling_level)
         gains = batch.columns["advantages"][batch.rows]
-        scale = SCALES[config.loss_type](sizes, run.totals, config).to(q.dtype)
+        scale, count = SCALES[config.loss_type](sizes, config).to(q.dtype), DIVISORS[config.loss_type]
         policy_loss = (clipped(q, gains, config.clip_range) * scale).sum()
-        found["self_distillation/policy_loss"] = total(policy_loss)
+        found["self_distillation/policy_loss"] = mean(policy_loss, batch.counts[count])
         if run.rollouts.updates > 1:
             found |= clip_metrics(q.detach(), gains, batch, config)
-        loss = loss + (1 - weight) * policy_loss
-    return LossOutput(loss=loss, metrics=found | metrics(out, batch))
+        terms[count] = (1 - weight) * policy_loss
+    return LossOutput(terms=terms, metrics=found | metrics(out, batch))
 
 
 def clip_metrics(q: torch.Tensor, gains: torch.Tensor, batch: Batch, config: SDPOConfig) -> dict[str, Metric]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ft_sdpo.losses import (
     DISTANCES,
+    DIVISORS,
     SCALES,
     advantages,
     clipped,
@@ -102,7 +103,7 @@ def test_scales():
         ("dr_grpo", [1 / 20] * 4),
         ("grpo", [1 / 12] * 3 + [1 / 4]),
     ):
-        same(SCALES[name](sizes, totals, config), doubles(*expected))
+        same(SCALES[name](sizes, config) / totals[DIVISORS[name]], doubles(*expected))
 
 
 def logits(count: int = 6, size: int = 11) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

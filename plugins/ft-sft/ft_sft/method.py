@@ -59,7 +59,7 @@ def ft_loss(model, batch, run) -> LossOutput:
     out = model(batch, want=("entropy", "top1"), loss=lambda values, part: loss(values["logp"]))
     targets = batch.counts["tokens"]
     return LossOutput(
-        loss=out["loss"] / run.totals["tokens"],
+        terms={"tokens": out["loss"]},
         metrics={
             "entropy": mean(out["entropy"].sum(), targets),
             "mean_token_accuracy": mean(out["top1"].sum(), targets),
