@@ -325,8 +325,8 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
     if weight:
         loss = -(out["exact"] * ~own[batch.rows]).sum()
         metrics["distillation/crossentropy"] = mean(loss, counts["off_policy"])
-    # A sum over completions and one over tokens of the data, each divided by its own count: made in one pass over tiles,
-    # so they can't be two terms.
+    # A sum over completions and one over tokens of the data, each divided by its own count: made in one pass over
+    # tiles, so they can't be two terms.
     return LossOutput(loss=out["divergence"], metrics=metrics)
 
 

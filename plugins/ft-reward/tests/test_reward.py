@@ -202,7 +202,8 @@ def test_a_shared_beginning_changes_nothing(classifier, rows, monkeypatch, kerne
         batch = ft_collate(rows=found, tokenizer=TOKENIZER, config=config)
         assert (len(batch.lengths) > 16) == shared
         policy = load_policy(config, TOKENIZER, CPU, "reward")
-        loss = ft_loss(model=policy, batch=batch, run=SimpleNamespace(config=config, totals={"pairs": 8})).loss
+        totals = {"pairs": 8}
+        loss = ft_loss(model=policy, batch=batch, run=SimpleNamespace(config=config, totals=totals)).divide(totals)
         loss.backward()
         results.append((loss.detach(), torch.cat([p.grad.flatten() for p in policy.parameters()])))
     (loss, gradient), (expected, other) = results
