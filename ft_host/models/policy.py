@@ -203,7 +203,7 @@ class Policy(nn.Module):
             ours = self.logits_head(temperature)
             ahead = ours.matrix is not None and not _loss_is_scaled(hidden, ours.matrix)
             summed, values = tiled_divergence(hidden, ours, divergence, ahead)
-            taken = values.keys() & {"loss", "divergence", *self.gives}
+            taken = values.keys() & {"loss", "divergence", *want}
             if taken:
                 raise ValueError(f"divergence: its function names a value {min(taken)}, which the model gives itself")
             out |= {"divergence": summed, **values}
