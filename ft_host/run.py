@@ -62,18 +62,18 @@ class Run:
     accelerator: Accelerator
     policy: Policy  # the bare module: for generation and saving, never for a loss
     model: torch.nn.Module  # the policy as the engine wrapped it: what `ft_loss` is given
-    models: dict[str, AuxModel] = field(default_factory=dict)  # companions by role; called as the policy is
-    store: Store | None = None  # what companions gave for rows, kept on disk; None where nothing is made ahead
+    models: dict[str, AuxModel] = field(default_factory=dict)  # auxiliary models by role, called like the policy
+    store: Store | None = None  # precomputed values of rows, kept on disk; None if there are none
     step: int = 0  # optimizer steps done
     totals: dict[str, float] = field(default_factory=dict)  # counts of the whole step, all micro-batches and ranks
     state: dict[str, Any] = field(default_factory=dict)  # a method's own, JSON-able; kept in checkpoints
     rollouts: RolloutPlan | None = None  # how completions become optimizer steps; None: the rows are those of the data
-    seconds: dict[str, float] = field(default_factory=dict)  # what this step has taken beside training, by name
-    backend_config: Any = None  # the backend's own fields, an object of its config class; None where it has none
+    seconds: dict[str, float] = field(default_factory=dict)  # time of this step beside training, by name
+    backend_config: Any = None  # the backend's own fields, an object of its config class; None if it has none
     backend_state: dict[str, Any] = field(default_factory=dict)  # what a backend keeps while the run lasts
     diagnostics_config: dict[str, Any] = field(default_factory=dict)  # of diagnostics with own fields: {name: object}
     watch: Monitor | None = None  # the run's diagnostics
-    sampler_version: int | None = None  # the step whose weights the backend has; None: it has been given none
+    sampler_version: int | None = None  # the step whose weights the backend has; None: it has got none yet
 
     @property
     def device(self) -> torch.device:
@@ -134,8 +134,8 @@ class Run:
             return self.plugins.hook.ft_generate(requests=requests, sampling=sampling, run=self)
 
     def score(self, sequences: list[Sequence], top: int) -> list[Scores]:
-        """What the model that the backend serves beside the policy gives to tokens. All ranks must call it. Raises
-        ConfigError where the backend serves none."""
+        """The scores of tokens by the model that the backend serves beside the policy. All ranks must call it. Raises
+        ConfigError if the backend serves none."""
         if not self.plugins.hook.ft_score.get_hookimpls():
             raise ConfigError(NO_SCORES.format(self.config.backend))
         return self.plugins.hook.ft_score(sequences=sequences, top=top, run=self)
@@ -151,12 +151,11 @@ class Run:
         self.sampler_version = self.step
 
     def add_time(self, what: str, seconds: float) -> None:
-        """Count time of this step that isn't training: metrics.jsonl has it as `perf/WHAT_time`."""
+        """Add time of this step that isn't training: metrics.jsonl has it as `perf/WHAT_time`."""
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
     def record_facts(self, facts: dict[str, Any]) -> None:
-        """Tell the run's diagnostics what has become known of it, under names of `ft_host.diagnostics.rule.FACTS`. Of
-        the main process alone it counts."""
+        """Record facts of the run, which rules read: {name: value}. Only the main process records them."""
         if self.watch is not None:
             self.watch.record_facts(facts)
 
@@ -167,7 +166,7 @@ class Run:
             self.plugins.hook.ft_log(entry=entry, run=self)
 
     def say(self, text: str, level: str = "info") -> None:
-        """Tell the user, once: events.jsonl and the terminal. `level`: info, warning or error."""
+        """Print a message, once, and write it to events.jsonl. `level`: info, warning or error."""
         if not self.accelerator.is_main_process:
             return
         self.folder.append("events.jsonl", {"time": now(), "step": self.step, "level": level, "text": text})

@@ -1,6 +1,7 @@
-"""The contract. Read these four modules and you know what a plugin can do.
+"""The contract with plugins: four modules of typed specifications, and nothing else.
 
-data.py and loss.py are implemented by methods, generation.py by backends, diagnostics.py by any plugin.
+Methods implement those of data.py and loss.py, and `ft_rollout`; backends those of generation.py; any plugin those of
+diagnostics.py.
 """
 
 from pluggy import HookimplMarker, HookspecMarker

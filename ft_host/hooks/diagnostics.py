@@ -1,4 +1,4 @@
-"""What a run tells about itself."""
+"""What a run reports about itself."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 @hookspec
 def ft_rules() -> list[Rule]:
-    """Give the rules that recognise this plugin's troubles: data, the same whatever the run.
+    """Return the rules that recognise this plugin's troubles: the same for every run.
 
     Implemented by a method's diagnostics, which are used with it, by diagnostics that a config names, or by a method in
-    a file. Runs once, before anything is loaded, and for `ft-host rules`. A rule whose metrics or config fields a run
-    lacks is skipped by name. Since 0.4.
+    a file. Runs once, before anything is loaded, and without a run for `ft-host rules`. A rule whose metrics or config
+    fields a run lacks is skipped, by name. Since 0.4.
     """
 
 
 @hookspec
 def ft_start(run: Run, resumed_from: int | None) -> None:
-    """Learn that the run begins: its folder and its model are there, and nothing has been logged yet.
+    """Prepare for a run that begins: its folder and its model exist, and nothing has been logged yet.
 
-    `resumed_from`: the step of the checkpoint that it goes on from; what was logged of later steps is logged again.
-    None where it begins at step 0, whatever an earlier attempt has left. Implemented by any plugin; runs on the main
-    process, once, before `ft_log` and `ft_finding`. Since 0.5.
+    Implemented by any plugin; runs on the main process, once, before `ft_log` and `ft_finding`. `resumed_from` is the
+    step of the checkpoint that the run goes on from: later steps are logged again. None: it begins at step 0, whatever
+    an earlier attempt has left. Since 0.5.
     """
 
 

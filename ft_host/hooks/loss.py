@@ -17,38 +17,39 @@ if TYPE_CHECKING:
 
 @hookspec(firstresult=True)
 def ft_models(config: RunConfig) -> dict[str, ModelSpec] | None:
-    """The models of the run by role: "policy" where it is not a language model, and companions ("reference", ...).
+    """Return the models of the run by role: "policy", if it is not a language model, and auxiliary models ("reference").
 
-    Implemented by the method, or not at all: then the run has a language model and no companion. Runs before anything
-    is loaded, so that a source that does not fit is refused by then. Since 0.2.
+    Implemented by the method, or not at all: then the run has a language model and no other. Runs before anything is
+    loaded, so that a source that does not fit is refused by then. Since 0.2.
     """
 
 
 @hookspec(firstresult=True)
 def ft_annotate(rows: list[Row], run: Run) -> list[Row] | None:
-    """Give the rows of a step what companions say of them: reference log-probs, for instance.
+    """Add values of auxiliary models to the rows of a step: reference log-probs, for instance.
 
     Implemented by the method, or not at all. Runs without gradient on this rank's rows of an optimizer step, before
-    they are collated, and on its rows of an evaluation; for a companion whose spec says `precompute`, also before the
-    first step on all rows. All ranks run it at once. Returns the same rows in the same order, with columns added (see
-    `ft_host.models.annotate`). None: the rows as they are. Since 0.2.
+    they are collated, and on its rows of an evaluation; once a rollout on its rows; and, for a model whose spec says
+    `precompute`, before the first step on all rows. All ranks run it at once. Returns the same rows in the same order,
+    with columns added (`ft_host.api.annotate` does it), or None to leave them as they are. Since 0.2.
     """
 
 
 @hookspec(firstresult=True)
 def ft_step(rows: list[Row], run: Run) -> list[Row] | None:
-    """Give the rows of a step statistics of the whole step, made with the policy's current weights, without gradient.
+    """Add statistics of the whole step to its rows, computed with the policy's current weights, without gradient.
 
     Implemented by the method, or not at all. Runs after `ft_annotate`, on this rank's rows of an optimizer step or an
-    evaluation; all ranks run it at once, and `run.gather` sees them all. Returns the same rows in the same order, with
-    columns added. None: the rows as they are. Since 0.2.
+    evaluation; all ranks run it at once, and `run.gather` brings their values together. Returns the same rows in the
+    same order, with columns added, or None to leave them as they are. Since 0.2.
     """
 
 
 @hookspec(firstresult=True)
 def ft_loss(model: Policy, batch: Batch, run: Run) -> LossOutput:
-    """The loss of one micro-batch: each term a sum over its rows, divided by `run.totals[name]` of the whole step.
+    """Return the loss of one micro-batch: terms, each a sum over its rows, by the name of the count that divides it.
 
-    Implemented by the method. Runs once per micro-batch, in training with gradient and in evaluation without; the host
-    only adds what it returns over micro-batches and ranks. Never gathers, logs, or reads a tensor. Since 0.1.
+    Implemented by the method. Runs once for each micro-batch, in training with gradient and in evaluation without. The
+    host divides each term by `run.totals[name]`, its count in the whole step, and adds them over micro-batches and
+    ranks. Must not gather, log, or read a tensor (`.item()`). Since 0.1.
     """
