@@ -8,8 +8,8 @@ from __future__ import annotations
 
 
 class FtHostError(Exception):
-    """The run failed for a reason that we can name. `facts`: what the run's diagnostics are to be told of it, under
-    names of `ft_host.diagnostics.rule.FACTS`, so that a refusal is a finding too."""
+    """The run failed for a known reason. `facts`: facts about it for the run's diagnostics, so that a refusal is a
+    finding too."""
 
     exit_code = 1
 

@@ -1,4 +1,4 @@
-"""The values that hooks are given and give back, plain and importable without torch."""
+"""What hooks get and return: plain values, importable without torch."""
 
 from __future__ import annotations
 
@@ -75,34 +75,34 @@ class LossOutput:
 )
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A model of a run, as `ft_models` asks for it. As it stands: the policy as the run found it, frozen.
+    """A model of a run, as `ft_models` returns it. `ModelSpec()` is the policy as it was before training, frozen.
 
-    Where that one is needed no second copy is made that can be saved: with LoRA it is the policy with its adapter off
-    (or with a frozen copy of the adapter that training started from).
+    The host holds no copy of it that it can do without: with LoRA it is the policy with its adapter off (or with a
+    frozen copy of the adapter that training started from).
     """
 
-    source: str | None = None  # folder or hub id; None: the policy as the run found it
+    source: str | None = None  # folder or hub id; None: the policy as it was before training
     field: str | None = None  # the config field that `source` is from, which a refusal names
     revision: str | None = None  # of a hub id
     # Whether the sizes of the two vocabularies may differ, by rows of the embedding that are no token of the tokenizer.
     allow_padded_vocab: bool = False
-    own_tokenizer: bool = False  # it reads tokens of its own, and the method sees to it: vocabularies aren't compared
+    own_tokenizer: bool = False  # it reads tokens of its own, which the method makes: vocabularies aren't compared
     hint: str = ""  # what the refusal of another vocabulary adds: what to use instead
     head: str | None = None  # None: a language model; "reward": one score a row; "value": one before each target
-    # What `ft_annotate` makes with this model is made before the first step and kept on disk, and no copy is held:
-    # "rows": it depends on the row alone, "steps": on the rows that share its step. None: the model is held.
+    # What `ft_annotate` computes with this model is computed before the first step and kept on disk, and no copy is
+    # held. "rows": it depends on the row alone, "steps": on the rows that share its step. None: the model is held.
     precompute: str | None = None
     sync_steps: int | None = None  # mix the policy in after every so many steps
     sync_alpha: float = 1.0  # the policy's share of the mixture
     current_policy: bool = False  # no model of its own: the policy itself, as it is at each call, without gradient
-    # Trained beside the policy, inside it: `model(batch, want=("value", ...))` asks it. Head "value" alone, so far.
+    # Trained beside the policy, inside it: `model(batch, want=("value",))` gives its values. Head "value" alone, so far.
     trained: bool = False
     shares_policy: bool = False  # no model of its own, but a layer on the policy's hidden states
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """What `ft_host.train` returns: where the run is and the last value of each metric."""
+    """What `ft_host.train` returns: the folder of the run and the last value of each metric."""
 
     folder: Path
     steps: int
