@@ -1,3 +1,12 @@
-"""For an installation that is older than the entry point of ft_host.testing.pytest_plugin: what that would load."""
+"""What all tests of this repository need before torch is imported."""
 
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # processes that wait for each other leave the cores to others
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a thread each, and what they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What the entry point of ft_host.testing.pytest_plugin loads; here for an installation that is older than it.
 pytest_plugins = ["ft_host.testing.fixtures"]

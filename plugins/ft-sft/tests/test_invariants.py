@@ -114,7 +114,7 @@ def test_two_processes_by_the_command_line(config):
     killed = folder.with_name("killed")
     invariants.as_if_killed(folder, killed)
     resume = ["--resume", str(killed), "--num-processes=1"]
-    with pytest.raises(ConfigError, match="has 8 rows, and would have 4 now .4 a device × 1 accumulated × 1 proc"):
+    with pytest.raises(ConfigError, match="has 8 rows, and would now have 4 .4 a device × 1 accumulated × 1 proc"):
         run_command(["train", *resume])
     run_command(["train", *resume, "--per-device-train-batch-size=8"])
     assert_same(here, lines(killed), rel=2e-5)
