@@ -14,7 +14,7 @@ for each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +92,7 @@ def flat_batch(
     *,
     num_rows: int,
     columns: dict[str, torch.Tensor] | None = None,
-    counts: dict[str, float] | None = None,
+    counts: Mapping[str, float] | None = None,
     pad_token_id: int | None = None,
     kinds: Sequence[str] = (),
 ) -> Batch:
@@ -166,7 +166,7 @@ def flat_batch(
         ends=torch.tensor(ends_of_rows, dtype=torch.long),
         num_rows=num_rows,
         columns=columns or {},
-        counts=counts or {},
+        counts=dict(counts or {}),
         empty=empty,
         kinds={kind: torch.tensor([each == kind for each in kinds_of_targets], dtype=torch.bool) for kind in kinds},
     )

@@ -6,7 +6,7 @@ device at every micro-batch. The host adds them up (`Accumulator`) and reads the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,7 @@ def _explained(errors: float, total: float, squares: float, count: float) -> flo
     return None if spread is None else 1 - errors / spread
 
 
-FORMULAS = {
+FORMULAS: dict[str, Callable[..., float | None]] = {
     "mean": lambda total, count: total / count if count else None,
     "total": lambda value: value,
     "minimum": lambda value: value,
@@ -163,7 +163,8 @@ class Accumulator:
                     self.parts[key] = (how, value)
                     continue
                 old = self.parts[key][1].to(value.device)
-                merged = {SUM: torch.add, MIN: torch.minimum, MAX: torch.maximum}[how](old, value)
+                merge: dict[str, Callable[..., Any]] = {SUM: torch.add, MIN: torch.minimum, MAX: torch.maximum}
+                merged = merge[how](old, value)
                 self.parts[key] = (how, merged)
 
     def local(self) -> dict[str, tuple[str, list[tuple[str, float]]]]:
@@ -176,7 +177,7 @@ class Accumulator:
 
 def combine(ranks: list[dict[str, tuple[str, list[tuple[str, float]]]]]) -> dict[str, float]:
     """Return the metrics of all ranks as numbers. A name that only some ranks have is reduced over those ranks."""
-    how_to = {SUM: sum, MIN: min, MAX: max}
+    how_to: dict[str, Callable[..., Any]] = {SUM: sum, MIN: min, MAX: max}
     out = {}
     for name in dict.fromkeys(name for rank in ranks for name in rank):
         held = [rank[name] for rank in ranks if name in rank]

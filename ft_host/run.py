@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ft_host.batch import Batch
     from ft_host.config import RunConfig
     from ft_host.config.rollout import RolloutPlan
-    from ft_host.generation import Completion, Request, Sampling, Scores, Sequence
+    from ft_host.generation import Completion, Request, Sampling, Scores
+    from ft_host.generation import Sequence as TokenSequence
     from ft_host.models.aux_models import AuxModel
     from ft_host.models.policy import Policy
     from ft_host.models.store import Store
@@ -133,7 +134,7 @@ class Run:
         with oom_context(GENERATION, self.step + 1):
             return self.plugins.hook.ft_generate(requests=requests, sampling=sampling, run=self)
 
-    def score(self, sequences: list[Sequence], top: int) -> list[Scores]:
+    def score(self, sequences: list[TokenSequence], top: int) -> list[Scores]:
         """The scores of tokens by the model that the backend serves beside the policy. All ranks must call it. Raises
         ConfigError if the backend serves none."""
         if not self.plugins.hook.ft_score.get_hookimpls():

@@ -61,7 +61,10 @@ class LossOutput:
     def divide(self, totals: dict[str, float]) -> torch.Tensor:
         """The loss of shape () that enters the step's sum: `loss`, or the terms divided by `totals` and added up.
         Raises what `shares` does."""
-        return self.loss if self.terms is None else sum(self.shares(totals).values())
+        if self.terms is None:
+            assert self.loss is not None  # one of the two is given
+            return self.loss
+        return sum(self.shares(totals).values(), start=0.0)  # type: ignore[return-value]  # no empty terms
 
 
 @old_keywords(

@@ -56,7 +56,6 @@ class RolloutConfig(RunConfig):
     reward_metric: ClassVar[str] = "reward"  # the metric of what completions earn
     # The metric of the share of groups that nothing is learnt from, where the method logs one.
     no_signal_metric: ClassVar[str | None] = "frac_reward_zero_std"
-    held_out_loss: ClassVar[bool] = False  # True where held-out rows are more than prompts and have a loss too
 
     # -- rewards
     reward: list[str] = option(
@@ -120,13 +119,13 @@ class RolloutConfig(RunConfig):
         group="rollouts",
         gt=0,
     )
-    eval_temperature: float | None = option(
+    eval_temperature: float | None = option(  # type: ignore[assignment]
         0.0, "Temperature of evaluation: 0 takes the likeliest token. none: as in training.", group="evaluation", ge=0
     )
-    eval_top_p: float | None = option(
+    eval_top_p: float | None = option(  # type: ignore[assignment]
         None, "top_p of evaluation. Not set: as in training.", group="evaluation", gt=0, le=1
     )
-    eval_top_k: int | None = option(None, "top_k of evaluation. Not set: as in training.", group="evaluation", ge=0)
+    eval_top_k: int | None = option(None, "top_k of evaluation. Not set: as in training.", group="evaluation", ge=0)  # type: ignore[assignment]
     chat_template_kwargs: dict[str, Any] = option(
         {}, "Arguments of the chat template for every prompt; a row's own come first.", group="rollouts"
     )
@@ -175,6 +174,11 @@ class RolloutConfig(RunConfig):
     def samples_policy(self) -> bool:
         """Whether anything is sampled from the policy in training. Where nothing is, the backend isn't tried out."""
         return True
+
+    @property
+    def held_out_loss(self) -> bool:
+        """Whether held-out rows are more than prompts, and have a loss too."""
+        return False
 
     @property
     def needs_scores(self) -> bool:

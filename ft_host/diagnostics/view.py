@@ -172,8 +172,10 @@ def percent(share: float) -> str:
     return f"{shown} %"
 
 
-def short(value: float) -> str:
-    """A number as a person writes it: 0.012, 5e-06 -> 5e-6, 1234."""
+def short(value: float | None) -> str:
+    """A number as a person writes it: 0.012, 5e-06 -> 5e-6, 1234; "nothing" for None."""
+    if value is None:
+        return "nothing"
     text = f"{value:.3g}"
     if "e" in text and 1 <= abs(value) < 1e6:
         return f"{value:,.0f}"

@@ -42,7 +42,7 @@ PART_BYTES = {"cpu": 2**20}
 # (n, V) logits, with gradient, and (m, V') of the other model, both in float32 or wider with scale, soft cap and
 # temperature applied; the units that they are of, as a slice; to their summed loss and values (units, ...) of theirs.
 # None stands for the logits of a model that isn't here: the function then knows what it said.
-Function = Callable[[torch.Tensor, torch.Tensor | None, slice], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+Function = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]  # (ours, theirs or None, units)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ft_host.api import (
     ConfigError,
@@ -18,11 +18,11 @@ from ft_host.api import (
 )
 
 # Fields that need another one to be set, with their defaults.
-OF_REWARDS = {"reward_weights": [], "reward_kwargs": {}}
-OF_SAMPLES = {"reward": [], "max_sampling_logp_difference": 0.1}
-OF_HELD = {"teacher_model_name_or_path": None, "teacher_model_revision": None}
-OF_SERVED = {"loss_add_tail": True}
-OF_TOOLS = {"tools": [], "environment": None}
+OF_REWARDS: dict[str, Any] = {"reward_weights": [], "reward_kwargs": {}}
+OF_SAMPLES: dict[str, Any] = {"reward": [], "max_sampling_logp_difference": 0.1}
+OF_HELD: dict[str, Any] = {"teacher_model_name_or_path": None, "teacher_model_revision": None}
+OF_SERVED: dict[str, Any] = {"loss_add_tail": True}
+OF_TOOLS: dict[str, Any] = {"tools": [], "environment": None}
 
 
 @dataclass(kw_only=True)

@@ -168,6 +168,7 @@ def aot(pairs: Pairs, config: DPOConfig) -> torch.Tensor:
     First-order dominance compares two sorted samples. The partner of a pair is the reference's log-ratio that has the
     same place in its order as this pair's has in the policy's, over the whole step.
     """
+    assert pairs.matched_reference is not None  # ft_step has matched them
     return _dominance(pairs.chosen_logps - pairs.rejected_logps - pairs.matched_reference, config)
 
 
@@ -178,6 +179,7 @@ def aot_unpaired(pairs: Pairs, config: DPOConfig) -> torch.Tensor:
     ranks. Here each pair gives its own a against a constant b, and its own b against a constant a: the gradients of
     both are those of the sum. The value would be counted twice, so the first is taken without its value.
     """
+    assert pairs.matched_rejected is not None and pairs.matched_chosen is not None  # ft_step has matched them
     of_chosen = _dominance(pairs.chosen_logratios - pairs.matched_rejected, config)
     of_rejected = _dominance(pairs.matched_chosen - pairs.rejected_logratios, config)
     return of_rejected + of_chosen - of_chosen.detach()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option, place_problems
 
 # Fields that need another one to be set, with their defaults.
-OF_REWARDS = {"reward_weights": [], "reward_kwargs": {}}
-OF_SAMPLES = {"reward": [], "max_sampling_logp_difference": 0.1}
-OF_TOOLS = {"tools": [], "environment": None}
-OF_HYBRID = {"uld_hybrid_matched_weight": None, "uld_hybrid_unmatched_weight": None}
-OF_ALIGNED = {"uld_token_merge_strategy": "text"}
+OF_REWARDS: dict[str, Any] = {"reward_weights": [], "reward_kwargs": {}}
+OF_SAMPLES: dict[str, Any] = {"reward": [], "max_sampling_logp_difference": 0.1}
+OF_TOOLS: dict[str, Any] = {"tools": [], "environment": None}
+OF_HYBRID: dict[str, Any] = {"uld_hybrid_matched_weight": None, "uld_hybrid_unmatched_weight": None}
+OF_ALIGNED: dict[str, Any] = {"uld_token_merge_strategy": "text"}
 OF_ULD = (
     OF_ALIGNED
     | OF_HYBRID

@@ -48,7 +48,7 @@ def jsd_of_parts(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> t
     """The same of log-probs that don't add up to 1. The KL divergences are generalised to those, by the difference of
     what the two hold in all: KL(p | q) - sum p + sum q is least where p is q; without it, KL(student | teacher) is
     least at a student of 1/e of its teacher. Between the ends the differences cancel."""
-    more = {0: 1, 1: -1}.get(beta, 0)
+    more = {0.0: 1, 1.0: -1}.get(beta, 0)
     found = generalised_jsd(student, teacher, beta)
     return found + more * (student.exp().sum(-1) - teacher.exp().sum(-1)) if more else found
 

@@ -133,7 +133,9 @@ def as_teacher_reads(row: Row, met: Meeting, config: GOLDConfig, chat: bool, sai
         groups = [(1, 1)] * min(stop, len(said))
     over = stop < len(ids) and ids[stop] in (met.ours.end, met.ours.turn_end)  # and no other mark
     ended = [met.theirs.turn_end if chat else met.theirs.end] if over else []
-    mask, units, spans, place, other = [False] * len(said) + [False] * len(ended), [], [], 0, 0
+    mask, place, other = [False] * len(said) + [False] * len(ended), 0, 0
+    units: list[Any] = []
+    spans: list[Any] = []
 
     def alone(count: int) -> None:
         units.extend([1, 0] for _ in range(count))

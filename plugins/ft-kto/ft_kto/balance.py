@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from ft_host.api import Run
@@ -20,7 +20,7 @@ def weigh_labels(rows: list[dict[str, Any]], run: Run) -> None:
     state["desirable"] = state.get("desirable", 0) + sum(good for good, _ in counts)
     state["undesirable"] = state.get("undesirable", 0) + sum(rows - good for good, rows in counts)
     if not state.get("balance_said"):
-        word = balance(state["desirable"], state["undesirable"], run.config)
+        word = balance(state["desirable"], state["undesirable"], cast("KTOConfig", run.config))
         state["balance_said"] = word is not None
         if word is not None:
             run.say(word, "warning")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from string import Formatter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ft_host.api import ConfigError, GroupedRolloutConfig, option
 
@@ -13,10 +13,10 @@ MODES = ("topk_logits", "full_logits", "sampled_token")  # the keys of ft_sdft.l
 TEACHERS = ("base", "live", "ema")
 
 # Fields that need another one to be set, with their defaults.
-OF_TOPK = {"distillation_topk": 100, "distillation_add_tail": False}
-OF_EMA = {"teacher_update_rate": 0.05, "teacher_sync_steps": 1}
-OF_REWARDS = {"reward_weights": [], "reward_kwargs": {}}
-OF_TOOLS = {"tools": [], "environment": None, "max_tool_calling_iterations": None}
+OF_TOPK: dict[str, Any] = {"distillation_topk": 100, "distillation_add_tail": False}
+OF_EMA: dict[str, Any] = {"teacher_update_rate": 0.05, "teacher_sync_steps": 1}
+OF_REWARDS: dict[str, Any] = {"reward_weights": [], "reward_kwargs": {}}
+OF_TOOLS: dict[str, Any] = {"tools": [], "environment": None, "max_tool_calling_iterations": None}
 
 
 @dataclass(kw_only=True)

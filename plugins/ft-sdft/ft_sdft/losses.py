@@ -103,6 +103,6 @@ LOSSES: dict[str, Callable[[Tokens, SDFTConfig], torch.Tensor]] = {
 # ---------------------------------------------------------------- weights
 
 
-def importance(logps: torch.Tensor, old_logps: torch.Tensor, most: float) -> torch.Tensor:
+def importance(logps: torch.Tensor, old_logps: torch.Tensor, most: float | None) -> torch.Tensor:
     """p / p_old of sampled tokens, (n,), at most `most`, without gradient."""
-    return torch.exp((logps - old_logps).detach().clamp(-20, 20)).clamp(max=most)
+    return torch.exp((logps - old_logps).detach().clamp(-20, 20)).clamp(max=math.inf if most is None else most)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from string import Formatter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ft_host.api import ConfigError, GroupedRolloutConfig, option
 
@@ -15,15 +15,15 @@ LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")  # the keys of ft_sdpo.losses.S
 TEACHERS = ("base", "live", "ema")
 
 # Fields that need another one to be set, with their defaults.
-OF_EMA = {"teacher_update_rate": 0.05, "teacher_sync_steps": 1}
-OF_SUCCESS = {
+OF_EMA: dict[str, Any] = {"teacher_update_rate": 0.05, "teacher_sync_steps": 1}
+OF_SUCCESS: dict[str, Any] = {
     "success_reward_threshold": 1.0,
     "dont_reprompt_on_self_success": True,
     "remove_thinking_from_demonstration": False,
     "environment_feedback_only_without_solution": False,
     "solution_template": "\nCorrect solution:\n\n{successful_previous_attempt}\n\n",
 }
-OF_FEEDBACK = {
+OF_FEEDBACK: dict[str, Any] = {
     "environment_feedback_only_without_solution": False,
     "feedback_template": "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}\n\n",
 }
@@ -47,7 +47,7 @@ OF_DISTILLATION = (
 )
 CLIPPED = {"epsilon": 0.2, "epsilon_high": None}
 OF_POLICY = CLIPPED | {"loss_type": "dapo", "importance_sampling_level": "token", "scale_rewards": "group"}
-OF_TOOLS = {"tools": [], "environment": None, "max_tool_calling_iterations": None}
+OF_TOOLS: dict[str, Any] = {"tools": [], "environment": None, "max_tool_calling_iterations": None}
 
 
 @dataclass(kw_only=True)

@@ -75,7 +75,8 @@ def renormalized(logps: torch.Tensor) -> torch.Tensor:
 
 def topk_logits(tokens: Tokens, config: SDPOConfig) -> torch.Tensor:
     """The divergence over the student's likeliest tokens."""
-    top = tokens.student.topk(min(config.distillation_topk, tokens.student.shape[-1]), -1)
+    vocabulary = tokens.student.shape[-1]
+    top = tokens.student.topk(min(config.distillation_topk or vocabulary, vocabulary), -1)
     student = top.values - tokens.student_norm
     teacher = tokens.teacher.gather(-1, top.indices) - tokens.teacher_norm
     kept = with_tail if config.distillation_add_tail else renormalized
@@ -103,9 +104,9 @@ DISTANCES: dict[str, Callable[[Tokens, SDPOConfig], torch.Tensor]] = {
 # ---------------------------------------------------------------- ratios, advantages, the policy loss
 
 
-def importance(logps: torch.Tensor, old_logps: torch.Tensor, most: float) -> torch.Tensor:
+def importance(logps: torch.Tensor, old_logps: torch.Tensor, most: float | None) -> torch.Tensor:
     """p / p_old of sampled tokens, (n,), at most `most`, without gradient."""
-    return torch.exp((logps - old_logps).detach().clamp(-20, 20)).clamp(max=most)
+    return torch.exp((logps - old_logps).detach().clamp(-20, 20)).clamp(max=math.inf if most is None else most)
 
 
 def row_sums(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:

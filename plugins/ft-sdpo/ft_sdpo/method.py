@@ -137,7 +137,8 @@ def ft_rollout(rows, run) -> Rollout:
     completions = run.generate(rows, size)
     rewards = run.reward(rows, completions)
     totals, logged = rewards.totals(), rewards.extra.get(FEEDBACK)
-    shown, earned, asked, found = [], [], [], []
+    shown, earned, found = [], [], []
+    asked: list[list[Any]] = []
     for index, prompt in enumerate(rows):
         group = slice(index * size, (index + 1) * size)
         feedback = feedback_of(prompt, None if logged is None else logged[group], size)
