@@ -181,22 +181,22 @@ def count_targets(labels: list[int]) -> int:
 
 
 def per_target(rows: list[Row], name: str) -> torch.Tensor:
-    """(N,) float32: a column with a value a target, of all rows, in the order of the batch's targets."""
+    """Return a column with a value for each target, of all rows, in the order of the batch's targets: (N,) float32."""
     import torch
 
     return torch.tensor([value for row in rows for value in row[name]], dtype=torch.float32)
 
 
 def by_row(values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
-    """(N,) values of targets, split into those of each row: R tensors."""
+    """Split (N,) values of targets by row: R tensors."""
     import torch
 
     return list(values.split(torch.bincount(batch.rows, minlength=batch.num_rows).tolist()))
 
 
 def sum_by_row(values: torch.Tensor, batch: Batch, kind: str | None = None) -> torch.Tensor:
-    """(N,) values of targets, added up by row: (R,); with `kind`, those of targets of that kind alone. Raises KeyError
-    for a kind that the batch hasn't."""
+    """Sum (N,) values of targets by row: (R,). With `kind`, only those of targets of that kind. Raises KeyError for a
+    kind that the batch doesn't have."""
     if kind is not None:
         values = values * batch.kinds[kind]
     return values.new_zeros(batch.num_rows).index_add(0, batch.rows, values)
@@ -209,8 +209,8 @@ PAIR_KINDS = ("prompt", "completion")
 
 
 def pair_batch(rows: list[Row], *, supervise_prompt: bool = False, columns: Sequence[str] = ()) -> Batch:
-    """Pairs, as `ft_host.data.pair_row` makes them, as a batch: row 2i is pair i's prompt with its chosen completion,
-    row 2i + 1 its rejected one. P pairs, R = 2 P rows.
+    """Lay pairs out, as `ft_host.data.pair_row` makes them: row 2i is pair i's prompt with its chosen completion, row
+    2i + 1 its rejected one. P pairs, R = 2 P rows.
 
     The prompt is a root with the two completions as its children, so that it is computed once; a pair without a prompt
     is two roots, whose first tokens nothing predicts. Targets are of the kinds "completion" and, with
@@ -251,14 +251,14 @@ def pair_batch(rows: list[Row], *, supervise_prompt: bool = False, columns: Sequ
 
 
 def pair_sums(values: torch.Tensor, batch: Batch, kind: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) values of the targets of a `pair_batch`, added up by completion: (P,) of chosen, (P,) of rejected ones. With
-    `kind`, of those targets alone: "completion", or "prompt", which are all the chosen ones'."""
+    """Sum (N,) values of the targets of a `pair_batch` by completion: (P,) of chosen, (P,) of rejected ones. With
+    `kind`, only of targets of that kind: "completion", or "prompt", which all belong to the chosen ones."""
     chosen, rejected = sum_by_row(values, batch, kind).view(batch.num_rows // 2, 2).unbind(1)
     return chosen, rejected
 
 
 def pair_means(values: torch.Tensor, batch: Batch, kind: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, divided by the number of those targets; 0 where there are none."""
+    """The same, divided by the number of those targets; 0 without targets."""
     import torch
 
     sums, sizes = pair_sums(values, batch, kind), pair_sums(torch.ones_like(values), batch, kind)

@@ -98,7 +98,7 @@ class ModelSpec:
     sync_steps: int | None = None  # mix the policy in after every so many steps
     sync_alpha: float = 1.0  # the policy's share of the mixture
     current_policy: bool = False  # no model of its own: the policy itself, as it is at each call, without gradient
-    # Trained beside the policy, inside it: `model(batch, want=("value",))` gives its values. Head "value" alone, so far.
+    # Trained beside the policy, inside it: `model(batch, want=("value",))` gives its values. Head "value" alone.
     trained: bool = False
     shares_policy: bool = False  # no model of its own, but a layer on the policy's hidden states
 

@@ -58,7 +58,8 @@ def path_problems(config: RunConfig, origins: dict[str, str]) -> list[tuple[str,
 
 
 def place_problems(place: str, origin: str) -> list[str]:
-    """A folder, file or hub id. What reads as a path and isn't there is at fault; a hub id is left to the hub."""
+    """Return what is wrong with a folder, file or hub id, as sentences: a path that doesn't exist. Hub ids aren't
+    checked."""
     if not place or "://" in place or any(letter in place for letter in "*?[") or Path(place).exists():
         return []
     is_path = place.startswith((".", "/", "~")) or place.count("/") > 1 or "\\" in place
@@ -112,7 +113,8 @@ def reward_problems(reference: str) -> list[str]:
 
 
 def function_problems(reference: str) -> list[str]:
-    """`file.py:function` or `package.module:function`. A file is parsed, not run; of a module its package is sought."""
+    """Return what is wrong with `file.py:function` or `package.module:function`, as sentences. A file is parsed, not
+    run; of a module only its package is looked for."""
     source, colon, function = reference.rpartition(":")
     if not colon or not source or not function.isidentifier():
         return [f"found {show(reference)}, expected file.py:function or package.module:function"]

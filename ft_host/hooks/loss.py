@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @hookspec(firstresult=True)
 def ft_models(config: RunConfig) -> dict[str, ModelSpec] | None:
-    """Return the models of the run by role: "policy", if it is not a language model, and auxiliary models ("reference").
+    """Return the models of the run by role: "policy", unless it is a language model, and auxiliary models.
 
     Implemented by the method, or not at all: then the run has a language model and no other. Runs before anything is
     loaded, so that a source that does not fit is refused by then. Since 0.2.

@@ -43,15 +43,15 @@ class Policy(nn.Module):
     it: what another model's are compared with. `divergence`: such a comparison; the dict then holds the scalar
     `divergence` with gradient, and the values of its function without (see `ft_host.models.tiled_divergence`).
 
-    `value` (N,), with gradient, is what a trained companion of head "value" says of the state before each target:
-    `companions` holds those that are trained beside the policy, inside it, so that one forward runs all.
+    `value` (N,), with gradient, is the prediction of a trained value model at the state before each target.
+    `companions` holds the models that are trained beside the policy, inside it, so that one forward runs all.
 
     `model` is the transformers (or peft) model itself; `notes` is what the plan must say about it. With a router loss
     on, `aux_loss` is the load-balancing loss of the last forward's tokens, unweighted: the host adds it, so that no
     method has to know of experts. With `counts_routing`, `routing` is how the last forward in training spread tokens
     over experts.
 
-    `layout_difference` and `layout_leak` are what `ft_host.models.probe.probe` has found, None where it wasn't asked.
+    `layout_difference` and `layout_leak` are the results of `ft_host.models.probe.probe`, None if it wasn't called.
     """
 
     def __init__(

@@ -71,8 +71,8 @@ class Head:
 
 @dataclass(frozen=True)
 class TiledDivergence:
-    """`hidden` (M, H') and `head` are the other model's, None where it isn't here. `units`: how many of our targets and
-    of its states each unit has, in order; None: one and one."""
+    """Another model to compare whole distributions with. `hidden` (M, H') and `head` are that model's, None if it isn't
+    held here. `units`: how many of our targets and of its states each unit has, in order; None: one and one."""
 
     hidden: torch.Tensor | None
     head: Head | None

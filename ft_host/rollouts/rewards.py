@@ -1,4 +1,4 @@
-"""What the completions of a rollout are worth, and the metrics of it."""
+"""The rewards of a rollout's completions, and their metrics."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Row = dict[str, Any]
 
 @dataclass(kw_only=True)
 class Rewards:
-    """What the completions of a rollout are worth: `values[completion][function]`, None where a function doesn't apply
-    or has failed. `metrics` and `extra` are for the method to hand on."""
+    """The rewards of a rollout's completions: `values[completion][function]`, None if a function doesn't apply or has
+    failed. The method passes `metrics` and `extra` on."""
 
     names: list[str]
     weights: list[float]
@@ -25,7 +25,7 @@ class Rewards:
     extra: dict[str, list[Any]]
 
     def totals(self) -> list[float | None]:
-        """The weighted sum of each completion's rewards; None where it has none at all."""
+        """Return the weighted sum of each completion's rewards; None for one without any."""
         return [
             (
                 None
@@ -36,8 +36,8 @@ class Rewards:
         ]
 
     def samples(self, rows: list[Row]) -> list[dict[str, Any]]:
-        """One sample a completion, for samples.jsonl: its prompt, text and rewards, and what reward functions logged of
-        it. `rows`: the prompts, as `RolloutRun.reward` was given them."""
+        """Return one sample for each completion, for samples.jsonl: its prompt, text and rewards, and what reward
+        functions logged. `rows`: the prompts, as passed to `RolloutRun.reward`."""
         generations = len(self.values) // max(len(rows), 1)
         return [
             {
@@ -52,10 +52,10 @@ class Rewards:
     def group_metrics(
         self, generations: int = 1, compared: Sequence[Sequence[float | None]] | None = None
     ) -> dict[str, Metric]:
-        """`reward` and `reward_std` of the weighted sums; of groups of `generations` completions, which follow each
-        other, `frac_reward_zero_std` too: the share of groups that have two rewards or more, all of them equal. (As in
-        TRL: the standard deviation of fewer than two isn't 0.) `compared`: the values of all completions that the
-        method compares, one list or several; not given: the weighted sums."""
+        """Return the metrics `reward` and `reward_std` of the weighted sums. For groups of `generations` completions,
+        which follow each other, also `frac_reward_zero_std`: the share of groups that have two rewards or more, all of
+        them equal. (As in TRL: the standard deviation of fewer than two isn't 0.) `compared`: the values of all
+        completions that the method compares, one list or several; not given: the weighted sums."""
         totals = self.totals()
         given = [value for value in totals if value is not None]
         found = {
@@ -69,9 +69,9 @@ class Rewards:
 
 
 def groups_differ(compared: Sequence[Sequence[float | None]], generations: int) -> list[bool | None]:
-    """Of each group of `generations` completions, which follow each other: True where the values of two of them differ
-    by more than round-off (1e-8), in any of the lists `compared`; False where all are equal; None where no list has two
-    values to compare. None is no value."""
+    """Return for each group of `generations` completions, which follow each other: True if the values of two of them
+    differ by more than round-off (1e-8), in any of the lists `compared`; False if all are equal; None if no list has
+    two values to compare. A value of None is none."""
     groups = range(0, len(compared[0]) if compared else 0, generations)
     return [differ([values[first : first + generations] for values in compared]) for first in groups]
 
@@ -83,7 +83,7 @@ def differ(group: list[Sequence[float | None]]) -> bool | None:
 
 
 def reward_metrics(name: str, values: list[float | None]) -> dict[str, Metric]:
-    """Mean and unbiased standard deviation over the completions that have a reward of this function."""
+    """Return mean and unbiased standard deviation over the completions that have a reward of this function."""
     given = [value for value in values if value is not None]
     if not given:
         return {}
@@ -95,7 +95,7 @@ def reward_metrics(name: str, values: list[float | None]) -> dict[str, Metric]:
 
 
 def variety_metrics(completions: list[Completion], texts: list[str], generations: int) -> dict[str, Metric]:
-    """How many of a prompt's completions, which follow each other, are different ones, and how many say nothing."""
+    """Return the share of different completions of a prompt, which follow each other, and the share of empty ones."""
     if not completions:
         return {}
     found = {"completions/empty_share": mean(sum(not text.strip() for text in texts), len(texts))}
@@ -107,7 +107,7 @@ def variety_metrics(completions: list[Completion], texts: list[str], generations
 
 
 def worth_metrics(totals: list[float | None], completions: list[Completion]) -> dict[str, Metric]:
-    """The least and the most that a completion earns, and whether longer ones earn more."""
+    """Return the lowest and the highest reward of a completion, and the correlation of reward and length."""
     pairs = [(size(each), value) for each, value in zip(completions, totals, strict=True) if value is not None]
     if not pairs:
         return {}
@@ -127,5 +127,5 @@ def worth_metrics(totals: list[float | None], completions: list[Completion]) -> 
 
 
 def size(completion: Completion) -> int:
-    """How many of its tokens were sampled."""
+    """Return the number of its sampled tokens."""
     return sum(completion.sampled) if completion.sampled else len(completion.token_ids)

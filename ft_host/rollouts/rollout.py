@@ -33,8 +33,8 @@ ENVIRONMENT = "environment"  # the name of the reward that an environment gives
 
 @dataclass(kw_only=True)
 class Rollout:
-    """Rows to train on, JSON-able, those of a `group` next to each other (see `ft_host.rollouts.rows`), and what
-    there is to say of them. `samples`: none, or one a row."""
+    """What `ft_rollout` returns. `rows`: dicts that JSON can hold, those of a `group` next to each other, as
+    `completion_row` makes them. `samples`: none, or one for each row, for samples.jsonl."""
 
     rows: list[Row]
     metrics: dict[str, Metric] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Rollout:
 
 
 class _Elsewhere(Exception):
-    """Another rank has raised an error of this class, and has told all of it."""
+    """Another rank has raised an error of this class, and all ranks know of it."""
 
     def __init__(self, kind: type[FtHostError], text: str):
         self.kind, self.text = kind, text
@@ -65,13 +65,13 @@ def rollout_sampling(
 
 
 def seed_of(*key: Any) -> int:
-    """A seed that depends on `key` alone."""
+    """Return a seed that depends on `key` alone."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest(), "big") >> 1
 
 
 @dataclass(kw_only=True)
 class RolloutRun:
-    """What `ft_rollout` sees of a run. No model: it may run elsewhere than the training."""
+    """What `ft_rollout` gets of a run. It holds no model, so that a rollout may run elsewhere than the training."""
 
     config: RolloutConfig
     tokenizer: PreTrainedTokenizerBase
@@ -93,9 +93,10 @@ class RolloutRun:
     def generate(
         self, rows: list[Row], generations: int = 1, role: str = "policy", stop_token_ids: list[int] | None = None
     ) -> list[Completion]:
-        """`generations` completions of each prompt by the policy, or by the companion of that `role`: those of rows[0]
-        first. `stop_token_ids` end them, rather than the tokenizer's EOS. With tools or an environment, whole
-        conversations. All ranks must call it at once; one may have no rows. Raises, on all ranks, what one raises."""
+        """Return `generations` completions of each prompt, those of rows[0] first; with tools or an environment, whole
+        conversations. `role`: the policy, or the auxiliary model that answers. `stop_token_ids` end completions in
+        place of the tokenizer's EOS. All ranks must call it at once; one may have no rows. Raises on all ranks what
+        one rank raises."""
         started = time.perf_counter()
         seed = seed_of(self.config.seed, "rollout", self.number, self.calls)
         sampling = rollout_sampling(self.config, seed, role, stop_token_ids)
@@ -118,8 +119,8 @@ class RolloutRun:
         return completions
 
     def reward(self, rows: list[Row], completions: list[Completion]) -> Rewards:
-        """What the rewards of the config say of completions, as `generate` gave them for `rows`. All ranks must call it
-        at once. Raises, on all ranks, FtHostError where too many failed in a row."""
+        """Return the rewards of completions, as `generate` returned them for `rows`. All ranks must call it at once.
+        Raises FtHostError on all ranks if too many completions in a row have failed."""
         started = time.perf_counter()
         texts = [self.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
         of = [row for row in rows for _ in range(len(completions) // len(rows))]
@@ -153,8 +154,8 @@ class RolloutRun:
         return rewards
 
     def watch(self, rows: list[Row], completions: list[Completion]) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
-        """What completions earn where nothing is learnt from it: metrics, and of each completion what samples.jsonl
-        shows. Nothing, where the config has no rewards. All ranks must call it at once."""
+        """Return rewards that nothing is learnt from: metrics, and for each completion what samples.jsonl shows. Both
+        are empty without rewards in the config. All ranks must call it at once."""
         if not self.config.reward:
             return {}, [{} for _ in completions]
         rewards = self.reward(rows, completions)
@@ -163,7 +164,7 @@ class RolloutRun:
         ]
 
     def _together(self, work: Callable[[], Any]) -> Any:
-        """What `work` gives; what it raises on one rank, on all, so that none is left waiting for the others."""
+        """Return what `work` returns. An error on one rank is raised on all, so that none waits for the others."""
         made, problem = None, None
         try:
             made = work()
@@ -180,8 +181,8 @@ class RolloutRun:
         return made
 
     def _more(self, wants: bool) -> bool:
-        """Whether any rank has something to generate. A rank that has failed since the last time is at its end of
-        `_together`, and tells what it raised in this exchange."""
+        """Whether any rank has something to generate. A rank that has failed since the last time is at the end of
+        `_together`, and passes its error on in this exchange."""
         told = self.gather(wants)
         for each in told:
             if isinstance(each, tuple):

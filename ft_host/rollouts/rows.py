@@ -22,7 +22,7 @@ __getattr__ = names_of(__name__, {name: f"ft_host.batch:{name}" for name in ("by
 
 
 def completion_row(row: Row, completion: Completion) -> Row:
-    """What there is to train on of one completion of a prompt's row. JSON-able, as checkpoints keep it."""
+    """Return the row to train on of a completion of a prompt's row. JSON can hold it, as checkpoints keep it."""
     prompt_ids = completion.prompt_ids or row["prompt_ids"]
     sampled = completion.sampled or [True] * len(completion.token_ids)
     return {
@@ -38,13 +38,13 @@ def completion_row(row: Row, completion: Completion) -> Row:
 
 
 def masked_row(row: Row) -> Row:
-    """The row without targets: it is in no loss and in no denominator."""
+    """Return the row without targets: it is in no loss and in no denominator."""
     return row | {"sampled": [False] * len(row["completion_ids"]), "sampling_logps": []}
 
 
 def completion_segments(rows: list[Row]) -> list[Segment]:
-    """Each prompt a root, its completions children of it: a prompt is computed once for the rows of its group that
-    follow each other. Row i of the batch is rows[i]."""
+    """Return segments: each prompt a root, its completions its children, so that a prompt is computed once for the rows
+    of its group that follow each other. Row i of the batch is rows[i]."""
     segments: list[Segment] = []
     parent, last = 0, None
     for index, row in enumerate(rows):
@@ -64,9 +64,10 @@ def num_targets(row: Row) -> int:
 
 
 def sampling_metrics(apart: torch.Tensor, count: float, furthest: torch.Tensor | None = None) -> dict[str, Metric]:
-    """How far the sampler's log-probs are from the trainer's, in nats: `sampling/sampling_logp_difference/mean` over
-    `count` targets, and `max`. `apart`: absolute differences of targets, (N,), 0 where another sampled; or their sums
-    by row, (R,), with the largest of each row as `furthest`. Nothing where `count` is 0."""
+    """Return the difference of the sampler's log-probs from the trainer's, in nats: the metrics
+    `sampling/sampling_logp_difference/mean` over `count` targets, and `max`. `apart`: absolute differences of targets,
+    (N,), 0 for tokens that something else sampled; or their sums by row, (R,), with the largest of each row as
+    `furthest`. Empty if `count` is 0."""
     if not count:
         return {}
     return {
@@ -76,8 +77,8 @@ def sampling_metrics(apart: torch.Tensor, count: float, furthest: torch.Tensor |
 
 
 def completion_metrics(completions: list[Completion]) -> dict[str, Metric]:
-    """Lengths in tokens that were sampled, of all and of those that came to an end, and the share that was cut
-    short."""
+    """Return metrics of lengths in sampled tokens, of all completions and of those that ended, and the share that was
+    cut short."""
     sizes = [sum(each.sampled) if each.sampled else len(each.token_ids) for each in completions]
     ended = [size for size, each in zip(sizes, completions, strict=True) if each.finish_reason != "length"]
     found: dict[str, Metric] = {}
