@@ -93,10 +93,10 @@ def test_help_is_light():
 
 # ---------------------------------------------------------------- preference rows
 
-# A method as packages are, in a file: what is shown goes by the columns of its rows and by its model's head.
+# A method as packages are, in a file: what is learnt is read off its batches.
 METHOD = """
 from ft_host import hookimpl
-from ft_host.batch import Batch
+from ft_host.batch import Batch, IGNORE, Segment, flat_batch
 from ft_host.config import RunConfig as Config
 from ft_host.data import fit_length, preference_row, tokenize_completions, unpaired_rows
 from ft_host.run import Drop, ModelSpec
@@ -122,14 +122,28 @@ def prepared(found, tokenizer, config):
     }}
 
 @hookimpl
-def ft_collate(rows, tokenizer, config) -> Batch: ...
+def ft_collate(rows, tokenizer, config) -> Batch:
+    segments, row = [], rows[0]
+    prompt = [Segment(input_ids=row["prompt_ids"], labels=[IGNORE] * len(row["prompt_ids"]), row=0)]
+    segments += prompt if row["prompt_ids"] else []
+    parent = 0 if segments else None
+    for number, name in enumerate(NAMES):
+        ids = row[name + "_ids"]
+        labels = [IGNORE] * len(ids) if {scored} else ids
+        segments.append(Segment(input_ids=ids, labels=labels, row=number, parent=parent))
+    return flat_batch(segments, num_rows=len(NAMES))
 
 @hookimpl
 def ft_loss(model, batch, run): ...
 """
-PAIR_METHOD = {"names": ("chosen", "rejected"), "models": {}, "rows": "[preference_row(row, tokenizer)]"}
-JUDGED_METHOD = {"names": ("completion",), "models": None, "rows": "unpaired_rows(row, tokenizer)"}
-SCORED_METHOD = PAIR_METHOD | {"models": '{"policy": ModelSpec(head="reward")}'}
+PAIR_METHOD = {
+    "names": ("chosen", "rejected"),
+    "models": {},
+    "rows": "[preference_row(row, tokenizer)]",
+    "scored": False,
+}
+JUDGED_METHOD = {"names": ("completion",), "models": None, "rows": "unpaired_rows(row, tokenizer)", "scored": False}
+SCORED_METHOD = PAIR_METHOD | {"models": '{"policy": ModelSpec(head="reward")}', "scored": True}
 
 
 @pytest.fixture
@@ -247,6 +261,30 @@ def test_without_a_prompt_the_first_token_is_predicted_from_nothing(shown):
     lines = said.splitlines()
     assert "(prompt 0, " in lines[0] and lines[1].startswith("chosen, ")
     assert lines[2].startswith("a«b|</s>»") and lines[2].endswith("c«d|</s>»")
+
+
+def test_columns_of_any_name_and_a_supervised_prompt(tmp_path, capsys, monkeypatch):
+    """ORPO's: the prompt is learnt from too, as a row of its own, and the columns are called otherwise."""
+    chat_tokenizer().save_pretrained(tmp_path / "m")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "100")
+    source = METHOD.format(**PAIR_METHOD)
+    source = source.replace('"prompt_ids"', '"p"').replace('name + "_ids"', "name[0]")
+    source = source.replace('[IGNORE] * len(row["p"]), row=0', 'row["p"], row=2').replace("len(NAMES))", "3)")
+    (tmp_path / "orpo_method.py").write_text(source)
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    given = {"model": tmp_path / "m", "dataset": tmp_path / "a.jsonl", "rows": "1"}
+    assert run([str(tmp_path / "orpo_method.py"), *(f"--{name}={value}" for name, value in given.items())]) == 0
+    sys.modules.pop("orpo_method")
+    registry.prepare_hook.cache_clear()
+    said = capsys.readouterr().out
+    prompt, chosen, rejected = size(ROWS[0]["prompt"]), size(ROWS[0]["chosen"] + "</s>"), size(" dog\nfox</s>")
+    lines = said.splitlines()
+    assert lines[0].endswith(f"(p {prompt}, c {chosen}, r {rejected})")
+    assert lines[1].replace("|", "") == "T«he quick»" or lines[1].startswith("The«"), "but for the first token"
+    assert lines[2].startswith(f"c, {chosen} tokens") and "«" in lines[3]
+    learnt = prompt - 1 + chosen + rejected
+    assert f"supervised  {learnt / (prompt + chosen + rejected):.1%} of the tokens" in said
 
 
 # ---------------------------------------------------------------- prompts

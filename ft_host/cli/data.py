@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ft_host import registry
-from ft_host.batch import IGNORE
+from ft_host.batch import IGNORE, Batch
 from ft_host.cli import pairs, train
 from ft_host.cli.paint import painted
-from ft_host.config import resolve
+from ft_host.cli.sides import Sides, is_tokens, sides_of
+from ft_host.config import RolloutConfig, resolve
 from ft_host.errors import UsageError
 
 if TYPE_CHECKING:
+    from pluggy import PluginManager
     from transformers import PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
@@ -80,28 +82,23 @@ class Counts:
     ends: Counter[int] = field(default_factory=Counter)  # the last supervised token of each row or completion
     compared: pairs.PairCounts = field(default_factory=pairs.PairCounts)
 
-    def add(self, row: Row, scored: bool) -> None:
+    def add(self, row: Row, found: Sides | None) -> None:
+        """`found`: what is learnt from the row; None of a prompt, which completions are sampled for."""
+        size = row["length"] if found is None else row.get("length", found.tokens)
         self.rows += 1
-        self.prompts += is_prompt(row)
-        self.tokens += row["length"]
-        self.lengths.append(row["length"])
+        self.prompts += found is None
+        self.tokens += size
+        self.lengths.append(size)
         self.truncated += row.get("truncated") is True
         self.compared.add(row)
-        for labels in label_lists(row, scored):
-            learned = [label for label in labels if label != IGNORE]
-            self.supervised += len(learned)
-            if learned:
-                self.ends[learned[-1]] += 1
-
-
-def label_lists(row: Row, scored: bool) -> list[list[int]]:
-    """The labels of a row, or of each of its completions."""
-    return [pairs.labels_of(row, name, scored) for name in pairs.names_of(row)] or [row.get("labels", [])]
+        if found is not None:
+            self.supervised += found.supervised
+            self.ends.update(found.last)
 
 
 def is_prompt(row: Row) -> bool:
-    """Whether a row is a prompt alone, as `prompt_row` makes it: nothing of it is supervised, and it is never cut."""
-    return {"prompt_ids", "prompt", "columns"} <= row.keys() and not pairs.names_of(row)
+    """Whether a row is a prompt alone, as `prompt_row` makes it."""
+    return {"prompt_ids", "prompt", "columns"} <= row.keys()
 
 
 def show(method: str, config: RunConfig, shown: int, counted: int, color: bool) -> None:
@@ -115,7 +112,13 @@ def show(method: str, config: RunConfig, shown: int, counted: int, color: bool) 
     hook = registry.prepare_hook(method, tuple(config.diagnostics))
     source = data.open_train(config)
     reader = reader_of(source, Layout.of(config, 0, 1))
-    scored = learns_a_score(method, config)
+    plugins = registry.session(registry.find("method", method), None)
+    scored = learns_a_score(plugins, config)
+    rollouts = isinstance(config, RolloutConfig)
+
+    def collate(row: Row) -> Batch:
+        return plugins.hook.ft_collate(rows=[row], tokenizer=tokenizer, config=config)
+
     counts = Counts()
     for position in range(max(counted, shown)):
         found = reader.get(0, position) if reader.has(0, position) else None
@@ -130,42 +133,43 @@ def show(method: str, config: RunConfig, shown: int, counted: int, color: bool) 
                 print(f"{where}: dropped: {result}\n")
             continue
         for row in result:
-            counts.add(row, scored)
+            sides = None if rollouts else sides_of(row, collate, scored)
+            counts.add(row, sides)
             if position < shown:
-                print(headline(where, row, scored))
-                print(body(row, tokenizer, color, scored) + "\n")
+                print(headline(where, row, sides, scored))
+                print(body(row, sides, tokenizer, color) + "\n")
     print(summary(counts, source.num_rows, tokenizer, config, scored))
 
 
-def learns_a_score(method: str, config: RunConfig) -> bool:
+def learns_a_score(plugins: PluginManager, config: RunConfig) -> bool:
     """Whether the method's model gives a row a score, so that no token of it is predicted."""
-    models = registry.session(registry.find("method", method), None).hook.ft_models(config=config) or {}
+    models = plugins.hook.ft_models(config=config) or {}
     return "policy" in models and models["policy"].head == "reward"
 
 
 # ---------------------------------------------------------------- texts
 
 
-def headline(where: str, row: Row, scored: bool) -> str:
-    if pairs.names_of(row):
-        return f"{where}: {pairs.headline(row, scored)}"
-    said = f"{where}: {pairs.plural(row['length'])}"
-    if "labels" in row:
-        said += f", {sum(label != IGNORE for label in row['labels'])} supervised"
+def headline(where: str, row: Row, found: Sides | None, scored: bool) -> str:
+    if found is not None and not found.whole and found.sides:
+        return f"{where}: {pairs.headline(row, found, scored)}"
+    said = f"{where}: {pairs.plural(row['length'] if found is None else row.get('length', found.tokens))}"
+    if found is not None:
+        said += f", {found.supervised} supervised"
     return said + (", cut at max_length" if row.get("truncated") is True else "")
 
 
-def body(row: Row, tokenizer: PreTrainedTokenizerBase, color: bool, scored: bool) -> str:
-    """The tokens of a row. Of a method whose rows are made differently: its columns of tokens, one by one."""
-    if pairs.names_of(row):
-        return pairs.body(row, tokenizer, color, scored)
+def body(row: Row, found: Sides | None, tokenizer: PreTrainedTokenizerBase, color: bool) -> str:
+    """The tokens of a row, those green that are learnt from. Of a row that gives no text: its columns, one by one."""
+    if found is not None and found.whole:
+        return painted(found.sides[0].ids, found.sides[0].labels, tokenizer, color)
+    if found is not None and found.sides:
+        return pairs.body(row, found, tokenizer, color)
     if is_prompt(row):
         return prompt_body(row, tokenizer, color)
-    if "input_ids" in row:
-        return painted(row["input_ids"], row.get("labels", row["input_ids"]), tokenizer, color)
     lines = []
     for name, value in row.items():
-        if isinstance(value, list) and value and isinstance(value[0], int):
+        if is_tokens(value):
             lines.append(f"{name}: " + painted(value, [IGNORE] * len(value), tokenizer, color))
         else:
             lines.append(f"{name}: {str(value)[:80]}")

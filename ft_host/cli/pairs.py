@@ -1,6 +1,7 @@
-"""Rows of preference methods in `ft-host data`: two completions side by side, one with its label, and their counts.
+"""Rows of several texts in `ft-host data`: two side by side, or one with its label, and the counts of pairs and labels.
 
-What is shown goes by the columns of a row: `chosen_ids` and `rejected_ids`, or `completion_ids` and `label`.
+What is learnt is read off the batch (`sides`). Counts are of rows with `chosen_ids` and `rejected_ids`, or
+`completion_ids` and `label`, as the host's functions for such data make them.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ft_host.batch import IGNORE
 from ft_host.cli.paint import GREY, in_color, painted, parts, side_by_side
+from ft_host.cli.sides import Side, Sides
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,18 +30,11 @@ def names_of(row: Row) -> tuple[str, ...]:
     return ("completion",) if {"prompt_ids", "completion_ids", "label"} <= row.keys() else ()
 
 
-def labels_of(row: Row, name: str, scored: bool) -> list[int]:
-    """The labels of a completion: all its tokens, or the last one where a score is read there. The first token of a
-    text without a prompt is predicted from nothing."""
-    ids = row[f"{name}_ids"]
-    first = len(ids) - 1 if scored else 0 if row["prompt_ids"] else 1
-    return [IGNORE] * min(first, len(ids)) + ids[first:]
-
-
-def headline(row: Row, scored: bool) -> str:
+def headline(row: Row, found: Sides, scored: bool) -> str:
     """How many tokens a row has, and what was done to it."""
-    sizes = ", ".join(f"{name} {len(row[f'{name}_ids'])}" for name in ("prompt", *names_of(row)))
-    said = f"{row['length']} tokens ({sizes})"
+    parts = [found.shared or Side(name="prompt", ids=[], labels=[]), *found.sides]
+    sizes = ", ".join(f"{part.name} {len(part.ids)}" for part in parts)
+    said = f"{row.get('length', found.tokens)} tokens ({sizes})"
     if "label" in row:
         said += f", label {str(row['label']).lower()}"
     if "margin" in row:
@@ -54,22 +48,19 @@ def headline(row: Row, scored: bool) -> str:
     return said
 
 
-def body(row: Row, tokenizer: PreTrainedTokenizerBase, color: bool, scored: bool) -> str:
-    """The prompt, and under it the completions: two side by side where the terminal is wide enough."""
-    lines = []
-    if row["prompt_ids"]:
-        lines.append(painted(row["prompt_ids"], [IGNORE] * len(row["prompt_ids"]), tokenizer, color))
+def body(row: Row, found: Sides, tokenizer: PreTrainedTokenizerBase, color: bool) -> str:
+    """What texts share, and under it the texts: two side by side where the terminal is wide enough."""
+    lines = [] if found.shared is None else [painted(found.shared.ids, found.shared.labels, tokenizer, color)]
     shown = []
-    for name in names_of(row):
-        ids = row[f"{name}_ids"]
-        found = parts(ids, labels_of(row, name, scored), tokenizer, color)
+    for side in found.sides:
         verdict = f", label {str(row['label']).lower()}" if "label" in row else ""
-        shown.append([(f"{name}{verdict}, {plural(len(ids))}\n", GREY[1] if color else None), *found])
+        heading = f"{side.name}{verdict}, {plural(len(side.ids))}\n"
+        shown.append([(heading, GREY[1] if color else None), *parts(side.ids, side.labels, tokenizer, color)])
     width = shutil.get_terminal_size().columns
     if len(shown) == 2 and width >= NARROW:
         lines.append(side_by_side(*shown, width))
     else:
-        lines += ["".join(in_color(*part) for part in found) for found in shown]
+        lines += ["".join(in_color(*part) for part in each) for each in shown]
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ class Text:
     ids: list[int]
     supervised: list[bool]  # whether a target is at each token
     before: int
+    places: list[int]  # of each token in the batch
 
     @property
     def own(self) -> list[bool]:
@@ -32,9 +33,14 @@ def texts_of(batch: Batch) -> list[Text]:
     start, found = 0, []
     for size, parent in zip(batch.lengths, batch.parents, strict=True):
         end = start + size
-        above = found[parent] if parent >= 0 else Text(ids=[], supervised=[], before=0)
+        above = found[parent] if parent >= 0 else Text(ids=[], supervised=[], before=0, places=[])
         found.append(
-            Text(ids=above.ids + ids[start:end], supervised=above.supervised + marked[start:end], before=len(above.ids))
+            Text(
+                ids=above.ids + ids[start:end],
+                supervised=above.supervised + marked[start:end],
+                before=len(above.ids),
+                places=above.places + list(range(start, end)),
+            )
         )
         start = end
     inner = set(batch.parents)
