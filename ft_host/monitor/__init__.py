@@ -1,1 +1,1 @@
-"""What is measured of a run beside its training: data, rewards, gradients, memory, silence; and the rules at work."""
+"""Measures data, rewards, gradients, memory and stalls beside the training, and runs the rules."""

@@ -1,8 +1,8 @@
-"""What can be known of the data before a model is loaded, as facts: from a sample of its rows, spread over all of it.
+"""Facts about the data, measured before a model is loaded, from a sample of its rows, spread over all of it.
 
 Rows go through the method's own `ft_prepare` and `ft_collate`, so that every method is measured in the same way: a leaf
-of a batch's forest is a text that is trained on, its targets are what is supervised. Lengths are those before
-`max_length` cuts. Methods with rollouts have prompts only; their rewards are tried by `check_rewards`.
+of a batch's forest is a text that is trained on, and its targets are supervised. Lengths are those before `max_length`
+cuts. Methods with rollouts have prompts only; `check_rewards` tries their rewards.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ ENDS = (
 
 @dataclass
 class _Seen:
-    """Of the sample."""
+    """Measurements of the sample."""
 
     raw: int = 0
     dropped: int = 0
@@ -87,9 +87,9 @@ def data_facts(
     tokenizer: PreTrainedTokenizerBase,
     config: RunConfig,
 ) -> dict[str, Any]:
-    """Facts by name. `uncut` is `prepare` without `max_length`; `held_out` the evaluation data, or None.
+    """Return facts by name. `uncut` is `prepare` without `max_length`; `held_out` the evaluation data, or None.
 
-    A row that can't be read or used at all ends the sample: it is refused, with its place, when its turn comes.
+    A row that can't be read or used ends the sample: it is refused, with its place, when its turn comes.
     """
     seen, end = _Seen(), time.monotonic() + SECONDS
     ends = end_tokens(tokenizer, config)
@@ -107,7 +107,7 @@ def data_facts(
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> set[int]:
-    """The tokens that generation ends at: EOS, what the model's generation config says, and what ends a turn."""
+    """Return the tokens that end generation: EOS, those of the model's generation config, and the end of a turn."""
     vocabulary = tokenizer.get_vocab()
     found = {tokenizer.eos_token_id, *(vocabulary.get(name) for name in ENDS)}
     path = Path(config.model) / "generation_config.json"
@@ -179,7 +179,7 @@ def _as_list(result: Any) -> list[Row]:
 
 
 def _lengths(rows: list[Row], collate: Any, tokenizer: Any, config: RunConfig) -> list[int]:
-    """Of the longest text of each prepared row."""
+    """Return the length of the longest text of each prepared row."""
     if isinstance(config, RolloutConfig):
         return [row["length"] for row in rows]
     batches = [collate(rows=[row], tokenizer=tokenizer, config=config) for row in rows]
@@ -187,8 +187,8 @@ def _lengths(rows: list[Row], collate: Any, tokenizer: Any, config: RunConfig) -
 
 
 def _ends(texts: list[Text], ends: set[int]) -> list[bool]:
-    """Of each text of its own targets: whether an end token is among the last ones. Templates put a line break after
-    it. What texts share is no text that ends: a prompt may be supervised too."""
+    """Return for each text with targets of its own whether an end token is among the last ones: templates put a line
+    break after it. Tokens that texts share aren't the end of a text; a prompt may be supervised too."""
     last = [[ids for ids, at in zip(text.ids, text.supervised, strict=True) if at][-3:] for text in texts]
     return [bool(ends.intersection(found)) for found, text in zip(last, texts, strict=True) if any(text.own)]
 
@@ -201,8 +201,8 @@ def _unknown(ids: Any, tokenizer: Any) -> int:
 
 
 def _hold_prompt(raw: Row, text: list[int], seen: _Seen, tokenizer: Any, config: RunConfig) -> None:
-    """Whether the row begins with what generation would begin with. The last token of a prompt that is plain text may
-    be another one: it may merge with what comes after it."""
+    """Return whether the row begins as generation would. The last token of a plain-text prompt may differ: it may merge
+    with what comes after it."""
     try:
         ids, prompt = prompt_of(raw, tokenizer, config)
     except RowError:
@@ -253,7 +253,7 @@ def _facts(seen: _Seen, rows: int | None, tokenizer: Any, config: RunConfig) -> 
 
 
 def padding_share(lengths: list[int], config: RunConfig) -> float:
-    """What rectangles of so many random rows would hold of padding."""
+    """Return the share of padding that rectangles of so many random rows would have."""
     size = config.per_device_train_batch_size
     lengths = list(lengths)
     if config.train_sampling_strategy == "group_by_length":

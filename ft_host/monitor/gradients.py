@@ -1,6 +1,6 @@
-"""What the host measures of gradients and updates, cheaply: for the run's diagnostics.
+"""Measures gradients and updates, cheaply, for the run's diagnostics.
 
-Weights may be sharded: each rank measures what it holds, and the ranks put it together.
+Weights may be sharded: each rank measures its part, and the parts are combined.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PATIENCE = 5  # steps with a gradient in which one of a run with rollouts may st
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of it."""
+    """Return the part of it that this rank holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -31,7 +31,8 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _sample(run: Run) -> list[torch.Tensor]:
-    """Some of the trained weights, as views where that can be: matrices, since vectors are few and move otherwise."""
+    """Return some of the trained weights, as views if possible: matrices, since vectors are few and change in other
+    ways."""
     trained = [p for p in run.policy.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.dim() > 1] or trained
     chosen = matrices[:: math.ceil(len(matrices) / TENSORS)]
@@ -40,13 +41,13 @@ def _sample(run: Run) -> list[torch.Tensor]:
 
 
 def snapshot_weights(run: Run) -> list[torch.Tensor] | None:
-    """A copy of what `update_ratio` looks at, before every tenth update; None before the others."""
+    """Return a copy of the weights that `update_ratio` compares, before every tenth update; None before the others."""
     return [weights.clone() for weights in _sample(run)] if (run.step + 1) % EVERY == 0 else None
 
 
 def update_ratio(run: Run, before: list[torch.Tensor]) -> float | None:
-    """The norm of the update over that of the weights before it, of the same sample. With LoRA it is of the adapter's
-    weights. All ranks must call it. None where the weights are all 0."""
+    """Return the norm of the update divided by that of the weights before it, of the same sample; with LoRA, of the
+    adapter's weights. All ranks must call it. None if the weights are all 0."""
     changed = torch.zeros((), dtype=torch.float64, device=run.device)
     size = torch.zeros_like(changed)
     for old, new in zip(before, _sample(run), strict=True):
@@ -62,13 +63,15 @@ def update_ratio(run: Run, before: list[torch.Tensor]) -> float | None:
 
 
 def family(name: str) -> str:
-    """Parameters that are judged together, one reached being enough: the two matrices of an adapter, of which one is 0
-    at first so that the other has no gradient, and the experts of a layer, some of which may have no token."""
+    """Return the name under which parameters are judged together; a gradient in one of them is enough. These are the
+    two matrices of an adapter, one of which is 0 at first so that the other has no gradient, and the experts of a
+    layer, some of which may have no token."""
     return re.sub(r"\.experts\.\d+\.", ".experts.*.", re.sub(r"lora_(embedding_)?[AB]\b", "lora", name))
 
 
 class GradientCoverage:
-    """Which trained parameters have had a gradient yet. Asked after the backward pass, until it has told."""
+    """Which trained parameters have had a gradient. It is updated after the backward pass, until it has recorded its
+    facts."""
 
     def __init__(self, run: Run):
         self.left = {name for name, parameter in run.policy.named_parameters() if parameter.requires_grad}
@@ -79,7 +82,7 @@ class GradientCoverage:
         self.told = not self.left
 
     def update(self, run: Run, norm: float) -> None:
-        """All ranks must call it. A step without any gradient says nothing: no completion was better than another."""
+        """All ranks must call it. A step without any gradient doesn't count: no completion was better than another."""
         if self.told or norm == 0:
             return
         parameters = dict(run.policy.named_parameters())
@@ -104,8 +107,8 @@ class GradientCoverage:
 
 
 def reference_of(run: Run) -> str | None:
-    """What the policy is compared with: the model in the role "reference", or one that is the policy as the run found
-    it, whatever its role. None where there is none."""
+    """Return the model that the policy is compared with: the one in the role "reference", or one that is the policy as
+    it was before training, whatever its role. None without a reference."""
     named = run.models.get("reference")
     if named is not None and named.spec.source is not None:
         return named.spec.source
@@ -115,8 +118,8 @@ def reference_of(run: Run) -> str | None:
 
 
 def model_facts(run: Run) -> dict[str, Any]:
-    """How many weights are trained and their share of all, what the policy is compared with, what was found when the
-    layout of batches was chosen, and how many experts there are."""
+    """Return facts about the model: trained weights and their share, the reference, the result of the layout probe, and
+    the number of experts."""
     sizes = [(p.numel(), p.requires_grad) for p in run.policy.parameters()]
     trained = sum(size for size, requires_grad in sizes if requires_grad)
     facts = {"probe/trainable": trained, "probe/trainable_share": trained / sum(size for size, _ in sizes)}

@@ -1,4 +1,4 @@
-"""What a run is expected to take of memory, by part: read off its models before the first step."""
+"""The memory that a run is expected to take, by part, from its models, before the first step."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def memory_parts(run: Run, facts: Mapping[str, Any], held_out: int) -> dict[str, float]:
-    """Megabytes of one process by part, once its models are loaded. `facts`: lengths of the data. `held_out`: rows
-    whose prompts are completed in an evaluation. On a CPU what the process takes now beside its models is a part too.
-    """
+    """Return megabytes of one process by part, once its models are loaded. `facts`: lengths of the data. `held_out`:
+    rows whose prompts are completed in an evaluation. On a CPU the memory of the process beside its models is a part
+    too."""
     config, policy = run.config, run.policy
     shape = sizes_of(policy.config.get_text_config())
     parameters = list(policy.parameters())
@@ -63,7 +63,7 @@ def memory_parts(run: Run, facts: Mapping[str, Any], held_out: int) -> dict[str,
 
 
 def size_of(parameters: Iterable[torch.Tensor]) -> int:
-    """Bytes that this process holds of them."""
+    """Return the bytes of them that this process holds."""
     return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in parameters)
 
 
@@ -72,8 +72,8 @@ def whole_size(parameter: torch.Tensor) -> int:
 
 
 def generation_bytes(run: Run, facts: Mapping[str, Any], shape: Any, held_out: int, width: int) -> int:
-    """Keys and values of what the built-in backend completes at once, and the logits of one token of each. Another
-    backend has memory of its own."""
+    """Return the bytes of keys and values that the built-in backend holds at once, and of the logits of one token for
+    each completion. Another backend has memory of its own."""
     config = run.config
     jobs = held_out
     if run.rollouts is not None and run.rollouts.generations:
@@ -89,5 +89,5 @@ def generation_bytes(run: Run, facts: Mapping[str, Any], shape: Any, held_out: i
 
 
 def free_mb(device: torch.device) -> float:
-    """What is left of the device, or of the machine."""
+    """Return the free megabytes of the device, or of the machine."""
     return free_memory(device) / MB

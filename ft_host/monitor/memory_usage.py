@@ -1,5 +1,5 @@
-"""What a step uses beside the maths: memory, and time that isn't training. For the run's diagnostics; cheap enough for
-every step (a few microseconds on a CPU)."""
+"""Measures the memory of a step, and disk space, for the run's diagnostics. It is cheap enough for every step (a few
+microseconds on a CPU)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MB = 2**20
 
 
 def resident_mb() -> float:
-    """What the process holds now."""
+    """Return the resident memory of the process."""
     return psutil.Process().memory_info().rss / MB
 
 
@@ -33,10 +33,9 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def memory_metrics(run: Run) -> dict[str, Metric]:
-    """Of the rank that has most. `perf/memory_mb`: the process's resident memory now. On a GPU what tensors take now,
-    what torch has taken of the device at most, its share of the device, and how often torch had to give memory back to
-    go on.
-    """
+    """Return metrics of memory, each of the rank that has most. `perf/memory_mb`: resident memory of the process. On a
+    GPU: allocated memory, the most that torch has reserved so far, its share of the device, and how often torch had to
+    free cached memory to go on."""
     found = {"perf/memory_mb": maximum(resident_mb())}
     if run.device.type == "cuda":
         reserved = torch.cuda.max_memory_reserved(run.device)
@@ -51,8 +50,8 @@ def memory_metrics(run: Run) -> dict[str, Metric]:
 
 
 def disk_facts(run: Run) -> dict[str, float]:
-    """Room for checkpoints: free megabytes where the run writes, and what a checkpoint takes about: the trained
-    weights, and of AdamW two values for each."""
+    """Return facts about disk space: free megabytes where the run writes, and the approximate size of a checkpoint: the
+    trained weights, and two values of AdamW for each."""
     trained = [p for p in run.policy.parameters() if p.requires_grad]
     held = trained if run.config.use_peft else list(run.policy.parameters())
     weights = sum(p.numel() * p.element_size() for p in held)

@@ -1,8 +1,8 @@
-"""Rewards on answers that are known to be right, and on rubbish, before a model is loaded: a reward that fails, or that
-can't tell the two apart, would be found out only after rollouts that taught nothing.
+"""Calls rewards with right answers and with rubbish before a model is loaded. A reward that fails, or that can't tell
+the two apart, would otherwise be noticed only after rollouts that taught nothing.
 
-It runs in processes of its own, which end with it, so that nothing that a function keeps reaches the training. Reward
-models are left out: they would have to be loaded. A function that is slow is let be.
+It runs in processes of its own, which end with it, so that no state of a function reaches the training. Reward models
+are left out, since they would have to be loaded. Slow functions are skipped.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ ANSWERS = ("answer", "ground_truth", "target", "label")  # what it should come t
 
 
 def check_rewards(config: RolloutConfig, source: Any, prepare: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    """Facts about each reward: the share of completions that it fails for, and by how much rewards of one prompt
-    differ. None where rows don't say what would be right."""
+    """Return facts about each reward: the share of completions for which it fails, and by how much rewards of one
+    prompt differ. None if the rows have no right answer."""
     specs = [spec for spec in config.reward if not Path(spec).is_dir()]
     tried = trials(source, prepare) if specs else []
     if not tried:
@@ -43,7 +43,7 @@ def check_rewards(config: RolloutConfig, source: Any, prepare: Callable[[dict[st
 
 
 def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
-    """Completions of a few prompts: right ones, in the forms that rewards of the field look for, and wrong ones."""
+    """Return completions of a few prompts: right ones, in the forms that common rewards look for, and wrong ones."""
     found: list[dict[str, Any]] = []
     for number, raw in enumerate(sample_of(source, ROWS)):
         result = prepare(raw)

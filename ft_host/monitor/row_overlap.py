@@ -1,5 +1,4 @@
-"""Raw rows against raw rows, before a model is loaded: those that are there twice, and those of the evaluation that are
-trained on."""
+"""Compares raw rows with each other before a model is loaded: duplicates, and evaluation rows that are trained on."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ PROMPTS = ("prompt", "question", "instruction", "query")
 
 
 def sample_of(source: Any, count: int) -> Iterator[Row]:
-    """Up to `count` raw rows, at even distances; of a stream its first ones."""
+    """Return up to `count` raw rows, evenly spaced; of a stream, the first ones."""
     if not isinstance(source, (Source, Mixture)):
         return readable(row for _, row in itertools.islice(source.stream(), count))
     size = source.num_rows
@@ -57,7 +56,7 @@ def sample_of(source: Any, count: int) -> Iterator[Row]:
 
 
 def readable(rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows up to one that can't be read."""
+    """Yield the rows up to one that can't be read."""
     try:
         yield from rows
     except DataError:
@@ -65,7 +64,7 @@ def readable(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def compare(source: Any, held_out: Any) -> dict[str, Any]:
-    """Rows that are there twice, and rows for evaluation that are trained on; whitespace and case apart."""
+    """Return facts about duplicate rows, and evaluation rows that are trained on, ignoring whitespace and case."""
     end = time.monotonic() + SECONDS
     whole: dict[int, int] = {}
     prompts: set[int] = set()
@@ -96,13 +95,13 @@ def compare(source: Any, held_out: Any) -> dict[str, Any]:
 
 
 def name_of(row: Row) -> int:
-    """A hash of what the row says."""
+    """Return a hash of the row's content."""
     columns = [name for name in CONTENT if row.get(name) is not None]
     return _hash([row[name] for name in columns] if columns else sorted((name, str(row[name])) for name in row))
 
 
 def prompt_name(row: Row) -> set[int]:
-    """A hash of what the row asks; empty where that is no column."""
+    """Return a hash of the row's prompt; empty if it has no such column."""
     column = next((name for name in PROMPTS if row.get(name) is not None), None)
     return set() if column is None else {_hash([row[column], row.get("input") if column == "instruction" else None])}
 

@@ -1,4 +1,5 @@
-"""Notices that a run stands still: no step for long. A thread, since the one that trains can't say that it hangs."""
+"""Notices that a run hangs: no step for a long time. It is a thread, since the training thread can't report its own
+hang."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ LOOK = 5.0  # seconds between two looks
 
 
 class StallDetector:
-    """Of the main process. A sink of the run's metrics; `aside` is for what takes longer than a step."""
+    """A sink of the run's metrics, on the main process. `relax` is for work that takes longer than a step."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -40,7 +41,7 @@ class StallDetector:
         self.last, self.told = time.monotonic(), False
 
     def relax(self, begins: bool) -> None:
-        """An evaluation or a checkpoint begins, or has ended."""
+        """Called when an evaluation or a checkpoint begins, and when it ends."""
         self.factor, self.last = ASIDE if begins else 1, time.monotonic()
 
     @property
@@ -60,7 +61,7 @@ class StallDetector:
                 self._tell(silent)
 
     def _tell(self, silent: float) -> None:
-        """What all threads are doing goes to stacks.txt of the run, before anything else can go wrong."""
+        """Write the stacks of all threads to stacks.txt of the run, before anything else can go wrong."""
         with (self.run.folder.path / "stacks.txt").open("a", encoding="utf-8") as file:
             file.write(f"no step for {silent:.0f} seconds after step {self.run.step}\n")
             file.flush()

@@ -1,4 +1,4 @@
-"""The engine in a run: tells what it finds as it finds it, and says when the run is to stop for it."""
+"""The rule engine in a run: it reports findings as they are made, and says when the run must stop for one."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 
 def is_main() -> bool:
-    """Whether this is the main process, also before accelerate has been asked."""
+    """Return whether this is the main process, also before accelerate is set up."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class Monitor:
-    """Of one run, on its main process; on the others it is deaf. A sink of the run's metrics (`ft_log`)."""
+    """The diagnostics of one run, on its main process; on other processes it does nothing. A sink of the run's metrics
+    (`ft_log`)."""
 
     def __init__(self, plugins: PluginManager, infos: list[PluginInfo], config: RunConfig):
         owned = all_rules(plugins, infos)
@@ -53,7 +54,7 @@ class Monitor:
     # -- from the host
 
     def record_facts(self, facts: dict[str, Any]) -> None:
-        """Facts of the run, kept in run.json."""
+        """Record facts of the run, which run.json keeps."""
         if not self.main:
             return
         with self.lock:  # the thread that looks for stalls tells facts too
@@ -95,14 +96,14 @@ class Monitor:
             self._tell(self.engine.add_metrics(entry))
 
     def flush(self, folder: RunFolder) -> None:
-        """The run has ended before it began: write what was found to its folder."""
+        """The run has failed before it began: write its findings to its folder."""
         for finding in self.unwritten:
             folder.append("findings.jsonl", finding.as_dict(self.as_dict))
         folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
 
     def finish(self, whole: bool = True) -> list[dict[str, Any]]:
-        """The rules about the whole run, unless it was stopped, then every finding as it ended, as in
-        findings.jsonl."""
+        """Ask the rules about the whole run, unless it was stopped, and write every finding as it ended; return them as
+        in findings.jsonl."""
         if not self.main:
             return []
         before = set(self.engine.findings)
@@ -121,7 +122,7 @@ class Monitor:
     # -- whether to go on
 
     def check(self) -> None:
-        """Raise StoppedByFinding where `stop_on` asks for it."""
+        """Raise StoppedByFinding if `stop_on` asks for it."""
         if self.reason is not None:
             raise StoppedByFinding(
                 f"stopped at step {self.engine.view.step} for {self.reason.fingerprint}, as stop_on asked: "
@@ -129,7 +130,7 @@ class Monitor:
             )
 
     def stops(self) -> str | None:
-        """What `check` would raise, for the ranks to agree on."""
+        """Return what `check` would raise, for the ranks to agree on."""
         try:
             self.check()
         except StoppedByFinding as stopped:
@@ -137,7 +138,7 @@ class Monitor:
         return None
 
     def fails(self) -> bool:
-        """Whether there is a finding that `fail_on` is about."""
+        """Return whether an open finding is one of those that `fail_on` covers."""
         limit = self.config.fail_on
         return limit is not None and any(
             each.state == "open" and at_least(each.severity, limit) for each in self.engine.findings.values()
