@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ft_host import registry
 from ft_host.diagnostics.collect import HOST, rules_of
-from ft_host.diagnostics.pages import STAGES, page
+from ft_host.diagnostics.pages import STAGES, family_page, page
 from ft_host.diagnostics.rule import Rule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,8 @@ HEAD = """\
 <!-- Written by docs/generate_rules.py from the rules themselves; change them there. -->
 
 What a run can recognise by itself: {count} rules of the host and of the packages in this repository. `ft-host rules`
-lists those that are installed, with other packages' too, `ft-host explain CODE` prints a page.
+lists those that are installed, with other packages' too, `ft-host explain CODE` prints a page. Rules that several
+methods have, each under a code of its own, share a page.
 [diagnostics.md](../diagnostics.md) says how they are asked and what is done about what they find;
 [metrics.md](../metrics.md) what the names are that they read.
 """
@@ -68,7 +69,12 @@ def generate() -> dict[str, str]:
     """The text of each file of docs/rules/, by its name."""
     rules = owned()
     every = [rule for rule, _ in rules]
-    pages = {f"{rule.code}.md": page(rule, distribution, every) for rule, distribution in rules}
+    pages = {f"{rule.code}.md": page(rule, distribution, every) for rule, distribution in rules if not rule.family}
+    shared: dict[str, list[tuple[Rule, str]]] = {}
+    for rule, distribution in rules:
+        if rule.family:
+            shared.setdefault(f"{rule.family}.md", []).append((rule, distribution))
+    pages |= {name: family_page(of, every) for name, of in shared.items()}
     return pages | {"README.md": index(rules)}
 
 
@@ -89,7 +95,7 @@ def table(heading: str, rules: list[Rule]) -> str:
     lines = [heading, "", "| rule | what is the matter | severity | asked |", "| --- | --- | --- | --- |"]
     for rule in sorted(rules, key=lambda each: each.code):
         severity = rule.severity + (", error where it is grave" if rule.severe is not None else "")
-        lines.append(f"| [{rule.code}]({rule.code}.md) | {rule.title} | {severity} | {STAGES[rule.stage]} |")
+        lines.append(f"| [{rule.code}]({Path(rule.page).name}) | {rule.title} | {severity} | {STAGES[rule.stage]} |")
     return "\n".join(lines) + "\n"
 
 

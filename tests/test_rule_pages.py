@@ -34,6 +34,24 @@ def test_each_rule_has_its_page_and_the_pages_are_current(rules):
     assert not differing, f"run: python docs/generate_rules.py; missing, stale or of no rule: {', '.join(differing)}"
 
 
+def test_rules_of_a_family_share_a_page_that_names_each_and_explain_prints_the_whole(rules, capsys):
+    from ft_host.cli import main
+
+    texts = rules.generate()
+    by_page: dict[str, list[str]] = {}
+    for rule, _ in rules.owned():
+        assert Path(rule.page).name in texts, rule.code
+        by_page.setdefault(Path(rule.page).name, []).append(rule.code)
+    assert {"GRPO003", "PPO103", "RLOO003", "SDPO103"} == set(by_page["rollouts-03.md"])
+    text = texts["rollouts-03.md"]
+    assert text.startswith("# Reward doesn't rise\n") and text.count("## Why") == 1
+    assert "| PPO103 | ft-ppo | metrics `objective/scores`, `completions/reward_max` |" in text
+    assert "RLOO003.md" not in texts and "GRPO003.md" not in texts
+    assert main(["explain", "RLOO003"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("RLOO003: Reward doesn't rise\n") and "WHAT MUTES IT\nNUM001, RLOO001" in said
+
+
 def test_what_a_rule_mutes_is_of_a_family_that_is_there(rules):
     every = rules.owned()
     families = {rule.code.rstrip("0123456789") for rule, _ in every}

@@ -223,6 +223,7 @@ class Engine:
             remedies=usable(rule.remedies(view), self.config),
             evidence=self._evidence(watched),
             cause=watched.cause,
+            page=rule.page,
             plugin=watched.plugin,
             step=view.step,
             opened=view.step,

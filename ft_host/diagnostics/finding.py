@@ -36,6 +36,7 @@ class Finding:
     window: int = 1  # answers that were looked at
     share: float = 1.0  # of them that were bad
     muted_by: str | None = None
+    page: str = ""  # of the rule; empty: it has its own, by its code
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # field: (from, to) of the patches
 
     @property
@@ -83,7 +84,7 @@ class Finding:
             "muted_by": self.muted_by,
             "plugin": self.plugin,
             "fingerprint": self.fingerprint,
-            "page": f"docs/rules/{self.code}.md",
+            "page": self.page or f"docs/rules/{self.code}.md",
         }
 
 

@@ -17,24 +17,66 @@ STAGES = {
 
 def page(rule: Rule, plugin: str, others: list[Rule]) -> str:
     """In Markdown. `others`: all rules, of which some may mute this one."""
-    asked = "" if rule.severe is None else ", error where it is grave"
     muting = [each.code for each in others if follows(rule, each)]
-    facts = [f"`{name}`" for name in rule.needs if is_fact(name)]
-    metrics = [f"`{name}`" for name in rule.needs if not is_fact(name)]
-    reads = [f"facts {', '.join(facts)}"] if facts else []
-    reads += [f"metrics {', '.join(metrics)}"] if metrics else []
     parts = [
         f"# {rule.code}: {rule.title}",
-        f"{rule.severity.capitalize()}{asked}. From {plugin}, asked {STAGES[rule.stage]}.",
-        _section("When", f"{rule.when} {window(rule)}".strip()),
-        _section("Why", rule.why),
-        _section("What to do", rule.remedy),
-        _section("What it reads", f"{_capital(' and '.join(reads))}.{_about(rule)}"),
+        f"{severity(rule)}. From {plugin}, asked {STAGES[rule.stage]}.",
+        *(_section(heading, text) for heading, text in _texts(rule)),
+        _section("What it reads", f"{_capital(' and '.join(_reads(rule)))}.{_about(rule)}"),
         _section("What it mutes", _muted(rule, others)),
         _section("What mutes it", f"{', '.join(muting)}, where open." if muting else ""),
         _section("Source", rule.source),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def family_page(rules: list[tuple[Rule, str]], others: list[Rule]) -> str:
+    """The page of rules that are one, each over the names of a method: what they share once, and a table of what they
+    don't. Each with the package that it is from."""
+    rules = sorted(rules, key=lambda each: each[0].code)
+    first = rules[0][0]
+    lines = ["| rule | from | reads | mutes | muted by |", "| --- | --- | --- | --- | --- |"]
+    for rule, plugin in rules:
+        muting = [each.code for each in others if follows(rule, each)]
+        muted = [each.code for each in others if follows(each, rule)]
+        cells = (rule.code, plugin, "; ".join(_reads(rule)), ", ".join(muted), ", ".join(muting))
+        lines.append(f"| {' | '.join(cells)} |")
+    headings = [heading for heading, _ in _texts(first)]
+    texts = [{rule.code: dict(_texts(rule))[heading] for rule, _ in rules} for heading in headings]
+    parts = [
+        f"# {first.title}",
+        f"{_differing({rule.code: severity(rule) for rule, _ in rules})} Asked {STAGES[first.stage]}.",
+        "\n".join(lines),
+        *(_section(heading, _differing(each)) for heading, each in zip(headings, texts, strict=True)),
+        _section("Source", _differing({rule.code: rule.source for rule, _ in rules})),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def severity(rule: Rule) -> str:
+    return rule.severity.capitalize() + ("" if rule.severe is None else ", error where it is grave")
+
+
+def _texts(rule: Rule) -> list[tuple[str, str]]:
+    when = f"{rule.when} {window(rule)}".strip()
+    return [("When", when), ("Why", rule.why), ("What to do", rule.remedy)]
+
+
+def _reads(rule: Rule) -> list[str]:
+    facts = [f"`{name}`" for name in rule.needs if is_fact(name)]
+    metrics = [f"`{name}`" for name in rule.needs if not is_fact(name)]
+    found = [f"facts {', '.join(facts)}"] if facts else []
+    return found + ([f"metrics {', '.join(metrics)}"] if metrics else [])
+
+
+def _differing(texts: dict[str, str]) -> str:
+    """What all have, once; else each text, with the codes that have it."""
+    codes: dict[str, list[str]] = {}
+    for code, text in texts.items():
+        codes.setdefault(text if text.endswith(".") else f"{text}.", []).append(code)
+    if len(codes) == 1:
+        return next(iter(codes))
+    return "\n\n".join(f"{', '.join(which)}: {text}" for text, which in codes.items())
 
 
 def window(rule: Rule) -> str:

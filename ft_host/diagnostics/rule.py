@@ -82,6 +82,7 @@ class Rule:
     why: str = ""  # what it means, and what it comes from
     remedy: str = ""  # what helps, in general; `remedies` says it of a run
     source: str = ""  # paper, project, or "own judgement"
+    family: str = ""  # the page that rules share which several methods have, each under a code of its own
 
     def __post_init__(self) -> None:
         problems = []
@@ -98,6 +99,11 @@ class Rule:
         problems += [f"{name} is empty" for name in ("when", "why", "remedy", "source") if not getattr(self, name)]
         if problems:
             raise ValueError(f"rule {self.code}: {'; '.join(problems)}")
+
+    @property
+    def page(self) -> str:
+        """Where it is described, in the host's repository."""
+        return f"docs/rules/{self.family or self.code}.md"
 
     @property
     def of_facts(self) -> bool:

@@ -5,6 +5,8 @@
 Numbers are those of GRPO: RLOO003 is to RLOO what GRPO003 is to GRPO; PPO's begin at PPO100.
 """
 
+from dataclasses import replace
+
 from ft_host.diagnostics.rule import Rule
 from ft_host.diagnostics.shared import completions, policy, rewards, signal
 from ft_host.diagnostics.shared.distillation import taught_rules
@@ -17,4 +19,5 @@ __all__ = ["Names", "rollout_rules", "taught_rules", "watched_rules"]
 def rollout_rules(names: Names) -> list[Rule]:
     """The shared rules over a method's metrics, in the order of their codes."""
     found = [*signal.rules(names), *rewards.rules(names), *policy.rules(names), *completions.rules(names)]
-    return sorted(found, key=lambda rule: rule.code)
+    described = [replace(rule, family=f"rollouts-{int(rule.code[-3:]) - names.first:02d}") for rule in found]
+    return sorted(described, key=lambda rule: rule.code)

@@ -94,6 +94,7 @@ def taught_rules(names: Names, nearer: str, brief: str, unit: str) -> list[Rule]
     return [
         Rule(
             code=nearer,
+            family="teachers-01",
             title="The student doesn't come nearer to its teacher",
             stage="train",
             needs=(DIVERGENCE,),
@@ -118,6 +119,7 @@ def taught_rules(names: Names, nearer: str, brief: str, unit: str) -> list[Rule]
         ),
         Rule(
             code=brief,
+            family="teachers-02",
             title="Completions have become very short",
             stage="train",
             needs=(LENGTH,),

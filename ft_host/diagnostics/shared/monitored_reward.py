@@ -30,6 +30,7 @@ def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[R
     return [
         Rule(
             code=names.code(17),
+            family="rollouts-17",
             title="Held-out reward falls, whatever the loss does",
             stage="train",
             needs=("eval_reward",),

@@ -132,6 +132,7 @@ def preference_rules(
     return [
         Rule(
             code=f"{letters}{displacement:03d}",
+            family="preferences-01",
             follows_from=REFERENCE,
             mutes=("OPT014",),
             title="Chosen completions become less likely",
@@ -156,6 +157,7 @@ def preference_rules(
         ),
         Rule(
             code=f"{letters}{signal:03d}",
+            family="preferences-02",
             follows_from=(*REFERENCE, *UPDATES),
             title="No preference is learnt",
             stage="train",
@@ -176,6 +178,7 @@ def preference_rules(
         ),
         Rule(
             code=f"{letters}{wrong:03d}",
+            family="preferences-03",
             follows_from=REFERENCE,
             title="Training makes rejected completions likelier",
             stage="train",
