@@ -15,7 +15,7 @@ import yaml
 from ft_sft.config import SFTConfig
 
 import ft_host
-from ft_host import cli
+from ft_host import cli, registry
 from ft_host.cli import train as train_command
 from ft_host.errors import ConfigError, PluginNotFound, UsageError
 from ft_host.testing.distributions import make_distribution
@@ -30,6 +30,7 @@ class Config(RunConfig):
     beta: float = option(0.1, "How far.", gt=0)
 """
 GIVEN = ["--model", "org/model", "--dataset", "org/data"]
+SFT = registry.label(registry.find("method", "sft"))
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +157,7 @@ def test_the_commands_are_listed_and_exist(capsys):
         (["train", "--resume"], 2, "--resume needs the folder of a run"),
         (["train", "--resume", "runs/none"], 2, "runs/none is not a run's folder"),
         (["train", "sft", "--resume", "runs/a"], 2, "the run knows its method and its config; unexpected sft"),
-        (["train", "sft", *GIVEN, "--required-plugins", "ft-sft>=9"], 3, "ft-sft 0.2.0 is installed"),
+        (["train", "sft", *GIVEN, "--required-plugins", "ft-sft>=9"], 3, f"{SFT} is installed"),
         (["train", "sft", *GIVEN, "--diagnostics", "nonesuch"], 4, "no diagnostics 'nonesuch' is installed"),
         (
             ["train", "sft", *GIVEN, "--eval-dataset", "a/b", "--eval-reward", "json:loads", "--backend", "vlm"],
@@ -234,7 +235,7 @@ def test_the_method_may_stand_in_the_file(capsys):
     assert dry("sft", "run.yaml", "--learning-rate", "1e-3", capsys=capsys)["learning_rate"] == 1e-3
     assert dry("ft-sft:sft", "run.yaml", capsys=capsys)["model"] == "org/m"
     out, _ = called("train", "run.yaml", "--dry-run", capsys=capsys)
-    assert "# method: sft (ft-sft 0.2.0, experimental)" in out
+    assert f"# method: sft ({SFT}, experimental)" in out
     assert "learning_rate: 0.0001                             # run.yaml:4" in out
     assert "sft's own fields" in called("train", "run.yaml", "--help", capsys=capsys)[0]
 
