@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ft_host.types import Row
 from ft_host.util.moved import names_of, old_keywords
 
 if TYPE_CHECKING:
     import torch
 
 IGNORE = -100
-Row = dict[str, Any]
 __getattr__ = names_of(__name__, {"forest": "ft_host.batch:flat_batch"})
 
 

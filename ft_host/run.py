@@ -33,10 +33,9 @@ if TYPE_CHECKING:
     from ft_host.models.store import Store
     from ft_host.monitor.watch import Monitor
     from ft_host.rundir.folder import RunFolder
-    from ft_host.types import LossOutput
+    from ft_host.types import LossOutput, Row
 
 
-Row = dict[str, Any]
 T = TypeVar("T")
 U = TypeVar("U")
 __getattr__ = names_of(

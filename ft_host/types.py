@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ft_host.metrics import Metric
 
 
+Row = dict[str, Any]  # of data, of what ft_prepare gives, or of a rollout: columns by name
 NO_SCORES = "backend: {} has no ft_score, so it can't score tokens with another model"
 
 

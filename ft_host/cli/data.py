@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ft_host import registry
 from ft_host.batch import IGNORE, Batch
@@ -16,6 +16,7 @@ from ft_host.cli.paint import painted
 from ft_host.cli.sides import Sides, is_tokens, sides_of
 from ft_host.config import RolloutConfig, resolve
 from ft_host.errors import UsageError
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from ft_host.config import RunConfig
 
-Row = dict[str, Any]
 SHOWN = 3  # rows, where --rows says nothing else
 LONG = 100  # characters of a column that is shown beside a prompt
 
@@ -105,13 +105,13 @@ def show(method: str, config: RunConfig, shown: int, counted: int, color: bool) 
     """Print rows and counts. Raises DataError for data that can't be used."""
     from ft_host import data
     from ft_host.data.prepare import prepared
-    from ft_host.data.reader import Layout, reader_of
+    from ft_host.data.reader import StepLayout, reader_of
     from ft_host.types import Drop
 
     tokenizer = data.load_tokenizer(config)
     hook = registry.prepare_hook(method, tuple(config.diagnostics))
     source = data.open_train(config)
-    reader = reader_of(source, Layout.of(config, 0, 1))
+    reader = reader_of(source, StepLayout.of(config, 0, 1))
     plugins = registry.session(registry.find("method", method), None)
     scored = learns_a_score(plugins, config)
     rollouts = isinstance(config, RolloutConfig)

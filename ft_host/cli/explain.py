@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 from ft_host.diagnostics.collect import installed_rules
-from ft_host.diagnostics.pages import page, plain
+from ft_host.diagnostics.pages import page, terminal_text
 from ft_host.errors import UsageError
 from ft_host.util.text import nearest
 
@@ -27,6 +27,6 @@ def run(argv: list[str]) -> int:
             print(f"ft-host: warning: {problem}", file=sys.stderr)
         known = [rule.code for rule, _ in owned]
         raise UsageError(f"no rule {code}{nearest(code, known) or ''}; `ft-host rules` lists them")
-    text = plain(page(*found, [rule for rule, _ in owned]))
+    text = terminal_text(page(*found, [rule for rule, _ in owned]))
     print("\n".join(textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in text.splitlines()))
     return 0

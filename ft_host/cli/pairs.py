@@ -9,15 +9,15 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ft_host.cli.paint import GREY, in_color, painted, parts, side_by_side
 from ft_host.cli.sides import Side, Sides
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row = dict[str, Any]
 
 PAIR = ("chosen", "rejected")
 NARROW = 80  # below this many columns the two are shown one under the other

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ft_host.batch import IGNORE
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     from ft_host.batch import Batch
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.data.spans import Spans, check_start, decode, fingerprint, line_spans
 from ft_host.errors import DataError
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     pass
 
-Row = dict[str, Any]
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 

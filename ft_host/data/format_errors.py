@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ft_host import registry
+from ft_host.types import Row
 from ft_host.util.text import nearest
-
-Row = dict[str, Any]
 
 EXPECTED = (
     "text; messages; prompt and completion; input_ids (with labels, completion_mask or assistant_masks); instruction "
@@ -58,7 +55,7 @@ def use_methods(format: str) -> str:
     return f"use {', '.join([first, *others[:-1]])} or {others[-1]}"
 
 
-def looks_like(columns: list[str]) -> str | None:
+def likely_format(columns: list[str]) -> str | None:
     """What rows with these columns look like, and what to do about it."""
     names = set(columns)
     for given_away, what in LOOKS:
@@ -84,7 +81,7 @@ def refusal(row: Row, text_field: str = "text") -> str:
     """Columns found, what they look like, what was expected, and names that may be misspelt."""
     columns = list(row)
     said = f"found the columns {', '.join(columns) or 'none'}"
-    looks = looks_like(columns)
+    looks = likely_format(columns)
     if looks:
         said += f"; they look like {looks}"
     near = []

@@ -17,9 +17,9 @@ from typing import Any
 
 from ft_host.data.format_errors import refusal, use_methods
 from ft_host.errors import RowError
+from ft_host.types import Row
 from ft_host.util.text import nearest
 
-Row = dict[str, Any]
 Message = dict[str, Any]
 
 EXTRAS = ("tools", "chat_template_kwargs")

@@ -17,13 +17,13 @@ from ft_host.data.places import BUILDERS, OURS, base, cut_rows, is_saved, local_
 from ft_host.data.sources import Source, Stream, digest
 from ft_host.data.spans import fingerprint
 from ft_host.errors import DataError
+from ft_host.types import Row
 from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.data.mixture import MixedStream, Mixture
 
-Row = dict[str, Any]
 
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     pass
-
-Row = dict[str, Any]
 
 
 def split_micro_batches(units: list[list[Row]], per_batch: int, max_tokens: int | None) -> list[list[Row]]:

@@ -16,12 +16,12 @@ from ft_host.data.load import open_source
 from ft_host.data.order import in_proportion, permutation
 from ft_host.data.sources import Source, Stream, digest
 from ft_host.errors import DataError
+from ft_host.types import Row
 from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
-Row = dict[str, Any]
 
 KEYS = ("path", "name", "split", "data_files", "weight", "columns")
 

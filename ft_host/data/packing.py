@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import bisect
 from collections import defaultdict, deque
-from typing import Any
 
 from ft_host.errors import ConfigError
-
-Row = dict[str, Any]
+from ft_host.types import Row
 
 SPLITTABLE = {"input_ids", "labels", "length", "truncated"}
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ft_host.data.preferences import PAIR, fit_length, is_empty, preference_row, tokenize_completions
-from ft_host.types import Drop
+from ft_host.types import Drop, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
-
-Row = dict[str, Any]
 
 
 def pair_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> Row | Drop:

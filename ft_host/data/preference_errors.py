@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ft_host.data.format_errors import use_methods
+from ft_host.types import Row
 from ft_host.util.text import nearest
-
-Row = dict[str, Any]
 
 EXPECTED = {
     "pair": (
@@ -62,7 +61,7 @@ def preference_refusal(row: Row, kind: str) -> str:
     missing = [name for name in NAMES[kind] if name not in row]
     near = {column: nearest(column, missing, "{}") for column in row if column not in NAMES[kind]}
     misspelt = {column: name for column, name in near.items() if name}
-    looks = looks_like(set(row), kind) if "label" not in misspelt.values() else None
+    looks = likely_kind(set(row), kind) if "label" not in misspelt.values() else None
     if looks:
         said += f"; they look like {looks}"
     else:
@@ -70,7 +69,7 @@ def preference_refusal(row: Row, kind: str) -> str:
     return f"{said}; expected {EXPECTED[kind]}"
 
 
-def looks_like(names: set[str], kind: str) -> str | None:
+def likely_kind(names: set[str], kind: str) -> str | None:
     """What rows with these columns look like, and what to do about it."""
     for good, bad in BETTER:
         if {good, bad} <= names:

@@ -26,14 +26,13 @@ from ft_host.data.tokens import (
     with_eos,
 )
 from ft_host.errors import RowError
-from ft_host.types import Drop
+from ft_host.types import Drop, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
 
-Row = dict[str, Any]
 Message = dict[str, Any]
 Completion = str | list[Message] | list[int]
 

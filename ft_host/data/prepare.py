@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ft_host.errors import DataError, RowError
-from ft_host.types import Drop
+from ft_host.types import Drop, Row
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
-Row = dict[str, Any]
 Prepare = Callable[[Row], "Row | list[Row] | Drop"]
 
 SHOWN = 3  # rows that an error names for each reason

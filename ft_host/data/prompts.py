@@ -5,20 +5,18 @@ completion of a row.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ft_host.batch import IGNORE, count_targets
 from ft_host.data.formats import standard
 from ft_host.data.tokens import prompt_of, tokenize_row
 from ft_host.errors import RowError
-from ft_host.types import Drop
+from ft_host.types import Drop, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ft_host.config.rollout import RolloutConfig
-
-Row = dict[str, Any]
 
 
 def prompt_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig) -> Row | Drop:

@@ -16,22 +16,21 @@ from ft_host.data.order import permutation
 from ft_host.data.prepare import Prepare, prepared
 from ft_host.data.sources import Source, Stream
 from ft_host.errors import DataError
-from ft_host.types import Drop
+from ft_host.types import Drop, Row
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.data.mixture import MixedStream, Mixture
 
-Row = dict[str, Any]
 
 PIECE = 128  # raw rows of a window that are prepared together
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class StepLayout:
     """How rows become steps, for one rank."""
 
-    slots: int  # rows of one optimizer step, over all ranks and micro-batches
+    rows_per_step: int  # rows of one optimizer step, over all ranks and micro-batches
     rank: int
     world_size: int
     windowed: bool  # every rank prepares whole windows; a slot is then a unit of the window
@@ -41,9 +40,9 @@ class Layout:
     epochs: float  # infinite where max_steps ends the run
 
     @classmethod
-    def of(cls, config: RunConfig, rank: int, world_size: int) -> Layout:
+    def of(cls, config: RunConfig, rank: int, world_size: int) -> StepLayout:
         return cls(
-            slots=config.per_device_train_batch_size * config.gradient_accumulation_steps * world_size,
+            rows_per_step=config.per_device_train_batch_size * config.gradient_accumulation_steps * world_size,
             rank=rank,
             world_size=world_size,
             windowed=config.packing or config.train_sampling_strategy == "group_by_length",
@@ -63,14 +62,14 @@ class Layout:
             return num_rows
         if self.windowed:
             return math.ceil(share * num_rows)
-        steps = math.ceil(round(share * math.ceil(num_rows / self.slots), 6))
-        return min(steps * self.slots, num_rows)
+        steps = math.ceil(round(share * math.ceil(num_rows / self.rows_per_step), 6))
+        return min(steps * self.rows_per_step, num_rows)
 
 
 class TableReader:
     """Rows of a source that has a length."""
 
-    def __init__(self, source: Source | Mixture, layout: Layout):
+    def __init__(self, source: Source | Mixture, layout: StepLayout):
         self.source, self.layout = source, layout
         self.epoch = -1
 
@@ -96,7 +95,7 @@ class StreamReader:
     `has(epoch, position)` drops everything before that position.
     """
 
-    def __init__(self, source: Stream | MixedStream, layout: Layout):
+    def __init__(self, source: Stream | MixedStream, layout: StepLayout):
         self.source, self.layout = source, layout
         self.size = layout.window if layout.shuffled else 1
         self.epoch = -1
@@ -135,7 +134,7 @@ class StreamReader:
         return self.rows[at] if at < len(self.rows) else None
 
 
-def reader_of(source: Source | Mixture | Stream | MixedStream, layout: Layout) -> TableReader | StreamReader:
+def reader_of(source: Source | Mixture | Stream | MixedStream, layout: StepLayout) -> TableReader | StreamReader:
     return StreamReader(source, layout) if source.num_rows is None else TableReader(source, layout)
 
 
@@ -156,7 +155,9 @@ class Piece:
     drops: list[tuple[str, str]]  # (where, reason)
 
 
-def tasks(reader: TableReader | StreamReader, layout: Layout, epoch: int, start: int) -> Iterator[tuple[int, int, int]]:
+def tasks(
+    reader: TableReader | StreamReader, layout: StepLayout, epoch: int, start: int
+) -> Iterator[tuple[int, int, int]]:
     """Yield (epoch, start, stop) of each piece from a place on, until the epochs end. `stop` may be past a stream's
     end.
     """
@@ -167,14 +168,14 @@ def tasks(reader: TableReader | StreamReader, layout: Layout, epoch: int, start:
             if layout.windowed:
                 stop = min(start + PIECE, (start // layout.window + 1) * layout.window)
             else:
-                stop = start + layout.slots
+                stop = start + layout.rows_per_step
             yield epoch, start, stop
             start = stop
         epoch, start = epoch + 1, 0
 
 
 def pieces(
-    source: Any, prepare: Prepare, layout: Layout, epoch: int, start: int, worker: int, workers: int
+    source: Any, prepare: Prepare, layout: StepLayout, epoch: int, start: int, worker: int, workers: int
 ) -> Iterator[Piece]:
     """Yield the pieces of one worker: every `workers`-th. Raises DataError for a row that can't be used."""
     reader = reader_of(source, layout)
@@ -184,7 +185,7 @@ def pieces(
 
 
 def piece(
-    reader: TableReader | StreamReader, prepare: Prepare, layout: Layout, epoch: int, start: int, stop: int
+    reader: TableReader | StreamReader, prepare: Prepare, layout: StepLayout, epoch: int, start: int, stop: int
 ) -> Piece:
     mine = range(start, stop) if layout.windowed else range(start + layout.rank, stop, layout.world_size)
     rows: list[Row] = []

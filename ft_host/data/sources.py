@@ -12,9 +12,8 @@ from typing import Any
 
 from ft_host.data.order import permutation
 from ft_host.errors import DataError
+from ft_host.types import Row
 from ft_host.util.text import nearest
-
-Row = dict[str, Any]
 
 
 class Source:

@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING, Any
 from ft_host.data.order import permutation
 from ft_host.data.packing import pack
 from ft_host.data.prepare import Prepare, Tally, prepared
-from ft_host.data.reader import Layout, Piece, pieces, reader_of
+from ft_host.data.reader import Piece, StepLayout, pieces, reader_of
 from ft_host.errors import DataError
-from ft_host.types import Drop
+from ft_host.types import Drop, Row
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.data.mixture import MixedStream, Mixture
     from ft_host.data.sources import Source, Stream
 
-Row = dict[str, Any]
 
 CHECKED = 64  # rows prepared before a model is loaded
 
@@ -75,7 +74,7 @@ class TrainStream:
         position: dict[str, Any] | None = None,
     ):
         self.source, self.config = source, config
-        self.layout = Layout.of(config, rank, world_size)
+        self.layout = StepLayout.of(config, rank, world_size)
         at = position or {}
         self.epoch, self.row, self.unit = at.get("epoch", 0), at.get("row", 0), at.get("unit", 0)
         self.consumed = at.get("consumed", 0)  # rows of all finished pieces or windows
@@ -119,7 +118,7 @@ class TrainStream:
         total = 0
         for epoch in range(math.ceil(layout.epochs)):
             units = layout.rows_of(epoch, rows) * (self.density if layout.windowed else 1)
-            total += math.ceil(round(units, 6) / layout.slots)
+            total += math.ceil(round(units, 6) / layout.rows_per_step)
         return total
 
     # -- steps
@@ -135,8 +134,8 @@ class TrainStream:
         return self._step([[row] for row in piece.rows], place, self.consumed, self.consumed, last)
 
     def _from_windows(self) -> StepRows | None:
-        waiting, slots = self._waiting, self.layout.slots
-        while len(waiting) < slots and not (waiting and self._window.ended):
+        waiting, rows_per_step = self._waiting, self.layout.rows_per_step
+        while len(waiting) < rows_per_step and not (waiting and self._window.ended):
             if self._window is not None:
                 self.consumed += self._window.stop - self._window.start
             self._window = self._peeked or self._load()
@@ -146,7 +145,7 @@ class TrainStream:
             waiting.extend(self._window.units[self.unit :])
             self.unit = 0
         window = self._window
-        units = [waiting.popleft() for _ in range(min(slots, len(waiting)))]
+        units = [waiting.popleft() for _ in range(min(rows_per_step, len(waiting)))]
         # All waiting units are of this window: what came before it was less than a step.
         size, used = window.stop - window.start, len(window.units) - len(waiting)
         if waiting:
@@ -212,16 +211,16 @@ class TrainStream:
         Shuffled, so that a window doesn't begin with its longest rows: packed blocks one by one, rows by length in
         chunks of a step.
         """
-        config, slots = self.config, self.layout.slots
+        config, rows_per_step = self.config, self.layout.rows_per_step
         if config.packing:
             units = pack(rows, config.max_length, config.packing_strategy)
             chunks = [[unit] for unit in units]
         else:
             units = [[row] for row in sorted(rows, key=lambda row: -row["length"])]
-            chunks = [units[at : at + slots] for at in range(0, len(units), slots)]
+            chunks = [units[at : at + rows_per_step] for at in range(0, len(units), rows_per_step)]
         if not self.layout.shuffled or not chunks:
             return units
-        whole = len(chunks) if config.packing else len(units) // slots  # a short chunk stays at the end
+        whole = len(chunks) if config.packing else len(units) // rows_per_step  # a short chunk stays at the end
         order = permutation(whole, self.layout.seed, epoch, start, "units")
         return [unit for at in range(len(chunks)) for unit in chunks[order(at) if at < whole else at]]
 
@@ -249,7 +248,7 @@ def check_first_rows(source: Source | Mixture | Stream | MixedStream, prepare: P
 
     Raises DataError for a row that can't be used, and when too many rows are dropped.
     """
-    reader = reader_of(source, Layout.of(config, 0, 1))
+    reader = reader_of(source, StepLayout.of(config, 0, 1))
     tally = Tally()
     for position in range(min(CHECKED, config.data_window)):
         item = reader.get(0, position) if reader.has(0, position) else None

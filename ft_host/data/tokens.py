@@ -15,13 +15,13 @@ from ft_host.batch import IGNORE
 from ft_host.data.formats import kind_of, prompt_part, standard, tools_of
 from ft_host.data.templates import Conversation, assistant_spans, has_markers, rendered, template_of, turn_marks, verify
 from ft_host.errors import ConfigError, RowError
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
 
-Row = dict[str, Any]
 Message = dict[str, Any]
 
 logger = logging.getLogger(__name__)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from ft_host.diagnostics.rule import SEVERITIES, Remedy
+from ft_host.rundir.folder import finite_or_word
 
 SCHEMA = "ft-host.finding/1"
 STATES = ("open", "cleared", "muted")
@@ -59,14 +59,19 @@ class Finding:
             "state": self.state,
             "message": self.message,
             "why": self.why,
-            "evidence": [{name: plain(value) for name, value in each.items()} for each in self.evidence],
+            "evidence": [{name: finite_or_word(value) for name, value in each.items()} for each in self.evidence],
             "remedies": [
                 {
                     "rank": rank,
                     "why": remedy.why,
                     "applicability": remedy.applicability,
                     "patch": [
-                        {"op": "replace", "path": f"/{name}", "from": plain(config.get(name)), "value": plain(value)}
+                        {
+                            "op": "replace",
+                            "path": f"/{name}",
+                            "from": finite_or_word(config.get(name)),
+                            "value": finite_or_word(value),
+                        }
                         for name, value in remedy.patch.items()
                     ],
                     "from_start": remedy.again,
@@ -86,13 +91,6 @@ class Finding:
             "fingerprint": self.fingerprint,
             "page": self.page or f"docs/rules/{self.code}.md",
         }
-
-
-def plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as words."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def at_least(severity: str, limit: str) -> bool:

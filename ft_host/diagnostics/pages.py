@@ -91,7 +91,7 @@ def window(rule: Rule) -> str:
     return f"It opens once {percent(rule.share)} of the last {rule.window} {what} are so, {rule.least} at the least."
 
 
-def plain(markdown: str) -> str:
+def terminal_text(markdown: str) -> str:
     """For a terminal: headings as words in capitals, no marks around names."""
     text = re.sub(r"^# (.*)$", r"\1", markdown, flags=re.MULTILINE)
     text = re.sub(r"^## (.*)$\n\n", lambda found: f"{found[1].upper()}\n", text, flags=re.MULTILINE)

@@ -30,6 +30,7 @@ def lower_rate(view: View, by: float = 2, why: str = "") -> Remedy:
 
 
 def raise_rate(view: View, by: float = 3, expected: str = REWARD_RISES) -> Remedy:
+    """The remedy that multiplies learning_rate by `by`, from the start of the run."""
     now = view.config.learning_rate
     new = rounded(now * by)
     return Remedy(

@@ -11,7 +11,7 @@ from typing import Any
 
 from ft_host._version import __version__
 from ft_host.diagnostics.collect import Owned
-from ft_host.diagnostics.pages import page, plain
+from ft_host.diagnostics.pages import page, terminal_text
 from ft_host.diagnostics.replay import Diagnosis
 from ft_host.rundir import format as fmt
 
@@ -61,7 +61,7 @@ def _rule(owned: Owned, diagnosis: Diagnosis) -> dict[str, Any]:
         "id": rule.code,
         "shortDescription": {"text": rule.title},
         "fullDescription": {"text": f"{rule.when} {rule.why}"},
-        "help": {"text": plain(text), "markdown": text},
+        "help": {"text": terminal_text(text), "markdown": text},
         "defaultConfiguration": {"level": LEVELS[rule.severity]},
         "properties": {"stage": rule.stage, "plugin": plugin},
     }

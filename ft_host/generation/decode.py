@@ -134,7 +134,7 @@ def prefill(model: PreTrainedModel, prompts: list[Prompt]) -> None:
 
 
 @dataclass
-class Row:
+class DecodedRow:
     job: Job
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -154,7 +154,7 @@ class Decoder:
 
     def __init__(self, model: PreTrainedModel, sampling: Sampling, seed: int, ends: list[int], size: int, limit: int):
         self.model, self.sampling, self.seed, self.ends, self.size = model, sampling, seed, ends, size
-        self.rows: list[Row] = []
+        self.rows: list[DecodedRow] = []
         self.used = Extent()
         self.layers: list[Columns] = []
         self.cache = Cache(layers=self.layers)
@@ -191,10 +191,10 @@ class Decoder:
                 self.seen = torch.zeros(self.size, logits.shape[1], dtype=torch.bool, device=logits.device)
             self.seen[new] = tokens_seen([prompt.ids], logits.shape[1], logits.device)
         used.rows += len(jobs)
-        self.rows += [Row(job) for job in jobs]
+        self.rows += [DecodedRow(job) for job in jobs]
         self._look(new, [self._pick(logits, new, self.noise[new, 0])])
 
-    def leave(self) -> list[Row]:
+    def leave(self) -> list[DecodedRow]:
         """Remove the rows that have ended; the last rows move into their places."""
         ended = [index for index, row in enumerate(self.rows) if row.ended]
         if not ended:
@@ -275,7 +275,7 @@ class Decoder:
 
 def decode(
     model: PreTrainedModel, jobs: list[Job], sampling: Sampling, seed: int, ends: list[int], size: int
-) -> Iterator[Row]:
+) -> Iterator[DecodedRow]:
     """Complete the jobs, at most `size` at a time; yield rows as they end. Gradients must be off."""
     waiting, size = prompts_of(jobs), min(size, len(jobs))
     decoder = Decoder(model, sampling, seed, ends, size, max(job.limit for job in jobs))

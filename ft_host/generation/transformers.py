@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from ft_host.distributed.processes import is_sharded
 from ft_host.errors import DataError
 from ft_host.generation import Completion, Request, Sampling
-from ft_host.generation.decode import Job, Row, can_decode, decode
+from ft_host.generation.decode import DecodedRow, Job, can_decode, decode
 from ft_host.generation.sampling import noise_of, sample_token, tokens_seen
 from ft_host.hooks import hookimpl
 
@@ -110,7 +110,7 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampl
     return sorted({token for token in [*stop, *ids] if token is not None})
 
 
-def completion_of(row: Row, ends: list[int]) -> Completion:
+def completion_of(row: DecodedRow, ends: list[int]) -> Completion:
     reason = "stop" if row.tokens[-1] in ends else "length"
     return Completion(token_ids=row.tokens, logprobs=row.logprobs, finish_reason=reason)
 
@@ -176,7 +176,7 @@ def batches_of(jobs: list[Job], size: int, max_positions: int | None) -> list[li
 
 def generate_batches(
     batches: list[list[Job]], sampling: Sampling, seed: int, ends: list[int], run: Run, policy: Policy, sharded: bool
-) -> Iterator[Row]:
+) -> Iterator[DecodedRow]:
     """Complete batches that stay as they are until their last row has ended."""
     idle = 0
     if sharded:
@@ -191,7 +191,7 @@ def generate_batches(
 
 def run_batch(
     batch: list[Job], sampling: Sampling, seed: int, ends: list[int], run: Run, policy: Policy, sharded: bool
-) -> Iterator[Row]:
+) -> Iterator[DecodedRow]:
     """Complete the prompts of one batch, padded on the left."""
     limit = max(job.limit for job in batch)
     width = max(len(job.prompt_ids) for job in batch)
@@ -226,7 +226,7 @@ def run_batch(
     tokens = torch.stack(picker.tokens, 1)[:, :limit].tolist()
     logprobs = torch.stack(picker.logprobs, 1)[:, :limit].tolist()
     for job, *sampled in zip(batch, tokens, logprobs, strict=True):
-        row = Row(job)
+        row = DecodedRow(job)
         row.take(*sampled, ends)
         yield row
 

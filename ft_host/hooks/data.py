@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ft_host.hooks import hookspec
 
@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 
     from ft_host.batch import Batch
     from ft_host.config import RunConfig
-    from ft_host.types import Drop
-
-Row = dict[str, Any]
+    from ft_host.types import Drop, Row
 
 
 @hookspec(firstresult=True)

@@ -9,10 +9,9 @@ from ft_host.hooks import hookspec
 if TYPE_CHECKING:
     from ft_host.batch import Batch
     from ft_host.config import RunConfig
-    from ft_host.hooks.data import Row
     from ft_host.models.policy import Policy
     from ft_host.run import Run
-    from ft_host.types import LossOutput, ModelSpec
+    from ft_host.types import LossOutput, ModelSpec, Row
 
 
 @hookspec(firstresult=True)

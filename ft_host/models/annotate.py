@@ -26,6 +26,7 @@ from ft_host.distributed.processes import agreed
 from ft_host.errors import UsageError
 from ft_host.models.aux_models import frozen_eval
 from ft_host.models.store import Store, cache_folder, model_key, row_key
+from ft_host.types import Row
 from ft_host.util.moved import names_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from ft_host.data.stream import StepRows
     from ft_host.run import Run
 
-Row = dict[str, Any]
 __getattr__ = names_of(__name__, {"evaluate_rows": "ft_host.models.annotate:policy_values"})
 Values = Callable[[Any, "Batch"], "dict[str, torch.Tensor | list[torch.Tensor]]"]
 

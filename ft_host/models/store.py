@@ -14,9 +14,10 @@ import os
 import uuid
 from array import array
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ft_host.distributed.processes import precision
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.types import ModelSpec
 
-Row = dict[str, Any]
 Key = bytes
 
 # The fields of a config that change a frozen model's numbers.

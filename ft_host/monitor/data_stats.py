@@ -21,14 +21,13 @@ from ft_host.data import prompt_of
 from ft_host.data.texts import Text, texts_of
 from ft_host.errors import DataError, RowError
 from ft_host.monitor.row_overlap import compare, sample_of
-from ft_host.types import Drop
+from ft_host.types import Drop, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
 
-Row = dict[str, Any]
 
 SAMPLE = 256  # raw rows that are prepared
 SECONDS = 0.8  # that preparing them may take
@@ -92,7 +91,7 @@ def data_facts(
     A row that can't be read or used ends the sample: it is refused, with its place, when its turn comes.
     """
     seen, end = _Seen(), time.monotonic() + SECONDS
-    ends = end_tokens(tokenizer, config)
+    ends = known_end_tokens(tokenizer, config)
     for raw in sample_of(source, SAMPLE):
         try:
             _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends)
@@ -106,7 +105,7 @@ def data_facts(
     return facts
 
 
-def end_tokens(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> set[int]:
+def known_end_tokens(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> set[int]:
     """Return the tokens that end generation: EOS, those of the model's generation config, and the end of a turn."""
     vocabulary = tokenizer.get_vocab()
     found = {tokenizer.eos_token_id, *(vocabulary.get(name) for name in ENDS)}

@@ -12,8 +12,7 @@ from typing import Any
 from ft_host.data import Source
 from ft_host.data.mixture import Mixture
 from ft_host.errors import DataError
-
-Row = dict[str, Any]
+from ft_host.types import Row
 
 SECONDS = 0.8  # that comparing rows may take
 COMPARED = 50_000  # raw rows that are looked at for duplicates

@@ -17,12 +17,11 @@ from ft_host.data.stream import StepRows
 from ft_host.errors import FtHostError
 from ft_host.metrics import Accumulator, combine
 from ft_host.rollouts.rollout import RolloutRun
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     from ft_host.data.stream import TrainStream
     from ft_host.run import Run
-
-Row = dict[str, Any]
 
 
 class Buffer:

@@ -15,11 +15,11 @@ from ft_host.errors import FtHostError
 from ft_host.generation import Request, Sampling
 from ft_host.models.aux_models import frozen_eval
 from ft_host.rollouts.rows import completion_row, completion_segments
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     from ft_host.run import Run
 
-Row = dict[str, Any]
 
 PROMPTS = 4  # of each rank
 TOKENS = 16  # of each of their completions, at most
@@ -46,7 +46,7 @@ def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
     ranks = run.gather((len(apart), float(apart.sum()), float(apart.max()) if len(apart) else 0.0))
     count = sum(size for size, _, _ in ranks)
     mean, most = sum(total for _, total, _ in ranks) / max(count, 1), max(largest for _, _, largest in ranks)
-    run.record_facts(differences(mean, most, config.max_sampling_logp_difference, run.step > 0))
+    run.record_facts(difference_facts(mean, most, config.max_sampling_logp_difference, run.step > 0))
     if not torch.isfinite(torch.tensor(mean)) or mean > config.max_sampling_logp_difference:
         raise FtHostError(
             f"{when}, the log-probs of the backend {config.backend} differ from the policy's by {mean:.3g} nats on"
@@ -64,7 +64,7 @@ def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
     )
 
 
-def differences(mean: float, most: float, limit: float, updated: bool) -> dict[str, Any]:
+def difference_facts(mean: float, most: float, limit: float, updated: bool) -> dict[str, Any]:
     """As facts of the run."""
     when = "_after_update" if updated else ""
     return {

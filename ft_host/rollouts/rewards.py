@@ -8,8 +8,7 @@ from typing import Any
 
 from ft_host.generation import Completion
 from ft_host.metrics import Metric, correlation, maximum, mean, minimum, std
-
-Row = dict[str, Any]
+from ft_host.types import Row
 
 
 @dataclass(kw_only=True)

@@ -22,11 +22,11 @@ from ft_host.rewards import RewardPool, Scored, Scoring
 from ft_host.rollouts.rewards import Rewards, reward_metrics, size, variety_metrics, worth_metrics
 from ft_host.rollouts.tools import Toolbox
 from ft_host.rollouts.turns import Conversation, run_episodes
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row = dict[str, Any]
 
 ENVIRONMENT = "environment"  # the name of the reward that an environment gives
 

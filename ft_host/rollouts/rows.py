@@ -6,10 +6,11 @@ what a method masks, is no target.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ft_host.batch import IGNORE, Segment
 from ft_host.metrics import Metric, maximum, mean, minimum
+from ft_host.types import Row
 from ft_host.util.moved import names_of
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from ft_host.generation import Completion
 
-Row = dict[str, Any]
 __getattr__ = names_of(__name__, {name: f"ft_host.batch:{name}" for name in ("by_row", "per_target", "sum_by_row")})
 
 

@@ -19,6 +19,7 @@ from ft_host.errors import ConfigError, DataError, FtHostError
 from ft_host.metrics import Metric, mean
 from ft_host.rewards.functions import as_number
 from ft_host.rollouts.tool_executor import Refused, ToolExecutor, ToolResult
+from ft_host.types import Row
 from ft_host.util.imports import load_function
 from ft_host.util.text import QUOTED, nearest
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ft_host.config.rollout import RolloutConfig
     from ft_host.rollouts.turns import Conversation
 
-Row = dict[str, Any]
 
 OWN = ("reset", "get_reward")  # methods of an environment that the model doesn't see
 

@@ -20,13 +20,13 @@ from ft_host.generation import Completion, Request, Sampling
 from ft_host.rollouts.parsing import read_turn
 from ft_host.rollouts.tools import Call, Toolbox
 from ft_host.rollouts.turn_boundary import between, check_template
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ft_host.config.rollout import RolloutConfig
 
-Row = dict[str, Any]
 Message = dict[str, Any]
 
 

@@ -33,7 +33,7 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     aside.rename(path)
 
 
-def _plain(value: Any) -> Any:
+def finite_or_word(value: Any) -> Any:
     """Replace NaN and infinity by words: JSON has neither, and a line must stay valid JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
@@ -89,7 +89,7 @@ class RunFolder:
 
     def append(self, name: str, entry: dict[str, Any]) -> None:
         """Append a line to a .jsonl file of the run, in a single write."""
-        line = json.dumps({key: _plain(value) for key, value in entry.items()}, ensure_ascii=False)
+        line = json.dumps({key: finite_or_word(value) for key, value in entry.items()}, ensure_ascii=False)
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

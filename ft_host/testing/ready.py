@@ -9,8 +9,7 @@ from typing import Any
 from ft_host.config import RolloutConfig, RunConfig
 from ft_host.run import Run
 from ft_host.rundir.folder import RunFolder
-
-Row = dict[str, Any]
+from ft_host.types import Row
 
 
 def ready_run(config: RunConfig, method: str | None = None) -> Run:

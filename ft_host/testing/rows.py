@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ft_host.config import RunConfig
+from ft_host.types import Row
 
-Row = dict[str, Any]
 Config = TypeVar("Config", bound=RunConfig)
 
 # Most are words of the texts that `tiny_tokenizer` is trained on: a token or a few each.

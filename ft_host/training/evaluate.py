@@ -14,6 +14,7 @@ from ft_host.rewards import RewardFunction, Scored, score
 from ft_host.rewards.functions import trainer_state
 from ft_host.rollouts.rollout import completed, scored, scoring_of
 from ft_host.training.loop import evaluate_loss
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from ft_host.run import Run
 
 SAMPLES = 5  # rows of each evaluation that samples.jsonl shows, the first ones, so that they are the same each time
-
-Row = dict[str, Any]
 
 
 class Evaluation:

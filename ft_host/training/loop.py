@@ -24,6 +24,7 @@ from ft_host.models.experts import ExpertLoad, load_metrics
 from ft_host.monitor.gradients import GradientCoverage, snapshot_weights, update_ratio
 from ft_host.monitor.memory_usage import memory_metrics, peak_memory_mb
 from ft_host.training.normalisation import check_normalised
+from ft_host.types import Row
 from ft_host.util.memory import BACKWARD, FORWARD, UPDATE, oom_context
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from ft_host.data.stream import StepRows
     from ft_host.run import Run
     from ft_host.training.optim import Schedule
-
-Row = dict[str, Any]
 
 
 def asks_models(run: Run) -> bool:

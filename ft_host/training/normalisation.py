@@ -10,20 +10,20 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ft_host.contract.blame import fault
 from ft_host.errors import HookError
 from ft_host.training.checkpoint import random_states, set_random_states
+from ft_host.types import Row
 from ft_host.util.memory import FORWARD, oom_context
 
 if TYPE_CHECKING:
     from ft_host.run import Run
     from ft_host.types import LossOutput
 
-Row = dict[str, Any]
 
 ROWS = 4  # that are tried; more where those of one group share a prompt
 # A mistake doubles the loss. Less than these shares of it is round-off, and a loss below the others is a difference of
