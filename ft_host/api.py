@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from ft_host.rollouts.rollout import Rollout as Rollout
     from ft_host.rollouts.rollout import RolloutRun as RolloutRun
     from ft_host.rollouts.rollout import seed_of as seed_of
+    from ft_host.rollouts.rows import completion_batch as completion_batch
     from ft_host.rollouts.rows import completion_metrics as completion_metrics
     from ft_host.rollouts.rows import completion_row as completion_row
     from ft_host.rollouts.rows import completion_segments as completion_segments
@@ -118,7 +119,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.rollouts.rollout": "Rollout RolloutRun seed_of",
     "ft_host.rollouts.rewards": "Rewards groups_differ",
     "ft_host.rollouts.rows": (
-        "completion_metrics completion_row completion_segments masked_row num_targets sampling_metrics"
+        "completion_batch completion_metrics completion_row completion_segments masked_row num_targets sampling_metrics"
     ),
     "ft_host.distributed.processes": "precision",
     "ft_host.util.imports": "load_function",

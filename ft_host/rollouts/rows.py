@@ -6,9 +6,10 @@ what a method masks, is no target.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ft_host.batch import IGNORE, Segment
+from ft_host.batch import IGNORE, Batch, Segment, flat_batch, per_target
 from ft_host.metrics import Metric, maximum, mean, minimum
 from ft_host.types import Row
 from ft_host.util.moved import names_of
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from ft_host.generation import Completion
 
-__getattr__ = names_of(__name__, {name: f"ft_host.batch:{name}" for name in ("by_row", "per_target", "sum_by_row")})
+__getattr__ = names_of(__name__, {name: f"ft_host.batch:{name}" for name in ("by_row", "sum_by_row")})
 
 
 def completion_row(row: Row, completion: Completion) -> Row:
@@ -56,6 +57,27 @@ def completion_segments(rows: list[Row]) -> list[Segment]:
         labels = [token if own else IGNORE for token, own in zip(ids, row["sampled"], strict=True)]
         segments.append(Segment(input_ids=ids, labels=labels, row=index, parent=parent))
     return segments
+
+
+def completion_batch(
+    rows: list[Row], *, targets: Iterable[str] = (), numbers: Iterable[str] = (), dtype: torch.dtype | None = None
+) -> Batch:
+    """Rows with a completion each as a batch of `completion_segments`.
+
+    `targets`: columns of rows with a value a target, which become (N,) float32; `numbers`: those with one number a row,
+    which become (R,) of `dtype`, float32 if none is given. One that not all rows have (they are not annotated yet, or
+    need not be) is left out. Counts: `rows`, `trained` (rows with targets) and `tokens` (targets).
+    """
+    import torch
+
+    columns = {name: per_target(rows, name) for name in targets if all(name in row for row in rows)}
+    for name in numbers:
+        if all(name in row for row in rows):
+            columns[name] = torch.tensor([row[name] for row in rows], dtype=dtype or torch.float32)
+    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
+    trained = sum(any(row["sampled"]) for row in rows)
+    batch.counts = {"rows": len(rows), "trained": trained, "tokens": len(batch.targets)}
+    return batch
 
 
 def num_targets(row: Row) -> int:

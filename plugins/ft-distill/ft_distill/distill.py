@@ -16,12 +16,10 @@ from ft_host.api import (
     LossOutput,
     ModelSpec,
     Rollout,
+    completion_batch,
     completion_metrics,
     completion_row,
-    completion_segments,
-    flat_batch,
     hookimpl,
-    per_target,
     prompt_row,
     sampling_metrics,
 )
@@ -59,9 +57,8 @@ def ft_annotate(rows, run):
 
 @hookimpl
 def ft_collate(rows, tokenizer, config) -> Batch:
-    columns = {"sampling_logps": per_target(rows, "sampling_logps")} | columns_of(rows, config)
-    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
-    batch.counts = {"rows": len(rows), "tokens": len(batch.targets)}
+    batch = completion_batch(rows, targets=("sampling_logps",))
+    batch.columns |= columns_of(rows, config)
     return batch
 
 

@@ -15,11 +15,14 @@ import torch
 Values = dict[str, torch.Tensor]
 
 
+# Same as ft_gold.losses.kl, ft_sdft.losses.kl
 def kl(of: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(of | other) of log-probs (n, K), over the last dimension: (n,)."""
     return (of.exp() * (of - other)).sum(-1)
 
 
+# Same as ft_gold.losses.generalised_jsd
+# Same values as ft_sdft.losses.divergence
 def generalised_jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
     """Of log-probs (n, K) to (n,). Bounded between the ends; at them, the KL that their limits come from, scaled up:
     the limit itself is 0."""
@@ -31,6 +34,7 @@ def generalised_jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -
     return beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture)
 
 
+# Same as ft_sdft.losses.with_tail
 def with_tail(logps: torch.Tensor) -> torch.Tensor:
     """Log-probs (n, k) of some tokens, with that of all others together behind them: (n, k + 1)."""
     held = logps.logsumexp(-1, keepdim=True).clamp(max=-1e-7)  # where they hold all but nothing

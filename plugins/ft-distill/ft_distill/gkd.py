@@ -25,13 +25,12 @@ from ft_host.api import (
     ModelSpec,
     Rollout,
     completed_row,
+    completion_batch,
     completion_metrics,
     completion_row,
-    completion_segments,
-    flat_batch,
     hookimpl,
     mean,
-    per_target,
+    num_targets,
     prompt_row,
     sampling_metrics,
     seed_of,
@@ -69,6 +68,7 @@ def ft_prepare(row, tokenizer, config):
 # ---------------------------------------------------------------- rollouts
 
 
+# Same as ft_gold.method.on_policy
 def on_policy(config: Any, rollout: int, group: int) -> bool:
     """Whether the policy completes this prompt of a rollout: it depends on nothing else, so that a run that goes on, or
     has other processes, draws the same."""
@@ -127,16 +127,9 @@ def ft_annotate(rows, run):
 @hookimpl
 def ft_collate(rows, tokenizer, config) -> Batch:
     rows = [row | row["own"] | {"group": index} if "own" in row else row for index, row in enumerate(rows)]  # held out
-    columns = {
-        "sampling_logps": per_target(rows, "sampling_logps"),
-        "on_policy": torch.tensor([row["on_policy"] for row in rows], dtype=torch.bool),
-    } | columns_of(rows, config)
-    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
-    batch.counts = {
-        "rows": len(rows),
-        "tokens": len(batch.targets),
-        "on_policy": sum(sum(row["sampled"]) for row in rows if row["on_policy"]),
-    }
+    batch = completion_batch(rows, targets=("sampling_logps",), numbers=("on_policy",), dtype=torch.bool)
+    batch.columns |= columns_of(rows, config)
+    batch.counts["on_policy"] = sum(num_targets(row) for row in rows if row["on_policy"])
     return batch
 
 

@@ -28,11 +28,13 @@ Values = dict[str, torch.Tensor]
 # ---------------------------------------------------------------- distributions
 
 
+# Same as ft_distill.divergence.kl
 def kl(of: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(of | other) of log-probs (n, K), over the last dimension: (n,)."""
     return (of.exp() * (of - other)).sum(-1)
 
 
+# Same as ft_distill.divergence.generalised_jsd
 def generalised_jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
     """Of log-probs (n, K) to (n,) (arXiv 2306.13649, eq. 1). beta 0 is KL(teacher | student), 1 KL(student |
     teacher)."""

@@ -121,6 +121,7 @@ def taught(row: Row, met: Meeting, config: Any, chat: bool, said: list[int] | No
 # ---------------------------------------------------------------- rollouts
 
 
+# Same as ft_distill.gkd.on_policy
 def on_policy(config: Any, rollout: int, group: int) -> bool:
     """Whether the policy completes this prompt of a rollout: it depends on nothing else, so that a run that goes on, or
     has other processes, draws the same."""

@@ -19,6 +19,7 @@ def moments(values: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, t
     return means[groups], spread[groups]
 
 
+# Same values as ft_sdpo.losses.advantages
 def advantages(rewards: torch.Tensor, weights: torch.Tensor, groups: torch.Tensor, config: GRPOConfig) -> torch.Tensor:
     """(n,) advantages from (n, K) rewards of K functions, nan where there is none, (K,) weights, and the group of each,
     (n,) long from 0. Of all ranks."""

@@ -40,6 +40,7 @@ Loss = Callable[[Tokens, GRPOConfig], torch.Tensor]
 # ---------------------------------------------------------------- by row
 
 
+# Same as ft_sdpo.losses.row_sums
 def row_sums(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
     """(N,) values of tokens, added up by row: (R,)."""
     return values.new_zeros(count).index_add(0, rows, values)
@@ -50,6 +51,7 @@ def row_means(values: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor) -> 
     return row_sums(values, rows, len(sizes)) / sizes.clamp(min=1)
 
 
+# Same values as ft_sdpo.losses.ratios
 def ratios(log_ratios: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor, level: str) -> torch.Tensor:
     """q of each token, (N,), from its log-ratio; with `level` "sequence" that of its row."""
     if level == "sequence":
@@ -60,6 +62,7 @@ def ratios(log_ratios: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor, le
 # ---------------------------------------------------------------- losses
 
 
+# Same values as ft_sdpo.losses.clipped
 def clipped(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
     """PPO's objective (arXiv 1707.06347, eq. 7), as GRPO has it (arXiv 2402.03300, eq. 3):
 

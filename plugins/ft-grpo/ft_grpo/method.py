@@ -32,17 +32,15 @@ from ft_host.api import (
     Rollout,
     annotate,
     by_row,
+    completion_batch,
     completion_metrics,
     completion_row,
-    completion_segments,
-    flat_batch,
     groups_differ,
     hookimpl,
     masked_row,
     maximum,
     mean,
     num_targets,
-    per_target,
     policy_values,
     prompt_row,
 )
@@ -93,11 +91,10 @@ def compared(earned: list[tuple[int, list[float | None], list[float]]], config: 
     """Advantages of the completions of all ranks, each given as its group, its rewards and their weights."""
     if not earned:
         return []
-    places = {group: place for place, group in enumerate(dict.fromkeys(group for group, _, _ in earned))}
     return advantages(
         torch.tensor([[torch.nan if value is None else value for value in values] for _, values, _ in earned]).double(),
         torch.tensor(earned[0][2], dtype=torch.float64),
-        torch.tensor([places[group] for group, _, _ in earned]),
+        torch.tensor([group for group, _, _ in earned]),
         config,
     ).tolist()
 
@@ -168,18 +165,9 @@ OF_TARGETS = ("sampling_logps", "old_logps", "ref_logps", "kept")
 
 @hookimpl
 def ft_collate(rows, tokenizer, config) -> Batch:
-    # those that are there: not yet while they are being made, and not all are ever needed
-    columns = {name: per_target(rows, name) for name in OF_TARGETS if all(name in row for row in rows)}
-    if all("advantage" in row for row in rows):
-        columns["advantages"] = torch.tensor([row["advantage"] for row in rows], dtype=torch.float32)
-    columns["sizes"] = torch.tensor([num_targets(row) for row in rows], dtype=torch.float32)
-    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
-    batch.counts = {
-        "rows": len(rows),
-        "trained": sum(any(row["sampled"]) for row in rows),
-        "tokens": len(batch.targets),
-        "kept": sum(sum(row["kept"]) if "kept" in row else sum(row["sampled"]) for row in rows),
-    }
+    batch = completion_batch(rows, targets=OF_TARGETS, numbers=("advantage",))
+    batch.columns["sizes"] = torch.tensor([num_targets(row) for row in rows], dtype=torch.float32)
+    batch.counts["kept"] = sum(sum(row["kept"]) if "kept" in row else num_targets(row) for row in rows)
     return batch
 
 
@@ -198,7 +186,7 @@ def tokens_of(
         logps=logps,
         old_logps=old_logps,
         ratios=ratios(logps - old_logps, rows, sizes, level),
-        advantages=batch.columns["advantages"][rows],
+        advantages=batch.columns["advantage"][rows],
         rows=rows,
         sizes=sizes,
         corrections=weights,

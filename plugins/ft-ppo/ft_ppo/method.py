@@ -32,16 +32,14 @@ from ft_host.api import (
     Rollout,
     annotate,
     by_row,
+    completion_batch,
     completion_metrics,
     completion_row,
-    completion_segments,
     explained,
-    flat_batch,
     hookimpl,
     masked_row,
     maximum,
     mean,
-    per_target,
     policy_values,
     prompt_row,
     total,
@@ -88,6 +86,7 @@ def whiten(values: torch.Tensor, average: float, spread: float, shift_mean: bool
     return (values - average) * (spread + 1e-8) ** -0.5 + (0.0 if shift_mean else average)
 
 
+# Same values as ft_sdpo.losses.clipped
 def policy_losses(
     logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor, cliprange: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,18 +243,9 @@ OF_ROWS = ("kl", "surprise", "episode")
 
 @hookimpl
 def ft_collate(rows, tokenizer, config) -> Batch:
-    columns = {}
-    if all("advantages" in row for row in rows):  # not yet while they are being made
-        columns = {name: per_target(rows, name) for name in OF_TARGETS}
-        columns |= {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in OF_ROWS}
-        columns["scores"] = torch.tensor([row["score"] or 0.0 for row in rows], dtype=torch.float64)
-    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
-    batch.counts = {
-        "rows": len(rows),
-        "scored": sum(any(row["sampled"]) for row in rows),
-        "ended": sum(not row["truncated"] for row in rows),
-        "tokens": len(batch.targets),
-    }
+    batch = completion_batch(rows, targets=OF_TARGETS, numbers=OF_ROWS, dtype=torch.float64)
+    batch.columns["scores"] = torch.tensor([row["score"] or 0.0 for row in rows], dtype=torch.float64)
+    batch.counts |= {"scored": batch.counts["trained"], "ended": sum(not row["truncated"] for row in rows)}
     return batch
 
 

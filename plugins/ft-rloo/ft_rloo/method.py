@@ -32,17 +32,15 @@ from ft_host.api import (
     ModelSpec,
     Rollout,
     annotate,
+    completion_batch,
     completion_metrics,
     completion_row,
-    completion_segments,
-    flat_batch,
     hookimpl,
     masked_row,
     maximum,
     mean,
     minimum,
     num_targets,
-    per_target,
     policy_values,
     prompt_row,
     sampling_metrics,
@@ -69,6 +67,7 @@ def normalized(advantages: torch.Tensor) -> torch.Tensor:
     return (advantages - known.mean()) / (known.std() + 1e-4)
 
 
+# Same values as ft_sdpo.losses.clipped
 def clipped_losses(
     logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor, clip_range: tuple[float, float]
 ) -> torch.Tensor:
@@ -140,11 +139,8 @@ def reference_says(model: Any, batch: Batch, temperature: float) -> dict[str, to
 
 def advantages(earned: list[tuple[int, float]], normalize: bool) -> list[float]:
     """Of the completions of all ranks, each given as its group and what it earned, nan where that is nothing."""
-    places = {group: place for place, group in enumerate(dict.fromkeys(group for group, _ in earned))}
-    made = leave_one_out(
-        torch.tensor([reward for _, reward in earned], dtype=torch.float64),
-        torch.tensor([places[group] for group, _ in earned], dtype=torch.long),
-    )
+    groups, rewards = zip(*earned, strict=True) if earned else ((), ())
+    made = leave_one_out(torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups, dtype=torch.long))
     return (normalized(made) if normalize else made).nan_to_num(0.0).tolist()
 
 
@@ -173,18 +169,9 @@ OF_ROWS = ("advantage", "kl", "old_logps", "apart", "furthest")
 
 @hookimpl
 def ft_collate(rows, tokenizer, config) -> Batch:
-    # those that are there: not yet while they are being made, and not all are ever needed
-    columns = {
-        name: torch.tensor([row[name] for row in rows], dtype=torch.float64)
-        for name in OF_ROWS
-        if all(name in row for row in rows)
-    }
-    trained = [float(any(row["sampled"])) for row in rows]
-    columns["trained"] = torch.tensor(trained, dtype=torch.float64)
-    columns["sizes"] = torch.tensor([num_targets(row) for row in rows], dtype=torch.float64)
-    columns["sampling_logps"] = per_target(rows, "sampling_logps")
-    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
-    batch.counts = {"rows": len(rows), "trained": sum(trained), "tokens": len(batch.targets)}
+    batch = completion_batch(rows, targets=("sampling_logps",), numbers=OF_ROWS, dtype=torch.float64)
+    batch.columns["sizes"] = torch.tensor([num_targets(row) for row in rows], dtype=torch.float64)
+    batch.columns["trained"] = (batch.columns["sizes"] > 0).double()
     return batch
 
 

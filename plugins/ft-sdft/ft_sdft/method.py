@@ -31,16 +31,14 @@ from ft_host.api import (
     RowError,
     TiledDivergence,
     by_row,
+    completion_batch,
     completion_metrics,
     completion_row,
-    completion_segments,
     content_of,
-    flat_batch,
     hookimpl,
     kind_of,
     mean,
     messages_of,
-    per_target,
     policy_values,
     prompt_row,
     sampling_metrics,
@@ -189,6 +187,7 @@ def ft_rollout(rows, run) -> Rollout:
     return Rollout(rows=found, metrics=metrics | watched, samples=samples)
 
 
+# Same as ft_sdpo.method.log_probs
 def log_probs(model: Any, batch: Batch, temperature: float) -> dict[str, list[torch.Tensor]]:
     return {"old_logps": by_row(model(batch, want=("logp",), temperature=temperature)["logp"], batch)}
 
@@ -207,19 +206,8 @@ def ft_annotate(rows, run):
 
 @hookimpl
 def ft_collate(rows, tokenizer, config) -> Batch:
-    # not yet there while they are being made, and not always needed
-    columns = {
-        name: per_target(rows, name) for name in ("sampling_logps", "old_logps") if all(name in row for row in rows)
-    }
-    batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
-    batch.linked["teacher"] = flat_batch(
-        completion_segments([asked_as_teacher(row) for row in rows]), num_rows=len(rows)
-    )
-    batch.counts = {
-        "rows": len(rows),
-        "trained": sum(any(row["sampled"]) for row in rows),
-        "tokens": len(batch.targets),
-    }
+    batch = completion_batch(rows, targets=("sampling_logps", "old_logps"))
+    batch.linked["teacher"] = completion_batch([asked_as_teacher(row) for row in rows])
     return batch
 
 

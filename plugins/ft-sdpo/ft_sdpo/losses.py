@@ -12,6 +12,7 @@ import torch
 from ft_sdpo.config import SDPOConfig
 
 
+# Same as ft_sdft.losses.Tokens
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
     """n tokens of completions: logits over the vocabulary, (n, V) in float32 or wider, at the temperature that
@@ -25,6 +26,7 @@ class Tokens:
     teacher_logps: torch.Tensor
 
 
+# Same as ft_sdft.losses.tokens_of
 def tokens_of(student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor) -> Tokens:
     """From logits, (n, V) each, and the tokens that were sampled, (n,)."""
     norms = student.logsumexp(-1, keepdim=True), teacher.logsumexp(-1, keepdim=True)
@@ -39,11 +41,13 @@ def tokens_of(student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tenso
     )
 
 
+# Same as ft_sdft.losses.kl
 def kl(of: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(of | other) of log-probs (n, K), over the last dimension: (n,)."""
     return (of.exp() * (of - other)).sum(-1)
 
 
+# Same as ft_sdft.losses.divergence
 def divergence(student: torch.Tensor, teacher: torch.Tensor, alpha: float) -> torch.Tensor:
     """Of log-probs (n, K): (n,). With m = (1 - alpha) p_student + alpha p_teacher,
 
@@ -59,12 +63,14 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, alpha: float) -> to
     return (1 - alpha) * kl(student, mixture) + alpha * kl(teacher, mixture)
 
 
+# Same as ft_sdft.losses.with_tail
 def with_tail(logps: torch.Tensor) -> torch.Tensor:
     """Log-probs (n, K) of some tokens, with that of all others together behind them: (n, K + 1)."""
     held = logps.logsumexp(-1, keepdim=True).clamp(max=-1e-7)  # where they hold all but nothing
     return torch.cat([logps, torch.log(-torch.expm1(held))], -1)
 
 
+# Same as ft_sdft.losses.renormalized
 def renormalized(logps: torch.Tensor) -> torch.Tensor:
     """Log-probs (n, K) of some tokens as if there were no others."""
     return logps.log_softmax(-1)
@@ -73,6 +79,7 @@ def renormalized(logps: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------- distances
 
 
+# Same as ft_sdft.losses.topk_logits
 def topk_logits(tokens: Tokens, config: SDPOConfig) -> torch.Tensor:
     """The divergence over the student's likeliest tokens."""
     vocabulary = tokens.student.shape[-1]
@@ -83,12 +90,14 @@ def topk_logits(tokens: Tokens, config: SDPOConfig) -> torch.Tensor:
     return divergence(kept(student), kept(teacher), config.distillation_alpha)
 
 
+# Same as ft_sdft.losses.full_logits
 def full_logits(tokens: Tokens, config: SDPOConfig) -> torch.Tensor:
     """The divergence over the whole vocabulary."""
     student, teacher = tokens.student - tokens.student_norm, tokens.teacher - tokens.teacher_norm
     return divergence(student, teacher, config.distillation_alpha)
 
 
+# Same as ft_sdft.losses.sampled_token
 def sampled_token(tokens: Tokens, config: SDPOConfig) -> torch.Tensor:
     """sg(log p_student - log p_teacher) log p_student  of the sampled token: over samples of the student its gradient
     is that of the reverse KL. Its value is not: it is 0 where the two agree, and of either sign elsewhere."""
@@ -104,16 +113,19 @@ DISTANCES: dict[str, Callable[[Tokens, SDPOConfig], torch.Tensor]] = {
 # ---------------------------------------------------------------- ratios, advantages, the policy loss
 
 
+# Same as ft_sdft.losses.importance
 def importance(logps: torch.Tensor, old_logps: torch.Tensor, most: float | None) -> torch.Tensor:
     """p / p_old of sampled tokens, (n,), at most `most`, without gradient."""
     return torch.exp((logps - old_logps).detach().clamp(-20, 20)).clamp(max=math.inf if most is None else most)
 
 
+# Same as ft_grpo.losses.row_sums
 def row_sums(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
     """(N,) values of tokens, added up by row: (R,)."""
     return values.new_zeros(count).index_add(0, rows, values)
 
 
+# Same values as ft_grpo.advantages.advantages
 def advantages(rewards: torch.Tensor, groups: torch.Tensor, scale: str) -> torch.Tensor:
     """(n,) from (n,) rewards, nan where there is none, and the group of each, (n,) long from 0: the distance from the
     mean of its group, by the unbiased standard deviation of "group" or "batch" and 1e-4, or by nothing ("none"). 0
@@ -130,6 +142,7 @@ def advantages(rewards: torch.Tensor, groups: torch.Tensor, scale: str) -> torch
     return torch.where(known & (sizes[groups] > 1), found, 0.0)
 
 
+# Same values as ft_grpo.losses.ratios
 def ratios(log_ratios: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor, level: str) -> torch.Tensor:
     """q of each token, (N,), from its log-ratio; with `level` "sequence" that of its row, the geometric mean of
     them."""
@@ -138,6 +151,7 @@ def ratios(log_ratios: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor, le
     return torch.exp(log_ratios)
 
 
+# Same values as ft_grpo.losses.clipped, ft_rloo.method.clipped_losses, ft_ppo.method.policy_losses
 def clipped(q: torch.Tensor, advantages: torch.Tensor, clip_range: tuple[float, float]) -> torch.Tensor:
     """PPO's objective:  - min(q A, clip(q) A),  (N,) each."""
     return -torch.minimum(q * advantages, q.clamp(*clip_range) * advantages)

@@ -169,18 +169,16 @@ def mean_spread(groups: list[list[float | None]]) -> Metric:
     return mean(sum(spreads), len(spreads))
 
 
+# Same as ft_sdft.method.log_probs
 def log_probs(model: Any, batch: Batch, temperature: float) -> dict[str, list[torch.Tensor]]:
     return {"old_logps": by_row(model(batch, want=("logp",), temperature=temperature)["logp"], batch)}
 
 
 def compared(earned: list[tuple[int, float]], scale: str) -> list[float]:
     """Advantages of the completions of all ranks, each given as its group and what it earned, nan for nothing."""
-    places = {group: place for place, group in enumerate(dict.fromkeys(group for group, _ in earned))}
-    return advantages(
-        torch.tensor([reward for _, reward in earned], dtype=torch.float64),
-        torch.tensor([places[group] for group, _ in earned], dtype=torch.long),
-        scale,
-    ).tolist()
+    groups, rewards = zip(*earned, strict=True) if earned else ((), ())
+    made = advantages(torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups, dtype=torch.long), scale)
+    return made.tolist()
 
 
 @hookimpl
