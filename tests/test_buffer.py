@@ -458,3 +458,83 @@ def test_a_budget_makes_units_of_a_step(make):
     budget = next(make(plan, Shared(4), max_tokens_per_micro_batch=5))
     assert [len(unit) for unit in budget.units] == [3, 1, 3, 1]
     assert names(budget) == names(plain)
+
+
+# ---------------------------------------------------------------- groups
+
+
+def events(buffer) -> list[str]:
+    return [event["text"] for event in buffer.run.folder.read("events.jsonl")]
+
+
+def cut(buffer, step) -> list[list[tuple[int, int]]]:
+    """The micro-batches of a step, as the loop splits it."""
+    config = buffer.run.config
+    micro, budget = config.per_device_train_batch_size, config.max_tokens_per_micro_batch
+    batches = split_micro_batches(step.units, micro, budget, step.whole_units)
+    return [[(row["number"], row["place"]) for row in rows] for rows in batches]
+
+
+def test_whole_groups_stand_in_one_micro_batch(make):
+    """Of 5 rows a micro-batch one group of 3 has room; with a budget of tokens groups stay whole too."""
+    plan = RolloutPlan(prompts=4, generations=3, steps=2, passes=1, whole_groups=True)
+    three = (0, 1, 2)
+    buffer = make(plan, per_device_train_batch_size=5)
+    assert cut(buffer, next(buffer)) == [both(0, places=three), both(1, places=three)]
+    buffer = make(plan, per_device_train_batch_size=6)
+    assert cut(buffer, next(buffer)) == [both(0, 1, places=three)]
+
+    class Shared(Method):
+        @hookimpl
+        def ft_annotate(self, rows, run):
+            return [row | {"shared": 2} for row in rows]
+
+    buffer = make(plan, Shared(3), max_tokens_per_micro_batch=6)  # a group of 3 + 1 + 1 tokens, and another
+    assert sorted(map(len, cut(buffer, next(buffer)))) == [3, 3]
+    assert events(buffer) == []
+
+
+def test_whole_groups_are_in_one_optimizer_step(make):
+    """Three groups in two steps: by rows they would be cut in the middle of the second."""
+    plan = RolloutPlan(prompts=3, generations=4, steps=2, passes=1, whole_groups=True)
+    four = (0, 1, 2, 3)
+    assert taken(make(plan), 2) == [both(0, 1, places=four), both(2, places=four)]
+    assert plan.step_sizes == [8, 4]
+
+
+@pytest.mark.parametrize(
+    "fields,why",
+    [({"per_device_train_batch_size": 3}, "per_device_train_batch_size 3"), ({"max_tokens_per_micro_batch": 5}, "5")],
+)
+def test_groups_that_are_cut_are_said_once(make, fields, why):
+    class Apart(Method):
+        @hookimpl
+        def ft_annotate(self, rows, run):
+            return [row | {"shared": 0} for row in rows]
+
+    plan = RolloutPlan(prompts=4, generations=2, steps=2, passes=2)
+    buffer = make(plan, Apart(2), **fields)
+    taken(buffer, 6)
+    [said] = events(buffer)
+    assert said.startswith("the 2 rows of a prompt don't all stand in one micro-batch") and why in said
+    buffer.run.folder.path.joinpath("events.jsonl").unlink()
+    quiet = make(dataclasses.replace(plan, whole_groups=False), Apart(2), **fields)
+    taken(quiet, 2)
+    assert events(quiet) == []
+
+
+def test_groups_that_fit_are_not_spoken_of(make):
+    buffer = make(RolloutPlan(prompts=4, generations=2, steps=2, passes=1), per_device_train_batch_size=2)
+    taken(buffer, 2)
+    assert events(buffer) == []
+
+
+def test_a_plan_of_pairs_is_cut_by_its_rows(make):
+    """Two completions a prompt, and one row: eight rows in three steps."""
+    plan = RolloutPlan(prompts=8, generations=2, rows=8, steps=3, passes=1)
+    assert taken(make(plan, Method(1)), 3) == [
+        both(0, 1, 2, places=(0,)),
+        both(3, 4, 5, places=(0,)),
+        both(6, 7, places=(0,)),
+    ]
+    assert plan.step_sizes == [3, 3, 2]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ft_host.config.rollout import RolloutConfig, RolloutPlan
+from ft_host.config.rollout import RolloutConfig, RolloutPlan, listed, nearest_multiples
 from ft_host.config.run import RunConfig, option
 from ft_host.errors import ConfigError
 
@@ -15,6 +16,10 @@ class GroupedRolloutConfig(RolloutConfig):
 
     A method changes a default, a bound or a text by declaring the field again, as it does with any field of the host.
     """
+
+    # Rows that `ft_rollout` makes of a prompt; None: one a completion. 1 where a row is a pair or the best of several.
+    rows_per_prompt: ClassVar[int | None] = None
+    whole_groups: ClassVar[bool | None] = None  # that of `RolloutPlan`
 
     num_generations: int = option(
         8,
@@ -48,6 +53,8 @@ class GroupedRolloutConfig(RolloutConfig):
             steps_per_generation=self.steps_per_generation,
             generation_batch_size=self.generation_batch_size,
             num_iterations=self.num_iterations,
+            rows_per_prompt=self.rows_per_prompt,
+            whole_groups=self.whole_groups,
         )
 
 
@@ -59,10 +66,13 @@ def grouped_plan(
     steps_per_generation: int | None,
     generation_batch_size: int | None,
     num_iterations: int,
+    rows_per_prompt: int | None = None,
+    whole_groups: bool | None = None,
 ) -> RolloutPlan:
     """The plan of methods that compare the completions of a prompt, under TRL's names: a generation batch is
     `generation_batch_size` completions, or `steps_per_generation` micro-batches of all processes (not set: one
-    optimizer step).
+    optimizer step). `rows_per_prompt`: rows to train on of a prompt, where they aren't its completions; micro-batches
+    and steps are then of such rows. `whole_groups` is that of `RolloutPlan`.
 
     Raises ConfigError, with the nearest possible numbers, where it doesn't come out even.
     """
@@ -71,20 +81,32 @@ def grouped_plan(
     sizes = f"per_device_train_batch_size {config.per_device_train_batch_size} × {processes} processes"
     if steps_per_generation is not None and generation_batch_size is not None:
         raise ConfigError("steps_per_generation and generation_batch_size say the same in two ways; set one of them")
+    of_prompt = num_generations if rows_per_prompt is None else rows_per_prompt
+    what = "completions" if of_prompt == num_generations else "rows"
     if generation_batch_size is None:
         rows = micro * (steps_per_generation or config.gradient_accumulation_steps)
         field = "steps_per_generation" if steps_per_generation else "per_device_train_batch_size"
     else:
-        rows, field = generation_batch_size, "generation_batch_size"
+        if of_prompt != num_generations and generation_batch_size % num_generations:
+            raise ConfigError(
+                f"generation_batch_size: {generation_batch_size} completions can't be made of groups of"
+                f" {num_generations}; nearest: {listed(nearest_multiples(generation_batch_size, num_generations))}"
+            )
+        rows, field = generation_batch_size * of_prompt // num_generations, "generation_batch_size"
     if rows % step:
         near = nearest_multiples(rows, step)
         if field == "steps_per_generation":
             near = [each // micro for each in near]
         raise ConfigError(
-            f"{field}: a rollout of {rows} completions is no whole number of optimizer steps of {step} ({sizes} × "
+            f"{field}: a rollout of {rows} {what} is no whole number of optimizer steps of {step} ({sizes} × "
             f"gradient_accumulation_steps {config.gradient_accumulation_steps}); nearest: {listed(near)}"
         )
-    if rows % num_generations:
+    if rows % of_prompt and what == "rows":
+        raise ConfigError(
+            f"per_device_train_batch_size: {rows} rows a rollout ({sizes} × {rows // micro} micro-batches) can't be"
+            f" made of groups of {of_prompt}; nearest: a rollout of {listed(nearest_multiples(rows, of_prompt))} rows"
+        )
+    if rows % of_prompt:
         divisors = [each for each in range(1, rows + 1) if rows % each == 0]
         near = sorted(divisors, key=lambda each: (abs(each - num_generations), each))[:2]
         raise ConfigError(
@@ -93,15 +115,10 @@ def grouped_plan(
             f"{listed(nearest_multiples(rows, num_generations))} completions"
         )
     return RolloutPlan(
-        prompts=rows // num_generations, generations=num_generations, steps=rows // step, passes=num_iterations
+        prompts=rows // of_prompt,
+        generations=num_generations,
+        rows=rows,
+        steps=rows // step,
+        passes=num_iterations,
+        whole_groups=whole_groups,
     )
-
-
-def nearest_multiples(number: int, of: int) -> list[int]:
-    """The multiples below and above a number that isn't one."""
-    below = number // of * of
-    return [each for each in (below, below + of) if each]
-
-
-def listed(numbers: list[int]) -> str:
-    return " or ".join(map(str, numbers))

@@ -36,6 +36,9 @@ def plan(config: RunConfig, processes: int) -> list[str]:
     rollouts = config.rollout_plan(processes) if isinstance(config, RolloutConfig) else None
     what = "blocks" if config.packing else "rows"
     factors = f"{config.per_device_train_batch_size} a device × {config.gradient_accumulation_steps} accumulated"
+    step = f"{per_step} {what} ({factors} × {processes} process{'' if processes == 1 else 'es'})"
+    if rollouts and rollouts.rows_per_step != per_step:  # the plan is the method's own
+        step = f"{rollouts.rows_per_step} rows, {config.per_device_train_batch_size} at a time on each process"
     data = config.dataset if isinstance(config.dataset, str) else ", ".join(item["path"] for item in config.dataset)
     evaluated = config.eval_dataset or (config.dataset_test_split and f"split {config.dataset_test_split}")
     when = "after training" + (f" and every {config.eval_steps} steps" if config.eval_steps else "")
@@ -46,7 +49,7 @@ def plan(config: RunConfig, processes: int) -> list[str]:
         f"model: {config.model}" + (f", LoRA of rank {config.lora_r}" if config.use_peft else ", all weights"),
         f"data: {data}",
         *(rollout_notes(rollouts, processes) if rollouts else []),
-        f"each optimizer step: {per_step} {what} ({factors} × {processes} process{'' if processes == 1 else 'es'})",
+        f"each optimizer step: {step}",
         f"length: {length(config, per_step, rollouts)}",
         f"evaluation: {evaluated}, {when}{rewards}" if evaluated else "evaluation: none",
         f"run folder: {config.output_dir or 'a new one in runs/'}",
@@ -56,8 +59,12 @@ def plan(config: RunConfig, processes: int) -> list[str]:
 def rollout_notes(plan: RolloutPlan, processes: int) -> list[str]:
     """A rollout and what becomes of it, in words."""
     of = f"{plan.steps} optimizer step" + ("s" if plan.steps > 1 else "") + f" of {plan.rows_per_step}"
+    if plan.step_sizes[-1] != plan.rows_per_step:
+        of += f", the last of {plan.step_sizes[-1]}"
+    rows = "" if plan.rows == plan.completions else f", made into {plan.rows} rows"
     passes = f", gone through {plan.passes} times: {plan.updates} updates" if plan.passes > 1 else ""
-    notes = [f"each rollout: {plan.prompts} prompts × {plan.generations} completions = {plan.rows}, in {of}{passes}"]
+    made = f"{plan.prompts} prompts × {plan.generations} completions = {plan.completions}{rows}"
+    notes = [f"each rollout: {made}, in {of}{passes}"]
     if plan.prompts % processes:
         notes.append(
             f"{plan.prompts} prompts a rollout don't come out even over {processes} processes, and the completions of a"

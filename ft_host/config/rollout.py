@@ -19,10 +19,17 @@ __getattr__ = names_of(__name__, {"grouped_plan": "ft_host.config.grouped:groupe
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutPlan:
-    """How completions become optimizer steps.
+    """How a rollout becomes optimizer steps.
 
-    A rollout is `prompts` prompts × `generations` completions, over all ranks. It is cut into `steps` optimizer steps
-    of `rows_per_step` completions, and gone through `passes` times; with `shuffled`, each pass cuts it anew.
+    A rollout is `prompts` prompts × `generations` completions, over all ranks, and `ft_rollout` makes `rows` rows to
+    train on of it: one a completion where that isn't given, fewer where a row is a pair, a list, or the best of
+    several. The rows are cut into `steps` optimizer steps and gone through `passes` times; with `shuffled`, each pass
+    cuts them anew.
+
+    The rows of a prompt are a group. `whole_groups` True: they stand in one micro-batch, as the method's loss compares
+    them. False: each row's loss stands by itself. None: nothing is said, and a run whose groups are cut says so once.
+
+    Raises ConfigError for rows that aren't as many of each prompt.
     """
 
     prompts: int
@@ -30,19 +37,59 @@ class RolloutPlan:
     steps: int
     passes: int
     shuffled: bool = False
+    rows: int = 0  # 0: prompts × generations
+    whole_groups: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            object.__setattr__(self, "rows", self.completions)
+        if self.rows % self.prompts:
+            raise ConfigError(
+                f"a rollout of {self.rows} rows from {self.prompts} prompts: expected as many rows from each; nearest: "
+                f"{listed(nearest_multiples(self.rows, self.prompts))} rows"
+            )
 
     @property
-    def rows(self) -> int:
+    def completions(self) -> int:
         return self.prompts * self.generations
 
     @property
+    def rows_per_prompt(self) -> int:
+        """The rows of a group."""
+        return self.rows // self.prompts
+
+    @property
+    def cut_by_groups(self) -> bool:
+        """Whether an optimizer step is whole groups."""
+        return bool(self.whole_groups) or (self.rows // self.steps) % self.rows_per_prompt == 0
+
+    @property
+    def step_sizes(self) -> list[int]:
+        """Rows of each optimizer step of a pass, over all ranks: equal ones, the last of them smaller where they don't
+        come out even."""
+        count, size = (self.prompts, self.rows_per_prompt) if self.cut_by_groups else (self.rows, 1)
+        most = -(-count // self.steps)
+        return [size * max(0, min(most, count - most * step)) for step in range(self.steps)]
+
+    @property
     def rows_per_step(self) -> int:
-        return self.rows // self.steps
+        """Rows of an optimizer step; of the largest where they differ."""
+        return self.step_sizes[0]
 
     @property
     def updates(self) -> int:
         """Optimizer steps that a rollout is used for. After the first of them the policy is no longer what sampled."""
         return self.steps * self.passes
+
+
+def nearest_multiples(number: int, of: int) -> list[int]:
+    """The multiples below and above a number that isn't one."""
+    below = number // of * of
+    return [each for each in (below, below + of) if each]
+
+
+def listed(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 @dataclass(kw_only=True)
@@ -205,7 +252,14 @@ class RolloutConfig(RunConfig):
         check_arguments(self.reward_kwargs, [*self.reward, *self.eval_reward])
         if self.max_tool_calling_iterations is not None and not self.tools and self.environment is None:
             raise ConfigError("max_tool_calling_iterations: has no effect without tools or environment")
-        self.rollout_plan(self.num_processes)
+        plan, micro = self.rollout_plan(self.num_processes), self.per_device_train_batch_size
+        if plan.whole_groups and micro < plan.rows_per_prompt and self.max_tokens_per_micro_batch is None:
+            size = plan.rows_per_prompt
+            raise ConfigError(
+                f"per_device_train_batch_size: a micro-batch of {micro} rows can't hold the {size} rows of a prompt,"
+                f" which this method compares; expected at least {size} (multiples of it leave no room unused: {size},"
+                f" {2 * size}, {3 * size})"
+            )
 
 
 def declared_facts(config_class: type[RunConfig]) -> dict[str, str]:

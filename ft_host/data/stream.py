@@ -42,6 +42,7 @@ class StepRows:
     dropped: dict[str, int]  # by reason, so far; of this rank, where each rank prepares its own rows
     truncated: int  # rows cut at max_length so far, counted likewise
     last: bool  # whether it is known to be the last step
+    whole_units: bool = False  # rows of a unit share a micro-batch, whose size is counted in rows
     metrics: dict[str, float] = field(default_factory=dict)  # of making the rows, logged with this step
 
 

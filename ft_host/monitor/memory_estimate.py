@@ -77,7 +77,7 @@ def generation_bytes(run: Run, facts: Mapping[str, Any], shape: Any, held_out: i
     config = run.config
     jobs = held_out
     if run.rollouts is not None and run.rollouts.generations:
-        jobs = max(jobs, run.rollouts.rows)
+        jobs = max(jobs, run.rollouts.completions)
     if config.backend != "transformers" or not jobs:
         return 0
     if not (config.eval_reward or isinstance(config, RolloutConfig)):

@@ -6,12 +6,15 @@ on the rollout alone, not on the number of processes.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.rollout import RolloutPlan
+from ft_host.data.micro_batches import split_micro_batches, units_of
 from ft_host.data.order import permutation
 from ft_host.data.stream import StepRows
 from ft_host.errors import FtHostError
@@ -50,6 +53,7 @@ class Buffer:
         self.step = 0  # the next one of `plan.updates`
         self.place = place_of(position, saved)  # of the prompts, after this rollout
         self.metrics: dict[str, float] = {}  # of the rollout: they are logged with its first step
+        self.told_of_cut_groups = False
         self.samples: list[Row] = []  # some of its completions, on all ranks: likewise
         if saved is not None:
             self.number, self.rows, self.sizes = saved["number"], saved["rows"], saved["sizes"]
@@ -68,9 +72,12 @@ class Buffer:
             self._write_samples()
         rows = self.of_step(self.step)
         self.step += 1
-        budget = self.run.config.max_tokens_per_micro_batch
+        units = self.units(rows)
+        if self.plan.whole_groups is None and not self.told_of_cut_groups:
+            self._tell_of_cut_groups(units)
         return StepRows(
-            units=[[row] for row in rows] if budget is None else units_of(rows, budget),
+            units=units,
+            whole_units=bool(self.plan.whole_groups),
             rows_consumed=self.place["rows_consumed"],
             epoch=self.place["epoch"],
             position={"rollout": self.number, "step": self.step, "place": self.place},
@@ -101,6 +108,31 @@ class Buffer:
 
     # -- steps
 
+    def units(self, rows: list[Row]) -> list[list[Row]]:
+        """The rows of a step as what micro-batches are filled with: groups where the plan asks for whole ones, else as
+        much of a group as a budget of tokens allows, or single rows."""
+        budget = self.run.config.max_tokens_per_micro_batch
+        if self.plan.whole_groups:
+            return [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["group"])]
+        return [[row] for row in rows] if budget is None else units_of(rows, budget)
+
+    def _tell_of_cut_groups(self, units: list[list[Row]]) -> None:
+        """Say, once a process, that `ft_loss` doesn't see all rows of a prompt together."""
+        config, sizes = self.run.config, Counter(row["group"] for row in self.rows)
+        cuts = split_micro_batches(units, config.per_device_train_batch_size, config.max_tokens_per_micro_batch)
+        seen = [count == sizes[group] for rows in cuts for group, count in Counter(r["group"] for r in rows).items()]
+        if all(seen):
+            return
+        self.told_of_cut_groups = True
+        budget = config.max_tokens_per_micro_batch
+        why = f"per_device_train_batch_size {config.per_device_train_batch_size}"
+        why = why if budget is None else f"max_tokens_per_micro_batch {budget}"
+        self.run.say(
+            f"the {max(sizes.values())} rows of a prompt don't all stand in one micro-batch ({why}), so ft_loss sees"
+            " some of them apart. A method whose loss compares them sets whole_groups=True in its RolloutPlan; one"
+            " whose rows have losses of their own sets it to False"
+        )
+
     def rows_left(self) -> bool:
         return self.step < self.plan.updates and bool(self.sizes)
 
@@ -113,7 +145,7 @@ class Buffer:
             of = permutation(len(order), self.run.config.seed, self.number, which, "pass")
             order = [of(index) for index in order]
         # Where the prompts ended, or held no signal, there are as many steps, smaller ones.
-        if plan.rows_per_step % plan.generations == 0:  # a step is whole groups
+        if plan.cut_by_groups:
             per_step = math.ceil(len(order) / plan.steps)
             begin, end = (sum(self.sizes[group] for group in order[: number * per_step]) for number in (at, at + 1))
         else:
@@ -241,22 +273,6 @@ def place_of(position: dict[str, Any] | None, saved: dict[str, Any] | None) -> d
     if saved is not None:
         return saved["place"]
     return position["place"] if position is not None else {"position": None, "epoch": 0.0, "rows_consumed": 0}
-
-
-def units_of(rows: list[Row], budget: int) -> list[list[Row]]:
-    """Rows of a group together, as many as the budget of tokens allows; their prompt counts once."""
-    units: list[list[Row]] = []
-    used = 0
-    for row in rows:
-        together = units and units[-1][-1]["group"] == row["group"]
-        cost = row["length"] - (row["shared"] if together else 0)
-        if together and used + cost <= budget:
-            units[-1].append(row)
-            used += cost
-        else:
-            units.append([row])
-            used = row["length"]
-    return units
 
 
 def reshard_rows(saved: list[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any] | None:

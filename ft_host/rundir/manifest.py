@@ -102,10 +102,13 @@ def plan_facts(run: Run, total: int | None) -> dict[str, Any]:
     if run.rollouts:
         plan = run.rollouts
         facts |= {"plan/prompts": plan.prompts, "plan/generations": plan.generations, "plan/updates": plan.updates}
+        facts["plan/rows_per_prompt"] = plan.rows_per_prompt
     return {name: value for name, value in facts.items() if value is not None}
 
 
 def rows_per_step(config: RunConfig, processes: int) -> int:
+    if isinstance(config, RolloutConfig):
+        return config.rollout_plan(processes).rows_per_step
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
 
 
@@ -121,7 +124,10 @@ def check_rows_per_step(folder: RunFolder, config: RunConfig, processes: int) ->
             " number of processes"
         )
     if plan and isinstance(config, RolloutConfig):
-        now, before = dataclasses.asdict(config.rollout_plan(processes)), plan["rollout"]
+        before = plan["rollout"]  # of 0.4, without rows and whole_groups
+        now = {
+            name: value for name, value in dataclasses.asdict(config.rollout_plan(processes)).items() if name in before
+        }
         if now != before:
             changed = ", ".join(
                 f"{name} {before[name]} then and {now[name]} now" for name in now if now[name] != before[name]

@@ -263,7 +263,7 @@ def fit(
             rows = next(steps, None)
             if rows is not None:
                 cuts = split_micro_batches(
-                    rows.units, config.per_device_train_batch_size, config.max_tokens_per_micro_batch
+                    rows.units, config.per_device_train_batch_size, config.max_tokens_per_micro_batch, rows.whole_units
                 )
         except UsageError as problem:  # a bad row: this rank tells the others, and all save before they stop
             error = str(problem)

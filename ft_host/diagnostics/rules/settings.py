@@ -149,7 +149,11 @@ RULES = [
         needs=("plan/generations",),
         fields=("num_generations",),
         severity="info",
-        test=lambda view: 1 < view["plan/generations"] < 4,  # of one, nothing is held against another
+        # of one, nothing is held against another; nor where a row is a pair, or the best of several
+        test=lambda view: (
+            1 < view["plan/generations"] < 4
+            and view.facts.get("plan/rows_per_prompt", view["plan/generations"]) == view["plan/generations"]
+        ),
         message=lambda view: (
             f"A group has {view['plan/generations']} completions: what a completion is held against is then mostly"
             " noise, and many groups have equal rewards."

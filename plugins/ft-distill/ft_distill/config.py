@@ -30,6 +30,7 @@ class DistillConfig(GroupedRolloutConfig):
     """On-policy distillation: learn from a teacher what it would have said at each place of the model's own
     completions."""
 
+    whole_groups: ClassVar[bool | None] = False  # each completion's loss stands by itself
     needs_reward: ClassVar[bool] = False
 
     disable_dropout: bool = option(

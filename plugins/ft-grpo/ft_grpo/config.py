@@ -34,6 +34,8 @@ BOUNDS = {"importance_sampling_clip_max": 3.0, "importance_sampling_clip_min": N
 class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
     """Group relative policy optimization: make completions likelier that earn more than others of the same prompt."""
 
+    whole_groups: ClassVar[bool | None] = False  # a completion's loss needs no other: advantages are made before
+
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
 
     disable_dropout: bool = option(

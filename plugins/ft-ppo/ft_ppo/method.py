@@ -245,7 +245,8 @@ OF_ROWS = ("kl", "surprise", "episode")
 def ft_collate(rows, tokenizer, config) -> Batch:
     batch = completion_batch(rows, targets=OF_TARGETS, numbers=OF_ROWS, dtype=torch.float64)
     batch.columns["scores"] = torch.tensor([row["score"] or 0.0 for row in rows], dtype=torch.float64)
-    batch.counts |= {"scored": batch.counts["trained"], "ended": sum(not row["truncated"] for row in rows)}
+    batch.counts["scored"] = batch.counts.pop("trained")
+    batch.counts["ended"] = sum(not row["truncated"] for row in rows)
     return batch
 
 

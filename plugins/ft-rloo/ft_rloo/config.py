@@ -16,6 +16,8 @@ class RLOOConfig(GroupedRolloutConfig, ReferenceConfig):
     """REINFORCE, leave one out: make completions likelier that earn more than the mean of the others of the same
     prompt."""
 
+    whole_groups: ClassVar[bool | None] = False  # a completion's loss needs no other: advantages are made before
+
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
 
     disable_dropout: bool = option(

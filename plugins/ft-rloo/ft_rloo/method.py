@@ -140,7 +140,10 @@ def reference_says(model: Any, batch: Batch, temperature: float) -> dict[str, to
 def advantages(earned: list[tuple[int, float]], normalize: bool) -> list[float]:
     """Of the completions of all ranks, each given as its group and what it earned, nan where that is nothing."""
     groups, rewards = zip(*earned, strict=True) if earned else ((), ())
-    made = leave_one_out(torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups, dtype=torch.long))
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    made = leave_one_out(
+        torch.tensor(rewards, dtype=torch.float64), torch.tensor([places[group] for group in groups], dtype=torch.long)
+    )
     return (normalized(made) if normalize else made).nan_to_num(0.0).tolist()
 
 

@@ -24,6 +24,7 @@ class SDFTConfig(GroupedRolloutConfig):
     """Self-distillation fine-tuning: learn to answer as the model does that is shown a demonstration beside the
     prompt."""
 
+    whole_groups: ClassVar[bool | None] = False  # each completion's loss stands by itself
     needs_reward: ClassVar[bool] = False
     needs_columns: ClassVar[tuple[str, ...]] = (CONTEXT,)
 

@@ -55,6 +55,8 @@ class SDPOConfig(GroupedRolloutConfig):
     """Self-distillation policy optimization: learn from attempts what the same model says of them that is shown a
     successful one, or feedback."""
 
+    whole_groups: ClassVar[bool | None] = False  # a completion's loss needs no other: advantages are made before
+
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
 
     disable_dropout: bool = option(
