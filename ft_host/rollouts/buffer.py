@@ -1,7 +1,7 @@
-"""The row buffer: completions of one rollout, and the optimizer steps that are cut from them.
+"""The row buffer: the rows of one rollout, and the optimizer steps that are made of them.
 
-What is in it, where it stands and which prompt comes next is in every checkpoint. A step is a set of rows that depends
-on the rollout alone, not on the number of processes.
+Its rows, its place and the next prompt are in every checkpoint. A step is a set of rows that depends on the rollout
+alone, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 class Buffer:
-    """Iterate over it once: gives the `StepRows` of this rank, annotated, until the prompts end, or for ever where
+    """Iterate over it once: it yields the `StepRows` of this rank, annotated, until the prompts end, or for ever if
     `max_steps` ends the run.
 
-    `prompts` gives one raw row a step, the same on all ranks. `rollout_run(number)` is what `ft_rollout` is handed, and
-    `before` is called with the first prompts of each rollout, before it. `position` is that of the step that a
-    checkpoint was made after, `saved` what `state` gave then.
+    `prompts` yields one raw row a step, the same on all ranks. `rollout_run(number)` returns what `ft_rollout` gets,
+    and `before` is called with the first prompts of each rollout, before it. `position` is that of the step that a
+    checkpoint was made after, `saved` what `state` returned then.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Buffer:
         )
 
     def state(self) -> dict[str, Any]:
-        """This rank's part of it, JSON-able. Where it stands is in the position of the last step."""
+        """Return this rank's part of the buffer, JSON-able. Its place is in the position of the last step."""
         return {
             "number": self.number,
             "rows": self.rows,
@@ -99,7 +99,7 @@ class Buffer:
         }
 
     def planned_steps(self) -> int | None:
-        """Optimizer steps of all epochs, if nothing has to be drawn again; None for a stream."""
+        """Return the optimizer steps of all epochs, if nothing has to be drawn again; None for a stream."""
         prompts = self.prompts.planned_steps()
         return None if prompts is None else math.ceil(prompts / self.plan.prompts) * self.plan.updates
 
@@ -137,7 +137,7 @@ class Buffer:
         return self.step < self.plan.updates and bool(self.sizes)
 
     def of_step(self, step: int) -> list[Row]:
-        """This rank's rows of one of the rollout's optimizer steps, those of a group next to each other."""
+        """Return this rank's rows of one of the rollout's optimizer steps, those of a group next to each other."""
         plan = self.plan
         which, at = divmod(step, plan.steps)
         order = list(range(len(self.sizes)))
@@ -217,7 +217,7 @@ class Buffer:
         self.samples = self._chosen(samples)
 
     def draw(self, count: int, place: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
-        """The next prompts, fewer where the data ends, and the place behind them."""
+        """Return the next prompts, fewer at the end of the data, and the position behind them."""
         rows: list[Row] = []
         while len(rows) < count:
             step = next(self.prompts, None)
@@ -228,7 +228,8 @@ class Buffer:
         return rows, place
 
     def numbered(self, rows: list[Row]) -> tuple[list[Row], list[int]]:
-        """The rows with groups counted from 0 over all ranks, without gaps, and the rows of each group."""
+        """Return the rows with groups counted from 0 over all ranks, without gaps, and the number of rows of each
+        group."""
         mine: dict[int, int] = {}
         for row in rows:
             mine[row["group"]] = mine.get(row["group"], 0) + 1
@@ -237,7 +238,7 @@ class Buffer:
         return [row | {"group": places[row["group"]]} for row in rows], [sizes[group] for group in sorted(sizes)]
 
     def _times(self, rollout_run: RolloutRun, started: float) -> dict[str, float]:
-        """Seconds of the rollout, and the tokens that all ranks sampled in the seconds that this one spent on it."""
+        """Return seconds of the rollout, and the tokens that all ranks sampled per second of this rank's generation."""
         for what, seconds in rollout_run.seconds.items():
             self.run.add_time(what, seconds)
         tokens, seconds = sum(self.run.gather(rollout_run.tokens)), rollout_run.seconds.get("generation", 0.0)
@@ -247,7 +248,7 @@ class Buffer:
         }
 
     def _chosen(self, samples: list[Row]) -> list[Row]:
-        """Some completions, whole groups first, with the advantage that the method gave them, if it gives one."""
+        """Return some completions, whole groups first, with the advantage from the method, if it computes one."""
         run, most = self.run, self.run.config.logged_completions
         if samples and len(samples) != len(self.rows):
             raise TypeError(
@@ -269,15 +270,14 @@ class Buffer:
 
 
 def place_of(position: dict[str, Any] | None, saved: dict[str, Any] | None) -> dict[str, Any]:
-    """Where the prompts stand after the rollout that a checkpoint holds, or at the beginning."""
+    """Return the position of the prompts after the rollout that a checkpoint holds, or at the beginning."""
     if saved is not None:
         return saved["place"]
     return position["place"] if position is not None else {"position": None, "epoch": 0.0, "rows_consumed": 0}
 
 
 def reshard_rows(saved: list[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any] | None:
-    """What the ranks of a checkpoint had in their buffers, as this rank of `world_size` has it; None: there were
-    none."""
+    """Return this rank's part, of `world_size`, of the buffers in a checkpoint. None if there were none."""
     if not saved:
         return None
     if len(saved) == world_size:

@@ -1,12 +1,12 @@
-"""What a model says in a turn, as a message, and the calls of tools in it.
+"""Parses a turn of the model as a message, and the calls of tools in it.
 
-By the tokenizer's response template where it has one (transformers 5.13), else as Hermes and Qwen write them:
+It uses the tokenizer's response template if there is one (transformers 5.13), else the format of Hermes and Qwen:
 
     <tool_call>
     {"name": "add", "arguments": {"a": 2, "b": 3}}
     </tool_call>
 
-A call that can't be read is a call with a problem: the model is told.
+A call that can't be parsed is a call with a problem, which the model gets as its result.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def read_turn(
     *,
     first: int,
 ) -> tuple[Message, list[Call]]:
-    """A turn of the model as an assistant message, and its calls, numbered from `first`. `before`: the tokens that it
-    follows. One that was cut short is text."""
+    """Return a turn of the model as an assistant message, and its calls, numbered from `first`. `before`: the tokens
+    before it. A turn that was cut short is text."""
     if answer.finish_reason == "length":
         return {"role": "assistant", "content": text_of(answer.token_ids, tokenizer)}, []
     # an attribute of tokenizers since transformers 5.13; versions before that don't have it
@@ -67,14 +67,15 @@ def read_turn(
 
 
 def text_of(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a turn without special tokens, but with the tags of calls, which are special for some."""
+    """Return the text of a turn without special tokens, but with the tags of calls, which are special in some
+    tokenizers."""
     hidden = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids([OPEN, CLOSE]))
     return tokenizer.decode([token for token in ids if token not in hidden], clean_up_tokenization_spaces=False)
 
 
 def by_tags(text: str) -> tuple[Message, list[Any]]:
-    """The message without the calls that are JSON, and what is between the tags: JSON, or text that isn't. What a model
-    only thinks of calling isn't called."""
+    """Return the message without the calls that are JSON, and what is between the tags: JSON, or text that isn't. A
+    call within thoughts isn't made."""
     thought, ended, said = text.rpartition("</think>")
     if not ended and "<think>" in text:
         thought, said = text, ""
@@ -98,8 +99,8 @@ def by_tags(text: str) -> tuple[Message, list[Any]]:
 def by_template(
     ids: list[int], before: list[int], tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]]
 ) -> tuple[Message, list[Any]]:
-    """The message as transformers reads it, and its calls. Where it can't, all of it is text and a call that can't be
-    read."""
+    """Return the message as transformers parses it, and its calls. If it can't, all of it is text and a call that can't
+    be parsed."""
     takes_tools = "tools" in inspect.signature(tokenizer.parse_response).parameters  # since transformers 5.15
     try:
         message = tokenizer.parse_response(ids, prefix=before, **({"tools": tools} if takes_tools else {}))
@@ -113,7 +114,7 @@ def by_template(
 
 
 def checked(call: Any) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of a call. Raises ValueError that says what is wrong with it."""
+    """Return name and arguments of a call. Raises ValueError that says what is wrong with it."""
     if isinstance(call, ValueError):
         raise call
     if isinstance(call, dict) and isinstance(call.get("function"), dict):

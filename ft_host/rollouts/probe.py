@@ -1,4 +1,5 @@
-"""Does what samples have the weights that are trained? Its log-probs beside the policy's own, on a few prompts.
+"""Compares the sampler's log-probs with the policy's on a few prompts: does the sampler have the weights that are
+trained?
 
 Before the first rollout it finds other precisions, kernels and chat formats; after the first update, weights that did
 not arrive. Both would otherwise show as training that doesn't learn.
@@ -26,11 +27,11 @@ TOKENS = 16  # of each of their completions, at most
 
 
 def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
-    """Complete some of these prompts and say how far the backend's log-probs are from the policy's. All ranks must call
-    it at once. `when` is for the sentence that tells of it.
+    """Complete some of these prompts and report how far the backend's log-probs are from the policy's. All ranks must
+    call it at once. `when` is the beginning of the message.
 
-    Sampled at the run's temperature from all tokens: `top_p` and the like make a distribution of their own. Raises
-    FtHostError where the mean difference is above `max_sampling_logp_difference`.
+    It samples at the run's temperature from all tokens, as `top_p` and the like change the distribution. Raises
+    FtHostError if the mean difference is above `max_sampling_logp_difference`.
     """
     config, rows = run.config, rows[:PROMPTS]
     limit = min(TOKENS, config.max_completion_length)
@@ -65,7 +66,7 @@ def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
 
 
 def difference_facts(mean: float, most: float, limit: float, updated: bool) -> dict[str, Any]:
-    """As facts of the run."""
+    """Return the differences as facts of the run."""
     when = "_after_update" if updated else ""
     return {
         f"probe/sampler_difference_max{when}": most,

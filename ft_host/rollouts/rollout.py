@@ -1,9 +1,9 @@
-"""Rollouts: what a method's `ft_rollout` is handed and hands back.
+"""Rollouts: what `ft_rollout` gets and returns.
 
     prompts -> ft_rollout -> (further prompts, where groups were left out) -> ft_annotate -> buffer -> steps × passes
 
-`RolloutRun` holds no model: only `generate` and `reward`. What needs the policy (old log-probs, values) is the business
-of `ft_annotate`, once for each rollout, over all ranks. The row buffer is in `buffer`.
+`RolloutRun` holds no model: only `generate` and `reward`. `ft_annotate` computes what needs the policy (old log-probs,
+values), once for each rollout, over all ranks. The row buffer is in `buffer`.
 """
 
 from __future__ import annotations
@@ -207,8 +207,8 @@ def completed(
     positions: int | None,
     more: Callable[[bool], bool],
 ) -> list[Completion]:
-    """`generations` completions of each prompt row, which holds its `group`: the number that its noise goes by. `more`
-    says, on all ranks, whether any of them has something to generate."""
+    """Return `generations` completions of each prompt row. A row's `group` determines its noise. `more` says, on all
+    ranks, whether any of them has something to generate."""
     if toolbox is not None:
         return run_episodes(rows, generations, engine, sampling, tokenizer, config, toolbox, more, positions)
     requests = [
@@ -224,7 +224,7 @@ def reward_names(pool: RewardPool, toolbox: Toolbox | None) -> list[str]:
 
 
 def reward_weights(config: RolloutConfig, count: int) -> list[float]:
-    """The weights of `count` rewards; what an environment gives comes last and counts in full."""
+    """Return the weights of `count` rewards; that of an environment comes last and is 1."""
     given = list(config.reward_weights) or [1.0] * len(config.reward)
     return given + [1.0] * (count - len(given))
 
@@ -237,7 +237,7 @@ def scored(
     texts: list[str],
     trainer_state: Any,
 ) -> Scored:
-    """What rewards say of completions, each with the row of its prompt; an environment's own comes last."""
+    """Return the rewards of completions, each with the row of its prompt; an environment's own comes last."""
     if not completions:
         return Scored(values=[])
     found = pool.score(scoring_of(rows, completions, texts, trainer_state))
@@ -251,8 +251,8 @@ def scored(
 
 
 def scoring_of(rows: list[Row], completions: list[Completion], texts: list[str], trainer_state: Any) -> Scoring:
-    """What reward functions are handed of completions, each with the row of its prompt: text after text, messages after
-    messages."""
+    """Return the arguments of reward functions for completions, each with the row of its prompt: texts for text
+    prompts, messages for messages."""
     columns = [row["columns"] for row in rows]
     prompts = [row["prompt"] for row in rows]
     return Scoring(
@@ -268,5 +268,5 @@ def scoring_of(rows: list[Row], completions: list[Completion], texts: list[str],
 
 
 def as_completion(prompt: str | list[Row], text: str) -> str | list[Row]:
-    """A completion in the format of its prompt: text, or one assistant message."""
+    """Return a completion in the format of its prompt: text, or one assistant message."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

@@ -1,6 +1,6 @@
 """What a run with rollouts has beside its models: rewards, tools, and the buffer that its steps come from.
 
-Everything that can be refused without a model is refused when it is opened.
+Opening it refuses everything that can be refused without a model.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 
 def check_online(method: PluginInfo, plugins: PluginManager, config: RunConfig) -> None:
-    """Refuse a method whose hooks and fields don't agree on whether it makes its own rows. Raises PluginBroken;
-    ConfigError for a backend that lacks what the run needs."""
+    """Refuse a method whose hooks and fields don't agree on whether it has rollouts. Raises PluginBroken; ConfigError
+    for a backend that lacks what the run needs."""
     answers = bool(plugins.hook.ft_rollout.get_hookimpls())
     if answers != isinstance(config, RolloutConfig):
         has, lacks = "ft_rollout", "RolloutConfig"
@@ -51,7 +51,7 @@ def check_online(method: PluginInfo, plugins: PluginManager, config: RunConfig) 
 
 @dataclass(kw_only=True)
 class RolloutSession:
-    """Of one process of a run."""
+    """The rewards and tools of one process of a run."""
 
     config: RolloutConfig
     pool: RewardPool
@@ -61,8 +61,8 @@ class RolloutSession:
 
     @classmethod
     def open(cls, config: RolloutConfig, columns: list[str], tokenizer: PreTrainedTokenizerBase) -> RolloutSession:
-        """Raises ConfigError or DataError for a reward or tool that can't be found, or used with this data, and for a
-        column that isn't there."""
+        """Load rewards and tools. Raises ConfigError or DataError for a reward or tool that can't be found, or can't be
+        used with this data, and for a missing column."""
         for name in config.needs_columns:
             if name not in columns:
                 raise DataError(
@@ -92,7 +92,7 @@ class RolloutSession:
 
     @property
     def names(self) -> list[str]:
-        """Of the rewards."""
+        """The names of the rewards."""
         return reward_names(self.pool, self.toolbox)
 
     @property
@@ -107,7 +107,7 @@ class RolloutSession:
         position: dict[str, Any] | None,
         saved: dict[str, Any] | None,
     ) -> Buffer:
-        """The steps of `run`, from prompts in `source`; `position` and `saved` are those of a checkpoint."""
+        """Return the steps of `run`, from prompts in `source`; `position` and `saved` are those of a checkpoint."""
         self.positions = run.policy.config.to_dict().get("max_position_embeddings")  # not every model ends somewhere
         # A row a step, and all rows on every rank: which of them a rank completes is the buffer's business.
         single = dataclasses.replace(self.config, per_device_train_batch_size=1, gradient_accumulation_steps=1)
@@ -117,7 +117,7 @@ class RolloutSession:
         )
 
     def begin(self, run: Run, rows: list[dict[str, Any]]) -> None:
-        """Before a rollout, with its first prompts."""
+        """Called before a rollout, with its first prompts."""
         if not run.config.samples_policy:
             return
         run.sync_weights()

@@ -1,6 +1,6 @@
-"""Calls of code that is not ours: in threads, each with a deadline, and on one event loop where they are async.
+"""Calls functions of the user: in threads, each with a deadline, and on one event loop if they are async.
 
-Nothing here raises what a call raises: it comes back as a `ToolResult`, as the one who asked should read it.
+An error in a call isn't raised: it is returned as a `ToolResult`, which the model reads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_LEFT = 256  # calls that were given up and still run; more of them end the 
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What came of a call: a value, or what went wrong."""
+    """The result of a call: a value, or an error."""
 
     value: Any = None
     problem: str = ""
@@ -44,10 +44,10 @@ class ToolExecutor:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, lanes: list[list[Callable[[], Any]]]) -> list[list[ToolResult]]:
-        """What the calls of each lane gave: those of a lane one after the other, lanes at the same time.
+        """Return the results of the calls of each lane: those of a lane one after the other, lanes at the same time.
 
-        A call that takes longer than `timeout` is given up: its thread can't be ended, so it is a daemon that nothing
-        waits for. Raises FtHostError where too many of these are still at work.
+        A call that takes longer than `timeout` is abandoned: its thread can't be killed, so it is a daemon that nothing
+        waits for. Raises FtHostError if too many of these are still running.
         """
         outcomes: list[list[ToolResult]] = [[] for _ in lanes]
         waiting = deque(index for index, lane in enumerate(lanes) if lane)

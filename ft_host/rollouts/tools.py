@@ -1,8 +1,8 @@
 """Python functions and environments that a model may call between turns: how they are found, shown and called.
 
 A tool is a function with type hints and a docstring; an environment is a class whose public methods are tools, with one
-object for each completion. What goes wrong in a call is what the model reads as its result, and is counted. Imports
-neither torch nor, before tools are loaded, transformers.
+object for each completion. The model reads an error in a call as its result, and the run counts it. Imports neither
+torch nor, before tools are loaded, transformers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OWN = ("reset", "get_reward")  # methods of an environment that the model doesn'
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A call as the model wrote it. `problem` says what is wrong with one that can't be read."""
+    """A call as the model wrote it. `problem` says what is wrong with one that can't be parsed."""
 
     name: str
     id: str
@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(kw_only=True)
 class Toolbox:
-    """The tools of a run. `schemas` is what the chat template is given."""
+    """The tools of a run. The chat template gets `schemas`."""
 
     functions: dict[str, Callable[..., Any]]
     environment: type | None
@@ -59,11 +59,11 @@ class Toolbox:
         return [*self.functions, *self.methods]
 
     def open(self, columns: list[Row]) -> list[tuple[Any, str]]:
-        """A fresh environment for each of these rows' columns, reset with them, and the text that it adds to the
+        """Return a fresh environment for each of these rows' columns, reset with them, and the text that it adds to the
         prompt.
 
-        Raises DataError for a parameter of `reset` that is no column, and FtHostError where `reset` fails: without an
-        environment there is nothing to talk to.
+        Raises DataError for a parameter of `reset` that is no column, and FtHostError if `reset` fails: a conversation
+        needs its environment.
         """
         lanes = [[functools.partial(self._opened, accepted(self.environment, each))] for each in columns]
         opened = [outcome for (outcome,) in self.caller.run(lanes)]
@@ -80,8 +80,8 @@ class Toolbox:
         return made, added or ""
 
     def call(self, calls: list[list[Call]], environments: list[Any]) -> list[list[ToolResult]]:
-        """What comes of the calls of each conversation: its own in order, those of different ones at the same time.
-        Values are texts."""
+        """Return the results of the calls of each conversation: its own in order, those of different ones at the same
+        time. Values are texts."""
         lanes = [
             [functools.partial(self._answer, call, environment) for call in each]
             for each, environment in zip(calls, environments, strict=True)
@@ -100,7 +100,7 @@ class Toolbox:
         return as_text(self.caller.finished(function(**call.arguments)))
 
     def score(self, environments: list[Any]) -> list[ToolResult]:
-        """What `get_reward` of each environment gives: a finite number, or None."""
+        """Return the `get_reward` of each environment: a finite number, or None."""
         lanes = [[functools.partial(self._worth, each)] for each in environments]
         return [outcome for (outcome,) in self.caller.run(lanes)]
 
@@ -112,7 +112,7 @@ class Toolbox:
         return number
 
     def metrics(self, conversations: list[Conversation]) -> dict[str, Metric]:
-        """Calls a completion, and the share of calls that failed (absent where none was made)."""
+        """Return calls a completion, and the share of calls that failed (absent without calls)."""
         calls = sum(each.calls for each in conversations)
         return {
             "tools/call_frequency": mean(calls, len(conversations)),
@@ -121,12 +121,12 @@ class Toolbox:
 
 
 def as_text(value: Any) -> str:
-    """Text as it is, anything else as JSON; what JSON doesn't know is written as `str` has it."""
+    """Return text as it is, anything else as JSON; values that JSON doesn't know are written by `str`."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def accepted(environment: type, columns: Row) -> Row:
-    """The columns that `reset` takes. Raises DataError for a parameter that none fills."""
+    """Return the columns that `reset` takes. Raises DataError for a parameter that no column fills."""
     parameters = list(inspect.signature(environment.reset).parameters.values())[1:]
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return columns
@@ -143,9 +143,10 @@ def accepted(environment: type, columns: Row) -> Row:
 
 
 def load_tools(config: RolloutConfig) -> Toolbox | None:
-    """The tools of the config, imported and described; None where it names none.
+    """Import the tools of the config and describe them; None if it names none.
 
-    Raises ConfigError, naming the field and the function, for what can't be found, described or told apart.
+    Raises ConfigError, naming the field and the function, for one that can't be found or described, or whose name is
+    taken.
     """
     modules: dict[str, ModuleType] = {}
     functions: dict[str, Callable[..., Any]] = {}
@@ -181,7 +182,7 @@ def load_tools(config: RolloutConfig) -> Toolbox | None:
 
 
 def load_environment(spec: str, modules: dict[str, ModuleType]) -> type:
-    """The class. Raises ConfigError for what isn't one, or can't be made or reset."""
+    """Return the class. Raises ConfigError if it isn't one, or can't be made or reset."""
     found = load_function(spec, "environment", modules)
     if not isinstance(found, type):
         raise ConfigError(f"environment: {spec} is {kind(found)}, expected a class")
@@ -205,13 +206,13 @@ def load_environment(spec: str, modules: dict[str, ModuleType]) -> type:
 
 
 def public(environment: type) -> list[tuple[str, Callable[..., Any]]]:
-    """The methods of a class that a model may call, by name."""
+    """Return the methods of a class that a model may call, by name."""
     members = inspect.getmembers(environment, inspect.isroutine)
     return [(name, each) for name, each in members if not name.startswith("_") and name not in OWN]
 
 
 def described(function: Callable[..., Any], where: str) -> dict[str, Any]:
-    """The JSON schema of a function, by its signature and docstring. Raises ConfigError for what lacks there."""
+    """Return the JSON schema of a function, from its signature and docstring. Raises ConfigError for what they lack."""
     from transformers.utils import chat_template_utils as templates
 
     for each in inspect.signature(function).parameters.values():

@@ -1,7 +1,7 @@
-"""What a chat template puts between a turn that calls tools and the next one, as tokens.
+"""The tokens that a chat template puts between a turn that calls tools and the next one.
 
-It is read off a little conversation of our own, so that no token that a model sampled is ever made anew from text: one
-rendering with what the tools said, cut where the turn that called them ends. Imports no torch.
+They are read off a small conversation of our own, so that no sampled token is ever made anew from text: one rendering
+with the results of the tools, cut where the turn that called them ends. Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ARGUMENTS = {"a": "a"}
 
 
 def between(chat: templates.Conversation, ids: list[int], said: list[Message]) -> list[int]:
-    """The tokens from the end of a turn that called tools to the beginning of the next one: the end of turn where
-    `ids` lacks it, what the tools said, and the generation prompt."""
+    """Return the tokens from the end of a turn that called tools to the beginning of the next one: the end of turn if
+    `ids` lacks it, the results of the tools, and the generation prompt."""
     asked = tuple((message["name"], message["tool_call_id"]) for message in said)
     seam = turn_boundary_of(chat.tokenizer, json.dumps(chat.tools), json.dumps(chat.arguments), asked)
     text = chat.render([USER, calling(asked[: seam.shown]), *said], ask=True)
@@ -48,7 +48,7 @@ def between(chat: templates.Conversation, ids: list[int], said: list[Message]) -
 
 @dataclass(frozen=True)
 class TurnBoundary:
-    """Where a turn that calls tools ends in the text of a conversation of ours."""
+    """The position in the text of our conversation at which a turn that calls tools ends."""
 
     start: int  # of the turn
     head: str  # all up to its end
@@ -60,7 +60,7 @@ class TurnBoundary:
 def turn_boundary_of(
     tokenizer: PreTrainedTokenizerBase, tools: str, arguments: str, asked: tuple[tuple[str, str], ...]
 ) -> TurnBoundary:
-    """Calls of tools by (name, id) as the chat template writes them. Raises ConfigError where it can't."""
+    """Render calls of tools by (name, id) with the chat template. Raises ConfigError if it can't."""
     said = [{"role": "tool", "name": name, "tool_call_id": each, "content": "a"} for name, each in asked]
     problem = None
     for shown in dict.fromkeys((len(asked), 1)):
@@ -86,7 +86,7 @@ def turn_boundary_of(
 
 
 def begun(chat: templates.Conversation, head: str, found: int) -> int:
-    """Where the turn at the end of `head` begins, as a model would have it; `found`: where its own text begins."""
+    """Return where the turn at the end of `head` begins; `found`: where its own text begins."""
     asked = chat.render([USER], ask=True)
     if head.startswith(asked):
         return len(asked)
@@ -109,8 +109,8 @@ def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]], arguments: dict[str, Any]) -> None:
-    """Refuse a chat template that doesn't show which tools there are or what they said, or that writes calls in a form
-    that can't be read again. Raises ConfigError."""
+    """Refuse a chat template that doesn't show tools or their results, or that writes calls in a form that can't be
+    parsed again. Raises ConfigError."""
     if not tokenizer.chat_template:
         raise ConfigError("tools: the tokenizer has no chat template; set chat_template_path")
     other = "give one that does with chat_template_path"

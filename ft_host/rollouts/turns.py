@@ -1,8 +1,8 @@
-"""Completions that call tools: turns of the model, with what the tools said in between, as one row of tokens.
+"""Completions that call tools: turns of the model, with the results of the tools in between, as one row of tokens.
 
-Tokens go in and tokens come out. What the model sampled is never tokenised again: the prompt of the next turn is what
-there is so far, and then what the chat template puts between a turn that calls tools and the next one (`seams`). Those
-tokens are the template's, not the model's: they are in no loss. Imports no torch.
+Sampled tokens are never tokenised again: the prompt of the next turn is all tokens so far, followed by what the chat
+template puts between a turn that calls tools and the next one (`turn_boundary`). Those tokens are the template's, not
+the model's: they are in no loss. Imports no torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation(Completion):
-    """A completion with the calls made in it. `messages` are its turns and what tools said."""
+    """A completion with the calls made in it. `messages` are its turns and the results of tools."""
 
     prompt: list[Message]  # with what the environment added
     calls: int = 0
@@ -43,7 +43,7 @@ class Conversation(Completion):
 
 @dataclass(kw_only=True)
 class Episode:
-    """A conversation while it goes on."""
+    """A conversation in progress."""
 
     number: int
     chat: templates.Conversation  # its messages: the prompt
@@ -69,7 +69,7 @@ class Episode:
         self.finish_reason = answer.finish_reason
 
     def observe(self, ids: list[int]) -> None:
-        """Add tokens that the model didn't sample. They count as of the weights that sampled what is before them."""
+        """Add tokens that the model didn't sample. Their weight version is that of the sampled tokens before them."""
         self.ids += ids
         self.sampled += [False] * len(ids)
         self.logprobs += [0.0] * len(ids) if self.logprobs else []
@@ -87,18 +87,17 @@ def run_episodes(
     more: Callable[[bool], bool],
     positions: int | None = None,
 ) -> list[Conversation]:
-    """`generations` conversations from each prompt row: those of rows[0] first.
+    """Return `generations` conversations from each prompt row: those of rows[0] first.
 
     A conversation ends with a turn that calls no tool, after `max_tool_calling_iterations` turns that were answered, or
-    where `sampling.max_new_tokens` tokens of all its turns and what tools said are used up, or the model's `positions`,
-    prompt included; its finish_reason is then "length", also if it was what a tool said that didn't fit, which is left
-    out as a whole.
+    when `sampling.max_new_tokens` tokens of all its turns and tool results are used up, or the model's `positions`,
+    prompt included. Its finish_reason is then "length", also if a tool result didn't fit, which is left out as a whole.
 
     `more(here)` says whether any rank has something to generate: `engine` is called equally often on all. Each turn has
     noise of its own; the first has that of a completion without tools.
 
-    Raises ConfigError where the chat template can't be used with tools, DataError for rows that can't, FtHostError
-    where an environment can't be reset.
+    Raises ConfigError if the chat template can't be used with tools, DataError for rows that can't, FtHostError if an
+    environment can't be reset.
     """
     talks = started(rows, generations, tokenizer, config, toolbox)
     limit = config.max_tool_calling_iterations
@@ -126,7 +125,7 @@ def run_episodes(
 
 
 def of_turn(sampling: Sampling, turn: int) -> Sampling:
-    """The same sampling with other noise in each turn, since a completion keeps its number."""
+    """Return the same sampling with other noise in each turn, since a completion keeps its number."""
     if turn == 0 or sampling.seed is None:
         return sampling
     digest = hashlib.blake2b(f"{sampling.seed} turn {turn}".encode(), digest_size=4).digest()
@@ -139,7 +138,7 @@ def of_turn(sampling: Sampling, turn: int) -> Sampling:
 def started(
     rows: list[Row], generations: int, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig, toolbox: Toolbox
 ) -> list[Episode]:
-    """Conversations before their first turn: prompts that show the tools, with what environments add."""
+    """Return conversations before their first turn: prompts that show the tools, with the texts of environments."""
     check_template(tokenizer, toolbox.schemas, config.chat_template_kwargs)
     every = [row for row in rows for _ in range(generations)]
     opened = toolbox.open([row["columns"] for row in every]) if toolbox.environment else [(None, "")] * len(every)
@@ -159,7 +158,8 @@ def started(
 def chat_of(
     row: Row, added: str, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig, toolbox: Toolbox
 ) -> templates.Conversation:
-    """A row's prompt with the tools of the run, and `added` at the end of the last user message. Raises DataError."""
+    """Return a row's prompt with the tools of the run, and `added` at the end of the last user message. Raises
+    DataError."""
     prompt, columns = row["prompt"], row["columns"]
     if not isinstance(prompt, list):
         raise DataError(
@@ -213,7 +213,7 @@ def finished(talks: list[Episode], rows: list[Row], generations: int, toolbox: T
 def answered(
     asking: list[tuple[Episode, list[Call]]], toolbox: Toolbox, longest: int, positions: int | None
 ) -> list[Episode]:
-    """Make the calls and add what came of them; the conversations that go on."""
+    """Make the calls, add their results, and return the conversations that go on."""
     outcomes = toolbox.call([calls for _, calls in asking], [talk.environment for talk, _ in asking])
     going = []
     for (talk, calls), given in zip(asking, outcomes, strict=True):
