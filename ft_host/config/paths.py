@@ -173,7 +173,7 @@ def check_output(output_dir: str) -> None:
         )
 
 
-EXPECTED = "expected a sequence classifier with one label, as `ft-host train reward` leaves it"
+EXPECTED = "expected a sequence classifier with one label, as the training of a reward model leaves it"
 
 
 PARTS = ("model", "merged")  # of a run's folder: what is in them has the run's name

@@ -25,6 +25,7 @@ class Names:
     kl_of_completions: bool = False  # the sum over the tokens of a completion, not the mean of a token
     clip: str | None = "clip_ratio/region_mean"
     clip_of_completions: bool = False  # the share of completions whose ratio is clipped, not of tokens
+    passes: str = "num_iterations"  # the field of passes over a rollout
     grouped: bool = True  # completions of a prompt are compared with each other
     by_length: tuple[str, ...] = ()  # loss types that divide by the length of a completion, and so favour one
     by_no_length: str | None = None  # the loss type that doesn't

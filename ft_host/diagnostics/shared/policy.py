@@ -103,10 +103,9 @@ def clip_remedies(view: View, names: Names) -> list[Remedy]:
     high, low = view.mean("clip_ratio/high_mean"), view.mean("clip_ratio/low_mean")
     if high > 3 * low:
         out += wider(view, names)
-    for field in ("num_iterations", "num_ppo_epochs"):
-        passes = vars(view.config).get(field, 1)
-        if passes > 1:
-            out += set_field(view, field, max(1, passes // 2), ": fewer passes over each rollout")
+    passes = vars(view.config).get(names.passes, 1)
+    if passes > 1:
+        out += set_field(view, names.passes, max(1, passes // 2), ": fewer passes over each rollout")
     if vars(view.config).get("steps_per_generation"):
         out += set_field(view, "steps_per_generation", None, ", so that each rollout is one step", again=True)
     return out

@@ -36,9 +36,9 @@ def never_rises(view: View, names: Names) -> bool | None:
     return at_best * total / (step - view.warmup_steps) < 0.1 * room
 
 
-def never_rises_remedies(view: View) -> list[Remedy]:
+def never_rises_remedies(view: View, names: Names) -> list[Remedy]:
     out = [raise_rate(view), LOOK_AT_REWARD]
-    if "num_iterations" in vars(view.config) or "num_ppo_epochs" in vars(view.config):
+    if names.passes in vars(view.config):
         out.append(Remedy(why="Tune on solutions first (SFT), so that some completions are right from the start"))
     return out
 
@@ -119,7 +119,7 @@ def rules(names: Names) -> list[Rule]:
                 " there is to gain. Either updates are too small, or the reward doesn't tell better completions from"
                 " worse ones."
             ),
-            remedies=never_rises_remedies,
+            remedies=of(never_rises_remedies),
             when=(
                 "After the warm-up and 40 rollouts or more, the line through the mean rewards, at two standard errors"
                 " above what is seen, would gain less than 10 % of what is left to gain by the end of the run."

@@ -146,6 +146,7 @@ SHARED = Names(
     kl="objective/kl",
     kl_of_completions=True,
     clip=None,
+    passes="num_ppo_epochs",
     grouped=False,
 )
 RULES: list[Rule] = [*OWN, *rollout_rules(SHARED)]
