@@ -244,3 +244,21 @@ def test_the_names_of_04(small_tiles):
         found = policy(batch, want=(), against=divergence)
     assert found.keys() == {"against", "divergence"}, "the values of the function keep the name that it gives them"
     assert float(found["against"].detach()) == pytest.approx(float(found["divergence"].sum()), rel=1e-6)
+
+
+def test_a_value_may_have_a_name_that_the_model_is_not_asked_for(small_tiles):
+    model = models.tiny_llama()
+    install(model)
+    row = list(range(5, 15))
+    batch = flat_batch([Segment(input_ids=row, labels=row, row=0)], num_rows=1)
+
+    def entropy(ours, nothing, units):
+        logs = ours.log_softmax(-1)
+        found = -(logs.exp() * logs).sum(-1)
+        return found.sum(), {"entropy": found}
+
+    policy, divergence = Policy(model), TiledDivergence(None, None, entropy)
+    found = policy(batch, want=(), divergence=divergence)
+    torch.testing.assert_close(found["entropy"], policy(batch, want=("entropy",))["entropy"].detach())
+    with pytest.raises(ValueError, match="its function names a value entropy, which the model gives itself"):
+        policy(batch, want=("entropy",), divergence=divergence)
