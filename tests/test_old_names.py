@@ -13,6 +13,7 @@ import pytest
 from ft_grpo.config import GRPOConfig
 from ft_sft.config import SFTConfig
 
+from ft_host.cli import train as train_command
 from ft_host.cli.train import old_names_caught
 from ft_host.config import RunConfig, option
 from ft_host.config import resolve as resolving
@@ -27,6 +28,7 @@ from ft_host.diagnostics.view import View
 from ft_host.errors import ConfigError
 from ft_host.generation import Sampling
 from ft_host.rundir.record import read_run
+from ft_host.testing.invariants import lines, run_in
 from ft_host.testing.runs import make_run
 from ft_host.training.evaluate import eval_sampling
 
@@ -212,6 +214,34 @@ def test_the_folder_of_an_older_run_is_diagnosed_and_compared(tmp_path):
     assert record.config["rules_select"] == ["NUM"] and record.origins["rules_select"] == "run.yaml:3"
     assert record.config["eval_temperature"] == 0.0 and not OLD_NAMES.keys() & record.config.keys()
     assert {rule.code[:3] for rule, _ in diagnose(folder).rules} == {"NUM"}
+
+
+def test_a_run_of_an_earlier_version_goes_on(config):
+    """As 0.4 has written its run.json, with the losses of a run that never stopped."""
+    whole = run_in(config, "whole", max_steps=3, lr_scheduler_type="constant")
+    begun = run_in(config, "begun", max_steps=2, lr_scheduler_type="constant")
+    file = begun / "run.json"
+    info = json.loads(file.read_text())
+    back = {new: old for old, new in OLD_NAMES.items()}
+    info["config"] = of_0_4(type(config)(**info["config"]))
+    info["origins"] = {back.get(name, name): said for name, said in info["origins"].items()}
+    file.write_text(json.dumps(info))
+    assert train_command.run(["--resume", str(begun), "--max-steps", "3", "--select", "NUM"]) == 0
+    assert [line["loss"] for line in lines(begun)] == [line["loss"] for line in lines(whole)]
+    now = json.loads(file.read_text())["config"]
+    assert now["ddp_timeout"] == 1800 and now["rules_select"] == ["NUM"] and not OLD_NAMES.keys() & now.keys()
+
+
+def test_the_command_line_says_it_in_a_line_of_ours(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("method: sft\nmodel: org/model\ndataset: org/data\ntemperature: 0.5\n")
+    assert train_command.run([str(file), "--select", "NUM", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        f"ft-host: warning: {file}:4: temperature is called eval_temperature now",
+        "ft-host: warning: the command line: --select is called --rules-select now",
+    ]
+    assert "eval_temperature: 0.5" in out and "rules_select: [NUM]" in out
 
 
 # ---------------------------------------------------------------- strangers' rules

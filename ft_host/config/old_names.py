@@ -12,7 +12,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError
 
@@ -77,15 +77,17 @@ class _Keywords(type):
         return whole.replace(parameters=list(whole.parameters.values())[1:])
 
 
-class OldNames(metaclass=_Keywords):
+class OldNames(metaclass=type if TYPE_CHECKING else _Keywords):  # a type checker knows the names of today alone
     """A dataclass of fields whose old names still work."""
 
-    def __getattr__(self, name: str) -> Any:
-        new = old_names(type(self)).get(name)
-        if new is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-        warn(type(self).__name__, name, new)
-        return getattr(self, new)
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            new = old_names(type(self)).get(name)
+            if new is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            warn(type(self).__name__, name, new)
+            return getattr(self, new)
 
     def __setattr__(self, name: str, value: Any) -> None:
         new = old_names(type(self)).get(name)

@@ -11,7 +11,6 @@ from ft_host.api import (
     GroupedRolloutConfig,
     RolloutConfig,
     RolloutPlan,
-    RunConfig,
     grouped_plan,
     option,
     place_problems,
@@ -240,7 +239,7 @@ class GKDConfig(RolloutConfig):
                 raise ConfigError(f"{name}: gkd completes prompts in one turn; distill is for conversations with tools")
 
 
-def check_teacher(config: RunConfig) -> None:
+def check_teacher(config: DistillConfig | GKDConfig) -> None:
     """Refuse a teacher that can't be one, as far as that shows in the fields."""
     place = config.teacher_model_name_or_path
     if config.loss_top_k is not None:
