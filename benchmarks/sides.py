@@ -74,11 +74,11 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
 
     import ft_host
     from ft_host.run import Run
-    from ft_host.training import launch
+    from ft_host.training import build, launch
 
     config = vars(importlib.import_module(f"{place.package}.config"))[OURS.get(method, place.name + "Config")]
     imports = time.perf_counter() - started
-    fit, precompute, log = launch.fit, launch.precompute, Run.log
+    fit, precompute, log = launch.fit, build.precompute, Run.log
 
     def watched_fit(*args, **kwargs):
         watch.begin()
@@ -105,7 +105,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
             watch.grad_norms.append(entry["grad_norm"])
             watch.rates.append(entry["learning_rate"])
 
-    launch.fit, launch.precompute, Run.log = watched_fit, watched_ahead, watched_log
+    launch.fit, build.precompute, Run.log = watched_fit, watched_ahead, watched_log
     watch = Watch()
     given = {"reward": [f"{rewards.__file__}:{REWARD.__name__}"]} if method in PAID else {}
     if "teacher" in spec:

@@ -52,11 +52,6 @@ if TYPE_CHECKING:
     from ft_host.errors import FtHostError as FtHostError
     from ft_host.errors import RowError as RowError
     from ft_host.errors import UsageError as UsageError
-    from ft_host.generation import Completion as Completion
-    from ft_host.generation import Request as Request
-    from ft_host.generation import Sampling as Sampling
-    from ft_host.generation import Scores as Scores
-    from ft_host.generation import Sequence as Sequence
     from ft_host.generation.transformers import end_tokens as end_tokens
     from ft_host.hooks import hookimpl as hookimpl
     from ft_host.metrics import Metric as Metric
@@ -76,7 +71,6 @@ if TYPE_CHECKING:
     from ft_host.models.tiled_divergence import TiledDivergence as TiledDivergence
     from ft_host.rollouts.rewards import Rewards as Rewards
     from ft_host.rollouts.rewards import groups_differ as groups_differ
-    from ft_host.rollouts.rollout import Rollout as Rollout
     from ft_host.rollouts.rollout import RolloutRun as RolloutRun
     from ft_host.rollouts.rollout import seed_of as seed_of
     from ft_host.rollouts.rows import completion_batch as completion_batch
@@ -87,9 +81,15 @@ if TYPE_CHECKING:
     from ft_host.rollouts.rows import num_targets as num_targets
     from ft_host.rollouts.rows import sampling_metrics as sampling_metrics
     from ft_host.run import Run as Run
+    from ft_host.types import Completion as Completion
     from ft_host.types import Drop as Drop
     from ft_host.types import LossOutput as LossOutput
     from ft_host.types import ModelSpec as ModelSpec
+    from ft_host.types import Request as Request
+    from ft_host.types import Rollout as Rollout
+    from ft_host.types import Sampling as Sampling
+    from ft_host.types import Scores as Scores
+    from ft_host.types import Sequence as Sequence
     from ft_host.util.imports import load_function as load_function
     from ft_host.util.text import nearest as nearest
 
@@ -100,7 +100,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.batch": (
         "IGNORE Batch Segment by_row count_targets flat_batch pair_batch pair_means pair_sums per_target sum_by_row"
     ),
-    "ft_host.types": "Drop LossOutput ModelSpec",
+    "ft_host.types": "Completion Drop LossOutput ModelSpec Request Rollout Sampling Scores Sequence",
     "ft_host.run": "Run",
     "ft_host.metrics": "Metric effective_share explained maximum mean minimum std total variance",
     "ft_host.errors": "ConfigError DataError FtHostError RowError UsageError",
@@ -114,9 +114,8 @@ _HOMES = {  # module -> its names that are public
     "ft_host.models.annotate": "annotate policy_values",
     "ft_host.models.load": "base_of",
     "ft_host.models.tiled_divergence": "TiledDivergence",
-    "ft_host.generation": "Completion Request Sampling Scores Sequence",
     "ft_host.generation.transformers": "end_tokens",
-    "ft_host.rollouts.rollout": "Rollout RolloutRun seed_of",
+    "ft_host.rollouts.rollout": "RolloutRun seed_of",
     "ft_host.rollouts.rewards": "Rewards groups_differ",
     "ft_host.rollouts.rows": (
         "completion_batch completion_metrics completion_row completion_segments masked_row num_targets sampling_metrics"

@@ -106,8 +106,8 @@ def flat_batch(
 
     `kinds`: the kinds of targets that there are, each of which gets a mask, in a batch without such targets too.
 
-    Raises ValueError for a parent that doesn't come before its child, an empty segment, labels of another length, or a
-    kind that isn't one of `kinds`.
+    Raises ValueError for a parent that doesn't come before its child, an empty segment, labels of another length, a row
+    that isn't below `num_rows`, or a kind that isn't one of `kinds`.
     """
     import torch
 
@@ -127,6 +127,8 @@ def flat_batch(
         size = len(segment.input_ids)
         if not size or len(segment.labels) != size:
             raise ValueError(f"segment {index}: {size} input_ids and {len(segment.labels)} labels")
+        if num_rows and not 0 <= segment.row < num_rows:
+            raise ValueError(f"segment {index}: row {segment.row}, and num_rows is {num_rows}")
         if segment.parent is not None and not 0 <= segment.parent < index:
             raise ValueError(f"segment {index}: its parent {segment.parent} must be an earlier segment")
         if segment.kind is not None and segment.kind not in kinds:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import abc
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ft_host.contract.blame import blamed
+from ft_host.contract.generation import check_completions, check_rollout, check_scores
 from ft_host.contract.loss import divided
+from ft_host.contract.rows import collate, same_rows
 from ft_host.errors import ConfigError
 from ft_host.types import NO_SCORES
 from ft_host.util.console import tell
@@ -26,14 +28,14 @@ if TYPE_CHECKING:
     from ft_host.batch import Batch
     from ft_host.config import RunConfig
     from ft_host.config.rollout import RolloutPlan
-    from ft_host.generation import Completion, Request, Sampling, Scores
-    from ft_host.generation import Sequence as TokenSequence
     from ft_host.models.aux_models import AuxModel
     from ft_host.models.policy import Policy
     from ft_host.models.store import Store
     from ft_host.monitor.watch import Monitor
+    from ft_host.rollouts.rollout import RolloutRun
     from ft_host.rundir.folder import RunFolder
-    from ft_host.types import LossOutput, Row
+    from ft_host.types import Completion, LossOutput, Request, Rollout, Row, Sampling, Scores
+    from ft_host.types import Sequence as TokenSequence
 
 
 T = TypeVar("T")
@@ -41,13 +43,6 @@ U = TypeVar("U")
 __getattr__ = names_of(
     __name__, {name: f"ft_host.types:{name}" for name in ("Drop", "FinishedRun", "LossOutput", "ModelSpec")}
 )
-
-
-def same_rows(hook: str, rows: list[Row], found: list[Row] | None) -> list[Row]:
-    """What a hook returned for `rows`, or the rows themselves for None. Raises TypeError where their number differs."""
-    if found is not None and len(found) != len(rows):
-        raise TypeError(f"{hook} was given {len(rows)} rows and gave {len(found)}; expected each of them, in order")
-    return rows if found is None else found
 
 
 @old_attributes({"learn": "record_facts", "took": "add_time"})
@@ -97,7 +92,7 @@ class Run:
         dist.all_gather_object(values, value)
         return values
 
-    def over_ranks(self, mine: Sequence[T], function: Callable[[list[T]], Sequence[U]]) -> list[U]:
+    def over_ranks(self, mine: abc.Sequence[T], function: abc.Callable[[list[T]], abc.Sequence[U]]) -> list[U]:
         """This rank's part of what `function` returns for the values of all ranks, in the order of ranks: one for each.
         `mine` are picklable. All ranks must call it. Raises ValueError where `function` returns more or fewer."""
         ranks = self.gather(list(mine))
@@ -108,37 +103,51 @@ class Run:
         first = sum(len(rank) for rank in ranks[: self.rank])
         return list(made[first : first + len(mine)])
 
+    # -- the hooks, with what they return checked; all of these raise HookError for what a hook may not return
+
     def collate(self, rows: list[Row]) -> Batch:
         """`ft_collate` on the rows of one micro-batch."""
-        return self.plugins.hook.ft_collate(rows=rows, tokenizer=self.tokenizer, config=self.config)
+        return collate(self.plugins, rows, self.tokenizer, self.config)
 
     def annotate(self, rows: list[Row]) -> list[Row]:
         """The rows as `ft_annotate` returns them. All ranks must call it at once."""
         with oom_context(ANNOTATION, self.step + 1):
-            return same_rows("ft_annotate", rows, self.plugins.hook.ft_annotate(rows=rows, run=self))
+            with blamed(self.plugins, "ft_annotate"):
+                found = self.plugins.hook.ft_annotate(rows=rows, run=self)
+        return same_rows(self.plugins, "ft_annotate", rows, found)
 
     def add_step_statistics(self, rows: list[Row]) -> list[Row]:
         """The rows as `ft_step` returns them. All ranks must call it at once."""
-        return same_rows("ft_step", rows, self.plugins.hook.ft_step(rows=rows, run=self))
+        with blamed(self.plugins, "ft_step"):
+            found = self.plugins.hook.ft_step(rows=rows, run=self)
+        return same_rows(self.plugins, "ft_step", rows, found)
 
     def loss(self, batch: Batch) -> LossOutput:
-        """`ft_loss` of one micro-batch on the device, its terms divided by `totals`. Raises HookError for what isn't as
-        `LossOutput` says."""
+        """`ft_loss` of one micro-batch on the device, its terms divided by `totals`."""
         with blamed(self.plugins, "ft_loss"):
             output = self.plugins.hook.ft_loss(model=self.model, batch=batch, run=self)
         return divided(self.plugins, output, self.totals)
 
+    def rollout(self, rows: list[Row], rollout: RolloutRun) -> Rollout:
+        """`ft_rollout` on this rank's prompts. All ranks must call it at once."""
+        with blamed(self.plugins, "ft_rollout"):
+            found = self.plugins.hook.ft_rollout(rows=rows, run=rollout)
+        return check_rollout(self.plugins, found)
+
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         """Complete each request with the weights that the backend has. All ranks must call it."""
-        with oom_context(GENERATION, self.step + 1):
-            return self.plugins.hook.ft_generate(requests=requests, sampling=sampling, run=self)
+        with oom_context(GENERATION, self.step + 1), blamed(self.plugins, "ft_generate"):
+            found = self.plugins.hook.ft_generate(requests=requests, sampling=sampling, run=self)
+        return check_completions(self.plugins, found, len(requests), self.rollouts is not None)
 
     def score(self, sequences: list[TokenSequence], top: int) -> list[Scores]:
         """The scores of tokens by the model that the backend serves beside the policy. All ranks must call it. Raises
         ConfigError if the backend serves none."""
         if not self.plugins.hook.ft_score.get_hookimpls():
             raise ConfigError(NO_SCORES.format(self.config.backend))
-        return self.plugins.hook.ft_score(sequences=sequences, top=top, run=self)
+        with blamed(self.plugins, "ft_score"):
+            found = self.plugins.hook.ft_score(sequences=sequences, top=top, run=self)
+        return check_scores(self.plugins, found, len(sequences))
 
     def sync_weights(self) -> None:
         """Give the backend the policy's current weights, if it holds weights and has others. All ranks must call it."""
@@ -146,7 +155,8 @@ class Run:
             return
         if self.plugins.hook.ft_sync_weights.get_hookimpls():
             started = time.perf_counter()
-            self.plugins.hook.ft_sync_weights(model=self.policy, version=self.step, run=self)
+            with blamed(self.plugins, "ft_sync_weights"):
+                self.plugins.hook.ft_sync_weights(model=self.policy, version=self.step, run=self)
             self.add_time("weight_sync", time.perf_counter() - started)
         self.sampler_version = self.step
 

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from ft_dpo.config import DPOConfig
 from ft_dpo.method import reference_log_probs
 
 import ft_host
-from ft_host.errors import UsageError
+from ft_host.errors import HookError, UsageError
+from ft_host.hooks import hookimpl
 from ft_host.models import annotate as annotation
 from ft_host.models import aux_models as companions
 from ft_host.models import load as loading
@@ -324,13 +326,11 @@ def test_values_dont_depend_on_which_rows_are_asked_about_together(make):
     assert answers(run, []) == []
 
 
-def test_a_hook_that_loses_rows_is_refused(make, monkeypatch):
-    import ft_dpo.method
-
+def test_a_hook_that_loses_rows_is_refused(make):
     run, rows = first_step(make(), "dpo")
-    from ft_host.training.loop import before_collating
+    from ft_host.training.step import before_collating
 
-    monkeypatch.setattr(run.plugins.hook, "ft_step", lambda rows, run: rows[1:])
-    with pytest.raises(TypeError, match="ft_step was given 4 rows and gave 3"):
+    loses = hookimpl(lambda rows: rows[1:], specname="ft_step")
+    run.plugins.register(SimpleNamespace(ft_step=loses), name="method ft-dpo:loses")
+    with pytest.raises(HookError, match=r"ft_step of the method 'loses' \(ft-dpo .*\) was given 4 rows and gave 3"):
         before_collating(run, [rows])
-    assert ft_dpo.method.ft_step is not None

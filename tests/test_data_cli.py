@@ -172,7 +172,7 @@ def shown(tmp_path, capsys, monkeypatch):
             == 0
         )
         sys.modules.pop(name)
-        registry.prepare_hook.cache_clear()
+        registry.plugins_named.cache_clear()
         return capsys.readouterr().out
 
     return call
@@ -349,7 +349,7 @@ def test_prompts_with_the_columns_that_rewards_get(tmp_path, capsys, monkeypatch
         == 0
     )
     sys.modules.pop("prompt_method")
-    registry.prepare_hook.cache_clear()
+    registry.plugins_named.cache_clear()
     said = capsys.readouterr().out
     one, two, long, chat, counts = said.split("\n\n")
     head, prompt, *columns = one.splitlines()

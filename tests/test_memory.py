@@ -17,7 +17,7 @@ from ft_host.errors import OutOfMemory
 from ft_host.generation import transformers as backend
 from ft_host.testing.invariants import beside
 from ft_host.testing.rules import Told, codes, findings, steps
-from ft_host.training import launch, loop
+from ft_host.training import build, launch, step
 from ft_host.util import memory
 from ft_host.util.memory import ModelSizes, oom_context, ran_out
 
@@ -239,7 +239,7 @@ def ended(config, name, **changes):
 
 
 def test_a_forward_pass_without_memory_saves_what_was_learnt(config, monkeypatch):
-    failing(monkeypatch, loop, "loss_of", after=3)
+    failing(monkeypatch, step, "loss_of", after=3)
     said, folder = ended(config, "forward", eval_on_start=False, gradient_accumulation_steps=1)
     assert "memory ran out in the forward pass of step 4" in said and "(1) Lower per_device_train_batch_size" in said
     assert "step-3 is whole" in said and folder.manifest["status"] == "failed"
@@ -249,21 +249,21 @@ def test_a_forward_pass_without_memory_saves_what_was_learnt(config, monkeypatch
 
 
 def test_without_memory_for_the_model_there_is_no_checkpoint(config, monkeypatch):
-    failing(monkeypatch, launch, "load_policy")
+    failing(monkeypatch, build, "load_policy")
     said, folder = ended(config, "loading")
     assert "memory ran out in loading the model" in said and "No checkpoint had been written" in said
     assert folder.manifest["status"] == "failed"
 
 
 def test_an_optimizer_step_without_memory_saves_nothing_new(config, monkeypatch):
-    make = launch.make_optimizer
+    make = build.make_optimizer
 
     def made(*args):
         optimizer, done = make(*args), iter(range(10))
         optimizer.register_step_pre_hook(lambda *called: impossible() if next(done) == 2 else None)
         return optimizer
 
-    monkeypatch.setattr(launch, "make_optimizer", made)
+    monkeypatch.setattr(build, "make_optimizer", made)
     said, _ = ended(config, "update", save_steps=1)
     assert "memory ran out in the optimizer's step of step 3" in said and "step-2 is whole" in said
 

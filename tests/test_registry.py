@@ -24,7 +24,7 @@ from ft_host.registry import (
     load,
     method_of,
     methods_for,
-    prepare_hook,
+    plugins_named,
     reference,
     session,
     warn_if_experimental,
@@ -786,12 +786,12 @@ def test_prepare_is_called_by_name_and_with_its_wrappers(site):
         "def ft_prepare(row):\n    return {**(yield), 'seen': 1}",
     )
     make_diagnostics(site, "guard", guard)
-    prepare = prepare_hook("ft-alpha:alpha")
+    prepare = plugins_named("ft-alpha:alpha").hook.ft_prepare
     assert prepare(row={"n": 1}, tokenizer=None, config=None) == {"input_ids": [1, 1, 1], "length": 3}
-    assert prepare_hook("ft-alpha:alpha") is prepare
-    wrapped = prepare_hook("ft-alpha:alpha", ("guard",))
+    assert plugins_named("ft-alpha:alpha").hook.ft_prepare is prepare
+    wrapped = plugins_named("ft-alpha:alpha", ("guard",)).hook.ft_prepare
     assert wrapped(row={"n": 1}, tokenizer=None, config=None)["seen"] == 1
-    prepare_hook.cache_clear()
+    plugins_named.cache_clear()
 
 
 @pytest.mark.parametrize(

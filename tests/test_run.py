@@ -17,6 +17,7 @@ import torch
 
 import ft_host
 from ft_host.errors import FtHostError, UsageError
+from ft_host.rundir import checkpoints
 from ft_host.rundir.folder import RunFolder
 from ft_host.testing.invariants import assert_same, assert_same_weights, beside, lines, run_in
 from ft_host.training import checkpoint
@@ -62,7 +63,7 @@ def test_what_a_run_leaves(config, tmp_path):
     assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4, 5]
     assert [line["step"] for line in lines(folder, "eval")] == [0, 2, 4, 5]
     assert lines(folder)[-1]["loss"] < lines(folder)[0]["loss"]
-    assert [path.name for _, path in checkpoint.steps_in(folder / "checkpoints")] == ["step-4", "step-5"]
+    assert [path.name for _, path in checkpoints.steps_in(folder / "checkpoints")] == ["step-4", "step-5"]
     assert "<html" in (folder / "report.html").read_text()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -89,7 +90,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(config):
     whole = run_in(config, "whole", max_steps=6)
     folder = run_in(config, "damaged", max_steps=6)
     for name in ("step-6", "step-4"):
-        assert checkpoint.damage(folder / "checkpoints" / name) is None
+        assert checkpoints.damage(folder / "checkpoints" / name) is None
     file = folder / "checkpoints/step-6/model/model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -143,7 +144,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_by_name(config):
         run_in(config, "nan", max_steps=40, learning_rate=1e30, optim="sgd", max_grad_norm=0, save_steps=1)
     run = manifest(Path(config.output_dir, "nan"))
     assert run["status"] == "failed" and "learning_rate" in run["error"]
-    newest, damaged = checkpoint.newest(Path(config.output_dir, "nan/checkpoints"))
+    newest, damaged = checkpoints.newest(Path(config.output_dir, "nan/checkpoints"))
     assert newest is not None and not damaged
 
 
@@ -162,7 +163,7 @@ def test_a_full_disk_is_named_and_the_checkpoints_stay(config, monkeypatch):
         run_in(config, "full")
     folder = Path(config.output_dir, "full")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-2"]
-    assert checkpoint.damage(folder / "checkpoints/step-2") is None
+    assert checkpoints.damage(folder / "checkpoints/step-2") is None
     assert manifest(folder)["status"] == "failed"
 
 
@@ -190,7 +191,7 @@ def test_a_bad_row_in_the_middle_names_its_line_and_loses_nothing(config, tiny, 
         run_in(config, "bad", **changes)
     folder = Path(config.output_dir, "bad")
     assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4]
-    assert checkpoint.newest(folder / "checkpoints")[0].name == "step-4"
+    assert checkpoints.newest(folder / "checkpoints")[0].name == "step-4"
     rows[33] = rows[0]
     file.write_text("\n".join(rows) + "\n")
 
@@ -240,7 +241,7 @@ def test_several_epochs_packed_and_resumed(config):
     }
     whole = run_in(config, "whole", **changes)
     folder = run_in(config, "again", **changes)
-    for _, path in checkpoint.steps_in(folder / "checkpoints")[2:]:
+    for _, path in checkpoints.steps_in(folder / "checkpoints")[2:]:
         (path / "files.json").unlink()
     done = resume(folder)
     assert done.returncode == 0, done.stderr
@@ -344,7 +345,7 @@ def test_what_a_rank_refuses_ends_all_with_its_exit_code(config, tiny, tmp_path)
     done = subprocess.run(argv, capture_output=True, text=True, env=ENV, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "bad.jsonl, line 34" in done.stderr
-    assert checkpoint.newest(folder / "checkpoints")[0].name == "step-4"
+    assert checkpoints.newest(folder / "checkpoints")[0].name == "step-4"
 
 
 def test_trackers_get_the_metrics(config):

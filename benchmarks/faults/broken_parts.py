@@ -16,20 +16,20 @@ import torch
 
 from ft_host.data import sources
 from ft_host.generation import transformers as backend
-from ft_host.training import checkpoint, launch, loop
+from ft_host.training import build, checkpoint, loop, step
 
 
 @contextlib.contextmanager
 def _policy(change: Callable[[Any], None]) -> Iterator[None]:
     """The policy is changed once it is loaded."""
-    load = launch.load_policy
+    load = build.load_policy
 
     def changed(*args: Any, **fields: Any) -> Any:
         policy = load(*args, **fields)
         change(policy)
         return policy
 
-    with patch.object(launch, "load_policy", changed):
+    with patch.object(build, "load_policy", changed):
         yield
 
 
@@ -83,26 +83,26 @@ def detached() -> contextlib.AbstractContextManager:
 @contextlib.contextmanager
 def no_updates() -> Iterator[None]:
     """The optimizer's step does nothing, as one over copies of the parameters would."""
-    make = launch.make_optimizer
+    make = build.make_optimizer
 
     def idle(*args: Any) -> Any:
         optimizer = make(*args)
         optimizer.step = MethodType(lambda self, closure=None: None, optimizer)
         return optimizer
 
-    with patch.object(launch, "make_optimizer", idle):
+    with patch.object(build, "make_optimizer", idle):
         yield
 
 
 @contextlib.contextmanager
 def small_gradients(by: float) -> Iterator[None]:
     """The loss that gradients are of is divided once too often."""
-    loss_of = loop.loss_of
+    loss_of = step.loss_of
 
     def divided(*args: Any) -> Any:
         return loss_of(*args) / by
 
-    with patch.object(loop, "loss_of", divided):
+    with patch.object(step, "loss_of", divided):
         yield
 
 

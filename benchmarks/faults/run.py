@@ -163,16 +163,16 @@ def spoilt(case: Case, fault: str, path: Path, train: Path, model: str, seed: in
 @contextlib.contextmanager
 def remembered() -> Iterator[list[Any]]:
     """The watches of the runs that are made: a run that is refused has told what was found to nobody else."""
-    from ft_host.training import launch
+    from ft_host.training import preflight
 
     watches = []
-    make = launch.Monitor
+    make = preflight.Monitor
 
     def kept(*args: Any) -> Any:
         watches.append(make(*args))
         return watches[-1]
 
-    with patch.object(launch, "Monitor", kept):
+    with patch.object(preflight, "Monitor", kept):
         yield watches
 
 

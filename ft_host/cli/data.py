@@ -19,7 +19,6 @@ from ft_host.errors import UsageError
 from ft_host.types import Row
 
 if TYPE_CHECKING:
-    from pluggy import PluginManager
     from transformers import PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
@@ -60,7 +59,7 @@ def run(argv: list[str]) -> int:
         config = resolve.resolve(registry.config_class(method), asked.file, asked.flags, method=name).config
     train.say_warnings(renamed)
     color = color or not plain and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    show(registry.reference(method), config, SHOWN if shown is None else shown, counted or config.data_window, color)
+    show(method, config, SHOWN if shown is None else shown, counted or config.data_window, color)
     return 0
 
 
@@ -101,23 +100,25 @@ def is_prompt(row: Row) -> bool:
     return {"prompt_ids", "prompt", "columns"} <= row.keys()
 
 
-def show(method: str, config: RunConfig, shown: int, counted: int, color: bool) -> None:
+def show(method: registry.PluginInfo, config: RunConfig, shown: int, counted: int, color: bool) -> None:
     """Print rows and counts. Raises DataError for data that can't be used."""
     from ft_host import data
+    from ft_host.contract.rows import collate
     from ft_host.data.prepare import prepared
     from ft_host.data.reader import StepLayout, reader_of
+    from ft_host.training.preflight import choose
     from ft_host.types import Drop
 
+    chosen = choose(config, method)
     tokenizer = data.load_tokenizer(config)
-    hook = registry.prepare_hook(method, tuple(config.diagnostics))
+    prepare = chosen.prepare_with(tokenizer)
     source = data.open_train(config)
     reader = reader_of(source, StepLayout.of(config, 0, 1))
-    plugins = registry.session(registry.find("method", method), None)
-    scored = learns_a_score(plugins, config)
+    scored = chosen.head == "reward"  # a row has a score, and no token of it is predicted
     rollouts = isinstance(config, RolloutConfig)
 
-    def collate(row: Row) -> Batch:
-        return plugins.hook.ft_collate(rows=[row], tokenizer=tokenizer, config=config)
+    def collated(row: Row) -> Batch:
+        return collate(chosen.plugins, [row], tokenizer, config)
 
     counts = Counts()
     for position in range(max(counted, shown)):
@@ -126,25 +127,19 @@ def show(method: str, config: RunConfig, shown: int, counted: int, color: bool) 
             break
         where, raw = found
         counts.raw += 1
-        result = prepared(lambda row: hook(row=row, tokenizer=tokenizer, config=config), where, raw)
+        result = prepared(prepare, where, raw)
         if isinstance(result, Drop):
             counts.dropped[str(result)] += 1
             if position < shown:
                 print(f"{where}: dropped: {result}\n")
             continue
         for row in result:
-            sides = None if rollouts else sides_of(row, collate, scored)
+            sides = None if rollouts else sides_of(row, collated, scored)
             counts.add(row, sides)
             if position < shown:
                 print(headline(where, row, sides, scored))
                 print(body(row, sides, tokenizer, color) + "\n")
     print(summary(counts, source.num_rows, tokenizer, config, scored))
-
-
-def learns_a_score(plugins: PluginManager, config: RunConfig) -> bool:
-    """Whether the method's model gives a row a score, so that no token of it is predicted."""
-    models = plugins.hook.ft_models(config=config) or {}
-    return "policy" in models and models["policy"].head == "reward"
 
 
 # ---------------------------------------------------------------- texts

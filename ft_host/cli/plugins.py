@@ -122,7 +122,8 @@ def _listing(plugins: list[PluginInfo], outcomes: list[Outcome] | None) -> str:
     remarks = []
     for index, info in enumerate(plugins):
         problem = outcomes[index].cause if outcomes else info.problem
-        for remark in ([problem] if problem else []) + list(info.notes):
+        found = outcomes[index].notes if outcomes else ()
+        for remark in [*([problem] if problem else []), *info.notes, *found]:
             named = remark.startswith(label(info))  # a message of an import names the distribution itself
             remarks.append(remark if named else f"{reference(info)} ({info.kind}, {info.version}): {remark}")
     remarks += _policy_remarks(plugins)
@@ -159,7 +160,7 @@ def _details(info: PluginInfo, outcome: Outcome | None) -> str:
         *(("requires", text) for text in info.requires),
         ("license", (headers.get("license-expression") or headers.get("license") or [""])[0].splitlines()[:1]),
         *(("url", text) for text in headers.get("project-url", [])),
-        *(("note", text) for text in info.notes),
+        *(("note", text) for text in (*info.notes, *(outcome.notes if outcome else ()))),
     ]
     lines = [_paint(info.name, "1")]
     for key, value in rows:
@@ -220,7 +221,12 @@ def _entry(info: PluginInfo, outcome: Outcome | None) -> dict[str, Any]:
         "summary": info.summary,
     }
     if outcome:
-        entry["check"] = {"result": outcome.result, "cause": outcome.cause, "seconds": round(outcome.seconds, 3)}
+        entry["check"] = {
+            "result": outcome.result,
+            "cause": outcome.cause,
+            "seconds": round(outcome.seconds, 3),
+            "notes": list(outcome.notes),
+        }
     return entry
 
 

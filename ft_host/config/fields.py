@@ -92,6 +92,10 @@ def fields_of(config_class: type) -> dict[str, Field]:
     name is taken: each is a mistake in the package that the class comes from.
     """
     hints = typing.get_type_hints(config_class)
+    host: dict[str, Any] = {}  # types of the host's fields
+    for base in config_class.__mro__:
+        if base.__module__.partition(".")[0] == "ft_host" and dataclasses.is_dataclass(base):
+            host = typing.get_type_hints(base) | host
     old = old_names(config_class)
     renamed = {name: each.name for each in dataclasses.fields(config_class) for name in each.metadata.get("was", ())}
     found = []
@@ -106,6 +110,12 @@ def fields_of(config_class: type) -> dict[str, Field]:
             raise PluginBroken(
                 f"{where}: its type {field.type} can't be read from a file; use str, bool, int, float, list[...] and "
                 "dict[str, ...] of them, and unions with None"
+            )
+        if not set(arms(hints[field.name])) <= set(arms(host.get(field.name, hints[field.name]))):
+            raise PluginBroken(
+                f"{where}: is {' or '.join(map(words_of, arms(hints[field.name])))}, and the host's field is "
+                f"{' or '.join(map(words_of, arms(host[field.name])))}; a method may give it another default, and no "
+                "other type"
             )
         for name in (field.name, *field.metadata["aliases"]):
             if name in names:

@@ -13,7 +13,8 @@ from ft_host.config.files import ConfigFile, read_file
 from ft_host.config.flags import read_flags
 from ft_host.config.paths import path_problems
 from ft_host.config.renamed import hint
-from ft_host.errors import ConfigError
+from ft_host.config.run import checked_by_host
+from ft_host.errors import ConfigError, PluginBroken
 from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
@@ -234,8 +235,15 @@ def refuse(problems: list[str]) -> None:
 def check_whole(config: RunConfig, origins: dict[str, str]) -> None:
     """What no field shows on its own: the combinations that the config refuses, and files that must be there."""
     config.locked_fields = old_names.current(config.locked_fields, type(config), "locked_fields")
+    checked_by_host.discard(id(config))
     try:
         config.check()
+        if id(config) not in checked_by_host:
+            kind = type(config)
+            raise PluginBroken(
+                f"{kind.__module__}:{kind.__qualname__}: its check doesn't call super().check(), so that what the host "
+                "refuses isn't refused"
+            )
     except ConfigError as error:
         named = [name for name in re.findall(r"\w+", str(error)) if origins.get(name, "default") != "default"]
         if not named:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from ft_host.config.builtin_rewards import check_arguments
 from ft_host.config.run import RunConfig, option
-from ft_host.errors import ConfigError
+from ft_host.errors import ConfigError, PluginBroken
 from ft_host.util.moved import names_of
 
 __getattr__ = names_of(__name__, {"grouped_plan": "ft_host.config.grouped:grouped_plan"})
@@ -252,7 +252,7 @@ class RolloutConfig(RunConfig):
         check_arguments(self.reward_kwargs, [*self.reward, *self.eval_reward])
         if self.max_tool_calling_iterations is not None and not self.tools and self.environment is None:
             raise ConfigError("max_tool_calling_iterations: has no effect without tools or environment")
-        plan, micro = self.rollout_plan(self.num_processes), self.per_device_train_batch_size
+        plan, micro = self._checked_plan(), self.per_device_train_batch_size
         if plan.whole_groups and micro < plan.rows_per_prompt and self.max_tokens_per_micro_batch is None:
             size = plan.rows_per_prompt
             raise ConfigError(
@@ -260,6 +260,19 @@ class RolloutConfig(RunConfig):
                 f" which this method compares; expected at least {size} (multiples of it leave no room unused: {size},"
                 f" {2 * size}, {3 * size})"
             )
+
+    def _checked_plan(self) -> RolloutPlan:
+        kind = type(self)
+        where = f"{kind.__module__}:{kind.__qualname__}"
+        if kind.rollout_plan is RolloutConfig.rollout_plan:
+            raise PluginBroken(
+                f"{where} has no rollout_plan; expected a method rollout_plan(self, processes) that gives a "
+                "RolloutPlan, or GroupedRolloutConfig of ft_host.api as a base"
+            )
+        plan = self.rollout_plan(self.num_processes)
+        if not isinstance(plan, RolloutPlan):
+            raise PluginBroken(f"{where}: rollout_plan gave {plan!r}; expected a RolloutPlan(prompts=..., ...)")
+        return plan
 
 
 def declared_facts(config_class: type[RunConfig]) -> dict[str, str]:

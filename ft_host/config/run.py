@@ -16,6 +16,7 @@ from ft_host.config.old_names import OldNames, old_names
 from ft_host.config.options import SCHEDULES, option
 from ft_host.errors import ConfigError
 
+checked_by_host: set[int] = set()  # ids of configs that `RunConfig.check` has seen: a method's `check` must call it
 # What rows may be, in TRL's words.
 FORMATS = ("language modeling", "prompt-only", "prompt-completion", "preference", "unpaired preference")
 
@@ -373,6 +374,7 @@ class RunConfig(OldNames):
 
         A method's config extends it and calls `super().check()`. Raises ConfigError, naming the fields.
         """
+        checked_by_host.add(id(self))
         check_combinations(self)
 
 

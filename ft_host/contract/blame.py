@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import traceback
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_host.contract.names import UnknownName
 from ft_host.errors import FtHostError, HookError
+from ft_host.util.memory import ran_out
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
@@ -51,14 +56,27 @@ def shown(value: Any) -> str:
 
 @contextlib.contextmanager
 def blamed(plugins: PluginManager, hook: str) -> Iterator[None]:
-    """Add a note with the hook's owner to an error that isn't meant for users."""
+    """Raises HookError, with the plugin and the line, for an error that isn't meant for people. Where memory ran out it
+    is no mistake of the hook: that error stays as it is."""
     try:
         yield
     except FtHostError:
         raise
     except Exception as error:
-        error.add_note(f"in {owner_of(plugins, hook)}")
-        raise
+        if ran_out(error):
+            raise
+        what = str(error) if isinstance(error, UnknownName) else f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise HookError(f"{owner_of(plugins, hook)} failed: {what} ({_place(plugins, hook, error)})") from error
+
+
+def _place(plugins: PluginManager, hook: str, error: Exception) -> str:
+    """File and line of the deepest frame that is in the folder of a plugin of this hook, else of the deepest."""
+    functions = [each.function for each in getattr(plugins.hook, hook).get_hookimpls()]
+    folders = {Path(inspect.getfile(function)).parent for function in functions}
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).parent in folders]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}, line {frame.lineno}"
 
 
 def fault(plugins: PluginManager, hook: str, what: str) -> HookError:

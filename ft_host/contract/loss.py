@@ -31,7 +31,7 @@ def divided(plugins: PluginManager, output: Any, totals: dict[str, float]) -> Lo
     if (output.loss is None) == (output.terms is None):
         fields = "neither loss nor terms" if output.loss is None else "both loss and terms"
         raise fault(plugins, HOOK, f"returned a LossOutput with {fields}; {EXPECTED}")
-    _check_metrics(plugins, output.metrics)
+    check_metrics(plugins, HOOK, output.metrics)
     if output.terms is None:
         _check_scalar(plugins, "loss", output.loss)
         return output
@@ -63,17 +63,18 @@ def _check_scalar(plugins: PluginManager, what: str, value: Any) -> None:
         )
 
 
-def _check_metrics(plugins: PluginManager, metrics: Any) -> None:
+def check_metrics(plugins: PluginManager, hook: str, metrics: Any) -> None:
+    """Raises HookError for what isn't a dict of Metric, with names that the host doesn't use."""
     if not isinstance(metrics, dict):
-        raise fault(plugins, HOOK, f"returned metrics={shown(metrics)}; expected a dict of name to Metric")
+        raise fault(plugins, hook, f"returned metrics={shown(metrics)}; expected a dict of name to Metric")
     for name, metric in metrics.items():
         if not isinstance(name, str) or name in RESERVED or name.startswith(PREFIXES):
             reserved = f"{', '.join(sorted(RESERVED))} and what begins with {', '.join(PREFIXES)}"
-            raise fault(plugins, HOOK, f"returned a metric {name!r}, a name of the host ({reserved}); use another one")
+            raise fault(plugins, hook, f"returned a metric {name!r}, a name of the host ({reserved}); use another one")
         if not isinstance(metric, Metric):
             raise fault(
                 plugins,
-                HOOK,
+                hook,
                 f"returned the metric {name!r} as {shown(metric)}; expected a Metric: mean(sum, count), total(value), "
                 "... of ft_host.api",
             )
@@ -81,7 +82,7 @@ def _check_metrics(plugins: PluginManager, metrics: Any) -> None:
             if not isinstance(value, (bool, int, float)) and (not hasattr(value, "dim") or value.dim()):
                 raise fault(
                     plugins,
-                    HOOK,
+                    hook,
                     f"returned the metric {name!r} with a part that is {shown(value)}; expected numbers and tensors "
                     "of shape ()",
                 )

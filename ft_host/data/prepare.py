@@ -6,15 +6,36 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ft_host.errors import DataError, RowError
+from ft_host.contract.rows import prepare
+from ft_host.errors import DataError, HookError, RowError
+from ft_host.registry import plugins_named
 from ft_host.types import Drop, Row
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ft_host.config import RunConfig
 
 Prepare = Callable[[Row], "Row | list[Row] | Drop"]
 
 SHOWN = 3  # rows that an error names for each reason
+
+
+@dataclass(frozen=True)
+class PrepareRow:
+    """`ft_prepare` of a run's method, with what the run's diagnostics wrap around it, in whatever process this is.
+
+    A plugin manager can't be sent to a worker process. Names can: `plugins` are those of the method and then of its
+    diagnostics, as `registry.reference` gives them. Raises what `ft_prepare` raises, and HookError.
+    """
+
+    plugins: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+    config: RunConfig
+
+    def __call__(self, row: Row) -> Row | list[Row] | Drop:
+        method, *diagnostics = self.plugins
+        return prepare(plugins_named(method, tuple(diagnostics)), row, self.tokenizer, self.config)
 
 
 def prepared(prepare: Prepare, where: str, raw: Row) -> list[Row] | Drop:
@@ -27,6 +48,8 @@ def prepared(prepare: Prepare, where: str, raw: Row) -> list[Row] | Drop:
         result = prepare(raw)
     except RowError as error:
         raise DataError(f"{where}: {error}") from error
+    except HookError as error:
+        raise HookError(f"{where}: {error}") from error
     except Exception as error:
         error.add_note(f"while preparing {where}")
         raise

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 from ft_host.hooks import hookspec
 
 if TYPE_CHECKING:
-    from ft_host.generation import Completion, Request, Sampling, Scores, Sequence
     from ft_host.models.policy import Policy
-    from ft_host.rollouts.rollout import Rollout, RolloutRun
+    from ft_host.rollouts.rollout import RolloutRun
     from ft_host.run import Run
-    from ft_host.types import Row
+    from ft_host.types import Completion, Request, Rollout, Row, Sampling, Scores, Sequence
 
 
 @hookspec(firstresult=True)

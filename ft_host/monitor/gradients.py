@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from ft_host.errors import FtHostError
+
 if TYPE_CHECKING:
     from ft_host.run import Run
 
@@ -25,6 +27,56 @@ PATIENCE = 5  # steps with a gradient in which one of a run with rollouts may st
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """Return the part of it that this rank holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+# ---------------------------------------------------------------- around an update
+
+
+class UpdateMonitor:
+    """What is looked at before and after each update of a run. All ranks must call its methods."""
+
+    def __init__(self, run: Run):
+        self.coverage = GradientCoverage(run)
+        self.weights: list[torch.Tensor] | None = None
+
+    def before_update(self, run: Run, loss: float, norm: float, rate: float) -> None:
+        """`norm`: of the gradient. Raises FtHostError where loss or gradient isn't finite: the weights stay as they
+        were."""
+        scaled = run.accelerator.scaler is not None  # float16: the scaler skips a step that overflows, by itself
+        if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
+            raise _not_finite(run, loss, norm, rate)
+        self.coverage.update(run, norm)
+        self.weights = snapshot_weights(run)
+
+    def after_update(self, run: Run) -> dict[str, float]:
+        """Metrics of the update."""
+        ratio = update_ratio(run, self.weights) if self.weights else None
+        self.weights = None
+        return {} if ratio is None else {"update_ratio": ratio}
+
+
+def _not_finite(run: Run, loss: float, norm: float, rate: float) -> FtHostError:
+    what, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
+    run.record_facts(
+        {
+            "watch/not_finite": what,
+            "watch/not_finite_value": str(value),
+            "watch/not_finite_step": run.step + 1,
+            "watch/not_finite_parameter": not_finite_parameter(run),
+        }
+    )
+    return FtHostError(
+        f"step {run.step + 1}: the {what} is {value}; the weights were not updated. Lower learning_rate (now "
+        f"{rate:.3g}), add warmup_steps, or look at the rows of this step"
+    )
+
+
+def not_finite_parameter(run: Run) -> str | None:
+    """The first parameter with a gradient that isn't finite, on this rank."""
+    for name, parameter in run.policy.named_parameters():
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            return name
+    return None
 
 
 # ---------------------------------------------------------------- how large an update is

@@ -12,7 +12,16 @@ from ft_host.models.head import KEPT_BYTES
 from ft_host.models.load import sizes_of
 from ft_host.models.tiles import TILE_BYTES, TILE_TARGETS
 from ft_host.monitor.memory_usage import resident_mb
-from ft_host.util.memory import MB, STATES, activation_bytes, cached_tokens, logit_bytes, tokens_of
+from ft_host.util.memory import (
+    MB,
+    STATES,
+    activation_bytes,
+    cached_tokens,
+    in_words,
+    logit_bytes,
+    memory_facts,
+    tokens_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -91,3 +100,12 @@ def generation_bytes(run: Run, facts: Mapping[str, Any], shape: Any, held_out: i
 def free_mb(device: torch.device) -> float:
     """Return the free megabytes of the device, or of the machine."""
     return free_memory(device) / MB
+
+
+def record_estimate(run: Run, held_out: int) -> None:
+    """Told before the first step, so that a plan which doesn't fit is known to be one. `held_out`: rows of an
+    evaluation. Of the main process."""
+    parts = memory_parts(run, run.watch.engine.view.facts, held_out)
+    held = sum(parts[name] for name in ("weights", "companions")) + parts.get("base", 0.0)
+    run.record_facts(memory_facts(parts) | {"system/memory_mb": round(free_mb(run.device) + held, 1)})
+    run.say(in_words(parts))

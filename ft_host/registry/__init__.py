@@ -21,7 +21,7 @@ from ft_host.registry.lookup import (
     warn_if_experimental,
 )
 from ft_host.registry.requirements import check_requirements
-from ft_host.registry.session import prepare_hook, session, wrappers
+from ft_host.registry.session import plugins_named, session, wrappers
 
 __all__ = [
     "FtExperimentalWarning",
@@ -37,8 +37,8 @@ __all__ = [
     "label",
     "load",
     "method_of",
+    "plugins_named",
     "methods_for",
-    "prepare_hook",
     "reference",
     "session",
     "warn_if_experimental",

@@ -29,6 +29,7 @@ class Outcome:
     result: str
     cause: str | None  # one line; None if ok
     seconds: float
+    notes: tuple[str, ...] = ()  # worth saying, but no reason to refuse
 
 
 @dataclass(kw_only=True)
@@ -100,8 +101,8 @@ def _finished(child: _Child, timeout: float) -> Outcome | None:
         _kill(child)
         return Outcome(result="broken", cause=f"its import took longer than {timeout:g} s", seconds=seconds)
     if child.answer.exists():
-        cause = json.loads(child.answer.read_text(encoding="utf-8"))
-        return Outcome(result="broken" if cause else "ok", cause=cause, seconds=seconds)
+        cause, notes = json.loads(child.answer.read_text(encoding="utf-8"))
+        return Outcome(result="broken" if cause else "ok", cause=cause, seconds=seconds, notes=tuple(notes))
     errors = child.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended the interpreter with exit code {code}"
     return Outcome(
@@ -118,24 +119,27 @@ def _kill(child: _Child) -> None:
 
 
 def _main(kind: str, name: str, answer: str) -> None:
-    """In the child process: import the plugin and write the first line of its error, or null."""
+    """In the child process: import the plugin and write the first line of its error, or null, and notes."""
+    from ft_host.config.fields import fields_of
     from ft_host.errors import FtHostError
     from ft_host.registry.lookup import backend_config_class, config_class, diagnostics_config_class, find
     from ft_host.registry.session import validate
 
-    cause = None
+    cause, notes = None, []
     try:
         info = find(kind, name)
         if kind == "method":
-            config_class(info)
+            fields_of(config_class(info))
         if kind == "backend":
             backend_config_class(info)
         if kind == "diagnostics":
             diagnostics_config_class(info)
+        if "torch" in sys.modules:
+            notes.append(f"its config, {info.config}, imports torch, for which --help and every refusal then wait")
         validate(info)
     except FtHostError as err:
         cause = str(err).splitlines()[0]
-    Path(answer).write_text(json.dumps(cause), encoding="utf-8")
+    Path(answer).write_text(json.dumps([cause, notes]), encoding="utf-8")
     os._exit(0)  # skips atexit handlers and threads that the import may have left
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -69,13 +69,13 @@ def wrappers(manager: pluggy.PluginManager) -> list[dict[str, Any]]:
 
 
 @functools.lru_cache(maxsize=4)
-def prepare_hook(method: str, diagnostics: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """Return `ft_prepare` of the named method with the wrappers of the diagnostics, for any process.
+def plugins_named(method: str, diagnostics: tuple[str, ...] = ()) -> pluggy.PluginManager:
+    """Return the named method and diagnostics as one plugin manager, for any process.
 
     A plugin manager can't be sent to a worker process; names can, as `reference` returns them. Cached per process.
     """
     infos = [find("diagnostics", name) for name in diagnostics]
-    return session(find("method", method), None, infos).hook.ft_prepare
+    return session(find("method", method), None, infos)
 
 
 def plugin_name(info: PluginInfo) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.rollout import RolloutPlan
+from ft_host.contract.generation import check_annotated, check_json
 from ft_host.data.micro_batches import split_micro_batches, units_of
 from ft_host.data.order import permutation
 from ft_host.data.stream import StepRows
@@ -51,6 +52,7 @@ class Buffer:
         self.rows: list[Row] = []  # of this rank
         self.sizes: list[int] = []  # rows of each group of the rollout, over all ranks, in order
         self.step = 0  # the next one of `plan.updates`
+        self.tried = False  # whether JSON can hold the rows
         self.place = place_of(position, saved)  # of the prompts, after this rollout
         self.metrics: dict[str, float] = {}  # of the rollout: they are logged with its first step
         self.told_of_cut_groups = False
@@ -185,8 +187,10 @@ class Buffer:
             count += len(drawn)
             if draws == 1:
                 self.before(mine)
-            found = run.plugins.hook.ft_rollout(rows=mine, run=rollout_run)
+            found = run.rollout(mine, rollout_run)
             accumulator.add(found.metrics)
+            if not self.tried:
+                check_json(run.plugins, "ft_rollout", found.rows)
             rows += found.rows
             samples += found.samples
             kept += sum(run.gather(len({row["group"] for row in found.rows})))
@@ -208,7 +212,12 @@ class Buffer:
             )
         rows, sizes = self.numbered(rows)
         annotating = time.perf_counter()
-        self.rows, self.sizes = run.annotate(rows), sizes
+        annotated = run.annotate(rows)
+        check_annotated(run.plugins, annotated, run.config)
+        if not self.tried:  # not only at the first checkpoint
+            check_json(run.plugins, "ft_annotate", annotated)
+            self.tried = True
+        self.rows, self.sizes = annotated, sizes
         run.add_time("annotation", time.perf_counter() - annotating)
         self.number, self.step, self.place = number, 0, place
         self.metrics = metrics | self._times(rollout_run, started)
@@ -250,10 +259,6 @@ class Buffer:
     def _chosen(self, samples: list[Row]) -> list[Row]:
         """Return some completions, whole groups first, with the advantage from the method, if it computes one."""
         run, most = self.run, self.run.config.logged_completions
-        if samples and len(samples) != len(self.rows):
-            raise TypeError(
-                f"ft_rollout gave {len(samples)} samples for {len(self.rows)} rows; expected one a row, or none"
-            )
         shown = []
         for sample, row in list(zip(samples, self.rows, strict=False))[:most]:
             more = {"advantage": row["advantage"]} if "advantage" in row else {}

@@ -22,6 +22,7 @@ from ft_host.rewards import RewardPool, Scored, Scoring
 from ft_host.rollouts.rewards import Rewards, reward_metrics, size, variety_metrics, worth_metrics
 from ft_host.rollouts.tools import Toolbox
 from ft_host.rollouts.turns import Conversation, run_episodes
+from ft_host.types import Rollout as Rollout
 from ft_host.types import Row
 
 if TYPE_CHECKING:
@@ -29,16 +30,6 @@ if TYPE_CHECKING:
 
 
 ENVIRONMENT = "environment"  # the name of the reward that an environment gives
-
-
-@dataclass(kw_only=True)
-class Rollout:
-    """What `ft_rollout` returns. `rows`: dicts that JSON can hold, those of a `group` next to each other, as
-    `completion_row` makes them. `samples`: none, or one for each row, for samples.jsonl."""
-
-    rows: list[Row]
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 class _Elsewhere(Exception):

@@ -183,7 +183,7 @@ def row_order(config: RunConfig, method: str | None = None, rel: float = 1e-5) -
     where it isn't given."""
     import torch
 
-    from ft_host.training.loop import before_collating
+    from ft_host.training.step import before_collating
 
     run, rows = first_step(config, method)
     results = []

@@ -23,7 +23,6 @@ import os
 import random
 import shutil
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +41,7 @@ from torch.distributed.checkpoint.state_dict import (
 from ft_host.distributed.processes import is_sharded
 from ft_host.errors import FtHostError
 from ft_host.models import save_model
+from ft_host.rundir.checkpoints import checksum, steps_in
 from ft_host.rundir.folder import write_json
 
 if TYPE_CHECKING:
@@ -83,14 +83,6 @@ def set_random_states(states: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- files
 
 
-def _checksum(path: Path) -> list[int]:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            crc = zlib.crc32(block, crc)
-    return [path.stat().st_size, crc]
-
-
 def _flush(*paths: Path) -> None:
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
@@ -98,45 +90,6 @@ def _flush(*paths: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, None when every file is as it was written."""
-    index = checkpoint / "files.json"
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"{index.name}: {error}"
-    for name, expected in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected[0]:
-            return f"{name} has {path.stat().st_size} bytes, expected {expected[0]}"
-        if _checksum(path) != expected:
-            return f"{name} is not what was written (checksum)"
-    return None
-
-
-def steps_in(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints in a folder, oldest first."""
-    found = [(int(path.name.removeprefix("step-")), path) for path in folder.glob("step-*") if path.is_dir()]
-    return sorted(found)
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
-    damaged = []
-    for _, path in reversed(steps_in(folder)):
-        problem = damage(path)
-        if problem is None:
-            return path, damaged
-        damaged.append(f"checkpoint {path.name} is damaged ({problem}); using the one before it")
-    return None, damaged
 
 
 # ---------------------------------------------------------------- saving and loading
@@ -196,7 +149,7 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer:
                 saved = {"step": run.step, "world_size": run.world_size, "state": run.state}
                 write_json(aside / "progress.json", saved | {"progress": dataclasses.asdict(progress)})
                 files = sorted(path for path in aside.rglob("*") if path.is_file())
-                write_json(aside / "files.json", {str(p.relative_to(aside)): _checksum(p) for p in files})
+                write_json(aside / "files.json", {str(p.relative_to(aside)): checksum(p) for p in files})
                 _flush(*aside.rglob("*"), aside)
                 if place.exists():
                     shutil.rmtree(place)

@@ -13,7 +13,7 @@ from ft_host.models import reshard
 from ft_host.rewards import RewardFunction, Scored, score
 from ft_host.rewards.functions import trainer_state
 from ft_host.rollouts.rollout import completed, scored, scoring_of
-from ft_host.training.loop import evaluate_loss
+from ft_host.training.step import evaluate_loss
 from ft_host.types import Row
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ft_host.contract.blame import fault
+from ft_host.contract.names import Named
 from ft_host.errors import HookError
 from ft_host.training.checkpoint import random_states, set_random_states
 from ft_host.types import Row
@@ -123,7 +124,7 @@ def _loss(run: Run, rows: list[Row], totals: dict[str, float]) -> LossOutput:
 def _totals(counts: dict[str, float], totals: dict[str, float], times: int) -> dict[str, float]:
     """Totals of a step of these rows alone; of what they have none, that of the whole step, so that nothing is divided
     by 0."""
-    return {name: times * (counts.get(name) or value) for name, value in totals.items()}
+    return Named("run.totals", {name: times * (counts.get(name) or value) for name, value in totals.items()})
 
 
 def _precision(run: Run) -> str:

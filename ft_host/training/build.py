@@ -1,0 +1,147 @@
+"""From what a run has without a model to one that is ready for its first step."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ft_host import data
+from ft_host.config.rollout import RolloutConfig
+from ft_host.contract.names import Named
+from ft_host.distributed.processes import is_sharded
+from ft_host.models import attach_value, load_policy, shard
+from ft_host.models.annotate import open_store, precompute
+from ft_host.models.aux_models import AuxModel, keep_adapter
+from ft_host.rollouts.buffer import Buffer, reshard_rows
+from ft_host.run import Run
+from ft_host.training import checkpoint as checkpoints
+from ft_host.training.evaluate import Evaluation
+from ft_host.training.loop import Progress
+from ft_host.training.optim import Schedule, make_optimizer
+from ft_host.util.memory import COMPANIONS, LOADING, oom_context
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+    from transformers import PreTrainedTokenizerBase
+
+    from ft_host.monitor.watch import Monitor
+    from ft_host.rundir.folder import RunFolder
+    from ft_host.training.preflight import Chosen, Preflight
+
+
+@dataclass(kw_only=True)
+class Built:
+    """A run that is ready to train, but for its evaluation."""
+
+    run: Run
+    optimizer: AcceleratedOptimizer
+    schedule: Schedule
+    progress: Progress
+    stream: data.TrainStream | Buffer
+    total: int | None  # optimizer steps, where that is known
+    total_rows: int | None  # rows of all epochs, where the schedule runs over rows
+
+    @property
+    def prompts(self) -> data.TrainStream:
+        """The stream of raw rows: of a run with rollouts, its prompts."""
+        return self.stream.prompts if isinstance(self.stream, Buffer) else self.stream
+
+
+def load_models(
+    chosen: Chosen,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    *,
+    checkpoint: Path | None = None,
+    watch: Monitor | None = None,
+) -> tuple[Run, AcceleratedOptimizer]:
+    """The run with its policy and other models, and the optimizer. All ranks must call it. The weights are those
+    of the checkpoint, where there is one that has them as a model."""
+    config, specs = chosen.config, dict(chosen.specs)
+    torch.manual_seed(config.seed)  # new weights (an adapter's) are the same on every rank
+    held = checkpoint / "model" if checkpoint and (checkpoint / "model").is_dir() else None
+    start = dataclasses.replace(config, model=str(held)) if held else config
+    with oom_context(LOADING):
+        policy = load_policy(start, tokenizer, accelerator.device, head=chosen.head)
+        keep_adapter(policy, specs, config)
+        for spec in [specs.pop(role) for role in list(specs) if specs[role].trained]:
+            attach_value(policy, spec, config, tokenizer, accelerator.device)
+        if is_sharded(config, accelerator.num_processes):
+            model = shard(policy, config)
+        else:
+            model = accelerator.prepare(policy)
+        optimizer = accelerator.prepare(make_optimizer(policy, config))
+    run = Run(
+        config=config,
+        folder=folder,
+        tokenizer=tokenizer,
+        plugins=chosen.plugins,
+        accelerator=accelerator,
+        policy=policy,
+        model=model,
+        rollouts=config.rollout_plan(accelerator.num_processes) if isinstance(config, RolloutConfig) else None,
+        backend_config=chosen.backend_config,
+        diagnostics_config=chosen.diagnostics_config,
+        watch=watch,
+    )
+    with oom_context(COMPANIONS):
+        run.models = Named("run.models", {role: AuxModel(spec, run) for role, spec in specs.items()})
+    torch.manual_seed(config.seed + run.rank)  # dropout differs between ranks
+    return run, optimizer
+
+
+def build(ready: Preflight, accelerator: Accelerator, folder: RunFolder, checkpoint: Path | None) -> Built:
+    """The run with its rows and its schedule, as a checkpoint left them or from the beginning. All ranks must call
+    it."""
+    run, optimizer = load_models(
+        ready.chosen, ready.tokenizer, accelerator, folder, checkpoint=checkpoint, watch=ready.watch
+    )
+    config, progress, saved_rows = run.config, Progress(), None
+    if checkpoint:
+        saved = checkpoints.load(run, optimizer.optimizer, checkpoint)
+        progress = Progress(**saved["progress"])
+        saved_rows = reshard_rows(saved["buffers"], run.rank, run.world_size)
+    if ready.online:
+        stream = ready.online.buffer(run, ready.train_source, ready.prepare, progress.position, saved_rows)
+    else:
+        stream = data.TrainStream(
+            ready.train_source,
+            ready.prepare,
+            config,
+            rank=run.rank,
+            world_size=run.world_size,
+            position=progress.position,
+        )
+    total = config.max_steps if config.max_steps > 0 else stream.planned_steps()
+    by_rows = config.packing and config.max_steps < 1
+    return Built(
+        run=run,
+        optimizer=optimizer,
+        schedule=Schedule(optimizer.optimizer, config, total),
+        progress=progress,
+        stream=stream,
+        total=total,
+        total_rows=round(ready.train_source.num_rows * config.num_train_epochs) if by_rows else None,
+    )
+
+
+def evaluation_of(built: Built, ready: Preflight, held_out: tuple[list[Any], list[Any]]) -> Evaluation:
+    """The evaluation of the held-out rows, with the values of auxiliary models, and those of the training rows where
+    they are made beforehand. All ranks must call it."""
+    run, source = built.run, ready.train_source
+    evaluation = Evaluation(run, *held_out, ready.rewards, ready.online)
+    if any(spec.precompute for spec in ready.chosen.specs.values()):
+        open_store(run)
+        if not run.step:  # a run that goes on has made it; what has been deleted since is made when it is met
+            steps = data.TrainStream(source, ready.prepare, run.config, rank=run.rank, world_size=run.world_size)
+            size = source.num_rows if isinstance(source, data.Source) else None
+            precompute(run, steps, built.total, size, evaluation.mine)
+            steps.close()
+    evaluation.annotate()
+    return evaluation

@@ -1,0 +1,75 @@
+"""The end of a run: what it says, writes and gives back."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from ft_host.distributed.processes import agreed, is_sharded
+from ft_host.errors import FtHostError
+from ft_host.metrics import add_counts
+from ft_host.models import merge_adapter, save_model
+from ft_host.report import write_report
+from ft_host.rundir.manifest import before_and_after
+from ft_host.training.checkpoint import full_state
+from ft_host.types import FinishedRun
+from ft_host.util.text import now
+
+if TYPE_CHECKING:
+    from ft_host.data import TrainStream
+    from ft_host.run import Run
+    from ft_host.rundir.folder import RunFolder
+
+
+def finish(run: Run) -> FinishedRun:
+    """Write the model and say how the run ended. All ranks must call it."""
+    state = full_state(run) if is_sharded(run.config, run.world_size) else None
+    metrics: dict[str, float] = {}
+    findings: list[dict[str, Any]] = []
+    if run.accelerator.is_main_process:
+        folder = run.folder
+        write_model(run, state)
+        lines = folder.read("metrics.jsonl")
+        for entry in lines:
+            metrics |= {key: value for key, value in entry.items() if key not in ("kind", "step")}
+        for sentence in before_and_after(lines):
+            run.say(sentence)
+        findings = run.watch.finish()
+        folder.update(status="finished", finished=now(), result=metrics)
+        run.say(f"model in {folder.model}, report in {report_of(folder)}")
+    metrics, findings, failed = agreed(run.accelerator, (metrics, findings, run.watch.fails()))
+    return FinishedRun(folder=run.folder.path, steps=run.step, metrics=metrics, findings=findings, failed=failed)
+
+
+def write_model(run: Run, state: dict[str, Any] | None) -> None:
+    """The policy and its tokenizer in the run's folder, whole or not at all. `state`: its weights, where it holds them
+    as shards."""
+    folder, aside = run.folder, run.folder.path / ".model.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    save_model(run.policy, aside, state)
+    run.tokenizer.save_pretrained(aside)
+    shutil.rmtree(folder.model, ignore_errors=True)
+    aside.rename(folder.model)
+    if run.config.merge_adapter:
+        merge_adapter(run.config, folder.model, folder.path / "merged")
+        run.tokenizer.save_pretrained(folder.path / "merged")
+
+
+def say_what_was_lost(run: Run, stream: TrainStream) -> None:
+    """Rows that were left out or cut, of all ranks: with windows or rollouts every rank has seen all, else its own."""
+    tally = stream.tally
+    ranks = run.gather({**tally.dropped, "": tally.truncated})
+    lost = ranks[0] if stream.layout.windowed or run.rollouts else add_counts(ranks)
+    cut = lost.pop("")
+    for reason, count in lost.items():
+        run.say(f"{count} rows were left out: {reason}", "warning")
+    if cut:
+        run.say(f"{cut} rows were cut at max_length {run.config.max_length}", "warning")
+
+
+def report_of(folder: RunFolder) -> str:
+    """Write report.html; its path. A page that can't be written says so and changes nothing of the run."""
+    try:
+        return str(write_report(folder.path))
+    except (FtHostError, OSError) as error:
+        return f"(none: {error})"

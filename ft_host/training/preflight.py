@@ -1,0 +1,141 @@
+"""Before a run has a model: the plugins that it uses, its tokenizer, rows and rewards, and all that can be refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ft_host import data, registry
+from ft_host.config.rollout import RolloutConfig
+from ft_host.contract.rows import collate, models_of
+from ft_host.data.prepare import PrepareRow
+from ft_host.diagnostics.collect import diagnostics_of
+from ft_host.models import check_vocabulary
+from ft_host.monitor.data_stats import data_facts
+from ft_host.monitor.reward_check import check_rewards
+from ft_host.monitor.watch import Monitor
+from ft_host.registry.backend import backend_of
+from ft_host.rewards import RewardFunction, check_columns, load_rewards
+from ft_host.rollouts.session import RolloutSession, check_online
+from ft_host.training.optim import optimizer_factory
+from ft_host.training.progress import check_trackers
+from ft_host.types import ModelSpec, Row
+
+if TYPE_CHECKING:
+    from pluggy import PluginManager
+    from transformers import PreTrainedTokenizerBase
+
+    from ft_host.batch import Batch
+    from ft_host.config import RunConfig
+    from ft_host.registry import PluginInfo
+
+
+@dataclass(kw_only=True)
+class Chosen:
+    """The plugins of a run and the models that its method asks for. Nothing is opened yet."""
+
+    config: RunConfig
+    infos: list[PluginInfo]  # the method, the backend if one is named, the diagnostics
+    plugins: PluginManager
+    backend_config: Any
+    diagnostics_config: dict[str, Any]
+    specs: dict[str, ModelSpec]  # the auxiliary models by role
+    head: str | None  # of the policy
+
+    @property
+    def method(self) -> PluginInfo:
+        return self.infos[0]
+
+    def prepare_with(self, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> PrepareRow:
+        """`ft_prepare` in whatever process, with some fields of the config changed."""
+        names = [registry.reference(info) for info in self.infos if info.kind != "backend"]
+        return PrepareRow(tuple(names), tokenizer, dataclasses.replace(self.config, **changes))
+
+
+@dataclass(kw_only=True)
+class Preflight:
+    """What a run has before it has a model. `close` ends what it has started."""
+
+    chosen: Chosen
+    watch: Monitor
+    tokenizer: PreTrainedTokenizerBase
+    prepare: PrepareRow
+    train_source: Any
+    eval_source: Any  # None without evaluation data
+    rewards: list[RewardFunction]  # of the evaluation
+    online: RolloutSession | None  # of a method with rollouts
+
+    def close(self) -> None:
+        if self.online is not None:
+            self.online.close()
+
+
+def choose(config: RunConfig, method: PluginInfo) -> Chosen:
+    """Import the run's plugins. Raises PluginBroken, PluginNotFound, HookError or ConfigError for ones that don't
+    fit."""
+    backend, backend_config = backend_of(config)
+    diagnostics = diagnostics_of(method, config)
+    diagnostics_config = registry.diagnostics_configs(config)
+    plugins = registry.session(method, backend, diagnostics)
+    check_online(method, plugins, config)
+    specs = models_of(plugins, config)
+    head = specs.pop("policy", ModelSpec()).head
+    return Chosen(
+        config=config,
+        infos=[method, *([backend] if backend else []), *diagnostics],
+        plugins=plugins,
+        backend_config=backend_config,
+        diagnostics_config=diagnostics_config,
+        specs=specs,
+        head=head,
+    )
+
+
+def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
+    """Choose the plugins, open the data, try its first rows. Raises whatever can be refused without a model, and
+    StoppedByFinding where `stop_on` asks for it."""
+    chosen = choose(config, method)
+    watch = Monitor(chosen.plugins, chosen.infos, config)
+    optimizer_factory(config)
+    check_trackers(config.report_to)
+    rewards = load_rewards(config)
+    tokenizer = data.load_tokenizer(config)
+    for role, spec in chosen.specs.items():
+        if spec.source is not None:
+            check_vocabulary(config, spec.source, tokenizer, spec.field or role, spec)
+    ready = Preflight(
+        chosen=chosen,
+        watch=watch,
+        tokenizer=tokenizer,
+        prepare=chosen.prepare_with(tokenizer),
+        train_source=data.open_train(config),
+        eval_source=data.open_eval(config),
+        rewards=rewards,
+        online=None,
+    )
+    for reward in rewards:
+        check_columns(reward, ready.eval_source.columns)
+    if watch.main:
+        watch.record_facts(_facts_of_rows(ready))
+    data.check_first_rows(ready.train_source, ready.prepare, config)
+    watch.check()
+    if isinstance(config, RolloutConfig):
+        ready.online = RolloutSession.open(config, ready.train_source.columns, tokenizer)
+        try:
+            if watch.main:
+                watch.record_facts(check_rewards(config, ready.train_source, ready.prepare))
+            watch.check()
+        except BaseException:
+            ready.close()
+            raise
+    return ready
+
+
+def _facts_of_rows(ready: Preflight) -> dict[str, Any]:
+    def of_rows(rows: list[Row], tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> Batch:
+        return collate(ready.chosen.plugins, rows, tokenizer, config)
+
+    uncut = ready.chosen.prepare_with(ready.tokenizer, max_length=None, packing=False)
+    config = ready.chosen.config
+    return data_facts(ready.train_source, ready.eval_source, ready.prepare, uncut, of_rows, ready.tokenizer, config)
