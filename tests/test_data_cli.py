@@ -276,7 +276,7 @@ def test_columns_of_any_name_and_a_supervised_prompt(tmp_path, capsys, monkeypat
     given = {"model": tmp_path / "m", "dataset": tmp_path / "a.jsonl", "rows": "1"}
     assert run([str(tmp_path / "orpo_method.py"), *(f"--{name}={value}" for name, value in given.items())]) == 0
     sys.modules.pop("orpo_method")
-    registry.prepare_hook.cache_clear()
+    registry.plugins_named.cache_clear()
     said = capsys.readouterr().out
     prompt, chosen, rejected = size(ROWS[0]["prompt"]), size(ROWS[0]["chosen"] + "</s>"), size(" dog\nfox</s>")
     lines = said.splitlines()
