@@ -26,28 +26,25 @@ from typing import Any
 import torch
 
 from ft_gold.losses import Aligned, Plain, Weights, ranks_of, shared_of
-from ft_gold.tokens import Meeting, as_teacher_reads, meeting
+from ft_gold.metrics import distances, of_tokens
+from ft_gold.rows import asked_as_teacher, introduction, is_chat, policys_row, taught, teachers_row
+from ft_gold.tokens import Meeting, meeting
 from ft_host.api import (
     Batch,
-    Completion,
     Drop,
     LossOutput,
-    Metric,
     ModelSpec,
     Rollout,
     RowError,
     TiledDivergence,
     completed_row,
     completion_metrics,
-    completion_row,
     completion_segments,
     flat_batch,
     hookimpl,
     mean,
     per_target,
     prompt_row,
-    row_from_tokens,
-    sampling_metrics,
     seed_of,
 )
 
@@ -107,17 +104,6 @@ def ft_prepare(row, tokenizer, config):
     return prompt | {"own": own, "length": max(prompt["length"], own["length"])}
 
 
-def is_chat(prompt: Row) -> bool:
-    return isinstance(prompt["prompt"], list)
-
-
-def taught(row: Row, met: Meeting, config: Any, chat: bool, said: list[int] | None = None) -> Row:
-    """A row with both sequences; its length is that of the longer one, as both have to fit."""
-    row = as_teacher_reads(row, met, config, chat, said)
-    longer = max(len(row["teacher_prompt_ids"]) + len(row["teacher_completion_ids"]) - row["length"], 0)
-    return row | {"length": row["length"] + longer, "shared": row["shared"] + longer}
-
-
 # ---------------------------------------------------------------- rollouts
 
 
@@ -126,28 +112,6 @@ def on_policy(config: Any, rollout: int, group: int) -> bool:
     """Whether the policy completes this prompt of a rollout: it depends on nothing else, so that a run that goes on, or
     has other processes, draws the same."""
     return seed_of(config.seed, "on policy", rollout, group) < config.lmbda * 2**31
-
-
-def policys_row(row: Row, completion: Completion, met: Meeting | None, config: Any) -> Row:
-    found = completion_row(row, completion) | {"on_policy": True}
-    if met is None:
-        return found
-    return taught(found | {"teacher_prompt_ids": row["teacher_prompt_ids"]}, met, config, is_chat(row))
-
-
-def teachers_row(row: Row, completion: Completion, met: Meeting | None, config: Any) -> Row:
-    """What the teacher has said, as the student reads it."""
-    if met is None:
-        return completion_row(row, completion) | {"on_policy": False}
-    ended = completion.finish_reason == "stop"
-    said = completion.token_ids[:-1] if ended else completion.token_ids
-    end = (met.ours.turn_end if is_chat(row) else met.ours.end) if ended else None
-    text = met.theirs.spelled(said)[0] if config.use_extended_uld else met.theirs.tokenizer.decode(said)
-    ids = [*met.ours.encode(text), *([] if end is None else [end])][: config.max_completion_length]
-    # a row must have a token; one that isn't trained on, where there is nothing that the student could read
-    found = row_from_tokens(row["prompt_ids"], ids or [met.ours.end], [True] * len(ids) or [False])
-    found |= {"group": row["group"], "on_policy": False}
-    return taught(found | {"teacher_prompt_ids": row["teacher_prompt_ids"]}, met, config, is_chat(row), said)
 
 
 @hookimpl
@@ -187,29 +151,7 @@ def ft_rollout(rows, run) -> Rollout:
     return Rollout(rows=found, metrics=metrics, samples=samples)
 
 
-def introduction(met: Meeting | None, config: Any) -> str:
-    """How the two are compared, in words."""
-    if met is None:
-        return "the teacher reads the student's tokens: they are compared token by token, by the plain divergence"
-    by = "aligned by their bytes" if config.use_extended_uld else "one after the other"
-    if not config.uld_use_hybrid_loss:
-        return f"the teacher has another tokenizer: tokens are taken {by}, and compared by their sorted probabilities"
-    count, size = len(met.shared[0]), len(met.theirs.pieces)
-    return (
-        f"the teacher has another tokenizer: tokens are taken {by}; {count:,} of its {size:,} tokens are also the"
-        " student's, and are compared by the divergence, the others by their sorted probabilities"
-    )
-
-
 # ---------------------------------------------------------------- the loss
-
-
-def asked_as_teacher(row: Row) -> Row:
-    return row | {
-        "prompt_ids": row["teacher_prompt_ids"],
-        "completion_ids": row["teacher_completion_ids"],
-        "sampled": row["teacher_sampled"],
-    }
 
 
 @hookimpl
@@ -329,22 +271,3 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
     # A sum over completions and one over tokens of the data, each divided by its own count: made in one pass over
     # tiles, so they can't be two terms.
     return LossOutput(loss=out["divergence"], metrics=metrics)
-
-
-def distances(losses: torch.Tensor, own: torch.Tensor, counts: tuple[float, float], config: Any) -> dict[str, Metric]:
-    """Means of losses (n,), of all and by whether the policy has said it, (n,); `counts`: of all and of the
-    policy's."""
-    found = {"distillation/divergence": mean(losses.sum(), counts[0])}
-    if 0 < config.lmbda < 1:
-        found["distillation/on_policy_loss"] = mean((losses * own).sum(), counts[1])
-        found["distillation/off_policy_loss"] = mean((losses * ~own).sum(), counts[0] - counts[1])
-    return found
-
-
-def of_tokens(out: dict[str, torch.Tensor], batch: Batch, sampled: bool) -> dict[str, Metric]:
-    """Means over the student's tokens. `sampled`: its log-probs are at the temperature that sampled."""
-    found = {"entropy": mean(out["entropy"].sum(), batch.counts["tokens"])}
-    if sampled:
-        apart = (out["logps"] - batch.columns["sampling_logps"]).abs() * batch.columns["on_policy"][batch.rows]
-        found |= sampling_metrics(apart, batch.counts["on_policy"])
-    return found

@@ -1,0 +1,28 @@
+"""Metrics of a micro-batch, as sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ft_host.api import Batch, Metric, mean, sampling_metrics
+
+
+def distances(losses: torch.Tensor, own: torch.Tensor, counts: tuple[float, float], config: Any) -> dict[str, Metric]:
+    """Means of losses (n,), of all and by whether the policy has said it, (n,); `counts`: of all and of the
+    policy's."""
+    found = {"distillation/divergence": mean(losses.sum(), counts[0])}
+    if 0 < config.lmbda < 1:
+        found["distillation/on_policy_loss"] = mean((losses * own).sum(), counts[1])
+        found["distillation/off_policy_loss"] = mean((losses * ~own).sum(), counts[0] - counts[1])
+    return found
+
+
+def of_tokens(out: dict[str, torch.Tensor], batch: Batch, sampled: bool) -> dict[str, Metric]:
+    """Means over the student's tokens. `sampled`: its log-probs are at the temperature that sampled."""
+    found = {"entropy": mean(out["entropy"].sum(), batch.counts["tokens"])}
+    if sampled:
+        apart = (out["logps"] - batch.columns["sampling_logps"]).abs() * batch.columns["on_policy"][batch.rows]
+        found |= sampling_metrics(apart, batch.counts["on_policy"])
+    return found
