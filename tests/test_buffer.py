@@ -327,7 +327,7 @@ def test_after_the_last_draw_it_goes_on_with_what_there_is(make):
     with pytest.raises(FtHostError, match="rollout 2: none of 4 prompts"):
         next(buffer)
     (said,) = [event["text"] for event in buffer.run.folder.read("events.jsonl")]
-    assert said == "rollout 1: 3 of 4 groups held a signal after 1 draws (max_rollout_draws)"
+    assert said == "rollout 1: 3 of 4 groups had a signal after 1 draws (max_rollout_draws)"
 
 
 def test_nothing_to_learn_from_ends_the_run_and_the_prompts_stay(make):
@@ -338,8 +338,8 @@ def test_nothing_to_learn_from_ends_the_run_and_the_prompts_stay(make):
     with pytest.raises(FtHostError) as caught:
         next(buffer)
     assert str(caught.value).startswith(
-        "rollout 3: none of 4 prompts held a signal to learn from, drawn 2 times (max_rollout_draws): the completions"
-        " of each had equal rewards of 0 on average"
+        "rollout 3: none of 4 prompts had a signal to learn from in 2 draws (max_rollout_draws): all completions"
+        " of a prompt had equal rewards of 0 on average"
     )
     again = make(plan, Method(2), at=(second.position, through_json(buffer.state())))
     assert taken(again, 2) == [both(4, 5), both(6, 7)]

@@ -195,9 +195,9 @@ def test_a_method_that_is_gone_leaves_the_rules_of_the_host(broken):
     found = diagnose(broken)
     assert [each["code"] for each in found.findings] == ["NUM001"]
     assert found.notes[0].startswith(
-        "the method gone can't be asked, so its rules are left out: no method 'ft-gone:gone'"
+        "the method gone can't be loaded, so its rules are left out: no method 'ft-gone:gone'"
     )
-    assert found.notes[1].startswith("the diagnostics ft-gone:gone can't be asked")
+    assert found.notes[1].startswith("the diagnostics ft-gone:gone can't be loaded")
 
 
 def test_a_run_that_still_runs_is_not_judged_as_a_whole(tmp_path, monkeypatch):
@@ -227,14 +227,14 @@ def test_a_run_of_a_host_without_diagnostics_can_be_diagnosed(tmp_path, capsys):
     assert "ft-host was 0.1.0 in the run" in found.notes[-1]
     assert "NUM001" in found.skipped
     text = called("diagnose", str(tmp_path / "old"), capsys=capsys)[1]
-    assert "rules had nothing to say" in text and "watch/not_finite was not produced" in text
+    assert "rules gave no answer" in text and "watch/not_finite was not produced" in text
 
 
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
         (("nowhere",), "nowhere: no such folder"),
-        (("RUN", "--select", "NUM011"), "--select: no rule is called or begins with 'NUM011'; did you mean NUM001?"),
+        (("RUN", "--select", "NUM011"), "--select: no rule has the code or the prefix 'NUM011'; did you mean NUM001?"),
         (("RUN", "--format", "xml"), "invalid choice: 'xml'"),
         (("RUN", "--output", "no/such/folder/file"), "no/such/folder/file: could not be written"),
     ],

@@ -162,7 +162,7 @@ def test_what_was_skipped_says_why():
     assert made.skipped() == {
         "TST002": "nope was not produced",
         "TST003": "about runs with beta",
-        "TST004": "nothing to judge by yet",
+        "TST004": "too little to judge yet",
         "TST005": "rewards/*/std was not produced",
     }
 
@@ -253,7 +253,7 @@ def test_the_longer_of_two_that_name_a_rule_decides():
 def test_a_code_that_no_rule_has_is_refused_with_the_nearest(field):
     owned = [(rule(code), "test 0") for code in ("GRPO001", "NUM001")]
     with pytest.raises(
-        ConfigError, match=rf"{field}: no rule is called or begins with 'NUM011'; did you mean NUM001\?"
+        ConfigError, match=rf"{field}: no rule has the code or the prefix 'NUM011'; did you mean NUM001\?"
     ):
         check_codes(owned, RunConfig(**{field: ["NUM011"]}))
     check_codes(owned, RunConfig(**{field: ["NUM", "ALL", "GRPO001", "DPO001"]}))  # DPO's rules are another method's
@@ -264,7 +264,7 @@ def test_a_code_that_no_rule_has_is_refused_with_the_nearest(field):
     [
         ({"code": "grpo1"}, "isn't letters and three digits"),
         ({"stage": "during"}, "none of before, probe, train, after"),
-        ({"needs": ()}, "it would never be asked"),
+        ({"needs": ()}, "it would never be tested"),
         ({"share": 0.0}, "don't go together"),
         ({"least": 60}, "don't go together"),
         ({"why": ""}, "why is empty"),

@@ -357,12 +357,12 @@ def test_what_is_refused_below_would_begin_otherwise(refused):
         (["--environment", "pays.py:Free", *BATCH], "environment .*Free has no get_reward"),
         (
             ["--environment", "pays.py:Pays", "--reward", "pays.py:environment", *BATCH],
-            "'environment' is what the reward of an environment is called",
+            "'environment' is the name of an environment's reward",
         ),
         (["--environment", "pays.py:Gone", *BATCH], "--environment: pays.py:Gone: pays.py defines no"),
         (
             ["--environment", "pays.py:Pays", "--chat-template-path", "plain.jinja", *BATCH],
-            "the chat template doesn't show a model which tools it has",
+            "the chat template doesn't show the tools to the model",
         ),
     ],
 )

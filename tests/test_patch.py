@@ -109,9 +109,9 @@ def test_from_a_checkpoint_before_the_finding(run, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (("OPT003", "--remedy", "3"), "remedy 3 of OPT003 is no change of the config; by hand:\n  Remedy 3"),
+        (("OPT003", "--remedy", "3"), "remedy 3 of OPT003 doesn't change the config; by hand:\n  Remedy 3"),
         (("OPT003", "--remedy", "4"), "OPT003 has 3 remedies, there is no 4"),
-        (("OPT003", "--remedy", "2", "--from-checkpoint"), "this remedy has to be there from the start"),
+        (("OPT003", "--remedy", "2", "--from-checkpoint"), "this remedy must apply from the start"),
         (("OPT008",), "the run has no finding OPT008"),
         (("OPT00",), "the run has no finding OPT00; did you mean OPT003?"),
     ],

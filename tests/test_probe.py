@@ -96,7 +96,7 @@ def test_the_built_in_backend_has_the_policys_log_probs(make, temperature):
     run = make(temperature=temperature, max_sampling_logp_difference=1e-4, top_k=3)
     probe_sampler(prompts(3), run, "before training")
     (text,) = said(run)
-    assert text.startswith("before training, the log-probs of the backend transformers are the policy's within ")
+    assert text.startswith("before training, the log-probs of the backend transformers match the policy's within ")
     assert text.endswith("(48 tokens)")
     assert run.policy.training, "it trains on as before"
     nudge(run)
@@ -125,7 +125,7 @@ def test_a_backend_that_is_off_is_refused_with_how_much(make):
         str(caught.value)
         == "before training, the log-probs of the backend transformers differ from the policy's by 0.25 nats on average"
         " (over 32 tokens, 0.25 at most), and max_sampling_logp_difference allows 0.1: it doesn't sample from the"
-        " model that is trained. Look for another precision (dtype, bf16), quantised weights, another model or"
+        " trained model. Look for another precision (dtype, bf16), quantised weights, another model or"
         " revision"
     )
     assert said(run) == []

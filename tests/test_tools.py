@@ -119,8 +119,8 @@ def test_public_methods_of_an_environment_are_tools():
         ("class add:\n    pass\n", ["add"], "tools: mine.py:add is a class, expected a function"),
         (GOOD + "class Of:\n    __call__ = add\nof = Of()\n", ["of"], "mine.py:of is of type Of, expected a function"),
         (GOOD, ["ad"], "tools: mine.py was read, but 'ad' is not defined; did you mean 'add'?"),
-        (GOOD, ["add", "add"], "tools: mine.py:add and mine.py:add are both called 'add'"),
-        (GOOD + "plus = add\n", ["add", "plus"], "tools: mine.py:plus and mine.py:add are both called 'add'"),
+        (GOOD, ["add", "add"], "tools: mine.py:add and mine.py:add have the same name 'add'"),
+        (GOOD + "plus = add\n", ["add", "plus"], "tools: mine.py:plus and mine.py:add have the same name 'add'"),
     ],
 )
 def test_what_cannot_be_a_tool_is_refused(text, tools, message):
@@ -132,7 +132,7 @@ def test_what_cannot_be_a_tool_is_refused(text, tools, message):
     ("text", "name", "message"),
     [
         (GOOD, "add", "environment: mine.py:add is of type function, expected a class"),
-        (ENVIRONMENT.replace("reset", "rest"), "Game", "no method reset, .* begins with; did you mean 'rest'"),
+        (ENVIRONMENT.replace("reset", "rest"), "Game", "no method reset, .* for each completion; did you mean 'rest'"),
         (
             ENVIRONMENT.replace("def reset(self, **row): ...", "reset = None"),
             "Game",
@@ -141,7 +141,7 @@ def test_what_cannot_be_a_tool_is_refused(text, tools, message):
         (ENVIRONMENT.replace("**row", "*row"), "Game", r"reset takes \*row by position"),
         (ENVIRONMENT + "    def __init__(self, level): ...\n", "Game", "mine.py:Game can't be made without level"),
         (ENVIRONMENT.replace("self, to:", "self, whither:"), "Game", "environment: Game.move can't be described"),
-        (ENVIRONMENT.replace("def rules", "def add"), "Game", "Game.add and mine.py:add are both called 'add'"),
+        (ENVIRONMENT.replace("def rules", "def add"), "Game", "Game.add and mine.py:add have the same name 'add'"),
         ("class Game:\n    def reset(self): ...\n    def _move(self): ...\n", "Game", "no public method"),
     ],
 )

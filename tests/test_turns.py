@@ -487,7 +487,7 @@ def test_text_of_reset_goes_into_content_of_parts_too_and_needs_a_user(tokenizer
     (done,), _ = talk(parts, (config, toolbox), [["hi"]], [row])
     assert "go. The counter is at 4.<|im_end|>" in parts.decode(done.prompt_ids)
     row["prompt"] = [{"role": "system", "content": "go."}]
-    with pytest.raises(DataError, match="the prompt has none"):
+    with pytest.raises(DataError, match="the prompt has no user message"):
         talk(parts, (config, toolbox), [["hi"]], [row])
 
 
@@ -523,7 +523,7 @@ def test_what_tools_cannot_be_used_with_is_refused(tokenizer, box):
     row = row_of(tokenizer, toolbox)
     for changed, message in (
         ({"prompt": "what is 2 plus 3?"}, "tools need conversations: .* found the text 'what is 2 plus 3"),
-        ({"columns": {"tools": ["search"]}}, "column tools: the run has tools of its own"),
+        ({"columns": {"tools": ["search"]}}, "column tools: the run sets its own tools"),
     ):
         with pytest.raises(DataError, match=message):
             talk(tokenizer, (config, toolbox), [["hi"]], [row | changed])
@@ -535,11 +535,14 @@ def test_what_tools_cannot_be_used_with_is_refused(tokenizer, box):
     said = calls.replace(" if m.role != 'tool'", "")
     for template, message in (
         (None, "the tokenizer has no chat template"),
-        (chatml + ask, "doesn't show a model which tools it has"),
-        (shown + chatml + ask, "the chat template can't show calls of tools"),
-        (shown + calls + "\n{% endfor %}" + ask, "doesn't show a model what tools say"),
+        (chatml + ask, "doesn't show the tools to the model"),
+        (shown + chatml + ask, "the chat template can't render tool calls"),
+        (shown + calls + "\n{% endfor %}" + ask, "doesn't show tool results to the model"),
         (shown + said + "\n{% endfor %}" + ask, "which can't be read; expected <tool_call>"),
-        (shown + said.replace("<|im_end|>", ".").replace("<|im_start|>", "\n") + "{% endfor %}", "no special token"),
+        (
+            shown + said.replace("<|im_end|>", ".").replace("<|im_start|>", "\n") + "{% endfor %}",
+            "without a special token",
+        ),
     ):
         other = chat_tokenizer(template, eos_token="<|im_end|>")
         with pytest.raises(ConfigError, match=message):

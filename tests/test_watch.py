@@ -319,7 +319,7 @@ def test_two_processes_stop_together_and_go_on_together(config, mine):
         config, mine, "--rules-select", "MINE", "--stop-on", "MINE001", num_processes=2, per_device_train_batch_size=4
     )
     assert done.returncode == 5, done.stderr
-    assert done.stderr.count("Warning MINE001") == 1 and "as stop_on asked" in done.stderr
+    assert done.stderr.count("Warning MINE001") == 1 and "as stop_on requires" in done.stderr
     assert manifest(folder)["status"] == "interrupted" and (folder / "report.html").is_file()
     assert [line["step"] for line in lines(folder)] == [1, 2, 3]
     assert [each["step"] for each in findings(folder)] == [3, 3]
@@ -337,5 +337,5 @@ def test_rules_of_two_plugins_with_one_code_are_refused(monkeypatch):
             return [type("Impl", (), {"plugin_name": "x", "function": staticmethod(lambda: [rule(), rule()])})()]
 
     plugins = type("Plugins", (), {"hook": type("Hooks", (), {"ft_rules": Hook})})()
-    with pytest.raises(PluginBroken, match="rule TEST001 is given by x and by x"):
+    with pytest.raises(PluginBroken, match="rule TEST001 is defined by x and by x"):
         collect.all_rules(plugins, [])

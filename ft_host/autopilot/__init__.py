@@ -1,1 +1,1 @@
-"""Attempts at a run file, each with the remedy of what the one before has found. Imports no torch."""
+"""Repeated attempts at a run file, each with the remedy of the previous attempt's findings. Imports no torch."""

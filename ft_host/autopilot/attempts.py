@@ -1,12 +1,12 @@
-"""Runs, watches, mends, and goes on: attempts at one run file, each changed by what the one before has found.
+"""Repeats a run file: each attempt applies a remedy for the findings of the one before.
 
-    OUT/attempt-1/ ...    run folders; each names the one that it comes from
-    OUT/attempt-1.yaml    what was run
-    OUT/autopilot.json    the lineage: what was changed, why, and what it brought
+    OUT/attempt-1/ ...    run folders; each names its parent run
+    OUT/attempt-1.yaml    the run file
+    OUT/autopilot.json    the lineage: the changes, their reasons and results
     OUT/report.html       the same for people
 
-An attempt is `ft-host train` in a process of its own, which stops by itself (`stop_on: [patchable]`) on a warning or
-error that has a remedy in the config. Data, models, rewards and what the user has locked are never changed. Imports no
+An attempt is `ft-host train` in a separate process, which stops by itself (`stop_on: [patchable]`) at a warning or
+error with a remedy in the config. Data, models, rewards and fields that the user locked are never changed. Imports no
 torch.
 """
 
@@ -29,7 +29,7 @@ from ft_host.rundir import format as fmt
 from ft_host.rundir.folder import write_json
 from ft_host.rundir.lines import read_json_lines
 
-# What a run is about, and what runs it: never a remedy.
+# Fields that define the task or the machine: never part of a remedy.
 PROTECTED = (
     "model",
     "model_revision",
@@ -61,21 +61,21 @@ PROTECTED = (
     "num_processes",
     "backend",
 )
-# Not compared when it is asked whether a config has been tried.
+# Ignored when comparing a config with those tried before.
 BOOKKEEPING = ("output_dir", "parent_run", "resume_from_checkpoint", "stop_on", "save_steps", "save_total_limit")
-SLACK = 0.15  # by how much of the best a checkpoint may be worse than it: steps differ
-CHECKPOINTS = 10  # of an attempt, where the user hasn't said when to write one
+SLACK = 0.15  # a checkpoint may be worse than the best by this share: steps vary
+CHECKPOINTS = 10  # per attempt, where the user hasn't set an interval
 
 
 @dataclass(kw_only=True)
 class Change:
-    """What was done about a finding."""
+    """The change made for a finding."""
 
     finding: str  # its fingerprint
     message: str
     remedy: str
     patch: dict[str, list[Any]]  # field: [from, to]
-    checkpoint: str | None  # gone on from; None: from the beginning
+    checkpoint: str | None  # where it resumed; None: from the beginning
 
 
 @dataclass(kw_only=True)
@@ -85,12 +85,12 @@ class Attempt:
     number: int
     folder: str
     values: dict[str, Any]
-    change: Change | None  # that made it of the attempt before
+    change: Change | None  # relative to the attempt before
     status: str = "running"
     exit_code: int | None = None
     steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)  # held-out, at the end
-    findings: list[dict[str, Any]] = field(default_factory=list)  # as they ended; as in findings.jsonl
+    findings: list[dict[str, Any]] = field(default_factory=list)  # in their final state, as in findings.jsonl
 
 
 @dataclass(kw_only=True)
@@ -99,15 +99,15 @@ class Autopilot:
 
     folder: Path
     method: str  # as `ft-host train` takes it
-    config: dict[str, Any]  # of the first attempt, whole
+    config: dict[str, Any]  # all fields of the first attempt
     budget: int
     locked: list[str]
     attempts: list[Attempt] = field(default_factory=list)
     best: int | None = None  # number of the best finished attempt
-    metric: str | None = None  # that says so
+    metric: str | None = None  # the metric that decides it
 
     def run(self, values: dict[str, Any], say: Callable[[str], None]) -> None:
-        """Attempt after attempt, `budget` at most."""
+        """Run one attempt after another, at most `budget`."""
         change: Change | None = None
         while len(self.attempts) < self.budget:
             attempt = self._next(values, change)
@@ -118,10 +118,10 @@ class Autopilot:
             self.write()
             if attempt.exit_code == 130:
                 return
-            found = None if last else self.choose(attempt)
-            if found is None:
+            following = None if last else self.choose(attempt)
+            if following is None:
                 return
-            values, change = found
+            values, change = following
 
     # -- one attempt
 
@@ -134,7 +134,7 @@ class Autopilot:
     def _run(self, attempt: Attempt, last: bool, say: Callable[[str], None]) -> None:
         locked = sorted({*self.locked, *self._protected()})
         values = attempt.values | {"output_dir": attempt.folder, "locked_fields": locked}
-        if not last:  # what the last one finds can't be acted on
+        if not last:  # findings of the last attempt can't be acted on
             values["stop_on"] = ["patchable"]
         if attempt.number > 1:
             values["parent_run"] = self.attempts[-2].folder
@@ -153,45 +153,52 @@ class Autopilot:
                 for event in events_of(process.stdout):
                     follow(event, findings, say)
                 attempt.exit_code = process.wait()
-            except KeyboardInterrupt:  # which the run has been sent as well, and saves its state
+            except KeyboardInterrupt:  # the run receives it too, and saves its state
                 process.wait()
                 attempt.exit_code = 130
         self._record(attempt, findings, file)
 
-    def _record(self, attempt: Attempt, told: dict[str, dict[str, Any]], file: Path) -> None:
-        """What the attempt's folder says of it. One that was refused before it had a folder has only what it told."""
-        attempt.findings = list(told.values())
+    def _record(self, attempt: Attempt, reported: dict[str, dict[str, Any]], file: Path) -> None:
+        """Read the attempt's result from its folder. An attempt that was refused before it had a folder has only its
+        output.
+        """
+        attempt.findings = list(reported.values())
         record = self.record(attempt)
         if record is None:
             attempt.status = "refused"
             return
         attempt.status, attempt.steps = record.status, record.steps
         attempt.metrics = {name: record.evals[name].last for name in headline_metrics(record)}
-        written = {each["fingerprint"]: each for each in read_json_lines(Path(attempt.folder) / "findings.jsonl")[0]}
-        attempt.findings = list((told | written).values())
+        written = {
+            finding["fingerprint"]: finding for finding in read_json_lines(Path(attempt.folder) / "findings.jsonl")[0]
+        }
+        attempt.findings = list((reported | written).values())
 
     def _protected(self) -> list[str]:
         return [name for name in PROTECTED if name in self.config]
 
     def record(self, attempt: Attempt) -> RunRecord | None:
-        """The run of an attempt; None where it was refused before it had a folder."""
+        """Return the run of an attempt; None where it was refused before it had a folder."""
         if not (Path(attempt.folder) / "run.json").is_file():
             return None
         try:
             return read_run(attempt.folder)
-        except RunUnreadable:  # killed while it was being made
+        except RunUnreadable:  # killed while it was created
             return None
 
     # -- what to change
 
     def choose(self, attempt: Attempt) -> tuple[dict[str, Any], Change] | None:
-        """The fields of the next attempt, by the worst open finding that has a remedy which wasn't tried; None where
-        there is nothing to change."""
-        tried = [_compared(each.values) for each in self.attempts]
-        open_ones = [each for each in attempt.findings if each["state"] == "open" and each["severity"] != "info"]
-        for finding in sorted(open_ones, key=lambda each: (each["severity"] != "error", each["first_step"])):
+        """Return the fields of the next attempt, for the worst open finding with an untried remedy; None where there is
+        none.
+        """
+        tried = [_compared(other.values) for other in self.attempts]
+        open_ones = [
+            finding for finding in attempt.findings if finding["state"] == "open" and finding["severity"] != "info"
+        ]
+        for finding in sorted(open_ones, key=lambda finding: (finding["severity"] != "error", finding["first_step"])):
             for remedy in finding["remedies"]:
-                patch = {each["path"].removeprefix("/"): each["value"] for each in remedy["patch"]}
+                patch = {change["path"].removeprefix("/"): change["value"] for change in remedy["patch"]}
                 if not patch or set(patch) & {*self.locked, *self._protected()}:
                     continue
                 patch = {name: self._further(finding["code"], name, value) for name, value in patch.items()}
@@ -210,17 +217,20 @@ class Autopilot:
         return None
 
     def _further(self, code: str, name: str, value: Any) -> Any:
-        """The new value of a field. A number that the same rule has had changed before, and not by enough, goes further
-        each time: a rate that was divided by 5 is then divided by 25."""
-        changes = [each.change for each in self.attempts if each.change is not None]
-        before = sum(name in each.patch and each.finding.partition(":")[0] == code for each in changes)
+        """Return the new value of a field.
+
+        A number that the same rule has changed before without success goes further each time: a rate divided by 5 is
+        next divided by 25.
+        """
+        changes = [attempt.change for attempt in self.attempts if attempt.change is not None]
+        before = sum(name in change.patch and change.finding.partition(":")[0] == code for change in changes)
         old = self.attempts[-1].values.get(name)
-        if not before or not all(isinstance(each, float) and each > 0 for each in (old, value)):
+        if not before or not all(isinstance(number, float) and number > 0 for number in (old, value)):
             return value
         return float(f"{old * (value / old) ** (before + 1):.2g}")
 
     def _good_checkpoint(self, attempt: Attempt, first_step: int) -> str | None:
-        """The newest checkpoint from before the trouble began, and whose weights were still as good as any before."""
+        """Return the newest checkpoint from before the problem whose weights were still as good as any before."""
         record = self.record(attempt)
         for step in reversed(record.checkpoints if record is not None else []):
             if step < first_step and is_good(record, step):
@@ -230,38 +240,38 @@ class Autopilot:
     # -- what it brought
 
     def judge(self) -> None:
-        """Find the best of the attempts that finished, by the most telling held-out metric."""
-        finished = [each for each in self.attempts if each.status == "finished"]
+        """Find the best of the finished attempts, by the most important held-out metric."""
+        finished = [attempt for attempt in self.attempts if attempt.status == "finished"]
         if not finished:
             return
-        measured = [each for each in finished if each.metrics]
+        measured = [attempt for attempt in finished if attempt.metrics]
         if not measured:
             self.best = finished[-1].number
             return
         self.metric = next(iter(measured[-1].metrics))
         way = fmt.better(self.metric)
-        known = [each for each in measured if self.metric in each.metrics]
-        self.best = max(known, key=lambda each: (way * each.metrics[self.metric], each.number)).number
+        candidates = [attempt for attempt in measured if self.metric in attempt.metrics]
+        self.best = max(candidates, key=lambda attempt: (way * attempt.metrics[self.metric], attempt.number)).number
 
     def write(self) -> None:
-        """The lineage, and its page."""
+        """Write the lineage and its page."""
         from ft_host.autopilot.page import write_flight
 
-        told = {
+        lineage = {
             "format": 1,
             "method": self.method,
             "budget": self.budget,
             "locked": self.locked,
             "best": self.best,
             "metric": self.metric,
-            "attempts": [asdict(each) for each in self.attempts],
+            "attempts": [asdict(attempt) for attempt in self.attempts],
         }
-        write_json(self.folder / "autopilot.json", fmt.plain(told))
+        write_json(self.folder / "autopilot.json", fmt.plain(lineage))
         write_flight(self, self.folder / "report.html")
 
     @property
     def exit_code(self) -> int:
-        """0 where an attempt has finished, else that of the last."""
+        """Return 0 where an attempt has finished, otherwise the exit code of the last."""
         last = self.attempts[-1]
         if self.best is not None:
             return 0
@@ -269,8 +279,11 @@ class Autopilot:
 
 
 def is_good(record: RunRecord, step: int) -> bool:
-    """Whether what the weights of a checkpoint gave, in the steps after it, is about as good as anything before: the
-    loss, or the reward of a run with rollouts. A loss that is logged is that of the weights before the step."""
+    """Return whether the results of a checkpoint's weights, in the steps after it, are about as good as any before.
+
+    The result is the loss, or the reward of a run with rollouts. A logged loss is that of the weights
+    before the step.
+    """
     name = record.main_metric
     series, way = record.train[name], -1 if name == "loss" else 1
     before = [value for at, value in zip(series.steps, series.values, strict=True) if at <= step]

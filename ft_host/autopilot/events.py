@@ -1,4 +1,4 @@
-"""What an attempt says while it runs, and what is said of it."""
+"""Reads the events of a running attempt, and words them for the user."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def introduced(attempt: Attempt, budget: int) -> str:
 
 
 def events_of(stdout: Any) -> Iterator[dict[str, Any]]:
-    """The JSON lines of a run; what else is printed there isn't for us."""
+    """Yield the JSON lines of a run; other output is ignored."""
     for line in stdout:
         if line.startswith("{"):
             yield json.loads(line)

@@ -1,4 +1,4 @@
-"""The page of an autopilot: what was tried, why, and what it brought."""
+"""The page of an autopilot: the attempts, their reasons, and their results."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def write_flight(flight: Autopilot, path: Path) -> Path:
 
 
 def flight_page(flight: Autopilot) -> str:
-    """The whole document."""
-    records = {each.number: record for each in flight.attempts if (record := flight.record(each)) is not None}
+    """Return the whole HTML document."""
+    records = {attempt.number: record for attempt in flight.attempts if (record := flight.record(attempt)) is not None}
     now = fmt.moment(datetime.now().astimezone())
     shown = [number for number, record in records.items() if record.has_metrics][-8:]
     curves = (
@@ -37,7 +37,7 @@ def flight_page(flight: Autopilot) -> str:
             el("p.lead", *_result(flight)),
         ),
         el("section", el("h2", "What was tried"), _attempts(flight, records)),
-        *(_change(each) for each in flight.attempts if each.change is not None),
+        *(_change(attempt) for attempt in flight.attempts if attempt.change is not None),
         curves,
         el("footer", f"Made by ft-host on {now} from {flight.folder}"),
     )
@@ -46,21 +46,23 @@ def flight_page(flight: Autopilot) -> str:
 def _result(flight: Autopilot) -> list[str | Markup]:
     count = f"{len(flight.attempts)} of at most {flight.budget} attempts. "
     if flight.best is None:
-        return [count, "None of them has finished."]
+        return [count, "None of them finished."]
     best = flight.attempts[flight.best - 1]
     value = f" with {flight.metric} {fmt.number(best.metrics[flight.metric])}" if flight.metric else ""
     return [count, "Best: ", el("b", f"attempt {best.number}"), value, ", in ", el("code", best.folder), "."]
 
 
 def _attempts(flight: Autopilot, records: dict) -> Markup:
-    names = list(dict.fromkeys(name for each in flight.attempts for name in each.metrics))[:3]
+    names = list(dict.fromkeys(name for attempt in flight.attempts for name in attempt.metrics))[:3]
     rows = []
-    for each in flight.attempts:
-        found = [finding["code"] for finding in each.findings if finding["state"] == "open"]
-        ended = status_pill(records[each.number]) if each.number in records else each.status
-        metrics = [fmt.number(each.metrics[name]) if name in each.metrics else "" for name in names]
-        best = " (best)" if each.number == flight.best else ""
-        rows.append([f"{each.number}{best}", _patch(each), ended, f"{each.steps:,}", *metrics, ", ".join(found)])
+    for attempt in flight.attempts:
+        codes = [finding["code"] for finding in attempt.findings if finding["state"] == "open"]
+        ended = status_pill(records[attempt.number]) if attempt.number in records else attempt.status
+        metrics = [fmt.number(attempt.metrics[name]) if name in attempt.metrics else "" for name in names]
+        best = " (best)" if attempt.number == flight.best else ""
+        rows.append(
+            [f"{attempt.number}{best}", _patch(attempt), ended, f"{attempt.steps:,}", *metrics, ", ".join(codes)]
+        )
     head = ["Attempt", "Changed", "Ended", "Steps", *names, "Open findings"]
     return table(head, rows, numbers=set(range(3, 4 + len(names))))
 

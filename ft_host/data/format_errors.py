@@ -1,4 +1,4 @@
-"""What to say of rows that are in no format that is known. No torch, nothing but words."""
+"""Error messages for rows in no known format. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXPECTED = (
     "and output (Alpaca); conversations (ShareGPT)"
 )
 
-# What rows that fit no format look like: the columns that give it away, what it is, and what to do. {preference} stands
+# What rows in no known format look like: the columns that identify it, what it is, and what to do. {preference} stands
 # for the methods that take such rows.
 LOOKS = (
     (
@@ -45,11 +45,11 @@ TEXTS = ("content", "document", "body", "article", "markdown", "code")
 
 
 def use_methods(format: str) -> str:
-    """Who takes rows of a format, of the methods that are installed: "use `ft-host train kto`"."""
-    found = registry.methods_for(format)
-    if not found:
+    """Name the installed methods that take rows of a format: "use `ft-host train kto`"."""
+    methods = registry.methods_for(format)
+    if not methods:
         return f"use a method for {format} data"
-    first, *others = [f"`ft-host train {found[0]}`", *(f"`{name}`" for name in found[1:])]
+    first, *others = [f"`ft-host train {methods[0]}`", *(f"`{name}`" for name in methods[1:])]
     if not others:
         return f"use {first}"
     return f"use {', '.join([first, *others[:-1]])} or {others[-1]}"
@@ -78,18 +78,20 @@ def likely_format(columns: list[str]) -> str | None:
 
 
 def refusal(row: Row, text_field: str = "text") -> str:
-    """Columns found, what they look like, what was expected, and names that may be misspelt."""
+    """Return a message with the columns found, what they look like, what was expected, and names that may
+    be misspelt.
+    """
     columns = list(row)
-    said = f"found the columns {', '.join(columns) or 'none'}"
+    message = f"found the columns {', '.join(columns) or 'none'}"
     looks = likely_format(columns)
     if looks:
-        said += f"; they look like {looks}"
+        message += f"; they look like {looks}"
     near = []
     for name in ("text", "messages", "prompt", "completion", "input_ids", "conversations", "instruction", "output"):
-        match = nearest(name, [each for each in columns if each != name], "{}")
+        match = nearest(name, [column for column in columns if column != name], "{}")
         if match and name not in columns:
             near.append(f"{match} may be meant as {name}")
     if near and not looks:
-        said += f"; {', '.join(near)}"
+        message += f"; {', '.join(near)}"
     own = "" if text_field == "text" else f" (dataset_text_field is {text_field})"
-    return f"{said}; expected {EXPECTED}{own}"
+    return f"{message}; expected {EXPECTED}{own}"

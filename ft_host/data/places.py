@@ -1,4 +1,4 @@
-"""What a user's name of a data set stands for: its files, its splits, a part of one."""
+"""Resolves the name of a data set to its files, its splits, or a part of one."""
 
 from __future__ import annotations
 

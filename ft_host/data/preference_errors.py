@@ -1,4 +1,4 @@
-"""What to say of rows that aren't the preference data they should be. No torch, nothing but words."""
+"""Error messages for rows that aren't the expected preference data. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = {
     "pair": ("prompt", "chosen", "rejected", "chosen_ids", "rejected_ids", "margin"),
     "judged": ("prompt", "completion", "label", "messages", "chosen", "rejected", "prompt_ids", "completion_ids"),
 }
-# A good answer and a bad one, as others call them.
+# Other names for the good and the bad answer.
 BETTER = (
     ("chosen_input_ids", "rejected_input_ids"),
     ("chosen_response", "rejected_response"),
@@ -55,18 +55,21 @@ ASKS = (
 
 
 def preference_refusal(row: Row, kind: str) -> str:
-    """Columns found, what they look like, names that may be misspelt, and what was expected. `kind`: "pair" for rows
-    that should be pairs, "judged" for those that should be completions with a label."""
-    said = f"found the columns {', '.join(row) or 'none'}"
+    """Return a message with the columns found, what they look like, names that may be misspelt, and what
+    was expected.
+
+    `kind`: "pair" for rows that should be pairs, "judged" for rows that should be completions with a label.
+    """
+    message = f"found the columns {', '.join(row) or 'none'}"
     missing = [name for name in NAMES[kind] if name not in row]
     near = {column: nearest(column, missing, "{}") for column in row if column not in NAMES[kind]}
     misspelt = {column: name for column, name in near.items() if name}
     looks = likely_kind(set(row), kind) if "label" not in misspelt.values() else None
     if looks:
-        said += f"; they look like {looks}"
+        message += f"; they look like {looks}"
     else:
-        said += "".join(f"; {column} may be meant as {name}" for column, name in misspelt.items())
-    return f"{said}; expected {EXPECTED[kind]}"
+        message += "".join(f"; {column} may be meant as {name}" for column, name in misspelt.items())
+    return f"{message}; expected {EXPECTED[kind]}"
 
 
 def likely_kind(names: set[str], kind: str) -> str | None:
@@ -93,7 +96,7 @@ def likely_kind(names: set[str], kind: str) -> str | None:
     if "label" in names and answers:
         return f"completions that are good or bad, each by itself: {use_methods('unpaired preference')}"
     if "chosen" in names and answers:
-        return None  # most likely a column for the bad ones that has another name
+        return None  # most likely the column of the bad ones has another name
     if answers:
         more = ", or add the column label, true for good ones and false for bad ones" if kind == "judged" else ""
         return f"texts to imitate, without worse ones beside them: {use_methods('language modeling')}{more}"
@@ -103,11 +106,14 @@ def likely_kind(names: set[str], kind: str) -> str | None:
 
 
 def unlike_the_prompt(row: Row) -> str | None:
-    """What is wrong with a pair without a column `prompt`, where another column holds a question that chosen and
-    rejected don't repeat: taken as whole texts they would be trained on without it."""
+    """Return the problem of a pair without a column `prompt`, where another column has a question that both
+    texts lack.
+
+    Taken as whole texts, chosen and rejected would be trained on without the question.
+    """
     for name in ASKS:
-        asked = first_text(row.get(name))
-        if asked and not all(asked in whole_text(row[side]) for side in ("chosen", "rejected")):
+        question = first_text(row.get(name))
+        if question and not all(question in whole_text(row[side]) for side in ("chosen", "rejected")):
             return (
                 f"column {name}: looks like the prompt, which chosen and rejected don't begin with; set "
                 f"dataset_columns to {{{name}: prompt}}, or to {{{name}: unused}} if it isn't the prompt"
@@ -116,16 +122,16 @@ def unlike_the_prompt(row: Row) -> str | None:
 
 
 def first_text(value: Any) -> str:
-    """A text, or that of the first user message of a list; nothing of what is neither. Without the blanks around."""
+    """Return a text, or the first user message of a list, stripped; "" for anything else."""
     if isinstance(value, list):
-        value = next((content(each) for each in value if role(each) in ("user", "human")), None)
+        value = next((content(message) for message in value if role(message) in ("user", "human")), None)
     return value.strip() if isinstance(value, str) else ""
 
 
 def whole_text(value: Any) -> str:
-    """All that a text, or a list of messages, says."""
+    """Return the whole text of a text or of a list of messages."""
     if isinstance(value, list):
-        return "\n".join(content(each) for each in value)
+        return "\n".join(content(message) for message in value)
     return value if isinstance(value, str) else ""
 
 
@@ -134,10 +140,10 @@ def role(message: Any) -> Any:
 
 
 def content(message: Any) -> str:
-    """The text of a message that nobody has checked yet."""
+    """Return the text of an unvalidated message."""
     if not isinstance(message, dict):
         return ""
-    said = message.get("content") or message.get("value") or ""
-    if isinstance(said, list):
-        said = "".join(str(part.get("text") or "") for part in said if isinstance(part, dict))
-    return said if isinstance(said, str) else ""
+    text = message.get("content") or message.get("value") or ""
+    if isinstance(text, list):
+        text = "".join(str(part.get("text") or "") for part in text if isinstance(part, dict))
+    return text if isinstance(text, str) else ""

@@ -1,4 +1,4 @@
-"""The bytes of a file and the places of its lines in them, so that any line is read without those before it."""
+"""Where the rows of a file are, in bytes and lines, so that any row can be read without those before it."""
 
 from __future__ import annotations
 

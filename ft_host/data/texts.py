@@ -1,6 +1,6 @@
-"""The texts of a batch, and which of their tokens are supervised: read off what `ft_collate` made, whatever the method.
+"""The texts of a batch and their supervised tokens, read from the result of `ft_collate`, for any method.
 
-A leaf of the batch's forest, with all that it follows on, is a text that is trained on.
+A leaf of the batch's prefix trees, with all of its ancestors, is a text that is trained on.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from ft_host.batch import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A leaf of a batch. `before` of its tokens are those of its ancestors, which it may share with other texts."""
+    """A leaf of a batch. The first `before` tokens are its ancestors', which it may share with other texts."""
 
     ids: list[int]
-    supervised: list[bool]  # whether a target is at each token
+    supervised: list[bool]  # whether each token is a target
     before: int
     places: list[int]  # of each token in the batch
 
     @property
     def own(self) -> list[bool]:
-        """Whether its own tokens are supervised, without those of its ancestors."""
+        """Whether each of its own tokens is supervised, without its ancestors' tokens."""
         return self.supervised[self.before :]
 
 
 def texts_of(batch: Batch) -> list[Text]:
-    """The texts of a batch, in the order of their last segments; none of a batch without segments."""
+    """Return the texts of a batch, in the order of their last segments; none for a batch without segments."""
     if batch.empty:
         return []
     ids, marked = batch.input_ids.tolist(), supervised_tokens(batch)
-    start, found = 0, []
+    start, texts = 0, []
     for size, parent in zip(batch.lengths, batch.parents, strict=True):
         end = start + size
-        above = found[parent] if parent >= 0 else Text(ids=[], supervised=[], before=0, places=[])
-        found.append(
+        above = texts[parent] if parent >= 0 else Text(ids=[], supervised=[], before=0, places=[])
+        texts.append(
             Text(
                 ids=above.ids + ids[start:end],
                 supervised=above.supervised + marked[start:end],
@@ -44,13 +44,15 @@ def texts_of(batch: Batch) -> list[Text]:
         )
         start = end
     inner = set(batch.parents)
-    return [text for index, text in enumerate(found) if index not in inner]
+    return [text for index, text in enumerate(texts) if index not in inner]
 
 
 def supervised_tokens(batch: Batch) -> list[bool]:
-    """Whether a target is at each of the T tokens. `sources` say what predicts a target: the token before it, which for
-    the first token of a child is the last one of its parent. Of several children that begins the first whose token is
-    the target and has none yet."""
+    """Return whether each of the T tokens is a target.
+
+    `sources` give the token that predicts a target: the one before it, which for the first token of a child is the last
+    of its parent. Of several children it is the first one whose first token is the target and isn't taken yet.
+    """
     ids, first, last = batch.input_ids.tolist(), [], {}
     start = 0
     for index, size in enumerate(batch.lengths):

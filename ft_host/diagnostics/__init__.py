@@ -1,4 +1,4 @@
-"""What a run says about itself: rules, what they see, and what they found. The door for rules. Imports no torch."""
+"""Rules, what they read, and their findings. The import door for rules. Imports no torch."""
 
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.finding import Finding

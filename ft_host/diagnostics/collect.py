@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 HOST = f"ft-host {__version__}"
-Owned = tuple[Rule, str]  # a rule, and the distribution and version that it is from
+Owned = tuple[Rule, str]  # a rule, with its distribution and version
 
 
 def own_diagnostics(method: registry.PluginInfo) -> list[registry.PluginInfo]:
-    """The diagnostics that come with a method: those of its name, from its distribution."""
+    """Return the diagnostics of a method: those with its name, from its distribution."""
     return [
         info
         for info in registry.catalog()
@@ -32,15 +32,17 @@ def own_diagnostics(method: registry.PluginInfo) -> list[registry.PluginInfo]:
 
 
 def diagnostics_of(method: registry.PluginInfo, config: RunConfig) -> list[registry.PluginInfo]:
-    """The diagnostics plugins of a run: the method's own, and those that the config names. Imports nothing."""
+    """Return the diagnostics plugins of a run: the method's own, and those that the config names. Imports nothing."""
     own = own_diagnostics(method)
     named = [registry.find("diagnostics", name) for name in config.diagnostics]
     return own + [info for info in named if info not in own]
 
 
 def all_rules(plugins: pluggy.PluginManager, infos: list[registry.PluginInfo]) -> list[Owned]:
-    """The host's rules and those that the plugins of a manager give; `infos` are those plugins. Raises PluginBroken for
-    something that isn't a rule, or a code that two of them use."""
+    """Return the host's rules and those of a manager's plugins; `infos` are those plugins.
+
+    Raises PluginBroken for something that isn't a rule, or a code that two of them use.
+    """
     from ft_host.diagnostics.rules import RULES
 
     labels = {f"{info.kind} {registry.reference(info)}": registry.label(info) for info in infos}
@@ -51,20 +53,20 @@ def all_rules(plugins: pluggy.PluginManager, infos: list[registry.PluginInfo]) -
     seen: dict[str, str] = {}
     for rule, label in owned:
         if rule.code in seen:
-            raise PluginBroken(f"rule {rule.code} is given by {seen[rule.code]} and by {label}; a code has one rule")
+            raise PluginBroken(f"rule {rule.code} is defined by {seen[rule.code]} and by {label}; a code has one rule")
         seen[rule.code] = label
     return owned
 
 
 def given(ft_rules: Callable[[], list[Rule]], label: str) -> list[Rule]:
-    """What a plugin's ft_rules gives. Raises PluginBroken where that is no list of rules."""
+    """Return the result of a plugin's ft_rules. Raises PluginBroken where it isn't a list of rules."""
     try:
         rules = list(ft_rules())
     except Exception as error:
         raise PluginBroken(f"{label}: ft_rules failed: {type(error).__name__}: {error}") from error
     for rule in rules:
         if not isinstance(rule, Rule):
-            raise PluginBroken(f"{label}: ft_rules gave {rule!r}; expected ft_host.diagnostics.Rule")
+            raise PluginBroken(f"{label}: ft_rules returned {rule!r}; expected ft_host.diagnostics.Rule")
     return rules
 
 
@@ -89,8 +91,10 @@ def not_about(method: registry.PluginInfo, owned: list[Owned]) -> dict[str, str]
 
 
 def rules_of(infos: list[registry.PluginInfo]) -> tuple[list[Owned], list[str]]:
-    """The host's rules and those of these plugins, outside of a run, and what is wrong with them: a plugin that is
-    broken is told of and doesn't hide the others. Imports the plugins' modules."""
+    """Return the host's rules and those of these plugins, outside of a run, and problems.
+
+    A broken plugin is reported and doesn't hide the others. Imports the plugins' modules.
+    """
     from ft_host.diagnostics.rules import RULES
 
     owned, problems = [(rule, HOST) for rule in RULES], []
@@ -110,7 +114,9 @@ def rules_of(infos: list[registry.PluginInfo]) -> tuple[list[Owned], list[str]]:
             continue
         for rule in rules:
             if rule.code in seen:
-                problems.append(f"{label}: its rule {rule.code} is left out, {seen[rule.code]} has one of this code")
+                problems.append(
+                    f"{label}: its rule {rule.code} is left out, {seen[rule.code]} has a rule with this code"
+                )
                 continue
             seen[rule.code] = label
             owned.append((rule, label))
@@ -118,8 +124,11 @@ def rules_of(infos: list[registry.PluginInfo]) -> tuple[list[Owned], list[str]]:
 
 
 def installed_rules(method: str | None = None) -> tuple[list[Owned], list[str]]:
-    """The host's rules and those of all installed diagnostics that aren't blocked, or, with `method`, of the method's
-    own; and what is wrong with them. Raises what `registry.find` does for the method."""
+    """Return the host's rules and those of all installed diagnostics that aren't blocked, or of one `method`; and
+    problems.
+
+    Raises what `registry.find` raises for the method.
+    """
     if method is not None:
         return rules_of(own_diagnostics(registry.find("method", method)))
     installed = [info for info in registry.catalog() if info.kind == "diagnostics" and info.state != "blocked"]
@@ -132,15 +141,17 @@ def installed_rules(method: str | None = None) -> tuple[list[Owned], list[str]]:
 
 
 def check_codes(owned: list[Owned], config: RunConfig) -> None:
-    """Raise ConfigError for a code in the config that begins no rule's. Codes of methods that aren't used are let pass
-    where they look like one: a file may be shared between methods."""
+    """Raise ConfigError for a code in the config that is no prefix of a rule's code.
+
+    Codes of methods that aren't used are allowed if they look like codes: a file may be shared between methods.
+    """
     check_chosen(owned, "rules_select", config.rules_select)
     check_chosen(owned, "rules_ignore", config.rules_ignore)
     check_chosen(owned, "stop_on", [code for code in config.stop_on if code != "patchable"])
 
 
 def check_chosen(owned: list[Owned], field: str, codes: list[str]) -> None:
-    """What `check_codes` does, of one list of codes; `field` is where they stand."""
+    """As `check_codes`, for one list of codes; `field` is the field that holds them."""
     known = [rule.code for rule, _ in owned]
     families = {code.rstrip("0123456789") for code in known}
     for code in codes:
@@ -150,17 +161,19 @@ def check_chosen(owned: list[Owned], field: str, codes: list[str]) -> None:
         if letters not in families and letters.isalpha() and letters.isupper():
             continue
         raise ConfigError(
-            f"{field}: no rule is called or begins with {code!r}{nearest(code, known) or ''}; "
+            f"{field}: no rule has the code or the prefix {code!r}{nearest(code, known) or ''}; "
             "`ft-host rules` lists them"
         )
 
 
 def selected(owned: list[Owned], select: list[str], ignore: list[str]) -> list[Owned]:
-    """Those that `select` names (all, where it names none), without those that `ignore` does. As in linters, the longer
-    of two that name a rule decides."""
+    """Return the rules that `select` names (all, where it is empty), without those that `ignore` names.
+
+    As in linters, the longer of two prefixes that match a rule decides.
+    """
 
     def length(code: str, codes: list[str]) -> int:
-        return max((len(each) if each != "ALL" else 0 for each in codes if chosen(code, [each])), default=-1)
+        return max((len(prefix) if prefix != "ALL" else 0 for prefix in codes if chosen(code, [prefix])), default=-1)
 
     wanted = select or ["ALL"]
-    return [each for each in owned if length(each[0].code, wanted) > length(each[0].code, ignore)]
+    return [item for item in owned if length(item[0].code, wanted) > length(item[0].code, ignore)]

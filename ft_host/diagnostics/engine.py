@@ -1,9 +1,10 @@
-"""Holds rules against what a run tells, as it tells it: the same in a run and on its folder. Imports no torch.
+"""Applies rules to a run's facts and metrics as they come: the same during a run and on its folder. Imports
+no torch.
 
-    facts (`learn`) and lines of metrics (`see`)  ->  a test of each rule that they concern  ->  a window of answers
-    ->  findings that open, get worse, are cleared, or are muted by their cause
+    facts (`record_facts`) and lines of metrics (`add_metrics`)  ->  the test of each rule that reads them
+    ->  a window of answers  ->  findings that open, get worse, are cleared, or are muted by their cause
 
-Both give the findings that have changed. What is known not to be a trouble is in the tests of the rules themselves.
+Both methods return the findings that changed. Exceptions that are known to be harmless are in the rules' own tests.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from ft_host.diagnostics.watched import Watched
 from ft_host.rundir.lines import number_of
 from ft_host.rundir.series import Series
 
-COOLDOWN = 100  # steps after a finding was cleared in which it isn't told of again
+COOLDOWN = 100  # steps after a finding was cleared in which it isn't reported again
 
 
 class Engine:
-    """`rules`: each with the distribution it is from. `config`: the run's, as a dict. `strict`: what a rule raises is
-    raised, for tests of rules. `not_about`: codes of rules that the method says aren't about it, and why."""
+    """`rules`: each with its distribution. `config`: the run's, as a dict. `strict`: errors of rules are raised, for
+    tests.
+    """
 
     def __init__(
         self,
@@ -38,12 +40,12 @@ class Engine:
         given = list(rules)
         said = not_about or {}
         self.not_about = {rule.code: said[rule.code] for rule, _ in given if rule.code in said}
-        self.failed: dict[str, str] = {}  # codes of rules that raised, and what
+        self.failed: dict[str, str] = {}  # codes of rules that raised, with the error
         self.view = View(config)
         self.rules = [each for each in given if each[0].code not in self.not_about]
         self._by_code = {rule.code: rule for rule, _ in self.rules}
         self.findings: dict[str, Finding] = {}  # by fingerprint
-        self.told: dict[str, int] = {}  # the step after which each fact was told, last
+        self.told: dict[str, int] = {}  # the step after which each fact was last recorded
         starred = [
             (rule, plugin) for rule, plugin in self.rules if rule.of_facts and any("*" in name for name in rule.needs)
         ]
@@ -52,35 +54,39 @@ class Engine:
             for rule, plugin in self.rules
             if rule.of_facts and (rule, plugin) not in starred
         ]
-        self._starred = starred  # of facts: one for each fact that fits, once it is told
+        self._starred = starred  # of facts: one for each matching fact, once it is recorded
         self._waiting = [(rule, plugin) for rule, plugin in self.rules if not rule.of_facts]
         self._watched: dict[tuple[str, str | None], Watched] = {}
-        self._names: set[str] = set()  # of metrics that were seen
+        self._names: set[str] = set()  # names of metrics seen so far
         self._asked: set[str] = set()  # codes of rules that have given an answer
 
     # -- what a run tells
 
     def record_facts(self, facts: dict[str, Any]) -> list[Finding]:
-        """Facts, new or told anew. Asks the rules that are about facts alone and read one of these; what is known
-        already, as in a run that goes on, says nothing."""
+        """Record facts, new or changed. Tests the rules that read only facts, including one of these.
+
+        Facts known already, as in a resumed run, report nothing.
+        """
         new = [name for name, value in facts.items() if name not in self.view.facts or self.view.facts[name] != value]
         if not new:
             return []
         self.view.facts.update(facts)
         self.told |= dict.fromkeys(new, self.view.step)
         for rule, plugin in self._starred:
-            known = {each.cause for each in self._of_facts if each.rule is rule}
+            known = {watched.cause for watched in self._of_facts if watched.rule is rule}
             causes = self._causes(rule, self.view.facts.keys())
             self._of_facts += [Watched(rule, plugin, cause) for cause in causes if cause not in known]
         changed = []
-        for each in self._of_facts:
-            told = any(name in facts for name in each.facts) and all(name in self.view.facts for name in each.facts)
-            if told and each.rule.stage != "after" and self._is_about(each.rule):
-                changed += self._ask(each)
+        for watched in self._of_facts:
+            ready = any(name in facts for name in watched.facts) and all(
+                name in self.view.facts for name in watched.facts
+            )
+            if ready and watched.rule.stage != "after" and self._is_about(watched.rule):
+                changed += self._ask(watched)
         return self._muted(changed)
 
     def add_metrics(self, entry: dict[str, Any]) -> list[Finding]:
-        """A line of metrics.jsonl. Asks the rules whose metrics it has."""
+        """Add a line of metrics.jsonl. Tests the rules whose metrics it contains."""
         evaluation = entry["kind"] == "eval"
         numbers = {}
         for name, value in entry.items():
@@ -96,33 +102,34 @@ class Engine:
         if not evaluation and "start/loss" not in view.facts and view.step == 1:
             changed += self.record_facts({f"start/{name}": value for name, value in numbers.items()})
             view.step, view.entry = int(entry["step"]), numbers
-        for each in self._watched.values():
-            if each.rule.stage == "after" or each.rule.of_evaluations != evaluation:
+        for watched in self._watched.values():
+            if watched.rule.stage == "after" or watched.rule.of_evaluations != evaluation:
                 continue
             here = all(
                 name in numbers or (evaluation and not name.startswith("eval_") and name in view.series)
-                for name in each.metrics
+                for name in watched.metrics
             )
-            if here and all(name in view.facts for name in each.facts) and self._is_about(each.rule):
-                changed += self._ask(each)
+            if here and all(name in view.facts for name in watched.facts) and self._is_about(watched.rule):
+                changed += self._ask(watched)
         return self._muted(changed)
 
     def finish(self, whole: bool = True) -> list[Finding]:
-        """The run has ended. Asks the rules about the whole of it, where it wasn't stopped and can go on, and gives all
-        findings as they are now."""
-        for each in [*self._of_facts, *self._watched.values()] if whole else ():
-            known = all(name in self.view.facts for name in each.facts)
-            known = known and all(name in self.view.series for name in each.metrics)
-            if each.rule.stage == "after" and known and self._is_about(each.rule):
+        """The run has ended. Tests the rules for its end, unless it was stopped and can be resumed; returns all
+        findings.
+        """
+        for watched in [*self._of_facts, *self._watched.values()] if whole else ():
+            known = all(name in self.view.facts for name in watched.facts)
+            known = known and all(name in self.view.series for name in watched.metrics)
+            if watched.rule.stage == "after" and known and self._is_about(watched.rule):
                 self.view.entry = {}
-                self._ask(each)
+                self._ask(watched)
         self._muted([])
         for finding in self.findings.values():
             finding.step = self.view.step
         return list(self.findings.values())
 
     def skipped(self) -> dict[str, str]:
-        """Rules that have given no answer, by code, and why."""
+        """Return the rules that gave no answer, by code, with the reason."""
         out = dict(self.not_about)
         for rule, _ in self.rules:
             if rule.code in self.failed:
@@ -139,7 +146,7 @@ class Engine:
             if absent:
                 out[rule.code] = f"{', '.join(absent)} {'was' if len(absent) == 1 else 'were'} not produced"
             else:
-                out[rule.code] = "nothing to judge by yet"
+                out[rule.code] = "too little to judge yet"
         return out
 
     # -- within
@@ -148,8 +155,7 @@ class Engine:
         return all(name in self.config for name in rule.fields)
 
     def _meet(self, numbers: dict[str, float]) -> None:
-        """Metrics that haven't been seen before make rules of those that wait for them, one for each that fits a
-        star."""
+        """Instantiate waiting rules for metrics seen for the first time, one for each name that matches a star."""
         new = numbers.keys() - self._names
         if not new:
             return
@@ -165,11 +171,13 @@ class Engine:
         if not starred:
             return [None]
         before, _, after = starred[0].partition("*")
-        found = fnmatch.filter(names, starred[0])
-        return sorted(name[len(before) : len(name) - len(after)] for name in found)
+        names_found = fnmatch.filter(names, starred[0])
+        return sorted(name[len(before) : len(name) - len(after)] for name in names_found)
 
     def _ask(self, watched: Watched) -> list[Finding]:
-        """What has changed by its answer. A rule that raises is asked no more: a run of hours must not end for it."""
+        """Return the findings that its answer changed. A rule that raises is switched off: it must not end a run of
+        hours.
+        """
         code = watched.rule.code
         if code in self.failed:
             return []
@@ -177,36 +185,36 @@ class Engine:
             return self._answered(watched)
         try:
             return self._answered(watched)
-        except Exception as error:  # whatever a plugin's rule can raise; `failed` and `skipped` tell of it
+        except Exception as error:  # any error of a plugin's rule; `failed` and `skipped` report it
             self.failed[code] = f"{type(error).__name__}: {error}"
             return []
 
     def _answered(self, watched: Watched) -> list[Finding]:
         rule, view = watched.rule, self.view
         view.cause = watched.cause
-        found = rule.test(view)
-        if found is None:
+        bad = rule.test(view)
+        if bad is None:
             return []
         self._asked.add(rule.code)
         once = rule.of_facts or rule.stage == "after"
         if once:
             watched.answers.clear()
             watched.bad = 0
-        watched.answer(bool(found))
+        watched.answer(bool(bad))
         view.window, view.share = len(watched.answers), watched.share
         finding = watched.finding
-        opens = bool(found) if once else len(watched.answers) >= rule.least and watched.share >= rule.share
+        opens = bool(bad) if once else len(watched.answers) >= rule.least and watched.share >= rule.share
         if finding is not None and finding.state != "cleared":
-            return self._go_on(watched, finding, bool(found))
+            return self._go_on(watched, finding, bool(bad))
         if not opens:
             return []
-        told = watched.cleared_at is not None and view.step - watched.cleared_at < COOLDOWN
+        recent = watched.cleared_at is not None and view.step - watched.cleared_at < COOLDOWN
         again = finding is not None
-        watched.finding = made = self._make(watched)
+        watched.finding = opened = self._make(watched)
         if again:
-            made.first_step, made.count = finding.first_step, finding.count + 1
-        self.findings[made.fingerprint] = made
-        return [] if told else [made]
+            opened.first_step, opened.count = finding.first_step, finding.count + 1
+        self.findings[opened.fingerprint] = opened
+        return [] if recent else [opened]
 
     def _make(self, watched: Watched) -> Finding:
         rule, view = watched.rule, self.view
@@ -235,7 +243,7 @@ class Engine:
         )
 
     def _step_before(self, watched: Watched, ago: int) -> int:
-        """The step of the answer `ago` answers back."""
+        """Return the step of the answer `ago` answers back."""
         for name in watched.metrics:
             series = self.view.series.get(name)
             if series is not None and len(series) > ago:
@@ -246,14 +254,14 @@ class Engine:
         view, rule = self.view, watched.rule
         out = []
         for name in [*watched.facts, *watched.metrics]:
-            each = {"metric": name, "value": view.get(name)}
+            item = {"metric": name, "value": view.get(name)}
             if name in view.series and not rule.of_facts:
-                each |= {"mean": view.mean(name, max(view.window, 1)), "baseline": view.baseline(name)}
-            out.append(each)
+                item |= {"mean": view.mean(name, max(view.window, 1)), "baseline": view.baseline(name)}
+            out.append(item)
         return out
 
     def _go_on(self, watched: Watched, finding: Finding, bad: bool) -> list[Finding]:
-        """An open finding: still bad, worse, or over."""
+        """Update an open finding: still bad, worse, or cleared."""
         rule, view = watched.rule, self.view
         if bad:
             finding.last_step, finding.count = view.step, finding.count + 1
@@ -264,16 +272,18 @@ class Engine:
             return [finding]
         severity = "error" if rule.severe is not None and rule.severe(view) else rule.severity
         if SEVERITIES.index(severity) > SEVERITIES.index(finding.severity):
-            told = self._make(watched)
-            told.first_step, told.count, told.opened = finding.first_step, finding.count, finding.opened
-            told.state, told.muted_by = finding.state, finding.muted_by
-            watched.finding = self.findings[told.fingerprint] = told
-            return [told]
+            updated = self._make(watched)
+            updated.first_step, updated.count, updated.opened = finding.first_step, finding.count, finding.opened
+            updated.state, updated.muted_by = finding.state, finding.muted_by
+            watched.finding = self.findings[updated.fingerprint] = updated
+            return [updated]
         return []
 
     def _muted(self, changed: list[Finding]) -> list[Finding]:
-        """Mark what follows from something else that is open, and add those that are muted only now. What mutes "ALL"
-        mutes what comes after it: what came before may be its cause."""
+        """Mute findings that follow from another open one, and return those that are muted only now too.
+
+        A rule that mutes "ALL" mutes what comes after it: what came before may be its cause.
+        """
         causes = [finding for finding in self.findings.values() if finding.state == "open"]
         out = list(changed)
         for finding in self.findings.values() if causes else ():

@@ -1,4 +1,4 @@
-"""What a rule found in a run, and how it is written: a line of findings.jsonl for each change of its state."""
+"""A rule's finding in a run, and its format: a line of findings.jsonl for each change of its state."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ STATES = ("open", "cleared", "muted")
 
 @dataclass(kw_only=True)
 class Finding:
-    """A trouble, once for each cause of it. `state`: open, cleared (it has passed), or muted (it follows from
-    another)."""
+    """A problem, once for each cause. `state`: open, cleared (it no longer holds), or muted (it follows
+    from another).
+    """
 
     code: str
     title: str
@@ -25,16 +26,16 @@ class Finding:
     why: str
     remedies: list[Remedy]
     evidence: list[dict[str, Any]]
-    cause: str | None  # of a rule about several metrics: which of them
-    plugin: str  # distribution and version that the rule is from
+    cause: str | None  # for a rule about several metrics: which one
+    plugin: str  # distribution and version of the rule
     state: str = "open"
-    step: int = 0  # at which this was written
+    step: int = 0  # the step at which this was written
     opened: int = 0  # the step at which it was first written
     first_step: int = 0
     last_step: int = 0
-    count: int = 1  # steps at which it looked bad
-    window: int = 1  # answers that were looked at
-    share: float = 1.0  # of them that were bad
+    count: int = 1  # steps with a bad answer
+    window: int = 1  # the number of answers considered
+    share: float = 1.0  # the share of bad ones among them
     muted_by: str | None = None
     page: str = ""  # of the rule; empty: it has its own, by its code
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # field: (from, to) of the patches
@@ -44,12 +45,14 @@ class Finding:
         return self.code if self.cause is None else f"{self.code}:{self.cause}"
 
     def line(self) -> str:
-        """For a terminal: "Warning GRPO001: ... Try ..."."""
+        """Return a line for a terminal: "Warning GRPO001: ... Try ..."."""
         remedy = f" {self.remedies[0].why}." if self.remedies else ""
         return f"{self.severity.capitalize()} {self.code}: {self.message}{remedy}"
 
     def as_dict(self, config: dict[str, Any]) -> dict[str, Any]:
-        """As in findings.jsonl; docs/findings.schema.json describes it. `config` is what patches are held against."""
+        """Return the format of findings.jsonl; docs/findings.schema.json describes it. Patches are relative to
+        `config`.
+        """
         return {
             "schema": SCHEMA,
             "code": self.code,

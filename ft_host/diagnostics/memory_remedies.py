@@ -1,4 +1,4 @@
-"""What makes a run take less memory, by the phase in which it ran out: the cheapest first. Imports no torch."""
+"""Remedies that reduce the memory of a run, by the phase in which it ran out: cheapest first. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from ft_host.util.memory import (
 
 
 def smaller_micro_batch(config: Any) -> Remedy | None:
-    """Half of a micro-batch, twice as many of them; None where it can't be halved."""
+    """Halve the micro-batch and double their number; None where it can't be halved."""
     budget = config.max_tokens_per_micro_batch
     if budget == 1:
         return None
     if budget is not None:
         return Remedy(
-            why=f"Lower max_tokens_per_micro_batch from {budget} to {budget // 2}; a step stays what it is",
+            why=f"Lower max_tokens_per_micro_batch from {budget} to {budget // 2}; a step keeps its size",
             patch={"max_tokens_per_micro_batch": budget // 2},
             safe=True,
             expected="half the activations",
@@ -92,13 +92,13 @@ def half_precision(config: Any) -> Remedy | None:
         return None
     if not config.use_peft:
         return Remedy(
-            why="Set use_peft to true and dtype to bfloat16: frozen weights need no more",
+            why="Set use_peft to true and dtype to bfloat16: frozen weights don't need more",
             patch={"use_peft": True, "dtype": "bfloat16"},
             again=True,
             expected="half the weights",
         )
     return Remedy(
-        why="Set dtype to bfloat16: frozen weights need no more",
+        why="Set dtype to bfloat16: frozen weights don't need more",
         patch={"dtype": "bfloat16"},
         again=True,
         expected="half the weights",
@@ -109,7 +109,7 @@ def small_optimizer(config: Any) -> Remedy | None:
     if config.optim not in ("adamw", "adamw_torch", "adamw_torch_fused"):
         return None
     return Remedy(
-        why="Set optim to adafactor, which keeps a row and a column for each matrix",
+        why="Set optim to adafactor, which keeps only a row and a column per matrix",
         patch={"optim": "adafactor"},
         again=True,
     )
@@ -152,16 +152,16 @@ def smaller_evaluation(config: Any) -> Remedy | None:
 def shards(config: Any) -> Remedy | None:
     if config.distributed_strategy == "fsdp2":
         return None
-    return Remedy(why="Spread the model over several devices: distributed_strategy fsdp2 with num_processes")
+    return Remedy(why="Shard the model over several devices: distributed_strategy fsdp2 with num_processes")
 
 
 def smaller_model(config: Any) -> Remedy | None:
-    return Remedy(why="Take a smaller model, or a machine with more memory")
+    return Remedy(why="Use a smaller model, or a machine with more memory")
 
 
 MakeRemedy = Callable[[Any], Remedy | None]
 TRAINING: tuple[MakeRemedy, ...] = (smaller_micro_batch, checkpointing, shorter_rows, adapter, shards, smaller_model)
-REMEDIES: dict[str, tuple[MakeRemedy, ...]] = {  # the cheapest first
+REMEDIES: dict[str, tuple[MakeRemedy, ...]] = {  # cheapest first
     LOADING: (half_precision, shards, smaller_model),
     COMPANIONS: (adapter, half_precision, shards, smaller_model),
     FORWARD: TRAINING,
@@ -175,9 +175,9 @@ REMEDIES: dict[str, tuple[MakeRemedy, ...]] = {  # the cheapest first
 
 
 def remedies_for(phase: str, config: Any) -> list[Remedy]:
-    """The three cheapest that this config has not taken yet."""
-    found = [mend(config) for mend in REMEDIES[phase]]
-    return [remedy for remedy in found if remedy is not None][:3]
+    """Return the three cheapest that this config doesn't use yet."""
+    remedies = [mend(config) for mend in REMEDIES[phase]]
+    return [remedy for remedy in remedies if remedy is not None][:3]
 
 
 def remedies_for_values(phase: str, config: Mapping[str, Any]) -> list[Remedy]:

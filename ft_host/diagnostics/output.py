@@ -1,4 +1,4 @@
-"""What `ft-host diagnose` prints: for people, and as JSON (docs/findings.schema.json). SARIF is in sarif.py."""
+"""The output of `ft-host diagnose`: for people, and as JSON (docs/findings.schema.json). SARIF is in sarif.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH = 100
 
 def as_json(diagnosis: Diagnosis) -> str:
     record = diagnosis.record
-    told = {
+    content = {
         "schema": SCHEMA,
         "run": str(record.folder),
         "method": record.method,
@@ -27,29 +27,29 @@ def as_json(diagnosis: Diagnosis) -> str:
         "recorded": diagnosis.recorded,
         "notes": diagnosis.notes,
     }
-    return json.dumps(fmt.plain(told), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(fmt.plain(content), indent=2, ensure_ascii=False) + "\n"
 
 
 def as_text(diagnosis: Diagnosis) -> str:
     record = diagnosis.record
     shown = [f"{record.folder}: {record.method}, {record.status} after {record.steps:,} steps, {_counted(diagnosis)}"]
-    shown += [_finding(each, each["fingerprint"] in diagnosis.recorded) for each in diagnosis.findings]
+    shown += [_finding(finding, finding["fingerprint"] in diagnosis.recorded) for finding in diagnosis.findings]
     if diagnosis.skipped:
         rows = [[code, why] for code, why in diagnosis.skipped.items()]
         table = textwrap.indent(fmt.table(["CODE", "WHY"], rows), "  ")
-        shown.append(f"{len(rows)} of {len(diagnosis.rules)} rules had nothing to say:\n{table}")
+        shown.append(f"{len(rows)} of {len(diagnosis.rules)} rules gave no answer:\n{table}")
     shown += [_wrapped(f"Note: {note}", "") for note in diagnosis.notes]
     return "\n\n".join(shown) + "\n"
 
 
 def _counted(diagnosis: Diagnosis) -> str:
-    found = [each["severity"] for each in diagnosis.findings if each["state"] == "open"]
-    said = [
-        f"{found.count(one)} {many if found.count(one) != 1 or one == 'info' else one}"
+    severities = [each["severity"] for each in diagnosis.findings if each["state"] == "open"]
+    parts = [
+        f"{severities.count(one)} {many if severities.count(one) != 1 or one == 'info' else one}"
         for one, many in (("error", "errors"), ("warning", "warnings"), ("info", "to know"))
-        if one in found
+        if one in severities
     ]
-    return ", ".join(said) or "no open findings"
+    return ", ".join(parts) or "no open findings"
 
 
 def _finding(finding: dict[str, Any], recorded: bool) -> str:
@@ -58,7 +58,7 @@ def _finding(finding: dict[str, Any], recorded: bool) -> str:
     if finding["state"] == "muted":
         where.append(f"It follows from {finding['muted_by']}")
     elif finding["state"] == "cleared":
-        where.append("It has passed")
+        where.append("It is cleared")
     first, last = finding["first_step"], finding["last_step"]
     where.append(f"at step {last:,}" if first == last else f"steps {first:,} to {last:,}")
     where += [evidence(each) for each in finding["evidence"]]
@@ -71,13 +71,13 @@ def _finding(finding: dict[str, Any], recorded: bool) -> str:
 
 
 def evidence(each: dict[str, Any]) -> str:
-    """ "loss 4.1 (mean 3.9, baseline 1.2)"."""
+    """Return "loss 4.1 (mean 3.9, baseline 1.2)"."""
     beside = [f"{name} {_value(each[name])}" for name in ("mean", "baseline") if each.get(name) is not None]
     return f"{each['metric']} {_value(each['value'])}" + (f" ({', '.join(beside)})" if beside else "")
 
 
 def remedy(each: dict[str, Any]) -> str:
-    """The sentence, and what of the config it changes."""
+    """Return the sentence of a remedy, and its changes of the config."""
     changes = ", ".join(patch_text(change) for change in each["patch"])
     start = "; from the beginning" if each["from_start"] else ""
     return each["why"] + (f" ({changes}; {each['applicability']}{start})" if changes else "")

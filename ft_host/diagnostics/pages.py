@@ -16,7 +16,7 @@ STAGES = {
 
 
 def page(rule: Rule, plugin: str, others: list[Rule]) -> str:
-    """In Markdown. `others`: all rules, of which some may mute this one."""
+    """Return the page in Markdown. `others`: all rules, some of which may mute this one."""
     muting = [each.code for each in others if follows(rule, each)]
     parts = [
         f"# {rule.code}: {rule.title}",
@@ -80,7 +80,7 @@ def _differing(texts: dict[str, str]) -> str:
 
 
 def window(rule: Rule) -> str:
-    """How many of the answers must be bad, in words; nothing of a rule that is asked once."""
+    """Say how many of the answers must be bad; empty for a rule that is tested once."""
     if rule.of_facts or rule.stage == "after":
         return ""
     what = "evaluations" if rule.of_evaluations else "steps that log what it reads"

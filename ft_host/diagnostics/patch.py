@@ -1,5 +1,4 @@
-"""A run file with a remedy applied: what a run was, but for what one of its findings asks to change. Imports no
-torch."""
+"""A run file with a remedy applied: the run's settings with the changes of one of its findings. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,53 +13,53 @@ from ft_host.errors import PluginBroken, PluginNotFound, UsageError
 from ft_host.rundir.record import RunRecord
 from ft_host.util.text import nearest
 
-LEFT_OUT = ("output_dir", "parent_run", "resume_from_checkpoint")  # of the run itself, not of what it does
+LEFT_OUT = ("output_dir", "parent_run", "resume_from_checkpoint")  # these belong to the one run
 
 
 def chosen_finding(findings: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The finding that a code or a fingerprint names. Raises UsageError where there is none, or more than one."""
-    fitting = [each for each in findings if each["fingerprint"] == name] or [
-        each for each in findings if each["code"] == name
+    """Return the finding with a code or a fingerprint. Raises UsageError where there is none, or more than one."""
+    fitting = [finding for finding in findings if finding["fingerprint"] == name] or [
+        finding for finding in findings if finding["code"] == name
     ]
     if not fitting:
-        known = [each["fingerprint"] for each in findings]
+        known = [finding["fingerprint"] for finding in findings]
         there = f"; it has {', '.join(known)}" if known else "; it has none"
         raise UsageError(f"the run has no finding {name}{nearest(name, known) or there}")
-    fitting = [each for each in fitting if each["state"] == "open"] or fitting
+    fitting = [finding for finding in fitting if finding["state"] == "open"] or fitting
     if len(fitting) > 1:
         raise UsageError(
-            f"the run has several findings {name}: {', '.join(each['fingerprint'] for each in fitting)}; name one"
+            f"the run has several findings {name}: {', '.join(finding['fingerprint'] for finding in fitting)}; name one"
         )
     return fitting[0]
 
 
 def chosen_remedy(finding: dict[str, Any], rank: int | None) -> dict[str, Any]:
-    """The remedy of this rank, the first that is a change of the config where none is named. Raises UsageError where it
-    is none, with what is to be done by hand."""
+    """Return the remedy of this rank, by default the first one that changes the config.
+
+    Raises UsageError where there is none, with what to do by hand.
+    """
     remedies = finding["remedies"]
     if rank is not None and not 1 <= rank <= len(remedies):
         raise UsageError(f"{finding['fingerprint']} has {len(remedies)} remedies, there is no {rank}")
     wanted = [remedies[rank - 1]] if rank is not None else remedies
-    found = next((each for each in wanted if each["patch"]), None)
-    if found is not None:
-        return found
-    by_hand = "".join(f"\n  {each['why']}" for each in wanted)
+    patchable = next((remedy for remedy in wanted if remedy["patch"]), None)
+    if patchable is not None:
+        return patchable
+    by_hand = "".join(f"\n  {remedy['why']}" for remedy in wanted)
     which = (
-        f"remedy {rank} of {finding['fingerprint']}"
-        if rank is not None
-        else f"what helps against {finding['fingerprint']}"
+        f"remedy {rank} of {finding['fingerprint']}" if rank is not None else f"the remedy of {finding['fingerprint']}"
     )
-    raise UsageError(f"{which} is no change of the config; by hand:{by_hand or ' nothing is known'}")
+    raise UsageError(f"{which} doesn't change the config; by hand:{by_hand or ' nothing is known'}")
 
 
 def patched(
     record: RunRecord, finding: dict[str, Any], remedy: dict[str, Any], from_checkpoint: bool = False
 ) -> dict[str, Any]:
-    """The fields of the next run: what wasn't at its default in this one, the remedy's changes, and where it comes
-    from.
+    """Return the fields of the next run: those of this one that weren't at their defaults, the remedy's changes, and
+    the parent run.
 
-    With `from_checkpoint` it goes on from the newest checkpoint before the finding. Raises UsageError where there is
-    none, or the remedy is one that has to be there from the start.
+    With `from_checkpoint` it resumes from the newest checkpoint before the finding. Raises UsageError where there is
+    none, or where the remedy must apply from the start.
     """
     values = {name: record.config[name] for name in _given(record) if name not in LEFT_OUT}
     values |= {change["path"].removeprefix("/"): change["value"] for change in remedy["patch"]}
@@ -68,7 +67,7 @@ def patched(
     if from_checkpoint:
         if remedy["from_start"]:
             raise UsageError(
-                f"{finding['fingerprint']}: this remedy has to be there from the start; leave out --from-checkpoint"
+                f"{finding['fingerprint']}: this remedy must apply from the start; leave out --from-checkpoint"
             )
         before = [step for step in record.checkpoints if step < finding["first_step"]]
         if not before:
@@ -81,7 +80,7 @@ def patched(
 
 
 def commented(record: RunRecord, finding: dict[str, Any], remedy: dict[str, Any], values: dict[str, Any]) -> str:
-    """The run file of `patched`, with what was found and what is changed in comments."""
+    """Return the run file of `patched`, with the finding and the changes in comments."""
     old = {change["path"].removeprefix("/"): change["from"] for change in remedy["patch"]}
     about = [
         f"{record.folder} with a remedy of {finding['fingerprint']}: {finding['message']}",
@@ -92,7 +91,7 @@ def commented(record: RunRecord, finding: dict[str, Any], remedy: dict[str, Any]
 
 
 def run_file(method: str, values: dict[str, Any], old: dict[str, Any]) -> str:
-    """A run as YAML; a comment says what the fields in `old` were."""
+    """Return a run as YAML; comments give the old values of the fields in `old`."""
     lines = [f"method: {yaml_text(method)}"]
     for name, value in values.items():
         was = f"  # was {yaml_text(old[name])}" if name in old else ""
@@ -101,7 +100,7 @@ def run_file(method: str, values: dict[str, Any], old: dict[str, Any]) -> str:
 
 
 def method_name(record: RunRecord) -> str:
-    """The method as a person writes it, where that finds it; else what says which distribution it is from."""
+    """Return the method's plain name if that finds it, else the name with its distribution."""
     try:
         info = registry.find("method", record.method)
     except (PluginNotFound, PluginBroken, UsageError):
@@ -110,12 +109,13 @@ def method_name(record: RunRecord) -> str:
 
 
 def _given(record: RunRecord) -> list[str]:
-    """Fields that were set. A run that was started in Python doesn't know which those are: what differs from the
-    default."""
+    """Return the fields that were set. For a run started in Python, where that isn't known: those that differ from the
+    default.
+    """
     defaults: dict[str, Any] = {}
     try:
         defaults = dataclasses.asdict(registry.config_class(registry.find("method", record.reference))())
-    except (PluginNotFound, PluginBroken, UsageError):  # can't be known then: what the origins say
+    except (PluginNotFound, PluginBroken, UsageError):  # unknown then: use the origins
         defaults = {}
     return [
         name

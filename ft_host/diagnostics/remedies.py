@@ -103,8 +103,10 @@ def warmer(view: View, to: float = 1.0) -> list[Remedy]:
 
 
 def usable(remedies: Iterable[Remedy], config: dict[str, Any]) -> list[Remedy]:
-    """The remedies without those whose patch changes nothing, or a field that the run doesn't have. A field that the
-    user has locked is not changed: its remedy has no patch. Fields have their names of today."""
+    """Return the remedies without those whose patch changes nothing or a field that the run lacks.
+
+    A field that the user has locked is not changed: its remedy gets an empty patch. Fields have their current names.
+    """
     now = [_renamed(remedy, config) for remedy in remedies]
     return [_unlocked(remedy, config) for remedy in now if _changes(remedy.patch, config)]
 
@@ -124,7 +126,7 @@ def _unlocked(remedy: Remedy, config: dict[str, Any]) -> Remedy:
 
 
 def _changes(patch: dict[str, Any], config: dict[str, Any]) -> bool:
-    """Whether a patch is none, or one of fields that the run has, to other values."""
+    """Return whether a patch is empty, or sets fields of the run to other values."""
     return not patch or (
         all(name in config for name in patch) and any(config[name] != value for name, value in patch.items())
     )

@@ -1,4 +1,4 @@
-"""The rules held against a run's folder: the findings that the run itself had, or would have had. Imports no torch."""
+"""Applies the rules to a run's folder, for the findings that the run had or would have had. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from ft_host.rundir.record import RunRecord, read_run
 
 @dataclass(kw_only=True)
 class Diagnosis:
-    """What a run's folder says is the matter. `findings`: as in findings.jsonl, as they ended, the worst first."""
+    """The findings of a run's folder. `findings`: as in findings.jsonl, in their final state, worst first."""
 
     record: RunRecord
     rules: list[Owned]
     findings: list[dict[str, Any]]
-    skipped: dict[str, str]  # rules that gave no answer, by code, and why
-    notes: list[str] = field(default_factory=list)  # what could not be asked
-    recorded: list[str] = field(default_factory=list)  # fingerprints of findings that only findings.jsonl has
+    skipped: dict[str, str]  # rules that gave no answer, by code, with the reason
+    notes: list[str] = field(default_factory=list)  # what could not be tested
+    recorded: list[str] = field(default_factory=list)  # fingerprints of findings that are only in findings.jsonl
 
 
 def feed(engine: Engine, facts: dict[str, Any], told: dict[str, int], lines: Iterable[dict[str, Any]]) -> None:
-    """Tell an engine what a run told, in the order in which it did. `told`: the steps after which facts were told."""
+    """Feed an engine a run's facts and metrics, in their original order. `told`: the steps after which facts were
+    recorded.
+    """
     waiting: dict[int, dict[str, Any]] = {}
     for name, value in facts.items():
         waiting.setdefault(told.get(name, 0), {})[name] = value
@@ -51,13 +53,13 @@ def feed(engine: Engine, facts: dict[str, Any], told: dict[str, int], lines: Ite
 
 
 def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[str] | None = None) -> Diagnosis:
-    """Hold the rules of a run against its folder. `select` and `ignore` stand in for those of its config.
+    """Apply the rules of a run to its folder. `select` and `ignore` replace those of its config.
 
-    Raises UsageError where the folder is no run's, or for a code that no rule has. A plugin that isn't there any more,
-    or is broken, is told of in `notes`: the other rules are asked all the same.
+    Raises UsageError where the folder isn't a run's, or for an unknown code. A missing or broken plugin is reported in
+    `notes`: all other rules are applied.
     """
     record = read_run(folder)
-    config = dataclasses.asdict(RunConfig()) | record.config  # a run of an older host lacks fields
+    config = dataclasses.asdict(RunConfig()) | record.config  # runs of older hosts lack fields
     select = config["rules_select"] if select is None else select
     ignore = config["rules_ignore"] if ignore is None else ignore
     infos, notes, method = _plugins(record)
@@ -81,10 +83,10 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
     usable = [line for line in lines if line.get("kind") in ("train", "eval") and isinstance(line.get("step"), int)]
     feed(engine, declared | record.facts, record.facts_told, usable)
     running = record.status == "running"
-    found = list(engine.findings.values()) if running else engine.finish(whole=record.status != "interrupted")
+    final = list(engine.findings.values()) if running else engine.finish(whole=record.status != "interrupted")
     owners = {rule.code: label for rule, label in rules}
     notes += [f"rule {code} of {owners[code]} failed: {what}" for code, what in engine.failed.items()]
-    findings = {each.fingerprint: each.as_dict(config) for each in found}
+    findings = {finding.fingerprint: finding.as_dict(config) for finding in final}
     recorded = _only_recorded(record, findings, owned, select, ignore)
     findings |= recorded
     return Diagnosis(
@@ -104,8 +106,9 @@ def _worst_first(finding: dict[str, Any]) -> tuple[bool, int, int]:
 def _only_recorded(
     record: RunRecord, findings: dict[str, Any], owned: list[Owned], select: list[str], ignore: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """What the run found and a folder can't show again: by rules that aren't there any more, or of facts that were told
-    anew since."""
+    """Return the run's findings that the folder can't reproduce: by missing rules, or of facts that were replaced
+    since.
+    """
     rules = {rule.code: rule for rule, _ in owned}
     out = {}
     for fingerprint, finding in record.findings.items():
@@ -118,15 +121,17 @@ def _only_recorded(
 
 
 def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str], registry.PluginInfo | None]:
-    """The plugins that a run has its rules from, as they are installed now, what is to be said of that, and its method;
-    None where it can't be asked."""
+    """Return the installed plugins with the run's rules, notes about them, and the method's declarations.
+
+    The declarations are for runs of hosts that didn't record them.
+    """
     method = None
     infos: list[registry.PluginInfo] = []
     notes: list[str] = []
     try:
         method = registry.find("method", record.reference)
     except (PluginNotFound, PluginBroken, UsageError) as error:
-        notes.append(f"the method {record.method} can't be asked, so its rules are left out: {_first_line(error)}")
+        notes.append(f"the method {record.method} can't be loaded, so its rules are left out: {_first_line(error)}")
     else:
         infos += own_diagnostics(method)
         if not method.distribution and "ft_rules" in Path(method.location).read_text(encoding="utf-8"):
@@ -140,7 +145,7 @@ def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str], r
         try:
             info = registry.find("diagnostics", name)
         except (PluginNotFound, PluginBroken, UsageError) as error:
-            notes.append(f"the diagnostics {name} can't be asked, so their rules are left out: {_first_line(error)}")
+            notes.append(f"the diagnostics {name} can't be loaded, so their rules are left out: {_first_line(error)}")
             continue
         if info not in infos:
             infos.append(info)

@@ -1,6 +1,6 @@
-"""Findings as SARIF 2.1.0, which code hosts and editors show beside the lines of the run file. Imports no torch.
+"""Findings as SARIF 2.1.0, which code hosts and editors show next to the lines of the run file. Imports no torch.
 
-A rule's page is in `help`; there is no `helpUri`, which has to be the absolute address of a page that exists.
+A rule's page is in `help`; there is no `helpUri`, which must be the absolute address of an existing page.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ft_host.rundir import format as fmt
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {"info": "note", "warning": "warning", "error": "error"}
-LINE = re.compile(r"(?P<file>.+\.(?:ya?ml|json|toml))(?::(?P<line>\d+))?")  # of a field's origin: "run.yaml:9"
+LINE = re.compile(r"(?P<file>.+\.(?:ya?ml|json|toml))(?::(?P<line>\d+))?")  # the origin of a field: "run.yaml:9"
 
 
 def as_sarif(diagnosis: Diagnosis) -> str:
@@ -95,13 +95,13 @@ def _result(finding: dict[str, Any], codes: list[str], diagnosis: Diagnosis) -> 
         out["ruleIndex"] = codes.index(finding["code"])
     if finding["state"] == "muted":
         out["suppressions"] = [{"kind": "external", "justification": f"follows from {finding['muted_by']}"}]
-    elif finding["state"] == "cleared":  # SARIF: what is no failure has no level
+    elif finding["state"] == "cleared":  # in SARIF a result that isn't a failure has no level
         out |= {"kind": "informational", "level": "none"}
     return out
 
 
 def _locations(finding: dict[str, Any], diagnosis: Diagnosis) -> list[dict[str, Any]]:
-    """The line of the first field that a remedy would change; else the run file; else the run's own record."""
+    """Return the line of the first field that a remedy would change, else the run file, else the run's own record."""
     origins = diagnosis.record.origins
     fields = [change["path"].removeprefix("/") for remedy in finding["remedies"] for change in remedy["patch"]]
     for name in fields:

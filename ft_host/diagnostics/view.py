@@ -1,4 +1,4 @@
-"""What a rule sees of a run: its config, the facts it has told, and its metrics so far. Imports no torch."""
+"""What a rule sees of a run: its config, its facts, and its metrics so far. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ft_host.config.old_names import warn
 from ft_host.config.run import OLD_NAMES
 from ft_host.rundir.series import Series
 
-BASELINE = slice(4, 25)  # steps 5 to 25: after the first jolts, before much has been learnt
-SETTLED = 10  # values of the baseline that must be there
+BASELINE = slice(4, 25)  # steps 5 to 25: after the first transients, before much has been learnt
+SETTLED = 10  # the least number of values for a baseline
 
 
 class _Config(SimpleNamespace):
-    """The fields of the run, also by the names that those of the host had in earlier versions."""
+    """The fields of the run, also by their names in earlier versions of the host."""
 
     def __getattr__(self, name: str) -> Any:
         new = OLD_NAMES.get(name)
@@ -27,21 +27,22 @@ class _Config(SimpleNamespace):
 
 
 class View:
-    """`view["loss"]` is a fact, or the value of this step. Names with a star stand for what the rule is looking at now.
+    """`view["loss"]` is a fact, or the value of this step. A name with a star stands for the current match
+    of the rule.
 
-    Everything else is about the metrics so far, with what isn't finite left out: `recent`, `mean`, `median`,
-    `baseline`, `slope`. All cheap enough for every step.
+    Everything else is over the metrics so far, without values that aren't finite: `recent`, `mean`, `median`,
+    `baseline`, `slope`. All are cheap enough for every step.
     """
 
     def __init__(self, config: dict[str, Any]):
         self.config = _Config(**config)
         self.facts: dict[str, Any] = {}
         self.series: dict[str, Series] = {}
-        self.entry: dict[str, Any] = {}  # the line of metrics that is looked at
+        self.entry: dict[str, Any] = {}  # the current line of metrics
         self.step = 0
-        self.cause: str | None = None  # what a star stands for
-        self.window = 0  # answers that the rule has had, of the last `rule.window`
-        self.share = 0.0  # of them that were bad
+        self.cause: str | None = None  # the current match of a star
+        self.window = 0  # the number of answers among the last `rule.window`
+        self.share = 0.0  # the share of bad ones among them
 
     # -- one value
 
@@ -57,42 +58,45 @@ class View:
         return self.series[name].last
 
     def get(self, name: str, default: Any = None) -> Any:
-        """What `view[name]` gives, or `default` where the run hasn't told it."""
+        """Return `view[name]`, or `default` where the run hasn't recorded it."""
         name = self.name(name)
         return self[name] if name in self.facts or name in self.entry or name in self.series else default
 
     # -- many values
 
     def recent(self, name: str, count: int = 50) -> list[float]:
-        """The last `count` values that are finite, oldest first."""
+        """Return the last `count` finite values, oldest first."""
         series = self.series.get(self.name(name))
         return [] if series is None else [value for value in series.values[-count:] if math.isfinite(value)]
 
     def mean(self, name: str, count: int = 50) -> float:
-        """NaN where there is none."""
+        """Return the mean of the last `count` finite values; NaN without any."""
         values = self.recent(name, count)
         return sum(values) / len(values) if values else math.nan
 
     def median(self, name: str, count: int = 50) -> float:
-        """NaN where there is none."""
+        """Return the median of the last `count` finite values; NaN without any."""
         values = self.recent(name, count)
         return statistics.median(values) if values else math.nan
 
     def baseline(self, name: str) -> float | None:
-        """The run's own beginning: the median of the 5th to 25th value. None while there are too few."""
+        """Return the run's own baseline: the median of the 5th to 25th value. None while there are too few."""
         series = self.series.get(self.name(name))
         values = [] if series is None else [value for value in series.values[BASELINE] if math.isfinite(value)]
         return statistics.median(values) if len(values) >= SETTLED else None
 
     def first(self, name: str, count: int = 10) -> float:
-        """The mean of the first `count` values. NaN where there is none."""
+        """Return the mean of the first `count` values; NaN without any."""
         series = self.series.get(self.name(name))
         values = [] if series is None else [value for value in series.values[:count] if math.isfinite(value)]
         return sum(values) / len(values) if values else math.nan
 
     def slope(self, name: str, count: int = 50) -> float:
-        """How much the least-squares line through the last `count` values rises from its first to its last. NaN below
-        5."""
+        """Return the rise of the least-squares line through the last `count` values, from its first to its
+        last point.
+
+        NaN for fewer than 5 values.
+        """
         values = self.recent(name, count)
         size = len(values)
         if size < 5:
@@ -102,7 +106,7 @@ class View:
         return rise / sum((index - middle) ** 2 for index in range(size)) * (size - 1)
 
     def noise(self, name: str, count: int = 50) -> float:
-        """The standard deviation of what is left of the last `count` values without their line. NaN below 5."""
+        """Return the standard deviation of the last `count` values around their line. NaN for fewer than 5."""
         values, rise = self.recent(name, count), self.slope(name, count)
         size = len(values)
         if size < 5:
@@ -112,13 +116,16 @@ class View:
         return math.sqrt(sum(value * value for value in left) / size)
 
     def count(self, name: str) -> int:
-        """How often it has been logged."""
+        """Return how often it has been logged."""
         series = self.series.get(self.name(name))
         return 0 if series is None else len(series)
 
     def turn(self, name: str, every: int = 1) -> bool:
-        """Whether it is time for a test that looks at all values: at every so many, and in a long run whenever it has
-        grown by a hundredth, so that the cost for a step stays that of about a hundred values."""
+        """Return whether it is time for a test over all values.
+
+        That is at every `every` values, and in a long run whenever their number has grown by a hundredth, so that the
+        cost per step stays that of about a hundred values.
+        """
         count = self.count(name)
         return count % max(every, count // 100) == 0
 
@@ -140,7 +147,7 @@ class View:
 
     @property
     def reward(self) -> str:
-        """The metric of what completions earn, as the method's config names it."""
+        """The metric of completions' rewards, as the method's config names it."""
         return self.facts.get("plan/reward_metric", "reward")
 
     @property
@@ -165,7 +172,7 @@ class View:
 
 
 def percent(share: float) -> str:
-    """0.434 -> "43 %"."""
+    """Format a share: 0.434 -> "43 %"."""
     shown = f"{100 * share:.0f}"
     if shown in ("0", "100") and share not in (0, 1):
         shown = f"{100 * share:.2g}" if share < 0.5 else f"{100 * share:.1f}"
@@ -184,5 +191,5 @@ def short(value: float | None) -> str:
 
 
 def rounded(value: float) -> float:
-    """To two figures, so that a patch holds a number that a person would write."""
+    """Round to two significant digits, so that a patch holds a natural number."""
     return float(f"{value:.2g}")

@@ -9,7 +9,7 @@ from ft_host.diagnostics.rule import Rule, is_fact
 
 
 class Watched:
-    """A rule, and what a star in its needs stands for."""
+    """A rule, and the match of a star in its needs."""
 
     def __init__(self, rule: Rule, plugin: str, cause: str | None):
         self.rule, self.plugin, self.cause = rule, plugin, cause

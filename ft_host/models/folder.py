@@ -1,4 +1,4 @@
-"""What lies in a model's folder, or on the hub under its name, seen from its files and its config."""
+"""What a model's folder or hub repository contains, from its files and its config."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 
-SAMPLE = 256  # raw rows that are prepared
-SECONDS = 0.8  # that preparing them may take
-# What ends a turn in the templates of the field, beside a tokenizer's own EOS.
+SAMPLE = 256  # raw rows to prepare
+SECONDS = 0.8  # time limit for preparing them
+# End-of-turn tokens of common templates, besides a tokenizer's EOS.
 ENDS = (
     "<|im_end|>",
     "<|eot_id|>",
@@ -61,10 +61,10 @@ class _Seen:
     unsupervised: int = 0
     rows: int = 0  # prepared
     cut: int = 0
-    tokens: int = 0  # before anything was cut
+    tokens: int = 0  # before truncation
     lost: int = 0
-    lengths: list[int] = field(default_factory=list)  # of the longest text of each row, before anything was cut
-    texts: list[int] = field(default_factory=list)  # of each text, as it is trained on
+    lengths: list[int] = field(default_factory=list)  # of the longest text of each row, before truncation
+    texts: list[int] = field(default_factory=list)  # of each text as it is trained on
     supervised: int = 0
     without_targets: int = 0
     ends: list[bool] = field(default_factory=list)
@@ -189,7 +189,7 @@ def _ends(texts: list[Text], ends: set[int]) -> list[bool]:
     """Return for each text with targets of its own whether an end token is among the last ones: templates put a line
     break after it. Tokens that texts share aren't the end of a text; a prompt may be supervised too."""
     last = [[ids for ids, at in zip(text.ids, text.supervised, strict=True) if at][-3:] for text in texts]
-    return [bool(ends.intersection(found)) for found, text in zip(last, texts, strict=True) if any(text.own)]
+    return [bool(ends.intersection(ids)) for ids, text in zip(last, texts, strict=True) if any(text.own)]
 
 
 def _unknown(ids: Any, tokenizer: Any) -> int:
@@ -205,7 +205,7 @@ def _hold_prompt(raw: Row, text: list[int], seen: _Seen, tokenizer: Any, config:
     try:
         ids, prompt = prompt_of(raw, tokenizer, config)
     except RowError:
-        return  # plain text, or a prompt that is found by comparing two completions
+        return  # plain text, or a prompt that is the common start of two completions
     kept = len(ids) if isinstance(prompt, list) else len(ids) - 1
     if kept > 0:
         seen.mismatched.append(text[:kept] != ids[:kept])
@@ -218,7 +218,7 @@ def _facts(seen: _Seen, rows: int | None, tokenizer: Any, config: RunConfig) -> 
     if not seen.raw:
         return facts
     facts["data/dropped_rows"] = seen.dropped / seen.raw
-    if seen.supervised or seen.unsupervised:  # else the method has no targets, but scores for instance
+    if seen.supervised or seen.unsupervised:  # otherwise the method has no targets but, for instance, scores
         empty = seen.unsupervised + seen.without_targets
         facts["data/unsupervised_rows"] = empty / max(seen.rows + seen.unsupervised, 1)
         facts["data/supervised_fraction"] = seen.supervised / max(sum(seen.texts), 1)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from ft_host.run import Run
 
 EVERY = 10  # steps between two measurements of an update
-TENSORS = 16  # that are looked at, spread over the model
-ELEMENTS = 2**20 // TENSORS  # of each, spread over the tensor
+TENSORS = 16  # tensors in the sample, spread over the model
+ELEMENTS = 2**20 // TENSORS  # elements of each, spread over the tensor
 AS_FOUND = "the policy as the run found it"
-PATIENCE = 5  # steps with a gradient in which one of a run with rollouts may stay away
+PATIENCE = 5  # steps with a gradient that a parameter may miss in a run with rollouts
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,7 @@ def update_ratio(run: Run, before: list[torch.Tensor]) -> float | None:
         changed += (new.float() - old.float()).square().sum()
         size += old.float().square().sum()
     sums = torch.stack([changed, size]).tolist()
-    if any(isinstance(p, DTensor) for p in run.policy.parameters()):  # else every rank has all of it
+    if any(isinstance(p, DTensor) for p in run.policy.parameters()):  # otherwise every rank has all of it
         sums = [sum(values) for values in zip(*run.gather(sums), strict=True)]
     return math.sqrt(sums[0] / sums[1]) if sums[1] else None
 
@@ -130,7 +130,7 @@ class GradientCoverage:
         self.asked = 0
         self.patience = (
             PATIENCE if run.rollouts else 1
-        )  # groups of equal rewards give no gradient, or that of some parts
+        )  # groups of equal rewards give no gradient, or one for some parts only
         self.told = not self.left
 
     def update(self, run: Run, norm: float) -> None:
@@ -143,7 +143,7 @@ class GradientCoverage:
             for name in self.left
             if (grad := parameters[name].grad) is not None and bool(torch.count_nonzero(local(grad)))
         }
-        families = {family(name) for each in run.gather(here) for name in each}
+        families = {family(name) for names in run.gather(here) for name in names}
         self.left = {name for name in self.left if family(name) not in families}
         self.asked += 1
         if self.left and self.asked < self.patience:
@@ -165,8 +165,8 @@ def reference_of(run: Run) -> str | None:
     if named is not None and named.spec.source is not None:
         return named.spec.source
     specs = [model.spec for model in run.models.values()]
-    found = any(spec.source is None and spec.head is None and not spec.current_policy for spec in specs)
-    return AS_FOUND if found else None
+    has_initial = any(spec.source is None and spec.head is None and not spec.current_policy for spec in specs)
+    return AS_FOUND if has_initial else None
 
 
 def model_facts(run: Run) -> dict[str, Any]:

@@ -48,19 +48,19 @@ def memory_parts(run: Run, facts: Mapping[str, Any], held_out: int) -> dict[str,
     width = 2 if mixed else parameters[0].element_size()
     tokens = tokens_of(config, facts)
     activations = activation_bytes(shape, tokens, width, policy.recomputes)
-    if mixed:  # autocast's copies of matrices in float32
+    if mixed:  # autocast's copies of float32 matrices
         activations += sum(whole_size(p) // 2 for p in parameters if p.element_size() == 4 and p.dim() > 1)
-    if sharded:  # a layer is whole while it is computed, embeddings and head all the time
+    if sharded:  # a layer is whole while it is computed, embeddings and head always
         activations += sum(whole_size(p) for p in parameters) // max(1, shape.layers)
         activations += 2 * shape.vocabulary * shape.hidden * width
     tile = TILE_BYTES.get(run.device.type, TILE_BYTES["cuda"])
     logits = 0 if policy.head else logit_bytes(tokens, shape.vocabulary, tile, TILE_TARGETS, KEPT_BYTES)
-    held = [companion.held for companion in run.models.values() if companion.held is not None]
+    models = [aux_model.held for aux_model in run.models.values() if aux_model.held is not None]
     parts = {
         "weights": size_of(parameters),
         "gradients": gradients,
         "optimizer": states,
-        "companions": size_of(p for model in held for p in model.parameters()),
+        "companions": size_of(p for model in models for p in model.parameters()),
         "activations": activations,
         "logits": logits,
         "generation": generation_bytes(run, facts, shape, held_out, width),

@@ -25,7 +25,9 @@ def resident_mb() -> float:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory so far: what torch allocated on the GPU, or the resident set of the process on a CPU. Megabytes."""
+    """Return peak memory so far in megabytes: torch's allocations on the GPU, or the resident set of the process on a
+    CPU.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -36,25 +38,25 @@ def memory_metrics(run: Run) -> dict[str, Metric]:
     """Return metrics of memory, each of the rank that has most. `perf/memory_mb`: resident memory of the process. On a
     GPU: allocated memory, the most that torch has reserved so far, its share of the device, and how often torch had to
     free cached memory to go on."""
-    found = {"perf/memory_mb": maximum(resident_mb())}
+    metrics = {"perf/memory_mb": maximum(resident_mb())}
     if run.device.type == "cuda":
         reserved = torch.cuda.max_memory_reserved(run.device)
         total = torch.cuda.get_device_properties(run.device).total_memory
-        found |= {
+        metrics |= {
             "perf/memory_allocated_mb": maximum(torch.cuda.memory_allocated(run.device) / MB),
             "perf/memory_reserved_mb": maximum(reserved / MB),
             "perf/memory_share": maximum(reserved / total),
             "perf/alloc_retries": maximum(torch.cuda.memory_stats(run.device)["num_alloc_retries"]),
         }
-    return found
+    return metrics
 
 
 def disk_facts(run: Run) -> dict[str, float]:
     """Return facts about disk space: free megabytes where the run writes, and the approximate size of a checkpoint: the
     trained weights, and two values of AdamW for each."""
     trained = [p for p in run.policy.parameters() if p.requires_grad]
-    held = trained if run.config.use_peft else list(run.policy.parameters())
-    weights = sum(p.numel() * p.element_size() for p in held)
+    saved = trained if run.config.use_peft else list(run.policy.parameters())
+    weights = sum(p.numel() * p.element_size() for p in saved)
     state = 2 * sum(p.numel() * p.element_size() for p in trained)
     free = psutil.disk_usage(str(run.folder.path)).free
     return {"system/disk_free_mb": free / MB, "system/checkpoint_mb": (weights + state) / MB}

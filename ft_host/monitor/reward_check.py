@@ -19,9 +19,9 @@ from ft_host.rewards import RewardPool, Scoring
 from ft_host.types import Drop
 
 ROWS = 4
-SECONDS = 5.0  # that a call may take
-WHOLE = ("completion", "solution", "response", "output")  # what a model should say
-ANSWERS = ("answer", "ground_truth", "target", "label")  # what it should come to
+SECONDS = 5.0  # time limit of a call
+WHOLE = ("completion", "solution", "response", "output")  # columns with the whole text that a model should write
+ANSWERS = ("answer", "ground_truth", "target", "label")  # columns with the final answer
 
 
 def check_rewards(config: RolloutConfig, source: Any, prepare: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def check_rewards(config: RolloutConfig, source: Any, prepare: Callable[[dict[st
         return {}
     limits = {"reward_timeout": min(SECONDS, config.reward_timeout), "max_reward_failures": 2 * len(tried)}
     facts: dict[str, Any] = {}
-    for spec in specs:  # one at a time: what one of them does costs no other
+    for spec in specs:  # one at a time: a failure of one doesn't affect the others
         pool = RewardPool([spec], replace(config, reward=[spec], reward_weights=[], reward_workers=1, **limits))
         try:
             facts |= _try(pool, tried)
@@ -44,46 +44,46 @@ def check_rewards(config: RolloutConfig, source: Any, prepare: Callable[[dict[st
 
 def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
     """Return completions of a few prompts: right ones, in the forms that common rewards look for, and wrong ones."""
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for number, raw in enumerate(sample_of(source, ROWS)):
         result = prepare(raw)
         name = next((name for name in (*WHOLE, *ANSWERS) if isinstance(raw.get(name), (str, int, float))), None)
         if name is None or isinstance(result, (Drop, list)) or isinstance(raw[name], bool):
             continue
         gold, prompt = str(raw[name]), result["prompt"]
-        answer = next((str(raw[each]) for each in ANSWERS if isinstance(raw.get(each), (str, int, float))), gold)
-        asked = prompt if isinstance(prompt, str) else str(prompt[-1].get("content"))
+        answer = next((str(raw[name]) for name in ANSWERS if isinstance(raw.get(name), (str, int, float))), gold)
+        question = prompt if isinstance(prompt, str) else str(prompt[-1].get("content"))
         tagged = f"<think>\n{gold}\n</think>\n<answer>\n{answer}\n</answer>"
         right = [gold, answer, tagged, f"\\boxed{{{answer}}}", f"#### {answer}"]
-        for index, text in enumerate([*right, "", asked, "qzx vjw. 0 0 0", f"{answer} {answer} no 7"]):
-            said = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            found.append(
+        for index, text in enumerate([*right, "", question, "qzx vjw. 0 0 0", f"{answer} {answer} no 7"]):
+            completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            rows.append(
                 {
                     "row": number,
                     "gold": index < len(right),
                     "whole": name in WHOLE,
                     "prompt": prompt,
-                    "completion": said,
+                    "completion": completion,
                     "columns": raw,
                     "ids": [0] * max(1, len(text.split())),
                 }
             )
-    return found
+    return rows
 
 
 def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
     name = pool.names[0]
-    taken = sorted({column for each in tried for column in each["columns"]})
+    columns = sorted({column for trial in tried for column in trial["columns"]})
     scoring = Scoring(
-        prompts=[each["prompt"] for each in tried],
-        completions=[each["completion"] for each in tried],
-        completion_ids=[each["ids"] for each in tried],
-        columns={column: [each["columns"].get(column) for each in tried] for column in taken},
+        prompts=[trial["prompt"] for trial in tried],
+        completions=[trial["completion"] for trial in tried],
+        completion_ids=[trial["ids"] for trial in tried],
+        columns={column: [trial["columns"].get(column) for trial in tried] for column in columns},
         trainer_state=None,
     )
     try:
         scored = pool.score(scoring)
-    except FtHostError as error:  # it would end the run in the same way; what it says is told then
+    except FtHostError as error:  # it would end the run in the same way, and is reported then
         if "took longer" in str(error):
             return {}
         return {f"data/reward/{name}/failed": 1.0, f"data/reward/{name}/said": str(error)[:300]}
@@ -94,11 +94,11 @@ def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         f"data/reward/{name}/failed": len(broken) / len(tried),
         f"data/reward/{name}/not_finite": (len(failures) - len(broken)) / len(tried),
-        f"data/reward/{name}/whole": all(each["whole"] for each in tried),
+        f"data/reward/{name}/whole": all(trial["whole"] for trial in tried),
     }
     if failures:
         facts[f"data/reward/{name}/said"] = failures[0][1][:300]
-    values = [each[0] for each in scored.values if each[0] is not None]
+    values = [trial[0] for trial in scored.values if trial[0] is not None]
     if len(values) >= len(tried) / 2:
         facts[f"data/reward/{name}/spread"] = max(values) - min(values)
         facts[f"data/reward/{name}/value"] = values[0]

@@ -14,10 +14,10 @@ from ft_host.data.mixture import Mixture
 from ft_host.errors import DataError
 from ft_host.types import Row
 
-SECONDS = 0.8  # that comparing rows may take
-COMPARED = 50_000  # raw rows that are looked at for duplicates
-HELD_OUT = 5_000  # rows for evaluation that are looked for among them
-# What a row is known by, where it has any of them: ids, sources and scores beside them don't make it another one.
+SECONDS = 0.8  # time limit for comparing rows
+COMPARED = 50_000  # the most raw rows to compare
+HELD_OUT = 5_000  # the most evaluation rows to look for among them
+# Columns that identify a row, if it has any of them: ids, sources and scores don't make it another row.
 CONTENT = (
     "messages",
     "conversations",
@@ -78,18 +78,18 @@ def compare(source: Any, held_out: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {"data/duplicate_rows": 1 - len(whole) / max(count, 1), "data/compared": count}
     if held_out is None:
         return facts
-    rows = same = asked = shared = 0
+    rows = same = with_prompt = shared = 0
     for row in sample_of(held_out, HELD_OUT):
         rows += 1
         same += name_of(row) in whole
         prompt = prompt_name(row)
-        asked += bool(prompt)
+        with_prompt += bool(prompt)
         shared += bool(prompt & prompts)
         if time.monotonic() > end + SECONDS:
             break
     facts["data/eval_overlap_rows"] = same / max(rows, 1)
-    if asked:
-        facts["data/eval_overlap_prompts"] = shared / asked
+    if with_prompt:
+        facts["data/eval_overlap_prompts"] = shared / with_prompt
     return facts
 
 

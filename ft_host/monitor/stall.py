@@ -15,10 +15,10 @@ from ft_host.hooks import hookimpl
 if TYPE_CHECKING:
     from ft_host.run import Run
 
-LEAST = 1800.0  # seconds; SageMaker Debugger's StalledTraining has as many
+LEAST = 1800.0  # seconds, as in SageMaker Debugger's StalledTraining
 STEPS = 10  # median steps that one step may take
-ASIDE = 4  # evaluation and checkpoints may take so many times as long as a step
-LOOK = 5.0  # seconds between two looks
+ASIDE = 4  # factor on the limit during evaluation and checkpoints
+LOOK = 5.0  # seconds between two checks
 
 
 class StallDetector:

@@ -47,9 +47,9 @@ class Monitor:
         self.main = is_main()
         self.lock = threading.RLock()
         self.run: Run | None = None
-        self.unwritten: list[Finding] = []  # found before there was a folder
-        self.broken: set[str] = set()  # codes of rules that failed, and were told of
-        self.reason: Finding | None = None  # that the run is to stop for
+        self.unwritten: list[Finding] = []  # findings from before the folder existed
+        self.broken: set[str] = set()  # codes of rules that failed and were reported
+        self.reason: Finding | None = None  # the finding that stops the run
 
     # -- from the host
 
@@ -57,37 +57,40 @@ class Monitor:
         """Record facts of the run, which run.json keeps."""
         if not self.main:
             return
-        with self.lock:  # the thread that looks for stalls tells facts too
+        with self.lock:  # the stall detector's thread records facts too
             self._tell(self.engine.record_facts(facts))
         if self.run is not None:
             self.run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
 
     @hookimpl(trylast=True)
     def ft_start(self, run, resumed_from):
-        """The run has a folder now. What the metrics of a run that goes on show was reported when it was found, and
-        stops the run no second time. Last, so that sinks know of the run before they get its first findings."""
+        """Called when the run has a folder.
+
+        For a resumed run, what its metrics show was reported before, and doesn't stop the run a second time. Runs last,
+        so that sinks know the run before they get its first findings.
+        """
         self.run = run
         lines = [] if resumed_from is None else run.folder.read("metrics.jsonl")
         if lines:
-            told = run.folder.manifest.get("facts_told") or {}
+            steps_of_facts = run.folder.manifest.get("facts_told") or {}
             kept = {
                 name: value
                 for name, value in (run.folder.manifest.get("facts") or {}).items()
-                if not name.startswith("watch/") and told.get(name, 0) <= run.step
+                if not name.startswith("watch/") and steps_of_facts.get(name, 0) <= run.step
             }
-            feed(self.engine, kept, told, lines)
-        written = {each["fingerprint"]: each for each in run.folder.read("findings.jsonl")}
+            feed(self.engine, kept, steps_of_facts, lines)
+        written = {finding["fingerprint"]: finding for finding in run.folder.read("findings.jsonl")}
         for finding in self.unwritten:
             if finding.fingerprint not in written:
                 self._write(finding)
         self.unwritten.clear()
-        asked = {rule.code for rule, _ in self.rules}
+        codes = {rule.code for rule, _ in self.rules}
         for (
             fingerprint,
-            each,
+            finding,
         ) in written.items():  # of what ended the run, such as a loss that is NaN, and is tried again
-            if each["state"] == "open" and each["code"] in asked and fingerprint not in self.engine.findings:
-                run.folder.append("findings.jsonl", each | {"state": "cleared", "step": run.step})
+            if finding["state"] == "open" and finding["code"] in codes and fingerprint not in self.engine.findings:
+                run.folder.append("findings.jsonl", finding | {"state": "cleared", "step": run.step})
         run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
 
     @hookimpl
@@ -125,7 +128,7 @@ class Monitor:
         """Raise StoppedByFinding if `stop_on` asks for it."""
         if self.reason is not None:
             raise StoppedByFinding(
-                f"stopped at step {self.engine.view.step} for {self.reason.fingerprint}, as stop_on asked: "
+                f"stopped at step {self.engine.view.step} for {self.reason.fingerprint}, as stop_on requires: "
                 f"{self.reason.message}"
             )
 
@@ -141,7 +144,7 @@ class Monitor:
         """Return whether an open finding is one of those that `fail_on` covers."""
         limit = self.config.fail_on
         return limit is not None and any(
-            each.state == "open" and at_least(each.severity, limit) for each in self.engine.findings.values()
+            finding.state == "open" and at_least(finding.severity, limit) for finding in self.engine.findings.values()
         )
 
     # -- telling
@@ -151,20 +154,22 @@ class Monitor:
             if code not in self.broken:
                 self.broken.add(code)
                 plugin = next(label for rule, label in self.rules if rule.code == code)
-                said = f"rule {code} of {plugin} failed and is asked no more in this run: {what}"
-                tell(said, "warning", self.config.progress) if self.run is None else self.run.say(said, "warning")
+                text = f"rule {code} of {plugin} failed and is switched off for this run: {what}"
+                tell(text, "warning", self.config.progress) if self.run is None else self.run.say(text, "warning")
         for finding in changed:
             if finding.state == "open":
                 tell_finding(finding.line(), finding.as_dict(self.as_dict), finding.severity, self.config.progress)
                 if self.reason is None and self._is_reason(finding):
                     self.reason = finding
             elif finding.state == "cleared":
-                tell(f"{finding.code} has passed: {finding.title}", "info", self.config.progress)
+                tell(f"{finding.code} is cleared: {finding.title}", "info", self.config.progress)
             self._write(finding)
 
     def _is_reason(self, finding: Finding) -> bool:
         codes = self.config.stop_on
-        patchable = "patchable" in codes and finding.severity != "info" and any(each.patch for each in finding.remedies)
+        patchable = (
+            "patchable" in codes and finding.severity != "info" and any(remedy.patch for remedy in finding.remedies)
+        )
         return patchable or chosen(finding.code, [code for code in codes if code != "patchable"])
 
     def _write(self, finding: Finding) -> None:

@@ -48,19 +48,19 @@ class Buffer:
         saved: dict[str, Any] | None = None,
     ):
         self.run, self.prompts, self.plan, self.rollout_run, self.before = run, prompts, plan, rollout_run, before
-        self.number = -1  # of the rollout that `rows` are of
+        self.number = -1  # the rollout of `rows`
         self.rows: list[Row] = []  # of this rank
         self.sizes: list[int] = []  # rows of each group of the rollout, over all ranks, in order
-        self.step = 0  # the next one of `plan.updates`
+        self.step = 0  # the next of `plan.updates`
         self.tried = False  # whether JSON can hold the rows
-        self.place = place_of(position, saved)  # of the prompts, after this rollout
-        self.metrics: dict[str, float] = {}  # of the rollout: they are logged with its first step
+        self.place = place_of(position, saved)  # position in the prompts after this rollout
+        self.metrics: dict[str, float] = {}  # of the rollout, logged with its first step
         self.told_of_cut_groups = False
-        self.samples: list[Row] = []  # some of its completions, on all ranks: likewise
+        self.samples: list[Row] = []  # some of its completions, over all ranks, logged likewise
         if saved is not None:
             self.number, self.rows, self.sizes = saved["number"], saved["rows"], saved["sizes"]
             self.metrics, self.samples = saved["metrics"], saved["samples"]
-            if position is not None and position["rollout"] == self.number:  # else no step of it was done
+            if position is not None and position["rollout"] == self.number:  # otherwise no step of it was done
                 self.step = position["step"]
 
     def __iter__(self) -> Iterator[StepRows]:
@@ -146,7 +146,7 @@ class Buffer:
         if plan.shuffled:
             of = permutation(len(order), self.run.config.seed, self.number, which, "pass")
             order = [of(index) for index in order]
-        # Where the prompts ended, or held no signal, there are as many steps, smaller ones.
+        # Where prompts ended or had no signal, the number of steps stays and they get smaller.
         if plan.cut_by_groups:
             per_step = math.ceil(len(order) / plan.steps)
             begin, end = (sum(self.sizes[group] for group in order[: number * per_step]) for number in (at, at + 1))
@@ -167,8 +167,10 @@ class Buffer:
     # -- a rollout
 
     def fill(self) -> None:
-        """Make the next rollout. Raises StopIteration after the last prompt, FtHostError where nothing can be
-        learnt."""
+        """Make the next rollout.
+
+        Raises StopIteration after the last prompt, FtHostError where no group has a signal.
+        """
         run, plan = self.run, self.plan
         number = self.number + 1
         rollout_run = self.rollout_run(number)
@@ -176,7 +178,7 @@ class Buffer:
         rows: list[Row] = []
         samples: list[dict[str, Any]] = []
         count = kept = draws = 0
-        place = self.place  # which changes with the rows: a rollout that fails is made again from its first prompt
+        place = self.place  # set together with the rows: a failed rollout is repeated from its first prompt
         started = time.perf_counter()
         while kept < plan.prompts and draws < run.config.max_rollout_draws:
             drawn, place = self.draw(plan.prompts - kept, place)
@@ -187,26 +189,26 @@ class Buffer:
             count += len(drawn)
             if draws == 1:
                 self.before(mine)
-            found = run.rollout(mine, rollout_run)
-            accumulator.add(found.metrics)
+            rollout = run.rollout(mine, rollout_run)
+            accumulator.add(rollout.metrics)
             if not self.tried:
-                check_json(run.plugins, "ft_rollout", found.rows)
-            rows += found.rows
-            samples += found.samples
-            kept += sum(run.gather(len({row["group"] for row in found.rows})))
+                check_json(run.plugins, "ft_rollout", rollout.rows)
+            rows += rollout.rows
+            samples += rollout.samples
+            kept += sum(run.gather(len({row["group"] for row in rollout.rows})))
         if not count:
             raise StopIteration
         metrics = combine(run.gather(accumulator.local()))
         if not kept:
             reward = f" of {metrics['reward']:.3g} on average" if "reward" in metrics else ""
             raise FtHostError(
-                f"rollout {number + 1}: none of {count} prompts held a signal to learn from, drawn {draws} times "
-                f"(max_rollout_draws): the completions of each had equal rewards{reward}. The prompts are too hard or "
-                "too easy for this model, or the reward doesn't tell completions apart"
+                f"rollout {number + 1}: none of {count} prompts had a signal to learn from in {draws} draws "
+                f"(max_rollout_draws): all completions of a prompt had equal rewards{reward}. The prompts are too hard "
+                "or too easy for this model, or the reward doesn't distinguish completions"
             )
         if kept < plan.prompts and draws == run.config.max_rollout_draws:
             run.say(
-                f"rollout {number + 1}: {kept} of {plan.prompts} groups held a signal after {draws} draws "
+                f"rollout {number + 1}: {kept} of {plan.prompts} groups had a signal after {draws} draws "
                 "(max_rollout_draws)",
                 "warning",
             )
@@ -287,5 +289,5 @@ def reshard_rows(saved: list[dict[str, Any]], rank: int, world_size: int) -> dic
         return None
     if len(saved) == world_size:
         return saved[rank]
-    rows = sorted((row for each in saved for row in each["rows"]), key=lambda row: row["group"])
+    rows = sorted((row for buffer in saved for row in buffer["rows"]), key=lambda row: row["group"])
     return saved[0] | {"rows": [row for row in rows if row["group"] % world_size == rank]}

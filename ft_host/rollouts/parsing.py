@@ -44,15 +44,15 @@ def read_turn(
         return {"role": "assistant", "content": text_of(answer.token_ids, tokenizer)}, []
     # an attribute of tokenizers since transformers 5.13; versions before that don't have it
     if vars(tokenizer).get("response_template") is None:
-        message, found = by_tags(text_of(answer.token_ids, tokenizer))
+        message, raw_calls = by_tags(text_of(answer.token_ids, tokenizer))
     else:
-        message, found = by_template(answer.token_ids, before, tokenizer, tools)
+        message, raw_calls = by_template(answer.token_ids, before, tokenizer, tools)
     calls = []
-    for number, each in enumerate(found, first):
-        given = each.get("id") if isinstance(each, dict) else None
-        own = str(given) if given else f"call{number:05d}"  # Mistral's template wants nine signs
+    for number, raw in enumerate(raw_calls, first):
+        given_id = raw.get("id") if isinstance(raw, dict) else None
+        own = str(given_id) if given_id else f"call{number:05d}"  # Mistral's template requires nine characters
         try:
-            name, arguments = checked(each)
+            name, arguments = checked(raw)
         except ValueError as error:
             calls.append(Call(name=UNREADABLE, id=own, problem=f"this call can't be read: {error}"))
         else:
@@ -76,24 +76,24 @@ def text_of(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
 def by_tags(text: str) -> tuple[Message, list[Any]]:
     """Return the message without the calls that are JSON, and what is between the tags: JSON, or text that isn't. A
     call within thoughts isn't made."""
-    thought, ended, said = text.rpartition("</think>")
+    thought, ended, reply = text.rpartition("</think>")
     if not ended and "<think>" in text:
-        thought, said = text, ""
-    found: list[Any] = []
+        thought, reply = text, ""
+    calls: list[Any] = []
 
     def take(block: re.Match[str]) -> str:
         try:
-            found.append(json.loads(block[1]))
+            calls.append(json.loads(block[1]))
         except ValueError as error:
-            found.append(error)
+            calls.append(error)
             return block[0]
         return ""
 
-    rest = BLOCK.sub(take, said)
-    if BLOCK.sub("", said).find(OPEN) >= 0:
-        found.append(ValueError(f"{CLOSE} is missing"))
+    rest = BLOCK.sub(take, reply)
+    if BLOCK.sub("", reply).find(OPEN) >= 0:
+        calls.append(ValueError(f"{CLOSE} is missing"))
     content = thought + ended + rest
-    return {"role": "assistant", "content": content.strip() if found else content}, found
+    return {"role": "assistant", "content": content.strip() if calls else content}, calls
 
 
 def by_template(
@@ -106,11 +106,11 @@ def by_template(
         message = tokenizer.parse_response(ids, prefix=before, **({"tools": tools} if takes_tools else {}))
     except (ValueError, TypeError, KeyError) as error:
         return {"role": "assistant", "content": text_of(ids, tokenizer)}, [ValueError(str(error))]
-    found = message.pop("tool_calls", None) or []
+    calls = message.pop("tool_calls", None) or []
     message["content"] = message.get("content") or ""
     if tokenizer.eos_token:
         message["content"] = message["content"].removesuffix(tokenizer.eos_token)
-    return {"role": "assistant"} | message, found if isinstance(found, list) else [found]
+    return {"role": "assistant"} | message, calls if isinstance(calls, list) else [calls]
 
 
 def checked(call: Any) -> tuple[str, dict[str, Any]]:
@@ -122,7 +122,7 @@ def checked(call: Any) -> tuple[str, dict[str, Any]]:
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise ValueError(EXPECTED)
     arguments = call.get("arguments")
-    if isinstance(arguments, str):  # some write JSON within JSON
+    if isinstance(arguments, str):  # some models write JSON within JSON
         arguments = json.loads(arguments)
     if arguments is None:
         arguments = {}

@@ -37,14 +37,20 @@ def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
     limit = min(TOKENS, config.max_completion_length)
     requests = [Request(prompt_ids=row["prompt_ids"], number=row["group"], max_new_tokens=limit) for row in rows]
     sampling = Sampling(max_new_tokens=limit, temperature=config.temperature, seed=config.seed)
-    made = [
+    rows_sampled = [
         completion_row(row, completion) for row, completion in zip(rows, run.generate(requests, sampling), strict=True)
     ]
-    batch = flat_batch(completion_segments(made), num_rows=len(made)).to(run.device)
+    batch = flat_batch(completion_segments(rows_sampled), num_rows=len(rows_sampled)).to(run.device)
     with frozen_eval(run.policy), run.accelerator.autocast():
         ours = run.policy(batch, want=("logp",), temperature=config.temperature)["logp"]
-    apart = (ours.cpu().double() - per_target(made, "sampling_logps").double()).abs()
-    ranks = run.gather((len(apart), float(apart.sum()), float(apart.max()) if len(apart) else 0.0))
+    differences_of_targets = (ours.cpu().double() - per_target(rows_sampled, "sampling_logps").double()).abs()
+    ranks = run.gather(
+        (
+            len(differences_of_targets),
+            float(differences_of_targets.sum()),
+            float(differences_of_targets.max()) if len(differences_of_targets) else 0.0,
+        )
+    )
     count = sum(size for size, _, _ in ranks)
     mean, most = sum(total for _, total, _ in ranks) / max(count, 1), max(largest for _, _, largest in ranks)
     run.record_facts(difference_facts(mean, most, config.max_sampling_logp_difference, run.step > 0))
@@ -52,7 +58,7 @@ def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
         raise FtHostError(
             f"{when}, the log-probs of the backend {config.backend} differ from the policy's by {mean:.3g} nats on"
             f" average (over {count} tokens, {most:.3g} at most), and max_sampling_logp_difference allows"
-            f" {config.max_sampling_logp_difference:g}: it doesn't sample from the model that is trained. "
+            f" {config.max_sampling_logp_difference:g}: it doesn't sample from the trained model. "
             + (
                 "The update of its weights did not arrive"
                 if run.step
@@ -60,7 +66,7 @@ def probe_sampler(rows: list[Row], run: Run, when: str) -> None:
             )
         )
     run.say(
-        f"{when}, the log-probs of the backend {config.backend} are the policy's within {mean:.2g} nats on average, "
+        f"{when}, the log-probs of the backend {config.backend} match the policy's within {mean:.2g} nats on average, "
         f"{most:.2g} at most ({count} tokens)"
     )
 

@@ -28,10 +28,10 @@ class Rewards:
         return [
             (
                 None
-                if all(value is None for value in each)
-                else sum(weight * value for weight, value in zip(self.weights, each, strict=True) if value is not None)
+                if all(value is None for value in row)
+                else sum(weight * value for weight, value in zip(self.weights, row, strict=True) if value is not None)
             )
-            for each in self.values
+            for row in self.values
         ]
 
     def samples(self, rows: list[Row]) -> list[dict[str, Any]]:
@@ -56,15 +56,15 @@ class Rewards:
         them equal. (As in TRL: the standard deviation of fewer than two isn't 0.) `compared`: the values of all
         completions that the method compares, one list or several; not given: the weighted sums."""
         totals = self.totals()
-        given = [value for value in totals if value is not None]
-        found = {
-            "reward": mean(sum(given), len(given)),
-            "reward_std": std(sum(given), sum(value * value for value in given), len(given)),
+        rewards = [value for value in totals if value is not None]
+        metrics = {
+            "reward": mean(sum(rewards), len(rewards)),
+            "reward_std": std(sum(rewards), sum(value * value for value in rewards), len(rewards)),
         }
         if generations > 1:
             groups = groups_differ([totals] if compared is None else compared, generations)
-            found["frac_reward_zero_std"] = mean(groups.count(False), len(groups))
-        return found
+            metrics["frac_reward_zero_std"] = mean(groups.count(False), len(groups))
+        return metrics
 
 
 def groups_differ(compared: Sequence[Sequence[float | None]], generations: int) -> list[bool | None]:
@@ -83,13 +83,13 @@ def differ(group: list[Sequence[float | None]]) -> bool | None:
 
 def reward_metrics(name: str, values: list[float | None]) -> dict[str, Metric]:
     """Return mean and unbiased standard deviation over the completions that have a reward of this function."""
-    given = [value for value in values if value is not None]
-    if not given:
+    rewards = [value for value in values if value is not None]
+    if not rewards:
         return {}
-    squares = sum(value * value for value in given)
+    squares = sum(value * value for value in rewards)
     return {
-        f"rewards/{name}/mean": mean(sum(given), len(given)),
-        f"rewards/{name}/std": std(sum(given), squares, len(given)),
+        f"rewards/{name}/mean": mean(sum(rewards), len(rewards)),
+        f"rewards/{name}/std": std(sum(rewards), squares, len(rewards)),
     }
 
 
@@ -97,17 +97,17 @@ def variety_metrics(completions: list[Completion], texts: list[str], generations
     """Return the share of different completions of a prompt, which follow each other, and the share of empty ones."""
     if not completions:
         return {}
-    found = {"completions/empty_share": mean(sum(not text.strip() for text in texts), len(texts))}
+    metrics = {"completions/empty_share": mean(sum(not text.strip() for text in texts), len(texts))}
     if generations > 1:
         groups = [completions[at : at + generations] for at in range(0, len(completions), generations)]
-        distinct = sum(len({tuple(each.token_ids) for each in group}) for group in groups)
-        found["completions/unique_share"] = mean(distinct, len(completions))
-    return found
+        distinct = sum(len({tuple(completion.token_ids) for completion in group}) for group in groups)
+        metrics["completions/unique_share"] = mean(distinct, len(completions))
+    return metrics
 
 
 def worth_metrics(totals: list[float | None], completions: list[Completion]) -> dict[str, Metric]:
     """Return the lowest and the highest reward of a completion, and the correlation of reward and length."""
-    pairs = [(size(each), value) for each, value in zip(completions, totals, strict=True) if value is not None]
+    pairs = [(size(item), value) for item, value in zip(completions, totals, strict=True) if value is not None]
     if not pairs:
         return {}
     lengths, values = zip(*pairs, strict=True)
@@ -117,8 +117,8 @@ def worth_metrics(totals: list[float | None], completions: list[Completion]) -> 
         "completions/reward_length_correlation": correlation(
             sum(lengths),
             sum(values),
-            sum(each * each for each in lengths),
-            sum(each * each for each in values),
+            sum(length * length for length in lengths),
+            sum(value * value for value in values),
             sum(length * value for length, value in pairs),
             len(pairs),
         ),

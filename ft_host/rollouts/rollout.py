@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-ENVIRONMENT = "environment"  # the name of the reward that an environment gives
+ENVIRONMENT = "environment"  # the name of an environment's reward
 
 
 class _Elsewhere(Exception):
-    """Another rank has raised an error of this class, and all ranks know of it."""
+    """Another rank has raised an error of this class and reported it."""
 
     def __init__(self, kind: type[FtHostError], text: str):
         self.kind, self.text = kind, text
@@ -62,32 +62,34 @@ def seed_of(*key: Any) -> int:
 
 @dataclass(kw_only=True)
 class RolloutRun:
-    """What `ft_rollout` gets of a run. It holds no model, so that a rollout may run elsewhere than the training."""
+    """The run as `ft_rollout` sees it. It has no model, since rollouts may run elsewhere than the training."""
 
     config: RolloutConfig
     tokenizer: PreTrainedTokenizerBase
     rank: int
     world_size: int
-    version: int  # of the weights that sample: the optimizer step that they come from
+    version: int  # of the sampling weights: their optimizer step
     number: int  # of the rollout, from 0
-    gather: Callable[[Any], list[Any]]  # one picklable value of each rank, on every rank
+    gather: Callable[[Any], list[Any]]  # gathers one picklable value per rank on every rank
     say: Callable[..., None]  # say(text, level): tell the user
     engine: Callable[[list[Request], Sampling], list[Completion]]
     pool: RewardPool
     toolbox: Toolbox | None
-    positions: int | None  # tokens that a prompt and its completion may have together
+    positions: int | None  # the most tokens of a prompt with its completion
     trainer_state: Any
     seconds: dict[str, float] = field(default_factory=dict)
-    tokens: int = 0  # that were sampled by this rank
-    calls: int = 0  # of `generate`: each has noise of its own
+    tokens: int = 0  # sampled by this rank
+    calls: int = 0  # of `generate`: each has its own noise
 
     def generate(
         self, rows: list[Row], generations: int = 1, role: str = "policy", stop_token_ids: list[int] | None = None
     ) -> list[Completion]:
-        """Return `generations` completions of each prompt, those of rows[0] first; with tools or an environment, whole
-        conversations. `role`: the policy, or the auxiliary model that answers. `stop_token_ids` end completions in
-        place of the tokenizer's EOS. All ranks must call it at once; one may have no rows. Raises on all ranks what
-        one rank raises."""
+        """Return `generations` completions of each prompt, those of rows[0] first.
+
+        The policy generates, or the auxiliary model of `role`. `stop_token_ids` replace the tokenizer's EOS. With tools
+        or an environment the completions are whole conversations. All ranks must call it at once; a rank may have no
+        rows. Raises, on all ranks, what one rank raises.
+        """
         started = time.perf_counter()
         seed = seed_of(self.config.seed, "rollout", self.number, self.calls)
         sampling = rollout_sampling(self.config, seed, role, stop_token_ids)
@@ -110,19 +112,21 @@ class RolloutRun:
         return completions
 
     def reward(self, rows: list[Row], completions: list[Completion]) -> Rewards:
-        """Return the rewards of completions, as `generate` returned them for `rows`. All ranks must call it at once.
-        Raises FtHostError on all ranks if too many completions in a row have failed."""
+        """Return the config's rewards of completions, as `generate` returned them for `rows`.
+
+        All ranks must call it at once. Raises, on all ranks, FtHostError where too many failed in a row.
+        """
         started = time.perf_counter()
-        texts = [self.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
+        texts = [self.tokenizer.decode(item.token_ids, skip_special_tokens=True) for item in completions]
         of = [row for row in rows for _ in range(len(completions) // len(rows))]
-        found = self._together(lambda: scored(self.pool, self.toolbox, of, completions, texts, self.trainer_state))
+        results = self._together(lambda: scored(self.pool, self.toolbox, of, completions, texts, self.trainer_state))
         names = reward_names(self.pool, self.toolbox)
         metrics: dict[str, Metric] = {}
         if self.toolbox is not None:
             metrics |= self.toolbox.metrics(completions)
         for index, name in enumerate(names):
-            metrics |= reward_metrics(name, [each[index] for each in found.values])
-        failed = self.gather({name: (len(each), each[0][1]) for name, each in found.failures.items() if each})
+            metrics |= reward_metrics(name, [values[index] for values in results.values])
+        failed = self.gather({name: (len(each), each[0][1]) for name, each in results.failures.items() if each})
         for name in dict.fromkeys(name for rank in failed for name in rank):
             told = [rank[name] for rank in failed if name in rank]
             self.say(
@@ -130,23 +134,26 @@ class RolloutRun:
                 f"{sum(self.gather(len(completions)))} completions: {told[0][1]}",
                 "warning",
             )
-            mine = len(found.failures.get(name, ()))
+            mine = len(results.failures.get(name, ()))
             metrics[f"rewards/{name}/failed"] = total(mine)
             metrics[f"rewards/{name}/failed_share"] = mean(mine, len(completions))
-        for name, logged in found.metrics.items():
+        for name, logged in results.metrics.items():
             metrics[name] = mean(sum(logged), len(logged))
         self._took("reward", started)
         weights = reward_weights(self.config, len(names))
         rewards = Rewards(
-            names=names, weights=weights, values=found.values, texts=texts, metrics=metrics, extra=found.extra
+            names=names, weights=weights, values=results.values, texts=texts, metrics=metrics, extra=results.extra
         )
         metrics |= variety_metrics(completions, texts, len(completions) // max(len(rows), 1))
         metrics |= worth_metrics(rewards.totals(), completions)
         return rewards
 
     def watch(self, rows: list[Row], completions: list[Completion]) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
-        """Return rewards that nothing is learnt from: metrics, and for each completion what samples.jsonl shows. Both
-        are empty without rewards in the config. All ranks must call it at once."""
+        """Return the rewards of completions that aren't trained on: metrics, and for each completion what samples.jsonl
+        shows.
+
+        Empty where the config has no rewards. All ranks must call it at once.
+        """
         if not self.config.reward:
             return {}, [{} for _ in completions]
         rewards = self.reward(rows, completions)
@@ -155,10 +162,12 @@ class RolloutRun:
         ]
 
     def _together(self, work: Callable[[], Any]) -> Any:
-        """Return what `work` returns. An error on one rank is raised on all, so that none waits for the others."""
-        made, problem = None, None
+        """Return the result of `work`. What it raises on one rank is raised on all, so that no rank waits for another
+        forever.
+        """
+        result, problem = None, None
         try:
-            made = work()
+            result = work()
         except _Elsewhere as error:
             raise error.kind(error.text) from None
         except FtHostError as error:
@@ -169,11 +178,14 @@ class RolloutRun:
         if told:
             kind, text = told[0]
             raise kind(text)
-        return made
+        return result
 
     def _more(self, wants: bool) -> bool:
-        """Whether any rank has something to generate. A rank that has failed since the last time is at the end of
-        `_together`, and passes its error on in this exchange."""
+        """Return whether any rank has something to generate.
+
+        A rank that has failed since the last call is at the end of `_together`, and reports its error in
+        this exchange.
+        """
         told = self.gather(wants)
         for each in told:
             if isinstance(each, tuple):
@@ -216,8 +228,8 @@ def reward_names(pool: RewardPool, toolbox: Toolbox | None) -> list[str]:
 
 def reward_weights(config: RolloutConfig, count: int) -> list[float]:
     """Return the weights of `count` rewards; that of an environment comes last and is 1."""
-    given = list(config.reward_weights) or [1.0] * len(config.reward)
-    return given + [1.0] * (count - len(given))
+    weights = list(config.reward_weights) or [1.0] * len(config.reward)
+    return weights + [1.0] * (count - len(weights))
 
 
 def scored(
@@ -231,14 +243,14 @@ def scored(
     """Return the rewards of completions, each with the row of its prompt; an environment's own comes last."""
     if not completions:
         return Scored(values=[])
-    found = pool.score(scoring_of(rows, completions, texts, trainer_state))
+    results = pool.score(scoring_of(rows, completions, texts, trainer_state))
     if toolbox is None or not toolbox.rewards:
-        return found
+        return results
     talks: list[Conversation] = completions
-    for values, talk in zip(found.values, talks, strict=True):
+    for values, talk in zip(results.values, talks, strict=True):
         values.append(talk.reward)
     problems = [(index, talk.reward_problem) for index, talk in enumerate(talks) if talk.reward_problem]
-    return replace(found, failures=found.failures | ({ENVIRONMENT: problems} if problems else {}))
+    return replace(results, failures=results.failures | ({ENVIRONMENT: problems} if problems else {}))
 
 
 def scoring_of(rows: list[Row], completions: list[Completion], texts: list[str], trainer_state: Any) -> Scoring:
@@ -249,10 +261,10 @@ def scoring_of(rows: list[Row], completions: list[Completion], texts: list[str],
     return Scoring(
         prompts=prompts,
         completions=[
-            each.messages or as_completion(prompt, text)
-            for each, prompt, text in zip(completions, prompts, texts, strict=True)
+            completion.messages or as_completion(prompt, text)
+            for completion, prompt, text in zip(completions, prompts, texts, strict=True)
         ],
-        completion_ids=[each.token_ids for each in completions],
+        completion_ids=[completion.token_ids for completion in completions],
         columns={name: [row.get(name) for row in columns] for name in dict.fromkeys(n for row in columns for n in row)},
         trainer_state=trainer_state,
     )

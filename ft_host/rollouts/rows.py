@@ -1,7 +1,7 @@
-"""Completions as rows to train on: what methods that sample share of data, layout and counting.
+"""Completions as rows to train on: data, layout and counting for methods that sample.
 
-A column of a row with a value a token has one a target: a token that the model sampled. What tools said in between, and
-what a method masks, is no target.
+A column with a value per token has one per target: a token that the model sampled. Tool results between turns, and
+tokens that a method masks, are no targets.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def completion_row(row: Row, completion: Completion) -> Row:
         "sampling_logps": [logp for logp, own in zip(completion.logprobs, sampled, strict=True) if own],
         "truncated": completion.finish_reason == "length",
         "length": len(prompt_ids) + len(completion.token_ids),
-        "shared": len(prompt_ids),  # tokens that rows of the same group have in common
+        "shared": len(prompt_ids),  # tokens shared by rows of the same group
     }
 
 
@@ -81,7 +81,7 @@ def completion_batch(
 
 
 def num_targets(row: Row) -> int:
-    """The tokens of a completion's row that were sampled and not masked."""
+    """Return the number of tokens in a completion's row that were sampled and not masked."""
     return sum(row["sampled"])
 
 
@@ -101,14 +101,14 @@ def sampling_metrics(apart: torch.Tensor, count: float, furthest: torch.Tensor |
 def completion_metrics(completions: list[Completion]) -> dict[str, Metric]:
     """Return metrics of lengths in sampled tokens, of all completions and of those that ended, and the share that was
     cut short."""
-    sizes = [sum(each.sampled) if each.sampled else len(each.token_ids) for each in completions]
-    ended = [size for size, each in zip(sizes, completions, strict=True) if each.finish_reason != "length"]
-    found: dict[str, Metric] = {}
+    sizes = [sum(item.sampled) if item.sampled else len(item.token_ids) for item in completions]
+    ended = [size for size, item in zip(sizes, completions, strict=True) if item.finish_reason != "length"]
+    metrics: dict[str, Metric] = {}
     for name, values in (("length", sizes), ("terminated_length", ended)):
         if values:
-            found[f"completions/mean_{name}"] = mean(sum(values), len(values))
-            found[f"completions/min_{name}"] = minimum(min(values))
-            found[f"completions/max_{name}"] = maximum(max(values))
+            metrics[f"completions/mean_{name}"] = mean(sum(values), len(values))
+            metrics[f"completions/min_{name}"] = minimum(min(values))
+            metrics[f"completions/max_{name}"] = maximum(max(values))
     if sizes:
-        found["completions/clipped_ratio"] = mean(len(sizes) - len(ended), len(sizes))
-    return found
+        metrics["completions/clipped_ratio"] = mean(len(sizes) - len(ended), len(sizes))
+    return metrics

@@ -42,8 +42,8 @@ def check_online(method: PluginInfo, plugins: PluginManager, config: RunConfig) 
         if not answers:
             has, lacks = lacks, has
         raise PluginBroken(
-            f"{label(method)}: the method {method.name!r} has {has} and lacks {lacks}: a method that answers ft_rollout"
-            " has a config that extends ft_host.config.rollout.RolloutConfig, and no other has"
+            f"{label(method)}: the method {method.name!r} has {has} and lacks {lacks}: a method implements"
+            " ft_rollout exactly if its config extends ft_host.config.rollout.RolloutConfig"
         )
     if answers and config.needs_scores and not plugins.hook.ft_score.get_hookimpls():
         raise ConfigError(NO_SCORES.format(config.backend))
@@ -56,8 +56,8 @@ class RolloutSession:
     config: RolloutConfig
     pool: RewardPool
     toolbox: Toolbox | None
-    positions: int | None = None  # tokens that a prompt and its completion may have together, once the model is known
-    probes: int = 2  # that are still to be made: before the first rollout, and after the first update
+    positions: int | None = None  # the most tokens of a prompt with its completion, once the model is known
+    probes: int = 2  # remaining: before the first rollout, and after the first update
 
     @classmethod
     def open(cls, config: RolloutConfig, columns: list[str], tokenizer: PreTrainedTokenizerBase) -> RolloutSession:
@@ -74,16 +74,14 @@ class RolloutSession:
             check_template(tokenizer, toolbox.schemas, config.chat_template_kwargs)
         pays = toolbox is not None and toolbox.rewards
         if not config.reward and not pays and config.needs_reward:
-            raise ConfigError(
-                f"reward: nothing says what a completion is worth: environment {config.environment} has no get_reward"
-            )
+            raise ConfigError(f"reward: there is no reward: environment {config.environment} has no get_reward")
         pool = RewardPool(config.reward, config)
         try:
             for function in pool.functions:
                 check_columns(function, columns)
             if pays and ENVIRONMENT in pool.names:
                 raise ConfigError(
-                    f"reward: {ENVIRONMENT!r} is what the reward of an environment is called in metrics; rename yours"
+                    f"reward: {ENVIRONMENT!r} is the name of an environment's reward in metrics; rename yours"
                 )
         except BaseException:
             pool.close()
@@ -108,8 +106,8 @@ class RolloutSession:
         saved: dict[str, Any] | None,
     ) -> Buffer:
         """Return the steps of `run`, from prompts in `source`; `position` and `saved` are those of a checkpoint."""
-        self.positions = run.policy.config.to_dict().get("max_position_embeddings")  # not every model ends somewhere
-        # A row a step, and all rows on every rank: which of them a rank completes is the buffer's business.
+        self.positions = run.policy.config.to_dict().get("max_position_embeddings")  # not every model has a limit
+        # One row per step, and all rows on every rank: the buffer decides which rows a rank completes.
         single = dataclasses.replace(self.config, per_device_train_batch_size=1, gradient_accumulation_steps=1)
         prompts = TrainStream(source, prepare, single, position=place_of(position, saved)["position"])
         return Buffer(

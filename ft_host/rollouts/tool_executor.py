@@ -18,8 +18,8 @@ from typing import Any
 
 from ft_host.errors import FtHostError
 
-AT_ONCE = min(32, (os.cpu_count() or 1) + 4)  # calls that run at the same time, as many as Python's own pools take
-MOST_LEFT = 256  # calls that were given up and still run; more of them end the run
+AT_ONCE = min(32, (os.cpu_count() or 1) + 4)  # concurrent calls, as many as Python's own pools allow
+MOST_LEFT = 256  # abandoned calls that still run; more of them end the run
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class ToolExecutor:
     """Makes calls that may take `timeout` seconds each."""
 
     timeout: float
-    left: list[threading.Thread] = field(default_factory=list)  # whose call was given up
-    _loop: asyncio.AbstractEventLoop | None = None  # one for all calls, so that a client may stay open
+    left: list[threading.Thread] = field(default_factory=list)  # of abandoned calls
+    _loop: asyncio.AbstractEventLoop | None = None  # one for all calls, so that clients stay open
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, lanes: list[list[Callable[[], Any]]]) -> list[list[ToolResult]]:
@@ -51,7 +51,7 @@ class ToolExecutor:
         """
         outcomes: list[list[ToolResult]] = [[] for _ in lanes]
         waiting = deque(index for index, lane in enumerate(lanes) if lane)
-        running: dict[int, tuple[threading.Thread, float]] = {}  # by lane, with the time when it is given up
+        running: dict[int, tuple[threading.Thread, float]] = {}  # by lane, with its deadline
         done: queue.SimpleQueue[tuple[int, int, ToolResult]] = queue.SimpleQueue()
 
         def finish(index: int, outcome: ToolResult) -> None:
@@ -77,12 +77,12 @@ class ToolExecutor:
                     self._give_up(running[index][0])
                     finish(index, ToolResult(problem=too_long(self.timeout)))
                 continue
-            if index in running and number == len(outcomes[index]):  # else it was given up before
+            if index in running and number == len(outcomes[index]):  # otherwise it was abandoned before
                 finish(index, outcome)
         return outcomes
 
     def _give_up(self, thread: threading.Thread) -> None:
-        self.left[:] = [each for each in self.left if each.is_alive()]
+        self.left[:] = [thread for thread in self.left if thread.is_alive()]
         self.left.append(thread)
         if len(self.left) > MOST_LEFT:
             raise FtHostError(
@@ -91,7 +91,7 @@ class ToolExecutor:
             )
 
     def finished(self, value: Any) -> Any:
-        """The value, or what it comes to where it is to be awaited."""
+        """Return the value, or its result if it is awaitable."""
         if not inspect.isawaitable(value):
             return value
         with self._lock:
@@ -104,17 +104,17 @@ class ToolExecutor:
         except TimeoutError:
             with self._lock:
                 if self._loop is loop and not responsive(loop):
-                    self._loop = None  # something blocks it; calls to come get another one
+                    self._loop = None  # something blocks it; later calls get another one
             raise
 
 
 def work(caller: ToolExecutor, call: Callable[[], Any], index: int, number: int, done: queue.SimpleQueue) -> None:
-    """Make a call, in a thread of its own, and say what came of it."""
+    """Make a call in its own thread and report the result."""
     try:
         outcome = ToolResult(caller.finished(call()))
     except Refused as refused:
         outcome = ToolResult(problem=str(refused))
-    except BaseException as error:  # sys.exit() too: somebody waits for an answer
+    except BaseException as error:  # also sys.exit(): the caller waits for a result
         outcome = ToolResult(problem=f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     done.put((index, number, outcome))
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ft_host.rollouts.turns import Conversation
 
 
-OWN = ("reset", "get_reward")  # methods of an environment that the model doesn't see
+OWN = ("reset", "get_reward")  # methods of an environment that are hidden from the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class Toolbox:
 
     functions: dict[str, Callable[..., Any]]
     environment: type | None
-    methods: tuple[str, ...]  # of the environment, that are tools
-    rewards: bool  # the environment has get_reward
+    methods: tuple[str, ...]  # methods of the environment that are tools
+    rewards: bool  # whether the environment has get_reward
     schemas: list[dict[str, Any]]
     caller: ToolExecutor
 
@@ -65,7 +65,7 @@ class Toolbox:
         Raises DataError for a parameter of `reset` that is no column, and FtHostError if `reset` fails: a conversation
         needs its environment.
         """
-        lanes = [[functools.partial(self._opened, accepted(self.environment, each))] for each in columns]
+        lanes = [[functools.partial(self._opened, accepted(self.environment, row))] for row in columns]
         opened = [outcome for (outcome,) in self.caller.run(lanes)]
         for outcome in opened:
             if outcome.problem:
@@ -73,18 +73,18 @@ class Toolbox:
         return [outcome.value for outcome in opened]
 
     def _opened(self, columns: Row) -> tuple[Any, str]:
-        made = self.environment()
-        added = self.caller.finished(made.reset(**columns))
+        environment = self.environment()
+        added = self.caller.finished(environment.reset(**columns))
         if added is not None and not isinstance(added, str):
             raise Refused(f"it returned {type(added).__name__} {str(added)[:60]!r}, expected text or None")
-        return made, added or ""
+        return environment, added or ""
 
     def call(self, calls: list[list[Call]], environments: list[Any]) -> list[list[ToolResult]]:
         """Return the results of the calls of each conversation: its own in order, those of different ones at the same
         time. Values are texts."""
         lanes = [
-            [functools.partial(self._answer, call, environment) for call in each]
-            for each, environment in zip(calls, environments, strict=True)
+            [functools.partial(self._answer, call, environment) for call in its_calls]
+            for its_calls, environment in zip(calls, environments, strict=True)
         ]
         return self.caller.run(lanes)
 
@@ -101,7 +101,7 @@ class Toolbox:
 
     def score(self, environments: list[Any]) -> list[ToolResult]:
         """Return the `get_reward` of each environment: a finite number, or None."""
-        lanes = [[functools.partial(self._worth, each)] for each in environments]
+        lanes = [[functools.partial(self._worth, environment)] for environment in environments]
         return [outcome for (outcome,) in self.caller.run(lanes)]
 
     def _worth(self, environment: Any) -> float | None:
@@ -113,10 +113,10 @@ class Toolbox:
 
     def metrics(self, conversations: list[Conversation]) -> dict[str, Metric]:
         """Return calls a completion, and the share of calls that failed (absent without calls)."""
-        calls = sum(each.calls for each in conversations)
+        calls = sum(talk.calls for talk in conversations)
         return {
             "tools/call_frequency": mean(calls, len(conversations)),
-            "tools/failure_frequency": mean(sum(each.failures for each in conversations), calls),
+            "tools/failure_frequency": mean(sum(talk.failures for talk in conversations), calls),
         }
 
 
@@ -128,15 +128,15 @@ def as_text(value: Any) -> str:
 def accepted(environment: type, columns: Row) -> Row:
     """Return the columns that `reset` takes. Raises DataError for a parameter that no column fills."""
     parameters = list(inspect.signature(environment.reset).parameters.values())[1:]
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return columns
-    for each in parameters:
-        if each.default is each.empty and each.name not in columns:
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.name not in columns:
             raise DataError(
-                f"environment {environment.__name__}: parameter {each.name!r} of reset is no column of the data"
-                + nearest(each.name, columns, QUOTED, "columns")
+                f"environment {environment.__name__}: parameter {parameter.name!r} of reset is no column of the data"
+                + nearest(parameter.name, columns, QUOTED, "columns")
             )
-    return {each.name: columns[each.name] for each in parameters if each.name in columns}
+    return {parameter.name: columns[parameter.name] for parameter in parameters if parameter.name in columns}
 
 
 # ---------------------------------------------------------------- loading
@@ -165,12 +165,14 @@ def load_tools(config: RolloutConfig) -> Toolbox | None:
     for name, method in methods:
         where = f"{environment.__name__}.{name}"
         schema = described(method, f"environment: {where}")
-        schema["function"]["name"] = unique(name, "environment", where, origins)  # not what a decorator called it
+        schema["function"]["name"] = unique(
+            name, "environment", where, origins
+        )  # not the name that a decorator gave it
         schemas[name] = schema
     if environment is None and not functions:
         return None
     if not schemas:
-        raise ConfigError(f"environment: {config.environment} has no public method that a model could call")
+        raise ConfigError(f"environment: {config.environment} has no public method for the model to call")
     return Toolbox(
         functions=functions,
         environment=environment,
@@ -183,26 +185,27 @@ def load_tools(config: RolloutConfig) -> Toolbox | None:
 
 def load_environment(spec: str, modules: dict[str, ModuleType]) -> type:
     """Return the class. Raises ConfigError if it isn't one, or can't be made or reset."""
-    found = load_function(spec, "environment", modules)
-    if not isinstance(found, type):
-        raise ConfigError(f"environment: {spec} is {kind(found)}, expected a class")
-    if not inspect.isfunction(inspect.getattr_static(found, "reset", None)):
-        near = nearest("reset", [name for name, _ in public(found)], QUOTED, "its methods")
-        raise ConfigError(f"environment: {spec} has no method reset, which each completion begins with{near}")
-    for each in list(inspect.signature(found.reset).parameters.values())[1:]:
-        if each.kind in (each.POSITIONAL_ONLY, each.VAR_POSITIONAL):
-            raise ConfigError(f"environment: {spec}: reset takes {each} by position; columns are passed by name")
+    cls = load_function(spec, "environment", modules)
+    if not isinstance(cls, type):
+        raise ConfigError(f"environment: {spec} is {kind(cls)}, expected a class")
+    if not inspect.isfunction(inspect.getattr_static(cls, "reset", None)):
+        near = nearest("reset", [name for name, _ in public(cls)], QUOTED, "its methods")
+        raise ConfigError(f"environment: {spec} has no method reset, which is called for each completion{near}")
+    for parameter in list(inspect.signature(cls.reset).parameters.values())[1:]:
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+            raise ConfigError(f"environment: {spec}: reset takes {parameter} by position; columns are passed by name")
     needed = [
         name
-        for name, each in inspect.signature(found).parameters.items()
-        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     if needed:
         raise ConfigError(
             f"environment: {spec} can't be made without {', '.join(needed)}; expected a class that needs no arguments "
-            "(what differs from row to row goes to reset)"
+            "(arguments that differ between rows belong to reset)"
         )
-    return found
+    return cls
 
 
 def public(environment: type) -> list[tuple[str, Callable[..., Any]]]:
@@ -215,9 +218,9 @@ def described(function: Callable[..., Any], where: str) -> dict[str, Any]:
     """Return the JSON schema of a function, from its signature and docstring. Raises ConfigError for what they lack."""
     from transformers.utils import chat_template_utils as templates
 
-    for each in inspect.signature(function).parameters.values():
-        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD, each.POSITIONAL_ONLY):
-            raise ConfigError(f"{where}: takes {each}, but tools are called by name; name each argument")
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise ConfigError(f"{where}: takes {parameter}, but tools are called by name; name each argument")
     try:
         return templates.get_json_schema(function)
     except (templates.DocstringParsingException, templates.TypeHintParsingException, NameError, TypeError) as error:
@@ -229,9 +232,7 @@ def described(function: Callable[..., Any], where: str) -> dict[str, Any]:
 
 def unique(name: str, option: str, where: str, origins: dict[str, str]) -> str:
     if name in origins:
-        raise ConfigError(
-            f"{option}: {where} and {origins[name]} are both called {name!r}, so that a model couldn't tell them apart"
-        )
+        raise ConfigError(f"{option}: {where} and {origins[name]} have the same name {name!r}; rename one")
     origins[name] = where
     return name
 

@@ -25,25 +25,25 @@ USER = {"role": "user", "content": "a"}
 ARGUMENTS = {"a": "a"}
 
 
-def between(chat: templates.Conversation, ids: list[int], said: list[Message]) -> list[int]:
+def between(chat: templates.Conversation, ids: list[int], results: list[Message]) -> list[int]:
     """Return the tokens from the end of a turn that called tools to the beginning of the next one: the end of turn if
     `ids` lacks it, the results of the tools, and the generation prompt."""
-    asked = tuple((message["name"], message["tool_call_id"]) for message in said)
-    seam = turn_boundary_of(chat.tokenizer, json.dumps(chat.tools), json.dumps(chat.arguments), asked)
-    text = chat.render([USER, calling(asked[: seam.shown]), *said], ask=True)
+    calls = tuple((message["name"], message["tool_call_id"]) for message in results)
+    seam = turn_boundary_of(chat.tokenizer, json.dumps(chat.tools), json.dumps(chat.arguments), calls)
+    text = chat.render([USER, calling(calls[: seam.shown]), *results], ask=True)
     if not text.startswith(seam.head):
         raise ConfigError(
-            "the chat template shows a turn that calls tools in another way before what tools say: "
+            "the chat template renders a turn with tool calls differently before tool results: "
             f"expected {seam.head[-80:]!r}, found {text[: len(seam.head)][-80:]!r}"
         )
     close = encoded(chat.tokenizer, seam.close)
-    # with the end of turn before it, where a tokenizer writes the beginning of a text in a way of its own
-    made = encoded(chat.tokenizer, seam.close + text[len(seam.head) :])
-    if made[: len(close)] != close:
+    # includes the end of turn, since some tokenizers encode the beginning of a text differently
+    encoded_ids = encoded(chat.tokenizer, seam.close + text[len(seam.head) :])
+    if encoded_ids[: len(close)] != close:
         raise ConfigError(
             f"the tokens of {seam.close!r}, which ends a turn of the chat template, aren't always the same"
         )
-    return made[len(close) :] if ids[-len(close) :] == close else made
+    return encoded_ids[len(close) :] if ids[-len(close) :] == close else encoded_ids
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class TurnBoundary:
     """The position in the text of our conversation at which a turn that calls tools ends."""
 
     start: int  # of the turn
-    head: str  # all up to its end
+    head: str  # all text up to its end
     close: str  # the token that ends it
-    shown: int  # calls in it: one where the template takes no more
+    shown: int  # calls in it: 1 where the template allows no more
 
 
 @functools.lru_cache(maxsize=256)
@@ -69,7 +69,7 @@ def turn_boundary_of(
         try:
             text = chat.render(messages)
             spans = templates.assistant_spans(chat, text)
-        except RowError as error:  # some take one call a turn
+        except RowError as error:  # some templates take one call per turn
             problem = problem or error
             continue
         tail = text[spans[0].last : spans[0].stop]
@@ -77,20 +77,20 @@ def turn_boundary_of(
         close = [found.group() for found in pattern.finditer(tail) if found.end() == len(tail)] if pattern else []
         if not close:
             raise ConfigError(
-                "tools: the chat template ends a turn that calls tools with no special token, so that where a model "
-                f"stops can't be told; it ends in {text[: spans[0].stop][-40:]!r}"
+                "tools: the chat template ends a turn with tool calls without a special token, so the end of a model's "
+                f"turn can't be detected; it ends in {text[: spans[0].stop][-40:]!r}"
             )
         head = text[: spans[0].stop]
         return TurnBoundary(begun(chat, head, spans[0].start), head, close[0], shown)
-    raise ConfigError(f"tools: the chat template can't show calls of tools: {problem}") from problem
+    raise ConfigError(f"tools: the chat template can't render tool calls: {problem}") from problem
 
 
 def begun(chat: templates.Conversation, head: str, found: int) -> int:
     """Return where the turn at the end of `head` begins; `found`: where its own text begins."""
-    asked = chat.render([USER], ask=True)
-    if head.startswith(asked):
-        return len(asked)
-    # the generation prompt has something more, such as closed thoughts
+    prompt = chat.render([USER], ask=True)
+    if head.startswith(prompt):
+        return len(prompt)
+    # the generation prompt has more text, such as closed thoughts
     opening = templates.turn_marks(chat.tokenizer, templates.template_of(chat))[0]
     return head.rfind(opening) + len(opening) if opening and opening in head else found
 
@@ -113,17 +113,17 @@ def check_template(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any
     parsed again. Raises ConfigError."""
     if not tokenizer.chat_template:
         raise ConfigError("tools: the tokenizer has no chat template; set chat_template_path")
-    other = "give one that does with chat_template_path"
+    other = "set chat_template_path to one that does"
     chat = templates.Conversation(tokenizer, [USER], tools, arguments)
     bare = templates.Conversation(tokenizer, [USER], None, arguments)
     if chat.render([USER], ask=True) == bare.render([USER], ask=True):
-        raise ConfigError(f"tools: the chat template doesn't show a model which tools it has; {other}")
+        raise ConfigError(f"tools: the chat template doesn't show the tools to the model; {other}")
     name = tools[0]["function"]["name"]
-    asked = ((name, "call00000"),)
-    seam = turn_boundary_of(tokenizer, json.dumps(tools), json.dumps(arguments), asked)
-    said = {"role": "tool", "name": name, "tool_call_id": "call00000", "content": templates.OTHER}
-    if templates.OTHER not in chat.render([USER, calling(asked), said]):
-        raise ConfigError(f"tools: the chat template doesn't show a model what tools say; {other}")
+    example = ((name, "call00000"),)
+    seam = turn_boundary_of(tokenizer, json.dumps(tools), json.dumps(arguments), example)
+    result = {"role": "tool", "name": name, "tool_call_id": "call00000", "content": templates.OTHER}
+    if templates.OTHER not in chat.render([USER, calling(example), result]):
+        raise ConfigError(f"tools: the chat template doesn't show tool results to the model; {other}")
     turn = Completion(token_ids=encoded(tokenizer, seam.head[seam.start :]), finish_reason="stop")
     _, calls = read_turn(turn, encoded(tokenizer, seam.head[: seam.start]), tokenizer, tools, first=0)
     if [(call.name, call.arguments, call.problem) for call in calls] != [(name, ARGUMENTS, "")]:

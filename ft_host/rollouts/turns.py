@@ -34,11 +34,11 @@ Message = dict[str, Any]
 class Conversation(Completion):
     """A completion with the calls made in it. `messages` are its turns and the results of tools."""
 
-    prompt: list[Message]  # with what the environment added
+    prompt: list[Message]  # with the environment's text
     calls: int = 0
     failures: int = 0
-    reward: float | None = None  # what `get_reward` of its environment gave
-    reward_problem: str = ""  # why it gave nothing
+    reward: float | None = None  # the result of `get_reward` of its environment
+    reward_problem: str = ""  # why it gave none
 
 
 @dataclass(kw_only=True)
@@ -142,14 +142,14 @@ def started(
     check_template(tokenizer, toolbox.schemas, config.chat_template_kwargs)
     every = [row for row in rows for _ in range(generations)]
     opened = toolbox.open([row["columns"] for row in every]) if toolbox.environment else [(None, "")] * len(every)
-    made: dict[tuple[int, str], tuple[templates.Conversation, list[int]]] = {}
+    prompts: dict[tuple[int, str], tuple[templates.Conversation, list[int]]] = {}
     talks = []
     for index, (row, (environment, added)) in enumerate(zip(every, opened, strict=True)):
         key = (index // generations, added)
-        if key not in made:
+        if key not in prompts:
             chat = chat_of(row, added, tokenizer, config, toolbox)
-            made[key] = chat, chat_ids(chat, ask=True)
-        chat, ids = made[key]
+            prompts[key] = chat, chat_ids(chat, ask=True)
+        chat, ids = prompts[key]
         number = row["group"] * generations + index % generations
         talks.append(Episode(number=number, chat=chat, prompt_ids=ids, environment=environment))
     return talks
@@ -167,11 +167,13 @@ def chat_of(
             f"{prompt[:60]!r}"
         )
     if columns.get("tools"):
-        raise DataError("column tools: the run has tools of its own (tools, environment); leave the column out")
+        raise DataError("column tools: the run sets its own tools (tools, environment); remove the column")
     if added:
         users = [index for index, message in enumerate(prompt) if message["role"] == "user"]
         if not users:
-            raise DataError("environment: reset gave text to add to the user's message, but the prompt has none")
+            raise DataError(
+                "environment: reset returned text for the last user message, but the prompt has no user message"
+            )
         message = prompt[users[-1]]
         content = message["content"]
         content = content + added if isinstance(content, str) else [*content, {"type": "text", "text": added}]
@@ -186,7 +188,7 @@ def finished(talks: list[Episode], rows: list[Row], generations: int, toolbox: T
     for index, (talk, score) in enumerate(zip(talks, scores, strict=True)):
         for name, values in (("logprobs", talk.logprobs), ("versions", talk.versions)):
             if values and len(values) != len(talk.ids):
-                raise FtHostError(f"the backend gave {name} for some turns of a conversation and none for others")
+                raise FtHostError(f"the backend returned {name} for some turns of a conversation and not for others")
         done.append(
             Conversation(
                 token_ids=talk.ids,
@@ -216,24 +218,26 @@ def answered(
     """Make the calls, add their results, and return the conversations that go on."""
     outcomes = toolbox.call([calls for _, calls in asking], [talk.environment for talk, _ in asking])
     going = []
-    for (talk, calls), given in zip(asking, outcomes, strict=True):
+    for (talk, calls), results in zip(asking, outcomes, strict=True):
         talk.calls += len(calls)
-        talk.failures += sum(bool(each.problem) for each in given)
-        said = [
+        talk.failures += sum(bool(result.problem) for result in results)
+        messages = [
             {
                 "role": "tool",
                 "name": call.name,
                 "tool_call_id": call.id,
-                "content": json.dumps({"error": each.problem}, ensure_ascii=False) if each.problem else each.value,
+                "content": json.dumps({"error": result.problem}, ensure_ascii=False)
+                if result.problem
+                else result.value,
             }
-            for call, each in zip(calls, given, strict=True)
+            for call, result in zip(calls, results, strict=True)
         ]
-        ids = between(talk.chat, talk.ids, said)
+        ids = between(talk.chat, talk.ids, messages)
         room = longest if positions is None else min(longest, positions - len(talk.prompt_ids))
-        if len(talk.ids) + len(ids) >= room:  # no token would be left for an answer
+        if len(talk.ids) + len(ids) >= room:  # no room would be left for an answer
             talk.finish_reason = "length"
             continue
-        talk.messages += said
+        talk.messages += messages
         talk.observe(ids)
         going.append(talk)
     return going

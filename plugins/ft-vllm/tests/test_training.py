@@ -79,7 +79,7 @@ def test_a_run_and_its_resumption(config):
     """vLLM has the weights of every step; a run that goes on has the prompts and the noise that it would have had."""
     whole = run_of(config, "whole", save_steps=2, save_total_limit=None)
     said = [event["text"] for event in RunFolder(whole).read("events.jsonl")]
-    assert sum("the log-probs of the backend vllm are the policy's within" in text for text in said) == 2
+    assert sum("the log-probs of the backend vllm match the policy's within" in text for text in said) == 2
     found = lines(whole)
     assert [line["step"] for line in found] == [1, 2, 3, 4]
     for line in found:
