@@ -230,3 +230,69 @@ def test_what_is_no_rule_and_no_reason_is_refused(tmp_path, said, problem):
     path.write_text(f"NOT_ABOUT = {said}\n", encoding="utf-8")
     with pytest.raises(PluginBroken, match=problem):
         not_about(find("method", str(path)), [(rule, "host") for rule in RULES])
+
+
+SIMPO = """
+from dataclasses import dataclass
+
+import torch
+
+from ft_host.api import LossOutput, RunConfig, hookimpl, mean, option, pair_batch, pair_row, sum_by_row
+
+
+@dataclass(kw_only=True)
+class Config(RunConfig):
+    beta: float = option(2.0, "How much a log-prob counts.", gt=0)
+
+
+@hookimpl
+def ft_prepare(row, tokenizer, config):
+    return pair_row(row, tokenizer, config)
+
+
+@hookimpl
+def ft_collate(rows, tokenizer, config):
+    return pair_batch(rows)
+
+
+@hookimpl
+def ft_loss(model, batch, run):
+    rewards = run.config.beta * sum_by_row(model(batch, want=("logp",))["logp"], batch)
+    chosen, rejected = rewards[0::2], rewards[1::2]
+    pairs = len(chosen)
+    metrics = {"rewards/chosen": mean(chosen.detach().sum(), pairs)}
+    metrics["rewards/rejected"] = mean(rejected.detach().sum(), pairs)
+    return LossOutput(terms={"pairs": -torch.nn.functional.logsigmoid(chosen - rejected).sum()}, metrics=metrics)
+"""
+
+
+def pairs_run(config, tmp_path, method, kind):
+    rows = [{"prompt": f"what is {n}?", "chosen": f" it is {n}", "rejected": f" no, {n}"} for n in range(40)]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    finished = train(
+        kind(
+            model=config.model,
+            dataset=str(data),
+            max_steps=1,
+            output_dir=str(tmp_path / kind.__name__),
+            progress="quiet",
+        ),
+        method=method,
+    )
+    facts = json.loads((finished.folder / "run.json").read_text(encoding="utf-8"))["facts"]
+    return facts, {each["code"] for each in finished.findings}, finished.metrics
+
+
+def test_a_run_records_its_reference_and_one_without_is_not_accused(config, tmp_path):
+    """SimPO's rewards are log-probs: far from 0 in the first step, and nothing is wrong."""
+    from ft_dpo.config import DPOConfig
+
+    path = tmp_path / "simpo_file.py"
+    path.write_text(SIMPO, encoding="utf-8")
+    facts, codes, metrics = pairs_run(config, tmp_path, str(path), config_class(str(path)))
+    assert "model/reference" not in facts and "PRB001" not in codes
+    assert abs(metrics["rewards/chosen"]) > 1
+    facts, codes, metrics = pairs_run(config, tmp_path, "dpo", DPOConfig)
+    assert facts["model/reference"] == "the policy as the run found it" and "PRB001" not in codes
+    assert metrics["rewards/chosen"] == 0
