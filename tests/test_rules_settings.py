@@ -64,3 +64,10 @@ def test_a_rule_finds_its_trouble_and_nothing_else(code):
     for finding in findings(settings.RULES, faulty, kind):
         assert finding.remedies and finding.remedies[0].patch
         assert not finding.remedies[0].why.endswith(".")
+
+
+def test_two_completions_that_are_one_row_are_no_small_group():
+    """Of a pair, or the best of several, nothing is held against a mean of the group."""
+    for rows, found in ((1, set()), (2, {"CFG005"})):
+        facts = {"plan/generations": 2, "plan/rows_per_prompt": rows}
+        assert codes(settings.RULES, Told(config={"num_generations": 2}, facts=facts), GRPOConfig) == found
