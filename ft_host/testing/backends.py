@@ -52,14 +52,14 @@ def ft_score(sequences, top, run):
 """
 
 
-def fixed_completion(prompt: str, place: int = 0) -> list[int]:
+def fixed_completion(prompt: str, place: int = 0, end: int = END) -> list[int]:
     """The completion of a prompt in a place of its group: anything that depends on its text and that alone. Up to 12
-    tokens; every third is cut short, the others end with the token 7."""
+    tokens; every third is cut short, the others end with the token `end`."""
     noise = random.Random(prompt)
     ids: list[int] = []
     for index in range(place + 1):
         size = LONGEST if index % 3 == 2 else noise.randint(1, LONGEST) - 1
-        ids = [noise.randrange(8, 200) for _ in range(size)] + [END] * (index % 3 != 2)
+        ids = [noise.randrange(8, 200) for _ in range(size)] + [end] * (index % 3 != 2)
     return ids
 
 

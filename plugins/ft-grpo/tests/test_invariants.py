@@ -48,6 +48,10 @@ def test_micro_batch_split(config, fields):
     invariants.micro_batch_split(dataclasses.replace(config, **fields), rel=TOLERANCE, abs=ABSOLUTE)
 
 
+def test_row_order(config):
+    invariants.row_order(config, abs=1e-6)
+
+
 def test_seeds(config):
     invariants.seeds(config)
 

@@ -64,6 +64,10 @@ def test_tiles(config):
         assert_same(whole, lines(run_in(mixed, "tiles")), TOLERANCE, ABSOLUTE)
 
 
+def test_row_order(config):
+    invariants.row_order(config, abs=1e-6)
+
+
 def test_seeds(config):
     invariants.seeds(config)
 
