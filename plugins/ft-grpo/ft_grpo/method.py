@@ -214,8 +214,9 @@ def is_by_token(config: Any, on_policy: bool) -> bool:
         return False
     if config.importance_sampling_level == "token" and config.loss_type != "vespo":
         return True
-    # A ratio of a completion that is 1 is one of its tokens where they all weigh the same: its derivative by each is
-    # then 1 / n for each of n tokens (GSPO-token, arXiv 2507.18071, eq. 14). And vespo's weight is 1.
+    # Where a completion's ratio is 1 and its n tokens weigh the same, ratios of tokens have its value and gradient: the
+    # derivative of each token's loss by each log-prob is 1 / n of theirs (GSPO-token, arXiv 2507.18071). And vespo's
+    # weight is 1.
     return on_policy and config.correction == "none" and config.top_entropy_quantile == 1 and not config.beta
 
 
