@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from ft_grpo.advantages import advantages
+from ft_grpo.entropy import controlled
 from ft_grpo.losses import DIVISORS, LOSSES, SCALES, Tokens, corrections, highest, kl, off_policy_kept, ratios
 from ft_grpo.metrics import metrics
 from ft_host.api import (
@@ -119,25 +120,6 @@ def ft_annotate(rows, run):
 
 def entropies(model: Any, batch: Batch, temperature: float) -> dict[str, list[torch.Tensor]]:
     return {"entropies": by_row(model(batch, want=("entropy",), temperature=temperature)["entropy"], batch)}
-
-
-def controlled(state: dict | None, step: int, entropy: float, config: Any) -> dict[str, Any]:
-    """What `use_adaptive_entropy` keeps of a step: `applied`, which the loss takes, goes by the step before; `next` and
-    `entropy` are for the step after. A step that is made again, after a stop, begins with what it began with."""
-    coef, last = config.entropy_coef, None
-    if state is not None:
-        again = state["step"] == step
-        coef, last = (state["coef"], state["last"]) if again else (state["next"], state["entropy"])
-    low = entropy <= config.entropy_target
-    after = coef + config.entropy_coef_delta if low else coef - config.entropy_coef_delta
-    return {
-        "step": step,
-        "coef": coef,
-        "last": last,
-        "applied": coef if last is not None and last <= config.entropy_target else 0.0,
-        "next": min(max(after, config.entropy_coef_min), config.entropy_coef_max),
-        "entropy": entropy,
-    }
 
 
 @hookimpl

@@ -28,7 +28,6 @@ import torch
 from ft_host.api import (
     Batch,
     LossOutput,
-    Metric,
     ModelSpec,
     Rollout,
     annotate,
@@ -37,15 +36,12 @@ from ft_host.api import (
     completion_row,
     hookimpl,
     masked_row,
-    maximum,
-    mean,
-    minimum,
     num_targets,
     policy_values,
     prompt_row,
-    sampling_metrics,
     sum_by_row,
 )
+from ft_rloo.metrics import metrics
 
 # ---------------------------------------------------------------- maths
 
@@ -197,24 +193,3 @@ def ft_loss(model, batch, run) -> LossOutput:
     ratios = torch.exp(logps.detach() - old_logps)
     found = metrics(ratios, advantages, made, out["entropy"].detach(), batch, config)
     return LossOutput(terms={"trained": loss.float()}, metrics=found)
-
-
-def metrics(
-    ratios: torch.Tensor, advantages: torch.Tensor, made: dict, entropy: torch.Tensor, batch: Batch, config: Any
-) -> dict[str, Metric]:
-    """Means over tokens, and clip ratios over completions with targets; (R,) `advantages` of others are 0."""
-    tokens, trained = batch.counts["tokens"], batch.counts["trained"]
-    found = {"entropy": mean(entropy.sum(), tokens)}
-    if config.beta:
-        found["kl"] = mean(batch.columns["kl"].sum(), tokens)
-    if not trained:
-        return found
-    found |= sampling_metrics(made["apart"], tokens, made["furthest"])
-    least, most = config.clip_range
-    low = ((ratios < least) & (advantages < 0)).double()
-    high = ((ratios > most) & (advantages > 0)).double()
-    for name, values in (("low", low), ("high", high), ("region", low + high)):
-        found[f"clip_ratio/{name}_mean"] = mean(values.sum(), trained)
-    found["clip_ratio/low_min"] = minimum(low.masked_fill(batch.columns["trained"] == 0, 1.0).min())
-    found["clip_ratio/high_max"] = maximum(high.max())
-    return found
