@@ -1,4 +1,4 @@
-"""From what a run has without a model to one that is ready for its first step."""
+"""Builds a run that is ready for its first step, from its preflight: models, optimizer, stream and schedule."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Built:
-    """A run that is ready to train, but for its evaluation."""
+    """A run that is ready to train, without its evaluation."""
 
     run: Run
     optimizer: AcceleratedOptimizer
@@ -61,8 +61,8 @@ def load_models(
     checkpoint: Path | None = None,
     watch: Monitor | None = None,
 ) -> tuple[Run, AcceleratedOptimizer]:
-    """The run with its policy and other models, and the optimizer. All ranks must call it. The weights are those
-    of the checkpoint, where there is one that has them as a model."""
+    """Return the run with its policy and other models, and the optimizer. All ranks must call it. The weights come from
+    the checkpoint, if it has them as a model."""
     config, specs = chosen.config, dict(chosen.specs)
     torch.manual_seed(config.seed)  # new weights (an adapter's) are the same on every rank
     held = checkpoint / "model" if checkpoint and (checkpoint / "model").is_dir() else None
@@ -97,8 +97,8 @@ def load_models(
 
 
 def build(ready: Preflight, accelerator: Accelerator, folder: RunFolder, checkpoint: Path | None) -> Built:
-    """The run with its rows and its schedule, as a checkpoint left them or from the beginning. All ranks must call
-    it."""
+    """Return the run with its rows and its schedule, from the beginning or as a checkpoint left them. All ranks must
+    call it."""
     run, optimizer = load_models(
         ready.chosen, ready.tokenizer, accelerator, folder, checkpoint=checkpoint, watch=ready.watch
     )
@@ -132,8 +132,8 @@ def build(ready: Preflight, accelerator: Accelerator, folder: RunFolder, checkpo
 
 
 def evaluation_of(built: Built, ready: Preflight, held_out: tuple[list[Any], list[Any]]) -> Evaluation:
-    """The evaluation of the held-out rows, with the values of auxiliary models, and those of the training rows where
-    they are made beforehand. All ranks must call it."""
+    """Return the evaluation of the held-out rows, with the values of auxiliary models. Precomputed values of the
+    training rows are made too. All ranks must call it."""
     run, source = built.run, ready.train_source
     evaluation = Evaluation(run, *held_out, ready.rewards, ready.online)
     if any(spec.precompute for spec in ready.chosen.specs.values()):

@@ -2,15 +2,15 @@
 
     checkpoints/step-N/
         model/         safetensors; loads with `from_pretrained` (not with FSDP2, where the weights are in state/)
-        state/         torch.distributed.checkpoint: optimizer, companions that follow the policy or are trained with
-                       it, and with FSDP2 the weights; any number of ranks
+        state/         torch.distributed.checkpoint: optimizer, auxiliary models that follow the policy or are trained
+                       with it, and with FSDP2 the weights; any number of ranks
         rng-R.json     random states of rank R
         buffer-R.json  of a run with rollouts: what rank R has of the last one
         progress.json  step, data position, the method's state
         files.json     size and checksum of every file above
 
-A checkpoint is written beside its place and renamed. `files.json` is what tells a damaged one.
-Wart: torch.distributed.checkpoint keeps its index as a pickle. Resume only run folders that you trust.
+A checkpoint is written beside its place and renamed. `files.json` is written last, so that a damaged checkpoint is
+recognised. Wart: torch.distributed.checkpoint keeps its index as a pickle. Resume only run folders that you trust.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 def random_states() -> dict[str, Any]:
-    """All random states of this process, as JSON."""
+    """Return all random states of this process, as JSON."""
     name, keys, *rest = np.random.get_state()
     states = {
         "python": random.getstate(),
@@ -97,7 +97,7 @@ def _flush(*paths: Path) -> None:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """DCP warns of running without process groups, which is how one process runs."""
+    """Silence DCP's warning about running without process groups, as one process does."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
@@ -105,7 +105,7 @@ def _alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _together(run: Run, doing: str) -> Iterator[None]:
-    """An error on one rank becomes an error on all: none is left waiting for the others."""
+    """Raise an error of one rank on all, so that none waits for the others."""
     problem = None
     try:
         yield
@@ -120,7 +120,7 @@ def _together(run: Run, doing: str) -> Iterator[None]:
 
 def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer: dict[str, Any] | None = None) -> Path:
     """Write checkpoints/step-N; `buffer` is this rank's rows of a rollout. All ranks must call it. Raises FtHostError
-    when it can't be written; the checkpoints from before are untouched."""
+    if it can't be written; earlier checkpoints stay as they are."""
     place = run.folder.checkpoints / f"step-{run.step}"
     aside = run.folder.checkpoints / f".step-{run.step}.tmp"
     doing = f"checkpoint at step {run.step} could not be written"
@@ -166,7 +166,8 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer:
 
 
 def followers(run: Run) -> dict[str, Any]:
-    """The weights of companions that change as the policy does; those of others are where they came from."""
+    """Return the weights of auxiliary models that follow the policy; those of others can be loaded again from their
+    source."""
     return {
         f"companion {role}": companion.following() if companion.adapted else get_model_state_dict(companion.held)
         for role, companion in run.models.items()
@@ -175,7 +176,7 @@ def followers(run: Run) -> dict[str, Any]:
 
 
 def learners(run: Run) -> dict[str, Any]:
-    """The weights of models that are trained inside the policy, which model/ doesn't hold."""
+    """Return the weights of models that are trained inside the policy, which aren't in model/."""
     return {
         f"trained {role}": get_model_state_dict(module, options=_options(run))
         for role, module in run.policy.companions.items()
@@ -183,7 +184,7 @@ def learners(run: Run) -> dict[str, Any]:
 
 
 def full_state(run: Run) -> dict[str, torch.Tensor]:
-    """The weights of a sharded policy, whole, on the CPU of the main process. All ranks must call it."""
+    """Return the whole weights of a sharded policy, on the CPU of the main process. All ranks must call it."""
     return get_model_state_dict(
         run.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=False)
     )
@@ -195,8 +196,8 @@ def _options(run: Run) -> StateDictOptions:
 
 
 def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[str, Any]:
-    """Put optimizer, random states and, where they are in state/, the weights back. Gives progress.json, and as
-    `buffers` what each rank had of a rollout.
+    """Restore optimizer, random states and, if they are in state/, the weights. Returns progress.json, and as `buffers`
+    the rows of each rank of a rollout.
 
     Weights in model/ are not loaded here: the run starts its policy from that folder. All ranks must call it.
     """

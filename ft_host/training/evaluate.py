@@ -25,10 +25,10 @@ SAMPLES = 5  # rows of each evaluation that samples.jsonl shows, the first ones,
 
 
 class Evaluation:
-    """The held-out rows of a run, evaluated when it is called: loss and metrics, and what rewards say of completions.
+    """The held-out rows of a run. Calling it evaluates them: loss and metrics, and the rewards of completions.
 
-    `rows` are prepared, `raw` as they were read; every rank has all of them. With rollouts rows are mostly
-    prompts, which have no loss; without `rewards` of its own the evaluation then has those of the training.
+    `rows` are prepared, `raw` as they were read; every rank has all of them. With rollouts rows are mostly prompts,
+    which have no loss; without `rewards` of its own the evaluation then uses those of the training.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Evaluation:
             run.record_facts({"plan/scored_rows": len(self.to_complete)})
 
     def annotate(self) -> None:
-        """Ask companions about the rows once, where they say the same each time."""
+        """Add the values of auxiliary models to the rows once, if they don't change."""
         if self.any and self.fixed and self.has_loss:
             self.mine = self.run.annotate(self.mine)
 
     def __call__(self) -> None:
-        """Log an evaluation of the current weights, unless there is one or there are no rows."""
+        """Log an evaluation of the current weights, unless there is one already or there are no rows."""
         run = self.run
         if not self.any or self.last == run.step:
             return
@@ -78,15 +78,15 @@ def evaluate_rewards(
     run: Run, rows: list[Row], functions: list[RewardFunction], online: RolloutSession | None = None
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Complete the prompt of each row and score it, with `functions`, or without them with the rewards of `online`.
-    Gives metrics over all ranks, and samples.
+    Returns metrics over all ranks, and samples.
 
-    `rows` are raw; of a run with rollouts, prepared. Metrics: `eval_reward`, the mean over rows of the weighted sum
+    `rows` are raw; in a run with rollouts, prepared. Metrics: `eval_reward`, the mean over rows of the weighted sum
     over rewards, and `eval_reward_std`, its standard deviation; `eval_rewards/NAME/mean`;
     `eval_completions/mean_length` in tokens and `eval_completions/clipped_ratio`, the share that was cut short; and
-    `eval_NAME` for what functions log. A reward of None counts neither in sums nor in means.
+    `eval_NAME` for what functions log. A reward of None is left out of sums and means.
 
-    All ranks must call it with the same rows; each generates and scores its share. Raises DataError for a row without
-    a prompt or a function that wants a column that isn't there, FtHostError for a function that fails.
+    All ranks must call it with the same rows; each generates and scores its share. Raises DataError for a row without a
+    prompt or a function with a parameter that no column fills, FtHostError for a function that fails.
     """
     share = range(run.rank, len(rows), run.world_size)
     mine = [(rows[index] if online else prompt_from(rows[index], run)) | {"group": index} for index in share]
@@ -130,7 +130,7 @@ def evaluate_rewards(
 
 
 def prompt_from(row: Row, run: Run) -> Row:
-    """A raw row as what `completed` begins with."""
+    """Return a raw row as a prompt, as `completed` takes it."""
     ids, prompt = prompt_of(row, run.tokenizer, run.config)
     return {"prompt_ids": ids, "prompt": prompt, "columns": row}
 
@@ -142,8 +142,8 @@ def in_process(functions: list[RewardFunction], scoring: Any) -> Scored:
 
 
 def eval_sampling(config: RunConfig) -> Sampling:
-    """How evaluation samples, with the same noise each time. What a config with rollouts leaves open is as in
-    training."""
+    """Return how evaluation samples, with the same noise each time. Fields that a config with rollouts doesn't set are
+    as in training."""
     chosen = {"temperature": config.eval_temperature, "top_p": config.eval_top_p, "top_k": config.eval_top_k}
     if isinstance(config, RolloutConfig):
         chosen = {name: getattr(config, name) if value is None else value for name, value in chosen.items()}
@@ -152,7 +152,7 @@ def eval_sampling(config: RunConfig) -> Sampling:
 
 
 def reference_of(row: Row) -> str | None:
-    """What the data says should come after the prompt: its completion, its last assistant turn, or its answer."""
+    """Return the expected text after the prompt: the row's completion, its last assistant turn, or its answer."""
     turns = row.get("completion") or row.get("messages") or row.get("answer")
     if isinstance(turns, list):
         said = [turn["content"] for turn in turns if turn.get("role") == "assistant"]
@@ -161,7 +161,7 @@ def reference_of(row: Row) -> str | None:
 
 
 def summary(rows: list[dict[str, Any]], logged: list[dict[str, list[float]]], weights: list[float]) -> dict[str, float]:
-    """The metrics of scored rows, and of what each rank's functions logged."""
+    """Return the metrics of scored rows, and of what each rank's functions logged."""
     metrics: dict[str, float | None] = {}
     given = [
         [weight * reward for weight, reward in zip(weights, row["rewards"].values(), strict=True) if reward is not None]

@@ -1,4 +1,4 @@
-"""The end of a run: what it says, writes and gives back."""
+"""The end of a run: the saved model, its last messages, and its report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def finish(run: Run) -> FinishedRun:
-    """Write the model and say how the run ended. All ranks must call it."""
+    """Write the model and report how the run ended. All ranks must call it."""
     state = full_state(run) if is_sharded(run.config, run.world_size) else None
     metrics: dict[str, float] = {}
     findings: list[dict[str, Any]] = []
@@ -42,8 +42,8 @@ def finish(run: Run) -> FinishedRun:
 
 
 def write_model(run: Run, state: dict[str, Any] | None) -> None:
-    """The policy and its tokenizer in the run's folder, whole or not at all. `state`: its weights, where it holds them
-    as shards."""
+    """Write the policy and its tokenizer to the run's folder, whole or not at all. `state`: its weights, if they are
+    sharded."""
     folder, aside = run.folder, run.folder.path / ".model.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     save_model(run.policy, aside, state)
@@ -56,7 +56,8 @@ def write_model(run: Run, state: dict[str, Any] | None) -> None:
 
 
 def say_what_was_lost(run: Run, stream: TrainStream) -> None:
-    """Rows that were left out or cut, of all ranks: with windows or rollouts every rank has seen all, else its own."""
+    """Report rows that were left out or cut, of all ranks: with windows or rollouts every rank has seen all, else its
+    own."""
     tally = stream.tally
     ranks = run.gather({**tally.dropped, "": tally.truncated})
     lost = ranks[0] if stream.layout.windowed or run.rollouts else add_counts(ranks)
@@ -68,7 +69,7 @@ def say_what_was_lost(run: Run, stream: TrainStream) -> None:
 
 
 def report_of(folder: RunFolder) -> str:
-    """Write report.html; its path. A page that can't be written says so and changes nothing of the run."""
+    """Write report.html; returns its path. A page that can't be written is reported and doesn't change the run."""
     try:
         return str(write_report(folder.path))
     except (FtHostError, OSError) as error:

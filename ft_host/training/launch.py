@@ -1,4 +1,4 @@
-"""From a resolved config to a finished run: what is set up in which order, and what is left behind when it fails.
+"""Runs a resolved config: the order of its parts, and what is left behind when one fails.
 
 Everything that can be refused without a model is refused before one is loaded: plugins, optimizer name, trackers,
 reward functions, tokenizer, data and its first rows.
@@ -51,8 +51,8 @@ def train(
     origins: dict[str, str] | None = None,
     resume: str | Path | None = None,
 ) -> FinishedRun:
-    """Run `config`, in this process (one of several under torchrun). `method` is found by the config's class where it
-    is not given; `resume` is the folder of the run to go on with.
+    """Run `config`, in this process (one of several under torchrun). `method` is found by the config's class if it is
+    not given; `resume` is the folder of the run to go on with.
 
     Raises an error of `ft_host.errors`; the run's folder then says "failed" or "interrupted" and why.
     """
@@ -88,7 +88,7 @@ def train(
 
 
 class _Launch:
-    """The pieces of one run, so that a failure at any point can say what it knows in the run's folder."""
+    """The pieces of one run, so that a failure at any point can be recorded in the run's folder."""
 
     def __init__(self, config: RunConfig, method: str | None, origins: dict[str, str], resume: Path | None):
         self.config = config
@@ -162,7 +162,7 @@ class _Launch:
         return finish(run)
 
     def _open_folder(self, ready: Preflight) -> tuple[Path | None, list[str]]:
-        """Begin or go on with the run's folder. Gives the checkpoint to begin with, and warnings for the user."""
+        """Make the run's folder, or open it to go on. Returns the checkpoint to begin with, and warnings."""
         config, resume = self.config, self.resume is not None
         folder = open_folder(config, self.method, self.resume, self.accelerator)
         self.folder = folder
@@ -184,7 +184,7 @@ class _Launch:
         return checkpoint, [*warnings, *damaged]
 
     def _register_sinks(self, built: Built, resumed: bool) -> None:
-        """On the main process: who is told of metrics and findings."""
+        """Register the sinks of metrics and findings, on the main process."""
         run, plugins = built.run, built.run.plugins
         for sink in sinks(self.config.progress, built.total, run.step):
             plugins.register(sink)
@@ -198,7 +198,7 @@ class _Launch:
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
-        """Something that may take longer than a step."""
+        """Work that may take longer than a step."""
         if self.stall is not None:
             self.stall.relax(True)
         yield
@@ -206,7 +206,7 @@ class _Launch:
             self.stall.relax(False)
 
     def _asked_to_stop(self) -> str | None:
-        """Why this process would stop now: for the ranks to agree on, in one exchange."""
+        """Return why this process would stop now, for the ranks to agree on in one exchange."""
         return "signal" if self.stopping.is_set() else self.ready.watch.stops()
 
     def _write_plan(self, run: Run, total: int | None) -> None:
@@ -259,15 +259,15 @@ class _Launch:
             print(f"run.json could not be updated: {full}", file=sys.stderr)
 
     def kept(self) -> str:
-        """What a run that failed can go on from, in a sentence."""
+        """Return what a failed run can go on from, in a sentence."""
         found = None if self.folder is None else newest(self.folder.checkpoints)[0]
         if found is None:
             return "No checkpoint had been written"
         return f"{found.name} is whole: `ft-host train --resume {self.folder.path}` goes on from it"
 
     def close(self) -> None:
-        """End what the run has started, all of it, whatever fails in between. What fails is raised, or only told of
-        where the run has failed itself."""
+        """End everything that the run has started, even if some of it fails. An error is raised, or only printed if the
+        run has failed already."""
         steps: list[Callable[[], Any]] = [] if self.stall is None else [self.stall.close]
         if self.ready is not None:
             steps.append(self.ready.close)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """Where the run is: what a checkpoint holds beside weights, optimizer and random states."""
+    """The progress of the run: what a checkpoint holds beside weights, optimizer and random states."""
 
     position: dict[str, Any] | None = None  # of the data
     rows_consumed: int = 0
@@ -39,7 +39,7 @@ class Progress:
     done: bool = False
 
     def add(self, step: Step) -> None:
-        """A step is done, or all of its rows were dropped."""
+        """Count a step that is done, or whose rows were all dropped."""
         rows = step.rows
         self.position, self.rows_consumed, self.epoch = rows.position, rows.rows_consumed, rows.epoch
         self.dropped = rows.dropped
@@ -58,9 +58,10 @@ def fit(
     save: Callable[[], None],
     asked_to_stop: Callable[[], str | None],
 ) -> None:
-    """Train until the data or `max_steps` ends. Raises Interrupted (state saved) or what went wrong (state kept).
+    """Train until the data or `max_steps` ends. Raises Interrupted (state saved) or the error of a step (earlier state
+    kept).
 
-    `total_rows`: rows of all epochs where the schedule runs over rows (packing), None where it runs over steps.
+    `total_rows`: rows of all epochs if the schedule runs over rows (packing), None if it runs over steps.
     """
     config = run.config
     limit = config.max_steps if config.max_steps > 0 else None
@@ -117,8 +118,8 @@ class Step:
 
 
 def next_step(run: Run, steps: Iterator[StepRows], asked_to_stop: Callable[[], str | None]) -> Step | None:
-    """The next rows, annotated and collated; None after the last. All ranks must call it, and raise what one of them
-    raises: UsageError for a row that can't be used, Interrupted or StoppedByFinding where one is asked to stop."""
+    """Return the next rows, annotated and collated; None after the last. All ranks must call it, and raise what one of
+    them raises: UsageError for a row that can't be used, Interrupted or StoppedByFinding if one must stop."""
     config = run.config
     rows, cuts, batches, error = None, [], [], None
     waiting = time.perf_counter()
@@ -153,7 +154,7 @@ def next_step(run: Run, steps: Iterator[StepRows], asked_to_stop: Callable[[], s
 
 
 def can_save(run: Run, error: FtHostError) -> bool:
-    """Whether the state is that after the last step, and all ranks know of the error and save at once."""
+    """Return whether the state is that after the last step, and all ranks know of the error and save at once."""
     if isinstance(error, (OutOfMemory, HookError)) and run.world_size > 1:
         return False  # the other ranks may be within a collective
     if isinstance(error, OutOfMemory) and error.phase == UPDATE:
@@ -165,7 +166,7 @@ def can_save(run: Run, error: FtHostError) -> bool:
 def entry_of(
     run: Run, step: Step, progress: Progress, rate: float, metrics: dict[str, float], seconds: float
 ) -> dict[str, Any]:
-    """The line of metrics.jsonl of a step that took so many seconds."""
+    """Return the line of metrics.jsonl of a step that took so many seconds."""
     training = seconds - sum(run.seconds.values())
     times = {f"perf/{what}_time": took for what, took in run.seconds.items()}
     if times:  # a step that began with a rollout
@@ -190,7 +191,7 @@ def entry_of(
 
 
 def timed(work: Callable[[], None]) -> float:
-    """Do it; the seconds that it took."""
+    """Do the work and return the seconds that it took."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

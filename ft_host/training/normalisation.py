@@ -1,7 +1,7 @@
-"""Before the first update of a run: whether a loss that the method divides itself is divided by the step's totals.
+"""Checks before the first update that a loss which the method divides itself is divided by the step's totals.
 
-The same rows given once, given twice, and cut in two have one loss if it is. A plain sum doubles when rows are given
-twice; a division by the batch's own counts doubles when they are cut.
+The same rows, once, twice, and in two halves, then have one loss. A plain sum doubles when rows are given twice; a
+division by the batch's own counts doubles when they are split.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ LOWEST = {"float32": 1e-4, "low": 0.05}
 def check_normalised(run: Run, micro_batches: list[list[Row]], totals: dict[str, float]) -> None:
     """Try a few rows of the first micro-batch, without gradient, dropout or a trace in the run. All ranks must call it.
 
-    Losses that are given as terms are divided by the host, and one that says why it depends on the split is left
-    alone. Raises HookError, on all ranks, for one that is divided otherwise.
+    Losses given as terms are divided by the host, and one that says why it depends on the split is left alone. Raises
+    HookError, on all ranks, for a loss that is divided in another way.
     """
     rows = sample(micro_batches[0] if micro_batches else [])
     with _undisturbed(run), oom_context(FORWARD, run.step + 1):
@@ -58,7 +58,7 @@ def check_normalised(run: Run, micro_batches: list[list[Row]], totals: dict[str,
 
 
 def sample(rows: list[Row]) -> list[Row]:
-    """The first rows of a micro-batch, whole groups."""
+    """Return the first rows of a micro-batch, whole groups."""
     found: list[Row] = []
     for group in groups(rows):
         if len(found) >= ROWS:
@@ -68,7 +68,7 @@ def sample(rows: list[Row]) -> list[Row]:
 
 
 def groups(rows: list[Row]) -> list[list[Row]]:
-    """Rows that follow each other in one group, else each by itself."""
+    """Return rows of a group that follow each other together, and every other row by itself."""
     found: list[list[Row]] = []
     for row in rows:
         if found and "group" in row and found[-1][-1].get("group") == row["group"]:
@@ -79,7 +79,7 @@ def groups(rows: list[Row]) -> list[list[Row]]:
 
 
 def halves(rows: list[Row]) -> list[list[Row]]:
-    """The rows in two micro-batches, groups whole; of a single group, and of no rows, the same ones in both."""
+    """Return the rows in two micro-batches, groups whole; with a single group, or no rows, the same ones in both."""
     found = groups(rows)
     if len(found) < 2:
         return [rows, rows]
@@ -88,7 +88,7 @@ def halves(rows: list[Row]) -> list[list[Row]]:
 
 
 def verdict(once: float, twice: float, cut: float, precision: str) -> tuple[float, float, float] | None:
-    """The three losses where they can't be of a sum over rows that is divided by the step's totals."""
+    """Describe the three losses if they can't be those of a sum over rows that is divided by the step's totals."""
     found = (once, twice, cut)
     size = max(abs(value) for value in found)
     if not math.isfinite(size) or size < LOWEST[precision]:  # what isn't finite ends the step by itself
@@ -122,8 +122,8 @@ def _loss(run: Run, rows: list[Row], totals: dict[str, float]) -> LossOutput:
 
 
 def _totals(counts: dict[str, float], totals: dict[str, float], times: int) -> dict[str, float]:
-    """Totals of a step of these rows alone; of what they have none, that of the whole step, so that nothing is divided
-    by 0."""
+    """Return the totals of a step of these rows alone; for a count of 0, that of the whole step, so that nothing is
+    divided by 0."""
     return Named("run.totals", {name: times * (counts.get(name) or value) for name, value in totals.items()})
 
 
@@ -134,7 +134,7 @@ def _precision(run: Run) -> str:
 
 @contextlib.contextmanager
 def _undisturbed(run: Run) -> Iterator[None]:
-    """Without gradient and dropout; what the calls leave behind is put back."""
+    """Without gradient and dropout; the state that the calls change is restored."""
     states, totals, state = random_states(), run.totals, copy.deepcopy(run.state)
     training = run.model.training
     run.model.eval()

@@ -42,8 +42,8 @@ MADE_BY = {"adamw": _adamw, "sgd": _sgd, "adafactor": _adafactor}
 
 
 def optimizer_factory(config: RunConfig) -> Callable[[list[dict[str, Any]], RunConfig], torch.optim.Optimizer]:
-    """What makes the optimizer that `config.optim` names; importing it is all that is done here, so that a wrong name
-    is refused before a model is loaded. Raises ConfigError."""
+    """Return what makes the optimizer that `config.optim` names. It is only imported, so that a wrong name is refused
+    before a model is loaded. Raises ConfigError."""
     name = config.optim
     if name in OPTIMIZERS:
         return MADE_BY[OPTIMIZERS[name]]
@@ -64,7 +64,7 @@ def optimizer_factory(config: RunConfig) -> Callable[[list[dict[str, Any]], RunC
 
 
 def make_optimizer(model: torch.nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """The optimizer over the trained parameters. Only matrices decay: norms and biases are left alone."""
+    """Return the optimizer over the trained parameters. Only matrices decay, not norms and biases."""
     decayed, others = [], []
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -78,10 +78,10 @@ def make_optimizer(model: torch.nn.Module, config: RunConfig) -> torch.optim.Opt
 
 
 class Schedule:
-    """The learning rate as a function of where the run is, so that resuming needs no state of its own.
+    """The learning rate as a function of the run's position, so that resuming needs no state of its own.
 
-    `position` counts optimizer steps of `total`. It may be fractional: with packing, the number of steps is an
-    estimate and the position is the share of the rows that has been consumed.
+    `position` counts optimizer steps of `total`. It may be fractional: with packing, the number of steps is an estimate
+    and the position is the share of the rows that has been consumed.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: RunConfig, total: int):
@@ -108,7 +108,7 @@ class Schedule:
         self.base = config.learning_rate  # not the optimizer's: a resumed one holds the rate of its last step
 
     def set(self, position: float) -> float:
-        """Set the learning rate of every group for the step at `position`; gives that of the first group."""
+        """Set the learning rate of every group for the step at `position`; returns that of the first group."""
         for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
             group["lr"] = self.base * factor(position)
         return self.optimizer.param_groups[0]["lr"]

@@ -1,4 +1,4 @@
-"""Before a run has a model: the plugins that it uses, its tokenizer, rows and rewards, and all that can be refused."""
+"""The half of a run that needs no model: its plugins, tokenizer, rows and rewards, and all that can be refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Chosen:
-    """The plugins of a run and the models that its method asks for. Nothing is opened yet."""
+    """The plugins of a run and the models that its method needs. Nothing is opened yet."""
 
     config: RunConfig
     infos: list[PluginInfo]  # the method, the backend if one is named, the diagnostics
@@ -72,8 +72,7 @@ class Preflight:
 
 
 def choose(config: RunConfig, method: PluginInfo) -> Chosen:
-    """Import the run's plugins. Raises PluginBroken, PluginNotFound, HookError or ConfigError for ones that don't
-    fit."""
+    """Import the plugins. Raises PluginBroken, PluginNotFound, HookError or ConfigError for ones that don't fit."""
     backend, backend_config = backend_of(config)
     diagnostics = diagnostics_of(method, config)
     diagnostics_config = registry.diagnostics_configs(config)
@@ -93,8 +92,8 @@ def choose(config: RunConfig, method: PluginInfo) -> Chosen:
 
 
 def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
-    """Choose the plugins, open the data, try its first rows. Raises whatever can be refused without a model, and
-    StoppedByFinding where `stop_on` asks for it."""
+    """Choose the plugins, open the data, try its first rows. Raises everything that can be refused without a model, and
+    StoppedByFinding if `stop_on` asks for it."""
     chosen = choose(config, method)
     watch = Monitor(chosen.plugins, chosen.infos, config)
     optimizer_factory(config)

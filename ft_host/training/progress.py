@@ -45,12 +45,12 @@ def _eval_line(entry: dict[str, Any]) -> str:
 
 
 def _earned(config: RunConfig) -> tuple[str, ...]:
-    """What a run that learns from its own completions is about."""
+    """Return the metric that matters most in a run that learns from its own completions."""
     return (config.reward_metric,) if isinstance(config, RolloutConfig) else ()
 
 
 class Lines:
-    """One line every `logging_steps`. What is logged with the first step of a rollout stays until the next one."""
+    """One line every `logging_steps`. Values logged with the first step of a rollout stay until the next one."""
 
     def __init__(self, total: int | None):
         self.total = total
@@ -81,7 +81,7 @@ class Lines:
 
 
 class Bar:
-    """tqdm, with what the last rollout earned, loss, tokens per second and what is left."""
+    """tqdm, with the reward of the last rollout, loss, tokens per second and the time left."""
 
     def __init__(self, total: int | None, done: int):
         from tqdm import tqdm
@@ -119,8 +119,8 @@ def check_trackers(names: list[str]) -> None:
 
 
 class Trackers:
-    """TensorBoard, Weights & Biases, trackio, MLflow, … through accelerate. What is logged with the first step of a
-    rollout is sent with the next step that is sent. Warnings and errors become alerts of Weights & Biases and trackio,
+    """TensorBoard, Weights & Biases, trackio, MLflow, … through accelerate. Values logged with the first step of a
+    rollout are sent with the next step that is sent. Warnings and errors become alerts in Weights & Biases and trackio,
     which have such."""
 
     def __init__(self):
@@ -169,7 +169,7 @@ class Trackers:
 
 
 def sinks(progress: str, total: int | None, done: int) -> list[Any]:
-    """The printers that `config.progress` asks for."""
+    """Return the printers that `config.progress` selects."""
     how = mode(progress)
     if how == "bar":
         return [Bar(total, done)]

@@ -1,8 +1,8 @@
 """One optimizer step, and the loss of an evaluation: micro-batches, counts that ranks agree on, loss, one update.
 
-An optimizer step is a set of rows. How they are cut into micro-batches and spread over ranks changes memory and speed,
-never the gradient: a loss is a sum over rows divided by counts of the whole step (`run.totals`), which all ranks agree
-on before the first forward.
+An optimizer step is a set of rows. How they are split into micro-batches and spread over ranks changes memory and
+speed, never the gradient: a loss is a sum over rows divided by counts of the whole step (`run.totals`), which all ranks
+agree on before the first forward.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 
 def asks_models(run: Run) -> bool:
-    """Whether the method looks at rows with a model before they are collated."""
+    """Return whether the method runs a model on rows before they are collated."""
     hook = run.plugins.hook
     annotates = run.rollouts is None and hook.ft_annotate.get_hookimpls()
     return bool(annotates or hook.ft_step.get_hookimpls())
 
 
 def before_collating(run: Run, cuts: list[list[Row]]) -> list[list[Row]]:
-    """The rows of a step's micro-batches, annotated (those of a rollout are already) and with the statistics of the
-    step."""
+    """Return the rows of a step's micro-batches, annotated (those of a rollout are already) and with the statistics of
+    the step."""
     rows = [row for each in cuts for row in each]
     if run.rollouts is None:
         rows = run.annotate(rows)
@@ -53,7 +53,7 @@ def before_collating(run: Run, cuts: list[list[Row]]) -> list[list[Row]]:
 
 
 def loss_of(run: Run, batch: Batch, tokens: int, accumulator: Accumulator) -> torch.Tensor:
-    """The loss of one micro-batch as it enters the step's sum; its metrics go into `accumulator`."""
+    """Return the loss of one micro-batch as it enters the step's sum; its metrics go into `accumulator`."""
     with run.accelerator.autocast():
         output = run.loss(batch.to(run.device))
     loss = output.loss
@@ -103,7 +103,7 @@ def sync_only_last(run: Run, last: bool) -> contextlib.AbstractContextManager:
 
 
 def clip(run: Run, optimizer: torch.optim.Optimizer) -> float:
-    """Scale the gradients down to `max_grad_norm`; gives their norm before that."""
+    """Scale the gradients down to `max_grad_norm`; returns their norm before that."""
     trained = [p for p in run.model.parameters() if p.requires_grad]
     limit = run.config.max_grad_norm or math.inf
     norm = run.accelerator.clip_grad_norm_(trained, limit)
@@ -120,10 +120,10 @@ def train_step(
     monitor: UpdateMonitor,
     data_time: float = 0.0,
 ) -> dict[str, float]:
-    """Forward and backward of every micro-batch, then one update. Gives the step's metrics over all ranks; `data_time`,
-    the seconds that this one waited for its rows, is one of them.
+    """Run forward and backward of every micro-batch, then one update. Returns the step's metrics over all ranks;
+    `data_time`, the seconds that this rank waited for its rows, is one of them.
 
-    Raises FtHostError before the update when loss or gradient is not finite, so that the weights stay what they were.
+    Raises FtHostError before the update if loss or gradient is not finite, so that the weights stay what they were.
     """
     run.totals = agreed.totals
     accumulator, load = Accumulator(), ExpertLoad()
@@ -156,8 +156,8 @@ def train_step(
 
 
 def evaluate_loss(run: Run, mine: list[Row]) -> dict[str, float]:
-    """Loss and metrics over the evaluation rows, of which `mine` are this rank's, annotated, as `eval_*`. Doesn't
-    depend on the batch size or the ranks."""
+    """Return loss and metrics over the evaluation rows as `eval_*`. `mine` are this rank's rows, annotated. The result
+    doesn't depend on the batch size or the ranks."""
     was_training = run.model.training
     run.model.eval()  # which is how `ft_step` tells held-out rows from those that are trained on
     mine = run.add_step_statistics(mine)
