@@ -229,36 +229,18 @@ class Engine:
             message=rule.message(view),
             why=rule.why,
             remedies=usable(rule.remedies(view), self.config),
-            evidence=self._evidence(watched),
+            evidence=watched.evidence(view),
             cause=watched.cause,
             page=rule.page,
             plugin=watched.plugin,
             step=view.step,
             opened=view.step,
-            first_step=self._step_before(watched, ago),
+            first_step=watched.step_before(view, ago),
             last_step=view.step,
             count=watched.bad,
             window=view.window,
             share=view.share,
         )
-
-    def _step_before(self, watched: Watched, ago: int) -> int:
-        """Return the step of the answer `ago` answers back."""
-        for name in watched.metrics:
-            series = self.view.series.get(name)
-            if series is not None and len(series) > ago:
-                return int(series.steps[-1 - ago])
-        return self.view.step
-
-    def _evidence(self, watched: Watched) -> list[dict[str, Any]]:
-        view, rule = self.view, watched.rule
-        out = []
-        for name in [*watched.facts, *watched.metrics]:
-            item = {"metric": name, "value": view.get(name)}
-            if name in view.series and not rule.of_facts:
-                item |= {"mean": view.mean(name, max(view.window, 1)), "baseline": view.baseline(name)}
-            out.append(item)
-        return out
 
     def _go_on(self, watched: Watched, finding: Finding, bad: bool) -> list[Finding]:
         """Update an open finding: still bad, worse, or cleared."""

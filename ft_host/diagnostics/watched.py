@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from ft_host.diagnostics.finding import Finding
 from ft_host.diagnostics.rule import Rule, is_fact
+from ft_host.diagnostics.view import View
 
 
 class Watched:
@@ -30,3 +32,20 @@ class Watched:
     @property
     def share(self) -> float:
         return self.bad / len(self.answers) if self.answers else 0.0
+
+    def step_before(self, view: View, ago: int) -> int:
+        """Return the step of the answer `ago` answers back."""
+        for name in self.metrics:
+            series = view.series.get(name)
+            if series is not None and len(series) > ago:
+                return int(series.steps[-1 - ago])
+        return view.step
+
+    def evidence(self, view: View) -> list[dict[str, Any]]:
+        out = []
+        for name in [*self.facts, *self.metrics]:
+            item = {"metric": name, "value": view.get(name)}
+            if name in view.series and not self.rule.of_facts:
+                item |= {"mean": view.mean(name, max(view.window, 1)), "baseline": view.baseline(name)}
+            out.append(item)
+        return out
