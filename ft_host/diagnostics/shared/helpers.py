@@ -4,7 +4,6 @@ torch."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ft_host.diagnostics.view import View
@@ -107,6 +106,3 @@ def held_out_rises(view: View) -> bool | None:
     if 0 < len(evals) < 3:
         return None
     return bool(evals) and evals[-1] > evals[0] + 0.1 * abs(evals[0])
-
-
-Judge = Callable[[View], bool | None]
