@@ -131,7 +131,7 @@ class Run:
     def rollout(self, rows: list[Row], rollout: RolloutRun) -> Rollout:
         """`ft_rollout` on this rank's prompts. All ranks must call it at once."""
         with blamed(self.plugins, "ft_rollout"):
-            found = self.plugins.hook.ft_rollout(rows=rows, run=rollout)
+            found = self.plugins.hook.ft_rollout(rows=rows, rollout=rollout, run=rollout)
         return check_rollout(self.plugins, found)
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:

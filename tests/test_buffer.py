@@ -44,8 +44,8 @@ class Method:
         self.annotated: list[int] = []  # rows at a time
 
     @hookimpl
-    def ft_rollout(self, rows, run):
-        self.rollouts.append((run, [row["number"] for row in rows]))
+    def ft_rollout(self, rows, rollout):
+        self.rollouts.append((rollout, [row["number"] for row in rows]))
         kept = [row for row in rows if self.signal(row["number"])]
         made = [
             {"group": row["group"], "number": row["number"], "place": place, "length": 3, "completion_ids": [1, 2]}
@@ -223,8 +223,8 @@ class Uneven(Method):
     """Leaves out some of the completions of a prompt."""
 
     @hookimpl
-    def ft_rollout(self, rows, run):
-        found = super().ft_rollout(rows, run)
+    def ft_rollout(self, rows, rollout):
+        found = super().ft_rollout(rows, rollout)
         kept = [row["place"] <= row["number"] % 3 for row in found.rows]
         pairs = [pair for pair, keep in zip(zip(found.rows, found.samples, strict=True), kept, strict=True) if keep]
         return Rollout(rows=[row for row, _ in pairs], samples=[sample for _, sample in pairs])
@@ -272,8 +272,8 @@ def test_the_first_step_of_a_rollout_tells_of_it(make):
 def test_samples_are_none_or_one_a_row(make):
     class Odd(Method):
         @hookimpl
-        def ft_rollout(self, rows, run):
-            found = super().ft_rollout(rows, run)
+        def ft_rollout(self, rows, rollout):
+            found = super().ft_rollout(rows, rollout)
             return dataclasses.replace(found, samples=found.samples[:1])
 
     with pytest.raises(HookError, match="ft_rollout of .* gave 1 samples for 4 rows"):

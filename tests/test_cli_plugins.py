@@ -240,3 +240,19 @@ def test_listing_with_twenty_plugins_is_quick(tmp_path):
     text = plugins(site=tmp_path, after="import time; print(time.process_time())")
     assert len(text.splitlines()) >= 22
     assert float(text.splitlines()[-1]) < 2.0
+
+
+def test_a_config_that_imports_torch_is_noted(tmp_path):
+    install(tmp_path, "alpha")
+    install(tmp_path, "heavy")
+    config = tmp_path / "fake_heavy" / "config.py"
+    config.write_text("import torch\n" + config.read_text())
+    heavy, alpha = (
+        json.loads(plugins("show", name, "--check", "--json", site=tmp_path))["plugins"][0]["check"]
+        for name in ("heavy", "alpha")
+    )
+    assert heavy["result"] == alpha["result"] == "ok" and alpha["notes"] == []
+    assert heavy["notes"] == [
+        "its config, fake_heavy.config:Config, imports torch, for which --help and every refusal then wait"
+    ]
+    assert heavy["notes"][0] in plugins("show", "heavy", "--check", site=tmp_path)

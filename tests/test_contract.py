@@ -315,3 +315,13 @@ def test_a_field_of_the_host_may_be_narrower_and_have_another_default():
         max_length: int = option_of(7, "Never none.")
 
     assert fields_of(Other)["max_length"].default == 7
+
+
+def test_ft_rollout_is_handed_its_rollout_by_the_name_of_0_4_too():
+    manager = pluggy.PluginManager(NAME)
+    manager.add_hookspecs(generation)
+    old = SimpleNamespace(ft_rollout=hookimpl(lambda rows, run: (rows, run), specname="ft_rollout"))
+    with pytest.warns(FutureWarning, match="its argument run is called rollout since ft-host 0.5"):
+        manager.register(old)
+    given = object()
+    assert manager.hook.ft_rollout(rows=[1], rollout=given, run=given) == ([1], given)

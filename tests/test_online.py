@@ -385,7 +385,7 @@ def test_a_method_with_rollouts_says_so_in_its_fields_too(refused, tmp_path):
     """
     hook = """
         @hookimpl
-        def ft_rollout(rows, run):
+        def ft_rollout(rows, rollout):
             pass
     """
     for name, source, has, lacks in (

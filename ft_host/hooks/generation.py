@@ -13,14 +13,18 @@ if TYPE_CHECKING:
     from ft_host.types import Completion, Request, Rollout, Row, Sampling, Scores, Sequence
 
 
-@hookspec(firstresult=True)
-def ft_rollout(rows: list[Row], run: RolloutRun) -> Rollout:
+RUN = FutureWarning("ft_rollout: its argument run is called rollout since ft-host 0.5")
+
+
+@hookspec(firstresult=True, warn_on_impl_args={"run": RUN})
+def ft_rollout(rows: list[Row], rollout: RolloutRun, run: RolloutRun) -> Rollout:
     """Turn prompts into rows to train on: complete them, score the completions, say what to learn from them.
 
     Implemented by methods that learn from what they sample; a method without it is trained on the rows as they are.
-    Runs on this rank's prompts of a rollout, all ranks at once, through `run.generate` and `run.reward` alone: `run`
-    holds no model, so that it may run elsewhere than the training. May leave out groups that hold no signal; further
-    prompts are then drawn, up to `max_rollout_draws` times. Since 0.3.
+    Runs on this rank's prompts of a rollout, all ranks at once, through `rollout.generate` and `rollout.reward` alone:
+    `rollout` holds no model, so that it may run elsewhere than the training. May leave out groups that hold no signal;
+    further prompts are then drawn, up to `max_rollout_draws` times. `run` is the same object, by the name that it had
+    before 0.5. Since 0.3.
     """
 
 

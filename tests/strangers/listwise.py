@@ -33,10 +33,10 @@ def ft_prepare(row, tokenizer, config):
 
 
 @hookimpl
-def ft_rollout(rows, run):
-    size = run.config.num_generations
-    completions = run.generate(rows, size)
-    rewards = run.reward(rows, completions)
+def ft_rollout(rows, rollout):
+    size = rollout.config.num_generations
+    completions = rollout.generate(rows, size)
+    rewards = rollout.reward(rows, completions)
     found = [
         completion_row(rows[place // size], completion) | {"reward": reward or 0.0}
         for place, (completion, reward) in enumerate(zip(completions, rewards.totals(), strict=True))

@@ -36,12 +36,12 @@ def ft_prepare(row, tokenizer, config):
 
 
 @hookimpl
-def ft_rollout(rows, run) -> Rollout:
-    size = run.config.num_generations
-    completions = run.generate(rows, size)
+def ft_rollout(rows, rollout) -> Rollout:
+    size = rollout.config.num_generations
+    completions = rollout.generate(rows, size)
     found = [completion_row(rows[index // size], completion) for index, completion in enumerate(completions)]
-    metrics, earned = run.watch(rows, completions)
-    texts = [run.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
+    metrics, earned = rollout.watch(rows, completions)
+    texts = [rollout.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
     samples = [
         {"prompt": rows[index // size]["prompt"], "completion": text} | earned[index]
         for index, text in enumerate(texts)

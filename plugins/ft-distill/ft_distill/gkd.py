@@ -80,18 +80,18 @@ def sampled_row(row: Row, completion: Any, own: bool) -> Row:
 
 
 @hookimpl
-def ft_rollout(rows, run) -> Rollout:
+def ft_rollout(rows, rollout) -> Rollout:
     """A completion of each prompt, by whoever's turn it is."""
-    config, tokenizer = run.config, run.tokenizer
-    mine = [row for row in rows if on_policy(config, run.number, row["group"])]
+    config, tokenizer = rollout.config, rollout.tokenizer
+    mine = [row for row in rows if on_policy(config, rollout.number, row["group"])]
     groups = {row["group"] for row in mine}
     others = [row for row in rows if row["group"] not in groups]
     # all ranks must ask at once, those too that have nothing to ask about
-    completions = run.generate(mine) if config.samples_policy else []
-    metrics, earned = run.watch(mine, completions) if config.samples_policy else ({}, [])
+    completions = rollout.generate(mine) if config.samples_policy else []
+    metrics, earned = rollout.watch(mine, completions) if config.samples_policy else ({}, [])
     made = {row["group"]: sampled_row(row, completion, True) for row, completion in zip(mine, completions, strict=True)}
     if config.asks_teacher:
-        taught = run.generate(others, role="teacher")
+        taught = rollout.generate(others, role="teacher")
         made |= {row["group"]: sampled_row(row, each, False) for row, each in zip(others, taught, strict=True)}
     else:
         made |= {row["group"]: row["own"] | {"group": row["group"]} for row in others}

@@ -115,22 +115,22 @@ def on_policy(config: Any, rollout: int, group: int) -> bool:
 
 
 @hookimpl
-def ft_rollout(rows, run) -> Rollout:
+def ft_rollout(rows, rollout) -> Rollout:
     """A completion of each prompt, by whoever's turn it is."""
-    config, met = run.config, meeting(run.tokenizer, run.config)
-    if run.number == 0:
-        run.say(introduction(met, config))
-    mine = [row for row in rows if on_policy(config, run.number, row["group"])]
+    config, met = rollout.config, meeting(rollout.tokenizer, rollout.config)
+    if rollout.number == 0:
+        rollout.say(introduction(met, config))
+    mine = [row for row in rows if on_policy(config, rollout.number, row["group"])]
     groups = {row["group"] for row in mine}
     others = [row for row in rows if row["group"] not in groups]
     # all ranks must ask at once, those too that have nothing to ask about
-    completions = run.generate(mine) if config.samples_policy else []
-    metrics, earned = run.watch(mine, completions) if config.samples_policy else ({}, [])
+    completions = rollout.generate(mine) if config.samples_policy else []
+    metrics, earned = rollout.watch(mine, completions) if config.samples_policy else ({}, [])
     made = {row["group"]: policys_row(row, each, met, config) for row, each in zip(mine, completions, strict=True)}
     if config.asks_teacher:
         asked = others if met is None else [row | {"prompt_ids": row["teacher_prompt_ids"]} for row in others]
         ends = None if met is None else sorted({met.theirs.end, met.theirs.turn_end})
-        answers = run.generate(asked, role="teacher", stop_token_ids=ends)
+        answers = rollout.generate(asked, role="teacher", stop_token_ids=ends)
         made |= {row["group"]: teachers_row(row, each, met, config) for row, each in zip(others, answers, strict=True)}
     else:
         made |= {row["group"]: row["own"] | {"group": row["group"]} for row in others}
@@ -140,7 +140,7 @@ def ft_rollout(rows, run) -> Rollout:
     samples = [
         {
             "prompt": row["prompt"],
-            "completion": run.tokenizer.decode(each["completion_ids"], skip_special_tokens=True),
+            "completion": rollout.tokenizer.decode(each["completion_ids"], skip_special_tokens=True),
             "extra": {"by": by[each["on_policy"]]},
         }
         | shown.get(row["group"], {})

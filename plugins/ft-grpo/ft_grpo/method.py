@@ -60,11 +60,11 @@ def ft_prepare(row, tokenizer, config):
 
 
 @hookimpl
-def ft_rollout(rows, run) -> Rollout:
+def ft_rollout(rows, rollout) -> Rollout:
     """The completions of each prompt, with what they earn; with `dynamic_sampling`, of prompts that hold a signal."""
-    config, size = run.config, run.config.num_generations
-    completions = run.generate(rows, size)
-    rewards = run.reward(rows, completions)
+    config, size = rollout.config, rollout.config.num_generations
+    completions = rollout.generate(rows, size)
+    rewards = rollout.reward(rows, completions)
     samples, compared = rewards.samples(rows), [rewards.totals()]
     if config.multi_objective_aggregation == "normalize_then_sum":  # then each reward has a say of its own
         compared = list(zip(*rewards.values, strict=True))

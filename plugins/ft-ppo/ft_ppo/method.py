@@ -219,11 +219,11 @@ def ft_prepare(row, tokenizer, config):
 
 
 @hookimpl
-def ft_rollout(rows, run) -> Rollout:
+def ft_rollout(rows, rollout) -> Rollout:
     """One completion of each prompt, with its score. A completion without one stays, without targets."""
-    stop, penalty = stop_token_of(run.config, run.tokenizer), run.config.missing_eos_penalty or 0.0
-    completions = [cut_after(each, stop) for each in run.generate(rows, 1)]
-    rewards = run.reward(rows, completions)
+    stop, penalty = stop_token_of(rollout.config, rollout.tokenizer), rollout.config.missing_eos_penalty or 0.0
+    completions = [cut_after(each, stop) for each in rollout.generate(rows, 1)]
+    rewards = rollout.reward(rows, completions)
     found = []
     for prompt, completion, score in zip(rows, completions, rewards.totals(), strict=True):
         row = completion_row(prompt, completion)

@@ -92,11 +92,11 @@ def ft_prepare(row, tokenizer, config):
 
 
 @hookimpl
-def ft_rollout(rows, run) -> Rollout:
+def ft_rollout(rows, rollout) -> Rollout:
     """The completions of each prompt, and what they earn before the KL penalty."""
-    config, size = run.config, run.config.num_generations
-    completions = run.generate(rows, size)
-    rewards = run.reward(rows, completions)
+    config, size = rollout.config, rollout.config.num_generations
+    completions = rollout.generate(rows, size)
+    rewards = rollout.reward(rows, completions)
     earned = [clipped(total, config.reward_clip_range) for total in rewards.totals()]
     found = []
     for place, (completion, reward) in enumerate(zip(completions, earned, strict=True)):

@@ -161,13 +161,14 @@ def distilled_row(prompt: dict, completion: Any, skipped: int) -> dict:
 
 
 @hookimpl
-def ft_rollout(rows, run) -> Rollout:
+def ft_rollout(rows, rollout) -> Rollout:
     """The completions of each prompt, and what they earn where someone wants to know."""
-    config, size = run.config, run.config.num_generations
+    config, size = rollout.config, rollout.config.num_generations
     for row in rows:
         if "teacher_prompt_ids" not in row:
             raise DataError(f"a row has no {CONTEXT}: that of the prompt {str(row['prompt'])[:80]!r}")
-    completions = run.generate([asked_as_teacher(row) for row in rows] if config.generate_from_teacher else rows, size)
+    asked = [asked_as_teacher(row) for row in rows] if config.generate_from_teacher else rows
+    completions = rollout.generate(asked, size)
     found = [
         distilled_row(row, completions[index * size + place], config.num_loss_tokens_to_skip)
         for index, row in enumerate(rows)
@@ -178,8 +179,8 @@ def ft_rollout(rows, run) -> Rollout:
     if config.num_loss_tokens_to_skip:
         nothing = sum(not any(row["sampled"]) for row in found)
         metrics["self_distillation/without_loss_fraction"] = mean(nothing, len(found))
-    texts = [run.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
-    watched, earned = run.watch(rows, completions)
+    texts = [rollout.tokenizer.decode(each.token_ids, skip_special_tokens=True) for each in completions]
+    watched, earned = rollout.watch(rows, completions)
     samples = [
         {"prompt": rows[index // size]["prompt"], "completion": text} | earned[index]
         for index, text in enumerate(texts)

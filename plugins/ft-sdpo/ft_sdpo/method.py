@@ -131,11 +131,11 @@ def attempt_row(prompt: dict, completion: Any, reward: float | None, asked: Any,
 
 
 @hookimpl
-def ft_rollout(rows, run) -> Rollout:
+def ft_rollout(rows, rollout) -> Rollout:
     """The completions of each prompt, what they earn, and what their teachers are asked."""
-    config, size = run.config, run.config.num_generations
-    completions = run.generate(rows, size)
-    rewards = run.reward(rows, completions)
+    config, size = rollout.config, rollout.config.num_generations
+    completions = rollout.generate(rows, size)
+    rewards = rollout.reward(rows, completions)
     totals, logged = rewards.totals(), rewards.extra.get(FEEDBACK)
     shown, earned, found = [], [], []
     asked: list[list[Any]] = []
@@ -146,13 +146,14 @@ def ft_rollout(rows, run) -> Rollout:
         earned.append(totals[group])
         asked.append([None] * size)
         if config.distillation_weight:
-            asked[-1] = teacher_ids(prompt, shown[-1], run.tokenizer, config)
+            asked[-1] = teacher_ids(prompt, shown[-1], rollout.tokenizer, config)
         found += [
             attempt_row(prompt, *each, config)
             for each in zip(completions[group], totals[group], asked[-1], strict=True)
         ]
+    decode = rollout.tokenizer.decode
     samples = [
-        sample | {"reprompt": run.tokenizer.decode(row["teacher_prompt_ids"]) if row["teacher_prompt_ids"] else None}
+        sample | {"reprompt": decode(row["teacher_prompt_ids"]) if row["teacher_prompt_ids"] else None}
         for sample, row in zip(rewards.samples(rows), found, strict=True)
     ]
     metrics = rewards.metrics | completion_metrics(completions) | rewards.group_metrics(size)
