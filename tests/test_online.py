@@ -131,7 +131,15 @@ def finished(tmp_path_factory, llama) -> RunFolder:
 def test_the_plan(finished):
     run = json.loads((finished.path / "run.json").read_text())
     assert run["status"] == "finished" and {each["name"] for each in run["plugins"]} == {"grpo", "transformers"}
-    assert run["plan"]["rollout"] == {"prompts": 4, "generations": 4, "steps": 2, "passes": 1, "shuffled": False}
+    assert run["plan"]["rollout"] == {
+        "prompts": 4,
+        "generations": 4,
+        "steps": 2,
+        "passes": 1,
+        "shuffled": False,
+        "rows": 16,
+        "whole_groups": False,
+    }
     assert run["plan"]["rows_per_step"] == 8 and run["plan"]["planned_steps"] == 4
     said = [event["text"] for event in finished.read("events.jsonl")]
     assert "each rollout: 4 prompts × 4 completions = 16, in 2 optimizer steps of 8" in said
@@ -437,7 +445,7 @@ def test_a_run_that_found_nothing_to_learn_goes_on_from_there_once_that_is_mende
         logged_completions=16,
     )
     with pytest.raises(
-        FtHostError, match="rollout 2: none of 8 prompts held a signal .* equal rewards of 0.5 on average"
+        FtHostError, match="rollout 2: none of 8 prompts had a signal .* equal rewards of 0.5 on average"
     ):
         ft_host.train(config)
     folder = RunFolder(config.output_dir)
@@ -465,7 +473,7 @@ def test_resuming_in_the_middle_of_a_rollout_and_with_another_plan(make, capsys)
     half = ["--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2"]
     assert cli.main([*resume, *half]) == 2
     assert (
-        ": prompts 4 then and 2 now, steps 2 then and 1 now. steps_per_generation counts"
+        ": prompts 4 then and 2 now, steps 2 then and 1 now, rows 16 then and 8 now. steps_per_generation counts"
         " micro-batches" in capsys.readouterr().err
     )
     assert cli.main([*resume, "--max-steps", "6"]) == 0
