@@ -143,7 +143,7 @@ def test_the_plan(finished):
     assert run["plan"]["rows_per_step"] == 8 and run["plan"]["planned_steps"] == 4
     said = [event["text"] for event in finished.read("events.jsonl")]
     assert "each rollout: 4 prompts × 4 completions = 16, in 2 optimizer steps of 8" in said
-    probes = [text.partition(",")[0] for text in said if "the log-probs of the backend transformers are" in text]
+    probes = [text.partition(",")[0] for text in said if "the log-probs of the backend transformers match" in text]
     assert probes == ["before training", "after 2 steps"]
 
 
