@@ -279,7 +279,7 @@ def test_the_dry_run_tells_of_rollouts_and_trains_nothing(make, tmp_path, capsys
     assert cli.main([*argv, "--num-iterations", "3"]) == 0
     said = capsys.readouterr().out
     assert (
-        "# each rollout: 2 prompts × 8 completions = 16, in 2 optimizer steps of 8, gone through 3 times: 6 updates"
+        "# each rollout: 2 prompts × 8 completions = 16, in 2 optimizer steps of 8, in 3 passes: 6 updates"
         in said
     )
     # 24 prompts, 3 epochs, 2 at a time, 6 steps each
@@ -566,7 +566,7 @@ def test_a_backend_is_closed_where_the_run_fails_and_may_fail_at_that(make, clos
     (tmp_path / "cannot-close").touch()
     with pytest.raises(FtHostError, match="picky"):  # which is what the user must see first
         ft_host.train(dataclasses.replace(config, output_dir=config.output_dir + "-again", progress="lines"))
-    assert "when the run was ended: OSError: a server that won't end" in capsys.readouterr().err
+    assert "while the run was ending: OSError: a server that won't end" in capsys.readouterr().err
     with pytest.raises(OSError, match="won't end"):
         ft_host.train(make(backend="closing", output_dir=config.output_dir + "-third", max_steps=1))
     assert signal.getsignal(signal.SIGTERM) is before, "the signals are those of the run still"

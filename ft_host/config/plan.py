@@ -62,7 +62,7 @@ def rollout_notes(plan: RolloutPlan, processes: int) -> list[str]:
     if plan.step_sizes[-1] != plan.rows_per_step:
         of += f", the last of {plan.step_sizes[-1]}"
     rows = "" if plan.rows == plan.completions else f", made into {plan.rows} rows"
-    passes = f", gone through {plan.passes} times: {plan.updates} updates" if plan.passes > 1 else ""
+    passes = f", in {plan.passes} passes: {plan.updates} updates" if plan.passes > 1 else ""
     made = f"{plan.prompts} prompts × {plan.generations} completions = {plan.completions}{rows}"
     notes = [f"each rollout: {made}, in {of}{passes}"]
     if plan.prompts % processes:

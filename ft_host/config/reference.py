@@ -77,5 +77,6 @@ class ReferenceConfig(RunConfig):
             raise ConfigError(f"ref_model: {problem}")
         if self.ref_model is not None and self.ref_model == self.model:
             raise ConfigError(
-                "ref_model: is the model that is trained; leave it out, the reference is that model as the run finds it"
+                "ref_model: is the model that is trained; leave it out, the reference is that model as it was "
+                "before training"
             )

@@ -35,7 +35,7 @@ def damage(checkpoint: Path) -> str | None:
         if path.stat().st_size != expected[0]:
             return f"{name} has {path.stat().st_size} bytes, expected {expected[0]}"
         if checksum(path) != expected:
-            return f"{name} is not what was written (checksum)"
+            return f"{name} doesn't match its checksum"
     return None
 
 

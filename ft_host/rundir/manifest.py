@@ -152,7 +152,7 @@ def check_same_data(folder: RunFolder, manifest: dict[str, Any]) -> list[str]:
             f"dataset: {new['path']} is not the data that {folder.path} was trained on: {new['rows']} rows with "
             f"{', '.join(new['columns'])}, was {old['rows']} with {', '.join(old['columns'])}; start a new run"
         )
-    return [f"{new['path']} has changed since the run began; its rows are taken to be the same"]
+    return [f"{new['path']} has changed since the run began; its rows are assumed to be the same"]
 
 
 def fresh_folder(method: str) -> str:

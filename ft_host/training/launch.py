@@ -69,14 +69,14 @@ def train(
             raise
         raise FtHostError(
             f"the disk is full: {error.filename or launch.folder.path} could not be written; the checkpoints in "
-            f"{launch.folder.checkpoints} are whole. Make room and go on with `ft-host train --resume "
+            f"{launch.folder.checkpoints} are intact. Free some space and go on with `ft-host train --resume "
             f"{launch.folder.path}`"
         ) from error
     except OutOfMemory as error:
         ways = "; ".join(
             f"({number}) {remedy.why}" for number, remedy in enumerate(remedies_for(error.phase, config), 1)
         )
-        text = f"{error}. What costs least comes first: {ways}. {launch.kept()}"
+        text = f"{error}. Remedies, the cheapest first: {ways}. {launch.kept()}"
         told = OutOfMemory(text, phase=error.phase, facts=error.facts)
         launch.failed(told)
         raise told from error
@@ -262,8 +262,8 @@ class _Launch:
         """Return what a failed run can go on from, in a sentence."""
         found = None if self.folder is None else newest(self.folder.checkpoints)[0]
         if found is None:
-            return "No checkpoint had been written"
-        return f"{found.name} is whole: `ft-host train --resume {self.folder.path}` goes on from it"
+            return "No checkpoint was written"
+        return f"{found.name} is intact: `ft-host train --resume {self.folder.path}` goes on from it"
 
     def close(self) -> None:
         """End everything that the run has started, even if some of it fails. An error is raised, or only printed if the
@@ -286,4 +286,4 @@ class _Launch:
         if problems and failed is None:
             raise problems[0]
         for error in problems:
-            tell(f"when the run was ended: {type(error).__name__}: {error}", "warning", self.config.progress)
+            tell(f"while the run was ending: {type(error).__name__}: {error}", "warning", self.config.progress)
