@@ -30,21 +30,21 @@ def ft_rollout(rows: list[Row], rollout: RolloutRun, run: RolloutRun) -> Rollout
 
 @hookspec(firstresult=True)
 def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[Completion]:
-    """Complete each request, in the order given, with the weights that the backend was given last.
+    """Complete each request, in the order given, with the weights that the backend got last.
 
-    Implemented by the backend; reached as `run.generate(...)`. Runs for rollouts, and before, during and after training
-    for `eval_reward`; all ranks run it at once, one may have no requests. Takes and gives token ids: text is never
-    tokenised again in between. Since 0.1.
+    Implemented by the backend; called as `run.generate(...)`. Runs for rollouts, and before, during and after training
+    for `eval_reward`; all ranks call it at once, some perhaps without requests. It takes and returns token ids: text is
+    never tokenised again in between. Since 0.1.
     """
 
 
 @hookspec(firstresult=True)
 def ft_score(sequences: list[Sequence], top: int, run: Run) -> list[Scores]:
-    """Say what another model, which the backend serves (a teacher), gives to the tokens of each sequence, in the order
-    given: its `top` likeliest tokens at each place, with their log-probs at temperature 1.
+    """Score the tokens of each sequence, in the order given, with another model that the backend serves (a teacher):
+    its `top` likeliest tokens at each position, with their log-probs at temperature 1.
 
-    Implemented by backends that can serve such a model; reached as `run.score(...)`. Runs once for each row as it
-    enters the buffer; all ranks run it at once, one may have no sequences. Since 0.4.
+    Implemented by backends that can serve such a model; called as `run.score(...)`. Runs once for each row as it enters
+    the buffer; all ranks call it at once, some perhaps without sequences. Since 0.4.
     """
 
 
@@ -53,14 +53,14 @@ def ft_sync_weights(model: Policy, version: int, run: Run) -> None:
     """Take over the policy's weights; `version` is the optimizer step that they come from.
 
     Implemented by backends that hold weights of their own. Runs before the first generation and before each one that
-    follows an update, on all ranks at once; no request is under way meanwhile. Since 0.3.
+    follows an update, on all ranks at once, while no request is running. Since 0.3.
     """
 
 
 @hookspec
 def ft_close(run: Run) -> None:
-    """Let go of what the backend has started for this run: servers, engines, files.
+    """End what was started for this run: servers, engines, files.
 
-    Implemented by backends that start something. Runs once when the run ends, however it ends, on each rank by itself:
+    Implemented by plugins that start something. Runs once when the run ends, however it ends, on each rank by itself:
     others may be gone by then. Since 0.3.
     """
