@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    """What is told of one run; of a damaged one, its name and why."""
+    """Return the line of one run; of a damaged one, its name and the reason."""
     try:
         return _told(read_run(path))
     except RunUnreadable as error:

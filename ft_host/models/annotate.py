@@ -51,13 +51,13 @@ def annotate(
     to it. A row is identified by its columns `identity` (lists of token ids) and by `key`, which must name every
     setting that `values` depends on. All ranks must call it at once; a rank may have no rows.
     """
-    companion = run.models[role]
-    if companion.spec.precompute is None or run.store is None:
-        return added(rows, passes(rows, run, companion, values))
+    aux_model = run.models[role]
+    if aux_model.spec.precompute is None or run.store is None:
+        return added(rows, passes(rows, run, aux_model, values))
     names = [row_key(row, identity, f"{role} {key}") for row in rows]
     missing = {name: row for name, row in zip(names, rows, strict=True) if name not in run.store}
     if any(run.gather(len(missing))):
-        computed = passes(list(missing.values()), run, companion, values)
+        computed = passes(list(missing.values()), run, aux_model, values)
         for values_of_rank in run.gather(
             dict(zip(missing, computed, strict=True))
         ):  # in another epoch the row may be on another rank
@@ -122,7 +122,7 @@ def precompute(
     Where rows are independent, many are annotated at once, and those of one epoch are enough: `per_epoch` is its number
     of raw rows, None where each epoch has other rows. Raises UsageError for a row that can't be used, on all ranks.
     """
-    alone = all(companion.spec.precompute in (None, "rows") for companion in run.models.values())
+    alone = all(aux_model.spec.precompute in (None, "rows") for aux_model in run.models.values())
     limit = per_epoch if alone else None
     started = reported = time.perf_counter()
     done = 0
@@ -135,8 +135,8 @@ def precompute(
             run.say(f"{', '.join(run.models)}: {done:,} rows done")
             flush(run)
     flush(run)
-    for companion in run.models.values():
-        companion.release()
+    for aux_model in run.models.values():
+        aux_model.release()
     run.say(
         f"{', '.join(run.models)}: values of {done:,} rows, {run.store.made:,} made in "
         f"{time.perf_counter() - started:.1f} s, the others from {run.store.folder or 'memory'}"

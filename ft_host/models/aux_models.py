@@ -115,8 +115,8 @@ class AuxModel:
             head = policy.logits_head(temperature)
         if head.module is not None and self._of_policy:
             raise ConfigError(
-                "lora_target_modules, lora_modules_to_save: the head is trained, so that the same model without its"
-                " adapter can't be held against it; leave the head out"
+                "lora_target_modules, lora_modules_to_save: the head is trained, so the same model without its "
+                "adapter can't be compared with it; leave the head out"
             )
         return head if head.matrix is None else replace(head, matrix=head.matrix.detach())
 
