@@ -130,6 +130,7 @@ def run_of(policy: nn.Module, step: int = EVERY - 1, rollouts: Any = None, gathe
         policy=policy,
         step=step,
         device=CPU,
+        models={},
         rollouts=rollouts,
         gather=gather or (lambda value: [value]),
         facts=facts,
