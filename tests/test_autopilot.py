@@ -200,7 +200,7 @@ def test_a_healthy_run_is_one_attempt(config, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ((), "--budget: how many attempts"),
+        ((), "--budget: expected the maximum number of attempts"),
         (("--budget", "0"), "expected a number of attempts"),
         (("--budget", "2", "--lock", "learning_rat"), "learning_rate"),
     ],

@@ -1,4 +1,4 @@
-"""The command line. One module a command, imported when the command is called."""
+"""The command line. One module per command, imported when the command is called."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 import sys
 import traceback
 
-# name -> the module with its `run(argv) -> int`, and what the command does
+# name -> the module with its `run(argv) -> int`, and the command's description
 COMMANDS = {
-    "train": ("ft_host.cli.train", "train a model with a method, or go on with a run"),
-    "autopilot": ("ft_host.cli.autopilot", "train in attempts, each mended by what the one before found"),
-    "diagnose": ("ft_host.cli.diagnose", "say what is the matter with a run, by its folder"),
-    "explain": ("ft_host.cli.explain", "say what a rule recognises, why, and what to do about it"),
-    "rules": ("ft_host.cli.rules", "list what runs recognise by themselves"),
-    "patch": ("ft_host.cli.patch", "print a run file that mends what a run has found"),
+    "train": ("ft_host.cli.train", "train a model with a method, or resume a run"),
+    "autopilot": ("ft_host.cli.autopilot", "train in attempts, each with a remedy for the findings of the one before"),
+    "diagnose": ("ft_host.cli.diagnose", "find problems of a run from its folder"),
+    "explain": ("ft_host.cli.explain", "explain what a rule detects, its causes and remedies"),
+    "rules": ("ft_host.cli.rules", "list the rules that check runs"),
+    "patch": ("ft_host.cli.patch", "print a run file with a remedy for a run's finding"),
     "plugins": ("ft_host.cli.plugins", "list the methods, backends and diagnostics that are installed"),
     "config": ("ft_host.cli.config", "print a config file to start from"),
     "schema": ("ft_host.cli.schema", "print the JSON schema of a method's config file"),
-    "data": ("ft_host.cli.data", "show a few rows as the model will see them"),
+    "data": ("ft_host.cli.data", "show a few rows as the model sees them"),
     "report": ("ft_host.cli.report", "write a run's report as one HTML page"),
     "runs": ("ft_host.cli.runs", "list runs"),
     "compare": ("ft_host.cli.compare", "compare the configs and curves of runs"),
@@ -27,7 +27,7 @@ COMMANDS = {
 HELP = """\
 usage: ft-host COMMAND ...
 
-Fine-tunes language models; every method is a package of its own.
+Fine-tunes language models; each method is a separate package.
 
 commands
 {commands}
@@ -41,11 +41,11 @@ environment
   FT_HOST_TRACEBACK=1             print where an error arose
 """
 STDOUT = 1
-CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
+CLOSED_PIPE = 141  # the exit code that shells report for SIGPIPE
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and give the exit code; `ft_host.errors` has those of errors."""
+    """Run a command and return its exit code; `ft_host.errors` has those of errors."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         code = dispatch(argv)
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         if not stdout_is_closed():
             raise
         return CLOSED_PIPE
-    except SystemExit as left:  # argparse, in the commands that use it
+    except SystemExit as left:  # raised by argparse
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     except Exception as error:
         from ft_host.errors import FtHostError
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
-    """Hand the arguments to the command they name. Raises UsageError where they name none."""
+    """Pass the arguments to the command that they name. Raises UsageError where they name none."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         commands = "\n".join(f"  {name:<11}{about}" for name, (_, about) in COMMANDS.items())
         print(HELP.format(commands=commands), end="")
@@ -92,7 +92,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def unknown(command: str) -> Exception:
-    """The refusal of a word that is no command, with what it was likely meant to be."""
+    """Return the error for an unknown command, with the likely intended one."""
     from ft_host import registry
     from ft_host.config.files import is_config
     from ft_host.errors import UsageError
@@ -106,7 +106,7 @@ def unknown(command: str) -> Exception:
 
 
 def stdout_is_closed() -> bool:
-    """Whether the broken pipe is that of our own output, as in `ft-host plugins | head`, rather than a worker's.
+    """Return whether the broken pipe is our own output, as in `ft-host plugins | head`, and not a worker's.
 
     If so nothing more is written to it, so that Python's flush at exit doesn't complain.
     """

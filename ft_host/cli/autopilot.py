@@ -1,4 +1,4 @@
-"""`ft-host autopilot RUN_FILE --budget N`: runs, and mends the config by what the run finds. Imports no torch."""
+"""`ft-host autopilot RUN_FILE --budget N`: trains, and changes the config by the run's findings. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ft_host.util.text import nearest
 HELP = """\
 usage: ft-host autopilot [METHOD] CONFIG --budget N [--lock FIELD,FIELD] [--output FOLDER] [--field value ...]
 
-Trains as `ft-host train` does, in attempts. An attempt that finds a warning or an error with a remedy in the config is
-stopped; the next one has that remedy, and goes on from the last checkpoint before the trouble, or starts again where
-the remedy asks for that. Ends when an attempt finishes with nothing left to mend, or after N attempts.
+Trains like `ft-host train`, in attempts. An attempt with a warning or an error that has a remedy in the config is
+stopped; the next one applies that remedy, and resumes from the last checkpoint before the problem, or starts again if
+the remedy requires it. Ends when an attempt finishes without such findings, or after N attempts.
 
 Data, models, rewards and the fields of --lock are never changed. FOLDER (default: output_dir of the config, else
 runs/autopilot-DATE-TIME) holds the attempts, autopilot.json (the lineage) and report.html.
@@ -33,12 +33,12 @@ def run(argv: list[str]) -> int:
     rest = list(argv)
     budget = take_number(rest, "--budget", "attempts", least=1)
     if budget is None:
-        raise UsageError("--budget: how many attempts at most? For instance --budget 4")
+        raise UsageError("--budget: expected the maximum number of attempts, for instance --budget 4")
     lock = take_value(rest, "--lock", "names of fields, separated by commas")
     output = take_value(rest, "--output", "a folder")
     asked = read(rest)
     if asked.resume is not None or asked.dry_run:
-        raise UsageError("autopilot starts runs of its own: --resume and --dry-run belong to `ft-host train`")
+        raise UsageError("autopilot starts its own runs: --resume and --dry-run belong to `ft-host train`")
     ready = fresh(asked)
     say_warnings(ready.renamed)
     config = asdict(ready.resolved.config)
@@ -59,13 +59,13 @@ def run(argv: list[str]) -> int:
 def _folder(name: str) -> Path:
     folder = Path(name or f"runs/autopilot-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     if (folder / "autopilot.json").exists() or (folder / "run.json").exists():
-        raise UsageError(f"{folder} holds runs already; give another --output")
+        raise UsageError(f"{folder} already contains runs; choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _values(ready: Ready) -> dict[str, object]:
-    """The fields that aren't at their defaults."""
+    """Return the fields that aren't at their defaults."""
     config = asdict(ready.resolved.config)
     return {
         name: value
@@ -79,9 +79,7 @@ def _said(flight: Autopilot) -> str:
     if flight.best is None:
         last = flight.attempts[-1]
         log = flight.folder / f"attempt-{last.number}.log"
-        return "\n".join(
-            [*lines, f"none has finished; the last one was {last.status} (exit code {last.exit_code}): {log}"]
-        )
+        return "\n".join([*lines, f"none finished; the last one was {last.status} (exit code {last.exit_code}): {log}"])
     best = flight.attempts[flight.best - 1]
     value = f", {flight.metric} {best.metrics[flight.metric]:.4g}" if flight.metric else ""
     return "\n".join([*lines, f"best: attempt {best.number} in {best.folder}{value}"])

@@ -1,4 +1,4 @@
-"""`ft-host compare`: what differs between runs, on the terminal and as a page."""
+"""`ft-host compare`: the differences between runs, on the terminal and as a page."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ft_host.report.compare import names as names_of
 from ft_host.report.page import write_page
 from ft_host.rundir import format as fmt
 
-HELP = "Compare runs: settings that differ, final metrics, curves in one picture."
+HELP = "Compare runs: settings that differ, final metrics, curves in one chart."
 WIDEST = 48  # characters of a value in the table
 
 
 def run(argv: list[str]) -> int:
-    """Returns the exit code. Raises FtHostError where a folder is no run or there is nothing to compare."""
+    """Return the exit code. Raises FtHostError where a folder isn't a run or there is nothing to compare."""
     parser = argparse.ArgumentParser(
         prog="ft-host compare",
         description=HELP + f" {' and '.join(NAMES)} are not compared.",

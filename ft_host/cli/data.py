@@ -1,4 +1,4 @@
-"""`ft-host data METHOD [CONFIG]`: a few rows as the model will see them, and counts. Loads the tokenizer, no model."""
+"""`ft-host data METHOD [CONFIG]`: a few rows as the model sees them, and counts. Loads the tokenizer, no model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 SHOWN = 3  # rows, where --rows says nothing else
-LONG = 100  # characters of a column that is shown beside a prompt
+LONG = 100  # characters shown of a column next to a prompt
 
 HELP = """\
 usage: ft-host data METHOD [CONFIG] [--field value ...] [--rows N] [--count N] [--color | --no-color]
@@ -49,7 +49,7 @@ def run(argv: list[str]) -> int:
     plain = train.take_switch(rest, "--no-color")
     asked = train.read(rest)
     if asked.resume is not None or asked.dry_run:
-        raise UsageError("ft-host data takes neither --resume nor --dry-run; `ft-host data --help` has its options")
+        raise UsageError("ft-host data takes neither --resume nor --dry-run; `ft-host data --help` lists its options")
     if asked.help:
         print(HELP + "\n" + train.installed())
         return 0
@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
 
 @dataclass
 class Counts:
-    """What a number of rows comes to."""
+    """Counts over a number of rows."""
 
     raw: int = 0
     rows: int = 0
@@ -96,7 +96,9 @@ class Counts:
 
 
 def is_prompt(row: Row) -> bool:
-    """Whether a row is a prompt alone, as `prompt_row` makes it."""
+    """Return whether a row is a prompt alone, as made by `prompt_row`: without supervised tokens, and never
+    truncated.
+    """
     return {"prompt_ids", "prompt", "columns"} <= row.keys()
 
 
@@ -122,10 +124,10 @@ def show(method: registry.PluginInfo, config: RunConfig, shown: int, counted: in
 
     counts = Counts()
     for position in range(max(counted, shown)):
-        found = reader.get(0, position) if reader.has(0, position) else None
-        if found is None:
+        item = reader.get(0, position) if reader.has(0, position) else None
+        if item is None:
             break
-        where, raw = found
+        where, raw = item
         counts.raw += 1
         result = prepared(prepare, where, raw)
         if isinstance(result, Drop):

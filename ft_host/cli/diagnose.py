@@ -1,4 +1,4 @@
-"""`ft-host diagnose RUN`: what is the matter with a run, by its folder. Imports no torch."""
+"""`ft-host diagnose RUN`: finds problems of a run from its folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ft_host.diagnostics.rule import SEVERITIES
 from ft_host.diagnostics.sarif import as_sarif
 from ft_host.errors import FtHostError, StoppedByFinding
 
-HELP = "Hold the rules of a run against its folder, and say what they find, why, and what to change."
+HELP = "Apply the rules of a run to its folder, and print findings, causes and remedies."
 FORMATS = {"text": as_text, "json": as_json, "sarif": as_sarif}
 
 
 def run(argv: list[str]) -> int:
-    """Returns the exit code. Raises UsageError where the folder is no run's, or for a code that no rule has."""
+    """Return the exit code. Raises UsageError where the folder isn't a run's, or for an unknown code."""
     parser = argparse.ArgumentParser(
         prog="ft-host diagnose",
-        description=HELP + " Also of a run that failed, or still runs, or was made with other rules.",
-        epilog="Exit code: 5 where --fail-on asks for it, 2 for wrong use, else 0.",
+        description=HELP + " Works for runs that failed, still run, or used other rules, too.",
+        epilog="Exit code: 5 if --fail-on applies, 2 for wrong use, otherwise 0.",
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="default: text")
@@ -29,13 +29,13 @@ def run(argv: list[str]) -> int:
         "--select",
         metavar="CODES",
         type=_codes,
-        help="rules to use, separated by commas: GRPO,NUM001 (default: as the run's config says)",
+        help="rules to use, separated by commas: GRPO,NUM001 (default: those of the run's config)",
     )
-    parser.add_argument("--ignore", metavar="CODES", type=_codes, help="rules to leave out, in the same way")
+    parser.add_argument("--ignore", metavar="CODES", type=_codes, help="rules to leave out, in the same format")
     parser.add_argument(
-        "--fail-on", choices=SEVERITIES, help="exit with 5 where a finding of this severity or above is open"
+        "--fail-on", choices=SEVERITIES, help="exit with 5 if a finding of this severity or above is open"
     )
-    parser.add_argument("--output", metavar="FILE", type=Path, help="where to write it (default: the terminal)")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="output file (default: the terminal)")
     arguments = parser.parse_args(argv)
     diagnosis = diagnose(arguments.run, arguments.select, arguments.ignore)
     text = FORMATS[arguments.format](diagnosis)
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
         write(arguments.output, text)
     limit = arguments.fail_on
     bad = [
-        each for each in diagnosis.findings if each["state"] == "open" and limit and at_least(each["severity"], limit)
+        item for item in diagnosis.findings if item["state"] == "open" and limit and at_least(item["severity"], limit)
     ]
     return StoppedByFinding.exit_code if bad else 0
 

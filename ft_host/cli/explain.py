@@ -11,12 +11,12 @@ from ft_host.diagnostics.pages import page, terminal_text
 from ft_host.errors import UsageError
 from ft_host.util.text import nearest
 
-HELP = "Say what a rule recognises, why, and what to do about it."
+HELP = "Explain what a rule detects, its causes and remedies."
 WIDTH = 100
 
 
 def run(argv: list[str]) -> int:
-    """Returns the exit code. Raises UsageError for a code that no rule has."""
+    """Return the exit code. Raises UsageError for an unknown code."""
     parser = argparse.ArgumentParser(prog="ft-host explain", description=HELP)
     parser.add_argument("code", metavar="CODE", help="as in a finding: GRPO001")
     code = parser.parse_args(argv).code.partition(":")[0].upper()

@@ -6,18 +6,19 @@ import argparse
 
 from ft_host.report import write_report
 
-HELP = "Write a page with a run's result, curves, samples and settings."
+HELP = "Write a page with a run's results, curves, samples and settings."
 
 
 def run(argv: list[str]) -> int:
-    """Returns the exit code. Raises FtHostError where the folder is no run, has nothing to show, or can't be
-    written."""
+    """Return the exit code. Raises FtHostError where the folder isn't a run, has nothing to show, or can't
+    be written.
+    """
     parser = argparse.ArgumentParser(
         prog="ft-host report",
-        description=HELP + " One HTML file that needs nothing from elsewhere; also of a run that failed or still runs.",
+        description=HELP + " One self-contained HTML file; also for a run that failed or still runs.",
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--output", metavar="FILE", help="where to write it (default: RUN/report.html)")
+    parser.add_argument("--output", metavar="FILE", help="output file (default: RUN/report.html)")
     arguments = parser.parse_args(argv)
     print(write_report(arguments.run, arguments.output))
     return 0

@@ -1,4 +1,4 @@
-"""`ft-host rules`: what runs recognise by themselves."""
+"""`ft-host rules`: the rules that check runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HELP = "List the rules of the host and of all installed plugins."
 
 
 def run(argv: list[str]) -> int:
-    """Returns the exit code. Raises FtHostError for a method that isn't there."""
+    """Return the exit code. Raises FtHostError for an unknown method."""
     parser = argparse.ArgumentParser(
         prog="ft-host rules",
         description=HELP
@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
         "no method unless its rules are in the same module.",
     )
     parser.add_argument("--method", metavar="METHOD", help="the host's rules and those of this method")
-    parser.add_argument("--stage", choices=STAGES, help="when they are asked")
+    parser.add_argument("--stage", choices=STAGES, help="when they are tested")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     arguments = parser.parse_args(argv)
     owned, problems = installed_rules(arguments.method)

@@ -1,4 +1,4 @@
-"""`ft-host runs`: which runs there are, and how they went."""
+"""`ft-host runs`: lists runs and their results."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from ft_host.report import RunRecord, RunUnreadable, find_runs, read_run
 from ft_host.report.findings import counted, open_findings
 from ft_host.rundir import format as fmt
 
-SILENT = 3600  # seconds without a line after which a run may have been killed
+SILENT = 3600  # seconds without output after which a run may have been killed
 HELP = "List runs with status, steps, loss, evaluation and open findings."
 
 
 def run(argv: list[str]) -> int:
-    """Returns the exit code. Raises UsageError where there is no such folder; a damaged run is listed with its
-    reason."""
+    """Return the exit code. Raises UsageError where there is no such folder; a damaged run is listed with
+    the reason.
+    """
     parser = argparse.ArgumentParser(
         prog="ft-host runs",
         description=HELP + " Looks in FOLDER and one level below. Loss is the mean of the last ten steps.",
@@ -29,7 +30,7 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     folder = Path(arguments.folder)
     if not folder.is_dir():
-        hint = "; name the folder that your runs are in" if arguments.folder == "runs" else ""
+        hint = "; give the folder of your runs" if arguments.folder == "runs" else ""
         raise UsageError(f"{folder}: no such folder{hint}")
     listed = sorted((_entry(path) for path in find_runs(folder)), key=lambda entry: entry["created"] or "")
     if arguments.json:
@@ -83,7 +84,7 @@ def _told(record: RunRecord) -> dict[str, Any]:
 
 
 def _status(entry: dict[str, Any]) -> str:
-    """A run that was killed could not say so: one that is silent for long is marked."""
+    """Mark a run that has written nothing for long: a killed run could not report it."""
     silent = (datetime.now().astimezone() - datetime.fromisoformat(entry["written"]).astimezone()).total_seconds()
     if entry["status"] == "running" and silent > SILENT:
         return f"running, silent for {fmt.duration(silent)}"
@@ -91,10 +92,10 @@ def _status(entry: dict[str, Any]) -> str:
 
 
 def _listing(listed: list[dict[str, Any]]) -> str:
-    """A table of the runs that can be read, then a line for each that can't."""
+    """Return a table of the readable runs, then a line for each damaged one."""
     good = [entry for entry in listed if entry["status"] != "damaged"]
     evals = dict.fromkeys(name for entry in good for name in entry["evals"])
-    # The whole reward stands for its parts and the loss for the accuracy that goes with it; --json has them all.
+    # The whole reward stands for its parts, and the loss for its accuracy; --json has them all.
     columns = [
         name
         for name in evals
@@ -135,12 +136,12 @@ def _listing(listed: list[dict[str, Any]]) -> str:
             parts.append(f"{entry['name']}: {entry['problem'].splitlines()[0]}")
     parts += [f"{entry['name']} is damaged: {entry['problem']}" for entry in listed if entry["status"] == "damaged"]
     if columns:
-        parts.append("Evaluation: the last value, and the best in brackets where that is another.")
+        parts.append("Evaluation: the last value, with the best in brackets if it differs.")
     return "\n".join(parts)
 
 
 def _findings_cell(found: dict[str, int]) -> str:
-    """The number of open findings, and the gravest of them."""
+    """Return the number of open findings, and the highest severity."""
     return f"{sum(found.values())} ({next(iter(found))})" if found else "–"
 
 

@@ -1,6 +1,6 @@
 """`ft-host train METHOD [CONFIG] [--field value ...]` and `ft-host train --resume RUN`.
 
-Everything up to the import of `ft_host.training.launch` is light: a wrong command line is refused before torch is
+Everything before the import of `ft_host.training.launch` is light: a wrong command line is refused before torch is
 imported.
 """
 
@@ -26,9 +26,9 @@ usage: ft-host train METHOD [CONFIG] [--field value ...] [--dry-run]
        ft-host train CONFIG [--field value ...] [--dry-run]
        ft-host train --resume RUN [--field value ...]
 
-Trains a model. CONFIG is a YAML, TOML or JSON file; METHOD may be left out where it has a line `method: ...`. Flags
-override the file. --dry-run checks everything that needs no model, and prints the config with where each value came
-from. --resume goes on with a run that was stopped, from its newest complete checkpoint.
+Trains a model. CONFIG is a YAML, TOML or JSON file; METHOD may be left out if it has a line `method: ...`. Flags
+override the file. --dry-run checks everything that needs no model, and prints the config with the origin of each
+value. --resume continues a stopped run from its newest complete checkpoint.
 
 `ft-host train METHOD --help` lists the fields of a method, `ft-host config METHOD` prints a CONFIG to start from.
 """
@@ -36,7 +36,7 @@ from. --resume goes on with a run that was stopped, from its newest complete che
 
 @dataclass(kw_only=True)
 class Asked:
-    """The command line, apart from the fields: METHOD, CONFIG, RUN, and what is left."""
+    """The command line without the fields: METHOD, CONFIG, RUN, and the rest."""
 
     method: str | None
     file: ConfigFile | None
@@ -48,12 +48,12 @@ class Asked:
 
 @dataclass(kw_only=True)
 class Ready:
-    """What is to be run, with everything checked that needs nothing heavy."""
+    """The run to start, with everything checked that needs nothing heavy."""
 
     method: registry.PluginInfo
     resolved: resolve.Resolved
     resume: str | None
-    renamed: list[str]  # warnings of fields that were given by names of earlier versions
+    renamed: list[str]  # warnings about old names of fields
 
 
 def run(argv: list[str]) -> int:
@@ -94,16 +94,19 @@ def run(argv: list[str]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End this rank at once, its work done. torch holds on to the process group (its DTensor caches to that of a
-    sharded model), whose threads, still there when the interpreter goes, abort one rank in ten or twenty ("terminate
-    called", torch 2.13): a run that is done would have failed, and an exit code be another."""
+    """End this rank at once when its work is done.
+
+    torch keeps references to the process group (its DTensor caches to that of a sharded model). Its threads, still
+    running when the interpreter exits, abort one rank in ten or twenty ("terminate called", torch 2.13): a finished run
+    would have failed, with another exit code.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def read(argv: list[str]) -> Asked:
-    """Take METHOD, CONFIG and the options that are no fields off the command line. Raises UsageError."""
+    """Take METHOD, CONFIG and the options that aren't fields off the command line. Raises UsageError."""
     rest = list(argv)
     wanted = {name: take_switch(rest, name) for name in ("--dry-run", "--help", "-h")}
     resume = take_value(rest, "--resume", "the folder of a run, for instance --resume runs/sft-20260101-120000")
@@ -127,7 +130,7 @@ def read(argv: list[str]) -> Asked:
     if places and not is_config(places[0]):
         asked.method = places.pop(0)
     if asked.help and asked.method is not None:
-        return asked  # the fields are the same whatever the file says
+        return asked  # the fields don't depend on the file
     if places:
         asked.file = read_file(places.pop(0))
     if places:
@@ -136,7 +139,7 @@ def read(argv: list[str]) -> Asked:
         asked.method = asked.file.method
         if asked.method is None:
             raise UsageError(
-                f"{asked.file.path} names no method; write `method: sft` in it, or "
+                f"{asked.file.path} names no method; add `method: sft` to it, or use "
                 f"ft-host train METHOD {asked.file.path}"
             )
     if asked.method is None and not asked.help:
@@ -153,8 +156,9 @@ def take_switch(arguments: list[str], name: str) -> bool:
 
 
 def take_value(arguments: list[str], name: str, needs: str) -> str | None:
-    """Take an option and its value off the arguments. Raises UsageError, saying what it `needs`, where that is
-    missing."""
+    """Take an option and its value off the arguments. Raises UsageError, which says what it `needs`, where that is
+    missing.
+    """
     for index, argument in enumerate(arguments):
         if argument == name:
             if index + 1 == len(arguments) or arguments[index + 1].startswith("--"):
@@ -184,16 +188,16 @@ def installed() -> str:
 
 
 def fresh(asked: Asked) -> Ready:
-    """A new run. Raises what resolving and finding plugins do."""
-    said = asked.file.method if asked.file is not None else None
+    """Return a new run. Raises what resolving and finding plugins raise."""
+    named = asked.file.method if asked.file is not None else None
     try:
         method = registry.find("method", asked.method)
     except PluginNotFound as error:
-        if said != asked.method:
+        if named != asked.method:
             raise
         raise PluginNotFound(f"{asked.file.where('method')}: {error}") from error
-    # A file that says sft is for the method that the command line calls ft-sft:sft.
-    name = said if said in (method.name, registry.reference(method)) else asked.method
+    # A file for sft is also for the method ft-sft:sft of the command line.
+    name = named if named in (method.name, registry.reference(method)) else asked.method
     with old_names_caught() as renamed:
         resolved = resolve.resolve(registry.config_class(method), asked.file, asked.flags, method=name)
     paths.check_output(resolved.config.output_dir)
@@ -202,7 +206,7 @@ def fresh(asked: Asked) -> Ready:
 
 
 def resumed(asked: Asked) -> Ready:
-    """A run that goes on. Its run.json says with what. Raises UsageError for a folder that isn't a run's."""
+    """Return a resumed run, from its run.json. Raises UsageError for a folder that isn't a run's."""
     from ft_host.rundir.folder import RunFolder
 
     record: dict[str, Any] = RunFolder.open(asked.resume).manifest
@@ -210,7 +214,7 @@ def resumed(asked: Asked) -> Ready:
     lacking = [key for key in ("reference", "config", "origins") if key not in record]
     if lacking:
         raise UsageError(f"{where} has no {', '.join(lacking)}: not written by this version of ft-host")
-    name = record["reference"]  # as `find` takes it: the distribution and the name, or the path of a file
+    name = record["reference"]  # an argument of `find`: the distribution and the name, or the path of a file
     method = registry.find("method", name)
     with old_names_caught() as renamed:
         resolved = resolve.resolve_resumed(
@@ -221,7 +225,7 @@ def resumed(asked: Asked) -> Ready:
 
 
 def find_others(config: Any) -> None:
-    """The other plugins that the config names, found without importing them."""
+    """Find the other plugins that the config names, without importing them."""
     registry.check_requirements(config.required_plugins)
     registry.backend_of(config)
     registry.diagnostics_configs(config)
@@ -229,7 +233,7 @@ def find_others(config: Any) -> None:
 
 @contextmanager
 def old_names_caught() -> Iterator[list[str]]:
-    """Collects the warnings of fields that are given by names of earlier versions, each once."""
+    """Collect the warnings about old names of fields, each once."""
     texts: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RenamedField)
@@ -241,14 +245,14 @@ def old_names_caught() -> Iterator[list[str]]:
 
 
 def warn_once(method: registry.PluginInfo) -> None:
-    """The warning of an experimental method as a line of ours."""
+    """Print the warning about an experimental method as a line of ours."""
     with warnings.catch_warnings(record=True) as caught:
         registry.warn_if_experimental(method)
     say_warnings([str(each.message) for each in caught])
 
 
 def say_warnings(texts: list[str]) -> None:
-    """Print each as a line of ours, from the first process only."""
+    """Print each as a line of ours, on the first process only."""
     if os.environ.get("RANK", "0") == "0":
         for text in texts:
             print(f"ft-host: warning: {text}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The fields of a run: what they are, and how a file, flags and Python become a checked config. Imports no torch."""
+"""The fields of a run, and how a file, flags and Python become a checked config. Imports no torch."""
 
 from __future__ import annotations
 

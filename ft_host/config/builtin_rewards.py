@@ -1,8 +1,8 @@
-"""Rewards that are there without writing any, under the names and with the results of TRL 1.16 (`trl.rewards`).
+"""Built-in rewards, with the names and results of TRL 1.16 (`trl.rewards`).
 
-A reward is given by name (`reward: [accuracy_reward]`) and made to measure by `reward_kwargs: {name: {argument:
-value}}`. Each entry of the table is made by a function of those arguments, and gives a reward function. Completions are
-texts, or lists of messages, of which the last one counts.
+A reward is chosen by name (`reward: [accuracy_reward]`) and configured by `reward_kwargs: {name: {argument: value}}`.
+Each entry of the table is a function of those arguments that returns a reward function. Completions are texts, or lists
+of messages, of which the last one counts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Call = Callable[..., list[float | None]]
 
 @dataclass(frozen=True)
 class Builtin:
-    """`make(**arguments)` gives the function; `name` is what its metrics are called, as in TRL."""
+    """`make(**arguments)` returns the function; `name` is the name in metrics, as in TRL."""
 
     name: str
     make: Callable[..., Call]
@@ -35,22 +35,24 @@ class Builtin:
 
 
 def made_to_measure(spec: str, arguments: dict[str, Any], option: str = "reward") -> Call:
-    """The built-in reward `spec`. Raises ConfigError that names an argument that is unknown, missing or of another
-    kind, and what has to be installed."""
+    """Return the built-in reward `spec`.
+
+    Raises ConfigError that names an argument that is unknown, missing or of another type, and a package to install.
+    """
     builtin = BUILTIN[spec]
     problem = lacking(spec)
     if problem:
         raise ConfigError(f"{option}: {problem}")
     where = f"reward_kwargs.{spec}"
-    known = inspect.signature(builtin.make, eval_str=True).parameters
+    parameters = inspect.signature(builtin.make, eval_str=True).parameters
     for name, value in arguments.items():
-        if name not in known:
-            hint = nearest(name, list(known), QUOTED, "there are") if known else "; it takes none"
+        if name not in parameters:
+            hint = nearest(name, list(parameters), QUOTED, "there are") if parameters else "; it takes none"
             raise ConfigError(f"{where}: unknown argument {name!r}{hint}")
-        check, expected = KINDS[known[name].annotation]
+        check, expected = KINDS[parameters[name].annotation]
         if isinstance(value, bool) or not check(value):
             raise ConfigError(f"{where}.{name}: found {value!r}, expected {expected}")
-    missing = [name for name, each in known.items() if each.default is each.empty and name not in arguments]
+    missing = [name for name, each in parameters.items() if each.default is each.empty and name not in arguments]
     if missing:
         raise ConfigError(f"{option}: {spec} needs {', '.join(missing)}; set {where}: {{{missing[0]}: …}}")
     try:
@@ -60,16 +62,18 @@ def made_to_measure(spec: str, arguments: dict[str, Any], option: str = "reward"
 
 
 def lacking(spec: str) -> str | None:
-    """What a built-in reward needs that isn't installed."""
+    """Return what a built-in reward needs that isn't installed, or None."""
     if not BUILTIN[spec].maths or all(map(importlib.util.find_spec, ("math_verify", "latex2sympy2_extended"))):
         return None
     return f"{spec} needs math-verify, which isn't installed: pip install 'ft-host[math]'"
 
 
-def check_arguments(given: dict[str, Any], rewards: list[str]) -> None:
-    """Refuse `reward_kwargs` that no reward of the run takes, and built-in rewards that can't be made. Raises
-    ConfigError."""
-    for name, arguments in given.items():
+def check_arguments(by_reward: dict[str, Any], rewards: list[str]) -> None:
+    """Refuse `reward_kwargs` that no reward of the run takes, and built-in rewards that can't be made.
+
+    Raises ConfigError.
+    """
+    for name, arguments in by_reward.items():
         if name not in BUILTIN:
             raise ConfigError(
                 f"reward_kwargs: {name!r} is no built-in reward" + nearest(name, list(BUILTIN), QUOTED, "there are")
@@ -80,7 +84,7 @@ def check_arguments(given: dict[str, Any], rewards: list[str]) -> None:
             raise ConfigError(f"reward_kwargs.{name}: found {arguments!r}, expected {{argument: value}}")
     for spec in rewards:
         if spec in BUILTIN:
-            made_to_measure(spec, given.get(spec, {}))
+            made_to_measure(spec, by_reward.get(spec, {}))
 
 
 def _is_number(value: Any) -> bool:
@@ -88,7 +92,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, str) and each for each in value)
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text for text in value)
 
 
 KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
@@ -99,7 +103,7 @@ KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
 
 
 def text_of(completion: str | list[dict[str, Any]]) -> str:
-    """A text as it is; of messages what the last one says."""
+    """Return a text as it is; of messages, the content of the last one."""
     return completion if isinstance(completion, str) else completion[-1].get("content") or ""
 
 
@@ -108,21 +112,22 @@ def text_of(completion: str | list[dict[str, Any]]) -> str:
 
 def make_accuracy() -> Call:
     def accuracy_reward(completions: list[Any], solution: list[str], log_extra: Any = None) -> list[float | None]:
-        """1 where the answer equals the column `solution` as mathematics, 0 where it doesn't or isn't found, None where
-        no mathematics is found in the solution."""
+        """1 where the answer equals the column `solution` mathematically, 0 where it doesn't or isn't found, None where
+        the solution has no mathematics.
+        """
         return _marked([text_of(each) for each in completions], solution, log_extra)
 
     return accuracy_reward
 
 
 def make_reasoning_accuracy(reasoning_delimiters: list[str] | None = None) -> Call:
-    """`reasoning_delimiters`: what ends the reasoning (</think>). The first of them that a text has is used."""
+    """`reasoning_delimiters`: what ends the reasoning (</think>). The first of them found in a text is used."""
     delimiters = reasoning_delimiters or ["</think>"]
 
     def reasoning_accuracy_reward(
         completions: list[Any], solution: list[str], log_extra: Any = None
     ) -> list[float | None]:
-        """As accuracy_reward, of what comes after the last end of reasoning; 0 where reasoning doesn't end."""
+        """As accuracy_reward, for the text after the last end of reasoning; 0 where reasoning doesn't end."""
         answers: list[str | None] = []
         for text in map(text_of, completions):
             ends = [each for each in delimiters if each in text]
@@ -139,8 +144,11 @@ def make_cosine_scaled(
     min_value_correct: float = 0.5,
     max_value_correct: float = 1.0,
 ) -> Call:
-    """Right and short is best, wrong and short is worst: half a cosine from one bound to the other over `max_len`
-    tokens, constant after that (arXiv 2502.03373, C.1)."""
+    """Short correct answers score best, short wrong ones worst: half a cosine between the bounds over
+    `max_len` tokens.
+
+    Constant after that (arXiv 2502.03373, C.1).
+    """
     if max_len < 1:
         raise ValueError(f"max_len: found {max_len}, expected 1 or more")
     bounds = {1.0: (min_value_correct, max_value_correct), 0.0: (max_value_wrong, min_value_wrong)}
@@ -163,16 +171,16 @@ def make_cosine_scaled(
 
 
 def _marked(answers: list[str | None], solutions: list[str], log_extra: Any) -> list[float | None]:
-    """1, 0 or None for each answer; an answer of None is 0. `log_extra` gets what was read."""
+    """Return 1, 0 or None for each answer; an answer of None is 0. `log_extra` receives the parsed answers."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
 
-    # Its time limits are alarms, which only the main thread can set. Elsewhere it would warn of that at each call.
+    # Its time limits are alarms, which only the main thread can set. Elsewhere it would warn at each call.
     limited = threading.current_thread() is threading.main_thread()
     if not limited:
         for name in ("math_verify.parser", "math_verify.grader"):
             logging.getLogger(name).setLevel(logging.ERROR)
-    # An answer has to be LaTeX that is marked as such, \boxed{} before anything else. A solution may be a bare number.
+    # An answer must be marked LaTeX, \boxed{} before anything else. A solution may be a bare number.
     latex = LatexExtractionConfig(
         normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
     )
@@ -188,15 +196,15 @@ def _marked(answers: list[str | None], solutions: list[str], log_extra: Any) -> 
             rewards.append(None)
             read.append(("[unparseable]", "[skipped]"))
             continue
-        found = parse(
+        parsed = parse(
             answer, extraction_config=[latex], extraction_mode="first_match", parsing_timeout=10 if limited else None
         )
-        rewards.append(float(verify(gold, found, timeout_seconds=5 if limited else None)))
-        read.append((str(gold), str(found) if found else "[unparseable]"))
+        rewards.append(float(verify(gold, parsed, timeout_seconds=5 if limited else None)))
+        read.append((str(gold), str(parsed) if parsed else "[unparseable]"))
     if log_extra is not None:
         log_extra("solution", list(solutions))
         log_extra("gold_parsed", [gold for gold, _ in read])
-        log_extra("answer_parsed", [found for _, found in read])
+        log_extra("answer_parsed", [parsed for _, parsed in read])
     return rewards
 
 
@@ -216,7 +224,7 @@ def make_think_format() -> Call:
 
 
 def make_repetition_penalty(ngram_size: int = 3, max_penalty: float = -1.0) -> Call:
-    """`max_penalty` times the share of n-grams of tokens that came before (arXiv 2502.03373, C.2)."""
+    """`max_penalty` times the share of n-grams of tokens that occurred before (arXiv 2502.03373, C.2)."""
     if max_penalty > 0:
         raise ValueError(f"max_penalty: found {max_penalty}, expected 0 or less")
     if ngram_size < 1:

@@ -1,4 +1,4 @@
-"""What the fields of every run can't be together."""
+"""Combinations of the common fields that can't work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ft_host.util.text import nearest
 if TYPE_CHECKING:
     from ft_host.config.run import RunConfig
 
-# Fields that mean nothing unless another one is set: given without it, the user expects something that won't happen.
+# Fields without effect unless another one is set: a user who sets one expects something that won't happen.
 ONLY_WITH = {
     "use_peft": (
         "lora_r",
@@ -27,7 +27,7 @@ ONLY_WITH = {
 
 
 def check_combinations(config: RunConfig) -> None:
-    """Raises ConfigError, naming the fields, for the first combination that can't work."""
+    """Refuse the first combination that can't work. Raises ConfigError, which names the fields."""
     if config.dataset_streaming and config.max_steps < 1:
         raise ConfigError("dataset_streaming: the length of a stream is unknown, so max_steps must be set")
     if config.load_in_4bit and config.load_in_8bit:

@@ -1,4 +1,4 @@
-"""The fields of a config class, and whether a value fits one. Everything that knows types is here."""
+"""The fields of a config class, and whether a value fits one. All knowledge of types is here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ft_host.config.old_names import old_names, warn
 from ft_host.errors import PluginBroken
 from ft_host.util.text import nearest
 
-# The headings of help, starting file and reference, in order. A method's own fields come first.
+# The headings of help, starter file and reference, in order. A method's own fields come first.
 GROUPS = {
     "method": "the method",
     "model": "model",
@@ -30,12 +30,12 @@ GROUPS = {
     "diagnostics": "diagnostics",
     "distribution": "distribution",
 }
-# What the command line or a config file uses for something else.
+# Names that the command line or a config file uses otherwise.
 RESERVED = ("method", "config", "resume", "dry_run", "help")
-UNSET = ("none", "null")  # as text: unsets a field that may be unset; TOML and flags have no null of their own
+UNSET = ("none", "null")  # as text: unsets an optional field; TOML and flags have no null
 
 
-REFUSED = object()  # stands for a value that was given but didn't fit, so that its field isn't called missing too
+REFUSED = object()  # marks a value that didn't fit, so that its field isn't reported as missing too
 
 
 class Mismatch(Exception):
@@ -44,7 +44,7 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """A field of a config class, as `ft_host.config.option` declared it."""
+    """A field of a config class, as declared with `ft_host.config.option`."""
 
     name: str
     type: Any
@@ -56,9 +56,9 @@ class Field:
     gt: float | None
     le: float | None
     aliases: tuple[str, ...]
-    was: tuple[str, ...]  # names that it had in earlier versions, but for those that other fields have now
+    was: tuple[str, ...]  # names from earlier versions, except those that other fields have now
     required: bool
-    unless: str | None  # another field, which makes this one not required
+    unless: str | None  # if this other field is set, this one isn't required
     example: str | None
 
     @property
@@ -67,7 +67,7 @@ class Field:
 
     @property
     def arms(self) -> tuple[Any, ...]:
-        """The types it may have, without None."""
+        """The allowed types, without None."""
         return tuple(arm for arm in arms(self.type) if arm is not type(None))
 
     @property
@@ -86,10 +86,10 @@ def flag_of(name: str) -> str:
 
 @functools.cache
 def fields_of(config_class: type) -> dict[str, Field]:
-    """The fields by name, grouped in the order of `GROUPS`.
+    """Return the fields by name, grouped in the order of `GROUPS`.
 
-    Raises PluginBroken for a field that isn't declared with `option`, whose type we can't read from a file, or whose
-    name is taken: each is a mistake in the package that the class comes from.
+    Raises PluginBroken for a field that isn't declared with `option`, whose type a file can't hold, or whose name is
+    taken: each is a mistake in the class's package.
     """
     hints = typing.get_type_hints(config_class)
     host: dict[str, Any] = {}  # types of the host's fields
@@ -98,7 +98,7 @@ def fields_of(config_class: type) -> dict[str, Field]:
             host = typing.get_type_hints(base) | host
     old = old_names(config_class)
     renamed = {name: each.name for each in dataclasses.fields(config_class) for name in each.metadata.get("was", ())}
-    found = []
+    fields = []
     names: dict[str, str] = dict.fromkeys(RESERVED, "the command line")
     for field in dataclasses.fields(config_class):
         where = f"{config_class.__module__}.{config_class.__qualname__}.{field.name}"
@@ -129,18 +129,18 @@ def fields_of(config_class: type) -> dict[str, Field]:
         if field.name in renamed and field.metadata["group"] not in ("method", "rollouts"):
             warn(where, f"the host's field {field.name}", renamed[field.name])  # declared anew for another default
         metadata = {**field.metadata, "was": was}
-        found.append(Field(name=field.name, type=hints[field.name], default=default, **metadata))
+        fields.append(Field(name=field.name, type=hints[field.name], default=default, **metadata))
     order = list(GROUPS)
-    return {field.name: field for field in sorted(found, key=lambda field: order.index(field.group))}
+    return {field.name: field for field in sorted(fields, key=lambda field: order.index(field.group))}
 
 
 def names_of(fields: dict[str, Field]) -> dict[str, str]:
-    """Every name that may be written, aliases and old names too, to the name of its field."""
+    """Return every name that may be written, with aliases and old names, mapped to the name of its field."""
     return {name: field.name for field in fields.values() for name in (field.name, *field.aliases, *field.was)}
 
 
 def current_names(fields: dict[str, Field]) -> list[str]:
-    """The names that a hint may offer: fields and aliases."""
+    """Return the names for hints: fields and aliases."""
     return [name for field in fields.values() for name in (field.name, *field.aliases)]
 
 
@@ -150,7 +150,7 @@ def arms(hint: Any) -> tuple[Any, ...]:
 
 
 def readable(hint: Any) -> bool:
-    """Whether a file can hold a value of this type."""
+    """Return whether a file can hold a value of this type."""
     parts = arms(hint)
     if len(parts) > 1:
         return all(readable(part) for part in parts)
@@ -166,7 +166,7 @@ def readable(hint: Any) -> bool:
 
 
 def fit(field: Field, value: Any) -> Any:
-    """`value`, as a file or Python holds it, as a value of this field. Strict: the text '8' is no number.
+    """Convert `value`, from a file or Python, to a value of this field. Strict: the text '8' is not a number.
 
     Raises Mismatch.
     """
@@ -180,7 +180,7 @@ def fit(field: Field, value: Any) -> Any:
 
 
 def bounded(field: Field, value: Any) -> Any:
-    """`value` if it is one of the choices and within the bounds. Raises Mismatch."""
+    """Return `value` if it is one of the choices and within the bounds. Raises Mismatch."""
     for item in value if isinstance(value, list) else [value]:
         if item is None:
             continue
@@ -194,21 +194,21 @@ def bounded(field: Field, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Wrong:
-    """The part of a value that doesn't fit, and where in it: "[2].weight", or "" for all of it."""
+    """The part of a value that doesn't fit, and its place: "[2].weight", or "" for all of it."""
 
     value: Any
     path: str = ""
 
 
 def convert(hint: Any, value: Any) -> Any:
-    """`value` as `hint`, or `Wrong`. Whole numbers are taken for float; nothing else is turned into anything."""
+    """Return `value` as `hint`, or `Wrong`. Integers are accepted for float; nothing else is converted."""
     parts = arms(hint)
     if len(parts) > 1:
         results = [convert(part, value) for part in parts]
         good = [result for result in results if not isinstance(result, Wrong)]
         if good:
             return good[0]
-        # The arm that got furthest into the value says best what is wrong with it.
+        # The arm that matched furthest into the value gives the best error.
         return max(results, key=lambda wrong: len(wrong.path))
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is list and isinstance(value, list):
@@ -234,7 +234,7 @@ def convert(hint: Any, value: Any) -> Any:
 
 
 def jsonable(value: Any) -> bool:
-    """Whether run.json can hold it."""
+    """Return whether run.json can hold it."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
@@ -246,7 +246,7 @@ def jsonable(value: Any) -> bool:
 
 
 def expected(field: Field) -> str:
-    """What a field takes, in words."""
+    """Say in words what a field accepts."""
     words = " or ".join(words_of(arm) for arm in field.arms)
     if field.choices:
         some = ", ".join(str(choice) for choice in field.choices)
@@ -256,7 +256,7 @@ def expected(field: Field) -> str:
 
 
 def bounds(field: Field) -> str:
-    """ " above 0 and at most 1", or nothing."""
+    """Return " above 0 and at most 1", or nothing."""
     parts = [
         f"{word} {limit}"
         for word, limit in (("at least", field.ge), ("above", field.gt), ("at most", field.le))
@@ -276,7 +276,7 @@ def words_of(hint: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A value that was found, in words that say its type where that is the point."""
+    """Describe a value in words that name its type where that matters."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):

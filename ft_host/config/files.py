@@ -1,4 +1,4 @@
-"""Config files: YAML, TOML and JSON, to values that know the line they stand in."""
+"""Config files: YAML, TOML and JSON, read to values with their line numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigFile:
-    """What a config file says: values by name, and the line of each. `method` and `$schema` are not among them."""
+    """The content of a config file: values by name, and the line of each, without `method` and `$schema`."""
 
     path: str
     values: dict[str, Any]
@@ -34,12 +34,12 @@ class ConfigFile:
 
 
 def is_config(argument: str) -> bool:
-    """Whether an argument names a config file rather than a method."""
+    """Return whether an argument names a config file and not a method."""
     return Path(argument).suffix.lower() in SUFFIXES
 
 
 def read_file(path: str | Path) -> ConfigFile:
-    """Read a config file. Raises ConfigError, naming file, line and column, where it can't be read."""
+    """Read a config file. Raises ConfigError, which names file, line and column, where it can't be read."""
     file = Path(path)
     readers = {".yaml": read_yaml, ".yml": read_yaml, ".toml": read_toml, ".json": read_json}
     if file.suffix.lower() not in readers:
@@ -56,7 +56,7 @@ def read_file(path: str | Path) -> ConfigFile:
     if method is not None and not isinstance(method, str):
         problems.append(f"{path}:{lines['method']}: method: found {show(method)}, expected the name of a method")
         method = None
-    values.pop("$schema", None)  # what an editor goes by
+    values.pop("$schema", None)  # used by editors only
     return ConfigFile(path=str(path), values=values, lines=lines, method=method, problems=problems)
 
 
@@ -81,16 +81,16 @@ def read_yaml(text: str, path: str) -> Read:
         values = yaml.load(text, Loader=loader())
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{path}:{yaml_problem(error)}") from error
-    except yaml.YAMLError as error:  # a character that YAML doesn't have
+    except yaml.YAMLError as error:  # a character that YAML doesn't allow
         raise ConfigError(f"{path}: {error}") from error
-    lines = {str(name): node.start_mark.line + 1 for name in values}  # a merged field has no line of its own
+    lines = {str(name): node.start_mark.line + 1 for name in values}  # a merged field has no own line
     lines |= {key.value: key.start_mark.line + 1 for key, _ in reversed(node.value)}
     return {str(name): value for name, value in values.items()}, lines, problems
 
 
 @functools.cache
 def loader() -> type[yaml.SafeLoader]:
-    """YAML as people expect it (the core schema of YAML 1.2): 1e-5 is a number, `no` and 2024-01-01 are texts."""
+    """Return a YAML loader with the core schema of YAML 1.2: 1e-5 is a number, `no` and 2024-01-01 are texts."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -109,7 +109,7 @@ def loader() -> type[yaml.SafeLoader]:
 
 
 def doubles(node: yaml.Node, seen: set[int] | None = None) -> list[tuple[str, int, int]]:
-    """Keys that stand twice in one mapping, at any depth: (key, first line, second line). YAML keeps the last."""
+    """Return duplicate keys within one mapping, at any depth: (key, first line, second line). YAML keeps the last."""
     import yaml
 
     seen = set() if seen is None else seen
@@ -133,7 +133,7 @@ def doubles(node: yaml.Node, seen: set[int] | None = None) -> list[tuple[str, in
 
 
 def yaml_problem(error: yaml.MarkedYAMLError) -> str:
-    """ "3:7: mapping values are not allowed here", in one line."""
+    """Return "3:7: mapping values are not allowed here", in one line."""
     mark = error.problem_mark or error.context_mark
     problem = error.problem or error.context
     if "'\\t'" in problem:
@@ -142,7 +142,7 @@ def yaml_problem(error: yaml.MarkedYAMLError) -> str:
 
 
 def parse_inline(text: str) -> Any:
-    """A list or mapping written out on the command line, as JSON or YAML. Raises Mismatch."""
+    """Parse a list or mapping from the command line, as JSON or YAML. Raises Mismatch."""
     import yaml
 
     try:
@@ -165,10 +165,10 @@ def read_toml(text: str, path: str) -> Read:
 
 
 def toml_line(text: str, name: str) -> int:
-    """The line where a top-level field begins: `name = …` before the first table, or the table `[name]`.
+    """Return the line where a top-level field begins: `name = …` before the first table, or the table `[name]`.
 
-    tomllib keeps no lines, so this looks for the first line that reads as one. Text inside a string over several
-    lines could fool it; then the line is wrong, and nothing else.
+    tomllib keeps no line numbers, so this searches for the first matching line. Text inside a multi-line string could
+    match too; then only the line number is wrong.
     """
     bare = re.escape(name)
     key = rf"""\s*(?:"{bare}"|'{bare}'|{bare})\s*"""
@@ -184,16 +184,16 @@ def toml_line(text: str, name: str) -> int:
 
 
 def toml_problem(text: str, path: str, message: str) -> str:
-    """One line for what tomllib says, and for a field that stands twice the line of the first."""
-    found = re.search(r" ?\(at line (\d+), column (\d+)\)", message)
-    if not found:
+    """Return one line for tomllib's error, and for a duplicate field the line of the first."""
+    match = re.search(r" ?\(at line (\d+), column (\d+)\)", message)
+    if not match:
         return f"{path}: {message}"
-    line, message = int(found[1]), message.replace(found[0], "")
+    line, message = int(match[1]), message.replace(match[0], "")
     if message.startswith(("Cannot overwrite", "Cannot declare")):
         keys = [re.match(r"""[\s\[]*["']?([^"'=.\]\s]*)""", before)[1] for before in text.splitlines()[:line]]
         if keys[-1] in keys[:-1]:
             return f"{path}:{line}: {keys[-1]} stands twice; first in line {keys.index(keys[-1]) + 1}"
-    return f"{path}:{line}:{found[2]}: {message}"
+    return f"{path}:{line}:{match[2]}: {message}"
 
 
 # ---------------------------------------------------------------- JSON
@@ -223,14 +223,14 @@ def read_json(text: str, path: str) -> Read:
 
 
 def json_keys(text: str) -> list[tuple[str, int]]:
-    """The keys of a valid JSON object's first level, with their lines."""
+    """Return the keys of a valid JSON object's first level, with their lines."""
     decoder = json.JSONDecoder()
     space = re.compile(r"[\s,:]*")
-    found = []
+    keys = []
     position = text.index("{") + 1
     while text[position := space.match(text, position).end()] != "}":
         line = text.count("\n", 0, position) + 1
         name, position = decoder.raw_decode(text, position)
         _, position = decoder.raw_decode(text, space.match(text, position).end())
-        found.append((name, line))
-    return found
+        keys.append((name, line))
+    return keys

@@ -1,7 +1,8 @@
-"""Flags to values: `--learning-rate 1e-5`, `--learning_rate=1e-5`, `--use-peft`, `--no-use-peft`, `--eval-reward a b`.
+"""Flags to values: `--learning-rate 1e-5`, `--learning_rate=1e-5`, `--use-peft`, `--no-use-peft`,
+`--eval-reward a b`.
 
-Written out rather than left to argparse, which takes any prefix of a flag for the flag, prints one problem at a time,
-and wants every field declared before it can say which of them a name was meant to be.
+Not argparse, which accepts any prefix of a flag, reports one problem at a time, and can't say which field a misspelt
+name was meant to be.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ NUMBER = re.compile(r"-[.\d]")
 
 
 def read_flags(arguments: list[str], fields: dict[str, Field]) -> tuple[dict[str, Any], list[str]]:
-    """The values by field, and every problem found, each naming its flag."""
+    """Return the values by field, and every problem found, each naming its flag."""
     names = names_of(fields)
     given: dict[str, list[str]] = {}
-    spelled: dict[str, str] = {}  # as which each field was first given
+    spelled: dict[str, str] = {}  # the flag by which each field was first given
     values: dict[str, Any] = {}
     problems = []
     position = 0
@@ -68,8 +69,8 @@ def read_flags(arguments: list[str], fields: dict[str, Field]) -> tuple[dict[str
             warn("the command line", flag_of(base), field.flag)
         boolean = field.arms == (bool,)
         if negated and (not boolean or texts):
-            said = f"takes no value, found {texts[0]!r}" if boolean else f"{field.name} isn't a switch"
-            problems.append(f"{flag}: {said}; write {field.flag} value")
+            reason = f"takes no value, found {texts[0]!r}" if boolean else f"{field.name} isn't a switch"
+            problems.append(f"{flag}: {reason}; write {field.flag} value")
             continue
         if boolean and not texts:
             texts = ["false" if negated else "true"]
@@ -90,10 +91,10 @@ def read_flags(arguments: list[str], fields: dict[str, Field]) -> tuple[dict[str
 
 
 def takes(field: Field | None, texts: list[str], following: str, negated: bool) -> bool:
-    """Whether the argument that follows is a value of this flag."""
+    """Return whether the next argument is a value of this flag."""
     if following.startswith("-") and following != "-" and not NUMBER.match(following):
         return False
-    if field is None:  # an unknown flag swallows what follows, so that it is the only thing refused
+    if field is None:  # an unknown flag takes what follows, so that only the flag is refused
         return True
     if field.arms == (bool,):
         return not texts and (negated or following.lower() in TRUE + FALSE or (field.optional and following == "none"))
@@ -101,7 +102,7 @@ def takes(field: Field | None, texts: list[str], following: str, negated: bool) 
 
 
 def stray(argument: str, arguments: list[str], position: int) -> str:
-    """What to say of an argument that is neither a flag nor a value of one."""
+    """Return the message for an argument that is neither a flag nor a value of one."""
     if argument.startswith("-") and argument.strip("-"):
         return f"{argument}: flags take two hyphens, as in {flag_of(argument.lstrip('-').partition('=')[0])}"
     before = arguments[position - 2] if position > 1 else ""
@@ -110,7 +111,7 @@ def stray(argument: str, arguments: list[str], position: int) -> str:
 
 
 def unknown(flag: str, written: str, fields: dict[str, Field]) -> str:
-    """What to say of a flag that no field answers to."""
+    """Return the message for an unknown flag."""
     text = hint(written, fields)
     if text is not None:
         target = RENAMED[written][0]
@@ -124,7 +125,9 @@ def unknown(flag: str, written: str, fields: dict[str, Field]) -> str:
 
 
 def parse(field: Field, texts: list[str]) -> Any:
-    """What follows a flag as a value of this field. A list takes several texts, others take one. Raises Mismatch."""
+    """Convert what follows a flag to a value of this field. A list takes several texts, others take one. Raises
+    Mismatch.
+    """
     first = texts[0]
     if field.many:
         if len(texts) == 1 and first.lower() in UNSET:
@@ -147,7 +150,7 @@ def parse(field: Field, texts: list[str]) -> Any:
 
 
 def parse_scalar(hint: Any, text: str) -> Any:
-    """`text` as `hint` where it can be read as one, otherwise `text` itself."""
+    """Convert `text` to `hint` where possible, otherwise return `text` itself."""
     if hint is bool and text.lower() in TRUE + FALSE:
         return text.lower() in TRUE
     if hint in (int, float):

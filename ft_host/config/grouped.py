@@ -1,4 +1,4 @@
-"""The fields of methods that sample several completions of a prompt, under TRL's names. Imports no torch."""
+"""The fields of methods that sample several completions per prompt, with TRL's names. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ft_host.errors import ConfigError
 
 @dataclass(kw_only=True)
 class GroupedRolloutConfig(RolloutConfig):
-    """What a run with several completions of a prompt can be told, and its `rollout_plan`.
+    """The fields of a run with several completions per prompt, and its `rollout_plan`.
 
-    A method changes a default, a bound or a text by declaring the field again, as it does with any field of the host.
+    A method changes a default, a bound or a text by declaring the field again, as for any field of the host.
     """
 
     # Rows that `ft_rollout` makes of a prompt; None: one a completion. 1 where a row is a pair or the best of several.

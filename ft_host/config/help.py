@@ -1,4 +1,4 @@
-"""`ft-host train METHOD --help`: the method's own fields first, then those that every run has."""
+"""`ft-host train METHOD --help`: the method's own fields first, then those of every run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ needs no model and prints the config with where each value came from.
 
 
 def method_help(method: str, config_class: type) -> str:
-    """The whole text, wrapped to the terminal's width."""
+    """Return the whole text, wrapped to the terminal's width."""
     width = max(40, min(shutil.get_terminal_size().columns, 120))
     bold = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
     fields = fields_of(config_class)
@@ -41,18 +41,18 @@ def method_help(method: str, config_class: type) -> str:
 
 
 def describe(field: Field, width: int) -> str:
-    """One field: its flag, what it takes and its default; then its meaning, indented."""
-    taken = f"[{type_text(field)}]" if field.arms == (bool,) else type_text(field)
-    said = "; ".join(part for part in (default_text(field), bounds(field).strip()) if part)
+    """Return one field: its flag, its type and its default, then its meaning, indented."""
+    type_of_value = f"[{type_text(field)}]" if field.arms == (bool,) else type_text(field)
+    details = "; ".join(part for part in (default_text(field), bounds(field).strip()) if part)
     lines = textwrap.wrap(
-        f"{field.flag} {taken}  ({said})", width - 2, subsequent_indent="    ", break_on_hyphens=False
+        f"{field.flag} {type_of_value}  ({details})", width - 2, subsequent_indent="    ", break_on_hyphens=False
     )
     meaning = textwrap.wrap(meaning_of(field), width - 6, break_on_hyphens=False)
     return "".join([f"  {line}\n" for line in lines] + [f"      {line}\n" for line in meaning])
 
 
 def meaning_of(field: Field) -> str:
-    """The field's text, with its other names and an example where it has them."""
+    """Return the field's text, with its aliases and an example where it has them."""
     text = field.help
     if field.aliases:
         text += " Also: " + ", ".join(field.aliases) + "."

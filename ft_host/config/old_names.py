@@ -1,8 +1,8 @@
-"""Names that fields had in earlier versions: `option(..., was=("timeout",))`. They work in files, as flags, as keywords
-and as attributes, each with a warning that has the new name. Goes with 1.0.
+"""Old names of fields: `option(..., was=("timeout",))`. They work in files, as flags, as keywords and as attributes,
+with a warning that has the new name. To be removed in 1.0.
 
-A class that declares a field of an old name means its own, so that the old name isn't the host's there: in a method
-with rollouts `temperature` is what rollouts are sampled at.
+A class that declares a field with an old name means its own field, so there the old name isn't the host's: in a method
+with rollouts `temperature` is the sampling temperature of rollouts.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError
 
-# What evaluation samples with. Until 0.4 these were the names of runs without rollouts only.
+# Sampling in evaluation. Until 0.4 only runs without rollouts had these names.
 SAMPLING = ("temperature", "top_p", "top_k")
 
 
 class RenamedField(FutureWarning):
-    """A field is called by a name that it had in an earlier version."""
+    """A field is named by its name from an earlier version."""
 
 
 @functools.cache
 def old_names(config_class: type) -> dict[str, str]:
-    """The old names of a class's fields, each with the new one."""
+    """Return the old names of a class's fields, each with the new one."""
     fields = dataclasses.fields(config_class)
     taken = {name for field in fields for name in (field.name, *field.metadata.get("aliases", ()))}
     return {old: field.name for field in fields for old in field.metadata.get("was", ()) if old not in taken}
@@ -38,17 +38,17 @@ def warn(place: str, old: str, new: str, stacklevel: int = 2) -> None:
 
 
 def of_record(values: dict[str, Any], table: dict[str, str]) -> dict[str, str]:
-    """The names in a recorded config, `values` by name, that are old ones, each with the new one. `table`: all of them.
+    """Return the old names in a recorded config, `values` by name, each with the new one. `table`: all old names.
 
-    A record may not say which class it is of. One of 0.4 with rollouts has an `eval_temperature`, and so has every one
-    of today: there the names of `SAMPLING` are fields.
+    A record may not say which class it belongs to. A record of 0.4 with rollouts has an `eval_temperature`, and so has
+    every current one: there the names of `SAMPLING` are fields.
     """
     kept = SAMPLING if "eval_temperature" in values else ()
     return {old: new for old, new in table.items() if old in values and new not in values and old not in kept}
 
 
 def current(names: Iterable[str], config_class: type, place: str) -> list[str]:
-    """Names of fields that a user wrote as values, under their names of today. Warns of each that was another."""
+    """Return the current names of fields that a user wrote as values. Warns of each old name."""
     table, found = old_names(config_class), []
     for name in names:
         if name in table:
@@ -58,13 +58,13 @@ def current(names: Iterable[str], config_class: type, place: str) -> list[str]:
 
 
 class _Keywords(type):
-    """Old names as keywords of a class that is made with a call."""
+    """Accepts old names as keywords when a class is called."""
 
     def __call__(cls, *args: Any, **given: Any) -> Any:
         for old, new in old_names(cls).items():
             if old not in given:
                 continue
-            if new in given and len(given) <= len(dataclasses.fields(cls)):  # dataclasses.replace gives every field
+            if new in given and len(given) <= len(dataclasses.fields(cls)):  # dataclasses.replace passes every field
                 raise ConfigError(f"{cls.__name__}: {old} is called {new} now, and both are given")
             warn(cls.__name__, old, new)
             given[new] = given.pop(old)

@@ -1,4 +1,4 @@
-"""How a field of a config is declared, and the values that some may have. Imports nothing heavy."""
+"""How a field of a config is declared, and the values of some fields. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def option(
     unless: str | None = None,
     example: str | None = None,
 ) -> Any:
-    """A config field: its default, what it means, and what it may be.
+    """Declare a config field: its default, its meaning, and its allowed values.
 
-    `group` is the heading it is listed under ("method" for a method's own), `choices` the values it may have (of a
-    list: each of its items), `ge`, `gt`, `le` its bounds, and `aliases` further names that flags and files may use for
-    it. `was` are names that the field had in earlier versions: they still work, with a warning that has the new one. A
-    `required` field must be given something that isn't empty, where the field `unless` isn't given, and `example` is
-    what the refusal shows. A default that is a list or dict is copied per config.
+    `group` is its heading in listings ("method" for a method's own), `choices` the allowed values (of each item, for a
+    list), `ge`, `gt`, `le` its bounds, and `aliases` further names for flags and files. `was` are names from earlier
+    versions: they still work, with a warning that has the new one. A `required` field must be set and not be empty,
+    unless the field `unless` is set; the error message shows `example`. A default that is a list or dict is copied per
+    config.
 
     Types: str, bool, int, float, list[...] and dict[str, ...] of those or of Any, and unions of them with None.
     """
@@ -50,7 +50,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-# Those of transformers that need no metric to decide. Listed here, as asking transformers would mean importing it.
+# transformers' schedules that need no metric. Listed here, since asking transformers would mean importing it.
 SCHEDULES = (
     "linear",
     "cosine",

@@ -1,4 +1,4 @@
-"""`--dry-run`: what would be run, as a config file that runs it again, with where each value came from."""
+"""`--dry-run`: the run as a config file that reproduces it, with the origin of each value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def dry_run(method: str, label: str, resolved: Resolved, processes: int) -> str:
-    """The plan as comments and the config as YAML. `processes` is how many the step's rows are spread over."""
+    """Return the plan as comments and the config as YAML. `processes`: the number of processes that share a step's
+    rows.
+    """
     fields = fields_of(type(resolved.config))
     lines = [f"# {line}" for line in [f"method: {method} ({label})", *plan(resolved.config, processes)]]
     lines += ["", f"method: {yaml_text(method)}"]
@@ -25,13 +27,13 @@ def dry_run(method: str, label: str, resolved: Resolved, processes: int) -> str:
         if members:
             lines += ["", f"# ---- {f'of {method}' if group == 'method' else title}"]
         for field in members:
-            said = f"{field.name}: {yaml_text(getattr(resolved.config, field.name))}"
-            lines.append(f"{said:<48}  # {resolved.origins[field.name]}")
+            setting = f"{field.name}: {yaml_text(getattr(resolved.config, field.name))}"
+            lines.append(f"{setting:<48}  # {resolved.origins[field.name]}")
     return "\n".join(lines) + "\n"
 
 
 def plan(config: RunConfig, processes: int) -> list[str]:
-    """What can be said of a run before its data and model are opened, a sentence a line."""
+    """Return what is known of a run before its data and model are opened, one sentence per line."""
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     rollouts = config.rollout_plan(processes) if isinstance(config, RolloutConfig) else None
     what = "blocks" if config.packing else "rows"
@@ -57,7 +59,7 @@ def plan(config: RunConfig, processes: int) -> list[str]:
 
 
 def rollout_notes(plan: RolloutPlan, processes: int) -> list[str]:
-    """A rollout and what becomes of it, in words."""
+    """Describe a rollout and its use in words."""
     of = f"{plan.steps} optimizer step" + ("s" if plan.steps > 1 else "") + f" of {plan.rows_per_step}"
     if plan.step_sizes[-1] != plan.rows_per_step:
         of += f", the last of {plan.step_sizes[-1]}"
@@ -74,7 +76,7 @@ def rollout_notes(plan: RolloutPlan, processes: int) -> list[str]:
 
 
 def length(config: RunConfig, per_step: int, rollouts: RolloutPlan | None) -> str:
-    """How many steps there will be, as far as that is known without opening the data."""
+    """Say how many steps there will be, as far as that is known without opening the data."""
     if config.max_steps > 0:
         return f"{config.max_steps} steps"
     epochs = f"{config.num_train_epochs:g} epochs"
@@ -86,12 +88,12 @@ def length(config: RunConfig, per_step: int, rollouts: RolloutPlan | None) -> st
         return f"{epochs} of {rows} prompts, about {steps} steps"
     if config.packing:
         return f"{epochs} of {rows} rows; the number of steps depends on how they pack"
-    # The last step of an epoch may be filled from the next one, so that epochs are not rounded one by one.
+    # The last step of an epoch may be filled from the next one, so epochs are not rounded separately.
     return f"{epochs} of {rows} rows, about {math.ceil(rows * config.num_train_epochs / per_step)} steps"
 
 
 def count_lines(dataset: str) -> int | None:
-    """The rows of a .jsonl file, without reading them as JSON; None for anything else."""
+    """Return the rows of a .jsonl file, without parsing them; None for anything else."""
     if not dataset.endswith(".jsonl") or not Path(dataset).is_file():
         return None
     with open(dataset, "rb") as file:

@@ -13,10 +13,10 @@ from ft_host.types import ModelSpec
 
 @dataclass(kw_only=True)
 class ReferenceConfig(RunConfig):
-    """What a run with a reference can be told. `reference_models` is what `ft_models` returns for it.
+    """The fields of a run with a reference. `reference_models` is the result of `ft_models` for it.
 
-    A method with rollouts names it after them: `class MyConfig(GroupedRolloutConfig, ReferenceConfig)`. A method
-    changes a default by declaring the field again.
+    A method with rollouts names it last: `class MyConfig(GroupedRolloutConfig, ReferenceConfig)`. A method changes a
+    default by declaring the field again.
     """
 
     def __init_subclass__(cls) -> None:
@@ -43,8 +43,9 @@ class ReferenceConfig(RunConfig):
 
     @property
     def no_reference(self) -> str | None:
-        """Why the run has no reference, as a refusal says it ("with beta: 0, which holds no reference"). None: it has
-        one."""
+        """Return why the run has no reference, as error messages word it ("with beta: 0, which needs no reference"), or
+        None.
+        """
         return None
 
     def reference_models(self, precompute: str | None = None) -> dict[str, ModelSpec] | None:

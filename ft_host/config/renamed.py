@@ -1,8 +1,8 @@
-"""Names that other tools use for something that has another name here, or none. A refusal says where to look."""
+"""Names that other tools use for something with another name here, or with none. Errors use them for hints."""
 
 from __future__ import annotations
 
-# our field -> what it is called elsewhere. TRL, transformers, axolotl, LLaMA-Factory, unsloth, torchtune, and habit.
+# our field -> its names in TRL, transformers, axolotl, LLaMA-Factory, unsloth, torchtune, and in common use.
 CALLED = {
     "model": "model_name model_path model_id base_model pretrained_model_name_or_path model_name_or_dir",
     "model_revision": "revision",
@@ -73,7 +73,7 @@ CALLED = {
     "num_processes": "nproc_per_node nproc num_gpus gpus n_gpus processes world_size",
     "use_cpu": "no_cuda cpu",
 }
-# Where a new name alone would mislead: our field or None, and what to do.
+# Names for which a new name alone would mislead: our field or None, and what to do.
 CHANGED = {
     "warmup_ratio": ("warmup_steps", "below 1 it is a share of all steps"),
     "warmup": ("warmup_steps", "below 1 it is a share of all steps"),

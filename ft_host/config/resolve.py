@@ -1,4 +1,4 @@
-"""From a file and flags to a config, with where each value came from. Refuses everything that is wrong, all at once."""
+"""From a file and flags to a config with the origin of each value. Reports all problems at once."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ft_host.util.text import nearest
 if TYPE_CHECKING:
     from ft_host.config.run import RunConfig
 
-# What may change when a run is resumed: how long it goes on and what is said and kept, never the sequence of updates
+# What may change when a run is resumed: its length, its output and what it keeps, never the sequence of updates
 # already begun. Processes and micro-batches change speed and memory, not the gradient, as long as a step has as many
-# rows as before: the launch refuses what gives it another number.
+# rows as before: the launch refuses another number.
 RESUMABLE = (
     "max_steps",
     "num_train_epochs",
@@ -49,7 +49,7 @@ RESUMABLE = (
 class Resolved:
     """A config that has passed every check that needs nothing heavy.
 
-    `origins` holds for each field "default", "run.yaml:12", "flag --learning-rate" or "python".
+    `origins` has for each field "default", "run.yaml:12", "flag --learning-rate" or "python".
     """
 
     config: RunConfig
@@ -63,10 +63,10 @@ def resolve(
     *,
     method: str | None = None,
 ) -> Resolved:
-    """The config that a file and flags give; flags override the file.
+    """Return the config of a file and flags; flags override the file.
 
-    `flags` is a list as on the command line, or a dict of Python values. With `method`, a file that says it is for
-    another is refused. Raises ConfigError that names every problem with its file and line or its flag.
+    `flags` is a list as on the command line, or a dict of Python values. With `method`, a file for another method is
+    refused. Raises ConfigError that names every problem with its file and line or its flag.
     """
     fields = fields_of(config_class)
     values: dict[str, Any] = {}
@@ -78,10 +78,10 @@ def resolve(
         if method is not None and read.method is not None and read.method != method:
             where = read.where("method")
             problems.append(f"{where}: method: the file is for {read.method}, the command line says {method}")
-        found, wrong = read_values(read, fields)
+        settings, wrong = read_values(read, fields)
         problems += wrong
-        values |= {name: value for name, (value, _) in found.items()}
-        origins |= {name: where for name, (_, where) in found.items()}
+        values |= {name: value for name, (value, _) in settings.items()}
+        origins |= {name: where for name, (_, where) in settings.items()}
     if isinstance(flags, dict):
         given, wrong = python_values(flags, fields)
         origins |= dict.fromkeys(given, "python")
@@ -100,10 +100,10 @@ def resolve(
 def resolve_resumed(
     config_class: type[RunConfig], recorded: dict[str, Any], origins: dict[str, str], where: str, flags: list[str]
 ) -> Resolved:
-    """The config of a run that goes on: as recorded in its run.json (`where`), but for flags in `RESUMABLE`.
+    """Return the config of a resumed run: as recorded in its run.json (`where`), except for flags in `RESUMABLE`.
 
     Raises ConfigError for a flag that would change what the run has already done, and for a record that the installed
-    method no longer reads.
+    method can't read.
     """
     fields = fields_of(config_class)
     values, problems = {}, []
@@ -136,7 +136,7 @@ def resolve_resumed(
 
 
 def check(config: RunConfig) -> dict[str, str]:
-    """Check a config that was made in Python as `resolve` checks one from a file. The origin of each of its fields.
+    """Check a config made in Python as `resolve` checks one from a file. Returns the origin of each field.
 
     Raises ConfigError that names every problem.
     """
@@ -159,9 +159,9 @@ def check(config: RunConfig) -> dict[str, str]:
 
 
 def read_values(read: ConfigFile, fields: dict[str, Field]) -> tuple[dict[str, tuple[Any, str]], list[str]]:
-    """The fields of a file as {name: (value, where)}, and its problems."""
+    """Return the fields of a file as {name: (value, where)}, and its problems."""
     names = names_of(fields)
-    found: dict[str, tuple[Any, str]] = {}
+    values: dict[str, tuple[Any, str]] = {}
     problems = []
     for written, value in read.values.items():
         where = read.where(written)
@@ -169,19 +169,19 @@ def read_values(read: ConfigFile, fields: dict[str, Field]) -> tuple[dict[str, t
             problems.append(f"{where}: {unknown(written, fields)}")
             continue
         name = names[written]
-        if name in found:
-            problems.append(f"{where}: {written} is {name}, which is already set in {found[name][1]}")
+        if name in values:
+            problems.append(f"{where}: {written} is {name}, which is already set in {values[name][1]}")
             continue
         if written in fields[name].was:
             old_names.warn(where, written, name)
         if fields[name].optional and isinstance(value, str) and value.lower() in UNSET:
             value = None
         try:
-            found[name] = (fit(fields[name], value), where)
+            values[name] = (fit(fields[name], value), where)
         except Mismatch as error:
             problems.append(f"{where}: {written}: {error}")
-            found[name] = (REFUSED, where)
-    return found, problems
+            values[name] = (REFUSED, where)
+    return values, problems
 
 
 def python_values(values: dict[str, Any], fields: dict[str, Field]) -> tuple[dict[str, Any], list[str]]:
@@ -206,16 +206,16 @@ def python_values(values: dict[str, Any], fields: dict[str, Field]) -> tuple[dic
 
 
 def unknown(name: str, fields: dict[str, Field]) -> str:
-    """What to say of a name that is no field."""
-    said = hint(name, fields)
-    if said is not None:
-        return f"unknown field {name}; {said}"
+    """Return the message for an unknown field."""
+    renamed_hint = hint(name, fields)
+    if renamed_hint is not None:
+        return f"unknown field {name}; {renamed_hint}"
     near = nearest(name.replace("-", "_"), current_names(fields))
     return f"unknown field {name}{near or '; ft-host train METHOD --help lists the fields'}"
 
 
 def missing_required(values: dict[str, Any], fields: dict[str, Field]) -> list[str]:
-    """A line for each required field that is absent or empty."""
+    """Return a line for each required field that is absent or empty."""
     return [
         f"{field.name} is required: give {field.flag} or {field.name}: in the config file, for instance "
         f"{field.flag} {field.example}" + (f" (or {field.unless})" if field.unless else "")
@@ -233,7 +233,7 @@ def refuse(problems: list[str]) -> None:
 
 
 def check_whole(config: RunConfig, origins: dict[str, str]) -> None:
-    """What no field shows on its own: the combinations that the config refuses, and files that must be there."""
+    """Check what no single field shows: combinations that the config refuses, and files that must exist."""
     config.locked_fields = old_names.current(config.locked_fields, type(config), "locked_fields")
     checked_by_host.discard(id(config))
     try:
@@ -254,7 +254,7 @@ def check_whole(config: RunConfig, origins: dict[str, str]) -> None:
 
 
 def place(name: str, origin: str) -> str:
-    """Where to go to change a field: "run.yaml:12: model", "--model" or "model"."""
+    """Return where to change a field: "run.yaml:12: model", "--model" or "model"."""
     if origin.startswith("flag "):
         return origin.removeprefix("flag ")
     return name if origin in ("default", "python") else f"{origin}: {name}"

@@ -1,6 +1,6 @@
 """The fields of methods that learn from completions that they sample. Imports no torch.
 
-A method's config extends `RolloutConfig` with its own fields and says in `rollout_plan` how many completions a rollout
+A method's config extends `RolloutConfig` with its own fields; its `rollout_plan` says how many completions a rollout
 has and how often they are used.
 """
 
@@ -94,14 +94,14 @@ def listed(numbers: list[int]) -> str:
 
 @dataclass(kw_only=True)
 class RolloutConfig(RunConfig):
-    """What every run with rollouts can be told."""
+    """The fields of every run with rollouts."""
 
     needs_reward: ClassVar[bool] = (
         True  # False in a method that learns from something else; its `reward` isn't required
     )
-    needs_columns: ClassVar[tuple[str, ...]] = ()  # of the training data, beside the prompt
-    reward_metric: ClassVar[str] = "reward"  # the metric of what completions earn
-    # The metric of the share of groups that nothing is learnt from, where the method logs one.
+    needs_columns: ClassVar[tuple[str, ...]] = ()  # columns of the training data that it needs besides the prompt
+    reward_metric: ClassVar[str] = "reward"  # the metric of completions' rewards
+    # The metric of the share of groups without a signal, where the method logs one.
     no_signal_metric: ClassVar[str | None] = "frac_reward_zero_std"
 
     # -- rewards
@@ -241,10 +241,10 @@ class RolloutConfig(RunConfig):
         super().check()
         for name, usual in (("packing", False), ("truncation_mode", "keep_start")):
             if getattr(self, name) != usual:
-                raise ConfigError(f"{name}: has no effect on rollouts, which are made of whole prompts; leave it out")
+                raise ConfigError(f"{name}: has no effect on rollouts, which consist of whole prompts; remove it")
         if self.train_sampling_strategy == "group_by_length":
             raise ConfigError(
-                "train_sampling_strategy: the length of completions isn't known beforehand; expected "
+                "train_sampling_strategy: the length of completions isn't known in advance; expected "
                 "random or sequential"
             )
         if self.reward_weights and len(self.reward_weights) != len(self.reward):
@@ -276,8 +276,10 @@ class RolloutConfig(RunConfig):
 
 
 def declared_facts(config_class: type[RunConfig]) -> dict[str, str]:
-    """What a method's config class says of its metrics, as facts of a run. Nothing for methods without rollouts."""
+    """Return what a method's config class says of its metrics, as facts of a run. Empty for methods without
+    rollouts.
+    """
     if not issubclass(config_class, RolloutConfig):
         return {}
-    said = {"plan/reward_metric": config_class.reward_metric, "plan/no_signal_metric": config_class.no_signal_metric}
-    return {name: value for name, value in said.items() if value is not None}
+    facts = {"plan/reward_metric": config_class.reward_metric, "plan/no_signal_metric": config_class.no_signal_metric}
+    return {name: value for name, value in facts.items() if value is not None}

@@ -1,7 +1,7 @@
-"""The fields that every run has. Imports nothing heavy: help, schema and validation must not wait for torch.
+"""The fields of every run. Imports nothing heavy: help, schema and validation must not wait for torch.
 
-A method's config is a dataclass that extends `RunConfig` with its own fields, declared with `option`.
-Names are those of `transformers.TrainingArguments` and TRL wherever the thing exists there.
+A method's config is a dataclass that extends `RunConfig` with its own fields, declared with `option`. Names are those
+of `transformers.TrainingArguments` and TRL wherever the thing exists there.
 
 Longer than 300 lines: it is one list of fields, each with its text, in the order of the help.
 """
@@ -17,15 +17,17 @@ from ft_host.config.options import SCHEDULES, option
 from ft_host.errors import ConfigError
 
 checked_by_host: set[int] = set()  # ids of configs that `RunConfig.check` has seen: a method's `check` must call it
-# What rows may be, in TRL's words.
+# The formats of rows, in TRL's words.
 FORMATS = ("language modeling", "prompt-only", "prompt-completion", "preference", "unpaired preference")
 
 
 @dataclass(kw_only=True)
 class RunConfig(OldNames):
-    """What every run can be told, whatever its method."""
+    """The fields of every run, for any method."""
 
-    formats: ClassVar[tuple[str, ...]] = ()  # of FORMATS: rows that the method takes; messages about others name it
+    formats: ClassVar[
+        tuple[str, ...]
+    ] = ()  # of FORMATS: rows that the method takes; error messages about such rows name it
     # Metrics that the printed line of a step has after loss, grad_norm and learning_rate, where they are logged.
     progress_metrics: ClassVar[tuple[str, ...]] = (
         "mean_token_accuracy",

@@ -1,4 +1,4 @@
-"""`ft-host schema METHOD`: a JSON Schema of the config file, which editors complete and check it by."""
+"""`ft-host schema METHOD`: a JSON Schema of the config file, for completion and checks in editors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema(method: str, config_class: type) -> dict[str, Any]:
-    """A schema of draft 2020-12. No field is required: a flag may give what the file leaves out."""
+    """Return a schema of draft 2020-12. No field is required: a flag may set what the file leaves out."""
     properties: dict[str, Any] = {
         "$schema": {"type": "string", "description": "This schema, for editors; read by nothing else."},
         "method": {"const": method, "description": "The method to train with, where the command line names none."},
@@ -37,21 +37,21 @@ def schema(method: str, config_class: type) -> dict[str, Any]:
 
 
 def property_of(field: Field) -> dict[str, Any]:
-    """One field as a property. `none` as a text unsets what may be unset, since TOML has no null."""
+    """Return one field as a property. The text `none` unsets an optional field, since TOML has no null."""
     shapes = [shape_of(arm, field) for arm in field.arms]
     if field.optional and str not in field.arms:
         shapes.append({"enum": [None, *UNSET]})
     elif field.optional:
         shapes.append({"type": "null"})
     shape = shapes[0] if len(shapes) == 1 else {"anyOf": shapes}
-    said = {"description": f"[{GROUPS[field.group]}] {field.help}", "default": field.default}
+    annotations = {"description": f"[{GROUPS[field.group]}] {field.help}", "default": field.default}
     if field.example:
-        said["examples"] = [field.example]
-    return shape | said
+        annotations["examples"] = [field.example]
+    return shape | annotations
 
 
 def shape_of(hint: Any, field: Field) -> dict[str, Any]:
-    """A type with the field's choices and bounds, which hold for each item of a list."""
+    """Return a type with the field's choices and bounds, which apply to each item of a list."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is list:
         if field.name == "dataset":
@@ -74,7 +74,7 @@ def shape_of(hint: Any, field: Field) -> dict[str, Any]:
 
 
 def mixture_shape() -> dict[str, Any]:
-    """One of several data sets that are mixed."""
+    """Return the shape of one of several data sets to mix."""
     names = {str: "string", int: "integer", float: "number", list: "array", dict: "object"}
     properties: dict[str, Any] = {}
     for key, kinds in MIXTURE.items():

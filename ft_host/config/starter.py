@@ -12,7 +12,8 @@ FORMATS = ("yaml", "toml")
 
 
 def starter(method: str, config_class: type, form: str = "yaml") -> str:
-    """The file's text. Required fields stand first and empty; of the others each line needs but its `#` removed.
+    """Return the text of the file. Required fields come first and empty; remove the `#` of a line to set
+    another field.
 
     Prose begins with "# ", a field that is commented out with "#" alone.
     """
@@ -42,8 +43,8 @@ def starter(method: str, config_class: type, form: str = "yaml") -> str:
 
 
 def prose(field: Field) -> list[str]:
-    """A field's meaning, and what it may be where its default doesn't show it."""
-    taken = f"{type_text(field)}{bounds(field)}"
+    """Return a field's meaning, and its allowed values where the default doesn't show them."""
+    allowed = f"{type_text(field)}{bounds(field)}"
     shown = field.choices or field.default in (None, [], {}) or bounds(field)
-    text = field.help + (f" ({taken})" if shown and not field.required else "")
+    text = field.help + (f" ({allowed})" if shown and not field.required else "")
     return [f"# {line}" for line in textwrap.wrap(text, WIDTH - 2, break_on_hyphens=False)]

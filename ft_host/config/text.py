@@ -1,4 +1,4 @@
-"""Values and fields written out: in YAML, in TOML, and in the words of the help."""
+"""Values and fields as text: in YAML, in TOML, and in the words of the help."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ from typing import Any
 from ft_host.config.fields import Field
 
 PLAIN = re.compile(r"[A-Za-z/.][\w./@+-]*")
-WORDS = ("true", "false", "null", "none", "yes", "no", "on", "off", "y", "n")  # more than texts to some YAML reader
+WORDS = (
+    "true",
+    "false",
+    "null",
+    "none",
+    "yes",
+    "no",
+    "on",
+    "off",
+    "y",
+    "n",
+)  # some YAML readers don't read these as text
 
 
 def yaml_text(value: Any) -> str:
-    """A value on one line of YAML, read alike by every YAML reader."""
+    """Return a value on one line of YAML that all YAML readers read alike."""
     if value is None:
         return "null"
     if isinstance(value, str):
@@ -22,20 +33,22 @@ def yaml_text(value: Any) -> str:
             return value
         return json_text(value)
     if isinstance(value, float):
-        return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))  # YAML 1.1 takes 1e-05 for a text
+        return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))  # YAML 1.1 reads 1e-05 as text
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return f"[{', '.join(yaml_text(item) for item in value)}]"
     return json_text(value)
 
 
 def json_text(value: Any) -> str:
-    """A value as JSON that YAML and TOML read alike: some characters end a line in YAML, or are banned in TOML."""
+    """Return a value as JSON that YAML and TOML read alike: some characters end a line in YAML, or are forbidden in
+    TOML.
+    """
     text = json.dumps(value, ensure_ascii=False)
     return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def toml_text(value: Any) -> str:
-    """A value on one line of TOML, which has no null: the text "none" stands for it."""
+    """Return a value on one line of TOML. TOML has no null: the text "none" stands for it."""
     if value is None:
         return '"none"'
     if isinstance(value, list):
@@ -47,7 +60,7 @@ def toml_text(value: Any) -> str:
 
 
 def default_text(field: Field) -> str:
-    """What holds where nothing is given, in words."""
+    """Return the default in words."""
     if field.required:
         return "required"
     if field.default in (None, ""):
@@ -57,7 +70,7 @@ def default_text(field: Field) -> str:
 
 
 def type_text(field: Field) -> str:
-    """What comes after the flag, in capitals: TEXT, INT, NUMBER, "nll|dft", "TEXT ..."."""
+    """Return what follows the flag, in capitals: TEXT, INT, NUMBER, "nll|dft", "TEXT ..."."""
     if field.choices:
         some = "|".join(str(choice) for choice in field.choices)
         return f"{some} ..." if field.many else some
