@@ -1,5 +1,7 @@
-"""What a run of distill or gkd recognises by itself: its own troubles, and from DIS100 on those of all rollouts that
-are about it. DIS001, a teacher with another vocabulary, is refused before anything is loaded. Imports no torch."""
+"""The rules of distill and gkd: their own, and from DIS100 on those of all rollouts that apply to them.
+
+DIS001, a teacher with another vocabulary, is refused before anything is loaded. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ NAMES = Names(letters="DIS", first=100, grouped=False)
 
 
 def unsure(view: View) -> bool | None:
-    """A temperature far above 1 makes any teacher look so."""
+    """A temperature far above 1 has this effect on any teacher."""
     return None if view.config.temperature > 1.5 else view[UNSURE] > 0.85 * math.log(view[TOKENS])
 
 
@@ -40,15 +42,13 @@ def higher_top_k(view: View) -> list[Remedy]:
 
 
 def mends(view: View) -> list[Remedy]:
-    return [
-        Remedy(why="Have the teacher answer held-out prompts (eval of it alone): does it do better than the student?")
-    ]
+    return [Remedy(why="Evaluate the teacher alone on held-out prompts: is it better than the student?")]
 
 
 OWN = [
     Rule(
         code="DIS003",
-        title="The teacher's likeliest tokens are not most of what it says",
+        title="The teacher's likeliest tokens don't hold most of its probability",
         stage="train",
         needs=(MASS,),
         share=0.5,
@@ -56,43 +56,40 @@ OWN = [
         test=lambda view: view[MASS] < 0.9,
         message=lambda view: (
             f"The {view.config.loss_top_k} tokens that the teacher was asked for hold"
-            f" {percent(view.mean(MASS, view.window))} of its probability: the student isn't taught what the rest is."
+            f" {percent(view.mean(MASS, view.window))} of its probability: the student isn't taught the rest."
         ),
         remedies=higher_top_k,
         when="They hold less than 90 % on average in half of the last 50 rollouts.",
         why=(
-            "All other tokens count as one event, or as none, so that nothing is learnt of which of them the teacher"
-            " would say."
+            "All other tokens count as one event, or not at all, so the student doesn't learn which of them the teacher"
+            " prefers."
         ),
         remedy="Raise loss_top_k.",
         source="own judgement of the threshold",
     ),
     Rule(
         code="DIS005",
-        title="The teacher is sure of nothing",
+        title="The teacher's distribution is nearly uniform",
         stage="train",
         needs=(UNSURE, TOKENS),
         share=0.8,
         least=5,
         test=unsure,
         message=lambda view: (
-            f"The entropy of what the teacher says is {short(view.mean(UNSURE, view.window))} nats a token, of "
-            f"{short(math.log(view[TOKENS]))} if all {view[TOKENS]} tokens were alike to it: are its weights trained?"
+            f"The entropy of the teacher is {short(view.mean(UNSURE, view.window))} nats a token, of "
+            f"{short(math.log(view[TOKENS]))} if all {view[TOKENS]} tokens were equally likely: is it trained?"
         ),
         remedies=lambda view: [
             Remedy(
-                why=(
-                    "Look whether teacher_model_name_or_path is the model that is meant, and complete some prompts"
-                    " with it"
-                )
+                why=("Check that teacher_model_name_or_path is the intended model, and complete some prompts with it")
             )
         ],
         when=(
-            "Its entropy is above 85 % of that of a choice at random in 80 % of the last 50 steps. Not at a temperature"
-            " above 1.5."
+            "Its entropy is above 85 % of that of a uniform distribution in 80 % of the last 50 steps. Not at a"
+            " temperature above 1.5."
         ),
         why=(
-            "Weights that were never trained, or that don't belong to the tokenizer: the student comes nearer to them"
+            "The weights were never trained, or don't belong to the tokenizer: the student approaches them"
             " without learning anything."
         ),
         remedy="The right teacher_model_name_or_path.",
@@ -100,8 +97,8 @@ OWN = [
     ),
 ]
 
-# Rewards are only watched here: what is about learning from them is left out, and so is a falling entropy, which is
-# what a sure teacher teaches.
+# Rewards are only logged here: rules about learning from them are left out, and so is a falling entropy, which is
+# what a confident teacher teaches.
 SHARED = ("DIS105", "DIS108", "DIS111", "DIS115")
 RULES: list[Rule] = [
     *OWN,

@@ -26,9 +26,9 @@ LOSS_TYPES = (
     "sft",
 )
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # those that label_smoothing enters
-SORTED = ("aot", "aot_unpaired")  # those that match pairs with others of the step
-# Those that see the two rewards by their difference alone, where the unknown normaliser of f-DPO's reward cancels.
+SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # those that use label_smoothing
+SORTED = ("aot", "aot_unpaired")  # those that match pairs with other pairs of the step
+# Those of the difference of the two rewards, where the unknown normaliser of f-DPO's reward cancels.
 DIFFERENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop")
 
 
@@ -112,8 +112,8 @@ class DPOConfig(ReferenceConfig):
         self._check_precomputed()
         if self.packing and self.packing_strategy != "bfd":
             raise ConfigError(
-                f"packing_strategy: {self.packing_strategy} cuts rows anywhere, which a pair of completions can't be; "
-                "use bfd"
+                f"packing_strategy: {self.packing_strategy} cuts rows anywhere, but a pair of completions must stay "
+                "whole; use bfd"
             )
 
     def _check_losses(self) -> None:
@@ -137,14 +137,14 @@ class DPOConfig(ReferenceConfig):
             )
 
     def _check_effects(self) -> None:
-        """Refuse options that no loss in use reads. A function of the user's own may read any."""
+        """Refuse options that no loss in use reads. A user's own function may read any."""
         used = set(self.loss_type)
         own = any(":" in name for name in used)
         said = ", ".join(self.loss_type)
         if self.label_smoothing and not own and not used & set(SMOOTHED):
             raise ConfigError(
                 f"label_smoothing: has no effect on {said}, only on {', '.join(SMOOTHED)}; robust is sigmoid for "
-                "preferences some of which are the wrong way round"
+                "preferences of which some are swapped"
             )
         if "exo_pair" in used and not self.label_smoothing:
             raise ConfigError(
@@ -171,7 +171,7 @@ class DPOConfig(ReferenceConfig):
         if self.discopop_tau != 0.05 and not own and "discopop" not in used:
             raise ConfigError(f"discopop_tau: has no effect on {said}, only on discopop")
         if self.ld_alpha is not None and used == {"sft"}:
-            raise ConfigError("ld_alpha: has no effect on sft, which has no rejected completion to be longer than")
+            raise ConfigError("ld_alpha: has no effect on sft, which has no rejected completion")
         if self.use_weighting and used & set(SORTED):
             raise ConfigError(
                 f"use_weighting: a weight belongs to a pair, and {' and '.join(sorted(used & set(SORTED)))} match a "
@@ -186,7 +186,7 @@ class DPOConfig(ReferenceConfig):
         if self.sync_ref_model:
             raise ConfigError(
                 "sync_ref_model: the reference changes, so log-probs made before the first step would be another "
-                "reference's; leave precompute_ref_log_probs out"
+                "reference's; remove precompute_ref_log_probs"
             )
         if self.dataset_streaming:
             raise ConfigError(

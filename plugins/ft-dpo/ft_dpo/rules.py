@@ -1,6 +1,6 @@
-"""What a DPO run recognises by itself. Imports no torch.
+"""The rules of DPO. Imports no torch.
 
-How much longer a policy's completions have become (a known habit of DPO) can't be seen on given pairs, and has no rule.
+Growing completion length (a known effect of DPO) can't be seen on given pairs, and has no rule.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ft_host.diagnostics import Remedy, Rule, View, fall, lower_rate, percent, p
 NOT_ABOUT = {"PRB005": "the loss compares two completions, and isn't that of a token"}
 
 ACCURACY, MARGINS = "rewards/accuracies", "rewards/margins"
-SWAP = Remedy(why="Look at some pairs, and rename the columns where they are swapped (dataset_columns)")
+SWAP = Remedy(why="Check some pairs, and rename the columns where they are swapped (dataset_columns)")
 
 
 def saturated(view: View) -> bool | None:
@@ -21,14 +21,18 @@ def saturated(view: View) -> bool | None:
 
 
 def held_out(view: View) -> float | None:
-    """The last evaluation's share of pairs in the right order; None before the first update, when all are equal."""
+    """Return the last evaluation's share of pairs in the right order; None before the first update, when
+    all are equal.
+    """
     series = view.series.get(f"eval_{ACCURACY}")
     return None if series is None or series.steps[-1] == 0 else series.last
 
 
 def swapped(view: View) -> bool | None:
-    """What is trained on is learnt, and is the opposite of what else is known: of held-out pairs, or of the reference,
-    which found what is called rejected far likelier, while chosen completions grow less likely still."""
+    """Training pairs are learnt, but contradict the held-out pairs or the reference.
+
+    The reference found rejected completions far likelier, and chosen completions get less likely still.
+    """
     if view.mean(ACCURACY, 10) < 0.6:
         return None
     other = held_out(view)
@@ -43,23 +47,23 @@ def swapped(view: View) -> bool | None:
 def swapped_message(view: View) -> str:
     other = held_out(view)
     if other is not None and other < 0.4:
-        told = f"and {percent(other)} of held-out ones"
-        said = "one of the two data sets has chosen and rejected swapped"
+        contrast = f"and {percent(other)} of held-out ones"
+        conclusion = "one of the two data sets has chosen and rejected swapped"
     else:
-        told = (
-            "but the model began by finding what is called rejected far likelier"
+        contrast = (
+            "but the model initially found rejected completions far likelier"
             f" ({short(view['start/logps/rejected'])} nats, chosen {short(view['start/logps/chosen'])}), and chosen"
             f" ones have lost {short(fall(view))} nats since"
         )
-        said = "chosen and rejected may be swapped"
-    return f"{percent(view.mean(ACCURACY, 10))} of the training pairs are in the right order, {told}: {said}."
+        conclusion = "chosen and rejected may be swapped"
+    return f"{percent(view.mean(ACCURACY, 10))} of the training pairs are in the right order, {contrast}: {conclusion}."
 
 
 OWN = [
     Rule(
         code="DPO002",
         follows_from=("PRB001",),
-        title="All pairs are in the right order at once",
+        title="All pairs are in the right order very early",
         stage="train",
         needs=(ACCURACY,),
         severity="info",
@@ -68,15 +72,15 @@ OWN = [
         least=2,
         share=0.6,
         message=lambda view: (
-            f"{percent(view.mean(ACCURACY, 5))} of the pairs are in the right order after {view.step} steps: something "
-            "simple tells chosen from rejected, such as length or format."
+            f"{percent(view.mean(ACCURACY, 5))} of the pairs are in the right order after {view.step} steps: a "
+            "simple feature, such as length or format, separates chosen from rejected."
         ),
-        remedies=lambda view: [Remedy(why="Look at pairs side by side: ft-host data dpo"), lower_rate(view, 3)],
+        remedies=lambda view: [Remedy(why="Compare pairs side by side: ft-host data dpo"), lower_rate(view, 3)],
         when=(
             "rewards/accuracies is 0.99 or more over 5 steps within the first tenth of the run (or its first 20 steps)."
         ),
-        why="What is learnt is then that simple thing. On easy pairs it is no trouble.",
-        remedy="Look at the pairs; balance lengths.",
+        why="The model then learns that feature. On easy pairs this is harmless.",
+        remedy="Check the pairs; balance lengths.",
         source="own judgement",
     ),
     Rule(
@@ -97,9 +101,9 @@ OWN = [
             " log-probs, and chosen ones have since lost a quarter of theirs."
         ),
         why=(
-            "DPO learns swapped pairs as happily as right ones: only pairs from elsewhere, or what the model began"
-            " with, tell. Where chosen completions are much longer than rejected ones, look at the pairs before"
-            " believing it."
+            "DPO learns swapped pairs as easily as right ones: only other pairs, or the initial model,"
+            " reveal it. Where chosen completions are much longer than rejected ones, check the pairs before"
+            " acting on this."
         ),
         remedy="Swap the columns.",
         source="own judgement, on runs of swapped pairs",
@@ -114,8 +118,8 @@ OWN = [
         window=30,
         least=10,
         message=lambda view: (
-            f"The mean margin is {short(view.mean(MARGINS, 10))}: the loss has long been next to 0, and what still"
-            " moves the weights are single pairs."
+            f"The mean margin is {short(view.mean(MARGINS, 10))}: the loss has long been close to 0, and only"
+            " single pairs still change the weights."
         ),
         remedies=lambda view: [
             lower_rate(view, 3),
@@ -123,7 +127,7 @@ OWN = [
             *(
                 [
                     Remedy(
-                        why="Set loss_type to ipo, from sigmoid, which wants a margin and no more",
+                        why="Set loss_type to ipo, from sigmoid: it has a target for the margin",
                         patch={"loss_type": ["ipo"]},
                         again=True,
                     )
@@ -133,7 +137,7 @@ OWN = [
             ),
         ],
         when="rewards/margins is above 10 in 30 % of the last 30 steps.",
-        why="The policy is far from the reference: e^10 times as sure of its order.",
+        why="The policy is far from the reference: its odds are e^10 times those of the reference.",
         remedy="Lower learning_rate, fewer steps, ipo.",
         source="TRL issue 1236 (margins of 15 to 23)",
     ),

@@ -215,7 +215,7 @@ class GOLDConfig(RolloutConfig):
 
 
 def check_loss(config: GOLDConfig) -> None:
-    """Refuse fields of the comparison that contradict each other or are without effect."""
+    """Refuse fields of the comparison that contradict each other or have no effect."""
     if config.use_uld_loss is False:
         config.refuse(OF_ULD, "with use_uld_loss: false")
     if not config.use_extended_uld:
@@ -228,26 +228,26 @@ def check_loss(config: GOLDConfig) -> None:
     if (weights[0] is None) != (weights[1] is None):
         raise ConfigError("uld_hybrid_matched_weight, uld_hybrid_unmatched_weight: set both or none")
     if weights == (0, 0):
-        raise ConfigError(
-            "uld_hybrid_matched_weight, uld_hybrid_unmatched_weight: both are 0, so that nothing is compared"
-        )
+        raise ConfigError("uld_hybrid_matched_weight, uld_hybrid_unmatched_weight: both are 0, so nothing is compared")
     if config.uld_skip_student_eos != config.uld_skip_teacher_eos:
         raise ConfigError(
             "uld_skip_student_eos, uld_skip_teacher_eos: an end without a partner can't be compared; set both or none"
         )
     if config.uld_crossentropy_weight and config.lmbda == 1:
-        raise ConfigError("uld_crossentropy_weight: has no effect with lmbda: 1; it is of what others have said")
+        raise ConfigError(
+            "uld_crossentropy_weight: has no effect with lmbda: 1; it applies to completions of the data or the teacher"
+        )
     if not config.uld_distillation_weight:
         raise ConfigError(
-            "uld_distillation_weight: 0 learns nothing from the teacher; ft-sft (ft-host train sft) needs none"
+            "uld_distillation_weight: with 0 nothing is learnt from the teacher; ft-sft (ft-host train sft) needs none"
         )
 
 
 def check_teacher(config: GOLDConfig) -> None:
-    """Refuse a teacher that can't be one, as far as that shows in the fields."""
+    """Refuse an invalid teacher, as far as the fields show it."""
     place = config.teacher_model_name_or_path
     if not place:
-        return  # what is required is asked for elsewhere, with an example
+        return  # required fields are checked elsewhere
     for name in ("teacher_model_name_or_path", "teacher_tokenizer_name_or_path"):
         for problem in place_problems(getattr(config, name) or place, ""):
             raise ConfigError(f"{name}: {problem}")
@@ -255,6 +255,6 @@ def check_teacher(config: GOLDConfig) -> None:
         raise ConfigError("teacher_model_revision: has no effect on a folder, only on a teacher from the hub")
     if place == config.model and config.teacher_model_revision == config.model_revision:
         raise ConfigError(
-            "teacher_model_name_or_path: is the model that is trained, which has nothing to teach itself; ft-sdft and"
-            " ft-sdpo are for learning from oneself"
+            "teacher_model_name_or_path: is the trained model itself, which can't be its own teacher; ft-sdft and"
+            " ft-sdpo are for self-distillation"
         )

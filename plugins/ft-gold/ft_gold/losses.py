@@ -56,16 +56,20 @@ def jsd_of_parts(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> t
 
 
 def sorted_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """The sum of the differences between the likeliest, the second likeliest, and so on: of probabilities (n, K) and
-    (n, K') to (n,) (universal logit distillation, arXiv 2402.12030, eq. 8). The teacher's have no gradient."""
+    """Return the sum of differences between the likeliest, the second likeliest, and so on.
+
+    From probabilities (n, K) and (n, K') to (n,) (universal logit distillation, arXiv 2402.12030, eq. 8). The teacher's
+    have no gradient.
+    """
     size = max(student.shape[-1], teacher.shape[-1])
-    both = [pad(each, (size - each.shape[-1], 0)) for each in (ascending(student), ascending(teacher))]
+    both = [pad(values, (size - values.shape[-1], 0)) for values in (ascending(student), ascending(teacher))]
     return (both[0] - both[1]).abs().sum(-1)
 
 
 def ascending(values: torch.Tensor) -> torch.Tensor:
-    """Each row sorted. On a CPU by numpy: of 32k values torch's sort takes 25 times as long as its, 5 times its
-    argsort."""
+    """Sort each row. On a CPU by numpy: for 32k values torch's sort takes 25 times as long as numpy's, 5 times its
+    argsort.
+    """
     if values.device.type != "cpu":
         return values.sort(-1).values
     if not values.requires_grad:
@@ -76,7 +80,7 @@ def ascending(values: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------- units
 
 
-NEVER = -1e4  # the logarithm of nothing, without the infinities
+NEVER = -1e4  # stands for log 0, without infinities
 
 
 @dataclass(frozen=True)
@@ -112,28 +116,30 @@ def by_text(
 
 
 def ranks_of(ranks: tuple[torch.Tensor, torch.Tensor], sizes: tuple[int, int], device: torch.device):
-    """Of both vocabularies, with -1 for rows of embeddings that are no token."""
+    """Return the ranks of both vocabularies, with -1 for rows of embeddings without a token."""
     return tuple(pad(each, (0, size - len(each)), value=-1).to(device) for each, size in zip(ranks, sizes, strict=True))
 
 
 def observed(logps, chosen, starts, sizes, firsts, text) -> torch.Tensor:
-    """The same of the first token: (u, V)."""
+    """Return the same for the first token: (u, V)."""
     return scaled(logps, chosen, starts, sizes, starts)
 
 
 def bayesian(logps, chosen, starts, sizes, firsts, text) -> torch.Tensor:
-    """The same of the last token: (u, V)."""
+    """Return the same for the last token: (u, V)."""
     return scaled(logps, chosen, starts, sizes, starts + sizes - 1)
 
 
 def scaled(logps: torch.Tensor, chosen: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, base: torch.Tensor):
-    """The log-distributions at the rows `base` (u,), times the probabilities of the units' other tokens: (u, V)."""
+    """Return the log-distributions at the rows `base` (u,), times the probabilities of the units' other
+    tokens: (u, V).
+    """
     found = logps if len(base) == len(logps) else logps.index_select(0, base.to(logps.device))  # else nothing to copy
     return found if int(sizes.max()) == 1 else found + of_others(chosen, starts, sizes, base)[:, None]
 
 
 def of_others(chosen: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """(u,) sums of the log-probs of each unit's tokens but that at `base`."""
+    """Return (u,) sums of the log-probs of each unit's tokens except that at `base`."""
     unit = torch.repeat_interleave(sizes)
     row = torch.arange(len(unit)) + torch.repeat_interleave(starts - (sizes.cumsum(0) - sizes), sizes)
     beside = row != base[unit]
@@ -149,7 +155,7 @@ MERGES = {"text": by_text, "observed": observed, "bayesian": bayesian}
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What of the two distributions is of the same: places (K,) of each, and all others, (V - K,) and (V' - K,)."""
+    """The tokens that both distributions have: places (K,) of each, and all others, (V - K,) and (V' - K,)."""
 
     ours: torch.Tensor
     theirs: torch.Tensor
@@ -189,8 +195,10 @@ class Weights:
 def hybrid(
     student: torch.Tensor, teacher: torch.Tensor, shared: Shared, weights: Weights
 ) -> tuple[torch.Tensor, Values]:
-    """Tokens that both have are compared one with the other, the others by sorted probabilities. Log-distributions of
-    units, (u, V) and (u, V'), to (u,)."""
+    """Compare shared tokens with each other, and all others by sorted probabilities.
+
+    Log-distributions of units, (u, V) and (u, V'), to (u,).
+    """
     matched = jsd_of_parts(student[:, shared.ours], teacher[:, shared.theirs], weights.beta)
     unmatched = sorted_distance(student[:, shared.rest].exp(), teacher[:, shared.their_rest].exp())
     with torch.no_grad():
@@ -201,7 +209,7 @@ def hybrid(
 
 
 def uld(student: torch.Tensor, teacher: torch.Tensor, shared: None, weights: Weights) -> tuple[torch.Tensor, Values]:
-    """All by sorted probabilities."""
+    """Compare all tokens by sorted probabilities."""
     return sorted_distance(student.exp(), teacher.exp()), {}
 
 
@@ -240,7 +248,7 @@ class Aligned:
         their_chosen = theirs.gather(-1, self.their_targets[their_place, None])[:, 0]
         with torch.no_grad():
             values = {"logps": chosen.detach(), "entropy": -(ours.exp() * ours).sum(-1)}
-        total = chosen.sum() * 0.0  # a tile may have nothing that is compared
+        total = chosen.sum() * 0.0  # a tile may have nothing to compare
         if self.supervised is not None:
             exact = chosen
             if self.temperature != 1:

@@ -10,19 +10,21 @@ from ft_host.api import Batch, Metric, mean, sampling_metrics
 
 
 def distances(losses: torch.Tensor, own: torch.Tensor, counts: tuple[float, float], config: Any) -> dict[str, Metric]:
-    """Means of losses (n,), of all and by whether the policy has said it, (n,); `counts`: of all and of the
-    policy's."""
-    found = {"distillation/divergence": mean(losses.sum(), counts[0])}
+    """Return means of losses (n,): of all, and by whether the policy sampled the token, (n,).
+
+    `counts`: of all and of the policy's.
+    """
+    out = {"distillation/divergence": mean(losses.sum(), counts[0])}
     if 0 < config.lmbda < 1:
-        found["distillation/on_policy_loss"] = mean((losses * own).sum(), counts[1])
-        found["distillation/off_policy_loss"] = mean((losses * ~own).sum(), counts[0] - counts[1])
-    return found
+        out["distillation/on_policy_loss"] = mean((losses * own).sum(), counts[1])
+        out["distillation/off_policy_loss"] = mean((losses * ~own).sum(), counts[0] - counts[1])
+    return out
 
 
 def of_tokens(out: dict[str, torch.Tensor], batch: Batch, sampled: bool) -> dict[str, Metric]:
-    """Means over the student's tokens. `sampled`: its log-probs are at the temperature that sampled."""
-    found = {"entropy": mean(out["entropy"].sum(), batch.counts["tokens"])}
+    """Return means over the student's tokens. `sampled`: its log-probs are at the sampling temperature."""
+    metrics = {"entropy": mean(out["entropy"].sum(), batch.counts["tokens"])}
     if sampled:
         apart = (out["logps"] - batch.columns["sampling_logps"]).abs() * batch.columns["on_policy"][batch.rows]
-        found |= sampling_metrics(apart, batch.counts["on_policy"])
-    return found
+        metrics |= sampling_metrics(apart, batch.counts["on_policy"])
+    return metrics

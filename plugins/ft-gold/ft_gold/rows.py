@@ -1,4 +1,4 @@
-"""Rows of a completion as the student and as the teacher read it."""
+"""Rows of a completion, tokenized for the student and for the teacher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def is_chat(prompt: Row) -> bool:
 
 
 def taught(row: Row, met: Meeting, config: Any, chat: bool, said: list[int] | None = None) -> Row:
-    """A row with both sequences; its length is that of the longer one, as both have to fit."""
+    """Return a row with both sequences; its length is that of the longer one, since both must fit."""
     row = as_teacher_reads(row, met, config, chat, said)
     longer = max(len(row["teacher_prompt_ids"]) + len(row["teacher_completion_ids"]) - row["length"], 0)
     return row | {"length": row["length"] + longer, "shared": row["shared"] + longer}
@@ -29,7 +29,7 @@ def policys_row(row: Row, completion: Completion, met: Meeting | None, config: A
 
 
 def teachers_row(row: Row, completion: Completion, met: Meeting | None, config: Any) -> Row:
-    """What the teacher has said, as the student reads it."""
+    """Return the teacher's completion, tokenized for the student."""
     if met is None:
         return completion_row(row, completion) | {"on_policy": False}
     ended = completion.finish_reason == "stop"
@@ -52,7 +52,7 @@ def asked_as_teacher(row: Row) -> Row:
 
 
 def introduction(met: Meeting | None, config: Any) -> str:
-    """How the two are compared, in words."""
+    """Say in words how the two are compared."""
     if met is None:
         return "the teacher reads the student's tokens: they are compared token by token, by the plain divergence"
     by = "aligned by their bytes" if config.use_extended_uld else "one after the other"

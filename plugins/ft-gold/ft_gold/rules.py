@@ -1,5 +1,4 @@
-"""What a run of gold recognises by itself: its own troubles, and from GOLD100 on those of all rollouts that are about
-it. Imports no torch."""
+"""The rules of gold: its own, and from GOLD100 on those of all rollouts that apply to it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ def align_remedies(view: View) -> list[Remedy]:
     return [
         Remedy(
             why=(
-                "Look at what the teacher's tokenizer makes of a completion: does it lower its letters, or change"
-                " characters?"
+                "Check how the teacher's tokenizer encodes a completion: does it lower the case, or change characters?"
             )
         ),
         *set_field(
@@ -38,11 +36,11 @@ def align_remedies(view: View) -> list[Remedy]:
 
 def mass_remedies(view: View) -> list[Remedy]:
     if view.config.uld_hybrid_matched_weight is not None:
-        return [Remedy(why="Raise uld_hybrid_unmatched_weight: what the teacher says is in that part")]
+        return [Remedy(why="Raise uld_hybrid_unmatched_weight: most of the teacher's probability is in that part")]
     return [
         Remedy(
             why=(
-                "Choose a student whose vocabulary is nearer to its teacher's; sorted probabilities teach little of"
+                "Choose a student whose vocabulary is closer to its teacher's; sorted probabilities teach little of"
                 " what"
             )
         )
@@ -74,7 +72,7 @@ def mends(view: View) -> list[Remedy]:
 OWN = [
     Rule(
         code="GOLD002",
-        title="Little of the completions can be compared with the teacher",
+        title="Few tokens can be compared with the teacher",
         stage="train",
         needs=(ALIGNED,),
         share=0.5,
@@ -82,20 +80,20 @@ OWN = [
         test=lambda view: view[ALIGNED] < 0.5,
         message=lambda view: (
             f"Of the completions' tokens {percent(view.mean(ALIGNED, view.window))} spell what tokens of the teacher"
-            " spell: the others are in no comparison."
+            " spell: the others aren't compared."
         ),
         remedies=align_remedies,
         when="Less than half of the tokens have a partner, in half of the last 50 steps.",
         why=(
-            "The teacher's tokenizer changes the text before it reads it (its case, its characters), or the completions"
-            " are bytes that are no text, or marks of turns in the middle."
+            "The teacher's tokenizer normalises the text (its case, its characters), or the completions"
+            " contain bytes that aren't text, or end-of-turn marks in the middle."
         ),
-        remedy="Another teacher, use_extended_uld: false, looking at samples.",
+        remedy="Another teacher, use_extended_uld: false, a check of samples.",
         source="own judgement",
     ),
     Rule(
         code="GOLD003",
-        title="Most of what the teacher says are tokens that the student hasn't",
+        title="Most of the teacher's probability is on tokens that the student lacks",
         stage="train",
         needs=(MASS,),
         share=0.5,
@@ -103,7 +101,7 @@ OWN = [
         test=lambda view: view[MASS] < 0.3,
         message=lambda view: (
             f"Tokens that both have hold {percent(view.mean(MASS, view.window))} of the teacher's probability: of the"
-            " rest the student learns how sure the teacher is, but not of what."
+            " rest the student learns how confident the teacher is, but not in which token."
         ),
         remedies=mass_remedies,
         when="They hold less than 30 % of it on average, in half of the last 50 steps.",
@@ -111,7 +109,7 @@ OWN = [
             "Tokens that only one of the two has are compared by their sorted probabilities, which hardly say which one"
             " is meant."
         ),
-        remedy="A student with a nearer vocabulary; uld_crossentropy_weight beside it.",
+        remedy="A student with a closer vocabulary; uld_crossentropy_weight in addition.",
         source="own judgement",
     ),
 ]

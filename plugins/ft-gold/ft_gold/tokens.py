@@ -36,7 +36,7 @@ class Meeting:
     theirs: Vocabulary
 
     def check(self, config: GOLDConfig) -> None:
-        """Raise ConfigError, before a model is loaded, for what would be noticed with the first completion."""
+        """Raise ConfigError, before a model is loaded, for problems that the first completion would show."""
         for vocabulary in (self.ours, self.theirs):
             _ = vocabulary.turn_end
             if config.use_extended_uld:

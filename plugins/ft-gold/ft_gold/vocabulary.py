@@ -1,4 +1,4 @@
-"""One tokenizer: what each of its tokens says, as bytes, and how text becomes tokens."""
+"""One tokenizer: the bytes of each token, and encoding text."""
 
 from __future__ import annotations
 

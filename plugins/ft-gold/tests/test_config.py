@@ -50,7 +50,7 @@ def test_trls_names_are_taken():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"teacher_model_name_or_path": "m"}, "teacher_model_name_or_path: is the model that is trained"),
+        ({"teacher_model_name_or_path": "m"}, "teacher_model_name_or_path: is the trained model itself"),
         ({"seq_kd": True, "lmbda": 1.0}, "seq_kd: has no effect with lmbda: 1"),
         ({"lmbda": 0.0, "reward": ["accuracy"]}, "reward: has no effect with lmbda: 0"),
         ({"reward_weights": [1.0]}, "reward_weights: "),
@@ -75,7 +75,7 @@ def test_trls_names_are_taken():
         ({"uld_hybrid_matched_weight": 0.0, "uld_hybrid_unmatched_weight": 0.0}, "both are 0"),
         ({"uld_skip_teacher_eos": True}, "uld_skip_student_eos, uld_skip_teacher_eos: an end without a partner"),
         ({"uld_crossentropy_weight": 0.5, "lmbda": 1.0}, "uld_crossentropy_weight: has no effect with lmbda: 1"),
-        ({"uld_distillation_weight": 0.0}, "uld_distillation_weight: 0 learns nothing from the teacher; ft-sft"),
+        ({"uld_distillation_weight": 0.0}, "uld_distillation_weight: with 0 nothing is learnt from the teacher; ft-s"),
     ],
 )
 def test_refused(fields, said):

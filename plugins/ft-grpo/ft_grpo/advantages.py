@@ -1,4 +1,4 @@
-"""Advantages: what the completions of a prompt earn, measured against each other. Pure functions of tensors."""
+"""Advantages: the rewards of a prompt's completions relative to each other. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from ft_grpo.losses import row_sums
 
 
 def moments(values: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and unbiased standard deviation of the (n,) values of each one's group, (n,) each, leaving nan out; nan
-    where there are none, or less than two."""
-    known, count = ~values.isnan(), int(groups.max()) + 1 if len(groups) else 0
-    sizes = row_sums(known.double(), groups, count)
+    """Return mean and unbiased standard deviation of the (n,) values of each one's group, (n,) each, without nan.
+
+    nan where a group has no values, or fewer than two.
+    """
+    valid, count = ~values.isnan(), int(groups.max()) + 1 if len(groups) else 0
+    sizes = row_sums(valid.double(), groups, count)
     means = row_sums(values.nan_to_num(0.0), groups, count) / sizes
     squares = row_sums((values - means[groups]).square().nan_to_num(0.0), groups, count)
     spread = torch.where(sizes > 1, squares / (sizes - 1), torch.nan).sqrt()
@@ -21,8 +23,11 @@ def moments(values: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, t
 
 # Same values as ft_sdpo.losses.advantages
 def advantages(rewards: torch.Tensor, weights: torch.Tensor, groups: torch.Tensor, config: GRPOConfig) -> torch.Tensor:
-    """(n,) advantages from (n, K) rewards of K functions, nan where there is none, (K,) weights, and the group of each,
-    (n,) long from 0. Of all ranks."""
+    """Return (n,) advantages from (n, K) rewards of K functions, nan where there is none, (K,) weights, and (n,)
+    groups.
+
+    Groups are long, numbered from 0. The completions are those of all ranks.
+    """
     every = torch.zeros_like(groups)  # all in one group
     unknown = rewards.isnan().all(1)
 
@@ -44,7 +49,7 @@ def advantages(rewards: torch.Tensor, weights: torch.Tensor, groups: torch.Tenso
         return ((summed - average) / (spread + 1e-4)).nan_to_num(0.0)
     summed = added(rewards)
     average, spread = moments(summed, groups)
-    found = summed - average
+    differences = summed - average
     if config.scale_rewards != "none":
-        found = found / ((spread if config.scale_rewards == "group" else moments(summed, every)[1]) + 1e-4)
-    return found.nan_to_num(0.0)
+        differences = differences / ((spread if config.scale_rewards == "group" else moments(summed, every)[1]) + 1e-4)
+    return differences.nan_to_num(0.0)

@@ -13,7 +13,7 @@ CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # those with PPO's clipp
 CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 CISPO_CAP = 5.0
 
-# Fields that one loss alone reads, or some, with their defaults.
+# Fields that only one or some losses read, with their defaults.
 OWN_FIELDS = {
     "epsilon": (CLIPPED, 0.2),
     "epsilon_high": ((*CLIPPED, "cispo"), None),
@@ -32,7 +32,9 @@ BOUNDS = {"importance_sampling_clip_max": 3.0, "importance_sampling_clip_min": N
 
 @dataclass(kw_only=True)
 class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
-    """Group relative policy optimization: make completions likelier that earn more than others of the same prompt."""
+    """Group relative policy optimization: raise the likelihood of completions with more reward than others of their
+    prompt.
+    """
 
     whole_groups: ClassVar[bool | None] = False  # a completion's loss needs no other: advantages are made before
 
@@ -253,8 +255,7 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
             return
         if smallest is not None and largest is not None and smallest >= largest:
             raise ConfigError(
-                f"importance_sampling_clip_min: {smallest:g} leaves nothing below importance_sampling_clip_max"
-                f" {largest:g}"
+                f"importance_sampling_clip_min: {smallest:g} must be below importance_sampling_clip_max {largest:g}"
             )
         if self.correction.endswith("mask") and smallest is None and largest is None:
             raise ConfigError(

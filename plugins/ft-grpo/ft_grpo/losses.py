@@ -1,9 +1,9 @@
-"""The losses of sampled tokens, each a pure function of `Tokens` and the config to (N,) values, in a table by name.
+"""The losses of sampled tokens: pure functions of `Tokens` and the config to (N,) values, in a table by name.
 
-    q = p_new(t) / p_old(t), or of a whole completion the geometric mean of that over its tokens      A: its advantage
+    q = p_new(t) / p_old(t), or for a whole completion its geometric mean over tokens      A: its advantage
 
-`SCALES` says what the values are multiplied with and `DIVISORS` which count of the whole optimizer step divides their
-sum. A row without tokens (a completion that is masked) is in none of those counts.
+`SCALES` has the factors of the values, and `DIVISORS` the count of the whole optimizer step that divides their sum. A
+row without tokens (a masked completion) is in none of these counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ft_grpo.config import GRPOConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """What a loss sees of N sampled tokens in R rows: (N,) tensors but for `sizes`. Log-probs are in nats."""
+    """What a loss sees of N sampled tokens in R rows: (N,) tensors except `sizes`. Log-probs are in nats."""
 
     logps: torch.Tensor  # of the policy, with gradient
     old_logps: torch.Tensor  # of the policy that sampled, as the trainer computes them
@@ -47,13 +47,13 @@ def row_sums(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tens
 
 
 def row_means(values: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """(N,) values of tokens to their means by row, (R,); 0 for rows without tokens."""
+    """Return the means of (N,) values of tokens by row, (R,); 0 for rows without tokens."""
     return row_sums(values, rows, len(sizes)) / sizes.clamp(min=1)
 
 
 # Same values as ft_sdpo.losses.ratios
 def ratios(log_ratios: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor, level: str) -> torch.Tensor:
-    """q of each token, (N,), from its log-ratio; with `level` "sequence" that of its row."""
+    """Return q of each token, (N,), from its log-ratio; with `level` "sequence" q of its row."""
     if level == "sequence":
         log_ratios = row_means(log_ratios, rows, sizes)[rows]
     return torch.exp(log_ratios)
@@ -87,7 +87,7 @@ def sapo(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
     return -torch.sigmoid(heat * (tokens.ratios - 1)) * 4 / heat * tokens.advantages
 
 
-LOWEST, HIGHEST = math.log(1e-8), 20.0  # of logarithms of vespo's ratios, as its authors have them
+LOWEST, HIGHEST = math.log(1e-8), 20.0  # bounds of the logarithms of vespo's ratios, as in its authors' code
 
 
 def gamma_weights(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
@@ -100,7 +100,7 @@ def gamma_weights(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
         logs = logs + tokens.corrections.log().clamp(LOWEST, HIGHEST)
     count = len(tokens.sizes)
     log_w = row_sums(logs, tokens.rows, count).clamp(LOWEST, HIGHEST)
-    # of rows without tokens it is of no account what they are
+    # rows without tokens don't matter
     gained = log_w.new_ones(count).index_copy(0, tokens.rows, (tokens.advantages >= 0).to(log_w.dtype)) > 0
     k = torch.where(gained, config.vespo_k_pos, config.vespo_k_neg)
     slope = torch.where(gained, config.vespo_lambda_pos, config.vespo_lambda_neg)
@@ -127,21 +127,21 @@ LOSSES: dict[str, Loss] = {
 
 
 def alike(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
-    """Every token counts the same."""
+    """All tokens count the same."""
     return tokens.advantages.new_ones(())
 
 
 def by_row(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
-    """The mean over the tokens of a row: a token of a short completion weighs more."""
+    """The mean over the tokens of a row: a token of a short completion has more weight."""
     return 1 / tokens.sizes[tokens.rows]
 
 
 def by_budget(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
-    """Divided by the longest completion there may be (Dr. GRPO, arXiv 2503.20783)."""
+    """Divided by the maximum completion length (Dr. GRPO, arXiv 2503.20783)."""
     return tokens.advantages.new_tensor(1 / config.max_completion_length)
 
 
-# (N,) or a scalar, which the value of each token is multiplied with before all are added; and the count of the step
+# (N,) or a scalar factor of each token's value before they are summed; and the count of the step
 # that divides the sum: all tokens (DAPO, arXiv 2503.14476) or the rows with tokens (GRPO; LUSPO, arXiv 2602.05261).
 # bnpo is TRL's mean over the tokens of a micro-batch, which depends on how a step is cut; over the whole step it is
 # dapo.
@@ -170,16 +170,21 @@ DIVISORS = {
 
 
 def kl(tokens: Tokens, ref_logps: torch.Tensor, config: GRPOConfig) -> torch.Tensor:
-    """An estimate of KL(policy | reference) at each token, (N,): k3 of joschu.net/blog/kl-approx.html, by q with
-    `use_bias_correction_kl`."""
+    """Return an estimate of KL(policy | reference) at each token, (N,): k3 of joschu.net/blog/kl-approx.html.
+
+    Multiplied by q with `use_bias_correction_kl`.
+    """
     apart = ref_logps - tokens.logps
     estimate = torch.expm1(apart) - apart
     return estimate * tokens.ratios if config.use_bias_correction_kl else estimate
 
 
 def off_policy_kept(tokens: Tokens, sampling_logps: torch.Tensor, threshold: float) -> torch.Tensor:
-    """1.0 for tokens of rows to keep, (N,): those with an advantage of at least 0, and those whose mean of
-    log p_sampler - log p is at most `threshold` (DeepSeek-V3.2, arXiv 2512.02556, eq. 9)."""
+    """Return 1.0 for tokens of rows to keep, else 0.0, (N,) (DeepSeek-V3.2, arXiv 2512.02556, eq. 9).
+
+    Kept are rows with an advantage of at least 0, and those whose mean of log p_sampler - log p is at most
+    `threshold`.
+    """
     apart = row_means(sampling_logps - tokens.logps.detach(), tokens.rows, tokens.sizes)[tokens.rows]
     return ((tokens.advantages >= 0) | (apart <= threshold)).to(apart.dtype)
 
@@ -191,9 +196,9 @@ def corrections(
     sizes: torch.Tensor,  # (R,)
     config: GRPOConfig,
 ) -> torch.Tensor:
-    """Importance weights against a sampler that differs from the trainer, (N,), without gradient.
+    """Return importance weights for a sampler that differs from the trainer, (N,), without gradient.
 
-    p_old / p_sampler of each token, or the product over its row; then within the bounds (truncated importance sampling,
+    p_old / p_sampler of each token, or the product over its row; limited to the bounds (truncated importance sampling,
     fengyao.notion.site/off-policy-rl), or 0 outside of them (IcePop, arXiv 2510.18855).
     """
     level, how = config.correction.split("_")
@@ -211,12 +216,13 @@ def corrections(
 
 
 def highest(values: torch.Tensor, share: float) -> torch.Tensor:
-    """Where (n,) values are in the highest `share` of them: at least as large as the (1 - share) quantile, which lies
-    between two values in proportion. (n,) bool."""
+    """Return which of (n,) values are in the highest `share`: at least the (1 - share) quantile, interpolated. (n,)
+    bool.
+    """
     if not len(values):
         return values > 0
     ordered = values.sort().values
-    place = round((len(values) - 1) * (1 - share), 6)  # 0.3 of 10 steps is the third, not a little more
+    place = round((len(values) - 1) * (1 - share), 6)  # 0.3 of 10 steps is exactly the third
     below = math.floor(place)
     threshold = torch.lerp(ordered[below], ordered[math.ceil(place)], place - below)
     return values >= threshold

@@ -66,7 +66,7 @@ def ft_rollout(rows, rollout) -> Rollout:
     completions = rollout.generate(rows, size)
     rewards = rollout.reward(rows, completions)
     samples, compared = rewards.samples(rows), [rewards.totals()]
-    if config.multi_objective_aggregation == "normalize_then_sum":  # then each reward has a say of its own
+    if config.multi_objective_aggregation == "normalize_then_sum":  # then each reward is compared separately
         compared = list(zip(*rewards.values, strict=True))
     found: list[dict] = []
     shown: list[dict] = []
@@ -89,7 +89,7 @@ def log_probs(model: Any, batch: Batch, name: str, temperature: float) -> dict[s
 
 
 def compared(earned: list[tuple[int, list[float | None], list[float]]], config: Any) -> list[float]:
-    """Advantages of the completions of all ranks, each given as its group, its rewards and their weights."""
+    """Return advantages of the completions of all ranks, each given as its group, its rewards and their weights."""
     if not earned:
         return []
     return advantages(

@@ -1,4 +1,4 @@
-"""What a GRPO run recognises by itself: the rules of all rollouts. Imports no torch."""
+"""The rules of GRPO: those of all rollouts. Imports no torch."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_fields_of_another_loss_are_refused(loss_type):
             {"importance_sampling_correction": "token_mask", "importance_sampling_clip_max": None},
             "masks nothing without",
         ),
-        ({"importance_sampling_correction": "token_mask", "importance_sampling_clip_min": 3.0}, "leaves nothing below"),
+        ({"importance_sampling_correction": "token_mask", "importance_sampling_clip_min": 3.0}, "must be below"),
         ({"loss_type": "vespo", "importance_sampling_correction": "sequence_mask"}, "with vespo, .* token_truncate or"),
         ({"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"}, "scale_rewards: none has no"),
         ({"num_generations": 3}, "num_generations: 8 completions a rollout .* nearest num_generations: 2 or 4"),

@@ -1,4 +1,4 @@
-"""A word to the user where the two weights don't balance the labels that are found."""
+"""Warns where the two weights don't balance the labels."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from ft_host.api import Run
     from ft_kto.config import KTOConfig
 
-ENOUGH = 64  # labels to be seen before anything is said of them
+ENOUGH = 64  # the least number of labels for a warning
 MOST = 4 / 3  # the paper's bound, eq. 8
 
 
 def weigh_labels(rows: list[dict[str, Any]], run: Run) -> None:
-    """Count the labels of training, over ranks and restarts, and say once if the weights don't balance them."""
+    """Count the labels of training, over ranks and restarts, and warn once if the weights don't balance them."""
     counts = run.gather((sum(row["label"] for row in rows), len(rows)))
     state = run.state
     state["desirable"] = state.get("desirable", 0) + sum(good for good, _ in counts)
@@ -27,18 +27,18 @@ def weigh_labels(rows: list[dict[str, Any]], run: Run) -> None:
 
 
 def balance(desirable: int, undesirable: int, config: KTOConfig) -> str | None:
-    """What to say of these counts of labels, if anything.
+    """Return a warning about these counts of labels, or None.
 
-    The paper (eq. 8) wants desirable_weight × desirable : undesirable_weight × undesirable between 1 and 4/3. Labels
-    that were seen are a sample: the ratio must be off by more than three standard errors of its logarithm.
+    The paper (eq. 8) wants desirable_weight × desirable : undesirable_weight × undesirable between 1 and 4/3. The
+    labels so far are a sample: the ratio must be off by more than three standard errors of its logarithm.
     """
     if desirable + undesirable < ENOUGH:
         return None
     if not desirable or not undesirable:
         found, missing = ("desirable", "undesirable") if desirable else ("undesirable", "desirable")
         return (
-            f"all of the first {desirable + undesirable} completions are {found}: KTO learns from both. Is the label "
-            f"column right? No weight makes up for {missing} ones that aren't there"
+            f"all of the first {desirable + undesirable} completions are {found}: KTO needs both. Is the label "
+            f"column right? No weight can replace missing {missing} ones"
         )
     ratio = config.desirable_weight * desirable / (config.undesirable_weight * undesirable)
     doubt = math.exp(3 * math.sqrt(1 / desirable + 1 / undesirable))

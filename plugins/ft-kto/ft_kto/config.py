@@ -57,7 +57,7 @@ class KTOConfig(ReferenceConfig):
 
     @property
     def reference_is_made_ahead(self) -> bool:
-        """What `precompute_ref_log_probs` comes to."""
+        """The effective value of `precompute_ref_log_probs`."""
         if self.precompute_ref_log_probs is not None:
             return self.precompute_ref_log_probs
         return not (self.estimates_kl or self.use_peft or self.dataset_streaming or self.sync_ref_model)
@@ -66,12 +66,12 @@ class KTOConfig(ReferenceConfig):
         super().check()
         if self.sync_ref_model and self.precompute_ref_log_probs:
             raise ConfigError(
-                "sync_ref_model and precompute_ref_log_probs: log-probs made ahead are those of a reference that stays "
-                "what it is; set one of them"
+                "sync_ref_model and precompute_ref_log_probs: precomputed log-probs are those of a fixed reference, "
+                "which sync_ref_model changes; set one of them"
             )
         if self.packing and self.packing_strategy != "bfd":
             raise ConfigError(
-                f"packing_strategy: {self.packing_strategy} splits rows, and a completion is judged as a whole; use bfd"
+                f"packing_strategy: {self.packing_strategy} splits rows, but a completion must stay whole; use bfd"
             )
         if self.kl_scope == "micro_batch":
             self._check_micro_batch_scope()

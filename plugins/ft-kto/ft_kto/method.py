@@ -50,13 +50,15 @@ from ft_kto.balance import weigh_labels
 
 
 def kto_loss(ratios: torch.Tensor, labels: torch.Tensor, kl: torch.Tensor, beta: float) -> torch.Tensor:
-    """KTO, without weights. (R,) log-ratios in nats, (R,) bool labels and (R,) or scalar KL, to (R,) losses."""
+    """Return KTO's losses, without weights: (R,) log-ratios in nats, (R,) bool labels and (R,) or scalar KL, to (R,)
+    losses.
+    """
     away = beta * (ratios - kl)
     return torch.where(labels, 1 - torch.sigmoid(away), 1 - torch.sigmoid(-away))
 
 
 def apo_zero_unpaired_loss(ratios: torch.Tensor, labels: torch.Tensor, kl: torch.Tensor, beta: float) -> torch.Tensor:
-    """APO-zero on single completions: the same shapes; `kl` is not looked at."""
+    """Return APO-zero's losses of single completions, with the same shapes; `kl` is ignored."""
     value = torch.sigmoid(beta * ratios)
     return torch.where(labels, 1 - value, value)
 
@@ -65,12 +67,12 @@ LOSSES = {"kto": kto_loss, "apo_zero_unpaired": apo_zero_unpaired_loss}
 
 
 def reference_log_probs(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-    """What the reference says of each row: the log-prob of its completion, (R,) in nats."""
+    """Return the reference's log-prob of each row's completion, (R,) in nats."""
     return {"ref_logps": sum_by_row(model(batch, want=("logp",))["logp"], batch)}
 
 
 def policy_log_probs(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-    """The same of the policy."""
+    """Return the policy's log-prob of each row's completion, (R,) in nats."""
     return {"logps": sum_by_row(model(batch, want=("logp",))["logp"], batch)}
 
 
@@ -78,31 +80,31 @@ def policy_log_probs(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def digest(token_ids: list[int]) -> bytes:
-    """A name for a list of tokens, the same in every process."""
+    """Return a name for a list of tokens, the same in every process."""
     return hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=16).digest()
 
 
 def rotation(names: list[tuple[bytes, bytes]]) -> list[int]:
-    """For each row, the index of the row whose completion it is paired with. Each completion is used once.
+    """Return for each row the index of the row whose completion it is paired with. Each completion is used once.
 
-    `names`: what prompt and completion of each row are known by. The pairs depend on the set of rows, not on their
-    order: the rows are put in order by their names, so that those of one prompt stand together, and the completions
-    turned by the size of the largest such group. A prompt then meets a completion of its own only where one prompt has
-    more than half of the rows; with a single prompt, completions are turned by one. Needs two rows.
+    `names`: names of prompt and completion of each row. The pairs depend on the set of rows, not on their order: rows
+    are sorted by name, so that those of one prompt are adjacent, and completions are rotated by the size of the largest
+    such group. A prompt is then paired with its own completion only where one prompt has more than half of the rows;
+    with a single prompt, completions are rotated by one. Needs two rows.
     """
     order = sorted(range(len(names)), key=lambda index: names[index])
     sizes: dict[bytes, int] = {}
     for prompt, _ in names:
         sizes[prompt] = sizes.get(prompt, 0) + 1
     turn = max(sizes.values()) if len(sizes) > 1 else 1
-    found = [0] * len(names)
+    partners = [0] * len(names)
     for place, index in enumerate(order):
-        found[index] = order[(place + turn) % len(order)]
-    return found
+        partners[index] = order[(place + turn) % len(order)]
+    return partners
 
 
 def chunks(rows: list, config: Any) -> list[list]:
-    """The rows that one KL estimate is made over: all of them, or those of each micro-batch."""
+    """Return the rows of each KL estimate: all of them, or those of each micro-batch."""
     if config.kl_scope == "step":
         return [rows]
     size = config.per_device_train_batch_size
@@ -110,12 +112,14 @@ def chunks(rows: list, config: Any) -> list[list]:
 
 
 def other_completions(rows: list[dict], run: Any) -> list[list[int] | None]:
-    """Another row's completion for each of this rank's rows; None where there is no other row. All ranks call it."""
+    """Return another row's completion for each of this rank's rows; None where there is no other row. All ranks call
+    it.
+    """
     if run.config.kl_scope == "micro_batch":  # each gets the one before it, the first of a micro-batch the last
-        found = []
+        others = []
         for chunk in chunks([row["completion_ids"] for row in rows], run.config):
-            found += [None] if len(chunk) == 1 else [chunk[-1], *chunk[:-1]]
-        return found
+            others += [None] if len(chunk) == 1 else [chunk[-1], *chunk[:-1]]
+        return others
     mine = [(digest(row["prompt_ids"]), digest(row["completion_ids"]), row["completion_ids"]) for row in rows]
 
     def paired(step: list[tuple[bytes, bytes, list[int]]]) -> list[list[int] | None]:
@@ -127,7 +131,9 @@ def other_completions(rows: list[dict], run: Any) -> list[list[int] | None]:
 
 
 def mismatched(row: dict, completion_ids: list[int], max_length: int | None) -> dict:
-    """A row with another one's completion, cut at its end where it is too long. At least one token of it is left."""
+    """Return a row with another row's completion, truncated at its end if necessary. At least one token of
+    it is kept.
+    """
     prompt_ids = row["prompt_ids"]
     if max_length is not None:
         completion_ids = completion_ids[: max_length - len(prompt_ids)]
@@ -158,21 +164,21 @@ def ft_prepare(row, tokenizer, config):
     return rows
 
 
-def prepared(found: dict, tokenizer: Any, config: Any) -> dict | Drop:
-    """The tokens of one completion and its prompt, within max_length."""
-    if is_empty(found["completion"] if "completion" in found else found["completion_ids"]):
+def prepared(row: dict, tokenizer: Any, config: Any) -> dict | Drop:
+    """Return the tokens of one completion and its prompt, within max_length."""
+    if is_empty(row["completion"] if "completion" in row else row["completion_ids"]):
         return Drop("empty completion")
-    prompt_ids, completions = tokenize_completions(found, tokenizer, ("completion",))
+    prompt_ids, completions = tokenize_completions(row, tokenizer, ("completion",))
     fitted = fit_length(prompt_ids, completions, config)
     if isinstance(fitted, Drop):
         return fitted
     prompt_ids, [completion_ids], cut = fitted
     if len(prompt_ids) + len(completion_ids) < 2:
-        return Drop("a completion of one token without a prompt: nothing predicts it")
+        return Drop("a completion of one token without a prompt, which nothing predicts")
     return {
         "prompt_ids": prompt_ids,
         "completion_ids": completion_ids,
-        "label": found["label"],
+        "label": row["label"],
         "length": len(prompt_ids) + len(completion_ids),
         "truncated": bool(cut),
         "cut": {"completion" if name == 0 else name: count for name, count in cut.items()},
@@ -235,7 +241,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
     labels = [row["label"] for row in rows]
     columns = {"labels": torch.tensor(labels, dtype=torch.bool)}
     for name in ("ref_logps", "kl"):
-        if all(name in row for row in rows):  # not yet while they are being made
+        if all(name in row for row in rows):  # absent while they are computed
             columns[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
     batch = flat_batch(segments, num_rows=len(rows), columns=columns)
     batch.counts = {

@@ -1,4 +1,4 @@
-"""What a KTO run recognises by itself. Imports no torch."""
+"""The rules of KTO. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ HELD_OUT = f"eval_{MARGINS}"
 
 
 def no_estimate(view: View) -> bool:
-    """With few rows a step. With many, 0 says that the policy has grown no likelier to say what it wasn't asked."""
+    """With few rows a step. With many, 0 means that mismatched completions got no likelier."""
     return view["kl"] == 0 and rows_of(view) < 8 and view.config.loss_type == "kto"
 
 
 def one_sided(view: View) -> bool | None:
-    """One of the two rewards has moved, and the other is where it was."""
+    """One of the two rewards has moved, and the other has not."""
     if view.count(CHOSEN) < 30 and view.count(REJECTED) < 30:
         return None
     good, bad = abs(view.mean(CHOSEN, 20)), abs(view.mean(REJECTED, 20))
-    if good != good or bad != bad:  # there are none of them
+    if good != good or bad != bad:  # there are none
         return True
     return max(good, bad) > 0.5 and min(good, bad) < 0.02 * max(good, bad)
 
@@ -40,8 +40,8 @@ OWN = [
         share=0.8,
         mutes=("KTO002", "KTO006", "KTO007"),
         message=lambda view: (
-            f"The KL estimate was 0 {view.often}, made over {rows_of(view)} rows a step: too few to tell. Completions"
-            " are then measured against 0."
+            f"The KL estimate was 0 {view.often}, made over {rows_of(view)} rows a step: too few for an estimate."
+            " Completions are then compared with 0."
         ),
         remedies=lambda view: [
             Remedy(
@@ -58,7 +58,7 @@ OWN = [
         when="kl is 0 in 80 % of the last 50 steps, and a step has fewer than 8 rows.",
         why=(
             "The estimate is a mean over the rows of a step, cut off at 0: over a few rows it is 0 half of the time "
-            "whatever the policy does."
+            "for any policy."
         ),
         remedy="16 to 128 rows a step.",
         source="KTO 2402.01306; TRL's documentation",
@@ -79,12 +79,12 @@ OWN = [
             f"{short(view.mean(REJECTED, 20))}: one of them has hardly moved, or there are none."
         ),
         remedies=lambda view: [
-            Remedy(why="Set desirable_weight and undesirable_weight so that both labels weigh alike")
+            Remedy(why="Set desirable_weight and undesirable_weight so that both labels have equal weight")
         ],
         when=(
             "After 30 steps one reward's size is below 2 % of the other's, which is above 0.5; or has never been there."
         ),
-        why="One label outweighs the other. Where good completions were likely from the start it is no trouble.",
+        why="One label outweighs the other. If good completions were likely from the start, this is harmless.",
         remedy="Balance the weights.",
         source="KTO 2402.01306",
     ),
@@ -101,12 +101,10 @@ OWN = [
             f"Margins are {short(view.mean(MARGINS, 10))} in training and {short(view[HELD_OUT])} on held-out rows: one"
             " of the two data sets has good and bad swapped."
         ),
-        remedies=lambda view: [Remedy(why="Look at the labels of some rows of both: ft-host data kto")],
+        remedies=lambda view: [Remedy(why="Check the labels of some rows of both: ft-host data kto")],
         when="An evaluation's margin is below -0.1 while that of training is above 0.1.",
-        why=(
-            "What is learnt in training makes held-out completions worse: labels are swapped, or noise learnt by heart."
-        ),
-        remedy="Mend the labels.",
+        why=("Training makes held-out margins worse: labels are swapped, or the model memorises noise."),
+        remedy="Correct the labels.",
         source="own judgement",
     ),
 ]

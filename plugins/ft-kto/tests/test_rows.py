@@ -83,7 +83,7 @@ def test_a_pair_goes_as_a_whole():
 
 def test_one_token_that_nothing_predicts():
     row = {"prompt_ids": [], "completion_ids": [7], "label": True}
-    assert prepare(row) == Drop("a completion of one token without a prompt: nothing predicts it")
+    assert prepare(row) == Drop("a completion of one token without a prompt, which nothing predicts")
     assert prepare(row | {"completion_ids": [7, 8]})[0]["length"] == 2
 
 

@@ -10,8 +10,7 @@ from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, option
 
 @dataclass(kw_only=True)
 class PPOConfig(RolloutConfig):
-    """PPO: raise the reward of what the policy samples, token by token, beside a value model that is trained with
-    it."""
+    """PPO: raise the reward of sampled completions, token by token, with a value model that is trained along."""
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
     reward_metric: ClassVar[str] = "objective/scores"
@@ -136,12 +135,12 @@ class PPOConfig(RolloutConfig):
                 if getattr(self, name) != usual:
                     raise ConfigError(f"{name}: has no effect with kl_coef: 0, which holds no reference")
         if self.stop_token is not None and self.stop_token_id is not None:
-            raise ConfigError("stop_token and stop_token_id say the same in two ways; set one of them")
+            raise ConfigError("stop_token and stop_token_id have the same meaning; set one of them")
         if self.stop_token == "eos":
             raise ConfigError(
-                "stop_token: completions always end at the EOS token; leave 'eos' out, or name another one"
+                "stop_token: completions always end at the EOS token; remove 'eos', or give another token"
             )
         if self.tools or self.environment is not None:
             for name in ("stop_token", "stop_token_id"):
                 if getattr(self, name) is not None:
-                    raise ConfigError(f"{name}: a conversation with tools can't be cut at a token; leave it out")
+                    raise ConfigError(f"{name}: a conversation with tools can't be cut at a token; remove it")

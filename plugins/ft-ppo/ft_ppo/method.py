@@ -63,7 +63,9 @@ ESTIMATORS = {"k1": k1, "k3": k3}
 
 
 def token_rewards(kl: torch.Tensor, scores: torch.Tensor, lengths: torch.Tensor, kl_coef: float) -> torch.Tensor:
-    """What each token earns. (R, T) KL, (R,) scores, (R,) lengths, to (R, T); rows without tokens earn nothing."""
+    """Return the reward of each token: (R, T) KL, (R,) scores, (R,) lengths, to (R, T); rows without tokens
+    have none.
+    """
     rewards = -kl_coef * kl
     rows = lengths.nonzero()[:, 0]
     rewards[rows, lengths[rows] - 1] += scores[rows]
@@ -71,7 +73,7 @@ def token_rewards(kl: torch.Tensor, scores: torch.Tensor, lengths: torch.Tensor,
 
 
 def gae(rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Advantages and returns, (R, T) each, from (R, T) rewards and values that are 0 after the end of a row."""
+    """Return advantages and returns, (R, T) each, from (R, T) rewards and values that are 0 after the end of a row."""
     advantages = torch.zeros_like(values)
     advantage = following = values.new_zeros(len(values))
     for t in reversed(range(values.shape[1])):
@@ -82,7 +84,7 @@ def gae(rewards: torch.Tensor, values: torch.Tensor, gamma: float, lam: float) -
 
 
 def whiten(values: torch.Tensor, average: float, spread: float, shift_mean: bool = True) -> torch.Tensor:
-    """Values of that mean and variance, scaled to a variance of 1; without `shift_mean` their mean stays."""
+    """Scale values with that mean and variance to a variance of 1; without `shift_mean` their mean stays."""
     return (values - average) * (spread + 1e-8) ** -0.5 + (0.0 if shift_mean else average)
 
 
@@ -99,7 +101,9 @@ def policy_losses(
 def value_losses(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange_value: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Half the squared error of each value, no smaller than that of the clipped value, and where that one counts."""
+    """Return half the squared error of each value, at least that of the clipped value, and where the clipped one
+    counts.
+    """
     near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
     plain, clipped = (values - returns).square(), (near - returns).square()
     return 0.5 * torch.maximum(plain, clipped), clipped > plain
@@ -109,7 +113,9 @@ def value_losses(
 
 
 def stop_token_of(config: Any, tokenizer: Any) -> int | None:
-    """The id of the token that completions are cut after. Raises ConfigError for a text that isn't one token."""
+    """Return the id of the token after which completions are cut. Raises ConfigError for a text that isn't
+    one token.
+    """
     if config.stop_token is None:
         return config.stop_token_id
     ids = tokenizer(config.stop_token, add_special_tokens=False)["input_ids"]
@@ -122,7 +128,7 @@ def stop_token_of(config: Any, tokenizer: Any) -> int | None:
 
 
 def cut_after(completion: Any, token: int | None) -> Any:
-    """The completion up to the first such token, which counts as its end."""
+    """Return the completion up to the first such token, which counts as its end."""
     if token not in completion.token_ids:
         return completion
     size = completion.token_ids.index(token) + 1
@@ -134,24 +140,26 @@ def cut_after(completion: Any, token: int | None) -> Any:
 
 
 def policy_says(model: Any, batch: Batch, temperature: float) -> dict[str, list[torch.Tensor]]:
-    """Log-probs and values of the targets, by row."""
+    """Return log-probs and values of the targets, by row."""
     out = model(batch, want=("logp", "value"), temperature=temperature)
     return {"old_logps": by_row(out["logp"], batch), "values": by_row(out["value"], batch)}
 
 
 def reference_says(model: Any, batch: Batch, temperature: float) -> dict[str, list[torch.Tensor]]:
-    """Log-probs of the targets, by row."""
+    """Return log-probs of the targets, by row."""
     return {"ref_logps": by_row(model(batch, want=("logp",), temperature=temperature)["logp"], batch)}
 
 
 def rectangle(rows: list[dict], name: str, width: int) -> torch.Tensor:
-    """A column of lists as (R, width) in float64, 0 after the end of each: float32 would cost a digit at each sum."""
+    """Return a column of lists as (R, width) in float64, 0 after the end of each: float32 would lose a digit at each
+    sum.
+    """
     filled = [row[name] + [0.0] * (width - len(row[name])) for row in rows]
     return torch.tensor(filled, dtype=torch.float64).reshape(len(rows), width)
 
 
 def moments(values: torch.Tensor, gather: Callable[[Any], list[Any]]) -> tuple[float, float]:
-    """Mean and unbiased variance of the (n,) values of all ranks; of a single value the variance is 0."""
+    """Return mean and unbiased variance of the (n,) values of all ranks; of a single value the variance is 0."""
     parts = gather((len(values), float(values.sum())))
     count = sum(size for size, _ in parts)
     average = sum(added for _, added in parts) / max(count, 1)

@@ -1,5 +1,4 @@
-"""What a PPO run recognises by itself: its own troubles, and from PPO100 on the rules of all rollouts. Imports no
-torch."""
+"""The rules of PPO: its own, and from PPO100 on those of all rollouts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ def fewer_epochs(view: View) -> list[Remedy]:
 
 
 def knows_nothing(view: View) -> bool | None:
-    """After the value model has had its time: a fifth of the run, 20 steps at the least."""
+    """After a fifth of the run, and at least 20 steps, which the value model needs."""
     if not view.warmed_up or view.step < max(20, 0.2 * (view.total_steps or 0)):
         return None
     return view[EXPLAINED] < -0.1 and not rising(view, EXPLAINED)
@@ -47,7 +46,7 @@ OWN = [
             "policy/approxkl_avg is above 0.03, 1.5 times the usual target of 0.02, in 30 % of the last 50 steps; above"
             " 0.2 on average: an error."
         ),
-        why="Advantages were measured at the policy that sampled: far from it they no longer hold.",
+        why="Advantages are estimates for the sampling policy: far from it they are no longer valid.",
         remedy="Lower learning_rate, fewer num_ppo_epochs.",
         source="Stable-Baselines3 and CleanRL: target_kl",
     ),
@@ -71,14 +70,14 @@ OWN = [
                 again=True,
             ),
             *set_field(view, "cliprange_value", 2 * view.config.cliprange_value, ", so that values can follow"),
-            Remedy(why="Begin the value model from a reward model (value_model)"),
+            Remedy(why="Initialise the value model from a reward model (value_model)"),
         ],
         when=(
             "After a fifth of the run, val/explained_variance is below -0.1, and doesn't rise, in 60 % of the last 50"
             " steps."
         ),
         why="A value model that is worse than a constant adds noise to every advantage.",
-        remedy="Raise vf_coef or cliprange_value, begin from a reward model, warm up.",
+        remedy="Raise vf_coef or cliprange_value, start from a reward model, warm up.",
         source="Stable-Baselines3 explained_variance; own judgement of the threshold",
     ),
     Rule(
@@ -91,11 +90,11 @@ OWN = [
         severe=lambda view: view.mean(CLIPPED, view.window) > 0.5,
         message=lambda view: (
             f"More than 30 % of tokens were clipped in {percent(view.share)} of steps,"
-            f" {percent(view.mean(CLIPPED, view.window))} on average: what is clipped teaches nothing."
+            f" {percent(view.mean(CLIPPED, view.window))} on average: clipped tokens give no gradient."
         ),
         remedies=lambda view: [lower_rate(view), *fewer_epochs(view)],
         when="policy/clipfrac_avg is above 0.3 in 30 % of the last 50 steps; above 0.5 on average: an error.",
-        why="Within one rollout the policy leaves the range in which its old log-probs tell anything.",
+        why="Within one rollout the policy leaves the range in which its old log-probs are useful.",
         remedy="Lower learning_rate, fewer num_ppo_epochs.",
         source="CleanRL; own judgement of the threshold",
     ),
@@ -124,7 +123,7 @@ OWN = [
         least=10,
         test=value_loss_rises,
         message=lambda view: (
-            f"The value loss is {short(view.mean(VALUE, 10))}, five times and more what it was at first "
+            f"The value loss is {short(view.mean(VALUE, 10))}, five times its initial value or more "
             f"({short(view.baseline(VALUE))}): values don't follow the returns."
         ),
         remedies=lambda view: [

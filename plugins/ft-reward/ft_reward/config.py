@@ -36,13 +36,13 @@ class RewardConfig(RunConfig):
         super().check()
         if self.eval_reward:
             raise ConfigError(
-                "eval_reward: a reward model generates nothing that could be scored; leave it out, held-out rows are "
+                "eval_reward: a reward model generates no completions to score; remove it, held-out rows are "
                 "evaluated by eval_accuracy"
             )
         if self.packing and self.packing_strategy != "bfd":
             raise ConfigError(
-                f"packing_strategy: {self.packing_strategy} cuts rows anywhere, which a pair of completions can't be; "
-                "use bfd"
+                f"packing_strategy: {self.packing_strategy} cuts rows anywhere, but a pair of completions must stay "
+                "whole; use bfd"
             )
         if self.router_aux_loss_coef:
             raise ConfigError("router_aux_loss_coef: a reward model is trained without the load-balancing loss")

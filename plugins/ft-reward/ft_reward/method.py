@@ -38,23 +38,25 @@ NAMES = ("chosen", "rejected")
 
 
 def bradley_terry(chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each preference, (P,), from the scores and margins of pairs, (P,) each."""
+    """Return the negative log-likelihood of each preference, (P,), from the scores and margins of pairs, (P,) each."""
     return -F.logsigmoid(chosen - rejected - margins)
 
 
 def off_centre(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-    """(P,) squares of the sums of two scores, (P,) each."""
+    """Return (P,) squares of the sums of two scores, (P,) each."""
     return (chosen + rejected).square()
 
 
 def shared_length(chosen: list[int], rejected: list[int], pad: int) -> int:
-    """How many tokens two texts begin with in common, before the ones that their scores are read at."""
+    """Return the number of tokens that two texts share at their start, before the tokens where their scores
+    are read.
+    """
     most = min(score_place(chosen, pad), score_place(rejected, pad))
     return next((at for at in range(most) if chosen[at] != rejected[at]), most)
 
 
 def score_place(ids: list[int], pad: int) -> int:
-    """Index of the last token that isn't padding; 0 where all are."""
+    """Return the index of the last token that isn't padding; 0 where all are."""
     return next((at for at in range(len(ids) - 1, 0, -1) if ids[at] != pad), 0)
 
 
@@ -100,11 +102,11 @@ def ft_loss(model, batch, run) -> LossOutput:
 
 
 def metrics(scores: torch.Tensor, pairs: float) -> dict:
-    """Of (2P,) scores, in the order of a batch's rows. A rank without rows has no smallest score."""
+    """Return metrics of (2P,) scores, in the order of a batch's rows. A rank without rows has no minimum."""
     chosen, rejected = scores.view(-1, 2).unbind(1)
-    found = {
+    out = {
         "accuracy": mean((chosen > rejected).sum(), pairs),
         "margin": mean((chosen - rejected).sum(), pairs),
         "mean_reward": mean(scores.sum(), 2 * pairs),
     }
-    return found | ({"min_reward": minimum(scores.min()), "max_reward": maximum(scores.max())} if pairs else {})
+    return out | ({"min_reward": minimum(scores.min()), "max_reward": maximum(scores.max())} if pairs else {})

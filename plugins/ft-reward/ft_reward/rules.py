@@ -1,6 +1,6 @@
-"""What a run of reward modelling recognises by itself. Imports no torch.
+"""The rules of reward modelling. Imports no torch.
 
-Whether longer completions score higher (RM003) is not known: no metric has scores and lengths together.
+Whether longer completions score higher (RM003) is unknown: no metric combines scores and lengths.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def held_out(view: View) -> float | None:
 
 
 def not_told_apart(view: View) -> bool | None:
-    """After a quarter of the run, 30 steps at least; of swapped pairs as soon as an evaluation shows them."""
+    """After a quarter of the run, and at least 30 steps; for swapped pairs as soon as an evaluation shows them."""
     other = held_out(view)
     if other is not None and other < 0.42 and view.mean(TRAIN, 10) > 0.6:
         return True
@@ -42,14 +42,12 @@ def not_told_apart_message(view: View) -> str:
             f"{train} of the training pairs are in the right order, and {percent(other)} of held-out ones: one of the"
             " two data sets has chosen and rejected swapped."
         )
-    told = "" if other is None else f", and {percent(other)} of held-out ones"
-    return (
-        f"After {view.step} steps {train} of the training pairs are in the right order{told}: about what chance gives."
-    )
+    other_part = "" if other is None else f", and {percent(other)} of held-out ones"
+    return f"After {view.step} steps {train} of the training pairs are in the right order{other_part}: chance level."
 
 
 def not_told_apart_remedies(view: View) -> list[Remedy]:
-    look = Remedy(why="Look at some pairs of both data sets, whether the chosen one is the better one")
+    look = Remedy(why="Check some pairs of both data sets: is the chosen completion the better one?")
     return [look] if view.mean(TRAIN, 30) > 0.6 else [raise_rate(view, 10), look]
 
 
@@ -69,10 +67,10 @@ RULES: list[Rule] = [
         remedies=lambda view: [
             *(set_field(view, "num_train_epochs", 1.0, again=True) if view.config.max_steps < 0 else []),
             lower_rate(view, 3),
-            Remedy(why="Take the checkpoint of the best evaluation, and more pairs"),
+            Remedy(why="Use the checkpoint of the best evaluation, and more pairs"),
         ],
         when="Training accuracy is above 0.95 and held-out accuracy below 0.7, or 0.15 below it.",
-        why="Pairs are learnt by heart: scores of what a policy writes later mean nothing.",
+        why="The model memorises pairs: its scores of a policy's completions mean nothing.",
         remedy="One epoch, a lower learning rate, more pairs.",
         source="usual practice of reward modelling (2203.02155)",
     ),
@@ -84,18 +82,18 @@ RULES: list[Rule] = [
         test=lambda view: abs(view[SCORE]) > 10,
         least=10,
         message=lambda view: (
-            f"The mean score is {short(view.mean(SCORE, 10))}: the loss sees differences only, so that scores may"
-            " wander where a policy's training can't use them."
+            f"The mean score is {short(view.mean(SCORE, 10))}: the loss only depends on differences, so scores can"
+            " drift to values that a policy's training can't use."
         ),
         remedies=lambda view: set_field(view, "center_rewards_coefficient", 0.01, again=True),
         when="The mean score is further than 10 from 0 in 30 % of the last 50 steps.",
-        why="Nothing holds scores around 0.",
+        why="Nothing keeps scores around 0.",
         remedy="Set center_rewards_coefficient to 0.01.",
         source="2312.09244",
     ),
     Rule(
         code="RM004",
-        title="Pairs aren't told apart",
+        title="The model doesn't distinguish the pairs",
         stage="train",
         needs=(TRAIN, "margin"),
         test=not_told_apart,
@@ -108,7 +106,7 @@ RULES: list[Rule] = [
             " the right order, or fewer; or training pairs are learnt and fewer than 42 % of held-out ones are."
         ),
         why="The learning rate is too low, labels are noise, or chosen and rejected are swapped in one data set.",
-        remedy="Raise learning_rate, look at the pairs.",
+        remedy="Raise learning_rate, check the pairs.",
         source="own judgement",
         mutes=("RM001", "OPT009"),
     ),
@@ -120,15 +118,15 @@ RULES: list[Rule] = [
         severity="info",
         test=lambda view: view["start/loss"] > math.log(2) + 0.15 and view["start/accuracy"] < 0.65,
         message=lambda view: (
-            f"The loss of the first step is {short(view['start/loss'])}, where a head that knows nothing has "
+            f"The loss of the first step is {short(view['start/loss'])}, where an untrained head has "
             f"{math.log(2):.3f}: the first scores are far apart, or rows have margins."
         ),
         when="The loss of the first step is 0.15 above ln 2, with fewer than 65 % of pairs in the right order.",
         why=(
-            "A head that begins with large scores has to unlearn them. Rows with a margin, and a model that was trained"
+            "A head that begins with large scores must unlearn them. Rows with a margin, and a model that was trained"
             " on other pairs, begin higher too."
         ),
-        remedy="Look at the scores of the first steps (min_reward, max_reward).",
+        remedy="Check the scores of the first steps (min_reward, max_reward).",
         source="own judgement",
     ),
 ]

@@ -227,7 +227,7 @@ def test_a_rank_without_rows_takes_part(classifier):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"eval_reward": ["json:loads"], "eval_dataset": "d"}, "eval_reward: a reward model generates nothing"),
+        ({"eval_reward": ["json:loads"], "eval_dataset": "d"}, "eval_reward: a reward model generates no completions"),
         ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy: wrapped cuts rows anywhere"),
         ({"packing": True, "packing_strategy": "bfd_split"}, "packing_strategy: bfd_split cuts rows anywhere"),
         ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef: a reward model is trained without"),

@@ -13,8 +13,9 @@ CLIPPED = {"epsilon": 0.2, "epsilon_high": None}
 
 @dataclass(kw_only=True)
 class RLOOConfig(GroupedRolloutConfig, ReferenceConfig):
-    """REINFORCE, leave one out: make completions likelier that earn more than the mean of the others of the same
-    prompt."""
+    """REINFORCE, leave one out: raise the likelihood of completions with more reward than the mean of their prompt's
+    others.
+    """
 
     whole_groups: ClassVar[bool | None] = False  # a completion's loss needs no other: advantages are made before
 

@@ -47,34 +47,42 @@ from ft_rloo.metrics import metrics
 
 
 def leave_one_out(rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """(n,) advantages from (n,) rewards, nan where there is none, and the group of each, (n,) long from 0: the reward
-    less the mean of the group's others. nan where there is no reward, or none to compare it with."""
-    known, count = ~rewards.isnan(), int(groups.max()) + 1 if len(groups) else 0
-    others = rewards.new_zeros(count).index_add(0, groups, known.to(rewards.dtype))[groups] - 1
+    """Return (n,) advantages: the reward minus the mean of the group's other rewards.
+
+    From (n,) rewards, nan where there is none, and the group of each, (n,) long from 0. nan without a reward, or
+    without others to compare it with.
+    """
+    valid, count = ~rewards.isnan(), int(groups.max()) + 1 if len(groups) else 0
+    others = rewards.new_zeros(count).index_add(0, groups, valid.to(rewards.dtype))[groups] - 1
     total = rewards.new_zeros(count).index_add(0, groups, rewards.nan_to_num(0.0))[groups]
     return torch.where(others > 0, rewards - (total - rewards) / others, torch.nan)
 
 
 def normalized(advantages: torch.Tensor) -> torch.Tensor:
-    """(n,) with a mean of 0 and an unbiased standard deviation of 1, but for 1e-4; nan is left out, and stays."""
-    known = advantages[~advantages.isnan()]
-    if len(known) < 2:
+    """Scale (n,) advantages to a mean of 0 and an unbiased standard deviation of 1 (up to 1e-4); nan values stay and
+    don't count.
+    """
+    valid = advantages[~advantages.isnan()]
+    if len(valid) < 2:
         return advantages
-    return (advantages - known.mean()) / (known.std() + 1e-4)
+    return (advantages - valid.mean()) / (valid.std() + 1e-4)
 
 
 # Same values as ft_sdpo.losses.clipped
 def clipped_losses(
     logps: torch.Tensor, old_logps: torch.Tensor, advantages: torch.Tensor, clip_range: tuple[float, float]
 ) -> torch.Tensor:
-    """PPO's clipped objective with a completion for an action: (R,) from the (R,) log-probs of whole completions."""
+    """Return PPO's clipped objective with a completion as an action: (R,) from (R,) log-probs of whole completions."""
     ratios = torch.exp(logps - old_logps)
     return -torch.minimum(ratios * advantages, ratios.clamp(*clip_range) * advantages)
 
 
 def on_policy_losses(logps: torch.Tensor, advantages: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """- q A where p is p_old, as shares of the tokens: (n,) from (n,) log-probs, and the advantages and tokens of their
-    completions. There q is 1 + sum_t log p(t) / p_old(t), in value and in derivative."""
+    """Return - q A where p is p_old, as shares of the tokens: (n,) from (n,) log-probs.
+
+    `advantages` and `sizes` are those of the tokens' completions. q is 1 + sum_t log p(t) / p_old(t), in value and in
+    derivative.
+    """
     return -advantages * (1 / sizes + logps - logps.detach())
 
 
@@ -113,8 +121,11 @@ def clipped(reward: float | None, bounds: list[float] | None) -> float | None:
 
 
 def of_policy(logps: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-    """Of each completion, (R,) each, from (N,) log-probs: their sum, and how far the sampler's are from them, as a sum
-    and at most. In float64: ratios are of sums over hundreds of tokens."""
+    """Return for each completion, (R,) each, from (N,) log-probs: their sum, and the sampler's differences, summed and
+    maximal.
+
+    In float64: ratios are of sums over hundreds of tokens.
+    """
     apart = (logps - batch.columns["sampling_logps"]).abs()
     furthest = apart.new_zeros(batch.num_rows).scatter_reduce(0, batch.rows, apart, "amax")
     return {
@@ -134,7 +145,9 @@ def reference_says(model: Any, batch: Batch, temperature: float) -> dict[str, to
 
 
 def advantages(earned: list[tuple[int, float]], normalize: bool) -> list[float]:
-    """Of the completions of all ranks, each given as its group and what it earned, nan where that is nothing."""
+    """Return advantages of the completions of all ranks, each given as its group and its reward, nan where there is
+    none.
+    """
     groups, rewards = zip(*earned, strict=True) if earned else ((), ())
     places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
     made = leave_one_out(

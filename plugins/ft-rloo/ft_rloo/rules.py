@@ -1,4 +1,4 @@
-"""What an RLOO run recognises by itself: the rules of all rollouts. Imports no torch."""
+"""The rules of RLOO: those of all rollouts. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What an SDFT run recognises by itself: its own troubles, and from SDFT100 on those of all rollouts that are about it.
-Imports no torch."""
+"""The rules of SDFT: its own, and from SDFT100 on those of all rollouts that apply to it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from ft_host.diagnostics import (
 EMPTY, NOTHING = "self_distillation/empty_context_fraction", "self_distillation/without_loss_fraction"
 APART = "self_distillation/teacher_logp_difference"
 ALIKE = 0.01  # nats of a token, on average
-EARLY = 20  # steps in which a student hasn't yet learnt what its teacher says
+EARLY = 20  # steps in which a student hasn't yet learnt from its teacher
 
 
 def teaches_nothing(view: View) -> bool | None:
@@ -61,7 +60,7 @@ def skip_less(view: View) -> list[Remedy]:
 OWN = [
     Rule(
         code="SDFT001",
-        title="The teacher is shown nothing",
+        title="The teacher has no demonstration",
         stage="train",
         needs=(EMPTY,),
         least=1,
@@ -80,13 +79,13 @@ OWN = [
             "The text in privileged_context is blank in more than 10 % of a rollout's rows, in 30 % of the last 50; 50"
             " % on average: an error."
         ),
-        why="All that the teacher has over its student is the demonstration.",
+        why="The demonstration is the teacher's only advantage over its student.",
         remedy="Fill the column, or leave the rows out.",
         source="own judgement",
     ),
     Rule(
         code="SDFT002",
-        title="The teacher says what the student says",
+        title="The teacher agrees with the student",
         stage="train",
         needs=(APART,),
         window=10,
@@ -95,15 +94,15 @@ OWN = [
         test=teaches_nothing,
         message=lambda view: (
             f"From the start the teacher's log-prob of a sampled token is within {short(view.mean(APART, view.window))}"
-            " nats of the student's: the demonstration doesn't change what it says, so that nothing is taught."
+            " nats of the student's: the demonstration doesn't change its distribution, so nothing is taught."
         ),
         remedies=lambda view: [
-            Remedy(why="Say in teacher_prompt_template what the demonstration is, and to answer in its manner"),
-            Remedy(why="Look at a teacher's prompt: is privileged_context what the student lacks?"),
+            Remedy(why="Explain the demonstration in teacher_prompt_template, and ask for an answer of its kind"),
+            Remedy(why="Check a teacher's prompt: does privileged_context have what the student lacks?"),
         ],
         when="self_distillation/teacher_logp_difference is below 0.01 in most of the first 20 steps.",
-        why="A model that can't make use of a demonstration, or isn't told to, is no better than without it.",
-        remedy="Another template, demonstrations that say more, a larger model.",
+        why="A model that can't use a demonstration, or isn't asked to, is no better with it than without.",
+        remedy="Another template, more informative demonstrations, a larger model.",
         source="own judgement of the threshold",
     ),
     Rule(
@@ -115,15 +114,15 @@ OWN = [
         test=drifts,
         message=lambda view: (
             f"The teacher's log-prob of a sampled token is {short(view.mean(APART, 10))} nats from the student's, three"
-            f" times and more what it was at first ({short(view.baseline(APART))}): the student doesn't learn from it"
-            " but leaves it."
+            f" times its initial value ({short(view.baseline(APART))}) or more: the student doesn't learn from it"
+            " but moves away."
         ),
         remedies=drift_remedies,
         when=(
             "self_distillation/teacher_logp_difference is above 0.1 and three times its beginning in 30 % of the last"
             " 50 steps."
         ),
-        why="Updates that are too large, or a teacher that follows its student astray.",
+        why="Updates are too large, or the teacher follows its student in the wrong direction.",
         remedy="Lower learning_rate, teacher_model_kind base, go back to a checkpoint.",
         source="own judgement of the threshold",
     ),
@@ -144,13 +143,13 @@ OWN = [
             "More than 30 % of completions are without a token in the loss in 30 % of the last 50 rollouts; 80 % on"
             " average: an error."
         ),
-        why="What is skipped is meant to be an opening phrase, not the answer.",
+        why="The skipped tokens should be an opening phrase, not the answer.",
         remedy="Lower num_loss_tokens_to_skip.",
         source="own judgement",
     ),
 ]
 
-# Rewards are only watched here: what is about learning from them is left out.
+# Rewards are only logged here: rules about learning from them are left out.
 SHARED = ("SDFT104", "SDFT105", "SDFT108", "SDFT110", "SDFT111", "SDFT115")
 NAMES = Names(letters="SDFT", first=100)
 RULES: list[Rule] = [

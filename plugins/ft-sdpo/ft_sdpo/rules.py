@@ -1,5 +1,4 @@
-"""What an SDPO run recognises by itself: its own troubles, and from SDPO100 on those of all rollouts that are about it.
-Imports no torch."""
+"""The rules of SDPO: its own, and from SDPO100 on those of all rollouts that apply to it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,11 +21,11 @@ TAUGHT, WINNERS = "self_distillation/reprompt_sample_fraction", "self_distillati
 TOLD, LONG = "self_distillation/feedback_available_fraction", "self_distillation/reprompt_too_long_fraction"
 APART = "self_distillation/teacher_logp_difference"
 ALIKE = 0.01  # nats of a token, on average
-EARLY = 20  # steps in which a student hasn't yet learnt what its teacher says
+EARLY = 20  # steps in which a student hasn't yet learnt from its teacher
 
 
 def broke(view: View) -> bool:
-    """Whether there was enough to show in the first rollouts: then it is the policy that has got worse since."""
+    """Return whether the first rollouts had enough to show: then the policy has got worse since."""
     return view.first(TAUGHT, 3) > 0.2
 
 
@@ -38,12 +37,12 @@ def more_signal(view: View) -> list[Remedy]:
         best = view.get("completions/reward_max", 1.0)
         if best < view.config.success_reward_threshold:
             out += set_field(
-                view, "success_reward_threshold", best, ": no completion has earned as much as is asked", again=True
+                view, "success_reward_threshold", best, ": no completion has reached the threshold", again=True
             )
         out += more_generations(view)
     if not view.config.include_environment_feedback and view.get(TOLD, 0.0) > 0:
         out += set_field(view, "include_environment_feedback", True, ", which the rows have", again=True)
-    return [*out, Remedy(why="Take easier prompts, or tune on solutions first (SFT)")]
+    return [*out, Remedy(why="Use easier prompts, or fine-tune on solutions first (SFT)")]
 
 
 def teaches_nothing(view: View) -> bool | None:
@@ -67,7 +66,7 @@ def slower_teacher(view: View) -> list[Remedy]:
 OWN = [
     Rule(
         code="SDPO001",
-        title="Hardly any attempt is taught",
+        title="Hardly any completion has a teacher",
         stage="train",
         needs=(TAUGHT,),
         share=0.5,
@@ -88,8 +87,8 @@ OWN = [
         ),
         why=(
             "No completion earns success_reward_threshold, and there is no feedback, or it isn't included. Where there"
-            " was enough at first, updates that are too large have broken the policy, and without a success nothing"
-            " mends it."
+            " was enough at first, updates that are too large have broken the policy, and without a success it can't"
+            " recover."
         ),
         remedy=(
             "Lower success_reward_threshold, more num_generations, easier prompts, include_environment_feedback; where "
@@ -107,18 +106,18 @@ OWN = [
         test=lambda view: view[WINNERS] < 0.05,
         message=lambda view: (
             f"In {percent(view.mean(WINNERS, view.window))} of groups a completion earned success_reward_threshold"
-            f" {short(view.config.success_reward_threshold)}, over the last {view.window} rollouts: what is taught"
-            " comes of feedback alone."
+            f" {short(view.config.success_reward_threshold)}, over the last {view.window} rollouts: the teaching"
+            " comes from feedback alone."
         ),
         remedies=more_signal,
         when="Less than 5 % of groups have a successful completion in half of the last 50 rollouts.",
-        why="The threshold is beyond what the reward gives, or the prompts are too hard for this model.",
+        why="The threshold is above what the reward gives, or the prompts are too hard for this model.",
         remedy="Lower success_reward_threshold, more num_generations, easier prompts.",
         source="TRL warns of it too; own judgement of the threshold",
     ),
     Rule(
         code="SDPO003",
-        title="Feedback is there and isn't shown",
+        title="Feedback exists but isn't shown",
         stage="train",
         needs=(TOLD,),
         severity="info",
@@ -135,13 +134,13 @@ OWN = [
             "More than 20 % of completions have feedback in half of the last rollouts, and include_environment_feedback"
             " is off."
         ),
-        why="Rich feedback says what was wrong, which a reward doesn't.",
+        why="Feedback says what was wrong, which a reward doesn't.",
         remedy="Set include_environment_feedback.",
         source="TRL warns of it too",
     ),
     Rule(
         code="SDPO004",
-        title="Feedback is to be shown and isn't there",
+        title="Feedback should be shown but is missing",
         stage="train",
         needs=(TOLD,),
         share=0.8,
@@ -150,12 +149,12 @@ OWN = [
         test=lambda view: view[TOLD] < 0.02 and view.config.include_environment_feedback,
         message=lambda view: (
             f"include_environment_feedback is on, and {percent(view.mean(TOLD, view.window))} of completions have"
-            " feedback: neither the column privileged_context nor a reward function says anything."
+            " feedback: neither the column privileged_context nor a reward function provides any."
         ),
         remedies=lambda view: [
             Remedy(
                 why=(
-                    "Let a reward function say what was wrong: log_extra('feedback', [text or None for each"
+                    "Let a reward function log what was wrong: log_extra('feedback', [text or None for each"
                     " completion])"
                 )
             ),
@@ -165,13 +164,13 @@ OWN = [
             "Less than 2 % of completions have feedback in 80 % of the last 50 rollouts, with"
             " include_environment_feedback."
         ),
-        why="The column has another name, or the function logs under another.",
+        why="The column has another name, or the function logs under another name.",
         remedy="Log it as feedback, or rename the column with dataset_columns.",
         source="own judgement",
     ),
     Rule(
         code="SDPO005",
-        title="The teacher says what the student says",
+        title="The teacher agrees with the student",
         stage="train",
         needs=(APART,),
         window=10,
@@ -180,15 +179,15 @@ OWN = [
         test=teaches_nothing,
         message=lambda view: (
             f"From the start the teacher's log-prob of a sampled token is within {short(view.mean(APART, view.window))}"
-            " nats of the student's: what it is shown doesn't change what it says, so that nothing is taught."
+            " nats of the student's: the context doesn't change its distribution, so nothing is taught."
         ),
         remedies=lambda view: [
-            Remedy(why="Look at a reprompt in samples.jsonl: does it show what the attempt lacks?"),
-            Remedy(why="Say more plainly in reprompt_template what to make of the solution, or the feedback"),
+            Remedy(why="Check a reprompt in samples.jsonl: does it show what the attempt lacks?"),
+            Remedy(why="Explain in reprompt_template more clearly how to use the solution or the feedback"),
         ],
         when="self_distillation/teacher_logp_difference is below 0.01 in most of the first 20 steps.",
-        why="A model that can't make use of a solution or of feedback is no better than without.",
-        remedy="Other templates, feedback that says more, a larger model.",
+        why="A model that can't use a solution or feedback is no better with it than without.",
+        remedy="Other templates, more informative feedback, a larger model.",
         source="own judgement of the threshold",
     ),
     Rule(
@@ -207,7 +206,7 @@ OWN = [
             *set_field(view, "remove_thinking_from_demonstration", True, ", which makes solutions shorter"),
         ],
         when="More than 10 % of completions in 30 % of the last 50 rollouts.",
-        why="Solutions and feedback are longer than there is room for.",
+        why="Solutions and feedback don't fit.",
         remedy="Raise max_reprompt_len, remove_thinking_from_demonstration, shorter feedback.",
         source="own judgement",
     ),
@@ -220,25 +219,25 @@ OWN = [
         test=drifts,
         message=lambda view: (
             f"The teacher's log-prob of a sampled token is {short(view.mean(APART, 10))} nats from the student's, three"
-            f" times and more what it was at first ({short(view.baseline(APART))}): the student doesn't learn from it"
-            " but leaves it."
+            f" times its initial value ({short(view.baseline(APART))}) or more: the student doesn't learn from it"
+            " but moves away."
         ),
         remedies=lambda view: [lower_rate(view, 3), *slower_teacher(view), restore(view)],
         when=(
             "self_distillation/teacher_logp_difference is above 0.1 and three times its beginning in 30 % of the last"
             " 50 steps."
         ),
-        why="Updates that are too large, or a teacher that follows its student astray.",
+        why="Updates are too large, or the teacher follows its student in the wrong direction.",
         remedy="Lower learning_rate, a teacher that follows more slowly, go back to a checkpoint.",
         source="own judgement of the threshold",
     ),
 ]
 
-# Equal rewards of a group aren't the end of learning here: what is about comparing completions is left out.
+# Groups with equal rewards can still be learnt from here: rules about comparing completions are left out.
 APART_FROM = ("SDPO101", "SDPO102", "SDPO107", "SDPO116")
 NAMES = Names(
     letters="SDPO", first=100, by_length=("grpo", "bnpo"), by_no_length="dr_grpo", capped=("cispo",)
-)  # of the policy's part of the loss, as in GRPO
+)  # for the policy loss, as in GRPO
 RULES: list[Rule] = [*OWN, *(rule for rule in rollout_rules(NAMES) if rule.code not in APART_FROM)]
 
 

@@ -21,7 +21,7 @@ def nll(logp: torch.Tensor) -> torch.Tensor:
 
 
 def dft(logp: torch.Tensor) -> torch.Tensor:
-    """- sg[p] log p: a token counts as much as it is already believed in. (n,) log-probs to (n,) losses."""
+    """- sg[p] log p: a token counts in proportion to its current probability. (n,) log-probs to (n,) losses."""
     return -logp.exp().detach() * logp
 
 

@@ -1,4 +1,4 @@
-"""What a run of supervised fine-tuning recognises by itself, beside what every run does. Imports no torch."""
+"""The rules of supervised fine-tuning, in addition to those of every run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ft_host.diagnostics import Remedy, Rule, View, lower_rate, short
 
 
 def surprised(view: View) -> bool | None:
-    """After the warm-up and 20 steps: a model that is trained on texts is about as sure as it is right."""
+    """After the warm-up and 20 steps: loss should be near entropy for a model trained on texts."""
     if view.step < 20 or not view.warmed_up or view.config.loss_type != "nll":
         return None
     return view["loss"] > 2 * view["entropy"] + 0.5
@@ -16,23 +16,23 @@ def surprised(view: View) -> bool | None:
 RULES: list[Rule] = [
     Rule(
         code="SFT001",
-        title="The model is sure of other tokens than those it is taught",
+        title="The model is confident in tokens other than the supervised ones",
         stage="train",
         needs=("loss", "entropy"),
         test=surprised,
         share=0.6,
         message=lambda view: (
             f"The loss is {short(view.mean('loss', 20))} nats a token and the entropy"
-            f" {short(view.mean('entropy', 20))}: the model expects something else than the supervised tokens, and"
-            " doesn't come to doubt it."
+            f" {short(view.mean('entropy', 20))}: the model expects other tokens than the supervised ones, and"
+            " is not unlearning it."
         ),
-        remedies=lambda view: [Remedy(why="Look at what is supervised: ft-host data sft"), lower_rate(view, 3)],
+        remedies=lambda view: [Remedy(why="Check the supervised tokens: ft-host data sft"), lower_rate(view, 3)],
         when="After 20 steps, loss is above twice the entropy and 0.5 in 60 % of the last 50 steps.",
         why=(
-            "Labels that don't belong to their texts, another chat template or tokenizer than the model's, or updates"
-            " so large that the model is sure of nonsense."
+            "Labels that don't belong to their texts, a chat template or tokenizer that isn't the model's, or updates"
+            " so large that the model is confident in nonsense."
         ),
-        remedy="Look at the rows; lower learning_rate.",
+        remedy="Check the rows; lower learning_rate.",
         source="own judgement: loss is entropy where a model is calibrated",
     )
 ]
