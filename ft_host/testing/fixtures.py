@@ -61,6 +61,17 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AssertionError where a run loads a model: what this test is about is refused before."""
+
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("ft_host.training.build.load_policy", loaded)
+    monkeypatch.setattr("ft_host.models.aux_models.load_frozen", loaded)
+
+
+@pytest.fixture
 def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """`install_plugin(name, **what)` installs a distribution for this test, as `make_distribution` makes it, and gives
     its .dist-info folder."""

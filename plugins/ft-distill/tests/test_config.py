@@ -142,15 +142,6 @@ def test_a_revision_of_a_teacher_of_the_hub(make, chats, teacher, tmp_path, monk
         loss("unknown", **named, teacher_model_revision="v3")
 
 
-@pytest.fixture
-def no_model(monkeypatch):
-    def loaded(*_, **__):
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr("ft_host.training.launch.load_policy", loaded)
-    monkeypatch.setattr("ft_host.models.aux_models.load_frozen", loaded)
-
-
 @pytest.fixture(params=[DistillConfig, GKDConfig], ids=["distill", "gkd"])
 def method(request):
     return request.param

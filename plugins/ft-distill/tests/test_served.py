@@ -77,9 +77,8 @@ def test_held_out_rows_are_scored_once(make, backend, chats, tmp_path):
 
 
 @pytest.mark.parametrize("method", [DistillConfig, GKDConfig])
-def test_a_backend_that_serves_none(make, chats, monkeypatch, method):
+def test_a_backend_that_serves_none(make, chats, no_model, method):
     """Known before a model is loaded."""
-    monkeypatch.setattr("ft_host.training.launch.load_policy", None)
     config = make(method, chats, teacher_model_name_or_path=None, loss_top_k=8)
     with pytest.raises(ConfigError, match="backend: transformers has no ft_score"):
         run_in(config, "run")

@@ -117,15 +117,6 @@ def test_the_teacher_that_is_asked_for():
 # ---------------------------------------------------------------- teachers
 
 
-@pytest.fixture
-def no_model(monkeypatch):
-    def loaded(*_, **__):
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr("ft_host.training.launch.load_policy", loaded)
-    monkeypatch.setattr("ft_host.models.aux_models.load_frozen", loaded)
-
-
 def test_another_vocabulary_compared_token_by_token(make, chats, no_model):
     with pytest.raises(ConfigError, match=r"has a vocabulary of 200 tokens, .* one of 256.*leave use_uld_loss out"):
         run_in(make(chats, use_uld_loss=False), "run")

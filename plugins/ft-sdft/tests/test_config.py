@@ -186,14 +186,6 @@ def test_long_prompts_are_left_out():
     )
 
 
-@pytest.fixture
-def no_model(monkeypatch):
-    def loaded(*_, **__):
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr("ft_host.training.launch.load_policy", loaded)
-
-
 def test_a_missing_column_is_named_before_a_model_is_loaded(make, no_model):
     with pytest.raises(DataError, match="no column privileged_context, only prompt, privileged_contxt; did you mean"):
         run_in(make([{"prompt": "a", "privileged_contxt": "b"}] * 8), "run")
