@@ -9,8 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LogitScaling:
-    """What is done to logits: `softcap * tanh(scale * logits / softcap) / temperature`, each where there is one. Scale
-    and soft cap are the model's, the temperature is the caller's."""
+    """The transform of logits: `softcap * tanh(scale * logits / softcap) / temperature`, each factor optional.
+
+    Scale and soft cap are the model's, the temperature is the caller's.
+    """
 
     scale: float = 1.0
     softcap: float | None = None
@@ -18,7 +20,7 @@ class LogitScaling:
 
     @property
     def slope(self) -> float:
-        """The derivative of the result by the product of states and matrix, but for the bend of the soft cap."""
+        """The derivative of the result by the product of states and matrix, without the bend of the soft cap."""
         return self.scale / self.temperature
 
 
@@ -34,7 +36,7 @@ SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap
 
 
 def logit_scaling_of(config: Any) -> LogitScaling:
-    """The scale and soft cap that a model's config (its text config) declares."""
+    """Return the scale and soft cap that a model's config (its text config) declares."""
     fields = config.to_dict()
     scale = 1.0
     for name, meaning in SCALES.items():

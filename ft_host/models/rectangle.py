@@ -1,4 +1,4 @@
-"""A batch laid out in other ways: with nothing shared, or as a padded rectangle."""
+"""Other layouts of a batch: with nothing shared, or as a padded rectangle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _starts(lengths: list[int]) -> list[int]:
 
 
 def _rows_of(parents: list[int]) -> list[list[int]]:
-    """The segments of each full sequence, root first, in the order of the leaves."""
+    """Return the segments of each full sequence, root first, in the order of the leaves."""
     rows = []
     for leaf in sorted(set(range(len(parents))) - set(parents)):
         chain = [leaf]
@@ -28,12 +28,12 @@ def _rows_of(parents: list[int]) -> list[list[int]]:
 
 
 def unshared(batch: Batch) -> Batch:
-    """The same rows with nothing shared: each sequence from a root to a leaf is a segment of its own.
+    """Return the same rows with nothing shared: each path from a root to a leaf is its own segment.
 
-    Targets and rows keep their order. What lies in a segment with several children is read from the first copy.
+    Targets and rows keep their order. Values in a segment with several children are read from the first copy.
     """
     starts, rows = _starts(batch.lengths), _rows_of(batch.parents)
-    order: list[int] = []  # for each new token, where it was
+    order: list[int] = []  # for each new token, its old index
     where = torch.full((sum(batch.lengths),), -1, dtype=torch.long)
     for chain in rows:
         for segment in chain:
@@ -55,10 +55,10 @@ def unshared(batch: Batch) -> Batch:
 
 
 def rectangle(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The batch as rows from each root to each leaf, padded on the right: input_ids (B, L), attention_mask (B, L), and
-    for each flat token its place in the flattened rectangle, (T,).
+    """Return the batch as rows from each root to each leaf, padded on the right.
 
-    A segment with several children is in several rows; what lies in it is read from the first.
+    input_ids (B, L), attention_mask (B, L), and for each flat token its index in the flattened rectangle, (T,). A
+    segment with several children is in several rows; its values are read from the first.
     """
     starts, rows = _starts(batch.lengths), _rows_of(batch.parents)
     lengths, device = batch.lengths, batch.input_ids.device

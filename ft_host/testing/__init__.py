@@ -1,10 +1,10 @@
-"""The tests' door: tiny models and rows, runs and what must not change their numbers, comparison with TRL, rules tried
-on a run told in a few words, and plugins made of thin air. Fixtures are in `ft_host.testing.fixtures`, which pytest
-finds by itself in a project that names ft-host in its pyproject.toml.
+"""The import door for tests: tiny models and rows, runs and their invariants, comparison with TRL, rules on described
+runs, and installed plugins made in memory. Fixtures are in `ft_host.testing.fixtures`; pytest finds them by itself in a
+project that names ft-host in its pyproject.toml.
 
     from ft_host.testing import invariants, tiny_run
 
-Importing this loads no torch. A name is fetched from its own module when it is first asked for.
+Importing this loads no torch. A name is imported from its own module at its first use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HOMES = {  # module -> its names that are public
     ),
     "ft_host.testing.tokenizers": "chat_tokenizer",
     "ft_host.testing.rows": "preference_chats preference_texts rounds sentence tiny_run write_rows",
-    # whole runs, and one that stands before its first step
+    # whole runs, and a run before its first step
     "ft_host.testing.invariants": (
         "as_if_killed assert_same assert_same_weights beside compare_runs lines micro_batch_split resume_in run_in "
         "tensors"
@@ -39,7 +39,7 @@ _HOMES = {  # module -> its names that are public
     # rules
     "ft_host.testing.rules": "Told codes evals findings in_order steps",
     "ft_host.testing.rollout_rules": "rollout_cases",
-    # plugins, their fields, and what a rollout is handed
+    # plugins, their fields, and the arguments of a rollout
     "ft_host.testing.backends": "END LONGEST FixedCompletion backend_source fixed_completion fixed_completions",
     "ft_host.testing.distributions": "make_distribution",
     "ft_host.config.fields": "fields_of",
@@ -47,7 +47,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.rewards": "Scoring load_reward score",
     "ft_host.rewards.model": "RewardModel whole_ids",
     "ft_host.rollouts.rollout": "Rewards reward_metrics",
-    # parts of a run that a backend's tests put together themselves
+    # parts of a run for tests of backends
     "ft_host.models": "load_policy",
     "ft_host.models.sharding": "shard",
     "ft_host.cli.train": "leave",

@@ -1,4 +1,4 @@
-"""A backend that says fixed completions, as the source of a module: one that other processes import by name too."""
+"""A backend with fixed completions, as the source of a module, which other processes can import by name too."""
 
 from __future__ import annotations
 

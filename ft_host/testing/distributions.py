@@ -1,6 +1,6 @@
-"""Installed distributions made of thin air: a .dist-info folder and modules, to be put on sys.path.
+"""Fake installed distributions: a .dist-info folder and modules, to be put on sys.path.
 
-For tests of how a plugin is found, without pip and without touching the environment.
+For tests of how plugins are found, without pip and without changing the environment.
 """
 
 from __future__ import annotations

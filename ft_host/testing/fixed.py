@@ -1,5 +1,7 @@
-"""The backend of the invariants: completions that depend on the prompt alone, with the log-probs that the policy gives
-them. What it answers doesn't change with the weights, so that round-off can't turn a token into another."""
+"""The backend of the invariants: completions that depend on the prompt alone, with the policy's log-probs.
+
+Its completions don't change with the weights, so that round-off can't turn a token into another.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Fixtures for tests of plugins. pytest has them where a project names ft-host in its pyproject.toml (see
+"""Fixtures for tests of plugins. pytest loads them in a project that names ft-host in its pyproject.toml (see
 `ft_host.testing.pytest_plugin`), and elsewhere with `pytest_plugins = ["ft_host.testing.fixtures"]` in a conftest.py.
 
-`accelerate_forgets` and `cache_of_its_own` are used by every test: what one leaves in the process or in the cache must
-not reach the next.
+Every test uses `accelerate_forgets` and `cache_of_its_own`: state in the process or in the cache must not reach the
+next test.
 """
 
 from __future__ import annotations

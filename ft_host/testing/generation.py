@@ -1,4 +1,4 @@
-"""A run that only generates, for tests of backends and of what is scored."""
+"""A run that only generates, for tests of backends and of scoring."""
 
 from __future__ import annotations
 

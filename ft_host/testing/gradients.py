@@ -1,4 +1,4 @@
-"""An optimizer that writes down the gradients it is given, so that those of processes can be compared."""
+"""An optimizer that records its gradients, so that those of several processes can be compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 
 class RecordedAdamW(torch.optim.AdamW):
-    """AdamW that writes the gradient of each step to `folder`, a file per rank; sharded ones are made whole."""
+    """AdamW that writes the gradient of each step to `folder`, one file per rank; sharded gradients are gathered."""
 
     def __init__(self, params: Any, lr: float, folder: str):
         super().__init__(params, lr=lr, fused=True)

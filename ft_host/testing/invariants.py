@@ -1,12 +1,12 @@
-"""What must not change the numbers of a run. Each check takes a config that trains in seconds and raises
-AssertionError with the first difference; a method package calls them as they are:
+"""What must not change the numbers of a run. Each check takes a config that trains in seconds and raises AssertionError
+with the first difference. A method package calls them as they are:
 
     from ft_host.testing import invariants
 
     def test_micro_batch_split(config):          # a fixture: a SFTConfig on a tiny model and a few rows
         invariants.micro_batch_split(config)
 
-The config's `output_dir` is the folder that the runs are made in.
+The runs are made in the config's `output_dir`.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def assert_same_weights(a: Path, b: Path, rel: float) -> None:
     one, other = tensors(a / "model"), tensors(b / "model")
     assert one and one.keys() == other.keys()
     for name in one:
-        # By norms: Adam divides by the size of a gradient, so an element whose gradient is next to nothing goes
-        # wherever the round-off says.
+        # By norms: Adam divides by the size of a gradient, so an element whose gradient is close to 0 moves
+        # by round-off alone.
         difference = torch.linalg.vector_norm(one[name] - other[name])
         assert difference <= rel * torch.linalg.vector_norm(one[name]), f"{name}: difference {difference}"
 

@@ -1,6 +1,6 @@
-"""Tiny models with random weights, and a tiny tokenizer, made in code: what tests of hosts and methods train.
+"""Tiny models with random weights, and a tiny tokenizer, made in code, for tests of hosts and methods.
 
-Two layers, 64 wide, four query heads over two key heads, 256 tokens, unless said. Weights are larger than usual at
+Two layers, 64 wide, four query heads over two key heads, 256 tokens by default. Weights are larger than usual at
 initialisation, so that attention is far from uniform and a wrong mask shows.
 """
 

@@ -1,4 +1,4 @@
-"""The same training by TRL, step by step: what the numbers of a method are compared with. Only tests need TRL.
+"""The same training by TRL, step by step, to compare a method's numbers with. Only tests need TRL.
 
     ours = lines(run_in(config, "ours"))
     args = trl.SFTConfig(**trl_arguments(config, "loss_type", "packing"))
@@ -6,7 +6,7 @@
     theirs = trl_trajectory(trainer)
     assert_parity(ours, theirs)
 
-Run ours first: nothing that TRL may do to the process can then reach it.
+Run ours first, so that it isn't affected by what TRL changes in the process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SHARED = (
     "train_sampling_strategy",
 )
 
-# Relative. Two float32 programs that add in another order agree to about 1e-6; a gradient's norm to 1e-5.
+# Relative. Two float32 programs with another order of additions agree to about 1e-6; a gradient's norm to 1e-5.
 TOLERANCES = {"loss": 1e-5, "grad_norm": 1e-4, "learning_rate": 1e-9, "num_tokens": 0.0}
 
 

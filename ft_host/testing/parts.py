@@ -1,4 +1,4 @@
-"""Pieces of a step on their own: the hooks of a method, what metrics come to, and the head's tiles."""
+"""Parts of a step alone: the hooks of a method, the values of metrics, and the head's tiles."""
 
 from __future__ import annotations
 

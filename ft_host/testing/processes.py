@@ -1,7 +1,7 @@
-"""Runs in processes of their own: several ranks of one run, or one that can be killed.
+"""Runs in separate processes: several ranks of one run, or a run that can be killed.
 
-A process is forked from a server that has imported torch and transformers already, so that it starts in a tenth of a
-second where a command line takes several. Each has one thread.
+A process is forked from a server that has already imported torch and transformers, so it starts in a tenth of a second,
+where a command line takes several. Each has one thread.
 """
 
 from __future__ import annotations

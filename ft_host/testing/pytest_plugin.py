@@ -1,7 +1,7 @@
-"""What pytest loads in every environment that has ft-host. In a project that has nothing to do with it, it does
+"""pytest loads this module in every environment that has ft-host. In a project that doesn't use ft-host it does
 nothing: it has no fixtures and no options, and imports nothing else.
 
-A project has to do with it where the pyproject.toml of its root names ft-host (as a dependency, say); then
+A project uses it if the pyproject.toml of its root names ft-host (as a dependency, for instance); then
 `ft_host.testing.fixtures` are its fixtures.
 """
 

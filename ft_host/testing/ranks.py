@@ -1,4 +1,4 @@
-"""Several ranks as threads of this process, for tests of what ranks tell each other. Imports no torch."""
+"""Several ranks as threads of this process, for tests of communication between ranks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Gather = Callable[[Any], list[Any]]
 
 
 class NobodyThere(Exception):
-    """A rank waits for one that has ended, or doesn't come."""
+    """A rank waits for another one that has ended or doesn't arrive."""
 
 
 def as_ranks(world_size: int, work: Callable[[int, Gather], Any]) -> list[Any]:

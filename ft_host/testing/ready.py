@@ -1,4 +1,4 @@
-"""A run that stands before its first step, for tests of hooks and of what a step is made of."""
+"""A run before its first step, for tests of hooks and of the parts of a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trying rules on a run that is told in a few words: its config, facts, and lines of metrics. Imports no torch."""
+"""Tests rules on a run described in a few words: its config, facts, and lines of metrics. Imports no torch."""
 
 from __future__ import annotations
 
