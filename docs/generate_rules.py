@@ -92,7 +92,7 @@ def index(rules: list[tuple[Rule, str]]) -> str:
 
 
 def table(heading: str, rules: list[Rule]) -> str:
-    lines = [heading, "", "| rule | what is the matter | severity | asked |", "| --- | --- | --- | --- |"]
+    lines = [heading, "", "| rule | trouble | severity | asked |", "| --- | --- | --- | --- |"]
     for rule in sorted(rules, key=lambda each: each.code):
         severity = rule.severity + (", error where it is grave" if rule.severe is not None else "")
         lines.append(f"| [{rule.code}]({Path(rule.page).name}) | {rule.title} | {severity} | {STAGES[rule.stage]} |")

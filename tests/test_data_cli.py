@@ -203,7 +203,7 @@ def test_pairs_side_by_side(shown):
     text = "".join(left[1:]).replace("|", "").replace(" ", "")
     assert text == f"«{ROWS[0]['chosen']}</s>»".replace(" ", "")
     assert right[1].strip().replace("|", "") == "« dog⏎" and right[2].strip().replace("|", "") == "fox</s>»"
-    assert "line 2: " in said and "; the prompt is what both begin with" in said
+    assert "line 2: " in said and "; the prompt is the common start of both" in said
 
 
 def test_narrow_terminals_and_colour(shown):
@@ -224,10 +224,12 @@ def test_what_is_cut_and_counted_of_pairs(shown):
     whole = size("The quick" + ROWS[0]["chosen"] + "</s>")
     assert f"; {whole - 20} tokens of chosen cut at max_length" in said.splitlines()[0]
     assert f"truncated   33.3% of the rows (max_length 20)\n    1 × chosen ({whole - 20} tokens)" in said
-    assert "in 33.3% of the pairs\n  prompt      found as what both begin with in 33.3% of the pairs" in said
+    assert "in 33.3% of the pairs\n  prompt      found as the common start of both in 33.3% of the pairs" in said
     chosen = 20 - size("The quick") + size(" 42</s>") + size("b</s>")
     rejected = size(" dog\nfox</s>") + size(" 12</s>") + size("The dog and the fox</s>")
-    assert f"length      chosen {chosen / 3:.1f} tokens on average, rejected {rejected / 3:.1f}; chosen is the" in said
+    assert (
+        f"length      chosen {chosen / 3:.1f} tokens on average, rejected {rejected / 3:.1f}; chosen is longer" in said
+    )
     assert "last supervised token: '</s>' in 83.3% of the completions" in said
     said = shown("ends_method", PAIR_METHOD, ROWS[:1], "--truncation-mode=keep_end", f"--max-length={whole - 1}")
     assert "; 1 token of prompt cut at max_length" in said and "    1 × prompt (1 token)" in said
@@ -253,7 +255,7 @@ def test_where_a_score_is_read(shown):
     marked = [re.findall("«(.*?)»", side) for side in lines[3].split("│")]
     assert marked == [["</s>"], ["</s>"]]
     assert "supervised" not in said
-    assert "token that the score is read at: '</s>' in 100.0% of the completions" in said
+    assert "token at which the score is read: '</s>' in 100.0% of the completions" in said
 
 
 def test_without_a_prompt_the_first_token_is_predicted_from_nothing(shown):

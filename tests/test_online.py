@@ -278,10 +278,7 @@ def test_the_dry_run_tells_of_rollouts_and_trains_nothing(make, tmp_path, capsys
     ]
     assert cli.main([*argv, "--num-iterations", "3"]) == 0
     said = capsys.readouterr().out
-    assert (
-        "# each rollout: 2 prompts × 8 completions = 16, in 2 optimizer steps of 8, in 3 passes: 6 updates"
-        in said
-    )
+    assert "# each rollout: 2 prompts × 8 completions = 16, in 2 optimizer steps of 8, in 3 passes: 6 updates" in said
     # 24 prompts, 3 epochs, 2 at a time, 6 steps each
     assert "# length: 3 epochs of 24 prompts, about 216 steps" in said
     assert "don't come out even" not in said and not Path("runs").exists()

@@ -29,11 +29,10 @@ LONG = 100  # characters shown of a column next to a prompt
 HELP = """\
 usage: ft-host data METHOD [CONFIG] [--field value ...] [--rows N] [--count N] [--color | --no-color]
 
-Shows the first rows that training would see, token by token, those that are supervised in green (in «» where there is
-no colour), and counts over the first window of rows. Pairs are shown side by side, one under the other where the
-terminal has fewer than 80 columns; where a score is learned, the token that it is read at is the marked one. Of a
-method that samples completions, its prompts and the columns that rewards get are shown. Loads the tokenizer, but no
-model.
+Shows the first rows that training would see, token by token, with supervised ones in green (in «» without colour), and
+counts over the first window of rows. Pairs are side by side, or one under the other if the terminal has fewer than 80
+columns. If a score is learnt, the token at which it is read is marked. For a method that samples completions, it shows
+prompts and the columns that rewards get. Loads the tokenizer, but no model.
 METHOD, CONFIG and fields are those of ft-host train.
 
   --rows N    rows to show (default 3)
@@ -217,7 +216,7 @@ def summary(
     if counts.ends:
         token, count = counts.ends.most_common(1)[0]
         text = tokenizer.decode([token])
-        what = "token that the score is read at" if scored else "last supervised token"
+        what = "token at which the score is read" if scored else "last supervised token"
         whose = "completions" if counts.compared.pairs else "rows"
         lines.append(f"  {what}: {text!r} in {share(count, counts.ends.total())} of the {whose}")
     if counts.dropped.total() > config.max_dropped_share * counts.raw:

@@ -40,7 +40,7 @@ def headline(row: Row, found: Sides, scored: bool) -> str:
     if "margin" in row:
         said += f", margin {row['margin']:g}"
     if row.get("implicit_prompt"):
-        said += "; the prompt is what both begin with"
+        said += "; the prompt is the common start of both"
     if scored:
         said += "; the score is read at the marked token"
     for part, count in row.get("cut", {}).items():
@@ -104,10 +104,12 @@ class PairCounts:
         if self.pairs:
             chosen, rejected = (self.tokens[name] / self.pairs for name in PAIR)
             out.append(
-                f"  length      chosen {chosen:.1f} tokens on average, rejected {rejected:.1f}; chosen is the longer"
-                f" one in {self.longer / self.pairs:.1%} of the pairs"
+                f"  length      chosen {chosen:.1f} tokens on average, rejected {rejected:.1f}; chosen is longer "
+                f"in {self.longer / self.pairs:.1%} of the pairs"
             )
-            out.append(f"  prompt      found as what both begin with in {self.implicit / self.pairs:.1%} of the pairs")
+            out.append(
+                f"  prompt      found as the common start of both in {self.implicit / self.pairs:.1%} of the pairs"
+            )
         if self.labels:
             total = self.labels.total()
             out.append(

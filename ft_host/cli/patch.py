@@ -15,7 +15,7 @@ def run(argv: list[str]) -> int:
     """Returns the exit code. Raises UsageError where the finding has no remedy that is a change of the config."""
     parser = argparse.ArgumentParser(
         prog="ft-host patch",
-        description=HELP + " `ft-host train` of it makes a new run that names this one as its parent.",
+        description=HELP + " `ft-host train` with it makes a new run that names this one as its parent.",
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("finding", metavar="FINDING", help="a code or fingerprint, as `ft-host diagnose` shows it")
@@ -25,7 +25,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--from-checkpoint",
         action="store_true",
-        help="go on from the newest checkpoint before the finding, where the remedy allows that",
+        help="go on from the newest checkpoint before the finding, if the remedy allows it",
     )
     arguments = parser.parse_args(argv)
     record = read_run(arguments.run)
