@@ -81,15 +81,17 @@ def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     site = tmp_path / "site-of-the-test"
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
+    modules: set[str] = set()
 
     def install(name: str, *args: Any, **what: Any) -> Path:
-        for module in what.get("modules") or {}:
-            monkeypatch.delitem(sys.modules, module, raising=False)  # that of the test before
+        modules.update(what.get("modules") or {})
         made = make_distribution(site, name, *args, **what)
         catalog.cache_clear()
         return made
 
     yield install
+    for module in modules:  # the next test may install others by these names
+        sys.modules.pop(module, None)
     catalog.cache_clear()
 
 
