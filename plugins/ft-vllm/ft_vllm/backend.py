@@ -1,7 +1,8 @@
-"""The backend `vllm`: completions by vLLM, in the trainer's process or in a server of its own.
+"""The backend `vllm`: completions by vLLM, in the trainer's process or in a separate server.
 
-Its state lives in `run.backend_state`: an `Engine`, opened by the first hook that needs it and closed by `ft_close`.
-Each rank has one; of a server the main process has the process and the way for weights, and all ranks ask it.
+Its state is in `run.backend_state`: an `Engine`, opened by the first hook that needs it and closed by `ft_close`. Each
+rank has one. With a server, the main process holds the server's process and the weight transfer, and all ranks send
+requests.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ T = TypeVar("T")
 
 @dataclass
 class Engine:
-    """What a rank has of vLLM. `positions`: tokens that a prompt and its completion may have together."""
+    """A rank's connection to vLLM. `positions`: the most tokens of a prompt with its completion."""
 
     positions: int
     client: Client | None = None  # of a server
-    model: str = ""  # what a request asks the server for: the model, or the last adapter
+    model: str = ""  # the model name in requests: the model, or the last adapter
     link: transfer.Link | None = None  # on the main process
     started: server.Server | None = None  # on the main process
     llm: Any = None  # in the process
@@ -60,7 +61,7 @@ class Engine:
 def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[Completion]:
     if sampling.role != "policy":
         raise ConfigError(
-            f"backend: vllm holds the policy alone, and the {sampling.role} is to generate; backend transformers can do"
+            f"backend: vllm has only the policy, but the {sampling.role} must generate; backend transformers can do"
             " that"
         )
     engine = opened(run)
@@ -74,9 +75,7 @@ def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[C
 def ft_score(sequences: list[Sequence], top: int, run: Run) -> list[Scores]:
     config = run.backend_config
     if config.teacher_url is None:
-        raise ConfigError(
-            "backend_config.teacher_url: not set, and tokens are to be scored by a teacher; see docs/vllm.md"
-        )
+        raise ConfigError("backend_config.teacher_url: not set, but a teacher must score tokens; see docs/vllm.md")
     if TEACHER not in run.backend_state:
         run.backend_state[TEACHER] = scoring.find(config)
     return scoring.score(run.backend_state[TEACHER], sequences, top, config.max_num_seqs)
@@ -117,14 +116,14 @@ def ft_close(run: Run) -> None:
 
 
 def opened(run: Run) -> Engine:
-    """The run's engine. All ranks must ask for it at once, the first time."""
+    """Return the run's engine. All ranks must call it at once the first time."""
     if KEY not in run.backend_state:
         config = run.backend_config
         if not isinstance(config, VLLMConfig):
             raise ConfigError(f"backend_config: expected the fields of vllm, found {type(config).__name__}")
         if config.mode == "server" and config.python is None and config.url is None:
             raise ConfigError(
-                "backend_config: only teacher_url is set, so vLLM can score tokens and generate none; set python or"
+                "backend_config: only teacher_url is set, so vLLM can score tokens but not generate; set python or"
                 " url too"
             )
         run.backend_state[KEY] = in_process(config, run) if config.mode == "inprocess" else of_server(config, run)
@@ -143,7 +142,9 @@ def in_process(config: VLLMConfig, run: Run) -> Engine:
 
 
 def of_server(config: VLLMConfig, run: Run) -> Engine:
-    """The main process starts the server, or finds it, and opens the way for weights; all ranks ask it afterwards."""
+    """Start or find the server and set up the weight transfer on the main process; all ranks send requests
+    afterwards.
+    """
     if run.world_size > 1 and config.start_timeout >= run.config.ddp_timeout:
         raise ConfigError(
             f"backend_config.start_timeout: {config.start_timeout:g} seconds, but the other processes of the run give"
@@ -217,18 +218,18 @@ def adapter_folder(config: VLLMConfig, run: Run) -> Path | None:
 
 
 def on_main(run: Run, work: Callable[[], T]) -> T:
-    """What `work` gives on the main process, on every rank; what it raises, raised on every rank."""
+    """Return on every rank the result of `work` on the main process. What it raises there is raised on every rank."""
     result, error = None, None
     if run.rank == 0:
         try:
             result = work()
         except FtHostError as raised:
             error = raised
-    result, told = run.gather((result, None if error is None else (type(error), str(error))))[0]
+    result, failure = run.gather((result, None if error is None else (type(error), str(error))))[0]
     if error is not None:
         raise error
-    if told is not None:
-        raise told[0](told[1])
+    if failure is not None:
+        raise failure[0](failure[1])
     return result
 
 
@@ -246,7 +247,7 @@ def sync_server(engine: Engine, policy: Policy, version: int, run: Run) -> None:
         try:
             transfer.send(engine.link, manifest, pieces, version)
         except FtHostError:
-            for _ in pieces:  # the other ranks are gathering, and could not be told meanwhile
+            for _ in pieces:  # the other ranks are gathering, and can't be stopped meanwhile
                 pass
             raise
 
@@ -254,7 +255,7 @@ def sync_server(engine: Engine, policy: Policy, version: int, run: Run) -> None:
 
 
 def sync_adapter(engine: Engine, policy: Policy, version: int, run: Run) -> None:
-    """Write the adapter to a folder of its own, and let vLLM read it under a name of its own."""
+    """Write the adapter to its own folder, and let vLLM load it under its own name."""
     name = f"update-{engine.updates}"
     folder = engine.folder / name
     weights.write_adapter(policy, folder, keep=run.rank == 0)

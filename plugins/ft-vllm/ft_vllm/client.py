@@ -1,4 +1,4 @@
-"""A server's routes. Python's own HTTP, so that the trainer needs neither vLLM nor anything else of its environment."""
+"""A server's routes. Uses Python's own HTTP client, so that the trainer needs no package of vLLM's environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ft_host.api import FtHostError
 
 
 class Refused(FtHostError):
-    """The server answered, and said no. `status` is HTTP's."""
+    """The server answered with an error. `status` is HTTP's."""
 
     def __init__(self, message: str, status: int = 0):
         super().__init__(message)
@@ -22,10 +22,10 @@ class Refused(FtHostError):
 
 
 class Client:
-    """One server at `url`. Each thread that asks keeps a connection of its own.
+    """One server at `url`. Each thread keeps its own connection.
 
-    `circumstances` is asked when something fails, and says what is known of the server's end (its last lines of
-    output); it may raise a better error.
+    `circumstances` is called when a request fails, and returns what is known of the server (its last lines of output);
+    it may raise a better error.
     """
 
     def __init__(self, url: str, timeout: float, circumstances: Callable[[], str] = str):
@@ -47,7 +47,7 @@ class Client:
     # -- weights: vLLM's update protocol
 
     def pause(self, timeout: float) -> None:
-        """Wait for what is under way, and forget what was computed with the old weights."""
+        """Wait for running requests, and drop what was computed with the old weights."""
         self.post("/pause", timeout=timeout, mode="wait", clear_cache="true")
 
     def resume(self, timeout: float) -> None:
@@ -56,7 +56,9 @@ class Client:
     # -- plumbing
 
     def _ask(self, method: str, path: str, body: Any, timeout: float | None) -> Any:
-        """The answer's JSON, or None. Raises Refused for an answer that isn't 2xx, FtHostError where there is none."""
+        """Return the answer's JSON, or None. Raises Refused for an answer that isn't 2xx, FtHostError without an
+        answer.
+        """
         patience = self.timeout if timeout is None else timeout
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} if data is not None else {}
@@ -81,7 +83,7 @@ class Client:
         return json.loads(text) if text.startswith(("{", "[")) else None
 
     def _connection(self, timeout: float) -> http.client.HTTPConnection:
-        """This thread's connection; a new one where it has none, or where the server has closed it meanwhile."""
+        """Return this thread's connection; a new one where it has none, or where the server has closed it."""
         kept = self.local.__dict__.get("connection")
         if kept is not None and not closed(kept):
             kept.sock.settimeout(timeout)
@@ -94,7 +96,7 @@ class Client:
         self.local.connection = None
 
     def known(self) -> str:
-        """What to add to the message of a failure, on lines of its own. Found out once, where many requests fail."""
+        """Return further lines for the message of a failure. Determined once, where many requests fail."""
         with self.lock:
             if self.told is None or time.monotonic() - self.told[0] > 10:
                 self.told = time.monotonic(), self.circumstances()
@@ -102,13 +104,13 @@ class Client:
 
 
 def closed(connection: http.client.HTTPConnection) -> bool:
-    """Whether the other end has let go of a connection that waits for its next request."""
+    """Return whether the server has closed an idle connection."""
     import select
 
     if connection.sock is None:
         return True
     readable, _, _ = select.select([connection.sock], [], [], 0)
-    return bool(readable)  # nothing was asked, so what can be read is the end
+    return bool(readable)  # no request is pending, so readable data means the end
 
 
 def said(error: Exception) -> str:
@@ -116,15 +118,15 @@ def said(error: Exception) -> str:
 
 
 def reason(text: str) -> str:
-    """What an error's body says, without its wrapping."""
+    """Return the text of an error's body, without its wrapping."""
     try:
-        found = json.loads(text)
+        body = json.loads(text)
     except ValueError:
         return text.strip()[:1000] or "no reason given"
     for key in ("error", "detail", "message"):
-        if isinstance(found, dict) and key in found:
-            found = found[key]
-            if isinstance(found, dict):
-                found = found.get("message", found)
+        if isinstance(body, dict) and key in body:
+            body = body[key]
+            if isinstance(body, dict):
+                body = body.get("message", body)
             break
-    return str(found)[:1000]
+    return str(body)[:1000]

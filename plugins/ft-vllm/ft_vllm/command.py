@@ -1,4 +1,4 @@
-"""How vLLM's server is started: its arguments and its environment."""
+"""Starting vLLM's server: its arguments and its environment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ft_vllm.config import VLLMConfig
 
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, as vLLM takes them
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # ranks of adapters that vLLM supports
 # Those of torchrun and accelerate would make the server one of the trainer's processes; the others are of the
 # trainer's environment.
 NOT_INHERITED = (
@@ -37,7 +37,7 @@ NOT_INHERITED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """The model that is to be served."""
+    """The model to serve."""
 
     name: str  # folder or hub id
     revision: str | None
@@ -49,9 +49,9 @@ class Served:
 
 
 def arguments(config: VLLMConfig, served: Served, port: int) -> list[str]:
-    """The command line of `vllm serve`, after the Python."""
+    """Return the command line of `vllm serve`, after the Python."""
     weights = json.dumps({"backend": served.transfer})
-    found = [
+    out = [
         "-m",
         "vllm.entrypoints.cli.main",
         "serve",
@@ -67,7 +67,7 @@ def arguments(config: VLLMConfig, served: Served, port: int) -> list[str]:
         "--weight-transfer-config",
         weights,
         "--logprobs-mode",
-        "processed_logprobs",  # of what was sampled: after temperature, top_k, top_p
+        "processed_logprobs",  # log-probs after temperature, top_k, top_p
         "--generation-config",
         "vllm",  # not the model's own temperature and penalties
         "--enable-scale-out",  # the route that takes and gives tokens
@@ -77,20 +77,20 @@ def arguments(config: VLLMConfig, served: Served, port: int) -> list[str]:
         "--disable-access-log-for-endpoints=/health,/inference/v1/generate",
     ]
     if served.revision is not None:
-        found += ["--revision", served.revision]
+        out += ["--revision", served.revision]
     if served.trust_remote_code:
-        found += ["--trust-remote-code"]
+        out += ["--trust-remote-code"]
     if config.enforce_eager:
-        found += ["--enforce-eager"]
+        out += ["--enforce-eager"]
     if config.max_model_len is not None:
-        found += ["--max-model-len", str(config.max_model_len)]
+        out += ["--max-model-len", str(config.max_model_len)]
     if served.on_gpu:
-        found += ["--gpu-memory-utilization", str(memory_share(config, served.transfer))]
+        out += ["--gpu-memory-utilization", str(memory_share(config, served.transfer))]
     else:
         # A seeded request whose prompt is read in parts kills vLLM 0.32 on a CPU ("CPU Generator does not use offset").
-        found += ["--no-enable-chunked-prefill"]
+        out += ["--no-enable-chunked-prefill"]
     if served.lora_rank is not None:
-        found += [
+        out += [
             "--enable-lora",
             "--max-loras",
             "1",
@@ -99,7 +99,7 @@ def arguments(config: VLLMConfig, served: Served, port: int) -> list[str]:
             "--max-lora-rank",
             str(lora_rank(served.lora_rank)),
         ]
-    return found + config.server_args
+    return out + config.server_args
 
 
 def memory_share(config: VLLMConfig, transfer: str) -> float:
@@ -109,7 +109,7 @@ def memory_share(config: VLLMConfig, transfer: str) -> float:
 
 
 def lora_rank(rank: int) -> int:
-    """The smallest rank that vLLM makes room for and that holds ours."""
+    """Return the smallest rank supported by vLLM that is at least ours."""
     for known in RANKS:
         if known >= rank:
             return known
@@ -119,19 +119,19 @@ def lora_rank(rank: int) -> int:
 
 
 def environment(config: VLLMConfig, served: Served) -> dict[str, str]:
-    """The server's environment variables: ours, without what makes a process one of the trainer's."""
-    found = {
+    """Return the server's environment variables: ours, without those that make a process one of the trainer's."""
+    out = {
         name: value
         for name, value in os.environ.items()
         if name not in NOT_INHERITED and not name.startswith(("TORCHELASTIC_", "ACCELERATE_", "FSDP_"))
     }
-    found |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
+    out |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
     if not served.on_gpu:
-        found |= {"VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib), "TORCH_COMPILE_DISABLE": "1"}
+        out |= {"VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib), "TORCH_COMPILE_DISABLE": "1"}
     if served.lora_rank is not None:
-        found |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+        out |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     if served.transfer == "ipc":
-        found |= {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}  # what names GPU memory to another process is a pickle
+        out |= {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}  # what names GPU memory to another process is a pickle
     if config.devices is not None:
-        found |= {"CUDA_VISIBLE_DEVICES": config.devices}
-    return found | config.server_env
+        out |= {"CUDA_VISIBLE_DEVICES": config.devices}
+    return out | config.server_env

@@ -1,4 +1,4 @@
-"""Completions of prompts, asked of an engine many at a time."""
+"""Requests completions of prompts from an engine, many at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def ask(engine: Engine, jobs: list[Job], at_once: int) -> list[Completion]:
-    """One request a completion, so many at once as the server works on; a prompt that several have it reads once."""
+    """Send one request per completion, `at_once` at a time; vLLM reads a prompt of several completions once."""
     if not jobs:
         return []
     pool = ThreadPoolExecutor(min(at_once, len(jobs)), thread_name_prefix="ft-vllm")

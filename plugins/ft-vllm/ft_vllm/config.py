@@ -10,14 +10,14 @@ from urllib.parse import urlsplit
 
 from ft_host.api import ConfigError, option
 
-# What has no meaning in the other way to run vLLM.
+# Fields without effect in the other mode.
 STARTED_ONLY = ("python", "port", "start_timeout", "devices", "server_args", "server_env", "log")
 ENGINE_FIELDS = ("max_model_len", "enforce_eager", "tensor_parallel_size", "gpu_memory_utilization", "cpu_kv_cache_gib")
 
 
 @dataclass(kw_only=True)
 class VLLMConfig:
-    """How vLLM runs, and how it is given the policy's weights."""
+    """How vLLM runs, and how it receives the policy's weights."""
 
     mode: str = option(
         "server",

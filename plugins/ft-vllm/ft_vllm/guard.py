@@ -1,9 +1,9 @@
-"""Runs a command for as long as the process that started this lives, then ends it and all that it has started.
+"""Runs a command for as long as the parent process lives, then ends it and everything that it started.
 
     python guard.py COMMAND ...
 
-A program of its own, without any import from this package: a trainer that is killed can't clean up after itself, and
-vLLM is several processes. Ends with the command's exit code.
+A separate program without imports of this package: a trainer that is killed can't clean up, and vLLM has several
+processes. Ends with the command's exit code.
 """
 
 import os
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-GRACE = 10.0  # seconds between asking and killing
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
 
 
 def end(child: subprocess.Popen) -> None:
-    """End the command's session: politely first, as vLLM has memory shared with its workers to give back."""
+    """End the command's session: with SIGTERM first, since vLLM must free memory shared with its workers."""
     deadline = time.monotonic() + GRACE
     ask(child.pid, signal.SIGTERM)
     while time.monotonic() < deadline and alive(child):

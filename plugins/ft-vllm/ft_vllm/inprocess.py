@@ -1,4 +1,4 @@
-"""vLLM's engine in the trainer's process: weights are handed over by reference."""
+"""vLLM's engine in the trainer's process: weights are passed by reference."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ if TYPE_CHECKING:
 
 
 def check_environment() -> None:
-    """Refuse before anything is loaded where vLLM isn't there, or is another one."""
+    """Refuse a missing vLLM, or one of another version, before anything is loaded."""
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            "backend_config.mode: inprocess needs vLLM in the trainer's environment, and it isn't there; "
-            "mode: server takes it from another one"
+            "backend_config.mode: inprocess needs vLLM in the trainer's environment, where it isn't installed; "
+            "mode: server uses another environment"
         )
 
 
 def start(config: VLLMConfig, served: Served) -> Any:
-    """A `vllm.LLM` of the model. Raises ConfigError for a vLLM that isn't known, FtHostError for a model it refuses."""
+    """Return a `vllm.LLM` of the model. Raises ConfigError for an unsupported vLLM, FtHostError for a model that it
+    refuses.
+    """
     check_environment()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vllm is imported: no process of the engine's own
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    # It warns of much that is as it should be, such as tied heads in an update: "Failed to load weights".
+    # It warns of much that is correct, such as tied heads in an update: "Failed to load weights".
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if not served.on_gpu:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_kv_cache_gib)
@@ -86,8 +88,7 @@ def start(config: VLLMConfig, served: Served) -> Any:
 
 @contextlib.contextmanager
 def as_they_were() -> Iterator[None]:
-    """Put the random states back: vLLM seeds the process that it starts in, and the trainer's are none of its
-    business."""
+    """Restore the random states: vLLM seeds the process in which it starts, and must not change the trainer's."""
     import numpy as np
     import torch
 
@@ -99,7 +100,7 @@ def as_they_were() -> Iterator[None]:
 
 
 def load(llm: Any, weights: Iterator[Named], version: int) -> None:
-    """One update. Nothing is under way, as calls come one after the other; the cache is cleared."""
+    """Run one update. No request is running, since calls come one after the other; the cache is cleared."""
     llm.start_weight_update()
     llm.update_weights({"update_info": {"weights": weights}})
     llm.finish_weight_update(str(version))
@@ -107,7 +108,7 @@ def load(llm: Any, weights: Iterator[Named], version: int) -> None:
 
 
 def load_adapter(llm: Any, adapter: Any, previous: Any, version: int) -> None:
-    """Take an adapter, a `LoRARequest`, in the place of another."""
+    """Load an adapter, a `LoRARequest`, in place of another."""
     if previous is not None:
         llm.llm_engine.remove_lora(previous.lora_int_id)
     llm.llm_engine.add_lora(adapter)

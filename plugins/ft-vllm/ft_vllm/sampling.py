@@ -1,4 +1,4 @@
-"""From requests to vLLM's sampling parameters, and from its answers to completions."""
+"""Converts requests to vLLM's sampling parameters, and its answers to completions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Job:
 
 
 def jobs_of(requests: list[Request], sampling: Sampling, run: Run, positions: int) -> list[Job]:
-    """One job a request. `positions`: tokens that prompt and completion may have together.
+    """Return one job per request. `positions`: the most tokens of a prompt with its completion.
 
     Raises DataError for a prompt that is empty or leaves no room for an answer.
     """
@@ -39,7 +39,7 @@ def jobs_of(requests: list[Request], sampling: Sampling, run: Run, positions: in
             wanted = min(wanted, request.max_new_tokens)
         limit = min(wanted, positions - length)
         if not length:
-            raise DataError(f"prompt {index + 1} of {len(requests)} has no tokens: there is nothing to complete")
+            raise DataError(f"prompt {index + 1} of {len(requests)} has no tokens; expected at least one")
         if wanted < 1:
             raise DataError(f"prompt {index + 1} of {len(requests)}: max_new_tokens is {wanted}; expected at least 1")
         if limit < 1:
@@ -54,14 +54,16 @@ def jobs_of(requests: list[Request], sampling: Sampling, run: Run, positions: in
 
 
 def params_of(sampling: Sampling, max_tokens: int, seed: int, ends: list[int]) -> dict[str, Any]:
-    """Of one request. Only `ends` end it: the model's own settings (its temperature, its end tokens) stay out."""
+    """Return the parameters of one request. Only `ends` end it: the model's own settings (temperature, end tokens) are
+    ignored.
+    """
     params = {
         "max_tokens": max_tokens,
         "temperature": sampling.temperature,
         "repetition_penalty": sampling.repetition_penalty,
         "stop_token_ids": ends,
         "ignore_eos": True,
-        "logprobs": 0,  # of the sampled token alone
+        "logprobs": 0,  # of the sampled token only
         "detokenize": False,
     }
     if sampling.temperature > 0:
@@ -70,7 +72,9 @@ def params_of(sampling: Sampling, max_tokens: int, seed: int, ends: list[int]) -
 
 
 def seed_of(seed: int, number: int) -> int:
-    """The seed of request `number` of a call with `seed`, whoever else is in it: below 2**63, as vLLM wants it."""
+    """Return the seed of request `number` of a call with `seed`, independent of other requests: below 2**63, as vLLM
+    requires.
+    """
     return int.from_bytes(hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest(), "big") >> 1
 
 

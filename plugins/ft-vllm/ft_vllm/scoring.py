@@ -1,7 +1,7 @@
-"""What a teacher that vLLM serves gives to tokens: the likeliest in each place, with their log-probs.
+"""Scores tokens with a teacher that vLLM serves: the likeliest tokens at each position, with their log-probs.
 
-The server is the user's: any `vllm serve` of a model with the student's tokenizer. It is asked by vLLM's own route for
-completions, one token of which is made and thrown away, since there is none that only scores.
+The server is the user's: any `vllm serve` of a model with the student's tokenizer. Requests use vLLM's route for
+completions, which generates one token that is discarded, since no route only scores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A server that answers, and the name of what it serves. `positions`: tokens that it can be given."""
+    """A server that answers, and its model's name. `positions`: the most tokens of a request."""
 
     client: Client
     model: str
@@ -27,7 +27,7 @@ class Teacher:
 
 
 def find(config: VLLMConfig) -> Teacher:
-    """Ask the server what it serves. Raises ConfigError where it serves no or several models."""
+    """Ask the server for its model. Raises ConfigError where it serves none or several."""
     client = Client(config.teacher_url, config.timeout)
     models = client.get("/v1/models")["data"]
     if len(models) != 1:
@@ -37,8 +37,9 @@ def find(config: VLLMConfig) -> Teacher:
 
 
 def score(teacher: Teacher, sequences: list[Sequence], top: int, at_once: int) -> list[Scores]:
-    """One request a sequence, `at_once` at a time. Raises FtHostError for a sequence that the teacher has no room
-    for."""
+    """Send one request per sequence, `at_once` at a time. Raises FtHostError for a sequence that is too long for the
+    teacher.
+    """
     if not sequences:
         return []
     with ThreadPoolExecutor(min(at_once, len(sequences)), thread_name_prefix="ft-vllm-teacher") as pool:
@@ -71,6 +72,6 @@ def scored(teacher: Teacher, sequence: Sequence, top: int) -> Scores:
 
 
 def likeliest(place: dict[str, dict[str, Any]], top: int) -> list[tuple[int, float]]:
-    """Token and log-prob, likeliest first. The token that stands there is among them only if it is one of the `top`."""
+    """Return tokens and log-probs, likeliest first. The actual token is among them only if it is one of the `top`."""
     ranked = sorted(place.items(), key=lambda item: item[1]["rank"])
     return [(int(token), found["logprob"]) for token, found in ranked if found["rank"] <= top]

@@ -1,4 +1,4 @@
-"""A `vllm serve` in an environment of its own: started, waited for, ended; or found at a URL."""
+"""A `vllm serve` in a separate environment: starting it, waiting for it, ending it; or finding it at a URL."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ft_vllm.command import Served, arguments, environment
 if TYPE_CHECKING:
     from ft_vllm.config import VLLMConfig
 
-WANTED = "0.32."  # the routes for weights are young: another minor version may have others
-PROMPT = 30.0  # seconds for an answer that takes no work
+WANTED = "0.32."  # the routes for weights are new: another minor version may have others
+PROMPT = 30.0  # seconds for an answer that needs no work
 LOOK = """
 import importlib.metadata as m, json
 def version(*names):
@@ -50,8 +50,11 @@ class Server:
 
 
 def start(config: VLLMConfig, served: Served, log: Path) -> Server:
-    """Start a server and wait until it answers. Raises ConfigError for an environment or a port that can't be used,
-    FtHostError, with the last lines of its output, for a server that doesn't come up."""
+    """Start a server and wait until it answers.
+
+    Raises ConfigError for an environment or a port that can't be used, and FtHostError, with the last lines of its
+    output, for a server that doesn't start.
+    """
     look_at(config.python, served.transfer)
     port = free_port(config.host) if config.port is None else checked_port(config.host, config.port)
     server = Server(url=f"http://{config.host}:{port}", log=log)

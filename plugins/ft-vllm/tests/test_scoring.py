@@ -55,7 +55,7 @@ def test_a_server_of_several_models_is_refused(make, url, fake_vllm, monkeypatch
 
 def test_with_a_teacher_alone_nothing_is_generated(make, url):
     run = make(tiny_llama(), teacher_url=url)
-    with pytest.raises(ConfigError, match="vLLM can score tokens and generate none"):
+    with pytest.raises(ConfigError, match="vLLM can score tokens but not generate"):
         run.generate([Request(prompt_ids=[1, 2])], Sampling(max_new_tokens=2))
 
 
