@@ -273,7 +273,7 @@ def chart(
     ]
     if _share(x_ticks[0], x) > (0.06 if big else 0.15):
         x_ticks = [x[0], *x_ticks]  # shows that a run starts at step 1
-    # The axis is named at its right end: by the tick that stands there, or in the room that a tick before it leaves.
+    # The axis is named at its right end: at its last tick, or in the space after it.
     x_labels = tick_labels(x_ticks)
     at_end = _share(x_ticks[-1], x) > 0.985
     name = f"step {x_labels[-1]}" if at_end else "step"

@@ -28,7 +28,7 @@ def room_message(view: View) -> str:
 
 def fewer_checkpoints(view: View) -> list[Remedy]:
     limit = view.config.save_total_limit
-    found = [Remedy(why="Make room, or give an output_dir on a larger disk")]
+    found = [Remedy(why="Free some space, or set output_dir to a larger disk")]
     if limit is None or limit > 1:
         was = "no limit" if limit is None else str(limit)
         found.append(
@@ -82,7 +82,7 @@ RULES = [
             "A checkpoint is written beside the others and takes its place when it is whole, so that one more than are"
             " kept must fit. A full disk ends the run."
         ),
-        remedy="Make room, keep fewer checkpoints, or write elsewhere.",
+        remedy="Free some space, keep fewer checkpoints, or write elsewhere.",
         source="own judgement",
     ),
 ]

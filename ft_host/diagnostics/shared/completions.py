@@ -109,7 +109,7 @@ def rules(names: Names) -> list[Rule]:
                 "More than 30 % of completions end at max_completion_length in half of the last 50 rollouts, and no"
                 " fewer than before; 80 % on average: an error."
             ),
-            why="Answers that need more room are punished for it, or the policy doesn't end its answers.",
+            why="Answers that need more tokens are punished for it, or the policy doesn't end its answers.",
             remedy="Raise max_completion_length, leave cut completions out of the loss, teach the end of a turn (SFT).",
             source="axolotl docs/training_stability; DAPO 2503.14476",
         ),

@@ -8,7 +8,7 @@ from ft_grpo.config import GRPOConfig
 
 
 def controlled(state: dict | None, step: int, entropy: float, config: GRPOConfig) -> dict[str, Any]:
-    """What `use_adaptive_entropy` keeps of a step: `applied`, which the loss takes, goes by the step before; `next` and
+    """What `use_adaptive_entropy` keeps of a step: `applied`, which the loss uses, is from the step before; `next` and
     `entropy` are for the step after. A step that is made again, after a stop, begins with what it began with."""
     coef, last = config.entropy_coef, None
     if state is not None:

@@ -199,7 +199,7 @@ class SDPOConfig(GroupedRolloutConfig):
 
     @property
     def needs_old(self) -> bool:
-        """Whether anything goes by a ratio of policies where a rollout is used more than once."""
+        """Whether a ratio of policies is needed where a rollout is used more than once."""
         weighs = self.distillation_weight > 0 and self.distillation_is_clip is not None
         return weighs or self.distillation_weight < 1
 

@@ -369,5 +369,5 @@ def test_an_engine_in_the_process_is_for_one_process(make, monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
 def test_an_engine_in_the_process_needs_vllm(make):
     run = make(tiny_qwen(), mode="inprocess")
-    with pytest.raises(ConfigError, match="inprocess needs vLLM in the trainer's environment, where it isn't installed"):
+    with pytest.raises(ConfigError, match="inprocess needs vLLM in the trainer's environment, where it"):
         run.generate([], SAMPLING)
