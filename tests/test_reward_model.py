@@ -179,7 +179,7 @@ THREE = {"id2label": {"0": "a", "1": "b", "2": "c"}}
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (CAUSAL, "holds a model LlamaForCausalLM; expected a sequence classifier with one label, as `ft-host train"),
+        (CAUSAL, "holds a model LlamaForCausalLM; expected a sequence classifier with one label, as the training of"),
         (THREE, "holds a LlamaForSequenceClassification of 3 labels; expected"),
         ({"id2label": None}, "holds a LlamaForSequenceClassification of 2 labels; expected"),
     ],
