@@ -189,7 +189,9 @@ def test_five_steps(name, make_told, told, monkeypatch):
     if "num_iterations" in fields:
         assert any(line["clip_ratio/region_mean"] for line in ours), "the policy went nowhere"
     if "use_adaptive_entropy" in fields:
-        assert ours[0]["loss"] == ours[0]["policy_loss"] and any(line["loss"] != line["policy_loss"] for line in ours)
+        # without a bonus the two are the same sum, but for the order in which float32 adds it up
+        bonus = [abs(line["loss"] - line["policy_loss"]) > 1e-6 * abs(line["loss"]) for line in ours]
+        assert not bonus[0] and any(bonus)
 
 
 def test_a_reference_of_its_own(make_told, told, reference):
