@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ft_host.contract.blame import blamed
 from ft_host.contract.generation import check_completions, check_rollout, check_scores
-from ft_host.contract.loss import divided
+from ft_host.contract.loss import checked
 from ft_host.contract.rows import collate, same_rows
 from ft_host.errors import ConfigError
 from ft_host.types import NO_SCORES
@@ -126,7 +126,7 @@ class Run:
         """`ft_loss` of one micro-batch on the device, its terms divided by `totals`."""
         with blamed(self.plugins, "ft_loss"):
             output = self.plugins.hook.ft_loss(model=self.model, batch=batch, run=self)
-        return divided(self.plugins, output, self.totals)
+        return checked(self.plugins, output, self.totals)
 
     def rollout(self, rows: list[Row], rollout: RolloutRun) -> Rollout:
         """`ft_rollout` on this rank's prompts. All ranks must call it at once."""

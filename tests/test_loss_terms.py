@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ft_host.api import LossOutput, mean, total
-from ft_host.contract.loss import divided
+from ft_host.contract.blame import HOST, owner_of
+from ft_host.contract.loss import Divider, checked, divided
 from ft_host.errors import HookError
 from ft_host.hooks import NAME, hookimpl, loss
 from ft_host.testing.invariants import lines, micro_batch_split, run_in
@@ -137,3 +138,29 @@ def test_a_run_logs_each_term_in_training_and_evaluation(two_terms):
 
 def test_terms_do_not_depend_on_how_a_step_is_cut(two_terms):
     micro_batch_split(two_terms)
+
+
+def test_wrappers_of_plugins_see_the_divided_loss_and_may_change_it():
+    """As a wrapper for 0.4 did, which knew `output.loss` alone."""
+    manager = pluggy.PluginManager(NAME)
+    manager.add_hookspecs(loss)
+    seen = []
+
+    @hookimpl
+    def ft_loss(model, batch, run):
+        return LossOutput(terms={"tokens": scalar(12.0)})
+
+    @hookimpl(wrapper=True)
+    def halve(model, batch, run):
+        output = yield
+        seen.append(output.loss.item())
+        output.loss = output.loss / 2
+        return output
+
+    manager.register(SimpleNamespace(ft_loss=ft_loss), name="method ft-sft:sft")
+    manager.register(SimpleNamespace(ft_loss=halve), name="diagnostics ft-guard:guard")
+    manager.register(Divider(), name=f"{HOST} Divider")
+    run = SimpleNamespace(plugins=manager, totals={"tokens": 8})
+    output = checked(manager, manager.hook.ft_loss(model=None, batch=None, run=run), run.totals)
+    assert seen == [1.5] and output.loss.item() == 0.75
+    assert owner_of(manager, "ft_loss").endswith("wrapped by the diagnostics 'guard' (ft-guard)")

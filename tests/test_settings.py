@@ -260,7 +260,7 @@ def test_a_list_of_data_sets_as_a_flag():
         (["--learning", "1e-5"], "--learning: no such flag; did you mean --learning-rate?"),
         (["--lr", "1e-5"], "--lr: no such flag; here it is --learning-rate"),
         (["--warmup-ratio", "0.1"], "no such flag; here it is --warmup-steps (below 1 it is a share of all steps)"),
-        (["--config", "run.yaml"], "--config: no such flag; the config file is given as it is"),
+        (["--config", "run.yaml"], "--config: no such flag; give the config file itself"),
         (["--seed"], "--seed needs a value: a whole number"),
         (["--seed", "--use-peft"], "--seed needs a value"),
         (["--seed", "1e3"], "--seed: found the text '1e3', expected a whole number"),

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from pluggy import PluginManager
 
 SHOWN = 80  # characters of a value
+HOST = "host"  # what the names of the host's own plugins in a manager begin with
+
+
+def is_host(plugin: str) -> bool:
+    """Return whether a plugin of a manager, by its name there, is the host's own."""
+    return plugin.partition(" ")[0] == HOST
 
 
 def owner_of(plugins: PluginManager, hook: str) -> str:
@@ -25,6 +31,7 @@ def owner_of(plugins: PluginManager, hook: str) -> str:
     impls = list(reversed(getattr(plugins.hook, hook).get_hookimpls()))  # the outermost first
     answering = [impl.plugin_name for impl in impls if not (impl.wrapper or impl.hookwrapper)]
     wrapping = [impl.plugin_name for impl in impls if impl.wrapper or impl.hookwrapper]
+    wrapping = [name for name in wrapping if not is_host(name)]
     text = f"{hook} of {named(answering[0])}" if answering else hook
     return text + (f", wrapped by {', '.join(named(name) for name in wrapping)}" if wrapping else "")
 

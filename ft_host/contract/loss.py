@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ft_host.contract.blame import fault, shown
+from ft_host.hooks import hookimpl
 from ft_host.metrics import Metric, total
 from ft_host.types import LossOutput
 
@@ -19,6 +20,24 @@ RESERVED = frozenset(
     "kind step epoch loss grad_norm learning_rate num_tokens aux_loss update_ratio update_skipped".split()
 )
 PREFIXES = ("perf/", "moe/", "eval_")
+
+
+class Divider:
+    """The innermost wrapper of `ft_loss` in every run: to the wrappers of plugins a loss of either form is divided."""
+
+    @hookimpl(wrapper=True, trylast=True)
+    def ft_loss(self, model, batch, run):
+        output = yield
+        return divided(run.plugins, output, run.totals)
+
+
+def checked(plugins: PluginManager, output: Any, totals: dict[str, float]) -> LossOutput:
+    """Return what came out of `ft_loss` and its wrappers, with its loss divided. Raises what `divided` does."""
+    if not isinstance(output, LossOutput) or output.loss is None:
+        return divided(plugins, output, totals)
+    check_metrics(plugins, HOOK, output.metrics)
+    _check_scalar(plugins, "loss", output.loss)
+    return output
 
 
 def divided(plugins: PluginManager, output: Any, totals: dict[str, float]) -> LossOutput:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pluggy
 
+from ft_host.contract.blame import HOST, is_host
 from ft_host.errors import PluginBroken
 from ft_host.hooks import NAME, data, diagnostics, generation, loss
 from ft_host.registry import trace
@@ -45,7 +46,7 @@ def session(
     infos = [method, *([] if backend is None else [backend]), *diagnostics]
     manager = _manager(infos)
     for index, sink in enumerate(extra):
-        manager.register(sink, name=f"host {type(sink).__name__} {index}")
+        manager.register(sink, name=f"{HOST} {type(sink).__name__} {index}")
     manager.check_pending()
     if trace.wanted():
         trace.install(manager)
@@ -62,7 +63,7 @@ def wrappers(manager: pluggy.PluginManager) -> list[dict[str, Any]]:
     chain = []
     for spec in _spec_names():
         impls = reversed(getattr(manager.hook, spec).get_hookimpls())  # pluggy calls the last one first
-        names = [impl.plugin_name for impl in impls if _wraps(impl)]
+        names = [impl.plugin_name for impl in impls if _wraps(impl) and not is_host(impl.plugin_name)]
         if names:
             chain.append({"hook": spec, "plugins": names})
     return chain

@@ -11,6 +11,8 @@ import torch
 
 from ft_host import data
 from ft_host.config.rollout import RolloutConfig
+from ft_host.contract.blame import HOST
+from ft_host.contract.loss import Divider
 from ft_host.contract.names import Named
 from ft_host.distributed.processes import is_sharded
 from ft_host.models import attach_value, load_policy, shard
@@ -77,6 +79,7 @@ def load_models(
         else:
             model = accelerator.prepare(policy)
         optimizer = accelerator.prepare(make_optimizer(policy, config))
+    chosen.plugins.register(Divider(), name=f"{HOST} Divider")
     run = Run(
         config=config,
         folder=folder,

@@ -116,7 +116,7 @@ def test_the_plan():
         num_iterations=3,
     )
     plan = config.rollout_plan(2)
-    assert plan == RolloutPlan(prompts=12, generations=4, steps=3, passes=3)
+    assert plan == RolloutPlan(prompts=12, generations=4, steps=3, passes=3, whole_groups=False)
     assert (plan.rows_per_step, plan.updates) == (16, 9)
 
 
