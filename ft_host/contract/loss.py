@@ -84,6 +84,8 @@ def _check_scalar(plugins: PluginManager, what: str, value: Any) -> None:
 
 def check_metrics(plugins: PluginManager, hook: str, metrics: Any) -> None:
     """Raises HookError for what isn't a dict of Metric, with names that the host doesn't use."""
+    import torch
+
     if not isinstance(metrics, dict):
         raise fault(plugins, hook, f"returned metrics={shown(metrics)}; expected a dict of name to Metric")
     for name, metric in metrics.items():
@@ -98,7 +100,7 @@ def check_metrics(plugins: PluginManager, hook: str, metrics: Any) -> None:
                 "... of ft_host.api",
             )
         for _, value in metric.parts:
-            if not isinstance(value, (bool, int, float)) and (not hasattr(value, "dim") or value.dim()):
+            if not isinstance(value, (bool, int, float)) and not (isinstance(value, torch.Tensor) and not value.dim()):
                 raise fault(
                     plugins,
                     hook,

@@ -11,8 +11,6 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ft_host import registry
 from ft_host._version import __version__
 from ft_host.config.plan import rollout_notes
@@ -165,13 +163,17 @@ def fresh_folder(method: str) -> str:
 def _environment(accelerator: Any) -> dict[str, Any]:
     names = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "pluggy")
     versions = {name: importlib.metadata.version(name) for name in names}
-    cuda = accelerator.device.type == "cuda"
+    devices = [f"cpu, {os.cpu_count()} cores"]
+    if accelerator.device.type == "cuda":
+        import torch  # here alone: `ft-host runs` and `report` read folders without it
+
+        devices = [torch.cuda.get_device_name(accelerator.device)]
     return {
         "ft-host": __version__,
         "python": platform.python_version(),
         **versions,
         "platform": platform.platform(),
-        "devices": [torch.cuda.get_device_name(accelerator.device)] if cuda else [f"cpu, {os.cpu_count()} cores"],
+        "devices": devices,
         "world_size": accelerator.num_processes,
     }
 
