@@ -76,7 +76,7 @@ class Watch:
         yield
         self.add_time(what, time.perf_counter() - started)
 
-    def took(self, what: str, seconds: float) -> None:
+    def add_time(self, what: str, seconds: float) -> None:
         self.part[what] = self.part.get(what, 0.0) + seconds
 
     def step(self) -> None:
