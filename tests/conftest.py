@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -71,3 +72,12 @@ def sft_with(tmp_path):
         return config_class(str(file))
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def made_up_modules_are_forgotten():
+    """Modules of distributions that a test made up are named fake_...; the next test may install others by their names,
+    and some ask that none was imported."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("fake_")]:
+        del sys.modules[name]

@@ -88,13 +88,9 @@ def site(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delenv("FT_HOST_PLUGINS", raising=False)
     monkeypatch.delenv("FT_HOST_BLOCK", raising=False)
-    before = set(sys.modules)
     catalog.cache_clear()
     yield folder
     catalog.cache_clear()
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0].startswith("fake_"):
-            del sys.modules[name]
 
 
 def make_method(site, name, package, *, method=METHOD, config=CONFIG, requires=("ft-host>=0.1,<1",), **others):
