@@ -74,10 +74,15 @@ def sft_with(tmp_path):
     return write
 
 
+def forget_made_up_modules() -> None:
+    for name in [name for name in sys.modules if name.startswith("fake_")]:
+        del sys.modules[name]
+
+
 @pytest.fixture(autouse=True)
 def made_up_modules_are_forgotten():
     """Modules of distributions that a test made up are named fake_...; the next test may install others by their names,
-    and some ask that none was imported."""
+    and some ask that none was imported. Before the test too: those of packages' tests."""
+    forget_made_up_modules()
     yield
-    for name in [name for name in sys.modules if name.startswith("fake_")]:
-        del sys.modules[name]
+    forget_made_up_modules()
