@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import ft_vllm
 import pytest
 from ft_vllm.config import VLLMConfig
 
@@ -70,3 +72,9 @@ def test_neither_fields_nor_what_runs_in_vllms_environment_load_torch():
         "import sys, ft_vllm.config, ft_vllm.guard; print(sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_the_version_is_that_of_the_distribution():
+    """The server is refused where the two environments have other versions, by what the module says."""
+    pyproject = Path(__file__).parents[1] / "pyproject.toml"
+    assert tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["version"] == ft_vllm.__version__
