@@ -140,7 +140,7 @@ def train_step(
             with oom_context(BACKWARD, run.step + 1):
                 # DDP and FSDP2 average gradients over ranks; the loss is a sum over them.
                 run.accelerator.backward(loss * run.world_size)
-    # Before the first update, and where the host doesn't divide; a trial of each run would cost others memory traffic.
+    # Before the first update, and only where the method divides its loss: the host's own division needs no trial.
     if try_loss is not None and any(run.gather(run.divides_itself)):
         try_loss()
     norm = clip(run, optimizer)
