@@ -68,7 +68,6 @@ class Run:
     backend_state: dict[str, Any] = field(default_factory=dict)  # what a backend keeps while the run lasts
     diagnostics_config: dict[str, Any] = field(default_factory=dict)  # of diagnostics with own fields: {name: object}
     watch: Monitor | None = None  # the run's diagnostics
-    divides_itself: bool = False  # whether the method's last loss was `loss=`, which the host didn't divide
     sampler_version: int | None = None  # the step whose weights the backend has; None: it has got none yet
 
     @property

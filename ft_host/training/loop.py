@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,9 +78,9 @@ def fit(
             if step.agreed.micro_batches:  # else every row of it was dropped
                 consumed = run.step if total_rows is None else progress.rows_consumed / total_rows * schedule.total
                 rate = schedule.set(consumed)
-                trial = partial(check_normalised, run, step.micro_batches, step.agreed.totals)
-                try_loss = trial if run.step == 0 else None
-                metrics = train_step(run, step.batches, step.agreed, optimizer, monitor, step.data_time, try_loss)
+                if run.step == 0:  # before the first backward: FSDP2 hides its gradients after a forward without one
+                    check_normalised(run, step.micro_batches, step.agreed.totals)
+                metrics = train_step(run, step.batches, step.agreed, optimizer, monitor, step.data_time)
         except FtHostError as error:
             if saved_at != run.step and can_save(run, error):
                 save()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,7 +56,6 @@ def loss_of(run: Run, batch: Batch, tokens: int, accumulator: Accumulator) -> to
     """Return the loss of one micro-batch as it enters the step's sum; its metrics go into `accumulator`."""
     with run.accelerator.autocast():
         output = run.loss(batch.to(run.device))
-    run.divides_itself = output.terms is None
     loss = output.loss
     accumulator.add(output.metrics)
     accumulator.add({"loss": total(output.loss)})
@@ -121,7 +119,6 @@ def train_step(
     optimizer: AcceleratedOptimizer,
     monitor: UpdateMonitor,
     data_time: float = 0.0,
-    try_loss: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Run forward and backward of every micro-batch, then one update. Returns the step's metrics over all ranks;
     `data_time`, the seconds that this rank waited for its rows, is one of them.
@@ -140,9 +137,6 @@ def train_step(
             with oom_context(BACKWARD, run.step + 1):
                 # DDP and FSDP2 average gradients over ranks; the loss is a sum over them.
                 run.accelerator.backward(loss * run.world_size)
-    # Before the first update, and only where the method divides its loss: the host's own division needs no trial.
-    if try_loss is not None and any(run.gather(run.divides_itself)):
-        try_loss()
     norm = clip(run, optimizer)
     accumulator.add({"perf/data_time": maximum(data_time)} | memory_metrics(run))
     ranks = run.gather((accumulator.local(), load.local()))
