@@ -215,14 +215,20 @@ def corrections(
 # ---------------------------------------------------------------- statistics of tokens
 
 
+# Entropies nearer than this, relative to the threshold above 1, are equal. Completions of a prompt share beginnings, so
+# that equal contexts are systematic; their entropies in float32 (at most the log of the vocabulary, about 12) differ by
+# round-off, some 1e-6, which depends on what else is in the micro-batch.
+TIE = 1e-5
+
+
 def highest(values: torch.Tensor, share: float) -> torch.Tensor:
     """Return which of (n,) values are in the highest `share`: at least the (1 - share) quantile, interpolated. (n,)
-    bool.
+    bool. Values that are equal but for round-off (`TIE`) are all kept or none of them.
     """
     if not len(values):
         return values > 0
     ordered = values.sort().values
     place = round((len(values) - 1) * (1 - share), 6)  # 0.3 of 10 steps is exactly the third
-    below = math.floor(place)
-    threshold = torch.lerp(ordered[below], ordered[math.ceil(place)], place - below)
-    return values >= threshold
+    below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
+    threshold = torch.lerp(below, above, place - math.floor(place))
+    return values >= threshold - TIE * threshold.abs().clamp(min=1.0)

@@ -209,6 +209,15 @@ def test_the_highest_share_of_values():
     assert highest(torch.zeros(0), 0.5).tolist() == []
 
 
+def test_values_that_differ_by_round_off_are_all_kept_or_none():
+    """Three of one context, and a neighbour that is truly lower. The quantile is within the three."""
+    tied = [2.0, 2.0 - 2.4e-7, 2.0 + 2.4e-7]
+    values = torch.tensor([5.0, *tied, 1.9997, 0.1, 0.0], dtype=torch.float64)
+    for share in (0.2, 1 / 3, 0.4, 0.5):
+        assert highest(values, share).tolist() == [True] * 4 + [False] * 3, share
+    assert highest(values, 0.1).tolist() == [True] + [False] * 6, "none: the quantile is far above them"
+
+
 # ---------------------------------------------------------------- advantages
 
 NAN = math.nan

@@ -11,6 +11,7 @@ import ft_grpo.method
 import pytest
 import torch
 from ft_grpo.config import LOSS_TYPES, GRPOConfig
+from ft_grpo.losses import highest
 from ft_grpo.method import controlled, ft_annotate, ft_collate, ft_loss, ft_rollout, ft_step, is_by_token
 
 from ft_host.testing import metric_values, ready_run, small_tiles
@@ -247,6 +248,38 @@ def test_micro_batches_add_up(make, prompts, known, fields):
     assert split == pytest.approx(loss, rel=1e-5, abs=1e-6)
     assert grad.norm() > 1e-3 and (other - grad).norm() <= 1e-5 * grad.norm()
     assert others == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+
+
+def test_equal_entropies_are_kept_together_however_a_step_is_cut(make, prompts, known):
+    """Completions of a prompt that begin alike have tokens of equal entropy, which round-off may tell apart: wherever
+    the quantile falls, tokens of one context are all kept or none, and the same ones in each split."""
+    found = []
+    for rows_at_once, accumulation in ((8, 1), (4, 2), (2, 4)):
+        config = make(
+            prompts,
+            top_entropy_quantile=0.4,
+            per_device_train_batch_size=rows_at_once,
+            gradient_accumulation_steps=accumulation,
+        )
+        given = known.answers(config)
+        for place, completion in enumerate(given.completions):
+            completion.token_ids[:2] = given.completions[place // 4 * 4].token_ids[:2]
+        run = ready_run(config)
+        found.append(ft_step(ft_annotate(ft_rollout(given.prompts, given).rows, run), run))
+    assert [row["kept"] for row in found[0]] == [row["kept"] for row in found[1]] == [row["kept"] for row in found[2]]
+    noise = torch.Generator().manual_seed(3)
+    splits = []
+    for rows in found:  # whether the last bit differs is the machine's business; here it always does
+        exact = torch.tensor([value for row in rows for value in row["entropies"]])
+        splits.append((exact + torch.randn(len(exact), generator=noise) * torch.finfo(exact.dtype).eps * 2).double())
+    places = iter(range(len(splits[0])))
+    contexts = [[next(places) for _ in row["entropies"]][:2] for row in found[0]]
+    for number in range(len(splits[0])):
+        kept = [highest(split, number / (len(split) - 1)) for split in splits]
+        assert kept[0].equal(kept[1]) and kept[0].equal(kept[2]), number
+        for group in (contexts[:4], contexts[4:]):
+            for same in zip(*group, strict=True):
+                assert len({bool(kept[0][place]) for place in same}) == 1, number
 
 
 def test_a_step_in_which_all_is_masked(make, prompts, known):
