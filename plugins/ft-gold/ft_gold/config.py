@@ -116,8 +116,8 @@ class GOLDConfig(RolloutConfig):
     use_extended_uld: bool = option(
         True,
         "Align the tokens of both by the bytes that they stand for, and merge the probabilities of those that are one"
-        " token for the other. false: compare the first with the first, the second with the second, as the paper of ULD"
-        " did.",
+        " token for the other. false: compare the first with the first, the second with the second, an end like any"
+        " other token, as the paper of ULD did.",
     )
     uld_token_merge_strategy: str = option(
         "text",
@@ -156,7 +156,9 @@ class GOLDConfig(RolloutConfig):
         None, "Temperature of the teacher's distribution in the comparison. Not set: temperature.", gt=0
     )
     uld_skip_student_eos: bool = option(
-        False, "Leave the student's end of a completion out of the comparison: it then doesn't learn when to end."
+        False,
+        "Leave the student's end of a completion out of the comparison: it then doesn't learn when to end. The end is"
+        " the token that ends the turn; what a template puts behind it (ChatML: a line feed) is never compared.",
     )
     uld_skip_teacher_eos: bool = option(False, "Leave the teacher's end out. The two belong together: both, or none.")
 

@@ -120,6 +120,9 @@ def as_teacher_reads(row: Row, met: Meeting, config: GOLDConfig, chat: bool, sai
     """
     ids, sampled = row["completion_ids"], row["sampled"]
     stop = next((place for place, token in enumerate(ids) if token in met.ours.special), len(ids))
+    over = stop < len(ids) and ids[stop] in (met.ours.end, met.ours.turn_end)  # and no other mark
+    ended = [met.theirs.turn_end if chat else met.theirs.end] if over else []
+    compared = over and sampled[stop] and not config.uld_skip_student_eos
     if config.use_extended_uld:
         text, ends = (met.ours if said is None else met.theirs).spelled(ids[:stop] if said is None else said)
         if said is None:
@@ -127,13 +130,13 @@ def as_teacher_reads(row: Row, met: Meeting, config: GOLDConfig, chat: bool, sai
             groups = groups_of(ends, met.theirs.ends_of(said, text))
         else:
             groups = groups_of(met.ours.ends_of(ids[:stop], text), ends)
-    else:
+    else:  # by place, whatever stands there: where one is shorter, its end is compared with text of the other
         if said is None:
             said = met.theirs.encode(met.ours.tokenizer.decode(ids[:stop]))
-        groups = [(1, 1)] * min(stop, len(said))
-    over = stop < len(ids) and ids[stop] in (met.ours.end, met.ours.turn_end)  # and no other mark
-    ended = [met.theirs.turn_end if chat else met.theirs.end] if over else []
-    mask, place, other = [False] * len(said) + [False] * len(ended), 0, 0
+        groups = [(1, 1)] * min(stop + compared, len(said) + compared)
+        compared = False  # as an end with an end
+    theirs = said + ended
+    mask, place, other = [False] * len(theirs), 0, 0
     units: list[Any] = []
     spans: list[Any] = []
 
@@ -147,15 +150,15 @@ def as_teacher_reads(row: Row, met: Meeting, config: GOLDConfig, chat: bool, sai
 
     for a, b in groups:
         if max(a, b) <= LONGEST and all(sampled[place : place + a]):
-            together(ids[place : place + a], said[other : other + b])
+            together(ids[place : place + a], theirs[other : other + b])
             mask[other : other + b] = [True] * b
         else:
             alone(sum(sampled[place : place + a]))
         place, other = place + a, other + b
-    alone(sum(sampled[place:stop]))
-    compared = over and sampled[stop] and not config.uld_skip_student_eos
     if compared:
+        alone(sum(sampled[place:stop]))
         mask[-1] = True
         together(ids[stop : stop + 1], ended)
-    alone(sum(sampled[stop:]) - compared)
-    return row | {"teacher_completion_ids": said + ended, "teacher_sampled": mask, "units": units, "unit_spans": spans}
+        place = stop + 1
+    alone(sum(sampled[place:]))
+    return row | {"teacher_completion_ids": theirs, "teacher_sampled": mask, "units": units, "unit_spans": spans}

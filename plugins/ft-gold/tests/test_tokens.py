@@ -261,11 +261,23 @@ def test_what_the_teacher_says(met):
     assert found["teacher_completion_ids"] == [*said, met.theirs.end] and all(b for _, b in found["units"])
 
 
-def test_by_position(met):
-    ids = met.ours.encode("step by step")
-    found = read(met, [*ids, met.ours.end], use_extended_uld=False)
-    count = min(len(ids), len(found["teacher_completion_ids"]) - 1)
-    assert found["units"][:count] == [[1, 1]] * count and found["units"][-1] == [1, 1]
+@pytest.mark.parametrize("skip", [False, True])
+def test_by_position(met, skip):
+    """The k-th token with the k-th, an end like any other: as in the paper of ULD, and in TRL."""
+    ids = [*met.ours.encode("step by step"), met.ours.end]
+    ends = {"uld_skip_student_eos": skip, "uld_skip_teacher_eos": skip}
+    for said in (None, met.theirs.encode("step"), met.theirs.encode("step by step by step by step")):
+        found = read(met, ids, said=said, use_extended_uld=False, **ends)
+        theirs = len(found["teacher_completion_ids"]) - skip
+        count = min(len(ids) - skip, theirs)
+        assert found["units"] == [[1, 1]] * count + [[1, 0]] * (len(ids) - count)
+        assert found["teacher_sampled"] == [True] * count + [False] * (theirs + skip - count)
+
+
+def test_by_position_a_completion_that_was_cut_short_has_no_end(met):
+    found = read(met, met.ours.encode("step by step"), use_extended_uld=False)
+    assert not {met.theirs.end, met.theirs.turn_end} & {*found["teacher_completion_ids"]}
+    assert all(found["teacher_sampled"][: sum(b for _, b in found["units"])])
 
 
 # ---------------------------------------------------------------- which tokens are the same

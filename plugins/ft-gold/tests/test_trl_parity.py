@@ -44,7 +44,7 @@ UNTOLD = {"num_tokens": 1}  # by TRL
 ENDS = {"uld_skip_student_eos": True, "uld_skip_teacher_eos": True}  # TRL's default
 
 
-def golden(config: GOLDConfig, gives: Any = None, uld: bool = True) -> Any:
+def golden(config: GOLDConfig, gives: Any = None, uld: bool = True, **more: Any) -> Any:
     """TRL's trainer for what `config` says, on rows in their order. `gives(prompt)` stands for what it would sample."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.gold import GOLDConfig as Theirs
@@ -76,7 +76,7 @@ def golden(config: GOLDConfig, gives: Any = None, uld: bool = True) -> Any:
     return Given(
         model=trl_model(config),
         teacher_model=AutoModelForCausalLM.from_pretrained(config.teacher_model_name_or_path),
-        args=Theirs(**trl_arguments(config, *OWN), **temperatures, use_uld_loss=uld, max_length=None),
+        args=Theirs(**(trl_arguments(config, *OWN) | temperatures | more), use_uld_loss=uld, max_length=None),
         train_dataset=trl_rows(config.dataset),
         processing_class=AutoTokenizer.from_pretrained(config.model, padding_side="left"),
     )
@@ -107,6 +107,16 @@ def test_five_steps_on_the_data(name, gold):
     theirs = trl_trajectory(golden(config))
     assert_parity(ours, [line | UNTOLD for line in theirs], num_tokens=1.0)
     assert ours[0]["grad_norm"] > 1e-2 and ours[0]["distillation/on_policy_share"] == 0
+
+
+@pytest.mark.parametrize("ends", [{}, ENDS], ids=["ends", "no ends"])
+@pytest.mark.parametrize("hybrid", [True, False], ids=["hybrid", "sorted"])
+def test_five_steps_by_position(gold, ends, hybrid):
+    """TRL's `bayesian` merges nothing here, but is the one whose logits are in place."""
+    config = gold(use_extended_uld=False, uld_use_hybrid_loss=hybrid, **ends)
+    skipped = dict.fromkeys(ENDS, bool(ends))
+    theirs = trl_trajectory(golden(config, uld_token_merge_strategy="bayesian", **skipped))
+    assert_parity(lines(run_in(config, "ours")), [line | UNTOLD for line in theirs], num_tokens=1.0)
 
 
 def test_the_fields_matter(gold):

@@ -111,16 +111,23 @@ def chunks(rows: list, config: Any) -> list[list]:
     return [rows[at : at + size] for at in range(0, len(rows), size)]
 
 
+def uncut(row: dict) -> list[int]:
+    """Return the tokens of a row's completion as it was before `max_length` cut it."""
+    return row.get("uncut_ids", row["completion_ids"])
+
+
 def other_completions(rows: list[dict], run: Any) -> list[list[int] | None]:
-    """Return another row's completion for each of this rank's rows; None where there is no other row. All ranks call
-    it.
+    """Return another row's completion, uncut, for each of this rank's rows; None where there is no other row. All ranks
+    call it.
+
+    Its own prompt has cut it where it is trained on; beside another prompt another part of it fits.
     """
     if run.config.kl_scope == "micro_batch":  # each gets the one before it, the first of a micro-batch the last
         others = []
-        for chunk in chunks([row["completion_ids"] for row in rows], run.config):
+        for chunk in chunks([uncut(row) for row in rows], run.config):
             others += [None] if len(chunk) == 1 else [chunk[-1], *chunk[:-1]]
         return others
-    mine = [(digest(row["prompt_ids"]), digest(row["completion_ids"]), row["completion_ids"]) for row in rows]
+    mine = [(digest(row["prompt_ids"]), digest(uncut(row)), uncut(row)) for row in rows]
 
     def paired(step: list[tuple[bytes, bytes, list[int]]]) -> list[list[int] | None]:
         if len(step) < 2:
@@ -172,7 +179,7 @@ def prepared(row: dict, tokenizer: Any, config: Any) -> dict | Drop:
     fitted = fit_length(prompt_ids, completions, config)
     if isinstance(fitted, Drop):
         return fitted
-    prompt_ids, [completion_ids], cut = fitted
+    (prompt_ids, [completion_ids], cut), whole = fitted, completions[0]
     if len(prompt_ids) + len(completion_ids) < 2:
         return Drop("a completion of one token without a prompt, which nothing predicts")
     return {
@@ -182,6 +189,7 @@ def prepared(row: dict, tokenizer: Any, config: Any) -> dict | Drop:
         "length": len(prompt_ids) + len(completion_ids),
         "truncated": bool(cut),
         "cut": {"completion" if name == 0 else name: count for name, count in cut.items()},
+        **({"uncut_ids": whole} if len(whole) > len(completion_ids) else {}),
     }
 
 

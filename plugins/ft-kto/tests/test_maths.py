@@ -125,6 +125,25 @@ def test_micro_batches_turn_by_one():
     assert other_completions(rows, Ranks(config, [rows], 0)) == [[2], [0], [1], [5], [3], [4], None]
 
 
+@pytest.mark.parametrize("scope", ["step", "micro_batch"])
+def test_the_uncut_completion_is_paired(scope):
+    """A prompt of its own has cut it: beside another prompt more of it may fit."""
+    config = KTOConfig(kl_scope=scope, per_device_train_batch_size=2)
+    rows = [
+        {"prompt_ids": [1, 2, 3], "completion_ids": [4], "uncut_ids": [4, 5, 6], "label": True},
+        {"prompt_ids": [7], "completion_ids": [8, 9], "label": False},
+    ]
+
+    class Alone(Ranks):
+        def gather(self, mine):
+            return [mine]
+
+    first, second = other_completions(rows, Alone(config, [rows], 0))
+    assert (first, second) == ([8, 9], [4, 5, 6])
+    assert mismatched(rows[1], second, 4)["completion_ids"] == [4, 5, 6], "where its own prompt left room for one token"
+    assert mismatched(rows[0], first, 4)["completion_ids"] == [8]
+
+
 def test_mismatched_pairs_keep_within_max_length():
     row = {"prompt_ids": [1, 2, 3], "completion_ids": [4], "label": False}
     assert mismatched(row, [5, 6, 7], 5) == {

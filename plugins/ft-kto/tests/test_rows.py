@@ -91,8 +91,10 @@ def test_long_rows():
     ids = {"prompt_ids": [5, 6, 7, 8], "completion_ids": [9, 10, 11], "label": True}
     [row] = prepare(ids, max_length=5)
     assert (row["completion_ids"], row["truncated"], row["cut"]) == ([9], True, {"completion": 2})
+    assert row["uncut_ids"] == [9, 10, 11], "which is paired with other prompts"
     [row] = prepare(ids, max_length=5, truncation_mode="keep_end")
     assert (row["prompt_ids"], row["completion_ids"], row["cut"]) == ([7, 8], [9, 10, 11], {"prompt": 2})
+    assert "uncut_ids" not in row
     assert isinstance(prepare(ids, max_length=4), Drop)
 
 

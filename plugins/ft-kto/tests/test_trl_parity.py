@@ -124,8 +124,10 @@ def test_conversations(make, chats, reference):
     assert_same_as_trl(make(chats, **MICRO, ref_model=str(reference)))
 
 
-def test_completions_are_cut_where_trl_cuts_them(make, judged, reference):
-    config = make(judged, loss_type="apo_zero_unpaired", ref_model=str(reference), max_length=45)
+@pytest.mark.parametrize("loss", [{"loss_type": "apo_zero_unpaired"}, MICRO], ids=["apo", "kto"])
+def test_completions_are_cut_where_trl_cuts_them(make, judged, reference, loss):
+    """With kto, the mismatched pairs have the uncut completions, cut by the prompt that they are paired with."""
+    config = make(judged, **loss, ref_model=str(reference), max_length=45)
     folder = run_in(config, "looked at")
     said = (folder / "events.jsonl").read_text()
     assert "cut" in said or "truncated" in said, said
