@@ -12,44 +12,32 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ft_host.data.spans import Spans, check_start, decode, fingerprint, line_spans
+from ft_host.data.json_rows import not_rows, once, parse, parse_object
+from ft_host.data.packed import lines_of, unpacked
+from ft_host.data.places import suffix_of
+from ft_host.data.spans import Spans, check_start, decode, fingerprint, line_spans, skipped
 from ft_host.errors import DataError
 from ft_host.types import Row
 
-if TYPE_CHECKING:
-    pass
-
-
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-
-
-# ---------------------------------------------------------------- bytes
+ROWS = "expected JSON lines (one object per line) or an array of objects"
 
 
 # ---------------------------------------------------------------- JSON
-
-
-def parse_object(text: str, where: str) -> Row:
-    try:
-        row = json.loads(text)
-    except ValueError as error:
-        at = f" at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        start = text.strip()[:60]
-        raise DataError(f"{where}: not JSON: {reason}{at}; the line begins with {start!r}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: found {type(row).__name__} {str(row)[:40]!r}, expected an object {{column: value}}")
-    return row
 
 
 class JsonLines:
     """A file with one JSON object per line."""
 
     def __init__(self, path: Path):
-        self.spans = line_spans(path)
-        self.columns = list(self.read(0))
+        self.spans = line_spans(unpacked(path), str(path))
+        first = self.read(0)
+        found = not_rows(first) if len(self.spans) == 1 else None
+        if found:
+            raise DataError(f"{path}: found {found}, {ROWS}")
+        self.columns = list(first)
         self.fingerprint = fingerprint(path)
 
     def __len__(self) -> int:
@@ -67,16 +55,17 @@ class JsonArray:
 
     def __init__(self, path: Path):
         self.path = path
-        text = decode(path.read_bytes()[check_start(path) :], str(path))
+        content = unpacked(path)
+        text = decode(content.read_bytes()[check_start(content, str(path)) :], str(path))
         try:
-            self.rows = json.loads(text)
+            self.rows = parse(text)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {error.lineno}: not JSON: {error.msg} at column {error.colno}") from error
+        except ValueError as error:
+            raise DataError(f"{path}{self.place_of(text)}: {error}") from error
         if not isinstance(self.rows, list) or not self.rows:
-            raise DataError(
-                f"{path}: found {'an empty list' if self.rows == [] else f'one {type(self.rows).__name__}'}, expected "
-                "JSON lines (one object per line) or an array of objects"
-            )
+            kind = "an empty list" if self.rows == [] else f"one {type(self.rows).__name__}"
+            raise DataError(f"{path}: found {not_rows(self.rows) or kind}, {ROWS}")
         self.columns = list(self.read(0))
         self.fingerprint = fingerprint(path)
 
@@ -92,37 +81,49 @@ class JsonArray:
             raise DataError(f"{self.where(index)}: found {str(row)[:40]!r}, expected an object {{column: value}}")
         return row
 
+    @staticmethod
+    def place_of(text: str) -> str:
+        """Return ", row 3, line 12" of the first row that `parse` refuses, in a text that is JSON; "" outside rows."""
+        decoder = json.JSONDecoder(object_pairs_hook=once)
+        at, index = text.find("[") + 1, 0
+        while at < len(text):
+            at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
+            start = at
+            try:
+                _, at = decoder.raw_decode(text, at)
+                parse(text[start:at])
+            except (ValueError, RecursionError):
+                return (
+                    f", row {index}, line {text.count(chr(10), 0, start) + 1}" if text[start : start + 1] != "]" else ""
+                )
+            index += 1
+        return ""
+
 
 def is_array(path: Path) -> bool:
     """Return whether a JSON file must be read as a whole: it begins with a bracket, or its first line is
     only a brace.
     """
-    begin = check_start(path)
-    with path.open("rb") as file:
-        file.seek(begin)
-        first = file.readline()
-        while first and not first.strip():
-            first = file.readline()
+    lines = (line.removeprefix(b"\xef\xbb\xbf") for line in lines_of(path))
+    first = next((line for line in lines if line.strip()), b"")
     return first.lstrip()[:1] == b"[" or first.strip() == b"{"
 
 
 def json_line_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Yield (where, row) of JSON lines, without an index of the file."""
-    begin = check_start(path)
-    with path.open("rb") as file:
-        file.seek(begin)
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                yield where, parse_object(decode(line, where), where)
+    for number, line in enumerate(lines_of(path), 1):
+        content = line[skipped(line, str(path)) :] if number == 1 else line
+        if content.strip():
+            where = f"{path}, line {number}"
+            yield where, parse_object(decode(content, where), where)
 
 
 # ---------------------------------------------------------------- CSV
 
 
-def csv_records(path: Path) -> Iterator[tuple[int, int, int]]:
+def csv_records(path: Path, label: str) -> Iterator[tuple[int, int, int]]:
     """Yield (start, stop, first line) of each record. A record continues over line ends while a quote is open."""
-    position = start = check_start(path)
+    position = start = check_start(path, label)
     first, open_quote = 1, False
     with path.open("rb") as file:
         file.seek(start)
@@ -135,7 +136,7 @@ def csv_records(path: Path) -> Iterator[tuple[int, int, int]]:
                 yield start, position, first
             start, first = position, number + 1
     if open_quote:
-        raise DataError(f"{path}, line {first}: the record that begins here has an unclosed quote")
+        raise DataError(f"{label}, line {first}: the record that begins here has an unclosed quote")
 
 
 def parse_record(text: str, delimiter: str, where: str) -> list[str]:
@@ -155,11 +156,12 @@ class CsvFile:
     def __init__(self, path: Path):
         import numpy as np
 
-        self.delimiter = DELIMITERS[path.suffix]
-        records = np.array(list(csv_records(path)), dtype=np.int64)
+        self.delimiter = DELIMITERS[suffix_of(path)]
+        content = unpacked(path)
+        records = np.array(list(csv_records(content, str(path))), dtype=np.int64)
         if len(records) < 2:
             raise DataError(f"{path}: the file has no rows, only the names of columns")
-        self.spans = Spans(path, records[:, 0], records[:, 1], records[:, 2])
+        self.spans = Spans(content, records[:, 0], records[:, 1], records[:, 2], str(path))
         self.columns = parse_record(self.spans.text(0), self.delimiter, self.spans.where(0))
         double = {name for name in self.columns if self.columns.count(name) > 1}
         if double:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ft_host.data.order import permutation
@@ -24,10 +25,17 @@ class Source:
         self.renames = check_renames(renames, table.columns, label)
         self.columns = [self.renames.get(name, name) for name in table.columns]
         self.fingerprint = digest(table.fingerprint, rows, sorted(self.renames.items()))
+        self.files: list[str] = []  # those that were chosen, where the label is a folder or a pattern
+        self.left_out: list[str] = []  # what lies beside them
 
     @property
     def num_rows(self) -> int:
         return len(self.rows)
+
+    @property
+    def sources(self) -> list[Source]:
+        """Itself, as the only one: a mixture has several."""
+        return [self]
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -36,6 +44,7 @@ class Source:
             "rows": self.num_rows,
             "fingerprint": self.fingerprint,
             "columns": self.columns,
+            **chosen_files(self),
         }
 
     def where(self, index: int) -> str:
@@ -70,6 +79,8 @@ class Stream:
         self.renames = check_renames(renames, list(first[1]), label)
         self.columns = [self.renames.get(name, name) for name in first[1]]
         self.fingerprint = digest(key, sorted(self.renames.items()))
+        self.files: list[str] = []
+        self.left_out: list[str] = []
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -78,12 +89,38 @@ class Stream:
             "rows": None,
             "fingerprint": self.fingerprint,
             "columns": self.columns,
+            **chosen_files(self),
         }
+
+    @property
+    def sources(self) -> list[Stream]:
+        """Itself, as the only one: a mixture has several."""
+        return [self]
 
     def stream(self, skip: int = 0) -> Iterator[tuple[str, Row]]:
         """Yield (where, row) in order, from row `skip` on. Raises DataError that names file and line."""
         for where, row in self.open(skip):
             yield where, rename(row, self.renames)
+
+
+def chosen_files(source: Source | Stream) -> dict[str, list[str]]:
+    """Return what run.json says of files that the label of a source doesn't name."""
+    named = {"files": source.files, "left_out": source.left_out}
+    return {name: paths for name, paths in named.items() if paths}
+
+
+def notes_of(source: Any) -> list[str]:
+    """Return a sentence for each source whose folder or pattern holds files that aren't read."""
+    return [
+        f"{each.label}: read {some(each.files)}; left out {some(each.left_out)}"
+        for each in source.sources
+        if each.left_out
+    ]
+
+
+def some(paths: list[str]) -> str:
+    names = [Path(path).name for path in paths]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def digest(*parts: Any) -> str:

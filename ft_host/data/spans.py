@@ -43,27 +43,28 @@ def decode(data: bytes, where: str) -> str:
         ) from error
 
 
-def check_start(path: Path) -> int:
-    """Return the bytes to skip at the start (a byte order mark). Raises DataError for a file that is empty
-    or UTF-16.
+def check_start(path: Path, label: str | None = None) -> int:
+    """Return the bytes to skip at the start (a byte order mark). Raises DataError for a file that is empty or UTF-16.
+    `label`: what errors call the file.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(4)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
+    with path.open("rb") as file:
+        return skipped(file.read(4), label or str(path))
+
+
+def skipped(head: bytes, label: str) -> int:
+    """Return the bytes of a byte order mark at the head of a file. Raises DataError for one that can't be read."""
     if not head:
-        raise DataError(f"{path}: the file is empty")
+        raise DataError(f"{label}: the file is empty")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path}: the file is UTF-16; save it as UTF-8")
+        raise DataError(f"{label}: the file is UTF-16; save it as UTF-8")
     return 3 if head[:3] == b"\xef\xbb\xbf" else 0
 
 
 class Spans:
     """The byte ranges of a file's rows, and the line on which each begins."""
 
-    def __init__(self, path: Path, starts: np.ndarray, stops: np.ndarray, lines: np.ndarray):
-        self.path, self.starts, self.stops, self.lines = path, starts, stops, lines
+    def __init__(self, path: Path, starts: np.ndarray, stops: np.ndarray, lines: np.ndarray, label: str):
+        self.path, self.starts, self.stops, self.lines, self.label = path, starts, stops, lines, label
         self._handle: int | None = None
 
     def __len__(self) -> int:
@@ -77,7 +78,7 @@ class Spans:
             close(self._handle)
 
     def where(self, index: int) -> str:
-        return f"{self.path}, line {self.lines[index]}"
+        return f"{self.label}, line {self.lines[index]}"
 
     def text(self, index: int) -> str:
         if self._handle is None:
@@ -89,11 +90,11 @@ class Spans:
         return decode(data, self.where(index))
 
 
-def line_spans(path: Path) -> Spans:
-    """Return the lines of a file that aren't blank."""
+def line_spans(path: Path, label: str) -> Spans:
+    """Return the lines of a file that aren't blank. `label`: what errors call the file."""
     import numpy as np
 
-    begin = check_start(path)
+    begin = check_start(path, label)
     size = path.stat().st_size
     ends = []
     with path.open("rb") as file:
@@ -105,12 +106,12 @@ def line_spans(path: Path) -> Spans:
     if not len(stops) or stops[-1] != size - 1:
         stops = np.append(stops, size)
     starts = np.concatenate([[begin], stops[:-1] + 1]).astype(np.int64)
-    spans = Spans(path, starts, stops, np.arange(1, len(starts) + 1))
+    spans = Spans(path, starts, stops, np.arange(1, len(starts) + 1), label)
     short = np.flatnonzero(stops - starts < 16)  # a longer blank line raises when it is read
     blank = [index for index in short if not spans.text(index).strip()]
     if blank:
         keep = np.setdiff1d(np.arange(len(starts)), blank)
-        spans = Spans(path, starts[keep], stops[keep], spans.lines[keep])
+        spans = Spans(path, starts[keep], stops[keep], spans.lines[keep], label)
     if not len(spans):
-        raise DataError(f"{path}: the file has no rows, only blank lines")
+        raise DataError(f"{label}: the file has no rows, only blank lines")
     return spans

@@ -25,8 +25,9 @@ from ft_host.data.micro_batches import split_micro_batches
 from ft_host.distributed.processes import agreed
 from ft_host.errors import UsageError
 from ft_host.models.aux_models import frozen_eval
-from ft_host.models.store import Store, cache_folder, model_key, row_key
+from ft_host.models.store import Store, model_key, row_key
 from ft_host.types import Row
+from ft_host.util.cache import cache_folder
 from ft_host.util.moved import names_of
 
 if TYPE_CHECKING:

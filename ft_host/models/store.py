@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from array import array
 from pathlib import Path
@@ -29,12 +28,6 @@ Key = bytes
 
 # The fields of a config that change a frozen model's numbers.
 NUMBERS = ("dtype", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
-
-
-def cache_folder() -> Path:
-    if folder := os.environ.get("FT_HOST_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ft-host"
 
 
 def row_key(row: Row, columns: tuple[str, ...], settings: str) -> Key:

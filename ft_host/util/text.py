@@ -4,19 +4,51 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import errno
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 
 def missing(file: Path) -> str:
-    """Say why a file doesn't exist, with the nearest name in its folder."""
+    """Say why a file doesn't exist or is none, with the nearest name in its folder."""
+    special = no_file(file)
+    if special is not None:
+        return special
     if file.is_dir():
         return "a folder, expected a file"
     folder = file.parent
     if not folder.is_dir():
         return f"no such file; there is no folder {folder}{nearest_path(folder)}"
     return f"no such file{nearest_path(file)}"
+
+
+# How a file begins that Git LFS has put in the place of a large one, and what that means.
+LFS = b"version https://git-lfs"
+POINTER = "a Git LFS pointer, not the file itself: it wasn't downloaded; `git lfs pull` gets it"
+
+KINDS = {
+    stat.S_IFIFO: "a named pipe (FIFO), expected a file: a run reads its data more than once",
+    stat.S_IFSOCK: "a socket, expected a file",
+    stat.S_IFCHR: "a device, expected a file",
+    stat.S_IFBLK: "a device, expected a file",
+}
+
+
+def no_file(path: Path) -> str | None:
+    """Say why what has this name can't be read as a file or folder: a link that leads nowhere, a pipe, a device. None
+    for a file, a folder, and a name that nothing has."""
+    try:
+        return KINDS.get(stat.S_IFMT(path.stat().st_mode))
+    except FileNotFoundError:
+        return f"a symbolic link to {path.readlink()}, which isn't there" if path.is_symlink() else None
+    except ValueError:
+        return "a name with a NUL character, which no file has"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a symbolic link that leads to itself"
+        return None if error.errno == errno.ENOTDIR else str(error.strerror)
 
 
 def nearest_path(file: Path) -> str:
