@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ft_host import registry
 from ft_host.config import RunConfig
-from ft_host.config.fields import GROUPS, Field, bounds, fields_of
+from ft_host.config.fields import GROUPS, Field, fields_of
 from ft_host.config.rollout import RolloutConfig
 from ft_host.config.text import type_text, yaml_text
+from ft_host.config.words import bounds
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = """\

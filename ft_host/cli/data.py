@@ -114,6 +114,12 @@ def show(method: registry.PluginInfo, config: RunConfig, shown: int, counted: in
     tokenizer = data.load_tokenizer(config)
     prepare = chosen.prepare_with(tokenizer)
     source = data.open_train(config)
+    held_out = data.sets_of(data.open_eval(config))
+    for each in (source, *held_out.values()):
+        for note in data.notes_of(each):
+            print(f"Warning: {note}\n")
+    for name, each in held_out.items():
+        print(f"evaluation{f' ({name})' if name else ''}: {each.num_rows} rows of {each.describe()['path']}\n")
     reader = reader_of(source, StepLayout.of(config, 0, 1))
     scored = chosen.head == "reward"  # a row has a score, and no token of it is predicted
     rollouts = isinstance(config, RolloutConfig)

@@ -28,6 +28,8 @@ ONLY_WITH = {
 
 def check_combinations(config: RunConfig) -> None:
     """Refuse the first combination that can't work. Raises ConfigError, which names the fields."""
+    if config.max_steps == 0:
+        raise ConfigError("max_steps: found 0, which trains nothing; -1, the default, trains for num_train_epochs")
     if config.dataset_streaming and config.max_steps < 1:
         raise ConfigError("dataset_streaming: the length of a stream is unknown, so max_steps must be set")
     if config.load_in_4bit and config.load_in_8bit:

@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import json
 import math
-import types
 import typing
 from dataclasses import dataclass
 from typing import Any
 
+from ft_host.config.expand import Unknown, expand
 from ft_host.config.old_names import old_names, warn
+from ft_host.config.words import arms, expected, show, words_of
 from ft_host.errors import PluginBroken
 from ft_host.util.text import nearest
 
@@ -32,6 +33,8 @@ GROUPS = {
 }
 # Names that the command line or a config file uses otherwise.
 RESERVED = ("method", "config", "resume", "dry_run", "help")
+# The largest whole number of a field without a bound of its own: what torch, numpy and transformers can all hold.
+LARGEST = 2**31 - 1
 UNSET = ("none", "null")  # as text: unsets an optional field; TOML and flags have no null
 
 
@@ -60,6 +63,7 @@ class Field:
     required: bool
     unless: str | None  # if this other field is set, this one isn't required
     example: str | None
+    path: bool = False  # it names files or folders
 
     @property
     def flag(self) -> str:
@@ -93,9 +97,11 @@ def fields_of(config_class: type) -> dict[str, Field]:
     """
     hints = typing.get_type_hints(config_class)
     host: dict[str, Any] = {}  # types of the host's fields
+    paths: set[str] = set()  # the host's fields that name files, also where a method declares them anew
     for base in config_class.__mro__:
         if base.__module__.partition(".")[0] == "ft_host" and dataclasses.is_dataclass(base):
             host = typing.get_type_hints(base) | host
+            paths |= {each.name for each in dataclasses.fields(base) if each.metadata.get("path")}
     old = old_names(config_class)
     renamed = {name: each.name for each in dataclasses.fields(config_class) for name in each.metadata.get("was", ())}
     fields = []
@@ -129,6 +135,7 @@ def fields_of(config_class: type) -> dict[str, Field]:
         if field.name in renamed and field.metadata["group"] not in ("method", "rollouts"):
             warn(where, f"the host's field {field.name}", renamed[field.name])  # declared anew for another default
         metadata = {**field.metadata, "was": was}
+        metadata["path"] = metadata.get("path", False) or field.name in paths
         fields.append(Field(name=field.name, type=hints[field.name], default=default, **metadata))
     order = list(GROUPS)
     return {field.name: field for field in sorted(fields, key=lambda field: order.index(field.group))}
@@ -142,11 +149,6 @@ def names_of(fields: dict[str, Field]) -> dict[str, str]:
 def current_names(fields: dict[str, Field]) -> list[str]:
     """Return the names for hints: fields and aliases."""
     return [name for field in fields.values() for name in (field.name, *field.aliases)]
-
-
-def arms(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def readable(hint: Any) -> bool:
@@ -180,12 +182,20 @@ def fit(field: Field, value: Any) -> Any:
 
 
 def bounded(field: Field, value: Any) -> Any:
-    """Return `value` if it is one of the choices and within the bounds. Raises Mismatch."""
+    """Return `value` if it is one of the choices and within the bounds; of a field of paths, with them expanded. Raises
+    Mismatch."""
+    if field.path:
+        try:
+            return expand(value)
+        except Unknown as error:
+            raise Mismatch(str(error)) from error
     for item in value if isinstance(value, list) else [value]:
         if item is None:
             continue
         if field.choices and item not in field.choices:
             raise Mismatch(f"found {show(item)}, expected {expected(field)}{nearest(item, field.choices)}")
+        if isinstance(item, int) and not isinstance(item, bool) and abs(item) > LARGEST and field.le is None:
+            raise Mismatch(f"found {show(item)}, expected {expected(field)} of at most {LARGEST} in size")
         below = (field.ge is not None and item < field.ge) or (field.gt is not None and item <= field.gt)
         if below or (field.le is not None and item > field.le):
             raise Mismatch(f"found {show(item)}, expected {expected(field)}")
@@ -240,51 +250,3 @@ def jsonable(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-# ---------------------------------------------------------------- words
-
-
-def expected(field: Field) -> str:
-    """Say in words what a field accepts."""
-    words = " or ".join(words_of(arm) for arm in field.arms)
-    if field.choices:
-        some = ", ".join(str(choice) for choice in field.choices)
-        words = f"a list of some of {some}" if field.many else f"one of {some}"
-    words += bounds(field)
-    return f"{words}, or none" if field.optional else words
-
-
-def bounds(field: Field) -> str:
-    """Return " above 0 and at most 1", or nothing."""
-    parts = [
-        f"{word} {limit}"
-        for word, limit in (("at least", field.ge), ("above", field.gt), ("at most", field.le))
-        if limit is not None
-    ]
-    return " " + " and ".join(parts) if parts else ""
-
-
-def words_of(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is list:
-        return "a list of " + {str: "texts", int: "whole numbers", float: "numbers"}.get(args[0], "mappings")
-    if origin is dict:
-        item = {str: "text", int: "whole number", float: "number"}.get(args[1], "value")
-        return f"a mapping such as {{name: {item}}}"
-    return {str: "a text", bool: "true or false", int: "a whole number", float: "a number", Any: "a value"}[hint]
-
-
-def show(value: Any) -> str:
-    """Describe a value in words that name its type where that matters."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return f"the text {value!r}" if value else "an empty text"
-    if isinstance(value, (int, float)):
-        return f"the number {value}"
-    kind = {list: "a list", dict: "a mapping"}.get(type(value), f"a {type(value).__name__}")
-    text = repr(value)
-    return f"{kind}, {text if len(text) <= 60 else text[:57] + '...'}"

@@ -107,11 +107,12 @@ def grouped_plan(
             f" made of groups of {of_prompt}; nearest: a rollout of {listed(nearest_multiples(rows, of_prompt))} rows"
         )
     if rows % of_prompt:
-        divisors = [each for each in range(1, rows + 1) if rows % each == 0]
+        divisors = [each for each in range(2, rows + 1) if rows % each == 0]  # a group of one compares nothing
         near = sorted(divisors, key=lambda each: (abs(each - num_generations), each))[:2]
+        nearest = f"nearest num_generations: {listed(sorted(near))}, or a rollout" if near else "nearest: a rollout"
         raise ConfigError(
             f"num_generations: {rows} completions a rollout ({sizes} × {rows // micro} micro-batches) can't be made of "
-            f"groups of {num_generations}; nearest num_generations: {listed(sorted(near))}, or a rollout of "
+            f"groups of {num_generations}; {nearest} of "
             f"{listed(nearest_multiples(rows, num_generations))} completions"
         )
     return RolloutPlan(

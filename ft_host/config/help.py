@@ -6,8 +6,9 @@ import shutil
 import sys
 import textwrap
 
-from ft_host.config.fields import GROUPS, Field, bounds, fields_of
+from ft_host.config.fields import GROUPS, Field, fields_of
 from ft_host.config.text import default_text, type_text
+from ft_host.config.words import bounds
 
 USAGE = """\
 usage: ft-host train {method} [CONFIG] [--field value ...] [--dry-run]

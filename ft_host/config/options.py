@@ -21,14 +21,16 @@ def option(
     required: bool = False,
     unless: str | None = None,
     example: str | None = None,
+    path: bool = False,
 ) -> Any:
     """Declare a config field: its default, its meaning, and its allowed values.
 
     `group` is its heading in listings ("method" for a method's own), `choices` the allowed values (of each item, for a
     list), `ge`, `gt`, `le` its bounds, and `aliases` further names for flags and files. `was` are names from earlier
     versions: they still work, with a warning that has the new one. A `required` field must be set and not be empty,
-    unless the field `unless` is set; the error message shows `example`. A default that is a list or dict is copied per
-    config.
+    unless the field `unless` is set; the error message shows `example`. With `path`, the field names files or folders:
+    ~ and $VARIABLES in it are expanded, in texts, lists, and mappings that hold them. A default that is a list or dict
+    is copied per config.
 
     Types: str, bool, int, float, list[...] and dict[str, ...] of those or of Any, and unions of them with None.
     """
@@ -44,6 +46,7 @@ def option(
         "required": required,
         "unless": unless,
         "example": example,
+        "path": path,
     }
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)

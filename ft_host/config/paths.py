@@ -6,16 +6,18 @@ import ast
 import importlib.util
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.builtin_rewards import BUILTIN, lacking
 from ft_host.config.fields import show
+from ft_host.config.held_out import name_problem, named_sets, one_set
 from ft_host.config.options import OPTIMIZERS
 from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import ConfigError
-from ft_host.util.text import missing, nearest
+from ft_host.util.text import missing, nearest, no_file
 
 if TYPE_CHECKING:
     from ft_host.config.run import RunConfig
@@ -27,6 +29,7 @@ MIXTURE = {
     "name": str,
     "split": str,
     "data_files": (str, list, dict),
+    "revision": str,
     "weight": (int, float),
     "columns": dict,
 }
@@ -35,11 +38,12 @@ MIXTURE = {
 def path_problems(config: RunConfig, origins: dict[str, str]) -> list[tuple[str, str]]:
     """(field, what is wrong with it) for each file that isn't there, function that isn't defined, and the like."""
     found = [("model", problem) for problem in place_problems(config.model, origins.get("model", ""))]
-    for name, spec in (("dataset", config.dataset), ("eval_dataset", config.eval_dataset)):
-        if isinstance(spec, str):
-            found += [(name, problem) for problem in place_problems(spec, origins.get(name, ""))]
-        else:
-            found += [(name, problem) for problem in mixture_problems(spec or [], origins.get(name, ""))]
+    origin = origins.get("dataset", "")
+    if isinstance(config.dataset, str):
+        found += [("dataset", problem) for problem in place_problems(config.dataset, origin)]
+    else:
+        found += [("dataset", problem) for problem in mixture_problems(config.dataset, origin)]
+    found += [("eval_dataset", problem) for problem in held_out_problems(config, origins.get("eval_dataset", ""))]
     if config.chat_template_path is not None and not Path(config.chat_template_path).exists():
         found.append(("chat_template_path", absent(config.chat_template_path, origins.get("chat_template_path", ""))))
     for reference in config.eval_reward:
@@ -60,6 +64,9 @@ def path_problems(config: RunConfig, origins: dict[str, str]) -> list[tuple[str,
 def place_problems(place: str, origin: str) -> list[str]:
     """Return what is wrong with a folder, file or hub id, as sentences: a path that doesn't exist. Hub ids aren't
     checked."""
+    special = no_file(Path(place))
+    if special is not None:
+        return [f"{place}: {special}"]
     if not place or "://" in place or any(letter in place for letter in "*?[") or Path(place).exists():
         return []
     is_path = place.startswith((".", "/", "~")) or place.count("/") > 1 or "\\" in place
@@ -70,8 +77,6 @@ def place_problems(place: str, origin: str) -> list[str]:
 
 def absent(place: str, origin: str) -> str:
     """Why a path can't be used, and where the file may be instead."""
-    if place.startswith("~"):
-        return f"{place}: no such file or folder; ~ isn't expanded here, write the folder out"
     said = missing(Path(place)).replace("no such file", "no such file or folder")
     beside = Path(origin.rpartition(":")[0]).parent / place
     if ":" in origin and beside.exists():
@@ -81,20 +86,49 @@ def absent(place: str, origin: str) -> str:
 
 def mixture_problems(items: list[dict[str, Any]], origin: str) -> list[str]:
     """What is wrong with a list of data sets to mix."""
+    return [problem for index, item in enumerate(items) for problem in item_problems(item, f"[{index}]", origin)]
+
+
+def item_problems(item: dict[str, Any], where: str, origin: str, unused: tuple[str, ...] = ()) -> list[str]:
+    """What is wrong with one data set of several. `unused`: keys that mean nothing where it stands."""
     problems = []
-    for index, item in enumerate(items):
-        where = f"[{index}]"
-        for key, value in item.items():
-            if key not in MIXTURE:
-                problems.append(f"{where}: unknown key {key}{nearest(key, MIXTURE)}; there are {', '.join(MIXTURE)}")
-            elif value is not None and (isinstance(value, bool) or not isinstance(value, MIXTURE[key])):
-                problems.append(f"{where}.{key}: found {show(value)}")
-            elif key == "weight" and value is not None and not value > 0:
-                problems.append(f"{where}.weight: found {show(value)}, expected a number above 0")
-        if not item.get("path"):
-            problems.append(f"{where}: has no path")
-        elif isinstance(item["path"], str):
-            problems += [f"{where}: {problem}" for problem in place_problems(item["path"], origin)]
+    keys = [key for key in MIXTURE if key not in unused]
+    for key, value in item.items():
+        if key not in keys:
+            problems.append(f"{where}: unknown key {key}{nearest(key, keys)}; there are {', '.join(keys)}")
+        elif value is not None and (isinstance(value, bool) or not isinstance(value, MIXTURE[key])):
+            problems.append(f"{where}.{key}: found {show(value)}")
+        elif key == "weight" and value is not None and not value > 0:
+            problems.append(f"{where}.weight: found {show(value)}, expected a number above 0")
+    if not item.get("path"):
+        problems.append(f"{where}: has no path")
+    elif isinstance(item["path"], str):
+        problems += [f"{where}: {problem}" for problem in place_problems(item["path"], origin)]
+    return problems
+
+
+def held_out_problems(config: RunConfig, origin: str) -> list[str]:
+    """What is wrong with the data sets to evaluate on."""
+    spec = config.eval_dataset
+    alone = one_set(spec)
+    if spec is None or alone is not None:
+        unused = ("weight",)
+        if not isinstance(spec, dict):
+            return place_problems(spec, origin) if spec else []
+        return [problem.removeprefix(": ") for problem in item_problems(spec, "", origin, unused)]
+    if not spec:
+        return ["found nothing in it, expected a data set, or {NAME: data set}; leave the field out for none"]
+    problems = []
+    for name, item in named_sets(spec).items():
+        bad = name_problem(name)
+        if bad:
+            problems.append(bad)
+        elif isinstance(item, dict):
+            problems += item_problems(item, name, origin, ("weight",))
+        elif isinstance(item, str) and item:
+            problems += [f"{name}: {problem}" for problem in place_problems(item, origin)]
+        else:
+            problems.append(f"{name}: found {show(item)}, expected a path or a mapping with one")
     return problems
 
 
@@ -164,8 +198,16 @@ def check_output(output_dir: str) -> None:
     if not output_dir or os.environ.get("RANK", "0") != "0":
         return
     folder = Path(output_dir)
+    special = no_file(folder)
+    if special is not None:
+        raise ConfigError(f"output_dir: {folder}: {special}")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir: {folder} is a file, expected a folder")
+    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".ft-host-", dir=above))
+    except OSError as error:
+        raise ConfigError(f"output_dir: {folder}: no folder can be made in {above}: {error.strerror}") from error
     if (folder / "run.json").exists():
         raise ConfigError(
             f"output_dir: {folder} holds a run; `ft-host train --resume {folder}` goes on with it, another "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ft_host.config.fields import GROUPS, fields_of
+from ft_host.config.held_out import paths_of
 from ft_host.config.resolve import Resolved
 from ft_host.config.rollout import RolloutConfig, RolloutPlan
 from ft_host.config.text import yaml_text
@@ -42,7 +43,9 @@ def plan(config: RunConfig, processes: int) -> list[str]:
     if rollouts and rollouts.rows_per_step != per_step:  # the plan is the method's own
         step = f"{rollouts.rows_per_step} rows, {config.per_device_train_batch_size} at a time on each process"
     data = config.dataset if isinstance(config.dataset, str) else ", ".join(item["path"] for item in config.dataset)
-    evaluated = config.eval_dataset or (config.dataset_test_split and f"split {config.dataset_test_split}")
+    evaluated = ", ".join(paths_of(config.eval_dataset)) or (
+        config.dataset_test_split and f"split {config.dataset_test_split}"
+    )
     when = "after training" + (f" and every {config.eval_steps} steps" if config.eval_steps else "")
     when = f"before and {when}" if config.eval_on_start else when
     scored = config.eval_reward or (rollouts and config.reward)

@@ -31,6 +31,7 @@ class ReferenceConfig(RunConfig):
         None,
         "Folder or hub id of another model as the reference. Not set: the model as it was before training.",
         aliases=("ref_model_name_or_path",),
+        path=True,
     )
     sync_ref_model: bool = option(False, "Let the reference follow the policy (TR-DPO, arXiv 2404.09656).")
     ref_model_mixup_alpha: float = option(

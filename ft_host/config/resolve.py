@@ -150,6 +150,8 @@ def check(config: RunConfig) -> dict[str, str]:
     problems += wrong
     problems += missing_required(values, fields)
     refuse(problems)
+    for name in [field.name for field in fields.values() if field.path]:
+        setattr(config, name, values[name])  # expanded
     origins = {name: "default" if values[name] == fields[name].default else "python" for name in fields}
     check_whole(config, origins)
     return origins

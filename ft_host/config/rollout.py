@@ -114,6 +114,7 @@ class RolloutConfig(RunConfig):
         required=True,
         unless="environment",
         example="my_rewards.py:correct",
+        path=True,
     )
     reward_weights: list[float] = option([], "The weight of each reward. Not set: 1 each.", group="rollouts")
     reward_kwargs: dict[str, Any] = option(
@@ -183,12 +184,14 @@ class RolloutConfig(RunConfig):
         "Python functions that the model may call between turns, as file.py:function or package.module:function. "
         "The chat template shows their signature and docstring.",
         group="rollouts",
+        path=True,
     )
     environment: str | None = option(
         None,
         "A class (file.py:Class or package.module:Class), one object for each completion: `reset(**row)` may add to the"
         " prompt, its public methods are tools, and its `get_reward()`, if it has one, is a reward.",
         group="rollouts",
+        path=True,
     )
     max_tool_calling_iterations: int | None = option(
         None, "Turns with tool calls that a completion may have. Not set: as many as fit.", group="rollouts", ge=0

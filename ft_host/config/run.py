@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ft_host.config.combinations import check_combinations
+from ft_host.config.diagnostics_fields import DiagnosticsFields
 from ft_host.config.old_names import OldNames, old_names
 from ft_host.config.options import SCHEDULES, option
 from ft_host.errors import ConfigError
@@ -22,7 +23,7 @@ FORMATS = ("language modeling", "prompt-only", "prompt-completion", "preference"
 
 
 @dataclass(kw_only=True)
-class RunConfig(OldNames):
+class RunConfig(DiagnosticsFields, OldNames):
     """The fields of every run, for any method."""
 
     formats: ClassVar[
@@ -46,6 +47,7 @@ class RunConfig(OldNames):
         aliases=("model_name_or_path",),
         required=True,
         example="Qwen/Qwen3-0.6B",
+        path=True,
     )
     model_revision: str | None = option(None, "Branch, tag or commit of a hub model.", group="model")
     trust_remote_code: bool = option(
@@ -96,7 +98,7 @@ class RunConfig(OldNames):
         ge=0,
     )
     chat_template_path: str | None = option(
-        None, "A .jinja file, or a folder with a tokenizer, whose chat template is used.", group="model"
+        None, "A .jinja file, or a folder with a tokenizer, whose chat template is used.", group="model", path=True
     )
     eos_token: str | None = option(
         None, "Token that ends a turn or a text. Not set: the tokenizer's own.", group="model"
@@ -126,18 +128,25 @@ class RunConfig(OldNames):
     dataset: str | list[dict[str, Any]] = option(
         "",
         "Hub id, file (.jsonl, .json, .csv, .parquet) or folder saved by `datasets`. Several: a list of "
-        "{path, name, split, data_files, weight, columns}, mixed by weight.",
+        "{path, name, split, data_files, revision, weight, columns}, mixed by weight.",
         group="data",
         aliases=("dataset_name",),
         required=True,
         example="train.jsonl",
+        path=True,
     )
     dataset_config: str | None = option(None, "Configuration name of a hub data set.", group="data")
     dataset_train_split: str = option("train", "Split to train on.", group="data")
-    eval_dataset: str | None = option(
+    dataset_revision: str | None = option(
+        None, "Branch, tag or commit of a hub data set. In a list, each has its own `revision`.", group="data"
+    )
+    eval_dataset: str | dict[str, Any] | list[Any] | None = option(
         None,
-        "Hub id, file or folder to evaluate on. Not set: dataset_test_split of `dataset`, if that is set.",
+        "Hub id, file or folder to evaluate on, or {path, name, split, data_files, revision, columns}. Several: {NAME: "
+        "one of these}, or a list; each has its metrics (eval_NAME_loss). Not set: dataset_test_split of `dataset`, if "
+        "that is set.",
         group="data",
+        path=True,
     )
     dataset_test_split: str | None = option(None, "Split of `dataset` to evaluate on.", group="data")
     dataset_streaming: bool = option(
@@ -200,7 +209,9 @@ class RunConfig(OldNames):
     per_device_eval_batch_size: int = option(
         8, "Rows per device in evaluation. The result doesn't depend on it.", group="batches", gt=0
     )
-    num_train_epochs: float = option(3.0, "Passes over the data; max_steps overrides it.", group="batches", gt=0)
+    num_train_epochs: float = option(
+        3.0, "Passes over the data; max_steps overrides it.", group="batches", gt=0, le=1e6
+    )
     max_steps: int = option(-1, "Optimizer steps in all; -1: as many as num_train_epochs has.", group="batches", ge=-1)
 
     # -- optimisation
@@ -231,7 +242,13 @@ class RunConfig(OldNames):
         None, "Do the maths in bfloat16. Not set: if the hardware supports it (never on a CPU).", group="optimisation"
     )
     fp16: bool = option(False, "Do the maths in float16, with loss scaling.", group="optimisation")
-    seed: int = option(42, "Seed of the order of the rows, dropout, sampling and new weights.", group="optimisation")
+    seed: int = option(
+        42,
+        "Seed of the order of the rows, dropout, sampling and new weights.",
+        group="optimisation",
+        ge=0,
+        le=2**32 - 1,
+    )
 
     # -- evaluation
     eval_steps: int | None = option(
@@ -243,6 +260,7 @@ class RunConfig(OldNames):
         "Rewards that score completions of the evaluation prompts, before training, every eval_steps, and after: "
         "functions (file.py:function or package.module:function), or folders of reward models.",
         group="evaluation",
+        path=True,
     )
     eval_max_rows: int | None = option(None, "Use the first so many evaluation rows only.", group="evaluation", gt=0)
     eval_temperature: float = option(
@@ -273,7 +291,7 @@ class RunConfig(OldNames):
     decode_batch_size: int = option(64, "Completions that are generated at a time.", group="generation", gt=0)
 
     # -- run
-    output_dir: str = option("", "The run's folder. Not set: runs/METHOD-DATE-TIME.", group="run")
+    output_dir: str = option("", "The run's folder. Not set: runs/METHOD-DATE-TIME.", group="run", path=True)
     save_steps: int = option(500, "Write a checkpoint every so many steps; 0: none but the last.", group="run", ge=0)
     save_total_limit: int | None = option(
         2, "Keep the newest so many checkpoints. 2, so that one is left if the newest is damaged.", group="run", gt=0
@@ -296,50 +314,17 @@ class RunConfig(OldNames):
         "Folder of the run that this one comes from; run.json and the report name it.",
         group="run",
         was=("parent",),
+        path=True,
     )
     resume_from_checkpoint: str | None = option(
         None,
         "Start from a checkpoint of another run: a folder checkpoints/step-N. Weights, optimizer, data position "
         "and the metrics so far come from there, everything else from this config.",
         group="run",
+        path=True,
     )
     required_plugins: list[str] = option(
         [], "Requirements such as ft-sft>=0.1,<1, checked before anything is imported.", group="run"
-    )
-
-    # -- diagnostics
-    diagnostics: list[str] = option(
-        [],
-        "Diagnostics plugins to use beside those of the method, by name; a Python file is one too.",
-        group="diagnostics",
-    )
-    diagnostics_config: dict[str, Any] = option(
-        {}, "Their own fields: {name: {field: value}}; their documentation has them.", group="diagnostics"
-    )
-    rules_select: list[str] = option(
-        [], "Rules to use: codes, or beginnings of codes (GRPO). Not set: all.", group="diagnostics", was=("select",)
-    )
-    rules_ignore: list[str] = option(
-        [],
-        "Rules to leave out, in the same way. If both fields name a rule, the longer name decides.",
-        group="diagnostics",
-        was=("ignore",),
-    )
-    stop_on: list[str] = option(
-        [],
-        "Save and stop the run on a finding of these rules; 'patchable': on any warning or error with a remedy "
-        "that changes the config. In a resumed run, the finding that stopped it does so again only if it gets "
-        "worse, or has passed and is found anew.",
-        group="diagnostics",
-    )
-    locked_fields: list[str] = option(
-        [], "Config fields that no remedy may change.", group="diagnostics", was=("locked",)
-    )
-    fail_on: str | None = option(
-        None,
-        "Exit with 5 if a finding of this severity or above is open at the end.",
-        group="diagnostics",
-        choices=("info", "warning", "error"),
     )
 
     # -- distribution

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import textwrap
 
-from ft_host.config.fields import GROUPS, Field, bounds, fields_of
+from ft_host.config.fields import GROUPS, Field, fields_of
 from ft_host.config.text import toml_text, type_text, yaml_text
+from ft_host.config.words import bounds
 
 WIDTH = 100
 FORMATS = ("yaml", "toml")

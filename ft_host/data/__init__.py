@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ft_host.data.load import open_eval, open_source, open_train
+from ft_host.data.load import open_eval, open_source, open_train, sets_of
 from ft_host.data.pairs import pair_row
 from ft_host.data.preferences import fit_length, is_empty, preference_row, tokenize_completions, unpaired_rows
 from ft_host.data.prompts import completed_row, prompt_row, row_from_tokens
-from ft_host.data.sources import Source, Stream
+from ft_host.data.sources import Source, Stream, notes_of
 from ft_host.data.stream import StepRows, TrainStream, check_first_rows, eval_rows
 from ft_host.data.tokenizer import load_tokenizer, tokenizer_of
 from ft_host.data.tokens import prompt_of, tokenize_row
@@ -25,6 +25,7 @@ __all__ = [
     "is_empty",
     "row_from_tokens",
     "load_tokenizer",
+    "notes_of",
     "open_eval",
     "open_source",
     "open_train",
@@ -32,6 +33,7 @@ __all__ = [
     "preference_row",
     "prompt_of",
     "prompt_row",
+    "sets_of",
     "tokenize_completions",
     "tokenize_row",
     "tokenizer_of",

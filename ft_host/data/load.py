@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_host.config.held_out import named_sets, one_set
 from ft_host.data import files
 from ft_host.data.hub import check_media, first_line, open_hub, open_saved, table_rows, why_not
 from ft_host.data.places import BUILDERS, OURS, base, check_file, cut_rows, is_saved, local_files, splits_of, suffix_of
@@ -34,6 +35,7 @@ def open_train(config: RunConfig) -> Source | Stream | Mixture | MixedStream:
     return open_source(
         config.dataset,
         name=config.dataset_config,
+        revision=config.dataset_revision,
         split=config.dataset_train_split,
         streaming=config.dataset_streaming,
         columns=config.dataset_columns,
@@ -49,10 +51,41 @@ def open_eval(config: RunConfig) -> Source | Mixture | None:
 
         items = [{key: item[key] for key in item if key not in ("weight", "split")} for item in config.dataset]
         return open_mixture(items, config, config.dataset_test_split, False)
-    path = config.dataset if config.eval_dataset is None else config.eval_dataset
-    name = config.dataset_config if path == config.dataset else None
-    split = config.dataset_test_split or only_split(path, name)
-    return open_source(path, name=name, split=split, columns=config.dataset_columns)
+    spec = config.dataset if config.eval_dataset is None else config.eval_dataset
+    alone = one_set(spec)
+    if alone is not None:
+        return open_held_out(alone, config)
+    from ft_host.data.mixture import HeldOut
+
+    named = {name: item if isinstance(item, dict) else {"path": item} for name, item in named_sets(spec).items()}
+    return HeldOut({name: open_held_out(item, config) for name, item in named.items()})
+
+
+def sets_of(source: Source | Mixture | None) -> dict[str, Source | Mixture]:
+    """Return the sets of evaluation data by name; "" for one that has none."""
+    from ft_host.data.mixture import HeldOut
+
+    if source is None:
+        return {}
+    return source.sets if isinstance(source, HeldOut) else {"": source}
+
+
+def open_held_out(item: dict[str, Any], config: RunConfig) -> Source:
+    """Open one evaluation set. What `dataset` is given as name and revision holds for it if it is the same data set."""
+    path, same = item["path"], item["path"] == config.dataset
+    name = item.get("name") or (config.dataset_config if same else None)
+    revision = item.get("revision") or (config.dataset_revision if same else None)
+    split = item.get("split") or config.dataset_test_split
+    if split is None:
+        split = "train" if item.get("data_files") is not None else only_split(path, name, revision)
+    return open_source(
+        path,
+        name=name,
+        revision=revision,
+        split=split,
+        data_files=item.get("data_files"),
+        columns=item.get("columns") or config.dataset_columns,
+    )
 
 
 def open_source(
@@ -80,9 +113,9 @@ def open_source(
         kind = suffix_of(path)
         if kind not in BUILDERS:
             raise DataError(f"{path}: expected one of {', '.join(BUILDERS)}")
-        return open_hub(
-            BUILDERS[kind], path, split, streaming, columns, data_files={"train": [path]}, **options_of(kind)
-        )
+        options = {"sep": "\t"} if kind == ".tsv" else {}
+        named = {"train": [path]}
+        return open_hub(BUILDERS[kind], path, split, streaming, columns, data_files=named, **options)
     if Path(path).is_dir() and is_saved(Path(path)):
         return open_saved(path, split, streaming, columns)
     return open_hub(path, path, split, streaming, columns, name=name, revision=revision, data_files=data_files)

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 
-KEYS = ("path", "name", "split", "data_files", "weight", "columns")
+KEYS = ("path", "name", "split", "data_files", "revision", "weight", "columns")
 
 
 def open_mixture(items: list[dict[str, Any]], config: RunConfig, split: str, streaming: bool) -> Mixture | MixedStream:
-    """Open the mixture of a list of {path, name, split, data_files, weight, columns}. Raises DataError."""
+    """Open the mixture of a list of {path, name, split, data_files, revision, weight, columns}. Raises DataError."""
     if not items:
         raise DataError("dataset: an empty list; expected {path, weight, ...} for each data set to mix")
     weights = []
@@ -52,6 +52,7 @@ def open_mixture(items: list[dict[str, Any]], config: RunConfig, split: str, str
         open_source(
             item["path"],
             name=item.get("name"),
+            revision=item.get("revision"),
             split=item.get("split") or split,
             data_files=item.get("data_files"),
             streaming=streaming,
@@ -120,6 +121,18 @@ class Mixture:
             return self.offsets[number] + within[number](row)
 
         return at
+
+
+class HeldOut(Mixture):
+    """Evaluation sets by name. Each is evaluated by itself; as one source they are all their rows."""
+
+    def __init__(self, sets: dict[str, Source | Mixture]):
+        super().__init__(list(sets.values()), None)
+        self.sets = sets
+
+    def describe(self) -> dict[str, Any]:
+        parts = [{**source.describe(), "name": name} for name, source in self.sets.items()]
+        return {**described(self), "sources": parts}
 
 
 class MixedStream:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,6 +24,7 @@ from ft_host.training import checkpoint as checkpoints
 from ft_host.training.evaluate import Evaluation
 from ft_host.training.loop import Progress
 from ft_host.training.optim import Schedule, make_optimizer
+from ft_host.types import Row
 from ft_host.util.memory import COMPANIONS, LOADING, oom_context
 
 if TYPE_CHECKING:
@@ -134,17 +135,17 @@ def build(ready: Preflight, accelerator: Accelerator, folder: RunFolder, checkpo
     )
 
 
-def evaluation_of(built: Built, ready: Preflight, held_out: tuple[list[Any], list[Any]]) -> Evaluation:
-    """Return the evaluation of the held-out rows, with the values of auxiliary models. Precomputed values of the
-    training rows are made too. All ranks must call it."""
+def evaluation_of(built: Built, ready: Preflight, held_out: dict[str, tuple[list[Row], list[Row]]]) -> Evaluation:
+    """Return the evaluation of the held-out rows, (prepared, raw) by the name of their set, with auxiliary models'
+    values. Precomputed values of the training rows are made too. All ranks must call it."""
     run, source = built.run, ready.train_source
-    evaluation = Evaluation(run, *held_out, ready.rewards, ready.online)
+    evaluation = Evaluation(run, held_out, ready.rewards, ready.online)
     if any(spec.precompute for spec in ready.chosen.specs.values()):
         open_store(run)
         if not run.step:  # a run that goes on has made it; what has been deleted since is made when it is met
             steps = data.TrainStream(source, ready.prepare, run.config, rank=run.rank, world_size=run.world_size)
             size = source.num_rows if isinstance(source, data.Source) else None
-            precompute(run, steps, built.total, size, evaluation.mine)
+            precompute(run, steps, built.total, size, [row for part in evaluation.sets for row in part.mine])
             steps.close()
     evaluation.annotate()
     return evaluation

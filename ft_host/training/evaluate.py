@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.rollout import RolloutConfig
@@ -24,54 +25,88 @@ if TYPE_CHECKING:
 SAMPLES = 5  # rows of each evaluation that samples.jsonl shows, the first ones, so that they are the same each time
 
 
+@dataclass
+class EvalSet:
+    """Held-out rows that are evaluated together. `name`: as in `eval_dataset`; "" where it names none."""
+
+    name: str
+    mine: list[Row]  # this rank's, prepared
+    to_complete: list[Row]  # on every rank: raw; in a run with rollouts, prepared
+
+    def named(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return metrics under the names that transformers gives those of several sets: `eval_NAME_loss`."""
+        if not self.name:
+            return metrics
+        return {f"eval_{self.name}_{metric.removeprefix('eval_')}": value for metric, value in metrics.items()}
+
+
 class Evaluation:
     """The held-out rows of a run. Calling it evaluates them: loss and metrics, and the rewards of completions.
 
-    `rows` are prepared, `raw` as they were read; every rank has all of them. With rollouts rows are mostly prompts,
-    which have no loss; without `rewards` of its own the evaluation then uses those of the training.
+    `held_out`: by the name of a set, its rows prepared and as they were read; every rank has all of them. With rollouts
+    rows are mostly prompts, which have no loss; without `rewards` of its own the evaluation then uses those of the
+    training.
     """
 
     def __init__(
         self,
         run: Run,
-        rows: list[Row],
-        raw: list[Row],
+        held_out: dict[str, tuple[list[Row], list[Row]]],
         rewards: list[RewardFunction],
         online: RolloutSession | None = None,
     ):
         self.run, self.rewards, self.online = run, rewards, online
-        self.any = bool(rows)
+        self.sets = [
+            EvalSet(name, rows[run.rank :: run.world_size], raw if online is None else rows)
+            for name, (rows, raw) in held_out.items()
+            if rows
+        ]
         self.has_loss = online is None or run.config.held_out_loss
-        self.to_complete = raw if online is None else rows
-        self.mine = rows[run.rank :: run.world_size]
         self.fixed = all(companion.spec.sync_steps is None for companion in run.models.values())
         self.last = -1  # the step that was evaluated last
-        if self.any and (rewards or online is not None):
-            run.record_facts({"plan/scored_rows": len(self.to_complete)})
+        if self.sets and (rewards or online is not None):
+            run.record_facts({"plan/scored_rows": sum(len(part.to_complete) for part in self.sets)})
 
     def annotate(self) -> None:
         """Add the values of auxiliary models to the rows once, if they don't change."""
-        if self.any and self.fixed and self.has_loss:
-            self.mine = self.run.annotate(self.mine)
+        if self.fixed and self.has_loss:
+            for part in self.sets:
+                part.mine = self.run.annotate(part.mine)
 
     def __call__(self) -> None:
-        """Log an evaluation of the current weights, unless there is one already or there are no rows."""
+        """Log an evaluation of the current weights, unless there is one already or there are no rows.
+
+        Of several sets each has its metrics, and the plain names, which rules and reports go by, are means over the
+        sets, in which each set counts the same.
+        """
         run = self.run
-        if not self.any or self.last == run.step:
+        if not self.sets or self.last == run.step:
             return
         self.last = run.step
         started = time.perf_counter()
-        entry = {"kind": "eval", "step": run.step}
-        if self.has_loss:
-            entry |= evaluate_loss(run, self.mine if self.fixed else run.annotate(self.mine))
-        if self.rewards or self.online is not None:  # without any reward completions are still shown and measured
-            metrics, samples = evaluate_rewards(run, self.to_complete, self.rewards, self.online)
-            entry |= metrics
-            if run.accelerator.is_main_process:
-                for sample in samples:
-                    run.folder.append("samples.jsonl", {"step": run.step, **sample})
+        entry: dict[str, Any] = {"kind": "eval", "step": run.step}
+        found = [self.of_set(part) for part in self.sets]
+        if len(self.sets) > 1:
+            for part, metrics in zip(self.sets, found, strict=True):
+                entry |= part.named(metrics)
+        shared = [name for name in found[0] if all(name in metrics for metrics in found)]
+        entry |= {name: sum(metrics[name] for metrics in found) / len(found) for name in shared}
         reshard(run.policy)
         run.log(entry | {"perf/eval_time": time.perf_counter() - started})
+
+    def of_set(self, part: EvalSet) -> dict[str, float]:
+        """Return the metrics of one set, by their plain names."""
+        run, metrics = self.run, {}
+        if self.has_loss:
+            metrics = evaluate_loss(run, part.mine if self.fixed else run.annotate(part.mine))
+        if self.rewards or self.online is not None:  # without any reward completions are still shown and measured
+            scored_metrics, samples = evaluate_rewards(run, part.to_complete, self.rewards, self.online)
+            metrics = metrics | scored_metrics
+            if run.accelerator.is_main_process:
+                named = {"set": part.name} if part.name else {}
+                for sample in samples:
+                    run.folder.append("samples.jsonl", {"step": run.step, **named, **sample})
+        return metrics
 
 
 def evaluate_rewards(

@@ -119,16 +119,17 @@ class _Launch:
             self._register_sinks(built, resumed=checkpoint is not None)
         self._write_plan(run, built.total)
         run.record_facts(model_facts(run) | disk_facts(run))
-        for sentence in warnings:
+        for sentence in [*ready.notes, *warnings]:
             run.say(sentence, "warning")
         for sentence in run.policy.notes:
             run.say(sentence)
         if checkpoint:
             run.say(f"resumed from {checkpoint if self.folder.path not in checkpoint.parents else checkpoint.name}")
 
-        held_out = data.eval_rows(ready.eval_source, ready.prepare, config) if ready.eval_source else ([], [])
+        sets = data.sets_of(ready.eval_source)
+        held_out = {name: data.eval_rows(source, ready.prepare, config) for name, source in sets.items()}
         if ready.watch.main:
-            record_estimate(run, len(held_out[0]))
+            record_estimate(run, sum(len(rows) for rows, _ in held_out.values()))
         evaluation = evaluation_of(built, ready, held_out)
 
         def save() -> None:

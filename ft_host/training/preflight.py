@@ -65,6 +65,7 @@ class Preflight:
     eval_source: Any  # None without evaluation data
     rewards: list[RewardFunction]  # of the evaluation
     online: RolloutSession | None  # of a method with rollouts
+    notes: list[str]  # what is said once before the first step: what the data leaves out, what the model can't read
 
     def close(self) -> None:
         if self.online is not None:
@@ -112,9 +113,14 @@ def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
         eval_source=data.open_eval(config),
         rewards=rewards,
         online=None,
+        notes=[],
     )
-    for reward in rewards:
-        check_columns(reward, ready.eval_source.columns)
+    ready.notes += data.notes_of(ready.train_source)
+    for held_out in data.sets_of(ready.eval_source).values():
+        ready.notes += data.notes_of(held_out)
+    for held_out in data.sets_of(ready.eval_source).values():
+        for reward in rewards:
+            check_columns(reward, held_out.columns)
     if watch.main:
         watch.record_facts(_facts_of_rows(ready))
     data.check_first_rows(ready.train_source, ready.prepare, config)

@@ -53,6 +53,7 @@ class DistillConfig(GroupedRolloutConfig):
         required=True,
         unless="loss_top_k",
         example="path/of/a/larger/model",
+        path=True,
     )
     teacher_model_revision: str | None = option(
         None, "Branch, tag or commit of a teacher from the hub. Not set: its newest."
@@ -133,6 +134,7 @@ class GKDConfig(RolloutConfig):
         required=True,
         unless="loss_top_k",
         example="path/of/a/larger/model",
+        path=True,
     )
     teacher_model_revision: str | None = option(
         None, "Branch, tag or commit of a teacher from the hub. Not set: its newest."

@@ -55,12 +55,13 @@ class GOLDConfig(RolloutConfig):
         aliases=("teacher_model",),
         required=True,
         example="path/of/a/larger/model",
+        path=True,
     )
     teacher_model_revision: str | None = option(
         None, "Branch, tag or commit of a teacher from the hub. Not set: its newest."
     )
     teacher_tokenizer_name_or_path: str | None = option(
-        None, "Folder or hub id of the teacher's tokenizer. Not set: the one in the teacher's folder."
+        None, "Folder or hub id of the teacher's tokenizer. Not set: the one in the teacher's folder.", path=True
     )
 
     # -- where completions come from

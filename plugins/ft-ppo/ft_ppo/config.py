@@ -69,6 +69,7 @@ class PPOConfig(RolloutConfig):
         "Folder or hub id that the value model starts from: a language model, or a reward model, whose head it "
         "then keeps. Not set: the model that the policy starts from.",
         aliases=("value_model_name_or_path",),
+        path=True,
     )
     value_head: bool = option(
         False,
@@ -79,6 +80,7 @@ class PPOConfig(RolloutConfig):
         None,
         "Folder or hub id of another model as the reference. Not set: the model as it was before training.",
         aliases=("ref_model_name_or_path",),
+        path=True,
     )
 
     # -- rewards of tokens

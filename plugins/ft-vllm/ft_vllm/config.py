@@ -31,6 +31,7 @@ class VLLMConfig:
         "The Python of the environment with vLLM: the run starts the server with it, and ends it.",
         group="rollouts",
         example="/opt/vllm/bin/python",
+        path=True,
     )
     url: str | None = option(
         None,
@@ -114,6 +115,7 @@ class VLLMConfig:
         "Where adapters are written for the server to read; a server elsewhere needs a folder that both see. Not set: "
         "a temporary one.",
         group="rollouts",
+        path=True,
     )
     trainer_address: str = option(
         "127.0.0.1", "The trainer's address as a server elsewhere reaches it; `gloo` connects to it.", group="rollouts"
@@ -131,7 +133,10 @@ class VLLMConfig:
         300.0, "Seconds that the transfer of the weights may take.", group="rollouts", gt=0
     )
     log: str | None = option(
-        None, "File that a started server's output goes to. Not set: vllm.log in the run's folder.", group="rollouts"
+        None,
+        "File that a started server's output goes to. Not set: vllm.log in the run's folder.",
+        group="rollouts",
+        path=True,
     )
     server_args: list[str] = option(
         [],

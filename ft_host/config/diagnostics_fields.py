@@ -1,0 +1,48 @@
+"""The fields of every run that choose its rules and what their findings do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ft_host.config.options import option
+
+
+@dataclass(kw_only=True)
+class DiagnosticsFields:
+    """A part of `RunConfig`."""
+
+    diagnostics: list[str] = option(
+        [],
+        "Diagnostics plugins to use beside those of the method, by name; a Python file is one too.",
+        group="diagnostics",
+        path=True,
+    )
+    diagnostics_config: dict[str, Any] = option(
+        {}, "Their own fields: {name: {field: value}}; their documentation has them.", group="diagnostics"
+    )
+    rules_select: list[str] = option(
+        [], "Rules to use: codes, or beginnings of codes (GRPO). Not set: all.", group="diagnostics", was=("select",)
+    )
+    rules_ignore: list[str] = option(
+        [],
+        "Rules to leave out, in the same way. If both fields name a rule, the longer name decides.",
+        group="diagnostics",
+        was=("ignore",),
+    )
+    stop_on: list[str] = option(
+        [],
+        "Save and stop the run on a finding of these rules; 'patchable': on any warning or error with a remedy "
+        "that changes the config. In a resumed run, the finding that stopped it does so again only if it gets "
+        "worse, or has passed and is found anew.",
+        group="diagnostics",
+    )
+    locked_fields: list[str] = option(
+        [], "Config fields that no remedy may change.", group="diagnostics", was=("locked",)
+    )
+    fail_on: str | None = option(
+        None,
+        "Exit with 5 if a finding of this severity or above is open at the end.",
+        group="diagnostics",
+        choices=("info", "warning", "error"),
+    )
