@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import datetime
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 import torch
 
-from ft_host.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ft_host.config import RunConfig
+from ft_host.errors import ConfigError, FtHostError, UsageError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ft_host.config import RunConfig
+
+T = TypeVar("T")
 
 
 def start_processes(config: RunConfig) -> Accelerator:
@@ -55,6 +55,23 @@ def agreed(accelerator: Accelerator, value: Any) -> Any:
     values = [value]
     torch.distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Do `work` on the main process, and return its picklable result on every rank. All ranks must call it; the
+    FtHostError that it raises is raised on all, so that none waits for the others."""
+    result, refused, unusable = None, None, False
+    if accelerator.is_main_process:
+        try:
+            result = work()
+        except FtHostError as error:
+            if accelerator.num_processes == 1:
+                raise
+            refused, unusable = str(error), isinstance(error, UsageError)
+    result, refused, unusable = agreed(accelerator, (result, refused, unusable))
+    if refused is not None:
+        raise UsageError(refused) if unusable else FtHostError(refused)
+    return result  # type: ignore[return-value]  # there is one where nothing was refused
 
 
 def end_processes(model: torch.nn.Module | None = None) -> None:

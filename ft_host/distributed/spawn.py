@@ -9,6 +9,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from ft_host.distributed.launcher import LAUNCHER
 from ft_host.errors import Interrupted
 
 
@@ -18,6 +19,7 @@ def spawn(argv: list[str], num_processes: int) -> int:
     Returns the exit code of the first process that failed.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ[LAUNCHER] = str(os.getpid())  # the agent runs in this process; the ranks end with it
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

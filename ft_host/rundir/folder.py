@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ft_host.errors import UsageError
+from ft_host.rundir.checkpoints import Kept
 from ft_host.util.text import closest
 
 FORMAT = 1
@@ -46,6 +47,7 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.manifest: dict[str, Any] = {}
+        self.kept = Kept(self.path / "checkpoints")
 
     @classmethod
     def create(cls, path: Path, manifest: dict[str, Any]) -> RunFolder:

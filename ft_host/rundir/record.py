@@ -16,6 +16,7 @@ from typing import Any
 from ft_host.config.old_names import of_record
 from ft_host.config.run import OLD_NAMES
 from ft_host.errors import UsageError
+from ft_host.rundir.checkpoints import steps_in
 from ft_host.rundir.find import is_run, not_a_run
 from ft_host.rundir.folder import FORMAT
 from ft_host.rundir.lines import number_of, read_json_lines
@@ -260,9 +261,7 @@ def read_run(folder: str | Path) -> RunRecord:
             record.findings[finding["fingerprint"]] = finding
     record.rollouts = [sample for sample in record.samples if sample.get("kind") == "rollout"]
     record.samples = [sample for sample in record.samples if sample.get("kind") != "rollout"]
-    if (folder / "checkpoints").is_dir():
-        steps = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*") if path.is_dir()]
-        record.checkpoints = sorted(int(step) for step in steps if step.isdigit())
+    record.checkpoints = [step for step, _ in steps_in(folder / "checkpoints")]
     record.has_model = (folder / "model").is_dir()
     times = [
         path.stat().st_mtime

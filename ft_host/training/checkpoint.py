@@ -7,7 +7,7 @@
         rng-R.json     random states of rank R
         buffer-R.json  of a run with rollouts: what rank R has of the last one
         progress.json  step, data position, the method's state
-        files.json     size and checksum of every file above
+        files.json     size and checksum of every file above, and of itself
 
 A checkpoint is written beside its place and renamed. `files.json` is written last, so that a damaged checkpoint is
 recognised. Wart: torch.distributed.checkpoint keeps its index as a pickle. Resume only run folders that you trust.
@@ -41,7 +41,7 @@ from torch.distributed.checkpoint.state_dict import (
 from ft_host.distributed.processes import is_sharded
 from ft_host.errors import FtHostError
 from ft_host.models import save_model
-from ft_host.rundir.checkpoints import checksum, steps_in
+from ft_host.rundir.checkpoints import INDEX, checksum, index_of, put
 from ft_host.rundir.folder import write_json
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer:
     if it can't be written; earlier checkpoints stay as they are."""
     place = run.folder.checkpoints / f"step-{run.step}"
     aside = run.folder.checkpoints / f".step-{run.step}.tmp"
-    doing = f"checkpoint at step {run.step} could not be written"
+    doing, renamed = f"checkpoint at step {run.step} could not be written", None
     try:
         with _together(run, doing):
             if run.accelerator.is_main_process:
@@ -149,19 +149,23 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer:
                 saved = {"step": run.step, "world_size": run.world_size, "state": run.state}
                 write_json(aside / "progress.json", saved | {"progress": dataclasses.asdict(progress)})
                 files = sorted(path for path in aside.rglob("*") if path.is_file())
-                write_json(aside / "files.json", {str(p.relative_to(aside)): checksum(p) for p in files})
+                write_json(aside / INDEX, index_of({p.relative_to(aside).as_posix(): checksum(p) for p in files}))
                 _flush(*aside.rglob("*"), aside)
-                if place.exists():
-                    shutil.rmtree(place)
-                aside.rename(place)
+                renamed = put(aside, place)
                 _flush(run.folder.checkpoints)
     except FtHostError:
         if run.accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
         raise
-    if run.accelerator.is_main_process and run.config.save_total_limit:
-        for _, path in steps_in(run.folder.checkpoints)[: -run.config.save_total_limit]:
-            shutil.rmtree(path)
+    if run.accelerator.is_main_process:
+        if renamed:
+            run.say(renamed, "warning")
+        run.folder.update(saved=run.step)
+        run.folder.kept.trust(place)
+        try:
+            run.folder.kept.rotate(run.config.save_total_limit)
+        except OSError as error:  # the new checkpoint is there, so the run goes on
+            run.say(f"an old checkpoint could not be deleted: {error.strerror} ({error.filename})", "warning")
     return place
 
 
