@@ -103,15 +103,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(config):
     assert_same_weights(whole, folder, rel=0)
 
 
-def test_a_run_without_any_whole_checkpoint_starts_again(config):
-    whole = run_in(config, "whole", max_steps=2)
-    folder = run_in(config, "damaged", max_steps=2)
-    (folder / "checkpoints/step-2/files.json").write_text("{")
-    done = resume(folder)
-    assert done.returncode == 0, done.stderr
-    assert_same(lines(whole), lines(folder), rel=0)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_goes_on_where_it_was(config, number):
     config = dataclasses.replace(config, max_steps=200, save_steps=0, learning_rate=1e-3)

@@ -84,7 +84,7 @@ def _told(record: RunRecord) -> dict[str, Any]:
 
 
 def _status(entry: dict[str, Any]) -> str:
-    """Mark a run that has written nothing for long: a killed run could not report it."""
+    """Mark a run that has written nothing for long, whose process can't be looked at from here."""
     silent = (datetime.now().astimezone() - datetime.fromisoformat(entry["written"]).astimezone()).total_seconds()
     if entry["status"] == "running" and silent > SILENT:
         return f"running, silent for {fmt.duration(silent)}"

@@ -12,12 +12,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ft_host import registry
 from ft_host.config import paths, resolve
 from ft_host.config.files import ConfigFile, is_config, read_file
 from ft_host.config.old_names import RenamedField
+from ft_host.distributed.launcher import end_with_launcher
 from ft_host.errors import PluginNotFound, StoppedByFinding, UsageError
 
 USAGE = "ft-host train METHOD [CONFIG] [--field value ...], or ft-host train --resume RUN [--field value ...]"
@@ -28,7 +30,11 @@ usage: ft-host train METHOD [CONFIG] [--field value ...] [--dry-run]
 
 Trains a model. CONFIG is a YAML, TOML or JSON file; METHOD may be left out if it has a line `method: ...`. Flags
 override the file. --dry-run checks everything that needs no model, and prints the config with the origin of each
-value. --resume continues a stopped run from its newest complete checkpoint.
+value. --resume continues a stopped run from its newest whole checkpoint. With it:
+  --restart               begin at step 0; logs and checkpoints so far are kept in RUN/before-restart-N
+  --allow-changed FIELDS  go on though files that these fields name (model,dataset) have other content than
+                          when the run began; run.json records it
+  --take-over             go on though a process on another host may still train in the folder
 
 `ft-host train METHOD --help` lists the fields of a method, `ft-host config METHOD` prints a CONFIG to start from.
 """
@@ -44,6 +50,9 @@ class Asked:
     dry_run: bool
     help: bool
     flags: list[str]
+    restart: bool = False
+    take_over: bool = False
+    allow_changed: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -57,6 +66,7 @@ class Ready:
 
 
 def run(argv: list[str]) -> int:
+    end_with_launcher()
     asked = read(argv)
     if asked.help and asked.method is None:
         print(HELP + "\n" + installed())
@@ -82,10 +92,15 @@ def run(argv: list[str]) -> int:
         return spawn(argv, config.num_processes)
     say_warnings(ready.renamed)
     warn_once(ready.method)
+    from ft_host.rundir.opening import Resuming
     from ft_host.training import launch
 
     finished = launch.train(
-        config, method=registry.reference(ready.method), origins=ready.resolved.origins, resume=ready.resume
+        config,
+        method=registry.reference(ready.method),
+        origins=ready.resolved.origins,
+        resume=ready.resume,
+        asked=Resuming(restart=asked.restart, take_over=asked.take_over, allow_changed=asked.allow_changed),
     )
     code = StoppedByFinding.exit_code if finished.failed else 0
     if "LOCAL_RANK" in os.environ:
@@ -108,8 +123,9 @@ def leave(code: int) -> NoReturn:
 def read(argv: list[str]) -> Asked:
     """Take METHOD, CONFIG and the options that aren't fields off the command line. Raises UsageError."""
     rest = list(argv)
-    wanted = {name: take_switch(rest, name) for name in ("--dry-run", "--help", "-h")}
+    wanted = {name: take_switch(rest, name) for name in ("--dry-run", "--help", "-h", "--restart", "--take-over")}
     resume = take_value(rest, "--resume", "the folder of a run, for instance --resume runs/sft-20260101-120000")
+    allowed = take_value(rest, "--allow-changed", "the fields whose files may have changed, for instance model,dataset")
     places = []
     while rest and not rest[0].startswith("-") and len(places) < 2:
         places.append(rest.pop(0))
@@ -120,7 +136,13 @@ def read(argv: list[str]) -> Asked:
         dry_run=wanted["--dry-run"],
         help=wanted["--help"] or wanted["-h"],
         flags=rest,
+        restart=wanted["--restart"],
+        take_over=wanted["--take-over"],
+        allow_changed=tuple(name.strip() for name in (allowed or "").split(",") if name.strip()),
     )
+    for name in ("--restart", "--take-over"):
+        if wanted[name] and resume is None:
+            raise UsageError(f"{name} is for a run that goes on: ft-host train --resume RUN {name}")
     if resume is not None:
         if places:
             raise UsageError(
@@ -208,8 +230,11 @@ def fresh(asked: Asked) -> Ready:
 def resumed(asked: Asked) -> Ready:
     """Return a resumed run, from its run.json. Raises UsageError for a folder that isn't a run's."""
     from ft_host.rundir.folder import RunFolder
+    from ft_host.rundir.owner import refuse_if_owned
 
     record: dict[str, Any] = RunFolder.open(asked.resume).manifest
+    if os.environ.get("RANK", "0") == "0":  # under torchrun the first process may own it before another looks
+        refuse_if_owned(Path(asked.resume))
     where = os.path.join(asked.resume, "run.json")
     lacking = [key for key in ("reference", "config", "origins") if key not in record]
     if lacking:

@@ -16,7 +16,7 @@ from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.rule import SEVERITIES, chosen, is_fact
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
 from ft_host.rundir.lines import read_json_lines
-from ft_host.rundir.record import RunRecord, read_run
+from ft_host.rundir.record import KILLED, RunRecord, read_run
 
 
 @dataclass(kw_only=True)
@@ -83,7 +83,9 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
     usable = [line for line in lines if line.get("kind") in ("train", "eval") and isinstance(line.get("step"), int)]
     feed(engine, declared | record.facts, record.facts_told, usable)
     running = record.status == "running"
-    final = list(engine.findings.values()) if running else engine.finish(whole=record.status != "interrupted")
+    final = (
+        list(engine.findings.values()) if running else engine.finish(whole=record.status not in ("interrupted", KILLED))
+    )
     owners = {rule.code: label for rule, label in rules}
     notes += [f"rule {code} of {owners[code]} failed: {what}" for code, what in engine.failed.items()]
     findings = {finding.fingerprint: finding.as_dict(config) for finding in final}

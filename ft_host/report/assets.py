@@ -27,7 +27,7 @@ h1 .status{vertical-align:5px;margin-left:12px}
 background:var(--info-bg);color:var(--train);line-height:1.5}
 .status.finished{background:var(--good-bg);color:var(--good)}
 .status.failed{background:var(--bad-bg);color:var(--bad)}
-.status.interrupted{background:var(--warn-bg);color:var(--warn)}
+.status.interrupted,.status.killed{background:var(--warn-bg);color:var(--warn)}
 h2{font-size:18px;font-weight:640;letter-spacing:-.005em;margin:46px 0 14px}
 h2 small{font-size:13px;font-weight:400;color:var(--soft);margin-left:10px;letter-spacing:0}
 h2 .legend{display:inline-flex;margin-left:16px;font-weight:400;letter-spacing:0;font-size:13px}

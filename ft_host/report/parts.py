@@ -9,7 +9,7 @@ from ft_host.report.chart import Line, chart
 from ft_host.report.findings import marks
 from ft_host.report.markup import Markup, el, facts, join, table
 from ft_host.rundir import format as fmt
-from ft_host.rundir.record import RunRecord
+from ft_host.rundir.record import KILLED, RunRecord
 
 # The order of curves, families by their prefix; all others follow, sorted by name.
 FIRST = (
@@ -155,6 +155,9 @@ def notices(record: RunRecord, now_text: str) -> Markup | None:
         out.append(el("div.notice.bad", el("b", f"The run failed {at}."), why, el("p.soft", saved)))
     elif record.status == "interrupted":
         out.append(el("div.notice", el("b", f"The run was stopped {at}."), record.error, el("p", saved, resume)))
+    elif record.status == KILLED:
+        why = "Its process is gone and left no word: a kill, or a machine that went down."
+        out.append(el("div.notice", el("b", f"The run was killed {at}."), why, el("p", saved, resume)))
     elif record.status == "running":
         out.append(
             el(

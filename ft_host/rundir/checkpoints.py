@@ -270,5 +270,7 @@ def first_checkpoint(
     if saved:
         there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         instead = f"{folder} holds {', '.join(there)}" if there else f"{folder} is empty or gone"
-        raise UsageError(f"{run} can't go on, a checkpoint was written at step {saved} and there is none: {instead}. {anew}")
+        raise UsageError(
+            f"{run} can't go on, a checkpoint was written at step {saved} and there is none: {instead}. {anew}"
+        )
     return start or start_of(config), []

@@ -7,18 +7,23 @@ events.jsonl    messages to the user
 samples.jsonl   completions of held-out prompts, at each evaluation, and some of each rollout
 checkpoints/    step-N/, complete or absent
 model/          what `from_pretrained` loads, or the adapter
+owner.json      the process that trains in it; absent when none does
+before-restart-N/  logs and checkpoints of a run that was begun anew
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from ft_host.errors import UsageError
 from ft_host.rundir.checkpoints import Kept
+from ft_host.rundir.owner import Owner
 from ft_host.util.text import closest
 
 FORMAT = 1
@@ -48,16 +53,7 @@ class RunFolder:
         self.path = Path(path)
         self.manifest: dict[str, Any] = {}
         self.kept = Kept(self.path / "checkpoints")
-
-    @classmethod
-    def create(cls, path: Path, manifest: dict[str, Any]) -> RunFolder:
-        """Create a run in `path`. Raises UsageError where there is a run already."""
-        folder = cls(path)
-        if (path / "run.json").exists():
-            raise UsageError(f"output_dir: {path} already holds a run; resume it with `ft-host train --resume {path}`")
-        path.mkdir(parents=True, exist_ok=True)
-        folder.update(**manifest)
-        return folder
+        self.owner: Owner | None = None  # this process, while it trains in the folder
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -70,11 +66,54 @@ class RunFolder:
             near = closest(folder.path, runs) or next(reversed(runs), None)
             hint = f"; did you mean {near}?" if near else ""
             raise UsageError(f"{folder.path} is not a run's folder: it has no run.json{hint}")
-        try:
-            folder.manifest = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{file} is damaged: {error}") from error
+        folder.read_manifest()
         return folder
+
+    def read_manifest(self) -> None:
+        """Read run.json. Raises UsageError for one that is damaged, or written by a newer host."""
+        file = self.path / "run.json"
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{file} is damaged: {error}") from error
+        if not isinstance(manifest, dict):
+            raise UsageError(f"{file} is damaged: expected an object, found {type(manifest).__name__}")
+        written = manifest.get("format")
+        if type(written) is not int:
+            raise UsageError(f"{file} is damaged: format is {written!r}, expected a whole number")
+        if written > FORMAT:
+            raise UsageError(
+                f"{file} has format {written}, and this ft-host knows formats up to {FORMAT}: a newer one began the "
+                "run; update ft-host"
+            )
+        self.manifest = manifest
+
+    def own(self, *, take_over: bool = False) -> None:
+        """Become the one process that writes into the folder, until `release`. Raises UsageError, which names the
+        owner, where another process trains in it."""
+        self.owner = Owner.take(self.path, take_over=take_over)
+
+    def release(self) -> None:
+        """Give the folder free at the end of a run, however it ended."""
+        if self.owner is None:
+            return
+        try:
+            status = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["status"]
+        except (OSError, ValueError):
+            status = None  # it has not begun, or can't be read now
+        self.owner.release(ended=status != "running")
+        self.owner = None
+
+    def set_aside(self, *names: str) -> Path:
+        """Move files and folders of the run to a new folder in it, and return that folder. run.json is copied."""
+        numbered = (self.path / f"before-restart-{number}" for number in itertools.count(1))
+        aside = next(path for path in numbered if not path.exists())
+        aside.mkdir()
+        shutil.copy2(self.path / "run.json", aside / "run.json")
+        for name in names:
+            if (self.path / name).exists():
+                (self.path / name).rename(aside / name)
+        return aside
 
     @property
     def checkpoints(self) -> Path:

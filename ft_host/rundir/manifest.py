@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import importlib.metadata
-import itertools
 import os
 import platform
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host import registry
@@ -153,13 +150,6 @@ def check_same_data(folder: RunFolder, manifest: dict[str, Any]) -> list[str]:
     return [f"{new['path']} has changed since the run began; its rows are assumed to be the same"]
 
 
-def fresh_folder(method: str) -> str:
-    """Return runs/METHOD-DATE-TIME, with a number where another run began in the same second."""
-    name = f"runs/{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    numbered = (f"{name}-{number}" for number in itertools.count(2))
-    return next(path for path in itertools.chain([name], numbered) if not Path(path).exists())
-
-
 def _environment(accelerator: Any) -> dict[str, Any]:
     names = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "pluggy")
     versions = {name: importlib.metadata.version(name) for name in names}
@@ -176,6 +166,15 @@ def _environment(accelerator: Any) -> dict[str, Any]:
         "devices": devices,
         "world_size": accelerator.num_processes,
     }
+
+
+def lost_metrics(lines: list[dict[str, Any]], step: int) -> list[str]:
+    """Return a sentence where metrics.jsonl no longer has the line of each step up to `step`."""
+    logged = {entry["step"] for entry in lines if entry["kind"] == "train"}
+    lost = step - sum(1 for number in logged if 0 < number <= step)
+    if not lost:
+        return []
+    return [f"metrics.jsonl lacks {lost} of the {step} steps before this one: it was removed or cut; the rest goes on"]
 
 
 def before_and_after(lines: list[dict[str, Any]]) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft_host.distributed.processes import agreed
-from ft_host.rundir.checkpoints import first_checkpoint, parent_of, run_of, step_of
+from ft_host.distributed.processes import on_main
+from ft_host.errors import UsageError
+from ft_host.rundir.checkpoints import clean, first_checkpoint, parent_of, run_of, start_of, step_of
 from ft_host.rundir.folder import RunFolder
-from ft_host.rundir.manifest import check_rows_per_step, check_same_data, fresh_folder, new_manifest
+from ft_host.rundir.manifest import check_rows_per_step, check_same_data, new_manifest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -16,12 +20,67 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.registry import PluginInfo
 
+LOGS = ("metrics.jsonl", "samples.jsonl", "findings.jsonl", "events.jsonl", "report.html")
+OUTPUT = ("checkpoints", "model", "merged")
 
-def open_folder(config: RunConfig, method: PluginInfo, resume: Path | None, accelerator: Accelerator) -> RunFolder:
-    """The folder that the run is in, not yet written. All ranks must call it."""
+
+@dataclass(frozen=True, kw_only=True)
+class Resuming:
+    """What the user says of a run that goes on, beside its fields."""
+
+    restart: bool = False  # begin at step 0, and keep what there is aside
+    take_over: bool = False  # even where an owner on another host may live
+    allow_changed: tuple[str, ...] = ()  # fields whose files may differ from those that the run began with
+
+
+def open_folder(
+    config: RunConfig, method: PluginInfo, resume: Path | None, accelerator: Accelerator, asked: Resuming
+) -> RunFolder:
+    """Return the folder that the run is in, owned by the main process. All ranks must call it. Raises UsageError where
+    another process trains in it, and for a new run where it holds one."""
+    opened: list[RunFolder] = []
+
+    def own() -> Path:
+        opened.append(_opened(config, method, resume, asked.take_over))
+        return opened[0].path
+
+    path = on_main(accelerator, own)
+    if opened:
+        return opened[0]
+    return RunFolder.open(path) if resume else RunFolder(path)
+
+
+def _opened(config: RunConfig, method: PluginInfo, resume: Path | None, take_over: bool) -> RunFolder:
     if resume:
-        return RunFolder.open(resume)
-    return RunFolder(config.output_dir or agreed(accelerator, fresh_folder(method.name)))
+        folder = RunFolder.open(resume)
+        folder.own(take_over=take_over)
+        folder.read_manifest()  # of its last owner
+        return folder
+    if config.output_dir:
+        folder = RunFolder(config.output_dir)
+        folder.path.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = RunFolder(claim_folder(method.name))
+    folder.own(take_over=take_over)
+    if (folder.path / "run.json").exists():
+        folder.release()
+        raise UsageError(
+            f"output_dir: {folder.path} already holds a run; resume it with `ft-host train --resume {folder.path}`"
+        )
+    return folder
+
+
+def claim_folder(method: str) -> Path:
+    """Make and return runs/METHOD-DATE-TIME, with a number where another run began in the same second."""
+    name = f"runs/{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    Path("runs").mkdir(exist_ok=True)
+    for path in itertools.chain([Path(name)], (Path(f"{name}-{number}") for number in itertools.count(2))):
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError  # the numbers don't end
 
 
 def write_manifest(
@@ -49,16 +108,50 @@ def write_manifest(
         warnings = check_same_data(folder, manifest)
         folder.update(**manifest)
         return warnings
-    folder.manifest = RunFolder.create(folder.path, manifest).manifest
+    folder.update(**manifest, saved=None)
     if start is not None:
         folder.take_over(run_of(start), step_of(start))
     return []
 
 
 def checkpoint_to_begin_with(
-    folder: RunFolder, config: RunConfig, start: Path | None, accelerator: Accelerator, *, resume: bool
+    folder: RunFolder, config: RunConfig, start: Path | None, accelerator: Accelerator, *, resume: bool, asked: Resuming
 ) -> tuple[Path | None, list[str]]:
-    """The checkpoint that the run goes on from, None for one from the beginning, and a sentence for each that is
-    damaged. All ranks must call it."""
-    found = first_checkpoint(folder.checkpoints, start, config) if resume else (start, [])
-    return agreed(accelerator, found)
+    """Return the checkpoint that the run goes on from, None for one from the beginning, and sentences about what was
+    found. All ranks must call it. Raises UsageError where there were checkpoints and none is whole."""
+
+    def begun(other: Path | None) -> Path | None:
+        if other is not None:
+            folder.take_over(run_of(other), step_of(other))
+        return other
+
+    def find() -> tuple[Path | None, list[str]]:
+        if not resume:
+            return start, []
+        said = [folder.owner.taken_from] if folder.owner is not None and folder.owner.taken_from else []
+        clean(folder.checkpoints)
+        if asked.restart:
+            aside = folder.set_aside(*LOGS, *OUTPUT)
+            folder.update(saved=None, result=None)
+            return begun(start_of(config)), [*said, f"the run begins anew; what there was is in {aside}"]
+        found, damaged = first_checkpoint(folder.checkpoints, start, config, _saved(folder, config))
+        if found is not None and found.parent == folder.checkpoints:
+            folder.kept.trust(found)
+        elif any(line.get("kind") == "train" for line in folder.read("metrics.jsonl")):
+            aside = folder.set_aside(*LOGS)
+            said.append(f"the run was stopped before its first checkpoint and begins again; its logs are in {aside}")
+            begun(found)
+        return found, [*said, *damaged]
+
+    return on_main(accelerator, find)
+
+
+def _saved(folder: RunFolder, config: RunConfig) -> int | None:
+    """Return the last step that the run is known to have saved. Before 0.6, run.json doesn't say: it is read off the
+    steps that were logged."""
+    if "saved" in folder.manifest:
+        return folder.manifest["saved"]
+    if not config.save_steps:
+        return None
+    last = max((line["step"] for line in folder.read("metrics.jsonl") if line["kind"] == "train"), default=0)
+    return (last - 1) // config.save_steps * config.save_steps or None if last else None

@@ -169,7 +169,9 @@ def _check(folder: Path, owner: dict[str, Any], *, locked: bool, take_over: bool
 
 def _goes_on(folder: Path, owner: dict[str, Any]) -> str:
     since = f" since {owner['since']}" if owner.get("since") else ""
-    who = f"process {owner['pid']} on {owner.get('host')} trains in it{since}" if owner.get("pid") else "it has an owner"
+    who = (
+        f"process {owner['pid']} on {owner.get('host')} trains in it{since}" if owner.get("pid") else "it has an owner"
+    )
     return f"{folder} is in use: {who}. Wait for it or stop it (a SIGTERM saves its state), then resume"
 
 

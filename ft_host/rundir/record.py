@@ -20,9 +20,12 @@ from ft_host.rundir.checkpoints import steps_in
 from ft_host.rundir.find import is_run, not_a_run
 from ft_host.rundir.folder import FORMAT
 from ft_host.rundir.lines import number_of, read_json_lines
+from ft_host.rundir.owner import state_of
 from ft_host.rundir.series import Series
 
 STATUSES = ("running", "finished", "failed", "interrupted")
+# What readers say of a run whose run.json says "running" and whose process is gone: nobody was left to write it there.
+KILLED = "killed"
 # Fields of run.json and their types. The first five are required; a run that failed early may lack the others.
 FIELDS: dict[str, tuple[type, ...]] = {
     "format": (int,),
@@ -224,6 +227,8 @@ def read_run(folder: str | Path) -> RunRecord:
     if not is_run(folder):
         raise not_a_run(folder)
     info = _read_run_json(folder)
+    if info["status"] == "running" and state_of(folder) == "dead":
+        info["status"] = KILLED
     old = of_record(info["config"], OLD_NAMES)  # of a run of an earlier version
     record = RunRecord(
         folder=folder,

@@ -10,7 +10,7 @@ from ft_host.errors import FtHostError
 from ft_host.metrics import add_counts
 from ft_host.models import merge_adapter, save_model
 from ft_host.report import write_report
-from ft_host.rundir.manifest import before_and_after
+from ft_host.rundir.manifest import before_and_after, lost_metrics
 from ft_host.training.checkpoint import full_state
 from ft_host.types import FinishedRun
 from ft_host.util.text import now
@@ -34,6 +34,8 @@ def finish(run: Run) -> FinishedRun:
             metrics |= {key: value for key, value in entry.items() if key not in ("kind", "step")}
         for sentence in before_and_after(lines):
             run.say(sentence)
+        for sentence in lost_metrics(lines, run.step):
+            run.say(sentence, "warning")
         findings = run.watch.finish()
         folder.update(status="finished", finished=now(), result=metrics)
         run.say(f"model in {folder.model}, report in {report_of(folder)}")

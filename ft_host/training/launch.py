@@ -21,6 +21,7 @@ from ft_host import data, registry
 from ft_host.config import RunConfig
 from ft_host.contract.sinks import TRACKERS, guard_sinks
 from ft_host.diagnostics.memory_remedies import remedies_for
+from ft_host.distributed.launcher import end_with_launcher
 from ft_host.distributed.processes import end_processes, start_processes
 from ft_host.errors import FtHostError, Interrupted, OutOfMemory, StoppedByFinding
 from ft_host.monitor.gradients import model_facts
@@ -30,8 +31,8 @@ from ft_host.monitor.stall import StallDetector
 from ft_host.run import Run
 from ft_host.rundir.checkpoints import newest, start_of
 from ft_host.rundir.folder import RunFolder
-from ft_host.rundir.manifest import plan_facts, plan_of
-from ft_host.rundir.opening import checkpoint_to_begin_with, open_folder, write_manifest
+from ft_host.rundir.manifest import lost_metrics, plan_facts, plan_of
+from ft_host.rundir.opening import Resuming, checkpoint_to_begin_with, open_folder, write_manifest
 from ft_host.training import checkpoint as checkpoints
 from ft_host.training.build import Built, build, evaluation_of
 from ft_host.training.finish import finish, report_of, say_what_was_lost
@@ -50,16 +51,18 @@ def train(
     method: str | None = None,
     origins: dict[str, str] | None = None,
     resume: str | Path | None = None,
+    asked: Resuming | None = None,
 ) -> FinishedRun:
     """Run `config`, in this process (one of several under torchrun). `method` is found by the config's class if it is
-    not given; `resume` is the folder of the run to go on with.
+    not given; `resume` is the folder of the run to go on with, `asked` what may differ then.
 
     Raises an error of `ft_host.errors`; the run's folder then says "failed" or "interrupted" and why.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a run has a bar of its own; loading and saving a file needs none
-    launch = _Launch(config, method, origins or {}, Path(resume) if resume else None)
+    end_with_launcher()
+    launch = _Launch(config, method, origins or {}, Path(resume) if resume else None, asked or Resuming())
     try:
         return launch.go()
     except OSError as error:
@@ -90,8 +93,11 @@ def train(
 class _Launch:
     """The pieces of one run, so that a failure at any point can be recorded in the run's folder."""
 
-    def __init__(self, config: RunConfig, method: str | None, origins: dict[str, str], resume: Path | None):
+    def __init__(
+        self, config: RunConfig, method: str | None, origins: dict[str, str], resume: Path | None, asked: Resuming
+    ):
         self.config = config
+        self.asked = asked
         self.method = registry.find("method", method) if method else registry.method_of(type(config))
         self.origins = origins
         self.resume = resume
@@ -116,6 +122,7 @@ class _Launch:
         if accelerator.is_main_process:
             if self.resume:
                 self.folder.rewind(run.step if checkpoint else -1)
+                warnings += lost_metrics(self.folder.read("metrics.jsonl"), run.step)
             self._register_sinks(built, resumed=checkpoint is not None)
         self._write_plan(run, built.total)
         run.record_facts(model_facts(run) | disk_facts(run))
@@ -165,12 +172,15 @@ class _Launch:
     def _open_folder(self, ready: Preflight) -> tuple[Path | None, list[str]]:
         """Make the run's folder, or open it to go on. Returns the checkpoint to begin with, and warnings."""
         config, resume = self.config, self.resume is not None
-        folder = open_folder(config, self.method, self.resume, self.accelerator)
+        folder = open_folder(config, self.method, self.resume, self.accelerator, self.asked)
         self.folder = folder
         described = {
             "train": ready.train_source.describe(),
             "eval": ready.eval_source.describe() if ready.eval_source else None,
         }
+        checkpoint, said = checkpoint_to_begin_with(
+            folder, config, self.start, self.accelerator, resume=resume, asked=self.asked
+        )
         warnings = write_manifest(
             folder,
             config,
@@ -181,8 +191,7 @@ class _Launch:
             resume=resume,
             start=self.start,
         )
-        checkpoint, damaged = checkpoint_to_begin_with(folder, config, self.start, self.accelerator, resume=resume)
-        return checkpoint, [*warnings, *damaged]
+        return checkpoint, [*said, *warnings]
 
     def _register_sinks(self, built: Built, resumed: bool) -> None:
         """Register the sinks of metrics and findings, on the main process."""
@@ -278,6 +287,8 @@ class _Launch:
         if self.accelerator is not None:
             steps += [self.accelerator.end_training] if self.config.report_to else []
             steps.append(partial(end_processes, self.run and self.run.model))
+        if self.folder is not None:
+            steps.append(self.folder.release)
         failed, problems = sys.exc_info()[1], []
         for step in steps:
             try:
