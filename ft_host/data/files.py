@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ft_host.errors import DataError
 from ft_host.types import Row
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+BETWEEN = re.compile(r"[ \t\r\n,]*")  # rows of a JSON array
 ROWS = "expected JSON lines (one object per line) or an array of objects"
 
 
@@ -62,7 +64,7 @@ class JsonArray:
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {error.lineno}: not JSON: {error.msg} at column {error.colno}") from error
         except ValueError as error:
-            raise DataError(f"{path}{self.place_of(text)}: {error}") from error
+            raise next(refused_rows(text, path), DataError(f"{path}: {error}")) from error
         if not isinstance(self.rows, list) or not self.rows:
             kind = "an empty list" if self.rows == [] else f"one {type(self.rows).__name__}"
             raise DataError(f"{path}: found {not_rows(self.rows) or kind}, {ROWS}")
@@ -81,23 +83,20 @@ class JsonArray:
             raise DataError(f"{self.where(index)}: found {str(row)[:40]!r}, expected an object {{column: value}}")
         return row
 
-    @staticmethod
-    def place_of(text: str) -> str:
-        """Return ", row 3, line 12" of the first row that `parse` refuses, in a text that is JSON; "" outside rows."""
-        decoder = json.JSONDecoder(object_pairs_hook=once)
-        at, index = text.find("[") + 1, 0
-        while at < len(text):
-            at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
-            start = at
-            try:
-                _, at = decoder.raw_decode(text, at)
-                parse(text[start:at])
-            except (ValueError, RecursionError):
-                return (
-                    f", row {index}, line {text.count(chr(10), 0, start) + 1}" if text[start : start + 1] != "]" else ""
-                )
-            index += 1
-        return ""
+
+def refused_rows(text: str, path: Path) -> Iterator[DataError]:
+    """Yield an error for each row of a JSON array that `parse` refuses, with its place; the text is JSON."""
+    decoder = json.JSONDecoder(object_pairs_hook=once)
+    at, index = text.find("[") + 1, 0
+    while (at := BETWEEN.match(text, at).end()) < len(text) and text[at] != "]":
+        start, where = at, f"{path}, row {index}, line {text.count(chr(10), 0, at) + 1}"
+        index += 1
+        try:
+            _, at = decoder.raw_decode(text, at)
+            parse(text[start:at])
+        except (ValueError, RecursionError) as error:
+            yield DataError(f"{where}: {error}")
+            return
 
 
 def is_array(path: Path) -> bool:

@@ -118,7 +118,9 @@ def open_source(
         return open_hub(BUILDERS[kind], path, split, streaming, columns, data_files=named, **options)
     if Path(path).is_dir() and is_saved(Path(path)):
         return open_saved(path, split, streaming, columns)
-    return open_hub(path, path, split, streaming, columns, name=name, revision=revision, data_files=data_files)
+    source = open_hub(path, path, split, streaming, columns, name=name, revision=revision, data_files=data_files)
+    source.revision = revision
+    return source
 
 
 # ---------------------------------------------------------------- files on this machine

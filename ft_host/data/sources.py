@@ -27,6 +27,7 @@ class Source:
         self.fingerprint = digest(table.fingerprint, rows, sorted(self.renames.items()))
         self.files: list[str] = []  # those that were chosen, where the label is a folder or a pattern
         self.left_out: list[str] = []  # what lies beside them
+        self.revision: str | None = None  # of a hub data set, as it was asked for
 
     @property
     def num_rows(self) -> int:
@@ -44,7 +45,7 @@ class Source:
             "rows": self.num_rows,
             "fingerprint": self.fingerprint,
             "columns": self.columns,
-            **chosen_files(self),
+            **chosen(self),
         }
 
     def where(self, index: int) -> str:
@@ -81,6 +82,7 @@ class Stream:
         self.fingerprint = digest(key, sorted(self.renames.items()))
         self.files: list[str] = []
         self.left_out: list[str] = []
+        self.revision: str | None = None
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -89,7 +91,7 @@ class Stream:
             "rows": None,
             "fingerprint": self.fingerprint,
             "columns": self.columns,
-            **chosen_files(self),
+            **chosen(self),
         }
 
     @property
@@ -103,10 +105,10 @@ class Stream:
             yield where, rename(row, self.renames)
 
 
-def chosen_files(source: Source | Stream) -> dict[str, list[str]]:
-    """Return what run.json says of files that the label of a source doesn't name."""
-    named = {"files": source.files, "left_out": source.left_out}
-    return {name: paths for name, paths in named.items() if paths}
+def chosen(source: Source | Stream) -> dict[str, Any]:
+    """Return what run.json says of a source that its label doesn't: files of a folder or pattern, a hub's revision."""
+    named = {"files": source.files, "left_out": source.left_out, "revision": source.revision}
+    return {name: value for name, value in named.items() if value}
 
 
 def notes_of(source: Any) -> list[str]:
