@@ -37,6 +37,10 @@ class ConfigError(UsageError):
     """A field is unknown or has a value that it can't have."""
 
 
+class UnknownField(ConfigError, TypeError):
+    """A config class was called with a keyword that no field has: a TypeError, as Python's own is."""
+
+
 class DataError(UsageError):
     """A data set, a file or a row can't be used."""
 

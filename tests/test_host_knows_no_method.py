@@ -23,6 +23,7 @@ ALLOWED = {
     ("config/renamed.py", r"(dpo|kto|ppo)_\w+|\[sigmoid, sft\], the weight of sft"): (
         "what fields of other tools, which have the methods' names in theirs, are called here"
     ),
+    ("config/absent.py", r"num_ppo_epochs"): "a field of another tool that has a method's name in it",
     ("config/reference.py", "TR-DPO"): "a paper",
     (
         "cli/",

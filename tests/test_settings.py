@@ -114,7 +114,7 @@ def test_every_problem_is_reported_at_once_with_file_and_line():
     file = write(
         "run.yaml",
         "lerning_rate: 1e-5\nmax_seq_length: 4\nlora_r: 0\nuse_peft: 1\nmax_steps: '8'\nseed: 1.0\nloss_type: ntl\n"
-        "report_to: wandb\nadam_beta1: 1.5\nrun_name: 5\nenv: {A: b}\ngradient_accumulation_steps: true\n"
+        "report_to: wanbd\nadam_beta1: 1.5\nrun_name: 5\nenv: {A: b}\ngradient_accumulation_steps: true\n"
         "logging_steps:\neval_temperature: .nan\nzzz: 1\n",
     )
     text = refusal(["--nonesuch", "4", "--eval-top-p", "high"], file)
@@ -127,7 +127,8 @@ def test_every_problem_is_reported_at_once_with_file_and_line():
         "run.yaml:5: max_steps: found the text '8', expected a whole number at least -1",
         "run.yaml:6: seed: found the number 1.0, expected a whole number",
         "run.yaml:7: loss_type: found the text 'ntl', expected one of nll, dft; did you mean nll?",
-        "run.yaml:8: report_to: found the text 'wandb', expected a list of some of tensorboard, wandb, trackio, mlflow",
+        "run.yaml:8: report_to: found the text 'wanbd', expected a list of some of tensorboard, wandb, trackio, "
+        "mlflow, comet_ml, clearml, aim, dvclive, swanlab, all; did you mean wandb?",
         "run.yaml:9: adam_beta1: found the number 1.5, expected a number at least 0 and at most 1",
         "run.yaml:10: run_name: found the number 5, expected a text, or none; in quotes it is a text",
         "run.yaml:11: unknown field env; a config doesn't set the environment; set it where ft-host is called",
@@ -324,7 +325,8 @@ def test_old_names_point_at_fields_that_exist():
         # one method may have it (PPO's kl_coef, a method's max_prompt_length): then it is no question there
         assert any(old not in names_of(fields) for fields in known.values()), f"{old} is a field of every method"
         assert new is None or any(new in fields for fields in known.values()), f"{old} points at {new}"
-    assert hint("dpo_beta", {"beta"}) == "here it is beta" and hint("dpo_beta", fields_of(SFTConfig)) is None
+    assert hint("dpo_beta", {"beta"}) == "here it is beta"
+    assert hint("dpo_beta", fields_of(SFTConfig)) == "elsewhere it is what beta is here, and this method has none"
     assert refusal(["--tokenizer", "x"]).startswith("--tokenizer: no such flag; the tokenizer is the model's")
 
 
@@ -547,6 +549,12 @@ def test_the_schema_is_valid_and_agrees_with_what_is_read():
         {"report_to": ["wandb"]},
         {"report_to": "wandb"},
         {"report_to": ["x"]},
+        {"report_to": "x"},
+        {"report_to": "none"},
+        {"report_to": None},
+        {"optim_args": None},
+        {"loss_type": "chunked_nll"},
+        {"torch_dtype": "bf16"},
         {"adam_beta1": 2},
         {"optim_args": {"a": [1]}},
         {"bf16": None},

@@ -12,6 +12,7 @@ from typing import Any
 
 from ft_host.config.expand import Unknown, expand
 from ft_host.config.old_names import old_names, warn
+from ft_host.config.values import value_hint
 from ft_host.config.words import arms, expected, show, words_of
 from ft_host.errors import PluginBroken
 from ft_host.util.text import nearest
@@ -59,6 +60,7 @@ class Field:
     gt: float | None
     le: float | None
     aliases: tuple[str, ...]
+    also: dict[Any, Any]  # values of other tools, with ours
     was: tuple[str, ...]  # names from earlier versions, except those that other fields have now
     required: bool
     unless: str | None  # if this other field is set, this one isn't required
@@ -88,8 +90,19 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+class Fields(dict[str, Field]):
+    """The fields of a class by name. `elsewhere`: what its class says of names that other tools have and it lacks."""
+
+    elsewhere: dict[str, str] = {}
+
+    @property
+    def of_run(self) -> bool:
+        """Whether they are those of a run, and not of its backend or of a diagnostics plugin."""
+        return "output_dir" in self
+
+
 @functools.cache
-def fields_of(config_class: type) -> dict[str, Field]:
+def fields_of(config_class: type) -> Fields:
     """Return the fields by name, grouped in the order of `GROUPS`.
 
     Raises PluginBroken for a field that isn't declared with `option`, whose type a file can't hold, or whose name is
@@ -138,7 +151,14 @@ def fields_of(config_class: type) -> dict[str, Field]:
         metadata["path"] = metadata.get("path", False) or field.name in paths
         fields.append(Field(name=field.name, type=hints[field.name], default=default, **metadata))
     order = list(GROUPS)
-    return {field.name: field for field in sorted(fields, key=lambda field: order.index(field.group))}
+    found = Fields((field.name, field) for field in sorted(fields, key=lambda field: order.index(field.group)))
+    found.elsewhere = vars_of(config_class, "elsewhere")
+    return found
+
+
+def vars_of(config_class: type, name: str) -> dict[str, str]:
+    """Return the mapping that a class and its bases have under this name, the class's own first."""
+    return {key: value for base in reversed(config_class.__mro__) for key, value in vars(base).get(name, {}).items()}
 
 
 def names_of(fields: dict[str, Field]) -> dict[str, str]:
@@ -167,11 +187,26 @@ def readable(hint: Any) -> bool:
 # ---------------------------------------------------------------- values
 
 
+def meant(field: Field, value: Any) -> Any:
+    """Return a value as this field has it: another tool's is ours, a text is a list of one text, and nothing is an
+    empty list or mapping where that is the default."""
+    hashable = isinstance(value, (str, int, float, bool, type(None)))
+    for theirs, ours in field.also.items():
+        if hashable and type(value) is type(theirs) and value == theirs:
+            return ours
+    if field.arms == (list[str],) and isinstance(value, str) and value:
+        return [] if value.lower() in UNSET else [value]
+    if value is None and field.default in ([], {}) and not field.optional:
+        return field.default
+    return value
+
+
 def fit(field: Field, value: Any) -> Any:
     """Convert `value`, from a file or Python, to a value of this field. Strict: the text '8' is not a number.
 
     Raises Mismatch.
     """
+    value = meant(field, value)
     fitted = convert(field.type, value)
     if isinstance(fitted, Wrong):
         where = f"{field.name}{fitted.path}: " if fitted.path else ""
@@ -193,7 +228,9 @@ def bounded(field: Field, value: Any) -> Any:
         if item is None:
             continue
         if field.choices and item not in field.choices:
-            raise Mismatch(f"found {show(item)}, expected {expected(field)}{nearest(item, field.choices)}")
+            said = value_hint(field.name, item)
+            near = f"; {said}" if said else nearest(item, field.choices)
+            raise Mismatch(f"found {show(item)}, expected {expected(field)}{near}")
         if isinstance(item, int) and not isinstance(item, bool) and abs(item) > LARGEST and field.le is None:
             raise Mismatch(f"found {show(item)}, expected {expected(field)} of at most {LARGEST} in size")
         below = (field.ge is not None and item < field.ge) or (field.gt is not None and item <= field.gt)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft_host.config.fields import Mismatch, show
+from ft_host.config.fields import Mismatch
+from ft_host.config.words import show
 from ft_host.errors import ConfigError
 from ft_host.util.text import missing
 

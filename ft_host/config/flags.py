@@ -11,30 +11,31 @@ import re
 import typing
 from typing import Any
 
+from ft_host.config.answers import answer
 from ft_host.config.fields import (
     REFUSED,
     UNSET,
     Field,
+    Fields,
     Mismatch,
     Wrong,
     bounded,
     convert,
     current_names,
-    expected,
     fit,
     flag_of,
     names_of,
 )
 from ft_host.config.files import parse_inline
-from ft_host.config.old_names import warn
-from ft_host.config.renamed import RENAMED, hint
-from ft_host.util.text import nearest
+from ft_host.config.old_names import warn, warn_of_value
+from ft_host.config.renamed import already
+from ft_host.config.words import expected
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 NUMBER = re.compile(r"-[.\d]")
 
 
-def read_flags(arguments: list[str], fields: dict[str, Field]) -> tuple[dict[str, Any], list[str]]:
+def read_flags(arguments: list[str], fields: Fields) -> tuple[dict[str, Any], list[str]]:
     """Return the values by field, and every problem found, each naming its flag."""
     names = names_of(fields)
     given: dict[str, list[str]] = {}
@@ -58,6 +59,8 @@ def read_flags(arguments: list[str], fields: dict[str, Field]) -> tuple[dict[str
         while not equals and position < len(arguments) and takes(field, texts, arguments[position], negated):
             texts.append(arguments[position])
             position += 1
+        if field is None and is_already(written, texts):
+            continue
         if field is None:
             problems.append(unknown(flag, written, fields))
             continue
@@ -83,11 +86,28 @@ def read_flags(arguments: list[str], fields: dict[str, Field]) -> tuple[dict[str
             given.setdefault(name, []).extend(texts)
     for name, texts in given.items():
         try:
+            texts = as_meant(fields[name], texts)
             values[name] = parse(fields[name], texts)
         except Mismatch as error:
             problems.append(f"{fields[name].flag}: {error}")
             values[name] = REFUSED
     return values, problems
+
+
+def is_already(written: str, texts: list[str]) -> bool:
+    """Whether another tool's flag says what is done here anyway."""
+    value: Any = parse_inline(texts[0]) if len(texts) == 1 else True
+    return len(texts) < 2 and already(written, value)
+
+
+def as_meant(field: Field, texts: list[str]) -> list[str]:
+    """Return the texts after a flag, another tool's value as ours, with a warning."""
+    for theirs, ours in field.also.items():
+        spelt = str(theirs).lower() if isinstance(theirs, bool) else theirs
+        if texts == [spelt]:
+            warn_of_value(field.flag, field, theirs)
+            return [str(ours)]
+    return texts
 
 
 def takes(field: Field | None, texts: list[str], following: str, negated: bool) -> bool:
@@ -110,15 +130,16 @@ def stray(argument: str, arguments: list[str], position: int) -> str:
     return f"unexpected {argument!r}{after}; METHOD and CONFIG come first, then flags, each before its value"
 
 
-def unknown(flag: str, written: str, fields: dict[str, Field]) -> str:
+def unknown(flag: str, written: str, fields: Fields) -> str:
     """Return the message for an unknown flag."""
-    text = hint(written, fields)
-    if text is not None:
-        target = RENAMED[written][0]
-        return f"{flag}: no such flag; {text.replace(target, flag_of(target), 1) if target else text}"
-    names = [name for name in current_names(fields) if not name.startswith("no_")]
-    near = nearest(written, names, "{}")
-    return f"{flag}: no such flag; " + (f"did you mean {flag_of(near)}?" if near else "--help lists them")
+    said = answer(written, fields)
+    if said is None:
+        return f"{flag}: no such flag; --help lists them"
+    for name in sorted(current_names(fields), key=len, reverse=True):  # fields are named as flags
+        beginning = next((each for each in ("here it is ", "did you mean ") if said.startswith(each + name)), None)
+        if beginning is not None:
+            return f"{flag}: no such flag; {said.replace(name, flag_of(name), 1)}"
+    return f"{flag}: no such flag; {said}"
 
 
 # ---------------------------------------------------------------- values

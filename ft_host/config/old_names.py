@@ -14,7 +14,11 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ft_host.errors import ConfigError
+from ft_host.config.renamed import already
+from ft_host.errors import ConfigError, UnknownField
+
+if TYPE_CHECKING:
+    from ft_host.config.fields import Field
 
 # Sampling in evaluation. Until 0.4 only runs without rollouts had these names.
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -37,6 +41,14 @@ def warn(place: str, old: str, new: str, stacklevel: int = 2) -> None:
     warnings.warn(f"{place}: {old} is called {new} now", RenamedField, stacklevel + 1)
 
 
+def warn_of_value(place: str, field: Field, value: Any) -> None:
+    """Warn where a value is another tool's and ours is written otherwise."""
+    for theirs, ours in field.also.items():
+        if type(value) is type(theirs) and value == theirs and value is not None:
+            word = str(value).lower() if isinstance(value, bool) else value
+            warnings.warn(f"{place}: {field.name}: {word} is {ours} here", RenamedField, 3)
+
+
 def of_record(values: dict[str, Any], table: dict[str, str]) -> dict[str, str]:
     """Return the old names in a recorded config, `values` by name, each with the new one. `table`: all old names.
 
@@ -57,6 +69,21 @@ def current(names: Iterable[str], config_class: type, place: str) -> list[str]:
     return found
 
 
+@functools.cache
+def keywords(config_class: type) -> dict[str, str]:
+    """Return the names that a class's fields may have as keywords, aliases included, each with the field's own."""
+    fields = [field for field in dataclasses.fields(config_class) if field.init]
+    return {name: field.name for field in fields for name in (field.name, *field.metadata.get("aliases", ()))}
+
+
+def refusal(name: str, config_class: type) -> str:
+    """Return what is said of a keyword that no field has."""
+    from ft_host.config.answers import unknown  # which are above
+    from ft_host.config.fields import fields_of
+
+    return unknown(name, fields_of(config_class))
+
+
 class _Keywords(type):
     """Accepts old names as keywords when a class is called."""
 
@@ -68,6 +95,16 @@ class _Keywords(type):
                 raise ConfigError(f"{cls.__name__}: {old} is called {new} now, and both are given")
             warn(cls.__name__, old, new)
             given[new] = given.pop(old)
+        names = keywords(cls)
+        for name in [name for name in given if names.get(name) != name]:
+            value, field = given.pop(name), names.get(name)
+            if field is None:
+                if not already(name, value):
+                    raise UnknownField(f"{cls.__name__}: {refusal(name, cls)}")
+            elif field in given:
+                raise ConfigError(f"{cls.__name__}: {name} is {field}, which is given too")
+            else:
+                given[field] = value
         return super().__call__(*args, **given)
 
     @property

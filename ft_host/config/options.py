@@ -18,6 +18,7 @@ def option(
     le: float | None = None,
     aliases: tuple[str, ...] = (),
     was: tuple[str, ...] = (),
+    also: dict[Any, Any] | None = None,
     required: bool = False,
     unless: str | None = None,
     example: str | None = None,
@@ -27,7 +28,8 @@ def option(
 
     `group` is its heading in listings ("method" for a method's own), `choices` the allowed values (of each item, for a
     list), `ge`, `gt`, `le` its bounds, and `aliases` further names for flags and files. `was` are names from earlier
-    versions: they still work, with a warning that has the new one. A `required` field must be set and not be empty,
+    versions: they still work, with a warning that has the new one. `also` are values of other tools, with ours:
+    {theirs: ours}; they are taken, with a warning that has ours. A `required` field must be set and not be empty,
     unless the field `unless` is set; the error message shows `example`. With `path`, the field names files or folders:
     ~ and $VARIABLES in it are expanded, in texts, lists, and mappings that hold them. A default that is a list or dict
     is copied per config.
@@ -43,6 +45,7 @@ def option(
         "le": le,
         "aliases": aliases,
         "was": was,
+        "also": also or {},
         "required": required,
         "unless": unless,
         "example": example,
@@ -66,6 +69,19 @@ SCHEDULES = (
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 )
+
+# accelerate's trackers, with the package that each needs, which pip may call otherwise.
+TRACKERS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "trackio": "trackio",
+    "mlflow": "mlflow",
+    "comet_ml": "comet_ml",
+    "clearml": "clearml",
+    "aim": "aim",
+    "dvclive": "dvclive",
+    "swanlab": "swanlab",
+}
 
 # Names of the optimizers that ft_host.training.optim makes, with the one that each is: transformers has three for one.
 OPTIMIZERS = {

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.builtin_rewards import BUILTIN, lacking
-from ft_host.config.fields import show
 from ft_host.config.held_out import name_problem, named_sets, one_set
 from ft_host.config.options import OPTIMIZERS
 from ft_host.config.rollout import RolloutConfig
+from ft_host.config.words import show
 from ft_host.errors import ConfigError
 from ft_host.util.text import missing, nearest, no_file
 

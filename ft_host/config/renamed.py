@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from ft_host.config.absent import ABSENT, OF_METHODS
+
 # our field -> its names in TRL, transformers, axolotl, LLaMA-Factory, unsloth, torchtune, and in common use.
 CALLED = {
-    "model": "model_name model_path model_id base_model pretrained_model_name_or_path model_name_or_dir",
+    "model": "model_name model_path model_id base_model pretrained_model_name_or_path model_name_or_dir sft_model_path",
     "model_revision": "revision",
-    "dtype": "torch_dtype model_dtype",
+    "dtype": "model_dtype",
     "attn_implementation": "attn attention attn_impl",
     "use_liger_kernel": "use_liger liger liger_kernel",
     "torch_compile": "compile",
@@ -43,7 +48,7 @@ CALLED = {
     "optim": "optimizer optimiser optimizer_type",
     "max_grad_norm": "gradient_clipping grad_clip clip_grad_norm gradient_clip max_norm clip_grad",
     "seed": "random_seed data_seed",
-    "max_completion_length": "max_new_tokens max_tokens",
+    "max_completion_length": "max_new_tokens max_tokens response_length",
     "beta": "dpo_beta kto_beta kl_beta kl_coef rl_beta pref_beta",
     "ref_model": (
         "reference_model reference ref_model_path ref_model_name reference_model_path "
@@ -63,25 +68,37 @@ CALLED = {
     "num_iterations": "mu ppo_epochs",
     "epsilon": "clip_eps eps_clip clip_range clip_ratio epsilon_low",
     "epsilon_high": "eps_clip_high clip_ratio_high",
-    "importance_sampling_clip_max": "vllm_importance_sampling_cap",
+    "importance_sampling_clip_max": "vllm_importance_sampling_cap vllm_importance_sampling_clip_max",
+    "importance_sampling_clip_min": "vllm_importance_sampling_clip_min",
     "mask_truncated_completions": "overlong_filtering mask_truncated",
     "dynamic_sampling": "dynamic_filtering filter_groups",
     "logged_completions": "log_completions num_completions_to_print",
     "output_dir": "output out out_dir output_path save_dir output_folder",
     "save_total_limit": "keep_checkpoints max_checkpoints",
+    "run_name": "exp_name",
+    "decode_batch_size": "local_rollout_forward_batch_size",
     "report_to": "logger tracker trackers log_with wandb",
     "num_processes": "nproc_per_node nproc num_gpus gpus n_gpus processes world_size",
     "use_cpu": "no_cuda cpu",
+    "gradient_checkpointing": "activation_checkpointing",
 }
+EVALUATIONS = (
+    "eval_steps",
+    "for steps; held-out rows are evaluated before and after training anyway, and without eval_dataset never",
+)
 # Names for which a new name alone would mislead: our field or None, and what to do.
 CHANGED = {
     "warmup_ratio": ("warmup_steps", "below 1 it is a share of all steps"),
     "warmup": ("warmup_steps", "below 1 it is a share of all steps"),
+    "total_episodes": ("max_steps", "optimizer steps; an episode is a completion"),
+    "shuffle_dataset": ("train_sampling_strategy", "random shuffles, sequential keeps the order of the data"),
+    "auto_find_batch_size": ("max_tokens_per_micro_batch", "micro-batches of so many tokens fit whatever the rows"),
+    "vllm_importance_sampling_mode": ("importance_sampling_correction", "token_truncate, sequence_mask and the others"),
     "group_by_length": ("train_sampling_strategy", "its value group_by_length"),
-    "evaluation_strategy": ("eval_steps", "evaluation runs before and after training, and every eval_steps steps"),
-    "eval_strategy": ("eval_steps", "evaluation runs before and after training, and every eval_steps steps"),
+    "evaluation_strategy": EVALUATIONS,
+    "eval_strategy": EVALUATIONS,
     "do_eval": ("eval_dataset", "a run evaluates on it, or on dataset_test_split, if one is set"),
-    "save_strategy": ("save_steps", "0 writes no checkpoint but the last"),
+    "save_strategy": ("save_steps", "for steps; 0, as no, writes none but the last; an epoch is a number of steps"),
     "logging_strategy": ("logging_steps", "metrics.jsonl has every step anyway"),
     "logging_first_step": ("logging_steps", "metrics.jsonl has every step anyway"),
     "disable_tqdm": ("progress", "bar, lines, json or quiet"),
@@ -137,18 +154,67 @@ CHANGED = {
 }
 
 RENAMED: dict[str, tuple[str | None, str]] = {
+    **{name: (None, reason) for name, reason in ABSENT.items()},
     **{old: (new, "") for new, olds in CALLED.items() for old in olds.split()},
     **CHANGED,
 }
+# Values with which another tool's field says what is done here anyway: such a line is taken.
+ALREADY: dict[str, tuple[Any, ...]] = {
+    "padding_free": (True, False),
+    "remove_unused_columns": (True, False),
+    "average_tokens_across_devices": (True,),
+    "logging_strategy": ("steps",),
+    "save_strategy": ("steps",),
+    "do_train": (True,),
+    "group_by_length": (False,),
+    "use_vllm": (False,),
+    "ds3_gather_for_generation": (True, False),
+    **dict.fromkeys(
+        (
+            "push_to_hub load_best_model_at_end save_only_model auto_find_batch_size overwrite_output_dir do_predict "
+            "full_determinism ignore_data_skip dataloader_drop_last ddp_find_unused_parameters bf16_full_eval "
+            "fp16_full_eval use_cache activation_offloading is_encoder_decoder vllm_enable_sleep_mode "
+            "use_transformers_paged use_transformers_continuous_batching cast_lm_head_to_fp32"
+        ).split(),
+        (False,),
+    ),
+}
 
 
-def hint(name: str, fields: set[str] | dict) -> str | None:
-    """What a name from elsewhere is here, or None where we don't know it or this method has no such field."""
-    if name not in RENAMED:
-        return None
-    target, note = RENAMED[name]
-    if target is None:
-        return note
-    if target not in fields:
-        return None
-    return f"here it is {target}" + (f" ({note})" if note else "")
+def known(name: str) -> str:
+    """Return a name as the tables have it: `learningRate`, `Batch-Size` and `batchsize` are written otherwise."""
+    return COMPACT.get(compact(name), name)
+
+
+def compact(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+COMPACT = {compact(name): name for name in (*OF_METHODS, *RENAMED)}
+
+
+def already(name: str, value: Any) -> bool:
+    """Whether another tool's field with this value says what is done here anyway: not set, or a value of `ALREADY`."""
+    if value is None:
+        return name in RENAMED or name in OF_METHODS
+    return any(value is same or (isinstance(same, str) and value == same) for same in ALREADY.get(name, ()))
+
+
+def hint(name: str, fields: Mapping[str, Any] | set[str], own: Mapping[str, str] | None = None) -> str | None:
+    """What a name from elsewhere is here, or why there is nothing of the kind. None for a name that isn't known.
+
+    `own`: the answers of the method itself, or of whatever else has the fields.
+    """
+    name = known(name)
+    if own and name in own:
+        return own[name]
+    if name in RENAMED:
+        target, note = RENAMED[name]
+        if target is None:
+            return note
+        if target in fields:
+            return f"here it is {target}" + (f" ({note})" if note else "")
+        return f"elsewhere it is what {target} is here, and this method has none"
+    if name in OF_METHODS and name not in fields:
+        return "other methods have it, and this one doesn't; ft-host train METHOD --help lists its fields"
+    return None

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config import old_names
-from ft_host.config.fields import REFUSED, UNSET, Field, Mismatch, current_names, fields_of, fit, flag_of, names_of
+from ft_host.config.answers import answer, unknown
+from ft_host.config.fields import REFUSED, UNSET, Field, Fields, Mismatch, fields_of, fit, flag_of, names_of
 from ft_host.config.files import ConfigFile, read_file
 from ft_host.config.flags import read_flags
 from ft_host.config.paths import path_problems
-from ft_host.config.renamed import hint
+from ft_host.config.renamed import already
 from ft_host.config.run import checked_by_host
 from ft_host.errors import ConfigError, PluginBroken
-from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
     from ft_host.config.run import RunConfig
@@ -141,17 +141,18 @@ def check(config: RunConfig) -> dict[str, str]:
     Raises ConfigError that names every problem.
     """
     fields = fields_of(type(config))
-    problems = [
-        f"{name}: {type(config).__name__} has no such field{nearest(name, fields)}"
-        for name in vars(config)
-        if name not in fields
-    ]
+    problems = []
+    for name in vars(config):
+        if name not in fields:
+            said = answer(name, fields)
+            problems.append(f"{name}: {type(config).__name__} has no such field" + (f"; {said}" if said else ""))
     values, wrong = python_values({name: getattr(config, name) for name in fields}, fields)
     problems += wrong
     problems += missing_required(values, fields)
     refuse(problems)
-    for name in [field.name for field in fields.values() if field.path]:
-        setattr(config, name, values[name])  # expanded
+    for name, value in values.items():  # paths are expanded, and another tool's value of a field is ours from here on
+        if getattr(config, name) != value:
+            setattr(config, name, value)
     origins = {name: "default" if values[name] == fields[name].default else "python" for name in fields}
     check_whole(config, origins)
     return origins
@@ -160,7 +161,7 @@ def check(config: RunConfig) -> dict[str, str]:
 # ---------------------------------------------------------------- parts
 
 
-def read_values(read: ConfigFile, fields: dict[str, Field]) -> tuple[dict[str, tuple[Any, str]], list[str]]:
+def read_values(read: ConfigFile, fields: Fields) -> tuple[dict[str, tuple[Any, str]], list[str]]:
     """Return the fields of a file as {name: (value, where)}, and its problems."""
     names = names_of(fields)
     values: dict[str, tuple[Any, str]] = {}
@@ -168,7 +169,8 @@ def read_values(read: ConfigFile, fields: dict[str, Field]) -> tuple[dict[str, t
     for written, value in read.values.items():
         where = read.where(written)
         if written not in names:
-            problems.append(f"{where}: {unknown(written, fields)}")
+            if not (fields.of_run and already(written, value)):
+                problems.append(f"{where}: {unknown(written, fields)}")
             continue
         name = names[written]
         if name in values:
@@ -176,6 +178,7 @@ def read_values(read: ConfigFile, fields: dict[str, Field]) -> tuple[dict[str, t
             continue
         if written in fields[name].was:
             old_names.warn(where, written, name)
+        old_names.warn_of_value(where, fields[name], value)
         if fields[name].optional and isinstance(value, str) and value.lower() in UNSET:
             value = None
         try:
@@ -186,12 +189,13 @@ def read_values(read: ConfigFile, fields: dict[str, Field]) -> tuple[dict[str, t
     return values, problems
 
 
-def python_values(values: dict[str, Any], fields: dict[str, Field]) -> tuple[dict[str, Any], list[str]]:
+def python_values(values: dict[str, Any], fields: Fields) -> tuple[dict[str, Any], list[str]]:
     names = names_of(fields)
     found, problems = {}, []
     for written, value in values.items():
         if written not in names:
-            problems.append(unknown(written, fields))
+            if not (fields.of_run and already(written, value)):
+                problems.append(unknown(written, fields))
             continue
         name = names[written]
         if name in found:
@@ -199,21 +203,13 @@ def python_values(values: dict[str, Any], fields: dict[str, Field]) -> tuple[dic
             continue
         if written in fields[name].was:
             old_names.warn("config", written, name)
+        old_names.warn_of_value("config", fields[name], value)
         try:
             found[name] = fit(fields[name], value)
         except Mismatch as error:
             problems.append(f"{written}: {error}")
             found[name] = REFUSED
     return found, problems
-
-
-def unknown(name: str, fields: dict[str, Field]) -> str:
-    """Return the message for an unknown field."""
-    renamed_hint = hint(name, fields)
-    if renamed_hint is not None:
-        return f"unknown field {name}; {renamed_hint}"
-    near = nearest(name.replace("-", "_"), current_names(fields))
-    return f"unknown field {name}{near or '; ft-host train METHOD --help lists the fields'}"
 
 
 def missing_required(values: dict[str, Any], fields: dict[str, Field]) -> list[str]:

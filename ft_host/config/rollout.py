@@ -158,6 +158,7 @@ class RolloutConfig(RunConfig):
         0.0,
         "Sample from tokens that are at least this share as likely as the likeliest; in evaluation too.",
         group="rollouts",
+        also={None: 0.0},
         ge=0,
         le=1,
     )

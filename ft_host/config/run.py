@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from ft_host.config.combinations import check_combinations
 from ft_host.config.diagnostics_fields import DiagnosticsFields
 from ft_host.config.old_names import OldNames, old_names
-from ft_host.config.options import SCHEDULES, option
+from ft_host.config.options import SCHEDULES, TRACKERS, option
 from ft_host.errors import ConfigError
 
 checked_by_host: set[int] = set()  # ids of configs that `RunConfig.check` has seen: a method's `check` must call it
@@ -29,6 +29,7 @@ class RunConfig(DiagnosticsFields, OldNames):
     formats: ClassVar[
         tuple[str, ...]
     ] = ()  # of FORMATS: rows that the method takes; error messages about such rows name it
+    elsewhere: ClassVar[dict[str, str]] = {}  # names that other tools have for this method and it lacks: what to say
     # Metrics that the printed line of a step has after loss, grad_norm and learning_rate, where they are logged.
     progress_metrics: ClassVar[tuple[str, ...]] = (
         "mean_token_accuracy",
@@ -59,6 +60,9 @@ class RunConfig(DiagnosticsFields, OldNames):
         "in bfloat16 over float32 weights.",
         group="model",
         choices=("float32", "bfloat16", "float16", "auto"),
+        aliases=("torch_dtype",),
+        also={"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
+        | {f"torch.{name}": name for name in ("float32", "bfloat16", "float16")},
     )
     attn_implementation: str | None = option(
         None,
@@ -291,7 +295,9 @@ class RunConfig(DiagnosticsFields, OldNames):
     decode_batch_size: int = option(64, "Completions that are generated at a time.", group="generation", gt=0)
 
     # -- run
-    output_dir: str = option("", "The run's folder. Not set: runs/METHOD-DATE-TIME.", group="run", path=True)
+    output_dir: str = option(
+        "", "The run's folder. Not set: runs/METHOD-DATE-TIME.", group="run", path=True, also={None: ""}
+    )
     save_steps: int = option(500, "Write a checkpoint every so many steps; 0: none but the last.", group="run", ge=0)
     save_total_limit: int | None = option(
         2, "Keep the newest so many checkpoints. 2, so that one is left if the newest is damaged.", group="run", gt=0
@@ -300,7 +306,11 @@ class RunConfig(DiagnosticsFields, OldNames):
         10, "Print and send to trackers every so many steps; metrics.jsonl has every step.", group="run", gt=0
     )
     report_to: list[str] = option(
-        [], "Trackers that get the metrics too.", group="run", choices=("tensorboard", "wandb", "trackio", "mlflow")
+        [],
+        "Trackers that get the metrics too, by accelerate's names; all: those that are installed.",
+        group="run",
+        choices=(*TRACKERS, "all"),
+        also={"comet": "comet_ml"},
     )
     run_name: str | None = option(None, "Name of the run in trackers. Not set: that of its folder.", group="run")
     progress: str = option(

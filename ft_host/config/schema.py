@@ -43,6 +43,12 @@ def property_of(field: Field) -> dict[str, Any]:
         shapes.append({"enum": [None, *UNSET]})
     elif field.optional:
         shapes.append({"type": "null"})
+    if field.arms == (list[str],):  # one text is a list of it
+        shapes += [shape_of(str, field), {"enum": [*UNSET]}]
+    if field.default in ([], {}) and not field.optional:
+        shapes.append({"type": "null"})
+    if field.also:
+        shapes.append({"enum": [*field.also]})
     shape = shapes[0] if len(shapes) == 1 else {"anyOf": shapes}
     annotations = {"description": f"[{GROUPS[field.group]}] {field.help}", "default": field.default}
     if field.example:

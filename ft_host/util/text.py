@@ -76,6 +76,11 @@ def alike(name: Any, names: Iterable[Any], count: int = 3, cutoff: float = 0.6) 
     return [known[near] for near in difflib.get_close_matches(str(name).lower(), known, n=count, cutoff=cutoff)]
 
 
+def likeness(one: str, other: str) -> float:
+    """Return how alike two texts are, from 0 to 1, as `alike` counts it."""
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
 def nearest(name: Any, names: Iterable[Any], form: str = "; did you mean {}?", otherwise: str = "") -> str:
     """Return "; did you mean learning_rate?", or nothing where no name is near.
 

@@ -31,6 +31,13 @@ class DistillConfig(GroupedRolloutConfig):
 
     whole_groups: ClassVar[bool | None] = False  # each completion's loss stands by itself
     needs_reward: ClassVar[bool] = False
+    elsewhere: ClassVar[dict[str, str]] = {
+        "loss_type": "not needed; beta chooses the divergence",
+        "lmbda": "not needed; the model itself completes all prompts, as with lmbda: 1",
+        "seq_kd": "not needed; the model itself completes all prompts",
+        "completion_only_loss": "not needed; completions alone are learnt from",
+        "assistant_only_loss": "not needed; completions alone are learnt from",
+    }
 
     disable_dropout: bool = option(
         True,
@@ -113,6 +120,14 @@ class GKDConfig(RolloutConfig):
     teacher, or of the data."""
 
     needs_reward: ClassVar[bool] = False
+    elsewhere: ClassVar[dict[str, str]] = {
+        "num_generations": "not needed; a prompt is completed once",
+        "generation_batch_size": "not needed; a rollout is the prompts of one optimizer step",
+        "loss_type": "not needed; beta chooses the divergence",
+        "completion_only_loss": "not needed; completions alone are learnt from",
+        "assistant_only_loss": "not needed; completions alone are learnt from",
+        "dataset_text_field": "not needed; rows are prompts, with or without completions",
+    }
 
     disable_dropout: bool = option(
         True,

@@ -36,6 +36,14 @@ class GOLDConfig(RolloutConfig):
     itself, by the teacher, or of the data."""
 
     needs_reward: ClassVar[bool] = False
+    elsewhere: ClassVar[dict[str, str]] = {
+        "num_generations": "not needed; a prompt is completed once",
+        "generation_batch_size": "not needed; a rollout is the prompts of one optimizer step",
+        "loss_type": "not needed; beta and the fields uld_* choose the comparison",
+        "completion_only_loss": "not needed; completions alone are learnt from",
+        "assistant_only_loss": "not needed; completions alone are learnt from",
+        "dataset_text_field": "not needed; rows are prompts, with or without completions",
+    }
 
     disable_dropout: bool = option(
         True,

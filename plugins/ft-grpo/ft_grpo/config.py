@@ -74,6 +74,7 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
         "that of the batch (the whole rollout, arXiv 2508.08221), or none (Dr. GRPO: otherwise easy and hard "
         "prompts weigh more).",
         choices=("group", "batch", "none"),
+        also={True: "group", False: "none"},
     )
     multi_objective_aggregation: str = option(
         "sum_then_normalize",

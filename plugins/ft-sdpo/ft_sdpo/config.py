@@ -58,6 +58,9 @@ class SDPOConfig(GroupedRolloutConfig):
     whole_groups: ClassVar[bool | None] = False  # a completion's loss needs no other: advantages are made before
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
+    elsewhere: ClassVar[dict[str, str]] = {
+        "beta": "not offered; the teacher holds the policy (distillation_weight, teacher_update_rate)"
+    }
 
     disable_dropout: bool = option(
         True,
@@ -176,6 +179,7 @@ class SDPOConfig(GroupedRolloutConfig):
         "Policy loss: divisor of a completion's difference from the mean of its group: the standard deviation of "
         "the group, that of the batch (the whole rollout), or none.",
         choices=("group", "batch", "none"),
+        also={True: "group", False: "none"},
     )
     importance_sampling_level: str = option(
         "token",

@@ -22,8 +22,9 @@ class SFTConfig(RunConfig):
     loss_type: str = option(
         "nll",
         "'nll' is the negative log-likelihood; 'dft' weights each token by its own probability, as a constant "
-        "(arXiv 2508.05629).",
+        "(arXiv 2508.05629). TRL's chunked_nll is nll, whose logits are made in tiles anyway.",
         choices=("nll", "dft"),
+        also={"chunked_nll": "nll"},
     )
     completion_only_loss: bool | None = option(
         None, "Supervise the completion only. Not set: yes if rows have a prompt and a completion."
