@@ -20,7 +20,7 @@ WORD = re.compile(rf"(?<![a-z])({'|'.join(NAMES)})(?![a-z])|(?<![a-z])(dis|rm)\d
 # (file, what it may say): why. A file with a slash at the end is a folder.
 ALLOWED = {
     ("testing/", WORD.pattern): "makes cases and folders of runs for tests of this repository, of its own packages",
-    ("config/renamed.py", r"(dpo|kto|ppo)_\w+|\[sigmoid, sft\], the weight of sft"): (
+    ("config/renamed.py", r"(dpo|kto|ppo|sft)_\w+|\[sigmoid, sft\], the weight of sft"): (
         "what fields of other tools, which have the methods' names in theirs, are called here"
     ),
     ("config/absent.py", r"num_ppo_epochs"): "a field of another tool that has a method's name in it",
@@ -29,7 +29,8 @@ ALLOWED = {
         "cli/",
         r"ft-host (config|schema) sft|sft.schema|sft, ft-sft:sft|ft-(sft|dpo)|sft-2026|method: sft|grpo,num001|grpo001",
     ): ("examples in help, of the first method that a reader of the quickstart has"),
-    ("config/run.py", r"\(grpo\)|ft-sft>=0.1,<1"): "examples in help",
+    ("config/run.py", r"ft-sft>=0.1,<1"): "an example in help",
+    ("config/diagnostics_fields.py", r"\(grpo\)"): "an example in help",
     ("registry/", r"ft-sft|ft_sft|sftconfig"): "an example of a requirement or of a line to write in a refusal",
     ("diagnostics/rule.py", "such as grpo001"): "an example of a code in a refusal",
     ("diagnostics/shared/signal.py", r"\(grpo016\)"): "the first of the family that has the rule; its page names all",

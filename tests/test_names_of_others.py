@@ -28,7 +28,8 @@ OF_VLLM = (
     "gpu_memory_utilization tensor_parallel_size max_model_len enforce_eager max_num_seqs max_num_batched_tokens "
     "swap_space enable_prefix_caching kv_cache_dtype quantization pipeline_parallel_size data_parallel_size "
     "load_format download_dir max_lora_rank enable_lora enable_chunked_prefill cpu_offload_gb enable_sleep_mode "
-    "speculative_config compilation_config hf_overrides limit_mm_per_prompt served_model_name distributed_executor_backend"
+    "speculative_config compilation_config hf_overrides limit_mm_per_prompt served_model_name "
+    "distributed_executor_backend"
 ).split()
 # PPO's config left TRL with 1.0; its users have run files.
 OF_PPO = (
