@@ -135,6 +135,12 @@ def build(ready: Preflight, accelerator: Accelerator, folder: RunFolder, checkpo
     )
 
 
+def held_out_rows(ready: Preflight) -> dict[str, tuple[list[Row], list[Row]]]:
+    """Return the rows of each evaluation set by its name: prepared, and as they were read."""
+    sets = data.sets_of(ready.eval_source)
+    return {name: data.eval_rows(source, ready.prepare, ready.chosen.config) for name, source in sets.items()}
+
+
 def evaluation_of(built: Built, ready: Preflight, held_out: dict[str, tuple[list[Row], list[Row]]]) -> Evaluation:
     """Return the evaluation of the held-out rows, (prepared, raw) by the name of their set, with auxiliary models'
     values. Precomputed values of the training rows are made too. All ranks must call it."""

@@ -34,7 +34,7 @@ from ft_host.rundir.folder import RunFolder
 from ft_host.rundir.manifest import lost_metrics, plan_facts, plan_of
 from ft_host.rundir.opening import Resuming, checkpoint_to_begin_with, open_folder, write_manifest
 from ft_host.training import checkpoint as checkpoints
-from ft_host.training.build import Built, build, evaluation_of
+from ft_host.training.build import Built, build, evaluation_of, held_out_rows
 from ft_host.training.finish import finish, report_of, say_what_was_lost
 from ft_host.training.loop import fit
 from ft_host.training.preflight import Preflight, preflight
@@ -133,8 +133,7 @@ class _Launch:
         if checkpoint:
             run.say(f"resumed from {checkpoint if self.folder.path not in checkpoint.parents else checkpoint.name}")
 
-        sets = data.sets_of(ready.eval_source)
-        held_out = {name: data.eval_rows(source, ready.prepare, config) for name, source in sets.items()}
+        held_out = held_out_rows(ready)
         if ready.watch.main:
             record_estimate(run, sum(len(rows) for rows, _ in held_out.values()))
         evaluation = evaluation_of(built, ready, held_out)
