@@ -15,7 +15,7 @@ from ft_host.types import Drop
 CHATML = (
     "{% if tools %}<|im_start|>system\nTools:{% for t in tools %} {{ t.function.name }}{% endfor %}<|im_end|>\n{% endif"
     " %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}<|call|>{{"
-    " c.function.name }}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% if"
+    " c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% if"
     " think is defined %}{{ think }}{% endif %}{% endif %}"
 )
 # A generation prompt that the finished conversation doesn't have, as of DeepSeek-R1.
@@ -397,7 +397,11 @@ def test_empty_completions():
         ({"prompt": "a", "chosen": None, "rejected": "b"}, "column chosen: found nothing, expected text"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "column prompt: found int '3', expected text"),
         ({"chosen": [{"rol": "user"}], "rejected": BAD}, r"chosen\[0\]: has no role; did you mean rol\?"),
-        ({"chosen": ["a"], "rejected": ["b"]}, r"chosen\[0\]: found str 'a', expected \{role, content\}"),
+        ({"chosen": ["a"], "rejected": ["b"]}, "column chosen: found a list of texts, expected one text"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": ["c", "d"]},
+            "column rejected: found a list of texts, expected one",
+        ),
         (
             {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "2"},
             "column margin: found str '2', expected a num",
@@ -451,10 +455,13 @@ def test_pairs_that_are_none_are_refused(row, message):
         (
             {"prompt": "a", "completion": "b", "label": 1},
             "column label: found int '1', expected true or false.*"
-            r'datasets: map\(lambda row: \{"label": row\["label"\] == 1\}\)',
+            r'datasets: map\(lambda row: \{"label": \{1: True, 0: False\}\[row\["label"\]\]\}\)$',
         ),
-        ({"prompt": "a", "completion": "b", "label": 0}, r"column label: found int '0'.* == 1\}"),
-        ({"prompt": "a", "completion": "b", "label": "true"}, "column label: found str 'true'.* == 'true'"),
+        ({"prompt": "a", "completion": "b", "label": 0}, r"column label: found int '0'.* \{1: True, 0: False\}"),
+        (
+            {"prompt": "a", "completion": "b", "label": "true"},
+            "column label: found str 'true'.* {'true': True, 'false': F",
+        ),
         (
             {"prompt": "a", "completion": "b", "label": None},
             "column label: found nothing, expected true or false; leave",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ft_host.data.completions import fit_length, is_empty, tokenize_completions
 from ft_host.data.load import open_eval, open_source, open_train, sets_of
 from ft_host.data.pairs import pair_row
-from ft_host.data.preferences import fit_length, is_empty, preference_row, tokenize_completions, unpaired_rows
+from ft_host.data.preferences import preference_row, unpaired_rows
 from ft_host.data.prompts import completed_row, prompt_row, row_from_tokens
 from ft_host.data.sources import Source, Stream, notes_of
 from ft_host.data.stream import StepRows, TrainStream, check_first_rows, eval_rows

@@ -12,32 +12,23 @@ and keeps `tools` and `chat_template_kwargs` where the row has them. Alpaca and 
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from ft_host.data.format_errors import refusal, use_methods
+from ft_host.data.messages import content_of as content_of
+from ft_host.data.messages import is_texts, kind_of, messages_of, text_of
+from ft_host.data.padding import without_padding
+from ft_host.data.prefill import apart
+from ft_host.data.tool_calls import tools_of as tools_of
 from ft_host.errors import RowError
 from ft_host.types import Row
-from ft_host.util.text import nearest
 
 Message = dict[str, Any]
 
-EXTRAS = ("tools", "chat_template_kwargs")
-
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "function_call": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-}
+# `separate_turns` is the host's own: the prompt was cut off a conversation, so that an assistant message at its end is
+# a whole turn and not the beginning of the completion.
+EXTRAS = ("tools", "chat_template_kwargs", "separate_turns")
+MASKS = ("labels", "completion_mask", "assistant_masks")
 
 # The prompts of Stanford Alpaca's training, for tokenizers without a chat template.
 ALPACA = (
@@ -57,21 +48,55 @@ def standard(row: Row, *, chat: bool, text_field: str = "text") -> Row:
     `chat`: the tokenizer has a chat template, so Alpaca rows become conversations and not texts. Raises RowError that
     names the columns found and what they look like.
     """
-    extras = {name: row[name] for name in EXTRAS if row.get(name) is not None}
+    extras = extras_of(row)
     if row.get("input_ids") is not None:
-        masks = ("labels", "completion_mask", "assistant_masks")
-        return {name: row[name] for name in ("input_ids", *masks) if row.get(name) is not None}
-    if "prompt" in row and "completion" in row:
-        return extras | pair(row)
-    if "messages" in row:
-        return extras | {"messages": messages_of(row["messages"], "messages")}
-    if "conversations" in row:
+        return without_padding({name: row[name] for name in ("input_ids", *MASKS) if row.get(name) is not None}, row)
+    pairs = row.get("prompt") is not None and row.get("completion") is not None
+    talks = [name for name in ("messages", "conversations") if row.get(name) is not None]
+    if text_field != "text" and row.get(text_field) is not None and not pairs:
+        return {"text": text_of(row[text_field], text_field)}  # named by the user
+    if pairs:
+        found = extras | pair(row)
+        check_one_format(found["prompt"], found["completion"], row, talks)
+        return found
+    if len(talks) == 2 and messages_of(row[talks[0]], talks[0]) != messages_of(row[talks[1]], talks[1]):
+        raise RowError(two_formats("messages", "conversations"), "conversations")
+    if row.get("conversations") is not None and row.get("messages") is None:
         return extras | {"messages": with_system(row, messages_of(row["conversations"], "conversations"))}
-    if text_field in row:
+    if talks:
+        return extras | {"messages": messages_of(row["messages"], "messages")}
+    alpacas = row.get("instruction") is not None and row.get("output") is not None
+    if text_field in row and not (row[text_field] is None and alpacas):
         return {"text": text_of(row[text_field], text_field)}
     if "instruction" in row and "output" in row:
         return alpaca(row, chat)
+    for name in ("prompt", "completion"):
+        if "prompt" in row and "completion" in row and row[name] is None:
+            text_of(None, name)
+    for name in ("messages", "conversations"):
+        if name in row:
+            messages_of(None, name)
     raise RowError(refusal(row, text_field))
+
+
+def extras_of(row: Row) -> Row:
+    return {name: row[name] for name in EXTRAS if row.get(name) is not None}
+
+
+def check_one_format(prompt: Any, completion: Any, row: Row, talks: list[str]) -> None:
+    """Refuse a row whose conversation is another than its prompt and completion: which of them is meant can't be
+    told.
+    """
+    for name in talks:
+        if not isinstance(prompt, list) or messages_of(row[name], name) != prompt + completion:
+            raise RowError(two_formats("prompt and completion", name), name)
+
+
+def two_formats(one: str, other: str) -> str:
+    return (
+        f"the row has {one}, and {other} beside it, which isn't the same; expected one of them: set dataset_columns to "
+        f"{{{other}: unused}}, or the same for {one}"
+    )
 
 
 def prompt_part(row: Row, *, chat: bool) -> Row:
@@ -79,14 +104,16 @@ def prompt_part(row: Row, *, chat: bool) -> Row:
 
     Of messages, all before the last assistant turn. Raises RowError for a row without a prompt.
     """
-    if "prompt" in row and row.get("input_ids") is None:
+    other = any(row.get(name) is not None for name in ("input_ids", "messages", "conversations"))
+    if row.get("input_ids") is None and ("prompt" in row and not (row["prompt"] is None and other)):
         prompt = row["prompt"]
         prompt = messages_of(prompt, "prompt") if isinstance(prompt, list) else text_of(prompt, "prompt")
-        return {"prompt": prompt} | {name: row[name] for name in EXTRAS if row.get(name) is not None}
+        return {"prompt": prompt} | extras_of(row)
     parts = standard(row, chat=chat)
     if "messages" in parts:
         turns = [index for index, message in enumerate(parts["messages"]) if message["role"] == "assistant"]
         parts["prompt"] = parts.pop("messages")[: turns[-1] if turns else None]
+        parts |= apart(parts["prompt"])
         if not parts["prompt"]:
             raise RowError("the conversation begins with the assistant: there is no prompt to generate from")
     if "text" in parts:
@@ -97,17 +124,6 @@ def prompt_part(row: Row, *, chat: bool) -> Row:
 
 
 # ---------------------------------------------------------------- columns
-
-
-def text_of(value: Any, column: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"column {column}: found {kind_of(value)}, expected text", column)
-    return value
-
-
-def kind_of(value: Any) -> str:
-    """What a message says was found in a row: "nothing", or the type and the beginning of the value."""
-    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
 
 
 def pair(row: Row) -> Row:
@@ -124,6 +140,9 @@ def pair(row: Row) -> Row:
 
 def alike(row: Row, columns: tuple[str, ...]) -> Row:
     """Return these columns, all texts or all lists of messages."""
+    for name in columns:
+        if is_texts(row[name]):
+            text_of(row[name], name)
     if any(isinstance(row[name], list) for name in columns):
         for name in columns:
             if not isinstance(row[name], list):
@@ -136,57 +155,15 @@ def alike(row: Row, columns: tuple[str, ...]) -> Row:
     return {name: text_of(row[name], name) for name in columns}
 
 
-def messages_of(value: Any, column: str) -> list[Message]:
-    """Return a conversation as messages with role and content; from/value (ShareGPT) is mapped."""
-    if not isinstance(value, list) or not value:
-        raise RowError(f"column {column}: found {kind_of(value)}, expected a list of {{role, content}}", column)
-    messages = []
-    for index, message in enumerate(value):
-        where = f"{column}[{index}]"
-        if not isinstance(message, dict):
-            raise RowError(f"{where}: found {kind_of(message)}, expected {{role, content}}", column)
-        message = {name: content for name, content in message.items() if content is not None}
-        if "from" in message and "role" not in message:
-            if message["from"] not in ROLES:
-                raise RowError(
-                    f"{where}: from: found {message['from']!r}{nearest(message['from'], ROLES)}; known are "
-                    f"{', '.join(ROLES)}",
-                    column,
-                )
-            mapped = {"role": ROLES[message.pop("from")], "content": message.pop("value", "")}
-            message = {**mapped, **message}
-        if not isinstance(message.get("role"), str):
-            raise RowError(f"{where}: has no role{nearest('role', message)}; its keys are {', '.join(message)}", column)
-        check_content(message, where, column)
-        messages.append(message)
-    return messages
-
-
-def check_content(message: Message, where: str, column: str) -> None:
-    content = message.get("content")
-    if isinstance(content, list):
-        for part in content:
-            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                kind = part.get("type") if isinstance(part, dict) else kind_of(part)
-                raise RowError(f"{where}: a part of its content is {kind!r}; only text is supported yet", column)
-    elif content is None:
-        if not message.get("tool_calls"):
-            raise RowError(f"{where}: has neither content nor tool_calls; its keys are {', '.join(message)}", column)
-    elif not isinstance(content, str):
-        raise RowError(f"{where}: content: found {kind_of(content)}, expected text", column)
-
-
-def content_of(message: Message) -> str:
-    """Return the text of a message."""
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
-
-
 def with_system(row: Row, messages: list[Message]) -> list[Message]:
     """Prepend the system prompt that ShareGPT rows may have in a separate column."""
-    if isinstance(row.get("system"), str) and row["system"] and messages[0]["role"] != "system":
-        return [{"role": "system", "content": row["system"]}, *messages]
-    return messages
+    if not system_of(row) or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": row["system"]}, *messages]
+
+
+def system_of(row: Row) -> str:
+    return "" if row.get("system") is None else text_of(row["system"], "system")
 
 
 def alpaca(row: Row, chat: bool) -> Row:
@@ -194,35 +171,34 @@ def alpaca(row: Row, chat: bool) -> Row:
     row has them.
     """
     instruction = text_of(row["instruction"], "instruction")
-    context = text_of(row.get("input") or "", "input")
+    context = "" if row.get("input") is None else text_of(row["input"], "input")
     output = text_of(row["output"], "output")
+    system, history = system_of(row), history_of(row.get("history"))
     if not chat:
-        for name in ("system", "history"):
-            if row.get(name):
+        for name, value in (("system", system), ("history", history)):
+            if value:
                 raise RowError(f"column {name}: needs a chat template, which the tokenizer lacks", name)
         form = ALPACA_INPUT if context else ALPACA
         return {"prompt": form.format(instruction=instruction, input=context), "completion": output}
-    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    history = []
-    for asked, answered in row.get("history") or []:
-        history += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     question = f"{instruction}\n\n{context}" if context else instruction
+    before = [{"role": "system", "content": system}] if system else []
     return {
-        "prompt": [*system, *history, {"role": "user", "content": question}],
+        "prompt": [*before, *history, {"role": "user", "content": question}],
         "completion": [{"role": "assistant", "content": output}],
     }
 
 
-def tools_of(row: Row) -> list[Any] | None:
-    """Return the tools of a row: a list, or a list written as JSON. An empty list gives None, since templates take []
-    for tools.
-    """
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except json.JSONDecodeError as error:
-            raise RowError(f"column tools: not JSON: {error.msg} at column {error.colno}", "tools") from error
-    if tools is not None and not isinstance(tools, list):
-        raise RowError(f"column tools: found {kind_of(tools)}, expected a list of functions", "tools")
-    return tools or None
+def history_of(value: Any) -> list[Message]:
+    """Return Alpaca's history, pairs of what was asked and answered, as messages."""
+    if value is None or value == "":  # a CSV file has no null
+        return []
+    if not isinstance(value, list):
+        raise RowError(f"column history: found {kind_of(value)}, expected a list of [question, answer]", "history")
+    messages = []
+    for index, pair in enumerate(value):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise RowError(
+                f"history[{index}]: found {kind_of(pair)}, expected [question, answer], both texts", "history"
+            )
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return messages

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ft_host.data.preferences import PAIR, fit_length, is_empty, preference_row, tokenize_completions
+from ft_host.data.completions import fit_length, is_empty, tokenize_completions
+from ft_host.data.preferences import PAIR, preference_row
 from ft_host.types import Drop, Row
 
 if TYPE_CHECKING:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ft_host.data.format_errors import use_methods
+from ft_host.data.messages import kind_of
+from ft_host.errors import RowError
 from ft_host.types import Row
 from ft_host.util.text import nearest
 
@@ -147,3 +149,30 @@ def content(message: Any) -> str:
     if isinstance(text, list):
         text = "".join(str(part.get("text") or "") for part in text if isinstance(part, dict))
     return text if isinstance(text, str) else ""
+
+
+# Texts and numbers that say yes or no, whoever writes them.
+YES_OR_NO = (("True", "False"), ("true", "false"), ("TRUE", "FALSE"), ("yes", "no"), ("good", "bad"))
+
+
+def label_of(value: Any) -> bool:
+    """Return the label of a judged completion. Raises RowError for one that isn't true or false.
+
+    The remedy that it prints names both labels, so that one that it doesn't know ends in an error when it is tried.
+    """
+    if isinstance(value, bool):
+        return value
+    if value is None:
+        raise RowError(
+            "column label: found nothing, expected true or false; leave out rows without a judgement", "label"
+        )
+    pair = next((pair for pair in YES_OR_NO if value in pair), ("good", "bad"))
+    good, bad = ("1", "0") if isinstance(value, (int, float)) else map(repr, pair)
+    known = isinstance(value, (int, float)) and value in (0, 1) or any(value in pair for pair in YES_OR_NO)
+    yours = "" if known else ", with your own labels in it"
+    raise RowError(
+        f"column label: found {kind_of(value)}, expected true or false. You decide what counts as good: write the "
+        f'column anew, for instance with datasets: map(lambda row: {{"label": {{{good}: True, {bad}: False}}'
+        f'[row["label"]]}}){yours}',
+        "label",
+    )

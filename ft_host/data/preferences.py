@@ -12,29 +12,21 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ft_host.data.formats import EXTRAS, alike, alpaca, content_of, kind_of, messages_of, with_system
-from ft_host.data.preference_errors import preference_refusal, unlike_the_prompt
+from ft_host.data.formats import alike, alpaca, check_one_format, extras_of, with_system
+from ft_host.data.given_tokens import checked_ids
+from ft_host.data.messages import check_unweighted, content_of, kind_of, messages_of
+from ft_host.data.padding import without_padding
+from ft_host.data.preference_errors import label_of, preference_refusal, unlike_the_prompt
+from ft_host.data.prefill import apart
 from ft_host.data.templates import common_prefix
-from ft_host.data.tokens import (
-    chat_ids,
-    checked_ids,
-    conversation,
-    encode,
-    ends_in_eos_only,
-    shared,
-    warn_boundary,
-    with_eos,
-)
+from ft_host.data.tokens import shared
 from ft_host.errors import RowError
-from ft_host.types import Drop, Row
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ft_host.config import RunConfig
-
 Message = dict[str, Any]
-Completion = str | list[Message] | list[int]
 
 PAIR = ("chosen", "rejected")
 
@@ -63,15 +55,15 @@ def preference_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
         row.pop("prompt", None)
         row |= prompt_elsewhere(row, bool(tokenizer.chat_template))
     if "prompt" in row:
-        return extras | explicit(row)
-    wrong = unlike_the_prompt(row)
-    if wrong:
-        raise RowError(wrong)
-    return extras | implicit(completions_of(row, PAIR))
-
-
-def extras_of(row: Row) -> Row:
-    return {name: row[name] for name in EXTRAS if row.get(name) is not None}
+        parts = explicit(row)
+    else:
+        wrong = unlike_the_prompt(row)
+        if wrong:
+            raise RowError(wrong)
+        parts = implicit(completions_of(row, PAIR))
+    for name in PAIR:
+        check_unweighted(parts[name], name)
+    return extras | parts
 
 
 def margin_of(value: Any) -> float:
@@ -130,8 +122,9 @@ def explicit(row: Row) -> Row:
         return parts
     parts = completions_of(row, ("prompt", *PAIR))
     size = len(parts["prompt"])
-    if isinstance(parts["prompt"], list) and all(parts[name][:size] == parts["prompt"] for name in PAIR):
-        return parts | {name: parts[name][size:] for name in PAIR} | {"implicit_prompt": False}
+    if size and isinstance(parts["prompt"], list) and all(parts[name][:size] == parts["prompt"] for name in PAIR):
+        kept = {name: parts[name][size:] for name in PAIR}
+        return parts | kept | {"implicit_prompt": False} | apart(parts["prompt"])
     return parts | {"implicit_prompt": False}
 
 
@@ -151,6 +144,7 @@ def implicit(parts: Row) -> Row:
         "chosen": chosen[boundary:],
         "rejected": rejected[boundary:],
         "implicit_prompt": True,
+        **apart(chosen[:boundary]),
     }
 
 
@@ -159,10 +153,9 @@ def given_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
     size = len(tokenizer)
     ids = {}
     for name in PAIR:
-        column = f"{name}_ids"
-        ids[name] = checked_ids(row.get(column), column, size)
+        ids[name] = given_ids(row, name, size)
     if row.get("prompt_ids") is not None:
-        prompt = checked_ids(row["prompt_ids"], "prompt_ids", size)
+        prompt = given_ids(row, "prompt", size)
         return {
             "prompt_ids": prompt,
             "chosen_ids": ids["chosen"],
@@ -171,6 +164,13 @@ def given_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
         }
     parts = implicit(ids)
     return {f"{name}_ids": parts[name] for name in ("prompt", *PAIR)} | {"implicit_prompt": True}
+
+
+def given_ids(row: Row, name: str, size: int) -> list[int]:
+    """Return the tokens of a column `NAME_ids`, without what `NAME_attention_mask` says is padding."""
+    column = f"{name}_ids"
+    columns = without_padding({column: row.get(column)}, row, f"{name}_attention_mask")
+    return checked_ids(columns[column], column, size)
 
 
 # ---------------------------------------------------------------- judged completions
@@ -199,7 +199,7 @@ def unpaired_rows(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
                 f"column prompt_ids: found {kind_of(row.get('prompt_ids'))}, expected token ids, as in completion_ids",
                 "prompt_ids",
             )
-        return [extras | {name: checked_ids(row[name], name, size) for name in ("prompt_ids", "completion_ids")}]
+        return [extras | {f"{name}_ids": given_ids(row, name, size) for name in ("prompt", "completion")}]
     if row.get("completion") is None and row.get("messages") is not None:
         messages = messages_of(row["messages"], "messages")
         if messages[-1]["role"] != "assistant":
@@ -208,91 +208,14 @@ def unpaired_rows(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
                 "which the label judges",
                 "messages",
             )
-        return [extras | {"prompt": messages[:-1], "completion": messages[-1:]}]
+        check_unweighted(messages[-1:], "messages")
+        return [extras | {"prompt": messages[:-1], "completion": messages[-1:]} | apart(messages[:-1])]
     if "prompt" not in row:
         raise RowError(preference_refusal(row, "judged"))
     if isinstance(row["completion"], dict):
         row = {**row, "completion": [row["completion"]]}
-    return [extras | completions_of(row, ("prompt", "completion"))]
-
-
-def label_of(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if value is None:
-        raise RowError(
-            "column label: found nothing, expected true or false; leave out rows without a judgement", "label"
-        )
-    good = repr(1 if isinstance(value, (int, float)) else value)
-    raise RowError(
-        f"column label: found {kind_of(value)}, expected true or false. You decide what counts as good: write "
-        f'the column anew, for instance with datasets: map(lambda row: {{"label": row["label"] == {good}}})',
-        "label",
-    )
-
-
-def is_empty(completion: Completion) -> bool:
-    """Return whether a completion has no content: a blank text, messages without text or tool calls, no tokens."""
-    if isinstance(completion, str):
-        return not completion.strip()
-    return all(
-        isinstance(message, dict) and not content_of(message).strip() and not message.get("tool_calls")
-        for message in completion
-    )
-
-
-# ---------------------------------------------------------------- tokens
-
-
-def tokenize_completions(
-    row: Row, tokenizer: PreTrainedTokenizerBase, names: tuple[str, ...]
-) -> tuple[list[int], list[list[int]]]:
-    """Return token ids of a row's prompt, and of each of its completions `names`.
-
-    Prompt + completion are the tokens of the whole text or conversation. A text ends in EOS. A completion begins where
-    the tokens of the prompt alone and of the whole diverge; with several completions, at the first such place, so that
-    all have one prompt. What the prompt alone has after that is left out, with a warning.
-    """
-    if "prompt_ids" in row:
-        return row["prompt_ids"], [row[f"{name}_ids"] for name in names]
-    prompt = row["prompt"]
-    if isinstance(prompt, list):
-        # Templates can't render an empty list: without a prompt the whole conversation is the completion.
-        alone = chat_ids(conversation(tokenizer, prompt, row), ask=True) if prompt else []
-        wholes = [chat_ids(conversation(tokenizer, prompt + row[name], row)) for name in names]
-    else:
-        alone = encode(tokenizer, prompt)
-        wholes = [encode(tokenizer, prompt + with_eos(row[name], tokenizer)) for name in names]
-    boundary = min(shared(alone, ids) for ids in wholes)
-    if boundary < len(alone) and not ends_in_eos_only(alone[boundary:], tokenizer):
-        warn_boundary(tokenizer.decode(alone[boundary:]))
-    return alone[:boundary], [ids[boundary:] for ids in wholes]
-
-
-def fit_length(
-    prompt_ids: list[int], completions: list[list[int]], config: RunConfig
-) -> tuple[list[int], list[list[int]], dict[str | int, int]] | Drop:
-    """Truncate prompt and completions so that the prompt with each of them has at most `max_length` tokens.
-
-    Also returns how many tokens were cut: of "prompt", and of each completion by its index; what wasn't cut is left
-    out.
-
-    keep_start: each completion loses its end. Drop where the prompt leaves no room for it. keep_end: the prompt loses
-    its start, as much as the longest completion needs. All completions keep the same prompt, so that a pair is compared
-    on one prompt, which is computed once; TRL cuts each sequence by itself. Drop where the longest completion leaves no
-    room for a token of the prompt; TRL trains on it with a truncated completion.
-    """
-    limit = config.max_length
-    longest = max(map(len, completions), default=0)
-    if limit is None or len(prompt_ids) + longest <= limit:
-        return prompt_ids, completions, {}
-    if config.truncation_mode == "keep_start":
-        room = limit - len(prompt_ids)
-        if room <= 0:
-            return Drop("the prompt alone fills max_length")
-        cut: dict[str | int, int] = {i: len(ids) - room for i, ids in enumerate(completions) if len(ids) > room}
-        return prompt_ids, [ids[:room] for ids in completions], cut
-    room = limit - longest
-    if room <= 0:
-        return Drop("a completion alone fills max_length")
-    return prompt_ids[-room:], completions, {"prompt": len(prompt_ids) - room}
+    parts = completions_of(row, ("prompt", "completion"))
+    talks = [name for name in ("messages", "conversations") if row.get(name) is not None]
+    check_one_format(parts["prompt"], parts["completion"], row, talks)
+    check_unweighted(parts["completion"], "completion")
+    return [extras | parts]

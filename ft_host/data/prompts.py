@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ft_host.batch import IGNORE, count_targets
 from ft_host.data.formats import standard
+from ft_host.data.prefill import apart
 from ft_host.data.tokens import prompt_of, tokenize_row
 from ft_host.errors import RowError
 from ft_host.types import Drop, Row
@@ -66,7 +67,8 @@ def with_completion(row: Row, tokenizer: PreTrainedTokenizerBase, otherwise: str
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
         raise RowError("messages: found no assistant turn; expected one as the completion", "messages")
-    return parts | {"prompt": messages[: turns[-1]], "completion": [messages[turns[-1]]]}
+    prompt = messages[: turns[-1]]
+    return parts | {"prompt": prompt, "completion": [messages[turns[-1]]]} | apart(prompt)
 
 
 def row_from_tokens(prompt_ids: list[int], completion_ids: list[int], sampled: list[bool]) -> Row:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ft_host.batch import IGNORE
-from ft_host.data.formats import kind_of, prompt_part, standard, tools_of
-from ft_host.data.templates import Conversation, assistant_spans, has_markers, rendered, template_of, turn_marks, verify
+from ft_host.batch import IGNORE, count_targets
+from ft_host.data.chat_tokens import assistant_tokens, chat_ids, conversation, weighted_tokens
+from ft_host.data.formats import prompt_part, standard
+from ft_host.data.given_tokens import given_tokens
+from ft_host.data.prefill import begins_answer, continues, whole_talks
 from ft_host.errors import ConfigError, RowError
 from ft_host.types import Row
 
@@ -60,16 +62,27 @@ def tokenize_row(
         if completion_only:
             raise RowError("completion_only_loss needs a prompt and a completion; the row has messages", "messages")
         talk = conversation(tokenizer, parts["messages"], parts)
-        if assistant_only:
-            ids, labels = assistant_tokens(talk)
-        else:
-            ids = chat_ids(talk)
-            labels = list(ids)
+        ids, labels = assistant_tokens(talk) if assistant_only else weighted_tokens(talk)
+    whole = labels
     truncated = config.max_length is not None and len(ids) > config.max_length
     if truncated and not (config.packing and config.packing_strategy != "bfd"):
         kept = slice(config.max_length) if config.truncation_mode == "keep_start" else slice(-config.max_length, None)
         ids, labels = ids[kept], labels[kept]
-    return {"input_ids": ids, "labels": labels, "length": len(ids), "truncated": truncated}
+    out = {"input_ids": ids, "labels": labels, "length": len(ids), "truncated": truncated}
+    return out if count_targets(labels) else out | {"unsupervised": why_unsupervised(parts, whole, assistant_only)}
+
+
+def why_unsupervised(parts: Row, labels: list[int], assistant_only: bool) -> str:
+    """Return what a message adds on a row without a supervised token; `labels`: before the cut."""
+    if count_targets(labels):
+        return " within max_length"
+    messages = parts.get("messages") or parts.get("completion") or []
+    if not assistant_only or isinstance(messages, str):
+        return ""
+    roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
+    if all(message["role"] != "assistant" for message in messages):
+        return f": assistant_only_loss supervises messages of assistant, and the roles are {roles}"
+    return ""
 
 
 def prompt_of(row: Row, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> tuple[list[int], str | list[Message]]:
@@ -87,7 +100,8 @@ def prompt_of(row: Row, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -
         return ids[:first], tokenizer.decode(ids[:first])
     prompt = parts["prompt"]
     if isinstance(prompt, list):
-        return chat_ids(conversation(tokenizer, prompt, parts), ask=True), prompt
+        talk = conversation(tokenizer, prompt, parts, continues=begins_answer(prompt, parts))
+        return chat_ids(talk, ask=True), prompt
     ids = encode(tokenizer, prompt)
     while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
         ids.pop()  # added by a tokenizer that ends every text
@@ -114,90 +128,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-# ---------------------------------------------------------------- conversations
-
-
-def conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: Row) -> Conversation:
-    arguments = row.get("chat_template_kwargs") or {}
-    if not isinstance(arguments, dict):
-        raise RowError("column chat_template_kwargs: expected {name: value}", "chat_template_kwargs")
-    kept = {name: value for name, value in arguments.items() if value is not None}  # None: filled in by Arrow
-    return Conversation(tokenizer, messages, tools_of(row), kept)
-
-
-def chat_ids(talk: Conversation, *, ask: bool = False) -> list[int]:
-    """Return the token ids of a conversation. The template writes BOS, so the tokenizer adds none."""
-    text = talk.render(talk.messages, ask=ask)
-    return talk.tokenizer(
-        text, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )["input_ids"]
-
-
-def assistant_tokens(talk: Conversation) -> tuple[list[int], list[int]]:
-    """Return token ids of a conversation, and labels on the assistant's turns, each with the token that ends it."""
-    if not talk.tokenizer.is_fast:
-        raise RowError(
-            "assistant_only_loss needs a fast tokenizer, which maps tokens to positions in the text; "
-            f"{type(talk.tokenizer).__name__} isn't one"
-        )
-    if has_markers(talk):
-        return marked_tokens(talk)
-    text = talk.render(talk.messages)
-    encoding = talk.tokenizer(
-        text,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
-    labels = [IGNORE] * len(ids)
-    for span in assistant_spans(talk, text):
-        inside = [index for index, (start, stop) in enumerate(offsets) if stop > span.start and start < span.stop]
-        if not inside:
-            raise RowError(f"messages[{span.index}]: no token belongs to this assistant turn; is its content empty?")
-        chosen = slice(inside[0], inside[-1] + 1)
-        labels[chosen] = ids[chosen]
-        if talk.tokenizer.unk_token_id not in ids[chosen]:  # decoding loses unknown characters
-            verify(talk, text, span, talk.tokenizer.decode(ids[chosen], clean_up_tokenization_spaces=False))
-    return ids, labels
-
-
-def marked_tokens(talk: Conversation) -> tuple[list[int], list[int]]:
-    """Return the same, from the template's own generation marks.
-
-    Where they leave out the token that ends a turn it is added: a model that never sees it supervised doesn't learn to
-    stop.
-    """
-    encoding = rendered(talk, talk.messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-    ids, mask = encoding["input_ids"], encoding["assistant_masks"]
-    if not any(mask) and any(message["role"] == "assistant" for message in talk.messages):
-        raise RowError("the chat template has {% generation %} marks, but none around the assistant turns of this row")
-    close = turn_marks(talk.tokenizer, template_of(talk))[1]
-    ending = talk.tokenizer(close, add_special_tokens=False)["input_ids"] if close else []
-    if ending:
-        for stop in [index + 1 for index in range(len(ids)) if mask[index] and not any(mask[index + 1 : index + 2])]:
-            extend(ids, mask, stop, ending, talk.tokenizer)
-    return ids, [token if chosen else IGNORE for token, chosen in zip(ids, mask, strict=True)]
-
-
-def extend(ids: list[int], mask: list[int], stop: int, ending: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add the tokens of `ending` to a run of the mask that stops at `stop`, if they follow it (ignoring blanks) and it
-    lacks them.
-    """
-    at = stop
-    while at > 0 and not tokenizer.decode([ids[at - 1]]).strip():
-        at -= 1
-    if ids[max(at - len(ending), 0) : at] == ending:
-        return
-    at = stop
-    while at < len(ids) and not tokenizer.decode([ids[at]]).strip():
-        at += 1
-    if ids[at : at + len(ending)] == ending:
-        mask[stop : at + len(ending)] = [1] * (at + len(ending) - stop)
-
-
 # ---------------------------------------------------------------- prompt and completion
 
 
@@ -206,10 +136,11 @@ def prompt_and_completion(
 ) -> tuple[list[int], list[int]]:
     """Return token ids and labels of a prompt with its completion, both texts or both messages."""
     if isinstance(row["prompt"], list):
-        talk = conversation(tokenizer, row["prompt"] + row["completion"], row)
-        prompt = chat_ids(conversation(tokenizer, row["prompt"], row), ask=True)
-        ids, labels = assistant_tokens(talk) if assistant_only else (chat_ids(talk), None)
-        labels = list(ids) if labels is None else labels
+        completions = [row["completion"]]
+        talk = conversation(tokenizer, whole_talks(row["prompt"], completions, row)[0], row)
+        begun = continues(row["prompt"], completions, row)
+        prompt = chat_ids(conversation(tokenizer, row["prompt"], row, continues=begun), ask=True)
+        ids, labels = assistant_tokens(talk) if assistant_only else weighted_tokens(talk)
     else:
         if assistant_only:
             raise RowError("assistant_only_loss needs conversations; prompt and completion are texts", "completion")
@@ -249,45 +180,3 @@ def warn_boundary(lost: str) -> None:
             "at the end of a token, or use a chat template that renders a prompt the same way in both cases",
             lost,
         )
-
-
-# ---------------------------------------------------------------- tokens that are given
-
-
-def given_tokens(
-    row: Row, tokenizer: PreTrainedTokenizerBase, completion_only: bool | None
-) -> tuple[list[int], list[int]]:
-    """Return token ids and labels of a row that has them. Masks apply where there are no labels."""
-    size = len(tokenizer)
-    ids = checked_ids(row["input_ids"], "input_ids", size)
-    columns = {name: list(row[name]) for name in ("labels", "completion_mask", "assistant_masks") if name in row}
-    for name, values in columns.items():
-        if len(values) != len(ids):
-            raise RowError(f"column {name}: {len(values)} values for {len(ids)} input_ids", name)
-    labels = columns.get("labels")
-    if labels is None:
-        masks = [columns["assistant_masks"]] if "assistant_masks" in columns else []
-        if completion_only is not False and "completion_mask" in columns:
-            masks.append(columns["completion_mask"])
-        labels = [token if all(mask[index] for mask in masks) else IGNORE for index, token in enumerate(ids)]
-    wrong = [index for index, label in enumerate(labels) if label != IGNORE and label != ids[index]]
-    for index in wrong:
-        if not isinstance(labels[index], int) or not 0 <= labels[index] < size:
-            raise RowError(f"labels[{index}]: found {labels[index]!r}, expected a token id or -100", "labels")
-    if len(wrong) > 1 and all(labels[index] == ids[index + 1] for index in wrong if index + 1 < len(ids)):
-        raise RowError(
-            "column labels: found labels shifted by one token; expected labels aligned with input_ids, "
-            "-100 where a token isn't supervised",
-            "labels",
-        )
-    return ids, labels
-
-
-def checked_ids(values: Any, column: str, size: int) -> list[int]:
-    """Return a column of token ids, each below `size`. Raises RowError that names the position of an invalid one."""
-    if not isinstance(values, list):
-        raise RowError(f"column {column}: found {kind_of(values)}, expected a list of token ids", column)
-    for index, token in enumerate(values):
-        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < size:
-            raise RowError(f"{column}[{index}]: found {token!r}, expected a token id from 0 to {size - 1}", column)
-    return list(values)

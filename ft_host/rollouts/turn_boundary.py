@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ft_host.data import templates
+from ft_host.data.turn_spans import assistant_spans
 from ft_host.errors import ConfigError, RowError
 from ft_host.generation import Completion
 from ft_host.rollouts.parsing import read_turn
@@ -68,7 +69,7 @@ def turn_boundary_of(
         chat = templates.Conversation(tokenizer, messages, json.loads(tools), json.loads(arguments))
         try:
             text = chat.render(messages)
-            spans = templates.assistant_spans(chat, text)
+            spans = assistant_spans(chat, text)
         except RowError as error:  # some templates take one call per turn
             problem = problem or error
             continue

@@ -42,7 +42,7 @@ def ft_prepare(row, tokenizer, config):
         text_field=config.dataset_text_field,
     )
     if not count_targets(tokens["labels"]):
-        return Drop("no supervised token" + (" within max_length" if tokens["truncated"] else ""))
+        return Drop("no supervised token" + tokens["unsupervised"])
     return tokens
 
 
