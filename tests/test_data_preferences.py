@@ -15,7 +15,8 @@ from ft_host.types import Drop
 CHATML = (
     "{% if tools %}<|im_start|>system\nTools:{% for t in tools %} {{ t.function.name }}{% endfor %}<|im_end|>\n{% endif"
     " %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}<|call|>{{"
-    " c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% if"
+    " c.function.name }}{{ c.function.arguments | tojson }}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% if"
     " think is defined %}{{ think }}{% endif %}{% endif %}"
 )
 # A generation prompt that the finished conversation doesn't have, as of DeepSeek-R1.

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ft_host.data.arrow_nulls import cleaned
 from ft_host.data.json_rows import not_rows, once, parse, parse_object
 from ft_host.data.packed import lines_of, unpacked
 from ft_host.data.places import suffix_of
@@ -215,9 +216,10 @@ class Joined:
 
 
 class Arrow:
-    """A `datasets.Dataset`: memory-mapped, so that rows are read from disk when used."""
+    """A `datasets.Dataset`: memory-mapped, so that rows are read from disk when used. `renames`: of its columns."""
 
-    def __init__(self, dataset: Any, label: str):
+    def __init__(self, dataset: Any, label: str, renames: dict[str, str]):
+        self.renames = renames
         self.dataset = dataset.with_format(None)
         self.label = label
         self.columns = list(dataset.column_names)
@@ -230,4 +232,4 @@ class Arrow:
         return f"{self.label}, row {index}"
 
     def read(self, index: int) -> Row:
-        return self.dataset[index]
+        return cleaned(self.dataset[index], self.dataset.features, self.renames)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ft_host.data import files
+from ft_host.data.arrow_nulls import cleaned
 from ft_host.data.places import base, cut_rows, no_split
 from ft_host.data.sources import Source, Stream, digest
 from ft_host.errors import DataError
@@ -57,7 +58,7 @@ def from_dataset(
     if not len(dataset):
         raise DataError(f"{label}: the split {base(split)} has no rows")
     rows = cut_rows(split, len(dataset), label, splits)
-    table = files.Arrow(dataset, f"{label} ({base(split)})")
+    table = files.Arrow(dataset, f"{label} ({base(split)})", columns)
     if streaming:
         return Stream(partial(table_rows, table, rows), columns, label, split, table.fingerprint)
     return Source(table, columns, label, split, rows)
@@ -89,7 +90,7 @@ def open_hub(
         return from_dataset(dataset, label, split, [base(split)], False, columns)
     check_features(dataset, label)
     key = digest(label, split, sorted(arguments.items()))
-    return Stream(partial(hub_rows, dataset, f"{label} ({split})"), columns, label, split, key)
+    return Stream(partial(hub_rows, dataset, f"{label} ({split})", columns), columns, label, split, key)
 
 
 def why_not(error: Exception, label: str, split: str) -> str:
@@ -104,9 +105,9 @@ def why_not(error: Exception, label: str, split: str) -> str:
     return f"{here}, and it could not be loaded from the Hugging Face hub: {type(error).__name__}: {reason}"
 
 
-def hub_rows(dataset: Any, label: str, skip: int) -> Iterator[tuple[str, Row]]:
+def hub_rows(dataset: Any, label: str, renames: dict[str, str], skip: int) -> Iterator[tuple[str, Row]]:
     rows = dataset.skip(skip) if skip else dataset
-    return ((f"{label}, row {index}", row) for index, row in enumerate(rows, skip))
+    return ((f"{label}, row {index}", cleaned(row, dataset.features, renames)) for index, row in enumerate(rows, skip))
 
 
 def first_line(error: Exception) -> str:
