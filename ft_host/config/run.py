@@ -117,13 +117,28 @@ class RunConfig(DiagnosticsFields, OldNames):
     )
     lora_target_modules: list[str] = option(
         ["all-linear"],
-        "Modules that get an adapter, by name; all-linear is every linear layer but the head.",
+        "Modules that get an adapter, by name or as one regular expression of full names; all-linear is every linear "
+        "layer but the head.",
         group="lora",
     )
     lora_modules_to_save: list[str] = option(
         [], "Modules trained in full beside the adapter and saved with it.", group="lora"
     )
     use_rslora: bool = option(False, "Scale by lora_alpha / sqrt(lora_r) (arXiv 2312.03732).", group="lora")
+    use_dora: bool = option(
+        False, "Train a magnitude of each output beside the adapter (DoRA, arXiv 2402.09353). Slower.", group="lora"
+    )
+    lora_target_parameters: list[str] = option(
+        [],
+        "Parameters that get an adapter, by the end of their name: the fused experts of a mixture, for instance "
+        "mlp.experts.gate_up_proj, which all-linear leaves out.",
+        group="lora",
+    )
+    lora_base_model: str | None = option(
+        None,
+        "Folder or hub id of the base of the adapter in `model`, where that isn't what the adapter names.",
+        group="lora",
+    )
     merge_adapter: bool = option(
         False, "Also write merged/: the base weights with the adapter merged in.", group="lora"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ft_host.errors import ConfigError
+from ft_host.util.adapters import tokenizer_place
 from ft_host.util.text import missing, nearest
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     Raises ConfigError that names the field, what was tried, and what exists.
     """
     trust = config.trust_remote_code
-    tokenizer = tokenizer_of(config.model, "model", revision=config.model_revision, trust_remote_code=trust)
+    place = tokenizer_place(config.model, config.lora_base_model)
+    tokenizer = tokenizer_of(place, "model", revision=config.model_revision, trust_remote_code=trust)
     if config.chat_template_path is not None:
         tokenizer.chat_template = chat_template(config.chat_template_path, config)
     if tokenizer.chat_template:

@@ -3,7 +3,7 @@
 from ft_host.distributed.processes import precision
 from ft_host.models.load import add_reference_adapter, attach_value, load_frozen, load_policy, score_pad
 from ft_host.models.policy import Policy
-from ft_host.models.save import merge_adapter, save_model
+from ft_host.models.save import merge_adapter, save_model, save_whole
 from ft_host.models.sharding import reshard, shard
 from ft_host.models.weights import check_vocabulary
 
@@ -18,6 +18,7 @@ __all__ = [
     "precision",
     "reshard",
     "save_model",
+    "save_whole",
     "score_pad",
     "shard",
 ]

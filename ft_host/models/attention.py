@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from ft_host.errors import ConfigError, FtHostError
+from ft_host.models.reach import text_part
 
 PREFIX = "ft_segments_"
 ORIGINALS = ("sdpa", "eager", "flex_attention")
@@ -107,11 +108,12 @@ def flat(layout: Layout) -> Iterator[None]:
 def install(model: Any) -> None:
     """Make a transformers model able to take flat batches.
 
-    Raises NotFlat where that isn't possible, ConfigError for an attention implementation that depends on
-    its own name.
+    Of a vision-language model, its text decoder. Raises NotFlat where that isn't possible, ConfigError for an attention
+    implementation that depends on its own name.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
+    model = text_part(model)
     original = model.config._attn_implementation or "eager"
     if original.startswith(PREFIX):
         return

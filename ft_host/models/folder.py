@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ft_host.errors import ConfigError
+from ft_host.util.adapters import adapter_of, base_of
 from ft_host.util.text import nearest_path
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["adapter_of", "auto_class", "base_of", "check_folder", "find_config", "is_classifier"]
 
 
 def check_folder(name: str, field: str = "model") -> None:
@@ -50,17 +50,24 @@ def is_classifier(config: Any) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
-def adapter_of(name: str) -> Path | None:
-    """Return the folder if it holds an adapter, else None."""
-    folder = Path(name)
-    return folder if (folder / "adapter_config.json").is_file() else None
+def auto_class(settings: Any, head: str | None) -> Any:
+    """Return transformers' class that loads the models of a config: a sequence classifier for a head, else the language
+    model, or the vision-language model, that the folder was saved as."""
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoModelForSequenceClassification,
+    )
 
-
-def base_of(name: str) -> str:
-    """Return the base of an adapter's folder; any other folder or hub id is its own base."""
-    adapter = adapter_of(name)
-    if adapter is None:
-        return name
-    from peft import PeftConfig
-
-    return PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    if head is not None:
+        return AutoModelForSequenceClassification
+    kinds = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    own_code = settings.to_dict().get("auto_map") or {}
+    mapped = [kind for kind in kinds if kind.__name__ in own_code or type(settings) in kind._model_mapping]
+    for kind in mapped:
+        if kind.__name__ in own_code or kind._model_mapping[type(settings)].__name__ in (settings.architectures or ()):
+            return kind
+    if settings.get_text_config() is not settings:  # the text is a part of it: the whole of it is the last kind
+        mapped.reverse()
+    return mapped[0] if mapped else AutoModelForCausalLM

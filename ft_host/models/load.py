@@ -13,9 +13,12 @@ from torch import nn
 
 from ft_host.distributed.processes import free_memory, precision
 from ft_host.errors import ConfigError
+from ft_host.models.adapters import frozen_twin
 from ft_host.models.folder import adapter_of, base_of, find_config, is_classifier
-from ft_host.models.policy import Policy, ValueHead
-from ft_host.models.probe import choose_layout
+from ft_host.models.policy import Policy
+from ft_host.models.probe import choose_layout, freeze_unreached
+from ft_host.models.special_tokens import agree, ids_of
+from ft_host.models.value_head import ValueHead
 from ft_host.models.weights import load_model, load_weights
 from ft_host.util.memory import ModelSizes, activation_bytes, model_sizes_of
 
@@ -129,7 +132,7 @@ def load_policy(
     `head`: None for a language model, "reward" for one score per row. `router`: whether router_aux_loss_coef applies to
     it. Raises ConfigError, which names the field, for what can't work.
     """
-    model = load_model(config, head)
+    model, notes = load_model(config, head)
     size = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > size:
         raise ConfigError(
@@ -138,9 +141,15 @@ def load_policy(
         )
     if head is not None:
         model.config.get_text_config().pad_token_id = score_pad(tokenizer)
+    else:
+        notes += _agree_on_tokens(model, tokenizer, config)
     policy = _placed(model, config, device, head)
+    policy.notes += notes
+    freeze_unreached(policy)
     if head is not None:
-        settings = find_config(base_of(config.model), "model", config.model_revision, config.trust_remote_code)
+        settings = find_config(
+            base_of(config.model, config.lora_base_model), "model", config.model_revision, config.trust_remote_code
+        )
         if not is_classifier(settings):
             policy.notes.append("the score layer is new: before training, scores are random")
     policy.router_aux_loss_coef = _router_coefficient(policy, config) if router else 0.0
@@ -163,6 +172,24 @@ def load_policy(
             layer.compile(dynamic=True)
     policy.train()
     return policy
+
+
+def _agree_on_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[str]:
+    """Make the special tokens of what will be saved the tokenizer's. Returns what the plan must say of it."""
+    causal_lm = model.get_base_model() if config.use_peft else model
+    before = set(ids_of(causal_lm.generation_config.eos_token_id))
+    notes = agree(causal_lm, tokenizer)
+    if (
+        config.use_peft
+        and not config.merge_adapter
+        and not before.issuperset(ids_of(causal_lm.generation_config.eos_token_id))
+    ):
+        notes.append(
+            f"texts end in {tokenizer.eos_token!r}, which the adapter's base doesn't stop at: generation_config.json "
+            "beside the adapter names it (GenerationConfig.from_pretrained of that folder); merge_adapter writes a "
+            "whole model that stops there by itself"
+        )
+    return notes
 
 
 def load_frozen(
@@ -226,6 +253,7 @@ def add_reference_adapter(policy: Policy, folder: str | Path) -> None:
     "default" stays active and trained; `save_model` saves only that one.
     """
     training, model = policy.training, policy.model
+    frozen_twin(model, "reference")
     model.load_adapter(str(folder), adapter_name="reference", is_trainable=False, torch_device=str(policy.device))
     model.set_adapter("default")
     policy.train(training)  # peft sets evaluation mode when it loads a frozen adapter
@@ -234,7 +262,7 @@ def add_reference_adapter(policy: Policy, folder: str | Path) -> None:
 def copy_adapter(policy: Policy) -> None:
     """Add a frozen copy of the policy's current adapter under the name "reference"."""
     training, model = policy.training, policy.model
-    model.add_adapter("reference", model.peft_config["default"])
+    frozen_twin(model, "reference")
     every = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in every.items():

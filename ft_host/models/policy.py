@@ -21,6 +21,7 @@ from ft_host.models import head
 from ft_host.models.attention import Layout, flat
 from ft_host.models.experts import Routing, routing_of, times_shared
 from ft_host.models.logit_scaling import logit_scaling_of
+from ft_host.models.reach import backbone_of
 from ft_host.models.rectangle import rectangle, unshared
 from ft_host.models.tiled_divergence import Head, TiledDivergence, tiled_divergence
 from ft_host.models.tiles import WANTS, product_dtype
@@ -71,6 +72,7 @@ class Policy(nn.Module):
         self.counts_routing = False
         self.recomputes = False  # gradient checkpointing
         self.routing: Routing | None = None
+        self.unreached = 0  # parameters that no text goes through: frozen
         self.layout_difference: float | None = None
         self.layout_leak: float | None = None
 
@@ -87,6 +89,13 @@ class Policy(nn.Module):
     def config(self) -> Any:
         """The model's text config."""
         return self.causal_lm.config.get_text_config()
+
+    @property
+    def experts(self) -> tuple[int, int]:
+        """How many experts a mixture has, and how many a token goes to."""
+        # a vision-language model has them in its config alone
+        where = self.causal_lm if "num_experts" in vars(self.causal_lm) else self.config
+        return where.num_experts, where.num_experts_per_tok
 
     @property
     def gives(self) -> tuple[str, ...]:
@@ -145,7 +154,7 @@ class Policy(nn.Module):
     def _states(self, batch: Batch) -> tuple[torch.Tensor, Places, Any, torch.Tensor | None]:
         """The last hidden states, flattened, (T, H); a function from places in `batch.input_ids` to places in them;
         router logits where asked for; and the rectangle's mask."""
-        backbone = self.causal_lm.get_decoder() if self.head is None else self.causal_lm.base_model
+        backbone = backbone_of(self.causal_lm, self.head)
         asked = self.router_aux_loss_coef or (self.counts_routing and self._learns)
         routing = {"output_router_logits": True} if asked else {}
         if self.kernel == "none":
@@ -263,27 +272,11 @@ class Policy(nn.Module):
             weight = times_shared(batch)
         else:
             weight = mask if not batch.empty else torch.zeros_like(mask)
-        return routing_of(router_logits, weight, self.causal_lm.num_experts_per_tok)
+        return routing_of(router_logits, weight, self.experts[1])
 
     def _aux_loss(self, router_logits: Any, mask: torch.Tensor | None) -> torch.Tensor:
-        model = self.causal_lm
-        balance = sys.modules[type(model).__module__].load_balancing_loss_func
-        return balance(router_logits, model.num_experts, model.num_experts_per_tok, mask)
-
-
-class ValueHead(nn.Module):
-    """What a state is worth, read off the policy's own last hidden state."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.value = nn.Linear(width, 1)
-        nn.init.normal_(self.value.weight, std=1 / (width + 1))
-        nn.init.zeros_(self.value.bias)
-
-    def forward(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(N, H) to {"value": (N,)}, in the type that the head is held in."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            return {"value": self.value(hidden.to(self.value.weight.dtype)).squeeze(1).float()}
+        balance = sys.modules[type(self.causal_lm).__module__].load_balancing_loss_func
+        return balance(router_logits, *self.experts, mask)
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -1,8 +1,9 @@
-"""Chooses the layout of a model's batches: the first one that reproduces the model's own numbers for single rows."""
+"""Chooses the layout of a model's batches: the first one that reproduces the model's own numbers for single rows.
+Freezes what no batch of texts reaches."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from ft_host.batch import Batch, Segment, flat_batch
 from ft_host.errors import ConfigError
 from ft_host.models.attention import NotFlat, install, original_of
+from ft_host.models.reach import backbone_of, outside_text, text_part, within, without_graph
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
@@ -81,18 +83,66 @@ def probe(policy: Policy) -> tuple[float, float]:
     return float((ours - theirs).abs().max()), float((ours - changed)[later:].abs().max())
 
 
+def trial(policy: Policy) -> torch.Tensor:
+    """Return values of a small batch with the graph behind them, in training mode. Restores random states and mode."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(policy.config.vocab_size, (n,), generator=generator).tolist() for n in (3, 16, 2)]
+    want, training = "logp" if policy.head is None else "score", policy.training
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=devices):
+            policy.train()
+            return policy(_forest_of(policy, rows), want=(want,))[want].sum()
+    finally:
+        policy.train(training)
+
+
+def freeze_unreached(policy: Policy) -> None:
+    """Freeze the trained parameters that no text reaches: towers and projectors of a vision-language model, layers for
+    its images. Raises ConfigError for an adapter there, of which nothing would be trained.
+
+    Otherwise DDP would wait for their gradients, and an optimizer decay them.
+    """
+    outside = outside_text(policy.causal_lm, policy.head)
+    for name, parameter in policy.causal_lm.named_parameters():
+        if within(name, outside):
+            parameter.requires_grad_(False)
+    left = without_graph(policy, trial(policy))
+    adapted = [name for name in left if "lora_" in name]
+    if adapted:
+        raise ConfigError(
+            f"lora_target_modules: no text goes through {len(adapted)} of the adapter's tensors, so they would not be "
+            f"trained, for instance {adapted[0].removeprefix('model.')}; leave those modules out"
+        )
+    parameters = dict(policy.named_parameters())
+    for name in left:
+        parameters[name].requires_grad_(False)
+    names = outside + [name.removeprefix("model.") for name in left]
+    if not names:
+        return
+    whole = sum(p.numel() for p in parameters.values())
+    policy.unreached = sum(p.numel() for name, p in policy.causal_lm.named_parameters() if within(name, outside))
+    policy.unreached += sum(parameters[name].numel() for name in left)
+    share = 100 * policy.unreached / whole
+    named = f"{', '.join(names[:4])}{' …' if len(names) > 4 else ''} ({share:.1f} % of the weights)"
+    adapter = policy.model is not policy.causal_lm
+    policy.notes.append(
+        f"no text goes through {named}: {'no adapter is put there' if adapter else 'frozen, and saved as it is'}"
+    )
+
+
 def _tolerance(policy: Policy) -> float:
     wide = next(p.dtype for p in policy.model.parameters() if p.is_floating_point())
     return 1e-3 if wide in (torch.float32, torch.float64) else 0.5
 
 
-def _mixes_otherwise(model: Any) -> str | None:
+def _mixes_otherwise(policy: Policy) -> str | None:
     """Return what in the model is known to mix tokens other than by attention, or None."""
-    kinds = model.config.get_text_config().to_dict().get("layer_types") or ()
+    kinds = policy.config.to_dict().get("layer_types") or ()
     others = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if others:
         return f"it has layers of type {', '.join(others)}"
-    for name, module in model.named_modules():
+    for name, module in backbone_of(policy.causal_lm, policy.head).named_modules():
         if isinstance(module, nn.Conv1d):
             return f"{name} is a convolution over tokens"
     return None
@@ -107,13 +157,14 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
     ways = auto if config.segment_attention == "auto" else (config.segment_attention,)
     model, tolerance, reasons = policy.causal_lm, _tolerance(policy), []
     values = "log-probs" if policy.head is None else "scores"
-    original = original_of(model.config)
+    part = text_part(model)
+    original = original_of(part.config)
     for kernel in ways:
         try:
             if kernel == "flex" and policy.device.type != "cuda":
                 raise NotFlat("torch has a backward pass of flex_attention on CUDA only")
             if kernel != "none":
-                mixer = _mixes_otherwise(model)
+                mixer = _mixes_otherwise(policy)
                 if mixer:
                     raise NotFlat(mixer)
                 install(model)
@@ -132,8 +183,8 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
                 policy.notes.append(f"{type(model).__name__} takes padded batches: it can't take flat ones{why}")
             return
         reasons.append(f"{kernel}: {reason}")
-        if original_of(model.config) != model.config._attn_implementation:
-            model.set_attn_implementation(original)
+        if original_of(part.config) != part.config._attn_implementation:
+            part.set_attn_implementation(original)
     broken = next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
     if broken is not None:
         raise ConfigError(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ft_host.models.attention import original_of
+from ft_host.models.folder import auto_class, base_of, find_config
+from ft_host.models.reach import text_part
+from ft_host.models.special_tokens import agree
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from ft_host.config import RunConfig
     from ft_host.models.policy import Policy
+
+# What prepares images, video and sound. The chat template is the tokenizer's.
+PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
 def save_model(policy: Policy, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
@@ -25,7 +34,7 @@ def save_model(policy: Policy, folder: Path, state: dict[str, torch.Tensor] | No
         tied = {f"model.{name}" for name in policy.causal_lm.all_tied_weights_keys}  # one tensor under two names
         own = {name: tensor for name, tensor in state.items() if name.startswith("model.") and name not in tied}
         state = {name.removeprefix("model."): tensor for name, tensor in own.items()}
-    config = policy.causal_lm.config
+    config = text_part(policy.causal_lm).config
     ours, config._attn_implementation = config._attn_implementation, original_of(config)
     try:
         if isinstance(policy.model, PeftModel):
@@ -37,23 +46,63 @@ def save_model(policy: Policy, folder: Path, state: dict[str, torch.Tensor] | No
         config._attn_implementation = ours
 
 
-def merge_adapter(config: RunConfig, adapter: Path, folder: Path) -> None:
-    """Write the base weights with the adapter merged in.
+def save_whole(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    folder: Path,
+    state: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write all that is needed to use the model elsewhere: `save_model`, the tokenizer, what prepares images and sound,
+    and beside an adapter the generation config, since its base's may stop at other tokens."""
+    from peft import PeftModel
+
+    save_model(policy, folder, state)
+    tokenizer.save_pretrained(folder)
+    if isinstance(policy.model, PeftModel) and policy.head is None:
+        policy.causal_lm.generation_config.save_pretrained(folder)
+    copy_processor(config, policy.causal_lm, folder)
+
+
+def copy_processor(config: RunConfig, model: PreTrainedModel, folder: Path) -> None:
+    """Copy the settings of processors from where the model came from."""
+    from transformers.utils import cached_file
+
+    source = base_of(config.model, config.lora_base_model)
+    place = Path(source)
+    if not place.is_dir() and model.config.get_text_config() is model.config:
+        return  # a hub model of text alone has none
+    for name in PROCESSORS:
+        found: Any = place / name
+        if not place.is_dir():
+            found = cached_file(
+                source, name, revision=config.model_revision, _raise_exceptions_for_missing_entries=False
+            )
+        if found is not None and Path(found).is_file():
+            shutil.copyfile(found, folder / name)
+
+
+def merge_adapter(
+    config: RunConfig, adapter: Path, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Write the base weights with the adapter merged in, with the tokenizer and its special tokens if there is one.
 
     Loads the base again, on the CPU and unquantised, so that the run's model doesn't change. The folder of a reward
     model's adapter must contain its tokenizer.
     """
     from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from ft_host.models.load import score_pad
     from ft_host.models.weights import DTYPES
 
     settings = PeftConfig.from_pretrained(adapter)
     scores = settings.task_type == "SEQ_CLS"
-    auto, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if scores else (AutoModelForCausalLM, {})
-    base = auto.from_pretrained(
-        settings.base_model_name_or_path,
+    name = base_of(str(adapter))
+    head, labels = ("reward", {"num_labels": 1}) if scores else (None, {})
+    found = find_config(name, "model", config.model_revision, config.trust_remote_code)
+    base = auto_class(found, head).from_pretrained(
+        name,
         dtype=DTYPES[config.dtype],
         revision=config.model_revision,
         trust_remote_code=config.trust_remote_code,
@@ -63,12 +112,18 @@ def merge_adapter(config: RunConfig, adapter: Path, folder: Path) -> None:
     if scores:  # the head comes from the adapter; the tokenizer's padding tells where scores are read
         base.config.get_text_config().pad_token_id = score_pad(AutoTokenizer.from_pretrained(adapter))
     else:
-        embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
-        if head.weight is embeddings.weight and _changes(adapter, (embeddings, head), base):
+        embeddings, output = base.get_input_embeddings(), base.get_output_embeddings()
+        if output.weight is embeddings.weight and _changes(adapter, (embeddings, output), base):
             # tied weights are one tensor: merging the head's adapter into it would change the embeddings too
-            head.weight = torch.nn.Parameter(head.weight.detach().clone())
+            output.weight = torch.nn.Parameter(output.weight.detach().clone())
             base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
-    PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)
+        if tokenizer is not None:
+            agree(base, tokenizer)
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    merged.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    copy_processor(config, merged, folder)
 
 
 def _changes(adapter: Path, modules: tuple[torch.nn.Module, ...], base: torch.nn.Module) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,10 @@ import torch
 from torch import nn
 
 from ft_host.errors import ConfigError
-from ft_host.models.folder import adapter_of, base_of, check_folder, find_config, is_classifier
+from ft_host.models.adapters import attach, load_adapter, plan_adapter
+from ft_host.models.folder import adapter_of, auto_class, base_of, check_folder, find_config, is_classifier
 from ft_host.types import ModelSpec
-from ft_host.util.text import nearest
+from ft_host.util.adapters import tokenizer_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,17 +68,15 @@ def load_base(
     random where the weights are a language model's. Raises ConfigError, which names `field`, for anything else.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     settings = find_config(name, field, revision, config.trust_remote_code)
     if settings.is_encoder_decoder:
         raise ConfigError(
             f"{field}: {name} is an encoder-decoder ({settings.model_type}); expected a causal language model"
         )
-    if head is None:
-        auto, labels = AutoModelForCausalLM, {}
-    else:
-        auto, labels = AutoModelForSequenceClassification, {"num_labels": 1}
+    auto, labels = auto_class(settings, head), {}
+    if head is not None:
+        labels = {"num_labels": 1}
         if is_classifier(settings) and settings.num_labels != 1:
             raise ConfigError(
                 f"{field}: {name} is a sequence classifier with {settings.num_labels} labels; a reward model has one "
@@ -123,53 +121,18 @@ def load_base(
     return model
 
 
-def _linear_names(model: nn.Module) -> list[str]:
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
-
-    linear = (nn.Linear, Conv1D)
-    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)})
-
-
-def _attach_adapter(model: nn.Module, config: RunConfig, head: str | None) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    names = _linear_names(model)
-    children = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    targets: Any = "all-linear" if config.lora_target_modules == ["all-linear"] else config.lora_target_modules
-    for field, names_given in (
-        ("lora_target_modules", config.lora_target_modules),
-        ("lora_modules_to_save", config.lora_modules_to_save),
-    ):
-        for name in names_given:
-            if name != "all-linear" and name.rpartition(".")[2] not in children:
-                hint = nearest(name, names) or "."
-                raise ConfigError(
-                    f"{field}: the model has no module {name}{hint} Its linear layers: {', '.join(names)}",
-                    facts={"model/lora_missing": name},
-                )
-    adapter = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        modules_to_save=config.lora_modules_to_save or None,
-        use_rslora=config.use_rslora,
-        task_type="CAUSAL_LM" if head is None else "SEQ_CLS",  # with SEQ_CLS peft also trains and saves `score`
-    )
-    with warnings.catch_warnings():  # about names that peft still uses and transformers has renamed
-        warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing`")
-        return get_peft_model(model, adapter)
-
-
-def load_model(config: RunConfig, head: str | None = None) -> nn.Module:
-    """Load the model to train: a base model, with a new adapter, or an adapter's folder with its base."""
+def load_model(config: RunConfig, head: str | None = None) -> tuple[nn.Module, list[str]]:
+    """Load the model to train: a base model, with a new adapter, or an adapter's folder with its base. Returns it with
+    what the plan must say of it."""
     check_folder(config.model)
     if adapter_of(config.model):
         if not config.use_peft:
             raise ConfigError(f"model: {config.model} is an adapter; set use_peft to train it further")
-        return load_weights(config, config.model, field="model", head=head, trained=True)
-    model = load_base(config, config.model, head=head, revision=config.model_revision)
-    return _attach_adapter(model, config, head) if config.use_peft else model
+        return load_weights(config, config.model, field="model", head=head, trained=True), []
+    if not config.use_peft:
+        return load_base(config, config.model, head=head, revision=config.model_revision), []
+    settings, notes = plan_adapter(config, head)
+    return attach(load_base(config, config.model, head=head, revision=config.model_revision), settings), notes
 
 
 def load_weights(
@@ -189,15 +152,13 @@ def load_weights(
     """
     check_folder(name, field)
     revision = revision or (config.model_revision if name == config.model else None)
-    base = base_of(name)
-    if base != name:
-        check_folder(base, field)
-    model = load_base(config, base, field=field, head=head, revision=revision)
+    base = base_of(name, config.lora_base_model if name == config.model else None, field)
     if base == name:
-        return model
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, name, is_trainable=trained)
+        return load_base(config, base, field=field, head=head, revision=revision)
+    named = f"{field}: the base of the adapter {name}"
+    check_folder(base, named)
+    model = load_base(config, base, field=named, head=head, revision=revision)
+    return load_adapter(model, Path(name), base, field=field, trained=trained)
 
 
 # ---------------------------------------------------------------- vocabularies
@@ -223,11 +184,12 @@ def check_vocabulary(
     sizes: list[int] = []
     for name, named, own in ((config.model, "model", config.model_revision), (source, field, spec.revision)):
         check_folder(name, named)
-        base = base_of(name)
+        base = base_of(name, config.lora_base_model if name == config.model else None, named)
         revision = own or (config.model_revision if name == config.model else None)
         sizes.append(find_config(base, named, revision, config.trust_remote_code).get_text_config().vocab_size)
     if spec.own_tokenizer:
         return
+    source = tokenizer_place(source, config.lora_base_model if source == config.model else None, field)
     place = Path(source)
     bare = place.is_dir() and not any(place.glob("tokenizer*"))
     padding = (

@@ -6,13 +6,13 @@ Weights may be sharded: each rank measures its part, and the parts are combined.
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
 from ft_host.errors import FtHostError
+from ft_host.models.reach import family
 
 if TYPE_CHECKING:
     from ft_host.run import Run
@@ -114,13 +114,6 @@ def update_ratio(run: Run, before: list[torch.Tensor]) -> float | None:
 # ---------------------------------------------------------------- whether gradients reach the weights
 
 
-def family(name: str) -> str:
-    """Return the name under which parameters are judged together; a gradient in one of them is enough. These are the
-    two matrices of an adapter, one of which is 0 at first so that the other has no gradient, and the experts of a
-    layer, some of which may have no token."""
-    return re.sub(r"\.experts\.\d+\.", ".experts.*.", re.sub(r"lora_(embedding_)?[AB]\b", "lora", name))
-
-
 class GradientCoverage:
     """Which trained parameters have had a gradient. It is updated after the backward pass, until it has recorded its
     facts."""
@@ -174,11 +167,14 @@ def model_facts(run: Run) -> dict[str, Any]:
     the number of experts."""
     sizes = [(p.numel(), p.requires_grad) for p in run.policy.parameters()]
     trained = sum(size for size, requires_grad in sizes if requires_grad)
-    facts = {"probe/trainable": trained, "probe/trainable_share": trained / sum(size for size, _ in sizes)}
+    facts = {
+        "probe/trainable": trained,
+        "probe/trainable_share": trained / (sum(size for size, _ in sizes) - run.policy.unreached),
+    }
     layout = {"probe/packing_difference": run.policy.layout_difference, "probe/packing_leak": run.policy.layout_leak}
     layout["model/reference"] = reference_of(run)
     facts |= {name: value for name, value in layout.items() if value is not None}
     if run.policy.counts_routing:
-        model = run.policy.causal_lm
-        facts |= {"model/experts": model.num_experts, "model/experts_per_token": model.num_experts_per_tok}
+        experts, chosen = run.policy.experts
+        facts |= {"model/experts": experts, "model/experts_per_token": chosen}
     return facts

@@ -40,7 +40,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from ft_host.distributed.processes import is_sharded
 from ft_host.errors import FtHostError
-from ft_host.models import save_model
+from ft_host.models import save_whole
 from ft_host.rundir.checkpoints import INDEX, checksum, index_of, put
 from ft_host.rundir.folder import write_json
 
@@ -139,8 +139,7 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer:
             with _alone():
                 dcp.save(state, checkpoint_id=aside / "state", no_dist=run.world_size == 1)
             if not is_sharded(run.config, run.world_size) and run.accelerator.is_main_process:
-                save_model(run.policy, aside / "model")
-                run.tokenizer.save_pretrained(aside / "model")
+                save_whole(run.policy, run.tokenizer, run.config, aside / "model")
             write_json(aside / f"rng-{run.rank}.json", random_states())
             if buffer is not None:
                 write_json(aside / f"buffer-{run.rank}.json", buffer, indent=None)

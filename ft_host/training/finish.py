@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.distributed.processes import agreed, is_sharded
 from ft_host.errors import FtHostError
 from ft_host.metrics import add_counts
-from ft_host.models import merge_adapter, save_model
+from ft_host.models import merge_adapter, save_whole
 from ft_host.report import write_report
 from ft_host.rundir.manifest import before_and_after, lost_metrics
 from ft_host.training.checkpoint import full_state
@@ -48,13 +48,11 @@ def write_model(run: Run, state: dict[str, Any] | None) -> None:
     sharded."""
     folder, aside = run.folder, run.folder.path / ".model.tmp"
     shutil.rmtree(aside, ignore_errors=True)
-    save_model(run.policy, aside, state)
-    run.tokenizer.save_pretrained(aside)
+    save_whole(run.policy, run.tokenizer, run.config, aside, state)
     shutil.rmtree(folder.model, ignore_errors=True)
     aside.rename(folder.model)
     if run.config.merge_adapter:
-        merge_adapter(run.config, folder.model, folder.path / "merged")
-        run.tokenizer.save_pretrained(folder.path / "merged")
+        merge_adapter(run.config, folder.model, folder.path / "merged", run.tokenizer)
 
 
 def say_what_was_lost(run: Run, stream: TrainStream) -> None:

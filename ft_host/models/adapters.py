@@ -1,0 +1,283 @@
+"""LoRA on a model: which modules get it, what peft takes, and adapters that are trained further or kept as a reference.
+
+Names are tried on a model without weights (torch's meta device), so that what peft refuses is refused before weights
+are loaded. A vision-language model in a run of texts gets adapters on its text decoder alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ft_host.errors import ConfigError
+from ft_host.models.folder import auto_class, find_config
+from ft_host.models.reach import outside_text, within
+from ft_host.util.adapters import settings_of
+from ft_host.util.text import nearest
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+    from ft_host.config import RunConfig
+
+REFUSED = (ValueError, TypeError, NotImplementedError, RuntimeError)  # what peft raises for modules it doesn't take
+ALL_LINEAR = ["all-linear"]
+
+
+# ---------------------------------------------------------------- a new adapter
+
+
+def empty_model(config: RunConfig, name: str, head: str | None) -> nn.Module:
+    """Return the model of a folder or hub id without its weights."""
+    settings = find_config(name, "model", config.model_revision, config.trust_remote_code)
+    if head is not None:
+        settings.num_labels = 1
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return auto_class(settings, head).from_config(settings, trust_remote_code=config.trust_remote_code)
+
+
+def plan_adapter(config: RunConfig, head: str | None) -> tuple[LoraConfig, list[str]]:
+    """Return the settings of a new adapter, and sentences on what it leaves out. Raises ConfigError, which names the
+    field, for modules that there aren't and for what peft refuses."""
+    model = empty_model(config, config.model, head)
+    outside = outside_text(model, head)
+    inside = {name: module for name, module in model.named_modules() if name and not within(name, outside)}
+    for field, names in (
+        ("lora_target_modules", config.lora_target_modules),
+        ("lora_modules_to_save", config.lora_modules_to_save),
+    ):
+        for name in names:
+            if name != "all-linear":
+                _check_name(field, name, inside, model)
+    names = parameters = None
+    for name in config.lora_target_parameters:
+        parameters = parameters or [key for key, value in model.named_parameters() if value.dim() > 1]
+        if not any(matches(name, key) for key in parameters):
+            tails = sorted({".".join(key.split(".")[-3:]) for key in parameters if key.endswith(_fused(inside))})
+            raise ConfigError(
+                f"lora_target_parameters: the model has no parameter {name}"
+                f"{nearest(name, tails, otherwise='there are')}"
+            )
+    notes: list[str] = []
+    targets: Any = config.lora_target_modules
+    if targets == ALL_LINEAR:
+        targets, notes = all_linear(config, head, model, inside, outside)
+    elif len(targets) == 1 and is_pattern(targets[0]):
+        targets = targets[0]
+    settings = lora_config(config, head, targets, _excluded(targets, outside))
+    refused = refusal(model, settings)
+    if refused:
+        raise ConfigError(_why(config, head, refused, inside))
+    return settings, notes
+
+
+def all_linear(
+    config: RunConfig, head: str | None, model: nn.Module, inside: dict[str, nn.Module], outside: list[str]
+) -> tuple[Any, list[str]]:
+    """Return "all-linear", or the names that it stands for where peft's own would take too much or be refused; and
+    sentences on what is left out."""
+    ends = (model.get_output_embeddings() if head is None else model.score,)
+    names = {name.rpartition(".")[2] for name in linear_names(inside) if inside[name] not in ends}
+    notes, left = [], []
+    targets: Any = "all-linear"
+    others = {name.rpartition(".")[2] for name, module in inside.items() if isinstance(module, nn.Linear)} - names
+    left += sorted(others - {name.rpartition(".")[2] for name, module in inside.items() if module in ends})
+    every = lora_config(config, head, "all-linear", None)
+    if outside or left or refusal(empty_model(config, config.model, head), every):
+        for name in sorted(names):
+            alone = lora_config(config, head, [name], _excluded([name], outside))
+            if refusal(empty_model(config, config.model, head), alone):
+                left.append(name)
+        targets = sorted(names.difference(left))
+        if not targets:
+            return "all-linear", []
+    if left:
+        notes.append(f"all-linear leaves out {', '.join(left)}, which peft doesn't take in {type(model).__name__}")
+    fused = _fused(inside)
+    if fused and not config.lora_target_parameters:
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        share = sum(size for name, size in sizes.items() if name.endswith(fused)) / sum(sizes.values())
+        notes.append(
+            f"all-linear leaves out the experts, {100 * share:.0f} % of the weights: they are no linear layers but "
+            f"fused tensors; lora_target_parameters: [{', '.join(fused)}] puts adapters on them"
+        )
+    return targets, notes
+
+
+def lora_config(config: RunConfig, head: str | None, targets: Any, excluded: str | None) -> LoraConfig:
+    """Return peft's settings of a run's adapter."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        exclude_modules=excluded,
+        target_parameters=config.lora_target_parameters or None,
+        modules_to_save=config.lora_modules_to_save or None,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        task_type="CAUSAL_LM" if head is None else "SEQ_CLS",  # with SEQ_CLS peft also trains and saves `score`
+    )
+
+
+def attach(model: nn.Module, settings: LoraConfig) -> PeftModel:
+    """Return the model with a new adapter. Raises ConfigError where peft refuses this model: its weights are of a kind,
+    quantised for instance, that an empty one didn't have."""
+    from peft import get_peft_model
+
+    try:
+        with warnings.catch_warnings():  # about names that peft still uses and transformers has renamed
+            warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing`")
+            return get_peft_model(model, settings)
+    except REFUSED as error:
+        raise ConfigError(f"lora_target_modules: peft refuses this model: {first_line(error)}") from error
+
+
+def refusal(model: nn.Module, settings: LoraConfig) -> str | None:
+    """Return why peft refuses settings for an empty model, which it changes; None where it doesn't."""
+    from peft import get_peft_model
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            get_peft_model(model, copy.deepcopy(settings))
+    except REFUSED as error:
+        return first_line(error)
+    return None
+
+
+# ---------------------------------------------------------------- names
+
+
+def is_pattern(name: str) -> bool:
+    """Return whether a target is a regular expression over full names, as peft reads a string, not a name."""
+    return re.fullmatch(r"[\w.-]+", name) is None
+
+
+def matches(name: str, full: str) -> bool:
+    """Return whether a target's name, or its regular expression, is of the module of that full name."""
+    return bool(re.fullmatch(name, full)) if is_pattern(name) else full == name or full.endswith(f".{name}")
+
+
+def linear_names(modules: dict[str, nn.Module]) -> list[str]:
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    # not what only inherits from one: Llama 4's router gives a tuple, which peft's layer would take for a tensor
+    return sorted(
+        name for name, module in modules.items() if type(module).forward in (nn.Linear.forward, Conv1D.forward)
+    )
+
+
+def _tails(names: Iterable[str]) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name in names})
+
+
+def _fused(modules: dict[str, nn.Module]) -> tuple[str, ...]:
+    """Return the names of the tensors that hold all experts of a layer, without the layer's own name."""
+    found = {
+        ".".join([*name.split(".")[-2:], key])
+        for name, module in modules.items()
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd)
+    }
+    return tuple(sorted(found))
+
+
+def _excluded(targets: Any, outside: list[str]) -> str | None:
+    """Return a pattern of all modules that no text goes through."""
+    if not outside or targets == "all-linear":
+        return None
+    return rf"({'|'.join(map(re.escape, outside))})(\..*)?"
+
+
+def _check_name(field: str, name: str, inside: dict[str, nn.Module], model: nn.Module) -> None:
+    if is_pattern(name):
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise ConfigError(f"{field}: {name!r} is not a regular expression: {error}") from error
+    if any(matches(name, full) for full in inside):
+        return
+    linear = _tails(linear_names(inside))
+    where = next((full for full, _ in model.named_modules() if full and matches(name, full)), None)
+    if where is not None:
+        said = f"{name} is {where}, which no text goes through, so nothing of it would be trained."
+    elif is_pattern(name):
+        said = f"{name!r} matches the full name of no module; one is {next(iter(linear_names(inside)), '')}."
+    else:
+        said = f"the model has no module {name}{nearest(name.rpartition('.')[2], linear) or '.'}"
+    raise ConfigError(f"{field}: {said} Its linear layers: {', '.join(linear)}", facts={"model/lora_missing": name})
+
+
+def _why(config: RunConfig, head: str | None, refused: str, inside: dict[str, nn.Module]) -> str:
+    """Say which target peft refuses, and why. Some that isn't a layer may hold layers that it takes."""
+    for name in [] if config.lora_target_modules == ALL_LINEAR else config.lora_target_modules:
+        target = name if is_pattern(name) else [name]
+        said = refusal(empty_model(config, config.model, head), lora_config(config, head, target, None))
+        if said is None:
+            continue
+        kinds = {type(module).__name__: module for full, module in inside.items() if matches(name, full)}
+        kind, module = next(iter(kinds.items()))
+        layers = _tails(linear_names(dict(module.named_modules())))
+        if any(module.children()) and layers:
+            return (
+                f"lora_target_modules: {name} is a {kind}, which peft can't put LoRA on; it takes the linear layers "
+                f"within: {', '.join(layers)}"
+            )
+        return f"lora_target_modules: peft can't put LoRA on {name}, a {kind}: {said}"
+    fields = [name for name in ("use_dora", "lora_target_parameters", "lora_modules_to_save") if getattr(config, name)]
+    return f"{', '.join(fields) or 'lora_target_modules'}: peft refuses this: {refused}"
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# ---------------------------------------------------------------- an adapter from a folder
+
+
+def load_adapter(model: nn.Module, folder: Path, base: str, *, field: str, trained: bool) -> PeftModel:
+    """Return the model with the adapter of a folder. What is saved of it names `base`. Raises ConfigError, which names
+    `field`, for an adapter of another architecture, or one that lacks weights."""
+    from peft import PeftModel
+
+    settings_of(folder, field)
+    kind = type(model).__name__
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=trained)
+    except (*REFUSED, OSError, KeyError) as error:
+        raise ConfigError(
+            f"{field}: the adapter {folder} doesn't fit its base {base}, a {kind}: {first_line(error)}"
+        ) from error
+    for warning in told:
+        text = str(warning.message)
+        if "missing adapter keys" in text:
+            raise ConfigError(
+                f"{field}: the adapter {folder} has no weights for some modules of its base {base}, a {kind}, that its "
+                f"settings name: {text}"
+            )
+    adapted.peft_config["default"].base_model_name_or_path = base
+    return adapted
+
+
+def frozen_twin(model: PeftModel, name: str) -> None:
+    """Add a frozen adapter with the settings of "default" under another name, with weights still to come.
+
+    Not initialised as "default" may have been: PiSSA, OLoRA and others take the new adapter's weights off the base,
+    which they have done already.
+    """
+    settings = copy.deepcopy(model.peft_config["default"])
+    settings.init_lora_weights = settings.inference_mode = True
+    model.add_adapter(name, settings)
