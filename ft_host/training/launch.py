@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ft_host import data, registry
+from ft_host import registry
 from ft_host.config import RunConfig
 from ft_host.contract.sinks import TRACKERS, guard_sinks
 from ft_host.diagnostics.memory_remedies import remedies_for
