@@ -216,6 +216,14 @@ def test_every_optimizer_of_transformers_is_ours_or_has_an_answer():
     assert not without
 
 
+def test_the_import_path_of_an_optimizer_is_said():
+    with pytest.raises(
+        ConfigError, match=r"optim: found the text 'lion_8bit', .*; here it is bitsandbytes.optim:Lion8b"
+    ):
+        resolve.resolve(SFTConfig, None, {"model": "org/m", "dataset": "org/d", "optim": "lion_8bit"})
+    assert "LoRA" in optimizer_hint("galore_adamw_8bit_layerwise")
+
+
 def test_every_schedule_and_tracker_of_transformers_is_ours_or_has_an_answer():
     from transformers import SchedulerType
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK

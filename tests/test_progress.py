@@ -7,7 +7,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from ft_host.config import RolloutConfig
+from ft_host.config.options import TRACKERS
 from ft_host.diagnostics import Finding, Remedy
+from ft_host.distributed import trackers as trackers_of
+from ft_host.distributed.trackers import begin_trackers, check_trackers, chosen, end_trackers
+from ft_host.errors import ConfigError
 from ft_host.training.progress import Bar, Lines, Trackers
 
 
@@ -117,3 +121,56 @@ def test_trackio_has_alerts_where_its_version_has(run, monkeypatch):
     module.alert = lambda title, text, level: sent.append((title, text, level))
     Trackers().ft_finding(finding=finding("OPT003", "error"), run=run)
     assert sent == [("OPT003: It is bad", "Error OPT003: Very bad. Lower learning_rate.", module.AlertLevel.ERROR)]
+
+
+# ---------------------------------------------------------------- which trackers, and what they may do to a run
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_tracker_that_is_not_installed_is_refused_with_its_package(name, monkeypatch):
+    monkeypatch.setattr(trackers_of, "is_installed", lambda name: False)
+    with pytest.raises(ConfigError, match=rf"report_to: {name} is not installed \(pip install {TRACKERS[name]}\)"):
+        check_trackers([name])
+
+
+def test_the_trackers_are_those_of_accelerate():
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    assert {*TRACKERS} == {*map(str, LOGGER_TYPE_TO_CLASS)}
+
+
+def test_a_tracker_that_accelerate_cannot_use_is_refused(monkeypatch):
+    monkeypatch.setattr(trackers_of, "is_installed", lambda name: name == "aim")
+    with pytest.raises(ConfigError, match="accelerate can't use the aim that is installed"):
+        check_trackers(["aim"])
+
+
+def test_all_are_those_that_are_installed(monkeypatch):
+    monkeypatch.setattr(trackers_of, "is_installed", lambda name: name in ("wandb", "mlflow"))
+    assert chosen(["all"]) == ["wandb", "mlflow"] and chosen(["mlflow", "all", "mlflow"]) == ["mlflow", "wandb"]
+    assert chosen([]) == []
+
+
+def test_trackers_that_fail_at_the_beginning_or_the_end_are_reported_and_end_nothing(capsys):
+    ended = []
+
+    class Accelerator:
+        log_with = ["broken", "good"]
+        trackers = []
+
+        def init_trackers(self, name):
+            if self.log_with == ["broken"]:
+                raise RuntimeError("no API key")
+            self.trackers = [SimpleNamespace(name="good", finish=finish)]
+
+    def finish():
+        ended.append(True)
+        raise OSError("no network")
+
+    said, accelerator = [], Accelerator()
+    begin_trackers(accelerator, "run", lambda text, level: said.append(text))
+    assert [tracker.name for tracker in accelerator.trackers] == ["good"]
+    end_trackers(accelerator, "lines")
+    assert ended and accelerator.trackers == []
+    assert said == ["report_to: broken can't be started (RuntimeError: no API key); the run goes on without it"]
+    assert "report_to: good failed at the end (OSError: no network)" in capsys.readouterr().err

@@ -70,13 +70,13 @@ SCHEDULES = (
     "warmup_stable_decay",
 )
 
-# accelerate's trackers, with the package that each needs, which pip may call otherwise.
+# accelerate's trackers, each also the module that it needs, with the name of its package.
 TRACKERS = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "trackio": "trackio",
     "mlflow": "mlflow",
-    "comet_ml": "comet_ml",
+    "comet_ml": "comet-ml",
     "clearml": "clearml",
     "aim": "aim",
     "dvclive": "dvclive",

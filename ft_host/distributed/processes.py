@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 import torch
 
+from ft_host.distributed.trackers import chosen
 from ft_host.errors import ConfigError, FtHostError, UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def start_processes(config: RunConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision(config, torch.device("cpu" if cpu else "cuda")),
-        log_with=config.report_to or None,
+        log_with=chosen(config.report_to) or None,
         project_dir=config.output_dir or ".",
         kwargs_handlers=[patience],
     )

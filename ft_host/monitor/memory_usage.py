@@ -3,8 +3,6 @@ microseconds on a CPU)."""
 
 from __future__ import annotations
 
-import resource
-import sys
 from typing import TYPE_CHECKING
 
 import psutil
@@ -24,20 +22,36 @@ def resident_mb() -> float:
     return psutil.Process().memory_info().rss / MB
 
 
+class PeakMemory:
+    """The most resident memory of this process so far, in megabytes.
+
+    Systems count it themselves, each in its own unit, and psutil gives the count of Windows alone. So the resident set
+    is looked at where it is large: after each forward pass, before the update and after it.
+    """
+
+    def __init__(self) -> None:
+        self.resident = 0.0
+
+    def look(self) -> float:
+        self.resident = max(self.resident, resident_mb())
+        return self.resident
+
+
+PEAK = PeakMemory()  # of the process, whatever runs it has
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """Return peak memory so far in megabytes: torch's allocations on the GPU, or the resident set of the process on a
     CPU.
     """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (MB if sys.platform == "darwin" else 2**10)
+    return torch.cuda.max_memory_allocated(device) / MB if device.type == "cuda" else PEAK.look()
 
 
 def memory_metrics(run: Run) -> dict[str, Metric]:
     """Return metrics of memory, each of the rank that has most. `perf/memory_mb`: resident memory of the process. On a
     GPU: allocated memory, the most that torch has reserved so far, its share of the device, and how often torch had to
     free cached memory to go on."""
+    PEAK.look()
     metrics = {"perf/memory_mb": maximum(resident_mb())}
     if run.device.type == "cuda":
         reserved = torch.cuda.max_memory_reserved(run.device)

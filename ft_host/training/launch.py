@@ -23,6 +23,7 @@ from ft_host.contract.sinks import TRACKERS, guard_sinks
 from ft_host.diagnostics.memory_remedies import remedies_for
 from ft_host.distributed.launcher import end_with_launcher
 from ft_host.distributed.processes import end_processes, start_processes
+from ft_host.distributed.trackers import begin_trackers, end_trackers
 from ft_host.errors import FtHostError, Interrupted, OutOfMemory, StoppedByFinding
 from ft_host.monitor.gradients import model_facts
 from ft_host.monitor.memory_estimate import record_estimate
@@ -224,9 +225,7 @@ class _Launch:
         plan, notes = plan_of(run, total)
         self.folder.update(wrappers=registry.wrappers(run.plugins), **plan)
         run.record_facts(plan_facts(run, total))
-        if self.config.report_to:
-            name = self.config.run_name or self.folder.path.name
-            self.accelerator.init_trackers(name)
+        begin_trackers(self.accelerator, self.config.run_name or self.folder.path.name, run.say)
         for note in notes:
             run.say(note)
 
@@ -284,7 +283,7 @@ class _Launch:
             steps.append(partial(self.run.plugins.hook.ft_close, run=self.run))
         steps += [partial(signal.signal, number, handler) for number, handler in self.handlers.items()]
         if self.accelerator is not None:
-            steps += [self.accelerator.end_training] if self.config.report_to else []
+            steps.append(partial(end_trackers, self.accelerator, self.config.progress))
             steps.append(partial(end_processes, self.run and self.run.model))
         if self.folder is not None:
             steps.append(self.folder.release)

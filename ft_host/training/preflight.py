@@ -11,6 +11,7 @@ from ft_host.config.rollout import RolloutConfig
 from ft_host.contract.rows import collate, models_of
 from ft_host.data.prepare import PrepareRow
 from ft_host.diagnostics.collect import diagnostics_of
+from ft_host.distributed.trackers import check_trackers
 from ft_host.models import check_vocabulary
 from ft_host.monitor.data_stats import data_facts
 from ft_host.monitor.reward_check import check_rewards
@@ -19,7 +20,6 @@ from ft_host.registry.backend import backend_of
 from ft_host.rewards import RewardFunction, check_columns, load_rewards
 from ft_host.rollouts.session import RolloutSession, check_online
 from ft_host.training.optim import optimizer_factory
-from ft_host.training.progress import check_trackers
 from ft_host.types import ModelSpec, Row
 
 if TYPE_CHECKING:

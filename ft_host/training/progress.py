@@ -6,14 +6,12 @@ Each printer is a plugin of the run that implements `ft_log`, like any other sin
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.rollout import RolloutConfig
-from ft_host.errors import ConfigError
 from ft_host.hooks import hookimpl
 from ft_host.util.console import mode
 
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from ft_host.run import Run
 
 ALWAYS = ("loss", "grad_norm", "learning_rate")
-TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 ALERTS = {"warning": "WARN", "error": "ERROR"}  # as Weights & Biases and trackio call them
 
 
@@ -107,15 +104,6 @@ class Json:
     @hookimpl
     def ft_log(self, entry, run):
         print(json.dumps(entry, ensure_ascii=False), flush=True)
-
-
-def check_trackers(names: list[str]) -> None:
-    """Raise ConfigError for a tracker that isn't known or isn't installed."""
-    for name in names:
-        if name not in TRACKERS:
-            raise ConfigError(f"report_to: {name!r} is none of {', '.join(TRACKERS)}")
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"report_to: {name} is not installed (pip install {name})")
 
 
 class Trackers:

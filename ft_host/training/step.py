@@ -19,7 +19,7 @@ from ft_host.contract.names import Named
 from ft_host.data.micro_batches import split_micro_batches
 from ft_host.metrics import Accumulator, add_counts, combine, maximum, total
 from ft_host.models.experts import ExpertLoad, load_metrics
-from ft_host.monitor.memory_usage import memory_metrics
+from ft_host.monitor.memory_usage import PEAK, memory_metrics
 from ft_host.types import Row
 from ft_host.util.memory import BACKWARD, FORWARD, UPDATE, oom_context
 
@@ -132,6 +132,7 @@ def train_step(
         with sync_only_last(run, index == len(batches) - 1):
             with oom_context(FORWARD, run.step + 1):
                 loss = loss_of(run, batch, agreed.tokens, accumulator)
+            PEAK.look()  # what the backward pass needs is there
             load.add(run.policy.routing)
             run.policy.routing = None
             with oom_context(BACKWARD, run.step + 1):
