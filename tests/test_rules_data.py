@@ -6,10 +6,10 @@ import pytest
 from ft_kto.config import KTOConfig
 
 from ft_host.config import RunConfig
-from ft_host.diagnostics.rules import data, data_set
+from ft_host.diagnostics.rules import data, data_set, data_templates
 from ft_host.testing.rules import Told, codes, findings
 
-RULES = [*data.RULES, *data_set.RULES]
+RULES = [*data.RULES, *data_set.RULES, *data_templates.RULES]
 
 # As measured on the arithmetic example
 HEALTHY = {
@@ -72,6 +72,7 @@ CASES = {
         Told(config={"packing": True}, facts=HEALTHY),
     ),
     "DATA012": (Told(facts=facts(unknown_tokens=0.4)), Told(facts=facts(unknown_tokens=0.001))),
+    "DATA013": (Told(facts=facts(**{"left_out/thoughts": 0.4})), Told(facts=HEALTHY)),
 }
 
 

@@ -73,8 +73,13 @@ class Tally:
     truncated: int = 0  # prepared rows that were truncated
     dropped: dict[str, int] = field(default_factory=dict)
     places: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)  # by what the chat template leaves out
 
-    def add(self, seen: int, truncated: int, drops: list[tuple[str, str]]) -> None:
+    def add(
+        self, seen: int, truncated: int, drops: list[tuple[str, str]], left_out: dict[str, int] | None = None
+    ) -> None:
+        for kind, count in (left_out or {}).items():
+            self.left_out[kind] = self.left_out.get(kind, 0) + count
         self.seen += seen
         self.truncated += truncated
         for where, reason in drops:

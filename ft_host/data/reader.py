@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ft_host.data.omissions import noting
 from ft_host.data.order import permutation
 from ft_host.data.prepare import Prepare, prepared
 from ft_host.data.sources import Source, Stream
@@ -153,6 +155,7 @@ class Piece:
     seen: int  # raw rows that this rank prepared
     truncated: int
     drops: list[tuple[str, str]]  # (where, reason)
+    left_out: dict[str, int]  # rows of which the chat template leaves something out, by what it is
 
 
 def tasks(
@@ -190,6 +193,7 @@ def piece(
     mine = range(start, stop) if layout.windowed else range(start + layout.rank, stop, layout.world_size)
     rows: list[Row] = []
     drops: list[tuple[str, str]] = []
+    left_out: Counter[str] = Counter()
     seen = 0
     for position in mine:
         item = reader.get(epoch, position)
@@ -197,7 +201,9 @@ def piece(
             break
         seen += 1
         where, raw = item
-        result = prepared(prepare, where, raw)
+        with noting() as kinds:
+            result = prepared(prepare, where, raw)
+        left_out.update(kinds)
         if isinstance(result, Drop):
             drops.append((where, str(result)))
         else:
@@ -212,4 +218,5 @@ def piece(
         seen=seen,
         truncated=sum(row.get("truncated") is True for row in rows),
         drops=drops,
+        left_out=dict(left_out),
     )

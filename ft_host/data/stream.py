@@ -81,7 +81,10 @@ class TrainStream:
         self.consumed = at.get("consumed", 0)  # rows of all finished pieces or windows
         self.density: float | None = at.get("density")  # units per raw row, from the first window
         self.tally = Tally(
-            seen=at.get("seen", 0), truncated=at.get("truncated", 0), dropped=dict(at.get("dropped", {}))
+            seen=at.get("seen", 0),
+            truncated=at.get("truncated", 0),
+            dropped=dict(at.get("dropped", {})),
+            left_out=dict(at.get("left_out", {})),
         )
         self.counted = self.unit > 0  # the window that it begins in is already counted
         make = partial(pieces, source, prepare, self.layout, self.epoch, self.row)
@@ -176,6 +179,7 @@ class TrainStream:
             "seen": self.tally.seen,
             "truncated": self.tally.truncated,
             "dropped": dict(self.tally.dropped),
+            "left_out": dict(self.tally.left_out),
         }
         return StepRows(
             units=units,
@@ -228,7 +232,7 @@ class TrainStream:
     # -- pieces
 
     def _count(self, piece: Piece) -> None:
-        self.tally.add(piece.seen, piece.truncated, piece.drops)
+        self.tally.add(piece.seen, piece.truncated, piece.drops, piece.left_out)
         layout = self.layout
         share = 1 if layout.windowed else layout.world_size
         if piece.ended or self.tally.seen * share >= layout.window:

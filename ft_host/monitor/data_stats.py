@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.batch import Batch
 from ft_host.config.rollout import RolloutConfig
 from ft_host.data import prompt_of
+from ft_host.data.omissions import noting
 from ft_host.data.texts import Text, texts_of
 from ft_host.errors import DataError, RowError
 from ft_host.monitor.row_overlap import compare, sample_of
@@ -75,6 +77,7 @@ class _Seen:
     chosen: list[int] = field(default_factory=list)
     rejected: list[int] = field(default_factory=list)
     labels: list[bool] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)  # rows of which the template leaves something out
 
 
 def data_facts(
@@ -94,7 +97,9 @@ def data_facts(
     ends = known_end_tokens(tokenizer, config)
     for raw in sample_of(source, SAMPLE):
         try:
-            _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends)
+            with noting() as kinds:
+                _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends)
+            seen.left_out.update(kinds)
         except DataError:
             break
         if time.monotonic() > end:
@@ -218,6 +223,7 @@ def _facts(seen: _Seen, rows: int | None, tokenizer: Any, config: RunConfig) -> 
     if not seen.raw:
         return facts
     facts["data/dropped_rows"] = seen.dropped / seen.raw
+    facts |= {f"data/left_out/{kind}": count / seen.raw for kind, count in seen.left_out.items()}
     if seen.supervised or seen.unsupervised:  # otherwise the method has no targets but, for instance, scores
         empty = seen.unsupervised + seen.without_targets
         facts["data/unsupervised_rows"] = empty / max(seen.rows + seen.unsupervised, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from ft_host.data.omissions import KINDS
 from ft_host.distributed.processes import agreed, is_sharded
 from ft_host.errors import FtHostError
 from ft_host.metrics import add_counts
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ft_host.data import TrainStream
     from ft_host.run import Run
     from ft_host.rundir.folder import RunFolder
+
+LEFT_OUT = "left out by the template: "  # before a kind, among the counts of what was dropped
 
 
 def finish(run: Run) -> FinishedRun:
@@ -59,9 +62,13 @@ def say_what_was_lost(run: Run, stream: TrainStream) -> None:
     """Report rows that were left out or cut, of all ranks: with windows or rollouts every rank has seen all, else its
     own."""
     tally = stream.tally
-    ranks = run.gather({**tally.dropped, "": tally.truncated})
+    kinds = {f"{LEFT_OUT}{kind}": count for kind, count in tally.left_out.items()}
+    ranks = run.gather({**tally.dropped, **kinds, "": tally.truncated})
     lost = ranks[0] if stream.layout.windowed or run.rollouts else add_counts(ranks)
     cut = lost.pop("")
+    for name in [name for name in lost if name.startswith(LEFT_OUT)]:
+        what = KINDS[name.removeprefix(LEFT_OUT)]
+        run.say(f"the chat template left out {what} in {lost.pop(name)} rows (DATA013)", "warning")
     for reason, count in lost.items():
         run.say(f"{count} rows were left out: {reason}", "warning")
     if cut:

@@ -1,7 +1,7 @@
 """The host's rules: about what every run has. Those of methods are in their packages (`ft_dpo/rules.py`).
 
 settings   CFG   what the config alone shows
-data, data_set  DATA  rows and tokens, before a model is loaded
+data, data_set, data_templates  DATA  rows and tokens, before a model is loaded
 probes     PRB   what must hold before the first update
 numbers    NUM   numbers that aren't finite
 losses, optimisation, held_out  OPT   loss, gradients, updates, evaluations
@@ -16,6 +16,7 @@ from ft_host.diagnostics.rule import Rule
 from ft_host.diagnostics.rules import (
     data,
     data_set,
+    data_templates,
     engine_times,
     engines,
     experts,
@@ -36,6 +37,7 @@ RULES: list[Rule] = [
     *settings.RULES,
     *data.RULES,
     *data_set.RULES,
+    *data_templates.RULES,
     *numbers.RULES,
     *losses.RULES,
     *optimisation.RULES,

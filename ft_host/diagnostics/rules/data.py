@@ -55,7 +55,7 @@ def supervised_remedies(view: View) -> list[Remedy]:
     if view.config.__dict__.get("assistant_only_loss"):
         out.append(
             Remedy(
-                why="Check that the chat template marks the assistant's turns, or set assistant_only_loss to false",
+                why="Check that the messages have the role assistant, or set assistant_only_loss to false",
                 patch={"assistant_only_loss": False},
                 again=True,
             )
@@ -142,10 +142,10 @@ RULES = [
             " one."
         ),
         why=(
-            "All labels of a row are -100: the prompt fills max_length, the chat template doesn't mark the assistant's "
-            "turns, or the labels of the data are wrong. Such rows cost time and teach nothing."
+            "All labels of a row are -100: the prompt fills max_length, no message is the assistant's or all of them "
+            "have weight 0, or the labels of the data are wrong. Such rows cost time and teach nothing."
         ),
-        remedy="Raise max_length, keep the ends of rows, mend the template or the labels.",
+        remedy="Raise max_length, keep the ends of rows, mend the roles, the weights or the labels.",
         source="TRL issues 4879, 4201",
     ),
     Rule(
@@ -185,15 +185,22 @@ RULES = [
             "taught to stop, and completions will run on."
         ),
         remedies=lambda view: [
-            Remedy(why="Put the end token behind each text, with a label of its own, or name it in eos_token")
+            Remedy(
+                why=(
+                    "Of tokens: put the end token behind each text, with a label of its own. Of conversations: name in "
+                    "eos_token the token with which the chat template ends a turn, or set chat_template_path to a "
+                    "template that ends turns with a token"
+                )
+            )
         ],
         when=(
             "Less than nine in ten texts that are whole have an end token (EOS, or what ends a turn) as one of the last"
             " three supervised tokens."
         ),
         why=(
-            "The data lacks the token, its label is -100 (often since padding is the same token), or the template's"
-            " marks of the assistant's turns leave it out."
+            "The data lacks the token, its label is -100 (often since padding is the same token), the chat template"
+            " ends turns with a token that generation doesn't end at, or with none. (Where a template closes a turn only by"
+            " the mark of the next one, the host adds that mark to the last turn.)"
         ),
         remedy="Add or unmask the end token; name it in eos_token where it isn't the tokenizer's.",
         source="TRL issue 1623; unsloth issue 416",
