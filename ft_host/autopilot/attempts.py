@@ -148,7 +148,7 @@ class Autopilot:
         findings: dict[str, dict[str, Any]] = {}
         with open(self.folder / f"attempt-{attempt.number}.log", "w", encoding="utf-8") as log:
             command = [sys.executable, "-m", "ft_host", "train", self.method, str(file), "--progress", "json"]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, encoding="utf-8", errors="replace")
             try:
                 for event in events_of(process.stdout):
                     follow(event, findings, say)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ft_host.rundir import format as fmt
+from ft_host.rundir.lines import number_of
 
 if TYPE_CHECKING:
     from ft_host.autopilot.attempts import Attempt
@@ -22,10 +23,14 @@ def introduced(attempt: Attempt, budget: int) -> str:
 
 
 def events_of(stdout: Any) -> Iterator[dict[str, Any]]:
-    """Yield the JSON lines of a run; other output is ignored."""
+    """Yield the events of a run, which are lines of JSON; other output is ignored, which a reward may print."""
     for line in stdout:
-        if line.startswith("{"):
-            yield json.loads(line)
+        try:
+            event = json.loads(line) if line.startswith("{") else None
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "kind" in event:
+            yield event
 
 
 def follow(event: dict[str, Any], findings: dict[str, dict[str, Any]], say: Callable[[str], None]) -> None:
@@ -34,7 +39,7 @@ def follow(event: dict[str, Any], findings: dict[str, dict[str, Any]], say: Call
         say(f"  step {event['step']}: {event['severity']} {event['code']}: {event['message']}")
     elif event["kind"] == "eval":
         shown = [
-            f"{name} {fmt.number(value)}"
+            f"{name} {fmt.number(number_of(value))}"
             for name, value in event.items()
             if name.startswith("eval_") and fmt.better(name)
         ]

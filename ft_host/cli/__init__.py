@@ -62,12 +62,13 @@ def main(argv: list[str] | None = None) -> int:
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     except Exception as error:
         from ft_host.errors import FtHostError
+        from ft_host.util.console import show
 
         if not isinstance(error, FtHostError):
             raise
         if os.environ.get("FT_HOST_TRACEBACK", "") not in ("", "0"):
             traceback.print_exc()
-        print(f"ft-host: error: {error}", file=sys.stderr)
+        show(f"ft-host: error: {error}", sys.stderr)
         if "LOCAL_RANK" in os.environ:
             from ft_host.cli.train import leave
 

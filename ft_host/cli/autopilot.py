@@ -12,6 +12,7 @@ from ft_host.autopilot.attempts import Autopilot
 from ft_host.cli.train import Ready, fresh, read, say_warnings, take_number, take_value
 from ft_host.config.old_names import current
 from ft_host.errors import UsageError
+from ft_host.util.console import show
 from ft_host.util.text import nearest
 
 HELP = """\
@@ -51,8 +52,8 @@ def run(argv: list[str]) -> int:
     flight = Autopilot(
         folder=folder, method=registry.reference(ready.method), config=config, budget=budget, locked=locked
     )
-    flight.run(_values(ready), lambda text: print(text, file=sys.stderr, flush=True))
-    print(_said(flight))
+    flight.run(_values(ready), lambda text: show(text, sys.stderr))
+    show(_said(flight))
     return flight.exit_code
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from ft_host.report.compare import (
 from ft_host.report.compare import names as names_of
 from ft_host.report.page import write_page
 from ft_host.rundir import format as fmt
+from ft_host.util.console import show
+from ft_host.util.jsonl import json_text
 
 HELP = "Compare runs: settings that differ, final metrics, curves in one chart."
 WIDEST = 48  # characters of a value in the table
@@ -43,13 +44,13 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     records = read_runs(arguments.runs)
     if arguments.json:
-        print(json.dumps(comparison(records), indent=2, ensure_ascii=False))
+        print(json_text(comparison(records), indent=2))
     else:
-        print(_tables(records))
+        show(_tables(records))
     if arguments.output or not arguments.json:
         page = write_page(Path(arguments.output or "compare.html"), comparison_page(records))
         if not arguments.json:
-            print(f"\nCurves: {page}")
+            show(f"\nCurves: {page}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
@@ -17,6 +16,8 @@ from ft_host.cli.sides import Sides, is_tokens, sides_of
 from ft_host.config import RolloutConfig, resolve
 from ft_host.errors import UsageError
 from ft_host.types import Row
+from ft_host.util import console
+from ft_host.util.jsonl import json_text, visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,15 +139,15 @@ def show(method: registry.PluginInfo, config: RunConfig, shown: int, counted: in
         if isinstance(result, Drop):
             counts.dropped[str(result)] += 1
             if position < shown:
-                print(f"{where}: dropped: {result}\n")
+                console.show(f"{where}: dropped: {result}\n")
             continue
         for row in result:
             sides = None if rollouts else sides_of(row, collated, scored)
             counts.add(row, sides)
             if position < shown:
-                print(headline(where, row, sides, scored))
+                console.show(headline(where, row, sides, scored))
                 print(body(row, sides, tokenizer, color) + "\n")
-    print(summary(counts, source.num_rows, tokenizer, config, scored))
+    console.show(summary(counts, source.num_rows, tokenizer, config, scored))
 
 
 # ---------------------------------------------------------------- texts
@@ -174,7 +175,7 @@ def body(row: Row, found: Sides | None, tokenizer: PreTrainedTokenizerBase, colo
         if is_tokens(value):
             lines.append(f"{name}: " + painted(value, [IGNORE] * len(value), tokenizer, color))
         else:
-            lines.append(f"{name}: {str(value)[:80]}")
+            lines.append(visible(f"{name}: {str(value)[:80]}"))
     return "\n".join(lines)
 
 
@@ -185,7 +186,7 @@ def prompt_body(row: Row, tokenizer: PreTrainedTokenizerBase, color: bool) -> st
     if others:
         lines.append("for rewards:")
     for name, value in others.items():
-        text = json.dumps(value, ensure_ascii=False, default=str)
+        text = json_text(value)
         lines.append(
             f"  {name}: {text}" if len(text) <= LONG else f"  {name}: {text[:LONG]} … ({len(text):,} characters)"
         )

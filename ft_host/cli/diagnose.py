@@ -11,6 +11,7 @@ from ft_host.diagnostics.replay import diagnose
 from ft_host.diagnostics.rule import SEVERITIES
 from ft_host.diagnostics.sarif import as_sarif
 from ft_host.errors import FtHostError, StoppedByFinding
+from ft_host.util.console import show
 
 HELP = "Apply the rules of a run to its folder, and print findings, causes and remedies."
 FORMATS = {"text": as_text, "json": as_json, "sarif": as_sarif}
@@ -40,7 +41,7 @@ def run(argv: list[str]) -> int:
     diagnosis = diagnose(arguments.run, arguments.select, arguments.ignore)
     text = FORMATS[arguments.format](diagnosis)
     if arguments.output is None:
-        print(text, end="")
+        show(text, end="")
     else:
         write(arguments.output, text)
     limit = arguments.fail_on

@@ -9,6 +9,7 @@ import textwrap
 from ft_host.diagnostics.collect import installed_rules
 from ft_host.diagnostics.pages import page, terminal_text
 from ft_host.errors import UsageError
+from ft_host.util.console import show
 from ft_host.util.text import nearest
 
 HELP = "Explain what a rule detects, its causes and remedies."
@@ -24,9 +25,9 @@ def run(argv: list[str]) -> int:
     found = next((each for each in owned if each[0].code == code), None)
     if found is None:
         for problem in problems:
-            print(f"ft-host: warning: {problem}", file=sys.stderr)
+            show(f"ft-host: warning: {problem}", sys.stderr)
         known = [rule.code for rule, _ in owned]
         raise UsageError(f"no rule {code}{nearest(code, known) or ''}; `ft-host rules` lists them")
     text = terminal_text(page(*found, [rule for rule, _ in owned]))
-    print("\n".join(textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in text.splitlines()))
+    show("\n".join(textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in text.splitlines()))
     return 0

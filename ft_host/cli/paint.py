@@ -6,6 +6,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 from ft_host.batch import IGNORE
+from ft_host.util.jsonl import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ def parts(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase,
     before = False
     found = pieces(ids, labels, tokenizer)
     for number, (text, marked) in enumerate(found):
-        text = text.replace("\n", "⏎\n")
+        text = visible(text).replace("\n", "⏎\n")
         if number + 1 == len(found):
             text = text.removesuffix("\n")  # ⏎ says it; no empty line
         if color:

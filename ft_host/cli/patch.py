@@ -7,6 +7,7 @@ import argparse
 from ft_host.diagnostics.patch import chosen_finding, chosen_remedy, commented, patched
 from ft_host.diagnostics.replay import diagnose
 from ft_host.report import read_run
+from ft_host.util.console import show
 
 HELP = "Print the run's config with a remedy of a finding applied, as a run file."
 
@@ -35,5 +36,5 @@ def run(argv: list[str]) -> int:
     finding = chosen_finding(list(found.values()), arguments.finding)
     remedy = chosen_remedy(finding, arguments.remedy)
     values = patched(record, finding, remedy, arguments.from_checkpoint)
-    print(commented(record, finding, remedy, values), end="")
+    show(commented(record, finding, remedy, values), end="")
     return 0

@@ -13,6 +13,7 @@ from ft_host.registry.catalog import CONFIGS, GROUPS, HOST, PluginInfo, catalog,
 from ft_host.registry.local import is_file, kind_of_file
 from ft_host.registry.lookup import find, label, reference
 from ft_host.registry.metadata import normalise, read_headers
+from ft_host.util.jsonl import json_text
 from ft_host.util.text import closest
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ def run(argv: list[str]) -> int:
         return 0
     outcomes = _check(plugins, arguments.timeout) if arguments.check else None
     if arguments.json:
-        import json
-
-        print(json.dumps(_document(plugins, outcomes), indent=2, ensure_ascii=False))
+        print(json_text(_document(plugins, outcomes), indent=2))
     elif arguments.command == "show":
         print("\n\n".join(_details(info, outcomes and outcomes[index]) for index, info in enumerate(plugins)))
     else:

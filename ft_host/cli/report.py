@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ft_host.report import write_report
+from ft_host.util.console import show
 
 HELP = "Write a page with a run's results, curves, samples and settings."
 
@@ -20,5 +21,5 @@ def run(argv: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--output", metavar="FILE", help="output file (default: RUN/report.html)")
     arguments = parser.parse_args(argv)
-    print(write_report(arguments.run, arguments.output))
+    show(str(write_report(arguments.run, arguments.output)))
     return 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from ft_host.diagnostics.collect import Owned, installed_rules, not_about
 from ft_host.diagnostics.rule import STAGES
 from ft_host.registry import find
 from ft_host.rundir import format as fmt
+from ft_host.util.console import show
+from ft_host.util.jsonl import json_text
 
 HELP = "List the rules of the host and of all installed plugins."
 
@@ -29,15 +30,15 @@ def run(argv: list[str]) -> int:
     owned, problems = installed_rules(arguments.method)
     reasons = not_about(find("method", arguments.method), owned) if arguments.method else {}
     for problem in problems:
-        print(f"ft-host: warning: {problem}", file=sys.stderr)
+        show(f"ft-host: warning: {problem}", sys.stderr)
     shown = [each for each in owned if arguments.stage in (None, each[0].stage)]
     if arguments.json:
-        print(json.dumps([_told(each) | _about(each, reasons) for each in shown], indent=2, ensure_ascii=False))
+        print(json_text([_told(each) | _about(each, reasons) for each in shown], indent=2))
     else:
-        print(_listing([each for each in shown if each[0].code not in reasons]))
+        show(_listing([each for each in shown if each[0].code not in reasons]))
         for rule, _ in shown:
             if rule.code in reasons:
-                print(f"{rule.code} ({rule.title}) is left out: {reasons[rule.code]}")
+                show(f"{rule.code} ({rule.title}) is left out: {reasons[rule.code]}")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from ft_host.errors import UsageError
 from ft_host.report import RunRecord, RunUnreadable, find_runs, read_run
 from ft_host.report.findings import counted, open_findings
 from ft_host.rundir import format as fmt
+from ft_host.util.console import show
+from ft_host.util.jsonl import json_text
 
 SILENT = 3600  # seconds without output after which a run may have been killed
 HELP = "List runs with status, steps, loss, evaluation and open findings."
@@ -34,11 +35,11 @@ def run(argv: list[str]) -> int:
         raise UsageError(f"{folder}: no such folder{hint}")
     listed = sorted((_entry(path) for path in find_runs(folder)), key=lambda entry: entry["created"] or "")
     if arguments.json:
-        print(json.dumps(fmt.plain(listed), indent=2, ensure_ascii=False))
+        print(json_text(fmt.plain(listed), indent=2))
     elif listed:
-        print(_listing(listed))
+        show(_listing(listed))
     else:
-        print(f"No runs in {folder}.")
+        show(f"No runs in {folder}.")
     return 0
 
 

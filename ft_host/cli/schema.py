@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from ft_host import registry
 from ft_host.config.schema import schema
+from ft_host.util.jsonl import json_text
 
 
 def run(argv: list[str]) -> int:
@@ -18,5 +18,5 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("method", metavar="METHOD", help="a method, as listed by ft-host plugins")
     options = parser.parse_args(argv)
-    print(json.dumps(schema(options.method, registry.config_class(options.method)), indent=2, ensure_ascii=False))
+    print(json_text(schema(options.method, registry.config_class(options.method)), indent=2))
     return 0

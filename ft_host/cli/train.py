@@ -21,6 +21,7 @@ from ft_host.config.files import ConfigFile, is_config, read_file
 from ft_host.config.old_names import RenamedField
 from ft_host.distributed.launcher import end_with_launcher
 from ft_host.errors import PluginNotFound, StoppedByFinding, UsageError
+from ft_host.util.console import show
 
 USAGE = "ft-host train METHOD [CONFIG] [--field value ...], or ft-host train --resume RUN [--field value ...]"
 HELP = """\
@@ -280,4 +281,4 @@ def say_warnings(texts: list[str]) -> None:
     """Print each as a line of ours, on the first process only."""
     if os.environ.get("RANK", "0") == "0":
         for text in texts:
-            print(f"ft-host: warning: {text}", file=sys.stderr)
+            show(f"ft-host: warning: {text}", sys.stderr)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ft_host.diagnostics.rule import SEVERITIES, Remedy
-from ft_host.rundir.folder import finite_or_word
+from ft_host.util.jsonl import finite_or_word
 
 SCHEMA = "ft-host.finding/1"
 STATES = ("open", "cleared", "muted")

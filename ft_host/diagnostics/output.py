@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from typing import Any
 
 from ft_host.diagnostics.replay import Diagnosis
 from ft_host.rundir import format as fmt
+from ft_host.util.jsonl import json_text
 
 SCHEMA = "ft-host.diagnosis/1"
 WIDTH = 100
@@ -27,7 +27,7 @@ def as_json(diagnosis: Diagnosis) -> str:
         "recorded": diagnosis.recorded,
         "notes": diagnosis.notes,
     }
-    return json.dumps(fmt.plain(content), indent=2, ensure_ascii=False) + "\n"
+    return json_text(fmt.plain(content), indent=2) + "\n"
 
 
 def as_text(diagnosis: Diagnosis) -> str:

@@ -15,7 +15,7 @@ from ft_host.diagnostics.collect import HOST, Owned, check_chosen, not_about, ow
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.rule import SEVERITIES, chosen, is_fact
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
-from ft_host.rundir.lines import read_json_lines
+from ft_host.rundir.lines import read_json_lines, usable
 from ft_host.rundir.record import KILLED, RunRecord, read_run
 
 
@@ -80,8 +80,7 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
     engine = Engine(rules, config, not_about=left_out)
     lines, problems = read_json_lines(record.folder / "metrics.jsonl")
     notes += problems
-    usable = [line for line in lines if line.get("kind") in ("train", "eval") and isinstance(line.get("step"), int)]
-    feed(engine, declared | record.facts, record.facts_told, usable)
+    feed(engine, declared | record.facts, record.facts_told, usable(lines))
     running = record.status == "running"
     final = (
         list(engine.findings.values()) if running else engine.finish(whole=record.status not in ("interrupted", KILLED))

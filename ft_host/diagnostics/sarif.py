@@ -5,7 +5,6 @@ A rule's page is in `help`; there is no `helpUri`, which must be the absolute ad
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -14,6 +13,7 @@ from ft_host.diagnostics.collect import Owned
 from ft_host.diagnostics.pages import page, terminal_text
 from ft_host.diagnostics.replay import Diagnosis
 from ft_host.rundir import format as fmt
+from ft_host.util.jsonl import json_text
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {"info": "note", "warning": "warning", "error": "error"}
@@ -48,10 +48,7 @@ def as_sarif(diagnosis: Diagnosis) -> str:
             "skipped": diagnosis.skipped,
         },
     }
-    return (
-        json.dumps(fmt.plain({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}), indent=2, ensure_ascii=False)
-        + "\n"
-    )
+    return json_text(fmt.plain({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}), indent=2) + "\n"
 
 
 def _rule(owned: Owned, diagnosis: Diagnosis) -> dict[str, Any]:

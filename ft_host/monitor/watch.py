@@ -16,6 +16,7 @@ from ft_host.diagnostics.rule import chosen
 from ft_host.errors import StoppedByFinding
 from ft_host.hooks import hookimpl
 from ft_host.util.console import tell, tell_finding
+from ft_host.util.jsonl import from_words, json_line
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
@@ -48,6 +49,7 @@ class Monitor:
         self.lock = threading.RLock()
         self.run: Run | None = None
         self.unwritten: list[Finding] = []  # findings from before the folder existed
+        self.lines: dict[str, str] = {}  # of a resumed run: the last line of each finding, by fingerprint
         self.broken: set[str] = set()  # codes of rules that failed and were reported
         self.reason: Finding | None = None  # the finding that stops the run
 
@@ -75,12 +77,15 @@ class Monitor:
             steps_of_facts = run.folder.manifest.get("facts_told") or {}
             kept = {
                 name: value
-                for name, value in (run.folder.manifest.get("facts") or {}).items()
+                for name, value in from_words(run.folder.manifest.get("facts") or {}).items()
                 if not name.startswith("watch/") and steps_of_facts.get(name, 0) <= run.step
             }
             feed(self.engine, kept, steps_of_facts, lines)
         written = {finding["fingerprint"]: finding for finding in run.folder.read("findings.jsonl")}
-        for finding in self.unwritten:
+        self.lines |= {fingerprint: json_line(finding) for fingerprint, finding in written.items()}
+        # and of a run that was killed between a line of metrics and that of its finding
+        lost = [each for each in self.engine.findings.values() if each.state == "open" and each not in self.unwritten]
+        for finding in [*self.unwritten, *lost]:
             if finding.fingerprint not in written:
                 self._write(finding)
         self.unwritten.clear()
@@ -176,5 +181,7 @@ class Monitor:
         if self.run is None:
             self.unwritten.append(finding)
             return
-        self.run.folder.append("findings.jsonl", finding.as_dict(self.as_dict))
+        entry = finding.as_dict(self.as_dict)
+        if self.lines.get(finding.fingerprint) != json_line(entry):  # a run that was resumed at its end has it already
+            self.run.folder.append("findings.jsonl", entry)
         self.run.plugins.hook.ft_finding(finding=finding, run=self.run)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -23,27 +22,28 @@ from typing import Any
 
 from ft_host.errors import UsageError
 from ft_host.rundir.checkpoints import Kept
+from ft_host.rundir.lines import NEEDED, append_line, read_json_lines, read_whole, settled, usable
 from ft_host.rundir.owner import Owner
+from ft_host.util.jsonl import json_line, json_text
 from ft_host.util.text import closest
 
 FORMAT = 1
 
 
-def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    """Write to a temporary file, flush to disk, rename: a reader sees the old file or the new one."""
+def write_json(path: Path, value: Any, indent: int | None = 1, *, words: bool = True) -> None:
+    """Write to a temporary file, flush to disk, rename: a reader sees the old file or the new one. `words` as
+    `json_text` takes it."""
+    write_text(path, json_text(value, indent, words=words))
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_json`, for a text."""
     aside = path.with_name(f".{path.name}.tmp")
     with aside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=indent, ensure_ascii=False)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)
-
-
-def finite_or_word(value: Any) -> Any:
-    """Replace NaN and infinity by words: JSON has neither, and a line must stay valid JSON."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 class RunFolder:
@@ -130,33 +130,44 @@ class RunFolder:
 
     def append(self, name: str, entry: dict[str, Any]) -> None:
         """Append a line to a .jsonl file of the run, in a single write."""
-        line = json.dumps({key: finite_or_word(value) for key, value in entry.items()}, ensure_ascii=False)
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_line(self.path / name, entry)
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """Return the lines of a .jsonl file, without a last line that a killed run left unfinished."""
-        path = self.path / name
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        return [json.loads(line) for line in lines]
+        """Return the lines of a .jsonl file, without a last line that a killed run left unfinished. Raises UsageError,
+        which names file and line, for one that a run can't go on with."""
+        return read_whole(self.path / name)
 
-    def take_over(self, other: Path, step: int) -> None:
-        """Copy what another run logged up to `step`: this run continues from there."""
-        for entry in RunFolder(other).read("metrics.jsonl"):
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl that can be read, each step and each evaluation once."""
+        return usable(read_json_lines(self.path / "metrics.jsonl")[0])
+
+    def check_logs(self) -> None:
+        """Raise UsageError, which names file and line, where the run can't go on from its logs."""
+        for name in NEEDED:
+            self.read(name)
+
+    def take_over(self, other: Path, step: int) -> list[str]:
+        """Copy what another run logged up to `step`: this run continues from there. Returns what can't be read."""
+        rows, problems = read_json_lines(other / "metrics.jsonl")
+        for entry in usable(rows):
             if entry["step"] <= step:
                 self.append("metrics.jsonl", entry)
+        return [f"{other / 'metrics.jsonl'} is not taken over whole: {problem}" for problem in problems]
 
     def rewind(self, step: int) -> None:
-        """Delete what was logged after `step`: those steps are about to be repeated."""
-        for name in ("metrics.jsonl", "samples.jsonl", "findings.jsonl"):
+        """Delete what was logged after `step`: those steps are about to be repeated. Of an evaluation at `step` that
+        was stopped before its metrics were logged, its samples are deleted too: it is about to be repeated."""
+        for name in NEEDED:
             path = self.path / name
             if not path.exists():
                 continue
             kept = [entry for entry in self.read(name) if entry["step"] <= step]
-            aside = path.with_name(f".{name}.tmp")
-            aside.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept), encoding="utf-8")
-            aside.rename(path)
+            if name == "metrics.jsonl":
+                kept = settled(kept)
+            elif name == "samples.jsonl" and step != self.last_evaluation():
+                kept = [entry for entry in kept if entry["step"] != step or entry.get("kind") == "rollout"]
+            write_text(path, "".join(map(json_line, kept)))
+
+    def last_evaluation(self) -> int:
+        """Return the step that was evaluated last, -1 if there is none."""
+        return max((entry["step"] for entry in self.metrics() if entry["kind"] == "eval"), default=-1)

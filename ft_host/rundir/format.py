@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from datetime import datetime
 from typing import Any
+
+from ft_host.util.jsonl import json_text, visible
 
 # Heading and unit of each metric. A metric that isn't here is shown by its key.
 TITLES = {
@@ -163,10 +164,10 @@ def moment(when: datetime | None) -> str:
 def value(thing: Any) -> str:
     """Format a config value as in a run file."""
     if isinstance(thing, str):
-        return thing if thing.strip() == thing and thing else json.dumps(thing, ensure_ascii=False)
+        return thing if thing.strip() == thing and thing else json_text(thing, words=False)
     if isinstance(thing, float) and math.isfinite(thing):
         return _exponent(repr(thing)) if "e" in repr(thing) else repr(thing)
-    return json.dumps(thing, ensure_ascii=False)
+    return json_text(thing, words=False)
 
 
 def yaml_value(thing: Any) -> str:
@@ -179,14 +180,8 @@ def yaml_value(thing: Any) -> str:
     if isinstance(thing, list):
         return "[" + ", ".join(yaml_value(item) for item in thing) + "]"
     if isinstance(thing, dict):
-        return (
-            "{"
-            + ", ".join(
-                f"{json.dumps(str(key), ensure_ascii=False)}: {yaml_value(item)}" for key, item in thing.items()
-            )
-            + "}"
-        )
-    return json.dumps(thing, ensure_ascii=False)
+        return "{" + ", ".join(f"{json_text(str(key))}: {yaml_value(item)}" for key, item in thing.items()) + "}"
+    return json_text(thing)
 
 
 def plain(thing: Any) -> Any:
@@ -212,7 +207,7 @@ def flat(thing: Any, prefix: str = "") -> dict[str, Any]:
 
 def table(header: list[str], rows: list[list[str]], right: set[int] = frozenset()) -> str:
     """Return aligned columns for a terminal; `right` holds the columns that are aligned to the right."""
-    lines = [header, *rows]
+    lines = [[visible(cell).replace("\n", "\\n") for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     out = []
     for line in lines:

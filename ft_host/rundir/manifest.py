@@ -14,6 +14,7 @@ from ft_host.config.plan import rollout_notes
 from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import ConfigError
 from ft_host.rundir.folder import FORMAT, RunFolder
+from ft_host.rundir.lines import number_of
 from ft_host.util.text import now
 
 if TYPE_CHECKING:
@@ -184,8 +185,8 @@ def before_and_after(lines: list[dict[str, Any]]) -> list[str]:
         return []
     keys = [key for key in evals[-1] if key == "eval_loss" or key.startswith("eval_rewards/")]
     return [
-        f"{key.removeprefix('eval_').removesuffix('/mean')} on held-out rows: {evals[0][key]:.4g} before, "
-        f"{evals[-1][key]:.4g} after"
+        f"{key.removeprefix('eval_').removesuffix('/mean')} on held-out rows: {number_of(evals[0][key]):.4g} before, "
+        f"{number_of(evals[-1][key]):.4g} after"
         for key in keys
-        if key in evals[0]
+        if key in evals[0] and None not in (number_of(evals[0][key]), number_of(evals[-1][key]))
     ]

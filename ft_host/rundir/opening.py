@@ -110,7 +110,7 @@ def write_manifest(
         return warnings
     folder.update(**manifest, saved=None)
     if start is not None:
-        folder.take_over(run_of(start), step_of(start))
+        return folder.take_over(run_of(start), step_of(start))
     return []
 
 
@@ -120,20 +120,24 @@ def checkpoint_to_begin_with(
     """Return the checkpoint that the run goes on from, None for one from the beginning, and sentences about what was
     found. All ranks must call it. Raises UsageError where there were checkpoints and none is whole."""
 
+    said: list[str] = []
+
     def begun(other: Path | None) -> Path | None:
         if other is not None:
-            folder.take_over(run_of(other), step_of(other))
+            said.extend(folder.take_over(run_of(other), step_of(other)))
         return other
 
     def find() -> tuple[Path | None, list[str]]:
         if not resume:
             return start, []
-        said = [folder.owner.taken_from] if folder.owner is not None and folder.owner.taken_from else []
+        if folder.owner is not None and folder.owner.taken_from:
+            said.append(folder.owner.taken_from)
         clean(folder.checkpoints)
         if asked.restart:
             aside = folder.set_aside(*LOGS, *OUTPUT)
             folder.update(saved=None, result=None)
-            return begun(start_of(config)), [*said, f"the run begins anew; what there was is in {aside}"]
+            said.append(f"the run begins anew; what there was is in {aside}")
+            return begun(start_of(config)), said
         found, damaged = first_checkpoint(folder.checkpoints, start, config, _saved(folder, config))
         if found is not None and found.parent == folder.checkpoints:
             folder.kept.trust(found)

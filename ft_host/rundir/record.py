@@ -19,9 +19,10 @@ from ft_host.errors import UsageError
 from ft_host.rundir.checkpoints import steps_in
 from ft_host.rundir.find import is_run, not_a_run
 from ft_host.rundir.folder import FORMAT
-from ft_host.rundir.lines import number_of, read_json_lines
+from ft_host.rundir.lines import is_step, number_of, read_json_lines
 from ft_host.rundir.owner import state_of
 from ft_host.rundir.series import Series
+from ft_host.util.jsonl import from_words
 
 STATUSES = ("running", "finished", "failed", "interrupted")
 # What readers say of a run whose run.json says "running" and whose process is gone: nobody was left to write it there.
@@ -188,7 +189,7 @@ def _read_metrics(record: RunRecord) -> None:
     strange: dict[str, int] = {}
     for row in rows:
         kind, step = row.get("kind"), row.get("step")
-        if kind not in curves or not isinstance(step, (int, float)):
+        if not isinstance(kind, str) or kind not in curves or not is_step(step):
             what = f"lines without a kind of train or eval and a step (kind {kind!r}, step {step!r})"
             strange[what] = strange.get(what, 0) + 1
             continue
@@ -248,7 +249,7 @@ def read_run(folder: str | Path) -> RunRecord:
         parent=info.get("parent"),
         result=info.get("result") or {},
         reference=info.get("reference") or info["method"],
-        facts=info.get("facts") or {},
+        facts=from_words(info.get("facts") or {}),
         facts_told=info.get("facts_told") or {},
     )
     _read_metrics(record)

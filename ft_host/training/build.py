@@ -14,7 +14,7 @@ from ft_host.config.rollout import RolloutConfig
 from ft_host.contract.blame import HOST
 from ft_host.contract.loss import Divider
 from ft_host.contract.names import Named
-from ft_host.distributed.processes import is_sharded
+from ft_host.distributed.processes import agreed, is_sharded
 from ft_host.models import attach_value, load_policy, shard
 from ft_host.models.annotate import open_store, precompute
 from ft_host.models.aux_models import AuxModel, keep_adapter
@@ -146,6 +146,8 @@ def evaluation_of(built: Built, ready: Preflight, held_out: dict[str, tuple[list
     values. Precomputed values of the training rows are made too. All ranks must call it."""
     run, source = built.run, ready.train_source
     evaluation = Evaluation(run, held_out, ready.rewards, ready.online)
+    # of a run that goes on: it may have been stopped after an evaluation of the step that it goes on from
+    evaluation.last = agreed(run.accelerator, run.folder.last_evaluation())
     if any(spec.precompute for spec in ready.chosen.specs.values()):
         open_store(run)
         if not run.step:  # a run that goes on has made it; what has been deleted since is made when it is met

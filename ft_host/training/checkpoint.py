@@ -10,7 +10,8 @@
         files.json     size and checksum of every file above, and of itself
 
 A checkpoint is written beside its place and renamed. `files.json` is written last, so that a damaged checkpoint is
-recognised. Wart: torch.distributed.checkpoint keeps its index as a pickle. Resume only run folders that you trust.
+recognised. torch.distributed.checkpoint keeps its index, and values that aren't tensors, as pickles: `state_reader`
+reads them, and nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from ft_host.errors import FtHostError
 from ft_host.models import save_whole
 from ft_host.rundir.checkpoints import INDEX, checksum, index_of, put
 from ft_host.rundir.folder import write_json
+from ft_host.training.state_reader import StatePlanner, StateReader, refusals
 
 if TYPE_CHECKING:
     from ft_host.run import Run
@@ -140,13 +142,14 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer:
                 dcp.save(state, checkpoint_id=aside / "state", no_dist=run.world_size == 1)
             if not is_sharded(run.config, run.world_size) and run.accelerator.is_main_process:
                 save_whole(run.policy, run.tokenizer, run.config, aside / "model")
-            write_json(aside / f"rng-{run.rank}.json", random_states())
+            write_json(aside / f"rng-{run.rank}.json", random_states(), words=False)
             if buffer is not None:
-                write_json(aside / f"buffer-{run.rank}.json", buffer, indent=None)
+                write_json(aside / f"buffer-{run.rank}.json", buffer, indent=None, words=False)
         with _together(run, doing):
             if run.accelerator.is_main_process:
                 saved = {"step": run.step, "world_size": run.world_size, "state": run.state}
-                write_json(aside / "progress.json", saved | {"progress": dataclasses.asdict(progress)})
+                written = saved | {"progress": dataclasses.asdict(progress)}
+                write_json(aside / "progress.json", written, words=False)
                 files = sorted(path for path in aside.rglob("*") if path.is_file())
                 write_json(aside / INDEX, index_of({p.relative_to(aside).as_posix(): checksum(p) for p in files}))
                 _flush(*aside.rglob("*"), aside)
@@ -211,8 +214,9 @@ def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[s
     else:
         state["model"] = get_model_state_dict(run.policy, options=_options(run))
     state |= followers(run)
-    with _alone():
-        dcp.load(state, checkpoint_id=checkpoint / "state", no_dist=run.world_size == 1)
+    with _alone(), refusals():
+        reader = StateReader(checkpoint / "state")
+        dcp.load(state, storage_reader=reader, planner=StatePlanner(), no_dist=run.world_size == 1)
     set_optimizer_state_dict(run.policy, optimizer, state["optimizer"])
     if "model" in state:
         set_model_state_dict(run.policy, state["model"], options=StateDictOptions(strict=not run.config.use_peft))

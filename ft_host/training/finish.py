@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.data.omissions import KINDS
+from ft_host.diagnostics.rule import SEVERITIES
 from ft_host.distributed.processes import agreed, is_sharded
 from ft_host.errors import FtHostError
 from ft_host.metrics import add_counts
 from ft_host.models import merge_adapter, save_whole
+from ft_host.monitor.watch import is_main
 from ft_host.report import write_report
+from ft_host.rundir.checkpoints import newest, step_of
+from ft_host.rundir.folder import RunFolder
 from ft_host.rundir.manifest import before_and_after, lost_metrics
 from ft_host.training.checkpoint import full_state
 from ft_host.types import FinishedRun
+from ft_host.util.console import tell
+from ft_host.util.jsonl import from_words, json_text
 from ft_host.util.text import now
 
 if TYPE_CHECKING:
+    from ft_host.config import RunConfig
     from ft_host.data import TrainStream
     from ft_host.run import Run
-    from ft_host.rundir.folder import RunFolder
 
 LEFT_OUT = "left out by the template: "  # before a kind, among the counts of what was dropped
 
@@ -32,9 +41,9 @@ def finish(run: Run) -> FinishedRun:
     if run.accelerator.is_main_process:
         folder = run.folder
         write_model(run, state)
-        lines = folder.read("metrics.jsonl")
+        lines = folder.metrics()
         for entry in lines:
-            metrics |= {key: value for key, value in entry.items() if key not in ("kind", "step")}
+            metrics |= {key: from_words(value) for key, value in entry.items() if key not in ("kind", "step")}
         for sentence in before_and_after(lines):
             run.say(sentence)
         for sentence in lost_metrics(lines, run.step):
@@ -44,6 +53,35 @@ def finish(run: Run) -> FinishedRun:
         run.say(f"model in {folder.model}, report in {report_of(folder)}")
     metrics, findings, failed = agreed(run.accelerator, (metrics, findings, run.watch.fails()))
     return FinishedRun(folder=run.folder.path, steps=run.step, metrics=metrics, findings=findings, failed=failed)
+
+
+def already_finished(config: RunConfig, path: Path) -> FinishedRun | None:
+    """Return how the run in `path` ended if it has finished and nothing is left to do with this config; its report is
+    written if it was killed before. Raises UsageError where it can't go on from its logs."""
+    folder = RunFolder.open(path)
+    folder.check_logs()
+    record, here = folder.manifest, {"output_dir": str(path)}  # which may have been moved
+    same = record.get("config", {}) | here == json.loads(json_text(dataclasses.asdict(config) | here))
+    if record.get("status") != "finished" or not same or not folder.model.is_dir():
+        return None
+    step = max((line["step"] for line in folder.metrics() if line["kind"] == "train"), default=0)
+    found, _ = newest(folder.checkpoints)
+    if found is None or step_of(found) != step:
+        return None
+    if is_main():
+        if not (folder.path / "report.html").is_file():
+            report_of(folder)
+        tell(
+            f"{folder.path} has finished, after {step} steps: nothing is left to do. To train on, give it more steps:"
+            f" `ft-host train --resume {folder.path} --max-steps N`, or --num-train-epochs",
+            "info",
+            config.progress,
+        )
+    findings = list({line["fingerprint"]: line for line in folder.read("findings.jsonl")}.values())
+    grave = SEVERITIES[SEVERITIES.index(config.fail_on) :] if config.fail_on else ()
+    failed = any(each["state"] == "open" and each["severity"] in grave for each in findings)
+    metrics = from_words(record.get("result") or {})
+    return FinishedRun(folder=folder.path, steps=step, metrics=metrics, findings=findings, failed=failed)
 
 
 def write_model(run: Run, state: dict[str, Any] | None) -> None:

@@ -36,7 +36,7 @@ from ft_host.rundir.manifest import lost_metrics, plan_facts, plan_of
 from ft_host.rundir.opening import Resuming, checkpoint_to_begin_with, open_folder, write_manifest
 from ft_host.training import checkpoint as checkpoints
 from ft_host.training.build import Built, build, evaluation_of, held_out_rows
-from ft_host.training.finish import finish, report_of, say_what_was_lost
+from ft_host.training.finish import already_finished, finish, report_of, say_what_was_lost
 from ft_host.training.loop import fit
 from ft_host.training.preflight import Preflight, preflight
 from ft_host.training.progress import Trackers, sinks
@@ -61,6 +61,8 @@ def train(
     """
     from transformers.utils import logging
 
+    if resume and not (asked and asked.restart) and (ended := already_finished(config, Path(resume))):
+        return ended
     logging.disable_progress_bar()  # a run has a bar of its own; loading and saving a file needs none
     end_with_launcher()
     launch = _Launch(config, method, origins or {}, Path(resume) if resume else None, asked or Resuming())

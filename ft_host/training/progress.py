@@ -6,14 +6,14 @@ Each printer is a plugin of the run that implements `ft_log`, like any other sin
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.rollout import RolloutConfig
 from ft_host.hooks import hookimpl
-from ft_host.util.console import mode
+from ft_host.util.console import mode, show
+from ft_host.util.jsonl import json_text, visible
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
@@ -58,7 +58,7 @@ class Lines:
     @hookimpl
     def ft_log(self, entry, run):
         if entry["kind"] == "eval":
-            print(_eval_line(entry), file=sys.stderr, flush=True)
+            show(_eval_line(entry), sys.stderr)
             return
         step = entry["step"]
         shown = (*_earned(run.config), *ALWAYS, *run.config.progress_metrics)
@@ -74,7 +74,7 @@ class Lines:
             done = step - self.first
             left = (time.monotonic() - self.started) / done * max(self.total - step, 0)
             parts.append(f"ETA {_duration(left)}")
-        print("  ".join(parts), file=sys.stderr, flush=True)
+        show("  ".join(parts), sys.stderr)
 
 
 class Bar:
@@ -89,7 +89,7 @@ class Bar:
     @hookimpl
     def ft_log(self, entry, run):
         if entry["kind"] == "eval":
-            self.bar.write(_eval_line(entry), file=sys.stderr)
+            self.bar.write(visible(_eval_line(entry)), file=sys.stderr)
             return
         self.earned |= {key: entry[key] for key in _earned(run.config) if key in entry}
         shown = [_number(key, value) for key, value in self.earned.items()]
@@ -103,7 +103,7 @@ class Json:
 
     @hookimpl
     def ft_log(self, entry, run):
-        print(json.dumps(entry, ensure_ascii=False), flush=True)
+        print(json_text(entry), flush=True)
 
 
 class Trackers:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import Any
+from typing import Any, TextIO
+
+from ft_host.util.jsonl import json_text, visible
 
 
 def mode(progress: str) -> str:
@@ -14,26 +15,32 @@ def mode(progress: str) -> str:
     return "bar" if sys.stderr.isatty() else "lines"
 
 
+def show(text: str, file: TextIO | None = None, end: str = "\n") -> None:
+    """Print a text that may hold anything, such as a name or a message from a run's folder. The terminal acts on none
+    of its characters."""
+    print(visible(text), file=sys.stdout if file is None else file, end=end, flush=True)
+
+
 def tell(text: str, level: str, progress: str) -> None:
     """Print a sentence for the user in the format that `progress` sets."""
     how = mode(progress)
     if how == "json":
-        print(json.dumps({"kind": "event", "level": level, "text": text}, ensure_ascii=False), flush=True)
+        print(json_text({"kind": "event", "level": level, "text": text}), flush=True)
     elif how == "bar":
         from tqdm import tqdm
 
-        tqdm.write(text if level == "info" else f"{level.capitalize()}: {text}", file=sys.stderr)
+        tqdm.write(visible(text if level == "info" else f"{level.capitalize()}: {text}"), file=sys.stderr)
     elif how == "lines" or level != "info":
-        print(text if level == "info" else f"{level.capitalize()}: {text}", file=sys.stderr, flush=True)
+        show(text if level == "info" else f"{level.capitalize()}: {text}", sys.stderr)
 
 
 def tell_finding(line: str, finding: dict[str, Any], level: str, progress: str) -> None:
     """Print a finding of a rule: one line for people, the whole finding for programs."""
     if mode(progress) == "json":
-        print(json.dumps({"kind": "finding", **finding}, ensure_ascii=False), flush=True)
+        print(json_text({"kind": "finding", **finding}), flush=True)
     elif mode(progress) == "bar":
         from tqdm import tqdm
 
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(visible(line), file=sys.stderr)
     elif mode(progress) == "lines" or level != "info":
-        print(line, file=sys.stderr, flush=True)
+        show(line, sys.stderr)
