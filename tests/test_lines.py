@@ -165,12 +165,13 @@ def test_a_finished_run_says_so_and_changes_nothing(copied, capfd):
     assert (done.steps, done.failed, done.folder) == (2, False, folder)
     assert done.metrics["eval_loss"] == RunFolder(folder).read("metrics.jsonl")[-1]["eval_loss"]
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    from ft_host.rundir.opening import Resuming
     from ft_host.training.finish import already_finished
 
     manifest = json.loads((folder / "run.json").read_text())
     manifest["config"]["progress"] = "lines"
     (folder / "run.json").write_text(json.dumps(manifest))
-    assert already_finished(dataclasses.replace(config, progress="lines"), folder).steps == 2
+    assert already_finished(dataclasses.replace(config, progress="lines"), folder, Resuming()).steps == 2
     assert "has finished, after 2 steps: nothing is left to do" in capfd.readouterr().err
 
 

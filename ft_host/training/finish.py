@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.data import TrainStream
     from ft_host.run import Run
+    from ft_host.rundir.opening import Resuming
 
 LEFT_OUT = "left out by the template: "  # before a kind, among the counts of what was dropped
 
@@ -55,9 +56,12 @@ def finish(run: Run) -> FinishedRun:
     return FinishedRun(folder=run.folder.path, steps=run.step, metrics=metrics, findings=findings, failed=failed)
 
 
-def already_finished(config: RunConfig, path: Path) -> FinishedRun | None:
+def already_finished(config: RunConfig, path: Path | None, asked: Resuming) -> FinishedRun | None:
     """Return how the run in `path` ended if it has finished and nothing is left to do with this config; its report is
-    written if it was killed before. Raises UsageError where it can't go on from its logs."""
+    written if it was killed before. None for a new run, and where there is something to do. Raises UsageError where
+    the run can't go on from its logs."""
+    if path is None or asked.restart:
+        return None
     folder = RunFolder.open(path)
     folder.check_logs()
     record, here = folder.manifest, {"output_dir": str(path)}  # which may have been moved

@@ -61,13 +61,11 @@ def train(
     """
     from transformers.utils import logging
 
-    if resume and not (asked and asked.restart) and (ended := already_finished(config, Path(resume))):
-        return ended
     logging.disable_progress_bar()  # a run has a bar of its own; loading and saving a file needs none
     end_with_launcher()
     launch = _Launch(config, method, origins or {}, Path(resume) if resume else None, asked or Resuming())
     try:
-        return launch.go()
+        return already_finished(config, launch.resume, launch.asked) or launch.go()
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         launch.failed(error)
