@@ -9,9 +9,10 @@ from __future__ import annotations
 
 class FtHostError(Exception):
     """The run failed for a known reason. `facts`: facts about it for the run's diagnostics, so that a refusal is a
-    finding too."""
+    finding too. `everywhere`: whether all processes of the run raise it, so that one of them prints it."""
 
     exit_code = 1
+    everywhere = False
 
     def __init__(self, *arguments: object, facts: dict[str, object] | None = None):
         super().__init__(*arguments)
@@ -70,7 +71,7 @@ class StoppedByFinding(FtHostError):
 
 
 class Interrupted(FtHostError):
-    """The run was asked to stop (SIGTERM, Ctrl-C) and has saved its state."""
+    """The run was asked to stop (Ctrl-C, SIGTERM, SIGHUP). Its message says what it can go on from."""
 
     exit_code = 130
 

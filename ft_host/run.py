@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import abc
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ft_host.contract.blame import blamed
 from ft_host.contract.generation import check_completions, check_rollout, check_scores
 from ft_host.contract.loss import checked
 from ft_host.contract.rows import collate, same_rows
-from ft_host.errors import ConfigError
+from ft_host.errors import ConfigError, FtHostError
 from ft_host.types import NO_SCORES
 from ft_host.util.console import tell
 from ft_host.util.memory import ANNOTATION, GENERATION, oom_context
 from ft_host.util.moved import names_of, old_attributes
+from ft_host.util.ranks import Failure, everywhere, told
+from ft_host.util.signals import Signals
 from ft_host.util.text import now
 
 if TYPE_CHECKING:
@@ -69,6 +72,9 @@ class Run:
     diagnostics_config: dict[str, Any] = field(default_factory=dict)  # of diagnostics with own fields: {name: object}
     watch: Monitor | None = None  # the run's diagnostics
     sampler_version: int | None = None  # the step whose weights the backend has; None: it has got none yet
+    signals: Signals = field(default_factory=Signals)  # that ask the run to stop
+    whole: bool = True  # whether weights and counts are those after `step`; not from an update until it is counted
+    within: str | None = None  # a hook in which the other ranks may wait for this one elsewhere than in `gather`
 
     @property
     def device(self) -> torch.device:
@@ -82,15 +88,52 @@ class Run:
     def world_size(self) -> int:
         return self.accelerator.num_processes
 
+    @property
+    def is_sharded(self) -> bool:
+        return self.config.distributed_strategy == "fsdp2" and self.world_size > 1
+
     def gather(self, value: Any) -> list[Any]:
-        """One picklable value of each rank, in the order of ranks, on every rank. All ranks must call it."""
+        """One picklable value of each rank, in the order of ranks, on every rank. All ranks must call it. Raises the
+        error of a rank that has failed since the last call (`tell_ranks`)."""
         if self.world_size == 1:
             return [value]
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
+        for each in values:
+            if isinstance(each, Failure):
+                raise everywhere(each.error)
         return values
+
+    def tell_ranks(self, error: Exception) -> NoReturn:
+        """Raise an error of this rank on all ranks, each of which finds it where it gathers next. Raises it here alone
+        if the others know it, or may wait for this rank elsewhere than in `gather`."""
+        if self.world_size > 1 and self.within is None and not told(error):
+            try:
+                self.gather(Failure.of(error))
+            except FtHostError as shared:
+                raise shared from error
+            except RuntimeError:  # the others have ended meanwhile: this error comes first
+                raise error from None
+        raise error
+
+    def may_stop(self) -> contextlib.AbstractContextManager[None]:
+        """Work that is done again when the run goes on: a signal breaks it off at once. Where several ranks work
+        together, it is heeded when they agree."""
+        return self.signals.at_once() if self.world_size == 1 else contextlib.nullcontext()
+
+    def stopped_as_asked(self) -> str:
+        return f"stopped at step {self.step} as asked; go on with `ft-host train --resume {self.folder.path}`"
+
+    @contextlib.contextmanager
+    def _within(self, hook: str) -> abc.Iterator[None]:
+        """A hook that runs models on all ranks at once. What it raises names the plugin."""
+        outer = self.within
+        self.within = hook if self.is_sharded else None
+        with blamed(self.plugins, hook):
+            yield
+        self.within = outer
 
     def over_ranks(self, mine: abc.Sequence[T], function: abc.Callable[[list[T]], abc.Sequence[U]]) -> list[U]:
         """This rank's part of what `function` returns for the values of all ranks, in the order of ranks: one for each.
@@ -112,20 +155,22 @@ class Run:
     def annotate(self, rows: list[Row]) -> list[Row]:
         """The rows as `ft_annotate` returns them. All ranks must call it at once."""
         with oom_context(ANNOTATION, self.step + 1):
-            with blamed(self.plugins, "ft_annotate"):
+            with self._within("ft_annotate"):
                 found = self.plugins.hook.ft_annotate(rows=rows, run=self)
         return same_rows(self.plugins, "ft_annotate", rows, found)
 
     def add_step_statistics(self, rows: list[Row]) -> list[Row]:
         """The rows as `ft_step` returns them. All ranks must call it at once."""
-        with blamed(self.plugins, "ft_step"):
+        with self._within("ft_step"):
             found = self.plugins.hook.ft_step(rows=rows, run=self)
         return same_rows(self.plugins, "ft_step", rows, found)
 
     def loss(self, batch: Batch) -> LossOutput:
         """`ft_loss` of one micro-batch on the device, its terms divided by `totals`."""
+        outer, self.within = self.within, "ft_loss"  # DDP broadcasts buffers in it
         with blamed(self.plugins, "ft_loss"):
             output = self.plugins.hook.ft_loss(model=self.model, batch=batch, run=self)
+        self.within = outer
         return checked(self.plugins, output, self.totals)
 
     def rollout(self, rows: list[Row], rollout: RolloutRun) -> Rollout:
@@ -136,7 +181,7 @@ class Run:
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         """Complete each request with the weights that the backend has. All ranks must call it."""
-        with oom_context(GENERATION, self.step + 1), blamed(self.plugins, "ft_generate"):
+        with oom_context(GENERATION, self.step + 1), self._within("ft_generate"):
             found = self.plugins.hook.ft_generate(requests=requests, sampling=sampling, run=self)
         return check_completions(self.plugins, found, len(requests), self.rollouts is not None)
 
@@ -145,7 +190,7 @@ class Run:
         ConfigError if the backend serves none."""
         if not self.plugins.hook.ft_score.get_hookimpls():
             raise ConfigError(NO_SCORES.format(self.config.backend))
-        with blamed(self.plugins, "ft_score"):
+        with self._within("ft_score"):
             found = self.plugins.hook.ft_score(sequences=sequences, top=top, run=self)
         return check_scores(self.plugins, found, len(sequences))
 
@@ -155,7 +200,7 @@ class Run:
             return
         if self.plugins.hook.ft_sync_weights.get_hookimpls():
             started = time.perf_counter()
-            with blamed(self.plugins, "ft_sync_weights"):
+            with self._within("ft_sync_weights"):
                 self.plugins.hook.ft_sync_weights(model=self.policy, version=self.step, run=self)
             self.add_time("weight_sync", time.perf_counter() - started)
         self.sampler_version = self.step

@@ -18,7 +18,7 @@ from ft_grpo.config import GRPOConfig
 
 import ft_host
 from ft_host import cli
-from ft_host.errors import ConfigError, FtHostError
+from ft_host.errors import ConfigError, FtHostError, HookError
 from ft_host.generation import Request, Sampling
 from ft_host.registry import catalog
 from ft_host.rundir.folder import RunFolder
@@ -563,8 +563,10 @@ def test_a_backend_is_closed_where_the_run_fails_and_may_fail_at_that(make, clos
     (tmp_path / "cannot-close").touch()
     with pytest.raises(FtHostError, match="picky"):  # which is what the user must see first
         ft_host.train(dataclasses.replace(config, output_dir=config.output_dir + "-again", progress="lines"))
-    assert "while the run was ending: OSError: a server that won't end" in capsys.readouterr().err
-    with pytest.raises(OSError, match="won't end"):
+    said = capsys.readouterr().err
+    assert "while the run was ending: ft_close of the backend 'closing'" in said
+    assert "OSError: a server that won't end" in said
+    with pytest.raises(HookError, match="ft_close of the backend 'closing'.*OSError: a server that won't end"):
         ft_host.train(make(backend="closing", output_dir=config.output_dir + "-third", max_steps=1))
     assert signal.getsignal(signal.SIGTERM) is before, "the signals are those of the run still"
 

@@ -150,7 +150,7 @@ def test_a_full_disk_is_named_and_the_checkpoints_stay(config, monkeypatch):
 
     real = checkpoint.dcp.save
     monkeypatch.setattr(checkpoint.dcp, "save", full)
-    with pytest.raises(FtHostError, match="checkpoint at step 4 could not be written: No space left"):
+    with pytest.raises(FtHostError, match="checkpoint at step 4 could not be written: the disk is full"):
         run_in(config, "full")
     folder = Path(config.output_dir, "full")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-2"]

@@ -6,6 +6,10 @@ import importlib
 import os
 import sys
 import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ft_host.util.signals import Signals
 
 # name -> the module with its `run(argv) -> int`, and the command's description
 COMMANDS = {
@@ -41,19 +45,29 @@ environment
   FT_HOST_TRACEBACK=1             print where an error arose
 """
 STDOUT = 1
+INTERRUPTED = 130  # as shells report SIGINT
 CLOSED_PIPE = 141  # the exit code that shells report for SIGPIPE
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code; `ft_host.errors` has those of errors."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] != ["train"]:
+        return answered(argv)
+    from ft_host.util.signals import caught
+
+    with caught() as stop:  # from here on, before torch is imported
+        return answered(argv, stop)
+
+
+def answered(argv: list[str], stop: Signals | None = None) -> int:
+    """Run a command, print the error that it ends with, and return its exit code."""
     try:
         code = dispatch(argv)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("ft-host: interrupted", file=sys.stderr)
-        return 130
+        return failed("interrupted", INTERRUPTED)
     except BrokenPipeError:
         if not stdout_is_closed():
             raise
@@ -62,18 +76,31 @@ def main(argv: list[str] | None = None) -> int:
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     except Exception as error:
         from ft_host.errors import FtHostError
-        from ft_host.util.console import show
 
-        if not isinstance(error, FtHostError):
-            raise
         if os.environ.get("FT_HOST_TRACEBACK", "") not in ("", "0"):
             traceback.print_exc()
-        show(f"ft-host: error: {error}", sys.stderr)
-        if "LOCAL_RANK" in os.environ:
-            from ft_host.cli.train import leave
+        if isinstance(error, FtHostError):
+            return failed(f"error: {error}", error.exit_code, elsewhere=error.everywhere)
+        if stop is not None and stop.asked:  # a library has made another error of it
+            return failed("interrupted", INTERRUPTED)
+        from ft_host.util.imports import cause
 
-            leave(error.exit_code)
-        return error.exit_code
+        return failed(f"error: {cause(error)}\nFT_HOST_TRACEBACK=1 prints where it arose", 1)
+
+
+def failed(text: str, code: int, elsewhere: bool = False) -> int:
+    """Print how a command ended and return its exit code. A rank ends at once; what all ranks raise, and what somebody
+    has asked for, is printed by the first alone (`elsewhere`)."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not (elsewhere or code == INTERRUPTED):
+        from ft_host.util.console import show
+
+        show(f"ft-host: {text}", sys.stderr)
+    if "LOCAL_RANK" in os.environ:
+        from ft_host.cli.train import leave
+
+        leave(code)
+    return code
 
 
 def dispatch(argv: list[str]) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.contract.names import UnknownName
 from ft_host.errors import FtHostError, HookError
 from ft_host.util.memory import ran_out
+from ft_host.util.ranks import lost_another
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
@@ -62,21 +63,25 @@ def shown(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def blamed(plugins: PluginManager, hook: str) -> Iterator[None]:
-    """Raises HookError, with the plugin and the line, for an error that isn't meant for people. Where memory ran out it
-    is no mistake of the hook: that error stays as it is."""
+def blamed(plugins: PluginManager, hook: str, plugin: str | None = None) -> Iterator[None]:
+    """Raises HookError, with the plugin and the line, for an error that isn't meant for people. Where memory ran out or
+    another process of the run has ended it is no mistake of the hook: that error stays as it is. `plugin`: the only one
+    that is called, where several have the hook."""
     try:
         yield
     except FtHostError:
         raise
-    except Exception as error:
-        if ran_out(error):
+    except (Exception, SystemExit) as error:  # SystemExit: a plugin that exits must not end the run silently
+        if ran_out(error) or lost_another(error):
             raise
         what = str(error) if isinstance(error, UnknownName) else f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise HookError(f"{owner_of(plugins, hook)} failed: {what} ({_place(plugins, hook, error)})") from error
+        owner = owner_of(plugins, hook) if plugin is None else f"{hook} of {named(plugin)}"
+        place = _place(plugins, hook, error)
+        facts = {"watch/failed_hook": owner, "watch/failed_place": place}
+        raise HookError(f"{owner} failed: {what} ({place})", facts=facts) from error
 
 
-def _place(plugins: PluginManager, hook: str, error: Exception) -> str:
+def _place(plugins: PluginManager, hook: str, error: BaseException) -> str:
     """File and line of the deepest frame that is in the folder of a plugin of this hook, else of the deepest."""
     functions = [each.function for each in getattr(plugins.hook, hook).get_hookimpls()]
     folders = {Path(inspect.getfile(function)).parent for function in functions}
@@ -88,4 +93,5 @@ def _place(plugins: PluginManager, hook: str, error: Exception) -> str:
 
 def fault(plugins: PluginManager, hook: str, what: str) -> HookError:
     """Return the error for what a hook returned. `what`: what it returned, and what was expected."""
-    return HookError(f"{owner_of(plugins, hook)} {what}")
+    owner = owner_of(plugins, hook)
+    return HookError(f"{owner} {what}", facts={"watch/failed_hook": owner, "watch/failed_place": ""})

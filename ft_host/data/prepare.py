@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ft_host.contract.rows import prepare
 from ft_host.errors import DataError, HookError, RowError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Prepare = Callable[[Row], "Row | list[Row] | Drop"]
 
+HALF = re.compile("[\ud800-\udfff]")
+DEEPEST = 200  # levels of a row; Python's limit of calls within calls is a thousand
 SHOWN = 3  # rows that an error names for each reason
 
 
@@ -41,15 +44,17 @@ class PrepareRow:
 def prepared(prepare: Prepare, where: str, raw: Row) -> list[Row] | Drop:
     """Return the rows that one raw row gives.
 
-    Raises DataError with the place of a row that can't be used, and TypeError where `ft_prepare` returns something
-    else.
+    Raises DataError with the place of a row that can't be used, HookError with the place for any other error, and
+    TypeError where `ft_prepare` returns something else.
     """
     try:
         result = prepare(raw)
     except RowError as error:
-        raise DataError(f"{where}: {error}") from error
+        raise DataError(f"{where}: {error}", facts={"watch/failed_place": where}) from error
     except HookError as error:
-        raise HookError(f"{where}: {error}") from error
+        if (odd := odd_value(raw)) is not None:
+            raise DataError(f"{where}: {odd}", facts={"watch/failed_place": where}) from error
+        raise HookError(f"{where}: {error}", facts=error.facts | {"watch/failed_place": where}) from error
     except Exception as error:
         error.add_note(f"while preparing {where}")
         raise
@@ -63,6 +68,27 @@ def prepared(prepare: Prepare, where: str, raw: Row) -> list[Row] | Drop:
                 "or Drop(reason)"
             )
     return rows or Drop("ft_prepare gave no rows")
+
+
+def odd_value(row: Row) -> str | None:
+    """Look in a row that could not be prepared for what no tokenizer takes, at any depth; None where there is none."""
+    waiting: list[tuple[str, Any, int]] = [(f"column {name!r}", value, 1) for name, value in row.items()]
+    while waiting:
+        place, value, depth = waiting.pop()
+        if depth > DEEPEST:
+            return f"{place[:40]}… holds lists within lists, {DEEPEST} deep and more"
+        if isinstance(value, str) and (half := HALF.search(value)) is not None:
+            return (
+                f"{place} holds half a character at position {half.start() + 1}: \\u{ord(half[0]):04x} is one of a pair"
+                " of surrogates, of which the other is missing (an emoji that was cut in two, for instance); mend or"
+                " remove it"
+            )
+        if isinstance(value, dict):
+            waiting += [(f"{place}[{key!r}]", each, depth + 1) for key, each in value.items()]
+            waiting += [(f"a name in {place}", key, depth + 1) for key in value]
+        elif isinstance(value, list | tuple):
+            waiting += [(f"{place}[{index}]", each, depth + 1) for index, each in enumerate(value)]
+    return None
 
 
 @dataclass
@@ -87,6 +113,11 @@ class Tally:
             named = self.places.setdefault(reason, [])
             if len(named) < SHOWN:
                 named.append(where)
+
+    def said(self) -> str:
+        """Say why rows were dropped, most of them first; "" if none were."""
+        reasons = sorted(self.dropped.items(), key=lambda item: -item[1])
+        return "".join(f"; {count} rows were dropped: {reason}" for reason, count in reasons)
 
     def check_dropped(self, config: RunConfig) -> None:
         """Raise DataError where more rows were dropped than `max_dropped_share` allows."""

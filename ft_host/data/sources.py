@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ft_host.data.order import permutation
-from ft_host.errors import DataError
+from ft_host.errors import DataError, FtHostError
 from ft_host.types import Row
+from ft_host.util.memory import ran_out
 from ft_host.util.text import nearest
 
 
@@ -53,7 +54,13 @@ class Source:
 
     def read(self, index: int) -> Row:
         """Return the row. Raises DataError that names file and line."""
-        return rename(self.table.read(self.rows[index]), self.renames)
+        try:
+            row = self.table.read(self.rows[index])
+        except Exception as error:
+            if is_known(error):
+                raise
+            raise unreadable(error, self.where(index)) from error
+        return rename(row, self.renames)
 
     def order(self, seed: int, epoch: int, shuffled: bool) -> Callable[[int], int]:
         """Return a function from the position in an epoch to the index of its row."""
@@ -101,8 +108,27 @@ class Stream:
 
     def stream(self, skip: int = 0) -> Iterator[tuple[str, Row]]:
         """Yield (where, row) in order, from row `skip` on. Raises DataError that names file and line."""
-        for where, row in self.open(skip):
-            yield where, rename(row, self.renames)
+        rows, last = self.open(skip), f"its row {skip}" if skip else "its start"
+        while True:
+            try:
+                item = next(rows, None)
+            except Exception as error:
+                if is_known(error):
+                    raise
+                raise unreadable(error, f"{self.label}, after {last}") from error
+            if item is None:
+                return
+            last, row = item
+            yield last, rename(row, self.renames)
+
+
+def is_known(error: Exception) -> bool:
+    """Return whether an error of reading a row says itself what it is: the host's own, and that of memory."""
+    return isinstance(error, FtHostError) or ran_out(error)
+
+
+def unreadable(error: Exception, where: str) -> DataError:
+    return DataError(f"{where}: can't be read: {type(error).__name__}: {error}")
 
 
 def chosen(source: Source | Stream) -> dict[str, Any]:

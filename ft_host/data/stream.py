@@ -94,6 +94,7 @@ class TrainStream:
         self._peeked: Window | None = None
         self._window: Window | None = None
         self._waiting: deque[list[Row]] = deque()
+        self._empty_since: int | None = None if self.row or self.unit else self.epoch  # its windows have given no unit
 
     def __iter__(self) -> Iterator[StepRows]:
         return self
@@ -146,6 +147,7 @@ class TrainStream:
             self._peeked = None
             if self._window is None:
                 return None
+            self._check_rows_left(self._window)
             waiting.extend(self._window.units[self.unit :])
             self.unit = 0
         window = self._window
@@ -209,6 +211,16 @@ class TrainStream:
                     self.density = len(units) / (piece.stop - start)
                 return Window(epoch=piece.epoch, start=start, stop=piece.stop, ended=piece.ended, units=units)
         return None
+
+    def _check_rows_left(self, window: Window) -> None:
+        """Raise DataError where a whole epoch of windows has given no unit: epochs that go on would give none for
+        ever."""
+        if window.units:
+            self._empty_since = None
+        elif window.ended and self._empty_since == window.epoch:
+            raise DataError(f"no row is left to train on: an epoch has given none{self.tally.said()}")
+        if window.ended:
+            self._empty_since = window.epoch + 1
 
     def _units(self, rows: list[Row], epoch: int, start: int) -> list[list[Row]]:
         """Return the rows of a window as packed blocks, or by length.

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from ft_host.errors import FtHostError
 from ft_host.models.reach import family
+from ft_host.util.ranks import everywhere
 
 if TYPE_CHECKING:
     from ft_host.run import Run
@@ -44,7 +45,7 @@ class UpdateMonitor:
         were."""
         scaled = run.accelerator.scaler is not None  # float16: the scaler skips a step that overflows, by itself
         if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
-            raise _not_finite(run, loss, norm, rate)
+            raise everywhere(_not_finite(run, loss, norm, rate))
         self.coverage.update(run, norm)
         self.weights = snapshot_weights(run)
 

@@ -18,10 +18,11 @@ from ft_host.contract.generation import check_annotated, check_json
 from ft_host.data.micro_batches import split_micro_batches, units_of
 from ft_host.data.order import permutation
 from ft_host.data.stream import StepRows
-from ft_host.errors import FtHostError
+from ft_host.errors import DataError, FtHostError, Interrupted
 from ft_host.metrics import Accumulator, combine
 from ft_host.rollouts.rollout import RolloutRun
 from ft_host.types import Row
+from ft_host.util.ranks import everywhere
 
 if TYPE_CHECKING:
     from ft_host.data.stream import TrainStream
@@ -181,21 +182,25 @@ class Buffer:
         place = self.place  # set together with the rows: a failed rollout is repeated from its first prompt
         started = time.perf_counter()
         while kept < plan.prompts and draws < run.config.max_rollout_draws:
-            drawn, place = self.draw(plan.prompts - kept, place)
-            if not drawn:
-                break
-            draws += 1
-            mine = [row | {"group": count + index} for index, row in enumerate(drawn)][run.rank :: run.world_size]
-            count += len(drawn)
-            if draws == 1:
-                self.before(mine)
-            rollout = run.rollout(mine, rollout_run)
+            with run.may_stop():
+                drawn, place = self.draw(plan.prompts - kept, place)
+                if not drawn:
+                    break
+                draws += 1
+                mine = [row | {"group": count + index} for index, row in enumerate(drawn)][run.rank :: run.world_size]
+                count += len(drawn)
+                if draws == 1:
+                    self.before(mine)
+                rollout = run.rollout(mine, rollout_run)
             accumulator.add(rollout.metrics)
             if not self.tried:
                 check_json(run.plugins, "ft_rollout", rollout.rows)
             rows += rollout.rows
             samples += rollout.samples
-            kept += sum(run.gather(len({row["group"] for row in rollout.rows})))
+            ranks = run.gather((len({row["group"] for row in rollout.rows}), run.signals.asked))
+            kept += sum(groups for groups, _ in ranks)
+            if any(asked for _, asked in ranks):  # it is made again when the run goes on
+                raise everywhere(Interrupted(run.stopped_as_asked()))
         if not count:
             raise StopIteration
         metrics = combine(run.gather(accumulator.local()))
@@ -229,11 +234,13 @@ class Buffer:
 
     def draw(self, count: int, place: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
         """Return the next prompts, fewer at the end of the data, and the position behind them."""
-        rows: list[Row] = []
+        rows, begin = [], place["epoch"]
         while len(rows) < count:
             step = next(self.prompts, None)
             if step is None:
                 break
+            if not rows and not any(step.units) and step.epoch - begin >= 1 - 1e-9:
+                raise DataError(f"no prompt is left: an epoch has given none{self.prompts.tally.said()}")
             place = {"position": step.position, "epoch": step.epoch, "rows_consumed": step.rows_consumed}
             rows += [row for unit in step.units for row in unit]
         return rows, place

@@ -45,6 +45,8 @@ from ft_host.models import save_whole
 from ft_host.rundir.checkpoints import INDEX, checksum, index_of, put
 from ft_host.rundir.folder import write_json
 from ft_host.training.state_reader import StatePlanner, StateReader, refusals
+from ft_host.util.disk import disk_problem
+from ft_host.util.ranks import everywhere
 
 if TYPE_CHECKING:
     from ft_host.run import Run
@@ -108,16 +110,17 @@ def _alone() -> Iterator[None]:
 @contextlib.contextmanager
 def _together(run: Run, doing: str) -> Iterator[None]:
     """Raise an error of one rank on all, so that none waits for the others."""
-    problem = None
+    problem, cause = None, None
     try:
         yield
-    except OSError as error:
-        problem = f"{doing}: {error.strerror or error} ({error.filename or run.folder.path})"
-    except (RuntimeError, dcp.api.CheckpointException) as error:  # safetensors and DCP wrap a full disk in their own
-        problem = f"{doing}: {error}"
+    except (Exception, dcp.api.CheckpointException) as error:  # safetensors and DCP wrap a full disk in their own
+        cause = error
+        of_ranks = error.failures if isinstance(error, dcp.api.CheckpointException) else {}
+        what = disk_problem([error, *(each for each, _ in of_ranks.values())], run.folder.path)
+        problem = f"{doing}: {what or f'{type(error).__name__}: {error}'}"
     problems = [text for text in run.gather(problem) if text]
     if problems:
-        raise FtHostError(problems[0])
+        raise everywhere(FtHostError(problems[0])) from cause
 
 
 def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer: dict[str, Any] | None = None) -> Path:
@@ -155,7 +158,7 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer:
                 _flush(*aside.rglob("*"), aside)
                 renamed = put(aside, place)
                 _flush(run.folder.checkpoints)
-    except FtHostError:
+    except BaseException:  # the second Ctrl-C too: a half one only holds space
         if run.accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_host.contract.blame import blamed
 from ft_host.data.omissions import KINDS
 from ft_host.diagnostics.rule import SEVERITIES
 from ft_host.distributed.processes import agreed, is_sharded
@@ -93,7 +96,11 @@ def write_model(run: Run, state: dict[str, Any] | None) -> None:
     sharded."""
     folder, aside = run.folder, run.folder.path / ".model.tmp"
     shutil.rmtree(aside, ignore_errors=True)
-    save_whole(run.policy, run.tokenizer, run.config, aside, state)
+    try:
+        save_whole(run.policy, run.tokenizer, run.config, aside, state)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # a half one holds space that may be what is lacking
+        raise
     shutil.rmtree(folder.model, ignore_errors=True)
     aside.rename(folder.model)
     if run.config.merge_adapter:
@@ -123,3 +130,15 @@ def report_of(folder: RunFolder) -> str:
         return str(write_report(folder.path))
     except (FtHostError, OSError) as error:
         return f"(none: {error})"
+
+
+def closing(run: Run) -> list[Callable[[], None]]:
+    """Return `ft_close` of each plugin, outermost first: one that fails doesn't keep the others from it."""
+    names = {impl.plugin_name: impl.plugin for impl in reversed(run.plugins.hook.ft_close.get_hookimpls())}
+
+    def close(name: str) -> None:
+        others = [plugin for other, plugin in names.items() if other != name]
+        with blamed(run.plugins, "ft_close", name):
+            run.plugins.subset_hook_caller("ft_close", remove_plugins=others)(run=run)
+
+    return [partial(close, name) for name in names]

@@ -7,11 +7,7 @@ reward functions, tokenizer, data and its first rows.
 from __future__ import annotations
 
 import contextlib
-import errno
-import signal
 import sys
-import threading
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,30 +16,31 @@ from typing import Any
 from ft_host import registry
 from ft_host.config import RunConfig
 from ft_host.contract.sinks import TRACKERS, guard_sinks
-from ft_host.diagnostics.memory_remedies import remedies_for
 from ft_host.distributed.launcher import end_with_launcher
 from ft_host.distributed.processes import end_processes, start_processes
 from ft_host.distributed.trackers import begin_trackers, end_trackers
-from ft_host.errors import FtHostError, Interrupted, OutOfMemory, StoppedByFinding
+from ft_host.errors import FtHostError, Interrupted
 from ft_host.monitor.gradients import model_facts
 from ft_host.monitor.memory_estimate import record_estimate
 from ft_host.monitor.memory_usage import disk_facts
 from ft_host.monitor.stall import StallDetector
 from ft_host.run import Run
-from ft_host.rundir.checkpoints import newest, start_of
+from ft_host.rundir.checkpoints import start_of
 from ft_host.rundir.folder import RunFolder
 from ft_host.rundir.manifest import lost_metrics, plan_facts, plan_of
 from ft_host.rundir.opening import Resuming, checkpoint_to_begin_with, open_folder, write_manifest
 from ft_host.training import checkpoint as checkpoints
 from ft_host.training.build import Built, build, evaluation_of, held_out_rows
-from ft_host.training.finish import already_finished, finish, report_of, say_what_was_lost
+from ft_host.training.failure import first_line, forget_causes, keep_traceback, kept, readable, record, write_cause
+from ft_host.training.finish import already_finished, closing, finish, say_what_was_lost
 from ft_host.training.loop import fit
 from ft_host.training.preflight import Preflight, preflight
 from ft_host.training.progress import Trackers, sinks
 from ft_host.types import FinishedRun
+from ft_host.util import signals
 from ft_host.util.console import tell
 from ft_host.util.memory import EVALUATION, SAVING, oom_context
-from ft_host.util.text import now
+from ft_host.util.ranks import everywhere
 
 
 def train(
@@ -59,53 +56,46 @@ def train(
 
     Raises an error of `ft_host.errors`; the run's folder then says "failed" or "interrupted" and why.
     """
-    from transformers.utils import logging
+    with signals.caught() as stop:
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a run has a bar of its own; loading and saving a file needs none
-    end_with_launcher()
-    launch = _Launch(config, method, origins or {}, Path(resume) if resume else None, asked or Resuming())
-    try:
-        return already_finished(config, launch.resume, launch.asked) or launch.go()
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        launch.failed(error)
-        if not full or launch.folder is None:
-            raise
-        raise FtHostError(
-            f"the disk is full: {error.filename or launch.folder.path} could not be written; the checkpoints in "
-            f"{launch.folder.checkpoints} are intact. Free some space and go on with `ft-host train --resume "
-            f"{launch.folder.path}`"
-        ) from error
-    except OutOfMemory as error:
-        ways = "; ".join(
-            f"({number}) {remedy.why}" for number, remedy in enumerate(remedies_for(error.phase, config), 1)
-        )
-        text = f"{error}. Remedies, the cheapest first: {ways}. {launch.kept()}"
-        told = OutOfMemory(text, phase=error.phase, facts=error.facts)
-        launch.failed(told)
-        raise told from error
-    except BaseException as error:
-        launch.failed(error)
-        raise
-    finally:
-        launch.close()
+        logging.disable_progress_bar()  # a run has a bar of its own; loading and saving a file needs none
+        end_with_launcher()
+        launch = _Launch(config, method, origins or {}, Path(resume) if resume else None, asked or Resuming(), stop)
+        try:
+            finished = already_finished(config, launch.resume, launch.asked) or launch.go()
+        except BaseException as error:
+            told = launch.failed(error)
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            launch.close()
+        return finished
 
 
 class _Launch:
     """The pieces of one run, so that a failure at any point can be recorded in the run's folder."""
 
     def __init__(
-        self, config: RunConfig, method: str | None, origins: dict[str, str], resume: Path | None, asked: Resuming
+        self,
+        config: RunConfig,
+        method: str | None,
+        origins: dict[str, str],
+        resume: Path | None,
+        asked: Resuming,
+        stop: signals.Signals,
     ):
         self.config = config
         self.asked = asked
+        self.stop = stop
         self.method = registry.find("method", method) if method else registry.method_of(type(config))
         self.origins = origins
         self.resume = resume
         self.folder: RunFolder | None = None
         self.accelerator = None
-        self.stopping = threading.Event()
-        self.handlers: dict[int, Any] = {}
+        self.place = (0, 1)  # rank, and the number of processes
+        self.saved: Path | None = None  # the checkpoint that this process has written last
         self.ready: Preflight | None = None
         self.run: Run | None = None
         self.stall: StallDetector | None = None
@@ -117,9 +107,11 @@ class _Launch:
         config = self.config
         ready = self.ready = preflight(config, self.method)
         accelerator = self.accelerator = start_processes(config)
+        self.place = (accelerator.process_index, accelerator.num_processes)
         checkpoint, warnings = self._open_folder(ready)
         built = build(ready, accelerator, self.folder, checkpoint)
         run = self.run = built.run
+        run.signals = self.stop
         if accelerator.is_main_process:
             if self.resume:
                 self.folder.rewind(run.step if checkpoint else -1)
@@ -142,16 +134,19 @@ class _Launch:
         def save() -> None:
             with self._aside(), oom_context(SAVING):
                 rows = built.stream.state() if ready.online else None
-                checkpoints.save(run, built.optimizer.optimizer, built.progress, rows)
+                self.saved = checkpoints.save(run, built.optimizer.optimizer, built.progress, rows)
                 run.record_facts(disk_facts(run))
 
         def evaluate() -> None:
-            with self._aside(), oom_context(EVALUATION):
-                evaluation()
+            try:
+                with self._aside(), oom_context(EVALUATION):
+                    evaluation()
+            except Exception as error:
+                run.tell_ranks(error)
 
         if config.eval_on_start and run.step == 0:
             evaluate()
-        self._catch_signals()
+        self._note_signals(run)
         if config.max_steps < 1 or run.step < config.max_steps:
             fit(
                 run,
@@ -165,6 +160,8 @@ class _Launch:
                 asked_to_stop=self._asked_to_stop,
             )
         evaluate()
+        if any(run.gather(self.stop.asked)):
+            raise everywhere(Interrupted(run.stopped_as_asked()))
         say_what_was_lost(run, built.prompts)
         built.stream.close()
         return finish(run)
@@ -174,6 +171,8 @@ class _Launch:
         config, resume = self.config, self.resume is not None
         folder = open_folder(config, self.method, self.resume, self.accelerator, self.asked)
         self.folder = folder
+        if self.accelerator.is_main_process:
+            forget_causes(folder.path)
         described = {
             "train": ready.train_source.describe(),
             "eval": ready.eval_source.describe() if ready.eval_source else None,
@@ -217,7 +216,7 @@ class _Launch:
 
     def _asked_to_stop(self) -> str | None:
         """Return why this process would stop now, for the ranks to agree on in one exchange."""
-        return "signal" if self.stopping.is_set() else self.ready.watch.stops()
+        return "signal" if self.stop.asked else self.ready.watch.stops()
 
     def _write_plan(self, run: Run, total: int | None) -> None:
         if not self.accelerator.is_main_process:
@@ -229,49 +228,39 @@ class _Launch:
         for note in notes:
             run.say(note)
 
-    def _catch_signals(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python delivers signals to the main thread only: whoever started this thread handles them
-
-        def ask(number: int, frame: Any) -> None:
-            if self.stopping.is_set() and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stopping.set()
-            if self.accelerator.is_main_process:
-                tell("stopping after this step; the state will be saved", "warning", self.config.progress)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[number] = signal.signal(number, ask)
+    def _note_signals(self, run: Run) -> None:
+        """From now on a signal is heeded when a step is done, and the state is saved."""
+        if run.accelerator.is_main_process:
+            text = "stopping after this step; the state will be saved"
+            self.stop.say = partial(tell, text, "warning", self.config.progress)
+        self.stop.waits = True
 
     # -- when it goes wrong
 
-    def failed(self, error: BaseException) -> None:
-        main = self.accelerator is None or self.accelerator.is_main_process
-        if self.ready is not None and isinstance(error, FtHostError) and error.facts:
-            self.ready.watch.record_facts(error.facts)
-        if not main or self.folder is None or not self.folder.manifest or isinstance(error, SystemExit):
-            return
-        stopped = isinstance(error, (Interrupted, StoppedByFinding, KeyboardInterrupt))
-        text = str(error) or type(error).__name__
-        if not isinstance(error, (FtHostError, KeyboardInterrupt)):
-            text = f"{type(error).__name__}: {text}\n{traceback.format_exc()}"
-        try:
-            watch = self.ready.watch
-            if watch.run is not None:
-                watch.finish(whole=not stopped)
-            else:
-                watch.flush(self.folder)
-            self.folder.update(status="interrupted" if stopped else "failed", finished=now(), error=text)
-            report_of(self.folder)
-        except OSError as full:  # the disk may be what failed; the first error is what the user must see
-            print(f"run.json could not be updated: {full}", file=sys.stderr)
-
-    def kept(self) -> str:
-        """Return what a failed run can go on from, in a sentence."""
-        found = None if self.folder is None else newest(self.folder.checkpoints)[0]
-        if found is None:
-            return "No checkpoint was written"
-        return f"{found.name} is intact: `ft-host train --resume {self.folder.path}` goes on from it"
+    def failed(self, error: BaseException) -> FtHostError:
+        """Record how the run has ended; return the error that people read."""
+        with self.stop.held():
+            path = None if self.folder is None else self.folder.path
+            rank, world_size = self.place
+            if self.stop.hurried or (self.stop.asked and self.run is None and not isinstance(error, FtHostError)):
+                error = KeyboardInterrupt()
+            told = readable(error, self.config, path, rank, world_size)
+            if path is None or not path.is_dir():
+                return told
+            trace = keep_traceback(error, path, rank, None if self.run is None else self.run.step)
+            lines = [] if self.run is None else kept(told, self.run, self.saved)
+            told.args = ("\n".join([str(told), *lines, *([] if trace is None else [f"traceback: {trace}"])]),)
+            try:
+                if world_size > 1:
+                    write_cause(told, path, rank)
+                if rank == 0 and self.folder.manifest:
+                    record(told, self.folder, self.ready.watch, self.run, report=not self.stop.hurried)
+            except Exception as second:  # the disk may be what failed; the first error is what the user must see
+                print(
+                    f"run.json could not be updated and may still say that the run goes on: {first_line(second)}",
+                    file=sys.stderr,
+                )
+            return told
 
     def close(self) -> None:
         """End everything that the run has started, even if some of it fails. An error is raised, or only printed if the
@@ -280,8 +269,7 @@ class _Launch:
         if self.ready is not None:
             steps.append(self.ready.close)
         if self.run is not None:
-            steps.append(partial(self.run.plugins.hook.ft_close, run=self.run))
-        steps += [partial(signal.signal, number, handler) for number, handler in self.handlers.items()]
+            steps += closing(self.run)
         if self.accelerator is not None:
             steps.append(partial(end_trackers, self.accelerator, self.config.progress))
             steps.append(partial(end_processes, self.run and self.run.model))
@@ -292,8 +280,9 @@ class _Launch:
             try:
                 step()
             except Exception as error:
-                problems.append(error)
+                problems.append(self.failed(error) if failed is None and not problems else error)
         if problems and failed is None:
             raise problems[0]
         for error in problems:
-            tell(f"while the run was ending: {type(error).__name__}: {error}", "warning", self.config.progress)
+            what = str(error) if isinstance(error, FtHostError) else first_line(error)
+            tell(f"while the run was ending: {what}", "warning", self.config.progress)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,13 +12,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ft_host.data.micro_batches import split_micro_batches
-from ft_host.errors import FtHostError, HookError, Interrupted, OutOfMemory, StoppedByFinding, UsageError
+from ft_host.data.prepare import Tally
+from ft_host.errors import DataError, FtHostError, Interrupted, StoppedByFinding
 from ft_host.monitor.gradients import UpdateMonitor
 from ft_host.monitor.memory_usage import peak_memory_mb
+from ft_host.training.checkpoint import random_states, set_random_states
 from ft_host.training.normalisation import check_normalised
 from ft_host.training.step import Agreed, agree, asks_models, before_collating, train_step
 from ft_host.types import Row
-from ft_host.util.memory import UPDATE
+from ft_host.util.console import tell
+from ft_host.util.disk import missing
+from ft_host.util.ranks import everywhere, told
+from ft_host.util.signals import Stop
 
 if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
@@ -58,8 +65,8 @@ def fit(
     save: Callable[[], None],
     asked_to_stop: Callable[[], str | None],
 ) -> None:
-    """Train until the data or `max_steps` ends. Raises Interrupted (state saved) or the error of a step (earlier state
-    kept).
+    """Train until the data or `max_steps` ends. Raises Interrupted, StoppedByFinding, DataError where no row is left to
+    train on, or any error of a step. The state after the last whole step is saved before, where that is possible.
 
     `total_rows`: rows of all epochs if the schedule runs over rows (packing), None if it runs over steps.
     """
@@ -67,40 +74,92 @@ def fit(
     limit = config.max_steps if config.max_steps > 0 else None
     steps, monitor, saved_at = iter(stream), UpdateMonitor(run), run.step
     aside = {"perf/evaluation_time": 0.0, "perf/save_time": 0.0}  # since the step before
+    trained_at = progress.epoch  # where the last step was made
     run.model.train()
-    while limit is None or run.step < limit:
-        started = time.perf_counter()
-        run.seconds = {}
-        try:
+    before = None
+    try:
+        while limit is None or run.step < limit:
+            started = time.perf_counter()
+            run.seconds = {}
+            before = kept_state(run)
             step = next_step(run, steps, asked_to_stop)
             if step is None:
                 break
-            if step.agreed.micro_batches:  # else every row of it was dropped
-                consumed = run.step if total_rows is None else progress.rows_consumed / total_rows * schedule.total
-                rate = schedule.set(consumed)
-                if run.step == 0:  # before the first backward: FSDP2 hides its gradients after a forward without one
-                    check_normalised(run, step.micro_batches, step.agreed.totals)
-                metrics = train_step(run, step.batches, step.agreed, optimizer, monitor, step.data_time)
-        except FtHostError as error:
-            if saved_at != run.step and can_save(run, error):
-                save()
-            raise
-        progress.add(step)
-        if not step.agreed.micro_batches:
-            continue
-        run.step += 1
-        for model in run.models.values():
-            model.follow()
-        run.log(entry_of(run, step, progress, rate, metrics, time.perf_counter() - started) | aside)
-        aside = dict.fromkeys(aside, 0.0)
-        if config.eval_steps and run.step % config.eval_steps == 0:
-            aside["perf/evaluation_time"] = timed(evaluate)
-        if config.save_steps and run.step % config.save_steps == 0:
-            aside["perf/save_time"] = timed(save)
-            saved_at = run.step
+            if not step.agreed.micro_batches:  # every row of it was dropped
+                progress.add(step)
+                check_rows_left(progress, trained_at)
+                continue
+            consumed = run.step if total_rows is None else progress.rows_consumed / total_rows * schedule.total
+            rate = schedule.set(consumed)
+            if run.step == 0:  # before the first backward: FSDP2 hides its gradients after a forward without one
+                check_normalised(run, step.micro_batches, step.agreed.totals)
+            metrics = train_step(run, step.batches, step.agreed, optimizer, monitor, step.data_time)
+            progress.add(step)
+            trained_at = progress.epoch
+            run.step += 1
+            for model in run.models.values():
+                model.follow()
+            run.whole, before = True, None
+            run.log(entry_of(run, step, progress, rate, metrics, time.perf_counter() - started) | aside)
+            aside = dict.fromkeys(aside, 0.0)
+            if config.eval_steps and run.step % config.eval_steps == 0:
+                aside["perf/evaluation_time"] = timed(evaluate)
+            if config.save_steps and run.step % config.save_steps == 0:
+                saved_at = run.step  # or tried to: not again
+                aside["perf/save_time"] = timed(save)
+    except Exception as error:
+        if saved_at != run.step and can_save(run, error):
+            if before is not None:  # the error came within a step
+                put_back(run, before)
+            save_after(run, save)
+        raise
+    if not run.step:
+        raise DataError(
+            f"no row is left to train on: the run would end without a step{Tally(dropped=progress.dropped).said()}"
+        )
     progress.done = True
     if saved_at != run.step:
         save()
+
+
+# ---------------------------------------------------------------- when a step fails
+
+
+def kept_state(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a step changes before its update, and a checkpoint of the step before needs: random states, and the
+    method's own state."""
+    return random_states(), copy.deepcopy(run.state)
+
+
+def put_back(run: Run, before: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Undo of `kept_state`."""
+    set_random_states(before[0])
+    run.state = before[1]
+
+
+def can_save(run: Run, error: Exception) -> bool:
+    """Return whether the state is that after the last step, and all ranks know of the error and save at once."""
+    if run.world_size > 1 and not (isinstance(error, FtHostError) and error.everywhere):
+        return False  # the other ranks may be within a collective
+    if not run.whole or missing(run.folder.path) is not None:
+        return False
+    # Where the last update broke the weights, the checkpoints from before it are what is good.
+    return all(bool(torch.isfinite(p).all()) for p in run.model.parameters())
+
+
+def save_after(run: Run, save: Callable[[], None]) -> None:
+    """Save after an error, which is what the user must see: that the state can't be saved is only told."""
+    try:
+        save()
+    except FtHostError as error:
+        if run.accelerator.is_main_process:
+            tell(f"the state after step {run.step} could not be saved: {error}", "warning", run.config.progress)
+
+
+def check_rows_left(progress: Progress, trained_at: float) -> None:
+    """Raise DataError where a whole epoch has gone by without a row to train on."""
+    if progress.epoch - trained_at >= 1 - 1e-9:
+        raise DataError(f"no row is left to train on: an epoch has given none{Tally(dropped=progress.dropped).said()}")
 
 
 # ---------------------------------------------------------------- parts of it
@@ -119,48 +178,46 @@ class Step:
 
 def next_step(run: Run, steps: Iterator[StepRows], asked_to_stop: Callable[[], str | None]) -> Step | None:
     """Return the next rows, annotated and collated; None after the last. All ranks must call it, and raise what one of
-    them raises: UsageError for a row that can't be used, Interrupted or StoppedByFinding if one must stop."""
-    config = run.config
-    rows, cuts, batches, error = None, [], [], None
-    waiting = time.perf_counter()
+    them raises, where it can be told: any error of a row, a hook or a process; Interrupted or StoppedByFinding if one
+    must stop."""
     try:
+        return _next_step(run, steps, asked_to_stop)
+    except Stop as stopped:
+        if run.signals.hurried:
+            raise
+        raise Interrupted(run.stopped_as_asked()) from stopped
+    except Exception as error:
+        if run.signals.asked and not told(error):  # a signal to all processes ends those that prepare rows at once
+            run.tell_ranks(Interrupted(run.stopped_as_asked()))
+        run.tell_ranks(error)
+
+
+def _next_step(run: Run, steps: Iterator[StepRows], asked_to_stop: Callable[[], str | None]) -> Step | None:
+    config = run.config
+    cuts: list[list[Row]] = []
+    waiting = time.perf_counter()
+    with run.may_stop() if run.rollouts is None else contextlib.nullcontext():  # a rollout says itself where
         rows = next(steps, None)
-        if rows is not None:
-            cuts = split_micro_batches(
-                rows.units, config.per_device_train_batch_size, config.max_tokens_per_micro_batch, rows.whole_units
-            )
-    except UsageError as problem:  # a bad row: this rank tells the others, and all save before they stop
-        error = str(problem)
+    if rows is not None:
+        cuts = split_micro_batches(
+            rows.units, config.per_device_train_batch_size, config.max_tokens_per_micro_batch, rows.whole_units
+        )
     data_time = time.perf_counter() - waiting
-    if asks_models(run) and not any(run.gather(error is not None)):  # all ranks take part, or none
+    if asks_models(run):
+        run.gather(None)  # all ranks have their rows, or none runs a model
         cuts = before_collating(run, cuts)
     waiting = time.perf_counter()
-    try:
-        batches = [run.collate(each) for each in cuts]
-    except UsageError as problem:
-        error = str(problem)
+    batches = [run.collate(each) for each in cuts]
     data_time += time.perf_counter() - waiting
-    agreed = agree(run, batches, asked_to_stop(), error)
-    if agreed.error:
-        raise UsageError(agreed.error)
+    agreed = agree(run, batches, asked_to_stop())
     if agreed.interrupted not in (None, "signal"):
-        raise StoppedByFinding(agreed.interrupted)
+        raise everywhere(StoppedByFinding(agreed.interrupted))
     if agreed.interrupted:
-        raise Interrupted(f"stopped at step {run.step} as asked; go on with `ft-host train --resume {run.folder.path}`")
+        raise everywhere(Interrupted(run.stopped_as_asked()))
     if rows is None:
         return None
     data_time = max(0.0, data_time - rows.metrics.get("perf/rollout_time", 0.0))
     return Step(rows=rows, micro_batches=cuts, batches=batches, agreed=agreed, data_time=data_time)
-
-
-def can_save(run: Run, error: FtHostError) -> bool:
-    """Return whether the state is that after the last step, and all ranks know of the error and save at once."""
-    if isinstance(error, (OutOfMemory, HookError)) and run.world_size > 1:
-        return False  # the other ranks may be within a collective
-    if isinstance(error, OutOfMemory) and error.phase == UPDATE:
-        return False  # weights may be half updated
-    # Where the last update broke the weights, the checkpoints from before it are what is good.
-    return all(bool(torch.isfinite(p).all()) for p in run.model.parameters())
 
 
 def entry_of(

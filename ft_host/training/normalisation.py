@@ -20,6 +20,7 @@ from ft_host.errors import HookError
 from ft_host.training.checkpoint import random_states, set_random_states
 from ft_host.types import Row
 from ft_host.util.memory import FORWARD, oom_context
+from ft_host.util.ranks import everywhere
 
 if TYPE_CHECKING:
     from ft_host.run import Run
@@ -54,7 +55,7 @@ def check_normalised(run: Run, micro_batches: list[list[Row]], totals: dict[str,
     problem = verdict(float(once.loss), twice, cut, _precision(run)) if rows and tried else None
     for refused in run.gather((len(rows), problem)):
         if refused[1] is not None:
-            raise _refusal(run, *refused)
+            raise everywhere(_refusal(run, *refused))
 
 
 def sample(rows: list[Row]) -> list[Row]:

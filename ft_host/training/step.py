@@ -78,20 +78,19 @@ class Agreed:
     tokens: int  # in all micro-batches of all ranks; a shared prompt counts once for each that shares it
     micro_batches: int  # of the rank that has most: the others add empty ones, since collectives must pair up
     interrupted: str | None  # why: "signal", or what a rule has found
-    error: str | None
 
 
-def agree(run: Run, batches: list[Batch], interrupted: str | None = None, error: str | None = None) -> Agreed:
-    """One exchange between ranks: counts, number of micro-batches, and whether any rank can't go on."""
+def agree(run: Run, batches: list[Batch], interrupted: str | None = None) -> Agreed:
+    """One exchange between ranks: counts, number of micro-batches, and whether any rank must stop. Raises the error of
+    a rank that has failed."""
     ranks = run.gather(
-        (add_counts(b.counts for b in batches), sum(b.num_tokens for b in batches), len(batches), interrupted, error)
+        (add_counts(b.counts for b in batches), sum(b.num_tokens for b in batches), len(batches), interrupted)
     )
     return Agreed(
         totals=Named("run.totals", add_counts(rank[0] for rank in ranks)),
         tokens=sum(rank[1] for rank in ranks),
         micro_batches=max(rank[2] for rank in ranks),
         interrupted=next((rank[3] for rank in ranks if rank[3]), None),
-        error=next((rank[4] for rank in ranks if rank[4]), None),
     )
 
 
@@ -147,6 +146,7 @@ def train_step(
         balance = run.policy.router_aux_loss_coef * metrics["aux_loss"]
         metrics["moe/aux_share"] = balance / (abs(metrics["loss"]) + balance)
     monitor.before_update(run, metrics["loss"], norm, optimizer.param_groups[0]["lr"])
+    run.whole = False
     with oom_context(UPDATE, run.step + 1):
         optimizer.step()
     metrics |= monitor.after_update(run)

@@ -5,6 +5,18 @@ from __future__ import annotations
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, short
 
+LONGEST = 400  # characters of an error in a finding
+REMEDIES = {
+    "data": "Mend or remove the row that the message names, and go on with `ft-host train --resume`",
+    "config": "Change the field that the message names",
+    "hook": "Tell the author of the plugin that the message names; traceback.txt in the run's folder shows where",
+    "plugin": "Install another version of the plugin that the message names",
+    "disk": "Make room, or make the folder writable, and go on with `ft-host train --resume`",
+    "process": "See why the process ended (memory, a signal), and go on with `ft-host train --resume`",
+    "library": "Look at traceback.txt in the run's folder, and go on with `ft-host train --resume` once it is mended",
+    "run": "Mend what the message names, and go on with `ft-host train --resume`",
+}
+
 
 def stalled_message(view: View) -> str:
     minutes = view["watch/silent_seconds"] / 60
@@ -39,6 +51,11 @@ def fewer_checkpoints(view: View) -> list[Remedy]:
             )
         )
     return found
+
+
+def ended_message(view: View) -> str:
+    step, text = int(view["watch/failed_step"]), view["watch/failed_text"].splitlines()[0]
+    return f"The run ended with an error after step {step}: {text if len(text) <= LONGEST else text[:LONGEST] + '…'}"
 
 
 RULES = [
@@ -83,6 +100,29 @@ RULES = [
             " kept must fit. A full disk ends the run."
         ),
         remedy="Free some space, keep fewer checkpoints, or write elsewhere.",
+        source="own judgement",
+    ),
+    Rule(
+        code="SYS005",
+        title="The run ended with an error",
+        stage="train",
+        needs=("watch/failed", "watch/failed_place", "watch/failed_hook", "watch/failed_step", "watch/failed_text"),
+        severity="error",
+        test=lambda view: True,
+        message=ended_message,
+        remedies=lambda view: [Remedy(why=REMEDIES[view["watch/failed"]])],
+        when=(
+            "A run ends with an error, whatever raised it. The fact `watch/failed` says what it is about: data, config,"
+            " hook, plugin, disk, process, library or run; `watch/failed_place` is the place: file and line, or path."
+        ),
+        why=(
+            "A row that can't be used, a plugin's hook that raises, a disk that is full or gone, a process that was"
+            " killed, or a library that refuses. What was learnt until then is in the newest checkpoint."
+        ),
+        remedy=(
+            "Mend what the message names, and go on with `ft-host train --resume`. The traceback, if any, is in"
+            " traceback.txt of the run's folder."
+        ),
         source="own judgement",
     ),
 ]
