@@ -239,13 +239,13 @@ def test_a_disk_that_fails_while_logging_keeps_the_state_if_it_can(config, monke
     assert finding(folder)["watch/failed_place"] == str(folder / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("name", ["save_model", "write_json"])
+@pytest.mark.parametrize("name", ["save_whole", "write_json"])
 def test_a_checkpoint_that_fails_half_way_leaves_nothing(config, monkeypatch, name, capsys):
     real, calls = getattr(checkpoint, name), []
 
     def full(*args, **kwargs):
         calls.append(1)
-        if len(calls) > {"save_model": 1, "write_json": 4}[name]:
+        if len(calls) > {"save_whole": 1, "write_json": 4}[name]:
             raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
         return real(*args, **kwargs)
 
@@ -261,7 +261,7 @@ def test_without_a_checkpoint_none_is_said_to_be_intact(config, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device", "x")
 
-    monkeypatch.setattr(checkpoint, "save_model", full)
+    monkeypatch.setattr(checkpoint, "save_whole", full)
     with pytest.raises(FtHostError, match="no checkpoint was written") as raised:
         run_in(config, "a", **QUICK)
     assert "intact" not in str(raised.value)
