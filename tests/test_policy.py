@@ -256,8 +256,7 @@ def test_a_model_of_something_else(tmp_path):
 
 def test_more_tokens_than_embeddings(tmp_path):
     models.tiny_llama(vocab_size=100).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=f"embeddings for 100 tokens, the tokenizer has {len(TOKENIZER)}"):
-        policy_of(tmp_path)
+    assert len(TOKENIZER) > policy_of(tmp_path).config.vocab_size == 100  # rows that hold such a token are refused
 
 
 def test_unknown_names_of_modules(saved):

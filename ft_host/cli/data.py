@@ -113,6 +113,8 @@ def show(method: registry.PluginInfo, config: RunConfig, shown: int, counted: in
 
     chosen = choose(config, method)
     tokenizer = data.load_tokenizer(config)
+    for note in chosen.fit_model(tokenizer)[0]:
+        print(f"Warning: {note}\n")
     prepare = chosen.prepare_with(tokenizer)
     source = data.open_train(config)
     held_out = data.sets_of(data.open_eval(config))

@@ -33,6 +33,14 @@ def check_combinations(config: RunConfig) -> None:
     """Refuse the first combination that can't work. Raises ConfigError, which names the fields."""
     if config.max_steps == 0:
         raise ConfigError("max_steps: found 0, which trains nothing; -1, the default, trains for num_train_epochs")
+    if config.resize_token_embeddings:
+        if config.backend != "transformers":
+            raise ConfigError(
+                f"resize_token_embeddings: the backend {config.backend} loads the model as its folder has it, without "
+                "the new embeddings; resize it and save it before"
+            )
+        if config.use_peft and config.distributed_strategy == "fsdp2":
+            raise ConfigError("resize_token_embeddings: tokens of an adapter can't be sharded by fsdp2; use ddp")
     if config.dataset_streaming and config.max_steps < 1:
         raise ConfigError("dataset_streaming: the length of a stream is unknown, so max_steps must be set")
     if config.load_in_4bit and config.load_in_8bit:

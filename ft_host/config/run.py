@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from ft_host.config.combinations import check_combinations
 from ft_host.config.diagnostics_fields import DiagnosticsFields
+from ft_host.config.distribution_fields import DistributionFields
 from ft_host.config.old_names import OldNames, old_names
 from ft_host.config.options import SCHEDULES, TRACKERS, option
 from ft_host.errors import ConfigError
@@ -23,7 +24,7 @@ FORMATS = ("language modeling", "prompt-only", "prompt-completion", "preference"
 
 
 @dataclass(kw_only=True)
-class RunConfig(DiagnosticsFields, OldNames):
+class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
     """The fields of every run, for any method."""
 
     formats: ClassVar[
@@ -108,6 +109,14 @@ class RunConfig(DiagnosticsFields, OldNames):
         None, "Token that ends a turn or a text. Not set: the tokenizer's own.", group="model"
     )
 
+    resize_token_embeddings: bool = option(
+        False,
+        "Add embeddings for tokens of the tokenizer that the model has none for. They are saved with the model; a LoRA "
+        "adapter trains and saves them too.",
+        group="model",
+        aliases=("resize_vocab",),
+    )
+
     # -- lora
     use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.", group="lora")
     lora_r: int = option(16, "Rank of the adapter.", group="lora", gt=0)
@@ -138,6 +147,7 @@ class RunConfig(DiagnosticsFields, OldNames):
         None,
         "Folder or hub id of the base of the adapter in `model`, where that isn't what the adapter names.",
         group="lora",
+        path=True,
     )
     merge_adapter: bool = option(
         False, "Also write merged/: the base weights with the adapter merged in.", group="lora"
@@ -350,29 +360,6 @@ class RunConfig(DiagnosticsFields, OldNames):
     )
     required_plugins: list[str] = option(
         [], "Requirements such as ft-sft>=0.1,<1, checked before anything is imported.", group="run"
-    )
-
-    # -- distribution
-    num_processes: int = option(
-        1,
-        "Processes to start on this machine. torchrun and accelerate launch set it themselves.",
-        group="distribution",
-        gt=0,
-    )
-    distributed_strategy: str = option(
-        "ddp",
-        "'ddp' holds the model once per process; 'fsdp2' shards weights, gradients and optimizer state (torch's "
-        "fully_shard, one group per decoder layer).",
-        group="distribution",
-        choices=("ddp", "fsdp2"),
-    )
-    use_cpu: bool = option(False, "Train on the CPU even if there is a GPU.", group="distribution")
-    ddp_timeout: int = option(
-        1800,
-        "Seconds that a process waits for the others before it gives up.",
-        group="distribution",
-        gt=0,
-        was=("timeout",),
     )
 
     def refuse(self, fields: dict[str, Any], why: str) -> None:

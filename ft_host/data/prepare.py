@@ -35,10 +35,25 @@ class PrepareRow:
     plugins: tuple[str, ...]
     tokenizer: PreTrainedTokenizerBase
     config: RunConfig
+    embeddings: int | None = None  # of the model, where its tokenizer has more tokens
 
     def __call__(self, row: Row) -> Row | list[Row] | Drop:
         method, *diagnostics = self.plugins
-        return prepare(plugins_named(method, tuple(diagnostics)), row, self.tokenizer, self.config)
+        result = prepare(plugins_named(method, tuple(diagnostics)), row, self.tokenizer, self.config)
+        if self.embeddings is not None and not isinstance(result, Drop):
+            self.check_tokens(result if isinstance(result, list) else [result], self.embeddings)
+        return result
+
+    def check_tokens(self, rows: list[Row], embeddings: int) -> None:
+        """Refuse rows with a token that the model has no embedding for. Raises RowError."""
+        for row in rows:
+            for name, ids in row.items():
+                if name.endswith("ids") and isinstance(ids, list) and any(id >= embeddings for id in ids):
+                    id = next(id for id in ids if id >= embeddings)
+                    raise RowError(
+                        f"holds the token {self.tokenizer.convert_ids_to_tokens(id)!r} ({id}), and {self.config.model} "
+                        f"has embeddings for {embeddings} tokens; resize_token_embeddings adds one"
+                    )
 
 
 def prepared(prepare: Prepare, where: str, raw: Row) -> list[Row] | Drop:

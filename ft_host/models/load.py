@@ -16,9 +16,11 @@ from ft_host.errors import ConfigError
 from ft_host.models.adapters import frozen_twin
 from ft_host.models.folder import adapter_of, base_of, find_config, is_classifier
 from ft_host.models.policy import Policy
+from ft_host.models.positions import check_lengths, table_of
 from ft_host.models.probe import choose_layout, freeze_unreached
 from ft_host.models.special_tokens import agree, ids_of
 from ft_host.models.value_head import ValueHead
+from ft_host.models.vocabulary import size_of
 from ft_host.models.weights import load_model, load_weights
 from ft_host.util.memory import ModelSizes, activation_bytes, model_sizes_of
 
@@ -114,6 +116,9 @@ def _placed(model: nn.Module, config: RunConfig, device: torch.device, head: str
     if config.disable_dropout:
         without_dropout(model)
     policy = Policy(model, head=head)
+    most = table_of(policy.causal_lm)
+    if most is not None:
+        policy.register_forward_pre_hook(lambda _, given: check_lengths(given[0], most))
     if not (config.load_in_4bit or config.load_in_8bit):
         policy.to(device)
     choose_layout(policy, config)
@@ -132,13 +137,7 @@ def load_policy(
     `head`: None for a language model, "reward" for one score per row. `router`: whether router_aux_loss_coef applies to
     it. Raises ConfigError, which names the field, for what can't work.
     """
-    model, notes = load_model(config, head)
-    size = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > size:
-        raise ConfigError(
-            f"model: {config.model} has embeddings for {size} tokens, the tokenizer has {len(tokenizer)}; resize the "
-            "embeddings or use the model's own tokenizer"
-        )
+    model, notes = load_model(config, head, size_of(tokenizer) if config.resize_token_embeddings else 0)
     if head is not None:
         model.config.get_text_config().pad_token_id = score_pad(tokenizer)
     else:

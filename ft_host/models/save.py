@@ -12,6 +12,7 @@ from ft_host.models.attention import original_of
 from ft_host.models.folder import auto_class, base_of, find_config
 from ft_host.models.reach import text_part
 from ft_host.models.special_tokens import agree
+from ft_host.models.vocabulary import resize, rows_of_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +40,11 @@ def save_model(policy: Policy, folder: Path, state: dict[str, torch.Tensor] | No
     try:
         if isinstance(policy.model, PeftModel):
             # an adapter kept as a reference is on disk already
-            policy.model.save_pretrained(folder, state_dict=state, selected_adapters=["default"])
+            # of added embeddings peft would save all; those that are trained are in the adapter
+            whole: Any = False if policy.model.peft_config["default"].trainable_token_indices else "auto"
+            policy.model.save_pretrained(
+                folder, state_dict=state, selected_adapters=["default"], save_embedding_layers=whole
+            )
         else:
             policy.model.save_pretrained(folder, state_dict=state)
     finally:
@@ -109,6 +114,7 @@ def merge_adapter(
         use_safetensors=True,
         **labels,
     )
+    resize(base, config, rows_of_adapter(str(adapter)))
     if scores:  # the head comes from the adapter; the tokenizer's padding tells where scores are read
         base.config.get_text_config().pad_token_id = score_pad(AutoTokenizer.from_pretrained(adapter))
     else:
@@ -133,4 +139,5 @@ def _changes(adapter: Path, modules: tuple[torch.nn.Module, ...], base: torch.nn
     prefix = "base_model.model."
     names = [prefix + name + "." for name, module in base.named_modules() if module in modules]
     with safe_open(adapter / "adapter_model.safetensors", "pt") as tensors:
-        return any(key.startswith(tuple(names)) for key in tensors.keys())
+        # tokens trained by themselves are set in both of two tied matrices
+        return any(key.startswith(tuple(names)) and "trainable_tokens" not in key for key in tensors.keys())

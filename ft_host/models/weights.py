@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ft_host.data.tokenizer import load_tokenizer
 from ft_host.errors import ConfigError
 from ft_host.models.adapters import attach, load_adapter, plan_adapter
 from ft_host.models.folder import adapter_of, auto_class, base_of, check_folder, find_config, is_classifier
+from ft_host.models.vocabulary import resize, rows_of_adapter, size_of, trained_tokens
 from ft_host.types import ModelSpec
 from ft_host.util.adapters import tokenizer_place
 
@@ -121,18 +123,22 @@ def load_base(
     return model
 
 
-def load_model(config: RunConfig, head: str | None = None) -> tuple[nn.Module, list[str]]:
+def load_model(config: RunConfig, head: str | None = None, tokens: int = 0) -> tuple[nn.Module, list[str]]:
     """Load the model to train: a base model, with a new adapter, or an adapter's folder with its base. Returns it with
-    what the plan must say of it."""
+    what the plan must say of it. `tokens`: embeddings that it must have; those that are added are trained."""
     check_folder(config.model)
     if adapter_of(config.model):
         if not config.use_peft:
             raise ConfigError(f"model: {config.model} is an adapter; set use_peft to train it further")
         return load_weights(config, config.model, field="model", head=head, trained=True), []
     if not config.use_peft:
-        return load_base(config, config.model, head=head, revision=config.model_revision), []
+        model = load_base(config, config.model, head=head, revision=config.model_revision)
+        resize(model, config, tokens)
+        return model, []
     settings, notes = plan_adapter(config, head)
-    return attach(load_base(config, config.model, head=head, revision=config.model_revision), settings), notes
+    model = load_base(config, config.model, head=head, revision=config.model_revision)
+    settings.trainable_token_indices = trained_tokens(model, resize(model, config, tokens))
+    return attach(model, settings), notes
 
 
 def load_weights(
@@ -154,10 +160,14 @@ def load_weights(
     revision = revision or (config.model_revision if name == config.model else None)
     base = base_of(name, config.lora_base_model if name == config.model else None, field)
     if base == name:
-        return load_base(config, base, field=field, head=head, revision=revision)
+        model = load_base(config, base, field=field, head=head, revision=revision)
+        if name == config.model and config.resize_token_embeddings:  # the policy as it was before training
+            resize(model, config, size_of(load_tokenizer(config)))
+        return model
     named = f"{field}: the base of the adapter {name}"
     check_folder(base, named)
     model = load_base(config, base, field=named, head=head, revision=revision)
+    resize(model, config, rows_of_adapter(name))
     return load_adapter(model, Path(name), base, field=field, trained=trained)
 
 
@@ -187,6 +197,8 @@ def check_vocabulary(
         base = base_of(name, config.lora_base_model if name == config.model else None, named)
         revision = own or (config.model_revision if name == config.model else None)
         sizes.append(find_config(base, named, revision, config.trust_remote_code).get_text_config().vocab_size)
+    if config.resize_token_embeddings:
+        sizes[0] = max(sizes[0], size_of(tokenizer))
     if spec.own_tokenizer:
         return
     source = tokenizer_place(source, config.lora_base_model if source == config.model else None, field)

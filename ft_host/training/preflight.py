@@ -13,6 +13,9 @@ from ft_host.data.prepare import PrepareRow
 from ft_host.diagnostics.collect import diagnostics_of
 from ft_host.distributed.trackers import check_trackers
 from ft_host.models import check_vocabulary
+from ft_host.models.folder import check_folder
+from ft_host.models.positions import beyond_training, fit_rows
+from ft_host.models.vocabulary import lacking
 from ft_host.monitor.data_stats import data_facts
 from ft_host.monitor.reward_check import check_rewards
 from ft_host.monitor.watch import Monitor
@@ -42,6 +45,7 @@ class Chosen:
     diagnostics_config: dict[str, Any]
     specs: dict[str, ModelSpec]  # the auxiliary models by role
     head: str | None  # of the policy
+    embeddings: int | None = None  # of the policy, where its tokenizer has more tokens
 
     @property
     def method(self) -> PluginInfo:
@@ -50,7 +54,16 @@ class Chosen:
     def prepare_with(self, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> PrepareRow:
         """`ft_prepare` in whatever process, with some fields of the config changed."""
         names = [registry.reference(info) for info in self.infos if info.kind != "backend"]
-        return PrepareRow(tuple(names), tokenizer, dataclasses.replace(self.config, **changes))
+        return PrepareRow(tuple(names), tokenizer, dataclasses.replace(self.config, **changes), self.embeddings)
+
+    def fit_model(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], dict[str, int]]:
+        """Limit rows to what the models can read: their positions, their embeddings. Returns sentences on it, and
+        facts. Raises ConfigError for fields that go beyond."""
+        for name in (self.config.model, *(spec.source for spec in self.specs.values() if spec.source)):
+            check_folder(name)
+        notes, facts = fit_rows(self.config, self.specs)
+        self.embeddings, said = lacking(self.config, tokenizer)
+        return [*notes, *said], facts
 
 
 @dataclass(kw_only=True)
@@ -101,6 +114,7 @@ def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
     check_trackers(config.report_to)
     rewards = load_rewards(config)
     tokenizer = data.load_tokenizer(config)
+    notes, limits = chosen.fit_model(tokenizer)
     for role, spec in chosen.specs.items():
         if spec.source is not None:
             check_vocabulary(config, spec.source, tokenizer, spec.field or role, spec)
@@ -113,7 +127,7 @@ def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
         eval_source=data.open_eval(config),
         rewards=rewards,
         online=None,
-        notes=[],
+        notes=notes,
     )
     ready.notes += data.notes_of(ready.train_source)
     for held_out in data.sets_of(ready.eval_source).values():
@@ -122,7 +136,10 @@ def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
         for reward in rewards:
             check_columns(reward, held_out.columns)
     if watch.main:
-        watch.record_facts(_facts_of_rows(ready))
+        watch.record_facts(limits)
+        facts = _facts_of_rows(ready)
+        watch.record_facts(facts)
+        ready.notes += beyond_training(config, limits | facts)
     data.check_first_rows(ready.train_source, ready.prepare, config)
     watch.check()
     if isinstance(config, RolloutConfig):

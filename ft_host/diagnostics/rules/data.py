@@ -15,6 +15,9 @@ def longer(view: View) -> Remedy | None:
     fits = 64 * math.ceil(view.get("data/length_p95", 0) / 64)
     if limit is None or fits <= limit:
         fits = 64 * math.ceil(view.get("data/length_max", 0) / 64)
+    most = view.get("model/positions", view.get("model/trained_positions"))
+    if most is not None:
+        fits = min(fits, most)
     if limit is None or fits <= limit:
         return None
     return Remedy(
