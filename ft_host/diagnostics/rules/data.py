@@ -15,9 +15,7 @@ def longer(view: View) -> Remedy | None:
     fits = 64 * math.ceil(view.get("data/length_p95", 0) / 64)
     if limit is None or fits <= limit:
         fits = 64 * math.ceil(view.get("data/length_max", 0) / 64)
-    most = view.get("model/positions", view.get("model/trained_positions"))
-    if most is not None:
-        fits = min(fits, most)
+    fits = min(fits, view.get("model/positions", view.get("model/trained_positions", fits)))
     if limit is None or fits <= limit:
         return None
     return Remedy(
@@ -202,8 +200,8 @@ RULES = [
         ),
         why=(
             "The data lacks the token, its label is -100 (often since padding is the same token), the chat template"
-            " ends turns with a token that generation doesn't end at, or with none. (Where a template closes a turn only by"
-            " the mark of the next one, the host adds that mark to the last turn.)"
+            " ends turns with a token that generation doesn't end at, or with none. (Where a template closes a turn only"
+            " by the mark of the next one, the host adds that mark to the last turn.)"
         ),
         remedy="Add or unmask the end token; name it in eos_token where it isn't the tokenizer's.",
         source="TRL issue 1623; unsloth issue 416",
