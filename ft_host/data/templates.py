@@ -222,3 +222,13 @@ def open_end(tokenizer: PreTrainedTokenizerBase, template: str, called: bool) ->
         return ""
     match = pattern.search(more, len(alone))
     return more[len(alone) : match.end()] if match and not more[len(alone) : match.start()].strip() else ""
+
+
+def added_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the tokens that close turns at the end of conversations because the host adds them (`open_end`).
+    Generation ends at them too.
+    """
+    if not isinstance(tokenizer.chat_template, str):
+        return frozenset()
+    marks = (open_end(tokenizer, tokenizer.chat_template, called).strip() for called in (False, True))
+    return frozenset(tokenizer.convert_tokens_to_ids(mark) for mark in marks if mark)

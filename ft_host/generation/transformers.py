@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from ft_host.data.templates import added_ends
 from ft_host.distributed.processes import is_sharded
 from ft_host.errors import DataError
 from ft_host.generation import Completion, Request, Sampling
@@ -102,11 +103,13 @@ def jobs_of(
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> list[int]:
     """Return the tokens that end a completion.
 
-    These are the tokenizer's EOS, unless `sampling` has others, and those of the model's generation config.
+    These are the tokenizer's EOS with the marks that the host adds to the ends of conversations, unless `sampling` has
+    others, and those of the model's generation config.
     """
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
-    stop = [tokenizer.eos_token_id] if sampling.stop_token_ids is None else sampling.stop_token_ids
+    own = [tokenizer.eos_token_id, *added_ends(tokenizer)]
+    stop = own if sampling.stop_token_ids is None else sampling.stop_token_ids
     return sorted({token for token in [*stop, *ids] if token is not None})
 
 

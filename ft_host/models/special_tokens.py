@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ft_host.data.templates import added_ends
 from ft_host.models.folder import base_of, find_config
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ def ids_of(told: int | list[int] | None) -> list[int]:
 
 
 def ends_of_run(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the tokens at which generation of a run stops, before its model is loaded: the tokenizer's EOS, and those
-    of the model's generation config, which is made of its config where it has no file."""
+    """Return the tokens at which generation of a run stops, before its model is loaded: the tokenizer's EOS, the
+    marks that the host adds to the ends of conversations, and those of the model's generation config, which is made of
+    its config where it has no file."""
     from transformers import GenerationConfig
 
     base = base_of(config.model, config.lora_base_model)
@@ -32,7 +34,7 @@ def ends_of_run(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> set[in
         told = GenerationConfig.from_pretrained(base, revision=revision)
     except OSError:  # there is none, or it can't be read: transformers makes it of the config
         told = find_config(base, "model", revision, config.trust_remote_code).get_text_config()
-    return {*ids_of(vars(told).get("eos_token_id")), tokenizer.eos_token_id} - {None}
+    return {*ids_of(vars(told).get("eos_token_id")), tokenizer.eos_token_id, *added_ends(tokenizer)} - {None}
 
 
 def agree(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -49,7 +51,8 @@ def agree(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[st
         token if token is not None and token < size else None
         for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     )
-    ends = list(dict.fromkeys([*([eos] if eos is not None else []), *ids_of(generation.eos_token_id)]))
+    added = sorted(token for token in added_ends(tokenizer) if token < size)
+    ends = list(dict.fromkeys([*([eos] if eos is not None else []), *ids_of(generation.eos_token_id), *added]))
     if ends:
         generation.eos_token_id = ends[0] if len(ends) == 1 else ends
     if bos is not None:

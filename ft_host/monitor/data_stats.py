@@ -20,6 +20,7 @@ from ft_host.batch import Batch
 from ft_host.config.rollout import RolloutConfig
 from ft_host.data import prompt_of
 from ft_host.data.omissions import noting
+from ft_host.data.templates import added_ends
 from ft_host.data.texts import Text, texts_of
 from ft_host.errors import DataError, RowError
 from ft_host.monitor.row_overlap import compare, sample_of
@@ -113,7 +114,7 @@ def data_facts(
 def known_end_tokens(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> set[int]:
     """Return the tokens that end generation: EOS, those of the model's generation config, and the end of a turn."""
     vocabulary = tokenizer.get_vocab()
-    found = {tokenizer.eos_token_id, *(vocabulary.get(name) for name in ENDS)}
+    found = {tokenizer.eos_token_id, *added_ends(tokenizer), *(vocabulary.get(name) for name in ENDS)}
     path = Path(config.model) / "generation_config.json"
     if path.is_file():
         told = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
