@@ -14,6 +14,7 @@ from ft_host.cli import pairs, train
 from ft_host.cli.paint import painted
 from ft_host.cli.sides import Sides, is_tokens, sides_of
 from ft_host.config import RolloutConfig, resolve
+from ft_host.data.omissions import KINDS, noting
 from ft_host.errors import UsageError
 from ft_host.types import Row
 from ft_host.util import console
@@ -78,6 +79,7 @@ class Counts:
     truncated: int = 0
     lengths: list[int] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)  # rows of which the chat template leaves something out
     ends: Counter[int] = field(default_factory=Counter)  # the last supervised token of each row or completion
     compared: pairs.PairCounts = field(default_factory=pairs.PairCounts)
 
@@ -137,7 +139,9 @@ def show(method: registry.PluginInfo, config: RunConfig, shown: int, counted: in
             break
         where, raw = item
         counts.raw += 1
-        result = prepared(prepare, where, raw)
+        with noting() as kinds:
+            result = prepared(prepare, where, raw)
+        counts.left_out.update(kinds)
         if isinstance(result, Drop):
             counts.dropped[str(result)] += 1
             if position < shown:
@@ -222,6 +226,10 @@ def summary(
     limit = f" (max_length {config.max_length})" if prompts and config.max_length is not None else ""
     lines.append(f"  dropped     {share(counts.dropped.total(), counts.raw)} of the rows{limit}")
     lines += [f"    {count:,} × {reason}" for reason, count in counts.dropped.most_common()]
+    lines += [
+        f"  the chat template leaves out {KINDS[kind]}: {share(count, counts.raw)} of the rows (DATA013)"
+        for kind, count in counts.left_out.most_common()
+    ]
     if counts.ends:
         token, count = counts.ends.most_common(1)[0]
         text = tokenizer.decode([token])

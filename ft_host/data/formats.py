@@ -95,7 +95,7 @@ def check_one_format(prompt: Any, completion: Any, row: Row, talks: list[str]) -
 def two_formats(one: str, other: str) -> str:
     return (
         f"the row has {one}, and {other} beside it, which isn't the same; expected one of them: set dataset_columns to "
-        f"{{{other}: unused}}, or the same for {one}"
+        f"{{{other}: unused}}, or give {one} other names"
     )
 
 

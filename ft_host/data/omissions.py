@@ -85,9 +85,14 @@ class Text:
 
     def __init__(self, text: str):
         self.text = text
+        self.at = 0  # contents mostly stand in the order of messages
         self.squeezed: str | None = None
 
     def has(self, said: str) -> bool:
+        found = self.text.find(said, self.at)
+        if found >= 0:
+            self.at = found + len(said)
+            return True
         if said in self.text or json.dumps(said, ensure_ascii=False)[1:-1] in self.text:
             return True
         if self.squeezed is None:
@@ -97,9 +102,10 @@ class Text:
 
 def lost_content(message: Message, index: int) -> str:
     what = "this assistant turn" if message["role"] == "assistant" else f"this message of {message['role']}"
+    other = ", or put its text into the first message of user" if message["role"] == "system" else ""
     return (
         f"messages[{index}]: the chat template leaves {what} out, or a part of it ({content_of(message)[:60]!r}); set "
-        "chat_template_path to a template that shows it, or leave it out of the row"
+        f"chat_template_path to a template that shows it{other}"
     )
 
 

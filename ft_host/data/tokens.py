@@ -47,6 +47,8 @@ def tokenize_row(
     Raises RowError that says what was found and what was expected.
     """
     parts = standard(row, chat=bool(tokenizer.chat_template), text_field=text_field)
+    if text_field in row and row[text_field] is not None and not {"text", "input_ids"} & parts.keys():
+        warn_text(text_field, " and ".join(name for name in ("messages", "prompt", "completion") if name in parts))
     if "input_ids" in parts:
         ids, labels = given_tokens(parts, tokenizer, completion_only)
     elif "text" in parts:
@@ -168,6 +170,19 @@ def ends_in_eos_only(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> bool
 
 
 _warned: set[str] = set()
+_beside: set[str] = set()
+
+
+def warn_text(column: str, used: str) -> None:
+    """Warn once per process that rows have a text beside what they are trained on."""
+    if column not in _beside:
+        _beside.add(column)
+        logger.warning(
+            "rows have the column %s beside others: %s are trained on, and the text isn't. To train on the text, give "
+            "the others names of no format with dataset_columns",
+            column,
+            used,
+        )
 
 
 def warn_boundary(lost: str) -> None:

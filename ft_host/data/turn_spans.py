@@ -144,7 +144,7 @@ class Begins:
         count = self.count[kind] = self.count.get(kind, 0) + 1
         if count > 3 and count & (count - 1) and index != self.last[kind]:
             lead = self.lead(known)
-            if lead is not None and self.text.endswith(lead[0], done, first):
+            if lead is not None and first - lead[1] >= done and self.text.endswith(lead[0], 0, first):
                 return first - lead[1]
         start = begin(self.talk, self.text, index, first, done, self.opening)
         known.append((start, first))
