@@ -87,15 +87,29 @@ def weighted_tokens(talk: Conversation) -> tuple[list[int], list[int]]:
     return ids, without_weightless(talk, text, Places(offsets), list(ids))
 
 
-def without_weightless(talk: Conversation, text: str, places: Places, labels: list[int]) -> list[int]:
-    """Take the labels off messages with weight 0: turns of the assistant with their end, the content of others."""
+def without_weightless(
+    talk: Conversation, text: str, places: Places, labels: list[int], *, marked: bool = False
+) -> list[int]:
+    """Take the labels off messages with weight 0: turns of the assistant with their end, the content of others.
+
+    `marked`: only the template's marks have labels. What is marked around a turn, up to other turns, is part of it.
+    """
     silent = [index for index, message in enumerate(talk.messages) if message.get("weight") == 0]
-    turns = {span.index: (span.start, span.stop) for span in (assistant_spans(talk, text) if silent else [])}
+    turns = {span.index: places.within(span.start, span.stop) for span in assistant_spans(talk, text)}
     for index in silent:
-        assistant = talk.messages[index]["role"] == "assistant"
-        start, stop = turns.get(index, (0, 0)) if assistant else altered_span(talk, text, index) or (0, 0)
-        chosen = places.within(start, stop)
-        labels[chosen] = [IGNORE] * len(labels[chosen])
+        if talk.messages[index]["role"] == "assistant":
+            chosen = turns.get(index, slice(0, 0))
+        else:
+            chosen = places.within(*(altered_span(talk, text, index) or (0, 0)))
+        start, stop = chosen.start, chosen.stop
+        if marked and start < stop:
+            low = max((other.stop for other in turns.values() if other.stop <= start), default=0)
+            high = min((other.start for other in turns.values() if other.start >= stop), default=len(labels))
+            while start > low and labels[start - 1] != IGNORE:
+                start -= 1
+            while stop < high and labels[stop] != IGNORE:
+                stop += 1
+        labels[start:stop] = [IGNORE] * max(stop - start, 0)
     return labels
 
 
@@ -144,7 +158,7 @@ def marked_tokens(talk: Conversation) -> tuple[list[int], list[int]]:
     own, offsets = with_offsets(talk, text, "a message that isn't trained on")
     if own != ids:
         raise RowError("a message isn't trained on, and the chat template's marks don't tell which tokens it has")
-    return ids, without_weightless(talk, text, Places(offsets), labels)
+    return ids, without_weightless(talk, text, Places(offsets), labels, marked=True)
 
 
 def extend(ids: list[int], mask: list[int], stop: int, ending: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
