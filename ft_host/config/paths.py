@@ -18,6 +18,7 @@ from ft_host.config.rollout import RolloutConfig
 from ft_host.config.values import optimizer_hint
 from ft_host.config.words import show
 from ft_host.errors import ConfigError
+from ft_host.util.model_files import files_problem, no_model
 from ft_host.util.text import missing, nearest, no_file
 
 if TYPE_CHECKING:
@@ -227,6 +228,9 @@ PARTS = ("model", "merged")  # of a run's folder: what is in them has the run's 
 def folder_problem(folder: str | Path) -> str | None:
     """Why a folder can't be a reward model, by its files; None where nothing speaks against it. Opens no weights."""
     place = Path(folder)
+    problem = no_model(place) or files_problem(place, of_weights=False)
+    if problem is not None:
+        return problem
     files = {path.name for path in place.iterdir()}
     if "adapter_config.json" in files:
         written = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
@@ -250,4 +254,4 @@ def folder_problem(folder: str | Path) -> str | None:
         return f"{folder} holds no weights (safetensors)"
     if not any(file.startswith("tokenizer") for file in files):
         return f"{folder} has no tokenizer, and a reward model reads text with its own"
-    return None
+    return files_problem(place)

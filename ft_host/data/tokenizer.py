@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ft_host.errors import ConfigError
-from ft_host.util.adapters import tokenizer_place
+from ft_host.util.adapters import TOKENIZER_FILES, tokenizer_place
+from ft_host.util.model_files import files_problem, no_model
 from ft_host.util.text import missing, nearest
 
 if TYPE_CHECKING:
@@ -42,6 +43,16 @@ def tokenizer_of(
     """Load the tokenizer of a folder or hub id. Raises ConfigError, which names `field`, where there is none."""
     from transformers import AutoTokenizer
 
+    folder = Path(place)
+    unfit = no_model(folder) or (files_problem(folder) if folder.is_dir() else None)
+    if unfit is not None:
+        raise ConfigError(f"{field}: {unfit}")
+    if folder.is_dir() and not any(match for name in TOKENIZER_FILES for match in folder.glob(name)):
+        inside = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
+        raise ConfigError(
+            f"{field}: {place} has no tokenizer (tokenizer.json or the like), only {inside}; copy the files of the "
+            "tokenizer of the model that it was made of"
+        )
     try:
         return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many kinds, also of the network; the message includes the cause

@@ -7,6 +7,7 @@ from typing import Any
 
 from ft_host.errors import ConfigError
 from ft_host.util.adapters import adapter_of, base_of
+from ft_host.util.model_files import files_problem, no_model
 from ft_host.util.text import nearest_path
 
 __all__ = ["adapter_of", "auto_class", "base_of", "check_folder", "find_config", "is_classifier"]
@@ -17,7 +18,13 @@ def check_folder(name: str, field: str = "model") -> None:
     errors name.
     """
     place = Path(name)
+    unfit = no_model(place)
+    if unfit is not None:
+        raise ConfigError(f"{field}: {unfit}")
     if place.is_dir():
+        problem = files_problem(place)
+        if problem is not None:
+            raise ConfigError(f"{field}: {problem}")
         files = {path.name for path in place.iterdir()}
         if "adapter_config.json" in files:
             return

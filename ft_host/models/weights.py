@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,12 @@ def load_base(
             f"{field}: {name} holds {key} of shape {tuple(found_shape)}; its config.json makes it "
             f"{tuple(expected_shape)}"
         )
+    beyond = layers_beyond(model, report["unexpected_keys"])
+    if beyond:
+        raise ConfigError(
+            f"{field}: {name} holds weights of layers that its config.json has no place for, for instance {beyond[0]} "
+            f"({len(beyond)} tensors in all); they would be left out. Is num_hidden_layers the model's own?"
+        )
     missing = set(report["missing_keys"])
     if head is not None:
         if "score" not in dict(model.named_children()):
@@ -121,6 +128,18 @@ def load_base(
             "would be random"
         )
     return model
+
+
+def layers_beyond(model: nn.Module, unexpected: set[str]) -> list[str]:
+    """Return the names of weights that belong to a layer after the last of a list of layers that the model has."""
+    lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    found = []
+    for key in sorted(unexpected):
+        match = re.match(r"(.*?)\.(\d+)\.", key)
+        if match and any(name == match[1] or name.endswith(f".{match[1]}") for name in lists):
+            size = max(size for name, size in lists.items() if name == match[1] or name.endswith(f".{match[1]}"))
+            found += [key] if int(match[2]) >= size else []
+    return found
 
 
 def load_model(config: RunConfig, head: str | None = None, tokens: int = 0) -> tuple[nn.Module, list[str]]:
