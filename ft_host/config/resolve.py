@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config import old_names
+from ft_host.config.adapters import take_adapter
 from ft_host.config.answers import answer, unknown
 from ft_host.config.fields import REFUSED, UNSET, Field, Fields, Mismatch, fields_of, fit, flag_of, names_of
 from ft_host.config.files import ConfigFile, read_file
@@ -94,6 +95,7 @@ def resolve(
     refuse(problems)
     config = config_class(**values)
     check_whole(config, origins)
+    take_adapter(config, origins)
     return Resolved(config, origins)
 
 
@@ -132,6 +134,7 @@ def resolve_resumed(
     config = config_class(**(values | given))
     places = {name: said if said.startswith("flag ") and name in given else where for name, said in origins.items()}
     check_whole(config, places)
+    take_adapter(config, origins)
     return Resolved(config, origins)
 
 
@@ -155,6 +158,7 @@ def check(config: RunConfig) -> dict[str, str]:
             setattr(config, name, value)
     origins = {name: "default" if values[name] == fields[name].default else "python" for name in fields}
     check_whole(config, origins)
+    take_adapter(config, origins)
     return origins
 
 

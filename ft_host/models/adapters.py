@@ -1,4 +1,4 @@
-"""LoRA on a model: which modules get it, what peft takes, and adapters that are trained further or kept as a reference.
+"""A new LoRA adapter: which modules get it, and what peft takes.
 
 Names are tried on a model without weights (torch's meta device), so that what peft refuses is refused before weights
 are loaded. A vision-language model in a run of texts gets adapters on its text decoder alone.
@@ -10,16 +10,15 @@ import copy
 import re
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ft_host.config.adapters import ALL_LINEAR
 from ft_host.errors import ConfigError
 from ft_host.models.folder import auto_class, find_config
 from ft_host.models.reach import outside_text, within
-from ft_host.util.adapters import settings_of
 from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 REFUSED = (ValueError, TypeError, NotImplementedError, RuntimeError)  # what peft raises for modules it doesn't take
-ALL_LINEAR = ["all-linear"]
 
 
 # ---------------------------------------------------------------- a new adapter
@@ -213,7 +211,7 @@ def _check_name(field: str, name: str, inside: dict[str, nn.Module], model: nn.M
     if where is not None:
         said = f"{name} is {where}, which no text goes through, so nothing of it would be trained."
     elif is_pattern(name):
-        said = f"{name!r} matches the full name of no module; one is {next(iter(linear_names(inside)), '')}."
+        said = f"{name!r} matches the full name of no module; one is {max(linear_names(inside), key=len)}."
     else:
         said = f"the model has no module {name}{nearest(name.rpartition('.')[2], linear) or '.'}"
     raise ConfigError(f"{field}: {said} Its linear layers: {', '.join(linear)}", facts={"model/lora_missing": name})
@@ -243,41 +241,22 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-# ---------------------------------------------------------------- an adapter from a folder
+def take_off(model: PeftModel, names: Iterable[str]) -> list[str]:
+    """Take the adapter off the modules that these tensors of it are in, as if they had never been targets. Returns the
+    modules' names in the model."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [
+        name for name, module in model.named_modules() if isinstance(module, LoraLayer) and within_any(name, names)
+    ]
+    for name in layers:
+        model.set_submodule(name, model.get_submodule(name).get_base_layer())
+    bare = [name.removeprefix("base_model.model.") for name in layers]
+    settings = model.peft_config["default"]
+    before = [settings.exclude_modules] if settings.exclude_modules else []
+    settings.exclude_modules = "|".join([*before, *map(re.escape, bare)])
+    return bare
 
 
-def load_adapter(model: nn.Module, folder: Path, base: str, *, field: str, trained: bool) -> PeftModel:
-    """Return the model with the adapter of a folder. What is saved of it names `base`. Raises ConfigError, which names
-    `field`, for an adapter of another architecture, or one that lacks weights."""
-    from peft import PeftModel
-
-    settings_of(folder, field)
-    kind = type(model).__name__
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            adapted = PeftModel.from_pretrained(model, folder, is_trainable=trained)
-    except (*REFUSED, OSError, KeyError) as error:
-        raise ConfigError(
-            f"{field}: the adapter {folder} doesn't fit its base {base}, a {kind}: {first_line(error)}"
-        ) from error
-    for warning in told:
-        text = str(warning.message)
-        if "missing adapter keys" in text:
-            raise ConfigError(
-                f"{field}: the adapter {folder} has no weights for some modules of its base {base}, a {kind}, that its "
-                f"settings name: {text}"
-            )
-    adapted.peft_config["default"].base_model_name_or_path = base
-    return adapted
-
-
-def frozen_twin(model: PeftModel, name: str) -> None:
-    """Add a frozen adapter with the settings of "default" under another name, with weights still to come.
-
-    Not initialised as "default" may have been: PiSSA, OLoRA and others take the new adapter's weights off the base,
-    which they have done already.
-    """
-    settings = copy.deepcopy(model.peft_config["default"])
-    settings.init_lora_weights = settings.inference_mode = True
-    model.add_adapter(name, settings)
+def within_any(module: str, tensors: Iterable[str]) -> bool:
+    return any(tensor.startswith(f"{module}.") for tensor in tensors)

@@ -13,7 +13,7 @@ from torch import nn
 
 from ft_host.distributed.processes import free_memory, precision
 from ft_host.errors import ConfigError
-from ft_host.models.adapters import frozen_twin
+from ft_host.models.adapter_folder import frozen_twin
 from ft_host.models.folder import adapter_of, base_of, find_config, is_classifier
 from ft_host.models.policy import Policy
 from ft_host.models.positions import check_lengths, table_of
@@ -144,7 +144,7 @@ def load_policy(
         notes += _agree_on_tokens(model, tokenizer, config)
     policy = _placed(model, config, device, head)
     policy.notes += notes
-    freeze_unreached(policy)
+    freeze_unreached(policy, config)
     if head is not None:
         settings = find_config(
             base_of(config.model, config.lora_base_model), "model", config.model_revision, config.trust_remote_code

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from ft_host.batch import Batch, Segment, flat_batch
+from ft_host.config.adapters import ALL_LINEAR
 from ft_host.errors import ConfigError
+from ft_host.models.adapters import take_off
 from ft_host.models.attention import NotFlat, install, original_of
 from ft_host.models.reach import backbone_of, outside_text, text_part, within, without_graph
 
@@ -97,7 +99,7 @@ def trial(policy: Policy) -> torch.Tensor:
         policy.train(training)
 
 
-def freeze_unreached(policy: Policy) -> None:
+def freeze_unreached(policy: Policy, config: RunConfig) -> None:
     """Freeze the trained parameters that no text reaches: towers and projectors of a vision-language model, layers for
     its images. Raises ConfigError for an adapter there, of which nothing would be trained.
 
@@ -109,7 +111,14 @@ def freeze_unreached(policy: Policy) -> None:
             parameter.requires_grad_(False)
     left = without_graph(policy, trial(policy))
     adapted = [name for name in left if "lora_" in name]
-    if adapted:
+    if adapted and config.lora_target_modules == ALL_LINEAR:
+        off = take_off(policy.model, [name.removeprefix("model.") for name in adapted])
+        policy.notes.append(
+            f"all-linear leaves out {', '.join(sorted({name.rpartition('.')[2] for name in off}))}: "
+            f"{type(policy.causal_lm).__name__} reads the weights there itself, past an adapter"
+        )
+        left = [name for name in left if name not in adapted]
+    elif adapted:
         raise ConfigError(
             f"lora_target_modules: no text goes through {len(adapted)} of the adapter's tensors, so they would not be "
             f"trained, for instance {adapted[0].removeprefix('model.')}; leave those modules out"

@@ -14,7 +14,8 @@ from torch import nn
 
 from ft_host.data.tokenizer import load_tokenizer
 from ft_host.errors import ConfigError
-from ft_host.models.adapters import attach, load_adapter, plan_adapter
+from ft_host.models.adapter_folder import load_adapter
+from ft_host.models.adapters import attach, plan_adapter
 from ft_host.models.folder import adapter_of, auto_class, base_of, check_folder, find_config, is_classifier
 from ft_host.models.vocabulary import resize, rows_of_adapter, size_of, trained_tokens
 from ft_host.types import ModelSpec

@@ -7,22 +7,20 @@ cuts. Methods with rollouts have prompts only; `check_rewards` tries their rewar
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.batch import Batch
 from ft_host.config.rollout import RolloutConfig
 from ft_host.data import prompt_of
 from ft_host.data.omissions import noting
-from ft_host.data.templates import added_ends
 from ft_host.data.texts import Text, texts_of
 from ft_host.errors import DataError, RowError
+from ft_host.models.special_tokens import ends_of_run
 from ft_host.monitor.row_overlap import compare, sample_of
 from ft_host.types import Drop, Row
 
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 256  # raw rows to prepare
 SECONDS = 0.8  # time limit for preparing them
-# End-of-turn tokens of common templates, besides a tokenizer's EOS.
+# End-of-turn tokens of common templates. Generation stops at them only where the tokenizer or the model says so.
 ENDS = (
     "<|im_end|>",
     "<|eot_id|>",
@@ -71,6 +69,7 @@ class _Seen:
     supervised: int = 0
     without_targets: int = 0
     ends: list[bool] = field(default_factory=list)
+    other_ends: Counter[int] = field(default_factory=Counter)  # marks at the end that generation doesn't stop at
     double_bos: list[bool] = field(default_factory=list)
     unknown: int = 0
     mismatched: list[bool] = field(default_factory=list)
@@ -95,7 +94,7 @@ def data_facts(
     A row that can't be read or used ends the sample: it is refused, with its place, when its turn comes.
     """
     seen, end = _Seen(), time.monotonic() + SECONDS
-    ends = known_end_tokens(tokenizer, config)
+    ends = ends_of_run(config, tokenizer)
     for raw in sample_of(source, SAMPLE):
         try:
             with noting() as kinds:
@@ -111,15 +110,10 @@ def data_facts(
     return facts
 
 
-def known_end_tokens(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> set[int]:
-    """Return the tokens that end generation: EOS, those of the model's generation config, and the end of a turn."""
+def end_marks(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the tokens of a tokenizer that end turns or texts in common templates."""
     vocabulary = tokenizer.get_vocab()
-    found = {tokenizer.eos_token_id, *added_ends(tokenizer), *(vocabulary.get(name) for name in ENDS)}
-    path = Path(config.model) / "generation_config.json"
-    if path.is_file():
-        told = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        found |= set(told) if isinstance(told, list) else {told}
-    return found - {None}
+    return {vocabulary[name] for name in ENDS if name in vocabulary}
 
 
 def _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends) -> None:
@@ -170,6 +164,8 @@ def _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends) -> None:
             seen.double_bos.append(any(text.ids[:2] == [bos, bos] for text in texts))
         if not cut:
             seen.ends += _ends(texts, ends)
+            for mark in end_marks(tokenizer) - ends:
+                seen.other_ends[mark] += sum(_ends(texts, {mark}))
         if "chosen_ids" in row:
             seen.chosen.append(len(row["chosen_ids"]))
             seen.rejected.append(len(row["rejected_ids"]))
@@ -247,6 +243,8 @@ def _facts(seen: _Seen, rows: int | None, tokenizer: Any, config: RunConfig) -> 
         "identical_pairs": seen.identical,
     }
     facts |= {f"data/{name}": sum(values) / len(values) for name, values in shares.items() if values}
+    if seen.other_ends.total():
+        facts["data/end_mark"] = tokenizer.convert_ids_to_tokens(seen.other_ends.most_common(1)[0][0])
     if seen.rejected:
         facts["data/length_ratio"] = sum(seen.chosen) / max(sum(seen.rejected), 1)
         pairs = list(zip(seen.chosen, seen.rejected, strict=True))

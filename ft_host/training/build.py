@@ -16,6 +16,7 @@ from ft_host.contract.loss import Divider
 from ft_host.contract.names import Named
 from ft_host.distributed.processes import agreed, is_sharded
 from ft_host.models import attach_value, load_policy, shard
+from ft_host.models.adapter_folder import check_same
 from ft_host.models.annotate import open_store, precompute
 from ft_host.models.aux_models import AuxModel, keep_adapter
 from ft_host.rollouts.buffer import Buffer, reshard_rows
@@ -25,6 +26,7 @@ from ft_host.training.evaluate import Evaluation
 from ft_host.training.loop import Progress
 from ft_host.training.optim import Schedule, make_optimizer
 from ft_host.types import Row
+from ft_host.util.adapters import adapter_of
 from ft_host.util.memory import COMPANIONS, LOADING, oom_context
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ def load_models(
     torch.manual_seed(config.seed)  # new weights (an adapter's) are the same on every rank
     held = checkpoint / "model" if checkpoint and (checkpoint / "model").is_dir() else None
     start = dataclasses.replace(config, model=str(held)) if held else config
+    if config.use_peft and adapter_of(start.model):
+        check_same(config, Path(start.model), chosen.head)
     with oom_context(LOADING):
         policy = load_policy(start, tokenizer, accelerator.device, head=chosen.head)
         keep_adapter(policy, specs, config)

@@ -176,37 +176,6 @@ RULES = [
         source="TRL issue 2059; soup data doctor",
     ),
     Rule(
-        code="DATA003",
-        title="The end of texts is not supervised",
-        stage="before",
-        needs=("data/eos_rows",),
-        test=lambda view: view["data/eos_rows"] < 0.9,
-        message=lambda view: (
-            f"{percent(1 - view['data/eos_rows'])} of the texts don't end in a supervised end token: the model isn't "
-            "taught to stop, and completions will run on."
-        ),
-        remedies=lambda view: [
-            Remedy(
-                why=(
-                    "Of tokens: put the end token behind each text, with a label of its own. Of conversations: name in "
-                    "eos_token the token with which the chat template ends a turn, or set chat_template_path to a "
-                    "template that ends turns with a token"
-                )
-            )
-        ],
-        when=(
-            "Less than nine in ten texts that are whole have an end token (EOS, or what ends a turn) as one of the last"
-            " three supervised tokens."
-        ),
-        why=(
-            "The data lacks the token, its label is -100 (often since padding is the same token), the chat template"
-            " ends turns with a token that generation doesn't end at, or with none. (Where a template closes a turn"
-            " only by the mark of the next one, the host adds that mark to the last turn.)"
-        ),
-        remedy="Add or unmask the end token; name it in eos_token where it isn't the tokenizer's.",
-        source="TRL issue 1623; unsloth issue 416",
-    ),
-    Rule(
         code="DATA004",
         title="Texts begin with two BOS",
         stage="before",

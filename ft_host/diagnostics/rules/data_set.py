@@ -142,7 +142,66 @@ def labels_remedies(view: View) -> list[Remedy]:
     return [Remedy(why=f"Raise {name} from {short(now)} to {short(new)}", patch={name: new}, again=True)]
 
 
+# ---------------------------------------------------------------- DATA003
+
+
+def endless_message(view: View) -> str:
+    rows = percent(1 - view["data/eos_rows"])
+    mark = view.get("data/end_mark")
+    if mark is not None:
+        return (
+            f"{rows} of the texts don't end where generation does; they end in {mark}, which neither the run nor the "
+            "saved model stops at: completions will run on."
+        )
+    return (
+        f"{rows} of the texts don't end in a supervised end token: the model isn't taught to stop, and completions will"
+        " run on."
+    )
+
+
+def endless_remedies(view: View) -> list[Remedy]:
+    mark = view.get("data/end_mark")
+    if mark is None:
+        return [
+            Remedy(
+                why=(
+                    "Of tokens: put the end token behind each text, with a label of its own. Of conversations: name in "
+                    "eos_token the token with which the chat template ends a turn, or set chat_template_path to a "
+                    "template that ends turns with a token"
+                )
+            )
+        ]
+    return [
+        Remedy(
+            why=f"Set eos_token to {mark}; it is then an end token of the saved model too",
+            patch={"eos_token": mark},
+            again=True,
+        )
+    ]
+
+
 RULES = [
+    Rule(
+        code="DATA003",
+        title="The end of texts is not supervised",
+        stage="before",
+        needs=("data/eos_rows",),
+        test=lambda view: view["data/eos_rows"] < 0.9,
+        message=endless_message,
+        remedies=endless_remedies,
+        when=(
+            "Less than nine in ten texts that are whole have an end token as one of the last three supervised tokens: "
+            "the tokenizer's EOS, or one of the model's generation config. What ends a turn in the chat template counts"
+            " only if it is one of those: generation doesn't stop at any other."
+        ),
+        why=(
+            "The data lacks the token, its label is -100 (often since padding is the same token), the chat template"
+            " ends turns with a token that generation doesn't end at, or with none. (Where a template closes a turn only"
+            " by the mark of the next one, the host adds that mark to the last turn.)"
+        ),
+        remedy="Add or unmask the end token; name it in eos_token where it isn't the tokenizer's.",
+        source="TRL issue 1623; unsloth issue 416",
+    ),
     Rule(
         code="DATA006",
         title="Much of each batch is padding",
