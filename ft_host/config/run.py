@@ -41,6 +41,9 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         "completions/mean_length",
     )
 
+    # Whether the first step's loss may not depend on some trained tensors: a method that warms up a critic first, say.
+    trains_in_parts: ClassVar[bool] = False
+
     # -- model
     model: str = option(
         "",

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from ft_host.errors import FtHostError
-from ft_host.models.reach import family
+from ft_host.models.reach import family, unreached
 from ft_host.util.ranks import everywhere
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class UpdateMonitor:
 
     def __init__(self, run: Run):
         self.coverage = GradientCoverage(run)
+        self.begun = False
         self.weights: list[torch.Tensor] | None = None
 
     def before_update(self, run: Run, loss: float, norm: float, rate: float) -> None:
@@ -46,6 +47,9 @@ class UpdateMonitor:
         scaled = run.accelerator.scaler is not None  # float16: the scaler skips a step that overflows, by itself
         if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
             raise everywhere(_not_finite(run, loss, norm, rate))
+        if not self.begun:
+            check_every_tensor(run)
+            self.begun = True
         self.coverage.update(run, norm)
         self.weights = snapshot_weights(run)
 
@@ -113,6 +117,29 @@ def update_ratio(run: Run, before: list[torch.Tensor]) -> float | None:
 
 
 # ---------------------------------------------------------------- whether gradients reach the weights
+
+
+def check_every_tensor(run: Run) -> None:
+    """Refuse to train tensors that a backward pass didn't come to: the loss doesn't depend on them at all, and they
+    would stay as they are. All ranks must call it. Raises FtHostError, which names them.
+
+    A gradient of zeros is one: that of an adapter's first matrix, of groups with equal rewards. Experts that had no
+    token count with those of their layer that had.
+    """
+    if run.config.trains_in_parts:
+        return
+    trained = {name: parameter for name, parameter in run.policy.named_parameters() if parameter.requires_grad}
+    here = [name for name, parameter in trained.items() if parameter.grad is not None]
+    left = unreached(trained, {name for names in run.gather(here) for name in names})
+    if not left:
+        return
+    named = ", ".join(name.removeprefix("model.") for name in left[:3])
+    raise FtHostError(
+        f"step {run.step + 1}: {len(left)} of {len(trained)} trained tensors got no gradient, so they would never "
+        f"change: {named}{' …' if len(left) > 3 else ''}. The loss doesn't depend on them: freeze them, leave their "
+        "modules out of lora_target_modules, or mend the method's ft_loss. (A method that trains some parts later than "
+        "others says so: trains_in_parts = True in its config.)"
+    )
 
 
 class GradientCoverage:

@@ -196,8 +196,8 @@ RULES = [
         ),
         why=(
             "The data lacks the token, its label is -100 (often since padding is the same token), the chat template"
-            " ends turns with a token that generation doesn't end at, or with none. (Where a template closes a turn only"
-            " by the mark of the next one, the host adds that mark to the last turn.)"
+            " ends turns with a token that generation doesn't end at, or with none. (Where a template closes a turn"
+            " only by the mark of the next one, the host adds that mark to the last turn.)"
         ),
         remedy="Add or unmask the end token; name it in eos_token where it isn't the tokenizer's.",
         source="TRL issue 1623; unsloth issue 416",
