@@ -24,6 +24,7 @@ from ft_host.rewards.find import check_names, find_reward
 from ft_host.rewards.functions import EXPECTED, RewardFunction, Scored, Scoring, check_columns, counted, score
 from ft_host.rewards.model import RewardModel
 from ft_host.rewards.process import INSIDE, Worker
+from ft_host.rewards.unrewarded import Unrewarded
 from ft_host.util.imports import EXAMPLE, cause
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class RewardPool:
             raise
         self.names = [function.name for function in self.functions]
         self.in_a_row = dict.fromkeys(self.names, 0)  # failed completions since the last one that was scored
+        self.unrewarded = Unrewarded(config.max_reward_failures)
 
     def _describe(self, spec: str) -> RewardFunction:
         if spec in BUILTIN or ":" not in spec or Path(spec).is_dir():

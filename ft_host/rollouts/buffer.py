@@ -18,8 +18,9 @@ from ft_host.contract.generation import check_annotated, check_json
 from ft_host.data.micro_batches import split_micro_batches, units_of
 from ft_host.data.order import permutation
 from ft_host.data.stream import StepRows
-from ft_host.errors import DataError, FtHostError, Interrupted
+from ft_host.errors import DataError, Interrupted
 from ft_host.metrics import Accumulator, combine
+from ft_host.rollouts.rewards import no_signal
 from ft_host.rollouts.rollout import RolloutRun
 from ft_host.types import Row
 from ft_host.util.ranks import everywhere
@@ -205,12 +206,7 @@ class Buffer:
             raise StopIteration
         metrics = combine(run.gather(accumulator.local()))
         if not kept:
-            reward = f" of {metrics['reward']:.3g} on average" if "reward" in metrics else ""
-            raise FtHostError(
-                f"rollout {number + 1}: none of {count} prompts had a signal to learn from in {draws} draws "
-                f"(max_rollout_draws): all completions of a prompt had equal rewards{reward}. The prompts are too hard "
-                "or too easy for this model, or the reward doesn't distinguish completions"
-            )
+            raise no_signal(run.config.reward, metrics, number + 1, count, draws)
         if kept < plan.prompts and draws == run.config.max_rollout_draws:
             run.say(
                 f"rollout {number + 1}: {kept} of {plan.prompts} groups had a signal after {draws} draws "

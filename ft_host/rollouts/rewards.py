@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ft_host.errors import FtHostError
 from ft_host.generation import Completion
 from ft_host.metrics import Metric, correlation, maximum, mean, minimum, std
+from ft_host.rewards.unrewarded import none_at_all
 from ft_host.types import Row
 
 
@@ -79,6 +81,18 @@ def differ(group: list[Sequence[float | None]]) -> bool | None:
     lists = [[value for value in values if value is not None] for values in group]
     spreads = [max(values) - min(values) for values in lists if len(values) > 1]
     return any(spread > 1e-8 for spread in spreads) if spreads else None
+
+
+def no_signal(names: list[str], metrics: dict[str, float], number: int, prompts: int, draws: int) -> FtHostError:
+    """Return the error of a rollout in which no group holds a signal. `metrics` are those of all its completions."""
+    if metrics.get("completions/unrewarded_share") == 1:
+        return none_at_all(names, f"any completion of {prompts} prompts, in {draws} draws")
+    reward = f" of {metrics['reward']:.3g} on average" if "reward" in metrics else ""
+    return FtHostError(
+        f"rollout {number}: none of {prompts} prompts had a signal to learn from in {draws} draws (max_rollout_draws):"
+        f" all completions of a prompt had equal rewards{reward}. The prompts are too hard or too easy for this model,"
+        " or the reward doesn't distinguish completions"
+    )
 
 
 def reward_metrics(name: str, values: list[float | None]) -> dict[str, Metric]:

@@ -119,24 +119,36 @@ class RolloutRun:
         started = time.perf_counter()
         texts = [self.tokenizer.decode(item.token_ids, skip_special_tokens=True) for item in completions]
         of = [row for row in rows for _ in range(len(completions) // len(rows))]
-        results = self._together(lambda: scored(self.pool, self.toolbox, of, completions, texts, self.trainer_state))
         names = reward_names(self.pool, self.toolbox)
+
+        def work() -> Scored:
+            found = scored(self.pool, self.toolbox, of, completions, texts, self.trainer_state)
+            self.pool.unrewarded.add(found.values, names)
+            return found
+
+        results = self._together(work)
         metrics: dict[str, Metric] = {}
         if self.toolbox is not None:
             metrics |= self.toolbox.metrics(completions)
         for index, name in enumerate(names):
             metrics |= reward_metrics(name, [values[index] for values in results.values])
-        failed = self.gather({name: (len(each), each[0][1]) for name, each in results.failures.items() if each})
-        for name in dict.fromkeys(name for rank in failed for name in rank):
-            told = [rank[name] for rank in failed if name in rank]
+        failures = {name: results.failures.get(name, []) for name in names}
+        failed = self.gather({name: (len(each), each[0][1]) for name, each in failures.items() if each})
+        for index, name in enumerate(names):
+            told, mine = [rank[name] for rank in failed if name in rank], len(failures[name])
+            none = sum(values[index] is None for values in results.values) - mine
+            metrics[f"rewards/{name}/none_share"] = mean(none, len(completions))
+            if not told:
+                continue
             self.say(
                 f"reward {name}: no value for {sum(count for count, _ in told)} of "
                 f"{sum(self.gather(len(completions)))} completions: {told[0][1]}",
                 "warning",
             )
-            mine = len(results.failures.get(name, ()))
             metrics[f"rewards/{name}/failed"] = total(mine)
             metrics[f"rewards/{name}/failed_share"] = mean(mine, len(completions))
+        unrewarded = sum(all(value is None for value in values) for values in results.values)
+        metrics["completions/unrewarded_share"] = mean(unrewarded, len(completions))
         for name, logged in results.metrics.items():
             metrics[name] = mean(sum(logged), len(logged))
         self._took("reward", started)
@@ -244,13 +256,13 @@ def scored(
     if not completions:
         return Scored(values=[])
     results = pool.score(scoring_of(rows, completions, texts, trainer_state))
-    if toolbox is None or not toolbox.rewards:
-        return results
-    talks: list[Conversation] = completions
-    for values, talk in zip(results.values, talks, strict=True):
-        values.append(talk.reward)
-    problems = [(index, talk.reward_problem) for index, talk in enumerate(talks) if talk.reward_problem]
-    return replace(results, failures=results.failures | ({ENVIRONMENT: problems} if problems else {}))
+    if toolbox is not None and toolbox.rewards:
+        talks: list[Conversation] = completions
+        for values, talk in zip(results.values, talks, strict=True):
+            values.append(talk.reward)
+        problems = [(index, talk.reward_problem) for index, talk in enumerate(talks) if talk.reward_problem]
+        results = replace(results, failures=results.failures | ({ENVIRONMENT: problems} if problems else {}))
+    return results
 
 
 def scoring_of(rows: list[Row], completions: list[Completion], texts: list[str], trainer_state: Any) -> Scoring:

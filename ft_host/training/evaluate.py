@@ -13,6 +13,7 @@ from ft_host.generation import Sampling
 from ft_host.models import reshard
 from ft_host.rewards import RewardFunction, Scored, score
 from ft_host.rewards.functions import trainer_state
+from ft_host.rewards.unrewarded import none_at_all
 from ft_host.rollouts.rollout import completed, scored, scoring_of
 from ft_host.training.step import evaluate_loss
 from ft_host.types import Row
@@ -74,7 +75,8 @@ class Evaluation:
                 part.mine = self.run.annotate(part.mine)
 
     def __call__(self) -> None:
-        """Log an evaluation of the current weights, unless there is one already or there are no rows.
+        """Log an evaluation of the current weights, unless there is one already or there are no rows. Raises
+        FtHostError where no reward applies to any completion.
 
         Of several sets each has its metrics, and the plain names, which rules and reports go by, are means over the
         sets, in which each set counts the same.
@@ -93,6 +95,13 @@ class Evaluation:
         entry |= {name: sum(metrics[name] for metrics in found) / len(found) for name in shared}
         reshard(run.policy)
         run.log(entry | {"perf/eval_time": time.perf_counter() - started})
+        applied = {name: entry[f"eval_rewards/{name}/none_share"] < 1 for name in self.names()}
+        if applied and not any(applied.values()):
+            raise none_at_all([*applied], "any held-out completion")
+
+    def names(self) -> list[str]:
+        """Return the names of the rewards that completions get."""
+        return [reward.name for reward in self.rewards] or ([] if self.online is None else self.online.names)
 
     def of_set(self, part: EvalSet) -> dict[str, float]:
         """Return the metrics of one set, by their plain names."""
@@ -206,9 +215,9 @@ def summary(rows: list[dict[str, Any]], logged: list[dict[str, list[float]]], we
     metrics["eval_reward"] = mean(sums)
     metrics["eval_reward_std"] = statistics.pstdev(sums) if sums else None
     for name in rows[0]["rewards"] if rows else ():
-        metrics[f"eval_rewards/{name}/mean"] = mean(
-            [row["rewards"][name] for row in rows if row["rewards"][name] is not None]
-        )
+        given = [row["rewards"][name] for row in rows if row["rewards"][name] is not None]
+        metrics[f"eval_rewards/{name}/mean"] = mean(given)
+        metrics[f"eval_rewards/{name}/none_share"] = 1 - len(given) / len(rows)
     metrics["eval_completions/mean_length"] = mean([row["length"] for row in rows])
     metrics["eval_completions/clipped_ratio"] = mean([float(row["clipped"]) for row in rows])
     for name in dict.fromkeys(name for rank in logged for name in rank):

@@ -5,6 +5,7 @@ data, data_set, data_templates  DATA  rows and tokens, before a model is loaded
 probes     PRB   what must hold before the first update
 numbers    NUM   numbers that aren't finite
 losses, optimisation, held_out  OPT   loss, gradients, updates, evaluations
+no_rewards REW   rewards that apply to nothing
 experts    MOE   the balance of a mixture of experts
 engines, engine_times  ENG  the sampler beside the trainer
 gpu_memory, speed  PERF  memory and time
@@ -25,6 +26,7 @@ from ft_host.diagnostics.rules import (
     losses,
     machine,
     memory,
+    no_rewards,
     numbers,
     optimisation,
     probes,
@@ -44,6 +46,7 @@ RULES: list[Rule] = [
     *held_out.RULES,
     *probes.RULES,
     *references.RULES,
+    *no_rewards.RULES,
     *engines.RULES,
     *engine_times.RULES,
     *experts.RULES,

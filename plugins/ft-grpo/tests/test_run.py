@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ft_grpo.config import GRPOConfig
 
+from ft_host.api import FtHostError
 from ft_host.testing import (
     RunFolder,
     assert_same,
@@ -237,3 +238,49 @@ def test_groups_without_a_signal_are_replaced(make_told, told):
     assert len(groups) == 6 and all(
         len(gains) == 4 and max(gains) > 0.5 > -0.5 > min(gains) for gains in groups.values()
     )
+
+
+# ---------------------------------------------------------------- rewards that apply to nothing
+
+
+NEVER = '''
+def never(completions, **columns):
+    return [None] * len(completions)
+
+
+def odd(completions, **columns):
+    """NaN and None in turn: neither is a reward."""
+    return [float("nan") if index % 2 else None for index in range(len(completions))]
+
+
+def always(completions, **columns):
+    return [float(len(text)) for text in completions]
+'''
+
+
+@pytest.fixture
+def never(tmp_path) -> str:
+    file = tmp_path / "never.py"
+    file.write_text(NEVER, encoding="utf-8")
+    return str(file)
+
+
+@pytest.mark.parametrize("name", ["never", "odd"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_rewards_that_are_none_for_all_are_a_finding_and_the_end(make, prompts, never, name, dynamic):
+    config = make(
+        prompts, reward=[f"{never}:{name}"], max_reward_failures=10, dynamic_sampling=dynamic, max_rollout_draws=2
+    )
+    with pytest.raises(FtHostError, match=f"no reward for 11 completions in a row .*: {name} gave no value"):
+        run_in(config, "never")
+    folder = next(Path(config.output_dir).parent.glob("**/never*/findings.jsonl")).parent
+    found = {line["code"]: line for line in RunFolder(folder).read("findings.jsonl")}
+    assert "REW003" in found and name in found["REW003"]["message"]
+
+
+def test_one_of_several_rewards_that_is_none_for_all_is_named(make, prompts, never):
+    config = make(prompts, reward=[f"{never}:never", f"{never}:always"], max_reward_failures=10, max_steps=3)
+    folder = run_in(config, "one of two")
+    assert [line["rewards/never/none_share"] for line in lines(folder)] == [1.0] * 3
+    found = [line for line in RunFolder(folder).read("findings.jsonl") if line["code"] == "REW001"]
+    assert found and all(line["severity"] == "warning" and "never" in line["message"] for line in found)
