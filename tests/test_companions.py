@@ -22,6 +22,7 @@ from ft_host.models import annotate as annotation
 from ft_host.models import aux_models as companions
 from ft_host.models import load as loading
 from ft_host.models.store import Store, fingerprint, model_key, row_key
+from ft_host.rundir.folder import RunFolder
 from ft_host.testing.invariants import as_if_killed, assert_same, first_step, lines
 from ft_host.testing.models import save_adapter, save_tiny, tiny_llama
 from ft_host.testing.rows import WORDS, write_rows
@@ -294,6 +295,44 @@ def test_the_store_keeps_what_several_runs_put(tmp_path):
     memory.put({key: {"kl": 1.0}})
     memory.flush()
     assert key in memory
+
+
+def test_no_byte_of_a_stores_file_can_be_flipped_or_lost_unseen(tmp_path):
+    key = row_key({"a": [1, 2]}, ("a",), "x")
+    store = Store(tmp_path)
+    store.put({key: {"left": 0.1, "right": -3.5e8}})
+    store.flush()
+    [file] = tmp_path.iterdir()
+    whole, refused = file.read_bytes(), 0
+    changed = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole))]
+    for content in (*changed, *(whole[:at] for at in range(0, len(whole), 7)), whole + b"x", b"\0" * len(whole)):
+        file.write_bytes(content)
+        found = Store(tmp_path)
+        if key in found:
+            assert found[key] == {"left": 0.1, "right": -3.5e8} and not found.damaged
+        else:
+            assert len(found.damaged) == 1 and found.damaged[0].startswith(file.name)
+            refused += 1
+    assert refused > len(whole) / 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "of an earlier version"])
+def test_damaged_values_are_named_and_computed_again(make, tmp_path, monkeypatch, damage):
+    from safetensors.numpy import load_file, save_file
+
+    monkeypatch.setenv("FT_HOST_CACHE", str(tmp_path / "cache"))
+    config = make()
+    whole = went(config)
+    [file] = (tmp_path / "cache").rglob("*.safetensors")
+    content = file.read_bytes()
+    if damage == "of an earlier version":
+        save_file(load_file(file), file, metadata={"columns": '["ref_chosen_logps", "ref_rejected_logps"]'})
+    else:
+        file.write_bytes({"cut": content[:-40], "emptied": b"", "flipped": content[:-3] + b"\0\1\2"}[damage])
+    again = dataclasses.replace(config, output_dir=str(tmp_path / "again"))
+    assert_same(whole, lines(ft_host.train(again).folder), rel=0)
+    said = [event["text"] for event in RunFolder(again.output_dir).read("events.jsonl") if event["level"] == "warning"]
+    assert any(file.name in text and "computed again" in text for text in said)
 
 
 def test_a_models_key_is_of_its_weights_and_of_the_type_they_are_used_in(make, llama, adapter, tmp_path):

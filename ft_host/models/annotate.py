@@ -112,7 +112,14 @@ def open_store(run: Run) -> None:
     ]  # a second model would need its own store
     key = model_key(run.config, spec, run.device) if run.accelerator.is_main_process else None
     key = agreed(run.accelerator, key)
-    run.store = Store(cache_folder() / "log-probs" / key if key else None)
+    run.store = store = Store(cache_folder() / "log-probs" / key if key else None)
+    if store.damaged:
+        more = f"; and {len(store.damaged) - 3} more" if len(store.damaged) > 3 else ""
+        run.say(
+            f"{store.folder}: {'; '.join(store.damaged[:3])}{more}. Their values are computed again; the files can be"
+            " deleted",
+            "warning",
+        )
 
 
 def precompute(

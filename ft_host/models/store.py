@@ -3,7 +3,8 @@
 A folder per model: `CACHE/log-probs/MODEL/*.safetensors`, each file with keys (n, 16) and values (n, columns). A file
 is written to a temporary name, renamed, and never changed, so that concurrent runs don't disturb each other. A key is a
 digest of the row's token ids (which depend on data, template and truncation) and of the method's settings. `CACHE` is
-$FT_HOST_CACHE, or ft-host in the user's cache folder. Deleting it costs only time.
+$FT_HOST_CACHE, or ft-host in the user's cache folder. Deleting it costs only time. So does damaging it: each file has a
+checksum of its content, and values of a file that doesn't match are computed again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ft_host.distributed.processes import precision
 from ft_host.types import Row
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from ft_host.config import RunConfig
@@ -62,7 +64,7 @@ def fingerprint(source: str, revision: str | None) -> str | None:
         return AutoConfig.from_pretrained(source, revision=revision)._commit_hash
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(place.glob("*")):
-        if path.suffix == ".safetensors" or path.name in ("config.json", "adapter_config.json"):
+        if path.suffix in (".safetensors", ".bin") or path.name in ("config.json", "adapter_config.json"):
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 22):
@@ -78,15 +80,19 @@ def fingerprint(source: str, revision: str | None) -> str | None:
 
 
 class Store:
-    """Values by key, in memory, and on disk if there is a folder."""
+    """Values by key, in memory, and on disk if there is a folder. `damaged`: the files that aren't used, and why."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder
         self.made = 0  # values added since it was opened
+        self.damaged: list[str] = []
         self._values: dict[Key, dict[str, float]] = {}
         self._new: dict[Key, dict[str, float]] = {}
         for path in sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else ():
-            self._values.update(read(path))
+            try:
+                self._values.update(read(path))
+            except Damaged as problem:
+                self.damaged.append(f"{path.name} {problem}")
 
     def __contains__(self, key: Key) -> bool:
         return key in self._values
@@ -112,21 +118,44 @@ class Store:
             write(self.folder / f"{uuid.uuid4().hex}.safetensors", columns, rows)
 
 
+class Damaged(Exception):
+    """A file of the store isn't as it was written."""
+
+
 def write(path: Path, columns: tuple[str, ...], rows: dict[Key, dict[str, float]]) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
     aside = path.with_suffix(".tmp")
-    keys = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), 16)
+    keys = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), 16).copy()
     values = np.array([[row[name] for name in columns] for row in rows.values()], dtype=np.float64)
-    save_file({"keys": keys.copy(), "values": values}, aside, metadata={"columns": json.dumps(columns)})
+    named = json.dumps(columns)
+    written = {"columns": named, "checksum": checksum(named, keys, values)}
+    save_file({"keys": keys, "values": values}, aside, metadata=written)
     aside.rename(path)
 
 
 def read(path: Path) -> dict[Key, dict[str, float]]:
-    from safetensors import safe_open
+    """Return the values of a file. Raises Damaged for one that can't be read or isn't what was written."""
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, "numpy") as file:
-        columns = json.loads(file.metadata()["columns"])
-        keys, values = file.get_tensor("keys"), file.get_tensor("values")
+    try:
+        with safe_open(path, "numpy") as file:
+            written = file.metadata() or {}
+            keys, values = file.get_tensor("keys"), file.get_tensor("values")
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # a header can say anything
+        raise Damaged(f"can't be read: {error}") from error
+    if "checksum" not in written:
+        raise Damaged("has no checksum: it is of a version before 0.6")
+    if written["checksum"] != checksum(written.get("columns", ""), keys, values):
+        raise Damaged("doesn't match its checksum")
+    columns = json.loads(written["columns"])
     return {key.tobytes(): dict(zip(columns, row, strict=True)) for key, row in zip(keys, values.tolist(), strict=True)}
+
+
+def checksum(columns: str, keys: np.ndarray, values: np.ndarray) -> str:
+    """Return a digest of what a file holds, with the shapes."""
+    digest = hashlib.blake2b(f"{columns} {keys.shape} {values.shape}".encode(), digest_size=16)
+    digest.update(keys.tobytes())
+    digest.update(values.tobytes())
+    return digest.hexdigest()
