@@ -22,7 +22,16 @@ from ft_host.rewards import RewardPool, Scored, Scoring
 from ft_host.rewards import pool as module
 
 FILE = """
-import asyncio, os, signal, subprocess, sys, time
+import asyncio, os, random, signal, subprocess, sys, time
+
+AT_IMPORT = random.random()
+
+def drawn(completions):
+    import numpy
+    return [random.random() + numpy.random.rand() + AT_IMPORT for c in completions]
+
+def drawn_too(completions):
+    return drawn(completions)
 
 def length(completions):
     return [float(len(c)) for c in completions]
@@ -159,7 +168,7 @@ def pool():
     made: list[RewardPool] = []
 
     def make(*names: str, **fields: Any) -> RewardPool:
-        given = {"reward_timeout": 5.0, "reward_workers": 2, "max_reward_failures": 64, "reward_kwargs": {}}
+        given = {"reward_timeout": 5.0, "reward_workers": 2, "max_reward_failures": 64, "reward_kwargs": {}, "seed": 1}
         specs = [name if ":" in name or name.endswith("reward") else f"mine.py:{name}" for name in names]
         made.append(RewardPool(specs, SimpleNamespace(**(given | fields))))
         return made[-1]
@@ -191,6 +200,15 @@ def first(scored: Scored) -> list[float | None]:
 
 
 # ---------------------------------------------------------------- what works
+
+
+def test_what_a_reward_draws_depends_on_the_seed_and_on_what_it_scores(pool):
+    one, two = pool("drawn", "drawn_too", reward_workers=1), pool("drawn", "drawn_too", reward_workers=2)
+    first = one.score(scoring()).values
+    assert first == two.score(scoring()).values == two.score(scoring()).values  # whichever worker, however often asked
+    assert len({value for row in first for value in row}) == 2 * len(first)
+    assert pool("drawn", "drawn_too", seed=2).score(scoring()).values != first
+    assert one.score(scoring(completions=scoring().completions[::-1])).values != first
 
 
 def test_functions_of_a_file_and_built_in_ones_together(pool):

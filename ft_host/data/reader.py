@@ -19,6 +19,7 @@ from ft_host.data.prepare import Prepare, prepared
 from ft_host.data.sources import Source, Stream
 from ft_host.errors import DataError
 from ft_host.types import Drop, Row
+from ft_host.util.seeds import aside, reseed, seed_of
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
@@ -190,6 +191,13 @@ def pieces(
 def piece(
     reader: TableReader | StreamReader, prepare: Prepare, layout: StepLayout, epoch: int, start: int, stop: int
 ) -> Piece:
+    with aside():
+        return _piece(reader, prepare, layout, epoch, start, stop)
+
+
+def _piece(
+    reader: TableReader | StreamReader, prepare: Prepare, layout: StepLayout, epoch: int, start: int, stop: int
+) -> Piece:
     mine = range(start, stop) if layout.windowed else range(start + layout.rank, stop, layout.world_size)
     rows: list[Row] = []
     drops: list[tuple[str, str]] = []
@@ -202,7 +210,8 @@ def piece(
         seen += 1
         where, raw = item
         with noting() as kinds:
-            result = prepared(prepare, where, raw)
+            reseed(seed_of(layout.seed, "row", epoch, position))  # whichever worker or rank it is, also after a restart
+        result = prepared(prepare, where, raw)
         left_out.update(kinds)
         if isinstance(result, Drop):
             drops.append((where, str(result)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from ft_host.models.special_tokens import agree
 from ft_host.models.vocabulary import resize, rows_of_adapter
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
@@ -42,13 +45,26 @@ def save_model(policy: Policy, folder: Path, state: dict[str, torch.Tensor] | No
             # an adapter kept as a reference is on disk already
             # of added embeddings peft would save all; those that are trained are in the adapter
             whole: Any = False if policy.model.peft_config["default"].trainable_token_indices else "auto"
-            policy.model.save_pretrained(
-                folder, state_dict=state, selected_adapters=["default"], save_embedding_layers=whole
-            )
+            with _sorted_sets(policy.model.peft_config["default"]):
+                policy.model.save_pretrained(
+                    folder, state_dict=state, selected_adapters=["default"], save_embedding_layers=whole
+                )
         else:
             policy.model.save_pretrained(folder, state_dict=state)
     finally:
         config._attn_implementation = ours
+
+
+@contextlib.contextmanager
+def _sorted_sets(settings: PeftConfig) -> Iterator[None]:
+    """Sort the sets of an adapter's settings while they are written: the order of a set of texts changes from process
+    to process, and two runs with one seed must give the same files."""
+    sets = {name: value for name, value in vars(settings).items() if isinstance(value, set)}
+    vars(settings).update({name: sorted(value, key=str) for name, value in sets.items()})
+    try:
+        yield
+    finally:
+        vars(settings).update(sets)
 
 
 def save_whole(

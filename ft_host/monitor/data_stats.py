@@ -8,7 +8,6 @@ cuts. Methods with rollouts have prompts only; `check_rewards` tries their rewar
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 
 SAMPLE = 256  # raw rows to prepare
-SECONDS = 0.8  # time limit for preparing them
+CHARACTERS = 1_000_000  # of raw rows, after which no more are prepared: a limit of time would depend on the machine
 # End-of-turn tokens of common templates. Generation stops at them only where the tokenizer or the model says so.
 ENDS = (
     "<|im_end|>",
@@ -93,7 +92,7 @@ def data_facts(
 
     A row that can't be read or used ends the sample: it is refused, with its place, when its turn comes.
     """
-    seen, end = _Seen(), time.monotonic() + SECONDS
+    seen, left = _Seen(), CHARACTERS
     ends = ends_of_run(config, tokenizer)
     for raw in sample_of(source, SAMPLE):
         try:
@@ -102,7 +101,8 @@ def data_facts(
             seen.left_out.update(kinds)
         except DataError:
             break
-        if time.monotonic() > end:
+        left -= len(str(raw))
+        if left < 0:
             break
     facts = _facts(seen, source.num_rows, tokenizer, config)
     if source.num_rows is not None:

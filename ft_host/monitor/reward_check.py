@@ -19,7 +19,7 @@ from ft_host.rewards import RewardPool, Scoring
 from ft_host.types import Drop
 
 ROWS = 4
-SECONDS = 5.0  # time limit of a call
+SECONDS = 30.0  # time limit of a call, for functions that hang: nothing else depends on time
 WHOLE = ("completion", "solution", "response", "output")  # columns with the whole text that a model should write
 ANSWERS = ("answer", "ground_truth", "target", "label")  # columns with the final answer
 
@@ -34,7 +34,8 @@ def check_rewards(config: RolloutConfig, source: Any, prepare: Callable[[dict[st
     limits = {"reward_timeout": min(SECONDS, config.reward_timeout), "max_reward_failures": 2 * len(tried)}
     facts: dict[str, Any] = {}
     for spec in specs:  # one at a time: a failure of one doesn't affect the others
-        pool = RewardPool([spec], replace(config, reward=[spec], reward_weights=[], reward_workers=1, **limits))
+        alone = replace(config, reward=[spec], reward_weights=[], reward_workers=1, **limits)
+        pool = RewardPool([spec], alone, waits_again=False)
         try:
             facts |= _try(pool, tried)
         finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +13,10 @@ from ft_host.data.mixture import Mixture
 from ft_host.errors import DataError
 from ft_host.types import Row
 
-SECONDS = 0.8  # time limit for comparing rows
-COMPARED = 50_000  # the most raw rows to compare
-HELD_OUT = 5_000  # the most evaluation rows to look for among them
+# The most rows and characters of the training data and of the evaluation data that are compared. Not a limit of time:
+# what is found would depend on how busy the machine is.
+COMPARED, CHARACTERS = 20_000, 20_000_000
+HELD_OUT, HELD_OUT_CHARACTERS = 5_000, 5_000_000
 # Columns that identify a row, if it has any of them: ids, sources and scores don't make it another row.
 CONTENT = (
     "messages",
@@ -62,31 +62,35 @@ def readable(rows: Iterator[Row]) -> Iterator[Row]:
         return
 
 
+def within(rows: Iterator[Row], characters: int) -> Iterator[Row]:
+    """Yield rows up to the one with which they have so many characters."""
+    for row in rows:
+        yield row
+        characters -= len(str(row))
+        if characters < 0:
+            return
+
+
 def compare(source: Any, held_out: Any) -> dict[str, Any]:
     """Return facts about duplicate rows, and evaluation rows that are trained on, ignoring whitespace and case."""
-    end = time.monotonic() + SECONDS
     whole: dict[int, int] = {}
     prompts: set[int] = set()
     count = 0
-    for row in sample_of(source, COMPARED):
+    for row in within(sample_of(source, COMPARED), CHARACTERS):
         name = name_of(row)
         whole[name] = whole.get(name, 0) + 1
         prompts |= prompt_name(row)
         count += 1
-        if time.monotonic() > end:
-            break
     facts: dict[str, Any] = {"data/duplicate_rows": 1 - len(whole) / max(count, 1), "data/compared": count}
     if held_out is None:
         return facts
     rows = same = with_prompt = shared = 0
-    for row in sample_of(held_out, HELD_OUT):
+    for row in within(sample_of(held_out, HELD_OUT), HELD_OUT_CHARACTERS):
         rows += 1
         same += name_of(row) in whole
         prompt = prompt_name(row)
         with_prompt += bool(prompt)
         shared += bool(prompt & prompts)
-        if time.monotonic() > end + SECONDS:
-            break
     facts["data/eval_overlap_rows"] = same / max(rows, 1)
     if with_prompt:
         facts["data/eval_overlap_prompts"] = shared / with_prompt

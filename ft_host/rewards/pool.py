@@ -69,11 +69,12 @@ class RewardPool:
     """The rewards of a run. `names` and `functions` are in the order of `specs`.
 
     Functions are inspected in a separate process too, so that none of the user's code runs in this one. Raises
-    ConfigError for a reward that can't be found.
+    ConfigError for a reward that can't be found. Without `waits_again` a call that takes too long isn't repeated for
+    each completion: `score` raises FtHostError.
     """
 
-    def __init__(self, specs: list[str], config: RolloutConfig, option: str = "reward"):
-        self.config, self.option = config, option
+    def __init__(self, specs: list[str], config: RolloutConfig, option: str = "reward", *, waits_again: bool = True):
+        self.config, self.option, self.waits_again = config, option, waits_again
         self.folder = os.getcwd()  # files are relative to it, even if the run changes its folder
         self.workers: list[Worker] = []
         self.started = 0
@@ -104,7 +105,7 @@ class RewardPool:
             return find_reward(spec, self.config, self.option, arguments=self.config.reward_kwargs)
         worker = self.workers[0] if self.workers else self._start()
         worker.loaded.add(spec)
-        worker.send("describe", spec, self.option, {})
+        worker.send("describe", spec, self.option, {}, self.config.seed)
         if not wait([worker.connection], LOADING):
             raise ConfigError(f"{self.option}: {spec} can't be imported: the import took longer than {LOADING:g} s")
         kind, answer = worker.receive()
@@ -164,6 +165,8 @@ class RewardPool:
                 call, its = turn.call, results[turn.call.index]
                 if kind == "done":
                     _note(its, call, len(scoring.completions), *payload)
+                elif kind == "late" and not self.waits_again:
+                    raise FtHostError(f"{self.functions[call.index]} {payload[0]}")
                 else:
                     if kind != "failed" or call.sample is None:
                         self.workers.remove(worker)
@@ -189,7 +192,8 @@ class RewardPool:
             part = _part(function, scoring, call.sample)
             worker.loaded.add(spec)
             try:
-                worker.send("call", spec, self.option, self.config.reward_kwargs, part, self.config.reward_timeout)
+                arguments, seed, limit = self.config.reward_kwargs, self.config.seed, self.config.reward_timeout
+                worker.send("call", spec, self.option, arguments, seed, part, limit)
             except Exception as error:
                 raise _not_picklable(function, part, error) from error
             busy[worker] = _Turn(call, time.monotonic() + LOADING, f"was not imported within {LOADING:g} s")

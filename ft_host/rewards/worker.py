@@ -1,7 +1,8 @@
 """The worker's side of a process that calls reward functions. It reads one request after another from a pipe.
 
-    ("describe", spec, option, arguments)      -> ("described", RewardFunction without its call) or ("refused", why)
-    ("call", spec, option, arguments, scoring, seconds)
+    ("describe", spec, option, arguments, seed)
+        -> ("described", RewardFunction without its call) or ("refused", why)
+    ("call", spec, option, arguments, seed, scoring, seconds)
         -> ("began",), then ("done", rewards, bad, metrics, extra) or ("failed", why)
 
 It imports nothing but `ft_host.rewards` of the host, doesn't write to the parent's standard output (functions print to
@@ -27,6 +28,7 @@ from ft_host.errors import FtHostError
 from ft_host.rewards.find import load_reward
 from ft_host.rewards.functions import Fault, RewardFunction, Scoring, as_number, call, finish, read_rewards
 from ft_host.util.imports import cause
+from ft_host.util.seeds import reseed_loaded, seed_of
 
 GRACE = 10.0  # seconds after a deadline at which a worker ends itself, if the parent hasn't
 
@@ -61,11 +63,12 @@ def _answer(
     runner: asyncio.Runner,
 ) -> tuple[Any, ...]:
     try:
-        kind, spec, option, arguments, *rest = pickle.loads(request)
+        kind, spec, option, arguments, seed, *rest = pickle.loads(request)
     except Exception as error:  # columns of a class that can't be unpickled here
         return ("failed", f"its arguments could not be read: {cause(error)}")
     try:
         if spec not in functions:
+            reseed_loaded(seed)  # the file may be of several rewards: which of them is first depends on the machine
             functions[spec] = load_reward(spec, option, modules, arguments)
     except FtHostError as error:
         return ("refused", str(error)) if kind == "describe" else ("failed", str(error))
@@ -74,6 +77,9 @@ def _answer(
         return ("described", dataclasses.replace(function, call=None))
     scoring, seconds = rest
     connection.send_bytes(pickle.dumps(("began",)))
+    # Of the call alone: which worker makes it, and after how many others, depends on how busy the machine is.
+    step = None if scoring.trainer_state is None else scoring.trainer_state.global_step
+    reseed_loaded(seed_of(seed, spec, step, scoring.prompts, scoring.completions))
     # A function may hold the GIL forever (a regular expression can): then none of our threads would run.
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=nowhere)

@@ -8,7 +8,6 @@ values), once for each rollout, over all ranks. The row buffer is in `buffer`.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from ft_host.rollouts.tools import Toolbox
 from ft_host.rollouts.turns import Conversation, run_episodes
 from ft_host.types import Rollout as Rollout
 from ft_host.types import Row
+from ft_host.util.seeds import seed_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,11 +53,6 @@ def rollout_sampling(
         role=role,
         stop_token_ids=stop_token_ids,
     )
-
-
-def seed_of(*key: Any) -> int:
-    """Return a seed that depends on `key` alone."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest(), "big") >> 1
 
 
 @dataclass(kw_only=True)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from ft_host import data
 from ft_host.config.rollout import RolloutConfig
 from ft_host.contract.blame import HOST
@@ -28,6 +26,7 @@ from ft_host.training.optim import Schedule, make_optimizer
 from ft_host.types import Row
 from ft_host.util.adapters import adapter_of
 from ft_host.util.memory import COMPANIONS, LOADING, oom_context
+from ft_host.util.seeds import aside, reseed, seed_all
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,7 +68,7 @@ def load_models(
     """Return the run with its policy and other models, and the optimizer. All ranks must call it. The weights come from
     the checkpoint, if it has them as a model."""
     config, specs = chosen.config, dict(chosen.specs)
-    torch.manual_seed(config.seed)  # new weights (an adapter's) are the same on every rank
+    seed_all(config.seed)  # new weights (an adapter's) are the same on every rank
     held = checkpoint / "model" if checkpoint and (checkpoint / "model").is_dir() else None
     start = dataclasses.replace(config, model=str(held)) if held else config
     if config.use_peft and adapter_of(start.model):
@@ -100,7 +99,7 @@ def load_models(
     )
     with oom_context(COMPANIONS):
         run.models = Named("run.models", {role: AuxModel(spec, run) for role, spec in specs.items()})
-    torch.manual_seed(config.seed + run.rank)  # dropout differs between ranks
+    seed_all(config.seed + run.rank)  # dropout differs between ranks
     return run, optimizer
 
 
@@ -141,8 +140,10 @@ def build(ready: Preflight, accelerator: Accelerator, folder: RunFolder, checkpo
 
 def held_out_rows(ready: Preflight) -> dict[str, tuple[list[Row], list[Row]]]:
     """Return the rows of each evaluation set by its name: prepared, and as they were read."""
-    sets = data.sets_of(ready.eval_source)
-    return {name: data.eval_rows(source, ready.prepare, ready.chosen.config) for name, source in sets.items()}
+    sets, config = data.sets_of(ready.eval_source), ready.chosen.config
+    with aside():
+        reseed(config.seed)  # in a resumed run too, whose random states are by now those of its checkpoint
+        return {name: data.eval_rows(source, ready.prepare, config) for name, source in sets.items()}
 
 
 def evaluation_of(built: Built, ready: Preflight, held_out: dict[str, tuple[list[Row], list[Row]]]) -> Evaluation:

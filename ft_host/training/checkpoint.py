@@ -47,6 +47,7 @@ from ft_host.rundir.folder import write_json
 from ft_host.training.state_reader import StatePlanner, StateReader, refusals
 from ft_host.util.disk import disk_problem
 from ft_host.util.ranks import everywhere
+from ft_host.util.seeds import seed_all
 
 if TYPE_CHECKING:
     from ft_host.run import Run
@@ -237,7 +238,7 @@ def load(run: Run, optimizer: torch.optim.Optimizer, checkpoint: Path) -> dict[s
     if saved["world_size"] == run.world_size:
         set_random_states(json.loads(states.read_text(encoding="utf-8")))
     else:  # other ranks than before: there is no state to put back, but ranks must still differ
-        torch.manual_seed(run.config.seed + 1000003 * run.step + run.rank)
+        seed_all(run.config.seed + 1000003 * run.step + run.rank)
     files = [checkpoint / f"buffer-{rank}.json" for rank in range(saved["world_size"])]
     buffers = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     return saved | {"buffers": buffers}

@@ -87,6 +87,8 @@ class Schedule:
     def __init__(self, optimizer: torch.optim.Optimizer, config: RunConfig, total: int):
         from transformers import get_scheduler
 
+        for group in optimizer.param_groups:  # as in a run that never stopped; a resumed one holds its last step's rate
+            group["initial_lr"] = config.learning_rate
         warmup = config.warmup_steps if config.warmup_steps >= 1 else math.ceil(config.warmup_steps * total)
         try:
             scheduler = get_scheduler(

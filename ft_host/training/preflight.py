@@ -24,6 +24,7 @@ from ft_host.rewards import RewardFunction, check_columns, load_rewards
 from ft_host.rollouts.session import RolloutSession, check_online
 from ft_host.training.optim import optimizer_factory
 from ft_host.types import ModelSpec, Row
+from ft_host.util.seeds import seed_all
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
@@ -108,6 +109,7 @@ def choose(config: RunConfig, method: PluginInfo) -> Chosen:
 def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
     """Choose the plugins, open the data, try its first rows. Raises everything that can be refused without a model, and
     StoppedByFinding if `stop_on` asks for it."""
+    seed_all(config.seed)  # before plugins are imported: they may draw numbers as they are
     chosen = choose(config, method)
     watch = Monitor(chosen.plugins, chosen.infos, config)
     optimizer_factory(config)
