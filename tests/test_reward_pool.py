@@ -468,7 +468,8 @@ def script(text: str, file: str = "script.py") -> subprocess.CompletedProcess[st
     start = """
         from types import SimpleNamespace
         from ft_host.rewards import RewardPool, Scoring
-        config = SimpleNamespace(reward_timeout=60.0, reward_workers=2, max_reward_failures=64, reward_kwargs={})
+        given = {"reward_timeout": 60.0, "reward_workers": 2, "max_reward_failures": 64, "reward_kwargs": {}, "seed": 1}
+        config = SimpleNamespace(**given)
         scoring = Scoring(prompts=["a"], completions=["yy"], completion_ids=[[1]], columns={}, trainer_state=None)
     """
     Path(file).write_text(textwrap.dedent(start) + textwrap.dedent(text), encoding="utf-8")
