@@ -51,13 +51,17 @@ CLOSED_PIPE = 141  # the exit code that shells report for SIGPIPE
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code; `ft_host.errors` has those of errors."""
+    whole = argv is None  # the process is this command
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] != ["train"]:
         return answered(argv)
-    from ft_host.util.signals import caught
+    from ft_host.util.signals import caught, ignore
 
     with caught() as stop:  # from here on, before torch is imported
-        return answered(argv, stop)
+        code = answered(argv, stop)
+    if code == INTERRUPTED and whole:  # a further Ctrl-C must not change how the interpreter ends
+        ignore()
+    return code
 
 
 def answered(argv: list[str], stop: Signals | None = None) -> int:

@@ -15,7 +15,7 @@ from ft_host.diagnostics.replay import feed
 from ft_host.diagnostics.rule import chosen
 from ft_host.errors import StoppedByFinding
 from ft_host.hooks import hookimpl
-from ft_host.util.console import tell, tell_finding
+from ft_host.util.console import mode, tell, tell_finding
 from ft_host.util.jsonl import from_words, json_line
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class Monitor:
 
     # -- from the host
 
-    def record_facts(self, facts: dict[str, Any]) -> None:
-        """Record facts of the run, which run.json keeps."""
+    def record_facts(self, facts: dict[str, Any], quiet: bool = False) -> None:
+        """Record facts of the run, which run.json keeps. `quiet`: what is found is printed for programs only."""
         if not self.main:
             return
         with self.lock:  # the stall detector's thread records facts too
-            self._tell(self.engine.record_facts(facts))
+            self._tell(self.engine.record_facts(facts), quiet)
         if self.run is not None:
             self.run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
 
@@ -154,7 +154,7 @@ class Monitor:
 
     # -- telling
 
-    def _tell(self, changed: list[Finding]) -> None:
+    def _tell(self, changed: list[Finding], quiet: bool = False) -> None:
         for code, what in self.engine.failed.items():
             if code not in self.broken:
                 self.broken.add(code)
@@ -162,8 +162,9 @@ class Monitor:
                 text = f"rule {code} of {plugin} failed and is switched off for this run: {what}"
                 tell(text, "warning", self.config.progress) if self.run is None else self.run.say(text, "warning")
         for finding in changed:
-            if finding.state == "open":
+            if finding.state == "open" and (not quiet or mode(self.config.progress) == "json"):
                 tell_finding(finding.line(), finding.as_dict(self.as_dict), finding.severity, self.config.progress)
+            if finding.state == "open":
                 if self.reason is None and self._is_reason(finding):
                     self.reason = finding
             elif finding.state == "cleared":

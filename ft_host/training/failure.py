@@ -48,12 +48,8 @@ KINDS: tuple[tuple[type[FtHostError], str], ...] = (
 )
 
 
-def readable(error: BaseException, config: RunConfig, folder: Path | None, rank: int, world_size: int) -> FtHostError:
-    """Return the error of `ft_host.errors` for whatever ended a run, its cause where another process has one."""
-    if world_size > 1 and folder is not None and (isinstance(error, KeyboardInterrupt) or lost_another(error)):
-        cause = cause_elsewhere(folder, rank, PATIENCE if lost_another(error) else 0.0)
-        if cause is not None:
-            return cause
+def readable(error: BaseException, config: RunConfig, folder: Path | None) -> FtHostError:
+    """Return the error of `ft_host.errors` for whatever ended a run."""
     if isinstance(error, OutOfMemory):
         ways = enumerate(remedies_for(error.phase, config), 1)
         text = "; ".join(f"({number}) {remedy.why}" for number, remedy in ways)
@@ -67,7 +63,7 @@ def readable(error: BaseException, config: RunConfig, folder: Path | None, rank:
     if lost_another(error):
         return FtHostError(
             "another process of the run has ended without saying why: it was killed, for memory perhaps (dmesg says), "
-            f"or it is on another machine, whose output has the cause ({first_line(error)})",
+            "or it is on another machine, whose output has the cause",
             facts={"watch/failed": "process"},
         )
     problem = disk_problem([error], folder) if folder is not None else None
@@ -147,7 +143,7 @@ def record(error: FtHostError, folder: RunFolder, watch: Monitor, run: Run | Non
     stopped = isinstance(error, Interrupted | StoppedByFinding)
     if folder.manifest["status"] != "finished":
         folder.update(status="interrupted" if stopped else "failed", finished=now(), error=str(error))
-    watch.record_facts(facts_of(error, 0 if run is None else run.step))
+    watch.record_facts(facts_of(error, 0 if run is None else run.step), quiet=True)  # the error itself is printed
     if watch.run is not None:
         watch.finish(whole=not stopped)
     else:
@@ -176,9 +172,11 @@ def write_cause(error: FtHostError, folder: Path, rank: int) -> None:
     write_json(folder / f".failed-{job()}-{rank}.json", {"name": known, "text": str(error)})
 
 
-def cause_elsewhere(folder: Path, rank: int, patience: float) -> FtHostError | None:
-    """Return the error of another process that has written it down, waiting for it as long as `patience` says."""
-    until = time.monotonic() + patience
+def cause_elsewhere(error: BaseException, folder: Path, rank: int) -> FtHostError | None:
+    """Return the error of another process of which this one may come: it has lost the other, or is ended with it."""
+    if not isinstance(error, KeyboardInterrupt) and not lost_another(error):
+        return None
+    until = time.monotonic() + (PATIENCE if lost_another(error) else 0.0)
     while True:
         for file in others(folder, rank):
             cause = json.loads(file.read_text(encoding="utf-8"))

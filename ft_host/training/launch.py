@@ -31,7 +31,16 @@ from ft_host.rundir.manifest import lost_metrics, plan_facts, plan_of
 from ft_host.rundir.opening import Resuming, checkpoint_to_begin_with, open_folder, write_manifest
 from ft_host.training import checkpoint as checkpoints
 from ft_host.training.build import Built, build, evaluation_of, held_out_rows
-from ft_host.training.failure import first_line, forget_causes, keep_traceback, kept, readable, record, write_cause
+from ft_host.training.failure import (
+    cause_elsewhere,
+    first_line,
+    forget_causes,
+    keep_traceback,
+    kept,
+    readable,
+    record,
+    write_cause,
+)
 from ft_host.training.finish import already_finished, closing, finish, say_what_was_lost
 from ft_host.training.loop import fit
 from ft_host.training.preflight import Preflight, preflight
@@ -244,12 +253,14 @@ class _Launch:
             rank, world_size = self.place
             if self.stop.hurried or (self.stop.asked and self.run is None and not isinstance(error, FtHostError)):
                 error = KeyboardInterrupt()
-            told = readable(error, self.config, path, rank, world_size)
+            cause = None if path is None or world_size == 1 else cause_elsewhere(error, path, rank)
+            told = cause or readable(error, self.config, path)
             if path is None or not path.is_dir():
                 return told
-            trace = keep_traceback(error, path, rank, None if self.run is None else self.run.step)
-            lines = [] if self.run is None else kept(told, self.run, self.saved)
-            told.args = ("\n".join([str(told), *lines, *([] if trace is None else [f"traceback: {trace}"])]),)
+            if cause is None:
+                trace = keep_traceback(error, path, rank, None if self.run is None else self.run.step)
+                lines = [] if self.run is None else kept(told, self.run, self.saved)
+                told.args = ("\n".join([str(told), *lines, *([] if trace is None else [f"traceback: {trace}"])]),)
             try:
                 if world_size > 1:
                     write_cause(told, path, rank)

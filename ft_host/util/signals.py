@@ -112,3 +112,9 @@ def caught() -> Iterator[Signals]:
     finally:
         _caught.remove(signals)
         signals.restore()
+
+
+def ignore() -> None:
+    """Ignore all of them from now on: the process is at its end."""
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_IGN)

@@ -55,7 +55,8 @@ def fewer_checkpoints(view: View) -> list[Remedy]:
 
 def ended_message(view: View) -> str:
     step, text = int(view["watch/failed_step"]), view["watch/failed_text"].splitlines()[0]
-    return f"The run ended with an error after step {step}: {text if len(text) <= LONGEST else text[:LONGEST] + '…'}"
+    text = text.rstrip(".") if len(text) <= LONGEST else text[:LONGEST] + "…"
+    return f"The run ended with an error after step {step}: {text}."
 
 
 RULES = [
