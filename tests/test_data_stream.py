@@ -302,7 +302,7 @@ def test_a_worker_that_dies_is_an_error_and_not_a_wait(data):
     steps = iter(stream)
     next(steps)
     children()[0].kill()
-    with pytest.raises(FtHostError, match="a process that prepares rows has died"):
+    with pytest.raises(FtHostError, match="a process that prepares rows was killed by SIGKILL, out of memory perhaps"):
         for _ in range(100):
             next(steps)
 
@@ -343,7 +343,7 @@ def test_a_bug_of_the_method_keeps_its_traceback_and_names_the_row(tmp_path, wor
     config = config_of(data, train_sampling_strategy="sequential", dataloader_num_workers=workers)
     steps = iter(stream_of(config))
     next(steps)
-    with pytest.raises(ZeroDivisionError) as caught:
+    with pytest.raises(FtHostError if workers else ZeroDivisionError) as caught:
         next(steps)
     said = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
     assert "a bug of the method" in said and "a.jsonl, line 6" in said

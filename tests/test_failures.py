@@ -262,7 +262,7 @@ def test_without_a_checkpoint_none_is_said_to_be_intact(config, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "x")
 
     monkeypatch.setattr(checkpoint, "save_whole", full)
-    with pytest.raises(FtHostError, match="no checkpoint was written") as raised:
+    with pytest.raises(FtHostError, match="No checkpoint was written") as raised:
         run_in(config, "a", **QUICK)
     assert "intact" not in str(raised.value)
 

@@ -72,13 +72,11 @@ def answered(argv: list[str], stop: Signals | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return failed("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        if not stdout_is_closed():
-            raise
-        return CLOSED_PIPE
     except SystemExit as left:  # raised by argparse
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and stdout_is_closed():
+            return CLOSED_PIPE
         from ft_host.errors import FtHostError
 
         if os.environ.get("FT_HOST_TRACEBACK", "") not in ("", "0"):

@@ -152,15 +152,18 @@ def record(error: FtHostError, folder: RunFolder, watch: Monitor, run: Run | Non
         report_of(folder)
 
 
-def kept(error: FtHostError, run: Run, saved: Path | None) -> list[str]:
-    """Say what a failed run can go on from. `saved`: the checkpoint that it has written last."""
-    at_step = saved is not None and step_of(saved) == run.step
+def kept(error: FtHostError, folder: RunFolder, step: int | None, saved: Path | None) -> list[str]:
+    """Say what a failed run can go on from. `step`: of a run that has begun; `saved`: the checkpoint that it has
+    written last."""
+    if step is None and not isinstance(error, OutOfMemory):
+        return []
+    at_step = saved is not None and step_of(saved) == step
     if isinstance(error, StoppedByFinding) or (isinstance(error, Interrupted) and at_step):
         return []  # which its message says
-    found = saved if saved is not None and saved.is_dir() else newest(run.folder.checkpoints)[0]
+    found = saved if saved is not None and saved.is_dir() else newest(folder.checkpoints)[0]
     if found is None:
-        return ["no checkpoint was written"]
-    return [f"{found.name} is intact: `ft-host train --resume {run.folder.path}` goes on from it"]
+        return ["No checkpoint was written"]
+    return [f"{found.name} is intact: `ft-host train --resume {folder.path}` goes on from it"]
 
 
 # ---------------------------------------------------------------- among processes

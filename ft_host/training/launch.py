@@ -259,7 +259,7 @@ class _Launch:
                 return told
             if cause is None:
                 trace = keep_traceback(error, path, rank, None if self.run is None else self.run.step)
-                lines = [] if self.run is None else kept(told, self.run, self.saved)
+                lines = kept(told, self.folder, None if self.run is None else self.run.step, self.saved)
                 told.args = ("\n".join([str(told), *lines, *([] if trace is None else [f"traceback: {trace}"])]),)
             try:
                 if world_size > 1:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ft_host import errors
 from ft_host.errors import FtHostError
+from ft_host.util.memory import ran_out
 
 # What gloo, NCCL and torch's store say to a process whose partner has ended.
 LOST = (
@@ -51,6 +52,8 @@ class Failure:
         """Make it of any error; one of a class that others can't know becomes one of `ft_host.errors`."""
         if vars(errors).get(type(error).__name__) is type(error):
             return cls(error)
+        if ran_out(error):
+            return cls(errors.OutOfMemory(f"memory ran out ({type(error).__name__}: {error})"))
         if not isinstance(error, FtHostError):
             return cls(FtHostError(f"{type(error).__name__}: {error}"))
         nearest = next(each for each in type(error).__mro__ if vars(errors).get(each.__name__) is each)
