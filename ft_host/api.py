@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from ft_host.errors import FtHostError as FtHostError
     from ft_host.errors import RowError as RowError
     from ft_host.errors import UsageError as UsageError
+    from ft_host.generation.thoughts import opened_by as opened_by
+    from ft_host.generation.thoughts import without_thoughts as without_thoughts
     from ft_host.generation.transformers import end_tokens as end_tokens
     from ft_host.hooks import hookimpl as hookimpl
     from ft_host.metrics import Metric as Metric
@@ -114,6 +116,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.models.annotate": "annotate policy_values",
     "ft_host.models.load": "base_of",
     "ft_host.models.tiled_divergence": "TiledDivergence",
+    "ft_host.generation.thoughts": "opened_by without_thoughts",
     "ft_host.generation.transformers": "end_tokens",
     "ft_host.rollouts.rollout": "RolloutRun seed_of",
     "ft_host.rollouts.rewards": "Rewards groups_differ",

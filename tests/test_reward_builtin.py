@@ -15,7 +15,8 @@ from ft_host.config.builtin_rewards import BUILTIN, check_arguments, made_to_mea
 from ft_host.config.paths import path_problems
 from ft_host.config.rollout import RolloutConfig, RolloutPlan
 from ft_host.errors import ConfigError
-from ft_host.rewards import Scoring, find_reward, load_rewards, score
+from ft_host.generation.thoughts import opened_by
+from ft_host.rewards import Scoring, describe, find_reward, load_rewards, score
 
 maths = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="needs math-verify")
 
@@ -140,6 +141,64 @@ def test_think_format():
     )
 
 
+def test_thoughts_that_the_prompt_opened_count():
+    """As R1's template, Qwen3.5's and Nemotron's do it: the prompt ends with the tag, the completion has its end."""
+    texts = ["hm</think>42", "hm 42", "<think>hm</think>42", "hm</think>42"]
+    opened = ["<think>\n", "<think>\n", "", ""]
+    call = made_to_measure("think_format_reward", {})
+    assert call(completions=[say(text) for text in texts], opened_by_prompt=opened) == [1.0, 0.0, 1.0, 0.0]
+    assert call(completions=["<think>hm</think>42"], opened_by_prompt=["<assistant>"]) == [1.0], (
+        "a tag of something else"
+    )
+    custom = made_to_measure("think_format_reward", {"opening": "[PLAN]", "closing": "[/PLAN]"})
+    assert custom(
+        completions=["a[/PLAN]b", "[PLAN]a[/PLAN]b", "<think>a</think>"], opened_by_prompt=["[PLAN]", "", ""]
+    ) == [1.0, 1.0, 0.0]
+
+
+class Decoder:
+    """Tokens are characters."""
+
+    def decode(self, ids, **options):
+        return "".join(map(chr, ids))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opened"),
+    [
+        ("<|im_start|>assistant\n<think>\n", "<think>\n"),
+        ("<｜Assistant｜><think>\n", "<think>\n"),
+        ("[/INST][THINK]", "[THINK]"),
+        ("<|im_start|>assistant\n<seed:think>", "<seed:think>"),
+        ("<|im_start|>assistant\n", ""),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", ""),
+        ("Is 3 < 4?", ""),
+        ("", ""),
+    ],
+)
+def test_what_a_prompt_opens(prompt, opened):
+    assert opened_by([ord(letter) for letter in prompt], Decoder()) == opened
+
+
+def test_functions_that_ask_are_given_what_prompts_opened():
+    def asks(completions, opened_by_prompt):
+        return [float(each == "<think>\n") for each in opened_by_prompt]
+
+    def others(completions, **columns):
+        assert "opened_by_prompt" not in columns
+        return [0.0] * len(completions)
+
+    given = Scoring(
+        prompts=["", ""],
+        completions=["a", "b"],
+        completion_ids=[[1], [2]],
+        columns={},
+        trainer_state=None,
+        opened_by_prompt=["<think>\n", ""],
+    )
+    assert score([describe("asks", asks), describe("others", others)], given) == [[1.0, 0.0], [0.0, 0.0]]
+
+
 @pytest.mark.parametrize("given", [{}, {"ngram_size": 1}, {"ngram_size": 2, "max_penalty": -0.3}, {"max_penalty": 0}])
 def test_repetition_penalty(given):
     draw = random.Random(1)
@@ -222,7 +281,8 @@ PENALTY, OVERLONG = "get_repetition_penalty_reward", "get_soft_overlong_punishme
             f"^reward: {OVERLONG} needs max_completion_len, soft_punish_cache; set reward_kwargs.{OVERLONG}",
         ),
         (OVERLONG, {"max_completion_len": 4, "soft_punish_cache": 5}, "soft_punish_cache: found 5, expected 0 to 4"),
-        ("think_format_reward", {"tag": "a"}, "unknown argument 'tag'; it takes none"),
+        ("accuracy_reward", {"tag": "a"}, "unknown argument 'tag'; it takes none"),
+        ("think_format_reward", {"opening": 3}, "opening: found 3, expected a text"),
     ],
 )
 def test_arguments_that_do_not_fit(spec, given, said):

@@ -14,7 +14,7 @@ from ft_grpo.config import GRPOConfig
 from ft_host.data.tokens import chat_ids, conversation, shared
 from ft_host.errors import ConfigError, DataError, FtHostError
 from ft_host.generation import Completion, Sampling
-from ft_host.rollouts.parsing import read_turn
+from ft_host.rollouts.parsing import by_tags, read_turn
 from ft_host.rollouts.rows import completion_row
 from ft_host.rollouts.tools import load_tools
 from ft_host.rollouts.turn_boundary import between, check_template
@@ -375,6 +375,16 @@ def test_a_call_that_is_only_thought_of_is_not_made(tokenizer, box):
         assert (done.turns, done.calls, done.messages) == (1, 0, [{"role": "assistant", "content": text}])
     (done,), _ = talk(tokenizer, box("add"), [[f"<think>hm</think>{called('add', a=1, b=2)}", "3"]])
     assert outputs(done) == ["3"] and done.messages[0]["content"] == "<think>hm</think>"
+
+
+@pytest.mark.parametrize(("opened", "closing"), [("<think>\n", "</think>"), ("[THINK]", "[/THINK]")])
+def test_a_call_within_thoughts_that_the_prompt_opened_is_not_made(opened, closing):
+    """The completion has no beginning of them."""
+    call = called("add", a=1, b=2)
+    assert by_tags(f"maybe {call}", opened) == ({"role": "assistant", "content": f"maybe {call}"}, [])
+    message, calls = by_tags(f"maybe {call}{closing}\n{call}", opened)
+    assert len(calls) == 1 and message["content"] == f"maybe {call}{closing}"
+    assert len(by_tags(f"maybe {call}")[1]) == len(by_tags(f"maybe {call}", "<answer>")[1]) == 1
 
 
 # ---------------------------------------------------------------- limits

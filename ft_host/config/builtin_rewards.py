@@ -97,6 +97,7 @@ def _are_texts(value: Any) -> bool:
 
 KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     int: (lambda value: isinstance(value, int), "a whole number"),
+    str: (lambda value: isinstance(value, str) and bool(value), "a text"),
     float: (_is_number, "a number"),
     list[str] | None: (lambda value: value is None or _are_texts(value), "a list of texts"),
 }
@@ -211,13 +212,19 @@ def _marked(answers: list[str | None], solutions: list[str], log_extra: Any) -> 
 # ---------------------------------------------------------------- form and length
 
 
-def make_think_format() -> Call:
-    def think_format_reward(completions: list[Any]) -> list[float]:
-        """1 where a completion begins with <think>, has that once, and </think> after it; else 0."""
+def make_think_format(opening: str = "<think>", closing: str = "</think>") -> Call:
+    """`opening`, `closing`: the tags of thoughts."""
+
+    def think_format_reward(completions: list[Any], opened_by_prompt: list[str] | None = None) -> list[float]:
+        """1 where a completion begins with <think>, has that once, and </think> after it; else 0. A <think> that the
+        prompt ends with is the completion's beginning.
+        """
         rewards = []
-        for text in map(text_of, completions):
-            rest = text.removeprefix("<think>")
-            rewards.append(float(rest != text and "<think>" not in rest and "</think>" in rest))
+        opened = opened_by_prompt or [""] * len(completions)
+        for text, begun in zip(map(text_of, completions), opened, strict=True):
+            whole = begun + text if begun.strip() == opening else text
+            rest = whole.removeprefix(opening)
+            rewards.append(float(rest != whole and opening not in rest and closing in rest))
         return rewards
 
     return think_format_reward

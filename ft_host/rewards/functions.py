@@ -1,6 +1,7 @@
 """Reward functions: finds them by name, calls them with TRL's signature, and checks what they return.
 
-    def reward(prompts, completions, completion_ids, *, trainer_state, log_extra, log_metric, **columns)
+    def reward(prompts, completions, completion_ids, opened_by_prompt, *, trainer_state, log_extra, log_metric,
+               **columns)
         -> list[float | None]
 
 `def` or `async def`. An argument is passed only if the function takes it. Everything but `trainer_state` and the two
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     pass
 
-ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+ARGUMENTS = ("prompts", "completions", "completion_ids", "opened_by_prompt", "trainer_state", "log_extra", "log_metric")
 EXPECTED = "expected a finite number (or None: does not apply)"
 
 
@@ -63,6 +64,7 @@ class Scoring:
     completion_ids: list[list[int]]
     columns: dict[str, list[Any]]
     trainer_state: Any
+    opened_by_prompt: list[str] = field(default_factory=list)  # the tag that each prompt ends with (<think>), or ""
     metrics: dict[str, list[float]] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -194,6 +196,8 @@ def call(function: RewardFunction, scoring: Scoring) -> Any:
     }
     if not function.takes_all:
         available = {name: value for name, value in available.items() if name in function.takes}
+    if "opened_by_prompt" in function.takes:  # isn't TRL's: only a function that names it gets it
+        available["opened_by_prompt"] = scoring.opened_by_prompt or [""] * len(scoring.completions)
     try:
         return function.call(**available)
     except (Fault, FtHostError):

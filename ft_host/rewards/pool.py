@@ -268,6 +268,7 @@ def _part(function: RewardFunction, scoring: Scoring, sample: int | None) -> Sco
         prompts=scoring.prompts[of],
         completions=scoring.completions[of],
         completion_ids=scoring.completion_ids[of],
+        opened_by_prompt=scoring.opened_by_prompt[of],
         columns={name: scoring.columns[name][of] for name in names},
         trainer_state=None if state is None else SimpleNamespace(**vars(state)),
     )

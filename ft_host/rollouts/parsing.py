@@ -17,6 +17,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ft_host.generation import Completion
+from ft_host.generation.thoughts import begins_within, opened_by, tags_of
 from ft_host.rollouts.tools import Call
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def read_turn(
         return {"role": "assistant", "content": text_of(answer.token_ids, tokenizer)}, []
     # an attribute of tokenizers since transformers 5.13; versions before that don't have it
     if vars(tokenizer).get("response_template") is None:
-        message, raw_calls = by_tags(text_of(answer.token_ids, tokenizer))
+        message, raw_calls = by_tags(text_of(answer.token_ids, tokenizer), opened_by(before, tokenizer))
     else:
         message, raw_calls = by_template(answer.token_ids, before, tokenizer, tools)
     calls = []
@@ -73,11 +74,12 @@ def text_of(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.decode([token for token in ids if token not in hidden], clean_up_tokenization_spaces=False)
 
 
-def by_tags(text: str) -> tuple[Message, list[Any]]:
+def by_tags(text: str, opened: str = "") -> tuple[Message, list[Any]]:
     """Return the message without the calls that are JSON, and what is between the tags: JSON, or text that isn't. A
-    call within thoughts isn't made."""
-    thought, ended, reply = text.rpartition("</think>")
-    if not ended and "<think>" in text:
+    call within thoughts isn't made, nor one within those that the prompt has `opened`."""
+    opening, closing = tags_of(opened)
+    thought, ended, reply = text.rpartition(closing)
+    if not ended and (opening in text or begins_within(opened)):
         thought, reply = text, ""
     calls: list[Any] = []
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import FtHostError
 from ft_host.generation import Completion, Request, Sampling
+from ft_host.generation.thoughts import opened_by
 from ft_host.metrics import Metric, mean, total
 from ft_host.rewards import RewardPool, Scored, Scoring
 from ft_host.rollouts.rewards import Rewards, reward_metrics, size, variety_metrics, worth_metrics
@@ -117,7 +118,7 @@ class RolloutRun:
         names = reward_names(self.pool, self.toolbox)
 
         def work() -> Scored:
-            found = scored(self.pool, self.toolbox, of, completions, texts, self.trainer_state)
+            found = scored(self.pool, self.toolbox, of, completions, texts, self.trainer_state, self.tokenizer)
             self.pool.unrewarded.add(found.values, names)
             return found
 
@@ -246,11 +247,12 @@ def scored(
     completions: list[Completion],
     texts: list[str],
     trainer_state: Any,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Scored:
     """Return the rewards of completions, each with the row of its prompt; an environment's own comes last."""
     if not completions:
         return Scored(values=[])
-    results = pool.score(scoring_of(rows, completions, texts, trainer_state))
+    results = pool.score(scoring_of(rows, completions, texts, trainer_state, tokenizer))
     if toolbox is not None and toolbox.rewards:
         talks: list[Conversation] = completions
         for values, talk in zip(results.values, talks, strict=True):
@@ -260,7 +262,13 @@ def scored(
     return results
 
 
-def scoring_of(rows: list[Row], completions: list[Completion], texts: list[str], trainer_state: Any) -> Scoring:
+def scoring_of(
+    rows: list[Row],
+    completions: list[Completion],
+    texts: list[str],
+    trainer_state: Any,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Scoring:
     """Return the arguments of reward functions for completions, each with the row of its prompt: texts for text
     prompts, messages for messages."""
     columns = [row["columns"] for row in rows]
@@ -274,6 +282,7 @@ def scoring_of(rows: list[Row], completions: list[Completion], texts: list[str],
         completion_ids=[completion.token_ids for completion in completions],
         columns={name: [row.get(name) for row in columns] for name in dict.fromkeys(n for row in columns for n in row)},
         trainer_state=trainer_state,
+        opened_by_prompt=[opened_by(row["prompt_ids"], tokenizer) for row in rows],
     )
 
 

@@ -150,10 +150,14 @@ def evaluate_rewards(
     state = trainer_state(run)
     if functions or online is None:
         names, weights = [function.name for function in functions], [1.0] * len(functions)
-        found = in_process(functions, scoring_of(mine, completions, texts, state)) if mine else Scored(values=[])
+        found = (
+            in_process(functions, scoring_of(mine, completions, texts, state, run.tokenizer))
+            if mine
+            else Scored(values=[])
+        )
     else:
         names, weights = online.names, online.weights
-        found = scored(online.pool, online.toolbox, mine, completions, texts, state)
+        found = scored(online.pool, online.toolbox, mine, completions, texts, state, run.tokenizer)
     made = [
         {
             "prompt": row["prompt"],

@@ -43,6 +43,7 @@ from ft_host.api import (
     masked_row,
     mean,
     num_targets,
+    opened_by,
     per_target,
     policy_values,
     prompt_row,
@@ -142,7 +143,8 @@ def ft_rollout(rows, rollout) -> Rollout:
     for index, prompt in enumerate(rows):
         group = slice(index * size, (index + 1) * size)
         feedback = feedback_of(prompt, None if logged is None else logged[group], size)
-        shown.append(attempts(rewards.texts[group], totals[group], feedback, config))
+        opened = opened_by(prompt["prompt_ids"], rollout.tokenizer)
+        shown.append(attempts(rewards.texts[group], totals[group], feedback, config, opened))
         earned.append(totals[group])
         asked.append([None] * size)
         if config.distillation_weight:

@@ -3,17 +3,14 @@ it."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ft_host.api import Drop, Metric, content_of, mean, prompt_row
+from ft_host.api import Drop, Metric, content_of, mean, prompt_row, without_thoughts
 from ft_sdpo.config import CONTEXT, SDPOConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,23 +26,28 @@ def is_success(reward: float | None, config: SDPOConfig) -> bool:
     return reward is not None and reward >= config.success_reward_threshold
 
 
-def solution_for(place: int, texts: list[str], rewards: list[float | None], config: SDPOConfig) -> str | None:
-    """The first successful completion of a group that may be shown for the one at `place`."""
+def solution_for(
+    place: int, texts: list[str], rewards: list[float | None], config: SDPOConfig, opened: str = ""
+) -> str | None:
+    """The first successful completion of a group that may be shown for the one at `place`; without thoughts, one that
+    says something beside them. `opened`: the tag that their prompt ends with."""
     if not config.use_successful_as_teacher:
         return None
     for other, (text, reward) in enumerate(zip(texts, rewards, strict=True)):
         if is_success(reward, config) and not (other == place and config.dont_reprompt_on_self_success):
-            return THINKING.sub("", text).strip() if config.remove_thinking_from_demonstration else text
+            shown = without_thoughts(text, opened) if config.remove_thinking_from_demonstration else text
+            if shown or not text.strip():
+                return shown
     return None
 
 
 def attempts(
-    texts: list[str], rewards: list[float | None], feedback: list[str | None], config: SDPOConfig
+    texts: list[str], rewards: list[float | None], feedback: list[str | None], config: SDPOConfig, opened: str = ""
 ) -> list[Attempt]:
-    """Of the completions of one prompt."""
+    """Of the completions of one prompt, which ends with the tag `opened`, or with none."""
     found = []
     for place, said in enumerate(feedback):
-        solution = solution_for(place, texts, rewards, config)
+        solution = solution_for(place, texts, rewards, config, opened)
         told = said is not None and bool(said.strip())
         shown = told and config.include_environment_feedback
         if config.environment_feedback_only_without_solution and solution is not None:

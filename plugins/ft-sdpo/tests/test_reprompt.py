@@ -31,6 +31,18 @@ def test_the_first_other_success_is_shown():
     assert solutions(use_successful_as_teacher=False, include_environment_feedback=True) == SILENT
 
 
+def test_thoughts_that_the_prompt_opened_are_removed():
+    """The completions have their end alone. Thoughts that never end leave nothing to show: the next success is."""
+    config = SDPOConfig(remove_thinking_from_demonstration=True, dont_reprompt_on_self_success=False)
+    texts, rewards = ["hm, 6 times 7", "hm\nwell</think>\n42", "it is 42"], [1.0, 1.0, 1.0]
+    found = attempts(texts, rewards, [None] * 3, config, "<think>\n")
+    assert [each.solution for each in found] == ["42"] * 3
+    assert attempts(texts[1:2], [1.0], [None], config)[0].solution == "42", "whatever is known of the prompt"
+    found = attempts(["a</reason>b"], [1.0], [None], config, "<reason>")
+    assert found[0].solution == "b"
+    assert attempts(texts[:1], [1.0], [None], config)[0].solution == texts[0], "nothing was opened"
+
+
 def test_feedback():
     told = ["bad", " ", None, "worse"]
     assert [each.feedback for each in attempts(TEXTS, REWARDS, told, SDPOConfig())] == SILENT
