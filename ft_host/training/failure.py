@@ -115,7 +115,7 @@ def keep_traceback(error: BaseException, folder: Path, rank: int, step: int | No
     """Append the traceback of an error to a file of the run's folder; return the file. None for one whose message says
     all, or where nothing can be written."""
     says_all = isinstance(error, FtHostError) and error.__cause__ is None and "__notes__" not in vars(error)
-    if isinstance(error, KeyboardInterrupt) or says_all:
+    if says_all:
         return None
     file = folder / ("traceback.txt" if rank == 0 else f"traceback-rank-{rank}.txt")
     head = f"{now()}, rank {rank}" + (f", after step {step}" if step is not None else "")

@@ -258,8 +258,9 @@ class _Launch:
             if path is None or not path.is_dir():
                 return told
             if cause is None:
-                trace = keep_traceback(error, path, rank, None if self.run is None else self.run.step)
-                lines = kept(told, self.folder, None if self.run is None else self.run.step, self.saved)
+                step = None if self.run is None else self.run.step
+                trace = None if isinstance(told, Interrupted) else keep_traceback(error, path, rank, step)
+                lines = kept(told, self.folder, step, self.saved)
                 told.args = ("\n".join([str(told), *lines, *([] if trace is None else [f"traceback: {trace}"])]),)
             try:
                 if world_size > 1:
