@@ -261,7 +261,6 @@ def _part(function: RewardFunction, scoring: Scoring, sample: int | None) -> Sco
     The trainer state is sent as a plain object with its fields, since a worker would have to import transformers for
     its class.
     """
-    state = scoring.trainer_state
     names = [name for name in scoring.columns if function.takes_all or name in function.takes]
     of = slice(None) if sample is None else slice(sample, sample + 1)
     return Scoring(
@@ -270,7 +269,7 @@ def _part(function: RewardFunction, scoring: Scoring, sample: int | None) -> Sco
         completion_ids=scoring.completion_ids[of],
         opened_by_prompt=scoring.opened_by_prompt[of],
         columns={name: scoring.columns[name][of] for name in names},
-        trainer_state=None if state is None else SimpleNamespace(**vars(state)),
+        trainer_state=scoring.trainer_state and SimpleNamespace(**vars(scoring.trainer_state)),
     )
 
 

@@ -97,7 +97,8 @@ class SDPOConfig(GroupedRolloutConfig):
     dont_reprompt_on_self_success: bool = option(True, "Never show a completion to its own teacher.")
     remove_thinking_from_demonstration: bool = option(
         False,
-        "Show the teacher completions without their thoughts (<think> to </think>), those included that the prompt opens.",
+        "Show the teacher completions without their thoughts (<think> to </think>), those included that the prompt"
+        " opens.",
     )
     include_environment_feedback: bool = option(
         False,
