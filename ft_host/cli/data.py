@@ -115,7 +115,7 @@ def show(method: registry.PluginInfo, config: RunConfig, shown: int, counted: in
 
     chosen = choose(config, method)
     tokenizer = data.load_tokenizer(config)
-    for note in chosen.fit_model(tokenizer)[0]:
+    for note in (*chosen.fit_positions()[0], *chosen.fit_embeddings(tokenizer)):
         print(f"Warning: {note}\n")
     prepare = chosen.prepare_with(tokenizer)
     source = data.open_train(config)

@@ -52,7 +52,10 @@ def read_file(path: str | Path) -> ConfigFile:
     except UnicodeDecodeError as error:
         line = file.read_bytes()[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: not a text file in UTF-8 ({error.reason})") from error
-    values, lines, problems = readers[file.suffix.lower()](text, str(path))
+    try:
+        values, lines, problems = readers[file.suffix.lower()](text, str(path))
+    except ValueError as error:  # a whole number of thousands of digits
+        raise ConfigError(f"{path}: {error}") from error
     method = values.pop("method", None)
     if method is not None and not isinstance(method, str):
         problems.append(f"{path}:{lines['method']}: method: found {show(method)}, expected the name of a method")

@@ -148,7 +148,7 @@ class Tally:
             lines.append(f"  {count} × {reason}" + (f" (first: {places})" if places else ""))
         if any("max_length" in reason for reason in self.dropped):
             lines.append(
-                f"  max_length is {config.max_length} and cuts rows ({config.truncation_mode}): raise it, or keep the "
+                f"  max_length is {config.max_length} and cuts rows ({config.truncation_mode}): raise it as far as the model's positions go, or keep the "
                 f"{'end' if config.truncation_mode == 'keep_start' else 'start'} of rows with truncation_mode"
             )
         raise DataError("\n".join(lines))

@@ -57,14 +57,19 @@ class Chosen:
         names = [registry.reference(info) for info in self.infos if info.kind != "backend"]
         return PrepareRow(tuple(names), tokenizer, dataclasses.replace(self.config, **changes), self.embeddings)
 
-    def fit_model(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], dict[str, int]]:
-        """Limit rows to what the models can read: their positions, their embeddings. Returns sentences on it, and
-        facts. Raises ConfigError for fields that go beyond."""
-        for name in (self.config.model, *(spec.source for spec in self.specs.values() if spec.source)):
-            check_folder(name)
-        notes, facts = fit_rows(self.config, self.specs)
+    def fit_positions(self) -> tuple[list[str], dict[str, int]]:
+        """Limit `max_length` to the models' positions. Returns sentences on it, and facts. Raises ConfigError for
+        fields that go beyond, and for what is no model."""
+        check_folder(self.config.model)
+        for role, spec in self.specs.items():
+            if spec.source is not None:
+                check_folder(spec.source, spec.field or role)
+        return fit_rows(self.config, self.specs)
+
+    def fit_embeddings(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """Let rows be refused that hold a token without an embedding. Returns sentences on it."""
         self.embeddings, said = lacking(self.config, tokenizer)
-        return [*notes, *said], facts
+        return said
 
 
 @dataclass(kw_only=True)
@@ -111,12 +116,13 @@ def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
     StoppedByFinding if `stop_on` asks for it."""
     seed_all(config.seed)  # before plugins are imported: they may draw numbers as they are
     chosen = choose(config, method)
+    notes, limits = chosen.fit_positions()
     watch = Monitor(chosen.plugins, chosen.infos, config)
     optimizer_factory(config)
     check_trackers(config.report_to)
     rewards = load_rewards(config)
     tokenizer = data.load_tokenizer(config)
-    notes, limits = chosen.fit_model(tokenizer)
+    notes += chosen.fit_embeddings(tokenizer)
     for role, spec in chosen.specs.items():
         if spec.source is not None:
             check_vocabulary(config, spec.source, tokenizer, spec.field or role, spec)
