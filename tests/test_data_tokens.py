@@ -253,5 +253,7 @@ def test_loading_a_tokenizer(tmp_path):
 def test_a_tokenizer_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ConfigError, match="model: .*loaded from this folder, which holds config.json"):
+    with pytest.raises(
+        ConfigError, match=r"model: .*has no tokenizer \(tokenizer.json or the like\), only config.json"
+    ):
         load_tokenizer(config_of(model=str(tmp_path)))

@@ -113,9 +113,9 @@ def test_a_length_beyond_the_table_is_refused_by_name(short):
         fit_rows(config, {})
     config = dataclasses.replace(short, max_length=None)
     notes, facts = fit_rows(config, {})
-    assert config.max_length == 48 and len(notes) == 1 and facts == {"model/positions": 48}
+    assert config.max_length == 48 and len(notes) == 1 and facts == {"model/positions": 48, "model/row_limit": 48}
     config = dataclasses.replace(short, max_length=40)
-    assert fit_rows(config, {}) == ([], {"model/positions": 48}) and config.max_length == 40
+    assert fit_rows(config, {}) == ([], facts) and config.max_length == 40
 
 
 def test_a_reference_of_fewer_positions_limits_the_rows(short, tmp_path):

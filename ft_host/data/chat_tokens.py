@@ -6,6 +6,7 @@ import bisect
 from typing import TYPE_CHECKING, Any
 
 from ft_host.batch import IGNORE
+from ft_host.data.long_texts import ids_of
 from ft_host.data.omissions import check_shown
 from ft_host.data.templates import Conversation, has_markers, rendered, template_of, turn_marks
 from ft_host.data.tool_calls import tools_of
@@ -40,9 +41,7 @@ def chat_ids(talk: Conversation, *, ask: bool = False) -> list[int]:
 
 
 def encoded(talk: Conversation, text: str) -> list[int]:
-    return talk.tokenizer(
-        text, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )["input_ids"]
+    return ids_of(talk.tokenizer, text, False)
 
 
 def with_offsets(talk: Conversation, text: str, what: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -28,7 +28,10 @@ def _tokenized(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> 
     )["input_ids"]
 
 
-_kept = functools.lru_cache(maxsize=1)(_tokenized)  # of the text before, as its ids take a multiple of its memory
+@functools.lru_cache(maxsize=1)  # the text before alone: its ids take a multiple of its memory
+def _kept(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
+    logger.warning("a text of %s characters is being tokenised, which takes a while", f"{len(text):,}")
+    return _tokenized(tokenizer, text, special)
 
 
 def longest(value: Any) -> int:
@@ -45,8 +48,7 @@ def name_long(where: str, row: dict[str, Any]) -> None:
     if size > LONG and where not in named:
         named.add(where)
         logger.warning(
-            "%s: a text of %s characters is tokenised whole before it is cut, which takes a while; split it, or leave it "
-            "out",
+            "%s: a text of %s characters, which is tokenised whole before it is cut; split it, or leave it out",
             where,
             f"{size:,}",
         )

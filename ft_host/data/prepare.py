@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ft_host.contract.rows import prepare
+from ft_host.data.long_texts import name_long
 from ft_host.errors import DataError, HookError, RowError
 from ft_host.registry import plugins_named
 from ft_host.types import Drop, Row
@@ -62,6 +63,7 @@ def prepared(prepare: Prepare, where: str, raw: Row) -> list[Row] | Drop:
     Raises DataError with the place of a row that can't be used, HookError with the place for any other error, and
     TypeError where `ft_prepare` returns something else.
     """
+    name_long(where, raw)
     try:
         result = prepare(raw)
     except RowError as error:
@@ -148,7 +150,7 @@ class Tally:
             lines.append(f"  {count} × {reason}" + (f" (first: {places})" if places else ""))
         if any("max_length" in reason for reason in self.dropped):
             lines.append(
-                f"  max_length is {config.max_length} and cuts rows ({config.truncation_mode}): raise it as far as the model's positions go, or keep the "
+                f"  max_length is {config.max_length} and cuts rows ({config.truncation_mode}): raise it, or keep the "
                 f"{'end' if config.truncation_mode == 'keep_start' else 'start'} of rows with truncation_mode"
             )
         raise DataError("\n".join(lines))

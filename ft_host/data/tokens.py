@@ -15,6 +15,7 @@ from ft_host.batch import IGNORE, count_targets
 from ft_host.data.chat_tokens import assistant_tokens, chat_ids, conversation, weighted_tokens
 from ft_host.data.formats import prompt_part, standard
 from ft_host.data.given_tokens import given_tokens
+from ft_host.data.long_texts import ids_of
 from ft_host.data.prefill import begins_answer, continues, whole_talks
 from ft_host.errors import ConfigError, RowError
 from ft_host.types import Row
@@ -121,7 +122,7 @@ def with_eos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return token ids with special tokens, but with a single BOS and EOS where the text already has them."""
-    ids = tokenizer(text, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
+    ids = ids_of(tokenizer, text, True)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if len(ids) > 1 and bos is not None and ids[0] == ids[1] == bos and not text.startswith(tokenizer.bos_token * 2):
         del ids[0]

@@ -97,13 +97,15 @@ def fit_rows(config: RunConfig, specs: dict[str, ModelSpec]) -> tuple[list[str],
     }
     tables = {field: at.table for field, (_, at) in found.items() if at.table is not None}
     trained = [at.trained for _, at in found.values() if at.trained is not None]
+    completion = config.max_completion_length if isinstance(config, RolloutConfig) else 0
     facts = {"model/trained_positions": min(trained)} if trained else {}
+    if tables or trained:
+        facts["model/row_limit"] = min([*tables.values(), *trained]) - completion  # what max_length should be at most
     if not tables:
         return [], facts
     field = min(tables, key=lambda each: tables[each])
     most, owner = tables[field], f"{found[field][0]} ({field})"
     facts["model/positions"] = most
-    completion = config.max_completion_length if isinstance(config, RolloutConfig) else 0
     if completion >= most:
         raise ConfigError(
             f"max_completion_length: {completion} leaves no room for a prompt: {owner} has {most} positions"

@@ -15,7 +15,7 @@ def longer(view: View) -> Remedy | None:
     fits = 64 * math.ceil(view.get("data/length_p95", 0) / 64)
     if limit is None or fits <= limit:
         fits = 64 * math.ceil(view.get("data/length_max", 0) / 64)
-    fits = min(fits, view.get("model/positions", view.get("model/trained_positions", fits)))
+    fits = min(fits, view.get("model/row_limit", fits))
     if limit is None or fits <= limit:
         return None
     return Remedy(
