@@ -19,7 +19,7 @@ from ft_host.config.fields import current_names, fields_of, names_of
 from ft_host.config.old_names import RenamedField
 from ft_host.config.options import OPTIMIZERS, SCHEDULES, TRACKERS
 from ft_host.config.renamed import ALREADY, RENAMED, hint
-from ft_host.config.values import optimizer_hint, value_hint
+from ft_host.config.values import PATHS, optimizer_hint, value_hint
 from ft_host.errors import ConfigError
 
 EXPERIMENTAL = (("gkd", "GKDConfig"), ("gold", "GOLDConfig"), ("sdft", "SDFTConfig"), ("sdpo", "SDPOConfig"))
@@ -212,15 +212,14 @@ def test_nothing_is_an_empty_list_or_mapping(tmp_path):
 def test_every_optimizer_of_transformers_is_ours_or_has_an_answer():
     from transformers.training_args import OptimizerNames
 
-    without = [name.value for name in OptimizerNames if name.value not in OPTIMIZERS and not optimizer_hint(name.value)]
+    ours = {*OPTIMIZERS, *PATHS}
+    without = [name.value for name in OptimizerNames if name.value not in ours and not optimizer_hint(name.value)]
     assert not without
 
 
-def test_the_import_path_of_an_optimizer_is_said():
-    with pytest.raises(
-        ConfigError, match=r"optim: found the text 'lion_8bit', .*; here it is bitsandbytes.optim:Lion8b"
-    ):
-        resolve.resolve(SFTConfig, None, {"model": "org/m", "dataset": "org/d", "optim": "lion_8bit"})
+def test_an_optimizer_of_another_package_is_taken_by_its_name_in_transformers():
+    config = resolve.resolve(SFTConfig, None, {"model": "org/m", "dataset": "org/d", "optim": "lion_8bit"}).config
+    assert config.optim == "lion_8bit" and optimizer_hint("lion_8bit") is None
     assert "LoRA" in optimizer_hint("galore_adamw_8bit_layerwise")
 
 

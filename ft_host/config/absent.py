@@ -25,7 +25,6 @@ REASONS = {
     "not offered; gradient_checkpointing and max_tokens_per_micro_batch make a step take less memory": (
         "activation_offloading offload_activations"
     ),
-    "not offered; lora_target_modules names modules, a single parameter can't be named": "lora_target_parameters",
     "not needed; the storage of 4-bit weights is bitsandbytes' own": "bnb_4bit_quant_storage",
     "not needed; no model that is loaded here has such buffers": "ignore_bias_buffers",
     LIBRARY.format("gradient_checkpointing"): "activation_checkpointing_kwargs",

@@ -15,7 +15,7 @@ from ft_host.config.builtin_rewards import BUILTIN, lacking
 from ft_host.config.held_out import name_problem, named_sets, one_set
 from ft_host.config.options import OPTIMIZERS
 from ft_host.config.rollout import RolloutConfig
-from ft_host.config.values import optimizer_hint
+from ft_host.config.values import PATHS, optimizer_hint
 from ft_host.config.words import show
 from ft_host.errors import ConfigError
 from ft_host.util.model_files import files_problem, no_model
@@ -57,10 +57,10 @@ def path_problems(config: RunConfig, origins: dict[str, str]) -> list[tuple[str,
             found += [("tools", problem) for problem in function_problems(reference)]
         if config.environment is not None:
             found += [("environment", problem) for problem in function_problems(config.environment)]
-    if config.optim not in OPTIMIZERS and ":" not in config.optim:
+    if config.optim not in OPTIMIZERS and config.optim not in PATHS and ":" not in config.optim:
         names = f"one of {', '.join(OPTIMIZERS)}, or the import path of a class (package.module:Class)"
         said = optimizer_hint(config.optim)
-        near = f"; {said}" if said else nearest(config.optim, OPTIMIZERS)
+        near = f"; {said}" if said else nearest(config.optim, [*OPTIMIZERS, *PATHS])
         found.append(("optim", f"found {show(config.optim)}, expected {names}{near}"))
     return found
 

@@ -257,7 +257,9 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
     )
     optim: str = option(
         "adamw",
-        "Optimizer: adamw, sgd, adafactor, or the import path of a torch optimizer class (package.module:Class).",
+        "Optimizer: adamw, sgd, adafactor (transformers', whose steps don't depend on the size of the weights), "
+        "another of transformers' names (adamw_8bit, lion_8bit, schedule_free_adamw …), or the import path of a "
+        "torch optimizer class of any package (package.module:Class).",
         group="optimisation",
     )
     optim_args: dict[str, Any] = option({}, "Further arguments of the optimizer.", group="optimisation")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 TRACKER = "accelerate, which sends the metrics, has no tracker of this name"
-# Optimizers of transformers, by import path where a class of that shape exists; each with what has to be said.
+# Optimizers of transformers, by import path where a class of that shape exists: `optim` takes these names too.
 PATHS = {
     "adamw_hf": "adamw",
     "adamw_torch_xla": "adamw",
@@ -33,18 +33,16 @@ PATHS = {
     "adagrad": "torch.optim:Adagrad",
     "adam": "torch.optim:Adam",
     "muon": "torch.optim:Muon",
+    "torch_adafactor": "torch.optim:Adafactor",
+    "schedule_free_adamw": "schedulefree:AdamWScheduleFree",
+    "schedule_free_radam": "schedulefree:RAdamScheduleFree",
+    "schedule_free_sgd": "schedulefree:SGDScheduleFree",
     "stable_adamw": "optimi:StableAdamW",
     "grokadamw": "grokadamw:GrokAdamW",
 }
 GROUPED = "it needs groups of its own and hooks on the weights, which no path gives; LoRA takes as little memory"
 FUSED = "it updates within the backward pass, which a step here doesn't do"
-WITHOUT = {
-    "galore": GROUPED,
-    "apollo": GROUPED,
-    "lomo": FUSED,
-    "adalomo": FUSED,
-    "schedule_free": "it has a mode for training and one for evaluation, between which a run here doesn't switch",
-}
+WITHOUT = {"galore": GROUPED, "apollo": GROUPED, "lomo": FUSED, "adalomo": FUSED}
 VALUES: dict[str, dict[str, str]] = {
     "lr_scheduler_type": {
         "reduce_lr_on_plateau": "it follows a metric, and a schedule here is a function of the step",
@@ -63,8 +61,6 @@ def value_hint(field: str, value: object) -> str | None:
 
 def optimizer_hint(name: str) -> str | None:
     """What is written for one of transformers' optimizers, or why there is none. None for a name that isn't known."""
-    if name in PATHS:
-        return f"here it is {PATHS[name]}"
     for beginning, reason in WITHOUT.items():
         if name.startswith(beginning):
             return reason

@@ -109,7 +109,10 @@ def small_optimizer(config: Any) -> Remedy | None:
     if config.optim not in ("adamw", "adamw_torch", "adamw_torch_fused"):
         return None
     return Remedy(
-        why="Set optim to adafactor, which keeps only a row and a column per matrix",
+        why=(
+            "Set optim to adafactor, which keeps only a row and a column per matrix. learning_rate keeps its meaning,"
+            " the size of a step; there is no momentum, so that steps are noisier than AdamW's"
+        ),
         patch={"optim": "adafactor"},
         again=True,
     )

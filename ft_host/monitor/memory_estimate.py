@@ -14,12 +14,12 @@ from ft_host.models.tiles import TILE_BYTES, TILE_TARGETS
 from ft_host.monitor.memory_usage import resident_mb
 from ft_host.util.memory import (
     MB,
-    STATES,
     activation_bytes,
     cached_tokens,
     in_words,
     logit_bytes,
     memory_facts,
+    states_of,
     tokens_of,
 )
 
@@ -41,7 +41,7 @@ def memory_parts(run: Run, facts: Mapping[str, Any], held_out: int) -> dict[str,
     trained = [p for p in parameters if p.requires_grad]
     sharded = any(isinstance(p, DTensor) for p in parameters)
     gradients = size_of(trained)
-    states = gradients * STATES.get(config.optim, 2.0)
+    states = gradients * states_of(config.optim)
     if run.world_size > 1 and not sharded:
         gradients *= 2  # DDP's buckets
     mixed = run.accelerator.mixed_precision != "no"

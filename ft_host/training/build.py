@@ -22,7 +22,7 @@ from ft_host.run import Run
 from ft_host.training import checkpoint as checkpoints
 from ft_host.training.evaluate import Evaluation
 from ft_host.training.loop import Progress
-from ft_host.training.optim import Schedule, make_optimizer
+from ft_host.training.optim import Schedule, make_optimizer, try_optimizer
 from ft_host.types import Row
 from ft_host.util.adapters import adapter_of
 from ft_host.util.memory import COMPANIONS, LOADING, oom_context
@@ -68,6 +68,7 @@ def load_models(
     """Return the run with its policy and other models, and the optimizer. All ranks must call it. The weights come from
     the checkpoint, if it has them as a model."""
     config, specs = chosen.config, dict(chosen.specs)
+    try_optimizer(config, accelerator.device)
     seed_all(config.seed)  # new weights (an adapter's) are the same on every rank
     held = checkpoint / "model" if checkpoint and (checkpoint / "model").is_dir() else None
     start = dataclasses.replace(config, model=str(held)) if held else config
@@ -83,6 +84,7 @@ def load_models(
         else:
             model = accelerator.prepare(policy)
         optimizer = accelerator.prepare(make_optimizer(policy, config))
+        optimizer.train()  # a mode that schedule-free ones have
     chosen.plugins.register(Divider(), name=f"{HOST} Divider")
     run = Run(
         config=config,
@@ -112,6 +114,7 @@ def build(ready: Preflight, accelerator: Accelerator, folder: RunFolder, checkpo
     config, progress, saved_rows = run.config, Progress(), None
     if checkpoint:
         saved = checkpoints.load(run, optimizer.optimizer, checkpoint)
+        optimizer.train()  # it was saved in the other mode
         progress = Progress(**saved["progress"])
         saved_rows = reshard_rows(saved["buffers"], run.rank, run.world_size)
     if ready.online:

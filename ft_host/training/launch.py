@@ -43,6 +43,7 @@ from ft_host.training.failure import (
 )
 from ft_host.training.finish import already_finished, closing, finish, say_what_was_lost
 from ft_host.training.loop import fit
+from ft_host.training.optim import averaged
 from ft_host.training.preflight import Preflight, preflight
 from ft_host.training.progress import Trackers, sinks
 from ft_host.types import FinishedRun
@@ -141,14 +142,14 @@ class _Launch:
         evaluation = evaluation_of(built, ready, held_out)
 
         def save() -> None:
-            with self._aside(), oom_context(SAVING):
+            with self._aside(), averaged(built.optimizer), oom_context(SAVING):
                 rows = built.stream.state() if ready.online else None
                 self.saved = checkpoints.save(run, built.optimizer.optimizer, built.progress, rows)
                 run.record_facts(disk_facts(run))
 
         def evaluate() -> None:
             try:
-                with self._aside(), oom_context(EVALUATION):
+                with self._aside(), averaged(built.optimizer), oom_context(EVALUATION):
                     evaluation()
             except Exception as error:
                 run.tell_ranks(error)
@@ -173,7 +174,8 @@ class _Launch:
             raise everywhere(Interrupted(run.stopped_as_asked()))
         say_what_was_lost(run, built.prompts)
         built.stream.close()
-        return finish(run)
+        with averaged(built.optimizer):
+            return finish(run)
 
     def _open_folder(self, ready: Preflight) -> tuple[Path | None, list[str]]:
         """Make the run's folder, or open it to go on. Returns the checkpoint to begin with, and warnings."""

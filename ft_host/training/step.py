@@ -145,7 +145,7 @@ def train_step(
     if "aux_loss" in metrics:
         balance = run.policy.router_aux_loss_coef * metrics["aux_loss"]
         metrics["moe/aux_share"] = balance / (abs(metrics["loss"]) + balance)
-    monitor.before_update(run, metrics["loss"], norm, optimizer.param_groups[0]["lr"])
+    monitor.before_update(run, metrics["loss"], norm, float(optimizer.param_groups[0]["lr"]))
     run.whole = False
     with oom_context(UPDATE, run.step + 1):
         optimizer.step()
