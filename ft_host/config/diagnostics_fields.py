@@ -17,6 +17,7 @@ class DiagnosticsFields:
         "Diagnostics plugins to use beside those of the method, by name; a Python file is one too.",
         group="diagnostics",
         path=True,
+        compared=False,  # by their files, whatever names them
     )
     diagnostics_config: dict[str, Any] = option(
         {}, "Their own fields: {name: {field: value}}; their documentation has them.", group="diagnostics"

@@ -66,6 +66,7 @@ class Field:
     unless: str | None  # if this other field is set, this one isn't required
     example: str | None
     path: bool = False  # it names files or folders
+    compared: bool = True  # a resumed run compares what they hold
 
     @property
     def flag(self) -> str:
@@ -111,10 +112,12 @@ def fields_of(config_class: type) -> Fields:
     hints = typing.get_type_hints(config_class)
     host: dict[str, Any] = {}  # types of the host's fields
     paths: set[str] = set()  # the host's fields that name files, also where a method declares them anew
+    ignored: set[str] = set()  # those of them whose content isn't compared
     for base in config_class.__mro__:
         if base.__module__.partition(".")[0] == "ft_host" and dataclasses.is_dataclass(base):
             host = typing.get_type_hints(base) | host
             paths |= {each.name for each in dataclasses.fields(base) if each.metadata.get("path")}
+            ignored |= {each.name for each in dataclasses.fields(base) if not each.metadata.get("compared", True)}
     old = old_names(config_class)
     renamed = {name: each.name for each in dataclasses.fields(config_class) for name in each.metadata.get("was", ())}
     fields = []
@@ -149,6 +152,7 @@ def fields_of(config_class: type) -> Fields:
             warn(where, f"the host's field {field.name}", renamed[field.name])  # declared anew for another default
         metadata = {**field.metadata, "was": was}
         metadata["path"] = metadata.get("path", False) or field.name in paths
+        metadata["compared"] = metadata.get("compared", True) and field.name not in ignored
         fields.append(Field(name=field.name, type=hints[field.name], default=default, **metadata))
     order = list(GROUPS)
     found = Fields((field.name, field) for field in sorted(fields, key=lambda field: order.index(field.group)))

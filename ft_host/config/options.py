@@ -23,6 +23,7 @@ def option(
     unless: str | None = None,
     example: str | None = None,
     path: bool = False,
+    compared: bool = True,
 ) -> Any:
     """Declare a config field: its default, its meaning, and its allowed values.
 
@@ -31,8 +32,9 @@ def option(
     versions: they still work, with a warning that has the new one. `also` are values of other tools, with ours:
     {theirs: ours}; they are taken, with a warning that has ours. A `required` field must be set and not be empty,
     unless the field `unless` is set; the error message shows `example`. With `path`, the field names files or folders:
-    ~ and $VARIABLES in it are expanded, in texts, lists, and mappings that hold them. A default that is a list or dict
-    is copied per config.
+    ~ and $VARIABLES in it are expanded, in texts, lists, and mappings that hold them, and a resumed run is refused if
+    their content has changed; with `compared` False it isn't: the run writes there, or doesn't read it. A default that
+    is a list or dict is copied per config.
 
     Types: str, bool, int, float, list[...] and dict[str, ...] of those or of Any, and unions of them with None.
     """
@@ -50,6 +52,7 @@ def option(
         "unless": unless,
         "example": example,
         "path": path,
+        "compared": compared,
     }
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)

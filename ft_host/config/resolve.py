@@ -123,7 +123,8 @@ def resolve_resumed(
     given, wrong = read_flags(flags, fields)
     problems += wrong
     for name in given:
-        if name not in RESUMABLE and given[name] != values.get(name, fields[name].default):
+        usual = values.get(name, fields[name].default)
+        if name not in RESUMABLE and given[name] != usual and not may_move(fields[name], usual, given[name]):
             problems.append(
                 f"{flag_of(name)} can't change when a run is resumed; these can: "
                 + ", ".join(flag_of(each) for each in RESUMABLE)
@@ -136,6 +137,14 @@ def resolve_resumed(
     check_whole(config, places)
     take_adapter(config, origins)
     return Resolved(config, origins)
+
+
+def may_move(field: Field, before: Any, now: Any) -> bool:
+    """Return whether a field names a place, which may be another when a run is resumed: the launch compares what is
+    there. A revision may be given, so that a hub model is the one of before, and the place of an adapter's base."""
+    if field.name.endswith("_revision") or field.name == "lora_base_model":
+        return isinstance(now, str)
+    return field.path and field.compared and isinstance(before, str) and isinstance(now, str) and bool(before and now)
 
 
 def check(config: RunConfig) -> dict[str, str]:

@@ -151,6 +151,7 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         "Folder or hub id of the base of the adapter in `model`, where that isn't what the adapter names.",
         group="lora",
         path=True,
+        compared=False,  # with the adapter
     )
     merge_adapter: bool = option(
         False, "Also write merged/: the base weights with the adapter merged in.", group="lora"
@@ -326,7 +327,7 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
 
     # -- run
     output_dir: str = option(
-        "", "The run's folder. Not set: runs/METHOD-DATE-TIME.", group="run", path=True, also={None: ""}
+        "", "The run's folder. Not set: runs/METHOD-DATE-TIME.", group="run", path=True, compared=False, also={None: ""}
     )
     save_steps: int = option(500, "Write a checkpoint every so many steps; 0: none but the last.", group="run", ge=0)
     save_total_limit: int | None = option(
@@ -355,6 +356,7 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         group="run",
         was=("parent",),
         path=True,
+        compared=False,
     )
     resume_from_checkpoint: str | None = option(
         None,
@@ -362,6 +364,7 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         "and the metrics so far come from there, everything else from this config.",
         group="run",
         path=True,
+        compared=False,
     )
     required_plugins: list[str] = option(
         [], "Requirements such as ft-sft>=0.1,<1, checked before anything is imported.", group="run"

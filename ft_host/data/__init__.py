@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ft_host.data.completions import fit_length, is_empty, tokenize_completions
+from ft_host.data.content import content_of
 from ft_host.data.load import open_eval, open_source, open_train, sets_of
 from ft_host.data.pairs import pair_row
 from ft_host.data.preferences import preference_row, unpaired_rows
@@ -21,6 +22,7 @@ __all__ = [
     "TrainStream",
     "check_first_rows",
     "completed_row",
+    "content_of",
     "eval_rows",
     "fit_length",
     "is_empty",

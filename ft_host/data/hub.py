@@ -60,7 +60,8 @@ def from_dataset(
     rows = cut_rows(split, len(dataset), label, splits)
     table = files.Arrow(dataset, f"{label} ({base(split)})", columns)
     if streaming:
-        return Stream(partial(table_rows, table, rows), columns, label, split, table.fingerprint)
+        origin = [file["filename"] for file in dataset.cache_files]
+        return Stream(partial(table_rows, table, rows), columns, label, split, table.fingerprint, origin)
     return Source(table, columns, label, split, rows)
 
 
@@ -83,14 +84,19 @@ def open_hub(
     arguments = {key: value for key, value in arguments.items() if value is not None}
     whole = split if streaming else base(split)
     try:
-        dataset = datasets.load_dataset(path, split=whole, streaming=streaming, **arguments)
+        if streaming:  # as load_dataset does it; the builder knows the files
+            builder = datasets.load_dataset_builder(path, **arguments)
+            dataset = builder.as_streaming_dataset(split=whole)
+        else:
+            dataset = datasets.load_dataset(path, split=whole, **arguments)
     except Exception as error:  # many kinds, also of the network; the message includes it
         raise DataError(f"{label}: {why_not(error, label, split)}") from error
     if not streaming:
         return from_dataset(dataset, label, split, [base(split)], False, columns)
     check_features(dataset, label)
     key = digest(label, split, sorted(arguments.items()))
-    return Stream(partial(hub_rows, dataset, f"{label} ({split})", columns), columns, label, split, key)
+    origin = [str(file) for file in (builder.config.data_files or {}).get(base(split), [])]
+    return Stream(partial(hub_rows, dataset, f"{label} ({split})", columns), columns, label, split, key, origin)
 
 
 def why_not(error: Exception, label: str, split: str) -> str:

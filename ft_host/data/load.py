@@ -140,7 +140,8 @@ def open_files(paths: list[Path], label: str, split: str, streaming: bool, colum
         if "[" in split:
             raise DataError(f"{label}: {split}: a stream can't be sliced; turn dataset_streaming off")
         cut_rows(split, 1, label, splits)
-        source = Stream(partial(file_rows, groups), columns, label, split, digest([fingerprint(p) for p in paths]))
+        key, origin = digest([fingerprint(path) for path in paths]), [str(path) for path in paths]
+        source = Stream(partial(file_rows, groups), columns, label, split, key, origin)
         check_media(next(source.stream())[1], label)
         return source
     tables = [table for key, group in groups for table in tables_of(key, group)]

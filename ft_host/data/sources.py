@@ -79,8 +79,10 @@ class Stream:
         label: str,
         split: str,
         key: str,
+        origin: list[str],
     ):
         self.open, self.label, self.split = open, label, split
+        self.origin = origin  # its files: paths, or addresses, which of the hub have the commit
         first = next(iter(open(0)), None)
         if first is None:
             raise DataError(f"{label}: there are no rows")

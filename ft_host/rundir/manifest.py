@@ -1,4 +1,4 @@
-"""The content of run.json, and the checks against it when a run is resumed."""
+"""The content of run.json."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from ft_host import registry
 from ft_host._version import __version__
 from ft_host.config.plan import rollout_notes
 from ft_host.config.rollout import RolloutConfig
-from ft_host.errors import ConfigError
-from ft_host.rundir.folder import FORMAT, RunFolder
+from ft_host.rundir.folder import FORMAT
 from ft_host.rundir.lines import number_of
 from ft_host.util.text import now
 
@@ -106,49 +105,6 @@ def rows_per_step(config: RunConfig, processes: int) -> int:
     if isinstance(config, RolloutConfig):
         return config.rollout_plan(processes).rows_per_step
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-
-
-def check_rows_per_step(folder: RunFolder, config: RunConfig, processes: int) -> None:
-    """Refuse to resume with steps of another size: neither the schedule nor the losses would continue."""
-    plan = folder.manifest.get("plan")  # None where the run was stopped before its plan was written
-    rows = rows_per_step(config, processes)
-    if plan and plan["rows_per_step"] != rows:
-        raise ConfigError(
-            f"a step of {folder.path} has {plan['rows_per_step']} rows, and would now have {rows}"
-            f" ({config.per_device_train_batch_size} a device × {config.gradient_accumulation_steps} accumulated ×"
-            f" {processes} processes); change per_device_train_batch_size or gradient_accumulation_steps with the"
-            " number of processes"
-        )
-    if plan and isinstance(config, RolloutConfig):
-        before = plan["rollout"]  # of 0.4, without rows and whole_groups
-        now = {
-            name: value for name, value in dataclasses.asdict(config.rollout_plan(processes)).items() if name in before
-        }
-        if now != before:
-            changed = ", ".join(
-                f"{name} {before[name]} then and {now[name]} now" for name in now if now[name] != before[name]
-            )
-            raise ConfigError(
-                f"rollouts would differ from those of {folder.path}: {changed}. steps_per_generation counts"
-                " micro-batches: change it with per_device_train_batch_size and the number of processes"
-            )
-
-
-def check_same_data(folder: RunFolder, manifest: dict[str, Any]) -> list[str]:
-    """Refuse to resume with other data than the run began with. Returns warnings for the user.
-
-    Data with the same number of rows and the same columns counts as the same data with an edited row, and gives a
-    warning.
-    """
-    old, new = folder.manifest["data"]["train"], manifest["data"]["train"]
-    if old["fingerprint"] == new["fingerprint"]:
-        return []
-    if (old["rows"], old["columns"]) != (new["rows"], new["columns"]):
-        raise ConfigError(
-            f"dataset: {new['path']} is not the data that {folder.path} was trained on: {new['rows']} rows with "
-            f"{', '.join(new['columns'])}, was {old['rows']} with {', '.join(old['columns'])}; start a new run"
-        )
-    return [f"{new['path']} has changed since the run began; its rows are assumed to be the same"]
 
 
 def _environment(accelerator: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ft_host.distributed.processes import on_main
 from ft_host.errors import UsageError
 from ft_host.rundir.checkpoints import clean, first_checkpoint, parent_of, run_of, start_of, step_of
+from ft_host.rundir.continuing import check_rows_per_step, check_same, check_same_start
 from ft_host.rundir.folder import RunFolder
-from ft_host.rundir.manifest import check_rows_per_step, check_same_data, new_manifest
+from ft_host.rundir.manifest import new_manifest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -88,30 +90,62 @@ def write_manifest(
     config: RunConfig,
     chosen: list[PluginInfo],
     origins: dict[str, str],
-    described: dict[str, Any],
+    inputs: Callable[[], dict[str, Any]],
     accelerator: Accelerator,
     *,
+    asked: Resuming,
     resume: bool,
     start: Path | None,
+    checkpoint: Path | None,
 ) -> list[str]:
-    """Begin or update run.json; the first of `chosen` is the method, `described` the data, `start` a checkpoint of
-    another run. Gives warnings for the user. Raises ConfigError or UsageError where the run can't go on so."""
-    if resume or start is not None:
-        other = folder if resume else RunFolder.open(run_of(start))
-        check_rows_per_step(other, config, accelerator.num_processes)
-    if not accelerator.is_main_process:
-        return []
-    manifest = new_manifest(config, chosen[0], origins, chosen, accelerator)
-    manifest |= {"data": described, "parent": parent_of(config)}
-    if resume:
-        manifest["created"] = folder.manifest["created"]
-        warnings = check_same_data(folder, manifest)
-        folder.update(**manifest)
+    """Begin or update run.json. Returns warnings for the user. All ranks must call it.
+
+    The first of `chosen` is the method. `inputs` gives the fields `data` and `depends_on`: what the run reads. `start`
+    is a checkpoint of another run, `checkpoint` the one that this run goes on from. Raises ConfigError or
+    UsageError where the run can't go on so.
+    """
+
+    def write() -> list[str]:
+        if (resume and not asked.restart) or start is not None:
+            check_rows_per_step(folder if resume else RunFolder.open(run_of(start)), config, accelerator.num_processes)
+        manifest = new_manifest(config, chosen[0], origins, chosen, accelerator)
+        manifest |= {"parent": parent_of(config), **inputs()}
+        if resume:
+            extra, warnings = {}, []
+            if not asked.restart:
+                step = step_of(checkpoint) if checkpoint is not None else 0
+                extra, warnings = check_same(folder, manifest, config, asked.allow_changed, step)
+            warnings += _make_room(folder, checkpoint, asked)
+            manifest["created"] = folder.manifest.get("created", manifest["created"])
+            folder.update(**manifest, **extra)
+            return warnings
+        warnings = []
+        if start is not None:
+            warnings = check_same_start(RunFolder.open(run_of(start)), manifest, config, asked.allow_changed)
+        folder.update(**manifest, saved=None)
+        if start is not None:
+            warnings += folder.take_over(run_of(start), step_of(start))
         return warnings
-    folder.update(**manifest, saved=None)
-    if start is not None:
-        return folder.take_over(run_of(start), step_of(start))
-    return []
+
+    return on_main(accelerator, write)
+
+
+def _make_room(folder: RunFolder, checkpoint: Path | None, asked: Resuming) -> list[str]:
+    """Set aside what a run that begins at its first step would delete, and say where it is."""
+    if asked.restart:
+        aside = folder.set_aside(*LOGS, *OUTPUT)
+        folder.update(saved=None, result=None)
+        said = [f"the run begins anew; what there was is in {aside}"]
+    elif checkpoint is not None and checkpoint.parent == folder.checkpoints:
+        return []
+    elif any(line.get("kind") == "train" for line in folder.read("metrics.jsonl")):
+        aside = folder.set_aside(*LOGS)
+        said = [f"the run was stopped before its first checkpoint and begins again; its logs are in {aside}"]
+    else:
+        return []
+    if checkpoint is not None:  # of another run
+        said += folder.take_over(run_of(checkpoint), step_of(checkpoint))
+    return said
 
 
 def checkpoint_to_begin_with(
@@ -122,11 +156,6 @@ def checkpoint_to_begin_with(
 
     said: list[str] = []
 
-    def begun(other: Path | None) -> Path | None:
-        if other is not None:
-            said.extend(folder.take_over(run_of(other), step_of(other)))
-        return other
-
     def find() -> tuple[Path | None, list[str]]:
         if not resume:
             return start, []
@@ -134,17 +163,10 @@ def checkpoint_to_begin_with(
             said.append(folder.owner.taken_from)
         clean(folder.checkpoints)
         if asked.restart:
-            aside = folder.set_aside(*LOGS, *OUTPUT)
-            folder.update(saved=None, result=None)
-            said.append(f"the run begins anew; what there was is in {aside}")
-            return begun(start_of(config)), said
+            return start_of(config), said
         found, damaged = first_checkpoint(folder.checkpoints, start, config, _saved(folder, config))
         if found is not None and found.parent == folder.checkpoints:
             folder.kept.trust(found)
-        elif any(line.get("kind") == "train" for line in folder.read("metrics.jsonl")):
-            aside = folder.set_aside(*LOGS)
-            said.append(f"the run was stopped before its first checkpoint and begins again; its logs are in {aside}")
-            begun(found)
         return found, [*said, *damaged]
 
     return on_main(accelerator, find)

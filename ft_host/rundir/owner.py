@@ -74,6 +74,8 @@ class Owner:
         if ended and _is_still(self.folder / FILE, self._handle):
             with contextlib.suppress(OSError):  # a disk that is gone or read-only: the process ends all the same
                 (self.folder / FILE).unlink()
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self._handle, fcntl.LOCK_UN)  # also for a child that is just being forked
         self._close()
 
     def _close(self) -> None:

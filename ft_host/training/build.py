@@ -24,7 +24,7 @@ from ft_host.training.evaluate import Evaluation
 from ft_host.training.loop import Progress
 from ft_host.training.optim import Schedule, make_optimizer, try_optimizer
 from ft_host.types import Row
-from ft_host.util.adapters import adapter_of
+from ft_host.util.adapters import adapter_of, base_of
 from ft_host.util.memory import COMPANIONS, LOADING, oom_context
 from ft_host.util.seeds import aside, reseed, seed_all
 
@@ -71,7 +71,11 @@ def load_models(
     try_optimizer(config, accelerator.device)
     seed_all(config.seed)  # new weights (an adapter's) are the same on every rank
     held = checkpoint / "model" if checkpoint and (checkpoint / "model").is_dir() else None
-    start = dataclasses.replace(config, model=str(held)) if held else config
+    start = config
+    if held:
+        # Of an adapter, the base is where the run's own model is now, which may have moved since.
+        base = base_of(config.model, config.lora_base_model) if adapter_of(str(held)) else None
+        start = dataclasses.replace(config, model=str(held), lora_base_model=base)
     if config.use_peft and adapter_of(start.model):
         check_same(config, Path(start.model), chosen.head)
     with oom_context(LOADING):

@@ -1,5 +1,7 @@
 """Runs a resolved config: the order of its parts, and what is left behind when one fails.
 
+Longer than 300 lines: the order of a run is read in one place.
+
 Everything that can be refused without a model is refused before one is loaded: plugins, optimizer name, trackers,
 reward functions, tokenizer, data and its first rows.
 """
@@ -26,6 +28,7 @@ from ft_host.monitor.memory_usage import disk_facts
 from ft_host.monitor.stall import StallDetector
 from ft_host.run import Run
 from ft_host.rundir.checkpoints import start_of
+from ft_host.rundir.depends import still_there
 from ft_host.rundir.folder import RunFolder
 from ft_host.rundir.manifest import lost_metrics, plan_facts, plan_of
 from ft_host.rundir.opening import Resuming, checkpoint_to_begin_with, open_folder, write_manifest
@@ -103,6 +106,7 @@ class _Launch:
         self.origins = origins
         self.resume = resume
         self.folder: RunFolder | None = None
+        self.begun = False  # whether run.json is about this process: a refused one leaves it as it was
         self.accelerator = None
         self.place = (0, 1)  # rank, and the number of processes
         self.saved: Path | None = None  # the checkpoint that this process has written last
@@ -115,6 +119,8 @@ class _Launch:
 
     def go(self) -> FinishedRun:
         config = self.config
+        if self.resume:
+            still_there(self.resume, RunFolder.open(self.resume).manifest.get("depends_on", {}), config)
         ready = self.ready = preflight(config, self.method)
         accelerator = self.accelerator = start_processes(config)
         self.place = (accelerator.process_index, accelerator.num_processes)
@@ -184,10 +190,6 @@ class _Launch:
         self.folder = folder
         if self.accelerator.is_main_process:
             forget_causes(folder.path)
-        described = {
-            "train": ready.train_source.describe(),
-            "eval": ready.eval_source.describe() if ready.eval_source else None,
-        }
         checkpoint, said = checkpoint_to_begin_with(
             folder, config, self.start, self.accelerator, resume=resume, asked=self.asked
         )
@@ -196,11 +198,14 @@ class _Launch:
             config,
             ready.chosen.infos,
             self.origins,
-            described,
+            ready.inputs,
             self.accelerator,
+            asked=self.asked,
             resume=resume,
             start=self.start,
+            checkpoint=checkpoint,
         )
+        self.begun = True
         return checkpoint, [*said, *warnings]
 
     def _register_sinks(self, built: Built, resumed: bool) -> None:
@@ -257,7 +262,7 @@ class _Launch:
                 error = KeyboardInterrupt()
             cause = None if path is None or world_size == 1 else cause_elsewhere(error, path, rank)
             told = cause or readable(error, self.config, path)
-            if path is None or not path.is_dir():
+            if path is None or not self.begun or not path.is_dir():
                 return told
             if cause is None:
                 step = None if self.run is None else self.run.step

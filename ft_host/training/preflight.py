@@ -22,6 +22,7 @@ from ft_host.monitor.watch import Monitor
 from ft_host.registry.backend import backend_of
 from ft_host.rewards import RewardFunction, check_columns, load_rewards
 from ft_host.rollouts.session import RolloutSession, check_online
+from ft_host.rundir.depends import dependencies
 from ft_host.training.optim import optimizer_factory
 from ft_host.types import ModelSpec, Row
 from ft_host.util.seeds import seed_all
@@ -85,6 +86,18 @@ class Preflight:
     rewards: list[RewardFunction]  # of the evaluation
     online: RolloutSession | None  # of a method with rollouts
     notes: list[str]  # what is said once before the first step: what the data leaves out, what the model can't read
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what the run reads, as run.json records it: data with its content, and fingerprints of all else."""
+        chosen, sources = self.chosen, {"train": self.train_source, "eval": self.eval_source}
+        described = {
+            part: {**source.describe(), "content": data.content_of(source)} if source is not None else None
+            for part, source in sources.items()
+        }
+        depends_on = dependencies(
+            chosen.config, chosen.backend_config, chosen.diagnostics_config, chosen.infos, chosen.specs
+        )
+        return {"data": described, "depends_on": depends_on}
 
     def close(self) -> None:
         if self.online is not None:

@@ -61,6 +61,7 @@ class VLLMConfig:
         group="rollouts",
         example="/opt/vllm/bin/python",
         path=True,
+        compared=False,
     )
     url: str | None = option(
         None,
@@ -145,6 +146,7 @@ class VLLMConfig:
         "a temporary one.",
         group="rollouts",
         path=True,
+        compared=False,
     )
     trainer_address: str = option(
         "127.0.0.1", "The trainer's address as a server elsewhere reaches it; `gloo` connects to it.", group="rollouts"
@@ -166,6 +168,7 @@ class VLLMConfig:
         "File that a started server's output goes to. Not set: vllm.log in the run's folder.",
         group="rollouts",
         path=True,
+        compared=False,
     )
     server_args: list[str] = option(
         [],
