@@ -382,7 +382,7 @@ def test_what_changes_numbers_is_said_in_a_sentence_each(config):
     assert "per_device_train_batch_size 8 then and 4 now" in text and "differ by round-off" in text
     assert "the run is 6 steps long, was 2 steps: the learning rates of the steps that are left" in text
     edit(folder, lambda record: record["environment"].update(world_size=2))
-    go_on(config, folder, max_steps=6, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    go_on(config, folder, max_steps=7, per_device_train_batch_size=4, gradient_accumulation_steps=2)
     assert "1 processes, was 2" in said(folder)
 
 

@@ -187,7 +187,7 @@ def test_a_bad_row_in_the_middle_names_its_line_and_loses_nothing(config, tiny, 
     file.write_text("\n".join(rows) + "\n")
 
 
-def test_other_data_is_not_resumed_on_but_a_mended_row_is(config, tiny, tmp_path):
+def test_other_data_is_not_resumed_on_unless_the_user_says_so(config, tiny, tmp_path):
     file = tmp_path / "rows.jsonl"
     rows = (tiny / "train.jsonl").read_text().splitlines()
     file.write_text("\n".join(rows) + "\n")
@@ -195,7 +195,9 @@ def test_other_data_is_not_resumed_on_but_a_mended_row_is(config, tiny, tmp_path
     rows[20] = json.dumps({"prompt": "mended", "completion": " row"})
     file.write_text("\n".join(rows) + "\n")
     done = resume(folder, "--max-steps", "3", "--progress", "lines")
-    assert done.returncode == 0 and "rows.jsonl has changed since the run began" in done.stderr
+    assert done.returncode == 2 and "rows.jsonl has rows that differ" in done.stderr
+    done = resume(folder, "--max-steps", "3", "--progress", "lines", "--allow-changed", "dataset")
+    assert done.returncode == 0 and "dataset has changed since the run began, as --allow-changed says" in done.stderr
     file.write_text("\n".join(rows[:-1]) + "\n")
     done = resume(folder, "--max-steps", "4")
     assert done.returncode == 2 and "39 rows with prompt, completion, was 40" in done.stderr
