@@ -51,6 +51,18 @@ def test_each_set_has_its_metrics_and_the_plain_ones_are_means(two_sets, config,
     assert [(part["name"], part["rows"]) for part in recorded["sources"]] == [("one", 1), ("rest", 5)]
 
 
+def test_names_of_sets_in_reports():
+    from ft_host.rundir.format import better, plain_name, title
+
+    assert title("eval_math_loss") == ("Held-out loss of math", "per supervised token")
+    assert title("eval_a_b_completions/clipped_ratio")[0] == "Held-out completions cut short of a_b"
+    assert plain_name("eval_math_loss", ["eval_loss"]) == "eval_loss"
+    assert (
+        plain_name("eval_loss", ["eval_loss", "eval_math_loss"]) is None and plain_name("loss", ["eval_loss"]) is None
+    )
+    assert better("eval_math_loss") == better("eval_loss") < 0 < better("eval_math_reward")
+
+
 def test_data_shows_each_set(two_sets, capsys):
     from ft_host.cli import data
 

@@ -96,12 +96,13 @@ def _listing(listed: list[dict[str, Any]]) -> str:
     """Return a table of the readable runs, then a line for each damaged one."""
     good = [entry for entry in listed if entry["status"] != "damaged"]
     evals = dict.fromkeys(name for entry in good for name in entry["evals"])
-    # The whole reward stands for its parts, and the loss for its accuracy; --json has them all.
+    # The whole reward stands for its parts, the loss for its accuracy, and the mean over sets for each; --json has all.
     columns = [
         name
         for name in evals
         if not (name.startswith("eval_rewards/") and "eval_reward" in evals)
         and not (name == "eval_mean_token_accuracy" and "eval_loss" in evals)
+        and fmt.plain_name(name, evals) is None
     ]
     found = ["FINDINGS"] if any(entry["findings"] for entry in good) else []
     header = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -64,12 +65,26 @@ def title(metric: str) -> tuple[str, str]:
     """
     if metric in TITLES:
         return TITLES[metric]
+    plain = plain_name(metric, TITLES)
+    if plain is not None:
+        named, unit = TITLES[plain]
+        return f"{named} of {metric.removeprefix('eval_').removesuffix(plain.removeprefix('eval_')).rstrip('_')}", unit
     match = re.fullmatch(r"(eval_)?rewards/([^/]+)/(mean|std|failed)", metric)
     if match:
         start = "Held-out reward" if match[1] else "Reward"
         units = {"mean": "mean over completions", "std": "standard deviation", "failed": "completions without a value"}
         return f"{start}: {match[2]}", units[match[3]]
     return metric, ""
+
+
+def plain_name(metric: str, names: Iterable[str]) -> str | None:
+    """Return the one of `names` that a metric of one of several evaluation sets is of, eval_loss of eval_math_loss;
+    None where it is of none."""
+    if not metric.startswith("eval_"):
+        return None
+    known = [name for name in names if name.startswith("eval_") and name != metric]
+    ends = [name for name in known if metric.endswith(f"_{name.removeprefix('eval_')}")]
+    return max(ends, key=len, default=None)
 
 
 def better(metric: str) -> int:
