@@ -1,6 +1,6 @@
 """What data holds, as a digest: whether a resumed run has the rows that it began with.
 
-Up to 64 MiB every row is read, and its columns are sorted: a touched file, blank lines, another order of columns or
+Up to 8 MiB every row is read, and its columns are sorted: a touched file, blank lines, another order of columns or
 another path make no difference; an edited row, another order of rows or other rows do, and can be told apart. Of larger
 files the bytes are read: all of them, or of a stream over 1 GiB blocks spread over it. Data of the hub that is streamed
 is known by its commit.
@@ -20,7 +20,7 @@ from ft_host.data.sources import Source, Stream
 from ft_host.errors import DataError
 from ft_host.types import Row
 
-SMALL = 1 << 26  # bytes of a source whose rows are all read
+SMALL = 1 << 23  # bytes of a source whose rows are all read: a second's work
 LARGE = 1 << 30  # bytes of a stream over which only blocks of its files are read
 BLOCK, BLOCKS = 1 << 16, 1024
 SAMPLES = 32  # rows whose own digests are kept, to say how many differ
@@ -86,6 +86,10 @@ def _rows(source: Source | Stream) -> Iterator[Row | str]:
             except DataError as error:  # a stream ends there
                 yield str(error)
                 return
+    if isinstance(source.table, files.Arrow):  # ten times as fast as row by row
+        for batch in source.table.dataset.select(source.rows).iter(batch_size=1000):
+            yield from (dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True))
+        return
     for index in source.rows:
         try:
             yield source.table.read(index)
