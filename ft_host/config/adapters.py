@@ -31,6 +31,14 @@ def own_fields(folder: Path) -> dict[str, Any]:
     }
 
 
+def changed_fields(config: RunConfig) -> dict[str, str]:
+    """Return the origins of a config that nobody has resolved: what isn't a default was given. all-linear counts as
+    given too, since it is compared by what it stands for."""
+    default = type(config)()
+    names = [name for name in vars(config) if getattr(config, name) != getattr(default, name)]
+    return dict.fromkeys([*names, "lora_target_modules"], "python")
+
+
 def same(ours: Any, theirs: Any) -> bool:
     """Return whether two values of such a field are the same; the order of names says nothing."""
     return sorted(ours) == sorted(theirs) if isinstance(ours, list) else ours == theirs

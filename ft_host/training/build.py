@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ft_host import data
+from ft_host.config.adapters import changed_fields, take_adapter
 from ft_host.config.rollout import RolloutConfig
 from ft_host.contract.blame import HOST
 from ft_host.contract.loss import Divider
@@ -71,6 +72,8 @@ def load_models(
     try_optimizer(config, accelerator.device)
     seed_all(config.seed)  # new weights (an adapter's) are the same on every rank
     held = checkpoint / "model" if checkpoint and (checkpoint / "model").is_dir() else None
+    if adapter_of(config.model):
+        take_adapter(config, changed_fields(config))
     start = config
     if held:
         # Of an adapter, the base is where the run's own model is now, which may have moved since.
