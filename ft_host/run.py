@@ -72,6 +72,7 @@ class Run:
     diagnostics_config: dict[str, Any] = field(default_factory=dict)  # of diagnostics with own fields: {name: object}
     watch: Monitor | None = None  # the run's diagnostics
     sampler_version: int | None = None  # the step whose weights the backend has; None: it has got none yet
+    said: set[str] = field(default_factory=set)  # what `say_once` has said
     signals: Signals = field(default_factory=Signals)  # that ask the run to stop
     whole: bool = True  # whether weights and counts are those after `step`; not from an update until it is counted
     within: str | None = None  # a hook in which the other ranks may wait for this one elsewhere than in `gather`
@@ -226,3 +227,9 @@ class Run:
             return
         self.folder.append("events.jsonl", {"time": now(), "step": self.step, "level": level, "text": text})
         tell(text, level, self.config.progress)
+
+    def say_once(self, text: str, level: str = "info") -> None:
+        """As `say`, for a message that may come again: it is printed the first time."""
+        if text not in self.said:
+            self.said.add(text)
+            self.say(text, level)

@@ -310,7 +310,6 @@ LATE = "took longer than 0.3 s"
         ("a_number", [None] * 3, dict.fromkeys(range(3), "returned float 1.0, expected a list of 1 reward, one a")),
         ("yields", [-1, None, 1], {1: "raised ZeroDivisionError: .*mine.py, line {yield 1 /}"}),
         ("text", [2, None, 2], {1: "gave str '2.0', expected a finite number"}),
-        ("bad_log", [None] * 3, dict.fromkeys(range(3), r"gave log_extra\('one'\) 2 values, expected one")),
         (
             "raises_inside_a_library",
             [None] * 3,
@@ -560,3 +559,23 @@ def test_the_functions_of_the_page_do_what_it_says(pool):
     [snippet] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[[1.0]]\n"
+
+
+def test_what_cannot_be_logged_costs_no_reward_and_is_told_once(pool):
+    ours = pool("bad_log")
+    first_call, second = ours.score(scoring()), ours.score(scoring())
+    assert first(first_call) == [1.0] * 3 and not first_call.failures
+    [note] = first_call.notes
+    assert re.search(r"bad_log .*gave log_extra\('one'\) 2 values, expected one for each of the 3 completions", note)
+    assert second.notes == []
+
+
+def test_a_process_that_was_killed_is_replaced_and_told(pool):
+    ours = pool("length")
+    ours.score(scoring())
+    for worker in ours.workers:
+        worker.process.kill()
+        worker.process.wait()
+    scored = ours.score(scoring())
+    assert first(scored) == [1.0, 2.0, 3.0]
+    assert "a process that calls rewards is gone (its process was killed by SIGKILL" in scored.notes[0]

@@ -253,17 +253,15 @@ def test_functions_can_log_metrics_and_columns():
     assert given.metrics == {"length": [2.0, 4.0]}
     assert given.extra == {"upper": ["X", "YY", "ZZZ"]}
 
-    def short(completions, log_extra):
-        log_extra("one", ["a"])
 
-    def wild(completions, log_metric):
+def test_what_cannot_be_logged_is_left_out_and_told():
+    def wild(completions, log_metric, log_extra):
         log_metric("loss", "high")
+        log_extra("one", ["a"])
+        return [1.0] * len(completions)
 
-    with pytest.raises(FtHostError, match=r"reward function short .* log_extra\('one'\) 1 values, expected one for"):
-        run_one_named("short", short)
-    with pytest.raises(FtHostError, match=r"reward function wild .*gave str 'high' as log_metric\('loss'\)"):
-        run_one_named("wild", wild)
-
-
-def run_one_named(name, function):
-    return score([describe(name, function)], scoring())
+    given = scoring()
+    assert score([describe("wild", wild)], given) == [[1.0] * 3]
+    assert (given.metrics, given.extra) == ({}, {})
+    assert "gave str 'high' as log_metric('loss'), expected a number" in given.notes[0]
+    assert "gave log_extra('one') 1 value, expected one for each of the 3 completions" in given.notes[1]

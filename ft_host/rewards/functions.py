@@ -56,7 +56,8 @@ class RewardFunction:
 class Scoring:
     """The completions to score. Each list has one item for each completion.
 
-    The functions fill `metrics` and `extra` through `log_metric(name, value)` and `log_extra(column, values)`.
+    The functions fill `metrics` and `extra` through `log_metric(name, value)` and `log_extra(column, values)`. `notes`:
+    what they gave there that can't be logged; it is left out, since what is logged never ends a run.
     """
 
     prompts: list[Any]
@@ -67,6 +68,7 @@ class Scoring:
     opened_by_prompt: list[str] = field(default_factory=list)  # the tag that each prompt ends with (<think>), or ""
     metrics: dict[str, list[float]] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -74,13 +76,14 @@ class Scored:
     """`values[completion][function]`: the reward, None where a function doesn't apply or has failed.
 
     `failures`: by function, (completion, reason). `metrics` and `extra`: what functions logged, by name; `extra` has
-    one value for each completion, None where the call for it failed.
+    one value for each completion, None where the call for it failed. `notes`: sentences for the user.
     """
 
     values: list[list[float | None]]
     failures: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     metrics: dict[str, list[float]] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class Fault(Exception):
@@ -173,16 +176,17 @@ def call(function: RewardFunction, scoring: Scoring) -> Any:
     def log_metric(name: str, value: float) -> None:
         number = as_number(value)
         if number is None:
-            raise Fault(f"gave {shown(value)} as log_metric({name!r}), expected a number")
-        if math.isfinite(number):  # usually the mean of no values
+            scoring.notes.append(f"{function} gave {shown(value)} as log_metric({name!r}), expected a number: left out")
+        elif math.isfinite(number):  # usually the mean of no values
             scoring.metrics.setdefault(name, []).append(number)
 
     def log_extra(column: str, values: list[Any]) -> None:
         if len(values) != len(scoring.completions):
-            raise Fault(
-                f"gave log_extra({column!r}) {len(values)} values, expected one for each of the "
-                f"{len(scoring.completions)} completions"
+            scoring.notes.append(
+                f"{function} gave log_extra({column!r}) {counted(len(values), 'value')}, expected one for each of the "
+                f"{counted(len(scoring.completions), 'completion')}: left out"
             )
+            return
         scoring.extra[column] = list(values)
 
     available = {

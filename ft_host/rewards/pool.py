@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import inspect
 import os
-import pickle
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.builtin_rewards import BUILTIN
-from ft_host.errors import ConfigError, DataError, FtHostError
+from ft_host.errors import ConfigError, FtHostError
 from ft_host.rewards.find import check_names, find_reward
 from ft_host.rewards.functions import EXPECTED, RewardFunction, Scored, Scoring, check_columns, counted, score
 from ft_host.rewards.model import RewardModel
 from ft_host.rewards.process import INSIDE, Worker
+from ft_host.rewards.sending import not_picklable, part_of
 from ft_host.rewards.unrewarded import Unrewarded
-from ft_host.util.imports import EXAMPLE, cause
+from ft_host.util.imports import EXAMPLE
 
 if TYPE_CHECKING:
     from ft_host.config.rollout import RolloutConfig
@@ -98,6 +97,8 @@ class RewardPool:
             raise
         self.names = [function.name for function in self.functions]
         self.in_a_row = dict.fromkeys(self.names, 0)  # failed completions since the last one that was scored
+        self.notes: list[str] = []  # for the user, since the last call
+        self.told: set[str] = set()  # notes that were given before
         self.unrewarded = Unrewarded(config.max_reward_failures)
 
     def _describe(self, spec: str) -> RewardFunction:
@@ -164,10 +165,14 @@ class RewardPool:
                 del busy[worker]
                 call, its = turn.call, results[turn.call.index]
                 if kind == "done":
-                    _note(its, call, len(scoring.completions), *payload)
+                    *result, notes = payload
+                    self.notes += notes
+                    _note(its, call, *result)
                 elif kind == "late" and not self.waits_again:
                     raise FtHostError(f"{self.functions[call.index]} {payload[0]}")
                 else:
+                    if kind == "died":
+                        self.notes.append(f"{self.functions[call.index]}: {payload[0]}; another one takes its place")
                     if kind != "failed" or call.sample is None:
                         self.workers.remove(worker)
                         worker.end()
@@ -189,13 +194,13 @@ class RewardPool:
             if worker is None:
                 continue
             waiting.remove(call)
-            part = _part(function, scoring, call.sample)
+            part = part_of(function, scoring, call.sample)
             worker.loaded.add(spec)
             try:
                 arguments, seed, limit = self.config.reward_kwargs, self.config.seed, self.config.reward_timeout
                 worker.send("call", spec, self.option, arguments, seed, part, limit)
             except Exception as error:
-                raise _not_picklable(function, part, error) from error
+                raise not_picklable(function, part, error) from error
             busy[worker] = _Turn(call, time.monotonic() + LOADING, f"was not imported within {LOADING:g} s")
 
     def _free_worker(self, call: _Call, spec: str, busy: dict[Worker, _Turn]) -> Worker | None:
@@ -203,7 +208,10 @@ class RewardPool:
         limit allows.
         """
         for worker in [idle for idle in self.workers if idle not in busy and idle.process.poll() is not None]:
-            self.workers.remove(worker)  # something that a function left running killed it
+            self.workers.remove(worker)  # the system did, or something that a function left running
+            self.notes.append(
+                f"a process that calls rewards is gone ({worker.how_ended()}); another one takes its place"
+            )
             worker.end()
         idle = [worker for worker in self.workers if worker not in busy and worker.number > call.after]
         if idle:
@@ -244,50 +252,18 @@ class RewardPool:
                     # It replaces a column of the same name that another function logged.
                     its.columns.setdefault(column, [None] * rows)[sample : sample + len(values)] = values
             scored.extra |= its.columns
+        scored.notes = [note for note in dict.fromkeys(self.notes) if note not in self.told]
+        self.told |= set(scored.notes)
+        self.notes.clear()
         return scored
 
 
-def _note(its: _Found, call: _Call, rows: int, rewards: list[float | None], bad: dict[int, str], *logged: Any) -> None:
+def _note(its: _Found, call: _Call, rewards: list[float | None], bad: dict[int, str], *logged: Any) -> None:
     """Record the result of a call. A value that isn't finite fails its own completion only."""
     first = call.sample or 0
     its.rewards |= dict(enumerate(rewards, first))
     its.reasons |= {first + index: f"gave {shown}, {EXPECTED}" for index, shown in bad.items()}
     its.logged[first] = logged
-
-
-def _part(function: RewardFunction, scoring: Scoring, sample: int | None) -> Scoring:
-    """Return what a call needs: of all completions, or of one.
-
-    The trainer state is sent as a plain object with its fields, since a worker would have to import transformers for
-    its class.
-    """
-    names = [name for name in scoring.columns if function.takes_all or name in function.takes]
-    of = slice(None) if sample is None else slice(sample, sample + 1)
-    return Scoring(
-        prompts=scoring.prompts[of],
-        completions=scoring.completions[of],
-        completion_ids=scoring.completion_ids[of],
-        opened_by_prompt=scoring.opened_by_prompt[of],
-        columns={name: scoring.columns[name][of] for name in names},
-        trainer_state=scoring.trainer_state and SimpleNamespace(**vars(scoring.trainer_state)),
-    )
-
-
-def _not_picklable(function: RewardFunction, part: Scoring, error: Exception) -> DataError:
-    """Return the error that says which part of a call can't be sent to another process."""
-    what = next(
-        (f"column {name!r} of the data" for name, values in part.columns.items() if not _picklable(values)),
-        "an argument of its call",
-    )
-    return DataError(f"{function}: {what} can't be sent to the process that calls it: {cause(error)}")
-
-
-def _picklable(values: list[Any]) -> bool:
-    try:
-        pickle.dumps(values)
-    except Exception:
-        return False
-    return True
 
 
 def _path_of(spec: Any) -> str | None:

@@ -52,7 +52,7 @@ class Worker:
         try:
             return pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
-            return ("died", self._ended())
+            return ("died", self.how_ended())
 
     def end(self) -> None:
         """Kill the process and everything that it started, and wait for it."""
@@ -63,7 +63,7 @@ class Worker:
             pass
         self.process.wait()
 
-    def _ended(self) -> str:
+    def how_ended(self) -> str:
         try:
             code = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:

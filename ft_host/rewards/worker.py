@@ -3,7 +3,7 @@
     ("describe", spec, option, arguments, seed)
         -> ("described", RewardFunction without its call) or ("refused", why)
     ("call", spec, option, arguments, seed, scoring, seconds)
-        -> ("began",), then ("done", rewards, bad, metrics, extra) or ("failed", why)
+        -> ("began",), then ("done", rewards, bad, metrics, extra, notes) or ("failed", why)
 
 It imports nothing but `ft_host.rewards` of the host, doesn't write to the parent's standard output (functions print to
 standard error), and ends with its parent.
@@ -96,12 +96,19 @@ def _scored(function: RewardFunction, scoring: Scoring, runner: asyncio.Runner) 
     if function.is_async:
         result = runner.run(finish(function, result))
     rewards, bad = read_rewards(result, len(scoring.completions))
-    return ("done", rewards, bad, scoring.metrics, {name: _plain(values) for name, values in scoring.extra.items()})
+    extra = {name: _plain(values) for name, values in scoring.extra.items()}
+    return ("done", rewards, bad, scoring.metrics, extra, scoring.notes)
 
 
 def _plain(values: list[Any]) -> list[Any]:
-    """Return values as JSON holds them: the parent receives no objects of the user's classes."""
-    return json.loads(json.dumps(values, default=_written, skipkeys=True))
+    """Return values as JSON holds them: the parent receives no objects of the user's classes. What JSON can't hold,
+    such as a list that holds itself, becomes the name of its class."""
+    try:
+        return json.loads(json.dumps(values, default=_written, skipkeys=True))
+    except Exception:  # whatever the methods of a user's class raise
+        if len(values) == 1:
+            return [f"({type(values[0]).__name__})"]
+        return [plain for value in values for plain in _plain([value])]
 
 
 def _written(value: Any) -> Any:

@@ -24,6 +24,7 @@ from ft_host.rollouts.tools import Toolbox
 from ft_host.rollouts.turns import Conversation, run_episodes
 from ft_host.types import Rollout as Rollout
 from ft_host.types import Row
+from ft_host.util.ranks import everywhere
 from ft_host.util.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class RolloutRun:
             return found
 
         results = self._together(work)
+        for note in dict.fromkeys(note for rank in self.gather(results.notes) for note in rank):
+            self.say(note, "warning")
         metrics: dict[str, Metric] = {}
         if self.toolbox is not None:
             metrics |= self.toolbox.metrics(completions)
@@ -177,15 +180,15 @@ class RolloutRun:
         try:
             result = work()
         except _Elsewhere as error:
-            raise error.kind(error.text) from None
+            raise everywhere(error.kind(error.text)) from None
         except FtHostError as error:
             problem = error
         told = [each for each in self.gather(None if problem is None else (type(problem), str(problem))) if each]
         if problem is not None:
-            raise problem
+            raise everywhere(problem)
         if told:
             kind, text = told[0]
-            raise kind(text)
+            raise everywhere(kind(text))
         return result
 
     def _more(self, wants: bool) -> bool:

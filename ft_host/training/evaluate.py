@@ -170,9 +170,11 @@ def evaluate_rewards(
         }
         for i, row in enumerate(mine)
     ]
-    ranks = run.gather((made, found.metrics))
+    ranks = run.gather((made, found.metrics, found.notes))
+    for note in dict.fromkeys(note for rank in ranks for note in rank[2]):
+        run.say_once(note, "warning")
     everything = [ranks[i % run.world_size][0][i // run.world_size] for i in range(len(rows))]
-    logged = [metrics for _, metrics in ranks]
+    logged = [rank[1] for rank in ranks]
     samples = [{k: v for k, v in row.items() if k not in ("length", "clipped")} for row in everything[:SAMPLES]]
     return summary(everything, logged, weights), samples
 
@@ -186,7 +188,7 @@ def prompt_from(row: Row, run: Run) -> Row:
 def in_process(functions: list[RewardFunction], scoring: Any) -> Scored:
     rewards = score(functions, scoring)
     values = [list(each) for each in zip(*rewards, strict=True)]
-    return Scored(values=values, metrics=scoring.metrics, extra=scoring.extra)
+    return Scored(values=values, metrics=scoring.metrics, extra=scoring.extra, notes=scoring.notes)
 
 
 def eval_sampling(config: RunConfig) -> Sampling:
