@@ -10,7 +10,7 @@ import torch
 
 from ft_host import train
 from ft_host.errors import ConfigError, DataError
-from ft_host.models.positions import Positions, beyond_training, fit_rows, positions_of, scaled
+from ft_host.models.positions import Positions, beyond_training, fit_rows, positions_of, scaled, scoring_limits
 from ft_host.testing.models import tiny_tokenizer
 from ft_host.types import ModelSpec
 
@@ -143,6 +143,14 @@ def test_prompts_leave_room_for_completions(short):
     assert "a prompt of max_length 40 leaves 8 tokens" in notes[0]
 
 
+def test_a_reward_model_of_fewer_positions_is_said(short, tmp_path):
+    small("gpt2", n_positions=32).save_pretrained(tmp_path / "scores")
+    config = dataclasses.replace(short, eval_reward=[str(tmp_path / "scores")], max_length=48, max_completion_length=8)
+    [said] = scoring_limits(config)
+    assert said.startswith(f"the reward model {tmp_path / 'scores'} has 32 positions")
+    assert scoring_limits(dataclasses.replace(config, max_length=24)) == []
+
+
 def test_rows_beyond_rotary_positions_are_said_once(config):
     facts = {"model/trained_positions": 64, "data/length_max": 200}
     said = beyond_training(dataclasses.replace(config, max_length=None), facts)
@@ -158,5 +166,5 @@ def test_what_reaches_a_table_all_the_same_is_refused_in_words(short):
     policy = load_frozen(short, short.model, torch.device("cpu"))
     prompt, end = Segment(input_ids=[5] * 40, labels=[-100] * 40, row=0), [7] * 9
     ends = [Segment(input_ids=end, labels=end, row=0, parent=0) for _ in range(2)]
-    with pytest.raises(DataError, match="a text of 49 tokens was given to a model with 48 positions"):
+    with pytest.raises(DataError, match="a text of 49 tokens was given to .*gpt2, which has 48 positions"):
         policy(flat_batch([prompt, *ends], num_rows=1))

@@ -118,7 +118,8 @@ def _placed(model: nn.Module, config: RunConfig, device: torch.device, head: str
     policy = Policy(model, head=head)
     most = table_of(policy.causal_lm)
     if most is not None:
-        policy.register_forward_pre_hook(lambda _, given: check_lengths(given[0], most))
+        name = policy.causal_lm.name_or_path or type(policy.causal_lm).__name__
+        policy.register_forward_pre_hook(lambda _, given: check_lengths(given[0], most, name))
     if not (config.load_in_4bit or config.load_in_8bit):
         policy.to(device)
     choose_layout(policy, config)

@@ -7,6 +7,7 @@ positions reads on, but beyond `max_position_embeddings` it sees angles that it 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -128,6 +129,22 @@ def fit_rows(config: RunConfig, specs: dict[str, ModelSpec]) -> tuple[list[str],
     return [f"max_length is {config.max_length}, as {owner} has {most} positions and fails beyond; {what}"], facts
 
 
+def scoring_limits(config: RunConfig) -> list[str]:
+    """Return a sentence for each reward model with a table of positions that prompt and completion may go beyond. It
+    reads them with a tokenizer of its own, so that it is known only when it scores them."""
+    from ft_host.config.rollout import RolloutConfig
+
+    said, length = [], (config.max_length or 0) + config.max_completion_length
+    for name in {*config.eval_reward, *(config.reward if isinstance(config, RolloutConfig) else ())}:
+        if (Path(name) / "config.json").is_file():
+            table = positions_of(name, "reward", None, config.trust_remote_code).table
+            if table is not None and (not config.max_length or length > table):
+                said.append(
+                    f"the reward model {name} has {table} positions: a prompt and completion of more end the run"
+                )
+    return said
+
+
 def beyond_training(config: RunConfig, facts: dict[str, Any]) -> list[str]:
     """Return a sentence where rows are longer than rotary positions are meant for. `facts`: those of the data too."""
     from ft_host.config.rollout import RolloutConfig
@@ -152,10 +169,13 @@ def base_in(config: RunConfig, name: str, field: str) -> str:
     return base_of(name, config.lora_base_model if name == config.model else None, field)
 
 
-def check_lengths(batch: Batch, most: int) -> None:
+def check_lengths(batch: Batch, most: int, name: str) -> None:
     """Refuse a batch with a text longer than a table of positions. Raises DataError, before the device would fail."""
     ends: list[int] = []
     for size, parent in zip(batch.lengths, batch.parents, strict=True):
         ends.append(size + (ends[parent] if parent >= 0 else 0))
     if ends and max(ends) > most:
-        raise DataError(f"a text of {max(ends)} tokens was given to a model with {most} positions; lower max_length")
+        raise DataError(
+            f"a text of {max(ends)} tokens was given to {name}, which has {most} positions; lower max_length, or the "
+            "length of completions"
+        )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.config.rollout import RolloutConfig
 from ft_host.data.stream import TrainStream
 from ft_host.errors import ConfigError, DataError, PluginBroken
+from ft_host.models.positions import limit_of
 from ft_host.registry import PluginInfo, label
 from ft_host.rewards import RewardPool, check_columns
 from ft_host.rewards.functions import trainer_state
@@ -106,7 +107,7 @@ class RolloutSession:
         saved: dict[str, Any] | None,
     ) -> Buffer:
         """Return the steps of `run`, from prompts in `source`; `position` and `saved` are those of a checkpoint."""
-        self.positions = run.policy.config.to_dict().get("max_position_embeddings")  # not every model has a limit
+        self.positions = limit_of(run.policy.config)
         # One row per step, and all rows on every rank: the buffer decides which rows a rank completes.
         single = dataclasses.replace(self.config, per_device_train_batch_size=1, gradient_accumulation_steps=1)
         prompts = TrainStream(source, prepare, single, position=place_of(position, saved)["position"])

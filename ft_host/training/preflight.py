@@ -14,7 +14,7 @@ from ft_host.diagnostics.collect import diagnostics_of
 from ft_host.distributed.trackers import check_trackers
 from ft_host.models import check_vocabulary
 from ft_host.models.folder import check_folder
-from ft_host.models.positions import beyond_training, fit_rows
+from ft_host.models.positions import beyond_training, fit_rows, scoring_limits
 from ft_host.models.vocabulary import lacking
 from ft_host.monitor.data_stats import data_facts
 from ft_host.monitor.reward_check import check_rewards
@@ -65,7 +65,8 @@ class Chosen:
         for role, spec in self.specs.items():
             if spec.source is not None:
                 check_folder(spec.source, spec.field or role)
-        return fit_rows(self.config, self.specs)
+        notes, facts = fit_rows(self.config, self.specs)
+        return [*notes, *scoring_limits(self.config)], facts
 
     def fit_embeddings(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Let rows be refused that hold a token without an embedding. Returns sentences on it."""
