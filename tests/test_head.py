@@ -68,7 +68,8 @@ def reference(hidden, matrix, targets, shape, bias=None):
     logs = F.log_softmax(logits, -1)
     entropy = torch.distributions.Categorical(logits=logits).entropy()
     squares = logs.exp().square().sum(-1).log()
-    return logs.gather(1, targets[:, None]).squeeze(1), entropy, logits.argmax(-1) == targets, logits.mean(-1), squares
+    hits, means = logits.argmax(-1) == targets, logits.mean(-1)
+    return logs.gather(1, targets[:, None]).squeeze(1), entropy, hits, means, squares, logs.mean(-1)
 
 
 def close(found, expected, tolerance):
@@ -79,13 +80,14 @@ TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
 
 
 def check_values(out, expected, tolerance):
-    logp, entropy, top1, mean_logit, log_sum_sq_probs = expected
+    logp, entropy, top1, mean_logit, log_sum_sq_probs, mean_logp = expected
+    close(out["mean_logp"].detach(), mean_logp.detach(), tolerance)
     close(out["logp"].detach(), logp.detach(), tolerance)
     close(out["entropy"].detach(), entropy.detach(), tolerance)
     close(out["mean_logit"], mean_logit.detach(), tolerance)
     close(out["log_sum_sq_probs"], log_sum_sq_probs.detach(), tolerance)
     assert torch.equal(out["top1"], top1) and 0 < top1.sum() < len(top1)
-    assert not any(out[name].requires_grad for name in WANT if name not in ("logp", "entropy"))
+    assert not any(out[name].requires_grad for name in WANT if name not in tiles.SMOOTH)
 
 
 # ---------------------------------------------------------------- the three ways
@@ -161,6 +163,39 @@ def test_entropy_with_gradient(shape, with_logp, kept, monkeypatch):
     out = head.tiled_loss(hidden, matrix, targets, losses, shape, WANT)
     for found, wanted in zip(torch.autograd.grad(out["loss"], (hidden, matrix)), grads, strict=True):
         close(found, wanted, 1e-12)
+
+
+@pytest.mark.parametrize("way", ["tiles", "again", "kept", "module"])
+@pytest.mark.parametrize("with_entropy", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_mean_of_all_log_probs_with_gradient(shape, with_entropy, way, monkeypatch):
+    """As smoothed labels need it: (1 - e) (- log p) - e mean log p, in every way to a gradient."""
+    monkeypatch.setattr(head, "KEPT_BYTES", 2**30 if way == "kept" else 0)
+    hidden, matrix, targets = inputs(dtype=torch.float64)
+    shape, want = SHAPES[shape], ("mean_logp", "entropy") if with_entropy else ("mean_logp",)
+
+    def losses(values, part=None):
+        extra = 0.2 * values["entropy"] if with_entropy else 0.0
+        return -0.9 * values["logp"] - 0.1 * values["mean_logp"] + extra
+
+    logp, entropy, *_, mean_logp = reference(hidden, matrix, targets, shape)
+    summed = losses({"logp": logp, "entropy": entropy, "mean_logp": mean_logp}).sum()
+    grads = torch.autograd.grad(summed, (hidden, matrix))
+    if way == "tiles":
+        out = head.tiled_loss(hidden, matrix, targets, losses, shape, want)
+        found = out["loss"]
+    elif way == "module":
+        module = nn.Linear(H, V, bias=False, dtype=torch.float64)
+        module.weight = nn.Parameter(matrix.detach())
+        out = head.log_probs_of_module(hidden, module, targets, V, shape, want)
+        matrix, found = module.weight, losses(out).sum()
+    else:
+        out = head.log_probs(hidden, matrix, targets, shape, want)
+        found = losses(out).sum()
+    close(out["mean_logp"].detach(), mean_logp.detach(), 1e-13)
+    close(found.detach(), summed.detach(), 1e-13)
+    for one, other in zip(torch.autograd.grad(found, (hidden, matrix)), grads, strict=True):
+        close(one, other, 1e-12)
 
 
 def test_entropy_of_certainty_has_a_finite_gradient():

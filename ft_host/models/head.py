@@ -9,8 +9,8 @@ Three ways, chosen by `Policy`:
 - `log_probs_of_module`: for a head that isn't one plain matrix (LoRA on it, a bias, quantised weights): the head module
   is called tile by tile under activation checkpointing.
 
-Log-probs and entropy have a gradient in all three; top-1 hits, the mean logit and the sum of squared probabilities in
-none.
+Log-probs, entropy and the mean of the vocabulary's log-probs have a gradient in all three; top-1 hits, the mean logit
+and the sum of squared probabilities in none.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ft_host.models.logit_scaling import LogitScaling
 from ft_host.models.tiles import (
+    SMOOTH,
+    WANTS,
     HeadPass,
     Results,
     keep_gradients,
@@ -65,11 +67,9 @@ class _TiledLoss(torch.autograd.Function):
                     summed = _losses(function, values, slice(start, end)).sum()
                 loss += summed.detach()
                 if made.needs_gradient:
-                    of_logp, of_entropy = _derivatives(summed, values)
-                    entropy = results.entropy[start:end]
-                    made.add(
-                        start, end, slope_of_products(shares, total, picked, of_logp, of_entropy, entropy, bend, shape)
-                    )
+                    of_logp, of_entropy, of_mean = _derivatives(summed, values)
+                    slopes = (of_logp, of_entropy, results.entropy[start:end])
+                    made.add(start, end, slope_of_products(shares, total, picked, *slopes, bend, shape, of_mean))
         keep_gradients(ctx, made, matrix)
         ctx.mark_non_differentiable(*results.all())
         return loss, *results.all()
@@ -90,12 +90,18 @@ def _losses(function: Loss, values: dict[str, torch.Tensor], part: slice) -> tor
     return losses
 
 
-def _derivatives(summed: torch.Tensor, values: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Of a tile's loss by each log-prob, and by each entropy where it has a part in it."""
-    logp, entropy = values["logp"], values.get("entropy")
-    leaves = [logp] if entropy is None else [logp, entropy]
-    of_logp, *rest = torch.autograd.grad(summed, leaves, allow_unused=True)
-    return torch.zeros_like(logp) if of_logp is None else of_logp, rest[0] if rest else None
+def _derivatives(
+    summed: torch.Tensor, values: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Of a tile's loss by each log-prob, and by what else of `SMOOTH` has a part in it."""
+    leaves = {name: values[name] for name in SMOOTH if name in values}
+    slopes = dict(zip(leaves, torch.autograd.grad(summed, [*leaves.values()], allow_unused=True), strict=True))
+    of_logp = slopes["logp"]
+    return (
+        torch.zeros_like(values["logp"]) if of_logp is None else of_logp,
+        slopes.get("entropy"),
+        slopes.get("mean_logp"),
+    )
 
 
 def tiled_loss(
@@ -151,11 +157,13 @@ class _LogProbs(torch.autograd.Function):
         ctx.save_for_backward(hidden, matrix, targets, normaliser, kept, results.entropy)
         ctx.shape, ctx.dtype = shape, dtype
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*results.all()[2:], *(() if entropy else (results.entropy,)))
+        none = [vars(results)[name] for name in WANTS if name not in SMOOTH or name not in ("logp", *want)]
+        ctx.mark_non_differentiable(*none)
         return results.all()
 
     @staticmethod
-    def backward(ctx, of_logp, of_entropy, *_):
+    def backward(ctx, of_logp, of_entropy, *others):
+        of_mean = others[-1]
         hidden, matrix, targets, normaliser, kept, entropy = ctx.saved_tensors
         if of_logp is None:  # nothing was made of the log-probs
             of_logp = torch.zeros_like(normaliser)
@@ -170,11 +178,9 @@ class _LogProbs(torch.autograd.Function):
                     logits, bend = made.logits(start, end, ctx.shape, buffer)
                     shares = logits.sub_(normaliser[start:end, None]).exp_()
                 slopes = (of_logp[start:end], None if of_entropy is None else of_entropy[start:end])
-                made.add(
-                    start,
-                    end,
-                    slope_of_products(shares, total, targets[start:end], *slopes, entropy[start:end], bend, ctx.shape),
-                )
+                parts = (*slopes, entropy[start:end], bend, ctx.shape)
+                mean = None if of_mean is None else of_mean[start:end]
+                made.add(start, end, slope_of_products(shares, total, targets[start:end], *parts, mean))
         grad_matrix = None if made.grad_matrix is None else made.grad_matrix.to(matrix.dtype)
         return made.grad_hidden, grad_matrix, None, None, None
 
@@ -186,7 +192,7 @@ def log_probs(
     shape: LogitScaling = LogitScaling(),
     want: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:
-    """`logp` and, where wanted, `entropy`, (N,), with gradient; what else is wanted, (N,), without."""
+    """`logp` and, where wanted, `entropy` and `mean_logp`, (N,), with gradient; what else is wanted, (N,), without."""
     return wanted_of(_LogProbs.apply(hidden, matrix, targets, shape, want), want)
 
 
@@ -211,12 +217,13 @@ def log_probs_of_module(
         logits = logits / shape.temperature
         logs = torch.log_softmax(logits, -1)
         none = logs.new_empty(0)
+        average = logs.mean(-1) if "mean_logp" in want else none
         entropy = -(logs.exp() * logs).sum(-1) if "entropy" in want else none
         with torch.no_grad():
             hits = logits.argmax(-1) == picked if "top1" in want else none.bool()
             mean = logits.mean(-1) if "mean_logit" in want else none
             squares = torch.logsumexp(2 * logs, -1) if "log_sum_sq_probs" in want else none
-        return logs.gather(1, picked[:, None]).squeeze(1), entropy, hits, mean, squares
+        return logs.gather(1, picked[:, None]).squeeze(1), entropy, hits, mean, squares, average
 
     # at least one tile, if an empty one, so that the head's parameters are in the graph
     tiles = tiles_of(hidden.shape[0], vocabulary, 4, hidden.device) or [(0, 0)]

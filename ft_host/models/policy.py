@@ -30,15 +30,15 @@ Places = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Policy(nn.Module):
-    """`policy(batch, want=("logp", "entropy", "top1"))` gives a dict of (N,) tensors, one value a target. `logp` and
-    `entropy` have a gradient; nothing else of a language model does.
+    """`policy(batch, want=("logp", "entropy", "top1"))` gives a dict of (N,) tensors, one value a target. `logp`,
+    `entropy` and `mean_logp` have a gradient; nothing else of a language model does.
 
     `temperature` divides the logits, so that log-probs and entropy are of what is sampled at it.
 
     `loss`: a function of such a dict for some targets, `logp` and what is wanted, and of which of the batch's targets
     they are, a slice; to the loss of each, (n,). It must treat each target by itself: it is called tile by tile, and
-    differentiated by `logp` and `entropy` there and then, so tensors of its own are constants. The dict then holds
-    `loss`, the sum, a scalar with gradient, and what is wanted without.
+    differentiated by those three there and then, so tensors of its own are constants. The dict then holds `loss`, the
+    sum, a scalar with gradient, and what is wanted without.
 
     `hidden` (N, H), with gradient, is the state that each target is predicted from, and `logits_head` makes logits of
     it: what another model's are compared with. `divergence`: such a comparison; the dict then holds the scalar

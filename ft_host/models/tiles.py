@@ -15,7 +15,9 @@ import torch
 
 from ft_host.models.logit_scaling import LogitScaling
 
-WANTS = ("logp", "entropy", "top1", "mean_logit", "log_sum_sq_probs")  # what a pass can give of each target
+# What a pass can give of each target, and what of it has a gradient.
+WANTS = ("logp", "entropy", "top1", "mean_logit", "log_sum_sq_probs", "mean_logp")
+SMOOTH = ("logp", "entropy", "mean_logp")
 
 # Logits of a tile in bytes. On a CPU it should stay in cache through a dozen passes; on a GPU it should fill the
 # device.
@@ -141,6 +143,7 @@ class Results:
     top1: torch.Tensor
     mean_logit: torch.Tensor
     log_sum_sq_probs: torch.Tensor
+    mean_logp: torch.Tensor
 
     @staticmethod
     def empty(count: int, dtype: torch.dtype, device: torch.device, want: tuple[str, ...]) -> Results:
@@ -153,6 +156,7 @@ class Results:
             top1=made("top1", torch.bool),
             mean_logit=made("mean_logit"),
             log_sum_sq_probs=made("log_sum_sq_probs"),
+            mean_logp=made("mean_logp"),
         )
 
     def all(self) -> tuple[torch.Tensor, ...]:
@@ -160,9 +164,9 @@ class Results:
         return tuple(vars(self)[name] for name in WANTS)
 
     def leaves(self, start: int, end: int, want: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Those of a tile; log-probs and entropy can be differentiated by."""
+        """Those of a tile; those of `SMOOTH` can be differentiated by."""
         values = wanted_of([value[start:end].detach() for value in self.all()], want)
-        for name in values.keys() & {"logp", "entropy"}:
+        for name in values.keys() & {*SMOOTH}:
             values[name].requires_grad_()
         return values
 
@@ -189,6 +193,7 @@ def softmax_tile(
         top = logits.amax(-1, keepdim=True)
     shifted = logits.sub_(top)
     chosen = shifted.gather(1, targets[:, None])
+    average = shifted.mean(-1, keepdim=True) if "mean_logp" in want else None
     if "entropy" in want:
         shares = shifted.exp() if spare is None else torch.exp(shifted, out=spare[: shifted.shape[0]])
         total = shares.sum(-1, keepdim=True)
@@ -199,6 +204,8 @@ def softmax_tile(
         shares = shifted.exp_()
         total = shares.sum(-1, keepdim=True)
     results.logp[start:end] = (chosen - total.log()).squeeze(1)
+    if average is not None:
+        results.mean_logp[start:end] = (average - total.log()).squeeze(1)
     if "log_sum_sq_probs" in want:
         results.log_sum_sq_probs[start:end] = 2 * (torch.linalg.vector_norm(shares, dim=-1) / total.squeeze(1)).log()
     return shares, total, top
@@ -213,17 +220,22 @@ def slope_of_products(
     entropy: torch.Tensor,  # (n,)
     bend: torch.Tensor | None,  # (n, V) the slope of the soft cap
     shape: LogitScaling,
+    of_mean: torch.Tensor | None = None,  # (n,) and by each mean of the log-probs of the vocabulary
 ) -> torch.Tensor:
     """The derivative of the loss by the products of states and matrix, (n, V)."""
     column = of_logp[:, None].to(shares.dtype)
-    if of_entropy is None:  # d logp / d logits = onehot - p
-        factor = -column if total is None else -column / total
+    mean = None if of_mean is None else of_mean[:, None].to(shares.dtype)
+    both = column if mean is None else column + mean
+    if of_entropy is None:  # d logp / d logits = onehot - p, and of the mean of all log-probs 1 / V - p
+        factor = -both if total is None else -both / total
     else:  # d entropy / d logits = -p (log p + entropy); where p is 0 in this type, so is that
         if total is not None:
             shares.div_(total)
         logs = shares.clamp_min(torch.finfo(shares.dtype).tiny).log_().add_(entropy[:, None])
-        factor = logs.mul_(-of_entropy[:, None].to(shares.dtype)).sub_(column)
+        factor = logs.mul_(-of_entropy[:, None].to(shares.dtype)).sub_(both)
     shares.mul_(factor).scatter_add_(1, targets[:, None], column)
+    if mean is not None:
+        shares.add_(mean / shares.shape[1])
     if bend is not None:
         shares.mul_(bend)
     if shape.slope != 1.0:

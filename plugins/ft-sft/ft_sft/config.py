@@ -26,6 +26,13 @@ class SFTConfig(RunConfig):
         choices=("nll", "dft"),
         also={"chunked_nll": "nll"},
     )
+    label_smoothing_factor: float = option(
+        0.0,
+        "Share of each label that is spread evenly over the vocabulary, in training and evaluation, as transformers "
+        "does. 0: none.",
+        ge=0,
+        le=1,
+    )
     completion_only_loss: bool | None = option(
         None, "Supervise the completion only. Not set: yes if rows have a prompt and a completion."
     )
@@ -34,6 +41,10 @@ class SFTConfig(RunConfig):
 
     def check(self) -> None:
         super().check()
+        if self.loss_type == "dft" and self.label_smoothing_factor:
+            raise ConfigError(
+                "label_smoothing_factor: has no effect on dft, whose weight is the label's own probability"
+            )
         if self.assistant_only_loss and self.completion_only_loss:
             raise ConfigError(
                 "assistant_only_loss and completion_only_loss can't both be set: a prompt-completion row whose "

@@ -4,6 +4,9 @@
 
 `nll` has w = 1. `dft` (Dynamic Fine-Tuning, arXiv 2508.05629, eq. 9) has w = p: it cancels the 1/p in the gradient
 that makes unlikely tokens dominate. Which tokens are supervised is decided in `ft_prepare`.
+
+With `label_smoothing_factor` e a label is 1 - e on its token and e spread over the vocabulary of V tokens, as in
+transformers' LabelSmoother:  (1 - e) (- log p_i)  +  e (- 1/V sum_v log p_v).
 """
 
 from __future__ import annotations
@@ -23,6 +26,13 @@ def nll(logp: torch.Tensor) -> torch.Tensor:
 def dft(logp: torch.Tensor) -> torch.Tensor:
     """- sg[p] log p: a token counts in proportion to its current probability. (n,) log-probs to (n,) losses."""
     return -logp.exp().detach() * logp
+
+
+def smoothed(logp: torch.Tensor, mean_logp: torch.Tensor, factor: float) -> torch.Tensor:
+    """- (1 - e) log p - e mean_v log p_v: the cross-entropy of a smoothed label (arXiv 1512.00567, section 7). (n,) log-
+    probs of the label and means of those of the vocabulary, to (n,) losses.
+    """
+    return -(1 - factor) * logp - factor * mean_logp
 
 
 LOSSES = {"nll": nll, "dft": dft}
@@ -55,8 +65,12 @@ def ft_collate(rows, tokenizer, config) -> Batch:
 
 @hookimpl
 def ft_loss(model, batch, run) -> LossOutput:
-    loss = LOSSES[run.config.loss_type]
-    out = model(batch, want=("entropy", "top1"), loss=lambda values, part: loss(values["logp"]))
+    loss, factor = LOSSES[run.config.loss_type], run.config.label_smoothing_factor
+
+    def losses(values: dict[str, torch.Tensor], part: slice) -> torch.Tensor:
+        return smoothed(values["logp"], values["mean_logp"], factor) if factor else loss(values["logp"])
+
+    out = model(batch, want=("entropy", "top1", *(("mean_logp",) if factor else ())), loss=losses)
     targets = batch.counts["tokens"]
     return LossOutput(
         terms={"tokens": out["loss"]},
