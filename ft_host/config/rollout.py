@@ -246,6 +246,11 @@ class RolloutConfig(RunConfig):
         for name, usual in (("packing", False), ("truncation_mode", "keep_start")):
             if getattr(self, name) != usual:
                 raise ConfigError(f"{name}: has no effect on rollouts, which consist of whole prompts; remove it")
+        if self.neftune_noise_alpha is not None:
+            raise ConfigError(
+                "neftune_noise_alpha: the policy that learns would be another than the one that samples; it is for "
+                "rows that are given"
+            )
         if self.train_sampling_strategy == "group_by_length":
             raise ConfigError(
                 "train_sampling_strategy: the length of completions isn't known in advance; expected "

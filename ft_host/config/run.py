@@ -82,6 +82,13 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         group="model",
         choices=("auto", "sdpa", "flex", "none"),
     )
+    neftune_noise_alpha: float | None = option(
+        None,
+        "Noise on the embeddings in training: uniform up to alpha / sqrt(tokens of the row × width) (NEFTune, arXiv "
+        "2310.05914, which has 5 to 15).",
+        group="model",
+        gt=0,
+    )
     disable_dropout: bool = option(
         False, "Train without the model's own dropout; lora_dropout is not touched.", group="model"
     )

@@ -15,6 +15,7 @@ from ft_host.distributed.processes import free_memory, precision
 from ft_host.errors import ConfigError
 from ft_host.models.adapter_folder import frozen_twin
 from ft_host.models.folder import adapter_of, base_of, find_config, is_classifier
+from ft_host.models.neftune import EmbeddingNoise
 from ft_host.models.policy import Policy
 from ft_host.models.positions import check_lengths, table_of
 from ft_host.models.probe import choose_layout, freeze_unreached
@@ -167,6 +168,8 @@ def load_policy(
         # its head works on full rows of tokens; ours already avoids holding all logits
         apply_liger_kernel(policy.model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
     _checkpointing(policy, config)
+    if config.neftune_noise_alpha is not None:
+        policy.noise = EmbeddingNoise(policy.causal_lm.get_input_embeddings(), config.neftune_noise_alpha)
     if config.torch_compile:
         for layer in decoder_layers(policy):
             layer.compile(dynamic=True)

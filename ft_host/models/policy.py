@@ -21,6 +21,7 @@ from ft_host.models import head
 from ft_host.models.attention import Layout, flat
 from ft_host.models.experts import Routing, routing_of, times_shared
 from ft_host.models.logit_scaling import logit_scaling_of
+from ft_host.models.neftune import EmbeddingNoise, noisy, row_lengths
 from ft_host.models.reach import backbone_of
 from ft_host.models.rectangle import rectangle, unshared
 from ft_host.models.tiled_divergence import Head, TiledDivergence, tiled_divergence
@@ -72,6 +73,7 @@ class Policy(nn.Module):
         self.counts_routing = False
         self.recomputes = False  # gradient checkpointing
         self.routing: Routing | None = None
+        self.noise: EmbeddingNoise | None = None
         self.unreached = 0  # parameters that no text goes through: frozen
         self.layout_difference: float | None = None
         self.layout_leak: float | None = None
@@ -159,13 +161,14 @@ class Policy(nn.Module):
         routing = {"output_router_logits": True} if asked else {}
         if self.kernel == "none":
             input_ids, mask, where = rectangle(batch)
-            out = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False, **routing)
+            with noisy(self.noise, self._learns, mask.sum(1, keepdim=True).expand_as(mask)):
+                out = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False, **routing)
             states, places = out.last_hidden_state.flatten(0, 1), where.__getitem__
         else:
             layout = Layout(batch.lengths, batch.parents, batch.input_ids.device, self.kernel)
             # transformers looks for packed rows itself where there is no 2-D mask; ours says all that there is to say
             mask, places = None, _same
-            with flat(layout):
+            with flat(layout), noisy(self.noise, self._learns, row_lengths(batch)):
                 out = backbone(
                     input_ids=batch.input_ids[None],
                     attention_mask=torch.ones_like(batch.input_ids)[None],

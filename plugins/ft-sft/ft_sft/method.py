@@ -29,8 +29,8 @@ def dft(logp: torch.Tensor) -> torch.Tensor:
 
 
 def smoothed(logp: torch.Tensor, mean_logp: torch.Tensor, factor: float) -> torch.Tensor:
-    """- (1 - e) log p - e mean_v log p_v: the cross-entropy of a smoothed label (arXiv 1512.00567, section 7). (n,) log-
-    probs of the label and means of those of the vocabulary, to (n,) losses.
+    """- (1 - e) log p - e mean_v log p_v: the cross-entropy of a smoothed label (arXiv 1512.00567, section 7). (n,)
+    log-probs of the label and means of those of the vocabulary, to (n,) losses.
     """
     return -(1 - factor) * logp - factor * mean_logp
 

@@ -22,6 +22,7 @@ from ft_host.testing import (
     assert_same_training,
     differences,
     disturb,
+    forget_accelerate,
     lines,
     run_in,
     save_adapter,
@@ -39,6 +40,7 @@ from ft_host.testing import (
 
 OWN = (
     "loss_type",
+    "label_smoothing_factor",
     "completion_only_loss",
     "assistant_only_loss",
     "dataset_text_field",
@@ -139,6 +141,27 @@ def test_assistant_only(make, chats, tmp_path):
 
 def test_dft(make, prompts):
     assert_same_as_trl(make(prompts, loss_type="dft"), **METRICS)
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0])
+def test_label_smoothing(make, prompts, texts, tmp_path, factor):
+    """As transformers' LabelSmoother, in training and in evaluation, whose loss is smoothed too."""
+    held_out = str(write_rows(tmp_path / "held_out.jsonl", prompts[:5]))
+    config = make(prompts, label_smoothing_factor=factor, eval_dataset=held_out)
+    ours = assert_same_as_trl(config, mean_token_accuracy=1e-6)
+    plain = lines(run_in(config, "plain", label_smoothing_factor=0.0))
+    assert abs(ours[0]["loss"] - plain[0]["loss"]) > 1e-3
+    found = lines(run_in(config, "evaluated", eval_on_start=True), "eval")[0]["eval_loss"]
+    trainer = trainer_of(config, per_device_eval_batch_size=5)
+    assert found == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
+    forget_accelerate()
+
+
+def test_label_smoothing_does_not_depend_on_the_split(make, prompts):
+    config = make(prompts, label_smoothing_factor=0.2)
+    whole = lines(run_in(config, "4x1"))
+    parts = lines(run_in(config, "1x4", per_device_train_batch_size=1, gradient_accumulation_steps=4))
+    assert_parity(parts, whole, **METRICS)
 
 
 def test_given_tokens(make):
