@@ -397,7 +397,7 @@ def test_empty_completions():
         ({"prompt": "a", "chosen": [], "rejected": "b"}, "expected messages, as in the other column"),
         ({"prompt": "a", "chosen": None, "rejected": "b"}, "column chosen: found nothing, expected text"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "column prompt: found int '3', expected text"),
-        ({"chosen": [{"rol": "user"}], "rejected": BAD}, r"chosen\[0\]: has no role; did you mean rol\?"),
+        ({"chosen": [{"rol": "user"}], "rejected": BAD}, r"chosen\[0\]: has no role; rol may be meant as role"),
         ({"chosen": ["a"], "rejected": ["b"]}, "column chosen: found a list of texts, expected one text"),
         (
             {"prompt": "a", "chosen": "b", "rejected": ["c", "d"]},

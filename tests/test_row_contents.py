@@ -335,6 +335,25 @@ def test_columns_of_other_rows_that_arrow_fills_with_nulls_are_absent():
     assert prompt_part(empty | {"messages": talk}, chat=True)["prompt"] == talk[:1]
 
 
+def test_conversations_and_their_arguments_as_json_text():
+    """As a CSV file has them; a prompt of text may begin with a bracket."""
+    talk = [user("a"), said("b")]
+    assert standard({"messages": json.dumps(talk)}, chat=True) == {"messages": talk}
+    assert standard({"prompt": "[1", "completion": "]"}, chat=True) == {"prompt": "[1", "completion": "]"}
+    with pytest.raises(RowError, match="column messages: not JSON: .* at column 7"):
+        standard({"messages": '["a", '}, chat=True)
+    row = {"messages": talk, "chat_template_kwargs": '{"x": "THAT"}'}
+    tokenizer = chat_tokenizer(CHATML + "{{ x }}")
+    assert text_of(tokens(row, tokenizer), tokenizer).endswith("THAT")
+    with pytest.raises(RowError, match="column chat_template_kwargs: found list"):
+        tokens(row | {"chat_template_kwargs": "[1]"}, tokenizer)
+
+
+def test_tools_of_an_alpaca_row_are_shown():
+    row = ALPACA | {"tools": [tool("add")]}
+    assert standard(row, chat=True)["tools"] == [tool("add")]
+
+
 # ---------------------------------------------------------------- padding
 
 

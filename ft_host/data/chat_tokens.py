@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.batch import IGNORE
 from ft_host.data.long_texts import ids_of
+from ft_host.data.messages import kind_of
 from ft_host.data.omissions import check_shown
 from ft_host.data.templates import Conversation, has_markers, rendered, template_of, turn_marks
-from ft_host.data.tool_calls import tools_of
+from ft_host.data.tool_calls import from_json, tools_of
 from ft_host.data.turn_spans import altered_span, assistant_spans, verify
 from ft_host.errors import RowError
 from ft_host.types import Row
@@ -23,11 +24,19 @@ Message = dict[str, Any]
 def conversation(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: Row, *, continues: bool = False
 ) -> Conversation:
+    return Conversation(tokenizer, messages, tools_of(row), template_arguments(row), continues)
+
+
+def template_arguments(row: Row) -> dict[str, Any]:
+    """Return the row's arguments of the chat template: a mapping, or its JSON. A null was filled in by Arrow."""
     arguments = row.get("chat_template_kwargs") or {}
+    if isinstance(arguments, str):
+        arguments = from_json(arguments, "column chat_template_kwargs", "chat_template_kwargs")
     if not isinstance(arguments, dict):
-        raise RowError("column chat_template_kwargs: expected {name: value}", "chat_template_kwargs")
-    kept = {name: value for name, value in arguments.items() if value is not None}  # None: filled in by Arrow
-    return Conversation(tokenizer, messages, tools_of(row), kept, continues)
+        raise RowError(
+            f"column chat_template_kwargs: found {kind_of(arguments)}, expected {{name: value}}", "chat_template_kwargs"
+        )
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def chat_ids(talk: Conversation, *, ask: bool = False) -> list[int]:

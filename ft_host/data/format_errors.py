@@ -16,8 +16,8 @@ EXPECTED = (
 LOOKS = (
     (
         {"chosen", "rejected"},
-        "preference data: {preference}, or rename chosen to completion with dataset_columns to train on the good ones"
-        " only",
+        "preference data: {preference}, or rename chosen with dataset_columns to train on the good ones only: to "
+        "completion beside a prompt, else to messages or text",
     ),
     ({"chosen_ids", "rejected_ids"}, "tokenised preference data: {preference}"),
     ({"completions", "labels"}, "stepwise supervision (a process reward model's)"),

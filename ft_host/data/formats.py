@@ -69,7 +69,7 @@ def standard(row: Row, *, chat: bool, text_field: str = "text") -> Row:
     if text_field in row and not (row[text_field] is None and alpacas):
         return {"text": text_of(row[text_field], text_field)}
     if "instruction" in row and "output" in row:
-        return alpaca(row, chat)
+        return (extras if chat else {}) | alpaca(row, chat)
     for name in ("prompt", "completion"):
         if "prompt" in row and "completion" in row and row[name] is None:
             text_of(None, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ft_host.data.tool_calls import checked_calls
+from ft_host.data.tool_calls import checked_calls, from_json
 from ft_host.errors import RowError
 from ft_host.util.text import nearest
 
@@ -58,9 +58,12 @@ def kind_of(value: Any) -> str:
 def messages_of(value: Any, column: str) -> list[Message]:
     """Return a conversation as messages with role and content.
 
-    from/value (ShareGPT) is mapped, and so are its names of roles. A message that isn't trained on has `weight` 0.
-    Raises RowError that names the message and what was found in it.
+    `messages` and `conversations` may be JSON text, as in a CSV file. from/value (ShareGPT) is mapped, and so are its
+    names of roles. A message that isn't trained on has `weight` 0. Raises RowError that names the message and what was
+    found in it.
     """
+    if isinstance(value, str) and column in ("messages", "conversations") and value.lstrip().startswith("["):
+        value = from_json(value, f"column {column}", column)
     if not isinstance(value, list) or not value:
         raise RowError(f"column {column}: found {kind_of(value)}, expected a list of {{role, content}}", column)
     if is_texts(value):
@@ -75,7 +78,8 @@ def messages_of(value: Any, column: str) -> list[Message]:
         if "from" in message and "role" not in message:
             message = from_sharegpt(message, given, where, column)
         elif not isinstance(message.get("role"), str):
-            raise RowError(f"{where}: has no role{nearest('role', message)}; its keys are {keys_of(given)}", column)
+            near = nearest("role", message, "; {} may be meant as role")
+            raise RowError(f"{where}: has no role{near}; its keys are {keys_of(given)}", column)
         else:
             name = message["role"]
             message["role"] = usual_role(name)

@@ -8,6 +8,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from ft_host.batch import IGNORE, count_targets
+from ft_host.data.chat_tokens import template_arguments
 from ft_host.data.formats import standard
 from ft_host.data.prefill import apart
 from ft_host.data.tokens import prompt_of, tokenize_row
@@ -27,7 +28,7 @@ def prompt_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RolloutConf
     A prompt over `max_length` tokens is dropped: truncated, it would be another question. Raises RowError for a row
     without a prompt.
     """
-    arguments = config.chat_template_kwargs | (row.get("chat_template_kwargs") or {})
+    arguments = config.chat_template_kwargs | template_arguments(row)
     ids, prompt = prompt_of(row | {"chat_template_kwargs": arguments} if arguments else row, tokenizer, config)
     if config.max_length is not None and len(ids) > config.max_length:
         return Drop("the prompt is longer than max_length")
@@ -42,7 +43,7 @@ def completed_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RolloutC
     without a completion; `otherwise` ends the message with what the method can do without one.
     """
     parts = with_completion(row, tokenizer, otherwise)
-    arguments = config.chat_template_kwargs | (row.get("chat_template_kwargs") or {})
+    arguments = config.chat_template_kwargs | template_arguments(row)
     whole = dataclasses.replace(config, max_length=None)
     more = {"chat_template_kwargs": arguments} if arguments and "input_ids" not in parts else {}
     tokens = tokenize_row(parts | more, tokenizer, whole, completion_only=True, assistant_only=False)

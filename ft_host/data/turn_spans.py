@@ -228,5 +228,6 @@ def verify(talk: Conversation, text: str, span: Span, supervised: str) -> None:
     expected = f"calls {', '.join(calls)}" if calls else f"says {content_of(message)[:80]!r}"
     raise RowError(
         f"messages[{span.index}]: the assistant {expected}, but in the chat template's text its turn is "
-        f"{supervised[:80]!r}; set chat_template_path to a template that shows it, or use prompt and completion"
+        f"{supervised[:80]!r}; set chat_template_path to a template that shows it, or give prompt and "
+        "completion as texts"
     )

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ft_host.data import templates
+from ft_host.data.chat_tokens import template_arguments
+from ft_host.data.prefill import apart, begins_answer
 from ft_host.data.tokens import chat_ids, conversation
 from ft_host.errors import DataError, FtHostError
 from ft_host.generation import Completion, Request, Sampling
@@ -178,8 +180,12 @@ def chat_of(
         content = message["content"]
         content = content + added if isinstance(content, str) else [*content, {"type": "text", "text": added}]
         prompt = [*prompt[: users[-1]], {**message, "content": content}, *prompt[users[-1] + 1 :]]
-    arguments = config.chat_template_kwargs | (columns.get("chat_template_kwargs") or {})
-    return conversation(tokenizer, prompt, {"tools": toolbox.schemas, "chat_template_kwargs": arguments})
+    arguments = config.chat_template_kwargs | template_arguments(columns)
+    cut = apart(prompt) if columns.get("prompt") is None else {}  # the prompt was cut off a conversation
+    begun = begins_answer(prompt, cut)
+    return conversation(
+        tokenizer, prompt, {"tools": toolbox.schemas, "chat_template_kwargs": arguments}, continues=begun
+    )
 
 
 def finished(talks: list[Episode], rows: list[Row], generations: int, toolbox: Toolbox) -> list[Conversation]:
