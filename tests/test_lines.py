@@ -15,6 +15,7 @@ import pytest
 from ft_host.errors import UsageError
 from ft_host.rundir.folder import RunFolder
 from ft_host.rundir.lines import append_line, read_json_lines, read_whole, settled
+from ft_host.testing.runs import made_finding, make_run
 from ft_host.training.launch import train
 from ft_host.util.jsonl import json_line, json_text, visible
 
@@ -234,6 +235,34 @@ def test_a_bad_line_in_the_middle_is_refused_by_file_and_line(copied, name, what
         train(dataclasses.replace(config, max_steps=3), resume=folder)
     assert f"{file}, line {line}: " in str(refused.value) and f"move {name} away" in str(refused.value)
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"  # nothing was touched
+
+
+ODD_VALUES = ("[1]", '{"a": {"b": 1}}', '"x"', "null", "true", "NaN", "1e400", "1" + "0" * 400, "-3")
+
+
+def test_commands_bear_any_value_in_any_line(tmp_path, monkeypatch, capsys):
+    """One value after the other in the last line of each file; an unexpected error would exit with 1."""
+    from ft_host.cli import main
+
+    folder = make_run(tmp_path / "a", steps=4, eval_steps=2, rollouts=True, findings=[made_finding()])
+    other = make_run(tmp_path / "b", steps=4, eval_steps=2, rollouts=True)
+    monkeypatch.chdir(tmp_path)
+    for name, places in {
+        "metrics.jsonl": ("step", "kind", "eval_loss"),
+        "samples.jsonl": ("step", "kind", "prompt", "completion", "rewards", "advantage", "extra"),
+        "findings.jsonl": ("severity", "evidence", "remedies", "first_step", "message"),
+        "events.jsonl": ("time", "level", "text"),
+    }.items():
+        content = (folder / name).read_bytes()
+        *_, line = content.strip().split(b"\n")
+        for place in places:
+            for value in ODD_VALUES:
+                mark = json.dumps(json.loads(line) | {place: "HERE"}).replace('"HERE"', value)
+                (folder / name).write_bytes(content + mark.encode() + b"\n")
+                for command in (["runs", "."], ["report", "a"], ["compare", "a", str(other)], ["diagnose", "a"]):
+                    code = main(command)
+                    assert code == 0, (command, name, place, value[:20], capsys.readouterr().err)
+        (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("what", BAD)

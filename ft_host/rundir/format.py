@@ -108,6 +108,8 @@ def number(value: float | None) -> str:
     """Format four significant digits."""
     if value is None:
         return "–"
+    if isinstance(value, int) and abs(value) > 1e300:  # more digits than a float can have
+        value = math.inf if value > 0 else -math.inf
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     if value == 0:

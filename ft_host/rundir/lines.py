@@ -119,6 +119,17 @@ def is_step(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
 
 
+def fits(value: Any, form: Any) -> bool:
+    """Return whether a value has a form: a type, one of some texts, an object with some fields, or a list of such."""
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(name in value and fits(value[name], part) for name, part in form.items())
+    if isinstance(form, list):
+        return isinstance(value, list) and all(fits(each, form[0]) for each in value)
+    if isinstance(form, tuple):
+        return value in form
+    return isinstance(value, form)
+
+
 def settled(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl that count, each with a kind and a step: one for each step, and one for each
     evaluation. A step that was logged again takes the place of the first and of all that came after it: the run had
@@ -136,7 +147,8 @@ def settled(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def usable(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl that are a step or an evaluation, each once (see `settled`)."""
-    return settled(line for line in lines if line.get("kind") in ("train", "eval") and _is(line.get("step"), int))
+    steps = (line for line in lines if _is(line.get("step"), int) and is_step(line["step"]))
+    return settled(line for line in steps if line.get("kind") in ("train", "eval"))
 
 
 def number_of(value: Any) -> float | None:
@@ -152,5 +164,5 @@ def number_of(value: Any) -> float | None:
     if not isinstance(value, (int, float)):
         return None
     if abs(value) > 1e300:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
     return float(value)

@@ -19,7 +19,7 @@ from ft_host.errors import UsageError
 from ft_host.rundir.checkpoints import steps_in
 from ft_host.rundir.find import is_run, not_a_run
 from ft_host.rundir.folder import FORMAT
-from ft_host.rundir.lines import is_step, number_of, read_json_lines
+from ft_host.rundir.lines import fits, is_step, number_of, read_json_lines
 from ft_host.rundir.owner import state_of
 from ft_host.rundir.series import Series
 from ft_host.util.jsonl import from_words
@@ -51,16 +51,24 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "diagnostics": (dict,),
 }
 REQUIRED = ("format", "method", "status", "created", "config")
-FINDING: dict[str, type] = {
+# What readers need of a finding: a type, one of some texts, an object with these fields, or a list of such.
+FINDING: dict[str, Any] = {
     "code": str,
     "fingerprint": str,
     "title": str,
-    "severity": str,
-    "state": str,
+    "severity": ("info", "warning", "error"),
+    "state": ("open", "cleared", "muted"),
     "message": str,
     "why": str,
-    "evidence": list,
-    "remedies": list,
+    "evidence": [{"metric": str, "value": object}],
+    "remedies": [
+        {
+            "why": str,
+            "applicability": str,
+            "patch": [{"path": str, "from": object, "value": object}],
+            "from_start": bool,
+        }
+    ],
     "first_step": int,
     "last_step": int,
 }
@@ -255,12 +263,13 @@ def read_run(folder: str | Path) -> RunRecord:
     _read_metrics(record)
     for name, rows in (("samples.jsonl", record.samples), ("events.jsonl", record.events)):
         lines, problems = read_json_lines(folder / name)
-        rows += lines
-        record.problems += problems
+        rows += [line for line in lines if is_step(line.get("step", 0))]
+        odd = sum(not is_step(line.get("step", 0)) for line in lines)
+        record.problems += problems + ([f"{name}: {odd} lines whose step is no number"] if odd else [])
     findings, problems = read_json_lines(folder / "findings.jsonl")
     record.problems += problems
     for finding in findings:
-        odd = [name for name, kind in FINDING.items() if not isinstance(finding.get(name), kind)]
+        odd = [name for name, form in FINDING.items() if not (name in finding and fits(finding[name], form))]
         if odd:
             record.problems.append(f"findings.jsonl: a line without {', '.join(odd)}, or with another kind of value")
         else:
