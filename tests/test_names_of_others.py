@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import warnings
+from pathlib import Path
 
 import pytest
 from ft_dpo.config import DPOConfig
@@ -233,3 +234,59 @@ def test_every_schedule_and_tracker_of_transformers_is_ours_or_has_an_answer():
         assert name in TRACKERS or value_hint("report_to", name), name
     with pytest.raises(ConfigError, match="lr_scheduler_type: .*; it follows a metric"):
         resolve.resolve(SFTConfig, None, {"lr_scheduler_type": "reduce_lr_on_plateau"})
+
+
+# ---------------------------------------------------------------- defaults
+
+
+SAME = {"optim", "bf16", "gradient_checkpointing", "eval_on_start", "save_total_limit", "precompute_ref_log_probs"}
+
+
+def of_table() -> dict[tuple[str, str], str]:
+    """(method, field): what docs/from-trl.md says is the default here."""
+    text = (Path(__file__).parents[1] / "docs" / "from-trl.md").read_text(encoding="utf-8")
+    found = {}
+    for line in text.partition("## Defaults that change a run")[2].partition("## Same")[0].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `"):
+            for name in cells[0].replace("`", "").split(", "):
+                for method in cells[1].split(", "):
+                    found[method, name] = cells[3].strip("`")
+    return found
+
+
+def shown(value) -> str:
+    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@pytest.mark.parametrize("method", "sft dpo kto reward grpo rloo gkd gold sdft sdpo".split())
+def test_each_default_that_differs_from_trl_is_in_the_table(method, tmp_path):
+    import trl
+
+    fields = fields_of(registry.config_class(registry.find("method", method)))
+    known = names_of(fields)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if method in dict(EXPERIMENTAL):
+            theirs = getattr(importlib.import_module(f"trl.experimental.{method}"), dict(EXPERIMENTAL)[method])
+        else:
+            name = {"reward": "Reward"}.get(method, method.upper())
+            theirs = getattr(trl, f"{name}Config")
+    table = of_table()
+    for field in dataclasses.fields(theirs):
+        if field.name not in known or known[field.name] in SAME | {"output_dir", "use_cpu", "generation_batch_size"}:
+            continue
+        theirs_is, ours = field.default, fields[known[field.name]].default
+        if theirs_is is dataclasses.MISSING or theirs_is == ours or theirs_is == "none":
+            continue
+        if theirs_is is None and (ours in ([], {}, "", None) or None in fields[known[field.name]].also):
+            continue
+        said = table.get((method, field.name), table.get((method, known[field.name])))
+        assert said == shown(ours), (field.name, theirs_is, ours)
+
+
+def test_the_table_says_what_is_true():
+    for (method, name), said in of_table().items():
+        if not method.startswith("all"):
+            fields = fields_of(registry.config_class(registry.find("method", method)))
+            assert shown(fields[names_of(fields)[name]].default) == said, (method, name)
