@@ -27,6 +27,11 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CUT = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+INSIDE = CHATML.replace(
+    "{{ m.content }}",
+    "{% if '[T]' in m.content %}{{ m.content.split('[T]')[0] + m.content.split('[/T]')[-1] }}{% else %}{{ m.content }}"
+    "{% endif %}",
+)
 CALLS = CHATML.replace(
     "{{ m.content }}",
     "{{ m.content or '' }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>"
@@ -145,6 +150,8 @@ def test_a_template_that_changes_contents_isnt_accused_of_leaving_them_out():
         (CUT, [user("a"), said("<think>\nhm\n</think>\nb")], {}, {"thoughts"}),
         (CUT, [user("a"), said("hm\n</think>\nb")], {}, {"thoughts"}),
         (CUT, [user("a"), said("<think>\n\n</think>\nb")], {}, set()),
+        (INSIDE, [user("a"), said("[T]hm, so[/T]b")], {}, {"thoughts"}),
+        (INSIDE, [user("a [T]hm, so[/T] b"), said("b")], {}, {"parts"}),
         (CHATML, [user("a"), said("b", reasoning_content="hm")], {}, {"thoughts"}),
         (CHATML, [user("a"), said("b", thinking="hm")], {}, {"thoughts"}),
         (CHATML, [user("a"), said("<think>hm</think>b")], {}, set()),

@@ -18,8 +18,20 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+from ft_host.data.differences import (
+    WORD,
+    arguments_of,
+    changed,
+    inner_of,
+    is_cut_inside,
+    is_lost,
+    lost_call,
+    lost_content,
+    parts_of,
+    rendering,
+)
 from ft_host.data.messages import content_of, is_data
-from ft_host.data.templates import THOUGHTS, Conversation, extended, template_of
+from ft_host.data.templates import THOUGHTS, Conversation, template_of
 from ft_host.errors import RowError
 
 Message = dict[str, Any]
@@ -30,8 +42,8 @@ KINDS = {
     "tools": "the tools",
     "names": "names of those who speak",
     "beside": "what the assistant says beside a call of a tool",
+    "parts": "parts of what others than the assistant say",
 }
-WORD = "zq{}x{}w"
 SEEN_MOST = 4096  # forms that are remembered
 
 _noted: ContextVar[set[str] | None] = ContextVar("noted", default=None)
@@ -66,11 +78,14 @@ def check_shown(talk: Conversation, text: str, *, ask: bool = False) -> None:
     for kind, index in sorted(missing, key=lambda part: (part[1], part[0])):
         if kind in KINDS:
             kinds.add(kind)
-        elif kind == "said" and is_lost(talk, index, ask):
-            if talk.messages[index].get("tool_calls"):
+        elif kind == "said":
+            message = talk.messages[index]
+            if is_lost(talk, index, ask):
+                if not message.get("tool_calls"):
+                    raise RowError(lost_content(message, index))
                 kinds.add("beside")
-            else:
-                raise RowError(lost_content(talk.messages[index], index))
+            elif is_cut_inside(talk, index, text, ask):
+                kinds.add("thoughts" if message["role"] == "assistant" else "parts")
         elif kind == "call":
             problem = lost_call(talk, index, ask)
             if problem:
@@ -100,32 +115,6 @@ class Text:
         return "".join(said.split()) in self.squeezed
 
 
-def lost_content(message: Message, index: int) -> str:
-    what = "this assistant turn" if message["role"] == "assistant" else f"this message of {message['role']}"
-    other = ", or put its text into the first message of user" if message["role"] == "system" else ""
-    return (
-        f"messages[{index}]: the chat template leaves {what} out, or a part of it ({content_of(message)[:60]!r}); set "
-        f"chat_template_path to a template that shows it{other}"
-    )
-
-
-def parts_of(message: Message) -> tuple[list[str], str]:
-    """Return the thoughts of a message, and what it says."""
-    thoughts = [message[name] for name in THOUGHTS if isinstance(message.get(name), str) and message[name].strip()]
-    said = content_of(message)
-    if message["role"] == "assistant":
-        thought, ended, reply = said.rpartition("</think>")
-        if ended:
-            said = reply
-            thought = thought.strip().removeprefix("<think>")
-            thoughts += [thought] if thought.strip() else []
-    return thoughts, said
-
-
-def rendering(talk: Conversation, messages: list[Message], ask: bool) -> str:
-    return talk.render(messages, ask=ask and not talk.continues)
-
-
 # ---------------------------------------------------------------- by form
 
 
@@ -150,11 +139,6 @@ def form_of(message: Message) -> tuple[Any, ...]:
     )
     kind = type(content).__name__ if is_data(content) else isinstance(content, list)
     return message["role"], tuple(sorted(message)), bool(said.strip()), len(thoughts), kind, calls
-
-
-def inner_of(call: Any) -> dict[str, Any]:
-    inner = call.get("function", call) if isinstance(call, dict) else {}
-    return inner if isinstance(inner, dict) else {}
 
 
 def left_out(talk: Conversation, ask: bool) -> set[tuple[str, int]] | None:
@@ -228,69 +212,3 @@ def with_call(call: Any, word: Callable[[str], str], named: bool) -> Any:
     data = arguments_of(inner)
     made = inner | ({"name": word("call")} if named else {})
     return changed(call, made, {name: word("call") for name in data})
-
-
-def arguments_of(inner: dict[str, Any]) -> dict[str, Any]:
-    given = inner.get("arguments")
-    data = json.loads(given) if isinstance(given, str) else given  # checked when the row was read
-    return data if isinstance(data, dict) else {}
-
-
-def changed(call: Any, inner: dict[str, Any], arguments: dict[str, Any]) -> Any:
-    """Return a call with these arguments, as text where it has them as text."""
-    as_text = isinstance(inner.get("arguments"), str)
-    inner = {**inner, "arguments": json.dumps(arguments) if as_text else arguments}
-    return {**call, "function": inner} if "function" in call else inner
-
-
-# ---------------------------------------------------------------- in this row
-
-
-def is_lost(talk: Conversation, index: int, ask: bool) -> bool:
-    """Return whether text before or behind a content isn't shown: the template cuts it, or leaves it out."""
-    message = talk.messages[index]
-    if is_data(message.get("content")):
-        other = {**message, "content": [WORD.format(0, 0)]}
-        marks = [WORD.format(0, 0)]
-    else:
-        marks = [WORD.format("a", index), WORD.format("b", index)]
-        thought, ended, _ = content_of(message).rpartition("</think>")
-        if ended and message["role"] == "assistant":
-            other = {**message, "content": f"{thought}{ended}{marks[0]}{content_of(message)[len(thought + ended) :]}"}
-            other["content"] += marks[1]
-        else:
-            other = extended(message, *marks)
-    try:
-        made = rendering(talk, [*talk.messages[:index], other, *talk.messages[index + 1 :]], ask).lower()
-    except RowError:  # the template depends on this content
-        return False
-    return not all(mark in made for mark in marks)
-
-
-def lost_call(talk: Conversation, index: int, ask: bool) -> str | None:
-    """Return the problem where a call, or an argument of one, isn't shown."""
-    message = talk.messages[index]
-    mark = WORD.format("c", index)
-
-    def shows(number: int, other: Any) -> bool:
-        calls = [*message["tool_calls"][:number], other, *message["tool_calls"][number + 1 :]]
-        messages = [*talk.messages[:index], {**message, "tool_calls": calls}, *talk.messages[index + 1 :]]
-        try:
-            return mark in rendering(talk, messages, ask).lower()
-        except RowError:  # the template depends on this call
-            return True
-
-    for number, call in enumerate(message["tool_calls"]):
-        inner = inner_of(call)
-        data = arguments_of(inner)
-        what = "the call"
-        if shows(number, changed(call, {**inner, "name": mark}, data)):
-            lacking = [name for name in data if not shows(number, changed(call, inner, {**data, name: mark}))]
-            if not lacking:
-                continue
-            what = f"the argument {lacking[0]} of the call"
-        return (
-            f"messages[{index}]: the assistant calls {inner.get('name')}, but the chat template leaves {what} out; set "
-            "chat_template_path to a template that shows calls of tools"
-        )
-    return None

@@ -10,6 +10,10 @@ from ft_host.diagnostics.view import View, percent
 
 # By kind: what is left out, and what to do.
 LEFT_OUT = {
+    "parts": (
+        "parts of what others than the assistant say",
+        "Look at a row with `ft-host data`, and set chat_template_path to a template that shows all of it",
+    ),
     "thoughts": (
         "thoughts of the assistant (<think> in contents, reasoning_content, reasoning, thinking)",
         "If it drops those of earlier turns on purpose, and would when it is asked, leave it so; a row for each turn "
