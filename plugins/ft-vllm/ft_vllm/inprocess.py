@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.api import Completion, ConfigError, FtHostError
 from ft_vllm.command import Served, lora_rank, memory_share
 from ft_vllm.sampling import Job, completion_of
-from ft_vllm.server import WANTED
+from ft_vllm.server import TESTED, WANTED
 
 if TYPE_CHECKING:
     from ft_vllm.config import VLLMConfig
@@ -45,10 +45,10 @@ def start(config: VLLMConfig, served: Served) -> Any:
 
     from ft_vllm.engines import register
 
-    if not vllm.__version__.startswith(WANTED):
+    if not vllm.__version__.startswith(TESTED):
         raise ConfigError(
             f"backend_config.mode: inprocess: vLLM {vllm.__version__} is installed; this package is written for"
-            f" {WANTED}*"
+            f" {WANTED}"
         )
     register()
     arguments = {
