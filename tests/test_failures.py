@@ -91,6 +91,21 @@ def test_a_run_that_goes_on_after_an_error_is_as_if_there_had_been_none(config, 
     assert_same_weights(whole, broken, rel=0)
 
 
+def test_a_state_that_a_checkpoint_cannot_hold_is_refused_by_name(config, sft_with):
+    kind = sft_with("@hookimpl\ndef ft_step(rows, run):\n    run.state['mean'] = torch.zeros(2)\n")
+    with pytest.raises(HookError, match=r"keeps run.state\['mean'\], a Tensor of shape \(2,\).*tolist"):
+        ft_host.train(kind(**dataclasses.asdict(config) | QUICK | {"output_dir": config.output_dir + "/a"}))
+
+
+def test_an_error_before_there_is_a_folder_says_how_to_see_more(config, monkeypatch):
+    def broken(config):
+        raise AttributeError("a library has changed")
+
+    monkeypatch.setattr("ft_host.data.load_tokenizer", broken)
+    with pytest.raises(FtHostError, match=r"(?s)AttributeError: a library has changed \(.*FT_HOST_TRACEBACK=1"):
+        run_in(config, "a", **QUICK)
+
+
 # ---------------------------------------------------------------- rows
 
 

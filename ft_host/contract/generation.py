@@ -105,3 +105,17 @@ def check_json(plugins: PluginManager, hook: str, rows: list[Row]) -> None:
                     f"returned a row whose column {name!r} is {shown(value)}: {error}. Rows of a rollout are kept in "
                     "checkpoints; expected what JSON can hold: numbers, texts, lists and dicts (tensor.tolist())",
                 ) from error
+
+
+def check_state(plugins: PluginManager, state: dict[str, Any]) -> None:
+    """Raise HookError for what a method keeps in `run.state` and a checkpoint can't hold as it is."""
+    for name, value in state.items():
+        try:
+            json.dumps({name: value})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise fault(
+                plugins,
+                "ft_loss",
+                f"or another hook of its plugin keeps run.state[{name!r}], {shown(value)}: {error}. It is kept in "
+                "checkpoints; expected what JSON can hold: numbers, texts, lists and dicts (tensor.tolist())",
+            ) from error

@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ft_host.hooks import hookimpl
+from ft_host.util.console import tell
 
 if TYPE_CHECKING:
     from ft_host.run import Run
@@ -58,7 +59,11 @@ class StallDetector:
             silent = time.monotonic() - self.last
             if silent > self.limit and not self.told:
                 self.told = True
-                self._tell(silent)
+                try:
+                    self._tell(silent)
+                except OSError as error:  # the disk may be what hangs; a thread's error would only be a traceback
+                    text = f"no step for {silent:.0f} seconds, and that can't be written down: {error}"
+                    tell(text, "warning", self.run.config.progress)
 
     def _tell(self, silent: float) -> None:
         """Write the stacks of all threads to stacks.txt of the run, before anything else can go wrong."""

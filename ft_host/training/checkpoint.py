@@ -39,6 +39,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from ft_host.contract.generation import check_state
 from ft_host.distributed.processes import is_sharded
 from ft_host.errors import FtHostError
 from ft_host.models import save_whole
@@ -127,6 +128,7 @@ def _together(run: Run, doing: str) -> Iterator[None]:
 def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer: dict[str, Any] | None = None) -> Path:
     """Write checkpoints/step-N; `buffer` is this rank's rows of a rollout. All ranks must call it. Raises FtHostError
     if it can't be written; earlier checkpoints stay as they are."""
+    check_state(run.plugins, run.state)
     place = run.folder.checkpoints / f"step-{run.step}"
     aside = run.folder.checkpoints / f".step-{run.step}.tmp"
     doing, renamed = f"checkpoint at step {run.step} could not be written", None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterable
@@ -111,6 +112,21 @@ def package_of(file: Path) -> str | None:
 # ---------------------------------------------------------------- what is kept of it
 
 
+def add_hint(told: FtHostError) -> None:
+    """Say how to see the traceback of an error that nobody foresaw, where there is no folder to keep it in."""
+    if told.facts.get("watch/failed") == "library":
+        told.args = (f"{told}\nFT_HOST_TRACEBACK=1 prints where it arose",)
+
+
+def complete(
+    told: FtHostError, error: BaseException, folder: RunFolder, rank: int, step: int | None, saved: Path | None
+) -> None:
+    """Add to the message what the run can go on from, and where its traceback is kept. `error`: what it is made of."""
+    lines = [str(told), *kept(told, folder, step, saved)]
+    trace = None if isinstance(told, Interrupted) else keep_traceback(error, folder.path, rank, step)
+    told.args = ("\n".join(lines if trace is None else [*lines, f"traceback: {trace}"]),)
+
+
 def keep_traceback(error: BaseException, folder: Path, rank: int, step: int | None) -> Path | None:
     """Append the traceback of an error to a file of the run's folder; return the file. None for one whose message says
     all, or where nothing can be written."""
@@ -136,6 +152,21 @@ def facts_of(error: FtHostError, step: int) -> dict[str, Any]:
     kind = next((kind for each, kind in KINDS if isinstance(error, each)), "run")
     found = {"watch/failed": kind, "watch/failed_place": "", "watch/failed_hook": "", "watch/failed_step": step}
     return found | error.facts | {"watch/failed_text": str(error)}
+
+
+def write_down(
+    error: FtHostError, folder: RunFolder, place: tuple[int, int], watch: Monitor, run: Run | None, report: bool
+) -> None:
+    """Write down how a run has ended, as far as that is possible. `place`: this rank, and the number of ranks."""
+    rank, world_size = place
+    try:
+        if world_size > 1:
+            write_cause(error, folder.path, rank)
+        if rank == 0 and folder.manifest:
+            record(error, folder, watch, run, report)
+    except Exception as second:  # the disk may be what failed; the first error is what the user must see
+        text = "run.json could not be updated and may still say that the run goes on"
+        print(f"{text}: {first_line(second)}", file=sys.stderr)
 
 
 def record(error: FtHostError, folder: RunFolder, watch: Monitor, run: Run | None, report: bool) -> None:

@@ -35,14 +35,13 @@ from ft_host.rundir.opening import Resuming, checkpoint_to_begin_with, open_fold
 from ft_host.training import checkpoint as checkpoints
 from ft_host.training.build import Built, build, evaluation_of, held_out_rows
 from ft_host.training.failure import (
+    add_hint,
     cause_elsewhere,
+    complete,
     first_line,
     forget_causes,
-    keep_traceback,
-    kept,
     readable,
-    record,
-    write_cause,
+    write_down,
 )
 from ft_host.training.finish import already_finished, closing, finish, say_what_was_lost
 from ft_host.training.loop import fit
@@ -263,22 +262,11 @@ class _Launch:
             cause = None if path is None or world_size == 1 else cause_elsewhere(error, path, rank)
             told = cause or readable(error, self.config, path)
             if path is None or not self.begun or not path.is_dir():
+                add_hint(told)
                 return told
             if cause is None:
-                step = None if self.run is None else self.run.step
-                trace = None if isinstance(told, Interrupted) else keep_traceback(error, path, rank, step)
-                lines = kept(told, self.folder, step, self.saved)
-                told.args = ("\n".join([str(told), *lines, *([] if trace is None else [f"traceback: {trace}"])]),)
-            try:
-                if world_size > 1:
-                    write_cause(told, path, rank)
-                if rank == 0 and self.folder.manifest:
-                    record(told, self.folder, self.ready.watch, self.run, report=not self.stop.hurried)
-            except Exception as second:  # the disk may be what failed; the first error is what the user must see
-                print(
-                    f"run.json could not be updated and may still say that the run goes on: {first_line(second)}",
-                    file=sys.stderr,
-                )
+                complete(told, error, self.folder, rank, None if self.run is None else self.run.step, self.saved)
+            write_down(told, self.folder, self.place, self.ready.watch, self.run, report=not self.stop.hurried)
             return told
 
     def close(self) -> None:
