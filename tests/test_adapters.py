@@ -13,6 +13,7 @@ import pytest
 import torch
 from ft_sft.config import SFTConfig
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from ft_host.config.resolve import resolve
@@ -121,7 +122,7 @@ def test_adapters_on_fused_experts(root, tmp_path):
 )
 def test_what_peft_refuses_is_refused_before_weights_are_read(root, tmp_path, model, fields, match):
     shutil.copy(root / model / "config.json", tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"never read")
+    save_file({"no.weight": torch.zeros(1)}, tmp_path / "model.safetensors")  # it would be refused if it were loaded
     with pytest.raises(ConfigError, match=match):
         load_policy(config_of(tmp_path, **fields), TOKENIZER, CPU)
 

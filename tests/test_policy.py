@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -276,6 +278,12 @@ def test_what_this_machine_cannot_do(saved, monkeypatch):
     for bits in ("load_in_4bit", "load_in_8bit"):
         with pytest.raises(ConfigError, match=f"{bits}: bitsandbytes is not installed"):
             policy_of(saved("llama"), use_peft=True, **{bits: True})
+    broken = SimpleNamespace(nn=SimpleNamespace(Linear4bit=lambda *a, **b: 1 / 0, Linear8bitLt=lambda *a, **b: 1 / 0))
+    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: name == "bitsandbytes" or find(name))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", broken)
+    for bits in ("load_in_4bit", "load_in_8bit"):
+        with pytest.raises(ConfigError, match=f"{bits}: bitsandbytes doesn't run on this CPU .ZeroDivisionError"):
+            policy_of(saved("llama"), use_peft=True, use_cpu=True, **{bits: True})
     with pytest.raises(ConfigError, match="use_liger_kernel: needs a GPU"):
         policy_of(saved("llama"), use_liger_kernel=True)
     with pytest.raises(ConfigError, match="flash_attention_2|FlashAttention2"):

@@ -29,14 +29,36 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 
 
+def _on_cpu(config: RunConfig) -> bool:
+    return config.use_cpu or not torch.cuda.is_available()
+
+
+def _try_on_cpu(config: RunConfig, field: str) -> None:
+    """Run one quantised layer: whether bitsandbytes has kernels for a CPU depends on its version and on the CPU."""
+    from bitsandbytes import nn as layers
+
+    try:
+        if config.load_in_4bit:
+            layer = layers.Linear4bit(64, 64, quant_type=config.bnb_4bit_quant_type, compute_dtype=torch.bfloat16)
+        else:
+            layer = layers.Linear8bitLt(64, 64, has_fp16_weights=False)
+        states = torch.ones(1, 64, requires_grad=True)
+        layer.to("cpu")(states).sum().backward()
+    except Exception as error:  # whatever kind its kernels raise
+        raise ConfigError(
+            f"{field}: bitsandbytes doesn't run on this CPU ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "use a GPU, a newer bitsandbytes, or dtype: bfloat16 without quantisation"
+        ) from error
+
+
 def _quantisation(config: RunConfig) -> Any:
     if not (config.load_in_4bit or config.load_in_8bit):
         return None
     field = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(f"{field}: bitsandbytes is not installed (pip install bitsandbytes)")
-    if not torch.cuda.is_available():
-        raise ConfigError(f"{field}: bitsandbytes' kernels need a GPU, and there is none")
+    if _on_cpu(config):
+        _try_on_cpu(config, field)
     if config.distributed_strategy == "fsdp2":
         raise ConfigError(f"{field}: quantised weights can't be sharded by fsdp2; use distributed_strategy: ddp")
     from transformers import BitsAndBytesConfig
@@ -78,7 +100,7 @@ def load_base(
         raise ConfigError(
             f"{field}: {name} is an encoder-decoder ({settings.model_type}); expected a causal language model"
         )
-    auto, labels = auto_class(settings, head), {}
+    auto, labels, quantised = auto_class(settings, head), {}, _quantisation(config)
     if head is not None:
         labels = {"num_labels": 1}
         if is_classifier(settings) and settings.num_labels != 1:
@@ -92,8 +114,8 @@ def load_base(
                 name,
                 dtype=DTYPES[config.dtype],
                 attn_implementation=config.attn_implementation,
-                quantization_config=_quantisation(config),
-                device_map={"": torch.cuda.current_device()} if _quantisation(config) else None,
+                quantization_config=quantised,
+                device_map={"": "cpu" if _on_cpu(config) else torch.cuda.current_device()} if quantised else None,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # the report has them; they raise below, by name

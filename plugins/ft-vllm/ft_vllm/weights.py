@@ -205,6 +205,12 @@ def merged(policy: Policy) -> list[tuple[str, torch.Tensor | Merge]]:
     return list((weights | changed).items())  # what is left are modules to save: their originals are not in `weights`
 
 
+def changes_base(found: LoraConfig) -> bool:
+    """Whether an adapter was taken off its base's weights when it was made: vLLM has those as they were."""
+    made = str(found.init_lora_weights).lower()
+    return made.startswith(("pissa", "corda")) or made in ("olora", "loftq", "lora_ga")
+
+
 def check_adapter(policy: Policy) -> int:
     """The adapter's rank. Raises ConfigError for one that vLLM can't serve by itself."""
     found = policy.model.peft_config[ADAPTER]
@@ -212,6 +218,7 @@ def check_adapter(policy: Policy) -> int:
         ("modules that are trained in full (lora_modules_to_save)", found.modules_to_save),
         ("DoRA", found.use_dora),
         ("a bias", found.bias != "none"),
+        (f"a base that it changed (init_lora_weights: {found.init_lora_weights})", changes_base(found)),
         ("trained tokens", found.trainable_token_indices),
     ):
         if there:

@@ -106,6 +106,8 @@ def test_an_adapter_is_written_as_peft_writes_it(tmp_path):
     [
         ({"modules_to_save": ["lm_head"]}, "lora_modules_to_save"),
         ({"use_dora": True}, "DoRA"),
+        ({"init_lora_weights": "pissa"}, "a base that it changed .init_lora_weights: pissa."),
+        ({"init_lora_weights": "olora"}, "a base that it changed .init_lora_weights: olora."),
         ({"bias": "all"}, "a bias"),
     ],
 )
