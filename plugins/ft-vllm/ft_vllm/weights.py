@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor
 from ft_host.api import ConfigError
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+
     from ft_host.api import Policy
 
 PIECE = 256 << 20  # bytes; a piece ends with the tensor that takes it past this, which is vLLM's own rule
