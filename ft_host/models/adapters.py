@@ -39,7 +39,10 @@ def empty_model(config: RunConfig, name: str, head: str | None) -> nn.Module:
         settings.num_labels = 1
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return auto_class(settings, head).from_config(settings, trust_remote_code=config.trust_remote_code)
+        try:
+            return auto_class(settings, head).from_config(settings, trust_remote_code=config.trust_remote_code)
+        except ValueError as error:  # no class for this config
+            raise ConfigError(f"model: {name} can't be loaded: {first_line(error)}") from error
 
 
 def plan_adapter(config: RunConfig, head: str | None) -> tuple[LoraConfig, list[str]]:

@@ -114,8 +114,8 @@ def freeze_unreached(policy: Policy, config: RunConfig) -> None:
     if adapted and config.lora_target_modules == ALL_LINEAR:
         off = take_off(policy.model, [name.removeprefix("model.") for name in adapted])
         policy.notes.append(
-            f"all-linear leaves out {', '.join(sorted({name.rpartition('.')[2] for name in off}))}: "
-            f"{type(policy.causal_lm).__name__} reads the weights there itself, past an adapter"
+            f"all-linear leaves out {', '.join(off[:3])}{' …' if len(off) > 3 else ''} ({len(off)} modules): no text "
+            "would go through an adapter there"
         )
         left = [name for name in left if name not in adapted]
     elif adapted:

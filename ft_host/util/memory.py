@@ -65,6 +65,8 @@ def model_sizes_of(fields: Mapping[str, Any]) -> ModelSizes:
     experts = fields.get("num_experts_per_tok")
     wide = fields.get("moe_intermediate_size") if experts else None
     wide = wide or fields.get("intermediate_size") or 4 * hidden
+    if isinstance(wide, list):  # one for each layer (Gemma 3n)
+        wide = max(wide)
     return ModelSizes(
         hidden=hidden,
         layers=fields["num_hidden_layers"],
