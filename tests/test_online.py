@@ -297,6 +297,8 @@ def refused(make, llama, tmp_path, capsys):
     config = make()
     bare = shutil.copytree(llama, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     chat_tokenizer(TOOLS.read_text(encoding="utf-8"), eos_token="<|im_end|>").save_pretrained(bare)
+    settings = json.loads((bare / "config.json").read_text())  # this tokenizer has more tokens than the llama
+    (bare / "config.json").write_text(json.dumps(settings | {"vocab_size": 1000}))
     (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
 
     def asked(*flags: str, method: str = "grpo", code: int = 2, begins: bool = False) -> str:
@@ -305,7 +307,7 @@ def refused(make, llama, tmp_path, capsys):
         )
         said = capsys.readouterr().err
         assert found == code, said
-        assert Path("runs").exists() == begins
+        assert Path("runs").exists() == begins, said
         return said
 
     return asked

@@ -13,9 +13,9 @@ from ft_host.util.text import nearest_path
 __all__ = ["adapter_of", "auto_class", "base_of", "check_folder", "find_config", "is_classifier"]
 
 
-def check_folder(name: str, field: str = "model") -> None:
+def check_folder(name: str, field: str = "model", weights: bool = True) -> None:
     """Refuse a folder that isn't a model, before transformers asks a hub for it. `field`: the field that
-    errors name.
+    errors name. `weights` False: whether it holds any is asked later, when all else is known to be right.
     """
     place = Path(name)
     unfit = no_model(place)
@@ -30,7 +30,7 @@ def check_folder(name: str, field: str = "model") -> None:
             return
         if "config.json" not in files:
             raise ConfigError(f"{field}: {name} has no config.json; expected a folder written by save_pretrained")
-        if not any(file.endswith(".safetensors") for file in files):
+        if weights and not any(file.endswith(".safetensors") for file in files):
             others = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth")))
             content = f"only {', '.join(others)}, which can run code when it is loaded" if others else "no weights"
             raise ConfigError(

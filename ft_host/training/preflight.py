@@ -61,10 +61,10 @@ class Chosen:
     def fit_positions(self) -> tuple[list[str], dict[str, int]]:
         """Limit `max_length` to the models' positions. Returns sentences on it, and facts. Raises ConfigError for
         fields that go beyond, and for what is no model."""
-        check_folder(self.config.model)
+        check_folder(self.config.model, weights=False)
         for role, spec in self.specs.items():
             if spec.source is not None:
-                check_folder(spec.source, spec.field or role)
+                check_folder(spec.source, spec.field or role, weights=False)
         notes, facts = fit_rows(self.config, self.specs)
         return [*notes, *scoring_limits(self.config)], facts
 
