@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # processes that wait for each other leave the cores to others
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a thread each, and what they start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What the entry point of ft_host.testing.pytest_plugin loads; here for an installation that is older than it.
 pytest_plugins = ["ft_host.testing.fixtures"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=20, help="how often tests/test_kills.py kills runs")
+    parser.addoption("--kills-seed", type=int, default=0, help="of the moments at which it does")
