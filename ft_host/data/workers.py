@@ -48,11 +48,23 @@ class _Failed:
 
 
 def _start(worker: int) -> None:
-    """Reset signal handlers: the training process handles Ctrl-C, SIGTERM and SIGHUP, and fork copies its handlers."""
+    """Reset signal handlers: the training process handles Ctrl-C, SIGTERM and SIGHUP, and fork copies its handlers.
+
+    Torch's workers look after their parent only while they wait for work. One that is writing rows into a pipe, which
+    the others keep open, would stay for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, name="ft-host parent watch", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is started by multiprocessing"
+    parent.join()
+    os._exit(1)
 
 
 def _as_is(item: Any) -> Any:
