@@ -79,8 +79,8 @@ def load_models(
         # Of an adapter, the base is where the run's own model is now, which may have moved since.
         base = base_of(config.model, config.lora_base_model) if adapter_of(str(held)) else None
         start = dataclasses.replace(config, model=str(held), lora_base_model=base)
-    if config.use_peft and adapter_of(start.model):
-        check_same(dataclasses.replace(start, model=config.model), Path(start.model), chosen.head)
+    elif config.use_peft and adapter_of(config.model):
+        check_same(config, Path(config.model), chosen.head)
     with oom_context(LOADING):
         policy = load_policy(start, tokenizer, accelerator.device, head=chosen.head)
         keep_adapter(policy, specs, config)
