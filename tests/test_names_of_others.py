@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import warnings
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def test_methods_answer_for_themselves():
 def test_what_is_done_here_anyway_is_taken(tmp_path):
     """A line of TRL's run file that asks for what happens in any case is no reason to refuse it."""
     file = tmp_path / "run.yaml"
-    lines = [f"{name}: {str(values[-1]).lower()}" for name, values in ALREADY.items()]
+    lines = [f"{name}: {json.dumps(values[-1])}" for name, values in ALREADY.items()]
     nothing = ["hub_model_id:", "neftune_noise_alpha:", "deepspeed: null", "rpo_alpha: null", "fsdp: null"]
     file.write_text("\n".join(["model: org/m", "dataset: org/d", *lines, *nothing]), encoding="utf-8")
     assert resolve.resolve(SFTConfig, file).config == SFTConfig(model="org/m", dataset="org/d")
