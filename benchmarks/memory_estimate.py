@@ -74,7 +74,7 @@ def run(name: str, method: str, fields: dict[str, Any], work: Path, steps: int) 
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-2000:]}")
     facts = json.loads((folder / "run.json").read_text())["facts"]
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().split("\n") if line]
     found = {part: facts.get(f"plan/memory_{part}_mb", 0.0) for part in PARTS}
     found["measured"] = max(line["perf/peak_memory_mb"] for line in lines if line["kind"] == "train")
     return found | {"estimate": facts["plan/memory_mb"]}

@@ -159,6 +159,20 @@ def test_weights_that_are_a_program_are_refused_and_not_run(tiny, tmp_path, conf
     assert not (tmp_path / "made").exists()
 
 
+def test_reading_a_run_imports_no_file_in_its_folder(tmp_path, capsys):
+    folder = make_run(tmp_path / "run", steps=4, eval_steps=None)
+    evil = folder / "evil.py"
+    evil.write_text(f"import os\n\nos.mkdir({str(tmp_path / 'made')!r})\n\ndef ft_rules():\n    return []\n")
+    info = json.loads((folder / "run.json").read_text())
+    plugin = {"kind": "diagnostics", "name": "evil", "distribution": "", "version": "", "location": str(evil)}
+    info |= {"reference": str(evil), "plugins": [*info["plugins"], plugin]}
+    (folder / "run.json").write_text(json.dumps(info))
+    for command in ("report", "runs", "diagnose"):
+        assert main([command, str(folder)]) == 0, capsys.readouterr().err
+    assert "evil.py is in the run's folder" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "made").exists()
+
+
 # ---------------------------------------------------------------- pages and terminals
 
 EVIL = (

@@ -212,6 +212,24 @@ def test_lines_that_an_earlier_version_wrote_twice_are_mended_on_resume(copied):
     assert metrics(folder) == WHOLE
 
 
+def test_a_run_resumed_at_its_end_repeats_no_finding(copied):
+    folder, config = copied
+    before = logged(folder / "findings.jsonl")
+    assert before
+    train(dataclasses.replace(config, logging_steps=7), resume=folder)
+    assert logged(folder / "findings.jsonl") == before
+
+
+def test_a_finding_whose_line_was_lost_is_written_on_resume(copied):
+    """Killed between a line of metrics and that of its finding."""
+    folder, config = copied
+    before = logged(folder / "findings.jsonl")
+    (folder / "findings.jsonl").write_text("")
+    train(dataclasses.replace(config, max_steps=3), resume=folder)
+    found = {line["fingerprint"] for line in logged(folder / "findings.jsonl")}
+    assert {line["fingerprint"] for line in before if line["state"] == "open"} <= found
+
+
 BAD = {
     "no JSON": b'{"step": 1,,}\n',
     "a list": b"[1, 2]\n",

@@ -71,7 +71,7 @@ def results(path: Path) -> list[dict[str, Any]]:
     """The runs that a file has; of one that was made again the last."""
     if not path.is_file():
         return []
-    found = [json.loads(each) for each in path.read_text(encoding="utf-8").splitlines() if each]
+    found = [json.loads(each) for each in path.read_text(encoding="utf-8").split("\n") if each]
     return list({(each["case"], each["seed"]): each for each in found}.values())
 
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def results(path: Path, seeds: list[int] | None) -> list[dict[str, Any]]:
     """The runs of these seeds; of one that was made again the last."""
-    lines = [json.loads(each) for each in path.read_text(encoding="utf-8").splitlines() if each]
+    lines = [json.loads(each) for each in path.read_text(encoding="utf-8").split("\n") if each]
     runs = {(each["case"], each["seed"]): each for each in lines if each["case"] in CASES}
     return [run for (_, seed), run in runs.items() if seeds is None or seed in seeds]
 

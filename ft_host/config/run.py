@@ -286,7 +286,8 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
     fp16: bool = option(False, "Do the maths in float16, with loss scaling.", group="optimisation")
     seed: int = option(
         42,
-        "Seed of the order of the rows, dropout, sampling and new weights.",
+        "Seed of the order of the rows, dropout, sampling, new weights, and of what plugins and rewards draw from "
+        "`random` and `numpy.random`.",
         group="optimisation",
         ge=0,
         le=2**32 - 1,

@@ -15,6 +15,7 @@ from ft_host.diagnostics.collect import HOST, Owned, check_chosen, not_about, ow
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.rule import SEVERITIES, chosen, is_fact
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
+from ft_host.registry.local import is_file
 from ft_host.rundir.lines import read_json_lines, usable
 from ft_host.rundir.record import KILLED, RunRecord, read_run
 
@@ -130,7 +131,7 @@ def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str], r
     infos: list[registry.PluginInfo] = []
     notes: list[str] = []
     try:
-        method = registry.find("method", record.reference)
+        method = _found("method", record.reference, record)
     except (PluginNotFound, PluginBroken, UsageError) as error:
         notes.append(f"the method {record.method} can't be loaded, so its rules are left out: {_first_line(error)}")
     else:
@@ -144,7 +145,7 @@ def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str], r
         if not plugin["distribution"]:
             name = plugin.get("location", name)  # a file
         try:
-            info = registry.find("diagnostics", name)
+            info = _found("diagnostics", name, record)
         except (PluginNotFound, PluginBroken, UsageError) as error:
             notes.append(f"the diagnostics {name} can't be loaded, so their rules are left out: {_first_line(error)}")
             continue
@@ -158,6 +159,16 @@ def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str], r
     if host and f"ft-host {host}" != HOST:
         notes.append(f"ft-host was {host} in the run, its rules here are those of {HOST.split()[1]}")
     return infos, notes, method
+
+
+def _found(kind: str, name: str, record: RunRecord) -> registry.PluginInfo:
+    """Return a plugin that a run names. Raises UsageError for a file in the run's folder: it came with it, perhaps from
+    somebody else, and reading a run executes nothing of it."""
+    if is_file(name) and Path(name).expanduser().resolve().is_relative_to(record.folder.resolve()):
+        raise UsageError(
+            f"{name} is in the run's folder, of which nothing is executed by reading it; keep it elsewhere"
+        )
+    return registry.find(kind, name)
 
 
 def _first_line(error: Exception) -> str:

@@ -52,6 +52,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
 }
 REQUIRED = ("format", "method", "status", "created", "config")
 CHANGE = {"path": str, "from": object, "value": object}
+PLUGIN = {"kind": str, "name": str, "distribution": str, "version": str}
 REMEDY = {"rank": 1, "applicability": "", "patch": [], "from_start": False}  # what a remedy may leave out
 # What readers need of a finding: a type, an object with these fields, or a list of such.
 FINDING: dict[str, Any] = {
@@ -171,6 +172,8 @@ def _read_run_json(folder: Path) -> dict[str, Any]:
         if name in info and not isinstance(info[name], types):
             wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
             raise RunUnreadable(path, f"{name} is {json.dumps(info[name])[:60]}, expected {wanted}")
+    if not fits(info.get("plugins", []), [PLUGIN]) or not fits(list(info.get("origins", {}).values()), [str]):
+        raise RunUnreadable(path, f"plugins must be objects with {', '.join(PLUGIN)}, and origins texts")
     if info["format"] != FORMAT:
         raise RunUnreadable(path, f"has format {info['format']}, this ft-host reads {FORMAT}")
     if info["status"] not in STATUSES:

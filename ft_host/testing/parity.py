@@ -86,7 +86,8 @@ def trl_rows(file: Path | str) -> Any:
     """The rows of a file of JSON lines, as the `datasets.Dataset` that TRL takes."""
     from datasets import Dataset
 
-    return Dataset.from_list([json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()])
+    lines = Path(file).read_text(encoding="utf-8").split("\n")  # a text may hold what splitlines() cuts at
+    return Dataset.from_list([json.loads(line) for line in lines if line])
 
 
 def trl_trajectory(trainer: Any) -> list[Line]:
