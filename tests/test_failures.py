@@ -139,6 +139,30 @@ def test_a_row_that_no_code_foresaw_is_named_by_its_line(config, tiny, tmp_path,
     assert finding(folder)["watch/failed"] == "data"
 
 
+@pytest.mark.parametrize(
+    "template",
+    ["{% for i in range(100000000) %}x{% endfor %}", "{{ 1 / 0 }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"],
+    ids=["range", "zero", "recursion"],
+)
+def test_a_template_that_raises_anything_is_a_row_that_is_refused(config, tmp_path, template):
+    (tmp_path / "bad.jinja").write_text(template)
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    changes = {"dataset": str(tmp_path / "rows.jsonl"), "chat_template_path": str(tmp_path / "bad.jinja")}
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: the chat template refuses the conversation: "):
+        run_in(config, "a", **QUICK | changes)
+
+
+def test_tools_in_a_text_of_many_brackets_are_refused_by_line(config, tmp_path):
+    row = {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        "tools": "[" * 100_000,
+    }
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: column tools: not JSON that can be read"):
+        run_in(config, "a", **QUICK | {"dataset": str(tmp_path / "rows.jsonl")})
+
+
 def test_a_worker_that_is_killed_is_named_and_the_last_step_is_saved(config, sft_with):
     source = (
         "import os\n@hookimpl\ndef ft_prepare(row, tokenizer, config):\n"

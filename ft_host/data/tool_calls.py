@@ -18,6 +18,8 @@ def from_json(text: str, where: str, column: str) -> Any:
             f"{where}: not JSON: {error.msg} at column {error.colno}; the text begins with {text.strip()[:40]!r}",
             column,
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, brackets too deep
+        raise RowError(f"{where}: not JSON that can be read: {error}", column) from error
 
 
 def found(value: Any) -> str:

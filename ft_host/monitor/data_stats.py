@@ -18,7 +18,7 @@ from ft_host.config.rollout import RolloutConfig
 from ft_host.data import prompt_of
 from ft_host.data.omissions import noting
 from ft_host.data.texts import Text, texts_of
-from ft_host.errors import DataError, RowError
+from ft_host.errors import DataError, HookError, RowError
 from ft_host.models.special_tokens import ends_of_run
 from ft_host.monitor.row_overlap import compare, sample_of
 from ft_host.types import Drop, Row
@@ -99,7 +99,7 @@ def data_facts(
             with noting() as kinds:
                 _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends)
             seen.left_out.update(kinds)
-        except DataError:
+        except (DataError, HookError, RecursionError):
             break
         left -= len(str(raw))
         if left < 0:

@@ -47,7 +47,10 @@ def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[s
     """Return completions of a few prompts: right ones, in the forms that common rewards look for, and wrong ones."""
     rows: list[dict[str, Any]] = []
     for number, raw in enumerate(sample_of(source, ROWS)):
-        result = prepare(raw)
+        try:
+            result = prepare(raw)
+        except FtHostError:  # it is refused, with its place, when its turn comes
+            continue
         name = next((name for name in (*WHOLE, *ANSWERS) if isinstance(raw.get(name), (str, int, float))), None)
         if name is None or isinstance(result, (Drop, list)) or isinstance(raw[name], bool):
             continue

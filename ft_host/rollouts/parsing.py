@@ -86,8 +86,8 @@ def by_tags(text: str, opened: str = "") -> tuple[Message, list[Any]]:
     def take(block: re.Match[str]) -> str:
         try:
             calls.append(json.loads(block[1]))
-        except ValueError as error:
-            calls.append(error)
+        except (ValueError, RecursionError) as error:  # a model writes brackets in brackets too
+            calls.append(ValueError(str(error)))
             return block[0]
         return ""
 
@@ -125,7 +125,10 @@ def checked(call: Any) -> tuple[str, dict[str, Any]]:
         raise ValueError(EXPECTED)
     arguments = call.get("arguments")
     if isinstance(arguments, str):  # some models write JSON within JSON
-        arguments = json.loads(arguments)
+        try:
+            arguments = json.loads(arguments)
+        except RecursionError as error:
+            raise ValueError(str(error)) from error
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
