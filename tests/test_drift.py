@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ft_host import registry
 from ft_host.cli.train import run as train_command
 from ft_host.config import option
+from ft_host.config.fields import fields_of
 from ft_host.config.resolve import resolve_resumed
 from ft_host.errors import ConfigError, UsageError
 from ft_host.rundir.folder import RunFolder
@@ -327,6 +330,24 @@ def test_other_versions_are_told_and_the_old_ones_kept(config):
     assert past["environment"]["torch"] == "2.1.0" and past["until_step"] == 2
     go_on(config, folder, max_steps=5)
     assert manifest(folder)["history"] == [past] and said(folder).count("other versions") == 1
+
+
+@pytest.mark.parametrize("name", ["config", "origins", "environment", "depends_on"])
+def test_a_part_of_run_json_of_another_type_is_damage(tmp_path, name):
+    (tmp_path / "run.json").write_text(json.dumps({"format": 1, "config": {}, name: [1]}))
+    with pytest.raises(UsageError, match=f"run.json is damaged: {name} is a list, expected an object"):
+        RunFolder.open(tmp_path)
+
+
+def test_fields_that_name_models_or_functions_say_so():
+    """So that what they name is compared, for every method that is installed."""
+    for info in registry.catalog():
+        if info.kind != "method" or info.state != "ok":
+            continue
+        for field in fields_of(registry.config_class(info)).values():
+            if re.search(r"[Ff]older or hub id|folders of reward models|file\.py", field.help):
+                assert field.path or ":function" in field.help, f"{info.name}: {field.name}"
+                assert field.compared or field.name == "lora_base_model", f"{info.name}: {field.name}"
 
 
 def test_a_newer_format_is_refused(config):

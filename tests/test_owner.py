@@ -175,6 +175,16 @@ def test_a_run_that_fails_gives_its_folder_free(config):
     assert not Path(config.output_dir, "b", FILE).exists()
 
 
+def test_a_run_that_is_refused_leaves_no_folder(config, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(Path(config.dataset).read_text())
+    other = run_in(config, "a", max_steps=2, dataset=str(rows))
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[::-1]))
+    with pytest.raises(UsageError, match="another order"):
+        run_in(config, "b", dataset=str(rows), resume_from_checkpoint=str(other / "checkpoints/step-2"))
+    assert sorted(path.name for path in Path(config.output_dir).iterdir()) == ["a"]
+
+
 def test_a_folder_in_which_a_run_begins_is_refused(config):
     folder = Path(config.output_dir, "a")
     folder.mkdir(parents=True)

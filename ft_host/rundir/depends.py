@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ft_host.types import ModelSpec
 
 DATA = ("dataset", "eval_dataset")  # compared by their rows
-FUNCTION = re.compile(r"[^:\s]+\.py:\w+|[\w.]+:\w+")
+FUNCTION = re.compile(r"[^:]+\.py:\w+|[\w.]+:\w+")
 # In the name of a plugin's field that says nothing: it is written to.
 OUTPUT = re.compile(r"(^|_)(out|output|outputs|log|logs|logging|cache|save|saved|dump|tmp|temp|trace|results?)(_|$)")
 

@@ -13,6 +13,7 @@ before-restart-N/  logs and checkpoints of a run that was begun anew
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -28,6 +29,7 @@ from ft_host.util.jsonl import json_line, json_text
 from ft_host.util.text import closest
 
 FORMAT = 1
+MAPPINGS = ("config", "origins", "environment", "depends_on")  # of run.json
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1, *, words: bool = True) -> None:
@@ -54,6 +56,7 @@ class RunFolder:
         self.manifest: dict[str, Any] = {}
         self.kept = Kept(self.path / "checkpoints")
         self.owner: Owner | None = None  # this process, while it trains in the folder
+        self.made = False  # whether this process has made the folder
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -86,6 +89,10 @@ class RunFolder:
                 f"{file} has format {written}, and this ft-host knows formats up to {FORMAT}: a newer one began the "
                 "run; update ft-host"
             )
+        for name in MAPPINGS:
+            if name in manifest and not isinstance(manifest[name], dict):
+                found = type(manifest[name]).__name__
+                raise UsageError(f"{file} is damaged: {name} is a {found}, expected an object")
         self.manifest = manifest
 
     def own(self, *, take_over: bool = False) -> None:
@@ -98,11 +105,14 @@ class RunFolder:
         if self.owner is None:
             return
         try:
-            status = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["status"]
-        except (OSError, ValueError):
-            status = None  # it has not begun, or can't be read now
-        self.owner.release(ended=status != "running")
+            text = (self.path / "run.json").read_text(encoding="utf-8")
+        except OSError:
+            text = ""  # it has not begun, or the disk is gone
+        self.owner.release(ended='"status": "running"' not in text)
         self.owner = None
+        if self.made and not text:
+            with contextlib.suppress(OSError):  # somebody has put something into it
+                self.path.rmdir()
 
     def set_aside(self, *names: str) -> Path:
         """Move files and folders of the run to a new folder in it, and return that folder. run.json is copied."""

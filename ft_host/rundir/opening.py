@@ -60,9 +60,11 @@ def _opened(config: RunConfig, method: PluginInfo, resume: Path | None, take_ove
         return folder
     if config.output_dir:
         folder = RunFolder(config.output_dir)
+        folder.made = not folder.path.exists()
         folder.path.mkdir(parents=True, exist_ok=True)
     else:
         folder = RunFolder(claim_folder(method.name))
+        folder.made = True
     folder.own(take_over=take_over)
     if (folder.path / "run.json").exists():
         folder.release()
