@@ -19,6 +19,7 @@ from ft_host.models import load_policy
 from ft_host.models.save import merge_adapter, save_whole
 from ft_host.models.special_tokens import ends_of_run
 from ft_host.testing import models, vision
+from ft_host.testing import processes as in_processes
 from ft_host.training.launch import train
 
 CPU = torch.device("cpu")
@@ -193,6 +194,29 @@ def test_a_chunked_mask_falls_back_to_padded_batches(tmp_path):
     policy = load_policy(RunConfig(model=str(tmp_path), use_peft=True), models.tiny_tokenizer(), CPU)
     assert policy.kernel == "none" and any("chunked_attention" in note for note in policy.notes)
     assert any("all-linear leaves out router" in note for note in policy.notes)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_vision_language_model_past_the_second_step(seeing, config, tmp_path):
+    """DDP waited for gradients that a tower never has. Both ways to distribute have the losses of one process."""
+    own = {"model": str(seeing("gemma3")), "max_steps": 3, "eval_dataset": None, "save_steps": 0}
+    found = {}
+    for way, fields, processes in (
+        ("one", {}, 1),
+        ("ddp", {}, 2),
+        ("fsdp2", {"distributed_strategy": "fsdp2"}, 2),
+        ("merged", {"use_peft": True, "merge_adapter": True}, 2),
+    ):
+        folder = tmp_path / way
+        size = {"per_device_train_batch_size": 8 // processes, "output_dir": str(folder)}
+        in_processes.train_apart(dataclasses.replace(config, **own, **fields, **size), processes)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        found[way] = [line["loss"] for line in lines if line["kind"] == "train"]
+        saved = folder / ("merged" if way == "merged" else "model")
+        assert tensors(saved).keys() == tensors(seeing("gemma3")).keys()
+        assert (saved / "preprocessor_config.json").is_file()
+    assert found["ddp"] == pytest.approx(found["one"], rel=1e-5) and len(found["one"]) == 3
+    assert found["fsdp2"] == pytest.approx(found["one"], rel=1e-5)
 
 
 # ---------------------------------------------------------------- tensors without a gradient
