@@ -141,6 +141,20 @@ def test_a_template_that_changes_contents_isnt_accused_of_leaving_them_out():
         assert chat_ids(conversation(chat_tokenizer(template), talk, {})), change
 
 
+def test_a_template_that_looks_functions_up_isnt_accused_of_leaving_calls_out():
+    template = CHATML.replace(
+        "{{ m.content }}",
+        "{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+        "{% for t in tools if t.function.name == c.function.name %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{% endfor %}",
+    )
+    none = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    for call in (CALL, none):
+        talk = [user("2+3?"), said("", tool_calls=[call]), tool("12"), said("It is 12 degrees.")]
+        assert chat_ids(conversation(chat_tokenizer(template), messages_of(talk, "messages"), {"tools": TOOLS}))
+    with pytest.raises(RowError, match="the assistant calls add, but .* leaves the call out"):
+        chat_ids(conversation(chat_tokenizer(CHATML), [user("a"), said("", tool_calls=[none])], {}))
+
+
 # ---------------------------------------------------------------- counted
 
 

@@ -108,23 +108,31 @@ def lost_call(talk: Conversation, index: int, ask: bool) -> str | None:
     message = talk.messages[index]
     mark = WORD.format("c", index)
 
-    def shows(number: int, other: Any) -> bool:
-        calls = [*message["tool_calls"][:number], other, *message["tool_calls"][number + 1 :]]
-        messages = [*talk.messages[:index], {**message, "tool_calls": calls}, *talk.messages[index + 1 :]]
+    def with_calls(calls: list[Any]) -> str | None:
+        other = {**message, "tool_calls": calls} if calls else {**message, "tool_calls": None}
         try:
-            return mark in rendering(talk, messages, ask).lower()
-        except RowError:  # the template depends on this call
-            return True
+            return rendering(talk, [*talk.messages[:index], other, *talk.messages[index + 1 :]], ask).lower()
+        except RowError:  # the template depends on these calls
+            return None
+
+    def shows(number: int, other: Any) -> bool:
+        made = with_calls([*message["tool_calls"][:number], other, *message["tool_calls"][number + 1 :]])
+        return made is None or mark in made
 
     for number, call in enumerate(message["tool_calls"]):
         inner = inner_of(call)
         data = arguments_of(inner)
-        what = "the call"
-        if shows(number, changed(call, {**inner, "name": mark}, data)):
-            lacking = [name for name in data if not shows(number, changed(call, inner, {**data, name: mark}))]
-            if not lacking:
+        lacking = [name for name in data if not shows(number, changed(call, inner, {**data, name: mark}))]
+        if data and not lacking:
+            continue
+        named = shows(number, changed(call, {**inner, "name": mark}, data))
+        if named and not lacking:
+            continue
+        if not data:  # a template that looks functions up shows no other name
+            others = [*message["tool_calls"][:number], *message["tool_calls"][number + 1 :]]
+            if with_calls(others) != with_calls(message["tool_calls"]):
                 continue
-            what = f"the argument {lacking[0]} of the call"
+        what = f"the argument {lacking[0]} of the call" if named or 0 < len(lacking) < len(data) else "the call"
         return (
             f"messages[{index}]: the assistant calls {inner.get('name')}, but the chat template leaves {what} out; set "
             "chat_template_path to a template that shows calls of tools"
