@@ -10,7 +10,7 @@ from ft_host.util.adapters import adapter_of, base_of
 from ft_host.util.model_files import files_problem, no_model
 from ft_host.util.text import nearest_path
 
-__all__ = ["adapter_of", "auto_class", "base_of", "check_folder", "find_config", "is_classifier"]
+__all__ = ["adapter_of", "auto_class", "base_of", "check_folder", "check_weights", "find_config", "is_classifier"]
 
 
 def check_folder(name: str, field: str = "model", weights: bool = True) -> None:
@@ -22,7 +22,7 @@ def check_folder(name: str, field: str = "model", weights: bool = True) -> None:
     if unfit is not None:
         raise ConfigError(f"{field}: {unfit}")
     if place.is_dir():
-        problem = files_problem(place)
+        problem = files_problem(place, of_weights=False)
         if problem is not None:
             raise ConfigError(f"{field}: {problem}")
         files = {path.name for path in place.iterdir()}
@@ -39,6 +39,14 @@ def check_folder(name: str, field: str = "model", weights: bool = True) -> None:
             )
     elif place.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise ConfigError(f"{field}: there is no folder {name}{nearest_path(place)}")
+
+
+def check_weights(name: str, field: str) -> None:
+    """Refuse a folder whose weights were cut, or are a pointer to others. Raises ConfigError, which names the file."""
+    place = Path(name)
+    problem = files_problem(place) if place.is_dir() else None
+    if problem is not None:
+        raise ConfigError(f"{field}: {problem}")
 
 
 def find_config(name: str, field: str, revision: str | None, trust_remote_code: bool) -> Any:

@@ -51,6 +51,8 @@ def model_key(config: RunConfig, spec: ModelSpec, device: torch.device) -> str |
     if weights is None:
         return None
     numbers = {name: getattr(config, name) for name in NUMBERS}
+    if config.resize_token_embeddings and source == config.model:
+        numbers["added embeddings"] = config.seed  # which they are drawn with
     identity = json.dumps([weights, numbers, precision(config, device), spec.head], sort_keys=True)
     return hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
 

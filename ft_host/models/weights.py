@@ -16,7 +16,15 @@ from ft_host.data.tokenizer import load_tokenizer
 from ft_host.errors import ConfigError
 from ft_host.models.adapter_folder import load_adapter
 from ft_host.models.adapters import attach, plan_adapter
-from ft_host.models.folder import adapter_of, auto_class, base_of, check_folder, find_config, is_classifier
+from ft_host.models.folder import (
+    adapter_of,
+    auto_class,
+    base_of,
+    check_folder,
+    check_weights,
+    find_config,
+    is_classifier,
+)
 from ft_host.models.vocabulary import resize, rows_of_adapter, size_of, trained_tokens
 from ft_host.types import ModelSpec
 from ft_host.util.adapters import tokenizer_place
@@ -169,6 +177,7 @@ def load_model(config: RunConfig, head: str | None = None, tokens: int = 0) -> t
     """Load the model to train: a base model, with a new adapter, or an adapter's folder with its base. Returns it with
     what the plan must say of it. `tokens`: embeddings that it must have; those that are added are trained."""
     check_folder(config.model)
+    check_weights(config.model, "model")
     if adapter_of(config.model):
         if not config.use_peft:
             raise ConfigError(f"model: {config.model} is an adapter; set use_peft to train it further")
@@ -199,6 +208,7 @@ def load_weights(
     another.
     """
     check_folder(name, field)
+    check_weights(name, field)
     revision = revision or (config.model_revision if name == config.model else None)
     base = base_of(name, config.lora_base_model if name == config.model else None, field)
     if base == name:
@@ -208,6 +218,7 @@ def load_weights(
         return model
     named = f"{field}: the base of the adapter {name}"
     check_folder(base, named)
+    check_weights(base, named)
     model = load_base(config, base, field=named, head=head, revision=revision)
     resize(model, config, rows_of_adapter(name))
     return load_adapter(model, Path(name), base, field=field, trained=trained)

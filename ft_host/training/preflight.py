@@ -13,7 +13,7 @@ from ft_host.data.prepare import PrepareRow
 from ft_host.diagnostics.collect import diagnostics_of
 from ft_host.distributed.trackers import check_trackers
 from ft_host.models import check_vocabulary
-from ft_host.models.folder import check_folder
+from ft_host.models.folder import check_folder, check_weights
 from ft_host.models.positions import beyond_training, fit_rows, scoring_limits
 from ft_host.models.vocabulary import lacking
 from ft_host.monitor.data_stats import data_facts
@@ -64,7 +64,7 @@ class Chosen:
         check_folder(self.config.model, weights=False)
         for role, spec in self.specs.items():
             if spec.source is not None:
-                check_folder(spec.source, spec.field or role, weights=False)
+                check_folder(spec.source, spec.field or role)
         notes, facts = fit_rows(self.config, self.specs)
         return [*notes, *scoring_limits(self.config)], facts
 
@@ -140,6 +140,7 @@ def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
     for role, spec in chosen.specs.items():
         if spec.source is not None:
             check_vocabulary(config, spec.source, tokenizer, spec.field or role, spec)
+            check_weights(spec.source, spec.field or role)
     ready = Preflight(
         chosen=chosen,
         watch=watch,
