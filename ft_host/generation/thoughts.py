@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPENING, CLOSING = "<think>", "</think>"
-TAIL = 24  # tokens in which the last tag of a prompt is looked for
+TAIL = 64  # tokens in which the last tag of a prompt is looked for
 LAST = re.compile(r"(<[A-Za-z][\w:.-]*>|\[[A-Z][A-Z_]*\])\s*\Z")
 OF_THOUGHTS = re.compile(r"think|thought|reason|scratch|reflect|analysis", re.IGNORECASE)
 
