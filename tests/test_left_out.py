@@ -145,7 +145,8 @@ def test_a_template_that_looks_functions_up_isnt_accused_of_leaving_calls_out():
     template = CHATML.replace(
         "{{ m.content }}",
         "{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
-        "{% for t in tools if t.function.name == c.function.name %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{% endfor %}",
+        "{% for t in tools if t.function.name == c.function.name %}"
+        "<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{% endfor %}",
     )
     none = {"type": "function", "function": {"name": "add", "arguments": {}}}
     for call in (CALL, none):
