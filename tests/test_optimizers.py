@@ -82,11 +82,11 @@ class NoClosure(torch.optim.SGD):
 
 
 @pytest.fixture
-def fake(monkeypatch) -> str:
-    module = ModuleType("fake_optimizers")
-    exec(SOURCE, vars(module))
-    monkeypatch.setitem(sys.modules, "fake_optimizers", module)
-    return "fake_optimizers"
+def fake(monkeypatch, tmp_path_factory) -> None:
+    """The module fake_optimizers, which can be imported."""
+    folder = tmp_path_factory.mktemp("optimizers")
+    (folder / "fake_optimizers.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(folder)
 
 
 def two_tensors() -> torch.nn.Module:
