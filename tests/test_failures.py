@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -254,7 +256,7 @@ def test_a_folder_that_goes_away_is_said_in_words(config, monkeypatch, change):
         append(self, name, entry)
 
     monkeypatch.setattr(RunFolder, "append", appended)
-    with pytest.raises(FtHostError, match="the run's folder is gone"):
+    with pytest.raises(FtHostError, match="(?s)the run's folder is gone.*run.json could not be updated"):
         run_in(config, "a", **QUICK)
     if change is not replaced:
         assert not folder.exists(), "a folder that somebody removed is made again"
@@ -310,8 +312,6 @@ def test_without_a_checkpoint_none_is_said_to_be_intact(config, monkeypatch):
 
 
 def test_a_second_ctrl_c_while_saving_ends_at_once_as_interrupted(config, monkeypatch):
-    import signal
-
     real = checkpoint.dcp.save
 
     def slow(*args, **kwargs):
@@ -342,8 +342,6 @@ def test_a_second_ctrl_c_while_saving_ends_at_once_as_interrupted(config, monkey
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 @pytest.mark.parametrize("place", ["load_policy", "open_store"])
 def test_a_signal_before_the_first_step_ends_the_run_as_interrupted(config, monkeypatch, name, place):
-    import signal
-
     from ft_host.training import build
 
     def asked(*args, **kwargs):
@@ -359,8 +357,6 @@ def test_a_signal_before_the_first_step_ends_the_run_as_interrupted(config, monk
 
 
 def test_a_signal_is_heeded_while_rows_are_prepared(config, monkeypatch):
-    import signal
-
     from ft_host.data.stream import TrainStream
 
     get = TrainStream.__next__
@@ -380,8 +376,6 @@ def test_a_signal_is_heeded_while_rows_are_prepared(config, monkeypatch):
 
 
 def test_signals_that_were_ignored_and_caught_stay_so():
-    import signal
-
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     try:
         with caught() as outer, caught() as inner:
@@ -392,6 +386,21 @@ def test_signals_that_were_ignored_and_caught_stay_so():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_on_another_thread_leaves_signals_alone():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def within():
+        with caught() as stop:
+            found.append((signal.getsignal(signal.SIGTERM), stop.asked))
+
+    thread = threading.Thread(target=within)
+    thread.start()
+    thread.join()
+    assert found == [(before, False)]
+    with caught():
+        assert signal.getsignal(signal.SIGTERM) != before, "what another thread did keeps the main one from its signals"
 
 
 def test_a_noted_signal_ends_what_may_be_broken_off():

@@ -112,8 +112,10 @@ def package_of(file: Path) -> str | None:
 # ---------------------------------------------------------------- what is kept of it
 
 
-def add_hint(told: FtHostError) -> None:
-    """Say how to see the traceback of an error that nobody foresaw, where there is no folder to keep it in."""
+def add_hint(told: FtHostError, gone: bool) -> None:
+    """Say what can't be written down where there is no folder to keep it in. `gone`: it is there no more."""
+    if gone:
+        told.args = (f"{told}\nrun.json could not be updated: where it is now, it still says that the run goes on",)
     if told.facts.get("watch/failed") == "library":
         told.args = (f"{told}\nFT_HOST_TRACEBACK=1 prints where it arose",)
 

@@ -262,7 +262,7 @@ class _Launch:
             cause = None if path is None or world_size == 1 else cause_elsewhere(error, path, rank)
             told = cause or readable(error, self.config, path)
             if path is None or not self.begun or not path.is_dir():
-                add_hint(told)
+                add_hint(told, gone=path is not None and self.begun)
                 return told
             if cause is None:
                 complete(told, error, self.folder, rank, None if self.run is None else self.run.step, self.saved)

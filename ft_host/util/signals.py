@@ -23,8 +23,8 @@ class Stop(KeyboardInterrupt):
 
 
 class Signals:
-    """The signals of this process. Nothing is caught before `catch`, and nothing off the main thread, to which Python
-    delivers signals alone: whoever started this thread handles them."""
+    """The signals of this process. Nothing is caught before `catch`, which belongs on the main thread: Python delivers
+    signals to no other, and whoever started one handles them."""
 
     def __init__(self) -> None:
         self.asked = False  # to stop
@@ -36,8 +36,6 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def catch(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
         for number in NUMBERS:
             before = signal.getsignal(number)
             if number == signal.SIGHUP and before == signal.SIG_IGN:
@@ -100,7 +98,11 @@ _caught: list[Signals] = []
 
 @contextlib.contextmanager
 def caught() -> Iterator[Signals]:
-    """The signals of this process, caught within the block. Within another such block they are that one's."""
+    """The signals of this process, caught within the block. Within another such block they are that one's. On another
+    thread than the main one nothing is caught."""
+    if threading.current_thread() is not threading.main_thread():
+        yield Signals()
+        return
     if _caught:
         yield _caught[0]
         return
