@@ -97,7 +97,11 @@ def copy_processor(config: RunConfig, model: PreTrainedModel, folder: Path) -> N
         found: Any = place / name
         if not place.is_dir():
             found = cached_file(
-                source, name, revision=config.model_revision, _raise_exceptions_for_missing_entries=False
+                source,
+                name,
+                revision=config.model_revision,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
             )
         if found is not None and Path(found).is_file():
             shutil.copyfile(found, folder / name)

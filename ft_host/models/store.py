@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ft_host.distributed.processes import precision
 from ft_host.types import Row
+from ft_host.util.adapters import base_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +48,8 @@ def model_key(config: RunConfig, spec: ModelSpec, device: torch.device) -> str |
     a commit).
     """
     source = spec.source or config.model
-    weights = fingerprint(source, spec.revision or (config.model_revision if source == config.model else None))
+    revision, moved = (config.model_revision, config.lora_base_model) if source == config.model else (None, None)
+    weights = fingerprint(source, spec.revision or revision, moved)
     if weights is None:
         return None
     numbers = {name: getattr(config, name) for name in NUMBERS}
@@ -57,8 +59,9 @@ def model_key(config: RunConfig, spec: ModelSpec, device: torch.device) -> str |
     return hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
 
 
-def fingerprint(source: str, revision: str | None) -> str | None:
-    """Return a digest of a model's files (an adapter's, with those of its base), or a hub model's commit."""
+def fingerprint(source: str, revision: str | None, base: str | None = None) -> str | None:
+    """Return a digest of a model's files (an adapter's, with those of its base), or a hub model's commit. `base`: that
+    of an adapter, where it isn't the one that the adapter names."""
     place = Path(source)
     if not place.is_dir():
         from transformers import AutoConfig
@@ -73,8 +76,7 @@ def fingerprint(source: str, revision: str | None) -> str | None:
                     digest.update(block)
     adapter = place / "adapter_config.json"
     if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        below = fingerprint(base, None)
+        below = fingerprint(base_of(source, base), None)
         if below is None:
             return None
         digest.update(below.encode())
