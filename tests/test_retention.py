@@ -155,6 +155,23 @@ def test_what_is_in_the_place_of_a_checkpoint_is_renamed_not_deleted(config):
 # ---------------------------------------------------------------- rotation
 
 
+def test_a_checkpoint_that_is_kept_elsewhere_is_used_and_not_deleted(tmp_path):
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    for step in (2, 3):
+        write(folder, step)
+    (folder / "step-2").rename(elsewhere)
+    (folder / "step-2").symlink_to(elsewhere)
+    (folder / ".step-9.old").symlink_to(elsewhere)
+    Kept(folder).rotate(1)
+    checkpoints.clean(folder)
+    assert names(folder) == [".step-9.old", "step-2", "step-3"] and damage(elsewhere) is None
+    shutil.rmtree(folder / "step-3")
+    assert newest(folder)[0].name == "step-2"
+    write(tmp_path, 4).rename(folder / ".step-2.tmp")
+    checkpoints.put(folder / ".step-2.tmp", folder / "step-2")
+    assert not (folder / "step-2").is_symlink() and damage(elsewhere) is None
+
+
 def test_damaged_checkpoints_are_not_counted_and_not_deleted(tmp_path):
     for step in (1, 2, 3):
         write(tmp_path, step)

@@ -11,7 +11,8 @@ import psutil
 import torch
 
 from ft_host.distributed.trackers import chosen
-from ft_host.errors import ConfigError, FtHostError, UsageError
+from ft_host.errors import ConfigError
+from ft_host.util.ranks import Failure, everywhere
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,20 +60,20 @@ def agreed(accelerator: Accelerator, value: Any) -> Any:
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do `work` on the main process, and return its picklable result on every rank. All ranks must call it; the
-    FtHostError that it raises is raised on all, so that none waits for the others."""
-    result, refused, unusable = None, None, False
+    """Do `work` on the main process, and return its picklable result on every rank. All ranks must call it; what it
+    raises is raised on all, as one of `ft_host.errors`, so that none waits for the others."""
+    if accelerator.num_processes == 1:
+        return work()
+    found: Any = None
     if accelerator.is_main_process:
         try:
-            result = work()
-        except FtHostError as error:
-            if accelerator.num_processes == 1:
-                raise
-            refused, unusable = str(error), isinstance(error, UsageError)
-    result, refused, unusable = agreed(accelerator, (result, refused, unusable))
-    if refused is not None:
-        raise UsageError(refused) if unusable else FtHostError(refused)
-    return result  # type: ignore[return-value]  # there is one where nothing was refused
+            found = work()
+        except Exception as error:
+            found = Failure.of(error)
+    found = agreed(accelerator, found)
+    if isinstance(found, Failure):
+        raise everywhere(found.error)
+    return found
 
 
 def end_processes(model: torch.nn.Module | None = None) -> None:

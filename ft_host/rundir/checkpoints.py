@@ -164,8 +164,9 @@ class Kept:
         """Delete the oldest whole checkpoints until `limit` are left, and what killed saves have left behind. Damaged
         ones don't count and stay. Raises OSError."""
         for path in self.whole()[:-limit] if limit else []:
-            self._whole.discard(path.name)
-            remove(path)
+            if not path.is_symlink():  # somebody keeps it elsewhere
+                self._whole.discard(path.name)
+                remove(path)
         for path in litter(self.folder):
             shutil.rmtree(path)
 
@@ -197,7 +198,7 @@ def put(aside: Path, place: Path) -> str | None:
 
 def _is_ours(place: Path) -> bool:
     """Return whether a folder is empty or has a part of a checkpoint."""
-    if not place.is_dir():
+    if not place.is_dir() or place.is_symlink():
         return False
     names = {path.name for path in place.iterdir()}
     return not names or not names.isdisjoint({INDEX, "state", *NEEDED})
@@ -206,7 +207,8 @@ def _is_ours(place: Path) -> bool:
 def litter(folder: Path) -> Iterator[Path]:
     """Yield the folders that killed saves and deletions have left. Only the run's owner may delete them."""
     if folder.is_dir():
-        yield from [path for path in folder.iterdir() if ASIDE.fullmatch(path.name) and path.is_dir()]
+        found = [path for path in folder.iterdir() if ASIDE.fullmatch(path.name)]
+        yield from [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
 def clean(folder: Path) -> None:

@@ -168,8 +168,8 @@ def _data_change(was: dict[str, Any], is_now: dict[str, Any]) -> str | None:
     differing = sum(a != b for a, b in zip(old["sample"], new["sample"], strict=False))
     if differing == len(old["sample"]):
         return "wholly other rows, as many as before"
-    some = f"{differing} of {len(old['sample'])} that were looked at" if differing else "few of them"
-    return f"rows that differ, {some}"
+    some = f"{differing} of the {len(old['sample'])}" if differing else f"few, none of the {len(old['sample'])}"
+    return f"rows that differ: {some} that were looked at"
 
 
 def _shape(described: dict[str, Any]) -> tuple[Any, list[str]]:
