@@ -230,7 +230,7 @@ def test_samples_of_each_rollout(finished):
 def test_a_checkpoint_in_the_middle_of_a_rollout_holds_it(finished):
     place = finished.checkpoints / "step-3"
     buffer = json.loads((place / "buffer-0.json").read_text())
-    assert "buffer-0.json" in json.loads((place / "files.json").read_text())
+    assert "buffer-0.json" in json.loads((place / "files.json").read_text())["files"]
     assert buffer["number"] == 1 and buffer["sizes"] == [4, 4, 4, 4] and len(buffer["rows"]) == 16
     assert {"completion_ids", "sampling_logps", "old_logps", "advantage", "rewards"} <= buffer["rows"][0].keys()
     position = json.loads((place / "progress.json").read_text())["progress"]["position"]

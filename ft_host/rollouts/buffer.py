@@ -206,7 +206,7 @@ class Buffer:
             raise StopIteration
         metrics = combine(run.gather(accumulator.local()))
         if not kept:
-            raise no_signal(run.config.reward, metrics, number + 1, count, draws)
+            raise no_signal(metrics, number + 1, count, draws)
         if kept < plan.prompts and draws == run.config.max_rollout_draws:
             run.say(
                 f"rollout {number + 1}: {kept} of {plan.prompts} groups had a signal after {draws} draws "

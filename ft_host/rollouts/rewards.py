@@ -83,9 +83,10 @@ def differ(group: list[Sequence[float | None]]) -> bool | None:
     return any(spread > 1e-8 for spread in spreads) if spreads else None
 
 
-def no_signal(names: list[str], metrics: dict[str, float], number: int, prompts: int, draws: int) -> FtHostError:
+def no_signal(metrics: dict[str, float], number: int, prompts: int, draws: int) -> FtHostError:
     """Return the error of a rollout in which no group holds a signal. `metrics` are those of all its completions."""
     if metrics.get("completions/unrewarded_share") == 1:
+        names = [name.split("/")[1] for name in metrics if name.startswith("rewards/") and name.endswith("/none_share")]
         return none_at_all(names, f"any completion of {prompts} prompts, in {draws} draws")
     reward = f" of {metrics['reward']:.3g} on average" if "reward" in metrics else ""
     return FtHostError(
