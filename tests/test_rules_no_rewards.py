@@ -7,6 +7,7 @@ import pytest
 from ft_host.diagnostics.rules import no_rewards
 from ft_host.errors import FtHostError
 from ft_host.rewards.unrewarded import Unrewarded
+from ft_host.rollouts.rewards import no_signal
 from ft_host.testing.rules import Told, codes, evals, findings, in_order, steps
 
 RULES = no_rewards.RULES
@@ -55,3 +56,14 @@ def test_completions_without_any_reward_end_the_run_as_failures_do(most):
     with pytest.raises(FtHostError, match=r"no reward for .* in a row .*: never gave no value") as raised:
         counted.add([[None]], ["never"])
     assert raised.value.facts == {"watch/unrewarded": "never"}
+
+
+def test_a_rollout_without_a_signal_says_whether_there_were_rewards():
+    """With dynamic sampling nothing is left to train on in both cases, for different reasons."""
+    none = {"completions/unrewarded_share": 1.0, "rewards/style/none_share": 1.0, "rewards/right/none_share": 1.0}
+    assert str(no_signal(none, 3, 8, 2)).startswith(
+        "no reward for any completion of 8 prompts, in 2 draws: style, right gave no value"
+    )
+    equal = {"completions/unrewarded_share": 0.0, "rewards/style/none_share": 0.0, "reward": 0.5}
+    said = str(no_signal(equal, 3, 8, 2))
+    assert said.startswith("rollout 3: none of 8 prompts had a signal") and "equal rewards of 0.5 on average" in said
