@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
@@ -15,7 +16,11 @@ from ft_host.data.mixture import open_mixture
 from ft_host.data.templates import added_ends
 from ft_host.data.tokens import chat_ids, conversation
 from ft_host.errors import RowError
+from ft_host.generation.transformers import end_tokens
+from ft_host.models.special_tokens import agree
+from ft_host.testing.models import save_tiny, tiny_llama
 from ft_host.testing.tokenizers import chat_tokenizer
+from ft_host.types import Sampling
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -518,3 +523,37 @@ def test_a_turn_that_only_the_next_one_closes_is_closed_at_the_end_too():
     assert tokenizer.decode(chat_ids(conversation(tokenizer, talk[:3], {}))).endswith("c"), "no turn of the assistant"
     assert added_ends(tokenizer) == {tokenizer.convert_tokens_to_ids("<|user|>")}
     assert added_ends(chat_tokenizer(CHATML)) == frozenset()
+
+
+def test_generation_and_the_saved_model_end_at_the_mark_that_closes_turns():
+    tokenizer = chat_tokenizer(OPEN)
+    model = tiny_llama(vocab_size=len(tokenizer))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    mark = tokenizer.convert_tokens_to_ids("<|user|>")
+    greedy = Sampling(max_new_tokens=1)
+    assert set(end_tokens(model, tokenizer, greedy)) == {tokenizer.eos_token_id, mark}
+    assert end_tokens(model, tokenizer, replace(greedy, stop_token_ids=[])) == [tokenizer.eos_token_id]
+    agree(model, tokenizer)
+    assert set(model.generation_config.eos_token_id) == {tokenizer.eos_token_id, mark}
+
+
+# ---------------------------------------------------------------- what a run says
+
+
+def test_what_the_template_leaves_out_is_a_finding_and_is_counted_at_the_end(tmp_path, capsys):
+    """A run of two rows, of which the template cuts the thoughts of one."""
+    from ft_host.cli import main
+
+    tokenizer = chat_tokenizer(CHATML.replace("m.content", "m.content.split('</think>')[-1]"))
+    save_tiny(tmp_path / "model", tiny_llama(vocab_size=len(tokenizer)), tokenizer)
+    talks = [[user("a"), said("<think>hm</think>b")], [user("a"), said("c")]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    given = ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "rows.jsonl")]
+    assert main(["data", "sft", *given]) == 0
+    assert "the chat template leaves out thoughts of the assistant: 50.0% of the rows" in capsys.readouterr().out
+    sizes = ["--max-steps", "1", "--per-device-train-batch-size", "2", "--output-dir", str(tmp_path / "run")]
+    assert main(["train", "sft", *given, *sizes, "--logging-steps", "1"]) == 0
+    found = [json.loads(line) for line in (tmp_path / "run" / "findings.jsonl").read_text().splitlines()]
+    finding, *_ = [each for each in found if each["code"] == "DATA013"]
+    assert finding["message"].startswith("In 50 % of the rows the chat template leaves out thoughts of the assistant")
+    assert "left out thoughts of the assistant in 1 rows" in (tmp_path / "run" / "events.jsonl").read_text()
