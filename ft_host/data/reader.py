@@ -209,9 +209,9 @@ def _piece(
             break
         seen += 1
         where, raw = item
+        reseed(seed_of(layout.seed, "row", epoch, position))  # whichever worker or rank it is, also after a restart
         with noting() as kinds:
-            reseed(seed_of(layout.seed, "row", epoch, position))  # whichever worker or rank it is, also after a restart
-        result = prepared(prepare, where, raw)
+            result = prepared(prepare, where, raw)
         left_out.update(kinds)
         if isinstance(result, Drop):
             drops.append((where, str(result)))
