@@ -51,7 +51,7 @@ SETTINGS = [
             "packing": True,
             "max_length": 48,
             "dataloader_num_workers": 2,
-            "num_train_epochs": 3.0,
+            "num_train_epochs": 1.5,
             "max_steps": -1,
             "per_device_train_batch_size": 2,
         },
