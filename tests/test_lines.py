@@ -118,11 +118,16 @@ def odd_run(tiny, tmp_path_factory):
         for n in range(3)
     ]
     (folder / "held.jsonl").write_text("".join(json_line(row) for row in rows), encoding="utf-8")
+    (folder / "pays.py").write_text(
+        "def odd(completions, log_extra, **columns):\n"
+        f"    log_extra('seen', [[{ODD!r}, float('nan'), {{'deep': [float('-inf')]}}]] * len(completions))\n"
+        "    return [0.5] * len(completions)\n"
+    )
     config = SFTConfig(
         model=str(tiny / "model"),
         dataset=str(tiny / "train.jsonl"),
         eval_dataset=str(folder / "held.jsonl"),
-        eval_reward=["think_format_reward"],
+        eval_reward=[f"{folder / 'pays.py'}:odd"],
         max_completion_length=4,
         per_device_train_batch_size=4,
         max_steps=2,
@@ -154,6 +159,8 @@ def evaluated(folder):
 def test_a_run_with_odd_rows_goes_on(copied):
     folder, config = copied
     assert metrics(folder) == WHOLE
+    seen = RunFolder(folder).read("samples.jsonl")[-1]["extra"]["seen"]
+    assert seen == [ODD, "nan", {"deep": ["-inf"]}]  # half a character and numbers that JSON lacks, as they were
     assert train(dataclasses.replace(config, max_steps=3), resume=folder).steps == 3
     assert metrics(folder) == [*WHOLE, ("train", 3), ("eval", 3)]
     assert evaluated(folder) == [step for step in (0, 1, 2, 3) for _ in range(3)]
@@ -262,8 +269,7 @@ def test_commands_bear_any_value_in_any_line(tmp_path, monkeypatch, capsys):
     """One value after the other in the last line of each file; an unexpected error would exit with 1."""
     from ft_host.cli import main
 
-    folder = make_run(tmp_path / "a", steps=4, eval_steps=2, rollouts=True, findings=[made_finding()])
-    other = make_run(tmp_path / "b", steps=4, eval_steps=2, rollouts=True)
+    folder = make_run(tmp_path / "a", steps=2, eval_steps=1, rollouts=True, findings=[made_finding()])
     monkeypatch.chdir(tmp_path)
     for name, places in {
         "metrics.jsonl": ("step", "kind", "eval_loss"),
@@ -277,7 +283,7 @@ def test_commands_bear_any_value_in_any_line(tmp_path, monkeypatch, capsys):
             for value in ODD_VALUES:
                 mark = json.dumps(json.loads(line) | {place: "HERE"}).replace('"HERE"', value)
                 (folder / name).write_bytes(content + mark.encode() + b"\n")
-                for command in (["runs", "."], ["report", "a"], ["compare", "a", str(other)], ["diagnose", "a"]):
+                for command in (["runs", "."], ["report", "a"], ["diagnose", "a"]):
                     code = main(command)
                     assert code == 0, (command, name, place, value[:20], capsys.readouterr().err)
         (folder / name).write_bytes(content)
