@@ -7,6 +7,15 @@ from typing import ClassVar
 
 from ft_host.api import ConfigError, ReferenceConfig, function_problems, nearest, option
 
+# Losses that other tools have among theirs of pairs, and what to take.
+ELSEWHERE = {
+    "kto_pair": "ft-host train kto takes pairs apart and learns from each completion",
+    "aot_pair": "here it is aot_unpaired",
+    "simpo": "not offered as a loss; sigmoid_norm with reference_free: true also compares log-probs per token",
+    "orpo": "not offered; loss_type: [sft, sigmoid] with reference_free: true is near it",
+    "cpo": "not offered; loss_type: [sft, sigmoid] with reference_free: true is near it",
+    "dpo": "here it is sigmoid",
+}
 # The keys of ft_dpo.losses.LOSSES and DIVERGENCES, listed here since those are functions of tensors.
 LOSS_TYPES = (
     "sigmoid",
@@ -124,8 +133,9 @@ class DPOConfig(ReferenceConfig):
                 for problem in function_problems(name):
                     raise ConfigError(f"loss_type: {problem}")
             elif name not in LOSS_TYPES:
+                said = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else nearest(name, LOSS_TYPES)
                 raise ConfigError(
-                    f"loss_type: there is no {name!r}{nearest(name, LOSS_TYPES)}; there are {', '.join(LOSS_TYPES)}, "
+                    f"loss_type: there is no {name!r}{said}; there are {', '.join(LOSS_TYPES)}, "
                     "and a function of your own as package.module:function"
                 )
             if self.loss_type.count(name) > 1:

@@ -162,3 +162,12 @@ def test_own_loss_refused(make, rows, own, name, said):
 
     with pytest.raises(FtHostError, match=said):
         run_in(make(rows, loss_type=name), "refused")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("kto_pair", "ft-host train kto"), ("dpo", "sigmoid"), ("aot_pair", "aot_un")]
+)
+def test_losses_of_other_tools_have_an_answer_and_no_guess(name, said):
+    with pytest.raises(ConfigError, match=f"there is no '{name}'; .*{said}") as raised:
+        DPOConfig(model="org/m", dataset="org/d", loss_type=[name]).check()
+    assert "did you mean" not in str(raised.value)
