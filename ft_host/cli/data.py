@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ft_host import registry
@@ -115,8 +116,10 @@ def show(method: registry.PluginInfo, config: RunConfig, shown: int, counted: in
 
     chosen = choose(config, method)
     tokenizer = data.load_tokenizer(config)
-    for note in (*chosen.fit_positions()[0], *chosen.fit_embeddings(tokenizer)):
-        print(f"Warning: {note}\n")
+    place = Path(config.model)
+    if not place.is_dir() or any((place / name).is_file() for name in ("config.json", "adapter_config.json")):
+        for note in (*chosen.fit_positions()[0], *chosen.fit_embeddings(tokenizer)):
+            print(f"Warning: {note}\n")  # of a folder that holds a tokenizer alone nothing else is known
     prepare = chosen.prepare_with(tokenizer)
     source = data.open_train(config)
     held_out = data.sets_of(data.open_eval(config))
