@@ -33,7 +33,7 @@ GROUPS = {
     "distribution": "distribution",
 }
 # Names that the command line or a config file uses otherwise.
-RESERVED = ("method", "config", "resume", "dry_run", "help")
+RESERVED = ("method", "config", "resume", "dry_run", "restart", "take_over", "allow_changed", "help")
 # The largest whole number of a field without a bound of its own: what torch, numpy and transformers can all hold.
 LARGEST = 2**31 - 1
 UNSET = ("none", "null")  # as text: unsets an optional field; TOML and flags have no null
