@@ -286,6 +286,12 @@ def test_several_evaluation_sets_have_names(two_sets, monkeypatch, spec, names):
     assert source.num_rows == sum(part.num_rows for part in sets_of(source).values())
 
 
+def test_a_set_that_can_not_be_opened_is_named(two_sets):
+    sets = {"a": str(two_sets / "math.jsonl"), "b": {"path": str(two_sets / "code.jsonl"), "split": "test"}}
+    with pytest.raises(DataError, match=r"eval_dataset, b: .*code\.jsonl: no split test; there is train"):
+        open_eval(RunConfig(model="m", dataset="x", eval_dataset=sets))
+
+
 def test_one_evaluation_set_may_be_a_mapping(two_sets):
     from ft_host.data import sets_of
 

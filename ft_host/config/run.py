@@ -305,7 +305,9 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         group="evaluation",
         path=True,
     )
-    eval_max_rows: int | None = option(None, "Use the first so many evaluation rows only.", group="evaluation", gt=0)
+    eval_max_rows: int | None = option(
+        None, "Use the first so many evaluation rows (of each set) only.", group="evaluation", gt=0
+    )
     eval_temperature: float = option(
         0.0,
         "Sampling temperature of evaluation; 0 takes the likeliest token.",

@@ -58,7 +58,13 @@ def open_eval(config: RunConfig) -> Source | Mixture | None:
     from ft_host.data.mixture import HeldOut
 
     named = {name: item if isinstance(item, dict) else {"path": item} for name, item in named_sets(spec).items()}
-    return HeldOut({name: open_held_out(item, config) for name, item in named.items()})
+    found = {}
+    for name, item in named.items():
+        try:
+            found[name] = open_held_out(item, config)
+        except DataError as error:
+            raise DataError(f"eval_dataset, {name}: {str(error).removeprefix('eval_dataset: ')}") from error
+    return HeldOut(found)
 
 
 def sets_of(source: Source | Mixture | None) -> dict[str, Source | Mixture]:
