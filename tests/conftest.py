@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 
 import pytest
@@ -72,6 +73,14 @@ def sft_with(tmp_path):
         return config_class(str(file))
 
     return write
+
+
+@pytest.fixture
+def without_nohup():
+    """SIGHUP as it is where nobody said nohup, which a run respects. Processes that are started have it too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def forget_made_up_modules() -> None:

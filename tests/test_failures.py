@@ -341,6 +341,7 @@ def test_a_second_ctrl_c_while_saving_ends_at_once_as_interrupted(config, monkey
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 @pytest.mark.parametrize("place", ["load_policy", "open_store"])
+@pytest.mark.usefixtures("without_nohup")
 def test_a_signal_before_the_first_step_ends_the_run_as_interrupted(config, monkeypatch, name, place):
     from ft_host.training import build
 

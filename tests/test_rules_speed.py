@@ -60,6 +60,18 @@ CASES = {
         Told(facts={"system/disk_free_mb": 3000.0, "system/checkpoint_mb": 4000.0}),
         Told(facts={"system/disk_free_mb": 90000.0, "system/checkpoint_mb": 4000.0}),
     ),
+    "SYS005": (
+        Told(
+            facts={
+                "watch/failed": "hook",
+                "watch/failed_place": "mine.py, line 7",
+                "watch/failed_hook": "ft_loss",
+                "watch/failed_step": 12,
+                "watch/failed_text": "ft_loss of mine failed: KeyError: 'logp'",
+            }
+        ),
+        Told(lines=steps(40, perf__step_time=0.03)),
+    ),
 }
 RULES = [*gpu_memory.RULES, *speed.RULES, *machine.RULES]
 

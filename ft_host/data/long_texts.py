@@ -19,7 +19,8 @@ named: set[str] = set()
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
     """Return token ids, with special tokens or without. A list of the caller's own."""
-    return list(_kept(tokenizer, text, special)) if len(text) > LONG else _tokenized(tokenizer, text, special)
+    is_long = isinstance(text, str) and len(text) > LONG  # what is no text is the tokenizer's to refuse
+    return list(_kept(tokenizer, text, special)) if is_long else _tokenized(tokenizer, text, special)
 
 
 def _tokenized(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:

@@ -44,6 +44,7 @@ def start(config: RunConfig, ranks: int, resume: Path | None, log: Path) -> Base
 
 def _main(config: RunConfig, ranks: int, resume: Path | None, log: Path) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup, which a run respects
     multiprocessing.set_start_method("fork", force=True)  # of workers, as on the command line
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
