@@ -101,6 +101,7 @@ class Kill:
     target: str = "nothing"  # process, worker, rank, all, parent
     moment: str = ""  # seconds after the start, or the checkpoint within which
     reached: bool = False  # whether there was something to kill
+    running_since: float = 0.0  # when run.json was written last, if it said "running" then
     notes: list[str] = field(default_factory=list)
 
 
@@ -135,9 +136,9 @@ def kill_at_random(
     if noise.random() < 1 / 3:
         step, late = noise.choice([3, 6, 9]), noise.uniform(0, 0.04)
         kill.moment = f"{late:.3f} s into the checkpoint of step {step}"
-        names = [folder / "checkpoints" / name for name in (f".step-{step}.tmp", f"step-{step}")]
+        name = folder / "checkpoints" / f".step-{step}.tmp"
         until = time.monotonic() + PATIENCE
-        while process.is_alive() and time.monotonic() < until and not any(name.exists() for name in names):
+        while process.is_alive() and time.monotonic() < until and not name.exists():
             time.sleep(0.001)
         time.sleep(late)
     else:
@@ -145,6 +146,8 @@ def kill_at_random(
         kill.moment = f"{late:.2f} s after the start"
         process.join(late)
     found = tree(process)
+    if status(folder) == "running":  # of this process, or still of one that was killed before
+        kill.running_since = (folder / "run.json").stat().st_mtime
     targets = targets_of(found, ranks)
     kill.target = noise.choice(sorted(targets)) if targets else "nothing"
     chosen = targets.get(kill.target, [])
@@ -192,10 +195,11 @@ def killed_and_finished(setting: Setting, shared: Path, folder: Path, seconds: f
     config, log, kills = config_of(setting, shared, folder), Path(f"{folder}.log"), []
     for again in range(4):
         # A run that was killed before it had a run.json begins anew: there is nothing to go on with.
+        began = time.time()
         process = start(config, setting.ranks, folder if status(folder) else None, log)
         if again < 3 and noise.random() < (1.0 if again == 0 else 0.3):
             kill, found = kill_at_random(process, folder, setting.ranks, seconds, noise)
-            asked_to_stop = kill.signal != "KILL" and kill.target in ("process", "all") and status(folder) == "running"
+            asked_to_stop = kill.signal != "KILL" and kill.target in ("process", "all") and kill.running_since > began
             wait_for_the_end(process, found, kill, ended=kill.target != "worker")
             kills += [kill] if kill.reached else []
             if asked_to_stop and kill.reached:
