@@ -52,6 +52,8 @@ def run(argv: list[str]) -> int:
     asked = train.read(rest)
     if asked.resume is not None or asked.dry_run:
         raise UsageError("ft-host data takes neither --resume nor --dry-run; `ft-host data --help` lists its options")
+    if asked.allow_changed:
+        raise UsageError("ft-host data doesn't take --allow-changed: it compares nothing with another run")
     if asked.help:
         print(HELP + "\n" + train.installed())
         return 0
