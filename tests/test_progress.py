@@ -12,6 +12,7 @@ from ft_host.diagnostics import Finding, Remedy
 from ft_host.distributed import trackers as trackers_of
 from ft_host.distributed.trackers import begin_trackers, check_trackers, chosen, end_trackers
 from ft_host.errors import ConfigError
+from ft_host.rundir.manifest import before_and_after
 from ft_host.training.progress import Bar, Lines, Trackers
 
 
@@ -174,3 +175,16 @@ def test_trackers_that_fail_at_the_beginning_or_the_end_are_reported_and_end_not
     assert ended and accelerator.trackers == []
     assert said == ["report_to: broken can't be started (RuntimeError: no API key); the run goes on without it"]
     assert "report_to: good failed at the end (OSError: no network)" in capsys.readouterr().err
+
+
+def test_the_end_of_a_run_says_how_held_out_values_have_changed():
+    """Without the share of completions that a reward didn't apply to, of which findings speak."""
+    share = {"eval_rewards/exact_match/none_share": 0.0}
+    evals = [
+        {"kind": "eval", "step": step, "eval_loss": loss, "eval_rewards/exact_match/mean": right} | share
+        for step, loss, right in ((0, 2.5, 0.0), (9, 0.25, 1.0))
+    ]
+    assert before_and_after(evals) == [
+        "loss on held-out rows: 2.5 before, 0.25 after",
+        "rewards/exact_match on held-out rows: 0 before, 1 after",
+    ]

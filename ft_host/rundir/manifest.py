@@ -140,6 +140,7 @@ def before_and_after(lines: list[dict[str, Any]]) -> list[str]:
     if len(evals) < 2:
         return []
     keys = [key for key in evals[-1] if key == "eval_loss" or key.startswith("eval_rewards/")]
+    keys = [key for key in keys if not key.endswith("/none_share")]  # which has findings of its own
     return [
         f"{key.removeprefix('eval_').removesuffix('/mean')} on held-out rows: {number_of(evals[0][key]):.4g} before, "
         f"{number_of(evals[-1][key]):.4g} after"
