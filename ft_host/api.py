@@ -82,11 +82,13 @@ if TYPE_CHECKING:
     from ft_host.rollouts.rows import masked_row as masked_row
     from ft_host.rollouts.rows import num_targets as num_targets
     from ft_host.rollouts.rows import sampling_metrics as sampling_metrics
+    from ft_host.run import EnginePlace as EnginePlace
     from ft_host.run import Run as Run
     from ft_host.types import Completion as Completion
     from ft_host.types import Drop as Drop
     from ft_host.types import LossOutput as LossOutput
     from ft_host.types import ModelSpec as ModelSpec
+    from ft_host.types import Piece as Piece
     from ft_host.types import Request as Request
     from ft_host.types import Rollout as Rollout
     from ft_host.types import Sampling as Sampling
@@ -102,8 +104,8 @@ _HOMES = {  # module -> its names that are public
     "ft_host.batch": (
         "IGNORE Batch Segment by_row count_targets flat_batch pair_batch pair_means pair_sums per_target sum_by_row"
     ),
-    "ft_host.types": "Completion Drop LossOutput ModelSpec Request Rollout Sampling Scores Sequence",
-    "ft_host.run": "Run",
+    "ft_host.types": "Completion Drop LossOutput ModelSpec Piece Request Rollout Sampling Scores Sequence",
+    "ft_host.run": "EnginePlace Run",
     "ft_host.metrics": "Metric effective_share explained maximum mean minimum std total variance",
     "ft_host.errors": "ConfigError DataError FtHostError RowError UsageError",
     "ft_host.data": (

@@ -233,3 +233,20 @@ class Run:
         if text not in self.said:
             self.said.add(text)
             self.say(text, level)
+
+
+@dataclass(kw_only=True)
+class EnginePlace:
+    """What `ft_engine` is given: where the engine is to work.
+
+    In the trainer's process and in a rollout process that holds the model itself `run` has the policy and the models of
+    other roles, and `connection` is None. A backend with `ft_connect` gets in a rollout process what that returned, and
+    no `run`: there is no model in it.
+    """
+
+    config: RunConfig
+    tokenizer: PreTrainedTokenizerBase
+    backend_config: Any
+    say: abc.Callable[..., None]  # say(text, level)
+    run: Run | None = None
+    connection: Any = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ft_host.util.moved import old_keywords
 from ft_host.util.text import nearest
@@ -131,6 +131,8 @@ class Request:
     prompt_ids: list[int]
     number: int | None = None
     max_new_tokens: int | None = None  # fewer than in `Sampling` where earlier turns used some of them
+    # Tokens of the completion that was begun before, at the end of `prompt_ids`: the noise goes on after theirs.
+    offset: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,47 @@ class Completion:
     turns: int = 1
     prompt_ids: list[int] = field(default_factory=list)  # where it isn't the request's: an environment extended it
     messages: list[dict] = field(default_factory=list)  # the turns of a conversation with tools
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What an `Engine` has sampled for a request since the last piece: token ids with their log-probs, and why it
+    ended, None while it goes on. `versions`, the weight version of each token, is empty where all are of the weights
+    that the engine has. `problem`: why the request failed ("engine: ..."), it then goes on nowhere."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str | None = None
+    versions: list[int] = field(default_factory=list)
+    problem: str = ""
+
+
+class Engine(Protocol):
+    """A sampler that takes requests while others are under way, as `ft_engine` returns it. All methods are called from
+    one thread, and none but `poll` waits."""
+
+    def submit(self, key: int, request: Request, sampling: Sampling) -> None:
+        """Begin a request. `key` names it in what `poll` returns, and isn't used twice. Raises DataError for a prompt
+        that is empty or leaves no room."""
+
+    def poll(self, patience: float) -> list[tuple[int, Piece]]:
+        """Sample, or wait for what is sampled elsewhere, for about `patience` seconds at most, and return what there is
+        since the last call. The last piece of a request has a `finish_reason` or a `problem`. Raises FtHostError where
+        the whole engine has failed."""
+
+    def withdraw(self, key: int) -> None:
+        """Forget a request: no more pieces of it come."""
+
+    def interrupt(self) -> None:
+        """Stop all requests. The next `poll` returns their last pieces, without a reason: they can be submitted again
+        with the tokens that they have."""
+
+    def update(self, version: int, weights: Any) -> None:
+        """From here on the engine has the weights of that optimizer step. `weights`: what was sent with them, see
+        `EnginePlace`. Requests that weren't interrupted go on with the keys and values that they have."""
+
+    def close(self) -> None:
+        """End what the engine has started."""
 
 
 @dataclass(kw_only=True)

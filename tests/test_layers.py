@@ -36,6 +36,7 @@ FLOORS = [
     "report",
     "monitor",
     "rollouts",
+    "scheduling",
     "autopilot",
     "training",
     "api",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ft_host.config.builtin_rewards import check_arguments
 from ft_host.config.run import RunConfig, option
+from ft_host.config.scheduling_fields import SchedulingFields
 from ft_host.errors import ConfigError, PluginBroken
 from ft_host.util.moved import names_of
 
@@ -93,7 +94,7 @@ def listed(numbers: list[int]) -> str:
 
 
 @dataclass(kw_only=True)
-class RolloutConfig(RunConfig):
+class RolloutConfig(SchedulingFields, RunConfig):
     """The fields of every run with rollouts."""
 
     needs_reward: ClassVar[bool] = (
@@ -262,6 +263,7 @@ class RolloutConfig(RunConfig):
         if self.max_tool_calling_iterations is not None and not self.tools and self.environment is None:
             raise ConfigError("max_tool_calling_iterations: has no effect without tools or environment")
         plan, micro = self._checked_plan(), self.per_device_train_batch_size
+        self.check_scheduling(plan)
         if plan.whole_groups and micro < plan.rows_per_prompt and self.max_tokens_per_micro_batch is None:
             size = plan.rows_per_prompt
             raise ConfigError(

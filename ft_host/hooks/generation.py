@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ft_host.hooks import hookspec
 
 if TYPE_CHECKING:
     from ft_host.models.policy import Policy
     from ft_host.rollouts.rollout import RolloutRun
-    from ft_host.run import Run
-    from ft_host.types import Completion, Request, Rollout, Row, Sampling, Scores, Sequence
+    from ft_host.run import EnginePlace, Run
+    from ft_host.types import Completion, Engine, Request, Rollout, Row, Sampling, Scores, Sequence
 
 
 RUN = FutureWarning("ft_rollout: its argument run is called rollout since ft-host 0.5")
@@ -35,6 +35,27 @@ def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[C
     Implemented by the backend; called as `run.generate(...)`. Runs for rollouts, and before, during and after training
     for `eval_reward`; all ranks call it at once, some perhaps without requests. It takes and returns token ids: text is
     never tokenised again in between. Since 0.1.
+    """
+
+
+@hookspec(firstresult=True)
+def ft_engine(place: EnginePlace) -> Engine:
+    """Return a sampler that takes requests while others are under way.
+
+    Implemented by backends that can; `rollouts: overlap` and `async` need it. Runs once before the first rollout: in
+    the trainer's process for `overlap`, in the rollout process for `async`, and there again if that process is
+    restarted. Since 0.7.
+    """
+
+
+@hookspec(firstresult=True)
+def ft_connect(run: Run) -> Any:
+    """Return what a rollout process needs to reach this backend's servers: what JSON can hold, as `EnginePlace` passes
+    it on.
+
+    Implemented by backends whose weights are in servers; without it the rollout process loads the model itself. Runs
+    with `rollouts: async` in the trainer, on all ranks at once: before the rollout process starts, and after each
+    `ft_sync_weights`, whose news it then tells (`Engine.update` gets it). Since 0.7.
     """
 
 

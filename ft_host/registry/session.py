@@ -29,6 +29,8 @@ OWNERS = {
     "ft_loss": "method",
     "ft_rollout": "method",
     "ft_generate": "backend",
+    "ft_engine": "backend",
+    "ft_connect": "backend",
     "ft_sync_weights": "backend",
     "ft_score": "backend",
 }

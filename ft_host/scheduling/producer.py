@@ -1,0 +1,144 @@
+"""Runs `ft_rollout` for each unit, in threads, over one inbox.
+
+A thread does what the method says: `generate` waits in the inbox, `reward` in the processes of the rewards, tools in
+threads of their own. So a slow part of one prompt holds up no other.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ft_host.contract.blame import blamed
+from ft_host.contract.generation import check_json, check_rollout
+from ft_host.errors import ConfigError, DataError, FtHostError, HookError
+from ft_host.metrics import Accumulator
+from ft_host.rollouts.rollout import RolloutRun
+from ft_host.scheduling.inbox import EngineFailed, Inbox, Withdrawn
+from ft_host.scheduling.unit import Event, Failed, Finished, Made, Measured, Started, Unit, Updated
+from ft_host.types import Completion, Request, Sampling
+
+if TYPE_CHECKING:
+    from pluggy import PluginManager
+
+THREADS = 512  # units at a time; more wait for a thread
+HOPELESS = (ConfigError, DataError, HookError)  # another attempt would end in the same way
+
+
+@dataclass
+class Producer:
+    """`rollout_run(unit, ask, submit)` returns what `ft_rollout` gets for a unit."""
+
+    plugins: PluginManager
+    inbox: Inbox
+    rollout_run: Callable[..., RolloutRun]
+    emit: Callable[[Event], None]
+    waiting: deque[Unit] = field(default_factory=deque)
+    threads: dict[int, threading.Thread] = field(default_factory=dict)
+    scoring: set[int] = field(default_factory=set)
+    seconds: dict[str, float] = field(default_factory=dict)
+    told: float = field(default_factory=time.time)
+
+    # ------------------------------------------------------------ the engine's thread
+
+    def admit(self, units: list[Unit]) -> None:
+        self.waiting.extend(units)
+        self._begin()
+
+    def step(self, patience: float) -> None:
+        """Move everything on, for about so many seconds at most."""
+        self._begin()
+        started = time.perf_counter()
+        worked = self.inbox.step(patience)
+        self._took("generating" if worked else "idle", started)
+
+    def update(self, version: int, weights: Any) -> None:
+        started = time.perf_counter()
+        stood = self.inbox.update(version, weights)
+        self._took("updating", started)
+        self.emit(Updated(version=version, seconds=stood))
+
+    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        """Complete requests of no unit, moving everything on meanwhile."""
+        futures = [self.inbox.submit(None, request, sampling, {}) for request in requests]
+        while not all(future.done() for future in futures):
+            self.step(0.05)
+        return [future.result() for future in futures]
+
+    def measure(self) -> None:
+        """Tell what was done since the last time."""
+        inbox = self.inbox
+        now, seconds, tokens = time.time(), self.seconds, inbox.tokens
+        self.seconds, inbox.tokens, self.told = {}, 0, now
+        self.emit(
+            Measured(
+                at=now,
+                seconds=seconds,
+                tokens=tokens,
+                running=len(inbox.running),
+                queued=inbox.queued,
+                scoring=len(self.scoring),
+            )
+        )
+
+    def _begin(self) -> None:
+        for number in [number for number, thread in self.threads.items() if not thread.is_alive()]:
+            del self.threads[number]
+        while self.waiting and len(self.threads) < THREADS:
+            unit = self.waiting.popleft()
+            thread = threading.Thread(target=self._run, args=(unit,), name=f"prompt {unit.number}", daemon=True)
+            self.threads[unit.number] = thread
+            thread.start()
+
+    def _took(self, what: str, started: float) -> None:
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+    # ------------------------------------------------------------ a unit's thread
+
+    def _run(self, unit: Unit) -> None:
+        self.emit(Started(unit=unit.number, at=time.time()))
+        try:
+            made = self._made(unit)
+        except Withdrawn:
+            return
+        except Exception as error:
+            self.emit(failure_of(unit.number, error))
+            return
+        self.emit(Finished(unit=unit.number, made=made, at=time.time()))
+
+    def _made(self, unit: Unit) -> Made:
+        def ask(requests: list[Request], sampling: Sampling) -> list[Completion]:
+            return self.inbox.ask(unit.number, requests, sampling, unit.begun)
+
+        def submit(request: Request, sampling: Sampling) -> Any:
+            return self.inbox.submit(unit.number, request, sampling, unit.begun)
+
+        rollout = self.rollout_run(unit, ask, submit)
+        with blamed(self.plugins, "ft_rollout"):
+            found = self.plugins.hook.ft_rollout(rows=unit.rows, rollout=rollout, run=rollout)
+        found = check_rollout(self.plugins, found)
+        check_json(self.plugins, "ft_rollout", found.rows)
+        accumulator = Accumulator()
+        accumulator.add(found.metrics)
+        return Made(
+            rows=found.rows,
+            samples=found.samples,
+            metrics=accumulator.local(),
+            seconds=rollout.seconds,
+            tokens=rollout.tokens,
+            calls=rollout.calls,
+        )
+
+
+def failure_of(unit: int, error: Exception) -> Failed:
+    """Say what failed. What trying again can't mend ends the run."""
+    if isinstance(error, EngineFailed):
+        return Failed(unit=unit, cause="engine", error=error)
+    if isinstance(error, FtHostError) and not isinstance(error, HOPELESS):
+        return Failed(unit=unit, cause=error.facts.get("rollout/cause"), error=error)
+    told = error if isinstance(error, FtHostError) else FtHostError(f"{type(error).__name__}: {error}")
+    return Failed(unit=unit, cause=None, error=told)

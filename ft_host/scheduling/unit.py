@@ -1,0 +1,150 @@
+"""A prompt on its way, and what happens to it. All of it is plain: it crosses processes, and JSON holds a unit.
+
+Events are what a producer tells of its units; the ledger is made of them alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ft_host.errors import FtHostError
+from ft_host.types import Row
+
+WAITING, RUNNING, READY = "waiting", "running", "ready"
+
+
+@dataclass(kw_only=True)
+class Begun:
+    """The tokens of a request so far, and why it ended; None while it goes on. `versions` has one for each token."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+@dataclass(kw_only=True)
+class Made:
+    """What `ft_rollout` made of a unit. `metrics` are local sums of `ft_host.metrics.Accumulator`."""
+
+    rows: list[Row]
+    samples: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    seconds: dict[str, float]  # of generation and of rewards, in the unit's thread
+    tokens: int  # sampled
+    calls: int  # of `generate`
+
+
+@dataclass(kw_only=True)
+class Unit:
+    """One prompt, or with `max_staleness: 0` all prompts of a rank's share of a draw, which are completed together.
+
+    `number` is its name: units are numbered as they are drawn. `rollout` is what `RolloutRun.number` is for it, and
+    together with the rows' `group` and `calls` it decides the noise of its completions.
+    """
+
+    number: int
+    rollout: int
+    rows: list[Row]  # prepared prompts with their `group`
+    epoch: float  # of the data, behind its prompts
+    calls: int = 0  # of `generate`, that its own begin to count from
+    rank: int | None = None  # that its rows go to; None: they are dealt out
+    state: str = WAITING
+    begun: dict[str, Begun] = field(default_factory=dict)  # its requests, by a key that a second attempt has too
+    tries: dict[str, int] = field(default_factory=dict)  # failures by cause
+    made: Made | None = None
+    times: dict[str, float] = field(default_factory=dict)  # seconds since the epoch: drawn, started, ready
+
+    @property
+    def oldest(self) -> int | None:
+        """The version of the oldest token that it has; None where it has none."""
+        return min((each for begun in self.begun.values() for each in begun.versions), default=None)
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> Unit:
+        """Undo of `as_json`."""
+        begun = {key: Begun(**each) for key, each in saved["begun"].items()}
+        made = None if saved["made"] is None else Made(**saved["made"])
+        return cls(**saved | {"begun": begun, "made": made})
+
+
+# ---------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Tokens that a request of a unit has got since the last such event."""
+
+    unit: int
+    key: str
+    token_ids: list[int]
+    logprobs: list[float]
+    versions: list[int]
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The thread of a unit has begun."""
+
+    unit: int
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    unit: int
+    made: Made
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """`ft_rollout` has failed for a unit. `cause` is one of CAUSES of the config; None: trying again can't help, and
+    `error` ends the run."""
+
+    unit: int
+    cause: str | None
+    error: FtHostError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    text: str
+    level: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the producer did since the last such event. `seconds` by activity of the engine's thread: generating, idle
+    (no request), updating; `running` and `queued` requests, `scoring` units in a call of rewards, now."""
+
+    at: float
+    seconds: dict[str, float]
+    tokens: int
+    running: int
+    queued: int
+    scoring: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updated:
+    """The engine has the weights of `version`. `seconds`: how long it stood still for them."""
+
+    version: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """The engine, or the whole producer, has failed."""
+
+    error: FtHostError
+
+
+Event = Progress | Started | Finished | Failed | Said | Measured | Updated | Broken
