@@ -23,6 +23,7 @@ from ft_host.errors import FtHostError, HookError
 from ft_host.hooks import NAME, generation, loss
 from ft_host.metrics import mean
 from ft_host.rollouts.buffer import Buffer, place_of, reshard_rows, units_of
+from ft_host.rollouts.drawing import Drawing
 from ft_host.rollouts.rollout import Rollout
 from ft_host.run import Run
 from ft_host.rundir.folder import RunFolder
@@ -116,15 +117,14 @@ def make(tmp_path):
             position=place_of(position, saved)["position"],
         )
         began: list[list[int]] = []
-        buffer = Buffer(
-            run,
-            stream,
-            plan,
-            lambda number: NumberOnly(number),
-            lambda rows: began.append([r["number"] for r in rows]),
-            position,
-            saved,
+        drawing = Drawing(
+            run=run,
+            prompts=stream,
+            plan=plan,
+            rollout_run=lambda number: NumberOnly(number),
+            before=lambda rows: began.append([r["number"] for r in rows]),
         )
+        buffer = Buffer(run, plan, drawing, position, saved)
         buffer.began, buffer.method = began, method
         return buffer
 

@@ -23,8 +23,8 @@ class SchedulingFields:
     rollouts: str = option(
         "sync",
         "When completions are sampled. sync: before the steps that learn from them, which wait. overlap: a rollout "
-        "ends when enough prompts are done, and what still runs goes on in the next one, under the new weights. async: all "
-        "the time, in a process of its own or on servers.",
+        "ends when enough prompts are done, and what still runs goes on in the next one, under the new weights. async: "
+        "all the time, in a process of its own or on servers.",
         group="rollouts",
         choices=("sync", "overlap", "async"),
     )

@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.rollout import RolloutPlan
@@ -18,12 +18,8 @@ from ft_host.contract.generation import check_annotated, check_json
 from ft_host.data.micro_batches import split_micro_batches, units_of
 from ft_host.data.order import permutation
 from ft_host.data.stream import StepRows
-from ft_host.errors import DataError, Interrupted
-from ft_host.metrics import Accumulator, combine
-from ft_host.rollouts.rewards import no_signal
-from ft_host.rollouts.rollout import RolloutRun
+from ft_host.rollouts.drawing import Rollouts
 from ft_host.types import Row
-from ft_host.util.ranks import everywhere
 
 if TYPE_CHECKING:
     from ft_host.data.stream import TrainStream
@@ -34,27 +30,24 @@ class Buffer:
     """Iterate over it once: it yields the `StepRows` of this rank, annotated, until the prompts end, or for ever if
     `max_steps` ends the run.
 
-    `prompts` yields one raw row a step, the same on all ranks. `rollout_run(number)` returns what `ft_rollout` gets,
-    and `before` is called with the first prompts of each rollout, before it. `position` is that of the step that a
-    checkpoint was made after, `saved` what `state` returned then.
+    `rollouts` makes one rollout after the other. `position` is that of the step that a checkpoint was made after,
+    `saved` what `state` returned then.
     """
 
     def __init__(
         self,
         run: Run,
-        prompts: TrainStream,
         plan: RolloutPlan,
-        rollout_run: Callable[[int], RolloutRun],
-        before: Callable[[list[Row]], None],
+        rollouts: Rollouts,
         position: dict[str, Any] | None = None,
         saved: dict[str, Any] | None = None,
     ):
-        self.run, self.prompts, self.plan, self.rollout_run, self.before = run, prompts, plan, rollout_run, before
+        self.run, self.plan, self.rollouts = run, plan, rollouts
         self.number = -1  # the rollout of `rows`
         self.rows: list[Row] = []  # of this rank
         self.sizes: list[int] = []  # rows of each group of the rollout, over all ranks, in order
         self.step = 0  # the next of `plan.updates`
-        self.tried = False  # whether JSON can hold the rows
+        self.tried = False  # whether JSON can hold the annotated rows
         self.place = place_of(position, saved)  # position in the prompts after this rollout
         self.metrics: dict[str, float] = {}  # of the rollout, logged with its first step
         self.told_of_cut_groups = False
@@ -64,6 +57,10 @@ class Buffer:
             self.metrics, self.samples = saved["metrics"], saved["samples"]
             if position is not None and position["rollout"] == self.number:  # otherwise no step of it was done
                 self.step = position["step"]
+
+    @property
+    def prompts(self) -> TrainStream:
+        return self.rollouts.prompts
 
     def __iter__(self) -> Iterator[StepRows]:
         return self
@@ -100,6 +97,7 @@ class Buffer:
             "place": self.place,
             "metrics": self.metrics,
             "samples": self.samples,
+            "ahead": self.rollouts.state(),
         }
 
     def planned_steps(self) -> int | None:
@@ -108,7 +106,7 @@ class Buffer:
         return None if prompts is None else math.ceil(prompts / self.plan.prompts) * self.plan.updates
 
     def close(self) -> None:
-        self.prompts.close()
+        self.rollouts.close()
 
     # -- steps
 
@@ -169,77 +167,24 @@ class Buffer:
     # -- a rollout
 
     def fill(self) -> None:
-        """Make the next rollout.
-
-        Raises StopIteration after the last prompt, FtHostError where no group has a signal.
-        """
-        run, plan = self.run, self.plan
-        number = self.number + 1
-        rollout_run = self.rollout_run(number)
-        accumulator = Accumulator()
-        rows: list[Row] = []
-        samples: list[dict[str, Any]] = []
-        count = kept = draws = 0
-        place = self.place  # set together with the rows: a failed rollout is repeated from its first prompt
+        """Make the next rollout. Raises StopIteration after the last prompt, and what `Rollouts.make` raises."""
+        run, number = self.run, self.number + 1
         started = time.perf_counter()
-        while kept < plan.prompts and draws < run.config.max_rollout_draws:
-            with run.may_stop():
-                drawn, place = self.draw(plan.prompts - kept, place)
-                if not drawn:
-                    break
-                draws += 1
-                mine = [row | {"group": count + index} for index, row in enumerate(drawn)][run.rank :: run.world_size]
-                count += len(drawn)
-                if draws == 1:
-                    self.before(mine)
-                rollout = run.rollout(mine, rollout_run)
-            accumulator.add(rollout.metrics)
-            if not self.tried:
-                check_json(run.plugins, "ft_rollout", rollout.rows)
-            rows += rollout.rows
-            samples += rollout.samples
-            ranks = run.gather((len({row["group"] for row in rollout.rows}), run.signals.asked))
-            kept += sum(groups for groups, _ in ranks)
-            if any(asked for _, asked in ranks):  # it is made again when the run goes on
-                raise everywhere(Interrupted(run.stopped_as_asked()))
-        if not count:
-            raise StopIteration
-        metrics = combine(run.gather(accumulator.local()))
-        if not kept:
-            raise no_signal(metrics, number + 1, count, draws)
-        if kept < plan.prompts and draws == run.config.max_rollout_draws:
-            run.say(
-                f"rollout {number + 1}: {kept} of {plan.prompts} groups had a signal after {draws} draws "
-                "(max_rollout_draws)",
-                "warning",
-            )
-        rows, sizes = self.numbered(rows)
+        made = self.rollouts.make(number, self.place)
+        rows, sizes = self.numbered(made.rows)
         annotating = time.perf_counter()
         annotated = run.annotate(rows)
         check_annotated(run.plugins, annotated, run.config)
         if not self.tried:  # not only at the first checkpoint
             check_json(run.plugins, "ft_annotate", annotated)
             self.tried = True
-        self.rows, self.sizes = annotated, sizes
+        # Set together with the rows: a failed rollout is repeated from its first prompt.
+        self.rows, self.sizes, self.number, self.step, self.place = annotated, sizes, number, 0, made.place
         run.add_time("annotation", time.perf_counter() - annotating)
-        self.number, self.step, self.place = number, 0, place
-        self.metrics = metrics | self._times(rollout_run, started)
-        if draws > 1:
-            self.metrics["rollout/prompts_drawn"] = count
-        self.samples = self._chosen(samples)
-
-    def draw(self, count: int, place: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
-        """Return the next prompts, fewer at the end of the data, and the position behind them."""
-        rows, begin = [], place["epoch"]
-        while len(rows) < count:
-            step = next(self.prompts, None)
-            if step is None:
-                break
-            if not rows and not any(step.units) and step.epoch - begin >= 1 - 1e-9:
-                raise DataError(f"no prompt is left: an epoch has given none{self.prompts.tally.said()}")
-            place = {"position": step.position, "epoch": step.epoch, "rows_consumed": step.rows_consumed}
-            rows += [row for unit in step.units for row in unit]
-        return rows, place
+        for what, seconds in made.seconds.items():
+            run.add_time(what, seconds)
+        self.metrics = made.metrics | {"perf/rollout_time": time.perf_counter() - started}
+        self.samples = self._chosen(made.samples)
 
     def numbered(self, rows: list[Row]) -> tuple[list[Row], list[int]]:
         """Return the rows with groups counted from 0 over all ranks, without gaps, and the number of rows of each
@@ -250,16 +195,6 @@ class Buffer:
         sizes = {group: size for rank in self.run.gather(mine) for group, size in rank.items()}
         places = {group: index for index, group in enumerate(sorted(sizes))}
         return [row | {"group": places[row["group"]]} for row in rows], [sizes[group] for group in sorted(sizes)]
-
-    def _times(self, rollout_run: RolloutRun, started: float) -> dict[str, float]:
-        """Return seconds of the rollout, and the tokens that all ranks sampled per second of this rank's generation."""
-        for what, seconds in rollout_run.seconds.items():
-            self.run.add_time(what, seconds)
-        tokens, seconds = sum(self.run.gather(rollout_run.tokens)), rollout_run.seconds.get("generation", 0.0)
-        return {
-            "perf/rollout_time": time.perf_counter() - started,
-            **({"perf/generation_tokens_per_second": tokens / seconds} if seconds else {}),
-        }
 
     def _chosen(self, samples: list[Row]) -> list[Row]:
         """Return some completions, whole groups first, with the advantage from the method, if it computes one."""

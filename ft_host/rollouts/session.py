@@ -19,6 +19,7 @@ from ft_host.registry import PluginInfo, label
 from ft_host.rewards import RewardPool, check_columns
 from ft_host.rewards.functions import trainer_state
 from ft_host.rollouts.buffer import Buffer, place_of
+from ft_host.rollouts.drawing import Drawing
 from ft_host.rollouts.probe import probe_sampler
 from ft_host.rollouts.rollout import ENVIRONMENT, RolloutRun, reward_names, reward_weights
 from ft_host.rollouts.tools import Toolbox, load_tools
@@ -111,9 +112,14 @@ class RolloutSession:
         # One row per step, and all rows on every rank: the buffer decides which rows a rank completes.
         single = dataclasses.replace(self.config, per_device_train_batch_size=1, gradient_accumulation_steps=1)
         prompts = TrainStream(source, prepare, single, position=place_of(position, saved)["position"])
-        return Buffer(
-            run, prompts, run.rollouts, partial(self.rollout_run, run), partial(self.begin, run), position, saved
+        drawing = Drawing(
+            run=run,
+            prompts=prompts,
+            plan=run.rollouts,
+            rollout_run=partial(self.rollout_run, run),
+            before=partial(self.begin, run),
         )
+        return Buffer(run, run.rollouts, drawing, position, saved)
 
     def begin(self, run: Run, rows: list[dict[str, Any]]) -> None:
         """Called before a rollout, with its first prompts."""

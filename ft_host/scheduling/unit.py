@@ -47,6 +47,7 @@ class Unit:
 
     number: int
     rollout: int
+    step: int  # of the trainer when it was drawn: what reward functions are told
     rows: list[Row]  # prepared prompts with their `group`
     epoch: float  # of the data, behind its prompts
     calls: int = 0  # of `generate`, that its own begin to count from
