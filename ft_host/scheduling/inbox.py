@@ -164,11 +164,7 @@ class Inbox:
             if asked is None:  # withdrawn meanwhile
                 continue
             versions = piece.versions or [self.version] * len(piece.token_ids)
-            begun = asked.begun
-            begun.token_ids += piece.token_ids
-            begun.logprobs += piece.logprobs
-            begun.versions += versions
-            begun.finish_reason = piece.finish_reason
+            asked.begun.add(replace(piece, versions=versions))
             self.tokens += len(piece.token_ids)
             if asked.unit is not None and (piece.token_ids or piece.finish_reason):
                 self.emit(
@@ -186,7 +182,7 @@ class Inbox:
                 asked.future.set_exception(EngineFailed(piece.problem))
             elif piece.finish_reason is not None:
                 del self.running[key]
-                asked.future.set_result(completion_of(begun))
+                asked.future.set_result(completion_of(asked.begun))
 
     def _take_back(self) -> None:
         while self.withdrawn:

@@ -56,11 +56,7 @@ class Ledger:
         unit = self.units.get(event.unit)
         if unit is None:
             return
-        begun = unit.begun.setdefault(event.key, Begun())
-        begun.token_ids += event.token_ids
-        begun.logprobs += event.logprobs
-        begun.versions += event.versions
-        begun.finish_reason = event.finish_reason
+        unit.begun.setdefault(event.key, Begun()).add(event)
 
     def finish(self, event: Finished) -> None:
         """Take what a prompt came to; one without rows is left out."""

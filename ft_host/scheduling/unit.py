@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ft_host.errors import FtHostError
-from ft_host.types import Row
+from ft_host.types import Piece, Row
 
 WAITING, RUNNING, READY = "waiting", "running", "ready"
 
@@ -23,6 +23,14 @@ class Begun:
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+
+    def add(self, more: Piece | Progress) -> None:
+        """Take further tokens. `more` has a version for each, or more than that: then for the last so many tokens, in
+        place of what was said before."""
+        self.token_ids += more.token_ids
+        self.logprobs += more.logprobs
+        self.versions[len(self.token_ids) - len(more.versions) :] = more.versions
+        self.finish_reason = more.finish_reason
 
 
 @dataclass(kw_only=True)
@@ -79,7 +87,7 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Tokens that a request of a unit has got since the last such event."""
+    """Tokens that a request of a unit has got since the last such event; `versions` as in `Piece`."""
 
     unit: int
     key: str
