@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ft_host.monitor.watch import Monitor
     from ft_host.rollouts.rollout import RolloutRun
     from ft_host.rundir.folder import RunFolder
+    from ft_host.scheduling.timeline import Timeline
     from ft_host.types import Completion, LossOutput, Request, Rollout, Row, Sampling, Scores
     from ft_host.types import Sequence as TokenSequence
 
@@ -71,6 +72,7 @@ class Run:
     backend_state: dict[str, Any] = field(default_factory=dict)  # what a backend keeps while the run lasts
     diagnostics_config: dict[str, Any] = field(default_factory=dict)  # of diagnostics with own fields: {name: object}
     watch: Monitor | None = None  # the run's diagnostics
+    timeline: Timeline | None = None  # what is done when; None where rollouts and training take turns
     sampler_version: int | None = None  # the step whose weights the backend has; None: it has got none yet
     said: set[str] = field(default_factory=set)  # what `say_once` has said
     signals: Signals = field(default_factory=Signals)  # that ask the run to stop
@@ -209,6 +211,12 @@ class Run:
     def add_time(self, what: str, seconds: float) -> None:
         """Add time of this step that isn't training: metrics.jsonl has it as `perf/WHAT_time`."""
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
+        self.ended(what, seconds)
+
+    def ended(self, what: str, seconds: float) -> None:
+        """Tell the timeline, if there is one, what has taken the last `seconds`."""
+        if self.timeline is not None:
+            self.timeline.ended(what, seconds)
 
     def record_facts(self, facts: dict[str, Any]) -> None:
         """Record facts of the run, which rules read: {name: value}. Only the main process records them."""

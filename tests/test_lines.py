@@ -65,10 +65,12 @@ def test_lines_of_earlier_versions_with_such_characters_are_read(tmp_path):
     assert read_whole(file) == [{"step": 1, "prompt": "p\u2028x\u0085y"}, {"step": 2}]
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "findings.jsonl", "events.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "samples.jsonl", "findings.jsonl", "events.jsonl", "timeline.jsonl"]
+)
 def test_the_line_after_a_torn_one_is_not_glued_to_it(tmp_path, name):
     file = tmp_path / name
-    whole = {"step": 1, "kind": "train", "code": "A", "fingerprint": "A", "state": "open", "severity": "info"}
+    whole = {"step": 1, "kind": "train", "code": "A", "fingerprint": "A", "state": "open", "severity": "info", "side": "a"}
     append_line(file, whole)
     for torn in (b'{"step": 2, "te', '{"text": "né'.encode()[:-1], b"\0\0\0"):
         file.write_bytes(file.read_bytes() + torn)
@@ -294,7 +296,7 @@ def test_commands_show_what_there_is_of_a_damaged_run(odd_run, copied, what, cap
     from ft_host.cli import main
 
     folder, _ = copied
-    for name in ("metrics.jsonl", "samples.jsonl", "findings.jsonl", "events.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", "findings.jsonl", "events.jsonl", "timeline.jsonl"):
         file = folder / name
         file.write_bytes((file.read_bytes() if file.exists() else b"") + BAD[what] + b'{"kind": ["x"], "step": NaN}\n')
     page = folder.parent / "page.html"

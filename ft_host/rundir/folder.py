@@ -4,6 +4,7 @@ run.json        what ran: config with origins, plugins, environment, data, plan,
 metrics.jsonl   a line for every optimizer step and every evaluation
 findings.jsonl  the findings of its diagnostics: a line for each change of a finding
 events.jsonl    messages to the user
+timeline.jsonl  what trainer and rollouts did when, of a run whose rollouts don't wait for training
 samples.jsonl   completions of held-out prompts, at each evaluation, and some of each rollout
 checkpoints/    step-N/, complete or absent
 model/          what `from_pretrained` loads, or the adapter

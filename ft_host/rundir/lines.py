@@ -22,6 +22,7 @@ NEEDED: dict[str, dict[str, type]] = {
     "metrics.jsonl": {"kind": str, "step": int},
     "samples.jsonl": {"step": int},
     "findings.jsonl": {"step": int, "code": str, "fingerprint": str, "state": str, "severity": str},
+    "timeline.jsonl": {"step": int, "side": str},
 }
 
 

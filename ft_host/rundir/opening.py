@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.registry import PluginInfo
 
-LOGS = ("metrics.jsonl", "samples.jsonl", "findings.jsonl", "events.jsonl", "report.html")
+LOGS = ("metrics.jsonl", "samples.jsonl", "findings.jsonl", "events.jsonl", "timeline.jsonl", "report.html")
 OUTPUT = ("checkpoints", "model", "merged")
 
 

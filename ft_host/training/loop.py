@@ -100,13 +100,15 @@ def fit(
             for model in run.models.values():
                 model.follow()
             run.whole, before = True, None
+            if run.timeline is not None:
+                run.timeline.stepped(run.step)
             run.log(entry_of(run, step, progress, rate, metrics, time.perf_counter() - started) | aside)
             aside = dict.fromkeys(aside, 0.0)
             if config.eval_steps and run.step % config.eval_steps == 0:
-                aside["perf/evaluation_time"] = timed(evaluate)
+                aside["perf/evaluation_time"] = timed(run, "evaluation", evaluate)
             if config.save_steps and run.step % config.save_steps == 0:
                 saved_at = run.step  # or tried to: not again
-                aside["perf/save_time"] = timed(save)
+                aside["perf/save_time"] = timed(run, "save", save)
     except Exception as error:
         if saved_at != run.step and can_save(run, error):
             if before is not None:  # the error came within a step
@@ -247,8 +249,10 @@ def entry_of(
     }
 
 
-def timed(work: Callable[[], None]) -> float:
+def timed(run: Run, what: str, work: Callable[[], None]) -> float:
     """Do the work and return the seconds that it took."""
     started = time.perf_counter()
     work()
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    run.ended(what, seconds)
+    return seconds

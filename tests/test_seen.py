@@ -1,0 +1,277 @@
+"""What an asynchronous run shows of itself: staleness, effective sample size, and the timeline."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+
+import pytest
+import torch
+
+from ft_host.metrics import Accumulator, combine
+from ft_host.rundir.folder import RunFolder
+from ft_host.scheduling import measure, timeline
+from ft_host.scheduling.measure import Times, effective, ledger_metrics, sample_metrics, some_of, staleness_metrics
+from ft_host.scheduling.timeline import Timeline, coarser
+from ft_host.scheduling.unit import READY, RUNNING, Begun, Made, Measured, Unit, Updated
+
+
+def numbers(*ranks) -> dict[str, float]:
+    """The metrics of ranks as they are logged."""
+    parts = []
+    for metrics in ranks:
+        accumulator = Accumulator()
+        accumulator.add(metrics)
+        parts.append(accumulator.local())
+    return combine(parts)
+
+
+def unit(number: int, *versions: list[int], state: str = READY, keys: tuple[str, ...] = (), rows: int | None = None):
+    begun = {
+        (keys[index] if keys else f"policy {index} {number}"): Begun(token_ids=each, versions=each)
+        for index, each in enumerate(versions)
+    }
+    made = Made(
+        rows=[{}] * (len(versions) if rows is None else rows), samples=[], metrics={}, seconds={}, tokens=0, calls=1
+    )
+    return Unit(number=number, rollout=0, rows=[], epoch=0.0, state=state, begun=begun, made=made)
+
+
+# ---------------------------------------------------------------- staleness
+
+
+def test_staleness_is_of_tokens_and_a_group_is_late_by_its_oldest():
+    # After 7 updates: ages 2, 2, 1 / 1 | 0, 0 / 0. The first group was begun under weights 5, the second under 7.
+    taken = [unit(0, [5, 5, 6], [6]), unit(1, [7, 7], [7])]
+    assert numbers(staleness_metrics(taken, 7)) == {
+        "rollouts/staleness_mean": 6 / 7,
+        "rollouts/staleness_max": 2,
+        "rollouts/late_share": 0.5,
+        "rollouts/late_length": 2,
+        "rollouts/on_time_length": 1.5,
+    }
+
+
+def test_groups_of_the_same_age_are_on_time_however_old():
+    found = numbers(staleness_metrics([unit(0, [3], [3, 3]), unit(1, [3, 4], [4])], 4))
+    assert found["rollouts/late_share"] == 0 and "rollouts/late_length" not in found
+    assert found["rollouts/staleness_mean"] == 4 / 6
+
+
+def test_a_teachers_tokens_and_units_without_tokens_have_no_age():
+    taught = unit(0, [1, 1], [6, 6], keys=("teacher 3 0", "policy 3 1"))
+    found = numbers(staleness_metrics([taught, unit(1)], 6))
+    assert found["rollouts/staleness_max"] == 0 and found["rollouts/on_time_length"] == 2
+    assert staleness_metrics([unit(1)], 6) == {}
+
+
+def test_the_turns_of_a_conversation_are_one_completion():
+    turns = unit(0, [2, 2], [2, 2, 2], [2], rows=1)
+    assert numbers(staleness_metrics([turns], 2))["rollouts/on_time_length"] == 6
+
+
+def test_ranks_are_one_mean():
+    found = numbers(staleness_metrics([unit(0, [4, 4, 4])], 5), staleness_metrics([unit(1, [5])], 5), {})
+    assert found["rollouts/staleness_mean"] == 3 / 4 and found["rollouts/staleness_max"] == 1
+
+
+# ---------------------------------------------------------------- effective sample size
+
+
+@pytest.mark.parametrize(
+    ("weights", "share"), [([1, 1, 1, 1], 1.0), ([1, 0, 0, 0], 0.25), ([2, 1, 1], 16 / 18), ([1e-9, 1e-9], 1.0)]
+)
+def test_the_effective_share_by_hand(weights, share):
+    logs = torch.tensor(weights, dtype=torch.float64).log()
+    assert numbers({"ess": effective(logs, float(logs.max()))})["ess"] == pytest.approx(share)
+
+
+def test_weights_beyond_a_float_are_compared_all_the_same():
+    logs = torch.tensor([2000.0, 2000.0 + math.log(3)], dtype=torch.float64)
+    assert numbers({"ess": effective(logs, float(logs.max()))})["ess"] == pytest.approx(16 / 20)
+
+
+def test_the_rows_looked_at_are_spread_and_few():
+    rows = [{"at": index} for index in range(640)]
+    assert [row["at"] for row in some_of(rows, 1)] == list(range(0, 640, 16))
+    assert [row["at"] for row in some_of(rows[:32], 1)] == list(range(0, 32, 2))
+    assert len(some_of(rows[:5], 1)) == 5 and some_of([], 2) == []
+    assert len(some_of(rows[:100], 4)) == 7  # a sixteenth is more than a fourth of 16
+
+
+class Policy(torch.nn.Module):
+    """Gives each target the log-prob -0.5."""
+
+    def forward(self, batch, want, temperature):
+        return {"logp": torch.full((len(batch.targets),), -0.5)}
+
+
+def run_of(**more):
+    run = types.SimpleNamespace(
+        policy=Policy(),
+        device="cpu",
+        step=3,
+        world_size=1,
+        gather=lambda value: [value],
+        accelerator=types.SimpleNamespace(autocast=torch.no_grad),
+        config=types.SimpleNamespace(
+            temperature=1.0,
+            per_device_eval_batch_size=2,
+            max_tokens_per_micro_batch=None,
+            seed=0,
+            max_completion_length=4,
+        ),
+    )
+    vars(run).update(more)
+    return run
+
+
+def row(*logps: float, **more) -> dict:
+    ids = list(range(5, 5 + len(logps)))
+    length = 2 + len(ids)
+    return {"group": 0, "prompt_ids": [1, 2], "completion_ids": ids, "sampled": [True] * len(ids), "length": length} | {
+        "sampling_logps": list(logps),
+        **more,
+    }
+
+
+def test_the_policy_beside_the_sampler(monkeypatch):
+    monkeypatch.setattr("ft_host.models.aux_models.reshard", lambda policy: None)
+    half = -0.5 - math.log(2)  # the policy gives twice the sampler's probability
+    rows = [row(half, -0.5), row(-0.5), row(-0.5, -0.5)]
+    left_out = [row(-3.0, on_policy=False), row(-0.5) | {"sampled": [False], "sampling_logps": []}, {"length": 4}]
+    found = numbers(sample_metrics([*left_out, *rows], run_of()))
+    # tokens weigh 2, 1, 1, 1, 1; rows 2, 1, 1
+    assert found["rollouts/ess"] == pytest.approx(36 / (5 * 8))
+    assert found["rollouts/ess_rows"] == pytest.approx(16 / (3 * 6))
+    assert found["rollouts/logp_difference"] == pytest.approx(math.log(2) / 5)
+    assert sample_metrics(left_out, run_of()) == {}
+
+
+def test_mismatch_is_of_completions_with_the_same_weights(monkeypatch):
+    from ft_host.types import Completion
+
+    monkeypatch.setattr("ft_host.models.aux_models.reshard", lambda policy: None)
+
+    def generate(requests, sampling):
+        said = [Completion(token_ids=[7, 8], logprobs=[-0.5, -0.7], finish_reason="stop", versions=[3, 3])]
+        return said + [Completion(token_ids=[7], logprobs=[-9.0], finish_reason="stop", versions=[2])] * (
+            len(requests) - 1
+        )
+
+    prompts = [{"group": group, "prompt_ids": [1, 2]} for group in range(3)]
+    found = numbers(measure.mismatch_metrics(prompts, run_of(), generate))
+    assert found == {"rollouts/mismatch_mean": pytest.approx(0.1), "rollouts/mismatch_max": pytest.approx(0.2)}
+    assert measure.mismatch_metrics(prompts, run_of(step=4), generate) == {}
+
+
+# ---------------------------------------------------------------- units and time
+
+
+def test_units_are_counted_by_state():
+    units = [unit(0), unit(1), unit(2, state=RUNNING)]
+    found = numbers(ledger_metrics(units, {"engine": 2}, 1), ledger_metrics([unit(3)], {}, 0))
+    assert found == {
+        "rollouts/ready": 3,
+        "rollouts/running": 1,
+        "rollouts/waiting": 0,
+        "rollouts/set_aside": 1,
+        "rollouts/failed_engine": 2,
+    }
+
+
+def measured(at: float, scoring: int = 0, tokens: int = 0, **seconds: float) -> Measured:
+    return Measured(at=at, seconds=seconds, tokens=tokens, running=0, queued=0, scoring=scoring)
+
+
+def test_times_since_the_rollout_before():
+    times = Times()
+    times.add(measured(10, tokens=600, generating=3.0, idle=1.0))
+    times.add(measured(12, tokens=400, generating=2.0, updating=2.0))
+    times.add(Updated(version=1, seconds=0.4))
+    times.add(Updated(version=2, seconds=0.2))
+    found = numbers(times.take())
+    assert found["perf/rollout_idle_share"] == 1 / 8
+    assert found["perf/generation_tokens_per_second"] == 200
+    assert found["perf/weight_update_time"] == pytest.approx(0.3)
+    assert times.take() == {}
+
+
+# ---------------------------------------------------------------- timeline
+
+
+def lines_of(folder) -> list[tuple]:
+    lines = [json.loads(line) for line in (folder / "timeline.jsonl").read_text().splitlines()]
+    return [(line["side"], line["what"], line["start"], line["end"]) for line in lines if line["side"] != "queue"]
+
+
+def test_what_the_trainer_does_not_name_is_training(tmp_path):
+    line = Timeline(RunFolder(tmp_path), 0, at=100.0)
+    line.ended("rollout_wait", 2.0, at=103.0)  # training 100 to 101
+    line.ended("annotation", 1.0, at=104.0)
+    line.ended("generation", 9.0, at=104.5)  # the rollouts' time, not the trainer's
+    line.stepped(1, at=106.0)
+    line.stepped(2, at=108.0)  # one span with the step before
+    line.ended("save", 1.0, at=109.0)
+    line.flush()
+    assert lines_of(tmp_path) == [
+        ("trainer", "training", 100.0, 101.0),
+        ("trainer", "waiting", 101.0, 103.0),
+        ("trainer", "annotating", 103.0, 104.0),
+        ("trainer", "training", 104.0, 108.0),
+        ("trainer", "saving", 108.0, 109.0),
+    ]
+
+
+def test_the_rollouts_are_idle_or_wait_for_rewards(tmp_path):
+    line = Timeline(RunFolder(tmp_path), 0, at=0.0)
+    line.seen(measured(10, generating=3.0, idle=1.0))
+    line.seen(measured(12, idle=2.0, scoring=4))
+    line.seen(measured(15, generating=3.0))
+    line.seen(measured(18, generating=2.9, idle=0.1))
+    line.flush()
+    assert lines_of(tmp_path) == [
+        ("rollouts", "generating", 6.0, 9.0),
+        ("rollouts", "idle", 9.0, 10.0),
+        ("rollouts", "scoring", 10.0, 12.0),
+        ("rollouts", "generating", 12.0, 17.9),
+        ("rollouts", "idle", 17.9, 18.0),
+    ]
+
+
+def test_a_run_that_goes_on_cuts_the_steps_it_makes_again(tmp_path):
+    line = Timeline(RunFolder(tmp_path), 0, at=0.0)
+    for step in range(1, 6):
+        line.ended("rollout_wait", 1.0, at=10.0 * step)
+        line.stepped(step, at=10.0 * step + 5)
+    line.flush()
+    RunFolder(tmp_path).rewind(3)
+    assert lines_of(tmp_path)[-1] == ("trainer", "training", 30.0, 39.0)
+
+
+def test_a_long_run_keeps_a_small_file_and_its_last_minutes(tmp_path, monkeypatch):
+    for name, value in (("LONGEST", 200), ("KEPT", 50), ("STRETCHES", 10)):
+        monkeypatch.setattr(timeline, name, value)
+    line = Timeline(RunFolder(tmp_path), 0, at=0.0)
+    for step in range(1, 2001):
+        line.ended("rollout_wait", 0.25, at=step - 0.5)
+        line.depth(step % 2, 1, 0, at=float(step))
+        line.stepped(step, at=float(step))
+    line.flush()
+    found = lines_of(tmp_path)
+    assert len((tmp_path / "timeline.jsonl").read_text().splitlines()) <= 200
+    assert found[-3:] == [
+        ("trainer", "training", 1998.5, 1999.25),
+        ("trainer", "waiting", 1999.25, 1999.5),
+        ("trainer", "training", 1999.5, 2000.0),
+    ]
+    for what, seconds in (("waiting", 500.0), ("training", 1500.0)):
+        assert sum(end - start for _, each, start, end in found if each == what) == pytest.approx(seconds, abs=0.5)
+    assert all(before[3] <= after[2] + 1e-9 for before, after in zip(found, found[1:], strict=False))
+
+
+def test_no_stretch_goes_over_a_pause():
+    spans = [{"side": "trainer", "what": "training", "start": at, "end": at + 1, "step": 1} for at in (0, 1, 900, 901)]
+    assert [(line["start"], line["end"]) for line in coarser(spans, 1)] == [(0, 2), (900, 902)]
+    assert coarser([], 5) == []
