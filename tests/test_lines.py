@@ -65,12 +65,18 @@ def test_lines_of_earlier_versions_with_such_characters_are_read(tmp_path):
     assert read_whole(file) == [{"step": 1, "prompt": "p\u2028x\u0085y"}, {"step": 2}]
 
 
-@pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "samples.jsonl", "findings.jsonl", "events.jsonl", "timeline.jsonl"]
-)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "findings.jsonl", "events.jsonl", "timeline.jsonl"])
 def test_the_line_after_a_torn_one_is_not_glued_to_it(tmp_path, name):
     file = tmp_path / name
-    whole = {"step": 1, "kind": "train", "code": "A", "fingerprint": "A", "state": "open", "severity": "info", "side": "a"}
+    whole = {
+        "step": 1,
+        "kind": "train",
+        "code": "A",
+        "fingerprint": "A",
+        "state": "open",
+        "severity": "info",
+        "side": "a",
+    }
     append_line(file, whole)
     for torn in (b'{"step": 2, "te', '{"text": "né'.encode()[:-1], b"\0\0\0"):
         file.write_bytes(file.read_bytes() + torn)

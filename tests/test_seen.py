@@ -35,7 +35,7 @@ def unit(number: int, *versions: list[int], state: str = READY, keys: tuple[str,
     made = Made(
         rows=[{}] * (len(versions) if rows is None else rows), samples=[], metrics={}, seconds={}, tokens=0, calls=1
     )
-    return Unit(number=number, rollout=0, rows=[], epoch=0.0, state=state, begun=begun, made=made)
+    return Unit(number=number, rollout=0, step=0, rows=[], epoch=0.0, state=state, begun=begun, made=made)
 
 
 # ---------------------------------------------------------------- staleness
@@ -63,7 +63,7 @@ def test_a_teachers_tokens_and_units_without_tokens_have_no_age():
     taught = unit(0, [1, 1], [6, 6], keys=("teacher 3 0", "policy 3 1"))
     found = numbers(staleness_metrics([taught, unit(1)], 6))
     assert found["rollouts/staleness_max"] == 0 and found["rollouts/on_time_length"] == 2
-    assert staleness_metrics([unit(1)], 6) == {}
+    assert staleness_metrics([unit(1), unit(2, [1, 1], rows=0)], 6) == {}
 
 
 def test_the_turns_of_a_conversation_are_one_completion():

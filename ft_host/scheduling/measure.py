@@ -46,10 +46,10 @@ def staleness_metrics(taken: Iterable[Unit], step: int) -> dict[str, Metric]:
     came late beside those of the others.
 
     A group is late if its oldest token is of older weights than that of another group of the rollout: it was begun
-    under weights that others weren't. Lengths are sampled tokens of a completion. Units without a token of the policy
-    are left out.
+    under weights that others weren't. Lengths are sampled tokens of a completion. Units without a token of the policy,
+    and those of which nothing is learnt, are left out.
     """
-    units = [(unit, versions_of(unit)) for unit in taken]
+    units = [(unit, versions_of(unit)) for unit in taken if unit.made is None or unit.made.rows]
     units = [(unit, versions) for unit, versions in units if versions]
     if not units:
         return {}
