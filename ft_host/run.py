@@ -77,6 +77,8 @@ class Run:
     said: set[str] = field(default_factory=set)  # what `say_once` has said
     signals: Signals = field(default_factory=Signals)  # that ask the run to stop
     whole: bool = True  # whether weights and counts are those after `step`; not from an update until it is counted
+    # Around each transfer of weights to the backend: rollouts that run meanwhile stand still.
+    around_sync: abc.Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     within: str | None = None  # a hook in which the other ranks may wait for this one elsewhere than in `gather`
 
     @property
@@ -203,10 +205,15 @@ class Run:
             return
         if self.plugins.hook.ft_sync_weights.get_hookimpls():
             started = time.perf_counter()
-            with self._within("ft_sync_weights"):
+            with self.around_sync(), self._within("ft_sync_weights"):
                 self.plugins.hook.ft_sync_weights(model=self.policy, version=self.step, run=self)
             self.add_time("weight_sync", time.perf_counter() - started)
         self.sampler_version = self.step
+
+    def connect(self) -> Any:
+        """What `ft_connect` of the backend returns. All ranks must call it."""
+        with self._within("ft_connect"):
+            return self.plugins.hook.ft_connect(run=self)
 
     def add_time(self, what: str, seconds: float) -> None:
         """Add time of this step that isn't training: metrics.jsonl has it as `perf/WHAT_time`."""

@@ -123,6 +123,7 @@ def make(tmp_path):
             plan=plan,
             rollout_run=lambda number: NumberOnly(number),
             before=lambda rows: began.append([r["number"] for r in rows]),
+            complete=run.rollout,
         )
         buffer = Buffer(run, plan, drawing, position, saved)
         buffer.began, buffer.method = began, method

@@ -217,7 +217,7 @@ class Buffer:
 def place_of(position: dict[str, Any] | None, saved: dict[str, Any] | None) -> dict[str, Any]:
     """Return the position of the prompts after the rollout that a checkpoint holds, or at the beginning."""
     if saved is not None:
-        return saved["place"]
+        return saved.get("ahead", {}).get("place") or saved["place"]  # 0.6 had none ahead
     return position["place"] if position is not None else {"position": None, "epoch": 0.0, "rows_consumed": 0}
 
 

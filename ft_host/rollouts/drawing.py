@@ -15,7 +15,7 @@ from ft_host.errors import DataError, Interrupted
 from ft_host.metrics import Accumulator, combine
 from ft_host.rollouts.rewards import no_signal
 from ft_host.rollouts.rollout import RolloutRun
-from ft_host.types import Row
+from ft_host.types import Rollout, Row
 from ft_host.util.ranks import everywhere
 
 if TYPE_CHECKING:
@@ -54,13 +54,15 @@ class Rollouts(Protocol):
 @dataclass(kw_only=True)
 class Drawing:
     """`rollout_run(number)` returns what `ft_rollout` gets, and `before` is called with the first prompts of each
-    rollout, before it. `prompts` yields one raw row a step, the same on all ranks."""
+    rollout, before it; `complete` calls it on this rank's prompts, all ranks at once. `prompts` yields one raw row a
+    step, the same on all ranks."""
 
     run: Run
     prompts: TrainStream
     plan: RolloutPlan
     rollout_run: Callable[[int], RolloutRun]
     before: Callable[[list[Row]], None]
+    complete: Callable[[list[Row], RolloutRun], Rollout]
     tried: bool = False  # whether JSON can hold the rows
 
     def make(self, number: int, place: dict[str, Any]) -> RolloutMade:
@@ -80,7 +82,7 @@ class Drawing:
                 count += len(drawn)
                 if draws == 1:
                     self.before(mine)
-                rollout = run.rollout(mine, rollout_run)
+                rollout = self.complete(mine, rollout_run)
             accumulator.add(rollout.metrics)
             if not self.tried:
                 check_json(run.plugins, "ft_rollout", rollout.rows)

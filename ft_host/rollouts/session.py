@@ -18,7 +18,6 @@ from ft_host.models.positions import limit_of
 from ft_host.registry import PluginInfo, label
 from ft_host.rewards import RewardPool, check_columns
 from ft_host.rewards.functions import trainer_state
-from ft_host.rollouts.buffer import Buffer, place_of
 from ft_host.rollouts.drawing import Drawing
 from ft_host.rollouts.probe import probe_sampler
 from ft_host.rollouts.rollout import ENVIRONMENT, RolloutRun, reward_names, reward_weights
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
 
     from ft_host.config import RunConfig
     from ft_host.run import Run
+    from ft_host.types import Completion, Request, Sampling
+
+    Generate = Callable[[list[Request], Sampling], list[Completion]]
 
 
 def check_online(method: PluginInfo, plugins: PluginManager, config: RunConfig) -> None:
@@ -99,35 +101,36 @@ class RolloutSession:
     def weights(self) -> list[float]:
         return reward_weights(self.config, len(self.names))
 
-    def buffer(
-        self,
-        run: Run,
-        source: Any,
-        prepare: Callable[[dict[str, Any]], Any],
-        position: dict[str, Any] | None,
-        saved: dict[str, Any] | None,
-    ) -> Buffer:
-        """Return the steps of `run`, from prompts in `source`; `position` and `saved` are those of a checkpoint."""
+    def prompts(
+        self, run: Run, source: Any, prepare: Callable[[dict[str, Any]], Any], place: dict[str, Any]
+    ) -> TrainStream:
+        """Return the prompts in `source`, from a place on that `place_of` has returned."""
         self.positions = limit_of(run.policy.config)
-        # One row per step, and all rows on every rank: the buffer decides which rows a rank completes.
+        # One row per step, and all rows on every rank: what makes the rollouts decides which rank completes a row.
         single = dataclasses.replace(self.config, per_device_train_batch_size=1, gradient_accumulation_steps=1)
-        prompts = TrainStream(source, prepare, single, position=place_of(position, saved)["position"])
-        drawing = Drawing(
+        return TrainStream(source, prepare, single, position=place["position"])
+
+    def drawing(self, run: Run, prompts: TrainStream) -> Drawing:
+        """Return what makes rollouts one after the other, in this process."""
+        return Drawing(
             run=run,
             prompts=prompts,
             plan=run.rollouts,
             rollout_run=partial(self.rollout_run, run),
             before=partial(self.begin, run),
+            complete=run.rollout,
         )
-        return Buffer(run, run.rollouts, drawing, position, saved)
 
     def begin(self, run: Run, rows: list[dict[str, Any]]) -> None:
         """Called before a rollout, with its first prompts."""
-        if not run.config.samples_policy:
-            return
-        run.sync_weights()
-        if self.probes:
-            probe_sampler(rows, run, "before training" if not run.step else f"after {run.step} steps")
+        if run.config.samples_policy:
+            run.sync_weights()
+            self.try_sampler(run, run.generate, rows)
+
+    def try_sampler(self, run: Run, generate: Generate, rows: list[dict[str, Any]]) -> None:
+        """Compare the sampler with the policy, as often as that is still to be done. All ranks must call it."""
+        if self.probes and run.config.samples_policy:
+            probe_sampler(rows, run, "before training" if not run.step else f"after {run.step} steps", generate)
             self.probes -= 1
 
     def rollout_run(self, run: Run, number: int) -> RolloutRun:

@@ -7,15 +7,14 @@ that is learnt from has ended, and `quota` prompts a rollout,
 
 holds at any time, where `taken` are those of the rollout that the trainer is at. So at most `quota` prompts can have
 tokens that would be too old for the rollout after the next one, and each rollout takes those first: nothing is ever
-dropped for being late or long. A group without a signal, and a prompt that is set aside, count no more; others are drawn
-in their places.
+dropped for being late or long. A group without a signal, and a prompt that is set aside, count no more; others are
+drawn in their places.
 
 The ledger is made of events alone, so that it survives the process in which completions are made.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +43,6 @@ class Ledger:
 
     def add(self, unit: Unit) -> None:
         self.units[unit.number] = unit
-        self.next_number = max(self.next_number, unit.number + 1)
 
     def begun(self, event: Started) -> None:
         unit = self.units.get(event.unit)
@@ -133,7 +131,3 @@ class Ledger:
         self.next_number, self.finished = saved["next_number"], saved["finished"]
         self.again()
 
-
-def drawn(number: int, rollout: int, step: int, rows: list[dict[str, Any]], epoch: float) -> Unit:
-    """Return a unit that has just been drawn."""
-    return Unit(number=number, rollout=rollout, step=step, rows=rows, epoch=epoch, times={"drawn": time.time()})

@@ -85,6 +85,12 @@ class Producer:
             )
         )
 
+    def close(self) -> None:
+        """End the engine. Threads that wait for it get an error, and end."""
+        self.waiting.clear()
+        self.inbox.fail(Withdrawn("the run ends"))
+        self.inbox.engine.close()
+
     def _begin(self) -> None:
         for number in [number for number, thread in self.threads.items() if not thread.is_alive()]:
             del self.threads[number]

@@ -27,8 +27,15 @@ class Source(Protocol):
     def resume(self, version: int, weights: Any) -> None:
         """Go on with the weights of that optimizer step; `weights` is what `Engine.update` gets."""
 
+    def rest(self) -> None:
+        """The trainer trains now: give back what it needs."""
+
     def flush(self, patience: float) -> list[Event]:
         """Return all that has happened up to now, so that a checkpoint has it."""
+
+    def circumstances(self) -> str:
+        """Return further lines for the message of a failure: what is known of the place in which completions are made.
+        Empty, or begins with a new line."""
 
     def close(self) -> None:
         """End it; what runs is lost here, and kept in the ledger."""

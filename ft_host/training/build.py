@@ -18,8 +18,9 @@ from ft_host.models import attach_value, load_policy, shard
 from ft_host.models.adapter_folder import check_same
 from ft_host.models.annotate import open_store, precompute
 from ft_host.models.aux_models import AuxModel, keep_adapter
-from ft_host.rollouts.buffer import Buffer, reshard_rows
+from ft_host.rollouts.buffer import Buffer, place_of, reshard_rows
 from ft_host.run import Run
+from ft_host.scheduling.opening import rollouts_of
 from ft_host.training import checkpoint as checkpoints
 from ft_host.training.evaluate import Evaluation
 from ft_host.training.loop import Progress
@@ -125,7 +126,10 @@ def build(ready: Preflight, accelerator: Accelerator, folder: RunFolder, checkpo
         progress = Progress(**saved["progress"])
         saved_rows = reshard_rows(saved["buffers"], run.rank, run.world_size)
     if ready.online:
-        stream = ready.online.buffer(run, ready.train_source, ready.prepare, progress.position, saved_rows)
+        place = place_of(progress.position, saved_rows)
+        prompts = ready.online.prompts(run, ready.train_source, ready.prepare, place)
+        rollouts = rollouts_of(ready.online, run, prompts, saved_rows)
+        stream = Buffer(run, run.rollouts, rollouts, progress.position, saved_rows)
     else:
         stream = data.TrainStream(
             ready.train_source,

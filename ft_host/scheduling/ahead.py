@@ -1,0 +1,145 @@
+"""Rollouts that are begun before the one before them has been learnt from, within `max_staleness`.
+
+What `Drawing` does for `rollouts: sync`, this does for `overlap` and `async`. With `overlap` each rank has a ledger and
+a source of its own, for its share of the prompts; with `async` the main process has the only ones, and deals out what
+is made. All ranks draw the same prompts, so that the position in the data is the same on all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ft_host.errors import Interrupted
+from ft_host.metrics import combine
+from ft_host.rollouts.drawing import RolloutMade, draw, say_few
+from ft_host.rollouts.rewards import no_signal
+from ft_host.scheduling.dealing import added, dealt, joined, rows_of, shares, units_of
+from ft_host.scheduling.unit import READY, Unit
+from ft_host.scheduling.waiting import Post
+from ft_host.scheduling.weights import Weights
+from ft_host.types import Row
+from ft_host.util.ranks import everywhere
+
+if TYPE_CHECKING:
+    from ft_host.config.rollout import RolloutConfig, RolloutPlan
+    from ft_host.data.stream import TrainStream
+    from ft_host.run import Run
+
+SLICE = 0.5  # seconds between two exchanges of ranks that wait for completions
+
+
+@dataclass(kw_only=True)
+class Ahead:
+    """`post` and its ledger are those of this rank; where another rank has the source, its quota is 0. `before` is
+    called with the first prompts of each rollout, on all ranks at once."""
+
+    run: Run
+    prompts: TrainStream
+    plan: RolloutPlan
+    config: RolloutConfig
+    post: Post
+    weights: Weights
+    before: Callable[[list[Row]], None]
+    saved: dict[str, Any] | None = None
+    place: dict[str, Any] = field(default_factory=dict)  # in the prompts, behind all that were drawn
+    ended: bool = False  # no prompt is left to draw
+
+    def __post_init__(self) -> None:
+        if self.saved:
+            self.place = self.saved["place"]
+            self.post.ledger.restore(self.saved["ledger"])
+            self.post.failures.restore(self.saved["failures"])
+
+    @property
+    def shared(self) -> bool:
+        """Whether one source completes the prompts of all ranks."""
+        return self.config.rollouts == "async"
+
+    def make(self, number: int, place: dict[str, Any]) -> RolloutMade:
+        """Return rollout `number` as soon as it can be. All ranks must call it."""
+        run, post = self.run, self.post
+        self.place = self.place or place
+        post.ledger.taken = 0
+        self.weights.open()
+        self.weights.refresh()
+        post.begin()
+        taken = self.next_ones(number)
+        if post.source is not None:
+            post.source.rest()
+        metrics = combine(run.gather(added([unit.made.metrics for unit in taken if unit.made is not None])))
+        groups = rows_of(taken)
+        rows, samples = dealt(run, groups) if self.shared else joined(groups)
+        return RolloutMade(
+            rows=rows, samples=samples, place=self.place, metrics=metrics, seconds={"rollout_wait": post.waited}
+        )
+
+    def next_ones(self, number: int) -> list[Unit]:
+        """Return this rank's prompts of the next rollout, all of which are ready, with those left out since the last
+        one. Raises StopIteration where no rank has any."""
+        run, post, first = self.run, self.post, True
+        ledger = post.ledger
+        while True:
+            self.draw_more(first)
+            first = False
+            chosen = post.wait(lambda: self.choose(number), SLICE, self.may_draw) if ledger.quota else []
+            told = run.gather((None if chosen is None else len(chosen), run.signals.asked))
+            if any(asked for _, asked in told):
+                raise everywhere(Interrupted(run.stopped_as_asked()))
+            counts = [count for count, _ in told if count is not None]
+            if len(counts) == len(told):
+                break
+        if not any(counts):
+            raise StopIteration
+        return ledger.take(chosen or [])
+
+    def choose(self, number: int) -> list[Unit] | None:
+        """Return the prompts of the next rollout; None while there is something to wait for, or to draw."""
+        ledger, draws = self.post.ledger, self.config.max_rollout_draws
+        found = ledger.choose(self.run.step, more=not self.ended)
+        if found is not None or ledger.finished < draws * ledger.quota:
+            return found
+        ready = [unit for unit in ledger.units.values() if unit.state == READY]
+        if not ready:
+            left = [unit.made.metrics for unit in ledger.left_out if unit.made is not None]
+            raise no_signal(combine([added(left)]), number + 1, ledger.finished, draws)
+        if any(unit.state != READY for unit in ledger.due(self.run.step)):
+            return None
+        say_few(self.run, number, len(ready), draws)
+        return ready[: ledger.quota]
+
+    def may_draw(self) -> bool:
+        """Whether prompts can take the places of some that were left out."""
+        return not self.ended and self.post.ledger.room() > 0
+
+    def draw_more(self, first: bool) -> None:
+        """Draw as many prompts as the ranks have room for, and begin those of this rank."""
+        run, post = self.run, self.post
+        rooms = run.gather(post.ledger.room())
+        if first or (any(rooms) and not self.ended):
+            with run.may_stop():
+                rows, place = draw(self.prompts, 0 if self.ended else sum(rooms), self.place)
+            self.ended = self.ended or len(rows) < sum(rooms)
+            units = units_of(rows, post.ledger.next_number, self.plan, run.step, place["epoch"], time.time())
+            mine = shares(units, rooms)[run.rank]
+            for unit in mine:
+                post.ledger.add(unit)
+            post.ledger.next_number += len(units)
+            self.place = place
+            if first and units:
+                self.before([row for unit in mine for row in unit.rows])
+            if mine:
+                post.source.admit(mine)
+
+    def state(self) -> dict[str, Any]:
+        post = self.post
+        if post.source is not None:
+            post.take(post.source.flush(1.0))
+        return {"place": self.place, "ledger": post.ledger.state(), "failures": post.failures.state()}
+
+    def close(self) -> None:
+        self.prompts.close()
+        if self.post.source is not None:
+            self.post.source.close()

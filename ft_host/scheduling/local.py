@@ -1,0 +1,62 @@
+"""Completions made in the trainer's process, while the trainer waits for them: `rollouts: overlap`.
+
+The main thread steps the engine. Threads of units, with their rewards and tools, go on while the trainer trains.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ft_host.scheduling.producer import Producer
+from ft_host.scheduling.unit import Event, Unit
+from ft_host.types import Completion, Request, Sampling
+
+
+class Local:
+    """`make_producer(emit)` returns the producer. `holds`: whether the engine's weights are the trainer's own, so that
+    nothing may be sampled, and no keys and values be held, while it trains."""
+
+    def __init__(self, make_producer: Callable[[Callable[[Event], None]], Producer], *, holds: bool):
+        self.told: deque[Event] = deque()
+        self.producer = make_producer(self._emit)
+        self.holds = holds
+
+    def _emit(self, event: Event) -> None:
+        self.told.append(event)
+        self.producer.inbox.news.set()
+
+    def admit(self, units: list[Unit]) -> None:
+        self.producer.admit(units)
+
+    def events(self, patience: float) -> list[Event]:
+        self.producer.step(0.0 if self.told else patience)
+        return self._drained()
+
+    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        return self.producer.generate(requests, sampling)
+
+    def pause(self) -> None:
+        self.producer.inbox.pause()
+
+    def resume(self, version: int, weights: Any) -> None:
+        self.producer.update(version, weights)
+
+    def rest(self) -> None:
+        """The trainer trains now."""
+        if self.holds:
+            self.producer.inbox.pause()
+
+    def flush(self, patience: float) -> list[Event]:
+        self.producer.measure()
+        return self._drained()
+
+    def circumstances(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        self.producer.close()
+
+    def _drained(self) -> list[Event]:
+        return [self.told.popleft() for _ in range(len(self.told))]

@@ -1,0 +1,108 @@
+"""What makes the rollouts of a run: `Drawing`, or something that begins them ahead of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ft_host.errors import ConfigError
+from ft_host.rollouts.drawing import Drawing, Rollouts
+from ft_host.rollouts.rollout import RolloutRun
+from ft_host.rollouts.session import RolloutSession
+from ft_host.run import EnginePlace
+from ft_host.scheduling.ahead import Ahead
+from ft_host.scheduling.failures import Failures
+from ft_host.scheduling.inbox import Inbox
+from ft_host.scheduling.ledger import Ledger
+from ft_host.scheduling.local import Local
+from ft_host.scheduling.producer import Producer
+from ft_host.scheduling.unit import Event, Said, Unit
+from ft_host.scheduling.waiting import Post
+from ft_host.scheduling.weights import Weights
+
+if TYPE_CHECKING:
+    from ft_host.config.rollout import RolloutConfig
+    from ft_host.data.stream import TrainStream
+    from ft_host.run import Run
+
+
+def rollouts_of(session: RolloutSession, run: Run, prompts: TrainStream, saved: dict[str, Any] | None) -> Rollouts:
+    """Return what makes the rollouts of a run. Raises ConfigError for a backend that can't do what `rollouts` asks."""
+    config, plan = session.config, run.rollouts
+    ahead = config.rollouts_ahead(plan)
+    if config.rollouts == "sync" or (config.rollouts == "overlap" and not ahead):
+        return session.drawing(run, prompts)
+    if not run.plugins.hook.ft_engine.get_hookimpls():
+        raise ConfigError(
+            f"rollouts: {config.rollouts} needs a backend that takes requests while others are under way, and "
+            f"{config.backend} has no ft_engine; set rollouts: sync"
+        )
+    share = len(range(run.rank, plan.prompts, run.world_size))
+    ledger = Ledger(
+        quota=share, ahead=ahead, updates=plan.updates, in_order=config.rollout_order == "in_order"
+    )
+    post = Post(run=run, ledger=ledger, failures=Failures(config), limit=config.rollout_timeout)
+    weights = Weights(
+        run=run, post=post, open_source=partial(local_source, session, run), publish=lambda version: None
+    )
+    run.around_sync = weights.updating
+    return Ahead(
+        run=run,
+        prompts=prompts,
+        plan=plan,
+        config=config,
+        post=post,
+        weights=weights,
+        before=partial(session.try_sampler, run, lambda *asked: post.source.generate(*asked)),
+        saved=saved["ahead"] if saved is not None and saved.get("ahead") else None,
+    )
+
+
+def local_source(session: RolloutSession, run: Run) -> Local:
+    """Return the source of `rollouts: overlap`: an engine in this process."""
+    owned = not run.plugins.hook.ft_sync_weights.get_hookimpls()
+    place = EnginePlace(
+        config=run.config, tokenizer=run.tokenizer, backend_config=run.backend_config, say=run.say, run=run
+    )
+    engine = run.plugins.hook.ft_engine(place=place)
+
+    def producer(emit: Callable[[Event], None]) -> Producer:
+        inbox = Inbox(engine, emit, run.step, recompute=run.config.recompute_cache or owned)
+        return Producer(
+            plugins=run.plugins,
+            inbox=inbox,
+            rollout_run=partial(unit_run, session, run.tokenizer, emit),
+            emit=emit,
+        )
+
+    return Local(producer, holds=owned)
+
+
+def unit_run(
+    session: RolloutSession, tokenizer: Any, emit: Callable[[Event], None], unit: Unit, ask: Any, submit: Any
+) -> RolloutRun:
+    """Return what `ft_rollout` gets for a unit, in whatever process."""
+    config: RolloutConfig = session.config
+    return RolloutRun(
+        config=config,
+        tokenizer=tokenizer,
+        rank=unit.rank or 0,
+        world_size=1,
+        version=unit.step,
+        number=unit.rollout,
+        gather=lambda value: [value],
+        say=lambda text, level="info": emit(Said(text=text, level=level)),
+        engine=ask,
+        pool=session.pool,
+        toolbox=session.toolbox,
+        positions=session.positions,
+        trainer_state=SimpleNamespace(
+            global_step=unit.step,
+            max_steps=config.max_steps,
+            num_train_epochs=config.num_train_epochs,
+            is_world_process_zero=not unit.rank,
+        ),
+        calls=unit.calls,
+    )

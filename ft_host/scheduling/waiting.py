@@ -1,0 +1,127 @@
+"""Waiting for a source: what it tells goes into the ledger, and nothing is waited for without a deadline and a reason."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ft_host.errors import FtHostError
+from ft_host.scheduling.failures import Failures
+from ft_host.scheduling.ledger import Ledger
+from ft_host.scheduling.unit import (
+    READY,
+    RUNNING,
+    Broken,
+    Event,
+    Failed,
+    Finished,
+    Measured,
+    Progress,
+    Said,
+    Started,
+    Unit,
+    Updated,
+)
+
+if TYPE_CHECKING:
+    from ft_host.run import Run
+    from ft_host.scheduling.source import Source
+
+T = TypeVar("T")
+POLL = 0.2  # seconds between two looks at the source
+MOVES = (Started, Progress, Finished, Updated)  # events that show that something goes on
+
+
+@dataclass(kw_only=True)
+class Post:
+    """What comes from the source of one rank. `source` is None until it is opened."""
+
+    run: Run
+    ledger: Ledger
+    failures: Failures
+    limit: float  # seconds without any progress
+    source: Source | None = None
+    moved: float = 0.0  # when something went on last
+    waited: float = 0.0  # seconds, since it was read
+    measured: list[Measured | Updated] = field(default_factory=list)  # since it was read
+
+    def wait(self, look: Callable[[], T | None], seconds: float, early: Callable[[], bool] = bool) -> T | None:
+        """Return what `look` gives as soon as it isn't None; None after so many seconds, where `early` says so, and if
+        the run is to stop. Raises FtHostError where nothing has gone on for `limit` seconds, and what ends the run."""
+        started = time.monotonic()
+        try:
+            while (found := look()) is None:
+                now = time.monotonic()
+                if now - started > seconds or early() or self.run.signals.asked:
+                    return None
+                self.take(self.source.events(POLL))
+                if time.monotonic() - self.moved > self.limit:
+                    raise self.too_late()
+            return found
+        finally:
+            self.waited += time.monotonic() - started
+
+    def begin(self) -> None:
+        """A wait begins: what came before it doesn't count for its deadline."""
+        self.waited, self.moved = 0.0, time.monotonic()
+
+    def take(self, events: list[Event]) -> None:
+        """Put events into the ledger. Raises the error that ends the run."""
+        if any(isinstance(event, MOVES) for event in events):
+            self.moved = time.monotonic()
+        for event in events:
+            HANDLERS[type(event)](self, event)
+
+    def failed(self, event: Failed) -> None:
+        unit = self.ledger.units.get(event.unit)
+        if unit is None:
+            return
+        if self.failures.take(event, unit) == "retry":
+            self.source.admit([unit])
+            return
+        self.ledger.set_aside(event.unit)
+
+    def too_late(self) -> FtHostError:
+        """Return the error of a wait that has reached its deadline: what was waited for, and how far it is."""
+        units = list(self.ledger.units.values())
+        unfinished = [unit for unit in units if unit.state != READY]
+        shown = "; ".join(told(unit) for unit in unfinished[:3])
+        what = f"{len(unfinished)} prompts are under way, {len(units) - len(unfinished)} are done"
+        return FtHostError(
+            f"no completion has got any further for {self.limit:g} seconds (rollout_timeout): {what}. {shown}"
+            f"{self.source.circumstances()}",
+            facts={"watch/failed": "rollouts", "watch/failed_place": "rollout_timeout"},
+        )
+
+
+def told(unit: Unit) -> str:
+    """Say how far a prompt is."""
+    if unit.state != RUNNING:
+        return f"prompt {unit.number} waits for its turn"
+    open_ones = [begun for begun in unit.begun.values() if begun.finish_reason is None]
+    tokens = sum(len(begun.token_ids) for begun in unit.begun.values())
+    if open_ones or not unit.begun:
+        return f"prompt {unit.number} is being completed ({tokens} tokens so far)"
+    return f"prompt {unit.number} has {tokens} tokens, and its rewards or tools haven't answered"
+
+
+def _said(post: Post, event: Said) -> None:
+    post.run.say_once(event.text, event.level)
+
+
+def _broken(post: Post, event: Broken) -> None:
+    raise event.error
+
+
+HANDLERS: dict[type, Callable[[Post, Any], None]] = {
+    Started: lambda post, event: post.ledger.begun(event),
+    Progress: lambda post, event: post.ledger.progress(event),
+    Finished: lambda post, event: post.ledger.finish(event),
+    Failed: Post.failed,
+    Said: _said,
+    Measured: lambda post, event: post.measured.append(event),
+    Updated: lambda post, event: post.measured.append(event),
+    Broken: _broken,
+}
