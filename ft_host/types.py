@@ -180,7 +180,8 @@ class Piece:
     """What an `Engine` has sampled for a request since the last piece: token ids with their log-probs, and why it
     ended, None while it goes on. `versions`, the weight version of each token, is empty where all are of the weights
     that the engine has; longer than `token_ids`, it is of the last so many tokens, some of them given before: servers
-    tell the versions of a request that lived through an update when it ends. `problem`: why the request failed ("engine: ..."), it then goes on nowhere."""
+    tell the versions of a request that lived through an update when it ends. `problem`: why the request failed; it then
+    goes on nowhere."""
 
     token_ids: list[int]
     logprobs: list[float]

@@ -16,7 +16,7 @@ from ft_host.errors import Interrupted
 from ft_host.metrics import combine
 from ft_host.rollouts.drawing import RolloutMade, draw, say_few
 from ft_host.rollouts.rewards import no_signal
-from ft_host.scheduling.dealing import added, dealt, joined, rows_of, shares, units_of
+from ft_host.scheduling.dealing import added, dealt, joined, kept_units, rows_of, shares, units_of
 from ft_host.scheduling.unit import READY, Unit
 from ft_host.scheduling.waiting import Post
 from ft_host.scheduling.weights import Weights
@@ -43,15 +43,16 @@ class Ahead:
     post: Post
     weights: Weights
     before: Callable[[list[Row]], None]
-    saved: dict[str, Any] | None = None
+    saved: list[dict[str, Any]] = field(default_factory=list)  # what `state` returned on each rank of a checkpoint
     place: dict[str, Any] = field(default_factory=dict)  # in the prompts, behind all that were drawn
     ended: bool = False  # no prompt is left to draw
 
     def __post_init__(self) -> None:
         if self.saved:
-            self.place = self.saved["place"]
-            self.post.ledger.restore(self.saved["ledger"])
-            self.post.failures.restore(self.saved["failures"])
+            run, ledgers = self.run, [each["ledger"] for each in self.saved]
+            self.place = self.saved[0]["place"]
+            self.post.ledger.restore(kept_units(ledgers, run.rank, run.world_size, self.shared))
+            self.post.failures.restore(self.saved[min(run.rank, len(self.saved) - 1)]["failures"])
 
     @property
     def shared(self) -> bool:

@@ -25,9 +25,7 @@ def units_of(rows: list[Row], first: int, plan: RolloutPlan, step: int, epoch: f
     for number, row in enumerate(rows, first):
         rollout, group = divmod(number, plan.prompts)
         prompt = row | {"group": group}
-        units.append(
-            Unit(number=number, rollout=rollout, step=step, rows=[prompt], epoch=epoch, times={"drawn": now})
-        )
+        units.append(Unit(number=number, rollout=rollout, step=step, rows=[prompt], epoch=epoch, times={"drawn": now}))
     return units
 
 
@@ -79,4 +77,16 @@ def added(locals_: list[Local]) -> Local:
                 continue
             before = out[name][1]
             out[name] = (formula, [(how, MERGE[how](a, b)) for (how, a), (_, b) in zip(before, parts, strict=True)])
+    return out
+
+
+def kept_units(states: list[dict[str, Any]], rank: int, world_size: int, shared: bool) -> dict[str, Any]:
+    """Return this rank's part of what the ranks of a checkpoint had under way: as it was, or, on another number of
+    ranks or with another source, dealt out anew."""
+    if not shared and len(states) == world_size and all(state["quota"] for state in states):
+        return states[rank]
+    out = dict(states[0])
+    for what in ("units", "left_out"):
+        every = sorted((unit for state in states for unit in state[what]), key=lambda unit: unit["number"])
+        out[what] = (every if rank == 0 else []) if shared else every[rank::world_size]
     return out

@@ -58,8 +58,8 @@ class Exact:
 
     def _wait(self) -> Made:
         run, ledger = self.run, self.post.ledger
+        units = list(ledger.units.values())
         while True:
-            units = list(ledger.units.values())
             done = run.rank != 0 or self.post.wait(lambda: all_ready(units), SLICE)
             told = run.gather((bool(done), run.signals.asked))
             if any(asked for _, asked in told):

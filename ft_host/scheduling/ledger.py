@@ -120,6 +120,7 @@ class Ledger:
         return {
             "units": [unit.as_json() for unit in self.units.values()],
             "left_out": [unit.as_json() for unit in self.left_out],
+            "quota": self.quota,
             "next_number": self.next_number,
             "finished": self.finished,
         }
@@ -130,4 +131,3 @@ class Ledger:
         self.left_out = [Unit.of(each) for each in saved["left_out"]]
         self.next_number, self.finished = saved["next_number"], saved["finished"]
         self.again()
-

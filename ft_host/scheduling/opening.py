@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError
-from ft_host.rollouts.drawing import Drawing, Rollouts
+from ft_host.rollouts.drawing import Rollouts
 from ft_host.rollouts.rollout import RolloutRun
 from ft_host.rollouts.session import RolloutSession
 from ft_host.run import EnginePlace
@@ -28,10 +28,19 @@ if TYPE_CHECKING:
     from ft_host.run import Run
 
 
-def rollouts_of(session: RolloutSession, run: Run, prompts: TrainStream, saved: dict[str, Any] | None) -> Rollouts:
-    """Return what makes the rollouts of a run. Raises ConfigError for a backend that can't do what `rollouts` asks."""
+def rollouts_of(
+    session: RolloutSession, run: Run, prompts: TrainStream, buffers: list[dict[str, Any]] | None = None
+) -> Rollouts:
+    """Return what makes the rollouts of a run; `buffers` are those of all ranks of a checkpoint. Raises ConfigError for
+    a backend that can't do what `rollouts` asks, and for prompts under way that it doesn't go on with."""
     config, plan = session.config, run.rollouts
     ahead = config.rollouts_ahead(plan)
+    saved = [each["ahead"] for each in buffers or [] if each.get("ahead")]
+    if not ahead and any(each["ledger"]["units"] for each in saved):
+        raise ConfigError(
+            "rollouts: the checkpoint has prompts under way, which would be lost without max_staleness; go on with "
+            "rollouts: overlap or async"
+        )
     if config.rollouts == "sync" or (config.rollouts == "overlap" and not ahead):
         return session.drawing(run, prompts)
     if not run.plugins.hook.ft_engine.get_hookimpls():
@@ -40,13 +49,9 @@ def rollouts_of(session: RolloutSession, run: Run, prompts: TrainStream, saved: 
             f"{config.backend} has no ft_engine; set rollouts: sync"
         )
     share = len(range(run.rank, plan.prompts, run.world_size))
-    ledger = Ledger(
-        quota=share, ahead=ahead, updates=plan.updates, in_order=config.rollout_order == "in_order"
-    )
+    ledger = Ledger(quota=share, ahead=ahead, updates=plan.updates, in_order=config.rollout_order == "in_order")
     post = Post(run=run, ledger=ledger, failures=Failures(config), limit=config.rollout_timeout)
-    weights = Weights(
-        run=run, post=post, open_source=partial(local_source, session, run), publish=lambda version: None
-    )
+    weights = Weights(run=run, post=post, open_source=partial(local_source, session, run), publish=lambda version: None)
     run.around_sync = weights.updating
     return Ahead(
         run=run,
@@ -56,7 +61,7 @@ def rollouts_of(session: RolloutSession, run: Run, prompts: TrainStream, saved: 
         post=post,
         weights=weights,
         before=partial(session.try_sampler, run, lambda *asked: post.source.generate(*asked)),
-        saved=saved["ahead"] if saved is not None and saved.get("ahead") else None,
+        saved=saved,
     )
 
 
@@ -71,10 +76,7 @@ def local_source(session: RolloutSession, run: Run) -> Local:
     def producer(emit: Callable[[Event], None]) -> Producer:
         inbox = Inbox(engine, emit, run.step, recompute=run.config.recompute_cache or owned)
         return Producer(
-            plugins=run.plugins,
-            inbox=inbox,
-            rollout_run=partial(unit_run, session, run.tokenizer, emit),
-            emit=emit,
+            plugins=run.plugins, inbox=inbox, rollout_run=partial(unit_run, session, run.tokenizer, emit), emit=emit
         )
 
     return Local(producer, holds=owned)

@@ -1,4 +1,4 @@
-"""Waiting for a source: what it tells goes into the ledger, and nothing is waited for without a deadline and a reason."""
+"""Waiting for a source: what it tells goes into the ledger, and no wait is without a deadline and a reason."""
 
 from __future__ import annotations
 

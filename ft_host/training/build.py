@@ -119,16 +119,17 @@ def build(ready: Preflight, accelerator: Accelerator, folder: RunFolder, checkpo
     run, optimizer = load_models(
         ready.chosen, ready.tokenizer, accelerator, folder, checkpoint=checkpoint, watch=ready.watch
     )
-    config, progress, saved_rows = run.config, Progress(), None
+    config, progress, saved_rows, buffers = run.config, Progress(), None, []
     if checkpoint:
         saved = checkpoints.load(run, optimizer.optimizer, checkpoint)
         optimizer.train()  # it was saved in the other mode
         progress = Progress(**saved["progress"])
-        saved_rows = reshard_rows(saved["buffers"], run.rank, run.world_size)
+        buffers = saved["buffers"]
+        saved_rows = reshard_rows(buffers, run.rank, run.world_size)
     if ready.online:
         place = place_of(progress.position, saved_rows)
         prompts = ready.online.prompts(run, ready.train_source, ready.prepare, place)
-        rollouts = rollouts_of(ready.online, run, prompts, saved_rows)
+        rollouts = rollouts_of(ready.online, run, prompts, buffers)
         stream = Buffer(run, run.rollouts, rollouts, progress.position, saved_rows)
     else:
         stream = data.TrainStream(
