@@ -63,6 +63,7 @@ class Drawing:
     rollout_run: Callable[[int], RolloutRun]
     before: Callable[[list[Row]], None]
     complete: Callable[[list[Row], RolloutRun], Rollout]
+    ends: Callable[[], None] = lambda: None  # called when the run ends
     tried: bool = False  # whether JSON can hold the rows
 
     def make(self, number: int, place: dict[str, Any]) -> RolloutMade:
@@ -115,6 +116,7 @@ class Drawing:
 
     def close(self) -> None:
         self.prompts.close()
+        self.ends()
 
     def _speed(self, rollout_run: RolloutRun) -> dict[str, float]:
         """Return the tokens that all ranks sampled per second of this rank's generation."""

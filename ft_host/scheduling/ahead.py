@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import Interrupted
-from ft_host.metrics import combine
+from ft_host.metrics import Accumulator, combine
 from ft_host.rollouts.drawing import RolloutMade, draw, say_few
 from ft_host.rollouts.rewards import no_signal
 from ft_host.scheduling.dealing import added, dealt, joined, kept_units, rows_of, shares, units_of
+from ft_host.scheduling.measure import ledger_metrics, sample_metrics, staleness_metrics
 from ft_host.scheduling.unit import READY, Unit
 from ft_host.scheduling.waiting import Post
 from ft_host.scheduling.weights import Weights
@@ -70,12 +71,26 @@ class Ahead:
         taken = self.next_ones(number)
         if post.source is not None:
             post.source.rest()
-        metrics = combine(run.gather(added([unit.made.metrics for unit in taken if unit.made is not None])))
         groups = rows_of(taken)
         rows, samples = dealt(run, groups) if self.shared else joined(groups)
         return RolloutMade(
-            rows=rows, samples=samples, place=self.place, metrics=metrics, seconds={"rollout_wait": post.waited}
+            rows=rows,
+            samples=samples,
+            place=self.place,
+            metrics=self.metrics(taken, rows),
+            seconds={"rollout_wait": post.waited},
         )
+
+    def metrics(self, taken: list[Unit], rows: list[Row]) -> dict[str, float]:
+        """Return the metrics of the method, and what is measured of the rollout, over all ranks."""
+        run, post = self.run, self.post
+        measured = Accumulator()
+        measured.add(staleness_metrics(taken, run.step))
+        measured.add(ledger_metrics(post.ledger.units.values(), {}, 0))
+        measured.add(post.times.take())
+        measured.add(sample_metrics(rows, run))
+        of_method = added([unit.made.metrics for unit in taken if unit.made is not None])
+        return combine(run.gather(of_method)) | combine(run.gather(measured.local()))
 
     def next_ones(self, number: int) -> list[Unit]:
         """Return this rank's prompts of the next rollout, all of which are ready, with those left out since the last
@@ -142,5 +157,4 @@ class Ahead:
 
     def close(self) -> None:
         self.prompts.close()
-        if self.post.source is not None:
-            self.post.source.close()
+        self.post.close()

@@ -22,6 +22,7 @@ class Local:
         self.told: deque[Event] = deque()
         self.producer = make_producer(self._emit)
         self.holds = holds
+        self.resting = False
 
     def _emit(self, event: Event) -> None:
         self.told.append(event)
@@ -31,6 +32,9 @@ class Local:
         self.producer.admit(units)
 
     def events(self, patience: float) -> list[Event]:
+        if self.resting:
+            self.resting = False
+            self.producer.inbox.resume()
         self.producer.step(0.0 if self.told else patience)
         return self._drained()
 
@@ -41,11 +45,12 @@ class Local:
         self.producer.inbox.pause()
 
     def resume(self, version: int, weights: Any) -> None:
+        self.resting = False
         self.producer.update(version, weights)
 
     def rest(self) -> None:
-        """The trainer trains now."""
         if self.holds:
+            self.resting = True
             self.producer.inbox.pause()
 
     def flush(self, patience: float) -> list[Event]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from ft_host.rollouts.rollout import RolloutRun
 from ft_host.rollouts.session import RolloutSession
 from ft_host.run import EnginePlace
 from ft_host.scheduling.ahead import Ahead
+from ft_host.scheduling.exact import Exact
 from ft_host.scheduling.failures import Failures
 from ft_host.scheduling.inbox import Inbox
 from ft_host.scheduling.ledger import Ledger
@@ -21,6 +23,7 @@ from ft_host.scheduling.producer import Producer
 from ft_host.scheduling.unit import Event, Said, Unit
 from ft_host.scheduling.waiting import Post
 from ft_host.scheduling.weights import Weights
+from ft_host.types import Row
 
 if TYPE_CHECKING:
     from ft_host.config.rollout import RolloutConfig
@@ -48,11 +51,19 @@ def rollouts_of(
             f"rollouts: {config.rollouts} needs a backend that takes requests while others are under way, and "
             f"{config.backend} has no ft_engine; set rollouts: sync"
         )
-    share = len(range(run.rank, plan.prompts, run.world_size))
-    ledger = Ledger(quota=share, ahead=ahead, updates=plan.updates, in_order=config.rollout_order == "in_order")
+    shared = config.rollouts == "async"
+    quota = len(range(run.rank, plan.prompts, run.world_size))
+    if shared:
+        quota = plan.prompts if run.rank == 0 else 0
+    ledger = Ledger(quota=quota, ahead=ahead, updates=plan.updates, in_order=config.rollout_order == "in_order")
     post = Post(run=run, ledger=ledger, failures=Failures(config), limit=config.rollout_timeout)
-    weights = Weights(run=run, post=post, open_source=partial(local_source, session, run), publish=lambda version: None)
+    weights = weights_of(session, run, post)
     run.around_sync = weights.updating
+    if not ahead:
+        drawing = session.drawing(run, prompts)
+        return replace(
+            drawing, before=partial(before_exact, session, weights), complete=Exact(run=run, post=post), ends=post.close
+        )
     return Ahead(
         run=run,
         prompts=prompts,
@@ -60,9 +71,29 @@ def rollouts_of(
         config=config,
         post=post,
         weights=weights,
-        before=partial(session.try_sampler, run, lambda *asked: post.source.generate(*asked)),
+        before=partial(session.try_sampler, run, post.generate),
         saved=saved,
     )
+
+
+def weights_of(session: RolloutSession, run: Run, post: Post) -> Weights:
+    """Return how the source gets the policy's weights; nothing is opened yet."""
+    if session.config.rollouts == "overlap":
+        return Weights(
+            run=run, post=post, open_source=partial(local_source, session, run), publish=lambda version: None
+        )
+    return remote_weights(session, run, post)
+
+
+def remote_weights(session: RolloutSession, run: Run, post: Post) -> Weights:
+    raise ConfigError("rollouts: async is being built")
+
+
+def before_exact(session: RolloutSession, weights: Weights, rows: list[Row]) -> None:
+    """Before a rollout of `max_staleness: 0`, with this rank's first prompts."""
+    weights.open()
+    weights.refresh()
+    session.try_sampler(weights.run, weights.post.generate, rows if weights.post.source is not None else [])
 
 
 def local_source(session: RolloutSession, run: Run) -> Local:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ft_host.errors import FtHostError
 from ft_host.scheduling.failures import Failures
 from ft_host.scheduling.ledger import Ledger
+from ft_host.scheduling.measure import Times
 from ft_host.scheduling.unit import (
     READY,
     RUNNING,
@@ -26,6 +27,7 @@ from ft_host.scheduling.unit import (
 )
 
 if TYPE_CHECKING:
+    from ft_host.generation import Completion, Request, Sampling
     from ft_host.run import Run
     from ft_host.scheduling.source import Source
 
@@ -45,7 +47,7 @@ class Post:
     source: Source | None = None
     moved: float = 0.0  # when something went on last
     waited: float = 0.0  # seconds, since it was read
-    measured: list[Measured | Updated] = field(default_factory=list)  # since it was read
+    times: Times = field(default_factory=Times)
 
     def wait(self, look: Callable[[], T | None], seconds: float, early: Callable[[], bool] = bool) -> T | None:
         """Return what `look` gives as soon as it isn't None; None after so many seconds, where `early` says so, and if
@@ -66,6 +68,16 @@ class Post:
     def begin(self) -> None:
         """A wait begins: what came before it doesn't count for its deadline."""
         self.waited, self.moved = 0.0, time.monotonic()
+
+    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        """Complete requests of no prompt; none on ranks without a source."""
+        return [] if self.source is None else self.source.generate(requests, sampling)
+
+    def close(self) -> None:
+        """End the source. May be called again."""
+        source, self.source = self.source, None
+        if source is not None:
+            source.close()
 
     def take(self, events: list[Event]) -> None:
         """Put events into the ledger. Raises the error that ends the run."""
@@ -121,7 +133,7 @@ HANDLERS: dict[type, Callable[[Post, Any], None]] = {
     Finished: lambda post, event: post.ledger.finish(event),
     Failed: Post.failed,
     Said: _said,
-    Measured: lambda post, event: post.measured.append(event),
-    Updated: lambda post, event: post.measured.append(event),
+    Measured: lambda post, event: post.times.add(event),
+    Updated: lambda post, event: post.times.add(event),
     Broken: _broken,
 }

@@ -111,6 +111,7 @@ class _Launch:
         self.saved: Path | None = None  # the checkpoint that this process has written last
         self.ready: Preflight | None = None
         self.run: Run | None = None
+        self.end_stream: Callable[[], None] = lambda: None
         self.stall: StallDetector | None = None
         self.start = None if resume else start_of(config)  # a checkpoint of another run
 
@@ -125,7 +126,8 @@ class _Launch:
         self.place = (accelerator.process_index, accelerator.num_processes)
         checkpoint, warnings = self._open_folder(ready)
         built = build(ready, accelerator, self.folder, checkpoint)
-        run = self.run = built.run
+        run, self.end_stream = built.run, built.stream.close
+        self.run = run
         run.signals = self.stop
         if accelerator.is_main_process:
             if self.resume:
@@ -273,6 +275,7 @@ class _Launch:
         """End everything that the run has started, even if some of it fails. An error is raised, or only printed if the
         run has failed already."""
         steps: list[Callable[[], Any]] = [] if self.stall is None else [self.stall.close]
+        steps.append(self.end_stream)
         if self.ready is not None:
             steps.append(self.ready.close)
         if self.run is not None:
