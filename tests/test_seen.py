@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import types
 
 import pytest
 import torch
 
 from ft_host.metrics import Accumulator, combine
+from ft_host.report import read_run
+from ft_host.report.timeline import Span, binned, spans_of
 from ft_host.rundir.folder import RunFolder
 from ft_host.scheduling import measure, timeline
 from ft_host.scheduling.measure import Times, effective, ledger_metrics, sample_metrics, some_of, staleness_metrics
 from ft_host.scheduling.timeline import Timeline, coarser
 from ft_host.scheduling.unit import READY, RUNNING, Begun, Made, Measured, Unit, Updated
+from ft_host.testing.runs import make_run
 
 
 def numbers(*ranks) -> dict[str, float]:
@@ -275,3 +279,88 @@ def test_no_stretch_goes_over_a_pause():
     spans = [{"side": "trainer", "what": "training", "start": at, "end": at + 1, "step": 1} for at in (0, 1, 900, 901)]
     assert [(line["start"], line["end"]) for line in coarser(spans, 1)] == [(0, 2), (900, 902)]
     assert coarser([], 5) == []
+
+
+# ---------------------------------------------------------------- the report
+
+
+def logged(folder, steps: int, at: float = 0.0, first: int = 1) -> float:
+    """Write the timeline of steps of 2 s, a quarter of which the trainer waits; returns when they end."""
+    line = Timeline(RunFolder(folder), first - 1, at=at)
+    for step in range(first, first + steps):
+        at += 2.0
+        line.ended("rollout_wait", 0.5, at=at - 1.5)
+        line.seen(measured(at, generating=1.6, idle=0.4))
+        line.depth(step % 3, 4, 0, at=at)
+        line.stepped(step, at=at)
+    line.flush()
+    return at
+
+
+def shown(tmp_path) -> tuple[str, list[str]]:
+    from ft_host.report import write_report
+
+    html = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    start = html.find("Where the time goes")
+    return html, re.findall(
+        r"<figure.*?</figure>", html[start : html.find("<h2>", start)], re.DOTALL
+    ) if start > 0 else []
+
+
+def test_the_report_says_where_the_time_goes(tmp_path):
+    run = make_run(tmp_path / "run", steps=20, eval_steps=None, rollouts=True)
+    logged(run, 20)
+    add = {"rollouts/staleness_mean": 0.8, "rollouts/staleness_max": 1, "rollouts/ess": 0.9, "rollouts/ready": 2}
+    lines = [json.loads(line) | add for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html, figures = shown(tmp_path)
+    assert "training 75 %" in html and "waiting 25 %" in html and "generating 80 %" in html and "idle 20 %" in html
+    assert "<b>The run</b>" in figures[0] and 'class="span c7 calm"' in figures[0]
+    for heading in ("Staleness", "Effective sample size", "Groups on their way"):
+        assert sum(f"<b>{heading}</b>" in figure for figure in figures) == 1
+    assert html.count("rollouts/ess") == figures[-1].count("rollouts/ess")  # once, in the panel
+
+
+def test_thousands_of_spans_are_a_picture_of_a_few_shapes(tmp_path):
+    run = make_run(tmp_path / "run", steps=20, eval_steps=None, rollouts=True)
+    logged(run, 4000)
+    html, figures = shown(tmp_path)
+    assert "<b>The whole run</b>" in figures[0] and "<b>The last 4 min" in figures[1]
+    assert all(figure.count("<path") <= 12 and len(figure) < 60_000 for figure in figures)
+
+
+def test_a_pause_of_the_run_takes_no_room(tmp_path):
+    run = make_run(tmp_path / "run", steps=20, eval_steps=None, rollouts=True)
+    end = logged(run, 5, at=1e9)
+    logged(run, 5, at=end + 86_400, first=6)
+    spans, depths = spans_of(read_run(run).timeline)
+    assert spans[0].start == 0 and max(span.end for span in spans) == pytest.approx(20, abs=0.1)
+    assert max(at for at, _ in depths) <= 20.1
+
+
+def test_a_run_without_a_timeline_has_no_such_panel(tmp_path):
+    make_run(tmp_path / "run", steps=20, eval_steps=None, rollouts=True)
+    html, figures = shown(tmp_path)
+    assert "Where the time goes" not in html and not figures
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"step": 1, "side": ["a"], "what": {}, "start": "nan", "end": 4},
+        {"step": 1, "side": "trainer", "what": "unheard", "start": 0, "end": 4},
+        {"step": 1, "side": "trainer", "what": "training", "start": 5, "end": 4},
+        {"step": 1, "side": "queue", "start": 5, "end": 5, "ready": "many"},
+        {"step": 1, "side": "trainer", "what": "training", "start": 1e400, "end": 4},
+    ],
+)
+def test_lines_of_another_form_are_left_out(tmp_path, line):
+    run = make_run(tmp_path / "run", steps=20, eval_steps=None, rollouts=True)
+    (run / "timeline.jsonl").write_text(json.dumps(line) + "\n")
+    html, figures = shown(tmp_path)
+    assert "Where the time goes" not in html and not figures
+
+
+def test_a_bin_is_filled_by_shares():
+    spans = [Span("trainer", "training", 0.0, 3.0), Span("trainer", "waiting", 3.0, 4.0)]
+    assert binned(spans, 0.0, 4.0, 2) == [{"training": 1.0}, {"training": 0.5, "waiting": 0.5}]

@@ -89,6 +89,9 @@ stroke-linecap:round}
 .mark.error{color:var(--bad)}.mark.warning{color:var(--warn)}.mark.info{color:var(--train)}
 .plot span.mark{top:-12px;font-size:10.5px;opacity:.9}.plot span.mark.error{color:var(--bad)}
 .plot span.mark.warning{color:var(--warn)}.plot span.mark.info{color:var(--train)}
+.plot path.span{stroke:none;fill:currentColor}.plot path.span.calm{opacity:.3}
+.times{margin-top:14px}.times .plot{height:150px}
+.side-of{display:flex;flex-wrap:wrap;gap:0 16px;font-size:13.5px;align-items:baseline}.side-of b{min-width:5em}
 .finding{background:var(--card);border:1px solid var(--line);border-left:3px solid var(--train);border-radius:8px;
 padding:11px 16px 10px;margin:0 0 10px;font-size:14px;overflow-wrap:anywhere}
 .finding.warning{border-left-color:var(--warn)}.finding.error{border-left-color:var(--bad)}.finding.over{opacity:.75}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from ft_host.report import timeline
 from ft_host.report.chart import Line, chart
 from ft_host.report.findings import marks
 from ft_host.report.markup import Markup, el, facts, join, table
@@ -42,6 +43,9 @@ SPEED = (
     "perf/weight_sync_time",
     "perf/annotation_time",
     "perf/train_time",
+    "perf/rollout_wait_time",
+    "perf/rollout_idle_share",
+    "perf/weight_update_time",
 )
 MANY = 12  # with more curves than these, those that FIRST doesn't name are folded
 
@@ -239,7 +243,12 @@ def curves(record: RunRecord) -> tuple[Markup | None, list[Markup], list[Markup]
     main, in_order = record.main_metric, place(FIRST)
     names = dict.fromkeys([*record.train, *(name.removeprefix("eval_") for name in record.evals)])
     shown = [
-        name for name in names if not name.startswith("perf/") and name != main and not _says_nothing_new(record, name)
+        name
+        for name in names
+        if not name.startswith("perf/")
+        and name not in timeline.SHOWN
+        and name != main
+        and not _says_nothing_new(record, name)
     ]
 
     def drawn(name: str, size: str = "small") -> Markup | None:

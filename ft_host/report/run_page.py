@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ft_host.errors import UsageError
-from ft_host.report import findings, parts, samples, what_ran
+from ft_host.report import findings, parts, samples, timeline, what_ran
 from ft_host.report.markup import Markup, el, join
 from ft_host.report.page import page, write_page
 from ft_host.rundir import format as fmt
@@ -80,6 +80,9 @@ def run_page(record: RunRecord) -> str:
         parts.notices(record, now),
         _section("Findings", findings.section(record), "problems that the run detected"),
         _section("Curves", pictures or None),
+        _section(
+            "Where the time goes", timeline.section(record), "trainer and rollouts, which don't wait for each other"
+        ),
         _section("Measured once", parts.measured_once(record)),
         _section("Evaluation", parts.eval_table(record)),
         _section(

@@ -171,6 +171,8 @@ class Buffer:
         run, number = self.run, self.number + 1
         started = time.perf_counter()
         made = self.rollouts.make(number, self.place)
+        for what, seconds in made.seconds.items():  # at once: the timeline takes it for the time just past
+            run.add_time(what, seconds)
         rows, sizes = self.numbered(made.rows)
         annotating = time.perf_counter()
         annotated = run.annotate(rows)
@@ -181,8 +183,6 @@ class Buffer:
         # Set together with the rows: a failed rollout is repeated from its first prompt.
         self.rows, self.sizes, self.number, self.step, self.place = annotated, sizes, number, 0, made.place
         run.add_time("annotation", time.perf_counter() - annotating)
-        for what, seconds in made.seconds.items():
-            run.add_time(what, seconds)
         self.metrics = made.metrics | {"perf/rollout_time": time.perf_counter() - started}
         self.samples = self._chosen(made.samples)
 

@@ -110,6 +110,7 @@ class RunRecord:
     samples: list[dict[str, Any]] = field(default_factory=list)  # of evaluations
     rollouts: list[dict[str, Any]] = field(default_factory=list)  # completions that were trained on
     events: list[dict[str, Any]] = field(default_factory=list)
+    timeline: list[dict[str, Any]] = field(default_factory=list)  # what trainer and rollouts did when
     checkpoints: list[int] = field(default_factory=list)
     has_model: bool = False
     written: datetime | None = None  # when a metric or an event was last written
@@ -268,7 +269,8 @@ def read_run(folder: str | Path) -> RunRecord:
         facts_told=info.get("facts_told") or {},
     )
     _read_metrics(record)
-    for name, rows in (("samples.jsonl", record.samples), ("events.jsonl", record.events)):
+    logs = {"samples.jsonl": record.samples, "events.jsonl": record.events, "timeline.jsonl": record.timeline}
+    for name, rows in logs.items():
         lines, problems = read_json_lines(folder / name)
         rows += [line for line in lines if is_step(line.get("step", 0))]
         odd = sum(not is_step(line.get("step", 0)) for line in lines)
