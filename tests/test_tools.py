@@ -67,7 +67,17 @@ def load(text, tools=("add",), **fields):
 
 
 def made(box, *calls, environment=None):
-    return box.call([[Call(name=name, id="", arguments=arguments) for name, arguments in calls]], [environment])[0]
+    calls = [Call(name=name, id="", arguments=arguments) for name, arguments in calls]
+    return box.caller.run([box.answering(calls, environment)])[0]
+
+
+def opened(box, columns):
+    [[outcome]] = box.caller.run([[box.opening(columns)]])
+    return box.opened(outcome)
+
+
+def worth(box, *environments):
+    return [outcome for [outcome] in box.caller.run([[box.scoring(each)] for each in environments])]
 
 
 # ---------------------------------------------------------------- loading
@@ -95,7 +105,7 @@ def test_public_methods_of_an_environment_are_tools():
     assert box.names == ["add", "move", "rules"] and not box.rewards
     assert [each["function"]["name"] for each in box.schemas] == box.names
     assert box.schemas[1]["function"]["parameters"]["properties"]["to"]["enum"] == ["left", "right"]
-    ((game, added),) = box.open([{"any": 1}])
+    game, added = opened(box, {"any": 1})
     assert added == ""
     assert made(box, ("move", {"to": "left"}), ("rules", {}), environment=game) == [
         ToolResult("left"),
@@ -165,7 +175,7 @@ def test_the_tools_of_the_page_work():
     box = load(text, ["search"], environment="mine.py:Notebook")
     assert box.names == ["search", "read", "write"] and box.rewards
     Path("library.txt").write_text("An owl.\nA fox.\nOwls, again.\n")
-    ((notebook, added),) = box.open([{"answer": "owl", "level": 1}])
+    notebook, added = opened(box, {"answer": "owl", "level": 1})
     assert added == " You have an empty notebook."
     calls = ("search", {"word": "OWL", "most": 1}), ("write", {"note": "an owl"}), ("read", {}), ("search", {})
     assert made(box, *calls, environment=notebook) == [
@@ -174,7 +184,7 @@ def test_the_tools_of_the_page_work():
         ToolResult('["an owl"]'),
         ToolResult(problem="TypeError: search() missing 1 required positional argument: 'word'"),
     ]
-    assert box.score([notebook]) == [ToolResult(1.0)]
+    assert worth(box, notebook) == [ToolResult(1.0)]
 
 
 # ---------------------------------------------------------------- results
@@ -214,7 +224,7 @@ def test_rewards_of_environments_are_finite_numbers_or_none():
             return self.value
 
     box = load(GOOD)
-    assert box.score([World(value) for value in values]) == [
+    assert worth(box, *[World(value) for value in values]) == [
         ToolResult(0.5),
         ToolResult(2.0),
         ToolResult(None),

@@ -16,9 +16,10 @@ from ft_host.errors import ConfigError, DataError, FtHostError
 from ft_host.generation import Completion, Sampling
 from ft_host.rollouts.parsing import by_tags, read_turn
 from ft_host.rollouts.rows import completion_row
+from ft_host.rollouts.talking import of_turn
 from ft_host.rollouts.tools import load_tools
 from ft_host.rollouts.turn_boundary import between, check_template
-from ft_host.rollouts.turns import of_turn, run_episodes
+from ft_host.rollouts.turns import run_episodes
 from ft_host.testing.tokenizers import chat_tokenizer
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -592,7 +593,7 @@ def test_other_forms_of_calls_are_read_by_the_tokenizers_response_template(name,
     message, calls = read_turn(turn, whole[:start], tokenizer, toolbox.schemas, first=0)
     assert [(each.name, each.arguments, each.problem) for each in calls] == [("add", {"a": 2, "b": 3}, "")]
     assert message["tool_calls"][0]["function"] == call["function"]
-    assert toolbox.call([calls], [None])[0][0].value == "5"
+    assert toolbox.caller.run([toolbox.answering(calls, None)])[0][0].value == "5"
 
 
 def test_a_template_that_takes_one_call_a_turn_may_still_show_several_results(box):

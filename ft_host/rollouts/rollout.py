@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,8 @@ class RolloutRun:
     gather: Callable[[Any], list[Any]]  # gathers one picklable value per rank on every rank
     say: Callable[..., None]  # say(text, level): tell the user
     engine: Callable[[list[Request], Sampling], list[Completion]]
+    # Given, each conversation with tools goes on by itself. None: they go in rounds, with a call of `engine` each.
+    submit: Callable[[Request, Sampling], Future[Completion]] | None = None
     pool: RewardPool
     toolbox: Toolbox | None
     positions: int | None  # the most tokens of a prompt with its completion
@@ -101,6 +104,7 @@ class RolloutRun:
                 self.toolbox,
                 self.positions,
                 self._more,
+                self.submit,
             )
         )
         self.calls += 1
@@ -220,11 +224,12 @@ def completed(
     toolbox: Toolbox | None,
     positions: int | None,
     more: Callable[[bool], bool],
+    submit: Callable[[Request, Sampling], Future[Completion]] | None = None,
 ) -> list[Completion]:
     """Return `generations` completions of each prompt row. A row's `group` determines its noise. `more` says, on all
-    ranks, whether any of them has something to generate."""
+    ranks, whether any of them has something to generate. See `run_episodes` for `submit`."""
     if toolbox is not None:
-        return run_episodes(rows, generations, engine, sampling, tokenizer, config, toolbox, more, positions)
+        return run_episodes(rows, generations, engine, sampling, tokenizer, config, toolbox, more, positions, submit)
     requests = [
         Request(prompt_ids=row["prompt_ids"], number=row["group"] * generations + index)
         for row in rows

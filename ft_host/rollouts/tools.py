@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.errors import ConfigError, DataError, FtHostError
 from ft_host.metrics import Metric, mean
 from ft_host.rewards.functions import as_number
-from ft_host.rollouts.tool_executor import Refused, ToolExecutor, ToolResult
+from ft_host.rollouts.tool_executor import ENVIRONMENT, Refused, ToolExecutor, ToolResult
 from ft_host.types import Row
 from ft_host.util.imports import load_function
 from ft_host.util.text import QUOTED, nearest
@@ -58,19 +58,18 @@ class Toolbox:
     def names(self) -> list[str]:
         return [*self.functions, *self.methods]
 
-    def open(self, columns: list[Row]) -> list[tuple[Any, str]]:
-        """Return a fresh environment for each of these rows' columns, reset with them, and the text that it adds to the
-        prompt.
+    def opening(self, columns: Row) -> Callable[[], tuple[Any, str]]:
+        """Return the call that makes a fresh environment, resets it with a row's columns, and returns it with the text
+        that it adds to the prompt. Raises DataError for a parameter of `reset` that is no column."""
+        return functools.partial(self._opened, accepted(self.environment, columns))
 
-        Raises DataError for a parameter of `reset` that is no column, and FtHostError if `reset` fails: a conversation
-        needs its environment.
-        """
-        lanes = [[functools.partial(self._opened, accepted(self.environment, row))] for row in columns]
-        opened = [outcome for (outcome,) in self.caller.run(lanes)]
-        for outcome in opened:
-            if outcome.problem:
-                raise FtHostError(f"environment {self.environment.__name__}: reset failed: {outcome.problem}")
-        return [outcome.value for outcome in opened]
+    def opened(self, outcome: ToolResult) -> tuple[Any, str]:
+        """Return what that call has returned. Raises FtHostError if `reset` failed: a conversation needs its
+        environment."""
+        if outcome.problem:
+            problem = f"environment {self.environment.__name__}: reset failed: {outcome.problem}"
+            raise FtHostError(problem, facts=ENVIRONMENT)
+        return outcome.value
 
     def _opened(self, columns: Row) -> tuple[Any, str]:
         environment = self.environment()
@@ -79,14 +78,9 @@ class Toolbox:
             raise Refused(f"it returned {type(added).__name__} {str(added)[:60]!r}, expected text or None")
         return environment, added or ""
 
-    def call(self, calls: list[list[Call]], environments: list[Any]) -> list[list[ToolResult]]:
-        """Return the results of the calls of each conversation: its own in order, those of different ones at the same
-        time. Values are texts."""
-        lanes = [
-            [functools.partial(self._answer, call, environment) for call in its_calls]
-            for its_calls, environment in zip(calls, environments, strict=True)
-        ]
-        return self.caller.run(lanes)
+    def answering(self, calls: list[Call], environment: Any) -> list[Callable[[], str]]:
+        """Return the calls of a turn, as functions that return the text that the model reads."""
+        return [functools.partial(self._answer, call, environment) for call in calls]
 
     def _answer(self, call: Call, environment: Any) -> str:
         if call.problem:
@@ -99,10 +93,9 @@ class Toolbox:
             raise Refused(f"there is no tool {call.name!r}" + nearest(call.name, self.names, QUOTED, "tools"))
         return as_text(self.caller.finished(function(**call.arguments)))
 
-    def score(self, environments: list[Any]) -> list[ToolResult]:
-        """Return the `get_reward` of each environment: a finite number, or None."""
-        lanes = [[functools.partial(self._worth, environment)] for environment in environments]
-        return [outcome for (outcome,) in self.caller.run(lanes)]
+    def scoring(self, environment: Any) -> Callable[[], float | None]:
+        """Return the call of an environment's `get_reward`: a finite number, or None."""
+        return functools.partial(self._worth, environment)
 
     def _worth(self, environment: Any) -> float | None:
         value = self.caller.finished(environment.get_reward())

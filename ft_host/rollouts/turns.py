@@ -7,10 +7,10 @@ the model's: they are in no loss. Imports no torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ft_host.data import templates
@@ -20,6 +20,8 @@ from ft_host.data.tokens import chat_ids, conversation
 from ft_host.errors import DataError, FtHostError
 from ft_host.generation import Completion, Request, Sampling
 from ft_host.rollouts.parsing import read_turn
+from ft_host.rollouts.talking import Calls, Talk, Turn, each_by_itself, in_rounds
+from ft_host.rollouts.tool_executor import ToolResult
 from ft_host.rollouts.tools import Call, Toolbox
 from ft_host.rollouts.turn_boundary import between, check_template
 from ft_host.types import Row
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from ft_host.config.rollout import RolloutConfig
 
 Message = dict[str, Any]
+Prompt = tuple[templates.Conversation, list[int]]  # with the environment's text, and its tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,19 @@ class Conversation(Completion):
     reward_problem: str = ""  # why it gave none
 
 
+@dataclass(frozen=True)
+class Room:
+    """The most tokens of a conversation behind its prompt, of prompt and conversation, and the most turns with calls
+    that are answered. None: no limit."""
+
+    longest: int
+    positions: int | None
+    answered: int | None
+
+    def behind(self, prompt: list[int]) -> int:
+        return self.longest if self.positions is None else min(self.longest, self.positions - len(prompt))
+
+
 @dataclass(kw_only=True)
 class Episode:
     """A conversation in progress."""
@@ -50,7 +66,6 @@ class Episode:
     number: int
     chat: templates.Conversation  # its messages: the prompt
     prompt_ids: list[int]
-    environment: Any
     ids: list[int] = field(default_factory=list)
     sampled: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -61,6 +76,12 @@ class Episode:
     calls: int = 0
     failures: int = 0
 
+    def turn(self, longest: int) -> Turn:
+        """Return the wish for the next turn, of a conversation of up to `longest` tokens."""
+        left = longest - len(self.ids) if self.turns else None
+        request = Request(prompt_ids=self.prompt_ids + self.ids, number=self.number, max_new_tokens=left)
+        return Turn(request, self.turns)
+
     def say(self, answer: Completion) -> None:
         """Add a turn of the model."""
         self.ids += answer.token_ids
@@ -70,12 +91,57 @@ class Episode:
         self.turns += 1
         self.finish_reason = answer.finish_reason
 
+    def told(self, calls: list[Call], results: list[ToolResult], room: Room) -> bool:
+        """Add the results of a turn's calls. Returns whether there is room for an answer; otherwise they are left
+        out."""
+        self.calls += len(calls)
+        self.failures += sum(bool(result.problem) for result in results)
+        messages = [
+            {
+                "role": "tool",
+                "name": call.name,
+                "tool_call_id": call.id,
+                "content": json.dumps({"error": result.problem}, ensure_ascii=False)
+                if result.problem
+                else result.value,
+            }
+            for call, result in zip(calls, results, strict=True)
+        ]
+        ids = between(self.chat, self.ids, messages)
+        if len(self.ids) + len(ids) >= room.behind(self.prompt_ids):
+            self.finish_reason = "length"
+            return False
+        self.messages += messages
+        self.observe(ids)
+        return True
+
     def observe(self, ids: list[int]) -> None:
         """Add tokens that the model didn't sample. Their weight version is that of the sampled tokens before them."""
         self.ids += ids
         self.sampled += [False] * len(ids)
         self.logprobs += [0.0] * len(ids) if self.logprobs else []
         self.versions += self.versions[-1:] * len(ids)
+
+    def ended(self, row: Row, worth: ToolResult) -> Conversation:
+        """Return the whole, with the result of `get_reward`. Raises FtHostError for half of the log-probs."""
+        for name, values in (("logprobs", self.logprobs), ("versions", self.versions)):
+            if values and len(values) != len(self.ids):
+                raise FtHostError(f"the backend returned {name} for some turns of a conversation and not for others")
+        return Conversation(
+            token_ids=self.ids,
+            logprobs=self.logprobs,
+            finish_reason=self.finish_reason,
+            sampled=self.sampled,
+            versions=self.versions,
+            turns=self.turns,
+            prompt_ids=self.prompt_ids if self.prompt_ids != row["prompt_ids"] else [],
+            messages=self.messages,
+            prompt=self.chat.messages,
+            calls=self.calls,
+            failures=self.failures,
+            reward=worth.value,
+            reward_problem=worth.problem,
+        )
 
 
 def run_episodes(
@@ -88,6 +154,7 @@ def run_episodes(
     toolbox: Toolbox,
     more: Callable[[bool], bool],
     positions: int | None = None,
+    submit: Callable[[Request, Sampling], Future[Completion]] | None = None,
 ) -> list[Conversation]:
     """Return `generations` conversations from each prompt row: those of rows[0] first.
 
@@ -95,66 +162,60 @@ def run_episodes(
     when `sampling.max_new_tokens` tokens of all its turns and tool results are used up, or the model's `positions`,
     prompt included. Its finish_reason is then "length", also if a tool result didn't fit, which is left out as a whole.
 
-    `more(here)` says whether any rank has something to generate: `engine` is called equally often on all. Each turn has
-    noise of its own; the first has that of a completion without tools.
+    With `submit` each conversation goes on by itself. Without it they go in rounds, each with one call of `engine`:
+    `more(here)` says whether any rank has something to generate, so that it is called equally often on all. Each turn
+    has noise of its own; the first has that of a completion without tools.
 
     Raises ConfigError if the chat template can't be used with tools, DataError for rows that can't, FtHostError if an
-    environment can't be reset.
+    environment can't be reset, and what `engine` or a future of `submit` raises.
     """
-    talks = started(rows, generations, tokenizer, config, toolbox)
-    limit = config.max_tool_calling_iterations
-    active, turn = talks, 0
-    while more(bool(active)):
-        requests = [
-            Request(
-                prompt_ids=talk.prompt_ids + talk.ids,
-                number=talk.number,
-                max_new_tokens=sampling.max_new_tokens - len(talk.ids) if turn else None,
-            )
-            for talk in active
-        ]
-        asking: list[tuple[Episode, list[Call]]] = []
-        for talk, answer in zip(active, engine(requests, of_turn(sampling, turn)), strict=True):
-            before = talk.prompt_ids + talk.ids
-            talk.say(answer)
-            message, calls = read_turn(answer, before, tokenizer, toolbox.schemas, first=talk.calls)
-            talk.messages.append(message)
-            if calls and (limit is None or turn < limit):
-                asking.append((talk, calls))
-        active = answered(asking, toolbox, sampling.max_new_tokens, positions)
-        turn += 1
-    return finished(talks, rows, generations, toolbox)
-
-
-def of_turn(sampling: Sampling, turn: int) -> Sampling:
-    """Return the same sampling with other noise in each turn, since a completion keeps its number."""
-    if turn == 0 or sampling.seed is None:
-        return sampling
-    digest = hashlib.blake2b(f"{sampling.seed} turn {turn}".encode(), digest_size=4).digest()
-    return replace(sampling, seed=int.from_bytes(digest, "big") >> 1)
-
-
-# ---------------------------------------------------------------- beginning and end
-
-
-def started(
-    rows: list[Row], generations: int, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig, toolbox: Toolbox
-) -> list[Episode]:
-    """Return conversations before their first turn: prompts that show the tools, with the texts of environments."""
     check_template(tokenizer, toolbox.schemas, config.chat_template_kwargs)
-    every = [row for row in rows for _ in range(generations)]
-    opened = toolbox.open([row["columns"] for row in every]) if toolbox.environment else [(None, "")] * len(every)
-    prompts: dict[tuple[int, str], tuple[templates.Conversation, list[int]]] = {}
+    room = Room(sampling.max_new_tokens, positions, config.max_tool_calling_iterations)
     talks = []
-    for index, (row, (environment, added)) in enumerate(zip(every, opened, strict=True)):
-        key = (index // generations, added)
-        if key not in prompts:
-            chat = chat_of(row, added, tokenizer, config, toolbox)
-            prompts[key] = chat, chat_ids(chat, ask=True)
-        chat, ids = prompts[key]
-        number = row["group"] * generations + index % generations
-        talks.append(Episode(number=number, chat=chat, prompt_ids=ids, environment=environment))
-    return talks
+    for row in rows:
+        prompts: dict[str, Prompt] = {}  # by what the environment adds
+        for index in range(generations):
+            number = row["group"] * generations + index
+            talks.append(held(row, number, prompts, room, tokenizer, config, toolbox))
+    if submit is None:
+        return in_rounds(talks, sampling, engine, toolbox.caller, more)
+    return each_by_itself(talks, sampling, submit, toolbox.caller)
+
+
+def held(
+    row: Row,
+    number: int,
+    prompts: dict[str, Prompt],
+    room: Room,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RolloutConfig,
+    toolbox: Toolbox,
+) -> Talk[Conversation]:
+    """Hold one conversation: yields what it waits for, and returns it in the end."""
+    environment, added = None, ""
+    if toolbox.environment:
+        [outcome] = yield Calls([toolbox.opening(row["columns"])])
+        environment, added = toolbox.opened(outcome)
+    if added not in prompts:
+        chat = chat_of(row, added, tokenizer, config, toolbox)
+        prompts[added] = chat, chat_ids(chat, ask=True)
+    chat, prompt_ids = prompts[added]
+    talk = Episode(number=number, chat=chat, prompt_ids=prompt_ids)
+    while True:
+        answer = yield talk.turn(room.longest)
+        before = talk.prompt_ids + talk.ids
+        talk.say(answer)
+        message, calls = read_turn(answer, before, tokenizer, toolbox.schemas, first=talk.calls)
+        talk.messages.append(message)
+        if not calls or (room.answered is not None and talk.turns > room.answered):
+            break
+        results = yield Calls(toolbox.answering(calls, environment))
+        if not talk.told(calls, results, room):
+            break
+    worth = ToolResult()
+    if toolbox.rewards:
+        [worth] = yield Calls([toolbox.scoring(environment)], last=True)
+    return talk.ended(row, worth)
 
 
 def chat_of(
@@ -186,64 +247,3 @@ def chat_of(
     return conversation(
         tokenizer, prompt, {"tools": toolbox.schemas, "chat_template_kwargs": arguments}, continues=begun
     )
-
-
-def finished(talks: list[Episode], rows: list[Row], generations: int, toolbox: Toolbox) -> list[Conversation]:
-    scores = toolbox.score([talk.environment for talk in talks]) if toolbox.rewards else [None] * len(talks)
-    done = []
-    for index, (talk, score) in enumerate(zip(talks, scores, strict=True)):
-        for name, values in (("logprobs", talk.logprobs), ("versions", talk.versions)):
-            if values and len(values) != len(talk.ids):
-                raise FtHostError(f"the backend returned {name} for some turns of a conversation and not for others")
-        done.append(
-            Conversation(
-                token_ids=talk.ids,
-                logprobs=talk.logprobs,
-                finish_reason=talk.finish_reason,
-                sampled=talk.sampled,
-                versions=talk.versions,
-                turns=talk.turns,
-                prompt_ids=talk.prompt_ids if talk.prompt_ids != rows[index // generations]["prompt_ids"] else [],
-                messages=talk.messages,
-                prompt=talk.chat.messages,
-                calls=talk.calls,
-                failures=talk.failures,
-                reward=score.value if score else None,
-                reward_problem=score.problem if score else "",
-            )
-        )
-    return done
-
-
-# ---------------------------------------------------------------- between turns
-
-
-def answered(
-    asking: list[tuple[Episode, list[Call]]], toolbox: Toolbox, longest: int, positions: int | None
-) -> list[Episode]:
-    """Make the calls, add their results, and return the conversations that go on."""
-    outcomes = toolbox.call([calls for _, calls in asking], [talk.environment for talk, _ in asking])
-    going = []
-    for (talk, calls), results in zip(asking, outcomes, strict=True):
-        talk.calls += len(calls)
-        talk.failures += sum(bool(result.problem) for result in results)
-        messages = [
-            {
-                "role": "tool",
-                "name": call.name,
-                "tool_call_id": call.id,
-                "content": json.dumps({"error": result.problem}, ensure_ascii=False)
-                if result.problem
-                else result.value,
-            }
-            for call, result in zip(calls, results, strict=True)
-        ]
-        ids = between(talk.chat, talk.ids, messages)
-        room = longest if positions is None else min(longest, positions - len(talk.prompt_ids))
-        if len(talk.ids) + len(ids) >= room:  # no room would be left for an answer
-            talk.finish_reason = "length"
-            continue
-        talk.messages += messages
-        talk.observe(ids)
-        going.append(talk)
-    return going
