@@ -54,6 +54,7 @@ def plan(config: RunConfig, processes: int) -> list[str]:
         f"model: {config.model}" + (f", LoRA of rank {config.lora_r}" if config.use_peft else ", all weights"),
         f"data: {data}",
         *(rollout_notes(rollouts, processes) if rollouts else []),
+        *(ahead_notes(config, rollouts) if rollouts and isinstance(config, RolloutConfig) else []),
         f"each optimizer step: {step}",
         f"length: {length(config, per_step, rollouts)}",
         f"evaluation: {evaluated}, {when}{rewards}" if evaluated else "evaluation: none",
@@ -76,6 +77,20 @@ def rollout_notes(plan: RolloutPlan, processes: int) -> list[str]:
             " prompt stay on one: some processes wait for others"
         )
     return notes
+
+
+def ahead_notes(config: RolloutConfig, plan: RolloutPlan) -> list[str]:
+    """Say in words what `rollouts` and `max_staleness` come to."""
+    ahead = config.rollouts_ahead(plan)
+    if config.rollouts == "sync":
+        return []
+    where = "in this process" if config.rollouts == "overlap" else "outside this process"
+    if not ahead:
+        return [f"rollouts: made {where}, one after the other, as rollouts: sync does (max_staleness: 0)"]
+    return [
+        f"rollouts: {config.rollouts}, made {where}; up to {(ahead + 1) * plan.prompts} prompts are under way or ready,"
+        f" and no token is older than {ahead * plan.updates} steps when its rollout is first learnt from"
+    ]
 
 
 def length(config: RunConfig, per_step: int, rollouts: RolloutPlan | None) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host import registry
 from ft_host._version import __version__
-from ft_host.config.plan import rollout_notes
+from ft_host.config.plan import ahead_notes, rollout_notes
 from ft_host.config.rollout import RolloutConfig
 from ft_host.rundir.folder import FORMAT
 from ft_host.rundir.lines import number_of
@@ -61,6 +61,7 @@ def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
     trainable = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
     notes = [
         *(rollout_notes(run.rollouts, run.world_size) if run.rollouts else []),
+        *(ahead_notes(config, run.rollouts) if run.rollouts and isinstance(config, RolloutConfig) else []),
         f"{per_step} {'blocks' if config.packing else 'rows'} a step ({config.per_device_train_batch_size} a device × "
         f"{config.gradient_accumulation_steps} accumulated × {run.world_size} processes), "
         f"{total} steps" + (" (estimated)" if config.packing and config.max_steps < 1 else ""),

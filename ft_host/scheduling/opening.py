@@ -35,7 +35,7 @@ def rollouts_of(
     session: RolloutSession, run: Run, prompts: TrainStream, buffers: list[dict[str, Any]] | None = None
 ) -> Rollouts:
     """Return what makes the rollouts of a run; `buffers` are those of all ranks of a checkpoint. Raises ConfigError for
-    a backend that can't do what `rollouts` asks, and for prompts under way that it doesn't go on with."""
+    prompts under way that a run with these fields doesn't go on with."""
     config, plan = session.config, run.rollouts
     ahead = config.rollouts_ahead(plan)
     saved = [each["ahead"] for each in buffers or [] if each.get("ahead")]
@@ -46,11 +46,6 @@ def rollouts_of(
         )
     if config.rollouts == "sync" or (config.rollouts == "overlap" and not ahead):
         return session.drawing(run, prompts)
-    if not run.plugins.hook.ft_engine.get_hookimpls():
-        raise ConfigError(
-            f"rollouts: {config.rollouts} needs a backend that takes requests while others are under way, and "
-            f"{config.backend} has no ft_engine; set rollouts: sync"
-        )
     shared = config.rollouts == "async"
     quota = len(range(run.rank, plan.prompts, run.world_size))
     if shared:
