@@ -1,15 +1,17 @@
 """One inbox for the requests of all threads: they are handed to one engine, which takes new ones as others finish.
 
-`ask` and `submit` are called from any thread and keep what a request has got so far, under a key that a second attempt
-at the same unit has too: a request that was begun goes on with its tokens. All else is called from the engine's thread,
-which alone touches the engine.
+`submit` is called from any thread and keeps what a request has got so far, under a key that a second attempt at the
+same unit has too: a request that was begun goes on with its tokens. `withdraw` gives
+those of an attempt up. All else is called from the engine's thread, which alone touches the engine.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
-from collections import deque
+from array import array
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -37,11 +39,14 @@ class Asked:
     sampling: Sampling
     future: Future[Completion]
     begun: Begun = field(default_factory=Begun)
+    withdrawn: bool = False
 
 
 def key_of(request: Request, sampling: Sampling) -> str:
-    """Return the name of a request within its unit: its model, and the noise that it has."""
-    return f"{sampling.role} {sampling.seed} {request.number}"
+    """Return the name of a request within its unit: its model, the noise that it has, and its prompt, which in a second
+    attempt may be another one, where a tool has answered otherwise. `Attempt` tells equal ones apart."""
+    prompt = hashlib.blake2b(array("q", request.prompt_ids).tobytes(), digest_size=6).hexdigest()
+    return f"{sampling.role} {sampling.seed} {request.number} {prompt}"
 
 
 class Inbox:
@@ -51,8 +56,9 @@ class Inbox:
         self.engine, self.emit, self.version, self.recompute = engine, emit, version, recompute
         self.arrived: deque[Asked] = deque()  # from threads, not yet with the engine
         self.running: dict[int, Asked] = {}  # by the engine's key
-        self.withdrawn: deque[int] = deque()  # units
         self.news = threading.Event()  # something has arrived
+        self.lock = threading.Lock()  # of `arrived` and `running`, and of telling what a request has got
+        self.failed: FtHostError | None = None  # what ended it
         self.paused = False
         self.last = 0  # the engine's last key
         self.tokens = 0  # sampled since it was read
@@ -60,30 +66,31 @@ class Inbox:
     # ------------------------------------------------------------ any thread
 
     def submit(
-        self, unit: int | None, request: Request, sampling: Sampling, known: dict[str, Begun]
+        self, unit: int | None, request: Request, sampling: Sampling, known: dict[str, Begun], key: str = ""
     ) -> Future[Completion]:
-        """Return the completion to come. `known`: the unit's requests of an earlier attempt, which this one goes on
-        with; the future raises EngineFailed or Withdrawn."""
-        key = key_of(request, sampling)
+        """Return the completion to come. `known`: the unit's requests of an earlier attempt, by `key`, which this one
+        goes on with; the future raises EngineFailed or Withdrawn."""
         begun = known.get(key, Begun())
         asked = Asked(unit, key, request, sampling, Future(), replace_lists(begun))
         if begun.finish_reason is not None:
             asked.future.set_result(completion_of(asked.begun))
             return asked.future
-        self.arrived.append(asked)
+        with self.lock:
+            if self.failed is None:
+                self.arrived.append(asked)
+        if self.failed is not None:
+            asked.future.set_exception(self.failed)
         self.news.set()
         return asked.future
 
-    def ask(
-        self, unit: int | None, requests: list[Request], sampling: Sampling, known: dict[str, Begun]
-    ) -> list[Completion]:
-        """Return completions in the order of `requests`, when all have ended. Raises what a future does."""
-        futures = [self.submit(unit, request, sampling, known) for request in requests]
-        return [future.result() for future in futures]
-
     def withdraw(self, unit: int) -> None:
-        """Forget the requests of a unit; its thread gets Withdrawn."""
-        self.withdrawn.append(unit)
+        """Give up the requests of a unit: what waits for them gets Withdrawn, and when this returns, nothing more is
+        told of them, so that the unit can be tried again."""
+        with self.lock:
+            for asked in [*self.running.values(), *self.arrived]:
+                if asked.unit == unit and not asked.withdrawn:
+                    asked.withdrawn = True
+                    asked.future.set_exception(Withdrawn("the prompt is no longer wanted"))
         self.news.set()
 
     # ------------------------------------------------------------ the engine's thread
@@ -92,7 +99,7 @@ class Inbox:
         """Hand over what has arrived, and what the engine has sampled. Waits `patience` seconds where there is nothing
         to do, and returns whether there was. Raises what the engine raises."""
         self.news.clear()
-        self._take_back()
+        self._forget()
         if self.paused:
             self.news.wait(patience)
             return False
@@ -110,9 +117,9 @@ class Inbox:
         if self.recompute and self.running:
             self.engine.interrupt()
             self._deliver(self.engine.poll(0.0))
-            for asked in reversed(list(self.running.values())):
-                self.arrived.appendleft(asked)
-            self.running.clear()
+            with self.lock:
+                self.arrived.extendleft(reversed(self.running.values()))
+                self.running.clear()
 
     def resume(self) -> None:
         self.paused = False
@@ -128,10 +135,12 @@ class Inbox:
         return time.perf_counter() - started
 
     def fail(self, error: FtHostError) -> None:
-        """Raise an error in all threads that wait."""
-        waiting = [*self.running.values(), *self.arrived]
-        self.running.clear()
-        self.arrived.clear()
+        """Raise an error in all threads that wait, and in those that submit anything from here on."""
+        with self.lock:
+            self.failed = error
+            waiting = [*self.running.values(), *self.arrived]
+            self.running.clear()
+            self.arrived.clear()
         for asked in waiting:
             asked.future.set_exception(error)
 
@@ -151,48 +160,76 @@ class Inbox:
                 max_new_tokens=most - done,
             )
         self.last += 1
-        try:
-            self.engine.submit(self.last, request, asked.sampling)
-        except FtHostError as error:  # a prompt without room, say
-            asked.future.set_exception(error)
-            return
-        self.running[self.last] = asked
+        with self.lock:
+            if asked.withdrawn:
+                return
+            try:
+                self.engine.submit(self.last, request, asked.sampling)
+            except FtHostError as error:  # a prompt without room, say
+                asked.future.set_exception(error)
+                return
+            self.running[self.last] = asked
 
     def _deliver(self, pieces: list[tuple[int, Piece]]) -> None:
         for key, piece in pieces:
-            asked = self.running.get(key)
-            if asked is None:  # withdrawn meanwhile
-                continue
-            versions = piece.versions or [self.version] * len(piece.token_ids)
-            asked.begun.add(replace(piece, versions=versions))
-            self.tokens += len(piece.token_ids)
-            if asked.unit is not None and (piece.token_ids or piece.finish_reason):
-                self.emit(
-                    Progress(
-                        unit=asked.unit,
-                        key=asked.key,
-                        token_ids=piece.token_ids,
-                        logprobs=piece.logprobs,
-                        versions=versions,
-                        finish_reason=piece.finish_reason,
-                    )
-                )
+            with self.lock:
+                asked = self.running.get(key)
+                if asked is None or asked.withdrawn:
+                    continue
+                self._tell(asked, piece)
+                if piece.problem or piece.finish_reason is not None:
+                    del self.running[key]
             if piece.problem:
-                del self.running[key]
                 asked.future.set_exception(EngineFailed(piece.problem))
             elif piece.finish_reason is not None:
-                del self.running[key]
                 asked.future.set_result(completion_of(asked.begun))
 
-    def _take_back(self) -> None:
-        while self.withdrawn:
-            unit = self.withdrawn.popleft()
-            for key in [key for key, asked in self.running.items() if asked.unit == unit]:
+    def _tell(self, asked: Asked, piece: Piece) -> None:
+        versions = piece.versions or [self.version] * len(piece.token_ids)
+        asked.begun.add(replace(piece, versions=versions))
+        self.tokens += len(piece.token_ids)
+        if asked.unit is not None and (piece.token_ids or piece.finish_reason):
+            self.emit(
+                Progress(
+                    unit=asked.unit,
+                    key=asked.key,
+                    token_ids=piece.token_ids,
+                    logprobs=piece.logprobs,
+                    versions=versions,
+                    finish_reason=piece.finish_reason,
+                )
+            )
+
+    def _forget(self) -> None:
+        """Take back from the engine what was withdrawn."""
+        with self.lock:
+            for key in [key for key, asked in self.running.items() if asked.withdrawn]:
                 self.engine.withdraw(key)
-                self.running.pop(key).future.set_exception(Withdrawn("the prompt is no longer wanted"))
-            for asked in [asked for asked in list(self.arrived) if asked.unit == unit]:
-                self.arrived.remove(asked)
-                asked.future.set_exception(Withdrawn("the prompt is no longer wanted"))
+                del self.running[key]
+
+
+@dataclass
+class Attempt:
+    """What one attempt at a unit asks for. Requests that are alike in all (a method may ask twice for the same) are
+    numbered, so that each has tokens of its own."""
+
+    inbox: Inbox
+    unit: int
+    known: dict[str, Begun]  # of attempts before
+    asked: Counter[str] = field(default_factory=Counter)
+
+    def submit(self, request: Request, sampling: Sampling) -> Future[Completion]:
+        """Return the completion to come; the future raises EngineFailed or Withdrawn."""
+        key = key_of(request, sampling)
+        self.asked[key] += 1
+        if self.asked[key] > 1:
+            key += f" {self.asked[key]}"
+        return self.inbox.submit(self.unit, request, sampling, self.known, key)
+
+    def ask(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        """Return completions in the order of `requests`, when all have ended. Raises what a future does."""
+        futures = [self.submit(request, sampling) for request in requests]
+        return [future.result() for future in futures]
 
 
 def replace_lists(begun: Begun) -> Begun:

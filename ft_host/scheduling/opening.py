@@ -123,6 +123,7 @@ def unit_run(
         gather=lambda value: [value],
         say=lambda text, level="info": emit(Said(text=text, level=level)),
         engine=ask,
+        submit=None if config.max_staleness == 0 else submit,  # the calls of a synchronous run are in rounds
         pool=session.pool,
         toolbox=session.toolbox,
         positions=session.positions,

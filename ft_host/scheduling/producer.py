@@ -18,7 +18,7 @@ from ft_host.contract.generation import check_json, check_rollout
 from ft_host.errors import ConfigError, DataError, FtHostError, HookError
 from ft_host.metrics import Accumulator
 from ft_host.rollouts.rollout import RolloutRun
-from ft_host.scheduling.inbox import EngineFailed, Inbox, Withdrawn
+from ft_host.scheduling.inbox import Attempt, EngineFailed, Inbox, Withdrawn
 from ft_host.scheduling.unit import Event, Failed, Finished, Made, Measured, Started, Unit, Updated
 from ft_host.types import Completion, Request, Sampling
 
@@ -111,19 +111,15 @@ class Producer:
             made = self._made(unit)
         except Withdrawn:
             return
-        except Exception as error:
+        except BaseException as error:  # sys.exit() too: the thread must not end without a word
+            self.inbox.withdraw(unit.number)  # before it can be tried again
             self.emit(failure_of(unit.number, error))
             return
         self.emit(Finished(unit=unit.number, made=made, at=time.time()))
 
     def _made(self, unit: Unit) -> Made:
-        def ask(requests: list[Request], sampling: Sampling) -> list[Completion]:
-            return self.inbox.ask(unit.number, requests, sampling, unit.begun)
-
-        def submit(request: Request, sampling: Sampling) -> Any:
-            return self.inbox.submit(unit.number, request, sampling, unit.begun)
-
-        rollout = self.rollout_run(unit, ask, submit)
+        attempt = Attempt(self.inbox, unit.number, unit.begun)
+        rollout = self.rollout_run(unit, attempt.ask, attempt.submit)
         with blamed(self.plugins, "ft_rollout"):
             found = self.plugins.hook.ft_rollout(rows=unit.rows, rollout=rollout, run=rollout)
         found = check_rollout(self.plugins, found)
@@ -140,7 +136,7 @@ class Producer:
         )
 
 
-def failure_of(unit: int, error: Exception) -> Failed:
+def failure_of(unit: int, error: BaseException) -> Failed:
     """Say what failed. What trying again can't mend ends the run."""
     if isinstance(error, EngineFailed):
         return Failed(unit=unit, cause="engine", error=error)
