@@ -261,7 +261,7 @@ def test_an_error_where_no_group_ever_has_a_signal(make):
 
 
 def test_metrics_of_left_out_groups_are_in_the_rollout_that_they_came_before(make):
-    buffer = make(signal=lambda n: n != 0)
+    buffer = make(signal=lambda n: n != 0, length=lambda n: 1 if n == 0 else 3)
     first = next(buffer)
     assert first.metrics["kept"] == pytest.approx(2 / 3)
 

@@ -153,6 +153,8 @@ class Ahead:
         post = self.post
         if post.source is not None:
             post.take(post.source.flush(1.0))
+        if self.run.timeline is not None:
+            self.run.timeline.flush()
         return {"place": self.place, "ledger": post.ledger.state(), "failures": post.failures.state()}
 
     def close(self) -> None:

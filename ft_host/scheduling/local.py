@@ -13,6 +13,8 @@ from ft_host.scheduling.producer import Producer
 from ft_host.scheduling.unit import Event, Unit
 from ft_host.types import Completion, Request, Sampling
 
+MEASURED = 1.0  # seconds between two measurements
+
 
 class Local:
     """`make_producer(emit)` returns the producer. `holds`: whether the engine's weights are the trainer's own, so that
@@ -36,6 +38,7 @@ class Local:
             self.resting = False
             self.producer.inbox.resume()
         self.producer.step(0.0 if self.told else patience)
+        self.producer.measure(MEASURED)
         return self._drained()
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:

@@ -20,6 +20,7 @@ from ft_host.scheduling.inbox import Inbox
 from ft_host.scheduling.ledger import Ledger
 from ft_host.scheduling.local import Local
 from ft_host.scheduling.producer import Producer
+from ft_host.scheduling.timeline import Timeline
 from ft_host.scheduling.unit import Event, Said, Unit
 from ft_host.scheduling.waiting import Post
 from ft_host.scheduling.weights import Weights
@@ -54,6 +55,7 @@ def rollouts_of(
     post = Post(run=run, ledger=ledger, failures=Failures(config), limit=config.rollout_timeout)
     weights = weights_of(session, run, post)
     run.around_sync = weights.updating
+    run.timeline = Timeline(run.folder if run.accelerator.is_main_process else None, run.step)
     if not ahead:
         drawing = session.drawing(run, prompts)
         return replace(
@@ -134,4 +136,5 @@ def unit_run(
             is_world_process_zero=not unit.rank,
         ),
         calls=unit.calls,
+        submit=submit,
     )

@@ -69,9 +69,11 @@ class Producer:
             self.step(0.05)
         return [future.result() for future in futures]
 
-    def measure(self) -> None:
-        """Tell what was done since the last time."""
+    def measure(self, every: float = 0.0) -> None:
+        """Tell what was done since the last time, unless that is less than `every` seconds ago."""
         inbox = self.inbox
+        if time.time() - self.told < every:
+            return
         now, seconds, tokens = time.time(), self.seconds, inbox.tokens
         self.seconds, inbox.tokens, self.told = {}, 0, now
         self.emit(

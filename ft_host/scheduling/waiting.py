@@ -14,6 +14,7 @@ from ft_host.scheduling.measure import Times
 from ft_host.scheduling.unit import (
     READY,
     RUNNING,
+    WAITING,
     Broken,
     Event,
     Failed,
@@ -75,6 +76,8 @@ class Post:
 
     def close(self) -> None:
         """End the source. May be called again."""
+        if self.run.timeline is not None:
+            self.run.timeline.flush()
         source, self.source = self.source, None
         if source is not None:
             source.close()
@@ -85,6 +88,12 @@ class Post:
             self.moved = time.monotonic()
         for event in events:
             HANDLERS[type(event)](self, event)
+
+    def measured(self, event: Measured | Updated) -> None:
+        self.times.add(event)
+        if self.run.timeline is not None:
+            self.run.timeline.seen(event)
+            self.run.timeline.depth(*(self.ledger.count(state) for state in (READY, RUNNING, WAITING)))
 
     def failed(self, event: Failed) -> None:
         unit = self.ledger.units.get(event.unit)
@@ -133,7 +142,7 @@ HANDLERS: dict[type, Callable[[Post, Any], None]] = {
     Finished: lambda post, event: post.ledger.finish(event),
     Failed: Post.failed,
     Said: _said,
-    Measured: lambda post, event: post.times.add(event),
-    Updated: lambda post, event: post.times.add(event),
+    Measured: Post.measured,
+    Updated: Post.measured,
     Broken: _broken,
 }

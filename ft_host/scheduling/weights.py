@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,9 @@ class Weights:
             self.version = run.step
         run.sync_weights()  # where the backend holds weights of its own: through `updating`
         if self.version != run.step:
+            started = time.perf_counter()
             self._went_on(self.publish(run.step))
+            run.add_time("weight_sync", time.perf_counter() - started)
 
     @contextlib.contextmanager
     def updating(self) -> Iterator[None]:
