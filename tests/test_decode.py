@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from ft_host.generation import Completion, Request, Sampling, decode
 from ft_host.generation import transformers as backend
+from ft_host.generation.jobs import Terms, jobs_of
 from ft_host.models import attention
 from ft_host.testing import models
 from ft_host.testing.generation import generating_run
@@ -191,12 +192,15 @@ def test_prompts_are_run_a_few_at_a_time(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu():
     requests, sampling = prompts(*LENGTHS), Sampling(max_new_tokens=30, temperature=0)
-    jobs = backend.jobs_of(requests, 30, None, models.tiny_tokenizer())
+    terms = Terms(
+        max_new_tokens=30, seed=0, ends=tuple(range(20, 28)), max_positions=None, tokenizer=models.tiny_tokenizer()
+    )
+    jobs = jobs_of(requests, terms)
     said = {}
     for device in ("cpu", "cuda"):
         model = made("qwen").to(device)
         with torch.no_grad():
-            rows = decode.decode(model, jobs, sampling, 0, list(range(20, 28)), 3)
+            rows = decode.decode(model, jobs, sampling, 3)
             said[device] = {row.job.index: row for row in rows}
     for index, row in said["cpu"].items():
         assert said["cuda"][index].tokens == row.tokens

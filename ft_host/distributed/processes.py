@@ -50,6 +50,16 @@ def is_sharded(config: RunConfig, world_size: int) -> bool:
     return config.distributed_strategy == "fsdp2" and world_size > 1
 
 
+def check_overlap(config: RunConfig, world_size: int) -> None:
+    """Refuse to decode with a model that is sharded, while requests come and go. Raises ConfigError."""
+    if is_sharded(config, world_size):
+        raise ConfigError(
+            f"rollouts: overlap can't decode with a model that distributed_strategy: fsdp2 shards over {world_size} "
+            "processes, which would have to take each step at the same time; use rollouts: async, whose rollout "
+            "process holds the whole model, or distributed_strategy: ddp"
+        )
+
+
 def agreed(accelerator: Accelerator, value: Any) -> Any:
     """Return the main process' value on every rank."""
     if accelerator.num_processes == 1:

@@ -34,15 +34,15 @@ class Columns(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         raise NotImplementedError("the buffer is allocated before the model runs")
 
-    def make_room(self, rows: int, columns: int, like: Pair) -> None:
-        """Move the part in use to the first column of new buffers of this size. The rest is zero: masked values must be
+    def make_room(self, rows: int, columns: int, first: int, like: Pair) -> None:
+        """Move the part in use to column `first` of new buffers of this size. The rest is zero: masked values must be
         finite.
         """
         used = self.extent
         new = [old.new_zeros(rows, old.shape[-3], columns, old.shape[-1]) for old in like]
-        if self.is_initialized:
+        if self.is_initialized and used.rows:
             for to, of in zip(new, (self.keys, self.values), strict=True):
-                to[: used.rows, :, : used.end - used.first] = of[: used.rows, :, used.first : used.end]
+                to[: used.rows, :, first : first + used.end - used.first] = of[: used.rows, :, used.first : used.end]
         self.keys, self.values = new
         self.is_initialized = True
 

@@ -11,7 +11,8 @@ All rows write their next key and value into the same column of one buffer. A ro
 
 So the model sees an ordinary batch, padded on the left, with a 2-D mask. Distances in columns are distances in
 positions, as sliding windows need. Nothing moves when a row enters, as long as its prompt is no longer than the columns
-in use: the longest prompts enter first. At the end of the buffer, columns that no row needs are dropped to make room.
+up to the current one: the longest prompts enter first. A longer one, which arrives while others are under way, moves
+them to the right. At the end of the buffer, columns that no row needs are dropped to make room.
 
 A prompt that several rows share runs through the model once, and its keys and values are copied to each row.
 """
@@ -24,13 +25,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ft_host.generation import Sampling
 from ft_host.generation.cache import Columns, Extent, Pair
-from ft_host.generation.sampling import noise_of, sample_token, tokens_seen
+from ft_host.generation.jobs import DecodedRow, Job
+from ft_host.generation.sampling import sample_token, tokens_seen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,19 +42,6 @@ PREFILL_TOKENS = 2048  # about so many tokens of prompts are prefilled at a time
 ROOM = 64  # the least number of spare columns in a new buffer
 STRETCH = {"cpu": 1}  # steps between two reads of the sampled tokens, by device; on other devices a read waits
 LONG_STRETCH = 8  # for all queued work
-
-
-@dataclass(frozen=True)
-class Job:
-    """A request in decoding: `index` in the call, `number` of its noise, `limit` of new tokens.
-
-    `limit` is lower than requested where the model's positions end.
-    """
-
-    index: int
-    prompt_ids: list[int]
-    number: int
-    limit: int
 
 
 def can_decode(model: PreTrainedModel) -> bool:
@@ -66,9 +56,6 @@ def can_decode(model: PreTrainedModel) -> bool:
     return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
-# ---------------------------------------------------------------- keys and values
-
-
 # ---------------------------------------------------------------- prompts
 
 
@@ -80,7 +67,8 @@ class Prompt:
     """
 
     ids: list[int]
-    jobs: deque[Job]
+    jobs: deque[Job] = field(default_factory=deque)
+    arrived: int = 0  # in an engine: those that arrived earlier go first, whatever their length
     states: list[Pair] | None = None
     logits: torch.Tensor | None = None
 
@@ -89,7 +77,7 @@ def prompts_of(jobs: list[Job]) -> deque[Prompt]:
     """Group jobs by prompt, the longest prompt first."""
     prompts: dict[tuple[int, ...], Prompt] = {}
     for job in jobs:
-        prompts.setdefault(tuple(job.prompt_ids), Prompt(job.prompt_ids, deque())).jobs.append(job)
+        prompts.setdefault(tuple(job.prompt_ids), Prompt(job.prompt_ids)).jobs.append(job)
     return deque(sorted(prompts.values(), key=lambda prompt: -len(prompt.ids)))
 
 
@@ -133,27 +121,12 @@ def prefill(model: PreTrainedModel, prompts: list[Prompt]) -> None:
 # ---------------------------------------------------------------- rows
 
 
-@dataclass
-class DecodedRow:
-    job: Job
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    ended: bool = False
-
-    def take(self, tokens: list[int], logprobs: list[float], ends: list[int]) -> None:
-        """Add tokens up to the first that ends the row: the batch goes on until the tokens are read."""
-        for token, logprob in zip(tokens, logprobs, strict=True):
-            if not self.ended:
-                self.tokens.append(token)
-                self.logprobs.append(logprob)
-                self.ended = token in ends or len(self.tokens) == self.job.limit
-
-
 class Decoder:
     """The rows in decoding: `rows` here, and a row of each tensor for each, in the same order."""
 
-    def __init__(self, model: PreTrainedModel, sampling: Sampling, seed: int, ends: list[int], size: int, limit: int):
-        self.model, self.sampling, self.seed, self.ends, self.size = model, sampling, seed, ends, size
+    def __init__(self, model: PreTrainedModel, sampling: Sampling, size: int):
+        self.model, self.sampling = model, sampling
+        self.size = size  # the rows that there are places for; buffers that are made have so many
         self.rows: list[DecodedRow] = []
         self.used = Extent()
         self.layers: list[Columns] = []
@@ -161,11 +134,14 @@ class Decoder:
         device = model.device
         self.token = torch.zeros(size, dtype=torch.long, device=device)  # the last token, not yet in the buffer
         self.start = torch.zeros(size, dtype=torch.long, device=device)  # the column of a row's first token
-        self.born = torch.zeros(size, dtype=torch.long, device=device)  # the column of its first new token
-        self.noise = torch.zeros(size, limit, device=device)
         self.seen: torch.Tensor | None = None  # (size, V), where a repetition penalty needs it
 
     # -- in and out
+
+    def places(self, rows: int, most: int) -> None:
+        """Let there be places for so many rows. Buffers that are too small for them are doubled, up to `most` rows."""
+        have = self.layers[0].keys.shape[0] if self.layers else 0
+        self.size = max(len(self.rows), rows if rows <= have or not have else min(most, max(rows, 2 * have)))
 
     def enter(self, prompt: Prompt) -> None:
         """Add rows for the prompt's jobs, as many as have a place, with their first token."""
@@ -174,25 +150,19 @@ class Decoder:
         new = slice(used.rows, used.rows + len(jobs))
         if not self.rows:
             used.first, used.end = 0, length
-        if not self.layers:
-            self.layers += [Columns(used) for _ in prompt.states]
-            self._make_room(prompt.states)
+        self._fit(new.stop, length, prompt.states)
         for layer, pair in zip(self.layers, prompt.states, strict=True):
             for buffer, states in zip((layer.keys, layer.values), pair, strict=True):
                 buffer[new, :, used.end - length : used.end] = states
-        self.start[new], self.born[new] = used.end - length, used.end
-        if self.sampling.temperature:
-            for row, job in enumerate(jobs, used.rows):
-                noise = torch.from_numpy(noise_of(self.seed, job.number, job.limit))
-                self.noise[row, : job.limit] = noise.to(self.noise.device)
+        self.start[new] = used.end - length
         logits = prompt.logits.expand(len(jobs), -1)
         if self.sampling.repetition_penalty != 1:
             if self.seen is None:
-                self.seen = torch.zeros(self.size, logits.shape[1], dtype=torch.bool, device=logits.device)
+                self.seen = torch.zeros(len(self.token), logits.shape[1], dtype=torch.bool, device=logits.device)
             self.seen[new] = tokens_seen([prompt.ids], logits.shape[1], logits.device)
         used.rows += len(jobs)
-        self.rows += [DecodedRow(job) for job in jobs]
-        self._look(new, [self._pick(logits, new, self.noise[new, 0])])
+        self.rows += [DecodedRow(job, job.noise() if self.sampling.temperature else None) for job in jobs]
+        self._look(new, [self._pick(logits, new, self._noise(new, 1)[0])])
 
     def leave(self) -> list[DecodedRow]:
         """Remove the rows that have ended; the last rows move into their places."""
@@ -208,7 +178,7 @@ class Decoder:
         del self.rows[left:]
         if holes:
             to, of = (torch.tensor(indices, device=self.token.device) for indices in (holes, movers))
-            for tensor in (self.token, self.start, self.born, self.noise, self.seen):
+            for tensor in (self.token, self.start, self.seen):
                 if tensor is not None:
                     tensor[to] = tensor[of]
             for layer in self.layers:
@@ -220,14 +190,29 @@ class Decoder:
         used.first = used.end - longest
         return gone
 
-    def _make_room(self, like: list[Pair]) -> None:
-        """Drop the columns that no row needs, and add columns at the end."""
-        length = self.used.end - self.used.first
+    def _fit(self, rows: int, length: int, like: list[Pair]) -> None:
+        """See that the buffers have places for so many rows, and so many columns up to the current one."""
+        used = self.used
+        if rows > len(self.token):
+            more = self.size - len(self.token)
+            self.token, self.start = (torch.cat([old, old.new_zeros(more)]) for old in (self.token, self.start))
+            if self.seen is not None:
+                self.seen = torch.cat([self.seen, self.seen.new_zeros(more, self.seen.shape[1])])
+        have = self.layers[0].keys.shape if self.layers else (0, 0, 0)
+        if not self.layers:
+            self.layers += [Columns(used) for _ in like]
+        if rows > have[0] or used.end > have[2] or length > used.end:
+            self._make_room(like, max(0, length - (used.end - used.first)))
+        used.first = min(used.first, used.end - length)
+
+    def _make_room(self, like: list[Pair], before: int = 0) -> None:
+        """Drop the columns that no row needs, leave `before` columns empty, and add columns at the end."""
+        used = self.used
+        end = before + used.end - used.first
         for layer, pair in zip(self.layers, like, strict=True):
-            layer.make_room(self.size, length + max(ROOM, length // 4), pair)
-        self.start -= self.used.first
-        self.born -= self.used.first
-        self.used.first, self.used.end = 0, length
+            layer.make_room(self.size, end + max(ROOM, end // 4), before, pair)
+        self.start += before - used.first
+        used.first, used.end = before, end
 
     # -- a step
 
@@ -235,15 +220,24 @@ class Decoder:
         """Sample the next token of each row, or several before they are read, but never past a row's limit."""
         steps = STRETCH.get(self.token.device.type, LONG_STRETCH)
         steps = min(steps, *(row.job.limit - len(row.tokens) for row in self.rows))
-        self._look(slice(0, len(self.rows)), [self._step() for _ in range(steps)])
+        rows = slice(0, len(self.rows))
+        self._look(rows, [self._step(noise) for noise in self._noise(rows, steps)])
+
+    def _noise(self, rows: slice, steps: int) -> torch.Tensor:
+        """Return (steps, rows): the noise of the next tokens."""
+        every = self.rows[rows]
+        if not self.sampling.temperature:
+            return torch.zeros(steps, len(every), device=self.token.device)
+        noise = np.stack([row.noise[len(row.tokens) : len(row.tokens) + steps] for row in every], 1)
+        return torch.from_numpy(noise).to(self.token.device)
 
     def _look(self, rows: slice, steps: list[Pair]) -> None:
         """Read the sampled tokens into the rows. Only this waits for the device."""
         tokens, logprobs = (torch.stack(values, 1).tolist() for values in zip(*steps, strict=True))
         for row, *sampled in zip(self.rows[rows], tokens, logprobs, strict=True):
-            row.take(*sampled, self.ends)
+            row.take(*sampled)
 
-    def _step(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, noise: torch.Tensor) -> Pair:
         used, rows = self.used, slice(0, len(self.rows))
         if used.end == self.layers[0].keys.shape[2]:
             self._make_room([(layer.keys, layer.values) for layer in self.layers])
@@ -261,10 +255,9 @@ class Decoder:
             .float()
         )
         used.end += 1
-        step = used.end - self.born[rows, None]
-        return self._pick(logits, rows, self.noise[rows].gather(1, step)[:, 0])
+        return self._pick(logits, rows, noise)
 
-    def _pick(self, logits: torch.Tensor, rows: slice, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pick(self, logits: torch.Tensor, rows: slice, noise: torch.Tensor) -> Pair:
         seen = None if self.seen is None else self.seen[rows]
         token, logp = sample_token(logits, self.sampling, noise, seen)
         if seen is not None:
@@ -273,12 +266,10 @@ class Decoder:
         return token, logp
 
 
-def decode(
-    model: PreTrainedModel, jobs: list[Job], sampling: Sampling, seed: int, ends: list[int], size: int
-) -> Iterator[DecodedRow]:
+def decode(model: PreTrainedModel, jobs: list[Job], sampling: Sampling, size: int) -> Iterator[DecodedRow]:
     """Complete the jobs, at most `size` at a time; yield rows as they end. Gradients must be off."""
     waiting, size = prompts_of(jobs), min(size, len(jobs))
-    decoder = Decoder(model, sampling, seed, ends, size, max(job.limit for job in jobs))
+    decoder = Decoder(model, sampling, size)
     while waiting or decoder.rows:
         # Prefill of one prompt takes about as long as a step of all rows: wait for a few free places.
         if waiting and (not decoder.rows or size - len(decoder.rows) >= max(1, size // 8)):

@@ -6,6 +6,7 @@ Opening it refuses everything that can be refused without a model.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.config.rollout import RolloutConfig
 from ft_host.data.stream import TrainStream
+from ft_host.distributed.processes import check_overlap
 from ft_host.errors import ConfigError, DataError, PluginBroken
 from ft_host.models.positions import limit_of
 from ft_host.registry import PluginInfo, label
@@ -54,6 +56,8 @@ def check_online(method: PluginInfo, plugins: PluginManager, config: RunConfig) 
             f"rollouts: {config.rollouts} needs a backend that takes requests while others are under way, and "
             f"{config.backend} has no ft_engine; set rollouts: sync"
         )
+    if answers and config.rollouts == "overlap" and config.backend == "transformers":
+        check_overlap(config, int(os.environ.get("WORLD_SIZE", config.num_processes)))
     if answers and config.needs_scores and not plugins.hook.ft_score.get_hookimpls():
         raise ConfigError(NO_SCORES.format(config.backend))
 
