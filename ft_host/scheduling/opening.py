@@ -136,5 +136,4 @@ def unit_run(
             is_world_process_zero=not unit.rank,
         ),
         calls=unit.calls,
-        submit=submit,
     )
