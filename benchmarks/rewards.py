@@ -3,7 +3,27 @@ completions."""
 
 from __future__ import annotations
 
+import time
+
 
 def every_fourth(completion_ids: list[list[int]], **kwargs) -> list[float]:
     """The share of a completion's tokens whose number is a multiple of 4."""
     return [sum(token % 4 == 0 for token in ids) / len(ids) for ids in completion_ids]
+
+
+# ---------------------------------------------------------------- of asynchronous.py
+
+
+def after_0_ms(completion_ids: list[list[int]], **kwargs) -> list[float]:
+    return every_fourth(completion_ids)
+
+
+def after_50_ms(completion_ids: list[list[int]], **kwargs) -> list[float]:
+    """As a judge that is asked about one completion after the other."""
+    time.sleep(0.05 * len(completion_ids))
+    return every_fourth(completion_ids)
+
+
+def after_200_ms(completion_ids: list[list[int]], **kwargs) -> list[float]:
+    time.sleep(0.2 * len(completion_ids))
+    return every_fourth(completion_ids)
