@@ -16,7 +16,7 @@ from ft_host import registry
 from ft_host.cli.train import run as train_command
 from ft_host.config import option
 from ft_host.config.fields import fields_of
-from ft_host.config.resolve import resolve_resumed
+from ft_host.config.recorded import resolve_resumed
 from ft_host.errors import ConfigError, UsageError
 from ft_host.rundir.folder import RunFolder
 from ft_host.rundir.opening import Resuming

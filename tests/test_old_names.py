@@ -183,11 +183,11 @@ def of_0_4(config: RunConfig, without: tuple[str, ...] = ()) -> dict:
 def test_a_recorded_config_is_read_under_the_names_of_today():
     old = of_0_4(SFTConfig(eval_temperature=0.3, ddp_timeout=7, model="m", dataset="d"))
     assert old["temperature"] == 0.3 and "eval_temperature" not in old
-    resolved = resolving.resolve_resumed(SFTConfig, old, dict.fromkeys(old, "python"), "run.json", [])
+    resolved = recorded.resolve_resumed(SFTConfig, old, dict.fromkeys(old, "python"), "run.json", [])
     assert (resolved.config.eval_temperature, resolved.config.ddp_timeout) == (0.3, 7)
     assert set(resolved.origins) == set(fields_of(SFTConfig))
     with pytest.warns(RenamedField, match="--select is called --rules-select"):
-        resolved = resolving.resolve_resumed(SFTConfig, old, {}, "run.json", ["--select", "NUM"])
+        resolved = recorded.resolve_resumed(SFTConfig, old, {}, "run.json", ["--select", "NUM"])
     assert resolved.config.rules_select == ["NUM"]
 
 

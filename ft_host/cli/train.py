@@ -1,4 +1,4 @@
-"""`ft-host train METHOD [CONFIG] [--field value ...]` and `ft-host train --resume RUN`.
+"""`ft-host train METHOD [CONFIG] [--field value ...]`, `ft-host train --resume RUN` and `--replay RUN`.
 
 Everything before the import of `ft_host.training.launch` is light: a wrong command line is refused before torch is
 imported.
@@ -17,17 +17,19 @@ from typing import Any, NoReturn
 
 from ft_host import registry
 from ft_host.config import paths, resolve
+from ft_host.config import recorded as recorded_configs
 from ft_host.config.files import ConfigFile, is_config, read_file
 from ft_host.config.old_names import RenamedField
 from ft_host.distributed.launcher import end_with_launcher
 from ft_host.errors import PluginNotFound, StoppedByFinding, UsageError
 from ft_host.util.console import show
 
-USAGE = "ft-host train METHOD [CONFIG] [--field value ...], or ft-host train --resume RUN [--field value ...]"
+USAGE = "ft-host train METHOD [CONFIG] [--field value ...], or ft-host train --resume|--replay RUN [--field value ...]"
 HELP = """\
 usage: ft-host train METHOD [CONFIG] [--field value ...] [--dry-run]
        ft-host train CONFIG [--field value ...] [--dry-run]
        ft-host train --resume RUN [--field value ...]
+       ft-host train --replay RUN [--field value ...]
 
 Trains a model. CONFIG is a YAML, TOML or JSON file; METHOD may be left out if it has a line `method: ...`. Flags
 override the file. --dry-run checks everything that needs no model, and prints the config with the origin of each
@@ -36,6 +38,7 @@ value. --resume continues a stopped run from its newest whole checkpoint. With i
   --allow-changed FIELDS  go on though files that these fields name (model,dataset) have other content than
                           when the run began; run.json records it
   --take-over             go on though a process on another host may still train in the folder
+--replay trains a new run with the config of RUN on the rollouts that it has recorded, and samples none.
 
 `ft-host train METHOD --help` lists the fields of a method, `ft-host config METHOD` prints a CONFIG to start from.
 """
@@ -43,7 +46,7 @@ value. --resume continues a stopped run from its newest whole checkpoint. With i
 
 @dataclass(kw_only=True)
 class Asked:
-    """The command line without the fields: METHOD, CONFIG, RUN, and the rest."""
+    """The command line without the fields: METHOD, CONFIG, RUN to go on with or to learn from again, and the rest."""
 
     method: str | None
     file: ConfigFile | None
@@ -51,6 +54,7 @@ class Asked:
     dry_run: bool
     help: bool
     flags: list[str]
+    replay: str | None = None
     restart: bool = False
     take_over: bool = False
     allow_changed: tuple[str, ...] = ()
@@ -77,7 +81,10 @@ def run(argv: list[str]) -> int:
 
         print(method_help(asked.method, registry.config_class(asked.method)), end="")
         return 0
-    ready = resumed(asked) if asked.resume is not None else fresh(asked)
+    if asked.resume is not None:
+        ready = resumed(asked)
+    else:
+        ready = fresh(asked) if asked.replay is None else replayed(asked)
     config = ready.resolved.config
     if asked.dry_run:
         from ft_host.config.plan import dry_run
@@ -126,6 +133,9 @@ def read(argv: list[str]) -> Asked:
     rest = list(argv)
     wanted = {name: take_switch(rest, name) for name in ("--dry-run", "--help", "-h", "--restart", "--take-over")}
     resume = take_value(rest, "--resume", "the folder of a run, for instance --resume runs/sft-20260101-120000")
+    # With --resume it is a field, which can't change.
+    run = "the folder of a run whose rollouts to learn from, for instance --replay runs/grpo-20260101-120000"
+    replay = take_value(rest, "--replay", run) if resume is None else None
     allowed = take_value(rest, "--allow-changed", "the fields whose files may have changed, for instance model,dataset")
     places = []
     while rest and not rest[0].startswith("-") and len(places) < 2:
@@ -137,6 +147,7 @@ def read(argv: list[str]) -> Asked:
         dry_run=wanted["--dry-run"],
         help=wanted["--help"] or wanted["-h"],
         flags=rest,
+        replay=replay,
         restart=wanted["--restart"],
         take_over=wanted["--take-over"],
         allow_changed=tuple(name.strip() for name in (allowed or "").split(",") if name.strip()),
@@ -144,11 +155,11 @@ def read(argv: list[str]) -> Asked:
     for name in ("--restart", "--take-over"):
         if wanted[name] and resume is None:
             raise UsageError(f"{name} is for a run that goes on: ft-host train --resume RUN {name}")
-    if resume is not None:
+    for name, value in (("--resume", resume), ("--replay", replay)):
+        if value is None:
+            continue
         if places:
-            raise UsageError(
-                f"--resume {resume}: the run knows its method and its config; unexpected {' '.join(places)}"
-            )
+            raise UsageError(f"{name} {value}: the run knows its method and its config; unexpected {' '.join(places)}")
         return asked
     if places and not is_config(places[0]):
         asked.method = places.pop(0)
@@ -230,24 +241,46 @@ def fresh(asked: Asked) -> Ready:
 
 def resumed(asked: Asked) -> Ready:
     """Return a resumed run, from its run.json. Raises UsageError for a folder that isn't a run's."""
-    from ft_host.rundir.folder import RunFolder
     from ft_host.rundir.owner import refuse_if_owned
 
-    record: dict[str, Any] = RunFolder.open(asked.resume).manifest
+    method, record, where = record_of(asked.resume)
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first process may own it before another looks
         refuse_if_owned(Path(asked.resume))
-    where = os.path.join(asked.resume, "run.json")
-    lacking = [key for key in ("reference", "config", "origins") if key not in record]
-    if lacking:
-        raise UsageError(f"{where} has no {', '.join(lacking)}: not written by this version of ft-host")
-    name = record["reference"]  # an argument of `find`: the distribution and the name, or the path of a file
-    method = registry.find("method", name)
     with old_names_caught() as renamed:
-        resolved = resolve.resolve_resumed(
+        resolved = recorded_configs.resolve_resumed(
             registry.config_class(method), record["config"], record["origins"], where, asked.flags
         )
     find_others(resolved.config)
     return Ready(method=method, resolved=resolved, resume=asked.resume, renamed=renamed)
+
+
+def replayed(asked: Asked) -> Ready:
+    """Return a new run on the rollouts of another. Raises UsageError for a folder that isn't a run's, or has none."""
+    from ft_host.rundir.recorded import check_replay
+
+    method, record, where = record_of(asked.replay)
+    with old_names_caught() as renamed:
+        resolved = recorded_configs.resolve_replay(
+            registry.config_class(method), record["config"], record["origins"], where, asked.replay, asked.flags
+        )
+    config = resolved.config
+    check_replay(config, registry.reference(method), int(os.environ.get("WORLD_SIZE", config.num_processes)))
+    paths.check_output(config.output_dir)
+    find_others(config)
+    return Ready(method=method, resolved=resolved, resume=None, renamed=renamed)
+
+
+def record_of(run: str) -> tuple[registry.PluginInfo, dict[str, Any], str]:
+    """Return the method of a run, its run.json and where that is. Raises UsageError for a folder that isn't a run's."""
+    from ft_host.rundir.folder import RunFolder
+
+    record: dict[str, Any] = RunFolder.open(run).manifest
+    where = os.path.join(run, "run.json")
+    lacking = [key for key in ("reference", "config", "origins") if key not in record]
+    if lacking:
+        raise UsageError(f"{where} has no {', '.join(lacking)}: not written by this version of ft-host")
+    # an argument of `find`: the distribution and the name, or the path of a file
+    return registry.find("method", record["reference"]), record, where
 
 
 def find_others(config: Any) -> None:

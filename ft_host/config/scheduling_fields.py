@@ -48,11 +48,19 @@ class SchedulingFields:
         "of the old weights: faster, and further from the policy.",
         group="rollouts",
     )
-    record_rollouts: bool = option(
-        True,
-        "Keep what each step of an overlap or async run learnt from, about 8 bytes a token, so that `ft-host train "
-        "--replay RUN` can repeat it.",
+    record_rollouts: bool | None = option(
+        None,
+        "Keep what each step learns from in RUN/rollouts, 8 to 12 bytes a token, so that `ft-host train --replay RUN` "
+        "can learn from it again. Not set: with overlap and async, whose completions can't be sampled again.",
         group="rollouts",
+    )
+    replay: str | None = option(
+        None,
+        "Learn from the rollouts that the run in this folder has recorded, in their order, rather than sample any. "
+        "`ft-host train --replay RUN` takes the other fields from it too.",
+        group="rollouts",
+        path=True,
+        compared=False,
     )
     rollout_device: str | None = option(
         None,
@@ -75,6 +83,12 @@ class SchedulingFields:
     max_set_aside: int = option(
         16, "Prompts that may be set aside in an epoch; more end the run.", group="rollouts", ge=0
     )
+
+    @property
+    def records(self) -> bool:
+        """Whether the run keeps its rollouts; one that replays those of another doesn't."""
+        wanted = self.rollouts != "sync" if self.record_rollouts is None else self.record_rollouts
+        return wanted and self.replay is None
 
     @property
     def retries(self) -> dict[str, int]:
@@ -118,7 +132,6 @@ DEFAULTS = {
     "max_staleness": None,
     "rollout_order": "ready_first",
     "recompute_cache": True,
-    "record_rollouts": True,
     "rollout_timeout": 1800.0,
     "rollout_retries": {},
     "max_set_aside": 16,

@@ -16,19 +16,16 @@ reads them, and nothing in them is executed.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import json
 import os
-import random
 import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
@@ -48,42 +45,11 @@ from ft_host.rundir.folder import write_json
 from ft_host.training.state_reader import StatePlanner, StateReader, refusals
 from ft_host.util.disk import disk_problem
 from ft_host.util.ranks import everywhere
-from ft_host.util.seeds import seed_all
+from ft_host.util.seeds import random_states, seed_all, set_random_states
 
 if TYPE_CHECKING:
     from ft_host.run import Run
     from ft_host.training.loop import Progress
-
-
-# ---------------------------------------------------------------- random states
-
-
-def random_states() -> dict[str, Any]:
-    """Return all random states of this process, as JSON."""
-    name, keys, *rest = np.random.get_state()
-    states = {
-        "python": random.getstate(),
-        "numpy": [name, keys.tolist(), *rest],
-        "torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = base64.b64encode(torch.cuda.get_rng_state().numpy().tobytes()).decode()
-    return states
-
-
-def _tensor(text: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Undo of `random_states`."""
-    version, keys, gauss = states["python"]
-    random.setstate((version, tuple(keys), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(_tensor(states["torch"]))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_tensor(states["cuda"]))
 
 
 # ---------------------------------------------------------------- files

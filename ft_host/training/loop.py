@@ -16,13 +16,13 @@ from ft_host.data.prepare import Tally
 from ft_host.errors import DataError, FtHostError, Interrupted, StoppedByFinding
 from ft_host.monitor.gradients import UpdateMonitor
 from ft_host.monitor.memory_usage import peak_memory_mb
-from ft_host.training.checkpoint import random_states, set_random_states
 from ft_host.training.normalisation import check_normalised
 from ft_host.training.step import Agreed, agree, asks_models, before_collating, train_step
 from ft_host.types import Row
 from ft_host.util.console import tell
 from ft_host.util.disk import missing
 from ft_host.util.ranks import everywhere, told
+from ft_host.util.seeds import random_states, set_random_states
 from ft_host.util.signals import Stop
 
 if TYPE_CHECKING:

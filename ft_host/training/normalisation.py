@@ -17,10 +17,10 @@ import torch
 from ft_host.contract.blame import fault
 from ft_host.contract.names import Named
 from ft_host.errors import HookError
-from ft_host.training.checkpoint import random_states, set_random_states
 from ft_host.types import Row
 from ft_host.util.memory import FORWARD, oom_context
 from ft_host.util.ranks import everywhere
+from ft_host.util.seeds import random_states, set_random_states
 
 if TYPE_CHECKING:
     from ft_host.run import Run

@@ -1,9 +1,11 @@
-"""Python's and numpy's random states: seeded from the run's seed, so that what a plugin or a reward draws from them is
-the same in each run with that seed. Imports nothing of the host, and torch only where it is asked for.
+"""Random states: Python's and numpy's, seeded from the run's seed, so that what a plugin or a reward draws from them is
+the same in each run with that seed; and all of them kept and put back. Imports nothing of the host, and torch only
+where it is asked for.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import random
 import sys
@@ -49,3 +51,34 @@ def aside() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def random_states() -> dict[str, Any]:
+    """Return all random states of this process, as JSON."""
+    import torch
+
+    name, keys, *rest = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), *rest],
+        "torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = base64.b64encode(torch.cuda.get_rng_state().numpy().tobytes()).decode()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Undo of `random_states`."""
+    import torch
+
+    def tensor(text: str) -> Any:
+        return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(tensor(states["torch"]))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensor(states["cuda"]))
