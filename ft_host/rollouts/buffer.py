@@ -97,7 +97,7 @@ class Buffer:
             "place": self.place,
             "metrics": self.metrics,
             "samples": self.samples,
-            "ahead": self.rollouts.state(),
+            "ahead": self.rollouts.state(self.number),
         }
 
     def planned_steps(self) -> int | None:

@@ -44,8 +44,9 @@ class Rollouts(Protocol):
         """Return rollout `number`, from the prompts behind `place` on. Raises StopIteration after the last prompt,
         FtHostError where no group has a signal."""
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold of rollouts to come, JSON-able."""
+    def state(self, held: int) -> dict[str, Any]:
+        """Return what a checkpoint must hold of rollouts to come, JSON-able. `held` is the rollout that it has the rows
+        of: one that was made after it has failed on its way there, and is made again."""
 
     def close(self) -> None:
         """End what was started."""
@@ -111,7 +112,7 @@ class Drawing:
             seconds=rollout_run.seconds,
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self, held: int) -> dict[str, Any]:
         return {}
 
     def close(self) -> None:

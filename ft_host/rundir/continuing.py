@@ -107,6 +107,23 @@ def check_same_start(other: RunFolder, new: dict[str, Any], config: RunConfig, a
     return said + told + _versions(old, new)
 
 
+def check_same_model(other: RunFolder, new: dict[str, Any]) -> list[str]:
+    """Compare a run that learns from the rollouts of `other` with that run, in what they begin with. Returns warnings.
+    Raises ConfigError for another model; rewards, tools and the method's own file may have been worked on."""
+    old = other.manifest
+    was = {name: entry for name, entry in old.get("depends_on", {}).items() if name in new["depends_on"]}
+    found, said = changes(was, new["depends_on"])
+    for change in found:
+        if change.field == "model":
+            raise ConfigError(
+                f"model: {change.what}. {other.path} began with something else, and its rollouts mean nothing to this "
+                "model: put it back"
+            )
+    found += _data_changes(old.get("data"), new["data"])[0]
+    said += [f"{change.field} is not that of {other.path}: {change.what}" for change in found]
+    return said + _versions(old, new)
+
+
 def _check_method(run: Path, old: dict[str, Any]) -> None:
     """Refuse a run.json whose two names of the method disagree: it was edited by hand."""
     reference = str(old["reference"])

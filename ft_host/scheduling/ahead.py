@@ -47,6 +47,7 @@ class Ahead:
     saved: list[dict[str, Any]] = field(default_factory=list)  # what `state` returned on each rank of a checkpoint
     place: dict[str, Any] = field(default_factory=dict)  # in the prompts, behind all that were drawn
     ended: bool = False  # no prompt is left to draw
+    handed: tuple[int, list[Unit]] = (-1, [])  # the last rollout, and the prompts of it
 
     def __post_init__(self) -> None:
         if self.saved:
@@ -69,6 +70,7 @@ class Ahead:
         self.weights.refresh()
         post.begin()
         taken = self.next_ones(number)
+        self.handed = (number, taken)
         if post.source is not None:
             post.source.rest()
         groups = rows_of(taken)
@@ -149,13 +151,17 @@ class Ahead:
             if mine:
                 post.source.admit(mine)
 
-    def state(self) -> dict[str, Any]:
-        post = self.post
+    def state(self, held: int) -> dict[str, Any]:
+        post, (number, taken) = self.post, self.handed
         if post.source is not None:
             post.take(post.source.flush(1.0))
         if self.run.timeline is not None:
             self.run.timeline.flush()
-        return {"place": self.place, "ledger": post.ledger.state(), "failures": post.failures.state()}
+        return {
+            "place": self.place,
+            "ledger": post.ledger.state(taken if number > held else []),
+            "failures": post.failures.state(),
+        }
 
     def close(self) -> None:
         self.prompts.close()

@@ -116,10 +116,14 @@ class Ledger:
     def count(self, state: str) -> int:
         return sum(unit.state == state for unit in self.units.values())
 
-    def state(self) -> dict[str, Any]:
+    def state(self, back: list[Unit]) -> dict[str, Any]:
+        """Return all units, JSON-able, with those that were taken and are to be taken again."""
+        learnt = [unit for unit in back if unit.made is not None and unit.made.rows]
+        units = sorted([*self.units.values(), *learnt], key=lambda unit: unit.number)
+        left_out = [*self.left_out, *(unit for unit in back if unit not in learnt)]
         return {
-            "units": [unit.as_json() for unit in self.units.values()],
-            "left_out": [unit.as_json() for unit in self.left_out],
+            "units": [unit.as_json() for unit in units],
+            "left_out": [unit.as_json() for unit in left_out],
             "quota": self.quota,
             "next_number": self.next_number,
             "finished": self.finished,

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.contract.generation import check_json
+from ft_host.distributed.processes import on_main
 from ft_host.errors import DataError, FtHostError
 from ft_host.rollouts.drawing import RolloutMade, Rollouts
 from ft_host.rundir.recorded import FOLDER, cut, file_of, recorded
+from ft_host.scheduling.opening import rollouts_of
 from ft_host.scheduling.packed import read_packed, write_packed
 from ft_host.util.disk import disk_problem
 from ft_host.util.ranks import everywhere
@@ -22,7 +24,20 @@ from ft_host.util.seeds import random_states, set_random_states
 
 if TYPE_CHECKING:
     from ft_host.data.stream import TrainStream
+    from ft_host.rollouts.session import RolloutSession
     from ft_host.run import Run
+
+
+def rollouts_for(session: RolloutSession, run: Run, prompts: TrainStream, buffers: list[dict[str, Any]]) -> Rollouts:
+    """Return what makes the rollouts of a run, records them, or gives those of another again. `buffers` are those of
+    all ranks of a checkpoint. All ranks must call it. Raises ConfigError as `rollouts_of` does."""
+    config = session.config
+    if config.replay is not None:
+        return Recorded(run=run, prompts=prompts, source=Path(config.replay))
+    rollouts = rollouts_of(session, run, prompts, buffers)
+    if not config.records:
+        return rollouts
+    return Recorder.begin(run, rollouts, buffers[0]["number"] if buffers else -1)
 
 
 @dataclass(kw_only=True)
@@ -36,10 +51,12 @@ class Recorder:
     def begin(cls, run: Run, rollouts: Rollouts, last: int) -> Recorder:
         """Return one that goes on after rollout `last`; what was recorded after it goes, as the logs of a resumed run
         do. All ranks must call it."""
-        if run.rank == 0:
+
+        def begin() -> None:
             cut(run.folder.path, last)
             (run.folder.path / FOLDER).mkdir(exist_ok=True)
-        run.gather(None)  # the folder is there
+
+        on_main(run.accelerator, begin)
         return cls(run=run, rollouts=rollouts)
 
     @property
@@ -51,8 +68,8 @@ class Recorder:
         self._write(number, made)
         return made
 
-    def state(self) -> dict[str, Any]:
-        return self.rollouts.state()
+    def state(self, held: int) -> dict[str, Any]:
+        return self.rollouts.state(held)
 
     def close(self) -> None:
         self.rollouts.close()
@@ -107,8 +124,8 @@ class Recorded:
             raise StopIteration
         if number < first:
             raise DataError(
-                f"{self.source} has recorded rollouts {first} to {last}, and this run begins with rollout {number}: set "
-                "resume_from_checkpoint to the checkpoint that it began with"
+                f"{self.source} has recorded rollouts {first} to {last}, and this run begins with rollout {number}: "
+                "set resume_from_checkpoint to the checkpoint that it began with"
             )
         part = self._read(number, 0)
         if part["world_size"] == run.world_size:
@@ -125,7 +142,7 @@ class Recorded:
         metrics = {name: value for name, value in part["metrics"].items() if not name.startswith("perf/")}
         return RolloutMade(rows=rows, samples=samples, place=part["place"], metrics=metrics)
 
-    def state(self) -> dict[str, Any]:
+    def state(self, held: int) -> dict[str, Any]:
         return {}
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from ft_host.models.annotate import open_store, precompute
 from ft_host.models.aux_models import AuxModel, keep_adapter
 from ft_host.rollouts.buffer import Buffer, place_of, reshard_rows
 from ft_host.run import Run
-from ft_host.scheduling.opening import rollouts_of
+from ft_host.scheduling.record import rollouts_for
 from ft_host.training import checkpoint as checkpoints
 from ft_host.training.evaluate import Evaluation
 from ft_host.training.loop import Progress
@@ -129,7 +129,7 @@ def build(ready: Preflight, accelerator: Accelerator, folder: RunFolder, checkpo
     if ready.online:
         place = place_of(progress.position, saved_rows)
         prompts = ready.online.prompts(run, ready.train_source, ready.prepare, place)
-        rollouts = rollouts_of(ready.online, run, prompts, buffers)
+        rollouts = rollouts_for(ready.online, run, prompts, buffers)
         stream = Buffer(run, run.rollouts, rollouts, progress.position, saved_rows)
     else:
         stream = data.TrainStream(
