@@ -15,7 +15,7 @@ from ft_sft.config import SFTConfig
 
 from ft_host.cli import train as train_command
 from ft_host.cli.train import old_names_caught
-from ft_host.config import RunConfig, option
+from ft_host.config import RunConfig, option, recorded
 from ft_host.config import resolve as resolving
 from ft_host.config.fields import fields_of
 from ft_host.config.old_names import RenamedField, of_record, old_names

@@ -22,8 +22,8 @@ from ft_host.config.fields import fields_of, names_of
 from ft_host.config.help import method_help
 from ft_host.config.paths import OPTIMIZERS
 from ft_host.config.plan import dry_run
-from ft_host.config.renamed import RENAMED, hint
 from ft_host.config.recorded import RESUMABLE, resolve_resumed
+from ft_host.config.renamed import RENAMED, hint
 from ft_host.config.run import SCHEDULES
 from ft_host.config.schema import schema
 from ft_host.config.starter import starter

@@ -6,6 +6,7 @@ findings.jsonl  the findings of its diagnostics: a line for each change of a fin
 events.jsonl    messages to the user
 timeline.jsonl  what trainer and rollouts did when, of a run whose rollouts don't wait for training
 samples.jsonl   completions of held-out prompts, at each evaluation, and some of each rollout
+rollouts/       what each rollout was learnt from, of a run that others can replay
 checkpoints/    step-N/, complete or absent
 model/          what `from_pretrained` loads, or the adapter
 owner.json      the process that trains in it; absent when none does

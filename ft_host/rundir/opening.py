@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_host.config.rollout import RolloutConfig
 from ft_host.distributed.processes import on_main
 from ft_host.errors import UsageError
 from ft_host.rundir.checkpoints import clean, first_checkpoint, parent_of, run_of, start_of, step_of
-from ft_host.rundir.continuing import check_rows_per_step, check_same, check_same_start
+from ft_host.rundir.continuing import check_rows_per_step, check_same, check_same_model, check_same_start
 from ft_host.rundir.folder import RunFolder
 from ft_host.rundir.manifest import new_manifest
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.registry import PluginInfo
 
-LOGS = ("metrics.jsonl", "samples.jsonl", "findings.jsonl", "events.jsonl", "timeline.jsonl", "report.html")
+LOGS = ("metrics.jsonl", "samples.jsonl", "findings.jsonl", "events.jsonl", "timeline.jsonl", "rollouts", "report.html")
 OUTPUT = ("checkpoints", "model", "merged")
 
 
@@ -124,6 +125,8 @@ def write_manifest(
         warnings = []
         if start is not None:
             warnings = check_same_start(RunFolder.open(run_of(start)), manifest, config, asked.allow_changed)
+        if isinstance(config, RolloutConfig) and config.replay is not None:
+            warnings += check_same_model(RunFolder.open(config.replay), manifest)
         folder.update(**manifest, saved=None)
         if start is not None:
             warnings += folder.take_over(run_of(start), step_of(start))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from ft_host.registry.backend import backend_of
 from ft_host.rewards import RewardFunction, check_columns, load_rewards
 from ft_host.rollouts.session import RolloutSession, check_online
 from ft_host.rundir.depends import dependencies
+from ft_host.rundir.recorded import check_replay
 from ft_host.training.optim import optimizer_factory
 from ft_host.types import ModelSpec, Row
 from ft_host.util.seeds import seed_all
@@ -131,6 +133,9 @@ def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
     seed_all(config.seed)  # before plugins are imported: they may draw numbers as they are
     chosen = choose(config, method)
     notes, limits = chosen.fit_positions()
+    if isinstance(config, RolloutConfig) and config.replay is not None:
+        processes = int(os.environ.get("WORLD_SIZE", config.num_processes))
+        notes += check_replay(config, registry.reference(method), processes)
     watch = Monitor(chosen.plugins, chosen.infos, config)
     optimizer_factory(config)
     check_trackers(config.report_to)
