@@ -70,7 +70,7 @@ def test_pieces_of_one_character_are_shown_together():
 def test_what_is_wrong_is_refused(config, tmp_path):
     for argv, said in (
         (["sft", config, "--rows", "x"], "--rows: found 'x', expected a number of rows"),
-        (["sft", config, "--dry-run"], "takes neither --resume nor --dry-run"),
+        (["sft", config, "--dry-run"], "takes none of --resume, --replay and --dry-run"),
         (["sft", config, "--allow-changed", "model"], "doesn't take --allow-changed"),
     ):
         with pytest.raises(UsageError, match=said):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # name -> the module with its `run(argv) -> int`, and the command's description
 COMMANDS = {
-    "train": ("ft_host.cli.train", "train a model with a method, or resume a run"),
+    "train": ("ft_host.cli.train", "train a model with a method, or resume or replay a run"),
     "autopilot": ("ft_host.cli.autopilot", "train in attempts, each with a remedy for the findings of the one before"),
     "diagnose": ("ft_host.cli.diagnose", "find problems of a run from its folder"),
     "explain": ("ft_host.cli.explain", "explain what a rule detects, its causes and remedies"),

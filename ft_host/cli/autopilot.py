@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ft_host import registry
 from ft_host.autopilot.attempts import Autopilot
-from ft_host.cli.train import Ready, fresh, read, say_warnings, take_number, take_value
+from ft_host.cli.arguments import take_number, take_value
+from ft_host.cli.train import Ready, fresh, read, say_warnings
 from ft_host.config.old_names import current
 from ft_host.errors import UsageError
 from ft_host.util.console import show
@@ -38,8 +39,8 @@ def run(argv: list[str]) -> int:
     lock = take_value(rest, "--lock", "names of fields, separated by commas")
     output = take_value(rest, "--output", "a folder")
     asked = read(rest)
-    if asked.resume is not None or asked.dry_run:
-        raise UsageError("autopilot starts its own runs: --resume and --dry-run belong to `ft-host train`")
+    if asked.resume is not None or asked.replay is not None or asked.dry_run:
+        raise UsageError("autopilot starts its own runs: --resume, --replay and --dry-run belong to `ft-host train`")
     ready = fresh(asked)
     say_warnings(ready.renamed)
     config = asdict(ready.resolved.config)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ft_host import registry
 from ft_host.batch import IGNORE, Batch
 from ft_host.cli import pairs, train
+from ft_host.cli.arguments import take_number, take_switch
 from ft_host.cli.paint import painted
 from ft_host.cli.sides import Sides, is_tokens, sides_of
 from ft_host.config import RolloutConfig, resolve
@@ -45,13 +46,15 @@ METHOD, CONFIG and fields are those of ft-host train.
 
 def run(argv: list[str]) -> int:
     rest = list(argv)
-    shown = train.take_number(rest, "--rows", "rows")
-    counted = train.take_number(rest, "--count", "rows", least=1)
-    color = train.take_switch(rest, "--color")
-    plain = train.take_switch(rest, "--no-color")
+    shown = take_number(rest, "--rows", "rows")
+    counted = take_number(rest, "--count", "rows", least=1)
+    color = take_switch(rest, "--color")
+    plain = take_switch(rest, "--no-color")
     asked = train.read(rest)
-    if asked.resume is not None or asked.dry_run:
-        raise UsageError("ft-host data takes neither --resume nor --dry-run; `ft-host data --help` lists its options")
+    if asked.resume is not None or asked.replay is not None or asked.dry_run:
+        raise UsageError(
+            "ft-host data takes none of --resume, --replay and --dry-run; `ft-host data --help` lists its options"
+        )
     if asked.allow_changed:
         raise UsageError("ft-host data doesn't take --allow-changed: it compares nothing with another run")
     if asked.help:

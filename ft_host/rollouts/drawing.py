@@ -33,6 +33,7 @@ class RolloutMade:
     place: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # of the step that isn't training, by what
+    prompts: list[dict[str, Any]] = field(default_factory=list)  # this rank's, with the weights of each token, if kept
 
 
 class Rollouts(Protocol):

@@ -51,7 +51,7 @@ def check_online(method: PluginInfo, plugins: PluginManager, config: RunConfig) 
             f"{label(method)}: the method {method.name!r} has {has} and lacks {lacks}: a method implements"
             " ft_rollout exactly if its config extends ft_host.config.rollout.RolloutConfig"
         )
-    if answers and config.rollouts != "sync" and not plugins.hook.ft_engine.get_hookimpls():
+    if answers and config.rollouts != "sync" and config.replay is None and not plugins.hook.ft_engine.get_hookimpls():
         raise ConfigError(
             f"rollouts: {config.rollouts} needs a backend that takes requests while others are under way, and "
             f"{config.backend} has no ft_engine; set rollouts: sync"

@@ -81,6 +81,7 @@ class Ahead:
             place=self.place,
             metrics=self.metrics(taken, rows),
             seconds={"rollout_wait": post.waited},
+            prompts=[unit.told() for unit in taken],
         )
 
     def metrics(self, taken: list[Unit], rows: list[Row]) -> dict[str, float]:

@@ -86,6 +86,7 @@ class Recorder:
             "samples": made.samples,
             "place": made.place,
             "metrics": made.metrics,
+            "prompts": made.prompts,
             "random": random_states(),
         }
         problem, cause = None, None

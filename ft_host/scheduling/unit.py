@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from ft_host.errors import FtHostError
@@ -70,6 +71,16 @@ class Unit:
     def oldest(self) -> int | None:
         """The version of the oldest token that it has; None where it has none."""
         return min((each for begun in self.begun.values() for each in begun.versions), default=None)
+
+    def told(self) -> dict[str, Any]:
+        """Return what is recorded of it beside its rows: how it went, and the weights of the tokens of each request, as
+        pairs of a version and a number of tokens."""
+        versions = {
+            key: [[version, len(list(tokens))] for version, tokens in groupby(begun.versions)]
+            for key, begun in self.begun.items()
+        }
+        of = ("number", "rollout", "step", "epoch", "times", "tries")
+        return {name: getattr(self, name) for name in of} | {"versions": versions}
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
