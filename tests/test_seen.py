@@ -6,6 +6,7 @@ import json
 import math
 import re
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from ft_host.report import read_run
 from ft_host.report.timeline import Span, binned, spans_of
 from ft_host.rundir.folder import RunFolder
 from ft_host.scheduling import measure, timeline
+from ft_host.scheduling.bottleneck import Bottleneck, Load
 from ft_host.scheduling.measure import Times, effective, ledger_metrics, sample_metrics, some_of, staleness_metrics
 from ft_host.scheduling.timeline import Timeline, coarser
 from ft_host.scheduling.unit import READY, RUNNING, Begun, Made, Measured, Unit, Updated
@@ -185,21 +187,26 @@ def test_units_are_counted_by_state():
     }
 
 
-def measured(at: float, scoring: int = 0, tokens: int = 0, **seconds: float) -> Measured:
-    return Measured(at=at, seconds=seconds, tokens=tokens, running=0, queued=0, scoring=scoring)
+def measured(at: float, at_once: int = 0, tokens: int = 0, **seconds: float) -> Measured:
+    return Measured(at=at, seconds=seconds, tokens=tokens, running=0, queued=0, scoring=at_once)
 
 
 def test_times_since_the_rollout_before():
     times = Times()
     times.add(measured(10, tokens=600, generating=3.0, idle=1.0))
-    times.add(measured(12, tokens=400, generating=2.0, updating=2.0))
+    times.add(measured(12, 3, tokens=400, generating=1.5, scoring=0.5, updating=2.0))
     times.add(Updated(version=1, seconds=0.4))
     times.add(Updated(version=2, seconds=0.2))
-    found = numbers(times.take())
-    assert found["perf/rollout_idle_share"] == 1 / 8
-    assert found["perf/generation_tokens_per_second"] == 200
+    taken = [unit(0), unit(1)]
+    for each in taken:
+        each.made.seconds["reward"] = 2.4
+    found = numbers(times.take(taken))
+    assert found["perf/rollout_idle_share"] == 1.5 / 8
+    assert found["perf/engine_time"] == 6.5
+    assert found["perf/scoring_time"] == pytest.approx(4.8 / 3)  # three at once
+    assert found["perf/generation_tokens_per_second"] == pytest.approx(1000 / 4.5)
     assert found["perf/weight_update_time"] == pytest.approx(0.3)
-    assert times.take() == {}
+    assert times.take([]) == {}
 
 
 # ---------------------------------------------------------------- timeline
@@ -228,10 +235,10 @@ def test_what_the_trainer_does_not_name_is_training(tmp_path):
     ]
 
 
-def test_the_rollouts_are_idle_or_wait_for_rewards(tmp_path):
+def test_what_the_rollouts_do_follows_in_order(tmp_path):
     line = Timeline(RunFolder(tmp_path), 0, at=0.0)
     line.seen(measured(10, generating=3.0, idle=1.0))
-    line.seen(measured(12, idle=2.0, scoring=4))
+    line.seen(measured(12, 4, scoring=2.0))
     line.seen(measured(15, generating=3.0))
     line.seen(measured(18, generating=2.9, idle=0.1))
     line.flush()
@@ -279,6 +286,64 @@ def test_no_stretch_goes_over_a_pause():
     spans = [{"side": "trainer", "what": "training", "start": at, "end": at + 1, "step": 1} for at in (0, 1, 900, 901)]
     assert [(line["start"], line["end"]) for line in coarser(spans, 1)] == [(0, 2), (900, 902)]
     assert coarser([], 5) == []
+
+
+# ---------------------------------------------------------------- the bottleneck
+
+
+def load(generate: float, score: float, train: float, step: float | None = None, together: bool = False) -> Load:
+    made = Load(step=0.0, generate=generate, score=score, train=train, together=together)
+    return replace(made, step=made.bound if step is None else step)
+
+
+@pytest.mark.parametrize(
+    ("measured", "slowest", "bound", "servers", "workers"),
+    [
+        (load(3.0, 0.5, 2.0), "generation", 3.0, 2.0, 3.0),  # twice the servers: 1.5, and training takes 2
+        (load(1.0, 0.5, 2.0), "training", 2.0, 2.0, 2.0),
+        (load(1.0, 4.0, 2.0), "rewards", 4.0, 4.0, 2.0),
+        (load(2.0, 0.5, 2.1, step=4.0), "waiting", 2.1, 2.1, 2.1),
+        (load(3.0, 0.5, 2.0, together=True), "generation", 5.0, 2.0, 5.0),  # apart, and with half of 3: max(1.5, 2)
+        (load(1.0, 0.5, 2.0, together=True), "training", 3.0, 2.0, 3.0),
+        (load(1.0, 8.0, 2.0, together=True), "rewards", 8.0, 8.0, 4.0),
+    ],
+)
+def test_the_slowest_part_and_what_would_help(measured, slowest, bound, servers, workers):
+    facts = measured.facts()
+    assert facts["watch/bottleneck"] == slowest and facts["watch/bottleneck_larger_bound"] == bound
+    assert facts["watch/bottleneck_more_servers"] == servers and facts["watch/bottleneck_more_workers"] == workers
+
+
+def test_what_is_said_has_the_numbers():
+    assert load(3.0, 0.5, 2.0, step=3.2).said() == (
+        "The bottleneck is generation: a step takes 3.2 s, and needs generation 3 s, rewards 0.5 s, training 2 s; "
+        "at best, with twice the servers about 2 s"
+    )
+    assert load(1.0, 0.5, 2.0).said().endswith("nothing on the side of the rollouts makes it shorter")
+    assert load(1.0, 0.5, 2.0, step=3.0).said() == (
+        "A step takes far longer than its parts need, which wait for each other: a step takes 3 s, and needs "
+        "generation 1 s, rewards 0.5 s, training 2 s; at best, with a larger max_staleness about 2 s"
+    )
+    assert "rollouts: async, with a device for each side about 2 s" in load(1.0, 0.5, 2.0, together=True).said()
+
+
+def test_it_is_said_after_five_rollouts_and_a_minute_and_then_more_seldom():
+    found = Bottleneck(updates=2, together=False)
+    told = {}
+    for number in range(40):
+        now = 20.0 * number
+        measured = found.add(generate=16.0, score=4.0, wait=12.0, at=now)
+        if measured is not None:
+            told[number] = measured
+    assert list(told) == [5, 25]  # the first only starts the clock; then four times as many
+    assert told[5] == Load(step=10.0, generate=8.0, score=2.0, train=4.0, together=False)
+    assert found.news(told[5]) and not found.news(told[25]) and found.news(load(1.0, 0.0, 2.0))
+
+
+def test_quick_rollouts_are_looked_at_for_a_minute():
+    found = Bottleneck(updates=1, together=True)
+    said = [number for number in range(200) if found.add(generate=0.1, score=0.0, wait=0.1, at=0.5 * number)]
+    assert said == [120]
 
 
 # ---------------------------------------------------------------- the report

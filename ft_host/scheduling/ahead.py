@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import Interrupted
-from ft_host.metrics import Accumulator, combine
+from ft_host.metrics import Accumulator, Metric, combine
 from ft_host.rollouts.drawing import RolloutMade, draw, say_few
 from ft_host.rollouts.rewards import no_signal
+from ft_host.scheduling.bottleneck import Bottleneck
 from ft_host.scheduling.dealing import added, dealt, joined, kept_units, rows_of, shares, units_of
-from ft_host.scheduling.measure import ledger_metrics, sample_metrics, staleness_metrics
+from ft_host.scheduling.measure import ledger_metrics, mismatch_metrics, sample_metrics, staleness_metrics
 from ft_host.scheduling.unit import READY, Unit
 from ft_host.scheduling.waiting import Post
 from ft_host.scheduling.weights import Weights
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ft_host.run import Run
 
 SLICE = 0.5  # seconds between two exchanges of ranks that wait for completions
+COMPARED = 16  # rollouts between two comparisons of engine and policy
 
 
 @dataclass(kw_only=True)
@@ -48,8 +50,12 @@ class Ahead:
     place: dict[str, Any] = field(default_factory=dict)  # in the prompts, behind all that were drawn
     ended: bool = False  # no prompt is left to draw
     handed: tuple[int, list[Unit]] = (-1, [])  # the last rollout, and the prompts of it
+    made: int = 0  # rollouts
+    bottleneck: Bottleneck = field(init=False)
+    mismatch: dict[str, Metric] = field(default_factory=dict)  # measured before this rollout, if it was
 
     def __post_init__(self) -> None:
+        self.bottleneck = Bottleneck(updates=self.plan.updates, together=not self.shared)
         if self.saved:
             run, ledgers = self.run, [each["ledger"] for each in self.saved]
             self.place = self.saved[0]["place"]
@@ -71,6 +77,7 @@ class Ahead:
         post.begin()
         taken = self.next_ones(number)
         self.handed = (number, taken)
+        run.add_time("rollout_wait", post.waited)
         if post.source is not None:
             post.source.rest()
         groups = rows_of(taken)
@@ -80,20 +87,35 @@ class Ahead:
             samples=samples,
             place=self.place,
             metrics=self.metrics(taken, rows),
-            seconds={"rollout_wait": post.waited},
             prompts=[unit.told() for unit in taken],
         )
 
     def metrics(self, taken: list[Unit], rows: list[Row]) -> dict[str, float]:
         """Return the metrics of the method, and what is measured of the rollout, over all ranks."""
-        run, post = self.run, self.post
+        run, post, started = self.run, self.post, time.perf_counter()
         measured = Accumulator()
+        measured.add(self.mismatch)
         measured.add(staleness_metrics(taken, run.step))
         measured.add(ledger_metrics(post.ledger.units.values(), {}, 0))
-        measured.add(post.times.take())
+        measured.add(post.times.take(taken))
         measured.add(sample_metrics(rows, run))
         of_method = added([unit.made.metrics for unit in taken if unit.made is not None])
-        return combine(run.gather(of_method)) | combine(run.gather(measured.local()))
+        found = combine(run.gather(measured.local()))
+        run.add_time("measuring", time.perf_counter() - started)
+        self.say_bottleneck(found)
+        return combine(run.gather(of_method)) | found
+
+    def say_bottleneck(self, measured: dict[str, float]) -> None:
+        """Say after some rollouts which side is the slower one; later only if it has changed."""
+        load = self.bottleneck.add(
+            generate=measured.get("perf/engine_time", 0.0),
+            score=measured.get("perf/scoring_time", 0.0),
+            wait=self.post.waited,
+        )
+        if load is not None:
+            self.run.record_facts(load.facts())
+            if self.bottleneck.news(load):
+                self.run.say(load.said())
 
     def next_ones(self, number: int) -> list[Unit]:
         """Return this rank's prompts of the next rollout, all of which are ready, with those left out since the last
@@ -148,9 +170,18 @@ class Ahead:
             post.ledger.next_number += len(units)
             self.place = place
             if first and units:
-                self.before([row for unit in mine for row in unit.rows])
+                firsts = [row for unit in mine for row in unit.rows]
+                self.before(firsts)
+                self.measure_mismatch(firsts)
             if mine:
                 post.source.admit(mine)
+
+    def measure_mismatch(self, rows: list[Row]) -> None:
+        """Right after an update, every so often: the engine and the policy have the same weights."""
+        self.mismatch = {}
+        if self.run.config.samples_policy and self.made % COMPARED == 1:
+            self.mismatch = mismatch_metrics(rows, self.run, self.post.generate)
+        self.made += 1
 
     def state(self, held: int) -> dict[str, Any]:
         post, (number, taken) = self.post, self.handed

@@ -51,7 +51,9 @@ class Exact:
                     )
                 )
             self.post.source.admit(list(ledger.units.values()))
+        self.post.begin()
         made = self._wait()
+        run.add_time("rollout_wait", self.post.waited)
         rollout.calls = made.calls
         rollout.tokens += made.tokens
         return Rollout(rows=made.rows, metrics=metrics_of(made.metrics), samples=made.samples)

@@ -52,6 +52,7 @@ class Local:
         self.producer.update(version, weights)
 
     def rest(self) -> None:
+        self.producer.measure()
         if self.holds:
             self.resting = True
             self.producer.inbox.pause()

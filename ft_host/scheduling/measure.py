@@ -155,6 +155,7 @@ class Times:
 
     seconds: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
+    scoring: int = 0  # units whose rewards were computed at once, at most
     updating: float = 0.0
     updates: int = 0
 
@@ -162,18 +163,28 @@ class Times:
         if isinstance(event, Measured):
             self.seconds.update(event.seconds)
             self.tokens += event.tokens
+            self.scoring = max(self.scoring, event.scoring)
         elif isinstance(event, Updated):
             self.updating += event.seconds
             self.updates += 1
 
-    def take(self) -> dict[str, Metric]:
-        """Return the metrics of what was added since the last call."""
+    def take(self, units: Iterable[Unit]) -> dict[str, Metric]:
+        """Return the metrics of what was added since the last call; `units` are those that the rollout takes.
+
+        `perf/scoring_time` is what their rewards take with as many at once as there were: an engine is at work on all
+        of its requests at the same time, and so are the processes of rewards.
+        """
         whole, metrics = sum(self.seconds.values()), {}
+        scoring = sum(unit.made.seconds.get("reward", 0.0) for unit in units if unit.made is not None)
         if whole:
-            metrics["perf/rollout_idle_share"] = mean(self.seconds["idle"], whole)
+            metrics["perf/rollout_idle_share"] = mean(
+                whole - self.seconds["generating"] - self.seconds["updating"], whole
+            )
+            metrics["perf/engine_time"] = mean(self.seconds["generating"] + self.seconds["updating"], 1)
+            metrics["perf/scoring_time"] = mean(scoring / max(self.scoring, 1), 1)
         if self.seconds["generating"]:
             metrics["perf/generation_tokens_per_second"] = mean(self.tokens, self.seconds["generating"])
         if self.updates:
             metrics["perf/weight_update_time"] = mean(self.updating, self.updates)
-        self.seconds, self.tokens, self.updating, self.updates = Counter(), 0, 0.0, 0
+        self.seconds, self.tokens, self.scoring, self.updating, self.updates = Counter(), 0, 0, 0.0, 0
         return metrics

@@ -39,7 +39,7 @@ class Producer:
     emit: Callable[[Event], None]
     waiting: deque[Unit] = field(default_factory=deque)
     threads: dict[int, threading.Thread] = field(default_factory=dict)
-    scoring: set[int] = field(default_factory=set)
+    scoring: int = 0  # units that waited for rewards or tools at once, at most, since it was told
     seconds: dict[str, float] = field(default_factory=dict)
     told: float = field(default_factory=time.time)
 
@@ -54,7 +54,14 @@ class Producer:
         self._begin()
         started = time.perf_counter()
         worked = self.inbox.step(patience)
-        self._took("generating" if worked else "idle", started)
+        scoring = self.elsewhere()
+        self.scoring = max(self.scoring, scoring)
+        self._took("generating" if worked else "scoring" if scoring else "idle", started)
+
+    def elsewhere(self) -> int:
+        """Return how many units are with their rewards or tools: their threads run, and no request of theirs does."""
+        asking = {asked.unit for asked in [*self.inbox.running.values(), *list(self.inbox.arrived)]}
+        return sum(thread.is_alive() and unit not in asking for unit, thread in self.threads.items())
 
     def update(self, version: int, weights: Any) -> None:
         started = time.perf_counter()
@@ -83,9 +90,10 @@ class Producer:
                 tokens=tokens,
                 running=len(inbox.running),
                 queued=inbox.queued,
-                scoring=len(self.scoring),
+                scoring=self.scoring,
             )
         )
+        self.scoring = 0
 
     def close(self) -> None:
         """End the engine. Threads that wait for it get an error, and end."""

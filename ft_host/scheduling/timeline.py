@@ -22,6 +22,7 @@ TRAINER, ROLLOUTS, QUEUE = "trainer", "rollouts", "queue"
 ACTIVITIES = {
     "rollout_wait": "waiting",
     "annotation": "annotating",
+    "measuring": "annotating",
     "weight_sync": "publishing",
     "evaluation": "evaluating",
     "save": "saving",
@@ -65,17 +66,15 @@ class Timeline:
         self.step = step + 1
 
     def seen(self, event: Event) -> None:
-        """An event of the producer. Its engine has no request while `scoring` where rewards and tools are awaited, and
-        is `idle` where nothing is."""
+        """An event of the producer."""
         if not isinstance(event, Measured):
             return
         start = event.at - sum(event.seconds.values())
         if self.told is not None:
             start = max(start, self.told)
         for what, seconds in event.seconds.items():
-            activity = "scoring" if what == "idle" and event.scoring else what
             end = min(start + seconds, event.at)
-            self.add(ROLLOUTS, activity, start, end)
+            self.add(ROLLOUTS, what, start, end)
             start = end
         self.told = event.at
 

@@ -141,8 +141,9 @@ class Said:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the producer did since the last such event. `seconds` by activity of the engine's thread: generating, idle
-    (no request), updating; `running` and `queued` requests, `scoring` units in a call of rewards, now."""
+    """What the producer did since the last such event. `seconds` by activity of the engine's thread: generating,
+    updating, scoring (no request, while rewards or tools are awaited), idle (nothing at all); `running` and `queued`
+    requests now; `scoring`: units that waited for rewards or tools at once, at most."""
 
     at: float
     seconds: dict[str, float]
