@@ -126,8 +126,9 @@ class Method:
 
 
 @pytest.fixture
-def make(tmp_path):
+def make(tmp_path, monkeypatch):
     """The buffer of a run over numbered prompts, without a model."""
+    monkeypatch.setattr("ft_host.scheduling.ahead.mismatch_metrics", lambda rows, run, generate: {})
 
     def made(length=lambda n: 3, signal=lambda n: True, rows=12, at=(None, None), **fields):
         file = tmp_path / f"prompts-{rows}.jsonl"
