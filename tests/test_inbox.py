@@ -3,10 +3,15 @@ kept apart."""
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from ft_host.errors import FtHostError
+from ft_host.scheduling import inbox as scheduling_inbox
 from ft_host.scheduling.inbox import Attempt, Inbox, Withdrawn
+from ft_host.scheduling.opening import in_turn
 from ft_host.scheduling.unit import Begun, Progress
 from ft_host.types import Piece, Request, Sampling
 
@@ -104,3 +109,35 @@ def test_what_is_submitted_after_the_end_raises_and_does_not_wait():
     for future in (waits, late.submit(Request(prompt_ids=[7], number=0), SAMPLING)):
         with pytest.raises(FtHostError, match="the run ends"):
             future.result(timeout=0)
+
+
+def test_what_is_asked_at_once_is_begun_at_once(monkeypatch):
+    """With the batches of a synchronous run, whoever is faster, the thread that asks or the engine's."""
+    inbox, engine, _ = opened(length=1)
+    key_of = scheduling_inbox.key_of
+    monkeypatch.setattr(scheduling_inbox, "key_of", lambda *asked: time.sleep(0.002) or key_of(*asked))
+    seen = []
+    poll = engine.poll
+    engine.poll = lambda patience: seen.append(len(engine.requests)) or poll(patience)
+    requests = [Request(prompt_ids=[7], number=number) for number in range(20)]
+    thread = threading.Thread(target=Attempt(inbox, 1, {}).ask, args=(requests, SAMPLING))
+    thread.start()
+    while thread.is_alive():
+        inbox.step(0.001)
+    assert seen == [20]
+
+
+def test_units_of_a_run_without_staleness_ask_one_after_the_other():
+    inbox, engine, _ = opened(length=3)
+    seen = []
+    poll = engine.poll
+    engine.poll = lambda patience: seen.append(len(engine.requests)) or poll(patience)
+    requests = [Request(prompt_ids=[7], number=number) for number in range(4)]
+    threads = [
+        threading.Thread(target=in_turn, args=(Attempt(inbox, unit, {}).ask, requests, SAMPLING)) for unit in (1, 2)
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        inbox.step(0.001)
+    assert seen == [4] * 6

@@ -57,7 +57,7 @@ class Inbox:
         self.arrived: deque[Asked] = deque()  # from threads, not yet with the engine
         self.running: dict[int, Asked] = {}  # by the engine's key
         self.news = threading.Event()  # something has arrived
-        self.lock = threading.Lock()  # of `arrived` and `running`, and of telling what a request has got
+        self.lock = threading.RLock()  # of `arrived` and `running`, and of telling what a request has got
         self.failed: FtHostError | None = None  # what ended it
         self.paused = False
         self.last = 0  # the engine's last key
@@ -103,8 +103,9 @@ class Inbox:
         if self.paused:
             self.news.wait(patience)
             return False
-        while self.arrived:
-            self._start(self.arrived.popleft())
+        with self.lock:  # what is asked at once is begun at once
+            while self.arrived:
+                self._start(self.arrived.popleft())
         if not self.running:
             self.news.wait(patience)
             return False
@@ -228,7 +229,8 @@ class Attempt:
 
     def ask(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         """Return completions in the order of `requests`, when all have ended. Raises what a future does."""
-        futures = [self.submit(request, sampling) for request in requests]
+        with self.inbox.lock:
+            futures = [self.submit(request, sampling) for request in requests]
         return [future.result() for future in futures]
 
 

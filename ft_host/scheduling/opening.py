@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -24,12 +25,14 @@ from ft_host.scheduling.timeline import Timeline
 from ft_host.scheduling.unit import Event, Said, Unit
 from ft_host.scheduling.waiting import Post
 from ft_host.scheduling.weights import Weights
-from ft_host.types import Row
+from ft_host.types import Completion, Request, Row, Sampling
 
 if TYPE_CHECKING:
     from ft_host.config.rollout import RolloutConfig
     from ft_host.data.stream import TrainStream
     from ft_host.run import Run
+
+TURN = threading.Lock()
 
 
 def rollouts_of(
@@ -110,6 +113,12 @@ def local_source(session: RolloutSession, run: Run) -> Local:
     return Local(producer, holds=owned)
 
 
+def in_turn(ask: Any, requests: list[Request], sampling: Sampling) -> list[Completion]:
+    """Ask while no other unit does."""
+    with TURN:
+        return ask(requests, sampling)
+
+
 def unit_run(
     session: RolloutSession, tokenizer: Any, emit: Callable[[Event], None], unit: Unit, ask: Any, submit: Any
 ) -> RolloutRun:
@@ -124,8 +133,9 @@ def unit_run(
         number=unit.rollout,
         gather=lambda value: [value],
         say=lambda text, level="info": emit(Said(text=text, level=level)),
-        engine=ask,
-        submit=None if config.max_staleness == 0 else submit,  # the calls of a synchronous run are in rounds
+        # The calls of a synchronous run are in rounds, and those of a rank are decoded by themselves.
+        engine=partial(in_turn, ask) if config.max_staleness == 0 else ask,
+        submit=None if config.max_staleness == 0 else submit,
         pool=session.pool,
         toolbox=session.toolbox,
         positions=session.positions,
