@@ -6,10 +6,14 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -579,3 +583,168 @@ def test_a_process_that_was_killed_is_replaced_and_told(pool):
     scored = ours.score(scoring())
     assert first(scored) == [1.0, 2.0, 3.0]
     assert "a process that calls rewards is gone (its process was killed by SIGKILL" in scored.notes[0]
+
+
+# ---------------------------------------------------------------- many threads
+
+
+def at_once(*calls):
+    """Start each call in a thread of its own. Returns their futures."""
+    futures = []
+    for call in calls:
+        future = Future()
+
+        def work(call=call, future=future):
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        futures.append(future)
+    return futures
+
+
+def texts_of(*completions: str, **fields: Any) -> Scoring:
+    count = len(completions)
+    given = {
+        "prompts": ["p"] * count,
+        "completions": list(completions),
+        "completion_ids": [[1]] * count,
+        "columns": {"gate": [fields.pop("gate", "")] * count},
+    }
+    return scoring(**(given | fields))
+
+
+GATED = """
+import os, time
+def gated(completions, gate):
+    open(gate[0] + ".began", "w").close()
+    while not os.path.exists(gate[0]):
+        time.sleep(0.005)
+    return [float(len(c)) for c in completions]
+def noisy(completions):
+    if "bad" in completions:
+        raise ValueError("bad")
+    if "gone" in completions:
+        os._exit(3)
+    if "nan" in completions:
+        return [float("nan") if c == "nan" else float(len(c)) for c in completions]
+    if "few" in completions:
+        return [1.0]
+    return [float(len(c)) for c in completions]
+"""
+
+
+@pytest.fixture
+def gated():
+    Path("gated.py").write_text(GATED)
+
+
+def wait_for(path: str) -> None:
+    deadline = time.monotonic() + 20
+    while not Path(path).exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert Path(path).exists(), path
+
+
+def test_threads_that_score_at_once_each_get_their_own_rewards(pool, gated):
+    ours = pool("gated.py:noisy", "length", reward_workers=2)
+    odd = ["bad", "gone", "nan", "few"]
+    groups = [[odd[n // 5] if n % 5 == 0 else "x" * n, "y" * (n + 1)] for n in range(20)]
+    found = [future.result(60) for future in at_once(*[partial(ours.score, texts_of(*group)) for group in groups])]
+    for group, scored in zip(groups, found, strict=True):
+        none = group[0] in odd and group[0] != "few"  # the second call, for each alone, gives one reward
+        assert scored.values == [
+            [None if none else 1.0 if group[0] == "few" else float(len(group[0])), float(len(group[0]))],
+            [float(len(group[1]))] * 2,
+        ]
+        assert [index for index, _ in scored.failures.get("noisy", [])] == ([0] if none else [])
+    assert len(ours.workers) <= 2
+
+
+def test_a_slow_call_holds_up_one_worker_and_no_more(pool, gated):
+    ours = pool("gated.py:gated", "length", reward_workers=2, reward_timeout=30.0)
+    (slow,) = at_once(partial(ours.score, texts_of("slow", gate="go")))
+    wait_for("go.began")
+    Path("open").touch()
+    for text in ("a", "bb", "ccc"):  # one after the other, while the first one hangs
+        assert ours.score(texts_of(text, gate="open")).values == [[float(len(text))] * 2]
+    assert not slow.done()
+    Path("go").touch()
+    assert slow.result(20).values == [[4.0, 4.0]]
+
+
+def test_who_has_no_worker_comes_before_who_has_one(pool, gated):
+    Path("other.py").write_text(GATED.replace("def gated", "def gated_too").replace("gate[0]", "(gate[0] + '2')"))
+    ours = pool("gated.py:gated", "other.py:gated_too", "length", reward_workers=2, reward_timeout=60.0)
+    (first,) = at_once(partial(ours.score, texts_of("one", gate="a")))
+    wait_for("a.began")
+    wait_for("a2.began")  # it has both workers, and a third call waits
+    (second,) = at_once(partial(ours.score, texts_of("two", gate="b")))
+    while len(ours.calls.jobs) < 2:
+        time.sleep(0.005)
+    earlier = ours.calls.jobs[0]
+    Path("a").touch()
+    wait_for("b.began")
+    assert len(earlier.waiting) == 1 and not Path("b2.began").exists()
+    for gate in ("a2", "b", "b2"):
+        Path(gate).touch()
+    assert first.result(20).values == second.result(20).values == [[3.0] * 3]
+
+
+def test_failures_in_a_row_are_counted_over_all_threads(pool):
+    ours = pool("raises", max_reward_failures=5)
+    calls = [partial(ours.score, texts_of("a", "b")) for _ in range(4)]
+    problems = [future.exception(60) for future in at_once(*calls)]
+    said = [str(problem) for problem in problems if problem is not None]
+    assert said and all("failed for 6 completions in a row (max_reward_failures: 5)" in text for text in said)
+
+
+def test_a_hanging_call_is_late_by_its_own_time_and_others_get_their_rewards(pool):
+    ours = pool("hangs_for_one", reward_workers=2, reward_timeout=0.5)
+    late, *others = at_once(*[partial(ours.score, texts_of(text, "z")) for text in ("yy", "a", "b", "c")])
+    assert [future.result(30).values for future in others] == [[[1.0], [1.0]]] * 3
+    scored = late.result(30)
+    assert scored.values == [[None], [1.0]] and scored.failures == {"hangs_for_one": [(0, "took longer than 0.5 s")]}
+
+
+def test_closing_ends_calls_under_way_with_an_error_and_leaves_no_process(pool, gated):
+    ours = pool("gated.py:gated", reward_workers=1, reward_timeout=60.0)
+    runs, waits = at_once(*[partial(ours.score, texts_of("a", gate=name)) for name in ("one", "one")])
+    wait_for("one.began")
+    while len(ours.calls.jobs) < 2:
+        time.sleep(0.005)
+    processes = [psutil.Process(worker.process.pid) for worker in ours.workers]
+    ours.close()
+    for future in (runs, waits):
+        with pytest.raises(FtHostError, match="the rewards of this run are closed"):
+            future.result(10)
+    with pytest.raises(FtHostError, match="the rewards of this run are closed"):
+        ours.score(texts_of("b", gate="one"))
+    assert not ours.workers and not any(process.is_running() for process in processes)
+
+
+def test_one_caller_that_gives_up_does_not_end_the_calls_of_others(pool, gated):
+    ours = pool("odd", "gated.py:gated", reward_workers=2, reward_timeout=60.0)
+    given = {"columns": {"gate": ["go"], "answer": [1.0]}}
+    (runs,) = at_once(partial(ours.score, texts_of("a", **given)))
+    wait_for("go.began")
+    with pytest.raises(DataError, match="can't be sent to the process"):
+        ours.score(texts_of("b", columns={"gate": ["go"], "answer": [lambda: 0]}))
+    assert not runs.done()
+    Path("go").touch()
+    assert runs.result(20).values == [[1.0, 1.0]]
+
+
+def test_a_request_that_the_process_does_not_read_holds_up_nobody(pool):
+    ours = pool("length", reward_workers=2)
+    first(ours.score(texts_of("a")))
+    os.kill(ours.workers[0].process.pid, signal.SIGSTOP)  # it reads nothing more
+    (stuck,) = at_once(partial(ours.score, texts_of("x" * 2_000_000)))
+    while not ours.calls.busy:
+        time.sleep(0.005)
+    assert ours.score(texts_of("bb")).values == [[2.0]]
+    assert not stuck.done()
+    os.kill(ours.workers[0].process.pid, signal.SIGCONT)
+    assert stuck.result(20).values == [[2_000_000.0]]

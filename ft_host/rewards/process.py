@@ -8,9 +8,11 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from multiprocessing.connection import Pipe
 from typing import Any
 
+LARGE = 1 << 15  # bytes of a request; smaller ones fit into the pipe
 INSIDE = "FT_HOST_REWARD_WORKER"  # this environment variable is set in workers
 # The worker uses the parent's sys.path, so that it finds the same modules as the parent.
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ft_host.rewards.worker import main; main({})"
@@ -25,6 +27,7 @@ class Worker:
     def __init__(self, number: int, folder: str):
         self.number = number
         self.loaded: set[str] = set()
+        self.sending: threading.Thread | None = None  # of the last large request
         self.connection, theirs = Pipe()
         descriptor = theirs.fileno()
         self.process = subprocess.Popen(
@@ -40,8 +43,16 @@ class Worker:
         theirs.close()
 
     def send(self, *request: Any) -> None:
-        """Send a request. If the process has died, `receive` says so."""
+        """Send a request, a large one in a thread: a process that doesn't read holds up nobody. If it has died,
+        `receive` says so."""
         message = pickle.dumps(request)
+        if len(message) < LARGE:
+            self._send(message)
+            return
+        self.sending = threading.Thread(target=self._send, args=(message,), daemon=True)
+        self.sending.start()
+
+    def _send(self, message: bytes) -> None:
         try:
             self.connection.send_bytes(message)
         except OSError:
@@ -56,12 +67,14 @@ class Worker:
 
     def end(self) -> None:
         """Kill the process and everything that it started, and wait for it."""
-        self.connection.close()
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):  # the group is gone; macOS raises PermissionError
             pass
         self.process.wait()
+        if self.sending is not None:
+            self.sending.join()
+        self.connection.close()
 
     def how_ended(self) -> str:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from ft_host.errors import FtHostError
 
 
@@ -10,15 +12,17 @@ class Unrewarded:
 
     def __init__(self, most: int):
         self.most, self.count = most, 0
+        self.lock = threading.Lock()  # many threads score at once
 
     def add(self, values: list[list[float | None]], names: list[str]) -> None:
         """Count completions, `values[completion][reward]`, with the names of the rewards. Raises FtHostError where too
         many in a row have none.
         """
-        for row in values:
-            self.count = self.count + 1 if all(value is None for value in row) else 0
-            if self.count > self.most:
-                raise none_at_all(names, f"{self.most + 1} completions in a row (max_reward_failures: {self.most})")
+        with self.lock:
+            for row in values:
+                self.count = self.count + 1 if all(value is None for value in row) else 0
+                if self.count > self.most:
+                    raise none_at_all(names, f"{self.most + 1} completions in a row (max_reward_failures: {self.most})")
 
 
 def none_at_all(names: list[str], where: str) -> FtHostError:
