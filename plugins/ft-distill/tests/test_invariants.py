@@ -21,6 +21,7 @@ from ft_host.testing import (
     tiny_tokenizer,
     write_rows,
 )
+from ft_host.testing.ahead import rollouts_ahead
 
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 LORA = {"use_peft": True, "learning_rate": 1e-2}
@@ -77,6 +78,11 @@ def test_tiles(config):
     whole = lines(run_in(config, "whole"))
     with small_tiles(3):
         assert_same(whole, lines(run_in(config, "tiles")), TOLERANCE, ABSOLUTE)
+
+
+@pytest.mark.parametrize("config", ["distill, two steps", "gkd, mixed", "gkd, by the teacher"], indirect=True)
+def test_rollouts_ahead(config):
+    rollouts_ahead(config)
 
 
 @pytest.mark.parametrize("config", ["distill, two steps", "gkd, mixed"], indirect=True)

@@ -9,6 +9,7 @@ import pytest
 from ft_grpo.config import GRPOConfig
 
 from ft_host.testing import invariants, lines, run_in
+from ft_host.testing.ahead import rollouts_ahead
 
 # Losses are differences of sums of advantages: small beside what they are made of.
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6
@@ -50,6 +51,10 @@ def test_micro_batch_split(config, fields):
 
 def test_row_order(config):
     invariants.row_order(config, abs=1e-6)
+
+
+def test_rollouts_ahead(config):
+    rollouts_ahead(config)
 
 
 def test_seeds(config):

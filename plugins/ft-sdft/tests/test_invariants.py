@@ -10,6 +10,7 @@ from ft_sdft.config import SDFTConfig
 
 from ft_host.api import Segment, flat_batch
 from ft_host.testing import assert_same, invariants, lines, run_in, small_tiles
+from ft_host.testing.ahead import rollouts_ahead
 
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 
@@ -57,6 +58,10 @@ def test_tiles(config):
 
 def test_row_order(config):
     invariants.row_order(config, abs=1e-6)
+
+
+def test_rollouts_ahead(config):
+    rollouts_ahead(config)
 
 
 def test_seeds(config):

@@ -10,6 +10,7 @@ import pytest
 from ft_sdpo.config import SDPOConfig
 
 from ft_host.testing import assert_same, invariants, lines, run_in, small_tiles
+from ft_host.testing.ahead import rollouts_ahead
 
 TOLERANCE, ABSOLUTE = 1e-4, 1e-5  # the largest distance of two log-probs is round-off
 
@@ -66,6 +67,10 @@ def test_tiles(config):
 
 def test_row_order(config):
     invariants.row_order(config, abs=1e-6)
+
+
+def test_rollouts_ahead(config):
+    rollouts_ahead(config)
 
 
 def test_seeds(config):
