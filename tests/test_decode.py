@@ -188,6 +188,27 @@ def test_prompts_are_run_a_few_at_a_time(monkeypatch):
     assert forwards.prompts == [(1, 20), (1, 14), (2, 18), (3, 12), (1, 1)]
 
 
+def test_prompts_enter_and_rows_leave_in_the_order_in_which_they_always_did(monkeypatch):
+    """Of each forward, rows, tokens of each and columns: with the same inputs in the same order a run gives the very
+    numbers that it gave before the loop had requests that arrive while others are under way."""
+    monkeypatch.setattr(decode, "ROOM", 3)
+    monkeypatch.setattr(decode, "PREFILL_TOKENS", 24)
+    model, tokenizer, shapes = made("qwen"), models.tiny_tokenizer(), []
+    model.generation_config.eos_token_id = tokenizer.eos_token = None
+    model.register_forward_pre_hook(
+        lambda model, args, kwargs: shapes.append((*kwargs["input_ids"].shape, kwargs["attention_mask"].shape[1])),
+        with_kwargs=True,
+    )
+    asked = prompts(*LENGTHS) + prompts(*LENGTHS)[1:4] * 2
+    asked = [replace(request, max_new_tokens=1 + 5 * index % 13) for index, request in enumerate(asked)]
+    generating_run(model, tokenizer, decode_batch_size=6).generate(asked, Sampling(max_new_tokens=20, seed=1))
+    full = [(6, 1, columns) for columns in range(21, 32)]
+    assert shapes[:3] == [(1, 20, 20), (1, 14, 14), (2, 11, 11)]
+    assert shapes[3:9] == [*full[:2], (1, 7, 7), full[2], (1, 3, 3), (1, 2, 2)]
+    assert shapes[9:19] == [full[3], (1, 1, 1), *full[4:], (5, 1, 32)]
+    assert shapes[19:] == [(2, 1, 10), (2, 1, 11), (1, 1, 7), (1, 1, 8), (1, 1, 9)]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu():

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 from ft_grpo.config import GRPOConfig
+from peft import LoraConfig, get_peft_model
 
 from ft_host import registry
 from ft_host.errors import ConfigError, DataError, OutOfMemory
 from ft_host.generation import Completion, Request, Sampling, decode, engine
 from ft_host.generation import transformers as backend
+from ft_host.models.aux_models import AuxModel
 from ft_host.run import EnginePlace, Run
 from ft_host.testing import models
 from ft_host.testing.generation import generating_run
 from ft_host.training.preflight import choose
+from ft_host.types import ModelSpec
 
 FULL = {"top_p": 0.95, "top_k": 50, "min_p": 0.01, "repetition_penalty": 1.3}
 ENDS = list(range(20, 36))  # one token in sixteen: rows end at different times
@@ -289,40 +292,24 @@ def test_requests_that_are_sampled_in_other_ways_take_turns():
     close(asked.rest(), expected)
 
 
-class Teacher:
-    """A model of another role, which counts how often it is entered."""
-
-    def __init__(self, policy):
-        self.policy, self.entered = policy, 0
-
-    def answering(self):
-        from ft_host.models.aux_models import frozen_eval
-
-        self.entered += 1
-        with_mode = frozen_eval(self.policy)
-
-        class Entered:
-            def __enter__(entered):
-                with_mode.__enter__()
-                return self.policy
-
-            def __exit__(entered, *error):
-                return with_mode.__exit__(*error)
-
-        return Entered()
-
-
-def test_a_teacher_answers_beside_the_policy():
-    run = run_of()
-    other = run_of("llama")
-    run.models["teacher"] = Teacher(other.policy)
+def test_a_model_of_another_role_answers_beside_the_policy():
+    """The policy without its adapter, which is switched off and on between the steps of one and the other."""
+    model = get_peft_model(made("qwen"), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.05)
+    run = generating_run(model, decode_batch_size=4, use_peft=True)
+    run.models["reference"] = AuxModel(ModelSpec(), run)
     sampling = Sampling(max_new_tokens=12, seed=2)
-    expected = run.generate(MIXED[:5], sampling) + other.generate(MIXED[5:], sampling)
+    requests = [replace(request, max_new_tokens=12) for request in MIXED]
+    apart = {role: run.generate(requests, replace(sampling, role=role)) for role in ("policy", "reference")}
+    assert apart["policy"] != apart["reference"]
+    close(apart["reference"], run_of().generate(requests, sampling))
     asked = Asked(run)
-    for key, request in enumerate(MIXED):
-        asked.submit(key, request, replace(sampling, role="policy" if key < 5 else "teacher"))
-    close(asked.rest(), expected)
-    assert run.models["teacher"].entered
+    for key, request in enumerate(requests * 2):
+        asked.submit(key, request, replace(sampling, role="policy" if key < len(requests) else "reference"))
+    close(asked.rest(), apart["policy"] + apart["reference"])
 
 
 def test_requests_without_seed_or_number_differ():
