@@ -21,6 +21,7 @@ FAMILIES = {
     "OPT": "loss, gradients, updates, evaluations",
     "MOE": "the balance of a mixture of experts",
     "ENG": "the sampler beside the trainer",
+    "ASY": "rollouts that don't wait for training",
     "PERF": "memory and time",
     "SYS": "the machine",
     "SFT": "supervised fine-tuning",

@@ -201,7 +201,7 @@ def test_times_since_the_rollout_before():
     for each in taken:
         each.made.seconds["reward"] = 2.4
     found = numbers(times.take(taken))
-    assert found["perf/rollout_idle_share"] == 1.5 / 8
+    assert found["perf/rollout_idle_share"] == 1.5 / 8 and found["perf/rollout_scoring_share"] == 0.5 / 8
     assert found["perf/engine_time"] == 6.5
     assert found["perf/scoring_time"] == pytest.approx(4.8 / 3)  # three at once
     assert found["perf/generation_tokens_per_second"] == pytest.approx(1000 / 4.5)

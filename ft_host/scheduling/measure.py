@@ -177,6 +177,7 @@ class Times:
         whole, metrics = sum(self.seconds.values()), {}
         scoring = sum(unit.made.seconds.get("reward", 0.0) for unit in units if unit.made is not None)
         if whole:
+            metrics["perf/rollout_scoring_share"] = mean(self.seconds["scoring"], whole)
             metrics["perf/rollout_idle_share"] = mean(
                 whole - self.seconds["generating"] - self.seconds["updating"], whole
             )

@@ -8,6 +8,7 @@ losses, optimisation, held_out  OPT   loss, gradients, updates, evaluations
 no_rewards REW   rewards that apply to nothing
 experts    MOE   the balance of a mixture of experts
 engines, engine_times  ENG  the sampler beside the trainer
+asynchrony, rollout_failures  ASY  rollouts that don't wait for training
 gpu_memory, speed  PERF  memory and time
 machine    SYS   stalls, disk
 memory     SYS, PERF  memory that doesn't suffice
@@ -15,6 +16,7 @@ memory     SYS, PERF  memory that doesn't suffice
 
 from ft_host.diagnostics.rule import Rule
 from ft_host.diagnostics.rules import (
+    asynchrony,
     data,
     data_set,
     data_templates,
@@ -31,6 +33,7 @@ from ft_host.diagnostics.rules import (
     optimisation,
     probes,
     references,
+    rollout_failures,
     settings,
     speed,
 )
@@ -49,6 +52,8 @@ RULES: list[Rule] = [
     *no_rewards.RULES,
     *engines.RULES,
     *engine_times.RULES,
+    *asynchrony.RULES,
+    *rollout_failures.RULES,
     *experts.RULES,
     *gpu_memory.RULES,
     *speed.RULES,

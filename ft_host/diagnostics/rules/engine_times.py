@@ -20,6 +20,7 @@ def of_step(view: View, name: str) -> float:
         "perf/annotation_time",
         "perf/train_time",
         "perf/weight_sync_time",
+        "perf/rollout_wait_time",
     )
     whole = sum(view.mean(part) for part in parts if view.count(part))
     return view.mean(name) / whole if whole else 0.0

@@ -50,9 +50,16 @@ def mend_sampler(view: View) -> list[Remedy]:
     return out
 
 
+def ahead(view: View) -> bool:
+    """Whether completions may be of older weights than the policy that learns from them."""
+    config = vars(view.config)
+    return config.get("rollouts", "sync") != "sync" and config.get("max_staleness") != 0
+
+
 def apart(view: View) -> bool:
-    # a sampler that leaves tokens out is a distribution of its own: ENG003 says so
-    return not bounded(view) and moved(view[APART], view.get(f"start/{APART}"), 0.01)
+    # A sampler that leaves tokens out is a distribution of its own: ENG003 says so. Where completions are of older
+    # weights, the difference holds their age: ASY007 compares engines with the same weights.
+    return not bounded(view) and not ahead(view) and moved(view[APART], view.get(f"start/{APART}"), 0.01)
 
 
 def moved(now: float, before: float | None, least: float) -> bool:
@@ -143,7 +150,8 @@ RULES = [
         remedies=mend_sampler,
         when=(
             "sampling/sampling_logp_difference/mean is above 0.1, or a hundred times the first step's and above 0.01,"
-            " in 30 % of the last 50 steps; above 1 on average: an error."
+            " in 30 % of the last 50 steps; above 1 on average: an error. Not where completions may be of older weights"
+            " (rollouts: overlap, async): there it holds their age, and ASY007 compares the two."
         ),
         why=(
             "Other weights, another precision, kernel, temperature or template in the sampler; for a mixture of"
@@ -159,7 +167,7 @@ RULES = [
         stage="train",
         needs=(ESS,),
         least=10,
-        test=lambda view: view[ESS] < 0.3,
+        test=lambda view: not ahead(view) and view[ESS] < 0.3,  # else ASY001 says it, of all that differs
         message=lambda view: (
             f"The effective sample size was below 30 % {view.often}, {percent(view.mean(ESS, view.window))} on average:"
             " the correction for a sampler that differs leaves little to learn from."
@@ -180,7 +188,10 @@ RULES = [
             ),
             *mend_sampler(view),
         ],
-        when="sampling/effective_sample_size is below 0.3 in 30 % of the last 50 steps.",
+        when=(
+            "sampling/effective_sample_size is below 0.3 in 30 % of the last 50 steps. Not where completions may be of"
+            " older weights: there ASY001 says it."
+        ),
         why="Sampler and trainer are so far apart that a few ratios outweigh all others, or most are masked.",
         remedy="Mend the difference (ENG001), tighter limits of the ratio.",
         source="verl; SkyRL",
@@ -195,7 +206,7 @@ RULES = [
         test=lambda view: bool(bounded(view)) and (ESS in view.entry or view[APART] > 0.01),
         message=lambda view: (
             f"Completions are sampled with {', '.join(bounded(view))}, from another distribution than the policy that"
-            f" is trained ({short(view.mean(APART))} nats a token apart)"
+            f" is trained ({short(view.mean(APART))} nats a token apart{', with their age' if ahead(view) else ''})"
             + (
                 ", and weighed by their ratio, which knows nothing of tokens that can't be sampled."
                 if ESS in view.entry

@@ -14,6 +14,7 @@ REMEDIES = {
     "disk": "Make room, or make the folder writable, and go on with `ft-host train --resume`",
     "process": "See why the process ended (memory, a signal), and go on with `ft-host train --resume`",
     "library": "Look at traceback.txt in the run's folder, and go on with `ft-host train --resume` once it is mended",
+    "rollouts": "See what the message says is awaited, and go on with `ft-host train --resume`",
     "run": "Mend what the message names, and go on with `ft-host train --resume`",
 }
 
