@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ft_host.distributed.processes import check_overlap
+from ft_host.errors import HookError
 from ft_host.generation import Request, Sampling
 from ft_host.generation.decode import can_decode
 from ft_host.generation.jobs import DecodedRow, Terms, end_tokens, positions_of
@@ -20,6 +21,7 @@ from ft_host.generation.lanes import BatchLane, DecodingLane
 from ft_host.generation.place import answering, generating
 from ft_host.types import Piece
 from ft_host.util.memory import GENERATION, oom_context
+from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
     from ft_host.run import EnginePlace
@@ -65,7 +67,7 @@ class TransformersEngine:
 
     def submit(self, key: int, request: Request, sampling: Sampling) -> None:
         """Begin a request. Without a seed it gets one of torch's random state; without a number the next one of this
-        rank. Raises DataError for a prompt that is empty or leaves no room."""
+        rank. Raises DataError for a prompt that is empty or leaves no room, HookError for a role that the run lacks."""
         run, known, number = self.run, self._known(sampling), request.number
         terms = Terms(
             max_new_tokens=sampling.max_new_tokens,
@@ -125,14 +127,21 @@ class TransformersEngine:
         self.lanes.clear()
 
     def _known(self, sampling: Sampling) -> Known:
+        role, models = sampling.role, self.run.models
         stop = None if sampling.stop_token_ids is None else tuple(sampling.stop_token_ids)
-        found = self.known.get((sampling.role, stop))
+        found = self.known.get((role, stop))
         if found is None:
-            with answering(self.run, sampling.role) as policy:
+            if role != "policy" and role not in models:
+                roles = ["policy", *sorted(models)]
+                raise HookError(
+                    f"a completion of the role {role!r} is asked for{nearest(role, roles)}; the models of this run: "
+                    f"{', '.join(roles)}"
+                )
+            with answering(self.run, role) as policy:
                 model = policy.causal_lm
                 ends = tuple(end_tokens(model, self.run.tokenizer, sampling))
                 found = Known(ends, positions_of(model), can_decode(model))
-            self.known[sampling.role, stop] = found
+            self.known[role, stop] = found
         return found
 
     def _work(self, deadline: float) -> None:
