@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from ft_host.types import Sampling as Sampling
     from ft_host.types import Scores as Scores
     from ft_host.types import Sequence as Sequence
+    from ft_host.types import Served as Served
     from ft_host.util.imports import load_function as load_function
     from ft_host.util.text import nearest as nearest
 
@@ -104,7 +105,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.batch": (
         "IGNORE Batch Segment by_row count_targets flat_batch pair_batch pair_means pair_sums per_target sum_by_row"
     ),
-    "ft_host.types": "Completion Drop LossOutput ModelSpec Piece Request Rollout Sampling Scores Sequence",
+    "ft_host.types": "Completion Drop LossOutput ModelSpec Piece Request Rollout Sampling Scores Sequence Served",
     "ft_host.run": "EnginePlace Run",
     "ft_host.metrics": "Metric effective_share explained maximum mean minimum std total variance",
     "ft_host.errors": "ConfigError DataError FtHostError RowError UsageError",

@@ -10,6 +10,8 @@ from ft_host.util.moved import old_keywords
 from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from ft_host.metrics import Metric
@@ -216,6 +218,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End what the engine has started."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Servers that `ft_serve` has started. `backend_config`: the fields by which a run finds them; `environment`:
+    variables that it needs, such as a key. `look` returns what has happened to them, in sentences, and raises
+    FtHostError where they can't go on; it is called every second or so."""
+
+    urls: list[str]
+    backend_config: dict[str, Any]
+    look: Callable[[], list[str]]
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

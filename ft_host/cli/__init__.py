@@ -23,6 +23,7 @@ COMMANDS = {
     "config": ("ft_host.cli.config", "print a config file to start from"),
     "schema": ("ft_host.cli.schema", "print the JSON schema of a method's config file"),
     "data": ("ft_host.cli.data", "show a few rows as the model sees them"),
+    "serve": ("ft_host.cli.serve", "start servers of a model, for runs to sample on"),
     "report": ("ft_host.cli.report", "write a run's report as one HTML page"),
     "runs": ("ft_host.cli.runs", "list runs"),
     "compare": ("ft_host.cli.compare", "compare the configs and curves of runs"),

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from ft_host.hooks import hookspec
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from ft_host.models.policy import Policy
     from ft_host.rollouts.rollout import RolloutRun
     from ft_host.run import EnginePlace, Run
-    from ft_host.types import Completion, Engine, Request, Rollout, Row, Sampling, Scores, Sequence
+    from ft_host.types import Completion, Engine, Request, Rollout, Row, Sampling, Scores, Sequence, Served
 
 
 RUN = FutureWarning("ft_rollout: its argument run is called rollout since ft-host 0.5")
@@ -56,6 +58,15 @@ def ft_connect(run: Run) -> Any:
     Implemented by backends whose weights are in servers; without it the rollout process loads the model itself. Runs
     with `rollouts: async` in the trainer, on all ranks at once: before the rollout process starts, and after each
     `ft_sync_weights`, whose news it then tells (`Engine.update` gets it). Since 0.7.
+    """
+
+
+@hookspec(firstresult=True)
+def ft_serve(model: str, servers: int, host: str, backend_config: Any) -> AbstractContextManager[Served]:
+    """Start servers of a model, for runs to sample on, and end them when the context is left.
+
+    Implemented by backends with servers of their own; called by `ft-host serve`, outside of any run. `backend_config`
+    is an object of the backend's config class, not yet checked. Since 0.7.
     """
 
 

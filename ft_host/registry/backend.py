@@ -25,13 +25,20 @@ def backend_of(config: RunConfig) -> tuple[registry.PluginInfo | None, Any]:
             raise ConfigError("backend_config: has no effect on a run that generates nothing; it has no eval_reward")
         return None, None
     info = registry.find("backend", config.backend)
+    settings = settings_of(info, config.backend_config)
+    if settings is not None:
+        settings.check()
+    return info, settings
+
+
+def settings_of(info: registry.PluginInfo, fields: dict[str, Any]) -> Any:
+    """Return an object of the backend's config class with these fields, not yet checked together; None if it has no
+    such class. Raises ConfigError for a field that it doesn't have, and a value that doesn't fit."""
     own = registry.backend_config_class(info)
     if own is None:
-        if config.backend_config:
-            raise ConfigError(f"backend_config: the backend {config.backend} has no fields of its own; leave it out")
-        return info, None
-    values, problems = python_values(config.backend_config, fields_of(own))
+        if fields:
+            raise ConfigError(f"backend_config: the backend {info.name} has no fields of its own; leave it out")
+        return None
+    values, problems = python_values(fields, fields_of(own))
     refuse([f"backend_config: {problem}" for problem in problems])
-    settings = own(**values)
-    settings.check()
-    return info, settings
+    return own(**values)

@@ -33,6 +33,7 @@ OWNERS = {
     "ft_connect": "backend",
     "ft_sync_weights": "backend",
     "ft_score": "backend",
+    "ft_serve": "backend",
 }
 REQUIRED = {"method": ("ft_prepare", "ft_collate", "ft_loss"), "backend": ("ft_generate",), "diagnostics": ()}
 
@@ -53,6 +54,12 @@ def session(
     if trace.wanted():
         trace.install(manager)
     return manager
+
+
+def alone(info: PluginInfo) -> pluggy.PluginManager:
+    """Return a plugin manager with one plugin, for what is asked of it outside of a run. Raises what `session`
+    raises."""
+    return _manager([info])
 
 
 def validate(info: PluginInfo) -> None:

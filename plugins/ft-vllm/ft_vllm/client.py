@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import os
+import socket
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 from urllib.parse import urlencode, urlsplit
 
 from ft_host.api import FtHostError
+
+KEY = "VLLM_API_KEY"
 
 
 class Refused(FtHostError):
@@ -21,20 +26,54 @@ class Refused(FtHostError):
         self.status = status
 
 
+class OtherWeights(FtHostError):
+    """The server has other weights than it was given: another process has taken its place."""
+
+
+def key_of_servers() -> str | None:
+    """The key that servers ask for: the variable that vLLM itself reads."""
+    return os.environ.get(KEY) or None
+
+
+class Stream:
+    """An answer that comes in parts. `cut`, from any thread, ends it at once."""
+
+    def __init__(self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse):
+        self.connection, self.answer = connection, answer
+        self.whole = False  # the server has said that nothing more comes
+
+    def __iter__(self) -> Iterator[Any]:
+        for line in self.answer:
+            if not line.startswith(b"data:"):  # an empty line, or a sign of life
+                continue
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                self.whole = True
+                return
+            yield json.loads(data)
+
+    def cut(self) -> None:
+        sock = self.connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):  # the server was faster
+                sock.shutdown(socket.SHUT_RDWR)
+
+
 class Client:
-    """One server at `url`. Each thread keeps its own connection.
+    """One server at `url`, for many threads: connections that are idle are kept and used again.
 
     `circumstances` is called when a request fails, and returns what is known of the server (its last lines of output);
     it may raise a better error.
     """
 
-    def __init__(self, url: str, timeout: float, circumstances: Callable[[], str] = str):
+    def __init__(self, url: str, timeout: float, circumstances: Callable[[], str] = str, key: str | None = None):
         parts = urlsplit(url)
         self.url = url.rstrip("/")
         self.address = (parts.hostname, parts.port or 80)
         self.timeout = timeout
         self.circumstances = circumstances
-        self.local = threading.local()
+        self.key = key_of_servers() if key is None else key
+        self.idle: list[http.client.HTTPConnection] = []
         self.lock = threading.Lock()
         self.told: tuple[float, str] | None = None  # when, and what
 
@@ -44,14 +83,51 @@ class Client:
     def post(self, path: str, body: Any = None, timeout: float | None = None, **query: str) -> Any:
         return self._ask("POST", path + (f"?{urlencode(query)}" if query else ""), body, timeout)
 
+    @contextlib.contextmanager
+    def stream(self, path: str, body: Any, same: Callable[[str], bool]) -> Iterator[Stream]:
+        """Give the parts of an answer as they come; `timeout` is the longest silence.
+
+        Over a new connection the server is first asked for the version of its weights: another process may have taken
+        its place, and a connection leads to one process for as long as it lasts. Raises OtherWeights where `same` says
+        no, and what other requests raise; also for an answer that ends half-way.
+        """
+        with self._errors("POST", path, self.timeout):
+            connection, new = self._connection(self.timeout)
+            stream = None
+            try:
+                if new:
+                    found = self._answer(connection, "GET", "/weight_info", None, self.timeout)["weight_version"]
+                    if not same(found):
+                        raise OtherWeights(
+                            f"vLLM at {self.url}: its weights are of version {found!r}, which it wasn't given"
+                        )
+                connection.request("POST", path, json.dumps(body).encode(), self._headers(body))
+                answer = connection.getresponse()
+                if answer.status // 100 != 2:
+                    self._refuse("POST", path, answer, answer.read().decode(errors="replace"))
+                stream = Stream(connection, answer)
+                yield stream
+                if not stream.whole:
+                    raise http.client.IncompleteRead(b"")
+                answer.read()
+            except BaseException:
+                connection.close()
+                raise
+        self._keep(connection)
+
     # -- weights: vLLM's update protocol
 
-    def pause(self, timeout: float) -> None:
-        """Wait for running requests, and drop what was computed with the old weights."""
-        self.post("/pause", timeout=timeout, mode="wait", clear_cache="true")
+    def pause(self, timeout: float, mode: str = "wait", clear_cache: bool = True) -> None:
+        """Wait for running requests, end them where they are ("abort") or let them stand still ("keep"), and drop what
+        was computed with the old weights."""
+        self.post("/pause", timeout=timeout, mode=mode, clear_cache=str(clear_cache).lower())
 
     def resume(self, timeout: float) -> None:
         self.post("/resume", timeout=timeout)
+
+    def version(self, timeout: float) -> str:
+        """The version of its weights, which the engine itself is asked for: one that hangs doesn't answer."""
+        return self.get("/weight_info", timeout)["weight_version"]
 
     # -- plumbing
 
@@ -60,40 +136,70 @@ class Client:
         answer.
         """
         patience = self.timeout if timeout is None else timeout
+        with self._errors(method, path, patience):
+            connection, _ = self._connection(patience)
+            try:
+                found = self._answer(connection, method, path, body, patience)
+            except Refused:
+                self._keep(connection)
+                raise
+            except BaseException:
+                connection.close()
+                raise
+        self._keep(connection)
+        return found
+
+    def _answer(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: Any, patience: float
+    ) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} if data is not None else {}
-        connection = self._connection(patience)
+        connection.request(method, path, data, self._headers(body))
+        answer = connection.getresponse()
+        text = answer.read().decode(errors="replace")
+        if answer.status // 100 != 2:
+            self._refuse(method, path, answer, text)
+        return json.loads(text) if text.startswith(("{", "[")) else None
+
+    def _headers(self, body: Any) -> dict[str, str]:
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        return headers if self.key is None else headers | {"Authorization": f"Bearer {self.key}"}
+
+    def _refuse(self, method: str, path: str, answer: http.client.HTTPResponse, text: str) -> NoReturn:
+        hint = f" (the variable {KEY} must hold the server's key)" if answer.status == 401 else ""
+        raise Refused(
+            f"vLLM at {self.url}: {method} {path}: {answer.status} {answer.reason}: {reason(text)}{hint}{self.known()}",
+            answer.status,
+        )
+
+    @contextlib.contextmanager
+    def _errors(self, method: str, path: str, patience: float) -> Iterator[None]:
         try:
-            connection.request(method, path, data, headers)
-            answer = connection.getresponse()
-            text = answer.read().decode(errors="replace")
+            yield
         except TimeoutError as error:
-            self._drop()
             raise FtHostError(
                 f"vLLM at {self.url}: no answer to {method} {path} within {patience:g} seconds{self.known()}"
             ) from error
-        except (OSError, http.client.HTTPException) as error:
-            self._drop()
+        except http.client.IncompleteRead as error:
+            raise FtHostError(f"vLLM at {self.url}: {method} {path}: half an answer{self.known()}") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise FtHostError(f"vLLM at {self.url}: {method} {path}: {said(error)}{self.known()}") from error
-        if answer.status // 100 != 2:
-            raise Refused(
-                f"vLLM at {self.url}: {method} {path}: {answer.status} {answer.reason}: {reason(text)}{self.known()}",
-                answer.status,
-            )
-        return json.loads(text) if text.startswith(("{", "[")) else None
 
-    def _connection(self, timeout: float) -> http.client.HTTPConnection:
-        """Return this thread's connection; a new one where it has none, or where the server has closed it."""
-        kept = self.local.__dict__.get("connection")
-        if kept is not None and not closed(kept):
-            kept.sock.settimeout(timeout)
-            return kept
-        self.local.connection = http.client.HTTPConnection(*self.address, timeout=timeout)
-        return self.local.connection
+    def _connection(self, timeout: float) -> tuple[http.client.HTTPConnection, bool]:
+        """Return a connection that is idle; a new one, and True, where there is none that the server hasn't closed."""
+        while True:
+            with self.lock:
+                kept = self.idle.pop() if self.idle else None
+            if kept is None:
+                return http.client.HTTPConnection(*self.address, timeout=timeout), True
+            if not closed(kept):
+                kept.sock.settimeout(timeout)
+                return kept, False
+            kept.close()
 
-    def _drop(self) -> None:
-        self.local.connection.close()
-        self.local.connection = None
+    def _keep(self, connection: http.client.HTTPConnection) -> None:
+        if connection.sock is not None:  # the server hasn't asked to close it
+            with self.lock:
+                self.idle.append(connection)
 
     def known(self) -> str:
         """Return further lines for the message of a failure. Determined once, where many requests fail."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ft_host.api import ConfigError
+from ft_vllm.client import KEY
 
 if TYPE_CHECKING:
     from ft_vllm.config import VLLMConfig
@@ -48,8 +49,10 @@ class Served:
     lora_rank: int | None  # None: no adapter
 
 
-def arguments(config: VLLMConfig, served: Served, port: int) -> list[str]:
-    """Return the command line of `vllm serve`, after the Python."""
+def arguments(config: VLLMConfig, served: Served, port: int, guarded: bool = False) -> list[str]:
+    """Return the command line of `vllm serve`, after the Python. `guarded`: a key is asked for on all routes; vLLM by
+    itself leaves those for weights open.
+    """
     weights = json.dumps({"backend": served.transfer})
     out = [
         "-m",
@@ -99,6 +102,8 @@ def arguments(config: VLLMConfig, served: Served, port: int) -> list[str]:
             "--max-lora-rank",
             str(lora_rank(served.lora_rank)),
         ]
+    if guarded:
+        out += ["--middleware", "ft_vllm.door.Door"]
     return out + config.server_args
 
 
@@ -118,8 +123,12 @@ def lora_rank(rank: int) -> int:
     )
 
 
-def environment(config: VLLMConfig, served: Served) -> dict[str, str]:
-    """Return the server's environment variables: ours, without those that make a process one of the trainer's."""
+def environment(
+    config: VLLMConfig, served: Served, devices: str | None = None, key: str | None = None
+) -> dict[str, str]:
+    """Return the server's environment variables: ours, without those that make a process one of the trainer's.
+    `devices` and `key` are this server's.
+    """
     out = {
         name: value
         for name, value in os.environ.items()
@@ -132,6 +141,8 @@ def environment(config: VLLMConfig, served: Served) -> dict[str, str]:
         out |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     if served.transfer == "ipc":
         out |= {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}  # what names GPU memory to another process is a pickle
-    if config.devices is not None:
-        out |= {"CUDA_VISIBLE_DEVICES": config.devices}
+    if devices is not None:
+        out |= {"CUDA_VISIBLE_DEVICES": devices}
+    if key is not None:
+        out |= {KEY: key}
     return out | config.server_env

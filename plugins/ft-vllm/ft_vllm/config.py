@@ -6,40 +6,16 @@ import os
 import shutil
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 from ft_host.api import ConfigError, option
+from ft_vllm.elsewhere import ELSEWHERE
+from ft_vllm.places import check_url, devices_of
 
 # Fields without effect in the other mode.
-STARTED_ONLY = ("python", "port", "start_timeout", "devices", "server_args", "server_env", "log")
+STARTED_ONLY = ("python", "servers", "port", "start_timeout", "devices", "server_args", "server_env", "log")
+OF_SERVERS = ("url", "urls", "trainer_address", "adapter_folder", "weights_folder", "timeout", "host")
+HEALTH = ("health_period", "health_timeout", "recovery_timeout")
 ENGINE_FIELDS = ("max_model_len", "enforce_eager", "tensor_parallel_size", "gpu_memory_utilization", "cpu_kv_cache_gib")
-OF_ENGINE = "an argument of the engine: server_args of a started server, engine_args with mode: inprocess"
-OF_RUN = "a field of the run, beside backend_config"
-# What TRL calls these fields, and what is set elsewhere.
-ELSEWHERE = {
-    "vllm_mode": "here it is mode; TRL's colocate is inprocess",
-    "colocate": "here it is mode: inprocess",
-    "base_url": "here it is url",
-    "server_base_url": "here it is url",
-    "vllm_server_base_url": "here it is url",
-    "vllm_server_timeout": "here it is start_timeout",
-    "max_model_length": "here it is max_model_len",
-    "vllm_max_model_length": "here it is max_model_len",
-    "vllm_gpu_memory_utilization": "here it is gpu_memory_utilization",
-    "vllm_tensor_parallel_size": "here it is tensor_parallel_size",
-    "cuda_visible_devices": "here it is devices",
-    **dict.fromkeys(
-        "swap_space enable_prefix_caching max_num_batched_tokens kv_cache_dtype quantization load_format download_dir "
-        "max_lora_rank enable_chunked_prefill cpu_offload_gb pipeline_parallel_size data_parallel_size "
-        "model_impl".split(),
-        OF_ENGINE,
-    ),
-    **dict.fromkeys(
-        "model temperature top_p top_k min_p repetition_penalty max_completion_length seed trust_remote_code".split(),
-        OF_RUN,
-    ),
-    "max_tokens": "here it is max_completion_length, a field of the run",
-}
 
 
 @dataclass(kw_only=True)
@@ -69,6 +45,15 @@ class VLLMConfig:
         group="rollouts",
         example="http://127.0.0.1:8000",
     )
+    urls: list[str] = option(
+        [],
+        "Several such servers of the same model: requests go to the one that has the fewest.",
+        group="rollouts",
+        example="http://127.0.0.1:8000",
+    )
+    servers: int = option(
+        1, "Servers that the run starts. The GPUs of `devices` are dealt out to them in order.", group="rollouts", gt=0
+    )
     teacher_url: str | None = option(
         None,
         "A server that runs already and serves a teacher, for methods that score tokens with one: `vllm serve "
@@ -78,18 +63,24 @@ class VLLMConfig:
     )
     host: str = option(
         "127.0.0.1",
-        "Address that a server started by the run listens on. vLLM's routes for weights need no password: "
-        "whoever reaches them may change the model.",
+        "Address that servers started by the run listen on. At another than this machine's own they ask for a key: "
+        "that of the variable VLLM_API_KEY, or one that the run makes.",
         group="rollouts",
     )
     port: int | None = option(
-        None, "Port of a server started by the run. Not set: a free one.", group="rollouts", ge=1, le=65535
+        None,
+        "Port of a server started by the run; of several the first has it, and the others those after it. Not set: "
+        "free ones.",
+        group="rollouts",
+        ge=1,
+        le=65535,
     )
     devices: str | None = option(
         None,
-        "GPUs of a server started by the run, as CUDA_VISIBLE_DEVICES has them. Not set: those of the trainer.",
+        "GPUs of servers started by the run, as CUDA_VISIBLE_DEVICES has them; each server gets as many as the next. "
+        "Not set: those of the trainer.",
         group="rollouts",
-        example="1",
+        example="1,2",
     )
     dtype: str = option(
         "auto",
@@ -105,7 +96,7 @@ class VLLMConfig:
     )
     max_num_seqs: int = option(
         256,
-        "Completions that are generated at once; a run sends no more at a time. 256 is vLLM's own default for servers.",
+        "Completions that a server generates at once; a process sends it no more. 256 is vLLM's own default.",
         group="rollouts",
         gt=0,
     )
@@ -128,10 +119,10 @@ class VLLMConfig:
     transfer: str = option(
         "auto",
         "How weights get to vLLM. 'direct': handed over within the process. 'gloo': over TCP, on any device. 'nccl': "
-        "from GPU to GPU. 'ipc': within one GPU. auto: direct in the process; for a server gloo on a CPU, nccl with "
-        "`devices` or `url`, ipc otherwise.",
+        "from GPU to GPU. 'ipc': within one GPU. 'folder': files in a folder that both sides see. auto: direct in the "
+        "process; for a server gloo on a CPU, nccl with `devices` or `url`, ipc otherwise.",
         group="rollouts",
-        choices=("auto", "direct", "gloo", "nccl", "ipc"),
+        choices=("auto", "direct", "gloo", "nccl", "ipc", "folder"),
     )
     lora: str = option(
         "adapter",
@@ -140,10 +131,21 @@ class VLLMConfig:
         group="rollouts",
         choices=("adapter", "merged"),
     )
+    lora_rank: int | None = option(
+        None, "Of `ft-host serve`: the largest rank of adapters that runs may load.", group="rollouts", gt=0
+    )
     adapter_folder: str | None = option(
         None,
         "Where adapters are written for the server to read; a server elsewhere needs a folder that both see. Not set: "
         "a temporary one.",
+        group="rollouts",
+        path=True,
+        compared=False,
+    )
+    weights_folder: str | None = option(
+        None,
+        "Where `transfer: folder` writes the weights; servers elsewhere need a folder that all see. Not set: a "
+        "temporary one.",
         group="rollouts",
         path=True,
         compared=False,
@@ -163,9 +165,26 @@ class VLLMConfig:
     transfer_timeout: float = option(
         300.0, "Seconds that the transfer of the weights may take.", group="rollouts", gt=0
     )
+    health_period: float = option(
+        5.0,
+        "Seconds between two questions to a server whether it is well. After three that fail it is left out until it "
+        "answers again, and one that the run started is started anew.",
+        group="rollouts",
+        gt=0,
+    )
+    health_timeout: float = option(
+        10.0, "Seconds that a server may take to say that it is well, or to stop for an update.", group="rollouts", gt=0
+    )
+    recovery_timeout: float = option(
+        900.0,
+        "Seconds that an overlap or async run waits while no server can be used; then it ends and says why.",
+        group="rollouts",
+        gt=0,
+    )
     log: str | None = option(
         None,
-        "File that a started server's output goes to. Not set: vllm.log in the run's folder.",
+        "File that a started server's output goes to. Not set: vllm.log in the run's folder. Those of further servers "
+        "have their number in the name.",
         group="rollouts",
         path=True,
         compared=False,
@@ -181,18 +200,16 @@ class VLLMConfig:
         {}, "Further arguments of vllm.LLM, if it runs in the trainer's process.", group="rollouts"
     )
 
-    def check(self) -> None:
+    def check(self, in_run: bool = True) -> None:
         """Refuse what can't work. Raises ConfigError that names the field."""
         defaults = type(self)()
+        if in_run and self.lora_rank is not None:
+            raise ConfigError("backend_config.lora_rank: is of ft-host serve; a run knows the rank of its adapter")
         given = [name for name in vars(self) if getattr(self, name) != getattr(defaults, name)]
         if self.teacher_url is not None:
-            self._check_url("teacher_url")
+            check_url("teacher_url", self.teacher_url)
         if self.mode == "inprocess":
-            _refuse(
-                given,
-                {"url", "trainer_address", "adapter_folder", "timeout", "host", *STARTED_ONLY},
-                "is of a server; with mode: inprocess there is none",
-            )
+            _refuse(given, {*OF_SERVERS, *HEALTH, *STARTED_ONLY}, "is of a server; with mode: inprocess there is none")
             _refuse_transfer(self.transfer, ("auto", "direct"), "mode: inprocess")
             if self.tensor_parallel_size > 1:
                 raise ConfigError(
@@ -200,27 +217,33 @@ class VLLMConfig:
                     " server splits the model"
                 )
             return
-        if self.python is None and self.url is None and self.teacher_url is not None:
+        if self.python is None and not self.found and self.teacher_url is not None:
             given.remove("teacher_url")
             if given:
                 raise ConfigError(
                     f"backend_config.{given[0]}: has no effect without python or url: only tokens are scored"
                 )
             return
-        if self.python is None and self.url is None:
+        if self.python is None and not self.found:
             raise ConfigError(
                 "backend_config: mode: server needs python, the Python of vLLM's environment (the run then starts the "
                 "server), or url, the address of a server that runs"
             )
         _refuse(given, {"engine_args"}, "is of mode: inprocess; a server has server_args")
-        _refuse_transfer(self.transfer, ("auto", "gloo", "nccl", "ipc"), "mode: server")
-        if self.url is not None:
+        _refuse_transfer(self.transfer, ("auto", "gloo", "nccl", "ipc", "folder"), "mode: server")
+        if self.weights_folder is not None and self.transfer != "folder":
+            raise ConfigError("backend_config.weights_folder: only transfer: folder writes there")
+        if self.transfer == "ipc" and (self.servers > 1 or len(self.found) > 1):
+            raise ConfigError(
+                "backend_config.transfer: ipc is within one GPU, for one server; use gloo, nccl or folder"
+            )
+        if self.found:
             _refuse(
                 given,
                 {"host", *STARTED_ONLY, *ENGINE_FIELDS, "dtype"},
                 "is of a server that the run starts; with url the server runs already",
             )
-            self._check_url("url")
+            self._check_found()
             return
         if shutil.which(self.python) is None:
             what = "is not executable" if os.path.exists(self.python) else "does not exist"
@@ -233,14 +256,24 @@ class VLLMConfig:
             )
         if self.transfer == "ipc" and self.tensor_parallel_size > 1:
             raise ConfigError("backend_config.transfer: ipc is within one GPU; tensor_parallel_size must be 1")
+        if self.devices is not None:
+            devices_of(self.devices, self.servers)
+        if self.port is not None and self.port + self.servers - 1 > 65535:
+            raise ConfigError(f"backend_config.port: {self.servers} servers from {self.port} on go past port 65535")
 
-    def _check_url(self, field: str) -> None:
-        url = getattr(self, field)
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
-            raise ConfigError(
-                f"backend_config.{field}: {url!r} is not the address of a server; expected http://HOST:PORT"
-            )
+    @property
+    def found(self) -> list[str]:
+        """The addresses of servers that run already."""
+        return [self.url, *self.urls] if self.url is not None else self.urls
+
+    def _check_found(self) -> None:
+        if self.url is not None and self.urls:
+            raise ConfigError("backend_config.urls: one server is in url already; give all of them in urls")
+        for url in self.found:
+            check_url("url" if self.url is not None else "urls", url)
+        twice = [url for url in self.urls if self.urls.count(url) > 1]
+        if twice:
+            raise ConfigError(f"backend_config.urls: {twice[0]} is given twice")
 
 
 def _refuse(given: list[str], names: set[str], why: str) -> None:

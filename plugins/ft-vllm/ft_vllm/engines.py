@@ -1,6 +1,6 @@
-"""vLLM's side of two transfers that it doesn't have itself: `direct`, within a process, and `gloo`, over TCP.
+"""vLLM's side of transfers that it doesn't have itself: `direct`, within a process, `gloo`, over TCP, and `folder`.
 
-Runs in vLLM's environment and processes; imports neither ft_host nor the rest of this package. vLLM's own `nccl` and
+Runs in vLLM's environment and processes; imports neither ft_host nor what of this package does. vLLM's own `nccl` and
 `ipc` need a GPU. Written for vLLM 0.32; ../../docs/vllm.md has what was found out about it.
 """
 
@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
+from ft_vllm.published import read_version
+
 
 def register() -> None:
-    """Make the two known to vLLM. It calls this in each of its processes, by the entry point vllm.general_plugins."""
+    """Make the three known to vLLM. It calls this in each of its processes, by the entry point vllm.general_plugins."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory as factory
 
-    for name, engine in (("direct", DirectEngine), ("gloo", GlooEngine)):
+    for name, engine in (("direct", DirectEngine), ("gloo", GlooEngine), ("folder", FolderEngine)):
         if name not in factory._registry:  # plugins may be loaded more than once, and vLLM refuses a second time
             factory.register_engine(name, engine)
 
@@ -180,3 +183,39 @@ class GlooEngine(Layerwise, WeightTransferEngine[GlooInit, GlooUpdate]):
 
     def shutdown(self) -> None:
         self.group = None
+
+
+# ---------------------------------------------------------------- folder
+
+
+@dataclass
+class FolderInit(WeightTransferInitInfo):
+    """Nothing to agree on."""
+
+
+@dataclass
+class FolderUpdate(WeightTransferUpdateInfo):
+    folder: str  # of one version
+
+
+class FolderEngine(Layerwise, WeightTransferEngine[FolderInit, FolderUpdate]):
+    """Reads weights from a folder, see published.py.
+
+    Each worker holds a copy of all weights in main memory, into which changes are written.
+    """
+
+    init_info_cls = FolderInit
+    update_info_cls = FolderUpdate
+    held: dict[str, torch.Tensor] | None = None
+    version: int | None = None
+
+    def init_transfer_engine(self, init_info: FolderInit) -> None:
+        pass
+
+    @torch.no_grad()
+    def receive_weights(self, update_info: FolderUpdate) -> None:
+        self.held, self.version = read_version(Path(update_info.folder), self.held or {}, self.version)
+        self.model.load_weights((name, tensor.to(self.device)) for name, tensor in self.held.items())
+
+    def shutdown(self) -> None:
+        self.held = self.version = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.api import Completion, ConfigError, FtHostError
 from ft_vllm.command import Served, lora_rank, memory_share
-from ft_vllm.sampling import Job, completion_of
+from ft_vllm.sampling import Job, versions_of
 from ft_vllm.server import TESTED, WANTED
 
 if TYPE_CHECKING:
@@ -99,12 +99,15 @@ def as_they_were() -> Iterator[None]:
     np.random.set_state(numpy)
 
 
-def load(llm: Any, weights: Iterator[Named], version: int) -> None:
-    """Run one update. No request is running, since calls come one after the other; the cache is cleared."""
+def load(llm: Any, weights: Iterator[Named], version: int, *, clear_cache: bool = True) -> None:
+    """Run one update between two steps of the engine. The cache is cleared, unless requests are under way that keep
+    theirs.
+    """
     llm.start_weight_update()
     llm.update_weights({"update_info": {"weights": weights}})
     llm.finish_weight_update(str(version))
-    clear(llm)
+    if clear_cache:
+        clear(llm)
 
 
 def load_adapter(llm: Any, adapter: Any, previous: Any, version: int) -> None:
@@ -140,7 +143,14 @@ def generate(llm: Any, jobs: list[Job], adapter: Any) -> list[Completion]:
             raise FtHostError(f"vLLM ended a completion with {said.finish_reason!r}; expected stop or length")
         logprobs = [entry[token].logprob for token, entry in zip(said.token_ids, said.logprobs, strict=True)]
         spans = [(span.version, span.start, span.end) for span in said.weight_versions or []]
-        completions.append(completion_of(list(said.token_ids), logprobs, said.finish_reason, spans))
+        completions.append(
+            Completion(
+                token_ids=list(said.token_ids),
+                logprobs=logprobs,
+                finish_reason=said.finish_reason,
+                versions=versions_of(spans),
+            )
+        )
     return completions
 
 

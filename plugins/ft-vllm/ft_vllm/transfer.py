@@ -1,7 +1,8 @@
-"""The trainer's side of giving weights to a server: `gloo`, `nccl`, `ipc`. None of them needs vLLM here.
+"""The trainer's side of giving weights to servers: `gloo`, `nccl`, `ipc`, `folder`. None of them needs vLLM here.
 
-Each is two functions in a table: `open` makes the link with the server, `send` moves the pieces of one update. What is
-around it (pause, start, finish, resume) is the same for all.
+Each is a function or two in a table: one makes the link with a server, the other moves the pieces of one update. What
+is around it (pause, start, finish, resume) is the same for all. `folder` moves no pieces: the server is told where the
+files are.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import base64
 import contextlib
 import pickle
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from queue import Full, Queue
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ import torch.distributed as dist
 
 from ft_host.api import ConfigError, FtHostError
 from ft_vllm.client import Client
+from ft_vllm.tasks import Task
 from ft_vllm.weights import PIECE, Manifest, Named
 
 
@@ -40,22 +43,59 @@ class Link:
 Pieces = Iterator[list[Named]]
 
 
+@dataclass(frozen=True)
+class Pause:
+    """What becomes of requests while weights change: "wait" for them, "abort" them or "keep" them, and whether what was
+    computed with the old weights is dropped. `seconds` that a server may take to stop; None: those of a transfer."""
+
+    mode: str = "wait"
+    clear_cache: bool = True
+    seconds: float | None = None
+
+
 def open_link(kind: str, client: Client, *, workers: int, address: str, timeout: float, device: torch.device) -> Link:
     """Meet the server's `workers`. `address`: this machine's, as they reach it."""
     link = Link(kind, client, timeout, device)
-    TRANSFERS[kind][0](link, workers, address)
+    OPENERS[kind](link, workers, address)
     return link
 
 
-def send(link: Link, manifest: Manifest, pieces: Pieces, version: int) -> None:
+def send(link: Link, manifest: Manifest, pieces: Pieces, version: int, pause: Pause) -> None:
     """One update: the server is paused and its cache cleared before, and goes on after. Raises FtHostError with the
     reason; the server can't be used then."""
-    client = link.client
-    client.pause(link.timeout)
-    client.post("/start_weight_update", timeout=link.timeout)
-    TRANSFERS[link.kind][1](link, manifest, pieces)
-    client.post("/finish_weight_update", {"weight_version": str(version)}, timeout=link.timeout)
-    client.resume(link.timeout)
+    with updating(link.client, version, pause, link.timeout):
+        SENDERS[link.kind](link, manifest, pieces)
+
+
+@contextlib.contextmanager
+def updating(client: Client, version: int, pause: Pause, timeout: float) -> Iterator[None]:
+    """vLLM's protocol around the weights themselves."""
+    client.pause(pause.seconds or timeout, pause.mode, pause.clear_cache)
+    client.post("/start_weight_update", timeout=timeout)
+    yield
+    client.post("/finish_weight_update", {"weight_version": str(version)}, timeout=timeout)
+    client.resume(timeout)
+
+
+def send_all(
+    links: list[Link], manifest: Manifest, pieces: Pieces, version: int, pause: Pause
+) -> list[FtHostError | None]:
+    """Send the same weights to several servers, each in a thread of its own, and return what went wrong with each. Goes
+    through all `pieces`, whatever happens. A piece is sent to all before the next one is gathered."""
+    feeds: list[Queue[list[Named] | None]] = [Queue(maxsize=1) for _ in links]
+    tasks = [Task(send, link, manifest, iter(feed.get, None), version, pause) for link, feed in zip(links, feeds)]
+
+    def put(piece: list[Named] | None) -> None:
+        for task, feed in zip(tasks, feeds):
+            while not task.done():
+                with contextlib.suppress(Full):  # the one before is being sent
+                    feed.put(piece, timeout=0.05)
+                    break
+
+    for piece in pieces:
+        put(piece)
+    put(None)
+    return [task.failure(2 * link.timeout) for task, link in zip(tasks, links)]
 
 
 def close_link(link: Link) -> None:
@@ -183,11 +223,25 @@ def send_ipc(link: Link, manifest: Manifest, pieces: Pieces) -> None:
             link.client.post("/update_weights", {"update_info": update}, timeout=link.timeout)
 
 
-TRANSFERS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
-    "gloo": (open_gloo, send_gloo),
-    "nccl": (open_nccl, send_nccl),
-    "ipc": (open_ipc, send_ipc),
+# ---------------------------------------------------------------- folder: files that both sides see
+
+
+def open_folder(link: Link, workers: int, address: str) -> None:
+    link.client.post("/init_weight_transfer_engine", {"init_info": {}}, timeout=link.timeout)
+
+
+def read_folder(link: Link, folder: Path) -> None:
+    """Have the server read a version that is written."""
+    link.client.post("/update_weights", {"update_info": {"folder": str(folder)}}, timeout=link.timeout)
+
+
+OPENERS: dict[str, Callable[[Link, int, str], None]] = {
+    "gloo": open_gloo,
+    "nccl": open_nccl,
+    "ipc": open_ipc,
+    "folder": open_folder,
 }
+SENDERS: dict[str, Callable[[Link, Manifest, Pieces], None]] = {"gloo": send_gloo, "nccl": send_nccl, "ipc": send_ipc}
 
 
 # ---------------------------------------------------------------- shared
@@ -202,29 +256,6 @@ def described(manifest: Manifest, start: int = 0, end: int | None = None) -> dic
 def flat(piece: list[Named]) -> torch.Tensor:
     """The bytes of a piece's tensors, one after the other."""
     return torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in piece])
-
-
-class Task:
-    """A call in a thread of its own, which nobody waits for at the end of the program."""
-
-    def __init__(self, call: Callable[..., Any], *arguments: Any):
-        self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, args=(call, *arguments), daemon=True)
-        self.thread.start()
-
-    def _run(self, call: Callable[..., Any], *arguments: Any) -> None:
-        try:
-            call(*arguments)
-        except BaseException as error:  # raised by `result`, in the thread that asks
-            self.error = error
-
-    def done(self) -> bool:
-        return not self.thread.is_alive()
-
-    def result(self) -> None:
-        self.thread.join()
-        if self.error is not None:
-            raise self.error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -47,6 +48,24 @@ def make(tmp_path):
     yield made
     for run in runs:
         backend.ft_close(run)
+
+
+def fake_module():
+    """fake_vllm.py, which no other module may be called."""
+    spec = importlib.util.spec_from_file_location("ft_vllm_tests_fake", FAKE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def fakes():
+    """Two servers in this process, of which tests know everything."""
+    module = fake_module()
+    started = [module.serve().fake for _ in range(2)]
+    yield started
+    for fake in started:
+        fake.die()
 
 
 @pytest.fixture

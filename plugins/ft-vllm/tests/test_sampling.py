@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from ft_vllm.sampling import completion_of, jobs_of, params_of, seed_of
+from ft_vllm.sampling import jobs_of, params_of, seed_of, versions_of
 
 from ft_host.api import DataError, Request, Sampling
 from ft_host.testing import generating_run, tiny_qwen
@@ -68,5 +68,19 @@ def test_without_a_seed_one_comes_from_torchs_random_state():
 
 def test_versions_are_one_a_token():
     spans = [("3", 0, 2), ("4", 2, 5)]
-    assert completion_of([1, 2, 3, 4, 5], [-1.0] * 5, "length", spans).versions == [3, 3, 4, 4, 4]
-    assert completion_of([1], [-1.0], "stop", [("default", 0, 1)]).versions == []
+    assert versions_of(spans) == [3, 3, 4, 4, 4]
+    assert versions_of([("default", 0, 1)]) == versions_of(None) == []
+
+
+def test_what_is_left_of_a_completion_has_noise_of_its_own_and_fewer_tokens():
+    run = generating_run(tiny_qwen())
+    begun, resumed = jobs_of(
+        [Request(prompt_ids=[5], number=3), Request(prompt_ids=[5, 9, 8], number=3, offset=2, max_new_tokens=7)],
+        ALL,
+        run,
+        64,
+    )
+    assert begun.body([]) == {"token_ids": [5], "sampling_params": begun.params}
+    assert begun.body([9, 8]) == resumed.body([])  # whoever goes on with it
+    assert begun.body([9, 8])["sampling_params"]["seed"] == seed_of(4, 3, 2) != seed_of(4, 3)
+    assert begun.params["max_tokens"] == 9  # as it was

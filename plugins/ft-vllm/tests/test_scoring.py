@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from ft_vllm.config import VLLMConfig
 
 from ft_host.api import ConfigError, FtHostError, Request, Sampling, Sequence
 from ft_host.testing import tiny_llama
 
-FAKE = Path(__file__).with_name("fake_vllm.py")
-
 
 @pytest.fixture
-def fake_vllm():
-    """The server's module, with a state of its own."""
-    spec = importlib.util.spec_from_file_location("fake_vllm_of_scoring", FAKE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def url(fake_vllm, monkeypatch):
-    monkeypatch.setitem(fake_vllm.STATE, "models", ["the teacher"])
-    server = fake_vllm.serve()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
+def url(fakes):
+    fakes[0].state["models"] = ["the teacher"]
+    return fakes[0].url
 
 
 def test_the_likeliest_tokens_of_each_place_likeliest_first(make, url):
@@ -47,8 +31,8 @@ def test_what_is_too_long_for_the_teacher_is_refused(make, url):
         run.score([Sequence(token_ids=[1] * 64, start=3)], 2)
 
 
-def test_a_server_of_several_models_is_refused(make, url, fake_vllm, monkeypatch):
-    monkeypatch.setitem(fake_vllm.STATE, "models", ["a", "b"])
+def test_a_server_of_several_models_is_refused(make, url, fakes):
+    fakes[0].state["models"] = ["a", "b"]
     with pytest.raises(ConfigError, match="serves a, b; expected one model"):
         make(tiny_llama(), teacher_url=url).score([Sequence(token_ids=[1, 2], start=1)], 2)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ft_vllm import backend, command, server
+from ft_vllm import backend, command, opening, server
 from ft_vllm.client import Client
 from ft_vllm.sampling import seed_of
 from ft_vllm.weights import as_saved
@@ -128,7 +128,7 @@ def test_the_command_line_and_environment_of_a_server(make, python, monkeypatch)
         server_env={"MINE": "1"},
         cpu_kv_cache_gib=2,
     )
-    what = backend.served(run.backend_config, run, "gloo")
+    what = opening.served(run.backend_config, run, "gloo")
     line = " ".join(command.arguments(run.backend_config, what, 8000))
     for part in (
         "serve /",
@@ -290,7 +290,7 @@ def test_a_server_that_hangs_is_not_waited_for_forever(make, python):
     started = time.monotonic()
     with pytest.raises(FtHostError, match="(?s)no answer to POST /inference/v1/generate within 1 seconds.*still runs"):
         run.generate([Request(prompt_ids=PROMPTS[0])], SAMPLING)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30  # three tries; the server sleeps for 60 s in each
 
 
 def test_a_server_that_refuses_weights_is_heard_at_once(make, python):
@@ -356,7 +356,7 @@ def test_a_start_that_outlasts_the_patience_of_other_ranks_is_refused(make, pyth
     run = make(tiny_qwen(), python=python, start_timeout=1800.0)
     monkeypatch.setattr(type(run), "world_size", 2)
     with pytest.raises(ConfigError, match="start_timeout: 1800 seconds, but .* give up after 1800 .ddp_timeout."):
-        backend.of_server(run.backend_config, run)
+        opening.of_servers(run.backend_config, run)
 
 
 def test_an_engine_in_the_process_is_for_one_process(make, monkeypatch):
