@@ -153,6 +153,7 @@ class Piece:
     stop: int
     ended: bool  # it is the last of the epoch
     rows: list[Row]
+    wheres: list[str]  # their places in the data
     seen: int  # raw rows that this rank prepared
     truncated: int
     drops: list[tuple[str, str]]  # (where, reason)
@@ -200,6 +201,7 @@ def _piece(
 ) -> Piece:
     mine = range(start, stop) if layout.windowed else range(start + layout.rank, stop, layout.world_size)
     rows: list[Row] = []
+    wheres: list[str] = []
     drops: list[tuple[str, str]] = []
     left_out: Counter[str] = Counter()
     seen = 0
@@ -217,6 +219,7 @@ def _piece(
             drops.append((where, str(result)))
         else:
             rows += result
+            wheres += [where] * len(result)
     ended = not reader.has(epoch, stop)
     return Piece(
         epoch=epoch,
@@ -224,6 +227,7 @@ def _piece(
         stop=min(stop, reader.end(epoch)) if ended else stop,
         ended=ended,
         rows=rows,
+        wheres=wheres,
         seen=seen,
         truncated=sum(row.get("truncated") is True for row in rows),
         drops=drops,

@@ -42,6 +42,7 @@ class StepRows:
     dropped: dict[str, int]  # by reason, so far; of this rank, where each rank prepares its own rows
     truncated: int  # rows cut at max_length so far, counted likewise
     last: bool  # whether it is known to be the last step
+    wheres: list[str] = field(default_factory=list)  # the place of each row in the data; none of windows
     whole_units: bool = False  # rows of a unit share a micro-batch, whose size is counted in rows
     metrics: dict[str, float] = field(default_factory=dict)  # of making the rows, logged with this step
 
@@ -136,7 +137,9 @@ class TrainStream:
         self.consumed += piece.stop - piece.start
         place = (piece.epoch + 1, 0, 0) if piece.ended else (piece.epoch, piece.stop, 0)
         last = self._is_final(piece.epoch, piece.ended)
-        return self._step([[row] for row in piece.rows], place, self.consumed, self.consumed, last)
+        step = self._step([[row] for row in piece.rows], place, self.consumed, self.consumed, last)
+        step.wheres = piece.wheres
+        return step
 
     def _from_windows(self) -> StepRows | None:
         waiting, rows_per_step = self._waiting, self.layout.rows_per_step

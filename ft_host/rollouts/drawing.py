@@ -135,8 +135,8 @@ def say_few(run: Run, number: int, kept: int, draws: int) -> None:
 
 
 def draw(prompts: TrainStream, count: int, place: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
-    """Return the next prompts, fewer at the end of the data, and the position behind them. Raises DataError where an
-    epoch has given none."""
+    """Return the next prompts, each with `where` it is in the data, fewer at the end of it, and the position behind
+    them. Raises DataError where an epoch has given none."""
     rows: list[Row] = []
     begin = place["epoch"]
     while len(rows) < count:
@@ -146,5 +146,6 @@ def draw(prompts: TrainStream, count: int, place: dict[str, Any]) -> tuple[list[
         if not rows and not any(step.units) and step.epoch - begin >= 1 - 1e-9:
             raise DataError(f"no prompt is left: an epoch has given none{prompts.tally.said()}")
         place = {"position": step.position, "epoch": step.epoch, "rows_consumed": step.rows_consumed}
-        rows += [row for unit in step.units for row in unit]
+        drawn = [row for unit in step.units for row in unit]
+        rows += [row | {"where": where} for row, where in zip(drawn, step.wheres, strict=True)]
     return rows, place

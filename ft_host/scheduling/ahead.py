@@ -18,6 +18,7 @@ from ft_host.rollouts.drawing import RolloutMade, draw, say_few
 from ft_host.rollouts.rewards import no_signal
 from ft_host.scheduling.bottleneck import Bottleneck
 from ft_host.scheduling.dealing import added, dealt, joined, kept_units, rows_of, shares, units_of
+from ft_host.scheduling.failures import News, SetAside, listed, of_ranks, said
 from ft_host.scheduling.measure import ledger_metrics, mismatch_metrics, sample_metrics, staleness_metrics
 from ft_host.scheduling.unit import READY, Unit
 from ft_host.scheduling.waiting import Post
@@ -49,6 +50,9 @@ class Ahead:
     saved: list[dict[str, Any]] = field(default_factory=list)  # what `state` returned on each rank of a checkpoint
     place: dict[str, Any] = field(default_factory=dict)  # in the prompts, behind all that were drawn
     ended: bool = False  # no prompt is left to draw
+    aside: list[SetAside] = field(
+        default_factory=list
+    )  # prompts set aside on all ranks, since the run began or went on
     handed: tuple[int, list[Unit]] = (-1, [])  # the last rollout, and the prompts of it
     made: int = 0  # rollouts
     bottleneck: Bottleneck = field(init=False)
@@ -60,7 +64,9 @@ class Ahead:
             run, ledgers = self.run, [each["ledger"] for each in self.saved]
             self.place = self.saved[0]["place"]
             self.post.ledger.restore(kept_units(ledgers, run.rank, run.world_size, self.shared))
-            self.post.failures.restore(self.saved[min(run.rank, len(self.saved) - 1)]["failures"])
+            failures = [each["failures"] for each in self.saved]
+            self.post.failures.restore(of_ranks(failures, run.rank, run.world_size))
+            self.aside = [SetAside(**aside) for each in failures for aside in each["aside"][: each["told"]]]
 
     @property
     def shared(self) -> bool:
@@ -96,14 +102,24 @@ class Ahead:
         measured = Accumulator()
         measured.add(self.mismatch)
         measured.add(staleness_metrics(taken, run.step))
-        measured.add(ledger_metrics(post.ledger.units.values(), {}, 0))
+        news = post.failures.news()
+        measured.add(ledger_metrics(post.ledger.units.values(), news.failed, len(post.failures.aside)))
         measured.add(post.times.take(taken))
         measured.add(sample_metrics(rows, run))
         of_method = added([unit.made.metrics for unit in taken if unit.made is not None])
         found = combine(run.gather(measured.local()))
         run.add_time("measuring", time.perf_counter() - started)
+        self.say_failures(run.gather(news))
         self.say_bottleneck(found)
         return combine(run.gather(of_method)) | found
+
+    def say_failures(self, ranks: list[News]) -> None:
+        """Say what failed since the last rollout, on all ranks."""
+        for line in said(ranks):
+            self.run.say(line, "warning")
+        self.aside += [aside for each in ranks for aside in each.aside]
+        if self.aside:
+            self.run.record_facts({"watch/set_aside": listed(self.aside)})
 
     def say_bottleneck(self, measured: dict[str, float]) -> None:
         """Say after some rollouts which side is the slower one; later only if it has changed."""

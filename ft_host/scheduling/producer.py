@@ -104,8 +104,11 @@ class Producer:
     def _begin(self) -> None:
         for number in [number for number, thread in self.threads.items() if not thread.is_alive()]:
             del self.threads[number]
-        while self.waiting and len(self.threads) < THREADS:
-            unit = self.waiting.popleft()
+        now, units = time.time(), [self.waiting.popleft() for _ in range(len(self.waiting))]
+        for unit in units:
+            if len(self.threads) >= THREADS or unit.times.get("again", 0.0) > now:  # after a failure it has a pause
+                self.waiting.append(unit)
+                continue
             thread = threading.Thread(target=self._run, args=(unit,), name=f"prompt {unit.number}", daemon=True)
             self.threads[unit.number] = thread
             thread.start()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POLL = 0.2  # seconds between two looks at the source
-MOVES = (Started, Progress, Finished, Updated)  # events that show that something goes on
+MOVES = (Started, Progress, Finished, Failed, Updated)  # events that show that something goes on
 
 
 @dataclass(kw_only=True)
@@ -95,11 +95,16 @@ class Post:
             self.run.timeline.seen(event)
             self.run.timeline.depth(*(self.ledger.count(state) for state in (READY, RUNNING, WAITING)))
 
+    def finished(self, event: Finished) -> None:
+        self.ledger.finish(event)
+        self.failures.completed()
+
     def failed(self, event: Failed) -> None:
         unit = self.ledger.units.get(event.unit)
         if unit is None:
             return
         if self.failures.take(event, unit) == "retry":
+            unit.state = WAITING
             self.source.admit([unit])
             return
         self.ledger.set_aside(event.unit)
@@ -139,7 +144,7 @@ def _broken(post: Post, event: Broken) -> None:
 HANDLERS: dict[type, Callable[[Post, Any], None]] = {
     Started: lambda post, event: post.ledger.begun(event),
     Progress: lambda post, event: post.ledger.progress(event),
-    Finished: lambda post, event: post.ledger.finish(event),
+    Finished: Post.finished,
     Failed: Post.failed,
     Said: _said,
     Measured: Post.measured,
