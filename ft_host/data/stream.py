@@ -137,9 +137,7 @@ class TrainStream:
         self.consumed += piece.stop - piece.start
         place = (piece.epoch + 1, 0, 0) if piece.ended else (piece.epoch, piece.stop, 0)
         last = self._is_final(piece.epoch, piece.ended)
-        step = self._step([[row] for row in piece.rows], place, self.consumed, self.consumed, last)
-        step.wheres = piece.wheres
-        return step
+        return self._step([[row] for row in piece.rows], place, self.consumed, self.consumed, last, piece.wheres)
 
     def _from_windows(self) -> StepRows | None:
         waiting, rows_per_step = self._waiting, self.layout.rows_per_step
@@ -170,7 +168,13 @@ class TrainStream:
         return ended and epoch + 1 >= self.layout.epochs
 
     def _step(
-        self, units: list[list[Row]], place: tuple[int, int, int], base: int, consumed: int, last: bool
+        self,
+        units: list[list[Row]],
+        place: tuple[int, int, int],
+        base: int,
+        consumed: int,
+        last: bool,
+        wheres: Any = (),
     ) -> StepRows:
         """`place`: epoch, row and unit to continue with. `base`: rows consumed before its window."""
         rows = self.source.num_rows
@@ -194,6 +198,7 @@ class TrainStream:
             dropped=dict(self.tally.dropped),
             truncated=self.tally.truncated,
             last=last,
+            wheres=list(wheres),
         )
 
     # -- windows
@@ -249,8 +254,7 @@ class TrainStream:
     def _count(self, piece: Piece) -> None:
         self.tally.add(piece.seen, piece.truncated, piece.drops, piece.left_out)
         layout = self.layout
-        share = 1 if layout.windowed else layout.world_size
-        if piece.ended or self.tally.seen * share >= layout.window:
+        if piece.ended or self.tally.seen * (1 if layout.windowed else layout.world_size) >= layout.window:
             self.tally.check_dropped(self.config)
 
 
