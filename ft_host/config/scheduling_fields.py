@@ -95,6 +95,11 @@ class SchedulingFields:
         """Of each cause, how often a prompt is tried again."""
         return RETRIES | self.rollout_retries
 
+    @property
+    def samples_ahead(self) -> bool:
+        """Whether completions may be of older weights than those that learn from them."""
+        return self.rollouts != "sync" and self.max_staleness != 0
+
     def rollouts_ahead(self, plan: RolloutPlan) -> int:
         """How many rollouts may be begun before the one that is learnt from has ended; 0 for `sync`."""
         if self.rollouts == "sync":

@@ -169,8 +169,8 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
         "auto",
         "What to do if the sampler's probabilities aren't those of the trainer: weight by their ratio, of tokens "
         "or whole completions, up to the largest allowed (truncate), or leave out tokens or completions beyond "
-        "it (mask). token_truncate is TIS, token_mask IcePop. auto: none for the backend transformers, "
-        "sequence_mask for others (token_truncate with vespo).",
+        "it (mask). token_truncate is TIS, token_mask IcePop. auto: none for the backend transformers with "
+        "rollouts that aren't made ahead, sequence_mask otherwise (token_truncate with vespo).",
         choices=("auto", *CORRECTIONS),
         aliases=("vllm_importance_sampling_mode",),
     )
@@ -195,7 +195,7 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
         """One of CORRECTIONS."""
         if self.importance_sampling_correction != "auto":
             return self.importance_sampling_correction
-        if self.backend == "transformers":
+        if self.backend == "transformers" and not self.samples_ahead:
             return "none"
         return "token_truncate" if self.loss_type == "vespo" else "sequence_mask"
 

@@ -90,8 +90,10 @@ def test_the_largest_ratio_that_pays():
     assert config_of(loss_type="cispo", epsilon_high=2.0).clip_high == 2.0
 
 
-def test_the_correction_goes_by_the_backend():
+def test_the_correction_goes_by_the_backend_and_by_when_completions_are_sampled():
     assert config_of().correction == "none"
+    assert config_of(rollouts="overlap").correction == "sequence_mask"
+    assert config_of(rollouts="async", max_staleness=0).correction == "none"
     assert config_of(backend="vllm").correction == "sequence_mask"
     assert config_of(backend="vllm", loss_type="vespo").correction == "token_truncate"
     config_of(backend="vllm", loss_type="vespo").check()
