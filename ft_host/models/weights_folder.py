@@ -55,6 +55,7 @@ class WeightsFolder:
     def made(cls, beside: Path, needed: int) -> WeightsFolder:
         """Return a new folder: in memory (/dev/shm) if there is room for `needed` bytes, else in the folder `beside`.
         What a killed process left in memory is deleted."""
+        shutil.rmtree(beside / "weights", ignore_errors=True)
         if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
             return cls(beside / "weights")
         for other in MEMORY.glob(f"{NAME}*/{LOCK}"):

@@ -15,6 +15,7 @@ from ft_host.rollouts.rollout import RolloutRun
 from ft_host.rollouts.session import RolloutSession
 from ft_host.run import EnginePlace
 from ft_host.scheduling.ahead import Ahead
+from ft_host.scheduling.apart import remote_weights
 from ft_host.scheduling.exact import Exact
 from ft_host.scheduling.failures import Failures
 from ft_host.scheduling.inbox import Inbox
@@ -83,10 +84,6 @@ def weights_of(session: RolloutSession, run: Run, post: Post) -> Weights:
             run=run, post=post, open_source=partial(local_source, session, run), publish=lambda version: None
         )
     return remote_weights(session, run, post)
-
-
-def remote_weights(session: RolloutSession, run: Run, post: Post) -> Weights:
-    raise ConfigError("rollouts: async is being built")
 
 
 def before_exact(session: RolloutSession, weights: Weights, rows: list[Row]) -> None:

@@ -63,11 +63,15 @@ class Producer:
         asking = {asked.unit for asked in [*self.inbox.running.values(), *list(self.inbox.arrived)]}
         return sum(thread.is_alive() and unit not in asking for unit, thread in self.threads.items())
 
-    def update(self, version: int, weights: Any) -> None:
+    def update(self, version: int, weights: Any, copy: Callable[[], None] | None = None) -> None:
+        """Let the engine take over weights; `copy` puts them where it has them, while nothing is sampled."""
         started = time.perf_counter()
-        stood = self.inbox.update(version, weights)
+        if copy is not None:
+            self.inbox.pause()
+            copy()
+        self.inbox.update(version, weights)
         self._took("updating", started)
-        self.emit(Updated(version=version, seconds=stood))
+        self.emit(Updated(version=version, seconds=time.perf_counter() - started))
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         """Complete requests of no unit, moving everything on meanwhile."""

@@ -1,0 +1,99 @@
+"""A run with a rollout process: what is sent to it when it begins, its device, and how it gets the policy's weights."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from ft_host.errors import ConfigError
+from ft_host.models.published import Publisher, gathered_pieces, trained_tensors
+from ft_host.models.weights_folder import WeightsFolder
+from ft_host.rewards.model import RewardModel
+from ft_host.scheduling.place import Opening, plugins_of
+from ft_host.scheduling.remote import Limits, Remote
+from ft_host.scheduling.weights import Weights
+
+if TYPE_CHECKING:
+    from ft_host.rollouts.session import RolloutSession
+    from ft_host.run import Run
+    from ft_host.scheduling.waiting import Post
+
+PATIENT = 4  # a process counts as hung after rollout_timeout / 4, so that another one can do better within it
+ROOM = 3  # times the weights: a version, the next one, and one that is written whole for a new process
+
+
+def remote_weights(session: RolloutSession, run: Run, post: Post) -> Weights:
+    """Return how a rollout process gets the policy's weights, which the main process starts when it is first needed."""
+    folder, publish = None, None
+    if not run.plugins.hook.ft_connect.get_hookimpls():
+        folder = WeightsFolder(run.folder.path / "weights")
+        if run.accelerator.is_main_process:
+            size = sum(weight.numel() * weight.element_size() for _, weight in trained_tensors(run.policy))
+            folder = WeightsFolder.made(run.folder.path, ROOM * size)
+        publish = Publisher(folder, run.accelerator, partial(gathered_pieces, run.policy)).publish
+    main = run.accelerator.is_main_process
+    return Weights(
+        run=run,
+        post=post,
+        open_source=partial(remote_source, session, run, post, folder) if main else None,
+        publish=publish or _by_servers,
+    )
+
+
+def _by_servers(version: int) -> None:
+    """The backend has sent the weights to its servers by itself."""
+
+
+def remote_source(session: RolloutSession, run: Run, post: Post, folder: WeightsFolder | None) -> Remote:
+    """Start the rollout process of a run."""
+    config = session.config
+    opening = Opening(
+        config=config,
+        plugins=plugins_of(run.plugins),
+        backend_config=run.backend_config,
+        diagnostics_config=run.diagnostics_config,
+        folder=str(run.folder.path.resolve()),
+        positions=session.positions,
+        threads=torch.get_num_threads(),
+        serves=folder is None,
+        scratch=None if folder is None else str(folder.path.resolve()),
+    )
+    limit = config.rollout_timeout
+    limits = Limits(stuck=limit / PATIENT, answer=limit, restarts=config.retries["engine"])
+    return Remote(opening, environment_of(session, run, opening), post.ledger.again, limits, folder)
+
+
+def environment_of(session: RolloutSession, run: Run, opening: Opening) -> dict[str, str]:
+    """Return what the environment of the rollout process has beside the trainer's. Raises ConfigError for a
+    `rollout_device` that there isn't."""
+    scores = any(isinstance(function.call, RewardModel) for function in session.pool.functions)
+    if opening.serves and not scores:
+        if session.config.rollout_device is not None:
+            raise ConfigError(
+                f"rollout_device: the weights of the backend {run.config.backend} are in servers, and no model is in "
+                "the rollout process"
+            )
+        return {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    return {"ACCELERATE_TORCH_DEVICE": str(device_of(session.config.rollout_device, run.device))}
+
+
+def device_of(wanted: str | None, trainers: torch.device) -> torch.device:
+    """Return the device of the rollout process: the one that is wanted, else a GPU that no trainer on this machine
+    uses, else the trainer's. Raises ConfigError for one that there isn't."""
+    there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if wanted is None:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return torch.device(there[here]) if trainers.type == "cuda" and here < len(there) else trainers
+    known = ["cpu", *there]
+    found = "cuda:0" if wanted == "cuda" and there else wanted
+    if found not in known:
+        raise ConfigError(f"rollout_device: {wanted!r} is no device of this machine; expected {', '.join(known)}")
+    if (found == "cpu") != (trainers.type == "cpu"):
+        raise ConfigError(
+            f"rollout_device: {wanted} beside a trainer on {trainers.type}: the same weights give other log-probs on "
+            f"another kind of device; expected a {trainers.type} device"
+        )
+    return torch.device(found)
