@@ -277,7 +277,7 @@ def test_a_command_is_one_of_ours_and_its_flags_exist(page, command):
     if name in ("train", "data"):
         fields = fields_of_method(words[0] if words else "")
         known = {*fields, *(alias for field in fields.values() for alias in field.aliases)}
-        own = {"train": "dry_run resume restart take_over allow_changed", "data": "rows count color"}
+        own = {"train": "dry_run resume replay restart take_over allow_changed", "data": "rows count color"}
         unknown = flags - known - {"help", *own[name].split()}
         assert not unknown, f"{page.name}: {command}: no field {', '.join(sorted(unknown))}"
         return
