@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -136,8 +136,8 @@ class TrainStream:
         self._count(piece)
         self.consumed += piece.stop - piece.start
         place = (piece.epoch + 1, 0, 0) if piece.ended else (piece.epoch, piece.stop, 0)
-        last = self._is_final(piece.epoch, piece.ended)
-        return self._step([[row] for row in piece.rows], place, self.consumed, self.consumed, last, piece.wheres)
+        units, last = [[row] for row in piece.rows], self._is_final(piece.epoch, piece.ended)
+        return replace(self._step(units, place, self.consumed, self.consumed, last), wheres=piece.wheres)
 
     def _from_windows(self) -> StepRows | None:
         waiting, rows_per_step = self._waiting, self.layout.rows_per_step
@@ -168,13 +168,7 @@ class TrainStream:
         return ended and epoch + 1 >= self.layout.epochs
 
     def _step(
-        self,
-        units: list[list[Row]],
-        place: tuple[int, int, int],
-        base: int,
-        consumed: int,
-        last: bool,
-        wheres: Any = (),
+        self, units: list[list[Row]], place: tuple[int, int, int], base: int, consumed: int, last: bool
     ) -> StepRows:
         """`place`: epoch, row and unit to continue with. `base`: rows consumed before its window."""
         rows = self.source.num_rows
@@ -198,7 +192,6 @@ class TrainStream:
             dropped=dict(self.tally.dropped),
             truncated=self.tally.truncated,
             last=last,
-            wheres=list(wheres),
         )
 
     # -- windows
