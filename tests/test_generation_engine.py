@@ -326,8 +326,10 @@ def test_requests_without_seed_or_number_differ():
 # ---------------------------------------------------------------- interrupted, and gone on with
 
 
-@pytest.mark.parametrize("name", ["qwen", "mistral", "gemma", "gpt2"])
-@pytest.mark.parametrize("options", [{}, FULL, {"temperature": 0.0, "repetition_penalty": 1.4}], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("qwen", FULL), ("mistral", {}), ("gemma", {"temperature": 0.0, "repetition_penalty": 1.4}), ("gpt2", FULL)],
+)
 def test_a_completion_that_is_cut_anywhere_goes_on_with_the_same_tokens(name, options):
     run, sampling = run_of(name), Sampling(max_new_tokens=14, seed=6, **options)
     requests = [replace(request, max_new_tokens=None) for request in MIXED[:4]]
@@ -449,6 +451,53 @@ def test_withdrawing_all_frees_all():
     for key in range(len(MIXED)):
         asked.engine.withdraw(key)
     assert not asked.engine.lanes and not asked.engine.poll(0.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_requests_that_come_go_and_come_again_at_random(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(decode, "ROOM", int(rng.choice([1, 3, 64])))
+    monkeypatch.setattr(decode, "PREFILL_TOKENS", int(rng.choice([10, 60])))
+    monkeypatch.setattr(decode, "STRETCH", {"cpu": int(rng.choice([1, 3, 8]))})
+    run, sampling = run_of(size=int(rng.choice([2, 5, 9]))), Sampling(max_new_tokens=20, seed=seed, **FULL)
+    requests = MIXED + [replace(MIXED[1 + number % 3], number=20 + number, max_new_tokens=9) for number in range(6)]
+    expected = run.generate(requests, sampling)
+    asked, count = Asked(run), len(requests)
+    tokens, logprobs, reasons = [[] for _ in requests], [[] for _ in requests], {}
+    outside, inside = rng.permutation(count).tolist(), {}  # inside: by the engine's key
+    gone: set[int] = set()
+    for key in range(2000):
+        chance = rng.random()
+        if outside and chance < 0.4:
+            inside[key] = outside.pop()
+            asked.engine.submit(key, continued(requests[inside[key]], tokens[inside[key]], 20), sampling)
+        elif inside and chance < 0.43:
+            other = int(rng.choice(list(inside)))
+            asked.engine.withdraw(other)
+            gone.add(inside.pop(other))
+        else:
+            interrupts = chance < 0.5
+            if interrupts:
+                asked.engine.interrupt()
+            for other, piece in asked.engine.poll(0.0):
+                index = inside[other]
+                tokens[index] += piece.token_ids
+                logprobs[index] += piece.logprobs
+                if piece.finish_reason:
+                    reasons[index] = piece.finish_reason
+                    del inside[other]
+            if interrupts:
+                outside += inside.values()
+                inside = {}
+        if not outside and not inside:
+            break
+    assert not asked.engine.lanes and not asked.engine.told
+    assert set(reasons) == set(range(count)) - gone
+    left = sorted(reasons)
+    found = [
+        Completion(token_ids=tokens[index], logprobs=logprobs[index], finish_reason=reasons[index]) for index in left
+    ]
+    close(found, [expected[index] for index in left])
 
 
 # ---------------------------------------------------------------- other weights
@@ -598,6 +647,21 @@ def test_memory_that_runs_out_frees_what_is_held_and_loses_no_token(monkeypatch)
     for key in [key for key in asked.tokens if key not in asked.reasons]:
         asked.engine.submit(key, continued(MIXED[key], asked.tokens[key], 30), sampling)
     close(asked.rest(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu():
+    run, sampling = run_of(), Sampling(max_new_tokens=30, temperature=0, repetition_penalty=1.3)
+    expected = run.generate(MIXED, sampling)
+    run.policy.to("cuda")
+    asked = Asked(run)
+    for key, request in enumerate(MIXED):
+        asked.submit(key, request, sampling)
+        asked.poll()
+    for one, other in zip(asked.rest(), expected, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
 
 
 # ---------------------------------------------------------------- refused
