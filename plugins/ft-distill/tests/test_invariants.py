@@ -14,6 +14,7 @@ from ft_host.testing import (
     assert_same,
     invariants,
     lines,
+    rollouts_ahead,
     run_in,
     save_tiny,
     small_tiles,
@@ -21,7 +22,6 @@ from ft_host.testing import (
     tiny_tokenizer,
     write_rows,
 )
-from ft_host.testing.ahead import rollouts_ahead
 
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 LORA = {"use_peft": True, "learning_rate": 1e-2}

@@ -15,6 +15,7 @@ from ft_host.testing import (
     invariants,
     lines,
     other_tokenizer,
+    rollouts_ahead,
     run_in,
     save_tiny,
     small_tiles,
@@ -22,7 +23,6 @@ from ft_host.testing import (
     tiny_tokenizer,
     write_rows,
 )
-from ft_host.testing.ahead import rollouts_ahead
 
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 

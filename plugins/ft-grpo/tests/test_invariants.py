@@ -8,8 +8,7 @@ import math
 import pytest
 from ft_grpo.config import GRPOConfig
 
-from ft_host.testing import invariants, lines, run_in
-from ft_host.testing.ahead import rollouts_ahead
+from ft_host.testing import invariants, lines, rollouts_ahead, run_in
 
 # Losses are differences of sums of advantages: small beside what they are made of.
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6

@@ -8,8 +8,7 @@ import math
 import pytest
 from ft_ppo.config import PPOConfig
 
-from ft_host.testing import invariants, lines, run_in
-from ft_host.testing.ahead import rollouts_ahead
+from ft_host.testing import invariants, lines, rollouts_ahead, run_in
 
 # Values of a new head and log-ratios are small beside what they are made of.
 TOLERANCE, ABSOLUTE = 1e-4, 1e-6

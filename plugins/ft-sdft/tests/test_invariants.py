@@ -9,8 +9,7 @@ import torch
 from ft_sdft.config import SDFTConfig
 
 from ft_host.api import Segment, flat_batch
-from ft_host.testing import assert_same, invariants, lines, run_in, small_tiles
-from ft_host.testing.ahead import rollouts_ahead
+from ft_host.testing import assert_same, invariants, lines, rollouts_ahead, run_in, small_tiles
 
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from ft_sdpo.config import SDPOConfig
 
-from ft_host.testing import assert_same, invariants, lines, run_in, small_tiles
-from ft_host.testing.ahead import rollouts_ahead
+from ft_host.testing import assert_same, invariants, lines, rollouts_ahead, run_in, small_tiles
 
 TOLERANCE, ABSOLUTE = 1e-4, 1e-5  # the largest distance of two log-probs is round-off
 
