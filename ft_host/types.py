@@ -183,13 +183,15 @@ class Piece:
     ended, None while it goes on. `versions`, the weight version of each token, is empty where all are of the weights
     that the engine has; longer than `token_ids`, it is of the last so many tokens, some of them given before: servers
     tell the versions of a request that lived through an update when it ends. `problem`: why the request failed; it then
-    goes on nowhere."""
+    goes on nowhere. `server`: which of several servers has sampled it, from 0, in how many `seconds`."""
 
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: str | None = None
     versions: list[int] = field(default_factory=list)
     problem: str = ""
+    server: int | None = None
+    seconds: float = 0.0
 
 
 class Engine(Protocol):

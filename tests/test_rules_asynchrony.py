@@ -111,7 +111,8 @@ def test_a_synchronous_run_is_not_asked():
 
 
 def test_the_collapse_is_an_error_and_its_remedies_are_patches():
-    (finding,) = findings(RULES, told({"max_staleness": 4}, rollouts__ess=0.05), GRPOConfig)
+    config = {"max_staleness": 4, "importance_sampling_correction": "none"}
+    (finding,) = findings(RULES, told(config, rollouts__ess=0.05), GRPOConfig)
     assert finding.severity == "error" and "0.8 updates ago" in finding.message
     assert [remedy.patch for remedy in finding.remedies][:2] == [
         {"max_staleness": 2},

@@ -19,7 +19,8 @@ from ft_host.scheduling import measure, timeline
 from ft_host.scheduling.bottleneck import Bottleneck, Load
 from ft_host.scheduling.measure import Times, effective, ledger_metrics, sample_metrics, some_of, staleness_metrics
 from ft_host.scheduling.timeline import Timeline, coarser
-from ft_host.scheduling.unit import READY, RUNNING, Begun, Made, Measured, Unit, Updated
+from ft_host.scheduling.unit import READY, RUNNING, Begun, Made, Measured, Restarted, Unit, Updated
+from ft_host.scheduling.waiting import Post
 from ft_host.testing.runs import make_run
 
 
@@ -189,6 +190,15 @@ def test_units_are_counted_by_state():
 
 def measured(at: float, at_once: int = 0, tokens: int = 0, **seconds: float) -> Measured:
     return Measured(at=at, seconds=seconds, tokens=tokens, running=0, queued=0, scoring=at_once)
+
+
+def test_the_speed_of_each_server_is_that_of_its_requests():
+    times = Times()
+    for servers in ({0: (100, 2.0), 1: (30, 3.0)}, {0: (100, 2.0)}):
+        times.add(replace(measured(1.0), servers=servers))
+    found = numbers(times.take([]))
+    assert found == {"rollouts/server_0/tokens_per_second": 50, "rollouts/server_1/tokens_per_second": 10}
+    assert times.take([]) == {}
 
 
 def test_times_since_the_rollout_before():
@@ -429,3 +439,17 @@ def test_lines_of_another_form_are_left_out(tmp_path, line):
 def test_a_bin_is_filled_by_shares():
     spans = [Span("trainer", "training", 0.0, 3.0), Span("trainer", "waiting", 3.0, 4.0)]
     assert binned(spans, 0.0, 4.0, 2) == [{"training": 1.0}, {"training": 0.5, "waiting": 0.5}]
+
+
+# ---------------------------------------------------------------- what a source tells
+
+
+def test_a_restart_is_told_and_is_a_fact():
+    told = []
+    run = types.SimpleNamespace(say=lambda *said: told.append(said), record_facts=told.append, timeline=None)
+    post = Post(run=run, ledger=None, failures=None, limit=60.0)
+    post.take([Restarted(times=2, why="was ended by signal 9", text="the rollout process was ended by signal 9")])
+    assert told == [
+        ("the rollout process was ended by signal 9", "warning"),
+        {"watch/rollout_restarts": 2, "watch/rollout_restart_cause": "was ended by signal 9"},
+    ]

@@ -62,6 +62,7 @@ class Inbox:
         self.paused = False
         self.last = 0  # the engine's last key
         self.tokens = 0  # sampled since it was read
+        self.servers: dict[int, tuple[int, float]] = {}  # of several: tokens of each, and seconds of its requests
 
     # ------------------------------------------------------------ any thread
 
@@ -189,6 +190,9 @@ class Inbox:
         versions = piece.versions or [self.version] * len(piece.token_ids)
         asked.begun.add(replace(piece, versions=versions))
         self.tokens += len(piece.token_ids)
+        if piece.server is not None:
+            tokens, seconds = self.servers.get(piece.server, (0, 0.0))
+            self.servers[piece.server] = (tokens + len(piece.token_ids), seconds + piece.seconds)
         if asked.unit is not None and (piece.token_ids or piece.finish_reason):
             self.emit(
                 Progress(

@@ -158,12 +158,16 @@ class Times:
     scoring: int = 0  # units whose rewards were computed at once, at most
     updating: float = 0.0
     updates: int = 0
+    servers: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
         if isinstance(event, Measured):
             self.seconds.update(event.seconds)
             self.tokens += event.tokens
             self.scoring = max(self.scoring, event.scoring)
+            for server, (tokens, seconds) in event.servers.items():
+                before = self.servers.get(server, (0, 0.0))
+                self.servers[server] = (before[0] + tokens, before[1] + seconds)
         elif isinstance(event, Updated):
             self.updating += event.seconds
             self.updates += 1
@@ -187,5 +191,8 @@ class Times:
             metrics["perf/generation_tokens_per_second"] = mean(self.tokens, self.seconds["generating"])
         if self.updates:
             metrics["perf/weight_update_time"] = mean(self.updating, self.updates)
-        self.seconds, self.tokens, self.scoring, self.updating, self.updates = Counter(), 0, 0, 0.0, 0
+        for server, (tokens, seconds) in self.servers.items():
+            metrics[f"rollouts/server_{server}/tokens_per_second"] = mean(tokens, seconds)
+        self.seconds, self.tokens, self.scoring = Counter(), 0, 0
+        self.updating, self.updates, self.servers = 0.0, 0, {}
         return metrics

@@ -60,7 +60,8 @@ class Producer:
 
     def elsewhere(self) -> int:
         """Return how many units are with their rewards or tools: their threads run, and no request of theirs does."""
-        asking = {asked.unit for asked in [*self.inbox.running.values(), *list(self.inbox.arrived)]}
+        with self.inbox.lock:
+            asking = {asked.unit for asked in [*self.inbox.running.values(), *self.inbox.arrived]}
         return sum(thread.is_alive() and unit not in asking for unit, thread in self.threads.items())
 
     def update(self, version: int, weights: Any, copy: Callable[[], None] | None = None) -> None:
@@ -87,6 +88,7 @@ class Producer:
             return
         now, seconds, tokens = time.time(), self.seconds, inbox.tokens
         self.seconds, inbox.tokens, self.told = {}, 0, now
+        servers, inbox.servers = inbox.servers, {}
         self.emit(
             Measured(
                 at=now,
@@ -95,6 +97,7 @@ class Producer:
                 running=len(inbox.running),
                 queued=inbox.queued,
                 scoring=self.scoring,
+                servers=servers,
             )
         )
         self.scoring = 0

@@ -18,7 +18,7 @@ from ft_host.errors import ConfigError, DataError, FtHostError, HookError, Plugi
 from ft_host.models.weights_folder import WeightsFolder
 from ft_host.scheduling.child import Child, Limits
 from ft_host.scheduling.place import Opening
-from ft_host.scheduling.unit import Event, Failed, Finished, Measured, Said, Started, Unit
+from ft_host.scheduling.unit import Event, Failed, Finished, Measured, Restarted, Started, Unit
 from ft_host.types import Completion, Request, Sampling
 
 HOPELESS = (ConfigError, DataError, HookError, PluginBroken, PluginNotFound)  # a new process would say the same
@@ -179,10 +179,11 @@ class Remote:
             for unit in sorted(self.under_way):
                 self.told.append(Failed(unit=unit, cause="engine", error=FtHostError(text, facts=facts)))
             self.told.append(
-                Said(
+                Restarted(
+                    times=self.number,
+                    why=how,
                     text=f"{text}; it is started again ({self.deaths} of {limits.restarts} times), and "
                     f"{len(self.under_way)} prompts go on with the tokens that they have; see {self.log}",
-                    level="warning",
                 )
             )
         self.again = self.left = True

@@ -140,10 +140,20 @@ class Said:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Restarted:
+    """The rollout process is started again, for so many times in this run. `why`: how the last one ended."""
+
+    times: int
+    why: str
+    text: str  # for the user
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """What the producer did since the last such event. `seconds` by activity of the engine's thread: generating,
     updating, scoring (no request, while rewards or tools are awaited), idle (nothing at all); `running` and `queued`
-    requests now; `scoring`: units that waited for rewards or tools at once, at most."""
+    requests now; `scoring`: units that waited for rewards or tools at once, at most; `servers`: tokens of each of
+    several, and the seconds of its requests."""
 
     at: float
     seconds: dict[str, float]
@@ -151,6 +161,7 @@ class Measured:
     running: int
     queued: int
     scoring: int
+    servers: dict[int, tuple[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,4 +179,4 @@ class Broken:
     error: FtHostError
 
 
-Event = Progress | Started | Finished | Failed | Said | Measured | Updated | Broken
+Event = Progress | Started | Finished | Failed | Said | Restarted | Measured | Updated | Broken

@@ -21,6 +21,7 @@ from ft_host.scheduling.unit import (
     Finished,
     Measured,
     Progress,
+    Restarted,
     Said,
     Started,
     Unit,
@@ -137,6 +138,11 @@ def _said(post: Post, event: Said) -> None:
     post.run.say_once(event.text, event.level)
 
 
+def _restarted(post: Post, event: Restarted) -> None:
+    post.run.say(event.text, "warning")
+    post.run.record_facts({"watch/rollout_restarts": event.times, "watch/rollout_restart_cause": event.why})
+
+
 def _broken(post: Post, event: Broken) -> None:
     raise event.error
 
@@ -147,6 +153,7 @@ HANDLERS: dict[type, Callable[[Post, Any], None]] = {
     Finished: Post.finished,
     Failed: Post.failed,
     Said: _said,
+    Restarted: _restarted,
     Measured: Post.measured,
     Updated: Post.measured,
     Broken: _broken,

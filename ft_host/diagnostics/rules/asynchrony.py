@@ -67,9 +67,8 @@ def staler(view: View) -> list[Remedy]:
 def corrected(view: View) -> list[Remedy]:
     """A correction for what sampled, where the method has one that is off."""
     config = vars(view.config)
-    now = config.get("importance_sampling_correction")
-    if now == "none" or (now == "auto" and config.get("backend") == "transformers"):
-        said = f"Set importance_sampling_correction to token_truncate, from {now}: weigh tokens by their ratio"
+    if config.get("importance_sampling_correction") == "none":
+        said = "Set importance_sampling_correction to token_truncate, from none: weigh tokens by their ratio"
         return [Remedy(why=said, patch={"importance_sampling_correction": "token_truncate"})]
     if "distillation_is_clip" in config and config["distillation_is_clip"] is None:
         said = "Set distillation_is_clip to 2: weigh tokens by their ratio"

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -31,6 +32,7 @@ class Flight:
     tries: int = 0
     stop: threading.Event = field(default_factory=threading.Event)  # it isn't to go on
     stream: Stream | None = None
+    told: float = 0.0  # when it was sent, or got its last tokens
 
 
 class Flights:
@@ -147,7 +149,7 @@ class Flights:
         if fleet.keeps and fleet.version is not None:
             # what was computed with other weights, and is kept, isn't for this request
             body["cache_salt"] = str(fleet.version)
-        reason = None
+        reason, flight.told = None, time.monotonic()
         with member.client.stream("/inference/v1/generate", body, fleet.same) as stream:
             flight.stream = stream
             member.streams.add(stream)
@@ -172,6 +174,8 @@ class Flights:
         reason = said["finish_reason"]
         if reason not in (None, "stop", "length", "abort"):
             raise FtHostError(f"vLLM at {member.url} ended a completion with {reason!r}; expected stop or length")
+        now = time.monotonic()
+        seconds, flight.told = now - flight.told, now
         flight.token_ids += tokens
         versions = [] if self.fleet.version is None else [self.fleet.version] * len(tokens)
         if reason is not None:
@@ -186,7 +190,10 @@ class Flights:
                 )
         ended = None if reason == "abort" else reason
         if tokens or ended is not None:
-            self.emit(flight.key, Piece(token_ids=tokens, logprobs=logprobs, finish_reason=ended, versions=versions))
+            piece = Piece(token_ids=tokens, logprobs=logprobs, finish_reason=ended, versions=versions)
+            if len(self.fleet.members) > 1:
+                piece = replace(piece, server=self.fleet.members.index(member), seconds=seconds)
+            self.emit(flight.key, piece)
         return reason
 
 
