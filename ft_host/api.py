@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from ft_host.models.annotate import policy_values as policy_values
     from ft_host.models.load import base_of as base_of
     from ft_host.models.tiled_divergence import TiledDivergence as TiledDivergence
+    from ft_host.models.weights_folder import WeightsFolder as WeightsFolder
     from ft_host.rollouts.rewards import Rewards as Rewards
     from ft_host.rollouts.rewards import groups_differ as groups_differ
     from ft_host.rollouts.rollout import RolloutRun as RolloutRun
@@ -119,6 +120,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.models.annotate": "annotate policy_values",
     "ft_host.models.load": "base_of",
     "ft_host.models.tiled_divergence": "TiledDivergence",
+    "ft_host.models.weights_folder": "WeightsFolder",
     "ft_host.generation.thoughts": "opened_by without_thoughts",
     "ft_host.generation.transformers": "end_tokens",
     "ft_host.rollouts.rollout": "RolloutRun seed_of",

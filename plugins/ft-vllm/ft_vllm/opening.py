@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ft_host.api import ConfigError, FtHostError, RolloutConfig, base_of, precision
+from ft_host.api import ConfigError, FtHostError, RolloutConfig, WeightsFolder, base_of, precision
 from ft_vllm import command, inprocess, server, weights
 from ft_vllm.client import Client, Refused
 from ft_vllm.config import VLLMConfig
@@ -156,9 +156,8 @@ def keeper_of(config: VLLMConfig, run: Run, folders: list[Path]) -> Keeper:
     what = served(config, run, kind)
     folder = None
     if kind == "folder" and not adapters:
-        place = config.weights_folder and Path(config.weights_folder) / f"{run.folder.path.name}-weights"
-        folder = Folder(made_folder(place, "weights"), getattr(torch, what.dtype) if not config.found else None)
-        folders.append(folder.folder)
+        folder = Folder(weights_folder(config, run), getattr(torch, what.dtype) if not config.found else None)
+        folders.append(folder.folder.path)
     pause = {
         "wait": Pause(),
         "abort": Pause("abort", True, config.health_timeout),
@@ -234,14 +233,15 @@ def adapter_folder(config: VLLMConfig, run: Run) -> tuple[Path | None, list[Path
     return folder, [folder]
 
 
-def made_folder(place: Path | None, what: str) -> Path:
-    if place is None:
-        return Path(tempfile.mkdtemp(prefix=f"ft-vllm-{what}-")).resolve()
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"backend_config.{what}_folder: {place} can't be made: {error.strerror or error}") from error
-    return place.resolve()
+def weights_folder(config: VLLMConfig, run: Run) -> WeightsFolder:
+    """Where weights are written: in `weights_folder`, else in this machine's memory or in the run's folder."""
+    if config.weights_folder is None:
+        size = sum(parameter.nbytes for parameter in run.policy.parameters())
+        return WeightsFolder.made(run.folder.path, 3 * size)  # whole, whole again, and changes
+    place = Path(config.weights_folder)
+    if not place.is_dir():
+        raise ConfigError(f"backend_config.weights_folder: {place} is no folder; expected one that the servers see too")
+    return WeightsFolder(Path(tempfile.mkdtemp(prefix=f"{run.folder.path.name}-", dir=place)).resolve())
 
 
 def told_path(log: Path | None) -> str | None:

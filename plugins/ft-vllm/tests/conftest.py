@@ -50,22 +50,26 @@ def make(tmp_path):
         backend.ft_close(run)
 
 
-def fake_module():
-    """fake_vllm.py, which no other module may be called."""
-    spec = importlib.util.spec_from_file_location("ft_vllm_tests_fake", FAKE)
+@pytest.fixture
+def begin_fake():
+    """`begin_fake(port)`: a server in this process, of which tests know everything."""
+    spec = importlib.util.spec_from_file_location("fake_vllm_of_tests", FAKE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    started = []
+
+    def begun(port=0):
+        started.append(module.serve(port).fake)
+        return started[-1]
+
+    yield begun
+    for fake in started:
+        fake.die()
 
 
 @pytest.fixture
-def fakes():
-    """Two servers in this process, of which tests know everything."""
-    module = fake_module()
-    started = [module.serve().fake for _ in range(2)]
-    yield started
-    for fake in started:
-        fake.die()
+def fakes(begin_fake):
+    return [begin_fake(), begin_fake()]
 
 
 @pytest.fixture
