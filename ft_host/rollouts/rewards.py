@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import FtHostError
 from ft_host.generation import Completion
+from ft_host.generation.thoughts import opened_by
 from ft_host.metrics import Metric, correlation, maximum, mean, minimum, std
+from ft_host.rewards import Scoring
 from ft_host.rewards.unrewarded import none_at_all
 from ft_host.types import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(kw_only=True)
@@ -143,3 +148,32 @@ def worth_metrics(totals: list[float | None], completions: list[Completion]) -> 
 def size(completion: Completion) -> int:
     """Return the number of its sampled tokens."""
     return sum(completion.sampled) if completion.sampled else len(completion.token_ids)
+
+
+def scoring_of(
+    rows: list[Row],
+    completions: list[Completion],
+    texts: list[str],
+    trainer_state: Any,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Scoring:
+    """Return the arguments of reward functions for completions, each with the row of its prompt: texts for text
+    prompts, messages for messages."""
+    columns = [row["columns"] for row in rows]
+    prompts = [row["prompt"] for row in rows]
+    return Scoring(
+        prompts=prompts,
+        completions=[
+            completion.messages or as_completion(prompt, text)
+            for completion, prompt, text in zip(completions, prompts, texts, strict=True)
+        ],
+        completion_ids=[completion.token_ids for completion in completions],
+        columns={name: [row.get(name) for row in columns] for name in dict.fromkeys(n for row in columns for n in row)},
+        trainer_state=trainer_state,
+        opened_by_prompt=[opened_by(row["prompt_ids"], tokenizer) for row in rows],
+    )
+
+
+def as_completion(prompt: str | list[Row], text: str) -> str | list[Row]:
+    """Return a completion in the format of its prompt: text, or one assistant message."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

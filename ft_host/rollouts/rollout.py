@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import FtHostError
 from ft_host.generation import Completion, Request, Sampling
-from ft_host.generation.thoughts import opened_by
 from ft_host.metrics import Metric, mean, total
-from ft_host.rewards import RewardPool, Scored, Scoring
-from ft_host.rollouts.rewards import Rewards, reward_metrics, size, variety_metrics, worth_metrics
+from ft_host.rewards import RewardPool, Scored
+from ft_host.rollouts.rewards import Rewards, reward_metrics, scoring_of, size, variety_metrics, worth_metrics
 from ft_host.rollouts.tools import Toolbox
 from ft_host.rollouts.turns import Conversation, run_episodes
 from ft_host.types import Rollout as Rollout
@@ -80,6 +79,8 @@ class RolloutRun:
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: int = 0  # sampled by this rank
     calls: int = 0  # of `generate`: each has its own noise
+    doing: str = ""  # "generation" or "reward", each of whose waits has a deadline; else what the method does itself
+    since: float = field(default_factory=time.monotonic)  # when that began
 
     def generate(
         self, rows: list[Row], generations: int = 1, role: str = "policy", stop_token_ids: list[int] | None = None
@@ -90,7 +91,7 @@ class RolloutRun:
         or an environment the completions are whole conversations. All ranks must call it at once; a rank may have no
         rows. Raises, on all ranks, what one rank raises.
         """
-        started = time.perf_counter()
+        started = self._begins("generation")
         seed = seed_of(self.config.seed, "rollout", self.number, self.calls)
         sampling = rollout_sampling(self.config, seed, role, stop_token_ids)
         completions = self._together(
@@ -117,7 +118,7 @@ class RolloutRun:
 
         All ranks must call it at once. Raises, on all ranks, FtHostError where too many failed in a row.
         """
-        started = time.perf_counter()
+        started = self._begins("reward")
         texts = [self.tokenizer.decode(item.token_ids, skip_special_tokens=True) for item in completions]
         of = [row for row in rows for _ in range(len(completions) // len(rows))]
         names = reward_names(self.pool, self.toolbox)
@@ -207,7 +208,12 @@ class RolloutRun:
                 raise _Elsewhere(*each)
         return any(told)
 
+    def _begins(self, what: str) -> float:
+        self.doing, self.since = what, time.monotonic()
+        return time.perf_counter()
+
     def _took(self, what: str, started: float) -> None:
+        self.doing, self.since = "", time.monotonic()
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
 
@@ -268,32 +274,3 @@ def scored(
         problems = [(index, talk.reward_problem) for index, talk in enumerate(talks) if talk.reward_problem]
         results = replace(results, failures=results.failures | ({ENVIRONMENT: problems} if problems else {}))
     return results
-
-
-def scoring_of(
-    rows: list[Row],
-    completions: list[Completion],
-    texts: list[str],
-    trainer_state: Any,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Scoring:
-    """Return the arguments of reward functions for completions, each with the row of its prompt: texts for text
-    prompts, messages for messages."""
-    columns = [row["columns"] for row in rows]
-    prompts = [row["prompt"] for row in rows]
-    return Scoring(
-        prompts=prompts,
-        completions=[
-            completion.messages or as_completion(prompt, text)
-            for completion, prompt, text in zip(completions, prompts, texts, strict=True)
-        ],
-        completion_ids=[completion.token_ids for completion in completions],
-        columns={name: [row.get(name) for row in columns] for name in dict.fromkeys(n for row in columns for n in row)},
-        trainer_state=trainer_state,
-        opened_by_prompt=[opened_by(row["prompt_ids"], tokenizer) for row in rows],
-    )
-
-
-def as_completion(prompt: str | list[Row], text: str) -> str | list[Row]:
-    """Return a completion in the format of its prompt: text, or one assistant message."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

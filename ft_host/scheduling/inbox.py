@@ -222,9 +222,22 @@ class Attempt:
     unit: int
     known: dict[str, Begun]  # of attempts before
     asked: Counter[str] = field(default_factory=Counter)
+    over: bool = False
+
+    def end(self) -> bool:
+        """End the attempt: nothing more is told of what it has asked for, and it can ask for nothing. Returns False if
+        it had ended."""
+        with self.inbox.lock:
+            if self.over:
+                return False
+            self.over = True
+            self.inbox.withdraw(self.unit)
+            return True
 
     def submit(self, request: Request, sampling: Sampling) -> Future[Completion]:
-        """Return the completion to come; the future raises EngineFailed or Withdrawn."""
+        """Return the completion to come; the future raises EngineFailed or Withdrawn. Raises Withdrawn after `end`."""
+        if self.over:
+            raise Withdrawn("the attempt at this prompt was given up")
         key = key_of(request, sampling)
         self.asked[key] += 1
         if self.asked[key] > 1:

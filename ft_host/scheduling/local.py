@@ -62,7 +62,7 @@ class Local:
         return self._drained()
 
     def circumstances(self) -> str:
-        return ""
+        return self.producer.circumstances()
 
     def close(self) -> None:
         self.producer.close()

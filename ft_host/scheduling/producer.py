@@ -6,14 +6,16 @@ threads of their own. So a slow part of one prompt holds up no other.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ft_host.contract.blame import blamed
+from ft_host.contract.blame import blamed, owner_of
 from ft_host.contract.generation import check_json, check_rollout
 from ft_host.errors import ConfigError, DataError, FtHostError, HookError
 from ft_host.metrics import Accumulator
@@ -26,7 +28,29 @@ if TYPE_CHECKING:
     from pluggy import PluginManager
 
 THREADS = 512  # units at a time; more wait for a thread
+PLACES = 3  # of a thread, in a message
+DOING = {"generation": "its completions and tools", "reward": "its rewards", "": "the method itself"}
 HOPELESS = (ConfigError, DataError, HookError)  # another attempt would end in the same way
+
+
+@dataclass(frozen=True)
+class Working:
+    """A unit in its thread."""
+
+    thread: threading.Thread
+    attempt: Attempt
+    rollout: RolloutRun
+
+    @property
+    def seconds(self) -> float:
+        """How long it has done what it does."""
+        return time.monotonic() - self.rollout.since
+
+    def where(self) -> str:
+        """Return the innermost places of its thread."""
+        frame = sys._current_frames().get(self.thread.ident or 0)
+        places = traceback.extract_stack(frame)[: -PLACES - 1 : -1] if frame is not None else []
+        return ", called from ".join(f"{each.name} ({each.filename}, line {each.lineno})" for each in places)
 
 
 @dataclass
@@ -40,6 +64,7 @@ class Producer:
     waiting: deque[Unit] = field(default_factory=deque)
     threads: dict[int, threading.Thread] = field(default_factory=dict)
     scoring: int = 0  # units that waited for rewards or tools at once, at most, since it was told
+    working: dict[int, Working] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     told: float = field(default_factory=time.time)
 
@@ -52,6 +77,7 @@ class Producer:
     def step(self, patience: float) -> None:
         """Move everything on, for about so many seconds at most."""
         self._begin()
+        self._give_up_hanging()
         started = time.perf_counter()
         worked = self.inbox.step(patience)
         scoring = self.elsewhere()
@@ -102,6 +128,14 @@ class Producer:
         )
         self.scoring = 0
 
+    def circumstances(self) -> str:
+        """Say what the units wait for that have waited longest."""
+        longest = sorted(self.working.items(), key=lambda item: item[1].rollout.since)[:3]
+        return "".join(
+            f"; prompt {number} has waited for {DOING[its.rollout.doing]} for {its.seconds:.0f} s: {its.where()}"
+            for number, its in longest
+        )
+
     def close(self) -> None:
         """End the engine. Threads that wait for it get an error, and end."""
         self.waiting.clear()
@@ -111,35 +145,52 @@ class Producer:
     def _begin(self) -> None:
         for number in [number for number, thread in self.threads.items() if not thread.is_alive()]:
             del self.threads[number]
+            self.working.pop(number, None)
         now, units = time.time(), [self.waiting.popleft() for _ in range(len(self.waiting))]
         for unit in units:
             if len(self.threads) >= THREADS or unit.times.get("again", 0.0) > now:  # after a failure it has a pause
                 self.waiting.append(unit)
                 continue
-            thread = threading.Thread(target=self._run, args=(unit,), name=f"prompt {unit.number}", daemon=True)
+            attempt = Attempt(self.inbox, unit.number, unit.begun)
+            name = f"prompt {unit.number}"
+            thread = threading.Thread(target=self._run, args=(unit, attempt), name=name, daemon=True)
             self.threads[unit.number] = thread
             thread.start()
+
+    def _give_up_hanging(self) -> None:
+        """Fail units whose method has done something of its own for half of rollout_timeout: nothing else limits it."""
+        for number, its in list(self.working.items()):
+            if its.rollout.doing or its.seconds < its.rollout.config.rollout_timeout / 2:
+                continue
+            del self.threads[number], self.working[number]
+            if its.attempt.end():
+                problem = (
+                    f"{owner_of(self.plugins, 'ft_rollout')} has not come back for {its.seconds:.0f} s, outside of "
+                    f"generate and reward; it is in {its.where()}"
+                )
+                error = FtHostError(problem, facts={"rollout/cause": "timeout"})
+                self.emit(Failed(unit=number, cause="timeout", error=error))
 
     def _took(self, what: str, started: float) -> None:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
     # ------------------------------------------------------------ a unit's thread
 
-    def _run(self, unit: Unit) -> None:
+    def _run(self, unit: Unit, attempt: Attempt) -> None:
+        event: Event
         self.emit(Started(unit=unit.number, at=time.time()))
         try:
-            made = self._made(unit)
+            event = Finished(unit=unit.number, made=self._made(unit, attempt), at=time.time())
         except Withdrawn:
             return
         except BaseException as error:  # sys.exit() too: the thread must not end without a word
-            self.inbox.withdraw(unit.number)  # before it can be tried again
-            self.emit(failure_of(unit.number, error))
-            return
-        self.emit(Finished(unit=unit.number, made=made, at=time.time()))
+            event = failure_of(unit.number, error)
+        if attempt.end():
+            self.emit(event)
 
-    def _made(self, unit: Unit) -> Made:
-        attempt = Attempt(self.inbox, unit.number, unit.begun)
+    def _made(self, unit: Unit, attempt: Attempt) -> Made:
         rollout = self.rollout_run(unit, attempt.ask, attempt.submit)
+        self.working[unit.number] = Working(threading.current_thread(), attempt, rollout)
         with blamed(self.plugins, "ft_rollout"):
             found = self.plugins.hook.ft_rollout(rows=unit.rows, rollout=rollout, run=rollout)
         found = check_rollout(self.plugins, found)
@@ -158,6 +209,8 @@ class Producer:
 
 def failure_of(unit: int, error: BaseException) -> Failed:
     """Say what failed. What trying again can't mend ends the run."""
+    if isinstance(error, FtHostError):
+        error.everywhere = False  # other processes of the run have other units
     if isinstance(error, EngineFailed):
         return Failed(unit=unit, cause="engine", error=error)
     if isinstance(error, FtHostError) and not isinstance(error, HOPELESS):

@@ -14,7 +14,8 @@ from ft_host.models import reshard
 from ft_host.rewards import RewardFunction, Scored, score
 from ft_host.rewards.functions import trainer_state
 from ft_host.rewards.unrewarded import none_at_all
-from ft_host.rollouts.rollout import completed, scored, scoring_of
+from ft_host.rollouts.rewards import scoring_of
+from ft_host.rollouts.rollout import completed, scored
 from ft_host.training.step import evaluate_loss
 from ft_host.types import Row
 
