@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import ft_host
 from ft_host.config import RunConfig
+from ft_host.config.rollout import RolloutConfig, RolloutPlan
 from ft_host.diagnostics.memory_remedies import REMEDIES, remedies_for
 from ft_host.diagnostics.rules.memory import RULES
 from ft_host.errors import OutOfMemory
 from ft_host.generation import transformers as backend
+from ft_host.monitor.memory_estimate import generation_bytes
 from ft_host.testing.invariants import beside
 from ft_host.testing.rules import Told, codes, findings, steps
 from ft_host.training import build, launch, step
@@ -53,6 +56,21 @@ def test_the_faulty_case_is_found_and_the_healthy_one_is_not(code):
     faulty, healthy = CASES[code]
     assert code in codes(RULES, faulty)
     assert codes(RULES, healthy) == set()
+
+
+def test_completions_of_rollouts_ahead_are_held_too_and_those_of_another_process_are_not():
+    shape = ModelSizes(hidden=8, layers=2, wide=8, vocabulary=0, cached=16)
+    plan = RolloutPlan(prompts=4, generations=2, steps=1, passes=1)
+
+    def tokens(**fields) -> float:
+        config = RolloutConfig(model="m", max_completion_length=60, decode_batch_size=20, **fields)
+        run = SimpleNamespace(config=config, rollouts=plan, world_size=1)
+        return generation_bytes(run, {"data/length_max": 40}, shape, 0, 4) / (2 * 16 * 4)
+
+    assert tokens() == 8 * 100
+    assert tokens(rollouts="overlap", max_staleness=1) == 16 * 100
+    assert tokens(rollouts="overlap", max_staleness=4) == 20 * 100  # decode_batch_size
+    assert tokens(rollouts="async", max_staleness=4) == 0
 
 
 def test_a_plan_whose_weights_alone_dont_fit_is_an_error():

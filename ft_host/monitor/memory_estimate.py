@@ -83,10 +83,10 @@ def whole_size(parameter: torch.Tensor) -> int:
 def generation_bytes(run: Run, facts: Mapping[str, Any], shape: Any, held_out: int, width: int) -> int:
     """Return the bytes of keys and values that the built-in backend holds at once, and of the logits of one token for
     each completion. Another backend has memory of its own."""
-    config = run.config
+    config, plan = run.config, run.rollouts
     jobs = held_out
-    if run.rollouts is not None and run.rollouts.generations:
-        jobs = max(jobs, run.rollouts.completions)
+    if plan is not None and plan.generations and config.rollouts != "async":  # whose completions are made elsewhere
+        jobs = max(jobs, plan.completions * (1 + config.rollouts_ahead(plan)))
     if config.backend != "transformers" or not jobs:
         return 0
     if not (config.eval_reward or isinstance(config, RolloutConfig)):
