@@ -17,7 +17,15 @@ from ft_host.report.timeline import Span, binned, spans_of
 from ft_host.rundir.folder import RunFolder
 from ft_host.scheduling import measure, timeline
 from ft_host.scheduling.bottleneck import Bottleneck, Load
-from ft_host.scheduling.measure import Times, effective, ledger_metrics, sample_metrics, some_of, staleness_metrics
+from ft_host.scheduling.measure import (
+    Times,
+    effective,
+    ledger_metrics,
+    sample_metrics,
+    some_of,
+    staleness_metrics,
+    turn_of,
+)
 from ft_host.scheduling.timeline import Timeline, coarser
 from ft_host.scheduling.unit import READY, RUNNING, Begun, Made, Measured, Restarted, Unit, Updated
 from ft_host.scheduling.waiting import Post
@@ -105,6 +113,12 @@ def test_the_rows_looked_at_are_spread_and_few():
     assert [row["at"] for row in some_of(rows[:32], 1)] == list(range(0, 32, 2))
     assert len(some_of(rows[:5], 1)) == 5 and some_of([], 2) == []
     assert len(some_of(rows[:100], 4)) == 7  # a sixteenth is more than a fourth of 16
+
+
+def test_of_small_rollouts_not_each_is_looked_at():
+    """A sixteenth of all rows at most, on average, but each eighth rollout at the least."""
+    turns = {rows: [turn_of(number, rows) for number in range(16)].count(True) for rows in (16, 64, 128, 256, 4096)}
+    assert turns == {16: 2, 64: 4, 128: 8, 256: 16, 4096: 16}
 
 
 class Policy(torch.nn.Module):
@@ -228,8 +242,11 @@ def lines_of(folder) -> list[tuple]:
 
 
 def test_what_the_trainer_does_not_name_is_training(tmp_path):
-    line = Timeline(RunFolder(tmp_path), 0, at=100.0)
+    line = Timeline(RunFolder(tmp_path), 0, at=90.0)
+    line.ended("weight_sync", 0.5, at=94.5)
+    line.ended("rollout_wait", 6.0, at=100.0)
     line.ended("rollout_wait", 2.0, at=103.0)  # training 100 to 101
+    line.ended("annotation", 0.0004, at=103.0)
     line.ended("annotation", 1.0, at=104.0)
     line.ended("generation", 9.0, at=104.5)  # the rollouts' time, not the trainer's
     line.stepped(1, at=106.0)
@@ -237,6 +254,9 @@ def test_what_the_trainer_does_not_name_is_training(tmp_path):
     line.ended("save", 1.0, at=109.0)
     line.flush()
     assert lines_of(tmp_path) == [
+        ("trainer", "starting", 90.0, 94.0),
+        ("trainer", "publishing", 94.0, 94.5),
+        ("trainer", "waiting", 94.5, 100.0),
         ("trainer", "training", 100.0, 101.0),
         ("trainer", "waiting", 101.0, 103.0),
         ("trainer", "annotating", 103.0, 104.0),

@@ -24,6 +24,7 @@ ACTIVITIES = {
         "publishing": "c4",
         "evaluating": "c3",
         "saving": "c5",
+        "starting": "c1",
         "waiting": "c7",
     },
     "rollouts": {"generating": "c2", "scoring": "c1", "updating": "c4", "idle": "c7"},

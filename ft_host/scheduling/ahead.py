@@ -105,7 +105,7 @@ class Ahead:
         news = post.failures.news()
         measured.add(ledger_metrics(post.ledger.units.values(), news.failed, len(post.failures.aside)))
         measured.add(post.times.take(taken))
-        measured.add(sample_metrics(rows, run))
+        measured.add(sample_metrics(rows, run, self.made))
         of_method = added([unit.made.metrics for unit in taken if unit.made is not None])
         found = combine(run.gather(measured.local()))
         run.add_time("measuring", time.perf_counter() - started)
@@ -196,7 +196,9 @@ class Ahead:
         """Right after an update, every so often: the engine and the policy have the same weights."""
         self.mismatch = {}
         if self.run.config.samples_policy and self.made % COMPARED == 1:
+            started = time.perf_counter()
             self.mismatch = mismatch_metrics(rows, self.run, self.post.generate)
+            self.run.add_time("measuring", time.perf_counter() - started)
         self.made += 1
 
     def state(self, held: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 POLICY = "policy "  # how the keys of its requests begin; a teacher's tokens aren't the policy's (`inbox.key_of`)
 SHARE, LEAST = 16, 16  # a sixteenth of the rows is looked at, and 16 rows at least
+SELDOM = 8  # rollouts of few rows, of one of which 16 are looked at
 
 
 # ---------------------------------------------------------------- staleness
@@ -89,15 +90,25 @@ def some_of(rows: list[Row], world_size: int) -> list[Row]:
     return [rows[index * len(rows) // count] for index in range(count)]
 
 
-def sample_metrics(rows: list[Row], run: Run) -> dict[str, Metric]:
+def turn_of(number: int, rows: int) -> bool:
+    """Return whether rows of this rollout are looked at: of small ones not each, so that it takes a small part of the
+    time."""
+    return number % min(SELDOM, math.ceil(LEAST * SHARE / max(rows, 1))) == 0
+
+
+def sample_metrics(rows: list[Row], run: Run, number: int = 0) -> dict[str, Metric]:
     """Return the effective sample size of the sampler's probabilities against the policy's as it is now, and their mean
     absolute difference in nats a token, on some of a rank's rows.
 
     The weights are p_policy / p_sampler of each token, and their product over a row; 1 means that all count alike, and
     1/n that one of n counts. One forward pass without gradient; all ranks must call it at once, and a rank may have no
-    rows. Rows without `sampling_logps` are left out.
+    rows. Rows without `sampling_logps` are left out. `number` of the rollout: of small ones not each is looked at.
     """
-    chosen = some_of([row for row in rows if sampled(row)], run.world_size)
+    mine = [row for row in rows if sampled(row)]
+    count = sum(run.gather(len(mine)))
+    if not count or not turn_of(number, count):
+        return {}
+    chosen = some_of(mine, run.world_size)
     config = run.config
     chunks = split_micro_batches(
         [[row] for row in chosen], config.per_device_eval_batch_size, config.max_tokens_per_micro_batch
@@ -109,8 +120,6 @@ def sample_metrics(rows: list[Row], run: Run) -> dict[str, Metric]:
         logs = differences(chunk, run)
         tokens.append(logs)
         sums += [each.sum() for each in logs.split([num_targets(row) for row in chunk])]
-    if not any(run.gather(len(chosen))):
-        return {}
     of_tokens, of_rows = torch.cat(tokens), torch.stack(sums) if sums else torch.zeros(0, dtype=torch.float64)
     largest = run.gather([float(each.max()) if len(each) else -math.inf for each in (of_tokens, of_rows)])
     most = [max(rank[place] for rank in largest) for place in (0, 1)]
@@ -155,7 +164,7 @@ class Times:
 
     seconds: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
-    scoring: int = 0  # units whose rewards were computed at once, at most
+    scoring: int = 0  # units whose rewards were computed at once, at most, so far
     updating: float = 0.0
     updates: int = 0
     servers: dict[int, tuple[int, float]] = field(default_factory=dict)
@@ -193,6 +202,6 @@ class Times:
             metrics["perf/weight_update_time"] = mean(self.updating, self.updates)
         for server, (tokens, seconds) in self.servers.items():
             metrics[f"rollouts/server_{server}/tokens_per_second"] = mean(tokens, seconds)
-        self.seconds, self.tokens, self.scoring = Counter(), 0, 0
-        self.updating, self.updates, self.servers = 0.0, 0, {}
+        self.seconds, self.tokens, self.servers = Counter(), 0, {}
+        self.updating, self.updates = 0.0, 0
         return metrics

@@ -27,7 +27,8 @@ ACTIVITIES = {
     "evaluation": "evaluating",
     "save": "saving",
 }
-TRAINING = "training"
+TRAINING, STARTING = "training", "starting"
+SHORT = 0.001  # seconds below which a span is none
 LONGEST, KEPT, STRETCHES = 20_000, 5_000, 300  # lines; of them in full; stretches that the others are made into
 GAP = 0.05  # seconds between two spans that are still one
 OFTEN = 1.0  # seconds between two lines of the queue
@@ -43,25 +44,29 @@ class Timeline:
         self.step = step + 1  # that is being made, after `step` others: a run that goes on makes it again
         self.open: dict[str, dict[str, Any]] = {}  # the last span of each side, not yet written: it may go on
         self.reached = time.time() if at is None else at  # the trainer's last activity ended then
+        self.untold = STARTING  # what the trainer does where nothing is told
         self.told: float | None = None  # the rollouts' last measurement
         self.queued = 0.0  # when the queue was written
         self.lines = len(folder.read(FILE)) if folder is not None else 0
 
     def ended(self, what: str, seconds: float, at: float | None = None) -> None:
-        """An activity of the trainer has ended, by its name in `Run.add_time`. What lies before it was training."""
+        """An activity of the trainer has ended, by its name in `Run.add_time`. What lies before it was training, or the
+        start of what samples before the first rollout."""
         activity = ACTIVITIES.get(what)
         if activity is None:
             return
         end = time.time() if at is None else at
         start = max(self.reached, end - seconds)
-        self.add(TRAINER, TRAINING, self.reached, start)
+        self.add(TRAINER, self.untold, self.reached, start)
         self.add(TRAINER, activity, start, end)
+        if activity == ACTIVITIES["rollout_wait"]:
+            self.untold = TRAINING
         self.reached = max(self.reached, end)
 
     def stepped(self, step: int, at: float | None = None) -> None:
         """So many optimizer steps are done; spans from here on belong to the next."""
         now = time.time() if at is None else at
-        self.add(TRAINER, TRAINING, self.reached, now)
+        self.add(TRAINER, self.untold, self.reached, now)
         self.reached = max(self.reached, now)
         self.step = step + 1
 
@@ -88,7 +93,7 @@ class Timeline:
 
     def add(self, side: str, what: str, start: float, end: float) -> None:
         """Add a span; one of the same kind goes on where the last ended."""
-        if self.folder is None or end <= start:
+        if self.folder is None or end - start < SHORT:
             return
         last = self.open.get(side)
         if last is not None and last["what"] == what and start - last["end"] <= GAP:
