@@ -19,7 +19,7 @@ import pytest
 from ft_host import data, hookimpl
 from ft_host.config.rollout import RolloutConfig, RolloutPlan
 from ft_host.data.stream import TrainStream
-from ft_host.errors import ConfigError, FtHostError
+from ft_host.errors import ConfigError, FtHostError, HookError
 from ft_host.hooks import NAME, generation, loss
 from ft_host.metrics import mean
 from ft_host.rollouts.buffer import Buffer, place_of
@@ -309,6 +309,19 @@ def test_a_wait_without_progress_ends_with_what_was_waited_for(make):
     with pytest.raises(
         FtHostError, match=r"any further for 0.3 seconds \(rollout_timeout\).* prompt 0 is being completed"
     ):
+        learnt(buffer)
+
+
+@pytest.mark.parametrize("method", ["submit", "poll", "update"])
+def test_an_engine_that_raises_is_named_with_its_line(make, method):
+    buffer = make(length=lambda n: 2)
+    learnt(buffer, steps=1)
+
+    def broken(*arguments):
+        return {}["weights"]
+
+    setattr(buffer.engine, method, broken)
+    with pytest.raises(HookError, match=r"ft_engine .* failed: KeyError: 'weights' \(.*test_ahead.py, line \d+\)"):
         learnt(buffer)
 
 

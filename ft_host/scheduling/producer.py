@@ -79,7 +79,8 @@ class Producer:
         self._begin()
         self._give_up_hanging()
         started = time.perf_counter()
-        worked = self.inbox.step(patience)
+        with blamed(self.plugins, "ft_engine"):
+            worked = self.inbox.step(patience)
         scoring = self.elsewhere()
         self.scoring = max(self.scoring, scoring)
         self._took("generating" if worked else "scoring" if scoring else "idle", started)
@@ -96,7 +97,8 @@ class Producer:
         if copy is not None:
             self.inbox.pause()
             copy()
-        self.inbox.update(version, weights)
+        with blamed(self.plugins, "ft_engine"):
+            self.inbox.update(version, weights)
         self._took("updating", started)
         self.emit(Updated(version=version, seconds=time.perf_counter() - started))
 
