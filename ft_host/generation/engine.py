@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ft_host.contract.names import UnknownName
 from ft_host.distributed.processes import check_overlap
 from ft_host.errors import HookError
 from ft_host.generation import Request, Sampling
@@ -21,7 +22,6 @@ from ft_host.generation.lanes import BatchLane, DecodingLane
 from ft_host.generation.place import answering, generating
 from ft_host.types import Piece
 from ft_host.util.memory import GENERATION, oom_context
-from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
     from ft_host.run import EnginePlace
@@ -127,20 +127,17 @@ class TransformersEngine:
         self.lanes.clear()
 
     def _known(self, sampling: Sampling) -> Known:
-        role, models = sampling.role, self.run.models
+        role = sampling.role
         stop = None if sampling.stop_token_ids is None else tuple(sampling.stop_token_ids)
         found = self.known.get((role, stop))
         if found is None:
-            if role != "policy" and role not in models:
-                roles = ["policy", *sorted(models)]
-                raise HookError(
-                    f"a completion of the role {role!r} is asked for{nearest(role, roles)}; the models of this run: "
-                    f"{', '.join(roles)}"
-                )
-            with answering(self.run, role) as policy:
-                model = policy.causal_lm
-                ends = tuple(end_tokens(model, self.run.tokenizer, sampling))
-                found = Known(ends, positions_of(model), can_decode(model))
+            try:
+                with answering(self.run, role) as policy:
+                    model = policy.causal_lm
+                    ends = tuple(end_tokens(model, self.run.tokenizer, sampling))
+                    found = Known(ends, positions_of(model), can_decode(model))
+            except UnknownName as error:
+                raise HookError(f"a completion of the role {role!r} is asked for: {error}") from error
             self.known[role, stop] = found
         return found
 
