@@ -12,6 +12,7 @@ from ft_grpo.config import GRPOConfig
 from peft import LoraConfig, get_peft_model
 
 from ft_host import registry
+from ft_host.contract.names import Named
 from ft_host.errors import ConfigError, DataError, HookError, OutOfMemory
 from ft_host.generation import Completion, Request, Sampling, decode, engine
 from ft_host.generation import transformers as backend
@@ -680,10 +681,8 @@ def test_a_prompt_that_is_empty_or_leaves_no_room_is_refused_and_the_others_go_o
     for text, request in refused.items():
         with pytest.raises(DataError, match=text):
             asked.engine.submit(1, request, sampling)
-    with pytest.raises(
-        HookError, match="role 'teecher'.* did you mean teacher.* the models of this run: policy, teacher"
-    ):
-        asked.run.models["teacher"] = None
+    asked.run.models = Named("run.models", {"teacher": None})
+    with pytest.raises(HookError, match="role 'teecher' is asked for: run.models has no .* did you mean teacher"):
         asked.engine.submit(1, MIXED[0], replace(sampling, role="teecher"))
     assert len(asked.rest()) == 1
 
