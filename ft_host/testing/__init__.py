@@ -26,7 +26,7 @@ _HOMES = {  # module -> its names that are public
         "as_if_killed assert_same assert_same_weights beside compare_runs lines micro_batch_split resume_in run_in "
         "tensors"
     ),
-    "ft_host.testing.ahead": "rollouts_ahead",
+    "ft_host.testing.ahead": "rollouts_ahead same_as_sync",
     "ft_host.testing.processes": "finish run_command start train_apart",
     "ft_host.testing.ready": "first_step ready_run",
     "ft_host.testing.generation": "generating_run",
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from ft_host.rollouts.rollout import reward_metrics as reward_metrics
     from ft_host.rundir.folder import RunFolder as RunFolder
     from ft_host.testing.ahead import rollouts_ahead as rollouts_ahead
+    from ft_host.testing.ahead import same_as_sync as same_as_sync
     from ft_host.testing.backends import END as END
     from ft_host.testing.backends import LONGEST as LONGEST
     from ft_host.testing.backends import FixedCompletion as FixedCompletion

@@ -16,6 +16,7 @@ from ft_host.testing import (
     lines,
     rollouts_ahead,
     run_in,
+    same_as_sync,
     save_tiny,
     small_tiles,
     tiny_llama,
@@ -83,6 +84,12 @@ def test_tiles(config):
 @pytest.mark.parametrize("config", ["distill, two steps", "gkd, mixed", "gkd, by the teacher"], indirect=True)
 def test_rollouts_ahead(config):
     rollouts_ahead(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["distill, two steps", "gkd, mixed", "gkd, by the teacher"], indirect=True)
+def test_without_staleness_it_is_the_synchronous_run(config):
+    same_as_sync(config)
 
 
 @pytest.mark.parametrize("config", ["distill, two steps", "gkd, mixed"], indirect=True)

@@ -17,6 +17,7 @@ from ft_host.testing import (
     other_tokenizer,
     rollouts_ahead,
     run_in,
+    same_as_sync,
     save_tiny,
     small_tiles,
     tiny_llama,
@@ -75,6 +76,12 @@ def test_tiles(config):
 @pytest.mark.parametrize("config", ["mixed", "by the teacher"], indirect=True)
 def test_rollouts_ahead(config):
     rollouts_ahead(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["mixed", "by the teacher"], indirect=True)
+def test_without_staleness_it_is_the_synchronous_run(config):
+    same_as_sync(config)
 
 
 @pytest.mark.parametrize("config", ["mixed"], indirect=True)

@@ -8,7 +8,7 @@ import math
 import pytest
 from ft_grpo.config import GRPOConfig
 
-from ft_host.testing import invariants, lines, rollouts_ahead, run_in
+from ft_host.testing import invariants, lines, rollouts_ahead, run_in, same_as_sync
 
 # Losses are differences of sums of advantages: small beside what they are made of.
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6
@@ -54,6 +54,11 @@ def test_row_order(config):
 
 def test_rollouts_ahead(config):
     rollouts_ahead(config)
+
+
+@pytest.mark.slow
+def test_without_staleness_it_is_the_synchronous_run(config):
+    same_as_sync(config)
 
 
 def test_seeds(config):

@@ -9,7 +9,7 @@ import torch
 from ft_sdft.config import SDFTConfig
 
 from ft_host.api import Segment, flat_batch
-from ft_host.testing import assert_same, invariants, lines, rollouts_ahead, run_in, small_tiles
+from ft_host.testing import assert_same, invariants, lines, rollouts_ahead, run_in, same_as_sync, small_tiles
 
 TOLERANCE, ABSOLUTE = 1e-4, 2e-6
 
@@ -61,6 +61,11 @@ def test_row_order(config):
 
 def test_rollouts_ahead(config):
     rollouts_ahead(config)
+
+
+@pytest.mark.slow
+def test_without_staleness_it_is_the_synchronous_run(config):
+    same_as_sync(config)
 
 
 def test_seeds(config):

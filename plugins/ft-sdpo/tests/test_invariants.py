@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ft_sdpo.config import SDPOConfig
 
-from ft_host.testing import assert_same, invariants, lines, rollouts_ahead, run_in, small_tiles
+from ft_host.testing import assert_same, invariants, lines, rollouts_ahead, run_in, same_as_sync, small_tiles
 
 TOLERANCE, ABSOLUTE = 1e-4, 1e-5  # the largest distance of two log-probs is round-off
 
@@ -70,6 +70,11 @@ def test_row_order(config):
 
 def test_rollouts_ahead(config):
     rollouts_ahead(config)
+
+
+@pytest.mark.slow
+def test_without_staleness_it_is_the_synchronous_run(config):
+    same_as_sync(config)
 
 
 def test_seeds(config):
