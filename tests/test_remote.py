@@ -13,7 +13,7 @@ from ft_host.scheduling import remote
 from ft_host.scheduling.child import Limits
 from ft_host.scheduling.place import Opening
 from ft_host.scheduling.remote import Remote
-from ft_host.scheduling.unit import Failed, Finished, Made, Measured, Progress, Said, Started, Unit
+from ft_host.scheduling.unit import Failed, Finished, Made, Measured, Progress, Restarted, Started, Unit
 from ft_host.types import Request, Sampling
 
 LIMITS = Limits(silence=5.0, stuck=20.0, answer=0.2, restarts=2, pause=0.0)
@@ -63,7 +63,7 @@ def unit(number):
     return Unit(number=number, rollout=0, step=0, rows=[{"group": 0}], epoch=0.0)
 
 
-def source_of(tmp_path, unfinished=list, weights=None, limits=LIMITS, told=lambda count, how: None):
+def source_of(tmp_path, unfinished=list, weights=None, limits=LIMITS):
     opening = Opening(
         config=None,
         plugins=[],
@@ -74,7 +74,7 @@ def source_of(tmp_path, unfinished=list, weights=None, limits=LIMITS, told=lambd
         threads=1,
         serves=weights is None,
     )
-    return Remote(opening, {}, unfinished, limits, weights, restarted=told)
+    return Remote(opening, {}, unfinished, limits, weights)
 
 
 def progress(number):
@@ -109,8 +109,8 @@ def test_messages_go_out_in_order_and_events_come_in(tmp_path, children):
 
 def test_a_dead_process_is_started_again_with_the_last_weights_and_what_the_ledger_has(tmp_path, children):
     """The prompts are asked of the ledger only when it has all that the dead process had told."""
-    asked, told = [], []
-    source = source_of(tmp_path, lambda: asked.append(1) or [unit(3), unit(5)], told=lambda *news: told.append(news))
+    asked = []
+    source = source_of(tmp_path, lambda: asked.append(1) or [unit(3), unit(5)])
     source.resume(4, "four")
     source.admit([unit(3), unit(5), unit(6)])
     child = children[0]
@@ -122,9 +122,9 @@ def test_a_dead_process_is_started_again_with_the_last_weights_and_what_the_ledg
         (3, "engine"),
         (5, "engine"),
     ]
-    [said] = [event for event in events if isinstance(event, Said)]
+    [said] = [event for event in events if isinstance(event, Restarted)]
     assert "was killed by SIGKILL; it is started again (1 of 2 times), and 2 prompts go on" in said.text
-    assert not asked and told == [(1, "was killed by SIGKILL")]
+    assert not asked and (said.times, said.why) == (1, "was killed by SIGKILL")
     source.admit([unit(3)])  # tried again, as the ledger says
     source.events(0.0)
     second = children[1]

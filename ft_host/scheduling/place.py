@@ -77,27 +77,27 @@ class ProcessRun(Run):
         self.emit(Said(text=text, level=level))
 
 
-class Roles(dict[str, AuxModel]):
+class Roles(dict[str, Any]):
     """The models of other roles, each loaded when it is first asked for."""
 
     def __init__(self, run: Run, specs: dict[str, ModelSpec]):
-        super().__init__()
+        super().__init__(dict.fromkeys(role for role, spec in specs.items() if not spec.trained))
         self.run, self.specs = run, specs
 
-    def __missing__(self, role: str) -> AuxModel:
-        spec = self.specs.get(role)
-        if spec is None or spec.trained:
-            raise ConfigError(
-                f"rollouts: async: the role {role!r} has no model that generates; expected one of ft_models"
-            )
+    def __getitem__(self, role: str) -> AuxModel:
+        """Raises ConfigError for a model that follows the policy, KeyError for a role that there isn't."""
+        model = super().__getitem__(role)
+        if model is not None:
+            return model
+        spec = self.specs[role]
         if spec.sync_steps is not None:
             raise ConfigError(
                 f"rollouts: async: the model of the role {role!r} follows the policy (sync_steps) and generates, but "
                 "is in the trainer's process; set rollouts: overlap or sync"
             )
         keep_adapter(self.run.policy, {role: spec}, self.run.config)
-        self[role] = AuxModel(spec, self.run)
-        return self[role]
+        self[role] = model = AuxModel(spec, self.run)
+        return model
 
 
 @dataclass(kw_only=True)
