@@ -93,7 +93,7 @@ class TransformersEngine:
             with oom_context(GENERATION, self.run.step + 1):
                 self._work(time.perf_counter() + patience)
         except BaseException:
-            self.interrupt()
+            self.interrupt()  # a checkpoint needs the memory, and the tokens that aren't returned yet
             raise
         return self._news()
 

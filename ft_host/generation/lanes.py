@@ -114,7 +114,8 @@ class DecodingLane:
 
 
 class BatchLane:
-    """Requests for one model that are sampled in the same way, in batches that stay as they are."""
+    """Requests for one model that are sampled in the same way, in batches that stay as they are until their last row
+    has ended. What arrives meanwhile waits."""
 
     def __init__(self, sampling: Sampling, max_positions: int | None):
         self.sampling = sampling
