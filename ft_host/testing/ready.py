@@ -48,12 +48,15 @@ def first_step(config: RunConfig, method: str | None = None) -> tuple[Run, list[
 
 
 def _of_a_rollout(run: Run, source: Any, prepare: Callable[[Row], Any]) -> list[Row]:
+    from ft_host.rollouts.buffer import Buffer, place_of
     from ft_host.rollouts.session import RolloutSession
+    from ft_host.scheduling.opening import rollouts_of
 
     run.folder.path.mkdir(parents=True, exist_ok=True)
     session = RolloutSession.open(run.config, source.columns, run.tokenizer)
     try:
-        buffer = session.buffer(run, source, prepare, None, None)
+        prompts = session.prompts(run, source, prepare, place_of(None, None))
+        buffer = Buffer(run, run.rollouts, rollouts_of(session, run, prompts))
         rows = [row for unit in next(buffer).units for row in unit]
         buffer.close()
     finally:
