@@ -17,6 +17,8 @@ OF_ROLLOUTS = {
     "perf/reward_time": "rewards",
     "perf/weight_sync_time": "weight sync",
     "perf/annotation_time": "annotation",
+    "perf/measuring_time": "measuring",
+    "perf/rollout_wait_time": "waiting for rollouts",
 }
 
 
