@@ -231,6 +231,7 @@ def test_times_since_the_rollout_before():
     assert found["perf/generation_tokens_per_second"] == pytest.approx(1000 / 4.5)
     assert found["perf/weight_update_time"] == pytest.approx(0.3)
     assert times.take([]) == {}
+    assert numbers(times.take(taken)) == {"perf/scoring_time": pytest.approx(4.8 / 3)}  # between two measurements
 
 
 # ---------------------------------------------------------------- timeline

@@ -188,14 +188,14 @@ class Times:
         of its requests at the same time, and so are the processes of rewards.
         """
         whole, metrics = sum(self.seconds.values()), {}
-        scoring = sum(unit.made.seconds.get("reward", 0.0) for unit in units if unit.made is not None)
+        scoring = [unit.made.seconds.get("reward", 0.0) for unit in units if unit.made is not None]
+        if scoring:
+            metrics["perf/scoring_time"] = mean(sum(scoring) / max(self.scoring, 1), 1)
         if whole:
+            busy = self.seconds["generating"] + self.seconds["updating"]
+            metrics["perf/engine_time"] = mean(busy, 1)
+            metrics["perf/rollout_idle_share"] = mean(whole - busy, whole)
             metrics["perf/rollout_scoring_share"] = mean(self.seconds["scoring"], whole)
-            metrics["perf/rollout_idle_share"] = mean(
-                whole - self.seconds["generating"] - self.seconds["updating"], whole
-            )
-            metrics["perf/engine_time"] = mean(self.seconds["generating"] + self.seconds["updating"], 1)
-            metrics["perf/scoring_time"] = mean(scoring / max(self.scoring, 1), 1)
         if self.seconds["generating"]:
             metrics["perf/generation_tokens_per_second"] = mean(self.tokens, self.seconds["generating"])
         if self.updates:
