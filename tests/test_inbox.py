@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -141,3 +142,16 @@ def test_units_of_a_run_without_staleness_ask_one_after_the_other():
     while any(thread.is_alive() for thread in threads):
         inbox.step(0.001)
     assert seen == [4] * 6
+
+
+def test_tokens_and_seconds_of_each_of_several_servers_are_added_up():
+    inbox, engine, _ = opened()
+    futures = [Attempt(inbox, unit, {}).submit(Request(prompt_ids=[7], number=unit), SAMPLING) for unit in (0, 1)]
+    poll = engine.poll
+    engine.poll = lambda patience: [
+        (key, replace(piece, server=key % 2, seconds=0.5 * key)) for key, piece in poll(patience)
+    ]
+    for _ in range(3):
+        inbox.step(0)
+    assert all(future.result().token_ids == [0, 1, 2] for future in futures)
+    assert inbox.servers == {1: (3, 1.5), 0: (3, 3.0)}  # the engine's keys are 1 and 2

@@ -257,7 +257,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "findings.jsonl"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "findings.jsonl", "timeline.jsonl"])
 def test_a_bad_line_in_the_middle_is_refused_by_file_and_line(copied, name, what):
     folder, config = copied
     file = folder / name

@@ -219,6 +219,11 @@ def test_rows_of_a_prompt_go_to_one_server_and_prompts_to_the_one_with_the_fewes
         wait_for(lambda count=3 * prompt + 3: sum(len(fake.bodies) for fake in fakes) == count)
     held = [[body["token_ids"][0] - 20 for body in fake.bodies] for fake in fakes]
     assert sorted(held) == [[0, 0, 0, 2, 2, 2], [1, 1, 1, 3, 3, 3]]
+    pieces = collect(engine, range(12))
+    served = [{piece.server for piece in pieces[3 * prompt + row]} for prompt in range(4) for row in range(3)]
+    assert sorted(served[0] | served[3]) == [0, 1] and served[:6] == served[6:]  # each says whose tokens it has
+    assert all(piece.seconds >= 0 for each in pieces.values() for piece in each)
+    assert all(sum(piece.seconds for piece in each) > 0 for each in pieces.values())
 
 
 @pytest.mark.parametrize("fault", ["half", "dies"])
