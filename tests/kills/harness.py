@@ -10,7 +10,7 @@ import random
 import signal
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -127,24 +127,31 @@ def targets_of(found: list[psutil.Process], ranks: int) -> dict[str, list[psutil
     return {target: processes for target, processes in given.items() if processes}
 
 
-def kill_at_random(
-    process: BaseProcess, folder: Path, ranks: int, seconds: float, noise: random.Random
-) -> tuple[Kill, list[psutil.Process]]:
-    """Wait for a random moment of a run that takes `seconds`, and kill something of it. Returns what was done, and the
-    processes that the run had then."""
-    kill = Kill(signal=noise.choice(["KILL", "KILL", "KILL", "TERM", "HUP"]))
+def wait_for_a_moment(process: BaseProcess, folder: Path, seconds: float, noise: random.Random) -> str:
+    """Wait for a random moment of a run that takes `seconds`. Returns which it is."""
     if noise.random() < 1 / 3:
         step, late = noise.choice([3, 6, 9]), noise.uniform(0, 0.04)
-        kill.moment = f"{late:.3f} s into the checkpoint of step {step}"
-        name = folder / "checkpoints" / f".step-{step}.tmp"
-        until = time.monotonic() + PATIENCE
-        while process.is_alive() and time.monotonic() < until and not name.exists():
-            time.sleep(0.001)
+        wait_for_file(process, folder / "checkpoints" / f".step-{step}.tmp")
         time.sleep(late)
-    else:
-        late = noise.uniform(0.05, seconds)
-        kill.moment = f"{late:.2f} s after the start"
-        process.join(late)
+        return f"{late:.3f} s into the checkpoint of step {step}"
+    late = noise.uniform(0.05, seconds)
+    process.join(late)
+    return f"{late:.2f} s after the start"
+
+
+def wait_for_file(process: BaseProcess, path: Path) -> None:
+    """Wait until a file is there, or the process has ended."""
+    until = time.monotonic() + PATIENCE
+    while process.is_alive() and time.monotonic() < until and not path.exists():
+        time.sleep(0.001)
+
+
+def kill_something(
+    process: BaseProcess, folder: Path, ranks: int, noise: random.Random, moment: Callable[..., str]
+) -> tuple[Kill, list[psutil.Process]]:
+    """Wait for a moment, and kill something of the run. Returns what was done, and the processes that it had then."""
+    kill = Kill(signal=noise.choice(["KILL", "KILL", "KILL", "TERM", "HUP"]))
+    kill.moment = moment(process, folder, noise=noise)
     found = tree(process)
     if status(folder) == "running":  # of this process, or still of one that was killed before
         kill.running_since = (folder / "run.json").stat().st_mtime
@@ -189,16 +196,26 @@ def status(folder: Path) -> str | None:
     return json.loads(file.read_text(encoding="utf-8"))["status"] if file.is_file() else None
 
 
-def killed_and_finished(setting: Setting, shared: Path, folder: Path, seconds: float, seed: int) -> list[Kill]:
-    """Run a setting in `folder`, kill it once or more, and go on until it is finished. Returns the kills."""
+def killed_and_finished(
+    setting: Setting,
+    shared: Path,
+    folder: Path,
+    seed: int,
+    moment: Callable[..., str],
+    goes_on: Callable[[Path], None] = lambda folder: None,
+) -> list[Kill]:
+    """Run a setting in `folder`, kill it once or more, and go on until it is finished. Returns the kills. `moment`
+    waits for one, and says which it is; `goes_on` is called before the run goes on."""
     noise = random.Random(f"{setting.name} {seed}")
     config, log, kills = config_of(setting, shared, folder), Path(f"{folder}.log"), []
     for again in range(4):
         # A run that was killed before it had a run.json begins anew: there is nothing to go on with.
         began = time.time()
+        if status(folder):
+            goes_on(folder)
         process = start(config, setting.ranks, folder if status(folder) else None, log)
         if again < 3 and noise.random() < (1.0 if again == 0 else 0.3):
-            kill, found = kill_at_random(process, folder, setting.ranks, seconds, noise)
+            kill, found = kill_something(process, folder, setting.ranks, noise, moment)
             asked_to_stop = kill.signal != "KILL" and kill.target in ("process", "all") and kill.running_since > began
             wait_for_the_end(process, found, kill, ended=kill.target != "worker")
             kills += [kill] if kill.reached else []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from ft_distill.config import GKDConfig
 from ft_dpo.config import DPOConfig
 from ft_grpo.config import GRPOConfig
@@ -112,11 +113,31 @@ SETTINGS = [
     ),
 ]
 
+# An epoch of prompts with completions of differing lengths, many of which are under way when weights change.
+ONCE = {
+    "model": "talker",
+    "num_generations": 4,
+    "max_completion_length": 48,
+    "reward": ["REWARDS:wordy"],
+    "num_train_epochs": 1,
+    "max_steps": -1,
+    "learning_rate": 1e-4,
+    "per_device_train_batch_size": 16,
+    "logged_completions": 2,
+    "eval_steps": 10,
+}
+AHEAD = [
+    Setting("overlap", GRPOConfig, "prompts", ONCE | {"rollouts": "overlap", "max_staleness": 1}),
+    Setting("async", GRPOConfig, "prompts", ONCE | {"rollouts": "async", "max_staleness": 1}),
+    Setting("async, two steps", GRPOConfig, "prompts", ONCE | {"rollouts": "async", "max_staleness": 2}),
+]
+
 
 def files(folder: Path) -> None:
     """Write the models, rows and rewards that the settings share."""
     save_tiny(folder / "model")
     save_tiny(folder / "other", tiny_llama(seed=3))
+    save_tiny(folder / "talker", talker())
     (folder / "rewards.py").write_text(REWARD, encoding="utf-8")
     noise = random.Random(4)
     texts = [{"prompt": f"{sentence(noise, 8)}? ", "completion": sentence(noise, 9)} for _ in range(60)]
@@ -130,9 +151,20 @@ def files(folder: Path) -> None:
     )
 
 
+def talker() -> torch.nn.Module:
+    """A model whose completions end at any length: the end of a text is about as likely as common tokens."""
+    model = tiny_llama()
+    with torch.no_grad():
+        head = model.lm_head.weight
+        head *= 0.35
+        head[model.config.eos_token_id] = 4 * head[[40, 45, 161, 221]].mean(0)
+    return model
+
+
 def config_of(setting: Setting, shared: Path, output_dir: Path) -> RunConfig:
     """The run of a setting: twelve steps, a checkpoint at every third, two evaluations."""
     named: dict[str, Callable[[Any], Any]] = {
+        "model": lambda name: str(shared / name),
         "ref_model": lambda name: str(shared / name),
         "teacher_model_name_or_path": lambda name: str(shared / name),
         "reward": lambda names: [name.replace("REWARDS", str(shared / "rewards.py")) for name in names],
