@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ft_host.run import Run
     from ft_host.scheduling.waiting import Post
 
+SILENCE = 60.0  # seconds without a sign of life, at most
 PATIENT = 4  # a process counts as hung after rollout_timeout / 4, so that another one can do better within it
 ROOM = 3  # times the weights: a version, the next one, and one that is written whole for a new process
 
@@ -62,7 +63,12 @@ def remote_source(session: RolloutSession, run: Run, post: Post, folder: Weights
         scratch=None if folder is None else str(folder.path.resolve()),
     )
     limit = config.rollout_timeout
-    limits = Limits(stuck=limit / PATIENT, answer=limit, restarts=config.retries["engine"])
+    limits = Limits(
+        silence=min(SILENCE, limit / PATIENT),
+        stuck=limit / PATIENT,
+        answer=limit,
+        restarts=config.retries["engine"],
+    )
     return Remote(opening, environment_of(session, run, opening), post.ledger.again, limits, folder)
 
 

@@ -55,7 +55,7 @@ class Limits:
     gets no further, or no running request gets a token. `answer`: in which a question is answered.
     """
 
-    silence: float = 60.0
+    silence: float
     stuck: float
     answer: float
     restarts: int
