@@ -236,7 +236,8 @@ def tail_of(log: Path, lines: int = 12) -> str:
 
 
 def attach(server: Server, client: Client) -> None:
-    """Learn what the server is, and refuse one that can't be used, saying how it must be started."""
+    """Learn what the server is, and refuse one that can't be used, saying how it must be started. One that is paused,
+    by an update that has not ended, can't be tried."""
     where = f"backend_config.url: {server.url}" if server.process is None else f"the vLLM at {server.url}"
     needs = "it must be started as docs/vllm.md says"
     with refusing(f"{where} is no vLLM that serves a model"):
@@ -248,6 +249,8 @@ def attach(server: Server, client: Client) -> None:
     with refusing(f"{where} has no routes for weights; {needs}, with VLLM_SERVER_DEV_MODE=1"):
         client.get("/weight_info", PROMPT)
         server.workers = client.get("/get_world_size", PROMPT)["world_size"]
+        if client.get("/is_paused", PROMPT)["is_paused"]:
+            return
     # The one token that top_k leaves has probability 1 where log-probs are of what is sampled, and less otherwise.
     only = {"max_tokens": 1, "temperature": 1.0, "top_k": 1, "logprobs": 0, "ignore_eos": True, "detokenize": False}
     with refusing(f"{where} doesn't take tokens; {needs}, with --enable-scale-out"):

@@ -218,6 +218,8 @@ class Fake:
             if self.fault == "asleep":
                 time.sleep(60)
             return {"weight_version": state["version"]}
+        if route == ("GET", "/is_paused"):
+            return {"is_paused": state["paused"]}
         if route == ("GET", "/get_world_size"):
             return {"world_size": 1}
         if route == ("POST", "/pause"):
