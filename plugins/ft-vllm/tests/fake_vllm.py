@@ -177,8 +177,6 @@ class Fake:
             raise RuntimeError("update without pause")
         if self.fault == "refuses weights":
             raise KeyError(update["names"][0])
-        if self.fault == "dies of weights":
-            os._exit(4)
         if "folder" in update:
             from ft_vllm.published import read_version
 
@@ -235,6 +233,9 @@ class Fake:
         elif route == ("POST", "/update_weight_version"):
             state["version"] = body["new_version"]
         elif route == ("POST", "/v1/load_lora_adapter"):
+            if self.fault == "dies of adapters":
+                print("RuntimeError: out of memory", flush=True)
+                os._exit(4)
             if not state["paused"] or not os.path.exists(os.path.join(body["lora_path"], "adapter_config.json")):
                 raise RuntimeError("no adapter, or no pause")
             state["models"].append(body["lora_name"])
@@ -280,7 +281,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         self.server.fake.sockets.discard(self.connection)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # the client has gone
             super().finish()
 
     def handle_any(self) -> None:
