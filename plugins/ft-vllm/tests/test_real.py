@@ -5,11 +5,13 @@ A server starts in 20 to 40 seconds on two cores. On a CPU, vLLM computes no hea
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import pytest
 import torch
 from ft_vllm import backend
 from ft_vllm.client import Client
+from ft_vllm.completions import joined
 from ft_vllm.server import free_port
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -29,7 +32,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ft_host.api import FtHostError, Request, Sampling, Sequence
+from ft_host.api import EnginePlace, FtHostError, Piece, Request, RolloutConfig, Sampling, Sequence
 from ft_host.testing import disturb, save_tiny, tiny_llama, tiny_moe, tiny_qwen
 
 PYTHON = os.environ.get("FT_VLLM_PYTHON")
@@ -251,3 +254,99 @@ def test_two_ranks_share_a_server(tmp_path, strategy):
             ranks.append(subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log))
     for rank, process in enumerate(ranks):
         assert process.wait(300) == 0, (tmp_path / f"{rank}.log").read_text()
+
+
+# ---------------------------------------------------------------- rollouts that don't wait
+
+
+def overlapping(run, **fields):
+    """The same run with `rollouts: overlap`."""
+    run.config = RolloutConfig(
+        model=run.config.model, dataset="rows", rollouts="overlap", progress="none", use_cpu=True, **fields
+    )
+    return run
+
+
+def collect(engine, got: dict, until) -> None:
+    end = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < end, got
+        for key, piece in engine.poll(0.05):
+            got[key].append(piece)
+
+
+@pytest.mark.parametrize("fields", WAYS)
+def test_an_update_in_flight_goes_on_with_what_there_is(make, fields, monkeypatch):
+    """Tokens before it have the log-probs of the old policy, those after it of the new one; and a server that has a key
+    asks for it on the routes for weights too."""
+    monkeypatch.setenv("VLLM_API_KEY", "a secret")
+    run = overlapping(make(tiny_llama(**HEADS), **fields))
+    backend.ft_sync_weights(run.policy, 0, run)
+    engine = backend.ft_engine(
+        EnginePlace(config=run.config, tokenizer=run.tokenizer, backend_config=run.backend_config, say=run.say, run=run)
+    )
+    sampling = Sampling(max_new_tokens=400, seed=3, stop_token_ids=[])
+    run.policy.causal_lm.generation_config.eos_token_id = None
+    got: dict[int, list] = {number: [] for number in range(4)}
+    for number in got:
+        engine.submit(number, Request(prompt_ids=PROMPTS[number], number=number), sampling)
+    collect(engine, got, lambda: all(sum(len(piece.token_ids) for piece in pieces) > 10 for pieces in got.values()))
+    engine.interrupt()
+    for key, piece in engine.poll(0.0):
+        got[key].append(piece)
+    begun = {number: joined_all(pieces) for number, pieces in got.items()}
+    assert all(10 < len(piece.token_ids) < 400 and piece.finish_reason is None for piece in begun.values())
+    old = copy.deepcopy(run.policy.model)
+    disturb(run.policy.model)
+    backend.ft_sync_weights(run.policy, 1, run)
+    engine.update(1, backend.ft_connect(run))
+    rest: dict[int, list] = {10 + number: [] for number in begun}
+    for number, piece in begun.items():
+        done = len(piece.token_ids)
+        engine.submit(
+            10 + number,
+            Request(
+                prompt_ids=PROMPTS[number] + piece.token_ids, number=number, offset=done, max_new_tokens=100 - done % 50
+            ),
+            sampling,
+        )
+    collect(engine, rest, lambda: all(pieces and pieces[-1].finish_reason for pieces in rest.values()))
+    for number, piece in begun.items():
+        theirs = expected(old, PROMPTS[number], piece.token_ids, sampling)
+        assert (theirs - torch.tensor(piece.logprobs)).abs().max() < EXACT
+        more = joined_all(rest[10 + number])
+        ours = expected(run.policy.model, PROMPTS[number] + piece.token_ids, more.token_ids, sampling)
+        assert (ours - torch.tensor(more.logprobs)).abs().max() < EXACT
+        assert set(piece.versions) == {0} and set(more.versions) == {1}
+        other = expected(old, PROMPTS[number] + piece.token_ids, more.token_ids, sampling)
+        assert (other - torch.tensor(more.logprobs)).abs().max() > 0.1  # the policies do differ
+    assert difference(run) < EXACT
+    if fields is SERVER:
+        url = backend.opened(run).client.url
+        for path in ("/weight_info", "/v1/models"):
+            with pytest.raises(FtHostError, match="401"):
+                Client(url, 10, key="").get(path)
+        assert Client(url, 10, key="").get("/health") is None
+
+
+def joined_all(pieces: list[Piece]) -> Piece:
+    found = Piece(token_ids=[], logprobs=[])
+    for piece in pieces:
+        found = joined(found, piece)
+    return found
+
+
+@server_only
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_weights_through_a_folder(make, name):
+    """Whole, then what has changed; then to a server that a failed update has left half-way."""
+    run = make(MODELS[name](**HEADS), **SERVER, transfer="folder")
+    follow(run, updates=2)
+    client = backend.opened(run).client
+    client.pause(30)
+    client.post("/start_weight_update", timeout=30)
+    backend.opened(run).keeper.kept[0].has = None  # as after an update that broke off
+    with torch.no_grad():
+        next(run.policy.parameters())[20, :4] += 0.5
+    backend.ft_sync_weights(run.policy, 7, run)
+    assert difference(run) < EXACT
