@@ -64,10 +64,7 @@ def remote_source(session: RolloutSession, run: Run, post: Post, folder: Weights
     )
     limit = config.rollout_timeout
     limits = Limits(
-        silence=min(SILENCE, limit / PATIENT),
-        stuck=limit / PATIENT,
-        answer=limit,
-        restarts=config.retries["engine"],
+        silence=min(SILENCE, limit / PATIENT), stuck=limit / PATIENT, answer=limit, restarts=config.retries["engine"]
     )
     return Remote(opening, environment_of(session, run, opening), post.ledger.again, limits, folder)
 
