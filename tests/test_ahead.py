@@ -349,3 +349,24 @@ def test_what_is_under_way_goes_on_with_another_number_of_ranks(ranks, shared, e
     ]
     found = [kept_units(states, rank, ranks, shared)["units"] for rank in range(ranks)]
     assert [[unit["number"] for unit in units] for units in found] == expected
+
+
+def test_engine_and_policy_are_compared_in_the_second_rollout_and_then_seldom(make, monkeypatch):
+    buffer = make(rows=24, max_staleness=1)
+    found = {"rollouts/mismatch_mean": mean(0.25, 1)}
+    monkeypatch.setattr("ft_host.scheduling.ahead.mismatch_metrics", lambda rows, run, generate: found)
+    logged = []
+    for step in buffer:
+        logged.append(step.metrics.get("rollouts/mismatch_mean"))
+        buffer.run.step += 1
+    assert logged[:3] == [None, 0.25, None] and set(logged[2:]) == {None} and len(logged) > 4
+
+
+def test_the_bottleneck_is_said_and_becomes_facts(make, monkeypatch):
+    monkeypatch.setattr("ft_host.scheduling.bottleneck.SECONDS", 0.0)
+    buffer = make(rows=24, max_staleness=1)
+    said, facts = [], {}
+    monkeypatch.setattr(buffer.run, "say", lambda text, level="info": said.append(text))
+    monkeypatch.setattr(buffer.run, "record_facts", facts.update)
+    learnt(buffer)
+    assert [text for text in said if "a step takes" in text] and facts["watch/bottleneck_step"] > 0

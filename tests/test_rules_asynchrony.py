@@ -138,7 +138,10 @@ def test_the_numbers_of_the_bottleneck_are_in_the_message():
         "watch/bottleneck_larger_bound": 4.1,
     }
     (finding,) = findings(RULES, told(facts=measured, perf__rollout_wait_time=1.2), GRPOConfig)
-    assert "A step takes 4.2 s; with twice the servers it would take about 4 s" in finding.message
+    assert (
+        "A step takes 4.2 s; with generation twice as fast (twice the servers) it would take about 4 s"
+        in finding.message
+    )
     assert finding.remedies[0].patch == {"reward_workers": 2 * GRPOConfig().reward_workers}
 
 

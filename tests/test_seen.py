@@ -348,7 +348,7 @@ def test_the_slowest_part_and_what_would_help(measured, slowest, bound, servers,
 def test_what_is_said_has_the_numbers():
     assert load(3.0, 0.5, 2.0, step=3.1).said() == (
         "The bottleneck is generation: a step takes 3.1 s, and needs generation 3 s, rewards 0.5 s, training 2 s; "
-        "at best, with twice the servers about 2 s"
+        "at best, with generation twice as fast (twice the servers) about 2 s"
     )
     assert load(1.0, 0.5, 2.0).said().endswith("nothing on the side of the rollouts makes it shorter")
     assert load(1.0, 0.5, 2.0, step=3.0).said() == (

@@ -205,7 +205,11 @@ def _said(shares: dict[str, dict[str, float]]) -> Markup:
     for side, seconds in shares.items():
         whole = sum(seconds.values())
         if whole:
-            keys = [(f"{what} {100 * took / whole:.0f} %", ACTIVITIES[side][what]) for what, took in seconds.items()]
+            keys = [
+                (f"{what} {100 * took / whole:.0f} %", ACTIVITIES[side][what])
+                for what, took in seconds.items()
+                if took >= 0.005 * whole
+            ]
             rows.append(el("div.side-of", el("b", side), legend(keys)))
     return el("div.sides-of", *rows)
 

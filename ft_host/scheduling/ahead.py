@@ -78,6 +78,7 @@ class Ahead:
         run, post = self.run, self.post
         self.place = self.place or place
         post.ledger.taken = 0
+        self.made, self.mismatch = self.made + 1, {}
         self.weights.open()
         self.weights.refresh()
         post.begin()
@@ -194,12 +195,10 @@ class Ahead:
 
     def measure_mismatch(self, rows: list[Row]) -> None:
         """Right after an update, every so often: the engine and the policy have the same weights."""
-        self.mismatch = {}
-        if self.run.config.samples_policy and self.made % COMPARED == 1:
+        if self.run.config.samples_policy and self.made % COMPARED == 2:
             started = time.perf_counter()
             self.mismatch = mismatch_metrics(rows, self.run, self.post.generate)
             self.run.add_time("measuring", time.perf_counter() - started)
-        self.made += 1
 
     def state(self, held: int) -> dict[str, Any]:
         post, (number, taken) = self.post, self.handed

@@ -77,7 +77,7 @@ class Load:
         """One sentence or two for the user."""
         needs = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in self.parts.items())
         ways = {
-            GENERATION: [(self.but(generate=0.5), "twice the servers")],
+            GENERATION: [(self.but(generate=0.5), "generation twice as fast (twice the servers)")],
             REWARDS: [(self.but(score=0.5), "twice the reward_workers")],
         }.get(self.slowest, [])
         if self.together and self.slowest in (GENERATION, TRAINING):

@@ -40,8 +40,8 @@ def expected(view: View) -> str:
         return ""
     step, servers, larger = (view[f"watch/bottleneck_{name}"] for name in ("step", "more_servers", "larger_bound"))
     return (
-        f" A step takes {short(step)} s; with twice the servers it would take about {short(servers)} s, with a larger"
-        f" max_staleness {short(larger)} s at best."
+        f" A step takes {short(step)} s; with generation twice as fast (twice the servers) it would take about"
+        f" {short(servers)} s, with a larger max_staleness {short(larger)} s at best."
     )
 
 
