@@ -30,7 +30,7 @@ from ft_host.rundir.folder import RunFolder
 from ft_host.scheduling.dealing import kept_units
 from ft_host.scheduling.opening import rollouts_of
 from ft_host.testing.rows import write_rows
-from ft_host.types import Piece
+from ft_host.types import Piece, Request, Sampling
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -323,6 +323,15 @@ def test_an_engine_that_raises_is_named_with_its_line(make, method):
     setattr(buffer.engine, method, broken)
     with pytest.raises(HookError, match=r"ft_engine .* failed: KeyError: 'weights' \(.*test_ahead.py, line \d+\)"):
         learnt(buffer)
+
+
+def test_the_comparison_of_log_probs_does_not_wait_for_ever(make):
+    buffer = make(rollout_timeout=0.2)
+    buffer.engine.poll = lambda patience: []
+    buffer.rollouts.weights.open()
+    with pytest.raises(FtHostError, match=r"sampled nothing for 0.2 seconds \(rollout_timeout\): 1 of 1 completions"):
+        buffer.post.generate([Request(prompt_ids=[1], number=0)], Sampling(max_new_tokens=4))
+    buffer.close()
 
 
 def test_prompts_under_way_are_not_lost_by_going_on_without_staleness(make):

@@ -81,6 +81,8 @@ def rollout_notes(plan: RolloutPlan, processes: int) -> list[str]:
 
 def ahead_notes(config: RolloutConfig, plan: RolloutPlan) -> list[str]:
     """Say in words what `rollouts` and `max_staleness` come to."""
+    if config.replay is not None:
+        return [f"rollouts: those that {config.replay} has recorded, in their order; none is sampled"]
     ahead = config.rollouts_ahead(plan)
     if config.rollouts == "sync":
         return []

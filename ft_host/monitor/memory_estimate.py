@@ -85,7 +85,8 @@ def generation_bytes(run: Run, facts: Mapping[str, Any], shape: Any, held_out: i
     each completion. Another backend has memory of its own."""
     config, plan = run.config, run.rollouts
     jobs = held_out
-    if plan is not None and plan.generations and config.rollouts != "async":  # whose completions are made elsewhere
+    elsewhere = plan is None or config.rollouts == "async" or config.replay is not None  # where completions are made
+    if plan is not None and plan.generations and not elsewhere:
         jobs = max(jobs, plan.completions * (1 + config.rollouts_ahead(plan)))
     if config.backend != "transformers" or not jobs:
         return 0

@@ -51,12 +51,13 @@ def check_online(method: PluginInfo, plugins: PluginManager, config: RunConfig) 
             f"{label(method)}: the method {method.name!r} has {has} and lacks {lacks}: a method implements"
             " ft_rollout exactly if its config extends ft_host.config.rollout.RolloutConfig"
         )
-    if answers and config.rollouts != "sync" and config.replay is None and not plugins.hook.ft_engine.get_hookimpls():
+    ahead = config.rollouts if answers and config.replay is None else "sync"  # a replay samples nothing
+    if ahead != "sync" and not plugins.hook.ft_engine.get_hookimpls():
         raise ConfigError(
             f"rollouts: {config.rollouts} needs a backend that takes requests while others are under way, and "
             f"{config.backend} has no ft_engine; set rollouts: sync"
         )
-    if answers and config.rollouts == "overlap" and config.backend == "transformers":
+    if ahead == "overlap" and config.backend == "transformers":
         check_overlap(config, int(os.environ.get("WORLD_SIZE", config.num_processes)))
     if answers and config.needs_scores and not plugins.hook.ft_score.get_hookimpls():
         raise ConfigError(NO_SCORES.format(config.backend))

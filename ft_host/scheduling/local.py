@@ -18,12 +18,13 @@ MEASURED = 1.0  # seconds between two measurements
 
 class Local:
     """`make_producer(emit)` returns the producer. `holds`: whether the engine's weights are the trainer's own, so that
-    nothing may be sampled, and no keys and values be held, while it trains."""
+    nothing may be sampled, and no keys and values be held, while it trains. `limit`: seconds that
+    `generate` waits for a token."""
 
-    def __init__(self, make_producer: Callable[[Callable[[Event], None]], Producer], *, holds: bool):
+    def __init__(self, make_producer: Callable[[Callable[[Event], None]], Producer], *, holds: bool, limit: float):
         self.told: deque[Event] = deque()
         self.producer = make_producer(self._emit)
-        self.holds = holds
+        self.holds, self.limit = holds, limit
         self.resting = False
 
     def _emit(self, event: Event) -> None:
@@ -42,7 +43,7 @@ class Local:
         return self._drained()
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
-        return self.producer.generate(requests, sampling)
+        return self.producer.generate(requests, sampling, self.limit)
 
     def pause(self) -> None:
         self.producer.inbox.pause()

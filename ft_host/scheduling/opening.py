@@ -107,7 +107,7 @@ def local_source(session: RolloutSession, run: Run) -> Local:
             plugins=run.plugins, inbox=inbox, rollout_run=partial(unit_run, session, run.tokenizer, emit), emit=emit
         )
 
-    return Local(producer, holds=owned)
+    return Local(producer, holds=owned, limit=run.config.rollout_timeout)
 
 
 def in_turn(ask: Any, requests: list[Request], sampling: Sampling) -> list[Completion]:

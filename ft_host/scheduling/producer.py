@@ -102,11 +102,23 @@ class Producer:
         self._took("updating", started)
         self.emit(Updated(version=version, seconds=time.perf_counter() - started))
 
-    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
-        """Complete requests of no unit, moving everything on meanwhile."""
+    def generate(self, requests: list[Request], sampling: Sampling, limit: float | None = None) -> list[Completion]:
+        """Complete requests of no unit, moving everything on meanwhile. Raises FtHostError where the engine has sampled
+        nothing for `limit` seconds."""
         futures = [self.inbox.submit(None, request, sampling, {}) for request in requests]
+        tokens, moved = self.inbox.tokens, time.monotonic()
         while not all(future.done() for future in futures):
             self.step(0.05)
+            if self.inbox.tokens != tokens:
+                tokens, moved = self.inbox.tokens, time.monotonic()
+            if limit is not None and time.monotonic() - moved > limit:
+                left = sum(not future.done() for future in futures)
+                raise FtHostError(
+                    f"the sampler of {owner_of(self.plugins, 'ft_engine')} has sampled nothing for {limit:g} seconds "
+                    f"(rollout_timeout): {left} of {len(futures)} completions are awaited, that its log-probs are "
+                    "compared by",
+                    facts={"watch/failed": "rollouts", "watch/failed_place": "rollout_timeout"},
+                )
         return [future.result() for future in futures]
 
     def measure(self, every: float = 0.0) -> None:
