@@ -141,8 +141,7 @@ def driven(install_plugin, grpo, tmp_path):
         )
         ledger = Ledger(quota=2, ahead=1, updates=1)
         usual = {"silence": PATIENCE, "stuck": PATIENCE, "answer": PATIENCE, "restarts": 2, "pause": 0.0}
-        environment = {"ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        source = Remote(opening, environment, ledger.again, Limits(**usual | limits))
+        source = Remote(opening, {"CUDA_VISIBLE_DEVICES": ""}, ledger.again, Limits(**usual | limits))
         begun.append(source)
         for number in (1, 2):
             ledger.add(unit(number))
@@ -303,6 +302,19 @@ def test_two_trainers_share_one_rollout_process(grpo, strategy):
     assert len(lines(folder)) == 8
     assert max(line["rollouts/staleness_max"] for line in lines(folder)) == 1
     assert set(learnt(folder).values()) == {1} and len(learnt(folder)) == 16
+
+
+def test_all_ranks_end_with_the_error_of_the_one_that_has_the_process(grpo):
+    config = grpo(max_steps=500, num_train_epochs=500, per_device_train_batch_size=4, rollout_retries={"engine": 0})
+    folder, trainers = Path(config.output_dir), start(config, world_size=2)
+    after_step(folder, 1)
+    process = next(filter(None, (process_of(trainer.pid) for trainer in trainers)))
+    process.kill()
+    for trainer in trainers:
+        trainer.join(PATIENCE)
+    assert [trainer.exitcode for trainer in trainers] == [1, 1]
+    for trainer in trainers:
+        assert "the rollout process was lost once because it was killed by SIGKILL" in Path(trainer.name).read_text()
 
 
 def test_two_trainers_without_staleness_are_the_synchronous_ones(grpo):

@@ -5,6 +5,7 @@ metrics.jsonl   a line for every optimizer step and every evaluation
 findings.jsonl  the findings of its diagnostics: a line for each change of a finding
 events.jsonl    messages to the user
 timeline.jsonl  what trainer and rollouts did when, of a run whose rollouts don't wait for training
+rollouts.log    what the rollout process of an asynchronous run has printed
 samples.jsonl   completions of held-out prompts, at each evaluation, and some of each rollout
 rollouts/       what each rollout was learnt from, of a run that others can replay
 checkpoints/    step-N/, complete or absent

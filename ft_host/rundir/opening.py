@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.registry import PluginInfo
 
-LOGS = ("metrics.jsonl", "samples.jsonl", "findings.jsonl", "events.jsonl", "timeline.jsonl", "rollouts", "report.html")
+LOGS = (
+    "metrics.jsonl",
+    "samples.jsonl",
+    "findings.jsonl",
+    "events.jsonl",
+    "timeline.jsonl",
+    "rollouts",
+    "rollouts.log",
+    "report.html",
+)
 OUTPUT = ("checkpoints", "model", "merged")
 
 

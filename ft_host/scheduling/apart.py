@@ -79,8 +79,15 @@ def environment_of(session: RolloutSession, run: Run, opening: Opening) -> dict[
                 f"rollout_device: the weights of the backend {run.config.backend} are in servers, and no model is in "
                 "the rollout process"
             )
-        return {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_TORCH_DEVICE": "cpu"}
-    return {"ACCELERATE_TORCH_DEVICE": str(device_of(session.config.rollout_device, run.device))}
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    device = device_of(session.config.rollout_device, run.device)
+    return visible(device.index or 0) if device.type == "cuda" else {}
+
+
+def visible(index: int) -> dict[str, str]:
+    """Return the environment of a process that sees this GPU of ours alone."""
+    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": ours.split(",")[index].strip() if ours else str(index)}
 
 
 def device_of(wanted: str | None, trainers: torch.device) -> torch.device:

@@ -15,6 +15,7 @@ import torch
 
 from ft_host import registry
 from ft_host.config.rollout import RolloutConfig
+from ft_host.contract.names import Named
 from ft_host.contract.rows import models_of
 from ft_host.data.tokenizer import load_tokenizer
 from ft_host.distributed.processes import start_processes
@@ -77,15 +78,15 @@ class ProcessRun(Run):
         self.emit(Said(text=text, level=level))
 
 
-class Roles(dict[str, Any]):
+class Roles(Named[Any]):
     """The models of other roles, each loaded when it is first asked for."""
 
     def __init__(self, run: Run, specs: dict[str, ModelSpec]):
-        super().__init__(dict.fromkeys(role for role, spec in specs.items() if not spec.trained))
+        super().__init__("run.models", dict.fromkeys(role for role, spec in specs.items() if not spec.trained))
         self.run, self.specs = run, specs
 
     def __getitem__(self, role: str) -> AuxModel:
-        """Raises ConfigError for a model that follows the policy, KeyError for a role that there isn't."""
+        """Raises ConfigError for a model that follows the policy, UnknownName for a role that there isn't."""
         model = super().__getitem__(role)
         if model is not None:
             return model
