@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +15,26 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a thread each, and wh
 
 # What the entry point of ft_host.testing.pytest_plugin loads; here for an installation that is older than it.
 pytest_plugins = ["ft_host.testing.fixtures"]
+
+
+def _not_needed(descriptor: int) -> None:
+    """Tests kill processes, never the machine: what was written is there. Commands that they start do it."""
+
+
+os.fsync = _not_needed
+seen = 0  # modules, when the garbage collector was last told to leave out what there is
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """Leave what modules hold out of garbage collection: with torch and transformers a full one takes a quarter of a
+    second."""
+    global seen
+    if len(sys.modules) > seen + 200:
+        gc.collect()
+        gc.freeze()
+        seen = len(sys.modules)
+    return (yield)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ft_host.config import RunConfig
 
-PRELOADED = ["ft_host.training.launch", "accelerate", "datasets", "peft", "transformers.models.auto.modeling_auto"]
+PRELOADED = ["ft_host.testing.preloaded"]
 PATIENCE = 300  # seconds that a run may take
 
 
