@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ft_host.testing import command
 from ft_host.testing.distributions import make_distribution
 
 RAISES = "from fake_no_such_library import anything\n"
@@ -58,13 +59,18 @@ def site(tmp_path_factory):
     return folder
 
 
-def python(site, *argv, **environment):
-    """(exit code, stdout, stderr) of Python with the neighbours installed."""
+def with_neighbours(site) -> dict[str, str]:
+    """The environment of a process that finds the neighbours installed."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("FT_HOST_")}
     path = os.pathsep.join([str(site), *([clean["PYTHONPATH"]] if clean.get("PYTHONPATH") else [])])
+    return {**clean, "PYTHONPATH": path}
+
+
+def python(site, *argv, **environment):
+    """(exit code, stdout, stderr) of Python with the neighbours installed."""
     done = subprocess.run(
         [sys.executable, *argv],
-        env={**clean, "PYTHONPATH": path, **environment},
+        env={**with_neighbours(site), **environment},
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -134,11 +140,11 @@ def test_each_refusal_names_distribution_version_and_cause(site, tmp_path, metho
     rows, run = tmp_path / "rows.jsonl", tmp_path / "run"
     rows.write_text('{"text": "a"}\n')
     argv = ["train", method, "--model", str(tmp_path), "--dataset", str(rows), "--output-dir", str(run)]
-    got, out, err = python(site, "-m", "ft_host", *argv)
-    assert got == code, out + err
+    done = command(*argv, environment=with_neighbours(site))
+    assert done.returncode == code, done.stdout + done.stderr
     for text in expected:
-        assert text in err
-    assert "Traceback" not in err
+        assert text in done.stderr
+    assert "Traceback" not in done.stderr
     assert not run.exists()  # refused before anything is written
 
 

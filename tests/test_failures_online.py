@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from ft_host.generation import transformers as backend
 from ft_host.rollouts.rollout import RolloutRun
 from ft_host.rundir.checkpoints import newest
 from ft_host.rundir.folder import RunFolder
+from ft_host.testing import command
 from ft_host.testing.invariants import assert_same, lines
 from ft_host.testing.models import save_tiny, tiny_llama
 from ft_host.training import launch
@@ -139,8 +139,7 @@ def on_two_ranks(config, tmp_path: Path, hook: tuple[str, str], what: str) -> su
     (tmp_path / "broken.py").write_text(text)
     names = ("model", "dataset", "max_steps", "save_steps", "output_dir", "per_device_train_batch_size", "use_cpu")
     flags = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
-    command = [sys.executable, "-m", "ft_host", "train", str(tmp_path / "broken.py"), *flags, "--num-processes", "2"]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return command("train", str(tmp_path / "broken.py"), *flags, "--num-processes", "2")
 
 
 @pytest.mark.slow

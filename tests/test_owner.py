@@ -26,6 +26,7 @@ from ft_host.rundir import opening
 from ft_host.rundir.folder import RunFolder
 from ft_host.rundir.opening import Resuming
 from ft_host.rundir.owner import FILE, Owner, _this_process, refuse_if_owned, state_of
+from ft_host.testing import Command
 from ft_host.testing.invariants import assert_same, beside, lines, run_in
 from ft_host.testing.runs import make_run
 from ft_host.training.launch import train
@@ -264,9 +265,8 @@ def test_a_rank_ends_with_its_launcher(tmp_path):
     assert late.returncode == launcher.EXIT_CODE
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen:
-    argv = [sys.executable, "-m", "ft_host", "train", *words]
-    return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENV, cwd=folder)
+def start(folder: Path, *words: str) -> Command:
+    return Command(["train", *words], folder=folder)
 
 
 def flags(config, **changes) -> list[str]:
@@ -286,10 +286,9 @@ def test_of_two_resumes_at_once_exactly_one_goes_on(config, tmp_path):
         for file in (folder / f"checkpoints/step-{step}").glob("files.json"):
             file.unlink() if step == 8 else None
     both = [start(tmp_path, "--resume", str(folder)) for _ in range(2)]
-    said = [process.communicate(timeout=120)[1] for process in both]
-    assert sorted(process.returncode for process in both) in ([0, 2], [0, 0]), said
-    refused = [text for process, text in zip(both, said, strict=True) if process.returncode == 2]
-    assert all("is in use: process" in text for text in refused)
+    ended = [process.finish(timeout=120) for process in both]
+    assert sorted(done.returncode for done in ended) in ([0, 2], [0, 0]), ended
+    assert all("is in use: process" in done.stderr for done in ended if done.returncode == 2)
     assert_same(lines(whole), lines(folder), rel=0)
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
@@ -298,16 +297,16 @@ def test_of_two_resumes_at_once_exactly_one_goes_on(config, tmp_path):
 def test_ranks_end_when_their_launcher_is_killed_and_the_run_goes_on(config, tmp_path):
     words = flags(config, per_device_train_batch_size=4, max_steps=2000, save_steps=1, num_processes=2)
     parent = start(tmp_path, "sft", *words, "--output-dir", str(tmp_path / "a"))
-    while parent.poll() is None and not list(tmp_path.glob("a/checkpoints/step-*")):
+    while not parent.ended() and not list(tmp_path.glob("a/checkpoints/step-*")):
         time.sleep(0.05)
-    ranks = psutil.Process(parent.pid).children(recursive=True)
-    assert len(ranks) >= 2, parent.communicate()[1]
-    parent.kill()
+    ranks = [] if parent.ended() else psutil.Process(parent.pid).children(recursive=True)
+    assert len(ranks) >= 2, parent.finish()
+    os.kill(parent.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(ranks, timeout=30)
     assert not alive, alive
-    parent.communicate(timeout=30)
+    assert parent.finish(timeout=30).returncode == -signal.SIGKILL
     assert read_run(tmp_path / "a").status in ("killed", "failed")  # a rank that ends first is the other's error
     step = max(line["step"] for line in lines(tmp_path / "a"))
-    again = start(tmp_path, "--resume", str(tmp_path / "a"), "--max-steps", str(step + 2))
-    assert again.wait(timeout=120) == 0, again.communicate()[1]
+    again = start(tmp_path, "--resume", str(tmp_path / "a"), "--max-steps", str(step + 2)).finish(timeout=120)
+    assert again.returncode == 0, again.stderr
     assert [line["step"] for line in lines(tmp_path / "a")] == list(range(1, step + 3))

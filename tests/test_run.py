@@ -19,6 +19,7 @@ import ft_host
 from ft_host.errors import FtHostError, UsageError
 from ft_host.rundir import checkpoints
 from ft_host.rundir.folder import RunFolder
+from ft_host.testing import processes
 from ft_host.testing.invariants import assert_same, assert_same_weights, beside, lines, run_in
 from ft_host.training import checkpoint
 
@@ -41,16 +42,11 @@ def command(config, method: str, name: str, **changes) -> tuple[list[str], Path]
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = folder.parent / f"{name}.json"
     file.write_text(json.dumps(fields))
-    return [sys.executable, "-m", "ft_host", "train", method, str(file)], folder
+    return ["train", method, str(file)], folder
 
 
 def resume(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "ft_host", "train", "--resume", str(folder), *flags],
-        capture_output=True,
-        text=True,
-        env=ENV,
-    )
+    return processes.command("train", "--resume", str(folder), *flags)
 
 
 def test_what_a_run_leaves(config, tmp_path):
@@ -107,15 +103,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(config):
 def test_a_signal_saves_and_the_run_goes_on_where_it_was(config, number):
     config = dataclasses.replace(config, max_steps=200, save_steps=0, learning_rate=1e-3)
     argv, folder = command(config, "sft", "stopped")
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=ENV)
-    while process.poll() is None and not RunFolder(folder).read("metrics.jsonl"):
+    process = processes.Command(argv)
+    while not process.ended() and not RunFolder(folder).read("metrics.jsonl"):
         time.sleep(0.01)
-    while process.poll() is None and RunFolder(folder).read("metrics.jsonl")[-1]["step"] < 3:
+    while not process.ended() and RunFolder(folder).read("metrics.jsonl")[-1]["step"] < 3:
         time.sleep(0.01)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "go on with `ft-host train --resume" in said
+    os.kill(process.pid, number)
+    done = process.finish(timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert "go on with `ft-host train --resume" in done.stderr
     run = manifest(folder)
     assert run["status"] == "interrupted"
     last = lines(folder)[-1]["step"]
@@ -268,7 +264,7 @@ def test_other_launchers_work(config, launcher):
     # --multi_gpu is how accelerate is told to start torchrun; it would want MPI for processes on CPUs
     one = run_in(config, "one")
     argv, folder = command(config, "sft", "two", per_device_train_batch_size=4)
-    done = subprocess.run([sys.executable, *launcher, *argv[3:]], capture_output=True, text=True, env=ENV)
+    done = subprocess.run([sys.executable, *launcher, *argv], capture_output=True, text=True, env=ENV)
     assert done.returncode == 0, done.stderr
     assert manifest(folder)["environment"]["world_size"] == 2
     assert_same(lines(one), lines(folder), rel=2e-5)
@@ -335,7 +331,7 @@ def test_what_a_rank_refuses_ends_all_with_its_exit_code(config, tiny, tmp_path)
         per_device_train_batch_size=4,
         data_window=8,
     )
-    done = subprocess.run(argv, capture_output=True, text=True, env=ENV, timeout=120)
+    done = processes.command(*argv)
     assert done.returncode == 2, done.stderr
     assert "bad.jsonl, line 34" in done.stderr
     assert checkpoints.newest(folder / "checkpoints")[0].name == "step-4"
@@ -360,7 +356,7 @@ def test_a_local_file_is_a_method_and_resumes(config, tiny, tmp_path):
     file = tmp_path / "my_method.py"
     file.write_text(method.read_text() + "\n\nfrom ft_sft.config import SFTConfig as Config\n")
     argv, folder = command(config, str(file), "mine", max_steps=2)
-    done = subprocess.run(argv, capture_output=True, text=True, env=ENV)
+    done = processes.command(*argv)
     assert done.returncode == 0, done.stderr
     done = resume(folder, "--max-steps", "3")
     assert done.returncode == 0, done.stderr

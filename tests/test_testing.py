@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -12,9 +15,12 @@ from ft_sft.config import SFTConfig
 
 from ft_host.api import maximum, mean
 from ft_host.testing import (
+    Command,
+    command,
     fixed_completion,
     fixed_completions,
     invariants,
+    make_distribution,
     method_hooks,
     metric_values,
     ready_run,
@@ -22,6 +28,7 @@ from ft_host.testing import (
     tiny_run,
 )
 from ft_host.testing.fixed import fixed_where_sampled
+from ft_host.testing.runs import make_run
 
 PAYS = """
 def letters(completions, **columns):
@@ -56,6 +63,20 @@ def test_a_backend_of_fixed_completions(rollouts, fixed_backend):
     (first, *_) = invariants.lines(config.output_dir + "/told")
     sizes = [len(ids) for row in range(2) for ids in fixed_completions(f"{row} plus {row}? ", 4)]
     assert first["completions/mean_length"] == sum(sizes) / len(sizes)
+
+
+def test_a_command_has_an_exit_code_an_environment_and_a_folder_and_can_be_stopped(tmp_path):
+    done = command("train", "stf")
+    assert done.returncode == 4 and done.stdout == "" and "did you mean 'sft'" in done.stderr
+    make_run(tmp_path / "runs" / "a", steps=3)
+    done = command("runs", "--json", folder=tmp_path)
+    assert done.returncode == 0 and [run["name"] for run in json.loads(done.stdout)] == ["a"]
+    make_distribution(tmp_path, "ft-beside", entry_points={"ft_host.methods": {"beside": "ft_beside"}})
+    listed = command("plugins", environment=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert "ft-beside" in listed.stdout and "ft-beside" not in command("plugins").stdout
+    killed = Command(["plugins"])
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.finish().returncode == -signal.SIGKILL and killed.ended()
 
 
 def test_two_backends_in_one_test(rollouts, fixed_backend):

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +16,9 @@ import ft_host
 from ft_host.diagnostics import Engine, Remedy, Rule, collect
 from ft_host.errors import ConfigError, FtHostError, StoppedByFinding, UsageError
 from ft_host.rundir.opening import Resuming
+from ft_host.testing import command
 from ft_host.testing.invariants import as_if_killed, assert_same, beside, lines, run_in
 from ft_host.training.launch import train
-
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def rule(**fields) -> Rule:
@@ -297,7 +294,7 @@ def mine(tmp_path) -> str:
 
 
 def called(*argv: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "ft_host", "train", *argv], capture_output=True, text=True, env=ENV)
+    return command("train", *argv)
 
 
 def trained(config, method: str, *flags: str, **changes) -> tuple[subprocess.CompletedProcess, Path]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from ft_host.testing import processes
 from ft_host.testing.distributions import make_distribution
 from ft_host.testing.invariants import lines
 
@@ -76,9 +75,7 @@ def command(site: Path, called: Path, *arguments: str) -> str:
     """Run ft-host with these distributions beside what is installed."""
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "CALLED": str(called), "FT_HOST_CACHE": str(site / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-m", "ft_host", *arguments], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = processes.command(*arguments, environment=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -27,7 +27,7 @@ _HOMES = {  # module -> its names that are public
         "tensors"
     ),
     "ft_host.testing.ahead": "rollouts_ahead same_as_sync",
-    "ft_host.testing.processes": "finish run_command start train_apart",
+    "ft_host.testing.processes": "Command command finish run_command start train_apart",
     "ft_host.testing.ready": "first_step ready_run",
     "ft_host.testing.generation": "generating_run",
     "ft_host.testing.parts": "method_hooks metric_values small_tiles tiled_loss",
@@ -119,6 +119,8 @@ if TYPE_CHECKING:
     from ft_host.testing.parts import metric_values as metric_values
     from ft_host.testing.parts import small_tiles as small_tiles
     from ft_host.testing.parts import tiled_loss as tiled_loss
+    from ft_host.testing.processes import Command as Command
+    from ft_host.testing.processes import command as command
     from ft_host.testing.processes import finish as finish
     from ft_host.testing.processes import run_command as run_command
     from ft_host.testing.processes import start as start
