@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import math
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -233,28 +234,24 @@ def seeds(config: RunConfig) -> None:
 def resume(config: RunConfig, kill: Callable[[Path], bool] | None = None) -> None:
     """A run that is killed (SIGKILL) and resumed logs the losses of one that never was, bit for bit.
 
-    `kill(folder)` says when; by default as soon as a checkpoint has been written and a step logged after it.
+    `kill(folder)` is asked all the time whether to kill it now, so the config needs more steps than the run makes in
+    the time between two answers. By default it dies as soon as a checkpoint has been written and a step logged after
+    it, and a few steps more are enough.
     """
     whole, killed = beside(config, "whole"), beside(config, "killed")
     train_apart(whole)
     folder = Path(killed.output_dir)
-    when = kill or _after_a_checkpoint
-    [process] = start(killed)
-    while process.is_alive() and not when(folder):
+    [process] = start(killed, dies=kill is None)
+    while kill and process.is_alive():
+        if kill(folder):
+            process.kill()
         time.sleep(0.002)
-    assert process.is_alive(), "the run ended before it could be killed"
-    process.kill()
     process.join()
+    assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
     stopped_at = lines(folder)[-1]["step"]
     train_apart(killed, resume=folder)
     assert lines(folder)[-1]["step"] > stopped_at
     compare_runs(Path(whole.output_dir), folder, rel=0)
-
-
-def _after_a_checkpoint(folder: Path) -> bool:
-    saved = [int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-*")]
-    logged = RunFolder(folder).read("metrics.jsonl") if saved else []
-    return bool(saved) and logged[-1]["step"] > max(saved)
 
 
 def lora_at_initialisation(config: RunConfig) -> None:

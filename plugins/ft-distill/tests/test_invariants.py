@@ -254,7 +254,7 @@ def test_the_same_weights_teach_nothing(make, prompts, llama, tmp_path):
 @pytest.mark.parametrize("config", ["distill, two passes", "gkd, mixed", "gkd, by the teacher"], indirect=True)
 def test_resume(config):
     """Killed in the middle: completions and whose they are come from the checkpoint, or are drawn again."""
-    invariants.resume(dataclasses.replace(config, max_steps=40, save_steps=5))
+    invariants.resume(dataclasses.replace(config, max_steps=12, save_steps=5))
 
 
 @pytest.mark.slow
@@ -262,7 +262,6 @@ def test_resume(config):
     ("config", "strategy"),
     [
         ("distill, two steps", "ddp"),
-        ("distill, two steps", "fsdp2"),
         ("distill, lora", "fsdp2"),
         ("gkd, mixed", "ddp"),
         ("gkd, by the teacher", "fsdp2"),

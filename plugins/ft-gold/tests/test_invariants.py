@@ -292,13 +292,13 @@ def test_padded_embeddings(make, prompts, tmp_path, rows):
 @pytest.mark.parametrize("config", ["mixed", "by the teacher"], indirect=True)
 def test_resume(config):
     """Killed in the middle: completions and whose they are come from the checkpoint, or are drawn again."""
-    invariants.resume(dataclasses.replace(config, max_steps=40, save_steps=5))
+    invariants.resume(dataclasses.replace(config, max_steps=12, save_steps=5))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "strategy"),
-    [("mixed", "ddp"), ("mixed", "fsdp2"), ("sorted", "ddp"), ("lora", "fsdp2"), ("by the teacher", "fsdp2")],
+    [("mixed", "ddp"), ("sorted", "ddp"), ("lora", "fsdp2"), ("by the teacher", "fsdp2")],
     indirect=["config"],
 )
 def test_process_count(config, strategy):

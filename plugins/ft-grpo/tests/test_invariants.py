@@ -92,7 +92,7 @@ def test_rollouts_and_passes(config):
 def test_resume(config, fields):
     """Killed in the middle of a rollout: completions, old log-probs, advantages and the state of the entropy bonus are
     in the checkpoint."""
-    invariants.resume(dataclasses.replace(config, max_steps=40, save_steps=5, num_iterations=3, **fields))
+    invariants.resume(dataclasses.replace(config, max_steps=12, save_steps=5, num_iterations=3, **fields))
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def test_resume(config):
     """Killed in the middle of an epoch, with dropout, so that random states count too. The reference is the policy
     with its adapter off."""
     config = dataclasses.replace(
-        config, max_steps=60, save_steps=7, use_peft=True, lora_dropout=0.2, ref_model=None, learning_rate=1e-2
+        config, max_steps=16, save_steps=7, use_peft=True, lora_dropout=0.2, ref_model=None, learning_rate=1e-2
     )
     invariants.resume(config)
 
@@ -100,11 +100,10 @@ def test_resume(config):
     [
         {"distributed_strategy": "ddp"},
         {"distributed_strategy": "fsdp2"},
-        {"distributed_strategy": "ddp", "use_peft": True, "learning_rate": 1e-2, "ref_model": None},
         {"distributed_strategy": "fsdp2", "use_peft": True, "learning_rate": 1e-2, "ref_model": None},
         {"distributed_strategy": "ddp", "precompute_ref_log_probs": True},
     ],
-    ids=["ddp", "fsdp2", "ddp lora", "fsdp2 lora", "ddp made ahead"],
+    ids=["ddp", "fsdp2", "fsdp2 lora", "ddp made ahead"],
 )
 def test_process_count(config, fields):
     """With five evaluation rows, which two processes can't share evenly."""

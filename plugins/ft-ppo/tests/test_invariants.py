@@ -81,7 +81,7 @@ def test_minibatches_and_passes(config):
 )
 def test_resume(config, fields):
     """Killed in the middle of a rollout: the value model, its optimizer state and the rows go on where they were."""
-    config = dataclasses.replace(config, max_steps=40, save_steps=5, num_mini_batches=2, num_ppo_epochs=3)
+    config = dataclasses.replace(config, max_steps=12, save_steps=5, num_mini_batches=2, num_ppo_epochs=3)
     invariants.resume(dataclasses.replace(config, per_device_train_batch_size=4, **fields))
 
 

@@ -70,20 +70,15 @@ def test_lora_at_initialisation(config):
 @pytest.mark.parametrize("head", ["new head", "classifier"])
 def test_resume(config, llama, head):
     """Killed in the middle of an epoch, with dropout, so that random states count too."""
-    config = dataclasses.replace(config, max_steps=60, save_steps=7, use_peft=True, lora_dropout=0.2)
+    config = dataclasses.replace(config, max_steps=16, save_steps=7, use_peft=True, lora_dropout=0.2)
     invariants.resume(dataclasses.replace(config, model=str(llama)) if head == "new head" else config)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
-    [
-        {"distributed_strategy": "ddp"},
-        {"distributed_strategy": "fsdp2"},
-        {"distributed_strategy": "ddp", "use_peft": True, "learning_rate": 1e-2},
-        {"distributed_strategy": "fsdp2", "use_peft": True, "learning_rate": 1e-2},
-    ],
-    ids=["ddp", "fsdp2", "ddp lora", "fsdp2 lora"],
+    [{"distributed_strategy": "ddp"}, {"distributed_strategy": "fsdp2", "use_peft": True, "learning_rate": 1e-2}],
+    ids=["ddp", "fsdp2 lora"],
 )
 def test_process_count(config, fields):
     """With five evaluation pairs, which two processes can't share evenly."""

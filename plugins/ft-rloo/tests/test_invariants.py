@@ -81,7 +81,7 @@ def test_rollouts_and_passes(config):
 @pytest.mark.parametrize("fields", [{}, LORA | {"lora_dropout": 0.2}], ids=["all weights", "lora"])
 def test_resume(config, fields):
     """Killed in the middle of a rollout: its completions, old log-probs and advantages are in the checkpoint."""
-    invariants.resume(dataclasses.replace(config, max_steps=40, save_steps=5, num_iterations=3, **fields))
+    invariants.resume(dataclasses.replace(config, max_steps=12, save_steps=5, num_iterations=3, **fields))
 
 
 @pytest.mark.slow
@@ -89,11 +89,10 @@ def test_resume(config, fields):
     "fields",
     [
         {"distributed_strategy": "ddp", "normalize_advantages": True},
-        {"distributed_strategy": "ddp"} | ONCE | {"max_steps": 4},
         {"distributed_strategy": "fsdp2"},
         {"distributed_strategy": "ddp"} | LORA,
     ],
-    ids=["ddp", "ddp one step", "fsdp2", "ddp lora"],
+    ids=["ddp", "fsdp2", "ddp lora"],
 )
 def test_process_count(config, fields):
     """Two processes sample the same completions, compare those of a prompt, and have one gradient."""

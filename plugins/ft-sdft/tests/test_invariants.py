@@ -125,7 +125,7 @@ def test_the_teacher_is_asked_about_the_same_tokens(config):
 )
 def test_resume(config, fields):
     """Killed in the middle of a rollout: its completions, old log-probs and teacher are in the checkpoint."""
-    invariants.resume(dataclasses.replace(config, max_steps=40, save_steps=5, num_iterations=3, **fields))
+    invariants.resume(dataclasses.replace(config, max_steps=12, save_steps=5, num_iterations=3, **fields))
 
 
 @pytest.mark.slow
@@ -133,14 +133,12 @@ def test_resume(config, fields):
     "fields",
     [
         {"distributed_strategy": "ddp"} | EMA,
-        {"distributed_strategy": "ddp"} | ONCE | {"max_steps": 4},
         {"distributed_strategy": "fsdp2"},
         {"distributed_strategy": "fsdp2"} | EMA,
         {"distributed_strategy": "fsdp2", "teacher_model_kind": "live", "num_iterations": 2},
-        {"distributed_strategy": "ddp"} | LORA | EMA,
         {"distributed_strategy": "fsdp2"} | LORA | EMA,
     ],
-    ids=["ddp ema", "ddp one step", "fsdp2", "fsdp2 ema", "fsdp2 live", "ddp lora", "fsdp2 lora ema"],
+    ids=["ddp ema", "fsdp2", "fsdp2 ema", "fsdp2 live", "fsdp2 lora ema"],
 )
 def test_process_count(config, fields):
     """Two processes sample the same completions, ask the same teacher, and have one gradient."""

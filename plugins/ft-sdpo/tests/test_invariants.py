@@ -131,7 +131,7 @@ def test_a_rank_without_anything_to_learn(config):
 )
 def test_resume(config, fields):
     """Killed in the middle of a rollout: its completions, old log-probs and teacher are in the checkpoint."""
-    invariants.resume(dataclasses.replace(config, max_steps=40, save_steps=5, num_iterations=3, **fields))
+    invariants.resume(dataclasses.replace(config, max_steps=12, save_steps=5, num_iterations=3, **fields))
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_lora_at_initialisation(config):
 @pytest.mark.slow
 def test_resume(config):
     """Killed in the middle of an epoch, with dropout, so that random states count too."""
-    config = dataclasses.replace(config, max_steps=60, save_steps=7, use_peft=True, lora_dropout=0.2)
+    config = dataclasses.replace(config, max_steps=16, save_steps=7, use_peft=True, lora_dropout=0.2)
     invariants.resume(config)
 
 
@@ -83,12 +83,10 @@ def test_resume(config):
     "fields",
     [
         {"distributed_strategy": "ddp"},
-        {"distributed_strategy": "fsdp2"},
-        {"distributed_strategy": "ddp", "use_peft": True, "learning_rate": 1e-2},
         {"distributed_strategy": "fsdp2", "use_peft": True, "learning_rate": 1e-2},
         {"distributed_strategy": "ddp", "packing": True, "max_length": 40, "loss_type": "dft"},
     ],
-    ids=["ddp", "fsdp2", "ddp lora", "fsdp2 lora", "ddp packed"],
+    ids=["ddp", "fsdp2 lora", "ddp packed"],
 )
 def test_process_count(config, fields):
     """With five evaluation rows, which two processes can't share evenly."""
