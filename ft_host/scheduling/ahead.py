@@ -54,7 +54,7 @@ class Ahead:
         default_factory=list
     )  # prompts set aside on all ranks, since the run began or went on
     handed: tuple[int, list[Unit]] = (-1, [])  # the last rollout, and the prompts of it
-    made: int = 0  # rollouts
+    number: int = -1  # of this rollout
     bottleneck: Bottleneck = field(init=False)
     mismatch: dict[str, Metric] = field(default_factory=dict)  # measured before this rollout, if it was
 
@@ -78,7 +78,7 @@ class Ahead:
         run, post = self.run, self.post
         self.place = self.place or place
         post.ledger.taken = 0
-        self.made, self.mismatch = self.made + 1, {}
+        self.number, self.mismatch = number, {}
         self.weights.open()
         self.weights.refresh()
         post.begin()
@@ -106,7 +106,7 @@ class Ahead:
         news = post.failures.news()
         measured.add(ledger_metrics(post.ledger.units.values(), news.failed, len(post.failures.aside)))
         measured.add(post.times.take(taken))
-        measured.add(sample_metrics(rows, run, self.made))
+        measured.add(sample_metrics(rows, run, self.number))
         of_method = added([unit.made.metrics for unit in taken if unit.made is not None])
         found = combine(run.gather(measured.local()))
         run.add_time("measuring", time.perf_counter() - started)
@@ -195,7 +195,7 @@ class Ahead:
 
     def measure_mismatch(self, rows: list[Row]) -> None:
         """Right after an update, every so often: the engine and the policy have the same weights."""
-        if self.run.config.samples_policy and self.made % COMPARED == 2:
+        if self.run.config.samples_policy and self.number % COMPARED == 1:
             started = time.perf_counter()
             self.mismatch = mismatch_metrics(rows, self.run, self.post.generate)
             self.run.add_time("measuring", time.perf_counter() - started)
