@@ -53,7 +53,7 @@ CASES = {
     "ASY006": told(rollouts__late_length=260.0),
     "ASY007": told(rollouts__mismatch_mean=0.3),
     "ASY008": told(facts={"watch/rollout_restarts": 2, "watch/rollout_restart_cause": "killed by signal 9"}),
-    "ASY009": told(rollouts__set_aside=lambda step: 0 if step < 30 else 1),
+    "ASY009": told(facts={"watch/set_aside": "prompt 3 (data.jsonl, line 4; reward): nan", "watch/set_aside_count": 1}),
     "ASY010": told(rollouts__failed_engine=3),
     "ASY011": told(facts=ENDED | {"watch/failed": "rollouts", "watch/failed_place": "rollout_timeout"}),
 }

@@ -120,7 +120,7 @@ class Ahead:
             self.run.say(line, "warning")
         self.aside += [aside for each in ranks for aside in each.aside]
         if self.aside:
-            self.run.record_facts({"watch/set_aside": listed(self.aside)})
+            self.run.record_facts({"watch/set_aside": listed(self.aside), "watch/set_aside_count": len(self.aside)})
 
     def say_bottleneck(self, measured: dict[str, float]) -> None:
         """Say after some rollouts which side is the slower one; later only if it has changed."""
@@ -150,6 +150,7 @@ class Ahead:
             if len(counts) == len(told):
                 break
         if not any(counts):
+            self.say_failures(run.gather(post.failures.news()))
             raise StopIteration
         return ledger.take(chosen or [])
 

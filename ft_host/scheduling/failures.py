@@ -130,7 +130,10 @@ def listed(found: list[SetAside]) -> str:
 
 
 def ending(what: str, found: list[SetAside], error: FtHostError) -> FtHostError:
-    return FtHostError(f"{what}: {listed(found)}", facts=error.facts | {"watch/set_aside": listed(found)})
+    return FtHostError(
+        f"{what}: {listed(found)}",
+        facts=error.facts | {"watch/set_aside": listed(found), "watch/set_aside_count": len(found)},
+    )
 
 
 def said(ranks: list[News]) -> list[str]:

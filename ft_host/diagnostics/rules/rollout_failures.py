@@ -19,6 +19,10 @@ def times(count: float) -> str:
     return {1: "once", 2: "twice"}.get(int(count), f"{int(count)} times")
 
 
+def counted(prompts: int) -> str:
+    return "A prompt" if prompts == 1 else f"{prompts} prompts"
+
+
 def set_timeout(view: View) -> list[Remedy]:
     now = vars(view.config).get("rollout_timeout")
     if now is None:
@@ -95,14 +99,11 @@ RULES = [
         title="Prompts are set aside",
         stage="train",
         fields=FIELDS,
-        needs=("rollouts/set_aside",),
-        test=lambda view: view["rollouts/set_aside"] > 0,
-        window=1,
-        share=1.0,
-        least=1,
+        needs=("watch/set_aside", "watch/set_aside_count"),
+        test=lambda view: view["watch/set_aside_count"] > 0,
         message=lambda view: (
-            f"{int(view['rollouts/set_aside'])} prompts failed again and again and are set aside: they aren't learnt"
-            f" from. {view.get('watch/set_aside', 'Their numbers and reasons are in events.jsonl.')}"
+            f"{counted(view['watch/set_aside_count'])} failed again and again and won't be learnt from:"
+            f" {view['watch/set_aside']}. Those that follow are in events.jsonl."
         ),
         remedies=lambda view: [
             Remedy(why="Try these prompts by hand: with their tools, and their completions with the reward")
