@@ -155,3 +155,21 @@ def test_tokens_and_seconds_of_each_of_several_servers_are_added_up():
         inbox.step(0)
     assert all(future.result().token_ids == [0, 1, 2] for future in futures)
     assert inbox.servers == {1: (3, 1.5), 0: (3, 3.0)}  # the engine's keys are 1 and 2
+
+
+def test_a_caller_cannot_cancel_what_the_engine_answers():
+    inbox, engine, _ = opened(length=1)
+    attempt = Attempt(inbox, 1, {})
+    first, second = [attempt.submit(Request(prompt_ids=[7], number=number), SAMPLING) for number in (0, 1)]
+    assert not first.cancel()
+    inbox.step(0)
+    assert first.result(0).token_ids == [0] == second.result(0).token_ids
+    third = attempt.submit(Request(prompt_ids=[7], number=2), SAMPLING)
+    third.cancel()
+    assert attempt.end() and not attempt.end()
+    with pytest.raises(Withdrawn):
+        third.result(0)
+    with pytest.raises(Withdrawn, match="given up"):
+        attempt.submit(Request(prompt_ids=[7], number=3), SAMPLING)
+    inbox.step(0)
+    assert not engine.requests

@@ -340,3 +340,44 @@ def test_an_error_of_one_unit_is_not_taken_for_one_that_all_processes_know():
     made.admit([unit()])
     event = until(made, told, Failed)
     assert event.cause == "environment" and not event.error.everywhere
+
+
+def test_a_conversation_that_fails_while_the_engine_works_for_others_fails_its_unit_alone():
+    """With the inbox in between: what the others wait for is withdrawn from the engine, and the unit goes on anew."""
+    tries = []
+
+    def work(rows, rollout):
+        tries.append(1)
+
+        def fails():
+            if len(tries) == 1:
+                raise FtHostError("no server", facts={"rollout/cause": "environment"})
+            yield Turn(Request(prompt_ids=[1], number=0), 0)
+
+        talks = [talk(1, None), fails()]
+        each_by_itself(talks, SAMPLING, rollout.submit, ToolExecutor(SOON))
+        return Rollout(rows=[{"length": 1, "group": 0}])
+
+    made, told = producer(work)
+    one = unit()
+    made.admit([one])
+    assert until(made, told, Failed).cause == "environment"
+    made.step(0)
+    assert not made.inbox.running and not made.inbox.engine.requests
+    made.admit([one])
+    until(made, told, Finished)
+
+
+def test_a_thread_that_ends_without_a_word_ends_the_run(monkeypatch):
+    made, told = producer(lambda rows, rollout: Rollout(rows=[]))
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+
+    def broken(unit, attempt, run=made._made):
+        run(unit, attempt)
+        attempt.end = None  # what follows raises where nothing is caught
+        return None
+
+    monkeypatch.setattr(made, "_made", broken)
+    made.admit([unit()])
+    event = until(made, told, Failed)
+    assert event.cause is None and "prompt 4 has ended without a word" in str(event.error)

@@ -73,6 +73,7 @@ class Inbox:
         goes on with; the future raises EngineFailed or Withdrawn."""
         begun = known.get(key, Begun())
         asked = Asked(unit, key, request, sampling, Future(), replace_lists(begun))
+        asked.future.set_running_or_notify_cancel()  # only `withdraw` ends it: the engine's thread sets its result
         if begun.finish_reason is not None:
             asked.future.set_result(completion_of(asked.begun))
             return asked.future

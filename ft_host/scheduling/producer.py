@@ -159,7 +159,10 @@ class Producer:
     def _begin(self) -> None:
         for number in [number for number, thread in self.threads.items() if not thread.is_alive()]:
             del self.threads[number]
-            self.working.pop(number, None)
+            its = self.working.pop(number, None)
+            if its is not None and not its.attempt.over:
+                error = FtHostError(f"the thread of prompt {number} has ended without a word")
+                self.emit(Failed(unit=number, cause=None, error=error))
         now, units = time.time(), [self.waiting.popleft() for _ in range(len(self.waiting))]
         for unit in units:
             if len(self.threads) >= THREADS or unit.times.get("again", 0.0) > now:  # after a failure it has a pause
@@ -196,6 +199,7 @@ class Producer:
         try:
             event = Finished(unit=unit.number, made=self._made(unit, attempt), at=time.time())
         except Withdrawn:
+            attempt.end()
             return
         except BaseException as error:  # sys.exit() too: the thread must not end without a word
             event = failure_of(unit.number, error)
