@@ -70,7 +70,8 @@ class Unit:
     @property
     def oldest(self) -> int | None:
         """The version of the oldest token that it has; None where it has none."""
-        return min((each for begun in self.begun.values() for each in begun.versions), default=None)
+        # A request's versions only rise, and this is asked at each look at the ledger.
+        return min((begun.versions[0] for begun in self.begun.values() if begun.versions), default=None)
 
     def told(self) -> dict[str, Any]:
         """Return what is recorded of it beside its rows: how it went, and the weights of the tokens of each request, as
