@@ -176,14 +176,14 @@ def test_a_rate_that_breaks_the_weights_is_mended_and_the_lineage_told(config, t
     """Such a rate without clipping overflows within a few steps."""
     out = tmp_path / "flight"
     done = autopilot(
-        config, out, 3, learning_rate=1e15, max_grad_norm=0.0, optim="sgd", warmup_steps=2, max_steps=8, save_steps=1
+        config, out, 2, learning_rate=1e15, max_grad_norm=0.0, optim="sgd", warmup_steps=2, max_steps=8, save_steps=1
     )
     told = json.loads((out / "autopilot.json").read_text())
     first, second = told["attempts"][:2]
     assert first["status"] == "failed" and "NUM001" in {each["code"] for each in first["findings"]}, done.stderr
     assert second["change"]["finding"] == "NUM001" and second["change"]["patch"]["learning_rate"] == [1e15, 2e14]
     assert json.loads((out / "attempt-2" / "run.json").read_text())["parent"] == str(out / "attempt-1")
-    assert len(told["attempts"]) <= 3
+    assert len(told["attempts"]) == 2
     page = (out / "report.html").read_text()
     assert "What was tried" in page and "NUM001" in page and "learning_rate" in page
 
