@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 import types
 from dataclasses import replace
 
+import pluggy
 import pytest
 import torch
 
@@ -26,6 +28,7 @@ from ft_host.scheduling.measure import (
     staleness_metrics,
     turn_of,
 )
+from ft_host.scheduling.producer import Producer
 from ft_host.scheduling.timeline import Timeline, coarser
 from ft_host.scheduling.unit import READY, RUNNING, Begun, Made, Measured, Restarted, Unit, Updated
 from ft_host.scheduling.waiting import Post
@@ -474,3 +477,26 @@ def test_a_restart_is_told_and_is_a_fact():
         ("the rollout process was ended by signal 9", "warning"),
         {"watch/rollout_restarts": 2, "watch/rollout_restart_cause": "was ended by signal 9"},
     ]
+
+
+def test_an_engine_without_a_request_scores_while_rewards_are_awaited_and_is_idle_otherwise():
+    told: list[Measured] = []
+    inbox = types.SimpleNamespace(
+        worked=True, lock=threading.RLock(), running={1: types.SimpleNamespace(unit=7)}, arrived=(), tokens=12
+    )
+    vars(inbox).update(servers={}, queued=0, step=lambda patience: inbox.worked)
+    producer = Producer(plugins=pluggy.PluginManager("t"), inbox=inbox, rollout_run=None, emit=told.append)
+    done = threading.Event()
+    producer.threads = {unit: threading.Thread(target=done.wait, daemon=True) for unit in (7, 8)}
+    for thread in producer.threads.values():
+        thread.start()
+    producer.step(0)
+    inbox.worked, inbox.running = False, {}
+    producer.step(0)
+    done.set()
+    for thread in list(producer.threads.values()):
+        thread.join()
+    producer.step(0)
+    producer.measure()
+    assert list(told[-1].seconds) == ["generating", "scoring", "idle"]
+    assert told[-1].scoring == 2 and told[-1].tokens == 12 and inbox.tokens == 0

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 THREADS = 512  # units at a time; more wait for a thread
 PLACES = 3  # of a thread, in a message
 DOING = {"generation": "its completions and tools", "reward": "its rewards", "": "the method itself"}
+LOOK = 0.05  # seconds between two counts of the units that wait for rewards or tools, while the engine is busy
 HOPELESS = (ConfigError, DataError, HookError)  # another attempt would end in the same way
 
 
@@ -65,6 +66,8 @@ class Producer:
     threads: dict[int, threading.Thread] = field(default_factory=dict)
     scoring: int = 0  # units that waited for rewards or tools at once, at most, since it was told
     working: dict[int, Working] = field(default_factory=dict)
+    away: int = 0  # units that wait for them now
+    looked: float = 0.0  # when that was counted
     seconds: dict[str, float] = field(default_factory=dict)
     told: float = field(default_factory=time.time)
 
@@ -81,9 +84,10 @@ class Producer:
         started = time.perf_counter()
         with blamed(self.plugins, "ft_engine"):
             worked = self.inbox.step(patience)
-        scoring = self.elsewhere()
-        self.scoring = max(self.scoring, scoring)
-        self._took("generating" if worked else "scoring" if scoring else "idle", started)
+        if not worked or started - self.looked > LOOK:
+            self.looked, self.away = started, self.elsewhere()
+            self.scoring = max(self.scoring, self.away)
+        self._took("generating" if worked else "scoring" if self.away else "idle", started)
 
     def elsewhere(self) -> int:
         """Return how many units are with their rewards or tools: their threads run, and no request of theirs does."""
