@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ft_host.data.formats import messages_of as messages_of
     from ft_host.data.templates import turn_marks as turn_marks
     from ft_host.distributed.processes import precision as precision
+    from ft_host.errors import BackendGone as BackendGone
     from ft_host.errors import ConfigError as ConfigError
     from ft_host.errors import DataError as DataError
     from ft_host.errors import FtHostError as FtHostError
@@ -109,7 +110,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.types": "Completion Drop LossOutput ModelSpec Piece Request Rollout Sampling Scores Sequence Served",
     "ft_host.run": "EnginePlace Run",
     "ft_host.metrics": "Metric effective_share explained maximum mean minimum std total variance",
-    "ft_host.errors": "ConfigError DataError FtHostError RowError UsageError",
+    "ft_host.errors": "BackendGone ConfigError DataError FtHostError RowError UsageError",
     "ft_host.data": (
         "completed_row fit_length row_from_tokens is_empty pair_row preference_row "
         "prompt_row tokenize_completions tokenize_row tokenizer_of unpaired_rows"

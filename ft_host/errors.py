@@ -64,6 +64,10 @@ class PluginNotFound(FtHostError):
     exit_code = 4
 
 
+class BackendGone(FtHostError):
+    """What samples could not be used for longer than the run waits for it: another try would end in the same way."""
+
+
 class StoppedByFinding(FtHostError):
     """The run was stopped for a finding, as `stop_on` asks, and has saved its state."""
 

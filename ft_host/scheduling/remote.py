@@ -14,14 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ft_host.errors import ConfigError, DataError, FtHostError, HookError, PluginBroken, PluginNotFound
+from ft_host.errors import BackendGone, ConfigError, DataError, FtHostError, HookError, PluginBroken, PluginNotFound
 from ft_host.models.weights_folder import WeightsFolder
 from ft_host.scheduling.child import Child, Limits
 from ft_host.scheduling.place import Opening
 from ft_host.scheduling.unit import Event, Failed, Finished, Measured, Restarted, Started, Unit
 from ft_host.types import Completion, Request, Sampling
 
-HOPELESS = (ConfigError, DataError, HookError, PluginBroken, PluginNotFound)  # a new process would say the same
+# A new process would say the same.
+HOPELESS = (BackendGone, ConfigError, DataError, HookError, PluginBroken, PluginNotFound)
 LOOK = 0.2  # seconds between two looks at the process while an answer is awaited
 LOG = "rollouts.log"
 GONE = "closed the connection"

@@ -176,8 +176,9 @@ class VLLMConfig:
         10.0, "Seconds that a server may take to say that it is well, or to stop for an update.", group="rollouts", gt=0
     )
     recovery_timeout: float = option(
-        900.0,
-        "Seconds that an overlap or async run waits while no server can be used; then it ends and says why.",
+        400.0,
+        "Seconds that an overlap or async run waits while no server can be used; then it ends and says why. Below a "
+        "quarter of rollout_timeout, after which the host takes the rollout process itself for hung.",
         group="rollouts",
         gt=0,
     )

@@ -55,7 +55,7 @@ def engine_elsewhere(place: EnginePlace) -> ServerEngine:
     key = told["key"] or key_of_servers()
     clients = [client_of(each["url"], each["log"], key, config.timeout) for each in told["servers"]]
     keeps = not place.config.recompute_cache
-    fleet = Fleet(clients, config, told["model"], place.say, keeps=keeps, patience=config.recovery_timeout)
+    fleet = Fleet(clients, config, told["model"], place.say, keeps=keeps)
     fleet.expect(told["version"], told["model"], told["ready"])
     fleet.watch()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ft_host.api import FtHostError
+from ft_host.api import BackendGone, FtHostError
 from ft_vllm.client import Client, OtherWeights, Stream
 from ft_vllm.server import tail_of
 
@@ -49,14 +49,11 @@ class Member:
         return self.client.url
 
 
-class Gone(FtHostError):
-    """No server can be used, and none could be for longer than a run waits."""
-
-
 class Fleet:
     """`version` and `model`: what the servers were given last, and the name under which they serve it; None as long as
     they have been given nothing. `keeps`: an update doesn't interrupt requests, so that a server may be ahead of what
-    this process was told. `say(text, level)` tells of servers that are left out, and used again."""
+    this process was told. `deadline`: the field of the seconds that requests wait while no server can be used.
+    `say(text, level)` tells of servers that are left out, and used again."""
 
     def __init__(
         self,
@@ -66,10 +63,11 @@ class Fleet:
         say: Callable[..., None],
         *,
         keeps: bool = False,
-        patience: float = 0.0,
+        deadline: str = "recovery_timeout",
     ):
         self.members = [Member(client) for client in clients]
-        self.config, self.model, self.say, self.keeps, self.patience = config, model, say, keeps, patience
+        self.config, self.model, self.say, self.keeps = config, model, say, keeps
+        self.deadline = deadline
         self.version: int | None = None
         self.updating = False  # weights are under way: nobody is asked for their version
         self.changed = threading.Condition()
@@ -103,7 +101,7 @@ class Fleet:
     def take(self, prompt: list[int], avoid: Member | None, unwanted: Callable[[], bool]) -> Member | None:
         """Wait for a server that is well, and count a request there: the one with the fewest, or that of the same
         prompt, whose keys and values it has, unless it has many more. None where the request is no longer wanted.
-        Raises Gone where there is none for `patience` seconds."""
+        Raises BackendGone where there is none until the deadline."""
         with self.changed:
             while not unwanted() and not self.closed:
                 usable = [member for member in self.members if member.well]
@@ -149,14 +147,16 @@ class Fleet:
         self.asked.set()
 
     def check(self) -> None:
-        """Raise Gone if no server could be used for `patience` seconds."""
-        since = self.gone_since
-        if since is not None and time.monotonic() - since >= self.patience:
-            waited = f" for {self.patience:g} seconds (backend_config.recovery_timeout)" if self.patience else ""
+        """Raise BackendGone if no server could be used for as long as the field `deadline` says."""
+        since, patience = self.gone_since, getattr(self.config, self.deadline)
+        if since is not None and time.monotonic() - since >= patience:
             told = "\n".join(member.reason for member in self.members)
-            which = "the server" if len(self.members) == 1 else f"none of {len(self.members)} servers"
-            can = "could not be used" if len(self.members) == 1 else "could be used"
-            raise Gone(f"{which} {can}{waited}:\n{told}" if self.patience else told)
+            one = len(self.members) == 1
+            which = "the server could not be" if one else f"none of {len(self.members)} servers could be"
+            raise BackendGone(
+                f"{which} used for {patience:g} seconds (backend_config.{self.deadline}):\n{told}",
+                facts={"watch/failed": "rollouts", "watch/failed_place": self.deadline},
+            )
 
     def doubt(self, member: Member, error: FtHostError) -> None:
         """Send nothing there until it has answered a probe."""

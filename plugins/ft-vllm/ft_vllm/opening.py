@@ -137,8 +137,8 @@ def of_servers(config: VLLMConfig, run: Run) -> Engine:
         clients = [client_of(each["url"], None, found["key"], config.timeout) for each in found["servers"]]
     # A synchronous run ends where the others are gone too: a server that is begun anew gets its weights with the next
     # update. The others wait for it.
-    patience = config.recovery_timeout if waits else config.health_period
-    fleet = Fleet(clients, config, found["model"], run.say, keeps=keeps_cache(run), patience=patience)
+    deadline = "recovery_timeout" if waits else "health_period"
+    fleet = Fleet(clients, config, found["model"], run.say, keeps=keeps_cache(run), deadline=deadline)
     fleet.watch()
     if "keeper" in own:
         own["keeper"].watch(fleet)

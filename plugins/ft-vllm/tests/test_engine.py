@@ -8,11 +8,10 @@ from types import SimpleNamespace
 import pytest
 from ft_vllm import connecting
 from ft_vllm.config import VLLMConfig
-from ft_vllm.fleet import Gone
 from ft_vllm.flights import CHUNK
 from ft_vllm.sampling import seed_of
 
-from ft_host.api import ConfigError, DataError, EnginePlace, Piece, Request, Sampling
+from ft_host.api import BackendGone, ConfigError, DataError, EnginePlace, Piece, Request, Sampling
 from ft_host.testing import tiny_tokenizer
 
 PATIENCE = 20.0  # seconds that a test waits before it fails; what it waits for takes far less
@@ -307,7 +306,7 @@ def test_where_no_server_is_left_the_engine_ends_with_the_reasons(engine_of, fak
         fake.die()
     submit(engine, range(2))
     with pytest.raises(
-        Gone, match=r"(?s)none of 2 servers could be used for 0.3 seconds .*recovery_timeout.*127.0.0.1"
+        BackendGone, match=r"(?s)none of 2 servers could be used for 0.3 seconds .*recovery_timeout.*127.0.0.1"
     ):
         collect(engine, range(2))
 

@@ -17,7 +17,6 @@ from ft_vllm.client import Client
 from ft_vllm.config import VLLMConfig
 
 from ft_host.api import ConfigError, FtHostError
-from ft_host.cli import main
 from ft_host.testing import save_tiny, tiny_qwen
 
 
@@ -90,14 +89,3 @@ def test_fields_without_effect_are_refused(model, python, fields, says):
     config = VLLMConfig(**{"python": None if "mode" in fields else python, **fields})
     with pytest.raises(ConfigError, match=says), serve.serving(model, 2, "127.0.0.1", config):
         raise AssertionError("it was let in")
-
-
-def test_the_command_refuses_by_name(capsys):
-    assert main(["serve", "x", "--backend", "transformers"]) == 2
-    assert "the backend transformers has no servers (ft_serve)" in capsys.readouterr().err
-    assert main(["serve", "x", "--servers", "0"]) == 2
-    assert "--servers: 0 is none; expected at least 1" in capsys.readouterr().err
-    assert main(["serve", "x", "--backend-config", "[1]"]) == 2
-    assert "--backend-config: found '[1]'; expected fields" in capsys.readouterr().err
-    assert main(["serve", "x", "--backend-config", "{pythn: y}"]) == 2
-    assert "pythn" in capsys.readouterr().err

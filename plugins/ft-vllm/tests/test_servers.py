@@ -298,7 +298,7 @@ def opening_ends(run, sampling) -> list[int]:
 
 
 def test_what_can_not_be_is_refused_by_name(overlapping, fakes):
-    usual = {"health_period": 5.0, "health_timeout": 10.0, "transfer_timeout": 300.0, "recovery_timeout": 900.0}
+    usual = {"health_period": 5.0, "health_timeout": 10.0, "transfer_timeout": 300.0, "recovery_timeout": 400.0}
     run = overlapping(tiny_qwen(), rollouts="async", mode="inprocess", **usual)
     with pytest.raises(ConfigError, match="mode: inprocess is an engine of the trainer's process, and rollouts: async"):
         backend.ft_connect(run)
