@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,10 @@ class Wire:
 
     def begin(self, beats, scratch):
         pass
+
+    @contextlib.contextmanager
+    def loading(self):
+        yield
 
     def emit(self, event):
         self.events.append(event)
@@ -59,13 +64,13 @@ class Parts:
         self.done.append(("apply", published.version))
 
 
-def rollouts_of(monkeypatch, *, serves=False, samples_policy=True):
+def rollouts_of(monkeypatch, *, serves=False):
     parts = Parts()
-    monkeypatch.setattr(Place, "open", lambda opening, emit: parts)
+    monkeypatch.setattr(Place, "open", lambda opening, emit, loading: parts)
     monkeypatch.setattr(
         process.Producer, "admit", lambda producer, units: parts.done.append(("admit", units, producer.inbox.version))
     )
-    config = SimpleNamespace(samples_policy=samples_policy, recompute_cache=True)
+    config = SimpleNamespace(recompute_cache=True)
     opening = Opening(
         config=config,
         plugins=[],
@@ -125,6 +130,15 @@ def test_servers_get_what_was_connected_and_nothing_is_loaded(monkeypatch):
     assert ("paused", 1) in rollouts.wire.sent and not rollouts.producer.inbox.paused
 
 
+def test_where_another_model_samples_the_version_comes_without_weights(monkeypatch):
+    rollouts, parts = rollouts_of(monkeypatch)
+    rollouts.take(("admit", [1]))
+    rollouts.take(("update", 2, None))
+    rollouts.take(("update", 3, None))
+    rollouts.take(("admit", [2]))
+    assert parts.done == [("engine", None), ("admit", [1], 2), ("update", 3, None), ("admit", [2], 3)]
+
+
 def test_weights_that_cannot_be_read_are_asked_for_whole_a_few_times(monkeypatch):
     rollouts, _ = rollouts_of(monkeypatch)
     for _ in range(process.UNREADABLE):
@@ -143,7 +157,7 @@ def test_a_role_is_loaded_when_it_is_asked_for_and_one_that_follows_the_policy_i
         "ema": ModelSpec(sync_steps=1),
         "value": ModelSpec(head="value", trained=True),
     }
-    roles = Roles(SimpleNamespace(policy=None, config=None), specs)
+    roles = Roles(SimpleNamespace(policy=None, config=None), specs, contextlib.nullcontext)
     assert sorted(roles) == ["ema", "teacher"] and not made
     assert roles["teacher"] is roles["teacher"] is specs["teacher"] and len(made) == 1
     with pytest.raises(ConfigError, match=r"role 'ema' follows the policy \(sync_steps\).*overlap or sync"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,52 +30,67 @@ ROOM = 3  # times the weights: a version, the next one, and one that is written 
 
 def remote_weights(session: RolloutSession, run: Run, post: Post) -> Weights:
     """Return how a rollout process gets the policy's weights, which the main process starts when it is first needed."""
-    folder, publish = None, None
-    if not run.plugins.hook.ft_connect.get_hookimpls():
-        folder = WeightsFolder(run.folder.path / "weights")
-        if run.accelerator.is_main_process:
-            size = sum(weight.numel() * weight.element_size() for _, weight in trained_tensors(run.policy))
-            folder = WeightsFolder.made(run.folder.path, ROOM * size)
-        publish = Publisher(folder, run.accelerator, partial(gathered_pieces, run.policy)).publish
+    apart = Apart(session=session, run=run, post=post)
     main = run.accelerator.is_main_process
-    return Weights(
-        run=run,
-        post=post,
-        open_source=partial(remote_source, session, run, post, folder) if main else None,
-        publish=publish or _by_servers,
-    )
+    return Weights(run=run, post=post, open_source=apart.open if main else None, publish=apart.publish)
 
 
-def _by_servers(version: int) -> None:
-    """The backend has sent the weights to its servers by itself."""
+@dataclass(kw_only=True)
+class Apart:
+    """`folder`: of the weights that are published, on the main process once it has started the rollout process. None
+    where they are in servers."""
+
+    session: RolloutSession
+    run: Run
+    post: Post
+    folder: WeightsFolder | None = None
+
+    def publish(self, version: int) -> Path | None:
+        """Write the policy's weights for the rollout process. All ranks must call it. A backend that has servers has
+        sent them there by itself."""
+        run = self.run
+        if self.serves:
+            return None
+        folder = self.folder or WeightsFolder(run.folder.path / "weights")  # which the main process alone writes into
+        return Publisher(folder, run.accelerator, partial(gathered_pieces, run.policy)).publish(version)
+
+    @property
+    def serves(self) -> bool:
+        return bool(self.run.plugins.hook.ft_connect.get_hookimpls())
+
+    def open(self) -> Remote:
+        """Start the rollout process."""
+        session, run, config = self.session, self.run, self.session.config
+        limit = config.rollout_timeout
+        limits = Limits(
+            silence=min(SILENCE, limit / PATIENT),
+            stuck=limit / PATIENT,
+            answer=limit,
+            restarts=config.retries["engine"],
+        )
+        environment = environment_of(session, run, self.serves)
+        if not self.serves:
+            size = sum(weight.numel() * weight.element_size() for _, weight in trained_tensors(run.policy))
+            self.folder = WeightsFolder.made(run.folder.path, ROOM * size)
+        opening = Opening(
+            config=config,
+            plugins=plugins_of(run.plugins),
+            backend_config=run.backend_config,
+            diagnostics_config=run.diagnostics_config,
+            folder=str(run.folder.path.resolve()),
+            positions=session.positions,
+            threads=torch.get_num_threads(),
+            serves=self.serves,
+            scratch=None if self.folder is None else str(self.folder.path.resolve()),
+        )
+        return Remote(opening, environment, self.post.ledger.again, limits, self.folder)
 
 
-def remote_source(session: RolloutSession, run: Run, post: Post, folder: WeightsFolder | None) -> Remote:
-    """Start the rollout process of a run."""
-    config = session.config
-    opening = Opening(
-        config=config,
-        plugins=plugins_of(run.plugins),
-        backend_config=run.backend_config,
-        diagnostics_config=run.diagnostics_config,
-        folder=str(run.folder.path.resolve()),
-        positions=session.positions,
-        threads=torch.get_num_threads(),
-        serves=folder is None,
-        scratch=None if folder is None else str(folder.path.resolve()),
-    )
-    limit = config.rollout_timeout
-    limits = Limits(
-        silence=min(SILENCE, limit / PATIENT), stuck=limit / PATIENT, answer=limit, restarts=config.retries["engine"]
-    )
-    return Remote(opening, environment_of(session, run, opening), post.ledger.again, limits, folder)
-
-
-def environment_of(session: RolloutSession, run: Run, opening: Opening) -> dict[str, str]:
+def environment_of(session: RolloutSession, run: Run, serves: bool) -> dict[str, str]:
     """Return what the environment of the rollout process has beside the trainer's. Raises ConfigError for a
     `rollout_device` that there isn't."""
     scores = any(isinstance(function.call, RewardModel) for function in session.pool.functions)
-    if opening.serves and not scores:
+    if serves and not scores:
         if session.config.rollout_device is not None:
             raise ConfigError(
                 f"rollout_device: the weights of the backend {run.config.backend} are in servers, and no model is in "
@@ -81,7 +98,9 @@ def environment_of(session: RolloutSession, run: Run, opening: Opening) -> dict[
             )
         return {"CUDA_VISIBLE_DEVICES": ""}
     device = device_of(session.config.rollout_device, run.device)
-    return visible(device.index or 0) if device.type == "cuda" else {}
+    if device.type == "cuda":
+        return visible(device.index or 0)
+    return {"CUDA_VISIBLE_DEVICES": ""} if device.type == "cpu" else {}
 
 
 def visible(index: int) -> dict[str, str]:

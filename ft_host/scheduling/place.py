@@ -7,6 +7,7 @@ give the same completions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,11 +57,6 @@ class Opening:
     beats: float = 1.0  # seconds between two signs of life
     scratch: str | None = None  # a folder to be deleted if the trainer is killed
 
-    @property
-    def awaits_weights(self) -> bool:
-        """Whether nothing can be sampled before the first update."""
-        return self.serves or self.config.samples_policy
-
 
 def plugins_of(manager: PluginManager) -> list[tuple[str, str]]:
     """Return the kinds and references of the plugins of a run, by which another process finds them."""
@@ -81,9 +77,9 @@ class ProcessRun(Run):
 class Roles(Named[Any]):
     """The models of other roles, each loaded when it is first asked for."""
 
-    def __init__(self, run: Run, specs: dict[str, ModelSpec]):
+    def __init__(self, run: Run, specs: dict[str, ModelSpec], loading: Callable[[], AbstractContextManager[None]]):
         super().__init__("run.models", dict.fromkeys(role for role, spec in specs.items() if not spec.trained))
-        self.run, self.specs = run, specs
+        self.run, self.specs, self.loading = run, specs, loading
 
     def __getitem__(self, role: str) -> AuxModel:
         """Raises ConfigError for a model that follows the policy, UnknownName for a role that there isn't."""
@@ -96,8 +92,9 @@ class Roles(Named[Any]):
                 f"rollouts: async: the model of the role {role!r} follows the policy (sync_steps) and generates, but "
                 "is in the trainer's process; set rollouts: overlap or sync"
             )
-        keep_adapter(self.run.policy, {role: spec}, self.run.config)
-        self[role] = model = AuxModel(spec, self.run)
+        with self.loading():
+            keep_adapter(self.run.policy, {role: spec}, self.run.config)
+            self[role] = model = AuxModel(spec, self.run)
         return model
 
 
@@ -114,8 +111,11 @@ class Place:
     named: dict[str, torch.Tensor] = field(default_factory=dict)  # the policy's weights that are published
 
     @classmethod
-    def open(cls, opening: Opening, emit: Callable[[Event], None]) -> Place:
-        """Import the plugins; load tokenizer, rewards, tools, and the model. Raises what a run raises for them."""
+    def open(
+        cls, opening: Opening, emit: Callable[[Event], None], loading: Callable[[], AbstractContextManager[None]]
+    ) -> Place:
+        """Import the plugins; load tokenizer, rewards, tools, and the model. Raises what a run raises for them.
+        `loading` is entered where a further model is loaded, which takes its time."""
         torch.set_num_threads(opening.threads)
         config = opening.config
         seed_all(config.seed)  # as the trainer does before it imports plugins
@@ -153,7 +153,7 @@ class Place:
             diagnostics_config=opening.diagnostics_config,
             emit=emit,
         )
-        place.run.models = Roles(place.run, specs)
+        place.run.models = Roles(place.run, specs, loading)
         place.named = dict(trained_tensors(policy))
         return place
 

@@ -62,7 +62,8 @@ class Rollouts:
     def __init__(self, wire: Wire, opening: Opening):
         self.wire, self.opening = wire, opening
         wire.begin(opening.beats, opening.scratch)
-        self.place = Place.open(opening, wire.emit)
+        with wire.loading():
+            self.place = Place.open(opening, wire.emit, wire.loading)
         self.made: Producer | None = None
         self.held: list[tuple[Any, ...]] = []  # what waits for the weights that were sent before it
         self.wanted: int | None = None  # the version that the trainer sent last
@@ -80,9 +81,6 @@ class Rollouts:
     def work(self) -> None:
         wire = self.wire
         wire.send("ready")
-        wire.loading = False
-        if not self.opening.awaits_weights:
-            self._begin(0, None)
         while True:
             wire.turned = time.monotonic()
             wire.wake.clear()
@@ -113,8 +111,7 @@ class Rollouts:
 
     def _has(self, version: int) -> None:
         self.have, self.unread = version, 0
-        if self.opening.awaits_weights:
-            self.wire.send("have", version)
+        self.wire.send("have", version)
         held, self.held = self.held, []
         for message in held:
             self.take(message)
@@ -134,8 +131,9 @@ class Rollouts:
         self.producer.admit(units)
 
     def _update(self, version: int, weights: Any) -> None:
+        """Weights in a folder, what the backend's servers have told, or None where the policy isn't sampled."""
         self.wanted = version
-        if not self.opening.serves:
+        if weights is not None and not self.opening.serves:
             self.weights.put((version, weights))
         elif self.made is None:
             self._begin(version, weights)

@@ -55,7 +55,12 @@ class Remote:
         self.restart_at: float | None = None  # when a process that is gone is started anew
         self.again = False  # whether the new process must get what is unfinished
         self.left = False  # whether events of an earlier process haven't been taken yet
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:
+            if weights is not None:
+                weights.remove()
+            raise
 
     # ------------------------------------------------------------ as Source says
 
@@ -89,7 +94,7 @@ class Remote:
     def resume(self, version: int, weights: Any) -> None:
         self.paused = False
         self.latest = (version, weights)
-        self._send("update", version, weights if self.weights is None else str(weights))
+        self._send("update", version, str(weights) if isinstance(weights, Path) else weights)
 
     def rest(self) -> None:
         """The process has a device of its own, or memory of its own."""
@@ -202,7 +207,7 @@ class Remote:
         if self.latest is None:
             return
         version, weights = self.latest
-        if self.weights is not None:
+        if isinstance(weights, Path) and self.weights is not None:
             weights = str(self.weights.whole())
         self._send("update", version, weights)
 
@@ -221,6 +226,7 @@ class Remote:
         """Return the answer to a question; None where the process is gone, or after `patience` seconds. Raises
         FtHostError where it can't be started again, or has been silent for too long."""
         self.asked += 1
+        self.answers.clear()  # to questions that nobody waits for any more
         number, child, started = self.asked, self.child, time.monotonic()
         until = started + (self.limits.answer if patience is None else patience)
         self._send(what, number, *arguments)

@@ -35,12 +35,11 @@ class Weights:
     def refresh(self) -> None:
         """Give the source the policy's weights, if it has others. All ranks must call it."""
         run = self.run
-        if not run.config.samples_policy:
-            self.version = run.step
         run.sync_weights()  # where the backend holds weights of its own: through `updating`
         if self.version != run.step:
             started = time.perf_counter()
-            self._went_on(self.publish(run.step))
+            # What another model samples is as fresh as the step: the version goes without weights.
+            self._went_on(self.publish(run.step) if run.config.samples_policy else None)
             run.add_time("weight_sync", time.perf_counter() - started)
 
     @contextlib.contextmanager

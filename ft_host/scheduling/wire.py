@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -31,7 +32,7 @@ class Wire:
         self.news = threading.Event()
         self.arrived: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self.turned = time.monotonic()  # when the main thread began its last turn
-        self.loading = True
+        self.loads = 0  # under way: then the main thread may stand still
         self.wake = threading.Event()  # set when a message arrives; the inbox' own once there is one
 
     def first(self) -> Any:
@@ -42,6 +43,14 @@ class Wire:
         if the trainer is killed."""
         threading.Thread(target=self._read, args=(scratch,), name="messages", daemon=True).start()
         threading.Thread(target=self._tell, args=(beats,), name="telling", daemon=True).start()
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """The main thread loads a model."""
+        self.loads += 1
+        yield
+        self.turned = time.monotonic()
+        self.loads -= 1
 
     def send(self, *message: Any) -> None:
         data = pickle.dumps(message)
@@ -92,7 +101,7 @@ class Wire:
             now = time.monotonic()
             if now - beat >= beats:
                 beat = now
-                self.send("beat", 0.0 if self.loading else now - self.turned)
+                self.send("beat", 0.0 if self.loads else now - self.turned)
 
     def next(self) -> tuple[Any, ...] | None:
         """Return the next message, None while there is none."""
