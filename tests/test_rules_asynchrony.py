@@ -81,6 +81,7 @@ def test_it_is_found_where_it_is(code):
             perf__rollout_idle_share=0.2,
             perf__rollout_wait_time=0.0,
         ),
+        told(perf__rollout_wait_time=lambda step: 90.0 if step == 1 else 0.1),  # the rollout process starts
         told(perf__rollout_idle_share=0.5, perf__rollout_scoring_share=0.45),  # rewards are slow, not the trainer
         told({"top_p": 0.5}, rollouts__ess=0.2),  # another distribution at any age: ENG003
         told(rollouts__late_share=0.01, rollouts__late_length=400.0),  # a single straggler
@@ -92,6 +93,7 @@ def test_it_is_found_where_it_is(code):
         "usual",
         "overlap",
         "bound of one rollout",
+        "start",
         "rewards",
         "top_p",
         "a straggler",

@@ -24,10 +24,16 @@ def bound(view: View) -> int:
     return updates(view) if now is None else now
 
 
+def usual(view: View, name: str, count: int = 50) -> float:
+    """The mean of the last values without the run's first one, in which the other side was started; 0 without any."""
+    values = view.recent(name, count)[1 if view.count(name) <= count else 0 :]
+    return sum(values) / len(values) if values else 0.0
+
+
 def waits(view: View) -> float:
     """The share of the trainer's time in which it waited for rollouts."""
-    whole = view.mean(STEP, 50 * updates(view)) * updates(view)
-    return view.mean(WAIT) / whole if whole > 0 else 0.0
+    whole = usual(view, STEP, 50 * updates(view)) * updates(view)
+    return usual(view, WAIT) / whole if whole > 0 else 0.0
 
 
 def apart(view: View) -> bool:
@@ -153,7 +159,7 @@ RULES = [
         share=0.5,
         least=5,
         message=lambda view: (
-            f"The trainer waits for rollouts {percent(waits(view))} of its time ({short(view.mean(WAIT))} s a rollout)."
+            f"The trainer waits for rollouts {percent(waits(view))} of its time, {short(usual(view, WAIT))} s a rollout."
             + expected(view)
         ),
         remedies=for_starved_trainer,
