@@ -159,8 +159,8 @@ RULES = [
         share=0.5,
         least=5,
         message=lambda view: (
-            f"The trainer waits for rollouts {percent(waits(view))} of its time, {short(usual(view, WAIT))} s a rollout."
-            + expected(view)
+            f"The trainer waits for rollouts {percent(waits(view))} of its time,"
+            f" {short(usual(view, WAIT))} s a rollout." + expected(view)
         ),
         remedies=for_starved_trainer,
         when="With rollouts: async, the trainer waits more than 30 % of its time in half of the last 50 rollouts.",
