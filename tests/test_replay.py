@@ -28,7 +28,7 @@ from ft_host.scheduling import record
 from ft_host.scheduling.packed import read_packed, write_packed
 from ft_host.scheduling.record import Recorded, dealt
 from ft_host.testing import lines, run_in, save_tiny, sentence, tiny_llama, tiny_run, tiny_tokenizer
-from ft_host.testing.invariants import as_if_killed, assert_same, assert_same_weights, beside, resume_in
+from ft_host.testing.invariants import as_if_killed, assert_same, assert_same_weights, beside, resume_in, train_apart
 
 REWARD = """
 def wordy(completions, **columns):
@@ -193,6 +193,20 @@ def test_a_resumed_run_replays_whole_and_its_second_attempt_replaces_what_came_a
     assert not list((folder / "rollouts").glob(".*"))
     again = run_in(config, "resumed-again", replay=str(folder))
     assert_same(lines(folder), lines(again), rel=0)
+
+
+def test_a_run_that_goes_on_without_recording_keeps_no_rollout_of_what_it_repeats(config, run):
+    folder = Path(config.output_dir) / "unrecorded"
+    as_if_killed(run, folder)
+    resume_in(dataclasses.replace(config, output_dir=str(folder), record_rollouts=False, max_steps=3), folder)
+    assert recorded(folder) == [0, 1]
+
+
+def test_an_evaluation_changes_nothing_of_a_replay(config, run):
+    held_out = {"eval_dataset": config.dataset, "eval_max_rows": 2, "eval_steps": 1}
+    again = run_in(config, "evaluated", replay=str(run), **held_out)
+    assert_same(lines(run), lines(again), rel=0)
+    assert len(lines(again, "eval")) == 5
 
 
 def test_a_replay_goes_on_after_it_was_stopped(config, run, nothing_sampled):
@@ -412,3 +426,37 @@ def test_what_a_rank_could_not_write_is_said_on_all(tmp_path):
     with pytest.raises(FtHostError, match="disk quota is used up; record_rollouts: false goes on without") as raised:
         record.Recorder(run=run, rollouts=source).make(0, {})
     assert raised.value.everywhere
+
+
+# ---------------------------------------------------------------- other modes, in processes
+
+
+@pytest.mark.slow
+def test_an_asynchronous_run_that_went_on_replays_whole(config):
+    config = dataclasses.replace(config, rollouts="async", max_staleness=2)
+    whole, folder = run_in(config, "async"), Path(config.output_dir) / "async-resumed"
+    first = as_if_killed(whole, folder)
+    resume_in(dataclasses.replace(config, output_dir=str(folder)), folder)
+    assert recorded(folder) == [0, 1, 2, 3, 4]
+    assert_same(lines(whole)[:first], lines(folder)[:first], rel=0)
+    for name in (whole, folder):
+        assert_same(lines(name), lines(run_in(config, f"{name.name}-again", replay=str(name))), rel=0)
+
+
+@pytest.mark.slow
+def test_a_run_on_two_processes_goes_on_and_replays_on_one(config):
+    """Each rank had prompts of its own under way: one goes on with all of them."""
+    two = beside(config, "two", per_device_train_batch_size=4, max_steps=2)
+    train_apart(two, 2)
+    folder = Path(two.output_dir)
+    assert {path.name for path in (folder / "rollouts").iterdir()} == {
+        f"{n}-{r}.safetensors" for n in (0, 1) for r in (0, 1)
+    }
+    saved = [json.loads((folder / f"checkpoints/step-2/buffer-{rank}.json").read_text()) for rank in range(2)]
+    assert all(buffer["ahead"]["ledger"]["units"] for buffer in saved), "nothing was under way: this tests nothing"
+    resume_in(dataclasses.replace(config, output_dir=str(folder), max_steps=-1, num_train_epochs=1.0), folder)
+    parts = [read_packed(path) for path in (folder / "rollouts").iterdir()]
+    prompts = [tuple(row["prompt_ids"]) for part in parts for row in part["rows"]]
+    assert len(prompts) == 24 * 4 and {prompts.count(each) for each in set(prompts)} == {4}
+    again = run_in(config, "two-on-one", replay=str(folder), max_steps=-1, num_train_epochs=1.0)
+    assert [line["reward"] for line in lines(again)] == [line["reward"] for line in lines(folder)]

@@ -16,7 +16,7 @@ import pytest
 from ft_sft.config import SFTConfig
 
 from ft_host import registry
-from ft_host.config import RunConfig, option, paths
+from ft_host.config import RolloutConfig, RunConfig, option, paths
 from ft_host.config import resolve as resolving
 from ft_host.config.fields import fields_of, names_of
 from ft_host.config.help import method_help
@@ -452,7 +452,7 @@ def test_a_resumed_run_keeps_its_config_but_for_what_may_change():
     assert "--seed can't change" in str(caught.value)
     with pytest.raises(ConfigError, match="runs/a/run.json: the installed method has no field gone"):
         resolve_resumed(SFTConfig, recorded | {"gone": 1}, origins, "runs/a/run.json", [])
-    assert set(RESUMABLE) <= set(fields_of(RunConfig))
+    assert set(RESUMABLE) <= set(fields_of(RolloutConfig))
 
 
 # ---------------------------------------------------------------- made from the fields

@@ -35,6 +35,11 @@ RESUMABLE = (
     "stop_on",
     "fail_on",
     "locked_fields",
+    "record_rollouts",
+    "rollout_timeout",
+    "rollout_retries",
+    "rollout_device",
+    "max_set_aside",
 )
 
 
@@ -53,7 +58,7 @@ def resolve_resumed(
         if name not in RESUMABLE and given[name] != usual and not may_move(fields[name], usual, given[name]):
             problems.append(
                 f"{flag_of(name)} can't change when a run is resumed; these can: "
-                + ", ".join(flag_of(each) for each in RESUMABLE)
+                + ", ".join(flag_of(each) for each in RESUMABLE if each in fields)
             )
     refuse(problems)
     return resolved(config_class, values, given, origins, where)

@@ -35,9 +35,15 @@ def rollouts_for(session: RolloutSession, run: Run, prompts: TrainStream, buffer
     if config.replay is not None:
         return Recorded(run=run, prompts=prompts, source=Path(config.replay))
     rollouts = rollouts_of(session, run, prompts, buffers)
-    if not config.records:
-        return rollouts
-    return Recorder.begin(run, rollouts, buffers[0]["number"] if buffers else -1)
+    last = buffers[0]["number"] if buffers else -1
+
+    def begin() -> None:
+        cut(run.folder.path, last)  # as the logs of a resumed run are
+        if config.records:
+            (run.folder.path / FOLDER).mkdir(exist_ok=True)
+
+    on_main(run.accelerator, begin)
+    return Recorder(run=run, rollouts=rollouts) if config.records else rollouts
 
 
 @dataclass(kw_only=True)
@@ -46,18 +52,6 @@ class Recorder:
 
     run: Run
     rollouts: Rollouts
-
-    @classmethod
-    def begin(cls, run: Run, rollouts: Rollouts, last: int) -> Recorder:
-        """Return one that goes on after rollout `last`; what was recorded after it goes, as the logs of a resumed run
-        do. All ranks must call it."""
-
-        def begin() -> None:
-            cut(run.folder.path, last)
-            (run.folder.path / FOLDER).mkdir(exist_ok=True)
-
-        on_main(run.accelerator, begin)
-        return cls(run=run, rollouts=rollouts)
 
     @property
     def prompts(self) -> TrainStream:
