@@ -311,6 +311,16 @@ def test_another_model_is_refused_and_one_that_has_moved_is_not(config, run, lla
     assert lines(again)[0]["loss"] == lines(run)[0]["loss"]
 
 
+def test_other_data_is_refused_and_data_that_has_moved_is_not(config, run, tmp_path):
+    shutil.copy(config.dataset, tmp_path / "moved.jsonl")
+    again = run_in(config, "moved-data", replay=str(run), dataset=str(tmp_path / "moved.jsonl"), max_steps=1)
+    assert lines(again)[0]["loss"] == lines(run)[0]["loss"]
+    assert json.loads((again / "run.json").read_text())["parent"] == str(run)
+    (tmp_path / "other.jsonl").write_text('{"prompt": "another"}\n' * 24)
+    with pytest.raises(ConfigError, match=r"dataset: .*other.jsonl has .* rows.*: .* has sampled from"):
+        run_in(config, "other-data", replay=str(run), dataset=str(tmp_path / "other.jsonl"))
+
+
 def test_a_field_of_the_method_may_differ_and_it_is_said_what_of_it_counts(config, run):
     again = run_in(config, "epsilon", replay=str(run), epsilon=0.1, max_steps=1)
     said = (again / "events.jsonl").read_text()

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -247,9 +248,11 @@ def start_of(config: RunConfig) -> Path | None:
 
 
 def parent_of(config: RunConfig) -> str | None:
-    """Return the run that this one comes from: as the config says, else the one whose checkpoint it begins with."""
-    if config.parent_run or config.resume_from_checkpoint is None:
-        return config.parent_run
+    """Return the run that this one comes from: as the config says, else the one whose rollouts it learns from, or whose
+    checkpoint it begins with."""
+    replay = config.replay if isinstance(config, RolloutConfig) else None
+    if config.parent_run or replay or config.resume_from_checkpoint is None:
+        return config.parent_run or replay
     return str(run_of(Path(config.resume_from_checkpoint)))
 
 

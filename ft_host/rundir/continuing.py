@@ -119,7 +119,10 @@ def check_same_model(other: RunFolder, new: dict[str, Any]) -> list[str]:
                 f"model: {change.what}. {other.path} began with something else, and its rollouts mean nothing to this "
                 "model: put it back"
             )
-    found += _data_changes(old.get("data"), new["data"])[0]
+    for change in _data_changes(old.get("data"), new["data"])[0]:
+        if change.field == "dataset" and change.was["path"] != change.now["path"]:
+            raise ConfigError(f"dataset: {change.what}: {other.path} has sampled from {change.was['path']}")
+        found.append(change)
     said += [f"{change.field} is not that of {other.path}: {change.what}" for change in found]
     return said + _versions(old, new)
 

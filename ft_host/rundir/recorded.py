@@ -23,6 +23,7 @@ NAME = re.compile(r"(\d+)-(\d+)\.safetensors")
 ABOUT_ROLLOUTS = ("data", "rollouts", "generation")  # groups of fields that say what completions are
 # Others in them, that say nothing of completions which are there already.
 FREE = (
+    "dataset",  # whose content is compared
     "eval_dataset",
     "dataset_test_split",
     "dataloader_num_workers",
