@@ -13,6 +13,7 @@ from ft_vllm import server as servers
 from ft_vllm import transfer
 from ft_vllm.client import Client
 from ft_vllm.folder import Folder
+from ft_vllm.protocol import Pause, updating
 from ft_vllm.server import Launch, Server
 from ft_vllm.tasks import Task
 from ft_vllm.weights import Manifest, Named
@@ -29,7 +30,7 @@ class Way:
     config: VLLMConfig
     kind: str | None
     device: torch.device
-    pause: transfer.Pause
+    pause: Pause
     folder: Folder | None = None
     copies: bool = False
 
@@ -157,7 +158,7 @@ class Kept:
     def read(self, path: Path, version: int) -> None:
         """Have it read files; all of the weights where it can't use those of changes."""
         assert self.link is not None and self.way.folder is not None  # of this kind of transfer
-        with transfer.updating(self.client, version, self.way.pause, self.link.timeout):
+        with updating(self.client, version, self.way.pause, self.link.timeout):
             try:
                 transfer.read_folder(self.link, path)
             except FtHostError:  # it hasn't the version before, or a file is damaged

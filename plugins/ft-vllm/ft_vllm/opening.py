@@ -18,8 +18,8 @@ from ft_vllm.fleet import Fleet, client_of
 from ft_vllm.folder import Folder
 from ft_vllm.keeper import Keeper
 from ft_vllm.kept import Kept, Way
+from ft_vllm.protocol import Pause
 from ft_vllm.stepping import StepEngine
-from ft_vllm.transfer import Pause
 
 if TYPE_CHECKING:
     from ft_host.api import Run

@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from ft_host.api import ConfigError, FtHostError
 from ft_vllm.client import Client
+from ft_vllm.protocol import Pause, updating
 from ft_vllm.tasks import Task
 from ft_vllm.weights import PIECE, Manifest, Named
 
@@ -43,16 +44,6 @@ class Link:
 Pieces = Iterator[list[Named]]
 
 
-@dataclass(frozen=True)
-class Pause:
-    """What becomes of requests while weights change: "wait" for them, "abort" them or "keep" them, and whether what was
-    computed with the old weights is dropped. `seconds` that a server may take to stop; None: those of a transfer."""
-
-    mode: str = "wait"
-    clear_cache: bool = True
-    seconds: float | None = None
-
-
 def open_link(kind: str, client: Client, *, workers: int, address: str, timeout: float, device: torch.device) -> Link:
     """Meet the server's `workers`. `address`: this machine's, as they reach it."""
     link = Link(kind, client, timeout, device)
@@ -65,16 +56,6 @@ def send(link: Link, manifest: Manifest, pieces: Pieces, version: int, pause: Pa
     reason; the server can't be used then."""
     with updating(link.client, version, pause, link.timeout):
         SENDERS[link.kind](link, manifest, pieces)
-
-
-@contextlib.contextmanager
-def updating(client: Client, version: int, pause: Pause, timeout: float) -> Iterator[None]:
-    """vLLM's protocol around the weights themselves."""
-    client.pause(pause.seconds or timeout, pause.mode, pause.clear_cache)
-    client.post("/start_weight_update", timeout=timeout)
-    yield
-    client.post("/finish_weight_update", {"weight_version": str(version)}, timeout=timeout)
-    client.resume(timeout)
 
 
 def send_all(

@@ -39,6 +39,7 @@ class Fake:
             "models": ["the model"],
             "group": None,
         }
+        self.active = False  # an update has begun
         self.running = 0
         self.aborted = 0  # how often all requests were
         self.held: dict = {}  # of transfer: folder
@@ -228,8 +229,13 @@ class Fake:
             self.join(body["init_info"])
         elif route == ("POST", "/update_weights"):
             self.receive(body["update_info"])
+        elif route == ("POST", "/start_weight_update"):
+            if self.active:
+                raise RuntimeError("start_weight_update called while a weight update is already active.")
+            self.active = True
         elif route == ("POST", "/finish_weight_update"):
-            state["version"] = body["weight_version"]
+            self.active = False
+            state["version"] = body.get("weight_version", state["version"])
         elif route == ("POST", "/update_weight_version"):
             state["version"] = body["new_version"]
         elif route == ("POST", "/v1/load_lora_adapter"):
@@ -245,7 +251,7 @@ class Fake:
             return {name: state[name] for name in ("asked", "received", "models", "version", "paused")}
         elif route == ("POST", "/shutdown_weight_transfer_engine"):
             state["group"] = None
-        elif route != ("POST", "/start_weight_update"):
+        else:
             raise LookupError("Not Found")
         return {}
 
