@@ -12,7 +12,8 @@ from ft_host.testing.invariants import assert_same, assert_same_weights, lines, 
 
 def rollouts_ahead(config: RolloutConfig, mode: str = "overlap") -> list[list[Unit]]:
     """A run with rollouts one ahead learns from each prompt once, from no token that is older than the bound, and from
-    all that its config asks for. Gives the prompts of each rollout. Only of `overlap` are they seen in this process."""
+    all that its config asks for; a replay of its rollouts has its numbers, bit for bit. Gives the prompts of each
+    rollout; only of `overlap` are they seen in this process."""
     taken: list[list[Unit]] = []
     take = Ledger.take
 
@@ -28,6 +29,8 @@ def rollouts_ahead(config: RolloutConfig, mode: str = "overlap") -> list[list[Un
     assert len(found) == len(lines(run_in(config, "one-by-one")))
     updates = config.rollout_plan(1).updates
     oldest = max(line.get("rollouts/staleness_max", 0) for line in found)
+    replayed = run_in(config, f"replayed-{mode}", rollouts=mode, replay=str(folder))
+    assert_same(found, lines(replayed), rel=0.0, abs=0.0)
     assert oldest <= updates, f"tokens were {oldest} updates old; expected at most {updates}"
     return taken
 
