@@ -18,6 +18,7 @@ from ft_host.errors import DataError, FtHostError
 from ft_host.generation import Completion, Request, Sampling
 from ft_host.metrics import Accumulator, combine
 from ft_host.rewards import RewardPool
+from ft_host.rollouts.rewards import without_zeros
 from ft_host.rollouts.rollout import RolloutRun, rollout_sampling, seed_of, variety_metrics, worth_metrics
 from ft_host.rollouts.tools import load_tools
 from ft_host.testing.generation import generating_run
@@ -278,11 +279,22 @@ def test_failures_are_counted_and_told_once(make):
     assert [values[1] for values in found.values] == [0.0, 0.0, 1.0, 1.0, None, None]
     assert found.totals()[4] == found.values[4][0]
     assert metrics_of(found.metrics)["rewards/breaks/failed"] == 2
-    assert "rewards/letters/failed" not in found.metrics
+    assert "rewards/letters/failed" not in without_zeros(metrics_of(found.metrics))
     ((text, level),) = run.said
     assert level == "warning" and text.startswith(
         "reward breaks: no value for 2 of 6 completions: raised ValueError: no 2 at"
     )
+
+
+def test_the_share_of_failures_is_over_all_prompts_that_had_runs_of_their_own(make):
+    accumulator = Accumulator()
+    for first in (2, 5):  # the reward breaks for the first of these prompts alone
+        run = make("letters", "breaks")
+        rows = rows_of(run, "a prompt", first=first)
+        accumulator.add(run.reward(rows, run.generate(rows, 2)).metrics)
+    metrics = without_zeros(combine([accumulator.local()]))
+    assert metrics["rewards/breaks/failed"] == 2 and metrics["rewards/breaks/failed_share"] == 0.5
+    assert not [name for name in metrics if name.startswith("rewards/letters/failed")]
 
 
 def test_too_many_failures_in_a_row_end_it(make):

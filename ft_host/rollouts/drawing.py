@@ -13,7 +13,7 @@ from ft_host.config.rollout import RolloutPlan
 from ft_host.contract.generation import check_json
 from ft_host.errors import DataError, Interrupted
 from ft_host.metrics import Accumulator, combine
-from ft_host.rollouts.rewards import no_signal
+from ft_host.rollouts.rewards import no_signal, without_zeros
 from ft_host.rollouts.rollout import RolloutRun
 from ft_host.types import Rollout, Row
 from ft_host.util.ranks import everywhere
@@ -98,7 +98,7 @@ class Drawing:
                 raise everywhere(Interrupted(run.stopped_as_asked()))
         if not count:
             raise StopIteration
-        metrics = combine(run.gather(accumulator.local()))
+        metrics = without_zeros(combine(run.gather(accumulator.local())))
         if not kept:
             raise no_signal(metrics, number + 1, count, draws)
         if kept < plan.prompts and draws == run.config.max_rollout_draws:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from ft_host.types import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+FAILED = re.compile(r"rewards/.*/failed(_share)?")
 
 
 @dataclass(kw_only=True)
@@ -148,6 +151,11 @@ def worth_metrics(totals: list[float | None], completions: list[Completion]) -> 
 def size(completion: Completion) -> int:
     """Return the number of its sampled tokens."""
     return sum(completion.sampled) if completion.sampled else len(completion.token_ids)
+
+
+def without_zeros(metrics: dict[str, float]) -> dict[str, float]:
+    """Return a rollout's metrics over all ranks and prompts without failures of rewards that have none."""
+    return {name: value for name, value in metrics.items() if value or not FAILED.fullmatch(name)}
 
 
 def scoring_of(

@@ -142,6 +142,9 @@ class RolloutRun:
             told, mine = [rank[name] for rank in failed if name in rank], len(failures[name])
             none = sum(values[index] is None for values in results.values) - mine
             metrics[f"rewards/{name}/none_share"] = mean(none, len(completions))
+            if completions:  # also where none has failed: the share is over all prompts, which may have own runs
+                metrics[f"rewards/{name}/failed"] = total(mine)
+                metrics[f"rewards/{name}/failed_share"] = mean(mine, len(completions))
             if not told:
                 continue
             self.say(
@@ -149,8 +152,6 @@ class RolloutRun:
                 f"{sum(self.gather(len(completions)))} completions: {told[0][1]}",
                 "warning",
             )
-            metrics[f"rewards/{name}/failed"] = total(mine)
-            metrics[f"rewards/{name}/failed_share"] = mean(mine, len(completions))
         unrewarded = sum(all(value is None for value in values) for values in results.values)
         metrics["completions/unrewarded_share"] = mean(unrewarded, len(completions))
         for name, logged in results.metrics.items():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.errors import Interrupted
 from ft_host.metrics import Accumulator, Metric, combine
 from ft_host.rollouts.drawing import RolloutMade, draw, say_few
-from ft_host.rollouts.rewards import no_signal
+from ft_host.rollouts.rewards import no_signal, without_zeros
 from ft_host.scheduling.bottleneck import Bottleneck
 from ft_host.scheduling.dealing import added, dealt, joined, kept_units, rows_of, shares, units_of
 from ft_host.scheduling.failures import News, SetAside, listed, of_ranks, said
@@ -112,7 +112,7 @@ class Ahead:
         run.add_time("measuring", time.perf_counter() - started)
         self.say_failures(run.gather(news))
         self.say_bottleneck(found)
-        return combine(run.gather(of_method)) | found
+        return without_zeros(combine(run.gather(of_method))) | found
 
     def say_failures(self, ranks: list[News]) -> None:
         """Say what failed since the last rollout, on all ranks."""
