@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ft_host.batch import Segment, flat_batch
 from ft_host.config import RunConfig
 from ft_host.errors import FtHostError
 from ft_host.models import load_policy, published, shard, weights_folder
@@ -204,8 +205,10 @@ def ranks(model: str, out: str) -> None:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    config = RunConfig(model=model, distributed_strategy="fsdp2")
-    policy = shard(load_policy(config, tiny_tokenizer(), CPU), config)
+    config = RunConfig(model=model, distributed_strategy="fsdp2", bf16=True)
+    policy = shard(load_policy(config, tiny_tokenizer(), CPU), config).eval()
+    with torch.no_grad():  # which leaves the root's weights whole
+        policy(flat_batch([Segment(input_ids=[5, 6, 7], labels=[5, 6, 7], row=0)], num_rows=1))
     folder = WeightsFolder(Path(out) / "weights", piece=20_000)
     published.PIECE = 20_000
     publisher = published.Publisher(folder, accelerator, lambda: gathered_pieces(policy))

@@ -294,6 +294,17 @@ def test_nothing_outlives_a_killed_trainer(grpo):
     assert not alive and not any(path.exists() for path in scratch)
 
 
+def test_a_killed_trainer_goes_on_with_each_prompt_learnt_once(grpo):
+    config = grpo(save_steps=2)
+    folder, [trainer] = Path(config.output_dir), start(config)
+    after_step(folder, 5)
+    trainer.kill()
+    trainer.join()
+    train_apart(config, resume=folder)
+    assert [line["step"] for line in lines(folder)] == list(range(1, 9))
+    assert set(learnt(folder).values()) == {1} and len(learnt(folder)) == 16
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_trainers_share_one_rollout_process(grpo, strategy):
     config = grpo(distributed_strategy=strategy, per_device_train_batch_size=4)

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from ft_host.distributed.processes import on_main
 from ft_host.errors import FtHostError
+from ft_host.models.sharding import reshard
 from ft_host.models.weights_folder import INDICES, MANIFEST, PIECE, Named, WeightsFolder, checksum
 from ft_host.util.text import QUOTED, nearest
 
@@ -45,6 +46,7 @@ def trained_tensors(policy: Policy) -> list[Named]:
 
 def gathered_pieces(policy: Policy) -> Iterator[list[Named]]:
     """Yield `trained_tensors`, whole, some at a time. All ranks must go through it where the policy is sharded."""
+    reshard(policy)  # a forward may have left its weights whole, in the type that it computes in
     piece: list[Named] = []
     size = 0
     for name, weight in trained_tensors(policy):
