@@ -8,8 +8,10 @@ import threading
 
 import pytest
 
+from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import ConfigError, FtHostError
 from ft_host.scheduling import remote
+from ft_host.scheduling.apart import limits_of
 from ft_host.scheduling.child import Limits
 from ft_host.scheduling.place import Opening
 from ft_host.scheduling.remote import Remote
@@ -202,6 +204,14 @@ def test_a_process_that_hangs_is_ended_with_its_stacks(tmp_path, children, hang,
     hang(child)
     assert why in source.events(0.0)[-1].text
     assert child.stacks and child.ended
+
+
+def test_a_process_that_hangs_is_noticed_early_enough_for_another_one_to_do_better():
+    def limits(**fields):
+        return limits_of(RolloutConfig(model="m", dataset="d", reward=["r"], rollouts="async", **fields))
+
+    assert (limits().silence, limits().stuck, limits().answer) == (60.0, 450.0, 1800.0)
+    assert (limits(rollout_timeout=80.0).silence, limits(rollout_timeout=80.0).stuck) == (20.0, 20.0)
 
 
 def test_nothing_is_dry_while_nothing_runs_and_importing_may_take_its_time(tmp_path, children):

@@ -19,6 +19,7 @@ from ft_host.scheduling.remote import Limits, Remote
 from ft_host.scheduling.weights import Weights
 
 if TYPE_CHECKING:
+    from ft_host.config.rollout import RolloutConfig
     from ft_host.rollouts.session import RolloutSession
     from ft_host.run import Run
     from ft_host.scheduling.waiting import Post
@@ -61,13 +62,6 @@ class Apart:
     def open(self) -> Remote:
         """Start the rollout process."""
         session, run, config = self.session, self.run, self.session.config
-        limit = config.rollout_timeout
-        limits = Limits(
-            silence=min(SILENCE, limit / PATIENT),
-            stuck=limit / PATIENT,
-            answer=limit,
-            restarts=config.retries["engine"],
-        )
         environment = environment_of(session, run, self.serves)
         if not self.serves:
             size = sum(weight.numel() * weight.element_size() for _, weight in trained_tensors(run.policy))
@@ -83,7 +77,14 @@ class Apart:
             serves=self.serves,
             scratch=None if self.folder is None else str(self.folder.path.resolve()),
         )
-        return Remote(opening, environment, self.post.ledger.again, limits, self.folder)
+        return Remote(opening, environment, self.post.ledger.again, limits_of(config), self.folder)
+
+
+def limits_of(config: RolloutConfig) -> Limits:
+    limit = config.rollout_timeout
+    return Limits(
+        silence=min(SILENCE, limit / PATIENT), stuck=limit / PATIENT, answer=limit, restarts=config.retries["engine"]
+    )
 
 
 def environment_of(session: RolloutSession, run: Run, serves: bool) -> dict[str, str]:
