@@ -4,11 +4,14 @@ learns from each prompt once, and leaves no process behind."""
 from __future__ import annotations
 
 import dataclasses
+import errno
+import pkgutil
 import signal
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,8 +19,11 @@ from kills.harness import PATIENCE, is_alive, said, start, status, tree
 from kills.once import held, problems
 from kills.settings import AHEAD, Setting, config_of, files
 
+from ft_host.errors import FtHostError
+from ft_host.rundir.checkpoints import damage
 from ft_host.rundir.folder import RunFolder
 from ft_host.rundir.recorded import file_of
+from ft_host.training.launch import train
 
 ASYNC = AHEAD[1]
 IN_USE = "ft-host-weights-"  # in the name of the folder of weights
@@ -30,6 +36,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     files(folder)
     return folder
+
+
+@pytest.fixture
+def by_hand(request: pytest.FixtureRequest) -> None:
+    """For what takes a minute, and each part of which has a quick test beside it."""
+    if request.config.getoption("kills") < 100:
+        pytest.skip("with --kills 100 or more")
 
 
 def until(process: BaseProcess, log: Path, found: Callable[[], object]) -> object:
@@ -130,11 +143,8 @@ def test_a_trainer_killed_while_it_publishes_leaves_nothing_and_goes_on(shared: 
 
 
 @pytest.mark.slow
-def test_a_rollout_process_that_hangs_is_noticed_within_its_deadline(
-    shared: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if request.config.getoption("kills") < 100:
-        pytest.skip("it takes the seconds of a deadline: with --kills 100 or more")
+@pytest.mark.usefixtures("by_hand")
+def test_a_rollout_process_that_hangs_is_noticed_within_its_deadline(shared: Path, tmp_path: Path) -> None:
     setting = dataclasses.replace(ASYNC, fields=ASYNC.fields | {"rollout_timeout": 80.0})
     run = Watched(setting, shared, tmp_path / "run")
     run.rollout(1)
@@ -146,3 +156,42 @@ def test_a_rollout_process_that_hangs_is_noticed_within_its_deadline(
     run.nothing_left()
     texts = [event["text"] for event in RunFolder(run.folder).read("events.jsonl")]
     assert any("has shown no sign of life for 2" in text and "started again" in text for text in texts)
+
+
+def full_from_rollout_six(
+    setting: Setting, shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, writes: str, message: str
+) -> None:
+    """Run where the function `writes` finds no room once that rollout is there: it ends with `message`, what was written
+    before is whole, nothing runs on, and it goes on once there is room."""
+    config = config_of(setting, shared, folder)
+    with monkeypatch.context() as patched:
+        write = pkgutil.resolve_name(writes)
+
+        def full(*arguments: Any, **named: Any) -> Any:
+            if file_of(folder, 6, 0).exists():
+                raise OSError(errno.ENOSPC, "No space left on device", "file")
+            return write(*arguments, **named)
+
+        patched.setattr(writes, full)
+        with pytest.raises(FtHostError, match=message):
+            train(config)
+    assert not [each for each in psutil.Process().children() if ROLLOUTS in " ".join(each.cmdline())]
+    kept = held(folder)
+    assert damage(folder / "checkpoints" / kept.checkpoint) is None
+    train(config, resume=folder)
+    assert not problems(folder, config, [kept])
+
+
+@pytest.mark.slow
+def test_no_room_for_a_checkpoint_with_prompts_under_way(shared, tmp_path, monkeypatch):
+    said = "checkpoint at step 9 could not be written: the disk is full"
+    full_from_rollout_six(AHEAD[0], shared, tmp_path / "run", monkeypatch, "ft_host.training.checkpoint.dcp.save", said)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("by_hand")
+def test_no_room_for_the_weights(shared, tmp_path, monkeypatch):
+    said = "the weights of step 7 could not be written for the sampler: the disk is full"
+    full_from_rollout_six(
+        ASYNC, shared, tmp_path / "run", monkeypatch, "ft_host.models.weights_folder._write_file", said
+    )
