@@ -161,8 +161,8 @@ def test_a_rollout_process_that_hangs_is_noticed_within_its_deadline(shared: Pat
 def full_from_rollout_six(
     setting: Setting, shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, writes: str, message: str
 ) -> None:
-    """Run where the function `writes` finds no room once that rollout is there: it ends with `message`, what was written
-    before is whole, nothing runs on, and it goes on once there is room."""
+    """Run where the function `writes` finds no room once that rollout is there: it ends with `message`, what was
+    written before is whole, nothing runs on, and it goes on once there is room."""
     config = config_of(setting, shared, folder)
     with monkeypatch.context() as patched:
         write = pkgutil.resolve_name(writes)
