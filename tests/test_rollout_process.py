@@ -343,3 +343,34 @@ def test_an_adapter_without_staleness_is_the_synchronous_one(grpo):
     here = run_in(config, "sync", rollouts="sync", max_staleness=None)
     assert_same(lines(there), lines(here), rel=0.0)
     assert_same_weights(there, here, rel=0.0)
+
+
+STRANGER = """
+from dataclasses import dataclass
+
+import ft_grpo.config
+from ft_grpo.method import ft_annotate, ft_collate, ft_loss, ft_models, ft_prepare, ft_step
+from ft_host.api import hookimpl
+import ft_grpo.method
+
+@dataclass(kw_only=True)
+class Config(ft_grpo.config.GRPOConfig):
+    pass
+
+@hookimpl
+def ft_rollout(rows, rollout):
+    rollout.say(f"a stranger's rollout of version {rollout.version}")
+    return ft_grpo.method.ft_rollout(rows, rollout)
+"""
+
+
+def test_a_method_in_a_file_and_a_reward_beside_it_are_found(grpo, tmp_path, monkeypatch):
+    from ft_host.registry import config_class
+
+    (tmp_path / "a_stranger.py").write_text(STRANGER, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    fields = {field.name: getattr(grpo(max_steps=2), field.name) for field in dataclasses.fields(GRPOConfig)}
+    config = config_class("./a_stranger.py")(**fields | {"reward": ["pays.py:letters"]})
+    folder = run_in(config, "stranger")
+    assert len(lines(folder)) == 2
+    assert "a stranger's rollout of version 0" in (folder / "events.jsonl").read_text()
