@@ -21,6 +21,8 @@ URL = {"url": "http://127.0.0.1:8000"}
 def test_a_server_and_an_engine_in_the_process():
     VLLMConfig(python=sys.executable).check()
     VLLMConfig(**URL).check()
+    VLLMConfig(urls=["http://a:1", "http://b:1"], transfer="folder", weights_folder="/shared").check()
+    VLLMConfig(python=sys.executable, servers=2, devices="0,1,2,3", tensor_parallel_size=2).check()
     VLLMConfig(mode="inprocess", gpu_memory_utilization=0.5, engine_args={"seed": 1}).check()
     assert all(field.help.endswith(".") for field in fields_of(VLLMConfig).values())
 
@@ -50,6 +52,18 @@ def test_a_server_and_an_engine_in_the_process():
         ({"python": sys.executable, "transfer": "nccl"}, "nccl needs GPUs that the trainer doesn't use; set devices"),
         ({"python": sys.executable, "transfer": "ipc", "tensor_parallel_size": 2}, "ipc is within one GPU"),
         ({"python": sys.executable, "host": "http://a"}, "host: 'http://a' is a URL"),
+        ({"urls": ["http://a:1", "http://a:1"]}, "urls: http://a:1 is given twice"),
+        ({"urls": ["http://a:1", "b"]}, "urls: 'b' is not the address of a server"),
+        ({**URL, "urls": ["http://a:1"]}, "urls: one server is in url already; give all of them in urls"),
+        ({**URL, "servers": 2}, "servers: is of a server that the run starts"),
+        ({"urls": ["http://a:1", "http://b:1"], "transfer": "ipc"}, "ipc is within one GPU, for one server"),
+        ({"python": sys.executable, "servers": 2, "devices": "0,1,2"}, "devices: 0,1,2 can't be dealt out to 2 server"),
+        ({"python": sys.executable, "servers": 2, "devices": "0"}, "devices: 0 can't be dealt out to 2 servers"),
+        ({"python": sys.executable, "servers": 3, "port": 65534}, "port: 3 servers from 65534 on go past port 65535"),
+        ({"python": sys.executable, "weights_folder": "/a"}, "weights_folder: only transfer: folder writes there"),
+        ({"python": sys.executable, "lora_rank": 4}, "lora_rank: is of ft-host serve"),
+        ({"mode": "inprocess", "health_period": 1.0}, "health_period: is of a server"),
+        ({"mode": "inprocess", "transfer": "folder"}, "transfer: folder can't be with mode: inprocess"),
     ],
 )
 def test_refusals_name_the_field(fields, says):

@@ -147,3 +147,15 @@ def test_a_teacher_that_is_served_teaches_what_one_does_that_is_held(config, tmp
         assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-2)
         assert theirs["distillation/teacher_top_k_mass"] == pytest.approx(1, abs=1e-4)
     assert held[2]["loss"] != pytest.approx(held[0]["loss"], rel=1e-2)
+
+
+def test_a_run_that_does_not_wait_for_its_rollouts(config):
+    """Every token has the log-prob of the policy whose version it carries, through updates in flight."""
+    folder = run_of(config, "async", rollouts="async", max_staleness=1)
+    found = lines(folder)
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    assert max(line["rollouts/staleness_max"] for line in found) <= 1
+    matched = [line["rollouts/mismatch_max"] for line in found if "rollouts/mismatch_max" in line]
+    assert matched and max(matched) < 1e-4
+    prompts = [each[1] for each in rollouts(folder)]
+    assert len(prompts) == len(set(prompts)) * 4 == 32  # each prompt once, with its four completions
