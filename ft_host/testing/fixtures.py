@@ -72,6 +72,12 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that has failed is tried again at once."""
+    monkeypatch.setattr("ft_host.scheduling.failures.LONGEST", 0.01)
+
+
+@pytest.fixture
 def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """`install_plugin(name, **what)` installs a distribution for this test, as `make_distribution` makes it, and gives
     its .dist-info folder."""

@@ -150,9 +150,8 @@ def test_a_reward_is_needed_that_the_environment_may_give(config, tmp_path):
 
 
 def test_prompts_whose_environment_fails_are_set_aside_and_named_and_the_others_are_learnt_once(
-    config, tmp_path, monkeypatch
+    config, tmp_path, no_pauses
 ):
-    monkeypatch.setattr("ft_host.scheduling.failures.LONGEST", 0.01)
     (tmp_path / "counter.py").write_text(FAILS, encoding="utf-8")
     folder = run_in(
         config, "fails", rollouts="overlap", max_steps=-1, num_train_epochs=1, train_sampling_strategy="sequential"
@@ -175,8 +174,7 @@ def test_prompts_whose_environment_fails_are_set_aside_and_named_and_the_others_
     assert sum(1 if count == "a" else int(count) for count in again) == 2 + 2 + 1
 
 
-def test_an_environment_that_always_fails_ends_the_run_by_its_cause(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("ft_host.scheduling.failures.LONGEST", 0.01)
+def test_an_environment_that_always_fails_ends_the_run_by_its_cause(config, tmp_path, no_pauses):
     (tmp_path / "counter.py").write_text(COUNTER.replace("self.value = start", "raise OSError(28, 'full')"))
     with pytest.raises(FtHostError, match=r"3 prompts of epoch 1 are set aside \(max_set_aside: 2\): prompt .*full"):
         run_in(config, "never", rollouts="overlap", max_set_aside=2)
