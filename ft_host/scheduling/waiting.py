@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POLL = 0.2  # seconds between two looks at the source
+STOPPED = 10.0  # seconds; a look that takes longer was one of a process that was stopped, and counts no more than this
 MOVES = (Started, Progress, Finished, Failed, Updated)  # events that show that something goes on
 
 
@@ -61,7 +62,9 @@ class Post:
                 if now - started > seconds or early() or self.run.signals.asked:
                     return None
                 self.take(self.source.events(POLL))
-                if time.monotonic() - self.moved > self.limit:
+                after = time.monotonic()
+                self.moved = min(after, self.moved + max(0.0, after - now - STOPPED))
+                if after - self.moved > self.limit:
                     raise self.too_late()
             return found
         finally:

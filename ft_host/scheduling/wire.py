@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import shutil
@@ -20,6 +21,23 @@ from ft_host.scheduling.unit import Event, Failed, Finished
 from ft_host.util.ranks import Failure
 
 BATCH = 0.25  # seconds in which events are gathered
+STOPPED = 1.0  # seconds between two looks at the main thread; more pass only where the whole process was stopped
+
+
+class Stillness:
+    """How long the main thread has been in one turn, in seconds in which this process ran: what stops it (a scheduler
+    of jobs, Ctrl-Z) stops all of its threads."""
+
+    def __init__(self) -> None:
+        self.seconds, self.looked, self.turned = 0.0, math.inf, math.inf
+
+    def at(self, now: float, turned: float) -> float:
+        """Return it. `turned`: when the turn began, by the same clock as `now`."""
+        if turned != self.turned:
+            self.seconds, self.looked = 0.0, turned
+        self.seconds += min(now - self.looked, STOPPED)
+        self.looked, self.turned = now, turned
+        return self.seconds
 
 
 class Wire:
@@ -89,7 +107,7 @@ class Wire:
             os.killpg(0, signal.SIGKILL)  # its own session: this process and everything that it has started
 
     def _tell(self, beats: float) -> None:
-        beat = 0.0
+        beat, stillness = 0.0, Stillness()
         while True:
             self.news.wait(BATCH)
             self.news.clear()
@@ -99,9 +117,10 @@ class Wire:
                 self.send("broken", FtHostError(f"what a rollout made can't be sent: {error}"))
                 os._exit(1)
             now = time.monotonic()
+            still = stillness.at(now, self.turned)
             if now - beat >= beats:
                 beat = now
-                self.send("beat", 0.0 if self.loads else now - self.turned)
+                self.send("beat", 0.0 if self.loads else still)
 
     def next(self) -> tuple[Any, ...] | None:
         """Return the next message, None while there is none."""
