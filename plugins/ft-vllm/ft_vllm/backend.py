@@ -87,6 +87,7 @@ def ft_sync_weights(model: Policy, version: int, run: Run) -> None:
     if engine.stepping is not None:
         engine.stepping.adapter, engine.stepping.version = engine.adapter, version
     engine.updates += 1
+    engine.version = version
 
 
 @hookimpl

@@ -27,7 +27,7 @@ def engine_here(run: Run) -> ServerEngine | StepEngine:
     if engine.fleet is not None:
         return ServerEngine(engine.fleet, ends, engine.positions, run.tokenizer, own_fleet=False)
     engine.stepping = StepEngine(engine.llm, ends, engine.positions, run.tokenizer, salted=keeps_cache(run))
-    engine.stepping.adapter, engine.stepping.version = engine.adapter, run.sampler_version
+    engine.stepping.adapter, engine.stepping.version = engine.adapter, engine.version
     return engine.stepping
 
 

@@ -43,6 +43,7 @@ class Engine:
     folder: Path | None = None  # that adapters are written to
     folders: list[Path] = field(default_factory=list)  # to remove at the end
     updates: int = 0
+    version: int | None = None  # of the last update
 
     @property
     def client(self) -> Client:
