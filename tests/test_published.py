@@ -197,6 +197,26 @@ def test_a_folder_in_memory_outlives_no_process_and_needs_room(tmp_path, monkeyp
     assert list((tmp_path / "shm").iterdir()) == []
 
 
+def test_memory_that_others_have_filled_is_left_for_the_runs_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights_folder, "MEMORY", tmp_path / "shm")
+    (tmp_path / "shm").mkdir()
+    policy, reader, write_bytes = policy_of(tiny), policy_of(tiny), Path.write_bytes
+    folder = WeightsFolder.made(tmp_path / "run", 1)
+    load_published(reader, folder.publish(0, gathered_pieces(policy)), None)
+
+    def full(path, data):
+        if (tmp_path / "shm") in path.parents:
+            raise OSError(28, "No space left on device", str(path))
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    changed(policy, 1, 0.01)
+    place = folder.publish(1, gathered_pieces(policy))
+    assert place == tmp_path / "run" / "weights" / "version-1" and not list((tmp_path / "shm").iterdir())
+    assert load_published(reader, place, 0) == 1
+    same(policy, reader)
+
+
 # ---------------------------------------------------------------- two ranks
 
 

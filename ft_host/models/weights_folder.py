@@ -10,6 +10,7 @@ are.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -49,6 +50,7 @@ class WeightsFolder:
     _changes: dict[str, tuple[torch.Tensor, torch.Tensor]] | None = None  # indices and values of what changed
     _changed: int = 0  # bytes of `_changes`
     _taken: int | None = None  # the version that they are on
+    beside: Path | None = None  # where to write when the memory is full
     _lock: int | None = None  # descriptor of the file that shows that this process lives
 
     @classmethod
@@ -62,7 +64,7 @@ class WeightsFolder:
             _delete_if_left(other)
         if shutil.disk_usage(MEMORY).free < needed:
             return cls(beside / "weights")
-        folder = cls(Path(tempfile.mkdtemp(prefix=NAME, dir=MEMORY)))
+        folder = cls(Path(tempfile.mkdtemp(prefix=NAME, dir=MEMORY)), beside=beside / "weights")
         folder._lock = os.open(folder.path / f".{LOCK}", os.O_CREAT | os.O_RDWR)
         fcntl.flock(folder._lock, fcntl.LOCK_EX)
         (folder.path / f".{LOCK}").rename(folder.path / LOCK)  # locked when others see it
@@ -165,6 +167,10 @@ class WeightsFolder:
             aside.rename(place)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)  # a half one holds space that may be what is lacking
+            if error.errno == errno.ENOSPC and self.beside is not None:  # others have filled the memory meanwhile
+                self.remove()
+                self.path, self.beside = self.beside, None
+                return self._write(name, version, base, parts)
             why = disk_problem([error], self.path) or error
             raise FtHostError(f"the weights of step {version} could not be written for the sampler: {why}") from error
         return place
