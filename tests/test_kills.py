@@ -28,6 +28,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_kills(setting: Setting, shared: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if setting.by_hand and request.config.getoption("kills") < 100:
+        pytest.skip("with --kills 100 or more")
     whole, log, began = tmp_path / "whole", tmp_path / "whole.log", time.monotonic()
     process = start(config_of(setting, shared, whole), setting.ranks, None, log)
     process.join(PATIENCE)

@@ -40,6 +40,7 @@ class Setting:
     rows: str  # of `files`
     fields: dict[str, Any]
     ranks: int = 1
+    by_hand: bool = False  # not in the suite: each start of it takes that of another process
 
 
 SETTINGS = [
@@ -87,6 +88,20 @@ SETTINGS = [
         GKDConfig,
         "chats",
         {"teacher_model_name_or_path": "other", "lmbda": 0.5, "max_completion_length": 10},
+    ),
+    Setting(
+        "grpo, async, no staleness",
+        GRPOConfig,
+        "prompts",
+        {
+            "model": "talker",
+            "num_generations": 4,
+            "max_completion_length": 24,
+            "reward": ["REWARDS:wordy"],
+            "rollouts": "async",
+            "max_staleness": 0,
+        },
+        by_hand=True,
     ),
     Setting("sft, DDP", SFTConfig, "texts", {"distributed_strategy": "ddp", "per_device_train_batch_size": 4}, ranks=2),
     Setting(
