@@ -12,7 +12,7 @@ from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import ConfigError, FtHostError
 from ft_host.scheduling import remote
 from ft_host.scheduling.apart import limits_of
-from ft_host.scheduling.child import Limits
+from ft_host.scheduling.child import Child, Limits
 from ft_host.scheduling.place import Opening
 from ft_host.scheduling.remote import Remote
 from ft_host.scheduling.unit import Failed, Finished, Made, Measured, Progress, Restarted, Started, Unit
@@ -212,6 +212,15 @@ def test_a_process_that_hangs_is_noticed_early_enough_for_another_one_to_do_bett
 
     assert (limits().silence, limits().stuck, limits().answer) == (60.0, 450.0, 1800.0)
     assert (limits(rollout_timeout=80.0).silence, limits(rollout_timeout=80.0).stuck) == (20.0, 20.0)
+
+
+def test_only_the_end_of_a_long_log_is_read_and_nothing_of_an_earlier_process(tmp_path):
+    child = object.__new__(Child)
+    child.log, child.beginning = tmp_path / "rollouts.log", 7
+    child.log.write_text("before\nnow\nagain")
+    assert child.last_lines() == "  now\n  again"
+    child.log.write_text("before\n" + "x" * 10**6 + "\nlast")
+    assert child.last_lines().endswith("x\n  last") and len(child.last_lines()) < 70_000
 
 
 def test_nothing_is_dry_while_nothing_runs_and_importing_may_take_its_time(tmp_path, children):

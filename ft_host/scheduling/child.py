@@ -42,6 +42,7 @@ RANKS = (
     "FT_HOST_LAUNCHER",
 )
 LINES = 30  # of the log, that a message quotes
+TAIL = 1 << 16  # bytes of it that are read for them: what functions print may be long
 STACKS = 1.0  # seconds to write them
 GOODBYE = 5.0  # seconds to end by itself
 LISTEN = 1.0  # seconds; silence is counted in these, of time in which the trainer ran
@@ -134,8 +135,9 @@ class Child:
         """Return the last lines that this process has written."""
         try:
             with self.log.open("rb") as file:
-                file.seek(self.beginning)
-                lines = file.read().decode(errors="replace").splitlines()
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(self.beginning, size - TAIL))
+                lines = file.read(TAIL).decode(errors="replace").splitlines()
         except OSError:
             return ""
         return "\n".join(f"  {line}" for line in lines[-LINES:])

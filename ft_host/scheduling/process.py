@@ -50,8 +50,8 @@ def main(descriptor: int) -> None:
         assert kind == "open"
         Rollouts(wire, opening).work()
     except BaseException as error:
-        traceback.print_exc()  # into rollouts.log
         wire.broken(error)
+        traceback.print_exc()  # into rollouts.log, which a full disk may refuse
         os._exit(1)
     os._exit(0)  # threads of prompts may still be waiting for something
 
