@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ft_grpo.config import GRPOConfig
 from ft_vllm import backend, command, opening, server
 from ft_vllm.client import Client
 from ft_vllm.sampling import seed_of
@@ -356,6 +357,13 @@ def test_a_start_that_outlasts_the_patience_of_other_ranks_is_refused(make, pyth
     run = make(tiny_qwen(), python=python, start_timeout=1800.0)
     monkeypatch.setattr(type(run), "world_size", 2)
     with pytest.raises(ConfigError, match="start_timeout: 1800 seconds, but .* give up after 1800 .ddp_timeout."):
+        opening.of_servers(run.backend_config, run)
+
+
+def test_a_wait_for_servers_that_outlasts_the_patience_with_the_rollout_process_is_refused(make, python):
+    run = make(tiny_qwen(), python=python, recovery_timeout=500.0)
+    run.config = GRPOConfig(model="m", dataset="d", reward=["r"], rollouts="async")
+    with pytest.raises(ConfigError, match="recovery_timeout: 500 seconds, but .* nothing for 450"):
         opening.of_servers(run.backend_config, run)
 
 

@@ -14,7 +14,7 @@ import pytest
 from ft_grpo.config import GRPOConfig
 
 import ft_host
-from ft_host.testing import RunFolder, lines, save_tiny, sentence, tiny_llama, tiny_run, tiny_tokenizer
+from ft_host.testing import RunFolder, lines, save_tiny, sentence, tiny_llama, tiny_run, tiny_tokenizer, train_apart
 
 pytestmark = pytest.mark.slow
 REWARD = """
@@ -83,3 +83,17 @@ def test_a_run_over_two_servers_one_of_which_is_lost(config, fakes, begin_fake, 
     for line in lines(folder):
         assert line["rollouts/staleness_max"] <= 1
     assert int(fakes[1].state["version"]) >= 5  # the last rollout was made with its weights
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_trainers_and_two_servers(config, fakes, strategy):
+    """The main process has the rollouts of both, and both learn from them; weights are whole when they go."""
+    config.rollouts, config.max_staleness = "async", 1
+    config.distributed_strategy, config.per_device_train_batch_size = strategy, 4
+    train_apart(config, 2)
+    folder = Path(config.output_dir)
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4, 5, 6]
+    learnt = prompts_learnt(folder)
+    assert len(learnt) == 12 and set(learnt.values()) == {4}
+    assert max(line["rollouts/staleness_max"] for line in lines(folder)) <= 1
+    assert all(int(fake.state["version"]) >= 5 for fake in fakes)
