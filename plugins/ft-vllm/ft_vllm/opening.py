@@ -120,8 +120,8 @@ def of_servers(config: VLLMConfig, run: Run) -> Engine:
     if rollouts_of(run) == "async" and config.recovery_timeout >= run.config.rollout_timeout / 4:
         raise ConfigError(
             f"backend_config.recovery_timeout: {config.recovery_timeout:g} seconds, but a rollout process that samples"
-            f" nothing for {run.config.rollout_timeout / 4:g} (a quarter of rollout_timeout) is taken for hung; expected"
-            " less"
+            f" nothing for {run.config.rollout_timeout / 4:g} (a quarter of rollout_timeout) is taken for hung; "
+            "expected less"
         )
     own: dict[str, Any] = {"folders": []}
 
