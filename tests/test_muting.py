@@ -13,7 +13,7 @@ from ft_host.diagnostics.rule import follows
 from ft_host.diagnostics.rules import RULES
 
 # Cause: what it mutes. As in 0.4.0, where the host named DPO003 and KTO006 (of OPT003, OPT006 and OPT007) and all
-# rules of DPO, KTO and SFT (of PRB001) itself. SFT001 alone is left out: a run of it has no reference. OPT014 is new.
+# rules of DPO, KTO and SFT (of PRB001) itself. SFT001 alone is left out: a run of it has no reference. OPT014 and ASY are new.
 RELATION = {
     "DATA001": "OPT001 OPT002 OPT003 OPT004 OPT005 OPT006 OPT007 OPT008 OPT009 OPT010 OPT011 OPT012 OPT013 OPT014",
     "DIS111": "OPT014",
@@ -23,7 +23,9 @@ RELATION = {
     "DPO004": "DPO001 OPT009 OPT010 OPT014",
     "DPO007": "DPO003 OPT005 OPT014",
     "ENG001": "ENG002",
-    "ENG004": "ENG001 ENG002",
+    "ASY007": "ASY001 ENG001 ENG002",
+    "ASY011": "SYS001 SYS005",
+    "ENG004": "ASY001 ENG001 ENG002",
     "GOLD111": "OPT014",
     "GOLD115": "OPT014",
     "GOLD117": "OPT014",
@@ -47,7 +49,7 @@ RELATION = {
     "PPO111": "OPT014",
     "PPO115": "OPT014 PPO103",
     "PRB001": "DPO001 DPO002 DPO003 DPO004 DPO005 DPO007 KTO001 KTO002 KTO004 KTO005 KTO006 KTO007 PRB005",
-    "PRB003": "ENG001 ENG002",
+    "PRB003": "ASY001 ENG001 ENG002",
     "PRB006": "OPT005",
     "RLOO001": "OPT002 OPT005 RLOO003 RLOO013",
     "RLOO002": "OPT002 OPT005 RLOO001 RLOO003 RLOO013",

@@ -6,6 +6,7 @@ The last ones are whole runs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -243,8 +244,9 @@ def test_an_engine_that_hangs_ends_the_run_with_its_stacks(driven, tmp_path):
 def process_of(trainer: int) -> psutil.Process | None:
     """The rollout process of a trainer."""
     for each in psutil.Process(trainer).children(recursive=True):
-        if "ft_host.scheduling.process" in " ".join(each.cmdline()):
-            return each
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended; a zombie is one too
+            if "ft_host.scheduling.process" in " ".join(each.cmdline()):
+                return each
     return None
 
 
@@ -272,7 +274,9 @@ def test_a_run_goes_on_when_its_rollout_process_and_a_reward_worker_are_killed(g
     after_step(folder, 2)
     process_of(trainers[0].pid).kill()
     after_step(folder, 4)
-    for worker in process_of(trainers[0].pid).children():
+    while (process := process_of(trainers[0].pid)) is None:  # the one after it, which begins in a while
+        time.sleep(0.05)
+    for worker in process.children():
         worker.kill()
     finish(trainers)
     assert len(lines(folder)) == 8

@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
         prog="ft-host serve",
         allow_abbrev=False,
         description=HELP,
-        epilog="example: ft-host serve runs/sft/model --servers 2 --backend-config '{python: /opt/vllm/bin/python, "
+        epilog="example: ft-host serve runs/tuned/model --servers 2 --backend-config '{python: /opt/vllm/bin/python, "
         'devices: "0,1"}\'',
     )
     parser.add_argument("model", metavar="MODEL", help="folder or hub id of the model that runs begin with")

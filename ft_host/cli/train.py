@@ -135,7 +135,7 @@ def read(argv: list[str]) -> Asked:
     wanted = {name: take_switch(rest, name) for name in ("--dry-run", "--help", "-h", "--restart", "--take-over")}
     resume = take_value(rest, "--resume", "the folder of a run, for instance --resume runs/sft-20260101-120000")
     # With --resume it is a field, which can't change.
-    run = "the folder of a run whose rollouts to learn from, for instance --replay runs/grpo-20260101-120000"
+    run = "the folder of a run whose rollouts to learn from, for instance --replay runs/mine-20260101-120000"
     replay = take_value(rest, "--replay", run) if resume is None else None
     allowed = take_value(rest, "--allow-changed", "the fields whose files may have changed, for instance model,dataset")
     places = []

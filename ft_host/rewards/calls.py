@@ -241,15 +241,16 @@ class Calls:
     # ------------------------------------------------------------ ends
 
     def _drop(self, job: Job, error: BaseException | None = None) -> None:
-        if job not in self.jobs:
-            return
-        self.jobs.remove(job)
-        for worker in [worker for worker, turn in self.busy.items() if turn.job is job]:
-            self._free(worker)
-            self._end(worker)
-        if not self.jobs:
+        goes_on = job in self.jobs
+        if goes_on:
+            self.jobs.remove(job)
+            for worker in [worker for worker, turn in self.busy.items() if turn.job is job]:
+                self._free(worker)
+                self._end(worker)
+        if not self.jobs:  # also where the functions were done, and a reward model failed after them
             self._end_all()
-        job.done.set_exception(error or FtHostError("the rewards were given up"))
+        if goes_on:
+            job.done.set_exception(error or FtHostError("the rewards were given up"))
 
     def _free(self, worker: Worker) -> None:
         self.busy.pop(worker).job.busy -= 1

@@ -254,13 +254,13 @@ def test_requests_of_a_server_that_fails_go_on_at_the_other_with_their_tokens(en
 
 def test_a_server_that_hangs_is_left_out_and_its_requests_move(engine_of, fakes):
     bad, good = fakes
-    engine = engine_of(fakes, health_timeout=0.2)
+    engine = engine_of(fakes, health_timeout=1.0)
     bad.fault, bad.after = "silent", 3
     submit(engine, range(4))
     wait_for(lambda: bad.running and bad.bodies)
     original = bad.answer
     bad.answer = lambda method, path, query, body: (
-        time.sleep(1) or {} if path == "/weight_info" else original(method, path, query, body)
+        time.sleep(10) or {} if path == "/weight_info" else original(method, path, query, body)
     )
     got = collect(engine, range(4))
     assert all(len(tokens_of(pieces)) == 40 for pieces in got.values())

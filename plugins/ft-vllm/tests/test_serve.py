@@ -44,7 +44,7 @@ def test_the_command_starts_servers_says_how_a_run_finds_them_and_ends_them(mode
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) == 4  # guards and servers
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         assert not psutil.wait_procs(children, timeout=10)[1]
         assert "--enable-scale-out" in (tmp_path / "served.log").read_text()
         assert "starting with" in (tmp_path / "served-2.log").read_text()
