@@ -13,7 +13,8 @@ from ft_host.diagnostics.rule import follows
 from ft_host.diagnostics.rules import RULES
 
 # Cause: what it mutes. As in 0.4.0, where the host named DPO003 and KTO006 (of OPT003, OPT006 and OPT007) and all
-# rules of DPO, KTO and SFT (of PRB001) itself. SFT001 alone is left out: a run of it has no reference. OPT014 and ASY are new.
+# rules of DPO, KTO and SFT (of PRB001) itself. SFT001 alone is left out: a run of it has no reference. OPT014 and
+# ASY are new.
 RELATION = {
     "DATA001": "OPT001 OPT002 OPT003 OPT004 OPT005 OPT006 OPT007 OPT008 OPT009 OPT010 OPT011 OPT012 OPT013 OPT014",
     "DIS111": "OPT014",
