@@ -49,8 +49,9 @@ def run(argv: list[str]) -> int:
     if not hook.ft_serve.get_hookimpls():
         raise ConfigError(f"the backend {info.name} has no servers (ft_serve): it samples in the trainer's process")
     settings = settings_of(info, fields_of(options.backend_config))
-    signal.signal(signal.SIGTERM, interrupt)  # as Ctrl-C: the servers are to end with this command
-    signal.signal(signal.SIGHUP, interrupt)
+    # As Ctrl-C: the servers are to end with this command. Ctrl-C itself too, which a shell lets its jobs ignore.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     show(f"starting {options.servers} of {info.name}")
     serving = hook.ft_serve(model=options.model, servers=options.servers, host=options.host, backend_config=settings)
     with serving as served:

@@ -17,6 +17,8 @@ from ft_host.api import FtHostError
 
 KEY = "VLLM_API_KEY"
 
+QUICK = 30.0  # seconds for an answer that needs no work
+
 
 class Refused(FtHostError):
     """The server answered with an error. `status` is HTTP's."""
@@ -96,7 +98,13 @@ class Client:
             stream = None
             try:
                 if new:
-                    found = self._answer(connection, "GET", "/weight_info", None, self.timeout)["weight_version"]
+                    # A server that hangs is to be noticed here too: what it is asked needs no work.
+                    quick = connection.timeout = min(self.timeout, QUICK)
+                    with self._errors("GET", "/weight_info", quick):
+                        found = self._answer(connection, "GET", "/weight_info", None, quick)["weight_version"]
+                    if connection.sock is not None:
+                        connection.sock.settimeout(self.timeout)
+                    connection.timeout = self.timeout
                     if not same(found):
                         raise OtherWeights(
                             f"vLLM at {self.url}: its weights are of version {found!r}, which it wasn't given"

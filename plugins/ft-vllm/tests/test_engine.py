@@ -257,10 +257,10 @@ def test_a_server_that_hangs_is_left_out_and_its_requests_move(engine_of, fakes)
     engine = engine_of(fakes, health_timeout=1.0)
     bad.fault, bad.after = "silent", 3
     submit(engine, range(4))
-    wait_for(lambda: bad.running and bad.bodies)
+    wait_for(lambda: bad.running and len(bad.bodies) == 2)
     original = bad.answer
     bad.answer = lambda method, path, query, body: (
-        time.sleep(10) or {} if path == "/weight_info" else original(method, path, query, body)
+        time.sleep(3) or {} if path == "/weight_info" else original(method, path, query, body)
     )
     got = collect(engine, range(4))
     assert all(len(tokens_of(pieces)) == 40 for pieces in got.values())
