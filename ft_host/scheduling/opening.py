@@ -102,7 +102,7 @@ def local_source(session: RolloutSession, run: Run) -> Local:
     engine = run.plugins.hook.ft_engine(place=place)
 
     def producer(emit: Callable[[Event], None]) -> Producer:
-        inbox = Inbox(engine, emit, run.step, recompute=run.config.recompute_cache or owned)
+        inbox = Inbox(engine, emit, run.step, recompute=run.config.recompute_cache)
         return Producer(
             plugins=run.plugins, inbox=inbox, rollout_run=partial(unit_run, session, run.tokenizer, emit), emit=emit
         )
