@@ -18,30 +18,39 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 import work
+from transformers import AutoModelForCausalLM
 from turns import spread, wait_for_quiet
 
 PROMPTS, GENERATIONS = 8, 8  # of an optimizer step
-SKIP = 4  # steps that are not counted: the sampler is compared with the policy in two of them
-MEAN, LONGEST = 40, 240  # tokens of a completion
+SKIP = 8  # steps that are not counted: those in which the first rollouts ahead are begun
+SHORT, LONGEST = 25, 480  # tokens of most completions, and of the longest one
+LONG, LOCKED = 32, 1.7  # tokens that keep a completion going, and how much
 WORKERS = 8  # processes for rewards; those that wait take no core
 MODES = {
     "sync": {},
-    "overlap": {"rollouts": "overlap", "max_staleness": 2},
+    "overlap": {"rollouts": "overlap", "max_staleness": 4, "recompute_cache": False},
     "async": {"rollouts": "async", "max_staleness": 2},
 }
 OVERLAP, SHARE = 1.3, 0.9  # goals: overlap to sync without a slow reward, and async's share of the bound
 
 
 def make_model(folder: Path) -> None:
-    """A model with random weights whose completions end at each token with the same probability: a few are many times
-    longer than most."""
+    """A model with random weights whose completions have a long tail: at each token they end with the same probability,
+    but after one of a few tokens they go on with those, and a tenth as many of them end, as a model does that has begun
+    to think, or to repeat itself."""
     texts = work.made_prompts(400, 30)
     tokenizer = work.make_tokenizer(texts)
     work.make_model(folder, "small", tokenizer)
-    ends = list(range(2, 2 + work.VOCABULARY // MEAN))
+    ends = list(range(2, 2 + work.VOCABULARY // SHORT))
     written = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(written | {"eos_token_id": ends}))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():  # embeddings are tied: what has much of this direction is followed by what has it
+        weight = model.get_input_embeddings().weight
+        weight[-LONG:, 0] = LOCKED
+    model.save_pretrained(folder)
 
 
 def run(mode: str, reward: int, at: Path, number: int, steps: int) -> dict[str, float]:

@@ -222,6 +222,18 @@ def test_a_long_completion_lives_through_updates_and_its_tokens_know_their_weigh
     assert all(len(row["versions"]) == len(row["completion_ids"]) for row in rows)
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_rows_under_way_keep_their_keys_and_values_where_asked(make, monkeypatch, recompute):
+    stops = []
+    interrupt = Counting.interrupt
+    monkeypatch.setattr(Counting, "interrupt", lambda self: (stops.append(self.version), interrupt(self)))
+    buffer = make(length=lambda n: 20 if n % 5 == 0 else 3, max_staleness=3, recompute_cache=recompute)
+    steps = learnt(buffer)
+    assert bool(stops) is recompute
+    assert sorted(n for step in numbers(steps) for n in step) == list(range(12))
+    assert any(len(set(row["versions"])) > 1 for rows in steps for row in rows)
+
+
 def test_in_order_takes_prompts_in_the_order_of_the_data(make):
     buffer = make(length=lambda n: 20 if n % 4 == 0 else 2, rollout_order="in_order")
     assert numbers(learnt(buffer)) == [[n, n + 1] for n in range(0, 12, 2)]

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -166,13 +165,39 @@ class Decoder:
 
     def leave(self) -> list[DecodedRow]:
         """Remove the rows that have ended; the last rows move into their places."""
-        ended = [index for index, row in enumerate(self.rows) if row.ended]
-        if not ended:
+        return self._remove([index for index, row in enumerate(self.rows) if row.ended])
+
+    def adopt(self, other: Decoder, indices: list[int]) -> None:
+        """Take over rows of another decoder of the same model, with their keys and values."""
+        used, lengths = self.used, [columns_of(other.rows[index]) for index in indices]
+        if not self.rows:
+            used.first, used.end = 0, max(lengths)
+        like = [(layer.keys, layer.values) for layer in other.layers]
+        self.places(len(self.rows) + len(indices), len(self.rows) + 2 * len(indices))
+        self._fit(len(self.rows) + len(indices), max(lengths), like)
+        for place, (index, length) in enumerate(zip(indices, lengths, strict=True), used.rows):
+            for layer, pair in zip(self.layers, like, strict=True):
+                for buffer, of in zip((layer.keys, layer.values), pair, strict=True):
+                    buffer[place, :, used.end - length : used.end] = of[
+                        index, :, other.used.end - length : other.used.end
+                    ]
+            self.start[place], self.token[place] = used.end - length, other.token[index]
+            if other.seen is not None:
+                if self.seen is None:
+                    self.seen = other.seen.new_zeros(len(self.token), other.seen.shape[1])
+                self.seen[place] = other.seen[index]
+        used.rows += len(indices)
+        self.rows += [other.rows[index] for index in indices]
+        other._remove(indices)
+
+    def _remove(self, indices: list[int]) -> list[DecodedRow]:
+        if not indices:
             return []
-        left, used = len(self.rows) - len(ended), self.used
-        gone = [self.rows[index] for index in ended]
-        holes = [index for index in ended if index < left]
-        movers = [index for index in range(left, len(self.rows)) if not self.rows[index].ended]
+        out = set(indices)
+        left, used = len(self.rows) - len(indices), self.used
+        gone = [self.rows[index] for index in indices]
+        holes = [index for index in indices if index < left]
+        movers = [index for index in range(left, len(self.rows)) if index not in out]
         for hole, mover in zip(holes, movers, strict=True):
             self.rows[hole] = self.rows[mover]
         del self.rows[left:]
@@ -185,9 +210,7 @@ class Decoder:
                 for buffer in (layer.keys, layer.values):
                     buffer[to, :, used.first : used.end] = buffer[of, :, used.first : used.end]
         used.rows = left
-        # The last token of a row has no column yet.
-        longest = max((len(row.job.prompt_ids) + len(row.tokens) - 1 for row in self.rows), default=0)
-        used.first = used.end - longest
+        used.first = used.end - max(map(columns_of, self.rows), default=0)
         return gone
 
     def _fit(self, rows: int, length: int, like: list[Pair]) -> None:
@@ -266,22 +289,6 @@ class Decoder:
         return token, logp
 
 
-def decode(model: PreTrainedModel, jobs: list[Job], sampling: Sampling, size: int) -> Iterator[DecodedRow]:
-    """Complete the jobs, at most `size` at a time; yield rows as they end. Gradients must be off."""
-    waiting, size = prompts_of(jobs), min(size, len(jobs))
-    decoder = Decoder(model, sampling, size)
-    while waiting or decoder.rows:
-        # Prefill of one prompt takes about as long as a step of all rows: wait for a few free places.
-        if waiting and (not decoder.rows or size - len(decoder.rows) >= max(1, size // 8)):
-            while waiting and len(decoder.rows) < size:
-                if waiting[0].states is None:
-                    prefill(model, next_prompts(waiting, size - len(decoder.rows)))
-                decoder.enter(waiting[0])
-                if not waiting[0].jobs:
-                    waiting.popleft()
-                yield from decoder.leave()
-        else:
-            if not waiting:
-                decoder.size = len(decoder.rows)  # new buffers have no spare rows
-            decoder.advance()
-            yield from decoder.leave()
+def columns_of(row: DecodedRow) -> int:
+    """Return how many columns a row has: its last token has none yet."""
+    return len(row.job.prompt_ids) + len(row.tokens) - 1

@@ -11,17 +11,20 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from ft_host.generation import Sampling
-from ft_host.generation.decode import Decoder, Prompt, next_prompts, prefill
+from ft_host.generation.decode import Prompt, next_prompts, prefill
 from ft_host.generation.jobs import DecodedRow, Job
 from ft_host.generation.static import batches_of, run_batch
+from ft_host.generation.widths import Decoders
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ft_host.models.policy import Policy
     from ft_host.run import Run
 
 
 class DecodingLane:
-    """Requests for one model that are sampled in the same way, in one decoder.
+    """Requests for one model that are sampled in the same way, in one loop.
 
     What has arrived when rows begin to enter goes before what arrives later, the longest prompt first. A request that
     arrives while others are under way enters as soon as all that wait fit; when they don't, a few places must be free,
@@ -31,7 +34,7 @@ class DecodingLane:
     def __init__(self, sampling: Sampling):
         self.sampling = sampling
         self.waiting: dict[tuple[int, ...], Prompt] = {}
-        self.decoder: Decoder | None = None
+        self.decoders: Decoders | None = None
         self.entries = 0  # times that rows have begun to enter
         self.entering = False
         self.late = False  # whether a request has arrived after the first of them
@@ -39,7 +42,7 @@ class DecodingLane:
     @property
     def rows(self) -> list[DecodedRow]:
         """Those under way."""
-        return self.decoder.rows if self.decoder else []
+        return self.decoders.rows if self.decoders else []
 
     @property
     def jobs(self) -> list[Job]:
@@ -58,8 +61,8 @@ class DecodingLane:
                 del self.waiting[ids]
         for row in self.rows:
             row.ended = row.ended or row.job.index == key
-        if self.decoder:
-            self.decoder.leave()
+        if self.decoders:
+            self.decoders.leave()
 
     def forget_prompts(self) -> None:
         """Prefill again what was prefilled and still waits: with it comes the distribution of the first token."""
@@ -69,22 +72,22 @@ class DecodingLane:
     def work(self, run: Run, policy: Policy, size: int, until: float, ended: list[DecodedRow]) -> None:
         """Go on with at most `size` rows, a step at least and until that time; add rows to `ended` as they end."""
         model = policy.causal_lm
-        if self.decoder is None:
-            self.decoder = Decoder(model, self.sampling, 0)
-        decoder = self.decoder
-        decoder.model = model  # an auxiliary model may have been loaded anew
-        while self.waiting or decoder.rows:
+        if self.decoders is None:
+            self.decoders = Decoders(model, self.sampling, 0)
+        decoders = self.decoders
+        decoders.use(model)  # an auxiliary model may have been loaded anew
+        while self.waiting or decoders.rows:
             if self._enters(size):
-                self._enter(size, ended)
+                self._enter(model, decoders, size, ended)
             else:
                 if not self.waiting:
-                    decoder.size = len(decoder.rows)  # new buffers have no spare rows
-                decoder.advance()
-                ended += decoder.leave()
+                    decoders.close()
+                decoders.advance()
+                ended += decoders.leave()
             if time.perf_counter() >= until:
                 break
-        if not self.waiting and not decoder.rows:
-            self.decoder = None
+        if not self.waiting and not decoders.rows:
+            self.decoders = None
 
     def _enters(self, size: int) -> bool:
         """Whether rows enter next."""
@@ -97,20 +100,19 @@ class DecodingLane:
             self.entries += self.entering
         return self.entering
 
-    def _enter(self, size: int, ended: list[DecodedRow]) -> None:
+    def _enter(self, model: PreTrainedModel, decoders: Decoders, size: int, ended: list[DecodedRow]) -> None:
         """Let the first prompts enter, as many as are prefilled at a time."""
-        decoder = self.decoder
         order = deque(sorted(self.waiting.values(), key=lambda prompt: (prompt.arrived, -len(prompt.ids))))
-        decoder.places(min(size, len(decoder.rows) + len(self.jobs)), size)
+        decoders.places(min(size, len(decoders.rows) + len(self.jobs)), size)
         chosen = [order[0]]
         if order[0].states is None:
-            chosen = next_prompts(order, decoder.size - len(decoder.rows))
-            prefill(decoder.model, chosen)
+            chosen = next_prompts(order, decoders.free)
+            prefill(model, chosen)
         for prompt in chosen:
-            decoder.enter(prompt)
+            decoders.enter(prompt)
             if not prompt.jobs:
                 del self.waiting[tuple(prompt.ids)]
-            ended += decoder.leave()
+            ended += decoders.leave()
 
 
 class BatchLane:

@@ -54,6 +54,7 @@ class Ahead:
         default_factory=list
     )  # prompts set aside on all ranks, since the run began or went on
     handed: tuple[int, list[Unit]] = (-1, [])  # the last rollout, and the prompts of it
+    taken_at: float | None = None  # when the last one was taken, by a clock that doesn't go back
     number: int = -1  # of this rollout
     bottleneck: Bottleneck = field(init=False)
     mismatch: dict[str, Metric] = field(default_factory=dict)  # measured before this rollout, if it was
@@ -83,6 +84,10 @@ class Ahead:
         self.weights.refresh()
         post.begin()
         taken = self.next_ones(number)
+        now = time.monotonic()
+        if self.taken_at is not None:
+            post.ledger.adapt(post.waited, now - self.taken_at)
+        self.taken_at = now
         self.handed = (number, taken)
         run.add_time("rollout_wait", post.waited)
         if post.source is not None:

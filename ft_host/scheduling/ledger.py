@@ -10,6 +10,9 @@ tokens that would be too old for the rollout after the next one, and each rollou
 dropped for being late or long. A group without a signal, and a prompt that is set aside, count no more; others are
 drawn in their places.
 
+The bound is no target. A prompt that is done long before its turn has only grown old: with `adapts`, one rollout ahead
+of the trainer is begun at first, more once the trainer has waited, and fewer again when what is ready piles up.
+
 The ledger is made of events alone, so that it survives the process in which completions are made.
 """
 
@@ -20,6 +23,8 @@ from typing import Any
 
 from ft_host.scheduling.unit import READY, RUNNING, WAITING, Begun, Finished, Progress, Started, Unit
 
+WAITED = 0.05  # the share of a trainer's time that it may wait before more is begun ahead
+
 
 @dataclass(kw_only=True)
 class Ledger:
@@ -29,17 +34,32 @@ class Ledger:
     ahead: int
     updates: int
     in_order: bool = False
+    adapts: bool = False
+    depth: int = 0  # prompts that may begin now beyond those of a rollout, where it adapts
     units: dict[int, Unit] = field(default_factory=dict)  # by number, in that order
     next_number: int = 0
     taken: int = 0  # prompts of the rollout that is trained on
     left_out: list[Unit] = field(default_factory=list)  # without a signal, since the last rollout
     finished: int = 0  # since the last rollout, with a signal or without
 
+    def __post_init__(self) -> None:
+        self.depth = min(self.ahead, 1) * self.quota
+
     # ------------------------------------------------------------ in
+
+    def adapt(self, waited: float, seconds: float) -> None:
+        """After a rollout was taken: begin more ahead if the trainer has waited for a part of these `seconds`, fewer if
+        it hasn't and half of another rollout is ready."""
+        step = max(1, self.quota // 4)
+        if waited > WAITED * seconds:
+            self.depth = min(self.ahead * self.quota, self.depth + 2 * step)
+        elif 2 * self.count(READY) >= self.quota:
+            self.depth = max(min(self.ahead, 1) * self.quota, self.depth - step)
 
     def room(self) -> int:
         """How many more prompts may begin."""
-        return max(0, (self.ahead + 1) * self.quota - self.taken - len(self.units))
+        ahead = self.depth if self.adapts else self.ahead * self.quota
+        return max(0, self.quota + ahead - self.taken - len(self.units))
 
     def add(self, unit: Unit) -> None:
         self.units[unit.number] = unit

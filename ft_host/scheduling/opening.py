@@ -55,7 +55,8 @@ def rollouts_of(
     quota = len(range(run.rank, plan.prompts, run.world_size))
     if shared:
         quota = plan.prompts if run.rank == 0 else 0
-    ledger = Ledger(quota=quota, ahead=ahead, updates=plan.updates, in_order=config.rollout_order == "in_order")
+    in_order = config.rollout_order == "in_order"
+    ledger = Ledger(quota=quota, ahead=ahead, updates=plan.updates, in_order=in_order, adapts=shared)
     post = Post(run=run, ledger=ledger, failures=Failures(config), limit=config.rollout_timeout)
     weights = weights_of(session, run, post)
     run.around_sync = weights.updating
