@@ -33,7 +33,7 @@ MODES = {
     "overlap": {"rollouts": "overlap", "max_staleness": 4, "recompute_cache": False},
     "async": {"rollouts": "async", "max_staleness": 2},
 }
-OVERLAP, SHARE = 1.3, 0.9  # goals: overlap to sync without a slow reward, and async's share of the bound
+SHARE = 0.9  # goal: async's share of the bound
 
 
 def make_model(folder: Path) -> None:
@@ -102,7 +102,7 @@ def figures(lines: list[dict[str, Any]], reward: int) -> dict[str, float]:
     step = mean([line["perf/step_time"] for line in lines])
     bound = max(generate, train, score)
     found = {"s/step": step, "generate": generate, "score": score, "train": train, "bound": bound}
-    return found | {"share of the bound": bound / step, "tokens": mean(tokens)}
+    return found | {"tokens": mean(tokens)}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -133,17 +133,19 @@ def main(argv: list[str] | None = None) -> None:
 
 def table(seen: dict[str, list[dict[str, float]]]) -> str:
     """A line for each mode, medians with their range; beside sync, how many times faster, round by round."""
-    keys = ["s/step", "generate", "score", "train", "share of the bound"]
+    keys = ["s/step", "generate", "score", "train"]
     lines = [f"| | {' | '.join(keys)} | times sync |", "| --- " * (len(keys) + 2) + "|"]
     for mode, runs in seen.items():
         cells = [spread([each[key] for each in runs]) for key in keys]
         beside = [a["s/step"] / b["s/step"] for a, b in zip(seen.get("sync", []), runs, strict=False)]
         cells.append(spread(beside) if beside and mode != "sync" else "")
         lines.append(f"| {mode} | {' | '.join(cells)} |")
-    medians = {mode: statistics.median(each["share of the bound"] for each in runs) for mode, runs in seen.items()}
-    if "async" in medians:
-        verdict = "met" if medians["async"] >= SHARE else "missed"
-        lines.append(f"\nasync at least {SHARE} of the bound: {verdict} ({medians['async']:.2f}).")
+    if "sync" in seen:  # its parts were measured without the others beside them
+        bound = statistics.median(each["bound"] for each in seen["sync"])
+        if "async" in seen:
+            share = bound / statistics.median(each["s/step"] for each in seen["async"])
+            verdict = "met" if share >= SHARE else "missed"
+            lines.append(f"\nasync at least {SHARE} of the bound of sync's parts: {verdict} ({share:.2f}).")
     return "\n".join(lines)
 
 

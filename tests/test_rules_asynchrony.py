@@ -18,6 +18,7 @@ HEALTHY = {
     "rollouts__on_time_length": 100.0,
     "rollouts__mismatch_mean": 0.012,
     "rollouts__mismatch_max": 0.2,
+    "rollouts__logp_difference": 0.01,
     "rollouts__set_aside": 0,
     "rollouts__failed_engine": 0,
     "rollouts__server_0__tokens_per_second": 900.0,
@@ -57,6 +58,11 @@ CASES = {
     "ASY010": told(rollouts__failed_engine=3),
     "ASY011": told(facts=ENDED | {"watch/failed": "rollouts", "watch/failed_place": "rollout_timeout"}),
 }
+
+
+@pytest.mark.parametrize(("apart", "found"), [(0.03, False), (0.06, True)])
+def test_small_differences_of_all_tokens_are_found_where_the_effective_sample_size_of_tokens_is_high(apart, found):
+    assert ("ASY001" in codes(RULES, told(rollouts__ess=0.92, rollouts__logp_difference=apart), GRPOConfig)) is found
 
 
 def test_each_rule_has_a_case():

@@ -12,6 +12,7 @@ FIELDS = ("rollouts",)
 ESS, STALENESS, MISMATCH = "rollouts/ess", "rollouts/staleness_mean", "rollouts/mismatch_mean"
 WAIT, IDLE, STEP = "perf/rollout_wait_time", "perf/rollout_idle_share", "perf/step_time"
 SCORING = "perf/rollout_scoring_share"
+DRIFT, FAR = "rollouts/logp_difference", 0.05  # nats a token: see ASY001
 
 
 def updates(view: View) -> int:
@@ -115,7 +116,7 @@ def for_starved_rollouts(view: View) -> list[Remedy]:
 def collapsed(view: View) -> bool:
     # Another prompt or a cut distribution samples something else than the policy, at any age: ENG003 says so.
     elsewhere = bool(vars(view.config).get("generate_from_teacher")) or bool(bounded(view))
-    return not elsewhere and not view[ESS] >= 0.3
+    return not elsewhere and (not view[ESS] >= 0.3 or not view[DRIFT] <= FAR)
 
 
 def mismatched(view: View) -> bool:
@@ -130,23 +131,32 @@ RULES = [
         title="Samples are too far from the policy",
         stage="train",
         fields=FIELDS,
-        needs=(ESS,),
+        needs=(ESS, DRIFT),
         test=collapsed,
         severe=lambda view: not view.mean(ESS) >= 0.1,
         least=5,
         message=lambda view: (
-            f"The effective sample size of tokens was below 30 % {view.often}, {percent(view.mean(ESS))} on average:"
-            f" the policy has moved on from what sampled them ({short(view.mean(STALENESS))} updates ago on average)."
+            f"The policy has moved on from what sampled its tokens, {short(view.mean(STALENESS))} updates ago on"
+            f" average: its log-probs differ from the sampler's by {short(view.mean(DRIFT))} nats a token, and the"
+            f" effective sample size of tokens is {percent(view.mean(ESS))} (means; too far apart {view.often})."
         ),
         remedies=lambda view: [*fresher(view), *corrected(view), lower_rate(view)],
         follows_from=("ASY007", "ENG004", "PRB003"),
-        when="rollouts/ess is below 0.3 in 30 % of the last 50 rollouts; below 0.1 on average: an error.",
+        when=(
+            "rollouts/ess is below 0.3, or rollouts/logp_difference above 0.05 nats a token, in 30 % of the last 50"
+            " rollouts; rollouts/ess below 0.1 on average: an error."
+        ),
         why=(
             "The ratios of the policy's probabilities to the sampler's are so unequal that a few tokens outweigh all"
-            " others. Updates are too large for their age; what is learnt is noise, and a collapse often follows."
+            " others. Updates are too large for their age; what is learnt is noise, and a collapse often follows. Small"
+            " differences of single tokens add up over a completion: at 0.05 nats a token, one of 40 tokens has a ratio"
+            " of up to seven, while the effective sample size of tokens is still near 1."
         ),
         remedy="A smaller max_staleness, a correction for the sampler's probabilities, a lower learning rate.",
-        source="verl rollout correction (0.3); VCPO: collapse is preceded by a low effective sample size",
+        source=(
+            "verl rollout correction (0.3); VCPO: collapse is preceded by a low effective sample size; 0.05 nats: runs"
+            " of the built-in task that unlearnt had 0.06 in half of their steps, the others at most 0.03 in nine of ten"
+        ),
     ),
     Rule(
         code="ASY002",
@@ -182,8 +192,8 @@ RULES = [
         share=0.5,
         least=5,
         message=lambda view: (
-            f"The engine has nothing to do {percent(view.mean(IDLE) - view.mean(SCORING))} of the time: max_staleness"
-            f" {bound(view)} lets no more prompts begin"
+            f"The engine has nothing to do {percent(view.mean(IDLE) - view.mean(SCORING))} of the time: no more is"
+            f" begun ahead of the trainer than it needs, and than max_staleness {bound(view)} allows"
             + (f", while the trainer waits {percent(waits(view))} of its time." if waits(view) > 0.1 else ".")
             + expected(view)
         ),
@@ -193,8 +203,8 @@ RULES = [
             " the time, in half of the last 50 rollouts."
         ),
         why=(
-            "All prompts that may begin within the bound are done. Where the trainer waits as well, the bound is too"
-            " small for what takes long; where it doesn't, training is the slower side."
+            "All prompts that were begun are done, and no more is begun than the trainer needs. Where the trainer waits"
+            " as well, the bound is too small for what takes long; where it doesn't, training is the slower side."
         ),
         remedy="A larger max_staleness if both sides wait; else move devices to the trainer.",
         source="TRL's backpressure metric; own judgement of the share",
