@@ -155,7 +155,7 @@ RULES = [
         remedy="A smaller max_staleness, a correction for the sampler's probabilities, a lower learning rate.",
         source=(
             "verl rollout correction (0.3); VCPO: collapse is preceded by a low effective sample size; 0.05 nats: runs"
-            " of the built-in task that unlearnt had 0.06 in half of their steps, the others at most 0.03 in nine of ten"
+            " of the built-in task that unlearnt had 0.06 in half of their steps, others 0.03 at most in 90 %"
         ),
     ),
     Rule(
