@@ -58,3 +58,20 @@ def test_experts_that_are_dead_from_the_start_are_found():
 def test_of_rollouts_the_share_of_the_balance_says_nothing():
     facts = {"plan/reward_metric": "reward"}
     assert codes(RULES, told(facts, moe__aux_share=0.9, loss=1e-4, reward=0.5)) == set()
+
+
+@pytest.mark.parametrize(("own", "to"), [(0.001, 0.01), (0.01, 0.1), (0.0, 0.01), (0.02, 0.1)])
+def test_the_remedy_starts_from_the_models_own_weight_of_the_balance(own, to):
+    """0.01 where the model has 0.01 already would be no remedy."""
+    facts = FACTS | {"model/router_aux_loss_coef": own}
+    run = told(facts, moe__max_violation=lambda step: min(0.7 + 0.1 * step, 5))
+    (finding,) = findings(RULES, run)
+    (remedy,) = finding.remedies
+    assert remedy.patch == {"router_aux_loss_coef": to}
+    assert f"from {own:g}, the model's own value, to {to:g}" in remedy.why
+
+
+def test_where_balance_is_asked_for_strongly_by_the_model_itself_no_number_is_raised():
+    facts = FACTS | {"model/router_aux_loss_coef": 0.1}
+    (finding,) = findings(RULES, told(facts, moe__max_violation=lambda step: min(0.7 + 0.1 * step, 5)))
+    assert not finding.remedies[0].patch

@@ -205,4 +205,5 @@ def model_facts(run: Run) -> dict[str, Any]:
     if run.policy.counts_routing:
         experts, chosen = run.policy.experts
         facts |= {"model/experts": experts, "model/experts_per_token": chosen}
+        facts["model/router_aux_loss_coef"] = run.policy.router_aux_loss_coef  # the model's own, where none is set
     return facts

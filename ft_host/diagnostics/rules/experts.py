@@ -6,18 +6,26 @@ What a pretrained model brings is not held against it: on narrow data some of it
 from __future__ import annotations
 
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.view import View, percent, short
+from ft_host.diagnostics.view import View, percent, rounded, short
+
+
+def coefficient(view: View) -> tuple[float, str]:
+    """Return the weight of the load-balancing loss, the model's own where none is set, and how to say it."""
+    now = view.config.router_aux_loss_coef
+    if now is not None:
+        return now, short(now)
+    own = view.get("model/router_aux_loss_coef", 0.0)
+    return own, f"{short(own)}, the model's own value,"
 
 
 def balance_more(view: View) -> list[Remedy]:
-    now = view.config.router_aux_loss_coef
-    new = 0.01 if now is None or now < 1e-3 else 10 * now
-    if now is not None and now >= 0.1:
+    now, said = coefficient(view)
+    if now >= 0.1:
         return [Remedy(why="Lower learning_rate, or freeze the routers: balance is asked for strongly already")]
-    was = "the model's own value" if now is None else short(now)
+    new = 0.01 if now < 1e-3 else min(0.1, rounded(10 * now))
     return [
         Remedy(
-            why=f"Raise router_aux_loss_coef from {was} to {short(new)}",
+            why=f"Raise router_aux_loss_coef from {said} to {short(new)}",
             patch={"router_aux_loss_coef": new},
             again=True,
             expected="loads that even out within tens of steps",
@@ -51,10 +59,9 @@ def aux_dominates(view: View) -> bool | None:
 
 
 def weaken(view: View) -> list[Remedy]:
-    now = view.config.router_aux_loss_coef
-    new = 1e-3 if now is None or now > 1e-3 else 0.0
-    was = "the model's own value" if now is None else short(now)
-    return [Remedy(why=f"Lower router_aux_loss_coef from {was} to {short(new)}", patch={"router_aux_loss_coef": new})]
+    now, said = coefficient(view)
+    new = 1e-3 if now > 1e-3 else 0.0
+    return [Remedy(why=f"Lower router_aux_loss_coef from {said} to {short(new)}", patch={"router_aux_loss_coef": new})]
 
 
 RULES = [
