@@ -226,7 +226,8 @@ def test_a_run_of_a_host_without_diagnostics_can_be_diagnosed(tmp_path, capsys):
     found = diagnose(make_run(tmp_path / "old", steps=40))
     assert "ft-host was 0.1.0 in the run" in found.notes[-1]
     assert "NUM001" in found.skipped
-    text = called("diagnose", str(tmp_path / "old"), capsys=capsys)[1]
+    assert "no answer" not in called("diagnose", str(tmp_path / "old"), capsys=capsys)[1]
+    text = called("diagnose", str(tmp_path / "old"), "--all", capsys=capsys)[1]
     assert "rules gave no answer" in text and "watch/not_finite was not produced" in text
 
 
@@ -236,6 +237,7 @@ def test_a_run_of_a_host_without_diagnostics_can_be_diagnosed(tmp_path, capsys):
         (("nowhere",), "nowhere: no such folder"),
         (("RUN", "--select", "NUM011"), "--select: no rule has the code or the prefix 'NUM011'; did you mean NUM001?"),
         (("RUN", "--format", "xml"), "invalid choice: 'xml'"),
+        (("RUN", "--format", "json", "--all"), "--all: is for text"),
         (("RUN", "--output", "no/such/folder/file"), "no/such/folder/file: could not be written"),
     ],
 )

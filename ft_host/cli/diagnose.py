@@ -14,7 +14,7 @@ from ft_host.errors import FtHostError, StoppedByFinding
 from ft_host.util.console import show
 
 HELP = "Apply the rules of a run to its folder, and print findings, causes and remedies."
-FORMATS = {"text": as_text, "json": as_json, "sarif": as_sarif}
+FORMATS = {"json": as_json, "sarif": as_sarif}
 
 
 def run(argv: list[str]) -> int:
@@ -25,7 +25,8 @@ def run(argv: list[str]) -> int:
         epilog="Exit code: 5 if --fail-on applies, 2 for wrong use, otherwise 0.",
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="default: text")
+    parser.add_argument("--format", choices=("text", *FORMATS), default="text", help="default: text")
+    parser.add_argument("--all", action="store_true", help="with text, say of each rule without an answer why")
     parser.add_argument(
         "--select",
         metavar="CODES",
@@ -38,8 +39,11 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--output", metavar="FILE", type=Path, help="output file (default: the terminal)")
     arguments = parser.parse_args(argv)
+    if arguments.all and arguments.format != "text":
+        parser.error(f"--all: is for text; {arguments.format} has all rules without an answer as it is")
     diagnosis = diagnose(arguments.run, arguments.select, arguments.ignore)
-    text = FORMATS[arguments.format](diagnosis)
+    chosen = FORMATS.get(arguments.format)
+    text = chosen(diagnosis) if chosen else as_text(diagnosis, arguments.all)
     if arguments.output is None:
         show(text, end="")
     else:

@@ -30,15 +30,16 @@ def as_json(diagnosis: Diagnosis) -> str:
     return json_text(fmt.plain(content), indent=2) + "\n"
 
 
-def as_text(diagnosis: Diagnosis) -> str:
+def as_text(diagnosis: Diagnosis, every: bool = False) -> str:
+    """Return what was found; with `every` also which rules had nothing to go by, and why."""
     record = diagnosis.record
     shown = [f"{record.folder}: {record.method}, {record.status} after {record.steps:,} steps, {_counted(diagnosis)}"]
     shown += [_finding(finding, finding["fingerprint"] in diagnosis.recorded) for finding in diagnosis.findings]
-    if diagnosis.skipped:
+    shown += [_wrapped(f"Note: {note}", "") for note in diagnosis.notes]
+    if every and diagnosis.skipped:
         rows = [[code, why] for code, why in diagnosis.skipped.items()]
         table = textwrap.indent(fmt.table(["CODE", "WHY"], rows), "  ")
         shown.append(f"{len(rows)} of {len(diagnosis.rules)} rules gave no answer:\n{table}")
-    shown += [_wrapped(f"Note: {note}", "") for note in diagnosis.notes]
     return "\n\n".join(shown) + "\n"
 
 
