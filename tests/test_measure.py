@@ -53,6 +53,17 @@ def test_cut_rows_copies_and_leaks_are_counted(config, tmp_path):
     assert {"DATA005", "DATA007"} <= codes
 
 
+def test_completions_that_are_only_an_end_token_are_counted(config, tmp_path):
+    """A lone end token is a supervised row all the same."""
+    rows = [
+        {"prompt": f"what is {n}?", "completion": ["", "  ", f" it is {n}"][n % 3 if n < 12 else 2]} for n in range(40)
+    ]
+    finished = train(dataclasses.replace(config, max_steps=1, dataset=write(tmp_path / "rows.jsonl", rows)))
+    found = facts_of(finished)
+    assert found["data/unsupervised_rows"] == 0 and found["data/empty_completions"] == 8 / 40
+    assert "DATA014" in {each["code"] for each in finished.findings}
+
+
 def measured(config, method, rows):
     """Facts about `rows`, prepared and collated by a method."""
     import importlib

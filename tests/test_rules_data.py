@@ -25,6 +25,7 @@ HEALTHY = {
     "data/truncated_tokens": 0.0,
     "data/unknown_tokens": 0.0,
     "data/eos_rows": 1.0,
+    "data/empty_completions": 0.0,
     "data/double_bos_rows": 0.0,
     "data/prompt_mismatch_rows": 0.0,
     "data/duplicate_rows": 0.0,
@@ -72,6 +73,7 @@ CASES = {
         Told(config={"packing": True}, facts=HEALTHY),
     ),
     "DATA012": (Told(facts=facts(unknown_tokens=0.4)), Told(facts=facts(unknown_tokens=0.001))),
+    "DATA014": (Told(facts=facts(empty_completions=0.1)), Told(facts=facts(empty_completions=0.01))),
     "DATA013": (Told(facts=facts(**{"left_out/thoughts": 0.4})), Told(facts=HEALTHY)),
 }
 

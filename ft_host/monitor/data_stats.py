@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 256  # raw rows to prepare
 CHARACTERS = 1_000_000  # of raw rows, after which no more are prepared: a limit of time would depend on the machine
+FEW = 9  # tokens: a text with as many is no white space, and is not decoded to see
 # End-of-turn tokens of common templates. Generation stops at them only where the tokenizer or the model says so.
 ENDS = (
     "<|im_end|>",
@@ -68,6 +69,7 @@ class _Seen:
     supervised: int = 0
     without_targets: int = 0
     ends: list[bool] = field(default_factory=list)
+    empty: list[bool] = field(default_factory=list)
     other_ends: Counter[int] = field(default_factory=Counter)  # marks at the end that generation doesn't stop at
     double_bos: list[bool] = field(default_factory=list)
     unknown: int = 0
@@ -164,6 +166,7 @@ def _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends) -> None:
             seen.double_bos.append(any(text.ids[:2] == [bos, bos] for text in texts))
         if not cut:
             seen.ends += _ends(texts, ends)
+            seen.empty += _empty(texts, tokenizer)
             for mark in end_marks(tokenizer) - ends:
                 seen.other_ends[mark] += sum(_ends(texts, {mark}))
         if "chosen_ids" in row:
@@ -192,6 +195,17 @@ def _ends(texts: list[Text], ends: set[int]) -> list[bool]:
     break after it. Tokens that texts share aren't the end of a text; a prompt may be supervised too."""
     last = [[ids for ids, at in zip(text.ids, text.supervised, strict=True) if at][-3:] for text in texts]
     return [bool(ends.intersection(ids)) for ids, text in zip(last, texts, strict=True) if any(text.own)]
+
+
+def _empty(texts: list[Text], tokenizer: Any) -> list[bool]:
+    """Return for each text with targets of its own whether they are no more than special tokens and white space."""
+    special = set(tokenizer.all_special_ids) | end_marks(tokenizer)
+    learnt = [
+        [token for token, at in zip(text.ids, text.supervised, strict=True) if at and token not in special]
+        for text in texts
+        if any(text.own)
+    ]
+    return [len(ids) < FEW and not tokenizer.decode(ids).strip() for ids in learnt]
 
 
 def _unknown(ids: Any, tokenizer: Any) -> int:
@@ -238,6 +252,7 @@ def _facts(seen: _Seen, rows: int | None, tokenizer: Any, config: RunConfig) -> 
             facts["data/unknown_tokens"] = seen.unknown / max(sum(seen.texts) or seen.tokens, 1)
     shares = {
         "eos_rows": seen.ends,
+        "empty_completions": seen.empty,
         "double_bos_rows": seen.double_bos,
         "prompt_mismatch_rows": seen.mismatched,
         "identical_pairs": seen.identical,

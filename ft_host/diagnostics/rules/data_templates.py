@@ -1,12 +1,15 @@
-"""What a chat template leaves out of rows that are trained on all the same: `ft_host.data.omissions` counts it.
+"""What a person would see who reads what is learnt: completions without a word, and what a chat template leaves out of
+rows that are trained on all the same (`ft_host.data.omissions` counts it).
 
-A row without a content or a call of a tool is refused. Imports no torch.
+A row of which a template leaves out a content or a call of a tool is refused. Imports no torch.
 """
 
 from __future__ import annotations
 
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.view import View, percent
+from ft_host.diagnostics.view import View, percent, short
+
+EMPTY = 0.02  # the share of completions that may be empty unsaid
 
 # By kind: what is left out, and what to do.
 LEFT_OUT = {
@@ -59,5 +62,27 @@ RULES = [
         ),
         remedy="Use a template that shows it, write it into the contents, or take it out of the rows.",
         source="own judgement",
-    )
+    ),
+    Rule(
+        code="DATA014",
+        title="Completions are empty",
+        stage="before",
+        needs=("data/empty_completions", "data/measured"),
+        test=lambda view: view["data/empty_completions"] > EMPTY,
+        severe=lambda view: view["data/empty_completions"] > 0.5,
+        message=lambda view: (
+            f"Of {percent(view['data/empty_completions'])} of the completions ({short(view['data/measured'])} rows were"
+            " looked at) no more than an end token and white space is learnt: the model learns to say nothing."
+        ),
+        remedies=lambda view: [
+            Remedy(why="Leave out the rows whose completion is empty, or find out what emptied them; `ft-host data`")
+        ],
+        when="Over 2 % of the texts that are whole have no supervised token beside special ones and white space.",
+        why=(
+            "An empty answer is the easiest one to learn: a share of them makes the model end at once for every prompt"
+            " that it is unsure of. They come from failed exports, filters that empty a field, and columns mixed up."
+        ),
+        remedy="Leave such rows out; look for the step that emptied them.",
+        source="own judgement",
+    ),
 ]
