@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # So many columns, of all rows together, take as long in attention as a second pass of the model takes over a token. On
-# CPU measured with a model of 9 M parameters (2,700); where both grow with the layers, the ratio stays. On others
-# all rows stay together: there a pass is bound by its launches.
+# CPU measured with a model of 9 M parameters (2,700); where both grow with the layers, the ratio stays. On other
+# devices all rows stay together: there a pass is bound by its launches.
 SPLIT = {"cpu": 4096}
 
 
@@ -66,12 +66,11 @@ class Decoders:
                 decoder.advance()
 
     def _part(self, split: int) -> None:
+        """Let all rows go on together where one pass is cheaper, else the longest ones apart where two are."""
         short, long = self.short, self.long
         lengths = [columns_of(row) for row in short.rows]
         longest = max(map(columns_of, long.rows), default=0)
-        if (
-            longest and lengths and len(lengths) * (longest - max(lengths, default=0)) < split // 2
-        ):  # one pass is cheaper
+        if longest and lengths and len(lengths) * (longest - max(lengths)) < split // 2:
             short.adopt(long, list(range(len(long.rows))))
         elif lengths:
             order = sorted(range(len(lengths)), key=lambda index: -lengths[index])

@@ -95,11 +95,12 @@ def data_facts(
     A row that can't be read or used ends the sample: it is refused, with its place, when its turn comes.
     """
     seen, left = _Seen(), CHARACTERS
-    ends = ends_of_run(config, tokenizer)
+    ends, marks = ends_of_run(config, tokenizer), end_marks(tokenizer)
+    special = marks | set(tokenizer.all_special_ids)
     for raw in sample_of(source, SAMPLE):
         try:
             with noting() as kinds:
-                _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends)
+                _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends, marks, special)
             seen.left_out.update(kinds)
         except (DataError, HookError, RecursionError):
             break
@@ -118,7 +119,7 @@ def end_marks(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {vocabulary[name] for name in ENDS if name in vocabulary}
 
 
-def _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends) -> None:
+def _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends, marks, special) -> None:
     seen.raw += 1
     if raw.get("chosen") is not None and raw.get("rejected") is not None:
         seen.identical.append(raw["chosen"] == raw["rejected"])
@@ -166,8 +167,8 @@ def _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends) -> None:
             seen.double_bos.append(any(text.ids[:2] == [bos, bos] for text in texts))
         if not cut:
             seen.ends += _ends(texts, ends)
-            seen.empty += _empty(texts, tokenizer)
-            for mark in end_marks(tokenizer) - ends:
+            seen.empty += _empty(texts, special, tokenizer)
+            for mark in marks - ends:
                 seen.other_ends[mark] += sum(_ends(texts, {mark}))
         if "chosen_ids" in row:
             seen.chosen.append(len(row["chosen_ids"]))
@@ -197,9 +198,8 @@ def _ends(texts: list[Text], ends: set[int]) -> list[bool]:
     return [bool(ends.intersection(ids)) for ids, text in zip(last, texts, strict=True) if any(text.own)]
 
 
-def _empty(texts: list[Text], tokenizer: Any) -> list[bool]:
+def _empty(texts: list[Text], special: set[int], tokenizer: Any) -> list[bool]:
     """Return for each text with targets of its own whether they are no more than special tokens and white space."""
-    special = set(tokenizer.all_special_ids) | end_marks(tokenizer)
     learnt = [
         [token for token, at in zip(text.ids, text.supervised, strict=True) if at and token not in special]
         for text in texts

@@ -18,8 +18,8 @@ MEASURED = 1.0  # seconds between two measurements
 
 class Local:
     """`make_producer(emit)` returns the producer. `holds`: whether the engine's weights are the trainer's own, so that
-    nothing may be sampled, and no keys and values be held, while it trains. `limit`: seconds that
-    `generate` waits for a token."""
+    nothing may be sampled while it trains; keys and values are held meanwhile with `recompute_cache: false` alone.
+    `limit`: seconds that `generate` waits for a token."""
 
     def __init__(self, make_producer: Callable[[Callable[[Event], None]], Producer], *, holds: bool, limit: float):
         self.told: deque[Event] = deque()
