@@ -218,13 +218,12 @@ class Engine:
 
     def _make(self, watched: Watched) -> Finding:
         rule, view = watched.rule, self.view
-        severe = rule.severe is not None and rule.severe(view)
         bad = [index for index, answer in enumerate(watched.answers) if answer]
         ago = len(watched.answers) - 1 - (bad[0] if bad else 0)
         return Finding(
             code=rule.code,
             title=rule.title,
-            severity="error" if severe else rule.severity,
+            severity=rule.severity_of(view),
             stage=rule.stage,
             message=rule.message(view),
             why=rule.why,
@@ -252,7 +251,7 @@ class Engine:
             finding.state, finding.step = "cleared", view.step
             watched.cleared_at = view.step
             return [finding]
-        severity = "error" if rule.severe is not None and rule.severe(view) else rule.severity
+        severity = rule.severity_of(view)
         if SEVERITIES.index(severity) > SEVERITIES.index(finding.severity):
             updated = self._make(watched)
             updated.first_step, updated.count, updated.opened = finding.first_step, finding.count, finding.opened

@@ -54,7 +54,8 @@ def family_page(rules: list[tuple[Rule, str]], others: list[Rule]) -> str:
 
 
 def severity(rule: Rule) -> str:
-    return rule.severity.capitalize() + ("" if rule.severe is None else ", error where it is grave")
+    said = rule.severity.capitalize() + ("" if rule.notable is None else ", warning where it is more than that")
+    return said + ("" if rule.severe is None else ", error where it is grave")
 
 
 def _texts(rule: Rule) -> list[tuple[str, str]]:

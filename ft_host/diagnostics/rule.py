@@ -72,6 +72,7 @@ class Rule:
     remedies: Callable[[View], list[Remedy]] = no_remedies  # best first
     severity: str = "warning"
     severe: Callable[[View], bool] | None = None  # where True, a warning is an error
+    notable: Callable[[View], bool] | None = None  # where True, an info is a warning
     fields: tuple[str, ...] = ()
     window: int = 50
     share: float = 0.3
@@ -99,6 +100,14 @@ class Rule:
         problems += [f"{name} is empty" for name in ("when", "why", "remedy", "source") if not getattr(self, name)]
         if problems:
             raise ValueError(f"rule {self.code}: {'; '.join(problems)}")
+
+    def severity_of(self, view: View) -> str:
+        """The severity of a finding in this state of the run."""
+        if self.severe is not None and self.severe(view):
+            return "error"
+        if self.notable is not None and self.notable(view):
+            return "warning"
+        return self.severity
 
     @property
     def page(self) -> str:
