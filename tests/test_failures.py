@@ -10,7 +10,7 @@ import pytest
 from ft_host.config.scheduling_fields import RETRIES
 from ft_host.errors import DataError, FtHostError
 from ft_host.scheduling.failures import Failures, News, SetAside, of_ranks, said
-from ft_host.scheduling.unit import Failed, Unit
+from ft_host.scheduling.unit import Begun, Failed, Unit
 
 
 def failures(retries=None, **fields):
@@ -48,6 +48,19 @@ def test_retries_are_those_of_the_config_and_pauses_have_a_bound(monkeypatch):
     assert ours.take(failed(2, "timeout"), unit(2)) == "set aside"
     pauses = [one.times["again"] for _ in range(9) if ours.take(failed(1, "engine"), one) == "retry"]
     assert pauses == [1, 2, 4, 8, 10, 10, 10, 10, 10]
+
+
+def test_the_deaths_of_an_engine_do_not_count_against_a_prompt_that_gets_further_between_them():
+    """A long prompt is under way at each death of a process that others end; one that ends it gets no further."""
+    ours, long, cause = failures({"engine": 2}), unit(1), unit(2)
+    long.begun["0"] = Begun()
+    answers = []
+    for _ in range(3):
+        long.begun["0"].token_ids.append(5)
+        assert ours.take(failed(1, "engine"), long) == "retry"
+        answers.append(ours.take(failed(2, "engine"), cause))
+    assert answers == ["retry", "retry", "set aside"] and long.tries == {"engine": 1}
+    assert [ours.take(failed(1, "engine"), long) for _ in range(2)] == ["retry", "set aside"]
 
 
 def test_what_trying_again_cannot_mend_is_raised_as_it_is():

@@ -64,6 +64,11 @@ class Failures:
             raise failed.error
         self.failed[cause] += 1
         self.last[cause] = text
+        if cause == "engine":
+            # What ends a process fails all prompts that it had under way: one that has got further since isn't its cause.
+            if unit.tokens > unit.reached:
+                unit.tries.pop(cause, None)
+            unit.reached = unit.tokens
         tries = unit.tries[cause] = unit.tries.get(cause, 0) + 1
         if tries <= self.config.retries[cause]:
             pause = min(2.0 ** (tries - 1), LONGEST, self.config.rollout_timeout / 4)

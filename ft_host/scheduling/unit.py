@@ -64,6 +64,7 @@ class Unit:
     state: str = WAITING
     begun: dict[str, Begun] = field(default_factory=dict)  # its requests, by a key that a second attempt has too
     tries: dict[str, int] = field(default_factory=dict)  # failures by cause
+    reached: int = 0  # tokens that it had when an engine failed it last
     made: Made | None = None
     times: dict[str, float] = field(default_factory=dict)  # seconds since the epoch: drawn, started, ready
 
@@ -72,6 +73,10 @@ class Unit:
         """The version of the oldest token that it has; None where it has none."""
         # A request's versions only rise, and this is asked at each look at the ledger.
         return min((begun.versions[0] for begun in self.begun.values() if begun.versions), default=None)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(begun.token_ids) for begun in self.begun.values())
 
     def told(self) -> dict[str, Any]:
         """Return what is recorded of it beside its rows: how it went, and the weights of the tokens of each request, as

@@ -131,10 +131,9 @@ def told(unit: Unit) -> str:
     if unit.state != RUNNING:
         return f"prompt {unit.number} waits for its turn"
     open_ones = [begun for begun in unit.begun.values() if begun.finish_reason is None]
-    tokens = sum(len(begun.token_ids) for begun in unit.begun.values())
     if open_ones or not unit.begun:
-        return f"prompt {unit.number} is being completed ({tokens} tokens so far)"
-    return f"prompt {unit.number} has {tokens} tokens, and its rewards or tools haven't answered"
+        return f"prompt {unit.number} is being completed ({unit.tokens} tokens so far)"
+    return f"prompt {unit.number} has {unit.tokens} tokens, and its rewards or tools haven't answered"
 
 
 def _said(post: Post, event: Said) -> None:
