@@ -8,7 +8,7 @@ import random
 import pytest
 
 from ft_host.config import RolloutConfig
-from ft_host.config.rollout import declared_facts
+from ft_host.config.declared import declared_facts
 from ft_host.diagnostics.rules import held_out, losses, numbers, optimisation
 from ft_host.testing.rules import Told, codes, evals, findings, in_order, steps
 

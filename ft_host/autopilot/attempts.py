@@ -249,7 +249,8 @@ class Autopilot:
             self.best = finished[-1].number
             return
         self.metric = next(iter(measured[-1].metrics))
-        way = fmt.better(self.metric)
+        record = self.record(measured[-1])
+        way = record.better(self.metric) if record is not None else fmt.better(self.metric)
         candidates = [attempt for attempt in measured if self.metric in attempt.metrics]
         self.best = max(candidates, key=lambda attempt: (way * attempt.metrics[self.metric], attempt.number)).number
 

@@ -57,8 +57,8 @@ def _entry(path: Path) -> dict[str, Any]:
 def _told(record: RunRecord) -> dict[str, Any]:
     evals = {}
     for name, series in record.evals.items():
-        if fmt.better(name):
-            best = series.best(fmt.better(name))
+        if record.better(name):
+            best = series.best(record.better(name))
             evals[name] = {
                 "first": series.first,
                 "last": series.last,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ft_host.config.options import option
 
@@ -11,6 +11,10 @@ from ft_host.config.options import option
 @dataclass(kw_only=True)
 class DiagnosticsFields:
     """A part of `RunConfig`."""
+
+    # Which way a metric is better where its name doesn't say, or says it wrongly: "lower", "higher" or "neither". Names
+    # are without eval_. Reports, `ft-host runs`, `ft-host compare` and the autopilot go by it.
+    metric_directions: ClassVar[dict[str, str]] = {}
 
     diagnostics: list[str] = option(
         [],

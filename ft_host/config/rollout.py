@@ -284,13 +284,3 @@ class RolloutConfig(SchedulingFields, RunConfig):
         if not isinstance(plan, RolloutPlan):
             raise PluginBroken(f"{where}: rollout_plan gave {plan!r}; expected a RolloutPlan(prompts=..., ...)")
         return plan
-
-
-def declared_facts(config_class: type[RunConfig]) -> dict[str, str]:
-    """Return what a method's config class says of its metrics, as facts of a run. Empty for methods without
-    rollouts.
-    """
-    if not issubclass(config_class, RolloutConfig):
-        return {}
-    facts = {"plan/reward_metric": config_class.reward_metric, "plan/no_signal_metric": config_class.no_signal_metric}
-    return {name: value for name, value in facts.items() if value is not None}

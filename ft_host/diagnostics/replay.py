@@ -10,7 +10,7 @@ from typing import Any
 
 from ft_host import registry
 from ft_host.config import RunConfig
-from ft_host.config.rollout import declared_facts
+from ft_host.config.declared import declared_facts
 from ft_host.diagnostics.collect import HOST, Owned, check_chosen, not_about, own_diagnostics, rules_of, selected
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.rule import SEVERITIES, chosen, is_fact

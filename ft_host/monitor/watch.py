@@ -7,7 +7,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ft_host.config.rollout import declared_facts
+from ft_host.config.declared import declared_facts
 from ft_host.diagnostics.collect import Owned, all_rules, check_codes, not_about, selected
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.finding import Finding, at_least

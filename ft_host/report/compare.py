@@ -205,7 +205,8 @@ def comparison_page(records: list[RunRecord]) -> str:
     rows = []
     for metric in metric_order(records):
         values = [side.get(metric) for side in final]
-        way = fmt.better(metric)
+        ways = {record.better(metric) for record, side in zip(records, final, strict=True) if metric in side}
+        way = ways.pop() if len(ways) == 1 else 0  # methods may mean different things by a name
         finite = [value for value in values if value is not None and math.isfinite(value)]
         top = max(finite, key=lambda value, way=way: way * value) if way and len(set(finite)) > 1 else None
         rows.append(

@@ -51,11 +51,11 @@ MANY = 12  # with more curves than these, those that FIRST doesn't name are fold
 
 
 def headline_metrics(record: RunRecord) -> list[str]:
-    """Return evaluation metrics whose direction the name tells, the most important first.
+    """Return evaluation metrics whose direction is known, the most important first.
 
     A reward function's own mean is left out where it is the whole reward.
     """
-    names = [name for name in record.evals if fmt.better(name)]
+    names = [name for name in record.evals if record.better(name)]
     order = {"eval_reward": 0, "eval_loss": 2, "eval_mean_token_accuracy": 3}
     names.sort(key=lambda name: order.get(name, 1))
     whole = record.evals.get("eval_reward")
@@ -86,10 +86,10 @@ def tiles(record: RunRecord) -> Markup | None:
         if len(series) < 2:
             blocks.append(_tile(heading, None, series.last, f"evaluated once, at step {series.steps[0]:,.0f}", ""))
             continue
-        gain = (series.last - series.first) * fmt.better(name)
+        gain = (series.last - series.first) * record.better(name)
         verdict = ".up" if gain > 0 else "" if gain == 0 else ".down"  # NaN is no improvement
         more = fmt.change(series.first, series.last)
-        best = series.best(fmt.better(name))
+        best = series.best(record.better(name))
         if best and best[1] != series.last:
             more = f"{more} · best {fmt.number(best[1])} at step {best[0]:,.0f}".removeprefix(" · ")
         blocks.append(_tile(heading, series.first, series.last, more, verdict))
@@ -99,7 +99,7 @@ def tiles(record: RunRecord) -> Markup | None:
         heading = f"Training {fmt.title(main)[0].lower()}"
         point = "rollout" if main == "reward" else "step"  # the reward is logged with a rollout's first step
         after, last = series.recent(), min(10, len(series))
-        gain = (after - series.first) * fmt.better(main) if main != "loss" else 0
+        gain = (after - series.first) * record.better(main) if main != "loss" else 0
         verdict = ".up" if gain > 0 else ".down" if gain < 0 else ""
         if len(series) == 1:
             blocks.append(_tile(heading, None, series.last, f"one {point}", ""))
@@ -279,7 +279,7 @@ def eval_table(record: RunRecord) -> Markup | None:
         return None
     rows = []
     for name in names:
-        series, way = record.evals[name], fmt.better(name)
+        series, way = record.evals[name], record.better(name)
         best = series.best(way) if way else None
         moved = fmt.change(series.first, series.last) if len(series) > 1 else ""
         gain = (series.last - series.first) * way

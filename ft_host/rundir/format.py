@@ -98,8 +98,16 @@ def plain_name(metric: str, names: Iterable[str]) -> str | None:
     return max(ends, key=len, default=None)
 
 
-def better(metric: str) -> int:
-    """Return HIGHER where more is better, LOWER where less is, 0 where the name doesn't say."""
+def better(metric: str, declared: dict[str, str] | None = None) -> int:
+    """Return HIGHER where more is better, LOWER where less is, 0 where neither is, or that isn't known.
+
+    `declared`: what the method says, {name without eval_: "lower", "higher" or "neither"}; otherwise the name tells.
+    """
+    plain = metric.removeprefix("eval_")
+    of_sets = [name for name in declared or () if metric.startswith("eval_") and plain.endswith(f"_{name}")]
+    own = plain if plain in (declared or {}) else max(of_sets, key=len, default=None)
+    if declared and own is not None:
+        return {"lower": LOWER, "higher": HIGHER}.get(declared[own], 0)
     if metric.endswith(("/std", "_std", "/failed")):
         return 0
     words = set(re.split(r"[/_]", metric))

@@ -19,6 +19,7 @@ from ft_host.errors import UsageError
 from ft_host.rundir.checkpoints import steps_in
 from ft_host.rundir.find import is_run, not_a_run
 from ft_host.rundir.folder import FORMAT
+from ft_host.rundir.format import better
 from ft_host.rundir.lines import fits, is_step, number_of, read_json_lines
 from ft_host.rundir.owner import state_of
 from ft_host.rundir.series import Series
@@ -131,8 +132,7 @@ class RunRecord:
         return None if end is None else max(0.0, (_aware(end) - _aware(self.created)).total_seconds())
 
     @property
-    def has_rollouts(self) -> bool:
-        """Whether the run trained on completions of its own."""
+    def has_rollouts(self) -> bool:  # whether it trained on completions of its own
         return bool(self.rollouts) or "perf/rollout_time" in self.train
 
     @property
@@ -140,6 +140,10 @@ class RunRecord:
         """What the run is about. A policy gradient's loss says nothing: its size is that of the advantages."""
         earned = self.facts.get("plan/reward_metric", "reward")
         return earned if self.has_rollouts and earned in self.train else "loss"
+
+    def better(self, metric: str) -> int:
+        """`format.better`, with what the method declares (`metric_directions`)."""
+        return better(metric, self.facts.get("plan/metric_directions"))
 
     @property
     def has_metrics(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ft_host.config import RunConfig
-from ft_host.config.rollout import declared_facts
+from ft_host.config.declared import declared_facts
 from ft_host.diagnostics import Engine, Finding, Rule
 
 

@@ -31,6 +31,10 @@ class DistillConfig(GroupedRolloutConfig):
 
     whole_groups: ClassVar[bool | None] = False  # each completion's loss stands by itself
     needs_reward: ClassVar[bool] = False
+    metric_directions: ClassVar[dict[str, str]] = {
+        "distillation/divergence": "lower",
+        "distillation/teacher_agreement": "higher",
+    }
     elsewhere: ClassVar[dict[str, str]] = {
         "loss_type": "not needed; beta chooses the divergence",
         "lmbda": "not needed; the model itself completes all prompts, as with lmbda: 1",
@@ -120,6 +124,10 @@ class GKDConfig(RolloutConfig):
     teacher, or of the data."""
 
     needs_reward: ClassVar[bool] = False
+    metric_directions: ClassVar[dict[str, str]] = {
+        "distillation/divergence": "lower",
+        "distillation/teacher_agreement": "higher",
+    }
     elsewhere: ClassVar[dict[str, str]] = {
         "num_generations": "not needed; a prompt is completed once",
         "generation_batch_size": "not needed; a rollout is the prompts of one optimizer step",

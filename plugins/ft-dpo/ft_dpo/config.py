@@ -46,6 +46,8 @@ class DPOConfig(ReferenceConfig):
     """Direct Preference Optimization: make chosen completions likelier than rejected ones."""
 
     formats: ClassVar[tuple[str, ...]] = ("preference",)
+    # Rewards of a side move with the other's: margins and accuracies tell what is better.
+    metric_directions: ClassVar[dict[str, str]] = {"rewards/chosen": "neither", "rewards/rejected": "neither"}
 
     disable_dropout: bool = option(
         True,

@@ -36,6 +36,10 @@ class GOLDConfig(RolloutConfig):
     itself, by the teacher, or of the data."""
 
     needs_reward: ClassVar[bool] = False
+    metric_directions: ClassVar[dict[str, str]] = {
+        "distillation/divergence": "lower",
+        "distillation/teacher_agreement": "higher",
+    }
     elsewhere: ClassVar[dict[str, str]] = {
         "num_generations": "not needed; a prompt is completed once",
         "generation_batch_size": "not needed; a rollout is the prompts of one optimizer step",

@@ -13,6 +13,8 @@ class KTOConfig(ReferenceConfig):
     """KTO: raise the likelihood of completions marked good and lower that of those marked bad."""
 
     formats: ClassVar[tuple[str, ...]] = ("unpaired preference", "preference")
+    # Rewards of a side move with the other's: margins and accuracies tell what is better.
+    metric_directions: ClassVar[dict[str, str]] = {"rewards/chosen": "neither", "rewards/rejected": "neither"}
 
     disable_dropout: bool = option(
         True,

@@ -13,6 +13,13 @@ class RewardConfig(RunConfig):
     """Reward modelling: a score for a prompt with its completion, higher for the chosen one of a pair."""
 
     formats: ClassVar[tuple[str, ...]] = ("preference",)
+    # Scores have no zero: only their differences say anything.
+    metric_directions: ClassVar[dict[str, str]] = {
+        "margin": "higher",
+        "mean_reward": "neither",
+        "min_reward": "neither",
+        "max_reward": "neither",
+    }
 
     disable_dropout: bool = option(
         True,
