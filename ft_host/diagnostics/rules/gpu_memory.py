@@ -13,7 +13,7 @@ LEAK = 24  # steps that are looked at for memory that is never given back
 def larger_batch(view: View) -> dict[str, tuple[int, int]] | None:
     """{field: (from, to)}: rows per micro-batch times what accumulation is divided by, as far as memory allows. What
     doesn't grow with the batch is taken from the estimate of the plan; without one all of it is taken to grow."""
-    config, share = view.config, view["perf/memory_share"]
+    config, share = view.config, max(view["perf/memory_share"], 0.01)
     total = view.get("plan/memory_mb")
     grows = 1.0
     if total:
@@ -53,7 +53,7 @@ def unused_memory(view: View) -> list[Remedy]:
         )
     budget = config.max_tokens_per_micro_batch
     if budget is not None:
-        more = int(budget * min(4.0, FULL / view["perf/memory_share"]))
+        more = int(budget * min(4.0, FULL / max(view["perf/memory_share"], 0.01)))
         found.append(
             Remedy(
                 why=f"Raise max_tokens_per_micro_batch from {budget} to {more}",
