@@ -1,4 +1,4 @@
-"""What rules say follows from what they have seen: every message and every remedy of every rule, over made-up evidence."""
+"""What rules say follows from what they have seen: messages and remedies of every rule, over made-up evidence."""
 
 from __future__ import annotations
 

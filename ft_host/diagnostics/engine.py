@@ -203,7 +203,8 @@ class Engine:
         watched.answer(bool(bad))
         view.window, view.share = len(watched.answers), watched.share
         finding = watched.finding
-        opens = bool(bad) if once else len(watched.answers) >= rule.least and watched.share >= rule.share
+        # On a bad answer: what the message says of now, it says of a state that the test has found bad.
+        opens = bool(bad) and (once or (len(watched.answers) >= rule.least and watched.share >= rule.share))
         if finding is not None and finding.state != "cleared":
             return self._go_on(watched, finding, bool(bad))
         if not opens:
@@ -220,15 +221,18 @@ class Engine:
         rule, view = watched.rule, self.view
         bad = [index for index, answer in enumerate(watched.answers) if answer]
         ago = len(watched.answers) - 1 - (bad[0] if bad else 0)
+        view.read.clear()
+        message = rule.message(view)
+        read = list(view.read)
         return Finding(
             code=rule.code,
             title=rule.title,
             severity=rule.severity_of(view),
             stage=rule.stage,
-            message=rule.message(view),
+            message=message,
             why=rule.why,
             remedies=usable(rule.remedies(view), self.config),
-            evidence=watched.evidence(view),
+            evidence=watched.evidence(view, read),
             cause=watched.cause,
             page=rule.page,
             plugin=watched.plugin,
@@ -251,8 +255,7 @@ class Engine:
             finding.state, finding.step = "cleared", view.step
             watched.cleared_at = view.step
             return [finding]
-        severity = rule.severity_of(view)
-        if SEVERITIES.index(severity) > SEVERITIES.index(finding.severity):
+        if bad and SEVERITIES.index(rule.severity_of(view)) > SEVERITIES.index(finding.severity):
             updated = self._make(watched)
             updated.first_step, updated.count, updated.opened = finding.first_step, finding.count, finding.opened
             updated.state, updated.muted_by = finding.state, finding.muted_by

@@ -43,14 +43,21 @@ class View:
         self.cause: str | None = None  # the current match of a star
         self.window = 0  # the number of answers among the last `rule.window`
         self.share = 0.0  # the share of bad ones among them
+        self.read: dict[str, None] = {}  # names whose values were asked for, in order: the evidence of a message
 
     # -- one value
 
     def name(self, name: str) -> str:
         return name if self.cause is None else name.replace("*", self.cause)
 
-    def __getitem__(self, name: str) -> Any:
+    def _asked(self, name: str) -> str:
         name = self.name(name)
+        if name in self.facts or name in self.series:
+            self.read[name] = None
+        return name
+
+    def __getitem__(self, name: str) -> Any:
+        name = self._asked(name)
         if name in self.facts:
             return self.facts[name]
         if name in self.entry:
@@ -66,7 +73,7 @@ class View:
 
     def recent(self, name: str, count: int = 50) -> list[float]:
         """Return the last `count` finite values, oldest first."""
-        series = self.series.get(self.name(name))
+        series = self.series.get(self._asked(name))
         return [] if series is None else [value for value in series.values[-count:] if math.isfinite(value)]
 
     def mean(self, name: str, count: int = 50) -> float:
@@ -81,13 +88,13 @@ class View:
 
     def baseline(self, name: str) -> float | None:
         """Return the run's own baseline: the median of the 5th to 25th value. None while there are too few."""
-        series = self.series.get(self.name(name))
+        series = self.series.get(self._asked(name))
         values = [] if series is None else [value for value in series.values[BASELINE] if math.isfinite(value)]
         return statistics.median(values) if len(values) >= SETTLED else None
 
     def first(self, name: str, count: int = 10) -> float:
         """Return the mean of the first `count` values; NaN without any."""
-        series = self.series.get(self.name(name))
+        series = self.series.get(self._asked(name))
         values = [] if series is None else [value for value in series.values[:count] if math.isfinite(value)]
         return sum(values) / len(values) if values else math.nan
 

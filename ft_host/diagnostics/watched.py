@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from ft_host.diagnostics.finding import Finding
@@ -41,11 +42,17 @@ class Watched:
                 return int(series.steps[-1 - ago])
         return view.step
 
-    def evidence(self, view: View) -> list[dict[str, Any]]:
+    def evidence(self, view: View, read: Iterable[str] = ()) -> list[dict[str, Any]]:
+        """What it needs, and what its message has `read` besides."""
         out = []
-        for name in [*self.facts, *self.metrics]:
+        for name in dict.fromkeys([*self.facts, *self.metrics, *read]):
             item = {"metric": name, "value": view.get(name)}
             if name in view.series and not self.rule.of_facts:
-                item |= {"mean": view.mean(name, max(view.window, 1)), "baseline": view.baseline(name)}
+                window = max(view.window, 1)
+                item |= {
+                    "mean": view.mean(name, window),
+                    "baseline": view.baseline(name),
+                    "first": view.series[name].first,
+                }
             out.append(item)
         return out
