@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ft_host.config import RolloutConfig as RolloutConfig
     from ft_host.config import RolloutPlan as RolloutPlan
     from ft_host.config import RunConfig as RunConfig
+    from ft_host.config import Usual as Usual
     from ft_host.config import grouped_plan as grouped_plan
     from ft_host.config import option as option
     from ft_host.config.paths import function_problems as function_problems
@@ -102,7 +103,9 @@ if TYPE_CHECKING:
 
 _HOMES = {  # module -> its names that are public
     "ft_host.hooks": "hookimpl",
-    "ft_host.config": "GroupedRolloutConfig ReferenceConfig RolloutConfig RolloutPlan RunConfig grouped_plan option",
+    "ft_host.config": (
+        "GroupedRolloutConfig ReferenceConfig RolloutConfig RolloutPlan RunConfig Usual grouped_plan option"
+    ),
     "ft_host.config.paths": "function_problems place_problems",
     "ft_host.batch": (
         "IGNORE Batch Segment by_row count_targets flat_batch pair_batch pair_means pair_sums per_target sum_by_row"

@@ -6,6 +6,7 @@ from ft_host.config.grouped import GroupedRolloutConfig, grouped_plan
 from ft_host.config.reference import ReferenceConfig
 from ft_host.config.rollout import RolloutConfig, RolloutPlan
 from ft_host.config.run import FORMATS, RunConfig, option
+from ft_host.config.usual import Usual
 
 __all__ = [
     "FORMATS",
@@ -14,6 +15,7 @@ __all__ = [
     "RolloutConfig",
     "RolloutPlan",
     "RunConfig",
+    "Usual",
     "grouped_plan",
     "option",
 ]

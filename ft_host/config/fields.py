@@ -12,6 +12,7 @@ from typing import Any
 
 from ft_host.config.expand import Unknown, expand
 from ft_host.config.old_names import old_names, warn
+from ft_host.config.usual import Usual
 from ft_host.config.values import value_hint
 from ft_host.config.words import arms, expected, show, words_of
 from ft_host.errors import PluginBroken
@@ -67,6 +68,7 @@ class Field:
     example: str | None
     path: bool = False  # it names files or folders
     compared: bool = True  # a resumed run compares what they hold
+    usual: tuple[Usual, ...] = ()  # ranges beyond which it is suspected
 
     @property
     def flag(self) -> str:
@@ -113,11 +115,14 @@ def fields_of(config_class: type) -> Fields:
     host: dict[str, Any] = {}  # types of the host's fields
     paths: set[str] = set()  # the host's fields that name files, also where a method declares them anew
     ignored: set[str] = set()  # those of them whose content isn't compared
+    ranges: dict[str, tuple[Usual, ...]] = {}  # of the host's fields, those of the nearest class
     for base in config_class.__mro__:
         if base.__module__.partition(".")[0] == "ft_host" and dataclasses.is_dataclass(base):
             host = typing.get_type_hints(base) | host
             paths |= {each.name for each in dataclasses.fields(base) if each.metadata.get("path")}
             ignored |= {each.name for each in dataclasses.fields(base) if not each.metadata.get("compared", True)}
+            given = {each.name: each.metadata.get("usual") for each in dataclasses.fields(base)}
+            ranges = {name: usual for name, usual in given.items() if usual is not None} | ranges
     old = old_names(config_class)
     renamed = {name: each.name for each in dataclasses.fields(config_class) for name in each.metadata.get("was", ())}
     fields = []
@@ -153,6 +158,8 @@ def fields_of(config_class: type) -> Fields:
         metadata = {**field.metadata, "was": was}
         metadata["path"] = metadata.get("path", False) or field.name in paths
         metadata["compared"] = metadata.get("compared", True) and field.name not in ignored
+        if metadata.get("usual") is None:
+            metadata["usual"] = ranges.get(field.name, ())
         fields.append(Field(name=field.name, type=hints[field.name], default=default, **metadata))
     order = list(GROUPS)
     found = Fields((field.name, field) for field in sorted(fields, key=lambda field: order.index(field.group)))

@@ -6,6 +6,8 @@ import copy
 import dataclasses
 from typing import Any
 
+from ft_host.config.usual import Usual
+
 
 def option(
     default: Any,
@@ -24,6 +26,7 @@ def option(
     example: str | None = None,
     path: bool = False,
     compared: bool = True,
+    usual: Usual | tuple[Usual, ...] | None = None,
 ) -> Any:
     """Declare a config field: its default, its meaning, and its allowed values.
 
@@ -33,8 +36,9 @@ def option(
     {theirs: ours}; they are taken, with a warning that has ours. A `required` field must be set and not be empty,
     unless the field `unless` is set; the error message shows `example`. With `path`, the field names files or folders:
     ~ and $VARIABLES in it are expanded, in texts, lists, and mappings that hold them, and a resumed run is refused if
-    their content has changed; with `compared` False it isn't: the run writes there, or doesn't read it. A default that
-    is a list or dict is copied per config.
+    their content has changed; with `compared` False it isn't: the run writes there, or doesn't read it. `usual` is the
+    range beyond which a value is suspected, or several, each of some runs; a field of the host that a method declares
+    anew keeps the host's, unless it gives its own, () for none. A default that is a list or dict is copied per config.
 
     Types: str, bool, int, float, list[...] and dict[str, ...] of those or of Any, and unions of them with None.
     """
@@ -53,6 +57,7 @@ def option(
         "example": example,
         "path": path,
         "compared": compared,
+        "usual": (usual,) if isinstance(usual, Usual) else usual,
     }
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)

@@ -9,7 +9,9 @@ import pluggy
 
 from ft_host import registry
 from ft_host._version import __version__
+from ft_host.config.fields import fields_of
 from ft_host.diagnostics.rule import Rule, chosen
+from ft_host.diagnostics.suspects import Function, Ranges
 from ft_host.errors import ConfigError, PluginBroken
 from ft_host.hooks import NAME, diagnostics
 from ft_host.util.text import nearest
@@ -88,6 +90,28 @@ def not_about(method: registry.PluginInfo, owned: list[Owned]) -> dict[str, str]
                 raise PluginBroken(f"{where} names {named}, which begins no rule's code{near}")
             said |= {code: f"not about {method.name}: {why}" for code in codes}
     return said
+
+
+def suspects_of(config_class: type[RunConfig], method: registry.PluginInfo | None, backend: str) -> list[Function]:
+    """What may be behind a run's symptoms: the ranges of its fields and of its backend's, the host's relations between
+    fields, and `SUSPECTS` in the module of the method's rules, or in its file. Raises PluginBroken where that is no
+    list of functions."""
+    from ft_host.diagnostics.rules.relations import SUSPECTS
+
+    found: list[Function] = [Ranges(fields_of(config_class)), *SUSPECTS]
+    if backend != "transformers":
+        backend_class = registry.backend_config_class(registry.find("backend", backend))
+        found += [Ranges(fields_of(backend_class), "backend_config")] if backend_class is not None else []
+    if method is None:
+        return found
+    for info in [*own_diagnostics(method), *([] if method.distribution else [method])]:
+        own = vars(registry.load(info)).get("SUSPECTS", [])
+        if not isinstance(own, list | tuple) or not all(callable(each) for each in own):
+            raise PluginBroken(
+                f"{registry.label(info)} ({info.location}): SUSPECTS is {own!r}; expected a list of functions of a View"
+            )
+        found += own
+    return found
 
 
 def rules_of(infos: list[registry.PluginInfo]) -> tuple[list[Owned], list[str]]:

@@ -10,12 +10,12 @@ Both methods return the findings that changed. Exceptions that are known to be h
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ft_host.diagnostics.finding import Finding
-from ft_host.diagnostics.remedies import usable
 from ft_host.diagnostics.rule import SEVERITIES, Rule, follows
+from ft_host.diagnostics.suspects import NOTES, Function, Suspects, with_suspects
 from ft_host.diagnostics.view import View
 from ft_host.diagnostics.watched import Watched
 from ft_host.rundir.lines import number_of
@@ -35,6 +35,7 @@ class Engine:
         config: dict[str, Any],
         strict: bool = False,
         not_about: dict[str, str] | None = None,
+        suspects: Sequence[Function] = (),
     ):
         self.config, self.strict = config, strict
         given = list(rules)
@@ -42,6 +43,7 @@ class Engine:
         self.not_about = {rule.code: said[rule.code] for rule, _ in given if rule.code in said}
         self.failed: dict[str, str] = {}  # codes of rules that raised, with the error
         self.view = View(config)
+        self.suspects = Suspects(suspects, strict)
         self.rules = [each for each in given if each[0].code not in self.not_about]
         self._by_code = {rule.code: rule for rule, _ in self.rules}
         self.findings: dict[str, Finding] = {}  # by fingerprint
@@ -71,6 +73,9 @@ class Engine:
         if not new:
             return []
         self.view.facts.update(facts)
+        facts = facts | self.suspects.look_at(self.view)
+        if self.suspects.failed and NOTES in self._by_code:
+            self.failed.setdefault(NOTES, str(self.suspects.failed))
         self.told |= dict.fromkeys(new, self.view.step)
         for rule, plugin in self._starred:
             known = {watched.cause for watched in self._of_facts if watched.rule is rule}
@@ -222,8 +227,10 @@ class Engine:
         bad = [index for index, answer in enumerate(watched.answers) if answer]
         ago = len(watched.answers) - 1 - (bad[0] if bad else 0)
         view.read.clear()
-        message = rule.message(view)
+        told = rule.message(view)
         read = list(view.read)
+        behind = self.suspects.behind(rule.symptom_of(view), view)
+        message, remedies = with_suspects(told, rule.remedies(view), behind, self.config)
         return Finding(
             code=rule.code,
             title=rule.title,
@@ -231,7 +238,7 @@ class Engine:
             stage=rule.stage,
             message=message,
             why=rule.why,
-            remedies=usable(rule.remedies(view), self.config),
+            remedies=remedies,
             evidence=watched.evidence(view, read),
             cause=watched.cause,
             page=rule.page,

@@ -11,9 +11,19 @@ from typing import Any
 from ft_host import registry
 from ft_host.config import RunConfig
 from ft_host.config.declared import declared_facts
-from ft_host.diagnostics.collect import HOST, Owned, check_chosen, not_about, own_diagnostics, rules_of, selected
+from ft_host.diagnostics.collect import (
+    HOST,
+    Owned,
+    check_chosen,
+    not_about,
+    own_diagnostics,
+    rules_of,
+    selected,
+    suspects_of,
+)
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.rule import SEVERITIES, chosen, is_fact
+from ft_host.diagnostics.suspects import Function
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
 from ft_host.registry.local import is_file
 from ft_host.rundir.lines import read_json_lines, usable
@@ -72,13 +82,15 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
 
     declared: dict[str, str] = {}  # for runs of hosts that didn't record it
     left_out: dict[str, str] = {}
+    suspects: list[Function] = []
     if method is not None:
         try:
             declared = declared_facts(registry.config_class(method))
             left_out = not_about(method, owned)
+            suspects = suspects_of(registry.config_class(method), method, config["backend"])
         except (PluginBroken, PluginNotFound, UsageError) as error:
             notes.append(f"what the method {record.method} says of itself can't be asked: {_first_line(error)}")
-    engine = Engine(rules, config, not_about=left_out)
+    engine = Engine(rules, config, not_about=left_out, suspects=suspects)
     lines, problems = read_json_lines(record.folder / "metrics.jsonl")
     notes += problems
     feed(engine, declared | record.facts, record.facts_told, usable(lines))

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ft_host.config.usual import SYMPTOMS
+
 if TYPE_CHECKING:
     from ft_host.diagnostics.view import View
 
@@ -19,7 +21,8 @@ SEVERITIES = ("info", "warning", "error")  # in rising order
 CODE = re.compile(r"[A-Z]{2,6}\d{3}")
 
 # Names with these prefixes are facts, recorded once or again. All others are metrics, with a value per step.
-FACTS = ("data/", "plan/", "model/", "probe/", "start/", "watch/", "system/")
+# "suspect/FIELD" is not recorded: the engine makes it of the config.
+FACTS = ("data/", "plan/", "model/", "probe/", "start/", "watch/", "system/", "suspect/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,9 @@ class Rule:
     severity: str = "warning"
     severe: Callable[[View], bool] | None = None  # where True, a warning is an error
     notable: Callable[[View], bool] | None = None  # where True, an info is a warning
+    # What the run suffers from, one of `SYMPTOMS` of ft_host.config.usual, or a function that says which: settings that
+    # explain it are then the first remedies. "": it is a cause itself, or settings don't explain it.
+    symptom: str | Callable[[View], str] = ""
     fields: tuple[str, ...] = ()
     window: int = 50
     share: float = 0.3
@@ -97,9 +103,15 @@ class Rule:
             problems.append("it needs nothing, so it would never be tested")
         if not 0 < self.share <= 1 or not 1 <= self.least <= self.window:
             problems.append(f"share {self.share}, least {self.least}, window {self.window} don't go together")
+        if isinstance(self.symptom, str) and self.symptom not in ("", *SYMPTOMS):
+            problems.append(f"symptom {self.symptom!r} is none of {', '.join(SYMPTOMS)}")
         problems += [f"{name} is empty" for name in ("when", "why", "remedy", "source") if not getattr(self, name)]
         if problems:
             raise ValueError(f"rule {self.code}: {'; '.join(problems)}")
+
+    def symptom_of(self, view: View) -> str:
+        """The symptom in this state of the run, or ""."""
+        return self.symptom if isinstance(self.symptom, str) else self.symptom(view)
 
     def severity_of(self, view: View) -> str:
         """The severity of a finding in this state of the run."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ft_host.config.old_names import warn
 from ft_host.config.run import OLD_NAMES
 from ft_host.rundir.series import Series
+
+if TYPE_CHECKING:
+    from ft_host.diagnostics.suspects import Suspect
 
 BASELINE = slice(4, 25)  # steps 5 to 25: after the first transients, before much has been learnt
 SETTLED = 10  # the least number of values for a baseline
@@ -37,6 +40,7 @@ class View:
     def __init__(self, config: dict[str, Any]):
         self.config = _Config(**config)
         self.facts: dict[str, Any] = {}
+        self.suspects: list[Suspect] = []  # settings that may be behind what goes wrong, as far as facts tell
         self.series: dict[str, Series] = {}
         self.entry: dict[str, Any] = {}  # the current line of metrics
         self.step = 0

@@ -8,11 +8,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.declared import declared_facts
-from ft_host.diagnostics.collect import Owned, all_rules, check_codes, not_about, selected
+from ft_host.diagnostics.collect import Owned, all_rules, check_codes, not_about, selected, suspects_of
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.finding import Finding, at_least
 from ft_host.diagnostics.replay import feed
 from ft_host.diagnostics.rule import chosen
+from ft_host.diagnostics.suspects import FACT
 from ft_host.errors import StoppedByFinding
 from ft_host.hooks import hookimpl
 from ft_host.util.console import mode, tell, tell_finding
@@ -43,7 +44,12 @@ class Monitor:
         self.as_dict = dataclasses.asdict(config)
         self.rules: list[Owned] = selected(owned, config.rules_select, config.rules_ignore)
         method = next(info for info in infos if info.kind == "method")
-        self.engine = Engine(self.rules, self.as_dict, not_about=not_about(method, owned))
+        self.engine = Engine(
+            self.rules,
+            self.as_dict,
+            not_about=not_about(method, owned),
+            suspects=suspects_of(type(config), method, config.backend),
+        )
         self.engine.record_facts(declared_facts(type(config)))
         self.main = is_main()
         self.lock = threading.RLock()
@@ -62,7 +68,7 @@ class Monitor:
         with self.lock:  # the stall detector's thread records facts too
             self._tell(self.engine.record_facts(facts), quiet)
         if self.run is not None:
-            self.run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
+            self.run.folder.update(facts=self.facts, facts_told=self.engine.told)
 
     @hookimpl(trylast=True)
     def ft_start(self, run, resumed_from):
@@ -96,7 +102,7 @@ class Monitor:
         ) in written.items():  # of what ended the run, such as a loss that is NaN, and is tried again
             if finding["state"] == "open" and finding["code"] in codes and fingerprint not in self.engine.findings:
                 run.folder.append("findings.jsonl", finding | {"state": "cleared", "step": run.step})
-        run.folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
+        run.folder.update(facts=self.facts, facts_told=self.engine.told)
 
     @hookimpl
     def ft_log(self, entry, run):
@@ -107,7 +113,12 @@ class Monitor:
         """The run has failed before it began: write its findings to its folder."""
         for finding in self.unwritten:
             folder.append("findings.jsonl", finding.as_dict(self.as_dict))
-        folder.update(facts=self.engine.view.facts, facts_told=self.engine.told)
+        folder.update(facts=self.facts, facts_told=self.engine.told)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The facts that the run has recorded, without what the engine makes of its config."""
+        return {name: value for name, value in self.engine.view.facts.items() if not name.startswith(FACT)}
 
     def finish(self, whole: bool = True) -> list[dict[str, Any]]:
         """Ask the rules about the whole run, unless it was stopped, and write every finding as it ended; return them as
@@ -121,7 +132,7 @@ class Monitor:
             if finding.fingerprint in before:
                 self._write(finding)
         self.run.folder.update(
-            facts=self.engine.view.facts,
+            facts=self.facts,
             facts_told=self.engine.told,
             diagnostics={"rules": len(self.rules), "skipped": self.engine.skipped()},
         )

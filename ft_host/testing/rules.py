@@ -9,6 +9,8 @@ from typing import Any
 from ft_host.config import RunConfig
 from ft_host.config.declared import declared_facts
 from ft_host.diagnostics import Engine, Finding, Rule
+from ft_host.diagnostics.collect import suspects_of
+from ft_host.diagnostics.suspects import Function
 
 
 @dataclass(kw_only=True)
@@ -41,10 +43,14 @@ def _line(kind: str, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
     return {"kind": kind, "step": step, **values}
 
 
-def findings(rules: Sequence[Rule], told: Told, config_class: type[RunConfig] = RunConfig) -> list[Finding]:
-    """What `rules` find in a run, as it stands at its end; muted ones too."""
+def findings(
+    rules: Sequence[Rule], told: Told, config_class: type[RunConfig] = RunConfig, suspects: Sequence[Function] = ()
+) -> list[Finding]:
+    """What `rules` find in a run, as it stands at its end; muted ones too. `suspects`: the method's `SUSPECTS`, beside
+    those of the host."""
     config = asdict(config_class(**told.config))
-    engine = Engine([(rule, "test 0") for rule in rules], config, strict=True)
+    of_run = [*suspects_of(config_class, None, "transformers"), *suspects]
+    engine = Engine([(rule, "test 0") for rule in rules], config, strict=True, suspects=of_run)
     engine.record_facts(declared_facts(config_class) | told.facts)
     for line in told.lines:
         engine.add_metrics(line)

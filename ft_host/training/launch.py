@@ -134,7 +134,7 @@ class _Launch:
                 self.folder.rewind(run.step if checkpoint else -1)
                 warnings += lost_metrics(self.folder.read("metrics.jsonl"), run.step)
             self._register_sinks(built, resumed=checkpoint is not None)
-        self._write_plan(run, built.total)
+        self._write_plan(built)
         run.record_facts(model_facts(run) | disk_facts(run))
         for sentence in [*ready.notes, *warnings]:
             run.say(sentence, "warning")
@@ -235,12 +235,13 @@ class _Launch:
         """Return why this process would stop now, for the ranks to agree on in one exchange."""
         return "signal" if self.stop.asked else self.ready.watch.stops()
 
-    def _write_plan(self, run: Run, total: int | None) -> None:
+    def _write_plan(self, built: Built) -> None:
+        run, total = built.run, built.total
         if not self.accelerator.is_main_process:
             return
         plan, notes = plan_of(run, total)
         self.folder.update(wrappers=registry.wrappers(run.plugins), **plan)
-        run.record_facts(plan_facts(run, total))
+        run.record_facts(plan_facts(run, total) | built.schedule.facts())
         begin_trackers(self.accelerator, self.config.run_name or self.folder.path.name, run.say)
         for note in notes:
             run.say(note)

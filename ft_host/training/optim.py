@@ -261,6 +261,14 @@ class Schedule:
         self.factors = scheduler.lr_lambdas
         self.base = config.learning_rate  # not the optimizer's: a resumed one holds the rate of its last step
 
+    def facts(self) -> dict[str, float]:
+        """Return what the rate comes to over the run, as shares of learning_rate: the most, and the share of the steps
+        in which it is below a hundredth of that. Of a thousand steps at most."""
+        every = max(1, self.total // 1000)
+        rates = [float(self.factors[0](step)) for step in range(0, self.total, every)] or [1.0]
+        idle = sum(rate <= 0.01 * max(rates) for rate in rates) / len(rates)
+        return {"plan/rate_most": max(rates), "plan/rate_idle_share": idle}
+
     def set(self, position: float) -> float:
         """Set the learning rate of every group for the step at `position`; returns that of the first group."""
         set_rate(self.optimizer, [self.base * factor(position) for factor in self.factors])

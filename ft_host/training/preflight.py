@@ -16,6 +16,7 @@ from ft_host.distributed.trackers import check_trackers
 from ft_host.models import check_vocabulary
 from ft_host.models.folder import check_folder, check_weights
 from ft_host.models.positions import beyond_training, fit_rows, scoring_limits
+from ft_host.models.unusual import own_settings
 from ft_host.models.vocabulary import lacking
 from ft_host.monitor.data_stats import data_facts
 from ft_host.monitor.reward_check import check_rewards
@@ -164,7 +165,7 @@ def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
         for reward in rewards:
             check_columns(reward, held_out.columns)
     if watch.main:
-        watch.record_facts(limits)
+        watch.record_facts(limits | own_settings(config))
         facts = _facts_of_rows(ready)
         watch.record_facts(facts)
         ready.notes += beyond_training(config, limits | facts)

@@ -1,6 +1,7 @@
 """The host's rules: about what every run has. Those of methods are in their packages (`ft_dpo/rules.py`).
 
 settings   CFG   what the config alone shows
+relations  CFG   values that are unusual, or don't go together
 data, data_set, data_templates  DATA  rows and tokens, before a model is loaded
 probes     PRB   what must hold before the first update
 numbers    NUM   numbers that aren't finite
@@ -33,6 +34,7 @@ from ft_host.diagnostics.rules import (
     optimisation,
     probes,
     references,
+    relations,
     rollout_failures,
     settings,
     speed,
@@ -40,6 +42,7 @@ from ft_host.diagnostics.rules import (
 
 RULES: list[Rule] = [
     *settings.RULES,
+    *relations.RULES,
     *data.RULES,
     *data_set.RULES,
     *data_templates.RULES,

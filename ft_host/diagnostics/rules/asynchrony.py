@@ -162,6 +162,7 @@ RULES = [
         code="ASY002",
         title="The trainer waits for rollouts",
         stage="train",
+        symptom="slow",
         severity="info",
         fields=FIELDS,
         needs=(WAIT, IDLE, STEP),

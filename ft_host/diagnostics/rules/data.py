@@ -198,6 +198,7 @@ RULES = [
         code="DATA005",
         title="Rows are cut at max_length",
         stage="before",
+        symptom="cut",
         needs=("data/truncated_rows", "data/truncated_tokens", "data/length_p50", "data/length_p95"),
         test=lambda view: view["data/truncated_rows"] > 0.05,
         severe=share_over("data/truncated_rows", 0.5),

@@ -31,6 +31,7 @@ RULES = [
         code="ENG005",
         title="Most of the time is generation",
         stage="train",
+        symptom="slow",
         severity="info",
         needs=("perf/generation_time", "perf/step_time"),
         test=waits,

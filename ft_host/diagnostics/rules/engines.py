@@ -165,6 +165,7 @@ RULES = [
         code="ENG002",
         title="Few completions count",
         stage="train",
+        symptom="no_signal",
         needs=(ESS,),
         least=10,
         test=lambda view: not ahead(view) and view[ESS] < 0.3,  # else ASY001 says it, of all that differs

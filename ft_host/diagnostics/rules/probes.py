@@ -103,6 +103,7 @@ RULES = [
         code="PRB005",
         title="The first loss is that of a model that doesn't know the data",
         stage="probe",
+        symptom="bad_start",
         needs=("start/loss", "start/mean_token_accuracy", "model/vocab_size"),
         severity="info",
         severe=lambda view: against_guessing(view) > CERTAIN,

@@ -33,6 +33,7 @@ def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[R
             family="rollouts-17",
             title="Held-out reward falls, whatever the loss does",
             stage="train",
+            symptom="forgetting",
             needs=("eval_reward",),
             mutes=("OPT014",),
             test=gone,

@@ -68,6 +68,7 @@ OWN = [
         follows_from=("PRB001",),
         title="Only one of the two sides is learnt",
         stage="train",
+        symptom="no_learning",
         needs=("loss",),
         fields=("desirable_weight",),
         severity="info",

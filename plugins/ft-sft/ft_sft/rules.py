@@ -18,6 +18,7 @@ RULES: list[Rule] = [
         code="SFT001",
         title="The model is confident in tokens other than the supervised ones",
         stage="train",
+        symptom="divergence",
         needs=("loss", "entropy"),
         test=surprised,
         share=0.6,
