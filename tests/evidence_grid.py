@@ -28,9 +28,10 @@ from ft_host import registry
 from ft_host.config import RunConfig
 from ft_host.config.declared import declared_facts
 from ft_host.config.rollout import RolloutConfig
-from ft_host.diagnostics.collect import own_diagnostics
+from ft_host.diagnostics.collect import own_diagnostics, suspects_of
 from ft_host.diagnostics.collect import rules_of as rules_of_plugins
 from ft_host.diagnostics.rule import Rule, is_fact
+from ft_host.diagnostics.suspects import FACT, NOTES, Function, Suspects
 from ft_host.diagnostics.view import View
 from ft_host.rundir.series import Series
 from ft_host.testing.rules import Told
@@ -169,6 +170,11 @@ FACTS: dict[str, Any] = {
     "model/experts_per_token": (1, 2),
     "model/router_aux_loss_coef": (0.0, 1e-3, 0.01, 0.3),
     "model/lora_missing": ("c_attn",),
+    "model/settings": ({}, {"attention_dropout": 0.9, "rms_norm_eps": 1.0}),
+    "model/adapter": ("runs/first/adapter",),
+    "model/adapter_scales": ([2.0, 2.0], [64.0, 64.0]),
+    "plan/rate_most": (1.0,),
+    "plan/rate_idle_share": (0.0, 0.9),
     "model/reference": ("the policy as the run found it",),
     "model/row_limit": (64, 2000),
     "probe/trainable": (0, 12_000, 592_960),
@@ -397,12 +403,17 @@ class Case:
         self.series = Curves(self)
         needs = [name if self.cause is None else name.replace("*", self.cause) for name in self.rule.needs]
         beside = [other for name in self.rule.needs for other in BESIDE.get(name, ()) if of.random() < 0.8]
+        needs = [name for name in needs if not name.startswith(FACT)]
         for name in [*needs, *self.hint.get("metrics", {}), *beside]:
             made = self.make_fact(name, needed=True) if is_fact(name) else self.make_series(name, needed=True)
             assert made or name in self.facts or name in self.series, name
         self.view = view = View(self.config)
         view.facts, view.series, view.entry = self.facts, self.series, Entry(self)  # type: ignore[assignment]
-        view.cause, view.step = self.cause, 0 if self.before else self.count
+        view.step = 0 if self.before else self.count
+        if self.rule.code == NOTES:
+            view.suspects = Suspects(asked(self.method), strict=True).of(view)
+            self.cause = next((each.field for each in view.suspects if each.noted), "none")
+        view.cause = self.cause
         view.window = 1 if self.rule.of_facts else min(self.rule.window, max(self.rule.least, self.count))
         view.share = 1.0 if self.rule.of_facts else of.choice((self.rule.share, (1 + self.rule.share) / 2, 1.0))
 
@@ -533,6 +544,11 @@ def with_rollouts(method: str) -> bool:
 @functools.cache
 def config_class(method: str) -> type[RunConfig]:
     return registry.config_class(registry.find("method", method))
+
+
+@functools.cache
+def asked(method: str) -> list[Function]:
+    return suspects_of(config_class(method), registry.find("method", method), "transformers")
 
 
 @functools.cache
