@@ -4,7 +4,7 @@ from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.finding import Finding
 from ft_host.diagnostics.remedies import lower_rate, more_generations, raise_rate, restore, set_field
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.shared import Names, rollout_rules, taught_rules, watched_rules
+from ft_host.diagnostics.shared import Names, broken_by, rollout_rules, ruin, taught_rules, watched_rules
 from ft_host.diagnostics.shared.helpers import rising
 from ft_host.diagnostics.shared.preferences import CHOSEN, MARGINS, REJECTED, errors, fall, preference_rules, rows_of
 from ft_host.diagnostics.view import View, percent, rounded, short
@@ -19,6 +19,7 @@ __all__ = [
     "Remedy",
     "Rule",
     "View",
+    "broken_by",
     "errors",
     "fall",
     "lower_rate",
@@ -30,6 +31,7 @@ __all__ = [
     "rising",
     "rollout_rules",
     "rounded",
+    "ruin",
     "rows_of",
     "set_field",
     "short",

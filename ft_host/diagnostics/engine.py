@@ -14,14 +14,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ft_host.diagnostics.finding import Finding
-from ft_host.diagnostics.rule import SEVERITIES, Rule, follows
+from ft_host.diagnostics.muting import Muting
+from ft_host.diagnostics.rule import SEVERITIES, Rule
 from ft_host.diagnostics.suspects import NOTES, Function, Suspects, with_suspects
 from ft_host.diagnostics.view import View
 from ft_host.diagnostics.watched import Watched
 from ft_host.rundir.lines import number_of
 from ft_host.rundir.series import Series
 
-COOLDOWN = 100  # steps after a finding was cleared in which it isn't reported again
+COOLDOWN = 100  # steps after a finding was cleared in which it isn't reported again, nor what followed from it
 
 
 class Engine:
@@ -61,6 +62,7 @@ class Engine:
         self._watched: dict[tuple[str, str | None], Watched] = {}
         self._names: set[str] = set()  # names of metrics seen so far
         self._asked: set[str] = set()  # codes of rules that have given an answer
+        self._moved = False  # whether a finding has come, gone or changed since they were last settled
 
     # -- what a run tells
 
@@ -219,7 +221,7 @@ class Engine:
         watched.finding = opened = self._make(watched)
         if again:
             opened.first_step, opened.count = finding.first_step, finding.count + 1
-        self.findings[opened.fingerprint] = opened
+        self.findings[opened.fingerprint], self._moved = opened, True
         return [] if recent else [opened]
 
     def _make(self, watched: Watched) -> Finding:
@@ -236,6 +238,7 @@ class Engine:
             title=rule.title,
             severity=rule.severity_of(view),
             stage=rule.stage,
+            level=rule.level_of(view),
             message=message,
             why=rule.why,
             remedies=remedies,
@@ -253,42 +256,31 @@ class Engine:
         )
 
     def _go_on(self, watched: Watched, finding: Finding, bad: bool) -> list[Finding]:
-        """Update an open finding: still bad, worse, or cleared."""
+        """Update a finding: still bad, worse, cleared, or on its own since its cause has passed."""
         rule, view = watched.rule, self.view
         if bad:
             finding.last_step, finding.count = view.step, finding.count + 1
         finding.share, finding.window = view.share, view.window
         if watched.share < rule.share / 2 or (len(watched.answers) == 1 and not bad):
             finding.state, finding.step = "cleared", view.step
-            watched.cleared_at = view.step
+            watched.cleared_at, self._moved = view.step, True
             return [finding]
-        if bad and SEVERITIES.index(rule.severity_of(view)) > SEVERITIES.index(finding.severity):
+        since = finding.alone_since
+        alone = since is not None and view.step - since >= COOLDOWN
+        if bad and (alone or SEVERITIES.index(rule.severity_of(view)) > SEVERITIES.index(finding.severity)):
             updated = self._make(watched)
             updated.first_step, updated.count, updated.opened = finding.first_step, finding.count, finding.opened
-            updated.state, updated.muted_by = finding.state, finding.muted_by
+            if not alone:
+                updated.state, updated.muted_by, updated.alone_since = finding.state, finding.muted_by, since
             watched.finding = self.findings[updated.fingerprint] = updated
+            self._moved = True
             return [updated]
         return []
 
     def _muted(self, changed: list[Finding]) -> list[Finding]:
-        """Mute findings that follow from another open one, and return those that are muted only now too.
-
-        A rule that mutes "ALL" mutes what comes after it: what came before may be its cause.
-        """
-        causes = [finding for finding in self.findings.values() if finding.state == "open"]
-        out = list(changed)
-        for finding in self.findings.values() if causes else ():
-            by = next(
-                (
-                    cause.code
-                    for cause in causes
-                    if follows(self._by_code[finding.code], self._by_code[cause.code])
-                    and (self._by_code[cause.code].mutes != ("ALL",) or finding.opened >= cause.opened)
-                ),
-                None,
-            )
-            if finding.state == "open" and by is not None:
-                finding.state, finding.muted_by, finding.step = "muted", by, self.view.step
-                if finding not in out:
-                    out.append(finding)
-        return out
+        """Return `changed`, and the findings that are muted or graver now, of which any may have been found before."""
+        if not self._moved:
+            return changed
+        self._moved = False
+        also = Muting(self._by_code, self.config, self.findings.values()).settle(self.view.step)
+        return changed + [finding for finding in also if all(finding is not each for each in changed)]

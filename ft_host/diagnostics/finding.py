@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ft_host.diagnostics.order import OF_STAGE
 from ft_host.diagnostics.rule import SEVERITIES, Remedy
 from ft_host.util.jsonl import finite_or_word
 
@@ -39,6 +40,12 @@ class Finding:
     muted_by: str | None = None
     page: str = ""  # of the rule; empty: it has its own, by its code
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # field: (from, to) of the patches
+    level: str = OF_STAGE["train"]  # in the order of causes and consequences
+    offered: list[Remedy] = field(default_factory=list)  # all remedies; `remedies` are contrary to no other finding's
+    alone_since: int | None = None  # of a muted one: the step from which on nothing mutes it any more
+
+    def __post_init__(self) -> None:
+        self.offered = self.offered or list(self.remedies)
 
     @property
     def fingerprint(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ft_host.diagnostics.order import LEVELS
 from ft_host.diagnostics.rule import Rule, chosen, follows, is_fact
 from ft_host.diagnostics.view import percent
 
@@ -17,12 +18,13 @@ STAGES = {
 
 def page(rule: Rule, plugin: str, others: list[Rule]) -> str:
     """Return the page in Markdown. `others`: all rules, some of which may mute this one."""
-    muting = [each.code for each in others if follows(rule, each)]
+    muting = [each.code for each in others if _explains(each, rule)]
     parts = [
         f"# {rule.code}: {rule.title}",
         f"{severity(rule)}. From {plugin}, asked {STAGES[rule.stage]}.",
         *(_section(heading, text) for heading, text in _texts(rule)),
         _section("What it reads", f"{_capital(' and '.join(_reads(rule)))}.{_about(rule)}"),
+        _section("Level", _level(rule)),
         _section("What it mutes", _muted(rule, others)),
         _section("What mutes it", f"{', '.join(muting)}, where open." if muting else ""),
         _section("Source", rule.source),
@@ -37,8 +39,8 @@ def family_page(rules: list[tuple[Rule, str]], others: list[Rule]) -> str:
     first = rules[0][0]
     lines = ["| rule | from | reads | mutes | muted by |", "| --- | --- | --- | --- | --- |"]
     for rule, plugin in rules:
-        muting = [each.code for each in others if follows(rule, each)]
-        muted = [each.code for each in others if follows(each, rule)]
+        muting = [each.code for each in others if _explains(each, rule)]
+        muted = [each.code for each in others if _explains(rule, each)]
         cells = (rule.code, plugin, "; ".join(_reads(rule)), ", ".join(muted), ", ".join(muting))
         lines.append(f"| {' | '.join(cells)} |")
     headings = [heading for heading, _ in _texts(first)]
@@ -48,6 +50,7 @@ def family_page(rules: list[tuple[Rule, str]], others: list[Rule]) -> str:
         f"{_differing({rule.code: severity(rule) for rule, _ in rules})} Asked {STAGES[first.stage]}.",
         "\n".join(lines),
         *(_section(heading, _differing(each)) for heading, each in zip(headings, texts, strict=True)),
+        _section("Level", _level(first)),
         _section("Source", _differing({rule.code: rule.source for rule, _ in rules})),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -100,12 +103,32 @@ def terminal_text(markdown: str) -> str:
 
 
 def _muted(rule: Rule, others: list[Rule]) -> str:
-    """What it names, and the rules that name it as their cause."""
+    """What it names and the rules that name it as their cause, as far as the order of levels lets them follow."""
     if rule.mutes == ("ALL",):
         return "Everything that is found after it: it may follow from this."
-    named = [each.code for each in others if follows(each, rule) and not chosen(each.code, list(rule.mutes))]
-    muted = [*rule.mutes, *named]
+    muted = [each.code for each in others if _explains(rule, each)]
     return f"{', '.join(muted)}: what they find follows from this." if muted else ""
+
+
+def _explains(cause: Rule, rule: Rule) -> bool:
+    """Whether `cause` mutes `rule` in a run that has both: rules of two methods only meet where one names the other."""
+    from ft_host.diagnostics.rules import RULES
+
+    if not follows(rule, cause):
+        return False
+    host, letters = {_letters(each) for each in RULES}, {_letters(cause), _letters(rule)}
+    named = chosen(rule.code, list(cause.mutes)) or chosen(cause.code, list(rule.follows_from))
+    return named or len(letters) == 1 or bool(letters & host)
+
+
+def _letters(rule: Rule) -> str:
+    return rule.code.rstrip("0123456789")
+
+
+def _level(rule: Rule) -> str:
+    """Where it stands in the order of causes and consequences."""
+    said = [f"`{level}`: {LEVELS[level]}" for level in rule.levels]
+    return ". In cases that follow from something else, or are slight: ".join(said)
 
 
 def _about(rule: Rule) -> str:

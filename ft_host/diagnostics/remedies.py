@@ -122,7 +122,7 @@ def _unlocked(remedy: Remedy, config: dict[str, Any]) -> Remedy:
     locked = [name for name in remedy.patch if name in config.get("locked_fields", ())]
     if not locked:
         return remedy
-    return replace(remedy, why=f"{remedy.why} ({', '.join(locked)} is locked)", patch={})
+    return replace(remedy, why=f"{remedy.why} ({', '.join(locked)} is locked)", patch={}, locked=remedy.patch)
 
 
 def _changes(patch: dict[str, Any], config: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.usual import SYMPTOMS
+from ft_host.diagnostics.order import LEVELS, OF_STAGE, PLACES
 
 if TYPE_CHECKING:
     from ft_host.diagnostics.view import View
@@ -39,6 +40,7 @@ class Remedy:
     safe: bool = False
     again: bool = False
     expected: str = ""  # the expected effect
+    locked: dict[str, Any] = field(default_factory=dict)  # the patch that it would have, were no field locked
 
     @property
     def applicability(self) -> str:
@@ -83,8 +85,10 @@ class Rule:
     window: int = 50
     share: float = 0.3
     least: int = 20
-    mutes: tuple[str, ...] = ()  # codes, or prefixes of codes, of findings that follow from this one
-    follows_from: tuple[str, ...] = ()  # the reverse: codes of causes, which mute this rule
+    level: str = ""  # in the order of causes and consequences (`order.LEVELS`); by default that of its stage
+    later: tuple[str, Callable[[View], bool]] | None = None  # (level, when): where it stands instead, if `when` is True
+    mutes: tuple[str, ...] = ()  # codes, prefixes of codes, or levels, of findings that follow from this one
+    follows_from: tuple[str, ...] = ()  # the reverse: of causes, which mute this rule
     when: str = ""  # the threshold, in words
     why: str = ""  # what it means, and its causes
     remedy: str = ""  # what helps in general; `remedies` is for a given run
@@ -105,6 +109,10 @@ class Rule:
             problems.append(f"share {self.share}, least {self.least}, window {self.window} don't go together")
         if isinstance(self.symptom, str) and self.symptom not in ("", *SYMPTOMS):
             problems.append(f"symptom {self.symptom!r} is none of {', '.join(SYMPTOMS)}")
+        unknown = [level for level in self.levels if level not in LEVELS]
+        problems += [f"level {level!r} is none of {', '.join(LEVELS)}" for level in unknown]
+        if not unknown and PLACES[self.levels[-1]] < PLACES[self.levels[0]]:
+            problems.append(f"level {self.levels[-1]!r} of `later` comes before {self.levels[0]!r}")
         problems += [f"{name} is empty" for name in ("when", "why", "remedy", "source") if not getattr(self, name)]
         if problems:
             raise ValueError(f"rule {self.code}: {'; '.join(problems)}")
@@ -122,6 +130,16 @@ class Rule:
         return self.severity
 
     @property
+    def levels(self) -> tuple[str, ...]:
+        """Where it may stand in the order of causes and consequences, the earlier level first."""
+        usual = self.level or OF_STAGE.get(self.stage, "policy")
+        return (usual,) if self.later is None else (usual, self.later[0])
+
+    def level_of(self, view: View) -> str:
+        """The level of a finding in this state of the run."""
+        return self.levels[-1] if self.later is not None and self.later[1](view) else self.levels[0]
+
+    @property
     def page(self) -> str:
         """Where it is described, in the host's repository."""
         return f"docs/rules/{self.family or self.code}.md"
@@ -136,11 +154,24 @@ class Rule:
         return any(name.startswith("eval_") for name in self.needs)
 
 
-def follows(rule: Rule, cause: Rule) -> bool:
-    """Return whether the finding of `rule` follows from that of `cause`, as declared by either of them."""
-    return cause.code != rule.code and (
-        chosen(rule.code, list(cause.mutes)) or chosen(cause.code, list(rule.follows_from))
-    )
+def follows(rule: Rule, cause: Rule, level: str = "", of_cause: str = "") -> bool:
+    """Return whether the finding of `rule` follows from that of `cause`: declared by either, and the right way round.
+
+    `level` and `of_cause`: where the two stand in this run; without them, whether it can be in any. A rule that names
+    no level may stand anywhere, except before what was known when it could not be.
+    """
+    levels, causes = (level,) if level else rule.levels, (of_cause,) if of_cause else cause.levels
+    declared = names(cause.mutes, rule, levels) or names(rule.follows_from, cause, causes)
+    if cause.code == rule.code or not declared:
+        return False
+    if rule.level and cause.level:
+        return PLACES[causes[0]] <= PLACES[levels[-1]]
+    return min(STAGES.index(cause.stage), 2) <= min(STAGES.index(rule.stage), 2)  # the end is of the training
+
+
+def names(said: tuple[str, ...], rule: Rule, levels: tuple[str, ...]) -> bool:
+    """Return whether a rule's code, or one of its levels, is among the codes, prefixes and levels that are `said`."""
+    return chosen(rule.code, list(said)) or any(level in said for level in levels)
 
 
 def is_fact(name: str) -> bool:

@@ -7,6 +7,7 @@ import math
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, percent, short
 
+COIN_TOSS = 0.25  # the share of pairs without a preference that explains why none is learnt
 BALANCED = 4 / 3  # arXiv 2402.01306, eq. 8: weighed, good to bad labels are between 1 and this
 
 
@@ -185,6 +186,8 @@ RULES = [
         code="DATA003",
         title="The end of texts is not supervised",
         stage="before",
+        level="rows",
+        mutes=("OPT014",),
         needs=("data/eos_rows",),
         test=lambda view: view["data/eos_rows"] < 0.9,
         message=endless_message,
@@ -206,6 +209,7 @@ RULES = [
         code="DATA006",
         title="Much of each batch is padding",
         stage="before",
+        level="speed",
         needs=("data/padding_share", "plan/kernel"),
         test=lambda view: view["plan/kernel"] == "none" and view["data/padding_share"] > 0.35,
         message=lambda view: (
@@ -224,6 +228,8 @@ RULES = [
         code="DATA007",
         title="Rows are there more than once",
         stage="before",
+        level="rows",
+        mutes=("OPT012",),
         needs=("data/duplicate_rows",),
         test=lambda view: is_leak(view) or has_copies(view),
         message=copies_message,
@@ -240,6 +246,9 @@ RULES = [
         code="DATA008",
         title="Pairs that hold no preference, or one of length",
         stage="before",
+        level="rows",
+        mutes=("OPT005",),
+        later=("notes", lambda view: view["data/identical_pairs"] < COIN_TOSS),
         needs=("data/identical_pairs",),
         test=lambda view: view["data/identical_pairs"] > 0.01 or lopsided(view),
         message=pairs_message,
@@ -256,6 +265,7 @@ RULES = [
         code="DATA009",
         title="Good and bad labels don't balance",
         stage="before",
+        level="rows",
         needs=("data/desirable", "data/undesirable"),
         fields=("desirable_weight", "undesirable_weight"),
         test=is_unbalanced,

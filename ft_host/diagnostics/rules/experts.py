@@ -70,6 +70,7 @@ RULES = [
         title="Experts are used unevenly",
         stage="train",
         symptom="imbalance",
+        level="policy",
         needs=("moe/max_violation", "model/experts", "model/experts_per_token"),
         test=imbalance,
         message=lambda view: (
@@ -93,6 +94,7 @@ RULES = [
         title="Experts are dead",
         stage="train",
         symptom="imbalance",
+        level="policy",
         needs=("moe/dead_experts",),
         share=0.5,
         test=dead,
@@ -101,7 +103,7 @@ RULES = [
             f" {view.often}; {percent(view.get('start/moe/dead_experts', 0.0))} at the start."
         ),
         remedies=balance_more,
-        mutes=("MOE001",),
+        mutes=("MOE001", "MOE003"),
         when=(
             "Over 25 % of the experts, or over 5 % and five points more than at the first step, get less than a"
             " thousandth of the uniform share in half of the last 50 steps. Asked where that share is 100 tokens or"
@@ -116,6 +118,7 @@ RULES = [
         title="Routers have become certain",
         stage="train",
         symptom="imbalance",
+        level="policy",
         needs=("moe/router_entropy", "start/moe/router_entropy"),
         test=lambda view: view["moe/router_entropy"] < 0.5 * view["start/moe/router_entropy"],
         message=lambda view: (
@@ -136,6 +139,7 @@ RULES = [
         code="MOE004",
         title="The balance of experts outweighs the task",
         stage="train",
+        level="policy",
         needs=("moe/aux_share", "loss"),
         test=aux_dominates,
         message=lambda view: (

@@ -99,6 +99,10 @@ def update_is_off(view: View) -> bool | None:
     return None if share is None or solved(view) else peak < small and share < 0.03
 
 
+def is_small(view: View) -> bool:
+    return not view["update_ratio"] > update_limits(view)[1]
+
+
 def update_message(view: View) -> str:
     ratio = view["update_ratio"]
     if ratio > update_limits(view)[1]:
@@ -131,6 +135,8 @@ RULES = [
         title="The gradient has spikes",
         stage="train",
         symptom="divergence",
+        level="gradients",
+        mutes=("OPT003",),
         needs=("grad_norm",),
         share=0.06,
         test=norm_jumps,
@@ -155,6 +161,7 @@ RULES = [
         title="The gradient has vanished",
         stage="train",
         symptom="no_signal",
+        level="gradients",
         needs=("grad_norm", "loss", "learning_rate"),
         share=0.5,
         least=15,
@@ -163,7 +170,7 @@ RULES = [
             f"The gradient norm was next to 0 {view.often} ({short(view['grad_norm'])} now): nothing is learnt."
         ),
         remedies=vanished_remedies,
-        mutes=("OPT005",),
+        mutes=("standstill",),
         when=(
             "The gradient norm is below 1e-5, or a ten-thousandth of that of steps 5 to 25, in half of the last 50"
             " steps; not where the loss is next to 0 since the task is learnt, nor where rewards of all groups are"
@@ -178,6 +185,8 @@ RULES = [
         title="Updates are too large or too small",
         stage="train",
         symptom=lambda view: "divergence" if view["update_ratio"] > update_limits(view)[1] else "no_learning",
+        level="updates",
+        later=("standstill", is_small),
         needs=("update_ratio", "learning_rate"),
         window=3,
         least=1,
@@ -185,7 +194,7 @@ RULES = [
         test=update_is_off,
         message=update_message,
         remedies=update_remedies,
-        mutes=("OPT005", "OPT006"),
+        mutes=("gradients", "loss", "OPT005", "MOE001", "MOE002", "MOE003"),
         when=(
             f"The norm of an update is over {LARGE} of that of the weights ({LARGE_NEW} of new ones, {LARGE_LORA} of an"
             f" adapter's, {LARGE_POLICY} of a method that learns from rewards or preferences); or it has never been"
@@ -204,6 +213,7 @@ RULES = [
         code="OPT008",
         title="Gradients are clipped all the time",
         stage="train",
+        level="notes",
         needs=("grad_norm",),
         severity="info",
         least=40,

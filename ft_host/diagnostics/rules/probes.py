@@ -42,6 +42,13 @@ def is_frozen(view: View) -> bool:
     return view["probe/trainable_share"] < (1e-5 if view.config.use_peft else 0.9)
 
 
+def is_partly_frozen(view: View) -> bool:
+    """Whether most weights are trained all the same: others may be frozen on purpose, and a run learns without them."""
+    return view["probe/zero_grad_parameters"] <= 0.5 and view["probe/trainable_share"] >= (
+        1e-5 if view.config.use_peft else 0.5
+    )
+
+
 def cut_off_message(view: View) -> str:
     share = view["probe/zero_grad_parameters"]
     if share > 0.01:
@@ -73,6 +80,7 @@ RULES = [
         code="PRB004",
         title="Rows of a batch change each other",
         stage="probe",
+        level="models",
         needs=("probe/packing_difference", "probe/packing_leak"),
         test=lambda view: view["probe/packing_leak"] > 1e-4 or view["probe/packing_difference"] > 0.2,
         message=lambda view: (
@@ -104,6 +112,8 @@ RULES = [
         title="The first loss is that of a model that doesn't know the data",
         stage="probe",
         symptom="bad_start",
+        level="models",
+        later=("notes", lambda view: against_guessing(view) <= CERTAIN),
         needs=("start/loss", "start/mean_token_accuracy", "model/vocab_size"),
         severity="info",
         severe=lambda view: against_guessing(view) > CERTAIN,
@@ -125,12 +135,14 @@ RULES = [
         code="PRB006",
         title="Weights are not trained",
         stage="probe",
+        level="models",
+        later=("notes", is_partly_frozen),
         needs=("probe/zero_grad_parameters", "probe/trainable_share", "probe/trainable"),
         severe=lambda view: view["probe/zero_grad_parameters"] > 0.5,
         test=weights_are_cut_off,
         message=cut_off_message,
         remedies=cut_off_remedies,
-        mutes=("OPT005",),
+        mutes=("OPT002", "standstill"),
         when=(
             "At the first step with a gradient, over 1 % of the trained weights have none; or, without LoRA, less than"
             " 90 % of all weights are trained. Matrices of an adapter are judged in pairs, experts of a layer together."
@@ -143,6 +155,8 @@ RULES = [
         code="PRB007",
         title="LoRA has no module to be put on",
         stage="probe",
+        level="models",
+        mutes=("SYS005",),
         needs=("model/lora_missing",),
         severity="error",
         test=lambda view: True,

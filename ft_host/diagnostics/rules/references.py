@@ -69,6 +69,7 @@ RULES = [
         code="PRB001",
         title="The reference isn't the policy that training begins with",
         stage="probe",
+        level="models",
         needs=("model/reference", "start/loss", "start/rewards/chosen"),
         fields=("beta",),
         test=differs,

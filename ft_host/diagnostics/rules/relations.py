@@ -197,6 +197,7 @@ RULES = [
         code=NOTES,
         title="A setting is unusual",
         stage="before",
+        level="settings",
         needs=(f"{FACT}*",),
         severity="info",
         test=lambda view: noted(view) is not None,

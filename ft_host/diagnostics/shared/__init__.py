@@ -10,10 +10,10 @@ from dataclasses import replace
 from ft_host.diagnostics.rule import Rule
 from ft_host.diagnostics.shared import completions, policy, rewards, signal
 from ft_host.diagnostics.shared.distillation import taught_rules
-from ft_host.diagnostics.shared.helpers import Names
+from ft_host.diagnostics.shared.helpers import Names, broken_by, ruin
 from ft_host.diagnostics.shared.monitored_reward import watched_rules
 
-__all__ = ["Names", "rollout_rules", "taught_rules", "watched_rules"]
+__all__ = ["Names", "broken_by", "rollout_rules", "ruin", "taught_rules", "watched_rules"]
 
 
 def rollout_rules(names: Names) -> list[Rule]:

@@ -21,6 +21,11 @@ def cut_short(view: View) -> bool | None:
     return view[CUT] > 0.3 and not helpers.falling(view, CUT) if view.count(CUT) >= 10 else None
 
 
+def forgot_to_end(view: View) -> bool:
+    """It ended its completions at first; or most of them are whole all the same."""
+    return (helpers.start(view, CUT) or 0.0) < 0.1 or view.mean(CUT, view.window) <= 0.8
+
+
 def cut_remedies(view: View) -> list[Remedy]:
     now = view.config.max_completion_length
     out = [
@@ -80,6 +85,11 @@ def duplicates(view: View, names: Names) -> bool:
     return share < 0.5 and share < 0.5 * (helpers.start(view, UNIQUE) or 0.0)
 
 
+def became_alike(view: View) -> bool:
+    """They were different ones at first: it isn't how they are sampled."""
+    return (helpers.start(view, UNIQUE) or 0.0) > max(2 * view.mean(UNIQUE, 10), 2 / view.config.num_generations)
+
+
 def duplicate_remedies(view: View) -> list[Remedy]:
     config, out = view.config, warmer(view)
     for field, usual in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
@@ -98,11 +108,14 @@ def rules(names: Names) -> list[Rule]:
             title="Completions are cut short",
             stage="train",
             symptom="cut",
+            level="signal",
+            follows_from=helpers.BREAKS,
+            later=("policy", forgot_to_end),
             needs=(CUT,),
             share=0.5,
             least=4,
             test=cut_short,
-            mutes=(names.code(12),),
+            mutes=helpers.ruin(names, 8),
             severe=lambda view: view.mean(CUT, view.window) > 0.8,
             message=cut_message,
             remedies=cut_remedies,
@@ -118,6 +131,7 @@ def rules(names: Names) -> list[Rule]:
             code=names.code(9),
             title="Longer completions earn more",
             stage="train",
+            level="policy",
             needs=(LENGTH, LINKED),
             share=0.5,
             test=length_hacked,
@@ -147,6 +161,9 @@ def rules(names: Names) -> list[Rule]:
             title="Completions have become very short",
             stage="train",
             symptom="forgetting",
+            level="policy",
+            follows_from=helpers.BREAKS,
+            mutes=helpers.ruin(names, 10),
             needs=(LENGTH, reward),
             least=8,
             test=of(length_gone),
@@ -176,6 +193,10 @@ def rules(names: Names) -> list[Rule]:
                 title="The completions of a prompt are the same",
                 stage="train",
                 symptom="no_variety",
+                level="signal",
+                follows_from=helpers.BREAKS,
+                mutes=helpers.ruin(names, 12),
+                later=("policy", became_alike),
                 needs=(UNIQUE, reward),
                 fields=("num_generations",),
                 share=0.5,

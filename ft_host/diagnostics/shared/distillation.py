@@ -36,6 +36,10 @@ def farther(view: View) -> bool:
     return view.mean(DIVERGENCE, 20) > 1.5 * first_divergence(view)
 
 
+def is_flat(view: View) -> bool:
+    return not farther(view)
+
+
 def flat_remedies(view: View) -> list[Remedy]:
     rate = view.config.learning_rate
     if farther(view):
@@ -98,6 +102,10 @@ def taught_rules(names: Names, nearer: str, brief: str, unit: str) -> list[Rule]
             title="The student doesn't come nearer to its teacher",
             stage="train",
             symptom=lambda view: "divergence" if farther(view) else "no_learning",
+            level="policy",
+            follows_from=("OPT007",),
+            mutes=("OPT005", "OPT014", names.code(15), names.code(17)),
+            later=("standstill", is_flat),
             needs=(DIVERGENCE,),
             share=0.8,
             least=10,
@@ -124,6 +132,9 @@ def taught_rules(names: Names, nearer: str, brief: str, unit: str) -> list[Rule]
             title="Completions have become very short",
             stage="train",
             symptom="forgetting",
+            level="policy",
+            follows_from=("OPT007",),
+            mutes=("OPT014", names.code(15), names.code(17)),
             needs=(LENGTH,),
             least=8,
             test=shrunk,

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from ft_host.diagnostics.view import View
 
 LEARNT = 0.5  # the share of what there was to gain from which on a change counts as the task being learnt
+HELD_OUT_FALLS = "OPT014"  # the host's rule of a held-out reward that falls, whatever the cause
 SOLVED = 0.95  # of the most that a completion can earn, as a mean
+
+
+# What breaks a policy: steps that go too far, and completions that another model sampled.
+BREAKS = ("OPT007", "ASY001", "ASY007", "ENG004", "PRB003")
+UNREWARDED = ("DATA010", "REW001")  # why all completions may earn the same
+# What a broken policy shows, from cause to consequence: it is clipped, leaves the reference, loses its entropy,
+# doesn't end, says one thing, ends at once, earns less, and earns nothing.
+RUIN = (6, 7, 5, 4, 8, 12, 10, 15, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +41,17 @@ class Names:
 
     def code(self, number: int) -> str:
         return f"{self.letters}{self.first + number:03d}"
+
+
+def ruin(names: Names, number: int) -> tuple[str, ...]:
+    """The codes of what follows from the rule of this number in a policy that breaks."""
+    later = RUIN[RUIN.index(number) + 1 :]
+    return (*(names.code(each) for each in later), HELD_OUT_FALLS)
+
+
+def broken_by(names: Names, number: int) -> tuple[str, ...]:
+    """The codes of what the rule of this number follows from in a policy that breaks."""
+    return (*BREAKS, *(names.code(each) for each in RUIN[: RUIN.index(number)]))
 
 
 def rounds(view: View) -> str:
@@ -64,6 +84,15 @@ def gained(view: View, names: Names) -> float:
     found = span(view)
     room = abs(begun) if found is None else found[1] - begun
     return (now - begun) / room if room > 0 and not math.isnan(now) else 0.0
+
+
+def lost(view: View, names: Names) -> bool:
+    """Whether completions earned something at first, and a good part of it is gone."""
+    found = span(view)
+    if found is None:
+        return False
+    begun, now = view.first(names.reward, 3) - found[0], view.mean(names.reward, 10) - found[0]
+    return begun > 0.05 * (found[1] - found[0]) and now < 0.7 * begun
 
 
 def doubt(view: View, name: str, count: int) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ft_host.diagnostics.remedies import lower_rate, restore
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.shared.helpers import Names
+from ft_host.diagnostics.shared.helpers import Names, broken_by
 from ft_host.diagnostics.view import View, short
 
 
@@ -34,8 +34,10 @@ def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[R
             title="Held-out reward falls, whatever the loss does",
             stage="train",
             symptom="forgetting",
+            level="results",
+            follows_from=broken_by(names, 15),
             needs=("eval_reward",),
-            mutes=("OPT014",),
+            mutes=("OPT014", names.code(15)),
             test=gone,
             severe=half_of_best_lost,
             window=2,

@@ -18,7 +18,8 @@ from ft_host.diagnostics.view import View, rounded, short
 CHOSEN, REJECTED, MARGINS = "rewards/chosen", "rewards/rejected", "rewards/margins"
 LOGPS = "start/logps/chosen"
 REFERENCE = ("PRB001",)  # rewards that aren't measured from where the policy began say little
-UPDATES = ("OPT003", "OPT006", "OPT007")  # too large or too small
+USUAL_UPDATE = 1e-3  # of pretrained weights
+UPDATES = ("OPT003", "OPT004", "OPT006", "OPT007")  # too large or too small
 
 
 def fall(view: View, count: int = 10) -> float:
@@ -108,11 +109,15 @@ def no_preference_message(view: View) -> str:
     )
 
 
-def no_preference_remedies(view: View) -> list[Remedy]:
-    """Where margins have moved, though to no side, updates are not what is too small."""
-    look = Remedy(why="Look at some pairs, whether the chosen one is the better one")
+def is_slow(view: View) -> bool:
+    """Where margins have moved, though to no side, or updates are of a usual size, they are not what is too small."""
     moved = max(map(abs, view.recent(MARGINS, 20)), default=0.0) > 0.02
-    return [look] if moved else [raise_rate(view, 10), look]
+    return not moved and max(view.recent("update_ratio"), default=0.0) < USUAL_UPDATE
+
+
+def no_preference_remedies(view: View) -> list[Remedy]:
+    look = Remedy(why="Look at some pairs, whether the chosen one is the better one")
+    return [raise_rate(view, 10), look] if is_slow(view) else [look]
 
 
 def wrong_way(view: View) -> bool | None:
@@ -133,11 +138,12 @@ def preference_rules(
         Rule(
             code=f"{letters}{displacement:03d}",
             family="preferences-01",
-            follows_from=REFERENCE,
+            follows_from=(*REFERENCE, *UPDATES),
             mutes=("OPT014",),
             title="Chosen completions become less likely",
             stage="train",
             symptom="forgetting",
+            level="policy",
             needs=(LOGPS, CHOSEN, MARGINS),
             test=displaced,
             window=30,
@@ -159,10 +165,13 @@ def preference_rules(
         Rule(
             code=f"{letters}{signal:03d}",
             family="preferences-02",
-            follows_from=(*REFERENCE, *UPDATES),
+            follows_from=(*REFERENCE, *UPDATES, "DATA008"),
             title="No preference is learnt",
             stage="train",
             symptom="no_learning",
+            level="results",
+            mutes=("OPT005", "OPT007", "OPT009", "OPT010"),
+            later=("standstill", is_slow),
             needs=(MARGINS,),
             test=no_preference,
             least=5,
@@ -181,10 +190,11 @@ def preference_rules(
         Rule(
             code=f"{letters}{wrong:03d}",
             family="preferences-03",
-            follows_from=REFERENCE,
+            follows_from=(*REFERENCE, "OPT007"),
             title="Training makes rejected completions likelier",
             stage="train",
             symptom="divergence",
+            level="policy",
             needs=(MARGINS,),
             test=wrong_way,
             window=30,

@@ -11,8 +11,6 @@ from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names, rounds
 from ft_host.diagnostics.view import View, percent, short
 
-FALLEN = "OPT014"  # the host's rule of a held-out reward that falls, whatever the cause
-
 # ---------------------------------------------------------------- 3: never rises
 
 
@@ -109,6 +107,8 @@ def rules(names: Names) -> list[Rule]:
             title="Reward doesn't rise",
             stage="train",
             symptom="no_learning",
+            level="standstill",
+            follows_from=helpers.BREAKS,
             needs=(reward, "completions/reward_max"),
             test=of(never_rises),
             window=10,
@@ -134,8 +134,10 @@ def rules(names: Names) -> list[Rule]:
             title="Held-out reward falls while the reward in training rises",
             stage="train",
             symptom="overfitting",
+            level="results",
+            follows_from=helpers.BREAKS,
             needs=("eval_reward", reward),
-            mutes=(FALLEN,),
+            mutes=(helpers.HELD_OUT_FALLS,),
             test=of(held_out_falls),
             window=4,
             least=1,
@@ -162,6 +164,7 @@ def rules(names: Names) -> list[Rule]:
             code=names.code(13),
             title="The batch is small for this reward",
             stage="train",
+            level="notes",
             needs=(reward,),
             test=of(noisy),
             severity="info",
@@ -193,6 +196,10 @@ def rules(names: Names) -> list[Rule]:
             code=names.code(14),
             title="A reward function fails",
             stage="train",
+            level="rewards",
+            follows_from=("DATA010",),
+            mutes=(names.code(1), "OPT002", "standstill"),
+            later=("notes", lambda view: view["rewards/*/failed_share"] <= 0.5),
             needs=("rewards/*/failed_share",),
             test=lambda view: view["rewards/*/failed_share"] > 0.05,
             window=20,
@@ -215,13 +222,15 @@ def rules(names: Names) -> list[Rule]:
             title="Reward has fallen from its best",
             stage="train",
             symptom="divergence",
+            level="results",
+            follows_from=helpers.BREAKS,
             needs=(reward,),
             test=of(reward_falls),
             window=10,
             least=3,
             share=0.6,
             severe=of(half_lost),
-            mutes=(names.code(3), FALLEN),
+            mutes=(names.code(3), *helpers.ruin(names, 15)),
             message=lambda view: (
                 f"The mean reward is {short(view.mean(reward, 10))} over the last 10 rollouts, where the best 10 had "
                 f"{short(best(view, reward))}: the policy has got worse, and stays so."

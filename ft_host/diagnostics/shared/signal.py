@@ -116,13 +116,16 @@ def rules(names: Names) -> list[Rule]:
 
 def grouped(names: Names) -> list[Rule]:
     of = partial(partial, names=names)
-    mutes = ("OPT002", "OPT005", names.code(3), names.code(13))
+    mutes = ("OPT002", names.code(3), names.code(13), "standstill")
     return [
         Rule(
             code=names.code(1),
             title="Reward variance is near zero",
             stage="train",
             symptom="no_signal",
+            level="signal",
+            later=("results", of(helpers.lost)),
+            follows_from=(*helpers.UNREWARDED, *helpers.BREAKS),
             needs=(FLAT, names.reward),
             fields=("num_generations",),
             test=of(no_variance),
@@ -151,6 +154,7 @@ def grouped(names: Names) -> list[Rule]:
             title="Rewards cancel each other",
             stage="train",
             symptom="no_signal",
+            level="rewards",
             needs=("reward_std",),
             test=cancels,
             severity="error",
@@ -173,6 +177,7 @@ def grouped(names: Names) -> list[Rule]:
             code=names.code(16),
             title="Most prompts are solved",
             stage="train",
+            level="notes",
             needs=(FLAT, names.reward),
             fields=("num_generations",),
             severity="info",
@@ -206,12 +211,15 @@ def ungrouped(names: Names) -> list[Rule]:
             title="All completions earn the same",
             stage="train",
             symptom="no_signal",
+            level="signal",
+            later=("results", partial(helpers.lost, names=names)),
+            follows_from=(*helpers.UNREWARDED, *helpers.BREAKS),
             needs=("completions/reward_max", "completions/reward_min", names.reward),
             test=partial(constant, names=names),
             share=0.5,
             least=10,
             severity="error",
-            mutes=("OPT002", "OPT005", names.code(3), names.code(13)),
+            mutes=("OPT002", names.code(3), names.code(13), "standstill"),
             message=lambda view: (
                 f"Every completion earned the same {view.often}, {short(view['completions/reward_max'])}: the training "
                 "signal has vanished. Either the reward tells nothing apart, or all completions are wrong, or right."

@@ -62,10 +62,11 @@ def swapped_message(view: View) -> str:
 OWN = [
     Rule(
         code="DPO002",
-        follows_from=("PRB001",),
+        follows_from=("DATA008", "PRB001"),
         title="All pairs are in the right order very early",
         stage="train",
         symptom="saturation",
+        level="notes",
         needs=(ACCURACY,),
         severity="info",
         test=saturated,
@@ -89,13 +90,14 @@ OWN = [
         follows_from=("PRB001",),
         title="Chosen and rejected may be swapped",
         stage="train",
+        level="signal",
         needs=(ACCURACY,),
         test=swapped,
         window=30,
         least=8,
         message=swapped_message,
         remedies=lambda view: [SWAP],
-        mutes=("DPO001", "OPT009", "OPT010", "OPT014"),
+        mutes=("DPO001", "DPO005", "OPT009", "OPT010", "OPT014"),
         when=(
             "In 30 % of the last 30 steps training pairs are learnt (accuracy above 0.6), and fewer than 40 % of"
             " held-out ones are in the right order; or the reference found rejected completions 2.5 times as likely in"
@@ -111,10 +113,12 @@ OWN = [
     ),
     Rule(
         code="DPO005",
-        follows_from=("PRB001",),
+        follows_from=("OPT007", "PRB001"),
         title="Margins blow up",
         stage="train",
         symptom="saturation",
+        level="policy",
+        mutes=("DPO001",),
         needs=(MARGINS,),
         test=lambda view: view[MARGINS] > 10,
         window=30,

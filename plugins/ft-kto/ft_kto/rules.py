@@ -6,10 +6,15 @@ from ft_host.api import hookimpl
 from ft_host.diagnostics import CHOSEN, MARGINS, REJECTED, Remedy, Rule, View, errors, preference_rules, rows_of, short
 
 HELD_OUT = f"eval_{MARGINS}"
+STILL = 0.02  # rewards of a policy that has hardly moved
 
 
-def no_estimate(view: View) -> bool:
-    """With few rows a step. With many, 0 means that mismatched completions got no likelier."""
+def no_estimate(view: View) -> bool | None:
+    """With few rows a step. With many, 0 means that mismatched completions got no likelier; and where rewards are 0 too
+    the policy is still the reference."""
+    rewards = [*view.recent(CHOSEN, 20), *view.recent(REJECTED, 20)]
+    if rewards and max(map(abs, rewards)) < STILL:
+        return None
     return view["kl"] == 0 and rows_of(view) < 8 and view.config.loss_type == "kto"
 
 
@@ -35,6 +40,7 @@ OWN = [
         follows_from=("PRB001",),
         title="The KL estimate stays 0",
         stage="train",
+        level="signal",
         needs=("kl",),
         test=no_estimate,
         share=0.8,
@@ -65,10 +71,11 @@ OWN = [
     ),
     Rule(
         code="KTO002",
-        follows_from=("PRB001",),
+        follows_from=("DATA009", "PRB001"),
         title="Only one of the two sides is learnt",
         stage="train",
         symptom="no_learning",
+        level="policy",
         needs=("loss",),
         fields=("desirable_weight",),
         severity="info",
@@ -94,6 +101,8 @@ OWN = [
         follows_from=("PRB001",),
         title="Held-out labels say the opposite",
         stage="train",
+        level="signal",
+        mutes=("KTO005", "OPT009", "OPT010", "OPT014"),
         needs=(HELD_OUT, MARGINS),
         test=opposite,
         window=4,

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from ft_host.api import hookimpl
-from ft_host.diagnostics import Names, Remedy, Rule, View, lower_rate, percent, rising, rollout_rules, set_field, short
+from ft_host.diagnostics import (
+    Names,
+    Remedy,
+    Rule,
+    View,
+    lower_rate,
+    percent,
+    rising,
+    rollout_rules,
+    ruin,
+    set_field,
+    short,
+)
 
 KL, CLIPPED, EXPLAINED = "policy/approxkl_avg", "policy/clipfrac_avg", "val/explained_variance"
 VALUE, RATIO, SPREAD = "loss/value_avg", "start/val/ratio", "start/val/ratio_var"
 TARGET_KL = 0.02
+SHARED = Names(
+    letters="PPO",
+    first=100,
+    reward="objective/scores",
+    entropy="policy/entropy_avg",
+    kl="objective/kl",
+    kl_of_completions=True,
+    clip=None,
+    passes="num_ppo_epochs",
+    grouped=False,
+)
 
 
 def fewer_epochs(view: View) -> list[Remedy]:
@@ -33,6 +56,9 @@ OWN = [
         title="The policy moves too far in an update",
         stage="train",
         symptom="divergence",
+        level="updates",
+        follows_from=("OPT007", "PRB003"),
+        mutes=("PPO002", "PPO003", "PPO005", *ruin(SHARED, 6)),
         needs=(KL,),
         least=10,
         test=lambda view: view[KL] > 1.5 * TARGET_KL,
@@ -56,6 +82,8 @@ OWN = [
         title="The value model explains nothing",
         stage="train",
         symptom="no_learning",
+        level="policy",
+        mutes=("PPO103",),
         needs=(EXPLAINED,),
         share=0.6,
         least=10,
@@ -87,6 +115,9 @@ OWN = [
         title="Too much is clipped",
         stage="train",
         symptom="divergence",
+        level="updates",
+        follows_from=("OPT007", "PRB003"),
+        mutes=("PPO002", "PPO005", *ruin(SHARED, 6)),
         needs=(CLIPPED,),
         least=10,
         test=lambda view: view[CLIPPED] > 0.3,
@@ -105,6 +136,8 @@ OWN = [
         code="PPO004",
         title="The ratio isn't 1 before the first update",
         stage="probe",
+        level="models",
+        mutes=("PPO001", "PPO003"),
         needs=(RATIO, SPREAD),
         severity="error",
         test=lambda view: abs(view[RATIO] - 1) > 0.01 or view[SPREAD] > 1e-3,
@@ -123,6 +156,9 @@ OWN = [
         title="The value loss grows",
         stage="train",
         symptom="divergence",
+        level="policy",
+        follows_from=("OPT007",),
+        mutes=("PPO002",),
         needs=(VALUE,),
         least=10,
         test=value_loss_rises,
@@ -141,17 +177,6 @@ OWN = [
     ),
 ]
 
-SHARED = Names(
-    letters="PPO",
-    first=100,
-    reward="objective/scores",
-    entropy="policy/entropy_avg",
-    kl="objective/kl",
-    kl_of_completions=True,
-    clip=None,
-    passes="num_ppo_epochs",
-    grouped=False,
-)
 RULES: list[Rule] = [*OWN, *rollout_rules(SHARED)]
 
 

@@ -20,6 +20,11 @@ def overfit(view: View) -> bool | None:
     return (train > 0.95 and held_out < 0.7) or (train - held_out > 0.15 and train > 0.7)
 
 
+def one_epoch(view: View) -> list[Remedy]:
+    more = view.config.max_steps < 0 and view.config.num_train_epochs > 1
+    return set_field(view, "num_train_epochs", 1.0, again=True) if more else []
+
+
 def held_out(view: View) -> float | None:
     series = view.series.get(HELD_OUT)
     return None if series is None or series.steps[-1] == 0 else series.last
@@ -35,6 +40,11 @@ def not_told_apart(view: View) -> bool | None:
     return view.mean(TRAIN, 30) <= 0.55 or (other is not None and other <= 0.53)
 
 
+def is_slow(view: View) -> bool:
+    """Pairs that are trained on aren't learnt either."""
+    return view.mean(TRAIN, 30) <= 0.6
+
+
 def not_told_apart_message(view: View) -> str:
     other, train = held_out(view), percent(view.mean(TRAIN, 30))
     if other is not None and other < 0.42:
@@ -48,7 +58,7 @@ def not_told_apart_message(view: View) -> str:
 
 def not_told_apart_remedies(view: View) -> list[Remedy]:
     look = Remedy(why="Check some pairs of both data sets: is the chosen completion the better one?")
-    return [look] if view.mean(TRAIN, 30) > 0.6 else [raise_rate(view, 10), look]
+    return [raise_rate(view, 10), look] if is_slow(view) else [look]
 
 
 RULES: list[Rule] = [
@@ -57,6 +67,8 @@ RULES: list[Rule] = [
         title="The reward model overfits",
         stage="train",
         symptom="overfitting",
+        level="results",
+        mutes=("OPT009", "OPT010"),
         needs=(HELD_OUT, TRAIN),
         test=overfit,
         window=4,
@@ -66,7 +78,7 @@ RULES: list[Rule] = [
             f" {percent(view[HELD_OUT])} of held-out ones."
         ),
         remedies=lambda view: [
-            *(set_field(view, "num_train_epochs", 1.0, again=True) if view.config.max_steps < 0 else []),
+            *one_epoch(view),
             lower_rate(view, 3),
             Remedy(why="Use the checkpoint of the best evaluation, and more pairs"),
         ],
@@ -79,6 +91,7 @@ RULES: list[Rule] = [
         code="RM002",
         title="Scores drift",
         stage="train",
+        level="policy",
         needs=(SCORE,),
         test=lambda view: abs(view[SCORE]) > 10,
         least=10,
@@ -97,6 +110,9 @@ RULES: list[Rule] = [
         title="The model doesn't distinguish the pairs",
         stage="train",
         symptom="no_learning",
+        level="results",
+        follows_from=("DATA008", "OPT007", "loss"),
+        later=("standstill", is_slow),
         needs=(TRAIN, "margin"),
         test=not_told_apart,
         least=5,
@@ -110,13 +126,14 @@ RULES: list[Rule] = [
         why="The learning rate is too low, labels are noise, or chosen and rejected are swapped in one data set.",
         remedy="Raise learning_rate, check the pairs.",
         source="own judgement",
-        mutes=("RM001", "OPT009"),
+        mutes=("OPT005", "OPT007", "OPT009", "OPT010", "RM001"),
     ),
     Rule(
         code="RM005",
         title="Scores are far apart from the start",
         stage="probe",
         symptom="bad_start",
+        level="notes",
         needs=("start/loss", "start/accuracy"),
         severity="info",
         test=lambda view: view["start/loss"] > math.log(2) + 0.15 and view["start/accuracy"] < 0.65,

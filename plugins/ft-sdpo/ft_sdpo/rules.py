@@ -8,6 +8,7 @@ from ft_host.diagnostics import (
     Remedy,
     Rule,
     View,
+    broken_by,
     lower_rate,
     more_generations,
     percent,
@@ -21,6 +22,9 @@ TAUGHT, WINNERS = "self_distillation/reprompt_sample_fraction", "self_distillati
 TOLD, LONG = "self_distillation/feedback_available_fraction", "self_distillation/reprompt_too_long_fraction"
 APART = "self_distillation/teacher_logp_difference"
 ALIKE = 0.01  # nats of a token, on average
+NAMES = Names(
+    letters="SDPO", first=100, by_length=("grpo", "bnpo"), by_no_length="dr_grpo", capped=("cispo",)
+)  # for the policy loss, as in GRPO
 EARLY = 20  # steps in which a student hasn't yet learnt from its teacher
 
 
@@ -69,12 +73,15 @@ OWN = [
         title="Hardly any completion has a teacher",
         stage="train",
         symptom="no_signal",
+        level="signal",
+        follows_from=("DATA010", "REW001", *broken_by(NAMES, 1)),
+        later=("results", broke),
         needs=(TAUGHT,),
         share=0.5,
         least=15,
         test=lambda view: view[TAUGHT] < 0.05,
         severe=lambda view: view.mean(TAUGHT, view.window) < 0.005,
-        mutes=("SDPO002", "OPT002", "OPT005", "SDPO103"),
+        mutes=("SDPO002", "SDPO103", "OPT002", "standstill"),
         message=lambda view: (
             f"For {percent(view.mean(TAUGHT, view.window))} of completions there was anything to show the teacher, over"
             f" the last {view.window} rollouts: no successful completion of the same prompt, and no feedback. Nothing"
@@ -102,6 +109,9 @@ OWN = [
         title="Few groups have a success to learn from",
         stage="train",
         symptom="no_signal",
+        level="signal",
+        follows_from=("DATA010", "REW001", *broken_by(NAMES, 1)),
+        later=("results", broke),
         needs=(WINNERS,),
         share=0.5,
         least=15,
@@ -121,6 +131,7 @@ OWN = [
         code="SDPO003",
         title="Feedback exists but isn't shown",
         stage="train",
+        level="notes",
         needs=(TOLD,),
         severity="info",
         share=0.5,
@@ -144,6 +155,8 @@ OWN = [
         code="SDPO004",
         title="Feedback should be shown but is missing",
         stage="train",
+        level="signal",
+        mutes=("SDPO001", "SDPO002"),
         needs=(TOLD,),
         share=0.8,
         least=5,
@@ -175,6 +188,8 @@ OWN = [
         title="The teacher agrees with the student",
         stage="train",
         symptom="no_signal",
+        level="signal",
+        mutes=("standstill",),
         needs=(APART,),
         window=10,
         least=3,
@@ -197,6 +212,9 @@ OWN = [
         code="SDPO006",
         title="Teachers' prompts are too long",
         stage="train",
+        level="signal",
+        later=("notes", lambda view: view.mean(LONG, view.window) <= 0.5),
+        mutes=("SDPO001",),
         needs=(LONG,),
         least=5,
         test=lambda view: view[LONG] > 0.1,
@@ -218,6 +236,9 @@ OWN = [
         title="Student and teacher move apart",
         stage="train",
         symptom="divergence",
+        level="policy",
+        follows_from=("OPT007", "SDPO106"),
+        mutes=("SDPO115", "OPT014"),
         needs=(APART,),
         least=10,
         test=drifts,
@@ -239,9 +260,6 @@ OWN = [
 
 # Groups with equal rewards can still be learnt from here: rules about comparing completions are left out.
 APART_FROM = ("SDPO101", "SDPO102", "SDPO107", "SDPO116")
-NAMES = Names(
-    letters="SDPO", first=100, by_length=("grpo", "bnpo"), by_no_length="dr_grpo", capped=("cispo",)
-)  # for the policy loss, as in GRPO
 RULES: list[Rule] = [*OWN, *(rule for rule in rollout_rules(NAMES) if rule.code not in APART_FROM)]
 
 
