@@ -2,63 +2,80 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "faults"
-METHODS = {"sft", "dpo", "kto", "reward", "grpo", "rloo", "ppo"}
+METHODS = {"sft", "dpo", "kto", "reward", "grpo", "rloo", "ppo", "distill", "gkd", "gold", "sdft", "sdpo"}
+PLACES = {"data", "reward", "model", "code", "machine"}
+LISTED = ("broken_data", "broken_parts", "case", "cases", "families", "material", "rewards", "row_texts")
+
+
+@contextlib.contextmanager
+def modules(names: tuple[str, ...]) -> Iterator[dict[str, ModuleType]]:
+    """Modules of the benchmark, which are gone again afterwards."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in set(sys.modules) - before:
+            if str(FOLDER) in str(vars(sys.modules[name]).get("__file__")):
+                del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def listed():
+    """What the list is made of, by name."""
+    with modules(LISTED) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def bench():
-    """Its modules, by name."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import broken_data
-        import broken_parts
-        import case
-        import cases
-        import material
-        import rewards
-        import run
-        import score
-
-        found = (broken_data, broken_parts, case, cases, material, rewards, run, score)
-        yield {module.__name__: module for module in found}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in ("broken_data", "broken_parts", "case", "cases", "material", "rewards", "run", "score"):
-            sys.modules.pop(name, None)
+    """The harness too, by name."""
+    with modules((*LISTED, "run", "score")) as found:
+        yield found
 
 
-def test_there_are_enough_of_both_kinds_over_all_methods(bench):
-    cases = bench["cases"]
-    assert len(cases.FAULTS) >= 42 and len(cases.HEALTHY) >= 22
+def test_there_are_enough_of_both_kinds_over_all_methods_and_families(listed):
+    cases, families = listed["cases"], listed["families"].FAMILIES
+    assert len({case.name for case in cases.FAULTS}) >= 40 and len(cases.HEALTHY) >= 60
     assert {case.method for case in cases.FAULTS} == {case.method for case in cases.HEALTHY} == METHODS
+    assert len(families) >= 4 and sum(family.TUNED for family in families.values()) == 2
+    for name in families:
+        assert {case.method for case in cases.HEALTHY if case.family == name} == set(families[name].BASE)
     assert len(cases.CASES) == len(cases.FAULTS) + len(cases.HEALTHY), "two cases have one name"
-    assert all(case.expected for case in cases.FAULTS) and not any(case.expected for case in cases.HEALTHY)
-    assert not any(case.beside for case in cases.HEALTHY)
+    assert not any(case.healthy for case in cases.FAULTS) and all(case.healthy for case in cases.HEALTHY)
+    assert not any(case.beside or case.partly or case.at_fault for case in cases.HEALTHY)
 
 
-def test_what_cases_name_is_there(bench):
+def test_what_cases_name_is_there(listed):
     from ft_host import registry
 
-    for case in bench["cases"].CASES.values():
+    for case in listed["cases"].CASES.values():
+        family = listed["families"].FAMILIES[case.family]
         for fault in (case.train, case.held_out):
-            assert fault is None or callable(vars(bench["broken_data"])[fault]), case.name
-        assert case.patch is None or callable(vars(bench["broken_parts"])[case.patch[0]]), case.name
+            assert fault is None or callable(vars(listed["broken_data"])[fault]), case.id
+        assert case.patch is None or callable(vars(listed["broken_parts"])[case.patch[0]]), case.id
         config = registry.config_class(registry.find("method", case.method))
         fields = {field.name for field in dataclasses.fields(config)}
-        assert bench["cases"].BASE[case.method].keys() | case.config.keys() <= fields, case.name
-        for reward in case.config.get("reward", []):
-            kind, _, name = reward[1:].partition(":")
-            assert kind == "arithmetic" or callable(vars(bench["rewards"])[name]), case.name
+        values = family.BASE[case.method] | case.config
+        assert values.keys() <= fields, case.id
+        assert set(case.at_fault) - PLACES <= fields, case.id
+        for reward in [*values.get("reward", []), *values.get("eval_reward", [])]:
+            assert callable(vars(listed["rewards"])[reward.removeprefix("@rewards:")]), case.id
 
 
-def test_each_fault_expects_a_code_that_a_rule_has(bench):
+def test_each_fault_names_what_is_at_fault_and_a_code_that_a_rule_has(listed):
     from ft_host import registry
     from ft_host.diagnostics.collect import all_rules, diagnostics_of
 
@@ -68,13 +85,43 @@ def test_each_fault_expects_a_code_that_a_rule_has(bench):
         diagnostics = diagnostics_of(method, registry.config_class(method)())
         plugins = registry.session(method, None, diagnostics)
         codes[name] = [rule.code for rule, _ in all_rules(plugins, [method, *diagnostics])]
-    for case in bench["cases"].FAULTS:
+    for case in listed["cases"].FAULTS:
+        assert case.at_fault, case.id
         lacking += [
-            f"{case.name}: {code}"
-            for code in case.expected
+            f"{case.id}: {code}"
+            for code in (*case.cause, *case.partly)
             if not any(each.startswith(code) for each in codes[case.method])
         ]
     assert not lacking
+
+
+def test_a_fault_is_in_the_run_and_a_cure_can_be_told_by_what_is_held_out(listed):
+    """A case whose fields are those of the family's own run would be a healthy one."""
+    for case in listed["cases"].FAULTS:
+        base = listed["families"].FAMILIES[case.family].BASE[case.method]
+        differs = any(base.get(name) != value for name, value in case.config.items())
+        assert differs or case.train or case.held_out or case.patch, case.id
+        metric, better = case.held_out_metric
+        assert metric.startswith("eval_") and better in ("higher", "lower"), case.id
+
+
+def test_times_are_of_the_familys_own_values(listed):
+    cases, families = listed["cases"].CASES, listed["families"].FAMILIES
+    for name, family in families.items():
+        assert cases[f"{name}/sft-rate-1000th"].config["learning_rate"] == family.BASE["sft"]["learning_rate"] / 1000
+        assert cases[f"{name}/grpo-too-hard"].config["reward"] == [family.RIGHT]
+
+
+def test_rows_of_conversations_get_the_same_faults_as_texts(listed):
+    data, texts = listed["broken_data"], listed["row_texts"]
+    row = {"prompt": [{"role": "user", "content": "ask"}], "completion": [{"role": "assistant", "content": "told"}]}
+    (turned,) = data.exchanged([row], None, None)
+    assert texts.said(turned["prompt"]) == "told" and texts.said(turned["completion"]) == "ask"
+    assert [turned[name][0]["role"] for name in ("prompt", "completion")] == ["user", "assistant"]
+    assert texts.said(row["prompt"]) == "ask", "the row itself has changed"
+    assert data.exchanged([{"prompt": "ask", "completion": "told"}], None, None) == [
+        {"prompt": "told", "completion": "ask"}
+    ]
 
 
 def run_of(case: str, *findings: tuple[str, str, int]) -> dict:

@@ -1,29 +1,12 @@
 """Rows with faults. Each function takes the rows, a random.Random and a `Texts`, and gives the rows that are used
-instead."""
+instead. A prompt or a completion is a text, or a list of messages, whose last one is changed."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import Any
 
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What some faults need beside the rows: the tokenizer of the model, and the other rows of the run."""
-
-    tokenizer: Any
-    train: list[Row]
-
-
-def as_tokens(row: Row, tokenizer: Any) -> Row:
-    """A prompt and its completion as tokens that are supervised on the completion and EOS."""
-    prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
-    completion = [*tokenizer(row["completion"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    return {"input_ids": [*prompt, *completion], "labels": [-100] * len(prompt) + completion}
-
+from broken_pairs import *  # noqa: F403
+from row_texts import Row, Texts, as_tokens, changed, said
 
 # ---------------------------------------------------------------- supervised tokens
 
@@ -61,32 +44,76 @@ def bos_twice(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
 # ---------------------------------------------------------------- texts
 
 
-def in_words(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    """Digits as words, for a tokenizer that knows digits only."""
-    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+def other_script(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """Letters and digits as those of another script, for a tokenizer that knows ASCII only."""
 
-    def spelt(text: str) -> str:
-        return "".join(f"{words[int(sign)]} " if sign.isdigit() else sign for sign in text)
+    def written(text: str) -> str:
+        return "".join(chr(0x430 + ord(sign) % 32) if sign.isalnum() else sign for sign in text)
 
-    return [row | {"prompt": spelt(row["prompt"]), "completion": spelt(row["completion"])} for row in rows]
+    return [changed(row, **{name: written(said(row[name])) for name in ("prompt", "completion")}) for row in rows]
 
 
 def garbage(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
     """Rows 961 to 1088, which are steps 61 to 68 of 16 rows in order, are random signs."""
+    signs = sorted({sign for row in rows[:200] for sign in said(row["completion"])})
 
     def noise(text: str) -> str:
-        return "".join(rng.choice("0123456789+=\n") for _ in text)
+        return "".join(rng.choice(signs) for _ in text)
 
-    return [row | {"completion": noise(row["completion"])} if 960 <= i < 1088 else row for i, row in enumerate(rows)]
+    return [
+        changed(row, completion=noise(said(row["completion"]))) if 960 <= index < 1088 else row
+        for index, row in enumerate(rows)
+    ]
 
 
 def long_tail(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
     """Every eighth completion is that of ten rows."""
     out = []
     for index, row in enumerate(rows):
-        others = [each["completion"] for each in rows[index : index + 9]] if index % 8 == 0 else []
-        out.append(row | {"completion": "\n".join([row["completion"], *others])})
+        others = rows[index : index + 9] if index % 8 == 0 else []
+        out.append(changed(row, completion="\n".join(said(each["completion"]) for each in [row, *others])))
     return out
+
+
+def empty_third(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """A join that found nothing for a third of the rows."""
+    return [changed(row, completion="") if rng.random() < 1 / 3 else row for row in rows]
+
+
+def empty_all(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """The column that was read for completions isn't the one that has them."""
+    return [changed(row, completion="") for row in rows]
+
+
+def exchanged(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """The columns prompt and completion, each under the other's name."""
+    return [changed(row, prompt=said(row["completion"]), completion=said(row["prompt"])) for row in rows]
+
+
+def echoes(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """The completion repeats its prompt, and then says what it should."""
+    return [changed(row, completion=said(row["prompt"]) + said(row["completion"])) for row in rows]
+
+
+def copies(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """The completion is the prompt: one column was read twice."""
+    return [changed(row, completion=said(row["prompt"])) for row in rows]
+
+
+def all_alike(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """Nine completions of ten are one text: a default that was written where none was found."""
+    text = said(rows[0]["completion"])
+    return [changed(row, completion=text) if rng.random() < 0.9 else row for row in rows]
+
+
+def marked(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """Marks of another model's template, left in the texts."""
+    return [changed(row, completion=f"<|im_start|>assistant\n{said(row['completion'])}<|im_end|>") for row in rows]
+
+
+def shifted(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """Each prompt has the completion of the row before: two files that were joined by their lines."""
+    return [changed(row, completion=said(other["completion"])) for row, other in zip(rows, [rows[-1], *rows[:-1]])]
 
 
 # ---------------------------------------------------------------- which rows
@@ -113,62 +140,24 @@ def first_of_train(rows: list[Row], rng: random.Random, texts: Texts) -> list[Ro
     return texts.train[: len(rows)]
 
 
-# ---------------------------------------------------------------- pairs and judged completions
+# ---------------------------------------------------------------- answers and what a teacher is shown
 
 
-def swap(row: Row) -> Row:
-    return row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+def answers_shifted(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """Each prompt is checked against the answer of the row before."""
+    return [row | {"answer": other["answer"]} for row, other in zip(rows, [rows[-1], *rows[:-1]])]
 
 
-def swapped(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    return [swap(row) for row in rows]
+def answers_spaced(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """Answers with a space behind them, as a CSV may leave it: no completion is the same."""
+    return [row | {"answer": f"{row['answer']} "} for row in rows]
 
 
-def half_swapped(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    return [swap(row) if rng.random() < 0.5 else row for row in rows]
+def nothing_shown(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    return [row | {"privileged_context": ""} for row in rows]
 
 
-def identical(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    return [row | {"rejected": row["chosen"]} if rng.random() < 0.33 else row for row in rows]
-
-
-def chosen_longer(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    """Rejected completions end after half of their lines."""
-    return [row | {"rejected": row["rejected"][: max(1, len(row["rejected"]) // 2 - 1)]} for row in rows]
-
-
-def near(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    """Rejected is chosen with another last digit."""
-
-    def missed(text: str) -> str:
-        return text[:-1] + rng.choice([digit for digit in "0123456789" if digit != text[-1]])
-
-    return [row | {"rejected": missed(row["chosen"])} for row in rows]
-
-
-def labels_turned(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    return [row | {"label": not row["label"]} for row in rows]
-
-
-def labels_tossed(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    return [row | {"label": rng.random() < 0.5} for row in rows]
-
-
-def with_margins(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    return [row | {"margin": rng.choice([0.5, 1.0, 1.5])} for row in rows]
-
-
-def huge_margin(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    """A margin that float32 can't hold, in the 41st step of 16 rows in order."""
-    return [row | {"margin": 1e39 if index == 645 else 1.0} for index, row in enumerate(rows)]
-
-
-def mostly_bad(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    good, bad = [row for row in rows if row["label"]], [row for row in rows if not row["label"]]
-    mixed = [*good[: len(bad) // 10], *bad]
-    rng.shuffle(mixed)
-    return mixed
-
-
-def only_good(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
-    return [row for row in rows if row["label"]]
+def others_shown(rows: list[Row], rng: random.Random, texts: Texts) -> list[Row]:
+    """The teacher is shown what belongs to the row before."""
+    name = "privileged_context"
+    return [row | {name: other[name]} for row, other in zip(rows, [rows[-1], *rows[:-1]])]

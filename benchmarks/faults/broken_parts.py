@@ -205,3 +205,26 @@ def wrong_values() -> Iterator[None]:
 
     with patch.object(method, "value_losses", wrong):
         yield
+
+
+# ---------------------------------------------------------------- weights that stay
+
+
+def frozen(keep: str) -> contextlib.AbstractContextManager:
+    """Somebody's loop over the parameters: all but those with `keep` in their name are no longer trained."""
+
+    def freeze(policy: Any) -> None:
+        for name, parameter in policy.named_parameters():
+            if keep not in name:
+                parameter.requires_grad_(False)
+
+    return _policy(freeze)
+
+
+def dead_layer() -> contextlib.AbstractContextManager:
+    """A layer whose output is lost: what goes in comes out."""
+
+    def hook(module: Any, args: Any, output: Any) -> Any:
+        return _mapped(output, lambda hidden: args[0] if args else hidden)
+
+    return _policy(lambda policy: _layers(policy)[-1].register_forward_hook(hook))

@@ -1,115 +1,178 @@
-"""What the cases are made of, from a seed: rows of the arithmetic example, and models of two layers, 64 wide.
+"""What the cases are made of, from a seed: rows of a family's task, and models of two layers, 64 wide.
 
-WORK/seed-N/data/     train, test, preference_*, unpaired_*, chat_*    sums of numbers of two and three digits
-WORK/seed-N/model/    scratch                random weights
-                      start, able            after a short SFT (about half of the sums right) and a longer one (all)
-                      chat                   a chat model with random weights
-                      moe, moe_biased        four experts with random weights, and a router that never takes two
-                      nan, dropout, other_tokenizer    `start` or `able` with a fault
+FOLDER/data/     train, test               prompts, completions, answers
+                 preference_*, unpaired_*  a right and a wrong completion; one of them, judged
+                 shown_*                   prompts, and what a teacher of sdft is shown
+                 chat_*                    the same as whole conversations
+FOLDER/model/    scratch, other            random weights, of two architectures
+                 start, able               after a short SFT (about half is right) and a longer one (nearly all)
+                 shown                     `start`, taught to make use of a solution in its prompt
+                 pieces                    after an SFT with another tokenizer
+                 moe, moe_biased           four experts with random weights, and a router that never takes two
+                 adapter, adapter_scaled   a new LoRA adapter of `start`, and one whose own scale is far off
+                 nan, dropout, other_tokenizer    `start` or `able` with a fault
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import shutil
-from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "arithmetic"
-SIZES = {"digits": 3, "train_rows": 3000, "test_rows": 64, "hidden_size": 64, "layers": 2}
-START, ABLE = 380, 450  # steps of SFT
+Row = dict[str, Any]
 OTHER_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|system|>{% endif %}"
 )
+SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2}
 
 
-def example() -> Any:
-    """make.py of the arithmetic example."""
-    spec = importlib.util.spec_from_file_location("arithmetic_make", EXAMPLE / "make.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@dataclass(kw_only=True)
+class Task:
+    """A family's rows, tokenizer and models. Rows have `prompt`, `completion` and `answer`, which are texts."""
+
+    train: list[Row]
+    test: list[Row]
+    wrong: Callable[[Row, random.Random], str]  # a completion that isn't right
+    good_share: float  # of the judged completions
+    tokenizer: Any
+    architecture: str  # of `scratch`; a name of ft_host.testing.models.FAMILIES
+    other: str  # of `other`
+    steps: dict[str, int]  # of SFT: start, able, and shown and pieces if the family has them
+    showing: Callable[[Row, random.Random], Row] | None = None  # a row that `shown` learns from
+    pieces: Any = None  # the tokenizer of `pieces`
+    written: Callable[[Row], Row] = field(default=lambda row: row)  # a row as it stands in the files
+    tuning: dict[str, Any] = field(default_factory=dict)  # fields of these SFTs
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def make(folder: Path, seed: int, quick: bool = False) -> None:
+def make(folder: Path, seed: int, task: Callable[[], Task], quick: bool = False) -> None:
     """All of it, in `folder`, unless it is there. `quick`: the models aren't trained, for tests."""
     if (folder / "made").is_file():
         return
     shutil.rmtree(folder, ignore_errors=True)
-    maker = example()
-    arguments = Namespace(seed=seed, **SIZES)
-    train, test = maker.make_rows(arguments)
-    make_data(folder / "data", maker, train, test, seed)
-    make_models(folder, maker, arguments, train, quick)
+    made = task()
+    make_data(folder / "data", made, seed)
+    make_models(folder, made, seed, quick)
     (folder / "made").touch()
 
 
-def make_data(folder: Path, maker: Any, train: list[dict], test: list[dict], seed: int) -> None:
+# ---------------------------------------------------------------- rows
+
+
+def make_data(folder: Path, task: Task, seed: int) -> None:
     rng = random.Random(seed + 1)
-    for name, rows in (("train", train), ("test", test)):
-        write_rows(folder / f"{name}.jsonl", rows)
-        pairs = [maker.pair_of(row, rng) for row in rows]
-        write_rows(folder / f"preference_{name}.jsonl", pairs)
-        write_rows(folder / f"unpaired_{name}.jsonl", [maker.judged_of(pair, rng) for pair in pairs])
+    for name, rows in (("train", task.train), ("test", task.test)):
+        pairs = [pair_of(row, task.wrong(row, rng)) for row in rows]
+        files = {
+            name: rows,
+            f"preference_{name}": pairs,
+            f"unpaired_{name}": [judged_of(pair, rng.random() < task.good_share) for pair in pairs],
+            f"shown_{name}": [shown_of(row) for row in rows],
+        }
+        for file, made in files.items():
+            write_rows(folder / f"{file}.jsonl", [task.written(row) for row in made])
         write_rows(folder / f"chat_{name}.jsonl", [talk_of(row) for row in rows])
+    if task.showing is not None:
+        rows = [task.written(task.showing(row, rng)) for row in task.train]
+        write_rows(folder / "showing.jsonl", rows)
     (folder / "other.jinja").write_text(OTHER_TEMPLATE, encoding="utf-8")
 
 
-def talk_of(row: dict[str, str]) -> dict[str, Any]:
+def pair_of(row: Row, wrong: str) -> Row:
+    return {"prompt": row["prompt"], "chosen": row["completion"], "rejected": wrong, "answer": row["answer"]}
+
+
+def judged_of(pair: Row, good: bool) -> Row:
+    completion = pair["chosen" if good else "rejected"]
+    return {"prompt": pair["prompt"], "completion": completion, "label": good, "answer": pair["answer"]}
+
+
+def shown_of(row: Row) -> Row:
+    return {"prompt": row["prompt"], "privileged_context": row["completion"], "answer": row["answer"]}
+
+
+def talk_of(row: Row) -> Row:
     turns = (("user", row["prompt"].strip()), ("assistant", row["completion"]))
     return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def as_messages(row: Row) -> Row:
+    """Texts as lists of one message."""
+    roles = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
+    return row | {name: [{"role": role, "content": row[name]}] for name, role in roles.items() if name in row}
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+def sign_tokenizer(signs: str, marks: list[str], **special: str) -> Any:
+    """One token a sign, for these signs."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: index for index, token in enumerate([*marks, *signs])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(marks)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **special)
 
 
 # ---------------------------------------------------------------- models
 
 
-def make_models(folder: Path, maker: Any, arguments: Namespace, train: list[dict], quick: bool) -> None:
+def make_models(folder: Path, task: Task, seed: int, quick: bool) -> None:
     from ft_host.testing.models import save_tiny
 
-    models = folder / "model"
-    tokenizer = maker.make_tokenizer([row["prompt"] + row["completion"] for row in train])
-    save_tiny(
-        models / "scratch",
-        maker.make_model(tokenizer, arguments.hidden_size, arguments.layers, arguments.seed),
-        tokenizer,
-    )
-    make_others(models, tokenizer, arguments.seed)
-    # `start` ends at a high rate: what has come to rest at a rate of 0 loses at first whatever it is trained for next.
-    unrested = {"per_device_train_batch_size": 32, "lr_scheduler_type": "constant_with_warmup"}
-    tune(folder, "scratch", "start", 2 if quick else START, arguments.seed, unrested)
-    tune(folder, "start", "able", 2 if quick else ABLE, arguments.seed, {"per_device_train_batch_size": 64})
-    break_models(models)
-
-
-def make_others(models: Path, tokenizer: Any, seed: int) -> None:
-    from ft_host.testing.models import save_tiny, tiny_moe, tiny_qwen
-
-    save_tiny(models / "chat", fresh(tiny_qwen(), seed))
-    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    moe = fresh(tiny_moe(vocab_size=len(tokenizer), **ids), seed)
-    save_tiny(models / "moe", moe, tokenizer)
+    models, tokenizer = folder / "model", task.tokenizer
+    for name, kind, of in (
+        ("scratch", task.architecture, tokenizer),
+        ("other", task.other, tokenizer),
+        ("moe", "moe", tokenizer),
+        *([("pieces_scratch", task.architecture, task.pieces)] if task.pieces is not None else []),
+    ):
+        save_tiny(models / name, small(kind, of, seed), of)
+    moe = small("moe", tokenizer, seed)
     bias_router(moe)
     save_tiny(models / "moe_biased", moe, tokenizer)
 
+    def tuned(source: str, name: str, data: str = "train", **fields: Any) -> None:
+        tune(folder, source, name, 2 if quick else task.steps[name], seed, task.tuning | fields, data)
 
-def fresh(model: Any, seed: int) -> Any:
-    """The same model with random weights as small as usual: those of ft_host.testing begin above the loss of a
-    guess."""
+    # `start` ends at a high rate: what has come to rest at a rate of 0 loses at first whatever it is trained for next.
+    unrested = {"per_device_train_batch_size": 32, "lr_scheduler_type": "constant_with_warmup"}
+    tuned("scratch", "start", **unrested)
+    tuned("start", "able", per_device_train_batch_size=64)
+    if task.showing is not None:
+        tuned("start", "shown", data="showing", **unrested)
+    if task.pieces is not None:
+        tuned("pieces_scratch", "pieces", **unrested)
+    break_models(models)
+    make_adapters(models)
+
+
+def small(kind: str, tokenizer: Any, seed: int) -> Any:
+    """A model with random weights as small as usual: those of ft_host.testing begin above the loss of a guess."""
     import torch
 
+    from ft_host.testing.models import FAMILIES
+
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = SIZES if kind != "moe" else {}
+    model = FAMILIES[kind](vocab_size=len(tokenizer), **sizes, **special)
     torch.manual_seed(seed)
     return type(model)(model.config)
 
@@ -124,7 +187,7 @@ def bias_router(model: Any) -> None:
             layer.mlp.gate.weight[:, -1] = torch.tensor([4.0, 4.0, -4.0, -4.0])
 
 
-def tune(folder: Path, source: str, name: str, steps: int, seed: int, fields: dict[str, Any]) -> None:
+def tune(folder: Path, source: str, name: str, steps: int, seed: int, fields: dict[str, Any], data: str) -> None:
     """A short SFT of `source`, saved as `name`."""
     from ft_sft.config import SFTConfig
 
@@ -132,22 +195,20 @@ def tune(folder: Path, source: str, name: str, steps: int, seed: int, fields: di
 
     run = folder / "tuning"
     shutil.rmtree(run, ignore_errors=True)
-    train(
-        SFTConfig(
-            model=str(folder / "model" / source),
-            dataset=str(folder / "data" / "train.jsonl"),
-            output_dir=str(run),
-            **fields,
-            max_steps=steps,
-            learning_rate=3e-3,
-            warmup_steps=min(20, steps - 1),
-            adam_beta2=0.99,
-            seed=seed,
-            save_steps=0,
-            use_cpu=True,
-            progress="quiet",
-        )
-    )
+    values = {
+        "model": str(folder / "model" / source),
+        "dataset": str(folder / "data" / f"{data}.jsonl"),
+        "output_dir": str(run),
+        "max_steps": steps,
+        "learning_rate": 3e-3,
+        "warmup_steps": min(20, steps - 1),
+        "adam_beta2": 0.99,
+        "seed": seed,
+        "save_steps": 0,
+        "use_cpu": True,
+        "progress": "quiet",
+    }
+    train(SFTConfig(**values | fields))
     shutil.move(run / "model", folder / "model" / name)
     shutil.rmtree(run)
 
@@ -161,18 +222,32 @@ def break_models(models: Path) -> None:
     model.save_pretrained(models / "nan")
 
     shutil.copytree(models / "start", models / "dropout")
-    config = json.loads((models / "dropout" / "config.json").read_text(encoding="utf-8"))
-    (models / "dropout" / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.3}), encoding="utf-8")
+    edit_json(models / "dropout" / "config.json", lambda config: config | {"attention_dropout": 0.3})
 
     shutil.copytree(models / "able", models / "other_tokenizer")
-    path = models / "other_tokenizer" / "tokenizer.json"
-    tokens = json.loads(path.read_text(encoding="utf-8"))
-    tokens["model"]["vocab"] = turned(tokens["model"]["vocab"])
-    path.write_text(json.dumps(tokens), encoding="utf-8")
+    edit_json(
+        models / "other_tokenizer" / "tokenizer.json",
+        lambda tokens: tokens | {"model": tokens["model"] | {"vocab": turned(tokens["model"]["vocab"])}},
+    )
+
+
+def make_adapters(models: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(models / "start"), lora).save_pretrained(models / "adapter")
+    AutoTokenizer.from_pretrained(models / "start").save_pretrained(models / "adapter")
+    shutil.copytree(models / "adapter", models / "adapter_scaled")
+    edit_json(models / "adapter_scaled" / "adapter_config.json", lambda config: config | {"lora_alpha": 8000})
+
+
+def edit_json(path: Path, change: Callable[[dict], dict]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
 
 
 def turned(vocabulary: dict[str, int]) -> dict[str, int]:
     """The same tokens with each other's ids; special ones keep theirs."""
-    plain = [token for token in vocabulary if not token.startswith("<")]
+    plain = [token for token in vocabulary if not (len(token) > 1 and token.startswith("<"))]
     ids = [vocabulary[token] for token in plain]
     return vocabulary | dict(zip(plain, [*ids[5:], *ids[:5]], strict=True))
