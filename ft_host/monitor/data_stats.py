@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ from ft_host.data.omissions import noting
 from ft_host.data.texts import Text, texts_of
 from ft_host.errors import DataError, HookError, RowError
 from ft_host.models.special_tokens import ends_of_run
-from ft_host.monitor.row_overlap import compare, sample_of
+from ft_host.monitor.row_overlap import compare, placed_sample
+from ft_host.monitor.rows import row_facts
 from ft_host.types import Drop, Row
 
 if TYPE_CHECKING:
@@ -89,15 +90,19 @@ def data_facts(
     collate: Callable[..., Batch],
     tokenizer: PreTrainedTokenizerBase,
     config: RunConfig,
+    columns: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Return facts by name. `uncut` is `prepare` without `max_length`; `held_out` the evaluation data, or None.
+    """Return facts by name. `uncut` is `prepare` without `max_length`; `held_out` the evaluation data, or None;
+    `columns` the names of those that a loss or a reward reads besides those of the format.
 
     A row that can't be read or used ends the sample: it is refused, with its place, when its turn comes.
     """
     seen, left = _Seen(), CHARACTERS
     ends, marks = ends_of_run(config, tokenizer), end_marks(tokenizer)
     special = marks | set(tokenizer.all_special_ids)
-    for raw in sample_of(source, SAMPLE):
+    looked_at: list[tuple[str, Row]] = []
+    for where, raw in placed_sample(source, SAMPLE):
+        looked_at.append((where, raw))
         try:
             with noting() as kinds:
                 _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends, marks, special)
@@ -108,6 +113,14 @@ def data_facts(
         if left < 0:
             break
     facts = _facts(seen, source.num_rows, tokenizer, config)
+    facts |= row_facts(
+        looked_at,
+        tokenizer,
+        marks=[*ENDS, *tokenizer.all_special_tokens],
+        columns=columns,
+        renames=config.dataset_columns,
+        by_rollout=isinstance(config, RolloutConfig),
+    )
     if source.num_rows is not None:
         facts |= compare(source, held_out)
     return facts

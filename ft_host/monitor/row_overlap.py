@@ -6,12 +6,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from ft_host.data import Source
 from ft_host.data.mixture import Mixture
 from ft_host.errors import DataError
 from ft_host.types import Row
+
+T = TypeVar("T")
 
 # The most rows and characters of the training data and of the evaluation data that are compared. Not a limit of time:
 # what is found would depend on how busy the machine is.
@@ -47,14 +49,20 @@ PROMPTS = ("prompt", "question", "instruction", "query")
 
 def sample_of(source: Any, count: int) -> Iterator[Row]:
     """Return up to `count` raw rows, evenly spaced; of a stream, the first ones."""
+    return (row for _, row in placed_sample(source, count))
+
+
+def placed_sample(source: Any, count: int) -> Iterator[tuple[str, Row]]:
+    """As `sample_of`, each row with its place."""
     if not isinstance(source, (Source, Mixture)):
-        return readable(row for _, row in itertools.islice(source.stream(), count))
+        return readable(itertools.islice(source.stream(), count))
     size = source.num_rows
     count = min(count, size)
-    return readable(source.read(index * size // count) for index in range(count))
+    places = (index * size // count for index in range(count))
+    return readable((source.where(place), source.read(place)) for place in places)
 
 
-def readable(rows: Iterator[Row]) -> Iterator[Row]:
+def readable(rows: Iterator[T]) -> Iterator[T]:
     """Yield the rows up to one that can't be read."""
     try:
         yield from rows

@@ -1,0 +1,331 @@
+"""What a person would see who scrolls through the rows: columns that are blank, copied, exchanged, given away or
+contradicted (`ft_host.monitor.rows`). What spoils a good part of the rows is a warning, a peculiarity an info.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.view import View, percent, short
+
+FEW, SOME, MANY = 0.02, 0.1, 1 / 3  # shares of rows: unsaid below the first, certain trouble from the last
+TEXTS = ("prompt", "completion", "chosen", "rejected", "text")
+LOOK = Remedy(why="Look at such rows with `ft-host data`, and mend or leave them out")
+
+
+def share_over(name: str, limit: float):
+    return lambda view: view[name] > limit
+
+
+def for_instance(view: View, name: str) -> str:
+    said = view.get(f"data/said/{name}")
+    return f", for instance {said}" if said else ""
+
+
+# ---------------------------------------------------------------- DATA016
+
+
+def blank_is_grave(view: View) -> bool:
+    """A blank text spoils its row. A further column may be meant to be blank where there are several rewards."""
+    share = view["data/blank/*"]
+    if view.name("*") in TEXTS:
+        return share > SOME
+    return share > MANY and len(vars(view.config).get("reward", ())) < 2
+
+
+def blank_message(view: View) -> str:
+    column, share = view.name("*"), percent(view["data/blank/*"])
+    effect = {
+        "prompt": "the model learns, or is asked, without a question",
+        "chosen": "nothing is preferred there",
+        "rejected": "nothing is rejected there",
+        "completion": "nothing is said there",
+    }.get(column, "what reads it has nothing to go by")
+    return f"In {share} of the rows {column} is blank: {effect}{for_instance(view, 'blank/*')}."
+
+
+# ---------------------------------------------------------------- DATA018, DATA019
+
+
+def copied_message(view: View) -> str:
+    column, share = view.name("*"), percent(view["data/copied/*"])
+    return (
+        f"In {share} of the rows {column} repeats the whole prompt{for_instance(view, 'copied/*')}: what is learnt is "
+        "to say the question once more."
+    )
+
+
+def given_message(view: View) -> str:
+    column, share = view.name("*"), percent(view["data/given_away/*"])
+    what = "the row's own completion" if column in TEXTS else f"the row's own {column}"
+    return (
+        f"In {share} of the rows the prompt gives {what} away{for_instance(view, 'given_away/*')}: it can be copied, "
+        "and nothing else has to be learnt."
+    )
+
+
+# ---------------------------------------------------------------- DATA020, DATA021
+
+
+def exchange_back(view: View, one: str, other: str) -> Remedy:
+    """dataset_columns that exchange two columns, after what it renames already."""
+    turned = {one: other, other: one}
+    now = view.config.dataset_columns
+    renamed = {theirs: turned.get(ours, ours) for theirs, ours in now.items()}
+    renamed |= {ours: new for ours, new in turned.items() if ours not in now.values() and ours not in now}
+    return Remedy(
+        why=f"Exchange {one} and {other}: set dataset_columns to {renamed}",
+        patch={"dataset_columns": renamed},
+        again=True,
+    )
+
+
+def exchanged_remedies(view: View) -> list[Remedy]:
+    if not view["data/exchanged_surely"] or not view.get("data/exchanged_columns", False):
+        return [Remedy(why="Look at rows with `ft-host data`; if they are exchanged, exchange the columns or roles")]
+    return [exchange_back(view, "prompt", "completion")]
+
+
+def contradicted_message(view: View) -> str:
+    share, by = view["data/contradicted/*"], view["data/contradicted_by/*"]
+    where = view.get("data/said/contradicted/*")
+    where = f" ({where})" if where else ""
+    what = "the label" if view.name("*") == "label" else "which completion is chosen"
+    meaning = (
+        "they are exchanged"
+        if share > 0.8
+        else "much as a coin toss would have it"
+        if share > 0.35
+        else "such rows teach the opposite"
+    )
+    return f"In {percent(share)} of the rows that can be judged, {by} contradicts {what}{where}: {meaning}."
+
+
+def contradicted_remedies(view: View) -> list[Remedy]:
+    if view["data/contradicted/*"] <= 0.8:
+        return [Remedy(why="Find out how preferences came into the rows, and leave contradicted ones out")]
+    if view.name("*") == "label":
+        return [Remedy(why="Write the column label anew: true is for good completions")]
+    if view.get("data/exchanged_columns", False):
+        return [exchange_back(view, "chosen", "rejected")]
+    return [Remedy(why="Exchange chosen and rejected in the training data")]
+
+
+# ---------------------------------------------------------------- DATA023
+
+
+def same_is_told(view: View) -> bool:
+    """All rows alike. A prompt may be meant so, and a rejected text may."""
+    return view["data/same/*"] > SOME
+
+
+def same_is_grave(view: View) -> bool:
+    column, share = view.name("*"), view["data/same/*"]
+    if column in ("prompt", "rejected"):
+        return False
+    return share == 1 or share > 0.5
+
+
+def same_message(view: View) -> str:
+    column, share = view.name("*"), view["data/same/*"]
+    who = "all rows have" if share == 1 else f"{percent(share)} of the rows have"
+    effect = (
+        "the question may be missing"
+        if column == "prompt"
+        else "it can be learnt without reading the prompt"
+        if column in TEXTS
+        else "what reads it can't tell one row from another"
+    )
+    return f"In {column} {who} the same text{for_instance(view, 'same/*')}: {effect}."
+
+
+RULES = [
+    Rule(
+        code="DATA015",
+        title="Rows are left out",
+        stage="before",
+        needs=("data/dropped/*", "data/measured"),
+        severity="info",
+        test=share_over("data/dropped/*", FEW),
+        notable=share_over("data/dropped/*", SOME),
+        message=lambda view: (
+            f"{percent(view['data/dropped/*'])} of {short(view['data/measured'])} rows that were looked at are left "
+            f"out: {view.name('*')}."
+        ),
+        remedies=lambda view: [LOOK],
+        when=(
+            "Over 2 % of the rows that were looked at (a warning above 10 %), for a reason that no other rule is about."
+        ),
+        why="The method can't use them. What remains may be another selection than you meant.",
+        remedy="Mend them, or take them out yourself.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA016",
+        title="A column is blank",
+        stage="before",
+        needs=("data/blank/*",),
+        severity="info",
+        test=share_over("data/blank/*", FEW),
+        notable=blank_is_grave,
+        message=blank_message,
+        remedies=lambda view: [Remedy(why="Leave out such rows, or find out what emptied them; `ft-host data`")],
+        when=(
+            "Over 2 % of the rows have nothing, white space or only special tokens in prompt, chosen, rejected, a "
+            "judged completion, or a column that the loss or a reward reads. A warning above 10 %; of further columns "
+            "above a third, and not with several rewards, where a row may be of one of them."
+        ),
+        why=(
+            "Failed exports, joins and filters leave blanks. Pairs with a blank side are left out; a blank prompt is "
+            "trained on; a blank answer earns whatever the reward gives for it."
+        ),
+        remedy="Leave such rows out; look for the step that emptied them.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA017",
+        title="Completions are thoughts without an answer",
+        stage="before",
+        needs=("data/only_thoughts",),
+        severity="info",
+        test=share_over("data/only_thoughts", FEW),
+        notable=share_over("data/only_thoughts", SOME),
+        message=lambda view: (
+            f"{percent(view['data/only_thoughts'])} of the completions have thoughts and nothing after them"
+            f"{for_instance(view, 'only_thoughts')}: the model learns to think and not to answer."
+        ),
+        remedies=lambda view: [
+            Remedy(why="Leave such rows out; if they were cut or their answers are elsewhere, make them whole")
+        ],
+        when="Over 2 % of the completions (a warning above 10 %). Calls of tools are answers.",
+        why="Texts that were cut while thinking, or answers that stayed in another column.",
+        remedy="Leave such rows out, or add the answers.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA018",
+        title="Completions repeat the prompt",
+        stage="before",
+        needs=("data/copied/*",),
+        severity="info",
+        test=share_over("data/copied/*", 0.05),
+        notable=lambda view: view.get("data/copied_surely/*", 0) > MANY,
+        message=copied_message,
+        remedies=lambda view: [Remedy(why="Take the prompt out of the column, which holds what comes after it alone")],
+        when=(
+            "Over 5 % of the rows (a warning where over a third of them have a prompt of 20 characters or more, or one "
+            "that ends in a sign such as = or ?, and repeat it). To say short material once more may be the task."
+        ),
+        why=(
+            "Where a column holds whole texts, the prompt stands in a row twice: once as the prompt, once to be "
+            "learnt. The model learns to repeat the question before it answers."
+        ),
+        remedy="Give the rest of the text alone, or the whole as a text without a prompt.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA019",
+        title="Prompts give the answer away",
+        stage="before",
+        needs=("data/given_away/*",),
+        severity="info",
+        test=share_over("data/given_away/*", 0),
+        notable=share_over("data/given_away/*", SOME),
+        message=given_message,
+        remedies=lambda view: [Remedy(why="Take the answer out of the prompts")],
+        follows_from=("DATA020",),
+        when=(
+            "The prompt ends with the row's answer in half of the rows, or has it behind a word for it (answer:, "
+            "solution:, ####) in 5 % of them, beyond what another row's prompt would have by chance. A warning above "
+            "10 %. An answer that stands elsewhere in a context is no trouble."
+        ),
+        why="A leak: training looks well, and the model can't answer what it isn't told.",
+        remedy="Build prompts from the question alone.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA020",
+        title="Prompt and completion look exchanged",
+        stage="before",
+        needs=("data/exchanged", "data/exchanged_by", "data/exchanged_surely"),
+        severity="info",
+        test=share_over("data/exchanged", 0.5),
+        notable=lambda view: view["data/exchanged_surely"],
+        message=lambda view: (
+            f"Prompt and completion look exchanged: {view['data/exchanged_by']}{for_instance(view, 'exchanged')}."
+        ),
+        remedies=exchanged_remedies,
+        when=(
+            "In over half of the rows: completions end as prompts do (=, ->, Answer:), prompts hold the final answer, "
+            "or dataset_columns says so. As an info: completions are questions, or prompts are few and short as labels "
+            "are."
+        ),
+        why="Columns or roles mixed up. The model learns to ask.",
+        remedy="Exchange them in dataset_columns.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA021",
+        title="Rows contradict their own preference",
+        stage="before",
+        needs=("data/contradicted/*", "data/contradicted_by/*"),
+        severity="info",
+        test=share_over("data/contradicted/*", FEW),
+        notable=share_over("data/contradicted/*", 0.2),
+        message=contradicted_message,
+        remedies=contradicted_remedies,
+        when=(
+            "Of the rows that can be judged by a column of theirs (an answer with which one completion alone ends; "
+            "scores of both; a margin, which is above 0; renamed columns), over 2 % say the opposite (a warning above "
+            "20 %). Labels are judged where bad completions have the answer as often as good ones."
+        ),
+        why="Chosen and rejected, or true and false, are exchanged or drawn at random: the model learns the wrong side.",
+        remedy="Exchange the columns, turn the labels, or judge the rows anew.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA022",
+        title="Preferences contradict each other",
+        stage="before",
+        needs=("data/both_ways",),
+        severity="info",
+        test=share_over("data/both_ways", FEW),
+        notable=share_over("data/both_ways", SOME),
+        message=lambda view: (
+            f"{percent(view['data/both_ways'])} of the rows say the opposite of another row: the same completion of "
+            "the same prompt is good in one and bad in the other."
+        ),
+        remedies=lambda view: [Remedy(why="Keep one of the two, or neither")],
+        when=(
+            "Over 2 % of the pairs are there the other way round too, or of the judged completions with the other label"
+            " (a warning above 10 %)."
+        ),
+        why="The two rows undo each other.",
+        remedy="Leave such rows out.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA023",
+        title="Many rows have the same text",
+        stage="before",
+        needs=("data/same/*",),
+        severity="info",
+        test=same_is_told,
+        notable=same_is_grave,
+        message=same_message,
+        remedies=lambda view: [LOOK],
+        mutes=("OPT012",),
+        when=(
+            "A column is the same in all rows, or a text of 40 characters or more in over a tenth of them. A warning "
+            "where it is in all, or such a text in over half; of prompts and rejected completions an info. Labels, "
+            "which are short and few, are no trouble."
+        ),
+        why=(
+            "What doesn't depend on the prompt is learnt without reading it. Failed requests leave such texts, and "
+            "columns that were filled with one value."
+        ),
+        remedy="Leave such rows out, or find the column that was meant.",
+        source="own judgement",
+    ),
+]
