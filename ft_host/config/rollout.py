@@ -101,6 +101,7 @@ class RolloutConfig(SchedulingFields, RunConfig):
         True  # False in a method that learns from something else; its `reward` isn't required
     )
     needs_columns: ClassVar[tuple[str, ...]] = ()  # columns of the training data that it needs besides the prompt
+    reads_columns: ClassVar[tuple[str, ...]] = ()  # columns that it reads where rows have them
     reward_metric: ClassVar[str] = "reward"  # the metric of completions' rewards
     # The metric of the share of groups without a signal, where the method logs one.
     no_signal_metric: ClassVar[str | None] = "frac_reward_zero_std"

@@ -20,8 +20,9 @@ from ft_host.data.omissions import noting
 from ft_host.data.texts import Text, texts_of
 from ft_host.errors import DataError, HookError, RowError
 from ft_host.models.special_tokens import ends_of_run
+from ft_host.monitor.end_marks import end_marks
 from ft_host.monitor.row_overlap import compare, placed_sample
-from ft_host.monitor.rows import row_facts
+from ft_host.monitor.rows import exchanged_too, row_facts
 from ft_host.types import Drop, Row
 
 if TYPE_CHECKING:
@@ -32,26 +33,9 @@ if TYPE_CHECKING:
 
 SAMPLE = 256  # raw rows to prepare
 CHARACTERS = 1_000_000  # of raw rows, after which no more are prepared: a limit of time would depend on the machine
+# Reasons for leaving a row out that other facts tell of: truncated, unsupervised, identical, blank.
+TOLD = ("max_length", "supervised", "are the same", "empty completion")
 FEW = 9  # tokens: a text with as many is no white space, and is not decoded to see
-# End-of-turn tokens of common templates. Generation stops at them only where the tokenizer or the model says so.
-ENDS = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<end_of_turn>",
-    "<turn|>",
-    "<|end|>",
-    "<|return|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|eot|>",
-    "</s>",
-    "<|END_OF_TURN_TOKEN|>",
-    "<|im_sep|>",
-    "<｜end▁of▁sentence｜>",
-    "[EOS]",
-    "<eos>",
-)
 
 
 @dataclass
@@ -59,7 +43,7 @@ class _Seen:
     """Measurements of the sample."""
 
     raw: int = 0
-    dropped: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)  # rows that the method leaves out, by its reason
     unsupervised: int = 0
     rows: int = 0  # prepared
     cut: int = 0
@@ -113,23 +97,22 @@ def data_facts(
         if left < 0:
             break
     facts = _facts(seen, source.num_rows, tokenizer, config)
-    facts |= row_facts(
-        looked_at,
-        tokenizer,
-        marks=[*ENDS, *tokenizer.all_special_tokens],
-        columns=columns,
-        renames=config.dataset_columns,
-        by_rollout=isinstance(config, RolloutConfig),
-    )
+    facts |= row_facts(looked_at, tokenizer, config, columns)
+    if "data/exchanged" in facts or "data/contradicted/rejected" in facts:
+        apart = [] if held_out is None else placed_sample(held_out, SAMPLE // 4)
+        facts["data/exchanged_columns"] = held_out is None or exchanged_too(facts, apart, tokenizer, config)
     if source.num_rows is not None:
         facts |= compare(source, held_out)
     return facts
 
 
-def end_marks(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the tokens of a tokenizer that end turns or texts in common templates."""
-    vocabulary = tokenizer.get_vocab()
-    return {vocabulary[name] for name in ENDS if name in vocabulary}
+def further_facts(
+    source: Any, tokenizer: PreTrainedTokenizerBase, config: RunConfig, columns: Iterable[str]
+) -> dict[str, Any]:
+    """Return facts about further columns alone: those that rewards read, once that is known."""
+    names = set(columns)
+    facts = row_facts(placed_sample(source, SAMPLE), tokenizer, config, names) if names else {}
+    return {name: value for name, value in facts.items() if name.rpartition("/")[2] in names}
 
 
 def _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends, marks, special) -> None:
@@ -138,7 +121,7 @@ def _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends, marks, sp
         seen.identical.append(raw["chosen"] == raw["rejected"])
     result = prepare(raw)
     if isinstance(result, Drop):
-        seen.dropped += 1
+        seen.dropped[str(result)] += 1
         seen.unsupervised += "supervised" in str(result)
         if "max_length" in str(result):
             whole = uncut(raw)
@@ -246,7 +229,12 @@ def _facts(seen: _Seen, rows: int | None, tokenizer: Any, config: RunConfig) -> 
         facts["data/rows"] = rows
     if not seen.raw:
         return facts
-    facts["data/dropped_rows"] = seen.dropped / seen.raw
+    facts["data/dropped_rows"] = seen.dropped.total() / seen.raw
+    facts |= {
+        f"data/dropped/{reason}": count / seen.raw
+        for reason, count in seen.dropped.items()
+        if not any(told in reason for told in TOLD)
+    }
     facts |= {f"data/left_out/{kind}": count / seen.raw for kind, count in seen.left_out.items()}
     if seen.supervised or seen.unsupervised:  # otherwise the method has no targets but, for instance, scores
         empty = seen.unsupervised + seen.without_targets

@@ -18,7 +18,7 @@ from ft_host.models.folder import check_folder, check_weights
 from ft_host.models.positions import beyond_training, fit_rows, scoring_limits
 from ft_host.models.unusual import own_settings
 from ft_host.models.vocabulary import lacking
-from ft_host.monitor.data_stats import data_facts
+from ft_host.monitor.data_stats import data_facts, further_facts
 from ft_host.monitor.reward_check import check_rewards
 from ft_host.monitor.watch import Monitor
 from ft_host.registry.backend import backend_of
@@ -175,6 +175,9 @@ def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
         ready.online = RolloutSession.open(config, ready.train_source.columns, tokenizer)
         try:
             if watch.main:
+                read = {name for function in ready.online.pool.functions for name in function.takes}
+                columns = read.intersection(ready.train_source.columns)
+                watch.record_facts(further_facts(ready.train_source, tokenizer, config, columns))
                 watch.record_facts(check_rewards(config, ready.train_source, ready.prepare))
             watch.check()
         except BaseException:
@@ -189,4 +192,10 @@ def _facts_of_rows(ready: Preflight) -> dict[str, Any]:
 
     uncut = ready.chosen.prepare_with(ready.tokenizer, max_length=None, packing=False)
     config = ready.chosen.config
-    return data_facts(ready.train_source, ready.eval_source, ready.prepare, uncut, of_rows, ready.tokenizer, config)
+    columns = {name for reward in ready.rewards for name in reward.takes}
+    if isinstance(config, RolloutConfig):
+        columns.update(config.needs_columns, config.reads_columns)
+    columns.intersection_update(ready.train_source.columns)
+    return data_facts(
+        ready.train_source, ready.eval_source, ready.prepare, uncut, of_rows, ready.tokenizer, config, columns
+    )

@@ -2,7 +2,7 @@
 
 settings   CFG   what the config alone shows
 relations  CFG   values that are unusual, or don't go together
-data, data_set, data_templates, data_rows, data_texts  DATA  rows and tokens, before a model is loaded
+data, data_set, data_templates, data_rows, data_exchanges, data_texts  DATA  rows and tokens, before a model is loaded
 probes     PRB   what must hold before the first update
 numbers    NUM   numbers that aren't finite
 losses, optimisation, held_out  OPT   loss, gradients, updates, evaluations
@@ -19,6 +19,7 @@ from ft_host.diagnostics.rule import Rule
 from ft_host.diagnostics.rules import (
     asynchrony,
     data,
+    data_exchanges,
     data_rows,
     data_set,
     data_templates,
@@ -49,6 +50,7 @@ RULES: list[Rule] = [
     *data_set.RULES,
     *data_templates.RULES,
     *data_rows.RULES,
+    *data_exchanges.RULES,
     *data_texts.RULES,
     *numbers.RULES,
     *losses.RULES,

@@ -71,12 +71,21 @@ def lopsided(view: View) -> bool:
     return (ratio > 1.5 and longer_share > 0.75) or (ratio < 0.67 and longer_share < 0.25)
 
 
+def near_identical(view: View) -> bool:
+    return view.get("data/near_identical_pairs", 0) > 0.02
+
+
 def pairs_message(view: View) -> str:
     said = []
     if view["data/identical_pairs"] > 0.01:
         said.append(
             f"{percent(view['data/identical_pairs'])} of the pairs have the same completion as chosen and as rejected: "
             "there is nothing to prefer in them."
+        )
+    if near_identical(view):
+        said.append(
+            f"In {percent(view['data/near_identical_pairs'])} of the pairs chosen and rejected differ in white space"
+            " alone."
         )
     if lopsided(view):
         said.append(
@@ -90,7 +99,7 @@ def pairs_message(view: View) -> str:
 def pairs_remedies(view: View) -> list[Remedy]:
     out = (
         [Remedy(why="Leave out the pairs whose completions are the same")]
-        if view["data/identical_pairs"] > 0.01
+        if view["data/identical_pairs"] > 0.01 or near_identical(view)
         else []
     )
     if lopsided(view):
@@ -250,12 +259,13 @@ RULES = [
         mutes=("OPT005",),
         later=("notes", lambda view: view["data/identical_pairs"] < COIN_TOSS),
         needs=("data/identical_pairs",),
-        test=lambda view: view["data/identical_pairs"] > 0.01 or lopsided(view),
+        test=lambda view: view["data/identical_pairs"] > 0.01 or near_identical(view) or lopsided(view),
         message=pairs_message,
         remedies=pairs_remedies,
         when=(
-            "More than 1 % of pairs have equal completions; or chosen ones are on average over 1.5 times (or under 0.67"
-            " times) as long as rejected ones, in over three of four pairs."
+            "More than 1 % of pairs have equal completions, or 2 % ones that differ in white space alone; or chosen "
+            "ones are on average over 1.5 times (or under 0.67 times) as long as rejected ones, in over three of four "
+            "pairs."
         ),
         why="Equal completions pull both ways. Where length alone tells chosen from rejected, the model learns length.",
         remedy="Leave equal pairs out; balance lengths; ld_alpha.",

@@ -21,7 +21,7 @@ GIVEN = re.compile(
 def across_facts(rows: list[Seen]) -> dict[str, Any]:
     if len(rows) < LEAST:
         return {}
-    return copies(rows) | given_away(rows) | order_facts(rows)
+    return copies(rows) | nearly_identical(rows) | given_away(rows) | order_facts(rows)
 
 
 def _share(kind: str, bad: list[tuple[Any, Seen]], of: int) -> dict[str, Any]:
@@ -49,6 +49,16 @@ def copies(rows: list[Seen]) -> dict[str, Any]:
         if surely:
             facts[f"data/copied_surely/{column}"] = surely / len(found)
     return facts
+
+
+def nearly_identical(rows: list[Seen]) -> dict[str, Any]:
+    """Pairs whose completions differ in white space alone."""
+    pairs = [(row.of("chosen")[0].said, row.of("rejected")[0].said, row) for row in rows if row.of("chosen")]
+    bad = [
+        (chosen, row) for chosen, rejected, row in pairs if chosen != rejected and chosen.split() == rejected.split()
+    ]
+    bad = [(chosen, row) for chosen, row in bad if chosen.strip()]
+    return _share("near_identical_pairs", bad, len(pairs))
 
 
 def repeats(prompt: str, said: str) -> bool:

@@ -58,6 +58,7 @@ class SDPOConfig(GroupedRolloutConfig):
     whole_groups: ClassVar[bool | None] = False  # a completion's loss needs no other: advantages are made before
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
+    reads_columns: ClassVar[tuple[str, ...]] = (CONTEXT,)
     elsewhere: ClassVar[dict[str, str]] = {
         "beta": "not offered; the teacher holds the policy (distillation_weight, teacher_update_rate)"
     }
