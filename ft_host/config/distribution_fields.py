@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ft_host.config.options import option
+from ft_host.config.usual import Usual
 
 
 @dataclass(kw_only=True)
@@ -31,4 +32,9 @@ class DistributionFields:
         group="distribution",
         gt=0,
         was=("timeout",),
+        usual=Usual(
+            low=60,
+            why="an evaluation or a checkpoint that takes longer on one process ends the run",
+            source="own judgement",
+        ),
     )

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ft_host.config.rollout import RolloutConfig, RolloutPlan, listed, nearest_multiples
 from ft_host.config.run import RunConfig, option
+from ft_host.config.usual import Usual
 from ft_host.errors import ConfigError
 
 
@@ -43,6 +44,12 @@ class GroupedRolloutConfig(RolloutConfig):
         "Passes over each rollout. More than 1 trains on completions that are no longer the policy's.",
         group="rollouts",
         gt=0,
+        usual=Usual(
+            high=8,
+            above=("divergence", "forgetting"),
+            why="the later passes learn from completions that the policy would no longer write",
+            source="PPO, arXiv 1707.06347: 3 to 10; 1 to 4 in GRPO",
+        ),
     )
 
     def rollout_plan(self, processes: int) -> RolloutPlan:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ft_host.config.paths import place_problems
 from ft_host.config.rollout import RolloutConfig
 from ft_host.config.run import RunConfig, option
+from ft_host.config.usual import Usual
 from ft_host.errors import ConfigError
 from ft_host.types import ModelSpec
 
@@ -39,8 +40,20 @@ class ReferenceConfig(RunConfig):
         "The policy's share when it is mixed into the reference; 1 copies it. 0.6 is the paper's value.",
         gt=0,
         le=1,
+        usual=Usual(low=0.01, why="the reference hardly moves", source="TR-DPO, arXiv 2404.09656: 0.6"),
     )
-    ref_model_sync_steps: int = option(512, "Optimizer steps between two such updates; 512 is the paper's value.", gt=0)
+    ref_model_sync_steps: int = option(
+        512,
+        "Optimizer steps between two such updates; 512 is the paper's value.",
+        gt=0,
+        usual=Usual(
+            low=8,
+            below=("no_learning", "forgetting"),
+            why="the reference is nearly the policy itself, and holds it nowhere",
+            source="TR-DPO, arXiv 2404.09656: 256 to 1024",
+            only={"sync_ref_model": (True,)},
+        ),
+    )
 
     @property
     def no_reference(self) -> str | None:

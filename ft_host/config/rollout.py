@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 
 from ft_host.config.builtin_rewards import check_arguments
 from ft_host.config.run import RunConfig, option
+from ft_host.config.sampling_fields import SamplingFields
 from ft_host.config.scheduling_fields import SchedulingFields
+from ft_host.config.usual import Usual
 from ft_host.errors import ConfigError, PluginBroken
 from ft_host.util.moved import names_of
 
@@ -94,7 +96,7 @@ def listed(numbers: list[int]) -> str:
 
 
 @dataclass(kw_only=True)
-class RolloutConfig(SchedulingFields, RunConfig):
+class RolloutConfig(SamplingFields, SchedulingFields, RunConfig):
     """The fields of every run with rollouts."""
 
     needs_reward: ClassVar[bool] = (
@@ -128,6 +130,7 @@ class RolloutConfig(SchedulingFields, RunConfig):
         "one number for each completion is repeated for each completion by itself, in a fresh process.",
         group="rollouts",
         gt=0,
+        usual=Usual(low=1.0, why="a reward that is slow once counts as failed", source="own judgement"),
     )
     reward_workers: int = option(
         2, "Processes that reward functions run in, for each process of the run.", group="rollouts", gt=0
@@ -140,36 +143,7 @@ class RolloutConfig(SchedulingFields, RunConfig):
         ge=0,
     )
 
-    # -- sampling
-    max_length: int | None = option(
-        1024,
-        "Longest prompt in tokens; rows over it are left out. none: no limit.",
-        group="rollouts",
-        gt=1,
-        aliases=("max_prompt_length",),
-    )
-    max_completion_length: int = option(
-        512, "Longest completion in tokens; with tools, of all its turns.", group="generation", gt=0
-    )
-    temperature: float = option(1.0, "Temperature of sampling, and of the policy in the loss.", group="rollouts", gt=0)
-    top_p: float = option(
-        1.0, "Sample from the likeliest tokens that hold this much probability.", group="rollouts", gt=0, le=1
-    )
-    top_k: int = option(0, "Sample from the k likeliest tokens; 0: from all.", group="rollouts", ge=0)
-    min_p: float = option(
-        0.0,
-        "Sample from tokens that are at least this share as likely as the likeliest; in evaluation too.",
-        group="rollouts",
-        also={None: 0.0},
-        ge=0,
-        le=1,
-    )
-    repetition_penalty: float = option(
-        1.0,
-        "Above 1: tokens that are already in the text become less likely; in evaluation too.",
-        group="rollouts",
-        gt=0,
-    )
+    # -- sampling in evaluation
     eval_temperature: float | None = option(  # type: ignore[assignment]
         0.0, "Temperature of evaluation: 0 takes the likeliest token. none: as in training.", group="evaluation", ge=0
     )
@@ -177,9 +151,6 @@ class RolloutConfig(SchedulingFields, RunConfig):
         None, "top_p of evaluation. Not set: as in training.", group="evaluation", gt=0, le=1
     )
     eval_top_k: int | None = option(None, "top_k of evaluation. Not set: as in training.", group="evaluation", ge=0)  # type: ignore[assignment]
-    chat_template_kwargs: dict[str, Any] = option(
-        {}, "Arguments of the chat template for every prompt; a row's own come first.", group="rollouts"
-    )
 
     # -- tools
     tools: list[str] = option(
@@ -199,7 +170,13 @@ class RolloutConfig(SchedulingFields, RunConfig):
     max_tool_calling_iterations: int | None = option(
         None, "Turns with tool calls that a completion may have. Not set: as many as fit.", group="rollouts", ge=0
     )
-    tool_timeout: float = option(60.0, "Seconds that a call of a tool may take.", group="rollouts", gt=0)
+    tool_timeout: float = option(
+        60.0,
+        "Seconds that a call of a tool may take.",
+        group="rollouts",
+        gt=0,
+        usual=Usual(low=1.0, why="a tool that is slow once counts as failed", source="own judgement"),
+    )
 
     # -- refilling, looking on
     max_rollout_draws: int = option(
@@ -208,6 +185,7 @@ class RolloutConfig(SchedulingFields, RunConfig):
         "that it trains on what it has.",
         group="rollouts",
         gt=0,
+        usual=Usual(high=100, above=("slow",), why="a rollout may take as many times as long", source="own judgement"),
     )
     logged_completions: int = option(
         16,
@@ -221,6 +199,13 @@ class RolloutConfig(SchedulingFields, RunConfig):
         "Checked before the first rollout and after the first update.",
         group="rollouts",
         gt=0,
+        usual=Usual(
+            low=0.0001,
+            high=1.0,
+            above=("divergence", "no_learning", "no_signal"),
+            why="a backend that samples from another model isn't noticed",
+            source="own judgement",
+        ),
     )
 
     @property

@@ -14,8 +14,11 @@ from typing import Any, ClassVar
 from ft_host.config.combinations import check_combinations
 from ft_host.config.diagnostics_fields import DiagnosticsFields
 from ft_host.config.distribution_fields import DistributionFields
+from ft_host.config.lora_fields import LoRAFields
 from ft_host.config.old_names import OldNames, old_names
-from ft_host.config.options import SCHEDULES, TRACKERS, option
+from ft_host.config.optimisation_fields import OptimisationFields
+from ft_host.config.options import TRACKERS, option
+from ft_host.config.usual import Usual
 from ft_host.errors import ConfigError
 
 checked_by_host: set[int] = set()  # ids of configs that `RunConfig.check` has seen: a method's `check` must call it
@@ -24,7 +27,7 @@ FORMATS = ("language modeling", "prompt-only", "prompt-completion", "preference"
 
 
 @dataclass(kw_only=True)
-class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
+class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionFields, OldNames):
     """The fields of every run, for any method."""
 
     formats: ClassVar[
@@ -88,6 +91,13 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         "2310.05914, which has 5 to 15).",
         group="model",
         gt=0,
+        usual=Usual(
+            high=15,
+            above=("no_learning", "divergence"),
+            why="the noise drowns the words",
+            source="NEFTune, arXiv 2310.05914: 5 to 15",
+            new=5.0,
+        ),
     )
     disable_dropout: bool = option(
         False, "Train without the model's own dropout; lora_dropout is not touched.", group="model"
@@ -125,43 +135,6 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         "adapter trains and saves them too.",
         group="model",
         aliases=("resize_vocab",),
-    )
-
-    # -- lora
-    use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.", group="lora")
-    lora_r: int = option(16, "Rank of the adapter.", group="lora", gt=0)
-    lora_alpha: int = option(32, "The adapter's output is scaled by lora_alpha / lora_r.", group="lora", gt=0)
-    lora_dropout: float = option(
-        0.0, "Dropout before the adapter. 0, since short runs seldom gain from it.", group="lora", ge=0, le=1
-    )
-    lora_target_modules: list[str] = option(
-        ["all-linear"],
-        "Modules that get an adapter, by name or as one regular expression of full names; all-linear is every linear "
-        "layer but the head.",
-        group="lora",
-    )
-    lora_modules_to_save: list[str] = option(
-        [], "Modules trained in full beside the adapter and saved with it.", group="lora"
-    )
-    use_rslora: bool = option(False, "Scale by lora_alpha / sqrt(lora_r) (arXiv 2312.03732).", group="lora")
-    use_dora: bool = option(
-        False, "Train a magnitude of each output beside the adapter (DoRA, arXiv 2402.09353). Slower.", group="lora"
-    )
-    lora_target_parameters: list[str] = option(
-        [],
-        "Parameters that get an adapter, by the end of their name: the fused experts of a mixture, for instance "
-        "mlp.experts.gate_up_proj, which all-linear leaves out.",
-        group="lora",
-    )
-    lora_base_model: str | None = option(
-        None,
-        "Folder or hub id of the base of the adapter in `model`, where that isn't what the adapter names.",
-        group="lora",
-        path=True,
-        compared=False,  # with the adapter
-    )
-    merge_adapter: bool = option(
-        False, "Also write merged/: the base weights with the adapter merged in.", group="lora"
     )
 
     # -- data
@@ -208,6 +181,7 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         group="data",
         ge=0,
         le=1,
+        usual=Usual(high=0.5, why="most rows may be left out before the run is refused", source="own judgement"),
     )
     train_sampling_strategy: str = option(
         "random",
@@ -231,9 +205,22 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         group="data",
         gt=0,
         was=("window",),
+        usual=Usual(
+            low=64,
+            below=("divergence",),
+            why="neighbours of the data stay neighbours in training",
+            source="own judgement",
+            only={"dataset_streaming": (True,)},
+        ),
     )
     dataloader_num_workers: int = option(
-        0, "Processes that tokenise in advance. 0: the training process does it.", group="data", ge=0
+        0,
+        "Processes that tokenise in advance. 0: the training process does it.",
+        group="data",
+        ge=0,
+        usual=Usual(
+            high=64, above=("slow",), why="each is a process with a tokenizer of its own", source="own judgement"
+        ),
     )
 
     # -- batches
@@ -245,53 +232,29 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         "memory and speed, not the gradient.",
         group="batches",
         gt=0,
+        usual=Usual(
+            low=64, below=("slow",), why="a micro-batch holds next to nothing", source="own judgement", new=4096
+        ),
     )
     per_device_eval_batch_size: int = option(
         8, "Rows per device in evaluation. The result doesn't depend on it.", group="batches", gt=0
     )
     num_train_epochs: float = option(
-        3.0, "Passes over the data; max_steps overrides it.", group="batches", gt=0, le=1e6
+        3.0,
+        "Passes over the data; max_steps overrides it.",
+        group="batches",
+        gt=0,
+        le=1e6,
+        usual=Usual(
+            low=0.01,
+            high=20,
+            below=("no_learning",),
+            above=("overfitting",),
+            why="rows are learnt by heart, or hardly seen",
+            source="LIMA, arXiv 2305.11206: 15; own judgement",
+        ),
     )
     max_steps: int = option(-1, "Optimizer steps in all; -1: as many as num_train_epochs has.", group="batches", ge=-1)
-
-    # -- optimisation
-    learning_rate: float = option(5e-5, "Peak learning rate.", group="optimisation", gt=0)
-    lr_scheduler_type: str = option(
-        "linear", "Schedule of the learning rate, by its name in transformers.", group="optimisation", choices=SCHEDULES
-    )
-    lr_scheduler_kwargs: dict[str, Any] = option({}, "Further arguments of the schedule.", group="optimisation")
-    warmup_steps: float = option(
-        0, "Steps in which the learning rate rises from 0; below 1, a share of all steps.", group="optimisation", ge=0
-    )
-    optim: str = option(
-        "adamw",
-        "Optimizer: adamw, sgd, adafactor (transformers', whose steps don't depend on the size of the weights), "
-        "another of transformers' names (adamw_8bit, lion_8bit, schedule_free_adamw …), or the import path of a "
-        "torch optimizer class of any package (package.module:Class).",
-        group="optimisation",
-    )
-    optim_args: dict[str, Any] = option({}, "Further arguments of the optimizer.", group="optimisation")
-    weight_decay: float = option(
-        0.0, "Decoupled weight decay, on matrices only (no norms, no biases).", group="optimisation", ge=0
-    )
-    adam_beta1: float = option(0.9, "AdamW's first decay rate.", group="optimisation", ge=0, le=1)
-    adam_beta2: float = option(0.999, "AdamW's second decay rate.", group="optimisation", ge=0, le=1)
-    adam_epsilon: float = option(1e-8, "AdamW's epsilon.", group="optimisation", gt=0)
-    max_grad_norm: float = option(
-        1.0, "Gradients are scaled down to this norm; 0: no clipping.", group="optimisation", ge=0
-    )
-    bf16: bool | None = option(
-        None, "Do the maths in bfloat16. Not set: if the hardware supports it (never on a CPU).", group="optimisation"
-    )
-    fp16: bool = option(False, "Do the maths in float16, with loss scaling.", group="optimisation")
-    seed: int = option(
-        42,
-        "Seed of the order of the rows, dropout, sampling, new weights, and of what plugins and rewards draw from "
-        "`random` and `numpy.random`.",
-        group="optimisation",
-        ge=0,
-        le=2**32 - 1,
-    )
 
     # -- evaluation
     eval_steps: int | None = option(
@@ -306,7 +269,11 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         path=True,
     )
     eval_max_rows: int | None = option(
-        None, "Use the first so many evaluation rows (of each set) only.", group="evaluation", gt=0
+        None,
+        "Use the first so many evaluation rows (of each set) only.",
+        group="evaluation",
+        gt=0,
+        usual=Usual(low=8, why="a mean of so few rows is mostly chance", source="own judgement", new=100),
     )
     eval_temperature: float = option(
         0.0,
@@ -314,6 +281,13 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         group="evaluation",
         ge=0,
         was=("temperature",),
+        usual=Usual(
+            high=1.5,
+            above=("forgetting",),
+            why="completions are drawn from what is unlikely, and earn less for it",
+            source="own judgement",
+            new=0.0,
+        ),
     )
     eval_top_p: float = option(
         1.0,
@@ -322,6 +296,7 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         gt=0,
         le=1,
         was=("top_p",),
+        usual=Usual(low=0.1, why="next to nothing is left to sample from", source="own judgement"),
     )
     eval_top_k: int = option(
         0, "In evaluation, sample from the k likeliest tokens; 0: from all.", group="evaluation", ge=0, was=("top_k",)
@@ -333,7 +308,13 @@ class RunConfig(DiagnosticsFields, DistributionFields, OldNames):
         {}, "The backend's own fields, as its documentation lists them: {field: value}.", group="generation"
     )
     max_completion_length: int = option(256, "Longest completion in tokens.", group="generation", gt=0)
-    decode_batch_size: int = option(64, "Completions that are generated at a time.", group="generation", gt=0)
+    decode_batch_size: int = option(
+        64,
+        "Completions that are generated at a time.",
+        group="generation",
+        gt=0,
+        usual=Usual(low=4, below=("slow",), why="completions are generated nearly one by one", source="own judgement"),
+    )
 
     # -- run
     output_dir: str = option(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ft_host.config.options import option
+from ft_host.config.usual import Usual
 from ft_host.errors import ConfigError
 from ft_host.util.text import QUOTED, nearest
 
@@ -73,6 +74,7 @@ class SchedulingFields:
         "Seconds that a step waits for completions while no prompt gets any further; then the run ends and says why.",
         group="rollouts",
         gt=0,
+        usual=Usual(low=30.0, why="a rollout that is slow once ends the run", source="own judgement"),
     )
     rollout_retries: dict[str, int] = option(
         {},

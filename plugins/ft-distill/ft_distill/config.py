@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ft_distill import ranges
 from ft_host.api import (
     ConfigError,
     GroupedRolloutConfig,
@@ -75,6 +76,7 @@ class DistillConfig(GroupedRolloutConfig):
         "likeliest tokens at each position.",
         gt=0,
         example="20",
+        usual=ranges.LOSS_TOP_K,
     )
     loss_add_tail: bool = option(
         True, "loss_top_k: also compare the total probability of all other tokens, rather than leaving them out."
@@ -168,6 +170,7 @@ class GKDConfig(RolloutConfig):
         "likeliest tokens at each position.",
         gt=0,
         example="20",
+        usual=ranges.LOSS_TOP_K,
     )
     loss_add_tail: bool = option(
         True, "loss_top_k: also compare the total probability of all other tokens, rather than leaving them out."
@@ -198,6 +201,7 @@ class GKDConfig(RolloutConfig):
         "Temperature of sampling, and of both distributions in the loss. 1.0: both as they are.",
         group="rollouts",
         gt=0,
+        usual=ranges.TEMPERATURE,
     )
     reward: list[str] = option(
         [],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ft_host.api import ConfigError, ReferenceConfig, function_problems, nearest, option
+from ft_host.api import ConfigError, ReferenceConfig, Usual, function_problems, nearest, option
 
 # Losses that other tools have among theirs of pairs, and what to take.
 ELSEWHERE = {
@@ -65,12 +65,45 @@ class DPOConfig(ReferenceConfig):
         f"The loss, or several that are added: {', '.join(LOSS_TYPES)}, or a function of your own, as "
         "package.module:function or file.py:function, called with (pairs, config).",
     )
-    loss_weights: list[float] = option([], "The weight of each of several losses. Not set: 1 each.", ge=0)
+    loss_weights: list[float] = option(
+        [],
+        "The weight of each of several losses. Not set: 1 each.",
+        ge=0,
+        usual=Usual(
+            high=20,
+            above=("divergence", "no_learning"),
+            why="one loss drowns the others, or outweighs what the learning rate is meant for",
+            source="own judgement",
+            new=1.0,
+        ),
+    )
     beta: float = option(
         0.1,
         "How strongly the policy is tied to the reference: larger stays closer. 0.1 is the paper's value. For "
         "ipo it is tau.",
         gt=0,
+        usual=(
+            Usual(
+                low=0.005,
+                high=1,
+                below=("divergence", "forgetting"),
+                above=("saturation", "no_learning", "no_signal"),
+                why="far below it the policy leaves the reference, far above it a pair is settled by one update",
+                source="DPO, arXiv 2305.18290: 0.1 to 0.5; 0.01 and above since",
+                only={"loss_type": tuple(name for name in LOSS_TYPES if name != "sigmoid_norm")},
+                new=0.1,
+            ),
+            Usual(
+                low=0.05,
+                high=20,
+                below=("divergence", "forgetting"),
+                above=("saturation", "no_learning", "no_signal"),
+                why="far above it a pair is settled by one update",
+                source="SimPO, arXiv 2405.14734: 2 to 10, of log-probs per token",
+                only={"loss_type": ("sigmoid_norm",)},
+                new=2.0,
+            ),
+        ),
     )
     label_smoothing: float = option(
         0.0,
@@ -78,6 +111,12 @@ class DPOConfig(ReferenceConfig):
         "and aot_unpaired.",
         ge=0,
         le=0.5,
+        usual=Usual(
+            high=0.3,
+            above=("no_learning",),
+            why="most of what pairs say is taken for noise",
+            source="cDPO; robust DPO, arXiv 2403.00409",
+        ),
     )
     f_divergence_type: str = option(
         "reverse_kl",
@@ -85,7 +124,18 @@ class DPOConfig(ReferenceConfig):
         f"of the two rewards ({', '.join(DIFFERENCES)}). reverse_kl is DPO's own.",
         choices=DIVERGENCES,
     )
-    f_alpha_divergence_coef: float = option(0.5, "Alpha of alpha_divergence: 0 is forward_kl, 1 is reverse_kl.")
+    f_alpha_divergence_coef: float = option(
+        0.5,
+        "Alpha of alpha_divergence: 0 is forward_kl, 1 is reverse_kl.",
+        usual=Usual(
+            low=0,
+            high=1,
+            below=("no_learning",),
+            above=("divergence", "no_learning"),
+            why="0 is forward_kl and 1 reverse_kl; beyond them it is no divergence between the two",
+            source="arXiv 2309.16240",
+        ),
+    )
     ld_alpha: float | None = option(
         None,
         "LD-DPO (arXiv 2409.06411): tokens beyond the length of the shorter completion count by this much only, "
@@ -99,7 +149,17 @@ class DPOConfig(ReferenceConfig):
         "other models.",
     )
     discopop_tau: float = option(
-        0.05, "discopop's temperature of the mix of its two halves; 0.05 is the paper's.", gt=0
+        0.05,
+        "discopop's temperature of the mix of its two halves; 0.05 is the paper's.",
+        gt=0,
+        usual=Usual(
+            low=0.005,
+            high=1,
+            below=("divergence",),
+            above=("no_learning",),
+            why="the mix of its two halves becomes one of them",
+            source="arXiv 2406.08414: 0.05",
+        ),
     )
     reference_free: bool = option(
         False, "Treat every completion as equally likely under the reference, and load no reference."

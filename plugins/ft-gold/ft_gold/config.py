@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ft_gold import ranges
 from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, grouped_plan, option, place_problems
 
 # Fields that need another one to be set, with their defaults.
@@ -102,6 +103,7 @@ class GOLDConfig(RolloutConfig):
         "uld_teacher_temperature is set.",
         group="rollouts",
         gt=0,
+        usual=ranges.TEMPERATURE,
     )
     reward: list[str] = option(
         [],
@@ -151,22 +153,35 @@ class GOLDConfig(RolloutConfig):
         "Weight of the divergence of tokens that both have. Not set: the share of the teacher's tokens that the student"
         " has.",
         ge=0,
+        usual=ranges.ULD_HYBRID_MATCHED_WEIGHT,
     )
     uld_hybrid_unmatched_weight: float | None = option(
-        None, "Weight of the sorted comparison of the others. Not set: 1 minus the weight of the divergence.", ge=0
+        None,
+        "Weight of the sorted comparison of the others. Not set: 1 minus the weight of the divergence.",
+        ge=0,
+        usual=ranges.ULD_HYBRID_MATCHED_WEIGHT,
     )
     uld_crossentropy_weight: float = option(
         0.0,
         "Weight of the cross-entropy of completions of the data, or of the teacher. The policy's own completions "
         "have none: its gradient would be noise.",
         ge=0,
+        usual=ranges.ULD_CROSSENTROPY_WEIGHT,
     )
-    uld_distillation_weight: float = option(1.0, "Weight of the comparison with the teacher.", ge=0)
+    uld_distillation_weight: float = option(
+        1.0, "Weight of the comparison with the teacher.", ge=0, usual=ranges.ULD_DISTILLATION_WEIGHT
+    )
     uld_student_temperature: float | None = option(
-        None, "Temperature of the student's distribution in the comparison. Not set: temperature.", gt=0
+        None,
+        "Temperature of the student's distribution in the comparison. Not set: temperature.",
+        gt=0,
+        usual=ranges.ULD_STUDENT_TEMPERATURE,
     )
     uld_teacher_temperature: float | None = option(
-        None, "Temperature of the teacher's distribution in the comparison. Not set: temperature.", gt=0
+        None,
+        "Temperature of the teacher's distribution in the comparison. Not set: temperature.",
+        gt=0,
+        usual=ranges.ULD_STUDENT_TEMPERATURE,
     )
     uld_skip_student_eos: bool = option(
         False,

@@ -1,15 +1,19 @@
-"""The fields of GRPO. Imports no torch."""
+"""The fields of GRPO. Imports no torch.
+
+Longer than 300 lines: it is one list of fields, in the order of the help.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ft_grpo import ranges
+from ft_grpo.ranges import CLIPPED
 from ft_host.api import ConfigError, GroupedRolloutConfig, ReferenceConfig, option
 
 # The keys of ft_grpo.losses.LOSSES, listed here since those are functions of tensors.
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
-CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # those with PPO's clipped ratio
 CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 CISPO_CAP = 5.0
 
@@ -96,32 +100,50 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
         "arXiv 2507.18071, which goes with loss_type grpo).",
         choices=("token", "sequence"),
     )
-    epsilon: float = option(0.2, f"Nothing is gained below a ratio of 1 - this. Of {', '.join(CLIPPED)}.", gt=0, le=1)
+    epsilon: float = option(
+        0.2, f"Nothing is gained below a ratio of 1 - this. Of {', '.join(CLIPPED)}.", gt=0, le=1, usual=ranges.EPSILON
+    )
     epsilon_high: float | None = option(
         None,
         "Nothing is gained above a ratio of 1 + this; not set: epsilon. DAPO has 0.28. For cispo it is the "
         f"largest ratio itself; not set: {CISPO_CAP:g}, as in arXiv 2510.13786.",
         gt=0,
+        usual=ranges.EPSILON_HIGH,
     )
     delta: float | None = option(
         None,
         "Largest ratio if the advantage is below 0 (two-sided clipping, arXiv 2505.07291). Must be above 1 + "
         "epsilon_high. Not set: no limit.",
         gt=0,
+        usual=ranges.DELTA,
     )
     sapo_temperature_neg: float = option(
-        1.05, "sapo: how fast tokens lose weight as they leave the old policy, if the advantage isn't above 0.", gt=0
+        1.05,
+        "sapo: how fast tokens lose weight as they leave the old policy, if the advantage isn't above 0.",
+        gt=0,
+        usual=ranges.SAPO_TEMPERATURE_NEG,
     )
-    sapo_temperature_pos: float = option(1.0, "sapo: the same if it is above 0.", gt=0)
-    vespo_k_pos: float = option(2.0, "vespo: power of the ratio if the advantage is at least 0.", gt=0)
-    vespo_lambda_pos: float = option(3.0, "vespo: how fast large ratios lose weight there.", gt=0)
-    vespo_k_neg: float = option(3.0, "vespo: power of the ratio if the advantage is below 0.", gt=0)
-    vespo_lambda_neg: float = option(2.0, "vespo: how fast large ratios lose weight there.", gt=0)
+    sapo_temperature_pos: float = option(
+        1.0, "sapo: the same if it is above 0.", gt=0, usual=ranges.SAPO_TEMPERATURE_NEG
+    )
+    vespo_k_pos: float = option(
+        2.0, "vespo: power of the ratio if the advantage is at least 0.", gt=0, usual=ranges.VESPO_K_POS
+    )
+    vespo_lambda_pos: float = option(
+        3.0, "vespo: how fast large ratios lose weight there.", gt=0, usual=ranges.VESPO_K_POS
+    )
+    vespo_k_neg: float = option(
+        3.0, "vespo: power of the ratio if the advantage is below 0.", gt=0, usual=ranges.VESPO_K_POS
+    )
+    vespo_lambda_neg: float = option(
+        2.0, "vespo: how fast large ratios lose weight there.", gt=0, usual=ranges.VESPO_K_POS
+    )
     off_policy_mask_threshold: float | None = option(
         None,
         "Leave out completions with an advantage below 0 that are less likely under the policy than under the "
         "sampler, by more than this (nats a token; DeepSeek-V3.2, arXiv 2512.02556). Not set: none.",
         gt=0,
+        usual=ranges.OFF_POLICY_MASK_THRESHOLD,
     )
     top_entropy_quantile: float = option(
         1.0,
@@ -129,11 +151,15 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
         "2506.01939, which has 0.2). Below 1 it costs one more forward pass.",
         ge=0,
         le=1,
+        usual=ranges.TOP_ENTROPY_QUANTILE,
     )
 
     # -- entropy bonus
     entropy_coef: float = option(
-        0.0, "Weight of the mean entropy of a token, which is subtracted from the loss. 0: none.", ge=0
+        0.0,
+        "Weight of the mean entropy of a token, which is subtracted from the loss. 0: none.",
+        ge=0,
+        usual=ranges.ENTROPY_COEF,
     )
     use_adaptive_entropy: bool = option(
         False,
@@ -142,13 +168,18 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
         " forward pass.",
     )
     entropy_coef_min: float = option(0.0, "Smallest entropy_coef of use_adaptive_entropy.", ge=0)
-    entropy_coef_max: float = option(1.0, "Largest entropy_coef of use_adaptive_entropy.", ge=0)
-    entropy_coef_delta: float = option(0.005, "Change of entropy_coef by use_adaptive_entropy at each step.", gt=0)
+    entropy_coef_max: float = option(
+        1.0, "Largest entropy_coef of use_adaptive_entropy.", ge=0, usual=ranges.ENTROPY_COEF_MAX
+    )
+    entropy_coef_delta: float = option(
+        0.005, "Change of entropy_coef by use_adaptive_entropy at each step.", gt=0, usual=ranges.ENTROPY_COEF_DELTA
+    )
     entropy_target: float = option(
         0.2,
         "The mean entropy (nats a token) below which use_adaptive_entropy acts. 0.2 is nearly no entropy: look "
         "at `entropy` of a run's first steps.",
         ge=0,
+        usual=ranges.ENTROPY_TARGET,
     )
 
     # -- the reference
@@ -157,6 +188,7 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
         "Weight of the KL divergence from the reference. 0: no reference is held, as the clipping and short runs keep"
         " the policy near enough for rewards that can be verified.",
         ge=0,
+        usual=ranges.BETA,
     )
     use_bias_correction_kl: bool = option(
         True,
@@ -175,10 +207,18 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
         aliases=("vllm_importance_sampling_mode",),
     )
     importance_sampling_clip_max: float | None = option(
-        3.0, "The largest such ratio. none: no limit.", gt=0, aliases=("vllm_importance_sampling_clip_max",)
+        3.0,
+        "The largest such ratio. none: no limit.",
+        gt=0,
+        aliases=("vllm_importance_sampling_clip_max",),
+        usual=ranges.IMPORTANCE_SAMPLING_CLIP_MAX,
     )
     importance_sampling_clip_min: float | None = option(
-        None, "The smallest such ratio. Not set: no limit.", gt=0, aliases=("vllm_importance_sampling_clip_min",)
+        None,
+        "The smallest such ratio. Not set: no limit.",
+        gt=0,
+        aliases=("vllm_importance_sampling_clip_min",),
+        usual=ranges.IMPORTANCE_SAMPLING_CLIP_MIN,
     )
 
     # -- what follows from the fields

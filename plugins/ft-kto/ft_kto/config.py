@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ft_host.api import ConfigError, ReferenceConfig, option
+from ft_host.api import ConfigError, ReferenceConfig, Usual, option
 
 
 @dataclass(kw_only=True)
@@ -34,11 +34,43 @@ class KTOConfig(ReferenceConfig):
         choices=("kto", "apo_zero_unpaired"),
     )
     beta: float = option(
-        0.1, "How fast the loss levels off as policy and reference move apart; 0.1 as in the paper's experiments.", gt=0
+        0.1,
+        "How fast the loss levels off as policy and reference move apart; 0.1 as in the paper's experiments.",
+        gt=0,
+        usual=Usual(
+            low=0.005,
+            high=1,
+            below=("divergence", "forgetting"),
+            above=("saturation", "no_learning", "no_signal"),
+            why="far below it the policy leaves the reference, far above it a completion is settled by one update",
+            source="KTO, arXiv 2402.01306: 0.01 to 0.5",
+        ),
     )
-    desirable_weight: float = option(1.0, "Weight of the losses of good completions.", gt=0)
+    desirable_weight: float = option(
+        1.0,
+        "Weight of the losses of good completions.",
+        gt=0,
+        usual=Usual(
+            low=0.05,
+            high=20,
+            below=("no_learning",),
+            above=("no_learning", "divergence"),
+            why="one label counts for nothing beside the other",
+            source="KTO, arXiv 2402.01306: the two labels weighed to 1 : 1 up to 4 : 3",
+        ),
+    )
     undesirable_weight: float = option(
-        1.0, "Weight of the losses of bad completions. The run says so when the two don't balance the labels.", gt=0
+        1.0,
+        "Weight of the losses of bad completions. The run says so when the two don't balance the labels.",
+        gt=0,
+        usual=Usual(
+            low=0.05,
+            high=20,
+            below=("no_learning",),
+            above=("no_learning", "divergence"),
+            why="one label counts for nothing beside the other",
+            source="KTO, arXiv 2402.01306: the two labels weighed to 1 : 1 up to 4 : 3",
+        ),
     )
     kl_scope: str = option(
         "step",

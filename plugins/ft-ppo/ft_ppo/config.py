@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, option
+from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, Usual, option
 
 
 @dataclass(kw_only=True)
@@ -51,6 +51,13 @@ class PPOConfig(RolloutConfig):
         "Subtracted from the score of a completion that was cut short by max_completion_length.",
         group="rollouts",
         gt=0,
+        usual=Usual(
+            high=10,
+            above=("no_learning", "forgetting"),
+            why="not being cut is worth more than being right",
+            source="TRL's examples: 1",
+            new=1.0,
+        ),
     )
     num_mini_batches: int = option(
         1,
@@ -58,9 +65,23 @@ class PPOConfig(RolloutConfig):
         "gradient_accumulation_steps × processes × num_mini_batches prompts.",
         group="rollouts",
         gt=0,
+        usual=Usual(
+            high=32,
+            above=("divergence", "forgetting"),
+            why="updates are made of a few completions each",
+            source="PPO implementations: 1 to 32",
+        ),
     )
     num_ppo_epochs: int = option(
-        4, "Passes over each rollout; the first updates at the sampled policy, the others are clipped.", gt=0
+        4,
+        "Passes over each rollout; the first updates at the sampled policy, the others are clipped.",
+        gt=0,
+        usual=Usual(
+            high=10,
+            above=("divergence", "forgetting"),
+            why="the later passes learn from completions that the policy would no longer write",
+            source="PPO, arXiv 1707.06347: 3 to 10",
+        ),
     )
 
     # -- models
@@ -85,7 +106,15 @@ class PPOConfig(RolloutConfig):
 
     # -- rewards of tokens
     kl_coef: float = option(
-        0.05, "Weight of the KL divergence from the reference in each token's reward. 0: no reference is held.", ge=0
+        0.05,
+        "Weight of the KL divergence from the reference in each token's reward. 0: no reference is held.",
+        ge=0,
+        usual=Usual(
+            high=0.5,
+            above=("no_learning",),
+            why="staying near the reference outweighs the reward",
+            source="arXiv 2009.01325: 0.05; 0.001 to 0.2",
+        ),
     )
     kl_estimator: str = option(
         "k1",
@@ -103,6 +132,12 @@ class PPOConfig(RolloutConfig):
         "Discount of rewards for each later token. 1: the score counts in full at each token of its completion.",
         ge=0,
         le=1,
+        usual=Usual(
+            low=0.95,
+            below=("no_learning", "no_signal"),
+            why="the reward at the end hardly reaches the first tokens",
+            source="arXiv 2009.01325: 1",
+        ),
     )
     lam: float = option(
         0.95,
@@ -110,14 +145,47 @@ class PPOConfig(RolloutConfig):
         "the next value.",
         ge=0,
         le=1,
+        usual=Usual(
+            low=0.8,
+            below=("no_learning",),
+            why="advantages are what the value model says, and little of the reward",
+            source="arXiv 1506.02438: 0.9 to 1",
+        ),
     )
     cliprange: float = option(
-        0.2, "The policy loss gains nothing more once the ratio of new and old policy has left 1 ± this.", gt=0
+        0.2,
+        "The policy loss gains nothing more once the ratio of new and old policy has left 1 ± this.",
+        gt=0,
+        usual=Usual(
+            low=0.02,
+            high=0.5,
+            below=("no_learning",),
+            above=("divergence",),
+            why="a small one clips nearly every update away, a large one holds the policy to nothing",
+            source="PPO, arXiv 1707.06347: 0.1 to 0.3",
+        ),
     )
     cliprange_value: float = option(
-        0.2, "The value loss gains nothing more once a value has moved from its old one by this.", gt=0
+        0.2,
+        "The value loss gains nothing more once a value has moved from its old one by this.",
+        gt=0,
+        usual=Usual(
+            low=0.02, below=("no_learning",), why="values can't follow the returns", source="PPO implementations: 0.2"
+        ),
     )
-    vf_coef: float = option(0.1, "Weight of the value loss.", gt=0)
+    vf_coef: float = option(
+        0.1,
+        "Weight of the value loss.",
+        gt=0,
+        usual=Usual(
+            low=0.001,
+            high=5,
+            below=("no_learning",),
+            above=("divergence",),
+            why="the value model learns nothing, or drowns the policy where they share weights",
+            source="PPO, arXiv 1707.06347: 0.5 to 1; 0.1 on language models",
+        ),
+    )
 
     def rollout_plan(self, processes: int) -> RolloutPlan:
         rows = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes * self.num_mini_batches

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ft_host.api import ConfigError, RunConfig, option
+from ft_host.api import ConfigError, RunConfig, Usual, option
 
 
 @dataclass(kw_only=True)
@@ -37,6 +37,13 @@ class RewardConfig(RunConfig):
         "Weight of the square of the sum of a pair's two scores (arXiv 2312.09244), which keeps scores around 0: "
         "the loss itself sees differences only. 0.01 is that paper's value. Not set: off.",
         gt=0,
+        usual=Usual(
+            high=0.2,
+            above=("no_learning",),
+            why="all scores are pressed towards 0, and so are their differences",
+            source="arXiv 2312.09244: 0.01",
+            new=0.01,
+        ),
     )
 
     def check(self) -> None:

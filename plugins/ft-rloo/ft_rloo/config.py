@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ft_host.api import ConfigError, GroupedRolloutConfig, ReferenceConfig, option
+from ft_host.api import ConfigError, GroupedRolloutConfig, ReferenceConfig, Usual, option
 
 # Fields that need another one to be set, with their defaults.
 CLIPPED = {"epsilon": 0.2, "epsilon_high": None}
@@ -57,6 +57,12 @@ class RLOOConfig(GroupedRolloutConfig, ReferenceConfig):
         "Weight of the KL divergence from the reference, which is subtracted from the reward of a completion, "
         "summed over its tokens: it matters more for longer completions. 0: no reference is held.",
         ge=0,
+        usual=Usual(
+            high=0.5,
+            above=("no_learning",),
+            why="staying near the reference outweighs the reward",
+            source="RLOO, arXiv 2402.14740: 0.03 to 0.1, of the sum over a completion",
+        ),
     )
     normalize_advantages: bool = option(
         False,
@@ -71,8 +77,28 @@ class RLOOConfig(GroupedRolloutConfig, ReferenceConfig):
         " second update of a rollout on.",
         gt=0,
         le=1,
+        usual=Usual(
+            low=0.02,
+            high=1,
+            below=("no_learning",),
+            above=("divergence",),
+            why="a small one clips nearly every update away, a large one holds the policy to nothing",
+            source="PPO, arXiv 1707.06347: 0.1 to 0.3",
+        ),
     )
-    epsilon_high: float | None = option(None, "Nothing is gained above a ratio of 1 + this. Not set: epsilon.", gt=0)
+    epsilon_high: float | None = option(
+        None,
+        "Nothing is gained above a ratio of 1 + this. Not set: epsilon.",
+        gt=0,
+        usual=Usual(
+            low=0.02,
+            high=1,
+            below=("no_learning",),
+            above=("divergence",),
+            why="a small one clips nearly every update away, a large one holds the policy to nothing",
+            source="PPO, arXiv 1707.06347: 0.1 to 0.3",
+        ),
+    )
 
     @property
     def clip_range(self) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any, ClassVar
 
-from ft_host.api import ConfigError, GroupedRolloutConfig, option
+from ft_host.api import ConfigError, GroupedRolloutConfig, Usual, option
 
 CONTEXT = "privileged_context"  # the column that the teacher alone is shown
 MODES = ("topk_logits", "full_logits", "sampled_token")  # the keys of ft_sdft.losses.LOSSES
@@ -76,7 +76,17 @@ class SDFTConfig(GroupedRolloutConfig):
         choices=TEACHERS,
     )
     teacher_update_rate: float = option(
-        0.05, "ema: the policy's share when it is mixed into the teacher; 1 copies it.", gt=0, le=1
+        0.05,
+        "ema: the policy's share when it is mixed into the teacher; 1 copies it.",
+        gt=0,
+        le=1,
+        usual=Usual(
+            high=0.5,
+            above=("divergence", "forgetting", "no_signal"),
+            why="the teacher is the student itself",
+            source="SDPO, arXiv 2601.20802: 0.01 to 0.05",
+            only={"teacher_model_kind": ("ema",)},
+        ),
     )
     teacher_sync_steps: int = option(1, "ema: optimizer steps between two such updates.", gt=0)
 
@@ -95,7 +105,17 @@ class SDFTConfig(GroupedRolloutConfig):
         ge=0,
         le=1,
     )
-    distillation_topk: int = option(100, "topk_logits: how many of the student's likeliest tokens are compared.", gt=0)
+    distillation_topk: int = option(
+        100,
+        "topk_logits: how many of the student's likeliest tokens are compared.",
+        gt=0,
+        usual=Usual(
+            low=5,
+            below=("no_learning", "forgetting"),
+            why="the student is taught a handful of tokens at each place",
+            source="SDPO, arXiv 2601.20802: 100",
+        ),
+    )
     distillation_add_tail: bool = option(
         False, "topk_logits: also compare the total probability of all other tokens, rather than leaving them out."
     )
@@ -104,6 +124,14 @@ class SDFTConfig(GroupedRolloutConfig):
         "From the second update of a rollout on, weight each token by the ratio of the policy to the one that "
         "sampled, up to this. none: no weights.",
         gt=0,
+        usual=Usual(
+            low=0.5,
+            high=20,
+            below=("no_learning",),
+            above=("divergence",),
+            why="weights of tokens are all cut to the same, or not at all",
+            source="SDPO, arXiv 2601.20802: 2",
+        ),
     )
     num_loss_tokens_to_skip: int = option(
         0,

@@ -7,6 +7,7 @@ from string import Formatter
 from typing import Any, ClassVar
 
 from ft_host.api import ConfigError, GroupedRolloutConfig, option
+from ft_sdpo import ranges
 
 CONTEXT = "privileged_context"  # the column with feedback on a prompt
 FEEDBACK = "feedback"  # what a reward function logs for each completion (log_extra) is feedback on that one
@@ -125,6 +126,7 @@ class SDPOConfig(GroupedRolloutConfig):
         "Longest prompt of the teacher in tokens. A completion whose teacher would have a longer one isn't taught: cut,"
         " it would be another question.",
         gt=0,
+        usual=ranges.MAX_REPROMPT_LEN,
     )
 
     # -- the teacher
@@ -135,7 +137,11 @@ class SDPOConfig(GroupedRolloutConfig):
         choices=TEACHERS,
     )
     teacher_update_rate: float = option(
-        0.05, "ema: the policy's share when it is mixed into the teacher; 1 copies it.", gt=0, le=1
+        0.05,
+        "ema: the policy's share when it is mixed into the teacher; 1 copies it.",
+        gt=0,
+        le=1,
+        usual=ranges.TEACHER_UPDATE_RATE,
     )
     teacher_sync_steps: int = option(1, "ema: optimizer steps between two such updates.", gt=0)
 
@@ -146,6 +152,7 @@ class SDPOConfig(GroupedRolloutConfig):
         "the distillation alone, as in the paper. 0: there is no teacher.",
         ge=0,
         le=1,
+        usual=ranges.DISTILLATION_WEIGHT,
     )
     distillation_mode: str = option(
         "sampled_token",
@@ -161,7 +168,10 @@ class SDPOConfig(GroupedRolloutConfig):
         le=1,
     )
     distillation_topk: int | None = option(
-        None, "How many tokens topk_logits compares, which needs it. The paper has 100, with the tail.", gt=0
+        None,
+        "How many tokens topk_logits compares, which needs it. The paper has 100, with the tail.",
+        gt=0,
+        usual=ranges.DISTILLATION_TOPK,
     )
     distillation_add_tail: bool = option(
         False, "topk_logits: also compare the total probability of all other tokens, rather than leaving them out."
@@ -171,6 +181,7 @@ class SDPOConfig(GroupedRolloutConfig):
         "From the second update of a rollout on, weight the distillation of each token by the ratio of the "
         "policy to the one that sampled, up to this. none: no weights.",
         gt=0,
+        usual=ranges.DISTILLATION_IS_CLIP,
     )
 
     # -- the policy loss
@@ -194,9 +205,10 @@ class SDPOConfig(GroupedRolloutConfig):
         "Policy loss: nothing is gained below a ratio of 1 - this. Counts from the second update of a rollout on.",
         gt=0,
         le=1,
+        usual=ranges.EPSILON,
     )
     epsilon_high: float | None = option(
-        None, "Policy loss: nothing is gained above a ratio of 1 + this. Not set: epsilon.", gt=0
+        None, "Policy loss: nothing is gained above a ratio of 1 + this. Not set: epsilon.", gt=0, usual=ranges.EPSILON
     )
 
     @property

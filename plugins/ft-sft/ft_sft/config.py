@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ft_host.api import ConfigError, RunConfig, option
+from ft_host.api import ConfigError, RunConfig, Usual, option
 
 
 @dataclass(kw_only=True)
@@ -32,6 +32,12 @@ class SFTConfig(RunConfig):
         "does. 0: none.",
         ge=0,
         le=1,
+        usual=Usual(
+            high=0.2,
+            above=("no_learning", "divergence"),
+            why="the loss can't fall below what is spread over the vocabulary",
+            source="arXiv 1512.00567: 0.1",
+        ),
     )
     completion_only_loss: bool | None = option(
         None, "Supervise the completion only. Not set: yes if rows have a prompt and a completion."

@@ -1,4 +1,7 @@
-"""The fields of the backend, given as `backend_config`. Imports neither torch nor vLLM."""
+"""The fields of the backend, given as `backend_config`. Imports neither torch nor vLLM.
+
+Longer than 300 lines: it is one list of fields, in the order of the help.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ft_host.api import ConfigError, option
+from ft_vllm import ranges
 from ft_vllm.elsewhere import ELSEWHERE
 from ft_vllm.places import check_url, devices_of
 
@@ -99,6 +103,7 @@ class VLLMConfig:
         "Completions that a server generates at once; a process sends it no more. 256 is vLLM's own default.",
         group="rollouts",
         gt=0,
+        usual=ranges.MAX_NUM_SEQS,
     )
     gpu_memory_utilization: float | None = option(
         None,
@@ -107,6 +112,7 @@ class VLLMConfig:
         group="rollouts",
         gt=0,
         le=1,
+        usual=ranges.GPU_MEMORY_UTILIZATION,
     )
     cpu_kv_cache_gib: int = option(1, "Memory for the key-value cache on a CPU, in GiB.", group="rollouts", gt=0)
     tensor_parallel_size: int = option(1, "GPUs that the model is split over.", group="rollouts", gt=0)
@@ -154,16 +160,25 @@ class VLLMConfig:
         "127.0.0.1", "The trainer's address as a server elsewhere reaches it; `gloo` connects to it.", group="rollouts"
     )
     start_timeout: float = option(
-        600.0, "Seconds that a server may take to start: it reads the weights, and may compile.", group="rollouts", gt=0
+        600.0,
+        "Seconds that a server may take to start: it reads the weights, and may compile.",
+        group="rollouts",
+        gt=0,
+        usual=ranges.START_TIMEOUT,
     )
     timeout: float = option(
         1800.0,
         "Seconds that the server may take for one answer, including the wait for others before it.",
         group="rollouts",
         gt=0,
+        usual=ranges.TIMEOUT,
     )
     transfer_timeout: float = option(
-        300.0, "Seconds that the transfer of the weights may take.", group="rollouts", gt=0
+        300.0,
+        "Seconds that the transfer of the weights may take.",
+        group="rollouts",
+        gt=0,
+        usual=ranges.TRANSFER_TIMEOUT,
     )
     health_period: float = option(
         5.0,
@@ -171,9 +186,14 @@ class VLLMConfig:
         "answers again, and one that the run started is started anew.",
         group="rollouts",
         gt=0,
+        usual=ranges.HEALTH_PERIOD,
     )
     health_timeout: float = option(
-        10.0, "Seconds that a server may take to say that it is well, or to stop for an update.", group="rollouts", gt=0
+        10.0,
+        "Seconds that a server may take to say that it is well, or to stop for an update.",
+        group="rollouts",
+        gt=0,
+        usual=ranges.HEALTH_TIMEOUT,
     )
     recovery_timeout: float = option(
         400.0,

@@ -1,0 +1,124 @@
+"""The usual ranges of the fields of grpo, each with its source. Imports no torch."""
+
+from __future__ import annotations
+
+from ft_host.api import Usual
+
+CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # those with PPO's clipped ratio
+
+EPSILON = (
+    Usual(
+        low=0.02,
+        high=0.5,
+        below=("no_learning",),
+        above=("divergence",),
+        why="a small one clips nearly every update away, a large one holds the policy to nothing",
+        source="PPO, arXiv 1707.06347: 0.1 to 0.3",
+        only={"importance_sampling_level": ("token",)},
+    ),
+    Usual(
+        low=1e-05,
+        high=0.5,
+        below=("no_learning",),
+        above=("divergence",),
+        why="a small one clips nearly every update away, a large one holds the policy to nothing",
+        source="GSPO, arXiv 2507.18071: 3e-4",
+        only={"importance_sampling_level": ("sequence",)},
+    ),
+)
+EPSILON_HIGH = (
+    Usual(
+        low=0.02,
+        high=1,
+        below=("no_learning", "no_variety"),
+        above=("divergence",),
+        why="a small one clips nearly every update away, a large one holds the policy to nothing",
+        source="DAPO, arXiv 2503.14476: 0.28",
+        only={"importance_sampling_level": ("token",), "loss_type": CLIPPED},
+    ),
+    Usual(
+        low=1e-05,
+        high=1,
+        below=("no_learning",),
+        above=("divergence",),
+        why="a small one clips nearly every update away, a large one holds the policy to nothing",
+        source="GSPO, arXiv 2507.18071: 4e-4",
+        only={"importance_sampling_level": ("sequence",), "loss_type": CLIPPED},
+    ),
+    Usual(
+        low=1,
+        high=20,
+        below=("no_learning",),
+        above=("divergence",),
+        why="a small one clips nearly every update away, a large one holds the policy to nothing",
+        source="arXiv 2510.13786: 5",
+        only={"loss_type": ("cispo",)},
+    ),
+)
+DELTA = Usual(high=20, above=("divergence",), why="bad completions push without a bound", source="arXiv 2505.07291: 4")
+SAPO_TEMPERATURE_NEG = Usual(
+    low=0.1,
+    high=20,
+    below=("divergence",),
+    above=("no_learning",),
+    why="tokens lose their weight at once, or never",
+    source="SAPO, arXiv 2511.20347: 1 to 1.05",
+)
+VESPO_K_POS = Usual(
+    low=0.1,
+    high=20,
+    below=("divergence",),
+    above=("no_learning",),
+    why="weights of completions grow or vanish by powers of their ratio",
+    source="TRL's documentation: 2 to 3",
+)
+OFF_POLICY_MASK_THRESHOLD = Usual(
+    low=0.001,
+    below=("no_learning", "no_signal"),
+    why="bad completions are left out at the least difference",
+    source="DeepSeek-V3.2, arXiv 2512.02556",
+)
+TOP_ENTROPY_QUANTILE = Usual(
+    low=0.05, below=("no_learning", "no_signal"), why="hardly a token is learnt from", source="arXiv 2506.01939: 0.2"
+)
+ENTROPY_COEF = Usual(
+    high=0.1,
+    above=("divergence", "no_learning"),
+    why="entropy is worth more than the reward",
+    source="1e-4 to 0.01 in published recipes",
+)
+ENTROPY_COEF_MAX = Usual(
+    high=1,
+    above=("divergence",),
+    why="entropy may come to be worth more than the reward",
+    source="Skywork-OR1, arXiv 2505.22312",
+)
+ENTROPY_COEF_DELTA = Usual(
+    high=0.1,
+    above=("divergence",),
+    why="the bonus for entropy jumps from step to step",
+    source="Skywork-OR1, arXiv 2505.22312: 0.005",
+)
+ENTROPY_TARGET = Usual(
+    high=3, above=("divergence",), why="the bonus for entropy is always on", source="Skywork-OR1, arXiv 2505.22312: 0.2"
+)
+BETA = Usual(
+    high=0.5,
+    above=("no_learning",),
+    why="staying near the reference outweighs the reward",
+    source="DeepSeekMath, arXiv 2402.03300: 0.04; 0 to 0.1 since",
+)
+IMPORTANCE_SAMPLING_CLIP_MAX = Usual(
+    low=1,
+    high=100,
+    below=("no_learning", "no_signal"),
+    above=("divergence",),
+    why="nearly all that the sampler says is cut away",
+    source="TIS, IcePop: 2 to 5",
+)
+IMPORTANCE_SAMPLING_CLIP_MIN = Usual(
+    high=0.9,
+    above=("no_learning", "no_signal"),
+    why="completions that count as much as they should are left out",
+    source="IcePop: 0.5",
+)
