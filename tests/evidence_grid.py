@@ -215,6 +215,8 @@ DECLARED = ("plan/reward_metric", "plan/no_signal_metric")  # by the method's co
 # What a star may stand for, and which other names come with it.
 CAUSES: dict[str, tuple[str, ...]] = {
     "data/left_out/*": ("parts", "thoughts", "tools", "names", "beside"),
+    "data/broken/*": ("replaced", "misread", "control"),
+    "data/left_over/*": ("marks", "foreign_marks", "slots", "html"),
     "rollouts/failed_*": ("engine", "environment", "reward", "timeout", "other"),
     "rollouts/server_*/tokens_per_second": ("0",),
     "*": ("exact_match",),
@@ -293,6 +295,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
 }
 # What makes rules True that chance finds too seldom, by code or family: for every second case, by turns.
 HINTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "DATA029": ({"config": {"train_sampling_strategy": "sequential"}},),
     "OPT012": ({"metrics": {"loss": ramp(0.9, 0.0)}, "count": 120},),
     "KTO004": ({"metrics": {"rewards/chosen": ramp(0.5, 0.6), "rewards/rejected": ramp(0.5, 0.4)}, "count": 60},),
     "preferences-02": tuple(

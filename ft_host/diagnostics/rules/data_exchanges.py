@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.rules.data_rows import FEW, SOME, for_instance, share_over
+from ft_host.diagnostics.rules.data_set import COIN_TOSS
 from ft_host.diagnostics.view import View, percent
 
 # ---------------------------------------------------------------- DATA020, DATA021
@@ -87,6 +88,8 @@ RULES = [
         code="DATA020",
         title="Prompt and completion look exchanged",
         stage="before",
+        level="rows",
+        mutes=("OPT014",),
         needs=("data/exchanged", "data/exchanged_by", "data/exchanged_surely"),
         severity="info",
         test=share_over("data/exchanged", 0.5),
@@ -108,6 +111,8 @@ RULES = [
         code="DATA021",
         title="Rows contradict their own preference",
         stage="before",
+        level="rows",
+        later=("notes", lambda view: view["data/contradicted/*"] <= COIN_TOSS),
         needs=("data/contradicted/*", "data/contradicted_by/*"),
         severity="info",
         test=share_over("data/contradicted/*", FEW),
@@ -127,6 +132,8 @@ RULES = [
         code="DATA022",
         title="Preferences contradict each other",
         stage="before",
+        level="rows",
+        later=("notes", lambda view: view["data/both_ways"] <= COIN_TOSS),
         needs=("data/both_ways",),
         severity="info",
         test=share_over("data/both_ways", FEW),
@@ -148,6 +155,7 @@ RULES = [
         code="DATA031",
         title="Evaluation rows are nearly training rows",
         stage="before",
+        level="rows",
         needs=("data/eval_near_rows", "data/eval_overlap_rows"),
         severity="info",
         test=is_near,

@@ -17,6 +17,7 @@ from ft_host.diagnostics.view import View, rounded, short
 
 CHOSEN, REJECTED, MARGINS = "rewards/chosen", "rewards/rejected", "rewards/margins"
 LOGPS = "start/logps/chosen"
+COIN_TOSSES = ("DATA008", "DATA021", "DATA022")  # rows without a preference, with the wrong one, or with both
 REFERENCE = ("PRB001",)  # rewards that aren't measured from where the policy began say little
 USUAL_UPDATE = 1e-3  # of pretrained weights
 UPDATES = ("OPT003", "OPT004", "OPT006", "OPT007")  # too large or too small
@@ -165,7 +166,7 @@ def preference_rules(
         Rule(
             code=f"{letters}{signal:03d}",
             family="preferences-02",
-            follows_from=(*REFERENCE, *UPDATES, "DATA008"),
+            follows_from=(*REFERENCE, *UPDATES, *COIN_TOSSES),
             title="No preference is learnt",
             stage="train",
             symptom="no_learning",

@@ -87,7 +87,7 @@ OWN = [
     ),
     Rule(
         code="DPO004",
-        follows_from=("PRB001",),
+        follows_from=("DATA021", "PRB001"),
         title="Chosen and rejected may be swapped",
         stage="train",
         level="signal",

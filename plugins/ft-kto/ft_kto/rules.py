@@ -98,7 +98,7 @@ OWN = [
     ),
     Rule(
         code="KTO004",
-        follows_from=("PRB001",),
+        follows_from=("DATA021", "PRB001"),
         title="Held-out labels say the opposite",
         stage="train",
         level="signal",
