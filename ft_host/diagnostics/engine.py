@@ -13,8 +13,11 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ft_host.diagnostics.ancestry import untried
 from ft_host.diagnostics.finding import Finding
 from ft_host.diagnostics.muting import Muting
+from ft_host.diagnostics.remedies import usable
+from ft_host.diagnostics.resolved import Accepts
 from ft_host.diagnostics.rule import SEVERITIES, Rule
 from ft_host.diagnostics.suspects import NOTES, Function, Suspects, with_suspects
 from ft_host.diagnostics.view import View
@@ -27,7 +30,7 @@ COOLDOWN = 100  # steps after a finding was cleared in which it isn't reported a
 
 class Engine:
     """`rules`: each with its distribution. `config`: the run's, as a dict. `strict`: errors of rules are raised, for
-    tests.
+    tests. `accepts`: whether the run would take a patch of its config (`resolved.acceptance`).
     """
 
     def __init__(
@@ -37,8 +40,9 @@ class Engine:
         strict: bool = False,
         not_about: dict[str, str] | None = None,
         suspects: Sequence[Function] = (),
+        accepts: Accepts | None = None,
     ):
-        self.config, self.strict = config, strict
+        self.config, self.strict, self.accepts = config, strict, accepts
         given = list(rules)
         said = not_about or {}
         self.not_about = {rule.code: said[rule.code] for rule, _ in given if rule.code in said}
@@ -232,14 +236,15 @@ class Engine:
         told = rule.message(view)
         read = list(view.read)
         behind = self.suspects.behind(rule.symptom_of(view), view)
-        message, remedies = with_suspects(told, rule.remedies(view), behind, self.config)
+        message, remedies = with_suspects(told, rule.remedies(view), behind)
+        remedies, tried = untried(usable(remedies, self.config, view, self.accepts), view, rule.code)
         return Finding(
             code=rule.code,
             title=rule.title,
             severity=rule.severity_of(view),
             stage=rule.stage,
             level=rule.level_of(view),
-            message=message,
+            message=message + tried,
             why=rule.why,
             remedies=remedies,
             evidence=watched.evidence(view, read),

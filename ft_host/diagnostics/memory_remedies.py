@@ -35,20 +35,21 @@ def smaller_micro_batch(config: Any) -> Remedy | None:
             expected="half the activations",
         )
     rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    if rows % 2:
+    parts = next((each for each in range(2, rows + 1) if rows % each == 0), None)  # 2, where rows are even
+    if parts is None:
         return None
-    patch = {"per_device_train_batch_size": rows // 2, "gradient_accumulation_steps": 2 * steps}
+    patch = {"per_device_train_batch_size": rows // parts, "gradient_accumulation_steps": parts * steps}
     counted = vars(config).get("steps_per_generation")  # in micro-batches
     if counted:
-        patch["steps_per_generation"] = 2 * counted
+        patch["steps_per_generation"] = parts * counted
     return Remedy(
         why=(
-            f"Lower per_device_train_batch_size from {rows} to {rows // 2} and raise gradient_accumulation_steps from"
-            f" {steps} to {2 * steps}; the effective batch stays the same"
+            f"Lower per_device_train_batch_size from {rows} to {rows // parts} and raise gradient_accumulation_steps"
+            f" from {steps} to {parts * steps}; the effective batch stays the same"
         ),
         patch=patch,
         safe=True,
-        expected="half the activations",
+        expected="half the activations" if parts == 2 else f"a {parts}th of the activations",
     )
 
 

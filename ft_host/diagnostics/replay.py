@@ -11,6 +11,7 @@ from typing import Any
 from ft_host import registry
 from ft_host.config import RunConfig
 from ft_host.config.declared import declared_facts
+from ft_host.config.fields import fields_of
 from ft_host.diagnostics.collect import (
     HOST,
     Owned,
@@ -22,6 +23,7 @@ from ft_host.diagnostics.collect import (
     suspects_of,
 )
 from ft_host.diagnostics.engine import Engine
+from ft_host.diagnostics.resolved import Accepts, acceptance
 from ft_host.diagnostics.rule import SEVERITIES, chosen, is_fact
 from ft_host.diagnostics.suspects import Function
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
@@ -83,14 +85,18 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
     declared: dict[str, str] = {}  # for runs of hosts that didn't record it
     left_out: dict[str, str] = {}
     suspects: list[Function] = []
+    accepts: Accepts | None = None
     if method is not None:
         try:
-            declared = declared_facts(registry.config_class(method))
+            config_class = registry.config_class(method)
+            declared = declared_facts(config_class)
+            known = fields_of(config_class)
+            accepts = acceptance(config_class(**{name: value for name, value in config.items() if name in known}))
             left_out = not_about(method, owned)
-            suspects = suspects_of(registry.config_class(method), method, config["backend"])
+            suspects = suspects_of(config_class, method, config["backend"])
         except (PluginBroken, PluginNotFound, UsageError) as error:
             notes.append(f"what the method {record.method} says of itself can't be asked: {_first_line(error)}")
-    engine = Engine(rules, config, not_about=left_out, suspects=suspects)
+    engine = Engine(rules, config, not_about=left_out, suspects=suspects, accepts=accepts)
     lines, problems = read_json_lines(record.folder / "metrics.jsonl")
     notes += problems
     feed(engine, declared | record.facts, record.facts_told, usable(lines))

@@ -32,13 +32,15 @@ class Remedy:
 
     `safe`: the patch changes only speed and memory, neither the data nor the objective; or it undoes what the finding
     shows to be harmful. Other patches need a person's decision. `again`: start from the beginning; otherwise the run
-    can resume from a checkpoint before the finding.
+    can resume from a checkpoint before the finding. `measured`: the new value follows from what the run has measured,
+    so that it may be proposed where a smaller change of the field has been tried without success.
     """
 
     why: str  # a sentence in the imperative: "Lower learning_rate from 1e-5 to 5e-6"
     patch: dict[str, Any] = field(default_factory=dict)
     safe: bool = False
     again: bool = False
+    measured: bool = False
     expected: str = ""  # the expected effect
     locked: dict[str, Any] = field(default_factory=dict)  # the patch that it would have, were no field locked
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from ft_host.config.fields import Field
 from ft_host.config.usual import Usual
-from ft_host.diagnostics.remedies import usable
 from ft_host.diagnostics.rule import Remedy
 from ft_host.diagnostics.view import View, short
 
@@ -176,13 +175,11 @@ class Suspects:
             return []
 
 
-def with_suspects(
-    message: str, remedies: list[Remedy], suspects: list[Suspect], config: dict[str, Any]
-) -> tuple[str, list[Remedy]]:
+def with_suspects(message: str, remedies: list[Remedy], suspects: list[Suspect]) -> tuple[str, list[Remedy]]:
     """Return a finding's message and remedies with the suspects of its symptom first. Another learning rate is then no
     remedy, unless the rate is a suspect itself."""
     if not suspects:
-        return message, usable(remedies, config)
+        return message, remedies
     said = "; ".join(suspect.clause for suspect in suspects)
     rates = any(suspect.field == RATE for suspect in suspects)
     own = [remedy for remedy in remedies if rates or RATE not in remedy.patch]
@@ -190,4 +187,4 @@ def with_suspects(
     first = [suspect.as_remedy() for suspect in suspects if suspect.field != RATE or not sized]
     moved = [remedy.patch for remedy in first]
     own = [remedy for remedy in own if remedy.patch not in moved]
-    return f"{message} {said}.", usable([*first, *own], config)
+    return f"{message} {said}.", [*first, *own]

@@ -8,10 +8,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ft_host.config.declared import declared_facts
+from ft_host.diagnostics.ancestry import ancestors
 from ft_host.diagnostics.collect import Owned, all_rules, check_codes, not_about, selected, suspects_of
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.finding import Finding, at_least
 from ft_host.diagnostics.replay import feed
+from ft_host.diagnostics.resolved import acceptance
 from ft_host.diagnostics.rule import chosen
 from ft_host.diagnostics.suspects import FACT
 from ft_host.errors import StoppedByFinding
@@ -49,8 +51,9 @@ class Monitor:
             self.as_dict,
             not_about=not_about(method, owned),
             suspects=suspects_of(type(config), method, config.backend),
+            accepts=acceptance(config),
         )
-        self.engine.record_facts(declared_facts(type(config)))
+        self.engine.record_facts(declared_facts(type(config)) | ancestors(config.parent_run, self.as_dict))
         self.main = is_main()
         self.lock = threading.RLock()
         self.run: Run | None = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 
-from ft_host.diagnostics.remedies import lower_rate, restore, warm_up
+from ft_host.diagnostics.remedies import fewer_steps, lower_rate, restore, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.rules.losses import NOTHING
-from ft_host.diagnostics.view import View, rounded, short
+from ft_host.diagnostics.view import View, short
 
 FEW = 8  # held-out rows below which nothing is said of their reward
 
@@ -38,19 +38,8 @@ def overfits(view: View) -> bool | None:
     return falls and values[-1] - best > NOTHING / 2 and (above or risen)
 
 
-def fewer_steps(view: View) -> Remedy:
-    step, _ = best_evaluation(view)
-    why = f"Stop at step {step:.0f}, where the held-out loss was lowest"
-    if view.config.max_steps > 0:
-        return Remedy(why=why, patch={"max_steps": max(int(step), 1)}, again=True)
-    share = step / view.total_steps if view.total_steps else 0.5
-    return Remedy(
-        why=why, patch={"num_train_epochs": rounded(max(view.config.num_train_epochs * share, 0.01))}, again=True
-    )
-
-
 def overfit_remedies(view: View) -> list[Remedy]:
-    out = [fewer_steps(view), lower_rate(view, 2)]
+    out = [*fewer_steps(view, *best_evaluation(view), "the held-out loss was lowest"), lower_rate(view, 2)]
     if view.config.use_peft and not view.config.lora_dropout:
         out.append(Remedy(why="Set lora_dropout to 0.05", patch={"lora_dropout": 0.05}, again=True))
     elif not view.config.use_peft and not view.config.weight_decay:
@@ -149,7 +138,7 @@ RULES = [
             f"The held-out loss was lowest, {short(best_evaluation(view)[1])}, at step {best_evaluation(view)[0]:.0f}"
             f" of {view.step}; it ended at {short(view.series['eval_loss'].last)}."
         ),
-        remedies=lambda view: [fewer_steps(view)],
+        remedies=lambda view: fewer_steps(view, *best_evaluation(view), "the held-out loss was lowest"),
         when="The lowest held-out loss lies in the first half of at least six evaluations, with four after it.",
         why="What came after it cost time, and may have cost what the model could do before.",
         remedy="Train for fewer steps, or take a checkpoint from about then.",

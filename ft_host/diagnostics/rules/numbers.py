@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ft_host.diagnostics.remedies import lower_rate
+from ft_host.diagnostics.remedies import lower_rate, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, percent
 
@@ -28,10 +28,7 @@ def not_finite_remedies(view: View) -> list[Remedy]:
             0,
             Remedy(why="Use bf16 in place of fp16: float16 overflows above 65504", patch={"fp16": False, "bf16": True}),
         )
-    if not view.config.warmup_steps:
-        out.append(
-            Remedy(why="Set warmup_steps to 0.05, a twentieth of all steps", patch={"warmup_steps": 0.05}, again=True)
-        )
+    out += warm_up(view)
     out.append(Remedy(why="Look at the rows of this step: an empty sequence, or a number that isn't one"))
     return out
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 
 from ft_host.diagnostics.remedies import LOSS_FALLS, calm, lower_rate, raise_rate, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.rules.losses import SETTLE, is_learnt, loss_fall, solved
+from ft_host.diagnostics.sizes import has_new_weights
 from ft_host.diagnostics.view import View, percent, rounded, short
 
 LARGE, LARGE_NEW, LARGE_LORA = 0.04, 0.1, 0.3  # updates as a share of weights; half of an adapter's are 0 at first
 LARGE_POLICY = 0.02  # of methods that learn from rewards or preferences, from weights that can do something
 SMALL, SMALL_LORA = 2e-4, 5e-4
 SMALL_ROLLOUTS = 5e-6  # methods that learn from rewards take small steps
-USUAL, USUAL_NEW = 1e-3, 2e-2  # of pretrained weights, and of new ones
 
 
 # ---------------------------------------------------------------- gradients
@@ -71,13 +70,6 @@ def update_limits(view: View) -> tuple[float, float]:
     return SMALL, LARGE_NEW if new else LARGE
 
 
-def has_new_weights(view: View) -> bool:
-    """Whether the run began with the loss of guessing among all tokens."""
-    if "start/mean_token_accuracy" not in view.facts or "model/vocab_size" not in view.facts:
-        return False
-    return view["start/loss"] > 0.9 * math.log(view["model/vocab_size"])
-
-
 def reward_rises(view: View) -> bool:
     """Whether the last ten rewards are above the first ten by more than their noise."""
     if not view.count(view.reward):
@@ -119,14 +111,12 @@ def update_message(view: View) -> str:
 
 
 def update_remedies(view: View) -> list[Remedy]:
-    """The step to an update of a usual size: the rate is nearly proportional to it with optimizers of Adam's kind."""
-    usual = USUAL_NEW if has_new_weights(view) else USUAL
-    now = view["update_ratio"] * view.config.learning_rate / view["learning_rate"]  # at the full rate
+    """The step to an update of a usual size."""
     if view["update_ratio"] > update_limits(view)[1]:
-        return [lower_rate(view, max(10.0, now / usual)), *warm_up(view)]
-    if not now:
+        return [lower_rate(view, 10), *warm_up(view)]
+    if not view["update_ratio"]:
         return [Remedy(why="Look at whether the optimizer holds the weights that are trained: its steps change none")]
-    return [raise_rate(view, min(max(10.0, usual / now), 1000.0), LOSS_FALLS)]
+    return [raise_rate(view, 10, LOSS_FALLS)]
 
 
 RULES = [

@@ -6,6 +6,7 @@ more.
 
 from __future__ import annotations
 
+from ft_host.diagnostics.remedies import larger_step, more_generations, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, short
 
@@ -98,13 +99,7 @@ RULES = [
             f"The first step is made at the full learning_rate of {short(view.config.learning_rate)}, before AdamW"
             " knows the size of gradients."
         ),
-        remedies=lambda view: [
-            Remedy(
-                why="Set warmup_steps from 0 to 0.05, a twentieth of all steps",
-                patch={"warmup_steps": 0.05},
-                again=True,
-            )
-        ],
+        remedies=warm_up,
         when="warmup_steps 0 and a learning_rate of 5e-5 or more (5e-4 for LoRA), with 100 M parameters or more.",
         why="The first updates are the largest that there are, in directions of a single batch.",
         remedy="Warm up over 3 to 10 % of the steps.",
@@ -128,20 +123,7 @@ RULES = [
             f"A step learns from {view['plan/rows_per_step']} of {view['data/rows']} rows: preferences are noisy, and"
             " so are updates from so few."
         ),
-        remedies=lambda view: [
-            Remedy(
-                why=(
-                    f"Raise gradient_accumulation_steps from {view.config.gradient_accumulation_steps} to "
-                    f"{view.config.gradient_accumulation_steps * -(-16 // view['plan/rows_per_step'])}"
-                ),
-                patch={
-                    "gradient_accumulation_steps": (
-                        view.config.gradient_accumulation_steps * -(-16 // view["plan/rows_per_step"])
-                    )
-                },
-                again=True,
-            )
-        ],
+        remedies=lambda view: larger_step(view, view["plan/rows_per_step"], 16),
         when="Less than 8 rows a step, of 500 rows or more.",
         why="Preference labels are often wrong; a step should average over several of them.",
         remedy="16 to 128 rows a step.",
@@ -164,13 +146,7 @@ RULES = [
             f"A group has {view['plan/generations']} completions: what a completion is held against is then mostly"
             " noise, and many groups have equal rewards."
         ),
-        remedies=lambda view: [
-            Remedy(
-                why=f"Raise num_generations from {view['plan/generations']} to 8",
-                patch={"num_generations": 8},
-                again=True,
-            )
-        ],
+        remedies=lambda view: more_generations(view, least=8),
         when="num_generations is 2 or 3.",
         why="The mean of a group is its baseline; of two it is half of the completion itself.",
         remedy="8 to 32 completions a prompt.",
