@@ -2,7 +2,15 @@
 
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.finding import Finding
-from ft_host.diagnostics.remedies import lower_rate, more_generations, raise_rate, restore, set_field
+from ft_host.diagnostics.remedies import (
+    fewer_steps,
+    larger_step,
+    lower_rate,
+    more_generations,
+    raise_rate,
+    restore,
+    set_field,
+)
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import Names, broken_by, rollout_rules, ruin, taught_rules, watched_rules
 from ft_host.diagnostics.shared.helpers import rising
@@ -22,6 +30,8 @@ __all__ = [
     "broken_by",
     "errors",
     "fall",
+    "fewer_steps",
+    "larger_step",
     "lower_rate",
     "more_generations",
     "percent",

@@ -85,9 +85,10 @@ def clipped(view: View) -> list[Remedy]:
     ]
 
 
-def fewer_steps(view: View, step: float, _: float, why: str) -> list[Remedy]:
+def fewer_steps(view: View, best: tuple[float, float] | None, why: str) -> list[Remedy]:
     """The remedy of a shorter run, to the step at which a held-out figure was best; none where that was before the
-    first step. `why`: "the held-out loss was lowest"."""
+    first step. `best`: (step, value). `why`: "the held-out loss was lowest"."""
+    step = best[0] if best is not None else 0.0
     if not step >= 1:
         return []
     said = f"Stop at step {step:.0f}, where {why}"

@@ -22,16 +22,6 @@ Accepts = Callable[[Values], bool]
 # A field that isn't set has the value of another one, or of a fact.
 FOLLOWS = {"epsilon_high": "epsilon", "eval_top_p": "top_p", "eval_top_k": "top_k"}
 OF_FACTS = {"router_aux_loss_coef": "model/router_aux_loss_coef", "max_staleness": "plan/updates"}
-OF_EVALUATIONS = (
-    "eval_steps",
-    "eval_on_start",
-    "eval_reward",
-    "eval_max_rows",
-    "eval_temperature",
-    "eval_top_p",
-    "eval_top_k",
-    "per_device_eval_batch_size",
-)
 NORMS = 10  # gradient norms to have seen before a limit of them is said to do nothing
 
 
@@ -115,8 +105,6 @@ def _without_effect(out: Values, view: View) -> None:
         left.append("num_train_epochs")
     if not out.get("save_steps"):
         left.append("save_total_limit")
-    if out.get("eval_dataset") is None and out.get("dataset_test_split") is None:
-        left += OF_EVALUATIONS
     if view.facts.get("model/dropout") == 0:
         left.append("disable_dropout")
     for name in left:

@@ -76,7 +76,11 @@ def without_checkpointing() -> Remedy:
 
 
 def smaller_batch(view: View) -> list[Remedy]:
-    return [each for each in (smaller_micro_batch(view.config), checkpointing(view.config)) if each is not None]
+    return [
+        each
+        for each in (smaller_micro_batch(view.config, view.facts), checkpointing(view.config, view.facts))
+        if each is not None
+    ]
 
 
 def retries(view: View) -> float:

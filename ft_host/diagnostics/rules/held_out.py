@@ -39,7 +39,7 @@ def overfits(view: View) -> bool | None:
 
 
 def overfit_remedies(view: View) -> list[Remedy]:
-    out = [*fewer_steps(view, *best_evaluation(view), "the held-out loss was lowest"), lower_rate(view, 2)]
+    out = [*fewer_steps(view, best_evaluation(view), "the held-out loss was lowest"), lower_rate(view, 2)]
     if view.config.use_peft and not view.config.lora_dropout:
         out.append(Remedy(why="Set lora_dropout to 0.05", patch={"lora_dropout": 0.05}, again=True))
     elif not view.config.use_peft and not view.config.weight_decay:
@@ -138,7 +138,7 @@ RULES = [
             f"The held-out loss was lowest, {short(best_evaluation(view)[1])}, at step {best_evaluation(view)[0]:.0f}"
             f" of {view.step}; it ended at {short(view.series['eval_loss'].last)}."
         ),
-        remedies=lambda view: fewer_steps(view, *best_evaluation(view), "the held-out loss was lowest"),
+        remedies=lambda view: fewer_steps(view, best_evaluation(view), "the held-out loss was lowest"),
         when="The lowest held-out loss lies in the first half of at least six evaluations, with four after it.",
         why="What came after it cost time, and may have cost what the model could do before.",
         remedy="Train for fewer steps, or take a checkpoint from about then.",

@@ -27,7 +27,7 @@ def tight_message(view: View) -> str:
 
 
 def tight_remedies(view: View) -> list[Remedy]:
-    return remedies_for(LOADING if counted_mb(view) > view["system/memory_mb"] else BACKWARD, view.config)
+    return remedies_for(LOADING if counted_mb(view) > view["system/memory_mb"] else BACKWARD, view.config, view.facts)
 
 
 def ran_out_message(view: View) -> str:
@@ -57,7 +57,7 @@ RULES = [
         severity="error",
         test=lambda view: True,
         message=ran_out_message,
-        remedies=lambda view: remedies_for(view["watch/out_of_memory"], view.config),
+        remedies=lambda view: remedies_for(view["watch/out_of_memory"], view.config, view.facts),
         when=(
             "An allocator of the device or of the machine gave up while the model was loaded, trained, evaluated or"
             " sampled from."

@@ -8,6 +8,7 @@ from ft_host.diagnostics.remedies import lower_rate, set_field, warmer
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
+from ft_host.diagnostics.sizes import length_for
 from ft_host.diagnostics.view import View, percent, short
 
 CUT, LENGTH, UNIQUE = "completions/clipped_ratio", "completions/mean_length", "completions/unique_share"
@@ -27,14 +28,12 @@ def forgot_to_end(view: View) -> bool:
 
 
 def cut_remedies(view: View) -> list[Remedy]:
-    now = view.config.max_completion_length
-    out = [
-        Remedy(
-            why=f"Raise max_completion_length from {now} to {2 * now}",
-            patch={"max_completion_length": 2 * now},
-            again=True,
-        )
-    ]
+    now, positions = view.config.max_completion_length, view.facts.get("model/positions")
+    room = None if positions is None else positions - view.facts.get("data/length_max", 0)
+    new = length_for(now, view.mean(CUT, view.window), room)
+    why = f"Raise max_completion_length from {now} to {new}"
+    longer = Remedy(why=why, patch={"max_completion_length": new}, again=True, measured=True)
+    out = [longer] if new > now else []
     out += set_field(
         view, "mask_truncated_completions", True, ", so that being cut short isn't learnt from"
     ) + set_field(view, "missing_eos_penalty", 1.0, ", taken off what is cut short")

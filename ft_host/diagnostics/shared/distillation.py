@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ft_host.diagnostics.remedies import lower_rate, restore, set_field
+from ft_host.diagnostics.remedies import lower_rate, raise_rate, restore, set_field
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
@@ -41,18 +41,9 @@ def is_flat(view: View) -> bool:
 
 
 def flat_remedies(view: View) -> list[Remedy]:
-    rate = view.config.learning_rate
     if farther(view):
         return [lower_rate(view, 3), restore(view)]
-    higher = rounded(3 * rate)
-    out = [
-        Remedy(
-            why=f"Raise learning_rate from {short(rate)} to {short(higher)}",
-            patch={"learning_rate": higher},
-            again=True,
-            expected="a divergence that falls",
-        )
-    ]
+    out = [raise_rate(view, 3, "a divergence that falls")]
     share = vars(view.config).get("lmbda")
     if share:
         out += set_field(view, "lmbda", rounded(share / 2), ": learn from more completions of others", again=True)

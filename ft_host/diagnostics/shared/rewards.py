@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from ft_host.diagnostics.remedies import LOOK_AT_REWARD, lower_rate, raise_rate, restore, set_field
+from ft_host.diagnostics.remedies import LOOK_AT_REWARD, larger_step, lower_rate, raise_rate, restore, set_field
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names, rounds
@@ -90,12 +90,18 @@ def held_out_falls(view: View, names: Names) -> bool | None:
 # ---------------------------------------------------------------- 13, 14, 16
 
 
-def noisy(view: View, names: Names) -> bool | None:
+ENOUGH = 64  # completions a step
+
+
+def rows_of_step(view: View) -> int:
     config = view.config
-    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.num_processes
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * config.num_processes
+
+
+def noisy(view: View, names: Names) -> bool | None:
     if view.count(names.reward) < 30:
         return None
-    return rows < 64 and abs(view.slope(names.reward)) < helpers.doubt(view, names.reward, 50)
+    return rows_of_step(view) < ENOUGH and abs(view.slope(names.reward)) < helpers.doubt(view, names.reward, 50)
 
 
 def rules(names: Names) -> list[Rule]:
@@ -174,16 +180,7 @@ def rules(names: Names) -> list[Rule]:
                 f"The reward's noise from rollout to rollout ({short(view.noise(reward))}) hides what it gained in the"
                 f" last {rounds(view)} ({short(view.slope(reward))}), with fewer than 64 completions a step."
             ),
-            remedies=lambda view: [
-                Remedy(
-                    why=(
-                        f"Raise gradient_accumulation_steps from {view.config.gradient_accumulation_steps} to "
-                        f"{4 * view.config.gradient_accumulation_steps}"
-                    ),
-                    patch={"gradient_accumulation_steps": 4 * view.config.gradient_accumulation_steps},
-                    again=True,
-                )
-            ],
+            remedies=lambda view: larger_step(view, rows_of_step(view), ENOUGH),
             when=(
                 "Fewer than 64 completions a step, and in most steps the reward's rise over the last 50 is within one "
                 "standard error of 0."

@@ -13,6 +13,7 @@ from ft_host.diagnostics.view import View, percent, short
 FLAT = "frac_reward_zero_std"
 # The share of groups that may hold no signal. Two completions of a prompt earn the same by chance more often than
 # eight.
+MANY = 4  # times as many completions of a prompt: beyond, other prompts are cheaper
 FLAT_LIMITS = {2: (0.85, 0.95), 3: (0.7, 0.9)}
 
 
@@ -58,6 +59,13 @@ SIDES = {
 }
 
 
+def success_rate(view: View, names: Names) -> float | None:
+    """The share of completions that earn the most, as far as the mean tells, where they earn all or nothing. None where
+    that isn't known, or where none or all of them did."""
+    level = helpers.level(view, names, view.window)
+    return level if level is not None and 0 < level < 1 else None
+
+
 def no_variance_message(view: View, names: Names) -> str:
     return (
         f"Reward variance is near zero in {percent(view.mean(FLAT, view.window))} of groups over the last"
@@ -74,11 +82,14 @@ def no_variance_remedies(view: View, names: Names) -> list[Remedy]:
         out += warmer(view)
     if why == "constant":
         return [LOOK_AT_REWARD, *out]
-    if view.mean(FLAT, view.window) < 0.95:
-        out += set_field(view, "dynamic_sampling", True, ", which draws other prompts in the place of such groups")
+    more = more_generations(view, success_rate(view, names))
+    other = set_field(view, "dynamic_sampling", True, ", which draws other prompts in the place of such groups")
+    other = other if view.mean(FLAT, view.window) < 0.95 else []
+    far = bool(more) and more[0].patch["num_generations"] > MANY * view.config.num_generations
+    out += [*other, *more] if far else [*more, *other]
     if why == "easy":
         return [*out, Remedy(why="Take harder prompts: those that the model gets right half of the time teach most")]
-    out += more_generations(view) + (warmer(view) if view.config.temperature >= 0.7 else [])
+    out += warmer(view) if view.config.temperature >= 0.7 else []
     if why == "hard":
         out.append(Remedy(why="Take easier prompts, tune on solutions first (SFT), or reward parts of a solution too"))
     return out or [LOOK_AT_REWARD]

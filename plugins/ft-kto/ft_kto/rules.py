@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from ft_host.api import hookimpl
-from ft_host.diagnostics import CHOSEN, MARGINS, REJECTED, Remedy, Rule, View, errors, preference_rules, rows_of, short
+from ft_host.diagnostics import (
+    CHOSEN,
+    MARGINS,
+    REJECTED,
+    Remedy,
+    Rule,
+    View,
+    errors,
+    larger_step,
+    preference_rules,
+    rounded,
+    rows_of,
+    set_field,
+    short,
+)
 
 HELD_OUT = f"eval_{MARGINS}"
 STILL = 0.02  # rewards of a policy that has hardly moved
@@ -34,6 +48,18 @@ def opposite(view: View) -> bool | None:
     return view.mean(MARGINS, 20) > 0.1 and errors(view, 20) > 3 and view[HELD_OUT] < -0.1
 
 
+def balance(view: View) -> list[Remedy]:
+    """The weight that evens out the labels, where their numbers are known."""
+    good, bad = view.get("data/desirable", 0), view.get("data/undesirable", 0)
+    if not good or not bad:
+        return [Remedy(why="Set desirable_weight and undesirable_weight so that both labels have equal weight")]
+    name, other = (
+        ("desirable_weight", "undesirable_weight") if good < bad else ("undesirable_weight", "desirable_weight")
+    )
+    weight = rounded(vars(view.config)[other] * max(good, bad) / min(good, bad))
+    return set_field(view, name, weight, f": {good} good and {bad} bad completions then weigh the same", again=True)
+
+
 OWN = [
     Rule(
         code="KTO001",
@@ -49,18 +75,7 @@ OWN = [
             f"The KL estimate was 0 {view.often}, made over {rows_of(view)} rows a step: too few for an estimate."
             " Completions are then compared with 0."
         ),
-        remedies=lambda view: [
-            Remedy(
-                why=(
-                    f"Raise gradient_accumulation_steps from {view.config.gradient_accumulation_steps} to"
-                    f" {-(-16 // rows_of(view)) * view.config.gradient_accumulation_steps}"
-                ),
-                patch={
-                    "gradient_accumulation_steps": -(-16 // rows_of(view)) * view.config.gradient_accumulation_steps
-                },
-                again=True,
-            )
-        ],
+        remedies=lambda view: larger_step(view, rows_of(view), 16),
         when="kl is 0 in 80 % of the last 50 steps, and a step has fewer than 8 rows.",
         why=(
             "The estimate is a mean over the rows of a step, cut off at 0: over a few rows it is 0 half of the time "
@@ -86,9 +101,7 @@ OWN = [
             f"The reward of good completions is {short(view.mean(CHOSEN, 20))}, that of bad ones "
             f"{short(view.mean(REJECTED, 20))}: one of them has hardly moved, or there are none."
         ),
-        remedies=lambda view: [
-            Remedy(why="Set desirable_weight and undesirable_weight so that both labels have equal weight")
-        ],
+        remedies=balance,
         when=(
             "After 30 steps one reward's size is below 2 % of the other's, which is above 0.5; or has never been there."
         ),

@@ -8,7 +8,18 @@ from __future__ import annotations
 import math
 
 from ft_host.api import hookimpl
-from ft_host.diagnostics import Remedy, Rule, View, lower_rate, percent, raise_rate, set_field, short
+from ft_host.diagnostics import (
+    Remedy,
+    Rule,
+    View,
+    fewer_steps,
+    lower_rate,
+    percent,
+    raise_rate,
+    rounded,
+    set_field,
+    short,
+)
 
 TRAIN, HELD_OUT, SCORE = "accuracy", "eval_accuracy", "mean_reward"
 
@@ -18,11 +29,6 @@ def overfit(view: View) -> bool | None:
         return None
     train, held_out = view.mean(TRAIN, 20), view[HELD_OUT]
     return (train > 0.95 and held_out < 0.7) or (train - held_out > 0.15 and train > 0.7)
-
-
-def one_epoch(view: View) -> list[Remedy]:
-    more = view.config.max_steps < 0 and view.config.num_train_epochs > 1
-    return set_field(view, "num_train_epochs", 1.0, again=True) if more else []
 
 
 def held_out(view: View) -> float | None:
@@ -61,6 +67,12 @@ def not_told_apart_remedies(view: View) -> list[Remedy]:
     return [raise_rate(view, 10), look] if is_slow(view) else [look]
 
 
+def centre(view: View) -> list[Remedy]:
+    """0.01, and ten times as much where that didn't hold them."""
+    now = view.config.center_rewards_coefficient
+    return set_field(view, "center_rewards_coefficient", rounded(10 * now) if now else 0.01, again=True)
+
+
 RULES: list[Rule] = [
     Rule(
         code="RM001",
@@ -78,7 +90,7 @@ RULES: list[Rule] = [
             f" {percent(view[HELD_OUT])} of held-out ones."
         ),
         remedies=lambda view: [
-            *one_epoch(view),
+            *fewer_steps(view, view.series[HELD_OUT].best(1), "held-out pairs were told apart best"),
             lower_rate(view, 3),
             Remedy(why="Use the checkpoint of the best evaluation, and more pairs"),
         ],
@@ -99,7 +111,7 @@ RULES: list[Rule] = [
             f"The mean score is {short(view.mean(SCORE, 10))}: the loss only depends on differences, so scores can"
             " drift to values that a policy's training can't use."
         ),
-        remedies=lambda view: set_field(view, "center_rewards_coefficient", 0.01, again=True),
+        remedies=centre,
         when="The mean score is further than 10 from 0 in 30 % of the last 50 steps.",
         why="Nothing keeps scores around 0.",
         remedy="Set center_rewards_coefficient to 0.01.",

@@ -33,17 +33,25 @@ def broke(view: View) -> bool:
     return view.first(TAUGHT, 3) > 0.2
 
 
+def success_rate(view: View) -> float | None:
+    """The share of completions that succeed, by that of groups that hold one, as if prompts were equally hard. None
+    where none does."""
+    groups = view.mean(WINNERS) if view.count(WINNERS) else 0.0
+    return 1 - (1 - min(groups, 0.999)) ** (1 / view.config.num_generations) if groups > 0 else None
+
+
 def more_signal(view: View) -> list[Remedy]:
     if broke(view):
         return [lower_rate(view, 5), restore(view)]
     out = []
     if view.config.use_successful_as_teacher:
-        best = view.get("completions/reward_max", 1.0)
+        rewards = view.series.get("completions/reward_max")
+        best = view.config.success_reward_threshold if rewards is None else rewards.most
         if best < view.config.success_reward_threshold:
             out += set_field(
                 view, "success_reward_threshold", best, ": no completion has reached the threshold", again=True
             )
-        out += more_generations(view)
+        out += more_generations(view, success_rate(view))
     if not view.config.include_environment_feedback and view.get(TOLD, 0.0) > 0:
         out += set_field(view, "include_environment_feedback", True, ", which the rows have", again=True)
     return [*out, Remedy(why="Use easier prompts, or fine-tune on solutions first (SFT)")]
