@@ -23,7 +23,7 @@ from ft_host.rundir.format import better
 from ft_host.rundir.record import RunRecord, read_run
 from ft_host.rundir.series import Series
 
-FACT = "plan/ancestors"
+FACT, DIRECTIONS = "plan/ancestors", "plan/metric_directions"
 MOST = 8  # ancestors that are looked at
 POINTS = 20  # of each curve that is kept
 HELPED = 0.02  # by which share a figure has to be better
@@ -69,7 +69,7 @@ def _told(record: RunRecord, after: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in config.items()
         if name in after and after[name] != value and name not in BOOKKEEPING
     }
-    curves = {name: record.evals[name] for name in judged_by(record.evals, changed)[:1]}
+    curves = {name: record.evals[name] for name in judged_by(record.evals, changed, record.facts.get(DIRECTIONS))[:1]}
     main = record.main_metric
     if main in record.train and (main != "loss" or same_loss(changed)):
         curves[main] = record.train[main]
@@ -109,7 +109,7 @@ def _helped(view: View, line: list[dict[str, Any]], at: int) -> bool:
     """Whether the run after an ancestor was better than it, at the last step that both have got to."""
     for name, before in line[at]["curves"].items():
         after = line[at + 1]["curves"].get(name) if at + 1 < len(line) else _curve(view, name)
-        way = better(name)
+        way = better(name, view.facts.get(DIRECTIONS))
         if not after or not before or not way:
             continue
         until = min(before[-1][0], after[-1][0])

@@ -68,7 +68,7 @@ def _stand_ins(out: Values, view: View) -> None:
             out[name] = out.get(of)
     for name, fact in OF_FACTS.items():
         if name in out and out[name] is None:
-            out[name] = view.facts.get(fact)
+            out[name] = view.facts.get(fact, 0)
     if out.get("lora_target_modules") == "all-linear":
         out["lora_target_modules"] = ["all-linear"]
     if out.get("loss_weights") == [] and isinstance(out.get("loss_type"), list):

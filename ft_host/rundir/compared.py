@@ -19,7 +19,7 @@ from ft_host.rundir.series import Series
 SAME_LOSS_GROUPS = ("optimisation", "batches", "lora", "evaluation", "run", "diagnostics", "distribution")
 SAME_LOSS = ("dtype", "gradient_checkpointing", "segment_attention", "attn_implementation", "train_sampling_strategy")
 # The most important first. Other figures (rewards/chosen) may go either way.
-JUDGED = ("reward", "accuracies", "accuracy", "scores", "margins", "loss")
+JUDGED = ("reward", "accuracies", "accuracy", "agreement", "scores", "margins", "loss")
 
 
 def same_loss(changed: Iterable[str], but: tuple[str, ...] = ()) -> bool:
@@ -30,9 +30,11 @@ def same_loss(changed: Iterable[str], but: tuple[str, ...] = ()) -> bool:
     )
 
 
-def judged_by(evals: Mapping[str, Series], changed: Iterable[str] = ()) -> list[str]:
+def judged_by(
+    evals: Mapping[str, Series], changed: Iterable[str] = (), declared: dict[str, str] | None = None
+) -> list[str]:
     """Return the held-out metrics that tell which of two runs is better, the most important first: those that mean the
-    same in both. `changed`: the fields in which the two differ."""
+    same in both. `changed`: the fields in which the two differ. `declared`: the method's `metric_directions`."""
     differ = list(changed)
     left_out = set()
     if not same_loss(differ):
@@ -42,7 +44,7 @@ def judged_by(evals: Mapping[str, Series], changed: Iterable[str] = ()) -> list[
     found = []
     for name in evals:
         end = name.removeprefix("eval_").split("/")[-1].split("_")[-1]
-        if end in JUDGED and better(name) and end not in left_out:
+        if end in JUDGED and better(name, declared) and end not in left_out:
             found.append((JUDGED.index(end), name))
     return [name for _, name in sorted(found)]
 

@@ -63,6 +63,8 @@ def aux_dominates(view: View) -> bool | None:
 def weaken(view: View) -> list[Remedy]:
     """To where the balance is about 2 % of what is minimised."""
     now, said = coefficient(view)
+    if not now:
+        return []
     share = min(view.mean("moe/aux_share"), 0.999)
     new = rounded(now * SLIGHT * (1 - share) / share)
     new = new if new >= 1e-4 else 0.0
