@@ -43,6 +43,7 @@ def is_left(patch: dict, view: View) -> bool:
 
 # Rules that may name a field whose value does nothing in some runs: the engine leaves the remedy out there.
 LEFT_TO_THE_ENGINE = {
+    "CFG010": "a field without an effect in this run",
     "ENG005": "as many completions at a time as a rollout has",
     "OPT003": "a limit of norms that none has reached",
     "OPT008": "three times the median norm may be the limit itself",
