@@ -22,7 +22,7 @@ KINDS = [
     healthy("sft", "third-rate", "a third of the rate", config={"learning_rate": Times(1 / 3)}),
     healthy("sft", "double-rate", "twice the rate", config={"learning_rate": Times(2)}),
     healthy("sft", "other", "another architecture", config={"model": "@model/other", "learning_rate": Times(0.7)}),
-    healthy("sft", "moe", "a mixture of experts", config={"model": "@model/moe"}),
+    healthy("sft", "moe", "a mixture of experts", config={"model": "@model/moe", "router_aux_loss_coef": 0.02}),
     healthy("sft", "tuned", "a model that is good from the start: a low loss",
             config={"model": "@model/able", "learning_rate": Times(0.03)}),
     healthy("sft", "slow-warm-up", "half of the run is warm-up", config={"warmup_steps": 0.5}),

@@ -77,7 +77,7 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             tokenizer=material.sign_tokenizer(signs, ["<pad>", "<eos>", "<unk>"], **special),
             architecture="llama",
             other="gpt2",
-            steps={"start": 480, "able": 320, "shown": 300},
+            steps={"start": 640, "able": 300, "shown": 300},
             showing=showing,
         )
 
