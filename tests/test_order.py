@@ -99,6 +99,16 @@ def test_a_second_remedy_is_lost_and_its_finding_speaks_on():
     assert found["TST002"].state == "open" and patches(found["TST002"]) == [{"max_grad_norm": 0.5}]
 
 
+@pytest.mark.parametrize(("level", "kept"), [("updates", False), ("policy", False), ("standstill", True)])
+def test_what_is_asked_first_outweighs_what_is_asked_besides_unless_it_is_that_nothing_is_learnt(level, kept):
+    """Memory ran out, and among what helps is LoRA with a higher rate; the updates were too large anyway."""
+    besides = rule("TST001", level="machine", severity="error", **asks({"max_length": 512}, RAISE))
+    first = rule("TST002", level=level, **asks(LOWER))
+    found = after([besides, first], steps(2, loss=2.0))
+    assert patches(found["TST001"]) == [{"max_length": 512}, *([RAISE] if kept else [])]
+    assert (found["TST002"].state, patches(found["TST002"])) == (("muted", []) if kept else ("open", [LOWER]))
+
+
 def test_a_remark_on_settings_gives_way_to_what_the_run_shows():
     """A rate that is low for what is trained, and a loss that diverges all the same."""
     remark = rule("TST001", level="settings", severity="info", **asks(RAISE))

@@ -8,11 +8,19 @@ it asks for the contrary: then it loses that remedy, and is muted by the other w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from ft_host.diagnostics.finding import Finding
 from ft_host.diagnostics.order import PLACES
 from ft_host.diagnostics.rule import SEVERITIES, Remedy, Rule, follows
+
+
+class Asked(NamedTuple):
+    """A remedy that stands; `first`: it is the one that `ft-host patch` applies."""
+
+    finding: Finding
+    remedy: Remedy
+    first: bool
 
 
 class Muting:
@@ -22,6 +30,7 @@ class Muting:
         self.rules, self.config = rules, config
         self.findings = sorted(findings, key=_from_cause_to_consequence)
         self.by: dict[str, Finding] = {}  # fingerprints, and what mutes each
+        self.dropped: list[Remedy] = []  # that gave way to a first remedy of a finding after it
 
     def settle(self, step: int) -> list[Finding]:
         """Bring states and remedies up to date; return the open findings that are muted or graver now.
@@ -88,31 +97,37 @@ class Muting:
     # -- contrary advice
 
     def _reconcile(self, active: list[Finding]) -> None:
-        """Give each finding the remedies that are contrary to none before it. Those that speak come first; an error is
-        not muted by contrary advice, and a remark (`info`) gives way to a warning."""
-        speaking = [each for each in active if each.fingerprint not in self.by]
-        standing: list[tuple[Finding, Remedy]] = []
-        for finding in speaking:
-            first = _first(finding)
-            against = self._against(first, standing)
-            if against and finding.severity != "info" and all(_is_remark(*each) for each in against):
-                for other, _ in against:
-                    self.by[other.fingerprint] = finding
-                return self._reconcile(active)  # what the remark stood against may stand now
+        """Give each finding the remedies that are contrary to none before it. Those that speak come first.
+
+        Three things outweigh the order. A remark (`info`) gives way to a warning. What a finding asks for first
+        outweighs what one before it asks for besides; not if all it says is that nothing is learnt. An error is not
+        muted by advice.
+        """
+        standing: list[Asked] = []
+        for finding in [each for each in active if each.fingerprint not in self.by]:
+            against = self._against(_first(finding), standing)
+            remarks = [each for each in against if each.finding.severity == "info" and each.first]
+            if against and len(remarks) == len(against) and finding.severity != "info":
+                self.by |= {each.finding.fingerprint: finding for each in remarks}
+                return self._reconcile(active)  # what gave way to the remark may stand now
+            if against and not any(each.first for each in against) and PLACES[finding.level] < PLACES["standstill"]:
+                self.dropped += [each.remedy for each in against]
+                return self._reconcile(active)
             if against and finding.severity != "error":
-                self.by[finding.fingerprint] = against[0][0]
+                self.by[finding.fingerprint] = against[0].finding
             else:
                 self._keep(finding, standing)
-        silent = [each for each in self.findings if each.fingerprint in self.by or each.state == "cleared"]
-        for finding in silent:
-            self._keep(finding, standing)
+        for finding in self.findings:
+            if finding.fingerprint in self.by or finding.state == "cleared":
+                self._keep(finding, standing)
 
-    def _keep(self, finding: Finding, standing: list[tuple[Finding, Remedy]]) -> None:
-        finding.remedies = [each for each in finding.offered if not self._against(each, standing)]
-        standing += [(finding, each) for each in finding.remedies]
+    def _keep(self, finding: Finding, standing: list[Asked]) -> None:
+        left = [each for each in finding.offered if all(each is not other for other in self.dropped)]
+        finding.remedies = [each for each in left if not self._against(each, standing)]
+        standing += [Asked(finding, each, each is _first(finding)) for each in finding.remedies]
 
-    def _against(self, remedy: Remedy | None, standing: list[tuple[Finding, Remedy]]) -> list[tuple[Finding, Remedy]]:
-        return [] if remedy is None else [each for each in standing if contrary(remedy, each[1], self.config)]
+    def _against(self, remedy: Remedy | None, standing: list[Asked]) -> list[Asked]:
+        return [] if remedy is None else [each for each in standing if contrary(remedy, each.remedy, self.config)]
 
 
 def contrary(one: Remedy, other: Remedy, config: dict[str, Any]) -> bool:
@@ -133,10 +148,6 @@ def _apart(now: object, one: object, other: object) -> bool:
 def _first(finding: Finding) -> Remedy | None:
     """The remedy that `ft-host patch` applies."""
     return next((each for each in finding.offered if each.patch or each.locked), None)
-
-
-def _is_remark(finding: Finding, remedy: Remedy) -> bool:
-    return finding.severity == "info" and remedy is _first(finding)
 
 
 def _from_cause_to_consequence(finding: Finding) -> tuple[int, int, int, str]:

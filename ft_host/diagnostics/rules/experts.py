@@ -85,6 +85,7 @@ RULES = [
         stage="train",
         symptom="imbalance",
         level="policy",
+        mutes=("MOE004",),
         needs=("moe/max_violation", "model/experts", "model/experts_per_token"),
         test=imbalance,
         message=lambda view: (
@@ -117,7 +118,7 @@ RULES = [
             f" {view.often}; {percent(view.get('start/moe/dead_experts', 0.0))} at the start."
         ),
         remedies=balance_more,
-        mutes=("MOE001", "MOE003"),
+        mutes=("MOE001", "MOE003", "MOE004"),
         when=(
             "Over 25 % of the experts, or over 5 % and five points more than at the first step, get less than a"
             " thousandth of the uniform share in half of the last 50 steps. Asked where that share is 100 tokens or"
@@ -133,6 +134,7 @@ RULES = [
         stage="train",
         symptom="imbalance",
         level="policy",
+        mutes=("MOE004",),
         needs=("moe/router_entropy", "start/moe/router_entropy"),
         test=lambda view: view["moe/router_entropy"] < 0.5 * view["start/moe/router_entropy"],
         message=lambda view: (

@@ -94,7 +94,9 @@ def duplicate_remedies(view: View) -> list[Remedy]:
     for field, usual in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
         if vars(config)[field] != usual:
             out += set_field(view, field, usual, ": sample from all tokens", again=True)
-    return [*out, lower_rate(view, 3), *set_field(view, "entropy_coef", 0.01, ", a bonus for entropy")]
+    if became_alike(view):
+        out.append(lower_rate(view, 3))
+    return [*out, *set_field(view, "entropy_coef", 0.01, ", a bonus for entropy")]
 
 
 def rules(names: Names) -> list[Rule]:
