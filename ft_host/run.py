@@ -76,6 +76,7 @@ class Run:
     sampler_version: int | None = None  # the step whose weights the backend has; None: it has got none yet
     said: set[str] = field(default_factory=set)  # what `say_once` has said
     signals: Signals = field(default_factory=Signals)  # that ask the run to stop
+    began: bool = False  # whether this process has begun a training step
     whole: bool = True  # whether weights and counts are those after `step`; not from an update until it is counted
     # Around each transfer of weights to the backend: rollouts that run meanwhile stand still.
     around_sync: abc.Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext

@@ -103,7 +103,7 @@ def test_no_prompt_left_is_an_error(online, tmp_path, steps):
     config = dataclasses.replace(online, max_length=20, max_dropped_share=1.0, **steps)
     with pytest.raises(DataError, match="no (prompt|row) is left"):
         ft_host.train(config)
-    assert status(online) == "failed"
+    assert status(online) == "refused"
 
 
 # ---------------------------------------------------------------- several ranks

@@ -270,7 +270,7 @@ def test_without_memory_for_the_model_there_is_no_checkpoint(config, monkeypatch
     failing(monkeypatch, build, "load_policy")
     said, folder = ended(config, "loading")
     assert "memory ran out in loading the model" in said and "No checkpoint was written" in said
-    assert folder.manifest["status"] == "failed"
+    assert folder.manifest["status"] == "refused"
 
 
 def test_an_optimizer_step_without_memory_saves_nothing_new(config, monkeypatch):

@@ -75,7 +75,7 @@ def test_a_loss_that_is_not_divided_by_the_totals_is_refused_by_name(config, sft
     assert str(error.value).startswith("ft_loss of the method ")
     assert "LossOutput(terms={count: sum over the rows})" in str(error.value)
     folder = RunFolder.open(f"{config.output_dir}/run")
-    assert folder.manifest["status"] == "failed" and lines(folder.path) == []
+    assert folder.manifest["status"] == "refused" and lines(folder.path) == []
 
 
 @pytest.mark.parametrize(

@@ -170,20 +170,23 @@ def test_a_run_that_goes_on_is_not_resumed(config):
 def test_a_run_that_fails_gives_its_folder_free(config):
     with pytest.raises(UsageError):
         run_in(config, "a", resume_from_checkpoint=str(Path(config.output_dir, "none/checkpoints/step-1")))
-    assert not Path(config.output_dir, "a").exists()
+    assert read_run(Path(config.output_dir, "a")).status == "refused"
+    assert not Path(config.output_dir, "a", FILE).exists()
     with pytest.raises(Exception, match="learning_rate"):
         run_in(config, "b", max_steps=40, learning_rate=1e30, optim="sgd", max_grad_norm=0)
     assert not Path(config.output_dir, "b", FILE).exists()
 
 
-def test_a_run_that_is_refused_leaves_no_folder(config, tmp_path):
+def test_a_run_that_is_refused_gives_its_folder_free_too(config, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(Path(config.dataset).read_text())
     other = run_in(config, "a", max_steps=2, dataset=str(rows))
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[::-1]))
     with pytest.raises(UsageError, match="another order"):
         run_in(config, "b", dataset=str(rows), resume_from_checkpoint=str(other / "checkpoints/step-2"))
-    assert sorted(path.name for path in Path(config.output_dir).iterdir()) == ["a"]
+    refused = Path(config.output_dir, "b")
+    assert read_run(refused).status == "refused" and not (refused / FILE).exists()
+    assert not (refused / "metrics.jsonl").exists(), "nothing of the other run is taken over"
 
 
 def test_a_folder_in_which_a_run_begins_is_refused(config):

@@ -12,7 +12,9 @@ from ft_host.autopilot.attempts import Autopilot
 from ft_host.cli.arguments import take_number, take_value
 from ft_host.cli.train import Ready, fresh, read, say_warnings
 from ft_host.config.old_names import current
+from ft_host.config.paths import was_refused
 from ft_host.errors import UsageError
+from ft_host.rundir.folder import RunFolder
 from ft_host.util.console import show
 from ft_host.util.text import nearest
 
@@ -60,9 +62,14 @@ def run(argv: list[str]) -> int:
 
 def _folder(name: str) -> Path:
     folder = Path(name or f"runs/autopilot-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-    if (folder / "autopilot.json").exists() or (folder / "run.json").exists():
+    if (folder / "autopilot.json").exists() or ((folder / "run.json").exists() and not was_refused(folder)):
         raise UsageError(f"{folder} already contains runs; choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
+    if was_refused(folder):  # a run of this config, perhaps: the attempts take its place
+        held = RunFolder(folder)
+        held.own()
+        held.clear_refused()
+        held.release()
     return folder
 
 

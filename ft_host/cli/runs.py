@@ -134,7 +134,7 @@ def _listing(listed: list[dict[str, Any]]) -> str:
         )
     parts = [fmt.table(header, rows, right={3, 4, *range(5, 5 + len(columns))})] if rows else []
     for entry in good:
-        if entry["status"] == "failed" and entry["problem"]:
+        if entry["status"] in ("failed", "refused") and entry["problem"]:
             parts.append(f"{entry['name']}: {entry['problem'].splitlines()[0]}")
     parts += [f"{entry['name']} is damaged: {entry['problem']}" for entry in listed if entry["status"] == "damaged"]
     if columns:

@@ -199,8 +199,19 @@ def bound(nodes: Iterable[ast.AST]) -> tuple[list[str], list[str]]:
     return functions, others
 
 
+def was_refused(folder: str | Path) -> bool:
+    """Return whether all that a folder has of a run is that it was refused before its first step: another may take its
+    place."""
+    try:
+        record = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or one that is damaged: what it was can't be told
+        return False
+    return isinstance(record, dict) and record.get("status") == "refused"
+
+
 def check_output(output_dir: str) -> None:
-    """Refuse a folder that holds a run already. Raises ConfigError that says how to go on with it.
+    """Refuse a folder that holds a run already, unless that was refused before its first step. Raises ConfigError that
+    says how to go on with it.
 
     Under torchrun only the first process looks: it may have begun the run by the time another would.
     """
@@ -217,7 +228,7 @@ def check_output(output_dir: str) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".ft-host-", dir=above))
     except OSError as error:
         raise ConfigError(f"output_dir: {folder}: no folder can be made in {above}: {error.strerror}") from error
-    if (folder / "run.json").exists():
+    if (folder / "run.json").exists() and not was_refused(folder):
         raise ConfigError(
             f"output_dir: {folder} holds a run; `ft-host train --resume {folder}` goes on with it, another "
             "--output-dir begins a new one"

@@ -31,6 +31,8 @@ from ft_host.registry.local import is_file
 from ft_host.rundir.lines import read_json_lines, usable
 from ft_host.rundir.record import KILLED, RunRecord, read_run
 
+PARTIAL = ("interrupted", "refused", KILLED)  # runs whose end says nothing of the whole
+
 
 @dataclass(kw_only=True)
 class Diagnosis:
@@ -101,9 +103,7 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
     notes += problems
     feed(engine, declared | record.facts, record.facts_told, usable(lines))
     running = record.status == "running"
-    final = (
-        list(engine.findings.values()) if running else engine.finish(whole=record.status not in ("interrupted", KILLED))
-    )
+    final = list(engine.findings.values()) if running else engine.finish(whole=record.status not in PARTIAL)
     owners = {rule.code: label for rule, label in rules}
     notes += [f"rule {code} of {owners[code]} failed: {what}" for code, what in engine.failed.items()]
     findings = {finding.fingerprint: finding.as_dict(config) for finding in final}

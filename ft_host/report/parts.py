@@ -154,9 +154,11 @@ def notices(record: RunRecord, now_text: str) -> Markup | None:
         else "No checkpoint was written. "
     )
     at = f"after step {record.steps:,}" if record.steps else "before its first step"
-    if record.status == "failed":
+    if record.status in ("failed", "refused"):
+        was = "was refused" if record.status == "refused" else "failed"
         why = el("pre", record.error or "run.json gives no reason.")
-        out.append(el("div.notice.bad", el("b", f"The run failed {at}."), why, el("p.soft", saved)))
+        saved = saved if record.status == "failed" else "Another run may begin in its folder, and takes its place."
+        out.append(el("div.notice.bad", el("b", f"The run {was} {at}."), why, el("p.soft", saved)))
     elif record.status == "interrupted":
         out.append(el("div.notice", el("b", f"The run was stopped {at}."), record.error, el("p", saved, resume)))
     elif record.status == KILLED:

@@ -11,6 +11,7 @@ rollouts/       what each rollout was learnt from, of a run that others can repl
 checkpoints/    step-N/, complete or absent
 model/          what `from_pretrained` loads, or the adapter
 owner.json      the process that trains in it; absent when none does
+traceback.txt   of an error that ended it; stacks.txt: what its threads did while it stood still
 before-restart-N/  logs and checkpoints of a run that was begun anew
 """
 
@@ -32,6 +33,20 @@ from ft_host.util.jsonl import json_line, json_text
 from ft_host.util.text import closest
 
 FORMAT = 1
+# Files that a run may have written before its first step, beside run.json.
+OF_REFUSED = (
+    "metrics.jsonl",
+    "samples.jsonl",
+    "findings.jsonl",
+    "events.jsonl",
+    "timeline.jsonl",
+    "rollouts.log",
+    "report.html",
+    "traceback.txt",
+    "traceback-rank-*.txt",
+    "stacks.txt",
+    "stacks-rank-*.txt",
+)
 MAPPINGS = ("config", "origins", "environment", "depends_on")  # of run.json
 
 
@@ -116,6 +131,17 @@ class RunFolder:
         if self.made and not text:
             with contextlib.suppress(OSError):  # somebody has put something into it
                 self.path.rmdir()
+
+    def clear_refused(self) -> None:
+        """Remove what a run has left that was refused before its first step. The folder must be owned. run.json goes
+        last: until then it says what the folder holds."""
+        for pattern in OF_REFUSED:
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+        for name in ("checkpoints", "rollouts"):
+            with contextlib.suppress(OSError):  # there is none, or it holds something
+                (self.path / name).rmdir()
+        (self.path / "run.json").unlink()
 
     def set_aside(self, *names: str) -> Path:
         """Move files and folders of the run to a new folder in it, and return that folder. run.json is copied."""

@@ -17,8 +17,6 @@ from ft_host.rundir.lines import number_of
 from ft_host.util.text import now
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from ft_host.config import RunConfig
     from ft_host.run import Run
 
@@ -26,13 +24,11 @@ PLUGIN = ("kind", "name", "distribution", "version", "stability")
 
 
 def new_manifest(
-    config: RunConfig,
-    method: registry.PluginInfo,
-    origins: dict[str, str],
-    chosen: list[registry.PluginInfo],
-    accelerator: Accelerator,
+    config: RunConfig, origins: dict[str, str], chosen: list[registry.PluginInfo], device: str, processes: int
 ) -> dict[str, Any]:
-    """Return run.json for a new run, without its data and its plan."""
+    """Return run.json for a new run, without its data and its plan. The first of `chosen` is the method; `device` is a
+    type, such as cpu."""
+    method = chosen[0]
     return {
         "format": FORMAT,
         "method": method.name,
@@ -48,7 +44,7 @@ def new_manifest(
             | ({} if info.distribution else {"location": info.location})
             for info in chosen
         ],
-        "environment": _environment(accelerator),
+        "environment": _environment(device, processes),
         "parent": None,
     }
 
@@ -108,21 +104,21 @@ def rows_per_step(config: RunConfig, processes: int) -> int:
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
 
 
-def _environment(accelerator: Any) -> dict[str, Any]:
+def _environment(device: str, processes: int) -> dict[str, Any]:
     names = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "pluggy")
     versions = {name: importlib.metadata.version(name) for name in names}
     devices = [f"cpu, {os.cpu_count()} cores"]
-    if accelerator.device.type == "cuda":
+    if device == "cuda":
         import torch  # here alone: `ft-host runs` and `report` read folders without it
 
-        devices = [torch.cuda.get_device_name(accelerator.device)]
+        devices = [torch.cuda.get_device_name()]  # the current one, which accelerate has set
     return {
         "ft-host": __version__,
         "python": platform.python_version(),
         **versions,
         "platform": platform.platform(),
         "devices": devices,
-        "world_size": accelerator.num_processes,
+        "world_size": processes,
     }
 
 

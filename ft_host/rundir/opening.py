@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_host.config.paths import was_refused
 from ft_host.config.rollout import RolloutConfig
 from ft_host.distributed.processes import on_main
 from ft_host.errors import UsageError
@@ -68,14 +69,23 @@ def _opened(config: RunConfig, method: PluginInfo, resume: Path | None, take_ove
         folder.own(take_over=take_over)
         folder.read_manifest()  # of its last owner
         return folder
-    if config.output_dir:
-        folder = RunFolder(config.output_dir)
+    return new_folder(config.output_dir, method.name, take_over=take_over)
+
+
+def new_folder(place: str, method: str, *, take_over: bool = False) -> RunFolder:
+    """Return the folder of a new run, owned: `place`, or where that is empty, one that is named after the method. What
+    a run has left in it that was refused is removed. Raises UsageError where another process trains in it, or where it
+    holds a run."""
+    if place:
+        folder = RunFolder(place)
         folder.made = not folder.path.exists()
         folder.path.mkdir(parents=True, exist_ok=True)
     else:
-        folder = RunFolder(claim_folder(method.name))
+        folder = RunFolder(claim_folder(method))
         folder.made = True
     folder.own(take_over=take_over)
+    if was_refused(folder.path):
+        folder.clear_refused()
     if (folder.path / "run.json").exists():
         folder.release()
         raise UsageError(
@@ -118,13 +128,14 @@ def write_manifest(
     """
 
     def write() -> list[str]:
-        if (resume and not asked.restart) or start is not None:
+        refused = resume and was_refused(folder.path)  # nothing of it has to be the same
+        if (resume and not asked.restart and not refused) or start is not None:
             check_rows_per_step(folder if resume else RunFolder.open(run_of(start)), config, accelerator.num_processes)
-        manifest = new_manifest(config, chosen[0], origins, chosen, accelerator)
-        manifest |= {"parent": parent_of(config), **inputs()}
+        manifest = new_manifest(config, origins, chosen, accelerator.device.type, accelerator.num_processes)
+        manifest |= {"parent": parent_for(config, folder), **inputs()}
         if resume:
             extra, warnings = {}, []
-            if not asked.restart:
+            if not asked.restart and not refused:
                 step = step_of(checkpoint) if checkpoint is not None else 0
                 extra, warnings = check_same(folder, manifest, config, asked.allow_changed, step)
             warnings += _make_room(folder, checkpoint, asked)
@@ -142,6 +153,13 @@ def write_manifest(
         return warnings
 
     return on_main(accelerator, write)
+
+
+def parent_for(config: RunConfig, folder: RunFolder) -> str | None:
+    """Return the run that this one comes from. It is none where a refused run's own folder is named: this run has taken
+    its place."""
+    parent = parent_of(config)
+    return None if parent is not None and Path(parent).resolve() == folder.path.resolve() else parent
 
 
 def _make_room(folder: RunFolder, checkpoint: Path | None, asked: Resuming) -> list[str]:

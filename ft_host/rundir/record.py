@@ -25,7 +25,7 @@ from ft_host.rundir.owner import state_of
 from ft_host.rundir.series import Series
 from ft_host.util.jsonl import from_words
 
-STATUSES = ("running", "finished", "failed", "interrupted")
+STATUSES = ("running", "finished", "failed", "interrupted", "refused")
 # What readers say of a run whose run.json says "running" and whose process is gone: nobody was left to write it there.
 KILLED = "killed"
 # Fields of run.json and their types. The first five are required; a run that failed early may lack the others.

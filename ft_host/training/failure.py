@@ -121,12 +121,25 @@ def add_hint(told: FtHostError, gone: bool) -> None:
 
 
 def complete(
-    told: FtHostError, error: BaseException, folder: RunFolder, rank: int, step: int | None, saved: Path | None
+    told: FtHostError,
+    error: BaseException,
+    folder: RunFolder,
+    rank: int,
+    step: int | None,
+    saved: Path | None,
+    *,
+    refused: bool,
 ) -> None:
-    """Add to the message what the run can go on from, and where its traceback is kept. `error`: what it is made of."""
-    lines = [str(told), *kept(told, folder, step, saved)]
+    """Add to the message what the run can go on from, and where its traceback is kept. `error`: what it is made of;
+    `refused`: the run has not begun a step."""
+    lines = [str(told), *kept(told, folder, step, saved), *([where(folder)] if refused else [])]
     trace = None if isinstance(told, Interrupted) else keep_traceback(error, folder.path, rank, step)
     told.args = ("\n".join(lines if trace is None else [*lines, f"traceback: {trace}"]),)
+
+
+def where(folder: RunFolder) -> str:
+    """Say where what is known of a refused run is."""
+    return f"`ft-host diagnose {folder.path}` says what is known; another run may begin in that folder"
 
 
 def keep_traceback(error: BaseException, folder: Path, rank: int, step: int | None) -> Path | None:
@@ -157,28 +170,37 @@ def facts_of(error: FtHostError, step: int) -> dict[str, Any]:
 
 
 def write_down(
-    error: FtHostError, folder: RunFolder, place: tuple[int, int], watch: Monitor, run: Run | None, report: bool
+    error: FtHostError,
+    folder: RunFolder,
+    place: tuple[int, int],
+    watch: Monitor,
+    run: Run | None,
+    *,
+    report: bool,
+    refused: bool,
 ) -> None:
-    """Write down how a run has ended, as far as that is possible. `place`: this rank, and the number of ranks."""
+    """Write down how a run has ended, as far as that is possible. `place`: this rank, and the number of ranks.
+    `refused`: it has not begun a step."""
     rank, world_size = place
     try:
         if world_size > 1:
             write_cause(error, folder.path, rank)
         if rank == 0 and folder.manifest:
-            record(error, folder, watch, run, report)
+            record(error, folder, watch, run, report, refused)
     except Exception as second:  # the disk may be what failed; the first error is what the user must see
         text = "run.json could not be updated and may still say that the run goes on"
         print(f"{text}: {first_line(second)}", file=sys.stderr)
 
 
-def record(error: FtHostError, folder: RunFolder, watch: Monitor, run: Run | None, report: bool) -> None:
+def record(error: FtHostError, folder: RunFolder, watch: Monitor, run: Run | None, report: bool, refused: bool) -> None:
     """Write down how a run has ended: in run.json, in its findings, and in its report."""
     stopped = isinstance(error, Interrupted | StoppedByFinding)
     if folder.manifest["status"] != "finished":
-        folder.update(status="interrupted" if stopped else "failed", finished=now(), error=str(error))
+        status = "refused" if refused else "interrupted" if stopped else "failed"
+        folder.update(status=status, finished=now(), error=str(error))
     watch.record_facts(facts_of(error, 0 if run is None else run.step), quiet=True)  # the error itself is printed
     if watch.run is not None:
-        watch.finish(whole=not stopped)
+        watch.finish(whole=not (stopped or refused))
     else:
         watch.flush(folder)
     if report:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ft_host import registry
 from ft_host.config import RunConfig
+from ft_host.config.paths import was_refused
 from ft_host.contract.sinks import TRACKERS, guard_sinks
 from ft_host.distributed.launcher import end_with_launcher
 from ft_host.distributed.processes import end_processes, start_processes
@@ -26,6 +27,7 @@ from ft_host.monitor.gradients import model_facts
 from ft_host.monitor.memory_estimate import record_estimate
 from ft_host.monitor.memory_usage import disk_facts
 from ft_host.monitor.stall import StallDetector
+from ft_host.monitor.watch import Monitor, is_main
 from ft_host.run import Run
 from ft_host.rundir.checkpoints import start_of
 from ft_host.rundir.depends import still_there
@@ -46,13 +48,15 @@ from ft_host.training.failure import (
 from ft_host.training.finish import already_finished, closing, finish, say_what_was_lost
 from ft_host.training.loop import fit
 from ft_host.training.optim import averaged
-from ft_host.training.preflight import Preflight, preflight
+from ft_host.training.preflight import Preflight, choose, preflight
 from ft_host.training.progress import Trackers, sinks
+from ft_host.training.refusal import refuse
 from ft_host.types import FinishedRun
 from ft_host.util import signals
 from ft_host.util.console import tell
 from ft_host.util.memory import EVALUATION, SAVING, oom_context
 from ft_host.util.ranks import everywhere
+from ft_host.util.seeds import seed_all
 
 
 def train(
@@ -66,7 +70,8 @@ def train(
     """Run `config`, in this process (one of several under torchrun). `method` is found by the config's class if it is
     not given; `resume` is the folder of the run to go on with, `asked` what may differ then.
 
-    Raises an error of `ft_host.errors`; the run's folder then says "failed" or "interrupted" and why.
+    Raises an error of `ft_host.errors`; the run's folder then says "refused" (before its first step), "failed" or
+    "interrupted", and why.
     """
     with signals.caught() as stop:
         from transformers.utils import logging
@@ -109,11 +114,14 @@ class _Launch:
         self.accelerator = None
         self.place = (0, 1)  # rank, and the number of processes
         self.saved: Path | None = None  # the checkpoint that this process has written last
+        self.chosen: list[registry.PluginInfo] = [self.method]  # all plugins of the run, once they are known
+        self.watch: Monitor | None = None
         self.ready: Preflight | None = None
         self.run: Run | None = None
         self.end_stream: Callable[[], None] = lambda: None
         self.stall: StallDetector | None = None
-        self.start = None if resume else start_of(config)  # a checkpoint of another run
+        self.start: Path | None = None  # a checkpoint of another run
+        self.new = resume is None or was_refused(resume)  # whether nothing was learnt in it before
 
     # -- in order
 
@@ -121,7 +129,12 @@ class _Launch:
         config = self.config
         if self.resume:
             still_there(self.resume, RunFolder.open(self.resume).manifest.get("depends_on", {}), config)
-        ready = self.ready = preflight(config, self.method)
+        self.start = None if self.resume else start_of(config)
+        seed_all(config.seed)  # before plugins are imported: they may draw numbers as they are
+        chosen = choose(config, self.method)
+        self.chosen = chosen.infos
+        self.watch = Monitor(chosen.plugins, chosen.infos, config)
+        ready = self.ready = preflight(chosen, self.watch)
         accelerator = self.accelerator = start_processes(config)
         self.place = (accelerator.process_index, accelerator.num_processes)
         checkpoint, warnings = self._open_folder(ready)
@@ -264,12 +277,19 @@ class _Launch:
                 error = KeyboardInterrupt()
             cause = None if path is None or world_size == 1 else cause_elsewhere(error, path, rank)
             told = cause or readable(error, self.config, path)
+            refused = self.new and not isinstance(told, Interrupted) and (self.run is None or not self.run.began)
+            if refused and not self.begun and is_main():
+                place = self.folder or str(self.resume or self.config.output_dir)
+                self.folder = refuse(told, error, self.config, self.origins, self.chosen, self.watch, place)
+                if self.folder is not None:
+                    return told
             if path is None or not self.begun or not path.is_dir():
                 add_hint(told, gone=path is not None and self.begun)
                 return told
+            step, report = None if self.run is None else self.run.step, not self.stop.hurried
             if cause is None:
-                complete(told, error, self.folder, rank, None if self.run is None else self.run.step, self.saved)
-            write_down(told, self.folder, self.place, self.ready.watch, self.run, report=not self.stop.hurried)
+                complete(told, error, self.folder, rank, step, self.saved, refused=refused)
+            write_down(told, self.folder, self.place, self.watch, self.run, report=report, refused=refused)
             return told
 
     def close(self) -> None:

@@ -93,6 +93,7 @@ def fit(
             rate = schedule.set(consumed)
             if run.step == 0:  # before the first backward: FSDP2 hides its gradients after a forward without one
                 check_normalised(run, step.micro_batches, step.agreed.totals)
+            run.began = True
             metrics = train_step(run, step.batches, step.agreed, optimizer, monitor, step.data_time)
             progress.add(step)
             trained_at = progress.epoch

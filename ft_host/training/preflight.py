@@ -20,7 +20,6 @@ from ft_host.models.unusual import own_settings
 from ft_host.models.vocabulary import lacking
 from ft_host.monitor.data_stats import data_facts, further_facts
 from ft_host.monitor.reward_check import check_rewards
-from ft_host.monitor.watch import Monitor
 from ft_host.registry.backend import backend_of
 from ft_host.rewards import RewardFunction, check_columns, load_rewards
 from ft_host.rollouts.session import RolloutSession, check_online
@@ -28,7 +27,6 @@ from ft_host.rundir.depends import dependencies
 from ft_host.rundir.recorded import check_replay
 from ft_host.training.optim import optimizer_factory
 from ft_host.types import ModelSpec, Row
-from ft_host.util.seeds import seed_all
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
 
     from ft_host.batch import Batch
     from ft_host.config import RunConfig
+    from ft_host.monitor.watch import Monitor
     from ft_host.registry import PluginInfo
 
 
@@ -128,16 +127,14 @@ def choose(config: RunConfig, method: PluginInfo) -> Chosen:
     )
 
 
-def preflight(config: RunConfig, method: PluginInfo) -> Preflight:
-    """Choose the plugins, open the data, try its first rows. Raises everything that can be refused without a model, and
-    StoppedByFinding if `stop_on` asks for it."""
-    seed_all(config.seed)  # before plugins are imported: they may draw numbers as they are
-    chosen = choose(config, method)
+def preflight(chosen: Chosen, watch: Monitor) -> Preflight:
+    """Open the data, try its first rows. Raises everything that can be refused without a model, and StoppedByFinding if
+    `stop_on` asks for it."""
+    config = chosen.config
     notes, limits = chosen.fit_positions()
     if isinstance(config, RolloutConfig) and config.replay is not None:
         processes = int(os.environ.get("WORLD_SIZE", config.num_processes))
-        notes += check_replay(config, registry.reference(method), processes)
-    watch = Monitor(chosen.plugins, chosen.infos, config)
+        notes += check_replay(config, registry.reference(chosen.method), processes)
     optimizer_factory(config)
     check_trackers(config.report_to)
     rewards = load_rewards(config)

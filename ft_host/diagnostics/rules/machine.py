@@ -7,15 +7,15 @@ from ft_host.diagnostics.view import View, short
 
 LONGEST = 400  # characters of an error in a finding
 REMEDIES = {
-    "data": "Mend or remove the row that the message names, and go on with `ft-host train --resume`",
-    "config": "Change the field that the message names",
+    "data": "Mend or remove the row that the message names, and {again}",
+    "config": "Change the field that the message names, and {again}",
     "hook": "Tell the author of the plugin that the message names; traceback.txt in the run's folder shows where",
     "plugin": "Install another version of the plugin that the message names",
-    "disk": "Make room, or make the folder writable, and go on with `ft-host train --resume`",
-    "process": "See why the process ended (memory, a signal), and go on with `ft-host train --resume`",
-    "library": "Look at traceback.txt in the run's folder, and go on with `ft-host train --resume` once it is mended",
-    "rollouts": "See what the message says is awaited, and go on with `ft-host train --resume`",
-    "run": "Mend what the message names, and go on with `ft-host train --resume`",
+    "disk": "Make room, or make the folder writable, and {again}",
+    "process": "See why the process ended (memory, a signal), and {again}",
+    "library": "Look at traceback.txt in the run's folder, and {again} once it is mended",
+    "rollouts": "See what the message says is awaited, and {again}",
+    "run": "Mend what the message names, and {again}",
 }
 
 
@@ -57,7 +57,13 @@ def fewer_checkpoints(view: View) -> list[Remedy]:
 def ended_message(view: View) -> str:
     step, text = int(view["watch/failed_step"]), view["watch/failed_text"].splitlines()[0]
     text = text.rstrip(".") if len(text) <= LONGEST else text[:LONGEST] + "…"
-    return f"The run ended with an error after step {step}: {text}."
+    when = f"with an error after step {step}" if step else "with an error before it had made a step"
+    return f"The run ended {when}: {text}."
+
+
+def what_to_do(view: View) -> list[Remedy]:
+    again = "go on with `ft-host train --resume`" if view["watch/failed_step"] else "start it again"
+    return [Remedy(why=REMEDIES[view["watch/failed"]].format(again=again))]
 
 
 RULES = [
@@ -115,7 +121,7 @@ RULES = [
         severity="error",
         test=lambda view: True,
         message=ended_message,
-        remedies=lambda view: [Remedy(why=REMEDIES[view["watch/failed"]])],
+        remedies=what_to_do,
         when=(
             "A run ends with an error, whatever raised it. The fact `watch/failed` says what it is about: data, config,"
             " hook, plugin, disk, process, library or run; `watch/failed_place` is the place: file and line, or path."
@@ -125,8 +131,8 @@ RULES = [
             " killed, or a library that refuses. What was learnt until then is in the newest checkpoint."
         ),
         remedy=(
-            "Mend what the message names, and go on with `ft-host train --resume`. The traceback, if any, is in"
-            " traceback.txt of the run's folder."
+            "Mend what the message names, and start it again, or go on with `ft-host train --resume`. The traceback, if"
+            " any, is in traceback.txt of the run's folder."
         ),
         source="own judgement",
     ),
