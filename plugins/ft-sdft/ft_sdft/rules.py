@@ -8,6 +8,7 @@ from ft_host.diagnostics import (
     Remedy,
     Rule,
     View,
+    broken_by,
     lower_rate,
     percent,
     restore,
@@ -20,6 +21,7 @@ from ft_host.diagnostics import (
 EMPTY, NOTHING = "self_distillation/empty_context_fraction", "self_distillation/without_loss_fraction"
 APART = "self_distillation/teacher_logp_difference"
 ALIKE = 0.01  # nats of a token, on average
+NAMES = Names(letters="SDFT", first=100)
 EARLY = 20  # steps in which a student hasn't yet learnt from its teacher
 
 
@@ -115,7 +117,7 @@ OWN = [
         stage="train",
         symptom="divergence",
         level="policy",
-        follows_from=("OPT007",),
+        follows_from=broken_by(NAMES, 10),
         mutes=("SDFT115", "SDFT117", "OPT014"),
         needs=(APART,),
         least=10,
@@ -162,7 +164,6 @@ OWN = [
 
 # Rewards are only logged here: rules about learning from them are left out.
 SHARED = ("SDFT104", "SDFT105", "SDFT108", "SDFT110", "SDFT111", "SDFT115")
-NAMES = Names(letters="SDFT", first=100)
 RULES: list[Rule] = [
     *OWN,
     *(rule for rule in rollout_rules(NAMES) if rule.code in SHARED),
