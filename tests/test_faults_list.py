@@ -124,6 +124,50 @@ def test_rows_of_conversations_get_the_same_faults_as_texts(listed):
     ]
 
 
+def test_the_rows_of_each_task_are_right_and_what_is_rejected_is_not(listed):
+    import random
+
+    families, rng = listed["families"].FAMILIES, random.Random(0)
+    letters, lookup, gsm8k = families["transduction"], families["lookup"], families["gsm8k"]
+    assert letters.row_of("<", "bca") == {"prompt": "<bca\n", "completion": "ACB", "answer": "ACB"}
+    assert letters.row_of(">", "bca")["completion"] == "BCA"
+    train, test = letters.make_rows(0)
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in test}
+    looked_up = [lookup.row_of(rng) for _ in range(50)]
+    for row in looked_up:
+        *entries, asked = row["prompt"].split()
+        assert row["completion"] in entries and row["completion"][0] == asked[0]
+    solution = {"prompt": "", "completion": "2+3 = <<2+3=5>>5 in all.\n#### 5", "answer": "5"}
+    for row, wrong in [(row, letters.wrong) for row in test] + [(row, lookup.wrong) for row in looked_up]:
+        assert wrong(row, rng) != row["completion"]
+    well_formed = listed["rewards"].well_formed
+    assert well_formed([solution["completion"]]) == [1.0]
+    assert well_formed([gsm8k.wrong(solution, rng) for _ in range(20)]) == [0.0] * 20
+
+
+def test_a_family_whose_rows_are_elsewhere_says_what_is_missing(listed, monkeypatch, tmp_path):
+    families = listed["families"].FAMILIES
+    monkeypatch.delenv("FT_GSM8K", raising=False)
+    assert "FT_GSM8K isn't set" in families["gsm8k"].missing()
+    monkeypatch.setenv("FT_GSM8K", str(tmp_path))
+    assert "has no sft.jsonl and no test_sft.jsonl" in families["gsm8k"].missing()
+    for name in ("sft.jsonl", "test_sft.jsonl"):
+        (tmp_path / name).touch()
+    assert [family.missing() for family in families.values()] == [None] * 4
+
+
+def test_rewards_read_texts_and_messages_alike(listed):
+    rewards = listed["rewards"]
+    asked = {"completion": ["ab", "ab", "ab"], "answer": ["ab", "ab", "ab"]}
+    told = ["ab", "ax", ""]
+    talk = [[{"role": "assistant", "content": text}] for text in told]
+    for completions in (told, talk):
+        assert rewards.exact(completions, **asked) == [1.0, 0.0, 0.0]
+        assert rewards.near(completions, **asked) == [1.0, 0.5, 0.0]
+        near, far = rewards.near(completions, **asked), rewards.far(completions, **asked)
+        assert [one + other for one, other in zip(near, far, strict=True)] == [1.0] * 3
+
+
 def run_of(case: str, *findings: tuple[str, str, int]) -> dict:
     told = [{"code": code, "severity": severity, "opened": step, "message": "…"} for code, severity, step in findings]
     return {"case": case, "seed": 0, "findings": told, "steps": 100, "planned": 100, "held_out": {}, "error": None}

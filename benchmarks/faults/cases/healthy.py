@@ -35,7 +35,7 @@ KINDS = [
     healthy("sft", "by-length", "rows grouped by length",
             config={"train_sampling_strategy": "group_by_length", "data_window": 400}, families=TEXTS),
     healthy("sft", "lora", "LoRA on all linear layers at a rate for it", config=LORA | {"learning_rate": 3e-3}),
-    healthy("sft", "adapter", "an adapter is trained on", config={"model": "@model/adapter", "learning_rate": 3e-3}),
+    healthy("sft", "adapter", "an adapter is trained on", config={"model": "@model/adapter", "use_peft": True, "learning_rate": 3e-3}),
     healthy("sft", "restarts", "a cosine that restarts twice", families=TWO,
             config={"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 3}, "max_steps": 180}),
     healthy("sft", "accumulation", "four micro-batches a step", families=TWO,

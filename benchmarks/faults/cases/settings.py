@@ -94,7 +94,7 @@ KINDS = [
          config=LORA | {"lora_dropout": 0.95, "learning_rate": 3e-3}, at_fault=("lora_dropout",), cause=("CFG010",),
          partly=("OPT005",), beside=("OPT",), visible=0),
     Kind(name="sft-adapter-scaled", method="sft", what="a loaded adapter whose own config scales it by a thousand",
-         config={"model": "@model/adapter_scaled", "learning_rate": 3e-3}, at_fault=("model", "lora_alpha"),
+         config={"model": "@model/adapter_scaled", "use_peft": True, "learning_rate": 3e-3}, at_fault=("model", "lora_alpha"),
          cause=("CFG010",), partly=("OPT003", "OPT006", "OPT007", "OPT004"), beside=(*HIGH, "PRB"), visible=0),
     # -- lengths and intervals
     Kind(name="sft-short-max-length", method="sft", what="max_length cuts nearly all rows", config={"max_length": 18},
