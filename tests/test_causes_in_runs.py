@@ -129,9 +129,15 @@ def test_a_reference_that_is_another_speaks_before_what_is_measured_from_it():
 def test_labels_that_are_learnt_by_heart_are_no_matter_of_steps():
     """A reward model of pairs that were drawn: those of training are learnt, held-out ones stay at chance."""
     lines = steps(
-        120, loss=lambda step: 0.69 * 0.97**step, grad_norm=1.0, learning_rate=1e-4, update_ratio=1e-3,
-        accuracy=lambda step: min(0.5 + 0.006 * step, 1.0), margin=lambda step: 0.02 * step, mean_reward=0.0,
-    )  # fmt: skip
+        120,
+        loss=lambda step: 0.69 * 0.97**step,
+        grad_norm=1.0,
+        learning_rate=1e-4,
+        update_ratio=1e-3,
+        accuracy=lambda step: min(0.5 + 0.006 * step, 1.0),
+        margin=lambda step: 0.02 * step,
+        mean_reward=0.0,
+    )
     held_out = evals(range(0, 121, 20), loss=lambda step: 0.69 + 0.01 * step, accuracy=0.5)
     run = found("reward", in_order(lines, held_out), learning_rate=1e-4)
     assert {"RM004", "RM001", "OPT010"} <= run.keys() and speaks(run) == {"RM004"}
@@ -227,18 +233,23 @@ def test_a_policy_that_a_rate_ruins_is_one_finding(method, ratio):
 def test_groups_that_became_equal_as_the_policy_broke_are_its_consequence():
     """All completions earn nothing: since step 15, not from the start."""
     lines = rollouts(
-        "grpo", reward=broken, frac_reward_zero_std=lambda step: 0.3 if step < 15 else 0.95,
+        "grpo",
+        reward=broken,
+        frac_reward_zero_std=lambda step: 0.3 if step < 15 else 0.95,
         update_ratio=lambda step: 0.2 if step > 10 else 1e-4,
-    )  # fmt: skip
+    )
     run = found("grpo", lines, num_generations=8)
     assert speaks(run) == {"OPT007"} and run["GRPO001"].state == "muted"
 
 
 def test_completions_that_are_cut_from_the_start_are_why_nothing_is_earned():
     lines = rollouts(
-        "grpo", reward=lambda step: 0.02 + noise(step, 0.02), frac_reward_zero_std=0.9, reward_std=0.1,
+        "grpo",
+        reward=lambda step: 0.02 + noise(step, 0.02),
+        frac_reward_zero_std=0.9,
+        reward_std=0.1,
         completions__clipped_ratio=0.97,
-    )  # fmt: skip
+    )
     run = found("grpo", lines, num_generations=8, max_completion_length=8)
     assert "GRPO001" in run and speaks(run) == {"GRPO008"}
 
@@ -252,9 +263,13 @@ def test_sampling_that_is_too_cold_is_why_groups_are_equal():
 
 def test_a_sampler_without_the_new_weights_speaks_before_what_the_policy_does():
     lines = rollouts(
-        "grpo", reward=broken, entropy=lambda step: 0.07 if step < 15 else 0.4, kl=lambda step: 0.1 * step,
-        sampling__sampling_logp_difference__mean=lambda step: 0.05 * step, sampling__effective_sample_size=0.1,
-    )  # fmt: skip
+        "grpo",
+        reward=broken,
+        entropy=lambda step: 0.07 if step < 15 else 0.4,
+        kl=lambda step: 0.1 * step,
+        sampling__sampling_logp_difference__mean=lambda step: 0.05 * step,
+        sampling__effective_sample_size=0.1,
+    )
     facts = {"probe/sampler_difference": 1e-6, "probe/sampler_difference_after_update": 0.5}
     run = found("grpo", lines, facts, num_generations=8)
     assert {"ENG001", "GRPO015"} <= run.keys() and speaks(run) == {"ENG004"}
@@ -293,9 +308,12 @@ def test_rows_without_a_token_to_learn_speak_before_the_rate():
 
 def test_rates_of_large_models_speak_before_what_they_do():
     lines = steps(
-        120, loss=lambda step: 2.0 if step < 15 else 9.0 + noise(step), grad_norm=1.0, learning_rate=0.1,
+        120,
+        loss=lambda step: 2.0 if step < 15 else 9.0 + noise(step),
+        grad_norm=1.0,
+        learning_rate=0.1,
         update_ratio=0.3,
-    )  # fmt: skip
+    )
     run = found("sft", lines, {"model/parameters": 600_000_000, "model/vocab_size": 50_000}, learning_rate=0.1)
     assert {"OPT003", "OPT006", "OPT007"} <= run.keys()
     assert speaks(run) == {"CFG001"}

@@ -177,6 +177,26 @@ def test_what_only_the_run_could_find_is_taken_from_its_record(broken, capsys):
     assert [each["code"] for each in diagnose(broken, select=["NUM"]).findings] == ["NUM001"]
 
 
+def test_what_is_taken_from_its_record_is_contrary_to_nothing_that_is_found_now(broken):
+    """NUM001 asks for a lower rate."""
+    rate = json.loads((broken / "run.json").read_text())["config"]["learning_rate"]
+    asked = [
+        {
+            "rank": rank,
+            "why": f"Set {name}",
+            "applicability": "unsafe",
+            "from_start": True,
+            "expected": "",
+            "patch": [{"op": "replace", "path": f"/{name}", "from": None, "value": value}],
+        }
+        for rank, (name, value) in enumerate([("learning_rate", 10 * rate), ("lr_scheduler_type", "constant")], 1)
+    ]
+    (broken / "findings.jsonl").write_text(json.dumps(one_finding(remedies=asked)) + "\n")
+    found = {each["code"]: each for each in diagnose(broken).findings}
+    assert found["NUM001"]["remedies"][0]["patch"][0]["path"] == "/learning_rate"
+    assert [(each["rank"], each["why"]) for each in found["XYZ001"]["remedies"]] == [(1, "Set lr_scheduler_type")]
+
+
 def test_a_method_that_is_gone_leaves_the_rules_of_the_host(broken):
     rewrite(
         broken,

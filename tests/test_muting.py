@@ -86,6 +86,12 @@ def test_what_mutes_what():
         assert cause.mutes == ("ALL",) if wanted == "ALL" else muted >= set(wanted.split()), cause.code
 
 
+def test_the_order_stands_in_the_docs():
+    text = (Path(__file__).resolve().parent.parent / "docs" / "diagnostics.md").read_text(encoding="utf-8")
+    rows = [f"| `{level}` | {what} |" for level, what in LEVELS.items()]
+    assert "\n".join(rows) in text
+
+
 def test_each_rule_names_its_level():
     assert [rule.code for rule in ours() if rule.level not in LEVELS] == []
 

@@ -246,10 +246,20 @@ def made(method: str) -> list[Finding]:
             out.setdefault(
                 (each.code, level, severity, str(moves)),
                 Finding(
-                    code=each.code, title="t", severity=severity, stage=each.stage, level=level, message="m", why="w",
-                    remedies=offered, evidence=[], cause=None, plugin="p", opened=case.count,
+                    code=each.code,
+                    title="t",
+                    severity=severity,
+                    stage=each.stage,
+                    level=level,
+                    message="m",
+                    why="w",
+                    remedies=offered,
+                    evidence=[],
+                    cause=None,
+                    plugin="p",
+                    opened=case.count,
                 ),
-            )  # fmt: skip
+            )
     return list(out.values())
 
 

@@ -57,6 +57,7 @@ def _told(owned: Owned) -> dict[str, object]:
         "plugin": plugin,
         "needs": list(rule.needs),
         "fields": list(rule.fields),
+        "levels": list(rule.levels),
         "mutes": list(rule.mutes),
         "follows_from": list(rule.follows_from),
         "window": rule.window,

@@ -23,8 +23,10 @@ from ft_host.diagnostics.collect import (
     suspects_of,
 )
 from ft_host.diagnostics.engine import Engine
+from ft_host.diagnostics.finding import Finding
+from ft_host.diagnostics.muting import contrary
 from ft_host.diagnostics.resolved import Accepts, acceptance
-from ft_host.diagnostics.rule import SEVERITIES, chosen, is_fact
+from ft_host.diagnostics.rule import SEVERITIES, Remedy, chosen, is_fact
 from ft_host.diagnostics.suspects import Function
 from ft_host.errors import PluginBroken, PluginNotFound, UsageError
 from ft_host.registry.local import is_file
@@ -107,7 +109,10 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
     owners = {rule.code: label for rule, label in rules}
     notes += [f"rule {code} of {owners[code]} failed: {what}" for code, what in engine.failed.items()]
     findings = {finding.fingerprint: finding.as_dict(config) for finding in final}
-    recorded = _only_recorded(record, findings, owned, select, ignore)
+    recorded = {
+        fingerprint: _without_contrary(finding, final, config)
+        for fingerprint, finding in _only_recorded(record, findings, owned, select, ignore).items()
+    }
     findings |= recorded
     return Diagnosis(
         record=record,
@@ -138,6 +143,17 @@ def _only_recorded(
         if fingerprint not in findings and not replayed and wanted:
             out[fingerprint] = finding
     return out
+
+
+def _without_contrary(finding: dict[str, Any], others: list[Finding], config: dict[str, Any]) -> dict[str, Any]:
+    """Return a recorded finding without the remedies that are contrary to one of what is found now."""
+    now = [remedy for each in others for remedy in each.remedies]
+    kept = []
+    for told in finding["remedies"]:
+        patch = {change["path"].removeprefix("/"): change["value"] for change in told["patch"]}
+        if not any(contrary(Remedy(why=told["why"], patch=patch), each, config) for each in now):
+            kept.append(told | {"rank": len(kept) + 1})
+    return finding | {"remedies": kept}
 
 
 def _plugins(record: RunRecord) -> tuple[list[registry.PluginInfo], list[str], registry.PluginInfo | None]:
