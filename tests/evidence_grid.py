@@ -296,6 +296,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
 # What makes rules True that chance finds too seldom, by code or family: for every second case, by turns.
 HINTS: dict[str, tuple[dict[str, Any], ...]] = {
     "DATA029": ({"config": {"train_sampling_strategy": "sequential"}},),
+    "OPT009": ({"metrics": {"loss": ramp(2.0, 0.1), "eval_loss": bump(2.0, 0.5)}, "count": 120},),
     "OPT012": ({"metrics": {"loss": ramp(0.9, 0.0)}, "count": 120},),
     "KTO004": ({"metrics": {"rewards/chosen": ramp(0.5, 0.6), "rewards/rejected": ramp(0.5, 0.4)}, "count": 60},),
     "preferences-02": tuple(

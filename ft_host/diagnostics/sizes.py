@@ -20,10 +20,10 @@ CUT = 0.05  # the share of completions that may be cut short
 
 
 def has_new_weights(view: View) -> bool:
-    """Whether the run began with the loss of guessing among all tokens."""
+    """Whether the run began with the loss of guessing among all tokens; above it they are sure of wrong ones."""
     if "start/mean_token_accuracy" not in view.facts or "model/vocab_size" not in view.facts:
         return False
-    return view["start/loss"] > 0.9 * math.log(view["model/vocab_size"])
+    return 0.9 < view["start/loss"] / math.log(view["model/vocab_size"]) < 1.3
 
 
 def usual_update(view: View) -> float:

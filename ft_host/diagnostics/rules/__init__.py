@@ -5,7 +5,7 @@ relations  CFG   values that are unusual, or don't go together
 data, data_set, data_templates, data_rows, data_exchanges, data_texts  DATA  rows and tokens, before a model is loaded
 probes     PRB   what must hold before the first update
 numbers    NUM   numbers that aren't finite
-losses, optimisation, held_out  OPT   loss, gradients, updates, evaluations
+losses, gradients, optimisation, held_out  OPT  loss, gradients, updates, evaluations
 no_rewards REW   rewards that apply to nothing
 experts    MOE   the balance of a mixture of experts
 engines, engine_times  ENG  the sampler beside the trainer
@@ -28,6 +28,7 @@ from ft_host.diagnostics.rules import (
     engines,
     experts,
     gpu_memory,
+    gradients,
     held_out,
     losses,
     machine,
@@ -54,6 +55,7 @@ RULES: list[Rule] = [
     *data_texts.RULES,
     *numbers.RULES,
     *losses.RULES,
+    *gradients.RULES,
     *optimisation.RULES,
     *held_out.RULES,
     *probes.RULES,

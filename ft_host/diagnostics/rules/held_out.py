@@ -7,10 +7,13 @@ import math
 
 from ft_host.diagnostics.remedies import fewer_steps, lower_rate, restore, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.losses import NOTHING
+from ft_host.diagnostics.rules.loss_trends import NOTHING, may_be_too_high
+from ft_host.diagnostics.spread import fallen
 from ft_host.diagnostics.view import View, short
 
 FEW = 8  # held-out rows below which nothing is said of their reward
+FEW_LOOKS = 4  # evaluations after which one that is low by chance is to be expected
+BETTER = ("eval_reward", "eval_rewards/accuracies", "eval_accuracy")  # more is better, whatever the held-out loss does
 
 
 def best_evaluation(view: View) -> tuple[float, float]:
@@ -18,28 +21,46 @@ def best_evaluation(view: View) -> tuple[float, float]:
     return view.series["eval_loss"].best(-1) or (math.nan, math.nan)
 
 
+def gets_better(view: View) -> bool:
+    """Whether the last evaluation is the best by what counts beside the loss: what completions earn, pairs or tokens
+    that are right. A model that is sure of itself loses more by the few that it gets wrong."""
+    for name in BETTER:
+        values = view.recent(name, 1000)
+        if len(values) > 1 and values[-1] >= max(values) > values[0]:
+            return True
+    return False
+
+
 def overfits(view: View) -> bool | None:
     """The held-out loss is a tenth above its best twice, or a quarter once, or has risen three times running, while
-    that of the steps falls. Not where held-out completions still get better: a model that is sure of itself loses more
-    by the few that it gets wrong.
+    that of the steps falls. By twice what it moves the other way: it goes up and down with the weights, and the lowest
+    of many is one of its lows.
     """
     values = view.recent("eval_loss", 1000)
     if len(values) < 3 or view.by_rollout:
         return None
     step, best = best_evaluation(view)
-    rewards = view.recent("eval_reward", 1000)
-    if rewards and rewards[-1] >= max(rewards) > rewards[0]:
+    if gets_better(view):
         return False
     losses = view.series["loss"]
     then = [value for at, value in zip(losses.steps, losses.values, strict=True) if step - 10 < at <= step]
-    falls = bool(then) and view.mean("loss", 10) < sum(then) / len(then)
-    risen = len(values) > 3 and values[-1] > values[-2] > values[-3] > values[-4] and values[-1] > 1.02 * best
+    falls = bool(then) and fallen(then, view.recent("loss", 20), 2.0)
+    risen = len(values) > 3 and values[-1] > values[-2] > values[-3] > values[-4] and values[-1] > 1.05 * best
     above = values[-1] > 1.25 * best or min(values[-2:]) > 1.1 * best
-    return falls and values[-1] - best > NOTHING / 2 and (above or risen)
+    least = max(NOTHING / 2, restlessness(values))
+    return falls and values[-1] - best > least and (above or risen)
+
+
+def restlessness(values: list[float]) -> float:
+    """Twice the largest move of evaluations against where they went: up before the lowest of them, down after it."""
+    lowest = values.index(min(values))
+    moves = [after - before for before, after in itertools.pairwise(values)]
+    return 2 * max([0.0, *moves[:lowest], *(-move for move in moves[lowest:])])
 
 
 def overfit_remedies(view: View) -> list[Remedy]:
-    out = [*fewer_steps(view, best_evaluation(view), "the held-out loss was lowest"), lower_rate(view, 2)]
+    out = fewer_steps(view, best_evaluation(view), "the held-out loss was lowest")
+    out += [lower_rate(view, 2)] if may_be_too_high(view) else []
     if view.config.use_peft and not view.config.lora_dropout:
         out.append(Remedy(why="Set lora_dropout to 0.05", patch={"lora_dropout": 0.05}, again=True))
     elif not view.config.use_peft and not view.config.weight_decay:
@@ -48,11 +69,13 @@ def overfit_remedies(view: View) -> list[Remedy]:
 
 
 def went_on_for_nothing(view: View) -> bool | None:
+    """It ended above its best by more than it goes up and down by. One that stays is no loss."""
     values = view.recent("eval_loss", 1000)
     if len(values) < 6 or view.by_rollout:
         return None
     best = values.index(min(values))
-    return best + 1 <= len(values) / 2 and len(values) - best > 4
+    above = min(values[-2:]) - values[best] > max(0.02 * abs(values[best]), restlessness(values))
+    return best + 1 <= len(values) / 2 and len(values) - best > 4 and above and not gets_better(view)
 
 
 # ---------------------------------------------------------------- the reward of held-out completions
@@ -72,15 +95,19 @@ def reward_lost(view: View) -> float:
 
 def held_out_reward_falls(view: View) -> bool | None:
     """By three standard errors at once; by one and a half at two evaluations running; or by one, where each evaluation
-    since the first, three at the least, earned less than the one before."""
+    since the first, three at the least, earned less than the one before. By more, the more evaluations there have been:
+    of many, one is low by chance."""
     values, doubt = view.recent("eval_reward", 1000), reward_doubt(view)
     if len(values) < 2 or view["plan/scored_rows"] < FEW:
         return None
     lost = [values[0] - value for value in values[1:]]
     slides = len(lost) > 2 and all(after < before for before, after in itertools.pairwise(values))
     least = max(1e-6 * abs(values[0]), 1e-12)
+    often = min(1 + max(len(lost) - FEW_LOOKS, 0) / 8, 2.0)
     return lost[-1] > least and (
-        lost[-1] > 3 * doubt or (len(lost) > 1 and min(lost[-2:]) > 1.5 * doubt) or (slides and lost[-1] > doubt)
+        lost[-1] > min(3 * often, 4) * doubt
+        or (len(lost) > 1 and min(lost[-2:]) > 1.5 * often * doubt)
+        or (slides and lost[-1] > doubt)
     )
 
 
@@ -116,7 +143,8 @@ RULES = [
         remedies=overfit_remedies,
         when=(
             "The held-out loss is a quarter above its lowest, or a tenth at two evaluations running, or has risen at"
-            " three, while the training loss falls; not while the reward of held-out completions is at its best."
+            " three, and by twice what it ever moved the other way, while the training loss falls; not while the reward"
+            " of held-out completions, or the share of held-out pairs in the right order, is at its best."
         ),
         why=(
             "The rows are being learnt by heart: too many passes over too few of them, or labels that don't follow from"
@@ -139,7 +167,10 @@ RULES = [
             f" of {view.step}; it ended at {short(view.series['eval_loss'].last)}."
         ),
         remedies=lambda view: fewer_steps(view, best_evaluation(view), "the held-out loss was lowest"),
-        when="The lowest held-out loss lies in the first half of at least six evaluations, with four after it.",
+        when=(
+            "The lowest held-out loss lies in the first half of at least six evaluations, with four after it, and the"
+            " last two are above it by 2 % and by twice what it ever moved the other way."
+        ),
         why="What came after it cost time, and may have cost what the model could do before.",
         remedy="Train for fewer steps, or take a checkpoint from about then.",
         source="SageMaker Debugger Overtraining",
@@ -166,8 +197,9 @@ RULES = [
         follows_from=("OPT003", "OPT004", "OPT006", "OPT007", "OPT009"),
         when=(
             "An evaluation earns less than the run's first one, by three standard errors; or by one and a half at two"
-            " evaluations running; or by one where each evaluation since the first, three at the least, earned less"
-            " than the one before. Of 8 held-out rows at the least. Half of what was earned: an error."
+            " evaluations running (up to twice that, the more evaluations there have been); or by one where each"
+            " evaluation since the first, three at the least, earned less than the one before. Of 8 held-out rows at"
+            " least. Half of what was earned: an error."
         ),
         why=(
             "What the loss asks for takes the model away from the task that the reward measures: updates that are too"

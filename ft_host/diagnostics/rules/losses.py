@@ -1,109 +1,119 @@
-"""What the loss says of the learning rate and the data, of every method. Imports no torch.
-
-The loss of a method that learns from rollouts isn't judged: it is around 0 whatever is learnt, an identity where it is
-made of advantages. Where there is a held-out loss it outweighs that of the steps, whose rows are others each time.
-"""
+"""What the loss says of the learning rate and the data, of every method. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 import statistics
 
-from ft_host.diagnostics.remedies import LOSS_FALLS, calm, lower_rate, raise_rate, warm_up
+from ft_host.diagnostics.remedies import LOSS_FALLS, calm, clipped, lower_rate, raise_rate, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.rules.loss_trends import (
+    NOTHING,
+    SETTLE,
+    fall_of,
+    first_loss,
+    full_ratio,
+    held_out_is_fine,
+    in_order,
+    loss_fall,
+    may_be_too_high,
+    solved,
+)
+from ft_host.diagnostics.spread import fallen, risen, trend
 from ft_host.diagnostics.view import View, percent, short
-
-SOLVED = 0.02  # of the loss that the run began with: little is left to learn, and gradients are small
-SETTLE = 20  # steps at the full learning rate before it is asked whether anything is learnt
-NOTHING = 0.05  # of a loss: what is below, and changes by less, is that of a task that has been learnt
-USUAL_UPDATE = 1e-3  # of pretrained weights
-
-
-# ---------------------------------------------------------------- for these rules and others
-
-
-def first_loss(view: View) -> float:
-    """The loss that the run began with. (A run that was resumed has its metrics from the first step.)"""
-    return view.first("loss", 10)
-
-
-def solved(view: View) -> bool:
-    """Whether a loss that was something is next to nothing now."""
-    return 0 <= view.mean("loss", 5) < SOLVED * view.first("loss", 5)
-
-
-def is_learnt(view: View) -> bool:
-    """Whether the loss has been next to nothing all along, where what a single row adds looks large. Not with
-    rollouts."""
-    return not view.by_rollout and view.first("loss", 5) < NOTHING / 2 and 0 <= view.mean("loss", 10) < NOTHING / 2
-
-
-def loss_fall(view: View) -> float | None:
-    """By which share of itself the loss has fallen; of held-out rows where that is known, since they stay the same.
-    None where it can't be told yet, or says nothing."""
-    if view.by_rollout or view.step < view.warmup_steps + SETTLE or view.count("loss") < SETTLE + 10:
-        return None
-    start, now = first_loss(view), view.mean("loss", 20)
-    if not start > NOTHING:
-        return None  # little to learn, or a loss that can be negative
-    evals = view.series.get("eval_loss")
-    if evals is None or len(evals) < 2 or not evals.first > 0:
-        return 1 - now / start
-    later = evals.finite()[1:]
-    held_out = 1 - min(later, default=math.inf) / evals.first
-    still = max(later, default=math.inf) < 1.01 * evals.first and held_out < 0.01
-    if still and evals.steps[-1] >= view.warmup_steps + SETTLE:
-        return held_out  # a fall of the other is one of noise
-    return max(1 - now / start, held_out)
-
 
 # ---------------------------------------------------------------- tests and remedies
 
 
 def loss_jumps(view: View) -> bool | None:
-    """The last four losses are all far above what came before, by the run's own measure. A quarter of the loss that the
-    run began with, at least: next to 0 a jump is nothing."""
-    values = view.recent("loss", 104)
+    """The last four losses are above all of the forty before: of losses that don't change, four in a row are so once in
+    a hundred thousand times. By half at least, by five spreads, and by a quarter of the loss that the run began with:
+    next to 0 a jump is nothing. Before there are twenty, losses must have grown throughout: rows of two kinds may not
+    have shown both yet. Where rows come in an order, later ones may be harder: above what guessing costs."""
+    values = view.recent("loss", 44)
     if view.by_rollout or len(values) < 9:
         return None
     before, last = values[:-4], values[-4:]
-    usual = statistics.median(before)
+    usual, lowest = statistics.median(before), min(last)
     spread = statistics.median(abs(value - usual) for value in before)
-    rise = min(last) - usual
-    return min(last) > max(1.5 * usual, usual + 5 * spread) and rise > max(0.25 * abs(view.first("loss", 5)), NOTHING)
+    if not lowest > max(
+        1.5 * usual, usual + 5 * spread, 1.1 * max(before), guessing(view) if in_order(view) else -math.inf
+    ):
+        return False
+    grows = len(before) >= SETTLE or trend(values) > 3.5
+    return grows and lowest - usual > max(0.25 * abs(view.first("loss", 5)), NOTHING)
+
+
+def guessing(view: View) -> float:
+    """The loss of a model of tokens that thinks all of them as likely; of other losses three times the highest of the
+    first twenty."""
+    if "model/vocab_size" in view.facts and "start/mean_token_accuracy" in view.facts:
+        return math.log(view["model/vocab_size"])
+    return 3 * max(view.series["loss"].values[:SETTLE])
+
+
+def jump_remedies(view: View) -> list[Remedy]:
+    """Updates of a usual size throw no weights, and rows that come in an order may be of another kind from there on."""
+    if full_ratio(view) is not None and may_be_too_high(view) and not in_order(view):
+        return calm(view)
+    return [Remedy(why="Look at the rows of these steps: are they unlike those before?"), *clipped(view)]
+
+
+def highest_begun(view: View) -> float:
+    """The highest of the first twenty losses; of tokens, a little more than guessing costs, if that is less."""
+    first = list(view.series["loss"].values[:SETTLE])
+    vocabulary = view.get("model/vocab_size")
+    if vocabulary is None or "start/mean_token_accuracy" not in view.facts:
+        return max(first)
+    return min(max(first), max(1.3 * math.log(vocabulary), *first[:3]))
+
+
+def highest_is(view: View) -> str:
+    first = max(view.series["loss"].values[:SETTLE])
+    return f"the highest of the first {SETTLE} steps" if highest_begun(view) >= first else "more than guessing costs"
 
 
 def loss_stays_high(view: View) -> bool | None:
     if view.by_rollout or view.count("loss") < 2 * SETTLE or not view.warmed_up:
         return None
-    first = list(view.series["loss"].values[:SETTLE])
-    return view["loss"] > min(10.0, max(first)) + NOTHING
+    if in_order(view) and view.count("eval_loss") < 2:
+        return None  # later rows may be harder
+    return view["loss"] > highest_begun(view) + NOTHING and not held_out_is_fine(view)
 
 
 def loss_stays(view: View) -> bool | None:
-    share = loss_fall(view)
-    if share is None or solved(view):
+    """By less than 1 %, and by less than 3 % beyond doubt; not where updates are of a usual size: what they bring is
+    small then since little is left to learn, and no rate changes that. A loss that rises does something else."""
+    found = loss_fall(view)
+    if found is None or solved(view) or (in_order(view) and view.count("eval_loss") < 2):
         return None
-    return share < 0.01
+    share, doubt = found
+    small = full_ratio(view) is None or not may_be_too_high(view)
+    return small and -0.03 < share + doubt < 0.03 and share < 0.01
 
 
 def stays_remedies(view: View) -> list[Remedy]:
     look = Remedy(why="Look at whether completions fit their prompts: noise can't be learnt")
-    updates = view.recent("update_ratio")
-    return [look] if updates and max(updates) > USUAL_UPDATE else [raise_rate(view, 10, LOSS_FALLS), look]
+    return [raise_rate(view, 10, LOSS_FALLS), look]
 
 
-def lowest_begun(view: View) -> float:
-    """Of the first ten losses and the first three, since a loss may have been thrown up within ten."""
-    return min(first_loss(view), view.first("loss", 3))
+def begun(view: View) -> list[float]:
+    """The first ten losses, or the first three, where it was thrown up within ten."""
+    first = view.series["loss"].finite()[:10]
+    return first[:3] if len(first) > 3 and min(first[3:]) > max(first[:3]) else first
 
 
 def loss_rises(view: View) -> bool | None:
-    if view.by_rollout or not view.warmed_up or view.count("loss") < SETTLE or not first_loss(view) > 0:
+    """A tenth above where it began, beyond doubt, and not on its way down again."""
+    if view.by_rollout or not view.warmed_up or view.count("loss") < SETTLE + 10 or not may_be_too_high(view):
         return None
-    lowest = lowest_begun(view)
-    doubt = 3 * view.noise("loss", 20) / math.sqrt(10)  # of a mean of ten
-    return view.mean("loss", 10) > lowest + max(0.1 * lowest, NOTHING, doubt)
+    first, last = begun(view), view.recent("loss", 20)
+    if not first or not sum(first) > 0:
+        return None
+    if held_out_is_fine(view) or (in_order(view) and view.count("eval_loss") < 2):
+        return False  # other rows
+    start, now = sum(first) / len(first), sum(last) / len(last)
+    return now > start + max(0.1 * start, NOTHING) and risen(first, last) and not fallen(last[:10], last[10:], 3.0)
 
 
 def memorised(view: View) -> bool | None:
@@ -129,11 +139,12 @@ RULES = [
             f"The loss has been above {short(min(view.recent('loss', 4)))} for four steps, after "
             f"{short(statistics.median(view.recent('loss', 104)[:-4]))} before."
         ),
-        remedies=calm,
+        remedies=jump_remedies,
         mutes=("OPT006", "OPT005"),
         when=(
-            "Four losses running are over 1.5 times the median of the 100 before, five of its spreads above it, and a"
-            " quarter of the run's first loss above it."
+            "Four losses running are a tenth above each of the 40 before, over 1.5 times their median, five of its"
+            " spreads above it, and a quarter of the run's first loss above it; with train_sampling_strategy:"
+            " sequential, above the loss of guessing as well."
         ),
         why=(
             "The weights were thrown out of where they were: a learning rate that is too high, mostly at the end of the"
@@ -152,13 +163,15 @@ RULES = [
         share=0.5,
         test=loss_stays_high,
         message=lambda view: (
-            f"The loss was above the highest of the first {SETTLE} steps "
-            f"({short(max(view.series['loss'].values[:SETTLE]))}) {view.often}: the run has diverged."
+            f"The loss was above {short(highest_begun(view))}, {highest_is(view)}, {view.often}: the run has diverged."
         ),
         remedies=lambda view: [lower_rate(view, 10), *warm_up(view)],
         severity="error",
         mutes=("OPT003", "OPT005", "OPT006"),
-        when="After warm-up, half of the last 50 losses are above 10, or above the highest of the first 20.",
+        when=(
+            "After warm-up, half of the last 50 losses are above the highest of the first 20 (of tokens, above 1.3 ln V"
+            " if that is less), while held-out rows don't say otherwise."
+        ),
         why="The run has diverged, and doesn't come back.",
         remedy="Start again with a lower learning_rate.",
         source="llm-foundry KillLossSpike",
@@ -176,16 +189,17 @@ RULES = [
         test=loss_stays,
         message=lambda view: (
             f"After {view.step} steps the loss is {short(view.mean('loss', 20))}; it began at {short(first_loss(view))}"
-            f" and has fallen by {percent(max(loss_fall(view) or 0.0, 0.0))}."
+            f" and has fallen by {percent(max(fall_of(view), 0.0))}."
         ),
         remedies=stays_remedies,
         when=(
-            "20 steps after warm-up and later, the mean of 20 losses is less than 1 % below that of the first ten, and"
-            " the held-out loss has not fallen by 1 % either; not for methods that learn from rollouts."
+            "20 steps after warm-up and later, the mean of 20 losses is less than 1 % below that of the first ten, less"
+            " than 3 % with two standard errors added, and the held-out loss has not fallen by 1 % either; updates are"
+            " below 0.1 % of the weights (0.5 % of an adapter's). Not for methods that learn from rollouts."
         ),
         why=(
             "The learning rate is too low, the weights that are trained don't matter, or there is nothing to be learnt"
-            " in the data."
+            " in the data. Where updates are of a usual size, little is left to learn, and no rate changes that."
         ),
         remedy=(
             "Raise learning_rate (full training of a pretrained model: 1e-5 to 5e-5, LoRA: 1e-4 to 3e-4), look at the"
@@ -205,14 +219,16 @@ RULES = [
         share=0.5,
         test=loss_rises,
         message=lambda view: (
-            f"At the full learning rate the loss is {short(view.mean('loss', 10))}, above the "
-            f"{short(lowest_begun(view))} that it began with; the gradient norm is {short(view.mean('grad_norm', 10))}."
+            f"At the full learning rate the loss is {short(view.mean('loss', 20))}, above the"
+            f" {short(statistics.fmean(begun(view)))} that it began with; the gradient norm is"
+            f" {short(view.mean('grad_norm', 10))}."
         ),
         remedies=lambda view: [lower_rate(view, 5), *warm_up(view)],
         mutes=("OPT005",),
         when=(
-            "After warm-up, the mean of ten losses is a tenth (and three of its standard errors) above that of the"
-            " first ten."
+            "After warm-up, the mean of 20 losses is a tenth above that of the first ten (the first three, where all"
+            " after them are higher), by four standard errors and in their order, and isn't falling; updates are 0.1 %"
+            " of the weights or more (0.5 % of an adapter's), and held-out rows don't say otherwise."
         ),
         why="Updates are larger than the region in which the gradient says anything.",
         remedy="Lower learning_rate by 2 to 5 times, warm up over 5 to 10 % of the steps.",

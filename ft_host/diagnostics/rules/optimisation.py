@@ -1,73 +1,38 @@
-"""Gradients and updates, of every method. Imports no torch."""
+"""How large updates are, of every method. Imports no torch."""
 
 from __future__ import annotations
 
-import statistics
-
-from ft_host.diagnostics.remedies import LOSS_FALLS, calm, lower_rate, raise_rate, warm_up
+from ft_host.diagnostics.remedies import LOSS_FALLS, lower_rate, raise_rate, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.losses import SETTLE, is_learnt, loss_fall, solved
+from ft_host.diagnostics.rules.loss_trends import SETTLE, first_loss, full_ratio, loss_fall, solved
 from ft_host.diagnostics.sizes import has_new_weights
-from ft_host.diagnostics.view import View, percent, rounded, short
+from ft_host.diagnostics.view import View, percent, short
 
 LARGE, LARGE_NEW, LARGE_LORA = 0.04, 0.1, 0.3  # updates as a share of weights; half of an adapter's are 0 at first
 LARGE_POLICY = 0.02  # of methods that learn from rewards or preferences, from weights that can do something
-SMALL, SMALL_LORA = 2e-4, 5e-4
+SMALL, SMALL_NEW, SMALL_LORA = 2e-4, 1e-3, 5e-4
+FALL, FALL_NEW = 0.03, 0.1  # of a loss: what new weights gain in a few steps is far more
+REACH, REACH_NEW = 1e-3, 0.02  # of the weights, over a whole run: what is below changes nothing
 SMALL_ROLLOUTS = 5e-6  # methods that learn from rewards take small steps
 
 
-# ---------------------------------------------------------------- gradients
+def learns_from_rewards(view: View) -> bool:
+    """Or from preferences, beside a reference or without one."""
+    return view.by_rollout or "model/reference" in view.facts or "start/rewards/chosen" in view.facts
 
 
-def usual_norm(view: View) -> float | None:
-    """The larger of the median of the last 50 norms that aren't 0 and the run's own beginning: where most steps have no
-    signal, one that has is no spike."""
-    baseline = view.baseline("grad_norm")
-    recent = [value for value in view.recent("grad_norm", 51)[:-1] if value > 0]
-    return max(baseline, statistics.median(recent)) if baseline is not None and len(recent) >= SETTLE else None
-
-
-def norm_jumps(view: View) -> bool | None:
-    usual = usual_norm(view)
-    if usual is None or is_learnt(view):
-        return None
-    # below the limit of clipping a spike does nothing
-    return view["grad_norm"] > max(10 * usual, view.config.max_grad_norm or 0.0)
-
-
-def norm_vanishes(view: View) -> bool | None:
-    flat = view.facts.get("plan/no_signal_metric")  # the method says which metric tells of groups without a signal
-    if view["learning_rate"] == 0 or solved(view) or (flat is not None and view.get(flat, 0) > 0.5):
-        return None  # nothing to learn from in this step, or nothing left to learn
-    baseline = view.baseline("grad_norm")
-    return view["grad_norm"] < max(1e-5, 1e-4 * (baseline or 0))
-
-
-def vanished_remedies(view: View) -> list[Remedy]:
-    look = Remedy(
-        why="Look at which tokens are supervised, and whether the loss depends on the weights that are trained"
-    )
-    once = view.first("grad_norm", 5) > 0.01  # the loss was pushed to where it is flat
-    return [lower_rate(view, 10), *warm_up(view), look] if once else [look]
-
-
-def is_clipped(view: View) -> bool | None:
-    limit = view.config.max_grad_norm
-    return view["grad_norm"] > limit if limit and view.warmed_up else None
-
-
-# ---------------------------------------------------------------- updates
+def is_new(view: View) -> bool:
+    tokens = "start/mean_token_accuracy" in view.facts
+    return has_new_weights(view) or (tokens and "model/vocab_size" not in view.facts)
 
 
 def update_limits(view: View) -> tuple[float, float]:
     """Between which a ratio is usual."""
     if view.config.use_peft:
         return SMALL_LORA, LARGE_LORA
-    if view.by_rollout or "beta" in vars(view.config):
+    if learns_from_rewards(view):
         return SMALL, LARGE_POLICY
-    tokens = "start/mean_token_accuracy" in view.facts
-    new = has_new_weights(view) or (tokens and "model/vocab_size" not in view.facts)
-    return SMALL, LARGE_NEW if new else LARGE
+    return SMALL_NEW if has_new_weights(view) else SMALL, LARGE_NEW if is_new(view) else LARGE
 
 
 def reward_rises(view: View) -> bool:
@@ -77,18 +42,28 @@ def reward_rises(view: View) -> bool:
     return view.mean(view.reward, 10) - view.first(view.reward, 10) > view.noise(view.reward) / 2
 
 
+def too_small(view: View) -> bool | None:
+    """Updates below what is usual, and a loss that hasn't fallen: surely, or that couldn't in the steps there are. Of a
+    loss whose noise hides a fall, neither is said."""
+    found, peak = loss_fall(view), full_ratio(view)
+    if found is None or peak is None or solved(view):
+        return None
+    share, doubt = found
+    new = has_new_weights(view)
+    least, far = (FALL_NEW, REACH_NEW) if new else (FALL, REACH)
+    if peak >= update_limits(view)[0] or not -doubt - FALL < share < max(doubt, least):
+        return False
+    reach = peak * (view.total_steps or view.config.max_steps)
+    return share + doubt < least or 0 <= reach < far
+
+
 def update_is_off(view: View) -> bool | None:
-    small, large = update_limits(view)
-    ratio = view["update_ratio"]
-    if ratio > large:
+    if view["update_ratio"] > update_limits(view)[1]:
         return True
-    if view["learning_rate"] < 0.5 * view.config.learning_rate:
-        return None  # a warm-up begins at 0, and a schedule may end there
-    peak = max(view.recent("update_ratio"))
     if view.by_rollout:
-        return None if view.step < view.warmup_steps + SETTLE else peak < SMALL_ROLLOUTS and not reward_rises(view)
-    share = loss_fall(view)
-    return None if share is None or solved(view) else peak < small and share < 0.03
+        late = view.step >= view.warmup_steps + SETTLE
+        return (full_ratio(view) or 0.0) < SMALL_ROLLOUTS and not reward_rises(view) if late else None
+    return too_small(view)
 
 
 def is_small(view: View) -> bool:
@@ -102,8 +77,13 @@ def update_message(view: View) -> str:
             f"An update changes the weights by {percent(ratio)} of their size (usual: 0.01 to 1 %): it throws away what"
             " they hold."
         )
-    fall = percent(max(loss_fall(view) or 0.0, 0.0))
-    result = "the reward doesn't rise" if view.by_rollout else f"the loss has fallen by {fall} since the start"
+    share, doubt = loss_fall(view) or (0.0, 0.0)
+    result = f"the loss has fallen by {percent(max(share, 0.0))} since the start"
+    if view.by_rollout:
+        result = "the reward doesn't rise"
+    elif doubt > max(share, 0.0):
+        before, after = short(first_loss(view)), short(view.mean("loss", 20))
+        result = f"the loss ({before} at first, {after} now) hasn't fallen by more than batches differ"
     return (
         f"An update changes the weights by {short(ratio)} of their size, and {result}: the steps are too small to"
         " learn by."
@@ -114,62 +94,12 @@ def update_remedies(view: View) -> list[Remedy]:
     """The step to an update of a usual size."""
     if view["update_ratio"] > update_limits(view)[1]:
         return [lower_rate(view, 10), *warm_up(view)]
-    if not view["update_ratio"]:
+    if not full_ratio(view):
         return [Remedy(why="Look at whether the optimizer holds the weights that are trained: its steps change none")]
     return [raise_rate(view, 10, LOSS_FALLS)]
 
 
 RULES = [
-    Rule(
-        code="OPT001",
-        title="The gradient has spikes",
-        stage="train",
-        symptom="divergence",
-        level="gradients",
-        mutes=("OPT003",),
-        needs=("grad_norm",),
-        share=0.06,
-        test=norm_jumps,
-        message=lambda view: (
-            f"The gradient norm was more than ten times its usual {short(usual_norm(view))} {view.often}; "
-            f"it is {short(view['grad_norm'])} now."
-        ),
-        remedies=calm,
-        when=(
-            "The gradient norm is over ten times the median of the last 50 steps (and of steps 5 to 25) in 6 % of 50"
-            " steps."
-        ),
-        why=(
-            "Single rows, or weights that have gone where the loss is steep, pull far more than all others. Clipping"
-            " bounds what one step does; often repeated it is a learning rate at the edge of what is stable."
-        ),
-        remedy="Set max_grad_norm to 1, lower learning_rate, look at the rows of these steps.",
-        source="ZClip (arXiv 2504.02507); axolotl docs/training_stability; made relative to the run",
-    ),
-    Rule(
-        code="OPT002",
-        title="The gradient has vanished",
-        stage="train",
-        symptom="no_signal",
-        level="gradients",
-        needs=("grad_norm", "loss", "learning_rate"),
-        share=0.5,
-        least=15,
-        test=norm_vanishes,
-        message=lambda view: (
-            f"The gradient norm was next to 0 {view.often} ({short(view['grad_norm'])} now): nothing is learnt."
-        ),
-        remedies=vanished_remedies,
-        mutes=("standstill",),
-        when=(
-            "The gradient norm is below 1e-5, or a ten-thousandth of that of steps 5 to 25, in half of the last 50"
-            " steps; not where the loss is next to 0 since the task is learnt, nor where rewards of all groups are"
-            " equal."
-        ),
-        why="Nothing supervised, a loss that is constant, or weights that are cut off from it.",
-        remedy="Look at the data and the loss; a higher learning rate doesn't help where there is no gradient.",
-        source="SageMaker Debugger VanishingGradient; axolotl docs/training_stability",
-    ),
     Rule(
         code="OPT007",
         title="Updates are too large or too small",
@@ -186,10 +116,12 @@ RULES = [
         remedies=update_remedies,
         mutes=("gradients", "loss", "OPT005", "MOE001", "MOE002", "MOE003"),
         when=(
-            f"The norm of an update is over {LARGE} of that of the weights ({LARGE_NEW} of new ones, {LARGE_LORA} of an"
-            f" adapter's, {LARGE_POLICY} of a method that learns from rewards or preferences); or it has never been"
-            f" over {SMALL} ({SMALL_LORA}) and the loss has fallen by less than 3 % in 20 steps at the full learning"
-            f" rate. With rollouts: never over {SMALL_ROLLOUTS} while the reward doesn't rise."
+            f"The norm of an update is over {LARGE} of that of the weights ({LARGE_NEW} of new ones, {LARGE_LORA} of"
+            f" an adapter's, {LARGE_POLICY} of a method that learns from rewards or preferences); or it has never been"
+            f" over {SMALL} ({SMALL_NEW} of new ones, {SMALL_LORA} of an adapter's), 20 steps after the warm-up, and"
+            f" the loss hasn't fallen by {percent(FALL)} ({percent(FALL_NEW)} with new weights): surely, two standard"
+            f" errors added, or all updates of the run come to less than {REACH} of the weights ({REACH_NEW}). With"
+            f" rollouts: never over {SMALL_ROLLOUTS} while the reward doesn't rise."
         ),
         why=(
             "What an optimizer of Adam's kind changes depends on the learning rate, not on the size of the gradient."
@@ -198,36 +130,5 @@ RULES = [
         ),
         remedy="Change learning_rate by a factor of ten.",
         source="SageMaker Debugger WeightUpdateRatio; limits by own judgement, on small and large models",
-    ),
-    Rule(
-        code="OPT008",
-        title="Gradients are clipped all the time",
-        stage="train",
-        level="notes",
-        needs=("grad_norm",),
-        severity="info",
-        least=40,
-        share=0.9,
-        test=is_clipped,
-        message=lambda view: (
-            f"The gradient norm (median {short(view.median('grad_norm'))}) was above max_grad_norm "
-            f"{short(view.config.max_grad_norm)} {view.often}: each step is scaled to the same size."
-        ),
-        remedies=lambda view: [
-            Remedy(
-                why=(
-                    f"Raise max_grad_norm from {short(view.config.max_grad_norm)} to"
-                    f" {short(rounded(3 * view.median('grad_norm')))}"
-                ),
-                patch={"max_grad_norm": rounded(3 * view.median("grad_norm"))},
-            )
-        ],
-        when="After warm-up, the gradient norm is above max_grad_norm in 90 % of the last 50 steps.",
-        why=(
-            "Clipping is for the odd step. Where it is always on, rows with large gradients count for less; with Adam"
-            " it hardly changes the step. Many runs learn well so."
-        ),
-        remedy="Raise max_grad_norm, where a run doesn't learn as it should.",
-        source="own judgement",
-    ),
+    )
 ]

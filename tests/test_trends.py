@@ -1,0 +1,49 @@
+"""Noise is no trend: runs made of dice, healthy ones of which nothing is said, and faulty ones that are named.
+
+Seeds that thresholds were chosen with are others ("tune", "rate").
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from simulated_runs import FAULTY, HEALTHY
+
+from ft_host.diagnostics.rules import gradients, held_out, losses, numbers, optimisation
+from ft_host.testing.rules import findings
+
+RULES = [*numbers.RULES, *losses.RULES, *gradients.RULES, *optimisation.RULES, *held_out.RULES]
+RUNS = 25
+
+
+def said(kind: str, make) -> list[list]:
+    """Warnings and errors of runs of a kind, run by run; muted ones too."""
+    made = (make(random.Random(f"test {kind} {number}")) for number in range(RUNS))
+    return [[each for each in findings(RULES, told) if each.severity != "info"] for told in made]
+
+
+def moves(found: list) -> set[str]:
+    """Which way findings of a run want its learning rate (0.001) to go."""
+    rates = {
+        remedy.patch["learning_rate"] for each in found for remedy in each.remedies if "learning_rate" in remedy.patch
+    }
+    return {"up" if rate > 1e-3 else "down" for rate in rates}
+
+
+@pytest.mark.parametrize("kind", HEALTHY)
+def test_no_warning_in_runs_that_are_healthy(kind):
+    told = [[each.line() for each in found] for found in said(kind, HEALTHY[kind])]
+    assert not any(told)
+
+
+NAMED = {"diverges": {"OPT003", "OPT004", "OPT006", "OPT007"}, "crawls": {"OPT007"}, "crawls_from_new": {"OPT007"}}
+
+
+@pytest.mark.parametrize("kind", FAULTY)
+def test_a_rate_that_is_wrong_is_named_and_never_turned_the_wrong_way(kind):
+    runs = said(kind, FAULTY[kind])
+    named = sum(bool({each.code for each in found} & NAMED[kind]) for found in runs)
+    assert named >= 0.9 * RUNS
+    wrong = "up" if kind == "diverges" else "down"
+    assert not any(wrong in moves(found) for found in runs)
