@@ -47,6 +47,7 @@ LEFT_TO_THE_ENGINE = {
     "ENG005": "as many completions at a time as a rollout has",
     "OPT003": "a limit of norms that none has reached",
     "OPT008": "three times the median norm may be the limit itself",
+    "OPT001": "clipping of gradients that are all below 1",
     "PPO004": "dropout of a model without any",
     "PRB002": "dropout of a model without any",
     "PRB004": "rows are padded already",
