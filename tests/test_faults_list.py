@@ -42,7 +42,7 @@ def listed():
 @pytest.fixture(scope="module")
 def bench():
     """The harness too, by name."""
-    with modules((*LISTED, "run", "score")) as found:
+    with modules((*LISTED, "cure", "one", "score")) as found:
         yield found
 
 
@@ -168,46 +168,113 @@ def test_rewards_read_texts_and_messages_alike(listed):
         assert [one + other for one, other in zip(near, far, strict=True)] == [1.0] * 3
 
 
-def run_of(case: str, *findings: tuple[str, str, int]) -> dict:
-    told = [{"code": code, "severity": severity, "opened": step, "message": "…"} for code, severity, step in findings]
-    return {"case": case, "seed": 0, "findings": told, "steps": 100, "planned": 100, "held_out": {}, "error": None}
+def run_of(case: str, *findings: tuple, kind: str = "run", last: float | None = None, first: float = 0.0) -> dict:
+    """A line of the file: each finding with code, severity, step and patches."""
+    told = [
+        {"code": code, "severity": severity, "opened": step, "message": "…", "patches": list(patches), "state": "open"}
+        for code, severity, step, *patches in findings
+    ]
+    figure = {} if last is None else {"metric": "eval_reward", "way": "higher", "first": first, "last": last}
+    return {
+        "kind": kind, "case": case, "seed": 0, "fields": {}, "findings": told, "steps": 100, "planned": 100,
+        "held_out": figure, "error": None,
+    }  # fmt: skip
 
 
-def test_notes_are_no_findings_and_late_ones_don_t_count(bench):
-    score = bench["score"]
-    cases = bench["cases"].CASES
-    drop = cases["sft-slows-down"]  # visible from step 61 on
-    assert score.in_time(drop, run_of(drop.name, ("PERF006", "warning", 90)))
-    assert not score.in_time(drop, run_of(drop.name, ("PERF006", "info", 90)))
-    assert not score.in_time(drop, run_of(drop.name, ("PERF006", "warning", 112)))
-    assert not score.in_time(drop, run_of(drop.name, ("PERF006", "warning", 40)))
-    assert score.false(drop, run_of(drop.name, ("PERF006", "warning", 40)))
-    assert not score.in_time(drop, run_of(drop.name, ("OPT006", "warning", 70)))
-    assert [each["code"] for each in score.false(drop, run_of(drop.name, ("OPT006", "warning", 70)))] == ["OPT006"]
-    healthy = cases["healthy-sft"]
-    assert not score.false(healthy, run_of(healthy.name, ("OPT006", "info", 70)))
-    assert score.false(healthy, run_of(healthy.name, ("OPT006", "warning", 70)))
+def by_key(*runs: dict) -> dict:
+    return {(run["kind"], run["case"], run["seed"]): run for run in runs}
 
 
-def test_the_table_says_what_was_found(bench):
-    runs = [run_of("sft-slows-down", ("PERF006", "warning", 90)), run_of("healthy-sft", ("OPT006", "warning", 70))]
-    text = "\n".join(bench["score"].report(runs))
-    assert "1 of 1 (100.0 %) were found" in text and "at the median 29 steps" in text
-    assert "1 of 2 (50.0 %) of all warnings" in text and "0 of 1 (0.0 %)" in text
-    assert "| healthy-sft | sft | from random weights | OPT006 |" in text
+def test_a_fault_is_named_by_its_code_in_time_or_by_a_first_patch_of_its_field(bench):
+    score, case = bench["score"], bench["case"].Case
+    fault = case(
+        name="f", family="lookup", method="grpo", what="", cause=("GRPO001",), partly=("DATA010",),
+        beside=("GRPO003",), at_fault=("temperature",), visible=10,
+    )  # fmt: skip
+
+    def told(*findings: tuple) -> tuple[bool, bool, int]:
+        run = run_of("lookup/f", *findings)
+        return score.named(fault, run), score.partly(fault, run), len(score.misleading(fault, run))
+
+    assert told(("GRPO001", "warning", 40)) == (True, False, 0)
+    assert told(("GRPO001", "warning", 61)) == (False, True, 0), "too late"
+    assert told(("GRPO001", "warning", 3)) == (False, False, 1), "before the fault was there"
+    assert told(("GRPO001", "info", 40)) == (False, True, 0), "a note"
+    assert told(("GRPO005", "warning", 40, {"temperature": 1.0})) == (True, False, 0)
+    assert told(("GRPO005", "warning", 40, {"learning_rate": 1.0}, {"temperature": 1.0})) == (False, True, 1)
+    assert told(("DATA010", "warning", 10)) == (False, True, 0)
+    assert told(("GRPO003", "warning", 40)) == (False, False, 0), "a consequence without a remedy"
+    assert told(("GRPO003", "warning", 40, {"learning_rate": 1.0})) == (False, False, 1), "it sends elsewhere"
+    healthy = case(name="h", family="lookup", method="grpo", what="")
+    assert len(score.misleading(healthy, run_of("lookup/h", ("OPT006", "warning", 7), ("OPT008", "info", 7)))) == 1
+
+
+def test_a_cure_wins_back_half_of_what_the_fault_cost(bench):
+    cure, case = bench["cure"], bench["case"].Case
+    fault = case(
+        name="f", family="lookup", method="grpo", what="", cause=("GRPO001",), at_fault=("beta",),
+        held_out_metric=("eval_reward", "higher"),
+    )  # fmt: skip
+    healthy = run_of("lookup/f", kind="reference", first=0.4, last=0.8)
+    bad = run_of("lookup/f", ("GRPO001", "warning", 9), last=0.3)
+
+    def judged(last: float | None, run: dict = bad, *findings: tuple) -> tuple[bool, bool]:
+        made = run_of("lookup/f", *findings, kind="cure", last=last)
+        return cure.cured(fault, run, healthy, made), cure.worse(fault, run, healthy, made)
+
+    assert judged(0.8) == (True, False) and judged(0.56) == (True, False)
+    assert judged(0.5) == (False, False) and judged(0.2) == (False, True)
+    assert judged(None) == (False, False), "it was refused: the weights are those of the start"
+    assert judged(float("nan"), run_of("lookup/f", last=0.6)) == (False, True)
+    free = run_of("lookup/f", ("PERF009", "warning", 9), last=0.79)  # a fault that costs time alone
+    assert judged(0.79, free) == (True, False)
+    assert judged(0.79, free, ("PERF009", "warning", 9)) == (False, False)
+
+
+def test_only_faulty_runs_that_a_field_can_mend_are_cured_and_flown(bench):
+    cure, cases = bench["cure"], bench["cases"].CASES
+    runs = [
+        run_of("lookup/grpo-cold", ("GRPO012", "warning", 5, {"temperature": 1.0}), ("OPT001", "error", 9)),
+        run_of("lookup/grpo-too-hard", ("GRPO001", "warning", 5)),
+        run_of("lookup/healthy-sft", ("OPT006", "warning", 7, {"learning_rate": 1.0})),
+        run_of("lookup/sft-nan-layer", ("NUM001", "error", 5, {"learning_rate": 1.0})),
+    ]
+    names = [run["case"] for run in runs]
+    assert cases["lookup/sft-nan-layer"].at_fault == ("code",)
+    assert cure.jobs(runs, names, [0], True, False) == [], "of the first, the gravest has no patch"
+    del runs[0]["findings"][1]
+    wanted = [("reference", "lookup/grpo-cold", 0, {}), ("cure", "lookup/grpo-cold", 0, {"temperature": 1.0})]
+    assert cure.jobs(runs, names, [0], True, False) == wanted
+    assert ("autopilot", "lookup/grpo-cold", 0, {}) in cure.jobs(runs, names, [0], False, True)
+
+
+def test_the_table_counts_by_family(bench):
+    runs = by_key(
+        run_of("lookup/grpo-cold", ("CFG010", "warning", 0, {"temperature": 1.0}), last=0.1),
+        run_of("lookup/grpo-cold", kind="reference", last=0.9),
+        run_of("lookup/grpo-cold", kind="cure", last=0.9),
+        run_of("lookup/healthy-sft", ("OPT006", "warning", 70)),
+        run_of("arithmetic/healthy-sft"),
+    )
+    rows = {line.split(" | ")[0]: line for line in bench["score"].table(runs) if line.startswith("|")}
+    assert rows["|"] == "| | arithmetic (tuned on) | lookup (held out) | all |"
+    assert rows["| **named**"] == "| **named** | – | 1 of 1 (100.0 %) | 1 of 1 (100.0 %) |"
+    assert "| 0 of 1 (0.0 %) | 1 of 1 (100.0 %) | 1 of 2 (50.0 %) |" in rows["| **healthy runs with a warning**"]
+    assert "| – | 1 of 1 (100.0 %) |" in rows["| **first patches that cure**"]
 
 
 def test_cases_run_through_the_harness(bench, tmp_path):
     """One that is refused before there is a folder, and one that is broken by a patch."""
-    run, material = bench["run"], bench["material"]
-    material.make(tmp_path / "seed-0", 0, quick=True)
+    one, family = bench["one"], bench["families"].FAMILIES["transduction"]
+    family.make(one.seed_folder(tmp_path, "transduction", 0), 0, quick=True)
     quick = {"max_steps": 6, "eval_steps": None, "warmup_steps": 1}
-    made = run.run_case("sft-nan-layer", tmp_path, 0, **quick | {"eval_on_start": False})
-    assert made["error"] is None and made["steps"] == 6 and made["held_out"]["metric"] == "eval_loss"
-    refused = run.run_case("sft-all-masked", tmp_path, 0, **quick)
+    made = one.run_case("transduction/sft-nan-layer", tmp_path, 0, fields=quick | {"eval_on_start": False})
+    assert made["error"] is None and made["steps"] == 6 and made["held_out"]["metric"] == "eval_mean_token_accuracy"
+    refused = one.run_case("transduction/sft-all-masked", tmp_path, 0, fields=quick)
     assert refused["steps"] == 0 and "no supervised token" in refused["error"]
-    broken = bench["broken_parts"].nan_layer(after=2)
-    with broken:
-        stopped = run.run_case("healthy-sft", tmp_path, 0, **quick)
+    with bench["broken_parts"].nan_layer(after=2):
+        stopped = one.run_case("transduction/healthy-sft", tmp_path, 0, fields=quick)
     assert stopped["steps"] == 2 and "NUM001" in {each["code"] for each in stopped["findings"]}
     assert {each["opened"] for each in stopped["findings"] if each["code"] == "NUM001"} == {2}
+    reference = one.without_fault(bench["cases"].CASES["lookup/grpo-cold"])
+    assert "temperature" not in reference.config and reference.patch is None and reference.train is None

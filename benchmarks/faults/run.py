@@ -1,233 +1,143 @@
 """Runs the cases of the benchmark of faults and writes what was found in each: a line of OUT a run.
 
-    python benchmarks/faults/run.py --work runs/faults --out runs/faults/found.jsonl --seeds 0 1 2 --jobs 2
-    python benchmarks/faults/run.py --work runs/faults --out runs/faults/found.jsonl --seeds 0 --cases sft-leak grpo
+    python benchmarks/faults/run.py --work runs/faults --seeds 0 --families arithmetic transduction
+    python benchmarks/faults/run.py --work runs/faults --seeds 0 --cures --autopilot
+    python benchmarks/faults/run.py --work runs/faults --seeds 0 --cases lookup/dpo transduction/sft-warm
 
-Runs that OUT has already are not made again. `--cases` takes names and beginnings of names.
+Runs that OUT has already are not made again, so that it can be stopped at any time. `--cases` takes names and
+beginnings of names. `--cures` applies the first patch that each faulty run was advised, makes that run too, and a
+healthy one beside which both are judged (`cure.py`). `--autopilot` gives each faulty run file to `ft-host autopilot`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import random
 import shutil
 import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import material  # noqa: E402
+import cure  # noqa: E402
+import one  # noqa: E402
 from case import Case  # noqa: E402
-from cases import BASE, CASES  # noqa: E402
-
-# What a method is judged by on held-out rows, the first of these that it has.
-HELD_OUT = ("eval_reward", "eval_rewards/accuracies", "eval_accuracy", "eval_rewards/margins", "eval_loss")
+from cases import CASES  # noqa: E402
+from families import FAMILIES  # noqa: E402
+from material import read_rows  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for data, models and runs")
-    parser.add_argument("--out", type=Path, required=True, help="file that a line is added to for each run")
+    parser.add_argument("--out", type=Path, help="file that gets a line for each run (default: WORK/found.jsonl)")
+    parser.add_argument("--families", nargs="+", choices=sorted(FAMILIES), help="default: all that can be made here")
     parser.add_argument("--cases", nargs="+", default=[""], metavar="NAME", help="default: all")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only each Nth kind of fault and of health")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="make runs again that OUT has; the last line counts")
     parser.add_argument("--keep", action="store_true", help="keep models and checkpoints of the runs")
+    parser.add_argument("--cures", action="store_true", help="also apply the first patch that was advised")
+    parser.add_argument("--autopilot", action="store_true", help="also give faulty run files to ft-host autopilot")
     args = parser.parse_args(argv)
 
-    names = [name for name in CASES if any(name.startswith(each) for each in args.cases)]
+    families = chosen(args.families)
+    names = [
+        name
+        for name, case in CASES.items()
+        if case.family in families
+        and any(name.startswith(each) for each in args.cases)
+        and number_of_kind(case) % args.every == 0
+    ]
     if not names:
-        parser.error(f"no case is called or begins with {', '.join(args.cases)}")
+        parser.error(f"no case of {', '.join(families)} is called or begins with {', '.join(args.cases)}")
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    done = set() if args.again else {(each["case"], each["seed"]) for each in results(args.out)}
-    waiting = [(name, seed) for seed in args.seeds for name in names if (name, seed) not in done]
-    if not waiting:
-        return 0
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool, args.out.open("a") as out:
-        seeds = dict.fromkeys(seed for _, seed in waiting)
-        for made in [pool.submit(material.make, seed_folder(args.work, seed), seed) for seed in seeds]:
+    out = args.out or args.work / "found.jsonl"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        each = [(FAMILIES[name].__name__, seed) for name in families for seed in args.seeds]
+        for made in [pool.submit(make, module, args.work, seed) for module, seed in each]:
             made.result()
-        jobs = [pool.submit(run_case, name, args.work, seed, args.keep) for name, seed in waiting]
-        for count, job in enumerate(as_completed(jobs), 1):
-            result = job.result()
+        jobs = [("run", name, seed, {}) for seed in args.seeds for name in names]
+        do(pool, jobs, args, out)
+        if args.cures or args.autopilot:
+            do(pool, cure.jobs(results(out), names, args.seeds, args.cures, args.autopilot), args, out)
+    return 0
+
+
+def chosen(wanted: list[str] | None) -> list[str]:
+    """The families to run: all that were asked for, or all that can be made here. Says which can't, and why."""
+    missing = {name: family.missing() for name, family in FAMILIES.items()}
+    for name, reason in missing.items():
+        if reason and (wanted is None or name in wanted):
+            print(f"{name} is left out: {reason}", file=sys.stderr)
+    return [name for name in FAMILIES if not missing[name] and (wanted is None or name in wanted)]
+
+
+def number_of_kind(case: Case) -> int:
+    """Its place among the faults, or among the healthy runs, of all families."""
+    kinds = dict.fromkeys(each.name for each in CASES.values() if each.healthy == case.healthy)
+    return list(kinds).index(case.name)
+
+
+def make(module: str, work: Path, seed: int) -> None:
+    import importlib
+
+    import torch
+
+    torch.set_num_threads(1)
+    family = importlib.import_module(module)
+    folder = one.seed_folder(work, module.rpartition(".")[2], seed)
+    if not (folder / "made").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        family.make(folder, seed)
+        (folder / "made").touch()
+
+
+Job = tuple[str, str, int, dict[str, Any]]  # kind, case, seed, fields on top of the case's
+
+
+def do(pool: ProcessPoolExecutor, wanted: list[Job], args: argparse.Namespace, path: Path) -> None:
+    """Make the runs that the file lacks, and add their lines to it."""
+    done = set() if args.again else {key(each) for each in results(path)}
+    waiting = [job for job in wanted if job[:3] not in done]
+    made = [pool.submit(run_job, job, args.work, args.keep) for job in waiting]
+    with path.open("a", encoding="utf-8") as out:
+        for count, each in enumerate(as_completed(made), 1):
+            result = each.result()
             out.write(json.dumps(result) + "\n")
             out.flush()
-            print(f"{count}/{len(jobs)} {line(result)}", flush=True)
-    return 0
+            print(f"{count}/{len(made)} {line(result)}", flush=True)
+
+
+def key(result: dict[str, Any]) -> tuple[str, str, int]:
+    return result["kind"], result["case"], result["seed"]
 
 
 def results(path: Path) -> list[dict[str, Any]]:
     """The runs that a file has; of one that was made again the last."""
-    if not path.is_file():
-        return []
-    found = [json.loads(each) for each in path.read_text(encoding="utf-8").split("\n") if each]
-    return list({(each["case"], each["seed"]): each for each in found}.values())
+    return list({key(each): each for each in read_rows(path)}.values()) if path.is_file() else []
 
 
 def line(result: dict[str, Any]) -> str:
     found = [f"{each['code']}@{each['opened']}" for each in result["findings"] if each["severity"] != "info"]
     noted = [each["code"] for each in result["findings"] if each["severity"] == "info"]
-    said = f"{result['case']} seed {result['seed']}: {result['steps']} steps, {result['seconds']:.1f} s, "
-    return said + (", ".join(found) or "nothing") + (f"; noted {', '.join(noted)}" if noted else "")
+    said = f"{result['kind']} {result['case']} seed {result['seed']}: {result['steps']} steps, "
+    said += f"{result['seconds']:.1f} s, {', '.join(found) or 'nothing'}"
+    return said + (f"; noted {', '.join(noted)}" if noted else "")
 
 
-def seed_folder(work: Path, seed: int) -> Path:
-    return Path(work) / f"seed-{seed}"
-
-
-# ---------------------------------------------------------------- one run
-
-
-def run_case(name: str, work: Path, seed: int, keep: bool = False, **fields: Any) -> dict[str, Any]:
-    """Make a run and tell what was found. `fields` of the config are on top of the case's."""
-    import torch
-
-    torch.set_num_threads(1)
-    case, folder = CASES[name], seed_folder(work, seed)
-    output = folder / "runs" / name
-    shutil.rmtree(output, ignore_errors=True)
-    config = config_of(case, folder, seed, output, fields)
-    started = time.perf_counter()
-    with remembered() as watches, broken(case):
-        error = attempt(config)
-    seconds = time.perf_counter() - started
-    lines = material.read_rows(output / "metrics.jsonl") if (output / "metrics.jsonl").is_file() else []
-    if not keep:
-        for part in ("model", "checkpoints", "merged", "report.html"):
-            shutil.rmtree(output / part, ignore_errors=True)
-    return {
-        "case": name,
-        "seed": seed,
-        "method": case.method,
-        "findings": findings_of(watches, output),
-        "steps": max((each["step"] for each in lines), default=0),
-        "planned": config.max_steps,
-        "seconds": round(seconds, 2),
-        "error": error,
-        "held_out": held_out(lines),
-    }
-
-
-def config_of(case: Case, folder: Path, seed: int, output: Path, fields: dict[str, Any]) -> Any:
-    from ft_host import registry
-
-    values = BASE[case.method] | case.config | fields
-    values = {name: placed(value, folder) for name, value in values.items()}
-    for field, fault in (("dataset", case.train), ("eval_dataset", case.held_out)):
-        if fault is not None:
-            values[field] = str(
-                spoilt(case, fault, Path(values[field]), Path(values["dataset"]), values["model"], seed)
-            )
-    method = registry.find("method", case.method)
-    return registry.config_class(method)(**values, seed=seed, output_dir=str(output))
-
-
-def placed(value: Any, folder: Path) -> Any:
-    """ "@model/start" and the like as paths."""
-    if isinstance(value, list):
-        return [placed(each, folder) for each in value]
-    if not isinstance(value, str) or not value.startswith("@"):
-        return value
-    kind, _, rest = value[1:].partition("/") if "/" in value else value[1:].partition(":")
-    if kind == "rewards":
-        return f"{HERE / 'rewards.py'}:{rest}"
-    if kind == "arithmetic":
-        return f"{material.EXAMPLE / 'rewards.py'}:{rest}"
-    path = folder / kind / rest
-    return str(path if kind == "model" or path.suffix else path.with_suffix(".jsonl"))
-
-
-def spoilt(case: Case, fault: str, path: Path, train: Path, model: str, seed: int) -> Path:
-    """A file of rows with a fault, made of the one at `path`."""
-    import broken_data
-    from transformers import AutoTokenizer
-
-    texts = broken_data.Texts(tokenizer=AutoTokenizer.from_pretrained(model), train=material.read_rows(train))
-    rows = vars(broken_data)[fault](material.read_rows(path), random.Random(seed), texts)
-    target = path.parent / "spoilt" / case.name / path.name
-    material.write_rows(target, rows)
-    return target
-
-
-@contextlib.contextmanager
-def remembered() -> Iterator[list[Any]]:
-    """The watches of the runs that are made: a run that is refused has told what was found to nobody else."""
-    from ft_host.training import preflight
-
-    watches = []
-    make = preflight.Monitor
-
-    def kept(*args: Any) -> Any:
-        watches.append(make(*args))
-        return watches[-1]
-
-    with patch.object(preflight, "Monitor", kept):
-        yield watches
-
-
-def broken(case: Case) -> contextlib.AbstractContextManager:
-    if case.patch is None:
-        return contextlib.nullcontext()
-    import broken_parts
-
-    name, arguments = case.patch
-    return vars(broken_parts)[name](**arguments)
-
-
-def attempt(config: Any) -> str | None:
-    """Why the run ended early, if it did. An error that isn't the host's is one that a case may have as its fault,
-    too."""
-    from ft_host.training.launch import train
-
-    try:
-        config.check()
-        train(config)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def findings_of(watches: list[Any], output: Path) -> list[dict[str, Any]]:
-    """Each finding once: when it was first told, and how it ended. One that was muted before it was told isn't
-    there."""
-    told = [finding.as_dict(watch.as_dict) for watch in watches for finding in watch.unwritten]
-    if (output / "findings.jsonl").is_file():
-        told += material.read_rows(output / "findings.jsonl")
-    found: dict[str, dict[str, Any]] = {}
-    for each in told:
-        known = found.get(each["fingerprint"])
-        if known is None and each["state"] != "open":
-            continue
-        if known is None:
-            found[each["fingerprint"]] = known = {
-                "code": each["code"],
-                "fingerprint": each["fingerprint"],
-                "severity": each["severity"],
-                "opened": each["step"],
-                "message": each["message"],
-            }
-        if each["state"] == "open" and each["severity"] == "error":
-            known["severity"] = "error"
-        known["state"] = each["state"]
-    return list(found.values())
-
-
-def held_out(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """The metric that the method is judged by, at the first and at the last evaluation."""
-    evals = [each for each in lines if each["kind"] == "eval"]
-    name = next((name for name in HELD_OUT if evals and name in evals[-1]), None)
-    return {} if name is None else {"metric": name, "first": evals[0].get(name), "last": evals[-1][name]}
+def run_job(job: Job, work: Path, keep: bool) -> dict[str, Any]:
+    kind, name, seed, fields = job
+    if kind == "autopilot":
+        return cure.fly(name, work, seed)
+    return one.run_case(name, work, seed, keep, kind, fields)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Failures:
         self.failed[cause] += 1
         self.last[cause] = text
         if cause == "engine":
-            # What ends a process fails all prompts that it had under way: one that has got further since isn't its cause.
+            # What ends a process fails all prompts that it had under way: one that has got further isn't its cause.
             if unit.tokens > unit.reached:
                 unit.tries.pop(cause, None)
             unit.reached = unit.tokens
