@@ -33,6 +33,7 @@ class LoRAFields:
         ge=0,
         le=1,
         usual=Usual(
+            far=3,
             high=0.3,
             above=("no_learning",),
             why="most of what the adapter reads is dropped",

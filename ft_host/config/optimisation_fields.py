@@ -77,11 +77,12 @@ class OptimisationFields:
         group="optimisation",
         gt=0,
         usual=Usual(
+            far=10000.0,
             low=1e-16,
             high=1e-5,
             below=("divergence",),
             above=("no_learning",),
-            why="gradients smaller than it hardly move their weights",
+            why=("it rounds to nothing beside the gradients", "gradients smaller than it hardly move their weights"),
             source="Adam, arXiv 1412.6980: 1e-8; 1e-5 in PPO",
         ),
     )
@@ -91,6 +92,7 @@ class OptimisationFields:
         group="optimisation",
         ge=0,
         usual=Usual(
+            far=10000.0,
             low=0.01,
             below=("no_learning",),
             off=(0.0,),

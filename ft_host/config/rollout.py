@@ -203,7 +203,10 @@ class RolloutConfig(SamplingFields, SchedulingFields, RunConfig):
             low=0.0001,
             high=1.0,
             above=("divergence", "no_learning", "no_signal"),
-            why="a backend that samples from another model isn't noticed",
+            why=(
+                "the run ends for differences that rounding makes",
+                "a backend that samples from another model isn't noticed",
+            ),
             source="own judgement",
         ),
     )

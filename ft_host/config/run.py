@@ -92,6 +92,7 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
         group="model",
         gt=0,
         usual=Usual(
+            far=10,
             high=15,
             above=("no_learning", "divergence"),
             why="the noise drowns the words",
@@ -250,7 +251,7 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
             high=20,
             below=("no_learning",),
             above=("overfitting",),
-            why="rows are learnt by heart, or hardly seen",
+            why=("hardly a row is seen", "rows are learnt by heart"),
             source="LIMA, arXiv 2305.11206: 15; own judgement",
         ),
     )

@@ -29,11 +29,12 @@ class SamplingFields:
         group="rollouts",
         gt=0,
         usual=Usual(
+            far=4,
             low=0.3,
             high=1.5,
             below=("no_variety", "no_signal"),
             above=("divergence", "forgetting", "cut", "no_learning"),
-            why="below it all completions are the likeliest one, above it they are made of unlikely tokens",
+            why=("all completions are the likeliest one", "completions are made of unlikely tokens"),
             source="0.6 to 1.2 in published recipes of RL on language models",
         ),
     )
@@ -44,7 +45,7 @@ class SamplingFields:
         gt=0,
         le=1,
         usual=Usual(
-            low=0.5,
+            low=0.7,
             below=("no_variety", "no_signal"),
             why="the policy is trained on less than it may say",
             source="0.9 to 1 in published recipes",
@@ -56,6 +57,7 @@ class SamplingFields:
         group="rollouts",
         ge=0,
         usual=Usual(
+            far=5,
             low=5,
             below=("no_variety", "no_signal"),
             why="a handful of tokens is left to choose from",

@@ -33,7 +33,8 @@ class Usual:
     `low` and `high` belong to it; None: no bound. `below` and `above` are the symptoms (of `SYMPTOMS`) that a value
     below or above it explains. `off` are values that turn something off, and are in no range. `only` says of which runs
     the range is: {field: its values}; a field that is a list must have one of them. `new` is what a remedy sets; None:
-    the field's default. `noted` is False where a rule of its own says as much before training.
+    the field's default. `far` is how many times beyond the range a value can't be meant any more: the note is then a
+    warning. `noted` is False where a rule of its own says as much before training.
 
     Raises ValueError for a range without bounds or source, or an unknown symptom.
     """
@@ -42,11 +43,13 @@ class Usual:
     high: float | None = None
     below: tuple[str, ...] = ()
     above: tuple[str, ...] = ()
-    why: str = ""  # what a value beyond it does, as a clause: "each update is rounded away"
+    # What a value beyond it does, as a clause: "each update is rounded away"; of below and above, where that differs.
+    why: str | tuple[str, str] = ""
     source: str = ""
     off: tuple[Any, ...] = ()
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     new: Any = None
+    far: float = 100.0
     noted: bool = True
 
     def __post_init__(self) -> None:
@@ -69,6 +72,10 @@ class Usual:
         if self.low is not None and value < self.low:
             return -1
         return int(self.high is not None and value > self.high)
+
+    def reason(self, side: int) -> str:
+        """Return what a value below (-1) or above (1) the range does."""
+        return self.why if isinstance(self.why, str) else self.why[side > 0]
 
     @property
     def words(self) -> str:

@@ -15,6 +15,7 @@ from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import Names, broken_by, rollout_rules, ruin, taught_rules, watched_rules
 from ft_host.diagnostics.shared.helpers import rising
 from ft_host.diagnostics.shared.preferences import CHOSEN, MARGINS, REJECTED, errors, fall, preference_rules, rows_of
+from ft_host.diagnostics.suspects import Suspect
 from ft_host.diagnostics.view import View, percent, rounded, short
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Names",
     "Remedy",
     "Rule",
+    "Suspect",
     "View",
     "broken_by",
     "errors",

@@ -20,6 +20,8 @@ from ft_host.config.usual import Usual
 from ft_host.diagnostics.rule import Remedy
 from ft_host.diagnostics.view import View, short
 
+# Fields whose remedy a finding has measured better than a range can tell: its own stays, where it goes the same way.
+SIZED = ("learning_rate", "num_train_epochs", "max_completion_length")
 FACT = "suspect/"  # and the field
 NOTES = "CFG010"  # the rule that notes them before training
 RATE = "learning_rate"
@@ -105,9 +107,10 @@ class Ranges:
             source=usual.source,
             new=new,
             patch={self.place: {**values, each.name: new}} if self.place else None,
-            why=usual.why,
+            why=usual.reason(side),
             noted=usual.noted,
-            distance=distance(usual, value),
+            certain=beyond(usual, value) >= usual.far,
+            distance=math.log10(beyond(usual, value)),
         )
 
 
@@ -117,14 +120,14 @@ def side_of(usual: Usual, value: Any) -> int:
     return next((side for side in sides if side), 0)
 
 
-def distance(usual: Usual, value: Any) -> float:
-    """How far a value is beyond its range, in powers of ten; 9 at most, which is what 0 is."""
-    furthest = 0.0
+def beyond(usual: Usual, value: Any) -> float:
+    """How many times a value is beyond its range, from 1 on; 1e9 at most, which is what 0 is."""
+    furthest = 1.0
     for each in value if isinstance(value, list) else [value]:
         bound = usual.low if usual.side(each) < 0 else usual.high
         if usual.side(each) and bound is not None:
-            ratio = abs(each / bound) if bound and each else 0.0
-            furthest = max(furthest, min(abs(math.log10(ratio)), 9.0) if ratio else 9.0)
+            times = abs(each / bound) if bound else 0.0
+            furthest = max(furthest, min(max(times, 1 / times), 1e9) if times else 1e9)
     return furthest
 
 
@@ -177,14 +180,22 @@ class Suspects:
 
 def with_suspects(message: str, remedies: list[Remedy], suspects: list[Suspect]) -> tuple[str, list[Remedy]]:
     """Return a finding's message and remedies with the suspects of its symptom first. Another learning rate is then no
-    remedy, unless the rate is a suspect itself."""
+    remedy, unless the rate is a suspect itself; nor is another value of a suspect."""
     if not suspects:
         return message, remedies
+    by_field = {suspect.field: suspect for suspect in suspects}
+    measured = {name: remedy for remedy in remedies for name in remedy.patch if _same_way(by_field.get(name), remedy)}
+    first = [measured.get(suspect.field) or suspect.as_remedy() for suspect in suspects]
+    left = [remedy for remedy in remedies if not remedy.patch.keys() & {*by_field, RATE}]
     said = "; ".join(suspect.clause for suspect in suspects)
-    rates = any(suspect.field == RATE for suspect in suspects)
-    own = [remedy for remedy in remedies if rates or RATE not in remedy.patch]
-    sized = any(RATE in remedy.patch for remedy in own)  # by what the finding has measured
-    first = [suspect.as_remedy() for suspect in suspects if suspect.field != RATE or not sized]
-    moved = [remedy.patch for remedy in first]
-    own = [remedy for remedy in own if remedy.patch not in moved]
-    return f"{message} {said}.", [*first, *own]
+    return f"{message} {said}.", [*first, *left]
+
+
+def _same_way(suspect: Suspect | None, remedy: Remedy) -> bool:
+    """Whether a remedy of a size that was measured moves a suspect to where it is to go."""
+    if suspect is None or not (remedy.measured or suspect.field in SIZED):
+        return False
+    numbers = [remedy.patch[suspect.field], suspect.new, suspect.value]
+    if any(isinstance(each, bool) or not isinstance(each, int | float) for each in numbers):
+        return False
+    return (numbers[0] > suspect.value) == (suspect.new > suspect.value)

@@ -19,7 +19,13 @@ from ft_host.diagnostics.rules.relations_loaded import (
     reuse_of_rollouts,
     weights_of_rewards,
 )
-from ft_host.diagnostics.rules.relations_optimizer import kind_of_rate, optimizer_arguments, rate, rounding
+from ft_host.diagnostics.rules.relations_optimizer import (
+    clipping_of_sgd,
+    kind_of_rate,
+    optimizer_arguments,
+    rate,
+    rounding,
+)
 from ft_host.diagnostics.suspects import FACT, NOTES, Function, Suspect
 from ft_host.diagnostics.view import View, percent, short
 
@@ -168,6 +174,7 @@ SUSPECTS: list[Function] = [
     warm_up,
     schedule,
     kind_of_rate,
+    clipping_of_sgd,
     rate,
     optimizer_arguments,
     rounding,

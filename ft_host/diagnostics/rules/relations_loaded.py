@@ -42,7 +42,7 @@ def lora_scale(view: View) -> Iterator[Suspect]:
         ),
         why="what an adapter adds, and how far each update goes, is multiplied by that",
         remedy=f"Correct lora_alpha in {place}: {new} would be usual for its rank" if folder else "",
-        certain=bool(folder) and (odd <= 0 or far > 0.9),
+        certain=far >= (1 if folder else 2),
         distance=far,
     )
 

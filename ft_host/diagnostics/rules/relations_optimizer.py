@@ -76,6 +76,23 @@ def rate(view: View) -> Iterator[Suspect]:
     )
 
 
+def clipping_of_sgd(view: View) -> Iterator[Suspect]:
+    """max_grad_norm with sgd: at least 0.1; an update is no larger than learning_rate times that (own judgement)."""
+    config = view.config
+    if config.optim != "sgd" or not 0 < config.max_grad_norm < 0.1:
+        return
+    yield Suspect(
+        field="max_grad_norm",
+        value=config.max_grad_norm,
+        usual="at least 0.1 with sgd",
+        explains=("no_learning",),
+        source=OWN,
+        new=1.0,
+        why="an update of sgd is no larger than learning_rate times that",
+        distance=math.log10(0.1 / config.max_grad_norm),
+    )
+
+
 ARGUMENTS: dict[str, tuple[float, float, str]] = {
     "momentum": (0.0, 0.98, "divergence"),
     "eps": (0.0, 1e-3, "no_learning"),

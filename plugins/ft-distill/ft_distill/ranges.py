@@ -12,10 +12,11 @@ LOSS_TOP_K = Usual(
     new=20,
 )
 TEMPERATURE = Usual(
+    far=4,
     low=0.3,
     high=4,
     below=("no_variety", "no_learning"),
     above=("divergence", "no_learning", "cut"),
-    why="far below it only the likeliest token is taught, far above it a distribution that is nearly even",
+    why=("only the likeliest token is taught", "what is taught is nearly even over all tokens"),
     source="arXiv 1503.02531: 1 to 4; 1 in GKD, arXiv 2306.13649",
 )

@@ -6,7 +6,7 @@ Growing completion length (a known effect of DPO) can't be seen on given pairs, 
 from __future__ import annotations
 
 from ft_host.api import hookimpl
-from ft_host.diagnostics import Remedy, Rule, View, fall, lower_rate, percent, preference_rules, short
+from ft_host.diagnostics import Remedy, Rule, Suspect, View, fall, lower_rate, percent, preference_rules, short
 
 NOT_ABOUT = {"PRB005": "the loss compares two completions, and isn't that of a token"}
 
@@ -149,6 +149,28 @@ OWN = [
     ),
 ]
 
+
+def weights_of_losses(view: View) -> list[Suspect]:
+    """loss_weights: not all 0."""
+    weights = view.config.loss_weights
+    if not weights or any(weights):
+        return []
+    return [
+        Suspect(
+            field="loss_weights",
+            value=weights,
+            usual="1 each",
+            explains=("no_learning", "no_signal"),
+            source="the definition of the loss",
+            new=[],
+            why="the loss is 0 whatever the pairs say",
+            certain=True,
+            distance=9.0,
+        )
+    ]
+
+
+SUSPECTS = [weights_of_losses]
 RULES: list[Rule] = [*OWN, *preference_rules("DPO", displacement=1, signal=3, wrong=7, imitation="sft")]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from ft_host.api import Usual
 
 TEMPERATURE = Usual(
+    far=4,
     low=0.3,
     high=4,
     below=("no_variety", "no_learning"),
     above=("divergence", "no_learning", "cut"),
-    why="far below it only the likeliest token is taught, far above it a distribution that is nearly even",
+    why=("only the likeliest token is taught", "what is taught is nearly even over all tokens"),
     source="arXiv 1503.02531: 1 to 4",
 )
 ULD_HYBRID_MATCHED_WEIGHT = Usual(
@@ -26,7 +27,7 @@ ULD_DISTILLATION_WEIGHT = Usual(
     high=10,
     below=("no_learning",),
     above=("divergence",),
-    why="the teacher counts for next to nothing, or updates outgrow the learning rate",
+    why=("the teacher counts for next to nothing", "updates outgrow the learning rate"),
     source="ULD, arXiv 2402.12030: 1.5",
 )
 ULD_STUDENT_TEMPERATURE = Usual(
@@ -34,6 +35,6 @@ ULD_STUDENT_TEMPERATURE = Usual(
     high=10,
     below=("no_learning", "divergence"),
     above=("no_learning",),
-    why="far below it only the likeliest token is taught, far above it a distribution that is nearly even",
+    why=("only the likeliest token is taught", "what is taught is nearly even over all tokens"),
     source="arXiv 1503.02531: 1 to 4",
 )

@@ -12,7 +12,7 @@ EPSILON = (
         high=0.5,
         below=("no_learning",),
         above=("divergence",),
-        why="a small one clips nearly every update away, a large one holds the policy to nothing",
+        why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
         source="PPO, arXiv 1707.06347: 0.1 to 0.3",
         only={"importance_sampling_level": ("token",)},
     ),
@@ -21,7 +21,7 @@ EPSILON = (
         high=0.5,
         below=("no_learning",),
         above=("divergence",),
-        why="a small one clips nearly every update away, a large one holds the policy to nothing",
+        why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
         source="GSPO, arXiv 2507.18071: 3e-4",
         only={"importance_sampling_level": ("sequence",)},
     ),
@@ -32,7 +32,7 @@ EPSILON_HIGH = (
         high=1,
         below=("no_learning", "no_variety"),
         above=("divergence",),
-        why="a small one clips nearly every update away, a large one holds the policy to nothing",
+        why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
         source="DAPO, arXiv 2503.14476: 0.28",
         only={"importance_sampling_level": ("token",), "loss_type": CLIPPED},
     ),
@@ -41,7 +41,7 @@ EPSILON_HIGH = (
         high=1,
         below=("no_learning",),
         above=("divergence",),
-        why="a small one clips nearly every update away, a large one holds the policy to nothing",
+        why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
         source="GSPO, arXiv 2507.18071: 4e-4",
         only={"importance_sampling_level": ("sequence",), "loss_type": CLIPPED},
     ),
@@ -50,7 +50,7 @@ EPSILON_HIGH = (
         high=20,
         below=("no_learning",),
         above=("divergence",),
-        why="a small one clips nearly every update away, a large one holds the policy to nothing",
+        why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
         source="arXiv 2510.13786: 5",
         only={"loss_type": ("cispo",)},
     ),
@@ -61,7 +61,10 @@ SAPO_TEMPERATURE_NEG = Usual(
     high=20,
     below=("divergence",),
     above=("no_learning",),
-    why="tokens lose their weight at once, or never",
+    why=(
+        "tokens keep their weight however far they leave the old policy",
+        "tokens lose their weight as soon as they leave the old policy",
+    ),
     source="SAPO, arXiv 2511.20347: 1 to 1.05",
 )
 VESPO_K_POS = Usual(
@@ -69,7 +72,10 @@ VESPO_K_POS = Usual(
     high=20,
     below=("divergence",),
     above=("no_learning",),
-    why="weights of completions grow or vanish by powers of their ratio",
+    why=(
+        "weights of completions hardly depend on their ratio",
+        "weights of completions vanish or grow at the least change of their ratio",
+    ),
     source="TRL's documentation: 2 to 3",
 )
 OFF_POLICY_MASK_THRESHOLD = Usual(
@@ -82,6 +88,7 @@ TOP_ENTROPY_QUANTILE = Usual(
     low=0.05, below=("no_learning", "no_signal"), why="hardly a token is learnt from", source="arXiv 2506.01939: 0.2"
 )
 ENTROPY_COEF = Usual(
+    far=10,
     high=0.1,
     above=("divergence", "no_learning"),
     why="entropy is worth more than the reward",
@@ -113,7 +120,7 @@ IMPORTANCE_SAMPLING_CLIP_MAX = Usual(
     high=100,
     below=("no_learning", "no_signal"),
     above=("divergence",),
-    why="nearly all that the sampler says is cut away",
+    why=("nearly all that the sampler says is cut away", "weights of completions have no bound"),
     source="TIS, IcePop: 2 to 5",
 )
 IMPORTANCE_SAMPLING_CLIP_MIN = Usual(

@@ -42,7 +42,7 @@ class KTOConfig(ReferenceConfig):
             high=1,
             below=("divergence", "forgetting"),
             above=("saturation", "no_learning", "no_signal"),
-            why="far below it the policy leaves the reference, far above it a completion is settled by one update",
+            why=("nothing holds the policy to the reference", "a completion is settled by a single update"),
             source="KTO, arXiv 2402.01306: 0.01 to 0.5",
         ),
     )
@@ -51,11 +51,15 @@ class KTOConfig(ReferenceConfig):
         "Weight of the losses of good completions.",
         gt=0,
         usual=Usual(
+            far=30,
             low=0.05,
             high=20,
             below=("no_learning",),
             above=("no_learning", "divergence"),
-            why="one label counts for nothing beside the other",
+            why=(
+                "this label counts for nothing beside the other",
+                "the other label counts for nothing beside this one",
+            ),
             source="KTO, arXiv 2402.01306: the two labels weighed to 1 : 1 up to 4 : 3",
         ),
     )
@@ -64,11 +68,15 @@ class KTOConfig(ReferenceConfig):
         "Weight of the losses of bad completions. The run says so when the two don't balance the labels.",
         gt=0,
         usual=Usual(
+            far=30,
             low=0.05,
             high=20,
             below=("no_learning",),
             above=("no_learning", "divergence"),
-            why="one label counts for nothing beside the other",
+            why=(
+                "this label counts for nothing beside the other",
+                "the other label counts for nothing beside this one",
+            ),
             source="KTO, arXiv 2402.01306: the two labels weighed to 1 : 1 up to 4 : 3",
         ),
     )

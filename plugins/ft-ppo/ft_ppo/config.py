@@ -133,6 +133,7 @@ class PPOConfig(RolloutConfig):
         ge=0,
         le=1,
         usual=Usual(
+            far=2,
             low=0.95,
             below=("no_learning", "no_signal"),
             why="the reward at the end hardly reaches the first tokens",
@@ -161,7 +162,7 @@ class PPOConfig(RolloutConfig):
             high=0.5,
             below=("no_learning",),
             above=("divergence",),
-            why="a small one clips nearly every update away, a large one holds the policy to nothing",
+            why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
             source="PPO, arXiv 1707.06347: 0.1 to 0.3",
         ),
     )
@@ -182,7 +183,10 @@ class PPOConfig(RolloutConfig):
             high=5,
             below=("no_learning",),
             above=("divergence",),
-            why="the value model learns nothing, or drowns the policy where they share weights",
+            why=(
+                "the value model learns next to nothing",
+                "the value loss drowns the policy's where they share weights",
+            ),
             source="PPO, arXiv 1707.06347: 0.5 to 1; 0.1 on language models",
         ),
     )

@@ -7,6 +7,7 @@ from ft_host.diagnostics import (
     Names,
     Remedy,
     Rule,
+    Suspect,
     View,
     lower_rate,
     percent,
@@ -177,6 +178,30 @@ OWN = [
     ),
 ]
 
+
+def discount(view: View) -> list[Suspect]:
+    """gamma: at least a tenth of the reward reaches the first token of a completion of the length that is seen."""
+    length, gamma = view.mean("completions/mean_length", 10), view.config.gamma
+    if not view.count("completions/mean_length") or gamma**length >= 0.1:
+        return []
+    return [
+        Suspect(
+            field="gamma",
+            value=gamma,
+            usual="a tenth of the reward or more at the first token",
+            explains=("no_signal", "no_learning"),
+            source="arXiv 2009.01325: 1",
+            new=1.0,
+            said=(
+                f"gamma is {short(gamma)}, and completions have {short(length)} tokens: {short(100 * gamma**length)} %"
+                " of the reward reach the first one"
+            ),
+            distance=1.0,
+        )
+    ]
+
+
+SUSPECTS = [discount]
 RULES: list[Rule] = [*OWN, *rollout_rules(SHARED)]
 
 

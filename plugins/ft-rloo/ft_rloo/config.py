@@ -82,7 +82,7 @@ class RLOOConfig(GroupedRolloutConfig, ReferenceConfig):
             high=1,
             below=("no_learning",),
             above=("divergence",),
-            why="a small one clips nearly every update away, a large one holds the policy to nothing",
+            why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
             source="PPO, arXiv 1707.06347: 0.1 to 0.3",
         ),
     )
@@ -95,7 +95,7 @@ class RLOOConfig(GroupedRolloutConfig, ReferenceConfig):
             high=1,
             below=("no_learning",),
             above=("divergence",),
-            why="a small one clips nearly every update away, a large one holds the policy to nothing",
+            why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
             source="PPO, arXiv 1707.06347: 0.1 to 0.3",
         ),
     )

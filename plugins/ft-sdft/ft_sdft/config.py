@@ -129,7 +129,7 @@ class SDFTConfig(GroupedRolloutConfig):
             high=20,
             below=("no_learning",),
             above=("divergence",),
-            why="weights of tokens are all cut to the same, or not at all",
+            why=("weights of tokens are nearly all cut to the same", "weights of tokens have no bound"),
             source="SDPO, arXiv 2601.20802: 2",
         ),
     )

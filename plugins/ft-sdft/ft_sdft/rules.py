@@ -7,6 +7,7 @@ from ft_host.diagnostics import (
     Names,
     Remedy,
     Rule,
+    Suspect,
     View,
     broken_by,
     lower_rate,
@@ -161,6 +162,28 @@ OWN = [
         source="own judgement",
     ),
 ]
+
+
+def skipped_tokens(view: View) -> list[Suspect]:
+    """num_loss_tokens_to_skip: at most half of max_completion_length."""
+    skipped, longest = view.config.num_loss_tokens_to_skip, view.config.max_completion_length
+    if skipped <= longest / 2:
+        return []
+    return [
+        Suspect(
+            field="num_loss_tokens_to_skip",
+            value=skipped,
+            usual=f"at most half of max_completion_length, {longest}",
+            explains=("no_learning", "no_signal"),
+            source="own judgement",
+            new=0,
+            why="little of a completion is learnt from",
+            distance=0.3,
+        )
+    ]
+
+
+SUSPECTS = [skipped_tokens]
 
 # Rewards are only logged here: rules about learning from them are left out.
 SHARED = ("SDFT104", "SDFT105", "SDFT108", "SDFT110", "SDFT111", "SDFT115")

@@ -31,7 +31,7 @@ DISTILLATION_IS_CLIP = Usual(
     high=20,
     below=("no_learning",),
     above=("divergence",),
-    why="weights of tokens are all cut to the same, or not at all",
+    why=("weights of tokens are nearly all cut to the same", "weights of tokens have no bound"),
     source="SDPO, arXiv 2601.20802: 2",
 )
 EPSILON = Usual(
@@ -39,7 +39,7 @@ EPSILON = Usual(
     high=1,
     below=("no_learning",),
     above=("divergence",),
-    why="a small one clips nearly every update away, a large one holds the policy to nothing",
+    why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
     source="PPO, arXiv 1707.06347: 0.1 to 0.3",
     only={"importance_sampling_level": ("token",)},
 )

@@ -33,6 +33,7 @@ class SFTConfig(RunConfig):
         ge=0,
         le=1,
         usual=Usual(
+            far=4,
             high=0.2,
             above=("no_learning", "divergence"),
             why="the loss can't fall below what is spread over the vocabulary",
