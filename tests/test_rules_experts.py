@@ -46,8 +46,16 @@ def test_a_faulty_run_is_found_and_a_healthy_one_is_not(code):
 
 def test_a_small_layer_can_be_uneven_too():
     four = {"model/experts": 4, "model/experts_per_token": 2}
-    assert codes(RULES, told(four, moe__max_violation=lambda step: 0.5 if step < 5 else 0.97)) == {"MOE001"}
+    one_of_two = {"moe__max_violation": lambda step: 0.5 if step < 5 else 0.97}
+    assert codes(RULES, told(four, **one_of_two, moe__dead_experts=0.1)) == {"MOE001"}
+    # each token goes to half of the experts: the most there can be leaves others their share
+    assert codes(RULES, told(four, **one_of_two, moe__dead_experts=0.0, moe__router_entropy=0.9)) == set()
     assert codes(RULES, told(four, moe__max_violation=0.75)) == set()
+
+
+def test_experts_that_rest_while_routers_find_their_balance_are_not():
+    """A healthy run from new weights: half of them had nothing from step 9 to 31."""
+    assert codes(RULES, told(moe__dead_experts=lambda step: 0.4 if 8 < step < 32 else 0.0)) == set()
 
 
 def test_experts_that_are_dead_from_the_start_are_found():

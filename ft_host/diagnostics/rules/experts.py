@@ -11,6 +11,9 @@ from ft_host.diagnostics.view import View, percent, rounded, short
 SLIGHT = 0.02  # of what is minimised: a balance that the task isn't pulled by
 
 
+FIND = 40  # steps after the warm-up in which routers may find their balance
+
+
 def coefficient(view: View) -> tuple[float, str]:
     """Return the weight of the load-balancing loss, the model's own where none is set, and how to say it."""
     now = view.config.router_aux_loss_coef
@@ -40,13 +43,25 @@ def most(view: View) -> float:
     return view["model/experts"] / view["model/experts_per_token"] - 1
 
 
-def imbalance(view: View) -> bool:
-    """Over 2, or most of what there can be in a small layer, and over what the run began with by half."""
-    start = view.get("start/moe/max_violation", 0.0)
+def settled(view: View) -> bool:
+    """Whether routers have had time to find to each other: at first those of new weights send most tokens one way."""
+    return view.step >= view.warmup_steps + FIND
+
+
+def imbalance(view: View) -> bool | None:
+    """Over 2, or most of what there can be in a small layer, and over what the run began with by half. Where few
+    experts share a token, the most there can be is little: then others must have run empty, or routers be certain."""
+    if not settled(view):
+        return None
+    start, certain = view.get("start/moe/max_violation", 0.0), view.get("start/moe/router_entropy", 0.0) / 2
+    if most(view) < 2 and view.get("moe/dead_experts", 0.0) <= 0.05 and view.get("moe/router_entropy", 1.0) >= certain:
+        return False
     return view["moe/max_violation"] > max(min(2.0, 0.9 * most(view)), min(1.5 * start, 0.95 * most(view)))
 
 
-def dead(view: View) -> bool:
+def dead(view: View) -> bool | None:
+    if not settled(view) and not view.get("start/moe/dead_experts", 0.0) > 0.25:
+        return None
     start, now = view.get("start/moe/dead_experts", 0.0), view["moe/dead_experts"]
     return now > 0.25 or (now > 0.05 and now > start + 0.05)
 
@@ -87,6 +102,7 @@ RULES = [
         level="policy",
         mutes=("MOE004",),
         needs=("moe/max_violation", "model/experts", "model/experts_per_token"),
+        least=10,
         test=imbalance,
         message=lambda view: (
             f"In the worst layer one expert gets {short(1 + view.mean('moe/max_violation'))} times the mean load, "
@@ -95,7 +111,9 @@ RULES = [
         remedies=balance_more,
         when=(
             "(largest load - mean) / mean of the worst layer is over 2 (or 90 % of what it can be) and half above that"
-            " of the first step, in 30 % of the last 50 steps."
+            f" of the first step, in 30 % of the last 50 steps, {FIND} steps after the warm-up and later. Where it can't"
+            " be 2, since a token goes to many of the experts, only beside experts that get next to nothing or routers"
+            " that have become certain."
         ),
         why=(
             "The routers send more and more tokens to few experts; the others learn nothing and the model becomes a"
@@ -112,6 +130,7 @@ RULES = [
         level="policy",
         needs=("moe/dead_experts",),
         share=0.5,
+        least=10,
         test=dead,
         message=lambda view: (
             f"{percent(view.mean('moe/dead_experts'))} of the experts got less than a thousandth of an even share"
@@ -121,8 +140,8 @@ RULES = [
         mutes=("MOE001", "MOE003", "MOE004"),
         when=(
             "Over 25 % of the experts, or over 5 % and five points more than at the first step, get less than a"
-            " thousandth of the uniform share in half of the last 50 steps. Asked where that share is 100 tokens or"
-            " more."
+            f" thousandth of the uniform share in half of the last 50 steps, {FIND} steps after the warm-up and later,"
+            " or from the first step on. Asked where that share is 100 tokens or more."
         ),
         why="An expert without tokens has no gradient and doesn't come back by itself.",
         remedy="Raise router_aux_loss_coef, freeze the routers where data is little or narrow.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ft_host.diagnostics.memory_remedies import checkpointing, smaller_micro_batch
 from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.spread import trend
 from ft_host.diagnostics.view import View, percent, short
 
 FULL = 0.9  # of a device that may be taken
@@ -104,13 +105,14 @@ def held(view: View) -> str:
 
 
 def leaks(view: View) -> bool | None:
-    """Whether even the least of each quarter of the last steps is above that of the quarter before, by enough."""
+    """Whether even the least of each quarter of the last steps is above that of the quarter before, by enough, and
+    memory grows throughout: where it goes up and down, four lows are in rising order now and then."""
     values = view.recent(held(view), LEAK)
     if view.step < LEAK + 10 or len(values) < LEAK:  # the first steps fill caches
         return None
     least = [min(values[start : start + LEAK // 4]) for start in range(0, LEAK, LEAK // 4)]
     rises = all(later > earlier * 1.004 for earlier, later in zip(least, least[1:], strict=False))
-    return rises and least[-1] - least[0] > max(30.0, 0.03 * least[0])
+    return rises and trend(values) > 4 and least[-1] - least[0] > max(30.0, 0.03 * least[0])
 
 
 def leak_message(view: View) -> str:
@@ -182,7 +184,7 @@ RULES = [
                 )
             )
         ],
-        when=f"Over {LEAK} steps even the least memory of each quarter is above that of the one before, by 3 % in all.",
+        when=f"Over {LEAK} steps even the least memory of each quarter is above that of the one before, by 3 % in all, and it grows throughout.",
         why="Something holds on to what each step makes. The run will end for lack of memory.",
         remedy="Find what holds on: mostly a list of tensors that still have their graph.",
         source="SageMaker Debugger GPUMemoryIncrease (5 %)",
