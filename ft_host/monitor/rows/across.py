@@ -94,10 +94,19 @@ def given_away(rows: list[Seen]) -> dict[str, Any]:
             bad = [(prompt[-60:], row) for prompt, answer, row in found if test(prompt, answer)]
             away = len(found) // 2 + 1  # each prompt with another row's answer: what is found by chance
             chance = sum(test(found[at][0], found[(at + away) % len(found)][1]) for at in range(len(found)))
+            if test is is_at_end and not asks(found):
+                continue
             if len(found) >= LEAST and len(bad) - chance > max(2, least * len(found)):
                 facts |= _share(f"given_away/{column}", bad, len(found))
                 break
     return facts
+
+
+def asks(found: list[tuple[str, str, Seen]]) -> bool:
+    """Whether there is a question before the answers that end prompts: what is before them differs from row to row. In
+    a task that says its material in another way, it is the same instruction, or a sign."""
+    before = [prompt[: -len(answer)] for prompt, answer, _ in found if is_at_end(prompt, answer)]
+    return len(set(before)) > len(before) / 2
 
 
 def is_marked(prompt: str, answer: str) -> bool:
