@@ -7,6 +7,7 @@ are left out, since they would have to be loaded. Slow functions are skipped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,13 @@ from typing import Any
 from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import FtHostError
 from ft_host.monitor.row_overlap import sample_of
+from ft_host.monitor.rows.read import ANSWERS, WHOLE
+from ft_host.monitor.rows.signs import FINAL, final
 from ft_host.rewards import RewardPool, Scoring
 from ft_host.types import Drop
 
-ROWS = 4
+ROWS = 8
 SECONDS = 30.0  # time limit of a call, for functions that hang: nothing else depends on time
-WHOLE = ("completion", "solution", "response", "output")  # columns with the whole text that a model should write
-ANSWERS = ("answer", "ground_truth", "target", "label")  # columns with the final answer
 
 
 def check_rewards(config: RolloutConfig, source: Any, prepare: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -57,14 +58,19 @@ def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[s
         gold, prompt = str(raw[name]), result["prompt"]
         answer = next((str(raw[name]) for name in ANSWERS if isinstance(raw.get(name), (str, int, float))), gold)
         question = prompt if isinstance(prompt, str) else str(prompt[-1].get("content"))
-        tagged = f"<think>\n{gold}\n</think>\n<answer>\n{answer}\n</answer>"
-        right = [gold, answer, tagged, f"\\boxed{{{answer}}}", f"#### {answer}"]
-        for index, text in enumerate([*right, "", question, "qzx vjw. 0 0 0", f"{answer} {answer} no 7"]):
+        right = [gold, *forms(gold, answer)]
+        ends = (
+            forms(gold, final(answer) or answer) if FINAL.search(answer) else []
+        )  # of a worked answer, what it ends in
+        wrong = ["", question, "qzx vjw. 0 0 0", f"{answer} {answer} no 7"]
+        kinds = [("right", right), ("final", ends), ("wrong", wrong)]
+        for kind, text in ((kind, text) for kind, texts in kinds for text in texts):
             completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
             rows.append(
                 {
                     "row": number,
-                    "gold": index < len(right),
+                    "kind": kind,
+                    "column": name,
                     "whole": name in WHOLE,
                     "prompt": prompt,
                     "completion": completion,
@@ -73,6 +79,41 @@ def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[s
                 }
             )
     return rows
+
+
+def forms(gold: str, answer: str) -> list[str]:
+    """An answer in the forms that common rewards look for."""
+    tagged = f"<think>\n{gold}\n</think>\n<answer>\n{answer}\n</answer>"
+    return [answer, tagged, f"\\boxed{{{answer}}}", f"#### {answer}"]
+
+
+def earned_by_row(tried: list[dict[str, Any]], values: list[float | None]) -> list[dict[str, float]]:
+    """Return for each row the most that each kind of completion earns; rows with a failure are left out."""
+    rows: dict[int, dict[str, float]] = {}
+    failed = {trial["row"] for trial, value in zip(tried, values, strict=True) if value is None}
+    for trial, value in zip(tried, values, strict=True):
+        if value is not None and trial["row"] not in failed:
+            row = rows.setdefault(trial["row"], {})
+            row[trial["kind"]] = max(row.get(trial["kind"], -math.inf), value)
+    return list(rows.values())
+
+
+def by_row(tried: list[dict[str, Any]], values: list[float | None], takes: Callable[[str], bool]) -> dict[str, float]:
+    """Return by row what all rows together hide: the share of rows whose right answer earns nothing, where that of the
+    others earns one and the same; and of those whose worked answer earns only as a whole. Of a function that takes the
+    column of the answer."""
+    if not all(takes(trial["column"]) for trial in tried):
+        return {}
+    rows = earned_by_row(tried, values)
+    paid = {row["right"] for row in rows if row["right"] > row["wrong"]}
+    out: dict[str, float] = {}
+    if len(paid) == 1 and rows:
+        unpaid = sum(row["right"] <= row["wrong"] for row in rows)
+        worked = [row for row in rows if "final" in row and row["right"] > row["wrong"]]
+        out["unpaid"] = unpaid / len(rows)
+        if worked:
+            out["only_whole"] = sum(row["final"] <= row["wrong"] for row in worked) / len(rows)
+    return out
 
 
 def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
@@ -102,6 +143,9 @@ def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
     }
     if failures:
         facts[f"data/reward/{name}/said"] = failures[0][1][:300]
+    function = pool.functions[0]
+    told = by_row(tried, [each[0] for each in scored.values], lambda column: column in function.takes)
+    facts |= {f"data/reward/{name}/{kind}": share for kind, share in told.items()}
     values = [trial[0] for trial in scored.values if trial[0] is not None]
     if len(values) >= len(tried) / 2:
         facts[f"data/reward/{name}/spread"] = max(values) - min(values)

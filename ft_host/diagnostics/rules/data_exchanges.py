@@ -173,4 +173,26 @@ RULES = [
         remedy="Split by prompt.",
         source="own judgement",
     ),
+    Rule(
+        code="DATA036",
+        title="Completions don't belong to their prompts",
+        stage="before",
+        level="rows",
+        needs=("data/own_words",),
+        test=lambda view: view["data/own_words"] < 1.3,
+        message=lambda view: (
+            f"Completions share {view['data/own_words']:.2f} times as many rare words with their own prompt as with "
+            "that of another row: by all signs they belong to other prompts, and can only be learnt by heart."
+        ),
+        remedies=lambda view: [
+            Remedy(why="Look at rows with `ft-host data`, and at how prompts and completions were joined")
+        ],
+        when=(
+            "Less than 1.3 times as many, of 64 rows or more with texts of five words or more, different prompts, and "
+            "completions that are made of words of prompts at all. (Usual: twice to a hundred times as many.)"
+        ),
+        why="Columns that were sorted, shuffled or filtered apart. The loss falls to that of texts without a question.",
+        remedy="Join them anew.",
+        source="own judgement",
+    ),
 ]

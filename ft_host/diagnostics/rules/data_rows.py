@@ -9,7 +9,7 @@ from __future__ import annotations
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, percent, short
 
-FEW, SOME, MANY = 0.02, 0.1, 1 / 3  # shares of rows: unsaid below the first, certain trouble from the last
+FEW, SOME, MANY = 0.02, 0.1, 0.3  # shares of rows: unsaid below the first, certain trouble from the last
 TEXTS = ("prompt", "completion", "chosen", "rejected", "text")
 LOOK = Remedy(why="Look at such rows with `ft-host data`, and mend or leave them out")
 
@@ -65,32 +65,32 @@ def given_message(view: View) -> str:
     )
 
 
-# ---------------------------------------------------------------- DATA023
+# ---------------------------------------------------------------- DATA033
 
 
-def same_is_told(view: View) -> bool:
-    """All rows alike. A prompt may be meant so, and a rejected text may."""
-    return view["data/same/*"] > SOME
+def unpaid_message(view: View) -> str:
+    name, said = view.name("*"), []
+    if view["data/reward/*/unpaid"] > 0.1:
+        said.append(
+            f"Reward {name} gives the row's own answer no more than rubbish in {percent(view['data/reward/*/unpaid'])} "
+            "of the rows tried beforehand, and pays it in the others."
+        )
+    if view.get("data/reward/*/only_whole", 0) > 0.5:
+        said.append(
+            f"Reward {name} pays only for the whole worked answer, word for word, in "
+            f"{percent(view['data/reward/*/only_whole'])} of the rows tried beforehand, and not for what it ends in: a "
+            "model hardly ever says the same."
+        )
+    return " ".join(said)
 
 
-def same_is_grave(view: View) -> bool:
-    column, share = view.name("*"), view["data/same/*"]
-    if column in ("prompt", "rejected"):
-        return False
-    return share == 1 or share > 0.5
-
-
-def same_message(view: View) -> str:
-    column, share = view.name("*"), view["data/same/*"]
-    who = "all rows have" if share == 1 else f"{percent(share)} of the rows have"
-    effect = (
-        "the question may be missing"
-        if column == "prompt"
-        else "it can be learnt without reading the prompt"
-        if column in TEXTS
-        else "what reads it can't tell one row from another"
-    )
-    return f"In {column} {who} the same text{for_instance(view, 'same/*')}: {effect}."
+def unpaid_remedies(view: View) -> list[Remedy]:
+    out = []
+    if view.get("data/reward/*/only_whole", 0) > 0.5:
+        out.append(Remedy(why="Keep the final answer alone in the column, or let the reward compare what follows ####"))
+    if view["data/reward/*/unpaid"] > 0.1:
+        out.append(Remedy(why="Look at the answers of such rows, and mend them or leave the rows out"))
+    return out
 
 
 RULES = [
@@ -125,6 +125,7 @@ RULES = [
         test=share_over("data/blank/*", FEW),
         notable=blank_is_grave,
         message=blank_message,
+        follows_from=("DATA020",),
         remedies=lambda view: [Remedy(why="Leave out such rows, or find out what emptied them; `ft-host data`")],
         when=(
             "Over 2 % of the rows have nothing, white space or only special tokens in prompt, chosen, rejected, a "
@@ -173,7 +174,7 @@ RULES = [
         message=copied_message,
         remedies=lambda view: [Remedy(why="Take the prompt out of the column, which holds what comes after it alone")],
         when=(
-            "Over 5 % of the rows (a warning where over a third of them have a prompt of 20 characters or more, or one "
+            "Over 5 % of the rows (a warning where over 30 % of them have a prompt of 20 characters or more, or one "
             "that ends in a sign such as = or ?, and repeat it). To say short material once more may be the task."
         ),
         why=(
@@ -206,27 +207,75 @@ RULES = [
         source="own judgement",
     ),
     Rule(
-        code="DATA023",
-        title="Many rows have the same text",
+        code="DATA032",
+        title="There is nothing left to learn from the first step on",
+        stage="probe",
+        level="rows",
+        needs=("start/loss", "start/mean_token_accuracy"),
+        severity="info",
+        test=lambda view: 0 <= view["start/loss"] < 0.02 and view["start/mean_token_accuracy"] > 0.99,
+        notable=lambda view: view["start/loss"] < 1e-3,
+        message=lambda view: (
+            f"Before any update the loss is {short(view['start/loss'])}, and "
+            f"{percent(view['start/mean_token_accuracy'])} of the supervised tokens are predicted: the model knows "
+            "already what these rows teach, or what is supervised follows from the prompt alone."
+        ),
+        remedies=lambda view: [
+            Remedy(
+                why="Look at which tokens are supervised, with `ft-host data`, and whether prompts hold the answers"
+            ),
+            Remedy(why="If the model was trained on these rows, train it on others"),
+        ],
+        mutes=("OPT005", "OPT007", "OPT012"),
+        when="The loss of step 1 is below 0.02 and over 99 % of its tokens are predicted (a warning below 0.001).",
+        why=(
+            "Only an end token or a fixed text is supervised, answers stand in the prompts, or the model was trained "
+            "on these rows. Updates change nothing that matters."
+        ),
+        remedy="Look at the labels, and at where the model comes from.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA033",
+        title="The right answer earns nothing in some rows",
         stage="before",
         level="rows",
-        needs=("data/same/*",),
+        needs=("data/reward/*/unpaid",),
         severity="info",
-        test=same_is_told,
-        notable=same_is_grave,
-        message=same_message,
-        remedies=lambda view: [LOOK],
-        mutes=("OPT012",),
+        test=lambda view: view["data/reward/*/unpaid"] > 0.1 or view.get("data/reward/*/only_whole", 0) > 0.5,
+        notable=lambda view: view["data/reward/*/unpaid"] > 0.25 or view.get("data/reward/*/only_whole", 0) > 0.5,
+        message=unpaid_message,
+        remedies=unpaid_remedies,
         when=(
-            "A column is the same in all rows, or a text of 40 characters or more in over a tenth of them. A warning "
-            "where it is in all, or such a text in over half; of prompts and rejected completions an info. Labels, "
-            "which are short and few, are no trouble."
+            "Of 8 rows whose answers were tried in usual forms, over a tenth earn no more than rubbish, where the "
+            "others earn one and the same (a warning above a quarter); or a worked answer earns as a whole only, and "
+            "not by what it ends in."
         ),
         why=(
-            "What doesn't depend on the prompt is learnt without reading it. Failed requests leave such texts, and "
-            "columns that were filled with one value."
+            "Answers that are blank, in another form than the others, or whole texts that a reward compares as they "
+            "are: no completion of a model can earn there, or every one does."
         ),
-        remedy="Leave such rows out, or find the column that was meant.",
+        remedy="Mend the column, or compare final answers.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA035",
+        title="Conversations end with a question",
+        stage="before",
+        level="rows",
+        needs=("data/unanswered",),
+        severity="info",
+        test=share_over("data/unanswered", 0.05),
+        notable=share_over("data/unanswered", MANY),
+        message=lambda view: (
+            f"{percent(view['data/unanswered'])} of the conversations end with a message of the user"
+            f"{for_instance(view, 'unanswered')}: its answer isn't there to be learnt."
+        ),
+        remedies=lambda view: [Remedy(why="Leave out the last message, or find out where its answer is")],
+        follows_from=("DATA020",),
+        when="Over 5 % of the conversations that are imitated (a warning above 30 %).",
+        why="The answer is in another column, or was left out on the way; or roles are exchanged.",
+        remedy="Add the answers, or leave the last message out.",
         source="own judgement",
     ),
 ]

@@ -5,7 +5,7 @@ were cut or repeat themselves, and rows in an order (`ft_host.monitor.rows`). Im
 from __future__ import annotations
 
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.rules.data_rows import FEW, LOOK, MANY, SOME, for_instance, share_over
+from ft_host.diagnostics.rules.data_rows import FEW, LOOK, MANY, SOME, TEXTS, for_instance, share_over
 from ft_host.diagnostics.view import View, percent
 
 BROKEN = {
@@ -26,6 +26,7 @@ LEFT_OVER = {
         "Take the marks out, or use those of this tokenizer",
     ),
     "slots": ("have a slot of a template that wasn't filled", "Fill the template's slots with the row's columns"),
+    "turns": ("go on with the next turn of a conversation within a completion", "Cut completions where they end"),
     "html": ("have HTML in them", "Turn HTML into text, unless it is the subject"),
 }
 
@@ -43,7 +44,7 @@ def left_over_message(view: View) -> str:
 
 
 def left_over_is_grave(view: View) -> bool:
-    return view["data/left_over/*"] > MANY and view.name("*") in ("marks", "slots")
+    return view["data/left_over/*"] > MANY and view.name("*") in ("marks", "slots", "turns")
 
 
 def sorted_matters(view: View) -> bool:
@@ -53,7 +54,59 @@ def sorted_matters(view: View) -> bool:
     )
 
 
+# ---------------------------------------------------------------- DATA023
+
+
+def same_is_told(view: View) -> bool:
+    """All rows alike. A prompt may be meant so, and a rejected text may."""
+    return view["data/same/*"] > SOME
+
+
+def same_is_grave(view: View) -> bool:
+    column, share = view.name("*"), view["data/same/*"]
+    if column in ("prompt", "rejected"):
+        return False
+    return share > 0.5 or (share > MANY and view["data/same_size/*"] >= 40)
+
+
+def same_message(view: View) -> str:
+    column, share = view.name("*"), view["data/same/*"]
+    who = "all rows have" if share == 1 else f"{percent(share)} of the rows have"
+    effect = (
+        "the question may be missing"
+        if column == "prompt"
+        else "it can be learnt without reading the prompt"
+        if column in TEXTS
+        else "what reads it can't tell one row from another"
+    )
+    return f"In {column} {who} the same text{for_instance(view, 'same/*')}: {effect}."
+
+
 RULES = [
+    Rule(
+        code="DATA023",
+        title="Many rows have the same text",
+        stage="before",
+        level="rows",
+        needs=("data/same/*", "data/same_size/*"),
+        severity="info",
+        test=same_is_told,
+        notable=same_is_grave,
+        message=same_message,
+        remedies=lambda view: [LOOK],
+        mutes=("OPT012",),
+        when=(
+            "A column is the same in all rows, or has one text in over a tenth of them that is no label: one of 40 "
+            "characters or more, or one among others that differ from each other. A warning above a half, and above a "
+            "third for long ones; of prompts and rejected completions an info."
+        ),
+        why=(
+            "What doesn't depend on the prompt is learnt without reading it. Failed requests leave such texts, and "
+            "columns that were filled with one value."
+        ),
+        remedy="Leave such rows out, or find the column that was meant.",
+        source="own judgement",
+    ),
     Rule(
         code="DATA024",
         title="Texts are words for an absent value",
@@ -105,8 +158,8 @@ RULES = [
         remedies=lambda view: [Remedy(why=LEFT_OVER[view.name("*")][1])],
         when=(
             "Over 5 % of the rows have marks of a chat template within messages, marks that this tokenizer doesn't "
-            "know, slots such as {question}, or HTML outside of code. A warning where over a third have marks within "
-            "messages or unfilled slots."
+            "know, slots such as {question}, the next turn of a conversation within a completion, or HTML outside of "
+            "code. A warning where over 30 % have marks within messages, unfilled slots or further turns."
         ),
         why=(
             "Texts that went through a template already, through none, or come from web pages. Marks in a message end "
@@ -123,15 +176,16 @@ RULES = [
         needs=("data/cut/*", "data/cut_size/*"),
         severity="info",
         test=share_over("data/cut/*", 0.05),
-        notable=share_over("data/cut/*", MANY),
+        notable=lambda view: view["data/cut/*"] > MANY and view.name("*") != "text",
         message=lambda view: (
-            f"{percent(view['data/cut/*'])} of the texts in {view.name('*')} are {view['data/cut_size/*']} characters "
+            f"{percent(view['data/cut/*'])} of the texts in {view.name('*')} are {view['data/cut_size/*']} "
             f"long and end in mid-sentence{for_instance(view, 'cut/*')}: the model learns to stop there."
         ),
         remedies=lambda view: [Remedy(why="Make the rows again from whole texts, or leave out those of this length")],
         when=(
             "Over a tenth are exactly as long as the longest, a fourth as many or fewer have any other length, and "
-            "they don't end as sentences do (a warning above a third)."
+            "they don't end as sentences do (a warning above 30 %; of plain texts, which may be pieces "
+            "on purpose, an info)."
         ),
         why="A limit of characters somewhere before. An end token behind half an answer teaches to end there.",
         remedy="Make the rows again without the limit.",
@@ -201,9 +255,32 @@ RULES = [
             f"{for_instance(view, 'loops/*')}."
         ),
         remedies=lambda view: [LOOK],
-        when="Over 2 % of the texts of 200 characters or more can be compressed to a tenth (a warning above a third).",
+        when="Over 2 % of the texts of 200 characters or more can be compressed to a tenth (a warning above 30 %).",
         why="Samples of a model that ran in a loop, or a field that was joined with itself.",
         remedy="Leave such rows out.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA034",
+        title="Texts end in the middle of a word",
+        stage="before",
+        level="rows",
+        needs=("data/mid_word/*",),
+        severity="info",
+        test=share_over("data/mid_word/*", 0.05),
+        notable=lambda view: view["data/mid_word/*"] > 0.2 and view.name("*") != "text",
+        message=lambda view: (
+            f"{percent(view['data/mid_word/*'])} of the texts in {view.name('*')} end in a piece of a word"
+            f"{for_instance(view, 'mid_word/*')}: they were cut, and the model learns to stop anywhere."
+        ),
+        remedies=lambda view: [Remedy(why="Make the rows again from whole texts, or leave out those that were cut")],
+        follows_from=("DATA027",),
+        when=(
+            "Over 5 % of a column end in letters that are no word anywhere else in it and with which one begins; of "
+            "texts of 8 words or more (a warning above 20 %; of plain texts an info)."
+        ),
+        why="A limit of tokens somewhere before, or samples that ran out of room.",
+        remedy="Make the rows again without the limit.",
         source="own judgement",
     ),
 ]

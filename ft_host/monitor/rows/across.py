@@ -3,25 +3,30 @@ hold."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from ft_host.monitor.rows import signs
 from ft_host.monitor.rows.columns import LEAST, quoted
 from ft_host.monitor.rows.read import ANSWERS, Seen
 
+TURNS = 8  # other rows' answers that each prompt is tried with, to see what chance does
 # What an answer stands behind, where a prompt gives it.
 GIVEN = re.compile(
-    r"(?:answer|solution|result|output|label|target|ground truth|gold)\s*(?:is\b|:|=|->)+\s*(?=\S)|####\s*(?=\S)",
+    r"(?:answer|hint|solution|result|output|label|target|ground truth|gold)\s*(?:is\b|:|=|->)+\s*(?=\S)|####\s*(?=\S)",
     re.IGNORECASE,
 )
+SENTENCE = re.compile(r"[a-z]{2}[.,;:?!](?:\s|$)")
+WORDS = re.compile(r"\w{3,}")
 
 
 def across_facts(rows: list[Seen]) -> dict[str, Any]:
     if len(rows) < LEAST:
         return {}
-    return copies(rows) | nearly_identical(rows) | given_away(rows) | order_facts(rows)
+    return copies(rows) | nearly_identical(rows) | given_away(rows) | misjoined(rows) | order_facts(rows)
 
 
 def _share(kind: str, bad: list[tuple[Any, Seen]], of: int) -> dict[str, Any]:
@@ -46,7 +51,7 @@ def copies(rows: list[Seen]) -> dict[str, Any]:
         bad = [(said, row) for prompt, said, row in found if repeats(prompt.strip(), said.strip())]
         facts |= _share(f"copied/{column}", bad, len(found))
         surely = sum(is_asked(prompt.strip()) for prompt, said, row in found if repeats(prompt.strip(), said.strip()))
-        if surely:
+        if surely and not is_echo(column, found):
             facts[f"data/copied_surely/{column}"] = surely / len(found)
     return facts
 
@@ -72,6 +77,13 @@ def is_asked(prompt: str) -> bool:
     return len(prompt) >= 20 or not prompt[-1].isalnum()
 
 
+def is_echo(column: str, found: list[tuple[str, str, Seen]]) -> bool:
+    """Whether to say the prompt once more may be the task: all completions are the prompt, and it is no question."""
+    same = sum(prompt.strip() == said.strip() for prompt, said, _ in found)
+    asked = sum(prompt.rstrip().endswith("?") or len(prompt) > 100 for prompt, _, _ in found)
+    return column == "completion" and same > 0.9 * len(found) and asked < 0.5 * len(found)
+
+
 # ---------------------------------------------------------------- answers in prompts
 
 
@@ -90,13 +102,14 @@ def given_away(rows: list[Seen]) -> dict[str, Any]:
             if answer:
                 columns.setdefault(name, []).append((row.prompt, answer, row))
     for column, found in columns.items():
-        for test, least in ((is_marked, 0.05), (is_at_end, 0.5)):
-            bad = [(prompt[-60:], row) for prompt, answer, row in found if test(prompt, answer)]
-            away = len(found) // 2 + 1  # each prompt with another row's answer: what is found by chance
-            chance = sum(test(found[at][0], found[(at + away) % len(found)][1]) for at in range(len(found)))
-            if test is is_at_end and not asks(found):
+        for test, least in ((is_marked, 0.05), (is_appended, 0.05), (is_at_end, 0.5)):
+            bad = [(told_in(prompt), row) for prompt, answer, row in found if test(prompt, answer)]
+            chance = by_chance(found, test) if bad else 0.0
+            doubt = 3 * math.sqrt(chance * (1 - chance / len(found)))
+            given = len(bad) - chance > max(2, least * len(found), doubt)
+            if test is not is_marked and not asks(found):
                 continue
-            if len(found) >= LEAST and len(bad) - chance > max(2, least * len(found)):
+            if len(found) >= LEAST and given:
                 facts |= _share(f"given_away/{column}", bad, len(found))
                 break
     return facts
@@ -109,14 +122,36 @@ def asks(found: list[tuple[str, str, Seen]]) -> bool:
     return len(set(before)) > len(before) / 2
 
 
+def told_in(prompt: str) -> str:
+    """The part of a prompt to quote: from the last word for an answer on, or its end."""
+    places = [found.start() for found in GIVEN.finditer(prompt)]
+    return prompt[places[-1] :] if places else prompt[-60:]
+
+
+def by_chance(found: list[tuple[str, str, Seen]], test: Callable[[str, str], bool]) -> float:
+    """In how many prompts another row's answer is found: the mean over a few others."""
+    size = len(found)
+    turns = [1 + turn * size // TURNS for turn in range(TURNS)] if size > TURNS else []
+    times = sum(test(found[at][0], found[(at + turn) % size][1]) for turn in turns for at in range(size))
+    return times / len(turns) if turns else 0.0
+
+
 def is_marked(prompt: str, answer: str) -> bool:
     """Whether the last word for an answer in a prompt has this one behind it."""
-    ends = [found.end() for found in GIVEN.finditer(prompt)]
-    if not ends:
-        return False
+    ends = [found.end() for found in GIVEN.finditer(f"{prompt.rstrip()}\0")]
+    if not ends or ends[-1] >= len(prompt.rstrip()):
+        return False  # none, or it is what asks for the answer
     after = " ".join(prompt[ends[-1] :].lower().replace(",", "").replace("$", "").split())
     rest = after[len(answer) :]
     return after.startswith(answer) and not (rest and (rest[0].isalnum() or rest[:2].strip(".").isdigit()))
+
+
+def is_appended(prompt: str, answer: str) -> bool:
+    """Whether an answer stands alone behind the last sentence of a prompt."""
+    if not is_at_end(prompt, answer):
+        return False
+    before = _squeezed(prompt)[: -len(answer)].rstrip(" $(.")
+    return before.endswith(("?", "!", ".", ":"))
 
 
 def is_at_end(prompt: str, answer: str) -> bool:
@@ -125,6 +160,39 @@ def is_at_end(prompt: str, answer: str) -> bool:
 
 def _squeezed(text: str) -> str:
     return " ".join(text.lower().split())
+
+
+# ---------------------------------------------------------------- completions of other prompts
+
+
+def misjoined(rows: list[Seen]) -> dict[str, Any]:
+    """How much more rare words a completion shares with its own prompt than with another row's, where completions are
+    made of words of prompts at all. 1 is what chance would give: completions belong to other prompts.
+
+    Of sentences whose prompts differ. Translations share no words, and labels are short: nothing is said of them."""
+    texts = [(row.prompt, row.parts[0].said) for row in rows if row.prompt and row.parts]
+    if sum(bool(SENTENCE.search(asked)) for asked, _ in texts) < 0.5 * len(texts):
+        return {}
+    pairs = [(words_of(asked), words_of(said)) for asked, said in texts]
+    pairs = [(asked, said) for asked, said in pairs if len(asked) >= 5 and len(said) >= 5]
+    if len(pairs) < 8 * LEAST or len({frozenset(asked) for asked, _ in pairs}) < 0.8 * len(pairs):
+        return {}
+    often = Counter(word for asked, _ in pairs for word in asked)
+    rare = {word for word, count in often.items() if 2 <= count <= max(2, 0.1 * len(pairs))}
+    said_at_all = {word for _, said in pairs for word in said}
+    if len(rare) < 10 or len(rare & said_at_all) < 0.3 * len(rare):
+        return {}
+    own = sum(len(asked & said & rare) for asked, said in pairs)
+    size, others = len(pairs), 0
+    for turn in range(TURNS):
+        away = 1 + turn * size // TURNS
+        others += sum(len(asked & pairs[(at + away) % size][1] & rare) for at, (asked, _) in enumerate(pairs))
+    # With fewer chance alone may make them alike.
+    return {"data/own_words": own * TURNS / others} if others >= 8 * TURNS else {}
+
+
+def words_of(text: str) -> set[str]:
+    return set(WORDS.findall(text.lower()))
 
 
 # ---------------------------------------------------------------- the order of rows

@@ -6,6 +6,7 @@ A fact is a share of the rows that have the column, named after it: `data/blank/
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from statistics import median
@@ -17,6 +18,7 @@ from ft_host.monitor.rows.read import Seen
 LEAST = 8  # rows from which shares are told
 LONG = 40  # characters from which a text that stands in many rows is no label
 PILE = 4  # times as many texts as of any other length: a length at which they are cut
+WORD = re.compile(r"[^\W\d_]+")
 Texts = list[tuple[str, Seen]]
 
 
@@ -45,12 +47,15 @@ def column_facts(rows: list[Seen], marks: Iterable[str], learnt: bool) -> dict[s
         if len(texts) < LEAST:
             continue
         found = Shares(column, texts)
-        words = [signs.void(text) for text, _ in texts]
+        others = [text for text, _ in texts if signs.void(text) is None]
+        never = signs.NEVER if are_labels(others) else (*signs.NEVER, *signs.MAYBE)
         found.tell("void", lambda text: signs.void(text) is not None)
-        if any(word in signs.NEVER for word in words):
-            found.tell("never", lambda text: signs.void(text) in signs.NEVER)
+        if f"data/void/{column}" in found.facts:
+            facts[f"data/never/{column}"] = sum(signs.void(text) in never for text, _ in texts) / len(texts)
         found.tell("loops", signs.loops)
-        facts |= found.facts | same(column, texts) | cut(column, texts) | scripts(column, texts)
+        if column != "prompt":
+            facts |= cut(column, texts) | mid_word(column, texts)
+        facts |= found.facts | same(column, texts) | scripts(column, texts)
     return facts | of_signs(rows)
 
 
@@ -77,11 +82,12 @@ def blanks(rows: list[Seen], marks: tuple[str, ...], learnt: bool) -> dict[str, 
     values: dict[str, list[tuple[bool, Any, Seen]]] = {}
     thoughts = []
     for row in rows:
-        if row.prompt is not None:
-            values.setdefault("prompt", []).append((signs.is_blank(row.prompt, marks), row.prompt, row))
+        if row.asked is not None:
+            values.setdefault("prompt", []).append((signs.is_blank(row.asked, marks), row.asked, row))
         for part in row.parts:
             thoughts.append((part, row))
-            if not learnt or row.label is not None or part.column not in ("completion", "text"):
+            whole = part.column in ("completion", "text") and not row.talks and row.label is None
+            if not learnt or not whole:
                 blank = signs.is_blank(part.said, marks) and not part.calls and not part.only_thoughts
                 values.setdefault(part.column, []).append((blank, part.said, row))
         for name, value in row.columns.items():
@@ -91,40 +97,85 @@ def blanks(rows: list[Seen], marks: tuple[str, ...], learnt: bool) -> dict[str, 
         if bad:
             facts[f"data/blank/{name}"] = len(bad) / len(found)
             facts[f"data/said/blank/{name}"] = quoted(*bad[0])
+    unanswered = [row for row in rows if row.unanswered]
+    if unanswered:
+        facts |= {"data/unanswered": len(unanswered) / len(rows), "data/said/unanswered": unanswered[0].where}
     only = [row for part, row in thoughts if part.only_thoughts]
     if only:
         facts |= {"data/only_thoughts": len(only) / len(thoughts), "data/said/only_thoughts": only[0].where}
     return facts
 
 
+def are_labels(texts: list[str]) -> bool:
+    """Whether texts repeat as labels do: few are there once only."""
+    return len(set(texts)) < 0.5 * len(texts)
+
+
 def same(column: str, texts: Texts) -> dict[str, Any]:
-    """The text that most rows share, where it is no label: all of them have it, or it is long."""
-    text, count = Counter(" ".join(text.split()) for text, _ in texts).most_common(1)[0]
-    if not text or count < LEAST or (count < len(texts) and (len(text) < LONG or count < 0.1 * len(texts))):
+    """The text that most rows share, where it is no label: all of them have it, or it is long, or the others differ
+    from each other."""
+    plain = [" ".join(text.split()) for text, _ in texts]
+    text, count = Counter(plain).most_common(1)[0]
+    if not text or count < LEAST or count < 0.1 * len(texts):
         return {}
-    row = next(row for each, row in texts if " ".join(each.split()) == text)
-    return {f"data/same/{column}": count / len(texts), f"data/said/same/{column}": quoted(text, row)}
+    if count < len(texts) and len(text) < LONG:
+        others = [each for each in plain if each != text]
+        if are_labels(others) or median(len(each.split()) for each in others) < 5:
+            return {}
+    row = texts[plain.index(text)][1]
+    return {
+        f"data/same/{column}": count / len(texts),
+        f"data/same_size/{column}": len(text),
+        f"data/said/same/{column}": quoted(text, row),
+    }
 
 
 def cut(column: str, texts: Texts) -> dict[str, Any]:
-    """Texts that were cut at a number of characters: many are as long as the longest, few as long as any other, and
-    they don't end as texts do."""
-    sizes = Counter(len(text) for text, _ in texts)
-    top = max(sizes)
-    count = sizes.pop(top)
-    at = [(text, row) for text, row in texts if len(text) == top]
-    if top < LONG or count < max(4, 0.1 * len(texts)) or count < PILE * max(sizes.values(), default=0):
+    """Texts that were cut at a number of characters or words: many are as long as the longest, few as long as any
+    other, and they don't end as texts do."""
+    for unit, least, size in (("characters", LONG, len), ("words", 12, lambda text: len(text.split()))):
+        sizes = Counter(size(text) for text, _ in texts)
+        top = max(sizes)
+        count = sizes.pop(top)
+        at = [(text, row) for text, row in texts if size(text) == top]
+        if top < least or count < max(4, 0.1 * len(texts)) or count < PILE * max(sizes.values(), default=0):
+            continue
+        open_ends = sum(text[-1].isalnum() or text[-1] in ", -" for text, _ in at)
+        if open_ends < 0.6 * count or not any(" " in text for text, _ in at):
+            continue
+        if count > 0.9 * len(texts) and not (in_mid_word(texts, at) if unit == "characters" else is_prose(at)):
+            continue
+        return {
+            f"data/cut/{column}": count / len(texts),
+            f"data/cut_size/{column}": f"{top} {unit}",
+            f"data/said/cut/{column}": f"…{signs.excerpt(at[0][0][-40:])} ({at[0][1].where})",
+        }
+    return {}
+
+
+def is_prose(texts: Texts) -> bool:
+    """Whether most texts have signs of sentences in them."""
+    return sum(bool(re.search(r"[a-z]{3}[.,;:] ", text)) for text, _ in texts) > 0.5 * len(texts)
+
+
+def mid_word(column: str, texts: Texts) -> dict[str, Any]:
+    """Longer texts that end in a piece of a word: in letters that are no word in any of the texts, but how one of them
+    begins."""
+    long = [(text.rstrip("\n"), row) for text, row in texts if len(text.split()) >= 8]
+    if len(long) < LEAST:
         return {}
-    open_ends = sum(text[-1].isalnum() or text[-1] in ", -" for text, _ in at)
-    if open_ends < 0.6 * count or not any(" " in text for text, _ in at):
+    known: set[str] = set()
+    for text, _ in texts:
+        known.update(WORD.findall(text.lower())[:-1])
+    begins = {word[:size] for word in known for size in range(1, len(word))}
+    bad = []
+    for text, row in long:
+        end = text.split()[-1].lower()
+        if text[-1:].isalpha() and end.isalpha() and end not in known and end in begins:
+            bad.append((text[-30:], row))
+    if not bad:
         return {}
-    if count > 0.9 * len(texts) and not in_mid_word(texts, at):
-        return {}
-    return {
-        f"data/cut/{column}": count / len(texts),
-        f"data/cut_size/{column}": top,
-        f"data/said/cut/{column}": f"…{signs.excerpt(at[0][0][-40:])} ({at[0][1].where})",
-    }
+    return {f"data/mid_word/{column}": len(bad) / len(texts), f"data/said/mid_word/{column}": f"…{quoted(*bad[0])}"}
 
 
 def in_mid_word(texts: Texts, at: Texts) -> bool:
@@ -165,7 +216,8 @@ def of_signs(rows: list[Seen]) -> dict[str, Any]:
         "broken/control": signs.CONTROL,
         "left_over/html": signs.HTML,
     }
-    texts = [(text, row) for row in rows for text in all_texts(row)]
+    # Rows of tokens were decoded, in which a part of a character is a broken one.
+    texts = [(text, row) for row in rows if not is_tokens(row) for text in all_texts(row)]
     for kind, pattern in kinds.items():
         places: dict[str, str] = {}
         for text, row in texts:
@@ -180,6 +232,10 @@ def of_signs(rows: list[Seen]) -> dict[str, Any]:
     return facts
 
 
+def is_tokens(row: Seen) -> bool:
+    return any(name.endswith("_ids") for name in row.row)
+
+
 def all_texts(row: Seen) -> list[str]:
     return [row.prompt or "", *(part.said for part in row.parts)]
 
@@ -188,7 +244,7 @@ def left_overs(rows: list[Seen], known: Callable[[str], bool]) -> dict[str, Any]
     """Marks of chat templates within texts, and slots that weren't filled. `known`: whether a mark is one of the
     tokenizer or its template: in plain text it is then meant so; in a message the template adds its own."""
     facts: dict[str, Any] = {}
-    for kind in ("marks", "foreign_marks", "slots"):
+    for kind in ("marks", "foreign_marks", "slots", "turns"):
         bad = [(found, row) for row in rows if (found := _left_over(kind, row, known))]
         if bad and len(rows) >= LEAST:
             facts[f"data/left_over/{kind}"] = len(bad) / len(rows)
@@ -200,6 +256,9 @@ def _left_over(kind: str, row: Seen, known: Callable[[str], bool]) -> str | None
     if kind == "slots":
         columns = row.row.keys()
         return next((found for text in all_texts(row) if (found := signs.slot(text, columns))), None)
+    if kind == "turns":
+        found = [signs.TURN.search(part.said) for part in row.parts if part.column != "text"]
+        return next((each.group(0).strip() for each in found if each), None)
     talk = is_talk(row)
     if talk == (kind == "foreign_marks"):
         return None

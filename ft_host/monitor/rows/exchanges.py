@@ -41,7 +41,6 @@ def exchanged(rows: list[Seen], renames: dict[str, str]) -> dict[str, Any]:
     """The share of rows by which prompt and completion look exchanged, and what says so."""
     named = by_names(renames)
     pairs = [(part.asked, part.said, row) for row in rows for part in row.parts if part.column == "completion"]
-    pairs = [(asked, said, row) for asked, said, row in pairs if asked.strip() and said.strip()]
     if len(pairs) < LEAST:
         return {}
     where = f"{signs.excerpt(pairs[0][0])} is answered by {signs.excerpt(pairs[0][1])} ({pairs[0][2].where})"
@@ -56,6 +55,12 @@ def exchanged(rows: list[Seen], renames: dict[str, str]) -> dict[str, Any]:
 
     if named:
         return told(1.0, named, True)
+    turned = sum(row.unanswered and not (row.prompt or "").strip() for row in rows)
+    if turned > 0.5 * len(rows):
+        return told(turned / len(rows), "conversations begin with the assistant and end with the user", True)
+    pairs = [(asked, said, row) for asked, said, row in pairs if asked.strip() and said.strip()]
+    if len(pairs) < LEAST:
+        return {}
     for test, by in ((CUE.search, "end in what asks for an answer"), (CONCLUDES.search, "")):
         asked, said = (_rate(pairs, side, test) for side in (0, 1))
         if by and said > 0.5 and asked < 0.1:
@@ -117,7 +122,11 @@ def contradicted(rows: list[Seen], renames: dict[str, str]) -> dict[str, Any]:
     for theirs, ours in renames.items():
         if (ours == "chosen" and theirs.lower() in WORSE) or (ours == "rejected" and theirs.lower() in BETTER):
             return _told("rejected", 1.0, f"dataset_columns makes {theirs} the {ours} one", pairs[:1])
-    for by, preferred in (("the row's answer", by_answer), ("its scores", by_scores), ("a margin below 0", by_margin)):
+    for by, preferred in (
+        ("the row's answer", by_answer),
+        ("a comparison of its scores", by_scores),
+        ("a margin below 0", by_margin),
+    ):
         known = [(found, row) for row in pairs if (found := preferred(row)) is not None]
         wrong = [row for found, row in known if not found]
         if len(known) >= max(LEAST, 0.2 * len(pairs)) and wrong:

@@ -49,7 +49,9 @@ class Seen:
     where: str
     prompt: str | None
     parts: list[Part]
+    asked: str | None = None  # what of the prompt is to be answered: the user's last message, or all of a text
     label: bool | None = None
+    talks: bool = False  # a whole conversation, in which each message may be learnt
     unanswered: bool = False
     columns: dict[str, Any] = field(default_factory=dict)  # further ones that a loss or a reward reads
 
@@ -75,7 +77,7 @@ def _pair(row: Row, where: str, tokenizer: Any, kept: dict[str, Any]) -> Seen:
     end = "_ids" if "prompt_ids" in found else ""
     prompt, asked = _prompt(found[f"prompt{end}"], tokenizer)
     parts = [_part(name, asked, found[f"{name}{end}"], tokenizer) for name in PAIR]
-    return Seen(row, where, prompt, parts, columns=kept)
+    return Seen(row, where, prompt, parts, asked, columns=kept)
 
 
 def _judged(row: Row, where: str, tokenizer: Any, kept: dict[str, Any]) -> Seen:
@@ -84,14 +86,14 @@ def _judged(row: Row, where: str, tokenizer: Any, kept: dict[str, Any]) -> Seen:
     prompt, asked = _prompt(found[f"prompt{end}"], tokenizer)
     parts = [_part("completion", asked, found[f"completion{end}"], tokenizer)]
     kept = {name: value for name, value in kept.items() if name != "label"}
-    return Seen(row, where, prompt, parts, label=found["label"], columns=kept)
+    return Seen(row, where, prompt, parts, asked, found["label"], columns=kept)
 
 
 def _plain(row: Row, where: str, tokenizer: Any, kept: dict[str, Any], by_rollout: bool) -> Seen:
     """A row to imitate, or, where completions are sampled, a prompt."""
     if by_rollout and row.get("completion") is None and row.get("input_ids") is None:
-        prompt, _ = _prompt(prompt_part(row, chat=True)["prompt"], tokenizer)
-        return Seen(row, where, prompt, [], columns=kept)
+        prompt, asked = _prompt(prompt_part(row, chat=True)["prompt"], tokenizer)
+        return Seen(row, where, prompt, [], asked, columns=kept)
     found = standard(row, chat=True)
     if "input_ids" in found:
         ids, labels = given_tokens(found, tokenizer, None)
@@ -99,12 +101,14 @@ def _plain(row: Row, where: str, tokenizer: Any, kept: dict[str, Any], by_rollou
         prompt = tokenizer.decode(ids[:first], skip_special_tokens=True) if first else None
         learnt = [token for token, label in zip(ids, labels, strict=True) if label != IGNORE]
         column = "completion" if first else "text"
-        return Seen(row, where, prompt, [_part(column, prompt or "", learnt, tokenizer)], columns=kept)
+        return Seen(row, where, prompt, [_part(column, prompt or "", learnt, tokenizer)], prompt, columns=kept)
     if "text" in found:
         return Seen(row, where, None, [_part("text", "", found["text"], tokenizer)], columns=kept)
     if "completion" in found:
         prompt, asked = _prompt(found["prompt"], tokenizer)
-        return Seen(row, where, prompt, [_part("completion", asked, found["completion"], tokenizer)], columns=kept)
+        return Seen(
+            row, where, prompt, [_part("completion", asked, found["completion"], tokenizer)], asked, columns=kept
+        )
     return _conversation(row, where, found["messages"], tokenizer, kept)
 
 
@@ -116,7 +120,8 @@ def _conversation(row: Row, where: str, messages: list[Row], tokenizer: Any, kep
             parts.append(_part("completion", asked, [message], tokenizer))
     last = max((at for at, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
     prompt = "\n".join(content_of(message) for message in messages[:last])
-    return Seen(row, where, prompt, parts, unanswered=messages[-1]["role"] == "user", columns=kept)
+    asked = parts[-1].asked if parts else prompt
+    return Seen(row, where, prompt, parts, asked, None, True, messages[-1]["role"] == "user", kept)
 
 
 def _prompt(prompt: Any, tokenizer: Any) -> tuple[str, str]:

@@ -29,6 +29,10 @@ MARK = re.compile(
     r"<\|[a-z_0-9]{2,24}\|>|\[/?INST\]|<</?SYS>>|</?s>(?=\s|$)|<(?:start|end)_of_turn>|<｜[^<>｜]{2,30}｜>",
     re.IGNORECASE,
 )
+# Where the next turn of a conversation begins, in a text that should end before it.
+TURN = re.compile(
+    r"\n\s*(?:#{2,3} ?(?:instruction|input|question|human|user)\b|(?:user|human|question|q) ?:)", re.IGNORECASE
+)
 # A slot of a template that was never filled: {question}, {{ question }}, ${question}.
 SLOT = re.compile(r"\{\{?\s*([A-Za-z_][A-Za-z_0-9]{0,30})\s*\}?\}")
 SLOTS = set(
