@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ft_host.autopilot.attempts import Attempt, Autopilot, Change, is_good
+from ft_host.autopilot.attempts import Attempt, Autopilot, Change, Verdict, is_good
+from ft_host.autopilot.choosing import candidates
+from ft_host.autopilot.judging import judge
+from ft_host.autopilot.lineage import AS_GOOD, BETTER, NO_BETTER
 from ft_host.report import read_run
 from ft_host.testing.runs import make_run
 
@@ -151,6 +155,187 @@ def test_the_best_is_by_the_held_out_metric(tmp_path):
     ]
     made.judge()
     assert (made.best, made.metric) == (2, "eval_reward")
+
+
+# ---------------------------------------------------------------- what it brought
+
+
+def ended(number: int, values: dict | None = None, change: Change | None = None, **fields) -> Attempt:
+    given = {"status": "finished", "steps": 100} | fields
+    return Attempt(number=number, folder="", values=values or {}, change=change, **given)
+
+
+def made_for(code: str = "OPT003", safe: bool = False, **patch) -> Change:
+    return Change(finding=code, message="", remedy="", patch=patch, checkpoint=None, safe=safe)
+
+
+SLOWER = made_for(learning_rate=[0.01, 0.002])
+
+
+@pytest.mark.parametrize(
+    ("base", "attempt", "kind"),
+    [
+        ({"metrics": {"eval_loss": 2.0}}, {"metrics": {"eval_loss": 1.5}}, BETTER),
+        ({"metrics": {"eval_loss": 2.0}}, {"metrics": {"eval_loss": 2.5}}, NO_BETTER),
+        ({"metrics": {"eval_loss": 2.0}}, {"metrics": {"eval_loss": 1.99}}, AS_GOOD),
+        ({"metrics": {"eval_loss": 2.0}}, {"metrics": {"eval_loss": 2.01}}, NO_BETTER),
+        ({"metrics": {"eval_loss": math.nan}}, {"metrics": {"eval_loss": 2.5}}, BETTER),
+        ({"metrics": {"eval_loss": 2.0}}, {"metrics": {"eval_loss": math.nan}}, NO_BETTER),
+        ({"metrics": {"eval_loss": 2.0}}, {"metrics": {"eval_loss": 1.0}, "status": "failed"}, NO_BETTER),
+        ({"status": "failed", "steps": 5}, {"metrics": {"eval_loss": 9.0}}, BETTER),
+        ({"status": "refused", "steps": 0}, {"status": "failed", "steps": 40}, BETTER),
+        ({"training": {"loss": 2.0}}, {"training": {"loss": 1.0}}, BETTER),
+        (
+            {"metrics": {"eval_reward": 0.0, "eval_loss": 2.0}},
+            {"metrics": {"eval_reward": 0.2, "eval_loss": 3.0}},
+            BETTER,
+        ),
+    ],
+    ids=[
+        "lower loss",
+        "higher loss",
+        "as good",
+        "a little worse",
+        "it was not a number",
+        "it is not a number",
+        "it failed",
+        "the other failed",
+        "it got further",
+        "nothing held out",
+        "the reward before the loss",
+    ],
+)
+def test_attempts_are_compared_by_what_they_ended_with(base, attempt, kind):
+    one = ended(1, {"learning_rate": 0.01}, **base)
+    two = ended(2, {"learning_rate": 0.002}, SLOWER, **attempt)
+    assert judge(one, two).kind == kind
+
+
+def test_a_loss_of_another_kind_says_nothing_about_which_is_better():
+    """Of another beta the loss is another one; whether the finding is gone decides, where nothing else does."""
+    changed = made_for("DPO008", beta=[100.0, 0.1])
+    one = ended(1, {"beta": 100.0}, findings=[finding("DPO008")], metrics={"eval_loss": 0.1})
+    two = ended(2, {"beta": 0.1}, changed, metrics={"eval_loss": 0.6})
+    assert judge(one, two) == Verdict(kind=AS_GOOD)
+    again = ended(2, {"beta": 0.1}, changed, metrics={"eval_loss": 0.01}, findings=[finding("DPO008")])
+    assert judge(one, again) == Verdict(kind=NO_BETTER)
+    told = {"eval_rewards/accuracies": 0.5}, {"eval_rewards/accuracies": 0.9}
+    one.metrics, two.metrics = told
+    assert judge(one, two) == Verdict(kind=BETTER, metric="eval_rewards/accuracies", before=0.5, after=0.9)
+
+
+class Scripted(Autopilot):
+    """An autopilot whose runs are made up: `ends(values)` gives an attempt's held-out loss and its findings."""
+
+    def _train(self, attempt, arguments, say):
+        self.asked.append((attempt.number, list(arguments)))
+        whole = "--resume" in arguments or not self._stops(attempt) or not self.stops(attempt)
+        loss, found = self.ends(attempt.values | ({"whole": True} if whole else {}))
+        attempt.status, attempt.exit_code = ("finished", 0) if whole else ("interrupted", 5)
+        attempt.steps, attempt.metrics, attempt.findings = 100 if whole else 10, {"eval_loss": loss}, found
+
+    def stops(self, attempt):
+        _, found = self.ends(attempt.values)
+        codes = {each["code"] for each in found if each["severity"] == "error"}
+        stops = self._stops(attempt)
+        return bool(codes) if stops == ["patchable-errors"] else bool(codes & set(stops))
+
+
+def scripted(tmp_path: Path, ends, budget: int = 4) -> tuple[Scripted, list[str]]:
+    made, said = Scripted(folder=tmp_path, method="sft", config=CONFIG, budget=budget, locked=[]), []
+    made.asked, made.ends = [], ends
+    made.run({"learning_rate": 0.01, "beta": 100.0}, said.append)
+    return made, said
+
+
+def test_it_goes_back_from_what_is_worse_and_tells_what_was_cleared(tmp_path):
+    """The rate isn't the cause, beta is: the second remedy starts from the first attempt's values."""
+
+    def ends(values):
+        found = finding()
+        found["remedies"].append(finding(patch=(("beta", 0.1),))["remedies"][0] | {"rank": 2})
+        right = values["beta"] == 0.1
+        accuracy_free_loss = 1.0 if right else 2.0 + (values["learning_rate"] < 0.01)
+        return accuracy_free_loss, [] if right else [found]
+
+    made, said = scripted(tmp_path, ends)
+    second, third = made.attempts[1:]
+    assert (second.values, second.verdict.kind) == ({"learning_rate": 0.002, "beta": 100.0}, NO_BETTER)
+    assert (third.base, third.values) == (1, {"learning_rate": 0.01, "beta": 0.1}) and third.verdict.adopted
+    assert made.best == 3 and [each.number for each in made.cleared] == [2]
+    told = json.loads((tmp_path / "autopilot.json").read_text())
+    assert told["cleared"] == [{"attempt": 2, "finding": "OPT003", "patch": {"learning_rate": [0.01, 0.002]}}]
+    assert "attempt 2 is no better than attempt 1 by eval_loss: 2 -> 3; back to attempt 1" in said
+    assert "What was cleared" in (tmp_path / "report.html").read_text()
+
+
+def test_it_never_ends_worse_than_it_began(tmp_path):
+    """Findings that are false: whatever is tried is worse than the run file as it is."""
+
+    def ends(values):
+        worse = values["learning_rate"] < 0.01
+        return 2.0 + worse, [finding(patch=(("learning_rate", values["learning_rate"] / 5),))]
+
+    made, _ = scripted(tmp_path, ends)
+    assert made.best == 1 and all(not attempt.verdict.adopted for attempt in made.attempts[1:])
+
+
+def test_a_finding_that_the_first_run_had_no_chance_to_show_stops_no_later_one(tmp_path):
+    """The first ends at an error in step 10. Without it the second one shows another, and runs to its end."""
+    error = {"severity": "error"}
+
+    def ends(values):
+        if values["learning_rate"] == 0.01 and "whole" not in values:
+            return 5.0, [finding("NUM001", **error)]
+        return 1.0, [finding("OPT009", patch=(("beta", 1.0),), **error)]
+
+    made, _ = scripted(tmp_path, ends, budget=3)
+    assert made.attempts[0].status == "interrupted"
+    assert made._stops(made.attempts[1]) == ["NUM001", "OPT009"]  # now that both have been found
+    assert made.attempts[1].status == "finished" and made.attempts[1].verdict.adopted
+    assert (tmp_path / "attempt-2.yaml").read_text().count("NUM001") == 1
+    assert "OPT009" not in (tmp_path / "attempt-2.yaml").read_text()
+
+
+def test_a_first_attempt_that_an_error_ended_goes_on_where_nothing_is_better(tmp_path):
+    """Until the error its loss was 1; the others end at 3. To its end it comes to 0.5, and is the best."""
+
+    def ends(values):
+        if values["learning_rate"] == 0.01:
+            return (0.5 if "whole" in values else 1.0), [finding("GRPO001", severity="error")]
+        return 3.0, []
+
+    made, said = scripted(tmp_path, ends, budget=3)
+    assert made.asked[-1] == (1, ["--resume", made.attempts[0].folder, "--stop-on", "none"])
+    assert made.best == 1 and not made.attempts[1].verdict.adopted
+    assert any("attempt 1 goes on to its end" in line for line in said)
+
+
+def test_a_number_that_was_not_enough_goes_further_or_half_way_back(tmp_path):
+    """The same finding again: once more by as much. What an attempt asks of the field that it changed is first."""
+    base = ended(1, {"learning_rate": 0.01}, findings=[finding()])
+    failed = ended(2, {"learning_rate": 0.002}, SLOWER, base=1, findings=[finding(patch=(("beta", 1.0),))])
+    failed.verdict = Verdict(kind=NO_BETTER)
+    assert [values for values, _ in candidates(base, [base, failed], CONFIG, set())] == [{"learning_rate": 0.0004}]
+    half = finding("OPT005", patch=(("learning_rate", 0.0045),))
+    failed.findings = [half]
+    assert [values for values, _ in candidates(base, [base, failed], CONFIG, set())] == [{"learning_rate": 0.0045}]
+
+
+def test_first_remedies_come_before_second_ones_and_those_of_speed_last(tmp_path):
+    one, two = finding("OPT003"), finding("DPO003", patch=(("beta", 0.2),), first_step=50)
+    one["remedies"].append(finding(patch=(("warmup_steps", 0.1),))["remedies"][0])
+    fast = finding("PERF004", patch=(("dataloader_num_workers", 2),), first_step=1)
+    fast["remedies"][0]["applicability"] = "safe"
+    base = ended(1, {"learning_rate": 0.01}, findings=[fast, two, one])
+    fields = [list(change.patch) for _, change in candidates(base, [base], CONFIG, set())]
+    assert fields == [["learning_rate"], ["beta"], ["dataloader_num_workers"], ["warmup_steps"]]
+
+
+@pytest.mark.parametrize(("now", "new", "taken"), [(100, 40, True), (100, 200, False), (-1, 40, True)])
+def test_the_number_of_steps_is_only_lowered(tmp_path, now, new, taken):
+    base = ended(1, {"max_steps": now}, findings=[finding(patch=(("max_steps", new),))])
+    assert bool(list(candidates(base, [base], CONFIG, set()))) == taken
 
 
 # ---------------------------------------------------------------- the whole of it

@@ -1,13 +1,14 @@
-"""Repeats a run file: each attempt applies a remedy for the findings of the one before.
+"""Repeats a run file: each attempt is the best one so far with a remedy for one of its findings.
 
     OUT/attempt-1/ ...    run folders; each names its parent run
     OUT/attempt-1.yaml    the run file
     OUT/autopilot.json    the lineage: the changes, their reasons and results
     OUT/report.html       the same for people
 
-An attempt is `ft-host train` in a separate process, which stops by itself (`stop_on: [patchable]`) at a warning or
-error with a remedy in the config. Data, models, rewards and fields that the user locked are never changed. Imports no
-torch.
+An attempt is `ft-host train` in a separate process. The first one ends early only at an error with a remedy in the
+config; a later one at such an error that one before it had, too: what those had no chance to show is no reason to stop.
+Whichever figure of held-out rows is best decides. Data, models, rewards and fields that the user locked are never
+changed. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,81 +17,27 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ft_host.autopilot.events import events_of, follow, introduced
+from ft_host.autopilot.choosing import PROTECTED, candidates, first_step_of
+from ft_host.autopilot.events import events_of, follow, introduced, judged
+from ft_host.autopilot.judging import best_of, figures, judge, metric_of, training
+from ft_host.autopilot.lineage import Attempt, Change, Verdict
 from ft_host.diagnostics.patch import run_file
 from ft_host.errors import StoppedByFinding
 from ft_host.report import RunRecord, RunUnreadable, read_run
-from ft_host.report.parts import headline_metrics
 from ft_host.rundir import format as fmt
 from ft_host.rundir.folder import write_json
 from ft_host.rundir.lines import read_json_lines
 
-# Fields that define the task or the machine: never part of a remedy.
-PROTECTED = (
-    "model",
-    "model_revision",
-    "trust_remote_code",
-    "dataset",
-    "dataset_config",
-    "dataset_train_split",
-    "eval_dataset",
-    "dataset_test_split",
-    "dataset_columns",
-    "eval_reward",
-    "reward",
-    "reward_weights",
-    "reward_kwargs",
-    "environment",
-    "tools",
-    "ref_model",
-    "reward_model",
-    "seed",
-    "max_steps",
-    "output_dir",
-    "parent_run",
-    "resume_from_checkpoint",
-    "rules_select",
-    "rules_ignore",
-    "stop_on",
-    "fail_on",
-    "locked_fields",
-    "num_processes",
-    "backend",
-)
-# Ignored when comparing a config with those tried before.
-BOOKKEEPING = ("output_dir", "parent_run", "resume_from_checkpoint", "stop_on", "save_steps", "save_total_limit")
+__all__ = ["PROTECTED", "Attempt", "Autopilot", "Change", "Verdict", "is_good"]
+
+PATCHABLE_ERRORS = "patchable-errors"  # of `stop_on`
 SLACK = 0.15  # a checkpoint may be worse than the best by this share: steps vary
 CHECKPOINTS = 10  # per attempt, where the user hasn't set an interval
-
-
-@dataclass(kw_only=True)
-class Change:
-    """The change made for a finding."""
-
-    finding: str  # its fingerprint
-    message: str
-    remedy: str
-    patch: dict[str, list[Any]]  # field: [from, to]
-    checkpoint: str | None  # where it resumed; None: from the beginning
-
-
-@dataclass(kw_only=True)
-class Attempt:
-    """One run of the lineage. `values`: the fields that aren't at their defaults."""
-
-    number: int
-    folder: str
-    values: dict[str, Any]
-    change: Change | None  # relative to the attempt before
-    status: str = "running"
-    exit_code: int | None = None
-    steps: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)  # held-out, at the end
-    findings: list[dict[str, Any]] = field(default_factory=list)  # in their final state, as in findings.jsonl
+INTERRUPTED = 130
 
 
 @dataclass(kw_only=True)
@@ -105,49 +52,65 @@ class Autopilot:
     attempts: list[Attempt] = field(default_factory=list)
     best: int | None = None  # number of the best finished attempt
     metric: str | None = None  # the metric that decides it
+    declared: dict[str, str] = field(default_factory=dict)  # the method's `metric_directions`
 
     def run(self, values: dict[str, Any], say: Callable[[str], None]) -> None:
-        """Run one attempt after another, at most `budget`."""
-        change: Change | None = None
-        while len(self.attempts) < self.budget:
-            attempt = self._next(values, change)
-            say(introduced(attempt, self.budget))
-            last = len(self.attempts) == self.budget
-            self._run(attempt, last, say)
-            self.judge()
-            self.write()
-            if attempt.exit_code == 130:
-                return
-            following = None if last else self.choose(attempt)
+        """Run one attempt after another, at most `budget`: each comes from the best one before it."""
+        base = self._attempt(values, None, None, say)
+        while base.exit_code != INTERRUPTED and len(self.attempts) < self.budget:
+            following = self.choose(base)
             if following is None:
+                break
+            attempt = self._attempt(*following, base, say)
+            if attempt.exit_code == INTERRUPTED:
                 return
-            values, change = following
+            if attempt.verdict is not None and attempt.verdict.adopted:
+                base = attempt
+        self._compare_with_the_first(base, say)
 
     # -- one attempt
 
-    def _next(self, values: dict[str, Any], change: Change | None) -> Attempt:
+    def _attempt(
+        self, values: dict[str, Any], change: Change | None, base: Attempt | None, say: Callable[[str], None]
+    ) -> Attempt:
         number = len(self.attempts) + 1
-        attempt = Attempt(number=number, folder=str(self.folder / f"attempt-{number}"), values=values, change=change)
+        attempt = Attempt(
+            number=number,
+            folder=str(self.folder / f"attempt-{number}"),
+            values=values,
+            change=change,
+            base=None if base is None else base.number,
+        )
         self.attempts.append(attempt)
+        say(introduced(attempt, self.budget))
+        self._run(attempt, say)
+        if base is not None and attempt.exit_code != INTERRUPTED:
+            attempt.verdict = judge(base, attempt, self.declared)
+            say(judged(attempt))
+        self.judge()
+        self.write()
         return attempt
 
-    def _run(self, attempt: Attempt, last: bool, say: Callable[[str], None]) -> None:
-        locked = sorted({*self.locked, *self._protected()})
-        values = attempt.values | {"output_dir": attempt.folder, "locked_fields": locked}
-        if not last:  # findings of the last attempt can't be acted on
-            values["stop_on"] = ["patchable"]
-        if attempt.number > 1:
-            values["parent_run"] = self.attempts[-2].folder
+    def _run(self, attempt: Attempt, say: Callable[[str], None]) -> None:
+        values = attempt.values | {"output_dir": attempt.folder, "locked_fields": self._locked(attempt)}
+        stops = self._stops(attempt)
+        if stops:
+            values["stop_on"] = stops
+        if attempt.base is not None:
+            values["parent_run"] = self.attempts[attempt.base - 1].folder
         if attempt.change is not None and attempt.change.checkpoint:
             values["resume_from_checkpoint"] = attempt.change.checkpoint
-        if "save_steps" not in values and self.config["max_steps"] > 0:
+        if self._saves(attempt):
             values["save_steps"] = max(1, self.config["max_steps"] // CHECKPOINTS)
             values.setdefault("save_total_limit", 5)
         file = self.folder / f"attempt-{attempt.number}.yaml"
         file.write_text(run_file(self.method, values, {}), encoding="utf-8")
+        self._train(attempt, [self.method, str(file)], say)
+
+    def _train(self, attempt: Attempt, arguments: list[str], say: Callable[[str], None]) -> None:
         findings: dict[str, dict[str, Any]] = {}
-        with open(self.folder / f"attempt-{attempt.number}.log", "w", encoding="utf-8") as log:
-            command = [sys.executable, "-m", "ft_host", "train", self.method, str(file), "--progress", "json"]
+        with open(self.folder / f"attempt-{attempt.number}.log", "a", encoding="utf-8") as log:
+            command = [sys.executable, "-m", "ft_host", "train", *arguments, "--progress", "json"]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, encoding="utf-8", errors="replace")
             try:
                 for event in events_of(process.stdout):
@@ -155,10 +118,26 @@ class Autopilot:
                 attempt.exit_code = process.wait()
             except KeyboardInterrupt:  # the run receives it too, and saves its state
                 process.wait()
-                attempt.exit_code = 130
-        self._record(attempt, findings, file)
+                attempt.exit_code = INTERRUPTED
+        self._record(attempt, findings)
 
-    def _record(self, attempt: Attempt, reported: dict[str, dict[str, Any]], file: Path) -> None:
+    def _stops(self, attempt: Attempt) -> list[str]:
+        """Nothing ends the last attempt early, whose findings can't be acted on."""
+        if attempt.number == self.budget:
+            return []
+        if attempt.number == 1:
+            return [PATCHABLE_ERRORS]
+        return sorted({each["code"] for other in self.attempts for each in _patchable_errors(other)})
+
+    def _saves(self, attempt: Attempt) -> bool:
+        """Whether the autopilot sets the interval of checkpoints, which is then no business of a remedy."""
+        return "save_steps" not in attempt.values and self.config["max_steps"] > 0
+
+    def _locked(self, attempt: Attempt) -> list[str]:
+        own = ["save_steps", "save_total_limit"] if self._saves(attempt) else []
+        return sorted({*self.locked, *self._protected(), *own})
+
+    def _record(self, attempt: Attempt, reported: dict[str, dict[str, Any]]) -> None:
         """Read the attempt's result from its folder. An attempt that was refused before it had a folder has only its
         output.
         """
@@ -167,8 +146,9 @@ class Autopilot:
         if record is None:
             attempt.status = "refused"
             return
+        self.declared = self.declared or record.facts.get("plan/metric_directions", {})
         attempt.status, attempt.steps = record.status, record.steps
-        attempt.metrics = {name: record.evals[name].last for name in headline_metrics(record)}
+        attempt.metrics, attempt.training = figures(record), training(record)
         written = {
             finding["fingerprint"]: finding for finding in read_json_lines(Path(attempt.folder) / "findings.jsonl")[0]
         }
@@ -188,46 +168,15 @@ class Autopilot:
 
     # -- what to change
 
-    def choose(self, attempt: Attempt) -> tuple[dict[str, Any], Change] | None:
+    def choose(self, base: Attempt) -> tuple[dict[str, Any], Change] | None:
         """Return the fields of the next attempt, for the worst open finding with an untried remedy; None where there is
         none.
         """
-        tried = [_compared(other.values) for other in self.attempts]
-        open_ones = [
-            finding for finding in attempt.findings if finding["state"] == "open" and finding["severity"] != "info"
-        ]
-        for finding in sorted(open_ones, key=lambda finding: (finding["severity"] != "error", finding["first_step"])):
-            for remedy in finding["remedies"]:
-                patch = {change["path"].removeprefix("/"): change["value"] for change in remedy["patch"]}
-                if not patch or set(patch) & {*self.locked, *self._protected()}:
-                    continue
-                patch = {name: self._further(finding["code"], name, value) for name, value in patch.items()}
-                values = attempt.values | patch
-                if _compared(values) in tried:
-                    continue
-                return values, Change(
-                    finding=finding["fingerprint"],
-                    message=finding["message"],
-                    remedy=remedy["why"],
-                    patch={
-                        name: [attempt.values.get(name, self.config.get(name)), value] for name, value in patch.items()
-                    },
-                    checkpoint=None if remedy["from_start"] else self._good_checkpoint(attempt, finding["first_step"]),
-                )
+        for values, change in candidates(base, self.attempts, self.config, set(self._locked(base))):
+            begun = first_step_of(base, change)
+            change.checkpoint = None if begun is None else self._good_checkpoint(base, begun)
+            return values, change
         return None
-
-    def _further(self, code: str, name: str, value: Any) -> Any:
-        """Return the new value of a field.
-
-        A number that the same rule has changed before without success goes further each time: a rate divided by 5 is
-        next divided by 25.
-        """
-        changes = [attempt.change for attempt in self.attempts if attempt.change is not None]
-        before = sum(name in change.patch and change.finding.partition(":")[0] == code for change in changes)
-        old = self.attempts[-1].values.get(name)
-        if not before or not all(isinstance(number, float) and number > 0 for number in (old, value)):
-            return value
-        return float(f"{old * (value / old) ** (before + 1):.2g}")
 
     def _good_checkpoint(self, attempt: Attempt, first_step: int) -> str | None:
         """Return the newest checkpoint from before the problem whose weights were still as good as any before."""
@@ -239,20 +188,31 @@ class Autopilot:
 
     # -- what it brought
 
+    def _compare_with_the_first(self, best: Attempt, say: Callable[[str], None]) -> None:
+        """Where the first attempt was ended by an error, and none is better than it was until then, it goes on to its
+        end: no attempt is taken in its place that may be worse."""
+        first = self.attempts[0]
+        if best is first or first.status != "interrupted" or not best.finished:
+            return
+        until = judge(replace(first, status="finished"), replace(best, change=None), self.declared)
+        if until.adopted or until.metric is None:
+            return
+        say("attempt 1 goes on to its end, since no other is better than it was so far")
+        self._train(first, ["--resume", first.folder, "--stop-on", "none"], say)
+        best.verdict = judge(first, best, self.declared)
+        self.judge()
+        self.write()
+
     def judge(self) -> None:
         """Find the best of the finished attempts, by the most important held-out metric."""
-        finished = [attempt for attempt in self.attempts if attempt.status == "finished"]
-        if not finished:
-            return
-        measured = [attempt for attempt in finished if attempt.metrics]
-        if not measured:
-            self.best = finished[-1].number
-            return
-        self.metric = next(iter(measured[-1].metrics))
-        record = self.record(measured[-1])
-        way = record.better(self.metric) if record is not None else fmt.better(self.metric)
-        candidates = [attempt for attempt in measured if self.metric in attempt.metrics]
-        self.best = max(candidates, key=lambda attempt: (way * attempt.metrics[self.metric], attempt.number)).number
+        best = best_of(self.attempts, self.declared)
+        if best is not None:
+            self.best, self.metric = best.number, metric_of(best)
+
+    @property
+    def cleared(self) -> list[Attempt]:
+        """The attempts whose change was no better: what they changed isn't the cause."""
+        return [each for each in self.attempts if each.verdict is not None and not each.verdict.adopted]
 
     def write(self) -> None:
         """Write the lineage and its page."""
@@ -265,6 +225,11 @@ class Autopilot:
             "locked": self.locked,
             "best": self.best,
             "metric": self.metric,
+            "cleared": [
+                {"attempt": each.number, "finding": each.change.finding, "patch": each.change.patch}
+                for each in self.cleared
+                if each.change is not None
+            ],
             "attempts": [asdict(attempt) for attempt in self.attempts],
         }
         write_json(self.folder / "autopilot.json", fmt.plain(lineage))
@@ -277,6 +242,14 @@ class Autopilot:
         if self.best is not None:
             return 0
         return last.exit_code if last.exit_code else StoppedByFinding.exit_code
+
+
+def _patchable_errors(attempt: Attempt) -> list[dict[str, Any]]:
+    return [
+        finding
+        for finding in attempt.open_findings()
+        if finding["severity"] == "error" and any(remedy["patch"] for remedy in finding["remedies"])
+    ]
 
 
 def is_good(record: RunRecord, step: int) -> bool:
@@ -293,7 +266,3 @@ def is_good(record: RunRecord, step: int) -> bool:
         return False
     best = max((way * value for value in before), default=-math.inf)
     return way * sum(after) / len(after) >= best - SLACK * max(abs(best), 0.1)
-
-
-def _compared(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in BOOKKEEPING}

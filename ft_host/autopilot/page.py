@@ -13,7 +13,8 @@ from ft_host.report.parts import status_pill
 from ft_host.rundir import format as fmt
 
 if TYPE_CHECKING:
-    from ft_host.autopilot.attempts import Attempt, Autopilot
+    from ft_host.autopilot.attempts import Autopilot
+    from ft_host.autopilot.lineage import Attempt
 
 
 def write_flight(flight: Autopilot, path: Path) -> Path:
@@ -37,6 +38,7 @@ def flight_page(flight: Autopilot) -> str:
             el("p.lead", *_result(flight)),
         ),
         el("section", el("h2", "What was tried"), _attempts(flight, records)),
+        _cleared(flight),
         *(_change(attempt) for attempt in flight.attempts if attempt.change is not None),
         curves,
         el("footer", f"Made by ft-host on {now} from {flight.folder}"),
@@ -74,12 +76,36 @@ def _patch(attempt: Attempt) -> str | Markup:
     return el("code", ", ".join(changed))
 
 
+def _cleared(flight: Autopilot) -> Markup | None:
+    """What experiments have shown not to be the cause."""
+    if not flight.cleared:
+        return None
+    rows = [
+        [_patch(attempt), attempt.change.finding, f"attempt {attempt.base} → {attempt.number}", _figures(attempt)]
+        for attempt in flight.cleared
+        if attempt.change is not None
+    ]
+    return el(
+        "section",
+        el("h2", "What was cleared"),
+        el("p", "These changes were tried, and the run was no better with them."),
+        table(["Changed", "For", "Tried in", "Figure"], rows),
+    )
+
+
+def _figures(attempt: Attempt) -> str:
+    verdict = attempt.verdict
+    if verdict is None or verdict.metric is None:
+        return attempt.status
+    return f"{verdict.metric} {fmt.number(verdict.before)} → {fmt.number(verdict.after)}"
+
+
 def _change(attempt: Attempt) -> Markup:
     change = attempt.change
     start = join("from ", el("code", change.checkpoint)) if change.checkpoint else "from the beginning"
     return el(
         "section",
-        el("h3", f"Attempt {attempt.number}, for {change.finding}"),
+        el("h3", f"Attempt {attempt.number}, from attempt {attempt.base or attempt.number - 1}, for {change.finding}"),
         el("p", change.message),
         el("p", change.remedy, "; ", start, "."),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ft_host import registry
 from ft_host.autopilot.attempts import Autopilot
+from ft_host.autopilot.events import changed
 from ft_host.cli.arguments import take_number, take_value
 from ft_host.cli.train import Ready, fresh, read, say_warnings
 from ft_host.config.old_names import current
@@ -21,9 +22,10 @@ from ft_host.util.text import nearest
 HELP = """\
 usage: ft-host autopilot [METHOD] CONFIG --budget N [--lock FIELD,FIELD] [--output FOLDER] [--field value ...]
 
-Trains like `ft-host train`, in attempts. An attempt with a warning or an error that has a remedy in the config is
-stopped; the next one applies that remedy, and resumes from the last checkpoint before the problem, or starts again if
-the remedy requires it. Ends when an attempt finishes without such findings, or after N attempts.
+Trains like `ft-host train`, in attempts. Each applies a remedy for a finding of the best one before it, and resumes
+from the last checkpoint before the problem, or starts again if the remedy requires it. Held-out figures decide which
+attempt is better; from one that isn't, it goes back, and what was changed is cleared as a suspect. The first attempt
+ends early only at an error with a remedy. Ends when nothing is left to try, or after N attempts.
 
 Data, models, rewards and the fields of --lock are never changed. FOLDER (default: output_dir of the config, else
 runs/autopilot-DATE-TIME) holds the attempts, autopilot.json (the lineage) and report.html.
@@ -91,4 +93,6 @@ def _said(flight: Autopilot) -> str:
         return "\n".join([*lines, f"none finished; the last one was {last.status} (exit code {last.exit_code}): {log}"])
     best = flight.attempts[flight.best - 1]
     value = f", {flight.metric} {best.metrics[flight.metric]:.4g}" if flight.metric else ""
-    return "\n".join([*lines, f"best: attempt {best.number} in {best.folder}{value}"])
+    lines.append(f"best: attempt {best.number} in {best.folder}{value}")
+    lines += [f"cleared: {changed(each.change)} ({each.change.finding})" for each in flight.cleared if each.change]
+    return "\n".join(lines)

@@ -85,6 +85,7 @@ class Finding:
                         for name, value in remedy.patch.items()
                     ],
                     "from_start": remedy.again,
+                    "measured": remedy.measured,
                     "expected": remedy.expected,
                 }
                 for rank, remedy in enumerate(self.remedies, 1)

@@ -18,7 +18,8 @@ from ft_host.rundir.series import Series
 # Groups of the host's fields that leave a loss what it is, and fields of other groups that do.
 SAME_LOSS_GROUPS = ("optimisation", "batches", "lora", "evaluation", "run", "diagnostics", "distribution")
 SAME_LOSS = ("dtype", "gradient_checkpointing", "segment_attention", "attn_implementation", "train_sampling_strategy")
-# The most important first. Other figures (rewards/chosen) may go either way.
+# The most important first, and last of all the accuracy of tokens, which says less than their loss. Other figures
+# (rewards/chosen) may go either way.
 JUDGED = ("reward", "accuracies", "accuracy", "agreement", "scores", "margins", "loss")
 
 
@@ -45,7 +46,7 @@ def judged_by(
     for name in evals:
         end = name.removeprefix("eval_").split("/")[-1].split("_")[-1]
         if end in JUDGED and better(name, declared) and end not in left_out:
-            found.append((JUDGED.index(end), name))
+            found.append((len(JUDGED) if name.endswith("token_accuracy") else JUDGED.index(end), name))
     return [name for _, name in sorted(found)]
 
 
