@@ -54,8 +54,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
 REQUIRED = ("format", "method", "status", "created", "config")
 CHANGE = {"path": str, "from": object, "value": object}
 PLUGIN = {"kind": str, "name": str, "distribution": str, "version": str}
-# What a remedy may leave out.
-REMEDY = {"rank": 1, "applicability": "", "patch": [], "from_start": False, "measured": False}
+REMEDY = {"rank": 1, "applicability": "", "patch": [], "from_start": False}  # what a remedy may leave out
 # What readers need of a finding: a type, an object with these fields, or a list of such.
 FINDING: dict[str, Any] = {
     "code": str,
