@@ -110,10 +110,10 @@ RULES = [
         ),
         remedies=balance_more,
         when=(
-            "(largest load - mean) / mean of the worst layer is over 2 (or 90 % of what it can be) and half above that"
-            f" of the first step, in 30 % of the last 50 steps, {FIND} steps after the warm-up and later. Where it can't"
-            " be 2, since a token goes to many of the experts, only beside experts that get next to nothing or routers"
-            " that have become certain."
+            "(largest load - mean) / mean of the worst layer is over 2 (or 90 % of what it can be) and half above"
+            f" that of the first step, in 30 % of the last 50 steps, {FIND} steps after the warm-up and later. Where"
+            " it can't be 2, since a token goes to many of the experts, only beside experts that get next to nothing"
+            " or routers that have become certain."
         ),
         why=(
             "The routers send more and more tokens to few experts; the others learn nothing and the model becomes a"

@@ -13,6 +13,7 @@ import statistics
 from ft_host.diagnostics.remedies import lower_rate, raise_rate, restore
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared.helpers import doubt
+from ft_host.diagnostics.spread import risen, scatter
 from ft_host.diagnostics.view import View, rounded, short
 
 CHOSEN, REJECTED, MARGINS = "rewards/chosen", "rewards/rejected", "rewards/margins"
@@ -83,21 +84,42 @@ def errors(view: View, count: int) -> float:
     return average / spread * math.sqrt(len(values))
 
 
+def after_warm_up(view: View, name: str) -> list[float]:
+    series = view.series.get(name)
+    if series is None:
+        return []
+    return [series.values[index] for index, step in enumerate(series.steps) if step > view.warmup_steps]
+
+
+def by_chance(right: list[float], pairs: int) -> bool:
+    """Whether half of the pairs are in the right order, and no more than 60 % beyond doubt: two standard errors of as
+    many pairs, which is much where a step has few. Not where the share grows."""
+    if not right:
+        return False
+    share, half = statistics.fmean(right), len(right) // 2
+    grows = half >= 10 and risen(right[:half], right[half:], 2.5)
+    return 0.45 <= share <= 0.55 and share + 1 / math.sqrt(pairs) < 0.6 and not grows
+
+
 def no_preference(view: View) -> bool | None:
-    """After a quarter of the run and 30 steps: at this pace margins stay next to nothing to its end, or they are
-    noise."""
-    if view.count(MARGINS) < 30 or not view.warmed_up or (view.progress is not None and view.progress < 0.25):
+    """After a quarter of the run, and 30 steps after the warm-up: at this pace margins stay next to nothing to its end,
+    or within their noise."""
+    margins = after_warm_up(view, MARGINS)
+    if len(margins) < 30 or (view.progress is not None and view.progress < 0.25):
         return None
     if view.count(CHOSEN) and abs(fall(view, 20)) > max(2.0, 0.8 * abs(view.get(LOGPS, 0.0))):
         return False  # the policy has gone elsewhere, which is another trouble
-    accuracies, noise = view.recent("rewards/accuracies", 50), abs(errors(view, 40)) < 2
-    if accuracies and 0.45 <= sum(accuracies) / len(accuracies) <= 0.55:
+    size, noise = len(margins), abs(errors(view, min(40, len(margins)))) < 2
+    rise, error = view.slope(MARGINS, size), doubt(view, MARGINS, size)
+    if rise > 3 * error:
+        return False
+    accuracies = after_warm_up(view, "rewards/accuracies")[-50:]
+    if by_chance(accuracies, len(accuracies) * rows_of(view)):
         return noise
-    if not accuracies and noise and rows_of(view) >= 8:
+    at_best = (rise + 2 * error) / (view.progress or 1.0)
+    if not accuracies and noise and rows_of(view) >= 8 and at_best < scatter(margins):
         return True
-    count = view.count(MARGINS)
-    at_best = view.slope(MARGINS, count) + 2 * doubt(view, MARGINS, count)
-    return abs(view.mean(MARGINS, 20)) < 0.02 and at_best / (view.progress or 1.0) < 0.05
+    return abs(view.mean(MARGINS, 20)) < 0.02 and at_best < 0.05
 
 
 def no_preference_message(view: View) -> str:
@@ -127,7 +149,7 @@ def wrong_way(view: View) -> bool | None:
     if math.isnan(found):
         return None
     accuracies = view.recent("rewards/accuracies", 20)
-    return view.mean(MARGINS, 20) < -0.05 and found < -3 and (not accuracies or statistics.fmean(accuracies) < 0.4)
+    return view.mean(MARGINS, 20) < -0.05 and found < -4 and (not accuracies or statistics.fmean(accuracies) < 0.4)
 
 
 def preference_rules(
@@ -180,9 +202,11 @@ def preference_rules(
             message=no_preference_message,
             remedies=no_preference_remedies,
             when=(
-                "After a quarter of the run (30 steps at least), 45 to 55 % of pairs are in the right order and the"
-                " mean of 40 margins is within two standard errors of 0 (where there are no pairs, that alone), or"
-                " margins are below 0.02 and won't reach 0.05 by the end."
+                "After a quarter of the run (30 steps at least after the warm-up), 45 to 55 % of pairs are in the right"
+                " order (no more than 60 % with two standard errors of as many pairs), and the mean of 40 margins is"
+                " within two standard errors of 0. Where there are no pairs, that alone, if margins stay within their"
+                " noise to the end at this pace. Or margins are below 0.02 and won't reach 0.05 by the end. Not where"
+                " margins rise beyond doubt."
             ),
             why="The learning rate is too low, or the labels are noise.",
             remedy="Raise learning_rate, look at the pairs.",
@@ -207,7 +231,7 @@ def preference_rules(
             ),
             remedies=lambda view: [lower_rate(view, 10), restore(view)],
             when=(
-                "The mean of 20 margins is below -0.05 and three standard errors below 0, and fewer than 40 % of pairs"
+                "The mean of 20 margins is below -0.05 and four standard errors below 0, and fewer than 40 % of pairs"
                 " in the right order, in 30 % of the last 30 steps."
             ),
             why=(

@@ -6,7 +6,7 @@ Growing completion length (a known effect of DPO) can't be seen on given pairs, 
 from __future__ import annotations
 
 from ft_host.api import hookimpl
-from ft_host.diagnostics import Remedy, Rule, Suspect, View, fall, lower_rate, percent, preference_rules, short
+from ft_host.diagnostics import Remedy, Rule, Suspect, View, fall, lower_rate, percent, preference_rules, rows_of, short
 
 NOT_ABOUT = {"PRB005": "the loss compares two completions, and isn't that of a token"}
 
@@ -14,18 +14,28 @@ ACCURACY, MARGINS = "rewards/accuracies", "rewards/margins"
 SWAP = Remedy(why="Check some pairs, and rename the columns where they are swapped (dataset_columns)")
 
 
+def look(view: View) -> int:
+    """Steps that have forty pairs, and five at the least."""
+    return max(5, -(-40 // rows_of(view)))
+
+
 def saturated(view: View) -> bool | None:
-    """Before a tenth of the run is over, or in its first 20 steps."""
+    """Before a tenth of the run is over, or in its first 20 steps; of forty pairs at least, since a few are in the
+    right order by chance."""
     early = view.step <= max(20, 0.1 * (view.total_steps or 0))
-    return view.mean(ACCURACY, 5) >= 0.99 if early and view.count(ACCURACY) >= 5 else None
+    count = look(view)
+    return view.mean(ACCURACY, count) >= 0.99 if early and view.count(ACCURACY) >= count else None
 
 
 def held_out(view: View) -> float | None:
-    """Return the last evaluation's share of pairs in the right order; None before the first update, when
-    all are equal.
+    """Return the last evaluation's share of pairs in the right order, or the mean of the last two, since there may be
+    few pairs; None before the first update, when all are equal.
     """
     series = view.series.get(f"eval_{ACCURACY}")
-    return None if series is None or series.steps[-1] == 0 else series.last
+    if series is None or series.steps[-1] == 0:
+        return None
+    after = [value for step, value in zip(series.steps, series.values, strict=True) if step > 0][-2:]
+    return sum(after) / len(after)
 
 
 def swapped(view: View) -> bool | None:
@@ -74,12 +84,13 @@ OWN = [
         least=2,
         share=0.6,
         message=lambda view: (
-            f"{percent(view.mean(ACCURACY, 5))} of the pairs are in the right order after {view.step} steps: a "
-            "simple feature, such as length or format, separates chosen from rejected."
+            f"{percent(view.mean(ACCURACY, look(view)))} of the pairs are in the right order after {view.step} steps:"
+            " a simple feature, such as length or format, separates chosen from rejected."
         ),
         remedies=lambda view: [Remedy(why="Compare pairs side by side: ft-host data dpo"), lower_rate(view, 3)],
         when=(
-            "rewards/accuracies is 0.99 or more over 5 steps within the first tenth of the run (or its first 20 steps)."
+            "rewards/accuracies is 0.99 or more over 5 steps, and 40 pairs, within the first tenth of the run (or its"
+            " first 20 steps)."
         ),
         why="The model then learns that feature. On easy pairs this is harmless.",
         remedy="Check the pairs; balance lengths.",
