@@ -18,8 +18,11 @@ LINKED = "completions/reward_length_correlation"
 
 
 def cut_short(view: View) -> bool | None:
-    """Once it can be told whether the model is just learning to end."""
-    return view[CUT] > 0.3 and not helpers.falling(view, CUT) if view.count(CUT) >= 10 else None
+    """Once it can be told whether the model is just learning to end: fewer than at first, or ever fewer."""
+    if view.count(CUT) < 10:
+        return None
+    fewer = view.mean(CUT, 10) < 0.8 * (helpers.start(view, CUT) or 0.0)
+    return view[CUT] > 0.3 and not fewer and not helpers.falling(view, CUT)
 
 
 def forgot_to_end(view: View) -> bool:
@@ -58,6 +61,8 @@ def length_hacked(view: View) -> bool | None:
     begun = view.baseline(LENGTH)
     if begun is None:
         return None
+    if helpers.held_out_rises(view):
+        return False  # longer answers are better ones
     return view[LENGTH] > 1.5 * begun and view.mean(LINKED, 20) > 0.5
 
 
@@ -77,7 +82,8 @@ def length_gone(view: View, names: Names) -> bool | None:
 def duplicates(view: View, names: Names) -> bool:
     share, least = view[UNIQUE], 1 / view.config.num_generations
     reached = helpers.level(view, names)
-    if helpers.learns(view, names) or (reached is not None and reached >= helpers.SOLVED):
+    solved = (reached is not None and reached >= helpers.SOLVED) or helpers.knows(view, names)
+    if solved or helpers.learns(view, names) or helpers.has_risen(view, names):
         return False
     if share < least + 0.04 * (1 - least):  # one completion, again and again
         return True
@@ -124,7 +130,7 @@ def rules(names: Names) -> list[Rule]:
             remedies=cut_remedies,
             when=(
                 "More than 30 % of completions end at max_completion_length in half of the last 50 rollouts, and no"
-                " fewer than before; 80 % on average: an error."
+                " fewer than before, nor 80 % of as many as at the start; 80 % on average: an error."
             ),
             why="Answers that need more tokens are punished for it, or the policy doesn't end its answers.",
             remedy="Raise max_completion_length, leave cut completions out of the loss, teach the end of a turn (SFT).",
@@ -153,7 +159,7 @@ def rules(names: Names) -> list[Rule]:
             ],
             when=(
                 "The mean length is 50 % above the run's beginning and the correlation of reward and length within"
-                " rollouts above 0.5, in half of the last 50."
+                " rollouts above 0.5, in half of the last 50; not while held-out completions earn more than at first."
             ),
             why="A reward that grows with length is the easiest one to raise.",
             remedy=f"A penalty of length{other_loss}, a limit.",
@@ -212,8 +218,9 @@ def rules(names: Names) -> list[Rule]:
                 ),
                 remedies=duplicate_remedies,
                 when=(
-                    "In half of the last 50 rollouts nearly all completions of a prompt are the same, or their variety"
-                    " is below half and has halved; and the reward doesn't rise."
+                    "In half of the last 50 rollouts nearly all completions of a prompt are the same, or their"
+                    " variety is below half and has halved; and the reward neither rises, nor has risen, nor is high"
+                    " from the start."
                 ),
                 why="Sampling is too cold, or the policy has collapsed onto one answer.",
                 remedy="Raise temperature, sample from all tokens, lower learning_rate.",

@@ -6,6 +6,8 @@ from ft_host.diagnostics.remedies import lower_rate, raise_rate, restore, set_fi
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
+from ft_host.diagnostics.sizes import USUAL, update_at_full_rate
+from ft_host.diagnostics.spread import error_between, fallen, scatter
 from ft_host.diagnostics.view import View, percent, rounded, short
 
 DIVERGENCE, AGREEMENT = "distillation/divergence", "distillation/teacher_agreement"
@@ -28,12 +30,18 @@ def flat(view: View) -> bool | None:
         better = helpers.held_out_rises(view)
         if better or better is None:
             return False
-    there = view.count(AGREEMENT) >= 20 and view.mean(AGREEMENT, 20) >= 0.95
-    return view.mean(DIVERGENCE, 20) > 0.95 * first_divergence(view) and not there
+    if view.count(AGREEMENT) >= 20 and view.mean(AGREEMENT, 20) >= 0.95:
+        return False
+    first, last = view.series[DIVERGENCE].finite()[:10], view.recent(DIVERGENCE, 20)
+    begun = first_divergence(view)
+    sure = farther(view) or error_between(first, last) < 0.05 * abs(begun)
+    return view.mean(DIVERGENCE, 20) > 0.95 * begun and sure and not fallen(first, last, 2.0)
 
 
 def farther(view: View) -> bool:
-    return view.mean(DIVERGENCE, 20) > 1.5 * first_divergence(view)
+    """Half as much again, beyond doubt."""
+    begun, now = first_divergence(view), view.mean(DIVERGENCE, 20)
+    return now > 1.5 * begun and now - begun > 3 * scatter(view.recent(DIVERGENCE, 20))
 
 
 def is_flat(view: View) -> bool:
@@ -43,7 +51,8 @@ def is_flat(view: View) -> bool:
 def flat_remedies(view: View) -> list[Remedy]:
     if farther(view):
         return [lower_rate(view, 3), restore(view)]
-    out = [raise_rate(view, 3, "a divergence that falls")]
+    ratio = update_at_full_rate(view)
+    out = [raise_rate(view, 3, "a divergence that falls")] if ratio is None or ratio < USUAL else []
     share = vars(view.config).get("lmbda")
     if share:
         out += set_field(view, "lmbda", rounded(share / 2), ": learn from more completions of others", again=True)
@@ -107,8 +116,9 @@ def taught_rules(names: Names, nearer: str, brief: str, unit: str) -> list[Rule]
             when=(
                 "After a fifth of the run, and 40 steps, the mean divergence of 20 steps is above 95 % of that of the"
                 " first 5 (of 110 % of the first, where that is less), in 80 % of the last 50; the two don't agree on"
-                " the likeliest token in 95 % of places. Not while held-out completions earn more than at first. 50 %"
-                " above it: an error."
+                " the likeliest token in 95 % of places, and batches differ by so little that a fall would be seen (the"
+                " standard error is below 5 %). Not while held-out completions earn more than at first. 50 % above it,"
+                " by three times what batches differ: an error."
             ),
             why=(
                 "Updates that are too small, or so large that they undo each other; or a student that samples what the"

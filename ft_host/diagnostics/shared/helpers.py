@@ -6,10 +6,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ft_host.diagnostics.spread import risen
 from ft_host.diagnostics.view import View
 
 LEARNT = 0.5  # the share of what there was to gain from which on a change counts as the task being learnt
 HELD_OUT_FALLS = "OPT014"  # the host's rule of a held-out reward that falls, whatever the cause
+KNOWN = 0.75  # the share of what there is to earn from which on a model knows the task
 SOLVED = 0.95  # of the most that a completion can earn, as a mean
 
 
@@ -115,6 +117,31 @@ def learns(view: View, names: Names) -> bool:
     reached = level(view, names)
     solved = reached is not None and reached >= SOLVED and gained(view, names) > 0
     return solved or gained(view, names) >= LEARNT or rising(view, names.reward)
+
+
+def knows(view: View, names: Names) -> bool:
+    """Whether most of what there is to earn is earned, at first and of late: little is left to learn."""
+    found = span(view)
+    if found is None:
+        return False
+    first = (view.first(names.reward) - found[0]) / (found[1] - found[0])
+    return min(first, level(view, names) or 0.0) >= KNOWN
+
+
+def has_risen(view: View, names: Names) -> bool:
+    """Whether the last twenty rewards are above the first ten beyond doubt, and by a tenth of what there was to gain:
+    something was learnt, whatever the reward does now."""
+    series = view.series.get(names.reward)
+    if series is None or len(series) < 30 or gained(view, names) < 0.1:
+        return False
+    return risen(series.finite()[:10], view.recent(names.reward, 20), 3.0)
+
+
+def chance(view: View) -> float:
+    """What chance makes of the difference of two evaluations: their standard error, where the rows that were scored and
+    the spread of their rewards are known, else 0."""
+    spreads, rows = view.recent("eval_reward_std", 1000), view.facts.get("plan/scored_rows")
+    return max(spreads) * math.sqrt(2 / rows) if spreads and rows else 0.0
 
 
 def start(view: View, name: str) -> float | None:

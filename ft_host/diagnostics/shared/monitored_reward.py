@@ -7,17 +7,18 @@ from collections.abc import Callable
 
 from ft_host.diagnostics.remedies import lower_rate, restore
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.shared.helpers import Names, broken_by
+from ft_host.diagnostics.shared.helpers import Names, broken_by, chance
 from ft_host.diagnostics.view import View, short
 
 
 def gone(view: View) -> bool | None:
-    """Whether the last two evaluations earn three quarters of the best one at most."""
+    """Whether the last two evaluations earn three quarters of the best one at most, and less by more than chance makes:
+    the best of many was lucky."""
     evals = view.series["eval_reward"]
     peak, last = evals.best(1), evals.finite()[-2:]
     if len(evals) < 3 or peak is None:
         return None
-    return max(last) < peak[1] - 0.25 * abs(peak[1])
+    return max(last) < peak[1] - max(0.25 * abs(peak[1]), 3 * chance(view))
 
 
 def half_of_best_lost(view: View) -> bool:
@@ -49,8 +50,8 @@ def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[R
             ),
             remedies=lambda view: [*mends(view), restore(view), lower_rate(view)],
             when=(
-                "Two evaluations running earn three quarters of the best one's reward at most, of three or more. Half"
-                " of it: an error."
+                "Two evaluations running earn three quarters of the best one's reward at most, and three standard"
+                " errors less, of three or more. Half of it: an error."
             ),
             why=(
                 "What the loss compares isn't what the reward asks for: a teacher that is wrong about the task or is"

@@ -22,7 +22,7 @@ def collapses(view: View, names: Names) -> bool | None:
     if view.step < 5:
         return None
     low = view[names.entropy] < 0.2 * first_entropy(view, names)
-    return low and not helpers.learns(view, names)
+    return low and not helpers.learns(view, names) and not helpers.has_risen(view, names)
 
 
 def explodes(view: View, names: Names) -> bool | None:
@@ -135,9 +135,12 @@ def kl_blows_up(view: View, names: Names) -> bool:
     now = kl(view, names, view[names.kl])
     if now > 2:
         return True
-    if helpers.rising(view, names.reward):
-        return False  # it goes up with what is learnt
-    return now > 0.5 or (now > 0.1 and helpers.rising(view, names.kl) and helpers.falling(view, names.reward))
+    falls = helpers.falling(view, names.reward)
+    if helpers.rising(view, names.reward) or (
+        not falls and (helpers.learns(view, names) or helpers.has_risen(view, names))
+    ):
+        return False  # it goes up with what is learnt, or has
+    return now > 0.5 or (now > 0.1 and helpers.rising(view, names.kl) and falls)
 
 
 def kl_remedies(view: View, names: Names) -> list[Remedy]:
@@ -168,7 +171,7 @@ def rules(names: Names) -> list[Rule]:
             remedies=of(collapse_remedies),
             when=(
                 "Entropy is below a fifth of what it was at the start in 30 % of the last 50 rollouts, and the reward "
-                "neither rises nor has risen by half of what there was to gain."
+                "neither rises nor has risen beyond doubt."
             ),
             why=(
                 "A policy that has become sure of one way to answer samples nothing else, so that nothing can be"
@@ -219,8 +222,8 @@ def rules(names: Names) -> list[Rule]:
             ),
             remedies=of(kl_remedies),
             when=(
-                "The KL divergence of a token is above 0.5 nats while the reward doesn't rise, or above 2, or rises"
-                " while the reward falls, in 30 % of the last 50 rollouts; above 2 on average: an error."
+                "The KL divergence of a token is above 0.5 nats and the reward neither rises nor has risen, or above 2,"
+                " or rises while the reward falls, in 30 % of the last 50 rollouts; above 2 on average: an error."
             ),
             why=(
                 "The policy leaves the model that it began as, which isn't paid for: it forgets, or games the reward."

@@ -9,6 +9,7 @@ from ft_host.diagnostics.remedies import LOOK_AT_REWARD, larger_step, lower_rate
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names, rounds
+from ft_host.diagnostics.sizes import USUAL, update_at_full_rate
 from ft_host.diagnostics.view import View, percent, short
 
 # ---------------------------------------------------------------- 3: never rises
@@ -26,6 +27,8 @@ def never_rises(view: View, names: Names) -> bool | None:
     count = int(view.count(names.reward) * (1 - min(view.warmup_steps / step, 1)))
     if count < 40:
         return None
+    if helpers.knows(view, names):
+        return False
     mean = view.mean(names.reward, count)
     room = found[1] - mean
     if room < 0.1 * (found[1] - found[0]) or helpers.falling(view, names.reward, count):
@@ -35,7 +38,9 @@ def never_rises(view: View, names: Names) -> bool | None:
 
 
 def never_rises_remedies(view: View, names: Names) -> list[Remedy]:
-    out = [raise_rate(view), LOOK_AT_REWARD]
+    ratio = update_at_full_rate(view)
+    small = ratio is None or ratio < USUAL  # larger ones do move the policy: then the reward doesn't tell it where to
+    out = [raise_rate(view), LOOK_AT_REWARD] if small else [LOOK_AT_REWARD]
     if names.passes in vars(view.config):
         out.append(Remedy(why="Tune on solutions first (SFT), so that some completions are right from the start"))
     return out
@@ -63,6 +68,11 @@ def reward_falls(view: View, names: Names) -> bool | None:
     top, now = best(view, names.reward), view.mean(names.reward, 10)
     found = helpers.span(view)
     worth = top - found[0] if found else abs(top)
+    evals = view.recent("eval_reward", 1000)
+    if len(evals) > 1 and evals[-1] >= max(evals) > evals[0]:
+        return False  # what it was worse at are harder prompts
+    if view.config.train_sampling_strategy == "sequential" and len(evals) < 2:
+        return None  # prompts may become harder
     return top - now > max(0.1 * worth, 6 * view.noise(names.reward) / math.sqrt(10))
 
 
@@ -83,7 +93,7 @@ def held_out_falls(view: View, names: Names) -> bool | None:
     if len(before) < 5:
         return None
     then, now = sum(before) / len(before), view.mean(names.reward, 10)
-    worse = evals.last < peak[1] - 0.1 * abs(peak[1])
+    worse = evals.last < peak[1] - max(0.1 * abs(peak[1]), 3 * helpers.chance(view))
     return worse and now > then + max(0.02 * abs(then), 2 * view.noise(names.reward) / math.sqrt(10))
 
 
@@ -101,6 +111,8 @@ def rows_of_step(view: View) -> int:
 def noisy(view: View, names: Names) -> bool | None:
     if view.count(names.reward) < 30:
         return None
+    if helpers.learns(view, names) or helpers.has_risen(view, names) or helpers.knows(view, names):
+        return False
     return rows_of_step(view) < ENOUGH and abs(view.slope(names.reward)) < helpers.doubt(view, names.reward, 50)
 
 
@@ -129,7 +141,8 @@ def rules(names: Names) -> list[Rule]:
             remedies=of(never_rises_remedies),
             when=(
                 "After the warm-up and 40 rollouts or more, the line through the mean rewards, at two standard errors"
-                " above what is seen, would gain less than 10 % of what is left to gain by the end of the run."
+                " above what is seen, would gain less than 10 % of what is left to gain by the end of the run; not"
+                " where three quarters of what there is to earn are earned from the start."
             ),
             why="A learning rate that is too low, a reward that is noise to the policy, or prompts that are too hard.",
             remedy="Raise learning_rate, try the reward by hand, tune on solutions first.",
@@ -161,7 +174,10 @@ def rules(names: Names) -> list[Rule]:
                     else []
                 ),
             ],
-            when="An evaluation earns 10 % less than the best one, and training earns more than at that time.",
+            when=(
+                "An evaluation earns 10 % less than the best one (and three standard errors), and training earns more"
+                " than at that time."
+            ),
             why="The policy has found what the reward pays for beside the task, or has learnt the prompts by heart.",
             remedy="Go back to the best checkpoint, mend the reward, add one that checks, raise beta.",
             source="Gao et al. 2210.10760; own judgement",
@@ -183,7 +199,7 @@ def rules(names: Names) -> list[Rule]:
             remedies=lambda view: larger_step(view, rows_of_step(view), ENOUGH),
             when=(
                 "Fewer than 64 completions a step, and in most steps the reward's rise over the last 50 is within one "
-                "standard error of 0."
+                "standard error of 0; not where it has risen before, or is high from the start."
             ),
             why="A step's gradient is mostly chance: progress, if there is any, can't be seen, and is slow.",
             remedy="More prompts a step.",
@@ -235,7 +251,8 @@ def rules(names: Names) -> list[Rule]:
             remedies=lambda view: [lower_rate(view, 2 if helpers.gained(view, names) > 0 else 5), restore(view)],
             when=(
                 "The mean of the last 10 rollouts is below that of the best 10 in a row by more than 10 % and more than"
-                " noise, at most looks (one each 5 rollouts); by half: an error."
+                " noise, at most looks (one each 5 rollouts); by half: an error. Not where the last evaluation is the"
+                " best one; with train_sampling_strategy: sequential, not without evaluations."
             ),
             why="Updates that are too large have broken the policy, or it has drifted to where the reward is worse.",
             remedy="Go back to the best checkpoint with a lower learning rate.",
