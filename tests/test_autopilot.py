@@ -332,6 +332,13 @@ def test_first_remedies_come_before_second_ones_and_those_of_speed_last(tmp_path
     assert fields == [["learning_rate"], ["beta"], ["dataloader_num_workers"], ["warmup_steps"]]
 
 
+def test_a_setting_beyond_its_usual_range_is_tried_when_nothing_else_is_left(tmp_path):
+    note = finding("CFG010", (("beta", 0.1),), severity="info", first_step=0)
+    base = ended(1, {"learning_rate": 0.01, "beta": 100.0}, findings=[note, finding()])
+    fields = [list(change.patch) for _, change in candidates(base, [base], CONFIG, set())]
+    assert fields == [["learning_rate"], ["beta"]]
+
+
 @pytest.mark.parametrize(("now", "new", "taken"), [(100, 40, True), (100, 200, False), (-1, 40, True)])
 def test_the_number_of_steps_is_only_lowered(tmp_path, now, new, taken):
     base = ended(1, {"max_steps": now}, findings=[finding(patch=(("max_steps", new),))])

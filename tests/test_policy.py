@@ -510,6 +510,7 @@ def test_dropout_is_off_where_asked_for_but_an_adapters(tmp_path):
         with torch.no_grad():
             drawn = policy(batch)["logp"]
             moved[disable] = float((drawn - policy.eval()(batch)["logp"]).abs().max())
+        assert dropout_of(policy) == (0.0 if disable else 0.3)
         assert policy.config.resid_pdrop == 0.3, "the model's config is not ours to change"
     assert moved[False] > 1e-2 and moved[True] < 1e-5
     config = RunConfig(model=str(folder), disable_dropout=True, use_peft=True, lora_dropout=0.5)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ft_host.autopilot.lineage import Attempt, Change, compared
+from ft_host.diagnostics.suspects import NOTES
 
 # Fields that define the task or the machine: never part of a remedy. The number of steps is only ever lowered.
 PROTECTED = (
@@ -55,7 +56,12 @@ def candidates(
     """
     tried = [compared(attempt.values) for attempt in attempts]
     failed = [each for each in attempts if each.base == base.number and each.verdict and not each.verdict.adopted]
-    for finding, remedy, patch in [*_again(failed), *_in_turn(base), *_further(base, failed)]:
+    for finding, remedy, patch in [
+        *_again(failed),
+        *_in_turn(base.open_findings()),
+        *_further(base, failed),
+        *_in_turn(_notes(base)),
+    ]:
         if not remedy.get("measured"):
             patch = {name: _beyond(finding["code"], name, value, base, attempts) for name, value in patch.items()}
         values = base.values | patch
@@ -90,10 +96,15 @@ def first_step_of(base: Attempt, change: Change) -> int | None:
 Choice = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]  # (finding, remedy, {field: new value})
 
 
-def _in_turn(attempt: Attempt) -> list[Choice]:
+def _notes(attempt: Attempt) -> list[dict[str, Any]]:
+    """Settings beyond their usual range, which may be meant: what is left to try last."""
+    return [each for each in attempt.findings if each["code"] == NOTES and each["state"] == "open"]
+
+
+def _in_turn(findings: list[dict[str, Any]]) -> list[Choice]:
     """The first patch of each finding, then the second ones."""
     found = []
-    for place, finding in enumerate(attempt.open_findings()):
+    for place, finding in enumerate(findings):
         for rank, (remedy, patch) in enumerate(_patches(finding)):
             found.append((rank, place, finding, remedy, patch))
     return [(finding, remedy, patch) for _, _, finding, remedy, patch in sorted(found, key=lambda each: each[:2])]
@@ -112,7 +123,7 @@ def _again(failed: list[Attempt]) -> list[Choice]:
     return [
         (finding, remedy, patch)
         for attempt in failed
-        for finding, remedy, patch in _in_turn(attempt)
+        for finding, remedy, patch in _in_turn(attempt.open_findings())
         if attempt.change is not None and set(patch) <= set(attempt.change.patch)
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,20 +97,25 @@ def _router_coefficient(policy: Policy, config: RunConfig) -> float:
     return fields.get("router_aux_loss_coef") or 0.0 if coefficient is None else coefficient
 
 
-def without_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model to 0, except an adapter's own: `lora_dropout` is a separate field.
-
-    Dropouts are `nn.Dropout` layers, or rates of attention modules whose name contains "dropout". The model's config,
-    and so what is saved, doesn't change.
-    """
+def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """(module, attribute) of layers of dropout and of modules' rates of it, but for an adapter's (`lora_dropout`)."""
     for name, module in model.named_modules():
         if "lora_dropout" in name:
             continue
         if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        rates = [key for key, value in vars(module).items() if "dropout" in key and isinstance(value, float)]
-        for rate in rates:
-            setattr(module, rate, 0.0)
+            yield module, "p"
+        yield from ((module, key) for key, value in vars(module).items() if "dropout" in key and type(value) is float)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Set every dropout of a model to 0. The model's config, and so what is saved, doesn't change."""
+    for module, rate in list(_dropouts(model)):
+        setattr(module, rate, 0.0)
+
+
+def dropout_of(model: nn.Module) -> float:
+    """Return the largest share that a model's own dropout leaves out in training."""
+    return max((vars(module)[rate] for module, rate in _dropouts(model)), default=0.0)
 
 
 def _placed(model: nn.Module, config: RunConfig, device: torch.device, head: str | None) -> Policy:

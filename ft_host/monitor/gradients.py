@@ -12,6 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from ft_host.errors import FtHostError
+from ft_host.models.load import dropout_of
 from ft_host.models.reach import family, unreached
 from ft_host.util.ranks import everywhere
 
@@ -201,6 +202,7 @@ def model_facts(run: Run) -> dict[str, Any]:
     }
     layout = {"probe/packing_difference": run.policy.layout_difference, "probe/packing_leak": run.policy.layout_leak}
     layout["model/reference"] = reference_of(run)
+    layout["model/dropout"] = dropout_of(run.policy)
     facts |= {name: value for name, value in layout.items() if value is not None}
     if run.policy.counts_routing:
         experts, chosen = run.policy.experts
