@@ -20,6 +20,7 @@ from ft_host.batch import IGNORE, Batch, Segment, flat_batch
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
 from ft_host.models import Policy, load, load_policy, merge_adapter, precision, probe, save_model
+from ft_host.models.load import dropout_of
 from ft_host.testing import models
 
 CPU = torch.device("cpu")
