@@ -222,13 +222,20 @@ def test_a_schedule_says_what_its_rate_comes_to(kind, arguments, warmup, most, i
 
 
 def test_the_scale_of_a_loaded_adapter_is_mended_in_its_own_file():
-    config = {"use_peft": True, "lora_r": 8, "lora_alpha": 8000, "learning_rate": 2e-4}
-    facts = {"model/adapter": "runs/first/adapter", "model/adapter_scales": [1000.0, 1000.0]}
-    finding = findings(relations.RULES, Told(config=config, facts=facts))[0]
-    assert finding.severity == "warning" and "runs/first/adapter/adapter_config.json" in finding.message
-    assert finding.remedies[0].patch == {} and "Correct lora_alpha in runs/first/adapter" in finding.remedies[0].why
-    part = {"use_peft": True, "learning_rate": 2e-4}
-    assert note(part, {"model/adapter": "a", "model/adapter_scales": [2.0, 300.0]}) == {"lora_alpha": ("warning", {})}
+    facts = {"model/adapter": "runs/first/adapter", "model/adapter_ranks": {"": [8, 8000]}}
+    finding = findings(relations.RULES, Told(config=LORA, facts=facts))[0]
+    assert finding.severity == "warning" and finding.remedies[0].patch == {}
+    assert finding.message.startswith(
+        "lora_alpha 8,000 and lora_r 8 of all parts in runs/first/adapter/adapter_config.json scale the adapter by 1,000"
+    )
+    assert finding.remedies[0].why.startswith(
+        "Correct lora_alpha in runs/first/adapter/adapter_config.json: 16 is usual"
+    )
+    facts["model/adapter_ranks"] = {"": [8, 16], "mlp.up_proj": [8, 0.001]}
+    finding = findings(relations.RULES, Told(config=LORA, facts=facts))[0]
+    assert "of mlp.up_proj in runs/first" in finding.message and "lora_alpha of mlp.up_proj" in finding.remedies[0].why
+    facts["model/adapter_ranks"] = {"": [8, 16], "mlp.up_proj": [64, 64]}
+    assert note(LORA | {"lora_alpha": 8000}, facts) == {}  # what the run's fields say is not what is trained
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ loaded."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,9 @@ PARTS = ("dropout", "pdrop", "_eps", "epsilon", "rope_theta", "softcapping", "in
 
 
 def own_settings(config: RunConfig) -> dict[str, Any]:
-    """Return facts: `model/settings`, {name: number} of the model's config, and of an adapter `model/adapter`, its
-    folder, and `model/adapter_scales`, the least and the most that a part of it counts. Raises ConfigError for what is
-    no model."""
+    """Return facts: `model/settings`, {name: number} of the model's config; and of an adapter `model/adapter`, its
+    folder, `model/adapter_rslora`, and `model/adapter_ranks`, {part: [rank, alpha]}, with the rest of it as "". Raises
+    ConfigError for what is no model."""
     folder = adapter_of(config.model)
     place = base_of(config.model, config.lora_base_model)
     settings = find_config(place, "model", config.model_revision, config.trust_remote_code).get_text_config().to_dict()
@@ -37,10 +36,12 @@ def _is_compared(name: str, value: Any) -> bool:
 def _of_adapter(folder: Path) -> dict[str, Any]:
     settings = settings_of(folder)
     ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
-    of_parts = [(settings["r"], settings["lora_alpha"])]
-    of_parts += [
-        (ranks.get(part, settings["r"]), alphas.get(part, settings["lora_alpha"])) for part in {*ranks, *alphas}
-    ]
-    root = settings.get("use_rslora", False)
-    scales = [alpha / (math.sqrt(rank) if root else rank) for rank, alpha in of_parts]
-    return {"model/adapter": str(folder), "model/adapter_scales": [min(scales), max(scales)]}
+    parts = {"": [settings["r"], settings["lora_alpha"]]} | {
+        part: [ranks.get(part, settings["r"]), alphas.get(part, settings["lora_alpha"])]
+        for part in sorted({*ranks, *alphas})
+    }
+    return {
+        "model/adapter": str(folder),
+        "model/adapter_rslora": bool(settings.get("use_rslora")),
+        "model/adapter_ranks": parts,
+    }

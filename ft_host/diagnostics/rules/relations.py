@@ -124,7 +124,7 @@ def intervals(view: View) -> Iterator[Suspect]:
     }
     for name, matters in on.items():
         every = config.get(name)
-        if not matters or every is None or every <= total:
+        if not matters or every is None or every <= total or (name != "eval_steps" and every < 2 * total):
             continue
         yield Suspect(
             field=name,

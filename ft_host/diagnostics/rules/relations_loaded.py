@@ -14,37 +14,54 @@ from ft_host.diagnostics.view import View, short
 
 def lora_scale(view: View) -> Iterator[Suspect]:
     """lora_alpha / lora_r: 0.05 to 8 (lora_alpha / sqrt(lora_r) with use_rslora: 0.05 to 32); of an adapter that is
-    loaded, what its adapter_config.json has (arXiv 2106.09685; TRL LoRA without regret; arXiv 2312.03732)."""
-    config = view.config
+    loaded, what its adapter_config.json has, patterns too (arXiv 2106.09685; TRL LoRA without regret; arXiv
+    2312.03732)."""
+    config, folder = view.config, view.get("model/adapter")
     if not config.use_peft:
         return
-    scale = config.lora_alpha / (math.sqrt(config.lora_r) if config.use_rslora else config.lora_r)
-    scales = [scale, *view.get("model/adapter_scales", [])]
-    low, high = 0.05, 32.0 if config.use_rslora else 8.0
-    odd = max(scales) if max(scales) > high else min(scales)
-    if low <= odd <= high:
+    root = view.get("model/adapter_rslora", False) if folder else config.use_rslora
+    ranks = view.get("model/adapter_ranks", {}) if folder else {"": [config.lora_r, config.lora_alpha]}
+    low, high, fits = 0.05, 32.0 if root else 8.0, 4 if root else 2
+    worst = max(ranks, key=lambda part: off_by(scale_of(*ranks[part], root), low, high), default=None)
+    if worst is None or low <= scale_of(*ranks[worst], root) <= high:
         return
-    folder, formula = view.get("model/adapter"), "lora_alpha / " + ("sqrt(lora_r)" if config.use_rslora else "lora_r")
-    new = max(1, round(4 * math.sqrt(config.lora_r) if config.use_rslora else 2 * config.lora_r))
-    place = f"{folder}/adapter_config.json" if folder else ""
-    far = abs(math.log10(odd / (low if odd < low else high))) if odd > 0 else 9.0
+    rank, alpha = ranks[worst]
+    scale, size = scale_of(rank, alpha, root), math.sqrt(rank) if root else rank
+    far, new = off_by(scale, low, high), max(1, round(fits * size))
+    place = f"{folder}/adapter_config.json"
+    whose = f" of {worst or 'all parts'} in {place}" if folder else ""
+    formula = "lora_alpha / sqrt(lora_r)" if root else "lora_alpha / lora_r"
     yield Suspect(
         field="lora_alpha",
-        value=config.lora_alpha,
+        value=alpha,
         usual=f"a scale of {short(low)} to {short(high)}",
-        explains=(("no_learning",) if odd < low else ("divergence", "forgetting")) + (("bad_start",) if folder else ()),
+        explains=(("no_learning",) if scale < low else ("divergence", "forgetting"))
+        + (("bad_start",) if folder else ()),
         source="arXiv 2106.09685; TRL LoRA without regret",
         new=new,
         patch={} if folder else None,
         said=(
-            f"the adapter counts {short(odd)} times ({formula}, lora_alpha {shown(config.lora_alpha)} and lora_r"
-            f" {config.lora_r}{f' of {place}' if folder else ''}; usual: {short(low)} to {short(high)})"
+            f"lora_alpha {shown(alpha)} and lora_r {rank}{whose} scale the adapter by {short(scale)} ({formula}; usual:"
+            f" {short(low)} to {short(high)})"
         ),
         why="what an adapter adds, and how far each update goes, is multiplied by that",
-        remedy=f"Correct lora_alpha in {place}: {new} would be usual for its rank" if folder else "",
+        remedy=f"Correct lora_alpha{f' of {worst}' if worst else ''} in {place}: {new} is usual for its rank"
+        if folder
+        else "",
         certain=far >= (1 if folder else 2),
         distance=far,
     )
+
+
+def scale_of(rank: int, alpha: float, root: bool) -> float:
+    return alpha / (math.sqrt(rank) if root else rank)
+
+
+def off_by(scale: float, low: float, high: float) -> float:
+    """How far a scale is beyond what is usual, in powers of ten; 9 at 0."""
+    if scale <= 0:
+        return 9.0
+    return max(math.log10(low / scale), math.log10(scale / high), 0.0)
 
 
 # ---------------------------------------------------------------- what the model's own config has

@@ -41,7 +41,7 @@ class KTOConfig(ReferenceConfig):
             low=0.005,
             high=1,
             below=("divergence", "forgetting"),
-            above=("saturation", "no_learning", "no_signal"),
+            above=("saturation", "divergence", "no_learning", "no_signal"),
             why=("nothing holds the policy to the reference", "a completion is settled by a single update"),
             source="KTO, arXiv 2402.01306: 0.01 to 0.5",
         ),
