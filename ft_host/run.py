@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ft_host.models.aux_models import AuxModel
     from ft_host.models.policy import Policy
     from ft_host.models.store import Store
+    from ft_host.monitor.stall import StallDetector
     from ft_host.monitor.watch import Monitor
     from ft_host.rollouts.rollout import RolloutRun
     from ft_host.rundir.folder import RunFolder
@@ -72,6 +73,7 @@ class Run:
     backend_state: dict[str, Any] = field(default_factory=dict)  # what a backend keeps while the run lasts
     diagnostics_config: dict[str, Any] = field(default_factory=dict)  # of diagnostics with own fields: {name: object}
     watch: Monitor | None = None  # the run's diagnostics
+    stall: StallDetector | None = None  # notices that the run stands still; None before it has its models
     timeline: Timeline | None = None  # what is done when; None where rollouts and training take turns
     sampler_version: int | None = None  # the step whose weights the backend has; None: it has got none yet
     said: set[str] = field(default_factory=set)  # what `say_once` has said

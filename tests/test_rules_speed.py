@@ -56,6 +56,10 @@ CASES = {
         Told(facts={"watch/silent_seconds": 1900.0, "watch/silent_after_step": 40}),
         Told(lines=steps(40, perf__step_time=0.03)),
     ),
+    "SYS008": (
+        Told(facts={"watch/stalls": 2, "watch/stalled_seconds": 75.0, "watch/stalled_after_step": 40}),
+        Told(lines=steps(40, perf__step_time=0.03)),
+    ),
     "SYS003": (
         Told(facts={"system/disk_free_mb": 3000.0, "system/checkpoint_mb": 4000.0}),
         Told(facts={"system/disk_free_mb": 90000.0, "system/checkpoint_mb": 4000.0}),

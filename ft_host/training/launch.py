@@ -8,9 +8,8 @@ reward functions, tokenizer, data and its first rows.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,6 +146,7 @@ class _Launch:
                 self.folder.rewind(run.step if checkpoint else -1)
                 warnings += lost_metrics(self.folder.read("metrics.jsonl"), run.step)
             self._register_sinks(built, resumed=checkpoint is not None)
+        stall = self.stall = run.stall = StallDetector(run)
         self._write_plan(built)
         run.record_facts(model_facts(run) | disk_facts(run))
         for sentence in [*ready.notes, *warnings]:
@@ -162,14 +162,14 @@ class _Launch:
         evaluation = evaluation_of(built, ready, held_out)
 
         def save() -> None:
-            with self._aside(), averaged(built.optimizer), oom_context(SAVING):
+            with stall.during("a checkpoint"), averaged(built.optimizer), oom_context(SAVING):
                 rows = built.stream.state() if ready.online else None
                 self.saved = checkpoints.save(run, built.optimizer.optimizer, built.progress, rows)
                 run.record_facts(disk_facts(run))
 
         def evaluate() -> None:
             try:
-                with self._aside(), averaged(built.optimizer), oom_context(EVALUATION):
+                with stall.during("an evaluation"), averaged(built.optimizer), oom_context(EVALUATION):
                     evaluation()
             except Exception as error:
                 run.tell_ranks(error)
@@ -177,6 +177,7 @@ class _Launch:
         if config.eval_on_start and run.step == 0:
             evaluate()
         self._note_signals(run)
+        stall.begin()
         if config.max_steps < 1 or run.step < config.max_steps:
             fit(
                 run,
@@ -194,7 +195,7 @@ class _Launch:
             raise everywhere(Interrupted(run.stopped_as_asked()))
         say_what_was_lost(run, built.prompts)
         built.stream.close()
-        with averaged(built.optimizer):
+        with stall.during("saving the model"), averaged(built.optimizer):
             return finish(run)
 
     def _open_folder(self, ready: Preflight) -> tuple[Path | None, list[str]]:
@@ -230,19 +231,8 @@ class _Launch:
         if self.config.report_to:
             plugins.register(Trackers(), name=TRACKERS)
         plugins.register(run.watch)
-        self.stall = StallDetector(run)
-        plugins.register(self.stall)
         guard_sinks(plugins, partial(run.say, level="warning"))
         plugins.hook.ft_start(run=run, resumed_from=run.step if resumed else None)
-
-    @contextlib.contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Work that may take longer than a step."""
-        if self.stall is not None:
-            self.stall.relax(True)
-        yield
-        if self.stall is not None:
-            self.stall.relax(False)
 
     def _asked_to_stop(self) -> str | None:
         """Return why this process would stop now, for the ranks to agree on in one exchange."""

@@ -103,7 +103,10 @@ def fit(
             run.whole, before = True, None
             if run.timeline is not None:
                 run.timeline.stepped(run.step)
-            run.log(entry_of(run, step, progress, rate, metrics, time.perf_counter() - started) | aside)
+            seconds = time.perf_counter() - started
+            if run.stall is not None:
+                run.stall.stepped(seconds)
+            run.log(entry_of(run, step, progress, rate, metrics, seconds) | aside)
             aside = dict.fromkeys(aside, 0.0)
             if config.eval_steps and run.step % config.eval_steps == 0:
                 aside["perf/evaluation_time"] = timed(run, "evaluation", evaluate)

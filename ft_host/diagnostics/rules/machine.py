@@ -19,11 +19,35 @@ REMEDIES = {
 }
 
 
-def stalled_message(view: View) -> str:
-    minutes = view["watch/silent_seconds"] / 60
+def seconds(value: float) -> str:
+    """A time in words: 0.4 seconds, 75 seconds, 12 minutes."""
+    return f"{value / 60:.0f} minutes" if value >= 300 else f"{short(value)} seconds"
+
+
+def stood(view: View, which: str) -> str:
+    """ "for 75 seconds after step 12, in a step, which usually takes 0.4 seconds (rewards.py, line 3, in slow)"."""
+    usual, during = view.get(f"watch/{which}_usual", 0.0), view.get(f"watch/{which}_during", "a step")
+    place = view.get(f"watch/{which}_place", "")
     return (
-        f"No step for {minutes:.0f} minutes after step {view['watch/silent_after_step']}: the run stands still. What"
-        " its threads are doing is in stacks.txt of the run's folder."
+        f"for {seconds(view[f'watch/{which}_seconds'])} after step {view[f'watch/{which}_after_step']}, in {during}"
+        + (f", which usually takes {seconds(usual)}" if usual else "")
+        + (f" ({place})" if place else "")
+    )
+
+
+def stalled_message(view: View) -> str:
+    return (
+        f"Nothing has been done {stood(view, 'silent')}: the run stands still. What its threads are doing is in"
+        " stacks.txt of the run's folder."
+    )
+
+
+def passed_message(view: View) -> str:
+    times = view["watch/stalls"]
+    often = "once" if times == 1 else f"{times} times, the longest time"
+    return (
+        f"The run has stood still {often} {stood(view, 'stalled')}, and went on. What its threads were doing is in"
+        " stacks.txt of the run's folder."
     )
 
 
@@ -74,7 +98,7 @@ RULES = [
         level="machine",
         needs=("watch/silent_seconds", "watch/silent_after_step"),
         severity="error",
-        test=lambda view: True,
+        test=lambda view: not view.get("watch/silent_over", False),
         message=stalled_message,
         remedies=lambda view: [
             Remedy(
@@ -85,15 +109,36 @@ RULES = [
             )
         ],
         when=(
-            "No step for the longer of half an hour and ten times the median step; in an evaluation or a checkpoint,"
-            " four times as long."
+            "Nothing is done for the longest of a minute, ten times the median of the last 100 steps, and three times"
+            " the longest of them; in an evaluation or a checkpoint the same by earlier ones. Half an hour for the"
+            " first of each kind. It passes when the run goes on."
         ),
         why=(
             "A process waits for something that doesn't come: another process that has died, a reward function or a"
             " server that doesn't answer, a disk that hangs."
         ),
-        remedy="The stacks of all threads say where it waits. What has been saved is whole.",
-        source="SageMaker Debugger StalledTraining (1800 s)",
+        remedy=(
+            "The message names where it waits, and the rank that the others wait for. The stacks of all threads are in"
+            " stacks.txt, those of rank N in stacks-rank-N.txt. What has been saved is whole."
+        ),
+        source="SageMaker Debugger StalledTraining",
+    ),
+    Rule(
+        code="SYS008",
+        title="The run has stood still",
+        stage="train",
+        level="speed",
+        needs=("watch/stalls", "watch/stalled_seconds", "watch/stalled_after_step"),
+        test=lambda view: True,
+        message=passed_message,
+        remedies=lambda view: [Remedy(why="Look at stacks.txt for what was waited for, before it comes again")],
+        when="SYS001 was found, and then the run went on.",
+        why=(
+            "Something answered late: a server, a reward function, a disk, another rank. The next time it may not"
+            " answer at all."
+        ),
+        remedy="Mend what stacks.txt names, or give it a deadline.",
+        source="own judgement",
     ),
     Rule(
         code="SYS003",
