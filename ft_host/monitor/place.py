@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import ft_host
+from ft_host import errors
 
-HOST = Path(ft_host.__file__).parent
+HOST = Path(errors.__file__).parent
 STANDARD = Path(sysconfig.get_paths()["stdlib"])
 # Libraries that are called, and don't say what for.
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "pluggy", "numpy", "tqdm")
