@@ -91,7 +91,7 @@ def test_an_estimate_of_a_policy_that_has_not_moved_is_no_cause():
 
 
 def thrown(step: int) -> float:
-    return 0.69 if step < 15 else 4.0 + noise(step, 0.3)
+    return 0.69 if step < 40 else 4.0 + noise(step, 0.3)
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
@@ -309,7 +309,7 @@ def test_rows_without_a_token_to_learn_speak_before_the_rate():
 def test_rates_of_large_models_speak_before_what_they_do():
     lines = steps(
         120,
-        loss=lambda step: 2.0 if step < 15 else 9.0 + noise(step),
+        loss=lambda step: 2.0 if step < 40 else 9.0 + noise(step),
         grad_norm=1.0,
         learning_rate=0.1,
         update_ratio=0.3,

@@ -236,7 +236,7 @@ def made(method: str) -> list[Finding]:
     out: dict[tuple, Finding] = {}
     for each in about(method):
         for case in hits(method if each.code not in shared else HOSTS[with_rollouts(method)], each, 4):
-            offered = usable(each.remedies(case.view), case.config)
+            offered = usable(each.remedies(case.view), case.config, case.view)
             moves = tuple(
                 (name, value > case.config[name] if isinstance(value, int | float) and case.config[name] else value)
                 for remedy in offered

@@ -160,20 +160,20 @@ def follows(rule: Rule, cause: Rule, level: str = "", of_cause: str = "") -> boo
     """Return whether the finding of `rule` follows from that of `cause`: declared by either, and the right way round.
 
     `level` and `of_cause`: where the two stand in this run; without them, whether it can be in any. A rule that names
-    no level may stand anywhere, except before what was known when it could not be.
+    no level may stand anywhere, except before what was known when it could not be. A level that is named means what
+    stands strictly later, or earlier.
     """
     levels, causes = (level,) if level else rule.levels, (of_cause,) if of_cause else cause.levels
-    declared = names(cause.mutes, rule, levels) or names(rule.follows_from, cause, causes)
-    if cause.code == rule.code or not declared:
+    if cause.code == rule.code:
         return False
+    by_code = chosen(rule.code, list(cause.mutes)) or chosen(cause.code, list(rule.follows_from))
+    by_level = {level for level in levels if level in cause.mutes and PLACES[causes[0]] < PLACES[level]}
+    by_level |= {level for level in causes if level in rule.follows_from and PLACES[level] < PLACES[levels[-1]]}
+    if not by_code:
+        return bool(by_level)
     if rule.level and cause.level:
         return PLACES[causes[0]] <= PLACES[levels[-1]]
     return min(STAGES.index(cause.stage), 2) <= min(STAGES.index(rule.stage), 2)  # the end is of the training
-
-
-def names(said: tuple[str, ...], rule: Rule, levels: tuple[str, ...]) -> bool:
-    """Return whether a rule's code, or one of its levels, is among the codes, prefixes and levels that are `said`."""
-    return chosen(rule.code, list(said)) or any(level in said for level in levels)
 
 
 def is_fact(name: str) -> bool:

@@ -10,7 +10,7 @@ EPSILON = (
     Usual(
         low=0.02,
         high=0.5,
-        below=("no_learning",),
+        below=("no_learning", "divergence"),
         above=("divergence",),
         why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
         source="PPO, arXiv 1707.06347: 0.1 to 0.3",
@@ -19,7 +19,7 @@ EPSILON = (
     Usual(
         low=1e-05,
         high=0.5,
-        below=("no_learning",),
+        below=("no_learning", "divergence"),
         above=("divergence",),
         why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
         source="GSPO, arXiv 2507.18071: 3e-4",

@@ -160,7 +160,7 @@ class PPOConfig(RolloutConfig):
         usual=Usual(
             low=0.02,
             high=0.5,
-            below=("no_learning",),
+            below=("no_learning", "divergence"),
             above=("divergence",),
             why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
             source="PPO, arXiv 1707.06347: 0.1 to 0.3",
