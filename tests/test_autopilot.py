@@ -219,6 +219,9 @@ def test_a_loss_of_another_kind_says_nothing_about_which_is_better():
     assert judge(one, two) == Verdict(kind=AS_GOOD)
     again = ended(2, {"beta": 0.1}, changed, metrics={"eval_loss": 0.01}, findings=[finding("DPO008")])
     assert judge(one, again) == Verdict(kind=NO_BETTER)
+    one.metrics, two.metrics = {"eval_rewards/margins": 50.0}, {"eval_rewards/margins": 0.2}  # multiples of beta
+    one.scale, two.scale = {"beta": 100.0}, {"beta": 0.1}
+    assert judge(one, two) == Verdict(kind=BETTER, metric="eval_rewards/margins", before=0.5, after=2.0)
     told = {"eval_rewards/accuracies": 0.5}, {"eval_rewards/accuracies": 0.9}
     one.metrics, two.metrics = told
     assert judge(one, two) == Verdict(kind=BETTER, metric="eval_rewards/accuracies", before=0.5, after=0.9)

@@ -29,6 +29,7 @@ from ft_host.diagnostics.patch import run_file
 from ft_host.errors import StoppedByFinding
 from ft_host.report import RunRecord, RunUnreadable, read_run
 from ft_host.rundir import format as fmt
+from ft_host.rundir.compared import scale_of
 from ft_host.rundir.folder import write_json
 from ft_host.rundir.lines import read_json_lines
 
@@ -148,7 +149,7 @@ class Autopilot:
             return
         self.declared = self.declared or record.facts.get("plan/metric_directions", {})
         attempt.status, attempt.steps = record.status, record.steps
-        attempt.metrics, attempt.training = figures(record), training(record)
+        attempt.metrics, attempt.training, attempt.scale = figures(record), training(record), scale_of(record.config)
         written = {
             finding["fingerprint"]: finding for finding in read_json_lines(Path(attempt.folder) / "findings.jsonl")[0]
         }

@@ -17,7 +17,7 @@ LAST = 0.1  # of the steps, over which the figures of training are taken
 def figures(record: RunRecord) -> dict[str, float]:
     """Return the held-out figures at the end of a run, those that tell which run is better first."""
     names = judged_by(record.evals, (), record.facts.get("plan/metric_directions"))
-    return {name: plain(name, record.evals[name].last, record.config) for name in names}
+    return {name: record.evals[name].last for name in names}
 
 
 def training(record: RunRecord) -> dict[str, float]:
@@ -63,7 +63,11 @@ def _pairs(base: Attempt, attempt: Attempt, declared: dict[str, str] | None) -> 
     where there is none that is held out."""
     changed = differing(base, attempt)
     names: list[str] = judged_by(dict.fromkeys(attempt.metrics), changed, declared)
-    held_out = [(name, base.metrics[name], attempt.metrics[name]) for name in names if name in base.metrics]
+    held_out = [
+        (name, plain(name, base.metrics[name], base.scale), plain(name, attempt.metrics[name], attempt.scale))
+        for name in names
+        if name in base.metrics
+    ]
     if held_out:
         return held_out
     return [

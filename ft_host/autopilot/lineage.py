@@ -55,6 +55,7 @@ class Attempt:
     exit_code: int | None = None
     steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)  # held-out, at the end; the most important first
+    scale: dict[str, float] = field(default_factory=dict)  # the fields that figures are multiples of, {"beta": 0.1}
     training: dict[str, float] = field(default_factory=dict)  # of the steps: the mean of the last tenth
     findings: list[dict[str, Any]] = field(default_factory=list)  # in their final state, as in findings.jsonl
     verdict: Verdict | None = None

@@ -50,7 +50,12 @@ def judged_by(
     return [name for _, name in sorted(found)]
 
 
-def plain(name: str, value: float, config: Mapping[str, Any]) -> float:
-    """Return a figure as it compares with that of a run of another beta."""
-    beta = config.get("beta")
+def scale_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """Return the fields of a config that figures are multiples of: {"beta": 0.1}; {} where it has none."""
+    return {"beta": config["beta"]} if config.get("beta") else {}
+
+
+def plain(name: str, value: float, scale: Mapping[str, Any]) -> float:
+    """Return a figure as it compares with that of a run of another beta. `scale`: as `scale_of`, or the whole config."""
+    beta = scale.get("beta")
     return value / beta if name.endswith("margins") and beta else value
