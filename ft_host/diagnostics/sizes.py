@@ -10,6 +10,7 @@ from ft_host.diagnostics.view import View
 
 # Updates as a share of the weights, as they are where runs learn: of pretrained weights, of new ones, of an adapter.
 USUAL, USUAL_NEW, USUAL_LORA = 1e-3, 2e-2, 1e-2
+GROWN = 4.0  # times as much as it looks: new weights that such updates have made larger by then
 MOST_RATE = 1000.0  # times by which a rate is changed at most
 DIFFER = 0.9  # the share of groups in which completions should earn differently
 MOST_GENERATIONS = 64
@@ -49,9 +50,10 @@ def update_at_full_rate(view: View) -> float | None:
 
 def times_too_large(view: View, least: float) -> tuple[float, bool]:
     """By how much to divide the rate, and whether that was measured: `least`, or as much more as updates are above the
-    usual."""
+    usual. Of new weights, which grow under large updates, these look smaller than they were."""
     now = update_at_full_rate(view)
-    off = min(now / usual_update(view), MOST_RATE) if now else 0.0
+    grown = GROWN if has_new_weights(view) else 1.0
+    off = min(grown * now / usual_update(view), MOST_RATE) if now else 0.0
     return (off, True) if off > least else (least, False)
 
 

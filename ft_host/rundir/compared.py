@@ -56,6 +56,6 @@ def scale_of(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def plain(name: str, value: float, scale: Mapping[str, Any]) -> float:
-    """Return a figure as it compares with that of a run of another beta. `scale`: as `scale_of`, or the whole config."""
+    """Return a figure as it compares with that of a run of another beta. `scale`: as `scale_of`, or a config."""
     beta = scale.get("beta")
     return value / beta if name.endswith("margins") and beta else value
