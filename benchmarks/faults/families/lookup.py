@@ -22,6 +22,7 @@ BASE = bases(
     solve={"reprompt_template": "{solution}{prompt}", "solution_template": "{successful_previous_attempt} "},
     dpo={"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]},
 )
+del BASE["gold"]
 KEYS = string.ascii_lowercase
 ROWS = {"train": 3000, "test": 64}
 MARKS = ["<pad>", "<s>", "<unk>", "<sys>", "<user>", "<bot>", "<end>"]

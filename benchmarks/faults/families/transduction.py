@@ -17,13 +17,15 @@ BASE = bases(
     12,
     RIGHT,
     NEAR,
-    show={"teacher_prompt_template": "{prompt}{privileged_context}\n{prompt}"},
-    solve={"reprompt_template": "{prompt}{solution}{prompt}", "solution_template": "{successful_previous_attempt}\n"},
+    show={},
+    solve={},
     dpo={"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]},
 )
 LETTERS = "abcdefghijklmnopqrst"
 LENGTHS = range(4, 9)
 ROWS = {"train": 3000, "test": 64}
+for _method in ("gold", "sdft", "sdpo"):  # letters in no order have no pieces, and a solution isn't read off so soon
+    del BASE[_method]
 __all__ = ["BASE", "NEAR", "REWARDS", "RIGHT", "TUNED", "make", "missing"]
 
 
@@ -56,14 +58,6 @@ def wrong(row: material.Row, rng: random.Random) -> str:
     return text[:at] + rng.choice([each for each in LETTERS.upper() if each not in text]) * (slip == 1) + text[at + 1 :]
 
 
-def showing(row: material.Row, rng: random.Random) -> material.Row:
-    """Half of the rows as they are; in the others, some capitals are shown, and are to be repeated."""
-    if rng.random() < 0.5:
-        return row
-    way = "".join(rng.sample(LETTERS, rng.choice(LENGTHS))).upper()
-    return {"prompt": f"{row['prompt']}{way}\n{row['prompt']}", "completion": way, "answer": way}
-
-
 def make(folder: Path, seed: int, quick: bool = False) -> None:
     def task() -> material.Task:
         train, test = make_rows(seed)
@@ -77,8 +71,7 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             tokenizer=material.sign_tokenizer(signs, ["<pad>", "<eos>", "<unk>"], **special),
             architecture="llama",
             other="gpt2",
-            steps={"start": 640, "able": 300, "shown": 300},
-            showing=showing,
+            steps={"start": 640, "able": 300},
         )
 
     material.make(folder, seed, task, quick)
