@@ -185,8 +185,8 @@ RULES = [
             )
         ],
         when=(
-            f"Over {LEAK} steps even the least memory of each quarter is above that of the one before, by 3 % in all, and"
-            " it grows throughout."
+            f"Over {LEAK} steps even the least memory of each quarter is above that of the one before, by 3 % in all,"
+            " and it grows throughout."
         ),
         why="Something holds on to what each step makes. The run will end for lack of memory.",
         remedy="Find what holds on: mostly a list of tensors that still have their graph.",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from ft_host.diagnostics.remedies import lower_rate, raise_rate, restore, set_field
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
 from ft_host.diagnostics.sizes import USUAL, update_at_full_rate
-from ft_host.diagnostics.spread import error_between, fallen, scatter
+from ft_host.diagnostics.spread import fallen, scatter
 from ft_host.diagnostics.view import View, percent, rounded, short
 
 DIVERGENCE, AGREEMENT = "distillation/divergence", "distillation/teacher_agreement"
@@ -34,7 +36,7 @@ def flat(view: View) -> bool | None:
         return False
     first, last = view.series[DIVERGENCE].finite()[:10], view.recent(DIVERGENCE, 20)
     begun = first_divergence(view)
-    sure = farther(view) or error_between(first, last) < 0.05 * abs(begun)
+    sure = farther(view) or scatter(last) * math.sqrt(1 / 10 + 1 / 20) < 0.05 * abs(begun)
     return view.mean(DIVERGENCE, 20) > 0.95 * begun and sure and not fallen(first, last, 2.0)
 
 

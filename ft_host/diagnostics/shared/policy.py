@@ -136,9 +136,8 @@ def kl_blows_up(view: View, names: Names) -> bool:
     if now > 2:
         return True
     falls = helpers.falling(view, names.reward)
-    if helpers.rising(view, names.reward) or (
-        not falls and (helpers.learns(view, names) or helpers.has_risen(view, names))
-    ):
+    has = helpers.learns(view, names) or helpers.has_risen(view, names)
+    if helpers.rising(view, names.reward) or (has and not falls):
         return False  # it goes up with what is learnt, or has
     return now > 0.5 or (now > 0.1 and helpers.rising(view, names.kl) and falls)
 
