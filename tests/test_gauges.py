@@ -207,6 +207,17 @@ def test_frozen_weights_count_as_not_trained(saved):
     assert reached(policy) == {"probe/zero_grad_parameters": 0.0}
 
 
+def test_an_adapter_that_is_half_frozen_is_told_apart_from_the_frozen_model_below_it(saved):
+    policy = policy_of(saved("llama"), use_peft=True)
+    assert model_facts(run_of(policy))["probe/adapter_share"] == 1
+    adapter = {name: parameter for name, parameter in policy.named_parameters() if ".lora_" in name}
+    for name, parameter in adapter.items():
+        parameter.requires_grad_("lora_A" in name)
+    share = sum(p.numel() for name, p in adapter.items() if "lora_A" in name) / sum(p.numel() for p in adapter.values())
+    assert model_facts(run_of(policy))["probe/adapter_share"] == pytest.approx(share)
+    assert "probe/adapter_share" not in model_facts(run_of(policy_of(saved("llama"))))
+
+
 def test_a_step_without_a_signal_says_nothing_and_rollouts_get_more_steps():
     policy = nn.Linear(2, 1)
     run = run_of(policy, rollouts=object())

@@ -58,6 +58,17 @@ def test_an_adapter_trains_little_and_one_that_nothing_passes_is_found():
     assert finding.severity == "error" and finding.remedies[0].patch == {"lora_target_modules": ["all-linear"]}
 
 
+def test_an_adapter_that_is_frozen_itself_is_found_and_no_other_module_is_named():
+    """A share of all weights that is usual for LoRA, of an adapter half of which isn't trained."""
+    told = weights(0.0, 0.003, use_peft=True)
+    half = Told(config=told.config, facts=told.facts | {"probe/adapter_share": 0.5})
+    (finding,) = findings(RULES, half)
+    assert finding.message.startswith("50 % of the adapter's own weights are trained")
+    assert not any(remedy.patch for remedy in finding.remedies)
+    whole = Told(config=told.config, facts=told.facts | {"probe/adapter_share": 1.0})
+    assert codes(RULES, whole) == set()
+
+
 def test_frozen_weights_are_found():
     (finding,) = findings(RULES, weights(0.0, 0.12, 71000))
     assert (

@@ -13,8 +13,17 @@ from ft_host.diagnostics.remedies import (
 )
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import Names, broken_by, rollout_rules, ruin, taught_rules, watched_rules
-from ft_host.diagnostics.shared.helpers import rising
-from ft_host.diagnostics.shared.preferences import CHOSEN, MARGINS, REJECTED, errors, fall, preference_rules, rows_of
+from ft_host.diagnostics.shared.helpers import learns, rising
+from ft_host.diagnostics.shared.preferences import (
+    CHOSEN,
+    MARGINS,
+    REJECTED,
+    by_chance,
+    errors,
+    fall,
+    preference_rules,
+    rows_of,
+)
 from ft_host.diagnostics.suspects import Suspect
 from ft_host.diagnostics.view import View, percent, rounded, short
 
@@ -30,10 +39,12 @@ __all__ = [
     "Suspect",
     "View",
     "broken_by",
+    "by_chance",
     "errors",
     "fall",
     "fewer_steps",
     "larger_step",
+    "learns",
     "lower_rate",
     "more_generations",
     "percent",

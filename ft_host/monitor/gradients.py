@@ -134,6 +134,7 @@ def check_every_tensor(run: Run) -> None:
     left = unreached(trained, {name for names in run.gather(here) for name in names})
     if not left:
         return
+    run.record_facts(without_gradient(trained, set(left)))
     named = ", ".join(name.removeprefix("model.") for name in left[:3])
     raise FtHostError(
         f"step {run.step + 1}: {len(left)} of {len(trained)} trained tensors got no gradient, so they would never "
@@ -171,13 +172,23 @@ class GradientCoverage:
         if self.left and self.asked < self.patience:
             return
         self.told = True
-        trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
-        facts: dict[str, Any] = {
-            "probe/zero_grad_parameters": sum(parameters[name].numel() for name in self.left) / trained
-        }
-        if self.left:
-            facts["probe/zero_grad_example"] = next(name for name in parameters if name in self.left)
-        run.record_facts(facts)
+        run.record_facts(without_gradient({name: p for name, p in parameters.items() if p.requires_grad}, self.left))
+
+
+def without_gradient(trained: dict[str, torch.nn.Parameter], left: set[str]) -> dict[str, Any]:
+    """Facts of the trained parameters, by name, of which those in `left` get no gradient."""
+    whole = sum(parameter.numel() for parameter in trained.values())
+    facts: dict[str, Any] = {"probe/zero_grad_parameters": sum(trained[name].numel() for name in left) / whole}
+    if left:
+        facts["probe/zero_grad_example"] = next(name for name in trained if name in left)
+    return facts
+
+
+def adapter_share(run: Run) -> float | None:
+    """The share of an adapter's own weights that is trained; None without one."""
+    adapter = [parameter for name, parameter in run.policy.named_parameters() if ".lora_" in name]
+    whole = sum(parameter.numel() for parameter in adapter)
+    return sum(parameter.numel() for parameter in adapter if parameter.requires_grad) / whole if whole else None
 
 
 def reference_of(run: Run) -> str | None:
@@ -200,8 +211,11 @@ def model_facts(run: Run) -> dict[str, Any]:
         "probe/trainable": trained,
         "probe/trainable_share": trained / (sum(size for size, _ in sizes) - run.policy.unreached),
     }
-    layout = {"probe/packing_difference": run.policy.layout_difference, "probe/packing_leak": run.policy.layout_leak}
-    layout["model/reference"] = reference_of(run)
+    layout: dict[str, Any] = {
+        "probe/packing_difference": run.policy.layout_difference,
+        "probe/packing_leak": run.policy.layout_leak,
+    }
+    layout |= {"model/reference": reference_of(run), "probe/adapter_share": adapter_share(run)}
     layout["model/dropout"] = dropout_of(run.policy)
     facts |= {name: value for name, value in layout.items() if value is not None}
     if run.policy.counts_routing:

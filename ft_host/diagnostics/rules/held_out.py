@@ -104,8 +104,10 @@ def held_out_reward_falls(view: View) -> bool | None:
     slides = len(lost) > 2 and all(after < before for before, after in itertools.pairwise(values))
     least = max(1e-6 * abs(values[0]), 1e-12)
     often = min(1 + max(len(lost) - FEW_LOOKS, 0) / 8, 2.0)
+    # a policy that has just begun to move dips, and comes back: once isn't enough, unless a good part is gone
+    once = not view.by_rollout or lost[-1] > 0.3 * abs(values[0])
     return lost[-1] > least and (
-        lost[-1] > min(3 * often, 4) * doubt
+        (once and lost[-1] > min(3 * often, 4) * doubt)
         or (len(lost) > 1 and min(lost[-2:]) > 1.5 * often * doubt)
         or (slides and lost[-1] > doubt)
     )
@@ -196,10 +198,10 @@ RULES = [
         remedies=reward_remedies,
         follows_from=("OPT003", "OPT004", "OPT006", "OPT007", "OPT009"),
         when=(
-            "An evaluation earns less than the run's first one, by three standard errors; or by one and a half at two"
-            " evaluations running (up to twice that, the more evaluations there have been); or by one where each"
-            " evaluation since the first, three at the least, earned less than the one before. Of 8 held-out rows at"
-            " least. Half of what was earned: an error."
+            "An evaluation earns less than the run's first one, by three standard errors (with rollouts, and by 30"
+            " %); or by one and a half at two evaluations running (up to twice that, the more evaluations there have"
+            " been); or by one where each evaluation since the first, three at the least, earned less than the one"
+            " before. Of 8 held-out rows at least. Half of what was earned: an error."
         ),
         why=(
             "What the loss asks for takes the model away from the task that the reward measures: updates that are too"

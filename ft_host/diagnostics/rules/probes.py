@@ -38,15 +38,20 @@ def weights_are_cut_off(view: View) -> bool:
 
 
 def is_frozen(view: View) -> bool:
-    """Most weights aren't trained, and no adapter is to blame; or the adapter is next to nothing."""
-    return view["probe/trainable_share"] < (1e-5 if view.config.use_peft else 0.9)
+    """Most weights aren't trained, and no adapter is to blame; or the adapter is next to nothing, or frozen itself."""
+    if view.config.use_peft:
+        return view["probe/trainable_share"] < 1e-5 or adapter_is_frozen(view)
+    return view["probe/trainable_share"] < 0.9
+
+
+def adapter_is_frozen(view: View) -> bool:
+    return view.get("probe/adapter_share", 1.0) < 0.9
 
 
 def is_partly_frozen(view: View) -> bool:
     """Whether most weights are trained all the same: others may be frozen on purpose, and a run learns without them."""
-    return view["probe/zero_grad_parameters"] <= 0.5 and view["probe/trainable_share"] >= (
-        1e-5 if view.config.use_peft else 0.5
-    )
+    enough = view["probe/trainable_share"] >= (1e-5 if view.config.use_peft else 0.5)
+    return view["probe/zero_grad_parameters"] <= 0.5 and enough and view.get("probe/adapter_share", 1.0) >= 0.5
 
 
 def cut_off_message(view: View) -> str:
@@ -56,6 +61,11 @@ def cut_off_message(view: View) -> str:
             f"{percent(share)} of the weights that are trained get no gradient, {view.get('probe/zero_grad_example')} "
             "first: they stay as they are."
         )
+    if view.config.use_peft and adapter_is_frozen(view):
+        return (
+            f"{percent(view['probe/adapter_share'])} of the adapter's own weights are trained"
+            f" ({view['probe/trainable']:,} weights in all); the others are frozen."
+        )
     return (
         f"{percent(view['probe/trainable_share'])} of the weights are trained ({view['probe/trainable']:,}); the others"
         " are frozen."
@@ -63,16 +73,18 @@ def cut_off_message(view: View) -> str:
 
 
 def cut_off_remedies(view: View) -> list[Remedy]:
-    if view.config.use_peft:
+    look = Remedy(why="Look for what freezes the model or cuts it off from the loss: requires_grad, detach, no_grad")
+    if view.config.use_peft and not adapter_is_frozen(view):
         return [
             Remedy(
                 why="Set lora_target_modules to all-linear",
                 patch={"lora_target_modules": ["all-linear"]},
                 again=True,
                 expected="an adapter on every linear layer, each with a gradient",
-            )
+            ),
+            look,
         ]
-    return [Remedy(why="Look for what freezes the model or cuts it off from the loss: requires_grad, detach, no_grad")]
+    return [look]
 
 
 RULES = [
@@ -144,8 +156,9 @@ RULES = [
         remedies=cut_off_remedies,
         mutes=("OPT002", "standstill"),
         when=(
-            "At the first step with a gradient, over 1 % of the trained weights have none; or, without LoRA, less than"
-            " 90 % of all weights are trained. Matrices of an adapter are judged in pairs, experts of a layer together."
+            "At the first step with a gradient, over 1 % of the trained weights have none; or less than 90 % of all"
+            " weights are trained (with LoRA, of the adapter's own). Matrices of an adapter are judged in pairs,"
+            " experts of a layer together."
         ),
         why="Something is frozen, detached from the loss, or an adapter sits where nothing passes.",
         remedy="Look at what is frozen; set lora_target_modules to all-linear.",

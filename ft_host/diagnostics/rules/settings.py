@@ -114,7 +114,7 @@ RULES = [
         fields=("precompute_ref_log_probs",),
         severity="info",
         test=lambda view: (
-            not has(view, "max_reward_failures")
+            not view.by_rollout
             and not view.config.packing
             and view["plan/rows_per_step"] < 8
             and view["data/rows"] >= 500

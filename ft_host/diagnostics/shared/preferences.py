@@ -91,14 +91,15 @@ def after_warm_up(view: View, name: str) -> list[float]:
     return [series.values[index] for index, step in enumerate(series.steps) if step > view.warmup_steps]
 
 
-def by_chance(right: list[float], pairs: int) -> bool:
+def by_chance(right: list[float], pairs: int, least: float = 0.45) -> bool:
     """Whether half of the pairs are in the right order, and no more than 60 % beyond doubt: two standard errors of as
-    many pairs, which is much where a step has few. Not where the share grows."""
+    many pairs, which is much where a step has few. Not where the share grows. `least`: below it, it is something else
+    than chance."""
     if not right:
         return False
     share, half = statistics.fmean(right), len(right) // 2
     grows = half >= 10 and risen(right[:half], right[half:], 2.5)
-    return 0.45 <= share <= 0.55 and share + 1 / math.sqrt(pairs) < 0.6 and not grows
+    return least <= share <= 0.55 and share + 1 / math.sqrt(pairs) < 0.6 and not grows
 
 
 def no_preference(view: View) -> bool | None:

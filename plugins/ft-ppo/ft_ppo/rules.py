@@ -9,6 +9,7 @@ from ft_host.diagnostics import (
     Rule,
     Suspect,
     View,
+    learns,
     lower_rate,
     percent,
     rising,
@@ -40,8 +41,9 @@ def fewer_epochs(view: View) -> list[Remedy]:
 
 
 def knows_nothing(view: View) -> bool | None:
-    """After a fifth of the run, and at least 20 steps, which the value model needs."""
-    if not view.warmed_up or view.step < max(20, 0.2 * (view.total_steps or 0)):
+    """After a fifth of the run, and at least 20 steps, which the value model needs. Of returns that hardly differ,
+    since the task is solved, there is nothing to explain."""
+    if not view.warmed_up or view.step < max(20, 0.2 * (view.total_steps or 0)) or learns(view, SHARED):
         return None
     return view[EXPLAINED] < -0.1 and not rising(view, EXPLAINED)
 

@@ -7,10 +7,13 @@ from ft_host.diagnostics import Remedy, Rule, View, lower_rate, short
 
 
 def surprised(view: View) -> bool | None:
-    """After the warm-up and 20 steps: loss should be near entropy for a model trained on texts."""
+    """After the warm-up and 20 steps: loss should be near entropy for a model trained on texts. Where it comes nearer,
+    what it expects is being unlearnt."""
     if view.step < 20 or not view.warmed_up or view.config.loss_type != "nll":
         return None
-    return view["loss"] > 2 * view["entropy"] + 0.5
+    apart = view.mean("loss", 20) - view.mean("entropy", 20)
+    nearer = apart < 0.8 * (view.first("loss", 5) - view.first("entropy", 5)) and view.slope("loss", 20) < 0
+    return view["loss"] > 2 * view["entropy"] + 0.5 and not nearer
 
 
 RULES: list[Rule] = [
@@ -30,7 +33,10 @@ RULES: list[Rule] = [
             " is not unlearning it."
         ),
         remedies=lambda view: [Remedy(why="Check the supervised tokens: ft-host data sft"), lower_rate(view, 3)],
-        when="After 20 steps, loss is above twice the entropy and 0.5 in 60 % of the last 50 steps.",
+        when=(
+            "After 20 steps, loss is above twice the entropy and 0.5 in 60 % of the last 50 steps, and doesn't come"
+            " nearer to it."
+        ),
         why=(
             "Labels that don't belong to their texts, a chat template or tokenizer that isn't the model's, or updates"
             " so large that the model is confident in nonsense."
