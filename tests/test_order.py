@@ -202,13 +202,24 @@ def test_a_cause_is_as_grave_as_what_follows_from_it():
     assert told[1] == [("TST002", "muted", "error"), ("TST001", "open", "error")]
 
 
+def test_a_cause_stays_while_what_follows_from_it_does():
+    """The steps that threw the weights away are over; where they are thrown to is what the run goes on with."""
+    cause = rule("TST001", "a", level="updates", mutes=("loss",))
+    effect = rule("TST002", "b", level="loss")
+    lines = steps(60, a=lambda step: 2.0 * (step < 10), b=2.0)
+    found = after([cause, effect], lines)
+    assert (found["TST001"].state, found["TST002"].state) == ("open", "muted")
+    both = after([cause, effect], steps(60, a=lambda step: 2.0 * (step < 10), b=lambda step: 2.0 * (step < 20)))
+    assert {each.state for each in both.values()} == {"cleared"}
+
+
 def test_what_outlives_its_cause_by_far_speaks_again():
     cause = rule("TST001", "a", level="updates", mutes=("loss",))
     effect = rule("TST002", "b", level="loss", message=lambda view: f"It is {view['b']:.0f}.", **asks(LOWER))
     lines = steps(130, a=lambda step: 2.0 * (step < 10), b=lambda step: 2.0 + step)
     engine = Engine([(cause, "t 0"), (effect, "t 0")], asdict(RunConfig(**RATE)), strict=True)
     told = [(line["step"], each.code, each.state) for line in lines for each in engine.add_metrics(line)]
-    assert told == [(1, "TST001", "open"), (1, "TST002", "muted"), (10, "TST001", "cleared"), (110, "TST002", "open")]
+    assert told == [(1, "TST001", "open"), (1, "TST002", "muted"), (109, "TST001", "cleared"), (110, "TST002", "open")]
     assert engine.findings["TST002"].message == "It is 112." and engine.findings["TST002"].first_step == 1
 
 

@@ -25,7 +25,7 @@ from ft_host.diagnostics.watched import Watched
 from ft_host.rundir.lines import number_of
 from ft_host.rundir.series import Series
 
-COOLDOWN = 100  # steps after a finding was cleared in which it isn't reported again, nor what followed from it
+COOLDOWN = 100  # steps after a finding was cleared in which it isn't reported again, or a cause stays that isn't seen
 
 
 class Engine:
@@ -266,21 +266,26 @@ class Engine:
         if bad:
             finding.last_step, finding.count = view.step, finding.count + 1
         finding.share, finding.window = view.share, view.window
-        if watched.share < rule.share / 2 or (len(watched.answers) == 1 and not bad):
+        passed = watched.share < rule.share / 2 or (len(watched.answers) == 1 and not bad)
+        if passed and not self._explains(finding):
             finding.state, finding.step = "cleared", view.step
             watched.cleared_at, self._moved = view.step, True
             return [finding]
-        since = finding.alone_since
-        alone = since is not None and view.step - since >= COOLDOWN
-        if bad and (alone or SEVERITIES.index(rule.severity_of(view)) > SEVERITIES.index(finding.severity)):
+        if bad and (finding.alone or SEVERITIES.index(rule.severity_of(view)) > SEVERITIES.index(finding.severity)):
             updated = self._make(watched)
             updated.first_step, updated.count, updated.opened = finding.first_step, finding.count, finding.opened
-            if not alone:
-                updated.state, updated.muted_by, updated.alone_since = finding.state, finding.muted_by, since
+            if not finding.alone:
+                updated.state, updated.muted_by = finding.state, finding.muted_by
             watched.finding = self.findings[updated.fingerprint] = updated
             self._moved = True
             return [updated]
         return []
+
+    def _explains(self, finding: Finding) -> bool:
+        """Whether what follows from it is still there: then it hasn't passed, though it isn't seen any more; for so
+        long that what is left may have reasons of its own."""
+        left = any(each.state == "muted" and each.muted_by == finding.code for each in self.findings.values())
+        return left and self.view.step - finding.last_step < COOLDOWN
 
     def _muted(self, changed: list[Finding]) -> list[Finding]:
         """Return `changed`, and the findings that are muted or graver now, of which any may have been found before."""

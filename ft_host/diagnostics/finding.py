@@ -42,7 +42,7 @@ class Finding:
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # field: (from, to) of the patches
     level: str = OF_STAGE["train"]  # in the order of causes and consequences
     offered: list[Remedy] = field(default_factory=list)  # all remedies; `remedies` are contrary to no other finding's
-    alone_since: int | None = None  # of a muted one: the step from which on nothing mutes it any more
+    alone: bool = False  # of a muted one: nothing mutes it any more
 
     def __post_init__(self) -> None:
         self.offered = self.offered or list(self.remedies)

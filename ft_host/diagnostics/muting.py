@@ -35,7 +35,7 @@ class Muting:
     def settle(self, step: int) -> list[Finding]:
         """Bring states and remedies up to date; return the open findings that are muted or graver now.
 
-        A muted one whose cause is gone stays so until its rule finds it again (`Finding.alone_since`).
+        A muted one whose cause is gone stays so until its rule finds it again (`Finding.alone`).
         """
         active = [finding for finding in self.findings if finding.state != "cleared"]
         graver = self._explain(active)
@@ -44,10 +44,9 @@ class Muting:
         for finding in active:
             by = self.by.get(finding.fingerprint)
             if by is None:
-                if finding.state == "muted" and finding.alone_since is None:
-                    finding.alone_since = step
+                finding.alone = finding.state == "muted"
                 continue
-            finding.muted_by, finding.alone_since = by.code, None
+            finding.muted_by, finding.alone = by.code, False
             if finding.state == "open":
                 finding.state, finding.step = "muted", step
                 changed.append(finding)

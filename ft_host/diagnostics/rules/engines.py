@@ -135,7 +135,7 @@ RULES = [
         why="The sampler goes on with old weights, so that the run learns from an ever older policy.",
         remedy="Look at how the backend takes weights (ft_sync_weights).",
         source="own judgement",
-        mutes=("ENG001", "ENG002"),
+        mutes=("ENG001", "ENG002", "SYS005"),
     ),
     Rule(
         code="ENG001",

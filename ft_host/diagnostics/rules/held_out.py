@@ -161,6 +161,7 @@ RULES = [
         stage="after",
         symptom="no_learning",
         level="notes",
+        follows_from=("updates", "loss", "policy", "results", "standstill"),
         needs=("eval_loss",),
         severity="info",
         test=went_on_for_nothing,

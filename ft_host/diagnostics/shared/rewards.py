@@ -187,6 +187,7 @@ def rules(names: Names) -> list[Rule]:
             title="The batch is small for this reward",
             stage="train",
             level="notes",
+            follows_from=("updates", "policy"),
             needs=(reward,),
             test=of(noisy),
             severity="info",

@@ -72,7 +72,7 @@ def swapped_message(view: View) -> str:
 OWN = [
     Rule(
         code="DPO002",
-        follows_from=("DATA008", "PRB001"),
+        follows_from=("DATA008", "OPT007", "PRB001"),
         title="All pairs are in the right order very early",
         stage="train",
         symptom="saturation",
