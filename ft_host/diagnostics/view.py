@@ -183,10 +183,13 @@ class View:
 
 
 def percent(share: float) -> str:
-    """Format a share: 0.434 -> "43 %"."""
-    shown = f"{100 * share:.0f}"
-    if shown in ("0", "100") and share not in (0, 1):
-        shown = f"{100 * share:.2g}" if share < 0.5 else f"{100 * share:.1f}"
+    """Format a share: 0.434 -> "43 %". Only none is "0 %", and only all is "100 %": 0.99996 -> "99.996 %"."""
+    value = 100 * share
+    if 0 < abs(value) < 0.5:
+        return f"{short(float(f'{value:.2g}'))} %"
+    shown = f"{value:.0f}"
+    if shown == "100" and value != 100:
+        shown = f"{min(value, 99.9999):.4f}".rstrip("0") if value < 100 else f"{value:.1f}"
     return f"{shown} %"
 
 
@@ -204,3 +207,17 @@ def short(value: float | None) -> str:
 def rounded(value: float) -> float:
     """Round to two significant digits, so that a patch holds a natural number."""
     return float(f"{value:.2g}")
+
+
+def went(before: float, now: float) -> str:
+    """Say how a number has changed, by what is shown of it: "fell from 3 to 1.2", "rose from 1 to 3", "stayed at 3"."""
+    if short(before) == short(now):
+        return f"stayed at {short(now)}"
+    return f"{'fell' if now < before else 'rose'} from {short(before)} to {short(now)}"
+
+
+def beside(value: float, other: float) -> str:
+    """Say on which side of another a number is, by what is shown: "above 3", "below 3", "at 3"."""
+    if short(value) == short(other):
+        return f"at {short(other)}"
+    return f"{'above' if value > other else 'below'} {short(other)}"

@@ -9,7 +9,7 @@ from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
 from ft_host.diagnostics.sizes import length_for
-from ft_host.diagnostics.view import View, percent, short
+from ft_host.diagnostics.view import View, percent, short, went
 
 CUT, LENGTH, UNIQUE = "completions/clipped_ratio", "completions/mean_length", "completions/unique_share"
 LINKED = "completions/reward_length_correlation"
@@ -40,17 +40,19 @@ def cut_remedies(view: View) -> list[Remedy]:
     out += set_field(
         view, "mask_truncated_completions", True, ", so that being cut short isn't learnt from"
     ) + set_field(view, "missing_eos_penalty", 1.0, ", taken off what is cut short")
-    if (helpers.start(view, CUT) or 0.0) < 0.1:  # it was fine once
-        out.insert(0, lower_rate(view, 3, ": the policy has forgotten how to end"))
+    begun = helpers.start(view, CUT)
+    if begun is not None and begun < 0.1:  # it was fine once
+        out.insert(0, lower_rate(view, 3, f": {percent(begun)} were cut short at the start"))
     return out
 
 
 def cut_message(view: View) -> str:
-    begun = helpers.start(view, CUT) or 0.0
+    begun = helpers.start(view, CUT)
+    told = "" if begun is None else f" ({percent(begun)} at the start)"
     return (
         f"{percent(view.mean(CUT, view.window))} of completions were cut short by max_completion_length"
-        f" {view.config.max_completion_length} over the last {view.window} rollouts ({percent(begun)} at the start):"
-        " what they would have come to is neither seen nor rewarded."
+        f" {view.config.max_completion_length} over the last {view.window} rollouts{told}: what they would have come to"
+        " is neither seen nor rewarded."
     )
 
 
@@ -145,9 +147,8 @@ def rules(names: Names) -> list[Rule]:
             share=0.5,
             test=length_hacked,
             message=lambda view: (
-                f"The mean length grew from {short(view.baseline(LENGTH))} to {short(view.mean(LENGTH, 10))} tokens,"
-                f" and length and reward go together (correlation {short(view.mean(LINKED, 20))}): the policy may be"
-                " paid for length."
+                f"The mean length {went(view.baseline(LENGTH) or 0.0, view[LENGTH])} tokens, and longer completions"
+                f" earn more (correlation {short(view.mean(LINKED, 20))}): the policy may be paid for length."
             ),
             remedies=lambda view: [
                 Remedy(why="Add a reward that falls with length, or take length out of the one there is"),
@@ -177,9 +178,14 @@ def rules(names: Names) -> list[Rule]:
             least=8,
             test=of(length_gone),
             message=lambda view: (
-                f"The mean length fell from {short(helpers.start(view, LENGTH))} to {short(view.mean(LENGTH, 10))}"
-                f" tokens, while the mean reward went from {short(view.first(reward, 3))} to"
-                f" {short(view.mean(reward, 10))}: the policy has stopped answering, or games a format."
+                f"The mean length {went(helpers.start(view, LENGTH) or 0.0, view[LENGTH])} tokens, while the mean"
+                " reward"
+                f" {went(view.first(reward, 3), view.mean(reward, 10))}"
+                + (
+                    f" and shorter completions earn more (correlation {short(view.mean(LINKED, 20))})."
+                    if view.mean(LINKED, 20) < -0.5
+                    else "."
+                )
             ),
             remedies=lambda view: [
                 lower_rate(view, 3),
@@ -212,9 +218,9 @@ def rules(names: Names) -> list[Rule]:
                 least=10,
                 test=of(duplicates),
                 message=lambda view: (
-                    f"Only {percent(view.mean(UNIQUE, view.window))} of the completions of a prompt are different ones"
-                    f" ({percent(helpers.start(view, UNIQUE))} at the start), at a mean reward of"
-                    f" {short(view.mean(reward, 10))}: there is little to compare."
+                    f"{percent(view[UNIQUE])} of the completions of a prompt are different ones"
+                    f" ({percent(helpers.start(view, UNIQUE) or 0.0)} at the start), at a mean reward of"
+                    f" {short(view.mean(reward, 10))}: the others can't be told apart."
                 ),
                 remedies=duplicate_remedies,
                 when=(

@@ -10,7 +10,7 @@ from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
 from ft_host.diagnostics.sizes import USUAL, update_at_full_rate
 from ft_host.diagnostics.spread import fallen, scatter
-from ft_host.diagnostics.view import View, percent, rounded, short
+from ft_host.diagnostics.view import View, percent, rounded, short, went
 
 DIVERGENCE, AGREEMENT = "distillation/divergence", "distillation/teacher_agreement"
 LENGTH, CUT = "completions/mean_length", "completions/clipped_ratio"
@@ -65,10 +65,7 @@ def flat_remedies(view: View) -> list[Remedy]:
 
 
 def flat_message(view: View, unit: str) -> str:
-    said = (
-        f"The divergence from the teacher is {short(view.mean(DIVERGENCE, 20))} {unit}, and was"
-        f" {short(first_divergence(view))} at the start"
-    )
+    said = f"The divergence from the teacher {went(first_divergence(view), view.mean(DIVERGENCE, 20))} {unit}"
     if not view.count(AGREEMENT):
         return f"{said}."
     return f"{said}; the two agree on the likeliest token in {percent(view.mean(AGREEMENT, 20))} of places."
@@ -142,8 +139,8 @@ def taught_rules(names: Names, nearer: str, brief: str, unit: str) -> list[Rule]
             least=8,
             test=shrunk,
             message=lambda view: (
-                f"The mean length of the policy's completions fell from {short(helpers.start(view, LENGTH))} to "
-                f"{short(view.mean(LENGTH, 10))} tokens: it may have found that saying little is never said wrongly."
+                f"The mean length of the policy's completions {went(helpers.start(view, LENGTH) or 0.0, view[LENGTH])}"
+                " tokens: it may have found that an early end is cheap."
             ),
             remedies=shrunk_remedies,
             when=(

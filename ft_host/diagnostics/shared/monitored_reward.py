@@ -45,8 +45,9 @@ def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[R
             least=1,
             message=lambda view: (
                 f"Held-out completions earned {short(view.series['eval_reward'].best(1)[1])} at step"
-                f" {view.series['eval_reward'].best(1)[0]:.0f} and earn {short(view['eval_reward'])} now: the loss is"
-                " about something else than the task."
+                f" {view.series['eval_reward'].best(1)[0]:.0f} and earn {short(view['eval_reward'])} now: either the"
+                " loss"
+                " asks for something else than the task, or updates are too large."
             ),
             remedies=lambda view: [*mends(view), restore(view), lower_rate(view)],
             when=(

@@ -8,7 +8,9 @@ from ft_host.diagnostics.remedies import lower_rate, restore, set_field, warmer
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
-from ft_host.diagnostics.view import View, percent, short
+from ft_host.diagnostics.view import View, percent, short, went
+
+UNIQUE = "completions/unique_share"
 
 # ---------------------------------------------------------------- 4, 5: entropy
 
@@ -25,23 +27,36 @@ def collapses(view: View, names: Names) -> bool | None:
     return low and not helpers.learns(view, names) and not helpers.has_risen(view, names)
 
 
-def explodes(view: View, names: Names) -> bool | None:
+def least_entropy(view: View, names: Names) -> float | None:
+    """The lower of the first step's and the run's beginning."""
     first, base = helpers.start(view, names.entropy), view.baseline(names.entropy)
-    if first is None or view.step < 5:
+    return first if first is None or base is None else min(first, base)
+
+
+def explodes(view: View, names: Names) -> bool | None:
+    base = least_entropy(view, names)
+    if base is None or view.step < 5:
         return None
-    base = first if base is None else min(first, base)
     now = view[names.entropy]
     return (
         now > 0.1 and now > 3 * base and helpers.gained(view, names) <= 0.02 and not helpers.rising(view, names.reward)
     )
 
 
-def entropy_message(view: View, names: Names, what: str) -> str:
-    first = first_entropy(view, names) if what == "fell" else helpers.start(view, names.entropy)
+def entropy_message(view: View, names: Names, begun: float) -> str:
+    """`begun`: what the entropy is held against."""
     return (
-        f"The policy's entropy {what} from {short(first)} to {short(view[names.entropy])} nats a token, while the mean"
-        f" reward went from {short(view.first(names.reward, 3))} to {short(view.mean(names.reward, 10))}"
+        f"The policy's entropy {went(begun, view[names.entropy])} nats a token, while the mean reward"
+        f" {went(view.first(names.reward, 3), view.mean(names.reward, 10))}"
     )
+
+
+def same_said(view: View) -> str:
+    """Whether completions have become alike, where it is counted."""
+    if not view.count(UNIQUE):
+        return "."
+    share = view.mean(UNIQUE, 10)
+    return f"; {percent(share)} of the completions of a prompt are different ones, {percent(view.first(UNIQUE, 3))} at first."
 
 
 def wider(view: View, names: Names) -> list[Remedy]:
@@ -114,11 +129,17 @@ def clip_remedies(view: View, names: Names) -> list[Remedy]:
 def clip_message(view: View, names: Names) -> str:
     high, low = view.mean("clip_ratio/high_mean", view.window), view.mean("clip_ratio/low_mean", view.window)
     of = "completions" if clip_limits(view, names)[0] == 0.3 else "tokens"
-    side = " on the high side alone" if high > 3 * low else " on the low side alone" if low > 3 * high else ""
+    sides = high + low
+    told = (
+        ""
+        if not sides > 0
+        else f", {percent(max(high, low) / sides)} of these on the {'high' if high > low else 'low'} side"
+    )
     return (
-        f"The clip ratio left its range in {percent(view.share)} of steps{side}: more than"
-        f" {short(100 * clip_limits(view, names)[0])} % of {of} were clipped,"
-        f" {short(100 * view.mean(names.clip, view.window))} % on average. The policy moves too far on one rollout."
+        f"The clip ratio left its range in {percent(view.share)} of steps: more than"
+        f" {percent(clip_limits(view, names)[0])} of {of} were clipped there,"
+        f" {percent(view.mean(names.clip, view.window))}"
+        f" on average over the last {view.window} steps{told}. What is clipped teaches nothing."
     )
 
 
@@ -164,9 +185,7 @@ def rules(names: Names) -> list[Rule]:
             needs=(names.entropy, names.reward),
             test=of(collapses),
             least=10,
-            message=lambda view: (
-                entropy_message(view, names, "fell") + ": it says the same whatever it earns, and finds nothing better."
-            ),
+            message=lambda view: entropy_message(view, names, first_entropy(view, names)) + same_said(view),
             remedies=of(collapse_remedies),
             when=(
                 "Entropy is below a fifth of what it was at the start in 30 % of the last 50 rollouts, and the reward "
@@ -192,7 +211,7 @@ def rules(names: Names) -> list[Rule]:
             needs=(names.entropy, names.reward),
             test=of(explodes),
             least=8,
-            message=lambda view: entropy_message(view, names, "rose") + ": the policy is coming apart.",
+            message=lambda view: entropy_message(view, names, least_entropy(view, names) or 0.0) + ".",
             remedies=explosion_remedies,
             when=(
                 "Entropy is above three times what it was at the start in 30 % of the last 50 rollouts, and no reward"
@@ -215,9 +234,9 @@ def rules(names: Names) -> list[Rule]:
             least=8,
             severe=lambda view: kl(view, names, view.mean(names.kl, 10)) > 2,
             message=lambda view: (
-                f"The policy is {short(kl(view, names, view.mean(names.kl, 10)))} nats a token from the reference, and"
-                f" the mean reward went from {short(view.first(names.reward, 3))} to"
-                f" {short(view.mean(names.reward, 10))}."
+                f"The policy is {short(kl(view, names, view[names.kl]))} nats a token from the reference"
+                f" ({short(kl(view, names, view.mean(names.kl, 10)))} on average over 10 rollouts), and the mean reward"
+                f" {went(view.first(names.reward, 3), view.mean(names.reward, 10))}."
             ),
             remedies=of(kl_remedies),
             when=(

@@ -14,7 +14,7 @@ from ft_host.diagnostics.remedies import lower_rate, raise_rate, restore
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared.helpers import doubt
 from ft_host.diagnostics.spread import risen, scatter
-from ft_host.diagnostics.view import View, rounded, short
+from ft_host.diagnostics.view import View, percent, rounded, short, went
 
 CHOSEN, REJECTED, MARGINS = "rewards/chosen", "rewards/rejected", "rewards/margins"
 LOGPS = "start/logps/chosen"
@@ -38,11 +38,12 @@ def displaced(view: View) -> bool:
 def displaced_message(view: View) -> str:
     told, rewards = "", view.recent("eval_reward")
     if len(rewards) > 1 and rewards[-1] < rewards[0]:
-        told = f" The reward of held-out completions fell from {short(rewards[0])} to {short(rewards[-1])}."
+        told = f" The reward of held-out completions {went(rewards[0], rewards[-1])}."
     return (
-        f"Chosen completions have become {short(fall(view))} nats less likely than under the reference (they began at"
-        f" {short(view[LOGPS])}), while margins rose to {short(view.mean(MARGINS, 10))}: the policy learns to write"
-        f" neither of the two.{told}"
+        f"Chosen completions have lost {short(fall(view))} nats against the reference (they began at"
+        f" {short(view[LOGPS])}), while the mean margin is {short(view.mean(MARGINS, 10))}: what gains is something"
+        " else"
+        f" than what was chosen.{told}"
     )
 
 
@@ -124,12 +125,13 @@ def no_preference(view: View) -> bool | None:
 
 
 def no_preference_message(view: View) -> str:
-    accuracy = view.mean("rewards/accuracies", 50)
-    share = "" if math.isnan(accuracy) else f", and {short(100 * accuracy)} % of the pairs are in the right order"
+    accuracy, doubt = view.mean("rewards/accuracies", 50), abs(errors(view, 40))
+    share = "" if math.isnan(accuracy) else f", and {percent(accuracy)} of the pairs are in the right order"
+    far = f", {short(doubt)} standard errors from 0" if math.isfinite(doubt) else ""
     return (
-        f"After {view.step} steps the mean margin is {short(view.mean(MARGINS, 40))}, {short(abs(errors(view, 40)))}"
-        f" standard errors from 0{share}: no preference has been learnt. Either updates are too small, or which one is"
-        " better is a coin toss in these rows."
+        f"After {view.step} steps the mean margin is {short(view.mean(MARGINS, 40))}{far}{share}: no preference has"
+        " been"
+        " learnt. Either updates are too small, or which one is better is a coin toss in these rows."
     )
 
 
@@ -227,8 +229,8 @@ def preference_rules(
             least=5,
             mutes=(f"{letters}{signal:03d}", "OPT005", "OPT014"),
             message=lambda view: (
-                f"Margins are {short(view.mean(MARGINS, 20))} on what is trained on: rejected completions gain on"
-                " chosen ones, against the loss. Updates overshoot."
+                f"The mean margin is {short(view.mean(MARGINS, 20))} on what is trained on, {short(-errors(view, 20))}"
+                " standard errors below 0: rejected completions gain on chosen ones, against the loss."
             ),
             remedies=lambda view: [lower_rate(view, 10), restore(view)],
             when=(

@@ -10,7 +10,7 @@ from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names, rounds
 from ft_host.diagnostics.sizes import USUAL, update_at_full_rate
-from ft_host.diagnostics.view import View, percent, short
+from ft_host.diagnostics.view import View, percent, short, went
 
 # ---------------------------------------------------------------- 3: never rises
 
@@ -82,17 +82,22 @@ def half_lost(view: View, names: Names) -> bool:
     return view.mean(names.reward, 10) - low < 0.5 * (best(view, names.reward) - low)
 
 
+def earned_then(view: View, names: Names) -> float | None:
+    """What rollouts earned within ten steps of the best evaluation."""
+    peak, rewards = view.series["eval_reward"].best(1), view.series[names.reward]
+    if peak is None:
+        return None
+    then = [value for step, value in zip(rewards.steps, rewards.values, strict=True) if abs(step - peak[0]) <= 10]
+    return sum(then) / len(then) if len(then) >= 5 else None
+
+
 def held_out_falls(view: View, names: Names) -> bool | None:
     """Whether evaluations earn a tenth less than the best of them, while what is trained on earns more than then."""
     evals = view.series["eval_reward"]
-    peak = evals.best(1)
-    if len(evals) < 3 or peak is None or peak[0] == evals.steps[-1]:
+    peak, then = evals.best(1), earned_then(view, names)
+    if len(evals) < 3 or peak is None or peak[0] == evals.steps[-1] or then is None:
         return None
-    rewards = view.series[names.reward]
-    before = [value for step, value in zip(rewards.steps, rewards.values, strict=True) if abs(step - peak[0]) <= 10]
-    if len(before) < 5:
-        return None
-    then, now = sum(before) / len(before), view.mean(names.reward, 10)
+    now = view.mean(names.reward, 10)
     worse = evals.last < peak[1] - max(0.1 * abs(peak[1]), 3 * helpers.chance(view))
     return worse and now > then + max(0.02 * abs(then), 2 * view.noise(names.reward) / math.sqrt(10))
 
@@ -133,10 +138,10 @@ def rules(names: Names) -> list[Rule]:
             least=3,
             share=0.6,
             message=lambda view: (
-                f"The mean reward went from {short(view.first(reward))} to {short(view.mean(reward, 10))} in"
-                f" {view.step} steps; at this pace the run's {view.total_steps} steps gain less than a tenth of what"
-                " there is to gain. Either updates are too small, or the reward doesn't tell better completions from"
-                " worse ones."
+                f"The mean reward {went(view.first(reward), view.mean(reward, 10))} in {view.step} steps; at this pace"
+                f" the run's {view.total_steps} steps gain less than a tenth of what there is to gain. Either"
+                " updates are"
+                " too small, or the reward doesn't tell better completions from worse ones."
             ),
             remedies=of(never_rises_remedies),
             when=(
@@ -161,9 +166,9 @@ def rules(names: Names) -> list[Rule]:
             window=4,
             least=1,
             message=lambda view: (
-                f"The reward of held-out prompts fell from {short(view.series['eval_reward'].best(1)[1])} to "
-                f"{short(view['eval_reward'])}, while that of training rose to {short(view.mean(reward, 10))}: what is "
-                "learnt serves the reward, not the task."
+                f"The reward of held-out prompts {went(view.series['eval_reward'].best(1)[1], view['eval_reward'])}"
+                f" since step {view.series['eval_reward'].best(1)[0]:.0f}, while that of training"
+                f" {went(earned_then(view, names) or 0.0, view.mean(reward, 10))}: what is learnt doesn't carry over."
             ),
             remedies=lambda view: [
                 restore(view),
@@ -194,8 +199,9 @@ def rules(names: Names) -> list[Rule]:
             least=30,
             share=0.8,
             message=lambda view: (
-                f"The reward's noise from rollout to rollout ({short(view.noise(reward))}) hides what it gained in the"
-                f" last {rounds(view)} ({short(view.slope(reward))}), with fewer than 64 completions a step."
+                f"In the last {rounds(view)} the mean reward changed by {short(view.slope(reward))}, within its"
+                " standard"
+                f" error {short(helpers.doubt(view, reward, 50))}, with {rows_of_step(view)} completions a step."
             ),
             remedies=lambda view: larger_step(view, rows_of_step(view), ENOUGH),
             when=(
@@ -246,8 +252,8 @@ def rules(names: Names) -> list[Rule]:
             severe=of(half_lost),
             mutes=(names.code(3), *helpers.ruin(names, 15)),
             message=lambda view: (
-                f"The mean reward is {short(view.mean(reward, 10))} over the last 10 rollouts, where the best 10 had "
-                f"{short(best(view, reward))}: the policy has got worse, and stays so."
+                f"The mean reward of ten rollouts {went(best(view, reward), view.mean(reward, 10))} since the best ten:"
+                " the policy has got worse."
             ),
             remedies=lambda view: [lower_rate(view, 2 if helpers.gained(view, names) > 0 else 5), restore(view)],
             when=(

@@ -8,9 +8,9 @@ from ft_host.diagnostics.remedies import LOOK_AT_REWARD, lower_rate, more_genera
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names, rounds
-from ft_host.diagnostics.view import View, percent, short
+from ft_host.diagnostics.view import View, percent, short, went
 
-FLAT = "frac_reward_zero_std"
+FLAT, UNIQUE = "frac_reward_zero_std", "completions/unique_share"
 # The share of groups that may hold no signal. Two completions of a prompt earn the same by chance more often than
 # eight.
 MANY = 4  # times as many completions of a prompt: beyond, other prompts are cheaper
@@ -41,22 +41,38 @@ def no_variance(view: View, names: Names) -> bool:
     return not solved_groups(view, names) and not helpers.rising(view, names.reward)
 
 
+def equal_level(view: View, names: Names) -> float | None:
+    """What groups that are equal earn, from 0, the least that any completion has earned, to 1, the most. Of the groups
+    that differ, half of the completions are taken to be right. None where nothing is known to earn more or less."""
+    reached, flat = helpers.level(view, names, view.window), view.mean(FLAT, view.window)
+    return None if reached is None else min(1.0, max(0.0, (reached - (1 - flat) / 2) / flat))
+
+
 def side(view: View, names: Names) -> str:
-    """Why completions earn the same: "constant", "hard", "easy" or "alike"."""
-    found = helpers.span(view)
-    if found is None and view.mean("reward_std", view.window) < 1e-6:
-        return "constant"
-    mean = view.mean(names.reward, view.window)
-    at = (mean - found[0]) / (found[1] - found[0]) if found else mean
-    return "hard" if at < 0.3 else "easy" if at > 0.7 else "alike"
+    """Why completions earn the same: "constant", "alike", "hard", "easy" or "between"."""
+    at = equal_level(view, names)
+    if at is None:
+        return "constant" if view.mean("reward_std", view.window) < 1e-6 else "between"
+    if view.count(UNIQUE) and view.mean(UNIQUE, view.window) < 1.5 / view.config.num_generations:
+        return "alike"
+    return "hard" if at < 0.3 else "easy" if at > 0.7 else "between"
 
 
-SIDES = {
-    "constant": "all completions of all prompts earn that: the reward tells nothing apart",
-    "hard": "the prompts are too hard for this model, which seldom earns anything",
-    "easy": "the prompts are too easy for this model, which nearly always earns the most",
-    "alike": "the completions of a prompt are too much alike",
-}
+def side_message(view: View, names: Names) -> str:
+    """What the run's own numbers say of it. They don't tell a hard task from a reward that misses what is right."""
+    why, found = side(view, names), helpers.span(view)
+    if why == "constant":
+        return "no completion of the run has earned anything else: the reward tells nothing apart"
+    if why == "alike":
+        return f"{percent(view.mean(UNIQUE, view.window))} of the completions of a prompt are different ones"
+    if found is None:
+        return "the completions of a prompt aren't told apart"
+    where = f"completions have earned {short(found[0])} to {short(found[1])}, and such groups are near the"
+    if why == "hard":
+        return f"{where} lower end: the prompts are hard for this model, or the reward misses what is right"
+    if why == "easy":
+        return f"{where} upper end: the prompts are easy for this model, or the reward is given for anything"
+    return f"completions have earned {short(found[0])} to {short(found[1])}, and such groups are at neither end"
 
 
 def success_rate(view: View, names: Names) -> float | None:
@@ -69,15 +85,21 @@ def success_rate(view: View, names: Names) -> float | None:
 def no_variance_message(view: View, names: Names) -> str:
     return (
         f"Reward variance is near zero in {percent(view.mean(FLAT, view.window))} of groups over the last"
-        f" {rounds(view)}: the training signal has vanished. Mean reward is"
-        f" {short(view.mean(names.reward, view.window))}: {SIDES[side(view, names)]}."
+        f" {rounds(view)}: they teach nothing. Mean reward is {short(view.mean(names.reward, view.window))};"
+        f" {side_message(view, names)}."
     )
+
+
+def reached_message(view: View, names: Names) -> str:
+    reached = helpers.level(view, names)
+    return "" if reached is None else f", {percent(reached)} of the way from the least to the most that was earned"
 
 
 def no_variance_remedies(view: View, names: Names) -> list[Remedy]:
     why, out = side(view, names), []
-    if why != "constant" and view.mean(names.reward, 10) < 0.7 * view.first(names.reward):
-        out.append(lower_rate(view, 5, ": the model could do better before"))
+    begun, now = view.first(names.reward), view.mean(names.reward, 10)
+    if why != "constant" and now < begun - 0.3 * abs(begun):
+        out.append(lower_rate(view, 5, f": the mean reward {went(begun, now)}"))
     if view.config.temperature < 0.7:
         out += warmer(view)
     if why == "constant":
@@ -88,11 +110,12 @@ def no_variance_remedies(view: View, names: Names) -> list[Remedy]:
     far = bool(more) and more[0].patch["num_generations"] > MANY * view.config.num_generations
     out += [*other, *more] if far else [*more, *other]
     if why == "easy":
-        return [*out, Remedy(why="Take harder prompts: those that the model gets right half of the time teach most")]
+        harder = Remedy(why="Take harder prompts: those that the model gets right half of the time teach most")
+        return [*out, harder, LOOK_AT_REWARD]
     out += warmer(view) if view.config.temperature >= 0.7 else []
     if why == "hard":
         out.append(Remedy(why="Take easier prompts, tune on solutions first (SFT), or reward parts of a solution too"))
-    return out or [LOOK_AT_REWARD]
+    return out if why == "alike" and out else [*out, LOOK_AT_REWARD]
 
 
 def constant(view: View, names: Names) -> bool:
@@ -196,9 +219,10 @@ def grouped(names: Names) -> list[Rule]:
             least=15,
             test=lambda view: view[FLAT] > limits(view)[0] and solved_groups(view, names),
             message=lambda view: (
-                f"All completions of a prompt earn the same in {percent(view.mean(FLAT, view.window))} of groups, as"
-                f" most of them are right: the mean reward went from {short(view.first(names.reward))} to"
-                f" {short(view.mean(names.reward, 10))}. Little is left to learn from these prompts."
+                f"The completions of a prompt earn the same in {percent(view.mean(FLAT, view.window))} of groups,"
+                " and the"
+                f" mean reward {went(view.first(names.reward), view.mean(names.reward, 10))}"
+                f"{reached_message(view, names)}: such groups have nothing left to teach."
             ),
             remedies=lambda view: [
                 *set_field(view, "dynamic_sampling", True, " to learn from the others alone"),
@@ -232,8 +256,8 @@ def ungrouped(names: Names) -> list[Rule]:
             severity="error",
             mutes=("OPT002", names.code(3), names.code(13), "standstill"),
             message=lambda view: (
-                f"Every completion earned the same {view.often}, {short(view['completions/reward_max'])}: the training "
-                "signal has vanished. Either the reward tells nothing apart, or all completions are wrong, or right."
+                f"The completions of a rollout earned the same {view.often}, {short(view['completions/reward_max'])} in"
+                " this one: nothing tells them apart. Either the reward doesn't, or they are all wrong, or all right."
             ),
             remedies=lambda view: [
                 LOOK_AT_REWARD,
