@@ -25,7 +25,7 @@ from ft_host.diagnostics.shared.preferences import (
     rows_of,
 )
 from ft_host.diagnostics.suspects import Suspect
-from ft_host.diagnostics.view import View, percent, rounded, short
+from ft_host.diagnostics.view import View, percent, rounded, short, went
 
 __all__ = [
     "CHOSEN",
@@ -60,4 +60,5 @@ __all__ = [
     "short",
     "taught_rules",
     "watched_rules",
+    "went",
 ]

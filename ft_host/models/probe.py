@@ -202,6 +202,7 @@ def choose_layout(policy: Policy, config: RunConfig) -> None:
                 "watch/not_finite": "weight",
                 "watch/not_finite_value": "nan",
                 "watch/not_finite_step": 0,
+                "watch/not_finite_of": "weight",
                 "watch/not_finite_parameter": broken,
             },
         )

@@ -63,26 +63,41 @@ class UpdateMonitor:
 
 def _not_finite(run: Run, loss: float, norm: float, rate: float) -> FtHostError:
     what, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
+    of, parameter, share = where_not_finite(run)
     run.record_facts(
         {
             "watch/not_finite": what,
             "watch/not_finite_value": str(value),
             "watch/not_finite_step": run.step + 1,
-            "watch/not_finite_parameter": not_finite_parameter(run),
+            "watch/not_finite_of": of,
+            "watch/not_finite_parameter": parameter,
+            "watch/not_finite_share": share,
         }
     )
+    # Before the first update there is nothing that a rate could have done.
+    mend = f"Lower learning_rate (now {rate:.3g}), add warmup_steps, or look" if run.step else "Look"
     return FtHostError(
-        f"step {run.step + 1}: the {what} is {value}; the weights were not updated. Lower learning_rate (now "
-        f"{rate:.3g}), add warmup_steps, or look at the rows of this step"
+        f"step {run.step + 1}: the {what} is {value}; the weights were not updated. {mend} at the rows of this step"
     )
 
 
-def not_finite_parameter(run: Run) -> str | None:
-    """The first parameter with a gradient that isn't finite, on this rank."""
-    for name, parameter in run.policy.named_parameters():
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            return name
-    return None
+def where_not_finite(run: Run) -> tuple[str, str | None, float]:
+    """Where numbers aren't finite, on this rank: in a "weight" or a "gradient", the parameter, and the share of such
+    gradients.
+
+    A weight that isn't finite is the cause of all others: the first one is named. Of gradients it is the last, since
+    they are made from the last parameter to the first, and each one before a broken one is broken by it. Where all of
+    them are, none of them is to blame: no name.
+    """
+    parameters = [(name, p) for name, p in run.policy.named_parameters()]
+    for name, p in parameters:
+        if not bool(torch.isfinite(local(p.detach())).all()):
+            return "weight", name, 1.0
+    graded = [(name, bool(torch.isfinite(local(p.grad)).all())) for name, p in parameters if p.grad is not None]
+    broken = [name for name, whole in graded if not whole]
+    if not broken or len(broken) == len(graded):
+        return "gradient", None, float(bool(broken))
+    return "gradient", broken[-1], len(broken) / len(graded)
 
 
 # ---------------------------------------------------------------- how large an update is
@@ -172,6 +187,7 @@ class GradientCoverage:
         if self.left and self.asked < self.patience:
             return
         self.told = True
+<<<<<<< HEAD
         run.record_facts(without_gradient({name: p for name, p in parameters.items() if p.requires_grad}, self.left))
 
 
@@ -189,6 +205,16 @@ def adapter_share(run: Run) -> float | None:
     adapter = [parameter for name, parameter in run.policy.named_parameters() if ".lora_" in name]
     whole = sum(parameter.numel() for parameter in adapter)
     return sum(parameter.numel() for parameter in adapter if parameter.requires_grad) / whole if whole else None
+=======
+        trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
+        facts: dict[str, Any] = {
+            "probe/zero_grad_parameters": sum(parameters[name].numel() for name in self.left) / trained,
+            "probe/zero_grad_count": sum(parameters[name].numel() for name in self.left),
+        }
+        if self.left:
+            facts["probe/zero_grad_example"] = next(name for name in parameters if name in self.left)
+        run.record_facts(facts)
+>>>>>>> c049ec7 (Messages of the host's rules and of the packages say what is computed; the tensor that isn't finite is named)
 
 
 def reference_of(run: Run) -> str | None:

@@ -140,9 +140,9 @@ RULES = [
         severe=lambda view: not view.mean(ESS) >= 0.1,
         least=5,
         message=lambda view: (
-            f"The policy has moved on from what sampled its tokens, {short(view.mean(STALENESS))} updates ago on"
-            f" average: its log-probs differ from the sampler's by {short(view.mean(DRIFT))} nats a token, and the"
-            f" effective sample size of tokens is {percent(view.mean(ESS))} (means; too far apart {view.often})."
+            f"The policy's log-probs differ by {short(view.mean(DRIFT))} nats a token from those of what sampled its"
+            f" tokens, {short(view.mean(STALENESS))} updates ago on average, and the effective sample size of tokens is"
+            f" {percent(view.mean(ESS))} (means; too far apart {view.often})."
         ),
         remedies=lambda view: [*fresher(view), *corrected(view), lower_rate(view)],
         follows_from=("ASY007", "ENG004", "OPT007", "PRB003"),
@@ -263,8 +263,7 @@ RULES = [
         message=lambda view: (
             f"Completions of groups that were begun under older weights ({percent(view.mean('rollouts/late_share'))} of"
             f" groups) have {short(view.mean('rollouts/late_length'))} tokens, the others"
-            f" {short(view.mean('rollouts/on_time_length'))}: long answers are learnt from later than short ones. None"
-            " is dropped."
+            f" {short(view.mean('rollouts/on_time_length'))} on average. None is dropped."
         ),
         remedies=lambda view: [
             *set_field(view, "rollout_order", "in_order", ", so that a rollout doesn't begin with what is short"),

@@ -33,8 +33,9 @@ def nothing_supervised(view: View) -> str:
     rows = view["data/unsupervised_rows"]
     if rows <= 0.01:
         return (
-            f"Only {percent(view['data/supervised_fraction'])} of the tokens are supervised: nearly all of the work of"
-            " a step is for tokens that nothing is learnt from."
+            f"{percent(view['data/supervised_fraction'])} of the tokens are supervised: nothing is learnt from the"
+            " other"
+            f" {percent(1 - view['data/supervised_fraction'])}."
         )
     cut = view.get("data/truncated_rows", 0)
     why = f"; max_length {view.config.max_length} cuts {percent(cut)} of the rows" if cut else ""
@@ -187,8 +188,8 @@ RULES = [
         needs=("data/double_bos_rows",),
         test=share_over("data/double_bos_rows", 0),
         message=lambda view: (
-            f"{percent(view['data/double_bos_rows'])} of the rows begin with the token for the beginning twice, which "
-            "no pretrained model has seen."
+            f"{percent(view['data/double_bos_rows'])} of the rows begin with the token for the beginning twice;"
+            " generation begins with one."
         ),
         remedies=lambda view: [Remedy(why="Take one of them out of the data or of the chat template")],
         when="In any row that was looked at.",
@@ -266,8 +267,8 @@ RULES = [
         test=share_over("data/unknown_tokens", 0.01),
         severe=share_over("data/unknown_tokens", 0.1),
         message=lambda view: (
-            f"{percent(view['data/unknown_tokens'])} of the tokens are the one for what is unknown: the tokenizer was"
-            " not made for these texts, and what they say is lost."
+            f"{percent(view['data/unknown_tokens'])} of the tokens are the one for what is unknown: what the texts say"
+            " there is lost."
         ),
         remedies=lambda view: [
             Remedy(why="Check that the tokenizer belongs to this data: its language, digits and signs")

@@ -50,13 +50,13 @@ def copies_message(view: View) -> str:
     said = []
     if is_leak(view):
         said.append(
-            f"{percent(view['data/eval_overlap_rows'])} of the evaluation rows are training rows too: evaluation"
-            " measures memory, and will not show overfitting."
+            f"{percent(view['data/eval_overlap_rows'])} of the evaluation rows are training rows too: for these,"
+            " evaluation measures memory."
         )
     if has_copies(view):
         said.append(
             f"{percent(view['data/duplicate_rows'])} of the training rows are copies of others: an epoch goes through"
-            " them several times."
+            " these more than once."
         )
     return " ".join(said)
 
@@ -89,9 +89,8 @@ def pairs_message(view: View) -> str:
         )
     if lopsided(view):
         said.append(
-            f"Chosen completions are {view['data/length_ratio']:.2f} times as long as rejected ones, and longer in"
-            f" {percent(view['data/chosen_longer'])} of the pairs: length alone tells them apart, and is what may be"
-            " learnt."
+            f"Chosen completions are {short(view['data/length_ratio'])} times as long as rejected ones, and longer in"
+            f" {percent(view['data/chosen_longer'])} of the pairs: length may be what is learnt."
         )
     return " ".join(said)
 
@@ -160,13 +159,11 @@ def endless_message(view: View) -> str:
     mark = view.get("data/end_mark")
     if mark is not None:
         return (
-            f"{rows} of the texts don't end where generation does; they end in {mark}, which neither the run nor the "
-            "saved model stops at: completions will run on."
+            f"{rows} of the texts don't end where generation does; most of these end in {mark}, which neither the"
+            " run nor"
+            " the saved model stops at."
         )
-    return (
-        f"{rows} of the texts don't end in a supervised end token: the model isn't taught to stop, and completions will"
-        " run on."
-    )
+    return f"{rows} of the texts don't end in a supervised end token: from these the model doesn't learn to stop."
 
 
 def endless_remedies(view: View) -> list[Remedy]:

@@ -75,7 +75,7 @@ RULES = [
         severe=lambda view: view["data/empty_completions"] > 0.5,
         message=lambda view: (
             f"Of {percent(view['data/empty_completions'])} of the completions ({short(view['data/measured'])} rows were"
-            " looked at) no more than an end token and white space is learnt: the model learns to say nothing."
+            " looked at) no more than an end token and white space is learnt: these teach the model to say nothing."
         ),
         remedies=lambda view: [
             Remedy(why="Leave out the rows whose completion is empty, or find out what emptied them; `ft-host data`")

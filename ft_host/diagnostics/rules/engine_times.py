@@ -9,7 +9,13 @@ from ft_host.diagnostics.view import View, percent, short
 
 def waits(view: View) -> bool | None:
     whole = view["perf/generation_time"] + view.get("perf/train_time", 0.0)
-    return None if view.step < 5 or whole <= 0 else view["perf/generation_time"] > 0.7 * whole
+    return None if view.step < 5 or whole <= 0 else of_both(view) > 0.7
+
+
+def of_both(view: View) -> float:
+    """The share of generation in the time of generation and training."""
+    sampling = view["perf/generation_time"]
+    return sampling / (sampling + view.get("perf/train_time", 0.0))
 
 
 def of_step(view: View, name: str) -> float:
@@ -38,8 +44,10 @@ RULES = [
         test=waits,
         share=0.8,
         message=lambda view: (
-            f"Generation takes {percent(of_step(view, 'perf/generation_time'))} of a rollout's time "
-            f"({short(view.mean('perf/generation_time'))} s of it)."
+            f"Generation takes {percent(of_both(view))} of the time of generation and training together"
+            f" ({short(view.mean('perf/generation_time'))} s a rollout),"
+            f" {percent(of_step(view, 'perf/generation_time'))}"
+            " of all of a rollout's."
         ),
         remedies=lambda view: [
             *(

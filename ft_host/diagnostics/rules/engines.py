@@ -124,8 +124,8 @@ RULES = [
         ),
         message=lambda view: (
             f"After the first update the log-probs of the backend {view.config.backend} differ from the policy's by"
-            f" {short(view[PROBED_AFTER])} nats a token on average ({short(view.get(PROBED, 0.0))} before it): the"
-            " update of its weights did not arrive."
+            f" {short(view[PROBED_AFTER])} nats a token on average ({short(view.get(PROBED, 0.0))} before it): its"
+            " weights did not arrive, or not as they are."
         ),
         remedies=mend_sampler,
         when=(

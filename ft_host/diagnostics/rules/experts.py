@@ -157,9 +157,8 @@ RULES = [
         needs=("moe/router_entropy", "start/moe/router_entropy"),
         test=lambda view: view["moe/router_entropy"] < 0.5 * view["start/moe/router_entropy"],
         message=lambda view: (
-            f"The routers' entropy is {percent(view.mean('moe/router_entropy'))} of the largest possible,"
-            f" {percent(view['start/moe/router_entropy'])} at the start: they hardly weigh experts against each other"
-            " any more."
+            f"The routers' entropy is {percent(view['moe/router_entropy'])} of the largest possible,"
+            f" {percent(view['start/moe/router_entropy'])} at the start."
         ),
         remedies=balance_more,
         when=(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ft_host.diagnostics.memory_remedies import checkpointing, smaller_micro_batch
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.spread import trend
-from ft_host.diagnostics.view import View, percent, short
+from ft_host.diagnostics.view import View, percent, short, went
 
 FULL = 0.9  # of a device that may be taken
 LEAK = 24  # steps that are looked at for memory that is never given back
@@ -97,7 +97,7 @@ def nearly_full(view: View) -> bool:
 def full_message(view: View) -> str:
     again = retries(view)
     said = f"; torch had to give memory back and ask again {again:.0f} times in the last steps" if again else ""
-    return f"{percent(view['perf/memory_share'])} of the GPU's memory are taken{said}: a longer row may not fit."
+    return f"{percent(view['perf/memory_share'])} of the GPU's memory are taken{said}; a longer row may not fit."
 
 
 def held(view: View) -> str:
@@ -117,11 +117,12 @@ def leaks(view: View) -> bool | None:
 
 def leak_message(view: View) -> str:
     values = view.recent(held(view), LEAK)
-    each = (values[-1] - values[0]) / max(len(values) - 1, 1)
+    first, last = min(values[: LEAK // 4]), min(values[-LEAK // 4 :])
+    each = (last - first) / (len(values) - LEAK // 4)
     return (
-        f"{'Memory of the GPU' if held(view).startswith('perf/memory_a') else 'The memory of the process'} grows by"
-        f" about {short(each)} MB a step and is never given back: {short(values[0])} MB were {short(values[-1])} MB"
-        f" {len(values)} steps later."
+        f"Even the least memory of {'the GPU' if held(view).startswith('perf/memory_a') else 'the process'} in six"
+        " steps"
+        f" {went(first, last)} MB within {len(values)} steps, by about {short(each)} MB a step."
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 
 from ft_host.diagnostics.remedies import fewer_steps, lower_rate, restore, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.rules.loss_trends import NOTHING, may_be_too_high
 from ft_host.diagnostics.spread import fallen
-from ft_host.diagnostics.view import View, short
+from ft_host.diagnostics.view import View, short, went
 
 FEW = 8  # held-out rows below which nothing is said of their reward
 FEW_LOOKS = 4  # evaluations after which one that is low by chance is to be expected
@@ -31,6 +32,12 @@ def gets_better(view: View) -> bool:
     return False
 
 
+def losses_then(view: View) -> list[float]:
+    """The losses of the ten steps before the best evaluation."""
+    step, losses = best_evaluation(view)[0], view.series["loss"]
+    return [value for at, value in zip(losses.steps, losses.values, strict=True) if step - 10 < at <= step]
+
+
 def overfits(view: View) -> bool | None:
     """The held-out loss is a tenth above its best twice, or a quarter once, or has risen three times running, while
     that of the steps falls. By twice what it moves the other way: it goes up and down with the weights, and the lowest
@@ -39,11 +46,10 @@ def overfits(view: View) -> bool | None:
     values = view.recent("eval_loss", 1000)
     if len(values) < 3 or view.by_rollout:
         return None
-    step, best = best_evaluation(view)
+    _, best = best_evaluation(view)
     if gets_better(view):
         return False
-    losses = view.series["loss"]
-    then = [value for at, value in zip(losses.steps, losses.values, strict=True) if step - 10 < at <= step]
+    then = losses_then(view)
     falls = bool(then) and fallen(then, view.recent("loss", 20), 2.0)
     risen = len(values) > 3 and values[-1] > values[-2] > values[-3] > values[-4] and values[-1] > 1.05 * best
     above = values[-1] > 1.25 * best or min(values[-2:]) > 1.1 * best
@@ -138,9 +144,9 @@ RULES = [
         share=1.0,
         test=overfits,
         message=lambda view: (
-            f"The held-out loss has risen from {short(best_evaluation(view)[1])} at step {best_evaluation(view)[0]:.0f}"
-            f" to {short(view['eval_loss'])}, while that of the steps went on falling to"
-            f" {short(view.mean('loss', 10))}."
+            f"The held-out loss {went(best_evaluation(view)[1], view['eval_loss'])} since step"
+            f" {best_evaluation(view)[0]:.0f}, while that of the steps"
+            f" {went(statistics.fmean(losses_then(view)), view.mean('loss', 20))}."
         ),
         remedies=overfit_remedies,
         when=(
@@ -193,8 +199,8 @@ RULES = [
         message=lambda view: (
             f"Completions of {view['plan/scored_rows']} held-out prompts earned"
             f" {short(view.series['eval_reward'].first)} at step {view.series['eval_reward'].steps[0]:.0f} and earn"
-            f" {short(view['eval_reward'])} now, {short(reward_lost(view))} less, where chance makes"
-            f" {short(reward_doubt(view))}: the policy unlearns what it could do."
+            f" {short(view['eval_reward'])} now, {short(reward_lost(view))} less, with a standard error of"
+            f" {short(reward_doubt(view))}."
         ),
         remedies=reward_remedies,
         follows_from=("OPT003", "OPT004", "OPT006", "OPT007", "OPT009"),

@@ -2,35 +2,67 @@
 
 from __future__ import annotations
 
+import statistics
+
 from ft_host.diagnostics.remedies import lower_rate, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.view import View, percent
+from ft_host.diagnostics.view import View, percent, short
 
 
 def not_finite_message(view: View) -> str:
-    where = view.get("watch/not_finite_parameter")
+    where, of = view.get("watch/not_finite_parameter"), view.get("watch/not_finite_of", "gradient")
     if view["watch/not_finite"] == "weight":
         return f"The model came with numbers that are NaN or infinite: {where}. Nothing can be trained from them."
     found = (
         f"The {view['watch/not_finite']} became {view['watch/not_finite_value']} at step"
         f" {view['watch/not_finite_step']}"
     )
-    at = f"; the first parameter whose gradient isn't finite is {where}" if where else ""
-    return f"{found}{at}. The weights were not updated and the run ended."
+    if where and of == "weight":
+        return f"{found}: numbers of {where} are NaN or infinite. The run ended."
+    share = view.get("watch/not_finite_share")
+    at = ""
+    if where and share is not None:
+        at = f"; {percent(share)} of the gradients aren't finite, of which {where} is the nearest to the loss"
+    elif share == 1:
+        at = "; none of the gradients is finite"
+    before = earlier_message(view)
+    return f"{found}{at}{before}. The weights were not updated and the run ended."
+
+
+def grown(view: View) -> tuple[str, float, float] | None:
+    """The norm of the gradient, or else the loss, where it grew before it broke: its name, median, and last value."""
+    for name, said, by in (("grad_norm", "gradient norm", 10.0), ("loss", "loss", 2.0)):
+        values = view.recent(name, 20)
+        if len(values) >= 3:
+            usual = statistics.median(values[:-1])
+            if values[-1] > by * usual > 0:
+                return said, usual, values[-1]
+    return None
+
+
+def earlier_message(view: View) -> str:
+    """What the steps before say: updates that were too large are seen in them."""
+    if view["watch/not_finite_step"] <= 1:
+        return "; no update had been made yet, so that it isn't one of learning_rate"
+    found = grown(view)
+    return "" if found is None else f"; the {found[0]} had risen from {short(found[1])} to {short(found[2])}"
 
 
 def not_finite_remedies(view: View) -> list[Remedy]:
+    """Before the first update it can't be the rate; after it, the steps before say whether it is likelier than rows."""
     if view["watch/not_finite"] == "weight":
         return [Remedy(why="Take another checkpoint of the model; the run that made this one broke it")]
-    out = [lower_rate(view, 5, ", the usual cause")]
-    if view.config.fp16:
-        out.insert(
-            0,
-            Remedy(why="Use bf16 in place of fp16: float16 overflows above 65504", patch={"fp16": False, "bf16": True}),
-        )
-    out += warm_up(view)
-    out.append(Remedy(why="Look at the rows of this step: an empty sequence, or a number that isn't one"))
-    return out
+    look = Remedy(why="Look at the rows of this step: an empty sequence, or a number that isn't one")
+    half = Remedy(why="Use bf16 in place of fp16: float16 overflows above 65504", patch={"fp16": False, "bf16": True})
+    first = [half] if view.config.fp16 else []
+    if view["watch/not_finite_step"] <= 1:
+        return [*first, look]
+    calmer = [lower_rate(view, 5), *warm_up(view)]
+    return (
+        [*first, *calmer, look]
+        if grown(view) or view.get("watch/not_finite_of") == "weight"
+        else [*first, look, *calmer]
+    )
 
 
 RULES = [
@@ -65,8 +97,8 @@ RULES = [
         share=0.1,
         test=lambda view: view["update_skipped"] == 1 if view.step > 10 else None,
         message=lambda view: (
-            f"No update was made {view.often}, since gradients overflowed in float16"
-            f" ({percent(view.mean('update_skipped'))} of them); the scale of the loss halves each time."
+            f"No update was made {view.often}, since gradients overflowed in float16; the scale of the loss halves each"
+            " time."
         ),
         remedies=lambda view: [
             Remedy(

@@ -29,8 +29,11 @@ def initial_message(view: View) -> str:
         f" {short(guess)}."
     )
     if ratio > CERTAIN:
-        return f"{told} The model is sure of wrong tokens: the tokenizer, the template or the weights aren't its own."
-    return f"{told} The weights know next to nothing of this data: that is so for new weights, not for trained ones."
+        return (
+            f"{told} At {percent(ratio)} of that the model is sure of wrong tokens: the tokenizer, the template or the"
+            " weights may not be its own."
+        )
+    return f"{told} {percent(ratio)} of that is usual for new weights, not for trained ones."
 
 
 def weights_are_cut_off(view: View) -> bool:
@@ -54,12 +57,17 @@ def is_partly_frozen(view: View) -> bool:
     return view["probe/zero_grad_parameters"] <= 0.5 and enough and view.get("probe/adapter_share", 1.0) >= 0.5
 
 
+def counted(view: View) -> str:
+    count = view.get("probe/zero_grad_count")
+    return f"{round(view['probe/zero_grad_parameters'] * view['probe/trainable']) if count is None else count:,}"
+
+
 def cut_off_message(view: View) -> str:
     share = view["probe/zero_grad_parameters"]
     if share > 0.01:
         return (
-            f"{percent(share)} of the weights that are trained get no gradient, {view.get('probe/zero_grad_example')} "
-            "first: they stay as they are."
+            f"{counted(view)} of the {view['probe/trainable']:,} weights that are trained got no gradient"
+            f" ({percent(share)}), those of {view.get('probe/zero_grad_example')} among them: they stay as they are."
         )
     if view.config.use_peft and adapter_is_frozen(view):
         return (
@@ -67,8 +75,8 @@ def cut_off_message(view: View) -> str:
             f" ({view['probe/trainable']:,} weights in all); the others are frozen."
         )
     return (
-        f"{percent(view['probe/trainable_share'])} of the weights are trained ({view['probe/trainable']:,}); the others"
-        " are frozen."
+        f"{view['probe/trainable']:,} weights are trained, {percent(view['probe/trainable_share'])} of the model's; the"
+        " others are frozen."
     )
 
 

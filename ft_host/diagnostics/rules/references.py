@@ -45,14 +45,13 @@ def message(view: View) -> str:
     return (
         f"Before the first update the loss is {view['start/loss']:.4f}{should}, and the rewards are"
         f" {short(view['start/rewards/chosen'])} (chosen) and {short(view.get('start/rewards/rejected', 0.0))}"
-        " (rejected), which should be 0: the reference isn't the policy that training begins with."
+        " (rejected), which should be 0: the reference has other weights than the policy, or dropout or another"
+        " precision sets them apart."
     )
 
 
 def remedies(view: View) -> list[Remedy]:
     config, out = vars(view.config), []
-    if not config["disable_dropout"]:
-        out.append(Remedy(why="Set disable_dropout", patch={"disable_dropout": True}, again=True))
     if config.get("ref_model"):
         out.append(
             Remedy(
@@ -61,6 +60,8 @@ def remedies(view: View) -> list[Remedy]:
                 again=True,
             )
         )
+    if not config["disable_dropout"]:
+        out.append(Remedy(why="Set disable_dropout", patch={"disable_dropout": True}, again=True))
     return out or [Remedy(why="See whether policy and reference have the same weights, precision and adapter")]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ft_host.diagnostics.remedies import larger_step, more_generations, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
-from ft_host.diagnostics.view import View, short
+from ft_host.diagnostics.view import View, percent, short
 
 LARGE = 1e8  # parameters
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query", "key", "value", "query_key_value"}
@@ -50,7 +50,7 @@ RULES = [
         test=lambda view: is_large(view) and view.config.optim == "adamw" and view.config.learning_rate > highest(view),
         message=lambda view: (
             f"learning_rate is {short(view.config.learning_rate)} for a model of {view['model/parameters'] / 1e6:.0f} M"
-            f" parameters; fine-tuning of such models seldom lives above {short(highest(view))}."
+            f" parameters, which are usually tuned at {short(highest(view))} at most."
         ),
         remedies=lambda view: [set_rate(view, 2e-4 if view.config.use_peft else 2e-5)],
         when="Above 1e-3 with AdamW (1e-2 for LoRA), of a model with 100 M parameters or more.",
@@ -71,8 +71,8 @@ RULES = [
             is_large(view) and view.config.use_peft and not has(view, "beta") and view.config.learning_rate <= 1e-5
         ),
         message=lambda view: (
-            f"learning_rate is {short(view.config.learning_rate)}, which suits the training of all weights; an adapter "
-            "wants about ten times that."
+            f"learning_rate is {short(view.config.learning_rate)}, and only an adapter is trained (usual: 1e-4 to"
+            " 3e-4)."
         ),
         remedies=lambda view: [set_rate(view, float(f"{10 * view.config.learning_rate:.2g}"))],
         when=(
@@ -96,8 +96,8 @@ RULES = [
             and view.config.learning_rate >= (5e-4 if view.config.use_peft else 5e-5)
         ),
         message=lambda view: (
-            f"The first step is made at the full learning_rate of {short(view.config.learning_rate)}, before AdamW"
-            " knows the size of gradients."
+            f"The first step is made at the full learning_rate of {short(view.config.learning_rate)}, in the direction"
+            " of a single batch."
         ),
         remedies=warm_up,
         when="warmup_steps 0 and a learning_rate of 5e-5 or more (5e-4 for LoRA), with 100 M parameters or more.",
@@ -120,8 +120,8 @@ RULES = [
             and view["data/rows"] >= 500
         ),
         message=lambda view: (
-            f"A step learns from {view['plan/rows_per_step']} of {view['data/rows']} rows: preferences are noisy, and"
-            " so are updates from so few."
+            f"A step learns from {view['plan/rows_per_step']} of {view['data/rows']} rows: a wrong label among them is"
+            f" {percent(1 / view['plan/rows_per_step'])} of an update."
         ),
         remedies=lambda view: larger_step(view, view["plan/rows_per_step"], 16),
         when="Less than 8 rows a step, of 500 rows or more.",
@@ -143,8 +143,8 @@ RULES = [
             and view.facts.get("plan/rows_per_prompt", view["plan/generations"]) == view["plan/generations"]
         ),
         message=lambda view: (
-            f"A group has {view['plan/generations']} completions: what a completion is held against is then mostly"
-            " noise, and many groups have equal rewards."
+            f"A group has {view['plan/generations']} completions: {percent(1 / view['plan/generations'])} of what a"
+            " completion is held against is its own reward."
         ),
         remedies=lambda view: more_generations(view, least=8),
         when="num_generations is 2 or 3.",
@@ -166,8 +166,9 @@ RULES = [
             and view.config.learning_rate < 1e-5
         ),
         message=lambda view: (
-            "Weights are held in bfloat16, which has steps of 1/256 of a weight, and learning_rate is "
-            f"{short(view.config.learning_rate)}: most updates are rounded away."
+            "Weights are held in bfloat16, which has steps of 1/256 of a weight or more, and learning_rate is"
+            f" {short(view.config.learning_rate)}: an update of that size is rounded away in each weight above"
+            f" {short(512 * view.config.learning_rate)}."
         ),
         remedies=lambda view: [
             Remedy(
@@ -194,8 +195,8 @@ RULES = [
         severity="info",
         test=lambda view: held_out(view) and view.config.eval_steps is None and view["plan/total_steps"] >= 1000,
         message=lambda view: (
-            f"There is evaluation data and eval_steps is not set: in {view['plan/total_steps']} steps nothing will show"
-            " overfitting."
+            f"There is evaluation data and eval_steps is not set: of {view['plan/total_steps']} steps it is used at the"
+            " ends alone."
         ),
         remedies=lambda view: [
             Remedy(
@@ -246,8 +247,8 @@ RULES = [
             and set(view.config.lora_target_modules) <= ATTENTION
         ),
         message=lambda view: (
-            f"Adapters are on {', '.join(view.config.lora_target_modules)} only; those on all linear layers learn more,"
-            " at the same number of weights too."
+            f"Adapters are on {', '.join(view.config.lora_target_modules)}, which are layers of attention; the others"
+            " have none."
         ),
         remedies=lambda view: [
             Remedy(
@@ -255,7 +256,10 @@ RULES = [
             )
         ],
         when="use_peft, and all of lora_target_modules are layers of attention.",
-        why="Most weights, and most of what a model knows, are in the layers between attentions.",
+        why=(
+            "Most weights, and most of what a model knows, are in the layers between attentions. Adapters on all linear"
+            " layers learn more, at the same number of weights too."
+        ),
         remedy="lora_target_modules: all-linear.",
         source="TRL LoRA without regret",
     ),

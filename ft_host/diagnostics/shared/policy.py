@@ -55,8 +55,8 @@ def same_said(view: View) -> str:
     """Whether completions have become alike, where it is counted."""
     if not view.count(UNIQUE):
         return "."
-    share = view.mean(UNIQUE, 10)
-    return f"; {percent(share)} of the completions of a prompt are different ones, {percent(view.first(UNIQUE, 3))} at first."
+    now, first = percent(view.mean(UNIQUE, 10)), percent(view.first(UNIQUE, 3))
+    return f"; {now} of the completions of a prompt are different ones, {first} at first."
 
 
 def wider(view: View, names: Names) -> list[Remedy]:

@@ -27,6 +27,11 @@ def saturated(view: View) -> bool | None:
     return view.mean(ACCURACY, count) >= 0.99 if early and view.count(ACCURACY) >= count else None
 
 
+def by_length(view: View) -> str:
+    longer = view.get("data/chosen_longer")
+    return "" if longer is None else f" (chosen ones are longer in {percent(longer)} of the pairs)"
+
+
 def held_out(view: View) -> float | None:
     """Return the last evaluation's share of pairs in the right order, or the mean of the last two, since there may be
     few pairs; None before the first update, when all are equal.
@@ -58,7 +63,7 @@ def swapped_message(view: View) -> str:
     other = held_out(view)
     if other is not None and other < 0.4:
         contrast = f"and {percent(other)} of held-out ones"
-        conclusion = "one of the two data sets has chosen and rejected swapped"
+        conclusion = "one of the two data sets may have chosen and rejected swapped, or they prefer different things"
     else:
         contrast = (
             "but the model initially found rejected completions far likelier"
@@ -84,8 +89,9 @@ OWN = [
         least=2,
         share=0.6,
         message=lambda view: (
-            f"{percent(view.mean(ACCURACY, look(view)))} of the pairs are in the right order after {view.step} steps:"
-            " a simple feature, such as length or format, separates chosen from rejected."
+            f"{percent(view.mean(ACCURACY, look(view)))} of the pairs are in the right order after {view.step} steps: either a"
+            " simple feature separates chosen from rejected, such as format or length"
+            f"{by_length(view)}, or updates are large."
         ),
         remedies=lambda view: [Remedy(why="Compare pairs side by side: ft-host data dpo"), lower_rate(view, 3)],
         when=(
@@ -135,8 +141,8 @@ OWN = [
         window=30,
         least=10,
         message=lambda view: (
-            f"The mean margin is {short(view.mean(MARGINS, 10))}: the loss has long been close to 0, and only"
-            " single pairs still change the weights."
+            f"The mean margin is {short(view[MARGINS])}, and was above 10 {view.often}; the loss is"
+            f" {short(view.mean('loss', 10))}."
         ),
         remedies=lambda view: [
             lower_rate(view, 3),

@@ -42,6 +42,11 @@ def one_sided(view: View) -> bool | None:
     return max(good, bad) > 0.5 and min(good, bad) < 0.02 * max(good, bad)
 
 
+def moved(view: View, name: str) -> str:
+    value = view.mean(name, 20)
+    return f"is {short(value)}" if value == value else "isn't known, since there are none"
+
+
 def opposite(view: View) -> bool | None:
     if view.step == 0 or view.count(MARGINS) < 10:
         return None
@@ -98,8 +103,7 @@ OWN = [
         share=0.6,
         least=10,
         message=lambda view: (
-            f"The reward of good completions is {short(view.mean(CHOSEN, 20))}, that of bad ones "
-            f"{short(view.mean(REJECTED, 20))}: one of them has hardly moved, or there are none."
+            f"The reward of good completions {moved(view, CHOSEN)}, that of bad ones {moved(view, REJECTED)}."
         ),
         remedies=balance,
         when=(
@@ -121,8 +125,8 @@ OWN = [
         window=4,
         least=1,
         message=lambda view: (
-            f"Margins are {short(view.mean(MARGINS, 10))} in training and {short(view[HELD_OUT])} on held-out rows: one"
-            " of the two data sets has good and bad swapped."
+            f"Margins are {short(view.mean(MARGINS, 20))} in training and {short(view[HELD_OUT])} on held-out rows:"
+            " either one of the two data sets has good and bad swapped, or the labels of training are learnt by heart."
         ),
         remedies=lambda view: [Remedy(why="Check the labels of some rows of both: ft-host data kto")],
         when="An evaluation's margin is below -0.1 while that of training is above 0.1.",

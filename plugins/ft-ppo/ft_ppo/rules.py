@@ -17,6 +17,7 @@ from ft_host.diagnostics import (
     ruin,
     set_field,
     short,
+    went,
 )
 
 KL, CLIPPED, EXPLAINED = "policy/approxkl_avg", "policy/clipfrac_avg", "val/explained_variance"
@@ -94,7 +95,7 @@ OWN = [
         message=lambda view: (
             f"Values were further from the returns than their mean is, in {percent(view.share)} of steps: the explained"
             f" variance is {short(view.median(EXPLAINED, view.window))} (median), where 1 is all and 0 what a constant"
-            " would explain. Advantages are noise."
+            " would explain."
         ),
         remedies=lambda view: [
             Remedy(
@@ -166,8 +167,8 @@ OWN = [
         least=10,
         test=value_loss_rises,
         message=lambda view: (
-            f"The value loss is {short(view.mean(VALUE, 10))}, five times its initial value or more "
-            f"({short(view.baseline(VALUE))}): values don't follow the returns."
+            f"The value loss {went(view.baseline(VALUE) or 0.0, view[VALUE])}, and was over five times that"
+            f" {view.often}."
         ),
         remedies=lambda view: [
             lower_rate(view, 3),

@@ -72,10 +72,14 @@ def not_told_apart_message(view: View) -> str:
     if other is not None and other < 0.42:
         return (
             f"{train} of the training pairs are in the right order, and {percent(other)} of held-out ones: one of the"
-            " two data sets has chosen and rejected swapped."
+            " two data sets may have chosen and rejected swapped, or they prefer different things."
         )
     other_part = "" if other is None else f", and {percent(other)} of held-out ones"
-    return f"After {view.step} steps {train} of the training pairs are in the right order{other_part}: chance level."
+    return (
+        f"After {view.step} steps {train} of the training pairs are in the right order{other_part}, where a coin"
+        " toss gets"
+        " 50 %."
+    )
 
 
 def not_told_apart_remedies(view: View) -> list[Remedy]:
@@ -127,8 +131,8 @@ RULES: list[Rule] = [
         test=lambda view: abs(view[SCORE]) > 10,
         least=10,
         message=lambda view: (
-            f"The mean score is {short(view.mean(SCORE, 10))}: the loss only depends on differences, so scores can"
-            " drift to values that a policy's training can't use."
+            f"The mean score is {short(view[SCORE])}, and was further than 10 from 0 {view.often}: the loss depends on"
+            " differences of scores alone, and holds none of them."
         ),
         remedies=centre,
         when="The mean score is further than 10 from 0 in 30 % of the last 50 steps.",

@@ -17,6 +17,7 @@ from ft_host.diagnostics import (
     set_field,
     short,
     watched_rules,
+    went,
 )
 
 EMPTY, NOTHING = "self_distillation/empty_context_fraction", "self_distillation/without_loss_fraction"
@@ -74,7 +75,7 @@ OWN = [
         severe=lambda view: view.mean(EMPTY, view.window) > 0.5,
         message=lambda view: (
             f"In {percent(view.mean(EMPTY, view.window))} of the rows of the last {view.window} rollouts"
-            " privileged_context is empty: the teacher knows no more than the student, and teaches nothing."
+            " privileged_context is empty: for these the teacher knows no more than the student."
         ),
         remedies=lambda view: [
             Remedy(why="Put the demonstration into the column privileged_context, or leave such rows out")
@@ -100,8 +101,8 @@ OWN = [
         share=0.8,
         test=teaches_nothing,
         message=lambda view: (
-            f"From the start the teacher's log-prob of a sampled token is within {short(view.mean(APART, view.window))}"
-            " nats of the student's: the demonstration doesn't change its distribution, so nothing is taught."
+            f"From the start the teacher's log-prob of a sampled token is {short(view.mean(APART, view.window))} nats"
+            " from the student's, on average: the demonstration changes that little of what it says."
         ),
         remedies=lambda view: [
             Remedy(why="Explain the demonstration in teacher_prompt_template, and ask for an answer of its kind"),
@@ -124,9 +125,8 @@ OWN = [
         least=10,
         test=drifts,
         message=lambda view: (
-            f"The teacher's log-prob of a sampled token is {short(view.mean(APART, 10))} nats from the student's, three"
-            f" times its initial value ({short(view.baseline(APART))}) or more: the student doesn't learn from it"
-            " but moves away."
+            "The distance of the teacher's log-prob of a sampled token from the student's"
+            f" {went(view.baseline(APART) or 0.0, view[APART])} nats."
         ),
         remedies=drift_remedies,
         when=(

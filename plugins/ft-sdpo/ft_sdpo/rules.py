@@ -16,6 +16,7 @@ from ft_host.diagnostics import (
     rollout_rules,
     set_field,
     short,
+    went,
 )
 
 TAUGHT, WINNERS = "self_distillation/reprompt_sample_fraction", "self_distillation/success_group_fraction"
@@ -126,8 +127,8 @@ OWN = [
         test=lambda view: view[WINNERS] < 0.05,
         message=lambda view: (
             f"In {percent(view.mean(WINNERS, view.window))} of groups a completion earned success_reward_threshold"
-            f" {short(view.config.success_reward_threshold)}, over the last {view.window} rollouts: the teaching"
-            " comes from feedback alone."
+            f" {short(view.config.success_reward_threshold)}, over the last {view.window} rollouts: in the others, what"
+            " teaches is feedback alone, where there is any."
         ),
         remedies=more_signal,
         when="Less than 5 % of groups have a successful completion in half of the last 50 rollouts.",
@@ -172,7 +173,7 @@ OWN = [
         test=lambda view: view[TOLD] < 0.02 and view.config.include_environment_feedback,
         message=lambda view: (
             f"include_environment_feedback is on, and {percent(view.mean(TOLD, view.window))} of completions have"
-            " feedback: neither the column privileged_context nor a reward function provides any."
+            " feedback, from the column privileged_context or a reward function."
         ),
         remedies=lambda view: [
             Remedy(
@@ -204,8 +205,8 @@ OWN = [
         share=0.8,
         test=teaches_nothing,
         message=lambda view: (
-            f"From the start the teacher's log-prob of a sampled token is within {short(view.mean(APART, view.window))}"
-            " nats of the student's: the context doesn't change its distribution, so nothing is taught."
+            f"From the start the teacher's log-prob of a sampled token is {short(view.mean(APART, view.window))} nats"
+            " from the student's, on average: the context changes that little of what it says."
         ),
         remedies=lambda view: [
             Remedy(why="Check a reprompt in samples.jsonl: does it show what the attempt lacks?"),
@@ -251,9 +252,8 @@ OWN = [
         least=10,
         test=drifts,
         message=lambda view: (
-            f"The teacher's log-prob of a sampled token is {short(view.mean(APART, 10))} nats from the student's, three"
-            f" times its initial value ({short(view.baseline(APART))}) or more: the student doesn't learn from it"
-            " but moves away."
+            "The distance of the teacher's log-prob of a sampled token from the student's"
+            f" {went(view.baseline(APART) or 0.0, view[APART])} nats."
         ),
         remedies=lambda view: [lower_rate(view, 3), *slower_teacher(view), restore(view)],
         when=(

@@ -29,8 +29,7 @@ RULES: list[Rule] = [
         share=0.6,
         message=lambda view: (
             f"The loss is {short(view.mean('loss', 20))} nats a token and the entropy"
-            f" {short(view.mean('entropy', 20))}: the model expects other tokens than the supervised ones, and"
-            " is not unlearning it."
+            f" {short(view.mean('entropy', 20))}: the model expects other tokens than the supervised ones."
         ),
         remedies=lambda view: [Remedy(why="Check the supervised tokens: ft-host data sft"), lower_rate(view, 3)],
         when=(
