@@ -194,6 +194,7 @@ FACTS: dict[str, Any] = {
     "system/disk_free_mb": (10, 1000, 100_000),
     "system/checkpoint_mb": (7, 2000),
     "watch/not_finite": ("loss", "gradient norm", "weight"),
+    "watch/not_finite_of": ("weight", "gradient"),
     "watch/not_finite_value": ("nan", "inf"),
     "watch/not_finite_step": (1, 2, 60),
     "watch/not_finite_parameter": (None, "model.layers.1.mlp.up_proj.weight"),
@@ -318,6 +319,8 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "num_processes": (1, 4),
     "dataloader_num_workers": (0, 2),
 }
+# Fields without which a run doesn't tell a metric.
+IMPLIED: dict[str, dict[str, Any]] = {"distillation/teacher_top_k_mass": {"loss_top_k": 16}}
 # What makes rules True that chance finds too seldom, by code or family: for every second case, by turns.
 HINTS: dict[str, tuple[dict[str, Any], ...]] = {
     "DATA029": ({"config": {"train_sampling_strategy": "sequential"}},),
@@ -426,6 +429,7 @@ class Case:
         default = defaults(self.method)
         chosen = {name: of.choice(values) for name, values in FIELDS.items() if name in default and of.random() < 0.5}
         chosen |= {name: value for name, value in self.hint.get("config", {}).items() if name in default}
+        chosen |= {name: value for need in self.rule.needs for name, value in IMPLIED.get(need, {}).items()}
         self.fields = {name: value for name, value in chosen.items() if default[name] != value}
         self.config = default | self.fields
         self.facts = Facts(self, declared_facts(config_class(self.method)) | self.hint.get("facts", {}))
@@ -476,8 +480,12 @@ class Case:
             return False
         values = domain(name, FACTS)
         value = values(of.choice(LEVELS)) if callable(values) else of.choice(values)
+        if name == "watch/not_finite_parameter" and self.facts.get("watch/not_finite") == "weight":
+            value = values[-1]
         if name == "plan/total_steps":
             value = max(value, self.count)
+        if name == "plan/generations":
+            value = self.config.get("num_generations", value)
         dict.__setitem__(self.facts, name, value)
         for other in WITH.get(name, ()):
             self.make_fact(other, needed=True)

@@ -84,7 +84,7 @@ def test_what_a_folder_says_in_words(broken, capsys):
     assert (code, err) == (0, "")
     assert "failed after 60 steps, 1 error" in out.splitlines()[0]
     text = " ".join(out.split())
-    assert "Error NUM001: The loss became nan at step 61; the first parameter" in text
+    assert "Error NUM001: The loss became nan at step 61; the gradient of lm_head.weight" in text
     assert "at step 60; watch/not_finite loss" in text
     assert "1. Lower learning_rate from 0.001 to 0.0002" in text and "learning_rate: 0.001 -> 0.0002; unsafe" in text
 

@@ -73,5 +73,5 @@ def test_frozen_weights_are_found():
     (finding,) = findings(RULES, weights(0.0, 0.12, 71000))
     assert (
         finding.severity == "warning"
-        and finding.message == "12 % of the weights are trained (71,000); the others are frozen."
+        and finding.message == "71,000 weights are trained, 12 % of the model's; the others are frozen."
     )

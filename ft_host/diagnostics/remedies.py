@@ -91,11 +91,13 @@ def fewer_steps(view: View, best: tuple[float, float] | None, why: str) -> list[
     step = best[0] if best is not None else 0.0
     if not step >= 1:
         return []
-    said = f"Stop at step {step:.0f}, where {why}"
     if view.config.max_steps > 0:
+        said = f"Set max_steps to {step:.0f}, where {why}"
         return [Remedy(why=said, patch={"max_steps": int(step)}, again=True, measured=True)]
     epochs = view.config.num_train_epochs * (step / view.total_steps if view.total_steps else 0.5)
-    return [Remedy(why=said, patch={"num_train_epochs": rounded(max(epochs, 0.01))}, again=True, measured=True)]
+    epochs = rounded(max(epochs, 0.01))
+    said = f"Set num_train_epochs to {short(epochs)}, to stop at step {step:.0f}, where {why}"
+    return [Remedy(why=said, patch={"num_train_epochs": epochs}, again=True, measured=True)]
 
 
 def restore(view: View) -> Remedy:

@@ -141,7 +141,8 @@ RULES = [
         least=5,
         message=lambda view: (
             f"The policy's log-probs differ by {short(view.mean(DRIFT))} nats a token from those of what sampled its"
-            f" tokens, {short(view.mean(STALENESS))} updates ago on average, and the effective sample size of tokens is"
+            f" tokens ({short(view.get(STALENESS, 0.0))} updates ago, this time), and the effective sample size of"
+            " tokens is"
             f" {percent(view.mean(ESS))} (means; too far apart {view.often})."
         ),
         remedies=lambda view: [*fresher(view), *corrected(view), lower_rate(view)],
@@ -263,7 +264,7 @@ RULES = [
         message=lambda view: (
             f"Completions of groups that were begun under older weights ({percent(view.mean('rollouts/late_share'))} of"
             f" groups) have {short(view.mean('rollouts/late_length'))} tokens, the others"
-            f" {short(view.mean('rollouts/on_time_length'))} on average. None is dropped."
+            f" {short(view.mean('rollouts/on_time_length'))} on average."
         ),
         remedies=lambda view: [
             *set_field(view, "rollout_order", "in_order", ", so that a rollout doesn't begin with what is short"),

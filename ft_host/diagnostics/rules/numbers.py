@@ -23,6 +23,8 @@ def not_finite_message(view: View) -> str:
     at = ""
     if where and share is not None:
         at = f"; {percent(share)} of the gradients aren't finite, of which {where} is the nearest to the loss"
+    elif where:
+        at = f"; the gradient of {where} isn't finite"
     elif share == 1:
         at = "; none of the gradients is finite"
     before = earlier_message(view)

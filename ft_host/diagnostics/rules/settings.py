@@ -71,8 +71,7 @@ RULES = [
             is_large(view) and view.config.use_peft and not has(view, "beta") and view.config.learning_rate <= 1e-5
         ),
         message=lambda view: (
-            f"learning_rate is {short(view.config.learning_rate)}, and only an adapter is trained (usual: 1e-4 to"
-            " 3e-4)."
+            f"learning_rate is {short(view.config.learning_rate)}, and an adapter is trained (usual: 1e-4 to 3e-4)."
         ),
         remedies=lambda view: [set_rate(view, float(f"{10 * view.config.learning_rate:.2g}"))],
         when=(
@@ -248,7 +247,7 @@ RULES = [
         ),
         message=lambda view: (
             f"Adapters are on {', '.join(view.config.lora_target_modules)}, which are layers of attention; the others"
-            " have none."
+            " have no adapter."
         ),
         remedies=lambda view: [
             Remedy(

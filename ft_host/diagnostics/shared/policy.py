@@ -235,7 +235,7 @@ def rules(names: Names) -> list[Rule]:
             severe=lambda view: kl(view, names, view.mean(names.kl, 10)) > 2,
             message=lambda view: (
                 f"The policy is {short(kl(view, names, view[names.kl]))} nats a token from the reference"
-                f" ({short(kl(view, names, view.mean(names.kl, 10)))} on average over 10 rollouts), and the mean reward"
+                f" ({short(kl(view, names, view.mean(names.kl, 10)))} as a mean of 10 rollouts), and the mean reward"
                 f" {went(view.first(names.reward, 3), view.mean(names.reward, 10))}."
             ),
             remedies=of(kl_remedies),

@@ -103,6 +103,11 @@ def by_chance(right: list[float], pairs: int, least: float = 0.45) -> bool:
     return least <= share <= 0.55 and share + 1 / math.sqrt(pairs) < 0.6 and not grows
 
 
+def far_from_0(view: View, count: int) -> str:
+    doubt = abs(errors(view, count))
+    return f", {short(doubt)} standard errors from 0" if math.isfinite(doubt) else ""
+
+
 def no_preference(view: View) -> bool | None:
     """After a quarter of the run, and 30 steps after the warm-up: at this pace margins stay next to nothing to its end,
     or within their noise."""
@@ -125,11 +130,11 @@ def no_preference(view: View) -> bool | None:
 
 
 def no_preference_message(view: View) -> str:
-    accuracy, doubt = view.mean("rewards/accuracies", 50), abs(errors(view, 40))
+    accuracy = view.mean("rewards/accuracies", 50)
     share = "" if math.isnan(accuracy) else f", and {percent(accuracy)} of the pairs are in the right order"
-    far = f", {short(doubt)} standard errors from 0" if math.isfinite(doubt) else ""
     return (
-        f"After {view.step} steps the mean margin is {short(view.mean(MARGINS, 40))}{far}{share}: no preference has"
+        f"After {view.step} steps the mean margin is {short(view.mean(MARGINS, 40))}{far_from_0(view, 40)}{share}:"
+        " no preference has"
         " been"
         " learnt. Either updates are too small, or which one is better is a coin toss in these rows."
     )
@@ -229,8 +234,8 @@ def preference_rules(
             least=5,
             mutes=(f"{letters}{signal:03d}", "OPT005", "OPT014"),
             message=lambda view: (
-                f"The mean margin is {short(view.mean(MARGINS, 20))} on what is trained on, {short(-errors(view, 20))}"
-                " standard errors below 0: rejected completions gain on chosen ones, against the loss."
+                f"The mean margin is {short(view.mean(MARGINS, 20))} on what is trained on{far_from_0(view, 20)}:"
+                " rejected completions gain on chosen ones, against the loss."
             ),
             remedies=lambda view: [lower_rate(view, 10), restore(view)],
             when=(

@@ -70,7 +70,7 @@ def test_one_that_has_moved_away_within_five_steps_is_told_so_too():
         distillation__divergence=lambda step: said[step - 1] if step <= 5 else 2.1,
     )
     [found] = findings(RULES, Told(lines=lines), DistillConfig)
-    assert found.code == "DIS002" and "was 1.54 at the start" in found.message
+    assert found.code == "DIS002" and "rose from 1.54 to 2.1 nats a token" in found.message
 
 
 def test_a_first_step_that_happens_to_be_low_is_no_measure():

@@ -89,7 +89,8 @@ OWN = [
         least=2,
         share=0.6,
         message=lambda view: (
-            f"{percent(view.mean(ACCURACY, look(view)))} of the pairs are in the right order after {view.step} steps: either a"
+            f"{percent(view.mean(ACCURACY, look(view)))} of the pairs are in the right order after {view.step}"
+            " steps: either a"
             " simple feature separates chosen from rejected, such as format or length"
             f"{by_length(view)}, or updates are large."
         ),

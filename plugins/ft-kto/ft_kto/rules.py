@@ -44,7 +44,7 @@ def one_sided(view: View) -> bool | None:
 
 def moved(view: View, name: str) -> str:
     value = view.mean(name, 20)
-    return f"is {short(value)}" if value == value else "isn't known, since there are none"
+    return f"is {short(value)}" if value == value else "isn't known: there were no such rows"
 
 
 def opposite(view: View) -> bool | None:

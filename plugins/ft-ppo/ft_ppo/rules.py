@@ -94,8 +94,8 @@ OWN = [
         test=knows_nothing,
         message=lambda view: (
             f"Values were further from the returns than their mean is, in {percent(view.share)} of steps: the explained"
-            f" variance is {short(view.median(EXPLAINED, view.window))} (median), where 1 is all and 0 what a constant"
-            " would explain."
+            f" variance is {short(view.median(EXPLAINED, view.window))} (median); of a constant it"
+            " would be 0."
         ),
         remedies=lambda view: [
             Remedy(

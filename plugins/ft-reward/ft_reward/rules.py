@@ -132,7 +132,7 @@ RULES: list[Rule] = [
         least=10,
         message=lambda view: (
             f"The mean score is {short(view[SCORE])}, and was further than 10 from 0 {view.often}: the loss depends on"
-            " differences of scores alone, and holds none of them."
+            " differences of scores alone."
         ),
         remedies=centre,
         when="The mean score is further than 10 from 0 in 30 % of the last 50 steps.",
