@@ -86,7 +86,8 @@ def test_what_a_folder_says_in_words(broken, capsys):
     text = " ".join(out.split())
     assert "Error NUM001: The loss became nan at step 61; the gradient of lm_head.weight" in text
     assert "at step 60; watch/not_finite loss" in text
-    assert "1. Lower learning_rate from 0.001 to 0.0002" in text and "learning_rate: 0.001 -> 0.0002; unsafe" in text
+    assert "1. Look at the rows of this step" in text  # what came before says nothing of the rate
+    assert "2. Lower learning_rate from 0.001 to 0.0002" in text and "learning_rate: 0.001 -> 0.0002; unsafe" in text
 
 
 def test_fail_on_gives_the_exit_code(broken, capsys):

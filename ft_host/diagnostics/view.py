@@ -214,10 +214,3 @@ def went(before: float, now: float) -> str:
     if short(before) == short(now):
         return f"stayed at {short(now)}"
     return f"{'fell' if now < before else 'rose'} from {short(before)} to {short(now)}"
-
-
-def beside(value: float, other: float) -> str:
-    """Say on which side of another a number is, by what is shown: "above 3", "below 3", "at 3"."""
-    if short(value) == short(other):
-        return f"at {short(other)}"
-    return f"{'above' if value > other else 'below'} {short(other)}"

@@ -8,6 +8,8 @@ from ft_host.diagnostics.remedies import lower_rate, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, percent, short
 
+LARGE = 0.1  # of the weights in one update: what breaks them
+
 
 def not_finite_message(view: View) -> str:
     where, of = view.get("watch/not_finite_parameter"), view.get("watch/not_finite_of", "gradient")
@@ -45,9 +47,11 @@ def grown(view: View) -> tuple[str, float, float] | None:
 def earlier_message(view: View) -> str:
     """What the steps before say: updates that were too large are seen in them."""
     if view["watch/not_finite_step"] <= 1:
-        return "; no update had been made yet, so that it isn't one of learning_rate"
-    found = grown(view)
-    return "" if found is None else f"; the {found[0]} had risen from {short(found[1])} to {short(found[2])}"
+        return "; no update had been made yet, so that learning_rate isn't the cause"
+    found, ratio = grown(view), view.get("update_ratio", 0.0)
+    if found is not None:
+        return f"; the {found[0]} had risen from {short(found[1])} to {short(found[2])}"
+    return f"; an update before it changed the weights by {percent(ratio)} of their size" if ratio > LARGE else ""
 
 
 def not_finite_remedies(view: View) -> list[Remedy]:
@@ -60,11 +64,8 @@ def not_finite_remedies(view: View) -> list[Remedy]:
     if view["watch/not_finite_step"] <= 1:
         return [*first, look]
     calmer = [lower_rate(view, 5), *warm_up(view)]
-    return (
-        [*first, *calmer, look]
-        if grown(view) or view.get("watch/not_finite_of") == "weight"
-        else [*first, look, *calmer]
-    )
+    by_updates = grown(view) or view.get("update_ratio", 0.0) > LARGE or view.get("watch/not_finite_of") == "weight"
+    return [*first, *calmer, look] if by_updates else [*first, look, *calmer]
 
 
 RULES = [

@@ -116,7 +116,7 @@ def balance_of_experts(view: View) -> Iterator[Suspect]:
     now = view.get("model/router_aux_loss_coef", 0.0) if given is None else given
     if 1e-4 <= now <= 0.1:
         return
-    new, whose = 0.01 if now < 1e-4 else 1e-3, "" if given is not None else ", the model's own value"
+    new, whose = 0.01 if now < 1e-4 else 1e-3, "" if given is not None else ", the model's own value,"
     yield Suspect(
         field="router_aux_loss_coef",
         value=now,
@@ -124,7 +124,7 @@ def balance_of_experts(view: View) -> Iterator[Suspect]:
         explains=("imbalance",) if now < 1e-4 else ("no_learning",),
         source="arXiv 2101.03961; configs of published models",
         new=new,
-        remedy=f"Set router_aux_loss_coef to {short(new)}; it is {short(now)}{whose}",
+        remedy=f"{'Raise' if new > now else 'Lower'} router_aux_loss_coef from {short(now)}{whose} to {short(new)}",
         noted=now > 0.1,  # 0 turns it off, and a pretrained model may do without
         distance=9.0 if not now else abs(math.log10(now / (1e-4 if now < 1e-4 else 0.1))),
     )
