@@ -77,8 +77,8 @@ def is_clipped(view: View) -> bool | None:
 
 
 def clip_remedies(view: View) -> list[Remedy]:
-    now = view.config.max_grad_norm
-    new = max(1.0, rounded(3 * view.median("grad_norm"))) if view.config.optim == "sgd" else 1.0
+    now, usual = view.config.max_grad_norm, max(view.median("grad_norm"), view["grad_norm"])
+    new = max(1.0, rounded(3 * usual)) if view.config.optim == "sgd" else 1.0
     return [
         Remedy(why=f"Raise max_grad_norm from {short(now)} to {short(new)}", patch={"max_grad_norm": new}, again=True)
     ]
@@ -123,7 +123,7 @@ RULES = [
         least=1,
         test=norm_vanishes,
         message=lambda view: (
-            f"The gradient norm was next to 0 {view.often} ({short(view['grad_norm'])} now): nothing is learnt."
+            f"The gradient norm was next to 0 {view.often} ({short(view['grad_norm'])} now): no weight is moved by it."
         ),
         remedies=vanished_remedies,
         mutes=("standstill",),
@@ -146,9 +146,9 @@ RULES = [
         share=0.9,
         test=is_clipped,
         message=lambda view: (
-            f"The gradient norm (median {short(view.median('grad_norm'))}) was above max_grad_norm "
-            f"{short(view.config.max_grad_norm)} {view.often}: each gradient is scaled to"
-            f" {percent(view.config.max_grad_norm / view.median('grad_norm'))} of itself."
+            f"The gradient norm ({short(view['grad_norm'])} now) was above max_grad_norm"
+            f" {short(view.config.max_grad_norm)} {view.often}: this gradient is scaled to"
+            f" {percent(view.config.max_grad_norm / view['grad_norm'])} of itself."
         ),
         remedies=clip_remedies,
         mutes=("OPT005", "OPT007"),

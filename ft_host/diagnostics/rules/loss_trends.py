@@ -96,8 +96,3 @@ def held_out_is_fine(view: View) -> bool:
     """Whether the last evaluation says that what was learnt is still there: a loss that rises is one of other rows."""
     evals = view.series.get("eval_loss")
     return evals is not None and len(evals) > 1 and evals.last < 0.98 * evals.first and evals.last < 1.1 * evals.least
-
-
-def fall_of(view: View) -> float:
-    found = loss_fall(view)
-    return 0.0 if found is None else found[0]

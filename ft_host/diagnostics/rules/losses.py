@@ -10,7 +10,6 @@ from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.rules.loss_trends import (
     NOTHING,
     SETTLE,
-    fall_of,
     first_loss,
     full_ratio,
     held_out_is_fine,
@@ -20,7 +19,7 @@ from ft_host.diagnostics.rules.loss_trends import (
     solved,
 )
 from ft_host.diagnostics.spread import fallen, risen, trend
-from ft_host.diagnostics.view import View, percent, short
+from ft_host.diagnostics.view import View, percent, short, went
 
 # ---------------------------------------------------------------- tests and remedies
 
@@ -92,6 +91,11 @@ def loss_stays(view: View) -> bool | None:
     return small and -0.03 < share + doubt < 0.03 and share < 0.01
 
 
+def held_out_too(view: View) -> str:
+    evals = view.recent("eval_loss", 1000)
+    return f", and the held-out loss {went(evals[0], min(evals[1:]))} at its lowest" if len(evals) > 1 else ""
+
+
 def stays_remedies(view: View) -> list[Remedy]:
     look = Remedy(why="Look at whether completions fit their prompts: noise can't be learnt")
     return [raise_rate(view, 10, LOSS_FALLS), look]
@@ -123,6 +127,18 @@ def memorised(view: View) -> bool | None:
     return view.mean("loss", 10) < 0.05 and (held_out is None or held_out > 3 * view.mean("loss", 10) + 0.02)
 
 
+def updates_too(view: View) -> str:
+    ratio = full_ratio(view)
+    return "" if ratio is None else f", at updates of {percent(ratio)} of the weights"
+
+
+def repeated(view: View) -> str:
+    """Why a loss may be next to 0 by then, by what is known of the rows."""
+    copies = view.get("data/duplicate_rows")
+    known = f" ({percent(copies)} are copies)" if copies is not None else ""
+    return f"either rows repeat each other{known}, or the answers stand in the prompts, or the task is easy"
+
+
 RULES = [
     Rule(
         code="OPT003",
@@ -136,8 +152,8 @@ RULES = [
         share=0.1,
         test=loss_jumps,
         message=lambda view: (
-            f"The loss has been above {short(min(view.recent('loss', 4)))} for four steps, after "
-            f"{short(statistics.median(view.recent('loss', 104)[:-4]))} before."
+            f"The loss was {short(min(view.recent('loss', 4)))} or more in each of the last four steps, and"
+            f" {short(statistics.median(view.recent('loss', 44)[:-4]))} before (median)."
         ),
         remedies=jump_remedies,
         mutes=("OPT006", "OPT005"),
@@ -163,7 +179,8 @@ RULES = [
         share=0.5,
         test=loss_stays_high,
         message=lambda view: (
-            f"The loss was above {short(highest_begun(view))}, {highest_is(view)}, {view.often}: the run has diverged."
+            f"The loss was above {short(highest_begun(view))}, {highest_is(view)}, {view.often}; it is"
+            f" {short(view['loss'])} now."
         ),
         remedies=lambda view: [lower_rate(view, 10), *warm_up(view)],
         severity="error",
@@ -188,8 +205,8 @@ RULES = [
         share=0.6,
         test=loss_stays,
         message=lambda view: (
-            f"After {view.step} steps the loss is {short(view.mean('loss', 20))}; it began at {short(first_loss(view))}"
-            f" and has fallen by {percent(max(fall_of(view), 0.0))}."
+            f"In {view.step} steps the loss {went(first_loss(view), view.mean('loss', 20))}, as a mean of the first ten"
+            f" steps and of the last twenty{held_out_too(view)}."
         ),
         remedies=stays_remedies,
         when=(
@@ -209,7 +226,7 @@ RULES = [
     ),
     Rule(
         code="OPT006",
-        title="The learning rate is too high",
+        title="The loss has risen",
         stage="train",
         symptom="divergence",
         level="loss",
@@ -219,9 +236,8 @@ RULES = [
         share=0.5,
         test=loss_rises,
         message=lambda view: (
-            f"At the full learning rate the loss is {short(view.mean('loss', 20))}, above the"
-            f" {short(statistics.fmean(begun(view)))} that it began with; the gradient norm is"
-            f" {short(view.mean('grad_norm', 10))}."
+            f"The loss {went(statistics.fmean(begun(view)), view.mean('loss', 20))} since the first steps, as a mean of"
+            f" twenty, and the gradient norm is {short(view.mean('grad_norm', 10))}{updates_too(view)}."
         ),
         remedies=lambda view: [lower_rate(view, 5), *warm_up(view)],
         mutes=("OPT005",),
@@ -230,7 +246,7 @@ RULES = [
             " after them are higher), by four standard errors and in their order, and isn't falling; updates are 0.1 %"
             " of the weights or more (0.5 % of an adapter's), and held-out rows don't say otherwise."
         ),
-        why="Updates are larger than the region in which the gradient says anything.",
+        why=("The learning rate is too high: updates are larger than the region in which the gradient says anything."),
         remedy="Lower learning_rate by 2 to 5 times, warm up over 5 to 10 % of the steps.",
         source="axolotl docs/training_stability",
     ),
@@ -247,7 +263,7 @@ RULES = [
         test=memorised,
         message=lambda view: (
             f"The loss is {short(view.mean('loss', 10))} at epoch {view['epoch']:.2f}, before any row was seen twice:"
-            " rows repeat each other, the answers stand in the prompts, or the task is easy."
+            f" {repeated(view)}."
         ),
         remedies=lambda view: [
             Remedy(why="Look at the rows for duplicates and for answers in prompts, and set an eval_dataset")

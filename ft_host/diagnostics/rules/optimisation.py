@@ -6,7 +6,7 @@ from ft_host.diagnostics.remedies import LOSS_FALLS, lower_rate, raise_rate, war
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.rules.loss_trends import SETTLE, first_loss, full_ratio, loss_fall, solved
 from ft_host.diagnostics.sizes import has_new_weights
-from ft_host.diagnostics.view import View, percent, short
+from ft_host.diagnostics.view import View, percent, went
 
 LARGE, LARGE_NEW, LARGE_LORA = 0.04, 0.1, 0.3  # updates as a share of weights; half of an adapter's are 0 at first
 LARGE_POLICY = 0.02  # of methods that learn from rewards or preferences, from weights that can do something
@@ -74,20 +74,14 @@ def update_message(view: View) -> str:
     ratio = view["update_ratio"]
     if ratio > update_limits(view)[1]:
         return (
-            f"An update changes the weights by {percent(ratio)} of their size (usual: 0.01 to 1 %): it throws away what"
-            " they hold."
+            f"An update changes the weights by {percent(ratio)} of their size (usual: below"
+            f" {percent(update_limits(view)[1])})."
         )
-    share, doubt = loss_fall(view) or (0.0, 0.0)
-    result = f"the loss has fallen by {percent(max(share, 0.0))} since the start"
+    result = f"the loss {went(first_loss(view), view.mean('loss', 20))}"
     if view.by_rollout:
-        result = "the reward doesn't rise"
-    elif doubt > max(share, 0.0):
-        before, after = short(first_loss(view)), short(view.mean("loss", 20))
-        result = f"the loss ({before} at first, {after} now) hasn't fallen by more than batches differ"
-    return (
-        f"An update changes the weights by {short(ratio)} of their size, and {result}: the steps are too small to"
-        " learn by."
-    )
+        rewards = view.count(view.reward)
+        result = f"the reward {went(view.first(view.reward), view.mean(view.reward, 10))}" if rewards else "that is all"
+    return f"An update changes the weights by {percent(ratio)} of their size, and {result}: the steps may be too small."
 
 
 def update_remedies(view: View) -> list[Remedy]:
@@ -95,6 +89,8 @@ def update_remedies(view: View) -> list[Remedy]:
     if view["update_ratio"] > update_limits(view)[1]:
         return [lower_rate(view, 10), *warm_up(view)]
     if not full_ratio(view):
+        if view.count("grad_norm") and not any(view.recent("grad_norm")):
+            return [Remedy(why="Look at what the loss depends on: its gradient is 0, so that no step changes anything")]
         return [Remedy(why="Look at whether the optimizer holds the weights that are trained: its steps change none")]
     return [raise_rate(view, 10, LOSS_FALLS)]
 

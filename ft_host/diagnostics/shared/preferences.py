@@ -134,9 +134,7 @@ def no_preference_message(view: View) -> str:
     share = "" if math.isnan(accuracy) else f", and {percent(accuracy)} of the pairs are in the right order"
     return (
         f"After {view.step} steps the mean margin is {short(view.mean(MARGINS, 40))}{far_from_0(view, 40)}{share}:"
-        " no preference has"
-        " been"
-        " learnt. Either updates are too small, or which one is better is a coin toss in these rows."
+        " no preference has been learnt. Either updates are too small, or which one is better is a coin toss in these rows."
     )
 
 
