@@ -142,8 +142,7 @@ RULES = [
         message=lambda view: (
             f"The policy's log-probs differ by {short(view.mean(DRIFT))} nats a token from those of what sampled its"
             f" tokens ({short(view.get(STALENESS, 0.0))} updates ago, this time), and the effective sample size of"
-            " tokens is"
-            f" {percent(view.mean(ESS))} (means; too far apart {view.often})."
+            f" tokens is {percent(view.mean(ESS))} (means; too far apart {view.often})."
         ),
         remedies=lambda view: [*fresher(view), *corrected(view), lower_rate(view)],
         follows_from=("ASY007", "ENG004", "OPT007", "PRB003"),

@@ -34,8 +34,7 @@ def nothing_supervised(view: View) -> str:
     if rows <= 0.01:
         return (
             f"{percent(view['data/supervised_fraction'])} of the tokens are supervised: nothing is learnt from the"
-            " other"
-            f" {percent(1 - view['data/supervised_fraction'])}."
+            f" other {percent(1 - view['data/supervised_fraction'])}."
         )
     cut = view.get("data/truncated_rows", 0)
     why = f"; max_length {view.config.max_length} cuts {percent(cut)} of the rows" if cut else ""

@@ -182,7 +182,7 @@ RULES = [
         test=lambda view: view["data/own_words"] < 1.3,
         message=lambda view: (
             f"Completions share {view['data/own_words']:.2f} times as many rare words with their own prompt as with "
-            "that of another row: by all signs they belong to other prompts, and can only be learnt by heart."
+            "that of another row: they seem to belong to other prompts."
         ),
         remedies=lambda view: [
             Remedy(why="Look at rows with `ft-host data`, and at how prompts and completions were joined")

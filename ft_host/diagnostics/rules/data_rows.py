@@ -79,7 +79,7 @@ def unpaid_message(view: View) -> str:
         said.append(
             f"Reward {name} pays only for the whole worked answer, word for word, in "
             f"{percent(view['data/reward/*/only_whole'])} of the rows tried beforehand, and not for what it ends in: a "
-            "model hardly ever says the same."
+            "model that says the same in other words earns nothing."
         )
     return " ".join(said)
 

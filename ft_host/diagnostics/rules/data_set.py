@@ -159,9 +159,8 @@ def endless_message(view: View) -> str:
     mark = view.get("data/end_mark")
     if mark is not None:
         return (
-            f"{rows} of the texts don't end where generation does; most of these end in {mark}, which neither the"
-            " run nor"
-            " the saved model stops at."
+            f"{rows} of the texts don't end where generation does; most of these end in {mark}, which neither the run"
+            " nor the saved model stops at."
         )
     return f"{rows} of the texts don't end in a supervised end token: from these the model doesn't learn to stop."
 

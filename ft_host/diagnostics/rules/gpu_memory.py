@@ -121,8 +121,7 @@ def leak_message(view: View) -> str:
     each = (last - first) / (len(values) - LEAK // 4)
     return (
         f"Even the least memory of {'the GPU' if held(view).startswith('perf/memory_a') else 'the process'} in six"
-        " steps"
-        f" {went(first, last)} MB within {len(values)} steps, by about {short(each)} MB a step."
+        f" steps {went(first, last)} MB within {len(values)} steps, by about {short(each)} MB a step."
     )
 
 
@@ -187,6 +186,7 @@ RULES = [
         ],
         when=(
 <<<<<<< HEAD
+<<<<<<< HEAD
             f"Over {LEAK} steps even the least memory of each quarter is above that of the one before, by 3 % in all,"
             " and it grows throughout."
 =======
@@ -194,6 +194,10 @@ RULES = [
             " all, and"
             " it grows throughout."
 >>>>>>> 8645d50 (Remedies name the fields that they change; sentences of tests)
+=======
+            f"Over {LEAK} steps even the least memory of each quarter is above that of the one before, by 3 % in all,"
+            " and it grows throughout."
+>>>>>>> 5c58d64 (Lines of messages are whole; words that no number says are left out)
         ),
         why="Something holds on to what each step makes. The run will end for lack of memory.",
         remedy="Find what holds on: mostly a list of tensors that still have their graph.",

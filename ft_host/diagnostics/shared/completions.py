@@ -179,8 +179,7 @@ def rules(names: Names) -> list[Rule]:
             test=of(length_gone),
             message=lambda view: (
                 f"The mean length {went(helpers.start(view, LENGTH) or 0.0, view[LENGTH])} tokens, while the mean"
-                " reward"
-                f" {went(view.first(reward, 3), view.mean(reward, 10))}"
+                f" reward {went(view.first(reward, 3), view.mean(reward, 10))}"
                 + (
                     f" and shorter completions earn more (correlation {short(view.mean(LINKED, 20))})."
                     if view.mean(LINKED, 20) < -0.5

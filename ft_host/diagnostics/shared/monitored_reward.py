@@ -46,8 +46,7 @@ def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[R
             message=lambda view: (
                 f"Held-out completions earned {short(view.series['eval_reward'].best(1)[1])} at step"
                 f" {view.series['eval_reward'].best(1)[0]:.0f} and earn {short(view['eval_reward'])} now: either the"
-                " loss"
-                " asks for something else than the task, or updates are too large."
+                " loss asks for something else than the task, or updates are too large."
             ),
             remedies=lambda view: [*mends(view), restore(view), lower_rate(view)],
             when=(

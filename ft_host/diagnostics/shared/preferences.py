@@ -42,8 +42,7 @@ def displaced_message(view: View) -> str:
     return (
         f"Chosen completions have lost {short(fall(view))} nats against the reference (they began at"
         f" {short(view[LOGPS])}), while the mean margin is {short(view.mean(MARGINS, 10))}: what gains is something"
-        " else"
-        f" than what was chosen.{told}"
+        f" else than what was chosen.{told}"
     )
 
 
@@ -133,8 +132,9 @@ def no_preference_message(view: View) -> str:
     accuracy = view.mean("rewards/accuracies", 50)
     share = "" if math.isnan(accuracy) else f", and {percent(accuracy)} of the pairs are in the right order"
     return (
-        f"After {view.step} steps the mean margin is {short(view.mean(MARGINS, 40))}{far_from_0(view, 40)}{share}:"
-        " no preference has been learnt. Either updates are too small, or which one is better is a coin toss in these rows."
+        f"After {view.step} steps the mean margin is {short(view.mean(MARGINS, 40))}{far_from_0(view, 40)}{share}: no"
+        " preference has been learnt. Either updates are too small, or which one is better is a coin toss in these"
+        " rows."
     )
 
 

@@ -139,9 +139,8 @@ def rules(names: Names) -> list[Rule]:
             share=0.6,
             message=lambda view: (
                 f"The mean reward {went(view.first(reward), view.mean(reward, 10))} in {view.step} steps; at this pace"
-                f" the run's {view.total_steps} steps gain less than a tenth of what there is to gain. Either"
-                " updates are"
-                " too small, or the reward doesn't tell better completions from worse ones."
+                f" the run's {view.total_steps} steps gain less than a tenth of what there is to gain. Either updates"
+                " are too small, or the reward doesn't tell better completions from worse ones."
             ),
             remedies=of(never_rises_remedies),
             when=(
@@ -200,8 +199,8 @@ def rules(names: Names) -> list[Rule]:
             share=0.8,
             message=lambda view: (
                 f"In the last {rounds(view)} the mean reward changed by {short(view.slope(reward))}, within its"
-                " standard"
-                f" error {short(helpers.doubt(view, reward, 50))}, with {rows_of_step(view)} completions a step."
+                f" standard error {short(helpers.doubt(view, reward, 50))}, with {rows_of_step(view)} completions a"
+                " step."
             ),
             remedies=lambda view: larger_step(view, rows_of_step(view), ENOUGH),
             when=(

@@ -219,10 +219,10 @@ def grouped(names: Names) -> list[Rule]:
             least=15,
             test=lambda view: view[FLAT] > limits(view)[0] and solved_groups(view, names),
             message=lambda view: (
-                f"The completions of a prompt earn the same in {percent(view.mean(FLAT, view.window))} of groups,"
-                " and the"
-                f" mean reward {went(view.first(names.reward), view.mean(names.reward, 10))}"
-                f"{reached_message(view, names)}: such groups have nothing left to teach."
+                f"The completions of a prompt earn the same in {percent(view.mean(FLAT, view.window))} of groups, and"
+                " the mean reward"
+                f" {went(view.first(names.reward), view.mean(names.reward, 10))}{reached_message(view, names)}: such"
+                " groups have nothing left to teach."
             ),
             remedies=lambda view: [
                 *set_field(view, "dynamic_sampling", True, " to learn from the others alone"),

@@ -76,9 +76,8 @@ def not_told_apart_message(view: View) -> str:
         )
     other_part = "" if other is None else f", and {percent(other)} of held-out ones"
     return (
-        f"After {view.step} steps {train} of the training pairs are in the right order{other_part}, where a coin"
-        " toss gets"
-        " 50 %."
+        f"After {view.step} steps {train} of the training pairs are in the right order{other_part}, where a coin toss"
+        " gets 50 %."
     )
 
 
