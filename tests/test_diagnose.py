@@ -194,7 +194,7 @@ def test_what_is_taken_from_its_record_is_contrary_to_nothing_that_is_found_now(
     ]
     (broken / "findings.jsonl").write_text(json.dumps(one_finding(remedies=asked)) + "\n")
     found = {each["code"]: each for each in diagnose(broken).findings}
-    assert found["NUM001"]["remedies"][0]["patch"][0]["path"] == "/learning_rate"
+    assert found["NUM001"]["remedies"][1]["patch"][0]["path"] == "/learning_rate"
     assert [(each["rank"], each["why"]) for each in found["XYZ001"]["remedies"]] == [(1, "Set lr_scheduler_type")]
 
 

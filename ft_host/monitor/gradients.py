@@ -187,7 +187,6 @@ class GradientCoverage:
         if self.left and self.asked < self.patience:
             return
         self.told = True
-<<<<<<< HEAD
         run.record_facts(without_gradient({name: p for name, p in parameters.items() if p.requires_grad}, self.left))
 
 
@@ -205,16 +204,6 @@ def adapter_share(run: Run) -> float | None:
     adapter = [parameter for name, parameter in run.policy.named_parameters() if ".lora_" in name]
     whole = sum(parameter.numel() for parameter in adapter)
     return sum(parameter.numel() for parameter in adapter if parameter.requires_grad) / whole if whole else None
-=======
-        trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
-        facts: dict[str, Any] = {
-            "probe/zero_grad_parameters": sum(parameters[name].numel() for name in self.left) / trained,
-            "probe/zero_grad_count": sum(parameters[name].numel() for name in self.left),
-        }
-        if self.left:
-            facts["probe/zero_grad_example"] = next(name for name in parameters if name in self.left)
-        run.record_facts(facts)
->>>>>>> c049ec7 (Messages of the host's rules and of the packages say what is computed; the tensor that isn't finite is named)
 
 
 def reference_of(run: Run) -> str | None:

@@ -13,14 +13,7 @@ from families.base import REWARDS, bases
 
 TUNED = True
 RIGHT, NEAR = "@rewards:exact", "@rewards:near"
-BASE = bases(
-    12,
-    RIGHT,
-    NEAR,
-    show={},
-    solve={},
-    dpo={"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]},
-)
+BASE = bases(12, RIGHT, NEAR, show={}, solve={}, dpo={"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]})
 LETTERS = "abcdefghijklmnopqrst"
 LENGTHS = range(4, 9)
 ROWS = {"train": 3000, "test": 64}

@@ -185,19 +185,8 @@ RULES = [
             )
         ],
         when=(
-<<<<<<< HEAD
-<<<<<<< HEAD
             f"Over {LEAK} steps even the least memory of each quarter is above that of the one before, by 3 % in all,"
             " and it grows throughout."
-=======
-            f"Over {LEAK} steps even the least memory of each quarter is above that of the one before, by 3 % in"
-            " all, and"
-            " it grows throughout."
->>>>>>> 8645d50 (Remedies name the fields that they change; sentences of tests)
-=======
-            f"Over {LEAK} steps even the least memory of each quarter is above that of the one before, by 3 % in all,"
-            " and it grows throughout."
->>>>>>> 5c58d64 (Lines of messages are whole; words that no number says are left out)
         ),
         why="Something holds on to what each step makes. The run will end for lack of memory.",
         remedy="Find what holds on: mostly a list of tensors that still have their graph.",

@@ -57,16 +57,12 @@ def is_partly_frozen(view: View) -> bool:
     return view["probe/zero_grad_parameters"] <= 0.5 and enough and view.get("probe/adapter_share", 1.0) >= 0.5
 
 
-def counted(view: View) -> str:
-    count = view.get("probe/zero_grad_count")
-    return f"{round(view['probe/zero_grad_parameters'] * view['probe/trainable']) if count is None else count:,}"
-
-
 def cut_off_message(view: View) -> str:
     share = view["probe/zero_grad_parameters"]
     if share > 0.01:
+        count = round(share * view["probe/trainable"])
         return (
-            f"{counted(view)} of the {view['probe/trainable']:,} weights that are trained got no gradient"
+            f"{count:,} of the {view['probe/trainable']:,} weights that are trained got no gradient"
             f" ({percent(share)}), those of {view.get('probe/zero_grad_example')} among them: they stay as they are."
         )
     if view.config.use_peft and adapter_is_frozen(view):

@@ -10,7 +10,7 @@ from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
 from ft_host.diagnostics.sizes import USUAL, update_at_full_rate
 from ft_host.diagnostics.spread import fallen, scatter
-from ft_host.diagnostics.view import View, percent, rounded, short, went
+from ft_host.diagnostics.view import View, percent, rounded, went
 
 DIVERGENCE, AGREEMENT = "distillation/divergence", "distillation/teacher_agreement"
 LENGTH, CUT = "completions/mean_length", "completions/clipped_ratio"
