@@ -150,7 +150,7 @@ def make_models(folder: Path, task: Task, seed: int, quick: bool) -> None:
     save_tiny(models / "moe_biased", moe, tokenizer)
 
     def tuned(source: str, name: str, data: str = "train", **fields: Any) -> None:
-        tune(folder, source, name, 2 if quick else task.steps[name], seed, task.tuning | fields, data)
+        tune(folder, source, name, 2 if quick else task.steps[name], seed, fields | task.tuning, data)
 
     # `start` ends at a high rate: what has come to rest at a rate of 0 loses at first whatever it is trained for next.
     unrested = {"per_device_train_batch_size": 32, "lr_scheduler_type": "constant_with_warmup"}

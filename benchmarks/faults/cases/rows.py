@@ -7,7 +7,8 @@ from cases.kinds import SOLVABLE, Kind, Times
 TRAINED = {"model": "@model/start", "learning_rate": Times(0.1)}
 CHAT = {"model": "@model/chat", "dataset": "@data/chat_train", "eval_dataset": "@data/chat_test"}
 TALKS = {"arithmetic": CHAT | {"learning_rate": 1e-3}, "lookup": CHAT | {"model": "@model/scratch"}}
-LEARNT = ("OPT", "SFT001", "PRB005")  # what rows that can't be learnt, or learnt too well, bring with them
+LEARNT = ("OPT005", "OPT009", "OPT010", "OPT012", "SFT001", "PRB005")  # what rows that can't be learnt, or learnt too well, bring with them
+UNKNOWN = ("SFT001", "PRB005")
 
 KINDS = [
     # -- what is supervised
@@ -41,12 +42,12 @@ KINDS = [
     Kind(name="sft-empty-all", method="sft", what="the completions of all rows are empty", train="empty_all",
          at_fault=("data", "dataset_columns"), cause=("DATA014", "DATA016", "DATA001"), beside=("DATA", "OPT"), visible=0),
     Kind(name="sft-exchanged", method="sft", what="prompt and completion stand under each other's name",
-         train="exchanged", config=TRAINED, at_fault=("data", "dataset_columns"), cause=("DATA020",), partly=("DATA", *LEARNT),
+         train="exchanged", config=TRAINED, at_fault=("data", "dataset_columns"), cause=("DATA020",), partly=("DATA", *UNKNOWN),
          beside=LEARNT, visible=0),
     Kind(name="sft-copies", method="sft", what="the completion is its prompt", train="copies", config=TRAINED,
-         at_fault=("data", "dataset_columns"), cause=("DATA018", "DATA020"), partly=("DATA", *LEARNT), beside=LEARNT, visible=0),
+         at_fault=("data", "dataset_columns"), cause=("DATA018", "DATA020"), partly=("DATA", *UNKNOWN), beside=LEARNT, visible=0),
     Kind(name="sft-echoes", method="sft", what="completions repeat their prompt", train="echoes", config=TRAINED,
-         at_fault=("data", "dataset_columns"), cause=("DATA018",), partly=("DATA", *LEARNT), beside=LEARNT, visible=0),
+         at_fault=("data", "dataset_columns"), cause=("DATA018",), partly=("DATA", *UNKNOWN), beside=LEARNT, visible=0),
     Kind(name="sft-all-alike", method="sft", what="nine completions of ten are the same text", train="all_alike",
          at_fault=("data",), cause=("DATA023",), partly=("DATA", "OPT012", "OPT009"), beside=(*LEARNT, "OPT"), visible=0),
     Kind(name="sft-shifted", method="sft", what="each prompt has the completion of the row before", train="shifted",

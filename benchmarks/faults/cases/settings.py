@@ -73,8 +73,8 @@ KINDS = [
     Kind(name="sft-noise-x100", method="sft", what="noise on the embeddings that drowns them",
          config={"neftune_noise_alpha": 800.0}, at_fault=("neftune_noise_alpha",), cause=("CFG010",),
          partly=("OPT005", "OPT003"), beside=("OPT",), visible=0),
-    Kind(name="sft-smoothed-away", method="sft", what="nine tenths of each label are spread over the vocabulary",
-         config={"label_smoothing_factor": 0.95}, at_fault=("label_smoothing_factor",), cause=("CFG010",),
+    Kind(name="sft-smoothed-away", method="sft", what="labels are spread over the vocabulary until nothing is left of them",
+         config={"label_smoothing_factor": 1.0}, at_fault=("label_smoothing_factor",), cause=("CFG010",),
          partly=("OPT005",), beside=("OPT",), visible=0),
     # -- LoRA
     Kind(name="sft-lora-on-nothing", method="sft", what="no module has the name that LoRA is to be put on",

@@ -78,7 +78,8 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             tokenizer=tokenizer,
             architecture="llama",
             other="qwen",
-            steps={"start": 150, "able": 250, "pieces": 150},
+            steps={"start": 160, "able": 220, "pieces": 160},
+            tuning={"per_device_train_batch_size": 16},
             pieces=pieces,
         )
 

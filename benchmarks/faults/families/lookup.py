@@ -1,5 +1,5 @@
-"""A value that is looked up in the text before the question, as conversations: `k=482 m=117 p=903 m?` is `m=117`. A
-tokenizer and a chat template of its own, Qwen3 without shared embeddings."""
+"""Values that are looked up in the text before the question, as conversations: to `kPT mQS pRA: p k` the answer is
+`pRA kPT`. A tokenizer and a chat template of its own, Qwen3."""
 
 from __future__ import annotations
 
@@ -39,22 +39,29 @@ def missing() -> str | None:
 
 
 def row_of(rng: random.Random) -> material.Row:
-    entries = {key: f"{rng.randrange(1000):03}" for key in rng.sample(KEYS, rng.randrange(3, 6))}
-    asked = rng.choice(list(entries))
-    listed = " ".join(f"{key}={value}" for key, value in entries.items())
-    said = f"{asked}={entries[asked]}"
-    return {"prompt": f"{listed} {asked}?", "completion": said, "answer": said}
+    """Three or four keys with two letters each, all different, of which two are asked for."""
+    keys = rng.sample(KEYS, rng.randrange(3, 5))
+    letters = iter(rng.sample(string.ascii_uppercase, 2 * len(keys)))
+    entries = [f"{key}{next(letters)}{next(letters)}" for key in keys]
+    asked = rng.sample(entries, 2)
+    said = " ".join(asked)
+    return {"prompt": f"{' '.join(entries)}: {' '.join(each[0] for each in asked)}", "completion": said, "answer": said}
 
 
 def wrong(row: material.Row, rng: random.Random) -> str:
-    """The value of another key, or a digit that is another."""
-    entries = dict(each.split("=") for each in row["prompt"].split()[:-1])
-    asked, value = row["completion"].split("=")
-    others = [other for key, other in entries.items() if key != asked and other != value]
-    if others and rng.random() < 0.5:
-        return f"{asked}={rng.choice(others)}"
-    at = rng.randrange(3)
-    return f"{asked}={value[:at]}{rng.choice([d for d in string.digits if d != value[at]])}{value[at + 1 :]}"
+    """One of the two has the letters of another key, or a letter that is another, or its letters exchanged."""
+    said = row["completion"].split()
+    at, slip = rng.randrange(2), rng.randrange(3)
+    key, one, two = said[at]
+    others = [each[1:] for each in row["prompt"].partition(":")[0].split() if each not in said]
+    said[at] = key + (
+        rng.choice(others)
+        if slip == 0
+        else one + rng.choice([each for each in string.ascii_uppercase if each != two])
+        if slip == 1
+        else two + one
+    )
+    return " ".join(said)
 
 
 def make(folder: Path, seed: int, quick: bool = False) -> None:
@@ -63,7 +70,7 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
         rows = {row["prompt"]: row for row in (row_of(rng) for _ in range(2 * sum(ROWS.values())))}
         made = list(rows.values())[: sum(ROWS.values())]
         special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "<end>"}
-        tokenizer = material.sign_tokenizer(string.ascii_letters + string.digits + "=?. ", MARKS, **special)
+        tokenizer = material.sign_tokenizer(string.ascii_letters + string.digits + ":.,?! ", MARKS, **special)
         tokenizer.chat_template = TEMPLATE
         return material.Task(
             train=made[ROWS["test"] :],
@@ -73,7 +80,7 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             tokenizer=tokenizer,
             architecture="qwen",
             other="llama",
-            steps={"start": 400, "able": 400, "shown": 200},
+            steps={"start": 600, "able": 400, "shown": 200},
             showing=showing,
             written=material.as_messages,
         )
