@@ -8,7 +8,7 @@ from ft_host.diagnostics.remedies import lower_rate, restore, set_field, warmer
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
-from ft_host.diagnostics.view import View, percent, short, went
+from ft_host.diagnostics.view import View, percent, rounded, short, went
 
 UNIQUE = "completions/unique_share"
 
@@ -163,11 +163,15 @@ def kl_blows_up(view: View, names: Names) -> bool:
     return now > 0.5 or (now > 0.1 and helpers.rising(view, names.kl) and falls)
 
 
+NEAR = 0.25  # nats a token from the reference, to which a stronger hold should bring a policy
+
+
 def kl_remedies(view: View, names: Names) -> list[Remedy]:
     config, out = vars(view.config), [lower_rate(view)]
+    times = min(max(kl(view, names, view.mean(names.kl, 10)) / NEAR, 2.0), 10.0)
     for field in ("beta", "kl_coef"):
         if config.get(field):
-            out += set_field(view, field, 2 * config[field], ": a stronger hold on the reference")
+            out += set_field(view, field, rounded(times * config[field]), ": a stronger hold on the reference")
     return [*out, restore(view)]
 
 

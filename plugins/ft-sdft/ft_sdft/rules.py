@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ft_host.api import hookimpl
 from ft_host.diagnostics import (
     Names,
@@ -58,7 +60,10 @@ def drift_remedies(view: View) -> list[Remedy]:
 
 
 def skip_less(view: View) -> list[Remedy]:
-    return set_field(view, "num_loss_tokens_to_skip", view.config.num_loss_tokens_to_skip // 4, again=True)
+    """A quarter of it, and of the mean length of completions at most."""
+    now, length = view.config.num_loss_tokens_to_skip, view.mean("completions/mean_length")
+    new = now // 4 if math.isnan(length) else min(now // 4, int(length) // 4)
+    return set_field(view, "num_loss_tokens_to_skip", new, again=True)
 
 
 OWN = [

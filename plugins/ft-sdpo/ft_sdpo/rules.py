@@ -76,6 +76,11 @@ def slower_teacher(view: View) -> list[Remedy]:
     return []
 
 
+def longer(view: View) -> int:
+    """Times as long: prompts that are too long in most cases are so by more."""
+    return 4 if view.mean(LONG, view.window) > 0.5 else 2
+
+
 OWN = [
     Rule(
         code="SDPO001",
@@ -232,7 +237,7 @@ OWN = [
             f" max_reprompt_len {view.config.max_reprompt_len} tokens: they aren't taught."
         ),
         remedies=lambda view: [
-            *set_field(view, "max_reprompt_len", 2 * view.config.max_reprompt_len),
+            *set_field(view, "max_reprompt_len", longer(view) * view.config.max_reprompt_len),
             *set_field(view, "remove_thinking_from_demonstration", True, ", which makes solutions shorter"),
         ],
         when="More than 10 % of completions in 30 % of the last 50 rollouts.",
