@@ -34,10 +34,11 @@ def tokenizer():
     return chat_tokenizer(CHATML, eos_token="<|im_end|>")
 
 
-def found(rows, tokenizer, kind=SFTConfig, columns=(), **fields):
+def found(rows, tokenizer, kind=SFTConfig, columns=(), held_out=None, **fields):
     """What the rules on data find in rows, by fingerprint, and the facts."""
     given = FIELDS | ({"reward": ["r"]} if kind is GRPOConfig else {}) | fields
-    facts = row_facts([(f"row {at}", row) for at, row in enumerate(rows)], tokenizer, kind(**given), columns)
+    here, apart = ([(f"row {at}", row) for at, row in enumerate(each)] for each in (rows, held_out or []))
+    facts = row_facts(here, tokenizer, kind(**given), columns, None if held_out is None else apart)
     return {each.fingerprint: each for each in findings(DATA, Told(config=given, facts=facts), kind)}, facts
 
 
@@ -254,7 +255,7 @@ FAULTS = {
     ),
     "completions of other prompts": (
         [row | {"completion": other["completion"]} for row, other in zip(ROWS, ROWS[41:] + ROWS[:41], strict=True)],
-        SFTConfig, "DATA036", "warning", "other prompts",
+        SFTConfig, "DATA036:completion", "warning", "other prompts",
     ),
 }  # fmt: skip
 
@@ -363,7 +364,7 @@ def healthy():
         "a form asked for": of(lambda: {"prompt": f"{words(5)}? End with Answer: and a word.", "completion": words(1)}),
         "texts": of(lambda: {"text": f"{words(rng.randint(20, 40))}."}),
         "tokens": of(
-            lambda: (lambda n: {"input_ids": [n, 6, n, 8], "labels": [-100, -100, n, 8]})(rng.randint(8, 300)), 20
+            lambda: (lambda n: {"input_ids": [n, 6, n, 8], "labels": [-100, -100, n, 8]})(rng.randint(38, 90)), 20
         ),
     }
 
@@ -384,6 +385,59 @@ def test_prompts_with_answers_raise_nothing_and_neither_do_two_rewards_of_half_t
     halves = [row | ({"answer": None} if at % 2 else {}) for at, row in enumerate(PROMPTS)]
     (finding,) = found(halves, tokenizer, GRPOConfig, reward=["one", "two"])[0].values()
     assert finding.severity == "info"
+
+
+def letters(seed):
+    """Letters to write backwards in capitals: nothing but their signs tells what belongs together."""
+    rng = random.Random(seed)
+    texts = ["".join(rng.sample("abcdefghijklmnopqrstuvwxyz", rng.randint(4, 8))) for _ in range(96)]
+    return [{"prompt": f"<{text}\n", "completion": text[::-1].upper(), "answer": text[::-1].upper()} for text in texts]
+
+
+def moved(rows, name):
+    return [row | {name: other[name]} for row, other in zip(rows, [*rows[7:], *rows[:7]], strict=True)]
+
+
+@pytest.mark.parametrize("name, kind", [("completion", SFTConfig), ("answer", GRPOConfig)])
+def test_what_belongs_to_other_prompts_shows_beside_held_out_rows(name, kind, tokenizer):
+    rows, apart = letters(1), letters(2)
+    assert found(rows, tokenizer, kind, held_out=apart)[0] == {}
+    assert found(moved(rows, name), tokenizer, kind)[0] == {}  # nobody could tell
+    told, facts = found(moved(rows, name), tokenizer, kind, held_out=apart)
+    assert set(told) == {f"DATA036:{name}"} and told[f"DATA036:{name}"].severity == "warning"
+    assert facts[f"data/misjoined/{name}"] < 0.25
+
+
+def test_answers_that_are_of_other_rows_show_where_prompts_say_nothing_of_them(tokenizer):
+    def sums(seed):
+        rng = random.Random(seed)
+        pairs = [(rng.randint(10, 99), rng.randint(10, 99)) for _ in range(64)]
+        return [{"prompt": f"{a}+{b}=", "completion": f"{a + b}", "answer": f"{a + b}"} for a, b in pairs]
+
+    assert found(sums(1), tokenizer, held_out=sums(2))[0] == {}
+    told, facts = found(moved(sums(1), "completion"), tokenizer, held_out=sums(2))
+    assert set(told) == {"DATA036:completion"}
+    assert (
+        "of the completions end with the row's answer, and 100 % of the held-out ones"
+        in told["DATA036:completion"].message
+        or "signs" in facts["data/misjoined_by/completion"]
+    )
+
+
+def test_exchanged_columns_are_exchanged_back_where_held_out_rows_are_so_too(tokenizer):
+    turned = all_of(ROWS, prompt=lambda row: row["completion"], completion=lambda row: row["prompt"])
+    both = {"prompt": "completion", "completion": "prompt"}
+    told, _ = found(turned, tokenizer, held_out=turned)
+    assert told["DATA020"].remedies[0].patch == {"dataset_columns": both}
+    told, _ = found(turned, tokenizer, held_out=turned, dataset_columns={"q": "prompt", "a": "completion"})
+    assert told["DATA020"].remedies[0].patch == {"dataset_columns": {"q": "completion", "a": "prompt"}}
+    told, _ = found(turned, tokenizer, held_out=ROWS)  # a patch would exchange those as well
+    assert told["DATA020"].remedies[0].patch == {}
+    pairs = all_of(PAIRS, chosen=lambda row: row["rejected"], rejected=lambda row: row["chosen"])
+    told, _ = found(pairs, tokenizer)
+    assert told["DATA021:rejected"].remedies[0].patch == {
+        "dataset_columns": {"chosen": "rejected", "rejected": "chosen"}
+    }
 
 
 def test_columns_that_a_reward_reads_are_looked_at_and_others_are_not(tokenizer):

@@ -22,7 +22,7 @@ from ft_host.errors import DataError, HookError, RowError
 from ft_host.models.special_tokens import ends_of_run
 from ft_host.monitor.end_marks import end_marks
 from ft_host.monitor.row_overlap import compare, placed_sample
-from ft_host.monitor.rows import exchanged_too, row_facts
+from ft_host.monitor.rows import row_facts
 from ft_host.types import Drop, Row
 
 if TYPE_CHECKING:
@@ -97,22 +97,26 @@ def data_facts(
         if left < 0:
             break
     facts = _facts(seen, source.num_rows, tokenizer, config)
-    facts |= row_facts(looked_at, tokenizer, config, columns)
-    if "data/exchanged" in facts or "data/contradicted/rejected" in facts:
-        apart = [] if held_out is None else placed_sample(held_out, SAMPLE // 4)
-        facts["data/exchanged_columns"] = held_out is None or exchanged_too(facts, apart, tokenizer, config)
+    facts |= row_facts(looked_at, tokenizer, config, columns, apart_of(held_out))
     if source.num_rows is not None:
         facts |= compare(source, held_out)
     return facts
 
 
 def further_facts(
-    source: Any, tokenizer: PreTrainedTokenizerBase, config: RunConfig, columns: Iterable[str]
+    source: Any, held_out: Any, tokenizer: PreTrainedTokenizerBase, config: RunConfig, columns: Iterable[str]
 ) -> dict[str, Any]:
     """Return facts about further columns alone: those that rewards read, once that is known."""
     names = set(columns)
-    facts = row_facts(placed_sample(source, SAMPLE), tokenizer, config, names) if names else {}
+    if not names:
+        return {}
+    facts = row_facts(placed_sample(source, SAMPLE), tokenizer, config, names, apart_of(held_out))
     return {name: value for name, value in facts.items() if name.rpartition("/")[2] in names}
+
+
+def apart_of(held_out: Any) -> list[tuple[str, Row]] | None:
+    """Return a sample of the rows that are held out."""
+    return None if held_out is None else list(placed_sample(held_out, SAMPLE // 2))
 
 
 def _look(raw, seen, prepare, uncut, collate, tokenizer, config, ends, marks, special) -> None:

@@ -174,7 +174,7 @@ def preflight(chosen: Chosen, watch: Monitor) -> Preflight:
             if watch.main:
                 read = {name for function in ready.online.pool.functions for name in function.takes}
                 columns = read.intersection(ready.train_source.columns)
-                watch.record_facts(further_facts(ready.train_source, tokenizer, config, columns))
+                watch.record_facts(further_facts(ready.train_source, ready.eval_source, tokenizer, config, columns))
                 watch.record_facts(check_rewards(config, ready.train_source, ready.prepare))
             watch.check()
         except BaseException:

@@ -2,7 +2,8 @@
 
 settings   CFG   what the config alone shows
 relations  CFG   values that are unusual, or don't go together
-data, data_set, data_templates, data_rows, data_exchanges, data_texts  DATA  rows and tokens, before a model is loaded
+data, data_set, data_templates, data_rows, data_exchanges, data_texts, data_values
+           DATA  rows and tokens, before a model is loaded
 probes     PRB   what must hold before the first update
 numbers    NUM   numbers that aren't finite
 losses, gradients, optimisation, held_out  OPT  loss, gradients, updates, evaluations
@@ -24,6 +25,7 @@ from ft_host.diagnostics.rules import (
     data_set,
     data_templates,
     data_texts,
+    data_values,
     engine_times,
     engines,
     experts,
@@ -53,6 +55,7 @@ RULES: list[Rule] = [
     *data_rows.RULES,
     *data_exchanges.RULES,
     *data_texts.RULES,
+    *data_values.RULES,
     *numbers.RULES,
     *losses.RULES,
     *gradients.RULES,

@@ -49,6 +49,8 @@ def contradicted_message(view: View) -> str:
 def contradicted_remedies(view: View) -> list[Remedy]:
     if view["data/contradicted/*"] <= 0.8:
         return [Remedy(why="Find out how preferences came into the rows, and leave contradicted ones out")]
+    if "margin" in view["data/contradicted_by/*"]:
+        return [Remedy(why="Write the margins anew, chosen less rejected, or exchange the columns if they are right")]
     if view.name("*") == "label":
         return [Remedy(why="Write the column label anew: true is for good completions")]
     if view.get("data/exchanged_columns", False):
@@ -175,21 +177,23 @@ RULES = [
     ),
     Rule(
         code="DATA036",
-        title="Completions don't belong to their prompts",
+        title="Columns don't belong to their prompts",
         stage="before",
         level="rows",
-        needs=("data/own_words",),
-        test=lambda view: view["data/own_words"] < 1.3,
+        needs=("data/misjoined/*", "data/misjoined_by/*"),
+        test=lambda view: view["data/misjoined/*"] < 1.3,
         message=lambda view: (
-            f"Completions share {view['data/own_words']:.2f} times as many rare words with their own prompt as with "
-            "that of another row: they seem to belong to other prompts."
+            f"What is in {view.name('*')} seems to belong to other prompts: {view['data/misjoined_by/*']}."
         ),
         remedies=lambda view: [
-            Remedy(why="Look at rows with `ft-host data`, and at how prompts and completions were joined")
+            Remedy(why="Look at rows with `ft-host data`, and at how prompts and this column were joined")
         ],
+        follows_from=("DATA014", "DATA016", "DATA018", "DATA020", "DATA023"),
         when=(
-            "Less than 1.3 times as many, of 64 rows or more with texts of five words or more, different prompts, and "
-            "completions that are made of words of prompts at all. (Usual: twice to a hundred times as many.)"
+            "Held-out rows are more like their own prompts than like others' (signs or words, beyond five standard "
+            "errors), and training rows aren't; held-out completions end with their row's answer and training ones "
+            "don't; or completions share less than 1.3 times as many rare words with their own prompt as with another "
+            "row's, where they are made of words of prompts (usual: twice to a hundred times as many)."
         ),
         why="Columns that were sorted, shuffled or filtered apart. The loss falls to that of texts without a question.",
         remedy="Join them anew.",

@@ -65,34 +65,6 @@ def given_message(view: View) -> str:
     )
 
 
-# ---------------------------------------------------------------- DATA033
-
-
-def unpaid_message(view: View) -> str:
-    name, said = view.name("*"), []
-    if view["data/reward/*/unpaid"] > 0.1:
-        said.append(
-            f"Reward {name} gives the row's own answer no more than rubbish in {percent(view['data/reward/*/unpaid'])} "
-            "of the rows tried beforehand, and pays it in the others."
-        )
-    if view.get("data/reward/*/only_whole", 0) > 0.5:
-        said.append(
-            f"Reward {name} pays only for the whole worked answer, word for word, in "
-            f"{percent(view['data/reward/*/only_whole'])} of the rows tried beforehand, and not for what it ends in: a "
-            "model that says the same in other words earns nothing."
-        )
-    return " ".join(said)
-
-
-def unpaid_remedies(view: View) -> list[Remedy]:
-    out = []
-    if view.get("data/reward/*/only_whole", 0) > 0.5:
-        out.append(Remedy(why="Keep the final answer alone in the column, or let the reward compare what follows ####"))
-    if view["data/reward/*/unpaid"] > 0.1:
-        out.append(Remedy(why="Look at the answers of such rows, and mend them or leave the rows out"))
-    return out
-
-
 RULES = [
     Rule(
         code="DATA015",
@@ -172,6 +144,7 @@ RULES = [
         test=share_over("data/copied/*", 0.05),
         notable=lambda view: view.get("data/copied_surely/*", 0) > MANY,
         message=copied_message,
+        follows_from=("DATA020",),
         remedies=lambda view: [Remedy(why="Take the prompt out of the column, which holds what comes after it alone")],
         when=(
             "Over 5 % of the rows (a warning where over 30 % of them have a prompt of 20 characters or more, or one "
@@ -233,29 +206,6 @@ RULES = [
             "on these rows. Updates change nothing that matters."
         ),
         remedy="Look at the labels, and at where the model comes from.",
-        source="own judgement",
-    ),
-    Rule(
-        code="DATA033",
-        title="The right answer earns nothing in some rows",
-        stage="before",
-        level="rows",
-        needs=("data/reward/*/unpaid",),
-        severity="info",
-        test=lambda view: view["data/reward/*/unpaid"] > 0.1 or view.get("data/reward/*/only_whole", 0) > 0.5,
-        notable=lambda view: view["data/reward/*/unpaid"] > 0.25 or view.get("data/reward/*/only_whole", 0) > 0.5,
-        message=unpaid_message,
-        remedies=unpaid_remedies,
-        when=(
-            "Of 8 rows whose answers were tried in usual forms, over a tenth earn no more than rubbish, where the "
-            "others earn one and the same (a warning above a quarter); or a worked answer earns as a whole only, and "
-            "not by what it ends in."
-        ),
-        why=(
-            "Answers that are blank, in another form than the others, or whole texts that a reward compares as they "
-            "are: no completion of a model can earn there, or every one does."
-        ),
-        remedy="Mend the column, or compare final answers.",
         source="own judgement",
     ),
     Rule(

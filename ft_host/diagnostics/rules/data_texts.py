@@ -31,13 +31,6 @@ LEFT_OVER = {
 }
 
 
-def void_message(view: View) -> str:
-    return (
-        f"In {percent(view['data/void/*'])} of the rows {view.name('*')} is a word for an absent value"
-        f"{for_instance(view, 'void/*')}: it is learnt, or compared with, as a text."
-    )
-
-
 def left_over_message(view: View) -> str:
     kind = view.name("*")
     return f"{percent(view['data/left_over/*'])} of the rows {LEFT_OVER[kind][0]}{for_instance(view, 'left_over/*')}."
@@ -105,25 +98,6 @@ RULES = [
             "columns that were filled with one value."
         ),
         remedy="Leave such rows out, or find the column that was meant.",
-        source="own judgement",
-    ),
-    Rule(
-        code="DATA024",
-        title="Texts are words for an absent value",
-        stage="before",
-        level="rows",
-        needs=("data/void/*",),
-        severity="info",
-        test=share_over("data/void/*", FEW),
-        notable=lambda view: view.get("data/never/*", 0) > SOME,
-        message=void_message,
-        remedies=lambda view: [Remedy(why="Leave such rows out, or fill the column; `ft-host data`")],
-        when=(
-            "Over 2 % of the rows. A warning where over 10 % are nan, undefined, [deleted] and the like, which are "
-            "never meant; None, null and N/A may be labels."
-        ),
-        why="An absent value that was turned into text on its way.",
-        remedy="Leave such rows out.",
         source="own judgement",
     ),
     Rule(

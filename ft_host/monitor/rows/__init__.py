@@ -14,6 +14,7 @@ from ft_host.monitor.end_marks import ENDS
 from ft_host.monitor.rows.across import across_facts
 from ft_host.monitor.rows.columns import column_facts, left_overs
 from ft_host.monitor.rows.exchanges import exchange_facts
+from ft_host.monitor.rows.held_out import beside_held_out
 from ft_host.monitor.rows.read import ANSWERS, WHOLE, Seen, read
 from ft_host.types import Row
 
@@ -22,37 +23,37 @@ if TYPE_CHECKING:
 
     from ft_host.config import RunConfig
 
-__all__ = ["exchanged_too", "row_facts"]
+__all__ = ["row_facts"]
 
 Placed = Iterable[tuple[str, Row]]
 
 
 def row_facts(
-    rows: Placed, tokenizer: PreTrainedTokenizerBase, config: RunConfig, columns: Iterable[str] = ()
+    rows: Placed,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    columns: Iterable[str] = (),
+    held_out: Placed | None = None,
 ) -> dict[str, Any]:
     """Facts by name. `rows`: each with its place, in the order of the data. `columns`: names of further ones that the
-    loss or a reward reads."""
-    seen = seen_rows(rows, tokenizer, config, columns)
+    loss or a reward reads. `held_out`: rows to compare with, where there are any."""
+    by_rollout = isinstance(config, RolloutConfig)
+    names = {*columns, *ANSWERS, *(WHOLE if by_rollout else ())}
+
+    def seen(given: Placed) -> list[Seen]:
+        found = (read(row, where, tokenizer, names, by_rollout) for where, row in given)
+        return [row for row in found if row is not None]
+
+    here, apart = seen(rows), None if held_out is None else seen(held_out)
     vocabulary, template = tokenizer.get_vocab(), str(tokenizer.chat_template or "")
     marks = [*ENDS, *tokenizer.all_special_tokens]
-    return (
-        column_facts(seen, marks, learnt=not isinstance(config, RolloutConfig))
-        | across_facts(seen)
-        | exchange_facts(seen, config.dataset_columns)
-        | left_overs(seen, lambda mark: mark in vocabulary or mark in template)
-    )
-
-
-def seen_rows(
-    rows: Placed, tokenizer: PreTrainedTokenizerBase, config: RunConfig, columns: Iterable[str] = ()
-) -> list[Seen]:
-    by_rollout = isinstance(config, RolloutConfig)
-    kept = {*columns, *ANSWERS, *(WHOLE if by_rollout else ())}
-    found = (read(row, where, tokenizer, kept, by_rollout) for where, row in rows)
-    return [row for row in found if row is not None]
-
-
-def exchanged_too(facts: dict[str, Any], rows: Placed, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> bool:
-    """Whether what `facts` say is exchanged in the training data is so in `rows`, which are held out."""
-    found = exchange_facts(seen_rows(rows, tokenizer, config), config.dataset_columns)
-    return all((name in found) == (name in facts) for name in ("data/exchanged", "data/contradicted/rejected"))
+    facts = column_facts(here, marks, learnt=not by_rollout)
+    facts |= across_facts(here)
+    facts |= left_overs(here, lambda mark: mark in vocabulary or mark in template)
+    facts |= beside_held_out(here, apart, by_rollout) if apart else {}
+    facts |= exchange_facts(here, config.dataset_columns)
+    turned = ("data/exchanged", "data/contradicted/rejected")
+    if any(name in facts for name in turned):
+        there = facts if apart is None else exchange_facts(apart, config.dataset_columns)
+        facts["data/exchanged_columns"] = all((name in there) == (name in facts) for name in turned)
+    return facts

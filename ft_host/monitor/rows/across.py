@@ -16,7 +16,7 @@ from ft_host.monitor.rows.read import ANSWERS, Seen
 TURNS = 8  # other rows' answers that each prompt is tried with, to see what chance does
 # What an answer stands behind, where a prompt gives it.
 GIVEN = re.compile(
-    r"(?:answer|hint|solution|result|output|label|target|ground truth|gold)\s*(?:is\b|:|=|->)+\s*(?=\S)|####\s*(?=\S)",
+    r"(?:answer|hint|solution|result|output|label|target|ground truth)\s*(?:is\b|:|=|->)+\s*(?=\S)|####\s*(?=\S)",
     re.IGNORECASE,
 )
 SENTENCE = re.compile(r"[a-z]{2}[.,;:?!](?:\s|$)")
@@ -50,7 +50,7 @@ def copies(rows: list[Seen]) -> dict[str, Any]:
     for column, found in asked.items():
         bad = [(said, row) for prompt, said, row in found if repeats(prompt.strip(), said.strip())]
         facts |= _share(f"copied/{column}", bad, len(found))
-        surely = sum(is_asked(prompt.strip()) for prompt, said, row in found if repeats(prompt.strip(), said.strip()))
+        surely = sum(is_asked(*each) for *each, _ in found if repeats(*(text.strip() for text in each)))
         if surely and not is_echo(column, found):
             facts[f"data/copied_surely/{column}"] = surely / len(found)
     return facts
@@ -71,16 +71,16 @@ def repeats(prompt: str, said: str) -> bool:
     return len(prompt) >= 4 and (said.startswith(prompt) or (len(prompt) >= 20 and prompt in said))
 
 
-def is_asked(prompt: str) -> bool:
-    """Whether a prompt is more than material: it is long, or ends as a question does. (To say short material once more
-    may be the task.)"""
-    return len(prompt) >= 20 or not prompt[-1].isalnum()
+def is_asked(prompt: str, said: str) -> bool:
+    """Whether a prompt that is repeated is more than material: it is long, or it is repeated with the sign that it ends
+    in. (To say short material once more may be the task.)"""
+    return len(prompt) >= 20 or (not prompt[-1].isalnum() and said.startswith(prompt))
 
 
 def is_echo(column: str, found: list[tuple[str, str, Seen]]) -> bool:
     """Whether to say the prompt once more may be the task: all completions are the prompt, and it is no question."""
     same = sum(prompt.strip() == said.strip() for prompt, said, _ in found)
-    asked = sum(prompt.rstrip().endswith("?") or len(prompt) > 100 for prompt, _, _ in found)
+    asked = sum(prompt.rstrip()[-1:] in ("?", "=", ":") or len(prompt) > 100 for prompt, _, _ in found)
     return column == "completion" and same > 0.9 * len(found) and asked < 0.5 * len(found)
 
 
@@ -166,8 +166,8 @@ def _squeezed(text: str) -> str:
 
 
 def misjoined(rows: list[Seen]) -> dict[str, Any]:
-    """How much more rare words a completion shares with its own prompt than with another row's, where completions are
-    made of words of prompts at all. 1 is what chance would give: completions belong to other prompts.
+    """Completions that share hardly more rare words with their own prompts than with others, where they are made of
+    words of prompts at all: they belong to other prompts.
 
     Of sentences whose prompts differ. Translations share no words, and labels are short: nothing is said of them."""
     texts = [(row.prompt, row.parts[0].said) for row in rows if row.prompt and row.parts]
@@ -188,7 +188,13 @@ def misjoined(rows: list[Seen]) -> dict[str, Any]:
         away = 1 + turn * size // TURNS
         others += sum(len(asked & pairs[(at + away) % size][1] & rare) for at, (asked, _) in enumerate(pairs))
     # With fewer chance alone may make them alike.
-    return {"data/own_words": own * TURNS / others} if others >= 8 * TURNS else {}
+    if others < 8 * TURNS or own * TURNS > 1.3 * others:
+        return {}
+    by = (
+        f"they share {own * TURNS / others:.2f} times as many rare words with their own prompt as with that of another "
+        "row"
+    )
+    return {"data/misjoined/completion": own * TURNS / others, "data/misjoined_by/completion": by}
 
 
 def words_of(text: str) -> set[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from ft_host.monitor.rows import signs
 from ft_host.monitor.rows.read import Seen
 
+FORMATS = ("completion", "chosen", "rejected", "text")  # columns of texts, which may begin with white space
 LEAST = 8  # rows from which shares are told
 LONG = 40  # characters from which a text that stands in many rows is no label
 PILE = 4  # times as many texts as of any other length: a length at which they are cut
@@ -53,6 +54,8 @@ def column_facts(rows: list[Seen], marks: Iterable[str], learnt: bool) -> dict[s
         if f"data/void/{column}" in found.facts:
             facts[f"data/never/{column}"] = sum(signs.void(text) in never for text, _ in texts) / len(texts)
         found.tell("loops", signs.loops)
+        if column not in ("prompt", *FORMATS):
+            found.tell("spaced", lambda text: text != text.strip() and bool(text.strip()))
         if column != "prompt":
             facts |= cut(column, texts) | mid_word(column, texts)
         facts |= found.facts | same(column, texts) | scripts(column, texts)
@@ -120,7 +123,8 @@ def same(column: str, texts: Texts) -> dict[str, Any]:
         return {}
     if count < len(texts) and len(text) < LONG:
         others = [each for each in plain if each != text]
-        if are_labels(others) or median(len(each.split()) for each in others) < 5:
+        few_words = median(len(each.split()) for each in others) < 5
+        if are_labels(others) or (few_words and count < 0.5 * len(texts)):
             return {}
     row = texts[plain.index(text)][1]
     return {

@@ -67,6 +67,10 @@ def exchanged(rows: list[Seen], renames: dict[str, str]) -> dict[str, Any]:
             return told(said, f"completions {by}, prompts don't", True)
         if not by and asked > 0.5 and said < 0.1:
             return told(asked, "prompts hold final answers, completions don't", True)
+    named_so = [next((row.columns[name] for name in ANSWERS if name in row.columns), None) for _, _, row in pairs]
+    same = [answer == pair[0] != pair[1] for pair, answer in zip(pairs, named_so, strict=True)]
+    if sum(same) > 0.6 * len(pairs):
+        return told(sum(same) / len(pairs), "prompts are the row's answer, completions aren't", True)
     answers = [answer_of(row) for _, _, row in pairs]
     if sum(answer is not None for answer in answers) > 0.5 * len(pairs):
         asked, said = (

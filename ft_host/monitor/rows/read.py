@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OPENED, CLOSED = "<think>", "</think>"
 # Columns with the whole text that a model should write, and with the final answer.
 WHOLE = ("completion", "solution", "response", "output", "reference")
-ANSWERS = ("answer", "ground_truth", "target", "label", "final_answer", "gold", "expected", "expected_answer")
+ANSWERS = ("answer", "ground_truth", "target", "label", "final_answer", "expected", "expected_answer")
 
 
 @dataclass(frozen=True)
