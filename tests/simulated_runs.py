@@ -188,3 +188,154 @@ def crawls_from_new(dice: Dice) -> Told:
 
 
 FAULTY = {each.__name__: each for each in (diverges, crawls, crawls_from_new)}
+
+# ---------------------------------------------------------------- pairs
+
+
+def of_pairs(
+    dice: Dice, margin: Callable[[float], float], *, rows: int, count: int, warm_up: int, ratio: float
+) -> Told:
+    """A run of DPO. `margin`: the mean margin of a pair, by the share of the run that is done; pairs differ by 1."""
+    set_to = Plan(count, warm_up, dice.choice(["constant", "linear", "cosine"]), ratio, {})
+    apart = dice.uniform(0.3, 1.0)
+    lines = []
+    for step in range(1, count + 1):
+        mean = margin(step / count) if step > 1 else 0.0
+        wide = apart * min(1.0, (step - 1) / 20)  # policy and reference begin as one
+        margins = [mean + wide * dice.gauss(0, 1) for _ in range(rows)]
+        chosen = sum(margins) / rows * 0.4
+        line = {
+            "kind": "train",
+            "step": step,
+            "epoch": step / 100,
+            "loss": sum(math.log1p(math.exp(-each)) for each in margins) / rows,
+            "grad_norm": 2 * dice.lognormvariate(0, 0.4),
+            "learning_rate": 1e-5 * set_to.rate(step),
+            "rewards/chosen": chosen,
+            "rewards/rejected": chosen - sum(margins) / rows,
+            "rewards/margins": sum(margins) / rows,
+            "rewards/accuracies": sum(each > 0 for each in margins) / rows,
+        }
+        if step % 10 == 0:
+            line["update_ratio"] = ratio * set_to.rate(step)
+        lines.append(line)
+    config = {
+        "max_steps": count,
+        "learning_rate": 1e-5,
+        "warmup_steps": warm_up,
+        "per_device_train_batch_size": rows,
+        "beta": 0.1,
+    }
+    facts = {
+        "plan/total_steps": count,
+        "model/reference": "m",
+        "start/logps/chosen": -40.0,
+        "start/logps/rejected": -41.0,
+    }
+    return Told(config=config, facts=facts, lines=lines)
+
+
+def prefers(dice: Dice, **more: float) -> Told:
+    """Margins rise: at once, or late; to much, or to a little that is clear."""
+    high, when = dice.uniform(0.6, 2.5), dice.uniform(0.0, 0.3)
+    return of_pairs(
+        dice,
+        lambda done: high / (1 + math.exp(-12 * (done - when - 0.15))) - high / (1 + math.exp(12 * (when + 0.15))),
+        rows=dice.choice([2, 4, 8, 16, 32]),
+        count=dice.choice([60, 100, 150, 300]),
+        warm_up=dice.choice([0, 10, 30]),
+        ratio=10 ** dice.uniform(-3.7, -2.5),
+    )
+
+
+def tosses(dice: Dice) -> Told:
+    """Which one is chosen is a coin toss."""
+    return of_pairs(dice, lambda done: 0.0, rows=16, count=150, warm_up=10, ratio=2e-3)
+
+
+# ---------------------------------------------------------------- rollouts
+
+
+def of_rollouts(dice: Dice, skill: Callable[[float], float], *, ratio: float = 2e-3, evals: bool = True) -> Told:
+    """A run of GRPO. `skill`: the logit of a right answer to a prompt of middling difficulty, by the share of the run
+    that is done."""
+    count, prompts, of_each = dice.choice([60, 100, 150]), dice.choice([4, 8, 16, 32]), dice.choice([4, 8])
+    warm_up, entropy = dice.choice([0, 10]), 10 ** dice.uniform(-1.3, 0.2)
+    wide = dice.uniform(0.5, 2.5)  # of prompts' difficulties
+    held_out = [dice.gauss(0, wide) for _ in range(dice.choice([48, 128, 200]))]
+    likely = lambda logit: 1 / (1 + math.exp(-logit))  # noqa: E731
+    lines = []
+    for step in range(0, count + 1):
+        now = skill(step / count)
+        if evals and step % max(10, count // 6) == 0:
+            right = [float(dice.random() < likely(now + each)) for each in held_out]
+            mean = statistics.fmean(right)
+            lines.append(
+                {"kind": "eval", "step": step, "eval_reward": mean, "eval_reward_std": math.sqrt(mean * (1 - mean))}
+            )
+        if not step:
+            continue
+        groups = []
+        for _ in range(prompts):
+            chance = likely(now + dice.gauss(0, wide))
+            groups.append([float(dice.random() < chance) for _ in range(of_each)])
+        rewards = [each for group in groups for each in group]
+        mean = statistics.fmean(rewards)
+        lines.append(
+            {
+                "kind": "train",
+                "step": step,
+                "loss": dice.gauss(0, 0.02),
+                "grad_norm": 0.4 * dice.lognormvariate(0, 0.5),
+                "learning_rate": 3e-4 * min(1.0, step / max(warm_up, 1)),
+                "reward": mean,
+                "reward_std": statistics.pstdev(rewards),
+                "frac_reward_zero_std": statistics.fmean(len(set(group)) == 1 for group in groups),
+                "rewards/right/mean": mean,
+                "rewards/right/std": statistics.pstdev(rewards),
+                "completions/reward_min": min(rewards),
+                "completions/reward_max": max(rewards),
+                "completions/mean_length": 30 * dice.lognormvariate(0, 0.1),
+                "completions/clipped_ratio": max(0.0, 0.3 * (1 - 4 * step / count)) * dice.uniform(0.5, 1.5),
+                "completions/unique_share": 0.3 + 0.4 * (1 - likely(now)),
+                "completions/reward_length_correlation": dice.gauss(0, 0.2),
+                "entropy": entropy * (0.1 + 0.9 * (1 - likely(now))) * dice.lognormvariate(0, 0.1),
+                "kl": 0.3 * step / count * dice.uniform(0.7, 1.3),
+                "clip_ratio/region_mean": 0.004 * dice.random() * (step > 1),
+                "clip_ratio/high_mean": 0.002,
+                "clip_ratio/low_mean": 0.002,
+                "perf/rollout_time": 0.7,
+                **({"update_ratio": ratio * dice.uniform(0.7, 1.2)} if step % 10 == 0 else {}),
+            }
+        )
+    config = {
+        "max_steps": count,
+        "learning_rate": 3e-4,
+        "warmup_steps": warm_up,
+        "num_generations": of_each,
+        "per_device_train_batch_size": prompts * of_each,
+        "max_completion_length": 64,
+    }
+    return Told(config=config, facts={"plan/total_steps": count, "plan/scored_rows": len(held_out)}, lines=lines)
+
+
+def earns_more(dice: Dice) -> Told:
+    """The reward rises, from next to nothing or from the half of it, soon or slowly."""
+    begin, gain = dice.uniform(-1.5, 0.5), dice.uniform(1.2, 3.0)
+    pace = dice.uniform(1, 4)
+    return of_rollouts(dice, lambda done: begin + gain * (1 - math.exp(-pace * done)), evals=dice.random() < 0.7)
+
+
+def can_do_it(dice: Dice) -> Told:
+    """A model that knows the task: nearly all is earned from the start."""
+    begin = dice.uniform(2.5, 4.5)
+    return of_rollouts(dice, lambda done: begin + done, evals=dice.random() < 0.7)
+
+
+def unlearns(dice: Dice) -> Told:
+    """Far too large updates: what was earned is gone after a third of the run."""
+    begin = dice.uniform(0.5, 1.5)
+    return of_rollouts(dice, lambda done: begin - 6 * min(3 * done, 1.0), ratio=1.5e-2)
+
+
+PAIRS, ROLLOUTS = {"prefers": prefers}, {"earns_more": earns_more, "can_do_it": can_do_it}

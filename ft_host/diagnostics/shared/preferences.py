@@ -108,10 +108,10 @@ def far_from_0(view: View, count: int) -> str:
 
 
 def no_preference(view: View) -> bool | None:
-    """After a quarter of the run, and 30 steps after the warm-up: at this pace margins stay next to nothing to its end,
-    or within their noise."""
+    """After a third of the steps after the warm-up, and 30 of them: at this pace margins stay next to nothing to its
+    end, or within their noise."""
     margins = after_warm_up(view, MARGINS)
-    if len(margins) < 30 or (view.progress is not None and view.progress < 0.25):
+    if len(margins) < 30 or len(margins) < ((view.total_steps or 0) - view.warmup_steps) / 3:
         return None
     if view.count(CHOSEN) and abs(fall(view, 20)) > max(2.0, 0.8 * abs(view.get(LOGPS, 0.0))):
         return False  # the policy has gone elsewhere, which is another trouble
@@ -208,7 +208,7 @@ def preference_rules(
             message=no_preference_message,
             remedies=no_preference_remedies,
             when=(
-                "After a quarter of the run (30 steps at least after the warm-up), 45 to 55 % of pairs are in the right"
+                "After a third of the steps after the warm-up (30 at least), 45 to 55 % of pairs are in the right"
                 " order (no more than 60 % with two standard errors of as many pairs), and the mean of 40 margins is"
                 " within two standard errors of 0. Where there are no pairs, that alone, if margins stay within their"
                 " noise to the end at this pace. Or margins are below 0.02 and won't reach 0.05 by the end. Not where"
