@@ -179,7 +179,7 @@ def test_a_run_tells_of_its_rows_before_it_begins(config, tmp_path):
     rows = [{"prompt": f"what is {n}?", "completion": f"what is {n}? it is {n}"} for n in range(40)]
     finished = train(dataclasses.replace(config, max_steps=1, dataset=write(tmp_path / "rows.jsonl", rows)))
     (found,) = [each for each in finished.findings if each["code"] == "DATA018"]
-    assert found["severity"] == "warning" and found["opened"] == 0 and "rows.jsonl" in found["message"]
+    assert found["severity"] == "warning" and found["first_step"] == 0 and "rows.jsonl" in found["message"]
     facts = RunFolder.open(finished.folder).manifest["facts"]
     assert facts["data/copied/completion"] == facts["data/copied_surely/completion"] == 1
 
