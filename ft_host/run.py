@@ -68,6 +68,7 @@ class Run:
     totals: dict[str, float] = field(default_factory=dict)  # counts of the whole step, all micro-batches and ranks
     state: dict[str, Any] = field(default_factory=dict)  # a method's own, JSON-able; kept in checkpoints
     rollouts: RolloutPlan | None = None  # how completions become optimizer steps; None: the rows are those of the data
+    waited: float = 0.0  # seconds of this process in `gather`, where it may have waited for others
     seconds: dict[str, float] = field(default_factory=dict)  # time of this step beside training, by name
     backend_config: Any = None  # the backend's own fields, an object of its config class; None if it has none
     backend_state: dict[str, Any] = field(default_factory=dict)  # what a backend keeps while the run lasts
@@ -108,7 +109,9 @@ class Run:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.world_size
+        started = time.perf_counter()
         dist.all_gather_object(values, value)
+        self.waited += time.perf_counter() - started
         for each in values:
             if isinstance(each, Failure):
                 raise everywhere(each.error)

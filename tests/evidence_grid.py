@@ -136,6 +136,7 @@ METRICS: dict[str, Callable[[float], float]] = {
     "perf/alloc_retries": lambda level: float(round(8 * level)),
     "perf/*share": SHARE,
     "*_mb": powers(1, 5),
+    "perf/slowest_rank": lambda level: float(round(7 * level)),
     "perf/*": powers(-3, 3),
     "*": SHARE,
 }

@@ -82,7 +82,8 @@ def test_it_is_told_again_when_it_has_lasted_twice_as_long(watched):
     assert watched.run.facts["watch/silent_seconds"] >= 0.4
 
 
-def test_a_run_that_goes_on_is_left_alone(watched):
+def test_a_run_that_goes_on_is_left_alone(watched, monkeypatch):
+    monkeypatch.setattr(stall, "LEAST", 0.6)
     for _ in range(40):
         watched.stepped(0.01)
         time.sleep(0.02)

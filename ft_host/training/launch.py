@@ -8,6 +8,7 @@ reward functions, tokenizer, data and its first rows.
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -148,6 +149,8 @@ class _Launch:
             self._register_sinks(built, resumed=checkpoint is not None)
         stall = self.stall = run.stall = StallDetector(run)
         self._write_plan(built)
+        if run.world_size > 1:
+            run.record_facts({"plan/places": "; ".join(run.gather(f"{socket.gethostname()}, {run.device}"))})
         run.record_facts(model_facts(run) | disk_facts(run))
         for sentence in [*ready.notes, *warnings]:
             run.say(sentence, "warning")

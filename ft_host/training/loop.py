@@ -16,6 +16,7 @@ from ft_host.data.prepare import Tally
 from ft_host.errors import DataError, FtHostError, Interrupted, StoppedByFinding
 from ft_host.monitor.gradients import UpdateMonitor
 from ft_host.monitor.memory_usage import peak_memory_mb
+from ft_host.monitor.ranks import RankTimes
 from ft_host.training.normalisation import check_normalised
 from ft_host.training.step import Agreed, agree, asks_models, before_collating, train_step
 from ft_host.types import Row
@@ -73,6 +74,7 @@ def fit(
     config = run.config
     limit = config.max_steps if config.max_steps > 0 else None
     steps, monitor, saved_at = iter(stream), UpdateMonitor(run), run.step
+    times = RankTimes(run)
     aside = {"perf/evaluation_time": 0.0, "perf/save_time": 0.0}  # since the step before
     trained_at = progress.epoch  # where the last step was made
     run.model.train()
@@ -82,7 +84,8 @@ def fit(
             started = time.perf_counter()
             run.seconds = {}
             before = kept_state(run)
-            step = next_step(run, steps, asked_to_stop)
+            with times.getting_rows():
+                step = next_step(run, steps, asked_to_stop)
             if step is None:
                 break
             if not step.agreed.micro_batches:  # every row of it was dropped
@@ -94,7 +97,7 @@ def fit(
             if run.step == 0:  # before the first backward: FSDP2 hides its gradients after a forward without one
                 check_normalised(run, step.micro_batches, step.agreed.totals)
             run.began = True
-            metrics = train_step(run, step.batches, step.agreed, optimizer, monitor, step.data_time)
+            metrics = train_step(run, step.batches, step.agreed, optimizer, monitor, times, step.data_time)
             progress.add(step)
             trained_at = progress.epoch
             run.step += 1

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ft_host.batch import Batch
     from ft_host.monitor.gradients import UpdateMonitor
+    from ft_host.monitor.ranks import RankTimes
     from ft_host.run import Run
 
 
@@ -117,16 +118,18 @@ def train_step(
     agreed: Agreed,
     optimizer: AcceleratedOptimizer,
     monitor: UpdateMonitor,
+    times: RankTimes,
     data_time: float = 0.0,
 ) -> dict[str, float]:
     """Run forward and backward of every micro-batch, then one update. Returns the step's metrics over all ranks;
-    `data_time`, the seconds that this rank waited for its rows, is one of them.
+    `data_time`, the seconds that this rank waited for its rows, is one of them, and what `times` has compared.
 
     Raises FtHostError before the update if loss or gradient is not finite, so that the weights stay what they were.
     """
     run.totals = agreed.totals
     accumulator, load = Accumulator(), ExpertLoad()
     batches = batches + [run.collate([]) for _ in range(agreed.micro_batches - len(batches))]
+    times.begin()
     for index, batch in enumerate(batches):
         with sync_only_last(run, index == len(batches) - 1):
             with oom_context(FORWARD, run.step + 1):
@@ -134,20 +137,23 @@ def train_step(
             PEAK.look()  # what the backward pass needs is there
             load.add(run.policy.routing)
             run.policy.routing = None
+            if index == len(batches) - 1:
+                times.end()  # the ranks wait for each other in the last backward pass
             with oom_context(BACKWARD, run.step + 1):
                 # DDP and FSDP2 average gradients over ranks; the loss is a sum over them.
                 run.accelerator.backward(loss * run.world_size)
     norm = clip(run, optimizer)
     accumulator.add({"perf/data_time": maximum(data_time)} | memory_metrics(run))
-    ranks = run.gather((accumulator.local(), load.local()))
+    ranks = run.gather((accumulator.local(), load.local(), times.own(sum(batch.num_tokens for batch in batches))))
     metrics = combine([rank[0] for rank in ranks]) | load_metrics([rank[1] for rank in ranks])
+    metrics |= times.compared([rank[2] for rank in ranks])
     metrics["grad_norm"] = norm
     if "aux_loss" in metrics:
         balance = run.policy.router_aux_loss_coef * metrics["aux_loss"]
         metrics["moe/aux_share"] = balance / (abs(metrics["loss"]) + balance)
     monitor.before_update(run, metrics["loss"], norm, float(optimizer.param_groups[0]["lr"]))
     run.whole = False
-    with oom_context(UPDATE, run.step + 1):
+    with oom_context(UPDATE, run.step + 1), times.updating():
         optimizer.step()
     metrics |= monitor.after_update(run)
     if run.accelerator.scaler is not None:

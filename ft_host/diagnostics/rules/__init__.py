@@ -13,6 +13,7 @@ engines, engine_times  ENG  the sampler beside the trainer
 asynchrony, rollout_failures  ASY  rollouts that don't wait for training
 gpu_memory, speed  PERF  memory and time
 machine    SYS   stalls, disk
+ranks      SYS   ranks that hold up the others
 memory     SYS, PERF  memory that doesn't suffice
 """
 
@@ -39,6 +40,7 @@ from ft_host.diagnostics.rules import (
     numbers,
     optimisation,
     probes,
+    ranks,
     references,
     relations,
     rollout_failures,
@@ -72,5 +74,6 @@ RULES: list[Rule] = [
     *gpu_memory.RULES,
     *speed.RULES,
     *machine.RULES,
+    *ranks.RULES,
     *memory.RULES,
 ]
