@@ -24,6 +24,7 @@ from ft_host.monitor.gradients import (
     model_facts,
     snapshot_weights,
     update_ratio,
+    where_not_finite,
 )
 from ft_host.rundir.folder import RunFolder
 from ft_host.testing import models
@@ -244,6 +245,37 @@ def test_a_gradient_on_another_rank_counts():
         return run.facts
 
     assert as_ranks(2, work) == [{"probe/zero_grad_parameters": 0.0}] * 2
+
+
+# ---------------------------------------------------------------- what isn't finite
+
+
+class Chain(nn.Module):
+    """Three numbers that are multiplied: first to last, as parameters are listed."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = (nn.Parameter(torch.tensor(float(size))) for size in (2, 3, 5))
+
+
+def test_the_broken_weight_is_named_and_not_the_first_whose_gradient_is_broken_by_it():
+    chain = Chain()
+    chain.last.data.fill_(math.nan)
+    (chain.first * chain.second * chain.last).backward()
+    assert torch.isnan(chain.first.grad) and not torch.isnan(chain.last.grad)
+    assert where_not_finite(run_of(chain)) == ("weight", "last", 1.0)
+
+
+def test_of_broken_gradients_the_one_nearest_to_the_loss_is_named():
+    chain = Chain()
+    (torch.sqrt(chain.first * 0 * chain.second) * chain.last).backward()  # the slope of a root at 0
+    assert where_not_finite(run_of(chain)) == ("gradient", "second", 2 / 3)
+
+
+def test_where_all_gradients_are_broken_none_of_them_is_to_blame():
+    chain = Chain()
+    (chain.first * chain.second * chain.last * math.nan).backward()
+    assert where_not_finite(run_of(chain)) == ("gradient", None, 1.0)
 
 
 # ---------------------------------------------------------------- whole runs

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import asdict
 
 import pytest
 
-from ft_host.config import RolloutConfig
+from ft_host.config import RolloutConfig, RunConfig
 from ft_host.config.declared import declared_facts
+from ft_host.diagnostics import Engine
 from ft_host.diagnostics.rules import gradients, held_out, losses, numbers, optimisation
 from ft_host.testing.rules import Told, codes, evals, findings, in_order, steps
 
@@ -405,3 +407,39 @@ def test_steps_are_taken_back_to_the_best_evaluation():
 def test_what_float16_overflows_names_bf16():
     told = Told(config={"fp16": True}, facts=CASES["NUM001"][0].facts)
     assert found("NUM001", told).remedies[0].patch == {"fp16": False, "bf16": True}
+
+
+def of_a_broken_run(step: int, norm=None, **facts):
+    """The finding of a run that ends so: its metrics come first, then the facts of its end."""
+    ended = {"watch/not_finite": "loss", "watch/not_finite_value": "nan", "watch/not_finite_step": step}
+    engine = Engine([(rule, "test 0") for rule in numbers.RULES], asdict(RunConfig(warmup_steps=5)), strict=True)
+    for line in steps(step - 1, loss=2.0, grad_norm=norm) if norm is not None else []:
+        engine.add_metrics(line)
+    engine.record_facts(ended | facts)
+    (finding,) = engine.finish()
+    return finding
+
+
+def test_what_breaks_before_the_first_update_is_not_the_learning_rate():
+    finding = of_a_broken_run(1)
+    assert "no update had been made yet" in finding.message
+    assert not any("learning_rate" in remedy.patch for remedy in finding.remedies)
+
+
+def test_a_gradient_that_had_grown_speaks_of_updates_and_a_usual_one_of_rows():
+    grown = of_a_broken_run(30, norm=lambda step: 1.0 if step < 29 else 40.0)
+    assert "the gradient norm had risen from 1 to 40" in grown.message
+    assert "learning_rate" in grown.remedies[0].patch
+    usual = of_a_broken_run(30, norm=1.0)
+    assert "risen" not in usual.message and not usual.remedies[0].patch
+    assert any("learning_rate" in remedy.patch for remedy in usual.remedies)
+
+
+def test_the_tensor_that_is_broken_is_named():
+    weight = {"watch/not_finite_of": "weight", "watch/not_finite_parameter": "layers.3.up.weight"}
+    assert "numbers of layers.3.up.weight are NaN or infinite" in of_a_broken_run(30, **weight).message
+    some = {"watch/not_finite_of": "gradient", "watch/not_finite_parameter": "layers.3.up.weight"}
+    message = of_a_broken_run(30, **some, **{"watch/not_finite_share": 0.25}).message
+    assert "25 % of the gradients aren't finite, of which layers.3.up.weight is the nearest to the loss" in message
+    every = {"watch/not_finite_of": "gradient", "watch/not_finite_parameter": None, "watch/not_finite_share": 1.0}
+    assert "none of the gradients is finite" in of_a_broken_run(30, **every).message

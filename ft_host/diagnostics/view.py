@@ -183,13 +183,14 @@ class View:
 
 
 def percent(share: float) -> str:
-    """Format a share: 0.434 -> "43 %". Only none is "0 %", and only all is "100 %": 0.99996 -> "99.996 %"."""
+    """Format a share: 0.434 -> "43 %". Only none is "0 %", and only all is "100 %": 0.9996 -> "99.96 %"."""
     value = 100 * share
     if 0 < abs(value) < 0.5:
         return f"{short(float(f'{value:.2g}'))} %"
-    shown = f"{value:.0f}"
-    if shown == "100" and value != 100:
-        shown = f"{min(value, 99.9999):.4f}".rstrip("0") if value < 100 else f"{value:.1f}"
+    shown, digits = f"{value:.0f}", 0
+    while value != 100 and digits < 4 and float(shown) == 100:
+        digits += 1
+        shown = f"{min(value, 99.9999) if value < 100 else max(value, 100.0001):.{digits}f}"
     return f"{shown} %"
 
 

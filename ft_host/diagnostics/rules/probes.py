@@ -25,15 +25,14 @@ def is_lost(view: View) -> bool | None:
 def initial_message(view: View) -> str:
     ratio, guess = against_guessing(view), math.log(view["model/vocab_size"])
     told = (
-        f"The first loss is {short(view['start/loss'])}; guessing among {view['model/vocab_size']} tokens gives"
-        f" {short(guess)}."
+        f"The first loss is {short(view['start/loss'])}, {percent(ratio)} of the {short(guess)} that guessing among"
+        f" {view['model/vocab_size']} tokens gives"
     )
     if ratio > CERTAIN:
         return (
-            f"{told} At {percent(ratio)} of that the model is sure of wrong tokens: the tokenizer, the template or the"
-            " weights may not be its own."
+            f"{told}: the model is sure of wrong tokens. The tokenizer, the template or the weights may not be its own."
         )
-    return f"{told} {percent(ratio)} of that is usual for new weights, not for trained ones."
+    return f"{told}: usual for new weights, not for trained ones."
 
 
 def weights_are_cut_off(view: View) -> bool:
@@ -68,7 +67,7 @@ def cut_off_message(view: View) -> str:
     if view.config.use_peft and adapter_is_frozen(view):
         return (
             f"{percent(view['probe/adapter_share'])} of the adapter's own weights are trained"
-            f" ({view['probe/trainable']:,} weights in all); the others are frozen."
+            f" ({view['probe/trainable']:,} weights); the others are frozen."
         )
     return (
         f"{view['probe/trainable']:,} weights are trained, {percent(view['probe/trainable_share'])} of the model's; the"

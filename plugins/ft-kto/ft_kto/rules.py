@@ -12,6 +12,7 @@ from ft_host.diagnostics import (
     View,
     errors,
     larger_step,
+    percent,
     preference_rules,
     rounded,
     rows_of,
@@ -45,6 +46,13 @@ def one_sided(view: View) -> bool | None:
 def moved(view: View, name: str) -> str:
     value = view.mean(name, 20)
     return f"is {short(value)}" if value == value else "isn't known: there were no such rows"
+
+
+def beside(view: View) -> str:
+    good, bad = abs(view.mean(CHOSEN, 20)), abs(view.mean(REJECTED, 20))
+    if good != good or bad != bad:
+        return ""
+    return f": one has moved {percent(min(good, bad) / max(good, bad))} as far as the other"
 
 
 def opposite(view: View) -> bool | None:
@@ -103,7 +111,8 @@ OWN = [
         share=0.6,
         least=10,
         message=lambda view: (
-            f"The reward of good completions {moved(view, CHOSEN)}, that of bad ones {moved(view, REJECTED)}."
+            f"The reward of good completions {moved(view, CHOSEN)}, that of bad ones {moved(view, REJECTED)}"
+            f"{beside(view)}."
         ),
         remedies=balance,
         when=(
