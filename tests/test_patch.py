@@ -204,4 +204,6 @@ def test_the_file_trains_and_the_run_knows_its_parent(config, tmp_path):
     assert done.returncode == 0, done.stderr
     record = read_run(tmp_path / "good")
     assert (record.parent, record.status, record.steps) == (str(tmp_path / "bad"), "finished", 5)
+    (ancestor,) = record.facts["plan/ancestors"]  # what was tried, for the findings of this run
+    assert ancestor["changed"]["learning_rate"] == [1e15, 0.01] and ancestor["found"] == ["NUM001"]
     assert "Continues from" in (tmp_path / "good" / "report.html").read_text()
