@@ -225,17 +225,18 @@ def test_the_scale_of_a_loaded_adapter_is_mended_in_its_own_file():
     facts = {"model/adapter": "runs/first/adapter", "model/adapter_ranks": {"": [8, 8000]}}
     finding = findings(relations.RULES, Told(config=LORA, facts=facts))[0]
     assert finding.severity == "warning" and finding.remedies[0].patch == {}
-    assert finding.message.startswith(
-        "lora_alpha 8,000 and lora_r 8 of all parts in runs/first/adapter/adapter_config.json scale the adapter by 1,000"
-    )
-    assert finding.remedies[0].why.startswith(
-        "Correct lora_alpha in runs/first/adapter/adapter_config.json: 16 is usual"
-    )
+    place = "runs/first/adapter/adapter_config.json"
+    said = f"lora_alpha 8,000 and lora_r 8 of all parts in {place} scale the adapter by 1,000"
+    assert finding.message.startswith(said)
+    assert finding.remedies[0].why == f"Correct lora_alpha in {place}: 16 is usual for its rank"
     facts["model/adapter_ranks"] = {"": [8, 16], "mlp.up_proj": [8, 0.001]}
     finding = findings(relations.RULES, Told(config=LORA, facts=facts))[0]
     assert "of mlp.up_proj in runs/first" in finding.message and "lora_alpha of mlp.up_proj" in finding.remedies[0].why
     facts["model/adapter_ranks"] = {"": [8, 16], "mlp.up_proj": [64, 64]}
     assert note(LORA | {"lora_alpha": 8000}, facts) == {}  # what the run's fields say is not what is trained
+    facts["model/adapter_ranks"] = {"": [8, 16]}
+    finding = findings(relations.RULES, Told(config=LORA | {"lora_dropout": 0.9}, facts=facts))[0]
+    assert finding.remedies[0].patch == {} and finding.remedies[0].why == f"Correct lora_dropout in {place}: 0 is usual"
 
 
 @pytest.mark.parametrize(

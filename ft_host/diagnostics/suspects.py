@@ -22,6 +22,7 @@ from ft_host.diagnostics.view import View, short
 
 # Fields whose remedy a finding has measured better than a range can tell: its own stays, where it goes the same way.
 SIZED = ("learning_rate", "num_train_epochs", "max_completion_length")
+OF_ADAPTERS = ("lora_dropout", "lora_r")
 FACT = "suspect/"  # and the field
 NOTES = "CFG010"  # the rule that notes them before training
 RATE = "learning_rate"
@@ -93,12 +94,18 @@ class Ranges:
             value = values.get(each.name, each.default)
             usual = next((usual for usual in each.usual if usual.applies(values)), None)
             if usual is not None and value != each.default and (side := side_of(usual, value)):
-                found.append(self._suspect(each, usual, value, side, values))
+                found.append(self._suspect(each, usual, value, side, values, view.get("model/adapter")))
         return found
 
-    def _suspect(self, each: Field, usual: Usual, value: Any, side: int, values: Mapping[str, Any]) -> Suspect:
+    def _suspect(
+        self, each: Field, usual: Usual, value: Any, side: int, values: Mapping[str, Any], adapter: str | None
+    ) -> Suspect:
         new = each.default if usual.new is None else usual.new
         name = f"{self.place}.{each.name}" if self.place else each.name
+        patch = {self.place: {**values, each.name: new}} if self.place else None
+        folder = (
+            adapter if each.name in OF_ADAPTERS else None
+        )  # which is trained as it is: no field of a run changes it
         return Suspect(
             field=name,
             value=value,
@@ -106,7 +113,8 @@ class Ranges:
             explains=usual.below if side < 0 else usual.above,
             source=usual.source,
             new=new,
-            patch={self.place: {**values, each.name: new}} if self.place else None,
+            patch={} if folder else patch,
+            remedy=f"Correct {each.name} in {folder}/adapter_config.json: {shown(new)} is usual" if folder else "",
             why=usual.reason(side),
             noted=usual.noted,
             certain=beyond(usual, value) >= usual.far,
