@@ -78,7 +78,7 @@ def section(heading: str, fields: Sequence[Field]) -> str:
 
 
 def row(field: Field, usual: Usual) -> str:
-    only = "; ".join(f"`{name}` {' or '.join(map(yaml_text, values))}" for name, values in usual.only.items())
+    only = "; ".join(f"`{name}` {said(values)}" for name, values in usual.only.items())
     off = f"; {', '.join(map(yaml_text, usual.off))} is off" if usual.off else ""
     explains = [", ".join(each) or ("" if bound is None else "-") for each, bound in sides(usual)]
     cells = (
@@ -93,6 +93,12 @@ def row(field: Field, usual: Usual) -> str:
 
 def sides(usual: Usual) -> list[tuple[tuple[str, ...], float | None]]:
     return [(usual.below, usual.low), (usual.above, usual.high)]
+
+
+def said(values: tuple | range) -> str:
+    if isinstance(values, range):
+        return f"at least {values.start}"
+    return " or ".join(map(yaml_text, values))
 
 
 def why(usual: Usual) -> str:

@@ -589,7 +589,7 @@ def config_class(method: str) -> type[RunConfig]:
 
 @functools.cache
 def asked(method: str) -> list[Function]:
-    return suspects_of(config_class(method), registry.find("method", method), "transformers")
+    return suspects_of(config_class(method), own_diagnostics(registry.find("method", method)), "transformers")
 
 
 @functools.cache

@@ -20,7 +20,6 @@ class LoRAFields:
         gt=0,
         usual=Usual(
             high=512,
-            above=("slow",),
             why="an adapter of this rank is no smaller than many matrices",
             source="TRL LoRA without regret: up to 256",
         ),

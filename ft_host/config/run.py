@@ -219,9 +219,7 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
         "Processes that tokenise in advance. 0: the training process does it.",
         group="data",
         ge=0,
-        usual=Usual(
-            high=64, above=("slow",), why="each is a process with a tokenizer of its own", source="own judgement"
-        ),
+        usual=Usual(high=64, why="each is a process with a tokenizer of its own", source="own judgement"),
     )
 
     # -- batches
@@ -233,9 +231,7 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
         "memory and speed, not the gradient.",
         group="batches",
         gt=0,
-        usual=Usual(
-            low=64, below=("slow",), why="a micro-batch holds next to nothing", source="own judgement", new=4096
-        ),
+        usual=Usual(low=64, why="a micro-batch holds next to nothing", source="own judgement", new=4096),
     )
     per_device_eval_batch_size: int = option(
         8, "Rows per device in evaluation. The result doesn't depend on it.", group="batches", gt=0

@@ -21,7 +21,7 @@ SYMPTOMS = {
     "overfitting": "what is learnt serves the rows of the training alone",
     "bad_start": "before any update the model does worse than it should",
     "imbalance": "few experts get most of the tokens",
-    "slow": "time goes into something else than learning",
+    "slow": "training waits for completions",
     "cut": "texts are cut short",
 }
 
@@ -47,7 +47,7 @@ class Usual:
     why: str | tuple[str, str] = ""
     source: str = ""
     off: tuple[Any, ...] = ()
-    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    only: Mapping[str, tuple[Any, ...] | range] = field(default_factory=dict)
     new: Any = None
     far: float = 100.0
     noted: bool = True
@@ -87,7 +87,7 @@ class Usual:
         return f"{_number(self.low)} to {_number(self.high)}"
 
 
-def _has(found: Any, values: tuple[Any, ...]) -> bool:
+def _has(found: Any, values: tuple[Any, ...] | range) -> bool:
     return any(each in values for each in found) if isinstance(found, list) else found in values
 
 

@@ -94,19 +94,19 @@ def not_about(method: registry.PluginInfo, owned: list[Owned]) -> dict[str, str]
     return said
 
 
-def suspects_of(config_class: type[RunConfig], method: registry.PluginInfo | None, backend: str) -> list[Function]:
+def suspects_of(config_class: type[RunConfig], infos: list[registry.PluginInfo], backend: str) -> list[Function]:
     """What may be behind a run's symptoms: the ranges of its fields and of its backend's, the host's relations between
-    fields, and `SUSPECTS` in the module of the method's rules, or in its file. Raises PluginBroken where that is no
-    list of functions."""
+    fields, and `SUSPECTS` in the modules of the rules of `infos`, or in the method's file. Raises PluginBroken where
+    that is no list of functions."""
     from ft_host.diagnostics.rules.relations import SUSPECTS
 
     found: list[Function] = [Ranges(fields_of(config_class)), *SUSPECTS]
     if backend != "transformers":
         backend_class = registry.backend_config_class(registry.find("backend", backend))
         found += [Ranges(fields_of(backend_class), "backend_config")] if backend_class is not None else []
-    if method is None:
-        return found
-    for info in [*own_diagnostics(method), *([] if method.distribution else [method])]:
+    for info in infos:
+        if info.kind != "diagnostics" and info.distribution:
+            continue
         own = vars(registry.load(info)).get("SUSPECTS", [])
         if not isinstance(own, list | tuple) or not all(callable(each) for each in own):
             raise PluginBroken(

@@ -97,7 +97,7 @@ def diagnose(folder: str | Path, select: list[str] | None = None, ignore: list[s
             known = fields_of(config_class)
             accepts = acceptance(config_class(**{name: value for name, value in config.items() if name in known}))
             left_out = not_about(method, owned)
-            suspects = suspects_of(config_class, method, config["backend"])
+            suspects = suspects_of(config_class, infos, config["backend"])
         except (PluginBroken, PluginNotFound, UsageError) as error:
             notes.append(f"what the method {record.method} says of itself can't be asked: {_first_line(error)}")
     engine = Engine(rules, config, not_about=left_out, suspects=suspects, accepts=accepts)

@@ -50,7 +50,7 @@ class Monitor:
             self.rules,
             self.as_dict,
             not_about=not_about(method, owned),
-            suspects=suspects_of(type(config), method, config.backend),
+            suspects=suspects_of(type(config), infos, config.backend),
             accepts=acceptance(config),
         )
         self.engine.record_facts(declared_facts(type(config)) | ancestors(config.parent_run, self.as_dict))

@@ -49,7 +49,7 @@ def findings(
     """What `rules` find in a run, as it stands at its end; muted ones too. `suspects`: the method's `SUSPECTS`, beside
     those of the host."""
     config = asdict(config_class(**told.config))
-    of_run = [*suspects_of(config_class, None, "transformers"), *suspects]
+    of_run = [*suspects_of(config_class, [], "transformers"), *suspects]
     engine = Engine([(rule, "test 0") for rule in rules], config, strict=True, suspects=of_run)
     engine.record_facts(declared_facts(config_class) | told.facts)
     for line in told.lines:

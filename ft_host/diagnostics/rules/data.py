@@ -203,7 +203,6 @@ RULES = [
         code="DATA005",
         title="Rows are cut at max_length",
         stage="before",
-        symptom="cut",
         level="rows",
         needs=("data/truncated_rows", "data/truncated_tokens", "data/length_p50", "data/length_p95"),
         test=lambda view: view["data/truncated_rows"] > 0.05,

@@ -124,7 +124,9 @@ def intervals(view: View) -> Iterator[Suspect]:
     }
     for name, matters in on.items():
         every = config.get(name)
-        if not matters or every is None or every <= total or (name != "eval_steps" and every < 2 * total):
+        # a little beyond the end is a default, or a run that was cut to a few steps
+        least = {"eval_steps": 1, "logging_steps": 10}.get(name, 2)
+        if not matters or every is None or every <= least * total:
             continue
         yield Suspect(
             field=name,

@@ -4,53 +4,40 @@ from __future__ import annotations
 
 from ft_host.api import Usual
 
+# How often a rollout is used, where that is more than once: in the first update the ratio is 1, and nothing is clipped.
+AGAIN = range(2, 1_000_000)
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # those with PPO's clipped ratio
 
+
+def clipping(level: str, source: str, low: float, high: float, losses: tuple[str, ...] = CLIPPED) -> tuple[Usual, ...]:
+    """The range of a bound on ratios, in runs that use a rollout more than once."""
+    return tuple(
+        Usual(
+            low=low,
+            high=high,
+            below=("no_learning", "no_variety", "divergence"),
+            above=("divergence",),
+            why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
+            source=source,
+            only={"importance_sampling_level": (level,), "loss_type": losses, again: AGAIN},
+        )
+        for again in ("num_iterations", "steps_per_generation")
+    )
+
+
 EPSILON = (
-    Usual(
-        low=0.02,
-        high=0.5,
-        below=("no_learning", "divergence"),
-        above=("divergence",),
-        why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
-        source="PPO, arXiv 1707.06347: 0.1 to 0.3",
-        only={"importance_sampling_level": ("token",)},
-    ),
-    Usual(
-        low=1e-05,
-        high=0.5,
-        below=("no_learning", "divergence"),
-        above=("divergence",),
-        why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
-        source="GSPO, arXiv 2507.18071: 3e-4",
-        only={"importance_sampling_level": ("sequence",)},
-    ),
+    *clipping("token", "PPO, arXiv 1707.06347: 0.1 to 0.3", 0.02, 0.5),
+    *clipping("sequence", "GSPO, arXiv 2507.18071: 3e-4", 1e-5, 0.5),
 )
 EPSILON_HIGH = (
-    Usual(
-        low=0.02,
-        high=1,
-        below=("no_learning", "no_variety"),
-        above=("divergence",),
-        why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
-        source="DAPO, arXiv 2503.14476: 0.28",
-        only={"importance_sampling_level": ("token",), "loss_type": CLIPPED},
-    ),
-    Usual(
-        low=1e-05,
-        high=1,
-        below=("no_learning",),
-        above=("divergence",),
-        why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
-        source="GSPO, arXiv 2507.18071: 4e-4",
-        only={"importance_sampling_level": ("sequence",), "loss_type": CLIPPED},
-    ),
+    *clipping("token", "DAPO, arXiv 2503.14476: 0.28", 0.02, 1),
+    *clipping("sequence", "GSPO, arXiv 2507.18071: 4e-4", 1e-5, 1),
     Usual(
         low=1,
         high=20,
         below=("no_learning",),
         above=("divergence",),
-        why=("nearly every update is clipped away", "nothing holds the policy to what sampled"),
+        why=("tokens count for less than they should", "weights of tokens have no bound"),
         source="arXiv 2510.13786: 5",
         only={"loss_type": ("cispo",)},
     ),
