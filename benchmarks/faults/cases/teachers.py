@@ -33,7 +33,7 @@ KINDS = [
          config={"learning_rate": Times(0.001)}, at_fault=("learning_rate",),
          cause=("OPT005", "OPT007", "GOLD001", "CFG010"), beside=UNTAUGHT),
     Kind(name="gkd-temperature-50", method="gkd", what="both distributions are flattened until they are the same",
-         config={"temperature": 50.0}, at_fault=("temperature",), cause=("CFG010",), partly=("DIS005", "DIS002", "DIS105"),
+         config={"temperature": 50.0, "lmbda": 1.0}, at_fault=("temperature",), cause=("CFG010",), partly=("DIS005", "DIS002", "DIS105"),
          beside=UNTAUGHT, visible=0),
     Kind(name="gkd-cut-short", method="gkd", what="completions have no room to end", config={"max_completion_length": 12},
          own={"transduction": {"max_completion_length": 4}, "lookup": {"max_completion_length": 3},

@@ -80,7 +80,7 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             tokenizer=tokenizer,
             architecture="qwen",
             other="llama",
-            steps={"start": 600, "able": 400, "shown": 200},
+            steps={"start": 1000, "able": 400, "shown": 200},
             showing=showing,
             written=material.as_messages,
         )
