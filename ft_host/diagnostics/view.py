@@ -96,10 +96,14 @@ class View:
         values = [] if series is None else [value for value in series.values[BASELINE] if math.isfinite(value)]
         return statistics.median(values) if len(values) >= SETTLED else None
 
+    def opening(self, name: str, count: int = 10) -> list[float]:
+        """Return the first `count` values, without those that aren't finite."""
+        series = self.series.get(self._asked(name))
+        return [] if series is None else [value for value in series.values[:count] if math.isfinite(value)]
+
     def first(self, name: str, count: int = 10) -> float:
         """Return the mean of the first `count` values; NaN without any."""
-        series = self.series.get(self._asked(name))
-        values = [] if series is None else [value for value in series.values[:count] if math.isfinite(value)]
+        values = self.opening(name, count)
         return sum(values) / len(values) if values else math.nan
 
     def slope(self, name: str, count: int = 50) -> float:

@@ -42,7 +42,7 @@ def loss_fall(view: View) -> tuple[float, float] | None:
     where that is known, since they stay the same. None where it can't be told yet, or says nothing."""
     if view.by_rollout or view.step < view.warmup_steps + SETTLE or view.count("loss") < SETTLE + 10:
         return None
-    first, last = view.series["loss"].finite()[:10], view.recent("loss", 20)
+    first, last = view.opening("loss"), view.recent("loss", 20)
     start = sum(first) / len(first) if first else math.nan
     if not start > NOTHING or not last:
         return None  # little to learn, or a loss that can be negative

@@ -88,7 +88,7 @@ def loss_stays(view: View) -> bool | None:
         return None
     share, doubt = found
     small = full_ratio(view) is None or not may_be_too_high(view)
-    return small and -0.03 < share + doubt < 0.03 and share < 0.01
+    return small and -0.03 < share < 0.01 and share + doubt < 0.03
 
 
 def held_out_too(view: View) -> str:
@@ -103,7 +103,7 @@ def stays_remedies(view: View) -> list[Remedy]:
 
 def begun(view: View) -> list[float]:
     """The first ten losses, or the first three, where it was thrown up within ten."""
-    first = view.series["loss"].finite()[:10]
+    first = view.opening("loss")
     return first[:3] if len(first) > 3 and min(first[3:]) > max(first[:3]) else first
 
 

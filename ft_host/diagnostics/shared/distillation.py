@@ -34,7 +34,7 @@ def flat(view: View) -> bool | None:
             return False
     if view.count(AGREEMENT) >= 20 and view.mean(AGREEMENT, 20) >= 0.95:
         return False
-    first, last = view.series[DIVERGENCE].finite()[:10], view.recent(DIVERGENCE, 20)
+    first, last = view.opening(DIVERGENCE, 10), view.recent(DIVERGENCE, 20)
     begun = first_divergence(view)
     sure = farther(view) or scatter(last) * math.sqrt(1 / 10 + 1 / 20) < 0.05 * abs(begun)
     return view.mean(DIVERGENCE, 20) > 0.95 * begun and sure and not fallen(first, last, 2.0)

@@ -134,7 +134,7 @@ def has_risen(view: View, names: Names) -> bool:
     series = view.series.get(names.reward)
     if series is None or len(series) < 30 or gained(view, names) < 0.1:
         return False
-    return risen(series.finite()[:10], view.recent(names.reward, 20), 3.0)
+    return risen(view.opening(names.reward), view.recent(names.reward, 20), 3.0)
 
 
 def chance(view: View) -> float:

@@ -110,6 +110,8 @@ def far_from_0(view: View, count: int) -> str:
 def no_preference(view: View) -> bool | None:
     """After a third of the steps after the warm-up, and 30 of them: at this pace margins stay next to nothing to its
     end, or within their noise."""
+    if not view.turn(MARGINS):
+        return None
     margins = after_warm_up(view, MARGINS)
     if len(margins) < 30 or len(margins) < ((view.total_steps or 0) - view.warmup_steps) / 3:
         return None

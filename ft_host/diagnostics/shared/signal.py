@@ -14,7 +14,7 @@ FLAT, UNIQUE = "frac_reward_zero_std", "completions/unique_share"
 # The share of groups that may hold no signal. Two completions of a prompt earn the same by chance more often than
 # eight.
 MANY = 4  # times as many completions of a prompt: beyond, other prompts are cheaper
-# Where half of the prompts are easy and half are hard, 55 % of groups of four are flat, and a run learns from the others.
+# Where half of the prompts are easy and half are hard, 55 % of groups of four are flat, and the others teach.
 FLAT_LIMITS = {2: (0.85, 0.95), 3: (0.75, 0.9), 4: (0.7, 0.9), 5: (0.65, 0.85), 6: (0.6, 0.85)}
 
 
