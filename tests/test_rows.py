@@ -263,7 +263,8 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_kind_of_fault_is_named(name, tokenizer):
     rows, kind, expected, severity, words = FAULTS[name]
-    told, _ = found(rows, tokenizer, kind)
+    told, facts = found(rows, tokenizer, kind)
+    json.dumps(facts, allow_nan=False)  # run.json holds them
     assert expected in told, f"found {sorted(told)}"
     assert severity in (None, told[expected].severity)
     assert words in told[expected].message and told[expected].remedies
@@ -474,6 +475,11 @@ def test_looking_costs_little(tokenizer):
     assert time.process_time() - began < 5  # usually half a second: a machine may be slow, not ten times so
 
 
-def test_facts_are_what_json_can_hold(tokenizer):
-    for rows, kind, *_ in FAULTS.values():
-        json.dumps(found(rows, tokenizer, kind)[1], allow_nan=False)
+def test_answers_that_completions_have_no_room_for(tokenizer):
+    rows = [row | {"completion": row["completion"]} for row in ROWS]
+    told, facts = found(rows, tokenizer, GRPOConfig, max_completion_length=16)
+    assert facts["data/longer_than_room/completion"] == 1 and told["DATA038:completion"].severity == "warning"
+    (remedy,) = told["DATA038:completion"].remedies
+    room = remedy.patch["max_completion_length"]
+    assert room % 64 == 0 and facts["data/room_for/completion"] < room
+    assert found(rows, tokenizer, GRPOConfig, max_completion_length=room)[0] == {}

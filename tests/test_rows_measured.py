@@ -117,6 +117,11 @@ def test_rows_whose_answer_earns_nothing_are_counted_where_others_earn_one_and_t
     assert by_row(*tried([paid, failed]), lambda column: True) == {"unpaid": 0.0}
 
 
+def test_completions_of_the_data_that_earn_nothing_beside_answers_that_do():
+    row = {"right": 1.0, "own": 0.0, "wrong": 0.0}
+    assert by_row(*tried([row, row, row | {"own": 1.0}, row]), lambda column: True)["own_unpaid"] == 0.75
+
+
 @pytest.fixture
 def rewarded(tiny, tmp_path):
     """The facts of rewards on rows with these answers."""
@@ -159,6 +164,8 @@ def test_the_rule_says_what_rewards_pay_for():
     assert of(unpaid=0.125)[0].severity == "info" and of(unpaid=0.5)[0].severity == "warning"
     (found,) = of(only_whole=1.0)
     assert found.severity == "warning" and "100 %" in found.message and "####" in found.remedies[0].why
+    (found,) = of(own_unpaid=0.75)
+    assert found.severity == "info" and "75 % of the rows tried beforehand, and pays the answer alone" in found.message
     (found,) = of(only_spaced=0.5)
     assert found.severity == "warning" and "white space" in found.message
 

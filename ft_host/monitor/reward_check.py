@@ -65,7 +65,8 @@ def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[s
         wrong = ["", question, "qzx vjw. 0 0 0", f"{answer} {answer} no 7"]
         plain = gold.strip(), answer.strip()
         bare = [plain[0], *forms(*plain)] if plain != (gold, answer) else []
-        kinds = [("right", right), ("final", ends), ("bare", bare), ("wrong", wrong)]
+        own = [gold] if name in WHOLE and answer != gold else []
+        kinds = [("right", right), ("own", own), ("final", ends), ("bare", bare), ("wrong", wrong)]
         for kind, text in ((kind, text) for kind, texts in kinds for text in texts):
             completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
             rows.append(
@@ -103,8 +104,9 @@ def earned_by_row(tried: list[dict[str, Any]], values: list[float | None]) -> li
 def by_row(tried: list[dict[str, Any]], values: list[float | None], takes: Callable[[str], bool]) -> dict[str, float]:
     """Return by row what all rows together hide: the share of rows whose right answer earns nothing, where that of the
     others earns one and the same; of those whose worked answer earns only as a whole, and of those whose answer earns
-    only with the white space around it. Of a function that takes the column of the answer."""
-    if not all(takes(trial["column"]) for trial in tried):
+    only with the white space around it, or alone, and not the completion of the row. Of a function that takes the
+    answer."""
+    if not any(takes(name) for name in (*ANSWERS, *WHOLE)):
         return {}
     rows = earned_by_row(tried, values)
     paid = {row["right"] for row in rows if row["right"] > row["wrong"]}
@@ -113,6 +115,9 @@ def by_row(tried: list[dict[str, Any]], values: list[float | None], takes: Calla
         unpaid = sum(row["right"] <= row["wrong"] for row in rows)
         worked = [row for row in rows if "final" in row and row["right"] > row["wrong"]]
         out["unpaid"] = unpaid / len(rows)
+        whole = [row for row in rows if "own" in row and row["right"] > row["wrong"]]
+        if whole:
+            out["own_unpaid"] = sum(row["own"] <= row["wrong"] for row in whole) / len(rows)
         spaced = [row for row in rows if "bare" in row and row["right"] > row["wrong"]]
         if spaced:
             out["only_spaced"] = sum(row["bare"] <= row["wrong"] for row in spaced) / len(rows)

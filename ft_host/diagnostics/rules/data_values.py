@@ -4,6 +4,8 @@ answers that a reward doesn't pay. Imports no torch.
 
 from __future__ import annotations
 
+import math
+
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.rules.data_rows import FEW, SOME, for_instance, share_over
 from ft_host.diagnostics.view import View, percent
@@ -16,12 +18,26 @@ def void_message(view: View) -> str:
     )
 
 
+def more_room(view: View) -> list[Remedy]:
+    room = 64 * math.ceil((view["data/room_for/*"] + 1) / 64)  # with an end token
+    now = view.config.max_completion_length
+    if room <= now:
+        return [Remedy(why="Shorten what the longest rows hold, or leave them out")]
+    patch = {"max_completion_length": room}
+    return [Remedy(why=f"Raise max_completion_length from {now} to {room}", patch=patch, again=True)]
+
+
 # ---------------------------------------------------------------- DATA033
 
 
 def unpaid(view: View, limit: float) -> bool:
     alone = max(view.get("data/reward/*/only_whole", 0) - 0.4, view.get("data/reward/*/only_spaced", 0))
     return view["data/reward/*/unpaid"] > limit or alone > SOME
+
+
+def own_is_told(view: View) -> bool:
+    """Whether the data's own completions earn nothing. They may be in another form than the reward wants on purpose."""
+    return view.get("data/reward/*/own_unpaid", 0) > 0.5
 
 
 def unpaid_message(view: View) -> str:
@@ -33,14 +49,19 @@ def unpaid_message(view: View) -> str:
         )
     if view.get("data/reward/*/only_whole", 0) > 0.5:
         said.append(
-            f"Reward {name} pays only for the whole worked answer, word for word, in "
+            f"Reward {name} pays for the whole worked answer, word for word, in "
             f"{percent(view['data/reward/*/only_whole'])} of the rows tried beforehand, and not for what it ends in: a "
             "model that says the same in other words earns nothing."
         )
+    if own_is_told(view):
+        said.append(
+            f"Reward {name} gives the rows' own completions no more than rubbish in "
+            f"{percent(view['data/reward/*/own_unpaid'])} of the rows tried beforehand, and pays the answer alone."
+        )
     if view.get("data/reward/*/only_spaced", 0) > SOME:
         said.append(
-            f"Reward {name} pays the row's answer only with the white space around it, in "
-            f"{percent(view['data/reward/*/only_spaced'])} of the rows tried beforehand: no completion has that."
+            f"Reward {name} pays the row's answer with the white space around it and not without, in "
+            f"{percent(view['data/reward/*/only_spaced'])} of the rows tried beforehand. Completions have none."
         )
     return " ".join(said)
 
@@ -51,6 +72,10 @@ def unpaid_remedies(view: View) -> list[Remedy]:
         out.append(Remedy(why="Keep the final answer alone in the column, or let the reward compare what follows ####"))
     if view.get("data/reward/*/only_spaced", 0) > SOME:
         out.append(Remedy(why="Take the white space off the column, or let the reward strip both sides"))
+    if own_is_told(view):
+        out.append(
+            Remedy(why="See whether completion and answer are of one row, and in the form that the reward reads")
+        )
     if view["data/reward/*/unpaid"] > 0.1:
         out.append(Remedy(why="Look at the answers of such rows, and mend them or leave the rows out"))
     return out
@@ -83,14 +108,15 @@ RULES = [
         level="rows",
         needs=("data/reward/*/unpaid",),
         severity="info",
-        test=lambda view: unpaid(view, 0.1),
+        test=lambda view: unpaid(view, 0.1) or own_is_told(view),
         notable=lambda view: unpaid(view, 0.25),
         message=unpaid_message,
         remedies=unpaid_remedies,
         when=(
             "Of 8 rows whose answers were tried in usual forms, over a tenth earn no more than rubbish, where the "
             "others earn one and the same (a warning above a quarter); or a worked answer earns as a whole only, and "
-            "not by what it ends in, or an answer only with the white space around it."
+            "not by what it ends in, or an answer only with the white space around it. As an info: "
+            "the rows' own completions earn nothing in over half of them, where the answer alone does."
         ),
         why=(
             "Answers that are blank, in another form than the others, or whole texts that a reward compares as they "
@@ -116,6 +142,27 @@ RULES = [
         when="Over 2 % of the rows, in a column that a reward or the loss reads beside the texts.",
         why="CSV files and splits of texts leave it.",
         remedy="Strip the column.",
+        source="own judgement",
+    ),
+    Rule(
+        code="DATA038",
+        title="Completions have no room for the data's own answers",
+        stage="before",
+        level="rows",
+        needs=("data/longer_than_room/*", "data/room_for/*"),
+        fields=("max_completion_length",),
+        severity="info",
+        test=share_over("data/longer_than_room/*", SOME),
+        notable=share_over("data/longer_than_room/*", 0.5),
+        message=lambda view: (
+            f"{percent(view['data/longer_than_room/*'])} of what the rows have in {view.name('*')} is longer than "
+            f"max_completion_length {view.config.max_completion_length}; 95 of 100 are within "
+            f"{view['data/room_for/*']} tokens."
+        ),
+        remedies=more_room,
+        when="Over a tenth of the rows (a warning above a half), with rollouts.",
+        why="A completion that is cut can't be as long as what the data holds for right, and seldom earns anything.",
+        remedy="Raise max_completion_length.",
         source="own judgement",
     ),
 ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.config.rollout import RolloutConfig
 from ft_host.monitor.end_marks import ENDS
 from ft_host.monitor.rows.across import across_facts
-from ft_host.monitor.rows.columns import column_facts, left_overs
+from ft_host.monitor.rows.columns import LEAST, column_facts, left_overs, texts_by_column
 from ft_host.monitor.rows.exchanges import exchange_facts
 from ft_host.monitor.rows.held_out import beside_held_out
 from ft_host.monitor.rows.read import ANSWERS, WHOLE, Seen, read
@@ -26,6 +26,20 @@ if TYPE_CHECKING:
 __all__ = ["row_facts"]
 
 Placed = Iterable[tuple[str, Row]]
+
+
+def room_facts(rows: list[Seen], tokenizer: PreTrainedTokenizerBase, room: int) -> dict[str, Any]:
+    """Whole completions and answers of the data that a sampled completion would have no room for."""
+    facts: dict[str, Any] = {}
+    for column, texts in texts_by_column(rows).items():
+        if column not in (*WHOLE, *ANSWERS) or len(texts) < LEAST:
+            continue
+        sizes = sorted(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text, _ in texts)
+        longer = sum(size > room for size in sizes)
+        if longer:
+            facts[f"data/longer_than_room/{column}"] = longer / len(sizes)
+            facts[f"data/room_for/{column}"] = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
+    return facts
 
 
 def row_facts(
@@ -50,6 +64,7 @@ def row_facts(
     facts = column_facts(here, marks, learnt=not by_rollout)
     facts |= across_facts(here)
     facts |= left_overs(here, lambda mark: mark in vocabulary or mark in template)
+    facts |= room_facts(here, tokenizer, config.max_completion_length) if isinstance(config, RolloutConfig) else {}
     facts |= beside_held_out(here, apart, by_rollout) if apart else {}
     facts |= exchange_facts(here, config.dataset_columns)
     turned = ("data/exchanged", "data/contradicted/rejected")
