@@ -61,7 +61,7 @@ def unpaid_message(view: View) -> str:
     if view.get("data/reward/*/only_spaced", 0) > SOME:
         said.append(
             f"Reward {name} pays the row's answer with the white space around it and not without, in "
-            f"{percent(view['data/reward/*/only_spaced'])} of the rows tried beforehand. Completions have none."
+            f"{percent(view['data/reward/*/only_spaced'])} of the rows tried beforehand."
         )
     return " ".join(said)
 
