@@ -59,7 +59,8 @@ def not_told_apart(view: View) -> bool | None:
     right = view.recent(TRAIN, 30)
     if by_chance(right, len(right) * rows_of(view), least=0.0):
         return True
-    return len(evaluated(view)) > 1 and other <= 0.53 and view.mean(TRAIN, 30) < 0.7  # more is learnt by heart: RM001
+    undecided = other is not None and len(evaluated(view)) > 1 and other <= 0.53
+    return undecided and view.mean(TRAIN, 30) < 0.7  # more is learnt by heart: RM001
 
 
 def is_slow(view: View) -> bool:
