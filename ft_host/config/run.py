@@ -17,6 +17,7 @@ from ft_host.config.distribution_fields import DistributionFields
 from ft_host.config.lora_fields import LoRAFields
 from ft_host.config.old_names import OldNames, old_names
 from ft_host.config.optimisation_fields import OptimisationFields
+from ft_host.config.options import SCHEDULES as SCHEDULES
 from ft_host.config.options import TRACKERS, option
 from ft_host.config.usual import Usual
 from ft_host.errors import ConfigError
