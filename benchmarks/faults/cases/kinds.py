@@ -26,6 +26,7 @@ class Own:
     name: str
 
 
+ENDED = ("SYS005",)  # that a run ended with an error follows from what it ended with
 RIGHT, NEAR = Own("RIGHT"), Own("NEAR")
 ALL = tuple(FAMILIES)
 TEXTS = ("arithmetic", "transduction", "gsm8k")  # whose prompts aren't conversations
@@ -72,7 +73,7 @@ class Kind:
             cause=self.cause,
             partly=self.partly,
             at_fault=self.at_fault,
-            beside=self.beside,
+            beside=(*self.beside, *ENDED) if self.cause else (),
             visible=self.visible,
             held_out_metric=self.held_out_metric or HELD_OUT[self.method],
         )

@@ -38,7 +38,7 @@ KINDS = [
          cause=("DATA012", "DATA028", "DATA002", "PRB005"), beside=("DATA", "OPT", "PRB"), visible=0),
     # -- texts
     Kind(name="sft-empty-third", method="sft", what="a third of the completions are empty", train="empty_third",
-         at_fault=("data",), cause=("DATA014", "DATA016"), beside=("DATA007",), visible=0),
+         at_fault=("data", "max_dropped_share"), cause=("DATA014", "DATA016"), beside=("DATA007",), visible=0),
     Kind(name="sft-empty-all", method="sft", what="the completions of all rows are empty", train="empty_all",
          at_fault=("data", "dataset_columns"), cause=("DATA014", "DATA016", "DATA001"), beside=("DATA", "OPT"), visible=0),
     Kind(name="sft-exchanged", method="sft", what="prompt and completion stand under each other's name",
