@@ -388,6 +388,11 @@ def test_prompts_with_answers_raise_nothing_and_neither_do_two_rewards_of_half_t
     assert finding.severity == "info"
 
 
+def test_labels_that_are_about_another_thing_than_the_answer_are_not_contradicted_by_it(tokenizer):
+    rows = [row | {"completion": PAIRS[at]["chosen"], "label": at % 2 == 0} for at, row in enumerate(JUDGED)]
+    assert not any(name.startswith("DATA021") for name in found(rows, tokenizer)[0])
+
+
 def letters(seed):
     """Letters to write backwards in capitals: nothing but their signs tells what belongs together."""
     rng = random.Random(seed)

@@ -147,13 +147,14 @@ def contradicted(rows: list[Seen], renames: dict[str, str]) -> dict[str, Any]:
 
 
 def _turned(known: list[tuple[bool, Seen]]) -> bool:
-    """Whether bad completions have the row's answer about as often as good ones, or more often."""
+    """Whether good completions lack the row's answer, and bad ones have it about as often as they do, or more often.
+    (Where all have it, the label is about something else.)"""
     with_answer = {True: [0, 0], False: [0, 0]}
     for right, row in known:
         with_answer[bool(row.label)][0] += right == row.label
         with_answer[bool(row.label)][1] += 1
     (good, goods), (bad, bads) = with_answer[True], with_answer[False]
-    return bool(goods and bads and good / goods < bad / bads + EXACT and bad)
+    return bool(goods and bads and bad and good / goods < min(0.9, bad / bads + EXACT))
 
 
 def _told(kind: str, share: float, by: str, rows: list[Seen]) -> dict[str, Any]:
