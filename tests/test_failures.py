@@ -137,10 +137,13 @@ def test_the_user_is_told_of_each_cause_once_and_of_each_prompt_set_aside():
         News(failed={"engine": 3, "reward": 3}, last={"engine": "gone", "reward": "nan"}, aside=[aside]),
         News(failed={"environment": 1}, last={"environment": "no server"}, aside=[]),
     ]
-    assert said(ranks) == [
+    known: set[str] = set()
+    assert said(ranks, known) == [
         "3 attempts at prompts failed (engine) and are tried again: gone",
         "2 attempts at prompts failed (reward) and are tried again: nan",
         "a prompt failed (environment) and is tried again: no server",
         "set aside after all its retries: prompt 4 (d, line 5; reward): nan",
     ]
-    assert said([News(failed={}, last={}, aside=[])]) == []
+    assert said([News(failed={}, last={}, aside=[])], known) == []
+    again = News(failed={"engine": 1, "reward": 5}, last={"engine": "gone", "reward": "nan"}, aside=[])
+    assert said([again], known) == ["a prompt failed (engine) and is tried again: gone"]

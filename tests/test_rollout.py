@@ -286,6 +286,24 @@ def test_failures_are_counted_and_told_once(make):
     )
 
 
+def test_a_reward_that_fails_in_every_rollout_is_told_of_once_and_counted_in_each(make):
+    run = make("breaks")
+    for _ in range(3):
+        rows = rows_of(run, "c", first=2)
+        assert metrics_of(run.reward(rows, run.generate(rows, 2)).metrics)["rewards/breaks/failed"] == 2
+    assert len(run.said) == 1 and "rewards/breaks/failed counts them" in run.said[0][0]
+
+
+def test_failures_of_another_kind_are_told_of_too(make):
+    pool = make("breaks").pool
+    assert pool.is_new("breaks", "raised ValueError: no 2 (a.py, line 3)")
+    assert not pool.is_new("breaks", "raised ValueError: no 7 (a.py, line 3)")
+    assert pool.is_new("breaks", "raised KeyError: 'x' (a.py, line 3)") and pool.is_new(
+        "breaks", "took longer than 60 s"
+    )
+    assert pool.is_new("letters", "took longer than 60 s") and not pool.is_new("letters", "took longer than 30 s")
+
+
 def test_the_share_of_failures_is_over_all_prompts_that_had_runs_of_their_own(make):
     accumulator = Accumulator()
     for first in (2, 5):  # the reward breaks for the first of these prompts alone

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import threading
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -28,6 +29,8 @@ from ft_host.util.imports import EXAMPLE
 
 if TYPE_CHECKING:
     from ft_host.config.rollout import RolloutConfig
+
+NUMBER = re.compile(r"\d+")
 
 
 class RewardPool:
@@ -61,6 +64,7 @@ class RewardPool:
             raise
         self.names = [function.name for function in self.functions]
         self.told: set[str] = set()  # notes that were given before
+        self.failing: set[tuple[str, str]] = set()  # functions and kinds of failures that were told of
         self.telling = threading.Lock()
         self.modelling = threading.Lock()  # reward models are called by one thread at a time
         self.unrewarded = Unrewarded(config.max_reward_failures)
@@ -123,6 +127,15 @@ class RewardPool:
         except FtHostError as error:
             error.facts.setdefault("rollout/cause", "reward")
             raise
+
+    def is_new(self, name: str, reason: str) -> bool:
+        """Return whether a reward hasn't failed in this way before: with an error of this class, or so late, whatever
+        the numbers in the message."""
+        kind = name, NUMBER.sub("", reason.partition(":")[0])
+        with self.telling:
+            new = kind not in self.failing
+            self.failing.add(kind)
+        return new
 
     def close(self) -> None:
         """End all processes. Calls under way raise FtHostError, and so does any `score` from here on."""

@@ -147,11 +147,13 @@ class RolloutRun:
                 metrics[f"rewards/{name}/failed_share"] = mean(mine, len(completions))
             if not told:
                 continue
-            self.say(
-                f"reward {name}: no value for {sum(count for count, _ in told)} of "
-                f"{sum(self.gather(len(completions)))} completions: {told[0][1]}",
-                "warning",
-            )
+            of = sum(self.gather(len(completions)))
+            if self.pool.is_new(name, told[0][1]):
+                self.say(
+                    f"reward {name}: no value for {sum(count for count, _ in told)} of {of} completions: {told[0][1]}; "
+                    f"this is said once, rewards/{name}/failed counts them",
+                    "warning",
+                )
         unrewarded = sum(all(value is None for value in values) for values in results.values)
         metrics["completions/unrewarded_share"] = mean(unrewarded, len(completions))
         for name, logged in results.metrics.items():

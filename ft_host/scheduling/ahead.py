@@ -50,6 +50,7 @@ class Ahead:
     saved: list[dict[str, Any]] = field(default_factory=list)  # what `state` returned on each rank of a checkpoint
     place: dict[str, Any] = field(default_factory=dict)  # in the prompts, behind all that were drawn
     ended: bool = False  # no prompt is left to draw
+    told: set[str] = field(default_factory=set)  # causes of failures that aren't told of again
     aside: list[SetAside] = field(
         default_factory=list
     )  # prompts set aside on all ranks, since the run began or went on
@@ -121,7 +122,7 @@ class Ahead:
 
     def say_failures(self, ranks: list[News]) -> None:
         """Say what failed since the last rollout, on all ranks."""
-        for line in said(ranks):
+        for line in said(ranks, self.told):
             self.run.say(line, "warning")
         self.aside += [aside for each in ranks for aside in each.aside]
         if self.aside:

@@ -141,9 +141,9 @@ def ending(what: str, found: list[SetAside], error: FtHostError) -> FtHostError:
     )
 
 
-def said(ranks: list[News]) -> list[str]:
+def said(ranks: list[News], known: set[str]) -> list[str]:
     """Return what the user is told of failures on all ranks: one line for each cause, one for each prompt set
-    aside."""
+    aside. A reward that fails is told of once: `known` are the causes that aren't told of again."""
     failed: Counter[str] = Counter()
     for each in ranks:
         failed.update(each.failed)
@@ -154,6 +154,7 @@ def said(ranks: list[News]) -> list[str]:
         f"{'a prompt' if count == 1 else f'{count} attempts at prompts'} failed ({cause}) and "
         f"{'is' if count == 1 else 'are'} tried again: {last[cause]}"
         for cause, count in failed.items()
-        if count
+        if count and cause not in known
     ]
+    known |= {"reward"} & failed.keys()
     return again + [f"set aside after all its retries: {aside}" for each in ranks for aside in each.aside]
