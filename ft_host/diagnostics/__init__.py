@@ -24,6 +24,7 @@ from ft_host.diagnostics.shared.preferences import (
     preference_rules,
     rows_of,
 )
+from ft_host.diagnostics.spread import fallen, risen
 from ft_host.diagnostics.suspects import Suspect
 from ft_host.diagnostics.view import View, percent, rounded, short, went
 
@@ -42,6 +43,7 @@ __all__ = [
     "by_chance",
     "errors",
     "fall",
+    "fallen",
     "fewer_steps",
     "larger_step",
     "learns",
@@ -52,6 +54,7 @@ __all__ = [
     "raise_rate",
     "restore",
     "rising",
+    "risen",
     "rollout_rules",
     "rounded",
     "ruin",

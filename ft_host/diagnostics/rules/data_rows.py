@@ -187,7 +187,7 @@ RULES = [
         needs=("start/loss", "start/mean_token_accuracy"),
         severity="info",
         test=lambda view: 0 <= view["start/loss"] < 0.02 and view["start/mean_token_accuracy"] > 0.99,
-        notable=lambda view: view["start/loss"] < 1e-3,
+        notable=lambda view: view["start/loss"] < 1e-4,  # a model that is good at the task may begin at a thousandth
         message=lambda view: (
             f"Before any update the loss is {short(view['start/loss'])}, and "
             f"{percent(view['start/mean_token_accuracy'])} of the supervised tokens are predicted: the model knows "
@@ -200,7 +200,7 @@ RULES = [
             Remedy(why="If the model was trained on these rows, train it on others"),
         ],
         mutes=("OPT005", "OPT007", "OPT012"),
-        when="The loss of step 1 is below 0.02 and over 99 % of its tokens are predicted (a warning below 0.001).",
+        when="The loss of step 1 is below 0.02 and over 99 % of its tokens are predicted (a warning below 0.0001).",
         why=(
             "Only an end token or a fixed text is supervised, answers stand in the prompts, or the model was trained "
             "on these rows. Updates change nothing that matters."
