@@ -163,7 +163,7 @@ def test_a_rate_is_raised_by_as_much_as_updates_are_too_small(ratio, rate):
 
 
 def test_new_weights_grow_under_updates_that_are_too_large():
-    """Of the rate that began at the loss of guessing: 20 % look like ten times the usual 2 %, and are forty times it."""
+    """Of a run that began at the loss of guessing: 20 % look like ten times the usual 2 %, and are forty times it."""
     facts = {"start/mean_token_accuracy": 0.0, "start/loss": math.log(512), "model/vocab_size": 512}
     view = view_of(facts, ratios(0.2, 0.3), learning_rate=0.3)
     assert lower_rate(view, 10).patch == {"learning_rate": pytest.approx(0.0075)}

@@ -95,7 +95,7 @@ def duplicates(view: View, names: Names) -> bool:
 def became_alike(view: View) -> bool:
     """Whether they were different ones at first, of what variety there can be: it isn't how they are sampled."""
     least = 1 / view.config.num_generations
-    begun, now = (helpers.start(view, UNIQUE) or 0.0) - least, view.mean(UNIQUE, 10) - least
+    begun, now = (helpers.start(view, UNIQUE) or 0.0) - least, view.mean(UNIQUE, 5) - least
     return begun > 0.3 * (1 - least) and now < 0.5 * begun
 
 

@@ -10,6 +10,8 @@ from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared.helpers import Names, broken_by, chance
 from ft_host.diagnostics.view import View, short
 
+DIVERGENCE = "distillation/divergence"
+
 
 def gone(view: View) -> bool | None:
     """Whether the last two evaluations earn three quarters of the best one at most, and less by more than chance makes:
@@ -26,6 +28,12 @@ def half_of_best_lost(view: View) -> bool:
     return max(evals.finite()[-2:]) < evals.best(1)[1] - 0.5 * abs(evals.best(1)[1])
 
 
+def follows_no_teacher(view: View) -> bool:
+    """Whether the student has come no nearer to its teacher. Where it has, what it is taught is why it earns less, and
+    not how large its steps are."""
+    return not view.mean(DIVERGENCE, 10) < 0.8 * view.first(DIVERGENCE, 3)
+
+
 def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[Rule]:
     """`mends`: what the method has to say about it, first."""
     return [
@@ -35,10 +43,11 @@ def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[R
             title="Held-out reward falls, whatever the loss does",
             stage="train",
             symptom="forgetting",
-            level="results",
+            level="signal",
+            later=("results", follows_no_teacher),
             follows_from=broken_by(names, 15),
             needs=("eval_reward",),
-            mutes=("OPT014", names.code(15)),
+            mutes=("OPT014", names.code(15), "policy"),
             test=gone,
             severe=half_of_best_lost,
             window=2,
