@@ -219,12 +219,3 @@ def frozen(keep: str) -> contextlib.AbstractContextManager:
                 parameter.requires_grad_(False)
 
     return _policy(freeze)
-
-
-def dead_layer() -> contextlib.AbstractContextManager:
-    """A layer whose output is lost: what goes in comes out."""
-
-    def hook(module: Any, args: Any, output: Any) -> Any:
-        return _mapped(output, lambda hidden: args[0] if args else hidden)
-
-    return _policy(lambda policy: _layers(policy)[-1].register_forward_hook(hook))

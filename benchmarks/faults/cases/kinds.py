@@ -21,17 +21,16 @@ class Times:
 
 @dataclass(frozen=True)
 class Own:
-    """A constant of the family: RIGHT, NEAR."""
+    """A constant of the family, such as RIGHT."""
 
     name: str
 
 
 ENDED = ("SYS005",)  # that a run ended with an error follows from what it ended with
-RIGHT, NEAR = Own("RIGHT"), Own("NEAR")
+RIGHT = Own("RIGHT")
 ALL = tuple(FAMILIES)
 TEXTS = ("arithmetic", "transduction", "gsm8k")  # whose prompts aren't conversations
 SOLVABLE = ("arithmetic", "transduction", "lookup")  # whose answers a small model can find
-SHOWN = SOLVABLE  # that have a model which makes use of what it is shown
 
 
 @dataclass(frozen=True, kw_only=True)
