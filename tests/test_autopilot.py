@@ -39,6 +39,7 @@ def finding(code: str = "OPT003", patch=(("learning_rate", 0.002),), **fields) -
         "state": "open",
         "severity": "warning",
         "first_step": 40,
+        "muted_by": None,
         "message": "up",
         "remedies": remedies,
     } | fields
@@ -78,13 +79,14 @@ def test_an_error_comes_before_a_warning_and_what_began_earlier_first(tmp_path):
     "found",
     [
         finding(severity="info"),
-        finding(state="cleared"),
-        finding(state="muted"),
+        finding(state="cleared", severity="info"),
+        finding(state="cleared", muted_by="NUM001"),
+        finding(state="muted", muted_by="NUM001"),
         finding(patch=()),
         finding(patch=(("dataset", "other.jsonl"),)),
         finding(patch=(("learning_rate", 0.002), ("model", "n"))),
     ],
-    ids=["info", "cleared", "muted", "no patch", "data", "model"],
+    ids=["info", "an info that has passed", "passed, and of another", "muted", "no patch", "data", "model"],
 )
 def test_what_it_leaves_alone(tmp_path, found):
     assert chosen(flight(tmp_path, found)) is None
@@ -230,23 +232,16 @@ def test_a_loss_of_another_kind_says_nothing_about_which_is_better():
 class Scripted(Autopilot):
     """An autopilot whose runs are made up: `ends(values)` gives an attempt's held-out loss and its findings."""
 
-    def _train(self, attempt, arguments, say):
-        self.asked.append((attempt.number, list(arguments)))
-        whole = "--resume" in arguments or not self._stops(attempt) or not self.stops(attempt)
-        loss, found = self.ends(attempt.values | ({"whole": True} if whole else {}))
-        attempt.status, attempt.exit_code = ("finished", 0) if whole else ("interrupted", 5)
-        attempt.steps, attempt.metrics, attempt.findings = 100 if whole else 10, {"eval_loss": loss}, found
-
-    def stops(self, attempt):
-        _, found = self.ends(attempt.values)
-        codes = {each["code"] for each in found if each["severity"] == "error"}
-        stops = self._stops(attempt)
-        return bool(codes) if stops == ["patchable-errors"] else bool(codes & set(stops))
+    def _train(self, attempt, file, say):
+        loss, found = self.ends(attempt.values)
+        stopped = {each["code"] for each in found} & set(self._stops(attempt))
+        attempt.status, attempt.exit_code = ("interrupted", 5) if stopped else ("finished", 0)
+        attempt.steps, attempt.metrics, attempt.findings = 10 if stopped else 100, {"eval_loss": loss}, found
 
 
 def scripted(tmp_path: Path, ends, budget: int = 4) -> tuple[Scripted, list[str]]:
     made, said = Scripted(folder=tmp_path, method="sft", config=CONFIG, budget=budget, locked=[]), []
-    made.asked, made.ends = [], ends
+    made.ends = ends
     made.run({"learning_rate": 0.01, "beta": 100.0}, said.append)
     return made, said
 
@@ -283,35 +278,23 @@ def test_it_never_ends_worse_than_it_began(tmp_path):
     assert made.best == 1 and all(not attempt.verdict.adopted for attempt in made.attempts[1:])
 
 
-def test_a_finding_that_the_first_run_had_no_chance_to_show_stops_no_later_one(tmp_path):
-    """The first ends at an error in step 10. Without it the second one shows another, and runs to its end."""
+def test_a_later_attempt_is_stopped_only_by_errors_that_were_there_before(tmp_path):
+    """The first fails at once. The second one gets further, to another error, and isn't stopped by that."""
     error = {"severity": "error"}
 
     def ends(values):
-        if values["learning_rate"] == 0.01 and "whole" not in values:
+        if values["learning_rate"] == 0.01:
             return 5.0, [finding("NUM001", **error)]
         return 1.0, [finding("OPT009", patch=(("beta", 1.0),), **error)]
 
-    made, _ = scripted(tmp_path, ends, budget=3)
-    assert made.attempts[0].status == "interrupted"
-    assert made._stops(made.attempts[1]) == ["NUM001", "OPT009"]  # now that both have been found
-    assert made.attempts[1].status == "finished" and made.attempts[1].verdict.adopted
-    assert (tmp_path / "attempt-2.yaml").read_text().count("NUM001") == 1
+    made, _ = scripted(tmp_path, ends, budget=4)
+    stops = [made._stops(attempt) for attempt in made.attempts[:3]]
+    assert [each.status for each in made.attempts[:2]] == ["finished", "finished"] and made.best == 2
+    assert "stop_on" not in (tmp_path / "attempt-1.yaml").read_text()
     assert "OPT009" not in (tmp_path / "attempt-2.yaml").read_text()
-
-
-def test_a_first_attempt_that_an_error_ended_goes_on_where_nothing_is_better(tmp_path):
-    """Until the error its loss was 1; the others end at 3. To its end it comes to 0.5, and is the best."""
-
-    def ends(values):
-        if values["learning_rate"] == 0.01:
-            return (0.5 if "whole" in values else 1.0), [finding("GRPO001", severity="error")]
-        return 3.0, []
-
-    made, said = scripted(tmp_path, ends, budget=3)
-    assert made.asked[-1] == (1, ["--resume", made.attempts[0].folder, "--stop-on", "none"])
-    assert made.best == 1 and not made.attempts[1].verdict.adopted
-    assert any("attempt 1 goes on to its end" in line for line in said)
+    assert "NUM001" in (tmp_path / "attempt-2.yaml").read_text()
+    assert "OPT009" in (tmp_path / "attempt-3.yaml").read_text() and len(stops) == 3
+    assert made.attempts[2].status == "interrupted"  # the same error again
 
 
 def test_a_number_that_was_not_enough_goes_further_or_half_way_back(tmp_path):
@@ -337,9 +320,10 @@ def test_first_remedies_come_before_second_ones_and_those_of_speed_last(tmp_path
 
 def test_a_setting_beyond_its_usual_range_is_tried_when_nothing_else_is_left(tmp_path):
     note = finding("CFG010", (("beta", 0.1),), severity="info", first_step=0)
-    base = ended(1, {"learning_rate": 0.01, "beta": 100.0}, findings=[note, finding()])
+    passed = finding("OPT007", (("warmup_steps", 0.1),), state="cleared")
+    base = ended(1, {"learning_rate": 0.01, "beta": 100.0}, findings=[note, passed, finding()])
     fields = [list(change.patch) for _, change in candidates(base, [base], CONFIG, set())]
-    assert fields == [["learning_rate"], ["beta"]]
+    assert fields == [["learning_rate"], ["warmup_steps"], ["beta"]]
 
 
 @pytest.mark.parametrize(("now", "new", "taken"), [(100, 40, True), (100, 200, False), (-1, 40, True)])

@@ -314,7 +314,7 @@ def test_a_remedy_that_was_tried_without_success_makes_room_for_the_next():
 def test_what_helped_or_was_something_else_may_come_again(facts, losses):
     patches, message = proposed(facts, losses, learning_rate=2e-4)
     assert "learning_rate" in patches[0]
-    assert ("Tried" in message) == ("weight_decay" in str(facts) or "4e-05" in str(facts))
+    assert "Tried" not in message
 
 
 def test_a_number_does_not_go_back_to_where_it_came_from():

@@ -5,10 +5,9 @@
     OUT/autopilot.json    the lineage: the changes, their reasons and results
     OUT/report.html       the same for people
 
-An attempt is `ft-host train` in a separate process. The first one ends early only at an error with a remedy in the
-config; a later one at such an error that one before it had, too: what those had no chance to show is no reason to stop.
-Whichever figure of held-out rows is best decides. Data, models, rewards and fields that the user locked are never
-changed. Imports no torch.
+An attempt is `ft-host train` in a separate process. The first one goes to its end, so that the others have something
+to be better than; a later one is stopped at an error that one before it had, too. Whichever figure of held-out rows is
+best decides. Data, models, rewards and fields that the user locked are never changed. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from ft_host.rundir.lines import read_json_lines
 
 __all__ = ["PROTECTED", "Attempt", "Autopilot", "Change", "Verdict", "is_good"]
 
-PATCHABLE_ERRORS = "patchable-errors"  # of `stop_on`
 SLACK = 0.15  # a checkpoint may be worse than the best by this share: steps vary
 CHECKPOINTS = 10  # per attempt, where the user hasn't set an interval
 INTERRUPTED = 130
@@ -67,7 +65,6 @@ class Autopilot:
                 return
             if attempt.verdict is not None and attempt.verdict.adopted:
                 base = attempt
-        self._compare_with_the_first(base, say)
 
     # -- one attempt
 
@@ -106,12 +103,12 @@ class Autopilot:
             values.setdefault("save_total_limit", 5)
         file = self.folder / f"attempt-{attempt.number}.yaml"
         file.write_text(run_file(self.method, values, {}), encoding="utf-8")
-        self._train(attempt, [self.method, str(file)], say)
+        self._train(attempt, file, say)
 
-    def _train(self, attempt: Attempt, arguments: list[str], say: Callable[[str], None]) -> None:
+    def _train(self, attempt: Attempt, file: Path, say: Callable[[str], None]) -> None:
         findings: dict[str, dict[str, Any]] = {}
-        with open(self.folder / f"attempt-{attempt.number}.log", "a", encoding="utf-8") as log:
-            command = [sys.executable, "-m", "ft_host", "train", *arguments, "--progress", "json"]
+        with open(self.folder / f"attempt-{attempt.number}.log", "w", encoding="utf-8") as log:
+            command = [sys.executable, "-m", "ft_host", "train", self.method, str(file), "--progress", "json"]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, encoding="utf-8", errors="replace")
             try:
                 for event in events_of(process.stdout):
@@ -123,11 +120,10 @@ class Autopilot:
         self._record(attempt, findings)
 
     def _stops(self, attempt: Attempt) -> list[str]:
-        """Nothing ends the last attempt early, whose findings can't be acted on."""
+        """Errors with a remedy of the attempts before it. What those had no chance to show is no reason to stop, and
+        nothing ends the last attempt early, whose findings can't be acted on."""
         if attempt.number == self.budget:
             return []
-        if attempt.number == 1:
-            return [PATCHABLE_ERRORS]
         return sorted({each["code"] for other in self.attempts for each in _patchable_errors(other)})
 
     def _saves(self, attempt: Attempt) -> bool:
@@ -188,21 +184,6 @@ class Autopilot:
         return None
 
     # -- what it brought
-
-    def _compare_with_the_first(self, best: Attempt, say: Callable[[str], None]) -> None:
-        """Where the first attempt was ended by an error, and none is better than it was until then, it goes on to its
-        end: no attempt is taken in its place that may be worse."""
-        first = self.attempts[0]
-        if best is first or first.status != "interrupted" or not best.finished:
-            return
-        until = judge(replace(first, status="finished"), replace(best, change=None), self.declared)
-        if until.adopted or until.metric is None:
-            return
-        say("attempt 1 goes on to its end, since no other is better than it was so far")
-        self._train(first, ["--resume", first.folder, "--stop-on", "none"], say)
-        best.verdict = judge(first, best, self.declared)
-        self.judge()
-        self.write()
 
     def judge(self) -> None:
         """Find the best of the finished attempts, by the most important held-out metric."""

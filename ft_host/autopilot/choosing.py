@@ -1,8 +1,9 @@
 """Which remedy an autopilot tries next. Imports no torch.
 
-Of the open findings of the best attempt so far, the worst first, it takes the first remedies, then the second ones. An
-attempt that was no better and has the same finding again is looked at before: by what it has measured, its field may
-have to go further, or half way back.
+Of the open findings of the best attempt so far, the worst first, it takes the first remedies, then the second ones;
+after these, of what was wrong for a while, and of settings beyond their usual range. An attempt that was no better and
+has the same finding again is looked at before: by what it has measured, its field may have to go further, or half way
+back.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def candidates(
         *_again(failed),
         *_in_turn(base.open_findings()),
         *_further(base, failed),
+        *_in_turn(_passed(base)),
         *_in_turn(_notes(base)),
     ]:
         if not remedy.get("measured"):
@@ -94,6 +96,15 @@ def first_step_of(base: Attempt, change: Change) -> int | None:
 # ---------------------------------------------------------------- in which order
 
 Choice = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]  # (finding, remedy, {field: new value})
+
+
+def _passed(attempt: Attempt) -> list[dict[str, Any]]:
+    """What was wrong for a while, and followed from nothing else."""
+    return [
+        finding
+        for finding in attempt.findings
+        if finding["state"] == "cleared" and finding["severity"] != "info" and finding["muted_by"] is None
+    ]
 
 
 def _notes(attempt: Attempt) -> list[dict[str, Any]]:

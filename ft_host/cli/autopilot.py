@@ -25,7 +25,7 @@ usage: ft-host autopilot [METHOD] CONFIG --budget N [--lock FIELD,FIELD] [--outp
 Trains like `ft-host train`, in attempts. Each applies a remedy for a finding of the best one before it, and resumes
 from the last checkpoint before the problem, or starts again if the remedy requires it. Held-out figures decide which
 attempt is better; from one that isn't, it goes back, and what was changed is cleared as a suspect. The first attempt
-ends early only at an error with a remedy. Ends when nothing is left to try, or after N attempts.
+goes to its end, so that the result is never worse. Ends when nothing is left to try, or after N attempts.
 
 Data, models, rewards and the fields of --lock are never changed. FOLDER (default: output_dir of the config, else
 runs/autopilot-DATE-TIME) holds the attempts, autopilot.json (the lineage) and report.html.

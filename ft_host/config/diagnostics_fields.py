@@ -38,8 +38,8 @@ class DiagnosticsFields:
     stop_on: list[str] = option(
         [],
         "Save and stop the run on a finding of these rules; 'patchable': on any warning or error with a remedy "
-        "that changes the config, 'patchable-errors': on any such error. In a resumed run, the finding that stopped it "
-        "does so again only if it gets worse, or has passed and is found anew.",
+        "that changes the config. In a resumed run, the finding that stopped it does so again only if it gets "
+        "worse, or has passed and is found anew.",
         group="diagnostics",
     )
     locked_fields: list[str] = option(

@@ -135,7 +135,8 @@ def untried(remedies: list[Remedy], view: View, code: str) -> tuple[list[Remedy]
     before = tried(view, code)
     again = [remedy for remedy in remedies if any(_same_way(remedy, ancestor, view) for ancestor in before)]
     left = [_between(remedy, view) for remedy in remedies if remedy not in again]
-    said = "; ".join(f"{_changes(ancestor)} (after {Path(ancestor['run']).name})" for ancestor in before)
+    in_vain = [ancestor for ancestor in before if any(_same_way(remedy, ancestor, view) for remedy in again)]
+    said = "; ".join(f"{_changes(ancestor)} (after {Path(ancestor['run']).name})" for ancestor in in_vain)
     return [each for each in left if each is not None], f" Tried before, and no better: {said}." if said else ""
 
 

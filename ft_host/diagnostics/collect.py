@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 HOST = f"ft-host {__version__}"
-# Words of `stop_on` for any finding with a remedy in the config, of a severity or above.
-PATCHABLE = {"patchable": "warning", "patchable-errors": "error"}
 Owned = tuple[Rule, str]  # a rule, with its distribution and version
 
 
@@ -173,7 +171,7 @@ def check_codes(owned: list[Owned], config: RunConfig) -> None:
     """
     check_chosen(owned, "rules_select", config.rules_select)
     check_chosen(owned, "rules_ignore", config.rules_ignore)
-    check_chosen(owned, "stop_on", [code for code in config.stop_on if code not in PATCHABLE])
+    check_chosen(owned, "stop_on", [code for code in config.stop_on if code != "patchable"])
 
 
 def check_chosen(owned: list[Owned], field: str, codes: list[str]) -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.config.declared import declared_facts
 from ft_host.diagnostics.ancestry import ancestors
-from ft_host.diagnostics.collect import PATCHABLE, Owned, all_rules, check_codes, not_about, selected, suspects_of
+from ft_host.diagnostics.collect import Owned, all_rules, check_codes, not_about, selected, suspects_of
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.finding import Finding, at_least
 from ft_host.diagnostics.replay import feed
 from ft_host.diagnostics.resolved import acceptance
-from ft_host.diagnostics.rule import SEVERITIES, chosen
+from ft_host.diagnostics.rule import chosen
 from ft_host.diagnostics.suspects import FACT
 from ft_host.errors import StoppedByFinding
 from ft_host.hooks import hookimpl
@@ -187,10 +187,10 @@ class Monitor:
 
     def _is_reason(self, finding: Finding) -> bool:
         codes = self.config.stop_on
-        severe = SEVERITIES.index(finding.severity)
-        limits = [SEVERITIES.index(limit) for code, limit in PATCHABLE.items() if code in codes]
-        patchable = any(severe >= limit for limit in limits) and any(remedy.patch for remedy in finding.remedies)
-        return patchable or chosen(finding.code, [code for code in codes if code not in PATCHABLE])
+        patchable = (
+            "patchable" in codes and finding.severity != "info" and any(remedy.patch for remedy in finding.remedies)
+        )
+        return patchable or chosen(finding.code, [code for code in codes if code != "patchable"])
 
     def _write(self, finding: Finding) -> None:
         if self.run is None:
