@@ -80,7 +80,7 @@ KINDS = [
          at_fault=(*REWARD, "learning_rate"), cause=("GRPO011", "GRPO004", "GRPO012", "OPT014"), beside=("GRPO", "OPT")),
     # -- sampling
     Kind(name="grpo-two-of-a-rare-kind", method="grpo", what="two completions a prompt, of a reward that few earn",
-         config={"num_generations": 2, "reward": [RIGHT], "temperature": 1.5},
+         config={"num_generations": 2, "reward": [RIGHT], "temperature": 2.0},
          at_fault=("num_generations", "temperature", "per_device_train_batch_size"), cause=("CFG005", "GRPO001", "GRPO013"),
          partly=("GRPO003",), beside=("GRPO", "OPT")),
     Kind(name="grpo-cold", method="grpo", what="sampled so cold that a group is one text over and over",
@@ -109,7 +109,7 @@ KINDS = [
          partly=("GRPO005",), beside=("GRPO", "OPT")),
     Kind(name="grpo-kl", method="grpo", what="the policy runs away from the reference",
          config={"beta": 1e-4, "learning_rate": Times(10), "warmup_steps": 0},
-         at_fault=("learning_rate", "warmup_steps", "beta"), cause=("GRPO007", "GRPO004", "GRPO005"), beside=ENDS),
+         at_fault=("learning_rate", "warmup_steps", "beta"), cause=("GRPO007", "OPT007", "OPT006", "GRPO004", "GRPO005"), beside=ENDS),
     Kind(name="grpo-beta-50", method="grpo", what="the policy can't leave the reference",
          config={"beta": 50.0}, at_fault=("beta",), cause=("CFG010",), partly=("GRPO003", "GRPO007"),
          beside=("GRPO", "OPT"), visible=0),
