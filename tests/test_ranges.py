@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from ft_host.diagnostics import Remedy, Rule
 from ft_host.diagnostics.collect import installed_rules, own_diagnostics, suspects_of
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.rules import RULES, relations
+from ft_host.errors import PluginBroken
+from ft_host.monitor.watch import Monitor
 from ft_host.testing.rules import Told, findings, steps
 
 METHODS = [info.name for info in registry.catalog() if info.kind == "method" and info.distribution.startswith("ft-")]
@@ -408,3 +411,43 @@ def test_saturation_by_beta_is_put_down_to_beta():
     found = {each.code: each for each in findings([*RULES, *DPO_RULES], told, DPOConfig)}
     assert found["DPO005"].remedies[0].patch == {"beta": 0.1}
     assert not any("learning_rate" in remedy.patch for each in found.values() for remedy in each.remedies)
+
+
+# ---------------------------------------------------------------- what is loaded, and what is recorded
+
+
+def test_numbers_of_a_model_and_of_an_adapter_are_read_from_their_own_files(tmp_path):
+    from transformers import LlamaConfig
+
+    from ft_host.models.unusual import own_settings
+
+    base = tmp_path / "base"
+    LlamaConfig(attention_dropout=0.4, rms_norm_eps=1e-5, initializer_range=0.02).save_pretrained(base)
+    facts = own_settings(RunConfig(model=str(base)))
+    assert facts.keys() == {"model/settings"}
+    assert facts["model/settings"]["attention_dropout"] == 0.4 and facts["model/settings"]["rms_norm_eps"] == 1e-5
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "base_model_name_or_path": str(base)}
+    settings |= {"rank_pattern": {"up_proj": 64}, "alpha_pattern": {"down_proj": 4000}, "use_rslora": True}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    facts = own_settings(RunConfig(model=str(adapter), use_peft=True))
+    assert facts["model/adapter"] == str(adapter) and facts["model/adapter_rslora"] is True
+    assert facts["model/adapter_ranks"] == {"": [8, 16], "down_proj": [8, 4000], "up_proj": [64, 16]}
+    assert set(note(LORA, facts)) == {"lora_alpha", "model.attention_dropout"}
+
+
+def test_suspects_that_are_no_list_of_functions_are_refused(monkeypatch):
+    info = own_diagnostics(registry.find("method", "dpo"))
+    monkeypatch.setattr(registry.load(info[0]), "SUSPECTS", {"beta": 1})
+    with pytest.raises(PluginBroken, match=r"SUSPECTS is \{'beta': 1\}; expected a list of functions of a View"):
+        suspects_of(DPOConfig, info, "transformers")
+
+
+def test_what_is_suspected_is_no_fact_of_the_run(monkeypatch):
+    method = registry.find("method", "dpo")
+    infos = [method, *own_diagnostics(method)]
+    config = DPOConfig(model="m", dataset="d", beta=100.0, progress="quiet")
+    watch = Monitor(registry.session(method, None, own_diagnostics(method)), infos, config)
+    assert [finding.fingerprint for finding in watch.unwritten] == ["CFG010:beta"]  # told before anything is opened
+    assert watch.engine.view.facts["suspect/beta"] == 100.0 and "suspect/beta" not in watch.facts

@@ -53,7 +53,6 @@ class Monitor:
             suspects=suspects_of(type(config), infos, config.backend),
             accepts=acceptance(config),
         )
-        self.engine.record_facts(declared_facts(type(config)) | ancestors(config.parent_run, self.as_dict))
         self.main = is_main()
         self.lock = threading.RLock()
         self.run: Run | None = None
@@ -61,6 +60,7 @@ class Monitor:
         self.lines: dict[str, str] = {}  # of a resumed run: the last line of each finding, by fingerprint
         self.broken: set[str] = set()  # codes of rules that failed and were reported
         self.reason: Finding | None = None  # the finding that stops the run
+        self.record_facts(declared_facts(type(config)) | ancestors(config.parent_run, self.as_dict))
 
     # -- from the host
 
