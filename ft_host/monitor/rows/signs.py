@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import unicodedata
 import zlib
@@ -45,7 +46,7 @@ LOOP_LEAST = 200  # characters
 
 def is_blank(value: Any, marks: Iterable[str] = ()) -> bool:
     """Whether a value says nothing: none, NaN, white space, or only the special tokens `marks`."""
-    if value is None or value != value:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
     if isinstance(value, list | dict):
         return not value
@@ -109,7 +110,7 @@ LONGEST = 60  # characters of a final answer
 def final(value: Any) -> str | None:
     """A final answer in a form that can be compared: what follows ####, or stands in \\boxed; without signs that people
     leave out. None for what is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     text = str(value).strip()
     found = FINAL.search(text)
