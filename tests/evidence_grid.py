@@ -137,7 +137,6 @@ METRICS: dict[str, Callable[[float], float]] = {
     "perf/*share": SHARE,
     "*_mb": powers(1, 5),
     "perf/slowest_rank": lambda level: float(round(7 * level)),
-    "perf/slowest_rank": lambda level: float(level > 0.5),
     "perf/*_tokens": powers(0, 5),
     "perf/*": powers(-3, 3),
     "*": SHARE,

@@ -3,6 +3,7 @@ speaks. Over all pairs of rules with made-up evidence (evidence_grid), and on ru
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from dataclasses import asdict, replace
@@ -241,6 +242,7 @@ def about(method: str) -> list[Rule]:
     return [each for each in rules_of(method) if with_rollouts(method) or not any(map(of_rollouts, each.needs))]
 
 
+@functools.cache
 def made(method: str) -> list[Finding]:
     """Findings of all rules of a method over the grid, one for each way in which its remedies move fields."""
     shared = {each.code for each in rules_of("grpo")} & {each.code for each in rules_of("dpo")}
@@ -281,8 +283,11 @@ def test_no_two_rules_ask_for_contrary_changes(method):
     every = made(method)
     assert len({each.code for each in every}) > 0.8 * len(rules)  # the others judge the loss, which rollouts don't have
     asked = 0
+    moved = {id(each): {name for remedy in each.remedies for name in remedy.patch} for each in every}
     for one, other in itertools.combinations(every, 2):
-        if one.code == other.code or not contrary_advice([one, other], config):
+        if one.code == other.code or moved[id(one)].isdisjoint(moved[id(other)]):
+            continue
+        if not contrary_advice([one, other], config):
             continue
         asked += 1
         pair = [replace(each, offered=list(each.remedies)) for each in (one, other)]
@@ -312,7 +317,7 @@ def test_nor_do_many_at_once(method):
 def test_nor_do_two_in_an_engine_and_when_a_folder_is_asked_again(method):
     of, both = random.Random(3), 0
     cases = [case for each in about(method) for case in hits(method, each, 4) if each.remedies(case.view)]
-    for _ in range(60):
+    for _ in range(30):
         one, other = of.sample(cases, 2)
         told = beside(one, other)
         found = findings(
@@ -320,4 +325,4 @@ def test_nor_do_two_in_an_engine_and_when_a_folder_is_asked_again(method):
         )
         both += len({each.code for each in found}) == 2
         assert contrary_advice(found, asdict(config_class(method)(**told.config))) == []
-    assert both > 10
+    assert both > 4

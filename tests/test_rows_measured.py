@@ -202,7 +202,9 @@ def test_blank_sides_of_judged_rows_are_told_of_though_the_method_leaves_them_ou
     assert told("DATA016", facts).severity == "warning"
 
 
-@pytest.mark.parametrize("loss, accuracy, severity", [(5e-5, 1.0, "warning"), (5e-4, 1.0, "info"), (0.01, 0.999, "info"), (0.4, 0.9, None)])
+@pytest.mark.parametrize(
+    "loss, accuracy, severity", [(5e-5, 1.0, "warning"), (5e-4, 1.0, "info"), (0.01, 0.999, "info"), (0.4, 0.9, None)]
+)
 def test_a_loss_that_is_next_to_0_before_any_update_is_told_at_step_1(loss, accuracy, severity):
     line = {"kind": "train", "step": 1, "loss": loss, "mean_token_accuracy": accuracy}
     found = findings([rule for rule in RULES if rule.code == "DATA032"], Told(lines=[line]))
