@@ -100,6 +100,8 @@ def powers(least: float, most: float) -> Callable[[float], float]:
 SHARE = between(0.0, 1.0)
 # Metrics by name, the first that fits: from a level to a value.
 METRICS: dict[str, Callable[[float], float]] = {
+    "*fraction": SHARE,
+    "moe/router_entropy": SHARE,
     "*loss*": powers(-3, 1.3),
     "grad_norm": powers(-7, 3),
     "update_ratio": powers(-7, 0),
@@ -109,7 +111,6 @@ METRICS: dict[str, Callable[[float], float]] = {
     "kl": powers(-4, 1),
     "objective/kl": powers(-3, 3),
     "*entropy*": powers(-3, 1),
-    "moe/router_entropy": SHARE,
     "moe/max_violation": between(0.0, 7.0),
     "rewards/accuracies": SHARE,
     "rewards/*/std": between(0.0, 1.0),

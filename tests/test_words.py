@@ -37,6 +37,7 @@ SHARES = {
     r"\bonly\b": (0.0, 0.5),
     r"\bnone\b": (0.0, 0.0),
 }
+COUNTED = "(?:rows|pairs|completions|groups|texts|tokens|weights|experts|prompts|steps|conversations|labels)"
 # What no number of a run says.
 NEVER = r"\b(never|always|seldom|nearly|hardly|too (easy|hard)|far too|a long time|much too|obviously|certainly)\b"
 
@@ -129,6 +130,7 @@ def test_numbers_are_there(method, rule):
         text = text.replace("returned None", "")
         assert not re.search(r"\b(nan|inf|None|nothing nats)\b", text) or "watch/not_finite" in case.facts, text
         assert all(number(each) >= 0 for each in re.findall(rf"({NUMBER}) %", text)), text
+        assert all(number(each) <= 100 for each in re.findall(rf"({NUMBER}) % of (?:the )?{COUNTED}", text)), text
 
 
 SAID = re.compile(rf"\b([Ll]ower|[Rr]aise|[Ss]et) (\w+) from (\S+) to ({NUMBER}|\w+)")

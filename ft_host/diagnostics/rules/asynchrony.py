@@ -261,9 +261,9 @@ RULES = [
         share=0.5,
         least=10,
         message=lambda view: (
-            f"Completions of groups that were begun under older weights ({percent(view.mean('rollouts/late_share'))} of"
-            f" groups) have {short(view.mean('rollouts/late_length'))} tokens, the others"
-            f" {short(view.mean('rollouts/on_time_length'))} on average."
+            f"Completions of groups that were begun under older weights ({percent(view['rollouts/late_share'])} of"
+            f" groups) have {short(view['rollouts/late_length'])} tokens, the others"
+            f" {short(view['rollouts/on_time_length'])} on average."
         ),
         remedies=lambda view: [
             *set_field(view, "rollout_order", "in_order", ", so that a rollout doesn't begin with what is short"),

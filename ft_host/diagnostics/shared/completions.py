@@ -8,6 +8,7 @@ from ft_host.diagnostics.remedies import lower_rate, set_field, warmer
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names
+from ft_host.diagnostics.shared.policy import bonus
 from ft_host.diagnostics.sizes import length_for
 from ft_host.diagnostics.view import View, percent, short, went
 
@@ -106,7 +107,7 @@ def duplicate_remedies(view: View) -> list[Remedy]:
             out += set_field(view, field, usual, ": sample from all tokens", again=True)
     if became_alike(view):
         out.append(lower_rate(view, 3))
-    return [*out, *set_field(view, "entropy_coef", 0.01, ", a bonus for entropy")]
+    return [*out, *bonus(view)]
 
 
 def rules(names: Names) -> list[Rule]:

@@ -73,12 +73,19 @@ def clips(view: View) -> bool:
     return view.get("clip_ratio/region_mean", 0.0) > 0 or view.mean("clip_ratio/region_mean") > 0
 
 
+def bonus(view: View) -> list[Remedy]:
+    """A bonus for entropy, where there is none."""
+    return (
+        [] if vars(view.config).get("entropy_coef") else set_field(view, "entropy_coef", 0.01, ", a bonus for entropy")
+    )
+
+
 def collapse_remedies(view: View, names: Names) -> list[Remedy]:
     return [
         lower_rate(view, 3),
         *(wider(view, names) if clips(view) else []),
         *warmer(view),
-        *set_field(view, "entropy_coef", 0.01, ", a bonus for entropy"),
+        *bonus(view),
         *(
             set_field(view, "beta", 0.02, ", which holds the policy near the model it began as", again=True)
             if vars(view.config).get("beta") == 0

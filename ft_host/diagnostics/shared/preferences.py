@@ -131,12 +131,14 @@ def no_preference(view: View) -> bool | None:
 
 
 def no_preference_message(view: View) -> str:
+    why = "which one is better may be a coin toss in these rows"
+    if is_slow(view):
+        why = "either updates are too small, or which one is better is a coin toss in these rows"
     accuracy = view.mean("rewards/accuracies", 50)
     share = "" if math.isnan(accuracy) else f", and {percent(accuracy)} of the pairs are in the right order"
     return (
         f"After {view.step} steps the mean margin is {short(view.mean(MARGINS, 40))}{far_from_0(view, 40)}{share}: no"
-        " preference has been learnt. Either updates are too small, or which one is better is a coin toss in these"
-        " rows."
+        f" preference has been learnt; {why}."
     )
 
 

@@ -32,6 +32,16 @@ def by_length(view: View) -> str:
     return "" if longer is None else f" (chosen ones are longer in {percent(longer)} of the pairs)"
 
 
+def may_be_large(view: View) -> bool:
+    """Whether updates are large enough to explain it; also where none has been measured."""
+    return max(view.recent("update_ratio"), default=1.0) > 1e-3
+
+
+def why_so_early(view: View) -> str:
+    feature = f"a simple feature may separate chosen from rejected, such as format or length{by_length(view)}"
+    return f"{feature}, or updates are large" if may_be_large(view) else feature
+
+
 def held_out(view: View) -> float | None:
     """Return the last evaluation's share of pairs in the right order, or the mean of the last two, since there may be
     few pairs; None before the first update, when all are equal.
@@ -89,12 +99,13 @@ OWN = [
         least=2,
         share=0.6,
         message=lambda view: (
-            f"{percent(view.mean(ACCURACY, look(view)))} of the pairs are in the right order after {view.step}"
-            " steps: either a"
-            " simple feature separates chosen from rejected, such as format or length"
-            f"{by_length(view)}, or updates are large."
+            f"{percent(view.mean(ACCURACY, look(view)))} of the pairs are in the right order after {view.step} steps:"
+            f" {why_so_early(view)}."
         ),
-        remedies=lambda view: [Remedy(why="Compare pairs side by side: ft-host data dpo"), lower_rate(view, 3)],
+        remedies=lambda view: [
+            Remedy(why="Compare pairs side by side: ft-host data dpo"),
+            *([lower_rate(view, 3)] if may_be_large(view) else []),
+        ],
         when=(
             "rewards/accuracies is 0.99 or more over 5 steps, and 40 pairs, within the first tenth of the run (or its"
             " first 20 steps)."

@@ -40,8 +40,8 @@ def mass_remedies(view: View) -> list[Remedy]:
     return [
         Remedy(
             why=(
-                "Choose a student whose vocabulary is closer to its teacher's; sorted probabilities teach little of"
-                " what"
+                "Choose a student whose vocabulary is closer to its teacher's; sorted probabilities don't say"
+                " which token is meant"
             )
         )
     ]

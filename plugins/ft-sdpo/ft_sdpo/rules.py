@@ -97,9 +97,9 @@ OWN = [
         severe=lambda view: view.mean(TAUGHT, view.window) < 0.005,
         mutes=("SDPO002", "SDPO103", "OPT002", "standstill"),
         message=lambda view: (
-            f"For {percent(view.mean(TAUGHT, view.window))} of completions there was anything to show the teacher, over"
-            f" the last {view.window} rollouts: no successful completion of the same prompt, and no feedback. Nothing"
-            " is learnt from the others."
+            f"For {percent(view[TAUGHT])} of completions there was anything to show the teacher"
+            f" ({percent(view.mean(TAUGHT, view.window))} on average over the last {view.window} rollouts), a"
+            " successful completion of the same prompt or feedback. Nothing is learnt from the others."
             + (f" At first it was {percent(view.first(TAUGHT, 3))}: the policy has got worse." if broke(view) else "")
         ),
         remedies=more_signal,
@@ -131,9 +131,10 @@ OWN = [
         least=15,
         test=lambda view: view[WINNERS] < 0.05,
         message=lambda view: (
-            f"In {percent(view.mean(WINNERS, view.window))} of groups a completion earned success_reward_threshold"
-            f" {short(view.config.success_reward_threshold)}, over the last {view.window} rollouts: in the others, what"
-            " teaches is feedback alone, where there is any."
+            f"In {percent(view[WINNERS])} of groups a completion earned success_reward_threshold"
+            f" {short(view.config.success_reward_threshold)} ({percent(view.mean(WINNERS, view.window))} on average"
+            f" over the last {view.window} rollouts): in the others, what teaches is feedback alone, where there is"
+            " any."
         ),
         remedies=more_signal,
         when="Less than 5 % of groups have a successful completion in half of the last 50 rollouts.",
