@@ -45,9 +45,7 @@ RULES = [
         share=0.8,
         message=lambda view: (
             f"Generation takes {percent(of_both(view))} of the time of generation and training together"
-            f" ({short(view.mean('perf/generation_time'))} s a rollout),"
-            f" {percent(of_step(view, 'perf/generation_time'))}"
-            " of all of a rollout's."
+            f" ({short(view['perf/generation_time'])} s of this rollout)."
         ),
         remedies=lambda view: [
             *(

@@ -51,9 +51,9 @@ def entropy_message(view: View, names: Names, begun: float) -> str:
     )
 
 
-def same_said(view: View) -> str:
-    """Whether completions have become alike, where it is counted."""
-    if not view.count(UNIQUE):
+def same_said(view: View, names: Names) -> str:
+    """Whether the completions of a prompt have become alike, where it has several and that is counted."""
+    if not names.grouped or not view.count(UNIQUE):
         return "."
     now, first = percent(view.mean(UNIQUE, 10)), percent(view.first(UNIQUE, 3))
     return f"; {now} of the completions of a prompt are different ones, {first} at first."
@@ -196,7 +196,7 @@ def rules(names: Names) -> list[Rule]:
             needs=(names.entropy, names.reward),
             test=of(collapses),
             least=10,
-            message=lambda view: entropy_message(view, names, first_entropy(view, names)) + same_said(view),
+            message=lambda view: entropy_message(view, names, first_entropy(view, names)) + same_said(view, names),
             remedies=of(collapse_remedies),
             when=(
                 "Entropy is below a fifth of what it was at the start in 30 % of the last 50 rollouts, and the reward "
