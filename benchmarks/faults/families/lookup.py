@@ -80,7 +80,8 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             tokenizer=tokenizer,
             architecture="qwen",
             other="llama",
-            steps={"start": 1000, "able": 400, "shown": 200},
+            steps={"start": 900, "able": 500, "shown": 200},
+            tuning={"per_device_train_batch_size": 64},
             showing=showing,
             written=material.as_messages,
         )
