@@ -156,6 +156,8 @@ def test_a_teacher_that_is_wrong_speaks_before_what_its_student_does(method, let
     )
     held_out = [line | {"eval_reward_std": 0.3} for line in evals(range(0, 121, 20), reward=lambda step: broken(step))]
     run = found(method, in_order(lines, held_out), {"plan/scored_rows": 200})
+    large = [line | {"update_ratio": 0.2 if line["step"] > 10 else 1e-4} for line in lines]
+    assert speaks(found(method, in_order(large, held_out), {"plan/scored_rows": 200})) == {"OPT007"}, "as large as that"
     assert {f"{letters}105", f"{letters}108", f"{letters}115", f"{letters}117", "OPT014"} <= run.keys()
     assert speaks(run) == {f"{letters}117"}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ft_host.diagnostics.remedies import lower_rate, restore
 from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.rules.optimisation import update_limits
 from ft_host.diagnostics.shared.helpers import Names, broken_by, chance
 from ft_host.diagnostics.view import View, short
 
@@ -29,9 +30,11 @@ def half_of_best_lost(view: View) -> bool:
 
 
 def follows_no_teacher(view: View) -> bool:
-    """Whether the student has come no nearer to its teacher. Where it has, what it is taught is why it earns less, and
-    not how large its steps are."""
-    return not view.mean(DIVERGENCE, 10) < 0.8 * view.first(DIVERGENCE, 3)
+    """Whether the student has come no nearer to its teacher, or by steps that were too large. Else what it is taught is
+    why it earns less."""
+    steps = view.series.get("update_ratio")
+    too_large = steps is not None and steps.most > update_limits(view)[1]
+    return too_large or not view.mean(DIVERGENCE, 10) < 0.8 * view.first(DIVERGENCE, 3)
 
 
 def watched_rules(names: Names, mends: Callable[[View], list[Remedy]]) -> list[Rule]:
