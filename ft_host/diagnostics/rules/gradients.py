@@ -123,7 +123,8 @@ RULES = [
         least=1,
         test=norm_vanishes,
         message=lambda view: (
-            f"The gradient norm was next to 0 {view.often} ({short(view['grad_norm'])} now): no weight is moved by it."
+            f"The gradient norm is next to 0: {short(statistics.median(view.recent('grad_norm', 15)))} as the median of"
+            f" the last {len(view.recent('grad_norm', 15))} steps. No weight is moved by it."
         ),
         remedies=vanished_remedies,
         mutes=("standstill",),
