@@ -36,9 +36,9 @@ def _is_compared(name: str, value: Any) -> bool:
 def _of_adapter(folder: Path) -> dict[str, Any]:
     settings = settings_of(folder)
     ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
-    parts = {"": [settings["r"], settings["lora_alpha"]]} | {
-        part: [ranks.get(part, settings["r"]), alphas.get(part, settings["lora_alpha"])]
-        for part in sorted({*ranks, *alphas})
+    rank, alpha = settings.get("r", 8), settings.get("lora_alpha", 8)  # peft's defaults, as it loads it
+    parts = {"": [rank, alpha]} | {
+        part: [ranks.get(part, rank), alphas.get(part, alpha)] for part in sorted({*ranks, *alphas})
     }
     return {
         "model/adapter": str(folder),
