@@ -110,7 +110,7 @@ LONGEST = 60  # characters of a final answer
 def final(value: Any) -> str | None:
     """A final answer in a form that can be compared: what follows ####, or stands in \\boxed; without signs that people
     leave out. None for what is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or is_blank(value):
         return None
     text = str(value).strip()
     found = FINAL.search(text)
