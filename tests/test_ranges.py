@@ -330,6 +330,11 @@ def test_a_setting_that_explains_something_else_is_no_suspect():
     assert symptom({"num_train_epochs": 90.0}).message == "The loss stays."  # of overfitting
 
 
+def test_what_breaks_out_forgets_as_well():
+    worse = dataclasses.replace(STILL, symptom="forgetting")
+    assert symptom({"adam_beta2": 0.5}, worse).remedies[0].patch == {"adam_beta2": 0.999}
+
+
 def test_the_surest_suspect_is_the_first():
     finding = symptom({"weight_decay": 1.0, "warmup_steps": 1000, "adam_epsilon": 1e-4})
     assert [next(iter(remedy.patch)) for remedy in finding.remedies[:3]] == [

@@ -22,6 +22,7 @@ from ft_host.diagnostics.view import View, short
 
 # Fields whose remedy a finding has measured better than a range can tell: its own stays, where it goes the same way.
 SIZED = ("learning_rate", "num_train_epochs", "max_completion_length")
+ALSO = {"forgetting": ("divergence",)}  # what breaks out forgets as well
 OF_ADAPTERS = ("lora_dropout", "lora_r")
 FACT = "suspect/"  # and the field
 NOTES = "CFG010"  # the rule that notes them before training
@@ -164,7 +165,8 @@ class Suspects:
 
     def behind(self, symptom: str, view: View) -> list[Suspect]:
         """Return those that explain a symptom; none for ""."""
-        return [suspect for suspect in self.of(view) if symptom in suspect.explains] if symptom else []
+        named = (symptom, *ALSO.get(symptom, ()))
+        return [suspect for suspect in self.of(view) if set(named) & set(suspect.explains)] if symptom else []
 
     def look_at(self, view: View) -> dict[str, Any]:
         """Note in a view whose facts have changed what is suspected. Returns its facts of that, of what is suspected no

@@ -135,7 +135,7 @@ class PPOConfig(RolloutConfig):
         usual=Usual(
             far=2,
             low=0.95,
-            below=("no_learning", "no_signal"),
+            below=("no_learning", "no_signal", "divergence"),
             why="the reward at the end hardly reaches the first tokens",
             source="arXiv 2009.01325: 1",
         ),
@@ -148,7 +148,7 @@ class PPOConfig(RolloutConfig):
         le=1,
         usual=Usual(
             low=0.8,
-            below=("no_learning",),
+            below=("no_learning", "divergence"),
             why="advantages are what the value model says, and little of the reward",
             source="arXiv 1506.02438: 0.9 to 1",
         ),
