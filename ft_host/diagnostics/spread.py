@@ -54,7 +54,7 @@ def risen(before: Sequence[float], after: Sequence[float], sure: float = 4.0) ->
 
 
 def fallen(before: Sequence[float], after: Sequence[float], sure: float = 4.0) -> bool:
-    """Return whether `after` is below `before` by `sure` standard errors of the difference, as `risen` has it."""
+    """Whether `after` is below `before` beyond doubt, by the same two measures."""
     return risen([-value for value in before], [-value for value in after], sure)
 
 
