@@ -135,9 +135,8 @@ def test_the_rows_of_each_task_are_right_and_what_is_rejected_is_not(listed):
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in test}
     looked_up = [lookup.row_of(rng) for _ in range(50)]
     for row in looked_up:
-        entries, _, asked = row["prompt"].partition(": ")
-        assert [each[0] for each in row["completion"].split()] == asked.split()
-        assert set(row["completion"].split()) < set(entries.split())
+        text, _, asked = row["prompt"].partition(": ")
+        assert len(set(text)) == len(text) and row["completion"].lower() == text[text.index(asked) :]
     solution = {"prompt": "", "completion": "2+3 = <<2+3=5>>5 in all.\n#### 5", "answer": "5"}
     for row, wrong in [(row, letters.wrong) for row in test] + [(row, lookup.wrong) for row in looked_up]:
         assert wrong(row, rng) != row["completion"]

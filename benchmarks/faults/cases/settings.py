@@ -98,7 +98,7 @@ KINDS = [
          cause=("CFG010",), partly=("OPT003", "OPT006", "OPT007", "OPT004"), beside=(*HIGH, "PRB"), visible=0),
     # -- lengths and intervals
     Kind(name="sft-short-max-length", method="sft", what="max_length cuts nearly all rows", config={"max_length": 18},
-         own={"transduction": {"max_length": 8}, "lookup": {"max_length": 24}, "gsm8k": {"max_length": 60}},
+         own={"transduction": {"max_length": 8}, "lookup": {"max_length": 14}, "gsm8k": {"max_length": 60}},
          at_fault=("max_length",), cause=("DATA005", "DATA001"), beside=("DATA001", "DATA003", "DATA014", "OPT"), visible=0),
     Kind(name="dpo-short-max-length", method="dpo", what="max_length cuts pairs where they begin to differ",
          config={"max_length": 12}, own={"transduction": {"max_length": 10}, "gsm8k": {"max_length": 90}},

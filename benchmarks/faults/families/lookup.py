@@ -1,5 +1,5 @@
-"""Values that are looked up in the text before the question, as conversations: to `kPT mQS pRA: p k` the answer is
-`pRA kPT`. A tokenizer and a chat template of its own, Qwen3."""
+"""What follows a letter in the text before the question, in capitals, as conversations: to `bcade: a` the answer is
+`ADE`. A tokenizer and a chat template of its own, Qwen3."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ BASE = bases(
     dpo={"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]},
 )
 del BASE["gold"]
-KEYS = string.ascii_lowercase
-ROWS = {"train": 3000, "test": 64}
+LETTERS = "abcdefghijklmnopqrst"
+LENGTHS = range(5, 10)
+ROWS = {"train": 4000, "test": 64}
 MARKS = ["<pad>", "<s>", "<unk>", "<sys>", "<user>", "<bot>", "<end>"]
 TEMPLATE = (
     "{% for message in messages %}"
@@ -39,29 +40,21 @@ def missing() -> str | None:
 
 
 def row_of(rng: random.Random) -> material.Row:
-    """Three or four keys with two letters each, all different, of which two are asked for."""
-    keys = rng.sample(KEYS, rng.randrange(3, 5))
-    letters = iter(rng.sample(string.ascii_uppercase, 2 * len(keys)))
-    entries = [f"{key}{next(letters)}{next(letters)}" for key in keys]
-    asked = rng.sample(entries, 2)
-    said = " ".join(asked)
-    return {"prompt": f"{' '.join(entries)}: {' '.join(each[0] for each in asked)}", "completion": said, "answer": said}
+    """Five to nine letters, all different, and one of them of which at least one more follows."""
+    letters = "".join(rng.sample(LETTERS, rng.choice(LENGTHS)))
+    at = rng.randrange(len(letters) - 1)
+    said = letters[at:].upper()
+    return {"prompt": f"{letters}: {letters[at]}", "completion": said, "answer": said}
 
 
 def wrong(row: material.Row, rng: random.Random) -> str:
-    """One of the two has the letters of another key, or a letter that is another, or its letters exchanged."""
-    said = row["completion"].split()
-    at, slip = rng.randrange(2), rng.randrange(3)
-    key, one, two = said[at]
-    others = [each[1:] for each in row["prompt"].partition(":")[0].split() if each not in said]
-    said[at] = key + (
-        rng.choice(others)
-        if slip == 0
-        else one + rng.choice([each for each in string.ascii_uppercase if each != two])
-        if slip == 1
-        else two + one
-    )
-    return " ".join(said)
+    """Two letters that stand beside each other are exchanged, one is another, or one is left out."""
+    text = row["completion"]
+    at = rng.randrange(len(text) - 1)
+    slip = rng.randrange(3)
+    if slip == 0:
+        return text[:at] + text[at + 1] + text[at] + text[at + 2 :]
+    return text[:at] + rng.choice([each for each in LETTERS.upper() if each not in text]) * (slip == 1) + text[at + 1 :]
 
 
 def make(folder: Path, seed: int, quick: bool = False) -> None:
@@ -80,8 +73,7 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             tokenizer=tokenizer,
             architecture="qwen",
             other="llama",
-            steps={"start": 900, "able": 500, "shown": 200},
-            tuning={"per_device_train_batch_size": 64},
+            steps={"start": 640, "able": 400, "shown": 200},
             showing=showing,
             written=material.as_messages,
         )
