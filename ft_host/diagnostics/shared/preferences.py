@@ -85,6 +85,7 @@ def errors(view: View, count: int) -> float:
 
 
 def after_warm_up(view: View, name: str) -> list[float]:
+    """Return the values of a metric after the warm-up."""
     series = view.series.get(name)
     if series is None:
         return []
