@@ -73,7 +73,7 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             tokenizer=tokenizer,
             architecture="qwen",
             other="llama",
-            steps={"start": 400, "able": 320, "shown": 150},
+            steps={"start": 470, "able": 320, "shown": 150},
             showing=showing,
             written=material.as_messages,
         )
