@@ -23,6 +23,9 @@ from ft_host.diagnostics.view import View, percent, rounded, short
 
 LOSS_FALLS, REWARD_RISES = "a loss that falls within the first steps", "a reward that rises"
 LOOK_AT_REWARD = Remedy(why="Try the reward by hand on a right, a wrong and an empty completion")
+LOOK_AT_PAID = Remedy(
+    why="Look in samples.jsonl at what earns the most in training, and mend the reward that pays for it"
+)
 
 
 # ---------------------------------------------------------------- the size of updates

@@ -33,6 +33,13 @@ def usual_update(view: View) -> float:
     return USUAL_NEW if has_new_weights(view) else USUAL
 
 
+def strong_updates(view: View) -> bool:
+    """Whether an update was five times what is usual where runs learn, so that a lower rate is the first thing to try;
+    also where none was measured."""
+    ratios = view.series.get("update_ratio")
+    return ratios is None or not ratios.values or max(ratios.values) > 5 * usual_update(view)
+
+
 def update_at_full_rate(view: View) -> float | None:
     """The median of the last three updates as a share of the weights, as it would be at learning_rate itself: with
     optimizers of Adam's kind it is nearly proportional to the rate. None where none was measured."""

@@ -6,9 +6,10 @@ import itertools
 import math
 import statistics
 
-from ft_host.diagnostics.remedies import fewer_steps, lower_rate, restore, warm_up
+from ft_host.diagnostics.remedies import LOOK_AT_PAID, fewer_steps, lower_rate, restore, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.rules.loss_trends import NOTHING, may_be_too_high
+from ft_host.diagnostics.sizes import strong_updates
 from ft_host.diagnostics.spread import fallen
 from ft_host.diagnostics.view import View, short, went
 
@@ -122,6 +123,9 @@ def held_out_reward_falls(view: View) -> bool | None:
 def reward_remedies(view: View) -> list[Remedy]:
     best = view.series["eval_reward"].best(1)
     back = [restore(view)] if best is not None and best[0] > 0 else []
+    if vars(view.config).get("reward") and not strong_updates(view):
+        # Steps of a usual size that make a policy worse: what they are paid for is the first suspect.
+        return [LOOK_AT_PAID, *back]
     return [
         lower_rate(view, 3),
         *warm_up(view),
@@ -214,7 +218,10 @@ RULES = [
             "What the loss asks for takes the model away from the task that the reward measures: updates that are too"
             " large, nothing that holds the policy where it was, or data about something else."
         ),
-        remedy="Lower learning_rate, hold the policy nearer to where it began, go back to the best checkpoint.",
+        remedy=(
+            "Lower learning_rate, hold the policy nearer to where it began, go back to the best checkpoint. Where"
+            " updates are of a usual size and a run learns from rewards, look at what they pay for."
+        ),
         source="own judgement; standard errors as if evaluations were independent",
     ),
 ]

@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from ft_host.diagnostics.remedies import LOOK_AT_REWARD, larger_step, lower_rate, raise_rate, restore, set_field
+from ft_host.diagnostics.remedies import (
+    LOOK_AT_PAID,
+    LOOK_AT_REWARD,
+    larger_step,
+    lower_rate,
+    raise_rate,
+    restore,
+    set_field,
+)
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import helpers
 from ft_host.diagnostics.shared.helpers import Names, rounds
-from ft_host.diagnostics.sizes import USUAL, update_at_full_rate
+from ft_host.diagnostics.sizes import USUAL, strong_updates, update_at_full_rate
 from ft_host.diagnostics.view import View, percent, short, went
 
 # ---------------------------------------------------------------- 3: never rises
@@ -170,8 +178,9 @@ def rules(names: Names) -> list[Rule]:
                 f" {went(earned_then(view, names) or 0.0, view.mean(reward, 10))}: what is learnt doesn't carry over."
             ),
             remedies=lambda view: [
+                LOOK_AT_PAID,
                 restore(view),
-                lower_rate(view),
+                *([lower_rate(view)] if strong_updates(view) else []),
                 *(
                     set_field(view, "beta", 0.04, ", which holds the policy near the model it began as", again=True)
                     if vars(view.config).get("beta", 1) < 0.04
@@ -183,7 +192,10 @@ def rules(names: Names) -> list[Rule]:
                 " than at that time."
             ),
             why="The policy has found what the reward pays for beside the task, or has learnt the prompts by heart.",
-            remedy="Go back to the best checkpoint, mend the reward, add one that checks, raise beta.",
+            remedy=(
+                "Mend the reward, or add one that checks; go back to the best checkpoint; raise beta. A lower "
+                "learning_rate where updates are far larger than usual."
+            ),
             source="Gao et al. 2210.10760; own judgement",
         ),
         Rule(
