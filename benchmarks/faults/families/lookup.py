@@ -22,7 +22,8 @@ BASE = bases(
     solve={"reprompt_template": "{solution}{prompt}", "solution_template": "{successful_previous_attempt} "},
     dpo={"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]},
 )
-del BASE["gold"]
+for _method in ("gold", "reward"):  # letters have no pieces; and a reward model of this size learns nothing here
+    del BASE[_method]
 LETTERS = "abcdefghijklmnopqrst"
 LENGTHS = range(5, 10)
 ROWS = {"train": 4000, "test": 64}
@@ -73,7 +74,7 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             tokenizer=tokenizer,
             architecture="qwen",
             other="llama",
-            steps={"start": 470, "able": 320, "shown": 150},
+            steps={"start": 410, "able": 320, "shown": 150},
             showing=showing,
             written=material.as_messages,
         )
