@@ -48,7 +48,7 @@ class GroupedRolloutConfig(RolloutConfig):
             high=8,
             above=("divergence", "forgetting"),
             why="the later passes learn from completions that the policy would no longer write",
-            source="PPO, arXiv 1707.06347: 3 to 10; 1 to 4 in GRPO",
+            source="Schulman et al., arXiv 1707.06347: 3 to 10; groups are seldom used more than four times",
         ),
     )
 

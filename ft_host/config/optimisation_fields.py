@@ -83,7 +83,7 @@ class OptimisationFields:
             below=("divergence",),
             above=("no_learning",),
             why=("it rounds to nothing beside the gradients", "gradients smaller than it hardly move their weights"),
-            source="Adam, arXiv 1412.6980: 1e-8; 1e-5 in PPO",
+            source="Adam, arXiv 1412.6980: 1e-8; 1e-5 where policies are trained",
         ),
     )
     max_grad_norm: float = option(

@@ -144,7 +144,7 @@ def reuse_of_rollouts(view: View) -> Iterator[Suspect]:
             value=config[field],
             usual="at most 32 updates with one rollout",
             explains=("divergence", "forgetting"),
-            source="PPO implementations",
+            source="implementations of policy gradients",
             new=None if field == "steps_per_generation" else 1,
             why="the later updates learn from completions that the policy would no longer write",
             distance=math.log10(updates / 32),
