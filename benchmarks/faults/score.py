@@ -133,7 +133,8 @@ def count(runs: Runs) -> dict[str, str]:
     faulty = [pair for pair in made if not pair[0].healthy]
     healthy = [pair for pair in made if pair[0].healthy]
     all_told = sum(len(told(run)) for _, run in faulty)
-    cures, flights = judged(runs, "cure"), judged(runs, "autopilot")
+    cures = judged(runs, "cure")
+    flights = [each for each in judged(runs, "autopilot") if cure.won_back(*each) is not None]
     return {
         "faulty runs, kinds of faults": f"{len(faulty)}, {len({case.id for case, _ in faulty})}",
         "**named**": share(sum(named(*pair) for pair in faulty), len(faulty)),
@@ -142,7 +143,7 @@ def count(runs: Runs) -> dict[str, str]:
         "**healthy runs with a warning**": share(sum(bool(told(run)) for _, run in healthy), len(healthy)),
         "**first patches that cure**": share(sum(cure.cured(*each) for each in cures), len(cures)),
         "first patches that make it worse": share(sum(cure.worse(*each) for each in cures), len(cures)),
-        "**autopilot cures**": share(sum(cure.cured(*each) for each in flights), len(flights)),
+        "**autopilot cures**, of faults that cost something held out": share(sum(cure.cured(*each) for each in flights), len(flights)),
         "autopilot ends worse than it began": share(sum(cure.worse(*each) for each in flights), len(flights)),
     }
 
