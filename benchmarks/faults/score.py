@@ -143,7 +143,9 @@ def count(runs: Runs) -> dict[str, str]:
         "**healthy runs with a warning**": share(sum(bool(told(run)) for _, run in healthy), len(healthy)),
         "**first patches that cure**": share(sum(cure.cured(*each) for each in cures), len(cures)),
         "first patches that make it worse": share(sum(cure.worse(*each) for each in cures), len(cures)),
-        "**autopilot cures**, of faults that cost something held out": share(sum(cure.cured(*each) for each in flights), len(flights)),
+        "**autopilot cures**, of faults that cost something held out": share(
+            sum(cure.cured(*each) for each in flights), len(flights)
+        ),
         "autopilot ends worse than it began": share(sum(cure.worse(*each) for each in flights), len(flights)),
     }
 
