@@ -241,6 +241,7 @@ def ranks(model: str, out: str) -> None:
     except FtHostError as error:
         (Path(out) / f"said-{accelerator.process_index}").write_text(str(error))
     torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # gloo's threads, left to the end of the process, may abort it
 
 
 def refuse(piece):
