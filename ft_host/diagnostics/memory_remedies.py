@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 from ft_host.diagnostics.rule import Remedy
@@ -196,7 +195,3 @@ def remedies_for(phase: str, config: Any, facts: Facts = NO_FACTS) -> list[Remed
     """Return the three cheapest that this config doesn't use yet. `facts`: the run's, as far as they are known."""
     remedies = [mend(config, facts) for mend in REMEDIES[phase]]
     return [remedy for remedy in remedies if remedy is not None][:3]
-
-
-def remedies_for_values(phase: str, config: Mapping[str, Any]) -> list[Remedy]:
-    return remedies_for(phase, SimpleNamespace(**config))

@@ -178,7 +178,7 @@ class Suspects:
     def _ask(self, function: Function, view: View) -> list[Suspect]:
         if self.strict:
             return list(function(view))
-        named = f"{type(function).__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+        named = "the ranges of fields" if isinstance(function, Ranges) else repr(function)
         if named in self.failed:
             return []
         try:

@@ -139,8 +139,9 @@ class RunFolder:
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
         for name in ("checkpoints", "rollouts"):
-            with contextlib.suppress(OSError):  # there is none, or it holds something
-                (self.path / name).rmdir()
+            folder = self.path / name
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
         (self.path / "run.json").unlink()
 
     def set_aside(self, *names: str) -> Path:
