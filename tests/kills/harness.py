@@ -11,6 +11,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -114,11 +115,27 @@ def tree(process: BaseProcess) -> list[psutil.Process]:
         return []
 
 
+def child_of(process: psutil.Process, parent: psutil.Process) -> bool:
+    """Whether `parent` started it. One that has ended since the tree was read is nobody's child."""
+    try:
+        return process.ppid() == parent.pid
+    except psutil.NoSuchProcess:
+        return False
+
+
+def command_of(process: psutil.Process) -> str:
+    """The end of its command line, for a message; a process may end while the message is being written."""
+    try:
+        return " ".join(process.cmdline())[-60:]
+    except psutil.NoSuchProcess:
+        return "ended meanwhile"
+
+
 def targets_of(found: list[psutil.Process], ranks: int) -> dict[str, list[psutil.Process]]:
     """What a kill can be aimed at now, and the processes that it may choose one of; of `all`, every one."""
     if not found:
         return {}
-    children = [process for process in found[1:] if process.ppid() == found[0].pid]
+    children = [process for process in found[1:] if child_of(process, found[0])]
     mains = found[:1] if ranks == 1 else [found[0], *children]
     workers = [process for process in found if process not in mains]
     given = {"process" if ranks == 1 else "parent": found[:1], "all": found[::-1], "worker": workers}
@@ -174,9 +191,10 @@ def wait_for_the_end(process: BaseProcess, found: list[psutil.Process], kill: Ki
     until = time.monotonic() + (ORPHANS if ended else PATIENCE)
     while (left := [each for each in found if is_alive(each)]) and time.monotonic() < until:
         time.sleep(0.02)
-    names = [f"{each.pid} ({' '.join(each.cmdline())[-60:]})" for each in left]
+    names = [f"{each.pid} ({command_of(each)})" for each in left]
     for each in left:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
     assert not left, f"{kill}: still there {ORPHANS:.0f} s later: {names}"
 
 
