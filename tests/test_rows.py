@@ -219,7 +219,7 @@ FAULTS = {
     ),
     "marks of another template": (
         all_of(ROWS, prompt=lambda row: f"[INST] {row['prompt']} [/INST]"),
-        SFTConfig, "DATA026:foreign_marks", "info", "[INST]",
+        SFTConfig, "DATA026:foreign_marks", "warning", "[INST]",
     ),
     "slots that weren't filled": (
         all_of(ROWS, prompt="Solve this: {question}"), SFTConfig, "DATA026:slots", "warning", "{question}",

@@ -13,7 +13,7 @@ from ft_host.diagnostics.remedies import (
 )
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import Names, broken_by, rollout_rules, ruin, taught_rules, watched_rules
-from ft_host.diagnostics.shared.helpers import learns, rising
+from ft_host.diagnostics.shared.helpers import at_best, learns, rising
 from ft_host.diagnostics.shared.preferences import (
     CHOSEN,
     MARGINS,
@@ -39,6 +39,7 @@ __all__ = [
     "Rule",
     "Suspect",
     "View",
+    "at_best",
     "broken_by",
     "by_chance",
     "errors",

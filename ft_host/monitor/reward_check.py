@@ -8,6 +8,7 @@ are left out, since they would have to be loaded. Slow functions are skipped.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ft_host.rewards import RewardPool, Scoring
 from ft_host.types import Drop
 
 ROWS = 8
+AGAIN = 16  # completions that are tried a second time
 SECONDS = 30.0  # time limit of a call, for functions that hang: nothing else depends on time
 
 
@@ -128,12 +130,14 @@ def by_row(tried: list[dict[str, Any]], values: list[float | None], takes: Calla
 
 def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
     name = pool.names[0]
+    every = -(-len(tried) // AGAIN)
+    given = tried + tried[::every]
     columns = sorted({column for trial in tried for column in trial["columns"]})
     scoring = Scoring(
-        prompts=[trial["prompt"] for trial in tried],
-        completions=[trial["completion"] for trial in tried],
-        completion_ids=[trial["ids"] for trial in tried],
-        columns={column: [trial["columns"].get(column) for trial in tried] for column in columns},
+        prompts=[trial["prompt"] for trial in given],
+        completions=[trial["completion"] for trial in given],
+        completion_ids=[trial["ids"] for trial in given],
+        columns={column: [trial["columns"].get(column) for trial in given] for column in columns},
         trainer_state=None,
     )
     try:
@@ -147,20 +151,37 @@ def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
         return {}
     broken = [index for index, reason in failures if not _is_no_number(reason)]
     facts: dict[str, Any] = {
-        f"data/reward/{name}/failed": len(broken) / len(tried),
-        f"data/reward/{name}/not_finite": (len(failures) - len(broken)) / len(tried),
+        f"data/reward/{name}/failed": len(broken) / len(given),
+        f"data/reward/{name}/not_finite": (len(failures) - len(broken)) / len(given),
         f"data/reward/{name}/whole": all(trial["whole"] for trial in tried),
     }
     if failures:
         facts[f"data/reward/{name}/said"] = failures[0][1][:300]
     function = pool.functions[0]
-    told = by_row(tried, [each[0] for each in scored.values], lambda column: column in function.takes)
+    earned = [each[0] for each in scored.values]
+    told = by_row(tried, earned[: len(tried)], lambda column: column in function.takes)
     facts |= {f"data/reward/{name}/{kind}": share for kind, share in told.items()}
-    values = [trial[0] for trial in scored.values if trial[0] is not None]
+    first, again = earned[: len(tried)], earned[len(tried) :]
+    values = [value for value in first if value is not None]
     if len(values) >= len(tried) / 2:
         facts[f"data/reward/{name}/spread"] = max(values) - min(values)
         facts[f"data/reward/{name}/value"] = values[0]
-    return facts
+        facts[f"data/reward/{name}/most"] = max(values)
+    noise = noise_of(list(zip(first[::every], again, strict=True)), values)
+    return facts if noise is None else facts | {f"data/reward/{name}/noise": noise}
+
+
+def noise_of(pairs: list[tuple[float | None, float | None]], values: list[float]) -> float | None:
+    """Return how much of the variance of a reward's values is there between two values of one completion: 0 for a
+    function, about 1 for chance. None where too little has a value, or all have the same.
+
+    `pairs`: the values of a completion and of the same again.
+    """
+    both = [(one, other) for one, other in pairs if one is not None and other is not None]
+    if len(both) < 4 or len(values) < 4:
+        return None
+    of_all = statistics.pvariance(values)
+    return statistics.fmean((one - other) ** 2 / 2 for one, other in both) / of_all if of_all > 0 else None
 
 
 def _is_no_number(reason: str) -> bool:

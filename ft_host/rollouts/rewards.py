@@ -128,6 +128,33 @@ def variety_metrics(completions: list[Completion], texts: list[str], generations
     return metrics
 
 
+def repeat_metrics(
+    names: list[str], values: list[list[float | None]], completions: list[Completion], generations: int
+) -> dict[str, Metric]:
+    """Return for each reward function what it makes of one completion twice: half the mean squared difference of two
+    equal completions of a prompt, which is the variance of its noise. Nothing where no completion came twice.
+
+    `values[completion][function]`; the completions of a prompt follow each other. Turns of a conversation aren't
+    compared: its tools may have answered otherwise.
+    """
+    squares, counts = [0.0] * len(names), [0] * len(names)
+    for at in range(0, len(completions), generations):
+        first: dict[tuple[int, ...], list[float | None]] = {}
+        for completion, mine in zip(completions[at : at + generations], values[at : at + generations], strict=True):
+            if completion.sampled:
+                continue
+            theirs = first.setdefault(tuple(completion.token_ids), mine)
+            for place, (one, other) in enumerate(zip(mine, theirs, strict=True)):
+                if theirs is not mine and one is not None and other is not None:
+                    squares[place] += (one - other) ** 2 / 2
+                    counts[place] += 1
+    return {
+        f"rewards/{name}/repeat_variance": mean(square, count)
+        for name, square, count in zip(names, squares, counts, strict=True)
+        if count
+    }
+
+
 def worth_metrics(totals: list[float | None], completions: list[Completion]) -> dict[str, Metric]:
     """Return the lowest and the highest reward of a completion, and the correlation of reward and length."""
     pairs = [(size(item), value) for item, value in zip(completions, totals, strict=True) if value is not None]

@@ -19,7 +19,15 @@ from ft_host.errors import FtHostError
 from ft_host.generation import Completion, Request, Sampling
 from ft_host.metrics import Metric, mean, total
 from ft_host.rewards import RewardPool, Scored
-from ft_host.rollouts.rewards import Rewards, reward_metrics, scoring_of, size, variety_metrics, worth_metrics
+from ft_host.rollouts.rewards import (
+    Rewards,
+    repeat_metrics,
+    reward_metrics,
+    scoring_of,
+    size,
+    variety_metrics,
+    worth_metrics,
+)
 from ft_host.rollouts.tools import Toolbox
 from ft_host.rollouts.turns import Conversation, run_episodes
 from ft_host.types import Rollout as Rollout
@@ -163,7 +171,9 @@ class RolloutRun:
         rewards = Rewards(
             names=names, weights=weights, values=results.values, texts=texts, metrics=metrics, extra=results.extra
         )
-        metrics |= variety_metrics(completions, texts, len(completions) // max(len(rows), 1))
+        generations = len(completions) // max(len(rows), 1)
+        metrics |= variety_metrics(completions, texts, generations)
+        metrics |= repeat_metrics(names, results.values, completions, max(generations, 1))
         metrics |= worth_metrics(rewards.totals(), completions)
         return rewards
 

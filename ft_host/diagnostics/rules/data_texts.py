@@ -37,7 +37,7 @@ def left_over_message(view: View) -> str:
 
 
 def left_over_is_grave(view: View) -> bool:
-    return view["data/left_over/*"] > MANY and view.name("*") in ("marks", "slots", "turns")
+    return view["data/left_over/*"] > MANY and view.name("*") in ("marks", "foreign_marks", "slots", "turns")
 
 
 def sorted_matters(view: View) -> bool:
@@ -133,7 +133,7 @@ RULES = [
         when=(
             "Over 5 % of the rows have marks of a chat template within messages, marks that this tokenizer doesn't "
             "know, slots such as {question}, the next turn of a conversation within a completion, or HTML outside of "
-            "code. A warning where over 30 % have marks within messages, unfilled slots or further turns."
+            "code. A warning where over 30 % have marks, unfilled slots or further turns."
         ),
         why=(
             "Texts that went through a template already, through none, or come from web pages. Marks in a message end "

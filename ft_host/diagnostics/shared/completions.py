@@ -15,6 +15,8 @@ from ft_host.diagnostics.view import View, percent, short, went
 CUT, LENGTH, UNIQUE = "completions/clipped_ratio", "completions/mean_length", "completions/unique_share"
 LINKED = "completions/reward_length_correlation"
 
+NEARLY_ALL = 0.9  # of the completions
+
 # ---------------------------------------------------------------- 8: cut short
 
 
@@ -38,9 +40,12 @@ def cut_remedies(view: View) -> list[Remedy]:
     why = f"Raise max_completion_length from {now} to {new}"
     longer = Remedy(why=why, patch={"max_completion_length": new}, again=True, measured=True)
     out = [longer] if new > now else []
-    out += set_field(
-        view, "mask_truncated_completions", True, ", so that being cut short isn't learnt from"
-    ) + set_field(view, "missing_eos_penalty", 1.0, ", taken off what is cut short")
+    if view.mean(CUT, view.window) < NEARLY_ALL:
+        out += set_field(
+            view, "mask_truncated_completions", True, ", so that being cut short isn't learnt from"
+        ) + set_field(view, "missing_eos_penalty", 1.0, ", taken off what is cut short")
+    else:  # nothing would be left to learn from, or all would lose the same
+        out.append(Remedy(why="Teach the model to end its answers first (SFT), or begin with one that does"))
     begun = helpers.start(view, CUT)
     if begun is not None and begun < 0.1:  # it was fine once
         out.insert(0, lower_rate(view, 3, f": {percent(begun)} were cut short at the start"))
@@ -86,6 +91,7 @@ def duplicates(view: View, names: Names) -> bool:
     share, least = view[UNIQUE], 1 / view.config.num_generations
     reached = helpers.level(view, names)
     solved = (reached is not None and reached >= helpers.SOLVED) or helpers.knows(view, names)
+    solved = solved or helpers.at_best(view, names)
     if solved or helpers.learns(view, names) or helpers.has_risen(view, names):
         return False
     if share < least + 0.04 * (1 - least):  # one completion, again and again
@@ -226,7 +232,7 @@ def rules(names: Names) -> list[Rule]:
                 when=(
                     "In half of the last 50 rollouts nearly all completions of a prompt are the same, or their"
                     " variety is below half and has halved; and the reward neither rises, nor has risen, nor is high"
-                    " from the start."
+                    " from the start (that of right answers, where they were tried beforehand)."
                 ),
                 why="Sampling is too cold, or the policy has collapsed onto one answer.",
                 remedy="Raise temperature, sample from all tokens, lower learning_rate.",

@@ -128,6 +128,20 @@ def knows(view: View, names: Names) -> bool:
     return min(first, level(view, names) or 0.0) >= KNOWN
 
 
+def at_best(view: View, names: Names) -> bool:
+    """Whether completions have earned what right answers did that were tried before training (`check_rewards`), from
+    the start and of late: there is nothing to learn. False where that isn't known of each reward."""
+    most = [value for name, value in view.facts.items() if name.startswith("data/reward/") and name.endswith("/most")]
+    apart = [
+        value for name, value in view.facts.items() if name.startswith("data/reward/") and name.endswith("/spread")
+    ]
+    if not most or len(most) != len(view.config.reward) or not all(apart):
+        return False
+    weights = view.config.reward_weights or [1.0] * len(most)
+    best = sum(weight * value for weight, value in zip(weights, most, strict=True))
+    return best > 0 and min(view.first(names.reward), view.mean(names.reward, 10)) >= SOLVED * best
+
+
 def has_risen(view: View, names: Names) -> bool:
     """Whether the last twenty rewards are above the first ten beyond doubt, and by a tenth of what there was to gain:
     something was learnt, whatever the reward does now."""

@@ -268,13 +268,16 @@ class Aligned:
         mine = merge(ours, chosen, starts[:, 0], kept[:, 0], firsts[0], Text(self.ranks[0], spans[:, :2]))
         other = merge(theirs, their_chosen, starts[:, 1], kept[:, 1], firsts[1], Text(self.ranks[1], spans[:, 2:]))
         losses, parts = LOSSES[self.loss](mine, other, self.shared, self.parts)
+        with torch.no_grad():
+            begin = theirs.index_select(0, starts[:, 1].to(theirs.device))
+            parts["teacher_entropy"] = -(begin.exp() * begin).sum(-1)
         weights = self.weights[which][compared.to(self.weights.device)].to(losses.dtype)
         return total + torch.dot(losses, weights), values | {"losses": losses} | parts
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the values that units have."""
-        return ("losses", *VALUES[self.loss])
+        return ("losses", "teacher_entropy", *VALUES[self.loss])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,4 +296,5 @@ class Plain:
             agree = (ours.argmax(-1) == theirs.argmax(-1)).to(losses.dtype)
             chosen = ours.gather(-1, self.targets[which].clamp(max=size - 1)[:, None])[:, 0]
             values = {"losses": losses, "agree": agree, "logps": chosen, "entropy": -(ours.exp() * ours).sum(-1)}
+            values["teacher_entropy"] = -(theirs.exp() * theirs).sum(-1)
         return losses.sum(), values

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from ft_gold.losses import Aligned, Plain, Weights, ranks_of, shared_of
-from ft_gold.metrics import distances, of_tokens
+from ft_gold.metrics import distances, of_tokens, unsure
 from ft_gold.rows import asked_as_teacher, introduction, is_chat, policys_row, taught, teachers_row
 from ft_gold.tokens import Meeting, meeting
 from ft_host.api import (
@@ -213,6 +213,7 @@ def plain_loss(model: Any, batch: Batch, run: Any) -> LossOutput:
     own, counts = batch.columns["on_policy"][batch.rows], batch.counts
     metrics = distances(out["losses"], own, (counts["tokens"], counts["on_policy"]), config)
     metrics["distillation/teacher_agreement"] = mean(out["agree"].sum(), counts["tokens"])
+    metrics |= unsure(out, head.vocabulary, counts["tokens"])
     return LossOutput(terms={"tokens": out["divergence"]}, metrics=metrics | of_tokens(out, batch, sampled=True))
 
 
@@ -254,6 +255,7 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
     metrics["distillation/aligned_share"] = mean(units[units[:, 1] > 0, 0].sum(), counts["tokens"])
     own_units = own[columns["unit_rows"]][compared]
     metrics |= distances(out["losses"], own_units, (counts["compared"], counts["own_compared"]), config)
+    metrics |= unsure(out, head.vocabulary, counts["compared"])
     if hybrid:
         # a token has an equal only where the two are asked for the same text
         alone = torch.full_like(out["agree"], True, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,3 +29,9 @@ def of_tokens(out: dict[str, torch.Tensor], batch: Batch, sampled: bool) -> dict
         apart = (out["logps"] - batch.columns["sampling_logps"]).abs() * batch.columns["on_policy"][batch.rows]
         metrics |= sampling_metrics(apart, batch.counts["on_policy"])
     return metrics
+
+
+def unsure(out: dict[str, torch.Tensor], vocabulary: int, count: float) -> dict[str, Metric]:
+    """Return the mean entropy of the teacher's distribution as a share of the most that one over so many tokens has:
+    1 is a teacher that knows nothing. `count`: of the tokens, or units, in the step."""
+    return {"distillation/teacher_entropy_share": mean(out["teacher_entropy"].sum() / math.log(vocabulary), count)}

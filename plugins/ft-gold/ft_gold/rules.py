@@ -15,7 +15,7 @@ from ft_host.diagnostics import (
     watched_rules,
 )
 
-ALIGNED, MASS = "distillation/aligned_share", "distillation/matched_mass"
+ALIGNED, MASS, UNSURE = "distillation/aligned_share", "distillation/matched_mass", "distillation/teacher_entropy_share"
 NAMES = Names(letters="GOLD", first=100, grouped=False)
 
 # ---------------------------------------------------------------- 2 and 3: what is compared
@@ -45,6 +45,16 @@ def mass_remedies(view: View) -> list[Remedy]:
             )
         )
     ]
+
+
+# ---------------------------------------------------------------- 5: a teacher that knows nothing
+
+
+def knows_nothing(view: View) -> bool | None:
+    """A temperature far above 1 has this effect on any teacher."""
+    flattened = view.config.uld_teacher_temperature
+    hot = view.config.temperature if flattened is None else flattened
+    return None if hot > 1.5 else view[UNSURE] > 0.85
 
 
 # ---------------------------------------------------------------- 117: something else is learnt
@@ -114,6 +124,34 @@ OWN = [
             " is meant."
         ),
         remedy="A student with a closer vocabulary; uld_crossentropy_weight in addition.",
+        source="own judgement",
+    ),
+    Rule(
+        code="GOLD005",
+        title="The teacher's distribution is nearly uniform",
+        stage="train",
+        level="signal",
+        mutes=("GOLD105", "GOLD108", "GOLD115", "GOLD117", "OPT014", "standstill"),
+        needs=(UNSURE,),
+        share=0.8,
+        least=5,
+        test=knows_nothing,
+        message=lambda view: (
+            f"The entropy of the teacher is {percent(view.mean(UNSURE, view.window))} of what it would be if all of its"
+            " tokens were equally likely: is it trained?"
+        ),
+        remedies=lambda view: [
+            Remedy(why="Check that teacher_model_name_or_path is the intended model, and complete some prompts with it")
+        ],
+        when=(
+            "Its entropy is above 85 % of that of a uniform distribution in 80 % of the last 50 steps. Not at a"
+            " teacher_temperature above 1.5."
+        ),
+        why=(
+            "The weights were never trained, or don't belong to the tokenizer: the student approaches them without"
+            " learning anything."
+        ),
+        remedy="The right teacher_model_name_or_path.",
         source="own judgement",
     ),
 ]

@@ -18,6 +18,7 @@ FAULTY = {
             60, completions__mean_length=lambda step: 60.0 if step < 20 else 4.0, completions__clipped_ratio=0.02
         )
     ),
+    "GOLD005": Told(lines=steps(30, distillation__teacher_entropy_share=0.98)),
 }
 HEALTHY = Told(
     facts={"plan/total_steps": 200},
@@ -27,6 +28,7 @@ HEALTHY = Told(
         distillation__teacher_agreement=lambda step: 0.9 - 0.4 / (1 + step / 20),
         distillation__aligned_share=0.97,
         distillation__matched_mass=0.8,
+        distillation__teacher_entropy_share=0.3,
         completions__mean_length=lambda step: 60.0 - 0.1 * step,
         completions__clipped_ratio=0.05,
         entropy=lambda step: 1.5 - 0.005 * step,
@@ -103,3 +105,17 @@ def test_a_distance_that_stays_while_completions_become_better():
     told = in_order(lines, evals(rewards, reward=lambda step: rewards[step]))
     assert codes(RULES, Told(facts={"plan/total_steps": 150}, lines=told), GOLDConfig) == set()
     assert codes(RULES, Told(facts={"plan/total_steps": 150}, lines=lines), GOLDConfig) == {"GOLD001"}
+
+
+def test_an_untrained_teacher_is_why_completions_are_cut_and_the_distance_stays():
+    """What follows is muted; a temperature far above 1 flattens any teacher."""
+    lines = steps(90, distillation__teacher_entropy_share=0.98, completions__clipped_ratio=0.9, **STILL)
+    told = Told(facts={"plan/total_steps": 300}, lines=lines)
+    found = findings(RULES, told, GOLDConfig)
+    assert {(each.code, each.muted_by) for each in found} == {
+        ("GOLD005", None),
+        ("GOLD001", "GOLD005"),
+        ("GOLD108", "GOLD005"),
+    }
+    hot = Told(lines=steps(30, distillation__teacher_entropy_share=0.98), config={"uld_teacher_temperature": 4.0})
+    assert codes(RULES, hot, GOLDConfig) == set()

@@ -5,7 +5,7 @@ from ft_grpo.config import GRPOConfig
 from ft_grpo.rules import RULES
 
 from ft_host.diagnostics import Names
-from ft_host.testing import codes, rollout_cases
+from ft_host.testing import Told, codes, findings, rollout_cases, steps
 
 CASES = rollout_cases(Names(letters="GRPO"))
 
@@ -19,3 +19,33 @@ def test_it_is_found_where_it_is_and_not_elsewhere(code):
     faulty, healthy = CASES[code]
     assert code in codes(RULES, faulty, GRPOConfig)
     assert code not in codes(RULES, healthy, GRPOConfig)
+
+
+TRIED = {"data/reward/right/most": 1.0, "data/reward/right/spread": 1.0}
+
+
+def alike(reward: float, facts: dict) -> Told:
+    """A policy that says one thing to each prompt, and always has."""
+    lines = steps(
+        60,
+        reward=reward,
+        completions__unique_share=0.13,
+        completions__reward_min=reward,
+        completions__reward_max=reward,
+    )
+    return Told(config={"num_generations": 8, "reward": ["right"]}, facts=facts, lines=lines)
+
+
+def test_a_model_that_earns_what_right_answers_do_may_say_the_same_each_time():
+    """What right answers earn is known from the trial before training. Without it, an equal reward says nothing."""
+    assert "GRPO012" not in codes(RULES, alike(1.0, TRIED), GRPOConfig)
+    assert "GRPO012" in codes(RULES, alike(0.0, TRIED), GRPOConfig)
+    assert "GRPO012" in codes(RULES, alike(1.0, {}), GRPOConfig)
+
+
+@pytest.mark.parametrize(("share", "masked"), [(0.5, True), (1.0, False)])
+def test_where_all_completions_are_cut_none_is_left_to_learn_from(share, masked):
+    told = Told(config={"max_completion_length": 64}, lines=steps(60, completions__clipped_ratio=share))
+    [found] = [each for each in findings(RULES, told, GRPOConfig) if each.code == "GRPO008"]
+    assert any("mask_truncated_completions" in each.patch for each in found.remedies) == masked
+    assert any("Teach the model to end" in each.why for each in found.remedies) != masked

@@ -8,6 +8,7 @@ from ft_host.diagnostics import (
     Remedy,
     Rule,
     View,
+    at_best,
     broken_by,
     lower_rate,
     more_generations,
@@ -59,7 +60,9 @@ def more_signal(view: View) -> list[Remedy]:
 
 
 def teaches_nothing(view: View) -> bool | None:
-    return view[APART] < ALIKE if view.step <= EARLY else None
+    if view.step > EARLY:
+        return None
+    return view[APART] < ALIKE and not at_best(view, NAMES)
 
 
 def drifts(view: View) -> bool | None:
@@ -218,7 +221,10 @@ OWN = [
             Remedy(why="Check a reprompt in samples.jsonl: does it show what the attempt lacks?"),
             Remedy(why="Explain in reprompt_template more clearly how to use the solution or the feedback"),
         ],
-        when="self_distillation/teacher_logp_difference is below 0.01 in most of the first 20 steps.",
+        when=(
+            "self_distillation/teacher_logp_difference is below 0.01 in most of the first 20 steps, and completions"
+            " earn less than right answers do."
+        ),
         why="A model that can't use a solution or feedback is no better with it than without.",
         remedy="Other templates, more informative feedback, a larger model.",
         source="own judgement of the threshold",

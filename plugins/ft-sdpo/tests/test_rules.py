@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from ft_sdpo.config import SDPOConfig
 from ft_sdpo.rules import RULES
@@ -75,3 +77,10 @@ def test_healthy():
 
 def test_each_rule_of_its_own_has_a_case():
     assert {rule.code for rule in RULES if rule.code < "SDPO100"} == set(FAULTY)
+
+
+def test_a_student_that_is_right_already_has_nothing_to_learn_from_its_teacher():
+    """What right answers earn was tried before training."""
+    case = told({"reward": ["right"]}, count=10, self_distillation__teacher_logp_difference=0.001, reward=1.0)
+    tried = replace(case, facts={"data/reward/right/most": 1.0, "data/reward/right/spread": 1.0})
+    assert "SDPO005" in codes(RULES, case, SDPOConfig) and "SDPO005" not in codes(RULES, tried, SDPOConfig)
