@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--families", nargs="+", choices=sorted(FAMILIES), help="default: all that can be made here")
     parser.add_argument("--cases", nargs="+", default=[""], metavar="NAME", help="default: all")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each Nth kind of fault and of health")
+    parser.add_argument("--offset", type=int, default=0, metavar="K", help="with --every: begin with the Kth, from 0")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="make runs again that OUT has; the last line counts")
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, case in CASES.items()
         if case.family in families
         and any(name.startswith(each) for each in args.cases)
-        and number_of_kind(case) % args.every == 0
+        and number_of_kind(case) % args.every == args.offset % args.every
     ]
     if not names:
         parser.error(f"no case of {', '.join(families)} is called or begins with {', '.join(args.cases)}")
