@@ -38,5 +38,21 @@ def pytest_runtest_protocol() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=20, help="how often tests/test_kills.py kills runs")
+    parser.addoption("--nightly", action="store_true", help="also what takes long and repeats what other tests show")
+    parser.addoption("--kills", type=int, default=10, help="how often tests/test_kills.py kills runs")
     parser.addoption("--kills-seed", type=int, default=0, help="of the moments at which it does")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `nightly`, or of a parametrised test the cases that the mark names."""
+    if config.getoption("--nightly"):
+        return
+    later = [item for item in items if any(_is_for_later(item, mark) for mark in item.iter_markers("nightly"))]
+    if later:
+        config.hook.pytest_deselected(items=later)
+        items[:] = [item for item in items if item not in later]
+
+
+def _is_for_later(item: pytest.Item, mark: pytest.Mark) -> bool:
+    case = item.name.removesuffix("]").partition("[")[2]
+    return not mark.args or case in mark.args

@@ -251,6 +251,7 @@ def test_the_same_weights_teach_nothing(make, prompts, llama, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("distill, two passes", "gkd, mixed")
 @pytest.mark.parametrize("config", ["distill, two passes", "gkd, mixed", "gkd, by the teacher"], indirect=True)
 def test_resume(config):
     """Killed in the middle: completions and whose they are come from the checkpoint, or are drawn again."""
@@ -258,6 +259,7 @@ def test_resume(config):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("distill, lora-fsdp2", "gkd, mixed-ddp")
 @pytest.mark.parametrize(
     ("config", "strategy"),
     [

@@ -132,6 +132,7 @@ def test_resume(config, name):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("fsdp2 live", "ddp lora sorted")
 @pytest.mark.parametrize(
     "fields",
     [

@@ -289,6 +289,7 @@ def test_padded_embeddings(make, prompts, tmp_path, rows):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("mixed")
 @pytest.mark.parametrize("config", ["mixed", "by the teacher"], indirect=True)
 def test_resume(config):
     """Killed in the middle: completions and whose they are come from the checkpoint, or are drawn again."""
@@ -296,6 +297,7 @@ def test_resume(config):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("sorted-ddp", "lora-fsdp2")
 @pytest.mark.parametrize(
     ("config", "strategy"),
     [("mixed", "ddp"), ("sorted", "ddp"), ("lora", "fsdp2"), ("by the teacher", "fsdp2")],

@@ -84,6 +84,7 @@ def test_rollouts_and_passes(config):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("plain", "lora")
 @pytest.mark.parametrize(
     "fields",
     [{}, EVERYTHING | {"importance_sampling_level": "token"}, LORA | {"lora_dropout": 0.2}],
@@ -96,6 +97,7 @@ def test_resume(config, fields):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("ddp one step", "ddp lora")
 @pytest.mark.parametrize(
     "fields",
     [

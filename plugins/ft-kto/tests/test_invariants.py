@@ -95,6 +95,7 @@ def test_resume(config):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("fsdp2", "ddp made ahead")
 @pytest.mark.parametrize(
     "fields",
     [

@@ -74,6 +74,7 @@ def test_minibatches_and_passes(config):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("value head lora")
 @pytest.mark.parametrize(
     "fields",
     [{}, {"value_head": True, "use_peft": True, "lora_dropout": 0.2, "ref_model": None}],
@@ -86,6 +87,7 @@ def test_resume(config, fields):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("ddp value head", "ddp lora")
 @pytest.mark.parametrize(
     "fields",
     [

@@ -67,6 +67,7 @@ def test_lora_at_initialisation(config):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("classifier")
 @pytest.mark.parametrize("head", ["new head", "classifier"])
 def test_resume(config, llama, head):
     """Killed in the middle of an epoch, with dropout, so that random states count too."""

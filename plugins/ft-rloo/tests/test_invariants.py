@@ -78,6 +78,7 @@ def test_rollouts_and_passes(config):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("lora")
 @pytest.mark.parametrize("fields", [{}, LORA | {"lora_dropout": 0.2}], ids=["all weights", "lora"])
 def test_resume(config, fields):
     """Killed in the middle of a rollout: its completions, old log-probs and advantages are in the checkpoint."""
@@ -85,6 +86,7 @@ def test_resume(config, fields):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("ddp lora")
 @pytest.mark.parametrize(
     "fields",
     [

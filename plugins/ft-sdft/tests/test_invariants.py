@@ -120,6 +120,7 @@ def test_the_teacher_is_asked_about_the_same_tokens(config):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("lora", "live")
 @pytest.mark.parametrize(
     "fields", [EMA, LORA | EMA | {"lora_dropout": 0.2}, {"teacher_model_kind": "live"}], ids=["ema", "lora", "live"]
 )
@@ -129,6 +130,7 @@ def test_resume(config, fields):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("fsdp2", "fsdp2 ema", "fsdp2 lora ema")
 @pytest.mark.parametrize(
     "fields",
     [

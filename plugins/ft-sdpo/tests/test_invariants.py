@@ -124,6 +124,7 @@ def test_a_rank_without_anything_to_learn(config):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("lora", "live")
 @pytest.mark.parametrize(
     "fields",
     [FEEDBACK, LORA | {"lora_dropout": 0.2}, {"teacher_model_kind": "live", "distillation_weight": 0.5}],
@@ -135,6 +136,7 @@ def test_resume(config, fields):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly("ddp mixed", "fsdp2 live mixed", "ddp lora")
 @pytest.mark.parametrize(
     "fields",
     [
