@@ -1,11 +1,13 @@
 """One side of a comparison, in a process of its own: `python sides.py SIDE SPEC.json` trains and writes SPEC's `out`.
 
 Both are called as a user calls them, with a model's folder and a file of rows. Both are watched from outside in the
-same way: the clock and the process' memory are read when training begins and at the end of each optimizer step.
+same way: the clock and the process' memory (and the device's) are read when training begins and at the end of each
+optimizer step.
 
 SPEC: `method` (a key of PLACES), `model`, `rows`, `steps`, `work` (an empty folder), `cache` (a folder that may be
-full), `both` (fields that ft-host and TRL call the same), `ours` and `trl` (fields of one of them), `teacher` (a
-folder, of methods that learn from one).
+full), `both` (fields that ft-host and TRL call the same, the CPU's float32 if they say nothing else), `ours` and `trl`
+(fields of one of them); and where they apply `teacher` (a folder, of methods that learn from one), `lora` (the rank of
+an adapter), `device` (a type of torch's other than cpu) and `trace` (a file, for a step after `steps`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import rewards
+from tracing import Trace
 from watch import Watch, children
 from work import BATCH, MAX_LENGTH
 
@@ -49,6 +52,8 @@ OURS = {"distill": "DistillConfig"}  # a config that is called otherwise here
 SAMPLING = ("grpo", "rloo", "distill", "sdft")  # what they train on they sample
 PAID = ("grpo", "rloo")  # for which they are paid as `rewards` says
 REWARD = rewards.every_fourth
+# What a step with a rollout logs of where its seconds went.
+TIMES = ("perf/generation_time", "perf/reward_time", "perf/weight_sync_time", "perf/annotation_time", "perf/train_time")
 
 
 def same(spec: dict[str, Any]) -> dict[str, Any]:
@@ -56,13 +61,17 @@ def same(spec: dict[str, Any]) -> dict[str, Any]:
     of_rows = {"max_length": MAX_LENGTH, "per_device_train_batch_size": BATCH, "train_sampling_strategy": "sequential"}
     return {
         "output_dir": spec["work"] + "/run",
-        "max_steps": spec["steps"],
+        "max_steps": spec["steps"] + ("trace" in spec),
         "gradient_checkpointing": False,
         "bf16": False,
         "use_cpu": True,
         **({} if spec["method"] in SAMPLING else of_rows),
         **spec["both"],
     }
+
+
+def watch_of(spec: dict[str, Any]) -> Watch:
+    return Watch(spec.get("device", "cpu"), Trace(spec["trace"], spec["steps"]) if "trace" in spec else None)
 
 
 def ours(spec: dict[str, Any]) -> dict[str, Any]:
@@ -98,6 +107,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
                 watch.add_time("rollout", sum(parts.values()))
                 watch.rows.append(round(run.totals["rows"]))
                 watch.children = children()
+                watch.part |= {name: value for name, value in entry.items() if name in TIMES}
             watch.step()
             watch.tokens.append(entry["num_tokens"])
             watch.supervised.append(round(run.totals.get("tokens", 0)))  # a reward model has none
@@ -106,11 +116,13 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
             watch.rates.append(entry["learning_rate"])
 
     launch.fit, build.precompute, Run.log = watched_fit, watched_ahead, watched_log
-    watch = Watch()
+    watch = watch_of(spec)
     given = {"reward": [f"{rewards.__file__}:{REWARD.__name__}"]} if method in PAID else {}
     if "teacher" in spec:
         given["teacher_model_name_or_path"] = spec["teacher"]
-    ft_host.train(
+    if "lora" in spec:
+        given |= {"use_peft": True, "lora_r": spec["lora"], "lora_alpha": 2 * spec["lora"]}
+    finished = ft_host.train(
         config(
             **same(spec),
             model=spec["model"],
@@ -121,6 +133,9 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
             **spec["ours"],
         )
     )
+    manifest = json.loads((finished.folder / "run.json").read_text())
+    watch.kernel = {name: value for name, value in manifest["facts"].items() if name.startswith("plan/kernel")}
+    watch.notes = manifest["plan"]["notes"]
     return watch.report(imports)
 
 
@@ -203,26 +218,31 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
                 counted["supervised"] = counted.get("supervised", 0) + int((inputs["labels"] != -100).sum())
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-    watch = Watch()
+    watch = watch_of(spec)
     counted = {"tokens": 0}
     given: dict[str, Any] = {"reward_funcs": REWARD} if method in PAID else {}
     if "teacher" in spec:
         given |= {"teacher_model": spec["teacher"], "processing_class": AutoTokenizer.from_pretrained(spec["model"])}
+    if "lora" in spec:
+        from peft import LoraConfig
+
+        adapter = {"r": spec["lora"], "lora_alpha": 2 * spec["lora"], "lora_dropout": 0.0}
+        given["peft_config"] = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **adapter)
+    fixed = {
+        "model_init_kwargs": {"dtype": "float32"},
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
     trainer = Watched(
         model=spec["model"],
         train_dataset=Dataset.from_json(spec["rows"], cache_dir=spec["cache"] + "/datasets"),
-        args=config(
-            **same(spec),
-            model_init_kwargs={"dtype": "float32"},
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            **spec["trl"],
-        ),
+        args=config(**{**same(spec), **fixed, **spec["trl"]}),
         callbacks=[Watcher()],
         **given,
     )
+    watch.kernel = {"attn_implementation": trainer.model.config._attn_implementation}
     trainer.train()
     return watch.report(imports)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,14 @@ Pair = tuple[Figures, Figures]  # ours and theirs, on the same rows, one after t
 Round = TypeVar("Round")
 
 
+class SideFailed(SystemExit):
+    """A side ended with an error, or took too long."""
+
+
+class OtherWork(SystemExit):
+    """Two sides didn't do the same."""
+
+
 def wait_for_quiet(limit: float) -> None:
     """Until little else has run for a second, or `limit` seconds have passed."""
     end = time.monotonic() + limit
@@ -37,42 +46,88 @@ def wait_for_quiet(limit: float) -> None:
             return
 
 
-def run_side(side: str, environment: dict[str, str], spec: dict[str, Any], cache: Path | None = None) -> dict[str, Any]:
+def run_side(
+    side: str,
+    environment: dict[str, str],
+    spec: dict[str, Any],
+    cache: Path | None = None,
+    limit: float | None = None,
+    log: Path | None = None,
+) -> dict[str, Any]:
     """What a fresh process saw of the training that `spec` asks for (see sides.py).
 
-    `cache`: a folder in which it finds what such processes kept before it; without one it finds nothing. Raises
-    SystemExit with its last words where it failed.
+    `cache`: a folder in which it finds what such processes kept before it; without one it finds nothing. `limit`:
+    seconds after which it is ended, with its children. `log`: gets what it wrote. Raises SideFailed with its last words
+    where it failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.json"
         given = Path(folder) / "spec.json"
         kept = str(cache or Path(folder) / "cache")
-        full = {"both": {}, "ours": {}, "trl": {}, **spec, "work": folder, "out": str(out), "cache": kept}
+        full = filled(spec, folder, kept)
         given.write_text(json.dumps(full))
-        variables = {
-            **os.environ,
-            "OMP_WAIT_POLICY": "passive",
-            "HF_DATASETS_CACHE": f"{kept}/datasets",
-            "FT_HOST_CACHE": f"{kept}/ft-host",
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "true",
-            **environment,
-        }
+        variables = variables_of(environment, kept)
         command = [sys.executable, str(Path(__file__).parent / "sides.py"), side, str(given)]
-        done = subprocess.run(command, env=variables, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{side} failed ({done.returncode}):\n{done.stderr[-3000:]}")
-        return json.loads(out.read_text())
+        code, said = run_limited(command, variables, limit)
+        if log is not None:
+            log.write_text(said)
+        if code is None:
+            raise SideFailed(f"{side} was ended after {limit:.0f} s:\n{said[-3000:]}")
+        if code:
+            raise SideFailed(f"{side} failed ({code}):\n{said[-3000:]}")
+        return json.loads(Path(full["out"]).read_text())
+
+
+def filled(spec: dict[str, Any], folder: str, kept: str) -> dict[str, Any]:
+    """A spec with all that sides.py reads."""
+    return {"both": {}, "ours": {}, "trl": {}, **spec, "work": folder, "out": f"{folder}/out.json", "cache": kept}
+
+
+def variables_of(environment: dict[str, str], kept: str) -> dict[str, str]:
+    """The environment of a side's process, which finds in the folder `kept` what such processes kept before it."""
+    return {
+        **os.environ,
+        "OMP_WAIT_POLICY": "passive",
+        "HF_DATASETS_CACHE": f"{kept}/datasets",
+        "FT_HOST_CACHE": f"{kept}/ft-host",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        **environment,
+    }
+
+
+def run_limited(
+    command: list[str], environment: dict[str, str], limit: float | None, cwd: Path | None = None
+) -> tuple[int | None, str]:
+    """Run a command. Returns how it ended, None after `limit` seconds, and what it wrote. Its children end with it."""
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=limit)
+        return process.returncode, said
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return None, process.communicate()[0]
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 def check_same_work(ours: dict[str, Any], theirs: dict[str, Any], limit: float = 1e-4) -> float:
-    """The largest relative difference between the losses of the same step of two runs. Raises SystemExit where it is
+    """The largest relative difference between the losses of the same step of two runs. Raises OtherWork where it is
     above `limit`, or where they saw other tokens."""
     if ours["tokens"] != theirs["tokens"]:
-        raise SystemExit(f"not the same work: tokens of each step are {ours['tokens']} here, {theirs['tokens']} in TRL")
+        raise OtherWork(f"not the same work: tokens of each step are {ours['tokens']} here, {theirs['tokens']} in TRL")
     largest = max(abs(a - b) / abs(b) for a, b in zip(ours["losses"], theirs["losses"], strict=True))
     if not largest <= limit:
-        raise SystemExit(
+        raise OtherWork(
             f"not the same work: losses differ by {largest:.1e} (relative), more than {limit:.0e}: "
             f"{ours['losses']} here, {theirs['losses']} in TRL"
         )

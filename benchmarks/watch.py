@@ -1,4 +1,5 @@
-"""What is seen of a training process from outside: the clock, its processor time and its memory. Needs Linux."""
+"""What is seen of a training process from outside: the clock, its processor time and its memory, and those of a device
+where it trains on one. Needs Linux."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tracing import Trace
 
 
 def status(name: str, process: int | str = "self") -> float:
@@ -37,10 +40,49 @@ def busy() -> float:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-class Watch:
-    """What is seen of a run: when its steps end, what they held, and the time and memory they took."""
+class Device:
+    """The clock and the memory of the device that a run trains on, by torch's module of that device. A CPU has none of
+    its own, and is done when a call returns."""
 
-    def __init__(self):
+    def __init__(self, kind: str):
+        self.module = None
+        if kind != "cpu":
+            import torch
+
+            self.module = torch.get_device_module(kind)
+
+    def wait(self) -> None:
+        """Until all that was asked of it is done: a call only puts work into its queue."""
+        if self.module is not None:
+            self.module.synchronize()
+
+    def forget_peak(self) -> None:
+        if self.module is not None:
+            self.module.reset_peak_memory_stats()
+
+    def memory(self) -> dict[str, float]:
+        """MiB of its memory: of tensors now and at most since `forget_peak`, and of the allocator at most."""
+        if self.module is None:
+            return {}
+        seen = {
+            "now_mb": self.module.memory_allocated(),
+            "peak_mb": self.module.max_memory_allocated(),
+            "reserved_mb": self.module.max_memory_reserved(),
+        }
+        return {name: value / 2**20 for name, value in seen.items()}
+
+
+class Watch:
+    """What is seen of a run: when its steps end, what they held, and the time and memory they took.
+
+    `device`: its type, as torch has it. `trace`: made of the step after those that are measured.
+    """
+
+    def __init__(self, device: str = "cpu", trace: Trace | None = None):
+        self.device = Device(device)
+        self.trace = trace
+        self.device_before: dict[str, float] = {}
+        self.device_peak: dict[str, float] = {}
         self.called = time.perf_counter()
         self.began = self.called
         self.before = 0.0
@@ -55,6 +97,8 @@ class Watch:
         self.rates: list[float] = []
         self.rows: list[int] = []  # completions that each step sampled
         self.parts: list[dict[str, float]] = []  # seconds of each step by what they went into, where that is known
+        self.kernel: dict[str, Any] = {}  # what computes the attention, as the side says it
+        self.notes: list[str] = []  # what the side said of its plan
         self.part: dict[str, float] = {}  # of the step that is under way
         self.peak = 0.0
         self.children = 0.0  # the peaks of processes that this one has
@@ -63,6 +107,9 @@ class Watch:
         """The first step comes next. Forgets the peak of what came before."""
         Path("/proc/self/clear_refs").write_text("5")
         self.before = status("VmRSS")
+        self.device.wait()
+        self.device.forget_peak()
+        self.device_before = self.device.memory()
         self.began = time.perf_counter()
         self._note()
 
@@ -80,17 +127,21 @@ class Watch:
         self.part[what] = self.part.get(what, 0.0) + seconds
 
     def step(self) -> None:
+        self.device.wait()
         self.ends.append(time.perf_counter())
         self._note()
         self.parts.append(self.part)
         self.part = {}
-        self.peak = status("VmHWM")
+        if self.trace is None or len(self.ends) <= self.trace.after:
+            self.peak = status("VmHWM")
+            self.device_peak = self.device.memory()
+        if self.trace is not None:
+            self.trace.stepped(len(self.ends), self.device.wait)
 
     def report(self, imports: float) -> dict[str, Any]:
-        return {
-            "imports_s": imports,
-            "first_step_s": self.ends[0] - self.called,
-            "ahead_s": self.ahead,
+        """What was seen, of all steps but the one that a trace was made of."""
+        count = len(self.ends) if self.trace is None else self.trace.after
+        steps = {
             "seconds": differences([self.began, *self.ends]),
             "tokens": differences([0, *self.tokens]),
             "cpu": differences(self.cpu),
@@ -101,7 +152,17 @@ class Watch:
             "rates": self.rates,
             "rows": self.rows,
             "parts": self.parts,
+        }
+        return {name: values[:count] for name, values in steps.items()} | {
+            "imports_s": imports,
+            "first_step_s": self.ends[0] - self.called,
+            "ahead_s": self.ahead,
             "before_mb": self.before,
             "peak_mb": self.peak,
             "children_mb": self.children,
+            "device_before": self.device_before,
+            "device_peak": self.device_peak,
+            "kernel": self.kernel,
+            "notes": self.notes,
+            "trace": None if self.trace is None else self.trace.summary,
         }

@@ -52,21 +52,24 @@ def _texts(seed: int) -> Callable[[float, float], str]:
     return text
 
 
-def made_rows(count: int, seed: int = 0) -> list[Row]:
-    text = _texts(seed)
-    return [{"prompt": text(45, 0.5) + "?\n", "completion": text(75, 0.6) + "."} for _ in range(count)]
-
-
 # Words of a prompt and of each completion: the median, and the spread of its logarithm. A word is about one token.
+Spread = tuple[float, float]
+
+
+def made_rows(count: int, seed: int = 0, prompt: Spread = (45, 0.5), completion: Spread = (75, 0.6)) -> list[Row]:
+    text = _texts(seed)
+    return [{"prompt": text(*prompt) + "?\n", "completion": text(*completion) + "."} for _ in range(count)]
+
+
 SHAPES = {
     "long": ((245, 0.3), (69, 0.5)),  # long prompts: instructions, documents, conversations
     "short": ((25, 0.5), (98, 0.5)),  # short questions, longer answers
 }
 
 
-def made_pairs(count: int, shape: str, seed: int = 0) -> list[Row]:
-    """Preference rows: a prompt and two completions."""
-    text, (prompt, completion) = _texts(seed), SHAPES[shape]
+def made_pairs(count: int, shape: str | tuple[Spread, Spread], seed: int = 0) -> list[Row]:
+    """Preference rows: a prompt and two completions. `shape`: a name in SHAPES, or one like those."""
+    text, (prompt, completion) = _texts(seed), SHAPES[shape] if isinstance(shape, str) else shape
     return [
         {"prompt": text(*prompt) + "?\n", "chosen": text(*completion) + ".", "rejected": text(*completion) + "."}
         for _ in range(count)
