@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from ft_host.generation import Completion, Request, Sampling, decode
+from ft_host.generation import Completion, Request, Sampling, decode, widths
+from ft_host.generation import prompts as prefilling
 from ft_host.generation import transformers as backend
-from ft_host.generation.jobs import Terms, jobs_of
+from ft_host.generation.jobs import Job, Terms, jobs_of
 from ft_host.models import attention
 from ft_host.testing import models
 from ft_host.testing.generation import generating_run
@@ -55,7 +56,8 @@ class Forwards:
             assert width == 1
             self.steps.append(rows)
         else:
-            self.prompts.append((rows, int(kwargs["attention_mask"].sum())))
+            mask = kwargs["attention_mask"]  # None where nothing is hidden
+            self.prompts.append((rows, rows * width if mask is None else int(mask.sum())))
 
 
 # ---------------------------------------------------------------- what transformers generates
@@ -65,7 +67,7 @@ class Forwards:
 @pytest.mark.parametrize("penalty", [1.0, 1.4])
 def test_greedy_completions_are_those_of_transformers(name, penalty):
     model, requests = made(name), prompts(*LENGTHS)
-    assert decode.can_decode(model)
+    assert prefilling.can_decode(model)
     model.generation_config.eos_token_id = None
     own = GenerationConfig(
         max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0, repetition_penalty=penalty
@@ -106,7 +108,7 @@ def test_models_that_remember_something_else_go_through_generate():
     hybrid = Lfm2Config(**models.SIZES, layer_types=["conv", "full_attention"])
     chunked = Llama4TextConfig(**models.SIZES, head_dim=16, attention_chunk_size=8, num_local_experts=2)
     for model in (models.tiny_mamba(), *(AutoModelForCausalLM.from_config(each) for each in (hybrid, chunked))):
-        assert not decode.can_decode(model)
+        assert not prefilling.can_decode(model)
         sampling = Sampling(max_new_tokens=6, temperature=0)
         for completion in generating_run(model.eval(), decode_batch_size=2).generate(prompts(5, 5), sampling):
             assert len(completion.token_ids) == len(completion.logprobs) <= 6
@@ -115,7 +117,7 @@ def test_models_that_remember_something_else_go_through_generate():
 def test_generate_gets_few_batches_and_none_that_the_positions_dont_suffice_for():
     lengths, limits = (90, 60, 60, 30, 10, 5), (10, 4, 9, 20, 6, 8)
     pairs = enumerate(zip(lengths, limits, strict=True))
-    jobs = [decode.Job(index, [1] * length, index, limit) for index, (length, limit) in pairs]
+    jobs = [Job(index, [1] * length, index, limit) for index, (length, limit) in pairs]
     batched = [[job.index for job in batch] for batch in backend.batches_of(jobs, 3, 100)]
     assert batched == [[0, 1, 2], [3, 4, 5]]
     batched = [[job.index for job in batch] for batch in backend.batches_of(jobs[:4], 4, 100)]
@@ -182,7 +184,7 @@ def test_a_prompt_is_run_once_for_its_whole_group(size):
 def test_prompts_are_run_a_few_at_a_time(monkeypatch):
     model, requests = made("qwen"), prompts(*LENGTHS)
     expected = generating_run(model).generate(requests, Sampling(max_new_tokens=5, seed=0))
-    monkeypatch.setattr(decode, "PREFILL_TOKENS", 24)
+    monkeypatch.setattr(prefilling, "PREFILL_TOKENS", 24)
     forwards = Forwards(model)
     close(generating_run(model).generate(requests, Sampling(max_new_tokens=5, seed=0)), expected)
     assert forwards.prompts == [(1, 20), (1, 14), (2, 18), (3, 12), (1, 1)]
@@ -192,11 +194,13 @@ def test_prompts_enter_and_rows_leave_in_the_order_in_which_they_always_did(monk
     """Of each forward, rows, tokens of each and columns: with the same inputs in the same order a run gives the very
     numbers that it gave before the loop had requests that arrive while others are under way."""
     monkeypatch.setattr(decode, "ROOM", 3)
-    monkeypatch.setattr(decode, "PREFILL_TOKENS", 24)
+    monkeypatch.setattr(prefilling, "PREFILL_TOKENS", 24)
     model, tokenizer, shapes = made("qwen"), models.tiny_tokenizer(), []
     model.generation_config.eos_token_id = tokenizer.eos_token = None
     model.register_forward_pre_hook(
-        lambda model, args, kwargs: shapes.append((*kwargs["input_ids"].shape, kwargs["attention_mask"].shape[1])),
+        lambda model, args, kwargs: shapes.append(
+            (*kwargs["input_ids"].shape, kwargs["past_key_values"].get_seq_length() + kwargs["input_ids"].shape[1])
+        ),
         with_kwargs=True,
     )
     asked = prompts(*LENGTHS) + prompts(*LENGTHS)[1:4] * 2
@@ -221,7 +225,7 @@ def test_on_a_gpu():
     for device in ("cpu", "cuda"):
         model = made("qwen").to(device)
         with torch.no_grad():
-            rows = decode.decode(model, jobs, sampling, 3)
+            rows = widths.decode(model, jobs, sampling, 3)
             said[device] = {row.job.index: row for row in rows}
     for index, row in said["cpu"].items():
         assert said["cuda"][index].tokens == row.tokens

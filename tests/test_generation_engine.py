@@ -15,6 +15,7 @@ from ft_host import registry
 from ft_host.contract.names import Named
 from ft_host.errors import ConfigError, DataError, HookError, OutOfMemory
 from ft_host.generation import Completion, Request, Sampling, decode, engine
+from ft_host.generation import prompts as prefilling
 from ft_host.generation import transformers as backend
 from ft_host.models.aux_models import AuxModel
 from ft_host.run import EnginePlace, Run
@@ -458,7 +459,7 @@ def test_withdrawing_all_frees_all():
 def test_requests_that_come_go_and_come_again_at_random(seed, monkeypatch):
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(decode, "ROOM", int(rng.choice([1, 3, 64])))
-    monkeypatch.setattr(decode, "PREFILL_TOKENS", int(rng.choice([10, 60])))
+    monkeypatch.setattr(prefilling, "PREFILL_TOKENS", int(rng.choice([10, 60])))
     monkeypatch.setattr(decode, "STRETCH", {"cpu": int(rng.choice([1, 3, 8]))})
     run, sampling = run_of(size=int(rng.choice([2, 5, 9]))), Sampling(max_new_tokens=20, seed=seed, **FULL)
     requests = MIXED + [replace(MIXED[1 + number % 3], number=20 + number, max_new_tokens=9) for number in range(6)]

@@ -19,112 +19,35 @@ A prompt that several rows share runs through the model once, and its keys and v
 
 from __future__ import annotations
 
-import inspect
-from collections import deque
-from dataclasses import dataclass, field
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache
 
 from ft_host.generation import Sampling
 from ft_host.generation.cache import Columns, Extent, Pair
-from ft_host.generation.jobs import DecodedRow, Job
-from ft_host.generation.sampling import sample_token, tokens_seen
+from ft_host.generation.jobs import DecodedRow
+from ft_host.generation.looks import Sampled, read, sent
+from ft_host.generation.masks import padded
+from ft_host.generation.prompts import Prompt, without_routing
+from ft_host.generation.sampling import sample_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PREFILL_TOKENS = 2048  # about so many tokens of prompts are prefilled at a time, padding included
 ROOM = 64  # the least number of spare columns in a new buffer
 STRETCH = {"cpu": 1}  # steps between two reads of the sampled tokens, by device; on other devices a read waits
 LONG_STRETCH = 8  # for all queued work
-
-
-def can_decode(model: PreTrainedModel) -> bool:
-    """Return whether the model's whole state is keys and values of each token, and it accepts position ids."""
-    arguments = inspect.signature(model.forward).parameters
-    if not {"past_key_values", "position_ids", "attention_mask", "logits_to_keep"} <= set(arguments):
-        return False
-    config = model.config.get_text_config(decoder=True)
-    # Chunked attention depends on absolute positions, which columns aren't. Only models with chunks have this field.
-    if model.config.is_encoder_decoder or model._is_stateful or getattr(config, "attention_chunk_size", None):
-        return False
-    return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
-
-
-# ---------------------------------------------------------------- prompts
-
-
-@dataclass
-class Prompt:
-    """A prompt and the jobs that wait for it.
-
-    After prefill: its keys and values, (heads, length, width) of each layer, and the (V,) logits of the next token.
-    """
-
-    ids: list[int]
-    jobs: deque[Job] = field(default_factory=deque)
-    arrived: int = 0  # in an engine: those that arrived earlier go first, whatever their length
-    states: list[Pair] | None = None
-    logits: torch.Tensor | None = None
-
-
-def prompts_of(jobs: list[Job]) -> deque[Prompt]:
-    """Group jobs by prompt, the longest prompt first."""
-    prompts: dict[tuple[int, ...], Prompt] = {}
-    for job in jobs:
-        prompts.setdefault(tuple(job.prompt_ids), Prompt(job.prompt_ids)).jobs.append(job)
-    return deque(sorted(prompts.values(), key=lambda prompt: -len(prompt.ids)))
-
-
-def next_prompts(waiting: deque[Prompt], places: int) -> list[Prompt]:
-    """Return the first prompts: as many as have jobs for `places`, or PREFILL_TOKENS with padding. At least one."""
-    chosen: list[Prompt] = []
-    for prompt in waiting:
-        if chosen and (places <= 0 or (len(chosen) + 1) * len(chosen[0].ids) > PREFILL_TOKENS):
-            break
-        chosen.append(prompt)
-        places -= len(prompt.jobs)
-    return chosen
-
-
-def prefill(model: PreTrainedModel, prompts: list[Prompt]) -> None:
-    """Run the model on prompts, padded on the left."""
-    width = max(len(prompt.ids) for prompt in prompts)
-    ids = torch.tensor([[0] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts])
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    # Not made from the model's config: sliding layers would keep only the columns of their window.
-    cache = DynamicCache()
-    logits = (
-        model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        .logits[:, -1]
-        .float()
-    )
-    for row, prompt in enumerate(prompts):
-        own = (row, slice(None), slice(width - len(prompt.ids), None))
-        prompt.states = [(layer.keys[own], layer.values[own]) for layer in cache.layers]
-        prompt.logits = logits[row]
-
-
-# ---------------------------------------------------------------- rows
 
 
 class Decoder:
     """The rows in decoding: `rows` here, and a row of each tensor for each, in the same order."""
 
     def __init__(self, model: PreTrainedModel, sampling: Sampling, size: int):
-        self.model, self.sampling = model, sampling
+        self.sampling = sampling
+        self.use(model)
         self.size = size  # the rows that there are places for; buffers that are made have so many
         self.rows: list[DecodedRow] = []
         self.used = Extent()
@@ -134,6 +57,12 @@ class Decoder:
         self.token = torch.zeros(size, dtype=torch.long, device=device)  # the last token, not yet in the buffer
         self.start = torch.zeros(size, dtype=torch.long, device=device)  # the column of a row's first token
         self.seen: torch.Tensor | None = None  # (size, V), where a repetition penalty needs it
+        self.unread: list[Sampled] = []  # first tokens of the last rows
+        self.waits = device.type not in STRETCH  # whether reading what was sampled waits for queued work
+
+    def use(self, model: PreTrainedModel) -> None:
+        """Go on with a model that has been loaded anew."""
+        self.model, self.extras = model, without_routing(model)
 
     # -- in and out
 
@@ -143,7 +72,7 @@ class Decoder:
         self.size = max(len(self.rows), rows if rows <= have or not have else min(most, max(rows, 2 * have)))
 
     def enter(self, prompt: Prompt) -> None:
-        """Add rows for the prompt's jobs, as many as have a place, with their first token."""
+        """Add rows for the prompt's jobs, as many as have a place, with their first token, which isn't read yet."""
         used, length = self.used, len(prompt.ids)
         jobs = [prompt.jobs.popleft() for _ in range(min(self.size - len(self.rows), len(prompt.jobs)))]
         new = slice(used.rows, used.rows + len(jobs))
@@ -158,13 +87,18 @@ class Decoder:
         if self.sampling.repetition_penalty != 1:
             if self.seen is None:
                 self.seen = torch.zeros(len(self.token), logits.shape[1], dtype=torch.bool, device=logits.device)
-            self.seen[new] = tokens_seen([prompt.ids], logits.shape[1], logits.device)
+            self.seen[new] = False
+            self.seen[new].scatter_(1, prompt.tokens.expand(len(jobs), -1), True)
         used.rows += len(jobs)
         self.rows += [DecodedRow(job, job.noise() if self.sampling.temperature else None) for job in jobs]
-        self._look(new, [self._pick(logits, new, self._noise(new, 1)[0])])
+        self.unread.append(self._pick(logits, new, self._noise(new, 1)[0]))
 
     def leave(self) -> list[DecodedRow]:
-        """Remove the rows that have ended; the last rows move into their places."""
+        """Read first tokens, and remove the rows that have ended; the last rows move into their places."""
+        if self.unread:
+            tokens, logprobs = (torch.cat(values) for values in zip(*self.unread, strict=True))
+            self.unread = []
+            self._take(self.rows[-len(tokens) :], [(tokens, logprobs)])
         return self._remove([index for index, row in enumerate(self.rows) if row.ended])
 
     def adopt(self, other: Decoder, indices: list[int]) -> None:
@@ -202,7 +136,7 @@ class Decoder:
             self.rows[hole] = self.rows[mover]
         del self.rows[left:]
         if holes:
-            to, of = (torch.tensor(indices, device=self.token.device) for indices in (holes, movers))
+            to, of = sent(torch.tensor([holes, movers]), self.token.device)
             for tensor in (self.token, self.start, self.seen):
                 if tensor is not None:
                     tensor[to] = tensor[of]
@@ -244,7 +178,10 @@ class Decoder:
         steps = STRETCH.get(self.token.device.type, LONG_STRETCH)
         steps = min(steps, *(row.job.limit - len(row.tokens) for row in self.rows))
         rows = slice(0, len(self.rows))
-        self._look(rows, [self._step(noise) for noise in self._noise(rows, steps)])
+        even = len(set(map(columns_of, self.rows))) == 1
+        with contextlib.nullcontext() if even else padded():
+            sampled = [self._step(noise, even) for noise in self._noise(rows, steps)]
+        self._take(self.rows, sampled)
 
     def _noise(self, rows: slice, steps: int) -> torch.Tensor:
         """Return (steps, rows): the noise of the next tokens."""
@@ -252,35 +189,32 @@ class Decoder:
         if not self.sampling.temperature:
             return torch.zeros(steps, len(every), device=self.token.device)
         noise = np.stack([row.noise[len(row.tokens) : len(row.tokens) + steps] for row in every], 1)
-        return torch.from_numpy(noise).to(self.token.device)
+        return sent(torch.from_numpy(noise), self.token.device)
 
-    def _look(self, rows: slice, steps: list[Pair]) -> None:
-        """Read the sampled tokens into the rows. Only this waits for the device."""
-        tokens, logprobs = (torch.stack(values, 1).tolist() for values in zip(*steps, strict=True))
-        for row, *sampled in zip(self.rows[rows], tokens, logprobs, strict=True):
+    def _take(self, rows: list[DecodedRow], steps: list[Sampled]) -> None:
+        for row, sampled in zip(rows, read(steps), strict=True):
             row.take(*sampled)
 
-    def _step(self, noise: torch.Tensor) -> Pair:
+    def _step(self, noise: torch.Tensor, even: bool) -> Sampled:
+        """`even`: whether all rows begin in the same column, so that nothing is hidden from any."""
         used, rows = self.used, slice(0, len(self.rows))
         if used.end == self.layers[0].keys.shape[2]:
             self._make_room([(layer.keys, layer.values) for layer in self.layers])
-        start, column = self.start[rows, None], torch.arange(used.first, used.end + 1, device=self.token.device)
-        logits = (
-            self.model(
-                input_ids=self.token[rows, None],
-                attention_mask=(column >= start).long(),
-                position_ids=used.end - start,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            .logits[:, -1]
-            .float()
+        start = self.start[rows, None]
+        mask = None if even else torch.arange(used.first, used.end + 1, device=self.token.device) >= start
+        output = self.model(
+            input_ids=self.token[rows, None],
+            attention_mask=mask,
+            position_ids=used.end - start,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **self.extras,
         )
         used.end += 1
-        return self._pick(logits, rows, noise)
+        return self._pick(output.logits[:, -1].float(), rows, noise)
 
-    def _pick(self, logits: torch.Tensor, rows: slice, noise: torch.Tensor) -> Pair:
+    def _pick(self, logits: torch.Tensor, rows: slice, noise: torch.Tensor) -> Sampled:
         seen = None if self.seen is None else self.seen[rows]
         token, logp = sample_token(logits, self.sampling, noise, seen)
         if seen is not None:

@@ -16,10 +16,10 @@ from ft_host.contract.names import UnknownName
 from ft_host.distributed.processes import check_overlap
 from ft_host.errors import HookError
 from ft_host.generation import Request, Sampling
-from ft_host.generation.decode import can_decode
 from ft_host.generation.jobs import DecodedRow, Terms, end_tokens, positions_of
 from ft_host.generation.lanes import BatchLane, DecodingLane
 from ft_host.generation.place import answering, generating
+from ft_host.generation.prompts import can_decode
 from ft_host.types import Piece
 from ft_host.util.memory import GENERATION, oom_context
 

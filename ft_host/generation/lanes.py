@@ -11,8 +11,8 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from ft_host.generation import Sampling
-from ft_host.generation.decode import Prompt, next_prompts, prefill
 from ft_host.generation.jobs import DecodedRow, Job
+from ft_host.generation.prompts import Prompt, next_prompts, prefill
 from ft_host.generation.static import batches_of, run_batch
 from ft_host.generation.widths import Decoders
 
@@ -67,7 +67,7 @@ class DecodingLane:
     def forget_prompts(self) -> None:
         """Prefill again what was prefilled and still waits: with it comes the distribution of the first token."""
         for prompt in self.waiting.values():
-            prompt.states = prompt.logits = None
+            prompt.states = prompt.logits = prompt.tokens = None
 
     def work(self, run: Run, policy: Policy, size: int, until: float, ended: list[DecodedRow]) -> None:
         """Go on with at most `size` rows, a step at least and until that time; add rows to `ended` as they end."""
@@ -112,7 +112,9 @@ class DecodingLane:
             decoders.enter(prompt)
             if not prompt.jobs:
                 del self.waiting[tuple(prompt.ids)]
-            ended += decoders.leave()
+            if not decoders.short.waits:
+                ended += decoders.leave()
+        ended += decoders.leave()  # one look for all of them
 
 
 class BatchLane:

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ft_host.generation import Sampling
 from ft_host.generation.jobs import DecodedRow, Job
+from ft_host.generation.prompts import without_routing
 from ft_host.generation.sampling import sample_token, tokens_seen
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def run_batch(batch: list[Job], sampling: Sampling, run: Run, policy: Policy, sh
         ),
         "logits_processor": LogitsProcessorList([picker]),
         "synced_gpus": sharded,
+        **without_routing(policy.causal_lm),
     }
     call_generate(policy, arguments, sharded=sharded)
     tokens = torch.stack(picker.tokens, 1)[:, :limit].tolist()

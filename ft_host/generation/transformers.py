@@ -9,10 +9,10 @@ import torch
 
 from ft_host.distributed.processes import is_sharded
 from ft_host.generation import Completion, Request, Sampling
-from ft_host.generation.decode import can_decode
 from ft_host.generation.engine import TransformersEngine
 from ft_host.generation.jobs import Terms, completion_of, end_tokens, jobs_of, positions_of
 from ft_host.generation.place import answering, generating
+from ft_host.generation.prompts import can_decode
 from ft_host.generation.static import batches_of, generate_batches
 from ft_host.generation.widths import decode
 from ft_host.hooks import hookimpl

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ft_host.generation import Sampling
-from ft_host.generation.decode import Decoder, Prompt, columns_of, next_prompts, prefill, prompts_of
+from ft_host.generation.decode import Decoder, columns_of
 from ft_host.generation.jobs import DecodedRow, Job
+from ft_host.generation.prompts import Prompt, next_prompts, prefill, prompts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +42,8 @@ class Decoders:
 
     def use(self, model: PreTrainedModel) -> None:
         """Go on with a model that has been loaded anew."""
-        self.short.model = self.long.model = model
+        self.short.use(model)
+        self.long.use(model)
 
     def places(self, rows: int, most: int) -> None:
         """Let there be places for so many rows, of `most` at a time."""
@@ -95,7 +97,11 @@ def decode(model: PreTrainedModel, jobs: list[Job], sampling: Sampling, size: in
                 decoders.enter(waiting[0])
                 if not waiting[0].jobs:
                     waiting.popleft()
-                yield from decoders.leave()
+                # One look for all prompts that were prefilled together
+                if not (
+                    decoders.short.waits and waiting and waiting[0].states is not None and len(decoders.rows) < size
+                ):
+                    yield from decoders.leave()
         else:
             if not waiting:
                 decoders.close()

@@ -1,0 +1,23 @@
+"""What passes between this process and the device while tokens are decoded: as few copies as there can be, and none
+that waits but the reading of what was sampled."""
+
+from __future__ import annotations
+
+import torch
+
+Sampled = tuple[torch.Tensor, torch.Tensor]  # (B,) tokens and their log-probs
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return values of the host on the device. From pinned memory, so that the copy waits for nothing."""
+    if device.type == "cpu":
+        return values
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def read(steps: list[Sampled]) -> list[tuple[list[int], list[float]]]:
+    """Return each row's tokens and log-probs of these steps. One copy, which waits for all queued work."""
+    tokens, logprobs = (torch.stack(values, 1) for values in zip(*steps, strict=True))
+    # float32 holds every token of a vocabulary below 2**24
+    both = torch.stack([tokens.to(logprobs.dtype), logprobs], 1).tolist()
+    return [([int(token) for token in row], logps) for row, logps in both]
