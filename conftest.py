@@ -41,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--nightly", action="store_true", help="also what takes long and repeats what other tests show")
     parser.addoption("--kills", type=int, default=10, help="how often tests/test_kills.py kills runs")
     parser.addoption("--kills-seed", type=int, default=0, help="of the moments at which it does")
+    parser.addoption("--pretended-device", action="store_true", help="in the place of CUDA; tests/device/README.md")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -56,3 +57,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_for_later(item: pytest.Item, mark: pytest.Mark) -> bool:
     case = item.name.removesuffix("]").partition("[")[2]
     return not mark.args or case in mark.args
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--pretended-device"):  # before accelerate and transformers ask what there is
+        from device import pretended
+
+        pretended.start()

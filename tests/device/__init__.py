@@ -1,0 +1,1 @@
+"""Tests on a pretended CUDA device; README.md says how."""

@@ -1,0 +1,138 @@
+"""Runs of every method that take a second, by name, and what the tests do with them on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import random
+from pathlib import Path
+from typing import Any
+
+from ft_host.config import RunConfig
+from ft_host.testing import (
+    as_classifier,
+    lines,
+    other_tokenizer,
+    preference_texts,
+    rounds,
+    run_in,
+    save_tiny,
+    sentence,
+    tiny_llama,
+    tiny_moe,
+    tiny_run,
+)
+from ft_host.testing.parity import forget_accelerate
+
+PAYS = '''
+def letters(completions, **columns):
+    """The share of letters in what a model says."""
+    return [sum(letter.isalpha() for letter in text) / (len(text) + 1) for text in completions]
+'''
+CONFIGS = {
+    "sft": "ft_sft.config:SFTConfig",
+    "dpo": "ft_dpo.config:DPOConfig",
+    "kto": "ft_kto.config:KTOConfig",
+    "reward": "ft_reward.config:RewardConfig",
+    "grpo": "ft_grpo.config:GRPOConfig",
+    "rloo": "ft_rloo.config:RLOOConfig",
+    "ppo": "ft_ppo.config:PPOConfig",
+    "distill": "ft_distill.config:DistillConfig",
+    "gkd": "ft_distill.config:GKDConfig",
+    "gold": "ft_gold.config:GOLDConfig",
+    "sdft": "ft_sdft.config:SDFTConfig",
+    "sdpo": "ft_sdpo.config:SDPOConfig",
+}
+LORA = {"use_peft": True, "learning_rate": 1e-2}
+TEACHER = {"teacher_model_name_or_path": "{teacher}"}
+REFERENCE = {"ref_model": "{teacher}"}  # another model: of two equal ones, rewards are round-off
+PAID = {"reward": ["{pays}:letters"], "per_device_train_batch_size": 8}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft": ("sft", {}),
+    "sft packed": ("sft", {"packing": True, "max_length": 40, "gradient_checkpointing": True}),
+    "sft lora": ("sft", LORA | {"lora_dropout": 0.1}),
+    "sft rectangle": ("sft", {"segment_attention": "none"}),
+    "sft experts": ("sft", {"model": "{experts}"}),
+    "dpo": ("dpo", REFERENCE),
+    "dpo live": ("dpo", REFERENCE | LORA | {"precompute_ref_log_probs": False}),
+    "dpo synchronised": ("dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1}),
+    "kto": ("kto", {}),
+    "reward": ("reward", {}),
+    "grpo": ("grpo", PAID | {"num_generations": 4}),
+    "grpo kl": ("grpo", PAID | {"num_generations": 4, "beta": 0.1, "num_iterations": 2, "repetition_penalty": 1.1}),
+    "grpo paid by a model": ("grpo", PAID | {"num_generations": 4, "reward": ["{scorer}"]}),
+    "rloo": ("rloo", PAID | {"num_generations": 4, "beta": 0.1}),
+    "ppo": ("ppo", PAID | {"num_ppo_epochs": 2}),
+    "distill": ("distill", TEACHER),
+    "gkd": ("gkd", TEACHER),
+    "gold": ("gold", {"teacher_model_name_or_path": "{stranger}"}),
+    "sdft": ("sdft", {}),
+    "sdpo": ("sdpo", PAID | {"num_generations": 4}),
+}
+
+
+def models(folder: Path) -> dict[str, str]:
+    """Folders of the models that cases name, made once in `folder`, and of the reward function."""
+    made = {
+        "policy": lambda to: save_tiny(to, tiny_llama()),
+        "teacher": lambda to: save_tiny(to, tiny_llama(seed=5, hidden_size=96)),
+        "stranger": lambda to: save_tiny(
+            to, tiny_llama(seed=5, hidden_size=96, vocab_size=200, eos_token_id=5), other_tokenizer()
+        ),
+        "scorer": lambda to: save_tiny(to, as_classifier(tiny_llama(seed=3))),
+        "experts": lambda to: save_tiny(to, tiny_moe()),
+    }
+    for name, save in made.items():
+        if not (folder / name).is_dir():
+            save(folder / name)
+    (folder / "pays.py").write_text(PAYS, encoding="utf-8")
+    return {name: str(folder / name) for name in made} | {"pays": str(folder / "pays.py")}
+
+
+def rows_of(method: str) -> list[dict[str, Any]]:
+    noise = random.Random(4)
+    if method in ("dpo", "reward", "kto"):
+        return preference_texts()
+    if method in ("gkd", "gold"):
+        return [{"messages": rounds(noise, noise.randint(1, 2), 6)} for _ in range(24)]
+    return [
+        {
+            "prompt": f"{sentence(noise, 8)}? ",
+            "completion": sentence(noise, 12),
+            "privileged_context": f"Such as: {sentence(noise, 9)}",
+        }
+        for _ in range(24)
+    ]
+
+
+def config_of(case: str, folder: Path, **changes: Any) -> RunConfig:
+    """The config of a case: two steps, float32, on the device, in `folder`. Models are two folders above it."""
+    method, fields = CASES[case]
+    module, name = CONFIGS[method].split(":")
+    config_class = getattr(importlib.import_module(module), name)
+    known = {field.name for field in dataclasses.fields(config_class)}
+    named = models(folder.parents[1])
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.format(**named)
+        return [filled(each) for each in value] if isinstance(value, list) else value
+
+    given = {"model": "{policy}", "use_cpu": False, "bf16": False, "max_steps": 2, "segment_attention": "sdpa"}
+    given |= {"max_completion_length": 12} if "max_completion_length" in known else {}
+    given = {key: filled(value) for key, value in (given | fields | changes).items()}
+    return tiny_run(config_class, given.pop("model"), folder, rows_of(method), **given)
+
+
+# ---------------------------------------------------------------- what is called on the device
+
+
+def trained(case: str, folder: Path, **changes: Any) -> list[dict[str, Any]]:
+    """Train a case; returns its lines of metrics."""
+    forget_accelerate()
+    return lines(run_in(config_of(case, folder, **changes), "run"))
+
+
+def on_both(case: str, folder: Path, **changes: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lines of metrics of a case on the CPU, and on the device."""
+    return tuple(trained(case, folder / name, use_cpu=name == "cpu", **changes) for name in ("cpu", "device"))
