@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from ft_host.batch import IGNORE, Batch, Segment, flat_batch
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
-from ft_host.models import Policy, load, load_policy, merge_adapter, precision, probe, save_model
+from ft_host.models import Policy, checkpointing, load, load_policy, merge_adapter, precision, probe, save_model
 from ft_host.models.load import dropout_of
 from ft_host.testing import models
 
@@ -455,7 +455,7 @@ def is_checkpointed(policy: Policy) -> bool:
 
 def test_checkpointing_is_on_where_memory_is_short(saved, monkeypatch):
     assert not is_checkpointed(policy_of(saved("llama")))
-    monkeypatch.setattr(load, "free_memory", lambda device: 2 * 2**20)
+    monkeypatch.setattr(checkpointing, "free_memory", lambda device: 2 * 2**20)
     short = policy_of(saved("llama"))
     assert is_checkpointed(short)
     assert [note for note in short.notes if note.startswith("gradient checkpointing is on: activations would take")]
@@ -466,7 +466,7 @@ def test_checkpointing_is_on_where_memory_is_short(saved, monkeypatch):
 
 
 def test_free_memory_is_a_number_of_bytes():
-    assert 2**20 < load.free_memory(CPU) < 2**50
+    assert 2**20 < checkpointing.free_memory(CPU) < 2**50
 
 
 COMPILER = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")

@@ -62,10 +62,11 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
     trust_remote_code: bool = option(
         False, "Run Python code that comes with the model or its tokenizer. Only for sources you trust.", group="model"
     )
-    dtype: str = option(
-        "float32",
-        "Type that the weights are held and updated in. float32 loses no small update; with bf16 set, the maths runs "
-        "in bfloat16 over float32 weights.",
+    dtype: str | None = option(
+        None,
+        "Type that the weights are held and updated in. Not set: float32 for what is trained, which loses no small "
+        "update; bfloat16 for what is frozen (the base of an adapter, a reference, a teacher, a reward model) where "
+        "the maths is in bfloat16, else float32.",
         group="model",
         choices=("float32", "bfloat16", "float16", "auto"),
         aliases=("torch_dtype",),

@@ -97,7 +97,7 @@ def adapter(config: Any, facts: Facts) -> Remedy | None:
 
 
 def half_precision(config: Any, facts: Facts) -> Remedy | None:
-    if config.dtype != "float32" or config.fp16:
+    if config.dtype not in (None, "float32") or config.fp16:
         return None
     if not config.use_peft:
         return Remedy(
@@ -106,12 +106,21 @@ def half_precision(config: Any, facts: Facts) -> Remedy | None:
             again=True,
             expected="half the weights",
         )
+    if config.dtype is None and in_bfloat16(config, facts):
+        return None  # they are
     return Remedy(
         why="Set dtype to bfloat16: frozen weights don't need more",
         patch={"dtype": "bfloat16"},
         again=True,
         expected="half the weights",
     )
+
+
+def in_bfloat16(config: Any, facts: Facts) -> bool:
+    """Whether the maths is in bfloat16, as it is on a GPU if nothing else is said."""
+    if config.bf16 is None:
+        return not config.use_cpu and facts.get("plan/device") != "cpu"
+    return config.bf16
 
 
 def small_optimizer(config: Any, facts: Facts) -> Remedy | None:

@@ -139,6 +139,7 @@ class AuxModel:
                 head=self.spec.head,
                 field=self.spec.field or "ref_model",
                 revision=self.spec.revision,
+                moves=self.spec.sync_steps is not None,
             )
         if is_sharded(config, run.world_size):
             shard(policy, config)

@@ -1,4 +1,4 @@
-"""From a config to a policy: weights, layout, memory savings."""
+"""From a config to a policy: weights and layout."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ft_host.distributed.processes import free_memory, precision
 from ft_host.errors import ConfigError
 from ft_host.models.adapter_folder import frozen_twin
+from ft_host.models.checkpointing import recompute
 from ft_host.models.folder import adapter_of, base_of, find_config, is_classifier
+from ft_host.models.grouped import join_autocast
+from ft_host.models.held import keep_wide, keeps_wide, maths
 from ft_host.models.neftune import EmbeddingNoise
 from ft_host.models.policy import Policy
 from ft_host.models.positions import check_lengths, table_of
@@ -24,57 +26,12 @@ from ft_host.models.special_tokens import agree, ids_of
 from ft_host.models.value_head import ValueHead
 from ft_host.models.vocabulary import size_of
 from ft_host.models.weights import load_model, load_weights
-from ft_host.util.memory import ModelSizes, activation_bytes, model_sizes_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
     from ft_host.types import ModelSpec
-
-
-# ---------------------------------------------------------------- memory
-
-
-def sizes_of(config: PretrainedConfig) -> ModelSizes:
-    """Return the sizes of a language model. Some configs name two of them differently, which only attribute access
-    maps.
-    """
-    return model_sizes_of(
-        config.to_dict() | {"hidden_size": config.hidden_size, "num_hidden_layers": config.num_hidden_layers}
-    )
-
-
-def most_activations(policy: Policy, config: RunConfig) -> int:
-    """Return the bytes that a micro-batch keeps for its backward pass, if all its rows have the maximum length."""
-    width = 4 if precision(config, policy.device) == "no" else 2
-    rows = config.per_device_train_batch_size * (config.max_length or 2048)
-    return activation_bytes(sizes_of(policy.config), config.max_tokens_per_micro_batch or rows, width)
-
-
-def _checkpointing(policy: Policy, config: RunConfig) -> None:
-    wanted = config.gradient_checkpointing
-    if not policy.causal_lm.supports_gradient_checkpointing:
-        if wanted:
-            raise ConfigError(f"gradient_checkpointing: {type(policy.causal_lm).__name__} doesn't support it")
-        return
-    if wanted is None:
-        trained = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
-        left = free_memory(policy.device) - 3 * trained  # gradients and Adam's two moments
-        need = most_activations(policy, config)
-        # Blocks are full. Rows are rarely all of maximum length, so the estimate is rarely reached.
-        wanted = need > (0.8 if config.packing else 1.2) * left
-        if wanted:
-            policy.notes.append(
-                f"gradient checkpointing is on: activations would take about {need / 2**30:.1f} GiB of "
-                f"{max(left, 0) / 2**30:.1f} GiB"
-            )
-    policy.recomputes = bool(wanted)
-    if wanted:
-        policy.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-# ---------------------------------------------------------------- all of it
 
 
 def _tells_routing(policy: Policy) -> bool:
@@ -120,6 +77,7 @@ def dropout_of(model: nn.Module) -> float:
 
 def _placed(model: nn.Module, config: RunConfig, device: torch.device, head: str | None) -> Policy:
     """Return a policy of a transformers model, on its device, with its layout chosen."""
+    join_autocast()
     if config.disable_dropout:
         without_dropout(model)
     policy = Policy(model, head=head)
@@ -129,7 +87,8 @@ def _placed(model: nn.Module, config: RunConfig, device: torch.device, head: str
         policy.register_forward_pre_hook(lambda _, given: check_lengths(given[0], most, name))
     if not (config.load_in_4bit or config.load_in_8bit):
         policy.to(device)
-    choose_layout(policy, config)
+    with maths(config, device):
+        choose_layout(policy, config)
     return policy
 
 
@@ -152,7 +111,8 @@ def load_policy(
         notes += _agree_on_tokens(model, tokenizer, config)
     policy = _placed(model, config, device, head)
     policy.notes += notes
-    freeze_unreached(policy, config)
+    with maths(config, device):
+        freeze_unreached(policy, config)
     if head is not None:
         settings = find_config(
             base_of(config.model, config.lora_base_model), "model", config.model_revision, config.trust_remote_code
@@ -173,7 +133,7 @@ def load_policy(
 
         # its head works on full rows of tokens; ours already avoids holding all logits
         apply_liger_kernel(policy.model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
-    _checkpointing(policy, config)
+    recompute(policy, config)
     if config.neftune_noise_alpha is not None:
         policy.noise = EmbeddingNoise(policy.causal_lm.get_input_embeddings(), config.neftune_noise_alpha)
     if config.torch_compile:
@@ -211,13 +171,15 @@ def load_frozen(
     tokenizer: PreTrainedTokenizerBase | None = None,
     field: str = "ref_model",
     revision: str | None = None,
+    moves: bool = False,
 ) -> Policy:
     """Load the model of a folder or hub id as an auxiliary model: on the run's device, in evaluation mode, frozen.
 
-    `adapter`: the folder of an adapter to add to it. `tokenizer`: a reward model's score skips its padding. Types,
-    attention and quantisation are the run's. Raises ConfigError, which names `field`, for what can't work.
+    `adapter`: the folder of an adapter to add to it. `tokenizer`: a reward model's score skips its padding. `moves`: it
+    follows the policy, and is held in its type. Types, attention and quantisation are the run's. Raises ConfigError,
+    which names `field`, for what can't work.
     """
-    model = load_weights(config, source, field=field, head=head, revision=revision)
+    model = load_weights(config, source, field=field, head=head, revision=revision, moves=moves)
     if adapter is not None:
         from peft import PeftModel
 
@@ -228,6 +190,10 @@ def load_frozen(
             text.pad_token_id = score_pad(tokenizer)
         elif text.to_dict().get("pad_token_id") is None:
             raise ConfigError(f"{field}: {source} doesn't say which token is padding (pad_token_id of its config.json)")
+    if head is not None and config.dtype is None:
+        model.score.float()  # one row, of which a score of two digits would be left
+    if not moves and keeps_wide(config, device):
+        keep_wide(model)
     model.requires_grad_(False)
     return _placed(model, config, device, head).eval()
 

@@ -12,6 +12,7 @@ import torch
 
 from ft_host.models.attention import original_of
 from ft_host.models.folder import auto_class, base_of, find_config
+from ft_host.models.held import trained_dtype
 from ft_host.models.reach import text_part
 from ft_host.models.special_tokens import agree
 from ft_host.models.vocabulary import resize, rows_of_adapter
@@ -119,7 +120,6 @@ def merge_adapter(
     from transformers import AutoTokenizer
 
     from ft_host.models.load import score_pad
-    from ft_host.models.weights import DTYPES
 
     settings = PeftConfig.from_pretrained(adapter)
     scores = settings.task_type == "SEQ_CLS"
@@ -128,7 +128,7 @@ def merge_adapter(
     found = find_config(name, "model", config.model_revision, config.trust_remote_code)
     base = auto_class(found, head).from_pretrained(
         name,
-        dtype=DTYPES[config.dtype],
+        dtype=trained_dtype(config),
         revision=config.model_revision,
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,

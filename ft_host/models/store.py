@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ft_host.distributed.processes import precision
+from ft_host.models.held import frozen_dtype, keeps_wide
 from ft_host.types import Row
 from ft_host.util.adapters import base_of
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 Key = bytes
 
 # The fields of a config that change a frozen model's numbers.
-NUMBERS = ("dtype", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
+NUMBERS = ("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 
 
 def row_key(row: Row, columns: tuple[str, ...], settings: str) -> Key:
@@ -44,7 +45,7 @@ def row_key(row: Row, columns: tuple[str, ...], settings: str) -> Key:
 
 
 def model_key(config: RunConfig, spec: ModelSpec, device: torch.device) -> str | None:
-    """Return a digest of an auxiliary model's weights and dtype; None for weights without identity (a hub model without
+    """Return a digest of an auxiliary model's weights and types; None for weights without identity (a hub model without
     a commit).
     """
     source = spec.source or config.model
@@ -53,6 +54,9 @@ def model_key(config: RunConfig, spec: ModelSpec, device: torch.device) -> str |
     if weights is None:
         return None
     numbers = {name: getattr(config, name) for name in NUMBERS}
+    numbers["dtype"] = config.dtype or str(frozen_dtype(config, device)).removeprefix("torch.")
+    if keeps_wide(config, device):
+        numbers["between layers"] = "float32"
     if config.resize_token_embeddings and source == config.model:
         numbers["added embeddings"] = config.seed  # which they are drawn with
     identity = json.dumps([weights, numbers, precision(config, device), spec.head], sort_keys=True)

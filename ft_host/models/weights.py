@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -25,6 +24,8 @@ from ft_host.models.folder import (
     find_config,
     is_classifier,
 )
+from ft_host.models.held import frozen_dtype, hold_trained_in_float32, trained_dtype
+from ft_host.models.quantised import quantisation
 from ft_host.models.vocabulary import resize, rows_of_adapter, size_of, trained_tokens
 from ft_host.types import ModelSpec
 from ft_host.util.adapters import tokenizer_place
@@ -34,50 +35,13 @@ if TYPE_CHECKING:
 
     from ft_host.config import RunConfig
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
-
 
 def _on_cpu(config: RunConfig) -> bool:
     return config.use_cpu or not torch.cuda.is_available()
 
 
-def _try_on_cpu(config: RunConfig, field: str) -> None:
-    """Run one quantised layer: whether bitsandbytes has kernels for a CPU depends on its version and on the CPU."""
-    from bitsandbytes import nn as layers
-
-    try:
-        if config.load_in_4bit:
-            layer = layers.Linear4bit(64, 64, quant_type=config.bnb_4bit_quant_type, compute_dtype=torch.bfloat16)
-        else:
-            layer = layers.Linear8bitLt(64, 64, has_fp16_weights=False)
-        states = torch.ones(1, 64, requires_grad=True)
-        layer.to("cpu")(states).sum().backward()
-    except Exception as error:  # whatever kind its kernels raise
-        raise ConfigError(
-            f"{field}: bitsandbytes doesn't run on this CPU ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            "use a GPU, a newer bitsandbytes, or dtype: bfloat16 without quantisation"
-        ) from error
-
-
-def _quantisation(config: RunConfig) -> Any:
-    if not (config.load_in_4bit or config.load_in_8bit):
-        return None
-    field = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"{field}: bitsandbytes is not installed (pip install bitsandbytes)")
-    if _on_cpu(config):
-        _try_on_cpu(config, field)
-    if config.distributed_strategy == "fsdp2":
-        raise ConfigError(f"{field}: quantised weights can't be sharded by fsdp2; use distributed_strategy: ddp")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_8bit=config.load_in_8bit,
-        load_in_4bit=config.load_in_4bit,
-        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=config.use_bnb_nested_quant,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
+def _device(config: RunConfig) -> torch.device:
+    return torch.device("cpu" if _on_cpu(config) else "cuda")
 
 
 @contextlib.contextmanager
@@ -94,9 +58,15 @@ def quiet() -> Iterator[None]:
 
 
 def load_base(
-    config: RunConfig, name: str, *, field: str = "model", head: str | None = None, revision: str | None = None
+    config: RunConfig,
+    name: str,
+    *,
+    dtype: torch.dtype | str,
+    field: str = "model",
+    head: str | None = None,
+    revision: str | None = None,
 ) -> nn.Module:
-    """Load the transformers model of a folder or hub id.
+    """Load the transformers model of a folder or hub id, with its weights in `dtype`, "auto" for that of its files.
 
     It is a causal language model, or with head "reward" a sequence classifier of one label, whose head is new and
     random where the weights are a language model's. Raises ConfigError, which names `field`, for anything else.
@@ -108,7 +78,7 @@ def load_base(
         raise ConfigError(
             f"{field}: {name} is an encoder-decoder ({settings.model_type}); expected a causal language model"
         )
-    auto, labels, quantised = auto_class(settings, head), {}, _quantisation(config)
+    auto, labels, quantised = auto_class(settings, head), {}, quantisation(config, _device(config))
     if head is not None:
         labels = {"num_labels": 1}
         if is_classifier(settings) and settings.num_labels != 1:
@@ -120,7 +90,7 @@ def load_base(
         with quiet() if head is not None else contextlib.nullcontext():  # it would warn of the new head
             model, report = auto.from_pretrained(
                 name,
-                dtype=DTYPES[config.dtype],
+                dtype=dtype,
                 attn_implementation=config.attn_implementation,
                 quantization_config=quantised,
                 device_map={"": "cpu" if _on_cpu(config) else torch.cuda.current_device()} if quantised else None,
@@ -183,13 +153,21 @@ def load_model(config: RunConfig, head: str | None = None, tokens: int = 0) -> t
             raise ConfigError(f"model: {config.model} is an adapter; set use_peft to train it further")
         return load_weights(config, config.model, field="model", head=head, trained=True), []
     if not config.use_peft:
-        model = load_base(config, config.model, head=head, revision=config.model_revision)
+        model = load_base(config, config.model, dtype=trained_dtype(config), head=head, revision=config.model_revision)
         resize(model, config, tokens)
         return model, []
     settings, notes = plan_adapter(config, head)
-    model = load_base(config, config.model, head=head, revision=config.model_revision)
+    dtype = frozen_dtype(config, _device(config))
+    model = load_base(config, config.model, dtype=dtype, head=head, revision=config.model_revision)
     settings.trainable_token_indices = trained_tokens(model, resize(model, config, tokens))
-    return attach(model, settings), notes
+    return _adapted(attach(model, settings), config), notes
+
+
+def _adapted(model: nn.Module, config: RunConfig) -> nn.Module:
+    """A model with an adapter to train, whose trained weights are in their type."""
+    if config.dtype is None:
+        hold_trained_in_float32(model)
+    return model
 
 
 def load_weights(
@@ -199,29 +177,31 @@ def load_weights(
     field: str,
     head: str | None = None,
     trained: bool = False,
+    moves: bool = False,
     revision: str | None = None,
 ) -> nn.Module:
     """Load the model of a folder or hub id; for an adapter's folder, its base with the adapter, trainable
     if requested.
 
     `config` sets types, attention and quantisation. Its revision applies to its own model only; `revision` is for
-    another.
+    another. `moves`: the whole model follows one that is trained, in steps as small, so it is held in its type.
     """
     check_folder(name, field)
     check_weights(name, field)
     revision = revision or (config.model_revision if name == config.model else None)
     base = base_of(name, config.lora_base_model if name == config.model else None, field)
+    dtype = trained_dtype(config) if moves else frozen_dtype(config, _device(config))
     if base == name:
-        model = load_base(config, base, field=field, head=head, revision=revision)
+        model = load_base(config, base, dtype=dtype, field=field, head=head, revision=revision)
         if name == config.model and config.resize_token_embeddings:  # the policy as it was before training
             resize(model, config, size_of(load_tokenizer(config)))
         return model
     named = f"{field}: the base of the adapter {name}"
     check_folder(base, named)
     check_weights(base, named)
-    model = load_base(config, base, field=named, head=head, revision=revision)
+    model = load_base(config, base, dtype=dtype, field=named, head=head, revision=revision)
     resize(model, config, rows_of_adapter(name))
-    return load_adapter(model, Path(name), base, field=field, trained=trained)
+    return _adapted(load_adapter(model, Path(name), base, field=field, trained=trained), config)
 
 
 # ---------------------------------------------------------------- vocabularies

@@ -8,8 +8,8 @@ from torch.distributed.tensor import DTensor
 
 from ft_host.config.rollout import RolloutConfig
 from ft_host.distributed.processes import free_memory
+from ft_host.models.checkpointing import sizes_of
 from ft_host.models.head import KEPT_BYTES
-from ft_host.models.load import sizes_of
 from ft_host.models.tiles import TILE_BYTES, TILE_TARGETS
 from ft_host.monitor.memory_usage import resident_mb
 from ft_host.util.memory import (

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ft_host import registry
@@ -62,8 +63,8 @@ def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
         f"{config.gradient_accumulation_steps} accumulated × {run.world_size} processes), "
         f"{total} steps" + (" (estimated)" if config.packing and config.max_steps < 1 else ""),
         (
-            f"{base}, {parameters / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M trained, {config.dtype} weights, "
-            f"{run.accelerator.mixed_precision} mixed precision, on {run.device}"
+            f"{base}, {parameters / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M trained, "
+            f"{held_in(run.policy.parameters())}, {run.accelerator.mixed_precision} mixed precision, on {run.device}"
         ),
     ]
     return {
@@ -75,6 +76,17 @@ def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
         },
         "model": {"class": base, "parameters": parameters, "trainable": trainable},
     }, notes
+
+
+def held_in(parameters: Iterable[Any]) -> str:
+    """Return "float32 weights", or "bfloat16 weights, float32 where trained"."""
+    types: dict[bool, set[str]] = {True: set(), False: set()}
+    for parameter in parameters:
+        types[parameter.requires_grad].add(str(parameter.dtype).removeprefix("torch."))
+    trained, frozen = (", ".join(sorted(types[which])) for which in (True, False))
+    if not frozen or not trained or trained == frozen:
+        return f"{trained or frozen} weights"
+    return f"{frozen} weights, {trained} where trained"
 
 
 def plan_facts(run: Run, total: int | None) -> dict[str, Any]:

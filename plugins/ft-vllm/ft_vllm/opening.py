@@ -206,7 +206,9 @@ def warn_open(keeper: Keeper, run: Run) -> None:
 
 def served(config: VLLMConfig, run: Run, kind: str) -> command.Served:
     revision = run.config.model_revision if base_of(run.config.model) == run.config.model else None
-    half = {"no": run.config.dtype, "bf16": "bfloat16", "fp16": "float16"}[precision(run.config, run.device)]
+    half = {"no": run.config.dtype or "float32", "bf16": "bfloat16", "fp16": "float16"}[
+        precision(run.config, run.device)
+    ]
     return command.Served(
         **server.known_model(base_of(run.config.model)),
         revision=revision,
