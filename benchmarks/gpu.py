@@ -98,8 +98,9 @@ def tests_in(said: str, ended_after: float | None) -> dict[str, Any]:
     counts = {end: list(ends.values()).count(end) for end in ("PASSED", "FAILED", "ERROR", "SKIPPED")}
     words = [", ".join(f"{count} {end.lower()}" for end, count in counts.items() if count) or "none ran"]
     if ended_after is not None:
-        begun = re.findall(r"^(\S+::\S+) $", said, re.MULTILINE) or re.findall(r"(\S+::\S+)\s*$", said)
-        words.append(f"ended after {ended_after:.0f} s{' in ' + begun[-1] if begun else ''}")
+        begun = re.search(r"^(\S+::.+?)\s*\Z", said, re.MULTILINE)
+        in_test = f" in {begun[1]}" if begun and begun[1] not in ends and "%]" not in begun[1] else ""
+        words.append(f"ended after {ended_after:.0f} s{in_test}")
     elif not ends:
         words.append((said.strip().splitlines() or ["pytest said nothing"])[-1].strip("= "))
     return {"said": "; ".join([*words, *(f"failed: {name}" for name in failed)]), "failed": failed}
