@@ -15,14 +15,16 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from ft_host.errors import ConfigError, FtHostError
+from ft_host.errors import ConfigError
+from ft_host.models.flex import flex_segments
+from ft_host.models.layout import FlatMask, Layout, NotFlat
 from ft_host.models.reach import text_part
+from ft_host.models.segments import per_segment
+from ft_host.models.varlen import varlen_rows
 
 PREFIX = "ft_segments_"
 ORIGINALS = ("sdpa", "eager", "flex_attention")
@@ -32,61 +34,6 @@ ORIGINALS = ("sdpa", "eager", "flex_attention")
 HARMLESS = frozenset(
     ("position_ids", "cache_position", "use_cache", "return_dict", "output_router_logits", "output_hidden_states")
 )
-
-
-class NotFlat(FtHostError):
-    """This model can't take a flat batch; the message says why."""
-
-
-# ---------------------------------------------------------------- layout
-
-
-@dataclass(eq=False)
-class Layout:
-    """Where the segments of a flat batch are, and their masks, shared by all layers of a forward.
-
-    `kernel` is "sdpa" or "flex".
-    """
-
-    lengths: list[int]
-    parents: list[int]
-    device: torch.device
-    kernel: str = "sdpa"
-    masks: dict[Any, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.chains: list[list[int]] = []  # ancestors of each segment, root first
-        for parent in self.parents:
-            self.chains.append([] if parent < 0 else [*self.chains[parent], parent])
-        self.before = [sum(self.lengths[ancestor] for ancestor in chain) for chain in self.chains]
-
-    def mask(self, segment: int, window: int | None) -> torch.Tensor | None:
-        """Return (length, before + length) bool: what the tokens of `segment` see of its ancestors and itself.
-
-        None where plain causal attention is the same.
-        """
-        length, before = self.lengths[segment], self.before[segment]
-        if window is not None and window >= before + length:
-            window = None
-        if not before and window is None:
-            return None
-        key = (before, length, window)
-        if key not in self.masks:
-            query = torch.arange(before, before + length, device=self.device)[:, None]
-            seen = torch.arange(before + length, device=self.device)[None, :]
-            mask = seen <= query
-            if window is not None:
-                mask &= seen > query - window
-            self.masks[key] = mask
-        return self.masks[key]
-
-
-@dataclass(frozen=True, eq=False)
-class FlatMask:
-    """The attention mask that layers receive: the layout, and the window of this kind of layer (None: no limit)."""
-
-    layout: Layout
-    window: int | None
 
 
 _layout: ContextVar[Layout | None] = ContextVar("ft_host_layout", default=None)
@@ -189,6 +136,21 @@ def _check_mask(mask_function: Callable, window: int | None, custom: bool) -> No
 
 # ---------------------------------------------------------------- the attention
 
+# The kernels of a layout, by name. All take a forest of segments, but for varlen: rows that share no prompt.
+KERNELS = {"sdpa": per_segment, "flex": flex_segments, "varlen": varlen_rows}
+
+
+def of_one_type(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return them in autocast's type where that is on, as torch's own attention has them.
+
+    A norm of float32 weights on queries and keys leaves these in float32, while values are in bfloat16. Not every
+    kernel takes that, nor would it be as fast.
+    """
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+
 
 @torch.compiler.disable
 def segment_attention(
@@ -227,68 +189,5 @@ def segment_attention(
     layout = mask.layout
     if query.shape[2] != key.shape[2] or query.shape[2] != sum(layout.lengths):
         raise NotFlat(f"{name}: {query.shape[2]} queries and {key.shape[2]} keys for {sum(layout.lengths)} tokens")
-    if layout.kernel == "flex":
-        from ft_host.models.flex import flex_segments
-
-        return flex_segments(query, key, value, mask, scaling, dropout, softcap, s_aux)
-    groups = query.shape[1] // key.shape[1]
-    plain = softcap is None and s_aux is None
-    # The CPU kernel shares key and value between heads, which keeps a quarter less for the backward pass. On CUDA the
-    # kernel with masks doesn't, and the call would fall back to computing all scores.
-    grouped = plain and groups > 1 and query.device.type == "cpu"
-    # split, not slices: its backward is one concatenation, while each slice would fill a tensor of the whole batch
-    queries, keys, values = (tensor.split(layout.lengths, 2) for tensor in (query, key, value))
-    outputs = []
-    for index, chain in enumerate(layout.chains):
-        k, v = keys[index], values[index]
-        if chain:
-            k = torch.cat([*(keys[ancestor] for ancestor in chain), k], 2)
-            v = torch.cat([*(values[ancestor] for ancestor in chain), v], 2)
-        if groups > 1 and not grouped:
-            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        seen = layout.mask(index, mask.window)
-        if plain:
-            outputs.append(
-                F.scaled_dot_product_attention(
-                    queries[index],
-                    k,
-                    v,
-                    attn_mask=seen,
-                    is_causal=seen is None,
-                    scale=scaling,
-                    dropout_p=dropout,
-                    enable_gqa=grouped,
-                )
-            )
-        else:
-            outputs.append(_written_out(queries[index], k, v, seen, scaling, dropout, softcap, s_aux))
-    # Kernels order their output by token: joined in that order, nothing is copied twice.
-    return torch.cat([output.transpose(1, 2) for output in outputs], 1).contiguous()
-
-
-def _written_out(
-    query: torch.Tensor,  # (1, heads, L, D)
-    key: torch.Tensor,  # (1, heads, K, D)
-    value: torch.Tensor,  # (1, heads, K, D')
-    seen: torch.Tensor | None,  # (L, K) bool
-    scaling: float | None,
-    dropout: float,
-    softcap: float | None,
-    s_aux: torch.Tensor | None,
-) -> torch.Tensor:
-    """Return (1, heads, L, D') for what fused kernels don't support: capped scores and sinks."""
-    length = query.shape[2]
-    if seen is None:
-        seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~seen, float("-inf"))
-    if s_aux is not None:
-        sinks = s_aux.reshape(1, -1, 1, 1).expand(1, -1, length, 1).to(scores.dtype)
-        scores = torch.cat([scores, sinks], 3)
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    shares = torch.softmax(scores, 3, dtype=wide).to(query.dtype)
-    if s_aux is not None:
-        shares = shares[..., :-1]
-    return F.dropout(shares, dropout, training=dropout > 0) @ value
+    query, key, value = of_one_type(query, key, value)
+    return KERNELS[layout.kernel](query, key, value, mask, scaling, dropout, softcap, s_aux)

@@ -1,52 +1,114 @@
-"""The segment attention as one kernel with a block mask: torch's flex_attention, compiled.
+"""The segment attention as one kernel with a block mask: torch's flex_attention, compiled. Uncompiled it serves
+tests on a CPU.
 
-Meant for CUDA, where a call per segment would leave the device idle; uncompiled it serves tests on a CPU.
+What is compiled must serve a whole run, whatever its batches: a kernel is compiled anew for each combination of types,
+head layout, soft cap, and whether there is a gradient, but not for another number of tokens or segments or another
+window. So a mask is tensors of a few numbers a token (`layout.Intervals`), and there are always two blocks at least.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-if TYPE_CHECKING:
-    from ft_host.models.attention import FlatMask, Layout
+from ft_host.models.layout import FlatMask, Layout, NotFlat, blocks, intervals, table
+
+BLOCK = 128  # tokens: torch's own size of a block
+LEAST = 2 * BLOCK  # of fewer tokens torch would make another kernel, for decoding, which many head layouts don't fit
+KERNELS = 64  # that may be compiled in a process; torch's default of 8 is soon reached by a policy and other models
 
 
-@functools.cache
-def _compiled():
-    return torch.compile(flex_attention, dynamic=True)
+def padded_length(total: int) -> int:
+    """Return how many tokens the kernel is given for a batch of `total`."""
+    return max(total, LEAST)
 
 
-def visible(layout: Layout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (T,) segment of each token, (T,) its position, and (S, S) bool: whether a segment attends to another."""
-    segments = torch.repeat_interleave(torch.arange(len(layout.lengths)), torch.tensor(layout.lengths))
-    positions = torch.cat(
-        [torch.arange(before, before + n) for before, n in zip(layout.before, layout.lengths, strict=True)]
-    )
-    sees = torch.eye(len(layout.lengths), dtype=torch.bool)
-    for index, chain in enumerate(layout.chains):
-        sees[index, chain] = True
-    return segments.to(layout.device), positions.to(layout.device), sees.to(layout.device)
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor made on the host on `device`, without waiting for what is queued there."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def block_mask(layout: Layout, window: int | None) -> BlockMask:
-    """Return the mask of a layout, made once per forward and kind of layer."""
+    """Return the mask of a layout, made once per forward and kind of layer.
+
+    It is computed on the host from lengths and parents. Of T tokens it takes 16 bytes a token and 16 a pair of blocks,
+    T/128 squared: 17 MiB at 128k tokens.
+    """
     key = ("flex", window)
-    if key not in layout.masks:
-        segments, positions, sees = visible(layout)
+    if key in layout.masks:
+        return layout.masks[key]
+    total, device = sum(layout.lengths), layout.device
+    length = padded_length(total)
+    lengths, parents = layout.lengths, layout.parents
+    if length > total:  # what fills it up sees itself alone
+        lengths, parents = [*lengths, length - total], [*parents, -1]
+    if "flex" not in layout.masks:
+        tokens = intervals(lengths, parents)
+        on_device = [sent(each, device) for each in (tokens.order, tokens.leave, tokens.position)]
+        layout.masks["flex"] = (*on_device, tokens.position)
+    order, leave, position, on_host = layout.masks["flex"]
+    first = sent(torch.zeros_like(on_host) if window is None else on_host - window + 1, device)
 
-        def mask_mod(b, h, q, k):
-            seen = sees[segments[q], segments[k]] & (positions[k] <= positions[q])
-            if window is not None:
-                seen = seen & (positions[q] - positions[k] < window)
-            return seen
+    def mask_mod(batch, head, query, key):
+        inside = (order[key] <= order[query]) & (order[query] < leave[key])
+        return inside & (position[key] >= first[query])
 
-        total = sum(layout.lengths)
-        layout.masks[key] = create_block_mask(mask_mod, None, None, total, total, device=layout.device)
+    partly, wholly = blocks(lengths, parents, window, BLOCK)
+    tables = [
+        sent(each[None, None], device)
+        for dense in (partly, wholly, partly.t(), wholly.t())  # keys of each query, and queries of each key
+        for each in table(dense)
+    ]
+    layout.masks[key] = BlockMask((length, length), *tables, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=mask_mod)
     return layout.masks[key]
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: BlockMask,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the output, (1, heads, T, D'), and with `sinks` the logarithm of the softmax's denominator, (1, heads, T).
+
+    A function of its own: what torch counts as compiled anew belongs to it alone.
+    """
+
+    def score_mod(score, batch, head, query, key):
+        return softcap * torch.tanh(score / softcap)
+
+    out = flex_attention(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else score_mod,
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
+        return_aux=AuxRequest(lse=True) if sinks else None,
+    )
+    return (out[0], out[1].lse) if sinks else (out, None)
+
+
+@functools.cache
+def compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    """Return the compiled kernel.
+
+    With `fullgraph` it raises an error at its limit, where it would otherwise go on uncompiled, with all scores in
+    memory. Numbers such as a soft cap are constants in the kernel: as symbols they don't pass Inductor.
+    """
+    kernel = torch.compile(_attend, dynamic=True, fullgraph=True)
+    return torch._dynamo.config.patch(recompile_limit=KERNELS, specialize_float=True)(kernel)
 
 
 def flex_segments(
@@ -62,28 +124,17 @@ def flex_segments(
     """Return (1, T, heads, D'), as `attention.segment_attention`. Raises NotFlat for dropout, which the
     kernel lacks.
     """
-    from ft_host.models.attention import NotFlat
-
     if dropout:
         raise NotFlat("flex_attention has no dropout on attention weights")
-
-    def score_mod(score, b, h, q, k):
-        return softcap * torch.tanh(score / softcap)
-
-    kernel = _compiled() if query.is_cuda else flex_attention
-    out = kernel(
-        query,
-        key,
-        value,
-        score_mod=score_mod if softcap is not None else None,
-        block_mask=block_mask(mask.layout, mask.window),
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-        return_aux=AuxRequest(lse=True) if s_aux is not None else None,
-    )
-    if s_aux is not None:
-        out, normaliser = out[0], out[1].lse
+    total = query.shape[2]
+    missing = padded_length(total) - total
+    if missing:
+        query, key, value = (F.pad(each, (0, 0, 0, missing)) for each in (query, key, value))
+    kernel = _attend if query.device.type == "cpu" else compiled()
+    of_blocks = block_mask(mask.layout, mask.window)
+    out, normaliser = kernel(query, key, value, of_blocks, scaling, softcap, s_aux is not None)
+    if normaliser is not None:
         # a sink is one more logit in the softmax: it takes a share from the others
         share = torch.sigmoid(normaliser - s_aux.reshape(1, -1, 1).to(normaliser.dtype))
         out = out * share[..., None].to(out.dtype)
-    return out.transpose(1, 2).contiguous()
+    return out[:, :, :total].transpose(1, 2).contiguous()
