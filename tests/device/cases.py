@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib
+import pkgutil
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from device import pretended, waits
 from ft_host.config import RunConfig
 from ft_host.testing import (
     as_classifier,
@@ -108,8 +112,7 @@ def rows_of(method: str) -> list[dict[str, Any]]:
 def config_of(case: str, folder: Path, **changes: Any) -> RunConfig:
     """The config of a case: two steps, float32, on the device, in `folder`. Models are two folders above it."""
     method, fields = CASES[case]
-    module, name = CONFIGS[method].split(":")
-    config_class = getattr(importlib.import_module(module), name)
+    config_class = pkgutil.resolve_name(CONFIGS[method])
     known = {field.name for field in dataclasses.fields(config_class)}
     named = models(folder.parents[1])
 
@@ -136,3 +139,33 @@ def trained(case: str, folder: Path, **changes: Any) -> list[dict[str, Any]]:
 def on_both(case: str, folder: Path, **changes: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Lines of metrics of a case on the CPU, and on the device."""
     return tuple(trained(case, folder / name, use_cpu=name == "cpu", **changes) for name in ("cpu", "device"))
+
+
+UNITS = {
+    "forward": ("ft_host.training.step", "loss_of"),  # and the host's part of the loss, of one micro-batch
+    "backward": ("accelerate.Accelerator", "backward"),
+    "step": ("ft_host.training.loop", "train_step"),  # the rest of an optimizer step
+    "rows": ("ft_host.training.loop", "next_step"),  # annotated, with the statistics of the step; a rollout's
+    "generation": ("ft_host.run.Run", "generate"),
+    "evaluation": ("ft_host.training.evaluate", "evaluate_loss"),
+    "checkpoint": ("ft_host.training.checkpoint", "save"),
+}
+
+
+@contextlib.contextmanager
+def units() -> Iterator[None]:
+    """In the block the log knows what a run is at."""
+    with contextlib.ExitStack() as stack:
+        for unit, (where, name) in UNITS.items():
+            target = f"{where}.{name}"
+            stack.enter_context(mock.patch(target, pretended.within(unit, pkgutil.resolve_name(target))))
+        yield
+
+
+def waited(case: str, folder: Path, **changes: Any) -> dict[str, dict[waits.Place, int]]:
+    """Train a case on the device; returns what it waited for (`Log.most_by_place`)."""
+    forget_accelerate()
+    config = config_of(case, folder, **changes)
+    with units(), pretended.log() as log:
+        run_in(config, "waits")
+    return log.most_by_place()

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from device import as_cuda, build, waits
 
+T = TypeVar("T")
 CAPACITY = 8 << 30
 
 _device: ModuleType | None = None
@@ -65,6 +66,12 @@ def log() -> contextlib.AbstractContextManager[waits.Log]:
     """A log of what happens in the block."""
     assert _listener is not None, "pretended.start() comes first"
     return _listener.log()
+
+
+def within(unit: str, function: Callable[..., T]) -> Callable[..., T]:
+    """The function, whose calls are units of a log (`Log.most_by_place`)."""
+    assert _listener is not None, "pretended.start() comes first"
+    return _listener.within(unit, function)
 
 
 @contextlib.contextmanager

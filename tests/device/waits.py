@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-ITEM, TO_HOST, TO_DEVICE, SYNC = "item", "d2h", "h2d", "sync"
+T = TypeVar("T")
 ASYNC = "async"  # a copy from or to pinned memory, which nobody waits for
 OURS = re.compile(r"(?:^|/)((?:ft_host|ft_[a-z]+|tests/device)/[^<>]*\.py)$")
 ELSEWHERE = re.compile(r"/(?:site|dist)-packages/(.*)$")
@@ -41,6 +41,7 @@ class Event:
     operator: str
     size: int  # bytes
     place: Place
+    unit: tuple[str, int]  # what was under way, and how many there had been of it
     via: str  # the innermost line outside torch, where that is another: "transformers/masking_utils.py:307"
 
 
@@ -55,9 +56,13 @@ class Log:
     def waits(self) -> list[Event]:
         return [event for event in self.events if event.kind != ASYNC]
 
-    def by_place(self) -> collections.Counter[Place]:
-        """How often the host waited, by the line that asked for it."""
-        return collections.Counter(event.place for event in self.waits)
+    def most_by_place(self) -> dict[str, dict[Place, int]]:
+        """The most often that the host waited within one of each unit, by the line that asked for it."""
+        found: dict[str, dict[Place, int]] = {}
+        for (unit, place), count in collections.Counter((event.unit, event.place) for event in self.waits).items():
+            of_unit = found.setdefault(unit[0], {})
+            of_unit[place] = max(count, of_unit.get(place, 0))
+        return found
 
     def table(self) -> str:
         """For people: how often, what, where; the most frequent first."""
@@ -97,11 +102,14 @@ class Listener:
     def __init__(self, module: ModuleType) -> None:
         self.module = module
         self.logs: list[Log] = []
+        self.units = [("", 0)]
+        self.entered: collections.Counter[str] = collections.Counter()
         module.listen(self)
 
     def __call__(self, kind: str, operator: str, size: int) -> None:
         if self.logs:
-            event = Event(kind, operator, size, *_place(sys._getframe(1)))
+            place, via = _place(sys._getframe())
+            event = Event(kind, operator, size, place, self.units[-1], via)
             for log in self.logs:
                 log.events.append(event)
 
@@ -118,13 +126,15 @@ class Listener:
             self.logs.remove(log)
             self.module.count(bool(self.logs))
 
-    def logged(self, function: Callable[..., Any], into: list[Log]) -> Callable[..., Any]:
-        """The function, with a log of each call."""
+    def within(self, unit: str, function: Callable[..., T]) -> Callable[..., T]:
+        """The function, each call of which is a unit of that name, for the events in it that no unit within it has."""
 
-        def call(*args: Any, **keywords: Any) -> Any:
-            with self.log() as log:
-                result = function(*args, **keywords)
-            into.append(log)
-            return result
+        def call(*args: Any, **keywords: Any) -> T:
+            self.entered[unit] += 1
+            self.units.append((unit, self.entered[unit]))
+            try:
+                return function(*args, **keywords)
+            finally:
+                self.units.pop()
 
         return call
