@@ -65,9 +65,18 @@ class Batch:
     )  # the same rows, for auxiliary models that see other segments
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the same batch, and the linked ones, with tensors on `device`."""
+        """Return the same batch, and the linked ones, with tensors on `device`. Columns in float64 become float32 where
+        the device has none."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
-        columns = {name: value.to(device, non_blocking=True) for name, value in self.columns.items()}
+        import torch
+
+        from ft_host.util import devices
+
+        widest = devices.widest(torch.device(device))
+        columns = {
+            name: value.to(device, widest if value.dtype == torch.float64 else value.dtype, non_blocking=True)
+            for name, value in self.columns.items()
+        }
         kinds = {name: mask.to(device, non_blocking=True) for name, mask in self.kinds.items()}
         linked = {name: batch.to(device) for name, batch in self.linked.items()}
         return replace(self, columns=columns, kinds=kinds, linked=linked, **moved)

@@ -148,6 +148,8 @@ class Accumulator:
     def add(self, metrics: dict[str, Metric]) -> None:
         import torch
 
+        from ft_host.util import devices
+
         for name, metric in metrics.items():
             known = self.formulas.setdefault(name, metric.formula)
             if known != metric.formula:
@@ -155,7 +157,8 @@ class Accumulator:
             for index, (how, value) in enumerate(metric.parts):
                 # a Python number is a double; torch would make it a float32
                 kind = None if isinstance(value, torch.Tensor) else torch.float64
-                value = torch.as_tensor(value, dtype=kind).detach().double()
+                value = torch.as_tensor(value, dtype=kind).detach()
+                value = value.to(devices.widest(value.device))
                 if value.dim():
                     raise ValueError(f"metric {name!r}: a part has shape {tuple(value.shape)}, expected a scalar")
                 key = (name, index)

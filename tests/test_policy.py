@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from ft_host.batch import IGNORE, Batch, Segment, flat_batch
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
-from ft_host.models import Policy, checkpointing, load, load_policy, merge_adapter, precision, probe, save_model
+from ft_host.models import Policy, checkpointing, load_policy, merge_adapter, precision, probe, save_model
 from ft_host.models.load import dropout_of
 from ft_host.testing import models
 
@@ -274,13 +275,13 @@ def test_unknown_names_of_modules(saved):
 def test_what_this_machine_cannot_do(saved, monkeypatch):
     with pytest.raises(ConfigError, match="fp16: .* needs a GPU"):
         precision(RunConfig(fp16=True), CPU)
-    find = load.importlib.util.find_spec
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
     for bits in ("load_in_4bit", "load_in_8bit"):
         with pytest.raises(ConfigError, match=f"{bits}: bitsandbytes is not installed"):
             policy_of(saved("llama"), use_peft=True, **{bits: True})
     broken = SimpleNamespace(nn=SimpleNamespace(Linear4bit=lambda *a, **b: 1 / 0, Linear8bitLt=lambda *a, **b: 1 / 0))
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: name == "bitsandbytes" or find(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "bitsandbytes" or find(name))
     monkeypatch.setitem(sys.modules, "bitsandbytes", broken)
     for bits in ("load_in_4bit", "load_in_8bit"):
         with pytest.raises(ConfigError, match=f"{bits}: bitsandbytes doesn't run on this CPU .ZeroDivisionError"):

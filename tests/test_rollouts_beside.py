@@ -184,9 +184,13 @@ def test_the_device_is_one_that_the_trainer_does_not_use(monkeypatch):
 
 def test_a_gpu_is_seen_alone_by_the_name_that_the_machine_has_for_it(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert visible(2) == {"CUDA_VISIBLE_DEVICES": "2"}
+    assert visible(torch.device("cuda:2")) == {"CUDA_VISIBLE_DEVICES": "2"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-8932f937")
-    assert visible(1) == {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}
+    assert visible(torch.device("cuda:1")) == {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}
+    monkeypatch.setenv("ZE_AFFINITY_MASK", "4,6")
+    assert visible(torch.device("xpu:1")) == {"ZE_AFFINITY_MASK": "6"}
+    assert visible(torch.device("mps:0")) == {}  # a Mac has one
+    assert set(visible(None).values()) == {""} and "CUDA_VISIBLE_DEVICES" in visible(None)
 
 
 def test_plugins_of_a_run_are_found_by_name_elsewhere(tmp_path):

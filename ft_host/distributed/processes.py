@@ -12,6 +12,7 @@ import torch
 
 from ft_host.distributed.trackers import chosen
 from ft_host.errors import ConfigError
+from ft_host.util import devices
 from ft_host.util.ranks import Failure, everywhere
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ T = TypeVar("T")
 
 
 def start_processes(config: RunConfig) -> Accelerator:
-    """Return the accelerator of this process. Raises ConfigError where accelerate is configured for another engine."""
+    """Return the accelerator of this process. Raises ConfigError where accelerate is configured for another engine, and
+    for several processes on a kind of device that can't exchange tensors with another process."""
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
@@ -32,11 +34,17 @@ def start_processes(config: RunConfig) -> Accelerator:
                 f"accelerate is configured for {engine}, which ft-host doesn't support; configure plain processes, and "
                 "set distributed_strategy: fsdp2 to shard the model"
             )
-    cpu = config.use_cpu or not torch.cuda.is_available()
+    device = devices.chosen(config.use_cpu)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and not devices.exchanges(device):  # each would train by itself, and write into the same folder
+        raise ConfigError(
+            f"num_processes: {started} processes can't exchange gradients on {device.type}: this torch has no "
+            "collectives for it; use num_processes: 1, or use_cpu: true"
+        )
     patience = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.ddp_timeout))
     accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=precision(config, torch.device("cpu" if cpu else "cuda")),
+        cpu=device.type == "cpu",
+        mixed_precision=precision(config, device),
         log_with=chosen(config.report_to) or None,
         project_dir=config.output_dir or ".",
         kwargs_handlers=[patience],
@@ -102,18 +110,19 @@ def end_processes(model: torch.nn.Module | None = None) -> None:
 def precision(config: RunConfig, device: torch.device) -> str:
     """Return accelerate's name of the compute dtype: "no", "bf16" or "fp16".
 
-    bfloat16 is the default only on a GPU that supports it: on a CPU without such units it is many times slower.
+    bfloat16 is the default only on a GPU that has units for it: on a CPU, or where a GPU emulates it, it is slower than
+    float32.
     """
     if config.fp16:
         if device.type == "cpu":
             raise ConfigError("fp16: float16 with loss scaling needs a GPU; remove it")
         return "fp16"
     if config.bf16 is None:
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+        return "bf16" if devices.computes_bfloat16(device) else "no"
     return "bf16" if config.bf16 else "no"
 
 
 def free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available  # includes what the page cache can release
+    if device.type == "cpu":
+        return psutil.virtual_memory().available  # includes what the page cache can release
+    return devices.memory_of(device).free

@@ -26,6 +26,7 @@ from ft_host.models.folder import adapter_of
 from ft_host.models.load import add_reference_adapter, copy_adapter, load_frozen
 from ft_host.models.sharding import reshard, shard
 from ft_host.types import ModelSpec
+from ft_host.util import devices
 
 if TYPE_CHECKING:
     from ft_host.batch import Batch
@@ -130,8 +131,7 @@ class AuxModel:
 
     def _load(self) -> Policy:
         run, config = self._run, self._run.config
-        devices = [run.device] if run.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):  # loading must not change the run's random state
+        with devices.forked_random(run.device):  # loading must not change the run's random state
             policy = load_frozen(
                 config,
                 self.spec.source or config.model,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ft_host.batch import Batch
+from ft_host.util import devices
 
 DEAD = 1e-3  # an expert is dead below this part of its uniform share
 TOLD_FROM = 100  # least tokens in a uniform share; with fewer, an expert may get none by chance
@@ -35,16 +36,18 @@ class Routing:
 def routing_of(router_logits: tuple[torch.Tensor, ...], weight: torch.Tensor, top_k: int) -> Routing:
     """`router_logits`: for each layer (T, E). `weight`: (T,), how often each token counts; 0 for padding."""
     with torch.no_grad():
-        weight = weight.to(router_logits[0].device, torch.float64).flatten()
+        device = router_logits[0].device
+        wide = devices.widest(device)
+        weight = weight.to(device, wide).flatten()
         counts, entropies = [], []
         for logits in router_logits:
             logits = logits.detach().flatten(0, -2).float()
             chosen = logits.topk(top_k, dim=-1).indices  # (T, top_k)
-            count = torch.zeros(logits.shape[-1], dtype=torch.float64, device=logits.device)
+            count = torch.zeros(logits.shape[-1], dtype=wide, device=device)
             counts.append(count.index_add_(0, chosen.flatten(), weight.repeat_interleave(top_k)))
             logs = logits.log_softmax(-1)
             entropy = -(logs.exp() * logs).sum(-1) / math.log(max(logits.shape[-1], 2))
-            entropies.append(torch.dot(entropy.double(), weight))
+            entropies.append(torch.dot(entropy.to(wide), weight))
         return Routing(torch.stack(counts), torch.stack(entropies).sum(), len(counts) * weight.sum())
 
 

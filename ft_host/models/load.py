@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from ft_host.models.checkpointing import recompute
 from ft_host.models.folder import adapter_of, base_of, find_config, is_classifier
 from ft_host.models.grouped import join_autocast
 from ft_host.models.held import keep_wide, keeps_wide, maths
+from ft_host.models.liger import apply_liger
 from ft_host.models.neftune import EmbeddingNoise
 from ft_host.models.policy import Policy
 from ft_host.models.positions import check_lengths, table_of
@@ -127,12 +127,7 @@ def load_policy(
             "the load-balancing loss is over full sequences: a prompt that rows share is computed for each of them"
         )
     if config.use_liger_kernel:
-        if importlib.util.find_spec("liger_kernel") is None or device.type != "cuda":
-            raise ConfigError("use_liger_kernel: needs a GPU and the package liger-kernel (pip install liger-kernel)")
-        from transformers.integrations.liger import apply_liger_kernel
-
-        # its head works on full rows of tokens; ours already avoids holding all logits
-        apply_liger_kernel(policy.model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
+        apply_liger(policy, device)
     recompute(policy, config)
     if config.neftune_noise_alpha is not None:
         policy.noise = EmbeddingNoise(policy.causal_lm.get_input_embeddings(), config.neftune_noise_alpha)

@@ -14,6 +14,7 @@ from ft_host.errors import ConfigError
 from ft_host.models.adapters import take_off
 from ft_host.models.attention import NotFlat, install, original_of
 from ft_host.models.reach import backbone_of, outside_text, text_part, within, without_graph
+from ft_host.util import devices
 
 if TYPE_CHECKING:
     from ft_host.config import RunConfig
@@ -71,9 +72,8 @@ def probe(policy: Policy) -> tuple[float, float]:
         rows[1][-2:] = [policy.config.pad_token_id] * 2  # reveals a model that reads its score elsewhere
     others = [[(token + size // 2) % size for token in rows[0]], *rows[1:]]
     training = policy.training
-    devices = [policy.device] if policy.device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with torch.no_grad(), devices.forked_random(policy.device):
             policy.train()
             policy(_forest_of(policy, rows), want=(want,))
             policy.eval()
@@ -90,9 +90,8 @@ def trial(policy: Policy) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(policy.config.vocab_size, (n,), generator=generator).tolist() for n in (3, 16, 2)]
     want, training = "logp" if policy.head is None else "score", policy.training
-    devices = [policy.device] if policy.device.type == "cuda" else []
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=devices):
+        with torch.enable_grad(), devices.forked_random(policy.device):
             policy.train()
             return policy(_forest_of(policy, rows), want=(want,))[want].sum()
     finally:

@@ -28,20 +28,13 @@ from ft_host.models.held import frozen_dtype, hold_trained_in_float32, trained_d
 from ft_host.models.quantised import quantisation
 from ft_host.models.vocabulary import resize, rows_of_adapter, size_of, trained_tokens
 from ft_host.types import ModelSpec
+from ft_host.util import devices
 from ft_host.util.adapters import tokenizer_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ft_host.config import RunConfig
-
-
-def _on_cpu(config: RunConfig) -> bool:
-    return config.use_cpu or not torch.cuda.is_available()
-
-
-def _device(config: RunConfig) -> torch.device:
-    return torch.device("cpu" if _on_cpu(config) else "cuda")
 
 
 @contextlib.contextmanager
@@ -78,7 +71,7 @@ def load_base(
         raise ConfigError(
             f"{field}: {name} is an encoder-decoder ({settings.model_type}); expected a causal language model"
         )
-    auto, labels, quantised = auto_class(settings, head), {}, quantisation(config, _device(config))
+    auto, labels, quantised = auto_class(settings, head), {}, quantisation(config, devices.chosen(config.use_cpu))
     if head is not None:
         labels = {"num_labels": 1}
         if is_classifier(settings) and settings.num_labels != 1:
@@ -93,7 +86,7 @@ def load_base(
                 dtype=dtype,
                 attn_implementation=config.attn_implementation,
                 quantization_config=quantised,
-                device_map={"": "cpu" if _on_cpu(config) else torch.cuda.current_device()} if quantised else None,
+                device_map={"": str(devices.chosen(config.use_cpu))} if quantised else None,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # the report has them; they raise below, by name
@@ -157,7 +150,7 @@ def load_model(config: RunConfig, head: str | None = None, tokens: int = 0) -> t
         resize(model, config, tokens)
         return model, []
     settings, notes = plan_adapter(config, head)
-    dtype = frozen_dtype(config, _device(config))
+    dtype = frozen_dtype(config, devices.chosen(config.use_cpu))
     model = load_base(config, config.model, dtype=dtype, head=head, revision=config.model_revision)
     settings.trainable_token_indices = trained_tokens(model, resize(model, config, tokens))
     return _adapted(attach(model, settings), config), notes
@@ -190,7 +183,7 @@ def load_weights(
     check_weights(name, field)
     revision = revision or (config.model_revision if name == config.model else None)
     base = base_of(name, config.lora_base_model if name == config.model else None, field)
-    dtype = trained_dtype(config) if moves else frozen_dtype(config, _device(config))
+    dtype = trained_dtype(config) if moves else frozen_dtype(config, devices.chosen(config.use_cpu))
     if base == name:
         model = load_base(config, base, dtype=dtype, field=field, head=head, revision=revision)
         if name == config.model and config.resize_token_embeddings:  # the policy as it was before training

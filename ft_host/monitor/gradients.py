@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from ft_host.errors import FtHostError
 from ft_host.models.load import dropout_of
 from ft_host.models.reach import family, unreached
+from ft_host.util import devices
 from ft_host.util.ranks import everywhere
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def snapshot_weights(run: Run) -> list[torch.Tensor] | None:
 def update_ratio(run: Run, before: list[torch.Tensor]) -> float | None:
     """Return the norm of the update divided by that of the weights before it, of the same sample; with LoRA, of the
     adapter's weights. All ranks must call it. None if the weights are all 0."""
-    changed = torch.zeros((), dtype=torch.float64, device=run.device)
+    changed = torch.zeros((), dtype=devices.widest(run.device), device=run.device)
     size = torch.zeros_like(changed)
     for old, new in zip(before, _sample(run), strict=True):
         changed += (new.float() - old.float()).square().sum()

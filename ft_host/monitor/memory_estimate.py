@@ -66,7 +66,7 @@ def memory_parts(run: Run, facts: Mapping[str, Any], held_out: int) -> dict[str,
         "generation": generation_bytes(run, facts, shape, held_out, width),
     }
     out = {name: value / MB for name, value in parts.items()}
-    if run.device.type == "cuda":
+    if run.device.type != "cpu":
         return out
     return {"base": max(0.0, resident_mb() - out["weights"] - out["companions"])} | out
 

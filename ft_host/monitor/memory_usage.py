@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from ft_host.metrics import maximum
+from ft_host.util import devices
 
 if TYPE_CHECKING:
     from ft_host.metrics import Metric
@@ -41,10 +42,10 @@ PEAK = PeakMemory()  # of the process, whatever runs it has
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return peak memory so far in megabytes: torch's allocations on the GPU, or the resident set of the process on a
-    CPU.
-    """
-    return torch.cuda.max_memory_allocated(device) / MB if device.type == "cuda" else PEAK.look()
+    """Return peak memory so far in megabytes: torch's allocations on a GPU that counts them, else the resident set of
+    the process."""
+    most = None if device.type == "cpu" else devices.memory_of(device).most_allocated
+    return PEAK.look() if most is None else most / MB
 
 
 def memory_metrics(run: Run) -> dict[str, Metric]:
@@ -53,15 +54,16 @@ def memory_metrics(run: Run) -> dict[str, Metric]:
     free cached memory to go on."""
     PEAK.look()
     metrics = {"perf/memory_mb": maximum(resident_mb())}
-    if run.device.type == "cuda":
-        reserved = torch.cuda.max_memory_reserved(run.device)
-        total = torch.cuda.get_device_properties(run.device).total_memory
+    if run.device.type != "cpu":
+        memory = devices.memory_of(run.device)
+        reserved = memory.reserved if memory.most_reserved is None else memory.most_reserved
         metrics |= {
-            "perf/memory_allocated_mb": maximum(torch.cuda.memory_allocated(run.device) / MB),
+            "perf/memory_allocated_mb": maximum(memory.allocated / MB),
             "perf/memory_reserved_mb": maximum(reserved / MB),
-            "perf/memory_share": maximum(reserved / total),
-            "perf/alloc_retries": maximum(torch.cuda.memory_stats(run.device)["num_alloc_retries"]),
+            "perf/memory_share": maximum(reserved / memory.total),
         }
+        if memory.retries is not None:
+            metrics["perf/alloc_retries"] = maximum(memory.retries)
     return metrics
 
 

@@ -15,10 +15,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+
+from ft_host.util import devices
 
 if TYPE_CHECKING:
     from ft_host.run import Run
@@ -47,9 +49,9 @@ class Stopwatch:
     done with it."""
 
     def __init__(self, device: torch.device):
-        gpu = device.type == "cuda"
-        self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if gpu else []
-        if gpu:
+        self.events: list[Any] = []
+        if device.type != "cpu":
+            self.events = [devices.module_of(device).Event(enable_timing=True) for _ in range(2)]
             self.events[0].record()
         self.began, self.seconds = time.perf_counter(), 0.0
 

@@ -69,18 +69,18 @@ class RewardModel:
         return scores_of(model, tokenizer, rows, self.config)
 
     def load(self) -> tuple[Policy, PreTrainedTokenizerBase]:
-        import torch
         from accelerate import PartialState
         from transformers import AutoTokenizer
 
         from ft_host.models import load_frozen
+        from ft_host.util import devices
 
         tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.config.trust_remote_code)
         config = dataclasses.replace(self.config, load_in_4bit=False, load_in_8bit=False)
         device = PartialState().device  # the run's, whose accelerator set that state
         # An adapter's base may be a language model, which gets a random head before the adapter's head: the run's
         # random state must not depend on it.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with devices.forked_random(device):
             model = load_frozen(config, self.folder, device, head="reward", tokenizer=tokenizer, field=self.option)
         return model, tokenizer
 

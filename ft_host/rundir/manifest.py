@@ -119,17 +119,17 @@ def rows_per_step(config: RunConfig, processes: int) -> int:
 def _environment(device: str, processes: int) -> dict[str, Any]:
     names = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "pluggy")
     versions = {name: importlib.metadata.version(name) for name in names}
-    devices = [f"cpu, {os.cpu_count()} cores"]
-    if device == "cuda":
-        import torch  # here alone: `ft-host runs` and `report` read folders without it
+    found = f"cpu, {os.cpu_count()} cores"
+    if device != "cpu":
+        from ft_host.util import devices  # here alone: `ft-host runs` and `report` read folders without torch
 
-        devices = [torch.cuda.get_device_name()]  # the current one, which accelerate has set
+        found = devices.name_of(devices.chosen(False))  # the current one, which accelerate has set
     return {
         "ft-host": __version__,
         "python": platform.python_version(),
         **versions,
         "platform": platform.platform(),
-        "devices": devices,
+        "devices": [found],
         "world_size": processes,
     }
 

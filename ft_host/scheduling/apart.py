@@ -17,6 +17,7 @@ from ft_host.rewards.model import RewardModel
 from ft_host.scheduling.place import Opening, plugins_of
 from ft_host.scheduling.remote import Limits, Remote
 from ft_host.scheduling.weights import Weights
+from ft_host.util import devices
 
 if TYPE_CHECKING:
     from ft_host.config.rollout import RolloutConfig
@@ -97,28 +98,33 @@ def environment_of(session: RolloutSession, run: Run, serves: bool) -> dict[str,
                 f"rollout_device: the weights of the backend {run.config.backend} are in servers, and no model is in "
                 "the rollout process"
             )
-        return {"CUDA_VISIBLE_DEVICES": ""}
+        return visible(None)
     device = device_of(session.config.rollout_device, run.device)
-    if device.type == "cuda":
-        return visible(device.index or 0)
-    return {"CUDA_VISIBLE_DEVICES": ""} if device.type == "cpu" else {}
+    return visible(None if device.type == "cpu" else device)
 
 
-def visible(index: int) -> dict[str, str]:
-    """Return the environment of a process that sees this GPU of ours alone."""
-    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {"CUDA_VISIBLE_DEVICES": ours.split(",")[index].strip() if ours else str(index)}
+def visible(device: torch.device | None) -> dict[str, str]:
+    """Return the environment of a process that sees this device of ours alone. With None it sees no device of a kind
+    that can be hidden."""
+    if device is None:
+        return dict.fromkeys(devices.VISIBLE.values(), "")
+    if device.type not in devices.VISIBLE:  # a machine has one of the kind
+        return {}
+    variable = devices.VISIBLE[device.type]
+    ours, index = os.environ.get(variable), device.index or 0
+    return {variable: ours.split(",")[index].strip() if ours else str(index)}
 
 
 def device_of(wanted: str | None, trainers: torch.device) -> torch.device:
     """Return the device of the rollout process: the one that is wanted, else a GPU that no trainer on this machine
     uses, else the trainer's. Raises ConfigError for one that there isn't."""
-    there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    kind = devices.chosen(False).type if trainers.type == "cpu" else trainers.type
+    there = [] if kind == "cpu" else [f"{kind}:{index}" for index in range(devices.count_of(kind))]
     if wanted is None:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return torch.device(there[here]) if trainers.type == "cuda" and here < len(there) else trainers
+        return torch.device(there[here]) if trainers.type == kind and here < len(there) else trainers
     known = ["cpu", *there]
-    found = "cuda:0" if wanted == "cuda" and there else wanted
+    found = f"{kind}:0" if wanted == kind and there else wanted
     if found not in known:
         raise ConfigError(f"rollout_device: {wanted!r} is no device of this machine; expected {', '.join(known)}")
     if (found == "cpu") != (trainers.type == "cpu"):

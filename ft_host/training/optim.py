@@ -27,7 +27,7 @@ Groups = list[dict[str, Any]]
 
 def _adamw(groups: Groups, config: RunConfig) -> torch.optim.Optimizer:
     # The fused kernel updates a tensor in one pass over memory; it has no half-precision path on CPUs.
-    fused = all(p.dtype == torch.float32 or p.is_cuda for group in groups for p in group["params"])
+    fused = all(p.dtype == torch.float32 or p.device.type != "cpu" for group in groups for p in group["params"])
     return torch.optim.AdamW(
         groups,
         lr=config.learning_rate,

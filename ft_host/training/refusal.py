@@ -8,8 +8,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ft_host.diagnostics.collect import HOST
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.rules import RULES
@@ -19,6 +17,7 @@ from ft_host.rundir.manifest import new_manifest
 from ft_host.rundir.opening import new_folder, parent_for
 from ft_host.training.failure import facts_of, first_line, keep_traceback, where
 from ft_host.training.finish import report_of
+from ft_host.util import devices
 from ft_host.util.jsonl import json_line
 from ft_host.util.text import now
 
@@ -76,7 +75,7 @@ def _write(
     folder: RunFolder,
 ) -> None:
     """Write run.json first: whatever happens then, the folder says what it holds."""
-    device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
+    device = devices.chosen(config.use_cpu).type
     processes = int(os.environ.get("WORLD_SIZE", config.num_processes))
     facts = facts_of(told, 0)
     if watch is None:  # the plugins can't be loaded, and so their rules can't

@@ -54,8 +54,10 @@ def aside() -> Iterator[None]:
 
 
 def random_states() -> dict[str, Any]:
-    """Return all random states of this process, as JSON."""
+    """Return all random states of this process, as JSON; that of an accelerator under its kind, such as "cuda"."""
     import torch
+
+    from ft_host.util import devices
 
     name, keys, *rest = np.random.get_state()
     states = {
@@ -63,14 +65,17 @@ def random_states() -> dict[str, Any]:
         "numpy": [name, keys.tolist(), *rest],
         "torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
     }
-    if torch.cuda.is_available():
-        states["cuda"] = base64.b64encode(torch.cuda.get_rng_state().numpy().tobytes()).decode()
+    device = devices.accelerator()
+    if device is not None:
+        states[device.type] = base64.b64encode(devices.random_state(device).numpy().tobytes()).decode()
     return states
 
 
 def set_random_states(states: dict[str, Any]) -> None:
     """Undo of `random_states`."""
     import torch
+
+    from ft_host.util import devices
 
     def tensor(text: str) -> Any:
         return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
@@ -80,5 +85,6 @@ def set_random_states(states: dict[str, Any]) -> None:
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(tensor(states["torch"]))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensor(states["cuda"]))
+    device = devices.accelerator()
+    if device is not None and device.type in states:  # it may be resumed on another kind
+        devices.set_random_state(device, tensor(states[device.type]))

@@ -110,8 +110,8 @@ def pieces(policy: Policy, manifest: Manifest, keep: bool) -> Iterator[list[Name
             start, end = manifest.bounds[given]
             if len(waiting) < end - start:
                 break
-            if waiting[0][1].device.type == "cuda":
-                torch.cuda.synchronize(waiting[0][1].device)
+            if waiting[0][1].device.type != "cpu":
+                torch.accelerator.synchronize(waiting[0][1].device)
             yield waiting[: end - start]
             del waiting[: end - start]
             given += 1
