@@ -65,11 +65,11 @@ def say(text: str, clock: Clock) -> None:
 
 def machine_of(device: str) -> dict[str, Any]:
     """What `machine.describe` found, in a process of its own. Raises SystemExit with what it says."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE)}
-    command = [sys.executable, "-m", "gpu_parts.machine", device]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-P", str(HERE / "gpu_parts" / "machine.py"), device]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(done.stderr.strip() or f"gpu_parts.machine ended with {done.returncode}")
+        raise SystemExit(done.stderr.strip() or f"machine.py ended with {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -1,4 +1,4 @@
-"""What a machine is and has: `python -m gpu_parts.machine DEVICE` prints it as JSON.
+"""What a machine is and has: `python -P machine.py DEVICE` prints it as JSON.
 
 It is asked in a process of its own, since a process that has used a device holds some of its memory.
 """
