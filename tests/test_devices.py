@@ -28,6 +28,7 @@ OF_CUDA = {
     "ft_host/models/flex.py": "compiled flex_attention",
     "ft_host/models/probe.py": "the order of kernels",
     "ft_host/models/tiles.py": "the key of what is on any GPU",
+    "ft_host/models/varlen.py": "FlashAttention's kernels in torch",
     "ft_host/monitor/memory_estimate.py": "the same key",
     "ft_host/util/devices.py": "its tables",
     "plugins/ft-vllm/ft_vllm/opening.py": "nccl and ipc",
