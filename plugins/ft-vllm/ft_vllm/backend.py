@@ -76,7 +76,7 @@ def ft_sync_weights(model: Policy, version: int, run: Run) -> None:
         if sends_adapter(run):
             sync_adapter(engine, model, version, run)
         elif engine.llm is not None:
-            manifest = weights.manifest_of(model)
+            manifest = weights.manifest_of(model, opening.computes_in(run.backend_config, run))
             for_vllm = (pair for piece in weights.pieces(model, manifest, keep=True) for pair in piece)
             inprocess.load(engine.llm, for_vllm, version, clear_cache=not opening.keeps_cache(run))
         else:
@@ -112,7 +112,7 @@ def ft_close(run: Run) -> None:
 
 
 def sync_servers(engine: Engine, policy: Policy, version: int, run: Run) -> None:
-    manifest = weights.manifest_of(policy)
+    manifest = weights.manifest_of(policy, opening.computes_in(run.backend_config, run))
     pieces = weights.pieces(policy, manifest, keep=run.rank == 0)
     if run.rank != 0:
         for _ in pieces:  # takes part in gathering

@@ -8,19 +8,17 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
 from ft_host.api import WeightsFolder
 from ft_vllm.weights import Named
 
 
 class Folder:
-    """`dtype`: what the servers compute in, if known: wider matrices are rounded to it here, as they would be there, so
-    that fewer values change from one version to the next.
+    """Where the servers' type is known, matrices come rounded to it, so that fewer values change from one version to
+    the next.
     """
 
-    def __init__(self, folder: WeightsFolder, dtype: torch.dtype | None):
-        self.folder, self.dtype = folder, dtype
+    def __init__(self, folder: WeightsFolder):
+        self.folder = folder
         self.lock = threading.Lock()
 
     def take(self, pieces: Iterable[list[Named]], version: int) -> Path:
@@ -29,7 +27,7 @@ class Folder:
         with self.lock:
             self.folder.begin()
             for piece in pieces:
-                self.folder.take((name, self._rounded(tensor)) for name, tensor in piece)
+                self.folder.take(piece)
             place = self.folder.write(version)
             self.folder.forget(version)
             return place
@@ -39,8 +37,3 @@ class Folder:
         with self.lock:
             place = self.folder.path / f"version-{self.folder.version}-whole"
             return place if place.exists() else self.folder.whole()
-
-    def _rounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Matrices alone: vectors are small, and what vLLM keeps in float32 (a router's correction) is among them."""
-        wider = self.dtype is not None and tensor.dtype == torch.float32 and tensor.dim() > 1
-        return tensor.to(self.dtype) if wider else tensor

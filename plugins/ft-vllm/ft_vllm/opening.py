@@ -163,7 +163,7 @@ def keeper_of(config: VLLMConfig, run: Run, folders: list[Path]) -> Keeper:
     what = served(config, run, kind)
     folder = None
     if kind == "folder" and not adapters:
-        folder = Folder(weights_folder(config, run), getattr(torch, what.dtype) if not config.found else None)
+        folder = Folder(weights_folder(config, run))
         folders.append(folder.folder.path)
     pause = {
         "wait": Pause(),
@@ -206,18 +206,27 @@ def warn_open(keeper: Keeper, run: Run) -> None:
 
 def served(config: VLLMConfig, run: Run, kind: str) -> command.Served:
     revision = run.config.model_revision if base_of(run.config.model) == run.config.model else None
-    half = {"no": run.config.dtype or "float32", "bf16": "bfloat16", "fp16": "float16"}[
-        precision(run.config, run.device)
-    ]
     return command.Served(
         **server.known_model(base_of(run.config.model)),
         revision=revision,
         trust_remote_code=run.config.trust_remote_code,
-        dtype=half if config.dtype == "auto" else config.dtype,
+        dtype=dtype_of(config, run),
         on_gpu=run.device.type != "cpu",
         transfer=kind,
         lora_rank=weights.check_adapter(run.policy) if sends_adapter(run) else None,
     )
+
+
+def dtype_of(config: VLLMConfig, run: Run) -> str:
+    """The type that an engine of the run's own computes in, as vLLM calls it."""
+    trainers = {"no": run.config.dtype or "float32", "bf16": "bfloat16", "fp16": "float16"}
+    return trainers[precision(run.config, run.device)] if config.dtype == "auto" else config.dtype
+
+
+def computes_in(config: VLLMConfig, run: Run) -> torch.dtype | None:
+    """The type that the engine computes in; None where that isn't known, as of servers that the run has found."""
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return None if config.found else types.get(dtype_of(config, run))
 
 
 def transfer_of(config: VLLMConfig, run: Run) -> str:

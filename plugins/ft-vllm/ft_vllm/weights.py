@@ -47,12 +47,14 @@ class Merge:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What will be sent, in order. `bounds`: [start, end) of each piece."""
+    """What will be sent, in order. `bounds`: [start, end) of each piece. `engine`: the type that vLLM computes in, None
+    where that isn't known."""
 
     names: list[str]
     dtypes: list[torch.dtype]
     shapes: list[list[int]]
     bounds: list[list[int]]
+    engine: torch.dtype | None = None
 
     @property
     def dtype_names(self) -> list[str]:
@@ -64,13 +66,23 @@ class Manifest:
         return [torch.Size(shape).numel() * dtype.itemsize for shape, dtype in zip(self.shapes, self.dtypes)]
 
 
-def manifest_of(policy: Policy) -> Manifest:
-    """Names, types and shapes of what `pieces` gives, found without gathering anything."""
+def sent_as(weight: torch.Tensor | Merge, engine: torch.dtype | None) -> torch.dtype:
+    """The type that a weight is sent in: matrices in the engine's, where it is narrower; it would round them itself.
+    Vectors are small, and what vLLM keeps in float32 (a router's correction) is among them."""
+    if engine is None or weight.dtype != torch.float32 or len(weight.shape) < 2:
+        return weight.dtype
+    return engine
+
+
+def manifest_of(policy: Policy, engine: torch.dtype | None = None) -> Manifest:
+    """Names, types and shapes of what `pieces` gives, found without gathering anything. `engine`: the type that vLLM
+    computes in, where that is known."""
     found = [
         pair
         for group in groups_of(policy)
         for pair in as_saved(
-            policy, [(name, torch.empty(weight.shape, dtype=weight.dtype, device="meta")) for name, weight in group]
+            policy,
+            [(name, torch.empty(weight.shape, dtype=sent_as(weight, engine), device="meta")) for name, weight in group],
         )
     ]
     names, tensors = [name for name, _ in found], [tensor for _, tensor in found]
@@ -79,6 +91,7 @@ def manifest_of(policy: Policy) -> Manifest:
         dtypes=[tensor.dtype for tensor in tensors],
         shapes=[list(tensor.shape) for tensor in tensors],
         bounds=bounds_of([tensor.numel() * tensor.dtype.itemsize for tensor in tensors], PIECE),
+        engine=engine,
     )
 
 
@@ -102,7 +115,7 @@ def pieces(policy: Policy, manifest: Manifest, keep: bool) -> Iterator[list[Name
     waiting: list[Named] = []
     given = 0
     for group in groups_of(policy):
-        whole = [(name, gathered(weight)) for name, weight in group]
+        whole = [(name, gathered(weight, manifest.engine)) for name, weight in group]
         if keep:
             waiting += as_saved(policy, whole)
         del whole
@@ -117,12 +130,13 @@ def pieces(policy: Policy, manifest: Manifest, keep: bool) -> Iterator[list[Name
             given += 1
 
 
-def gathered(weight: torch.Tensor | Merge) -> torch.Tensor:
-    """The whole tensor, without gradient. All ranks must call it."""
+def gathered(weight: torch.Tensor | Merge, engine: torch.dtype | None = None) -> torch.Tensor:
+    """The whole tensor, without gradient, in the type that it is sent in. All ranks must call it."""
+    dtype = sent_as(weight, engine)
     if isinstance(weight, Merge):
         base, down, up = (gathered(part) for part in (weight.base, weight.down, weight.up))
-        return (base + weight.scaling * (up @ down).to(base.dtype)).to(base.dtype)
-    weight = weight.detach()
+        return (base + weight.scaling * (up @ down)).to(dtype)  # a base in bfloat16 is rounded once, with its adapter
+    weight = weight.detach().to(dtype)
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 

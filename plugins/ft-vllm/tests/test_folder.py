@@ -8,6 +8,7 @@ import pytest
 import torch
 from ft_vllm.folder import Folder
 from ft_vllm.published import read_version
+from ft_vllm.weights import gathered
 
 from ft_host.api import WeightsFolder
 
@@ -34,7 +35,7 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
 
 
 def test_changes_go_alone_and_lead_to_the_same_bits(tmp_path):
-    folder, named = Folder(WeightsFolder(tmp_path), None), weights()
+    folder, named = Folder(WeightsFolder(tmp_path)), weights()
     whole = folder.take(pieces(named), 3)
     held, version = read_version(whole, {}, None)
     assert version == 3 and same(held, named)
@@ -49,7 +50,7 @@ def test_changes_go_alone_and_lead_to_the_same_bits(tmp_path):
 
 
 def test_a_reader_that_missed_a_version_is_given_the_whole(tmp_path):
-    folder, named = Folder(WeightsFolder(tmp_path), None), weights()
+    folder, named = Folder(WeightsFolder(tmp_path)), weights()
     folder.take(pieces(named), 0)
     named["matrix"][0, 0] += 1
     changed = folder.take(pieces(named), 1)
@@ -62,7 +63,7 @@ def test_a_reader_that_missed_a_version_is_given_the_whole(tmp_path):
 
 
 def test_a_damaged_file_is_named(tmp_path):
-    place = Folder(WeightsFolder(tmp_path), None).take(pieces(weights()), 0)
+    place = Folder(WeightsFolder(tmp_path)).take(pieces(weights()), 0)
     file = next(place.glob("*.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -72,11 +73,14 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def test_matrices_are_rounded_to_what_the_servers_compute_in(tmp_path):
-    folder, named = Folder(WeightsFolder(tmp_path), torch.bfloat16), weights()
-    held, _ = read_version(folder.take(pieces(named), 0), {}, None)
+    def rounded() -> list[list[tuple[str, torch.Tensor]]]:
+        return pieces({name: gathered(tensor, torch.bfloat16) for name, tensor in named.items()})
+
+    folder, named = Folder(WeightsFolder(tmp_path)), weights()
+    held, _ = read_version(folder.take(rounded(), 0), {}, None)
     assert torch.equal(held["matrix"], named["matrix"].bfloat16()) and torch.equal(held["vector"], named["vector"])
     named["matrix"] *= 1 + 1e-5  # below what bfloat16 tells apart, but for few values
-    changed = folder.take(pieces(named), 1)
+    changed = folder.take(rounded(), 1)
     new, _ = read_version(changed, held, 0)
     assert torch.equal(new["matrix"], named["matrix"].bfloat16())
     assert size(changed) < 0.2 * named["matrix"].numel() * 2

@@ -65,6 +65,32 @@ def test_an_adapter_is_merged_as_peft_merges_it(make, fields):
     assert_equal(found, dict(peft.merge_and_unload().named_parameters()), rtol=1e-5, atol=1e-6)
 
 
+def test_matrices_are_sent_in_the_type_of_the_engine_and_vectors_as_they_are_held():
+    model = tiny_qwen()
+    policy, held = Policy(model), dict(model.named_parameters())
+    manifest = weights.manifest_of(policy, torch.bfloat16)
+    found = dict(pair for piece in weights.pieces(policy, manifest, keep=True) for pair in piece)
+    types = dict(zip(manifest.names, manifest.dtype_names, strict=True))
+    assert {name: str(weight.dtype).removeprefix("torch.") for name, weight in found.items()} == types
+    assert {weight.dtype for weight in found.values() if weight.dim() > 1} == {torch.bfloat16}
+    for name, weight in found.items():
+        expected = held[name].bfloat16() if weight.dim() > 1 else held[name]
+        assert torch.equal(weight, expected), name
+    assert sum(manifest.sizes) < 0.51 * sum(weights.manifest_of(policy).sizes)
+
+
+def test_an_adapter_is_added_to_a_base_in_bfloat16_before_it_is_rounded():
+    peft = adapted(tiny_qwen())
+    for parameter in peft.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    found = sent(Policy(peft))["model.layers.0.self_attn.q_proj.weight"]
+    layer = peft.get_base_model().model.layers[0].self_attn.q_proj
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    expected = layer.base_layer.weight.float() + layer.scaling["default"] * (up @ down)
+    assert torch.equal(found, expected.bfloat16())
+
+
 def test_modules_trained_in_full_are_part_of_it():
     peft = adapted(tiny_llama(), modules_to_save=["lm_head"])
     found = sent(Policy(peft))
