@@ -39,6 +39,7 @@ FLOORS = [
     "scheduling",
     "autopilot",
     "training",
+    "surface",
     "api",
     "ft_host",  # its __init__
     "cli",

@@ -35,6 +35,7 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
         tuple[str, ...]
     ] = ()  # of FORMATS: rows that the method takes; error messages about such rows name it
     elsewhere: ClassVar[dict[str, str]] = {}  # names that other tools have for this method and it lacks: what to say
+    metrics: ClassVar[tuple[str, ...]] = ()  # names that the method logs beside the host's; * stands for any text
     # Metrics that the printed line of a step has after loss, grad_norm and learning_rate, where they are logged.
     progress_metrics: ClassVar[tuple[str, ...]] = (
         "mean_token_accuracy",

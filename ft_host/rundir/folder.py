@@ -11,7 +11,9 @@ rollouts/       what each rollout was learnt from, of a run that others can repl
 checkpoints/    step-N/, complete or absent
 model/          what `from_pretrained` loads, or the adapter
 owner.json      the process that trains in it; absent when none does
-traceback.txt   of an error that ended it; stacks.txt: what its threads did while it stood still
+traceback.txt   of an error that ended it
+stacks.txt      what its threads did while it stood still
+report.html     its report
 before-restart-N/  logs and checkpoints of a run that was begun anew
 """
 
