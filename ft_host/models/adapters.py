@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor.experimental import implicit_replication
 
 from ft_host.config.adapters import ALL_LINEAR
 from ft_host.errors import ConfigError
 from ft_host.models.folder import auto_class, find_config
 from ft_host.models.reach import outside_text, within
+from ft_host.models.shards import make_whole
 from ft_host.util.text import nearest
 
 if TYPE_CHECKING:
@@ -135,9 +137,13 @@ def attach(model: nn.Module, settings: LoraConfig) -> PeftModel:
     """Return the model with a new adapter. Raises ConfigError where peft refuses this model: its weights are of a kind,
     quantised for instance, that an empty one didn't have."""
     from peft import get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
+    if settings.use_dora:  # measures outputs; they are columns here, so that rows alone would give sums of parts
+        make_whole(module for module in model.modules() if isinstance(module, Conv1D))
     try:
-        with warnings.catch_warnings():  # about names that peft still uses and transformers has renamed
+        # DoRA measures weights, of which this rank may have some rows only, together with a whole adapter
+        with implicit_replication(), warnings.catch_warnings():  # about names that peft uses and transformers renamed
             warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing`")
             return get_peft_model(model, settings)
     except REFUSED as error:

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ft_host.distributed.processes import is_sharded
 from ft_host.errors import ConfigError
+from ft_host.models.adapter_folder import add_reference_adapter, copy_adapter
 from ft_host.models.folder import adapter_of
-from ft_host.models.load import add_reference_adapter, copy_adapter, load_frozen
-from ft_host.models.sharding import reshard, shard
+from ft_host.models.load import load_frozen
+from ft_host.models.sharding import shard
+from ft_host.models.shards import reshard
 from ft_host.types import ModelSpec
 from ft_host.util import devices
 
@@ -140,8 +141,9 @@ class AuxModel:
                 field=self.spec.field or "ref_model",
                 revision=self.spec.revision,
                 moves=self.spec.sync_steps is not None,
+                sharded=run.is_sharded,
             )
-        if is_sharded(config, run.world_size):
+        if run.is_sharded:
             shard(policy, config)
         return policy
 

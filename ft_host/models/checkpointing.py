@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ft_host.distributed.processes import free_memory, precision
 from ft_host.errors import ConfigError
 from ft_host.models.policy import Policy
+from ft_host.models.shards import held_bytes
 from ft_host.util.memory import ModelSizes, activation_bytes, model_sizes_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def recompute(policy: Policy, config: RunConfig) -> None:
             raise ConfigError(f"gradient_checkpointing: {type(policy.causal_lm).__name__} doesn't support it")
         return
     if wanted is None:
-        trained = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
+        trained = sum(held_bytes(p) for p in policy.parameters() if p.requires_grad)
         left = free_memory(policy.device) - 3 * trained  # gradients and Adam's two moments
         need = most_activations(policy, config)
         # Blocks are full. Rows are rarely all of maximum length, so the estimate is rarely reached.

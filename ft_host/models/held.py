@@ -50,10 +50,16 @@ def maths(config: RunConfig, device: torch.device) -> torch.autocast:
 
 def hold_trained_in_float32(model: nn.Module) -> None:
     """Make float32 of trained parameters that were copied from a base in a shorter type (modules that are trained in
-    full beside an adapter)."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
+    full beside an adapter). What modules share stays shared."""
+    short = {
+        parameter: nn.Parameter(parameter.detach().float())  # a new one: one that is sharded can't change its type
+        for parameter in model.parameters()
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16)
+    }
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter in short:
+                setattr(module, name, short[parameter])
 
 
 def keeps_wide(config: RunConfig, device: torch.device) -> bool:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ft_host.errors import ConfigError
-from ft_host.models.adapter_folder import frozen_twin
 from ft_host.models.checkpointing import recompute
 from ft_host.models.folder import adapter_of, base_of, find_config, is_classifier
 from ft_host.models.grouped import join_autocast
@@ -22,6 +21,7 @@ from ft_host.models.neftune import EmbeddingNoise
 from ft_host.models.policy import Policy
 from ft_host.models.positions import check_lengths, table_of
 from ft_host.models.probe import choose_layout, freeze_unreached
+from ft_host.models.shards import is_cut
 from ft_host.models.special_tokens import agree, ids_of
 from ft_host.models.value_head import ValueHead
 from ft_host.models.vocabulary import size_of
@@ -76,7 +76,7 @@ def dropout_of(model: nn.Module) -> float:
 
 
 def _placed(model: nn.Module, config: RunConfig, device: torch.device, head: str | None) -> Policy:
-    """Return a policy of a transformers model, on its device, with its layout chosen."""
+    """Return a policy of a transformers model, on its device, with its layout chosen once its weights can be used."""
     join_autocast()
     if config.disable_dropout:
         without_dropout(model)
@@ -87,9 +87,21 @@ def _placed(model: nn.Module, config: RunConfig, device: torch.device, head: str
         policy.register_forward_pre_hook(lambda _, given: check_lengths(given[0], most, name))
     if not (config.load_in_4bit or config.load_in_8bit):
         policy.to(device)
+    _when_usable(policy, partial(_choose_layout, policy, config, device))
+    return policy
+
+
+def _choose_layout(policy: Policy, config: RunConfig, device: torch.device) -> None:
     with maths(config, device):
         choose_layout(policy, config)
-    return policy
+
+
+def _when_usable(policy: Policy, work: Callable[[], None]) -> None:
+    """Do it now, or once the policy is sharded if its weights were cut when they were loaded."""
+    if is_cut(policy):
+        policy.waiting.append(work)
+    else:
+        work()
 
 
 def load_policy(
@@ -98,18 +110,28 @@ def load_policy(
     device: torch.device,
     head: str | None = None,
     router: bool = True,
+    sharded: bool = False,
 ) -> Policy:
     """Return the policy of a run, on its device, in training mode.
 
     `head`: None for a language model, "reward" for one score per row. `router`: whether router_aux_loss_coef applies to
-    it. Raises ConfigError, which names the field, for what can't work.
+    it. `sharded`: it will be sharded over the ranks, so each keeps only its own rows of the weights; it can't be called
+    before `shard`. Raises ConfigError, which names the field, for what can't work.
     """
-    model, notes = load_model(config, head, size_of(tokenizer) if config.resize_token_embeddings else 0)
+    tokens = size_of(tokenizer) if config.resize_token_embeddings else 0
+    model, notes = load_model(config, head, tokens, device if sharded else None)
     if head is not None:
         model.config.get_text_config().pad_token_id = score_pad(tokenizer)
     else:
         notes += _agree_on_tokens(model, tokenizer, config)
     policy = _placed(model, config, device, head)
+    _when_usable(policy, partial(_prepare, policy, config, device, notes, router))
+    return policy
+
+
+def _prepare(policy: Policy, config: RunConfig, device: torch.device, notes: list[str], router: bool) -> None:
+    """Make a policy ready to be trained: what is left once its layout is chosen."""
+    head = policy.head
     policy.notes += notes
     with maths(config, device):
         freeze_unreached(policy, config)
@@ -135,7 +157,6 @@ def load_policy(
         for layer in decoder_layers(policy):
             layer.compile(dynamic=True)
     policy.train()
-    return policy
 
 
 def _agree_on_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[str]:
@@ -167,14 +188,16 @@ def load_frozen(
     field: str = "ref_model",
     revision: str | None = None,
     moves: bool = False,
+    sharded: bool = False,
 ) -> Policy:
     """Load the model of a folder or hub id as an auxiliary model: on the run's device, in evaluation mode, frozen.
 
     `adapter`: the folder of an adapter to add to it. `tokenizer`: a reward model's score skips its padding. `moves`: it
-    follows the policy, and is held in its type. Types, attention and quantisation are the run's. Raises ConfigError,
-    which names `field`, for what can't work.
+    follows the policy, and is held in its type. `sharded`: as in `load_policy`. Types, attention and quantisation are
+    the run's. Raises ConfigError, which names `field`, for what can't work.
     """
-    model = load_weights(config, source, field=field, head=head, revision=revision, moves=moves)
+    shards = device if sharded else None
+    model = load_weights(config, source, field=field, head=head, revision=revision, moves=moves, shards=shards)
     if adapter is not None:
         from peft import PeftModel
 
@@ -194,13 +217,18 @@ def load_frozen(
 
 
 def attach_value(
-    policy: Policy, spec: ModelSpec, config: RunConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    policy: Policy,
+    spec: ModelSpec,
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    sharded: bool = False,
 ) -> None:
     """Give the policy the auxiliary model of head "value", which is trained with it.
 
     It is a layer on the policy's states, or a model with its own layer (with LoRA, also an adapter). Comes before the
-    policy is sharded or wrapped. Raises ConfigError, which names the spec's field, where the model is an adapter of
-    another model.
+    policy is sharded or wrapped; `sharded` as in `load_policy`. Raises ConfigError, which names the spec's field, where
+    the model is an adapter of another model.
     """
     if spec.shares_policy:
         policy.companions["value"] = ValueHead(policy.config.hidden_size).to(device)
@@ -211,38 +239,10 @@ def attach_value(
             f"{spec.field}: {source} is an adapter; a value model needs a whole model. Set "
             f"{spec.field} to one (merge_adapter writes it), or compute values from the policy's states"
         )
-    policy.companions["value"] = load_policy(
-        dataclasses.replace(config, model=source), tokenizer, device, head="reward", router=False
+    value = policy.companions["value"] = load_policy(
+        dataclasses.replace(config, model=source), tokenizer, device, head="reward", router=False, sharded=sharded
     )
-    policy.companions["value"].head = "value"
-
-
-def add_reference_adapter(policy: Policy, folder: str | Path) -> None:
-    """Load the adapter that the policy started from a second time, frozen, under the name "reference".
-
-    "default" stays active and trained; `save_model` saves only that one.
-    """
-    training, model = policy.training, policy.model
-    frozen_twin(model, "reference")
-    model.load_adapter(str(folder), adapter_name="reference", is_trainable=False, torch_device=str(policy.device))
-    model.set_adapter("default")
-    policy.train(training)  # peft sets evaluation mode when it loads a frozen adapter
-
-
-def copy_adapter(policy: Policy) -> None:
-    """Add a frozen copy of the policy's current adapter under the name "reference"."""
-    training, model = policy.training, policy.model
-    frozen_twin(model, "reference")
-    every = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, parameter in every.items():
-            if ".default." in name:
-                every[name.replace(".default.", ".reference.")].copy_(parameter)
-    model.set_adapter("default")
-    for name, parameter in every.items():
-        if ".reference." in name:
-            parameter.requires_grad_(False)
-    policy.train(training)
+    _when_usable(value, lambda: setattr(value, "head", "value"))  # up to here it was tried as what its class is
 
 
 def score_pad(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -254,8 +254,8 @@ def decoder_layers(policy: Policy) -> list[nn.Module]:
     """Return the blocks that the model says must not be split, in order. Raises ConfigError for a model that names
     none.
     """
-    names = set(policy.causal_lm._no_split_modules or ())
-    layers = [module for module in policy.model.modules() if type(module).__name__ in names]
+    names = set(policy.causal_lm._no_split_modules or ())  # fully_shard makes a class of each, FSDP before its name
+    layers = [module for module in policy.model.modules() if type(module).__name__.removeprefix("FSDP") in names]
     if not layers:
         raise ConfigError(f"model: {type(policy.causal_lm).__name__} doesn't say which modules are its layers")
     return layers

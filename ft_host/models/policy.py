@@ -53,6 +53,9 @@ class Policy(nn.Module):
     method has to know of experts. With `counts_routing`, `routing` is how the last forward in training spread tokens
     over experts.
 
+    `waiting`: what needs a forward and is done once the policy is sharded, because its weights were cut when they were
+    loaded and can't be used before.
+
     `layout_difference` and `layout_leak` are the results of `ft_host.models.probe.probe`, None if it wasn't called.
     """
 
@@ -75,6 +78,7 @@ class Policy(nn.Module):
         self.routing: Routing | None = None
         self.noise: EmbeddingNoise | None = None
         self.unreached = 0  # parameters that no text goes through: frozen
+        self.waiting: list[Callable[[], None]] = []
         self.layout_difference: float | None = None
         self.layout_leak: float | None = None
 

@@ -14,6 +14,7 @@ from ft_host.errors import ConfigError
 from ft_host.models.adapters import take_off
 from ft_host.models.attention import NotFlat, install, original_of
 from ft_host.models.reach import backbone_of, outside_text, text_part, within, without_graph
+from ft_host.models.shards import reshard, root_whole
 from ft_host.util import devices
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def _rows_alone(policy: Policy, rows: list[list[int]]) -> torch.Tensor:
     out = []
     for row in rows:
         ids = torch.tensor([row], device=policy.device)
-        logits = policy.model(input_ids=ids, use_cache=False).logits[0]
+        with root_whole(policy):
+            logits = policy.model(input_ids=ids, use_cache=False).logits[0]
         if policy.head is not None:
             out.append(logits.float())
             continue
@@ -82,6 +84,7 @@ def probe(policy: Policy) -> tuple[float, float]:
             theirs = _rows_alone(policy, rows)
     finally:
         policy.train(training)
+        reshard(policy)
     return float((ours - theirs).abs().max()), float((ours - changed)[later:].abs().max())
 
 
@@ -96,6 +99,7 @@ def trial(policy: Policy) -> torch.Tensor:
             return policy(_forest_of(policy, rows), want=(want,))[want].sum()
     finally:
         policy.train(training)
+        reshard(policy)
 
 
 def freeze_unreached(policy: Policy, config: RunConfig) -> None:
@@ -122,7 +126,7 @@ def freeze_unreached(policy: Policy, config: RunConfig) -> None:
             f"lora_target_modules: no text goes through {len(adapted)} of the adapter's tensors, so they would not be "
             f"trained, for instance {adapted[0].removeprefix('model.')}; leave those modules out"
         )
-    parameters = dict(policy.named_parameters())
+    parameters = {f"model.{name}": parameter for name, parameter in policy.model.named_parameters()}
     for name in left:
         parameters[name].requires_grad_(False)
     names = outside + [name.removeprefix("model.") for name in left]

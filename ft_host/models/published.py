@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from ft_host.distributed.processes import on_main
 from ft_host.errors import FtHostError
-from ft_host.models.sharding import reshard
+from ft_host.models.shards import reshard
 from ft_host.models.weights_folder import INDICES, MANIFEST, PIECE, Named, WeightsFolder, checksum
 from ft_host.util.text import QUOTED, nearest
 

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ft_host.models.shards import graph_leaves
+
 if TYPE_CHECKING:
     from ft_host.models.policy import Policy
 
@@ -73,8 +75,9 @@ def without_graph(policy: Policy, values: torch.Tensor) -> list[str]:
         if "variable" in dir(node):  # the node of a leaf
             leaves.add(id(node.variable))
         todo += [each for each, _ in node.next_functions]
-    trained = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    return unreached(trained, {name for name, parameter in trained.items() if id(parameter) in leaves})
+    # a value model is no part of it: its values are made by a forward of their own
+    trained = {name: leaf for name, leaf in graph_leaves(policy).items() if name.startswith("model.")}
+    return unreached(trained, {name for name, leaf in trained.items() if leaf in leaves})
 
 
 def unreached(names: Iterable[str], reached: Iterable[str]) -> list[str]:

@@ -1,17 +1,20 @@
 """A tokenizer with more tokens than the model has embeddings: rows with such a token are refused, or embeddings are
-added for them.
+added for them. Models with other tokens than the policy's are refused.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ft_host.errors import ConfigError
-from ft_host.models.folder import adapter_of, base_of, find_config
-from ft_host.util.adapters import settings_of
+from ft_host.models.folder import adapter_of, base_of, check_folder, find_config
+from ft_host.models.shards import make_whole
+from ft_host.types import ModelSpec
+from ft_host.util.adapters import settings_of, tokenizer_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,6 +96,7 @@ def resize(model: nn.Module, config: RunConfig, tokens: int) -> list[int]:
     before = model.get_input_embeddings().weight.shape[0]
     if tokens <= before:
         return []
+    make_whole(module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model.resize_token_embeddings(tokens)
@@ -110,3 +114,64 @@ def trained_tokens(model: nn.Module, ids: list[int]) -> dict[str, list[int]] | N
     if head is not None and head.weight is not words.weight:
         names.append(modules[id(head)])
     return {name: ids for name in names}
+
+
+def check_vocabulary(
+    config: RunConfig,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    field: str = "ref_model",
+    spec: ModelSpec | None = None,
+) -> None:
+    """Refuse a model with other tokens than the policy's, before its weights are loaded.
+
+    Compares the sizes in the two configs, and the run's tokenizer with that of `source` where it has one. `spec` may
+    allow different sizes, as long as all tokens are within the smaller one, or say that there is nothing to compare
+    except that it is a model. Raises ConfigError, which names `field`, the sizes and the first tokens that differ.
+    """
+    from transformers import AutoTokenizer
+
+    spec = spec or ModelSpec()
+    instead = f"; {spec.hint}" if spec.hint else ""
+    sizes: list[int] = []
+    for name, named, own in ((config.model, "model", config.model_revision), (source, field, spec.revision)):
+        check_folder(name, named)
+        base = base_of(name, config.lora_base_model if name == config.model else None, named)
+        revision = own or (config.model_revision if name == config.model else None)
+        sizes.append(find_config(base, named, revision, config.trust_remote_code).get_text_config().vocab_size)
+    if config.resize_token_embeddings:
+        sizes[0] = max(sizes[0], size_of(tokenizer))
+    if spec.own_tokenizer:
+        return
+    source = tokenizer_place(source, config.lora_base_model if source == config.model else None, field)
+    place = Path(source)
+    bare = place.is_dir() and not any(place.glob("tokenizer*"))
+    padding = (
+        spec.allow_padded_vocab and not bare and max(tokenizer.get_vocab().values()) < min(sizes)
+    )  # the rest is padding
+    if sizes[0] != sizes[1] and not padding:
+        raise ConfigError(
+            f"{field}: {source} has a vocabulary of {sizes[1]} tokens, {config.model} one of {sizes[0]}; both must "
+            f"read the same tokens{instead}"
+        )
+    if bare:
+        return
+    try:
+        other = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{field}: the tokenizer of {source} can't be loaded: {str(error).splitlines()[0]}"
+        ) from error
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    differing = sorted(
+        (token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)),
+        key=lambda token: (ours.get(token, theirs.get(token)), token),
+    )
+    if differing:
+        shown = "; ".join(
+            f"{token!r} is {ours.get(token)} here and {theirs.get(token)} there" for token in differing[:3]
+        )
+        raise ConfigError(
+            f"{field}: {source} has another vocabulary than this run's tokenizer ({len(theirs)} and {len(ours)} "
+            f"tokens): {shown}{' …' if len(differing) > 3 else ''}{instead}"
+        )

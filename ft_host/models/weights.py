@@ -13,7 +13,7 @@ from torch import nn
 
 from ft_host.data.tokenizer import load_tokenizer
 from ft_host.errors import ConfigError
-from ft_host.models.adapter_folder import load_adapter
+from ft_host.models.adapter_folder import load_adapter, reads_base
 from ft_host.models.adapters import attach, plan_adapter
 from ft_host.models.folder import (
     adapter_of,
@@ -26,14 +26,11 @@ from ft_host.models.folder import (
 )
 from ft_host.models.held import frozen_dtype, hold_trained_in_float32, trained_dtype
 from ft_host.models.quantised import quantisation
+from ft_host.models.shards import cut_when_loaded
 from ft_host.models.vocabulary import resize, rows_of_adapter, size_of, trained_tokens
-from ft_host.types import ModelSpec
 from ft_host.util import devices
-from ft_host.util.adapters import tokenizer_place
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from ft_host.config import RunConfig
 
 
@@ -58,11 +55,13 @@ def load_base(
     field: str = "model",
     head: str | None = None,
     revision: str | None = None,
+    shards: torch.device | None = None,
 ) -> nn.Module:
     """Load the transformers model of a folder or hub id, with its weights in `dtype`, "auto" for that of its files.
 
     It is a causal language model, or with head "reward" a sequence classifier of one label, whose head is new and
-    random where the weights are a language model's. Raises ConfigError, which names `field`, for anything else.
+    random where the weights are a language model's. `shards`: each rank keeps its own rows of what it reads, on that
+    device (see `ft_host.models.shards`). Raises ConfigError, which names `field`, for anything else.
     """
     from safetensors import SafetensorError
 
@@ -80,7 +79,11 @@ def load_base(
                 "(num_labels: 1)"
             )
     try:
-        with quiet() if head is not None else contextlib.nullcontext():  # it would warn of the new head
+        with contextlib.ExitStack() as around:
+            if head is not None:  # it would warn of the new head
+                around.enter_context(quiet())
+            if shards is not None:
+                around.enter_context(cut_when_loaded(shards))
             model, report = auto.from_pretrained(
                 name,
                 dtype=dtype,
@@ -136,22 +139,29 @@ def layers_beyond(model: nn.Module, unexpected: set[str]) -> list[str]:
     return found
 
 
-def load_model(config: RunConfig, head: str | None = None, tokens: int = 0) -> tuple[nn.Module, list[str]]:
+def load_model(
+    config: RunConfig, head: str | None = None, tokens: int = 0, shards: torch.device | None = None
+) -> tuple[nn.Module, list[str]]:
     """Load the model to train: a base model, with a new adapter, or an adapter's folder with its base. Returns it with
-    what the plan must say of it. `tokens`: embeddings that it must have; those that are added are trained."""
+    what the plan must say of it. `tokens`: embeddings that it must have; those that are added are trained. `shards`: as
+    in `load_base`."""
     check_folder(config.model)
     check_weights(config.model, "model")
     if adapter_of(config.model):
         if not config.use_peft:
             raise ConfigError(f"model: {config.model} is an adapter; set use_peft to train it further")
-        return load_weights(config, config.model, field="model", head=head, trained=True), []
+        made = reads_base(Path(config.model)) if shards is not None else None
+        said = f"every rank loads the whole base before it is sharded: {config.model} is made off its weights ({made})"
+        model = load_weights(config, config.model, field="model", head=head, trained=True, shards=shards)
+        return model, [said] if made else []
     if not config.use_peft:
-        model = load_base(config, config.model, dtype=trained_dtype(config), head=head, revision=config.model_revision)
+        dtype, name, revision = trained_dtype(config), config.model, config.model_revision
+        model = load_base(config, name, dtype=dtype, head=head, revision=revision, shards=shards)
         resize(model, config, tokens)
         return model, []
     settings, notes = plan_adapter(config, head)
-    dtype = frozen_dtype(config, devices.chosen(config.use_cpu))
-    model = load_base(config, config.model, dtype=dtype, head=head, revision=config.model_revision)
+    dtype, name, revision = frozen_dtype(config, devices.chosen(config.use_cpu)), config.model, config.model_revision
+    model = load_base(config, name, dtype=dtype, head=head, revision=revision, shards=shards)
     settings.trainable_token_indices = trained_tokens(model, resize(model, config, tokens))
     return _adapted(attach(model, settings), config), notes
 
@@ -172,12 +182,14 @@ def load_weights(
     trained: bool = False,
     moves: bool = False,
     revision: str | None = None,
+    shards: torch.device | None = None,
 ) -> nn.Module:
     """Load the model of a folder or hub id; for an adapter's folder, its base with the adapter, trainable
     if requested.
 
     `config` sets types, attention and quantisation. Its revision applies to its own model only; `revision` is for
     another. `moves`: the whole model follows one that is trained, in steps as small, so it is held in its type.
+    `shards`: as in `load_base`.
     """
     check_folder(name, field)
     check_weights(name, field)
@@ -185,77 +197,15 @@ def load_weights(
     base = base_of(name, config.lora_base_model if name == config.model else None, field)
     dtype = trained_dtype(config) if moves else frozen_dtype(config, devices.chosen(config.use_cpu))
     if base == name:
-        model = load_base(config, base, dtype=dtype, field=field, head=head, revision=revision)
+        model = load_base(config, base, dtype=dtype, field=field, head=head, revision=revision, shards=shards)
         if name == config.model and config.resize_token_embeddings:  # the policy as it was before training
             resize(model, config, size_of(load_tokenizer(config)))
         return model
     named = f"{field}: the base of the adapter {name}"
     check_folder(base, named)
     check_weights(base, named)
-    model = load_base(config, base, dtype=dtype, field=named, head=head, revision=revision)
+    if reads_base(Path(name)):
+        shards = None
+    model = load_base(config, base, dtype=dtype, field=named, head=head, revision=revision, shards=shards)
     resize(model, config, rows_of_adapter(name))
     return _adapted(load_adapter(model, Path(name), base, field=field, trained=trained), config)
-
-
-# ---------------------------------------------------------------- vocabularies
-
-
-def check_vocabulary(
-    config: RunConfig,
-    source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    field: str = "ref_model",
-    spec: ModelSpec | None = None,
-) -> None:
-    """Refuse a model with other tokens than the policy's, before its weights are loaded.
-
-    Compares the sizes in the two configs, and the run's tokenizer with that of `source` where it has one. `spec` may
-    allow different sizes, as long as all tokens are within the smaller one, or say that there is nothing to compare
-    except that it is a model. Raises ConfigError, which names `field`, the sizes and the first tokens that differ.
-    """
-    from transformers import AutoTokenizer
-
-    spec = spec or ModelSpec()
-    instead = f"; {spec.hint}" if spec.hint else ""
-    sizes: list[int] = []
-    for name, named, own in ((config.model, "model", config.model_revision), (source, field, spec.revision)):
-        check_folder(name, named)
-        base = base_of(name, config.lora_base_model if name == config.model else None, named)
-        revision = own or (config.model_revision if name == config.model else None)
-        sizes.append(find_config(base, named, revision, config.trust_remote_code).get_text_config().vocab_size)
-    if config.resize_token_embeddings:
-        sizes[0] = max(sizes[0], size_of(tokenizer))
-    if spec.own_tokenizer:
-        return
-    source = tokenizer_place(source, config.lora_base_model if source == config.model else None, field)
-    place = Path(source)
-    bare = place.is_dir() and not any(place.glob("tokenizer*"))
-    padding = (
-        spec.allow_padded_vocab and not bare and max(tokenizer.get_vocab().values()) < min(sizes)
-    )  # the rest is padding
-    if sizes[0] != sizes[1] and not padding:
-        raise ConfigError(
-            f"{field}: {source} has a vocabulary of {sizes[1]} tokens, {config.model} one of {sizes[0]}; both must "
-            f"read the same tokens{instead}"
-        )
-    if bare:
-        return
-    try:
-        other = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{field}: the tokenizer of {source} can't be loaded: {str(error).splitlines()[0]}"
-        ) from error
-    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
-    differing = sorted(
-        (token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)),
-        key=lambda token: (ours.get(token, theirs.get(token)), token),
-    )
-    if differing:
-        shown = "; ".join(
-            f"{token!r} is {ours.get(token)} here and {theirs.get(token)} there" for token in differing[:3]
-        )
-        raise ConfigError(
-            f"{field}: {source} has another vocabulary than this run's tokenizer ({len(theirs)} and {len(ours)} "
-            f"tokens): {shown}{' …' if len(differing) > 3 else ''}{instead}"
-        )

@@ -83,11 +83,12 @@ def load_models(
     elif config.use_peft and adapter_of(config.model):
         check_same(config, Path(config.model), chosen.head)
     with oom_context(LOADING):
-        policy = load_policy(start, tokenizer, accelerator.device, head=chosen.head)
+        sharded = is_sharded(config, accelerator.num_processes)
+        policy = load_policy(start, tokenizer, accelerator.device, head=chosen.head, sharded=sharded)
         keep_adapter(policy, specs, config)
         for spec in [specs.pop(role) for role in list(specs) if specs[role].trained]:
-            attach_value(policy, spec, config, tokenizer, accelerator.device)
-        if is_sharded(config, accelerator.num_processes):
+            attach_value(policy, spec, config, tokenizer, accelerator.device, sharded)
+        if sharded:
             model = shard(policy, config)
         else:
             model = accelerator.prepare(policy)
