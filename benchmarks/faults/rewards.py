@@ -1,5 +1,6 @@
 """Reward functions of all families: right ones, and ones with faults. Completions are texts, or lists of messages."""
 
+import random
 import re
 import time
 from collections import Counter
@@ -68,6 +69,11 @@ def like_the_prompt(completions, prompts, **columns):
 def tossed(completions, **columns):
     """A judge that doesn't look: even or odd sum of signs."""
     return [float(sum(map(ord, said(text))) * 2654435761 % 2**32 > 2**31) for text in completions]
+
+
+def drawn(completions, **columns):
+    """A judge that samples its verdict: the same completion, another number."""
+    return [random.random() for _ in completions]
 
 
 def raising(completions, completion, **columns):
