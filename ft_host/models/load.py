@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ft_host.distributed.processes import precision
 from ft_host.errors import ConfigError
 from ft_host.models.checkpointing import recompute
 from ft_host.models.folder import adapter_of, base_of, find_config, is_classifier
 from ft_host.models.grouped import join_autocast
 from ft_host.models.held import keep_wide, keeps_wide, maths
+from ft_host.models.lean import make_lean
 from ft_host.models.liger import apply_liger
 from ft_host.models.neftune import EmbeddingNoise
 from ft_host.models.policy import Policy
@@ -94,6 +96,8 @@ def _placed(model: nn.Module, config: RunConfig, device: torch.device, head: str
 def _choose_layout(policy: Policy, config: RunConfig, device: torch.device) -> None:
     with maths(config, device):
         choose_layout(policy, config)
+    if not config.use_liger_kernel:  # which has layers of its own
+        policy.lean = make_lean(policy.model, policy.device, precision(config, device))
 
 
 def _when_usable(policy: Policy, work: Callable[[], None]) -> None:
@@ -132,7 +136,7 @@ def load_policy(
 def _prepare(policy: Policy, config: RunConfig, device: torch.device, notes: list[str], router: bool) -> None:
     """Make a policy ready to be trained: what is left once its layout is chosen."""
     head = policy.head
-    policy.notes += notes
+    policy.notes += [*notes, *policy.lean.notes()]
     with maths(config, device):
         freeze_unreached(policy, config)
     if head is not None:

@@ -20,6 +20,8 @@ from ft_host.batch import Batch
 from ft_host.models import head
 from ft_host.models.attention import Layout, flat
 from ft_host.models.experts import Routing, routing_of, times_shared
+from ft_host.models.lean import Found
+from ft_host.models.lean.remaking import remaking
 from ft_host.models.logit_scaling import logit_scaling_of
 from ft_host.models.neftune import EmbeddingNoise, noisy, row_lengths
 from ft_host.models.reach import backbone_of
@@ -77,6 +79,7 @@ class Policy(nn.Module):
         self.recomputes = False  # gradient checkpointing
         self.routing: Routing | None = None
         self.noise: EmbeddingNoise | None = None
+        self.lean = Found()
         self.unreached = 0  # parameters that no text goes through: frozen
         self.waiting: list[Callable[[], None]] = []
         self.layout_difference: float | None = None
@@ -165,14 +168,14 @@ class Policy(nn.Module):
         routing = {"output_router_logits": True} if asked else {}
         if self.kernel == "none":
             input_ids, mask, where = rectangle(batch)
-            with noisy(self.noise, self._learns, mask.sum(1, keepdim=True).expand_as(mask)):
+            with remaking(), noisy(self.noise, self._learns, mask.sum(1, keepdim=True).expand_as(mask)):
                 out = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False, **routing)
             states, places = out.last_hidden_state.flatten(0, 1), where.__getitem__
         else:
             layout = Layout(batch.lengths, batch.parents, batch.input_ids.device, self.kernel)
             # transformers looks for packed rows itself where there is no 2-D mask; ours says all that there is to say
             mask, places = None, _same
-            with flat(layout), noisy(self.noise, self._learns, row_lengths(batch)):
+            with remaking(), flat(layout), noisy(self.noise, self._learns, row_lengths(batch)):
                 out = backbone(
                     input_ids=batch.input_ids[None],
                     attention_mask=torch.ones_like(batch.input_ids)[None],

@@ -1,0 +1,87 @@
+"""A root-mean-square norm that keeps its input and one number a token: Zhang and Sennrich 2019, arXiv:1910.07467."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class NormForm:
+    """What tells one root-mean-square norm from another: y = x / sqrt(mean(x²) + eps) * (weight + offset).
+
+    `offset`: 1 where weights are held as their difference from one (Gemma). `narrow_first`: x is back in its own type
+    before it meets the weight (Llama), so that a float32 weight makes a bfloat16 input float32.
+    """
+
+    eps: float
+    offset: float
+    narrow_first: bool
+
+
+def ratio_of(states: torch.Tensor, eps: float) -> torch.Tensor:
+    """(..., H) to (..., 1): what a norm multiplies a token by, in float32."""
+    length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
+    return length.square_().div_(states.shape[-1]).add_(eps).rsqrt_()
+
+
+def normed(
+    states: torch.Tensor, weight: torch.Tensor | None, ratio: torch.Tensor, form: NormForm
+) -> torch.Tensor:  # (..., H)
+    out = states.float() * ratio
+    if weight is None:
+        return out.to(states.dtype)
+    if form.narrow_first:
+        out = out.to(states.dtype)
+    factor = weight.float() + form.offset if form.offset else weight
+    out = out.mul_(factor) if torch.promote_types(out.dtype, factor.dtype) == out.dtype else out * factor
+    return out if form.narrow_first else out.to(states.dtype)
+
+
+class Norm(torch.autograd.Function):
+    """`Norm.apply(states, weight, form)`: (..., H) and (H,) or None to (..., H). Maths in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor | None, form: NormForm) -> torch.Tensor:
+        ratio = ratio_of(states, form.eps)
+        ctx.save_for_backward(states, weight, ratio)
+        ctx.form, ctx.made = form, None
+        return normed(states, weight, ratio, form)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, weight, ratio = ctx.saved_tensors
+        ctx.made = None
+        of_states = of_weight = None
+        with torch.autocast(states.device.type, enabled=False):
+            unit, grad = states.float() * ratio, grad.float()
+            along = grad * unit
+            if ctx.needs_input_grad[1]:
+                of_weight = along.flatten(0, -2).sum(0).to(weight.dtype)
+            if ctx.needs_input_grad[0]:
+                if weight is None:
+                    mean, out = along.mean(-1, keepdim=True), grad.clone()
+                else:
+                    factor = weight.float() + ctx.form.offset if ctx.form.offset else weight.float()
+                    mean = torch.mv(along.flatten(0, -2), factor).div_(states.shape[-1]).view(ratio.shape)
+                    out = torch.mul(grad, factor, out=along)
+                of_states = out.addcmul_(unit, mean, value=-1).mul_(ratio).to(states.dtype)
+        return of_states, of_weight, None
+
+
+def remade(node: Any) -> torch.Tensor:
+    """The output of the `Norm` of a graph's node, made again. Kept until its backward pass: several layers want it."""
+    if node.made is None:
+        states, weight, ratio = node.saved_tensors
+        node.made = normed(states, weight, ratio, node.form)
+    return node.made
+
+
+def norm(states: torch.Tensor, weight: torch.Tensor | None, form: NormForm) -> torch.Tensor:
+    """`Norm`, or its maths alone where no gradient is wanted."""
+    if torch.is_grad_enabled():
+        return Norm.apply(states, weight, form)
+    return normed(states, weight, ratio_of(states, form.eps), form)

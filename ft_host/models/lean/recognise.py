@@ -1,0 +1,103 @@
+"""Which modules of a model keep less from now on: those that were found to compute what `norm` and `gated` do."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ft_host.models.lean.mlps import form_of_gate, form_of_mlp, forms_of_mlp, lean_gate, lean_mlp, linears_of
+from ft_host.models.lean.norms import form_of_norm, is_norm, lean_norm
+from ft_host.models.lean.trying import TOLERANCE, takes_one
+
+
+@dataclass
+class Found:
+    """How many modules of a kind there are, and how many compute what is known."""
+
+    norms: int = 0
+    lean_norms: int = 0
+    mlps: int = 0
+    lean_mlps: int = 0
+    others: set[str] = field(default_factory=set)  # classes of those that don't
+
+    def notes(self) -> list[str]:
+        """What the plan says of modules that keep all that they kept."""
+        left = [
+            f"{total - lean} of {total} {what}"
+            for what, total, lean in (("norms", self.norms, self.lean_norms), ("gated MLPs", self.mlps, self.lean_mlps))
+            if lean < total
+        ]
+        classes = ", ".join(sorted(self.others))
+        return [f"{' and '.join(left)} are not of a known form, and keep more memory: {classes}"] if left else []
+
+
+def _key(module: nn.Module) -> tuple[Any, ...]:
+    """Modules with the same key compute the same of their weights."""
+    plain = (int, float, bool, str)
+    values = sorted((name, repr(value)) for name, value in vars(module).items() if type(value) in plain)
+    called = sorted((name, id(value)) for name, value in vars(module).items() if inspect.isroutine(value))
+    parts = [(name, type(child), repr(child) if not vars(child)["_modules"] else "") for name, child in _small(module)]
+    return type(module), tuple(values), tuple(called), tuple(parts)
+
+
+def _small(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The parts of a module that aren't linear layers."""
+    linear = linears_of(module)
+    return [(name, child) for name, child in module.named_children() if name not in linear]
+
+
+HALF = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def make_lean(model: nn.Module, device: torch.device, precision: str) -> Found:
+    """Give the norms and gated MLPs of a model, whose form is known, their lean forward.
+
+    `precision`: accelerate's name of the type of matrix products, a key of `HALF`. Modules whose forward was already
+    exchanged stay as they are, and so does a model in float64.
+    """
+    found, known, autocast = Found(), dict[Any, Any](), HALF[precision]
+    held = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    held &= set(TOLERANCE)
+    types = held | ({autocast} if autocast else set())
+    if not types or any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+        return found
+    widest = max(held or types, key=lambda dtype: dtype.itemsize)
+
+    def once(module: nn.Module, find: Callable[[], Any]) -> Any:
+        key = _key(module)
+        if key not in known:
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                known[key] = find()
+        return known[key]
+
+    for module in list(model.modules()):
+        if "forward" in vars(module):
+            continue
+        if is_norm(module):
+            form = once(module, lambda module=module: form_of_norm(module, device, types))
+            found.norms += 1
+            if form is None:
+                found.others.add(type(module).__name__)
+                continue
+            found.lean_norms += 1
+            name = next((name for name, _ in module.named_parameters()), None)
+            module.forward = MethodType(lean_norm(form, name), module)
+        elif forms_of_mlp(linears_of(module)) and takes_one(module):
+            form = once(module, lambda module=module: form_of_mlp(module, device, widest))
+            found.mlps += 1
+            if form is None:
+                found.others.add(type(module).__name__)
+                continue
+            found.lean_mlps += 1
+            module.forward = MethodType(lean_mlp(form), module)
+        elif "_apply_gate" in dir(type(module)):
+            form = once(module, lambda module=module: form_of_gate(module, device, widest))
+            if form is not None:
+                module._apply_gate = MethodType(lean_gate(*form), module)
+    return found
