@@ -21,7 +21,7 @@ from ft_host.models.lean import gated, norm
 
 # Nodes whose output has the elements of their input in the same order.
 SAME_ELEMENTS = frozenset(("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "ToCopyBackward0"))
-LONGEST_CHAIN = 4
+LONGEST_CHAIN = 6
 
 
 def _layer_norm(node: Any) -> torch.Tensor:
@@ -66,15 +66,18 @@ class Kept:
 
 
 class Remade:
-    """What a tensor is made again from."""
+    """What a tensor is made again from. `types`: those that it goes through from the recipe's on, since each rounds."""
 
-    __slots__ = ("dtype", "node", "shape")
+    __slots__ = ("node", "shape", "types")
 
-    def __init__(self, tensor: torch.Tensor, node: Any):
-        self.node, self.dtype, self.shape = node, tensor.dtype, tensor.shape
+    def __init__(self, node: Any, types: list[torch.dtype], shape: torch.Size):
+        self.node, self.types, self.shape = node, types, shape
 
     def get(self) -> torch.Tensor:
-        return RECIPES[type(self.node).__name__](self.node).to(self.dtype).view(self.shape)
+        tensor = RECIPES[type(self.node).__name__](self.node)
+        for dtype in self.types:
+            tensor = tensor.to(dtype)
+        return tensor.view(self.shape)
 
 
 def _keeps_both(node: Any, name: str) -> bool:
@@ -83,8 +86,7 @@ def _keeps_both(node: Any, name: str) -> bool:
 
 
 def pack(tensor: torch.Tensor) -> Kept | Remade:
-    node = tensor.grad_fn
-    casts = 0
+    node, types = tensor.grad_fn, [tensor.dtype]
     for _ in range(LONGEST_CHAIN):
         if node is None:
             break
@@ -92,11 +94,12 @@ def pack(tensor: torch.Tensor) -> Kept | Remade:
         if name in RECIPES:
             if not tensor.is_contiguous() or not _keeps_both(node, name):
                 break
-            return Remade(tensor, node)
-        casts += name == "ToCopyBackward0"
-        if name not in SAME_ELEMENTS or casts > 1:  # two casts may have rounded in between
+            return Remade(node, types[::-1], tensor.shape)
+        if name not in SAME_ELEMENTS:
             break
         node = node.next_functions[0][0]
+        if name == "ToCopyBackward0" and node is not None:
+            types.append(node._input_metadata[0].dtype)
     return Kept(tensor)
 
 
