@@ -97,8 +97,8 @@ def widest(device: torch.device) -> torch.dtype:
 @contextlib.contextmanager
 def forked_random(device: torch.device) -> Iterator[None]:
     """Put the random states of the CPU and of `device` back afterwards to where they were."""
-    on_cpu = device.type == "cpu"
-    with torch.random.fork_rng([] if on_cpu else [device], device_type=None if on_cpu else device.type):
+    only_cpu = device.type == "cpu"
+    with torch.random.fork_rng([]) if only_cpu else torch.random.fork_rng([device], device_type=device.type):
         yield
 
 
