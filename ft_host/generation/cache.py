@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
-
-if TYPE_CHECKING:
-    pass
-
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
 
 @dataclass
 class Extent:
-    """The part of the buffers in use: the first `rows` rows, the columns from `first` on; `end` is written next."""
+    """The part of the buffers in use: the first `rows` rows, the columns from `first` on; `end` is written next.
+
+    Within a `Frame`'s step the model sees the frame, and the column that is written is a number on the device.
+    """
 
     rows: int = 0
     first: int = 0
     end: int = 0
+    frame: Frame | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """The first `rows` rows and `columns` columns; `at`: (1,) the column that is written."""
+
+    rows: int
+    columns: int
+    at: torch.Tensor
+
+
+def held_type(states: torch.Tensor) -> torch.dtype:
+    """Return the type in which keys or values are held: autocast's, in which attention reads them whatever they are."""
+    kind = states.device.type
+    cast = states.dtype == torch.float32 and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if cast else states.dtype
 
 
 class Columns(CacheLayerMixin):
@@ -31,15 +47,25 @@ class Columns(CacheLayerMixin):
         super().__init__()
         self.extent = extent
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the buffers."""
+        return (self.keys.shape[0], self.keys.shape[2]) if self.is_initialized else (0, 0)
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         raise NotImplementedError("the buffer is allocated before the model runs")
 
-    def make_room(self, rows: int, columns: int, first: int, like: Pair) -> None:
-        """Move the part in use to column `first` of new buffers of this size. The rest is zero: masked values must be
-        finite.
+    def make_room(self, rows: int, columns: int, first: int, like: Pair, keep: bool) -> None:
+        """Move the part in use to column `first` of new buffers of this size; with `keep`, of the old ones where they
+        have it. The rest is zero, or what was there: masked values must be finite.
         """
         used = self.extent
-        new = [old.new_zeros(rows, old.shape[-3], columns, old.shape[-1]) for old in like]
+        if keep and self.shape == (rows, columns):
+            for buffer in (self.keys, self.values):
+                moved = buffer[: used.rows, :, used.first : used.end].clone()
+                buffer[: used.rows, :, first : first + used.end - used.first] = moved
+            return
+        new = [old.new_zeros(rows, old.shape[-3], columns, old.shape[-1], dtype=held_type(old)) for old in like]
         if self.is_initialized and used.rows:
             for to, of in zip(new, (self.keys, self.values), strict=True):
                 to[: used.rows, :, first : first + used.end - used.first] = of[: used.rows, :, used.first : used.end]
@@ -47,12 +73,19 @@ class Columns(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        used = self.extent
+        used, frame = self.extent, self.extent.frame
+        if frame is not None:
+            buffers = tuple(buffer[: frame.rows, :, : frame.columns] for buffer in (self.keys, self.values))
+            for buffer, states in zip(buffers, (key_states, value_states), strict=True):
+                buffer.index_copy_(2, frame.at, states.to(buffer.dtype))
+            return buffers
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
             buffer[: used.rows, :, used.end] = states[:, :, 0]
         return tuple(buffer[: used.rows, :, used.first : used.end + 1] for buffer in (self.keys, self.values))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        if self.extent.frame is not None:
+            return self.extent.frame.columns, 0
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:

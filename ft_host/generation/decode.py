@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.func import functional_call
 from transformers.cache_utils import Cache
 
 from ft_host.generation import Sampling
 from ft_host.generation.cache import Columns, Extent, Pair
+from ft_host.generation.frames import RECORDERS, STEPS, Frames, round_columns, round_rows
 from ft_host.generation.jobs import DecodedRow
 from ft_host.generation.looks import Sampled, read, sent
 from ft_host.generation.masks import padded
@@ -37,9 +39,11 @@ from ft_host.generation.sampling import sample_token
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Weights = dict[str, torch.Tensor]
+
 ROOM = 64  # the least number of spare columns in a new buffer
-STRETCH = {"cpu": 1}  # steps between two reads of the sampled tokens, by device; on other devices a read waits
-LONG_STRETCH = 8  # for all queued work
+# Steps between two reads of the sampled tokens, by type of device. On others a read waits for all queued work: STEPS.
+STRETCH = {"cpu": 1}
 
 
 class Decoder:
@@ -47,28 +51,36 @@ class Decoder:
 
     def __init__(self, model: PreTrainedModel, sampling: Sampling, size: int):
         self.sampling = sampling
+        self.frames = Frames(self) if model.device.type in RECORDERS else None
         self.use(model)
-        self.size = size  # the rows that there are places for; buffers that are made have so many
+        self.size = size  # the rows that there are places for; buffers that are made have so many, or a frame's
         self.rows: list[DecodedRow] = []
         self.used = Extent()
         self.layers: list[Columns] = []
         self.cache = Cache(layers=self.layers)
         device = model.device
-        self.token = torch.zeros(size, dtype=torch.long, device=device)  # the last token, not yet in the buffer
-        self.start = torch.zeros(size, dtype=torch.long, device=device)  # the column of a row's first token
+        token, start = torch.zeros(2, self._capacity, dtype=torch.long, device=device)
+        self.token = token  # the last token, not yet in the buffer
+        self.start = start  # the column of a row's first token
         self.seen: torch.Tensor | None = None  # (size, V), where a repetition penalty needs it
         self.unread: list[Sampled] = []  # first tokens of the last rows
         self.waits = device.type not in STRETCH  # whether reading what was sampled waits for queued work
 
     def use(self, model: PreTrainedModel) -> None:
-        """Go on with a model that has been loaded anew."""
+        """Go on with a model whose weights may have changed, or that has been loaded anew."""
         self.model, self.extras = model, without_routing(model)
+        if self.frames is not None:
+            self.frames.fresh = False
+
+    @property
+    def _capacity(self) -> int:
+        return self.size if self.frames is None else round_rows(self.size)
 
     # -- in and out
 
     def places(self, rows: int, most: int) -> None:
         """Let there be places for so many rows. Buffers that are too small for them are doubled, up to `most` rows."""
-        have = self.layers[0].keys.shape[0] if self.layers else 0
+        have = self.layers[0].shape[0] if self.layers else 0
         self.size = max(len(self.rows), rows if rows <= have or not have else min(most, max(rows, 2 * have)))
 
     def enter(self, prompt: Prompt) -> None:
@@ -91,7 +103,7 @@ class Decoder:
             self.seen[new].scatter_(1, prompt.tokens.expand(len(jobs), -1), True)
         used.rows += len(jobs)
         self.rows += [DecodedRow(job, job.noise() if self.sampling.temperature else None) for job in jobs]
-        self.unread.append(self._pick(logits, new, self._noise(new, 1)[0]))
+        self.unread.append(self.pick(logits, new, self._noise(new, 1)[0]))
 
     def leave(self) -> list[DecodedRow]:
         """Read first tokens, and remove the rows that have ended; the last rows move into their places."""
@@ -151,14 +163,14 @@ class Decoder:
         """See that the buffers have places for so many rows, and so many columns up to the current one."""
         used = self.used
         if rows > len(self.token):
-            more = self.size - len(self.token)
+            more = self._capacity - len(self.token)
             self.token, self.start = (torch.cat([old, old.new_zeros(more)]) for old in (self.token, self.start))
             if self.seen is not None:
                 self.seen = torch.cat([self.seen, self.seen.new_zeros(more, self.seen.shape[1])])
-        have = self.layers[0].keys.shape if self.layers else (0, 0, 0)
         if not self.layers:
             self.layers += [Columns(used) for _ in like]
-        if rows > have[0] or used.end > have[2] or length > used.end:
+        have = self.layers[0].shape
+        if rows > have[0] or used.end > have[1] or length > used.end:
             self._make_room(like, max(0, length - (used.end - used.first)))
         used.first = min(used.first, used.end - length)
 
@@ -166,22 +178,42 @@ class Decoder:
         """Drop the columns that no row needs, leave `before` columns empty, and add columns at the end."""
         used = self.used
         end = before + used.end - used.first
+        rows, columns = self._capacity, end + max(ROOM, end // 4)
+        if self.frames is not None:
+            # Graphs know the buffers by their address: they stay where they are as long as they are large enough.
+            have, columns = self.layers[0].shape, round_columns(end + ROOM)
+            if have[0] >= rows and have[1] >= columns:
+                rows, columns = have
+            else:
+                self.frames.drop()
         for layer, pair in zip(self.layers, like, strict=True):
-            layer.make_room(self.size, end + max(ROOM, end // 4), before, pair)
+            layer.make_room(rows, columns, before, pair, keep=self.frames is not None)
         self.start += before - used.first
         used.first, used.end = before, end
+
+    def fit_frame(self, steps: int) -> None:
+        """See that the buffers have columns for so many steps, and that a frame has no more of them than it needs."""
+        used, end = self.used, self.used.end + steps
+        needed = round_columns(used.end - used.first + ROOM)
+        if end > self.layers[0].shape[1] or (used.first and needed < round_columns(end)):
+            self._make_room([(layer.keys, layer.values) for layer in self.layers])
 
     # -- a step
 
     def advance(self) -> None:
-        """Sample the next token of each row, or several before they are read, but never past a row's limit."""
-        steps = STRETCH.get(self.token.device.type, LONG_STRETCH)
-        steps = min(steps, *(row.job.limit - len(row.tokens) for row in self.rows))
-        rows = slice(0, len(self.rows))
-        even = len(set(map(columns_of, self.rows))) == 1
-        with contextlib.nullcontext() if even else padded():
-            sampled = [self._step(noise, even) for noise in self._noise(rows, steps)]
+        """Sample the next token of each row, or several before they are read. One by one, never past a row's limit."""
+        sampled = None if self.frames is None else self.frames.advance()
+        if sampled is None:
+            steps = STRETCH.get(self.token.device.type, STEPS)
+            steps = min(steps, *(row.job.limit - len(row.tokens) for row in self.rows))
+            every = slice(0, len(self.rows))
+            even = self._even()
+            sampled = [self._step(noise, even) for noise in self._noise(every, steps)]
         self._take(self.rows, sampled)
+
+    def _even(self) -> bool:
+        """Whether all rows begin in the same column, so that nothing is hidden from any. All tokens must be read."""
+        return len(set(map(columns_of, self.rows))) == 1
 
     def _noise(self, rows: slice, steps: int) -> torch.Tensor:
         """Return (steps, rows): the noise of the next tokens."""
@@ -196,25 +228,40 @@ class Decoder:
             row.take(*sampled)
 
     def _step(self, noise: torch.Tensor, even: bool) -> Sampled:
-        """`even`: whether all rows begin in the same column, so that nothing is hidden from any."""
-        used, rows = self.used, slice(0, len(self.rows))
-        if used.end == self.layers[0].keys.shape[2]:
+        if self.used.end == self.layers[0].shape[1]:
             self._make_room([(layer.keys, layer.values) for layer in self.layers])
-        start = self.start[rows, None]
-        mask = None if even else torch.arange(used.first, used.end + 1, device=self.token.device) >= start
-        output = self.model(
-            input_ids=self.token[rows, None],
-            attention_mask=mask,
-            position_ids=used.end - start,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **self.extras,
-        )
-        used.end += 1
-        return self._pick(output.logits[:, -1].float(), rows, noise)
+        logits = self.plain_logits(even)
+        self.used.end += 1
+        return self.pick(logits, slice(0, len(self.rows)), noise)
 
-    def _pick(self, logits: torch.Tensor, rows: slice, noise: torch.Tensor) -> Sampled:
+    def plain_logits(self, even: bool) -> torch.Tensor:
+        """Return (rows, V); keys and values are written into the next column."""
+        used, start = self.used, self.start[: len(self.rows), None]
+        mask = None if even else torch.arange(used.first, used.end + 1, device=start.device) >= start
+        with contextlib.nullcontext() if even else padded():
+            return self.logits(self.token[: len(self.rows), None], mask, used.end - start)
+
+    def logits(
+        self, token: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, weights: Weights | None = None
+    ) -> torch.Tensor:
+        """Return (B, V) float32. `weights`: by name, in place of the model's own."""
+        arguments = {
+            "input_ids": token,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": self.cache,
+            "use_cache": True,
+            "logits_to_keep": 1,
+            **self.extras,
+        }
+        if weights:
+            output = functional_call(self.model, weights, kwargs=arguments, tie_weights=False)
+        else:
+            output = self.model(**arguments)
+        return output.logits[:, -1].float()
+
+    def pick(self, logits: torch.Tensor, rows: slice, noise: torch.Tensor) -> Sampled:
+        """Sample the next tokens of these rows, and keep them as their last ones."""
         seen = None if self.seen is None else self.seen[rows]
         token, logp = sample_token(logits, self.sampling, noise, seen)
         if seen is not None:

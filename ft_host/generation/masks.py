@@ -11,25 +11,41 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AttentionMaskInterface
 
+from ft_host.errors import FtHostError
+
 NAMES = ("sdpa", "eager")
 
-_padded: ContextVar[bool] = ContextVar("ft_host_padded", default=False)
+
+class NotSteady(FtHostError):
+    """This model's step isn't a function of its tensors alone; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Padding:
+    """`at`: (1,) the column of the tokens that are decoded, where a step may not depend on numbers of the host. None:
+    the last column of the mask."""
+
+    at: torch.Tensor | None = None
+
+
+_padding: ContextVar[Padding | None] = ContextVar("ft_host_padding", default=None)
 
 
 @contextlib.contextmanager
-def padded() -> Iterator[None]:
-    """Within this block a model is given 2-D masks that hide something, and no other."""
+def padded(at: torch.Tensor | None = None) -> Iterator[None]:
+    """Within this block a model is given 2-D masks that hide something, and no other. `at`: see `Padding`."""
     _register()
-    token = _padded.set(True)
+    token = _padding.set(Padding(at))
     try:
         yield
     finally:
-        _padded.reset(token)
+        _padding.reset(token)
 
 
 class WithoutLook:
@@ -39,15 +55,18 @@ class WithoutLook:
         self.name, self.original = name, original
 
     def __call__(self, *, q_length: int, use_vmap: bool = False, **arguments: Any) -> torch.Tensor | None:
-        hidden = arguments.get("attention_mask")
-        if not _padded.get() or hidden is None:
+        padding, mask = _padding.get(), arguments.get("attention_mask")
+        if padding is None or mask is None:
             return self.original(q_length=q_length, use_vmap=use_vmap, **arguments)
         if q_length > 1 or use_vmap:  # use_vmap: the model adds a mask of its own
+            if padding.at is not None:
+                raise NotSteady("the model adds its own mask to the causal one")
             arguments["allow_is_causal_skip"] = False
             return self.original(q_length=q_length, use_vmap=use_vmap, **arguments)
-        mask, window = hidden, arguments.get("local_size")
-        if window is not None and window < mask.shape[1]:
-            mask = mask & (torch.arange(mask.shape[1], device=mask.device) >= mask.shape[1] - window)
+        window, columns = arguments.get("local_size"), mask.shape[1]
+        if window is not None and window < columns:
+            last = columns - 1 if padding.at is None else padding.at
+            mask = mask & (torch.arange(columns, device=mask.device) > last - window)
         mask = mask[:, None, None]
         if self.name == "eager":
             dtype = arguments["dtype"]
