@@ -236,3 +236,16 @@ def log_probs_of_module(
         for start, end in tiles
     ]
     return wanted_of([torch.cat(column) for column in zip(*parts, strict=True)], want)
+
+
+# ---------------------------------------------------------------- which way
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a head is one matrix and nothing else."""
+    return type(module) is nn.Linear and module.bias is None and module.weight.is_floating_point()
+
+
+def loss_is_scaled(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
+    """In float16 the loss is scaled up before the backward pass, so a gradient made beforehand could vanish."""
+    return product_dtype(hidden, weight) == torch.float16

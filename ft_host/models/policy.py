@@ -27,7 +27,7 @@ from ft_host.models.neftune import EmbeddingNoise, noisy, row_lengths
 from ft_host.models.reach import backbone_of
 from ft_host.models.rectangle import rectangle, unshared
 from ft_host.models.tiled_divergence import Head, TiledDivergence, tiled_divergence
-from ft_host.models.tiles import WANTS, product_dtype
+from ft_host.models.tiles import WANTS
 
 Places = Callable[[torch.Tensor], torch.Tensor]
 
@@ -200,7 +200,7 @@ class Policy(nn.Module):
         """The head with its scale and soft cap. Of a sharded policy its matrix is gathered: all ranks must call it."""
         module = self.causal_lm.get_output_embeddings()
         shape = replace(logit_scaling_of(self.config), temperature=temperature)
-        if not _is_plain(module):
+        if not head.is_plain(module):
             return Head(None, module, shape, self.config.vocab_size)
         matrix = module.weight
         if isinstance(matrix, DTensor):
@@ -220,7 +220,7 @@ class Policy(nn.Module):
         out: dict[str, torch.Tensor] = {"hidden": hidden} if "hidden" in want else {}
         if divergence is not None:
             ours = self.logits_head(temperature)
-            ahead = ours.matrix is not None and not _loss_is_scaled(hidden, ours.matrix)
+            ahead = ours.matrix is not None and not head.loss_is_scaled(hidden, ours.matrix)
             summed, values = tiled_divergence(hidden, ours, divergence, ahead)
             taken = values.keys() & {"loss", "divergence", *want}
             if taken:
@@ -241,9 +241,9 @@ class Policy(nn.Module):
     ) -> dict[str, torch.Tensor]:
         module = self.causal_lm.get_output_embeddings()
         shape = replace(logit_scaling_of(self.config), temperature=temperature)
-        if not _is_plain(module):
+        if not head.is_plain(module):
             out = head.log_probs_of_module(hidden, module, targets, self.config.vocab_size, shape, want)
-        elif loss is None or not torch.is_grad_enabled() or _loss_is_scaled(hidden, module.weight):
+        elif loss is None or not torch.is_grad_enabled() or head.loss_is_scaled(hidden, module.weight):
             out = head.log_probs(hidden, module.weight, targets, shape, want)
         else:
             return head.tiled_loss(hidden, module.weight, targets, loss, shape, want)
@@ -287,16 +287,6 @@ class Policy(nn.Module):
     def _aux_loss(self, router_logits: Any, mask: torch.Tensor | None) -> torch.Tensor:
         balance = sys.modules[type(self.causal_lm).__module__].load_balancing_loss_func
         return balance(router_logits, *self.experts, mask)
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a head is one matrix and nothing else."""
-    return type(module) is nn.Linear and module.bias is None and module.weight.is_floating_point()
-
-
-def _loss_is_scaled(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
-    """In float16 the loss is scaled up before the backward pass, so a gradient made beforehand could vanish."""
-    return product_dtype(hidden, weight) == torch.float16
 
 
 def _same(places: torch.Tensor) -> torch.Tensor:
