@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from ft_host.types import Served as Served
     from ft_host.util.imports import load_function as load_function
     from ft_host.util.text import nearest as nearest
+    from ft_host.util.transfer import to_device as to_device
 
 _HOMES = {  # module -> its names that are public
     "ft_host.hooks": "hookimpl",
@@ -135,6 +136,7 @@ _HOMES = {  # module -> its names that are public
     "ft_host.distributed.processes": "precision",
     "ft_host.util.imports": "load_function",
     "ft_host.util.text": "nearest",
+    "ft_host.util.transfer": "to_device",
 }
 _names, _get = open_door(__name__, _HOMES, globals())
 __all__ = _names

@@ -14,9 +14,9 @@ for each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ft_host.types import Row
 from ft_host.util.moved import names_of, old_keywords
@@ -63,22 +63,33 @@ class Batch:
     linked: dict[str, Batch] = field(
         default_factory=dict
     )  # the same rows, for auxiliary models that see other segments
+    host: dict[str, Any] = field(default_factory=dict)  # the method's own that stays on the host, wherever tensors go
+    row_sizes: list[int] | None = None  # (R,) targets of each row, counted on the host; None: when it is made
+
+    def __post_init__(self) -> None:
+        if self.row_sizes is None:  # a device would have to be waited for
+            self.row_sizes = self.rows.bincount(minlength=self.num_rows).tolist()
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the same batch, and the linked ones, with tensors on `device`. Columns in float64 become float32 where
-        the device has none."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
-        import torch
+        """Return the same batch, and the linked ones, with tensors on `device`. What is on the host goes there in one
+        copy. Columns in float64 become float32 where the device has none."""
+        from ft_host.util.transfer import to_device
 
-        from ft_host.util import devices
+        return self._with(iter(to_device(list(self._tensors()), device)))
 
-        widest = devices.widest(torch.device(device))
-        columns = {
-            name: value.to(device, widest if value.dtype == torch.float64 else value.dtype, non_blocking=True)
-            for name, value in self.columns.items()
-        }
-        kinds = {name: mask.to(device, non_blocking=True) for name, mask in self.kinds.items()}
-        linked = {name: batch.to(device) for name, batch in self.linked.items()}
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        yield from (getattr(self, name) for name in TENSORS)
+        yield from self.columns.values()
+        yield from self.kinds.values()
+        for batch in self.linked.values():
+            yield from batch._tensors()
+
+    def _with(self, tensors: Iterator[torch.Tensor]) -> Batch:
+        """Return the same batch with other tensors, in the order of `_tensors`."""
+        moved = {name: next(tensors) for name in TENSORS}
+        columns = {name: next(tensors) for name in self.columns}
+        kinds = {name: next(tensors) for name in self.kinds}
+        linked = {name: batch._with(tensors) for name, batch in self.linked.items()}
         return replace(self, columns=columns, kinds=kinds, linked=linked, **moved)
 
     @property
@@ -200,9 +211,8 @@ def per_target(rows: list[Row], name: str) -> torch.Tensor:
 
 def by_row(values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
     """Split (N,) values of targets by row: R tensors."""
-    import torch
-
-    return list(values.split(torch.bincount(batch.rows, minlength=batch.num_rows).tolist()))
+    assert batch.row_sizes is not None
+    return list(values.split(batch.row_sizes))
 
 
 def sum_by_row(values: torch.Tensor, batch: Batch, kind: str | None = None) -> torch.Tensor:

@@ -165,16 +165,27 @@ class Accumulator:
                 if key not in self.parts:
                     self.parts[key] = (how, value)
                     continue
-                old = self.parts[key][1].to(value.device)
+                old = self.parts[key][1]  # which may be a number of the host, and goes to a kernel as one
                 merge: dict[str, Callable[..., Any]] = {SUM: torch.add, MIN: torch.minimum, MAX: torch.maximum}
                 merged = merge[how](old, value)
                 self.parts[key] = (how, merged)
 
     def local(self) -> dict[str, tuple[str, list[tuple[str, float]]]]:
-        """Return this rank's parts as Python numbers, for `combine` and to be sent between ranks."""
+        """Return this rank's parts as Python numbers, for `combine` and to be sent between ranks. One look at the
+        device for all of them."""
+        import torch
+
+        parts = sorted(self.parts.items(), key=lambda item: item[0])
+        by_device: dict[torch.device, list[int]] = {}
+        for index, (_, (_, value)) in enumerate(parts):
+            by_device.setdefault(value.device, []).append(index)
+        numbers = [0.0] * len(parts)
+        for indices in by_device.values():
+            for index, number in zip(indices, torch.stack([parts[index][1][1] for index in indices]).tolist()):
+                numbers[index] = number
         out: dict[str, tuple[str, list[tuple[str, float]]]] = {}
-        for (name, _), (how, value) in sorted(self.parts.items(), key=lambda item: item[0]):
-            out.setdefault(name, (self.formulas[name], []))[1].append((how, float(value)))
+        for ((name, _), (how, _)), number in zip(parts, numbers):
+            out.setdefault(name, (self.formulas[name], []))[1].append((how, number))
         return out
 
 

@@ -96,10 +96,17 @@ def passes(rows: list[Row], run: Run, model: Any, values: Values) -> list[dict[s
             parts.append((indices, values(model, batch)))
     for indices, columns in parts:  # read only now: the device works while the next batch is laid out
         for name, column in columns.items():
-            each = column.tolist() if isinstance(column, torch.Tensor) else [value.tolist() for value in column]
-            for index, value in zip(indices, each, strict=True):
+            for index, value in zip(indices, _read(column), strict=True):
                 results[index][name] = value
     return results
+
+
+def _read(column: torch.Tensor | list[torch.Tensor]) -> list[Any]:
+    """Return a column's values of each row, in one look at the device."""
+    if isinstance(column, torch.Tensor) or not column:
+        return column.tolist() if isinstance(column, torch.Tensor) else []
+    values = torch.cat([value.flatten() for value in column]).cpu().split([value.numel() for value in column])
+    return [read.view(value.shape).tolist() for read, value in zip(values, column, strict=True)]
 
 
 # ---------------------------------------------------------------- before the first step

@@ -15,6 +15,7 @@ import torch
 
 from ft_host.batch import Batch
 from ft_host.util import devices
+from ft_host.util.transfer import to_device
 
 DEAD = 1e-3  # an expert is dead below this part of its uniform share
 TOLD_FROM = 100  # least tokens in a uniform share; with fewer, an expert may get none by chance
@@ -38,7 +39,8 @@ def routing_of(router_logits: tuple[torch.Tensor, ...], weight: torch.Tensor, to
     with torch.no_grad():
         device = router_logits[0].device
         wide = devices.widest(device)
-        weight = weight.to(device, wide).flatten()
+        [weight] = to_device([weight.flatten()], device)
+        weight = weight.to(wide)
         counts, entropies = [], []
         for logits in router_logits:
             logits = logits.detach().flatten(0, -2).float()
@@ -86,7 +88,9 @@ class ExpertLoad:
         """Return this rank's sums, to be sent between ranks."""
         if self.sums is None:
             return None
-        return self.sums.counts.cpu(), float(self.sums.entropy), float(self.sums.tokens)
+        counts = self.sums.counts
+        read = torch.cat([counts.flatten(), self.sums.entropy[None], self.sums.tokens[None]]).cpu()  # one look
+        return read[:-2].view_as(counts), float(read[-2]), float(read[-1])
 
 
 def load_metrics(ranks: list[Any]) -> dict[str, float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
 from ft_host.batch import Batch
+from ft_host.util.transfer import to_device
 
 
 class EmbeddingNoise:
@@ -40,9 +41,12 @@ class EmbeddingNoise:
         return out + torch.empty_like(out).uniform_(-1, 1) * bound.unsqueeze(-1).to(out.dtype)
 
 
-def noisy(noise: EmbeddingNoise | None, learns: bool, lengths: torch.Tensor) -> contextlib.AbstractContextManager[None]:
-    """Return the context of a forward pass: with noise where the run has it and the pass is one of training."""
-    return contextlib.nullcontext() if noise is None or not learns else noise.over(lengths)
+def noisy(
+    noise: EmbeddingNoise | None, learns: bool, lengths: Callable[[], torch.Tensor]
+) -> contextlib.AbstractContextManager[None]:
+    """Return the context of a forward pass: with noise where the run has it and the pass is one of training. `lengths`
+    is called where it is."""
+    return contextlib.nullcontext() if noise is None or not learns else noise.over(lengths())
 
 
 def row_lengths(batch: Batch) -> torch.Tensor:
@@ -50,6 +54,5 @@ def row_lengths(batch: Batch) -> torch.Tensor:
     whole: list[int] = []
     for length, parent in zip(batch.lengths, batch.parents, strict=True):
         whole.append(length + (whole[parent] if parent >= 0 else 0))
-    device = batch.input_ids.device
-    counts = torch.tensor(batch.lengths, dtype=torch.long, device=device)
-    return torch.tensor(whole, dtype=torch.long, device=device).repeat_interleave(counts)[None]
+    lengths = torch.tensor(whole, dtype=torch.long).repeat_interleave(torch.tensor(batch.lengths, dtype=torch.long))
+    return to_device([lengths], batch.input_ids.device)[0][None]

@@ -168,14 +168,14 @@ class Policy(nn.Module):
         routing = {"output_router_logits": True} if asked else {}
         if self.kernel == "none":
             input_ids, mask, where = rectangle(batch)
-            with remaking(), noisy(self.noise, self._learns, mask.sum(1, keepdim=True).expand_as(mask)):
+            with remaking(), noisy(self.noise, self._learns, lambda: mask.sum(1, keepdim=True).expand_as(mask)):
                 out = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False, **routing)
             states, places = out.last_hidden_state.flatten(0, 1), where.__getitem__
         else:
             layout = Layout(batch.lengths, batch.parents, batch.input_ids.device, self.kernel)
             # transformers looks for packed rows itself where there is no 2-D mask; ours says all that there is to say
             mask, places = None, _same
-            with remaking(), flat(layout), noisy(self.noise, self._learns, row_lengths(batch)):
+            with remaking(), flat(layout), noisy(self.noise, self._learns, lambda: row_lengths(batch)):
                 out = backbone(
                     input_ids=batch.input_ids[None],
                     attention_mask=torch.ones_like(batch.input_ids)[None],

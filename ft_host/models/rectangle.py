@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from ft_host.batch import Batch
+from ft_host.util.transfer import to_device
 
 
 def _starts(lengths: list[int]) -> list[int]:
@@ -41,8 +42,7 @@ def unshared(batch: Batch) -> Batch:
             if where[start] < 0:
                 where[start : start + length] = torch.arange(len(order), len(order) + length)
             order.extend(range(start, start + length))
-    device = batch.input_ids.device
-    was, now = torch.tensor(order, device=device), where.to(device)
+    was, now = to_device([torch.tensor(order), where], batch.input_ids.device)
     return replace(
         batch,
         input_ids=batch.input_ids[was],
@@ -61,7 +61,7 @@ def rectangle(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     segment with several children is in several rows; its values are read from the first.
     """
     starts, rows = _starts(batch.lengths), _rows_of(batch.parents)
-    lengths, device = batch.lengths, batch.input_ids.device
+    lengths = batch.lengths
     width = max(sum(lengths[segment] for segment in chain) for chain in rows)
     place = torch.zeros(len(rows), width, dtype=torch.long)  # index in the flat batch, 0 for padding
     mask = torch.zeros(len(rows), width, dtype=torch.long)
@@ -75,4 +75,5 @@ def rectangle(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
                 where[start : start + length] = torch.arange(row * width + at, row * width + at + length)
             at += length
         mask[row, :at] = 1
-    return batch.input_ids[place.to(device)], mask.to(device), where.to(device)
+    place, mask, where = to_device([place, mask, where], batch.input_ids.device)
+    return batch.input_ids[place], mask, where

@@ -177,11 +177,8 @@ class GradientCoverage:
         if self.told or norm == 0:
             return
         parameters = dict(run.policy.named_parameters())
-        here = {
-            name
-            for name in self.left
-            if (grad := parameters[name].grad) is not None and bool(torch.count_nonzero(local(grad)))
-        }
+        graded = [name for name in parameters if name in self.left and parameters[name].grad is not None]
+        here = {name for name, some in zip(graded, _any_nonzero([parameters[name].grad for name in graded])) if some}
         families = {family(name) for names in run.gather(here) for name in names}
         self.left = {name for name in self.left if family(name) not in families}
         self.asked += 1
@@ -189,6 +186,11 @@ class GradientCoverage:
             return
         self.told = True
         run.record_facts(without_gradient({name: p for name, p in parameters.items() if p.requires_grad}, self.left))
+
+
+def _any_nonzero(gradients: list[Any]) -> list[bool]:
+    """Return which of them have an element that isn't 0, in one look at the device."""
+    return torch.stack([local(each).any() for each in gradients]).tolist() if gradients else []
 
 
 def without_gradient(trained: dict[str, torch.nn.Parameter], left: set[str]) -> dict[str, Any]:

@@ -387,6 +387,8 @@ void check_devices(const c10::FunctionSchema& schema, const std::string& name, c
         report("h2d", name + " by indices of the CPU", static_cast<int64_t>(tensor.nbytes()));
       else if (written)
         refuse(name, declared.name() + " is written to");
+      else if (name == "aten::where")  // which copies even a single number of the CPU
+        report("h2d", name + " with a number of the CPU", static_cast<int64_t>(tensor.nbytes()));
       else if (tensor.dim() > 0)  // a single number of the CPU is an argument of a kernel
         refuse(name, declared.name() + " has shape " + c10::str(tensor.sizes()));
     }
@@ -399,6 +401,8 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto args = torch::jit::last(*stack, schema.arguments().size());
   check_devices(schema, name, args);
   if (LOOK_AT_DATA.count(name) > 0) report("sync", name, 0);
+  if (name == "aten::_grouped_mm" && args[0].toTensor().scalar_type() != at::kBFloat16)
+    report("d2h", name + " in a type that CUDA has no kernel for", 0);
   if (name == "aten::repeat_interleave" && args.back().isNone()) report("sync", name + " without output_size", 0);
   count_launch(name);
   Inside inside;
@@ -473,6 +477,7 @@ void start() {
   aten.impl("view_as_real", at::native::view_as_real);
   aten.impl("view_as_complex", at::native::view_as_complex);
   aten.impl("record_stream", record_stream);
+  aten.impl("_grouped_mm", torch::CppFunction::makeFromBoxedFunction<&fallback>());  // else its parts would run
   static Library c10d(Library::IMPL, "c10d", key, __FILE__, __LINE__);
   for (const auto* name :
        {"allreduce_", "allreduce_coalesced_", "allgather_", "_allgather_base_", "allgather_coalesced_",

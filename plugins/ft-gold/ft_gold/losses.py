@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from ft_host.api import to_device
+
 Values = dict[str, torch.Tensor]
 
 
@@ -102,7 +104,7 @@ def by_text(
     """(u, V + 1) log-distributions of u units, the last of which is that the unit's text comes, whatever comes behind
     it in the same token. Unit i has the `sizes[i]` rows from `starts[i]` on of `logps` (n, V); both are on the CPU.
     `chosen` (n,): the log-probs of the tokens that are there, `firsts` (u,) the first token of each."""
-    where, several = starts.to(logps.device), (sizes > 1).to(logps.device)
+    where, several = to_device([starts, sizes > 1], logps.device)
     rows, first = logps.index_select(0, where), chosen.index_select(0, where)
     inside = (text.ranks >= text.spans[:, :1]) & (text.ranks < text.spans[:, 1:])
     event = rows.masked_fill(~inside, NEVER).logsumexp(-1)
@@ -117,7 +119,8 @@ def by_text(
 
 def ranks_of(ranks: tuple[torch.Tensor, torch.Tensor], sizes: tuple[int, int], device: torch.device):
     """Return the ranks of both vocabularies, with -1 for rows of embeddings without a token."""
-    return tuple(pad(each, (0, size - len(each)), value=-1).to(device) for each, size in zip(ranks, sizes, strict=True))
+    padded = [pad(each, (0, size - len(each)), value=-1) for each, size in zip(ranks, sizes, strict=True)]
+    return tuple(to_device(padded, device))
 
 
 def observed(logps, chosen, starts, sizes, firsts, text) -> torch.Tensor:
@@ -134,7 +137,9 @@ def scaled(logps: torch.Tensor, chosen: torch.Tensor, starts: torch.Tensor, size
     """Return the log-distributions at the rows `base` (u,), times the probabilities of the units' other
     tokens: (u, V).
     """
-    found = logps if len(base) == len(logps) else logps.index_select(0, base.to(logps.device))  # else nothing to copy
+    found = logps  # nothing to copy where each row is a unit
+    if len(base) != len(logps):
+        found = logps.index_select(0, to_device([base], logps.device)[0])
     return found if int(sizes.max()) == 1 else found + of_others(chosen, starts, sizes, base)[:, None]
 
 
@@ -143,7 +148,7 @@ def of_others(chosen: torch.Tensor, starts: torch.Tensor, sizes: torch.Tensor, b
     unit = torch.repeat_interleave(sizes)
     row = torch.arange(len(unit)) + torch.repeat_interleave(starts - (sizes.cumsum(0) - sizes), sizes)
     beside = row != base[unit]
-    unit, row = unit[beside].to(chosen.device), row[beside].to(chosen.device)
+    unit, row = to_device([unit[beside], row[beside]], chosen.device)
     return chosen.new_zeros(len(sizes)).index_add(0, unit, chosen[row])
 
 
@@ -169,7 +174,7 @@ def shared_of(
 ) -> Shared:
     """From the ids of `Meeting.shared` and the sizes of both models' logits. By text both have one place more, for
     that."""
-    ours, theirs = (each.to(device) for each in ids)
+    ours, theirs = ids
     if strategy == "text":
         ours, theirs = (
             torch.cat([each, each.new_tensor([size])]) for each, size in zip((ours, theirs), sizes, strict=True)
@@ -177,12 +182,13 @@ def shared_of(
         sizes = sizes[0] + 1, sizes[1] + 1
     rests = []
     for each, size in ((ours, sizes[0]), (theirs, sizes[1])):
-        alone = torch.ones(size, dtype=torch.bool, device=device)
+        alone = torch.ones(size, dtype=torch.bool)
         alone[each] = False
         rests.append(alone.nonzero()[:, 0])
-    partner = torch.full((sizes[1],), -1, device=device)
+    partner = torch.full((sizes[1],), -1)
     partner[theirs] = ours
-    return Shared(ours=ours, theirs=theirs, rest=rests[0], their_rest=rests[1], partner=partner)
+    names = ("ours", "theirs", "rest", "their_rest", "partner")
+    return Shared(**dict(zip(names, to_device([ours, theirs, *rests, partner], device), strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,18 +266,17 @@ class Aligned:
         starts, kept = (sizes.cumsum(0) - sizes)[compared], sizes[compared]
         if not len(kept):
             return total, values | {name: chosen.detach()[:0] for name in self.names}
-        merge, spans = MERGES[self.strategy], self.spans[which][compared.to(self.spans.device)]
-        firsts = (
-            self.targets[place][starts[:, 0].to(spans.device)],
-            self.their_targets[their_place][starts[:, 1].to(spans.device)],
-        )
+        merge = MERGES[self.strategy]
+        of, begin, their_begin = to_device([compared.nonzero()[:, 0], starts[:, 0], starts[:, 1]], chosen.device)
+        spans = self.spans[which][of]
+        firsts = self.targets[place][begin], self.their_targets[their_place][their_begin]
         mine = merge(ours, chosen, starts[:, 0], kept[:, 0], firsts[0], Text(self.ranks[0], spans[:, :2]))
         other = merge(theirs, their_chosen, starts[:, 1], kept[:, 1], firsts[1], Text(self.ranks[1], spans[:, 2:]))
         losses, parts = LOSSES[self.loss](mine, other, self.shared, self.parts)
         with torch.no_grad():
-            begin = theirs.index_select(0, starts[:, 1].to(theirs.device))
-            parts["teacher_entropy"] = -(begin.exp() * begin).sum(-1)
-        weights = self.weights[which][compared.to(self.weights.device)].to(losses.dtype)
+            opening = theirs.index_select(0, their_begin)
+            parts["teacher_entropy"] = -(opening.exp() * opening).sum(-1)
+        weights = self.weights[which][of].to(losses.dtype)
         return total + torch.dot(losses, weights), values | {"losses": losses} | parts
 
     @property

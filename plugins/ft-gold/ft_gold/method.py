@@ -46,6 +46,7 @@ from ft_host.api import (
     per_target,
     prompt_row,
     seed_of,
+    to_device,
 )
 
 Row = dict[str, Any]
@@ -161,16 +162,18 @@ def ft_collate(rows, tokenizer, config) -> Batch:
         "sampling_logps": per_target(rows, "sampling_logps"),
         "on_policy": torch.tensor([row["on_policy"] for row in rows], dtype=torch.bool),
     }
+    host = {}
     aligned = all("units" in row for row in rows)
     if aligned:
         units = [unit for row in rows for unit in row["units"]]
-        columns["units"] = torch.tensor(units, dtype=torch.long).view(-1, 2)
+        host["units"] = torch.tensor(units, dtype=torch.long).view(-1, 2)
         spans = [span for row in rows for span in row["unit_spans"]]
         columns["unit_spans"] = torch.tensor(spans, dtype=torch.long).view(-1, 4)
         columns["unit_rows"] = torch.tensor(
             [index for index, row in enumerate(rows) for _ in row["units"]], dtype=torch.long
         )
     batch = flat_batch(completion_segments(rows), num_rows=len(rows), columns=columns)
+    batch.host = host
     own = sum(sum(row["sampled"]) for row in rows if row["on_policy"])
     batch.counts = {
         "rows": len(rows),
@@ -219,11 +222,15 @@ def plain_loss(model: Any, batch: Batch, run: Any) -> LossOutput:
 
 def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput:
     config, teacher, columns, counts = run.config, run.models["teacher"], batch.columns, batch.counts
-    read, units = batch.linked["teacher"], columns["units"].cpu()
+    read, units = batch.linked["teacher"], batch.host["units"]
     head = teacher.logits_head(config.teacher_temperature)
     states = teacher(read, want=("hidden",), temperature=config.teacher_temperature)["hidden"]
-    compared = columns["units"][:, 1] > 0
-    of_row = torch.bincount(columns["unit_rows"][compared], minlength=batch.num_rows).clamp(min=1)
+    compared = (units[:, 1] > 0).nonzero()[:, 0]
+    alone = (units[compared] == 1).all(-1)
+    compared, alone = to_device([compared, alone], run.device)
+    rows_compared = columns["unit_rows"][compared]
+    of_row = rows_compared.new_zeros(batch.num_rows).index_add(0, rows_compared, torch.ones_like(rows_compared))
+    of_row = of_row.clamp(min=1)
     hybrid, share, strategy = config.uld_use_hybrid_loss, 0.0, config.merge_strategy
     sizes = run.policy.config.vocab_size, head.vocabulary
     if hybrid:
@@ -253,14 +260,13 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
         return LossOutput(loss=out["divergence"])
     metrics = of_tokens(out, batch, sampled=config.student_temperature == config.temperature)
     metrics["distillation/aligned_share"] = mean(units[units[:, 1] > 0, 0].sum(), counts["tokens"])
-    own_units = own[columns["unit_rows"]][compared]
+    own_units = own[rows_compared]
     metrics |= distances(out["losses"], own_units, (counts["compared"], counts["own_compared"]), config)
     metrics |= unsure(out, head.vocabulary, counts["compared"])
     if hybrid:
         # a token has an equal only where the two are asked for the same text
-        alone = torch.full_like(out["agree"], True, dtype=torch.bool)
-        if strategy != "text":
-            alone = (columns["units"][compared] == 1).all(-1)
+        if strategy == "text":
+            alone = torch.ones_like(alone)
         metrics |= {
             "distillation/matched_loss": mean(out["matched"].sum(), counts["compared"]),
             "distillation/unmatched_loss": mean(out["unmatched"].sum(), counts["compared"]),

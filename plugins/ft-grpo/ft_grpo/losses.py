@@ -138,7 +138,7 @@ def by_row(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
 
 def by_budget(tokens: Tokens, config: GRPOConfig) -> torch.Tensor:
     """Divided by the maximum completion length (Dr. GRPO, arXiv 2503.20783)."""
-    return tokens.advantages.new_tensor(1 / config.max_completion_length)
+    return tokens.advantages.new_full((), 1 / config.max_completion_length)  # no copy from the host
 
 
 # (N,) or a scalar factor of each token's value before they are summed; and the count of the step

@@ -48,6 +48,7 @@ from ft_host.api import (
     policy_values,
     prompt_row,
     sampling_metrics,
+    to_device,
 )
 from ft_sdpo.config import CONTEXT, FEEDBACK, SDPOConfig
 from ft_sdpo.losses import DISTANCES, DIVISORS, SCALES, advantages, clipped, importance, ratios, tokens_of
@@ -62,14 +63,16 @@ def distilled(
     units: slice,  # where these n tokens are among the N
     *,
     targets: torch.Tensor,  # (N,)
-    taught: torch.Tensor,  # (N,) bool
+    taught: torch.Tensor,  # (N,) bool, on the host: a device would have to be waited for
     weights: torch.Tensor,  # (N,)
     old_logps: torch.Tensor | None,  # (N,)
     config: SDPOConfig,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The distillation of some tokens: their sum, and (m,) values of each."""
-    which = taught[units]
-    ours = student if len(student) == len(teacher) else student[which]
+    ours, which = student, slice(None)
+    if len(student) != len(teacher):
+        [which] = to_device([taught[units].nonzero()[:, 0]], student.device)
+        ours = student.index_select(0, which)
     tokens = tokens_of(ours, teacher, targets[units][which])
     losses = DISTANCES[config.distillation_mode](tokens, config)
     if old_logps is not None:
@@ -236,7 +239,8 @@ def divergence_of(batch: Batch, run: Any, sizes: torch.Tensor) -> TiledDivergenc
     config, teacher = run.config, run.models["teacher"]
     states = teacher(batch.linked["teacher"], want=("hidden",), temperature=config.temperature)["hidden"]
     weighed = run.rollouts.updates > 1 and config.distillation_is_clip is not None
-    taught = batch.columns["taught"][batch.rows]
+    taught = torch.tensor([size > 0 for size in batch.linked["teacher"].row_sizes], dtype=torch.bool)
+    taught = taught.repeat_interleave(torch.tensor(batch.row_sizes, dtype=torch.long))
     function = partial(
         distilled,
         targets=batch.targets,
@@ -252,7 +256,7 @@ def divergence_of(batch: Batch, run: Any, sizes: torch.Tensor) -> TiledDivergenc
 @hookimpl
 def ft_loss(model, batch, run) -> LossOutput:
     config, weight = run.config, run.config.distillation_weight
-    by_rows = torch.bincount(batch.rows, minlength=batch.num_rows)
+    by_rows = batch.rows.new_zeros(batch.num_rows).index_add(0, batch.rows, torch.ones_like(batch.rows))
     sizes = by_rows[batch.rows].double()  # (N,) of each token's row
     divergence = divergence_of(batch, run, sizes) if weight else None
     want = ("logp", "entropy") if weight < 1 else ()
