@@ -165,7 +165,9 @@ class Accumulator:
                 if key not in self.parts:
                     self.parts[key] = (how, value)
                     continue
-                old = self.parts[key][1]  # which may be a number of the host, and goes to a kernel as one
+                # one of them may be a number of the host, which goes to a kernel as one, in a type that the kernel has
+                old = self.parts[key][1].to(devices.widest(value.device))
+                value = value.to(devices.widest(old.device))
                 merge: dict[str, Callable[..., Any]] = {SUM: torch.add, MIN: torch.minimum, MAX: torch.maximum}
                 merged = merge[how](old, value)
                 self.parts[key] = (how, merged)

@@ -137,9 +137,7 @@ def scaled(logps: torch.Tensor, chosen: torch.Tensor, starts: torch.Tensor, size
     """Return the log-distributions at the rows `base` (u,), times the probabilities of the units' other
     tokens: (u, V).
     """
-    found = logps  # nothing to copy where each row is a unit
-    if len(base) != len(logps):
-        found = logps.index_select(0, to_device([base], logps.device)[0])
+    found = logps if len(base) == len(logps) else logps.index_select(0, *to_device([base], logps.device))
     return found if int(sizes.max()) == 1 else found + of_others(chosen, starts, sizes, base)[:, None]
 
 
@@ -158,7 +156,7 @@ MERGES = {"text": by_text, "observed": observed, "bayesian": bayesian}
 # ---------------------------------------------------------------- the table
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Shared:
     """The tokens that both distributions have: places (K,) of each, and all others, (V - K,) and (V' - K,)."""
 
@@ -180,15 +178,12 @@ def shared_of(
             torch.cat([each, each.new_tensor([size])]) for each, size in zip((ours, theirs), sizes, strict=True)
         )
         sizes = sizes[0] + 1, sizes[1] + 1
-    rests = []
-    for each, size in ((ours, sizes[0]), (theirs, sizes[1])):
-        alone = torch.ones(size, dtype=torch.bool)
-        alone[each] = False
-        rests.append(alone.nonzero()[:, 0])
-    partner = torch.full((sizes[1],), -1)
-    partner[theirs] = ours
-    names = ("ours", "theirs", "rest", "their_rest", "partner")
-    return Shared(**dict(zip(names, to_device([ours, theirs, *rests, partner], device), strict=True)))
+    rests = [
+        torch.ones(size, dtype=torch.bool).index_fill(0, each, False).nonzero()[:, 0]
+        for each, size in ((ours, sizes[0]), (theirs, sizes[1]))
+    ]
+    partner = torch.full((sizes[1],), -1).index_copy(0, theirs, ours)
+    return Shared(*to_device([ours, theirs, *rests, partner], device))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,10 +69,8 @@ def distilled(
     config: SDPOConfig,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The distillation of some tokens: their sum, and (m,) values of each."""
-    ours, which = student, slice(None)
-    if len(student) != len(teacher):
-        [which] = to_device([taught[units].nonzero()[:, 0]], student.device)
-        ours = student.index_select(0, which)
+    [which] = to_device([taught[units].nonzero()[:, 0]], student.device)
+    ours = student if len(student) == len(teacher) else student.index_select(0, which)
     tokens = tokens_of(ours, teacher, targets[units][which])
     losses = DISTANCES[config.distillation_mode](tokens, config)
     if old_logps is not None:
@@ -239,8 +237,8 @@ def divergence_of(batch: Batch, run: Any, sizes: torch.Tensor) -> TiledDivergenc
     config, teacher = run.config, run.models["teacher"]
     states = teacher(batch.linked["teacher"], want=("hidden",), temperature=config.temperature)["hidden"]
     weighed = run.rollouts.updates > 1 and config.distillation_is_clip is not None
-    taught = torch.tensor([size > 0 for size in batch.linked["teacher"].row_sizes], dtype=torch.bool)
-    taught = taught.repeat_interleave(torch.tensor(batch.row_sizes, dtype=torch.long))
+    by_row = zip(batch.linked["teacher"].row_sizes, batch.row_sizes, strict=True)
+    taught = torch.tensor([there > 0 for there, here in by_row for _ in range(here)], dtype=torch.bool)
     function = partial(
         distilled,
         targets=batch.targets,
@@ -256,7 +254,7 @@ def divergence_of(batch: Batch, run: Any, sizes: torch.Tensor) -> TiledDivergenc
 @hookimpl
 def ft_loss(model, batch, run) -> LossOutput:
     config, weight = run.config, run.config.distillation_weight
-    by_rows = batch.rows.new_zeros(batch.num_rows).index_add(0, batch.rows, torch.ones_like(batch.rows))
+    [by_rows] = to_device([torch.tensor(batch.row_sizes, dtype=torch.long)], batch.rows.device)
     sizes = by_rows[batch.rows].double()  # (N,) of each token's row
     divergence = divergence_of(batch, run, sizes) if weight else None
     want = ("logp", "entropy") if weight < 1 else ()
