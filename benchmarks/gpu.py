@@ -211,7 +211,7 @@ def do(
         try:
             seen = run(side.side, spec, max(1.0, clock.left), log)
         except SideFailed as error:
-            found["failed"] = f"failed: {last_line(str(error))} (see {log.name})"
+            found["failed"] = f"failed: {what_failed(str(error))} (see {log.name})"
             say(f"{job.name}, {side.label}: {found['failed']}", clock)
             continue
         log.unlink()
@@ -243,10 +243,10 @@ def compared(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
         return {"other_work": str(error)}
 
 
-def last_line(text: str) -> str:
-    """What an error says: the last line of its traceback."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300]
+def what_failed(text: str) -> str:
+    """What an error says, in a line: the one after its traceback, and the first of all where there is none."""
+    lines = text.rpartition("Traceback (most recent call last):")[2].splitlines()
+    return next(line for line in lines if line.strip() and not line.startswith(" "))[:300].rstrip(":")
 
 
 # ---------------------------------------------------------------- the command

@@ -245,7 +245,8 @@ def test_a_side_that_fails_or_has_no_time_left_is_said_and_the_next_one_goes_on(
         asked.append((side, spec["steps"], limit, "trace" in spec))
         log.write_text("much text")
         if side == "ours":
-            raise bench.turns.SideFailed("ours failed (1):\nTraceback\ntorch.OutOfMemoryError: CUDA out of memory\n\n")
+            said = 'ours failed (1):\nTraceback (most recent call last):\n  File "a.py", line 1, in step\n    step()\n'
+            raise bench.turns.SideFailed(said + "torch.OutOfMemoryError: CUDA out of memory\n\nSee the documentation\n")
         return seen_of(spec["steps"], [2.0] * spec["steps"])
 
     result = done(bench, run, tmp_path)
@@ -265,6 +266,11 @@ def test_a_side_that_fails_or_has_no_time_left_is_said_and_the_next_one_goes_on(
     assert not asked and late["TRL, best"]["failed"] == "not run: 20 s are left, and it may need 30"
     text = "\n".join(bench.pages.job_lines(result))
     assert "CUDA out of memory" in text and "| tokens/s | 100 | 100 |" in text
+
+
+def test_a_side_that_ends_without_a_traceback_is_quoted(bench):
+    assert bench.gpu.what_failed("trl was ended after 60 s:\nstep 1\n  step 2\n") == "trl was ended after 60 s"
+    assert bench.gpu.what_failed("ours failed (-9):\n") == "ours failed (-9)"
 
 
 def test_figures_of_a_card_and_losses_beside_ours(bench, tmp_path):
