@@ -172,6 +172,8 @@ FACTS: dict[str, Any] = {
     "plan/total_steps": (60, 120, 2000),
     "plan/rows_per_step": (1, 4, 64),
     "plan/kernel": ("none", "sdpa"),
+    "plan/kernel_refused": ("flex: there is no C compiler",),
+    "plan/rows_kernel": ("varlen", "sdpa"),
     "plan/processes": (1, 4),
     "plan/generations": (1, 2, 3, 8),
     "plan/rows_per_prompt": (1, 2, 8),

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from ft_host.batch import IGNORE, Batch, Segment, flat_batch
 from ft_host.config import RunConfig
 from ft_host.errors import ConfigError
-from ft_host.models import Policy, checkpointing, load_policy, merge_adapter, precision, probe, save_model
+from ft_host.models import Policy, checkpointing, kernels, load_policy, merge_adapter, precision, probe, save_model
 from ft_host.models.load import dropout_of
 from ft_host.testing import models
 
@@ -142,7 +142,7 @@ def test_state_that_leaks_between_rows_is_seen_by_the_probe(tmp_path, monkeypatc
     from transformers import Lfm2Config
 
     models.save_tiny(tmp_path, models._make(Lfm2Config(**models.SIZES, **LFM2), 0), TOKENIZER)
-    monkeypatch.setattr(probe, "_mixes_otherwise", lambda model: None)
+    monkeypatch.setattr(kernels, "_mixes_otherwise", lambda model: None)
     policy = policy_of(tmp_path, dtype=dtype)
     assert policy.kernel == "none" and "a row changes the log-probs of another one" in policy.notes[0]
 
@@ -154,7 +154,7 @@ def test_a_rectangle_can_be_asked_for(saved):
 
 
 def test_flex_is_refused_where_it_cannot_train(saved):
-    with pytest.raises(ConfigError, match="segment_attention flex.*CUDA only"):
+    with pytest.raises(ConfigError, match="segment_attention flex.*on CUDA and XPU only"):
         policy_of(saved("llama"), segment_attention="flex")
 
 

@@ -18,6 +18,11 @@ def layout(difference: float, leak: float) -> Told:
     return Told(facts={"probe/packing_difference": difference, "probe/packing_leak": leak})
 
 
+def kernel(name: str = "sdpa", refused: str | None = None) -> Told:
+    facts = {"plan/kernel": name, "plan/rows_kernel": name, "plan/device": "cuda"}
+    return Told(facts=facts | ({} if refused is None else {"plan/kernel_refused": refused}))
+
+
 def weights(zero: float, share: float = 1.0, trainable: int = 592960, **config) -> Told:
     facts = {"probe/zero_grad_parameters": zero, "probe/trainable_share": share, "probe/trainable": trainable}
     return Told(config=config, facts=facts | ({"probe/zero_grad_example": "model.embed_tokens.weight"} if zero else {}))
@@ -27,6 +32,7 @@ CASES = {
     "PRB004": (layout(0.02, 3e-3), layout(0.06, 0.0)),  # bfloat16 rounds
     "PRB005": (first(12.1), first(2.3)),
     "PRB006": (weights(0.4), weights(0.0)),
+    "PRB008": (kernel(refused="flex: there is no C compiler"), kernel("flex")),
     "PRB007": (Told(facts={"model/lora_missing": "c_attn"}), Told(facts={"model/experts": 0})),
 }
 

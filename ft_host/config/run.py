@@ -83,10 +83,12 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
     segment_attention: str = option(
         "auto",
         "How attention over a flat batch is computed: 'sdpa' is one call per segment, 'flex' is one compiled "
-        "kernel with a block mask (CUDA), 'none' pads a rectangle instead. 'auto' takes flex on CUDA, sdpa "
-        "elsewhere, and a rectangle if a probe shows that the model can't take flat batches.",
+        "kernel with a block mask (CUDA, XPU), 'varlen' is torch's variable-length attention where rows share no "
+        "prompt (CUDA, in 16 bits), and flex or sdpa where they do, 'none' pads a rectangle instead. 'auto' takes "
+        "varlen and flex where a probe shows that they work, then sdpa, then a rectangle; the plan says which and why "
+        "(docs/attention.md).",
         group="model",
-        choices=("auto", "sdpa", "flex", "none"),
+        choices=("auto", "sdpa", "flex", "varlen", "none"),
     )
     neftune_noise_alpha: float | None = option(
         None,

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from ft_host.errors import FtHostError
 from ft_host.models.layout import FlatMask, Layout, NotFlat, blocks, intervals, table
 
 BLOCK = 128  # tokens: torch's own size of a block
@@ -108,7 +111,18 @@ def compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     memory. Numbers such as a soft cap are constants in the kernel: as symbols they don't pass Inductor.
     """
     kernel = torch.compile(_attend, dynamic=True, fullgraph=True)
-    return torch._dynamo.config.patch(recompile_limit=KERNELS, specialize_float=True)(kernel)
+
+    @torch._dynamo.config.patch(recompile_limit=KERNELS, specialize_float=True)
+    def call(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        try:
+            return kernel(*arguments)
+        except FailOnRecompileLimitHit as error:
+            raise FtHostError(
+                f"flex_attention has been compiled {KERNELS} times, for head layouts, types and the like that changed; "
+                "TORCH_LOGS=recompiles says which. Set segment_attention to sdpa to go on without it"
+            ) from error
+
+    return call
 
 
 def flex_segments(

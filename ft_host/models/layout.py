@@ -20,6 +20,15 @@ class NotFlat(FtHostError):
     """This model can't take a flat batch; the message says why."""
 
 
+@dataclass
+class Choice:
+    """`said`: what the plan says of a policy's kernels. `refused`: why they aren't those that the device is meant to
+    have, None where they are."""
+
+    said: str = ""
+    refused: str | None = None
+
+
 @dataclass(eq=False)
 class Layout:
     """Where the segments of a flat batch are, and their masks, shared by all layers of a forward.

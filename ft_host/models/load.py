@@ -17,14 +17,15 @@ from ft_host.models.checkpointing import recompute
 from ft_host.models.folder import adapter_of, base_of, find_config, is_classifier
 from ft_host.models.grouped import join_autocast
 from ft_host.models.held import keep_wide, keeps_wide, maths
+from ft_host.models.kernels import choose_layout
 from ft_host.models.lean import make_lean
 from ft_host.models.liger import apply_liger
 from ft_host.models.neftune import EmbeddingNoise
 from ft_host.models.policy import Policy
 from ft_host.models.positions import check_lengths, table_of
-from ft_host.models.probe import choose_layout, freeze_unreached
 from ft_host.models.shards import is_cut
 from ft_host.models.special_tokens import agree, ids_of
+from ft_host.models.unreached import freeze_unreached
 from ft_host.models.value_head import ValueHead
 from ft_host.models.vocabulary import size_of
 from ft_host.models.weights import load_model, load_weights

@@ -18,8 +18,9 @@ from torch.distributed.tensor import DTensor
 
 from ft_host.batch import Batch
 from ft_host.models import head
-from ft_host.models.attention import Layout, flat
+from ft_host.models.attention import flat
 from ft_host.models.experts import Routing, routing_of, times_shared
+from ft_host.models.layout import Choice, Layout
 from ft_host.models.lean import Found
 from ft_host.models.lean.remaking import remaking
 from ft_host.models.logit_scaling import logit_scaling_of
@@ -53,12 +54,9 @@ class Policy(nn.Module):
     `model` is the transformers (or peft) model itself; `notes` is what the plan must say about it. With a router loss
     on, `aux_loss` is the load-balancing loss of the last forward's tokens, unweighted: the host adds it, so that no
     method has to know of experts. With `counts_routing`, `routing` is how the last forward in training spread tokens
-    over experts.
+    over experts. `waiting`: what is done once the policy is sharded, whose weights were cut when they were loaded.
 
-    `waiting`: what needs a forward and is done once the policy is sharded, because its weights were cut when they were
-    loaded and can't be used before.
-
-    `layout_difference` and `layout_leak` are the results of `ft_host.models.probe.probe`, None if it wasn't called.
+    `rows_kernel`: `kernel` of batches in which no prompt is shared; `layout_difference`, `layout_leak`: of `probe`.
     """
 
     def __init__(
@@ -71,7 +69,8 @@ class Policy(nn.Module):
         self.model = model
         self.companions = nn.ModuleDict()
         self.head = head
-        self.kernel = kernel
+        self.kernel = self.rows_kernel = kernel
+        self.attention = Choice()
         self.router_aux_loss_coef = router_aux_loss_coef
         self.notes: list[str] = []
         self.aux_loss: torch.Tensor | None = None
@@ -172,7 +171,8 @@ class Policy(nn.Module):
                 out = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False, **routing)
             states, places = out.last_hidden_state.flatten(0, 1), where.__getitem__
         else:
-            layout = Layout(batch.lengths, batch.parents, batch.input_ids.device, self.kernel)
+            kernel = self.rows_kernel if max(batch.parents) < 0 else self.kernel
+            layout = Layout(batch.lengths, batch.parents, batch.input_ids.device, kernel)
             # transformers looks for packed rows itself where there is no 2-D mask; ours says all that there is to say
             mask, places = None, _same
             with remaking(), flat(layout), noisy(self.noise, self._learns, lambda: row_lengths(batch)):

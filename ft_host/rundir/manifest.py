@@ -66,6 +66,7 @@ def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
             f"{base}, {parameters / 1e6:.1f} M parameters, {trainable / 1e6:.1f} M trained, "
             f"{held_in(run.policy.parameters())}, {run.accelerator.mixed_precision} mixed precision, on {run.device}"
         ),
+        run.policy.attention.said,
     ]
     return {
         "plan": {
@@ -73,6 +74,9 @@ def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
             "planned_steps": total,
             "notes": [*notes, *run.policy.notes],
             "rollout": dataclasses.asdict(run.rollouts) if run.rollouts else None,
+            "kernel": run.policy.kernel,
+            "rows_kernel": run.policy.rows_kernel,
+            "kernel_refused": run.policy.attention.refused,
         },
         "model": {"class": base, "parameters": parameters, "trainable": trainable},
     }, notes
@@ -99,6 +103,8 @@ def plan_facts(run: Run, total: int | None) -> dict[str, Any]:
         "plan/device": run.device.type,
         "plan/mixed_precision": run.accelerator.mixed_precision,
         "plan/kernel": run.policy.kernel,
+        "plan/rows_kernel": run.policy.rows_kernel,
+        "plan/kernel_refused": run.policy.attention.refused,
         "model/parameters": sum(size for size, _ in parameters),
         "model/trainable": sum(size for size, trained in parameters if trained),
         "model/vocab_size": run.policy.config.get_text_config().vocab_size,

@@ -75,6 +75,15 @@ def cut_off_message(view: View) -> str:
     )
 
 
+def kernel_message(view: View) -> str:
+    kernel, rows = view["plan/kernel"], view["plan/rows_kernel"]
+    apart = f" ({rows} where no prompt is shared)" if rows != kernel else ""
+    return (
+        f"Attention on {view['plan/device']} is {kernel}{apart} and not flex, which is meant for this device:"
+        f" {view['plan/kernel_refused']}."
+    )
+
+
 def cut_off_remedies(view: View) -> list[Remedy]:
     look = Remedy(why="Look for what freezes the model or cuts it off from the loss: requires_grad, detach, no_grad")
     if view.config.use_peft and not adapter_is_frozen(view):
@@ -185,6 +194,31 @@ RULES = [
         when="A name of lora_target_modules or lora_modules_to_save is no module of the model. The run is refused.",
         why="The names are those of another architecture.",
         remedy="all-linear fits every architecture; the refusal names modules that there are.",
+        source="own judgement",
+    ),
+    Rule(
+        code="PRB008",
+        title="The attention is not the device's own",
+        stage="probe",
+        level="speed",
+        needs=("plan/kernel_refused", "plan/kernel", "plan/rows_kernel", "plan/device"),
+        fields=("segment_attention",),
+        test=lambda view: True,
+        message=kernel_message,
+        remedies=lambda view: [Remedy(why="Mend what the message names; docs/attention.md has the usual causes")],
+        when=(
+            "On a GPU, segment_attention is auto, and flex, the kernel for rows that share a prompt, doesn't work or"
+            " doesn't give the model's numbers."
+        ),
+        why=(
+            "Without it each segment is a call of its own, of which many short rows make thousands a step, or rows are"
+            " padded. A compiler is missing, the installed torch or Triton is too old, or the model mixes tokens other"
+            " than by attention."
+        ),
+        remedy=(
+            "Install what is missing: Triton, a C compiler, Python.h. Where the model is the cause, there is nothing to"
+            " do."
+        ),
         source="own judgement",
     ),
 ]
