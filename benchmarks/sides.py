@@ -82,6 +82,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     import ft_host
+    from ft_host.generation.frames import way_of
     from ft_host.run import Run
     from ft_host.training import build, launch
 
@@ -107,6 +108,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
                 watch.add_time("rollout", sum(parts.values()))
                 watch.rows.append(round(run.totals["rows"]))
                 watch.children = children()
+                watch.decoding = way_of(run.policy.causal_lm)
                 watch.part |= {name: value for name, value in entry.items() if name in TIMES}
             watch.step()
             watch.tokens.append(entry["num_tokens"])

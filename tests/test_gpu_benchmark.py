@@ -226,7 +226,14 @@ def seen_of(steps, losses):
     """What a side saw of a card: a second a step, a hundred tokens each."""
     memory = {"now_mb": 1024.0, "peak_mb": 3072.0, "reserved_mb": 4096.0}
     lists = {"seconds": [1.0] * steps, "tokens": [100] * steps, "losses": losses, "parts": [{}] * steps}
-    said = {"kernel": {"plan/kernel": "flex"}, "notes": [], "trace": None, "first_step_s": 9.0, "peak_mb": 800.0}
+    said = {
+        "kernel": {"plan/kernel": "flex"},
+        "decoding": None,
+        "notes": [],
+        "trace": None,
+        "first_step_s": 9.0,
+        "peak_mb": 800.0,
+    }
     return lists | said | {"device_before": memory, "device_peak": memory}
 
 

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from ft_host.errors import OutOfMemory
+from ft_host.generation import frames
 from ft_host.testing import lines, preference_texts, run_in, save_tiny, tiny_llama, tiny_run
 from ft_host.testing.parity import forget_accelerate
+from ft_host.training import launch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -83,6 +85,20 @@ def test_the_fast_kernel_learns_what_a_call_a_segment_does(four, method, tmp_pat
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.1)
 
 
+@pytest.mark.skipif(torch.version.cuda is None and torch.version.hip is None, reason="needs graphs of a real device")
+def test_rollouts_are_decoded_from_graphs(four, tmp_path, monkeypatch):
+    """Of 40 tokens a completion: the first steps of a frame run one by one, then it is captured."""
+    config, models, fit = config_of("grpo", four, tmp_path, max_completion_length=40), [], launch.fit
+
+    def seen(run, *args, **given):
+        models.append(run.policy.causal_lm)
+        return fit(run, *args, **given)
+
+    monkeypatch.setattr(launch, "fit", seen)
+    assert len(lines(run_in(config, "run"))) == 3
+    assert frames.way_of(models[0]) == frames.GRAPHS_USED
+
+
 def test_no_step_holds_the_logits(tmp_path):
     """Of 4,168 tokens over 65,536 entries they are a gibibyte in float32, and as much again for their gradient. Two
     tiles of 256 MiB are held, and weights, gradients and moments of 130."""
@@ -103,8 +119,6 @@ def test_no_step_holds_the_logits(tmp_path):
 
 def test_an_adapter_s_base_is_held_in_the_type_of_the_maths(large, tmp_path, monkeypatch):
     """Weights that nobody trains take two bytes each, when training begins."""
-    from ft_host.training import launch
-
     config = config_of("sft", large, tmp_path, use_peft=True, lora_r=4, max_steps=1)
     gc.collect()  # models of earlier tests
     before, held, fit = torch.cuda.memory_allocated(), [], launch.fit
