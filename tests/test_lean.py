@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from ft_host.batch import Segment, flat_batch
 from ft_host.config import RunConfig
 from ft_host.models import load, load_policy
-from ft_host.models.lean import Found, make_lean, mlps, norms, remaking
+from ft_host.models.layout import FlatMask, Layout
+from ft_host.models.lean import Found, make_lean, mlps, norms, parts, remaking
 from ft_host.models.lean.gated import ACTIVATIONS, Gated, gated
 from ft_host.models.lean.norm import Norm, NormForm, norm
+from ft_host.models.segments import per_segment
 from ft_host.testing import models
 
 CPU = torch.device("cpu")
@@ -223,6 +225,67 @@ def test_nothing_is_held_after_the_backward_pass():
         assert [ref() for ref in seen] == [None] * 3
     finally:
         gc.enable()
+
+
+# ---------------------------------------------------------------- parts of an attention call
+
+
+def rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    one, two = states.chunk(2, -1)
+    return states * cos + torch.cat((-two, one), -1) * sin
+
+
+def interleaved(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    return states * cos + torch.stack((-states[..., 1::2], states[..., ::2]), -1).flatten(-2) * sin
+
+
+def queries_of(turn: Any, angle: float = 0.1) -> torch.Tensor:
+    """(1, heads, T, D) after a norm of ours and a rotation."""
+    states = norm(randn(1, 5, 2 * 8).view(1, 5, 2, 8), randn(8, seed=1), LLAMA).transpose(1, 2)
+    angles = angle * torch.arange(5.0)[:, None] * torch.ones(8)
+    return turn(states, angles.cos(), angles.sin())
+
+
+def test_what_rotates_is_believed_once_it_gave_the_very_numbers():
+    queries = queries_of(rotated)
+    found = parts.rotation_of(nn.Identity(), queries)
+    assert torch.equal(found.take(), queries)
+    assert parts.rotation_of(nn.Identity(), queries_of(interleaved)) is None
+    assert parts.rotation_of(nn.Identity(), randn(1, 2, 5, 8)) is None
+
+
+def test_a_rotation_by_nothing_proves_nothing():
+    module = nn.Identity()
+    assert parts.rotation_of(module, queries_of(interleaved, angle=0.0)) is None
+    assert parts.rotation_of(module, queries_of(interleaved)) is None
+
+
+def test_rotated_queries_are_held_until_all_parts_were_taken():
+    found = parts.rotation_of(nn.Identity(), queries_of(rotated))
+    with parts.attention_call() as call:
+        queries = queries_of(rotated)
+        call.rotated(queries, found)
+        pieces = queries.split([2, 3], 2)
+        call.cut(queries, pieces)
+        cuts = [call.taken(piece) for piece in pieces]
+    for _ in range(2):  # a second backward pass through the same graph
+        assert torch.equal(cuts[0].get(), pieces[0]) and found.made is not None
+        assert torch.equal(cuts[1].get(), pieces[1]) and found.made is None
+
+
+def test_an_attention_call_keeps_its_inputs_and_its_output_alone(handles):
+    """Two completions of a prompt: keys and values of the prompt are kept once, outputs as parts of the whole."""
+    layout = Layout([4, 3, 2], [-1, 0, 0], CPU)
+    query, key, value = (randn(1, heads, 9, 8, seed=heads) for heads in (4, 2, 1))
+    value = value.expand(1, 2, 9, 8).contiguous()
+    with remaking.remaking(), parts.attention_call():
+        out = per_segment(query, key, value, FlatMask(layout, None), None, 0.0, None, None)
+    of_softmax, masks = 9 * 4, 3 * 7 + 2 * 6  # one number a query and head
+    assert values_kept(handles) == 9 * 8 * (4 + 2 + 2) + 9 * 8 * 4 + of_softmax + masks
+    slope = randn(*out.shape, seed=9).detach()
+    found = torch.autograd.grad(out, [query, key], slope)
+    own = per_segment(query, key, value, FlatMask(layout, None), None, 0.0, None, None)
+    close([out.detach(), *found], [own.detach(), *torch.autograd.grad(own, [query, key], slope)])
 
 
 # ---------------------------------------------------------------- recognised

@@ -22,6 +22,7 @@ import torch
 from ft_host.errors import ConfigError
 from ft_host.models.flex import flex_segments
 from ft_host.models.layout import FlatMask, Layout, NotFlat
+from ft_host.models.lean.parts import attention_call, rotation_of
 from ft_host.models.reach import text_part
 from ft_host.models.segments import per_segment
 from ft_host.models.varlen import varlen_rows
@@ -189,5 +190,9 @@ def segment_attention(
     layout = mask.layout
     if query.shape[2] != key.shape[2] or query.shape[2] != sum(layout.lengths):
         raise NotFlat(f"{name}: {query.shape[2]} queries and {key.shape[2]} keys for {sum(layout.lengths)} tokens")
+    rotations = [rotation_of(module, tensor) for tensor in (query, key)]
     query, key, value = of_one_type(query, key, value)
-    return KERNELS[layout.kernel](query, key, value, mask, scaling, dropout, softcap, s_aux)
+    with attention_call() as parts:
+        for tensor, rotation in zip((query, key), rotations, strict=True):
+            parts.rotated(tensor, rotation)
+        return KERNELS[layout.kernel](query, key, value, mask, scaling, dropout, softcap, s_aux)

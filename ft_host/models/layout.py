@@ -68,6 +68,18 @@ class Layout:
             self.masks[key] = mask
         return self.masks[key]
 
+    def added(self, segment: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return `mask` as what is added to scores of that type. torch makes that of a bool mask in each call, and each
+        layer keeps its own."""
+        seen = self.mask(segment, window)
+        if seen is None:
+            return None
+        key = (*seen.shape, window, dtype)
+        if key not in self.masks:
+            zero = torch.zeros((), dtype=dtype, device=self.device)
+            self.masks[key] = torch.where(seen, zero, float("-inf"))
+        return self.masks[key]
+
 
 @dataclass(frozen=True, eq=False)
 class FlatMask:

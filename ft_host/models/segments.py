@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ft_host.models.layout import FlatMask
+from ft_host.models.lean.parts import current
 from ft_host.models.varlen import flash_takes
 
 
@@ -27,12 +28,15 @@ def per_segment(
     flash = plain and groups > 1 and flash_takes(query, key, value)
     # split, not slices: its backward is one concatenation, while each slice would fill a tensor of the whole batch
     queries, keys, values = (tensor.split(layout.lengths, 2) for tensor in (query, key, value))
+    parts = current()
+    parts.cut(query, queries)
+    parts.cut(key, keys)
     outputs = []
     for index, chain in enumerate(layout.chains):
         k, v = keys[index], values[index]
         if chain:
-            k = torch.cat([*(keys[ancestor] for ancestor in chain), k], 2)
-            v = torch.cat([*(values[ancestor] for ancestor in chain), v], 2)
+            k = parts.join([*(keys[ancestor] for ancestor in chain), k])
+            v = parts.join([*(values[ancestor] for ancestor in chain), v])
         seen = layout.mask(index, mask.window)
         # Shared between heads, keys and values keep a quarter less for the backward pass. The CPU's kernel can do that;
         # CUDA's flash without a mask as well. With one the call would fall back to computing all scores.
@@ -45,7 +49,7 @@ def per_segment(
                     queries[index],
                     k,
                     v,
-                    attn_mask=seen,
+                    attn_mask=layout.added(index, mask.window, query.dtype),
                     is_causal=seen is None,
                     scale=scaling,
                     dropout_p=dropout,
@@ -55,7 +59,9 @@ def per_segment(
         else:
             outputs.append(_written_out(queries[index], k, v, seen, scaling, dropout, softcap, s_aux))
     # Kernels order their output by token: joined in that order, nothing is copied twice.
-    return torch.cat([output.transpose(1, 2) for output in outputs], 1).contiguous()
+    whole = torch.cat([output.transpose(1, 2) for output in outputs], 1).contiguous()
+    parts.settle(outputs, whole)
+    return whole
 
 
 def _written_out(

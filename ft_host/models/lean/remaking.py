@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from ft_host.models.lean import gated, norm
+from ft_host.models.lean.parts import Handle, Kept, active
 
 # Nodes whose output has the elements of their input in the same order.
 SAME_ELEMENTS = frozenset(("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "ToCopyBackward0"))
@@ -47,24 +48,6 @@ RECIPES: dict[str, Callable[[Any], torch.Tensor]] = {
 }
 
 
-class Kept:
-    """A tensor as it was when it was saved."""
-
-    __slots__ = ("tensor", "version")
-
-    def __init__(self, tensor: torch.Tensor):
-        # detached: an output that held its own node would never be freed
-        self.tensor, self.version = tensor.detach(), tensor._version
-
-    def get(self) -> torch.Tensor:
-        if self.tensor._version != self.version:
-            raise RuntimeError(
-                f"a tensor of {tuple(self.tensor.shape)} that the backward pass needs was changed in place: it is at "
-                f"version {self.tensor._version}, and was saved at {self.version}"
-            )
-        return self.tensor
-
-
 class Remade:
     """What a tensor is made again from. `types`: those that it goes through from the recipe's on, since each rounds."""
 
@@ -85,7 +68,11 @@ def _keeps_both(node: Any, name: str) -> bool:
     return name != "MulBackward0" or all(before is not None for before, _ in node.next_functions)
 
 
-def pack(tensor: torch.Tensor) -> Kept | Remade:
+def pack(tensor: torch.Tensor) -> Handle | Remade:
+    parts = active()
+    handle = None if parts is None else parts.taken(tensor)
+    if handle is not None:
+        return handle
     node, types = tensor.grad_fn, [tensor.dtype]
     for _ in range(LONGEST_CHAIN):
         if node is None:
@@ -100,10 +87,13 @@ def pack(tensor: torch.Tensor) -> Kept | Remade:
         node = node.next_functions[0][0]
         if name == "ToCopyBackward0" and node is not None:
             types.append(node._input_metadata[0].dtype)
-    return Kept(tensor)
+    kept = Kept(tensor)
+    if parts is not None:
+        parts.kept.append(kept)
+    return kept
 
 
-def unpack(kept: Kept | Remade) -> torch.Tensor:
+def unpack(kept: Handle | Remade) -> torch.Tensor:
     return kept.get()
 
 
