@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ft_host.errors import OutOfMemory
-from ft_host.generation import decode, frames, widths
+from ft_host.generation import decode, frames, place, widths
 from ft_host.generation.jobs import Job
 from ft_host.generation.prompts import prefill, prompts_of
 from ft_host.testing import models
@@ -305,3 +306,41 @@ def test_a_token_takes_a_few_launches_however_many_layers_there_are(tapes):
         counts.append(launches.count / frames.STEPS)
         tapes.replays = 0
     assert counts[0] == counts[1] <= 3
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def test_a_run_is_told_how_its_tokens_are_decoded_once(tapes, monkeypatch):
+    facts: list[dict] = []
+    monkeypatch.setattr("ft_host.run.Run.record_facts", lambda self, told: facts.append(told))
+    model, sampling = made("qwen"), Sampling(max_new_tokens=9, seed=1)
+    run = generating_run(model, decode_batch_size=3)
+    for _ in range(2):
+        run.generate(asked(9, (3, 4)), sampling)
+    assert facts == [{"plan/decoding": frames.GRAPHS_USED}]
+    assert run.said == {f"decoding: {frames.GRAPHS_USED}"}
+
+
+# ---------------------------------------------------------------- how many at a time
+
+
+def test_on_a_cpu_64_completions_are_generated_at_a_time_and_elsewhere_what_fits(monkeypatch):
+    run = generating_run(made("qwen", max_position_embeddings=4096), max_length=800, max_completion_length=224)
+    assert place.rows_of(run) == 64
+    monkeypatch.setattr(type(run), "device", torch.device("cuda"))
+    total = [0]
+    monkeypatch.setattr(place, "memory_of", lambda device: SimpleNamespace(total=total[0]))
+    weights = sum(parameter.nbytes for parameter in run.policy.parameters())
+    row = 1024 * 2 * (2 * 2 * 16) * 4  # tokens, layers, keys and values of two heads of 16, float32
+    for rows, expected in [(300, 256), (101, 96), (3, 8)]:
+        total[0] = 4 * weights + int(rows * row / 0.7)
+        assert place.rows_of(run) == expected
+    run.policy.requires_grad_(False)
+    total[0] = weights + int(50 * row / 0.7)
+    assert place.rows_of(run) == 48
+    assert place.generation_facts(run) == {}  # it neither trains on completions nor scores any
+    run.config.eval_reward = ["length"]
+    assert place.generation_facts(run) == {"plan/decode_batch_size": 48}
+    run.config.decode_batch_size = 7
+    assert place.rows_of(run) == 7

@@ -310,9 +310,9 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
         {}, "The backend's own fields, as its documentation lists them: {field: value}.", group="generation"
     )
     max_completion_length: int = option(256, "Longest completion in tokens.", group="generation", gt=0)
-    decode_batch_size: int = option(
-        64,
-        "Completions that are generated at a time.",
+    decode_batch_size: int | None = option(
+        None,
+        "Completions that are generated at a time. Not set: 64; on an accelerator up to 256, as its memory allows.",
         group="generation",
         gt=0,
         usual=Usual(low=4, below=("slow",), why="completions are generated nearly one by one", source="own judgement"),

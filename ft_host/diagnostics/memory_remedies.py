@@ -17,6 +17,7 @@ from ft_host.util.memory import (
     LOADING,
     SAVING,
     UPDATE,
+    rows_at_a_time,
 )
 
 Facts = Mapping[str, Any]
@@ -138,7 +139,7 @@ def small_optimizer(config: Any, facts: Facts) -> Remedy | None:
 
 def fewer_at_a_time(config: Any, facts: Facts) -> Remedy | None:
     """Half of what is sampled at a time, which is a rollout's at most."""
-    size = config.decode_batch_size
+    size = rows_at_a_time(config, facts)
     rollout = math.ceil(
         facts.get("plan/prompts", 0) * facts.get("plan/generations", 0) / facts.get("plan/processes", 1)
     )

@@ -15,6 +15,7 @@ from ft_host.config.fields import Mismatch, fields_of, fit
 from ft_host.config.run import RunConfig
 from ft_host.diagnostics.view import View
 from ft_host.errors import ConfigError
+from ft_host.util.memory import rows_at_a_time
 
 Values = dict[str, Any]
 Accepts = Callable[[Values], bool]
@@ -113,6 +114,8 @@ def _without_effect(out: Values, view: View) -> None:
 
 def _limits(out: Values, view: View) -> None:
     """A limit above all that has been met is none."""
+    if out.get("decode_batch_size", 0) is None:
+        out["decode_batch_size"] = rows_at_a_time(view.config, view.facts)
     norms = view.series.get("grad_norm")
     if norms is not None and len(norms) >= NORMS and math.isfinite(norms.most):
         _open(out, "max_grad_norm", norms.most)

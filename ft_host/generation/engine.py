@@ -18,7 +18,7 @@ from ft_host.errors import HookError
 from ft_host.generation import Request, Sampling
 from ft_host.generation.jobs import DecodedRow, Terms, end_tokens, positions_of
 from ft_host.generation.lanes import BatchLane, DecodingLane
-from ft_host.generation.place import answering, generating
+from ft_host.generation.place import answering, generating, rows_of, tell_way
 from ft_host.generation.prompts import can_decode
 from ft_host.types import Piece
 from ft_host.util.memory import GENERATION, oom_context
@@ -149,6 +149,7 @@ class TransformersEngine:
                 until = now + max(0.0, deadline - now) / left
                 with answering(run, role) as policy, generating(run, policy):
                     lane.work(run, policy, self._places(lane), until, self.ended)
+                    tell_way(run, policy.causal_lm, role)
             self._drop_lanes()
             if time.perf_counter() >= deadline:
                 break
@@ -156,7 +157,7 @@ class TransformersEngine:
     def _places(self, lane: DecodingLane | BatchLane) -> int:
         """Return the most rows that a lane may have now: its share of those that the others leave. One that has none
         gets a row at once."""
-        size = self.run.config.decode_batch_size
+        size = rows_of(self.run)
         taken = sum(len(other.rows) for other in self.lanes.values() if other is not lane)
         return max(1, min(size // len(self.lanes), size - taken))
 

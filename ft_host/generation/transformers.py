@@ -11,7 +11,7 @@ from ft_host.distributed.processes import is_sharded
 from ft_host.generation import Completion, Request, Sampling
 from ft_host.generation.engine import TransformersEngine
 from ft_host.generation.jobs import Terms, completion_of, end_tokens, jobs_of, positions_of
-from ft_host.generation.place import answering, generating
+from ft_host.generation.place import answering, generating, rows_of, tell_way
 from ft_host.generation.prompts import can_decode
 from ft_host.generation.static import batches_of, generate_batches
 from ft_host.generation.widths import decode
@@ -51,9 +51,10 @@ def complete(requests: list[Request], sampling: Sampling, run: Run, policy: Poli
     sharded = is_sharded(run.config, run.world_size)
     with generating(run, policy):
         if jobs and not sharded and can_decode(model):
-            rows = list(decode(model, jobs, sampling, run.config.decode_batch_size))
+            rows = list(decode(model, jobs, sampling, rows_of(run)))
+            tell_way(run, model, sampling.role)
         else:
-            batches = batches_of(jobs, run.config.decode_batch_size, terms.max_positions)
+            batches = batches_of(jobs, rows_of(run), terms.max_positions)
             rows = list(generate_batches(batches, sampling, terms.ends, run, policy, sharded))
     completions = {row.job.index: completion_of(row) for row in rows}
     return [completions[index] for index in range(len(requests))]

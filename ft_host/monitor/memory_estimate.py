@@ -19,6 +19,7 @@ from ft_host.util.memory import (
     in_words,
     logit_bytes,
     memory_facts,
+    rows_at_a_time,
     states_of,
     tokens_of,
 )
@@ -93,7 +94,7 @@ def generation_bytes(run: Run, facts: Mapping[str, Any], shape: Any, held_out: i
     if not (config.eval_reward or isinstance(config, RolloutConfig)):
         return 0
     jobs = -(-jobs // run.world_size)
-    rows = min(config.decode_batch_size, jobs)
+    rows = min(rows_at_a_time(config, facts), jobs)
     cache = cached_tokens(config, facts, jobs) * shape.layers * shape.cached * width
     return cache + 3 * 4 * rows * shape.vocabulary  # logits, their softmax, and noise
 

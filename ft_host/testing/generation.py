@@ -9,6 +9,12 @@ from ft_host.run import Run
 from ft_host.testing.models import tiny_tokenizer
 
 
+class Unheard(Run):
+    """A run without a folder to write into: what it says is in `said`, where it is said once."""
+
+    def say(self, text: str, level: str = "info") -> None: ...
+
+
 def generating_run(model: Any, tokenizer: Any = None, *, backend: Any = None, **fields: Any) -> Run:
     """A run on the CPU with `model` as its policy, and no folder: nothing is trained.
 
@@ -27,7 +33,7 @@ def generating_run(model: Any, tokenizer: Any = None, *, backend: Any = None, **
     plugins.register(backend or transformers)
     policy = Policy(model)
     config = RunConfig(model="a model", dataset="rows", **fields)
-    return Run(
+    return Unheard(
         config=config,
         folder=None,
         tokenizer=tokenizer or tiny_tokenizer(),

@@ -23,6 +23,7 @@ from ft_host.distributed.launcher import end_with_launcher
 from ft_host.distributed.processes import end_processes, start_processes
 from ft_host.distributed.trackers import begin_trackers, end_trackers
 from ft_host.errors import FtHostError, Interrupted
+from ft_host.generation.place import generation_facts
 from ft_host.monitor.gradients import model_facts
 from ft_host.monitor.memory_estimate import record_estimate
 from ft_host.monitor.memory_usage import disk_facts
@@ -247,7 +248,7 @@ class _Launch:
             return
         plan, notes = plan_of(run, total)
         self.folder.update(wrappers=registry.wrappers(run.plugins), **plan)
-        run.record_facts(plan_facts(run, total) | built.schedule.facts())
+        run.record_facts(plan_facts(run, total) | built.schedule.facts() | generation_facts(run))
         begin_trackers(self.accelerator, self.config.run_name or self.folder.path.name, run.say)
         for note in notes:
             run.say(note)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 MB = 2**20
+FEW_ROWS, MANY_ROWS = 64, 256  # completions that are generated at a time: on a CPU, and at most where memory decides
 
 
 # Values that an optimizer keeps per trained parameter, in the parameter's type. Any other counts as keeping two.
@@ -126,10 +127,21 @@ def tokens_of(config: Any, facts: Mapping[str, Any]) -> int:
     return min(every, max(budget, math.ceil(longest)))
 
 
+def rows_that_fit(left: float, row: int) -> int:
+    """Return how many completions are generated at a time with `left` bytes, of which each needs `row` bytes at its
+    longest: MANY_ROWS, or fewer, in eights."""
+    return max(8, min(MANY_ROWS, int(0.7 * left / row) // 8 * 8))
+
+
+def rows_at_a_time(config: Any, facts: Mapping[str, Any]) -> int:
+    """Return decode_batch_size, or what the run has taken for it."""
+    return config.decode_batch_size or facts.get("plan/decode_batch_size", FEW_ROWS)
+
+
 def cached_tokens(config: Any, facts: Mapping[str, Any], jobs: int) -> int:
     """Return the tokens whose keys and values generation holds at once, for `jobs` completions in all."""
     prompt = min(config.max_length or 2048, facts.get("data/length_max", config.max_length or 2048))
-    return min(config.decode_batch_size, jobs) * (prompt + config.max_completion_length)
+    return min(rows_at_a_time(config, facts), jobs) * (prompt + config.max_completion_length)
 
 
 def peak_mb(parts: Mapping[str, float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, percent, short
+from ft_host.util.memory import rows_at_a_time
 
 
 def waits(view: View) -> bool | None:
@@ -52,10 +53,10 @@ RULES = [
                 [
                     Remedy(
                         why=(
-                            f"Raise decode_batch_size from {view.config.decode_batch_size} to"
-                            f" {4 * view.config.decode_batch_size}"
+                            f"Raise decode_batch_size from {rows_at_a_time(view.config, view.facts)} to"
+                            f" {4 * rows_at_a_time(view.config, view.facts)}"
                         ),
-                        patch={"decode_batch_size": 4 * view.config.decode_batch_size},
+                        patch={"decode_batch_size": 4 * rows_at_a_time(view.config, view.facts)},
                         safe=True,
                     )
                 ]

@@ -1,0 +1,28 @@
+"""Tokens on the device are the CPU's, and what is waited for is the reading of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from device import decoding
+
+LOOK = "ft_host/generation/looks.py: both = torch.stack([tokens.to(logprobs.dtype), logprobs], 1).tolist()"
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("name", ["qwen", "mistral"])  # mistral has a window
+def test_tokens_are_those_of_the_cpu_and_only_reading_them_waits(name, graphs, on_device):
+    found = on_device(decoding.on_both, name, graphs)
+    for (tokens, logprobs), (others, there) in zip(found["cpu"], found["cuda"], strict=True):
+        assert tokens == others
+        assert logprobs == pytest.approx(there, abs=1e-4)
+    # One look at the first tokens, one for each eight after them; a model's first frame is compared once.
+    assert found["waits"].pop(LOOK) == 1 + 4
+    compared = [line for line in found["waits"] if "float((found - expected)" in line]
+    assert len(compared) == graphs and found["waits"].keys() == set(compared)
+    assert (found["replays"] >= 16) == graphs
+
+
+def test_a_device_that_captures_nothing_decodes_and_says_so(on_device):
+    way, tokens = on_device(decoding.without_graphs)
+    assert way.startswith("one by one: a step can't be captured (") and tokens == 6 * decoding.LIMIT
