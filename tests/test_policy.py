@@ -292,6 +292,20 @@ def test_what_this_machine_cannot_do(saved, monkeypatch):
         policy_of(saved("llama"), attn_implementation="flash_attention_2")
 
 
+def test_a_soft_cap_of_scores_is_kept_where_transformers_would_leave_it_out(saved, monkeypatch):
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
+
+    rows = some_rows()
+    capped = policy_of(saved("gemma"), attn_implementation="eager", segment_attention="none")
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)  # as up to transformers 5.20
+    policy = policy_of(saved("gemma"))
+    assert policy.kernel == "sdpa" and policy.layout_difference < 1e-5
+    with torch.no_grad():
+        close(policy(batch_of(rows), want=("logp",))["logp"], alone(capped.causal_lm, rows))
+    with pytest.raises(ConfigError, match=r"attn_implementation: sdpa leaves out the soft cap .*softcapping: 5\.0"):
+        policy_of(saved("gemma"), attn_implementation="sdpa")
+
+
 def test_precision_by_default_fits_the_hardware():
     assert precision(RunConfig(), CPU) == "no"
     assert precision(RunConfig(bf16=True), CPU) == "bf16"

@@ -27,6 +27,7 @@ from ft_host.models.folder import (
 from ft_host.models.held import frozen_dtype, hold_trained_in_float32, trained_dtype
 from ft_host.models.quantised import quantisation
 from ft_host.models.shards import cut_when_loaded
+from ft_host.models.softcap import keep_soft_cap
 from ft_host.models.vocabulary import resize, rows_of_adapter, size_of, trained_tokens
 from ft_host.util import devices
 
@@ -124,6 +125,7 @@ def load_base(
             f"{field}: {name} has no weights for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: they "
             "would be random"
         )
+    keep_soft_cap(model, config.attn_implementation, field)
     return model
 
 
