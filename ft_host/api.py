@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from ft_host.types import Scores as Scores
     from ft_host.types import Sequence as Sequence
     from ft_host.types import Served as Served
+    from ft_host.util.devices import widened as widened
     from ft_host.util.imports import load_function as load_function
     from ft_host.util.text import nearest as nearest
     from ft_host.util.transfer import to_device as to_device
@@ -134,6 +135,7 @@ _HOMES = {  # module -> its names that are public
         "completion_batch completion_metrics completion_row completion_segments masked_row num_targets sampling_metrics"
     ),
     "ft_host.distributed.processes": "precision",
+    "ft_host.util.devices": "widened",
     "ft_host.util.imports": "load_function",
     "ft_host.util.text": "nearest",
     "ft_host.util.transfer": "to_device",

@@ -157,8 +157,7 @@ class Accumulator:
             for index, (how, value) in enumerate(metric.parts):
                 # a Python number is a double; torch would make it a float32
                 kind = None if isinstance(value, torch.Tensor) else torch.float64
-                value = torch.as_tensor(value, dtype=kind).detach()
-                value = value.to(devices.widest(value.device))
+                value = devices.widened(torch.as_tensor(value, dtype=kind).detach())
                 if value.dim():
                     raise ValueError(f"metric {name!r}: a part has shape {tuple(value.shape)}, expected a scalar")
                 key = (name, index)

@@ -30,6 +30,7 @@ OF_CUDA = {
     "ft_host/models/varlen.py": "FlashAttention's kernels in torch",
     "ft_host/monitor/memory_estimate.py": "the same key",
     "ft_host/util/devices.py": "its tables",
+    "ft_host/util/transfer.py": "pinned memory",
     "plugins/ft-vllm/ft_vllm/opening.py": "nccl and ipc",
     "plugins/ft-vllm/ft_vllm/serve.py": "vLLM's own device",
     "plugins/ft-vllm/ft_vllm/transfer.py": "nccl and ipc",
@@ -155,7 +156,9 @@ def test_random_states_of_any_kind_are_kept_and_put_back(device, monkeypatch):
 @pytest.mark.parametrize("device", [CPU, CUDA, XPU], ids=str)
 def test_a_fork_puts_back_the_cpu_and_the_device(device, monkeypatch):
     numbers = Numbers()
-    monkeypatch.setattr(torch, "get_device_module", lambda device=None: numbers)
+    for module in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(module, "get_rng_state", numbers.get_rng_state)
+        monkeypatch.setattr(module, "set_rng_state", numbers.set_rng_state)
     before = torch.get_rng_state()
     with devices.forked_random(device):
         numbers.drawn = 5

@@ -70,6 +70,7 @@ def tiny_gemma(seed: int = 0, **overrides: Any) -> Any:
         "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 3.0,
         "layer_types": ["sliding_attention", "full_attention"],
+        "attn_implementation": "eager",  # up to transformers 5.20 it would be sdpa, which has no soft cap
     }
     return _make(Gemma2Config(**{**SIZES, **own, **overrides}), seed)
 

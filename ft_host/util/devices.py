@@ -91,6 +91,11 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float64 if FLOAT64.get(device.type, lambda device: True)(device) else torch.float32
 
 
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's values in the widest float of its device: of long sums, float32 keeps few digits."""
+    return tensor.to(widest(tensor.device))
+
+
 # ---------------------------------------------------------------- random states
 
 

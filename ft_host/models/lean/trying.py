@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ft_host.util.devices import widened
+
 Forward = Callable[..., torch.Tensor]
 
 # Relative to the largest value: several roundings of the narrower type, in another order.
@@ -30,8 +32,8 @@ def apart_by(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
     for one, other in zip(ours, theirs, strict=True):
         if one.shape != other.shape or one.dtype != other.dtype:
             return float("inf")
-        wide = other.double()
-        most = max(most, float((one.double() - wide).abs().max() / wide.abs().max()))
+        wide = widened(other)
+        most = max(most, float((widened(one) - wide).abs().max() / wide.abs().max()))
     return most
 
 

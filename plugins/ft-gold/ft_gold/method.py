@@ -47,6 +47,7 @@ from ft_host.api import (
     prompt_row,
     seed_of,
     to_device,
+    widened,
 )
 
 Row = dict[str, Any]
@@ -241,8 +242,7 @@ def aligned_loss(model: Any, batch: Batch, run: Any, met: Meeting) -> LossOutput
     weight = config.uld_crossentropy_weight
     function = Aligned(
         units=units,
-        weights=config.uld_distillation_weight
-        / (of_row[columns["unit_rows"]] * max(run.totals["trained"], 1)).double(),
+        weights=config.uld_distillation_weight / widened(of_row[columns["unit_rows"]] * max(run.totals["trained"], 1)),
         targets=batch.targets,
         their_targets=read.targets,
         spans=columns["unit_spans"],

@@ -44,6 +44,7 @@ from ft_host.api import (
     prompt_row,
     total,
     variance,
+    widened,
 )
 
 # ---------------------------------------------------------------- maths
@@ -262,7 +263,7 @@ def ft_collate(rows, tokenizer, config) -> Batch:
 def ft_loss(model, batch, run) -> LossOutput:
     config, columns, counts = run.config, batch.columns, batch.counts
     out = model(batch, want=("logp", "entropy", "value"), temperature=config.temperature)
-    old_logps, advantages, returns = columns["old_logps"], columns["advantages"], columns["returns"].double()
+    old_logps, advantages, returns = columns["old_logps"], columns["advantages"], widened(columns["returns"])
     of_policy, policy_clipped = policy_losses(out["logp"], old_logps, advantages, config.cliprange)
     of_value, value_clipped = value_losses(out["value"], columns["values"], columns["returns"], config.cliprange_value)
     loss = of_policy.sum() + config.vf_coef * of_value.sum()

@@ -40,6 +40,7 @@ from ft_host.api import (
     policy_values,
     prompt_row,
     sum_by_row,
+    widened,
 )
 from ft_rloo.metrics import metrics
 
@@ -124,14 +125,14 @@ def of_policy(logps: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
     """Return for each completion, (R,) each, from (N,) log-probs: their sum, and the sampler's differences, summed and
     maximal.
 
-    In float64: ratios are of sums over hundreds of tokens.
+    In float64, where the device has it: ratios are of sums over hundreds of tokens.
     """
     apart = (logps - batch.columns["sampling_logps"]).abs()
     furthest = apart.new_zeros(batch.num_rows).scatter_reduce(0, batch.rows, apart, "amax")
     return {
-        "old_logps": sum_by_row(logps.double(), batch),
-        "apart": sum_by_row(apart.double(), batch),
-        "furthest": furthest.double(),
+        "old_logps": sum_by_row(widened(logps), batch),
+        "apart": sum_by_row(widened(apart), batch),
+        "furthest": widened(furthest),
     }
 
 
@@ -141,7 +142,7 @@ def policy_says(model: Any, batch: Batch, temperature: float) -> dict[str, torch
 
 def reference_says(model: Any, batch: Batch, temperature: float) -> dict[str, torch.Tensor]:
     logps = model(batch, want=("logp",), temperature=temperature)["logp"]
-    return {"ref_logps": sum_by_row(logps.double(), batch)}
+    return {"ref_logps": sum_by_row(widened(logps), batch)}
 
 
 def advantages(earned: list[tuple[int, float]], normalize: bool) -> list[float]:
@@ -199,7 +200,7 @@ def ft_loss(model, batch, run) -> LossOutput:
 
     loss_of_tokens = shares if on_policy else None  # otherwise the ratio of a completion needs all of its tokens
     out = model(batch, want=("logp", "entropy"), loss=loss_of_tokens, temperature=config.temperature)
-    logps = sum_by_row(out["logp"].double(), batch)
+    logps = sum_by_row(widened(out["logp"]), batch)
     made = columns if "old_logps" in columns else of_policy(out["logp"].detach(), batch)
     old_logps = logps.detach() if on_policy else made["old_logps"]
     loss = out["loss"] if on_policy else clipped_losses(logps, old_logps, advantages, config.clip_range).sum()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ft_host.api import Batch, Metric, maximum, mean, minimum, sampling_metrics
+from ft_host.api import Batch, Metric, maximum, mean, minimum, sampling_metrics, widened
 from ft_rloo.config import RLOOConfig
 
 
@@ -20,8 +20,8 @@ def metrics(
         return found
     found |= sampling_metrics(made["apart"], tokens, made["furthest"])
     least, most = config.clip_range
-    low = ((ratios < least) & (advantages < 0)).double()
-    high = ((ratios > most) & (advantages > 0)).double()
+    low = widened((ratios < least) & (advantages < 0))
+    high = widened((ratios > most) & (advantages > 0))
     for name, values in (("low", low), ("high", high), ("region", low + high)):
         found[f"clip_ratio/{name}_mean"] = mean(values.sum(), trained)
     found["clip_ratio/low_min"] = minimum(low.masked_fill(batch.columns["trained"] == 0, 1.0).min())

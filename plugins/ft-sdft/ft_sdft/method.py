@@ -42,6 +42,7 @@ from ft_host.api import (
     policy_values,
     prompt_row,
     sampling_metrics,
+    widened,
 )
 from ft_sdft.config import CONTEXT, SDFTConfig
 from ft_sdft.losses import LOSSES, importance, tokens_of
@@ -52,7 +53,7 @@ from ft_sdft.losses import LOSSES, importance, tokens_of
 def token_weights(rows: torch.Tensor, count: int) -> torch.Tensor:
     """(N,) 1 / T_i of each token, from its row, (N,) long in [0, count): the mean over the tokens of a completion."""
     sizes = rows.new_zeros(count).index_add(0, rows, torch.ones_like(rows))  # bincount would wait for the device
-    return 1 / sizes[rows].double()
+    return 1 / widened(sizes[rows])
 
 
 def distilled(
