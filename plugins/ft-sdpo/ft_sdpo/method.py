@@ -49,7 +49,6 @@ from ft_host.api import (
     prompt_row,
     sampling_metrics,
     to_device,
-    widened,
 )
 from ft_sdpo.config import CONTEXT, FEEDBACK, SDPOConfig
 from ft_sdpo.losses import DISTANCES, DIVISORS, SCALES, advantages, clipped, importance, ratios, tokens_of
@@ -255,8 +254,8 @@ def divergence_of(batch: Batch, run: Any, sizes: torch.Tensor) -> TiledDivergenc
 @hookimpl
 def ft_loss(model, batch, run) -> LossOutput:
     config, weight = run.config, run.config.distillation_weight
-    [by_rows] = to_device([torch.tensor(batch.row_sizes, dtype=torch.long)], batch.rows.device)
-    sizes = widened(by_rows[batch.rows])  # (N,) of each token's row
+    [by_rows] = to_device([torch.tensor(batch.row_sizes, dtype=torch.float64)], batch.rows.device)
+    sizes = by_rows[batch.rows]  # (N,) of each token's row
     divergence = divergence_of(batch, run, sizes) if weight else None
     want = ("logp", "entropy") if weight < 1 else ()
     out = model(batch, want=want, temperature=config.temperature, divergence=divergence)
