@@ -211,7 +211,7 @@ def do(
         try:
             seen = run(side.side, spec, max(1.0, clock.left), log)
         except SideFailed as error:
-            found["failed"] = f"failed: {what_failed(str(error))} (see {log.name})"
+            found["failed"] = f"failed: {what_failed(str(error), log.read_text())} (see {log.name})"
             say(f"{job.name}, {side.label}: {found['failed']}", clock)
             continue
         log.unlink()
@@ -243,9 +243,11 @@ def compared(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
         return {"other_work": str(error)}
 
 
-def what_failed(text: str) -> str:
-    """What an error says, in a line: the one after its traceback, and the first of all where there is none."""
-    lines = text.rpartition("Traceback (most recent call last):")[2].splitlines()
+def what_failed(error: str, log: str) -> str:
+    """In a line, why a side gave nothing: the error after the last traceback of its log, and without one the first line
+    of what is said of it."""
+    _, found, last = log.rpartition("Traceback (most recent call last):")
+    lines = last.splitlines() if found else error.splitlines()
     return next(line for line in lines if line.strip() and not line.startswith(" "))[:300].rstrip(":")
 
 

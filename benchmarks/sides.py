@@ -138,6 +138,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     manifest = json.loads((finished.folder / "run.json").read_text())
     watch.kernel = {name: value for name, value in manifest["facts"].items() if name.startswith("plan/kernel")}
     watch.notes = manifest["plan"]["notes"]
+    watch.estimate = manifest["facts"].get("plan/memory_mb")
     return watch.report(imports)
 
 

@@ -48,6 +48,7 @@ class Warm:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             self.servers[side] = subprocess.Popen(command, env=variables_of({}, str(self.cache)), **pipes)
         server = self.servers[side]
+        log.touch()
         with tempfile.TemporaryDirectory() as folder:
             given = Path(folder) / "spec.json"
             full = filled(spec, folder, str(self.cache)) | {"limit": limit, "log": str(log)}

@@ -99,6 +99,7 @@ class Watch:
         self.parts: list[dict[str, float]] = []  # seconds of each step by what they went into, where that is known
         self.kernel: dict[str, Any] = {}  # what computes the attention, as the side says it
         self.decoding: str | None = None  # how ft-host's own engine runs its steps, where it has a choice
+        self.estimate: float | None = None  # the peak of memory that the side expected, in MiB
         self.notes: list[str] = []  # what the side said of its plan
         self.part: dict[str, float] = {}  # of the step that is under way
         self.peak = 0.0
@@ -165,6 +166,7 @@ class Watch:
             "device_peak": self.device_peak,
             "kernel": self.kernel,
             "decoding": self.decoding,
+            "estimate": self.estimate,
             "notes": self.notes,
             "trace": None if self.trace is None else self.trace.summary,
         }

@@ -17,6 +17,7 @@ FIGURES = {
     "seconds_per_step": ("s/step, median", "{:.3f}"),
     "mfu": ("MFU", "{:.1%}"),
     "peak_gib": ("peak of the device's memory, GiB", "{:.2f}"),
+    "estimated_gib": ("the same as estimated before the first step, GiB", "{:.2f}"),
     "over_start_gib": ("peak over start, GiB", "{:.2f}"),
     "reserved_gib": ("taken by the allocator, GiB", "{:.2f}"),
     "process_mib": ("peak of the process, MiB", "{:,.0f}"),
@@ -70,6 +71,7 @@ def figures_of(
     }
     if device:
         found["peak_gib"] = device["peak_mb"] / 1024
+        found["estimated_gib"] = None if seen["estimate"] is None else seen["estimate"] / 1024
         found["over_start_gib"] = (device["peak_mb"] - before["now_mb"]) / 1024
         found["reserved_gib"] = device["reserved_mb"] / 1024
     learning = sum(seconds)
