@@ -229,6 +229,7 @@ def seen_of(steps, losses):
     said = {
         "kernel": {"plan/kernel": "flex"},
         "decoding": None,
+        "estimate": 2048.0,
         "notes": [],
         "trace": None,
         "first_step_s": 9.0,
