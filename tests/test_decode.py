@@ -52,7 +52,7 @@ class Forwards:
 
     def note(self, model, args, kwargs) -> None:
         rows, width = kwargs["input_ids"].shape
-        if kwargs["past_key_values"].get_seq_length():
+        if kwargs[prefilling.cache_argument(model)].get_seq_length():
             assert width == 1
             self.steps.append(rows)
         else:
@@ -197,9 +197,10 @@ def test_prompts_enter_and_rows_leave_in_the_order_in_which_they_always_did(monk
     monkeypatch.setattr(prefilling, "PREFILL_TOKENS", 24)
     model, tokenizer, shapes = made("qwen"), models.tiny_tokenizer(), []
     model.generation_config.eos_token_id = tokenizer.eos_token = None
+    argument = prefilling.cache_argument(model)
     model.register_forward_pre_hook(
         lambda model, args, kwargs: shapes.append(
-            (*kwargs["input_ids"].shape, kwargs["past_key_values"].get_seq_length() + kwargs["input_ids"].shape[1])
+            (*kwargs["input_ids"].shape, kwargs[argument].get_seq_length() + kwargs["input_ids"].shape[1])
         ),
         with_kwargs=True,
     )

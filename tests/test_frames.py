@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from ft_host.errors import OutOfMemory
 from ft_host.generation import decode, frames, place, widths
 from ft_host.generation.jobs import Job
-from ft_host.generation.prompts import prefill, prompts_of
+from ft_host.generation.prompts import cache_argument, prefill, prompts_of
 from ft_host.testing import models
 from ft_host.testing.generation import generating_run
 from ft_host.testing.tape import Tapes, is_view
@@ -243,11 +243,11 @@ def test_a_model_that_waits_in_its_forward_goes_on_one_by_one(tapes):
 
 def test_a_model_that_reads_the_number_of_columns_is_found_out(tapes):
     model, sampling = made("qwen"), Sampling(max_new_tokens=20, seed=3)
-    forward = model.forward
+    forward, argument = model.forward, cache_argument(model)
 
-    def counting(*args, past_key_values=None, **kwargs):
-        output = forward(*args, past_key_values=past_key_values, **kwargs)
-        output.logits[..., 5] += past_key_values.layers[0].get_mask_sizes(0)[0]
+    def counting(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits[..., 5] += kwargs[argument].layers[0].get_mask_sizes(0)[0]
         return output
 
     counting.__signature__ = __import__("inspect").signature(forward)

@@ -33,7 +33,7 @@ from ft_host.generation.frames import RECORDERS, STEPS, Frames, round_columns, r
 from ft_host.generation.jobs import DecodedRow
 from ft_host.generation.looks import Sampled, read, sent
 from ft_host.generation.masks import padded
-from ft_host.generation.prompts import Prompt, without_routing
+from ft_host.generation.prompts import Prompt, cache_argument, without_routing
 from ft_host.generation.sampling import sample_token
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ class Decoder:
     def __init__(self, model: PreTrainedModel, sampling: Sampling, size: int):
         self.sampling = sampling
         self.frames = Frames(self) if model.device.type in RECORDERS else None
+        self.layers: list[Columns] = []
+        self.cache = Cache(layers=self.layers)
         self.use(model)
         self.size = size  # the rows that there are places for; buffers that are made have so many, or a frame's
         self.rows: list[DecodedRow] = []
         self.used = Extent()
-        self.layers: list[Columns] = []
-        self.cache = Cache(layers=self.layers)
         device = model.device
         token, start = torch.zeros(2, self._capacity, dtype=torch.long, device=device)
         self.token = token  # the last token, not yet in the buffer
@@ -68,7 +68,7 @@ class Decoder:
 
     def use(self, model: PreTrainedModel) -> None:
         """Go on with a model whose weights may have changed, or that has been loaded anew."""
-        self.model, self.extras = model, without_routing(model)
+        self.model, self.extras = model, without_routing(model) | {cache_argument(model): self.cache}
         if self.frames is not None:
             self.frames.fresh = False
 
@@ -249,7 +249,6 @@ class Decoder:
             "input_ids": token,
             "attention_mask": mask,
             "position_ids": positions,
-            "past_key_values": self.cache,
             "use_cache": True,
             "logits_to_keep": 1,
             **self.extras,

@@ -23,10 +23,17 @@ if TYPE_CHECKING:
 PREFILL_TOKENS = 2048  # about so many tokens of prompts are prefilled at a time, padding included
 
 
+def cache_argument(model: PreTrainedModel) -> str | None:
+    """Return the name of forward's argument for keys and values: "cache", up to transformers 5.23 "past_key_values".
+    None where it has none."""
+    arguments = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in arguments), None)
+
+
 def can_decode(model: PreTrainedModel) -> bool:
     """Return whether the model's whole state is keys and values of each token, and it accepts position ids."""
     arguments = inspect.signature(model.forward).parameters
-    if not {"past_key_values", "position_ids", "attention_mask", "logits_to_keep"} <= set(arguments):
+    if cache_argument(model) is None or not {"position_ids", "attention_mask", "logits_to_keep"} <= set(arguments):
         return False
     config = model.config.get_text_config(decoder=True)
     # Chunked attention depends on absolute positions, which columns aren't. Only models with chunks have this field.
@@ -96,9 +103,9 @@ def prefill(model: PreTrainedModel, prompts: list[Prompt]) -> None:
             input_ids=ids,
             attention_mask=mask,
             position_ids=(column - starts).clamp(min=0),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_argument(model): cache},
             **without_routing(model),
         )
     logits = output.logits[:, -1].float()
