@@ -40,6 +40,7 @@ FLOORS = [
     "autopilot",
     "training",
     "surface",
+    "scaffold",
     "api",
     "ft_host",  # its __init__
     "cli",

@@ -21,6 +21,7 @@ COMMANDS = {
     "patch": ("ft_host.cli.patch", "print a run file with a remedy for a run's finding"),
     "plugins": ("ft_host.cli.plugins", "list the methods, backends and diagnostics that are installed"),
     "contract": ("ft_host.cli.contract", "print what a package promises, or what has changed in it"),
+    "new": ("ft_host.cli.new", "write a package of your own that already trains"),
     "config": ("ft_host.cli.config", "print a config file to start from"),
     "schema": ("ft_host.cli.schema", "print the JSON schema of a method's config file"),
     "data": ("ft_host.cli.data", "show a few rows as the model sees them"),

@@ -216,7 +216,7 @@ def row_order(config: RunConfig, method: str | None = None, rel: float = 1e-5, a
         loss = run.loss(batch.to(run.device)).loss
         loss.backward()
         grads = [p.grad.flatten() for p in run.policy.parameters() if p.grad is not None]
-        results.append((float(loss), torch.cat(grads)))
+        results.append((float(loss.detach()), torch.cat(grads)))
     (first, grad), (second, other) = results
     assert len(rows) > 1 and grad.norm() > 0
     assert math.isclose(first, second, rel_tol=rel, abs_tol=abs), f"loss {first} and {second}"
