@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 
 from ft_host.errors import FtHostError
 from ft_host.models.layout import FlatMask, Layout, NotFlat, blocks, intervals, table
+from ft_host.util.transfer import to_device
 
 BLOCK = 128  # tokens: torch's own size of a block
 LEAST = 2 * BLOCK  # of fewer tokens torch would make another kernel, for decoding, which many head layouts don't fit
@@ -28,13 +29,6 @@ KERNELS = 64  # that may be compiled in a process; torch's default of 8 is soon 
 def padded_length(total: int) -> int:
     """Return how many tokens the kernel is given for a batch of `total`."""
     return max(total, LEAST)
-
-
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor made on the host on `device`, without waiting for what is queued there."""
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def block_mask(layout: Layout, window: int | None) -> BlockMask:
@@ -51,23 +45,22 @@ def block_mask(layout: Layout, window: int | None) -> BlockMask:
     lengths, parents = layout.lengths, layout.parents
     if length > total:  # what fills it up sees itself alone
         lengths, parents = [*lengths, length - total], [*parents, -1]
-    if "flex" not in layout.masks:
-        tokens = intervals(lengths, parents)
-        on_device = [sent(each, device) for each in (tokens.order, tokens.leave, tokens.position)]
-        layout.masks["flex"] = (*on_device, tokens.position)
-    order, leave, position, on_host = layout.masks["flex"]
-    first = sent(torch.zeros_like(on_host) if window is None else on_host - window + 1, device)
+    partly, wholly = blocks(lengths, parents, window, BLOCK)
+    tables = [
+        each[None, None]
+        for dense in (partly, wholly, partly.t(), wholly.t())  # keys of each query, and queries of each key
+        for each in table(dense)
+    ]
+    tokens = intervals(lengths, parents)
+    reach = length if window is None else window
+    order, leave, position, first, *tables = to_device(
+        [tokens.order, tokens.leave, tokens.position, tokens.position - reach + 1, *tables], device
+    )
 
     def mask_mod(batch, head, query, key):
         inside = (order[key] <= order[query]) & (order[query] < leave[key])
         return inside & (position[key] >= first[query])
 
-    partly, wholly = blocks(lengths, parents, window, BLOCK)
-    tables = [
-        sent(each[None, None], device)
-        for dense in (partly, wholly, partly.t(), wholly.t())  # keys of each query, and queries of each key
-        for each in table(dense)
-    ]
     layout.masks[key] = BlockMask((length, length), *tables, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=mask_mod)
     return layout.masks[key]
 
@@ -143,7 +136,10 @@ def flex_segments(
     total = query.shape[2]
     missing = padded_length(total) - total
     if missing:
-        query, key, value = (F.pad(each, (0, 0, 0, missing)) for each in (query, key, value))
+        # in the order that models have them, heads within tokens: other strides would be another kernel
+        query, key, value = (
+            F.pad(each.transpose(1, 2), (0, 0, 0, 0, 0, missing)).transpose(1, 2) for each in (query, key, value)
+        )
     kernel = _attend if query.device.type == "cpu" else compiled()
     of_blocks = block_mask(mask.layout, mask.window)
     out, normaliser = kernel(query, key, value, of_blocks, scaling, softcap, s_aux is not None)

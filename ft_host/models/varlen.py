@@ -9,8 +9,8 @@ import inspect
 
 import torch
 
-from ft_host.models.flex import sent
 from ft_host.models.layout import FlatMask, Layout, NotFlat
+from ft_host.util.transfer import to_device
 
 
 def flash_takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
@@ -43,7 +43,7 @@ def ends_of_rows(layout: Layout) -> torch.Tensor:
     """Return (S + 1,) int32 on the device: where each row begins, and where the last one ends."""
     if "varlen" not in layout.masks:
         lengths = torch.tensor([0, *layout.lengths])
-        layout.masks["varlen"] = sent(lengths.cumsum(0, dtype=torch.int32), layout.device)
+        layout.masks["varlen"] = to_device([lengths.cumsum(0, dtype=torch.int32)], layout.device)[0]
     return layout.masks["varlen"]
 
 
