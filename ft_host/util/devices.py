@@ -5,7 +5,7 @@ Which one there is, torch.accelerator says. Its memory and random state are aske
 memory only where the allocator is one of torch's own, and its free memory only since 2.10. Where kinds truly differ, a
 table below holds the difference.
 
-Only CUDA has been run. MPS and XPU go through the same calls, and docs/devices.md says what is known of them.
+Only CUDA has been run. MPS and XPU go through the same calls; docs/versions.md says what is known of them.
 """
 
 from __future__ import annotations
