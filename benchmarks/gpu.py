@@ -34,6 +34,7 @@ from warm import Warm
 
 HERE = Path(__file__).resolve().parent
 TESTS = 120  # seconds that the tests may take
+LONGEST = 5  # times what a side may need: one that hangs must leave time for the others
 TOLERANCE = 0.02  # of losses in bfloat16, relative
 PARTS = ("tests", "sft", "dpo", "grpo")
 
@@ -209,7 +210,7 @@ def do(
         spec = spec_of(job, side, place, material, out)
         log = out / f"{job.name}-{side.label.replace(', ', '-')}.log"
         try:
-            seen = run(side.side, spec, max(1.0, clock.left), log)
+            seen = run(side.side, spec, max(1.0, min(clock.left, LONGEST * job.needs)), log)
         except SideFailed as error:
             found["failed"] = f"failed: {what_failed(str(error), log.read_text())} (see {log.name})"
             say(f"{job.name}, {side.label}: {found['failed']}", clock)

@@ -82,7 +82,6 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     import ft_host
-    from ft_host.generation.frames import way_of
     from ft_host.run import Run
     from ft_host.training import build, launch
 
@@ -108,7 +107,6 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
                 watch.add_time("rollout", sum(parts.values()))
                 watch.rows.append(round(run.totals["rows"]))
                 watch.children = children()
-                watch.decoding = way_of(run.policy.causal_lm)
                 watch.part |= {name: value for name, value in entry.items() if name in TIMES}
             watch.step()
             watch.tokens.append(entry["num_tokens"])
@@ -138,6 +136,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     manifest = json.loads((finished.folder / "run.json").read_text())
     watch.kernel = {name: value for name, value in manifest["facts"].items() if name.startswith("plan/kernel")}
     watch.notes = manifest["plan"]["notes"]
+    watch.decoding = manifest["facts"].get("plan/decoding")
     watch.estimate = manifest["facts"].get("plan/memory_mb")
     return watch.report(imports)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,8 +107,9 @@ class Watch:
         self.children = 0.0  # the peaks of processes that this one has
 
     def begin(self) -> None:
-        """The first step comes next. Forgets the peak of what came before."""
-        Path("/proc/self/clear_refs").write_text("5")
+        """The first step comes next. Forgets the peak of what came before; with a device, of that alone."""
+        if self.device.module is None:
+            Path("/proc/self/clear_refs").write_text("5")
         self.before = status("VmRSS")
         self.device.wait()
         self.device.forget_peak()
@@ -135,10 +137,17 @@ class Watch:
         self.parts.append(self.part)
         self.part = {}
         if self.trace is None or len(self.ends) <= self.trace.after:
-            self.peak = status("VmHWM")
+            self.peak = self._process_peak()
             self.device_peak = self.device.memory()
         if self.trace is not None:
             self.trace.stepped(len(self.ends), self.device.wait)
+
+    def _process_peak(self) -> float:
+        """MiB of this process at most: since training began, and with a device since the process did, loading included.
+        Not every container has what the first needs, and there the device's memory counts."""
+        if self.device.module is None:
+            return status("VmHWM")
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     def report(self, imports: float) -> dict[str, Any]:
         """What was seen, of all steps but the one that a trace was made of."""

@@ -86,17 +86,11 @@ def test_the_fast_kernel_learns_what_a_call_a_segment_does(four, method, tmp_pat
 
 
 @pytest.mark.skipif(torch.version.cuda is None and torch.version.hip is None, reason="needs graphs of a real device")
-def test_rollouts_are_decoded_from_graphs(four, tmp_path, monkeypatch):
+def test_rollouts_are_decoded_from_graphs(four, tmp_path):
     """Of 40 tokens a completion: the first steps of a frame run one by one, then it is captured."""
-    config, models, fit = config_of("grpo", four, tmp_path, max_completion_length=40), [], launch.fit
-
-    def seen(run, *args, **given):
-        models.append(run.policy.causal_lm)
-        return fit(run, *args, **given)
-
-    monkeypatch.setattr(launch, "fit", seen)
-    assert len(lines(run_in(config, "run"))) == 3
-    assert frames.way_of(models[0]) == frames.GRAPHS_USED
+    folder = run_in(config_of("grpo", four, tmp_path, max_completion_length=40), "run")
+    assert len(lines(folder)) == 3
+    assert facts_of(folder)["plan/decoding"] == frames.GRAPHS_USED
 
 
 def test_no_step_holds_the_logits(tmp_path):

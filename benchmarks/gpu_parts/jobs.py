@@ -149,9 +149,11 @@ class Place:
 def micro_batches(place: Place, rows: int, large: bool) -> Fields:
     """Rows of a micro-batch that the memory allows, and whether activations are computed again, for either side.
 
-    A token of the smaller model keeps about 2 MiB for its backward pass, 15,000 tokens 30 GiB.
+    A token of the smaller model keeps about 2 MiB for its backward pass, and 32 padded rows have up to 32,000; one of
+    the larger model, whose activations are computed again, 0.3 MiB.
     """
-    share = 1 if place.holds(70) and not large else 2 if place.holds(70) else 4 if place.holds(20) else 8
+    steps = (70, 40, 0) if large else (120, 70, 20, 0)
+    share = 2 ** next(number for number, least in enumerate(steps) if place.holds(least))
     size = max(1, rows // share)
     return {
         "per_device_train_batch_size": size,
