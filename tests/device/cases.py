@@ -7,11 +7,13 @@ import dataclasses
 import pkgutil
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from device import pretended, waits
+from device import pretended
+from device.waits import Place
 from ft_host.config import RunConfig
 from ft_host.testing import (
     as_classifier,
@@ -32,6 +34,11 @@ PAYS = '''
 def letters(completions, **columns):
     """The share of letters in what a model says."""
     return [sum(letter.isalpha() for letter in text) / (len(text) + 1) for text in completions]
+
+
+def mostly(completions, **columns):
+    """1 where most of it is letters."""
+    return [float(share > 0.6) for share in letters(completions)]
 '''
 CONFIGS = {
     "sft": "ft_sft.config:SFTConfig",
@@ -56,7 +63,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft packed": ("sft", {"packing": True, "max_length": 40, "gradient_checkpointing": True}),
     "sft lora": ("sft", LORA | {"lora_dropout": 0.1}),
     "sft rectangle": ("sft", {"segment_attention": "none"}),
-    "sft experts": ("sft", {"model": "{experts}"}),
+    "sft experts": ("sft", {"model": "{experts}", "bf16": True}),
+    "sft noise": ("sft", {"neftune_noise_alpha": 5.0}),
     "dpo": ("dpo", REFERENCE),
     "dpo live": ("dpo", REFERENCE | LORA | {"precompute_ref_log_probs": False}),
     "dpo synchronised": ("dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1}),
@@ -71,7 +79,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gkd": ("gkd", TEACHER),
     "gold": ("gold", {"teacher_model_name_or_path": "{stranger}"}),
     "sdft": ("sdft", {}),
-    "sdpo": ("sdpo", PAID | {"num_generations": 4}),
+    "sdpo": ("sdpo", PAID | {"num_generations": 4, "reward": ["{pays}:mostly"], "distillation_weight": 0.5}),
 }
 
 
@@ -130,42 +138,47 @@ def config_of(case: str, folder: Path, **changes: Any) -> RunConfig:
 # ---------------------------------------------------------------- what is called on the device
 
 
-def trained(case: str, folder: Path, **changes: Any) -> list[dict[str, Any]]:
-    """Train a case; returns its lines of metrics."""
-    forget_accelerate()
-    return lines(run_in(config_of(case, folder, **changes), "run"))
-
-
-def on_both(case: str, folder: Path, **changes: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Lines of metrics of a case on the CPU, and on the device."""
-    return tuple(trained(case, folder / name, use_cpu=name == "cpu", **changes) for name in ("cpu", "device"))
-
-
-UNITS = {
-    "forward": ("ft_host.training.step", "loss_of"),  # and the host's part of the loss, of one micro-batch
-    "backward": ("accelerate.Accelerator", "backward"),
-    "step": ("ft_host.training.loop", "train_step"),  # the rest of an optimizer step
-    "rows": ("ft_host.training.loop", "next_step"),  # annotated, with the statistics of the step; a rollout's
-    "generation": ("ft_host.run.Run", "generate"),
-    "evaluation": ("ft_host.training.evaluate", "evaluate_loss"),
-    "checkpoint": ("ft_host.training.checkpoint", "save"),
-}
+# What a run is at, for the log of waits, and the function that is it.
+UNITS = (
+    ("forward", "ft_host.training.step.loss_of"),  # and the host's part of the loss, of one micro-batch
+    ("backward", "accelerate.Accelerator.backward"),
+    ("step", "ft_host.training.loop.train_step"),  # the rest of an optimizer step
+    ("rows", "ft_host.training.loop.next_step"),  # annotated, with the statistics of the step; a rollout's
+    ("generation", "ft_host.run.Run.generate"),
+    ("evaluation", "ft_host.training.evaluate.evaluate_loss"),
+    ("checkpoint", "ft_host.training.checkpoint.save"),
+    ("loading", "ft_host.models.aux_models.load_frozen"),
+    ("loading", "ft_host.models.load_frozen"),
+)
 
 
 @contextlib.contextmanager
 def units() -> Iterator[None]:
     """In the block the log knows what a run is at."""
     with contextlib.ExitStack() as stack:
-        for unit, (where, name) in UNITS.items():
-            target = f"{where}.{name}"
+        for unit, target in UNITS:
             stack.enter_context(mock.patch(target, pretended.within(unit, pkgutil.resolve_name(target))))
         yield
 
 
-def waited(case: str, folder: Path, **changes: Any) -> dict[str, dict[waits.Place, int]]:
-    """Train a case on the device; returns what it waited for (`Log.most_by_place`)."""
+@dataclass(frozen=True)
+class Trained:
+    """What a run left: its lines of metrics; and what it waited for, on the device (`Log.most_by_place`)."""
+
+    lines: list[dict[str, Any]]
+    waits: dict[str, dict[Place, int]]
+
+
+def trained(case: str, folder: Path, **changes: Any) -> Trained:
+    """Train a case."""
     forget_accelerate()
     config = config_of(case, folder, **changes)
     with units(), pretended.log() as log:
-        run_in(config, "waits")
-    return log.most_by_place()
+        found = lines(run_in(config, "run"))
+    return Trained(found, log.most_by_place())
+
+
+def on_both(case: str, folder: Path, **changes: Any) -> tuple[Trained, Trained]:
+    """A case on the CPU, and on the device."""
+    cpu = trained(case, folder / "cpu", use_cpu=True, **changes)
+    return cpu, trained(case, folder / "device", **changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,3 +19,9 @@ def on_device() -> Iterator[object]:
     server = processes.Server()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the cases' models are made once, and their runs."""
+    return tmp_path_factory.mktemp("device")
