@@ -178,7 +178,7 @@ class Run:
 
     def loss(self, batch: Batch) -> LossOutput:
         """`ft_loss` of one micro-batch on the device, its terms divided by `totals`."""
-        outer, self.within = self.within, "ft_loss"  # DDP broadcasts buffers in it
+        outer, self.within = self.within, "ft_loss"  # the others may be in a backward pass
         with blamed(self.plugins, "ft_loss"):
             output = self.plugins.hook.ft_loss(model=self.model, batch=batch, run=self)
         self.within = outer

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 T = TypeVar("T")
+BUILT_IN = "transformers"  # the backend that holds no memory of its own
 
 
 def start_processes(config: RunConfig) -> Accelerator:
     """Return the accelerator of this process. Raises ConfigError where accelerate is configured for another engine, and
     for several processes on a kind of device that can't exchange tensors with another process."""
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
@@ -41,16 +42,47 @@ def start_processes(config: RunConfig) -> Accelerator:
             f"num_processes: {started} processes can't exchange gradients on {device.type}: this torch has no "
             "collectives for it; use num_processes: 1, or use_cpu: true"
         )
-    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.ddp_timeout))
+    _grow_memory_in_place(config, device)
+    timeout = datetime.timedelta(seconds=config.ddp_timeout)
+    if started > 1 and device.type != "cpu":
+        _join(device, timeout)
+    handlers = [
+        InitProcessGroupKwargs(timeout=timeout),
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # gradients are views of what is reduced
+    ]
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=precision(config, device),
         log_with=chosen(config.report_to) or None,
         project_dir=config.output_dir or ".",
-        kwargs_handlers=[patience],
+        kwargs_handlers=handlers,
     )
     accelerator.gradient_accumulation_steps = 1  # the loop accumulates itself, whatever accelerate's config says
     return accelerator
+
+
+def _join(device: torch.device, timeout: datetime.timedelta) -> None:
+    """Begin the group of processes with a way for tensors of the host beside that for tensors of the device.
+
+    What is pickled (`Run.gather`) then goes from host to host. Over NCCL alone it would be copied to the device and
+    back, which waits for it; and NCCL's watchdog ends a process that waits for another too long, without an error that
+    says so. accelerate takes a group that is there.
+    """
+    if not torch.distributed.is_initialized():
+        of_device = torch.distributed.get_default_backend_for_device(device)
+        torch.distributed.init_process_group(f"cpu:gloo,{device.type}:{of_device}", timeout=timeout)
+
+
+def _grow_memory_in_place(config: RunConfig, device: torch.device) -> None:
+    """Let torch's allocator extend what it has reserved, unless the user has said how it works: each micro-batch has
+    another size, and blocks of fixed sizes would fall to pieces. Before anything is on the device.
+
+    Left out with a backend of others: an engine in this process, and tensors that it takes by their handle (CUDA IPC),
+    may need blocks of fixed sizes.
+    """
+    said = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys()
+    if device.type == "cuda" and config.backend == BUILT_IN and not said:
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def is_sharded(config: RunConfig, world_size: int) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch.nn.parallel import DistributedDataParallel
+
 from ft_host import data
 from ft_host.config.adapters import changed_fields, take_adapter
 from ft_host.config.rollout import RolloutConfig
@@ -92,6 +94,8 @@ def load_models(
             model = shard(policy, config)
         else:
             model = accelerator.prepare(policy)
+            if isinstance(model, DistributedDataParallel):
+                model.broadcast_buffers = False  # they are the same on all ranks, and stay so
         optimizer = accelerator.prepare(make_optimizer(policy, config))
         optimizer.train()  # a mode that schedule-free ones have
     chosen.plugins.register(Divider(), name=f"{HOST} Divider")

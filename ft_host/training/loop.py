@@ -13,13 +13,14 @@ import torch
 
 from ft_host.data.micro_batches import split_micro_batches
 from ft_host.data.prepare import Tally
-from ft_host.errors import DataError, FtHostError, Interrupted, StoppedByFinding
+from ft_host.errors import DataError, FtHostError, Interrupted, OutOfMemory, StoppedByFinding
 from ft_host.monitor.gradients import UpdateMonitor
 from ft_host.monitor.memory_usage import peak_memory_mb
 from ft_host.monitor.ranks import RankTimes
 from ft_host.training.normalisation import check_normalised
 from ft_host.training.step import Agreed, agree, asks_models, before_collating, train_step
 from ft_host.types import Row
+from ft_host.util import devices
 from ft_host.util.console import tell
 from ft_host.util.disk import missing
 from ft_host.util.ranks import everywhere, told
@@ -117,6 +118,8 @@ def fit(
                 saved_at = run.step  # or tried to: not again
                 aside["perf/save_time"] = timed(run, "save", save)
     except Exception as error:
+        if isinstance(error, OutOfMemory):
+            make_room(run, optimizer)
         if saved_at != run.step and can_save(run, error):
             if before is not None:  # the error came within a step
                 put_back(run, before)
@@ -154,6 +157,13 @@ def can_save(run: Run, error: Exception) -> bool:
         return False
     # Where the last update broke the weights, the checkpoints from before it are what is good.
     return all(bool(torch.isfinite(p).all()) for p in run.model.parameters())
+
+
+def make_room(run: Run, optimizer: AcceleratedOptimizer) -> None:
+    """Give up what a step that ran out of memory has left: its gradients, which are made again, and what torch keeps of
+    the device for later. Else a checkpoint may not have the memory to gather what it writes."""
+    optimizer.zero_grad(set_to_none=True)
+    devices.give_back(run.device)
 
 
 def save_after(run: Run, save: Callable[[], None]) -> None:

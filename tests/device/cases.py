@@ -12,14 +12,21 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
+import torch
+
 from device import pretended
 from device.waits import Place
 from ft_host.config import RunConfig
+from ft_host.errors import OutOfMemory
+from ft_host.rundir.folder import RunFolder
 from ft_host.testing import (
     as_classifier,
+    as_if_killed,
     lines,
     other_tokenizer,
     preference_texts,
+    resume_in,
     rounds,
     run_in,
     save_tiny,
@@ -29,6 +36,8 @@ from ft_host.testing import (
     tiny_run,
 )
 from ft_host.testing.parity import forget_accelerate
+from ft_host.training.loop import train_step
+from ft_host.util.transfer import to_device
 
 PAYS = '''
 def letters(completions, **columns):
@@ -178,7 +187,112 @@ def trained(case: str, folder: Path, **changes: Any) -> Trained:
     return Trained(found, log.most_by_place())
 
 
+def trained_with(case: str, folder: Path, **changes: Any) -> tuple[Trained, str | None]:
+    """The same as one of several ranks; and what the group of processes was asked for."""
+    found = trained(case, folder, **changes)
+    [backend] = pretended.backends
+    return found, backend
+
+
 def on_both(case: str, folder: Path, **changes: Any) -> tuple[Trained, Trained]:
     """A case on the CPU, and on the device."""
     cpu = trained(case, folder / "cpu", use_cpu=True, **changes)
     return cpu, trained(case, folder / "device", **changes)
+
+
+def resumed(case: str, folder: Path, **changes: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lines of a run of four steps, and of one that goes on from its checkpoint after two."""
+    forget_accelerate()
+    config = config_of(case, folder, max_steps=4, save_steps=2, save_total_limit=None, **changes)
+    whole = run_in(config, "whole")
+    assert as_if_killed(whole, folder / "killed") == 2
+    forget_accelerate()
+    return lines(whole), lines(
+        resume_in(dataclasses.replace(config, output_dir=str(folder / "killed")), folder / "killed")
+    )
+
+
+def ran_out(case: str, folder: Path, **changes: Any) -> tuple[str, list[str], list[str]]:
+    """The error of a run whose device loses its free memory with its second step; the steps of which there are
+    checkpoints; and the rules that have found something."""
+    forget_accelerate()
+    config = config_of(case, folder, max_steps=4, **changes)
+    made: list[int] = []
+
+    def short(*args: Any, **keywords: Any) -> Any:
+        made.append(1)
+        with pretended.capacity(pretended.memory()[0] + 2**14) if len(made) == 2 else contextlib.nullcontext():
+            return train_step(*args, **keywords)
+
+    with mock.patch("ft_host.training.loop.train_step", short), pytest.raises(OutOfMemory) as caught:
+        run_in(config, "run")
+    run = RunFolder(folder / "runs" / "run")
+    checkpoints = [path.name for path in (run.path / "checkpoints").iterdir()]
+    return str(caught.value), checkpoints, [entry["code"] for entry in run.read("findings.jsonl")]
+
+
+def rules_of_a_gpu() -> None:
+    """What CUDA refuses is refused; its random numbers are its own and can be put back."""
+    x = torch.randn(4, 5, device="cuda")
+    for mixed in (
+        lambda: x + torch.ones(5),
+        lambda: torch.ones(4, 5).add_(x),
+        lambda: torch.cat([x, torch.ones(1, 5)]),
+    ):
+        with pytest.raises(RuntimeError, match="on the same device"):
+            mixed()
+    assert (x + torch.tensor(1.0)).device == x.device  # a single number may come from the CPU
+    with pytest.raises(RuntimeError, match="generator"):
+        torch.rand(3, device="cuda", generator=torch.Generator())
+    state, on_cpu = torch.cuda.get_rng_state(), torch.get_rng_state()
+    drawn = torch.rand(3, device="cuda")
+    assert torch.equal(on_cpu, torch.get_rng_state())
+    torch.cuda.set_rng_state(state)
+    assert torch.equal(drawn, torch.rand(3, device="cuda"))
+    with pretended.capacity(2**20), pytest.raises(torch.OutOfMemoryError):
+        torch.empty(2**20, device="cuda")
+    assert torch.accelerator.current_accelerator().type == "cuda"
+    assert torch.accelerator.memory_allocated() == torch.cuda.memory_allocated() > 0
+
+
+def kinds_of_waits() -> dict[str, list[str]]:
+    """The kinds of events that each of these gives."""
+    x = torch.randn(4, 5, device="cuda")
+    ids, counts = torch.arange(3, device="cuda"), torch.ones(3, dtype=torch.long, device="cuda")
+    calls = {
+        "item": lambda: float(x.sum()),
+        "tolist": lambda: x.tolist(),
+        "mask": lambda: x[x > 0],
+        "fill by a mask": lambda: x.__setitem__(x > 0, 0.0),
+        "write by a mask": lambda: x.index_put_((counts.new_ones(4) > 0,), x[0].clone()),
+        "indices of the CPU": lambda: x[torch.tensor([0, 1])],
+        "tensor": lambda: torch.tensor([1, 2], device="cuda"),
+        "pageable": lambda: torch.ones(3).to("cuda", non_blocking=True),
+        "pinned": lambda: torch.ones(3).pin_memory().to("cuda", non_blocking=True),
+        "pinned, blocking": lambda: torch.ones(3).pin_memory().to("cuda"),
+        "repeats": lambda: ids.repeat_interleave(counts),
+        "repeats of a known number": lambda: ids.repeat_interleave(counts, output_size=3),
+        "synchronize": torch.accelerator.synchronize,
+        "arithmetic": lambda: (x * 2 + 1).softmax(-1).to(torch.bfloat16) @ x.T.bfloat16(),
+        "to_device": lambda: to_device([torch.ones(3), torch.arange(5), torch.ones(2) > 0], "cuda"),
+    }
+    found = {}
+    for name, call in calls.items():
+        with pretended.log() as log:
+            call()
+        found[name] = [event.kind for event in log.events]
+    return found
+
+
+def copied() -> None:
+    """What `to_device` returns is what it was given."""
+    given = [
+        torch.arange(5),
+        torch.ones(2, 3, dtype=torch.bool),
+        torch.empty(0, 4),
+        torch.tensor(2.5, dtype=torch.float64),
+    ]
+    given += [torch.arange(6).view(2, 3).T, torch.ones(3, device="cuda")]
+    made = to_device(given, "cuda")
+    for before, after in zip(given, made, strict=True):
+        assert after.device.type == "cuda" and after.dtype == before.dtype and torch.equal(after.cpu(), before.cpu())

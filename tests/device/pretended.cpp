@@ -352,6 +352,7 @@ const std::set<std::string> LOOK_AT_DATA = {
     "aten::nonzero", "aten::masked_select",      "aten::_unique",   "aten::_unique2", "aten::unique_dim",
     "aten::equal",   "aten::unique_consecutive", "aten::bincount", "aten::is_nonzero"};
 const std::set<std::string> TAKE_INDICES = {"aten::index", "aten::index_put", "aten::_index_put_impl_"};
+const std::string READ = "aten::index";  // whose indices torch has made ready by then, and waited for if need be
 
 [[noreturn]] void refuse(const std::string& op, const std::string& why) {
   TORCH_CHECK(false, "Expected all tensors to be on the same device, but found at least two devices, ",
@@ -376,14 +377,15 @@ void check_devices(const c10::FunctionSchema& schema, const std::string& name, c
     const auto& declared = schema.arguments()[i];
     const bool indices = declared.name() == "indices" && TAKE_INDICES.count(name) > 0;
     const bool one_number = args.size() > 2 && args[2].isTensor() && args[2].toTensor().numel() == 1;
-    const bool filled = name != "aten::index" && one_number;  // `x[mask] = 0` fills, and does not look for places
+    const bool ready = name == READ || one_number;  // `x[mask] = 0` fills, and does not look for places
     const bool written = declared.alias_info() != nullptr && declared.alias_info()->isWrite();
     for (const auto& tensor : tensors_of(args[i])) {
       if (!tensor.defined()) continue;
-      if (indices && !filled && on_device(tensor) && (tensor.scalar_type() == at::kBool || tensor.scalar_type() == at::kByte))
+      if (indices && !ready && on_device(tensor) && (tensor.scalar_type() == at::kBool || tensor.scalar_type() == at::kByte))
         report("sync", name + " by a mask", 0);
       if (on_device(tensor) || tensor.device().type() != at::kCPU) continue;
-      if (indices)  // which indexing copies, as CUDA's does
+      if (indices && name == READ) continue;
+      if (indices)  // which writing copies, as CUDA's does
         report("h2d", name + " by indices of the CPU", static_cast<int64_t>(tensor.nbytes()));
       else if (written)
         refuse(name, declared.name() + " is written to");

@@ -26,6 +26,7 @@ from device import as_cuda, build, waits
 T = TypeVar("T")
 CAPACITY = 8 << 30
 
+backends: list[str | None] = []  # what groups of processes were asked for
 _device: ModuleType | None = None
 _listener: waits.Listener | None = None
 
@@ -110,14 +111,13 @@ def _nccl_by_gloo() -> None:
     from torch.distributed import distributed_c10d as c10d
 
     init, collective_device = dist.init_process_group, c10d._get_object_coll_device
-    asked: list[str | None] = []
 
     def init_process_group(backend: str | None = None, *args: Any, **how: Any) -> None:
-        asked.append(backend)
+        backends.append(backend)
         init("cpu:gloo,cuda:gloo" if backend is None or "nccl" in backend else backend, *args, **how)
 
     def device_of_objects(group: Any = None) -> str:
-        alone = asked and asked[-1] is not None and "cpu" not in asked[-1] and "nccl" in asked[-1]
+        alone = backends and backends[-1] is not None and "cpu" not in backends[-1] and "nccl" in backends[-1]
         return "cuda" if alone else collective_device(group)
 
     dist.init_process_group = c10d.init_process_group = init_process_group
