@@ -30,7 +30,7 @@ class Without(TorchDispatchMode):
 def finite_losses(case: str, folder: Path) -> list[float]:
     devices.FLOAT64["cuda"] = lambda device: False
     with Without():
-        return [line["loss"] for line in cases.trained(case, folder) if line["kind"] == "train"]
+        return [line["loss"] for line in cases.trained(case, folder).lines if line["kind"] == "train"]
 
 
 def caught(folder: Path) -> str:
