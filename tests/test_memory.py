@@ -21,8 +21,10 @@ from ft_host.monitor.memory_estimate import generation_bytes
 from ft_host.testing.invariants import beside
 from ft_host.testing.rules import Told, codes, findings, steps
 from ft_host.training import build, launch, step
-from ft_host.util import memory
-from ft_host.util.memory import ModelSizes, oom_context, ran_out
+from ft_host.util import memory, model_sizes, step_memory
+from ft_host.util.memory import oom_context, ran_out
+from ft_host.util.model_sizes import ModelSizes
+from ft_host.util.step_memory import Kept
 
 # Of a run of examples/arithmetic on a CPU
 PLAN = {
@@ -96,28 +98,33 @@ def test_shapes_are_read_off_a_config():
         "num_key_value_heads": 2,
         "head_dim": 32,
     }
-    assert memory.model_sizes_of(fields) == ModelSizes(hidden=128, layers=3, wide=384, vocabulary=16, cached=128)
+    expected = ModelSizes(hidden=128, layers=3, wide=384, vocabulary=16, cached=128, queries=128)
+    assert model_sizes.model_sizes_of(fields) == expected
     experts = fields | {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
-    assert memory.model_sizes_of(experts).wide == 128
+    assert model_sizes.model_sizes_of(experts).wide == 128
 
 
 def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer_in_full():
     shape = ModelSizes(hidden=8, layers=10, wide=16, vocabulary=100, cached=16)
-    whole, less = (memory.activation_bytes(shape, 5, 4, on) for on in (False, True))
-    layer = 5 * 4 * (14 * 8 + 4 * 16)
-    assert whole == 10 * layer + layer  # with the gradients of one
-    assert less == 10 * 5 * 4 * 8 + layer + layer
+    how = Kept(width=4, states=4, lean=True)
+    # queries, what attention gives in two layouts, keys and values; gate and up; inputs of two norms
+    layer = 5 * 4 * (3 * 8 + 16 + 2 * 16 + 2 * 8)
+    backward = 5 * 4 * (14 * 8 + 4 * 16)  # of one layer
+    assert step_memory.activation_bytes(shape, 5, how) == 10 * layer + backward
+    assert step_memory.activation_bytes(shape, 5, how, checkpointing=True) == 10 * 5 * 4 * 8 + layer + backward
 
 
 def test_logits_are_kept_where_they_are_few_and_made_in_tiles_where_not():
-    assert memory.logit_bytes(10, 100, tile=1000, targets=4, kept=4000) == 4000
-    assert memory.logit_bytes(1000, 100, tile=3000, targets=4, kept=4000) == 6000
-    assert memory.logit_bytes(1000, 100, tile=1000, targets=4, kept=4000) == 3200  # no fewer targets than four a tile
+    assert step_memory.logit_bytes(10, 100, tile=1000, targets=4, kept=4000) == 4000
+    assert step_memory.logit_bytes(1000, 100, tile=3000, targets=4, kept=4000) == 6000
+    assert (
+        step_memory.logit_bytes(1000, 100, tile=1000, targets=4, kept=4000) == 3200
+    )  # no fewer targets than four a tile
 
 
 def test_many_rows_even_out_and_one_may_be_the_longest():
-    assert memory.longest_batch(1, 20, 100) == 100
-    assert memory.longest_batch(64, 20, 100) == 64 * 30
+    assert step_memory.longest_batch(1, 20, 100) == 100
+    assert step_memory.longest_batch(64, 20, 100) == 64 * 30
 
 
 def config_of(**fields):
@@ -126,22 +133,22 @@ def config_of(**fields):
 
 def test_tokens_of_a_micro_batch_go_by_what_was_measured():
     measured = {"data/length_max": 40, "data/length_p50": 30}
-    assert memory.tokens_of(config_of(max_length=1024, per_device_train_batch_size=4), {}) == 4 * 1024
-    assert memory.tokens_of(config_of(max_length=1024, per_device_train_batch_size=4), measured) == 4 * 35
-    assert memory.tokens_of(config_of(max_length=32, per_device_train_batch_size=4), measured) == 4 * 31
-    assert memory.tokens_of(config_of(max_length=32, per_device_train_batch_size=4, packing=True), measured) == 128
+    assert step_memory.tokens_of(config_of(max_length=1024, per_device_train_batch_size=4), {}) == 4 * 1024
+    assert step_memory.tokens_of(config_of(max_length=1024, per_device_train_batch_size=4), measured) == 4 * 35
+    assert step_memory.tokens_of(config_of(max_length=32, per_device_train_batch_size=4), measured) == 4 * 31
+    assert step_memory.tokens_of(config_of(max_length=32, per_device_train_batch_size=4, packing=True), measured) == 128
     pairs = measured | {"data/length_ratio": 1.0}
-    assert memory.tokens_of(config_of(per_device_train_batch_size=1), pairs) == 80
+    assert step_memory.tokens_of(config_of(per_device_train_batch_size=1), pairs) == 80
     completed = measured | {"plan/generations": 8}
-    assert memory.tokens_of(config_of(per_device_train_batch_size=1, max_completion_length=10), completed) == 50
+    assert step_memory.tokens_of(config_of(per_device_train_batch_size=1, max_completion_length=10), completed) == 50
 
 
 def test_a_budget_of_tokens_is_an_upper_bound():
     measured = {"data/length_max": 40, "data/length_p50": 40}
     few = config_of(per_device_train_batch_size=2, gradient_accumulation_steps=2, max_tokens_per_micro_batch=1000)
     many = config_of(per_device_train_batch_size=2, gradient_accumulation_steps=50, max_tokens_per_micro_batch=1000)
-    assert memory.tokens_of(few, measured) == 160
-    assert memory.tokens_of(many, measured) == 1000
+    assert step_memory.tokens_of(few, measured) == 160
+    assert step_memory.tokens_of(many, measured) == 1000
 
 
 def test_the_peak_is_of_training_or_of_generation():

@@ -17,7 +17,7 @@ from ft_host.errors import ConfigError
 from ft_host.rundir.folder import RunFolder
 from ft_host.training.launch import train
 from ft_host.training.optim import Schedule, averaged, make_optimizer, optimizer_factory, set_rate, try_optimizer
-from ft_host.util.memory import states_of
+from ft_host.util.step_memory import states_of
 
 CPU = torch.device("cpu")
 SOURCE = '''

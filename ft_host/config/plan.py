@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ft_host.config.fields import GROUPS, fields_of
 from ft_host.config.held_out import paths_of
+from ft_host.config.memory_plan import memory_notes
 from ft_host.config.resolve import Resolved
 from ft_host.config.rollout import RolloutConfig, RolloutPlan
 from ft_host.config.text import yaml_text
@@ -58,6 +59,7 @@ def plan(config: RunConfig, processes: int) -> list[str]:
         f"each optimizer step: {step}",
         f"length: {length(config, per_step, rollouts)}",
         f"evaluation: {evaluated}, {when}{rewards}" if evaluated else "evaluation: none",
+        *memory_notes(config, processes),
         f"run folder: {config.output_dir or 'a new one in runs/'}",
     ]
 

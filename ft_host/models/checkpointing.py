@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch.distributed.tensor import DTensor
+
 from ft_host.distributed.processes import free_memory, precision
 from ft_host.errors import ConfigError
 from ft_host.models.policy import Policy
 from ft_host.models.shards import held_bytes
-from ft_host.util.memory import ModelSizes, activation_bytes, model_sizes_of
+from ft_host.util.model_sizes import ModelSizes, model_sizes_of
+from ft_host.util.step_memory import Kept, activation_bytes, states_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,11 +29,38 @@ def sizes_of(config: PretrainedConfig) -> ModelSizes:
     )
 
 
+def kept_by(policy: Policy, config: RunConfig) -> Kept:
+    """Return how a policy's layers compute, as far as memory goes by it."""
+    mixed, embeddings = precision(config, policy.device) != "no", policy.causal_lm.get_input_embeddings().weight
+    held = embeddings.element_size()
+    lean = policy.lean
+    return Kept(
+        width=2 if mixed else held,
+        states=2 if mixed and isinstance(embeddings, DTensor) else held,  # FSDP2 has no wider ones
+        lean=not config.use_liger_kernel and (lean.lean_norms, lean.lean_mlps) == (lean.norms, lean.mlps),
+        adapter=config.use_peft,
+    )
+
+
+def copied_bytes(policy: Policy, config: RunConfig) -> int:
+    """Return what autocast makes of matrices that are wider than its type, and what of a packed matrix is unpacked for
+    its product. A policy that is sharded has no copies beside those that are gathered."""
+    parameters = list(policy.model.parameters())
+    if precision(config, policy.device) == "no" or any(isinstance(p, DTensor) for p in parameters):
+        return 0
+    embeddings = policy.causal_lm.get_input_embeddings()
+    used = policy.head is None and policy.causal_lm.get_output_embeddings().weight is embeddings.weight
+    looked_up = set() if used else {id(p) for p in embeddings.parameters()}
+    copied = [p for p in parameters if p.element_size() == 4 and p.dim() > 1 and id(p) not in looked_up]
+    packed = [p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in parameters if p.element_size() == 1]
+    return sum(p.numel() * 2 for p in copied) + 2 * max(packed, default=0)
+
+
 def most_activations(policy: Policy, config: RunConfig) -> int:
     """Return the bytes that a micro-batch keeps for its backward pass, if all its rows have the maximum length."""
-    width = 4 if precision(config, policy.device) == "no" else 2
     rows = config.per_device_train_batch_size * (config.max_length or 2048)
-    return activation_bytes(sizes_of(policy.config), config.max_tokens_per_micro_batch or rows, width)
+    tokens = config.max_tokens_per_micro_batch or rows
+    return activation_bytes(sizes_of(policy.config), tokens, kept_by(policy, config))
 
 
 def recompute(policy: Policy, config: RunConfig) -> None:
@@ -42,7 +73,8 @@ def recompute(policy: Policy, config: RunConfig) -> None:
         return
     if wanted is None:
         trained = sum(held_bytes(p) for p in policy.parameters() if p.requires_grad)
-        left = free_memory(policy.device) - 3 * trained  # gradients and Adam's two moments
+        taken = (1 + states_of(config.optim)) * trained + copied_bytes(policy, config)  # gradients and moments
+        left = free_memory(policy.device) - taken
         need = most_activations(policy, config)
         # Blocks are full. Rows are rarely all of maximum length, so the estimate is rarely reached.
         wanted = need > (0.8 if config.packing else 1.2) * left

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ft_host.config.rollout import RolloutConfig
 from ft_host.distributed.processes import free_memory
-from ft_host.models.checkpointing import sizes_of
+from ft_host.models.checkpointing import copied_bytes, kept_by, sizes_of
 from ft_host.models.head import KEPT_BYTES
 from ft_host.models.tiles import TILE_BYTES, TILE_TARGETS
 from ft_host.monitor.memory_usage import resident_mb
-from ft_host.util.memory import (
-    MB,
-    activation_bytes,
-    cached_tokens,
-    in_words,
-    logit_bytes,
-    memory_facts,
-    rows_at_a_time,
-    states_of,
-    tokens_of,
-)
+from ft_host.util.memory import MB, in_words, memory_facts, rows_at_a_time
+from ft_host.util.model_sizes import ModelSizes
+from ft_host.util.step_memory import PACKED, Held, cached_tokens, logit_bytes, step_bytes, tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    import torch
 
     from ft_host.run import Run
 
@@ -38,47 +30,63 @@ def memory_parts(run: Run, facts: Mapping[str, Any], held_out: int) -> dict[str,
     too."""
     config, policy = run.config, run.policy
     shape = sizes_of(policy.config.get_text_config())
-    parameters = list(policy.parameters())
-    trained = [p for p in parameters if p.requires_grad]
-    sharded = any(isinstance(p, DTensor) for p in parameters)
-    gradients = size_of(trained)
-    states = gradients * states_of(config.optim)
-    if run.world_size > 1 and not sharded:
-        gradients *= 2  # DDP's buckets
-    mixed = run.accelerator.mixed_precision != "no"
-    width = 2 if mixed else parameters[0].element_size()
-    tokens = tokens_of(config, facts)
-    activations = activation_bytes(shape, tokens, width, policy.recomputes)
-    if mixed:  # autocast's copies of float32 matrices
-        activations += sum(whole_size(p) // 2 for p in parameters if p.element_size() == 4 and p.dim() > 1)
-    if sharded:  # a layer is whole while it is computed, embeddings and head always
-        activations += sum(whole_size(p) for p in parameters) // max(1, shape.layers)
-        activations += 2 * shape.vocabulary * shape.hidden * width
+    kept, tokens = kept_by(policy, config), tokens_of(config, facts)
     tile = TILE_BYTES.get(run.device.type, TILE_BYTES["cuda"])
     logits = 0 if policy.head else logit_bytes(tokens, shape.vocabulary, tile, TILE_TARGETS, KEPT_BYTES)
     models = [aux_model.held for aux_model in run.models.values() if aux_model.held is not None]
-    parts = {
-        "weights": size_of(parameters),
-        "gradients": gradients,
-        "optimizer": states,
-        "companions": size_of(p for model in models for p in model.parameters()),
-        "activations": activations,
-        "logits": logits,
-        "generation": generation_bytes(run, facts, shape, held_out, width),
-    }
+    parts = step_bytes(
+        held_by(run, shape, kept.width),
+        shape,
+        kept,
+        tokens=tokens,
+        optim=config.optim,
+        largest=max((local(p).numel() for p in policy.parameters() if p.requires_grad), default=0),
+        logits=logits,
+        checkpointing=policy.recomputes,
+        buckets=isinstance(run.model, DistributedDataParallel) and not run.model.gradient_as_bucket_view,
+    )
+    parts["companions"] = size_of(p for model in models for p in model.parameters())
+    parts["generation"] = generation_bytes(run, facts, shape, held_out, kept.width)
     out = {name: value / MB for name, value in parts.items()}
     if run.device.type != "cpu":
         return out
     return {"base": max(0.0, resident_mb() - out["weights"] - out["companions"])} | out
 
 
+def held_by(run: Run, shape: ModelSizes, width: int) -> Held:
+    """Return what the policy's weights take on this process."""
+    config, policy = run.config, run.policy
+    parameters = list(policy.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    weights = size_of(parameters)
+    if config.load_in_4bit:  # the constants of a block are no parameters
+        packed = size_of(p for p in parameters if p.dtype == torch.uint8)
+        weights += round(packed * (PACKED[4][config.use_bnb_nested_quant] / 0.5 - 1))
+    layer = ends = head = 0
+    values = 0 if policy.head else shape.vocabulary * shape.hidden
+    if any(isinstance(p, DTensor) for p in parameters):
+        tied = policy.head is None and policy.causal_lm.config.get_text_config().tie_word_embeddings
+        ends = width * (values if tied else 2 * values)
+        layer = max(0, width * sum(p.numel() for p in parameters) - ends) // max(1, shape.layers)
+    if not config.use_peft:
+        head = width * values
+    return Held(
+        weights=weights,
+        trained=size_of(trained),
+        copies=copied_bytes(policy, config),
+        layer=layer,
+        ends=ends,
+        head=head,
+    )
+
+
 def size_of(parameters: Iterable[torch.Tensor]) -> int:
     """Return the bytes of them that this process holds."""
-    return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in parameters)
+    return sum(local(p).nbytes for p in parameters)
 
 
-def whole_size(parameter: torch.Tensor) -> int:
-    return parameter.numel() * parameter.element_size()
+def local(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def generation_bytes(run: Run, facts: Mapping[str, Any], shape: Any, held_out: int, width: int) -> int:

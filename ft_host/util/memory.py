@@ -7,31 +7,14 @@ logits, keys and values are computed for the largest micro-batch to be expected.
 from __future__ import annotations
 
 import contextlib
-import math
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ft_host.errors import OutOfMemory
 
-if TYPE_CHECKING:
-    pass
-
-
 MB = 2**20
 FEW_ROWS, MANY_ROWS = 64, 256  # completions that are generated at a time: on a CPU, and at most where memory decides
-
-
-# Values that an optimizer keeps per trained parameter, in the parameter's type. Any other counts as keeping two.
-STATES = {"adafactor": 0.05, "torch_adafactor": 0.05, "torch.optim:Adafactor": 0.05, "sgd": 0.0}
-
-
-def states_of(optim: str) -> float:
-    """Return the values that an optimizer keeps per trained parameter, by its name or path; a value of 8 bits is a
-    quarter of one."""
-    usual = 1.0 if "lion" in optim.lower() else 2.0
-    return STATES.get(optim, usual / 4 if "8bit" in optim.lower() else usual)
 
 
 # The words for each part, in the order of the sentence.
@@ -47,86 +30,6 @@ PARTS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSizes:
-    """The sizes in a model's config."""
-
-    hidden: int
-    layers: int
-    wide: int  # of the MLP, summed over the experts of a token
-    vocabulary: int
-    cached: int  # values in the KV cache per token and layer
-
-
-def model_sizes_of(fields: Mapping[str, Any]) -> ModelSizes:
-    """Return the sizes. `fields`: the config of a language model (the text part), as in its config.json."""
-    hidden = fields["hidden_size"]
-    heads = fields.get("num_attention_heads") or 1
-    groups = fields.get("num_key_value_heads") or heads
-    experts = fields.get("num_experts_per_tok")
-    wide = fields.get("moe_intermediate_size") if experts else None
-    wide = wide or fields.get("intermediate_size") or 4 * hidden
-    if isinstance(wide, list):  # one for each layer (Gemma 3n)
-        wide = max(wide)
-    return ModelSizes(
-        hidden=hidden,
-        layers=fields["num_hidden_layers"],
-        wide=wide * (experts or 1),
-        vocabulary=fields.get("vocab_size") or 0,
-        cached=2 * groups * (fields.get("head_dim") or hidden // heads),
-    )
-
-
-def activation_bytes(shape: ModelSizes, tokens: int, width: int, checkpointing: bool = False) -> int:
-    """Estimate what a micro-batch keeps for its backward pass.
-
-    Per token and layer: the inputs of each product and norm, and what is between them (fourteen widths of the hidden
-    state, four of a gated MLP), and for one layer also their gradients. With checkpointing: the input of each layer,
-    and one layer in full. Checked by benchmarks/memory_estimate.py.
-    """
-    layer = tokens * width * (14 * shape.hidden + 4 * shape.wide)
-    kept = shape.layers * tokens * width * shape.hidden + layer if checkpointing else shape.layers * layer
-    return kept + layer
-
-
-def logit_bytes(tokens: int, vocabulary: int, tile: int, targets: int, kept: int) -> int:
-    """Estimate the memory of the head: all logits in float32 where they fit in `kept` bytes, else two tiles of them.
-
-    `tile`: bytes of a tile, which has at least `targets` rows.
-    """
-    whole = 4 * tokens * vocabulary
-    return whole if whole <= kept else min(2 * whole, 2 * max(tile, 4 * targets * vocabulary))
-
-
-def longest_batch(rows: int, typical: float, longest: float) -> int:
-    """Return the tokens of the largest micro-batch to be expected: many rows average out, one row may be
-    the longest.
-    """
-    return math.ceil(rows * (typical + (longest - typical) / math.sqrt(rows)))
-
-
-def tokens_of(config: Any, facts: Mapping[str, Any]) -> int:
-    """Return the tokens of the largest micro-batch. `facts`: lengths of the data, where they were measured.
-
-    Completions are assumed to have the maximum length.
-    """
-    limit = config.max_length or 2048
-    longest = min(limit, facts.get("data/length_max", limit))
-    typical = min(limit, facts.get("data/length_p50", longest))
-    rows = config.per_device_train_batch_size
-    if config.packing:
-        longest = typical = limit
-    if "plan/generations" in facts:  # the measured lengths are of prompts
-        longest, typical = longest + config.max_completion_length, typical + config.max_completion_length
-    if "data/length_ratio" in facts:  # pairs: two texts a row
-        longest, typical = 2 * longest, 2 * typical
-    budget = config.max_tokens_per_micro_batch
-    if budget is None:
-        return longest_batch(rows, typical, longest)
-    every = longest_batch(rows * config.gradient_accumulation_steps, typical, longest)
-    return min(every, max(budget, math.ceil(longest)))
-
-
 def rows_that_fit(left: float, row: int) -> int:
     """Return how many completions are generated at a time with `left` bytes, of which each needs `row` bytes at its
     longest: MANY_ROWS, or fewer, in eights."""
@@ -136,12 +39,6 @@ def rows_that_fit(left: float, row: int) -> int:
 def rows_at_a_time(config: Any, facts: Mapping[str, Any]) -> int:
     """Return decode_batch_size, or what the run has taken for it."""
     return config.decode_batch_size or facts.get("plan/decode_batch_size", FEW_ROWS)
-
-
-def cached_tokens(config: Any, facts: Mapping[str, Any], jobs: int) -> int:
-    """Return the tokens whose keys and values generation holds at once, for `jobs` completions in all."""
-    prompt = min(config.max_length or 2048, facts.get("data/length_max", config.max_length or 2048))
-    return min(rows_at_a_time(config, facts), jobs) * (prompt + config.max_completion_length)
 
 
 def peak_mb(parts: Mapping[str, float]) -> float:

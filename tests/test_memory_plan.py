@@ -1,0 +1,232 @@
+"""What a run is expected to take, before anything is loaded: weights by a config, what layers keep, what fits."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from ft_host.batch import Segment, flat_batch
+from ft_host.config import RunConfig
+from ft_host.config.memory_plan import config_of_model, fit, held_by, memory_notes, memory_plan, room_mb
+from ft_host.errors import ConfigError
+from ft_host.models import load, load_policy
+from ft_host.models.checkpointing import kept_by, sizes_of
+from ft_host.models.held import maths
+from ft_host.models.lean import Found, remaking
+from ft_host.testing import models
+from ft_host.util.memory import MB, peak_mb
+from ft_host.util.model_sizes import counts_of
+from ft_host.util.step_memory import Held, Kept, kept_by_layer, step_bytes
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+TOKENIZER = models.tiny_tokenizer()
+LLAMA_8B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "tie_word_embeddings": False,
+}
+
+
+def generator() -> Any:
+    spec = importlib.util.spec_from_file_location("generate_memory", ROOT / "docs" / "generate_memory.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen", "mistral", "gemma", "moe"])
+def test_matrices_are_counted_from_the_config_alone(name):
+    model = getattr(models, f"tiny_{name}")()
+    counts = counts_of(model.config.to_dict())
+    found = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    assert counts.all - counts.vectors == found
+
+
+def test_published_models_have_the_published_numbers_of_weights():
+    published = {
+        "Qwen3-0.6B": 596_049_920,
+        "Qwen3-1.7B": 1_720_574_976,
+        "Qwen3-8B": 8_190_735_360,
+        "Qwen3-32B": 32_762_123_264,
+        "Llama-3.3-70B": 70_553_706_496,
+    }
+    for name, fields in generator().MODELS.items():
+        assert counts_of(fields).all == pytest.approx(published[name], rel=2e-5), name
+
+
+def test_an_adapter_is_counted_as_peft_makes_it():
+    model = models.tiny_llama()
+    counts = counts_of(model.config.to_dict())
+    for names in (["q_proj", "down_proj"], None):
+        adapted = get_peft_model(models.tiny_llama(), LoraConfig(r=4, target_modules=names or "all-linear"))
+        assert counts.adapter(4, names) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("fields", [{"kv_lora_rank": 512}, {"layer_types": ["linear_attention"]}, {"vocab_size": None}])
+def test_what_has_other_layers_isnt_counted(fields):
+    assert counts_of(LLAMA_8B | fields) is None
+
+
+def test_types_of_weights_are_those_that_a_run_holds():
+    counts = counts_of(LLAMA_8B)
+    matrices, ends = counts.matrices, counts.embeddings
+    assert held_by(counts, RunConfig(), 2).weights == 4 * counts.all == held_by(counts, RunConfig(), 2).trained
+    assert held_by(counts, RunConfig(), 2).copies == 2 * (counts.all - ends)  # what is looked up isn't cast
+    assert held_by(counts, RunConfig(dtype="bfloat16"), 2).copies == 0
+    lora = held_by(counts, RunConfig(use_peft=True, lora_r=8), 2)
+    assert lora.trained == 4 * counts.adapter(8) and lora.weights == 2 * counts.all + lora.trained
+    assert held_by(counts, RunConfig(use_peft=True, bf16=False), 4).weights > 4 * counts.all
+    packed = held_by(counts, RunConfig(use_peft=True, lora_r=8, load_in_4bit=True), 2)
+    assert packed.weights == 2 * (counts.all - matrices) + 0.5625 * matrices + lora.trained
+    assert packed.copies == 2 * 4096 * 14336
+
+
+# ---------------------------------------------------------------- what layers keep
+
+
+def measured(policy: Any, config: RunConfig, tokens: int) -> int:
+    """Bytes that the layers of a forward keep for its backward pass."""
+    storages: dict[int, int] = {}
+    held, own = [], remaking.pack
+
+    def pack(tensor: torch.Tensor) -> Any:
+        kept = own(tensor) if policy.lean.norms else remaking.Kept(tensor)
+        if isinstance(kept, remaking.Kept):
+            held.append(kept)
+            storages[kept.tensor.untyped_storage().data_ptr()] = kept.tensor.untyped_storage().nbytes()
+        return kept
+
+    rows = [torch.arange(3, 3 + tokens // 4).remainder(250).tolist() for _ in range(4)]
+    segments = [Segment(input_ids=ids, labels=ids, row=row) for row, ids in enumerate(rows)]
+    with mock.patch.object(remaking, "pack", pack), maths(config, CPU):
+        policy(flat_batch(segments, num_rows=4), want=("logp",))
+    return sum(size for place, size in storages.items())
+
+
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "own"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"bf16": True}, {"bf16": True, "dtype": "bfloat16"}, {"bf16": True, "use_peft": True}, {"use_peft": True}],
+    ids=lambda fields: " ".join(fields) or "float32",
+)
+def test_what_a_layer_keeps_is_what_autograd_saves(tmp_path, monkeypatch, fields, lean):
+    if not lean:
+        monkeypatch.setattr(load, "make_lean", lambda *given: Found())
+    found = []
+    for layers in (1, 2):
+        model = models.tiny_qwen(hidden_size=128, intermediate_size=384, head_dim=64, num_hidden_layers=layers)
+        folder = models.save_tiny(tmp_path / str(layers), model, TOKENIZER)
+        config = RunConfig(model=str(folder), gradient_checkpointing=False, **fields)
+        policy = load_policy(config, TOKENIZER, CPU)
+        short, long = (measured(policy, config, tokens) for tokens in (400, 800))
+        found.append((long - short) / 400)  # what doesn't grow with tokens are weights and their copies
+    how = kept_by(policy, config)
+    assert how.lean and how.adapter == config.use_peft and how.width == (2 if config.bf16 else 4)
+    how = Kept(width=how.width, states=how.states, lean=lean, adapter=how.adapter)
+    assert kept_by_layer(sizes_of(policy.config), how) == pytest.approx(found[1] - found[0], rel=0.06)
+
+
+# ---------------------------------------------------------------- a step
+
+
+def test_a_share_of_a_sharded_model_and_whole_layers_of_it():
+    shape = counts_and_shape()[1]
+    kept = Kept(width=2, states=2, lean=True)
+    usual = {"tokens": 0, "optim": "adamw", "largest": 0, "logits": 0}
+    alone = step_bytes(Held(weights=64, trained=64), shape, kept, **usual)
+    assert alone == {"weights": 64, "gradients": 64, "optimizer": 128, "activations": 0, "logits": 0}
+    assert step_bytes(Held(weights=64, trained=64), shape, kept, buckets=True, **usual)["gradients"] == 128
+    share = step_bytes(Held(weights=16, trained=16, layer=10, ends=6), shape, kept, **usual)
+    # two layers and the ends; the gradients of one and of the ends, in 2 bytes and in 4
+    assert share["activations"] == 2 * 10 + 6 + 3 * (10 + 6)
+
+
+def counts_and_shape() -> Any:
+    from ft_host.util.model_sizes import model_sizes_of
+
+    return counts_of(LLAMA_8B), model_sizes_of(LLAMA_8B)
+
+
+def test_a_plan_of_8_billion_weights_by_hand():
+    """Full, in float32, on one card: 16 bytes a weight, and 2 for autocast's copy of each matrix."""
+    counts, _ = counts_and_shape()
+    parts = memory_plan(LLAMA_8B, RunConfig(gradient_checkpointing=True))
+    assert parts["weights"] == parts["gradients"] == parts["optimizer"] / 2 == 4 * counts.all / MB
+    tokens = 8 * 1024
+    layer = tokens * (2 * (3 * 4096 + 2048 + 2 * 14336) + 4 * 2 * 4096)
+    expected = 32 * tokens * 4 * 4096 + layer + tokens * 2 * (14 * 4096 + 4 * 14336)
+    assert parts["activations"] == (expected + 2 * (counts.all - counts.embeddings)) / MB
+    four = memory_plan(LLAMA_8B, RunConfig(distributed_strategy="fsdp2"), processes=4)
+    assert four["weights"] == parts["weights"] / 4
+
+
+def test_the_first_setting_that_fits_is_the_mildest():
+    checkpointing, one_row = {"gradient_checkpointing": True}, {"per_device_train_batch_size": 1}
+    lora, full = RunConfig(use_peft=True), RunConfig()
+    assert fit(LLAMA_8B, lora, 80).changes == {}
+    assert fit(LLAMA_8B, lora, 24).changes == checkpointing
+    assert fit(LLAMA_8B, full, 80).changes == checkpointing | {"dtype": "bfloat16"}
+    several = fit(LLAMA_8B, full, 80, most_cards=8)
+    sharded = {"distributed_strategy": "fsdp2", "num_processes": 2}
+    assert several.changes == checkpointing | sharded | one_row | {"gradient_accumulation_steps": 8}
+    assert several.megabytes <= room_mb(80) < peak_mb(memory_plan(LLAMA_8B, full))
+    assert fit(LLAMA_8B, full, 24) is None
+
+
+def test_the_table_of_the_docs_is_written_from_the_estimate():
+    module = generator()
+    assert module.PAGE.read_text(encoding="utf-8") == module.generate(), "run: python docs/generate_memory.py"
+
+
+# ---------------------------------------------------------------- a dry run
+
+
+def test_a_dry_run_says_what_is_taken_and_which_card_it_fits(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": LLAMA_8B}))
+    config = RunConfig(model=str(tmp_path), use_peft=True)
+    assert config_of_model(config) == LLAMA_8B
+    [said] = memory_notes(config, 1)
+    assert said.startswith("memory on a GPU: about ") and said.endswith("; fits a card of 48 GB")
+    [said] = memory_notes(RunConfig(model=str(tmp_path)), 1)
+    assert "doesn't fit a card of 141 GB; it would with gradient_checkpointing: true, dtype: bfloat16" in said
+    assert memory_notes(RunConfig(model=str(tmp_path), use_cpu=True), 1) == []
+
+
+def test_a_dry_run_of_a_model_that_isnt_here_asks_nobody(tmp_path):
+    for name in ("nobody/nothing", str(tmp_path)):
+        assert memory_notes(RunConfig(model=name), 1) == [
+            "memory: known once the model is loaded (its config.json isn't on this machine)"
+        ]
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="config.json: not JSON: "):
+        memory_notes(RunConfig(model=str(tmp_path)), 1)
+
+
+def test_a_plan_and_a_loaded_run_agree(tmp_path):
+    """The same model, counted from its config and from its weights."""
+    model = models.tiny_llama(hidden_size=128, intermediate_size=384)
+    folder = models.save_tiny(tmp_path, model, TOKENIZER)
+    for fields in ({"bf16": True}, {"bf16": True, "use_peft": True}):
+        config = RunConfig(model=str(folder), **fields)
+        parts = memory_plan(model.config.to_dict(), config)
+        policy = load_policy(config, TOKENIZER, CPU)
+        held = sum(p.nbytes for p in policy.parameters()) / MB
+        assert parts["weights"] == pytest.approx(held, rel=0.01) and peak_mb(parts) > held
+        trained = sum(p.nbytes for p in policy.parameters() if p.requires_grad) / MB
+        assert parts["gradients"] == pytest.approx(trained, rel=0.01)
