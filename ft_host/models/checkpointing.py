@@ -39,6 +39,7 @@ def kept_by(policy: Policy, config: RunConfig) -> Kept:
         states=2 if mixed and isinstance(embeddings, DTensor) else held,  # FSDP2 has no wider ones
         lean=not config.use_liger_kernel and (lean.lean_norms, lean.lean_mlps) == (lean.norms, lean.mlps),
         adapter=config.use_peft,
+        segments=policy.kernel == "sdpa",
     )
 
 

@@ -41,34 +41,44 @@ PACKED = {4: {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}, 8: {Fal
 class Kept:
     """How layers compute. `width`: bytes of a value that a product gives or takes. `states`: of one that goes from
     layer to layer. `lean`: whether norms and gated MLPs are those of ft_host.models.lean. `adapter`: whether only an
-    adapter is trained."""
+    adapter is trained. `segments`: whether attention is one call a segment."""
 
     width: int
     states: int
     lean: bool = False
     adapter: bool = False
+    segments: bool = False
 
 
 def kept_by_layer(shape: ModelSizes, how: Kept) -> int:
     """Return the bytes that a layer keeps of a token."""
     hidden, wide, queries, keys, width = shape.hidden, shape.wide, shape.query_values, shape.cached // 2, how.width
-    mixed = width == 2
-    size = width * (2 * queries + 2 * keys)  # queries, keys and values as attention takes them, and what it gives
-    size += width * 2 * wide + how.states * 2 * hidden  # gate and up; inputs of two norms
-    if shape.norms:
-        size += width * (queries + keys)  # their inputs
+    # queries, keys and values, before or after norms and rotation, which make each other; what attention gives; gate
+    # and up; inputs of two norms
+    size = width * (2 * queries + 2 * keys + 2 * wide) + how.states * 2 * hidden
     if shape.chosen:
         size += width * 2 * shape.chosen * hidden  # inputs and outputs of a token's experts
-    if how.adapter and mixed and not how.lean:
+    own = kept_by_own_layer(shape, how)
+    if not how.lean:
+        return size + own
+    if how.adapter and width == 2:  # an adapter's copy of an input that isn't made again
+        return size + width * (queries + hidden)
+    return size + (0 if how.segments else width * queries)
+
+
+def kept_by_own_layer(shape: ModelSizes, how: Kept) -> int:
+    """Return the bytes that a model's own layer keeps of a token beside what a lean one does."""
+    hidden, wide, queries, keys, width = shape.hidden, shape.wide, shape.query_values, shape.cached // 2, how.width
+    mixed, normed = width == 2, queries + keys if shape.norms else 0
+    size = width * normed  # inputs of norms on queries and keys, whose outputs are kept too
+    if how.adapter and mixed:
         size += width * (5 * hidden + queries + wide)  # each adapter has a copy of its input, in its products' type
     else:
         size += width * queries  # the input of attention's last projection, in another layout than what attention gave
-    if how.lean:
-        return size
     size += width * (wide if how.adapter and mixed else 2 * wide)  # what is between gate, up and the last projection
     if how.adapter:
-        return size + width * (2 * hidden + (queries + keys if shape.norms and mixed else 0))
-    size += 4 * 2 * hidden + (4 * (queries + keys) if shape.norms else 0)  # norms keep what they compute in float32
+        return size + width * (2 * hidden + (normed if mixed else 0))
+    size += 4 * (2 * hidden + normed)  # norms keep what they compute in float32
     return size + width * (5 if how.states > width else 2) * hidden  # their outputs: cast for each product, or once
 
 
