@@ -101,8 +101,8 @@ def test_types_of_weights_are_those_that_a_run_holds():
 
 @pytest.fixture(scope="module")
 def saved_tensors(tmp_path_factory) -> Any:
-    """`saved_tensors(lean, fields)`: bytes that autograd saves of a token and layer, as the benchmark finds them; and how
-    the layers compute. What is saved once a model, and what doesn't grow with tokens, is left out."""
+    """`saved_tensors(lean, fields)`: bytes that autograd saves of a token and layer, as the benchmark finds them, and
+    how the layers compute. What is saved once a model, and what doesn't grow with tokens, is left out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         benchmark = importlib.import_module("saved_tensors")
