@@ -134,10 +134,13 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
         )
     )
     manifest = json.loads((finished.folder / "run.json").read_text())
-    watch.kernel = {name: value for name, value in manifest["facts"].items() if name.startswith("plan/kernel")}
+    facts = manifest["facts"]
+    kernels = {facts["plan/kernel"], facts["plan/rows_kernel"]}  # of rows that share prompts, and of others
+    watch.kernel = ", ".join(sorted(kernels))
+    if "plan/kernel_refused" in facts:
+        watch.kernel += f" ({facts['plan/kernel_refused']})"
+    watch.decoding, watch.estimate = facts.get("plan/decoding"), facts.get("plan/memory_mb")
     watch.notes = manifest["plan"]["notes"]
-    watch.decoding = manifest["facts"].get("plan/decoding")
-    watch.estimate = manifest["facts"].get("plan/memory_mb")
     return watch.report(imports)
 
 
@@ -244,7 +247,7 @@ def trl(spec: dict[str, Any]) -> dict[str, Any]:
         callbacks=[Watcher()],
         **given,
     )
-    watch.kernel = {"attn_implementation": trainer.model.config._attn_implementation}
+    watch.kernel = trainer.model.config._attn_implementation
     trainer.train()
     return watch.report(imports)
 

@@ -98,7 +98,7 @@ class Watch:
         self.rates: list[float] = []
         self.rows: list[int] = []  # completions that each step sampled
         self.parts: list[dict[str, float]] = []  # seconds of each step by what they went into, where that is known
-        self.kernel: dict[str, Any] = {}  # what computes the attention, as the side says it
+        self.kernel = ""  # what computes the attention, as the side says it
         self.decoding: str | None = None  # how ft-host's own engine runs its steps, where it has a choice
         self.estimate: float | None = None  # the peak of memory that the side expected, in MiB
         self.notes: list[str] = []  # what the side said of its plan

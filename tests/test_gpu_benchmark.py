@@ -233,7 +233,7 @@ def seen_of(steps, losses):
     memory = {"now_mb": 1024.0, "peak_mb": 3072.0, "reserved_mb": 4096.0}
     lists = {"seconds": [1.0] * steps, "tokens": [100] * steps, "losses": losses, "parts": [{}] * steps}
     said = {
-        "kernel": {"plan/kernel": "flex"},
+        "kernel": "flex",
         "decoding": None,
         "estimate": 2048.0,
         "notes": [],

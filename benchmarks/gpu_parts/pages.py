@@ -62,7 +62,7 @@ def figures_of(
         "seconds_per_step": statistics.median(seconds),
         "process_mib": seen["peak_mb"],
         "first_step_s": seen["first_step_s"],
-        "kernel": "; ".join(map(str, seen["kernel"].values())),
+        "kernel": seen["kernel"],
         "decoding": seen["decoding"],
         "losses": seen["losses"],
         "seconds": seen["seconds"],
