@@ -18,6 +18,7 @@ from ft_host.config import RunConfig
 from ft_host.models import load, load_policy
 from ft_host.models.layout import FlatMask, Layout
 from ft_host.models.lean import Found, make_lean, mlps, norms, parts, remaking
+from ft_host.models.lean import norm as norm_module
 from ft_host.models.lean.gated import ACTIVATIONS, Gated, gated
 from ft_host.models.lean.norm import Norm, NormForm, norm
 from ft_host.models.segments import per_segment
@@ -98,6 +99,45 @@ def test_a_norm_has_the_gradients_of_autograd(form, dtype):
         for out in (Norm.apply(states, weight, form), written_out(states, weight, form))
     ]
     close(*results, 1e-6 if dtype == torch.float32 else 2e-2)
+
+
+def test_one_kernel_for_a_norm_where_torch_has_it(monkeypatch):
+    """As on CUDA: what torch's kernels are to compute is written down in its decompositions."""
+    from torch._decomp import decomposition_table
+
+    calls = []
+
+    def forward(states, shape, weight, eps):
+        ratio = torch.rsqrt(states.float().pow(2).mean(-1, keepdim=True) + eps)
+        calls.append("forward")
+        return (states.float() * ratio * weight.float()).to(states.dtype), ratio
+
+    def backward(*given):
+        calls.append("backward")
+        return decomposition_table[torch.ops.aten._fused_rms_norm_backward.default](*given)
+
+    kernels = SimpleNamespace(_fused_rms_norm=forward, _fused_rms_norm_backward=backward)
+    for form, dtypes in (
+        (LLAMA, (torch.float32, torch.float32)),
+        (GEMMA, (torch.float32, torch.float32)),
+        (LLAMA, (torch.bfloat16, torch.bfloat16)),
+        (LLAMA, (torch.float32, torch.bfloat16)),
+        (LLAMA, (torch.bfloat16, torch.float32)),
+    ):
+        states, weight = randn(2, 7, 16, dtype=dtypes[0]), randn(16, seed=1, dtype=dtypes[1])
+        slope = randn(2, 7, 16, seed=2).detach()
+        results = []
+        for kernel in (True, False):
+            monkeypatch.setattr(norm_module, "has_kernel", lambda device, kernel=kernel: kernel)
+            monkeypatch.setattr(norm_module, "aten", kernels)
+            out = Norm.apply(states, weight, form)
+            results.append([out, *torch.autograd.grad(out, [states, weight], slope.to(out.dtype))])
+        close(*results, 2e-2 if torch.bfloat16 in dtypes else 1e-6)
+    assert calls == ["forward", "backward"] * 4, "not with two types, one of which would be rounded"
+
+
+def test_a_cpu_has_no_such_kernel_and_is_asked_by_name():
+    assert not norm_module.has_kernel("cpu")
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -15,21 +15,33 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Activation:
-    """`value(x)`, a new tensor, and `slope(grad, x)`: the gradient by x, from that by the value."""
+    """`value(x)`, a new tensor, and `slope(grad, x)`: the gradient by x, from that by the value, in its place."""
 
     value: Callable[[torch.Tensor], torch.Tensor]
     slope: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+def _of_silu(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return aten.silu_backward.grad_input(grad, x, grad_input=grad)
+
+
+def _of_gelu(grad: torch.Tensor, x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+    return aten.gelu_backward.grad_input(grad, x, approximate=approximate, grad_input=grad)
+
+
+def _of_relu(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)
+
+
 def _of_sigmoid(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return aten.sigmoid_backward(grad, torch.sigmoid(x))
+    return aten.sigmoid_backward.grad_input(grad, torch.sigmoid(x), grad_input=grad)
 
 
 ACTIVATIONS = {
-    "silu": Activation(F.silu, aten.silu_backward),
-    "gelu": Activation(F.gelu, aten.gelu_backward),
-    "gelu_tanh": Activation(partial(F.gelu, approximate="tanh"), partial(aten.gelu_backward, approximate="tanh")),
-    "relu": Activation(F.relu, partial(aten.threshold_backward, threshold=0)),
+    "silu": Activation(F.silu, _of_silu),
+    "gelu": Activation(F.gelu, _of_gelu),
+    "gelu_tanh": Activation(partial(F.gelu, approximate="tanh"), partial(_of_gelu, approximate="tanh")),
+    "relu": Activation(F.relu, _of_relu),
     "sigmoid": Activation(torch.sigmoid, _of_sigmoid),
 }
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -40,21 +43,60 @@ def normed(
     return out if form.narrow_first else out.to(states.dtype)
 
 
+# ---------------------------------------------------------------- in one kernel
+
+
+@functools.cache
+def has_kernel(device: str) -> bool:
+    """Whether torch has this norm and its gradient as one kernel each for a type of device. It has for CUDA."""
+    names = ("aten::_fused_rms_norm", "aten::_fused_rms_norm_backward")
+    return all(torch._C._dispatch_has_kernel_for_dispatch_key(name, device.upper()) for name in names)
+
+
+def fuses(states: torch.Tensor, weight: torch.Tensor | None, form: NormForm) -> bool:
+    """Whether one kernel computes it: it takes no second type, which a float32 input doesn't need."""
+    if weight is None or not has_kernel(states.device.type):
+        return False
+    return states.dtype == torch.float32 or (states.dtype == weight.dtype and not form.offset)
+
+
+def factor_of(weight: torch.Tensor, states: torch.Tensor, form: NormForm) -> torch.Tensor:
+    """(H,): what a kernel multiplies by."""
+    return weight.float() + form.offset if form.offset else weight.to(states.dtype)
+
+
+def forward_of(
+    states: torch.Tensor, weight: torch.Tensor | None, form: NormForm, ratio: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output, and the ratio of each token, which may be known."""
+    if weight is not None and fuses(states, weight, form):
+        return aten._fused_rms_norm(states, [states.shape[-1]], factor_of(weight, states, form), form.eps)
+    ratio = ratio_of(states, form.eps) if ratio is None else ratio
+    return normed(states, weight, ratio, form), ratio
+
+
+# ---------------------------------------------------------------- with its gradient
+
+
 class Norm(torch.autograd.Function):
     """`Norm.apply(states, weight, form)`: (..., H) and (H,) or None to (..., H). Maths in float32."""
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor | None, form: NormForm) -> torch.Tensor:
-        ratio = ratio_of(states, form.eps)
+        out, ratio = forward_of(states, weight, form)
         ctx.save_for_backward(states, weight, ratio)
         ctx.form, ctx.made = form, None
-        return normed(states, weight, ratio, form)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, ratio = ctx.saved_tensors
         ctx.made = None
+        if weight is not None and fuses(states, weight, ctx.form):
+            given = grad.contiguous(), states, [states.shape[-1]], ratio, factor_of(weight, states, ctx.form)
+            of_states, of_weight = aten._fused_rms_norm_backward(*given, list(ctx.needs_input_grad[:2]))
+            return of_states, None if of_weight is None else of_weight.to(weight.dtype), None
         of_states = of_weight = None
         with torch.autocast(states.device.type, enabled=False):
             unit, grad = states.float() * ratio, grad.float()
@@ -76,7 +118,7 @@ def remade(node: Any) -> torch.Tensor:
     """The output of the `Norm` of a graph's node, made again. Kept until its backward pass: several layers want it."""
     if node.made is None:
         states, weight, ratio = node.saved_tensors
-        node.made = normed(states, weight, ratio, node.form)
+        node.made, _ = forward_of(states, weight, node.form, ratio)
     return node.made
 
 
@@ -84,4 +126,4 @@ def norm(states: torch.Tensor, weight: torch.Tensor | None, form: NormForm) -> t
     """`Norm`, or its maths alone where no gradient is wanted."""
     if torch.is_grad_enabled():
         return Norm.apply(states, weight, form)
-    return normed(states, weight, ratio_of(states, form.eps), form)
+    return forward_of(states, weight, form)[0]
