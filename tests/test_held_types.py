@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import ft_host
 from ft_host.batch import Segment, flat_batch
 from ft_host.config import RunConfig
-from ft_host.models import load_frozen, load_policy, probe, save_model
+from ft_host.models import kernels, load, load_frozen, load_policy, save_model
 from ft_host.models.grouped import join_autocast
 from ft_host.models.held import maths
 from ft_host.rundir.folder import RunFolder
@@ -98,6 +98,22 @@ def test_a_frozen_model_in_bfloat16_gives_the_numbers_of_the_policy_to_the_bit(i
         assert torch.equal(values, theirs[name]), name
 
 
+def test_a_frozen_model_that_will_be_sharded_is_in_one_type_as_its_policy_is(in_bfloat16, monkeypatch):
+    """FSDP2 computes a policy in bfloat16 throughout: a reference with wider states would round otherwise."""
+    config, widened = config_of(in_bfloat16), []
+    monkeypatch.setattr(load, "keep_wide", widened.append)
+    monkeypatch.setattr(load, "load_weights", partial(unsharded, load.load_weights))
+    load_frozen(config, config.model, CPU, sharded=True)
+    assert widened == []
+    load_frozen(config, config.model, CPU)
+    assert len(widened) == 1
+
+
+def unsharded(function: Any, *args: Any, **named: Any) -> Any:
+    """The call without shards, which need other processes."""
+    return function(*args, **{**named, "shards": None})
+
+
 def test_a_frozen_reward_model_scores_with_a_head_in_float32(saved):
     config = config_of(saved("llama"))
     frozen = load_frozen(config, str(saved("llama", True)), CPU, head="reward", tokenizer=TOKENIZER)
@@ -132,7 +148,7 @@ def test_a_leak_is_told_from_rounding_by_the_type_of_the_maths(saved):
     for name, fields in {"float32": {}, "bf16": {"bf16": True}, "8 bits": {"load_in_8bit": True}}.items():
         config = config_of(saved("llama"), **{"bf16": False, "use_peft": True, **fields})
         with maths(config, CPU):
-            found[name] = probe._tolerances(policy, config)
+            found[name] = kernels._tolerances(policy, config)
     assert found == {"float32": (1e-3, 1e-5), "bf16": (0.5, 5e-3), "8 bits": (0.5, 0.5)}
 
 

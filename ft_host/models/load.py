@@ -213,10 +213,11 @@ def load_frozen(
             text.pad_token_id = score_pad(tokenizer)
         elif text.to_dict().get("pad_token_id") is None:
             raise ConfigError(f"{field}: {source} doesn't say which token is padding (pad_token_id of its config.json)")
-    if head is not None and config.dtype is None:
-        model.score.float()  # one row, of which a score of two digits would be left
-    if not moves and keeps_wide(config, device):
-        keep_wide(model)
+    if not sharded:  # FSDP2 computes all of a model in one type
+        if head is not None and config.dtype is None:
+            model.score.float()  # one row, of which a score of two digits would be left
+        if not moves and keeps_wide(config, device):
+            keep_wide(model)
     model.requires_grad_(False)
     return _placed(model, config, device, head).eval()
 
