@@ -29,6 +29,11 @@ ALLOWED = {
         "cli/",
         r"ft-host (config|schema) sft|sft.schema|sft, ft-sft:sft|ft-(sft|dpo)|sft-2026|method: sft|grpo,num001|grpo001",
     ): ("examples in help, of the first method that a reader of the quickstart has"),
+    ("cli/migrate.py", r"trl dpo"): "a command line of another tool, in help",
+    (
+        "migrate/",
+        r"trl dpo|^sft$",
+    ): "the same in a refusal; a loss of another tool's, which that tool adds with rpo_alpha",
     ("config/run.py", r"ft-sft>=0.1,<1"): "an example in help",
     ("config/diagnostics_fields.py", r"\(grpo\)"): "an example in help",
     ("registry/", r"ft-sft|ft_sft|sftconfig"): "an example of a requirement or of a line to write in a refusal",

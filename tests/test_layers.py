@@ -41,6 +41,7 @@ FLOORS = [
     "training",
     "surface",
     "scaffold",
+    "migrate",
     "api",
     "ft_host",  # its __init__
     "cli",

@@ -22,6 +22,7 @@ COMMANDS = {
     "plugins": ("ft_host.cli.plugins", "list the methods, backends and diagnostics that are installed"),
     "contract": ("ft_host.cli.contract", "print what a package promises, or what has changed in it"),
     "new": ("ft_host.cli.new", "write a package of your own that already trains"),
+    "migrate": ("ft_host.cli.migrate", "print a run file of this release, from an older one or from TRL"),
     "config": ("ft_host.cli.config", "print a config file to start from"),
     "schema": ("ft_host.cli.schema", "print the JSON schema of a method's config file"),
     "data": ("ft_host.cli.data", "show a few rows as the model sees them"),

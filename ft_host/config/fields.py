@@ -167,7 +167,7 @@ def fields_of(config_class: type) -> Fields:
     return found
 
 
-def vars_of(config_class: type, name: str) -> dict[str, str]:
+def vars_of(config_class: type, name: str) -> dict[str, Any]:
     """Return the mapping that a class and its bases have under this name, the class's own first."""
     return {key: value for base in reversed(config_class.__mro__) for key, value in vars(base).get(name, {}).items()}
 

@@ -34,6 +34,12 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
     formats: ClassVar[
         tuple[str, ...]
     ] = ()  # of FORMATS: rows that the method takes; error messages about such rows name it
+    trl_names: ClassVar[tuple[str, ...]] = ()  # what TRL calls the method, where that is another name
+    # TRL's defaults that change a run, where ours are others: {field: (TRL's, why ours is another)}, and behind that
+    # the field without which it has no effect
+    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "lora_dropout": (0.05, "short runs seldom gain from it", "use_peft")
+    }
     elsewhere: ClassVar[dict[str, str]] = {}  # names that other tools have for this method and it lacks: what to say
     metrics: ClassVar[tuple[str, ...]] = ()  # names that the method logs beside the host's; * stands for any text
     # Metrics that the printed line of a step has after loss, grad_norm and learning_rate, where they are logged.

@@ -27,7 +27,6 @@ class Kind:
     what: str
     summary: str
     run: Callable[[Names], str]  # a command for its README
-    also: str = ""  # a package that this command needs
 
     @property
     def plugin(self) -> str:
@@ -69,8 +68,7 @@ KINDS = {
         module="backend",
         what="backend",
         summary="A sampler of one request at a time.",
-        run=lambda names: f"ft-host train grpo run.yaml --backend {names.name}",
-        also=" ft-grpo",
+        run=lambda names: f"ft-host train METHOD run.yaml --backend {names.name}",
     ),
     "diagnostics": Kind(
         about="rules by which a run finds out what is wrong with itself",
@@ -78,8 +76,7 @@ KINDS = {
         module="rules",
         what="diagnostics plugin",
         summary="Held-out answers that grow longer and get no better.",
-        run=lambda names: f"ft-host train grpo run.yaml --diagnostics {names.name}",
-        also=" ft-grpo",
+        run=lambda names: f"ft-host train METHOD run.yaml --diagnostics {names.name}",
     ),
 }
 ABOUT = {
@@ -136,8 +133,6 @@ def values_of(names: Names, kind: Kind) -> dict[str, str]:
         "summary": kind.summary,
         "origin": "",
         "host": f">={major}.{minor},<{major + 1}",
-        "also": kind.also,
-        "extra": kind.also,
         "run": kind.run(names),
     }
 

@@ -31,6 +31,10 @@ class DistillConfig(GroupedRolloutConfig):
     completions."""
 
     whole_groups: ClassVar[bool | None] = False  # each completion's loss stands by itself
+    trl_names: ClassVar[tuple[str, ...]] = ("distillation",)
+    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "disable_dropout": (False, "the policy that learns is the one that sampled")
+    }
     needs_reward: ClassVar[bool] = False
     metric_directions: ClassVar[dict[str, str]] = {
         "distillation/divergence": "lower",
@@ -125,6 +129,10 @@ class GKDConfig(RolloutConfig):
     """Generalised knowledge distillation: learn from a teacher at each place of completions by the model itself, by the
     teacher, or of the data."""
 
+    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "temperature": (0.9, "what is sampled is what is compared"),
+        "max_completion_length": (128, "answers with thoughts don't fit"),
+    }
     needs_reward: ClassVar[bool] = False
     metric_directions: ClassVar[dict[str, str]] = {
         "distillation/divergence": "lower",

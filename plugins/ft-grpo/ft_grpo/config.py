@@ -6,7 +6,7 @@ Longer than 300 lines: it is one list of fields, in the order of the help.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ft_grpo import ranges
 from ft_grpo.ranges import CLIPPED
@@ -43,6 +43,9 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
     whole_groups: ClassVar[bool | None] = False  # a completion's loss needs no other: advantages are made before
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
+    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "disable_dropout": (False, "the policy that learns is the one that sampled")
+    }
 
     disable_dropout: bool = option(
         True,

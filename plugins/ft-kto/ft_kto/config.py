@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ft_host.api import ConfigError, ReferenceConfig, Usual, option
 
@@ -13,6 +13,9 @@ class KTOConfig(ReferenceConfig):
     """KTO: raise the likelihood of completions marked good and lower that of those marked bad."""
 
     formats: ClassVar[tuple[str, ...]] = ("unpaired preference", "preference")
+    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "train_sampling_strategy": ("sequential", "TRL's KL pairs need the order of the rows")
+    }
     # Rewards of a side move with the other's: margins and accuracies tell what is better.
     metric_directions: ClassVar[dict[str, str]] = {"rewards/chosen": "neither", "rewards/rejected": "neither"}
 

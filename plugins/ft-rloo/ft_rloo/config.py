@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ft_host.api import ConfigError, GroupedRolloutConfig, ReferenceConfig, Usual, option
 
@@ -20,6 +20,9 @@ class RLOOConfig(GroupedRolloutConfig, ReferenceConfig):
     whole_groups: ClassVar[bool | None] = False  # a completion's loss needs no other: advantages are made before
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
+    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "disable_dropout": (False, "the policy that learns is the one that sampled")
+    }
 
     disable_dropout: bool = option(
         True,

@@ -25,6 +25,12 @@ class SDFTConfig(GroupedRolloutConfig):
     prompt."""
 
     whole_groups: ClassVar[bool | None] = False  # each completion's loss stands by itself
+    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "learning_rate": (5e-5, "the teacher is the model itself, so that little has to change"),
+        "max_completion_length": (256, "answers with thoughts don't fit"),
+        "max_length": (512, "longer prompts are left out"),
+        "num_generations": (8, "each completion is learnt from by itself"),
+    }
     needs_reward: ClassVar[bool] = False
     needs_columns: ClassVar[tuple[str, ...]] = (CONTEXT,)
 

@@ -57,8 +57,12 @@ class SDPOConfig(GroupedRolloutConfig):
     successful one, or feedback."""
 
     whole_groups: ClassVar[bool | None] = False  # a completion's loss needs no other: advantages are made before
-
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
+    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "learning_rate": (5e-5, "the teacher is the model itself, so that little has to change"),
+        "max_completion_length": (256, "answers with thoughts don't fit"),
+        "max_length": (512, "longer prompts are left out"),
+    }
     reads_columns: ClassVar[tuple[str, ...]] = (CONTEXT,)
     elsewhere: ClassVar[dict[str, str]] = {
         "beta": "not offered; the teacher holds the policy (distillation_weight, teacher_update_rate)"
@@ -280,8 +284,7 @@ class SDPOConfig(GroupedRolloutConfig):
 
 
 def check_template(field: str, template: str, needs: list[str], may: list[str] | None = None) -> None:
-    """Raise ConfigError for a template that hasn't got these slots, has others than these and `may`, or can't be
-    read."""
+    """Raise ConfigError for a template that lacks these slots, has others than these and `may`, or can't be read."""
     expected = " and ".join(f"{{{slot}}}" for slot in needs)
     try:
         parts = [(name, spec, how) for _, name, spec, how in Formatter().parse(template) if name is not None]

@@ -1,0 +1,88 @@
+"""`ft-host migrate`: a run file of an older release, or of TRL, as one of this release."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ft_host import registry
+from ft_host.config.files import read_file
+from ft_host.errors import UsageError
+
+
+def run(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ft-host migrate",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Print a run file of this release: from one of an older release, or, with --from trl, from a command\n"
+            "line, a YAML file or a Python script of TRL's. A script is read and never run. Comments say what is\n"
+            "otherwise here, and what has no counterpart and why."
+        ),
+        epilog=(
+            "examples: ft-host migrate old.yaml > run.yaml\n"
+            "          ft-host migrate --from trl trl dpo --model_name_or_path org/model --beta 0.05 > run.yaml\n"
+            "          ft-host migrate --from trl train.py --output run.yaml"
+        ),
+    )
+    parser.add_argument(
+        "--from", dest="source", choices=["trl"], help="what the run is from; default: an older ft-host"
+    )
+    parser.add_argument("--method", metavar="METHOD", help="where the source doesn't name it")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write the file instead of printing it")
+    parser.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="FILE|COMMAND", help="a file, or a command line of TRL's"
+    )
+    options = parser.parse_args(argv)
+    if not options.words:
+        parser.error("give a file, or a command line of TRL's")
+    if options.source is None:
+        text, said = of_older(options.words, options.method)
+    else:
+        text, said = of_trl(options.words, options.method)
+    if options.output is None:
+        print(text, end="")
+    elif options.output.exists():
+        raise UsageError(f"--output: {options.output} exists already")
+    else:
+        options.output.write_text(text, encoding="utf-8")
+    print(f"ft-host: {said}", file=sys.stderr)
+    return 0
+
+
+def of_older(words: list[str], method: str | None) -> tuple[str, str]:
+    from ft_host.migrate import current_text
+
+    if len(words) != 1:
+        raise UsageError(f"expected one run file, found {' '.join(words)}; --from trl takes a command line")
+    file = read_file(words[0])
+    named = method or file.method
+    if named is None:
+        raise UsageError(f"{words[0]} doesn't say which method it is for; give --method")
+    text, changed = current_text(file, registry.config_class(named))
+    said = ", ".join(f"{old} is {new}" for old, new in changed.items())
+    return text, f"{words[0]}: {said or 'all names are those of this release'}"
+
+
+def of_trl(words: list[str], method: str | None) -> tuple[str, str]:
+    from ft_host.migrate import read_trl, run_file, translate
+
+    found = read_trl(words)
+    named = method or (found.method and called(found.method))
+    if named is None:
+        raise UsageError(f"{' '.join(words)[:80]} doesn't say which method it is for; give --method")
+    made = translate(found, registry.config_class(named))
+    text = run_file(named, " ".join(words)[:100], made, found.computed)
+    left = f", {len(made.left)} without a counterpart" if made.left else ""
+    computed = f", {len(found.computed)} computed by the script" if found.computed else ""
+    return text, f"{len(made.taken)} fields taken, {len(made.defaults)} defaults of TRL's set{left}{computed}"
+
+
+def called(theirs: str) -> str:
+    """The method that TRL calls so: of the same name, or one whose config says so."""
+    for info in registry.catalog():
+        if info.kind == "method" and info.state == "ok" and theirs in registry.config_class(info).trl_names:
+            return info.name
+    return theirs

@@ -1,0 +1,8 @@
+"""Run files from elsewhere: of an older release, or of TRL, as one of this release."""
+
+from ft_host.migrate.older import current_text
+from ft_host.migrate.sources import Found, read_trl
+from ft_host.migrate.translate import Translated, translate
+from ft_host.migrate.write import run_file
+
+__all__ = ["Found", "Translated", "current_text", "read_trl", "run_file", "translate"]

@@ -1,0 +1,183 @@
+"""Run files of TRL and of older releases, as files of this one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+import pytest
+import yaml
+
+from ft_host import registry
+from ft_host.cli import main
+from ft_host.config import RunConfig
+from ft_host.config.fields import fields_of, names_of, vars_of
+from ft_host.config.resolve import resolve
+from ft_host.errors import UsageError
+from ft_host.migrate import read_trl, translate
+
+BASE = "--model_name_or_path org/model --dataset_name org/rows"
+
+
+def migrated(capsys, *words: str) -> tuple[dict, str]:
+    """The values of the file that the command prints, and its text."""
+    assert main(["migrate", "--from", "trl", *words]) == 0
+    text = capsys.readouterr().out
+    return yaml.safe_load(text), text
+
+
+def test_a_command_line(capsys):
+    values, text = migrated(
+        capsys,
+        *f"trl dpo {BASE} --beta 0.05 --warmup_ratio 0.1 --no_remove_unused_columns --loss_type sigmoid sft".split(),
+    )
+    assert values == {
+        "method": "dpo",
+        "model": "org/model",
+        "dataset": "org/rows",
+        "beta": 0.05,
+        "warmup_steps": 0.1,
+        "loss_type": ["sigmoid", "sft"],
+    }
+    assert "warmup_steps: 0.1  # warmup_ratio there" in text and "# Done here anyway: remove_unused_columns" in text
+
+
+def test_a_launcher_and_a_script_of_trl(capsys):
+    values, _ = migrated(
+        capsys, *f"accelerate launch --num_processes 8 trl/scripts/gkd.py {BASE} --max_new_tokens=64".split()
+    )
+    assert values["method"] == "gkd" and values["max_completion_length"] == 64 and "num_processes" not in values
+    assert values["temperature"] == 0.9  # TRL's default, which is another here
+
+
+def test_a_yaml_file_and_flags_that_override_it(capsys, tmp_path):
+    (tmp_path / "dpo.yaml").write_text(
+        "model_name_or_path: org/model\nbeta: 0.5\nuse_peft: true\nhub_strategy: every_save\n"
+    )
+    values, text = migrated(capsys, "trl", "dpo", "--config", str(tmp_path / "dpo.yaml"), "--beta", "0.2")
+    assert values["beta"] == 0.2 and values["lora_dropout"] == 0.05
+    assert "#   hub_strategy: every_save  (not offered; `hf upload` takes the run's model folder)" in text
+    assert main(["migrate", "--from", "trl", str(tmp_path / "dpo.yaml")]) == 2
+    assert "give --method" in capsys.readouterr().err
+
+
+SCRIPT = """
+import os
+from datasets import load_dataset
+from peft import LoraConfig
+from trl import GRPOConfig, GRPOTrainer
+
+open("ran", "w").write("a script is never run")
+rate = 1e-5
+rows = load_dataset("org/prompts", split="train[:10%]")
+args = GRPOConfig(output_dir="out", use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=0.3,
+                  learning_rate=rate * 2, scale_rewards=False, num_generations=4)
+trainer = GRPOTrainer(model="org/model", reward_funcs=os.getcwd, args=args, train_dataset=rows,
+                      peft_config=LoraConfig(r=16, target_modules="all-linear"))
+trainer.train()
+"""
+
+
+def test_a_script_is_read_and_not_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    values, text = migrated(capsys, "train.py")
+    assert values["method"] == "grpo" and values["model"] == "org/model" and values["dataset"] == "org/prompts"
+    assert values["dataset_train_split"] == "train[:10%]" and values["scale_rewards"] == "none"
+    assert values["backend"] == "vllm"
+    assert values["backend_config"] == {"mode": "inprocess", "gpu_memory_utilization": 0.3}
+    assert (values["lora_r"], values["lora_alpha"], values["lora_dropout"]) == (16, 8, 0.0)  # peft's defaults
+    assert values["disable_dropout"] is False
+    assert "#   learning_rate: rate * 2  (train.py:10)" in text and "reward_funcs: os.getcwd" in text
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_written_is_a_run_file(tmp_path):
+    """It is taken as it stands."""
+    found = translate(read_trl(f"trl kto {BASE} --desirable_weight 1.5".split()), registry.config_class("kto"))
+    values = {name: value for name, (value, _) in (found.taken | found.defaults).items()}
+    config = resolve(registry.config_class("kto"), flags=values).config
+    assert config.desirable_weight == 1.5 and config.train_sampling_strategy == "sequential"
+
+
+def test_a_value_that_does_not_fit_is_left_with_the_reason():
+    found = translate(
+        read_trl(f"trl dpo {BASE} --beta much --eval_strategy epoch".split()), registry.config_class("dpo")
+    )
+    assert [name for name, *_ in found.left] == ["beta", "eval_strategy"]
+    assert "expected a number" in found.left[0][2] and "eval_steps" in found.left[1][2]
+
+
+@pytest.mark.parametrize("words", [["python", "-c", "1"], ["beta=3"]])
+def test_what_is_no_run_of_trl_is_refused(words):
+    with pytest.raises(UsageError, match="expected a command line of TRL"):
+        read_trl(words)
+
+
+def test_an_older_file_keeps_its_text_but_for_names(capsys, tmp_path):
+    (tmp_path / "old.yaml").write_text("# mine\nmethod: sft\nmodel: m  # a model\nselect: [OPT]\ntimeout: 60\n")
+    assert main(["migrate", str(tmp_path / "old.yaml"), "--output", str(tmp_path / "new.yaml")]) == 2  # REMAINDER
+    capsys.readouterr()
+    assert main(["migrate", "--output", str(tmp_path / "new.yaml"), str(tmp_path / "old.yaml")]) == 0
+    said = capsys.readouterr().err
+    assert "select is rules_select" in said and "timeout is ddp_timeout" in said
+    assert (tmp_path / "new.yaml").read_text() == (
+        "# mine\nmethod: sft\nmodel: m  # a model\nrules_select: [OPT]\nddp_timeout: 60\n"
+    )
+    assert main(["migrate", "--output", str(tmp_path / "new.yaml"), str(tmp_path / "old.yaml")]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- TRL's own defaults
+
+TRL = {
+    "sft": "trl:SFTConfig",
+    "dpo": "trl:DPOConfig",
+    "reward": "trl:RewardConfig",
+    "grpo": "trl:GRPOConfig",
+    "rloo": "trl:RLOOConfig",
+    "kto": "trl.experimental.kto:KTOConfig",
+    "gkd": "trl.experimental.gkd:GKDConfig",
+    "gold": "trl.experimental.gold:GOLDConfig",
+    "sdft": "trl.experimental.sdft:SDFTConfig",
+    "sdpo": "trl.experimental.sdpo:SDPOConfig",
+    "distill": "trl.experimental.distillation:DistillationConfig",
+}
+# Defaults that are written otherwise and mean the same, or change no number of a step (docs/from-trl.md).
+ALIKE = {
+    "output_dir", "optim", "gradient_checkpointing", "report_to", "eval_on_start", "save_total_limit",
+    "precompute_ref_log_probs", "importance_sampling_correction",
+}  # fmt: skip
+
+
+def empty(value: object) -> bool:
+    return value is None or (not isinstance(value, bool) and value in ([], {}, "", 0.0))
+
+
+@pytest.mark.parametrize("method", TRL)
+def test_trls_defaults_that_are_others_here_are_declared(method):
+    """Against the dataclass of the installed TRL, field by field."""
+    module, _, name = TRL[method].partition(":")
+    theirs = getattr(importlib.import_module(module), name)
+    config_class: type[RunConfig] = registry.config_class(method)
+    fields, names = fields_of(config_class), {}
+    for written, field in names_of(fields).items():
+        names[written] = field
+    others = {}
+    for field in dataclasses.fields(theirs):
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        target = names.get(field.name)
+        if target is None or target in ALIKE or default is dataclasses.MISSING:
+            continue
+        if default != fields[target].default and not (empty(default) and empty(fields[target].default)):
+            others[target] = default
+    declared = {name: said[0] for name, said in vars_of(config_class, "trl_defaults").items()}
+    declared.pop("lora_dropout")  # a field of TRL's ModelConfig
+    assert declared == others
+
+
+def test_trls_default_of_lora_dropout():
+    from trl import ModelConfig
+
+    assert ModelConfig().lora_dropout == RunConfig.trl_defaults["lora_dropout"][0]
