@@ -228,6 +228,16 @@ def test_mends_are_three_at_most_and_leave_out_what_is_done_already():
     assert remedies_for(memory.FORWARD, budget)[0].patch == {"max_tokens_per_micro_batch": 2048}
 
 
+def test_a_base_that_is_held_in_bfloat16_isnt_halved_again():
+    def halves(config: RunConfig, **facts: str) -> bool:
+        patches = [remedy.patch for remedy in remedies_for(memory.LOADING, config, facts)]
+        return any(patch.get("dtype") == "bfloat16" for patch in patches)
+
+    assert not halves(RunConfig(use_peft=True)) and not halves(RunConfig(use_peft=True, bf16=True, use_cpu=True))
+    assert halves(RunConfig(use_peft=True), **{"plan/device": "cpu"}) and halves(RunConfig(use_peft=True, bf16=False))
+    assert halves(RunConfig(use_peft=True, dtype="float32")) and halves(RunConfig())
+
+
 @pytest.mark.parametrize("phase", REMEDIES)
 def test_every_phase_has_something_to_try_whatever_was_tried(phase):
     tried = RunConfig(
