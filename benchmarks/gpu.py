@@ -114,7 +114,9 @@ class Material:
     """Rows and models, made when a job first needs them."""
 
     def __init__(self, at: Path, scale: Scale, steps: int):
-        self.at, self.scale, self.made = at, scale, set()
+        self.at, self.scale = at, scale
+        self.made: set[str] = set()  # models
+        self.known_facts: dict[str, dict[str, float]] = {}  # by job
         count = steps * max(scale.rows, scale.pairs, scale.prompts)
         pairs = [row for row in work.made_pairs(count, scale.pair) if row["chosen"] != row["rejected"]]
         self.rows = {
@@ -148,6 +150,11 @@ class Material:
 
     def facts(self, job: Job) -> dict[str, float]:
         """`context` and the share of supervised tokens of a job's rows (see figures_of)."""
+        if job.name not in self.known_facts:
+            self.known_facts[job.name] = self._facts(job)
+        return self.known_facts[job.name]
+
+    def _facts(self, job: Job) -> dict[str, float]:
         rows = self.rows[job.rows]
         if job.rows == "prompts":
             prompt = statistics.fmean(len(ids) for ids in self.known([row["prompt"] for row in rows])["input_ids"])
