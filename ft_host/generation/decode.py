@@ -31,10 +31,11 @@ from ft_host.generation import Sampling
 from ft_host.generation.cache import Columns, Extent, Pair
 from ft_host.generation.frames import RECORDERS, STEPS, Frames, round_columns, round_rows
 from ft_host.generation.jobs import DecodedRow
-from ft_host.generation.looks import Sampled, read, sent
+from ft_host.generation.looks import Sampled, read
 from ft_host.generation.masks import padded
 from ft_host.generation.prompts import Prompt, cache_argument, without_routing
 from ft_host.generation.sampling import sample_token
+from ft_host.util.transfer import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -148,7 +149,7 @@ class Decoder:
             self.rows[hole] = self.rows[mover]
         del self.rows[left:]
         if holes:
-            to, of = sent(torch.tensor([holes, movers]), self.token.device)
+            ((to, of),) = to_device([torch.tensor([holes, movers])], self.token.device)
             for tensor in (self.token, self.start, self.seen):
                 if tensor is not None:
                     tensor[to] = tensor[of]
@@ -221,7 +222,7 @@ class Decoder:
         if not self.sampling.temperature:
             return torch.zeros(steps, len(every), device=self.token.device)
         noise = np.stack([row.noise[len(row.tokens) : len(row.tokens) + steps] for row in every], 1)
-        return sent(torch.from_numpy(noise), self.token.device)
+        return to_device([torch.from_numpy(noise)], self.token.device)[0]
 
     def _take(self, rows: list[DecodedRow], steps: list[Sampled]) -> None:
         for row, sampled in zip(rows, read(steps), strict=True):

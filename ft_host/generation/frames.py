@@ -24,9 +24,10 @@ import torch
 
 from ft_host.generation.cache import Frame
 from ft_host.generation.jobs import positions_of
-from ft_host.generation.looks import Sampled, sent
+from ft_host.generation.looks import Sampled
 from ft_host.generation.masks import NAMES, NotSteady, padded
 from ft_host.models.attention import original_of
+from ft_host.util.transfer import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -134,7 +135,7 @@ class Frames:
             for place, row in enumerate(rows):
                 own = row.noise[len(row.tokens) : len(row.tokens) + steps]
                 noise[: len(own), place] = own
-            self.noise[:, : len(rows)].copy_(sent(torch.from_numpy(noise), self.noise.device))
+            self.noise[:, : len(rows)] = to_device([torch.from_numpy(noise)], self.noise.device)[0]
 
     # -- steps
 

@@ -1,18 +1,10 @@
-"""What passes between this process and the device while tokens are decoded: as few copies as there can be, and none
-that waits but the reading of what was sampled."""
+"""The reading of what was sampled, which waits for the device as nothing else in decoding does."""
 
 from __future__ import annotations
 
 import torch
 
 Sampled = tuple[torch.Tensor, torch.Tensor]  # (B,) tokens and their log-probs
-
-
-def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return values of the host on the device. From pinned memory, so that the copy waits for nothing."""
-    if device.type == "cpu":
-        return values
-    return values.pin_memory().to(device, non_blocking=True)
 
 
 def read(steps: list[Sampled]) -> list[tuple[list[int], list[float]]]:

@@ -14,8 +14,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ft_host.generation.cache import Pair
 from ft_host.generation.jobs import Job
-from ft_host.generation.looks import sent
 from ft_host.generation.masks import padded
+from ft_host.util.transfer import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,7 +93,7 @@ def prefill(model: PreTrainedModel, prompts: list[Prompt]) -> None:
     lengths = [len(prompt.ids) for prompt in prompts]
     ids = torch.tensor([[0] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts])
     starts = torch.tensor([width - length for length in lengths])[:, None]
-    ids, starts = sent(torch.cat([ids, starts], 1), model.device).split([width, 1], 1)
+    ids, starts = to_device([ids, starts], model.device)
     column = torch.arange(width, device=model.device)
     mask = column >= starts if min(lengths) < width else None
     # Not made from the model's config: sliding layers would keep only the columns of their window.
