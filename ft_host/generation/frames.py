@@ -104,7 +104,9 @@ class Frames:
     # -- what changes between steps
 
     def drop(self) -> None:
-        """Forget the graphs: buffers that they read have moved."""
+        """Forget the graphs: buffers that they read have moved. Their memory is given up with them: torch takes none
+        for a graph from a pool whose graphs are all gone."""
+        self.recorder = None
         self.graphs.clear()
         self.begun.clear()
 
