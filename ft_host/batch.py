@@ -64,10 +64,12 @@ class Batch:
         default_factory=dict
     )  # the same rows, for auxiliary models that see other segments
     host: dict[str, Any] = field(default_factory=dict)  # the method's own that stays on the host, wherever tensors go
-    row_sizes: list[int] | None = None  # (R,) targets of each row, counted on the host; None: when it is made
+    row_sizes: list[int] = field(
+        default_factory=list
+    )  # (R,) targets of each row, counted on the host; empty: when made
 
     def __post_init__(self) -> None:
-        if self.row_sizes is None:  # a device would have to be waited for
+        if not self.row_sizes:  # a device would have to be waited for
             self.row_sizes = self.rows.bincount(minlength=self.num_rows).tolist()
 
     def to(self, device: torch.device | str) -> Batch:
@@ -78,7 +80,7 @@ class Batch:
         return self._with(iter(to_device(list(self._tensors()), device)))
 
     def _tensors(self) -> Iterator[torch.Tensor]:
-        yield from (getattr(self, name) for name in TENSORS)
+        yield from (self.input_ids, self.position_ids, self.sources, self.targets, self.rows, self.ends)
         yield from self.columns.values()
         yield from self.kinds.values()
         for batch in self.linked.values():
@@ -86,11 +88,18 @@ class Batch:
 
     def _with(self, tensors: Iterator[torch.Tensor]) -> Batch:
         """Return the same batch with other tensors, in the order of `_tensors`."""
-        moved = {name: next(tensors) for name in TENSORS}
-        columns = {name: next(tensors) for name in self.columns}
-        kinds = {name: next(tensors) for name in self.kinds}
-        linked = {name: batch._with(tensors) for name, batch in self.linked.items()}
-        return replace(self, columns=columns, kinds=kinds, linked=linked, **moved)
+        return replace(
+            self,
+            input_ids=next(tensors),
+            position_ids=next(tensors),
+            sources=next(tensors),
+            targets=next(tensors),
+            rows=next(tensors),
+            ends=next(tensors),
+            columns={name: next(tensors) for name in self.columns},
+            kinds={name: next(tensors) for name in self.kinds},
+            linked={name: batch._with(tensors) for name, batch in self.linked.items()},
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -102,9 +111,6 @@ class Batch:
             before[index] = self.lengths[index] + (before[parent] if parent >= 0 else 0)
         inner = set(self.parents)
         return sum(size for index, size in enumerate(before) if index not in inner)
-
-
-TENSORS = ("input_ids", "position_ids", "sources", "targets", "rows", "ends")
 
 
 def flat_batch(
@@ -211,7 +217,6 @@ def per_target(rows: list[Row], name: str) -> torch.Tensor:
 
 def by_row(values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
     """Split (N,) values of targets by row: R tensors."""
-    assert batch.row_sizes is not None
     return list(values.split(batch.row_sizes))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ft_host.batch import TENSORS, Batch
+from ft_host.batch import Batch
 from ft_host.contract.blame import blamed, fault, shown
 from ft_host.types import Drop, ModelSpec, Row
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
 
 
+TENSORS = ("input_ids", "position_ids", "sources", "targets", "rows", "ends")  # of each batch
 PREPARED = "expected a row (a dict that holds `length`, a whole number), a list of rows, or Drop(reason)"
 
 

@@ -32,9 +32,7 @@ class DistillConfig(GroupedRolloutConfig):
 
     whole_groups: ClassVar[bool | None] = False  # each completion's loss stands by itself
     trl_names: ClassVar[tuple[str, ...]] = ("distillation",)
-    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "disable_dropout": (False, "the policy that learns is the one that sampled")
-    }
+    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {"disable_dropout": (False, "the one that sampled learns")}
     needs_reward: ClassVar[bool] = False
     metric_directions: ClassVar[dict[str, str]] = {
         "distillation/divergence": "lower",

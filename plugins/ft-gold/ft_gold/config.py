@@ -37,19 +37,7 @@ class GOLDConfig(RolloutConfig):
     itself, by the teacher, or of the data."""
 
     needs_reward: ClassVar[bool] = False
-    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "learning_rate": (1e-7, "usual for all weights of a pretrained model"),
-        "temperature": (0.9, "what is sampled is what is compared"),
-        "top_p": (0.95, "what is sampled is what is compared"),
-        "max_completion_length": (128, "answers with thoughts don't fit"),
-        "use_uld_loss": (False, "by text if the two tokenizers differ"),
-        "uld_token_merge_strategy": ("observed", "that teaches to begin with the teacher's token", "use_uld_loss"),
-        "uld_use_hybrid_loss": (False, "sorted probabilities say how sure a teacher is, not of what", "use_uld_loss"),
-        "uld_student_temperature": (1.0, "as temperature", "use_uld_loss"),
-        "uld_teacher_temperature": (1.0, "as temperature", "use_uld_loss"),
-        "uld_skip_student_eos": (True, "the student should learn to end", "use_uld_loss"),
-        "uld_skip_teacher_eos": (True, "the student should learn to end", "use_uld_loss"),
-    }
+    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = ranges.TRL
     metric_directions: ClassVar[dict[str, str]] = {
         "distillation/divergence": "lower",
         "distillation/teacher_agreement": "higher",

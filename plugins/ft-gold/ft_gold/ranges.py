@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ft_host.api import Usual
 
 TEMPERATURE = Usual(
@@ -38,3 +40,18 @@ ULD_STUDENT_TEMPERATURE = Usual(
     why=("only the likeliest token is taught", "what is taught is nearly even over all tokens"),
     source="arXiv 1503.02531: 1 to 4",
 )
+
+# TRL's defaults that change a run and are others here, why, and the field without which they have no effect.
+TRL: dict[str, tuple[Any, ...]] = {
+    "learning_rate": (1e-7, "usual for all weights of a pretrained model"),
+    "temperature": (0.9, "what is sampled is what is compared"),
+    "top_p": (0.95, "what is sampled is what is compared"),
+    "max_completion_length": (128, "answers with thoughts don't fit"),
+    "use_uld_loss": (False, "by text if the two tokenizers differ"),
+    "uld_token_merge_strategy": ("observed", "that teaches to begin with the teacher's token", "use_uld_loss"),
+    "uld_use_hybrid_loss": (False, "sorted probabilities say how sure a teacher is, not of what", "use_uld_loss"),
+    "uld_student_temperature": (1.0, "as temperature", "use_uld_loss"),
+    "uld_teacher_temperature": (1.0, "as temperature", "use_uld_loss"),
+    "uld_skip_student_eos": (True, "the student should learn to end", "use_uld_loss"),
+    "uld_skip_teacher_eos": (True, "the student should learn to end", "use_uld_loss"),
+}
