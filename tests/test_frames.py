@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -239,6 +240,41 @@ def test_a_model_that_waits_in_its_forward_goes_on_one_by_one(tapes):
     model.model.norm.register_forward_hook(lambda module, args, output: output * output.isfinite().all().item())
     close(given(model, asked(), sampling), one_by_one(model, asked(), sampling))
     assert "can't be captured (operation not permitted" in frames.way_of(model) and not tapes.replays
+
+
+def test_after_a_capture_that_fails_work_goes_on_where_it_was(tapes, monkeypatch):
+    """Both errors of torch's: that of the operator, and that of the capture's end, which leaves its stream in place."""
+    streams = ["the run's"]
+
+    @contextlib.contextmanager
+    def graph(graph, **how):
+        assert how == {"pool": "a pool", "capture_error_mode": "thread_local"}
+        streams.append("a capture's")
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    cuda = {
+        "graph_pool_handle": lambda: "a pool",
+        "CUDAGraph": SimpleNamespace,
+        "graph": graph,
+        "current_stream": lambda: streams[-1],
+        "set_stream": streams.append,
+    }
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setitem(frames.RECORDERS, "cpu", frames.CudaGraphs)
+    model, sampling = made("qwen"), Sampling(max_new_tokens=20, seed=3)
+    model.model.norm.register_forward_hook(lambda *args: bad() if streams[-1] == "a capture's" else None)
+
+    def bad():
+        raise RuntimeError("operation not permitted when stream is capturing\nSearch for it")
+
+    close(given(model, asked(20), sampling), one_by_one(model, asked(20), sampling))
+    assert streams == ["the run's", "a capture's", "the run's"]
+    expected = "one by one: a step can't be captured (operation not permitted when stream is capturing)"
+    assert frames.way_of(model) == expected
 
 
 def test_a_model_that_reads_the_number_of_columns_is_found_out(tapes):

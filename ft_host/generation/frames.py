@@ -55,10 +55,13 @@ class CudaGraphs:
         self.pool = torch.cuda.graph_pool_handle()
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile: that of the training, beside rollouts that overlap with it.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            step()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # Other threads may use the device meanwhile: that of the training, beside rollouts that overlap with it.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                step()
+        finally:
+            torch.cuda.set_stream(stream)  # torch stays on the stream of a capture that has failed
         return graph.replay
 
 
@@ -178,8 +181,9 @@ class Frames:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # what waits for the device can't be captured: torch names the operator
-            cause = error.__context__ or error  # the end of a capture that has failed raises an error of its own
-            _ways[self.decoder.model] = f"one by one: a step can't be captured ({str(cause).splitlines()[0]})"
+            # The end of a capture that has failed raises an error of its own.
+            cause = str(error.__context__ or error).partition("\n")[0]
+            _ways[self.decoder.model] = f"one by one: a step can't be captured ({cause})"
 
     def _step(self, frame: Frame) -> None:
         """One step. Nothing of the host decides what it does but the frame."""
