@@ -8,7 +8,7 @@ import statistics
 import pytest
 import torch
 
-from ft_host.batch import IGNORE, Segment, count_targets, flat_batch
+from ft_host.batch import IGNORE, Segment, by_row, count_targets, flat_batch
 from ft_host.data.micro_batches import split_micro_batches
 from ft_host.metrics import (
     Accumulator,
@@ -201,3 +201,42 @@ def test_a_kind_that_is_not_declared_is_refused():
     with pytest.raises(ValueError, match="segment 0: kind 'prompt', expected one of flat_batch's kinds"):
         flat_batch(segments, num_rows=1)
     assert flat_batch(segments, num_rows=1, kinds=("prompt",)).kinds["prompt"].tolist() == [True]
+
+
+def test_sizes_of_rows_and_what_stays_on_the_host():
+    """Row 1 has nothing to predict; a root's first token nothing predicts it."""
+    segments = [
+        Segment(input_ids=[5, 6, 7], labels=[5, 6, 7], row=0),
+        Segment(input_ids=[8, 9], labels=[IGNORE, IGNORE], row=1),
+        Segment(input_ids=[4, 3], labels=[IGNORE, 3], row=2),
+    ]
+    batch = flat_batch(segments, num_rows=3)
+    assert batch.row_sizes == [2, 0, 1]
+    batch.host["units"] = [(1, 2)]
+    batch.linked["other"] = flat_batch(segments[:1], num_rows=3)
+    moved = batch.to("meta")  # whose values can't be asked for
+    assert moved.row_sizes == [2, 0, 1] and moved.host == {"units": [(1, 2)]}
+    assert moved.linked["other"].row_sizes == [2, 0, 0]
+    assert [len(part) for part in by_row(torch.ones(3, device="meta"), moved)] == [2, 0, 1]
+
+
+def test_metrics_of_numbers_and_tensors_keep_their_order_and_precision():
+    accumulator = Accumulator()
+    accumulator.add({"b": mean(torch.tensor(3.0), 4), "a": total(1e-9), "c": maximum(torch.tensor(2))})
+    accumulator.add({"b": mean(5, torch.tensor(4)), "a": total(1.0), "c": maximum(7.5)})
+    read = accumulator.local()
+    assert read == {
+        "a": ("total", [("sum", 1 + 1e-9)]),
+        "b": ("mean", [("sum", 8.0), ("sum", 8.0)]),
+        "c": ("maximum", [("max", 7.5)]),
+    }
+    assert Accumulator().local() == {}
+
+
+def test_annotated_values_come_back_in_their_shapes():
+    from ft_host.models.annotate import _read
+
+    assert _read(torch.tensor([1.5, 2.0])) == [1.5, 2.0]
+    assert _read([torch.tensor([1.5, 2.0]), torch.tensor([]), torch.tensor([3.0])]) == [[1.5, 2.0], [], [3.0]]
+    assert _read([torch.tensor([[1, 2], [3, 4]]), torch.tensor(5)]) == [[[1, 2], [3, 4]], 5]
+    assert _read([]) == []

@@ -34,6 +34,7 @@ from ft_host.testing import (
     tiny_llama,
     tiny_moe,
     tiny_run,
+    write_rows,
 )
 from ft_host.testing.parity import forget_accelerate
 from ft_host.training.loop import train_step
@@ -72,9 +73,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft packed": ("sft", {"packing": True, "max_length": 40, "gradient_checkpointing": True}),
     "sft lora": ("sft", LORA | {"lora_dropout": 0.1}),
     "sft rectangle": ("sft", {"segment_attention": "none"}),
+    "sft flex": ("sft", {"segment_attention": "flex"}),
     "sft experts": ("sft", {"model": "{experts}", "bf16": True}),
     "sft noise": ("sft", {"neftune_noise_alpha": 5.0}),
     "dpo": ("dpo", REFERENCE),
+    "dpo flex": ("dpo", REFERENCE | {"segment_attention": "flex", "precompute_ref_log_probs": False}),
     "dpo live": ("dpo", REFERENCE | LORA | {"precompute_ref_log_probs": False}),
     "dpo synchronised": ("dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1}),
     "kto": ("kto", {}),
@@ -127,7 +130,8 @@ def rows_of(method: str) -> list[dict[str, Any]]:
 
 
 def config_of(case: str, folder: Path, **changes: Any) -> RunConfig:
-    """The config of a case: two steps, float32, on the device, in `folder`. Models are two folders above it."""
+    """The config of a case: two steps, an evaluation and a checkpoint, float32, on the device, in `folder`. Models are
+    two folders above it."""
     method, fields = CASES[case]
     config_class = pkgutil.resolve_name(CONFIGS[method])
     known = {field.name for field in dataclasses.fields(config_class)}
@@ -139,9 +143,11 @@ def config_of(case: str, folder: Path, **changes: Any) -> RunConfig:
         return [filled(each) for each in value] if isinstance(value, list) else value
 
     given = {"model": "{policy}", "use_cpu": False, "bf16": False, "max_steps": 2, "segment_attention": "sdpa"}
+    rows = rows_of(method)
+    given["eval_dataset"] = str(write_rows(folder / "held-out.jsonl", rows[-4:]))
     given |= {"max_completion_length": 12} if "max_completion_length" in known else {}
     given = {key: filled(value) for key, value in (given | fields | changes).items()}
-    return tiny_run(config_class, given.pop("model"), folder, rows_of(method), **given)
+    return tiny_run(config_class, given.pop("model"), folder, rows, **given)
 
 
 # ---------------------------------------------------------------- what is called on the device
@@ -172,9 +178,11 @@ def units() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left: its lines of metrics; and what it waited for, on the device (`Log.most_by_place`)."""
+    """What a run left: its lines of metrics, of steps and of evaluations; and what it waited for, on the device
+    (`Log.most_by_place`)."""
 
     lines: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
     waits: dict[str, dict[Place, int]]
 
 
@@ -183,8 +191,8 @@ def trained(case: str, folder: Path, **changes: Any) -> Trained:
     forget_accelerate()
     config = config_of(case, folder, **changes)
     with units(), pretended.log() as log:
-        found = lines(run_in(config, "run"))
-    return Trained(found, log.most_by_place())
+        found = run_in(config, "run")
+    return Trained(lines(found), lines(found, "eval"), log.most_by_place())
 
 
 def trained_with(case: str, folder: Path, **changes: Any) -> tuple[Trained, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 
 from device import cases
@@ -40,9 +41,13 @@ def test_tensors_that_travel_together_arrive_as_they_were(on_device):
     on_device(cases.copied)
 
 
-def test_a_run_that_goes_on_is_the_one_that_never_stopped_with_dropout(root, on_device):
-    """Dropout is drawn from the device's random state, which a checkpoint keeps."""
-    whole, gone_on = on_device(cases.resumed, "sft lora", root / "resumed" / "device")
+@pytest.mark.nightly("dpo", "kto", "reward", "rloo", "ppo", "distill", "gkd", "gold", "sdft", "sdpo")
+@pytest.mark.parametrize(
+    "case", ["sft lora", "dpo", "kto", "reward", "rloo", "ppo", "distill", "gkd", "gold", "sdft", "sdpo"]
+)
+def test_a_run_that_goes_on_is_the_one_that_never_stopped(case, root, on_device):
+    """In "sft lora", dropout is drawn from the device's random state, which a checkpoint keeps."""
+    whole, gone_on = on_device(cases.resumed, case, root / f"resumed-{case}" / "device")
     assert [line["step"] for line in whole] == [1, 2, 3, 4]
     assert_same(whole, gone_on, rel=0)
 
