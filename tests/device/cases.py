@@ -203,8 +203,9 @@ def trained_with(case: str, folder: Path, **changes: Any) -> tuple[Trained, str 
 
 
 def on_both(case: str, folder: Path, **changes: Any) -> tuple[Trained, Trained]:
-    """A case on the CPU, and on the device."""
-    cpu = trained(case, folder / "cpu", use_cpu=True, **changes)
+    """A case on the CPU, where flex has no backward pass, and on the device."""
+    flex = CASES[case][1].get("segment_attention") == "flex"
+    cpu = trained(case, folder / "cpu", use_cpu=True, **({"segment_attention": "sdpa"} if flex else {}), **changes)
     return cpu, trained(case, folder / "device", **changes)
 
 
