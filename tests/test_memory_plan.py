@@ -167,7 +167,7 @@ def test_a_plan_of_8_billion_weights_by_hand():
     parts = memory_plan(LLAMA_8B, RunConfig(gradient_checkpointing=True))
     assert parts["weights"] == parts["gradients"] == parts["optimizer"] / 2 == 4 * counts.all / MB
     tokens = 8 * 1024
-    layer = tokens * (2 * (3 * 4096 + 2 * 1024 + 2 * 14336) + 4 * 2 * 4096)
+    layer = tokens * (2 * (3 * 4096 + 2 * 1024 + 4 * 14336) + 4 * 4 * 4096 + 2 * 5 * 4096)
     expected = 32 * tokens * 4 * 4096 + layer + tokens * 2 * (14 * 4096 + 4 * 14336)
     assert parts["activations"] == (expected + 2 * (counts.all - counts.embeddings)) / MB
     four = memory_plan(LLAMA_8B, RunConfig(distributed_strategy="fsdp2"), processes=4)
@@ -175,14 +175,16 @@ def test_a_plan_of_8_billion_weights_by_hand():
 
 
 def test_the_first_setting_that_fits_is_the_mildest():
-    checkpointing, one_row = {"gradient_checkpointing": True}, {"per_device_train_batch_size": 1}
+    checkpointing = {"gradient_checkpointing": True}
+    one_row = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}  # the step keeps its size
     lora, full = RunConfig(use_peft=True), RunConfig()
     assert fit(LLAMA_8B, lora, 80).changes == {}
-    assert fit(LLAMA_8B, lora, 24).changes == checkpointing
+    assert fit(LLAMA_8B, lora, 24).changes == checkpointing | one_row
+    assert fit(LLAMA_8B, RunConfig(use_peft=True, load_in_4bit=True), 24).changes == checkpointing
     assert fit(LLAMA_8B, full, 80).changes == checkpointing | {"dtype": "bfloat16"}
     several = fit(LLAMA_8B, full, 80, most_cards=8)
     sharded = {"distributed_strategy": "fsdp2", "num_processes": 2}
-    assert several.changes == checkpointing | sharded | one_row | {"gradient_accumulation_steps": 8}
+    assert several.changes == checkpointing | sharded | one_row
     assert several.megabytes <= room_mb(80) < peak_mb(memory_plan(LLAMA_8B, full))
     assert fit(LLAMA_8B, full, 24) is None
 

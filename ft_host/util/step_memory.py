@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ft_host.util.memory import rows_at_a_time
@@ -86,10 +86,13 @@ def activation_bytes(shape: ModelSizes, tokens: int, how: Kept, checkpointing: b
     """Estimate what a micro-batch keeps for its backward pass, and what one layer's backward pass takes beside it
     (about the inputs and outputs of its products and norms).
 
-    With checkpointing: the input of each layer, and one layer in full.
+    With checkpointing: the input of each layer, and one layer in full, whose second forward keeps what it makes.
     """
-    layer = tokens * kept_by_layer(shape, how)
-    kept = shape.layers * tokens * how.states * shape.hidden + layer if checkpointing else shape.layers * layer
+    if checkpointing:
+        kept = shape.layers * tokens * how.states * shape.hidden
+        kept += tokens * kept_by_layer(shape, replace(how, lean=False))
+    else:
+        kept = shape.layers * tokens * kept_by_layer(shape, how)
     return kept + tokens * how.width * (14 * shape.hidden + 4 * shape.wide)
 
 
