@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -380,3 +381,15 @@ def test_on_a_cpu_64_completions_are_generated_at_a_time_and_elsewhere_what_fits
     assert place.generation_facts(run) == {"plan/decode_batch_size": 48}
     run.config.decode_batch_size = 7
     assert place.rows_of(run) == 7
+
+
+def test_the_benchmark_counts_a_layer_step_by_step_and_none_when_replayed(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import decode_operators
+
+    before = dict(frames.RECORDERS), decode.STRETCH
+    decode_operators.main(["--layers", "1", "2", "--kinds", "bfloat16", "--rows", "2"])
+    one, two = ([float(cell) for cell in line.split("|")[3:7]] for line in capsys.readouterr().out.splitlines()[2:])
+    assert 40 < two[0] - one[0] < 80
+    assert one[2] == two[2] < 3 and one[1] == one[3] == 1 / frames.STEPS
+    assert (dict(frames.RECORDERS), decode.STRETCH) == before
