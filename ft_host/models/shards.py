@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -153,6 +153,20 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def whole_state(model: nn.Module, leave_out: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """Return the whole weights and buffers of a sharded model but for those left out, by name, on the CPU of the first
+    rank; nothing on others. All ranks must call it. One tensor at a time is whole on the others."""
+    reshard(model)
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name in leave_out:
+            continue
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if not torch.distributed.get_rank():
+            state[name] = whole.cpu()
+    return state
 
 
 def graph_leaves(model: nn.Module) -> dict[str, int]:

@@ -40,6 +40,8 @@ from ft_host.contract.generation import check_state
 from ft_host.distributed.processes import is_sharded
 from ft_host.errors import FtHostError
 from ft_host.models import save_whole
+from ft_host.models.load import decoder_layers
+from ft_host.models.shards import reshard, whole_state
 from ft_host.rundir.checkpoints import INDEX, checksum, index_of, put
 from ft_host.rundir.folder import write_json
 from ft_host.training.state_reader import StatePlanner, StateReader, refusals
@@ -162,10 +164,14 @@ def learners(run: Run) -> dict[str, Any]:
 
 
 def full_state(run: Run) -> dict[str, torch.Tensor]:
-    """Return the whole weights of a sharded policy, on the CPU of the main process. All ranks must call it."""
-    return get_model_state_dict(
-        run.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=False)
-    )
+    """Return the whole weights of a sharded policy, on the CPU of the main process. All ranks must call it. With an
+    adapter the frozen weights of decoder layers aren't gathered: nothing writes them."""
+    policy, frozen = run.policy, set[str]()
+    reshard(policy)
+    if run.config.use_peft:
+        within = {id(each) for layer in decoder_layers(policy) for each in layer.parameters() if not each.requires_grad}
+        frozen = {name for name, parameter in policy.named_parameters() if id(parameter) in within}
+    return whole_state(policy, frozen)
 
 
 def _options(run: Run) -> StateDictOptions:
