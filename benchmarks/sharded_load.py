@@ -38,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 # ---------------------------------------------------------------- the models
 
 
-def write_models(work: Path) -> None:
+def write_models(work: Path, layers: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
@@ -48,8 +48,8 @@ def write_models(work: Path) -> None:
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     experts = {"num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 512, "head_dim": 64}
     configs = {
-        "dense": LlamaConfig(**shape, **tokens, intermediate_size=3584, num_hidden_layers=12),
-        "experts": Qwen3MoeConfig(**shape, **tokens, **experts, intermediate_size=1024, num_hidden_layers=8),
+        "dense": LlamaConfig(**shape, **tokens, intermediate_size=3584, num_hidden_layers=layers),
+        "experts": Qwen3MoeConfig(**shape, **tokens, **experts, intermediate_size=1024, num_hidden_layers=layers),
     }
     for name, config in configs.items():
         folder = work / name
@@ -163,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the models and the result")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--layers", type=int, default=12, help="of the models, where the folder has none yet")
     parser.add_argument("--case", choices=CASES, help="this one alone")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
@@ -171,7 +172,7 @@ def main() -> None:
         rank_main(given.work, given.case, given.rank, given.ranks[0], given.whole)
         return
     given.work.mkdir(parents=True, exist_ok=True)
-    write_models(given.work)
+    write_models(given.work, given.layers)
     print("| | ranks | model, MB | rows of a rank | reading | over its rows | peak | whole: reading | peak |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     results: list[dict[str, Any]] = []
