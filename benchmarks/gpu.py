@@ -217,7 +217,8 @@ def do(
         spec = spec_of(job, side, place, material, out)
         log = out / f"{job.name}-{side.label.replace(', ', '-')}.log"
         try:
-            seen = run(side.side, spec, max(1.0, min(clock.left, LONGEST * job.needs)), log)
+            limit = clock.left if place.device == "cpu" else min(clock.left, LONGEST * job.needs)
+            seen = run(side.side, spec, max(1.0, limit), log)
         except SideFailed as error:
             found["failed"] = f"failed: {what_failed(str(error), log.read_text())} (see {log.name})"
             say(f"{job.name}, {side.label}: {found['failed']}", clock)
