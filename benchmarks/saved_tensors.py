@@ -41,6 +41,8 @@ SHAPES = {
     "pairs": ([245, 69, 80, 200, 90, 50], [None, 0, 0, None, 3, 3]),  # two completions of a prompt
 }
 
+WEIGHTS = "weights"
+
 
 def made_model(folder: Path, family: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -71,6 +73,14 @@ class Running:
         self.stack.pop()
 
 
+def is_weight(tensor: torch.Tensor) -> bool:
+    """Whether it is a weight, a view of one, or autocast's copy: nothing but such operations lies before it."""
+    node = tensor.grad_fn
+    while node is not None and type(node).__name__ in ("TBackward0", "ToCopyBackward0", "TransposeBackward0"):
+        node = node.next_functions[0][0]
+    return type(node).__name__ == "AccumulateGrad"
+
+
 def kept(folder: Path, shape: str, lean: bool, fields: dict[str, Any]) -> Counter[str]:
     """Bytes a token and layer that a forward keeps, by kind."""
     from transformers import AutoTokenizer
@@ -87,7 +97,7 @@ def kept(folder: Path, shape: str, lean: bool, fields: dict[str, Any]) -> Counte
 
     def pack(tensor: torch.Tensor) -> Any:
         handle = own(tensor) if lean else remaking.Kept(tensor)
-        handles.append((running.stack[-1], handle))
+        handles.append((WEIGHTS if is_weight(tensor) else running.stack[-1], handle))
         return handle
 
     with contextlib.ExitStack() as stack:
@@ -111,7 +121,7 @@ def kept(folder: Path, shape: str, lean: bool, fields: dict[str, Any]) -> Counte
         for kind, handle in handles:
             if isinstance(handle, remaking.Kept):
                 storage = handle.tensor.untyped_storage()
-                if storage.data_ptr() not in seen | weights:
+                if kind != WEIGHTS and storage.data_ptr() not in seen | weights:
                     seen.add(storage.data_ptr())
                     bytes_of[kind] += storage.nbytes()
         out["logp"].sum().backward()

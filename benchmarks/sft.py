@@ -34,8 +34,8 @@ from turns import (
 
 STEPS = {"small": (2, 6), "bigvocab": (1, 3)}  # not measured, measured
 GOALS = {  # ours to theirs; more is better, but for memory, where less is
-    ("small", "plain"): {"tokens/s": 2.8, "peak over start": 1 / 3},
-    ("small", "best"): {"tokens/s": 1.25, "peak over start": 1 / 3},
+    ("small", "plain"): {"tokens/s": 2.8, "peak over start": 0.26},
+    ("small", "best"): {"tokens/s": 1.4, "peak over start": 0.30},
     ("bigvocab", "plain"): {"tokens/s": 2.2, "peak over start": 1 / 3},
     ("bigvocab", "best"): {"tokens/s": 1.3, "peak over start": 1 / 3},
 }
