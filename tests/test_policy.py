@@ -85,7 +85,8 @@ def test_a_folder_becomes_a_policy_with_its_log_probs(saved, name):
     assert policy.training and policy.kernel == "sdpa"
     assert policy.notes == ([SHARING] if name == "moe" else [])
     rows = some_rows()
-    expected = alone(AutoModelForCausalLM.from_pretrained(saved(name)), rows)
+    eager = "eager" if name == "gemma" else None  # with transformers up to 5.20, sdpa would leave out its soft cap
+    expected = alone(AutoModelForCausalLM.from_pretrained(saved(name), attn_implementation=eager), rows)
     close(policy(batch_of(rows))["logp"], expected)
 
 
