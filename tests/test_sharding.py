@@ -162,7 +162,7 @@ def ran(tmp_path_factory) -> Path:
         for rank in range(WORLD)
     ]
     try:
-        outputs = [process.communicate(timeout=500)[0] for process in processes]
+        outputs = [process.communicate(timeout=1500)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
