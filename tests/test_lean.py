@@ -364,6 +364,16 @@ def test_what_an_mlp_computes_tells_its_form():
     assert mlps.form_of_mlp(Odd(1.0, rate=0.5).eval(), CPU, torch.float32) is not None
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen", "gemma"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_lean_norm_gives_the_very_numbers_of_the_models_own(family, dtype):
+    """Else losses would differ from those of other tools by more than what their own order of sums makes."""
+    module = next(module for module in models.FAMILIES[family]().modules() if norms.is_norm(module))
+    form = norms.form_of_norm(module, CPU, {dtype})
+    states = randn(3, 50, module.weight.numel(), dtype=dtype)
+    assert torch.equal(norm(states, module.weight, form), module(states))
+
+
 @pytest.mark.parametrize(("family", "form"), [("llama", LLAMA), ("qwen", LLAMA), ("gemma", GEMMA)])
 def test_what_a_norm_computes_tells_its_form(family, form):
     model = models.FAMILIES[family]()

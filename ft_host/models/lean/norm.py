@@ -26,8 +26,7 @@ class NormForm:
 
 def ratio_of(states: torch.Tensor, eps: float) -> torch.Tensor:
     """(..., H) to (..., 1): what a norm multiplies a token by, in float32."""
-    length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
-    return length.square_().div_(states.shape[-1]).add_(eps).rsqrt_()
+    return states.float().pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()  # summed as models do, to the same bits
 
 
 def normed(
