@@ -270,6 +270,13 @@ def test_nothing_is_held_after_the_backward_pass():
 # ---------------------------------------------------------------- parts of an attention call
 
 
+@pytest.fixture
+def told():
+    """As within a policy's forward pass, where attention calls tell what their tensors are made of."""
+    with parts.asked(True):
+        yield
+
+
 def rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     one, two = states.chunk(2, -1)
     return states * cos + torch.cat((-two, one), -1) * sin
@@ -286,7 +293,7 @@ def queries_of(turn: Any, angle: float = 0.1) -> torch.Tensor:
     return turn(states, angles.cos(), angles.sin())
 
 
-def test_what_rotates_is_believed_once_it_gave_the_very_numbers():
+def test_what_rotates_is_believed_once_it_gave_the_very_numbers(told):
     queries = queries_of(rotated)
     found = parts.rotation_of(nn.Identity(), queries)
     assert torch.equal(found.take(), queries)
@@ -294,13 +301,13 @@ def test_what_rotates_is_believed_once_it_gave_the_very_numbers():
     assert parts.rotation_of(nn.Identity(), randn(1, 2, 5, 8)) is None
 
 
-def test_a_rotation_by_nothing_proves_nothing():
+def test_a_rotation_by_nothing_proves_nothing(told):
     module = nn.Identity()
     assert parts.rotation_of(module, queries_of(interleaved, angle=0.0)) is None
     assert parts.rotation_of(module, queries_of(interleaved)) is None
 
 
-def test_rotated_queries_are_held_until_all_parts_were_taken():
+def test_rotated_queries_are_held_until_all_parts_were_taken(told):
     found = parts.rotation_of(nn.Identity(), queries_of(rotated))
     with parts.attention_call() as call:
         queries = queries_of(rotated)
@@ -478,6 +485,19 @@ def test_a_policy_has_the_gradients_of_its_own_layers(saved, handles, case):
     assert sizes[0] == Found()
     assert sizes[1].lean_norms == sizes[1].norms and sizes[1].lean_mlps == sizes[1].mlps
     assert any(isinstance(handle, remaking.Remade) for handle in handles)
+
+
+def test_a_checkpointed_layer_is_made_once_in_the_forward_pass_and_once_more_for_the_backward_pass(saved):
+    """To look at what a node of the graph has saved, as rotations are told by, would make it again at once."""
+    config = RunConfig(model=str(saved("qwen")), gradient_checkpointing=True)
+    policy, calls = load_policy(config, TOKENIZER, CPU), []
+    layer = policy.causal_lm.model.layers[0]
+    layer.mlp.register_forward_pre_hook(lambda *given: calls.append(torch.is_grad_enabled()))
+    batch = flat_batch([Segment(input_ids=[5, 6, 7, 8], labels=[5, 6, 7, 8], row=0)], num_rows=1)
+    out = policy(batch, loss=nll)
+    assert len(calls) == 1
+    out["loss"].backward()
+    assert len(calls) == 2
 
 
 def test_the_lean_layers_are_not_saved_and_copies_are_their_own(saved, tmp_path):

@@ -165,9 +165,10 @@ class Policy(nn.Module):
         backbone = backbone_of(self.causal_lm, self.head)
         asked = self.router_aux_loss_coef or (self.counts_routing and self._learns)
         routing = {"output_router_logits": True} if asked else {}
+        layers = not (self.recomputes and self.training)
         if self.kernel == "none":
             input_ids, mask, where = rectangle(batch)
-            with remaking(), noisy(self.noise, self._learns, lambda: mask.sum(1, keepdim=True).expand_as(mask)):
+            with remaking(layers), noisy(self.noise, self._learns, lambda: mask.sum(1, keepdim=True).expand_as(mask)):
                 out = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False, **routing)
             states, places = out.last_hidden_state.flatten(0, 1), where.__getitem__
         else:
@@ -175,7 +176,7 @@ class Policy(nn.Module):
             layout = Layout(batch.lengths, batch.parents, batch.input_ids.device, kernel)
             # transformers looks for packed rows itself where there is no 2-D mask; ours says all that there is to say
             mask, places = None, _same
-            with remaking(), flat(layout), noisy(self.noise, self._learns, lambda: row_lengths(batch)):
+            with remaking(layers), flat(layout), noisy(self.noise, self._learns, lambda: row_lengths(batch)):
                 out = backbone(
                     input_ids=batch.input_ids[None],
                     attention_mask=torch.ones_like(batch.input_ids)[None],

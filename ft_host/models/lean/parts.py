@@ -98,7 +98,7 @@ _believed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 def rotation_of(module: nn.Module, tensor: torch.Tensor) -> Rotated | None:
     """What makes rotated queries or keys, (1, heads, T, D), again; None where nothing known does."""
     node = tensor.grad_fn
-    if type(node).__name__ != "AddBackward0" or len(node.next_functions) != 2:
+    if not _asked.get() or type(node).__name__ != "AddBackward0" or len(node.next_functions) != 2:
         return None
     straight, turned = (before for before, _ in node.next_functions)
     if {type(straight).__name__, type(turned).__name__} != {"MulBackward0"}:
@@ -178,6 +178,19 @@ class Parts:
 
 
 _call: ContextVar[Parts | None] = ContextVar("ft_host_parts", default=None)
+# Where layers are checkpointed nobody asks: what they save is dropped anyway, and to look at what a node of the graph
+# has saved would make the whole layer again.
+_asked: ContextVar[bool] = ContextVar("ft_host_parts_asked", default=False)
+
+
+@contextlib.contextmanager
+def asked(wanted: bool) -> Iterator[None]:
+    """Whether attention calls inside this block tell what their tensors are made of."""
+    token = _asked.set(wanted)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
 
 
 def active() -> Parts | None:
@@ -194,6 +207,9 @@ def current() -> Parts:
 def attention_call() -> Iterator[Parts]:
     """What is told to the `Parts` inside this block stands for what autograd saves there."""
     parts = Parts()
+    if not _asked.get():
+        yield parts
+        return
     token = _call.set(parts)
     try:
         yield parts

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from ft_host.models.lean import gated, norm
-from ft_host.models.lean.parts import Handle, Kept, active
+from ft_host.models.lean.parts import Handle, Kept, active, asked
 
 # Nodes whose output has the elements of their input in the same order.
 SAME_ELEMENTS = frozenset(("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "ToCopyBackward0"))
@@ -98,7 +98,8 @@ def unpack(kept: Handle | Remade) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def remaking() -> Iterator[None]:
-    """Inside this block autograd keeps no tensor that a recipe makes again."""
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+def remaking(layers: bool = True) -> Iterator[None]:
+    """Inside this block autograd keeps no tensor that a recipe makes again. `layers`: False where layers are
+    checkpointed, and so keep nothing."""
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack), asked(layers):
         yield
