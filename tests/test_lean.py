@@ -492,7 +492,7 @@ def test_a_checkpointed_layer_is_made_once_in_the_forward_pass_and_once_more_for
     config = RunConfig(model=str(saved("qwen")), gradient_checkpointing=True)
     policy, calls = load_policy(config, TOKENIZER, CPU), []
     layer = policy.causal_lm.model.layers[0]
-    layer.mlp.register_forward_pre_hook(lambda *given: calls.append(torch.is_grad_enabled()))
+    layer.input_layernorm.register_forward_pre_hook(lambda *given: calls.append(torch.is_grad_enabled()))
     batch = flat_batch([Segment(input_ids=[5, 6, 7, 8], labels=[5, 6, 7, 8], row=0)], num_rows=1)
     out = policy(batch, loss=nll)
     assert len(calls) == 1
