@@ -258,8 +258,17 @@ def test_a_dropped_row_leaves_its_slot_empty(tmp_path):
 # ---------------------------------------------------------------- worker processes
 
 
+@pytest.fixture(autouse=True)
+def others():
+    """Processes that other tests have started and that go on, such as a server for the pretended device."""
+    OTHERS[:] = [child.pid for child in multiprocessing.active_children()]
+
+
+OTHERS: list[int] = []
+
+
 def children():
-    return [child for child in multiprocessing.active_children() if child.is_alive()]
+    return [each for each in multiprocessing.active_children() if each.is_alive() and each.pid not in OTHERS]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

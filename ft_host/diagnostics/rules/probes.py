@@ -75,8 +75,11 @@ def cut_off_message(view: View) -> str:
     )
 
 
+WAYS = {"none": "a padded rectangle's"}  # what is no kernel by name
+
+
 def kernel_message(view: View) -> str:
-    kernel, rows = view["plan/kernel"], view["plan/rows_kernel"]
+    kernel, rows = (WAYS.get(view[name], view[name]) for name in ("plan/kernel", "plan/rows_kernel"))
     apart = f" ({rows} where no prompt is shared)" if rows != kernel else ""
     return (
         f"Attention on {view['plan/device']} is {kernel}{apart} and not flex, which is meant for this device:"
