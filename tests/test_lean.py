@@ -378,7 +378,12 @@ def test_a_lean_norm_gives_the_very_numbers_of_the_models_own(family, dtype):
     module = next(module for module in models.FAMILIES[family]().modules() if norms.is_norm(module))
     form = norms.form_of_norm(module, CPU, {dtype})
     states = randn(3, 50, module.weight.numel(), dtype=dtype)
-    assert torch.equal(norm(states, module.weight, form), module(states))
+    ours, theirs = norm(states, module.weight, form), module(states)
+    assert torch.equal(ours, theirs)
+    if dtype == torch.float32:
+        slope, wanted = randn(*ours.shape, seed=3).detach(), [states, module.weight]
+        for mine, own in zip(*(torch.autograd.grad(out, wanted, slope) for out in (ours, theirs)), strict=True):
+            assert torch.equal(mine, own)
 
 
 @pytest.mark.parametrize(("family", "form"), [("llama", LLAMA), ("qwen", LLAMA), ("gemma", GEMMA)])

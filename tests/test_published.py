@@ -17,6 +17,7 @@ from ft_host.errors import FtHostError
 from ft_host.models import load_policy, published, shard, weights_folder
 from ft_host.models.published import gathered_pieces, load_published, read_published, trained_tensors
 from ft_host.models.weights_folder import MANIFEST, WeightsFolder
+from ft_host.testing import leave
 from ft_host.testing.models import tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -241,7 +242,8 @@ def ranks(model: str, out: str) -> None:
     except FtHostError as error:
         (Path(out) / f"said-{accelerator.process_index}").write_text(str(error))
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()  # gloo's threads, left to the end of the process, may abort it
+    torch.distributed.destroy_process_group()
+    leave(0)  # as a rank of `ft-host train` does: gloo's threads may abort a process that tears itself down
 
 
 def refuse(piece):

@@ -98,18 +98,15 @@ class Norm(torch.autograd.Function):
             return of_states, None if of_weight is None else of_weight.to(weight.dtype), None
         of_states = of_weight = None
         with torch.autocast(states.device.type, enabled=False):
-            unit, grad = states.float() * ratio, grad.float()
-            along = grad * unit
+            wide, grad = states.float(), grad.float()
             if ctx.needs_input_grad[1]:
-                of_weight = along.flatten(0, -2).sum(0).to(weight.dtype)
+                of_weight = (grad * (wide * ratio)).flatten(0, -2).sum(0).to(weight.dtype)
             if ctx.needs_input_grad[0]:
-                if weight is None:
-                    mean, out = along.mean(-1, keepdim=True), grad.clone()
-                else:
-                    factor = weight.float() + ctx.form.offset if ctx.form.offset else weight.float()
-                    mean = torch.mv(along.flatten(0, -2), factor).div_(states.shape[-1]).view(ratio.shape)
-                    out = torch.mul(grad, factor, out=along)
-                of_states = out.addcmul_(unit, mean, value=-1).mul_(ratio).to(states.dtype)
+                # in autograd's own order and roundings: of the product, and of the ratio by rsqrt, mean and square
+                factor = None if weight is None else weight.float() + ctx.form.offset
+                unit = grad.clone() if factor is None else grad * factor
+                slope = (unit * wide).sum(-1, keepdim=True).mul_(-0.5).mul_(ratio.pow(3)).div_(states.shape[-1])
+                of_states = unit.mul_(ratio).add_(wide * slope.mul_(2)).to(states.dtype)
         return of_states, of_weight, None
 
 
