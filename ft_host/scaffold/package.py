@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,14 +18,15 @@ HERE = resources.files("ft_host.scaffold")
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of package. `group`: of its entry point, without "ft_host."; `module`: what that names."""
+    """A kind of package, a method's unless it says otherwise. `group`: of its entry point, without "ft_host.";
+    `module`: what that names; `what`: what its README calls it; `more`: of the command in its README."""
 
     about: str
-    group: str
-    module: str
-    what: str
     summary: str
-    run: Callable[[Names], str]  # a command for its README
+    more: str = ""
+    group: str = "methods"
+    module: str = "method"
+    what: str = "method"
 
     @property
     def plugin(self) -> str:
@@ -37,30 +37,16 @@ class Kind:
 KINDS = {
     "offline": Kind(
         about="a method that learns from texts or completions of the data",
-        group="methods",
-        module="method",
-        what="method",
         summary="Supervised fine-tuning in which a row counts by a power of its length.",
-        run=lambda names: f"ft-host train {names.name} --model path/or/hub-id --dataset rows.jsonl --max-steps 100",
     ),
     "pairs": Kind(
         about="a method that learns from pairs of completions, one better than the other",
-        group="methods",
-        module="method",
-        what="method",
         summary="Learning from pairs by the difference of their mean log-probs.",
-        run=lambda names: f"ft-host train {names.name} --model path/or/hub-id --dataset rows.jsonl --max-steps 100",
     ),
     "rollouts": Kind(
         about="a method that learns from its own completions, which rewards score",
-        group="methods",
-        module="method",
-        what="method",
         summary="REINFORCE with the mean of a prompt's completions as the baseline.",
-        run=lambda names: (
-            f"ft-host train {names.name} --model path/or/hub-id --dataset rows.jsonl --reward rewards.py:right "
-            "--max-steps 100"
-        ),
+        more=" --reward rewards.py:right",
     ),
     "backend": Kind(
         about="what samples completions for methods with rollouts, and for evaluation",
@@ -68,7 +54,6 @@ KINDS = {
         module="backend",
         what="backend",
         summary="A sampler of one request at a time.",
-        run=lambda names: f"ft-host train METHOD run.yaml --backend {names.name}",
     ),
     "diagnostics": Kind(
         about="rules by which a run finds out what is wrong with itself",
@@ -76,7 +61,6 @@ KINDS = {
         module="rules",
         what="diagnostics plugin",
         summary="Held-out answers that grow longer and get no better.",
-        run=lambda names: f"ft-host train METHOD run.yaml --diagnostics {names.name}",
     ),
 }
 ABOUT = {
@@ -119,6 +103,13 @@ def write(into: Path, names: Names, files: dict[str, str]) -> Path:
     return folder
 
 
+def command(names: Names, kind: Kind) -> str:
+    """The run of its README."""
+    if kind.group != "methods":
+        return f"ft-host train METHOD run.yaml --{kind.plugin} {names.name}"
+    return f"ft-host train {names.name} --model path/or/hub-id --dataset rows.jsonl{kind.more} --max-steps 100"
+
+
 def values_of(names: Names, kind: Kind) -> dict[str, str]:
     major, minor = (int(part) for part in re.findall(r"\d+", __version__)[:2])
     return {
@@ -133,7 +124,7 @@ def values_of(names: Names, kind: Kind) -> dict[str, str]:
         "summary": kind.summary,
         "origin": "",
         "host": f">={major}.{minor},<{major + 1}",
-        "run": kind.run(names),
+        "run": command(names, kind),
     }
 
 
