@@ -20,6 +20,8 @@ COMMANDS = {
     "rules": ("ft_host.cli.rules", "list the rules that check runs"),
     "patch": ("ft_host.cli.patch", "print a run file with a remedy for a run's finding"),
     "plugins": ("ft_host.cli.plugins", "list the methods, backends and diagnostics that are installed"),
+    # by name, since the checks stand above the command line, which they call
+    "check": ("ft_host.testing.conformance.command", "ask what a package is held to"),
     "contract": ("ft_host.cli.contract", "print what a package promises, or what has changed in it"),
     "new": ("ft_host.cli.new", "write a package of your own that already trains"),
     "migrate": ("ft_host.cli.migrate", "print a run file of this release, from an older one or from TRL"),

@@ -21,6 +21,8 @@ _HOMES = {  # module -> its names that are public
     ),
     "ft_host.testing.tokenizers": "chat_tokenizer",
     "ft_host.testing.rows": "preference_chats preference_texts rounds sentence tiny_run write_rows",
+    # what a package is held to
+    "ft_host.testing.conformance.items": "conformance_tests",
     # whole runs, and a run before its first step
     "ft_host.testing.invariants": (
         "as_if_killed assert_same assert_same_weights beside compare_runs lines micro_batch_split resume_in run_in "
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from ft_host.testing.backends import backend_source as backend_source
     from ft_host.testing.backends import fixed_completion as fixed_completion
     from ft_host.testing.backends import fixed_completions as fixed_completions
+    from ft_host.testing.conformance.items import conformance_tests as conformance_tests
     from ft_host.testing.distributions import make_distribution as make_distribution
     from ft_host.testing.generation import generating_run as generating_run
     from ft_host.testing.invariants import as_if_killed as as_if_killed

@@ -10,12 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ft_host.batch import IGNORE, Segment, flat_batch
+from ft_host.batch import IGNORE, Segment, by_row, flat_batch
 from ft_host.config import RolloutConfig, RunConfig
 from ft_host.generation import Completion, Request, Sampling, transformers
 from ft_host.hooks import hookimpl
 from ft_host.models.aux_models import frozen_eval
-from ft_host.rollouts.rows import by_row
 from ft_host.run import Run
 from ft_host.testing.backends import fixed_completion
 

@@ -104,7 +104,7 @@ def micro_batch_split(config: RunConfig, rel: float = 2e-5, abs: float = 1e-7) -
     that of what was added up. A run with rollouts learns from fixed completions, with the log-probs that the policy
     gives them: after an update, round-off could turn a sampled token into another.
     """
-    with _fixed(config) as config:
+    with fixed_completions_of(config) as config:
         reference = lines(run_in(config, "8x1", per_device_train_batch_size=8, gradient_accumulation_steps=1))
         assert reference, "the run logged no step"
         for size, steps in ((2, 4), (1, 8)):
@@ -122,7 +122,7 @@ def micro_batch_split(config: RunConfig, rel: float = 2e-5, abs: float = 1e-7) -
 
 
 @contextlib.contextmanager
-def _fixed(config: RunConfig) -> Iterator[RunConfig]:
+def fixed_completions_of(config: RunConfig) -> Iterator[RunConfig]:
     """The config, of a run with rollouts with completions that don't depend on weights."""
     if not isinstance(config, RolloutConfig):
         yield config
@@ -205,7 +205,7 @@ def row_order(config: RunConfig, method: str | None = None, rel: float = 1e-5, a
 
     from ft_host.training.step import before_collating
 
-    with _fixed(config) as config:
+    with fixed_completions_of(config) as config:
         run, rows = first_step(config, method)
     results = []
     for ordered in (rows, rows[::-1]):

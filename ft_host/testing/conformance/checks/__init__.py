@@ -1,0 +1,24 @@
+"""All checks, by id, in the order in which they are asked: what needs no import first, whole runs last."""
+
+from __future__ import annotations
+
+from ft_host.testing.conformance.check import ABOUT, TIERS, Check
+from ft_host.testing.conformance.checks import (
+    backends,
+    batches,
+    data,
+    diagnostics,
+    imports,
+    losses,
+    maturity,
+    metadata,
+    recorded,
+    rollouts,
+    runs,
+)
+
+CHECKS: dict[str, Check] = {}
+for module in (metadata, imports, data, batches, losses, rollouts, runs, recorded, backends, diagnostics, maturity):
+    for check in module.CHECKS:
+        assert check.id not in CHECKS and check.about in ABOUT and check.tier in TIERS, check.id
+        CHECKS[check.id] = check

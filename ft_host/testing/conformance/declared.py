@@ -1,0 +1,65 @@
+"""`conformance.toml` in a package: what its runs need, and what it can't meet, with the reason. Reading it imports
+nothing.
+
+    [config]                        # fields of the tiny runs, for each method of the package
+    teacher_model_name_or_path = "{teacher}"
+
+    [config.gkd]                    # of one method alone
+    lmbda = 0.5
+
+    [not_met]                       # by check
+    loss-additive = "the KL estimate is one number of the step (eq. 7)"
+
+`{model}`, `{teacher}`, `{other_teacher}`, `{scorer}` and `{rewards}` in a value are what the suite makes: see
+`Materials`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ft_host.errors import PluginBroken
+from ft_host.util.text import nearest
+
+FILE = "conformance.toml"
+PARTS = ("config", "not_met", "evidence")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a package says of itself. Empty where it has no file."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    not_met: dict[str, str] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)  # what the stable tier asks for and no run can show
+
+    def fields_of(self, method: str, methods: set[str]) -> dict[str, Any]:
+        """The fields of the tiny runs of one method."""
+        common = {name: value for name, value in self.config.items() if name not in methods}
+        return common | self.config.get(method, {})
+
+
+def declared(folder: Path | None, known: set[str]) -> Declared:
+    """Read the file of the package in `folder` (None: a method in one file has none). `known`: ids of checks. Raises
+    PluginBroken where it can't be read, or names what there isn't."""
+    file = folder / FILE if folder else None
+    if file is None or not file.is_file():
+        return Declared()
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PluginBroken(f"{file}: {error}") from error
+    for part, value in found.items():
+        if part not in PARTS:
+            raise PluginBroken(f"{file}: {part!r}{nearest(part, PARTS)}; expected {', '.join(PARTS)}")
+        if not isinstance(value, dict):
+            raise PluginBroken(f"{file}: {part}: expected a table, found {value!r}")
+    for id, reason in found.get("not_met", {}).items():
+        if id not in known:
+            raise PluginBroken(f"{file}: not_met: there is no check {id!r}{nearest(id, known)}")
+        if not isinstance(reason, str) or not reason.strip():
+            raise PluginBroken(f"{file}: not_met: {id}: expected the reason as text, found {reason!r}")
+    return Declared(**found)

@@ -1,0 +1,52 @@
+"""Rows of the suite, by format. Imports no torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from ft_host.testing.rows import sentence
+from ft_host.types import Row
+
+
+def _texts(noise: random.Random) -> Row:
+    return {"text": sentence(noise, 16)}
+
+
+def _prompts(noise: random.Random) -> Row:
+    return {"prompt": f"{sentence(noise, 8)}? "}
+
+
+def _completions(noise: random.Random) -> Row:
+    return {"prompt": f"{sentence(noise, 8)}?", "completion": f" {sentence(noise, 9)}"}
+
+
+def _pairs(noise: random.Random) -> Row:
+    return {
+        "prompt": f"{sentence(noise, 8)}?",
+        "chosen": f" {sentence(noise, 9)}",
+        "rejected": f" {sentence(noise, 9)}",
+    }
+
+
+def _judged(noise: random.Random) -> Row:
+    return _completions(noise) | {"label": noise.random() < 0.5}
+
+
+MAKERS: dict[str, Callable[[random.Random], Row]] = {
+    "language modeling": _texts,
+    "prompt-only": _prompts,
+    "prompt-completion": _completions,
+    "preference": _pairs,
+    "unpaired preference": _judged,
+}
+
+
+def rows_of(format: str, count: int) -> list[Row]:
+    """So many rows of a format of `ft_host.config.FORMATS`, the same at every call; no two are alike."""
+    noise, found = random.Random(4), []
+    while len(found) < count:
+        row = MAKERS[format](noise)
+        if row not in found and row.get("chosen") != row.get("rejected", ""):
+            found.append(row)
+    return found

@@ -1,0 +1,123 @@
+"""Asks the checks of a tier about a package."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ft_host.config.rollout import RolloutConfig
+from ft_host.errors import FtHostError, PluginNotFound, UsageError
+from ft_host.registry import PluginInfo, catalog, config_class, find
+from ft_host.registry.local import is_file, kind_of_file
+from ft_host.registry.metadata import normalise
+from ft_host.testing.conformance.check import DECLARED, FAILED, LEFT_OUT, PASSED, TIERS, Check, DoesNotApply, Outcome
+from ft_host.testing.conformance.checks import CHECKS
+from ft_host.testing.conformance.declared import Declared, declared
+from ft_host.testing.conformance.subject import Materials, Subject
+from ft_host.util.imports import cause
+from ft_host.util.text import nearest
+
+
+def plugins_of(package: str) -> list[PluginInfo]:
+    """The plugins of a distribution, of the one that has a plugin of this name, or the one in a file. Imports nothing
+    of a distribution. Raises PluginNotFound where there is none, UsageError for a name of several distributions."""
+    if is_file(package):
+        return [find(kind_of_file(package), package)]
+    every = [info for info in catalog() if info.state != "blocked"]
+    owners = {normalise(info.distribution) for info in every if info.name == package.rpartition(":")[2]}
+    named = normalise(package.partition(":")[0])
+    if any(normalise(info.distribution) == named for info in every):
+        owners = {named}
+    if not owners:
+        raise PluginNotFound(
+            f"no package {package!r} with plugins is installed{nearest(package, {info.distribution for info in every})}"
+        )
+    if len(owners) > 1:
+        raise UsageError(f"{package!r} is offered by {', '.join(sorted(owners))}; name one of them")
+    return [info for info in every if normalise(info.distribution) in owners]
+
+
+def checks_of(tier: str, only: Iterable[str] = ()) -> list[Check]:
+    """The checks of a tier, or of it those of these ids (or beginnings of ids). Raises UsageError for an id that there
+    isn't."""
+    found = [check for check in CHECKS.values() if TIERS.index(check.tier) <= TIERS.index(tier)]
+    only = list(only)
+    for word in only:
+        if not any(id.startswith(word) for id in CHECKS):
+            raise UsageError(f"there is no check {word!r}{nearest(word, CHECKS)}")
+    return [check for check in found if not only or any(check.id.startswith(word) for word in only)]
+
+
+class Suite:
+    """The checks about one package. Its runs and models are in `folder`."""
+
+    def __init__(self, package: str, folder: Path) -> None:
+        self.plugins = plugins_of(package)
+        first = self.plugins[0]
+        self.distribution = first.distribution
+        location = Path(first.location)
+        self.package = location.parent if self.distribution else None
+        self.declared: Declared = declared(self.package, set(CHECKS))
+        self.folder, self.materials = folder, Materials(folder / "materials")
+        self.materials.folder.mkdir(parents=True, exist_ok=True)
+
+    def items(self, checks: Iterable[Check]) -> list[tuple[Check, PluginInfo]]:
+        """Each check with each plugin that it is about."""
+        return [(check, info) for check in checks for info in self._asked(check)]
+
+    def _asked(self, check: Check) -> list[PluginInfo]:
+        if check.about == "package":
+            return self.plugins[:1]
+        if check.about == "rollouts":
+            return [info for info in self._usable("method") if issubclass(config_class(info), RolloutConfig)]
+        return self._usable(check.about)
+
+    def _usable(self, kind: str) -> list[PluginInfo]:
+        return [info for info in self.plugins if info.kind == kind and info.state in ("ok", "conflict")]
+
+    def outcome(self, check: Check, plugin: PluginInfo) -> Outcome:
+        """Ask one check about one plugin."""
+        name = self.distribution or plugin.name if check.about == "package" else plugin.name
+        folder = self.folder / f"{check.id}-{plugin.kind}-{plugin.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        subject = Subject(
+            distribution=self.distribution,
+            plugin=plugin,
+            plugins=tuple(self.plugins),
+            package=self.package,
+            declared=self.declared,
+            materials=self.materials,
+            folder=folder,
+        )
+        began = time.perf_counter()
+        found = Outcome(check=check, plugin=name, result=PASSED)
+        try:
+            found = replace(found, figures=check.test(subject))
+        except DoesNotApply as reason:
+            found = replace(found, result=LEFT_OUT, said=str(reason))
+        except (AssertionError, FtHostError) as error:
+            found = replace(found, result=FAILED, said=str(error))
+        except Exception as error:  # the plugin's own, or what torch makes of what it gave
+            found = replace(found, result=FAILED, said=cause(error))
+        found = replace(found, seconds=time.perf_counter() - began)
+        return self._as_declared(found)
+
+    def _as_declared(self, found: Outcome) -> Outcome:
+        reason = self.declared.not_met.get(found.check.id)
+        if reason is None or found.result == LEFT_OUT:
+            return found
+        if found.result == FAILED:
+            return replace(found, result=DECLARED, said=f"{reason} ({found.said})")
+        return replace(found, result=FAILED, said=f"passes, and the package says that it can't: {reason!r}")
+
+    def run(self, checks: Iterable[Check], told: Callable[[Outcome], None] = lambda found: None) -> list[Outcome]:
+        """Ask all of them, one after the other; `told` hears each at once."""
+        return list(self._each(checks, told))
+
+    def _each(self, checks: Iterable[Check], told: Callable[[Outcome], None]) -> Iterator[Outcome]:
+        for check, plugin in self.items(checks):
+            found = self.outcome(check, plugin)
+            told(found)
+            yield found

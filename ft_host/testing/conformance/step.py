@@ -1,0 +1,53 @@
+"""Losses and gradients of micro-batches, as a step makes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ft_host.metrics import add_counts
+from ft_host.types import Row
+
+if TYPE_CHECKING:
+    import torch
+
+    from ft_host.batch import Batch
+    from ft_host.run import Run
+    from ft_host.testing.conformance.subject import Subject
+
+
+def rows_and_run(subject: Subject, rows: list[Row] | None = None, **changes: Any) -> tuple[Run, list[Row]]:
+    """A run before its first step, and the rows of that step: of a method with rollouts, made of completions that
+    don't depend on the weights."""
+    from ft_host.testing.invariants import fixed_completions_of
+    from ft_host.testing.ready import first_step
+
+    with fixed_completions_of(subject.config(rows, **changes)) as config:
+        return first_step(config, method_of(subject))
+
+
+def method_of(subject: Subject) -> str:
+    from ft_host.registry import reference
+
+    return reference(subject.plugin) if subject.distribution else subject.plugin.location
+
+
+def collated(run: Run, parts: list[list[Row]]) -> list[Batch]:
+    """The micro-batches of a step, as the loop makes them."""
+    from ft_host.training.step import before_collating
+
+    return [run.collate(part).to(run.device) for part in before_collating(run, parts)]
+
+
+def loss_and_gradient(run: Run, parts: list[list[Row]]) -> tuple[float, torch.Tensor]:
+    """The loss of a step of these micro-batches, and its gradient of all that is trained, flat."""
+    import torch
+
+    batches = collated(run, parts)
+    run.totals = add_counts(batch.counts for batch in batches)
+    run.policy.zero_grad()
+    loss = 0.0
+    for batch in batches:
+        each = run.loss(batch).loss
+        each.backward()
+        loss += float(each.detach())
+    return loss, torch.cat([p.grad.flatten() for p in run.policy.parameters() if p.grad is not None])
