@@ -13,6 +13,7 @@ TIERS = ("experimental", "stable")  # a tier has the checks of those before it
 ABOUT = ("package", "method", "rollouts", "backend", "diagnostics")  # what a check looks at: `rollouts` is a method's
 Figures = dict[str, Any]  # what was measured: JSON
 PASSED, FAILED, DECLARED, LEFT_OUT = "passed", "failed", "declared", "left out"
+ERROR = "error"  # the suite itself went wrong: says nothing about the package
 
 
 class NotMet(AssertionError):
@@ -40,6 +41,11 @@ class Check:
     mend: str
     test: Callable[[Subject], Figures | None]
 
+    @property
+    def page(self) -> str:
+        """Where it is described, in the host's repository."""
+        return f"docs/checks/{self.id}.md"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -47,12 +53,19 @@ class Outcome:
 
     check: Check
     plugin: str  # its name; of a check of the package, the distribution
-    result: str  # PASSED, FAILED, DECLARED (it failed, as the package says), LEFT_OUT
+    result: str  # PASSED, FAILED, DECLARED (it failed, as the package says), LEFT_OUT, ERROR
     said: str = ""  # what was found, or the reason
+    place: tuple[str, int] | None = None  # file and line of the package that raised what the check ended with
     seconds: float = 0.0
     figures: Figures | None = None
+    error: BaseException | None = None  # of ERROR
 
     @property
     def name(self) -> str:
         """loss-additive[dpo]"""
         return f"{self.check.id}[{self.plugin}]"
+
+
+def group_of(check: Check) -> str:
+    """The name of its module: checks are listed by it."""
+    return check.test.__module__.rpartition(".")[2]

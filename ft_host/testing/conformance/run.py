@@ -8,15 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from ft_host.config.rollout import RolloutConfig
-from ft_host.errors import FtHostError, PluginNotFound, UsageError
+from ft_host.errors import PluginNotFound, UsageError
 from ft_host.registry import PluginInfo, catalog, config_class, find
+from ft_host.registry.conformance import package_folder
 from ft_host.registry.local import is_file, kind_of_file
 from ft_host.registry.metadata import normalise
-from ft_host.testing.conformance.check import DECLARED, FAILED, LEFT_OUT, PASSED, TIERS, Check, DoesNotApply, Outcome
+from ft_host.testing.conformance.blame import blamed
+from ft_host.testing.conformance.check import DECLARED, ERROR, FAILED, LEFT_OUT, PASSED, TIERS, Check, DoesNotApply, Outcome
 from ft_host.testing.conformance.checks import CHECKS
 from ft_host.testing.conformance.declared import Declared, declared
 from ft_host.testing.conformance.subject import Materials, Subject
-from ft_host.util.imports import cause
 from ft_host.util.text import nearest
 
 
@@ -51,15 +52,17 @@ def checks_of(tier: str, only: Iterable[str] = ()) -> list[Check]:
 
 
 class Suite:
-    """The checks about one package. Its runs and models are in `folder`."""
+    """The checks about one package. Its runs and models are in `folder`. `recording`: whether the outcomes are to be
+    the package's record."""
 
-    def __init__(self, package: str, folder: Path) -> None:
+    def __init__(self, package: str, folder: Path, recording: bool = False) -> None:
         self.plugins = plugins_of(package)
         first = self.plugins[0]
-        self.distribution = first.distribution
-        location = Path(first.location)
-        self.package = location.parent if self.distribution else None
+        self.distribution, self.version = first.distribution, first.version
+        self.name = first.distribution or first.location
+        self.package = package_folder(first)
         self.declared: Declared = declared(self.package, set(CHECKS))
+        self.recording = recording
         self.folder, self.materials = folder, Materials(folder / "materials")
         self.materials.folder.mkdir(parents=True, exist_ok=True)
 
@@ -71,18 +74,18 @@ class Suite:
         if check.about == "package":
             return self.plugins[:1]
         if check.about == "rollouts":
-            return [info for info in self._usable("method") if issubclass(config_class(info), RolloutConfig)]
-        return self._usable(check.about)
+            return [info for info in self.usable("method") if issubclass(config_class(info), RolloutConfig)]
+        return self.usable(check.about)
 
-    def _usable(self, kind: str) -> list[PluginInfo]:
+    def usable(self, kind: str) -> list[PluginInfo]:
+        """The plugins of a kind that can be imported, as far as the metadata says."""
         return [info for info in self.plugins if info.kind == kind and info.state in ("ok", "conflict")]
 
-    def outcome(self, check: Check, plugin: PluginInfo) -> Outcome:
-        """Ask one check about one plugin."""
-        name = self.distribution or plugin.name if check.about == "package" else plugin.name
-        folder = self.folder / f"{check.id}-{plugin.kind}-{plugin.name}"
+    def subject(self, purpose: str, plugin: PluginInfo) -> Subject:
+        """A plugin of the package as a check gets it. `purpose` names its folder: that of the check."""
+        folder = self.folder / f"{purpose}-{plugin.kind}-{plugin.name}"
         folder.mkdir(parents=True, exist_ok=True)
-        subject = Subject(
+        return Subject(
             distribution=self.distribution,
             plugin=plugin,
             plugins=tuple(self.plugins),
@@ -90,23 +93,27 @@ class Suite:
             declared=self.declared,
             materials=self.materials,
             folder=folder,
+            recording=self.recording,
         )
+
+    def outcome(self, check: Check, plugin: PluginInfo) -> Outcome:
+        """Ask one check about one plugin."""
+        name = self.distribution or plugin.name if check.about == "package" else plugin.name
+        subject = self.subject(check.id, plugin)
         began = time.perf_counter()
         found = Outcome(check=check, plugin=name, result=PASSED)
         try:
             found = replace(found, figures=check.test(subject))
         except DoesNotApply as reason:
             found = replace(found, result=LEFT_OUT, said=str(reason))
-        except (AssertionError, FtHostError) as error:
-            found = replace(found, result=FAILED, said=str(error))
-        except Exception as error:  # the plugin's own, or what torch makes of what it gave
-            found = replace(found, result=FAILED, said=cause(error))
+        except Exception as error:
+            found = replace(found, **blamed(error, self.package or Path(plugin.location)))
         found = replace(found, seconds=time.perf_counter() - began)
         return self._as_declared(found)
 
     def _as_declared(self, found: Outcome) -> Outcome:
         reason = self.declared.not_met.get(found.check.id)
-        if reason is None or found.result == LEFT_OUT:
+        if reason is None or found.result in (LEFT_OUT, ERROR):
             return found
         if found.result == FAILED:
             return replace(found, result=DECLARED, said=f"{reason} ({found.said})")

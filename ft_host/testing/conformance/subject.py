@@ -97,6 +97,7 @@ class Subject:
     declared: Declared
     materials: Materials
     folder: Path
+    recording: bool = False  # whether `--record` asks, so that there can be no record yet
 
     @functools.cached_property
     def config_class(self) -> type[RunConfig]:
