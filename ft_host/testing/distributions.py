@@ -19,22 +19,26 @@ def make_distribution(
     classifiers: Sequence[str] = (),
     modules: Mapping[str, str] | None = None,
     summary: str = "",
+    headers: Sequence[str] = (),
+    description: str = "",
 ) -> Path:
     """Write a distribution into `folder` as pip would have installed it, and return its .dist-info folder.
 
     `entry_points` is {group: {name: value}}, or the text of entry_points.txt, which may then be as wrong as a test
-    needs it. `requires` are Requires-Dist lines, `classifiers` Classifier lines. `modules` is {dotted name: source};
+    needs it. `requires` are Requires-Dist lines, `classifiers` Classifier lines, `headers` others, each whole
+    ("License-Expression: MIT"); `description` is the text of a README. `modules` is {dotted name: source};
     packages above a module are made, empty, unless they are given themselves.
     """
     folder = Path(folder)
     stem = name.replace("-", "_")
     info = folder / f"{stem}-{version}.dist-info"
     info.mkdir(parents=True)
-    headers = ["Metadata-Version: 2.4", f"Name: {name}", f"Version: {version}"]
-    headers += [f"Summary: {summary}"] if summary else []
-    headers += [f"Classifier: {text}" for text in classifiers]
-    headers += [f"Requires-Dist: {text}" for text in requires]
-    _write(info / "METADATA", "\n".join(headers) + "\n")
+    lines = ["Metadata-Version: 2.4", f"Name: {name}", f"Version: {version}", *headers]
+    lines += [f"Summary: {summary}"] if summary else []
+    lines += [f"Classifier: {text}" for text in classifiers]
+    lines += [f"Requires-Dist: {text}" for text in requires]
+    lines += ["", description] if description else []
+    _write(info / "METADATA", "\n".join(lines) + "\n")
     if not isinstance(entry_points, str):
         entry_points = "\n".join(
             f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in entries.items())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ft_host.registry import catalog
 from ft_host.scaffold import new_package
@@ -20,7 +21,8 @@ from ft_host.testing.distributions import make_distribution
 
 @dataclass(frozen=True, kw_only=True)
 class Wrong:
-    """A package of a kind of `ft-host new` in which `old` in `file` is `new`.
+    """A package of a kind of `ft-host new` in which `old` in `file` is `new`. `$name` and `$package` in both are those
+    of the package.
 
     `fails`: the check that must fail. `also`: others that see the same mistake; no other may fail.
     """
@@ -51,7 +53,7 @@ def installed(kind: str, folder: Path, change: Callable[[dict[str, str]], dict[s
     files = change(files)
     project = tomllib.loads(files["pyproject.toml"])["project"]
     site = folder / "site"
-    package = project["name"].replace("-", "_")
+    [package] = {path.partition("/")[0] for path in files if path.endswith("/__init__.py")}
     modules = {
         path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): text
         for path, text in files.items()
@@ -65,10 +67,13 @@ def installed(kind: str, folder: Path, change: Callable[[dict[str, str]], dict[s
         modules=modules,
         requires=project["dependencies"],
         classifiers=project["classifiers"],
-        summary=project["description"],
+        summary=project.get("description", ""),
+        headers=headers_of(project),
+        description=files["README.md"],
     )
-    for path, text in files.items():  # data of the package
-        if path.startswith(f"{package}/") and not path.endswith(".py"):
+    for path, text in files.items():  # data of the package, and its sources beside it, as `pip install -e` has them
+        if not (path.startswith(f"{package}/") and path.endswith(".py")):
+            (site / path).parent.mkdir(parents=True, exist_ok=True)
             (site / path).write_text(text, encoding="utf-8")
     sys.path.insert(0, str(site))
     catalog.cache_clear()
@@ -81,13 +86,30 @@ def installed(kind: str, folder: Path, change: Callable[[dict[str, str]], dict[s
         catalog.cache_clear()
 
 
+def headers_of(project: dict[str, Any]) -> list[str]:
+    """What setuptools writes of a pyproject.toml into METADATA, beside name, version and what it requires."""
+    found = [f"License-Expression: {project['license']}"] if "license" in project else []
+    found += [f"Author: {each['name']}" for each in project.get("authors", ()) if "name" in each]
+    found += [f"Maintainer: {each['name']}" for each in project.get("maintainers", ()) if "name" in each]
+    return found + [f"Project-URL: {name}, {url}" for name, url in project.get("urls", {}).items()]
+
+
 def changed(wrong: Wrong) -> Callable[[dict[str, str]], dict[str, str]]:
     def change(files: dict[str, str]) -> dict[str, str]:
         [path] = [path for path in files if path == wrong.file or re.fullmatch(rf"ft_\w+/{wrong.file}", path)]
-        assert files[path].count(wrong.old) == 1, f"{wrong.name}: {path} has {wrong.old!r} not once"
-        return files | {path: files[path].replace(wrong.old, wrong.new)}
+        [package] = {path.partition("/")[0] for path in files if path.endswith("/__init__.py")}
+        names = {"$name": package.removeprefix("ft_").replace("_", "-"), "$package": package}
+        old, new = (named(text, names) for text in (wrong.old, wrong.new))
+        assert files[path].count(old) == 1, f"{wrong.name}: {path} has {old!r} not once"
+        return files | {path: files[path].replace(old, new)}
 
     return change
+
+
+def named(text: str, names: dict[str, str]) -> str:
+    for word, name in names.items():
+        text = text.replace(word, name)
+    return text
 
 
 def failures(checks: list[Check], wrong: Wrong | None, kind: str, folder: Path) -> list[Outcome]:
