@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ft_host.testing.rows import sentence
 from ft_host.types import Row
@@ -50,3 +50,9 @@ def rows_of(format: str, count: int) -> list[Row]:
         if row not in found and row.get("chosen") != row.get("rejected", ""):
             found.append(row)
     return found
+
+
+def with_columns(rows: list[Row], names: Iterable[str]) -> list[Row]:
+    """The rows with further columns of text, the same at every call."""
+    noise = random.Random(6)
+    return [row | {name: sentence(noise, 9) for name in names} for row in rows]

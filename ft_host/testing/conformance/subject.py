@@ -14,7 +14,7 @@ from ft_host import registry
 from ft_host.config import RolloutConfig, RunConfig
 from ft_host.registry import PluginInfo
 from ft_host.testing.conformance.declared import Declared
-from ft_host.testing.conformance.rows import rows_of
+from ft_host.testing.conformance.rows import rows_of, with_columns
 from ft_host.testing.rows import tiny_run
 from ft_host.types import Row
 
@@ -120,7 +120,9 @@ class Subject:
         return self.config_class.formats or (("prompt-only",) if self.samples else ("language modeling",))
 
     def rows(self, format: str | None = None, count: int = 24) -> list[Row]:
-        return rows_of(format or self.formats[0], count)
+        """So many rows of a format, by default the most usual; with the columns that the method needs beside."""
+        found = rows_of(format or self.formats[0], count)
+        return with_columns(found, self.config_class.needs_columns) if self.samples else found
 
     def config(self, rows: list[Row] | None = None, **changes: Any) -> RunConfig:
         """A tiny run of the method: five steps of four rows, in order, on the CPU, in `folder`."""

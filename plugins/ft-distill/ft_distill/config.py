@@ -1,4 +1,7 @@
-"""The fields of distill and gkd. Imports no torch."""
+"""The fields of distill and gkd. Imports no torch.
+
+Longer than 300 lines: the two share a teacher and what is refused of one.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ class DistillConfig(GroupedRolloutConfig):
     """On-policy distillation: learn from a teacher what it would have said at each place of the model's own
     completions."""
 
+    formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
     whole_groups: ClassVar[bool | None] = False  # each completion's loss stands by itself
     trl_names: ClassVar[tuple[str, ...]] = ("distillation",)
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {"disable_dropout": (False, "the one that sampled learns")}
@@ -127,6 +131,7 @@ class GKDConfig(RolloutConfig):
     """Generalised knowledge distillation: learn from a teacher at each place of completions by the model itself, by the
     teacher, or of the data."""
 
+    formats: ClassVar[tuple[str, ...]] = ("prompt-completion",)  # with lmbda: 1, prompts alone
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
         "temperature": (0.9, "what is sampled is what is compared"),
         "max_completion_length": (128, "answers with thoughts don't fit"),

@@ -36,6 +36,7 @@ class GOLDConfig(RolloutConfig):
     """General on-policy logit distillation: learn from a teacher with another tokenizer, on completions by the model
     itself, by the teacher, or of the data."""
 
+    formats: ClassVar[tuple[str, ...]] = ("prompt-completion",)  # with lmbda: 1, prompts alone
     needs_reward: ClassVar[bool] = False
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = ranges.TRL
     metric_directions: ClassVar[dict[str, str]] = {

@@ -24,6 +24,7 @@ class SDFTConfig(GroupedRolloutConfig):
     """Self-distillation fine-tuning: learn to answer as the model does that is shown a demonstration beside the
     prompt."""
 
+    formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
     whole_groups: ClassVar[bool | None] = False  # each completion's loss stands by itself
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
         "learning_rate": (5e-5, "the teacher is the model itself, so that little has to change"),
