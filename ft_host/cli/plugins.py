@@ -29,6 +29,11 @@ COLOURS = {"ok": "32", "conflict": "33", "blocked": "2", "incompatible": "31", "
 def run(argv: list[str]) -> int:
     """Returns the exit code: 0, or 3 if --check finds a broken plugin. Raises FtHostError."""
     arguments = _parse(argv)
+    if arguments.available is not None:
+        from ft_host.cli.available import told
+
+        print(told(arguments.available or None, arguments.json))
+        return 0
     plugins = [] if arguments.command == "show" and is_file(arguments.name) else catalog()
     if arguments.command == "show":
         plugins = _named(plugins, arguments.name)
@@ -59,6 +64,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "name", nargs="?", metavar="NAME", help="sft, ft-sft:sft, a distribution such as ft-sft, or a file"
     )
+    parser.add_argument(
+        "--available",
+        nargs="?",
+        const="",
+        metavar="INDEX",
+        help="what has been published instead: from the index that comes with ft-host, a file or an https address",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, as described in docs/plugins-json.md")
     parser.add_argument("--requirements", action="store_true", help="print the distributions as pip requirements")
     parser.add_argument(
@@ -76,6 +88,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         parser.error("show: the name of a plugin is missing")
     if arguments.requirements and (arguments.json or arguments.check):
         parser.error("--requirements can't be combined with --json or --check")
+    if arguments.available is not None and (arguments.command or arguments.check or arguments.requirements):
+        parser.error("--available can be combined with --json alone")
     if arguments.timeout <= 0:
         parser.error("--timeout must be above 0")
     return arguments
