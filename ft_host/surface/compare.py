@@ -232,6 +232,7 @@ PARTS: dict[str, Callable[[str, Any, Any], Iterator[Change]]] = {
     "formats": names,
     "columns": lists,
     "metrics": names,
+    "rollout_metrics": names,
     "hooks": lists,
     "rules": titled,
     "doors": doors,

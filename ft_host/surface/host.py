@@ -14,6 +14,7 @@ from ft_host.config.rollout import RolloutConfig
 from ft_host.diagnostics.rules import RULES
 from ft_host.registry.metadata import stability_of
 from ft_host.rundir import folder
+from ft_host.surface import metric_names
 from ft_host.surface.shapes import FORMAT, described, fields, rules
 
 DOORS = ("ft_host.api", "ft_host.diagnostics", "ft_host.testing")
@@ -36,6 +37,8 @@ def host_surface(commands: dict[str, list[str]]) -> dict[str, Any]:
         "rollout_fields": fields(RolloutConfig, beyond=RunConfig),
         "commands": commands,
         "exit_codes": exit_codes(),
+        "metrics": sorted((*metric_names.LINE, *metric_names.EVERY_RUN)),
+        "rollout_metrics": sorted(metric_names.ROLLOUTS),
         "run_folder": {"format": folder.FORMAT, "files": files_of_a_run()},
         "rules": rules(RULES),
     }

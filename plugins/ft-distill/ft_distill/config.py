@@ -34,6 +34,17 @@ class DistillConfig(GroupedRolloutConfig):
     completions."""
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
+    metrics: ClassVar[tuple[str, ...]] = (
+        "entropy",
+        "reward",
+        "reward_std",
+        "distillation/divergence",
+        "distillation/teacher_agreement",
+        "distillation/teacher_entropy",
+        "distillation/teacher_top_k_mass",
+        "sampling/sampling_logp_difference/mean",
+        "sampling/sampling_logp_difference/max",
+    )
     whole_groups: ClassVar[bool | None] = False  # each completion's loss stands by itself
     trl_names: ClassVar[tuple[str, ...]] = ("distillation",)
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {"disable_dropout": (False, "the one that sampled learns")}
@@ -132,6 +143,20 @@ class GKDConfig(RolloutConfig):
     teacher, or of the data."""
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-completion",)  # with lmbda: 1, prompts alone
+    metrics: ClassVar[tuple[str, ...]] = (
+        "entropy",
+        "reward",
+        "reward_std",
+        "distillation/divergence",
+        "distillation/teacher_agreement",
+        "distillation/teacher_entropy",
+        "distillation/teacher_top_k_mass",
+        "distillation/on_policy_share",
+        "distillation/on_policy_loss",
+        "distillation/off_policy_loss",
+        "sampling/sampling_logp_difference/mean",
+        "sampling/sampling_logp_difference/max",
+    )
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
         "temperature": (0.9, "what is sampled is what is compared"),
         "max_completion_length": (128, "answers with thoughts don't fit"),

@@ -45,6 +45,18 @@ DIFFERENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", 
 class DPOConfig(ReferenceConfig):
     """Direct Preference Optimization: make chosen completions likelier than rejected ones."""
 
+    metrics: ClassVar[tuple[str, ...]] = (
+        "entropy",
+        "mean_token_accuracy",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+        "logits/chosen",
+        "logits/rejected",
+    )
     formats: ClassVar[tuple[str, ...]] = ("preference",)
     # Rewards of a side move with the other's: margins and accuracies tell what is better.
     metric_directions: ClassVar[dict[str, str]] = {"rewards/chosen": "neither", "rewards/rejected": "neither"}

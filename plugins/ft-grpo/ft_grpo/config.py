@@ -40,6 +40,28 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
     prompt.
     """
 
+    metrics: ClassVar[tuple[str, ...]] = (
+        "entropy",
+        "kl",
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "clip_ratio/low_mean",
+        "clip_ratio/high_mean",
+        "clip_ratio/region_mean",
+        "clip_ratio/low_min",
+        "clip_ratio/high_max",
+        "cispo_clip_ratio",
+        "vespo/phi_seq_mean",
+        "policy_loss",
+        "entropy_coef",
+        "sampling/sampling_logp_difference/mean",
+        "sampling/sampling_logp_difference/max",
+        "sampling/importance_sampling_ratio/min",
+        "sampling/importance_sampling_ratio/mean",
+        "sampling/importance_sampling_ratio/max",
+        "sampling/effective_sample_size",
+    )
     whole_groups: ClassVar[bool | None] = False  # a completion's loss needs no other: advantages are made before
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)

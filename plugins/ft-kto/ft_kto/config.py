@@ -12,6 +12,17 @@ from ft_host.api import ConfigError, ReferenceConfig, Usual, option
 class KTOConfig(ReferenceConfig):
     """KTO: raise the likelihood of completions marked good and lower that of those marked bad."""
 
+    metrics: ClassVar[tuple[str, ...]] = (
+        "entropy",
+        "kl",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
+        "logits/chosen",
+        "logits/rejected",
+    )
     formats: ClassVar[tuple[str, ...]] = ("unpaired preference", "preference")
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
         "train_sampling_strategy": ("sequential", "TRL's KL pairs need the order of the rows")

@@ -12,6 +12,25 @@ from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, Usual, option
 class PPOConfig(RolloutConfig):
     """PPO: raise the reward of sampled completions, token by token, with a value model that is trained along."""
 
+    metrics: ClassVar[tuple[str, ...]] = (
+        "objective/scores",
+        "objective/rlhf_reward",
+        "objective/kl",
+        "objective/non_score_reward",
+        "objective/entropy",
+        "objective/unscored",
+        "policy/approxkl_avg",
+        "policy/clipfrac_avg",
+        "policy/entropy_avg",
+        "loss/policy_avg",
+        "loss/value_avg",
+        "val/clipfrac_avg",
+        "val/ratio",
+        "val/ratio_var",
+        "val/explained_variance",
+        "val/num_eos_tokens",
+        "episode",
+    )
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
     reward_metric: ClassVar[str] = "objective/scores"
     progress_metrics: ClassVar[tuple[str, ...]] = ("objective/kl", "completions/mean_length")

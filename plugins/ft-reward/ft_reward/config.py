@@ -12,6 +12,7 @@ from ft_host.api import ConfigError, RunConfig, Usual, option
 class RewardConfig(RunConfig):
     """Reward modelling: a score for a prompt with its completion, higher for the chosen one of a pair."""
 
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "margin", "min_reward", "mean_reward", "max_reward")
     formats: ClassVar[tuple[str, ...]] = ("preference",)
     # Scores have no zero: only their differences say anything.
     metric_directions: ClassVar[dict[str, str]] = {

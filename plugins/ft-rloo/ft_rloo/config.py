@@ -17,6 +17,20 @@ class RLOOConfig(GroupedRolloutConfig, ReferenceConfig):
     others.
     """
 
+    metrics: ClassVar[tuple[str, ...]] = (
+        "entropy",
+        "kl",
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "clip_ratio/low_mean",
+        "clip_ratio/high_mean",
+        "clip_ratio/region_mean",
+        "clip_ratio/low_min",
+        "clip_ratio/high_max",
+        "sampling/sampling_logp_difference/mean",
+        "sampling/sampling_logp_difference/max",
+    )
     whole_groups: ClassVar[bool | None] = False  # a completion's loss needs no other: advantages are made before
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)

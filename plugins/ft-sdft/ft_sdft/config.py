@@ -25,6 +25,17 @@ class SDFTConfig(GroupedRolloutConfig):
     prompt."""
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
+    metrics: ClassVar[tuple[str, ...]] = (
+        "entropy",
+        "reward",
+        "reward_std",
+        "self_distillation/distillation_loss",
+        "self_distillation/teacher_logp_difference",
+        "self_distillation/empty_context_fraction",
+        "self_distillation/without_loss_fraction",
+        "sampling/sampling_logp_difference/mean",
+        "sampling/sampling_logp_difference/max",
+    )
     whole_groups: ClassVar[bool | None] = False  # each completion's loss stands by itself
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
         "learning_rate": (5e-5, "the teacher is the model itself, so that little has to change"),

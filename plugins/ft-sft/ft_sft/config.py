@@ -12,6 +12,7 @@ from ft_host.api import ConfigError, RunConfig, Usual, option
 class SFTConfig(RunConfig):
     """Supervised fine-tuning: raise the likelihood of the given texts."""
 
+    metrics: ClassVar[tuple[str, ...]] = ("entropy", "mean_token_accuracy")
     formats: ClassVar[tuple[str, ...]] = ("language modeling", "prompt-completion")
 
     learning_rate: float = option(
