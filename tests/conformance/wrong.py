@@ -114,7 +114,9 @@ def named(text: str, names: dict[str, str]) -> str:
 
 def failures(checks: list[Check], wrong: Wrong | None, kind: str, folder: Path) -> list[Outcome]:
     """What fails of a package of a kind: of the wrong one, or of one that is as it should be."""
-    with installed(kind, folder, changed(wrong) if wrong else lambda files: files) as name:
+    with installed(kind, folder, changed(wrong) if wrong else lambda files: files):
+        here = str(folder / "site")
+        [name] = {info.distribution for info in catalog() if info.location.startswith(here)}
         return [each for each in Suite(name, folder / "suite").run(checks) if each.result == FAILED]
 
 
