@@ -8,13 +8,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ft_host import registry
 from ft_host.config import RolloutConfig, RunConfig
 from ft_host.registry import PluginInfo
 from ft_host.testing.conformance.declared import Declared
 from ft_host.testing.conformance.rows import rows_of, with_columns
+from ft_host.testing.conformance.taught import save_taught
 from ft_host.testing.rows import tiny_run
 from ft_host.types import Row
 
@@ -26,6 +27,7 @@ def letters(completions, **columns):
     return [sum(letter.isalpha() for letter in text) / (len(text) + 1) for text in completions]
 '''
 ROLLOUTS = {"max_completion_length": 8, "temperature": 0.9}
+T = TypeVar("T")
 
 
 class Materials:
@@ -33,9 +35,17 @@ class Materials:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.kept: dict[str, Any] = {}
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gave when it was first asked for by this name. What it raises is raised each time."""
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
 
     def __getitem__(self, name: str) -> str:
-        """The path of `model`, `teacher`, `other_teacher`, `scorer` or `rewards`."""
+        """The path of `model`, `taught` (which knows the words of the rows), `teacher`, `other_teacher`, `scorer` or
+        `rewards`."""
         path = self.folder / name
         if not path.exists():
             MAKERS[name](path)
@@ -76,6 +86,7 @@ def _rewards(path: Path) -> None:
 
 MAKERS: dict[str, Callable[[Path], None]] = {
     "model": _model,
+    "taught": save_taught,
     "teacher": _teacher,
     "other_teacher": _other_teacher,
     "scorer": _scorer,
@@ -142,6 +153,10 @@ class Subject:
             self.rows() if rows is None else rows,
             **(usual | given | changes),
         )
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What several checks look at, made by the first of them: a run of this plugin, say."""
+        return self.materials.once(f"{self.plugin.kind} {self.plugin.name}: {name}", make)
 
     def _filled(self, fields: dict[str, Any]) -> dict[str, Any]:
         """With the paths of materials in the place of their names."""
