@@ -10,7 +10,7 @@ from ft_host.registry.catalog import HOST, catalog
 from ft_host.registry.metadata import normalise
 from ft_host.util.jsonl import json_text
 
-FORMAT = 1  # of --json; see docs/plugins-json.md
+FORMAT = 1  # of --json; see docs/packages.md
 COLUMNS = ("package", "offers", "stability", "installed", "last check")
 
 

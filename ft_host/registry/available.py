@@ -41,7 +41,9 @@ class Checked:
 
     def __str__(self) -> str:
         declared = f", {self.declared} declared" if self.declared else ""
-        return f"{self.version} passed {self.passed} {self.tier} checks{declared} with ft-host {self.host} on {self.date}"
+        return (
+            f"{self.version} passed {self.passed} {self.tier} checks{declared} with ft-host {self.host} on {self.date}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,17 @@ from ft_host.registry.conformance import package_folder
 from ft_host.registry.local import is_file, kind_of_file
 from ft_host.registry.metadata import normalise
 from ft_host.testing.conformance.blame import blamed
-from ft_host.testing.conformance.check import DECLARED, ERROR, FAILED, LEFT_OUT, PASSED, TIERS, Check, DoesNotApply, Outcome
+from ft_host.testing.conformance.check import (
+    DECLARED,
+    ERROR,
+    FAILED,
+    LEFT_OUT,
+    PASSED,
+    TIERS,
+    Check,
+    DoesNotApply,
+    Outcome,
+)
 from ft_host.testing.conformance.checks import CHECKS
 from ft_host.testing.conformance.declared import Declared, declared
 from ft_host.testing.conformance.subject import Materials, Subject
