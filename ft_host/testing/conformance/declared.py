@@ -4,11 +4,14 @@ nothing.
     [config]                        # fields of the tiny runs, for each method of the package
     teacher_model_name_or_path = "{teacher}"
 
-    [config.gkd]                    # of one method alone
+    [config.gkd]                    # of one method alone; of a backend, its backend_config
     lmbda = 0.5
 
     [not_met]                       # by check
     loss-additive = "the KL estimate is one number of the step (eq. 7)"
+
+    [needs]                         # modules without which its backends can't run, and what to do
+    vllm = "a CPU or GPU with 3 GB to spare; environment/make.sh installs it"
 
 `{model}`, `{teacher}`, `{other_teacher}`, `{scorer}` and `{rewards}` in a value are what the suite makes: see
 `Materials`.
@@ -25,7 +28,7 @@ from ft_host.errors import PluginBroken
 from ft_host.util.text import nearest
 
 FILE = "conformance.toml"
-PARTS = ("config", "not_met", "evidence")
+PARTS = ("config", "not_met", "evidence", "needs")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Declared:
     config: dict[str, Any] = field(default_factory=dict)
     not_met: dict[str, str] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)  # what the stable tier asks for and no run can show
+    needs: dict[str, str] = field(default_factory=dict)  # module -> what to do where a backend misses it
 
     def fields_of(self, method: str, methods: set[str]) -> dict[str, Any]:
         """The fields of the tiny runs of one method."""

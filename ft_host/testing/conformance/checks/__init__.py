@@ -15,10 +15,24 @@ from ft_host.testing.conformance.checks import (
     recorded,
     rollouts,
     runs,
+    sampled,
 )
 
 CHECKS: dict[str, Check] = {}
-for module in (metadata, imports, data, batches, losses, rollouts, runs, recorded, backends, diagnostics, maturity):
+for module in (
+    metadata,
+    imports,
+    data,
+    batches,
+    losses,
+    rollouts,
+    runs,
+    recorded,
+    sampled,
+    backends,
+    diagnostics,
+    maturity,
+):
     for check in module.CHECKS:
         assert check.id not in CHECKS and check.about in ABOUT and check.tier in TIERS, check.id
         CHECKS[check.id] = check
