@@ -8,6 +8,7 @@ from ft_host.testing.conformance.checks import (
     batches,
     data,
     diagnostics,
+    fields,
     imports,
     losses,
     maturity,
@@ -22,6 +23,7 @@ CHECKS: dict[str, Check] = {}
 for module in (
     metadata,
     imports,
+    fields,
     data,
     batches,
     losses,
