@@ -18,9 +18,9 @@ HEAD = """\
 
 <!-- Written by docs/generate_checks.py from the checks and their tests; change them there. -->
 
-What `ft-host check` asks of a package: {count} checks, {experimental} of them of the experimental tier. The stable tier
-has all. `ft-host check --list` lists them, `ft-host check --explain CHECK` prints a page. [check.md](../check.md) says how
-to ask them, and what a package does about one that it can't meet.
+What `ft-host check` asks of a package: {count} checks, {experimental} of them of the experimental tier. The stable
+tier has all. `ft-host check --list` lists them, `ft-host check --explain CHECK` prints a page. [check.md](../check.md)
+says how to ask them, and what a package does about one that it can't meet.
 """
 WRONG = """\
 ## What each has caught

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ft_host._version import __version__
 from ft_host.errors import PluginNotFound
 from ft_host.registry.catalog import CONFIGS, GROUPS, HOST, PluginInfo, catalog, policy
+from ft_host.registry.conformance import recorded
 from ft_host.registry.local import is_file, kind_of_file
 from ft_host.registry.lookup import find, label, reference
 from ft_host.registry.metadata import normalise, read_headers
@@ -169,6 +171,7 @@ def _details(info: PluginInfo, outcome: Outcome | None) -> str:
         ("needs", f"ft-host{info.requires_host}" if info.requires_host else ""),
         ("module" if info.implied else "entry point", _entry_point(info)),
         ("config", _config(info)),
+        ("conformance", _conformance(info)),
         ("location", info.location),
         *(("requires", text) for text in info.requires),
         ("license", (headers.get("license-expression") or headers.get("license") or [""])[0].splitlines()[:1]),
@@ -190,6 +193,12 @@ def _entry_point(info: PluginInfo) -> str:
     if info.kind not in GROUPS or not info.distribution:
         return info.value if info.distribution else ""
     return f"{GROUPS[info.kind]}: {info.name} = {info.value}"
+
+
+def _conformance(info: PluginInfo) -> str:
+    """What `ft-host check --record` left in the package."""
+    found = recorded(info)
+    return found.as_text(info.version) if found else ""
 
 
 def _config(info: PluginInfo) -> str:
@@ -232,6 +241,7 @@ def _entry(info: PluginInfo, outcome: Outcome | None) -> dict[str, Any]:
         "config": info.config or None,
         "location": info.location,
         "summary": info.summary,
+        "conformance": asdict(found) if (found := recorded(info)) else None,
     }
     if outcome:
         entry["check"] = {

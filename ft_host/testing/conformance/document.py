@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host._version import __version__
 from ft_host.registry.conformance import FORMAT
-from ft_host.testing.conformance.check import Outcome, group_of
+from ft_host.testing.conformance.check import Check, Outcome, group_of
 
 if TYPE_CHECKING:
     from ft_host.testing.conformance.run import Suite
@@ -50,4 +50,19 @@ def entry(outcome: Outcome) -> dict[str, Any]:
         "place": f"{outcome.place[0]}:{outcome.place[1]}" if outcome.place else None,
         "seconds": round(outcome.seconds, 3),
         "figures": outcome.figures,
+    }
+
+
+def described(check: Check) -> dict[str, Any]:
+    """A check of `--list --json`."""
+    return {
+        "id": check.id,
+        "group": group_of(check),
+        "tier": check.tier,
+        "about": check.about,
+        "title": check.title,
+        "why": check.why,
+        "looks_at": check.looks_at,
+        "mend": check.mend,
+        "page": check.page,
     }

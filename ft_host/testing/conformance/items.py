@@ -13,7 +13,8 @@ def conformance_tests(package: str, tier: str = "experimental") -> Callable[...,
         test_conformance = conformance_tests("ft-my-method")
 
     What the package declares in its conformance.toml ends as xfail, with the reason; what there is nothing to look at
-    for is skipped. Raises what `Suite` raises, while pytest collects.
+    for is skipped. What goes wrong in the suite itself shows its traceback. Raises what `Suite` raises, while pytest
+    collects.
     """
     import tempfile
 
@@ -31,6 +32,8 @@ def conformance_tests(package: str, tier: str = "experimental") -> Callable[...,
     )
     def test(check: Any, plugin: Any, _held: Any = scratch) -> None:
         found = suite.outcome(check, plugin)
+        if found.error is not None:
+            raise found.error
         if found.result == FAILED:
             pytest.fail(f"{check.id}: {found.said}\n{check.mend}", pytrace=False)
         if found.result == LEFT_OUT:

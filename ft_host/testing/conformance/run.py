@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from ft_host.testing.conformance.check import (
 from ft_host.testing.conformance.checks import CHECKS
 from ft_host.testing.conformance.declared import Declared, declared
 from ft_host.testing.conformance.subject import Materials, Subject
+from ft_host.testing.conformance.surroundings import surroundings
 from ft_host.util.text import nearest
 
 
@@ -52,13 +53,27 @@ def plugins_of(package: str) -> list[PluginInfo]:
 
 def checks_of(tier: str, only: Iterable[str] = ()) -> list[Check]:
     """The checks of a tier, or of it those of these ids (or beginnings of ids). Raises UsageError for an id that there
-    isn't."""
+    isn't, or that is of another tier alone."""
     found = [check for check in CHECKS.values() if TIERS.index(check.tier) <= TIERS.index(tier)]
     only = list(only)
     for word in only:
         if not any(id.startswith(word) for id in CHECKS):
-            raise UsageError(f"there is no check {word!r}{nearest(word, CHECKS)}")
+            raise no_check(word)
+        if not any(check.id.startswith(word) for check in found):
+            raise UsageError(f"{word} is of another tier than {tier}; choose it: --tier {check_named(word).tier}")
     return [check for check in found if not only or any(check.id.startswith(word) for word in only)]
+
+
+def check_named(word: str) -> Check:
+    """The check of this id, or the first one whose id begins so. Raises UsageError where there is none."""
+    found = CHECKS.get(word) or next((check for id, check in CHECKS.items() if id.startswith(word)), None)
+    if found is None:
+        raise no_check(word)
+    return found
+
+
+def no_check(word: str) -> UsageError:
+    return UsageError(f"there is no check {word!r}{nearest(word, CHECKS)}; `ft-host check --list` lists them")
 
 
 class Suite:
@@ -113,7 +128,8 @@ class Suite:
         began = time.perf_counter()
         found = Outcome(check=check, plugin=name, result=PASSED)
         try:
-            found = replace(found, figures=check.test(subject))
+            with surroundings(self.folder / "cache"):
+                found = replace(found, figures=check.test(subject))
         except DoesNotApply as reason:
             found = replace(found, result=LEFT_OUT, said=str(reason))
         except Exception as error:
@@ -129,12 +145,6 @@ class Suite:
             return replace(found, result=DECLARED, said=f"{reason} ({found.said})")
         return replace(found, result=FAILED, said=f"passes, and the package says that it can't: {reason!r}")
 
-    def run(self, checks: Iterable[Check], told: Callable[[Outcome], None] = lambda found: None) -> list[Outcome]:
-        """Ask all of them, one after the other; `told` hears each at once."""
-        return list(self._each(checks, told))
-
-    def _each(self, checks: Iterable[Check], told: Callable[[Outcome], None]) -> Iterator[Outcome]:
-        for check, plugin in self.items(checks):
-            found = self.outcome(check, plugin)
-            told(found)
-            yield found
+    def run(self, checks: Iterable[Check]) -> list[Outcome]:
+        """Ask all of them, one after the other."""
+        return [self.outcome(check, plugin) for check, plugin in self.items(checks)]
