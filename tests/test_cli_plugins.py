@@ -130,6 +130,7 @@ def test_json_has_the_documented_shape(tmp_path):
         "config": "fake_alpha.config:Config",
         "location": str(tmp_path / "fake_alpha" / "method.py"),
         "summary": "A method",
+        "conformance": None,
     }
 
     (checked,) = json.loads(plugins("show", "alpha", "--check", "--json", site=tmp_path))["plugins"]
