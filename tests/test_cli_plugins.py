@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import ft_host
+from ft_host.registry.conformance import Recorded
 from ft_host.testing.distributions import make_distribution
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -139,7 +141,8 @@ def test_json_has_the_documented_shape(tmp_path):
         (DOCS / "plugins-json.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    assert documented == [*document, *document["host"], *checked, *checked["check"]]
+    of_a_record = [field.name for field in fields(Recorded)]
+    assert documented == [*document, *document["host"], *checked, *checked["check"], *of_a_record]
 
 
 def test_show_prints_what_the_metadata_says(tmp_path):

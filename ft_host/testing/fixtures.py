@@ -96,8 +96,9 @@ def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         return made
 
     yield install
-    for module in modules:  # the next test may install others by these names
-        sys.modules.pop(module, None)
+    tops = {module.partition(".")[0] for module in modules}
+    for module in [name for name in sys.modules if name.partition(".")[0] in tops]:
+        del sys.modules[module]  # the next test may install others by these names
     catalog.cache_clear()
 
 
