@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ft_host import registry
 from ft_host.config.files import read_file
-from ft_host.errors import UsageError
+from ft_host.errors import PluginBroken, UsageError
 
 
 def run(argv: list[str]) -> int:
@@ -81,8 +81,18 @@ def of_trl(words: list[str], method: str | None) -> tuple[str, str]:
 
 
 def called(theirs: str) -> str:
-    """The method that TRL calls so: of the same name, or one whose config says so."""
-    for info in registry.catalog():
-        if info.kind == "method" and info.state == "ok" and theirs in registry.config_class(info).trl_names:
-            return info.name
+    """The method that TRL calls so: of the same name, or one whose config says so; of a script, by how its name
+    begins (ppo_tldr.py)."""
+    methods = [info for info in registry.catalog() if info.kind == "method" and info.state == "ok"]
+    for name in (theirs, theirs.partition("_")[0].removesuffix("v2")):
+        for info in methods:
+            if info.name == name:
+                return name
+        for info in methods:
+            try:
+                named = registry.config_class(info).trl_names
+            except PluginBroken:  # of a package that isn't asked for
+                continue
+            if name in named:
+                return info.name
     return theirs

@@ -44,6 +44,7 @@ REASONS = {
         "dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor dataloader_in_order "
         "dataloader_multiprocessing_context"
     ),
+    "not offered; dataset_test_split, or eval_dataset, says what is held out": "test_split_size",
     "not needed; lengths are those of the tokens": "length_column_name",
     "not needed; the method knows its labels": "label_names",
     # -- the step
@@ -57,6 +58,33 @@ REASONS = {
         "optim_target_modules"
     ),
     "not offered; seed determines order, dropout, sampling and new weights": "full_determinism",
+    # -- older TRL: PPO up to 0.11, SFT with a packed data set of its own
+    "not offered; the penalty is the log-ratio (kl there) or its k3 estimate (kl_estimator)": "kl_penalty",
+    "not offered; the penalty is of a whole completion": "token_level_kl",
+    "not offered; kl_coef stays as it is set": "adap_kl_ctrl target horizon",
+    "not offered; stop_on ends a run at a finding, and rules look at the divergence": "early_stopping target_kl",
+    "not offered; a reward function scales and clips its own values": (
+        "use_score_scaling use_score_norm score_clip normalize_reward"
+    ),
+    "not offered; a ratio is clipped by cliprange, and a finding tells what is far off": "ratio_threshold",
+    "not needed; it says nothing but what a tracker shows": "query_dataset task_name compare_steps",
+    "not offered; run_name is all that a tracker is told": (
+        "tracker_project_name tracker_kwargs accelerator_kwargs project_kwargs"
+    ),
+    "not a setting; it follows from the other sizes": (
+        "world_size num_total_batches local_batch_size local_mini_batch_size"
+    ),
+    "not needed; rows of a pass go by per_device_train_batch_size, or by max_tokens_per_micro_batch": (
+        "backward_batch_size forward_batch_size mini_batch_size"
+    ),
+    "not needed; memory is not handed back between steps": "optimize_cuda_cache optimize_device_cache",
+    "not needed; use_peft, or the folder of an adapter as model, says it": "is_peft_model",
+    "not needed; the parts of a model are found": "base_model_attribute_name",
+    "not needed; rows are prepared as they are met, one by one": "dataset_batch_size num_of_sequences infinite",
+    "not needed; packing counts tokens": "chars_per_token",
+    "not offered; rows are text, messages, or prompt and completion (dataset_columns renames); write them so": (
+        "formatting_func"
+    ),
     # -- sampling
     "not needed; evaluation completes each prompt once": "num_generations_eval",
     "not offered; temperature, top_p, top_k, min_p, repetition_penalty and max_completion_length are fields": (

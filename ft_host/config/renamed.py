@@ -61,11 +61,15 @@ CALLED = {
     "desirable_weight": "kto_desirable_weight kto_chosen_weight chosen_weight",
     "undesirable_weight": "kto_undesirable_weight kto_rejected_weight rejected_weight",
     "center_rewards_coefficient": "center_rewards_coef center_rewards center_coefficient",
-    "reward": "reward_model reward_models reward_function reward_functions reward_func reward_fn reward_model_path",
+    "reward": (
+        "reward_model reward_models reward_function reward_functions reward_func reward_fn reward_model_path "
+        "reward_model_name_or_path"
+    ),
     "num_generations": (
         "group_size n_samples_per_prompt num_samples_per_prompt rollouts_per_prompt num_return_sequences"
     ),
     "num_iterations": "mu ppo_epochs",
+    "normalize_advantages": "normalize_advantage",
     "epsilon": "clip_eps eps_clip clip_range clip_ratio epsilon_low",
     "epsilon_high": "eps_clip_high clip_ratio_high",
     "importance_sampling_clip_max": "vllm_importance_sampling_cap vllm_importance_sampling_clip_max",

@@ -38,7 +38,13 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
     # TRL's defaults that change a run, where ours are others: {field: (TRL's, why ours is another)}, and behind that
     # the field without which it has no effect
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "lora_dropout": (0.05, "short runs seldom gain from it", "use_peft")
+        "lora_dropout": (0.05, "short runs seldom gain from it", "use_peft"),
+        # peft's choice where none is made; that of other families is no list that can be written here
+        "lora_target_modules": (
+            ["q_proj", "v_proj"],
+            "peft's choice for Llama, Qwen, Mistral and Gemma; other families have another",
+            "use_peft",
+        ),
     }
     elsewhere: ClassVar[dict[str, str]] = {}  # names that other tools have for this method and it lacks: what to say
     metrics: ClassVar[tuple[str, ...]] = ()  # names that the method logs beside the host's; * stands for any text

@@ -1,4 +1,4 @@
-"""Run files from elsewhere: of an older release, or of TRL, as one of this release."""
+"""Run files from elsewhere: of an older release, or of TRL or axolotl, as one of this release."""
 
 from ft_host.migrate.older import current_text
 from ft_host.migrate.sources import Found, read_trl

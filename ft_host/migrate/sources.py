@@ -1,84 +1,74 @@
-"""What a TRL run is given, from a command line, a YAML file, or the calls in a Python script, which is read and never
-run. Imports nothing heavy."""
+"""What a run of another tool is given, from a command line, a YAML file, or a Python script. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import ast
-import re
-from collections.abc import Iterator
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ft_host.config.files import parse_inline, read_file
+from ft_host.config.resolve import refuse
 from ft_host.errors import UsageError
-
-CONFIG = re.compile(r"(?P<method>[A-Z][A-Za-z0-9]*?)(Config|Trainer|Arguments)")
-# Calls of a script whose keywords are fields: peft's, with the names that TRL's command line has for them.
-LORA = {
-    "r": "lora_r",
-    "target_modules": "lora_target_modules",
-    "modules_to_save": "lora_modules_to_save",
-    "bias": "lora_bias",
-}
-LORA |= {"task_type": "lora_task_type"}
-OF_PEFT = {"lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}  # peft's own defaults, which aren't TRL's
-# Arguments of a trainer that are fields, and those that only say how a script is put together.
-OF_TRAINER = {
-    "model": "model_name_or_path",
-    "ref_model": "ref_model",
-    "reward_funcs": "reward_funcs",
-    "teacher_model": "teacher_model_name_or_path",
-}
-OTHERS = (
-    "args",
-    "config",
-    "peft_config",
-    "processing_class",
-    "tokenizer",
-    "data_collator",
-    "train_dataset",
-    "eval_dataset",
-)
-NOT_METHODS = (
-    "Script",
-    "Model",
-    "Training",
-    "Lora",
-    "BitsAndBytes",
-    "Peft",
-    "Generation",
-    "Auto",
-    "Dataset",
-    "Dataset Mixture",
-)
 
 
 @dataclass
 class Found:
     """What was read: `method` as it is called there, `values` by name with the place of each, and what is computed by a
-    script, so that only a person can say it."""
+    script, so that only a person can say it.
+
+    `tool`: whose names they are. `command`: whether TRL's own script reads them, which fills in the split that it
+    evaluates on, say. `written`: what to say of a name that was translated on the way, and `was`: the name there.
+    `left` and `same` are as in `Translated`; `defaults`: the tool's own, as in `RunConfig.trl_defaults`.
+    """
 
     method: str | None = None
     values: dict[str, tuple[Any, str]] = field(default_factory=dict)
     computed: list[str] = field(default_factory=list)
+    tool: str = "TRL"
+    command: bool = True
+    written: dict[str, str] = field(default_factory=dict)
+    was: dict[str, str] = field(default_factory=dict)
+    left: list[tuple[str, Any, str]] = field(default_factory=list)
+    same: list[str] = field(default_factory=list)
+    defaults: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def take(self, name: str, value: Any, place: str) -> None:
         self.values[name.replace("-", "_")] = (value, place)
+
+    def value(self, name: str, default: Any = None) -> Any:
+        """Return the value of a name, and the default where it isn't given or not set."""
+        value = self.values.get(name, (None, ""))[0]
+        return default if value is None else value
+
+    def without(self, name: str, why: str) -> None:
+        """Put a name that was given into `left`."""
+        if name in self.values:
+            self.left.append((name, self.values.pop(name)[0], why))
 
 
 def read_trl(words: list[str]) -> Found:
     """Read a YAML file, a Python script, or a command line, by what the words are. Raises UsageError where they are
     none of these, ConfigError for a file that can't be read."""
+    from ft_host.migrate.scripts import read_script  # which makes a Found
+
     if len(words) == 1 and Path(words[0]).suffix in (".yaml", ".yml"):
         return read_yaml(words[0])
     if len(words) == 1 and Path(words[0]).suffix == ".py":
         return read_script(Path(words[0]))
-    return read_command(words[0].split() if len(words) == 1 else words)
+    return read_command(split(words[0]) if len(words) == 1 else words)
+
+
+def split(line: str) -> list[str]:
+    try:
+        return shlex.split(line.replace("\\\n", " "))
+    except ValueError as error:
+        raise UsageError(f"{line[:80]}: {error}") from error
 
 
 def read_yaml(path: str) -> Found:
     read = read_file(path)
+    refuse(read.problems)
     found = Found(method=read.method)
     for name, value in read.values.items():
         found.take(name, value, read.where(name))
@@ -115,57 +105,3 @@ def read_command(words: list[str]) -> Found:
             f"--{name}",
         )
     return found
-
-
-def read_script(path: Path) -> Found:
-    """The keywords of the calls that make a config, an adapter, a trainer and a data set. What isn't written out there
-    is told, not run."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: can't be read as Python: {error}") from error
-    found = Found()
-    for call, name in calls(tree):
-        matched = CONFIG.fullmatch(name)
-        place = f"{path}:{call.lineno}"
-        if matched and matched["method"] not in NOT_METHODS:
-            found.method = found.method or matched["method"].lower()
-        if name == "load_dataset" and call.args:
-            keyword(found, "dataset_name", call.args[0], place)
-            for each in call.keywords:
-                if each.arg == "split":
-                    keyword(found, "dataset_train_split", each.value, place)
-        elif name == "LoraConfig":
-            for known, value in OF_PEFT.items():
-                found.take(known, value, "peft's default")
-            found.take("use_peft", True, place)
-            for each in call.keywords:
-                keyword(found, LORA.get(each.arg or "", each.arg or ""), each.value, place)
-        elif matched and matched[2] == "Trainer":
-            for each in call.keywords:
-                if each.arg in OF_TRAINER:
-                    keyword(found, OF_TRAINER[each.arg], each.value, place)
-                elif each.arg not in OTHERS:
-                    keyword(found, each.arg or "", each.value, place)
-        elif matched and (matched["method"] == "Training" or matched["method"] not in NOT_METHODS):
-            for each in call.keywords:
-                keyword(found, each.arg or "", each.value, place)
-    if not found.values:
-        raise UsageError(f"{path}: found no call of a config or trainer of TRL's")
-    return found
-
-
-def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
-    """Calls in the order of their lines, by the last part of what is called."""
-    every = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    for call in sorted(every, key=lambda node: node.lineno):
-        called = call.func
-        if isinstance(called, ast.Name | ast.Attribute):
-            yield call, called.id if isinstance(called, ast.Name) else called.attr
-
-
-def keyword(found: Found, name: str, value: ast.expr, place: str) -> None:
-    try:
-        found.take(name, ast.literal_eval(value), place)
-    except (ValueError, TypeError):
-        found.computed.append(f"{name or '**'}: {ast.unparse(value)}  ({place})")

@@ -1,108 +1,126 @@
-"""Fields of TRL as fields of a method here: the same name, another name, another form, or none, with the reason."""
+"""Fields of other tools as fields of a method here: the same name, another name, another form, or none, with the
+reason."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from ft_host.config import RunConfig
 from ft_host.config.answers import answer
-from ft_host.config.fields import Fields, Mismatch, fields_of, fit, names_of, vars_of
+from ft_host.config.fields import Fields, Mismatch, fields_of, fit, vars_of
 from ft_host.config.renamed import RENAMED, already
+from ft_host.config.resolve import missing_required
+from ft_host.config.text import yaml_text
+from ft_host.errors import ConfigError
+from ft_host.migrate.forms import FORMS, Values, together
 from ft_host.migrate.sources import Found
 
-Values = dict[str, Any]
+UNKNOWN = "no field of this name is known"
 
 
 @dataclass
 class Translated:
     """`taken`: our fields with their values and a comment, empty where name and value are the same. `defaults`: of
-    fields that weren't given, TRL's defaults that change the run. `left`: what has no counterpart, and why."""
+    fields that weren't given, the other tool's defaults that change the run. `left`: what has no counterpart, and why.
+    `missing`: what a run still needs."""
 
     taken: dict[str, tuple[Any, str]] = field(default_factory=dict)
     defaults: dict[str, tuple[Any, str]] = field(default_factory=dict)
     left: list[tuple[str, Any, str]] = field(default_factory=list)
     same: list[str] = field(default_factory=list)  # what is done here anyway
+    missing: list[str] = field(default_factory=list)
 
-
-def only(wanted: Any, values: Values) -> Callable[[Any], Values | None]:
-    """For this value these fields; for another one there is nothing."""
-    return lambda value: dict(values) if value == wanted else None
-
-
-def backend(name: str) -> Callable[[Any], Values | None]:
-    return lambda value: {"backend_config": {name: value}}
-
-
-# What another value or several fields stand for: None where there is no counterpart of this value.
-FORMS: dict[str, Callable[[Any], Values | None]] = {
-    "warmup_ratio": lambda value: {"warmup_steps": value},
-    "use_vllm": lambda value: {"backend": "vllm"} if value else {},
-    "vllm_mode": lambda value: {"backend_config": {"mode": "inprocess" if value == "colocate" else "server"}},
-    "vllm_server_base_url": backend("url"),
-    "vllm_server_timeout": backend("start_timeout"),
-    "vllm_gpu_memory_utilization": backend("gpu_memory_utilization"),
-    "vllm_tensor_parallel_size": backend("tensor_parallel_size"),
-    "vllm_max_model_length": backend("max_model_len"),
-    "vllm_importance_sampling_correction": only(False, {"importance_sampling_correction": "none"}),
-    "vllm_importance_sampling_mode": lambda value: {"importance_sampling_correction": value},
-    "eval_strategy": only("steps", {}),
-    "evaluation_strategy": only("steps", {}),
-    "do_eval": only(True, {}),
-    "save_strategy": only("no", {"save_steps": 0}),
-    "shuffle_dataset": lambda value: {"train_sampling_strategy": "random" if value else "sequential"},
-    "group_by_length": only(True, {"train_sampling_strategy": "group_by_length"}),
-    "precompute_ref_batch_size": lambda value: {"per_device_eval_batch_size": value},
-    "deepspeed": lambda value: {"distributed_strategy": "fsdp2"},
-    "fsdp": lambda value: {"distributed_strategy": "fsdp2"} if value else {},
-    "disable_tqdm": only(True, {"progress": "lines"}),
-    "rpo_alpha": lambda value: {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, value]},
-}
+    @property
+    def values(self) -> Values:
+        return {name: value for name, (value, _) in (self.taken | self.defaults).items()}
 
 
 def translate(found: Found, config_class: type[RunConfig]) -> Translated:
-    """Return what was found in the fields of this class."""
+    """Return what was found in the fields of this class. What they refuse is among those without a counterpart."""
     fields, out = fields_of(config_class), Translated()
-    names = names_of(fields)
+    together(found, fields)
+    out.left, out.same = list(found.left), list(found.same)
+    names = {name: each.name for each in fields.values() for name in (each.name, *each.aliases)}
     for name, (value, _) in found.values.items():
         if already(name, value) and name not in names:
             out.same.append(name)
             continue
-        given = {names[name]: value} if name in names else formed(name, value, fields)
-        if given is None:
-            out.left.append((name, value, answer(name, fields) or "no field of this name is known"))
+        given = (
+            FORMS[name](value)
+            if name in FORMS
+            else {names[name]: value}
+            if name in names
+            else renamed(name, value, fields)
+        )
+        if given is None or not all(target in fields for target in given):
+            out.left.append((found.was.get(name, name), value, answer(name, fields) or UNKNOWN))
             continue
+        if not given:
+            out.same.append(name)
         for target, changed in given.items():
-            take(out, fields, (name, value), (target, changed))
-    for name, (theirs, why, *needed) in vars_of(config_class, "trl_defaults").items():
-        if name in out.taken or not all(out.taken.get(other, (False, ""))[0] for other in needed):
+            take(out, fields, found, (name, value), (target, changed))
+    defaults = vars_of(config_class, "trl_defaults") if found.tool == "TRL" else {}
+    for name, (theirs, why, *needed) in (defaults | found.defaults).items():
+        if name not in fields or name in out.taken or not all(out.taken.get(other, (False, ""))[0] for other in needed):
             continue
         ours = fields[name].default
-        said = "not set" if ours is None else str(ours).lower() if isinstance(ours, bool) else ours
-        out.defaults[name] = (theirs, f"TRL's default; here {said}: {why}")
+        said = "not set" if ours is None else yaml_text(ours)
+        out.defaults[name] = (theirs, f"{found.tool}'s default; here {said}: {why}")
+    accepted(out, config_class)
+    computed = {
+        names.get(name, RENAMED.get(name, (name,))[0]) for name in (said.partition(":")[0] for said in found.computed)
+    }
+    needed = {each.name: each for each in fields.values() if not {each.name, each.unless} & computed}
+    out.missing += missing_required(out.values, needed)
     return out
 
 
-def formed(name: str, value: Any, fields: Fields) -> Values | None:
-    """What a field that isn't one of ours is in ours, as far as that can be said without a person."""
-    if name in FORMS:
-        made = FORMS[name](value)
-        return made if made is None or all(target in fields for target in made) else None
+def accepted(out: Translated, config_class: type[RunConfig]) -> None:
+    """Put what the config refuses into `left`, one field after the other, until it refuses nothing more."""
+    while True:
+        try:
+            config_class(**out.values).check()
+            return
+        except ConfigError as error:
+            said = str(error)
+        named = [
+            name for name in re.findall(r"\w+", said.partition(":")[0]) if name in out.taken or name in out.defaults
+        ]
+        if not named:
+            out.missing.append(said)
+            return
+        kept = out.taken if named[0] in out.taken else out.defaults
+        out.left.append((named[0], kept.pop(named[0])[0], f"refused here: {said}"))
+
+
+def renamed(name: str, value: Any, fields: Fields) -> Values | None:
+    """What a name is here, as far as that can be said without a person."""
     target, note = RENAMED.get(name, (None, ""))
     return {target: value} if target in fields and not note else None
 
 
-def take(out: Translated, fields: Fields, source: tuple[str, Any], given: tuple[str, Any]) -> None:
+def take(out: Translated, fields: Fields, found: Found, source: tuple[str, Any], given: tuple[str, Any]) -> None:
     """Put one of our fields into `out`, or what was given into `left` where its value doesn't fit."""
     (name, value), (target, changed) = source, given
     try:
         fitted = fit(fields[target], changed)
     except Mismatch as error:
-        out.left.append((name, value, f"{target}: {error}"))
+        out.left.append((found.was.get(name, name), value, f"{target}: {error}"))
         return
-    comment = "" if name == target and fitted == value else f"{name}: {value}" if fitted != value else f"{name} there"
+    comment = (
+        ""
+        if name == target and fitted == value
+        else f"{name}: {yaml_text(value)}"
+        if fitted != value
+        else f"{name} there"
+    )
+    comment = found.written.get(name, comment)
     if isinstance(fitted, dict) and target in out.taken:
         before, said = out.taken[target]
         fitted, comment = before | fitted, f"{said}; {comment}"
+    elif target in out.taken:
+        out.left.append((name, value, f"{target} is given too"))
+        return
     out.taken[target] = (fitted, comment)

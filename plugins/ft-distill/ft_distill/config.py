@@ -47,7 +47,10 @@ class DistillConfig(GroupedRolloutConfig):
     )
     whole_groups: ClassVar[bool | None] = False  # each completion's loss stands by itself
     trl_names: ClassVar[tuple[str, ...]] = ("distillation",)
-    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {"disable_dropout": (False, "the one that sampled learns")}
+    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "disable_dropout": (False, "the one that sampled learns"),
+        "max_length": (None, "longer prompts are left out; it is of prompts alone"),
+    }
     needs_reward: ClassVar[bool] = False
     metric_directions: ClassVar[dict[str, str]] = {
         "distillation/divergence": "lower",

@@ -66,7 +66,8 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "disable_dropout": (False, "the policy that learns is the one that sampled")
+        "disable_dropout": (False, "the policy that learns is the one that sampled"),
+        "max_length": (None, "longer prompts are left out; it is of prompts alone"),
     }
 
     disable_dropout: bool = option(

@@ -35,7 +35,8 @@ class RLOOConfig(GroupedRolloutConfig, ReferenceConfig):
 
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "disable_dropout": (False, "the policy that learns is the one that sampled")
+        "disable_dropout": (False, "the policy that learns is the one that sampled"),
+        "max_length": (None, "longer prompts are left out; it is of prompts alone"),
     }
 
     disable_dropout: bool = option(
