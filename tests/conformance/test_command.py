@@ -134,7 +134,7 @@ def test_each_check_has_a_line_and_a_failure_says_what_was_found_the_mend_and_th
     assert main(["check", "ft-tiny", "--durations", "2"]) == NOT_MET
     said, error = capsys.readouterr()
     assert error == ""
-    lines = re.sub(r"\d+(\.\d)? s\b", "N s", said).splitlines()
+    lines = re.sub(r" *\d+(\.\d)? s\b", "  N s", said).splitlines()
     assert lines[0] == "ft-tiny 0.2.0 (experimental), checks of the experimental tier"
     assert "  passed    meta-name  N s" in lines and "  passed    loss-right  N s" in lines
     at = lines.index("  FAILED    loss-wrong  N s")
@@ -146,7 +146,7 @@ def test_each_check_has_a_line_and_a_failure_says_what_was_found_the_mend_and_th
     at = lines.index("  declared  loss-coupled  N s")
     assert lines[at + 1].strip() == "rows of a step are coupled (eq. 7) (the loss is 0.25, expected 0.5)"
     assert lines[lines.index("  left out  rules-quiet  N s") + 1].strip() == "it has no rules"
-    at = lines.index("5 checks: 2 passed, 1 failed, 1 declared, 1 left out, in N s")
+    at = lines.index("5 checks: 2 passed, 1 failed, 1 declared, 1 left out, in  N s")
     assert len(lines[at + 1 :]) == 2  # the slowest two
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ft_host.errors import FtHostError, UsageError
-from ft_host.testing.conformance.check import ERROR, FAILED, TIERS, Check, Outcome
+from ft_host.testing.conformance.check import ERROR, FAILED, TIERS, Check, Outcome, group_of
 from ft_host.testing.conformance.surroundings import VARIABLES
 from ft_host.util.jsonl import json_text
 
@@ -115,7 +115,7 @@ def _asked(suite: Suite, checks: list[Check], options: argparse.Namespace) -> in
     if options.record:
         recordable(suite)  # refused before a minute has passed
     as_text = options.output is not None or not (options.json or options.sarif)
-    view = View(suite, options.tier, sys.stdout if as_text else None)
+    view = View(suite, options.tier, suite.items(checks), sys.stdout if as_text else None)
     made: list[Path] = []
     try:
         if options.record:
@@ -142,7 +142,7 @@ def _outcomes(suite: Suite, checks: list[Check], view: View, options: argparse.N
     began, found, loaded = time.perf_counter(), [], False
     for check, plugin in suite.items(checks):
         view.asking(check, plugin)
-        if not loaded and check.about in ("method", "rollouts", "backend"):
+        if not loaded and (check.about in ("method", "rollouts", "backend") or group_of(check) == "imports"):
             loaded = load_libraries()  # so that the first check doesn't seem slow
         with quiet(options, suite.folder):
             outcome = suite.outcome(check, plugin)

@@ -21,12 +21,13 @@ INDENT = " " * (WIDTH + 4)
 
 
 class View:
-    """Prints to `out`, or nothing where it is None."""
+    """Prints to `out`, or nothing where it is None. `items`: what will be asked."""
 
-    def __init__(self, suite: Suite, tier: str, out: TextIO | None) -> None:
+    def __init__(self, suite: Suite, tier: str, items: list[tuple[Check, PluginInfo]], out: TextIO | None) -> None:
         self.out, self.group = out, ""
         self.terminal = out is not None and out.isatty()
         self.several = len({info.name for info in suite.plugins}) > 1
+        self.width = max(len(self._name(check.id, info.name)) for check, info in items)
         self.room = max(60, shutil.get_terminal_size().columns) if self.terminal else 10**6
         version = f" {suite.version} ({suite.plugins[0].stability})" if suite.version else ""
         self.said(self._painted(f"{suite.name}{version}, checks of the {tier} tier", "1"))
@@ -43,7 +44,8 @@ class View:
             self.group = group_of(found.check)
             self.said(f"\n{self._painted(self.group, '1')}")
         result = self._painted(f"{found.result.upper() if found.result == FAILED else found.result:{WIDTH}}", found)
-        self.said(f"  {result}  {self._name(found)}  {self._painted(f'{found.seconds:.1f} s', '2')}")
+        name = self._name(found.check.id, found.plugin)
+        self.said(f"  {result}  {name:{self.width}}  {self._painted(f'{found.seconds:.1f} s', '2')}")
         if found.said:
             self._below(found.said)
         if found.result == FAILED:
@@ -57,14 +59,14 @@ class View:
         )
         self.said(f"\n{len(found)} checks: {said}, in {seconds:.0f} s")
         for each in sorted(found, key=lambda each: -each.seconds)[:slowest]:
-            self.said(f"  {each.seconds:6.1f} s  {self._name(each)}")
+            self.said(f"  {each.seconds:6.1f} s  {self._name(each.check.id, each.plugin)}")
 
     def said(self, text: str) -> None:
         if self.out is not None:
             print(text, file=self.out, flush=True)
 
-    def _name(self, found: Outcome) -> str:
-        return f"{found.check.id} [{found.plugin}]" if self.several else found.check.id
+    def _name(self, id: str, plugin: str) -> str:
+        return f"{id} [{plugin}]" if self.several else id
 
     def _below(self, text: str) -> None:
         for line in visible(text).splitlines():
