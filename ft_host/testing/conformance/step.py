@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from ft_host.metrics import add_counts
@@ -25,6 +26,23 @@ def rows_and_run(subject: Subject, rows: list[Row] | None = None, **changes: Any
         return first_step(config, method_of(subject))
 
 
+def shared_step(subject: Subject) -> tuple[Run, list[Row]]:
+    """The same with no changes, made once for the checks that leave weights as they are. The rows are a copy."""
+    from accelerate import Accelerator
+
+    run, rows = subject.once("first step", lambda: rows_and_run(subject))
+    Accelerator(cpu=run.config.use_cpu)  # a run that was trained since has taken accelerate's state with it
+    run.policy.zero_grad()
+    return run, copy.deepcopy(rows)
+
+
+def ready(subject: Subject, **changes: Any) -> Run:
+    """A run of the subject before its first step, without rows."""
+    from ft_host.testing.ready import ready_run
+
+    return ready_run(subject.config(**changes), method_of(subject))
+
+
 def method_of(subject: Subject) -> str:
     from ft_host.registry import reference
 
@@ -40,8 +58,6 @@ def collated(run: Run, parts: list[list[Row]]) -> list[Batch]:
 
 def loss_and_gradient(run: Run, parts: list[list[Row]]) -> tuple[float, torch.Tensor]:
     """The loss of a step of these micro-batches, and its gradient of all that is trained, flat."""
-    import torch
-
     batches = collated(run, parts)
     run.totals = add_counts(batch.counts for batch in batches)
     run.policy.zero_grad()
@@ -50,4 +66,12 @@ def loss_and_gradient(run: Run, parts: list[list[Row]]) -> tuple[float, torch.Te
         each = run.loss(batch).loss
         each.backward()
         loss += float(each.detach())
-    return loss, torch.cat([p.grad.flatten() for p in run.policy.parameters() if p.grad is not None])
+    return loss, gradient_of(run)
+
+
+def gradient_of(run: Run) -> torch.Tensor:
+    """The gradient of all that is trained, flat; 0 where there is none."""
+    import torch
+
+    trained = [p for p in run.policy.parameters() if p.requires_grad]
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])

@@ -200,7 +200,7 @@ def metrics(out: dict[str, torch.Tensor], pairs: Pairs, batch: Batch, beta: floa
         "rewards/accuracies": chosen > rejected,
     }
     return {
-        "entropy": mean(out["entropy"].sum(), counts["tokens"]),
+        "entropy": mean(out["entropy"].detach().sum(), counts["tokens"]),
         "mean_token_accuracy": mean((out["top1"] * is_chosen).sum(), counts["chosen_tokens"]),
         "logits/chosen": mean((out["mean_logit"] * is_chosen).sum(), counts["chosen_tokens"]),
         "logits/rejected": mean((out["mean_logit"] * ~is_chosen).sum(), counts["rejected_tokens"]),

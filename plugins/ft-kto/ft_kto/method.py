@@ -271,7 +271,7 @@ def ft_loss(model, batch, run) -> LossOutput:
     losses = LOSSES[config.loss_type](ratios, labels, kl, config.beta)
     weights = torch.where(labels, config.desirable_weight, config.undesirable_weight)
 
-    metrics = {"entropy": mean(out["entropy"].sum(), batch.counts["tokens"])}
+    metrics = {"entropy": mean(out["entropy"].detach().sum(), batch.counts["tokens"])}
     if config.estimates_kl:
         metrics["kl"] = mean(kl.sum(), batch.num_rows)
     rewards, margin = config.beta * ratios.detach(), 0.0

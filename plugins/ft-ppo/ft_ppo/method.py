@@ -278,7 +278,7 @@ def ft_loss(model, batch, run) -> LossOutput:
         "objective/entropy": mean(columns["surprise"].sum(), scored),
         "policy/approxkl_avg": mean(0.5 * apart.square().sum(), tokens),
         "policy/clipfrac_avg": mean(policy_clipped.sum(), tokens),
-        "policy/entropy_avg": mean(out["entropy"].sum(), tokens),
+        "policy/entropy_avg": mean(out["entropy"].detach().sum(), tokens),
         "loss/policy_avg": mean(of_policy.sum(), tokens),
         "loss/value_avg": mean(of_value.sum(), tokens),
         "val/clipfrac_avg": mean(value_clipped.sum(), tokens),
