@@ -145,7 +145,7 @@ def test_each_check_has_a_line_and_a_failure_says_what_was_found_the_mend_and_th
     ]
     at = lines.index("  declared  loss-coupled  N s")
     assert lines[at + 1].strip() == "rows of a step are coupled (eq. 7) (the loss is 0.25, expected 0.5)"
-    assert lines[lines.index("  left out  rules-quiet  N s") + 1].strip() == "it has no rules"
+    assert "  left out  rules-quiet   it has no rules" in lines
     at = lines.index("5 checks: 2 passed, 1 failed, 1 declared, 1 left out, in  N s")
     assert len(lines[at + 1 :]) == 2  # the slowest two
 
@@ -172,8 +172,11 @@ def test_an_error_of_the_suite_is_no_failure_of_the_package_and_nothing_that_it_
     assert "the suite itself went wrong: KeyError: 'no such key'" in said and "test_command.py" in said
 
 
-def test_an_error_of_the_package_names_its_line(package, checks, capsys):
+def test_an_error_of_the_package_names_its_line_and_not_the_mend_of_something_else(package, checks, capsys):
     checks(made("loss-empty", meets_an_error_of_the_package))
+    assert main(["check", "ft-tiny"]) == NOT_MET
+    said = capsys.readouterr().out
+    assert "To do: Mend this error: it came before there was anything to compare." in said and "Mend it so" not in said
     assert main(["check", "ft-tiny", "--json"]) == NOT_MET
     (found,) = json.loads(capsys.readouterr().out)["checks"]
     assert found["result"] == "failed" and "division by zero" in found["said"]
@@ -466,3 +469,45 @@ def test_a_file_of_three_lines_is_the_suite(tmp_path):
         words, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
     ).stdout
     assert "PASSED test_conformance.py::test[loss-finite-method-sft]" in said and "1 passed" in said, said
+
+
+# ---------------------------------------------------------------- rows for a method that names no format
+
+PAIRS = """\
+from dataclasses import dataclass
+from ft_host.api import RowError, RunConfig, hookimpl
+
+@dataclass(kw_only=True)
+class Config(RunConfig):
+    pass
+
+@hookimpl
+def ft_prepare(row, tokenizer):
+    if not row["chosen"].strip():
+        raise RowError("chosen is empty")
+    return {"ids": tokenizer(row["chosen"])["input_ids"], "length": 1}
+
+@hookimpl
+def ft_loss(batch):
+    raise NotImplementedError
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, ("preference",)),
+        ({'"chosen"': '"completion"'}, ("prompt-completion",)),
+        ({'"chosen"': '"no such column"'}, ("language modeling",)),  # the checks show its error
+        ({"    pass": '    formats = ("unpaired preference",)'}, ("unpaired preference",)),
+    ],
+)
+def test_a_method_that_names_no_format_gets_rows_that_it_takes(tmp_path, change, expected):
+    text = PAIRS
+    for old, new in change.items():
+        text = text.replace(old, new)
+    file = tmp_path / f"pairs_{len(text)}.py"  # hooks are kept by the name of their module
+    file.write_text(text, encoding="utf-8")
+    suite = run.Suite(str(file), tmp_path / "suite")
+    subject = suite.subject("formats", suite.plugins[0])
+    assert subject.formats == expected

@@ -27,16 +27,17 @@ def blamed(error: Exception, package: Path) -> dict[str, Any]:
         if _within(Path(frame.filename), package) and not _within(Path(frame.filename), SUITE)  # ft-host has both
     ]
     place = (inside[-1].filename, inside[-1].lineno or 1) if inside else None
+    raised = not isinstance(error, AssertionError)
     if isinstance(error, (FtHostError, AssertionError)) and str(error):
-        return {"result": FAILED, "said": str(error), "place": place}
+        return {"result": FAILED, "said": str(error), "place": place, "raised": raised}
     last = inside[-1] if inside else frames[-1]
     lines = str(error).splitlines() or ["no message"]
     said = f"{type(error).__name__}: {lines[0]} ({last.filename}, line {last.lineno}: {last.line})"
     if isinstance(error, AssertionError) or inside:
-        return {"result": FAILED, "said": said, "place": place}
+        return {"result": FAILED, "said": said, "place": place, "raised": raised}
     if isinstance(error, OURS) or _within(Path(frames[-1].filename), SUITE):
         return {"result": ERROR, "said": f"the suite itself went wrong: {said}", "error": error}
-    return {"result": FAILED, "said": said, "place": None}
+    return {"result": FAILED, "said": said, "raised": raised}
 
 
 def _within(file: Path, place: Path) -> bool:

@@ -58,12 +58,20 @@ class Outcome:
     place: tuple[str, int] | None = None  # file and line of the package that raised what the check ended with
     seconds: float = 0.0
     figures: Figures | None = None
+    raised: bool = False  # the package failed by raising, before there was anything to compare: `mend` is of no help
     error: BaseException | None = None  # of ERROR
 
     @property
     def name(self) -> str:
         """loss-additive[dpo]"""
         return f"{self.check.id}[{self.plugin}]"
+
+    @property
+    def advice(self) -> str:
+        """What to do about a failure."""
+        if self.raised:
+            return "Mend this error: it came before there was anything to compare."
+        return self.check.mend
 
 
 def group_of(check: Check) -> str:

@@ -35,7 +35,7 @@ def conformance_tests(package: str, tier: str = "experimental") -> Callable[...,
         if found.error is not None:
             raise found.error
         if found.result == FAILED:
-            pytest.fail(f"{check.id}: {found.said}\n{check.mend}", pytrace=False)
+            pytest.fail(f"{check.id}: {found.said}\n{found.advice}", pytrace=False)
         if found.result == LEFT_OUT:
             pytest.skip(found.said)
         if found.result == DECLARED:

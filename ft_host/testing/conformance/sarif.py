@@ -64,7 +64,7 @@ def _result(outcome: Outcome, ids: list[str], suite: Suite) -> dict[str, Any]:
         "ruleId": outcome.check.id,
         "ruleIndex": ids.index(outcome.check.id),
         "level": "error",
-        "message": {"text": f"{outcome.said}\n{outcome.check.mend}"},
+        "message": {"text": f"{outcome.said}\n{outcome.advice}"},
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(file)}, "region": {"startLine": line}}}],
         "partialFingerprints": {"ftHostCheck/v1": outcome.name},
     }

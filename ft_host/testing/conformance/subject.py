@@ -14,10 +14,11 @@ from ft_host import registry
 from ft_host.config import RolloutConfig, RunConfig
 from ft_host.registry import PluginInfo
 from ft_host.testing.conformance.declared import Declared
+from ft_host.testing.conformance.rows import MAKERS as FORMATS
 from ft_host.testing.conformance.rows import rows_of, with_columns
 from ft_host.testing.conformance.taught import save_taught
 from ft_host.testing.rows import tiny_run
-from ft_host.types import Row
+from ft_host.types import Drop, Row
 
 REWARDS = '''"""Rewards of the suite."""
 
@@ -127,8 +128,23 @@ class Subject:
     @property
     def formats(self) -> tuple[str, ...]:
         """The formats of rows that the method says it takes, most usual first. One that says nothing takes prompts, if
-        it samples, or texts."""
-        return self.config_class.formats or (("prompt-only",) if self.samples else ("language modeling",))
+        it samples, or the first format of which it makes rows."""
+        if self.config_class.formats:
+            return self.config_class.formats
+        return ("prompt-only",) if self.samples else self.once("formats", self._tried)
+
+    def _tried(self) -> tuple[str, ...]:
+        from ft_host.data import load_tokenizer
+
+        for format, maker in FORMATS.items():
+            config = self.config(rows := rows_of(format, 2))
+            try:
+                made = [self.hooks.ft_prepare(row=row, tokenizer=load_tokenizer(config), config=config) for row in rows]
+            except Exception:  # whatever it makes of rows that aren't for it; if none are, checks show the error
+                continue
+            if not all(isinstance(row, Drop) for row in made):
+                return (format,)
+        return (next(iter(FORMATS)),)
 
     def rows(self, format: str | None = None, count: int = 24) -> list[Row]:
         """So many rows of a format, by default the most usual; with the columns that the method needs beside."""

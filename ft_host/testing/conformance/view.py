@@ -45,11 +45,12 @@ class View:
             self.said(f"\n{self._painted(self.group, '1')}")
         result = self._painted(f"{found.result.upper() if found.result == FAILED else found.result:{WIDTH}}", found)
         name = self._name(found.check.id, found.plugin)
-        self.said(f"  {result}  {name:{self.width}}  {self._painted(f'{found.seconds:.1f} s', '2')}")
-        if found.said:
+        short = found.said if found.result == LEFT_OUT else f"{found.seconds:.1f} s"
+        self.said(f"  {result}  {name:{self.width}}  {self._painted(visible(short), '2')}")
+        if found.said and found.result != LEFT_OUT:
             self._below(found.said)
         if found.result == FAILED:
-            self._below(f"To do: {found.check.mend}")
+            self._below(f"To do: {found.advice}")
             self._below(f"ft-host check --explain {found.check.id} ({found.check.page})")
 
     def ended(self, found: list[Outcome], seconds: float, slowest: int) -> None:
