@@ -488,6 +488,10 @@ def ft_prepare(row, tokenizer):
     return {"ids": tokenizer(row["chosen"])["input_ids"], "length": 1}
 
 @hookimpl
+def ft_collate(rows):
+    raise NotImplementedError
+
+@hookimpl
 def ft_loss(batch):
     raise NotImplementedError
 """

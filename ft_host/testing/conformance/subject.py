@@ -136,10 +136,12 @@ class Subject:
     def _tried(self) -> tuple[str, ...]:
         from ft_host.data import load_tokenizer
 
-        for format, maker in FORMATS.items():
+        prepare = self.hooks.ft_prepare
+        for format in FORMATS:
             config = self.config(rows := rows_of(format, 2))
+            tokenizer = load_tokenizer(config)
             try:
-                made = [self.hooks.ft_prepare(row=row, tokenizer=load_tokenizer(config), config=config) for row in rows]
+                made = [prepare(row=row, tokenizer=tokenizer, config=config) for row in rows]
             except Exception:  # whatever it makes of rows that aren't for it; if none are, checks show the error
                 continue
             if not all(isinstance(row, Drop) for row in made):
