@@ -26,6 +26,8 @@ FAMILIES = {
     "SYS": "the machine",
     "SFT": "supervised fine-tuning",
     "DPO": "preferences",
+    "ORPO": "preferences and fine-tuning in one",
+    "SIMPO": "preferences without a reference",
     "KTO": "judged completions",
     "RM": "reward models",
     "GRPO": "GRPO",

@@ -14,7 +14,7 @@ from pathlib import Path
 import ft_host
 
 HOST = Path(ft_host.__file__).parent
-NAMES = "sft dpo kto grpo rloo ppo gkd gold sdft sdpo distill".split()
+NAMES = "sft dpo kto grpo rloo ppo gkd gold sdft sdpo distill orpo simpo".split()
 WORD = re.compile(rf"(?<![a-z])({'|'.join(NAMES)})(?![a-z])|(?<![a-z])(dis|rm)\d{{3}}|train reward", re.IGNORECASE)
 
 # (file, what it may say): why. A file with a slash at the end is a folder.
@@ -23,7 +23,7 @@ ALLOWED = {
     ("config/renamed.py", r"(dpo|kto|ppo|sft)_\w+|\[sigmoid, sft\], the weight of sft"): (
         "what fields of other tools, which have the methods' names in theirs, are called here"
     ),
-    ("config/absent.py", r"num_ppo_epochs"): "a field of another tool that has a method's name in it",
+    ("config/absent.py", r"num_ppo_epochs|simpo_gamma"): "fields of other tools that have a method's name in theirs",
     ("config/reference.py", "TR-DPO"): "a paper",
     (
         "cli/",
@@ -39,7 +39,10 @@ ALLOWED = {
     ("registry/", r"ft-sft|ft_sft|sftconfig"): "an example of a requirement or of a line to write in a refusal",
     ("diagnostics/rule.py", "such as grpo001"): "an example of a code in a refusal",
     ("diagnostics/shared/signal.py", r"\(grpo016\)"): "the first of the family that has the rule; its page names all",
-    ("diagnostics/shared/", r"\(sft\)|an sft term|gkd 2306|dapo"): "SFT, GKD as what is done, and papers: no package",
+    (
+        "diagnostics/shared/",
+        r"\(sft\)|an sft term|gkd 2306|simpo 2405|dapo",
+    ): "SFT, GKD as what is done, and papers: no package",
     ("config/builtin_rewards.py", r"gold"): "a reward's word for the right answer, as math-verify has it",
     ("monitor/reward_check.py", r"gold"): "the same word",
 }

@@ -141,6 +141,8 @@ TRL = {
     "gold": "trl.experimental.gold:GOLDConfig",
     "sdft": "trl.experimental.sdft:SDFTConfig",
     "sdpo": "trl.experimental.sdpo:SDPOConfig",
+    "orpo": "trl.experimental.orpo:ORPOConfig",
+    "simpo": "trl.experimental.cpo:CPOConfig",
     "distill": "trl.experimental.distillation:DistillationConfig",
 }
 # Defaults that are written otherwise and mean the same, or change no number of a step (docs/from-trl.md).
@@ -148,6 +150,7 @@ ALIKE = {
     "output_dir", "optim", "gradient_checkpointing", "report_to", "eval_on_start", "save_total_limit",
     "precompute_ref_log_probs", "importance_sampling_correction",
 }  # fmt: skip
+OF_ENCODERS = {("orpo", "max_completion_length"), ("simpo", "max_completion_length")}  # TRL has it for such models
 
 
 def empty(value: object) -> bool:
@@ -168,7 +171,7 @@ def test_trls_defaults_that_are_others_here_are_declared(method):
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
         target = names.get(field.name)
-        if target is None or target in ALIKE or default is dataclasses.MISSING:
+        if target is None or target in ALIKE or default is dataclasses.MISSING or (method, target) in OF_ENCODERS:
             continue
         if default != fields[target].default and not (empty(default) and empty(fields[target].default)):
             others[target] = default

@@ -25,6 +25,8 @@ from ft_host.config.values import PATHS, optimizer_hint, value_hint
 from ft_host.errors import ConfigError
 
 EXPERIMENTAL = (("gkd", "GKDConfig"), ("gold", "GOLDConfig"), ("sdft", "SDFTConfig"), ("sdpo", "SDPOConfig"))
+EXPERIMENTAL += (("orpo", "ORPOConfig"), ("cpo", "CPOConfig"))
+ROOMS = {"simpo": "cpo"}  # what TRL calls a method, where that is another name
 # Arguments of vLLM that its users set; it isn't installed beside the trainer.
 OF_VLLM = (
     "gpu_memory_utilization tensor_parallel_size max_model_len enforce_eager max_num_seqs max_num_batched_tokens "
@@ -59,7 +61,7 @@ def methods() -> list[str]:
     return [info.name for info in registry.catalog() if info.kind == "method" and info.name != "tests"]
 
 
-@pytest.mark.parametrize("method", "sft dpo kto reward grpo rloo ppo distill gkd gold sdft sdpo".split())
+@pytest.mark.parametrize("method", "sft dpo kto reward grpo rloo ppo distill gkd gold sdft sdpo orpo simpo".split())
 def test_every_field_of_other_tools_has_an_answer(method, theirs):
     fields = fields_of(registry.config_class(registry.find("method", method)))
     known = names_of(fields)
@@ -265,7 +267,7 @@ def shown(value) -> str:
     return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@pytest.mark.parametrize("method", "sft dpo kto reward grpo rloo gkd gold sdft sdpo".split())
+@pytest.mark.parametrize("method", "sft dpo kto reward grpo rloo gkd gold sdft sdpo orpo simpo".split())
 def test_each_default_that_differs_from_trl_is_in_the_table(method, tmp_path):
     import trl
 
@@ -273,8 +275,9 @@ def test_each_default_that_differs_from_trl_is_in_the_table(method, tmp_path):
     known = names_of(fields)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if method in dict(EXPERIMENTAL):
-            theirs = getattr(importlib.import_module(f"trl.experimental.{method}"), dict(EXPERIMENTAL)[method])
+        room = ROOMS.get(method, method)
+        if room in dict(EXPERIMENTAL):
+            theirs = getattr(importlib.import_module(f"trl.experimental.{room}"), dict(EXPERIMENTAL)[room])
         else:
             name = {"reward": "Reward"}.get(method, method.upper())
             theirs = getattr(trl, f"{name}Config")

@@ -234,7 +234,7 @@ def test_a_level_that_isnt_one_is_refused():
 # ---------------------------------------------------------------- all pairs of rules
 
 HOSTS = {True: "grpo", False: "dpo"}  # methods that stand for the host's rules, with rollouts and without
-OTHERS = ("sft", "kto", "reward", "rloo", "ppo", "distill", "gold", "sdft", "sdpo")
+OTHERS = ("sft", "kto", "reward", "rloo", "ppo", "distill", "gold", "sdft", "sdpo", "orpo", "simpo")
 
 
 def about(method: str) -> list[Rule]:

@@ -191,5 +191,5 @@ OF_METHODS = (
     "environment_feedback_only_without_solution reprompt_template solution_template feedback_template "
     "max_reprompt_len kl_coef kl_estimator vf_coef cliprange cliprange_value gamma lam whiten_rewards value_model "
     "missing_eos_penalty stop_token stop_token_id num_ppo_epochs num_mini_batches label_smoothing_factor "
-    "max_prompt_length"
+    "max_prompt_length cpo_alpha simpo_gamma"
 ).split()

@@ -13,6 +13,7 @@ from ft_host.diagnostics.remedies import (
 )
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared import Names, broken_by, rollout_rules, ruin, taught_rules, watched_rules
+from ft_host.diagnostics.shared.free_preferences import free_preference_rules
 from ft_host.diagnostics.shared.helpers import at_best, learns, rising
 from ft_host.diagnostics.shared.preferences import (
     CHOSEN,
@@ -46,6 +47,7 @@ __all__ = [
     "fall",
     "fallen",
     "fewer_steps",
+    "free_preference_rules",
     "larger_step",
     "learns",
     "lower_rate",

@@ -41,6 +41,7 @@ _HOMES = {  # module -> its names that are public
     ),
     # rules
     "ft_host.testing.rules": "Told codes evals findings in_order steps",
+    "ft_host.testing.free_preference_rules": "free_preference_cases",
     "ft_host.testing.rollout_rules": "rollout_cases",
     # plugins, their fields, and the arguments of a rollout
     "ft_host.testing.backends": "END LONGEST FixedCompletion backend_source fixed_completion fixed_completions",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from ft_host.testing.backends import fixed_completions as fixed_completions
     from ft_host.testing.conformance.items import conformance_tests as conformance_tests
     from ft_host.testing.distributions import make_distribution as make_distribution
+    from ft_host.testing.free_preference_rules import free_preference_cases as free_preference_cases
     from ft_host.testing.generation import generating_run as generating_run
     from ft_host.testing.invariants import as_if_killed as as_if_killed
     from ft_host.testing.invariants import assert_same as assert_same

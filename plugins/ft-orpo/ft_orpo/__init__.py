@@ -1,0 +1,1 @@
+"""Odds ratio preference optimization, as a method package of ft-host."""

@@ -1,0 +1,1 @@
+"""Simple preference optimization and contrastive preference optimization, as a method package of ft-host."""
