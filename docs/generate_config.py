@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ft_host import registry
 from ft_host.config import RunConfig
+from ft_host.config.deprecated import Deprecated
 from ft_host.config.fields import GROUPS, Field, fields_of
 from ft_host.config.rollout import RolloutConfig
 from ft_host.config.text import type_text, yaml_text
@@ -81,6 +82,13 @@ def beyond(config_class: type, base: type) -> list[Field]:
     return [field for field in fields_of(config_class).values() if field != shared.get(field.name)]
 
 
+def gone(each: Deprecated) -> str:
+    """What is said of an old name, or of a field that will go."""
+    if each.new:
+        return f"Once `{each.old}`, until {each.removed_in}."
+    return f"Goes in {each.removed_in}: {each.why}."
+
+
 def summary(config_class: type) -> str:
     return " ".join((config_class.__doc__ or "").partition("\n\n")[0].split())
 
@@ -95,6 +103,7 @@ def section(heading: str, fields: list[Field]) -> str:
         default = f"required{unless}" if field.required else f"`{yaml_text(field.default)}`"
         takes = f"{type_text(field)}{bounds(field)}".replace("|", "\\|")
         meaning = field.help + (f" Also: `{'`, `'.join(field.aliases)}`." if field.aliases else "")
+        meaning += "".join(f" {gone(each)}" for each in field.deprecated)
         meaning = meaning.replace("|", "\\|")
         lines.append(f"| `{field.name}` | {takes} | {default} | {meaning} |")
     return "\n".join(lines) + "\n"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 IGNORE = -100
-__getattr__ = names_of(__name__, {"forest": "ft_host.batch:flat_batch"})
+__getattr__ = names_of(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Segment:
     kind: str | None = None  # of its targets: one of the `kinds` that `flat_batch` is given; None where there are none
 
 
-@old_keywords({"beside": "linked"})
+@old_keywords
 @dataclass(kw_only=True)
 class Batch:
     """What `ft_collate` returns and `ft_loss` receives.

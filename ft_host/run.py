@@ -45,12 +45,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 U = TypeVar("U")
-__getattr__ = names_of(
-    __name__, {name: f"ft_host.types:{name}" for name in ("Drop", "FinishedRun", "LossOutput", "ModelSpec")}
-)
+__getattr__ = names_of(__name__)
 
 
-@old_attributes({"learn": "record_facts", "took": "add_time"})
+@old_attributes
 @dataclass(kw_only=True)
 class Run:
     """A run in progress. Hooks read it; what a method must keep over a restart goes into `state`."""

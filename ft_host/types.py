@@ -70,15 +70,7 @@ class LossOutput:
         return sum(self.shares(totals).values(), start=0.0)  # type: ignore[return-value]  # no empty terms
 
 
-@old_keywords(
-    {
-        "ahead": "precompute",
-        "live": "current_policy",
-        "own_tokens": "own_tokenizer",
-        "padded": "allow_padded_vocab",
-        "otherwise": "hint",
-    }
-)
+@old_keywords
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A model of a run, as `ft_models` returns it. `ModelSpec()` is the policy as it was before training, frozen.

@@ -149,8 +149,8 @@ def test_the_command_line_says_each_once():
         for _ in range(2):
             resolving.resolve(SFTConfig, None, [*GIVEN, "--select", "NUM", "--select", "OPT", "--timeout", "9"])
     assert texts == [
-        "the command line: --select is called --rules-select now",
-        "the command line: --timeout is called --ddp-timeout now",
+        "the command line: --select is called --rules-select now; the old name goes in 2.0.0",
+        "the command line: --timeout is called --ddp-timeout now; the old name goes in 2.0.0",
     ]
 
 
@@ -238,8 +238,8 @@ def test_the_command_line_says_it_in_a_line_of_ours(tmp_path, capsys):
     assert train_command.run([str(file), "--select", "NUM", "--dry-run"]) == 0
     out, err = capsys.readouterr()
     assert err.splitlines() == [
-        f"ft-host: warning: {file}:4: temperature is called eval_temperature now",
-        "ft-host: warning: the command line: --select is called --rules-select now",
+        f"ft-host: warning: {file}:4: temperature is called eval_temperature now; the old name goes in 2.0.0",
+        "ft-host: warning: the command line: --select is called --rules-select now; the old name goes in 2.0.0",
     ]
     assert "eval_temperature: 0.5" in out and "rules_select: [NUM]" in out
 

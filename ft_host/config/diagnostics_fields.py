@@ -27,13 +27,12 @@ class DiagnosticsFields:
         {}, "Their own fields: {name: {field: value}}; their documentation has them.", group="diagnostics"
     )
     rules_select: list[str] = option(
-        [], "Rules to use: codes, or beginnings of codes (GRPO). Not set: all.", group="diagnostics", was=("select",)
+        [], "Rules to use: codes, or beginnings of codes (GRPO). Not set: all.", group="diagnostics"
     )
     rules_ignore: list[str] = option(
         [],
         "Rules to leave out, in the same way. If both fields name a rule, the longer name decides.",
         group="diagnostics",
-        was=("ignore",),
     )
     stop_on: list[str] = option(
         [],
@@ -42,9 +41,7 @@ class DiagnosticsFields:
         "worse, or has passed and is found anew.",
         group="diagnostics",
     )
-    locked_fields: list[str] = option(
-        [], "Config fields that no remedy may change.", group="diagnostics", was=("locked",)
-    )
+    locked_fields: list[str] = option([], "Config fields that no remedy may change.", group="diagnostics")
     fail_on: str | None = option(
         None,
         "Exit with 5 if a finding of this severity or above is open at the end.",

@@ -31,7 +31,6 @@ class DistributionFields:
         "Seconds that a process waits for the others before it gives up.",
         group="distribution",
         gt=0,
-        was=("timeout",),
         usual=Usual(
             low=60,
             why="an evaluation or a checkpoint that takes longer on one process ends the run",

@@ -10,6 +10,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
+from ft_host.config.deprecated import Deprecated, deprecations_of, renamed_fields
 from ft_host.config.expand import Unknown, expand
 from ft_host.config.old_names import old_names, warn
 from ft_host.config.usual import Usual
@@ -69,6 +70,7 @@ class Field:
     path: bool = False  # it names files or folders
     compared: bool = True  # a resumed run compares what they hold
     usual: tuple[Usual, ...] = ()  # ranges beyond which it is suspected
+    deprecated: tuple[Deprecated, ...] = ()  # of its old names, or of itself, where it will go
 
     @property
     def flag(self) -> str:
@@ -125,6 +127,8 @@ def fields_of(config_class: type) -> Fields:
             ranges = {name: usual for name, usual in given.items() if usual is not None} | ranges
     old = old_names(config_class)
     renamed = {name: each.name for each in dataclasses.fields(config_class) for name in each.metadata.get("was", ())}
+    renamed |= {old: str(each.new) for old, each in renamed_fields(config_class).items()}
+    refuse_stray(config_class)
     fields = []
     names: dict[str, str] = dict.fromkeys(RESERVED, "the command line")
     for field in dataclasses.fields(config_class):
@@ -152,12 +156,17 @@ def fields_of(config_class: type) -> Fields:
             default = field.default_factory()
         else:
             default = field.default
-        was = tuple(name for name in field.metadata["was"] if name in old)
+        was = tuple(name for name, new in old.items() if new == field.name)
         if field.name in renamed and field.metadata["group"] not in ("method", "rollouts"):
             warn(where, f"the host's field {field.name}", renamed[field.name])  # declared anew for another default
         metadata = {**field.metadata, "was": was}
         metadata["path"] = metadata.get("path", False) or field.name in paths
         metadata["compared"] = metadata.get("compared", True) and field.name not in ignored
+        metadata["deprecated"] = tuple(
+            each
+            for each in deprecations_of(config_class)
+            if each.kind == "field" and (each.old in was or (each.new is None and each.old == field.name))
+        )
         if metadata.get("usual") is None:
             metadata["usual"] = ranges.get(field.name, ())
         fields.append(Field(name=field.name, type=hints[field.name], default=default, **metadata))
@@ -165,6 +174,18 @@ def fields_of(config_class: type) -> Fields:
     found = Fields((field.name, field) for field in sorted(fields, key=lambda field: order.index(field.group)))
     found.elsewhere = vars_of(config_class, "elsewhere")
     return found
+
+
+def refuse_stray(config_class: type) -> None:
+    """Raise PluginBroken where a class declares deprecated what isn't there."""
+    here = {each.name for each in dataclasses.fields(config_class)}
+    for each in deprecations_of(config_class):
+        needed = each.new or each.old
+        if each.kind == "field" and needed not in here:
+            raise PluginBroken(
+                f"{config_class.__module__}.{config_class.__qualname__}: deprecated: {each.old}: there is no field "
+                f"{needed}{nearest(needed, here)}"
+            )
 
 
 def vars_of(config_class: type, name: str) -> dict[str, Any]:

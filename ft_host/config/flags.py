@@ -27,7 +27,7 @@ from ft_host.config.fields import (
     names_of,
 )
 from ft_host.config.files import parse_inline
-from ft_host.config.old_names import warn, warn_of_value
+from ft_host.config.old_names import warn_of_field, warn_of_value
 from ft_host.config.renamed import already
 from ft_host.config.words import expected
 
@@ -68,8 +68,8 @@ def read_flags(arguments: list[str], fields: Fields) -> tuple[dict[str, Any], li
         if {base, spelled.setdefault(name, base)} & {*field.was} and spelled[name] != base:
             problems.append(f"{flag_of(base)} and {flag_of(spelled[name])} are one field, {name}; give {field.flag}")
             continue
-        if base in field.was and name not in given:
-            warn("the command line", flag_of(base), field.flag)
+        if name not in given:
+            warn_of_field("the command line", flag_of(base), field)
         boolean = field.arms == (bool,)
         if negated and (not boolean or texts):
             reason = f"takes no value, found {texts[0]!r}" if boolean else f"{field.name} isn't a switch"

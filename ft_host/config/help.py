@@ -57,6 +57,10 @@ def meaning_of(field: Field) -> str:
     text = field.help
     if field.aliases:
         text += " Also: " + ", ".join(field.aliases) + "."
+    text += "".join(f" {each.said()}." for each in field.deprecated if each.new is None)
+    old = [f"{each.old} (until {each.removed_in})" for each in field.deprecated if each.new]
+    if old:
+        text += f" Once {', '.join(old)}."
     if field.example:
         text += f" Example: {field.example}"
     return text

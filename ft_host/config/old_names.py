@@ -1,5 +1,6 @@
-"""Old names of fields: `option(..., was=("timeout",))`. They work in files, as flags, as keywords and as attributes,
-with a warning that has the new name. To be removed in 1.0.
+"""Old names of fields: those that `deprecated` of a class has with a new one (`ft_host.config.deprecated`), and
+`option(..., was=("timeout",))`. They work in files, as flags, as keywords and as attributes, with a warning that has
+the new name. The host's go in 2.0.
 
 A class that declares a field with an old name means its own field, so there the old name isn't the host's: in a method
 with rollouts `temperature` is the sampling temperature of rollouts.
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ft_host.config.deprecated import deprecations_of, renamed_fields
 from ft_host.config.renamed import already
 from ft_host.errors import ConfigError, UnknownField
 
@@ -33,12 +35,34 @@ def old_names(config_class: type) -> dict[str, str]:
     """Return the old names of a class's fields, each with the new one."""
     fields = dataclasses.fields(config_class)
     taken = {name for field in fields for name in (field.name, *field.metadata.get("aliases", ()))}
-    return {old: field.name for field in fields for old in field.metadata.get("was", ()) if old not in taken}
+    found = {old: field.name for field in fields for old in field.metadata.get("was", ())}
+    found |= {old: str(each.new) for old, each in renamed_fields(config_class).items()}
+    return {old: new for old, new in found.items() if old not in taken}
 
 
-def warn(place: str, old: str, new: str, stacklevel: int = 2) -> None:
-    """Warn that `place` has an old name. `stacklevel` as in warnings.warn, counted from the caller."""
-    warnings.warn(f"{place}: {old} is called {new} now", RenamedField, stacklevel + 1)
+@functools.cache
+def going(config_class: type) -> dict[str, str]:
+    """Return the fields of a class that will go without a successor, each with the warning, which lacks its place."""
+    every = deprecations_of(config_class)
+    return {each.old: each.said() for each in every if each.kind == "field" and each.new is None}
+
+
+def warn(place: str, old: str, new: str, stacklevel: int = 2, said: str = "") -> None:
+    """Warn that `place` has an old name. `stacklevel` as in warnings.warn, counted from the caller. `said`: in place of
+    the usual words."""
+    warnings.warn(f"{place}: {said or f'{old} is called {new} now'}", RenamedField, stacklevel + 1)
+
+
+def warn_of_field(place: str, written: str, field: Field, stacklevel: int = 2) -> None:
+    """Warn where a field is set by an old name, as `written` there, or is one that will go."""
+    bare = written.removeprefix("--").replace("-", "_")
+    new = field.flag if written.startswith("--") else field.name
+    for each in field.deprecated:
+        if each.old in (bare, bare.removeprefix("no_")) and each.kind == "field":
+            warn(place, written, new, stacklevel + 1, each.said(written, new))
+            return
+    if bare in field.was:
+        warn(place, written, new, stacklevel + 1)
 
 
 def warn_of_value(place: str, field: Field, value: Any) -> None:
@@ -76,6 +100,12 @@ def keywords(config_class: type) -> dict[str, str]:
     return {name: field.name for field in fields for name in (field.name, *field.metadata.get("aliases", ()))}
 
 
+def said_of(config_class: type, old: str) -> str:
+    """Return the warning about an old name, without its place; "" for one that says nothing but its new name."""
+    found = renamed_fields(config_class).get(old)
+    return found.said() if found else ""
+
+
 def refusal(name: str, config_class: type) -> str:
     """Return what is said of a keyword that no field has."""
     from ft_host.config.answers import unknown  # which are above
@@ -93,8 +123,11 @@ class _Keywords(type):
                 continue
             if new in given and len(given) <= len(dataclasses.fields(cls)):  # dataclasses.replace passes every field
                 raise ConfigError(f"{cls.__name__}: {old} is called {new} now, and both are given")
-            warn(cls.__name__, old, new)
+            warn(cls.__name__, old, new, 2, said_of(cls, old))
             given[new] = given.pop(old)
+        if len(given) < len(dataclasses.fields(cls)):
+            for name in given.keys() & going(cls).keys():
+                warn(cls.__name__, name, "", 2, going(cls)[name])
         names = keywords(cls)
         for name in [name for name in given if names.get(name) != name]:
             value, field = given.pop(name), names.get(name)
@@ -123,11 +156,11 @@ class OldNames(metaclass=type if TYPE_CHECKING else _Keywords):  # a type checke
             new = old_names(type(self)).get(name)
             if new is None:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-            warn(type(self).__name__, name, new)
+            warn(type(self).__name__, name, new, 2, said_of(type(self), name))
             return getattr(self, new)
 
     def __setattr__(self, name: str, value: Any) -> None:
         new = old_names(type(self)).get(name)
         if new is not None:
-            warn(type(self).__name__, name, new)
+            warn(type(self).__name__, name, new, 2, said_of(type(self), name))
         super().__setattr__(new or name, value)

@@ -117,8 +117,7 @@ def read_values(read: ConfigFile, fields: Fields) -> tuple[dict[str, tuple[Any, 
         if name in values:
             problems.append(f"{where}: {written} is {name}, which is already set in {values[name][1]}")
             continue
-        if written in fields[name].was:
-            old_names.warn(where, written, name)
+        old_names.warn_of_field(where, written, fields[name])
         old_names.warn_of_value(where, fields[name], value)
         if fields[name].optional and isinstance(value, str) and value.lower() in UNSET:
             value = None
@@ -142,8 +141,7 @@ def python_values(values: dict[str, Any], fields: Fields) -> tuple[dict[str, Any
         if name in found:
             problems.append(f"{written} is {name}, which is given too")
             continue
-        if written in fields[name].was:
-            old_names.warn("config", written, name)
+        old_names.warn_of_field("config", written, fields[name])
         old_names.warn_of_value("config", fields[name], value)
         try:
             found[name] = fit(fields[name], value)

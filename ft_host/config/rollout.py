@@ -17,7 +17,7 @@ from ft_host.config.usual import Usual
 from ft_host.errors import ConfigError, PluginBroken
 from ft_host.util.moved import names_of
 
-__getattr__ = names_of(__name__, {"grouped_plan": "ft_host.config.grouped:grouped_plan"})
+__getattr__ = names_of(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ft_host.config.combinations import check_combinations
+from ft_host.config.deprecated import HOST, Deprecated
 from ft_host.config.diagnostics_fields import DiagnosticsFields
 from ft_host.config.distribution_fields import DistributionFields
 from ft_host.config.lora_fields import LoRAFields
@@ -48,6 +49,8 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
     }
     elsewhere: ClassVar[dict[str, str]] = {}  # names that other tools have for this method and it lacks: what to say
     metrics: ClassVar[tuple[str, ...]] = ()  # names that the method logs beside the host's; * stands for any text
+    deprecated: ClassVar[tuple[Deprecated, ...]] = HOST  # what is going to go: of a method its own, beside the host's
+    state_keys: ClassVar[tuple[str, ...]] = ()  # names in `run.state`, which a checkpoint keeps
     # Metrics that the printed line of a step has after loss, grad_norm and learning_rate, where they are logged.
     progress_metrics: ClassVar[tuple[str, ...]] = (
         "mean_token_accuracy",
@@ -222,7 +225,6 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
         "Rows that packing, length grouping and the shuffling of a stream work on at a time.",
         group="data",
         gt=0,
-        was=("window",),
         usual=Usual(
             low=64,
             below=("divergence",),
@@ -294,7 +296,6 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
         "Sampling temperature of evaluation; 0 takes the likeliest token.",
         group="evaluation",
         ge=0,
-        was=("temperature",),
         usual=Usual(
             high=1.5,
             above=("forgetting",),
@@ -309,11 +310,10 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
         group="evaluation",
         gt=0,
         le=1,
-        was=("top_p",),
         usual=Usual(low=0.1, why="next to nothing is left to sample from", source="own judgement"),
     )
     eval_top_k: int = option(
-        0, "In evaluation, sample from the k likeliest tokens; 0: from all.", group="evaluation", ge=0, was=("top_k",)
+        0, "In evaluation, sample from the k likeliest tokens; 0: from all.", group="evaluation", ge=0
     )
 
     # -- generation
@@ -359,7 +359,6 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
         None,
         "Folder of the run that this one comes from; run.json and the report name it.",
         group="run",
-        was=("parent",),
         path=True,
         compared=False,
     )

@@ -53,6 +53,8 @@ def property_of(field: Field) -> dict[str, Any]:
     annotations = {"description": f"[{GROUPS[field.group]}] {field.help}", "default": field.default}
     if field.example:
         annotations["examples"] = [field.example]
+    if any(each.new is None for each in field.deprecated):
+        annotations["deprecated"] = True
     return shape | annotations
 
 

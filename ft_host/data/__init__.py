@@ -14,7 +14,7 @@ from ft_host.data.tokenizer import load_tokenizer, tokenizer_of
 from ft_host.data.tokens import prompt_of, tokenize_row
 from ft_host.util.moved import names_of
 
-__getattr__ = names_of(__name__, {"given_row": "ft_host.data:row_from_tokens"})
+__getattr__ = names_of(__name__)
 __all__ = [
     "Source",
     "StepRows",

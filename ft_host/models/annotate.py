@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ft_host.data.stream import StepRows
     from ft_host.run import Run
 
-__getattr__ = names_of(__name__, {"evaluate_rows": "ft_host.models.annotate:policy_values"})
+__getattr__ = names_of(__name__)
 Values = Callable[[Any, "Batch"], "dict[str, torch.Tensor | list[torch.Tensor]]"]
 
 CHUNK = 256  # rows of a rank that are annotated together before training, where rows are independent

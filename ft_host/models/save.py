@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from ft_host.config import RunConfig
     from ft_host.models.policy import Policy
 
+# What a model that is written holds, whole or as an adapter: names that others find it by.
+LAYOUT = {
+    "model": ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    "adapter": ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+}
 # What prepares images, video and sound. The chat template is the tokenizer's.
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 

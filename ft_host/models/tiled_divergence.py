@@ -226,7 +226,4 @@ def tiled_divergence(
     return total, {name: torch.cat(each) for name, each in parts.items()}
 
 
-__getattr__ = names_of(
-    __name__,  # what it is found as by the name of the module in 0.4, ft_host.models.against
-    {"Against": f"{__name__}:TiledDivergence", "loss_against": f"{__name__}:tiled_divergence"},
-)
+__getattr__ = names_of(__name__)

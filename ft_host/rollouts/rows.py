@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ft_host.generation import Completion
 
-__getattr__ = names_of(__name__, {name: f"ft_host.batch:{name}" for name in ("by_row", "sum_by_row")})
+__getattr__ = names_of(__name__)
 
 
 def completion_row(row: Row, completion: Completion) -> Row:

@@ -3,5 +3,6 @@
 from ft_host.surface.compare import Change, changes
 from ft_host.surface.host import host_surface
 from ft_host.surface.package import package_surface
+from ft_host.surface.verdict import Verdict, verdict
 
-__all__ = ["Change", "changes", "host_surface", "package_surface"]
+__all__ = ["Change", "Verdict", "changes", "host_surface", "package_surface", "verdict"]

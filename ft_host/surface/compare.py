@@ -5,9 +5,12 @@ Semantic versioning (semver.org): who relies on what was there must not notice a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from ft_host.config.deprecated import OF_HOST
 
 PYTHON = {"string": str, "boolean": bool, "integer": int, "number": (int, float), "array": list, "object": dict}
 PYTHON["null"] = type(None)
@@ -18,9 +21,10 @@ MAJOR, MINOR = "major", "minor"
 class Change:
     """One difference. `needs`: the part of the version that must rise, "major" or "minor"."""
 
-    path: str  # methods/dpo/fields/beta
+    path: str  # method/dpo/fields/beta
     what: str  # in words, without the path
     needs: str
+    gone: str = ""  # the name that no longer works, where a deprecation can have announced that
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what} ({self.needs})"
@@ -64,7 +68,7 @@ def named(
     """Of a mapping by name: what went, what came, and `compared` for what is in both."""
     for name in old:
         if name not in new:
-            yield Change(path=f"{path}/{name}", what="is gone", needs=MAJOR)
+            yield Change(path=f"{path}/{name}", what="is gone", needs=MAJOR, gone=name)
     for name, value in new.items():
         if name not in old:
             yield Change(path=f"{path}/{name}", what="is new", needs=MINOR)
@@ -87,7 +91,7 @@ def field_table(path: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator
             yield Change(path=f"{path}/{name}", what=f"is called {now_called[name]}; its old name works", needs=MINOR)
             yield from one_field(f"{path}/{now_called[name]}", field, new[now_called[name]])
         else:
-            yield Change(path=f"{path}/{name}", what="is gone", needs=MAJOR)
+            yield Change(path=f"{path}/{name}", what="is gone", needs=MAJOR, gone=name)
     for name, field in new.items():
         if name not in old and not set(field.get("was", ())) & old.keys():
             required = field.get("required", False)
@@ -105,9 +109,8 @@ def one_field(path: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[C
             path=path, what="must be set now" if required else "may be left out now", needs=MAJOR if required else MINOR
         )
     for other in ("aliases", "was"):
-        gone = sorted(set(old.get(other, ())) - {*new.get("aliases", ()), *new.get("was", ())})
-        if gone:
-            yield Change(path=path, what=f"no longer answers to {', '.join(gone)}", needs=MAJOR)
+        for gone in sorted(set(old.get(other, ())) - {*new.get("aliases", ()), *new.get("was", ())}):
+            yield Change(path=path, what=f"no longer answers to {gone}", needs=MAJOR, gone=gone)
     more = sorted(set(new.get("aliases", ())) - {*old.get("aliases", ()), *old.get("was", ())})
     if more:
         yield Change(path=path, what=f"also answers to {', '.join(more)}", needs=MINOR)
@@ -226,6 +229,29 @@ def of_folder(path: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[C
     yield from names(f"{path}/files", old.get("files", []), new.get("files", []))
 
 
+def announced(path: str, old: list[dict[str, str]], new: list[dict[str, str]]) -> Iterator[Change]:
+    """Of what is going to go. A name that a package announced no longer is missed where it stood, as a field, say; what
+    the host has moved stands here alone."""
+    before, after = ({(each["kind"], each["old"]): each for each in found} for found in (old, new))
+    for (kind, name), each in before.items():
+        if (kind, name) not in after and kind in OF_HOST:
+            yield Change(path=f"{path}/{name}", what=f"is gone ({kind})", needs=MAJOR, gone=name)
+    for (kind, name), each in after.items():
+        if (kind, name) not in before:
+            instead = f"{each['new']} is its name now" if each["new"] else each["why"]
+            said = f"the {kind} is deprecated and goes in {each['removed_in']}: {instead}"
+            yield Change(path=f"{path}/{name}", what=said, needs=MINOR)
+        elif version_key(each["removed_in"]) < version_key(before[kind, name]["removed_in"]):
+            said = f"goes in {each['removed_in']}, and was to go in {before[kind, name]['removed_in']}"
+            yield Change(path=f"{path}/{name}", what=said, needs=MAJOR)
+
+
+def version_key(text: str) -> tuple[int, ...]:
+    """1.2 and 1.2.0 are one version."""
+    parts = [int(part) for part in re.findall(r"\d+", text)]
+    return tuple([*parts, 0, 0, 0][:3])
+
+
 PARTS: dict[str, Callable[[str, Any, Any], Iterator[Change]]] = {
     "fields": field_table,
     "rollout_fields": field_table,
@@ -233,6 +259,9 @@ PARTS: dict[str, Callable[[str, Any, Any], Iterator[Change]]] = {
     "columns": lists,
     "metrics": names,
     "rollout_metrics": names,
+    "checkpoint": lists,
+    "export": lists,
+    "deprecations": announced,
     "hooks": lists,
     "rules": titled,
     "doors": doors,

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 from ft_host import errors, hooks
 from ft_host._version import __version__
 from ft_host.config import RunConfig
+from ft_host.config.deprecated import HOST, Deprecated
 from ft_host.config.rollout import RolloutConfig
 from ft_host.diagnostics.rules import RULES
+from ft_host.models.save import LAYOUT
 from ft_host.registry.metadata import stability_of
 from ft_host.rundir import folder
 from ft_host.surface import metric_names
-from ft_host.surface.shapes import FORMAT, described, fields, rules
+from ft_host.surface.shapes import FORMAT, deprecations, described, fields, rules
+from ft_host.training import checkpoint
+from ft_host.training.loop import Progress
+from ft_host.util import moved
 
 DOORS = ("ft_host.api", "ft_host.diagnostics", "ft_host.testing")
 HOOKS = ("data", "loss", "generation", "diagnostics")
@@ -39,7 +47,14 @@ def host_surface(commands: dict[str, list[str]]) -> dict[str, Any]:
         "exit_codes": exit_codes(),
         "metrics": sorted((*metric_names.LINE, *metric_names.EVERY_RUN)),
         "rollout_metrics": sorted(metric_names.ROLLOUTS),
-        "run_folder": {"format": folder.FORMAT, "files": files_of_a_run()},
+        "run_folder": {"format": folder.FORMAT, "files": files_of(folder)},
+        "checkpoint": {
+            "files": files_of(checkpoint),
+            "progress.json": list(checkpoint.PROGRESS),
+            "progress": sorted(each.name for each in dataclasses.fields(Progress)),
+        },
+        "export": {name: list(files) for name, files in LAYOUT.items()},
+        "deprecations": deprecations([*HOST, *moved_names()]),
         "rules": rules(RULES),
     }
 
@@ -66,6 +81,18 @@ def exit_codes() -> dict[str, int]:
     return {name: value.exit_code for name, value in sorted(every.items()) if issubclass(value, errors.FtHostError)}
 
 
-def files_of_a_run() -> list[str]:
-    """Return the files and folders that a run may have, from the list at the top of `ft_host.rundir.folder`."""
-    return sorted(re.findall(r"^([\w.*-]+(?:\.\w+|/))(?= {2})", folder.__doc__ or "", re.MULTILINE))
+def files_of(module: ModuleType) -> list[str]:
+    """Return the files and folders of the list at the top of a module."""
+    return sorted(re.findall(r"^ *([\w.*-]+(?:\.\w+|/))(?= {2})", module.__doc__ or "", re.MULTILINE))
+
+
+def moved_names() -> Iterator[Deprecated]:
+    """What `ft_host.util.moved` still answers to, in the form of all deprecations."""
+    yield from (_moved("module", old, new) for old, new in moved.MODULES.items())
+    for kind, table in (("name", moved.NAMES), ("keyword", moved.KEYWORDS), ("attribute", moved.ATTRIBUTES)):
+        for owner, names in table.items():
+            yield from (_moved(kind, f"{owner}.{old}", new) for old, new in names.items())
+
+
+def _moved(kind: str, old: str, new: str) -> Deprecated:
+    return Deprecated(old=old, new=new.replace(":", "."), since="0.5.0", removed_in="2.0.0", kind=kind)

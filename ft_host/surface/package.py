@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ft_host.config import RunConfig
+from ft_host.config.deprecated import deprecations_of
+from ft_host.config.fields import fields_of
 from ft_host.config.rollout import RolloutConfig
 from ft_host.diagnostics.collect import HOST, own_diagnostics, rules_of
 from ft_host.diagnostics.rule import Rule
@@ -12,7 +14,9 @@ from ft_host.errors import PluginBroken, PluginNotFound
 from ft_host.registry import backend_config_class, config_class, diagnostics_config_class, load
 from ft_host.registry.catalog import PluginInfo, catalog
 from ft_host.registry.metadata import normalise
-from ft_host.surface.shapes import FORMAT, fields, hooks, rules
+from ft_host.surface.shapes import FORMAT, deprecations, fields, hooks, rules
+from ft_host.types import ModelSpec
+from ft_host.util.imports import cause
 from ft_host.util.text import nearest
 
 
@@ -57,12 +61,49 @@ def method(info: PluginInfo) -> dict[str, Any]:
         "metrics": sorted(config.metrics),
         "hooks": hooks(load(info)),
         "rules": rules(own_rules(own_diagnostics(info))),
+        "deprecations": own_deprecations(config),
+    } | kept(info, config)
+
+
+def kept(info: PluginInfo, config: type[RunConfig]) -> dict[str, Any]:
+    """What a checkpoint has of the method's own, and what is written at the end, of a run with the defaults."""
+    specs = models_of(info, config)
+    policy = specs.get("policy")
+    return {
+        "checkpoint": {
+            "state": sorted(config.state_keys),
+            "models": sorted(name for name, spec in specs.items() if spec.trained or spec.sync_steps),
+        },
+        "export": {"model": ["sequence classifier" if policy and policy.head == "reward" else "language model"]},
     }
+
+
+def models_of(info: PluginInfo, config: type[RunConfig]) -> dict[str, ModelSpec]:
+    """Return what `ft_models` says of a run with the defaults. Raises PluginBroken where it raises."""
+    hook = vars(load(info)).get("ft_models")
+    if hook is None:
+        return {}
+    given = {name: field.example for name, field in fields_of(config).items() if field.required}
+    try:
+        return hook(config=config(**given)) or {}
+    except Exception as error:
+        raise PluginBroken(f"{info.name}: ft_models, of a run with the defaults: {cause(error)}") from error
+
+
+def own_deprecations(config: type) -> list[dict[str, Any]]:
+    """Return what a config class announces, without what it inherits from the host's."""
+    bases = [base for base in config.__mro__ if base.__module__.partition(".")[0] == "ft_host"]
+    of_host = {each for base in bases for each in vars(base).get("deprecated", ())}
+    return deprecations(each for each in deprecations_of(config) if each not in of_host)
 
 
 def backend(info: PluginInfo) -> dict[str, Any]:
     config = backend_config_class(info)
-    return {"fields": {} if config is None else fields(config), "hooks": hooks(load(info))}
+    return {
+        "fields": {} if config is None else fields(config),
+        "hooks": hooks(load(info)),
+        "deprecations": [] if config is None else own_deprecations(config),
+    }
 
 
 def diagnostics(info: PluginInfo) -> dict[str, Any]:
@@ -71,6 +112,7 @@ def diagnostics(info: PluginInfo) -> dict[str, Any]:
         "fields": {} if config is None else fields(config),
         "hooks": hooks(load(info)),
         "rules": rules(own_rules([info])),
+        "deprecations": [] if config is None else own_deprecations(config),
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
+from ft_host.config.deprecated import Deprecated
 from ft_host.config.fields import fields_of
 from ft_host.config.schema import property_of
 from ft_host.diagnostics.rule import Rule
@@ -41,6 +42,11 @@ def hooks(module: ModuleType) -> dict[str, list[str]]:
 def rules(found: Iterable[Rule]) -> dict[str, str]:
     """Return the titles of rules by code."""
     return {rule.code: rule.title for rule in sorted(found, key=lambda rule: rule.code)}
+
+
+def deprecations(found: Iterable[Deprecated]) -> list[dict[str, Any]]:
+    """Return what is going to go, as JSON, in order of kind and name."""
+    return [dataclasses.asdict(each) for each in sorted(found, key=lambda each: (each.kind, each.old))]
 
 
 def described(value: Any) -> Any:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ft_host.run import Run
     from ft_host.training.loop import Progress
 
+PROGRESS = ("step", "world_size", "state", "progress")  # what progress.json holds
 
 # ---------------------------------------------------------------- files
 
@@ -121,8 +122,8 @@ def save(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, buffer:
                 write_json(aside / f"buffer-{run.rank}.json", buffer, indent=None, words=False)
         with _together(run, doing):
             if run.accelerator.is_main_process:
-                saved = {"step": run.step, "world_size": run.world_size, "state": run.state}
-                written = saved | {"progress": dataclasses.asdict(progress)}
+                values = (run.step, run.world_size, run.state, dataclasses.asdict(progress))
+                written = dict(zip(PROGRESS, values, strict=True))
                 write_json(aside / "progress.json", written, words=False)
                 files = sorted(path for path in aside.rglob("*") if path.is_file())
                 write_json(aside / INDEX, index_of({p.relative_to(aside).as_posix(): checksum(p) for p in files}))

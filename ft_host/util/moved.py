@@ -1,5 +1,5 @@
-"""The modules of 0.4 and where they are now. Methods written for 0.4 can still import them, with a warning that names
-the new place. To be removed in 1.0.
+"""The modules, names, keywords and attributes of 0.4 and what they are now. Methods written for 0.4 can still use them,
+with a warning that names the new place. They go in 2.0; old names of fields are in `ft_host.config.deprecated`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 MODULES = {
     "ft_host.annotate": "ft_host.models.annotate",
@@ -82,6 +84,30 @@ MODULES = {
     "ft_host.store": "ft_host.models.store",
     "ft_host.usage": "ft_host.monitor.memory_usage",
 }
+# Names that a module once had, each with the one that it is now; keywords of classes; attributes of classes.
+NAMES = {
+    "ft_host.batch": {"forest": "ft_host.batch:flat_batch"},
+    "ft_host.config.rollout": {"grouped_plan": "ft_host.config.grouped:grouped_plan"},
+    "ft_host.data": {"given_row": "ft_host.data:row_from_tokens"},
+    "ft_host.models.annotate": {"evaluate_rows": "ft_host.models.annotate:policy_values"},
+    "ft_host.models.tiled_divergence": {  # which 0.4 knew as ft_host.models.against
+        "Against": "ft_host.models.tiled_divergence:TiledDivergence",
+        "loss_against": "ft_host.models.tiled_divergence:tiled_divergence",
+    },
+    "ft_host.rollouts.rows": {name: f"ft_host.batch:{name}" for name in ("by_row", "sum_by_row")},
+    "ft_host.run": {name: f"ft_host.types:{name}" for name in ("Drop", "FinishedRun", "LossOutput", "ModelSpec")},
+}
+KEYWORDS = {
+    "ft_host.batch.Batch": {"beside": "linked"},
+    "ft_host.types.ModelSpec": {
+        "ahead": "precompute",
+        "live": "current_policy",
+        "own_tokens": "own_tokenizer",
+        "padded": "allow_padded_vocab",
+        "otherwise": "hint",
+    },
+}
+ATTRIBUTES = {"ft_host.run.Run": {"learn": "record_facts", "took": "add_time"}}
 
 
 class _Alias(Loader):
@@ -107,8 +133,9 @@ def install() -> None:
     sys.meta_path.append(_Finder())
 
 
-def names_of(module: str, names: dict[str, str]) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a module for `names` that it once had: {name: "module:name" now}."""
+def names_of(module: str) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a module for the names that it once had (`NAMES`)."""
+    names = NAMES[module]
 
     def get(name: str) -> Any:
         if name not in names:
@@ -122,36 +149,29 @@ def names_of(module: str, names: dict[str, str]) -> Callable[[str], Any]:
     return get
 
 
-def old_keywords(names: dict[str, str]) -> Callable[[type], type]:
-    """Return a decorator of dataclasses: fields keep their old names, as keywords and as attributes."""
+def old_keywords(cls: type[T]) -> type[T]:
+    """Decorate a dataclass of `KEYWORDS`: fields keep their old names, as keywords and as attributes."""
+    names = KEYWORDS[f"{cls.__module__}.{cls.__qualname__}"]
+    original = cls.__init__
 
-    def decorate(cls: type) -> type:
-        original = cls.__init__
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **keywords: Any) -> None:
+        for old in names.keys() & keywords.keys():
+            warnings.warn(f"{cls.__name__}: {old} is {names[old]} since ft-host 0.5", FutureWarning, 2)
+            keywords[names[old]] = keywords.pop(old)
+        original(self, *args, **keywords)
 
-        @functools.wraps(original)
-        def init(self: Any, *args: Any, **keywords: Any) -> None:
-            for old in names.keys() & keywords.keys():
-                warnings.warn(f"{cls.__name__}: {old} is {names[old]} since ft-host 0.5", FutureWarning, 2)
-                keywords[names[old]] = keywords.pop(old)
-            original(self, *args, **keywords)
-
-        cls.__init__ = init
-        for old, new in names.items():
-            setattr(cls, old, _attribute(cls, old, new))
-        return cls
-
-    return decorate
+    cls.__init__ = init  # type: ignore[method-assign]
+    for old, new in names.items():
+        setattr(cls, old, _attribute(cls, old, new))
+    return cls
 
 
-def old_attributes(names: dict[str, str]) -> Callable[[type], type]:
-    """Return a decorator of classes: methods and attributes keep their old names."""
-
-    def decorate(cls: type) -> type:
-        for old, new in names.items():
-            setattr(cls, old, _attribute(cls, old, new))
-        return cls
-
-    return decorate
+def old_attributes(cls: type[T]) -> type[T]:
+    """Decorate a class of `ATTRIBUTES`: methods and attributes keep their old names."""
+    for old, new in ATTRIBUTES[f"{cls.__module__}.{cls.__qualname__}"].items():
+        setattr(cls, old, _attribute(cls, old, new))
+    return cls
 
 
 def _attribute(cls: type, old: str, new: str) -> property:

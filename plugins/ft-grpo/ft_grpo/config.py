@@ -40,6 +40,7 @@ class GRPOConfig(GroupedRolloutConfig, ReferenceConfig):
     prompt.
     """
 
+    state_keys: ClassVar[tuple[str, ...]] = ("entropy",)
     metrics: ClassVar[tuple[str, ...]] = (
         "entropy",
         "kl",

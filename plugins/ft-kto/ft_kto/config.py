@@ -12,6 +12,7 @@ from ft_host.api import ConfigError, ReferenceConfig, Usual, option
 class KTOConfig(ReferenceConfig):
     """KTO: raise the likelihood of completions marked good and lower that of those marked bad."""
 
+    state_keys: ClassVar[tuple[str, ...]] = ("desirable", "undesirable", "balance_said")
     metrics: ClassVar[tuple[str, ...]] = (
         "entropy",
         "kl",

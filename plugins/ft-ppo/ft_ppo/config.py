@@ -12,6 +12,7 @@ from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, Usual, option
 class PPOConfig(RolloutConfig):
     """PPO: raise the reward of sampled completions, token by token, with a value model that is trained along."""
 
+    state_keys: ClassVar[tuple[str, ...]] = ("episode",)
     metrics: ClassVar[tuple[str, ...]] = (
         "objective/scores",
         "objective/rlhf_reward",
