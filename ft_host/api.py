@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ft_host.batch import pair_sums as pair_sums
     from ft_host.batch import per_target as per_target
     from ft_host.batch import sum_by_row as sum_by_row
+    from ft_host.config import Deprecated as Deprecated
     from ft_host.config import GroupedRolloutConfig as GroupedRolloutConfig
     from ft_host.config import ReferenceConfig as ReferenceConfig
     from ft_host.config import RolloutConfig as RolloutConfig
@@ -106,7 +107,7 @@ if TYPE_CHECKING:
 _HOMES = {  # module -> its names that are public
     "ft_host.hooks": "hookimpl",
     "ft_host.config": (
-        "GroupedRolloutConfig ReferenceConfig RolloutConfig RolloutPlan RunConfig Usual grouped_plan option"
+        "Deprecated GroupedRolloutConfig ReferenceConfig RolloutConfig RolloutPlan RunConfig Usual grouped_plan option"
     ),
     "ft_host.config.paths": "function_problems place_problems",
     "ft_host.batch": (

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from ft_host import registry
 from ft_host.config import RunConfig, option
-from ft_host.surface import changes, host_surface, package_surface
+from ft_host.surface import changes, host_surface, package_surface, verdict
 from ft_host.surface.compare import MAJOR, MINOR, takes
 from ft_host.surface.shapes import described, fields
+from ft_host.surface.verdict import since
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -89,6 +91,34 @@ def test_names_that_are_gone_break_somebody_and_new_ones_do_not(part):
     old, more = {"method": {"one": {part: ["a", "b"]}}}, {"method": {"one": {part: ["a", "b", "c"]}}}
     assert [(each.needs, each.path) for each in changes(old, more)] == [(MINOR, f"method/one/{part}/c")]
     assert [(each.needs, each.what) for each in changes(more, old)] == [(MAJOR, "is gone")]
+
+
+def test_a_column_that_is_gone_and_one_that_rows_must_have_break_somebody():
+    def columns(needs: list[str], reads: list[str]) -> dict:
+        return {"method": {"one": {"columns": {"needs": needs, "reads": reads}}}}
+
+    before = columns(["context"], ["hint"])
+    assert [str(each) for each in changes(before, columns(["context"], []))] == [
+        "method/one/columns/hint: is gone (major)"
+    ]
+    assert [str(each) for each in changes(before, columns(["context", "hint"], []))] == [
+        "method/one/columns/needs/hint: rows must have it now (major)"
+    ]
+    assert changes(before, columns([], ["context", "hint"])) == []
+    assert [each.needs for each in changes(before, columns(["context"], ["hint", "more"]))] == [MINOR]
+
+
+def test_what_is_going_to_go_is_new_once_and_goes_no_sooner_than_it_was_said():
+    def surface(*found: dict) -> dict:
+        return {"deprecations": list(found)}
+
+    one = {"kind": "module", "old": "a.b", "new": "a.c", "why": "", "since": "1.1.0", "removed_in": "2.0.0"}
+    said = "deprecations/a.b: the module is deprecated and goes in 2.0.0: a.c is its name now (minor)"
+    assert [str(each) for each in changes(surface(), surface(one))] == [said]
+    assert changes(surface(one), surface(one | {"removed_in": "3.0"})) == []
+    sooner = changes(surface(one), surface(one | {"removed_in": "1.9.0"}))
+    assert [str(each) for each in sooner] == ["deprecations/a.b: goes in 1.9.0, and was to go in 2.0.0 (major)"]
+    assert [str(each) for each in changes(surface(one), surface())] == ["deprecations/a.b: is gone (module) (major)"]
 
 
 def test_a_hook_a_rule_a_method_that_is_gone():
@@ -180,6 +210,27 @@ def test_the_surface_of_the_host():
     assert {"run.json", "checkpoints/", "metrics.jsonl", "stacks.txt"} <= set(found["run_folder"]["files"])
     assert "OPT001" in found["rules"] and "learning_rate" in found["fields"] and "reward" in found["rollout_fields"]
     assert changes(found, found) == []
+    assert found["checkpoint"]["files"][-1] == "state/" and "position" in found["checkpoint"]["progress"]
+    assert "loss" in found["metrics"] and "rewards/*/mean" in found["rollout_metrics"]
+    old = {(each["kind"], each["old"]): each["new"] for each in found["deprecations"]}
+    assert old["field", "timeout"] == "ddp_timeout" and old["module", "ft_host.loop"] == "ft_host.training.loop"
+    assert old["name", "ft_host.run.Drop"] == "ft_host.types.Drop"
+    assert old["keyword", "ft_host.types.ModelSpec.ahead"] == "precompute"
+
+
+def test_what_the_host_promised_with_0_9_is_kept():
+    from ft_host.cli.contract import commands
+
+    root = Path(__file__).parents[1]
+    released = json.loads((root / "contracts" / "ft-host-0.9.0.json").read_text(encoding="utf-8"))
+    changelog = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert verdict(released, host_surface(commands()), changelog).as_text() == ""
+
+
+def test_the_sections_of_a_changelog_since_a_release():
+    text = "# Changes\n\nWords.\n\n## 0.5.0\n\nfive\n\n## 0.4.0\n\nfour\n\n## 0.3.0\n\nthree\n"
+    assert since(text, "0.3.0").split() == ["five", "four"] and since(text, "0.4").split() == ["five"]
+    assert since(text, "0.5.0").split() == ["five"] and since("# Changes\n", "0.1.0") == ""
 
 
 def test_the_command(capsys, tmp_path):
@@ -194,10 +245,16 @@ def test_the_command(capsys, tmp_path):
     older["method"]["dpo"]["fields"]["gamma"] = {"type": "number", "default": 1.0, "required": False}
     (tmp_path / "older.json").write_text(json.dumps(older))
     assert main(["contract", "ft-dpo", "--against", str(tmp_path / "older.json")]) == 6
-    assert capsys.readouterr().out == "method/dpo/fields/gamma: is gone (major)\n"
+    refused = "method/dpo/fields/gamma: is gone; the top section of its changelog doesn't name gamma"
+    assert capsys.readouterr().out == f"method/dpo/fields/gamma: is gone (major)\n\nrefused:\n{refused}\n"
     assert main(["contract", "ft-dpo", "--against", str(tmp_path / "older.json"), "--json"]) == 6
     assert json.loads(capsys.readouterr().out) == [
-        {"path": "method/dpo/fields/gamma", "what": "is gone", "needs": "major"}
+        {
+            "path": "method/dpo/fields/gamma",
+            "what": "is gone",
+            "needs": "major",
+            "refused": "the top section of its changelog doesn't name gamma",
+        }
     ]
     (tmp_path / "odd.json").write_text("[]")
     for words, said in (

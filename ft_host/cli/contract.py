@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from ft_host.errors import UsageError
+import ft_host
+from ft_host.errors import FtHostError, UsageError
+from ft_host.surface.released import FILE, changelog_of, given_contract, last_contract
 from ft_host.util.jsonl import json_text
 
 BREAKS = 6  # the exit code of --against where something is gone or changed
@@ -22,11 +23,13 @@ def run(argv: list[str]) -> int:
         allow_abbrev=False,
         description=(
             "Print what a package promises, as JSON: its fields with types, bounds and defaults, the columns that it "
-            "reads, its metrics, rules and hooks. Of ft-host: hooks, what its doors offer, fields, commands, codes."
+            "reads, its metrics, rules and hooks, what checkpoints hold, and what is going to go. Of ft-host: hooks, what "
+            "its doors offer, fields, commands, codes."
         ),
         epilog=(
             "example: ft-host contract ft-dpo > contracts/ft-dpo-0.4.0.json\n"
-            "         ft-host contract ft-dpo --against contracts/ft-dpo-0.4.0.json"
+            "         ft-host contract ft-dpo --against contracts/ft-dpo-0.4.0.json\n"
+            "         ft-host contract ft-dpo --record"
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -35,17 +38,28 @@ def run(argv: list[str]) -> int:
         "--against",
         metavar="FILE",
         type=Path,
-        help="an earlier contract: print what has changed instead; exit code 6 if it breaks somebody",
+        help="an earlier contract, or a wheel that carries one: print what has changed instead, and what of it the "
+        "version or the changelog doesn't allow; exit code 6 if it breaks somebody",
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help=f"write it into the package, as {FILE}, for the next release to carry; refused where it breaks what the "
+        "last release promised",
     )
     parser.add_argument("--json", action="store_true", help="with --against: print the changes as JSON")
     options = parser.parse_args(argv)
+    if options.record and options.against is not None:
+        parser.error("--record compares with the last release by itself: leave out --against")
     if options.json and options.against is None:
         parser.error("--json goes with --against: a contract is JSON anyway")
     found = surface_of(options.package)
+    if options.record:
+        return record(found)
     if options.against is None:
         print(json_text(found, indent=2))
         return 0
-    return told(read(options.against, found["distribution"]), found, options.json)
+    return told(given_contract(options.against, found["distribution"]), found, options.json)
 
 
 def surface_of(package: str) -> dict[str, Any]:
@@ -68,32 +82,57 @@ def commands() -> dict[str, list[str]]:
     return found
 
 
-def read(file: Path, distribution: str) -> dict[str, Any]:
-    """Return the contract in a file. Raises UsageError where it is none, or that of another package."""
-    from ft_host.surface.shapes import FORMAT
+def package_of(distribution: str) -> Path:
+    """Return the folder of a package's modules. Raises UsageError where it is a single module, which has no data."""
+    from ft_host.registry.catalog import catalog
+    from ft_host.registry.conformance import package_folder
+    from ft_host.registry.metadata import normalise
 
+    if distribution == "ft-host":
+        return Path(ft_host.__file__).parent
+    first = next(info for info in catalog() if normalise(info.distribution) == normalise(distribution))
+    folder = package_folder(first)
+    if folder is None:
+        raise UsageError(f"{distribution} is one module, and data needs a package: a folder with __init__.py")
+    return folder
+
+
+def record(found: dict[str, Any]) -> int:
+    """Write a contract into its package. Raises UsageError where it can't be written, and FtHostError where it breaks
+    what the last release promised."""
+    from ft_host.surface import verdict
+
+    folder = package_of(found["distribution"])
+    last = last_contract(found["distribution"], found["version"], folder)
+    if last is not None:
+        judged = verdict(last[1], found, changelog_of(folder))
+        if not judged.kept:
+            raise FtHostError(
+                f"nothing was written: {found['distribution']} {found['version']} breaks what {last[0]} has "
+                f"promised for {last[1]['version']}:\n{judged.as_text()}"
+            )
+    file = folder / FILE
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json_text(found, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"--against: can't read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"--against: {file} is no JSON: {error}") from error
-    if not isinstance(found, dict) or "distribution" not in found:
-        raise UsageError(f"--against: {file} is no contract, as `ft-host contract {distribution}` prints it")
-    if found["distribution"] != distribution:
-        raise UsageError(f"--against: {file} is the contract of {found['distribution']}, and this is {distribution}")
-    if found.get("format") != FORMAT:
-        raise UsageError(f"--against: {file} has format {found.get('format')}, and this ft-host reads {FORMAT}")
-    return found
+        raise UsageError(f"{file} can't be written: {error.strerror}") from error
+    print(file)
+    return 0
 
 
 def told(old: dict[str, Any], new: dict[str, Any], as_json: bool) -> int:
-    from ft_host.surface import changes
+    from ft_host.surface import verdict
     from ft_host.surface.compare import MAJOR
 
-    found = changes(old, new)
+    judged = verdict(old, new, changelog_of(package_of(new["distribution"])))
     if as_json:
-        print(json_text([{"path": each.path, "what": each.what, "needs": each.needs} for each in found], indent=2))
+        told = [
+            {"path": each.path, "what": each.what, "needs": each.needs, "refused": judged.refused.get(each)}
+            for each in judged.found
+        ]
+        print(json_text(told, indent=2))
     else:
-        print("\n".join(map(str, found)) or f"nothing has changed since {old['version']}")
-    return BREAKS if any(each.needs == MAJOR for each in found) else 0
+        print("\n".join(map(str, judged.found)) or f"nothing has changed since {old['version']}")
+        if not judged.kept:
+            print(f"\nrefused:\n{judged.as_text()}")
+    return BREAKS if any(each.needs == MAJOR for each in judged.found) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ft_host.config.deprecated import Deprecated
 from ft_host.config.grouped import GroupedRolloutConfig, grouped_plan
 from ft_host.config.reference import ReferenceConfig
 from ft_host.config.rollout import RolloutConfig, RolloutPlan
@@ -10,6 +11,7 @@ from ft_host.config.usual import Usual
 
 __all__ = [
     "FORMATS",
+    "Deprecated",
     "GroupedRolloutConfig",
     "ReferenceConfig",
     "RolloutConfig",

@@ -127,7 +127,8 @@ class _Keywords(type):
             given[new] = given.pop(old)
         if len(given) < len(dataclasses.fields(cls)):
             for name in given.keys() & going(cls).keys():
-                warn(cls.__name__, name, "", 2, going(cls)[name])
+                if given[name] != cls.__dataclass_fields__[name].default:  # as records of older runs have it
+                    warn(cls.__name__, name, "", 2, going(cls)[name])
         names = keywords(cls)
         for name in [name for name in given if names.get(name) != name]:
             value, field = given.pop(name), names.get(name)

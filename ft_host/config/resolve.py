@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ def resolve(
     values |= given
     problems += missing_required(values, fields)
     refuse(problems)
-    config = config_class(**values)
+    defaults = {name: copy.deepcopy(field.default) for name, field in fields.items()}
+    config = config_class(**(defaults | values))  # whole, so that what was warned of isn't warned of again
     check_whole(config, origins)
     take_adapter(config, origins)
     return Resolved(config, origins)

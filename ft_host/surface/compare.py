@@ -224,6 +224,15 @@ def lists(path: str, old: dict[str, list[str]], new: dict[str, list[str]]) -> It
     yield from named(path, old, new, names)
 
 
+def columns(path: str, old: dict[str, list[str]], new: dict[str, list[str]]) -> Iterator[Change]:
+    """Of the columns that a method reads, and those that it can't do without."""
+    before, after = ([*found.get("needs", ()), *found.get("reads", ())] for found in (old, new))
+    yield from names(path, before, after)
+    for name in new.get("needs", ()):
+        if name not in old.get("needs", ()):
+            yield Change(path=f"{path}/needs/{name}", what="rows must have it now", needs=MAJOR)
+
+
 def of_folder(path: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[Change]:
     yield from equal(f"{path}/format", old.get("format"), new.get("format"))
     yield from names(f"{path}/files", old.get("files", []), new.get("files", []))
@@ -233,7 +242,7 @@ def announced(path: str, old: list[dict[str, str]], new: list[dict[str, str]]) -
     """Of what is going to go. A name that a package announced no longer is missed where it stood, as a field, say; what
     the host has moved stands here alone."""
     before, after = ({(each["kind"], each["old"]): each for each in found} for found in (old, new))
-    for (kind, name), each in before.items():
+    for kind, name in before:
         if (kind, name) not in after and kind in OF_HOST:
             yield Change(path=f"{path}/{name}", what=f"is gone ({kind})", needs=MAJOR, gone=name)
     for (kind, name), each in after.items():
@@ -256,7 +265,7 @@ PARTS: dict[str, Callable[[str, Any, Any], Iterator[Change]]] = {
     "fields": field_table,
     "rollout_fields": field_table,
     "formats": names,
-    "columns": lists,
+    "columns": columns,
     "metrics": names,
     "rollout_metrics": names,
     "checkpoint": lists,

@@ -16,13 +16,10 @@ from ft_host.config import RunConfig
 from ft_host.config.deprecated import HOST, Deprecated
 from ft_host.config.rollout import RolloutConfig
 from ft_host.diagnostics.rules import RULES
-from ft_host.models.save import LAYOUT
 from ft_host.registry.metadata import stability_of
 from ft_host.rundir import folder
 from ft_host.surface import metric_names
 from ft_host.surface.shapes import FORMAT, deprecations, described, fields, rules
-from ft_host.training import checkpoint
-from ft_host.training.loop import Progress
 from ft_host.util import moved
 
 DOORS = ("ft_host.api", "ft_host.diagnostics", "ft_host.testing")
@@ -48,14 +45,24 @@ def host_surface(commands: dict[str, list[str]]) -> dict[str, Any]:
         "metrics": sorted((*metric_names.LINE, *metric_names.EVERY_RUN)),
         "rollout_metrics": sorted(metric_names.ROLLOUTS),
         "run_folder": {"format": folder.FORMAT, "files": files_of(folder)},
+        "deprecations": deprecations([*HOST, *moved_names()]),
+        "rules": rules(RULES),
+    } | kept()
+
+
+def kept() -> dict[str, Any]:
+    """What a checkpoint holds, and what is written at the end. Imports torch."""
+    from ft_host.models.save import LAYOUT
+    from ft_host.training import checkpoint
+    from ft_host.training.loop import Progress
+
+    return {
         "checkpoint": {
             "files": files_of(checkpoint),
             "progress.json": list(checkpoint.PROGRESS),
             "progress": sorted(each.name for each in dataclasses.fields(Progress)),
         },
         "export": {name: list(files) for name, files in LAYOUT.items()},
-        "deprecations": deprecations([*HOST, *moved_names()]),
-        "rules": rules(RULES),
     }
 
 

@@ -52,7 +52,7 @@ def run(argv: list[str]) -> int:
         return 0
     os.environ.update(VARIABLES)  # before torch is loaded
     with tempfile.TemporaryDirectory(prefix="ft-host-check-") as folder:
-        suite = Suite(options.package, Path(folder), recording=options.record)
+        suite = Suite(options.package, Path(folder), recording=options.record, against=options.against)
         return _asked(suite, checks, options)
 
 
@@ -83,6 +83,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--verbose", action="store_true", help="show what libraries, plugins and runs print meanwhile")
     parser.add_argument(
         "--record", action="store_true", help="write the outcome into the package, as evidence that it ships"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="FILE",
+        type=Path,
+        help="a contract, or a wheel with one, that contract-kept compares with (default: that of the last release)",
     )
     options = parser.parse_args(argv)
     given = [options.package is not None, options.list, options.explain is not None]

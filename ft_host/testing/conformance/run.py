@@ -80,14 +80,14 @@ class Suite:
     """The checks about one package. Its runs and models are in `folder`. `recording`: whether the outcomes are to be
     the package's record."""
 
-    def __init__(self, package: str, folder: Path, recording: bool = False) -> None:
+    def __init__(self, package: str, folder: Path, recording: bool = False, against: Path | None = None) -> None:
         self.plugins = plugins_of(package)
         first = self.plugins[0]
         self.distribution, self.version = first.distribution, first.version
         self.name = first.distribution or first.location
         self.package = package_folder(first)
         self.declared: Declared = declared(self.package, set(CHECKS))
-        self.recording = recording
+        self.recording, self.against = recording, against
         self.folder, self.materials = folder, Materials(folder / "materials")
         self.materials.folder.mkdir(parents=True, exist_ok=True)
 
@@ -119,6 +119,7 @@ class Suite:
             materials=self.materials,
             folder=folder,
             recording=self.recording,
+            against=self.against,
         )
 
     def outcome(self, check: Check, plugin: PluginInfo) -> Outcome:

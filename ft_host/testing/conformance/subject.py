@@ -109,6 +109,7 @@ class Subject:
     declared: Declared
     materials: Materials
     folder: Path
+    against: Path | None = None  # a contract, or a wheel with one, in place of that of the last release
     recording: bool = False  # whether `--record` asks, so that there can be no record yet
 
     @functools.cached_property
