@@ -23,8 +23,8 @@ def run(argv: list[str]) -> int:
         allow_abbrev=False,
         description=(
             "Print what a package promises, as JSON: its fields with types, bounds and defaults, the columns that it "
-            "reads, its metrics, rules and hooks, what checkpoints hold, and what is going to go. Of ft-host: hooks, what "
-            "its doors offer, fields, commands, codes."
+            "reads, its metrics, rules and hooks, what checkpoints hold, and what is going to go. Of ft-host: hooks, "
+            "what its doors offer, fields, commands, codes."
         ),
         epilog=(
             "example: ft-host contract ft-dpo > contracts/ft-dpo-0.4.0.json\n"
