@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ft_host.cli import main
-from ft_host.registry import catalog
+from ft_host.registry import catalog, load
 from ft_host.registry.conformance import recorded
 from ft_host.testing.conformance import command, run
 from ft_host.testing.conformance import record as recording
@@ -25,7 +25,7 @@ CONFIG = """\
 from dataclasses import dataclass
 from ft_host.api import RunConfig
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Config(RunConfig):
     pass
 """
@@ -181,6 +181,36 @@ def test_an_error_of_the_package_names_its_line_and_not_the_mend_of_something_el
     (found,) = json.loads(capsys.readouterr().out)["checks"]
     assert found["result"] == "failed" and "division by zero" in found["said"]
     assert found["place"].endswith("ft_tiny/method.py:13")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("config.py", "raise ValueError('half written')", "failed to import: ValueError: half written"),
+        ("method.py", "def (", "failed to import: SyntaxError"),
+        ("method.py", METHOD.replace("0 / len(batch)", "exit(3)"), "SystemExit: 3 ("),
+    ],
+)
+def test_a_package_that_cannot_be_imported_or_that_ends_python_fails_and_no_more(
+    package, checks, capsys, file, text, said
+):
+    (package[1] / file).write_text(text, encoding="utf-8")
+    catalog.cache_clear()
+    checks(
+        made("loss-empty", lambda subject: load(subject.plugin).ft_loss([]) if subject.config_class else None),
+        made("rollouts-whole", passes, about="rollouts"),
+    )
+    assert main(["check", "ft-tiny"]) == NOT_MET
+    shown = capsys.readouterr().out
+    assert "FAILED    loss-empty" in shown and said in shown and "1 checks: 1 failed" in shown
+
+
+def test_a_package_that_is_blocked_is_told_as_such(package, checks, capsys, monkeypatch):
+    monkeypatch.setenv("FT_HOST_BLOCK", "ft-tiny")
+    catalog.cache_clear()
+    checks(ALL[0])
+    assert main(["check", "ft-tiny"]) == 4
+    assert "ft-tiny is blocked by the environment variable FT_HOST_BLOCK" in capsys.readouterr().err
 
 
 def test_json_has_the_documented_keys(package, checks, capsys):

@@ -13,7 +13,7 @@ SUITE = Path(__file__).parent.parent  # ft_host/testing
 OURS = (OSError, MemoryError)  # of the machine, where no line of the package is on the way
 
 
-def blamed(error: Exception, package: Path) -> dict[str, Any]:
+def blamed(error: BaseException, package: Path) -> dict[str, Any]:
     """The fields of an outcome that a check ended with by raising. `package`: the folder of its modules, or the file.
 
     What the host says by name, an assertion, and whatever passed a line of the package or was raised by a library over

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ft_host.config.rollout import RolloutConfig
-from ft_host.errors import PluginNotFound, UsageError
+from ft_host.errors import FtHostError, PluginNotFound, UsageError
 from ft_host.registry import PluginInfo, catalog, config_class, find
 from ft_host.registry.conformance import package_folder
 from ft_host.registry.local import is_file, kind_of_file
@@ -38,6 +38,8 @@ def plugins_of(package: str) -> list[PluginInfo]:
     if is_file(package):
         return [find(kind_of_file(package), package)]
     every = [info for info in catalog() if info.state != "blocked"]
+    if blocked := [info for info in catalog() if info not in every and package in (info.name, info.distribution)]:
+        raise PluginNotFound(f"{blocked[0].distribution} is {blocked[0].problem}")
     owners = {normalise(info.distribution) for info in every if info.name == package.rpartition(":")[2]}
     named = normalise(package.partition(":")[0])
     if any(normalise(info.distribution) == named for info in every):
@@ -76,6 +78,14 @@ def no_check(word: str) -> UsageError:
     return UsageError(f"there is no check {word!r}{nearest(word, CHECKS)}; `ft-host check --list` lists them")
 
 
+def samples(method: PluginInfo) -> bool:
+    """Whether a method learns from rollouts; not, where its config can't be imported, which other checks tell."""
+    try:
+        return issubclass(config_class(method), RolloutConfig)
+    except FtHostError:
+        return False
+
+
 class Suite:
     """The checks about one package. Its runs and models are in `folder`. `recording`: whether the outcomes are to be
     the package's record."""
@@ -99,7 +109,7 @@ class Suite:
         if check.about == "package":
             return self.plugins[:1]
         if check.about == "rollouts":
-            return [info for info in self.usable("method") if issubclass(config_class(info), RolloutConfig)]
+            return [info for info in self.usable("method") if samples(info)]
         return self.usable(check.about)
 
     def usable(self, kind: str) -> list[PluginInfo]:
@@ -133,7 +143,7 @@ class Suite:
                 found = replace(found, figures=check.test(subject))
         except DoesNotApply as reason:
             found = replace(found, result=LEFT_OUT, said=str(reason))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             found = replace(found, **blamed(error, self.package or Path(plugin.location)))
         found = replace(found, seconds=time.perf_counter() - began)
         return self._as_declared(found)
