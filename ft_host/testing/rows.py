@@ -37,10 +37,16 @@ def rounds(noise: random.Random, count: int, most: int) -> list[Row]:
 def preference_texts() -> list[Row]:
     """24 pairs of texts: prompt, chosen, rejected. Lengths differ within a pair, either way round."""
     noise = random.Random(0)
-    return [
-        {"prompt": f"{sentence(noise, 8)}?", "chosen": f" {sentence(noise, 9)}", "rejected": f" {sentence(noise, 9)}"}
-        for _ in range(24)
-    ]
+    return [pair(noise) for _ in range(24)]
+
+
+def pair(noise: random.Random) -> Row:
+    """A pair of texts; they may be equal."""
+    return {
+        "prompt": f"{sentence(noise, 8)}?",
+        "chosen": f" {sentence(noise, 9)}",
+        "rejected": f" {sentence(noise, 9)}",
+    }
 
 
 def preference_chats() -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 
-from ft_host.testing.rows import sentence
+from ft_host.testing.rows import pair, sentence
 from ft_host.types import Row
 
 
@@ -21,14 +21,6 @@ def _completions(noise: random.Random) -> Row:
     return {"prompt": f"{sentence(noise, 8)}?", "completion": f" {sentence(noise, 9)}"}
 
 
-def _pairs(noise: random.Random) -> Row:
-    return {
-        "prompt": f"{sentence(noise, 8)}?",
-        "chosen": f" {sentence(noise, 9)}",
-        "rejected": f" {sentence(noise, 9)}",
-    }
-
-
 def _judged(noise: random.Random) -> Row:
     return _completions(noise) | {"label": noise.random() < 0.5}
 
@@ -37,7 +29,7 @@ MAKERS: dict[str, Callable[[random.Random], Row]] = {
     "language modeling": _texts,
     "prompt-only": _prompts,
     "prompt-completion": _completions,
-    "preference": _pairs,
+    "preference": pair,
     "unpaired preference": _judged,
 }
 

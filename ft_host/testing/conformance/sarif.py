@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host._version import __version__
 from ft_host.diagnostics.pages import terminal_text
+from ft_host.diagnostics.sarif import SCHEMA
 from ft_host.testing.conformance.check import DECLARED, ERROR, FAILED, Check, Outcome
 from ft_host.testing.conformance.pages import page
 
 if TYPE_CHECKING:
     from ft_host.testing.conformance.run import Suite
-
-SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 def sarif(suite: Suite, found: Iterable[Outcome]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class View:
 
     def __init__(self, suite: Suite, tier: str, items: list[tuple[Check, PluginInfo]], out: TextIO | None) -> None:
         self.out, self.group = out, ""
+        self.asked, self.count = 0, len(items)
         self.terminal = out is not None and out.isatty()
         self.several = len({info.name for info in suite.plugins}) > 1
         self.width = max(len(self._name(check.id, info.name)) for check, info in items)
@@ -34,8 +35,10 @@ class View:
 
     def asking(self, check: Check, plugin: PluginInfo) -> None:
         """On a terminal, say what is being asked, in a line that goes away again."""
+        self.asked += 1
         if self.terminal:
-            print(self._painted(f"  {check.id} [{plugin.name}] ...", "2"), end="", file=self.out, flush=True)
+            said = f"  {self.asked} of {self.count}: {self._name(check.id, plugin.name)} ..."
+            print(self._painted(said, "2"), end="", file=self.out, flush=True)
 
     def told(self, found: Outcome) -> None:
         if self.terminal:
