@@ -157,6 +157,43 @@ def test_what_is_declared_and_passes_fails(package, checks, capsys):
     assert "passes, and the package says that it can't: \"it can't\"" in capsys.readouterr().out
 
 
+def test_what_one_plugin_of_a_package_declares_holds_for_no_other(install_plugin, tmp_path, checks, capsys):
+    install_plugin(
+        "ft-tiny",
+        "0.2.0",
+        entry_points={
+            "ft_host.methods": {"tiny": "ft_tiny.method", "twin": "ft_tiny.twin"},
+            "ft_host.configs": {"tiny": "ft_tiny.config:Config", "twin": "ft_tiny.config:Config"},
+        },
+        modules={"ft_tiny.config": CONFIG, "ft_tiny.method": METHOD, "ft_tiny.twin": METHOD},
+        requires=["ft-host"],
+    )
+
+    def only_the_twin(subject):
+        if subject.plugin.name == "tiny":
+            raise NotMet("0.25, expected 0.5")
+
+    file = tmp_path / "site-of-the-test" / "ft_tiny" / "conformance.toml"
+    checks(made("loss-right", only_the_twin))
+    file.write_text('[not_met]\nloss-right = "coupled"\n', encoding="utf-8")
+    assert main(["check", "ft-tiny"]) == NOT_MET
+    said = capsys.readouterr().out
+    assert "declared  loss-right [tiny]" in said and "FAILED    loss-right [twin]" in said
+    file.write_text('[not_met.tiny]\nloss-right = "coupled"\n', encoding="utf-8")
+    assert main(["check", "ft-tiny"]) == 0
+    for text, message in {
+        '[not_met.tinny]\nloss-right = "x"': "the package has no plugin 'tinny'; did you mean tiny?",
+        '[not_met.tiny]\nloss-rihgt = "x"': "not_met.tiny: there is no check 'loss-rihgt'; did you mean loss-right?",
+        "[not_met]\nloss-right = 3": "not_met: loss-right: expected the reason as text, found 3",
+        "[notmet]": "'notmet'; did you mean not_met?; expected config, not_met",
+        "not_met = 3": "not_met: expected a table, found 3",
+        "[": "conformance.toml: ",
+    }.items():
+        file.write_text(text, encoding="utf-8")
+        assert main(["check", "ft-tiny"]) == 3
+        assert message in capsys.readouterr().err
+
+
 def test_an_error_of_the_suite_is_no_failure_of_the_package_and_nothing_that_it_could_declare(package, checks, capsys):
     package[0](loss_odd="never")
     checks(made("loss-odd", goes_wrong))

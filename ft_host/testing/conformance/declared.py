@@ -10,6 +10,9 @@ nothing.
     [not_met]                       # by check
     loss-additive = "the KL estimate is one number of the step (eq. 7)"
 
+    [not_met.gkd]                   # of one plugin alone
+    loss-row-order = "..."
+
     [needs]                         # modules without which its backends can't run, and what to do
     vllm = "a CPU or GPU with 3 GB to spare; environment/make.sh installs it"
 
@@ -37,8 +40,13 @@ class Declared:
 
     config: dict[str, Any] = field(default_factory=dict)
     not_met: dict[str, str] = field(default_factory=dict)
+    not_met_by: dict[str, dict[str, str]] = field(default_factory=dict)  # of one plugin alone
     evidence: dict[str, Any] = field(default_factory=dict)  # what the stable tier asks for and no run can show
     needs: dict[str, str] = field(default_factory=dict)  # module -> what to do where a backend misses it
+
+    def reason(self, check: str, plugin: str) -> str | None:
+        """Why a plugin can't pass a check, or None."""
+        return self.not_met_by.get(plugin, {}).get(check) or self.not_met.get(check)
 
     def fields_of(self, method: str, methods: set[str]) -> dict[str, Any]:
         """The fields of the tiny runs of one method."""
@@ -46,9 +54,9 @@ class Declared:
         return common | self.config.get(method, {})
 
 
-def declared(folder: Path | None, known: set[str]) -> Declared:
-    """Read the file of the package in `folder` (None: a method in one file has none). `known`: ids of checks. Raises
-    PluginBroken where it can't be read, or names what there isn't."""
+def declared(folder: Path | None, known: set[str], plugins: set[str]) -> Declared:
+    """Read the file of the package in `folder` (None: a method in one file has none). `known`: ids of checks;
+    `plugins`: names of the package's. Raises PluginBroken where it can't be read, or names what there isn't."""
     file = folder / FILE if folder else None
     if file is None or not file.is_file():
         return Declared()
@@ -61,9 +69,16 @@ def declared(folder: Path | None, known: set[str]) -> Declared:
             raise PluginBroken(f"{file}: {part!r}{nearest(part, PARTS)}; expected {', '.join(PARTS)}")
         if not isinstance(value, dict):
             raise PluginBroken(f"{file}: {part}: expected a table, found {value!r}")
-    for id, reason in found.get("not_met", {}).items():
-        if id not in known:
-            raise PluginBroken(f"{file}: not_met: there is no check {id!r}{nearest(id, known)}")
-        if not isinstance(reason, str) or not reason.strip():
-            raise PluginBroken(f"{file}: not_met: {id}: expected the reason as text, found {reason!r}")
-    return Declared(**found)
+    said = found.pop("not_met", {})
+    by = {name: reasons for name, reasons in said.items() if isinstance(reasons, dict)}
+    common = {id: reason for id, reason in said.items() if id not in by}
+    for name in by:
+        if name not in plugins:
+            raise PluginBroken(f"{file}: not_met: the package has no plugin {name!r}{nearest(name, plugins)}")
+    for where, reasons in {"not_met": common, **{f"not_met.{name}": each for name, each in by.items()}}.items():
+        for id, reason in reasons.items():
+            if id not in known:
+                raise PluginBroken(f"{file}: {where}: there is no check {id!r}{nearest(id, known)}")
+            if not isinstance(reason, str) or not reason.strip():
+                raise PluginBroken(f"{file}: {where}: {id}: expected the reason as text, found {reason!r}")
+    return Declared(**found, not_met=common, not_met_by=by)

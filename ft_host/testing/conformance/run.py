@@ -96,7 +96,7 @@ class Suite:
         self.distribution, self.version = first.distribution, first.version
         self.name = first.distribution or first.location
         self.package = package_folder(first)
-        self.declared: Declared = declared(self.package, set(CHECKS))
+        self.declared: Declared = declared(self.package, set(CHECKS), {info.name for info in self.plugins})
         self.recording, self.against = recording, against
         self.folder, self.materials = folder, Materials(folder / "materials")
         self.materials.folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class Suite:
         return self._as_declared(found)
 
     def _as_declared(self, found: Outcome) -> Outcome:
-        reason = self.declared.not_met.get(found.check.id)
+        reason = self.declared.reason(found.check.id, found.plugin)
         if reason is None or found.result in (LEFT_OUT, ERROR):
             return found
         if found.result == FAILED:
