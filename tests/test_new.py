@@ -9,12 +9,14 @@ import sysconfig
 import tomllib
 from pathlib import Path
 
+import ft_gold
 import pytest
 
 from ft_host import registry
 from ft_host.cli import main
 from ft_host.errors import UsageError
 from ft_host.scaffold import KINDS, new_package, package_from
+from ft_host.scaffold.copied import EVIDENCE
 from ft_host.scaffold.names import Names, names_of
 from ft_host.testing import assert_same, lines, preference_texts, run_in, save_tiny, tiny_run
 
@@ -62,6 +64,10 @@ def test_its_files_are_whole(kind, tmp_path):
     assert group.removeprefix("ft_host.").removesuffix("s") in ("method", "backend", "diagnostic")
     module = Path(folder, *entries["my-try"].split(".")).with_suffix(".py")
     assert module.is_file() and (folder / "tests" / "test_ft_my_try.py").is_file()
+    suite = (folder / "tests" / "test_conformance.py").read_text(encoding="utf-8")
+    assert suite.endswith('test_conformance = conformance_tests("ft-my-try")\n')
+    assert tomllib.loads((folder / "ft_my_try" / "conformance.toml").read_text(encoding="utf-8")) == {}
+    assert project["tool"]["setuptools"]["package-data"] == {"*": ["*.toml", "*.json"]}
     host = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["project"]["dependencies"] == [f"ft-host>={host['version'].rpartition('.')[0]},<1"]
     with pytest.raises(UsageError, match="exists already"):
@@ -96,6 +102,24 @@ def test_a_copy_of_a_method_gives_its_numbers_under_its_own_name(install_plugin,
     theirs, ours = (tiny_run(each, model, tmp_path, rows, max_steps=2) for each in (DPOConfig, config_class))
     assert_same(lines(run_in(theirs, "theirs")), lines(run_in(ours, "ours")), 0, 0)
     assert "It began as a copy of ft-dpo" in (folder / "README.md").read_text()
+
+
+def test_a_copy_says_of_itself_what_the_original_does_without_its_evidence(tmp_path):
+    folder = package_from("taught", "gold", tmp_path)
+    theirs, ours = (
+        tomllib.loads(file.read_text(encoding="utf-8"))
+        for file in (Path(ft_gold.__file__).with_name("conformance.toml"), folder / "ft_taught" / "conformance.toml")
+    )
+    assert theirs.get("config") and {name: part for name, part in theirs.items() if name != "evidence"} == ours
+    assert not list(folder.rglob("*.json"))  # nothing has been recorded of it
+    assert 'conformance_tests("ft-taught")' in (folder / "tests" / "test_conformance.py").read_text()
+    assert "TAUGHT" in (folder / "ft_taught" / "cases.py").read_text().replace("GOLD", "?")
+
+
+def test_evidence_is_left_out_wherever_it_stands():
+    text = '[config]\na = 1\n\n[evidence]\nparity = "x"\n[evidence.docs]\npage = "y"\n[not_met]\nb = "c"\n'
+    assert EVIDENCE.sub("", text) == '[config]\na = 1\n\n[not_met]\nb = "c"\n'
+    assert EVIDENCE.sub("", '[evidence]\nparity = "x"\n') == ""
 
 
 @pytest.mark.parametrize(
@@ -137,10 +161,11 @@ ROWS = {"backend": "rollouts", "diagnostics": "offline"}  # whose rows
 
 
 @pytest.mark.slow
-@pytest.mark.nightly("pairs", "rollouts", "backend", "diagnostics")
+@pytest.mark.nightly("offline", "pairs", "rollouts")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_ladder(kind, tmp_path):
-    """New, installed as it is, its own tests, listed, built; the wheel in another environment, and a run there."""
+    """New, installed as it is, listed, its own tests, with what it is held to; built; the wheel in another environment,
+    where a run of it trains and `ft-host check` passes."""
     name = f"climb-{kind}"
     folder = new_package(name, kind, tmp_path)
     rewards = new_package("unused", "rollouts", tmp_path) / "rewards.py"
@@ -153,13 +178,14 @@ def test_the_ladder(kind, tmp_path):
     [wheel] = (tmp_path / "dist").glob("*.whl")
     other = environment(tmp_path / "second")
     called(*pip, "--python", other, "install", "-q", "--no-deps", wheel, cwd=tmp_path)
-    called(other, "-m", "ft_host", "plugins", "show", f"ft-{name}", "--check", cwd=tmp_path)
     model = save_tiny(tmp_path / "model")
     rows = new_package("rows", ROWS.get(kind, kind), tmp_path) / "rows.jsonl"
     words = [word.format(name=name, folder=folder, rewards=rewards) for word in RUNS[kind]]
     more = ["--model", model, "--dataset", rows, "--max-steps", "2", "--use-cpu", "--per-device-train-batch-size", "4"]
     called(other, "-m", "ft_host", "train", *words, *more, "--output-dir", tmp_path / "run", cwd=tmp_path)
     assert [line["step"] for line in lines(tmp_path / "run") if line["kind"] == "train"] == [1, 2]
+    said = called(other, "-m", "ft_host", "check", f"ft-{name}", cwd=tmp_path)
+    assert "FAILED" not in said and "passed" in said
 
 
 def test_the_command_says_what_comes_next(capsys, tmp_path):

@@ -88,7 +88,10 @@ class Usual:
 
 
 def _has(found: Any, values: tuple[Any, ...] | range) -> bool:
-    return any(each in values for each in found) if isinstance(found, list) else found in values
+    several = found if isinstance(found, list) else [found]
+    if isinstance(values, range):  # Python looks for None in a range by comparing it with each number
+        several = [each for each in several if isinstance(each, int)]
+    return any(each in values for each in several)
 
 
 def _number(value: float | None) -> str:

@@ -13,24 +13,8 @@ from ft_host.errors import UsageError
 from ft_host.registry.metadata import headers_of, normalise
 from ft_host.scaffold.names import Names
 
-TEST = '''"""{config}: what is left of {origin}. Test what you change."""
-
-from __future__ import annotations
-
-from ft_host.testing import fields_of
-
-from {package}.config import {config}
-from {package}.rules import RULES
-
-
-def test_the_config_has_fields_of_its_own_and_passes_its_own_check():
-    fields = fields_of({config})
-    assert any(field.group == "method" for field in fields.values())
-
-
-def test_codes_of_rules_are_of_this_package():
-    assert RULES and all(rule.code.startswith("{letters}") for rule in RULES)
-'''
+DECLARED = "conformance.toml"
+EVIDENCE = re.compile(r"^\[evidence.*?(?=^\[(?!evidence)|\Z)", re.MULTILINE | re.DOTALL)  # a table, and those in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,18 +73,13 @@ def letters_of(info: registry.PluginInfo) -> str:
 
 
 def copied(source: Source, names: Names) -> dict[str, str]:
-    """Return its modules by path, renamed: package, config class, letters of rules; and a test to begin with."""
-    origin = " ".join(source.origin.split())
+    """Return its modules by path, renamed: package, config class, letters of rules; and what it says of itself for
+    `ft-host check`. What was recorded of the original isn't taken over."""
     found = {}
-    for file in sorted(source.folder.rglob("*.py")):
+    for file in sorted([*source.folder.rglob("*.py"), *source.folder.glob(DECLARED)]):
         path = f"{names.package}/{file.relative_to(source.folder).as_posix()}"
-        found[path] = renamed(file.read_text(encoding="utf-8"), source, names)
-    found[f"tests/test_{names.package}.py"] = TEST.format(
-        package=names.package,
-        config=names.config,
-        letters=names.letters,
-        origin=origin.removeprefix("It began as a copy of ").partition(" (")[0],
-    )
+        text = renamed(file.read_text(encoding="utf-8"), source, names)
+        found[path] = EVIDENCE.sub("", text) if file.name == DECLARED else text
     return found
 
 

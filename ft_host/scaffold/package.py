@@ -138,6 +138,8 @@ def common_files(names: Names, values: dict[str, str]) -> dict[str, str]:
         ".gitignore": "gitignore.in",
         ".github/workflows/ci.yml": "ci.yml.in",
         ".github/workflows/release.yml": "release.yml.in",
+        f"{names.package}/conformance.toml": "conformance.toml.in",
+        "tests/test_conformance.py": "conformance.py.in",
     }
     found = {path: filled(f"common/{name}", values) for path, name in paths.items()}
     return found | {f"{names.package}/__init__.py": f'"""{values["summary"]}"""\n'}

@@ -48,13 +48,21 @@ def findings(
 ) -> list[Finding]:
     """What `rules` find in a run, as it stands at its end; muted ones too. `suspects`: the method's `SUSPECTS`, beside
     those of the host."""
+    return list(heard(rules, told, config_class, suspects).findings.values())
+
+
+def heard(
+    rules: Sequence[Rule], told: Told, config_class: type[RunConfig] = RunConfig, suspects: Sequence[Function] = ()
+) -> Engine:
+    """The engine that has heard all that a run tells; what a rule raises, it raises."""
     config = asdict(config_class(**told.config))
     of_run = [*suspects_of(config_class, [], "transformers"), *suspects]
     engine = Engine([(rule, "test 0") for rule in rules], config, strict=True, suspects=of_run)
     engine.record_facts(declared_facts(config_class) | told.facts)
     for line in told.lines:
         engine.add_metrics(line)
-    return engine.finish()
+    engine.finish()
+    return engine
 
 
 def codes(rules: Sequence[Rule], told: Told, config_class: type[RunConfig] = RunConfig) -> set[str]:

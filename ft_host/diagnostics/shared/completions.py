@@ -22,7 +22,7 @@ NEARLY_ALL = 0.9  # of the completions
 
 def cut_short(view: View) -> bool | None:
     """Once it can be told whether the model is just learning to end: fewer than at first, or ever fewer."""
-    if view.count(CUT) < 10:
+    if view.count(CUT) < 10 or not view.recent(CUT, 10):
         return None
     fewer = view.mean(CUT, 10) < 0.8 * (helpers.start(view, CUT) or 0.0)
     return view[CUT] > 0.3 and not fewer and not helpers.falling(view, CUT)

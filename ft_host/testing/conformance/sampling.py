@@ -45,7 +45,7 @@ def sampling_run(subject: Subject) -> Iterator[Run]:
     for module, reason in subject.declared.needs.items():
         if importlib.util.find_spec(module) is None:
             raise DoesNotApply(f"{module} isn't installed here: {reason}")
-    place = subject.materials["model"]
+    place = subject.materials["sampler"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
     run = generating_run(model, tokenizer, backend=load(subject.plugin), progress="quiet")
     run.config.model, run.config.backend = place, subject.plugin.name

@@ -80,6 +80,13 @@ def _scorer(path: Path) -> None:
     save_tiny(path, as_classifier(tiny_llama(seed=3)), tiny_tokenizer())
 
 
+def _sampler(path: Path) -> None:
+    """What backends sample: heads of 32, since some engines compute no smaller ones on a CPU."""
+    from ft_host.testing.models import save_tiny, tiny_llama
+
+    save_tiny(path, tiny_llama(head_dim=32))
+
+
 def _rewards(path: Path) -> None:
     path.mkdir()
     (path / "rewards.py").write_text(REWARDS, encoding="utf-8")
@@ -91,6 +98,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "teacher": _teacher,
     "other_teacher": _other_teacher,
     "scorer": _scorer,
+    "sampler": _sampler,
     "rewards": _rewards,
 }
 

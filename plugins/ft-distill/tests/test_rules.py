@@ -3,35 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from ft_distill.cases import FAULTY, HEALTHY
 from ft_distill.config import DistillConfig, GKDConfig
 from ft_distill.rules import RULES
 
 from ft_host.testing import Told, codes, evals, findings, in_order, steps
-
-STILL = {"distillation__divergence": lambda step: 0.6 + 0.01 * (step % 2), "distillation__teacher_agreement": 0.5}
-FAULTY = {
-    "DIS002": Told(facts={"plan/total_steps": 300}, lines=steps(90, **STILL)),
-    "DIS003": Told(config={"loss_top_k": 8}, lines=steps(30, distillation__teacher_top_k_mass=0.7)),
-    "DIS004": Told(
-        lines=steps(
-            60, completions__mean_length=lambda step: 60.0 if step < 20 else 4.0, completions__clipped_ratio=0.02
-        )
-    ),
-    "DIS005": Told(facts={"model/vocab_size": 151_936}, lines=steps(20, distillation__teacher_entropy=11.0)),
-}
-HEALTHY = Told(
-    facts={"plan/total_steps": 200, "model/vocab_size": 151_936},
-    lines=steps(
-        200,
-        distillation__teacher_entropy=lambda step: 6.0 / (1 + step / 10),
-        distillation__divergence=lambda step: 0.1 + 0.5 / (1 + step / 20),
-        distillation__teacher_agreement=lambda step: 0.9 - 0.4 / (1 + step / 20),
-        distillation__teacher_top_k_mass=0.97,
-        completions__mean_length=lambda step: 60.0 - 0.1 * step,
-        completions__clipped_ratio=0.05,
-        entropy=lambda step: 1.5 - 0.005 * step,
-    ),
-)
 
 
 @pytest.mark.parametrize("config_class", [DistillConfig, GKDConfig], ids=["distill", "gkd"])

@@ -3,37 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from ft_gold.cases import FAULTY, HEALTHY, STILL
 from ft_gold.config import GOLDConfig
 from ft_gold.rules import RULES
 
 from ft_host.testing import Told, codes, evals, findings, in_order, steps
-
-STILL = {"distillation__divergence": lambda step: 0.6 + 0.01 * (step % 2), "distillation__teacher_agreement": 0.5}
-FAULTY = {
-    "GOLD001": Told(facts={"plan/total_steps": 300}, lines=steps(90, **STILL)),
-    "GOLD002": Told(lines=steps(30, distillation__aligned_share=0.2)),
-    "GOLD003": Told(lines=steps(30, distillation__matched_mass=0.1)),
-    "GOLD004": Told(
-        lines=steps(
-            60, completions__mean_length=lambda step: 60.0 if step < 20 else 4.0, completions__clipped_ratio=0.02
-        )
-    ),
-    "GOLD005": Told(lines=steps(30, distillation__teacher_entropy_share=0.98)),
-}
-HEALTHY = Told(
-    facts={"plan/total_steps": 200},
-    lines=steps(
-        200,
-        distillation__divergence=lambda step: 0.1 + 0.5 / (1 + step / 20),
-        distillation__teacher_agreement=lambda step: 0.9 - 0.4 / (1 + step / 20),
-        distillation__aligned_share=0.97,
-        distillation__matched_mass=0.8,
-        distillation__teacher_entropy_share=0.3,
-        completions__mean_length=lambda step: 60.0 - 0.1 * step,
-        completions__clipped_ratio=0.05,
-        entropy=lambda step: 1.5 - 0.005 * step,
-    ),
-)
 
 
 @pytest.mark.parametrize("code", FAULTY)

@@ -1,13 +1,11 @@
 """The rules of GRPO, each on a run that raises it and on one that only looks like it."""
 
 import pytest
+from ft_grpo.cases import CASES
 from ft_grpo.config import GRPOConfig
 from ft_grpo.rules import RULES
 
-from ft_host.diagnostics import Names
-from ft_host.testing import Told, codes, findings, rollout_cases, steps
-
-CASES = rollout_cases(Names(letters="GRPO"))
+from ft_host.testing import Told, codes, findings, steps
 
 
 def test_each_rule_has_a_case():

@@ -2,28 +2,11 @@
 of runs of examples/arithmetic: 80 steps of 32 pairs."""
 
 import pytest
+from ft_reward.cases import CASES, told
 from ft_reward.config import RewardConfig
 from ft_reward.rules import RULES
 
-from ft_host.testing import Told, codes, evals, findings, in_order, steps
-
-LEARNS = {"loss": 0.5, "accuracy": lambda step: min(0.5 + 0.02 * step, 0.75), "margin": 1.2, "mean_reward": 0.2}
-
-
-def told(held_out: float = 0.73, **values) -> Told:
-    lines = in_order(
-        steps(80, **(LEARNS | values)), evals([0, 20, 40, 60], accuracy=lambda step: held_out if step else 0.5)
-    )
-    return Told(facts={"plan/total_steps": 80}, lines=lines)
-
-
-HEALTHY = told(loss=lambda step: 0.674 if step == 1 else 0.45)
-CASES = {
-    "RM001": (told(0.68, accuracy=lambda step: min(0.5 + 0.03 * step, 1.0)), HEALTHY),
-    "RM002": (told(mean_reward=lambda step: 0.3 * step), HEALTHY),
-    "RM004": (told(0.5, accuracy=lambda step: 0.5 + 0.05 * (step % 3 - 1)), HEALTHY),
-    "RM005": (told(loss=lambda step: 1.6 if step == 1 else 0.5), HEALTHY),
-}
+from ft_host.testing import codes, findings
 
 
 def test_each_rule_has_a_case():

@@ -1,13 +1,11 @@
 """The rules of RLOO, each on a run that raises it and on one that only looks like it."""
 
 import pytest
+from ft_rloo.cases import CASES
 from ft_rloo.config import RLOOConfig
 from ft_rloo.rules import RULES
 
-from ft_host.diagnostics import Names
-from ft_host.testing import codes, rollout_cases
-
-CASES = rollout_cases(Names(letters="RLOO", clip_of_completions=True))
+from ft_host.testing import codes
 
 
 def test_each_rule_has_a_case():

@@ -3,33 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from ft_sdft.cases import FAULTY, HEALTHY
 from ft_sdft.config import SDFTConfig
 from ft_sdft.rules import RULES
 
 from ft_host.testing import Told, codes, evals, findings, in_order, steps
-
-FAULTY = {
-    "SDFT001": Told(lines=steps(30, self_distillation__empty_context_fraction=0.4)),
-    "SDFT002": Told(lines=steps(10, self_distillation__teacher_logp_difference=0.002)),
-    "SDFT003": Told(
-        config={"teacher_model_kind": "live"},
-        lines=steps(120, self_distillation__teacher_logp_difference=lambda step: 0.3 if step < 30 else 0.05 * step),
-    ),
-    "SDFT004": Told(
-        config={"num_loss_tokens_to_skip": 40}, lines=steps(30, self_distillation__without_loss_fraction=0.6)
-    ),
-}
-HEALTHY = Told(
-    lines=steps(
-        200,
-        self_distillation__empty_context_fraction=0.0,
-        self_distillation__teacher_logp_difference=lambda step: 0.4 / (1 + step / 20),  # at last they agree
-        self_distillation__without_loss_fraction=0.02,
-        completions__clipped_ratio=0.05,
-        completions__mean_length=40.0,
-        entropy=lambda step: 1.5 - 0.003 * step,
-    )
-)
 
 
 @pytest.mark.parametrize("code", FAULTY)

@@ -1,18 +1,11 @@
 """The rules of SFT, each on a run that raises it and on one that only looks like it."""
 
 import pytest
+from ft_sft.cases import CASES
 from ft_sft.config import SFTConfig
 from ft_sft.rules import RULES
 
 from ft_host.testing import Told, codes, steps
-
-CASES = {
-    "SFT001": (
-        Told(lines=steps(60, loss=6.0, entropy=1.1)),
-        # another kind of text at first, which the model gets used to
-        Told(lines=steps(60, loss=lambda step: 0.9 + 4 / step, entropy=lambda step: 0.8 + 1 / step)),
-    )
-}
 
 
 def test_each_rule_has_a_case():
