@@ -126,6 +126,7 @@ def test_a_patch_that_the_config_refuses_is_no_remedy():
     remedies = [Remedy(why="", patch={"num_generations": number}) for number in (16, 6, 1, "many")]
     left = usable(remedies, asdict(config), view, accepts)
     assert [remedy.patch["num_generations"] for remedy in left] == [16]  # 6 don't come out even, 1 compares nothing
+    assert usable([Remedy(why="", patch={"max_steps": "many"})], asdict(config), view, accepts) == []
 
 
 def test_a_config_of_elsewhere_that_is_refused_here_keeps_its_remedies():

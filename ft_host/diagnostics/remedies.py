@@ -193,6 +193,6 @@ def _changes(patch: dict[str, Any], config: dict[str, Any], view: View, accepts:
     """Return whether a patch is empty, or makes another run of this one."""
     if not patch:
         return True
-    if not all(name in config for name in patch) or effective(config | patch, view) == effective(config, view):
+    if not all(name in config for name in patch) or (accepts is not None and not accepts(patch)):
         return False
-    return accepts is None or accepts(patch)
+    return effective(config | patch, view) != effective(config, view)
