@@ -3,11 +3,13 @@ examples/arithmetic: 80 steps of 32 pairs, learning rate 3e-4, a model that was 
 
 from __future__ import annotations
 
+from typing import Any
+
 from ft_host.testing import Told, in_order, steps
 
-START = {"logps__chosen": -3.97, "logps__rejected": -23.1}
+START: dict[str, Any] = {"logps__chosen": -3.97, "logps__rejected": -23.1}
 
-LEARNS = {
+LEARNS: dict[str, Any] = {
     "loss": lambda step: 0.69 / (1 + 0.02 * step),
     "rewards__chosen": lambda step: -0.23 if step < 25 else 0.08,  # a dip at first, as is usual
     "rewards__accuracies": lambda step: min(0.5 + 0.02 * step, 0.9) if step > 2 else 0.0,
@@ -15,7 +17,7 @@ LEARNS = {
     **START,
 }
 
-SWAPPED = START | {
+SWAPPED: dict[str, Any] = START | {
     "logps__chosen": -23.1,
     "logps__rejected": -3.97,
     "rewards__accuracies": lambda step: min(0.5 + 0.03 * step, 1.0),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ft_gold.rules import NAMES, RULES
 from ft_host.testing import Told, evals, in_order, rollout_cases, steps
 
-STILL = {"distillation__divergence": lambda step: 0.6 + 0.01 * (step % 2), "distillation__teacher_agreement": 0.5}
+STILL: dict[str, Any] = {
+    "distillation__divergence": lambda step: 0.6 + 0.01 * (step % 2),
+    "distillation__teacher_agreement": 0.5,
+}
 
 FAULTY = {
     "GOLD001": Told(facts={"plan/total_steps": 300}, lines=steps(90, **STILL)),

@@ -3,9 +3,11 @@ examples/arithmetic: 80 steps of 64 rows at beta 1."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from ft_host.testing import Told, evals, in_order, steps
 
-LEARNS = {
+LEARNS: dict[str, Any] = {
     "loss": 0.6,
     "kl": 0.0,
     "logps__chosen": -3.4,
@@ -14,7 +16,7 @@ LEARNS = {
     "rewards__margins": lambda step: 0.05 * step,
 }
 
-BETA = {"beta": 1.0, "per_device_train_batch_size": 64}
+BETA: dict[str, Any] = {"beta": 1.0, "per_device_train_batch_size": 64}
 
 
 def told(more: list | None = None, config: dict | None = None, **values) -> Told:

@@ -1,12 +1,11 @@
 """The rules of ORPO, each on a run that raises it and on one that only looks like it."""
 
 import pytest
+from ft_orpo.cases import CASES
 from ft_orpo.config import ORPOConfig
 from ft_orpo.rules import RULES
 
-from ft_host.testing import Told, codes, findings, free_preference_cases, steps
-
-CASES = free_preference_cases("ORPO", displacement=1, signal=2)
+from ft_host.testing import Told, codes, findings, steps
 
 
 def test_each_rule_has_a_case():

@@ -3,9 +3,16 @@ of runs of examples/arithmetic: 80 steps of 32 pairs."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from ft_host.testing import Told, evals, in_order, steps
 
-LEARNS = {"loss": 0.5, "accuracy": lambda step: min(0.5 + 0.02 * step, 0.75), "margin": 1.2, "mean_reward": 0.2}
+LEARNS: dict[str, Any] = {
+    "loss": 0.5,
+    "accuracy": lambda step: min(0.5 + 0.02 * step, 0.75),
+    "margin": 1.2,
+    "mean_reward": 0.2,
+}
 
 
 def told(held_out: float = 0.73, **values) -> Told:
