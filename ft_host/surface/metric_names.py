@@ -13,6 +13,7 @@ from collections.abc import Iterable
 LINE = ("kind", "step", "epoch")
 EVERY_RUN = (
     "loss",
+    "loss/*",
     "grad_norm",
     "learning_rate",
     "num_tokens",
