@@ -423,6 +423,23 @@ def test_nothing_is_recorded_where_a_check_fails_and_what_was_made_for_it_goes(p
     assert sorted(file.name for file in folder.glob("*.json")) == ["conformance.json", "golden.json"]
 
 
+def test_a_package_that_fails_while_its_record_is_begun_is_told(package, checks, capsys, monkeypatch):
+    monkeypatch.setitem(recording.FILES, "first.json", lambda suite: {"loss": [1.0]})
+    monkeypatch.setitem(recording.FILES, "golden.json", lambda suite: load(suite.plugins[0]).ft_loss([]))
+    checks(ALL[0])
+    assert main(["check", "ft-tiny", "--record"]) == 2
+    said = capsys.readouterr().err
+    assert "golden.json can't be made: ZeroDivisionError" in said and "Without --record, checks say" in said
+    assert not list(package[1].glob("*.json"))
+
+
+def test_what_a_package_prints_when_it_is_imported_is_not_shown_either(package, checks, capfd):
+    (package[1] / "config.py").write_text("print('hello')\n" + CONFIG, encoding="utf-8")
+    checks(ALL[1], made("rollouts-whole", passes, about="rollouts"))
+    assert main(["check", "ft-tiny", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["package"] == "ft-tiny"
+
+
 def test_a_package_that_cannot_be_written_is_refused_before_it_is_asked(package, checks, capsys, monkeypatch):
     def asked(subject):
         raise AssertionError("asked")

@@ -18,6 +18,7 @@ from ft_host.testing.conformance.surroundings import VARIABLES
 from ft_host.util.jsonl import json_text
 
 if TYPE_CHECKING:
+    from ft_host.registry import PluginInfo
     from ft_host.testing.conformance.run import Suite
     from ft_host.testing.conformance.view import View
 
@@ -116,18 +117,20 @@ def _asked(suite: Suite, checks: list[Check], options: argparse.Namespace) -> in
     from ft_host.testing.conformance.record import record, record_files, recordable
     from ft_host.testing.conformance.view import View
 
-    if not suite.items(checks):
+    with quiet(options, suite.folder):  # configs are imported
+        items = suite.items(checks)
+    if not items:
         raise UsageError(f"{suite.name} has no plugin that these checks are about")
     if options.record:
         recordable(suite)  # refused before a minute has passed
     as_text = options.output is not None or not (options.json or options.sarif)
-    view = View(suite, options.tier, suite.items(checks), sys.stdout if as_text else None)
+    view = View(suite, options.tier, items, sys.stdout if as_text else None)
     made: list[Path] = []
     try:
         if options.record:
             with quiet(options, suite.folder):
                 made = record_files(suite)
-        found = _outcomes(suite, checks, view, options)
+        found = _outcomes(suite, items, view, options)
         code = NOT_MET if any(each.result == FAILED for each in found) else 0
         code = code or int(any(each.result == ERROR for each in found))
         if options.record and not code:
@@ -143,14 +146,16 @@ def _asked(suite: Suite, checks: list[Check], options: argparse.Namespace) -> in
     return code
 
 
-def _outcomes(suite: Suite, checks: list[Check], view: View, options: argparse.Namespace) -> list[Outcome]:
+def _outcomes(
+    suite: Suite, items: list[tuple[Check, PluginInfo]], view: View, options: argparse.Namespace
+) -> list[Outcome]:
     """Ask, and show each outcome at once."""
     began, found, loaded = time.perf_counter(), [], False
-    for check, plugin in suite.items(checks):
+    for check, plugin in items:
         view.asking(check, plugin)
-        if not loaded and (check.about in ("method", "rollouts", "backend") or group_of(check) == "imports"):
-            loaded = load_libraries()  # so that the first check doesn't seem slow
         with quiet(options, suite.folder):
+            if not loaded and (check.about in ("method", "rollouts", "backend") or group_of(check) == "imports"):
+                loaded = load_libraries()  # so that the first check doesn't seem slow
             outcome = suite.outcome(check, plugin)
         found.append(outcome)
         view.told(outcome)

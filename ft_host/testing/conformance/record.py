@@ -15,6 +15,8 @@ from ft_host.errors import UsageError
 from ft_host.registry.conformance import FILE
 from ft_host.testing.conformance.check import ERROR, FAILED, Outcome
 from ft_host.testing.conformance.document import document
+from ft_host.testing.conformance.surroundings import surroundings
+from ft_host.util.imports import cause
 from ft_host.util.jsonl import json_text
 
 if TYPE_CHECKING:
@@ -36,12 +38,22 @@ def recordable(suite: Suite) -> Path:
 
 
 def record_files(suite: Suite) -> list[Path]:
-    """Make the files of `FILES` that the package lacks. Gives those that were made."""
-    folder, made = recordable(suite), []
-    for name, recorded in FILES.items():
-        if not (folder / name).exists() and (value := recorded(suite)) is not None:
-            (folder / name).write_text(json_text(value, indent=1) + "\n", encoding="utf-8")
-            made.append(folder / name)
+    """Make the files of `FILES` that the package lacks. Gives those that were made. Raises UsageError where the
+    package fails meanwhile; nothing is left then."""
+    folder = recordable(suite)
+    lacking = {name: recorded for name, recorded in FILES.items() if not (folder / name).exists()}
+    values = {}
+    for name, recorded in lacking.items():
+        try:
+            with surroundings(suite.folder / "cache"):
+                values[name] = recorded(suite)
+        except Exception as error:
+            raise UsageError(
+                f"--record: {name} can't be made: {cause(error)}\nWithout --record, checks say what is wrong"
+            ) from error
+    made = [folder / name for name, value in values.items() if value is not None]
+    for file in made:
+        file.write_text(json_text(values[file.name], indent=1) + "\n", encoding="utf-8")
     return made
 
 
