@@ -88,7 +88,8 @@ def start(config: VLLMConfig, served: Served) -> Any:
 
 @contextlib.contextmanager
 def as_they_were() -> Iterator[None]:
-    """Restore the random states: vLLM seeds the process in which it starts, and must not change the trainer's."""
+    """Restore the random states: vLLM seeds the process in which it starts, and draws noise for each row of a batch
+    before it puts that of the request's own seed in its place. Neither may change the trainer's."""
     import numpy as np
     import torch
 
@@ -128,12 +129,13 @@ def generate(llm: Any, jobs: list[Job], adapter: Any) -> list[Completion]:
     from vllm import SamplingParams
 
     try:
-        answers = llm.generate(
-            [{"prompt_token_ids": job.prompt_ids} for job in jobs],
-            [SamplingParams(**job.params) for job in jobs],
-            use_tqdm=False,
-            lora_request=adapter,
-        )
+        with as_they_were():
+            answers = llm.generate(
+                [{"prompt_token_ids": job.prompt_ids} for job in jobs],
+                [SamplingParams(**job.params) for job in jobs],
+                use_tqdm=False,
+                lora_request=adapter,
+            )
     except (ValueError, RuntimeError) as error:
         raise FtHostError(f"vLLM can't complete these prompts: {error}") from error
     completions = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft_host.api import Completion, ConfigError, FtHostError, Piece, Request, Sampling
 from ft_vllm.completions import completion_of, joined
+from ft_vllm.inprocess import as_they_were
 from ft_vllm.sampling import Job, drawn, job_of, versions_of
 from ft_vllm.serving import no_model
 
@@ -105,7 +106,8 @@ class StepEngine:
 
     def _step(self) -> None:
         try:
-            answers = self.llm.llm_engine.step()
+            with as_they_were():
+                answers = self.llm.llm_engine.step()
         except (ValueError, RuntimeError) as error:
             raise FtHostError(f"vLLM can't go on: {error}") from error
         for answer in answers:

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import random
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from ft_vllm import inprocess
 from ft_vllm.sampling import jobs_of, params_of, seed_of, versions_of
+from ft_vllm.stepping import StepEngine
 
 from ft_host.api import DataError, Request, Sampling
 from ft_host.testing import generating_run, tiny_qwen
@@ -84,3 +91,21 @@ def test_what_is_left_of_a_completion_has_noise_of_its_own_and_fewer_tokens():
     assert begun.body([9, 8]) == resumed.body([])  # whoever goes on with it
     assert begun.body([9, 8])["sampling_params"]["seed"] == seed_of(4, 3, 2) != seed_of(4, 3)
     assert begun.params["max_tokens"] == 9  # as it was
+
+
+@pytest.mark.parametrize("way", ["whole calls", "steps"])
+def test_noise_that_vllm_draws_in_the_trainers_process_is_not_the_trainers(way, monkeypatch):
+    """It draws for each row of a batch, and then puts that of the request's seed in its place."""
+
+    def draw(*given, **named):
+        return [] if torch.rand(()) + random.random() + np.random.random() > 0 else [None]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict))
+    llm = SimpleNamespace(generate=draw, llm_engine=SimpleNamespace(step=draw))
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    if way == "steps":
+        StepEngine(llm, lambda sampling: [], 64, None, salted=False)._step()
+    else:
+        assert inprocess.generate(llm, [], None) == []
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
