@@ -13,6 +13,12 @@ nothing.
     [not_met.gkd]                   # of one plugin alone
     loss-row-order = "..."
 
+    [evidence]                      # for the stable tier; paths from pyproject.toml, or URLs
+    parity = "tests/test_parity.py" # tests against another implementation; or no_parity = "the reason"
+    docs = "README.md"              # the page with a run on real data
+    data = "GSM8K"                  # the public data set of that run
+    curve = "docs/gsm8k.svg"        # the page's picture of it; its first one, if left out
+
     [needs]                         # modules without which its backends can't run, and what to do
     vllm = "a CPU or GPU with 3 GB to spare; environment/make.sh installs it"
 
@@ -32,6 +38,13 @@ from ft_host.util.text import nearest
 
 FILE = "conformance.toml"
 PARTS = ("config", "not_met", "evidence", "needs")
+EVIDENCE = (
+    "parity",
+    "no_parity",
+    "docs",
+    "curve",
+    "data",
+)  # of the stable tier's: checks/maturity.py says what each is
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,9 @@ def declared(folder: Path | None, known: set[str], plugins: set[str]) -> Declare
             raise PluginBroken(f"{file}: {part!r}{nearest(part, PARTS)}; expected {', '.join(PARTS)}")
         if not isinstance(value, dict):
             raise PluginBroken(f"{file}: {part}: expected a table, found {value!r}")
+    for name in found.get("evidence", {}):
+        if name not in EVIDENCE:
+            raise PluginBroken(f"{file}: evidence: {name!r}{nearest(name, EVIDENCE)}; expected {', '.join(EVIDENCE)}")
     said = found.pop("not_met", {})
     by = {name: reasons for name, reasons in said.items() if isinstance(reasons, dict)}
     common = {id: reason for id, reason in said.items() if id not in by}

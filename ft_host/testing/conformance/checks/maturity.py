@@ -82,7 +82,9 @@ def maintainer(subject: Subject) -> Figures:
     project = project_of(subject)
     asked = project.toml.get("project", {})
     found = [project.said.get(name) for name in ("maintainer", "maintainer_email", "author", "author_email")]
-    found += [each.get("name") or each.get("email") for part in ("maintainers", "authors") for each in asked.get(part, ())]
+    found += [
+        each.get("name") or each.get("email") for part in ("maintainers", "authors") for each in asked.get(part, ())
+    ]
     named = next((each for each in found if each and each.strip()), None)
     if named is None:
         raise NotMet("its metadata names nobody; expected maintainers or authors in pyproject.toml")
@@ -100,7 +102,9 @@ def changelog(subject: Subject) -> Figures:
     file = project.folder / "CHANGELOG.md"
     if not file.is_file():
         raise NotMet(f"there is no {file}")
-    section = re.search(rf"^## +\[?v?{re.escape(version)}\b.*\n(.*?)(?=^## |\Z)", _read(file), re.MULTILINE | re.DOTALL)
+    section = re.search(
+        rf"^## +\[?v?{re.escape(version)}\b[^\n]*\n(.*?)(?=^## |\Z)", _read(file), re.MULTILINE | re.DOTALL
+    )
     if section is None or not re.search(r"^[-*] ", section[1], re.MULTILINE):
         raise NotMet(f"CHANGELOG.md has no section {version} with an entry")
     return {"entries": len(re.findall(r"^[-*] ", section[1], re.MULTILINE))}
@@ -121,10 +125,11 @@ def dependencies(subject: Subject) -> Figures:
 
 
 def few_declared(subject: Subject) -> Figures:
-    found = subject.declared.not_met
+    declared = subject.declared
+    found = list(dict.fromkeys([*declared.not_met, *(id for each in declared.not_met_by.values() for id in each)]))
     if len(found) > MOST_DECLARED:
         raise NotMet(f"it declares that it can't meet {len(found)}: {', '.join(found)}; at most {MOST_DECLARED} may be")
-    return {"declared": list(found)}
+    return {"declared": found}
 
 
 def unbroken(subject: Subject) -> Figures:
@@ -212,10 +217,10 @@ CHECKS: list[Check] = [
         about="package",
         tier="stable",
         why="A formula that nobody has compared may be another one than its paper's.",
-        looks_at="`parity` under [evidence] of conformance.toml: files with tests, by their path from pyproject.toml, or "
-        "URLs; or `no_parity`, the reason.",
+        looks_at="`parity` under [evidence] of conformance.toml: files with tests, by their path from pyproject.toml, "
+        "or URLs; or `no_parity`, the reason.",
         mend="Compare losses and gradient norms of a few steps: `ft_host.testing` has what TRL needs. If no other "
-        "implementation is public, write that: no_parity = \"…\".",
+        'implementation is public, write that: no_parity = "…".',
         test=parity,
     ),
     Check(
@@ -236,8 +241,8 @@ CHECKS: list[Check] = [
         about="package",
         tier="stable",
         why="What is promised to stay must be known to be there.",
-        looks_at="The names of the package's own fields and metrics, as `ft-host contract` lists them, in its README and "
-        "in the page that `docs` under [evidence] names.",
+        looks_at="The names of the package's own fields and metrics, as `ft-host contract` lists them, in its README "
+        "and in the page that `docs` under [evidence] names.",
         mend="Add the names, each with a few words, to the tables of the README.",
         test=documented,
     ),
@@ -257,8 +262,8 @@ CHECKS: list[Check] = [
         about="package",
         tier="stable",
         why="Who moves to a new version looks there for what it does to a run.",
-        looks_at="The section of this version in CHANGELOG.md beside pyproject.toml; of an installed wheel, the link to "
-        "a changelog in its metadata.",
+        looks_at="The section of this version in CHANGELOG.md beside pyproject.toml; of an installed wheel, the link "
+        "to a changelog in its metadata.",
         mend="Write a line for each change under ## VERSION.",
         test=changelog,
     ),
