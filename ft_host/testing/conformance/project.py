@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.registry.metadata import normalise
-from ft_host.testing.conformance.check import DoesNotApply
+from ft_host.testing.conformance.check import DoesNotApply, NotMet
 
 if TYPE_CHECKING:
     from ft_host.registry import PluginInfo
@@ -51,6 +51,21 @@ class Project:
         if self.folder and named and (self.folder / named).is_file():
             return (self.folder / named).read_text(encoding="utf-8")
         return self.said.get("description", "")
+
+    @property
+    def sources(self) -> Path:
+        """The folder of pyproject.toml. Raises DoesNotApply where a wheel was installed."""
+        if self.folder is None:
+            raise DoesNotApply("it is installed without its sources, in which the paths of conformance.toml are")
+        return self.folder
+
+    def text(self, field: str, name: str) -> str:
+        """The text of a file of the sources that a field of conformance.toml names. Raises NotMet where it isn't
+        there."""
+        file = self.sources / name
+        if not file.is_file():
+            raise NotMet(f"{field}: there is no file {name} in {self.folder}")
+        return file.read_text(encoding="utf-8")
 
 
 def project_of(subject: Subject) -> Project:

@@ -15,7 +15,7 @@ from ft_host.surface.compare import MAJOR, version_key
 from ft_host.surface.released import KEPT, last_contract
 from ft_host.testing.conformance.check import Check, DoesNotApply, Figures, NotMet
 from ft_host.testing.conformance.declared import FILE
-from ft_host.testing.conformance.project import Project, project_of
+from ft_host.testing.conformance.project import project_of
 
 if TYPE_CHECKING:
     from ft_host.testing.conformance.subject import Subject
@@ -34,7 +34,7 @@ def parity(subject: Subject) -> Figures:
         return {"no_parity": evidence["no_parity"]}
     given = _asked(evidence, "parity", "a file of tests against another implementation, or no_parity with the reason")
     for name in given:
-        if not URL.fullmatch(name) and not re.search(r"^\s*def test_", _text(project, "parity", name), re.MULTILINE):
+        if not URL.fullmatch(name) and not re.search(r"^\s*def test_", project.text("parity", name), re.MULTILINE):
             raise NotMet(f"parity: {name} has no test")
     return {"parity": given}
 
@@ -46,7 +46,7 @@ def documentation(subject: Subject) -> Figures:
     [data] = _asked(evidence, "data", "the name of the public data set of that run; a task that is made up shows less")
     if URL.fullmatch(page):
         return {"docs": page, "data": data}
-    text = _text(project, "docs", page)
+    text = project.text("docs", page)
     if not re.search(rf"(?<!\w){re.escape(data)}(?!\w)", text):
         raise NotMet(f"docs: {page} doesn't name the data set {data!r}")
     curve = evidence.get("curve") or next(iter(IMAGE.findall(text)), None)
@@ -54,7 +54,7 @@ def documentation(subject: Subject) -> Figures:
         raise NotMet(f"docs: {page} shows no image; expected the curve of the run")
     if curve not in IMAGE.findall(text):
         raise NotMet(f"curve: {page} doesn't show {curve!r}; it shows {', '.join(IMAGE.findall(text)) or 'none'}")
-    folder = _folder(project) / Path(page).parent
+    folder = project.sources / Path(page).parent
     if not URL.fullmatch(curve) and not (folder / curve).is_file():
         raise NotMet(f"docs: {page} shows {curve}, and there is no such file")
     return {"docs": page, "data": data, "curve": curve}
@@ -64,7 +64,7 @@ def documented(subject: Subject) -> Figures:
     """Every field and metric of its own, by name, in the README or the page."""
     project, evidence = project_of(subject), subject.declared.evidence
     pages = [page for page in _list(evidence.get("docs", [])) if not URL.fullmatch(page)]
-    text = "\n".join([project.readme, *(_text(project, "docs", page) for page in pages)])
+    text = "\n".join([project.readme, *(project.text("docs", page) for page in pages)])
     count, missing = 0, []
     surface = package_surface(subject.distribution)
     for kind in ("method", "backend", "diagnostics"):
@@ -103,7 +103,9 @@ def changelog(subject: Subject) -> Figures:
     if not file.is_file():
         raise NotMet(f"there is no {file}")
     section = re.search(
-        rf"^## +\[?v?{re.escape(version)}\b[^\n]*\n(.*?)(?=^## |\Z)", _read(file), re.MULTILINE | re.DOTALL
+        rf"^## +\[?v?{re.escape(version)}\b[^\n]*\n(.*?)(?=^## |\Z)",
+        file.read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
     )
     if section is None or not re.search(r"^[-*] ", section[1], re.MULTILINE):
         raise NotMet(f"CHANGELOG.md has no section {version} with an entry")
@@ -187,23 +189,6 @@ def _asked(evidence: dict[str, Any], name: str, what: str) -> list[str]:
     if not found:
         raise NotMet(f"{FILE} has no {name} under [evidence]; expected {what}")
     return found
-
-
-def _folder(project: Project) -> Path:
-    if project.folder is None:
-        raise DoesNotApply(f"it is installed without its sources, in which the paths of {FILE} are")
-    return project.folder
-
-
-def _text(project: Project, field: str, name: str) -> str:
-    file = _folder(project) / name
-    if not file.is_file():
-        raise NotMet(f"{field}: there is no file {name} in {project.folder}")
-    return _read(file)
-
-
-def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8")
 
 
 def _named(name: str, text: str) -> bool:
