@@ -68,6 +68,14 @@ WRONG = [
         fails="loss-nothing",
     ),
     Wrong(
+        name="an empty batch is asked of the model twice",
+        old='    out = model(batch, want=("logp", "top1"))\n',
+        new="    if batch.empty:\n"
+        '        return LossOutput(terms={"rows": model(batch)["logp"].sum() + model(batch)["logp"].sum()})\n'
+        '    out = model(batch, want=("logp", "top1"))\n',
+        fails="loss-nothing",
+    ),
+    Wrong(
         name="what autocast has made bfloat16 is added to sums in float32",
         old='    out = model(batch, want=("logp", "top1"))\n',
         new='    out = model(batch, want=("logp", "top1", "hidden"))\n'

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ft_host.metrics import add_counts
 from ft_host.testing.conformance.check import Check, DoesNotApply, Figures, NotMet
 from ft_host.testing.conformance.step import collated, gradient_of, loss_and_gradient, ready, rows_and_run, shared_step
 
@@ -96,14 +98,18 @@ def nothing(subject: Subject) -> Figures:
     import torch
 
     run, rows = shared_step(subject)
-    counts = add_counts(batch.counts for batch in collated(run, [rows]))
+    [batch] = collated(run, [rows])
+    run.totals = counts = dict(batch.counts)
+    with _calls(run) as expected:
+        run.loss(batch)
     for what, totals in (
         ("a micro-batch without rows", counts),
         ("a step in which there is nothing to learn", dict.fromkeys(counts, 0)),
     ):
         run.totals = totals
         run.policy.zero_grad()
-        loss = run.loss(run.collate([]).to(run.device)).loss
+        with _calls(run) as calls:
+            loss = run.loss(run.collate([]).to(run.device)).loss
         if float(loss.detach()) != 0:
             raise NotMet(f"the loss of {what} is {float(loss.detach())}, expected 0")
         loss.backward()
@@ -115,6 +121,11 @@ def nothing(subject: Subject) -> Figures:
                 f"the loss of {what} depends on no weight: its backward pass reaches none, and a rank with other rows"
                 " would wait for it forever; expected what `model(batch, ...)` gives of the empty batch, times 0 or"
                 " summed"
+            )
+        if calls != expected:
+            raise NotMet(
+                f"the loss of {what} calls {_named(calls)}, and that of rows {_named(expected)}: with sharded weights"
+                " ranks would wait for each other forever"
             )
     return {"counts": len(counts)}
 
@@ -139,6 +150,26 @@ def low_precision(subject: Subject) -> Figures:
 
 
 # ---------------------------------------------------------------- parts of them
+
+
+@contextlib.contextmanager
+def _calls(run: Run) -> Iterator[Counter[str]]:
+    """How often each model is called while the context lasts."""
+    found: Counter[str] = Counter()
+    held = {role: model.held for role, model in run.models.items() if model.held is not None}
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: found.update([name]))
+        for name, module in ({"the policy": run.policy} | held).items()
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _named(calls: Counter[str]) -> str:
+    return ", ".join(f"{name} {count} times" for name, count in sorted(calls.items())) or "no model"
 
 
 def _whole_groups(run: Run) -> bool:
@@ -242,7 +273,8 @@ CHECKS: list[Check] = [
         about="method",
         why="A rank that has no rows left still takes part in the reductions of the others: NaN spoils their gradients,"
         " and a missing backward pass stops the run.",
-        looks_at="Loss and gradient of `ft_collate([])`, in a step of other rows and in one whose counts are all 0.",
+        looks_at="Loss and gradient of `ft_collate([])`, in a step of other rows and in one whose counts are all 0, "
+        "and which models it calls how often.",
         mend="Call the model in every batch and return a sum of what it gives: the sum of nothing is 0. Don't take a "
         "mean over the batch, and don't leave `ft_loss` early.",
         test=nothing,
