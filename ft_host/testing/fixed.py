@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from ft_host.batch import IGNORE, Segment, by_row, flat_batch
@@ -19,6 +20,8 @@ from ft_host.run import Run
 from ft_host.testing.backends import fixed_completion
 
 NAME = "fixed_completions"
+Told = list[tuple[str, str, float]]  # prompt, completion, mean log-prob of its tokens under the policy of that time
+listeners: list[Told] = []
 
 
 @hookimpl
@@ -40,10 +43,27 @@ def ft_generate(requests: list[Request], sampling: Sampling, run: Run) -> list[C
     batch = flat_batch(segments, num_rows=len(found)).to(run.device)
     with frozen_eval(run.policy):
         logps = run.policy(batch, want=("logp",), temperature=sampling.temperature or 1.0)["logp"]
+    decode = partial(run.tokenizer.decode, skip_special_tokens=True)
+    for told in listeners:
+        told += [
+            (decode(request.prompt_ids), decode(ids), float(each.mean()))
+            for request, ids, each in zip(requests, found, by_row(logps, batch), strict=True)
+        ]
     return [
         Completion(token_ids=ids, logprobs=each.tolist(), finish_reason="stop" if ids[-1] == end else "length")
         for ids, each in zip(found, by_row(logps, batch), strict=True)
     ]
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Told]:
+    """What the backend gives in this process meanwhile, and how likely each completion is to the policy."""
+    told: Told = []
+    listeners.append(told)
+    try:
+        yield told
+    finally:
+        listeners.remove(told)
 
 
 @contextlib.contextmanager

@@ -43,8 +43,8 @@ def _apart(expected: Any, found: Any, what: str, rel: float, abs: float) -> floa
     if not all(isinstance(value, int | float) for value in (expected, found)):
         raise NotMet(f"{what} is {found!r} instead of {expected!r}")
     apart = math.fabs(found - expected)
-    share = apart / max(math.fabs(expected), math.fabs(found))
+    share = apart / max(math.fabs(expected), math.fabs(found), abs / rel if rel else 0)
     if rel == 0 or not math.isclose(expected, found, rel_tol=rel, abs_tol=abs):
         allowed = f"{rel:.0e} of it or {abs:.0e} allowed" if rel else "the same bits expected"
         raise NotMet(f"{what} is {found:.8g} instead of {expected:.8g} ({share:.1e} of it apart; {allowed})")
-    return share if apart > abs else 0.0
+    return share
