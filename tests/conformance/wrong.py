@@ -21,8 +21,8 @@ from ft_host.testing.distributions import make_distribution
 
 @dataclass(frozen=True, kw_only=True)
 class Wrong:
-    """A package of a kind of `ft-host new` in which `old` in `file` is `new`. `$name` and `$package` in both are those
-    of the package.
+    """A package of a kind of `ft-host new` in which `old` in `file` is `new`, and so on for each pair of `more`. `$name`
+    and `$package` in them are those of the package.
 
     `fails`: the check that must fail. `also`: others that see the same mistake; no other may fail.
     """
@@ -32,6 +32,7 @@ class Wrong:
     file: str = "method.py"  # within the package, or conformance.toml, pyproject.toml, README.md
     old: str
     new: str
+    more: tuple[tuple[str, str], ...] = ()
     fails: str
     also: tuple[str, ...] = ()
 
@@ -99,9 +100,12 @@ def changed(wrong: Wrong) -> Callable[[dict[str, str]], dict[str, str]]:
         [path] = [path for path in files if path == wrong.file or re.fullmatch(rf"ft_\w+/{wrong.file}", path)]
         [package] = {path.partition("/")[0] for path in files if path.endswith("/__init__.py")}
         names = {"$name": package.removeprefix("ft_").replace("_", "-"), "$package": package}
-        old, new = (named(text, names) for text in (wrong.old, wrong.new))
-        assert files[path].count(old) == 1, f"{wrong.name}: {path} has {old!r} not once"
-        return files | {path: files[path].replace(old, new)}
+        text = files[path]
+        for pair in ((wrong.old, wrong.new), *wrong.more):
+            old, new = (named(each, names) for each in pair)
+            assert text.count(old) == 1, f"{wrong.name}: {path} has {old!r} not once"
+            text = text.replace(old, new)
+        return files | {path: text}
 
     return change
 

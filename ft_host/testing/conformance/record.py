@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ft_host.errors import UsageError
 from ft_host.registry.conformance import FILE
 from ft_host.testing.conformance.check import ERROR, FAILED, Outcome
+from ft_host.testing.conformance.checks import recorded
 from ft_host.testing.conformance.document import document
 from ft_host.testing.conformance.surroundings import surroundings
 from ft_host.util.imports import cause
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # What checks compare with, by the file's name in the package: made where there is none, before they are asked, and kept
 # as it is where there is one, so that a number that has moved fails its check. None: the package has nothing of it.
 # Whoever means the change deletes the file.
-FILES: dict[str, Callable[[Suite], dict[str, Any] | None]] = {}
+FILES: dict[str, Callable[[Suite], dict[str, Any] | None]] = {recorded.FILE: recorded.golden}
 
 
 def recordable(suite: Suite) -> Path:
@@ -41,12 +42,12 @@ def record_files(suite: Suite) -> list[Path]:
     """Make the files of `FILES` that the package lacks. Gives those that were made. Raises UsageError where the
     package fails meanwhile; nothing is left then."""
     folder = recordable(suite)
-    lacking = {name: recorded for name, recorded in FILES.items() if not (folder / name).exists()}
+    lacking = {name: make for name, make in FILES.items() if not (folder / name).exists()}
     values = {}
-    for name, recorded in lacking.items():
+    for name, make in lacking.items():
         try:
             with surroundings(suite.folder / "cache"):
-                values[name] = recorded(suite)
+                values[name] = make(suite)
         except Exception as error:
             raise UsageError(
                 f"--record: {name} can't be made: {cause(error)}\nWithout --record, checks say what is wrong"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_host.registry.conformance import package_folder
@@ -23,8 +24,8 @@ LEFT_OUT = ("kind", "epoch", "learning_rate")  # of the host's settings, not of 
 
 
 def golden(suite: Suite) -> dict[str, Any] | None:
-    """What golden.json of a package holds: for each of its methods the numbers of a tiny run of five steps, and the size
-    of the model that it began with. None for a package without methods."""
+    """What golden.json of a package holds: for each of its methods the numbers of a tiny run of five steps, and the
+    size of the model that it began with. None for a package without methods."""
     methods = suite.usable("method")
     if not methods:
         return None
@@ -52,8 +53,6 @@ def rounded(value: Any) -> Any:
 
 
 def norm_of(model: Any) -> float:
-    from pathlib import Path
-
     squares = sum(float((tensor.double() ** 2).sum()) for tensor in tensors(Path(model)).values())
     return rounded(math.sqrt(squares))
 
@@ -87,7 +86,7 @@ def compared(subject: Subject) -> Figures:
 
 
 def drifting(expected: list[Line], found: list[Line], how: str) -> None:
-    """Raise NotMet for losses that move away one way, further at each step: what round-off doesn't do, however small."""
+    """Raise NotMet for losses that move away one way, further at each step: round-off seldom does, however small."""
     apart = [
         (other["loss"] - one["loss"]) / max(math.fabs(one["loss"]), ABS / REL)
         for one, other in zip(expected, found, strict=True)

@@ -26,20 +26,20 @@ SAME = 1e-4  # nats: round-off of two ways through the same model in float32
 TWICE = {"per_device_train_batch_size": 8}  # rows of two prompts, where a prompt has four
 
 
-def first_rollout(subject: Subject, seed: int = 42) -> tuple[Run, list[Row]]:
+def sampled(subject: Subject, seed: int = 42) -> tuple[Run, list[Row]]:
     """A run before its first step and the rows of that, sampled by the built-in backend."""
     from ft_host.testing.ready import first_step
 
-    return subject.once(
-        f"first rollout, seed {seed}", lambda: first_step(subject.config(seed=seed, **TWICE), method_of(subject))
-    )
+    return first_step(subject.config(seed=seed, **TWICE), method_of(subject))
+
+
+def first_rollout(subject: Subject) -> list[Row]:
+    return subject.once("rows of a first rollout", lambda: sampled(subject)[1])
 
 
 def seeded(subject: Subject) -> Figures:
-    from ft_host.testing.ready import first_step
-
-    run, rows = first_rollout(subject)
-    _, again = first_step(subject.config(seed=42, **TWICE), method_of(subject))
+    rows = first_rollout(subject)
+    run, again = sampled(subject)
     for number, (one, other) in enumerate(zip(rows, again, strict=True)):
         for name in one:
             if one[name] != other[name]:
@@ -47,7 +47,7 @@ def seeded(subject: Subject) -> Figures:
                     f"a rollout made twice with one seed: row {number} has {name} = {short(one[name])}, then"
                     f" {short(other[name])}"
                 )
-    if run.config.samples_policy and rows == first_rollout(subject, seed=43)[1]:  # type: ignore[attr-defined]
+    if run.config.samples_policy and rows == sampled(subject, seed=43)[1]:  # type: ignore[attr-defined]
         raise NotMet(f"seeds 42 and 43 give the same {len(rows)} rows")
     return {"rows": len(rows)}
 
@@ -58,7 +58,7 @@ def short(value: Any, most: int = 60) -> str:
 
 
 def kept(subject: Subject) -> Figures:
-    _, rows = first_rollout(subject)
+    rows = first_rollout(subject)
     for number, row in enumerate(rows):
         for name, meaning in NEEDED.items():
             if isinstance(row.get(name), bool) or not isinstance(row.get(name), int):
@@ -100,9 +100,9 @@ def groups(subject: Subject) -> Figures:
 
 def logprobs(subject: Subject) -> Figures:
     """What the loss sees of a sampled token at the first step is what the sampler gave it."""
-    run, rows = first_rollout(subject)
-    sampled = [logp for row in rows for logp in row.get("sampling_logps", ())]
-    if not sampled:
+    run, rows = sampled(subject)
+    told = [logp for row in rows for logp in row.get("sampling_logps", ())]
+    if not told:
         raise DoesNotApply("its rows hold no sampling_logps")
     calls: list[tuple[Any, float]] = []
     handle = run.model.register_forward_pre_hook(
@@ -115,15 +115,14 @@ def logprobs(subject: Subject) -> Figures:
     finally:
         handle.remove()
     apart = [
-        float((run.policy(batch, want=("logp",), temperature=heat)["logp"].cpu() - torch_of(sampled)).abs().max())
+        float((run.policy(batch, want=("logp",), temperature=heat)["logp"].cpu() - torch_of(told)).abs().max())
         for batch, heat in calls
-        if len(batch.targets) == len(sampled)
+        if len(batch.targets) == len(told)
     ]
     if not apart:
         sizes = ", ".join(str(len(batch.targets)) for batch, _ in calls) or "none"
         raise DoesNotApply(
-            f"the loss doesn't ask for the {len(sampled)} sampled tokens by themselves (its forwards have {sizes}"
-            " targets)"
+            f"the loss doesn't ask for the {len(told)} sampled tokens by themselves (its forwards have {sizes} targets)"
         )
     if min(apart) > SAME:
         heats = ", ".join(f"{heat:g}" for _, heat in calls)
