@@ -29,6 +29,7 @@ from ft_host.models.unreached import freeze_unreached
 from ft_host.models.value_head import ValueHead
 from ft_host.models.vocabulary import size_of
 from ft_host.models.weights import load_model, load_weights
+from ft_host.util import devices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -237,7 +238,9 @@ def attach_value(
     the model is an adapter of another model.
     """
     if spec.shares_policy:
-        policy.companions["value"] = ValueHead(policy.config.hidden_size).to(device)
+        with devices.forked_random(device):  # from `seed` alone, as other new heads are
+            torch.manual_seed(config.seed)
+            policy.companions["value"] = ValueHead(policy.config.hidden_size).to(device)
         return
     source = spec.source or config.model
     if adapter_of(source):

@@ -61,8 +61,9 @@ def load_base(
     """Load the transformers model of a folder or hub id, with its weights in `dtype`, "auto" for that of its files.
 
     It is a causal language model, or with head "reward" a sequence classifier of one label, whose head is new and
-    random where the weights are a language model's. `shards`: each rank keeps its own rows of what it reads, on that
-    device (see `ft_host.models.shards`). Raises ConfigError, which names `field`, for anything else.
+    random where the weights are a language model's: drawn from `seed` alone, so that an adapter beside it, or a model
+    loaded before it, doesn't change it. `shards`: each rank keeps its own rows of what it reads, on that device (see
+    `ft_host.models.shards`). Raises ConfigError, which names `field`, for anything else.
     """
     from safetensors import SafetensorError
 
@@ -81,8 +82,10 @@ def load_base(
             )
     try:
         with contextlib.ExitStack() as around:
-            if head is not None:  # it would warn of the new head
-                around.enter_context(quiet())
+            if head is not None:
+                around.enter_context(quiet())  # it would warn of the new head
+                around.enter_context(devices.forked_random(devices.chosen(config.use_cpu)))
+                torch.manual_seed(config.seed)
             if shards is not None:
                 around.enter_context(cut_when_loaded(shards))
             model, report = auto.from_pretrained(

@@ -21,7 +21,7 @@ from ft_host.testing.distributions import make_distribution
 
 @dataclass(frozen=True, kw_only=True)
 class Wrong:
-    """A package of a kind of `ft-host new` in which `old` in `file` is `new`, and so on for each pair of `more`. `$name`
+    """A package of a kind of `ft-host new` in which `old` in `file` is `new`, and so for each pair of `more`; `$name`
     and `$package` in them are those of the package.
 
     `fails`: the check that must fail. `also`: others that see the same mistake; no other may fail.
