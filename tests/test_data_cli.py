@@ -10,7 +10,7 @@ import pytest
 from ft_host import registry
 from ft_host.cli.data import run
 from ft_host.cli.paint import painted, pieces, side_by_side, wrapped
-from ft_host.errors import DataError, UsageError
+from ft_host.errors import ConfigError, DataError, UsageError
 from ft_host.testing.models import tiny_tokenizer
 from ft_host.testing.tokenizers import chat_tokenizer
 
@@ -75,6 +75,9 @@ def test_what_is_wrong_is_refused(config, tmp_path):
     ):
         with pytest.raises(UsageError, match=said):
             run(argv)
+    (tmp_path / "other.yaml").write_text("method: dpo\n")
+    with pytest.raises(ConfigError, match="other.yaml:1: method: the file is for dpo, the command line says sft"):
+        run(["sft", str(tmp_path / "other.yaml"), "--model", "m", "--dataset", "d"])
     (tmp_path / "a.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl, line 1: found the columns chosen, rejected; they look like pref"):
         run(["sft", config])

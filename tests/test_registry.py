@@ -623,6 +623,14 @@ def test_experimental_methods_warn_and_stable_ones_do_not(site):
         warn_if_experimental(find("method", "beta"))
 
 
+def test_a_file_is_not_called_experimental(tmp_path):
+    """Who runs it has it before their eyes."""
+    (tmp_path / "mine.py").write_text("")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_experimental(find("method", str(tmp_path / "mine.py")))
+
+
 def test_required_plugins_are_checked_against_installed_versions(site):
     make_method(site, "alpha", "fake_alpha", version="0.3")
     check_requirements([])

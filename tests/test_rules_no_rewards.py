@@ -65,5 +65,7 @@ def test_a_rollout_without_a_signal_says_whether_there_were_rewards():
         "no reward for any completion of 8 prompts, in 2 draws: style, right gave no value"
     )
     equal = {"completions/unrewarded_share": 0.0, "rewards/style/none_share": 0.0, "reward": 0.5}
-    said = str(no_signal(equal, 3, 8, 2))
+    assert str(no_signal(equal, 3, 8, 2)).endswith("the method left out every group, at a mean reward of 0.5")
+    assert str(no_signal({}, 3, 8, 2)).endswith("(max_rollout_draws): the method left out every group")
+    said = str(no_signal(equal | {"frac_reward_zero_std": 1.0}, 3, 8, 2))
     assert said.startswith("rollout 3: none of 8 prompts had a signal") and "equal rewards of 0.5 on average" in said

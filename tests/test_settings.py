@@ -142,6 +142,23 @@ def test_every_problem_is_reported_at_once_with_file_and_line():
         assert f"\n  {line}" in text
 
 
+@pytest.mark.parametrize("formats", [("preference",), ("preference", "unpaired preference"), ("prompt-only",)])
+def test_rows_that_must_stay_whole_are_not_cut(formats):
+    """Of a stranger's method too, before a model is loaded: it needs no check of its own."""
+
+    @dataclass(kw_only=True)
+    class Pairs(RunConfig):
+        """Pairs."""
+
+    Pairs.formats = formats
+    cut = ["--packing", "true", "--packing-strategy", "wrapped"]
+    said = refusal(cut, config_class=Pairs)
+    assert f"wrapped cuts rows anywhere, but rows of {' or '.join(formats)} must stay whole; use bfd" in said
+    for taken in ((), ("language modeling", *formats)):
+        Pairs.formats = taken
+        assert resolving.resolve(Pairs, None, [*GIVEN, *cut]).config.packing_strategy == "wrapped"
+
+
 def test_aliases_are_taken_and_two_names_of_one_field_are_refused():
     file = write("run.yaml", "model_name_or_path: org/m\ndataset_name: org/d\n")
     resolved = resolving.resolve(SFTConfig, file)

@@ -61,9 +61,10 @@ def run(argv: list[str]) -> int:
         print(HELP + "\n" + train.installed())
         return 0
     method = registry.find("method", asked.method)
-    name = asked.file.method if asked.file is not None and asked.file.method is not None else asked.method
     with train.old_names_caught() as renamed:
-        config = resolve.resolve(registry.config_class(method), asked.file, asked.flags, method=name).config
+        config = resolve.resolve(
+            registry.config_class(method), asked.file, asked.flags, method=train.name_for(asked, method)
+        ).config
     train.say_warnings(renamed)
     color = color or not plain and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     show(method, config, SHOWN if shown is None else shown, counted or config.data_window, color)

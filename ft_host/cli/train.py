@@ -197,13 +197,19 @@ def fresh(asked: Asked) -> Ready:
         if named != asked.method:
             raise
         raise PluginNotFound(f"{asked.file.where('method')}: {error}") from error
-    # A file for sft is also for the method ft-sft:sft of the command line.
-    name = named if named in (method.name, registry.reference(method)) else asked.method
     with old_names_caught() as renamed:
-        resolved = resolve.resolve(registry.config_class(method), asked.file, asked.flags, method=name)
+        resolved = resolve.resolve(
+            registry.config_class(method), asked.file, asked.flags, method=name_for(asked, method)
+        )
     paths.check_output(resolved.config.output_dir)
     find_others(resolved.config)
     return Ready(method=method, resolved=resolved, resume=None, renamed=renamed)
+
+
+def name_for(asked: Asked, method: registry.PluginInfo) -> str:
+    """Return the name that a run file must have, if it names a method. One for sft is for ft-sft:sft, too."""
+    named = asked.file.method if asked.file is not None else None
+    return named if named in (method.name, registry.reference(method)) else asked.method
 
 
 def resumed(asked: Asked) -> Ready:

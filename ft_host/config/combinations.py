@@ -28,6 +28,8 @@ ONLY_WITH = {
     "packing": ("packing_strategy",),
 }
 
+CUT = {"language modeling", "prompt-completion"}  # formats whose rows are one text, which may end anywhere
+
 
 def check_combinations(config: RunConfig) -> None:
     """Refuse the first combination that can't work. Raises ConfigError, which names the fields."""
@@ -55,6 +57,11 @@ def check_combinations(config: RunConfig) -> None:
         raise ConfigError(f"locked_fields: there is no field {unknown[0]}; expected names of config fields{near}")
     if config.packing and config.max_length is None:
         raise ConfigError("packing: blocks need a size; set max_length")
+    if config.packing and config.packing_strategy != "bfd" and config.formats and not CUT & set(config.formats):
+        raise ConfigError(
+            f"packing_strategy: {config.packing_strategy} cuts rows anywhere, but rows of {' or '.join(config.formats)}"
+            " must stay whole; use bfd"
+        )
     if config.packing and config.train_sampling_strategy == "group_by_length":
         raise ConfigError("packing and group_by_length both decide which rows stand together; set one of them")
     default = type(config)()

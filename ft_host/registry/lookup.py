@@ -207,8 +207,8 @@ def reference(info: PluginInfo) -> str:
 
 
 def warn_if_experimental(info: PluginInfo) -> None:
-    """Warn that the method may change. Called once, when a run begins."""
-    if info.stability == "experimental":
+    """Warn that the method may change. Called once, when a run begins. Who has it in a file knows that."""
+    if info.stability == "experimental" and info.distribution:
         warnings.warn(
             f"{label(info)}: the {info.kind} {info.name!r} is experimental, its fields, defaults and metrics may "
             "change in any release",

@@ -97,11 +97,16 @@ def no_signal(metrics: dict[str, float], number: int, prompts: int, draws: int) 
         names = [name.split("/")[1] for name in metrics if name.startswith("rewards/") and name.endswith("/none_share")]
         return none_at_all(names, f"any completion of {prompts} prompts, in {draws} draws")
     reward = f" of {metrics['reward']:.3g} on average" if "reward" in metrics else ""
-    return FtHostError(
-        f"rollout {number}: none of {prompts} prompts had a signal to learn from in {draws} draws (max_rollout_draws):"
-        f" all completions of a prompt had equal rewards{reward}. The prompts are too hard or too easy for this model,"
-        " or the reward doesn't distinguish completions"
+    told = (
+        f"rollout {number}: none of {prompts} prompts had a signal to learn from in {draws} draws (max_rollout_draws)"
     )
+    if metrics.get("frac_reward_zero_std") == 1:
+        return FtHostError(
+            f"{told}: all completions of a prompt had equal rewards{reward}. The prompts are too hard or too easy for"
+            " this model, or the reward doesn't distinguish completions"
+        )
+    at = f", at a mean reward of {metrics['reward']:.3g}" if "reward" in metrics else ""
+    return FtHostError(f"{told}: the method left out every group{at}")
 
 
 def reward_metrics(name: str, values: list[float | None]) -> dict[str, Metric]:
