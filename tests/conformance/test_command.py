@@ -552,7 +552,7 @@ def test_a_file_of_three_lines_is_the_suite(tmp_path):
     said = subprocess.run(
         words, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
     ).stdout
-    assert "PASSED test_conformance.py::test[loss-finite-method-sft]" in said and "1 passed" in said, said
+    assert "PASSED test_conformance.py::test_conformance[loss-finite-method-sft]" in said and "1 passed" in said, said
 
 
 # ---------------------------------------------------------------- rows for a method that names no format
