@@ -127,7 +127,7 @@ def earned(files: dict[str, str]) -> dict[str, str]:
         "CHANGELOG.md": "# Changes\n\n## 1.0.0\n\n- Stable.\n\n## 0.9.0\n\nThe first version.\n",
         "curve.svg": "<svg/>",
         "tests/test_parity.py": "def test_parity():\n    assert 1 + 1 == 2\n",
-        own: f"{files.get(own, '[config]')}\n\n[not_met]\n{EVIDENCE}",
+        own: f"[not_met]\n{EVIDENCE}",
     }
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from conformance.wrong import Wrong, assert_caught, failures
+from conformance.wrong import Wrong, assert_caught, failures, installed
 
 from ft_host._version import __version__
-from ft_host.testing.conformance.check import LEFT_OUT
+from ft_host.testing.conformance.check import FAILED, LEFT_OUT
 from ft_host.testing.conformance.checks import metadata
 from ft_host.testing.conformance.project import blocks, runs_in
 from ft_host.testing.conformance.run import Suite
@@ -39,8 +39,8 @@ WRONG = [
     Wrong(
         **PROJECT,
         name="a class that isn't there",
-        old="[tool.setuptools",
-        new='[project.entry-points."ft_host.configs"]\n$name = "$package.config:Nope"\n\n[tool.setuptools',
+        old="[tool.setuptools.packages",
+        new='[project.entry-points."ft_host.configs"]\n$name = "$package.config:Nope"\n\n[tool.setuptools.packages',
         fails="metadata-entry-points",
     ),
     Wrong(**PROJECT, name="stable below 1.0", old="3 - Alpha", new="5 - Production/Stable", fails="metadata-version"),
@@ -135,6 +135,18 @@ def test_bounds_on_the_major_version_in_other_spellings(tmp_path):
         new = f'dependencies = ["ft-host{found}"]\nno = ['
         wrong = Wrong(**PROJECT, name=found, old="dependencies = [", new=new, fails="")
         assert failures(metadata.CHECKS, wrong, "offline", tmp_path / str(number)) == []
+
+
+def test_what_is_installed_may_be_older_than_its_sources(tmp_path):
+    with installed("offline", tmp_path, lambda files: files) as name:
+        file = tmp_path / "site" / "pyproject.toml"
+        file.write_text(file.read_text().replace('version = "0.1.0"', 'version = "0.2.0"'))
+        checks = [check for check in metadata.CHECKS if check.id == "metadata-version"]
+        [found] = Suite(f"ft-{name}", tmp_path / "suite").run(checks)
+    assert (found.result, found.said) == (
+        FAILED,
+        "installed with the version '0.1.0', and pyproject.toml has '0.2.0'; install it again",
+    )
 
 
 def test_a_method_in_one_file_has_no_metadata(tmp_path):
