@@ -2,8 +2,8 @@
 YAML files and scripts, with what becomes of each.
 
 `left`: names that have no counterpart. `person`: what only a person can say (rewards that a script computes, say).
-`needed`: what the source doesn't say and a run must have. `runs`: whether the file that is made trains as it is, its
-model and its rows made tiny.
+`needed`: what the source doesn't say and a run must have. `same`: whether two steps of it, its model and its rows made
+tiny, are those of TRL; where not, docs/from-trl.md and the packages' READMEs say why.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Case:
     left: tuple[str, ...] = ()
     person: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()
-    runs: bool = True
+    same: bool = True  # as TRL's own two steps, where the installed TRL has the method
 
     @property
     def kind(self) -> str:
@@ -446,6 +446,7 @@ trainer = DistillationTrainer(model="org/small", teacher_model="org/large", args
         "--learning_rate 2e-5 --per_device_train_batch_size 4 --gradient_accumulation_steps 8 --output_dir gkd-model "
         "--num_train_epochs 1 --push_to_hub --lmbda 0.7 --beta 0.3",
         left=("push_to_hub",),
+        same=False,
     ),
     Case(
         "gkd-script",
@@ -460,6 +461,7 @@ training_args = GKDConfig(output_dir="gkd-model", per_device_train_batch_size=1,
 GKDTrainer(model=model, teacher_model=teacher, args=training_args, train_dataset=train_dataset)
 """,
         person=("dataset_name",),
+        same=False,
     ),
     Case(
         "gold",
@@ -468,6 +470,20 @@ GKDTrainer(model=model, teacher_model=teacher, args=training_args, train_dataset
         "--teacher_model_name_or_path org/large --dataset_name org/chats --use_uld_loss "
         "--teacher_tokenizer_name_or_path org/large --uld_use_hybrid_loss --learning_rate 2e-5 --lmbda 0.0 "
         "--max_length 2048",
+        same=False,
+    ),
+    Case(
+        "gkd-same-temperature",
+        "gkd",
+        "python trl/experimental/gkd/gkd.py --model_name_or_path org/small --teacher_model_name_or_path org/large "
+        "--dataset_name org/chats --temperature 1.0 --beta 0.5 --lmbda 0.0 --use_peft --lora_r 64",
+    ),
+    Case(
+        "gold-bayesian",
+        "gold",
+        "trl gold --model_name_or_path org/small --teacher_model_name_or_path org/large --dataset_name org/chats "
+        "--use_uld_loss --uld_token_merge_strategy bayesian --uld_use_hybrid_loss --temperature 1.0 "
+        "--uld_skip_student_eos false --uld_skip_teacher_eos false",
     ),
     # ---------------------------------------------------------------- ppo
     Case(

@@ -61,7 +61,9 @@ def translate(found: Found, config_class: type[RunConfig]) -> Translated:
             out.same.append(name)
         for target, changed in given.items():
             take(out, fields, found, (name, value), (target, changed))
-    defaults = vars_of(config_class, "trl_defaults") if found.tool == "TRL" else {}
+    defaults = vars_of(config_class, "trl_defaults")
+    if found.tool != "TRL":  # it trains with TRL's trainers, and its adapters have defaults of their own
+        defaults = {name: said for name, said in defaults.items() if name not in RunConfig.trl_defaults}
     for name, (theirs, why, *needed) in (defaults | found.defaults).items():
         if name not in fields or name in out.taken or not all(out.taken.get(other, (False, ""))[0] for other in needed):
             continue

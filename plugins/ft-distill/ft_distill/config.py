@@ -161,7 +161,7 @@ class GKDConfig(RolloutConfig):
         "sampling/sampling_logp_difference/max",
     )
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "temperature": (0.9, "what is sampled is what is compared"),
+        "temperature": (0.9, "what is sampled is what is compared, where TRL's loss is at 1"),
         "max_completion_length": (128, "answers with thoughts don't fit"),
     }
     needs_reward: ClassVar[bool] = False
