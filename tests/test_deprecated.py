@@ -23,7 +23,7 @@ from ft_host.config.old_names import RenamedField
 from ft_host.config.resolve import resolve
 from ft_host.config.schema import schema
 from ft_host.errors import PluginBroken
-from ft_host.migrate import current_text
+from ft_host.migrate import current_text, leaving
 from ft_host.surface.package import own_deprecations
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -112,6 +112,9 @@ def test_migrate_rewrites_the_file(file):
     text, changed = current_text(read_file(file), Ours)
     assert changed == {"gamma": "discount"}
     assert text == "model: org/model\ndataset: org/data\ndiscount: 0.5  # as before\nwarm: true\n"
+    assert [said.partition("run.yaml:")[2] for said in leaving(read_file(file), Ours)] == [
+        "4: warm is deprecated and goes in 2.0.0: warmup_steps does it"
+    ]
 
 
 @pytest.mark.parametrize(

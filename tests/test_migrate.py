@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import warnings
 
 import pytest
 import yaml
@@ -12,9 +13,11 @@ from ft_host import registry
 from ft_host.cli import main
 from ft_host.config import RunConfig
 from ft_host.config.fields import fields_of, names_of, vars_of
-from ft_host.config.resolve import resolve
+from ft_host.config.files import read_file
+from ft_host.config.old_names import old_names
+from ft_host.config.resolve import read_values, resolve
 from ft_host.errors import UsageError
-from ft_host.migrate import read_trl, translate
+from ft_host.migrate import current_text, read_trl, translate
 
 BASE = "--model_name_or_path org/model --dataset_name org/rows"
 
@@ -126,6 +129,43 @@ def test_an_older_file_keeps_its_text_but_for_names(capsys, tmp_path):
     )
     assert main(["migrate", "--output", str(tmp_path / "new.yaml"), str(tmp_path / "old.yaml")]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+OLD = {  # of 0.4, with a value
+    "select": "[OPT]", "ignore": "[OPT008]", "locked": "[timeout, seed]", "parent": "runs/before", "window": 20,
+    "timeout": 60, "temperature": 0.5, "top_p": 0.9, "top_k": 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", "sft dpo kto reward grpo rloo ppo distill gkd gold sdft sdpo".split())
+def test_a_file_of_0_4_is_one_of_this_release(method, tmp_path):
+    """Every name that has changed since: afterwards nothing warns, and the values are those of the file."""
+    config_class = registry.config_class(method)
+    names = {old: new for old, new in old_names(config_class).items() if old in OLD}
+    assert len(names) >= 6  # with rollouts, temperature, top_p and top_k are names of today
+    path = tmp_path / "old.yaml"
+    path.write_text("model: org/m\ndataset: org/d\n" + "".join(f"{name}: {OLD[name]}\n" for name in names))
+    text, changed = current_text(read_file(path), config_class)
+    assert changed == names  # timeout among locked fields too
+    path.write_text(text)
+    fields = fields_of(config_class)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values, problems = read_values(read_file(path), fields)
+    assert not problems and set(values) == {"model", "dataset", *names.values()}
+    assert values["locked_fields"][0] == ["ddp_timeout", "seed"] and values["data_window"][0] == 20
+
+
+def test_names_within_a_list_over_several_lines_and_in_toml(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("locked:  # timeout stays here\n  - timeout  # of ranks\n  - seed\nmodel: timeout\n")
+    text, changed = current_text(read_file(path), registry.config_class("sft"))
+    assert text == "locked_fields:  # timeout stays here\n  - ddp_timeout  # of ranks\n  - seed\nmodel: timeout\n"
+    assert changed == {"locked": "locked_fields", "timeout": "ddp_timeout"}
+    path = tmp_path / "old.toml"
+    path.write_text('model = "m"\ntimeout = 60\nlocked = ["timeout"]\n')
+    text, _ = current_text(read_file(path), registry.config_class("sft"))
+    assert text == 'model = "m"\nddp_timeout = 60\nlocked_fields = ["ddp_timeout"]\n'
 
 
 # ---------------------------------------------------------------- TRL's own defaults

@@ -187,6 +187,19 @@ def test_judged_completions(tmp_path):
     assert {name for name, *_ in made.left} == {"datasets[0].type", "max_prompt_len"}
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rl: orpo\norpo_alpha: 0.2\n", {"method": "orpo", "beta": 0.2}),
+        ("rl: simpo\nsimpo_gamma: 0.5\nrl_beta: 2.0\n", {"method": "simpo", "beta": 2.0, "loss_type": "simpo"}),
+        ("rl: ipo\n", {"method": "dpo", "loss_type": "ipo"}),
+    ],
+)
+def test_other_preferences(text, said, tmp_path):
+    values, _ = migrated(f"base_model: m\ndatasets: [{{path: org/pairs, type: chat_template}}]\n{text}", tmp_path)
+    assert {name: values[name] for name in said} == said
+
+
 def test_a_reward_model(tmp_path):
     values, made = migrated(REWARD, tmp_path)
     assert values["method"] == "reward" and values["center_rewards_coefficient"] == 0.01

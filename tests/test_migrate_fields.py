@@ -29,6 +29,8 @@ TRL = {
     "gold": "trl.experimental.gold:GOLDConfig",
     "sdft": "trl.experimental.sdft:SDFTConfig",
     "sdpo": "trl.experimental.sdpo:SDPOConfig",
+    "orpo": "trl.experimental.orpo:ORPOConfig",
+    "simpo": "trl.experimental.cpo:CPOConfig",
 }
 # PPO's and RLOO's in TRL 0.7 to 1.10, which the installed one has no more.
 OLDER = {

@@ -485,6 +485,33 @@ GKDTrainer(model=model, teacher_model=teacher, args=training_args, train_dataset
         "--use_uld_loss --uld_token_merge_strategy bayesian --uld_use_hybrid_loss --temperature 1.0 "
         "--uld_skip_student_eos false --uld_skip_teacher_eos false",
     ),
+    # ---------------------------------------------------------------- orpo, simpo
+    Case(
+        "orpo",
+        "orpo",
+        "accelerate launch examples/scripts/orpo.py --dataset_name trl-lib/ultrafeedback_binarized "
+        "--model_name_or_path Qwen/Qwen2-0.5B-Instruct --per_device_train_batch_size 4 --learning_rate 8e-6 --beta 0.2 "
+        "--lr_scheduler_type linear --max_prompt_length 128 --max_length 256 --gradient_accumulation_steps 1 "
+        "--logging_steps 10 --warmup_steps 150 --report_to wandb --bf16 --logging_first_step "
+        "--no_remove_unused_columns",
+        left=("max_prompt_length", "logging_first_step"),
+    ),
+    Case(
+        "cpo",
+        "simpo",
+        "python examples/scripts/cpo.py --dataset_name org/pairs --model_name_or_path gpt2 --learning_rate 8e-6 "
+        "--cpo_alpha 0.5 --beta 0.1 --use_peft --lora_r 16 --lora_alpha 16",
+    ),
+    Case(
+        "simpo-script",
+        "simpo",
+        """
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+args = CPOConfig(loss_type="simpo", cpo_alpha=0.0, simpo_gamma=0.5, beta=2.0, label_smoothing=0.1)
+CPOTrainer(model="org/m", args=args, train_dataset=load_dataset("org/pairs", split="train"))
+""",
+    ),
     # ---------------------------------------------------------------- ppo
     Case(
         "ppo-tldr",

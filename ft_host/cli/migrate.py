@@ -86,7 +86,7 @@ def checked(spec: dict[str, Any]) -> int:
 
 
 def of_older(words: list[str], method: str | None) -> tuple[str, str]:
-    from ft_host.migrate import current_text
+    from ft_host.migrate import current_text, leaving
 
     if len(words) != 1:
         raise UsageError(f"expected one run file, found {' '.join(words)}; --from trl takes a command line")
@@ -94,9 +94,11 @@ def of_older(words: list[str], method: str | None) -> tuple[str, str]:
     named = method or file.method
     if named is None:
         raise UsageError(f"{words[0]} doesn't say which method it is for; give --method")
-    text, changed = current_text(file, registry.config_class(named))
+    config_class = registry.config_class(named)
+    text, changed = current_text(file, config_class)
     said = ", ".join(f"{old} is {new}" for old, new in changed.items())
-    return text, f"{words[0]}: {said or 'all names are those of this release'}"
+    lines = [f"{words[0]}: {said or 'all names are those of this release'}", *leaving(file, config_class)]
+    return text, "\nft-host: ".join(lines)
 
 
 def of_other(source: str, words: list[str], method: str | None) -> tuple[str, str, dict[str, Any]]:

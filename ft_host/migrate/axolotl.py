@@ -49,8 +49,8 @@ def method_of(given: dict[str, Any], where: Any) -> str:
     name = "dpo" if kind is True else str(kind)
     if name not in METHODS:
         raise UsageError(f"{where('rl')}: rl: {kind}: there is no method for it; there are {', '.join(METHODS)}")
-    if name == "ipo":
-        given["loss_type"] = "ipo"
+    if name in ("ipo", "simpo"):
+        given["loss_type"] = name
     return METHODS[name]
 
 

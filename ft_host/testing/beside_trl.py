@@ -43,6 +43,8 @@ CLASSES = {
     "distill": "trl:Distillation",
     "gkd": "trl.experimental.gkd:GKD",
     "gold": "trl.experimental.gold:GOLD",
+    "orpo": "trl.experimental.orpo:ORPO",
+    "simpo": "trl.experimental.cpo:CPO",
 }
 SAMPLED = ("grpo", "rloo", "distill")
 # Why the two may differ, by method, where it isn't the migration.
@@ -213,12 +215,17 @@ def trainer_of(method: str, config: RunConfig, given: dict[str, Any], folder: Pa
     more: dict[str, Any] = {}
     if method in SAMPLED:
         trainer = answering(trainer, config)
+    if method == "gold":
+        trainer = in_order(trainer)
     if method in ("grpo", "rloo"):
         more["reward_funcs"] = rewards(folder / "rewards.py", len(ours["reward"]))
     if ours.get("teacher_model_name_or_path"):
         more["teacher_model"] = AutoModelForCausalLM.from_pretrained(ours["teacher_model_name_or_path"])
     if method == "dpo" and ours["ref_model"]:
         more["ref_model"] = AutoModelForCausalLM.from_pretrained(ours["ref_model"])
+    tokenizer = AutoTokenizer.from_pretrained(config.model, **side)
+    if method in ("orpo", "simpo"):
+        tokenizer.bos_token = None  # TRL puts it before prompts that the tokenizer itself doesn't begin with it
     told = arguments(made, config, given)
     if "teacher_tokenizer_name_or_path" in {field.name for field in dataclasses.fields(made)}:
         told["teacher_tokenizer_name_or_path"] = ours["teacher_model_name_or_path"]
@@ -226,7 +233,7 @@ def trainer_of(method: str, config: RunConfig, given: dict[str, Any], folder: Pa
         model=trl_model(config, "SEQ_CLS" if method == "reward" else "CAUSAL_LM"),
         args=made(**told),
         train_dataset=trl_rows(str(config.dataset)),
-        processing_class=AutoTokenizer.from_pretrained(config.model, **side),
+        processing_class=tokenizer,
         **more,
     )
 
@@ -245,6 +252,19 @@ def answering(trainer: type, config: RunConfig) -> type:
             return (found, None) if trainer.__name__ == "GRPOTrainer" else found
 
     return Answering
+
+
+def in_order(trainer: type) -> type:
+    """TRL's trainer of GOLD with the rows in their order: it has no field for that."""
+    from trl.trainer.utils import RepeatSampler
+
+    class InOrder(trainer):  # type: ignore[misc, valid-type]
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            times = self.args.gradient_accumulation_steps
+            size = self.args.per_device_train_batch_size * times
+            return RepeatSampler(self.train_dataset, 1, batch_size=size, repeat_count=times, shuffle=False)
+
+    return InOrder
 
 
 def rewards(path: Path, count: int) -> list[Any]:
