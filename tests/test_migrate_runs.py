@@ -14,9 +14,10 @@ from ft_host.cli.migrate import called
 from ft_host.migrate import Found, read_trl, run_file, translate
 from ft_host.migrate.translate import UNKNOWN, Translated
 from ft_host.testing import forget_accelerate, lines, run_in
-from ft_host.testing.beside_trl import CLASSES, compared, table
+from ft_host.testing.beside_trl import compared, table
 from ft_host.testing.fixed import fixed_where_sampled
 from ft_host.testing.moved import small
+from ft_host.testing.trl_side import CLASSES
 
 
 def found_in(case: Case, folder, monkeypatch) -> Found:
