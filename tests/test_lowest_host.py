@@ -1,4 +1,4 @@
-"""What a package imports from the doors is there in the lowest host that it declares. `.ci/ends` runs its methods there."""
+"""What a package imports from the doors is in the lowest host that it declares. `.ci/ends` runs its methods there."""
 
 from __future__ import annotations
 
