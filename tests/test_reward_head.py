@@ -191,17 +191,21 @@ def test_state_that_leaks_between_rows_is_seen_by_the_probe(saved, monkeypatch, 
 # ---------------------------------------------------------------- loading
 
 
-def test_a_language_model_gets_a_new_head_by_the_seed(saved):
+def test_a_language_model_gets_a_new_head_by_the_seed_alone(saved):
     heads = []
+    state = torch.random.get_rng_state()
     for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        policy = policy_of(saved("llama"))
+        policy = policy_of(saved("llama"), seed=seed)
         heads.append(policy.causal_lm.score.weight.detach().clone())
         body = load_file(saved("llama") / "model.safetensors")
         found = {f"model.{key}": tensor for key, tensor in policy.causal_lm.base_model.state_dict().items()}
         assert all(torch.equal(found[key], tensor) for key, tensor in body.items() if key != "lm_head.weight")
     assert heads[0].shape == (1, 64) and heads[0].any()
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(3)
+    adapted = policy_of(saved("llama"), seed=1, use_peft=True)
+    assert torch.equal(adapted.causal_lm.score.modules_to_save["default"].weight, heads[0])
 
 
 def test_a_classifier_keeps_its_head_and_the_random_state(saved):
