@@ -109,8 +109,9 @@ def package(install_plugin, tmp_path):
 
 @pytest.fixture
 def checks(monkeypatch):
-    """Makes these the checks that there are. They need no library."""
+    """Makes these the checks that there are. They need no library, and compare with nothing that is recorded."""
     monkeypatch.setattr(command, "load_libraries", lambda: True)
+    monkeypatch.setattr(recording, "FILES", {})
 
     def are(*found: Check) -> None:
         monkeypatch.setattr(run, "CHECKS", {check.id: check for check in found})
