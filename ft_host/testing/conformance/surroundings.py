@@ -27,7 +27,8 @@ def surroundings(cache: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.clear()
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
         os.environ.update(before)
         if threads is not None:
             torch.set_num_threads(threads)
