@@ -600,3 +600,11 @@ def test_a_method_that_names_no_format_gets_rows_that_it_takes(tmp_path, change,
     suite = run.Suite(str(file), tmp_path / "suite")
     subject = suite.subject("formats", suite.plugins[0])
     assert subject.formats == expected
+
+
+def test_the_host_is_asked_about_its_backend_and_not_as_a_package(tmp_path, checks):
+    checks(made("meta-name", passes, about="package"), made("backend-noise", passes, about="backend"))
+    suite = run.Suite("ft-host", tmp_path)
+    assert [(check.id, info.name) for check, info in suite.items(run.CHECKS.values())] == [
+        ("backend-noise", "transformers")
+    ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from ft_host.config.rollout import RolloutConfig
 from ft_host.errors import FtHostError, PluginNotFound, UsageError
 from ft_host.registry import PluginInfo, catalog, config_class, find
+from ft_host.registry.catalog import HOST
 from ft_host.registry.conformance import package_folder
 from ft_host.registry.local import is_file, kind_of_file
 from ft_host.registry.metadata import normalise
@@ -106,8 +107,8 @@ class Suite:
         return [(check, info) for check in checks for info in self._asked(check)]
 
     def _asked(self, check: Check) -> list[PluginInfo]:
-        if check.about == "package":
-            return self.plugins[:1]
+        if check.about == "package":  # one that extends the host: the host has no such names, range or doors
+            return self.plugins[:1] if normalise(self.distribution) != HOST else []
         if check.about == "rollouts":
             return [info for info in self.usable("method") if samples(info)]
         return self.usable(check.about)
