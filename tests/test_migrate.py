@@ -119,9 +119,7 @@ def test_what_is_no_run_of_trl_is_refused(words):
 
 def test_an_older_file_keeps_its_text_but_for_names(capsys, tmp_path):
     (tmp_path / "old.yaml").write_text("# mine\nmethod: sft\nmodel: m  # a model\nselect: [OPT]\ntimeout: 60\n")
-    assert main(["migrate", str(tmp_path / "old.yaml"), "--output", str(tmp_path / "new.yaml")]) == 2  # REMAINDER
-    capsys.readouterr()
-    assert main(["migrate", "--output", str(tmp_path / "new.yaml"), str(tmp_path / "old.yaml")]) == 0
+    assert main(["migrate", str(tmp_path / "old.yaml"), "--output", str(tmp_path / "new.yaml")]) == 0
     said = capsys.readouterr().err
     assert "select is rules_select" in said and "timeout is ddp_timeout" in said
     assert (tmp_path / "new.yaml").read_text() == (
@@ -129,6 +127,21 @@ def test_an_older_file_keeps_its_text_but_for_names(capsys, tmp_path):
     )
     assert main(["migrate", "--output", str(tmp_path / "new.yaml"), str(tmp_path / "old.yaml")]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_arguments_of_the_command_stand_anywhere(tmp_path, capsys):
+    new = tmp_path / "new.yaml"
+    assert main(["migrate", "trl", "dpo", *BASE.split(), "--beta", "0.2", f"--output={new}", "--from", "trl"]) == 0
+    assert yaml.safe_load(new.read_text())["beta"] == 0.2 and "output" not in new.read_text()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_check_needs_trl_and_a_run_of_it(monkeypatch, capsys):
+    assert main(["migrate", "--check", "--from", "axolotl", "config.yml"]) == 2
+    assert "needs --from trl" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    assert main(["migrate", "--check", "--from", "trl", "trl", "dpo", *BASE.split()]) == 2
+    assert "TRL isn't installed here; pip install trl" in capsys.readouterr().err
 
 
 OLD = {  # of 0.4, with a value

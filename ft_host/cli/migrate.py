@@ -47,12 +47,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--method", metavar="METHOD", help="where the source doesn't name it")
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the file instead of printing it")
     parser.add_argument(
-        "words",
-        nargs=argparse.REMAINDER,
-        metavar="FILE|COMMAND",
-        help="a file, or a command line of TRL's; after all other arguments",
+        "words", nargs=argparse.REMAINDER, metavar="FILE|COMMAND", help="a file, or a command line of TRL's"
     )
-    options = parser.parse_args(argv)
+    options = parser.parse_args(in_front(argv))
     if not options.words:
         parser.error("give a file, or a command line of TRL's")
     if options.check and options.source != "trl":
@@ -72,6 +69,22 @@ def run(argv: list[str]) -> int:
         options.output.write_text(text, encoding="utf-8")
     print(f"ft-host: {said}", file=sys.stderr)
     return checked(spec) if options.check else 0
+
+
+def in_front(argv: list[str]) -> list[str]:
+    """The arguments with those of this command before the words of another, which may have any."""
+    found, rest, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        name = word.partition("=")[0]
+        if name in ("--output", "--method", "--from") and "=" not in word:
+            found += [word, *words[:1]]
+            words = words[1:]
+        elif name in ("--output", "--method", "--from", "--check", "-h", "--help"):
+            found.append(word)
+        else:
+            rest.append(word)
+    return [*found, *rest]
 
 
 def checked(spec: dict[str, Any]) -> int:
