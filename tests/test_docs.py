@@ -25,7 +25,15 @@ from ft_host.hooks import data, diagnostics, generation, loss
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "docs/rules/README.md", "plugins/*/*.md", "examples/*/*.md", "benchmarks/*.md")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "docs/rules/README.md",
+        "docs/checks/README.md",
+        "plugins/*/*.md",
+        "examples/*/*.md",
+        "benchmarks/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 HOOKS = {
