@@ -32,6 +32,8 @@ FAMILIES = {
     "RM": "reward models",
     "GRPO": "GRPO",
     "RLOO": "RLOO",
+    "ODPO": "online DPO",
+    "BON": "best of n",
     "PPO": "PPO",
     "DIS": "distillation",
     "DIST": "distillation",

@@ -37,7 +37,7 @@ from ft_host.rundir.series import Series
 from ft_host.testing.rules import Told
 
 METHODS = ("sft", "dpo", "kto", "reward", "grpo", "rloo", "ppo", "distill", "gkd", "gold", "sdft", "sdpo")
-METHODS += ("orpo", "simpo")
+METHODS += ("orpo", "simpo", "online-dpo", "bon")
 TRIES, HITS = 400, 10  # cases that are tried of a rule; how many that make it True are enough
 LEVELS = (0.0, 1e-3, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0)  # from the least that a number may be to the most
 

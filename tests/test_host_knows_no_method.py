@@ -14,7 +14,7 @@ from pathlib import Path
 import ft_host
 
 HOST = Path(ft_host.__file__).parent
-NAMES = "sft dpo kto grpo rloo ppo gkd gold sdft sdpo distill orpo simpo".split()
+NAMES = "sft dpo kto grpo rloo ppo gkd gold sdft sdpo distill orpo simpo online-dpo bon".split()
 WORD = re.compile(rf"(?<![a-z])({'|'.join(NAMES)})(?![a-z])|(?<![a-z])(dis|rm)\d{{3}}|train reward", re.IGNORECASE)
 
 # (file, what it may say): why. A file with a slash at the end is a folder.

@@ -41,7 +41,7 @@ def test_the_tables_of_the_host_are_those_of_the_page():
 
 def loggers(cell: str) -> set[str]:
     """The methods that a cell of the column `from` names: "distill" is distill and gkd, "distill (gkd)" gkd alone."""
-    words = set(re.findall(r"\w+", cell.replace("distill (gkd)", "gkd")))
+    words = set(re.findall(r"[\w-]+", cell.replace("distill (gkd)", "gkd")))
     return words | {"gkd"} if "distill" in words else words
 
 

@@ -196,6 +196,7 @@ TRL = {
     "sdpo": "trl.experimental.sdpo:SDPOConfig",
     "orpo": "trl.experimental.orpo:ORPOConfig",
     "simpo": "trl.experimental.cpo:CPOConfig",
+    "online-dpo": "trl.experimental.online_dpo:OnlineDPOConfig",
     "distill": "trl.experimental.distillation:DistillationConfig",
 }
 # Defaults that are written otherwise and mean the same, or change no number of a step (docs/from-trl.md).
@@ -226,6 +227,8 @@ def test_trls_defaults_that_are_others_here_are_declared(method):
         target = names.get(field.name)
         if target is None or target in ALIKE or default is dataclasses.MISSING or (method, target) in OF_ENCODERS:
             continue
+        if isinstance(default, list) and len(default) == 1 and not isinstance(fields[target].default, list):
+            [default] = default  # one value for all epochs
         if default != fields[target].default and not (empty(default) and empty(fields[target].default)):
             others[target] = default
     declared = {name: said[0] for name, said in vars_of(config_class, "trl_defaults").items()}

@@ -25,8 +25,8 @@ from ft_host.config.values import PATHS, optimizer_hint, value_hint
 from ft_host.errors import ConfigError
 
 EXPERIMENTAL = (("gkd", "GKDConfig"), ("gold", "GOLDConfig"), ("sdft", "SDFTConfig"), ("sdpo", "SDPOConfig"))
-EXPERIMENTAL += (("orpo", "ORPOConfig"), ("cpo", "CPOConfig"))
-ROOMS = {"simpo": "cpo"}  # what TRL calls a method, where that is another name
+EXPERIMENTAL += (("orpo", "ORPOConfig"), ("cpo", "CPOConfig"), ("online_dpo", "OnlineDPOConfig"))
+ROOMS = {"simpo": "cpo", "online-dpo": "online_dpo"}  # what TRL calls a method, where that is another name
 # Arguments of vLLM that its users set; it isn't installed beside the trainer.
 OF_VLLM = (
     "gpu_memory_utilization tensor_parallel_size max_model_len enforce_eager max_num_seqs max_num_batched_tokens "
@@ -61,7 +61,9 @@ def methods() -> list[str]:
     return [info.name for info in registry.catalog() if info.kind == "method" and info.name != "tests"]
 
 
-@pytest.mark.parametrize("method", "sft dpo kto reward grpo rloo ppo distill gkd gold sdft sdpo orpo simpo".split())
+@pytest.mark.parametrize(
+    "method", "sft dpo kto reward grpo rloo ppo distill gkd gold sdft sdpo orpo simpo online-dpo".split()
+)
 def test_every_field_of_other_tools_has_an_answer(method, theirs):
     fields = fields_of(registry.config_class(registry.find("method", method)))
     known = names_of(fields)
@@ -267,7 +269,7 @@ def shown(value) -> str:
     return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@pytest.mark.parametrize("method", "sft dpo kto reward grpo rloo gkd gold sdft sdpo orpo simpo".split())
+@pytest.mark.parametrize("method", "sft dpo kto reward grpo rloo gkd gold sdft sdpo orpo simpo online-dpo".split())
 def test_each_default_that_differs_from_trl_is_in_the_table(method, tmp_path):
     import trl
 

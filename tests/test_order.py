@@ -234,7 +234,21 @@ def test_a_level_that_isnt_one_is_refused():
 # ---------------------------------------------------------------- all pairs of rules
 
 HOSTS = {True: "grpo", False: "dpo"}  # methods that stand for the host's rules, with rollouts and without
-OTHERS = ("sft", "kto", "reward", "rloo", "ppo", "distill", "gold", "sdft", "sdpo", "orpo", "simpo")
+OTHERS = (
+    "sft",
+    "kto",
+    "reward",
+    "rloo",
+    "ppo",
+    "distill",
+    "gold",
+    "sdft",
+    "sdpo",
+    "orpo",
+    "simpo",
+    "online-dpo",
+    "bon",
+)
 
 
 def about(method: str) -> list[Rule]:

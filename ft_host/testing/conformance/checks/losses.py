@@ -194,11 +194,12 @@ def _in_prompts(run: Run, batch: Batch, prompts: list[str]) -> list[int]:
     found: set[int] = set()
     begun = False
     for text in texts_of(batch):
+        last = ""
         for end in range(1, len(text.ids)):
             said = run.tokenizer.decode(text.ids[: end + 1], skip_special_tokens=True)
-            if not any(each.startswith(said) for each in prompts):
-                break
-            begun = True
+            if not any(each.startswith(said) for each in prompts) or last == said != "":
+                break  # also at a token that says nothing: a completion may begin with its end
+            begun, last = True, said
             before, id = text.places[end - 1], text.ids[end]
             found |= {i for i, (place, target) in enumerate(zip(sources, targets)) if (place, target) == (before, id)}
     if not begun:

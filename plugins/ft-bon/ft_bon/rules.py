@@ -1,0 +1,15 @@
+"""The rules of best of n: those of all rollouts. BON001 is about prompts whose candidates are all equal. Imports no
+torch."""
+
+from __future__ import annotations
+
+from ft_host.api import hookimpl
+from ft_host.diagnostics import Names, Rule, rollout_rules
+
+NAMES = Names(letters="BON", clip=None)
+RULES: list[Rule] = rollout_rules(NAMES)
+
+
+@hookimpl
+def ft_rules():
+    return RULES

@@ -1,0 +1,1 @@
+"""Online direct preference optimization, as a method package of ft-host."""
