@@ -49,7 +49,7 @@ installed here; `--available FILE` or an https address reads another one. The la
 | `link` | string | where it is |
 | `installed` | string or null | the version that is installed here |
 | `checked` | object or null | the last time that `ft-host check` passed: `version`, `host`, `tier`, `date`, `passed`, `declared` |
-"""
+"""  # noqa: E501  a row of a table
 
 
 def ours() -> dict[str, Listed]:
