@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from ft_host.surface import package_surface, verdict
+from ft_host.cli.contract import surface_of
+from ft_host.surface import verdict
 from ft_host.surface.released import changelog_of, given_contract, last_contract
 from ft_host.testing.conformance.check import Check, DoesNotApply, Figures, NotMet
 from ft_host.testing.invariants import run_in
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def kept(subject: Subject) -> Figures:
     if not subject.distribution:
         raise DoesNotApply("a file has no release")
-    surface = package_surface(subject.distribution)
+    surface = surface_of(subject.distribution)
     if subject.against is not None:
         place, old = subject.against, given_contract(subject.against, subject.distribution)
     else:
