@@ -181,6 +181,12 @@ def test_a_prompt_that_is_too_long_is_left_out_and_not_cut():
     assert prompt_row(long, tokenizer, Config(max_length=None))["length"] > 1024
 
 
+def test_an_empty_prompt_is_left_out():
+    """Nothing can complete it: a backend refuses it, when the row's turn comes, without its file and line."""
+    found = prompt_row({"prompt": ""}, tiny_tokenizer(), Config())
+    assert isinstance(found, Drop) and found == "the prompt is empty"
+
+
 def test_arguments_of_the_template_are_the_configs_and_then_the_rows():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (

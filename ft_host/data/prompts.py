@@ -25,13 +25,15 @@ def prompt_row(row: Row, tokenizer: PreTrainedTokenizerBase, config: RolloutConf
     """Return a row for a rollout: `prompt_ids`, `prompt` as in the row (text or messages), and all of the row's
     `columns`.
 
-    A prompt over `max_length` tokens is dropped: truncated, it would be another question. Raises RowError for a row
-    without a prompt.
+    A prompt over `max_length` tokens is dropped: truncated, it would be another question. So is one without a token,
+    which nothing can complete. Raises RowError for a row without a prompt.
     """
     arguments = config.chat_template_kwargs | template_arguments(row)
     ids, prompt = prompt_of(row | {"chat_template_kwargs": arguments} if arguments else row, tokenizer, config)
     if config.max_length is not None and len(ids) > config.max_length:
         return Drop("the prompt is longer than max_length")
+    if not ids:
+        return Drop("the prompt is empty")
     return {"prompt_ids": ids, "prompt": prompt, "columns": row, "length": len(ids)}
 
 

@@ -48,3 +48,19 @@ def with_columns(rows: list[Row], names: Iterable[str]) -> list[Row]:
     """The rows with further columns of text, the same at every call."""
     noise = random.Random(6)
     return [row | {name: sentence(noise, 9) for name in names} for row in rows]
+
+
+def as_conversation(format: str, row: Row) -> Row:
+    """The same row in messages: its prompt a user's, its texts an assistant's."""
+    if format == "language modeling":
+        return {"messages": [_message("user", "the question?"), _message("assistant", row["text"])]}
+    said = {
+        name: [_message("user" if name == "prompt" else "assistant", row[name])]
+        for name in ("prompt", "completion", "chosen", "rejected")
+        if name in row
+    }
+    return row | said
+
+
+def _message(role: str, content: str) -> Row:
+    return {"role": role, "content": content.strip()}

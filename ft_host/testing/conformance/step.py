@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ft_host.metrics import add_counts
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from ft_host.batch import Batch
+    from ft_host.data.prepare import PrepareRow
     from ft_host.run import Run
     from ft_host.testing.conformance.subject import Subject
 
@@ -41,6 +43,14 @@ def ready(subject: Subject, **changes: Any) -> Run:
     from ft_host.testing.ready import ready_run
 
     return ready_run(subject.config(**changes), method_of(subject))
+
+
+def prepares(subject: Subject, **changes: Any) -> tuple[Run, PrepareRow]:
+    """A run before its first step, and its `ft_prepare`, with some fields changed."""
+    from ft_host.data.prepare import PrepareRow
+
+    run, _ = shared_step(subject)
+    return run, PrepareRow((method_of(subject),), run.tokenizer, dataclasses.replace(run.config, **changes))
 
 
 def method_of(subject: Subject) -> str:
