@@ -45,17 +45,19 @@ WRONG = [
         new=f"    batch = {COLLATED}    batch.targets = (batch.targets + 1) % 50\n    return batch\n",
         fails="data-shown",
     ),
+    Wrong(
+        name="a row depends on what another hook has set",
+        old=HEAD,
+        new="SET = {}\n\n\n@hookimpl\ndef ft_models(config):\n    SET.update(weight=2)\n    return {}\n\n\n"
+        f'{HEAD}    if "text" in row:\n        row = {{"text": row["text"] * SET.get("weight", 1)}}\n',
+        fails="data-workers",
+    ),
 ]
-ELSEWHERE = Wrong(  # seconds, for a process that imports torch
-    name="a row depends on what another hook has set",
-    old=HEAD,
-    new="SET = {}\n\n\n@hookimpl\ndef ft_models(config):\n    SET.update(weight=2)\n    return {}\n\n\n"
-    f'{HEAD}    if "text" in row:\n        row = {{"text": row["text"] * SET.get("weight", 1)}}\n',
-    fails="data-workers",
+
+
+@pytest.mark.parametrize(
+    "wrong", [each for each in WRONG if each.fails != "data-workers"], ids=lambda wrong: wrong.name
 )
-
-
-@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name)
 def test_it_is_caught(wrong, tmp_path):
     assert_caught(HERE, wrong, tmp_path)
 
@@ -67,7 +69,8 @@ def test_a_right_one_passes(kind, tmp_path):
 
 @pytest.mark.slow
 def test_what_only_another_process_shows_is_caught(tmp_path):
-    assert_caught(prepared.CHECKS, ELSEWHERE, tmp_path)
+    [wrong] = [each for each in WRONG if each.fails == "data-workers"]
+    assert_caught(prepared.CHECKS, wrong, tmp_path)
 
 
 @pytest.mark.slow
@@ -76,4 +79,4 @@ def test_a_right_one_prepares_the_same_rows_in_another_process(tmp_path):
 
 
 def test_every_check_has_a_wrong_method():
-    assert {check.id for check in prepared.CHECKS} == {wrong.fails for wrong in (*WRONG, ELSEWHERE)}
+    assert {check.id for check in prepared.CHECKS} == {wrong.fails for wrong in WRONG}
