@@ -95,6 +95,62 @@ def test_a_script_is_read_and_not_run(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
+NAMES = """
+import trl
+from datasets import load_dataset
+
+MODEL: str = "org/m"
+rows = load_dataset("org/d", "en", split="train")
+rows = rows.map(clean).shuffle(seed=1)
+if big:
+    rate = 1e-5
+else:
+    rate = 1e-6
+
+def start(beta, model=MODEL):
+    epochs = 2; args = trl.DPOConfig(beta=beta, num_train_epochs=epochs, learning_rate=rate,
+                                     model_init_kwargs={"torch_dtype": "bfloat16", "device_map": "auto"})
+    trl.DPOTrainer(MODEL, ref_model=None, args=args, train_dataset=rows, callbacks=[Mine()])
+
+beta = 0.3
+"""
+
+
+def test_names_of_a_script_are_followed_only_where_they_stand_for_one_value(capsys, tmp_path):
+    (tmp_path / "train.py").write_text(NAMES)
+    values, text = migrated(capsys, str(tmp_path / "train.py"))
+    assert values == {
+        "method": "dpo", "model": "org/m", "dataset": "org/d", "dataset_config": "en", "dataset_train_split": "train",
+        "num_train_epochs": 2.0, "dtype": "bfloat16",
+    }  # fmt: skip
+    for said in (
+        "dataset_name: rows changed by .map, .shuffle; write them to a file", "beta: beta", "learning_rate: rate",
+        "callbacks: [Mine()]", "model_init_kwargs.device_map: auto  (not offered",
+    ):  # fmt: skip
+        assert f"#   {said}" in text
+
+
+def test_items_of_generation_kwargs_are_fields():
+    found = translate(
+        read_trl([f"trl grpo {BASE} --reward_funcs r --generation_kwargs '{{top_k: 20, num_beams: 2}}' --top_p 0.9"]),
+        registry.config_class("grpo"),
+    )
+    assert found.values["top_k"] == 20 and [name for name, *_ in found.left] == ["generation_kwargs.num_beams"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("trl sft --config", "--config: found nothing, expected one YAML file"),
+        ("trl sft --dataset_name d -x 3", "-x: expected --name"),
+        ("trl sft --dataset_name 'd", "No closing quotation"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_refused(line, said):
+    with pytest.raises(UsageError, match=said):
+        read_trl([line])
+
+
 def test_what_is_written_is_a_run_file(tmp_path):
     """It is taken as it stands."""
     found = translate(read_trl(f"trl kto {BASE} --desirable_weight 1.5".split()), registry.config_class("kto"))

@@ -391,7 +391,6 @@ GRPOTrainer(model="org/m", reward_funcs=reward_len, args=training_args, train_da
         "trl grpo --model_name_or_path org/m --dataset_name org/d --reward_funcs "
         "think_format_reward --top_entropy_quantile 0.2 --loss_type cispo --epsilon_high 5.0 --beta 0.001 "
         "--sync_ref_model --repetition_penalty 1.05 --generation_kwargs '{\"top_k\": 20}'",
-        left=("generation_kwargs",),
     ),
     # ---------------------------------------------------------------- rloo
     Case(

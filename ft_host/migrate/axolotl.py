@@ -14,7 +14,6 @@ from ft_host.config.resolve import refuse
 from ft_host.errors import UsageError
 from ft_host.migrate.axolotl_data import data_set, held_out
 from ft_host.migrate.axolotl_tables import DEFAULTS, LEFT, METHODS, NOT_SAID, RENAMED, SAME
-from ft_host.migrate.forms import put
 from ft_host.migrate.sources import Found
 
 
@@ -72,7 +71,7 @@ def one(found: Found, name: str, value: Any, place: str) -> None:
         found.same.append(name)
     elif name in RENAMED:
         new = RENAMED[name]
-        put(found, new, value, place, f"{name} there")
+        found.put(new, value, place, f"{name} there")
         found.was[new] = name
     elif name not in WHOLE:
         found.take(name, value, place)
@@ -98,7 +97,7 @@ def whole(found: Found, given: dict[str, Any], path: str) -> None:
     for name in given.get("plugins", []):
         last = str(name).rpartition(".")[2]
         if "Liger" in last:
-            put(found, "use_liger_kernel", True, "plugins", f"{last} there")
+            found.put("use_liger_kernel", True, "plugins", f"{last} there")
         elif "CutCrossEntropy" in last:
             found.same.append(last)
         else:
@@ -115,17 +114,17 @@ def adapter(found: Found, given: dict[str, Any]) -> None:
     if kind not in ("lora", "qlora"):
         found.left.append(("adapter", kind, "not offered; lora and qlora are use_peft"))
         return
-    put(found, "use_peft", True, "adapter", f"adapter: {kind} there")
+    found.put("use_peft", True, "adapter", f"adapter: {kind} there")
     if kind == "qlora":
-        put(found, "load_in_4bit", True, "adapter", "adapter: qlora there")
+        found.put("load_in_4bit", True, "adapter", "adapter: qlora there")
     if given.get("lora_target_linear"):
         if found.value("lora_target_modules"):
             found.without("lora_target_modules", "lora_target_linear, which is set too, takes all linear layers")
-        put(found, "lora_target_modules", ["all-linear"], "lora_target_linear", "lora_target_linear there")
+        found.put("lora_target_modules", ["all-linear"], "lora_target_linear", "lora_target_linear there")
     if given.get("lora_model_dir"):
         base = found.value("model_name_or_path")
-        put(found, "model_name_or_path", given["lora_model_dir"], "lora_model_dir", "lora_model_dir there")
-        put(found, "lora_base_model", base, "base_model", "base_model there")
+        found.put("model_name_or_path", given["lora_model_dir"], "lora_model_dir", "lora_model_dir there")
+        found.put("lora_base_model", base, "base_model", "base_model there")
         for name in [name for name in found.values if name.startswith("lora_") and name != "lora_base_model"]:
             found.without(name, "the adapter that is trained further has its own")
 
@@ -134,7 +133,7 @@ def template(found: Found, given: dict[str, Any]) -> None:
     """The template, and the tokens of the tokenizer."""
     name, text = given.get("chat_template"), given.get("chat_template_jinja")
     if text is not None and str(text).endswith(".jinja"):
-        put(found, "chat_template_path", text, "chat_template_jinja", "chat_template_jinja there")
+        found.put("chat_template_path", text, "chat_template_jinja", "chat_template_jinja there")
     elif text is not None:
         found.left.append(("chat_template_jinja", text, "write it into a .jinja file and give chat_template_path"))
     elif name is not None and str(name).startswith("tokenizer_default"):
@@ -144,7 +143,7 @@ def template(found: Found, given: dict[str, Any]) -> None:
         found.left.append(("chat_template", name, why))
     for token, value in (given.get("special_tokens") or {}).items():
         if token == "eos_token":
-            put(found, "eos_token", value, "special_tokens", "special_tokens there")
+            found.put("eos_token", value, "special_tokens", "special_tokens there")
         else:
             found.left.append((f"special_tokens.{token}", value, "not needed; the tokenizer has its own"))
 
@@ -158,8 +157,8 @@ def rates(found: Found, given: dict[str, Any]) -> None:
         found.defaults.pop("warmup_steps")
     least = given.get("cosine_min_lr_ratio")
     if least is not None:
-        put(found, "lr_scheduler_type", "cosine_with_min_lr", "cosine_min_lr_ratio", "cosine_min_lr_ratio there")
-        put(found, "lr_scheduler_kwargs", {"min_lr_rate": least}, "cosine_min_lr_ratio", "cosine_min_lr_ratio there")
+        found.put("lr_scheduler_type", "cosine_with_min_lr", "cosine_min_lr_ratio", "cosine_min_lr_ratio there")
+        found.put("lr_scheduler_kwargs", {"min_lr_rate": least}, "cosine_min_lr_ratio", "cosine_min_lr_ratio there")
 
 
 def numbers(found: Found, given: dict[str, Any]) -> None:
@@ -171,10 +170,10 @@ def numbers(found: Found, given: dict[str, Any]) -> None:
             found.take(name, given[name], name)
     for name in ("bfloat16", "float16"):
         if given.get(name):
-            put(found, "dtype", name, name, f"{name}: true there")
+            found.put("dtype", name, name, f"{name}: true there")
     checkpointing = given.get("gradient_checkpointing")
     if isinstance(checkpointing, str):
-        put(found, "gradient_checkpointing", True, "gradient_checkpointing", f"{checkpointing} there")
+        found.put("gradient_checkpointing", True, "gradient_checkpointing", f"{checkpointing} there")
     elif checkpointing is not None:
         found.take("gradient_checkpointing", checkpointing, "gradient_checkpointing")
     if given.get("torch_compile") not in (None, "auto"):
@@ -192,6 +191,6 @@ def trackers(found: Found, given: dict[str, Any]) -> None:
     }
     chosen = [name for name, asked in named.items() if asked]
     if chosen:
-        put(found, "report_to", chosen, "trackers", "trackers there")
+        found.put("report_to", chosen, "trackers", "trackers there")
     if given.get("wandb_project"):
         found.left.append(("wandb_project", given["wandb_project"], "set WANDB_PROJECT in the environment"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ft_host.migrate.forms import put
 from ft_host.migrate.sources import Found
 
 PLACE = ("path", "name", "split", "data_files", "revision")
@@ -57,23 +56,23 @@ def data_set(found: Found, given: dict[str, Any]) -> None:
             if not (name == "message_property_mappings" and value in MESSAGES) and not usual(name, value):
                 found.left.append((f"datasets[{number}].{name}", value, WHY.get(name, "not offered")))
     if len(places) == 1:
-        put(found, "dataset_name", places[0]["path"], "datasets", "datasets there")
+        found.put("dataset_name", places[0]["path"], "datasets", "datasets there")
         for name, ours in (
             ("name", "dataset_config"),
             ("split", "dataset_train_split"),
             ("revision", "dataset_revision"),
         ):
             if name in places[0]:
-                put(found, ours, places[0][name], "datasets", "datasets there")
+                found.put(ours, places[0][name], "datasets", "datasets there")
         if "data_files" in places[0]:
             found.values.pop("dataset_name")
-            put(found, "dataset", places, "datasets", "datasets there")
+            found.put("dataset", places, "datasets", "datasets there")
     else:
-        put(found, "dataset", places, "datasets", "datasets there; without weights each row occurs once")
+        found.put("dataset", places, "datasets", "datasets there; without weights each row occurs once")
     if columns:
-        put(found, "dataset_columns", columns, "datasets", "the columns that its type reads")
+        found.put("dataset_columns", columns, "datasets", "the columns that its type reads")
     if streamed and not given.get("datasets"):
-        put(found, "dataset_streaming", True, "pretraining_dataset", "pretraining_dataset there")
+        found.put("dataset_streaming", True, "pretraining_dataset", "pretraining_dataset there")
     if found.method == "sft" and not texts:
         learnt(found, bool(given.get("train_on_inputs")), chats)
 
@@ -86,9 +85,9 @@ def learnt(found: Found, inputs: bool, chats: bool) -> None:
     """Only answers are learnt there unless train_on_inputs is set."""
     said = f"train_on_inputs: {'true' if inputs else 'false'} there"
     if chats:
-        put(found, "assistant_only_loss", not inputs, "train_on_inputs", said)
+        found.put("assistant_only_loss", not inputs, "train_on_inputs", said)
     elif inputs:
-        put(found, "completion_only_loss", False, "train_on_inputs", said)
+        found.put("completion_only_loss", False, "train_on_inputs", said)
     else:
         found.same.append("train_on_inputs")
 
@@ -143,7 +142,7 @@ def held_out(found: Found, given: dict[str, Any]) -> None:
     items = listed(given.get("test_datasets"))
     if items:
         places = [{name: each[name] for name in PLACE if each.get(name) is not None} for each in items]
-        put(found, "eval_dataset", places[0] if len(places) == 1 else places, "test_datasets", "test_datasets there")
+        found.put("eval_dataset", places[0] if len(places) == 1 else places, "test_datasets", "test_datasets there")
     if not items:
         for name in ("eval_steps", "eval_strategy", "evaluation_strategy"):
             found.without(name, "what is held out has to be said first (eval_dataset, or dataset_test_split)")

@@ -3,23 +3,31 @@ together."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-from ft_host.config.builtin_rewards import BUILTIN
 from ft_host.config.fields import Fields
 from ft_host.config.options import OPTIMIZERS
 from ft_host.config.values import PATHS, optimizer_hint
+from ft_host.migrate.methods import episodes, nll, older_ppo, rewards, server
 from ft_host.migrate.sources import Found
 
 Values = dict[str, Any]
 LORA = (
     "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save use_rslora use_dora"
 ).split()
+# Keywords of transformers that load a model or sample, with TRL's names for them.
+LOADED = {
+    "torch_dtype": "dtype",
+    "dtype": "dtype",
+    "revision": "model_revision",
+    "attn_implementation": "attn_implementation",
+    "trust_remote_code": "trust_remote_code",
+    "load_in_4bit": "load_in_4bit",
+    "load_in_8bit": "load_in_8bit",
+}
+SAMPLED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 QUANTISED = ("bnb_4bit_quant_type", "use_bnb_nested_quant")
-# Arguments that TRL's own scripts give to a reward of its own.
-OVERLONG = {"get_soft_overlong_punishment": {"max_completion_len": 1280, "soft_punish_cache": 256}}
 
 
 def only(wanted: Any, values: Values) -> Callable[[Any], Values | None]:
@@ -81,6 +89,8 @@ def arguments(value: Any) -> Any:
 
 def together(found: Found, fields: Fields) -> None:
     """Change what was found where fields decide together, so that the others can be taken one by one."""
+    spread(found, "model_init_kwargs", LOADED)
+    spread(found, "generation_kwargs", {name: name for name in SAMPLED if name in fields})
     adapters(found)
     kernels(found)
     evaluation(found, fields)
@@ -99,8 +109,8 @@ def together(found: Found, fields: Fields) -> None:
         older_ppo(found)
         episodes(found)
     elif "num_iterations" in fields:
-        became(found, "num_ppo_epochs", "num_iterations")
-        became(found, "cliprange", "epsilon")
+        found.became("num_ppo_epochs", "num_iterations")
+        found.became("cliprange", "epsilon")
         found.without("num_mini_batches", "steps_per_generation is how many optimizer steps a rollout is for")
         found.without("total_episodes", "max_steps is in optimizer steps; an episode is a completion")
     if "max_prompt_length" in found.values:
@@ -109,20 +119,18 @@ def together(found: Found, fields: Fields) -> None:
         )
 
 
-def put(found: Found, name: str, value: Any, place: str, written: str) -> None:
-    found.take(name, value, place)
-    found.written[name] = written
-
-
-def became(found: Found, old: str, new: str, more: str = "") -> None:
-    """An older name of TRL's that another field has now."""
-    if old in found.values:
-        value, place = found.values.pop(old)
-        if new in found.values:
-            found.left.append((old, value, f"{new} is given too"))
+def spread(found: Found, name: str, names: dict[str, str]) -> None:
+    """The items of a mapping that are fields here. The others are left, each by its name."""
+    items = found.value(name)
+    if not isinstance(items, dict):
+        return
+    place = found.values.pop(name)[1]
+    for key, value in items.items():
+        if key in names and names[key] not in found.values:
+            found.put(names[key], value, place, f"{name} there")
         else:
-            put(found, new, value, place, f"{old} there{more}")
-            found.was[new] = old
+            why = "not offered; fields say how a model is loaded, and how it is sampled from"
+            found.left.append((f"{name}.{key}", value, why))
 
 
 def adapters(found: Found) -> None:
@@ -161,12 +169,12 @@ def evaluation(found: Found, fields: Fields) -> None:
         found.values.pop("do_eval")
         found.same.append("do_eval")
     if found.command and not {"dataset_test_split", "eval_dataset"} & set(found.values):
-        put(found, "dataset_test_split", "test", place, "TRL's default")
+        found.put("dataset_test_split", "test", place, "TRL's default")
     if strategy != "steps":
         found.without("eval_steps", f"with {place}: {strategy} it does nothing there either")
     elif found.value("eval_steps") is None:
         steps = found.value("logging_steps", 10)
-        put(found, "eval_steps", steps, place, f"{place}: steps there, which evaluates every logging_steps")
+        found.put("eval_steps", steps, place, f"{place}: steps there, which evaluates every logging_steps")
     if {"dataset_test_split", "eval_dataset"} & set(found.values):
         return
     found.without("eval_steps", "what is evaluated isn't written out; set eval_dataset too")
@@ -176,14 +184,14 @@ def checkpoints(found: Found) -> None:
     strategy = found.value("save_strategy", "steps")
     if strategy in ("no", False):
         found.values.pop("save_strategy")
-        put(found, "save_steps", 0, "save_strategy", "save_strategy: no there")
+        found.put("save_steps", 0, "save_strategy", "save_strategy: no there")
     elif strategy != "steps":
         found.without("save_steps", f"with save_strategy: {strategy} it does nothing there either")
 
 
 def data(found: Found) -> None:
     """A mixture: `datasets` of {path, name, data_files, split, columns, fraction}."""
-    became(found, "streaming", "dataset_streaming")
+    found.became("streaming", "dataset_streaming")
     mixed = found.value("datasets")
     if not isinstance(mixed, list) or not all(isinstance(each, dict) and "path" in each for each in mixed):
         return
@@ -198,87 +206,4 @@ def data(found: Found) -> None:
         items.append(item)
     found.without("dataset_name", "datasets, which is given too, decides")
     place = found.values.pop("datasets")[1]
-    put(found, "dataset", items, place, "; ".join(dict.fromkeys(["datasets there", *said])))
-
-
-def nll(found: Found) -> None:
-    """`rpo_alpha`: the loss of the chosen completion as text, added to whatever the loss is."""
-    alpha = found.value("rpo_alpha")
-    if alpha is None:
-        return
-    place = found.values.pop("rpo_alpha")[1]
-    kinds = found.value("loss_type", "sigmoid")
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    weights = found.value("loss_weights", [1.0] * len(kinds))
-    put(found, "loss_type", [*kinds, "sft"], place, "with rpo_alpha there")
-    put(found, "loss_weights", [*weights, alpha], place, f"rpo_alpha: {alpha} there")
-
-
-def rewards(found: Found) -> None:
-    """Reward models before functions, functions as module:function, and arguments that a script of TRL's sets."""
-    models = found.values.pop("reward_model_name_or_path", (None, ""))
-    given = found.value("reward_funcs", found.value("reward"))
-    items = [given] if isinstance(given, str) else list(given or [])
-    named = [dotted(each) if isinstance(each, str) else each for each in items]
-    if models[0] is not None:
-        named.insert(0, models[0])
-    if named != items:
-        for name in ("reward_funcs", "reward"):
-            found.values.pop(name, None)
-        written = "reward_model_name_or_path there" if models[0] is not None else f"reward_funcs: {items} there"
-        put(found, "reward", named, models[1] or "reward_funcs", written.replace("'", ""))
-    chosen = {name: kwargs for name, kwargs in OVERLONG.items() if name in named} if found.command else {}
-    if chosen and found.tool == "TRL":
-        put(found, "reward_kwargs", chosen, "reward_funcs", "what TRL's script sets")
-
-
-def dotted(name: str) -> str:
-    """`my_lib.rewards.short` as `my_lib.rewards:short`; other names as they are."""
-    plain = name not in BUILTIN and ":" not in name and "/" not in name and "." in name
-    module, _, function = name.rpartition(".")
-    return f"{module}:{function}" if plain and name.replace(".", "_").isidentifier() else name
-
-
-def server(found: Found) -> None:
-    """Host and port of a server of vLLM's as its address."""
-    host, port = found.value("vllm_server_host"), found.value("vllm_server_port")
-    if host is None and port is None or found.value("vllm_server_base_url"):
-        return
-    place = next(found.values.pop(name)[1] for name in ("vllm_server_host", "vllm_server_port") if name in found.values)
-    found.values.pop("vllm_server_port", None)
-    host = "127.0.0.1" if host in (None, "0.0.0.0") else host
-    put(found, "vllm_server_base_url", f"http://{host}:{port or 8000}", place, "vllm_server_host and _port there")
-
-
-def older_ppo(found: Found) -> None:
-    """PPO of TRL up to 0.11: a rollout is `batch_size`, a micro-batch `mini_batch_size`, and the length `steps`."""
-    became(found, "ppo_epochs", "num_ppo_epochs")
-    became(found, "init_kl_coef", "kl_coef")
-    if not {"batch_size", "mini_batch_size"} & set(found.values):
-        return
-    became(found, "steps", "total_episodes")
-    found.without("reward_model", "it says nothing there but what a tracker shows; rewards are given to step()")
-    rows, mini = found.value("batch_size", 128), found.value("mini_batch_size", 128)
-    place = found.values.get("batch_size", found.values.get("mini_batch_size", (None, "")))[1]
-    step = mini * found.value("gradient_accumulation_steps", 1)
-    found.values.pop("batch_size", None)
-    found.values.pop("mini_batch_size", None)
-    put(found, "per_device_train_batch_size", mini, place, "mini_batch_size there")
-    put(found, "num_mini_batches", max(1, rows // step), place, f"batch_size: {rows} there, in steps of {step}")
-
-
-def episodes(found: Found) -> None:
-    """PPO's length: as many rollouts as have so many completions, each of num_ppo_epochs × num_mini_batches steps."""
-    total = found.value("total_episodes")
-    if total is None or found.value("max_steps", -1) > 0:
-        found.without("total_episodes", "max_steps, which is given too, decides")
-        return
-    place = found.values.pop("total_episodes")[1]
-    batches = found.value("num_mini_batches", 1)
-    size = found.value("per_device_train_batch_size", 8) * found.value("gradient_accumulation_steps", 1) * batches
-    size *= found.value("num_processes", 1)
-    rollouts = math.ceil(total / size)
-    steps = rollouts * batches * found.value("num_ppo_epochs", 4)
-    name, processes = found.was.get("total_episodes", "total_episodes"), found.value("num_processes", 1)
-    said = f"{name}: {total} there, on {processes} process: {rollouts} rollouts of {size}"
-    put(found, "max_steps", steps, place, said)
+    found.put("dataset", items, place, "; ".join(dict.fromkeys(["datasets there", *said])))

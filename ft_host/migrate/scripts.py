@@ -11,6 +11,7 @@ from typing import Any
 
 from ft_host.config.builtin_rewards import BUILTIN
 from ft_host.errors import UsageError
+from ft_host.migrate.forms import LOADED
 from ft_host.migrate.sources import Found
 
 CALLED = re.compile(r"(?P<method>[A-Z][A-Za-z0-9]*?)(?P<what>Config|Trainer|Arguments)")
@@ -36,15 +37,6 @@ OF_TRAINER = {  # arguments of a trainer that are fields
     "teacher_model": "teacher_model_name_or_path",
 }
 OTHERS = ("args", "config", "peft_config", "processing_class", "tokenizer", "data_collator", "quantization_config")
-LOADED = {  # keywords of from_pretrained
-    "torch_dtype": "dtype",
-    "dtype": "dtype",
-    "revision": "model_revision",
-    "attn_implementation": "attn_implementation",
-    "trust_remote_code": "trust_remote_code",
-    "load_in_4bit": "load_in_4bit",
-    "load_in_8bit": "load_in_8bit",
-}
 BY_TOKENS = "it goes by the tokens of a text there; the turns are found from the chat template"
 BUILDERS = ("json", "csv", "parquet", "text")  # a data set of files
 
@@ -69,19 +61,18 @@ def read_script(path: Path) -> Found:
 
 
 class Reader:
-    """`given`: what each name is given, where that happens once."""
+    """`given`: what each name is given, in the order of the lines, where only one of them is not made of the name."""
 
     def __init__(self, path: Path, tree: ast.AST) -> None:
         self.path, self.found = path, Found(command=False)
-        self.given: dict[str, ast.expr] = {}
-        several = set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-                name = node.targets[0].id
-                several |= {name} & set(self.given)
-                self.given[name] = node.value
-        for name in several:
-            del self.given[name]
+        self.given: dict[str, list[ast.expr]] = {}
+        for name, value in assignments(tree):
+            self.given.setdefault(name, []).append(value)
+        handed = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}  # by whoever calls a function
+        for name, values in list(self.given.items()):
+            unknown = any(name not in names_in(value) for value in values[1:])  # which one it is
+            if name in handed or unknown:
+                del self.given[name]
         self.loaded = [call for call, name in calls(tree) if name == "load_dataset"]
 
     def call(self, call: ast.Call, name: str) -> None:
@@ -184,11 +175,13 @@ class Reader:
             self.found.take(name, found, place)
 
     def follow(self, value: ast.expr) -> ast.expr:
-        """What a name is given, if that happens once."""
-        passed = set()
-        while isinstance(value, ast.Name) and value.id in self.given and value.id not in passed:
-            passed.add(value.id)
-            value = self.given[value.id]
+        """What a name is given last before the place where it stands."""
+        while isinstance(value, ast.Name):
+            here = value.lineno, value.col_offset
+            before = [each for each in self.given.get(value.id, []) if (each.lineno, each.col_offset) < here]
+            if not before:
+                break
+            value = before[-1]
         return value
 
     def literal(self, value: ast.expr | None) -> Any:
@@ -207,6 +200,24 @@ class Reader:
             return ast.literal_eval(value)
         except (ValueError, TypeError):
             return None
+
+
+def assignments(tree: ast.AST) -> list[tuple[str, ast.expr]]:
+    """The names that are given a value, with it, in the order of the lines."""
+    found = []
+    for node in ast.walk(tree):
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets = [node.target]
+        if len(targets) == 1 and isinstance(targets[0], ast.Name):
+            found.append((targets[0].id, node.value))
+    return sorted(found, key=lambda each: each[1].lineno)
+
+
+def names_in(value: ast.expr) -> set[str]:
+    return {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:

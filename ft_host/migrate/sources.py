@@ -36,6 +36,22 @@ class Found:
     def take(self, name: str, value: Any, place: str) -> None:
         self.values[name.replace("-", "_")] = (value, place)
 
+    def put(self, name: str, value: Any, place: str, written: str) -> None:
+        """Take what was made of other fields, with what to say of it."""
+        self.take(name, value, place)
+        self.written[name] = written
+
+    def became(self, old: str, new: str) -> None:
+        """Take an older name of the tool's for the one that the field has now."""
+        if old not in self.values:
+            return
+        value, place = self.values.pop(old)
+        if new in self.values:
+            self.left.append((old, value, f"{new} is given too"))
+        else:
+            self.put(new, value, place, f"{old} there")
+            self.was[new] = old
+
     def value(self, name: str, default: Any = None) -> Any:
         """Return the value of a name, and the default where it isn't given or not set."""
         value = self.values.get(name, (None, ""))[0]
@@ -92,10 +108,15 @@ def read_command(words: list[str]) -> Found:
         if word.startswith("--"):
             name, _, value = word[2:].partition("=")
             options[name] = [value] if value else []
+        elif word[:1] == "-" and word[1:2].isalpha():
+            raise UsageError(f"{word}: expected --name, as all arguments of TRL have it")
         elif name:
             options[name].append(word)
     if "config" in options:  # the command line overrides it
-        found.values |= read_yaml(options.pop("config")[0]).values
+        files = options.pop("config")
+        if len(files) != 1:
+            raise UsageError(f"--config: found {' '.join(files) or 'nothing'}, expected one YAML file")
+        found.values |= read_yaml(files[0]).values
     for name, values in options.items():
         off = name.startswith("no_") and not values
         value: Any = [parse_inline(each) for each in values]
