@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
+from ft_host.run import Run
 from ft_host.testing import ahead
 from ft_host.testing.conformance.check import Check, DoesNotApply, Figures, NotMet
 from ft_host.testing.conformance.numbers import compare
@@ -13,7 +15,6 @@ from ft_host.testing.invariants import lines, run_in
 
 if TYPE_CHECKING:
     from ft_host.config import RolloutConfig
-    from ft_host.run import Run
     from ft_host.testing.conformance.subject import Subject
     from ft_host.types import Row
 
@@ -100,11 +101,20 @@ def groups(subject: Subject) -> Figures:
 
 def logprobs(subject: Subject) -> Figures:
     """What the loss sees of a sampled token at the first step is what the sampler gave it."""
-    run, rows = sampled(subject)
-    told = [logp for row in rows for logp in row.get("sampling_logps", ())]
-    if not told:
-        raise DoesNotApply("its rows hold no sampling_logps")
-    calls: list[tuple[Any, float]] = []
+    given, calls = {}, []
+    generate = Run.generate
+
+    def told(run: Run, requests: list[Any], sampling: Any) -> list[Any]:
+        found = generate(run, requests, sampling)
+        if sampling.role == "policy":
+            given.update({key(ask.prompt_ids, each.token_ids): each for ask, each in zip(requests, found, strict=True)})
+        return found
+
+    with mock.patch.object(Run, "generate", told):
+        run, rows = sampled(subject)
+    known = [given.get(key(row.get("prompt_ids", ()), row.get("completion_ids", ()))) for row in rows]
+    if not any(known):
+        raise DoesNotApply("its rows aren't completions that the policy has sampled")
     handle = run.model.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append((args[0], kwargs.get("temperature", 1.0))), with_kwargs=True
     )
@@ -114,34 +124,40 @@ def logprobs(subject: Subject) -> Figures:
         run.loss(batch)
     finally:
         handle.remove()
-    apart = [
-        float((run.policy(batch, want=("logp",), temperature=heat)["logp"].cpu() - torch_of(told)).abs().max())
-        for batch, heat in calls
-        if len(batch.targets) == len(told)
-    ]
-    if not apart:
-        sizes = ", ".join(str(len(batch.targets)) for batch, _ in calls) or "none"
-        raise DoesNotApply(
-            f"the loss doesn't ask for the {len(told)} sampled tokens by themselves (its forwards have {sizes} targets)"
-        )
-    if min(apart) > SAME:
+    apart = [difference(run, batch, heat, known) for batch, heat in calls]
+    found = [each for each in apart if each is not None]
+    if not found:
+        raise DoesNotApply("the loss never asks for the sampled tokens of each row, and nothing else")
+    if min(found) > SAME:
         heats = ", ".join(f"{heat:g}" for _, heat in calls)
         raise NotMet(
-            f"log-probs of sampled tokens differ from the sampler's by up to {min(apart):.2g} nats before the first"
-            f" update ({SAME:g} allowed); the run samples at temperature {subject_heat(run):g}, and the loss asks at"
-            f" {heats}"
+            f"log-probs of sampled tokens differ from the sampler's by up to {min(found):.2g} nats before the first"
+            f" update ({SAME:g} allowed); the run samples at temperature {heat_of(run):g}, and the loss asks at {heats}"
         )
-    return {"apart": min(apart)}
+    return {"apart": min(found), "rows": sum(each is not None for each in known)}
 
 
-def subject_heat(run: Run) -> float:
-    return run.config.temperature  # type: ignore[attr-defined]
+def key(prompt: Any, completion: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(prompt), tuple(completion)
 
 
-def torch_of(values: list[float]) -> Any:
+def difference(run: Run, batch: Any, heat: float, known: list[Any]) -> float | None:
+    """The largest of a token of rows whose completion the policy has sampled; None for a batch of other tokens."""
     import torch
 
-    return torch.tensor(values)
+    from ft_host.batch import by_row
+
+    if batch.num_rows != len(known):
+        return None
+    values = by_row(run.policy(batch, want=("logp",), temperature=heat)["logp"].detach().cpu(), batch)
+    pairs = [(mine, torch.tensor(each.logprobs)) for mine, each in zip(values, known, strict=True) if each is not None]
+    if any(len(mine) != len(theirs) for mine, theirs in pairs):
+        return None
+    return max(float((mine - theirs).abs().max()) for mine, theirs in pairs if len(mine))
+
+
+def heat_of(run: Run) -> float:
+    return run.config.temperature  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- rollouts that don't wait
@@ -205,8 +221,8 @@ CHECKS: list[Check] = [
         about="rollouts",
         why="The ratio of the two is 1 before the first update, whatever the method does with it. Where it isn't, each "
         "gradient is that of another policy: another temperature, or tokens that are one off.",
-        looks_at="`sampling_logps` of the rows of a first rollout, against the model called as `ft_loss` calls it: the "
-        "same batch at the same temperature.",
+        looks_at="What the sampler gave the tokens of a first rollout, against the model called as `ft_loss` calls "
+        "it: the same batch at the same temperature.",
         mend="Pass `temperature=run.config.temperature` to the model, and make labels of the sampled tokens alone, in "
         "order: `completion_batch` does.",
         test=logprobs,
