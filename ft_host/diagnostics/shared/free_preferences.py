@@ -53,8 +53,10 @@ def no_preference(view: View) -> bool | None:
         return None
     if statistics.fmean(shares[-30:]) >= 0.9:
         return False  # nearly all are, and may have been from the start
-    grown = [risen(view.opening(name), view.recent(name, 20), 2.5) for name in (ACCURACIES, MARGINS)]
-    return not any(grown)
+    stretches = [(view.opening(name), view.recent(name, 20)) for name in (ACCURACIES, MARGINS)]
+    if not all(before and after for before, after in stretches):
+        return None  # none of them is finite
+    return not any(risen(before, after, 2.5) for before, after in stretches)
 
 
 def no_preference_message(view: View) -> str:
