@@ -20,6 +20,7 @@ Row = dict[str, Any]  # columns of text, and a label
 MODELS = {
     "small": {"vocab_size": VOCABULARY, "num_hidden_layers": 6, "head_dim": 128},  # 9.2 M parameters
     "bigvocab": {"vocab_size": 151_936, "num_hidden_layers": 4, "head_dim": 64},  # 42.8 M
+    "digits": {"vocab_size": 2048, "num_hidden_layers": 4, "head_dim": 64},  # 4.5 M, of gsm8k_rollouts.py
     # students of distill.py, and their teachers, twice as wide
     "student-32k": {"vocab_size": 32_768, "num_hidden_layers": 4, "head_dim": 64},  # 12.3 M
     "teacher-32k": {"vocab_size": 32_768, "num_hidden_layers": 4, "head_dim": 64, "hidden_size": 512},  # 24.6 M
@@ -144,13 +145,16 @@ def in_order(rows: list[Row], lengths: list[int] | None, seed: int) -> list[Row]
 # ---------------------------------------------------------------- tokenizer and models
 
 
-def make_tokenizer(rows: list[Row], size: int = VOCABULARY) -> Any:
-    """Byte-level BPE of at most `size` tokens, trained on the texts of the rows."""
+def make_tokenizer(rows: list[Row], size: int = VOCABULARY, digits: bool = False) -> Any:
+    """Byte-level BPE of at most `size` tokens, trained on the texts of the rows. `digits`: each digit is a token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if digits:
+        apart = [pre_tokenizers.Digits(individual_digits=True), tokenizer.pre_tokenizer]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(apart)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
