@@ -31,6 +31,7 @@ TRL = {
     "sdpo": "trl.experimental.sdpo:SDPOConfig",
     "orpo": "trl.experimental.orpo:ORPOConfig",
     "simpo": "trl.experimental.cpo:CPOConfig",
+    "online-dpo": "trl.experimental.online_dpo:OnlineDPOConfig",
 }
 # PPO's and RLOO's in TRL 0.7 to 1.10, which the installed one has no more.
 OLDER = {

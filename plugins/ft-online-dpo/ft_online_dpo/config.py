@@ -42,6 +42,7 @@ class OnlineDPOConfig(GroupedRolloutConfig, ReferenceConfig):
     trl_names: ClassVar[tuple[str, ...]] = ("online_dpo", "onlinedpo", "dpo_online")
     trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
         "temperature": (0.9, "what is sampled is what is compared"),
+        "max_completion_length": (64, "few answers fit 64 tokens"),
         "max_length": (512, "TRL cuts the beginning of prompts to it; here longer prompts are left out"),
     }
     elsewhere: ClassVar[dict[str, str]] = {
@@ -62,6 +63,13 @@ class OnlineDPOConfig(GroupedRolloutConfig, ReferenceConfig):
         "pairs that differ more, and cost more to sample.",
         group="rollouts",
         gt=1,
+    )
+    max_completion_length: int = option(
+        512,
+        "Longest completion in tokens; with tools, of all its turns.",
+        group="generation",
+        gt=0,
+        aliases=("max_new_tokens",),
     )
     missing_eos_penalty: float | None = option(
         None,
