@@ -1,11 +1,11 @@
-"""Methods with rollouts on real questions: one small model tuned on worked answers, what each method makes of it when its
-calculations are paid for, and the curves as SVGs.
+"""Methods with rollouts on real questions: one small model tuned on worked answers, what each method makes of it when
+its calculations are paid for, and the curves as SVGs.
 
     python benchmarks/gsm8k_rollouts.py --data FOLDER --out OUT --method grpo rloo
 
 FOLDER has sft.jsonl (prompt, completion), prompts.jsonl and test_prompts.jsonl (prompt, answer). What is paid for is in
-gsm8k_rewards.py: a model of a few million parameters can't answer these questions, but it can learn to calculate what it
-writes down. OUT gets the runs, curves.json and an SVG of each method; runs that it holds already are not made again.
+gsm8k_rewards.py: a model of a few million parameters can't answer these questions, but it can learn to calculate what
+it writes down. OUT gets the runs, curves.json and an SVG of each method; runs that it holds already are not made again.
 """
 
 from __future__ import annotations
