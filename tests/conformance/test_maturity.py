@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conformance.wrong import Wrong, changed, installed
 
+from ft_host.errors import PluginBroken
 from ft_host.registry import catalog
 from ft_host.registry.catalog import PluginInfo
 from ft_host.registry.conformance import recorded
@@ -17,6 +18,7 @@ from ft_host.registry.metadata import stability_of
 from ft_host.surface import package_surface
 from ft_host.testing.conformance.check import FAILED, LEFT_OUT, PASSED, Outcome
 from ft_host.testing.conformance.checks import maturity
+from ft_host.testing.conformance.declared import declared
 from ft_host.testing.conformance.run import Suite
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -252,6 +254,22 @@ def test_a_package_without_its_sources(tmp_path, stable_host):
         "stable-documented",
     }
     assert set(failed(found)) == {"stable-changelog", "stable-contract"}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('partiy = "x"', "evidence: 'partiy'; did you mean parity?; expected parity, no_parity, docs, curve, data"),
+        ("parity = 3", "evidence: parity: expected text, or a list of texts, found 3"),
+        ('docs = ["a", "b"]', "evidence: docs: expected text, found ['a', 'b']"),
+        ("data = true", "evidence: data: expected text, found True"),
+    ],
+)
+def test_evidence_that_is_misspelt_is_refused(line, said, tmp_path):
+    (tmp_path / "conformance.toml").write_text(f"[evidence]\n{line}\n")
+    with pytest.raises(PluginBroken) as refused:
+        declared(tmp_path, set(), set())
+    assert str(refused.value) == f"{tmp_path / 'conformance.toml'}: {said}"
 
 
 # ---------------------------------------------------------------- this repository

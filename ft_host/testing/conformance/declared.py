@@ -82,9 +82,13 @@ def declared(folder: Path | None, known: set[str], plugins: set[str]) -> Declare
             raise PluginBroken(f"{file}: {part!r}{nearest(part, PARTS)}; expected {', '.join(PARTS)}")
         if not isinstance(value, dict):
             raise PluginBroken(f"{file}: {part}: expected a table, found {value!r}")
-    for name in found.get("evidence", {}):
+    for name, value in found.get("evidence", {}).items():
         if name not in EVIDENCE:
             raise PluginBroken(f"{file}: evidence: {name!r}{nearest(name, EVIDENCE)}; expected {', '.join(EVIDENCE)}")
+        several = isinstance(value, list) and name == "parity"
+        if not all(isinstance(each, str) for each in (value if several else [value])):
+            wanted = "text, or a list of texts" if name == "parity" else "text"
+            raise PluginBroken(f"{file}: evidence: {name}: expected {wanted}, found {value!r}")
     said = found.pop("not_met", {})
     by = {name: reasons for name, reasons in said.items() if isinstance(reasons, dict)}
     common = {id: reason for id, reason in said.items() if id not in by}
