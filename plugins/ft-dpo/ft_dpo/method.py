@@ -204,5 +204,5 @@ def metrics(out: dict[str, torch.Tensor], pairs: Pairs, batch: Batch, beta: floa
         "mean_token_accuracy": mean((out["top1"] * is_chosen).sum(), counts["chosen_tokens"]),
         "logits/chosen": mean((out["mean_logit"] * is_chosen).sum(), counts["chosen_tokens"]),
         "logits/rejected": mean((out["mean_logit"] * ~is_chosen).sum(), counts["rejected_tokens"]),
-        **{name: mean(values.sum(), counts["pairs"]) for name, values in by_pair.items()},
+        **{name: mean(values.detach().sum(), counts["pairs"]) for name, values in by_pair.items()},
     }

@@ -279,8 +279,8 @@ def ft_loss(model, batch, run) -> LossOutput:
         "policy/approxkl_avg": mean(0.5 * apart.square().sum(), tokens),
         "policy/clipfrac_avg": mean(policy_clipped.sum(), tokens),
         "policy/entropy_avg": mean(out["entropy"].detach().sum(), tokens),
-        "loss/policy_avg": mean(of_policy.sum(), tokens),
-        "loss/value_avg": mean(of_value.sum(), tokens),
+        "loss/policy_avg": mean(of_policy.detach().sum(), tokens),
+        "loss/value_avg": mean(of_value.detach().sum(), tokens),
         "val/clipfrac_avg": mean(value_clipped.sum(), tokens),
         "val/explained_variance": explained(
             (returns - columns["values"]).square().sum(), returns.sum(), returns.square().sum(), tokens
