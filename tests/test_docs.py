@@ -159,7 +159,7 @@ def run_in_folder(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 def test_the_two_first_methods_of_the_page_are_short(tmp_path):
     files = method_files(tmp_path)
-    assert set(files) == {"simpo.py", "reinforce.py", "my_method.py", "test_simpo.py", "test_simpo_trl.py"}
+    assert set(files) == {"simpo.py", "reinforce.py", "test_simpo.py", "test_simpo_trl.py"}
     statements = re.sub(r'^""".*?"""$', "", files["simpo.py"], flags=re.DOTALL | re.MULTILINE)
     lines = [line for line in statements.splitlines() if line.strip() and not line.startswith(("from ", "import "))]
     assert len(lines) <= 25
@@ -206,38 +206,6 @@ def test_the_table_of_helpers_has_every_name_of_the_api():
     cells = re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE)
     named = re.findall(r"`(\w+)`", " ".join(cells))
     assert sorted(named) == sorted(api.__all__), "docs/write-a-method.md, Helpers: a line for each name, once"
-
-
-def test_the_complete_method_trains_and_its_loss_is_the_formula(tmp_path):
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from ft_host.testing import save_tiny
-
-    method_files(tmp_path)
-    model = save_tiny(tmp_path / "model")
-    texts = ["a", "the quick brown fox", "12 plus 30 is 42.", "step by step, three apples"]
-    rows = [{"prompt": "question:\n", "completion": text} for text in texts]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    words = ["--model", "model", "--dataset", "rows.jsonl", "--max-steps", "2", "--per-device-train-batch-size", "2"]
-    words += ["--gradient-accumulation-steps", "2", "--train-sampling-strategy", "sequential", "--output-dir", "run"]
-    done = run_in_folder(tmp_path, "ft_host", "train", "./my_method.py", *words, "--use-cpu", "--progress", "quiet")
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in read(tmp_path / "run" / "metrics.jsonl").splitlines()]
-    steps = [line for line in lines if line["kind"] == "train"]
-    assert [line["step"] for line in steps] == [1, 2]
-    assert {"loss", "grad_norm", "mean_token_accuracy"} <= steps[0].keys()
-
-    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    losses = []
-    for row in rows:
-        prompt = len(tokenizer(row["prompt"])["input_ids"])
-        ids = torch.tensor([tokenizer(row["prompt"] + row["completion"] + tokenizer.eos_token)["input_ids"]])
-        with torch.no_grad():
-            logp = plain(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
-        losses.append(-logp[prompt - 1 :].mean())
-    assert math.isclose(steps[0]["loss"], float(torch.stack(losses).mean()), rel_tol=1e-5)
 
 
 def test_the_complete_rules_are_found_installed_and_pass_their_own_tests(tmp_path):

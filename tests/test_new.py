@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 import sysconfig
@@ -207,3 +208,19 @@ def test_a_new_method_trains(kind, install_plugin, tmp_path):
     assert [line["step"] for line in found if line["kind"] == "train"] == [1, 2]
     declared = set(type(config).metrics)
     assert declared <= {name for line in found for name in line}
+
+
+@pytest.mark.parametrize("kind", ["offline", "pairs"])
+def test_the_loss_of_a_new_method_is_its_formula(kind, install_plugin, tmp_path):
+    """By its own test, from the model's logits."""
+    folder = new_package(f"hand-{kind}", kind, tmp_path)
+    installed(install_plugin, folder)
+    namespace: dict = {}
+    exec(
+        compile((folder / f"tests/test_ft_hand_{kind}.py").read_text(encoding="utf-8"), f"of {kind}", "exec"), namespace
+    )
+    tests = {name: test for name, test in namespace.items() if name.startswith("test_")}
+    assert len(tests) == 2
+    for name, test in tests.items():
+        given = {"tmp_path": tmp_path, "power": 0.5} if name == "test_the_first_loss_is_the_formula" else {}
+        test(**{word: given[word] for word in inspect.signature(test).parameters})

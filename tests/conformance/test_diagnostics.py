@@ -11,6 +11,7 @@ from conformance.wrong import Wrong, assert_caught, failures, installed
 
 from ft_host.config import RunConfig
 from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.scaffold import new_package
 from ft_host.testing.conformance.check import NotMet
 from ft_host.testing.conformance.checks import diagnostics
 from ft_host.testing.conformance.checks.diagnostics import proposed
@@ -141,3 +142,17 @@ def test_cases_that_are_none_are_told_from_a_rule_that_is_wrong(change, said, tm
     with installed("diagnostics", tmp_path, changed) as name:
         [found] = Suite(name, tmp_path / "suite").run(diagnostics.CHECKS[:1])
     assert found.result == "failed" and re.search(said, found.said), found.said
+
+
+def test_a_module_in_no_package_has_its_cases_itself(install_plugin, tmp_path):
+    made = new_package("house", "diagnostics", tmp_path)
+    rules, cases = ((made / "ft_house" / name).read_text(encoding="utf-8") for name in ("rules.py", "cases.py"))
+    both = rules + cases.replace("from __future__ import annotations\n", "")
+    install_plugin(
+        "ft-alone",
+        entry_points={"ft_host.diagnostics": {"alone": "rules_of_the_house"}},
+        modules={"rules_of_the_house": both},
+        requires=["ft-host"],
+    )
+    found = Suite("ft-alone", tmp_path / "suite").run(diagnostics.CHECKS)
+    assert [each.result for each in found] == ["passed"] * 6, [each.said for each in found]

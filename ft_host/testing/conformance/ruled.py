@@ -1,6 +1,6 @@
 """The rules of a diagnostics plugin, and the runs by which it shows them. Imports no torch.
 
-A package has the runs in `cases.py` beside the module of its rules (a diagnostics plugin in one file in that file):
+A package has the runs in `cases.py` beside the module of its rules; where that is in no package, it has them itself:
 
     CASES = {"MINE001": (Told(lines=steps(20, loss=9.0)), Told(lines=steps(20, loss=1.0)))}
 
@@ -79,8 +79,9 @@ def ruled(subject: Subject) -> Ruled:
 
 
 def _cases(subject: Subject, module: ModuleType) -> Cases:
-    home = place = f"{subject.plugin.value.partition(':')[0].rpartition('.')[0]}.cases"
-    if not subject.distribution:
+    parent = subject.plugin.value.partition(":")[0].rpartition(".")[0]
+    home = place = f"{parent}.cases"
+    if not subject.distribution or not parent:
         home, found = subject.plugin.location, vars(module).get("CASES")
     elif importlib.util.find_spec(place) is None:
         raise NotMet(
