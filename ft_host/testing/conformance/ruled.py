@@ -44,6 +44,7 @@ class Ruled:
     rules: list[Rule]
     cases: Cases
     configs: tuple[type[RunConfig], ...]
+    of_method: bool = False  # whether a method of the package has them: its config is then the first
 
     @property
     def suspects(self) -> Sequence[Function]:
@@ -75,7 +76,9 @@ def ruled(subject: Subject) -> Ruled:
     rules = [rule for impl in alone(info).hook.ft_rules.get_hookimpls() for rule in given(impl.function, label)]
     method = next((each for each in subject.plugins if (each.kind, each.name) == ("method", info.name)), None)
     own = () if method is None else (registry.config_class(method),)
-    return Ruled(module, rules, _cases(subject, module), (*own, RunConfig, RolloutConfig, GroupedRolloutConfig))
+    return Ruled(
+        module, rules, _cases(subject, module), (*own, RunConfig, RolloutConfig, GroupedRolloutConfig), bool(own)
+    )
 
 
 def _cases(subject: Subject, module: ModuleType) -> Cases:

@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ft_host.config.fields import Mismatch, fields_of, fit
+from ft_host.config.rollout import RolloutConfig
 from ft_host.diagnostics.collect import installed_rules, not_about, own_diagnostics, rules_of
 from ft_host.diagnostics.engine import Engine
 from ft_host.diagnostics.resolved import effective
-from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.rule import Remedy, Rule, is_fact
 from ft_host.diagnostics.suspects import FACT as SUSPECT
 from ft_host.diagnostics.view import View
 from ft_host.testing.conformance.check import Check, DoesNotApply, Figures, NotMet
@@ -160,6 +161,24 @@ def faults(remedy: Remedy, view: View, config_class: type) -> list[str]:
     return found
 
 
+def needs(subject: Subject) -> Figures:
+    from ft_host.surface.metric_names import unnamed
+
+    found = ruled(subject)
+    config_class = found.configs[0]
+    if not found.of_method:
+        raise DoesNotApply("the rules are of no method of the package, and each method logs what it does")
+    wrong = []
+    for rule in found.rules:
+        names = {need.removeprefix("start/").replace("*", "x") for need in rule.needs}
+        metrics = [name for name in names if not is_fact(name)]
+        missing = unnamed(metrics, config_class.metrics, rollouts=issubclass(config_class, RolloutConfig))
+        wrong += [f"{rule.code} needs {name}" for name in missing]
+    if wrong:
+        raise NotMet(f"{'; '.join(wrong[:SHOWN])}, which neither the host nor {config_class.__name__}.metrics names")
+    return {"rules": len(found.rules)}
+
+
 def imports(subject: Subject) -> None:
     place = subject.plugin.value.partition(":")[0]
     if not subject.distribution:
@@ -223,6 +242,15 @@ CHECKS: list[Check] = [
         mend="Ask `view.get(name)` and `view.count(name)` for what isn't in `needs`; divide by nothing that can be 0; "
         "return None where it can't be told.",
         test=of_rules(odd_evidence),
+    ),
+    Check(
+        id="rule-needs",
+        title="Rules need metrics that the method logs",
+        about="diagnostics",
+        why="A rule that waits for a metric of another name is never asked, and nobody notices.",
+        looks_at="`needs` of each rule beside `metrics` of the method's config, and the names that the host logs.",
+        mend="Write the name as it is logged; add what the method logs to `metrics` of its config.",
+        test=needs,
     ),
     Check(
         id="rule-messages",
