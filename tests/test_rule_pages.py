@@ -43,7 +43,7 @@ def test_rules_of_a_family_share_a_page_that_names_each_and_explain_prints_the_w
     for rule, _ in rules.owned():
         assert Path(rule.page).name in texts, rule.code
         by_page.setdefault(Path(rule.page).name, []).append(rule.code)
-    assert {"GRPO003", "PPO103", "RLOO003", "SDPO103"} == set(by_page["rollouts-03.md"])
+    assert {"BON003", "GRPO003", "ODPO003", "PPO103", "RLOO003", "SDPO103"} == set(by_page["rollouts-03.md"])
     text = texts["rollouts-03.md"]
     assert text.startswith("# Reward doesn't rise\n") and text.count("## Why") == 1
     assert "| PPO103 | ft-ppo | metrics `objective/scores`, `completions/reward_max` |" in text
