@@ -130,6 +130,48 @@ def test_names_of_a_script_are_followed_only_where_they_stand_for_one_value(caps
         assert f"#   {said}" in text
 
 
+# What TRL does with fields that decide together, and what is taken of them.
+TOGETHER = {
+    "--eval_strategy steps": {"dataset_test_split": "test", "eval_steps": 10},
+    "--eval_strategy steps --logging_steps 5": {"dataset_test_split": "test", "eval_steps": 5, "logging_steps": 5},
+    "--eval_steps 50 --dataset_test_split held": {},  # it evaluates nothing
+    "--eval_strategy epoch --eval_steps 50": {"dataset_test_split": "test"},
+    "--save_strategy no --save_steps 100": {"save_steps": 0},
+    "--save_strategy epoch --save_steps 100": {},
+    "--warmup_steps 0 --warmup_ratio 0.1": {"warmup_steps": 0.1},
+    "--warmup_steps 20 --warmup_ratio 0.1": {"warmup_steps": 20},
+    "--lora_r 8": {},
+    "--use_peft --bnb_4bit_quant_type fp4": {"use_peft": True},
+    "--loss_type ipo --rpo_alpha 0.5": {"loss_type": ["ipo", "sft"], "loss_weights": [1.0, 0.5]},
+    "--max_completion_length 64": {},  # it cut completions, which nothing does here
+    "--optim adamw_torch_fused --attn_implementation flash_attention_2": {"optim": "adamw_torch_fused"},
+    "--accelerate_config zero3 --num_processes 4": {"distributed_strategy": "fsdp2", "num_processes": 4},
+}
+
+
+@pytest.mark.parametrize("words", TOGETHER)
+def test_fields_that_decide_together(words):
+    made = translate(read_trl(f"trl dpo {BASE} {words}".split()), registry.config_class("dpo"))
+    assert {name: value for name, (value, _) in made.taken.items() if name not in ("model", "dataset")} == (
+        TOGETHER[words]
+    )
+    assert all(why for *_, why in made.left) and not made.missing
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        ("--total_episodes 1000", 4 * 125),  # rollouts of 8, four passes each
+        ("--total_episodes 1000 --num_ppo_epochs 1 --num_mini_batches 2 --gradient_accumulation_steps 4", 2 * 16),
+        ("--total_episodes 1000 --num_processes 5 --num_ppo_epochs 2", 2 * 25),
+        ("--total_episodes 1000 --max_steps 7", 7),
+    ],
+)
+def test_the_length_of_ppo_is_in_optimizer_steps(words, steps):
+    found = translate(read_trl(f"trl ppo {BASE} --reward_model_path r {words}".split()), registry.config_class("ppo"))
+    assert found.values["max_steps"] == steps and "total_episodes" not in found.taken
+
+
 def test_items_of_generation_kwargs_are_fields():
     found = translate(
         read_trl([f"trl grpo {BASE} --reward_funcs r --generation_kwargs '{{top_k: 20, num_beams: 2}}' --top_p 0.9"]),

@@ -93,10 +93,12 @@ def together(found: Found, fields: Fields) -> None:
     spread(found, "generation_kwargs", {name: name for name in SAMPLED if name in fields})
     adapters(found)
     kernels(found)
-    evaluation(found, fields)
+    evaluation(found)
     checkpoints(found)
     if found.value("warmup_steps", 0):
         found.without("warmup_ratio", "warmup_steps, which is set too, decides")
+    elif found.value("warmup_ratio"):
+        found.values.pop("warmup_steps", None)  # 0 there leaves it to the ratio
     if "num_generations" not in fields and "temperature" not in fields:
         found.without("max_completion_length", ELSEWHERE_CUT)
     if "loss_weights" in fields:
@@ -153,7 +155,7 @@ def kernels(found: Found) -> None:
         found.without("optim", hint or "not offered; an import path (package.module:Class) is taken")
 
 
-def evaluation(found: Found, fields: Fields) -> None:
+def evaluation(found: Found) -> None:
     """Whether, on what and how often: `eval_strategy` decides, and a script of TRL's evaluates on the split `test`."""
     strategy = found.value("eval_strategy", found.value("evaluation_strategy", "no"))
     place = "eval_strategy" if "eval_strategy" in found.values else "evaluation_strategy"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, Usual, option
 
@@ -35,6 +35,10 @@ class PPOConfig(RolloutConfig):
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
     reward_metric: ClassVar[str] = "objective/scores"
     progress_metrics: ClassVar[tuple[str, ...]] = ("objective/kl", "completions/mean_length")
+    # of TRL up to 1.10, which had PPO
+    trl_defaults: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "max_length": (None, "longer prompts are left out; it is of prompts alone")
+    }
 
     disable_dropout: bool = option(
         True,
