@@ -32,10 +32,17 @@ def shared_step(subject: Subject) -> tuple[Run, list[Row]]:
     """The same with no changes, made once for the checks that leave weights as they are. The rows are a copy."""
     from accelerate import Accelerator
 
-    run, rows = subject.once("first step", lambda: rows_and_run(subject))
+    run, rows, state = subject.once("first step", lambda: _with_state(*rows_and_run(subject)))
     Accelerator(cpu=run.config.use_cpu)  # a run that was trained since has taken accelerate's state with it
     run.policy.zero_grad()
+    run.state = copy.deepcopy(state)
     return run, copy.deepcopy(rows)
+
+
+def _with_state(run: Run, rows: list[Row]) -> tuple[Run, list[Row], dict[str, Any]]:
+    """With what the method keeps, as it is before the step, and a folder for what it says."""
+    run.folder.path.mkdir(parents=True, exist_ok=True)
+    return run, rows, copy.deepcopy(run.state)
 
 
 def ready(subject: Subject, **changes: Any) -> Run:
