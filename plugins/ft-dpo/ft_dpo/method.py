@@ -192,8 +192,8 @@ def metrics(out: dict[str, torch.Tensor], pairs: Pairs, batch: Batch, beta: floa
     counts, is_chosen = batch.counts, batch.rows % 2 == 0
     chosen, rejected = beta * pairs.chosen_logratios.detach(), beta * pairs.rejected_logratios.detach()
     by_pair = {
-        "logps/chosen": pairs.chosen_logps.detach(),
-        "logps/rejected": pairs.rejected_logps.detach(),
+        "logps/chosen": pairs.chosen_logps,
+        "logps/rejected": pairs.rejected_logps,
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,
