@@ -32,7 +32,6 @@ TRL = {
     "orpo": "trl.experimental.orpo:ORPOConfig",
     "simpo": "trl.experimental.cpo:CPOConfig",
     "online-dpo": "trl.experimental.online_dpo:OnlineDPOConfig",
-    "online-dpo": "trl.experimental.online_dpo:OnlineDPOConfig",
 }
 # PPO's and RLOO's in TRL 0.7 to 1.10, which the installed one has no more.
 OLDER = {
