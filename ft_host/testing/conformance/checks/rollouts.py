@@ -24,7 +24,7 @@ NEEDED = {
     "shared": "tokens that rows of its group have in common",
 }
 SAME = 1e-4  # nats: round-off of two ways through the same model in float32
-TWICE = {"per_device_train_batch_size": 8}  # rows of two prompts, where a prompt has four
+TWICE: dict[str, Any] = {"per_device_train_batch_size": 8}  # rows of two prompts, where a prompt has four
 
 
 def sampled(subject: Subject, seed: int = 42) -> tuple[Run, list[Row]]:

@@ -17,7 +17,7 @@ from ft_host.testing.rows import write_rows
 if TYPE_CHECKING:
     from ft_host.testing.conformance.subject import Subject
 
-SHORT = {"max_steps": 3, "per_device_train_batch_size": 8}
+SHORT: dict[str, Any] = {"max_steps": 3, "per_device_train_batch_size": 8}
 # micro-batch × accumulation of a step of eight rows
 SPLITS = {"2 micro-batches of 4 rows": (4, 2), "8 micro-batches of 1 row": (1, 8)}
 BUDGET = 64  # tokens
@@ -101,7 +101,7 @@ def same_weights(expected: Path, found: Path, how: str) -> None:
 def evaluated(subject: Subject) -> Figures:
     config, folder = whole(subject)
     held_out = write_rows(subject.folder / "held-out.jsonl", subject.rows(count=29)[24:])
-    fields = {"eval_dataset": str(held_out), "eval_steps": 3, "eval_on_start": True}
+    fields: dict[str, Any] = {"eval_dataset": str(held_out), "eval_steps": 3, "eval_on_start": True}
     by_five = run_in(config, "evaluated", **fields, per_device_eval_batch_size=5)
     compare(lines(folder), lines(by_five), "evaluated meanwhile", rel=0, abs=0)
     found = lines(by_five, "eval")
@@ -118,16 +118,16 @@ def evaluated(subject: Subject) -> Figures:
 def lora(subject: Subject) -> Figures:
     """What is new in an adapter multiplies by 0: losses are those of the model."""
     held_out = write_rows(subject.folder / "held-out.jsonl", subject.rows(count=29)[24:])
-    fields = {"max_steps": 1, "eval_dataset": str(held_out), "eval_on_start": True}
+    fields: dict[str, Any] = {"max_steps": 1, "eval_dataset": str(held_out), "eval_on_start": True}
     with fixed_completions_of(subject.config(**fields)) as config:
         full, adapter = run_in(config, "full"), run_in(config, "lora", use_peft=True)
     learns = lines(adapter)[0]["grad_norm"]
     if not learns > 0:
         raise NotMet(f"the gradient of the adapter has the norm {learns}: nothing would be learnt")
-    first = [[{"step": 1, "loss": lines(folder)[0]["loss"]}] for folder in (full, adapter)]
-    worst = compare(*first, how="with a new adapter", rel=1e-5)
-    held = [[line for line in lines(folder, "eval") if line["step"] == 0] for folder in (full, adapter)]
-    return {"apart": max(worst, compare(*held, how="with a new adapter, on held-out rows"))}
+    one, other = ([{"step": 1, "loss": lines(folder)[0]["loss"]}] for folder in (full, adapter))
+    worst = compare(one, other, "with a new adapter", rel=1e-5)
+    one, other = ([line for line in lines(folder, "eval") if line["step"] == 0] for folder in (full, adapter))
+    return {"apart": max(worst, compare(one, other, "with a new adapter, on held-out rows"))}
 
 
 # ---------------------------------------------------------------- several processes, one that is killed
