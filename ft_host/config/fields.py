@@ -1,4 +1,7 @@
-"""The fields of a config class, and whether a value fits one. All knowledge of types is here."""
+"""The fields of a config class, and whether a value fits one.
+
+Longer than 300 lines: all knowledge of types is here.
+"""
 
 from __future__ import annotations
 
