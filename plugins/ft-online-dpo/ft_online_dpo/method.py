@@ -95,7 +95,8 @@ def ft_rollout(rows, rollout) -> Rollout:
         chosen, rejected = index * size + best, index * size + worst
         kept = difference > 0 and completions[chosen].token_ids != completions[rejected].token_ids
         apart += difference if kept else 0.0
-        made.append(pair(*(completion_row(row, completions[place]) for place in (chosen, rejected)), kept))
+        liked, other = (completion_row(row, completions[place]) for place in (chosen, rejected))
+        made.append(pair(liked, other, kept))
         extra = {"rejected": texts[rejected]["completion"], "rejected_rewards": texts[rejected]["rewards"]}
         shown.append(texts[chosen] | {"extra": texts[chosen]["extra"] | extra})
     count = sum(row["kept"] for row in made)
