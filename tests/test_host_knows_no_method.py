@@ -34,6 +34,20 @@ ALLOWED = {
         "migrate/",
         r"trl dpo|^sft$",
     ): "the same in a refusal; a loss of another tool's, which that tool adds with rpo_alpha",
+    **{
+        (
+            f"migrate/{name}.py",
+            WORD.pattern,
+        ): "another tool's values and fields, which have the methods' names in theirs"
+        for name in ("axolotl", "axolotl_data", "axolotl_tables")
+    },
+    **{
+        (
+            f"migrate/{name}.py",
+            r"older_ppo|(num_)?ppo_epochs|rloo_k",
+        ): "fields and a class of another tool's, by its names"
+        for name in ("forms", "methods")
+    },
     ("config/run.py", r"ft-sft>=0.1,<1"): "an example in help",
     ("config/diagnostics_fields.py", r"\(grpo\)"): "an example in help",
     ("registry/", r"ft-sft|ft_sft|sftconfig"): "an example of a requirement or of a line to write in a refusal",
