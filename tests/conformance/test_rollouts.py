@@ -67,11 +67,10 @@ WRONG = [
         fails="rollouts-overlap",
     ),
     Wrong(
-        name="a count of the calls so far",
+        name="a mean over the other prompts",
         kind="rollouts",
         old=FOUND,
-        new='{"advantage": found[i] / (1 + next(CALLS))}',
-        more=((HEAD, f"import itertools\n\nCALLS = itertools.count()\n\n\n{HEAD}"),),
+        new='{"advantage": found[i] / (len(rows) - 1)}',
         fails="rollouts-ahead",
     ),
     Wrong(

@@ -164,7 +164,7 @@ def heat_of(run: Run) -> float:
 
 
 def three_steps(subject: Subject) -> RolloutConfig:
-    return subject.config(max_steps=3, train_sampling_strategy="random")  # type: ignore[return-value]
+    return subject.config(max_steps=3, train_sampling_strategy="random", **TWICE)  # type: ignore[return-value]
 
 
 def overlapped(subject: Subject) -> None:
