@@ -32,7 +32,7 @@ class Config(RunConfig):
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("neighbours")
     for name, distribution, requires, method in (
-        ("raising", "ft-raising", "ft-host>=0.1,<1", RAISES),
+        ("raising", "ft-raising", "ft-host>=0.1,<2", RAISES),
         ("future", "ft-future", "ft-host>=7,<8", RAISES),
         ("sft", "rival-sft", "ft-host>=0.1", RAISES),
     ):
@@ -86,7 +86,7 @@ def test_all_are_listed_with_their_state(site):
     found = {(entry["distribution"], entry["name"]): entry for entry in listed}
     assert found["ft-raising", "raising"]["state"] == "ok"  # only importing it can tell
     assert found["ft-future", "future"]["state"] == "incompatible"
-    assert found["ft-future", "future"]["problem"].startswith("needs ft-host<8,>=7, and this is ft-host 0.")
+    assert found["ft-future", "future"]["problem"].startswith("needs ft-host<8,>=7, and this is ft-host 1.")
     assert found["ft-crooked", "crooked"]["state"] == "broken"
     assert "'fake-crooked/method.py'" in found["ft-crooked", "crooked"]["problem"]
     assert found["ft-sft", "sft"]["state"] == found["rival-sft", "sft"]["state"] == "conflict"
@@ -130,10 +130,10 @@ def test_the_right_one_is_found_loaded_and_registered(site):
     [
         ("raising", 3, ["ft-raising 0.4.2", "fake_no_such_library", "method.py, line 1"]),
         ("rival-sft:sft", 3, ["rival-sft 0.4.2", "fake_no_such_library"]),
-        ("future", 3, ["ft-future 0.4.2", "needs ft-host<8,>=7", "ft-host 0."]),
+        ("future", 3, ["ft-future 0.4.2", "needs ft-host<8,>=7", "ft-host 1."]),
         ("crooked", 3, ["ft-crooked 0.4.2", "fake-crooked/method.py"]),
         ("stf", 4, ["no method 'stf'", "did you mean 'sft'", "raising (ft-raising 0.4.2)"]),
-        ("sft", 2, ["ft-sft:sft", "rival-sft:sft", "ft-sft 0.", "rival-sft 0.4.2"]),
+        ("sft", 2, ["ft-sft:sft", "rival-sft:sft", "ft-sft 1.", "rival-sft 0.4.2"]),
     ],
 )
 def test_each_refusal_names_distribution_version_and_cause(site, tmp_path, method, code, expected):

@@ -76,7 +76,7 @@ def twenty(site: Path) -> str:
                 "ft_host.configs": {f"m{index}": f"ft_m{index}.config:Config"},
             },
             modules={f"ft_m{index}.method": "raise RuntimeError('imported')", f"ft_m{index}.config": CONFIG},
-            requires=["ft-host>=0.1,<1"],
+            requires=["ft-host>=0.1,<2"],
         )
     return str(site)
 
@@ -237,7 +237,7 @@ def test_the_method_may_stand_in_the_file(capsys):
     assert dry("sft", "run.yaml", "--learning-rate", "1e-3", capsys=capsys)["learning_rate"] == 1e-3
     assert dry("ft-sft:sft", "run.yaml", capsys=capsys)["model"] == "org/m"
     out, _ = called("train", "run.yaml", "--dry-run", capsys=capsys)
-    assert f"# method: sft ({SFT}, experimental)" in out
+    assert f"# method: sft ({SFT}, stable)" in out
     assert "learning_rate: 0.0001                             # run.yaml:4" in out
     assert "sft's own fields" in called("train", "run.yaml", "--help", capsys=capsys)[0]
 

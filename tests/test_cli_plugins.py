@@ -44,7 +44,7 @@ def ft_loss(batch):
 """
 
 
-def install(site, name, *, method=METHOD, distribution=None, requires=("ft-host>=0.1,<1",), **others):
+def install(site, name, *, method=METHOD, distribution=None, requires=("ft-host>=0.1,<2",), **others):
     make_distribution(
         site,
         distribution or f"ft-{name}",
@@ -92,10 +92,10 @@ def test_the_table_has_a_line_for_each_plugin(tmp_path):
     assert lines[0].split() == ["name", "kind", "version", "stability", "distribution", "state"]
     rows = {line.split()[0]: line.split() for line in lines[1:] if line}
     assert rows["alpha"] == ["alpha", "method", "0.3.1", "experimental", "ft-alpha", "ok"]
-    assert ["sft", "diagnostics", "0.3.0", "experimental", "ft-sft", "ok"] in [line.split() for line in lines[1:]]
+    assert ["sft", "diagnostics", "1.0.0", "stable", "ft-sft", "ok"] in [line.split() for line in lines[1:]]
     rows = {line.split()[0]: line.split() for line in lines[1:] if line and line.split()[1] != "diagnostics"}
-    assert rows["sft"] == ["sft", "method", "0.3.0", "experimental", "ft-sft", "ok"]
-    assert rows["transformers"][1:5] == ["backend", ft_host.__version__, "experimental", "ft-host"]
+    assert rows["sft"] == ["sft", "method", "1.0.0", "stable", "ft-sft", "ok"]
+    assert rows["transformers"][1:5] == ["backend", ft_host.__version__, "stable", "ft-host"]
     starts = [lines[0].index(column) for column in ("kind", "version", "stability", "distribution", "state")]
     assert all(line[start - 1] == " " and line[start] != " " for line in lines[:4] for start in starts)
 
@@ -106,7 +106,7 @@ def test_problems_notes_and_vain_names_stand_below_the_table(tmp_path):
     text = plugins(site=tmp_path, FT_HOST_BLOCK="ft-sft,ft-stf")
     assert "ft-alpha:alpha (method, 0.1.0): needs ft-host>=9, and this is ft-host" in text
     assert "ft-beta:beta (method, 2.0): version 2.0 says stable" in text
-    assert "ft-sft:sft (method, 0.3.0): blocked by the environment variable FT_HOST_BLOCK" in text
+    assert "ft-sft:sft (method, 1.0.0): blocked by the environment variable FT_HOST_BLOCK" in text
     assert "FT_HOST_BLOCK names 'ft-stf'" in text and "names 'ft-sft'" not in text
 
 
@@ -125,8 +125,8 @@ def test_json_has_the_documented_shape(tmp_path):
         "problem": None,
         "notes": [],
         "compatible": True,
-        "requires_host": "<1,>=0.1",
-        "requires": ["ft-host>=0.1,<1"],
+        "requires_host": "<2,>=0.1",
+        "requires": ["ft-host>=0.1,<2"],
         "entry_point": "fake_alpha.method",
         "implied": False,
         "config": "fake_alpha.config:Config",
@@ -155,7 +155,7 @@ def test_show_prints_what_the_metadata_says(tmp_path):
             "entry point   ft_host.methods: alpha = fake_alpha.method",
             "config        ft_host.configs: alpha = fake_alpha.config:Config",
             f"location      {tmp_path / 'fake_alpha' / 'method.py'}",
-            "requires      ft-host>=0.1,<1",
+            "requires      ft-host>=0.1,<2",
         ):
             assert line in text
     text = plugins("show", "alhpa", site=tmp_path, code=4)

@@ -220,7 +220,7 @@ def test_the_complete_rules_are_found_installed_and_pass_their_own_tests(tmp_pat
         tmp_path,
         "house-rules",
         entry_points={"ft_host.diagnostics": {"house": "house_rules"}},
-        requires=["ft-host>=0.4,<1"],
+        requires=["ft-host>=0.4,<2"],
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_house_rules.py"]

@@ -153,7 +153,7 @@ def test_it(request):
 @pytest.mark.parametrize(
     "pyproject, cache, heavy",
     [
-        ('[project]\nname = "mine"\ndependencies = ["ft-host>=0.5,<1"]\n', "of its own", True),
+        ('[project]\nname = "mine"\ndependencies = ["ft-host>=0.5,<2"]\n', "of its own", True),
         ('[project]\nname = "theirs"\ndependencies = ["requests"]\n', "shared", False),
         (None, "shared", False),
     ],

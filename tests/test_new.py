@@ -70,7 +70,7 @@ def test_its_files_are_whole(kind, tmp_path):
     assert tomllib.loads((folder / "ft_my_try" / "conformance.toml").read_text(encoding="utf-8")) == {}
     assert project["tool"]["setuptools"]["package-data"] == {"*": ["*.toml", "*.json"]}
     host = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["project"]["dependencies"] == [f"ft-host>={host['version'].rpartition('.')[0]},<1"]
+    assert project["project"]["dependencies"] == [f"ft-host>={host['version'].rpartition('.')[0]},<2"]
     with pytest.raises(UsageError, match="exists already"):
         new_package("my-try", kind, tmp_path)
 

@@ -93,7 +93,7 @@ def site(tmp_path, monkeypatch):
     catalog.cache_clear()
 
 
-def make_method(site, name, package, *, method=METHOD, config=CONFIG, requires=("ft-host>=0.1,<1",), **others):
+def make_method(site, name, package, *, method=METHOD, config=CONFIG, requires=("ft-host>=0.1,<2",), **others):
     """A distribution ft-NAME with the method NAME in PACKAGE."""
     return make_distribution(
         site,
@@ -134,7 +134,7 @@ def make_far(site, *, config=FAR, **configs):
         site,
         "ft-far",
         entry_points=entries | {"ft_host.configs": configs},
-        requires=("ft-host>=0.1,<1",),
+        requires=("ft-host>=0.1,<2",),
         modules={"fake_far.backend": BACKEND, "fake_far.config": made},
         classifiers=BETA,
     )
@@ -149,7 +149,7 @@ def test_a_method_is_described_by_its_metadata_and_not_imported(site):
     assert (info.kind, info.name, info.distribution, info.version) == ("method", "alpha", "ft-alpha", "0.3.1")
     assert (info.stability, info.state, info.problem, info.notes) == ("experimental", "ok", None, ())
     assert (info.value, info.config) == ("fake_alpha.method", "fake_alpha.config:Config")
-    assert (info.requires, info.requires_host, info.compatible) == (("ft-host>=0.1,<1",), "<1,>=0.1", True)
+    assert (info.requires, info.requires_host, info.compatible) == (("ft-host>=0.1,<2",), "<2,>=0.1", True)
     assert info.summary == "A method"
     assert info.location == str(site / "fake_alpha" / "method.py")
     assert reference(info) == "ft-alpha:alpha"
@@ -203,7 +203,7 @@ def test_stability_is_the_classifier_and_must_agree_with_the_version(
     "requirement, compatible",
     [
         ("ft-host", True),
-        ("ft-host>=0.1,<1", True),
+        ("ft-host>=0.1,<2", True),
         ("ft_host (>=0.1)", True),
         ("FT.Host[test]>=0.1", True),
         ("ft-host<0.1", False),
@@ -291,7 +291,7 @@ def test_a_method_s_name_is_written_once(site, value):
         "ft-alpha",
         entry_points={"ft_host.methods": {"alpha": value}},
         modules=modules,
-        requires=("ft-host>=0.1,<1",),
+        requires=("ft-host>=0.1,<2",),
         classifiers=BETA,
     )
     info, rules = listed("alpha"), listed("alpha", kind="diagnostics")
@@ -319,7 +319,7 @@ def test_entry_points_come_before_what_is_beside_the_method(site):
         },
         modules={"fake_alpha.method": METHOD, "fake_alpha.config": CONFIG, "fake_alpha.other": other,
                  "fake_alpha.rules": RULES},
-        requires=("ft-host>=0.1,<1",),
+        requires=("ft-host>=0.1,<2",),
     )  # fmt: skip
     info = listed("alpha")
     assert info.config == "fake_alpha.other:Other" and config_class(info).__name__ == "Other"

@@ -175,7 +175,7 @@ def test_rollouts_over_a_backend(make, models, tmp_path, monkeypatch):
         "ft-told-for-0-4",
         entry_points={"ft_host.backends": {"told_for_0_4": "told_for_0_4"}},
         modules={"told_for_0_4": (METHODS / "backend.py").read_text()},
-        requires=["ft-host>=0.4,<1"],
+        requires=["ft-host>=0.4,<2"],
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     catalog.cache_clear()

@@ -4,4 +4,4 @@ This package is installed in two environments: the trainer's, which needs no vLL
 vLLM's, which needs no ft-host: there only `ft_vllm.engines` is imported.
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
