@@ -7,12 +7,19 @@ from typing import Any
 
 CALCULATION = re.compile(r"<<([\d.+*/()\- ]{1,60})=(-?\d*\.?\d+)>>")
 ANSWER = re.compile(r"\n#### (-?[\d,.]+)$")
+NUMBER = re.compile(r"\d*\.?\d+")
 
 
-def right_calculations(completions: list[str], **columns: Any) -> list[float]:
-    """The share of the calculations in double brackets, as gsm8k writes them, that are right. 0 for a text without one,
-    or one that doesn't end in an answer."""
-    return [_share(text) if ANSWER.search(text.rstrip()) else 0.0 for text in completions]
+def right_calculations(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """The share of the calculations in double brackets, as gsm8k writes them, that are right and calculate with a number
+    of the question or the result of an earlier one. 0 for a text without one, or one that doesn't end in an answer.
+
+    Without a number of the question, `<<10=10>>` would earn as much as any: a small model finds that within 24 steps.
+    """
+    return [
+        _share(text, prompt) if ANSWER.search(text.rstrip()) else 0.0
+        for prompt, text in zip(prompts, completions, strict=True)
+    ]
 
 
 def right_answer(completions: list[str], answer: list[str], **columns: Any) -> list[float]:
@@ -25,10 +32,16 @@ def _number(text: str) -> str:
     return text.replace(",", "").rstrip(".")
 
 
-def _share(text: str) -> float:
-    found = CALCULATION.findall(text)
-    opened = text.count("<<")
-    return sum(_value(formula) == _rounded(float(result)) for formula, result in found) / opened if opened else 0.0
+def _share(text: str, prompt: str) -> float:
+    known = set(map(float, NUMBER.findall(prompt.replace(",", ""))))
+    opened, right = text.count("<<"), 0
+    for formula, result in CALCULATION.findall(text):
+        used = set(map(float, NUMBER.findall(formula)))
+        is_calculation = re.search(r"[\d)] *[-+*/]", formula) is not None
+        if is_calculation and used & known and _value(formula) == _rounded(float(result)):
+            right += 1
+            known.add(float(result))
+    return right / opened if opened else 0.0
 
 
 def _rounded(value: float) -> float:

@@ -23,6 +23,9 @@ def rewards():
     [
         ("2 and 2 are <<2+2=4>>4, and that thrice <<3*(2+1)=9>>9, a third <<1/3=.33>>0.33.\n#### 4", 1),
         ("<<2+2=5>>5 and <<7-2*3=1>>1\n#### 5", 0.5),
+        ("<<2000*3=6000>>6,000, of which <<6000-5=5995>>5995\n#### 5995", 1),  # with an earlier result
+        ("<<5*3=15>>15, of which <<15-5=10>>10\n#### 10", 0),  # with numbers of nobody's
+        ("<<2=2>>2 and <<-2=-2>>\n#### 2", 0),  # no calculations
         ("<<2-(3-1)=0>>0 and <<-2+4=2>>2\n#### 1,000", 1),
         ("<<2+2=4>>4, without an answer", 0),
         ("no calculation\n#### 4", 0),
@@ -33,7 +36,7 @@ def rewards():
     ],
 )
 def test_the_share_of_right_calculations(rewards, text, share):
-    assert rewards.right_calculations([text]) == [pytest.approx(share)]
+    assert rewards.right_calculations(["1 or 2, or 2,000?"], [text]) == [pytest.approx(share)]
 
 
 def test_answers(rewards):
