@@ -11,8 +11,8 @@ NUMBER = re.compile(r"\d*\.?\d+")
 
 
 def right_calculations(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """The share of the calculations in double brackets, as gsm8k writes them, that are right and calculate with a number
-    of the question or the result of an earlier one. 0 for a text without one, or one that doesn't end in an answer.
+    """The share of the calculations in double brackets, as gsm8k writes them, that are right and calculate with a
+    number of the question or the result of an earlier one. 0 for a text without one, or without an answer at its end.
 
     Without a number of the question, `<<10=10>>` would earn as much as any: a small model finds that within 24 steps.
     """
