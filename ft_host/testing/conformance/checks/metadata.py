@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def _missing_class(info: PluginInfo) -> str:
     return f"{info.config}, and {file} has no {name!r}{nearest(name, there)}"
 
 
-def _defined(body: list[ast.stmt]) -> set[str]:
+def _defined(body: Iterable[ast.AST]) -> set[str]:
     """The names that a module has after its import."""
     found: set[str] = set()
     for node in body:
@@ -71,9 +72,8 @@ def _defined(body: list[ast.stmt]) -> set[str]:
             found.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             found |= {(each.asname or each.name).partition(".")[0] for each in node.names}
-        elif isinstance(node, ast.If | ast.Try | ast.With):
-            blocks = [node.body, getattr(node, "orelse", []), *(each.body for each in getattr(node, "handlers", []))]
-            found |= {name for block in blocks for name in _defined(block)}
+        elif isinstance(node, ast.If | ast.Try | ast.With | ast.ExceptHandler):
+            found |= _defined(ast.iter_child_nodes(node))
         else:
             found |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +33,8 @@ def whole(subject: Subject) -> tuple[RunConfig, Path]:
         fields["train_sampling_strategy"] = "random"
         config = subject.config(**fields)
         if "steps_per_generation" in {field.name for field in dataclasses.fields(config)}:
-            try:
+            with contextlib.suppress(ConfigError):  # a method may learn once from a rollout
                 config = subject.config(**fields, steps_per_generation=2)
-            except ConfigError:  # a method may learn once from a rollout
-                pass
         return config, run_in(config, "whole")
 
     return subject.once("whole run", make)
