@@ -31,6 +31,7 @@ OF_CUDA = {
     "ft_host/models/varlen.py": "FlashAttention's kernels in torch",
     "ft_host/monitor/memory_estimate.py": "the same key",
     "ft_host/util/devices.py": "its tables",
+    "ft_host/testing/conformance/probe.py": "what an import has changed, a start of CUDA among it",
     "ft_host/util/transfer.py": "pinned memory",
     "plugins/ft-vllm/ft_vllm/opening.py": "nccl and ipc",
     "plugins/ft-vllm/ft_vllm/serve.py": "vLLM's own device",

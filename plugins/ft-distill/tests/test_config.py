@@ -232,12 +232,16 @@ def test_long_prompts_are_left_out():
         ),
         ({"messages": [{"role": "user", "content": "a"}]}, "messages: found no assistant turn"),
         ({"text": "a"}, "plain text has no prompt"),
-        ({"prompt": "", "completion": "a"}, "the prompt is empty"),
     ],
 )
 def test_refused_rows(row, said):
     with pytest.raises(RowError, match=said):
         gkd.ft_prepare(row, TOKENIZER, GKDConfig())
+
+
+def test_an_empty_prompt_is_left_out():
+    left_out = gkd.ft_prepare({"prompt": "", "completion": "a"}, TOKENIZER, GKDConfig())
+    assert isinstance(left_out, Drop) and left_out == "the prompt is empty"
 
 
 @pytest.mark.parametrize("fields", [{"lmbda": 1.0}, {"seq_kd": True}])

@@ -255,7 +255,6 @@ def test_a_token_of_both_prompt_and_completion(prepared):
         ),
         ({"messages": [{"role": "user", "content": "a"}]}, "messages: found no assistant turn"),
         ({"text": "a"}, "plain text has no prompt"),
-        ({"prompt": "", "completion": "a"}, "the prompt is empty"),
         (
             {"input_ids": [10, 11, 12], "labels": [-100, 11, 12]},
             "input_ids: tokens are the student's, and the teacher reads",
@@ -265,6 +264,11 @@ def test_a_token_of_both_prompt_and_completion(prepared):
 def test_refused_rows(prepared, row, said):
     with pytest.raises(RowError, match=said):
         prepared(row)
+
+
+def test_an_empty_prompt_is_left_out(prepared):
+    left_out = prepared({"prompt": "", "completion": "a"})
+    assert isinstance(left_out, Drop) and left_out == "the prompt is empty"
 
 
 @pytest.mark.parametrize("fields", [{"lmbda": 1.0}, {"seq_kd": True}])

@@ -31,7 +31,7 @@ from ft_host.api import ConfigError, ModelSpec
         ({"sync_ref_model": True, "precompute_ref_log_probs": True}, "sync_ref_model and precompute_ref_log_probs"),
         ({"ref_model_mixup_alpha": 0.5}, "ref_model_mixup_alpha: has no effect without sync_ref_model"),
         ({"ref_model_sync_steps": 5}, "ref_model_sync_steps: has no effect without sync_ref_model"),
-        ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy: wrapped splits rows"),
+        ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy: wrapped cuts rows anywhere"),
     ],
 )
 def test_refused(fields, said):
