@@ -54,7 +54,10 @@ def test_alpaca():
             "found the columns prompt, chosen, rejected; they look like "
             r"preference data: use `ft-host train dpo`, `kto`, `orpo`, `reward` or `simpo`, or rename chosen",
         ),
-        ({"chosen_ids": [5], "rejected_ids": [6]}, "like tokenised preference data: use `ft-host train dpo`, `kto`, `orpo`"),
+        (
+            {"chosen_ids": [5], "rejected_ids": [6]},
+            "like tokenised preference data: use `ft-host train dpo`, `kto`, `orpo`",
+        ),
         ({"question": "a", "answer": "b"}, r"set dataset_columns to \{question: prompt, answer: completion\}"),
         ({"prompt": "a", "response": "b"}, r"set dataset_columns to \{response: completion\}"),
         ({"dialogue": TALK}, r"conversations: set dataset_columns to \{dialogue: messages\}"),
