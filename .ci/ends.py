@@ -74,7 +74,7 @@ def one_run(method: str, folder: Path, found: dict[str, str], fields: dict) -> N
     known = {field.name for field in dataclasses.fields(config_class)}
     samples = "max_completion_length" in known and "reward" in known
     formats = config_class.formats or (("prompt-only",) if samples else ("language modeling",))
-    columns = [*COLUMNS[formats[0]], *(getattr(config_class, "needs_columns", ()) if samples else ())]
+    columns = [*COLUMNS[formats[0]], *(config_class.needs_columns if samples else ())]
     rows = [{name: ROWS.get(name, "a hint") for name in columns} for _ in range(24)]
     for at, row in enumerate(rows):
         row |= {name: f"{value} {at}" for name, value in row.items() if isinstance(value, str)}
