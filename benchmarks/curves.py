@@ -74,7 +74,7 @@ class Axes:
     def place(self, steps: Iterable[float], values: Iterable[float]) -> list[tuple[float, float]]:
         return [(self.across(step), self.up(value)) for step, value in zip(steps, values, strict=True)]
 
-    def drawn(self, heading: str) -> list[Markup]:
+    def drawn(self, heading: str, unit: str = "step") -> list[Markup]:
         """Heading, lines across with their values, and steps below."""
         x0, x1 = self.sides
         drawn = [_text(x0, 22, heading, size=14, colour=INK)]
@@ -86,7 +86,7 @@ class Axes:
             ]
         marked = ticks(0.0, self.last_step, wanted=4, whole=True)
         for tick in marked:
-            name = f"step {tick:.0f}" if tick == marked[-1] else f"{tick:.0f}"
+            name = f"{unit} {tick:.0f}" if tick == marked[-1] else f"{tick:.0f}"
             anchor = "end" if tick == self.last_step else "middle"
             drawn.append(_text(self.across(tick), HEIGHT - 12, name, anchor=anchor))
         return drawn
@@ -160,18 +160,31 @@ def _framed(width: float, drawn: list[Markup], spoken: str) -> str:
 def side_by_side(heading: str, runs: dict[str, list[Series]], spoken: str) -> str:
     """An SVG document of one metric: for each name, the mean of its runs, which have the same steps, and faint, each
     run."""
+    return _framed(WIDTH + NAMES, _compared(heading, runs, 0, "step"), spoken)
+
+
+def two_sides(heading: str, by: dict[str, dict[str, list[Series]]], spoken: str) -> str:
+    """The same over two things, side by side: `by` has the runs by what they go over, such as "step" and "second"."""
+    drawn: list[Markup] = []
+    for number, (unit, runs) in enumerate(by.items()):
+        drawn += _compared(heading, runs, number * WIDTH, unit, named=number == len(by) - 1)
+    return _framed(len(by) * WIDTH + NAMES, drawn, spoken)
+
+
+def _compared(
+    heading: str, runs: dict[str, list[Series]], left: float, unit: str, *, named: bool = True
+) -> list[Markup]:
     every = [series for those in runs.values() for series in those]
-    axes = _axes(0, max(series.steps[-1] for series in every), [value for series in every for value in series.values])
-    drawn = axes.drawn(heading)
+    values = [value for series in every for value in series.values]
+    axes = _axes(left, max(series.steps[-1] for series in every), values)
+    drawn = axes.drawn(heading, unit)
     for number, (name, those) in enumerate(runs.items()):
         colour = COLOURS[number]
         if len(those) > 1:
             drawn += [_line(axes.place(each.steps, each.values), colour, width=1, opacity=0.35) for each in those]
         means = [sum(values) / len(values) for values in zip(*(each.values for each in those), strict=True)]
-        middle = axes.place(those[0].steps, means)
-        drawn += [
-            _line(middle, colour),
-            *_dots(middle, colour),
-            _text(WIDTH, TOP + 14 + 20 * number, name, colour=colour),
-        ]
-    return _framed(WIDTH + NAMES, drawn, spoken)
+        middle = axes.place([sum(at) / len(at) for at in zip(*(each.steps for each in those), strict=True)], means)
+        drawn += [_line(middle, colour), *_dots(middle, colour)]
+        if named:
+            drawn.append(_text(left + WIDTH, TOP + 14 + 20 * number, name, colour=colour))
+    return drawn

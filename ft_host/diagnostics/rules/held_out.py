@@ -142,6 +142,7 @@ RULES = [
         symptom="overfitting",
         level="results",
         mutes=("OPT010",),
+        follows_from=("PRB001",),  # a held-out loss beside another reference than where the policy began
         needs=("eval_loss", "loss"),
         window=1,
         least=1,

@@ -6,11 +6,15 @@ FT_VLLM_PYTHON=FOLDER/bin/python python -m pytest plugins/ft-vllm/tests/test_tra
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import random
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from ft_distill.config import DistillConfig
@@ -28,6 +32,7 @@ from ft_host.testing import (
     tiny_llama,
     tiny_run,
     tiny_tokenizer,
+    train_apart,
 )
 
 PYTHON = os.environ.get("FT_VLLM_PYTHON")
@@ -73,6 +78,17 @@ def rollouts(folder: Path) -> list[tuple]:
     """Step, prompt and completion of each sample of a rollout."""
     samples = RunFolder(folder).read("samples.jsonl")
     return [(each["step"], each["prompt"], each["completion"]) for each in samples if each["kind"] == "rollout"]
+
+
+def assert_each_once(folder: Path, prompts: int) -> None:
+    """Each prompt was learnt from once, with its four completions, within the bound of 1, and each token that is of the
+    policy's version has its log-prob."""
+    found = lines(folder)
+    assert max(line["rollouts/staleness_max"] for line in found) <= 1
+    matched = [line["rollouts/mismatch_max"] for line in found if "rollouts/mismatch_max" in line]
+    assert matched and max(matched) < 1e-4
+    learnt = collections.Counter(each[1] for each in rollouts(folder))
+    assert len(learnt) == prompts and set(learnt.values()) == {4}
 
 
 def test_a_run_and_its_resumption(config):
@@ -152,10 +168,45 @@ def test_a_teacher_that_is_served_teaches_what_one_does_that_is_held(config, tmp
 def test_a_run_that_does_not_wait_for_its_rollouts(config):
     """Every token has the log-prob of the policy whose version it carries, through updates in flight."""
     folder = run_of(config, "async", rollouts="async", max_staleness=1)
-    found = lines(folder)
-    assert [line["step"] for line in found] == [1, 2, 3, 4]
-    assert max(line["rollouts/staleness_max"] for line in found) <= 1
-    matched = [line["rollouts/mismatch_max"] for line in found if "rollouts/mismatch_max" in line]
-    assert matched and max(matched) < 1e-4
-    prompts = [each[1] for each in rollouts(folder)]
-    assert len(prompts) == len(set(prompts)) * 4 == 32  # each prompt once, with its four completions
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4]
+    assert_each_once(folder, 8)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_trainers_and_two_servers(config, strategy):
+    """What both learn from has the log-probs that the policy of its version gives it, whichever server it is from."""
+    config.rollouts, config.max_staleness, config.max_steps = "async", 1, 6
+    config.distributed_strategy, config.per_device_train_batch_size = strategy, 4
+    config.backend_config["servers"] = 2
+    train_apart(config, 2)
+    folder = Path(config.output_dir)
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4, 5, 6]
+    assert_each_once(folder, 12)
+    for log in ("vllm.log", "vllm-2.log"):
+        assert "POST /v1/completions" in (folder / log).read_text()
+
+
+@pytest.mark.nightly
+def test_a_server_that_is_killed_takes_nothing_along(config):
+    """The other one goes on with its prompts; it is started anew, gets the weights, and samples again."""
+    config.rollouts, config.max_staleness, config.max_steps = "async", 1, 8
+    config.backend_config["servers"] = 2
+    folder = Path(config.output_dir)
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not (folder / "metrics.jsonl").exists() or len(lines(folder)) < 2:
+            time.sleep(0.05)
+        guard = next(each for each in psutil.Process().children() if "guard.py" in " ".join(each.cmdline()))
+        for each in guard.children(recursive=True):
+            each.kill()
+            killed.append(each.pid)
+
+    chaos = threading.Thread(target=kill, daemon=True)
+    chaos.start()
+    ft_host.train(config)
+    chaos.join(20)
+    assert killed
+    assert [line["step"] for line in lines(folder)] == list(range(1, 9))
+    assert_each_once(folder, 16)

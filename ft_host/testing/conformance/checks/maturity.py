@@ -95,11 +95,9 @@ def changelog(subject: Subject) -> Figures:
     project = project_of(subject)
     version = project.said["version"]
     linked = [url for name, url in project.urls.items() if re.search(r"change|release notes|history", name)]
-    if project.folder is None:
-        if not linked:
-            raise NotMet("its metadata links no changelog; expected Changelog among the urls of pyproject.toml")
+    if project.folder is None and linked:
         return {"changelog": linked[0]}
-    file = project.folder / "CHANGELOG.md"
+    file = project.sources / "CHANGELOG.md"
     if not file.is_file():
         raise NotMet(f"there is no {file}")
     section = re.search(
@@ -247,8 +245,8 @@ CHECKS: list[Check] = [
         about="package",
         tier="stable",
         why="Who moves to a new version looks there for what it does to a run.",
-        looks_at="The section of this version in CHANGELOG.md beside pyproject.toml; of an installed wheel, the link "
-        "to a changelog in its metadata.",
+        looks_at="The section of this version in CHANGELOG.md beside pyproject.toml. Of a wheel there is at most a "
+        "link to look at: that the section was there, its record says.",
         mend="Write a line for each change under ## VERSION.",
         test=changelog,
     ),
