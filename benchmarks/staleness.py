@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="so long at most for a quiet machine")
     args = parser.parse_args()
 
-    fields = {key: value for key, value in METHODS[args.method].items()}
+    fields = dict(METHODS[args.method])
     for key in ("model", "teacher_model_name_or_path"):
         if key in fields:
             fields[key] = str(beginning(args.out, fields[key]).resolve())
@@ -122,7 +122,9 @@ def main() -> None:
     if args.learning_rate:
         fields["learning_rate"] = args.learning_rate
         told += f"-{args.learning_rate:g}"
-    if args.reward_ms and args.method != "distill":
+    if args.reward_ms:
+        if args.method == "distill":
+            parser.error("--reward-ms: distill learns from no reward")
         slow = f"{Path(__file__).with_name('rewards.py')}:exact_match_after_5_ms"
         fields |= {"reward": [slow, f"{ARITHMETIC / 'rewards.py'}:right_lines"], "reward_workers": 8}
         fields["eval_reward"] = [f"{ARITHMETIC / 'rewards.py'}:exact_match"]

@@ -112,6 +112,7 @@ def test_a_run_and_its_resumption(config):
     assert sum(same) > 0.8 * len(same)  # round-off may turn a token: batches are not put together as they were
 
 
+@pytest.mark.nightly
 def test_an_adapter(config):
     """What vLLM is given of a LoRA run is the adapter."""
     folder = run_of(config, "lora", use_peft=True, learning_rate=1e-2, max_steps=3)
@@ -119,6 +120,7 @@ def test_an_adapter(config):
     assert not list(Path(folder).glob("**/ft-vllm-adapters-*"))
 
 
+@pytest.mark.nightly
 def test_a_sampler_with_other_numbers_is_refused(config):
     """bfloat16 in vLLM beside float32 here, which the default of the field would let pass."""
     coarse = config.backend_config | {"dtype": "bfloat16"}
@@ -126,6 +128,7 @@ def test_a_sampler_with_other_numbers_is_refused(config):
         run_of(config, "coarse", backend_config=coarse, max_sampling_logp_difference=1e-6)
 
 
+@pytest.mark.nightly
 def test_a_teacher_that_is_served_teaches_what_one_does_that_is_held(config, tmp_path, served):
     """Distillation of three steps: what it says of all tokens is what its forward pass does."""
     torch.manual_seed(5)
