@@ -10,6 +10,12 @@ ANSWER = re.compile(r"\n#### (-?[\d,.]+)$")
 NUMBER = re.compile(r"\d*\.?\d+")
 
 
+def answer_follows(completions: list[str], **columns: Any) -> list[float]:
+    """1 for a text that ends in an answer which is the result of its last calculation in double brackets."""
+    said = [(ANSWER.search(text.rstrip()), CALCULATION.findall(text)) for text in completions]
+    return [float(bool(end) and bool(made) and _number(end[1]) == _number(made[-1][1])) for end, made in said]
+
+
 def right_calculations(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     """The share of the calculations in double brackets, as gsm8k writes them, that are right and calculate with a
     number of the question or the result of an earlier one. 0 for a text without one, or without an answer at its end.

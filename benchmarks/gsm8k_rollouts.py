@@ -1,11 +1,12 @@
 """Methods with rollouts on real questions: one small model tuned on worked answers, what each method makes of it when
-its calculations are paid for, and the curves as SVGs.
+answers that follow from their calculations are paid for, and the curves as SVGs.
 
     python benchmarks/gsm8k_rollouts.py --data FOLDER --out OUT --method grpo rloo
 
 FOLDER has sft.jsonl (prompt, completion), prompts.jsonl and test_prompts.jsonl (prompt, answer). What is paid for is in
-gsm8k_rewards.py: a model of a few million parameters can't answer these questions, but it can learn to calculate what
-it writes down. OUT gets the runs, curves.json and an SVG of each method; runs that it holds already are not made again.
+gsm8k_rewards.py: a model of a few million parameters can't answer these questions, but it can learn to come to an end,
+and to answer with what it has calculated. OUT gets the runs, curves.json and an SVG of each method; runs that it holds
+already are not made again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ft_host.rundir.record import read_run
 from ft_host.rundir.series import Series
 
 REWARDS = Path(__file__).with_name("gsm8k_rewards.py")
-PAID, ANSWERED = "right_calculations", "right_answer"
+PAID, ANSWERED = ("answer_follows", "right_calculations"), "right_answer"
 SHARED = {"lr_scheduler_type": "cosine", "warmup_steps": 10, "adam_beta2": 0.99, "save_steps": 0}
 
 
@@ -75,8 +76,8 @@ def learned(method: str, model: Path, args: argparse.Namespace) -> Path:
             dataset=str(args.data / "prompts.jsonl"),
             eval_dataset=str(args.data / "test_prompts.jsonl"),
             output_dir=str(run),
-            reward=[f"{REWARDS}:{PAID}"],
-            eval_reward=[f"{REWARDS}:{PAID}", f"{REWARDS}:{ANSWERED}"],
+            reward=[f"{REWARDS}:{name}" for name in PAID],
+            eval_reward=[f"{REWARDS}:{name}" for name in (*PAID, ANSWERED)],
             eval_max_rows=args.held_out,
             eval_steps=max(1, args.steps // args.evaluations),
             max_steps=args.steps,
@@ -104,35 +105,39 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", choices=("grpo", "rloo"), default=["grpo", "rloo"])
     parser.add_argument("--sft-steps", type=int, default=934, help="two passes over 7,473 rows (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=100, help="default: %(default)s")
-    parser.add_argument("--prompts", type=int, default=16, help="of a step (default: %(default)s)")
+    parser.add_argument("--prompts", type=int, default=8, help="of a step (default: %(default)s)")
     parser.add_argument("--generations", type=int, default=8, help="of a prompt (default: %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=160, help="default: %(default)s")
     parser.add_argument("--lr", type=float, default=1e-4, help="default: %(default)s")
     parser.add_argument("--evaluations", type=int, default=5, help="beside the one before (default: %(default)s)")
-    parser.add_argument("--held-out", type=int, default=300, help="questions of the test set (default: %(default)s)")
+    parser.add_argument("--held-out", type=int, default=200, help="questions of the test set (default: %(default)s)")
     args = parser.parse_args()
 
     model = tuned(args)
     found: dict[str, Any] = {}
     for method in args.method:
         record = read_run(learned(method, model, args))
-        held_out = record.evals[f"eval_rewards/{PAID}/mean"]
+        held_out = {name: record.evals[f"eval_rewards/{name}/mean"] for name in (*PAID, ANSWERED)}
         panels = [
-            Panel("calculations that are right", held_out, record.train[f"rewards/{PAID}/mean"]),
-            Panel("entropy of a token, nats", None, record.train["entropy"]),
+            Panel(
+                "answers that follow from the last calculation",
+                held_out[PAID[0]],
+                record.train[f"rewards/{PAID[0]}/mean"],
+            ),
+            Panel("calculations that are right", held_out[PAID[1]], record.train[f"rewards/{PAID[1]}/mean"]),
         ]
-        answered = record.evals[f"eval_rewards/{ANSWERED}/mean"]
         found[method] = {
             "steps": record.steps,
             "seconds": record.seconds,
-            PAID: points(held_out),
-            ANSWERED: points(answered),
+            "held out": {name: points(series) for name, series in held_out.items()},
             "completion tokens": points(record.evals["eval_completions/mean_length"]),
         }
-        spoken = f"{method}: {held_out.first:.1%} of held-out calculations right before, {held_out.last:.1%} after"
+        first = held_out[PAID[0]]
+        spoken = f"{method}: held-out answers follow in {first.first:.1%} before, in {first.last:.1%} after"
         (args.out / f"gsm8k-{method}.svg").write_text(picture(panels, spoken) + "\n", encoding="utf-8")
         (args.out / "curves.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(spoken, f"answers {answered.first:.1%} and {answered.last:.1%}; {record.steps} steps", sep="; ")
+        others = [f"{name} {series.first:.1%} and {series.last:.1%}" for name, series in list(held_out.items())[1:]]
+        print(spoken, *others, f"{record.steps} steps", sep="; ")
 
 
 if __name__ == "__main__":

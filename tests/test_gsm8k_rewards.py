@@ -42,3 +42,18 @@ def test_the_share_of_right_calculations(rewards, text, share):
 def test_answers(rewards):
     said = ["so\n#### 1,200", "so\n#### 1200.", "so 1200", "so\n#### 120"]
     assert rewards.right_answer(said, ["1200"] * 4) == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "follows"),
+    [
+        ("<<2+2=4>>4, and <<4*300=1200>>1,200\n#### 1,200", 1),
+        ("<<2+2=5>>5\n#### 5", 1),  # whether the calculation is right is another reward's
+        ("<<2+2=4>>4, and <<4*3=12>>12\n#### 4", 0),
+        ("no calculation\n#### 4", 0),
+        ("<<2+2=4>>4, without an answer", 0),
+        ("<<2+2=4>>4, and then\n#### 4\nand more", 0),
+    ],
+)
+def test_an_answer_that_follows(rewards, text, follows):
+    assert rewards.answer_follows([text]) == [follows]
