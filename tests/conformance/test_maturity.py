@@ -96,7 +96,7 @@ WRONG = [
         **PROJECT,
         name="a dependency that is experimental",
         old='dependencies = ["ft-host',
-        new='dependencies = ["ft-kto>=0.1", "ft-host',
+        new='dependencies = ["ft-ppo>=0.1", "ft-host',
         fails="stable-dependencies",
     ),
     Wrong(
