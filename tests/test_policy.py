@@ -493,6 +493,7 @@ def test_free_memory_is_a_number_of_bytes():
 COMPILER = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 
 
+@pytest.mark.nightly("inductor")
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, COMPILER])])
 def test_compiled_layers_give_the_same(tmp_path, monkeypatch, backend):
     """aot_eager traces forward and backward as inductor does, and leaves out the C++."""

@@ -309,6 +309,7 @@ def test_a_killed_trainer_goes_on_with_each_prompt_learnt_once(grpo):
     assert set(learnt(folder).values()) == {1} and len(learnt(folder)) == 16
 
 
+@pytest.mark.nightly("ddp")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_trainers_share_one_rollout_process(grpo, strategy):
     config = grpo(distributed_strategy=strategy, per_device_train_batch_size=4)

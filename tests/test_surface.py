@@ -236,21 +236,21 @@ def test_the_sections_of_a_changelog_since_a_release():
 def test_the_command(capsys, tmp_path):
     from ft_host.cli import main
 
-    assert main(["contract", "ft-kto"]) == 0
+    assert main(["contract", "ft-orpo"]) == 0
     text = capsys.readouterr().out
     (tmp_path / "old.json").write_text(text)
-    assert main(["contract", "ft-kto", "--against", str(tmp_path / "old.json")]) == 0
+    assert main(["contract", "ft-orpo", "--against", str(tmp_path / "old.json")]) == 0
     assert capsys.readouterr().out == f"nothing has changed since {json.loads(text)['version']}\n"
     older = json.loads(text)
-    older["method"]["kto"]["fields"]["gamma"] = {"type": "number", "default": 1.0, "required": False}
+    older["method"]["orpo"]["fields"]["gamma"] = {"type": "number", "default": 1.0, "required": False}
     (tmp_path / "older.json").write_text(json.dumps(older))
-    assert main(["contract", "ft-kto", "--against", str(tmp_path / "older.json")]) == 6
-    refused = "method/kto/fields/gamma: is gone; the top section of its changelog doesn't name gamma"
-    assert capsys.readouterr().out == f"method/kto/fields/gamma: is gone (major)\n\nrefused:\n{refused}\n"
-    assert main(["contract", "ft-kto", "--against", str(tmp_path / "older.json"), "--json"]) == 6
+    assert main(["contract", "ft-orpo", "--against", str(tmp_path / "older.json")]) == 6
+    refused = "method/orpo/fields/gamma: is gone; the top section of its changelog doesn't name gamma"
+    assert capsys.readouterr().out == f"method/orpo/fields/gamma: is gone (major)\n\nrefused:\n{refused}\n"
+    assert main(["contract", "ft-orpo", "--against", str(tmp_path / "older.json"), "--json"]) == 6
     assert json.loads(capsys.readouterr().out) == [
         {
-            "path": "method/kto/fields/gamma",
+            "path": "method/orpo/fields/gamma",
             "what": "is gone",
             "needs": "major",
             "refused": "the top section of its changelog doesn't name gamma",
@@ -258,8 +258,8 @@ def test_the_command(capsys, tmp_path):
     ]
     (tmp_path / "odd.json").write_text("[]")
     for words, said in (
-        (["ft-kot"], "did you mean ft-kto?"),
-        (["ft-ppo", "--against", str(tmp_path / "old.json")], "is the contract of ft-kto, and this is ft-ppo"),
+        (["ft-opro"], "did you mean ft-orpo?"),
+        (["ft-ppo", "--against", str(tmp_path / "old.json")], "is the contract of ft-orpo, and this is ft-ppo"),
         (["ft-ppo", "--against", str(tmp_path / "odd.json")], "is no contract"),
         (["ft-ppo", "--against", str(tmp_path / "none.json")], "can't read"),
     ):

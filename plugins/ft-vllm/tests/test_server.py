@@ -334,6 +334,7 @@ def test_the_server_ends_when_the_trainer_is_killed(python, tmp_path):
 # ---------------------------------------------------------------- several processes
 
 
+@pytest.mark.nightly("ddp")
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_share_a_server(python, tmp_path, strategy):

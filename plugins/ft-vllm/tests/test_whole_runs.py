@@ -59,6 +59,7 @@ def prompts_learnt(folder: Path) -> collections.Counter:
     return collections.Counter(each["prompt"] for each in samples if each["kind"] == "rollout")
 
 
+@pytest.mark.nightly("async-False")
 @pytest.mark.parametrize("rollouts, recompute", [("overlap", True), ("async", True), ("async", False)])
 def test_a_run_over_two_servers_one_of_which_is_lost(config, fakes, begin_fake, rollouts, recompute):
     config.rollouts, config.max_staleness, config.recompute_cache = rollouts, 1, recompute
@@ -85,6 +86,7 @@ def test_a_run_over_two_servers_one_of_which_is_lost(config, fakes, begin_fake, 
     assert int(fakes[1].state["version"]) >= 5  # the last rollout was made with its weights
 
 
+@pytest.mark.nightly("ddp")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_trainers_and_two_servers(config, fakes, strategy):
     """The main process has the rollouts of both, and both learn from them; weights are whole when they go."""
