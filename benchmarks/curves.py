@@ -125,6 +125,10 @@ def _drawn(panel: Panel, left: float, last_step: float) -> Markup:
     return join(*drawn)
 
 
+def points(series: Series) -> list[list[float]]:
+    return [[step, value] for step, value in zip(series.steps, series.values, strict=True)]
+
+
 def picture(panels: list[Panel], spoken: str) -> str:
     """An SVG document. `spoken`: what it shows, for who can't see it."""
     last = max(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import work
-from curves import Panel, picture
+from curves import Panel, picture, points
 
 import ft_host
 from ft_host.rundir.record import RunRecord, read_run
@@ -218,10 +218,6 @@ def panels_of(method: str, record: RunRecord, pairs: Series | None) -> list[Pane
         Panel("reward margin", evals["eval_rewards/margins"]),
         Panel("pairs in the right order", pairs, **chance),
     ]
-
-
-def points(series: Series) -> list[list[float]]:
-    return [[step, value] for step, value in zip(series.steps, series.values, strict=True)]
 
 
 def main() -> None:

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import work
-from curves import Panel, picture
+from curves import Panel, picture, points
 
 import ft_host
 from ft_host.rundir.record import read_run
-from ft_host.rundir.series import Series
 
 REWARDS = Path(__file__).with_name("gsm8k_rewards.py")
 PAID, ANSWERED = ("answer_follows", "right_calculations"), "right_answer"
@@ -92,10 +91,6 @@ def learned(method: str, model: Path, args: argparse.Namespace) -> Path:
         )
     )
     return run
-
-
-def points(series: Series) -> list[list[float]]:
-    return [[step, value] for step, value in zip(series.steps, series.values, strict=True)]
 
 
 def main() -> None:

@@ -6,7 +6,8 @@ overlap and async with several bounds, with and without the correction.
 
 A run is a mode, its `max_staleness` and, with grpo, `none` for importance_sampling_correction: none. Each is a process
 of its own with one thread a side; the models that they begin with are made first, as examples/arithmetic/README.md
-does. OUT gets the runs, staleness-METHOD.json and staleness-METHOD.svg; runs that it holds already are not made again.
+does. OUT gets the runs, and figures and picture as staleness-….json and .svg, named for method, rate and wait; runs that
+it holds already are not made again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from curves import two_sides
+from curves import points, two_sides
 from turns import wait_for_quiet
 
 from ft_host.rundir.record import read_run
@@ -94,10 +95,6 @@ def by_clock(held_out: Series, step_time: Series) -> Series:
     return moved
 
 
-def points(series: Series) -> list[list[float]]:
-    return [[step, value] for step, value in zip(series.steps, series.values, strict=True)]
-
-
 def mean_of(series: Series | None) -> float | None:
     values = series.finite() if series else []
     return sum(values) / len(values) if values else None
@@ -113,6 +110,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/staleness"), help="default: %(default)s")
     parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="so long at most for a quiet machine")
     args = parser.parse_args()
+    if args.reward_ms and args.method == "distill":
+        parser.error("--reward-ms: distill learns from no reward")
 
     fields = dict(METHODS[args.method])
     for key in ("model", "teacher_model_name_or_path"):
@@ -123,8 +122,6 @@ def main() -> None:
         fields["learning_rate"] = args.learning_rate
         told += f"-{args.learning_rate:g}"
     if args.reward_ms:
-        if args.method == "distill":
-            parser.error("--reward-ms: distill learns from no reward")
         slow = f"{Path(__file__).with_name('rewards.py')}:exact_match_after_5_ms"
         fields |= {"reward": [slow, f"{ARITHMETIC / 'rewards.py'}:right_lines"], "reward_workers": 8}
         fields["eval_reward"] = [f"{ARITHMETIC / 'rewards.py'}:exact_match"]
