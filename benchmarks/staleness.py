@@ -6,8 +6,8 @@ overlap and async with several bounds, with and without the correction.
 
 A run is a mode, its `max_staleness` and, with grpo, `none` for importance_sampling_correction: none. Each is a process
 of its own with one thread a side; the models that they begin with are made first, as examples/arithmetic/README.md
-does. OUT gets the runs, and figures and picture as staleness-….json and .svg, named for method, rate and wait; runs that
-it holds already are not made again.
+does. OUT gets the runs, and figures and picture as staleness-….json and .svg, named for method, rate and wait; runs
+that it holds already are not made again.
 """
 
 from __future__ import annotations
