@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from ft_host.generation import Completion, Request, Sampling, decode, widths
+from ft_host.generation import Completion, Request, Sampling, decode, loop
 from ft_host.generation import prompts as prefilling
 from ft_host.generation import transformers as backend
 from ft_host.generation.jobs import Job, Terms, jobs_of
@@ -226,7 +226,7 @@ def test_on_a_gpu():
     for device in ("cpu", "cuda"):
         model = made("qwen").to(device)
         with torch.no_grad():
-            rows = widths.decode(model, jobs, sampling, 3)
+            rows = loop.decode(model, jobs, sampling, 3)
             said[device] = {row.job.index: row for row in rows}
     for index, row in said["cpu"].items():
         assert said["cuda"][index].tokens == row.tokens

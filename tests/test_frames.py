@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ft_host.errors import OutOfMemory
-from ft_host.generation import decode, frames, place, widths
+from ft_host.generation import decode, frames, loop, place
 from ft_host.generation.jobs import Job
 from ft_host.generation.prompts import cache_argument, prefill, prompts_of
 from ft_host.testing import models
@@ -34,7 +34,7 @@ def tapes(monkeypatch) -> Tapes:
     recorder = Tapes()
     monkeypatch.setitem(frames.RECORDERS, "cpu", lambda: recorder)
     monkeypatch.setattr(decode, "STRETCH", {})
-    monkeypatch.setattr(widths, "SPLIT", {})
+    monkeypatch.setattr(decode, "PRICE", {})
     monkeypatch.setattr(frames, "LEAST_COLUMNS", 64)
     monkeypatch.setattr(decode, "ROOM", 10)
     return recorder
@@ -114,7 +114,7 @@ def test_places_without_a_row_leave_no_trace(tapes):
     assert all(torch.isfinite(buffer).all() for layer in decoder.layers for buffer in (layer.keys, layer.values))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(decode, "RECORDERS", {})
-        alone = sorted(widths.decode(model, jobs, sampling, 5), key=lambda row: row.job.index)
+        alone = sorted(loop.decode(model, jobs, sampling, 5), key=lambda row: row.job.index)
     for row in decoder.rows:
         assert row.tokens == alone[row.job.index].tokens
 
@@ -158,12 +158,12 @@ def test_columns_that_no_row_needs_are_dropped_in_place(tapes):
     model, sampling = made("qwen"), Sampling(max_new_tokens=30, seed=1)
     requests = asked(30, (6,) * 24)
     decoders = []
-    enter = widths.Decoders.enter
+    enter = decode.Decoder.enter
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(widths.Decoders, "enter", lambda self, prompt: (decoders.append(self), enter(self, prompt))[1])
+        patch.setattr(decode.Decoder, "enter", lambda self, prompt: (decoders.append(self), enter(self, prompt))[1])
         requests = [replace(each, max_new_tokens=11 + number % 20) for number, each in enumerate(requests)]
         close(given(model, requests, sampling, 3, ends=()), one_by_one(model, requests, sampling, 3, ends=()))
-    assert decoders[0].short.layers[0].shape == (4, 64)  # 36 columns are needed, and room for ten
+    assert decoders[0].layers[0].shape == (4, 64)  # 36 columns are needed, and room for ten
     assert len(tapes.tapes) < 8 < tapes.replays
 
 

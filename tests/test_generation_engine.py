@@ -199,7 +199,7 @@ def test_a_prompt_longer_than_the_columns_in_use_enters_at_once(name):
     asked.poll()
     assert len(asked.tokens[1]) == 1 and len(asked.tokens[0]) == 4
     (lane,) = asked.engine.lanes.values()
-    assert lane.decoders.short.used.first == 0 and lane.decoders.short.used.end == 140
+    assert lane.decoder.used.first == 0 and lane.decoder.used.end == 140
     close(asked.rest(), expected)
 
 
@@ -250,7 +250,7 @@ def test_rows_take_no_more_memory_than_there_are_requests():
         asked.submit(key, Request(prompt_ids=[50 + key], number=key), sampling)
         asked.poll()
         (lane,) = asked.engine.lanes.values()
-        sizes.append(len(lane.decoders.short.layers[0].keys))
+        sizes.append(len(lane.decoder.layers[0].keys))
     assert sizes == [1, 2, 4, 4, 8, 8, 8, 8, 16]
 
 
@@ -416,7 +416,7 @@ def test_no_keys_and_values_are_held_after_an_interruption_or_at_the_end():
         (lane,) = asked.engine.lanes.values()
         held = [pair for prompt in lane.waiting.values() for pair in prompt.states or ()]
         assert held  # a group that entered in part
-        tensors = [layer.keys for layer in lane.decoders.short.layers] + [keys for keys, _ in held]
+        tensors = [layer.keys for layer in lane.decoder.layers] + [keys for keys, _ in held]
         return asked, [weakref.ref(tensor) for tensor in tensors]
 
     for end in ("interrupt", "close"):

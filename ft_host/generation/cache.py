@@ -9,6 +9,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
+Part = tuple[slice, int]  # neighbouring rows, and the first column that one of them has
 
 
 @dataclass
@@ -55,20 +56,21 @@ class Columns(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         raise NotImplementedError("the buffer is allocated before the model runs")
 
-    def make_room(self, rows: int, columns: int, first: int, like: Pair, keep: bool) -> None:
-        """Move the part in use to column `first` of new buffers of this size; with `keep`, of the old ones where they
-        have it. The rest is zero, or what was there: masked values must be finite.
-        """
-        used = self.extent
-        if keep and self.shape == (rows, columns):
-            for buffer in (self.keys, self.values):
-                moved = buffer[: used.rows, :, used.first : used.end].clone()
-                buffer[: used.rows, :, first : first + used.end - used.first] = moved
-            return
-        new = [old.new_zeros(rows, old.shape[-3], columns, old.shape[-1], dtype=held_type(old)) for old in like]
-        if self.is_initialized and used.rows:
+    def make_room(self, rows: int, columns: int, shift: int, like: Pair, parts: list[Part]) -> None:
+        """Move what is in use, these `parts`, by `shift` columns: within the buffers where they are of this size, or
+        into new ones. The rest is zero, or what was there: masked values must be finite."""
+        end, fits = self.extent.end, self.shape == (rows, columns)
+        if fits:
+            new = [self.keys, self.values]
+        else:
+            new = [old.new_zeros(rows, old.shape[-3], columns, old.shape[-1], dtype=held_type(old)) for old in like]
+        if self.is_initialized:
             for to, of in zip(new, (self.keys, self.values), strict=True):
-                to[: used.rows, :, first : first + used.end - used.first] = of[: used.rows, :, used.first : used.end]
+                for own, first in parts:
+                    moved = of[own, :, first:end]
+                    # Where old and new columns overlap, a copy in between
+                    overlap = fits and abs(shift) < end - first
+                    to[own, :, first + shift : end + shift] = moved.clone() if overlap else moved
         self.keys, self.values = new
         self.is_initialized = True
 

@@ -28,13 +28,15 @@ from torch.func import functional_call
 from transformers.cache_utils import Cache
 
 from ft_host.generation import Sampling
-from ft_host.generation.cache import Columns, Extent, Pair
+from ft_host.generation.cache import Columns, Extent, Pair, Part
 from ft_host.generation.frames import RECORDERS, STEPS, Frames, round_columns, round_rows
 from ft_host.generation.jobs import DecodedRow
 from ft_host.generation.looks import Sampled, read
 from ft_host.generation.masks import padded
 from ft_host.generation.prompts import Prompt, cache_argument, without_routing
 from ft_host.generation.sampling import sample_token
+from ft_host.generation.widths import PRICE, bands_of, exchanges, moving
+from ft_host.models.bands import Band, banded
 from ft_host.util.transfer import to_device
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ class Decoder:
         self.layers: list[Columns] = []
         self.cache = Cache(layers=self.layers)
         self.use(model)
-        self.size = size  # the rows that there are places for; buffers that are made have so many, or a frame's
+        self.size = size  # the rows that there are places for
+        self.made = size  # the rows that buffers are made for, or those of a frame
         self.rows: list[DecodedRow] = []
         self.used = Extent()
         device = model.device
@@ -65,6 +68,9 @@ class Decoder:
         self.start = start  # the column of a row's first token
         self.seen: torch.Tensor | None = None  # (size, V), where a repetition penalty needs it
         self.unread: list[Sampled] = []  # first tokens of the last rows
+        self.price = PRICE.get(device.type)
+        self.bands: list[Band] | None = None  # of the rows as they are; None until it is needed
+        self.wasted = self.debt = 0  # columns that the order of rows costs: a step, and since they were last sorted
         self.waits = device.type not in STRETCH  # whether reading what was sampled waits for queued work
 
     def use(self, model: PreTrainedModel) -> None:
@@ -75,7 +81,12 @@ class Decoder:
 
     @property
     def _capacity(self) -> int:
-        return self.size if self.frames is None else round_rows(self.size)
+        return self.made if self.frames is None else round_rows(self.made)
+
+    @property
+    def free(self) -> int:
+        """How many rows may enter."""
+        return self.size - len(self.rows)
 
     # -- in and out
 
@@ -83,11 +94,16 @@ class Decoder:
         """Let there be places for so many rows. Buffers that are too small for them are doubled, up to `most` rows."""
         have = self.layers[0].shape[0] if self.layers else 0
         self.size = max(len(self.rows), rows if rows <= have or not have else min(most, max(rows, 2 * have)))
+        self.made = max(self.size, have)
+
+    def close(self) -> None:
+        """Let no row enter any more: new buffers have no spare rows."""
+        self.size = self.made = len(self.rows)
 
     def enter(self, prompt: Prompt) -> None:
         """Add rows for the prompt's jobs, as many as have a place, with their first token, which isn't read yet."""
         used, length = self.used, len(prompt.ids)
-        jobs = [prompt.jobs.popleft() for _ in range(min(self.size - len(self.rows), len(prompt.jobs)))]
+        jobs = [prompt.jobs.popleft() for _ in range(min(self.free, len(prompt.jobs)))]
         new = slice(used.rows, used.rows + len(jobs))
         if not self.rows:
             used.first, used.end = 0, length
@@ -103,6 +119,7 @@ class Decoder:
             self.seen[new] = False
             self.seen[new].scatter_(1, prompt.tokens.expand(len(jobs), -1), True)
         used.rows += len(jobs)
+        self.bands = None
         self.rows += [DecodedRow(job, job.noise() if self.sampling.temperature else None) for job in jobs]
         self.unread.append(self.pick(logits, new, self._noise(new, 1)[0]))
 
@@ -114,51 +131,52 @@ class Decoder:
             self._take(self.rows[-len(tokens) :], [(tokens, logprobs)])
         return self._remove([index for index, row in enumerate(self.rows) if row.ended])
 
-    def adopt(self, other: Decoder, indices: list[int]) -> None:
-        """Take over rows of another decoder of the same model, with their keys and values."""
-        used, lengths = self.used, [columns_of(other.rows[index]) for index in indices]
-        if not self.rows:
-            used.first, used.end = 0, max(lengths)
-        like = [(layer.keys, layer.values) for layer in other.layers]
-        self.places(len(self.rows) + len(indices), len(self.rows) + 2 * len(indices))
-        self._fit(len(self.rows) + len(indices), max(lengths), like)
-        for place, (index, length) in enumerate(zip(indices, lengths, strict=True), used.rows):
-            for layer, pair in zip(self.layers, like, strict=True):
-                for buffer, of in zip((layer.keys, layer.values), pair, strict=True):
-                    buffer[place, :, used.end - length : used.end] = of[
-                        index, :, other.used.end - length : other.used.end
-                    ]
-            self.start[place], self.token[place] = used.end - length, other.token[index]
-            if other.seen is not None:
-                if self.seen is None:
-                    self.seen = other.seen.new_zeros(len(self.token), other.seen.shape[1])
-                self.seen[place] = other.seen[index]
-        used.rows += len(indices)
-        self.rows += [other.rows[index] for index in indices]
-        other._remove(indices)
-
     def _remove(self, indices: list[int]) -> list[DecodedRow]:
         if not indices:
             return []
-        out = set(indices)
-        left, used = len(self.rows) - len(indices), self.used
-        gone = [self.rows[index] for index in indices]
+        out, used = set(indices), self.used
+        left, gone = len(self.rows) - len(indices), [self.rows[index] for index in indices]
         holes = [index for index in indices if index < left]
-        movers = [index for index in range(left, len(self.rows)) if index not in out]
-        for hole, mover in zip(holes, movers, strict=True):
-            self.rows[hole] = self.rows[mover]
+        self._move([index for index in range(left, len(self.rows)) if index not in out], holes)
         del self.rows[left:]
-        if holes:
-            ((to, of),) = to_device([torch.tensor([holes, movers])], self.token.device)
-            for tensor in (self.token, self.start, self.seen):
-                if tensor is not None:
-                    tensor[to] = tensor[of]
-            for layer in self.layers:
-                for buffer in (layer.keys, layer.values):
-                    buffer[to, :, used.first : used.end] = buffer[of, :, used.first : used.end]
-        used.rows = left
+        used.rows, self.bands = left, None
         used.first = used.end - max(map(columns_of, self.rows), default=0)
         return gone
+
+    def _move(self, of: list[int], to: list[int]) -> None:
+        """Move rows to places that no other row needs."""
+        if not of:
+            return
+        moved, used = [self.rows[index] for index in of], self.used
+        for place, row in zip(to, moved, strict=True):
+            self.rows[place] = row
+        ((at, old),) = to_device([torch.tensor([to, of])], self.token.device)
+        for tensor in (self.token, self.start, self.seen):
+            if tensor is not None:
+                tensor[at] = tensor[old]
+        columns = slice(used.end - max(map(columns_of, moved)) if self.price is not None else used.first, used.end)
+        for layer in self.layers:
+            for buffer in (layer.keys, layer.values):
+                buffer[at, :, columns] = buffer[old, :, columns]
+
+    def _parts(self) -> list[Part]:
+        """Return the rows by band, with the first column of the buffers that one of them has."""
+        used = self.used
+        if self.bands is None:
+            return [(slice(0, used.rows), used.first)]
+        return [(band.rows, used.first + band.first) for band in self.bands]
+
+    def _part(self, price: int) -> None:
+        """Take the rows apart in bands. Let some change places first, if where they are has cost more than that."""
+        columns = [columns_of(row) for row in self.rows]
+        self.bands, area = bands_of(columns, price)
+        if len(self.rows) == 1:
+            return
+        of, to, least = exchanges(columns, price)
+        self.wasted = area - least
+        if self.debt > moving(columns, of, price):
+            self._move(of, to)
+            self.bands, self.wasted, self.debt = bands_of([columns_of(row) for row in self.rows], price)[0], 0, 0
 
     def _fit(self, rows: int, length: int, like: list[Pair]) -> None:
         """See that the buffers have places for so many rows, and so many columns up to the current one."""
@@ -179,16 +197,19 @@ class Decoder:
         """Drop the columns that no row needs, leave `before` columns empty, and add columns at the end."""
         used = self.used
         end = before + used.end - used.first
-        rows, columns = self._capacity, end + max(ROOM, end // 4)
-        if self.frames is not None:
-            # Graphs know the buffers by their address: they stay where they are as long as they are large enough.
-            have, columns = self.layers[0].shape, round_columns(end + ROOM)
-            if have[0] >= rows and have[1] >= columns:
-                rows, columns = have
-            else:
-                self.frames.drop()
+        rows, columns = self._capacity, end + max(ROOM, end // 2) if self.frames is None else round_columns(end + ROOM)
+        have, parts = self.layers[0].shape, self._parts()
+        # Graphs know the buffers by their address; others are left only for what is half their size.
+        if (
+            have[0] >= rows
+            and have[1] >= columns
+            and (self.frames is not None or 2 * rows * columns >= have[0] * have[1])
+        ):
+            rows, columns = have
+        elif self.frames is not None:
+            self.frames.drop()
         for layer, pair in zip(self.layers, like, strict=True):
-            layer.make_room(rows, columns, before, pair, keep=self.frames is not None)
+            layer.make_room(rows, columns, before - used.first, pair, parts)
         self.start += before - used.first
         used.first, used.end = before, end
 
@@ -209,6 +230,10 @@ class Decoder:
             steps = min(steps, *(row.job.limit - len(row.tokens) for row in self.rows))
             every = slice(0, len(self.rows))
             even = self._even()
+            if self.price is not None and not even:
+                if self.bands is None:
+                    self._part(self.price)
+                self.debt += self.wasted
             sampled = [self._step(noise, even) for noise in self._noise(every, steps)]
         self._take(self.rows, sampled)
 
@@ -239,7 +264,7 @@ class Decoder:
         """Return (rows, V); keys and values are written into the next column."""
         used, start = self.used, self.start[: len(self.rows), None]
         mask = None if even else torch.arange(used.first, used.end + 1, device=start.device) >= start
-        with contextlib.nullcontext() if even else padded():
+        with contextlib.nullcontext() if even else padded(), banded(self.bands or []):
             return self.logits(self.token[: len(self.rows), None], mask, used.end - start)
 
     def logits(

@@ -11,10 +11,10 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from ft_host.generation import Sampling
+from ft_host.generation.decode import Decoder
 from ft_host.generation.jobs import DecodedRow, Job
 from ft_host.generation.prompts import Prompt, next_prompts, prefill
 from ft_host.generation.static import batches_of, run_batch
-from ft_host.generation.widths import Decoders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +34,7 @@ class DecodingLane:
     def __init__(self, sampling: Sampling):
         self.sampling = sampling
         self.waiting: dict[tuple[int, ...], Prompt] = {}
-        self.decoders: Decoders | None = None
+        self.decoder: Decoder | None = None
         self.entries = 0  # times that rows have begun to enter
         self.entering = False
         self.late = False  # whether a request has arrived after the first of them
@@ -42,7 +42,7 @@ class DecodingLane:
     @property
     def rows(self) -> list[DecodedRow]:
         """Those under way."""
-        return self.decoders.rows if self.decoders else []
+        return self.decoder.rows if self.decoder else []
 
     @property
     def jobs(self) -> list[Job]:
@@ -61,8 +61,8 @@ class DecodingLane:
                 del self.waiting[ids]
         for row in self.rows:
             row.ended = row.ended or row.job.index == key
-        if self.decoders:
-            self.decoders.leave()
+        if self.decoder:
+            self.decoder.leave()
 
     def forget_prompts(self) -> None:
         """Prefill again what was prefilled and still waits: with it comes the distribution of the first token."""
@@ -72,22 +72,20 @@ class DecodingLane:
     def work(self, run: Run, policy: Policy, size: int, until: float, ended: list[DecodedRow]) -> None:
         """Go on with at most `size` rows, a step at least and until that time; add rows to `ended` as they end."""
         model = policy.causal_lm
-        if self.decoders is None:
-            self.decoders = Decoders(model, self.sampling, 0)
-        decoders = self.decoders
-        decoders.use(model)  # an auxiliary model may have been loaded anew
-        while self.waiting or decoders.rows:
+        if self.decoder is None:
+            self.decoder = Decoder(model, self.sampling, 0)
+        decoder = self.decoder
+        decoder.use(model)  # an auxiliary model may have been loaded anew
+        while self.waiting or decoder.rows:
             if self._enters(size):
-                self._enter(model, decoders, size, ended)
+                self._enter(model, decoder, size, ended)
             else:
-                if not self.waiting:
-                    decoders.close()
-                decoders.advance()
-                ended += decoders.leave()
+                decoder.advance()
+                ended += decoder.leave()
             if time.perf_counter() >= until:
                 break
-        if not self.waiting and not decoders.rows:
-            self.decoders = None
+        if not self.waiting and not decoder.rows:
+            self.decoder = None
 
     def _enters(self, size: int) -> bool:
         """Whether rows enter next."""
@@ -100,21 +98,21 @@ class DecodingLane:
             self.entries += self.entering
         return self.entering
 
-    def _enter(self, model: PreTrainedModel, decoders: Decoders, size: int, ended: list[DecodedRow]) -> None:
+    def _enter(self, model: PreTrainedModel, decoder: Decoder, size: int, ended: list[DecodedRow]) -> None:
         """Let the first prompts enter, as many as are prefilled at a time."""
         order = deque(sorted(self.waiting.values(), key=lambda prompt: (prompt.arrived, -len(prompt.ids))))
-        decoders.places(min(size, len(decoders.rows) + len(self.jobs)), size)
+        decoder.places(min(size, len(decoder.rows) + len(self.jobs)), size)
         chosen = [order[0]]
         if order[0].states is None:
-            chosen = next_prompts(order, decoders.free)
+            chosen = next_prompts(order, decoder.free)
             prefill(model, chosen)
         for prompt in chosen:
-            decoders.enter(prompt)
+            decoder.enter(prompt)
             if not prompt.jobs:
                 del self.waiting[tuple(prompt.ids)]
-            if not decoders.short.waits:
-                ended += decoders.leave()
-        ended += decoders.leave()  # one look for all of them
+            if not decoder.waits:
+                ended += decoder.leave()
+        ended += decoder.leave()  # one look for all of them
 
 
 class BatchLane:

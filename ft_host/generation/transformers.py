@@ -1,4 +1,4 @@
-"""The backend `transformers`: generates with the policy itself, by the decoding loop of decode.py, or through
+"""The backend `transformers`: generates with the policy itself, by the decoding loop of loop.py, or through
 `model.generate` where that can't run the model (static.py)."""
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from ft_host.distributed.processes import is_sharded
 from ft_host.generation import Completion, Request, Sampling
 from ft_host.generation.engine import TransformersEngine
 from ft_host.generation.jobs import Terms, completion_of, end_tokens, jobs_of, positions_of
+from ft_host.generation.loop import decode
 from ft_host.generation.place import answering, generating, rows_of, tell_way
 from ft_host.generation.prompts import can_decode
 from ft_host.generation.static import batches_of, generate_batches
-from ft_host.generation.widths import decode
 from ft_host.hooks import hookimpl
 
 if TYPE_CHECKING:

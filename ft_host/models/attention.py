@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ft_host.errors import ConfigError
+from ft_host.models.bands import bands_for, by_bands
 from ft_host.models.flex import flex_segments
 from ft_host.models.layout import FlatMask, Layout, NotFlat
 from ft_host.models.lean.parts import attention_call, rotation_of
@@ -90,7 +91,10 @@ def _attention(original: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor 
             return segment_attention(module, query, key, value, attention_mask, **arguments), None
         if _layout.get() is not None:
             raise NotFlat(f"{type(module).__name__} doesn't pass the model's mask to its attention")
-        return _own_attention(module, original)(module, query, key, value, attention_mask, **arguments)
+        own, bands = _own_attention(module, original), bands_for(query, key, attention_mask, arguments)
+        if bands is not None:
+            return by_bands(own, bands, module, query, key, value, attention_mask, **arguments)
+        return own(module, query, key, value, attention_mask, **arguments)
 
     return attention
 

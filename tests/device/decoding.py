@@ -10,7 +10,7 @@ import torch
 from device import pretended
 from ft_host.generation import decode, frames
 from ft_host.generation.jobs import Job
-from ft_host.generation.widths import decode as completed
+from ft_host.generation.loop import decode as completed
 from ft_host.testing.models import FAMILIES
 from ft_host.testing.tape import Tapes
 from ft_host.types import Sampling
