@@ -2,6 +2,7 @@
 
     python benchmarks/asynchronous.py                           rewards of 0, 50 and 200 ms a completion, three rounds
     python benchmarks/asynchronous.py --reward 50 --mode sync async --rounds 1 --wait 60 --json figures.json
+    python benchmarks/asynchronous.py --reward 0 --mode sync overlap --staleness 8
     python benchmarks/asynchronous.py --reward 0 --prompts 2    few rows, so that a token costs what it does for one row
 
 Needs ft-grpo beside ft-host, and two cores: each side has one thread. See README.md for what is measured and how.
@@ -32,9 +33,10 @@ SHORT, LONGEST = 25, 480  # tokens of most completions, and of the longest one
 LONG, LOCKED = 32, 1.7  # tokens that keep a completion going, and how much
 WORKERS = 8  # processes for rewards; those that wait take no core
 KEPT = {"recompute_cache": False}  # keys and values stay over an update; by default they are computed anew
-MODES = {
+STALENESS = 4  # of overlap: a completion that takes longer than so many further rollouts holds one up
+MODES: dict[str, dict[str, Any]] = {
     "sync": {},
-    "overlap": {"rollouts": "overlap", "max_staleness": 4, **KEPT},
+    "overlap": {"rollouts": "overlap", "max_staleness": STALENESS, **KEPT},
     "async": {"rollouts": "async", "max_staleness": 2, **KEPT},
 }
 SHARE = 0.9  # goal: async's share of the bound
@@ -119,9 +121,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, in turn (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=16, help="counted steps of a run (default: %(default)s)")
     parser.add_argument("--prompts", type=int, default=8, help="of an optimizer step (default: %(default)s)")
+    parser.add_argument("--staleness", type=int, default=STALENESS, help="of overlap (default: %(default)s)")
     parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="so long at most for a quiet machine")
     parser.add_argument("--json", type=Path, help="write what came out to this file")
     args = parser.parse_args(argv)
+    MODES["overlap"]["max_staleness"] = args.staleness
     results = []
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)

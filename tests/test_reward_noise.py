@@ -11,7 +11,7 @@ import pytest
 from ft_host.diagnostics.rules import reward_noise
 from ft_host.generation import Completion
 from ft_host.metrics import Metric
-from ft_host.monitor.reward_check import check_rewards, noise_of
+from ft_host.monitor.reward_check import check_rewards, noise_of, tossed
 from ft_host.rollouts.rewards import repeat_metrics
 from ft_host.testing.rules import Told, codes, findings, steps
 
@@ -75,6 +75,16 @@ def test_noise_is_a_share_of_the_variance():
     assert noise_of([(None, 1.0), (0.0, None), (1.0, 1.0)], values) is None
 
 
+def test_what_a_space_changes_counts_where_it_goes_both_ways():
+    values = [0.0, 1.0, 0.0, 1.0]
+    assert tossed([(0.0, 1.0), (1.0, 0.0), (0.0, 1.0), (1.0, 0.0)], values) == pytest.approx(2.0)
+    assert tossed([(1.0, 0.0)] * 4, values) == 0.0  # a strict reward
+    assert tossed([(0.0, 1.0), (1.0, 0.0), (0.0, 1.0), (None, 0.0)], values) == 0.0  # one alone is no way
+
+
+REWARDS = ("right", "chance", "unsure", "signs", "strict", "long")
+
+
 def test_chance_is_told_from_a_function_before_training(tiny, tmp_path):
     from ft_grpo.config import GRPOConfig
 
@@ -89,19 +99,28 @@ def test_chance_is_told_from_a_function_before_training(tiny, tmp_path):
         "def chance(completions, **columns):\n    return [draw.random() for _ in completions]\n"
         "def unsure(completions, answer, **columns):\n"
         "    return [float(str(b) in a) + 0.05 * draw.random() for a, b in zip(completions, answer)]\n"
+        "def signs(completions, **columns):\n"
+        "    return [float(sum(map(ord, a)) * 7919 % 64 > 31) for a in completions]\n"
+        "def strict(completions, answer, **columns):\n"
+        "    return [float(a == str(b)) for a, b in zip(completions, answer)]\n"
+        "def long(completions, **columns):\n    return [len(a) for a in completions]\n"
     )
     rows = [{"prompt": f"what is {n}?", "answer": str(100 * n)} for n in random.Random(0).sample(range(1, 90), 8)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = GRPOConfig(
         model=str(tiny / "model"),
         dataset=str(tmp_path / "prompts.jsonl"),
-        reward=[f"{tmp_path / 'rewards.py'}:{name}" for name in ("right", "chance", "unsure")],
+        reward=[f"{tmp_path / 'rewards.py'}:{name}" for name in REWARDS],
     )
     tokenizer = load_tokenizer(config)
     facts = check_rewards(config, open_train(config), lambda row: prompt_row(row, tokenizer, config))
     assert facts["data/reward/right/noise"] == 0 and facts["data/reward/right/most"] == 1
     assert facts["data/reward/chance/noise"] > 0.5
     assert 0 < facts["data/reward/unsure/noise"] < 0.05
-    assert codes(RULES, Told(facts=facts)) == {"DATA039"}
-    [found] = findings(RULES, Told(facts=facts))
-    assert found.cause == "chance"
+    told = {name: facts[f"data/reward/{name}/tossed"] for name in REWARDS}
+    assert told.pop("signs") > 0.5 and facts["data/reward/signs/noise"] == 0
+    assert told.pop("chance") > 0.5
+    assert told.pop("unsure") < 0.05 and not any(told.values())
+    found = {each.cause: each.message for each in findings(RULES, Told(facts=facts))}
+    assert set(found) == {"chance", "signs"}
+    assert "was asked twice" in found["chance"] and "a space at their end, higher ones and lower ones" in found["signs"]

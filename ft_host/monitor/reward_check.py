@@ -24,6 +24,7 @@ from ft_host.types import Drop
 
 ROWS = 8
 AGAIN = 16  # completions that are tried a second time
+SPACED = 32  # and those that are tried with a space at their end
 SECONDS = 30.0  # time limit of a call, for functions that hang: nothing else depends on time
 
 
@@ -34,7 +35,7 @@ def check_rewards(config: RolloutConfig, source: Any, prepare: Callable[[dict[st
     tried = trials(source, prepare) if specs else []
     if not tried:
         return {}
-    limits = {"reward_timeout": min(SECONDS, config.reward_timeout), "max_reward_failures": 2 * len(tried)}
+    limits = {"reward_timeout": min(SECONDS, config.reward_timeout), "max_reward_failures": 3 * len(tried)}
     facts: dict[str, Any] = {}
     for spec in specs:  # one at a time: a failure of one doesn't affect the others
         alone = replace(config, reward=[spec], reward_weights=[], reward_workers=1, **limits)
@@ -130,8 +131,9 @@ def by_row(tried: list[dict[str, Any]], values: list[float | None], takes: Calla
 
 def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
     name = pool.names[0]
-    every = -(-len(tried) // AGAIN)
-    given = tried + tried[::every]
+    every, other = -(-len(tried) // AGAIN), -(-len(tried) // SPACED)
+    again, touched = tried[::every], [spaced(trial) for trial in tried[::other]]
+    given = tried + again + touched
     columns = sorted({column for trial in tried for column in trial["columns"]})
     scoring = Scoring(
         prompts=[trial["prompt"] for trial in given],
@@ -161,14 +163,36 @@ def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
     earned = [each[0] for each in scored.values]
     told = by_row(tried, earned[: len(tried)], lambda column: column in function.takes)
     facts |= {f"data/reward/{name}/{kind}": share for kind, share in told.items()}
-    first, again = earned[: len(tried)], earned[len(tried) :]
+    first, rest = earned[: len(tried)], earned[len(tried) :]
     values = [value for value in first if value is not None]
     if len(values) >= len(tried) / 2:
         facts[f"data/reward/{name}/spread"] = max(values) - min(values)
         facts[f"data/reward/{name}/value"] = values[0]
         facts[f"data/reward/{name}/most"] = max(values)
-    noise = noise_of(list(zip(first[::every], again, strict=True)), values)
-    return facts if noise is None else facts | {f"data/reward/{name}/noise": noise}
+    noise = noise_of(list(zip(first[::every], rest[: len(again)], strict=True)), values)
+    if noise is None:
+        return facts
+    return facts | {
+        f"data/reward/{name}/noise": noise,
+        f"data/reward/{name}/tossed": tossed(list(zip(first[::other], rest[len(again) :], strict=True)), values),
+    }
+
+
+def spaced(trial: dict[str, Any]) -> dict[str, Any]:
+    """The same completion with a space at its end."""
+    said = trial["completion"]
+    said = said + " " if isinstance(said, str) else [{**said[0], "content": said[0]["content"] + " "}]
+    return trial | {"completion": said}
+
+
+def tossed(pairs: list[tuple[float | None, float | None]], values: list[float]) -> float:
+    """Return how much of the variance of a reward's values is there between a completion and the same with a space at
+    its end, where that raises some and lowers others: about 1 for a value that is drawn from all that is written, as a
+    hash is. 0 where it goes one way only, as for a reward that wants an answer without white space around it, or that
+    grows with length. `pairs`, `values`: as those of `noise_of`."""
+    both = [(one, other) for one, other in pairs if one is not None and other is not None]
+    ways = min(sum(other > one for one, other in both), sum(other < one for one, other in both))
+    return 0.0 if ways < max(2, len(both) / 10) else noise_of(both, values) or 0.0
 
 
 def noise_of(pairs: list[tuple[float | None, float | None]], values: list[float]) -> float | None:

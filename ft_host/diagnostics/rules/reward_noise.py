@@ -13,6 +13,11 @@ LOOKS_ELSEWHERE = Remedy(
     " of several), or reads something else than the completion"
 )
 
+READS_SIGNS = Remedy(
+    why="Score a few right and wrong completions by hand, with and without a space at their end: the value has to come"
+    " from what they say"
+)
+
 
 def noise_share(view: View) -> float:
     """How much of a reward's variance, of late, is there between two values of one completion. A rollout has few that
@@ -28,6 +33,20 @@ def noise_message(view: View) -> str:
         f"The reward {view.cause} gives equal completions of a prompt different values: {share} of its"
         " variance is there between two values of one completion. What it says of a completion is mostly chance, which"
         " can't be learnt."
+    )
+
+
+def tried_message(view: View) -> str:
+    name, noise = view.name("*"), view["data/reward/*/noise"]
+    if noise > NOISY:
+        return (
+            f"Reward {name} was asked twice about the same completions of the data's prompts, and gave other values:"
+            f" {percent(min(noise, 1))} of their variance is there between two values of one completion."
+        )
+    return (
+        f"Reward {name} gives completions of the data's prompts other values with a space at their end, higher ones and"
+        f" lower ones: {percent(min(view['data/reward/*/tossed'], 1))} of their variance is there between the two. What"
+        " it says of a completion is mostly chance, which can't be learnt."
     )
 
 
@@ -62,16 +81,13 @@ RULES = [
         level="rewards",
         mutes=("standstill", "results"),
         needs=("data/reward/*/noise",),
-        test=lambda view: view["data/reward/*/noise"] > NOISY,
-        message=lambda view: (
-            f"Reward {view.name('*')} was asked twice about the same completions of the data's prompts, and gave other"
-            f" values: {percent(min(view['data/reward/*/noise'], 1))} of their variance is there between two values of"
-            " one completion."
-        ),
-        remedies=lambda view: [LOOKS_ELSEWHERE],
+        test=lambda view: max(view["data/reward/*/noise"], view.get("data/reward/*/tossed", 0)) > NOISY,
+        message=tried_message,
+        remedies=lambda view: [LOOKS_ELSEWHERE] if view["data/reward/*/noise"] > NOISY else [READS_SIGNS],
         when=(
             "Of 16 completions that are tried twice before training, right ones and rubbish, the two values differ by"
-            " over half of the variance of all. Slow functions and reward models aren't tried."
+            " over half of the variance of all. Or so do those of completions with a space at their end and without,"
+            " some up and some down. Slow functions and reward models aren't tried."
         ),
         why="The policy is moved by what the reward says of a completion; noise moves it to nowhere.",
         remedy="Let the function depend on the completion alone; average several verdicts of a judge.",

@@ -40,11 +40,11 @@ def cut_remedies(view: View) -> list[Remedy]:
     why = f"Raise max_completion_length from {now} to {new}"
     longer = Remedy(why=why, patch={"max_completion_length": new}, again=True, measured=True)
     out = [longer] if new > now else []
-    if view.mean(CUT, view.window) < NEARLY_ALL:
+    if view.mean(CUT, view.window) < NEARLY_ALL and helpers.span(view) is not None:
         out += set_field(
             view, "mask_truncated_completions", True, ", so that being cut short isn't learnt from"
         ) + set_field(view, "missing_eos_penalty", 1.0, ", taken off what is cut short")
-    else:  # nothing would be left to learn from, or all would lose the same
+    else:  # nothing would be left to learn from: hardly any is whole, or all have earned the same
         out.append(Remedy(why="Teach the model to end its answers first (SFT), or begin with one that does"))
     begun = helpers.start(view, CUT)
     if begun is not None and begun < 0.1:  # it was fine once
