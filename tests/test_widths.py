@@ -114,7 +114,7 @@ def decoder_of(monkeypatch, prompts: list[int], price: int = 20) -> decode.Decod
 
 
 def lengths(decoder: decode.Decoder) -> list[int]:
-    return [decode.columns_of(row) for row in decoder.rows]
+    return [row.columns for row in decoder.rows]
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def test_sorting_changes_no_row(monkeypatch):
             orders.append([row.job.index for row in decoder.rows])
         rows = {row.job.index: row for row in decoder.rows}
         sampled.append(rows)
-        assert (orders[-1] == sorted(orders[-1], key=lambda index: -decode.columns_of(rows[index]))) == (price == 1)
+        assert (orders[-1] == sorted(orders[-1], key=lambda index: -rows[index].columns)) == (price == 1)
     common = set(sampled[0]) & set(sampled[1])
     assert common
     for index in common:

@@ -107,7 +107,7 @@ class Decoder:
         new = slice(used.rows, used.rows + len(jobs))
         if not self.rows:
             used.first, used.end = 0, length
-        self._fit(new.stop, length, prompt.states)
+        self._fit(new.stop, length, prompt.states, max(job.limit for job in jobs))
         for layer, pair in zip(self.layers, prompt.states, strict=True):
             for buffer, states in zip((layer.keys, layer.values), pair, strict=True):
                 buffer[new, :, used.end - length : used.end] = states
@@ -140,21 +140,21 @@ class Decoder:
         self._move([index for index in range(left, len(self.rows)) if index not in out], holes)
         del self.rows[left:]
         used.rows, self.bands = left, None
-        used.first = used.end - max(map(columns_of, self.rows), default=0)
+        used.first = used.end - max((row.columns for row in self.rows), default=0)
         return gone
 
     def _move(self, of: list[int], to: list[int]) -> None:
         """Move rows to places that no other row needs."""
         if not of:
             return
-        moved, used = [self.rows[index] for index in of], self.used
+        moved, end = [self.rows[index] for index in of], self.used.end
         for place, row in zip(to, moved, strict=True):
             self.rows[place] = row
         ((at, old),) = to_device([torch.tensor([to, of])], self.token.device)
         for tensor in (self.token, self.start, self.seen):
             if tensor is not None:
                 tensor[at] = tensor[old]
-        columns = slice(used.end - max(map(columns_of, moved)) if self.price is not None else used.first, used.end)
+        columns = slice(end - max(row.columns for row in moved), end)
         for layer in self.layers:
             for buffer in (layer.keys, layer.values):
                 buffer[at, :, columns] = buffer[old, :, columns]
@@ -168,18 +168,17 @@ class Decoder:
 
     def _part(self, price: int) -> None:
         """Take the rows apart in bands. Let some change places first, if where they are has cost more than that."""
-        columns = [columns_of(row) for row in self.rows]
+        columns = [row.columns for row in self.rows]
         self.bands, area = bands_of(columns, price)
-        if len(self.rows) == 1:
-            return
         of, to, least = exchanges(columns, price)
         self.wasted = area - least
         if self.debt > moving(columns, of, price):
             self._move(of, to)
-            self.bands, self.wasted, self.debt = bands_of([columns_of(row) for row in self.rows], price)[0], 0, 0
+            self.bands, self.wasted, self.debt = bands_of([row.columns for row in self.rows], price)[0], 0, 0
 
-    def _fit(self, rows: int, length: int, like: list[Pair]) -> None:
-        """See that the buffers have places for so many rows, and so many columns up to the current one."""
+    def _fit(self, rows: int, length: int, like: list[Pair], steps: int) -> None:
+        """See that the buffers have places for so many rows, and so many columns up to the current one. `steps`: the
+        most tokens that a new row may get."""
         used = self.used
         if rows > len(self.token):
             more = self._capacity - len(self.token)
@@ -190,14 +189,17 @@ class Decoder:
             self.layers += [Columns(used) for _ in like]
         have = self.layers[0].shape
         if rows > have[0] or used.end > have[1] or length > used.end:
-            self._make_room(like, max(0, length - (used.end - used.first)))
+            self._make_room(like, max(0, length - (used.end - used.first)), steps)
         used.first = min(used.first, used.end - length)
 
-    def _make_room(self, like: list[Pair], before: int = 0) -> None:
-        """Drop the columns that no row needs, leave `before` columns empty, and add columns at the end."""
+    def _make_room(self, like: list[Pair], before: int = 0, steps: int = 0) -> None:
+        """Drop the columns that no row needs, leave `before` columns empty, and add columns at the end, as many as half
+        of the others, if rows may get so many tokens."""
         used = self.used
         end = before + used.end - used.first
-        rows, columns = self._capacity, end + max(ROOM, end // 2) if self.frames is None else round_columns(end + ROOM)
+        steps = max([steps, *(row.job.limit - len(row.tokens) for row in self.rows)])
+        room = end + max(ROOM, min(steps, end // 2))
+        rows, columns = self._capacity, room if self.frames is None else round_columns(end + ROOM)
         have, parts = self.layers[0].shape, self._parts()
         # Graphs know the buffers by their address; others are left only for what is half their size.
         if (
@@ -239,7 +241,7 @@ class Decoder:
 
     def _even(self) -> bool:
         """Whether all rows begin in the same column, so that nothing is hidden from any. All tokens must be read."""
-        return len(set(map(columns_of, self.rows))) == 1
+        return len({row.columns for row in self.rows}) == 1
 
     def _noise(self, rows: slice, steps: int) -> torch.Tensor:
         """Return (steps, rows): the noise of the next tokens."""
@@ -293,8 +295,3 @@ class Decoder:
             seen.scatter_(1, token[:, None], True)
         self.token[rows] = token
         return token, logp
-
-
-def columns_of(row: DecodedRow) -> int:
-    """Return how many columns a row has: its last token has none yet."""
-    return len(row.job.prompt_ids) + len(row.tokens) - 1

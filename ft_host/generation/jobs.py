@@ -55,6 +55,11 @@ class DecodedRow:
                 self.ended = token in self.job.ends or len(self.tokens) == self.job.limit
 
     @property
+    def columns(self) -> int:
+        """Those of its keys and values: its last token has none yet."""
+        return len(self.job.prompt_ids) + len(self.tokens) - 1
+
+    @property
     def finish_reason(self) -> str:
         return "stop" if self.tokens[-1] in self.job.ends else "length"
 
