@@ -162,7 +162,7 @@ ROWS = {"backend": "rollouts", "diagnostics": "offline"}  # whose rows
 
 
 @pytest.mark.slow
-@pytest.mark.nightly("offline", "pairs", "rollouts")
+@pytest.mark.nightly("offline", "pairs", "rollouts", "backend")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_ladder(kind, tmp_path):
     """New, installed as it is, listed, its own tests, with what it is held to; built; the wheel in another environment,

@@ -87,7 +87,7 @@ def test_resume(config, fields):
 
 
 @pytest.mark.slow
-@pytest.mark.nightly("ddp value head", "ddp lora")
+@pytest.mark.nightly("ddp value head", "ddp lora", "fsdp2")
 @pytest.mark.parametrize(
     "fields",
     [

@@ -86,7 +86,7 @@ def test_resume(config, fields):
 
 
 @pytest.mark.slow
-@pytest.mark.nightly("ddp lora")
+@pytest.mark.nightly("ddp lora", "fsdp2")
 @pytest.mark.parametrize(
     "fields",
     [

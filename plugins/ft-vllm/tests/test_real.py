@@ -237,6 +237,7 @@ def test_an_engine_in_the_process_leaves_the_trainer_alone(make):
 
 
 @server_only
+@pytest.mark.nightly("ddp")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_share_a_server(tmp_path, strategy):
     script, port = Path(__file__).with_name("two_real_ranks.py"), str(free_port("127.0.0.1"))
