@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
 import work
 from curves import Panel, picture, points
+from kept import finished
 
 import ft_host
 from ft_host.rundir.record import RunRecord, read_run
@@ -68,14 +68,6 @@ def by_length(pairs: list[work.Row]) -> float:
 
 
 # ---------------------------------------------------------------- runs
-
-
-def finished(run: Path) -> bool:
-    """Whether the run is there and whole; one that isn't is put out of the way."""
-    if (run / "run.json").exists() and read_run(run).status == "finished":
-        return True
-    shutil.rmtree(run, ignore_errors=True)
-    return False
 
 
 def tuned(data: Path, out: Path, args: argparse.Namespace) -> Path:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import work
 from curves import Panel, picture, points
+from kept import finished
 
 import ft_host
 from ft_host.rundir.record import read_run
@@ -26,14 +26,6 @@ from ft_host.rundir.record import read_run
 REWARDS = Path(__file__).with_name("gsm8k_rewards.py")
 PAID, ANSWERED = ("answer_follows", "right_calculations"), "right_answer"
 SHARED = {"lr_scheduler_type": "cosine", "warmup_steps": 10, "adam_beta2": 0.99, "save_steps": 0}
-
-
-def finished(run: Path) -> bool:
-    """Whether the run is there and whole; one that isn't is put out of the way."""
-    if (run / "run.json").exists() and read_run(run).status == "finished":
-        return True
-    shutil.rmtree(run, ignore_errors=True)
-    return False
 
 
 def tuned(args: argparse.Namespace) -> Path:

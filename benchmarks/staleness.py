@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from itertools import accumulate
@@ -49,9 +48,8 @@ METHODS: dict[str, dict[str, Any]] = {
 def trained(out: Path, name: str, arguments: dict[str, Any], file: Path, wait: float) -> Path:
     """The folder of a run, which is made unless it is there and whole."""
     run = out / name
-    if (run / "run.json").exists() and read_run(run).status == "finished":
+    if finished(run):
         return run
-    shutil.rmtree(run, ignore_errors=True)
     method = "sft" if file.stem == "run" else file.stem
     command = [sys.executable, "-m", "ft_host", "train", method, str(file), "--output-dir", str(run)]
     for key, value in ({"progress": "quiet"} | arguments).items():
@@ -126,11 +124,12 @@ def main() -> None:
         fields |= {"reward": [slow, f"{ARITHMETIC / 'rewards.py'}:right_lines"], "reward_workers": 8}
         fields["eval_reward"] = [f"{ARITHMETIC / 'rewards.py'}:exact_match"]
         told += f"-{args.reward_ms}ms"
-    found: dict[str, Any] = {}
+    file = args.out / f"staleness-{told}.json"  # an earlier call's figures stay, but for those that are made again
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     steps: dict[str, list[Series]] = {}
     clock: dict[str, list[Series]] = {}
     for run in args.run:
-        found[run] = []
+        found[run] = [each for each in found.get(run, []) if each["seed"] not in args.seeds]
         for seed in args.seeds:
             given = fields | mode_of(run) | {"seed": seed}
             folder = trained(args.out, f"{told}-{run}-{seed}", given, ARITHMETIC / f"{args.method}.yaml", args.wait)
@@ -152,7 +151,8 @@ def main() -> None:
             kept = ", ".join(f"{name} {each[name]:.3g}" for name in ("staleness", "ess") if each[name] is not None)
             print(f"{told} {run}, seed {seed}: {held_out.first:.3g} before, {held_out.last:.3g} after", end=" ")
             print(f"{timed.steps[-1]:.0f} s of steps; {kept}", flush=True)
-        (args.out / f"staleness-{told}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        found[run].sort(key=lambda each: each["seed"])
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     spoken = f"exact_match of held-out prompts, {args.method}: " + "; ".join(
         f"{run} {those[0].last:.3g} after {clock[run][0].steps[-1]:.0f} s" for run, those in steps.items()
     )
