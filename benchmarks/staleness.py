@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from curves import points, two_sides
+from kept import finished
 from turns import wait_for_quiet
 
 from ft_host.rundir.record import read_run
@@ -148,9 +149,9 @@ def main() -> None:
                 }
             )
             each = found[run][-1]
-            kept = ", ".join(f"{name} {each[name]:.3g}" for name in ("staleness", "ess") if each[name] is not None)
+            means = ", ".join(f"{name} {each[name]:.3g}" for name in ("staleness", "ess") if each[name] is not None)
             print(f"{told} {run}, seed {seed}: {held_out.first:.3g} before, {held_out.last:.3g} after", end=" ")
-            print(f"{timed.steps[-1]:.0f} s of steps; {kept}", flush=True)
+            print(f"{timed.steps[-1]:.0f} s of steps; {means}", flush=True)
         found[run].sort(key=lambda each: each["seed"])
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     spoken = f"exact_match of held-out prompts, {args.method}: " + "; ".join(
