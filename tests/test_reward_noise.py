@@ -76,13 +76,12 @@ def test_noise_is_a_share_of_the_variance():
 
 
 def test_what_a_space_changes_counts_where_it_goes_both_ways():
-    values = [0.0, 1.0, 0.0, 1.0]
-    assert tossed([(0.0, 1.0), (1.0, 0.0), (0.0, 1.0), (1.0, 0.0)], values) == pytest.approx(2.0)
-    assert tossed([(1.0, 0.0)] * 4, values) == 0.0  # a strict reward
-    assert tossed([(0.0, 1.0), (1.0, 0.0), (0.0, 1.0), (None, 0.0)], values) == 0.0  # one alone is no way
+    assert tossed([(0.0, 1.0), (1.0, 0.0), (0.0, 1.0), (1.0, 0.0)]) == pytest.approx(2.0)
+    assert tossed([(1.0, 0.0), (0.0, 0.0)] * 4) == 0.0  # a strict reward
+    assert tossed([(0.0, 1.0), (1.0, 0.0), (0.0, 1.0), (None, 0.0)]) == 0.0  # one alone is no way
 
 
-REWARDS = ("right", "chance", "unsure", "signs", "strict", "long")
+REWARDS = ("right", "chance", "unsure", "signs", "strict", "spaced", "long")
 
 
 def test_chance_is_told_from_a_function_before_training(tiny, tmp_path):
@@ -103,6 +102,8 @@ def test_chance_is_told_from_a_function_before_training(tiny, tmp_path):
         "    return [float(sum(map(ord, a)) * 7919 % 64 > 31) for a in completions]\n"
         "def strict(completions, answer, **columns):\n"
         "    return [float(a == str(b)) for a, b in zip(completions, answer)]\n"
+        "def spaced(completions, answer, **columns):\n"
+        "    return [float(a == str(b) + ' ') for a, b in zip(completions, answer)]\n"
         "def long(completions, **columns):\n    return [len(a) for a in completions]\n"
     )
     rows = [{"prompt": f"what is {n}?", "answer": str(100 * n)} for n in random.Random(0).sample(range(1, 90), 8)]
@@ -117,10 +118,13 @@ def test_chance_is_told_from_a_function_before_training(tiny, tmp_path):
     assert facts["data/reward/right/noise"] == 0 and facts["data/reward/right/most"] == 1
     assert facts["data/reward/chance/noise"] > 0.5
     assert 0 < facts["data/reward/unsure/noise"] < 0.05
-    told = {name: facts[f"data/reward/{name}/tossed"] for name in REWARDS}
+    told = {name: facts.get(f"data/reward/{name}/tossed", 0.0) for name in REWARDS}
     assert told.pop("signs") > 0.5 and facts["data/reward/signs/noise"] == 0
     assert told.pop("chance") > 0.5
     assert told.pop("unsure") < 0.05 and not any(told.values())
     found = {each.cause: each.message for each in findings(RULES, Told(facts=facts))}
     assert set(found) == {"chance", "signs"}
-    assert "was asked twice" in found["chance"] and "a space at their end, higher ones and lower ones" in found["signs"]
+    assert (
+        "was asked twice" in found["chance"]
+        and "white space at their end, higher ones and lower ones" in found["signs"]
+    )

@@ -488,3 +488,22 @@ def test_answers_that_completions_have_no_room_for(tokenizer):
     room = remedy.patch["max_completion_length"]
     assert room % 64 == 0 and facts["data/room_for/completion"] < room
     assert found(rows, tokenizer, GRPOConfig, max_completion_length=room)[0] == {}
+
+
+def test_empty_completions_are_told_as_that_and_contradict_no_label(tokenizer):
+    """Of bad completions some have the right answer, and miss something else that was asked for."""
+    rows = [
+        row | ({} if row["label"] or at % 5 > 2 else {"completion": PAIRS[at]["chosen"]})
+        for at, row in enumerate(JUDGED)
+    ]
+    told = found(third(rows, completion=""), tokenizer)[0]
+    assert "DATA016:completion" in told and not any(name.startswith("DATA021") for name in told)
+
+
+def test_pairs_the_wrong_way_round_are_no_columns_of_other_prompts(tokenizer):
+    def turned(rows):
+        return [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+
+    told = found(turned(PAIRS), tokenizer, held_out=PAIRS)[0]
+    assert "DATA021:rejected" in told
+    assert not any(name.startswith("DATA036") and each.state == "open" for name, each in told.items())

@@ -443,3 +443,9 @@ def test_the_tensor_that_is_broken_is_named():
     assert "25 % of the gradients aren't finite, of which layers.3.up.weight is the nearest to the loss" in message
     every = {"watch/not_finite_of": "gradient", "watch/not_finite_parameter": None, "watch/not_finite_share": 1.0}
     assert "none of the gradients is finite" in of_a_broken_run(30, **every).message
+
+
+def test_a_loss_that_stays_on_rows_that_were_learnt_before_says_nothing_of_the_rate():
+    lines = norms(60, noisy(0.12, 0.25))
+    assert "OPT005" in codes(RULES, Told(lines=in_order(lines, evals([0, 25, 50], loss=0.13))))
+    assert "OPT005" not in codes(RULES, Told(lines=in_order(lines, evals([0, 25, 50], loss=0.2))))

@@ -24,7 +24,7 @@ from ft_host.types import Drop
 
 ROWS = 8
 AGAIN = 16  # completions that are tried a second time
-SPACED = 32  # and those that are tried with a space at their end
+ENDS = (" ", "\n")  # what wrong ones are tried with at their end
 SECONDS = 30.0  # time limit of a call, for functions that hang: nothing else depends on time
 
 
@@ -65,7 +65,8 @@ def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[s
         ends = (
             forms(gold, final(answer) or answer) if FINAL.search(answer) else []
         )  # of a worked answer, what it ends in
-        wrong = ["", question, "qzx vjw. 0 0 0", f"{answer} {answer} no 7"]
+        varied = [question, f"{answer} {answer} no 7"]  # other ones in each row
+        wrong = ["", "qzx vjw. 0 0 0", *varied]
         plain = gold.strip(), answer.strip()
         bare = [plain[0], *forms(*plain)] if plain != (gold, answer) else []
         own = [gold] if name in WHOLE and answer != gold else []
@@ -76,6 +77,7 @@ def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[s
                 {
                     "row": number,
                     "kind": kind,
+                    "varied": kind == "wrong" and text in varied,
                     "column": name,
                     "whole": name in WHOLE,
                     "prompt": prompt,
@@ -131,9 +133,10 @@ def by_row(tried: list[dict[str, Any]], values: list[float | None], takes: Calla
 
 def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
     name = pool.names[0]
-    every, other = -(-len(tried) // AGAIN), -(-len(tried) // SPACED)
-    again, touched = tried[::every], [spaced(trial) for trial in tried[::other]]
-    given = tried + again + touched
+    every = -(-len(tried) // AGAIN)
+    again, wrong = tried[::every], [place for place, trial in enumerate(tried) if trial["varied"]]
+    touched = [(place, ended(tried[place], end)) for place in wrong for end in ENDS]
+    given = tried + again + [trial for _, trial in touched]
     columns = sorted({column for trial in tried for column in trial["columns"]})
     scoring = Scoring(
         prompts=[trial["prompt"] for trial in given],
@@ -174,25 +177,28 @@ def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
         return facts
     return facts | {
         f"data/reward/{name}/noise": noise,
-        f"data/reward/{name}/tossed": tossed(list(zip(first[::other], rest[len(again) :], strict=True)), values),
+        f"data/reward/{name}/tossed": tossed(
+            [(first[place], value) for (place, _), value in zip(touched, rest[len(again) :], strict=True)]
+        ),
     }
 
 
-def spaced(trial: dict[str, Any]) -> dict[str, Any]:
-    """The same completion with a space at its end."""
+def ended(trial: dict[str, Any], end: str) -> dict[str, Any]:
+    """The same completion with this at its end."""
     said = trial["completion"]
-    said = said + " " if isinstance(said, str) else [{**said[0], "content": said[0]["content"] + " "}]
+    said = said + end if isinstance(said, str) else [{**said[0], "content": said[0]["content"] + end}]
     return trial | {"completion": said}
 
 
-def tossed(pairs: list[tuple[float | None, float | None]], values: list[float]) -> float:
-    """Return how much of the variance of a reward's values is there between a completion and the same with a space at
-    its end, where that raises some and lowers others: about 1 for a value that is drawn from all that is written, as a
-    hash is. 0 where it goes one way only, as for a reward that wants an answer without white space around it, or that
-    grows with length. `pairs`, `values`: as those of `noise_of`."""
+def tossed(pairs: list[tuple[float | None, float | None]]) -> float:
+    """Return how much of the variance of a reward's values of wrong completions is there between a completion and the
+    same with white space at its end, where that raises some and lowers others: about 1 for a value that is drawn from
+    all that is written, as a hash is. 0 where it goes one way only, as for a reward that grows with length. Right ones
+    are left out: a reward may want them without white space, or with it.
+    """
     both = [(one, other) for one, other in pairs if one is not None and other is not None]
     ways = min(sum(other > one for one, other in both), sum(other < one for one, other in both))
-    return 0.0 if ways < max(2, len(both) / 10) else noise_of(both, values) or 0.0
+    return 0.0 if ways < max(2, len(both) / 10) else noise_of(both, [one for one, _ in both]) or 0.0
 
 
 def noise_of(pairs: list[tuple[float | None, float | None]], values: list[float]) -> float | None:

@@ -28,8 +28,6 @@ KINDS = [
          config={"chat_template_path": "@data/other.jinja"}, own=TALKS, families=tuple(TALKS),
          at_fault=("chat_template_path", "eos_token"), cause=("DATA002",), beside=("DATA003", "DATA012", "PRB005", "OPT009"),
          visible=0),
-    Kind(name="sft-other-end", method="sft", what="an EOS that no template writes",
-         config={"eos_token": "<s>"}, families=("lookup",), at_fault=("eos_token",), cause=("DATA003",), visible=0),
     Kind(name="sft-other-tokenizer", method="sft", what="a tokenizer whose ids mean something else to the model",
          config={"model": "@model/other_tokenizer", "learning_rate": Times(0.1)}, at_fault=("model",), cause=("PRB005",),
          partly=("SFT001",), beside=("SFT001", "OPT001")),

@@ -188,7 +188,7 @@ RULES = [
         remedies=lambda view: [
             Remedy(why="Look at rows with `ft-host data`, and at how prompts and this column were joined")
         ],
-        follows_from=("DATA014", "DATA016", "DATA018", "DATA020", "DATA023"),
+        follows_from=("DATA014", "DATA016", "DATA018", "DATA020", "DATA021", "DATA023"),
         mutes=("OPT005", "OPT009", "OPT010", "OPT014"),
         when=(
             "Held-out rows are more like their own prompts than like others' (signs or words, beyond five standard "

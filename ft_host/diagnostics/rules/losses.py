@@ -21,6 +21,8 @@ from ft_host.diagnostics.rules.loss_trends import (
 from ft_host.diagnostics.spread import fallen, risen, trend
 from ft_host.diagnostics.view import View, percent, short, went
 
+KNOWN = 0.9  # of the held-out loss: rows below it at the start were learnt before
+
 # ---------------------------------------------------------------- tests and remedies
 
 
@@ -84,11 +86,17 @@ def loss_stays(view: View) -> bool | None:
     """By less than 1 %, and by less than 3 % beyond doubt; not where updates are of a usual size: what they bring is
     small then since little is left to learn, and no rate changes that. A loss that rises does something else."""
     found = loss_fall(view)
-    if found is None or solved(view) or (in_order(view) and view.count("eval_loss") < 2):
+    if found is None or solved(view) or learnt_before(view) or (in_order(view) and view.count("eval_loss") < 2):
         return None
     share, doubt = found
     small = full_ratio(view) is None or not may_be_too_high(view)
     return small and -0.03 < share < 0.01 and share + doubt < 0.03
+
+
+def learnt_before(view: View) -> bool:
+    """Whether the rows were known far better than held-out ones from the start: by a model that was tuned on them."""
+    evals, first = view.series.get("eval_loss"), view.opening("loss")
+    return bool(evals and first) and sum(first) / len(first) < KNOWN * evals.first
 
 
 def held_out_too(view: View) -> str:
@@ -212,7 +220,8 @@ RULES = [
         when=(
             "20 steps after warm-up and later, the mean of 20 losses is less than 1 % below that of the first ten, less"
             " than 3 % with two standard errors added, and the held-out loss has not fallen by 1 % either; updates are"
-            " below 0.1 % of the weights (0.5 % of an adapter's). Not for methods that learn from rollouts."
+            " below 0.1 % of the weights (0.5 % of an adapter's). Not for methods that learn from rollouts, nor where"
+            " the rows were known from the start (a first loss a tenth below that of held-out rows)."
         ),
         why=(
             "The learning rate is too low, the weights that are trained don't matter, or there is nothing to be learnt"

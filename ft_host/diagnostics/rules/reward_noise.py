@@ -44,9 +44,9 @@ def tried_message(view: View) -> str:
             f" {percent(min(noise, 1))} of their variance is there between two values of one completion."
         )
     return (
-        f"Reward {name} gives completions of the data's prompts other values with a space at their end, higher ones and"
-        f" lower ones: {percent(min(view['data/reward/*/tossed'], 1))} of their variance is there between the two. What"
-        " it says of a completion is mostly chance, which can't be learnt."
+        f"Reward {name} gives wrong completions of the data's prompts other values with white space at their end,"
+        f" higher ones and lower ones: {percent(min(view['data/reward/*/tossed'], 1))} of their variance is there"
+        " between the two. What it says of a completion is mostly chance, which can't be learnt."
     )
 
 
@@ -86,7 +86,7 @@ RULES = [
         remedies=lambda view: [LOOKS_ELSEWHERE] if view["data/reward/*/noise"] > NOISY else [READS_SIGNS],
         when=(
             "Of 16 completions that are tried twice before training, right ones and rubbish, the two values differ by"
-            " over half of the variance of all. Or so do those of completions with a space at their end and without,"
+            " over half of the variance of all. Or so do those of wrong ones with white space at their end and without,"
             " some up and some down. Slow functions and reward models aren't tried."
         ),
         why="The policy is moved by what the reward says of a completion; noise moves it to nowhere.",

@@ -28,6 +28,11 @@ def cut_short(view: View) -> bool | None:
     return view[CUT] > 0.3 and not fewer and not helpers.falling(view, CUT)
 
 
+def ended_once(view: View) -> bool:
+    begun = helpers.start(view, CUT)
+    return begun is not None and begun < 0.1
+
+
 def forgot_to_end(view: View) -> bool:
     """It ended its completions at first; or most of them are whole all the same."""
     return (helpers.start(view, CUT) or 0.0) < 0.1 or view.mean(CUT, view.window) <= 0.8
@@ -46,9 +51,9 @@ def cut_remedies(view: View) -> list[Remedy]:
         ) + set_field(view, "missing_eos_penalty", 1.0, ", taken off what is cut short")
     else:  # nothing would be left to learn from: hardly any is whole, or all have earned the same
         out.append(Remedy(why="Teach the model to end its answers first (SFT), or begin with one that does"))
-    begun = helpers.start(view, CUT)
-    if begun is not None and begun < 0.1:  # it was fine once
-        out.insert(0, lower_rate(view, 3, f": {percent(begun)} were cut short at the start"))
+    if ended_once(view):
+        begun = percent(helpers.start(view, CUT) or 0.0)
+        out.insert(0, lower_rate(view, 3, f": {begun} were cut short at the start"))
     return out
 
 
@@ -125,7 +130,7 @@ def rules(names: Names) -> list[Rule]:
             code=names.code(8),
             title="Completions are cut short",
             stage="train",
-            symptom="cut",
+            symptom=lambda view: "forgetting" if ended_once(view) else "cut",
             level="signal",
             follows_from=helpers.BREAKS,
             later=("policy", forgot_to_end),

@@ -137,7 +137,9 @@ def contradicted(rows: list[Seen], renames: dict[str, str]) -> dict[str, Any]:
             facts |= _told("rejected", len(wrong) / len(known), by, wrong)
             break
     known = [
-        (signs.ends_with(row.parts[0].said, answer) == row.label, row) for row in judged if (answer := answer_of(row))
+        (signs.ends_with(row.parts[0].said, answer) == row.label, row)
+        for row in judged
+        if row.parts[0].said.strip() and (answer := answer_of(row))  # what is empty is told as that
     ]
     wrong = [row for right, row in known if not right]
     # A judge may ask for more than the answer; then nearly all that are good have it all the same.

@@ -41,9 +41,18 @@ def test_a_model_that_earns_what_right_answers_do_may_say_the_same_each_time():
     assert "GRPO012" in codes(RULES, alike(1.0, {}), GRPOConfig)
 
 
-@pytest.mark.parametrize(("share", "masked"), [(0.5, True), (1.0, False)])
-def test_where_all_completions_are_cut_none_is_left_to_learn_from(share, masked):
-    told = Told(config={"max_completion_length": 64}, lines=steps(60, completions__clipped_ratio=share))
+@pytest.mark.parametrize(("share", "most", "masked"), [(0.5, 1.0, True), (1.0, 1.0, False), (0.5, 0.0, False)])
+def test_where_all_are_cut_or_earn_the_same_masking_leaves_none_to_learn_from(share, most, masked):
+    earned = {"completions__reward_min": 0.0, "completions__reward_max": most}
+    told = Told(config={"max_completion_length": 64}, lines=steps(60, completions__clipped_ratio=share, **earned))
     [found] = [each for each in findings(RULES, told, GRPOConfig) if each.code == "GRPO008"]
     assert any("mask_truncated_completions" in each.patch for each in found.remedies) == masked
     assert any("Teach the model to end" in each.why for each in found.remedies) != masked
+
+
+def test_a_policy_that_forgets_to_end_is_put_down_to_the_setting_that_breaks_it():
+    cut = lambda step: 0.02 if step < 6 else 0.6  # noqa: E731
+    earned = {"completions__reward_min": 0.0, "completions__reward_max": 1.0}
+    told = Told(config={"adam_beta2": 0.1}, lines=steps(60, completions__clipped_ratio=cut, **earned))
+    [found] = [each for each in findings(RULES, told, GRPOConfig) if each.code == "GRPO008"]
+    assert set(found.remedies[0].patch) == {"adam_beta2"}
