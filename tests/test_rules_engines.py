@@ -87,3 +87,17 @@ def test_rewards_without_a_reference_may_begin_anywhere(config):
     """SimPO and ORPO log rewards/chosen as TRL names it, and have no reference that they could differ from."""
     lines = first(1.3, -0.11, -1.63)
     assert codes(references.RULES, Told(config=config, lines=lines), DPOConfig) == set()
+
+
+@pytest.mark.parametrize(
+    ("config", "dropout", "first"),
+    [
+        ({"disable_dropout": False}, 0.3, {"disable_dropout": True}),
+        ({"disable_dropout": False}, 0.0, {}),
+        ({}, 0.3, {}),
+    ],
+)
+def test_dropout_is_the_first_suspect_where_the_model_has_some(config, dropout, first):
+    run = told(config, {"model/dropout": dropout}, **{APART: 2.0})
+    [found] = [each for each in findings(RULES, run, GRPOConfig) if each.code == "ENG001"]
+    assert dict(found.remedies[0].patch) == first

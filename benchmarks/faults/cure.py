@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cases import CASES
+from families.base import SCORED
 from one import seed_folder, values_of
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from run import Job
 
 NOT_BY_CONFIG = {"code", "machine"}  # faults that no field of the config undoes, and no autopilot
-SMALL = 0.1  # of what the healthy run learns: a fault that costs less has no price in the held-out figure
+SMALL = 0.1  # of what the healthy run learns
 HALF = 0.5
 BUDGET = 4  # attempts of an autopilot
 
@@ -114,11 +115,10 @@ def won_back(case: Case, run: dict[str, Any], reference: dict[str, Any], cure: d
     the fault costs nothing held out."""
     way = 1 if case.held_out_metric[1] == "higher" else -1
     healthy = reference["held_out"]
-    learnt = way * (healthy["last"] - healthy["first"])
     unlearnt = healthy["first"]
     bad, good = (last_of(each, unlearnt) for each in (run, cure))
     cost = way * (healthy["last"] - bad)
-    if cost <= SMALL * max(abs(learnt), 1e-3):
+    if cost <= margin_of(healthy):
         return None
     return way * (good - bad) / cost
 
@@ -129,13 +129,20 @@ def last_of(run: dict[str, Any], otherwise: float) -> float:
     return otherwise if value is None or not math.isfinite(value) else value
 
 
+def margin_of(healthy: dict[str, Any]) -> float:
+    """By how much a held-out figure must differ to count: a tenth of what is learnt in health, and of rewards, which
+    are the mean of a few completions, more than one of them."""
+    learnt = max(abs(healthy["last"] - healthy["first"]), 1e-3)
+    return max(SMALL * learnt, 1.5 / SCORED if healthy["metric"] == "eval_reward" else 0.0)
+
+
 def cured(case: Case, run: dict[str, Any], reference: dict[str, Any], cure: dict[str, Any]) -> bool:
     share = won_back(case, run, reference, cure)
     if share is not None:
         return share >= HALF
     way = 1 if case.held_out_metric[1] == "higher" else -1
     healthy, told = reference["held_out"], headline(run)
-    margin = SMALL * max(abs(healthy["last"] - healthy["first"]), 1e-3)
+    margin = margin_of(healthy)
     worse = way * (last_of(run, healthy["first"]) - last_of(cure, healthy["first"])) > margin
     return not worse and told is not None and told["code"] not in {each["code"] for each in cure["findings"]}
 
@@ -144,5 +151,5 @@ def worse(case: Case, run: dict[str, Any], reference: dict[str, Any], cure: dict
     """Whether what came out is worse than the faulty run itself, by more than a tenth of what is learnt in health."""
     way = 1 if case.held_out_metric[1] == "higher" else -1
     healthy = reference["held_out"]
-    margin = SMALL * max(abs(healthy["last"] - healthy["first"]), 1e-3)
+    margin = margin_of(healthy)
     return way * (last_of(run, healthy["first"]) - last_of(cure, healthy["first"])) > margin

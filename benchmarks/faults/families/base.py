@@ -8,6 +8,7 @@ from typing import Any
 REWARDS = Path(__file__).resolve().parent.parent / "rewards.py"
 Fields = dict[str, Any]
 # What a cure is judged by.
+SCORED = 48  # held-out prompts whose completions are scored
 HELD_OUT: dict[str, tuple[str, str]] = {
     "sft": ("eval_mean_token_accuracy", "higher"),
     "dpo": ("eval_rewards/accuracies", "higher"),
@@ -41,7 +42,7 @@ def bases(longest: int, right: str, near: str, show: Fields, solve: Fields, **ow
         "model": "@model/start",
         "dataset": "@data/train",
         "eval_dataset": "@data/test",
-        "eval_max_rows": 48,
+        "eval_max_rows": SCORED,
         "eval_reward": [right],
         "eval_steps": 20,
         "max_steps": 60,
@@ -54,7 +55,7 @@ def bases(longest: int, right: str, near: str, show: Fields, solve: Fields, **ow
     methods: dict[str, Fields] = {
         "sft": sft | {"model": "@model/scratch", "learning_rate": 3e-3},
         "dpo": pairs | {"learning_rate": 3e-4, "beta": 0.1},
-        "kto": judged | {"learning_rate": 1e-4, "beta": 1.0, "eval_reward": [right], "eval_max_rows": 48},
+        "kto": judged | {"learning_rate": 1e-4, "beta": 1.0, "eval_reward": [right], "eval_max_rows": SCORED},
         "reward": pairs | {"learning_rate": 1e-3, "center_rewards_coefficient": 0.01},
         "grpo": online | {"num_generations": 8, "learning_rate": 5e-4},
         "rloo": online | {"num_generations": 8, "learning_rate": 5e-4, "beta": 0.0},

@@ -252,6 +252,7 @@ RULES = [
         title="Pairs that hold no preference, or one of length",
         stage="before",
         level="rows",
+        follows_from=("DATA016", "DATA018", "DATA020"),
         mutes=("OPT005",),
         later=("notes", lambda view: view["data/identical_pairs"] < COIN_TOSS),
         needs=("data/identical_pairs",),

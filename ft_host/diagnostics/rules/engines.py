@@ -28,6 +28,9 @@ def from_all(view: View) -> list[Remedy]:
 
 def mend_sampler(view: View) -> list[Remedy]:
     out = from_all(view)
+    if not view.config.disable_dropout and view.facts.get("model/dropout", 0) > 0:
+        why = "Set disable_dropout: the model samples without dropout, and is trained with it"
+        out.append(Remedy(why=why, patch={"disable_dropout": True}, again=True))
     if view.config.backend != "transformers":
         out.append(
             Remedy(

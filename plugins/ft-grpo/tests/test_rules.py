@@ -41,6 +41,21 @@ def test_a_model_that_earns_what_right_answers_do_may_say_the_same_each_time():
     assert "GRPO012" in codes(RULES, alike(1.0, {}), GRPOConfig)
 
 
+def solved(reward: float, facts: dict) -> Told:
+    """A policy all of whose completions earn the same, and always have."""
+    lines = steps(
+        60, reward=reward, reward_std=0.0, frac_reward_zero_std=1.0, completions__unique_share=0.6,
+        completions__reward_min=reward, completions__reward_max=reward,
+    )  # fmt: skip
+    return Told(config={"num_generations": 8, "reward": ["right"]}, facts=facts, lines=lines)
+
+
+def test_where_all_earn_what_right_answers_do_there_is_nothing_left_to_tell_apart():
+    assert not {"GRPO001"} & codes(RULES, solved(1.0, TRIED), GRPOConfig)
+    assert "GRPO001" in codes(RULES, solved(0.0, TRIED), GRPOConfig)
+    assert "GRPO001" in codes(RULES, solved(1.0, {}), GRPOConfig)
+
+
 @pytest.mark.parametrize(("share", "most", "masked"), [(0.5, 1.0, True), (1.0, 1.0, False), (0.5, 0.0, False)])
 def test_where_all_are_cut_or_earn_the_same_masking_leaves_none_to_learn_from(share, most, masked):
     earned = {"completions__reward_min": 0.0, "completions__reward_max": most}
