@@ -335,6 +335,24 @@ def test_an_optimizer_that_changes_nothing_is_no_matter_of_the_rate():
     assert not finding.remedies[0].patch and "optimizer" in finding.remedies[0].why
 
 
+def test_new_weights_may_take_large_first_steps():
+    """A healthy run at twice the rate that is right: 11 % at the tenth step, and less from there on."""
+    facts = {"start/mean_token_accuracy": 0.002, "start/loss": 6.94, "model/vocab_size": 1024}
+    for ratio, told in ((0.11, set()), (0.17, {"OPT007"})):
+        lines = every_tenth(
+            norms(60, lambda step: 4 + 3 * math.exp(-step / 10)), lambda step, ratio=ratio: ratio / step
+        )
+        lines = [line | ({"update_ratio": ratio} if line["step"] == 10 else {}) for line in lines]
+        assert codes(RULES, Told(config={"learning_rate": 1e-4}, facts=facts, lines=lines)) & {"OPT007"} == told
+
+
+def test_from_a_teacher_there_is_more_to_learn_than_updates_of_nothing_can():
+    facts = ROLLOUTS | {"plan/total_steps": 60}
+    for ratio, told in ((1e-5, {"OPT007"}), (1e-4, set())):
+        lines = every_tenth(norms(60, noisy(0.12, 0.25)), lambda step, ratio=ratio: ratio)
+        assert codes(RULES, Told(config={"learning_rate": 1e-6}, facts=facts, lines=lines)) & {"OPT007"} == told
+
+
 def with_rewards(reward, ratio):
     return Told(
         config={"learning_rate": 1e-6},

@@ -49,7 +49,7 @@ KINDS = [
     Kind(name="sft-all-alike", method="sft", what="nine completions of ten are the same text", train="all_alike",
          at_fault=("data",), cause=("DATA023",), partly=("DATA", "OPT012", "OPT009"), beside=(*LEARNT, "OPT"), visible=0),
     Kind(name="sft-shifted", method="sft", what="each prompt has the completion of the row before", train="shifted",
-         config=TRAINED, families=SOLVABLE, at_fault=("data",), cause=("SFT001", "PRB005"),
+         config=TRAINED, families=SOLVABLE, at_fault=("data",), cause=("DATA036", "SFT001", "PRB005"),
          partly=("OPT009", "OPT005", "OPT004"), beside=LEARNT),
     Kind(name="sft-marked", method="sft", what="marks of another model's template are left in the texts",
          train="marked", families=("transduction", "gsm8k"), at_fault=("data",), cause=("DATA026",), partly=("DATA",), beside=LEARNT, visible=0),

@@ -133,7 +133,7 @@ KINDS = [
          cause=("CFG010", "DATA009"), partly=("KTO002", "KTO007", "KTO005"), beside=("KTO", "OPT"), visible=0),
     Kind(name="kto-two-rows", method="kto", what="a step is two rows, by which no KL can be estimated",
          config={"per_device_train_batch_size": 2, "learning_rate": Times(0.1)}, families=SOLVABLE,
-         at_fault=("per_device_train_batch_size", "gradient_accumulation_steps"), cause=("KTO001", "CFG004"),
+         at_fault=("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"), cause=("KTO001", "CFG004"),
          beside=("OPT", "CFG")),
     Kind(name="reward-centring-1000", method="reward", what="scores are centred with a weight of a thousand",
          config={"center_rewards_coefficient": 1000.0}, at_fault=("center_rewards_coefficient",), cause=("CFG010",),

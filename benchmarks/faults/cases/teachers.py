@@ -45,7 +45,7 @@ KINDS = [
     Kind(name="sdft-nothing-shown", method="sdft", what="the column of demonstrations is empty", train="nothing_shown",
          at_fault=("data", "dataset_columns"), cause=("SDFT001", "DATA016", "SDFT002"), beside=UNTAUGHT, visible=0),
     Kind(name="sdft-others-shown", method="sdft", what="demonstrations are those of other rows", train="others_shown",
-         at_fault=("data",), cause=("SDFT117", "OPT014", "SDFT115", "SDFT003"), partly=("SDFT",), beside=UNTAUGHT),
+         at_fault=("data",), cause=("DATA036", "SDFT117", "OPT014", "SDFT115", "SDFT003"), partly=("SDFT",), beside=UNTAUGHT),
     Kind(name="sdft-loss-skipped", method="sdft", what="the loss begins where completions have ended",
          config={"num_loss_tokens_to_skip": 25}, own={"lookup": {"num_loss_tokens_to_skip": 8}}, at_fault=("num_loss_tokens_to_skip",), cause=("SDFT004",),
          beside=UNTAUGHT),

@@ -8,7 +8,7 @@ from ft_host.diagnostics.rules.loss_trends import SETTLE, first_loss, full_ratio
 from ft_host.diagnostics.sizes import has_new_weights
 from ft_host.diagnostics.view import View, percent, went
 
-LARGE, LARGE_NEW, LARGE_LORA = 0.04, 0.1, 0.3  # updates as a share of weights; half of an adapter's are 0 at first
+LARGE, LARGE_NEW, LARGE_LORA = 0.04, 0.13, 0.3  # updates as a share of weights; half of an adapter's are 0 at first
 LARGE_POLICY = 0.02  # of methods that learn from rewards or preferences, from weights that can do something
 SMALL, SMALL_NEW, SMALL_LORA = 2e-4, 1e-3, 5e-4
 FALL, FALL_NEW = 0.03, 0.1  # of a loss: what new weights gain in a few steps is far more
@@ -61,8 +61,12 @@ def update_is_off(view: View) -> bool | None:
     if view["update_ratio"] > update_limits(view)[1]:
         return True
     if view.by_rollout:
-        late = view.step >= view.warmup_steps + SETTLE
-        return (full_ratio(view) or 0.0) < SMALL_ROLLOUTS and not reward_rises(view) if late else None
+        if view.step < view.warmup_steps + SETTLE:
+            return None
+        peak = full_ratio(view) or 0.0
+        taught = not view.count(view.reward)  # by a teacher, of whom there is more to learn than of a reward
+        reach = peak * (view.total_steps or view.config.max_steps)
+        return (peak < SMALL_ROLLOUTS or (taught and 0 <= reach < REACH)) and not reward_rises(view)
     return too_small(view)
 
 
@@ -117,7 +121,8 @@ RULES = [
             f" over {SMALL} ({SMALL_NEW} of new ones, {SMALL_LORA} of an adapter's), 20 steps after the warm-up, and"
             f" the loss hasn't fallen by {percent(FALL)} ({percent(FALL_NEW)} with new weights): surely, two standard"
             f" errors added, or all updates of the run come to less than {REACH} of the weights ({REACH_NEW}). With"
-            f" rollouts: never over {SMALL_ROLLOUTS} while the reward doesn't rise."
+            f" rollouts: never over {SMALL_ROLLOUTS} while the reward doesn't rise; from a teacher alone: all updates"
+            f" of the run come to less than {REACH}."
         ),
         why=(
             "What an optimizer of Adam's kind changes depends on the learning rate, not on the size of the gradient."

@@ -13,6 +13,7 @@ import statistics
 from ft_host.diagnostics.remedies import lower_rate, raise_rate, restore
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.shared.helpers import doubt
+from ft_host.diagnostics.sizes import strong_updates
 from ft_host.diagnostics.spread import risen, scatter
 from ft_host.diagnostics.view import View, percent, rounded, short, went
 
@@ -64,7 +65,9 @@ def displaced_remedies(view: View, imitation: str | None) -> list[Remedy]:
     beta = config["beta"]
     new = rounded(3 * beta)
     out.append(Remedy(why=f"Raise beta from {short(beta)} to {short(new)}", patch={"beta": new}, again=True))
-    return [*out, lower_rate(view, 3), Remedy(why="Leave out pairs that are nearly the same")]
+    slower, apart = lower_rate(view, 3), Remedy(why="Leave out pairs that are nearly the same")
+    # Large updates, at any time, take all completions with them
+    return [slower, *out, apart] if view.count("update_ratio") and strong_updates(view) else [*out, slower, apart]
 
 
 def rows_of(view: View) -> int:

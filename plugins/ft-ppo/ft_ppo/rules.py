@@ -87,6 +87,7 @@ OWN = [
         stage="train",
         symptom="no_learning",
         level="policy",
+        follows_from=("PPO101",),  # returns that are all the same have no variance to explain
         mutes=("PPO103",),
         needs=(EXPLAINED,),
         share=0.6,
