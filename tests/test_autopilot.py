@@ -297,6 +297,33 @@ def test_a_later_attempt_is_stopped_only_by_errors_that_were_there_before(tmp_pa
     assert made.attempts[2].status == "interrupted"  # the same error again
 
 
+def test_what_a_run_comes_to_is_told_by_its_end_and_stops_no_attempt(tmp_path):
+    """The second attempt falls too, and ends far above the first."""
+    fallen = [finding("OPT014", patch=(("learning_rate", 0.002),), severity="error")]
+    made, _ = scripted(tmp_path, lambda values: (50 * values["learning_rate"], fallen), budget=3)
+    assert made.attempts[1].status == "interrupted" and not made.attempts[1].verdict.adopted
+    again = Scripted(folder=tmp_path, method="sft", config=CONFIG, budget=3, locked=[], outcomes=frozenset({"OPT014"}))
+    again.ends = made.ends
+    again.run({"learning_rate": 0.01, "beta": 100.0}, print)
+    assert again.attempts[1].verdict.adopted
+
+
+def test_no_number_goes_further_than_its_field_allows(tmp_path):
+    """A fraction that helped nothing at 1.0 isn't tried at 20."""
+    found = finding("PPO115", patch=(("gamma", 1.0),))
+    made = flight(tmp_path, found, values={"gamma": 0.05})
+    made.config = CONFIG | {"gamma": 0.05}
+    made.attempts.append(
+        Attempt(
+            number=2, folder="x", values={"gamma": 1.0}, base=1, findings=[found], verdict=Verdict(kind=NO_BETTER),
+            change=Change(finding="PPO115", message="", remedy="", patch={"gamma": [0.05, 1.0]}, checkpoint=None),
+        )
+    )  # fmt: skip
+    assert made.choose(made.attempts[0])[0]["gamma"] == 20.0
+    made.accepts = lambda patch: patch["gamma"] <= 1
+    assert made.choose(made.attempts[0]) is None
+
+
 def test_a_number_that_was_not_enough_goes_further_or_half_way_back(tmp_path):
     """The same finding again: once more by as much. What an attempt asks of the field that it changed is first."""
     base = ended(1, {"learning_rate": 0.01}, findings=[finding()])

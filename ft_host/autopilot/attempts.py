@@ -25,6 +25,7 @@ from ft_host.autopilot.events import events_of, follow, introduced, judged
 from ft_host.autopilot.judging import best_of, figures, judge, metric_of, training
 from ft_host.autopilot.lineage import Attempt, Change, Verdict
 from ft_host.diagnostics.patch import run_file
+from ft_host.diagnostics.resolved import Accepts
 from ft_host.errors import StoppedByFinding
 from ft_host.report import RunRecord, RunUnreadable, read_run
 from ft_host.rundir import format as fmt
@@ -52,6 +53,8 @@ class Autopilot:
     best: int | None = None  # number of the best finished attempt
     metric: str | None = None  # the metric that decides it
     declared: dict[str, str] = field(default_factory=dict)  # the method's `metric_directions`
+    accepts: Accepts = lambda patch: True  # whether the config takes a patch: {field: value}
+    outcomes: frozenset[str] = frozenset()  # codes of rules that say what a run came to
 
     def run(self, values: dict[str, Any], say: Callable[[str], None]) -> None:
         """Run one attempt after another, at most `budget`: each comes from the best one before it."""
@@ -120,11 +123,13 @@ class Autopilot:
         self._record(attempt, findings)
 
     def _stops(self, attempt: Attempt) -> list[str]:
-        """Errors with a remedy of the attempts before it. What those had no chance to show is no reason to stop, and
-        nothing ends the last attempt early, whose findings can't be acted on."""
+        """Errors with a remedy of the attempts before it. What those had no chance to show is no reason to stop, nor is
+        a result that is worse than at the start: it may still be better than theirs. Nothing ends the last attempt
+        early, whose findings can't be acted on."""
         if attempt.number == self.budget:
             return []
-        return sorted({each["code"] for other in self.attempts for each in _patchable_errors(other)})
+        errors = {each["code"] for other in self.attempts for each in _patchable_errors(other)}
+        return sorted(errors - self.outcomes)
 
     def _saves(self, attempt: Attempt) -> bool:
         """Whether the autopilot sets the interval of checkpoints, which is then no business of a remedy."""
@@ -170,6 +175,8 @@ class Autopilot:
         none.
         """
         for values, change in candidates(base, self.attempts, self.config, set(self._locked(base))):
+            if not self.accepts({name: new for name, (_, new) in change.patch.items()}):
+                continue  # a number that went further than its field allows
             begun = first_step_of(base, change)
             change.checkpoint = None if begun is None else self._good_checkpoint(base, begun)
             return values, change

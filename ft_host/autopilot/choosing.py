@@ -31,7 +31,6 @@ PROTECTED = (
     "reward_kwargs",
     "environment",
     "tools",
-    "ref_model",
     "reward_model",
     "seed",
     "output_dir",

@@ -14,6 +14,8 @@ from ft_host.cli.arguments import take_number, take_value
 from ft_host.cli.train import Ready, fresh, read, say_warnings
 from ft_host.config.old_names import current
 from ft_host.config.paths import was_refused
+from ft_host.diagnostics.collect import diagnostics_of, rules_of
+from ft_host.diagnostics.resolved import acceptance
 from ft_host.errors import UsageError
 from ft_host.rundir.folder import RunFolder
 from ft_host.util.console import show
@@ -55,11 +57,23 @@ def run(argv: list[str]) -> int:
             raise UsageError(f"--lock: there is no field {name}{nearest(name, config) or ''}")
     folder = _folder(output or config["output_dir"])
     flight = Autopilot(
-        folder=folder, method=registry.reference(ready.method), config=config, budget=budget, locked=locked
+        folder=folder,
+        method=registry.reference(ready.method),
+        config=config,
+        budget=budget,
+        locked=locked,
+        accepts=acceptance(ready.resolved.config),
+        outcomes=outcomes(ready),
     )
     flight.run(_values(ready), lambda text: show(text, sys.stderr))
     show(_said(flight))
     return flight.exit_code
+
+
+def outcomes(ready: Ready) -> frozenset[str]:
+    """The codes of rules that say what a run came to, and not why."""
+    owned, _ = rules_of(diagnostics_of(ready.method, ready.resolved.config))
+    return frozenset(rule.code for rule, _ in owned if "results" in rule.levels)
 
 
 def _folder(name: str) -> Path:

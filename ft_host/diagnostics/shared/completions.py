@@ -132,7 +132,7 @@ def rules(names: Names) -> list[Rule]:
             stage="train",
             symptom=lambda view: "forgetting" if ended_once(view) else "cut",
             level="signal",
-            follows_from=helpers.BREAKS,
+            follows_from=("DATA038", *helpers.BREAKS),
             later=("policy", forgot_to_end),
             needs=(CUT,),
             share=0.5,
