@@ -7,7 +7,8 @@
 
 An attempt is `ft-host train` in a separate process. The first one goes to its end, so that the others have something
 to be better than; a later one is stopped at an error that one before it had, too. Whichever figure of held-out rows is
-best decides. Data, models, rewards and fields that the user locked are never changed. Imports no torch.
+best decides. Data, models, rewards and fields that the user locked are never changed, except that a reference may be
+left out. Imports no torch.
 """
 
 from __future__ import annotations

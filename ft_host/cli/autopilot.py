@@ -29,8 +29,9 @@ from the last checkpoint before the problem, or starts again if the remedy requi
 attempt is better; from one that isn't, it goes back, and what was changed is cleared as a suspect. The first attempt
 goes to its end, so that the result is never worse. Ends when nothing is left to try, or after N attempts.
 
-Data, models, rewards and the fields of --lock are never changed. FOLDER (default: output_dir of the config, else
-runs/autopilot-DATE-TIME) holds the attempts, autopilot.json (the lineage) and report.html.
+Data, models, rewards and the fields of --lock are never changed, except that a reference (ref_model) may be left out.
+FOLDER (default: output_dir of the config, else runs/autopilot-DATE-TIME) holds the attempts, autopilot.json (the
+lineage) and report.html.
 """
 
 
