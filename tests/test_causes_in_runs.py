@@ -335,3 +335,12 @@ def test_rates_of_large_models_speak_before_what_they_do():
     run = found("sft", lines, {"model/parameters": 600_000_000, "model/vocab_size": 50_000}, learning_rate=0.1)
     assert {"OPT003", "OPT006", "OPT007"} <= run.keys()
     assert speaks(run) == {"CFG001"}
+
+
+@pytest.mark.parametrize("facts, speaks_first", [({"data/reward/judge/noise": 0.9}, "DATA039"), ({}, "GRPO012")])
+def test_a_reward_that_is_chance_is_mended_before_completions_that_are_alike(facts, speaks_first):
+    alike = {"completions__unique_share": 0.13, "completions__reward_min": 0.0, "completions__reward_max": 1.0}
+    lines = steps(60, reward=lambda step: 0.5 + noise(step, 0.1), reward_std=0.3, frac_reward_zero_std=0.1, **alike)
+    run = found("grpo", lines, facts, reward=["judge"])
+    assert {"GRPO012", speaks_first} <= run.keys() and speaks_first in speaks(run)
+    assert ("GRPO012" in speaks(run)) == (speaks_first == "GRPO012")

@@ -18,6 +18,8 @@ SOLVED = 0.95  # of the most that a completion can earn, as a mean
 # What breaks a policy: steps that go too far, and completions that another model sampled.
 BREAKS = ("OPT007", "ASY001", "ASY007", "ENG004", "PRB003")
 UNREWARDED = ("DATA010", "REW001")  # why all completions may earn the same
+# A reward that has to be mended before anything else can be: what a policy does under it says little.
+BROKEN_REWARD = (*UNREWARDED, "DATA033", "DATA039", "REW004")
 # What a broken policy shows, from cause to consequence: it is clipped, leaves the reference, loses its entropy,
 # doesn't end, says one thing, ends at once, earns less, and earns nothing.
 RUIN = (6, 7, 5, 4, 8, 12, 10, 15, 1)

@@ -199,7 +199,7 @@ def grouped(names: Names) -> list[Rule]:
             severity="error",
             share=0.5,
             least=5,
-            mutes=(names.code(1), *mutes, "policy", "results"),
+            mutes=(names.code(1), names.code(12), *mutes, "policy", "results"),
             message=lambda view: (
                 "The rewards differ from completion to completion ("
                 + ", ".join(f"{name}: standard deviation {short(spread)}" for name, spread in spreads_of(view).items())
