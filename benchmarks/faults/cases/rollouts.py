@@ -62,7 +62,7 @@ KINDS = [
          cause=("DATA010", "DATA033", "GRPO001"), beside=NO_REWARD, visible=0),
     Kind(name="grpo-answers-shifted", method="grpo", what="each prompt is checked against the answer of another row",
          train="answers_shifted", config={"reward": [RIGHT], **SHORT}, families=SOLVABLE, at_fault=REWARD,
-         cause=("DATA010", "GRPO001"), beside=NO_REWARD, visible=0),
+         cause=("DATA010", "DATA036", "GRPO001"), beside=NO_REWARD, visible=0),
     Kind(name="grpo-reward-raises", method="grpo", what="the reward raises for every tenth completion",
          config={"reward": ["@rewards:raising"], **SHORT}, at_fault=REWARD, cause=("GRPO014", "DATA010"),
          beside=("GRPO", "PERF", "ENG010")),
