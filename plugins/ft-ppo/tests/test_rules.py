@@ -7,8 +7,7 @@ from ft_ppo.cases import CASES
 from ft_ppo.config import PPOConfig
 from ft_ppo.rules import RULES
 
-from ft_host.testing import codes
-from ft_host.testing.rules import findings
+from ft_host.testing import codes, findings
 
 
 def test_each_rule_has_a_case():
