@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ft_dpo.config import DPOConfig
 from ft_grpo.config import GRPOConfig
+from ft_grpo.rules import RULES as GRPO_RULES
 
 from ft_host import registry
 from ft_host.config import RunConfig, Usual, option
@@ -393,6 +394,10 @@ def test_each_symptom_is_named_by_a_rule_and_explained_by_a_setting():
     owned, problems = installed_rules()
     assert not problems
     named = {rule.symptom for rule, _ in owned if isinstance(rule.symptom, str)} - {""}
+    told = Told(config={"temperature": 50.0}, lines=steps(60, completions__clipped_ratio=0.5))
+    [cut] = [each for each in findings(GRPO_RULES, told, GRPOConfig) if each.code == "GRPO008"]
+    assert "temperature is 50" in cut.message  # whose symptom goes by how the run began
+    named.add("cut")
     ranges = [
         usual
         for method in METHODS
