@@ -201,7 +201,7 @@ class Decoder:
         room = end + max(ROOM, min(steps, end // 2))
         rows, columns = self._capacity, room if self.frames is None else round_columns(end + ROOM)
         have, parts = self.layers[0].shape, self._parts()
-        # Graphs know the buffers by their address; others are left only for what is half their size.
+        # Graphs know the buffers by their address. Others are given up once less than half of them is needed.
         if (
             have[0] >= rows
             and have[1] >= columns
