@@ -69,6 +69,34 @@ def test_pairs_that_are_equal_speak_before_any_rate():
     assert "DATA008" in speaks(few) and speaks(few) & {"DPO003", "OPT007"}, "a few equal pairs explain nothing"
 
 
+def flat(count: int = 60, **more) -> list[dict]:
+    """Steps whose loss stays, at updates that seem small."""
+    values = {"grad_norm": 1.0, "learning_rate": 1e-5, "update_ratio": 5e-4}
+    return steps(count, **({"loss": lambda step: 0.6931 - noise(step, 1e-4)} | values | more))
+
+
+@pytest.mark.parametrize(("method", "least"), [("dpo", 1e-6), ("kto", 1e-6)])
+def test_a_loss_that_a_tiny_beta_flattens_asks_for_beta(method, least):
+    usual = found(method, flat(), learning_rate=1e-5)
+    assert "OPT005" in speaks(usual) and "beta" not in usual["OPT005"].remedies[0].patch
+    tiny = found(method, flat(), learning_rate=1e-5, beta=least)
+    assert tiny["OPT005"].remedies[0].patch == {"beta": 0.1} and "beta is 1e-6" in tiny["OPT005"].message
+
+
+@pytest.mark.parametrize(
+    ("facts", "code"),
+    [
+        ({"data/contradicted/label": 0.49, "data/contradicted_by/label": "the row's answer contradicts it"}, "DATA021"),
+        ({"data/both_ways": 0.4}, "DATA022"),
+    ],
+)
+def test_labels_that_are_a_coin_toss_speak_before_a_loss_that_stays(facts, code):
+    run = found("kto", flat(), facts, learning_rate=1e-5)
+    assert "OPT005" in run and speaks(run) == {code}
+    few = {name: 0.21 if isinstance(value, float) else value for name, value in facts.items()}
+    assert "OPT005" in speaks(found("kto", flat(), few, learning_rate=1e-5)), "one label in five leaves a lot to learn"
+
+
 def test_labels_that_are_drawn_speak_before_updates_that_seem_small():
     """Margins go to and fro: updates are large enough to move them."""
     run = found("dpo", pairs(moves=0.2, ratio=1e-4), learning_rate=1e-6)
@@ -180,7 +208,7 @@ def rollouts(method: str, count: int = 120, **values) -> list[dict]:
     names = {"reward": reward, "entropy": entropy, "kl": kl, "clip": clip}
     plain = {"reward": lambda step: 1.0 + noise(step, 0.05), "entropy": 0.07, "kl": 0.01, "clip": 0.0}
     plain |= {"frac_reward_zero_std": 0.3, "reward_std": 0.75, "loss": lambda step: noise(step, 0.01), "grad_norm": 0.5}
-    plain |= {"learning_rate": 1e-5, "update_ratio": 1e-4}
+    plain |= {"learning_rate": 1e-5, "update_ratio": 5e-4}
     return steps(count, **(WELL | {names.get(name, name): value for name, value in (plain | values).items()}))
 
 
@@ -335,6 +363,24 @@ def test_rates_of_large_models_speak_before_what_they_do():
     run = found("sft", lines, {"model/parameters": 600_000_000, "model/vocab_size": 50_000}, learning_rate=0.1)
     assert {"OPT003", "OPT006", "OPT007"} <= run.keys()
     assert speaks(run) == {"CFG001"}
+
+
+def test_completions_that_are_alike_explain_no_reward_that_never_varies():
+    """Those of other prompts earn the same as well."""
+    alike = {"completions__unique_share": 0.13, "completions__reward_min": 0.3, "completions__reward_max": 0.3}
+    run = found("grpo", steps(60, reward=0.3, reward_std=0.0, frac_reward_zero_std=1.0, **alike), reward=["judge"])
+    assert "GRPO012" not in run and "GRPO001" in speaks(run)
+    assert "the reward tells nothing apart" in run["GRPO001"].message
+
+
+def test_a_loss_that_begins_where_completions_have_ended_speaks_before_what_comes_of_it():
+    lines = steps(
+        60,
+        self_distillation__teacher_logp_difference=lambda step: 0.001 if step < 20 else 0.8,
+        self_distillation__without_loss_fraction=0.95,
+    )
+    run = found("sdft", lines, num_loss_tokens_to_skip=8, max_completion_length=12)
+    assert {"SDFT003", "SDFT004"} <= run.keys() and speaks(run) == {"SDFT004"}
 
 
 @pytest.mark.parametrize("facts, speaks_first", [({"data/reward/judge/noise": 0.9}, "DATA039"), ({}, "GRPO012")])

@@ -28,6 +28,7 @@ OTHER_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|system|>{% endif %}"
 )
+CHECKPOINTS = 80  # of an SFT that ends halfway
 SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2}
 
 
@@ -41,8 +42,11 @@ class Task:
     good_share: float  # of the judged completions
     tokenizer: Any
     architecture: str  # of `scratch`; a name of ft_host.testing.models.FAMILIES
+    sizes: dict[str, Any] = field(default_factory=dict)  # of its config, where they aren't those of tests
     other: str  # of `other`
     steps: dict[str, int]  # of SFT: start, able, and shown and pieces if the family has them
+    half: tuple[str, ...] = ()  # of these SFTs the steps are a limit: they end where half of `test` is right
+    right: str = ""  # the reward that says so
     showing: Callable[[Row, random.Random], Row] | None = None  # a row that `shown` learns from
     pieces: Any = None  # the tokenizer of `pieces`
     written: Callable[[Row], Row] = field(default=lambda row: row)  # a row as it stands in the files
@@ -144,34 +148,35 @@ def make_models(folder: Path, task: Task, seed: int, quick: bool) -> None:
         ("moe", "moe", tokenizer),
         *([("pieces_scratch", task.architecture, task.pieces)] if task.pieces is not None else []),
     ):
-        save_tiny(models / name, small(kind, of, seed), of)
-    moe = small("moe", tokenizer, seed)
+        save_tiny(models / name, small(kind, of, seed, task.sizes if kind == task.architecture else {}), of)
+    moe = small("moe", tokenizer, seed, {})
     bias_router(moe)
     save_tiny(models / "moe_biased", moe, tokenizer)
 
     def tuned(source: str, name: str, data: str = "train", **fields: Any) -> None:
-        tune(folder, source, name, 2 if quick else task.steps[name], seed, fields | task.tuning, data)
+        half = task.right if name in task.half else None
+        tune(folder, source, name, 2 if quick else task.steps[name], seed, fields | task.tuning, data, half)
 
     # `start` ends at a high rate: what has come to rest at a rate of 0 loses at first whatever it is trained for next.
     unrested = {"per_device_train_batch_size": 32, "lr_scheduler_type": "constant_with_warmup"}
     tuned("scratch", "start", **unrested)
     tuned("start", "able", per_device_train_batch_size=64)
     if task.showing is not None:
-        tuned("start", "shown", data="showing", **unrested)
+        tuned("scratch" if "shown" in task.half else "start", "shown", data="showing", **unrested)
     if task.pieces is not None:
         tuned("pieces_scratch", "pieces", **unrested)
     break_models(models)
     make_adapters(models)
 
 
-def small(kind: str, tokenizer: Any, seed: int) -> Any:
+def small(kind: str, tokenizer: Any, seed: int, more: dict[str, Any]) -> Any:
     """A model with random weights as small as usual: those of ft_host.testing begin above the loss of a guess."""
     import torch
 
     from ft_host.testing.models import FAMILIES
 
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    sizes = SIZES if kind != "moe" else {}
+    sizes = (SIZES if kind != "moe" else {}) | more
     model = FAMILIES[kind](vocab_size=len(tokenizer), **sizes, **special)
     torch.manual_seed(seed)
     return type(model)(model.config)
@@ -187,8 +192,18 @@ def bias_router(model: Any) -> None:
             layer.mlp.gate.weight[:, -1] = torch.tensor([4.0, 4.0, -4.0, -4.0])
 
 
-def tune(folder: Path, source: str, name: str, steps: int, seed: int, fields: dict[str, Any], data: str) -> None:
-    """A short SFT of `source`, saved as `name`."""
+def tune(
+    folder: Path,
+    source: str,
+    name: str,
+    steps: int,
+    seed: int,
+    fields: dict[str, Any],
+    data: str,
+    half: str | None = None,
+) -> None:
+    """A short SFT of `source`, saved as `name`. `half`: a reward; the model is that of the checkpoint at which nearest
+    to half of the held-out completions earn it, whatever the seed makes of so many steps."""
     from ft_sft.config import SFTConfig
 
     from ft_host.training.launch import train
@@ -208,9 +223,26 @@ def tune(folder: Path, source: str, name: str, steps: int, seed: int, fields: di
         "use_cpu": True,
         "progress": "quiet",
     }
+    if half is not None:
+        often = max(1, steps // CHECKPOINTS)
+        test = {"eval_dataset": str(folder / "data" / "test.jsonl"), "eval_reward": [half], "max_completion_length": 16}
+        values |= test | {
+            "save_total_limit": steps,
+            "eval_steps": often,
+            "save_steps": often,
+            "per_device_eval_batch_size": 64,
+        }
     train(SFTConfig(**values | fields))
-    shutil.move(run / "model", folder / "model" / name)
+    made = run / "model" if half is None else run / "checkpoints" / f"step-{halfway(run)}" / "model"
+    shutil.move(made, folder / "model" / name)
     shutil.rmtree(run)
+
+
+def halfway(run: Path) -> int:
+    """The step whose evaluation is nearest to a reward of one half."""
+    evals = {each["step"]: each["eval_reward"] for each in read_rows(run / "metrics.jsonl") if each["kind"] == "eval"}
+    evals.pop(0, None)
+    return min(evals, key=lambda step: abs(evals[step] - 0.5))
 
 
 def break_models(models: Path) -> None:

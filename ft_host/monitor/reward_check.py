@@ -37,13 +37,24 @@ def check_rewards(config: RolloutConfig, source: Any, prepare: Callable[[dict[st
         return {}
     limits = {"reward_timeout": min(SECONDS, config.reward_timeout), "max_reward_failures": 3 * len(tried)}
     facts: dict[str, Any] = {}
+    earned: dict[str, list[float | None]] = {}
+    reads: dict[str, bool] = {}
     for spec in specs:  # one at a time: a failure of one doesn't affect the others
         alone = replace(config, reward=[spec], reward_weights=[], reward_workers=1, **limits)
         pool = RewardPool([spec], alone, waits_again=False)
         try:
-            facts |= _try(pool, tried)
+            found, values = _try(pool, tried)
         finally:
             pool.close()
+        facts |= found
+        earned[pool.names[0]] = values
+        reads[pool.names[0]] = any(column in pool.functions[0].takes for column in (*ANSWERS, *WHOLE))
+    if len(earned) == len(config.reward) and all(earned.values()):
+        weights = list(config.reward_weights) or [1.0] * len(earned)
+        for place, (name, share) in enumerate(turned(tried, earned, weights).items()):
+            if reads[name] or tried[0]["whole"]:  # of a number by itself it can't be told in which form it is wanted
+                told = {"turned": share, "place": place, "reads": reads[name]}
+                facts |= {f"data/reward/{name}/{key}": value for key, value in told.items()}
     return facts
 
 
@@ -78,6 +89,7 @@ def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[s
                     "row": number,
                     "kind": kind,
                     "varied": kind == "wrong" and text in varied,
+                    "plain": kind == "right" and text in (gold, answer),
                     "column": name,
                     "whole": name in WHOLE,
                     "prompt": prompt,
@@ -131,7 +143,33 @@ def by_row(tried: list[dict[str, Any]], values: list[float | None], takes: Calla
     return out
 
 
-def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
+def turned(
+    tried: list[dict[str, Any]], earned: dict[str, list[float | None]], weights: list[float]
+) -> dict[str, float]:
+    """Return for each reward the share of rows whose own answer earns less than each of the wrong completions, by the
+    reward with its weight, or by all of them together if that is less: a cost that is taken for a score, or a score
+    with a negative weight. A reward may well do so beside another that outweighs it."""
+    worth = {
+        name: [None if value is None else weight * value for value in values]
+        for (name, values), weight in zip(earned.items(), weights, strict=True)
+    }
+    total = [None if None in each else sum(each) for each in zip(*worth.values(), strict=True)]
+    together = _less(tried, total)
+    return {name: min(_less(tried, values), together) for name, values in worth.items()}
+
+
+def _less(tried: list[dict[str, Any]], values: list[float | None]) -> float:
+    """The share of rows whose own answer earns less than each of the wrong completions."""
+    rows: dict[int, tuple[list[float], list[float]]] = {}
+    failed = {trial["row"] for trial, value in zip(tried, values, strict=True) if value is None}
+    for trial, value in zip(tried, values, strict=True):
+        if trial["row"] not in failed and (trial["plain"] or trial["kind"] == "wrong"):
+            rows.setdefault(trial["row"], ([], []))[trial["kind"] == "wrong"].append(value)
+    return sum(min(own) < min(wrong) for own, wrong in rows.values()) / len(rows) if rows else 0.0
+
+
+def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> tuple[dict[str, Any], list[float | None]]:
+    """Return what is known of a reward, and what each trial earns; nothing where it can't be told."""
     name = pool.names[0]
     every = -(-len(tried) // AGAIN)
     again, wrong = tried[::every], [place for place, trial in enumerate(tried) if trial["varied"]]
@@ -149,11 +187,11 @@ def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
         scored = pool.score(scoring)
     except FtHostError as error:  # it would end the run in the same way, and is reported then
         if "took longer" in str(error):
-            return {}
-        return {f"data/reward/{name}/failed": 1.0, f"data/reward/{name}/said": str(error)[:300]}
+            return {}, []
+        return {f"data/reward/{name}/failed": 1.0, f"data/reward/{name}/said": str(error)[:300]}, []
     failures = scored.failures.get(name, [])
     if any("took longer" in reason or "was not imported" in reason for _, reason in failures):
-        return {}
+        return {}, []
     broken = [index for index, reason in failures if not _is_no_number(reason)]
     facts: dict[str, Any] = {
         f"data/reward/{name}/failed": len(broken) / len(given),
@@ -164,9 +202,9 @@ def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
         facts[f"data/reward/{name}/said"] = failures[0][1][:300]
     function = pool.functions[0]
     earned = [each[0] for each in scored.values]
-    told = by_row(tried, earned[: len(tried)], lambda column: column in function.takes)
-    facts |= {f"data/reward/{name}/{kind}": share for kind, share in told.items()}
     first, rest = earned[: len(tried)], earned[len(tried) :]
+    told = by_row(tried, first, lambda column: column in function.takes)
+    facts |= {f"data/reward/{name}/{kind}": share for kind, share in told.items()}
     values = [value for value in first if value is not None]
     if len(values) >= len(tried) / 2:
         facts[f"data/reward/{name}/spread"] = max(values) - min(values)
@@ -174,13 +212,13 @@ def _try(pool: RewardPool, tried: list[dict[str, Any]]) -> dict[str, Any]:
         facts[f"data/reward/{name}/most"] = max(values)
     noise = noise_of(list(zip(first[::every], rest[: len(again)], strict=True)), values)
     if noise is None:
-        return facts
+        return facts, first
     return facts | {
         f"data/reward/{name}/noise": noise,
         f"data/reward/{name}/tossed": tossed(
             [(first[place], value) for (place, _), value in zip(touched, rest[len(again) :], strict=True)]
         ),
-    }
+    }, first
 
 
 def ended(trial: dict[str, Any], end: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ ENDED = ("SYS005",)  # that a run ended with an error follows from what it ended
 RIGHT = Own("RIGHT")
 ALL = tuple(FAMILIES)
 TEXTS = ("arithmetic", "transduction", "gsm8k")  # whose prompts aren't conversations
-SOLVABLE = ("arithmetic", "transduction", "lookup")  # whose answers a small model can find
+SOLVABLE = ("arithmetic", "transduction", "lookup", "dates")  # whose answers a small model can find
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ ENDS = ("GRPO", "RLOO", "OPT", "CFG", "PPO", "NUM", "ENG")  # of a policy that i
 NO_REWARD = ("GRPO", "RLOO", "PPO", "OPT")  # what a reward that teaches nothing brings with it
 REWARD = ("reward", "data")
 SHORT = {"max_steps": 40}
+BESIDE_RIGHT = {"gsm8k": {"reward": [RIGHT, "@rewards:raising"]}}  # alone it hardly ever pays there
+NAN_BESIDE_RIGHT = {"gsm8k": {"reward": [RIGHT, "@rewards:sometimes_nan"]}}
 
 KINDS = [
     # -- the learning rate
@@ -64,10 +66,10 @@ KINDS = [
          train="answers_shifted", config={"reward": [RIGHT], **SHORT}, families=SOLVABLE, at_fault=REWARD,
          cause=("DATA010", "DATA036", "GRPO001"), beside=NO_REWARD, visible=0),
     Kind(name="grpo-reward-raises", method="grpo", what="the reward raises for every tenth completion",
-         config={"reward": ["@rewards:raising"], **SHORT}, at_fault=REWARD, cause=("GRPO014", "DATA010"),
+         config={"reward": ["@rewards:raising"], **SHORT}, own=BESIDE_RIGHT, at_fault=REWARD, cause=("GRPO014", "DATA010"),
          beside=("GRPO", "PERF", "ENG010")),
     Kind(name="grpo-reward-nan", method="grpo", what="the reward is NaN for every tenth completion",
-         config={"reward": ["@rewards:sometimes_nan"], **SHORT}, at_fault=REWARD, cause=("GRPO014", "DATA010"),
+         config={"reward": ["@rewards:sometimes_nan"], **SHORT}, own=NAN_BESIDE_RIGHT, at_fault=REWARD, cause=("GRPO014", "DATA010"),
          beside=("GRPO", "PERF", "ENG010")),
     Kind(name="grpo-slow-reward", method="grpo", what="the reward takes most of the time",
          config={"reward": ["@rewards:slow"], "max_steps": 25}, families=("arithmetic", "transduction", "lookup"),
@@ -77,7 +79,7 @@ KINDS = [
          cause=("GRPO009", "GRPO011", "GRPO008"), partly=("OPT014",), beside=("GRPO", "OPT", "PERF")),
     Kind(name="grpo-paid-for-brevity", method="grpo", what="shorter completions earn more",
          config={"reward": ["@rewards:brevity"], "learning_rate": Times(2)}, at_fault=REWARD,
-         cause=("GRPO010", "GRPO011"), partly=("OPT014", "GRPO004"), beside=("GRPO", "OPT")),
+         cause=("GRPO010", "GRPO011", "DATA010"), partly=("OPT014", "GRPO004"), beside=("GRPO", "OPT")),
     Kind(name="grpo-one-sign", method="grpo", what="a few texts earn all, at a high rate",
          config={"reward": ["@rewards:one_sign"], "learning_rate": Times(4), "warmup_steps": 0},
          at_fault=(*REWARD, "learning_rate"), cause=("GRPO011", "GRPO004", "GRPO012", "OPT014"), beside=("GRPO", "OPT")),
@@ -100,11 +102,11 @@ KINDS = [
          partly=("GRPO001", "ENG001"), beside=("GRPO", "ENG", "OPT")),
     Kind(name="grpo-cut-short", method="grpo", what="completions have no room to end",
          config={"max_completion_length": 12}, own={"transduction": {"max_completion_length": 4},
-         "lookup": {"max_completion_length": 3}, "gsm8k": {"max_completion_length": 24}},
+         "lookup": {"max_completion_length": 3}, "dates": {"max_completion_length": 4}, "gsm8k": {"max_completion_length": 24}},
          at_fault=("max_completion_length",), cause=("GRPO008",), partly=("GRPO001",), beside=(*NO_REWARD, "DATA010")),
     Kind(name="ppo-cut-short", method="ppo", what="completions have no room to end",
          config={"max_completion_length": 12}, own={"transduction": {"max_completion_length": 4},
-         "lookup": {"max_completion_length": 3}, "gsm8k": {"max_completion_length": 24}},
+         "lookup": {"max_completion_length": 3}, "dates": {"max_completion_length": 4}, "gsm8k": {"max_completion_length": 24}},
          at_fault=("max_completion_length",), cause=("PPO108",), partly=("PPO101",), beside=("PPO", "OPT", "DATA010")),
     # -- the policy
     Kind(name="grpo-entropy-bonus", method="grpo", what="a bonus for entropy that outweighs the reward",

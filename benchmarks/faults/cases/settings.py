@@ -98,7 +98,7 @@ KINDS = [
          cause=("CFG010",), partly=("OPT003", "OPT006", "OPT007", "OPT004"), beside=(*HIGH, "PRB"), visible=0),
     # -- lengths and intervals
     Kind(name="sft-short-max-length", method="sft", what="max_length cuts nearly all rows", config={"max_length": 18},
-         own={"transduction": {"max_length": 8}, "lookup": {"max_length": 14}, "gsm8k": {"max_length": 60}},
+         own={"transduction": {"max_length": 8}, "lookup": {"max_length": 14}, "dates": {"max_length": 20}, "gsm8k": {"max_length": 60}},
          at_fault=("max_length",), cause=("DATA005", "DATA001"), beside=("DATA001", "DATA003", "DATA014", "OPT"), visible=0),
     Kind(name="dpo-short-max-length", method="dpo", what="max_length cuts pairs where they begin to differ",
          config={"max_length": 12}, own={"transduction": {"max_length": 10}, "gsm8k": {"max_length": 90}},
@@ -139,7 +139,7 @@ KINDS = [
          config={"center_rewards_coefficient": 1000.0}, at_fault=("center_rewards_coefficient",), cause=("CFG010",),
          partly=("RM004",), beside=("RM", "OPT"), visible=0),
     Kind(name="dpo-displacement", method="dpo", what="chosen and rejected differ by a sign: both grow less likely",
-         train="near_misses", held_out="near_misses", families=("arithmetic", "lookup"),
+         train="near_misses", held_out="near_misses", families=("arithmetic", "lookup", "dates"),
          config={"learning_rate": 1e-3, "loss_type": ["sigmoid"], "loss_weights": [], "beta": 0.05},
          at_fault=("learning_rate", "beta", "loss_type", "data"), cause=("DPO001",),
          beside=("DPO005", "OPT009", "OPT012", "OPT008")),

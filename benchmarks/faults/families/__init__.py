@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from families import arithmetic, gsm8k, lookup, transduction
+from families import arithmetic, dates, gsm8k, lookup, transduction
 
 FAMILIES: dict[str, ModuleType] = {
     "arithmetic": arithmetic,
     "transduction": transduction,
     "lookup": lookup,
     "gsm8k": gsm8k,
+    "dates": dates,
 }

@@ -74,7 +74,9 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             tokenizer=tokenizer,
             architecture="qwen",
             other="llama",
-            steps={"start": 410, "able": 320, "shown": 150},
+            steps={"start": 800, "able": 320, "shown": 800},
+            half=("start", "shown"),
+            right=f"{REWARDS}:exact",
             showing=showing,
             written=material.as_messages,
         )

@@ -103,8 +103,23 @@ def cut_remedies(view: View) -> list[Remedy]:
 # ---------------------------------------------------------------- DATA010
 
 
+TURNED = 0.9  # of the rows: a wrong completion may be right by chance
+
+
+def fails(view: View) -> bool:
+    return view["data/reward/*/failed"] > 0.25 or view.get("data/reward/*/not_finite", 0) > 0
+
+
+def is_turned(view: View) -> bool:
+    return not fails(view) and view.get("data/reward/*/turned", 0) > TURNED
+
+
+def weights_of(view: View) -> list[float]:
+    return list(view.config.reward_weights) or [1.0] * len(view.config.reward)
+
+
 def reward_is_broken(view: View) -> bool:
-    if view["data/reward/*/failed"] > 0.25 or view.get("data/reward/*/not_finite", 0) > 0:
+    if fails(view) or is_turned(view):
         return True
     return bool(view.get("data/reward/*/whole")) and view.get("data/reward/*/spread", 1.0) == 0
 
@@ -117,10 +132,34 @@ def reward_message(view: View) -> str:
         return f"Reward {name} fails for {percent(view['data/reward/*/failed'])} of completions tried beforehand{why}."
     if view.get("data/reward/*/not_finite", 0) > 0:
         return f"Reward {name} isn't finite for {percent(view['data/reward/*/not_finite'])} of completions{why}."
+    if is_turned(view):
+        weight = weights_of(view)[view["data/reward/*/place"]]
+        weighted = f", with its weight of {short(weight)}," if weight != 1 else ""
+        return (
+            f"Reward {name}{weighted} gives the row's own answer less than each of the wrong ones tried beforehand, in"
+            f" {percent(view['data/reward/*/turned'])} of the rows: what is learnt is to be wrong."
+        )
     return (
         f"Reward {name} is {short(view['data/reward/*/value'])} for the data's own answers as for empty and random"
         " text: there is nothing in it to learn from."
     )
+
+
+def reward_remedies(view: View) -> list[Remedy]:
+    """Turn the weights of those that are known to pay right answers, or are known to cost them."""
+    shares = {name.removesuffix("/turned"): value for name, value in view.facts.items() if name.endswith("/turned")}
+    reads = {view.facts[f"{name}/place"]: view.facts[f"{name}/reads"] for name in shares if shares[name] > TURNED}
+    if not is_turned(view) or not may_be_turned(view, view["data/reward/*/place"], reads):
+        return [Remedy(why="Try the reward on right and wrong answers by itself, and mend it")]
+    weights = weights_of(view)
+    turned = [-each if may_be_turned(view, place, reads) else each for place, each in enumerate(weights)]
+    why = f"Set reward_weights to {turned}: right answers are to earn more than wrong ones"
+    return [Remedy(why=why, patch={"reward_weights": turned}, again=True)]
+
+
+def may_be_turned(view: View, place: int, reads: dict[int, bool]) -> bool:
+    """Of one that doesn't read the answer only a negative weight: what pays for brevity isn't to pay for length."""
+    return place in reads and (reads[place] or weights_of(view)[place] < 0)
 
 
 def share_over(name: str, limit: float):
@@ -222,11 +261,13 @@ RULES = [
         needs=("data/reward/*/failed",),
         test=reward_is_broken,
         message=reward_message,
-        remedies=lambda view: [Remedy(why="Try the reward on right and wrong answers by itself, and mend it")],
+        remedies=reward_remedies,
         when=(
             "Tried on the data's own answers and on rubbish, it fails for over a quarter, gives a number that isn't"
-            " finite, or gives the same for all though rows hold whole completions. Slow functions and reward models"
-            " aren't tried."
+            " finite, or gives the same for all though rows hold whole completions. Or all rewards together, and this"
+            " one with its weight, give the row's own answer less than each piece of rubbish, in over 90 % of 8 rows;"
+            " of a reward that doesn't read the answer, where rows hold whole completions. Slow functions and reward"
+            " models aren't tried."
         ),
         why="What a reward doesn't tell apart can't be learnt; found out later, it costs a run.",
         remedy="Test the reward by itself.",

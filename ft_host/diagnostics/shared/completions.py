@@ -35,7 +35,7 @@ def ended_once(view: View) -> bool:
 
 def forgot_to_end(view: View) -> bool:
     """It ended its completions at first; or most of them are whole all the same."""
-    return (helpers.start(view, CUT) or 0.0) < 0.1 or view.mean(CUT, view.window) <= 0.8
+    return ended_once(view) or view.mean(CUT, view.window) <= 0.8
 
 
 def cut_remedies(view: View) -> list[Remedy]:
@@ -97,6 +97,8 @@ def duplicates(view: View, names: Names) -> bool:
     reached = helpers.level(view, names)
     solved = (reached is not None and reached >= helpers.SOLVED) or helpers.knows(view, names)
     solved = solved or helpers.at_best(view, names)
+    if view.count("completions/reward_max") and helpers.span(view) is None:
+        return False  # nothing has ever earned anything else, whatever it was: the reward tells nothing apart
     if solved or helpers.learns(view, names) or helpers.has_risen(view, names):
         return False
     if share < least + 0.04 * (1 - least):  # one completion, again and again

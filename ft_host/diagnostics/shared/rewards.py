@@ -229,7 +229,7 @@ def rules(names: Names) -> list[Rule]:
             stage="train",
             level="rewards",
             follows_from=("DATA010",),
-            mutes=(names.code(1), "OPT002", "standstill"),
+            mutes=(names.code(1), "OPT002", "standstill", "ENG010"),
             later=("notes", lambda view: view["rewards/*/failed_share"] <= 0.5),
             needs=("rewards/*/failed_share",),
             test=lambda view: view["rewards/*/failed_share"] > 0.05,

@@ -98,7 +98,7 @@ class DPOConfig(ReferenceConfig):
             Usual(
                 low=0.005,
                 high=1,
-                below=("divergence", "forgetting"),
+                below=("divergence", "forgetting", "no_learning"),
                 above=("saturation", "divergence", "no_learning", "no_signal"),
                 why=("nothing holds the policy to the reference", "a pair is settled by a single update"),
                 source="DPO, arXiv 2305.18290: 0.1 to 0.5; 0.01 and above since",
@@ -108,7 +108,7 @@ class DPOConfig(ReferenceConfig):
             Usual(
                 low=0.05,
                 high=20,
-                below=("divergence", "forgetting"),
+                below=("divergence", "forgetting", "no_learning"),
                 above=("saturation", "divergence", "no_learning", "no_signal"),
                 why=("nothing holds the policy to the reference", "a pair is settled by a single update"),
                 source="SimPO, arXiv 2405.14734: 2 to 10, of log-probs per token",

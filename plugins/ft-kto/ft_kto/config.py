@@ -55,7 +55,7 @@ class KTOConfig(ReferenceConfig):
         usual=Usual(
             low=0.005,
             high=1,
-            below=("divergence", "forgetting"),
+            below=("divergence", "forgetting", "no_learning"),
             above=("saturation", "divergence", "no_learning", "no_signal"),
             why=("nothing holds the policy to the reference", "a completion is settled by a single update"),
             source="KTO, arXiv 2402.01306: 0.01 to 0.5",

@@ -98,7 +98,7 @@ class OnlineDPOConfig(GroupedRolloutConfig, ReferenceConfig):
         usual=Usual(
             low=0.005,
             high=1,
-            below=("divergence", "forgetting"),
+            below=("divergence", "forgetting", "no_learning"),
             above=("saturation", "divergence", "no_learning"),
             why=("nothing holds the policy to the reference", "a pair is settled by a single update"),
             source="OAIF, arXiv 2402.04792: 0.1",

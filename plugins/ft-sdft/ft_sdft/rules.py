@@ -148,7 +148,7 @@ OWN = [
         stage="train",
         level="signal",
         later=("notes", lambda view: view.mean(NOTHING, view.window) <= 0.8),
-        mutes=("standstill",),
+        mutes=("standstill", "SDFT002", "SDFT003"),
         needs=(NOTHING,),
         least=5,
         test=lambda view: view[NOTHING] > 0.3,
