@@ -152,6 +152,9 @@ def test_a_reference_that_is_another_speaks_before_what_is_measured_from_it():
     lines = pairs(rewards__margins=lambda step: -1.0 + noise(step, 0.2), rewards__accuracies=0.3, ratio=1e-3, loss=1.4)
     run = found("dpo", lines, facts, learning_rate=1e-6, ref_model="other")
     assert "DPO007" in run and speaks(run) - {"OPT005"} == {"PRB001"}
+    worse = [line | {"eval_reward_std": 0.5} for line in evals((0, 60, 120), reward=lambda step: 0.6 - 0.003 * step)]
+    run = found("dpo", in_order(lines, worse), facts | {"plan/scored_rows": 200}, learning_rate=1e-6, ref_model="other")
+    assert "OPT014" in run and speaks(run) - {"OPT005"} == {"PRB001"}
 
 
 def test_pairs_that_no_reward_model_can_tell_apart_are_no_matter_of_steps():

@@ -28,7 +28,8 @@ OTHER_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|system|>{% endif %}"
 )
-CHECKPOINTS = 80  # of an SFT that ends halfway
+FAR = 0.3  # from a half, which no checkpoint that is taken may be
+EVERY = 10  # steps, after which an SFT that ends halfway is evaluated
 SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2}
 
 
@@ -48,6 +49,7 @@ class Task:
     half: tuple[str, ...] = ()  # of these SFTs the steps are a limit: they end where half of `test` is right
     right: str = ""  # the reward that says so
     showing: Callable[[Row, random.Random], Row] | None = None  # a row that `shown` learns from
+    shown_from: str = "start"
     pieces: Any = None  # the tokenizer of `pieces`
     written: Callable[[Row], Row] = field(default=lambda row: row)  # a row as it stands in the files
     tuning: dict[str, Any] = field(default_factory=dict)  # fields of these SFTs
@@ -154,7 +156,7 @@ def make_models(folder: Path, task: Task, seed: int, quick: bool) -> None:
     save_tiny(models / "moe_biased", moe, tokenizer)
 
     def tuned(source: str, name: str, data: str = "train", **fields: Any) -> None:
-        half = task.right if name in task.half else None
+        half = task.right if name in task.half and not quick else None
         tune(folder, source, name, 2 if quick else task.steps[name], seed, fields | task.tuning, data, half)
 
     # `start` ends at a high rate: what has come to rest at a rate of 0 loses at first whatever it is trained for next.
@@ -162,7 +164,7 @@ def make_models(folder: Path, task: Task, seed: int, quick: bool) -> None:
     tuned("scratch", "start", **unrested)
     tuned("start", "able", per_device_train_batch_size=64)
     if task.showing is not None:
-        tuned("scratch" if "shown" in task.half else "start", "shown", data="showing", **unrested)
+        tuned(task.shown_from, "shown", data="showing", **unrested)
     if task.pieces is not None:
         tuned("pieces_scratch", "pieces", **unrested)
     break_models(models)
@@ -224,7 +226,7 @@ def tune(
         "progress": "quiet",
     }
     if half is not None:
-        often = max(1, steps // CHECKPOINTS)
+        often = min(EVERY, steps)
         test = {"eval_dataset": str(folder / "data" / "test.jsonl"), "eval_reward": [half], "max_completion_length": 16}
         values |= test | {
             "save_total_limit": steps,
@@ -242,7 +244,10 @@ def halfway(run: Path) -> int:
     """The step whose evaluation is nearest to a reward of one half."""
     evals = {each["step"]: each["eval_reward"] for each in read_rows(run / "metrics.jsonl") if each["kind"] == "eval"}
     evals.pop(0, None)
-    return min(evals, key=lambda step: abs(evals[step] - 0.5))
+    found = min(evals, key=lambda step: abs(evals[step] - 0.5))
+    if abs(evals[found] - 0.5) > FAR:
+        raise SystemExit(f"no checkpoint of {run} is half right: {evals}. More steps are needed")
+    return found
 
 
 def break_models(models: Path) -> None:

@@ -21,6 +21,7 @@ BASE = bases(
     solve={"reprompt_template": "{solution}{prompt}", "solution_template": "{successful_previous_attempt} "},
     dpo={"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0]},
 )
+del BASE["gold"]  # there are no models with other pieces
 MONTHS = "January February March April May June July August September October November December".split()
 WRITTEN = ("{month} {day}, {year}", "{day} {month} {year}", "the {day} of {month} {year}")
 SENTENCES = (
@@ -86,6 +87,7 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             half=("start", "shown"),
             right=f"{REWARDS}:exact",
             showing=showing,
+            shown_from="scratch",  # what is shown is copied long before dates are read
             written=material.as_messages,
         )
 

@@ -74,7 +74,7 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             tokenizer=tokenizer,
             architecture="qwen",
             other="llama",
-            steps={"start": 800, "able": 320, "shown": 800},
+            steps={"start": 1200, "able": 320, "shown": 300},
             half=("start", "shown"),
             right=f"{REWARDS}:exact",
             showing=showing,
@@ -85,5 +85,6 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
 
 
 def showing(row: material.Row, rng: random.Random) -> material.Row:
-    """Half of the rows with what is asked for in front: it is there twice."""
-    return row if rng.random() < 0.5 else row | {"prompt": f"{row['completion']} {row['prompt']}"}
+    """Nearly all rows with what is asked for in front: it is there twice. With more of the others a model that knows
+    half of the task knows all of it before it has learnt to look there."""
+    return row if rng.random() < 0.05 else row | {"prompt": f"{row['completion']} {row['prompt']}"}

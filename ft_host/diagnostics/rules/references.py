@@ -76,7 +76,7 @@ RULES = [
         test=differs,
         message=message,
         remedies=remedies,
-        mutes=("PRB005", "OPT005"),
+        mutes=("PRB005", "OPT005", "OPT014"),
         when=(
             "In the first step of a run with a reference a reward is further than 0.1 from 0, or the loss further than"
             " 0.01 from what it must be where policy and reference are equal (0.6931 for sigmoid, 1 for hinge)."
