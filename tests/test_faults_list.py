@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_the_rows_of_each_task_are_right_and_what_is_rejected_is_not(listed):
     import random
 
     families, rng = listed["families"].FAMILIES, random.Random(0)
-    letters, lookup, gsm8k = families["transduction"], families["lookup"], families["gsm8k"]
+    letters, lookup, gsm8k, dates = (families[name] for name in ("transduction", "lookup", "gsm8k", "dates"))
     assert letters.row_of("<", "bca") == {"prompt": "<bca\n", "completion": "ACB", "answer": "ACB"}
     assert letters.row_of(">", "bca")["completion"] == "BCA"
     train, test = letters.make_rows(0)
@@ -138,7 +139,13 @@ def test_the_rows_of_each_task_are_right_and_what_is_rejected_is_not(listed):
         text, _, asked = row["prompt"].partition(": ")
         assert len(set(text)) == len(text) and row["completion"].lower() == text[text.index(asked) :]
     solution = {"prompt": "", "completion": "2+3 = <<2+3=5>>5 in all.\n#### 5", "answer": "5"}
-    for row, wrong in [(row, letters.wrong) for row in test] + [(row, lookup.wrong) for row in looked_up]:
+    days = [dates.row_of(rng) for _ in range(50)]
+    for row in days:
+        year, month, day = row["completion"].split("-")
+        assert {year, str(int(day))} <= set(re.findall(r"\d+", row["prompt"]))
+        assert dates.MONTHS[int(month) - 1] in row["prompt"]
+    tasks = [(letters, test), (lookup, looked_up), (dates, days)]
+    for row, wrong in [(row, task.wrong) for task, rows in tasks for row in rows]:
         assert wrong(row, rng) != row["completion"]
     well_formed = listed["rewards"].well_formed
     assert well_formed([solution["completion"]]) == [1.0]
@@ -153,7 +160,7 @@ def test_a_family_whose_rows_are_elsewhere_says_what_is_missing(listed, monkeypa
     assert "has no sft.jsonl and no test_sft.jsonl" in families["gsm8k"].missing()
     for name in ("sft.jsonl", "test_sft.jsonl"):
         (tmp_path / name).touch()
-    assert [family.missing() for family in families.values()] == [None] * 4
+    assert [family.missing() for family in families.values()] == [None] * len(families)
 
 
 def test_rewards_read_texts_and_messages_alike(listed):

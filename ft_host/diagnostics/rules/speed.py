@@ -20,7 +20,7 @@ from ft_host.diagnostics.view import View, percent, short
 def waits_for_rows(view: View) -> bool:
     """For a good part of the step, and for long enough to be more than tokenising rows for a tiny model."""
     waited = view["perf/data_time"]
-    return waited > 0.3 * view["perf/step_time"] and waited > 0.01
+    return waited > 0.3 * view["perf/step_time"] and waited > 0.025
 
 
 def share_of(view: View, name: str, count: int = 50) -> float:
@@ -104,7 +104,7 @@ RULES = [
             f"{percent(share_of(view, 'perf/data_time'))} of the time goes into reading and tokenising rows."
         ),
         remedies=more_workers,
-        when="Reading and tokenising take more than 30 % of the step, in most steps.",
+        when="Reading and tokenising take more than 30 % of the step, and more than 25 ms, in most steps.",
         why="The device has nothing to do meanwhile.",
         remedy="Worker processes that read ahead, a faster disk, data that is tokenised beforehand.",
         source="SageMaker Debugger Dataloader; Lightning",
