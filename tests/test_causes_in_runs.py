@@ -97,6 +97,21 @@ def test_labels_that_are_a_coin_toss_speak_before_a_loss_that_stays(facts, code)
     assert "OPT005" in speaks(found("kto", flat(), few, learning_rate=1e-5)), "one label in five leaves a lot to learn"
 
 
+def test_labels_that_do_not_balance_speak_before_likelihoods_that_fall():
+    counts = {"data/desirable": 26, "data/undesirable": 230, "plan/scored_rows": 200}
+    lines = pairs(
+        ratio=1e-3,
+        rewards__chosen=lambda step: -0.1 * step,
+        rewards__margins=lambda step: 0.05 * step,
+        logps__chosen=-3.0,
+    )
+    worse = [line | {"eval_reward_std": 0.5} for line in evals((0, 60, 120), reward=lambda step: 0.6 - 0.003 * step)]
+    run = found("kto", in_order(lines, worse), counts, learning_rate=1e-4)
+    assert {"DATA009", "KTO005", "OPT014"} <= run.keys() and speaks(run) == {"DATA009"}
+    even = found("kto", in_order(lines, worse), counts | {"data/desirable": 230}, learning_rate=1e-4)
+    assert "KTO005" in speaks(even)
+
+
 def test_labels_that_are_drawn_speak_before_updates_that_seem_small():
     """Margins go to and fro: updates are large enough to move them."""
     run = found("dpo", pairs(moves=0.2, ratio=1e-4), learning_rate=1e-6)
@@ -366,6 +381,23 @@ def test_rates_of_large_models_speak_before_what_they_do():
     run = found("sft", lines, {"model/parameters": 600_000_000, "model/vocab_size": 50_000}, learning_rate=0.1)
     assert {"OPT003", "OPT006", "OPT007"} <= run.keys()
     assert speaks(run) == {"CFG001"}
+
+
+def test_a_policy_that_its_first_steps_ruin_lacks_no_signal():
+    """What it earned is gone by the second step, and updates are small again by the time that groups are alike."""
+    lines = steps(
+        60,
+        reward=lambda step: 0.5 if step == 1 else 0.22,
+        reward_std=0.1,
+        frac_reward_zero_std=lambda step: 0.0 if step < 10 else 0.9,
+        learning_rate=1e-2,
+        update_ratio=lambda step: 0.05 if step < 20 else 0.003,
+        completions__reward_min=0.0,
+        completions__reward_max=2.0,
+        completions__unique_share=0.4,
+    )
+    run = found("grpo", lines, reward=["judge"], learning_rate=1e-2, warmup_steps=0)
+    assert {"OPT007", "GRPO001"} <= run.keys() and speaks(run) == {"OPT007"}
 
 
 def test_completions_that_are_alike_explain_no_reward_that_never_varies():

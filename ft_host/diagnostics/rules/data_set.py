@@ -275,6 +275,7 @@ RULES = [
         level="rows",
         needs=("data/desirable", "data/undesirable"),
         fields=("desirable_weight", "undesirable_weight"),
+        mutes=("OPT009", "OPT014"),
         test=is_unbalanced,
         message=labels_message,
         remedies=labels_remedies,

@@ -95,7 +95,8 @@ def lost(view: View, names: Names) -> bool:
     found = span(view)
     if found is None:
         return False
-    begun, now = view.first(names.reward, 3) - found[0], view.mean(names.reward, 10) - found[0]
+    first = max(view.first(names.reward, 3), start(view, names.reward) or -math.inf)  # one step may ruin a policy
+    begun, now = first - found[0], view.mean(names.reward, 10) - found[0]
     return begun > 0.05 * (found[1] - found[0]) and now < 0.7 * begun
 
 

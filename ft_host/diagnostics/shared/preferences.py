@@ -175,7 +175,7 @@ def preference_rules(
         Rule(
             code=f"{letters}{displacement:03d}",
             family="preferences-01",
-            follows_from=(*REFERENCE, *UPDATES),
+            follows_from=(*REFERENCE, *UPDATES, "DATA009"),  # bad labels that outweigh good ones
             mutes=("OPT014",),
             title="Chosen completions become less likely",
             stage="train",
