@@ -18,11 +18,12 @@ from ft_host.cli import report as report_command
 from ft_host.cli import runs as runs_command
 from ft_host.errors import UsageError
 from ft_host.report import RunUnreadable, find_runs, read_run, write_comparison, write_report
-from ft_host.report.chart import log_ticks, tick_labels, ticks
+from ft_host.report.chart import Line, chart, log_ticks, tick_labels, ticks
 from ft_host.rundir import format as fmt
 from ft_host.rundir.folder import RunFolder
 from ft_host.rundir.series import Series, smooth, thin
 from ft_host.testing.runs import made_finding, make_run
+from ft_host.training import finish
 
 HOSTILE = "<script>alert(1)</script><img src=http://x.invalid/a.png>\"'&</pre></td> a\x00b\x1b\ud800"
 HARMLESS = "<script>alert(1)</script><img src=http://x.invalid/a.png>\"'&</pre></td> a\ufffdb\ufffd\ufffd"
@@ -226,6 +227,26 @@ def test_smoothing_keeps_the_start_the_level_and_the_gaps():
     assert all(abs(value - 4.0) < 0.2 for value in softened.values[100:450])
     assert math.isnan(softened.values[500]) and math.isfinite(softened.values[499])
     assert smooth(series_of([1.0] * 24)) is None
+
+
+@pytest.mark.parametrize("size", [25, 60, 149, 150, 1001])
+def test_smoothing_is_the_mean_of_its_window_whatever_came_before(size):
+    """Beside what it began with, a curve may come down to next to nothing; running sums would lose it."""
+    values = [10.0 ** (1 - 40 * step / size) for step in range(size)]
+    softened, half = smooth(series_of(values)), max(2, size // 50)
+    for index, value in enumerate(softened.values):
+        reach = min(half, index)
+        window = values[index - reach : index + reach + 1]
+        assert value == pytest.approx(math.fsum(window) / len(window), rel=1e-12, abs=0)
+    assert "<path" in chart("grad_norm", [Line("a", "one", series_of(values))])
+
+
+def test_a_page_that_fails_does_not_fail_the_run(tmp_path, monkeypatch):
+    def fails(path):
+        raise ValueError("math domain error")
+
+    monkeypatch.setattr(finish, "write_report", fails)
+    assert finish.report_of(RunFolder(tmp_path)) == "(none, by a fault of ft-host: ValueError: math domain error)"
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,10 @@ def smooth(series: Series) -> Series | None:
     if size < 25:
         return None
     half = max(2, size // 50)
-    sums, counts = [0.0], [0]
+    width = 2 * half + 1
+    sums, counts = _Sums([value if math.isfinite(value) else 0.0 for value in series.values], width), [0]
     for value in series.values:
-        good = math.isfinite(value)
-        sums.append(sums[-1] + (value if good else 0.0))
-        counts.append(counts[-1] + good)
+        counts.append(counts[-1] + math.isfinite(value))
     out = Series()
     for index, (step, value) in enumerate(zip(series.steps, series.values, strict=True)):
         if not math.isfinite(value):
@@ -102,8 +101,31 @@ def smooth(series: Series) -> Series | None:
             continue
         reach = min(half, index)
         low, high = index - reach, min(size, index + reach + 1)
-        out.put(step, (sums[high] - sums[low]) / (counts[high] - counts[low]))
+        out.put(step, sums.of(low, high) / (counts[high] - counts[low]))
     return out
+
+
+class _Sums:
+    """Sums over windows of `width` values, or fewer at both ends, by sums from the start and to the end of each block of
+    `width`. Nothing is subtracted: beside a first value of 1 a difference of running sums would be 0, or below, where a
+    curve has come down to 1e-18."""
+
+    def __init__(self, values: list[float], width: int) -> None:
+        self.width = width
+        self.until, self.onwards = list(values), list(values)
+        for place in range(1, len(values)):
+            if place % width:
+                self.until[place] += self.until[place - 1]
+        for place in range(len(values) - 2, -1, -1):
+            if (place + 1) % width:
+                self.onwards[place] += self.onwards[place + 1]
+
+    def of(self, low: int, high: int) -> float:
+        """The sum from `low` up to `high`, which is not a part of it. A window that lies within a block without
+        beginning it ends with the curve."""
+        if low // self.width != (high - 1) // self.width:
+            return self.onwards[low] + self.until[high - 1]
+        return self.onwards[low] if low % self.width else self.until[high - 1]
 
 
 def thin(series: Series, points: int = 500) -> Series:

@@ -130,6 +130,8 @@ def report_of(folder: RunFolder) -> str:
         return str(write_report(folder.path))
     except (FtHostError, OSError) as error:
         return f"(none: {error})"
+    except Exception as error:  # a fault of the page: the run is done all the same, and `ft-host report` raises it
+        return f"(none, by a fault of ft-host: {type(error).__name__}: {error})"
 
 
 def closing(run: Run) -> list[Callable[[], None]]:
