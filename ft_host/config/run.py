@@ -114,7 +114,7 @@ class RunConfig(LoRAFields, OptimisationFields, DiagnosticsFields, DistributionF
         usual=Usual(
             far=10,
             high=15,
-            above=("no_learning", "divergence"),
+            above=("no_learning", "divergence", "overfitting"),  # held-out rows are without it
             why="the noise drowns the words",
             source="NEFTune, arXiv 2310.05914: 5 to 15",
             new=5.0,
