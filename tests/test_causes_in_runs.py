@@ -83,6 +83,15 @@ def test_a_loss_that_a_tiny_beta_flattens_asks_for_beta(method, least):
     assert tiny["OPT005"].remedies[0].patch == {"beta": 0.1} and "beta is 1e-6" in tiny["OPT005"].message
 
 
+def test_an_evaluation_of_before_does_not_say_that_a_loss_stays():
+    """Rows are learnt from the 30th step on; the only evaluation so far is of the tenth."""
+    lines = flat(39, loss=lambda step: 0.503 + noise(step, 0.06) - 0.05 * (step > 30), update_ratio=3e-4)
+    early = evals((0, 10), loss=lambda step: 0.5 + 0.00005 * step)
+    assert "OPT005" not in found("kto", in_order(lines, early), learning_rate=1e-5)
+    late = evals((0, 10, 30), loss=lambda step: 0.5 + 0.00005 * step)
+    assert "OPT005" in found("kto", in_order(lines, late), learning_rate=1e-5)
+
+
 @pytest.mark.parametrize(
     ("facts", "code"),
     [

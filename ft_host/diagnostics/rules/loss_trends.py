@@ -55,7 +55,8 @@ def loss_fall(view: View) -> tuple[float, float] | None:
     still = max(later, default=math.inf) < 1.01 * evals.first and held_out < 0.01
     if still and evals.steps[-1] >= view.warmup_steps + SETTLE:
         return held_out, 0.0  # a fall of the other is one of noise
-    return (share, doubt) if share - doubt > held_out else (held_out, 0.0)
+    # One from before says that it had fallen by then, or nothing: it isn't known what the steps since have brought.
+    return (share, doubt) if still or share - doubt > held_out else (held_out, 0.0)
 
 
 def has_fallen(view: View) -> bool:
