@@ -106,9 +106,9 @@ def smooth(series: Series) -> Series | None:
 
 
 class _Sums:
-    """Sums over windows of `width` values, or fewer at both ends, by sums from the start and to the end of each block of
-    `width`. Nothing is subtracted: beside a first value of 1 a difference of running sums would be 0, or below, where a
-    curve has come down to 1e-18."""
+    """Sums over windows of `width` values, or fewer at both ends, by sums from the start and to the end of each block
+    of `width`. Nothing is subtracted: beside a first value of 1 a difference of running sums would be 0, or below,
+    where a curve has come down to 1e-18."""
 
     def __init__(self, values: list[float], width: int) -> None:
         self.width = width

@@ -15,7 +15,7 @@ KINDS = [
          cause=("DIS005",), partly=("DIS117", "DIS105", "DIS115", "OPT014"), beside=UNTAUGHT),
     Kind(name="gold-untrained-teacher", method="gold", what="the teacher has random weights",
          config={"teacher_model_name_or_path": "@model/scratch"}, at_fault=("teacher_model_name_or_path",),
-         cause=("GOLD001", "GOLD117"), partly=("GOLD", "OPT014"), beside=UNTAUGHT),
+         cause=("GOLD005", "GOLD001", "GOLD117"), partly=("GOLD", "OPT014"), beside=UNTAUGHT),
     Kind(name="distill-worse-teacher", method="distill", what="the student is better than its teacher",
          config={"model": "@model/able", "teacher_model_name_or_path": "@model/start"},
          at_fault=("teacher_model_name_or_path", "model"), cause=("DIS117", "OPT014", "DIS115"), partly=("DIS",),

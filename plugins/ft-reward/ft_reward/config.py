@@ -40,7 +40,7 @@ class RewardConfig(RunConfig):
         gt=0,
         usual=Usual(
             high=0.2,
-            above=("no_learning",),
+            above=("no_learning", "overfitting"),  # held-out scores aren't pressed by as much as those trained on
             why="all scores are pressed towards 0, and so are their differences",
             source="arXiv 2312.09244: 0.01",
             new=0.01,
