@@ -409,6 +409,17 @@ def test_a_policy_that_its_first_steps_ruin_lacks_no_signal():
     assert {"OPT007", "GRPO001"} <= run.keys() and speaks(run) == {"OPT007"}
 
 
+def test_a_reward_that_pays_for_being_wrong_speaks_before_what_comes_of_it():
+    lines = steps(60, reward=lambda step: -0.6 + 0.01 * step, reward_std=0.3, frac_reward_zero_std=0.1)
+    lines = [line | {"completions/reward_min": -1.0, "completions/reward_max": 0.0} for line in lines]
+    worse = [line | {"eval_reward_std": 0.5} for line in evals((0, 20, 40, 60), reward=lambda step: 0.7 - 0.01 * step)]
+    turned = {f"data/reward/judge/{name}": value for name, value in (("turned", 1.0), ("place", 0), ("reads", True))}
+    facts = {"plan/scored_rows": 48, "data/reward/judge/failed": 0.0}
+    run = found("grpo", in_order(lines, worse), facts | turned, reward=["judge"])
+    assert "GRPO011" in run and speaks(run) == {"DATA010"}
+    assert "GRPO011" in speaks(found("grpo", in_order(lines, worse), facts, reward=["judge"]))
+
+
 def test_completions_that_are_alike_explain_no_reward_that_never_varies():
     """Those of other prompts earn the same as well."""
     alike = {"completions__unique_share": 0.13, "completions__reward_min": 0.3, "completions__reward_max": 0.3}

@@ -60,7 +60,7 @@ def found(tiny, tmp_path):
 def test_a_cost_taken_for_a_score(found):
     (each,) = found("cost").values()
     assert each.message.startswith("Reward cost gives the row's own answer less than each of the wrong ones")
-    assert each.remedies[0].patch == {"reward_weights": [-1.0]}
+    assert each.remedies[0].patch == {"reward_weights": [-1.0]} and each.severity == "error"
     assert found("cost", weights=[-1.0]) == {}
 
 

@@ -259,15 +259,17 @@ RULES = [
         stage="before",
         level="rewards",
         needs=("data/reward/*/failed",),
+        mutes=("results",),
         test=reward_is_broken,
+        severe=is_turned,
         message=reward_message,
         remedies=reward_remedies,
         when=(
             "Tried on the data's own answers and on rubbish, it fails for over a quarter, gives a number that isn't"
             " finite, or gives the same for all though rows hold whole completions. Or all rewards together, and this"
             " one with its weight, give the row's own answer less than each piece of rubbish, in over 90 % of 8 rows;"
-            " of a reward that doesn't read the answer, where rows hold whole completions. Slow functions and reward"
-            " models aren't tried."
+            " of a reward that doesn't read the answer, where rows hold whole completions: an error. Slow functions and"
+            " reward models aren't tried."
         ),
         why="What a reward doesn't tell apart can't be learnt; found out later, it costs a run.",
         remedy="Test the reward by itself.",

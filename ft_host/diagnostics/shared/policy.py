@@ -174,8 +174,8 @@ NEAR = 0.25  # nats a token from the reference, to which a stronger hold should 
 
 
 def kl_remedies(view: View, names: Names) -> list[Remedy]:
-    config, out = vars(view.config), [lower_rate(view)]
     times = min(max(kl(view, names, view.mean(names.kl, 10)) / NEAR, 2.0), 10.0)
+    config, out = vars(view.config), [lower_rate(view, times)]
     for field in ("beta", "kl_coef"):
         if config.get(field):
             out += set_field(view, field, rounded(times * config[field]), ": a stronger hold on the reference")
