@@ -48,7 +48,6 @@ class Task:
     steps: dict[str, int]  # of SFT: start, able, and shown and pieces if the family has them
     half: tuple[str, ...] = ()  # of these SFTs the steps are a limit: they end where half of `test` is right
     right: str = ""  # the reward that says so
-    longest: int = 16  # tokens of a completion
     showing: Callable[[Row, random.Random], Row] | None = None  # a row that `shown` learns from
     shown_from: str = "start"
     pieces: Any = None  # the tokenizer of `pieces`
@@ -157,7 +156,7 @@ def make_models(folder: Path, task: Task, seed: int, quick: bool) -> None:
     save_tiny(models / "moe_biased", moe, tokenizer)
 
     def tuned(source: str, name: str, data: str = "train", **fields: Any) -> None:
-        half = (task.right, task.longest) if name in task.half and not quick else None
+        half = task.right if name in task.half and not quick else None
         tune(folder, source, name, 2 if quick else task.steps[name], seed, fields | task.tuning, data, half)
 
     # `start` ends at a high rate: what has come to rest at a rate of 0 loses at first whatever it is trained for next.
@@ -203,11 +202,10 @@ def tune(
     seed: int,
     fields: dict[str, Any],
     data: str,
-    half: tuple[str, int] | None = None,
+    half: str | None = None,
 ) -> None:
-    """A short SFT of `source`, saved as `name`. `half`: a reward, and the tokens of a completion; the model is that of
-    the checkpoint at which nearest to half of the held-out completions earn it, whatever the seed makes of so many
-    steps."""
+    """A short SFT of `source`, saved as `name`. `half`: a reward; the model is that of the checkpoint at which nearest
+    to half of the held-out completions earn it, whatever the seed makes of so many steps."""
     from ft_sft.config import SFTConfig
 
     from ft_host.training.launch import train
@@ -228,15 +226,13 @@ def tune(
         "progress": "quiet",
     }
     if half is not None:
-        right, longest = half
-        values |= {
-            "eval_dataset": str(folder / "data" / "test.jsonl"),
-            "eval_reward": [right],
-            "max_completion_length": longest,
-            "per_device_eval_batch_size": 64,
-            "eval_steps": EVERY,
-            "save_steps": EVERY,
+        often = min(EVERY, steps)
+        test = {"eval_dataset": str(folder / "data" / "test.jsonl"), "eval_reward": [half], "max_completion_length": 16}
+        values |= test | {
             "save_total_limit": steps,
+            "eval_steps": often,
+            "save_steps": often,
+            "per_device_eval_batch_size": 64,
         }
     train(SFTConfig(**values | fields))
     made = run / "model" if half is None else run / "checkpoints" / f"step-{halfway(run)}" / "model"

@@ -79,10 +79,7 @@ def make(folder: Path, seed: int, quick: bool = False) -> None:
             tokenizer=tokenizer,
             architecture="llama",
             other="qwen",
-            steps={"start": 240, "able": 220, "pieces": 240},
-            half=("start", "pieces"),
-            right=f"{REWARDS}:well_formed",
-            longest=80,
+            steps={"start": 160, "able": 220, "pieces": 160},
             tuning={"per_device_train_batch_size": 16},
             pieces=pieces,
         )
