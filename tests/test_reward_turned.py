@@ -72,7 +72,8 @@ def test_weights_with_the_wrong_sign(found):
 
 
 def test_of_rows_with_whole_completions_it_is_known_without_the_answer(found):
-    assert found("brevity", whole=True)["brevity"].remedies[0].patch == {}  # it isn't to pay for length
+    short = found("brevity", whole=True)["brevity"]
+    assert short.severity == "warning" and short.remedies[0].patch == {}  # it isn't to pay for length
     told = found("lines", "exact", weights=[-1.0, -1.0], whole=True)
     assert {name: each.remedies[0].patch for name, each in told.items()} == {
         "lines": {"reward_weights": [1.0, 1.0]},

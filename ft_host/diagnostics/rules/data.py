@@ -145,21 +145,25 @@ def reward_message(view: View) -> str:
     )
 
 
-def reward_remedies(view: View) -> list[Remedy]:
-    """Turn the weights of those that are known to pay right answers, or are known to cost them."""
+def turned_places(view: View) -> set[int]:
+    """The places of the rewards whose weights may be turned. Of one that doesn't read the answer only a negative one:
+    what pays for brevity isn't to pay for length."""
     shares = {name.removesuffix("/turned"): value for name, value in view.facts.items() if name.endswith("/turned")}
     reads = {view.facts[f"{name}/place"]: view.facts[f"{name}/reads"] for name in shares if shares[name] > TURNED}
-    if not is_turned(view) or not may_be_turned(view, view["data/reward/*/place"], reads):
+    return {place for place, does in reads.items() if does or weights_of(view)[place] < 0}
+
+
+def surely_turned(view: View) -> bool:
+    return is_turned(view) and view["data/reward/*/place"] in turned_places(view)
+
+
+def reward_remedies(view: View) -> list[Remedy]:
+    if not surely_turned(view):
         return [Remedy(why="Try the reward on right and wrong answers by itself, and mend it")]
-    weights = weights_of(view)
-    turned = [-each if may_be_turned(view, place, reads) else each for place, each in enumerate(weights)]
+    places = turned_places(view)
+    turned = [-each if place in places else each for place, each in enumerate(weights_of(view))]
     why = f"Set reward_weights to {turned}: right answers are to earn more than wrong ones"
     return [Remedy(why=why, patch={"reward_weights": turned}, again=True)]
-
-
-def may_be_turned(view: View, place: int, reads: dict[int, bool]) -> bool:
-    """Of one that doesn't read the answer only a negative weight: what pays for brevity isn't to pay for length."""
-    return place in reads and (reads[place] or weights_of(view)[place] < 0)
 
 
 def share_over(name: str, limit: float):
@@ -261,15 +265,15 @@ RULES = [
         needs=("data/reward/*/failed",),
         mutes=("results",),
         test=reward_is_broken,
-        severe=is_turned,
+        severe=surely_turned,
         message=reward_message,
         remedies=reward_remedies,
         when=(
             "Tried on the data's own answers and on rubbish, it fails for over a quarter, gives a number that isn't"
             " finite, or gives the same for all though rows hold whole completions. Or all rewards together, and this"
-            " one with its weight, give the row's own answer less than each piece of rubbish, in over 90 % of 8 rows;"
-            " of a reward that doesn't read the answer, where rows hold whole completions: an error. Slow functions and"
-            " reward models aren't tried."
+            " one with its weight, give the row's own answer less than each piece of rubbish, in over 90 % of 8 rows:"
+            " an error. Of a reward that doesn't read the answer it is told where rows hold whole completions, as a"
+            " warning unless its weight is negative. Slow functions and reward models aren't tried."
         ),
         why="What a reward doesn't tell apart can't be learnt; found out later, it costs a run.",
         remedy="Test the reward by itself.",
