@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -239,6 +240,35 @@ def test_smoothing_is_the_mean_of_its_window_whatever_came_before(size):
         window = values[index - reach : index + reach + 1]
         assert value == pytest.approx(math.fsum(window) / len(window), rel=1e-12, abs=0)
     assert "<path" in chart("grad_norm", [Line("a", "one", series_of(values))])
+
+
+def test_a_chart_bears_all_that_a_float_can_be():
+    """A run that diverges, or has come to rest, logs such numbers."""
+    rng = random.Random(0)
+    odd = [
+        0.0,
+        -0.0,
+        5e-324,
+        1e-300,
+        1e-18,
+        1.0,
+        3.0,
+        1e18,
+        1e300,
+        1.7e308,
+        -1e300,
+        -1e-18,
+        math.nan,
+        math.inf,
+        -math.inf,
+    ]
+    for count in (1, 2, 24, 25, 60, 700):
+        for _ in range(40):
+            some = rng.sample(odd, rng.choice([1, 2, 4]))
+            wide = [10.0 ** rng.uniform(-323, 308) for _ in range(count)]
+            for values in ([rng.choice(some) for _ in range(count)], wide, sorted(wide), sorted(wide, reverse=True)):
+                for metric in ("loss", "reward", "perf/step_time"):
+                    chart(metric, [Line("a", "one", series_of(values))])
 
 
 def test_a_page_that_fails_does_not_fail_the_run(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,9 @@ class Line:
     series: Series
     points: bool = False
     only_smooth: bool = False
+
+
+POWERS = (-307.0, 308.0)  # of ten, that a float can have
 
 
 def _step_size(span: float, wanted: int, whole: bool) -> float:
@@ -82,8 +86,8 @@ def tick_labels(values: list[float]) -> list[str]:
 
 def wants_log(metric: str, values: list[float]) -> bool:
     """Return whether to use a logarithmic scale: for losses and norms that change by more than a factor of 50."""
-    words = set(re.split(r"[/_]", metric))
-    return bool(words & {"loss", "norm", "perplexity"}) and min(values) > 0 and max(values) / min(values) > 50
+    words, least = set(re.split(r"[/_]", metric)), min(values)
+    return bool(words & {"loss", "norm", "perplexity"}) and least >= sys.float_info.min and max(values) / least > 50
 
 
 def _at(step: float, value: float, x: tuple[float, float], y: tuple[float, float]) -> str:
@@ -208,6 +212,8 @@ def chart(
     y = (low if low == 0 else low - pad, high + pad)
     if not logarithmic and low > 0 > y[0]:
         y = (0.0, y[1])
+    if logarithmic:
+        y = (max(y[0], POWERS[0]), min(y[1], POWERS[1]))
 
     def upright(series: Series) -> Series:
         """On the scale of the picture."""
