@@ -420,10 +420,12 @@ def test_a_reward_that_pays_for_being_wrong_speaks_before_what_comes_of_it():
     assert "GRPO011" in speaks(found("grpo", in_order(lines, worse), facts, reward=["judge"]))
 
 
-def test_completions_that_are_alike_explain_no_reward_that_never_varies():
-    """Those of other prompts earn the same as well."""
+def test_completions_that_are_alike_explain_no_reward_that_gives_the_same_to_all():
+    """It did so before training, to right answers and to rubbish."""
     alike = {"completions__unique_share": 0.13, "completions__reward_min": 0.3, "completions__reward_max": 0.3}
-    run = found("grpo", steps(60, reward=0.3, reward_std=0.0, frac_reward_zero_std=1.0, **alike), reward=["judge"])
+    lines = steps(60, reward=0.3, reward_std=0.0, frac_reward_zero_std=1.0, **alike)
+    assert "GRPO012" in found("grpo", lines, {"data/reward/judge/spread": 1.0}, reward=["judge"])
+    run = found("grpo", lines, {"data/reward/judge/spread": 0.0}, reward=["judge"])
     assert "GRPO012" not in run and "GRPO001" in speaks(run)
     assert "the reward tells nothing apart" in run["GRPO001"].message
 

@@ -19,7 +19,8 @@ from ft_host.cli import report as report_command
 from ft_host.cli import runs as runs_command
 from ft_host.errors import UsageError
 from ft_host.report import RunUnreadable, find_runs, read_run, write_comparison, write_report
-from ft_host.report.chart import Line, chart, log_ticks, tick_labels, ticks
+from ft_host.report.chart import Line, chart
+from ft_host.report.ticks import log_ticks, tick_labels, ticks
 from ft_host.rundir import format as fmt
 from ft_host.rundir.folder import RunFolder
 from ft_host.rundir.series import Series, smooth, thin

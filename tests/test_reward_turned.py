@@ -7,7 +7,7 @@ from ft_grpo.config import GRPOConfig
 
 from ft_host.data import load_tokenizer, prompt_row
 from ft_host.data.load import open_train
-from ft_host.diagnostics.rules.data import RULES
+from ft_host.diagnostics.rules.data_rewards import RULES
 from ft_host.monitor.reward_check import check_rewards
 from ft_host.testing.rules import Told, findings
 

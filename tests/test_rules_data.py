@@ -6,10 +6,10 @@ import pytest
 from ft_kto.config import KTOConfig
 
 from ft_host.config import RunConfig
-from ft_host.diagnostics.rules import data, data_set, data_templates
+from ft_host.diagnostics.rules import data, data_rewards, data_set, data_templates
 from ft_host.testing.rules import Told, codes, findings
 
-RULES = [*data.RULES, *data_set.RULES, *data_templates.RULES]
+RULES = [*data.RULES, *data_rewards.RULES, *data_set.RULES, *data_templates.RULES]
 
 # As measured on the arithmetic example
 HEALTHY = {

@@ -38,7 +38,7 @@ CASES = {
     ),
     "ENG005": (told(perf__generation_time=9.0), told()),
     "ENG007": (told(perf__weight_sync_time=1.0), told(perf__weight_sync_time=0.1)),
-    "ENG010": (told(perf__reward_time=3.0), told()),
+    "ENG010": (told(perf__reward_time=3.5), told()),
 }
 
 

@@ -66,11 +66,11 @@ def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[s
             result = prepare(raw)
         except FtHostError:  # it is refused, with its place, when its turn comes
             continue
-        name = next((name for name in (*WHOLE, *ANSWERS) if isinstance(raw.get(name), (str, int, float))), None)
-        if name is None or isinstance(result, (Drop, list)) or isinstance(raw[name], bool):
+        name = next((name for name in (*WHOLE, *ANSWERS) if text_of(raw.get(name)) is not None), None)
+        if name is None or isinstance(result, (Drop, list)):
             continue
-        gold, prompt = str(raw[name]), result["prompt"]
-        answer = next((str(raw[name]) for name in ANSWERS if isinstance(raw.get(name), (str, int, float))), gold)
+        gold, prompt = text_of(raw[name]), result["prompt"]
+        answer = next((text for name in ANSWERS if (text := text_of(raw.get(name))) is not None), gold)
         question = prompt if isinstance(prompt, str) else str(prompt[-1].get("content"))
         right = [gold, *forms(gold, answer)]
         ends = (
@@ -99,6 +99,13 @@ def trials(source: Any, prepare: Callable[[dict[str, Any]], Any]) -> list[dict[s
                 }
             )
     return rows
+
+
+def text_of(value: Any) -> str | None:
+    """What a column says: a text, a number, or messages, of which the last counts. None for anything else."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    return str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None
 
 
 def forms(gold: str, answer: str) -> list[str]:

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ft_host.report.chart import SIZE, Line, chart, legend, tick_labels, ticks
+from ft_host.report.chart import SIZE, Line, chart, legend
 from ft_host.report.markup import Markup, el, join
+from ft_host.report.ticks import tick_labels, ticks
 from ft_host.rundir import format as fmt
 from ft_host.rundir.lines import number_of
 from ft_host.rundir.record import RunRecord

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, get_origin
 
 from ft_host.config.deprecated import Deprecated
 from ft_host.config.fields import fields_of
@@ -61,6 +61,8 @@ def described(value: Any) -> Any:
 
 def parameters(value: Any) -> dict[str, dict[str, Any]]:
     """Return the parameters of a function or class by name, in order: kind, and the default if there is one."""
+    if get_origin(value) is not None:
+        return {}  # an alias of a type, which Python 3.13 gives a signature
     try:
         signature = inspect.signature(value)
     except ValueError:  # a class of C, or an enumeration: nothing to call it with

@@ -97,8 +97,8 @@ def duplicates(view: View, names: Names) -> bool:
     reached = helpers.level(view, names)
     solved = (reached is not None and reached >= helpers.SOLVED) or helpers.knows(view, names)
     solved = solved or helpers.at_best(view, names)
-    if view.count("completions/reward_max") and helpers.span(view) is None:
-        return False  # nothing has ever earned anything else, whatever it was: the reward tells nothing apart
+    if helpers.span(view) is None and helpers.one_for_all(view):
+        return False  # the reward tells nothing apart, be they alike or not
     if solved or helpers.learns(view, names) or helpers.has_risen(view, names):
         return False
     if share < least + 0.04 * (1 - least):  # one completion, again and again

@@ -131,6 +131,14 @@ def knows(view: View, names: Names) -> bool:
     return min(first, level(view, names) or 0.0) >= KNOWN
 
 
+def one_for_all(view: View) -> bool:
+    """Whether each reward gave the same to right answers and to rubbish that were tried before training."""
+    apart = [
+        value for name, value in view.facts.items() if name.startswith("data/reward/") and name.endswith("/spread")
+    ]
+    return len(apart) == len(view.config.reward) and not any(apart)
+
+
 def at_best(view: View, names: Names) -> bool:
     """Whether completions have earned what right answers did that were tried before training (`check_rewards`), from
     the start and of late: there is nothing to learn. False where that isn't known of each reward."""
