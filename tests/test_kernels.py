@@ -19,6 +19,9 @@ from ft_host.testing.models import save_tiny, tiny_llama, tiny_moe, tiny_tokeniz
 CPU = torch.device("cpu")
 
 
+with_varlen = pytest.mark.skipif(varlen.missing() is not None, reason=str(varlen.missing()))
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("llama"), tiny_llama())
@@ -70,6 +73,7 @@ def test_the_plan_names_a_kernel_that_was_asked_for(llama):
     )
 
 
+@with_varlen
 def test_flex_first_and_varlen_for_rows_apart(llama, as_gpu):
     as_gpu(varlen_call=segments.per_segment)
     policy = policy_of(llama)
@@ -77,6 +81,7 @@ def test_flex_first_and_varlen_for_rows_apart(llama, as_gpu):
     assert policy.attention.said.startswith("attention: flex, one compiled kernel with a block mask; where rows share")
 
 
+@with_varlen
 def test_varlen_is_asked_for_and_cannot_be(llama, as_gpu):
     as_gpu()
     with pytest.raises(ConfigError, match="segment_attention varlen: .*on CUDA cards since Ampere; here 16"):
@@ -85,6 +90,7 @@ def test_varlen_is_asked_for_and_cannot_be(llama, as_gpu):
     assert policy.rows_kernel == "flex" and "not varlen, since" in policy.attention.said
 
 
+@with_varlen
 def test_a_batch_takes_the_kernel_of_its_kind(llama, as_gpu, monkeypatch):
     as_gpu(varlen_call=segments.per_segment)
     policy, used = policy_of(llama), []
@@ -118,6 +124,7 @@ def test_auto_goes_on_with_another_kernel_and_says_why(llama, as_gpu, error, sai
         policy_of(llama, segment_attention="flex")
 
 
+@with_varlen
 def test_an_error_of_the_system_is_nobody_elses_reason(llama, as_gpu):
     """Only what compiles may fail for a compiler."""
     as_gpu(varlen_call=failing(subprocess.CalledProcessError(1, "gcc")))
@@ -245,6 +252,7 @@ def by_pairs(query, key, value, ends, ends_of_keys, longest, longest_key, *, sca
     return torch.cat(rows)
 
 
+@with_varlen
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
 @pytest.mark.parametrize("keys", [4, 2])
 def test_varlen_is_asked_for_what_sdpa_gives(keys, window, monkeypatch):
@@ -281,6 +289,7 @@ def test_what_varlen_lacks_is_named(arguments, named, monkeypatch):
         )
 
 
+@with_varlen
 def test_a_torch_without_windows_has_no_varlen(monkeypatch):
     from torch.nn.attention import varlen as torchs
 

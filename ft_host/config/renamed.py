@@ -103,6 +103,7 @@ CHANGED = {
     "eval_strategy": EVALUATIONS,
     "do_eval": ("eval_dataset", "a run evaluates on it, or on dataset_test_split, if one is set"),
     "save_strategy": ("save_steps", "for steps; 0, as no, writes none but the last; an epoch is a number of steps"),
+    "logging_dir": ("output_dir", "what a run logs is in its folder"),
     "logging_strategy": ("logging_steps", "metrics.jsonl has every step anyway"),
     "logging_first_step": ("logging_steps", "metrics.jsonl has every step anyway"),
     "disable_tqdm": ("progress", "bar, lines, json or quiet"),
