@@ -392,6 +392,44 @@ def test_rates_of_large_models_speak_before_what_they_do():
     assert speaks(run) == {"CFG001"}
 
 
+@pytest.mark.parametrize(
+    ("method", "field", "value", "new"),
+    [("sft", "neftune_noise_alpha", 800.0, 5.0), ("reward", "center_rewards_coefficient", 1000.0, 0.01)],
+)
+def test_what_held_out_rows_are_without_is_suspected_where_they_get_worse(method, field, value, new):
+    lines = steps(100, loss=lambda step: 4.5 - 0.03 * step, grad_norm=1.0, learning_rate=1e-4, update_ratio=2e-3)
+    worse = evals((0, 20, 40, 60, 80, 100), loss=lambda step: 3.0 + 0.02 * abs(step - 40))
+    plain = found(method, in_order(lines, worse), learning_rate=1e-4)
+    assert field not in plain["OPT009"].remedies[0].patch
+    far = found(method, in_order(lines, worse), learning_rate=1e-4, **{field: value})
+    assert far["OPT009"].remedies[0].patch == {field: new}
+
+
+def test_a_wrong_value_model_speaks_before_completions_that_become_short():
+    lines = steps(
+        60,
+        objective__scores=lambda step: 1.7 - 0.002 * step,
+        reward_std=0.3,
+        val__explained_variance=-0.6,
+        completions__mean_length=lambda step: 50.0 if step < 20 else 11.0,
+        completions__clipped_ratio=0.0,
+        completions__reward_min=0.0,
+        completions__reward_max=2.0,
+        completions__reward_length_correlation=-0.7,
+    )
+    run = found("ppo", lines, reward=["judge"], learning_rate=1e-5)
+    assert {"PPO002", "PPO110"} <= run.keys() and "PPO110" not in speaks(run) and "PPO002" in speaks(run)
+
+
+def test_a_rate_is_lowered_by_as_much_as_the_policy_is_too_far():
+    lines = steps(
+        20, reward=lambda step: 0.6 - 0.02 * step, kl=1.0, reward_std=0.3, frac_reward_zero_std=0.1,
+        completions__reward_min=0.0, completions__reward_max=1.0,
+    )  # fmt: skip
+    run = found("grpo", lines, reward=["judge"], learning_rate=4e-3, beta=1e-4)
+    assert run["GRPO007"].remedies[0].patch == {"learning_rate": 1e-3}, "a quarter: 1 nat a token where 0.25 is near"
+
+
 def test_a_policy_that_its_first_steps_ruin_lacks_no_signal():
     """What it earned is gone by the second step, and updates are small again by the time that groups are alike."""
     lines = steps(
