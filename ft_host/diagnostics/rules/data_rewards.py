@@ -50,7 +50,8 @@ def reward_message(view: View) -> str:
 def turned_places(view: View) -> set[int]:
     """The places of the rewards whose weights may be turned. Of one that doesn't read the answer only a negative one:
     what pays for brevity isn't to pay for length."""
-    shares = {name.removesuffix("/turned"): value for name, value in view.facts.items() if name.endswith("/turned")}
+    ends = {name for name in view.facts if name.startswith("data/reward/") and name.endswith("/turned")}
+    shares = {name.removesuffix("/turned"): view.facts[name] for name in ends}
     reads = {view.facts[f"{name}/place"]: view.facts[f"{name}/reads"] for name in shares if shares[name] > TURNED}
     return {place for place, does in reads.items() if does or weights_of(view)[place] < 0}
 

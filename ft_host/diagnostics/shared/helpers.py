@@ -131,21 +131,23 @@ def knows(view: View, names: Names) -> bool:
     return min(first, level(view, names) or 0.0) >= KNOWN
 
 
+def tried(view: View, kind: str) -> list[float]:
+    """A fact of each reward that was tried before training (`check_rewards`): its `spread`, or the `most` it gave."""
+    return [
+        value for name, value in view.facts.items() if name.startswith("data/reward/") and name.endswith(f"/{kind}")
+    ]
+
+
 def one_for_all(view: View) -> bool:
     """Whether each reward gave the same to right answers and to rubbish that were tried before training."""
-    apart = [
-        value for name, value in view.facts.items() if name.startswith("data/reward/") and name.endswith("/spread")
-    ]
+    apart = tried(view, "spread")
     return len(apart) == len(view.config.reward) and not any(apart)
 
 
 def at_best(view: View, names: Names) -> bool:
     """Whether completions have earned what right answers did that were tried before training (`check_rewards`), from
     the start and of late: there is nothing to learn. False where that isn't known of each reward."""
-    most = [value for name, value in view.facts.items() if name.startswith("data/reward/") and name.endswith("/most")]
-    apart = [
-        value for name, value in view.facts.items() if name.startswith("data/reward/") and name.endswith("/spread")
-    ]
+    most, apart = tried(view, "most"), tried(view, "spread")
     if not most or len(most) != len(view.config.reward) or not all(apart):
         return False
     weights = view.config.reward_weights or [1.0] * len(most)
