@@ -27,6 +27,9 @@ def extra(completions, answer, **_):
 def brevity(completions, **_):
     return [-len(a) for a in completions]
 
+def constant(completions, **_):
+    return [0.3 for _ in completions]
+
 def lines(completions, **_):
     return [float("####" in a) for a in completions]
 """
@@ -37,10 +40,15 @@ def found(tiny, tmp_path):
     """What is found of a run with these rewards, as {reward: finding}."""
     (tmp_path / "rewards.py").write_text(FUNCTIONS)
 
-    def measure(*names, weights=(), whole=False):
+    def measure(*names, weights=(), whole=False, talk=False):
         rows = [{"prompt": f"what is {n}?", "answer": f"{n + 40}"} for n in range(8)]
         if whole:
             rows = [row | {"completion": f"I add both, which makes\n#### {row['answer']}"} for row in rows]
+        if talk:
+            roles = {"prompt": "user", "completion": "assistant"}
+            rows = [
+                row | {name: [{"role": role, "content": row[name]}] for name, role in roles.items()} for row in rows
+            ]
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         fields = {
             "model": str(tiny / "model"),
@@ -79,6 +87,12 @@ def test_of_rows_with_whole_completions_it_is_known_without_the_answer(found):
         "lines": {"reward_weights": [1.0, 1.0]},
         "exact": {"reward_weights": [1.0, 1.0]},
     }
+
+
+def test_a_completion_of_messages_is_a_whole_one_too(found):
+    (each,) = found("constant", whole=True, talk=True).values()
+    assert "is 0.3 for the data's own answers as for empty and random text" in each.message
+    assert found("constant") == {}  # rows with an answer alone: it may want it in another form
 
 
 def test_what_another_reward_outweighs_is_left_alone(found):
