@@ -135,6 +135,9 @@ def test_thinking_of_earlier_turns_is_dropped_by_the_template(tokenizers):
     assert turns(tokenizers("chatml"), messages) == [think + "one<|im_end|>", think + "two<|im_end|>"]
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.21"), reason="templates get thoughts under their own name alone"
+)
 def test_reasoning_in_a_field_of_its_own(tokenizers):
     messages = [user("a?"), assistant("one", reasoning_content="hm"), user("b?"), assistant("two", reasoning="hmm")]
     assert turns(tokenizers("qwen3"), messages) == ["one<|im_end|>", "<think>\nhmm\n</think>\n\ntwo<|im_end|>"]

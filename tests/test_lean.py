@@ -308,9 +308,9 @@ def test_a_rotation_by_nothing_proves_nothing(told):
 
 
 def test_rotated_queries_are_held_until_all_parts_were_taken(told):
-    found = parts.rotation_of(nn.Identity(), queries_of(rotated))
+    queries = queries_of(rotated)
+    found = parts.rotation_of(nn.Identity(), queries)  # which needs the graph of the queries
     with parts.attention_call() as call:
-        queries = queries_of(rotated)
         call.rotated(queries, found)
         pieces = queries.split([2, 3], 2)
         call.cut(queries, pieces)
