@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import transformers
 import trl
+from packaging.version import Version
 
 from ft_host.batch import IGNORE
 from ft_host.data.templates import common_prefix, common_suffix

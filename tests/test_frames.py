@@ -175,11 +175,12 @@ def test_replayed_steps_see_weights_that_have_changed(tapes):
     model, sampling = made("qwen"), Sampling(max_new_tokens=60, temperature=0)
     jobs = [Job(row, [9, 8, 7 + row], row, 50) for row in range(3)]
 
-    def tokens(decoder) -> list[list[int]]:
+    def tokens(decoder) -> list[list[tuple[int, float]]]:
+        """With their log-probs."""
         torch.clear_autocast_cache()  # as at the end of each call of the engine
         for _ in range(3):
             decoder.advance()
-        return [row.tokens[-24:] for row in decoder.rows]
+        return [list(zip(row.tokens[-24:], row.logprobs[-24:], strict=True)) for row in decoder.rows]
 
     def begun():
         decoder = decode.Decoder(model, sampling, 3)
@@ -210,7 +211,12 @@ def test_replayed_steps_see_weights_that_have_changed(tapes):
                 decoder.used.first, decoder.used.end = state[2:]
                 for row, old in zip(decoder.rows, said, strict=True):
                     row.tokens[:], row.ended = old, False
-                assert tokens(decoder) == found
+                for one, other in zip(tokens(decoder), found, strict=True):
+                    # in bfloat16 two tokens may be as likely as each other; what comes after them is another text
+                    same = next((at for at, (a, b) in enumerate(zip(one, other, strict=True)) if a[0] != b[0]), 23)
+                    assert enabled or same == 23
+                    differences = [abs(a[1] - b[1]) for a, b in zip(one, other, strict=True)][: same + 1]
+                    assert max(differences) < (0.2 if enabled else 1e-4), differences  # 1 and more with the old weights
 
 
 def test_weights_that_have_moved_end_the_graphs(tapes):
