@@ -122,7 +122,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=16, help="counted steps of a run (default: %(default)s)")
     parser.add_argument("--prompts", type=int, default=8, help="of an optimizer step (default: %(default)s)")
     parser.add_argument("--staleness", type=int, default=STALENESS, help="of overlap (default: %(default)s)")
-    parser.add_argument("--async-staleness", type=int, default=2, help="of async (default: %(default)s)")
+    parser.add_argument(
+        "--async-staleness", type=int, default=MODES["async"]["max_staleness"], help="of async (default: %(default)s)"
+    )
     parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="so long at most for a quiet machine")
     parser.add_argument("--json", type=Path, help="write what came out to this file")
     args = parser.parse_args(argv)
