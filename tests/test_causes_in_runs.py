@@ -166,6 +166,17 @@ def test_a_rate_that_ruins_a_policy_is_one_finding(method):
     assert speaks(run) == {"OPT007"} and run["OPT007"].severity == "error", "as grave as what comes of it"
 
 
+def test_lengths_that_ld_alpha_weighs_against_are_told_no_more():
+    facts = {"data/identical_pairs": 0.0, "data/length_ratio": 2.4, "data/chosen_longer": 0.99, "data/rows": 200}
+    told = found("dpo", pairs(), facts, learning_rate=1e-6)["DATA008"]
+    assert told.remedies[0].patch == {"ld_alpha": 0.5}
+    assert "DATA008" not in found("dpo", pairs(), facts, learning_rate=1e-6, ld_alpha=0.5)
+    shorter = facts | {"data/length_ratio": 0.4, "data/chosen_longer": 0.01}
+    assert "DATA008" in found("dpo", pairs(), shorter, learning_rate=1e-6, ld_alpha=0.5), (
+        "it weighs against longer ones"
+    )
+
+
 def test_a_reference_that_is_another_speaks_before_what_is_measured_from_it():
     facts = {
         "model/reference": "other",
@@ -179,6 +190,24 @@ def test_a_reference_that_is_another_speaks_before_what_is_measured_from_it():
     worse = [line | {"eval_reward_std": 0.5} for line in evals((0, 60, 120), reward=lambda step: 0.6 - 0.003 * step)]
     run = found("dpo", in_order(lines, worse), facts | {"plan/scored_rows": 200}, learning_rate=1e-6, ref_model="other")
     assert "OPT014" in run and speaks(run) - {"OPT005"} == {"PRB001"}
+
+
+def test_rows_that_begin_twice_speak_before_held_out_rows_that_are_lost():
+    """Held-out rows begin once: what is learnt of the others doesn't hold there."""
+    lines = pairs(loss=lambda step: 3.2 - 0.008 * step, ratio=1e-3)
+    held_out = evals(range(0, 121, 20), loss=lambda step: 3.2 + 0.01 * step if step else 4.3)
+    for share, expected in ((1.0, {"DATA004"}), (0.01, {"DATA004", "OPT009"})):
+        run = found("sft", in_order(lines, held_out), {"data/double_bos_rows": share}, learning_rate=1e-4)
+        assert "OPT009" in run and speaks(run) == expected
+
+
+def test_an_adapter_on_attention_that_does_not_move_gets_a_rate_and_all_layers():
+    lora = {"use_peft": True, "learning_rate": 1e-6, "max_steps": 120}
+    lines = flat(120, loss=lambda step: 0.46 + noise(step, 0.01), learning_rate=1e-6, update_ratio=6.5e-6)
+    few = found("sft", lines, lora_target_modules=["q_proj", "v_proj"], **lora)["OPT007"].remedies
+    assert few[0].patch == {"learning_rate": 7.7e-3, "lora_target_modules": ["all-linear"]}
+    assert "set lora_target_modules to all-linear, from q_proj, v_proj" in few[0].why
+    assert found("sft", lines, **lora)["OPT007"].remedies[0].patch == {"learning_rate": 7.7e-3}
 
 
 def test_pairs_that_no_reward_model_can_tell_apart_are_no_matter_of_steps():
@@ -301,6 +330,21 @@ def test_a_policy_that_a_rate_ruins_is_one_finding(method, ratio):
         assert head == "OPT007"
     first = next(each.patch for each in run[head].remedies if each.patch)
     assert first["learning_rate"] < 1e-2
+
+
+def test_completions_of_another_model_speak_before_held_out_rewards_that_fall():
+    """The sampler's weights are no longer the trainer's from step 20 on; the rate is as it should be."""
+    lines = rollouts("grpo", sampling__sampling_logp_difference__mean=lambda step: 2e-7 if step < 20 else 0.05)
+    held_out = [line | {"eval_reward_std": 0.3} for line in evals(range(0, 121, 20), reward=lambda step: broken(step))]
+    run = found("grpo", in_order(lines, held_out), {"plan/scored_rows": 200}, learning_rate=1e-5)
+    assert "ENG001" in speaks(run) and run["OPT014"].muted_by == "ENG001"
+
+
+def test_values_that_explain_nothing_follow_from_steps_that_go_too_far():
+    values = {"val__explained_variance": -24.0, "update_ratio": lambda step: 0.2 if step > 10 else 1e-4}
+    run = found("ppo", rollouts("ppo", **values), learning_rate=1e-2)
+    assert "OPT007" in speaks(run) and run["PPO002"].muted_by == "OPT007"
+    assert "PPO002" in speaks(found("ppo", rollouts("ppo", **values | {"update_ratio": 1e-3}), learning_rate=1e-5))
 
 
 def test_groups_that_became_equal_as_the_policy_broke_are_its_consequence():

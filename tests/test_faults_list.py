@@ -175,13 +175,20 @@ def test_rewards_read_texts_and_messages_alike(listed):
         assert [one + other for one, other in zip(near, far, strict=True)] == [1.0] * 3
 
 
-def run_of(case: str, *findings: tuple, kind: str = "run", last: float | None = None, first: float = 0.0) -> dict:
+def run_of(
+    case: str,
+    *findings: tuple,
+    kind: str = "run",
+    last: float | None = None,
+    first: float = 0.0,
+    metric: tuple[str, str] = ("eval_reward", "higher"),
+) -> dict:
     """A line of the file: each finding with code, severity, step and patches."""
     told = [
         {"code": code, "severity": severity, "opened": step, "message": "…", "patches": list(patches), "state": "open"}
         for code, severity, step, *patches in findings
     ]
-    figure = {} if last is None else {"metric": "eval_reward", "way": "higher", "first": first, "last": last}
+    figure = {} if last is None else {"metric": metric[0], "way": metric[1], "first": first, "last": last}
     return {
         "kind": kind, "case": case, "seed": 0, "fields": {}, "findings": told, "steps": 100, "planned": 100,
         "held_out": figure, "error": None,
@@ -217,17 +224,13 @@ def test_a_fault_is_named_by_its_code_in_time_or_by_a_first_patch_of_its_field(b
 
 
 def test_a_cure_wins_back_half_of_what_the_fault_cost(bench):
-    cure, case = bench["cure"], bench["case"].Case
-    fault = case(
-        name="f", family="lookup", method="grpo", what="", cause=("GRPO001",), at_fault=("beta",),
-        held_out_metric=("eval_reward", "higher"),
-    )  # fmt: skip
+    cure = bench["cure"]
     healthy = run_of("lookup/f", kind="reference", first=0.4, last=0.8)
     bad = run_of("lookup/f", ("GRPO001", "warning", 9), last=0.3)
 
     def judged(last: float | None, run: dict = bad, *findings: tuple) -> tuple[bool, bool]:
         made = run_of("lookup/f", *findings, kind="cure", last=last)
-        return cure.cured(fault, run, healthy, made), cure.worse(fault, run, healthy, made)
+        return cure.cured(run, healthy, made), cure.worse(run, healthy, made)
 
     assert judged(0.8) == (True, False) and judged(0.56) == (True, False)
     assert judged(0.5) == (False, False) and judged(0.2) == (False, True)
@@ -236,6 +239,17 @@ def test_a_cure_wins_back_half_of_what_the_fault_cost(bench):
     free = run_of("lookup/f", ("PERF009", "warning", 9), last=0.79)  # a fault that costs time alone
     assert judged(0.79, free) == (True, False)
     assert judged(0.79, free, ("PERF009", "warning", 9)) == (False, False)
+    flattered = run_of("lookup/f", ("PRB001", "warning", 1), last=1.0)  # its figure means something else
+    assert judged(0.8, flattered) == (True, False) and judged(0.7, flattered) == (False, True)
+
+
+def test_of_a_loss_what_would_have_been_learnt_is_to_be_won_back(bench):
+    cure, loss = bench["cure"], ("eval_loss", "lower")
+    healthy = run_of("lookup/f", kind="reference", first=4.0, last=2.0, metric=loss)
+    thrown = run_of("lookup/f", ("OPT007", "warning", 9), first=4.0, last=90.0, metric=loss)
+    cures = [run_of("lookup/f", kind="cure", first=4.0, last=last, metric=loss) for last in (2.5, 5.0)]
+    shares = [cure.won_back(thrown, healthy, each) for each in cures]
+    assert shares == [0.75, -0.5], "90 to 5 is nothing learnt"
 
 
 def test_only_faulty_runs_that_a_field_can_mend_are_cured_and_flown(bench):
@@ -253,6 +267,9 @@ def test_only_faulty_runs_that_a_field_can_mend_are_cured_and_flown(bench):
     wanted = [("reference", "lookup/grpo-cold", 0, {}), ("cure", "lookup/grpo-cold", 0, {"temperature": 1.0})]
     assert cure.jobs(runs, names, [0], True, False) == wanted
     assert ("autopilot", "lookup/grpo-cold", 0, {}) in cure.jobs(runs, names, [0], False, True)
+    given = ["lookup/distill-untrained-teacher", "lookup/sft-other-tokenizer", "lookup/dpo-swapped"]
+    assert not any(cure.for_autopilot(cases[each]) for each in given), "those are the user's"
+    assert cure.for_autopilot(cases["lookup/sft-dead-experts"]), "a field mends it, too"
 
 
 def test_the_table_counts_by_family(bench):
@@ -262,11 +279,13 @@ def test_the_table_counts_by_family(bench):
         run_of("lookup/grpo-cold", kind="cure", last=0.9),
         run_of("lookup/healthy-sft", ("OPT006", "warning", 70)),
         run_of("arithmetic/healthy-sft"),
+        run_of("lookup/healthy-grpo", ("GRPO003", "warning", 50), first=0.4, last=0.3),
     )
     rows = {line.split(" | ")[0]: line for line in bench["score"].table(runs) if line.startswith("|")}
     assert rows["|"] == "| | arithmetic (tuned on) | lookup (held out) | all |"
     assert rows["| **named**"] == "| **named** | – | 1 of 1 (100.0 %) | 1 of 1 (100.0 %) |"
     assert "| 0 of 1 (0.0 %) | 1 of 1 (100.0 %) | 1 of 2 (50.0 %) |" in rows["| **healthy runs with a warning**"]
+    assert "| – | 1 of 1 (100.0 %) |" in rows["| runs made to be healthy that learnt nothing, with a warning"]
     assert "| – | 1 of 1 (100.0 %) |" in rows["| **first patches that cure**"]
 
 
@@ -276,7 +295,7 @@ def test_cases_run_through_the_harness(bench, tmp_path):
     family.make(one.seed_folder(tmp_path, "transduction", 0), 0, quick=True)
     quick = {"max_steps": 6, "eval_steps": None, "warmup_steps": 1}
     made = one.run_case("transduction/sft-nan-layer", tmp_path, 0, fields=quick | {"eval_on_start": False})
-    assert made["error"] is None and made["steps"] == 6 and made["held_out"]["metric"] == "eval_mean_token_accuracy"
+    assert made["error"] is None and made["steps"] == 6 and made["held_out"]["metric"] == "eval_loss"
     refused = one.run_case("transduction/sft-all-masked", tmp_path, 0, fields=quick)
     assert refused["steps"] == 0 and "no supervised token" in refused["error"]
     with bench["broken_parts"].nan_layer(after=2):

@@ -338,11 +338,27 @@ def test_what_breaks_out_forgets_as_well():
 
 def test_the_surest_suspect_is_the_first():
     finding = symptom({"weight_decay": 1.0, "warmup_steps": 1000, "adam_epsilon": 1e-4})
-    assert [next(iter(remedy.patch)) for remedy in finding.remedies[:3]] == [
-        "warmup_steps",
-        "adam_epsilon",
-        "weight_decay",
+    assert [list(remedy.patch) for remedy in finding.remedies[:3]] == [
+        ["warmup_steps"],  # which can't be meant: the others, which may be, stay as they are at first
+        ["adam_epsilon"],
+        ["weight_decay"],
     ]
+
+
+def test_several_settings_that_explain_a_symptom_are_changed_at_once_first():
+    """Each of them may be enough: an update with one of them mended still goes wrong."""
+    worse = dataclasses.replace(STILL, symptom="divergence")
+    finding = symptom({"adam_beta1": 0.999, "adam_beta2": 0.1}, worse)
+    assert [remedy.patch for remedy in finding.remedies[:3]] == [
+        {"adam_beta2": 0.999, "adam_beta1": 0.9},
+        {"adam_beta2": 0.999},
+        {"adam_beta1": 0.9},
+    ]
+    assert finding.remedies[0].why == (
+        "Change adam_beta2 and adam_beta1 at once: raise adam_beta2 from 0.1 to 0.999;"
+        " lower adam_beta1 from 0.999 to 0.9"
+    )
+    assert finding.remedies[0].again and not finding.remedies[0].measured
 
 
 def test_a_rate_that_is_a_suspect_itself_keeps_the_size_that_the_finding_measured():

@@ -156,11 +156,27 @@ def test_a_rate_is_lowered_by_as_much_as_updates_are_too_large(ratio, rate):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "rate"), [(None, 1e-4), (1e-6, 1e-2), (1e-4, 1e-4), (0.01, 2e-5), (1e-9, 1e-2)], ids=str
+    ("ratio", "rate"), [(None, 1e-4), (1e-6, 1e-2), (1e-4, 1e-4), (0.01, 2e-5), (1e-9, 1e-1)], ids=str
 )
 def test_a_rate_is_raised_by_as_much_as_updates_are_too_small(ratio, rate):
     view = view_of(series={} if ratio is None else ratios(ratio, 1e-5), learning_rate=1e-5)
     assert raise_rate(view, 10).patch == {"learning_rate": pytest.approx(rate)}
+
+
+@pytest.mark.parametrize(
+    ("config", "facts", "times"),
+    [
+        ({"max_steps": 600}, {}, 1),
+        ({"max_steps": 200}, {}, 3),
+        ({"max_steps": 30}, {}, 5),
+        ({"max_steps": 30, "use_peft": True}, {}, 50),  # an adapter's updates are ten times as large
+        ({"max_steps": 30}, {"model/reference": "base"}, 1),
+    ],
+    ids=["long", "short", "five times at most", "an adapter", "preferences"],
+)
+def test_a_short_run_on_rows_to_be_learnt_goes_further_in_each_step(config, facts, times):
+    view = view_of(facts, ratios(1e-5, 1e-5), learning_rate=1e-5, **config)
+    assert raise_rate(view, 10).patch == {"learning_rate": pytest.approx(1e-3 * times)}
 
 
 def test_new_weights_grow_under_updates_that_are_too_large():

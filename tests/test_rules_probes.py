@@ -37,6 +37,20 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("loss", "severity", "said"),
+    [
+        (10.4, "info", "usual for new weights"),
+        (12.3, "warning", "sure of wrong tokens"),
+        (14.0, "error", "sure of wrong"),
+    ],
+)
+def test_a_first_loss_above_that_of_guessing_is_no_new_model(loss, severity, said):
+    """Of 32,000 tokens: 10.37. Weights with another tokenizer, of a small vocabulary above all, are between."""
+    (finding,) = findings(RULES, first(loss, 32000))
+    assert finding.code == "PRB005" and finding.severity == severity and said in finding.message
+
+
 def test_every_rule_has_its_cases():
     assert CASES.keys() == {rule.code for rule in RULES}
 

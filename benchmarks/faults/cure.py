@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from case import Case
     from run import Job
 
-NOT_BY_CONFIG = {"code", "machine"}  # faults that no field of the config undoes, and no autopilot
+NOT_BY_CONFIG = {"code", "machine"}  # faults that no field of the config undoes
+GIVEN = {"data", "eval_dataset", "model", "reward", "teacher_model_name_or_path"}  # what nobody but the user can give
 SMALL = 0.1  # of what the healthy run learns
 HALF = 0.5
 BUDGET = 4  # attempts of an autopilot
@@ -46,9 +47,15 @@ def jobs(done: list[dict[str, Any]], names: list[str], seeds: list[int], cures: 
                 wanted.append(("reference", name, seed, {}))
             if patch is not None and cures:
                 wanted.append(("cure", name, seed, patch))
-            if autopilot and case.patch is None and "data" not in case.at_fault and "reward" not in case.at_fault:
+            if autopilot and for_autopilot(case):
                 wanted.append(("autopilot", name, seed, {}))
     return wanted
+
+
+def for_autopilot(case: Case) -> bool:
+    """Whether other values of fields can mend it: not other rows or rewards, nor a model or a teacher that is right."""
+    at_fault = set(case.at_fault)
+    return case.patch is None and not at_fault & {"data", "reward"} and not at_fault <= GIVEN
 
 
 def headline(run: dict[str, Any]) -> dict[str, Any] | None:
@@ -110,17 +117,23 @@ def fly(name: str, work: Path, seed: int) -> dict[str, Any]:
 # ---------------------------------------------------------------- judging
 
 
-def won_back(case: Case, run: dict[str, Any], reference: dict[str, Any], cure: dict[str, Any]) -> float | None:
+def won_back(run: dict[str, Any], reference: dict[str, Any], cure: dict[str, Any]) -> float | None:
     """The share of what a fault cost that a cure wins back: 0 none of it, 1 all, below 0 it made things worse. None:
-    the fault costs nothing held out."""
-    way = 1 if case.held_out_metric[1] == "higher" else -1
+    the fault costs nothing held out. A loss may be as much worse than at the start as it likes: only what would have
+    been learnt counts."""
     healthy = reference["held_out"]
+    way = way_of(healthy)
     unlearnt = healthy["first"]
     bad, good = (last_of(each, unlearnt) for each in (run, cure))
+    bad = min(bad, unlearnt) if healthy["way"] == "lower" else bad
     cost = way * (healthy["last"] - bad)
     if cost <= margin_of(healthy):
         return None
     return way * (good - bad) / cost
+
+
+def way_of(held_out: dict[str, Any]) -> int:
+    return 1 if held_out["way"] == "higher" else -1
 
 
 def last_of(run: dict[str, Any], otherwise: float) -> float:
@@ -136,20 +149,20 @@ def margin_of(healthy: dict[str, Any]) -> float:
     return max(SMALL * learnt, 1.5 / SCORED if healthy["metric"] == "eval_reward" else 0.0)
 
 
-def cured(case: Case, run: dict[str, Any], reference: dict[str, Any], cure: dict[str, Any]) -> bool:
-    share = won_back(case, run, reference, cure)
+def cured(run: dict[str, Any], reference: dict[str, Any], cure: dict[str, Any]) -> bool:
+    share = won_back(run, reference, cure)
     if share is not None:
         return share >= HALF
-    way = 1 if case.held_out_metric[1] == "higher" else -1
-    healthy, told = reference["held_out"], headline(run)
-    margin = margin_of(healthy)
-    worse = way * (last_of(run, healthy["first"]) - last_of(cure, healthy["first"])) > margin
-    return not worse and told is not None and told["code"] not in {each["code"] for each in cure["findings"]}
+    told = headline(run)
+    again = told is None or told["code"] in {each["code"] for each in cure["findings"]}
+    return not again and not worse(run, reference, cure)
 
 
-def worse(case: Case, run: dict[str, Any], reference: dict[str, Any], cure: dict[str, Any]) -> bool:
-    """Whether what came out is worse than the faulty run itself, by more than a tenth of what is learnt in health."""
-    way = 1 if case.held_out_metric[1] == "higher" else -1
+def worse(run: dict[str, Any], reference: dict[str, Any], cure: dict[str, Any]) -> bool:
+    """Whether what came out is worse than the faulty run itself, by more than a tenth of what is learnt in health.
+    A fault may make the figure look better than in health (another reference, from which all pairs are apart): then
+    what is learnt in health is enough."""
     healthy = reference["held_out"]
-    margin = margin_of(healthy)
-    return way * (last_of(run, healthy["first"]) - last_of(cure, healthy["first"])) > margin
+    way = way_of(healthy)
+    enough = min(way * last_of(run, healthy["first"]), way * healthy["last"])
+    return enough - way * last_of(cure, healthy["first"]) > margin_of(healthy)

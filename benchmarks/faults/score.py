@@ -92,6 +92,12 @@ def partly(case: Case, run: dict[str, Any]) -> bool:
     )
 
 
+def learnt(run: dict[str, Any]) -> bool:
+    """Whether a run ended better than it began, by its held-out figure; also where it has none."""
+    held_out = run["held_out"]
+    return not held_out or cure.way_of(held_out) * (held_out["last"] - held_out["first"]) > 0
+
+
 def misleading(case: Case, run: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in told(run) if misleads(case, each)]
 
@@ -131,22 +137,26 @@ def table(runs: Runs) -> list[str]:
 def count(runs: Runs) -> dict[str, str]:
     made = [(CASES[case], run) for (kind, case, _), run in runs.items() if kind == "run"]
     faulty = [pair for pair in made if not pair[0].healthy]
-    healthy = [pair for pair in made if pair[0].healthy]
+    healthy = [run for case, run in made if case.healthy and learnt(run)]
+    others = [run for case, run in made if case.healthy and not learnt(run)]
     all_told = sum(len(told(run)) for _, run in faulty)
     cures = judged(runs, "cure")
-    flights = [each for each in judged(runs, "autopilot") if cure.won_back(*each) is not None]
+    flights = [each for each in judged(runs, "autopilot") if cure.won_back(*each[1:]) is not None]
     return {
         "faulty runs, kinds of faults": f"{len(faulty)}, {len({case.id for case, _ in faulty})}",
         "**named**": share(sum(named(*pair) for pair in faulty), len(faulty)),
         "partly": share(sum(partly(*pair) for pair in faulty), len(faulty)),
         "**misleading**, of warnings and errors": share(sum(len(misleading(*pair)) for pair in faulty), all_told),
-        "**healthy runs with a warning**": share(sum(bool(told(run)) for _, run in healthy), len(healthy)),
-        "**first patches that cure**": share(sum(cure.cured(*each) for each in cures), len(cures)),
-        "first patches that make it worse": share(sum(cure.worse(*each) for each in cures), len(cures)),
-        "**autopilot cures**, of faults that cost something held out": share(
-            sum(cure.cured(*each) for each in flights), len(flights)
+        "**healthy runs with a warning**": share(sum(bool(told(run)) for run in healthy), len(healthy)),
+        "runs made to be healthy that learnt nothing, with a warning": share(
+            sum(bool(told(run)) for run in others), len(others)
         ),
-        "autopilot ends worse than it began": share(sum(cure.worse(*each) for each in flights), len(flights)),
+        "**first patches that cure**": share(sum(cure.cured(*each[1:]) for each in cures), len(cures)),
+        "first patches that make it worse": share(sum(cure.worse(*each[1:]) for each in cures), len(cures)),
+        "**autopilot cures**, of faults that cost something held out": share(
+            sum(cure.cured(*each[1:]) for each in flights), len(flights)
+        ),
+        "autopilot ends worse than it began": share(sum(cure.worse(*each[1:]) for each in flights), len(flights)),
     }
 
 
@@ -190,7 +200,7 @@ def row(case: Case, runs: Runs) -> str:
     yes, some = sum(named(case, run) for run in made), sum(partly(case, run) for run in made)
     said = f"{yes} of {len(made)}" + (f", {some} partly" if some else "")
     patches = [json.dumps(patch) for run in made if (patch := cure.first_patch(run)) is not None]
-    shares = [cure.won_back(*each) for each in judged(runs, "cure") if each[0] is case]
+    shares = [cure.won_back(*each[1:]) for each in judged(runs, "cure") if each[0] is case]
     won = ", ".join("no price" if each is None else f"{each:.0%}" for each in shares)
     return (
         f"| {case.what} ({case.id}) | {case.method} | {said} | "
@@ -229,7 +239,7 @@ def misses(runs: Runs) -> list[str]:
             out.append(f"- {kinds} {name} seed {seed}: {said}")
     for kind in ("cure", "autopilot"):
         for case, run, healthy, made in judged(runs, kind):
-            if not cure.cured(case, run, healthy, made):
+            if not cure.cured(run, healthy, made):
                 out.append(
                     f"- NO {kind} {case.id} seed {made['seed']}: {made['fields'] or made.get('attempts')}: "
                     f"{run['held_out'].get('last')} -> {made['held_out'].get('last')}, healthy {healthy['held_out']}"

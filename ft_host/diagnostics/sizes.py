@@ -11,7 +11,10 @@ from ft_host.diagnostics.view import View
 # Updates as a share of the weights, as they are where runs learn: of pretrained weights, of new ones, of an adapter.
 USUAL, USUAL_NEW, USUAL_LORA = 1e-3, 2e-2, 1e-2
 GROWN = 4.0  # times as much as it looks: new weights that such updates have made larger by then
-MOST_RATE = 1000.0  # times by which a rate is changed at most
+MOST_LOWER, MOST_RAISE = 1000.0, 10_000.0  # times by which a rate is changed at most
+# A run of fewer steps on rows to be learnt goes further in each: up to five times the usual, so that all of them come
+# to something.
+SHORT_RUN, MOST_SHORT = 600, 5.0
 DIFFER = 0.9  # the share of groups in which completions should earn differently
 MOST_GENERATIONS = 64
 CUT = 0.05  # the share of completions that may be cut short
@@ -31,6 +34,19 @@ def usual_update(view: View) -> float:
     if view.config.use_peft:
         return USUAL_LORA
     return USUAL_NEW if has_new_weights(view) else USUAL
+
+
+def learns_from_rewards(view: View) -> bool:
+    """Or from preferences, beside a reference or without one."""
+    return view.by_rollout or "model/reference" in view.facts or "start/rewards/chosen" in view.facts
+
+
+def wanted_update(view: View) -> float:
+    """The update to raise a rate for: the usual one, and more of it in a short run."""
+    steps = view.total_steps or view.config.max_steps
+    if learns_from_rewards(view) or has_new_weights(view) or steps <= 0:
+        return usual_update(view)
+    return usual_update(view) * min(max(SHORT_RUN / steps, 1.0), MOST_SHORT)
 
 
 def strong_updates(view: View) -> bool:
@@ -60,17 +76,17 @@ def times_too_large(view: View, least: float) -> tuple[float, bool]:
     usual. Of new weights, which grow under large updates, these look smaller than they were."""
     now = update_at_full_rate(view)
     grown = GROWN if has_new_weights(view) else 1.0
-    off = min(grown * now / usual_update(view), MOST_RATE) if now else 0.0
+    off = min(grown * now / usual_update(view), MOST_LOWER) if now else 0.0
     return (off, True) if off > least else (least, False)
 
 
 def times_too_small(view: View, guess: float) -> tuple[float, bool]:
-    """By how much to multiply the rate, and whether that was measured: as much as updates are below the usual, twice at
-    least; `guess` where none was measured."""
+    """By how much to multiply the rate, and whether that was measured: as much as updates are below what is wanted,
+    twice at least; `guess` where none was measured."""
     now = update_at_full_rate(view)
     if not now:
         return guess, False
-    return min(max(usual_update(view) / now, 2.0), MOST_RATE), True
+    return min(max(wanted_update(view) / now, 2.0), MOST_RAISE), True
 
 
 # ---------------------------------------------------------------- groups of completions

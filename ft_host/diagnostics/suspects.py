@@ -194,11 +194,35 @@ def with_suspects(message: str, remedies: list[Remedy], suspects: list[Suspect])
     if not suspects:
         return message, remedies
     by_field = {suspect.field: suspect for suspect in suspects}
-    measured = {name: remedy for remedy in remedies for name in remedy.patch if _same_way(by_field.get(name), remedy)}
+    measured: dict[str, Remedy] = {}
+    for remedy in remedies:
+        for name in remedy.patch:
+            if _same_way(by_field.get(name), remedy):
+                measured.setdefault(name, remedy)
     first = [measured.get(suspect.field) or suspect.as_remedy() for suspect in suspects]
     left = [remedy for remedy in remedies if not remedy.patch.keys() & {*by_field, RATE}]
+    first = [*_together(suspects, first), *first]
     said = "; ".join(suspect.clause for suspect in suspects)
     return f"{message} {said}.", [*first, *left]
+
+
+def _together(suspects: list[Suspect], remedies: list[Remedy]) -> list[Remedy]:
+    """Several settings changed at once: any of them may be enough to hold the run back. Where one can't be meant, those
+    that may be are left as they are."""
+    sure = suspects[0].certain
+    chosen = {
+        suspect.field: remedy
+        for suspect, remedy in zip(suspects, remedies, strict=True)
+        if suspect.certain == sure and remedy.patch
+    }
+    if len(chosen) < 2:
+        return []
+    patch: dict[str, Any] = {}
+    for remedy in chosen.values():
+        patch |= {name: value for name, value in remedy.patch.items() if name not in patch}
+    measured = all(remedy.measured for remedy in chosen.values())
+    steps = "; ".join(remedy.why[0].lower() + remedy.why[1:] for remedy in chosen.values())
+    return [Remedy(why=f"Change {' and '.join(chosen)} at once: {steps}", patch=patch, again=True, measured=measured)]
 
 
 def _same_way(suspect: Suspect | None, remedy: Remedy) -> bool:

@@ -10,7 +10,7 @@ Fields = dict[str, Any]
 # What a cure is judged by.
 SCORED = 48  # held-out prompts whose completions are scored
 HELD_OUT: dict[str, tuple[str, str]] = {
-    "sft": ("eval_mean_token_accuracy", "higher"),
+    "sft": ("eval_loss", "lower"),  # of 360 tokens, those that are right are a matter of chance where few are
     "dpo": ("eval_rewards/accuracies", "higher"),
     "kto": ("eval_reward", "higher"),
     "reward": ("eval_accuracy", "higher"),

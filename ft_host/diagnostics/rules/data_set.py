@@ -67,7 +67,10 @@ def copies_remedies(view: View) -> list[Remedy]:
 
 
 def lopsided(view: View) -> bool:
+    """Whether length tells chosen from rejected, and nothing weighs against it."""
     ratio, longer_share = view.get("data/length_ratio", 1.0), view.get("data/chosen_longer", 0.5)
+    if ratio > 1 and vars(view.config).get("ld_alpha") is not None:
+        return False
     return (ratio > 1.5 and longer_share > 0.75) or (ratio < 0.67 and longer_share < 0.25)
 
 
@@ -102,7 +105,7 @@ def pairs_remedies(view: View) -> list[Remedy]:
         else []
     )
     if lopsided(view):
-        if "ld_alpha" in vars(view.config) and view.config.ld_alpha is None and view["data/length_ratio"] > 1:
+        if "ld_alpha" in vars(view.config) and view["data/length_ratio"] > 1:
             out.append(
                 Remedy(
                     why="Set ld_alpha to 0.5, so that tokens beyond the shorter completion count half",
@@ -262,7 +265,7 @@ RULES = [
         when=(
             "More than 1 % of pairs have equal completions, or 2 % ones that differ in white space alone; or chosen "
             "ones are on average over 1.5 times (or under 0.67 times) as long as rejected ones, in over three of four "
-            "pairs."
+            "pairs; longer chosen ones not where ld_alpha is set, which weighs against that."
         ),
         why="Equal completions pull both ways. Where length alone tells chosen from rejected, the model learns length.",
         remedy="Leave equal pairs out; balance lengths; ld_alpha.",

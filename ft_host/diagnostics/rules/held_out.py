@@ -208,7 +208,7 @@ RULES = [
             f" {short(reward_doubt(view))}."
         ),
         remedies=reward_remedies,
-        follows_from=("OPT003", "OPT004", "OPT006", "OPT007", "OPT009"),
+        follows_from=("OPT003", "OPT004", "OPT006", "OPT007", "OPT009", "ENG001", "ENG003"),
         when=(
             "An evaluation earns less than the run's first one, by three standard errors (with rollouts, and by 30"
             " %); or by one and a half at two evaluations running (up to twice that, the more evaluations there have"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ft_host.diagnostics.remedies import LOSS_FALLS, lower_rate, raise_rate, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.rules.loss_trends import SETTLE, first_loss, full_ratio, loss_fall, solved
-from ft_host.diagnostics.sizes import has_new_weights
+from ft_host.diagnostics.rules.relations_loaded import adapters_on_attention
+from ft_host.diagnostics.sizes import has_new_weights, learns_from_rewards
 from ft_host.diagnostics.view import View, percent, went
 
 LARGE, LARGE_NEW, LARGE_LORA = 0.04, 0.13, 0.3  # updates as a share of weights; half of an adapter's are 0 at first
@@ -14,11 +17,6 @@ SMALL, SMALL_NEW, SMALL_LORA = 2e-4, 1e-3, 5e-4
 FALL, FALL_NEW = 0.03, 0.1  # of a loss: what new weights gain in a few steps is far more
 REACH, REACH_NEW = 1e-3, 0.02  # of the weights, over a whole run: what is below changes nothing
 SMALL_ROLLOUTS = 5e-6  # methods that learn from rewards take small steps
-
-
-def learns_from_rewards(view: View) -> bool:
-    """Or from preferences, beside a reference or without one."""
-    return view.by_rollout or "model/reference" in view.facts or "start/rewards/chosen" in view.facts
 
 
 def is_new(view: View) -> bool:
@@ -96,7 +94,17 @@ def update_remedies(view: View) -> list[Remedy]:
         if view.count("grad_norm") and not any(view.recent("grad_norm")):
             return [Remedy(why="Look at what the loss depends on: its gradient is 0, so that no step changes anything")]
         return [Remedy(why="Look at whether the optimizer holds the weights that are trained: its steps change none")]
-    return [raise_rate(view, 10, LOSS_FALLS)]
+    higher = raise_rate(view, 10, LOSS_FALLS)
+    return [*wider(view, higher), higher]
+
+
+def wider(view: View, higher: Remedy) -> list[Remedy]:
+    """The same, with adapters on all layers where they are on few of them: a rate alone moves those little."""
+    if not adapters_on_attention(view.config):
+        return []
+    now = ", ".join(view.config.lora_target_modules)
+    why = f"{higher.why}, and set lora_target_modules to all-linear, from {now}"
+    return [replace(higher, why=why, patch=higher.patch | {"lora_target_modules": ["all-linear"]})]
 
 
 RULES = [
@@ -129,7 +137,10 @@ RULES = [
             " Far more than a hundredth of the weights a step destroys what they hold, far less than a ten-thousandth"
             " takes forever."
         ),
-        remedy="Change learning_rate by a factor of ten.",
+        remedy=(
+            "Change learning_rate, to updates of a usual size; in a run of fewer than 600 steps on rows,"
+            " up to five times as far. An adapter that is on attention alone: put it on all linear layers as well."
+        ),
         source="SageMaker Debugger WeightUpdateRatio; limits by own judgement, on small and large models",
     )
 ]

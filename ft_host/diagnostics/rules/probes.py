@@ -7,7 +7,8 @@ import math
 from ft_host.diagnostics.rule import Remedy, Rule
 from ft_host.diagnostics.view import View, percent, short
 
-CERTAIN = 1.3  # times the loss of guessing: weights that say something wrong
+# Times the loss of guessing: weights that say something wrong. New ones of 4096 dimensions have 1.07, larger ones more.
+SURE, CERTAIN = 1.15, 1.3
 
 
 def against_guessing(view: View) -> float:
@@ -28,7 +29,7 @@ def initial_message(view: View) -> str:
         f"The first loss is {short(view['start/loss'])}, {percent(ratio)} of the {short(guess)} that guessing among"
         f" {view['model/vocab_size']} tokens gives"
     )
-    if ratio > CERTAIN:
+    if ratio > SURE:
         return (
             f"{told}: the model is sure of wrong tokens. The tokenizer, the template or the weights may not be its own."
         )
@@ -140,16 +141,17 @@ RULES = [
         stage="probe",
         symptom="bad_start",
         level="models",
-        later=("notes", lambda view: against_guessing(view) <= CERTAIN),
+        later=("notes", lambda view: against_guessing(view) <= SURE),
         needs=("start/loss", "start/mean_token_accuracy", "model/vocab_size"),
         severity="info",
         severe=lambda view: against_guessing(view) > CERTAIN,
+        notable=lambda view: against_guessing(view) > SURE,
         test=is_lost,
         message=initial_message,
         remedies=lambda view: [Remedy(why="Check that model, tokenizer and chat template belong together")],
         when=(
-            "The first loss of a method on tokens is over 0.7 ln V, V tokens in the vocabulary; an error over"
-            f" {CERTAIN} ln V."
+            "The first loss of a method on tokens is over 0.7 ln V, V tokens in the vocabulary; a warning over"
+            f" {SURE} ln V, an error over {CERTAIN} ln V."
         ),
         why=(
             "New weights begin at ln V. A trained model that does so has been given another tokenizer or a template"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from ft_host.diagnostics.suspects import Suspect, shown
 from ft_host.diagnostics.view import View, short
@@ -51,6 +52,15 @@ def lora_scale(view: View) -> Iterator[Suspect]:
         certain=far >= (1 if folder else 2),
         distance=far,
     )
+
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query", "key", "value", "query_key_value"}
+
+
+def adapters_on_attention(config: Any) -> bool:
+    """Whether adapters are on layers of attention alone."""
+    names = config.lora_target_modules
+    return config.use_peft and bool(names) and set(names) <= ATTENTION
 
 
 def scale_of(rank: int, alpha: float, root: bool) -> float:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from ft_host.diagnostics.remedies import larger_step, more_generations, warm_up
 from ft_host.diagnostics.rule import Remedy, Rule
+from ft_host.diagnostics.rules.relations_loaded import adapters_on_attention
 from ft_host.diagnostics.view import View, percent, short
 
 LARGE = 1e8  # parameters
-ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "query", "key", "value", "query_key_value"}
 
 
 def is_large(view: View) -> bool:
@@ -240,11 +240,7 @@ RULES = [
         level="settings",
         needs=("model/parameters",),
         severity="info",
-        test=lambda view: (
-            view.config.use_peft
-            and bool(view.config.lora_target_modules)
-            and set(view.config.lora_target_modules) <= ATTENTION
-        ),
+        test=lambda view: adapters_on_attention(view.config),
         message=lambda view: (
             f"Adapters are on {', '.join(view.config.lora_target_modules)}, which are layers of attention; the others"
             " have no adapter."

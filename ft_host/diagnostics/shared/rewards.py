@@ -166,7 +166,7 @@ def rules(names: Names) -> list[Rule]:
             stage="train",
             symptom="overfitting",
             level="results",
-            follows_from=helpers.BREAKS,
+            follows_from=(*helpers.BREAKS, "ENG001", "ENG003"),
             needs=("eval_reward", reward),
             mutes=(helpers.HELD_OUT_FALLS,),
             test=of(held_out_falls),

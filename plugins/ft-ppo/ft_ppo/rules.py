@@ -87,7 +87,8 @@ OWN = [
         stage="train",
         symptom="no_learning",
         level="policy",
-        follows_from=("PPO101",),  # returns that are all the same have no variance to explain
+        # Returns that are all the same have no variance to explain; steps that go too far leave values behind.
+        follows_from=("PPO101", "OPT007"),
         mutes=("PPO103", "PPO110", "PPO115", "OPT014"),  # advantages that point the wrong way ruin a policy
         needs=(EXPLAINED,),
         share=0.6,
