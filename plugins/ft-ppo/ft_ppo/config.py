@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 
 from ft_host.api import ConfigError, RolloutConfig, RolloutPlan, Usual, option
 
+CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+BOUNDS = {"importance_sampling_clip_max": 3.0, "importance_sampling_clip_min": None}
+
 
 @dataclass(kw_only=True)
 class PPOConfig(RolloutConfig):
@@ -30,6 +33,12 @@ class PPOConfig(RolloutConfig):
         "val/ratio_var",
         "val/explained_variance",
         "val/num_eos_tokens",
+        "sampling/sampling_logp_difference/mean",
+        "sampling/sampling_logp_difference/max",
+        "sampling/importance_sampling_ratio/min",
+        "sampling/importance_sampling_ratio/mean",
+        "sampling/importance_sampling_ratio/max",
+        "sampling/effective_sample_size",
         "episode",
     )
     formats: ClassVar[tuple[str, ...]] = ("prompt-only",)
@@ -215,6 +224,47 @@ class PPOConfig(RolloutConfig):
         ),
     )
 
+    # -- a sampler that differs
+    importance_sampling_correction: str = option(
+        "auto",
+        "What to do if the sampler's probabilities aren't those of the trainer: weight the policy loss by their ratio, "
+        "of tokens or whole completions, up to the largest allowed (truncate), or leave out tokens or completions "
+        "beyond it (mask). auto: none for the backend transformers with rollouts that aren't made ahead, sequence_mask "
+        "otherwise.",
+        choices=("auto", *CORRECTIONS),
+    )
+    importance_sampling_clip_max: float | None = option(
+        3.0,
+        "The largest such ratio. none: no limit.",
+        gt=0,
+        usual=Usual(
+            low=1,
+            high=100,
+            below=("no_learning", "no_signal"),
+            above=("divergence",),
+            why=("nearly all that the sampler says is cut away", "weights of completions have no bound"),
+            source="TIS, IcePop: 2 to 5",
+        ),
+    )
+    importance_sampling_clip_min: float | None = option(
+        None,
+        "The smallest such ratio. Not set: no limit.",
+        gt=0,
+        usual=Usual(
+            high=0.9,
+            above=("no_learning", "no_signal"),
+            why="completions that count as much as they should are left out",
+            source="IcePop: 0.5",
+        ),
+    )
+
+    @property
+    def correction(self) -> str:
+        """One of CORRECTIONS."""
+        if self.importance_sampling_correction != "auto":
+            return self.importance_sampling_correction
+        return "none" if self.backend == "transformers" and not self.samples_ahead else "sequence_mask"
+
     def rollout_plan(self, processes: int) -> RolloutPlan:
         rows = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes * self.num_mini_batches
         return RolloutPlan(
@@ -232,6 +282,7 @@ class PPOConfig(RolloutConfig):
             for name, usual in (("ref_model", None), ("kl_estimator", "k1")):
                 if getattr(self, name) != usual:
                     raise ConfigError(f"{name}: has no effect with kl_coef: 0, which holds no reference")
+        self._check_correction()
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ConfigError("stop_token and stop_token_id have the same meaning; set one of them")
         if self.stop_token == "eos":
@@ -242,3 +293,17 @@ class PPOConfig(RolloutConfig):
             for name in ("stop_token", "stop_token_id"):
                 if getattr(self, name) is not None:
                     raise ConfigError(f"{name}: a conversation with tools can't be cut at a token; remove it")
+
+    def _check_correction(self) -> None:
+        smallest, largest = self.importance_sampling_clip_min, self.importance_sampling_clip_max
+        if self.correction == "none":
+            self.refuse(BOUNDS, "without importance_sampling_correction")
+        elif smallest is not None and largest is not None and smallest >= largest:
+            raise ConfigError(
+                f"importance_sampling_clip_min: {smallest:g} must be below importance_sampling_clip_max {largest:g}"
+            )
+        elif self.correction.endswith("mask") and smallest is None and largest is None:
+            raise ConfigError(
+                f"importance_sampling_correction: {self.correction} masks nothing without importance_sampling_clip_max"
+                " or importance_sampling_clip_min; token_truncate and sequence_truncate weigh without them"
+            )

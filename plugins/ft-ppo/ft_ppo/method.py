@@ -4,12 +4,13 @@ policy optimization, arXiv 1707.06347; on language models arXiv 1909.08593 and 2
     r_t  = -kl_coef KL_t  (+ the completion's score, at its last token)     KL_t = log p(t) - log p_ref(t), or k3
     d_t  = r_t + gamma V(t+1) - V(t)                                        V after the last token is 0
     A_t  = d_t + gamma lam A(t+1),  R_t = A_t + V(t)                        GAE, arXiv 1506.02438; then A is whitened
-    loss = 1/N sum_t  max(-A_t q_t, -A_t clip(q_t, 1 - e, 1 + e))           q_t = p_new(t) / p(t)
+    loss = 1/N sum_t  w_t max(-A_t q_t, -A_t clip(q_t, 1 - e, 1 + e))       q_t = p_new(t) / p(t)
          + vf_coef 1/N sum_t  1/2 max((V_new(t) - R_t)^2, (clip(V_new(t), V(t) - c, V(t) + c) - R_t)^2)
 
 p and V are those of the policy and the value model that the rollout began with: made once, kept with the rows, and used
 for all passes. N: sampled tokens of the optimizer step, on all ranks. V(t) is read at the state that predicts token t,
-so that no value sees the token it is a baseline for.
+so that no value sees the token it is a baseline for. w_t is 1 where p is what sampled, else p / p_sampler
+(`corrections`).
 
 Simplified: time counts sampled tokens. Tool output has no value, no reward and no target; GAE steps over it. An episode
 that was cut short by max_completion_length is treated as ended: its value after the last token is 0.
@@ -18,7 +19,6 @@ that was cut short by max_completion_length is treated as ended: its value after
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,6 @@ import torch
 
 from ft_host.api import (
     Batch,
-    ConfigError,
     LossOutput,
     ModelSpec,
     Rollout,
@@ -46,6 +45,8 @@ from ft_host.api import (
     variance,
     widened,
 )
+from ft_ppo import corrections
+from ft_ppo.completions import cut_after, stop_token_of
 
 # ---------------------------------------------------------------- maths
 
@@ -110,33 +111,6 @@ def value_losses(
     return 0.5 * torch.maximum(plain, clipped), clipped > plain
 
 
-# ---------------------------------------------------------------- completions
-
-
-def stop_token_of(config: Any, tokenizer: Any) -> int | None:
-    """Return the id of the token after which completions are cut. Raises ConfigError for a text that isn't
-    one token.
-    """
-    if config.stop_token is None:
-        return config.stop_token_id
-    ids = tokenizer(config.stop_token, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        raise ConfigError(
-            f"stop_token: {config.stop_token!r} is {len(ids)} tokens of this tokenizer, expected one that it knows;"
-            " name another, or give its id as stop_token_id"
-        )
-    return ids[0]
-
-
-def cut_after(completion: Any, token: int | None) -> Any:
-    """Return the completion up to the first such token, which counts as its end."""
-    if token not in completion.token_ids:
-        return completion
-    size = completion.token_ids.index(token) + 1
-    lists = {name: getattr(completion, name)[:size] for name in ("token_ids", "logprobs", "sampled", "versions")}
-    return replace(completion, finish_reason="stop", **lists)
-
-
 # ---------------------------------------------------------------- what a rollout is told once
 
 
@@ -179,6 +153,9 @@ def ft_annotate(rows, run):
     width, lengths = max(sizes, default=0), torch.tensor(sizes, dtype=torch.long)
     mask = torch.arange(width) < lengths[:, None]
     logps, values = rectangle(rows, "old_logps", width), rectangle(rows, "values", width)
+    weights = None
+    if config.correction != "none":
+        weights = corrections.sampler_weights(logps, rectangle(rows, "sampling_logps", width), mask, config)
     kl = torch.zeros_like(logps)
     if config.kl_coef:
         kl = ESTIMATORS[config.kl_estimator](logps, rectangle(rows, "ref_logps", width))
@@ -202,6 +179,7 @@ def ft_annotate(rows, run):
                 "surprise": -sum(row["old_logps"]),
                 "episode": run.state["episode"],
             }
+            | ({} if weights is None else {"weights": weights[index, :size].tolist()})
         )
     return found
 
@@ -246,7 +224,7 @@ def ft_rollout(rows, rollout) -> Rollout:
     return Rollout(rows=found, metrics=metrics, samples=rewards.samples(rows))
 
 
-OF_TARGETS = ("old_logps", "values", "returns", "advantages")
+OF_TARGETS = ("old_logps", "values", "returns", "advantages", "sampling_logps", "weights")
 OF_ROWS = ("kl", "surprise", "episode")
 
 
@@ -266,6 +244,7 @@ def ft_loss(model, batch, run) -> LossOutput:
     old_logps, advantages, returns = columns["old_logps"], columns["advantages"], widened(columns["returns"])
     of_policy, policy_clipped = policy_losses(out["logp"], old_logps, advantages, config.cliprange)
     of_value, value_clipped = value_losses(out["value"], columns["values"], columns["returns"], config.cliprange_value)
+    of_policy = of_policy * columns.get("weights", 1.0)
     loss = of_policy.sum() + config.vf_coef * of_value.sum()
 
     apart = out["logp"].detach() - old_logps
@@ -288,7 +267,7 @@ def ft_loss(model, batch, run) -> LossOutput:
         "val/ratio": mean(beyond.sum() + tokens, tokens),
         "val/ratio_var": variance(beyond.sum(), beyond.square().sum(), tokens),
         "val/num_eos_tokens": total(counts["ended"]),
-    }
+    } | corrections.metrics(batch)
     if config.kl_coef:
         metrics["objective/kl"] = mean(columns["kl"].sum(), scored)
         metrics["objective/non_score_reward"] = mean(penalties, scored)

@@ -27,6 +27,9 @@ USUAL = {
     "cliprange_value": 0.2,
     "vf_coef": 0.1,
     "disable_dropout": True,
+    "importance_sampling_correction": "auto",
+    "importance_sampling_clip_max": 3.0,
+    "importance_sampling_clip_min": None,
 }
 
 
@@ -45,6 +48,12 @@ def test_defaults():
         ({"stop_token": "eos"}, "completions always end at the EOS token"),
         ({"stop_token_id": 4, "tools": ["a.py:f"]}, "stop_token_id: a conversation with tools"),
         ({"stop_token": ".", "environment": "a.py:E"}, "stop_token: a conversation with tools"),
+        ({"importance_sampling_clip_max": 2.0}, "importance_sampling_clip_max: has no effect without"),
+        (
+            {"importance_sampling_correction": "token_mask", "importance_sampling_clip_max": None},
+            "importance_sampling_correction: token_mask masks nothing",
+        ),
+        ({"importance_sampling_correction": "token_mask", "importance_sampling_clip_min": 3.0}, "must be below"),
         ({"packing": True}, "packing: has no effect on rollouts"),
     ],
 )
@@ -72,6 +81,16 @@ def test_values_out_of_range_are_refused(arguments, said):
 
     with pytest.raises(ConfigError, match=said):
         resolve(PPOConfig, None, ["--model", "m", "--dataset", "d", "--reward", "a.py:f", *arguments])
+
+
+def test_the_correction_goes_by_the_backend_and_by_when_completions_are_sampled():
+    def correction(**fields: object) -> str:
+        return PPOConfig(reward=["a.py:f"], num_ppo_epochs=1, **fields).correction
+
+    assert correction() == "none" and correction(backend="vllm") == "sequence_mask"
+    assert correction(rollouts="overlap") == correction(rollouts="async") == "sequence_mask"
+    assert correction(rollouts="async", max_staleness=0) == "none"
+    assert correction(rollouts="async", importance_sampling_correction="none") == "none"
 
 
 def test_the_plan():

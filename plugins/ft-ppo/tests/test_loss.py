@@ -4,6 +4,7 @@ sequence after the other, and plain loops."""
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import numpy
@@ -92,10 +93,19 @@ def test_what_a_rollout_is_told(config, completions, fields):
     assert every.mean() == pytest.approx(0, abs=1e-12) and every.std(ddof=1) == pytest.approx(1, rel=1e-6)
 
 
-def test_loss_gradient_and_metrics(config, completions):
-    """At weights that have moved on since the rollout, so that ratios and values leave their ranges."""
+@pytest.mark.parametrize("how", ["auto", "token_truncate", "sequence_mask"])
+def test_loss_gradient_and_metrics(config, completions, how):
+    """At weights that have moved on since the rollout, so that ratios and values leave their ranges; sampled by the
+    policy itself, and by another one."""
     run = ready_run(config)
-    rows = ft_annotate(completions, run)
+    noise = random.Random(3)
+    sampled = [
+        row | {"sampling_logps": [logp + noise.gauss(0, 0.6) for logp in row["old_logps"]]}
+        for row in ft_annotate(completions, run)
+    ]
+    config.importance_sampling_correction = how
+    rows = ft_annotate(sampled, run)
+    weights = weights_of(rows, how)
     noise = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in run.policy.parameters():
@@ -114,10 +124,11 @@ def test_loss_gradient_and_metrics(config, completions):
         logps, values, entropy = plain(run, row)
         entropies += entropy.tolist()
         for t in range(len(values)):
+            w = weights[len(of_value)]
             ratio, a = torch.exp(logps[t] - row["old_logps"][t]), row["advantages"][t]
             outside = ratio > 1.2 if a > 0 else ratio < 0.8
             clipped[0] += bool(outside)
-            of_policy.append(-a * (1.2 if a > 0 else 0.8) if outside else -a * ratio)
+            of_policy.append(w * (-a * (1.2 if a > 0 else 0.8) if outside else -a * ratio))
             v, target = row["values"][t], row["returns"][t]
             guessed.append(v)
             came.append(target)
@@ -142,6 +153,20 @@ def test_loss_gradient_and_metrics(config, completions):
         assert theirs.norm() > 0 and (ours - theirs).norm() <= 1e-4 * theirs.norm(), part
 
     told = metric_values(found.metrics)
+    of_sampler = {name: value for name, value in told.items() if name.startswith("sampling/")}
+    told = {name: value for name, value in told.items() if name not in of_sampler}
+    shifts = [a - b for row in rows for a, b in zip(row["old_logps"], row["sampling_logps"], strict=True)]
+    assert of_sampler["sampling/sampling_logp_difference/mean"] == pytest.approx(numpy.abs(shifts).mean(), rel=1e-5)
+    assert of_sampler["sampling/sampling_logp_difference/max"] == pytest.approx(numpy.abs(shifts).max(), rel=1e-5)
+    if how == "auto":
+        assert len(of_sampler) == 2, "the built-in backend's completions are the policy's own"
+    else:
+        assert min(weights) < 1 < max(weights), "else nothing is shown"
+        assert of_sampler["sampling/importance_sampling_ratio/mean"] == pytest.approx(numpy.mean(weights), rel=1e-5)
+        assert of_sampler["sampling/importance_sampling_ratio/max"] == pytest.approx(max(weights), rel=1e-5)
+        assert of_sampler["sampling/importance_sampling_ratio/min"] == pytest.approx(min(weights), rel=1e-5)
+        share = sum(weights) ** 2 / (len(weights) * sum(each * each for each in weights))
+        assert of_sampler["sampling/effective_sample_size"] == pytest.approx(share, rel=1e-5)
     scored = [row for row in rows if row["score"] is not None]
     kl = sum(row["kl"] for row in rows) / 5
     assert told == pytest.approx(
@@ -161,10 +186,24 @@ def test_loss_gradient_and_metrics(config, completions):
             "val/ratio": sum(ratios) / tokens,
             "val/ratio_var": numpy.var(ratios, ddof=1),
             "val/num_eos_tokens": 5,
-            "episode": 6,
+            "episode": 12,  # of two rollouts
         },
         rel=2e-4,
     )
+
+
+def weights_of(rows: list[dict], how: str) -> list[float]:
+    """Of all tokens, one row after the other."""
+    found: list[float] = []
+    for row in rows:
+        ratios = [math.exp(a - b) for a, b in zip(row["old_logps"], row["sampling_logps"], strict=True)]
+        if how == "token_truncate":
+            found += [min(ratio, 3.0) for ratio in ratios]
+        elif how == "sequence_mask":
+            found += [math.prod(ratios) if math.prod(ratios) <= 3 else 0.0] * len(ratios)
+        else:
+            found += [1.0] * len(ratios)
+    return found
 
 
 def test_before_the_first_update_nothing_is_clipped(config, completions):

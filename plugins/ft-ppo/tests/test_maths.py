@@ -7,6 +7,8 @@ import math
 import numpy
 import pytest
 import torch
+from ft_ppo.config import PPOConfig
+from ft_ppo.corrections import sampler_weights
 from ft_ppo.method import ESTIMATORS, gae, moments, policy_losses, token_rewards, value_losses, whiten
 
 
@@ -143,6 +145,34 @@ def test_nothing_to_tell_apart_is_nought(values):
 
 
 # ---------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("token_truncate", [[3.0, 0.5], [1.0]]),
+        ("token_mask", [[0.0, 0.5], [1.0]]),
+        ("sequence_truncate", [[2.0, 2.0], [1.0]]),
+        ("sequence_mask", [[2.0, 2.0], [1.0]]),
+    ],
+)
+def test_weights_of_what_another_policy_sampled(how, expected):
+    """Ratios of 4 and 0.5 in one row, of 1 in the other: of rows, 2 and 1. What is no token counts for nothing."""
+    old = torch.tensor([[4.0, 0.5], [1.0, 9.0]], dtype=torch.float64).log()
+    mask = torch.tensor([[True, True], [True, False]])
+
+    def weights(**fields: float) -> list[list[float]]:
+        config = PPOConfig(importance_sampling_correction=how, **fields)
+        found = sampler_weights(old, torch.zeros_like(old), mask, config)
+        return [row[kept].tolist() for row, kept in zip(found, mask, strict=True)]
+
+    assert weights() == [pytest.approx(row) for row in expected]
+    narrow = weights(importance_sampling_clip_max=1.5, importance_sampling_clip_min=1.1)
+    if how.endswith("mask"):
+        assert narrow == [[0.0, 0.0], [0.0]]
+    else:
+        first = [1.5, 1.1] if how.startswith("token") else [1.5, 1.5]
+        assert narrow == [pytest.approx(first), pytest.approx([1.1])]
 
 
 def test_policy_losses_by_hand():
