@@ -4,11 +4,10 @@ overlap and async with several bounds, with and without the correction.
     python benchmarks/staleness.py --run sync async-1 async-1-none async-4 async-4-none --reward-ms 5
     python benchmarks/staleness.py --method distill --run sync overlap-4 async-4 --learning-rate 1e-3
 
-A run is a mode, its `max_staleness` and, with grpo and ppo, `none` for
-importance_sampling_correction: none. Each is a process
-of its own with one thread a side; the models that they begin with are made first, as examples/arithmetic/README.md
-does. OUT gets the runs, and figures and picture as staleness-….json and .svg, named for method, rate and wait; runs
-that it holds already are not made again.
+A run is a mode, its `max_staleness` and, with grpo and ppo, `none` for importance_sampling_correction: none. Each is a
+process of its own with one thread a side; the models that they begin with are made first, as
+examples/arithmetic/README.md does. OUT gets the runs, and figures and picture as staleness-….json and .svg, named for
+method, rate and wait; runs that it holds already are not made again.
 """
 
 from __future__ import annotations
