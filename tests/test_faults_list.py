@@ -289,6 +289,18 @@ def test_the_table_counts_by_family(bench):
     assert "| – | 1 of 1 (100.0 %) |" in rows["| **first patches that cure**"]
 
 
+@pytest.mark.parametrize("name", ["arithmetic", "dates", "lookup", "transduction"])
+def test_a_family_is_made(bench, tmp_path, name):
+    """All models and rows that its cases name are there."""
+    family = bench["families"].FAMILIES[name]
+    folder = bench["one"].seed_folder(tmp_path, name, 0)
+    family.make(folder, 0, quick=True)
+    used = str([family.BASE, [case.config for case in bench["cases"].CASES.values() if case.family == name]])
+    models, rows = (set(re.findall(rf"@{kind}/(\w+)", used)) for kind in ("model", "data"))
+    assert models <= {each.name for each in (folder / "model").iterdir()}
+    assert rows <= {each.stem for each in (folder / "data").iterdir()}
+
+
 def test_cases_run_through_the_harness(bench, tmp_path):
     """One that is refused before there is a folder, and one that is broken by a patch."""
     one, family = bench["one"], bench["families"].FAMILIES["transduction"]

@@ -69,4 +69,4 @@ def save_chat_model(folder: Path, seed: int) -> None:
     from ft_host.testing.models import save_tiny, tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
-    save_tiny(folder, material.small("qwen", tokenizer, seed), tokenizer)
+    save_tiny(folder, material.small("qwen", tokenizer, seed, {}), tokenizer)
