@@ -106,8 +106,22 @@ def divergence(jsd: Callable, other: Callable) -> None:
         torch.testing.assert_close(jsd(student, teacher, beta), other(student, teacher, beta))
 
 
+def of_samplers(tokens: Callable, rectangle: Callable) -> None:
+    """Weights of three rows of two, four and one tokens: as a list, and as a rectangle."""
+    sizes = torch.tensor([2, 4, 1])
+    mask, rows = torch.arange(4) < sizes[:, None], torch.repeat_interleave(torch.arange(3), sizes)
+    old, sampler = normal(3, 4, seed=8), normal(3, 4, seed=9)
+    for how in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"):
+        for least, most in ((None, 3.0), (0.5, 1.5), (None, None)):
+            config = SimpleNamespace(
+                correction=how, importance_sampling_clip_min=least, importance_sampling_clip_max=most
+            )
+            found = rectangle(old, sampler, mask, config)[mask]
+            torch.testing.assert_close(tokens(old[mask], sampler[mask], rows, sizes, config), found)
+
+
 CHECKS = {"ratios": ratios, "advantages": advantages, "clipped": clipped, "generalised_jsd": divergence}
-CHECKS |= {"clipped_losses": clipped, "policy_losses": clipped}
+CHECKS |= {"corrections": of_samplers, "clipped_losses": clipped, "policy_losses": clipped}
 
 
 @pytest.mark.parametrize("place,other", [pair for pair in marks("Same values as") if pair[0] < pair[1]])

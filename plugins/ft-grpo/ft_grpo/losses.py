@@ -189,6 +189,7 @@ def off_policy_kept(tokens: Tokens, sampling_logps: torch.Tensor, threshold: flo
     return ((tokens.advantages >= 0) | (apart <= threshold)).to(apart.dtype)
 
 
+# Same values as ft_ppo.corrections.sampler_weights
 def corrections(
     old_logps: torch.Tensor,  # (N,)
     sampling_logps: torch.Tensor,  # (N,)

@@ -12,6 +12,7 @@ import torch
 from ft_host.api import Batch, Metric, effective_share, maximum, mean, minimum, sampling_metrics
 
 
+# Same values as ft_grpo.losses.corrections
 def sampler_weights(
     old_logps: torch.Tensor, sampling_logps: torch.Tensor, mask: torch.Tensor, config: Any
 ) -> torch.Tensor:
