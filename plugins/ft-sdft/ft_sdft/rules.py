@@ -147,8 +147,9 @@ OWN = [
         title="Completions end before their loss begins",
         stage="train",
         level="signal",
-        later=("notes", lambda view: view.mean(NOTHING, view.window) <= 0.8),
-        mutes=("standstill", "SDFT002", "SDFT003"),
+        later=("notes", lambda view: view.mean(NOTHING, view.window) <= 0.5),
+        # where only what goes on is learnt from, completions go on
+        mutes=("standstill", "SDFT002", "SDFT003", "SDFT108"),
         needs=(NOTHING,),
         least=5,
         test=lambda view: view[NOTHING] > 0.3,

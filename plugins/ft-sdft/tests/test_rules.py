@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ft_sdft.cases import FAULTY, HEALTHY
 from ft_sdft.config import SDFTConfig
-from ft_sdft.rules import RULES
+from ft_sdft.rules import NOTHING, RULES
 
 from ft_host.testing import Told, codes, evals, findings, in_order, steps
 
@@ -28,6 +28,17 @@ def test_each_rule_of_its_own_has_a_case():
 def test_completions_that_are_cut_short():
     told = Told(lines=steps(60, completions__clipped_ratio=0.9, completions__mean_length=500.0))
     assert codes(RULES, told, SDFTConfig) == {"SDFT108"}
+
+
+@pytest.mark.parametrize(("share", "muted"), [(0.78, True), (0.4, False)])
+def test_a_loss_that_begins_late_is_why_completions_go_on(share, muted):
+    """Only what is longer than the skipped tokens is learnt from; of some completions, or of most."""
+    values = {NOTHING.replace("/", "__"): share, "completions__mean_length": 30.0}
+    values["completions__clipped_ratio"] = lambda step: 0.0 if step < 10 else 0.6
+    told = Told(config={"num_loss_tokens_to_skip": 25, "max_completion_length": 32}, lines=steps(60, **values))
+    found = {each.code: each for each in findings(RULES, told, SDFTConfig)}
+    assert found["SDFT004"].state == "open"
+    assert (found["SDFT108"].muted_by == "SDFT004") is muted
 
 
 def test_a_teacher_that_doesnt_know_better():
