@@ -340,6 +340,16 @@ def test_completions_of_another_model_speak_before_held_out_rewards_that_fall():
     assert "ENG001" in speaks(run) and run["OPT014"].muted_by == "ENG001"
 
 
+def test_a_loss_that_begins_late_speaks_before_held_out_completions_that_earn_less():
+    """Only the few completions that go on beyond the skipped tokens are learnt from."""
+    held_out = [line | {"eval_reward_std": 0.3} for line in evals(range(0, 121, 20), reward=lambda step: broken(step))]
+    for share in (0.78, 0.0):
+        lines = rollouts("sdft", self_distillation__without_loss_fraction=share)
+        run = found("sdft", in_order(lines, held_out), {"plan/scored_rows": 200}, num_loss_tokens_to_skip=25)
+        assert ("SDFT004" in speaks(run)) is bool(share)
+        assert (run["OPT014"].muted_by == "SDFT004") is bool(share)
+
+
 def test_values_that_explain_nothing_follow_from_steps_that_go_too_far():
     values = {"val__explained_variance": -24.0, "update_ratio": lambda step: 0.2 if step > 10 else 1e-4}
     run = found("ppo", rollouts("ppo", **values), learning_rate=1e-2)

@@ -23,6 +23,7 @@ from ft_host.diagnostics import (
 KL, CLIPPED, EXPLAINED = "policy/approxkl_avg", "policy/clipfrac_avg", "val/explained_variance"
 VALUE, RATIO, SPREAD = "loss/value_avg", "start/val/ratio", "start/val/ratio_var"
 TARGET_KL = 0.02
+FAR_OFF = -3.0  # explained variance: errors of twice the returns' own spread
 SHARED = Names(
     letters="PPO",
     first=100,
@@ -41,11 +42,22 @@ def fewer_epochs(view: View) -> list[Remedy]:
     return set_field(view, "num_ppo_epochs", epochs // 2, ": fewer passes over each rollout") if epochs > 1 else []
 
 
+def earns_most(view: View) -> bool:
+    """Whether the mean score is in the upper quarter of what completions have earned; also where that isn't known."""
+    least, most = view.series.get("completions/reward_min"), view.series.get("completions/reward_max")
+    if least is None or most is None:
+        return True
+    return view.mean(SHARED.reward, 10) >= most.most - 0.25 * (most.most - least.least)
+
+
 def knows_nothing(view: View) -> bool | None:
     """After a fifth of the run, and at least 20 steps, which the value model needs. Of returns that hardly differ,
-    since the task is solved, there is nothing to explain."""
-    if not view.warmed_up or view.step < max(20, 0.2 * (view.total_steps or 0)) or learns(view, SHARED):
+    since the task is solved, there is nothing to explain. Where the reward rises all the same, values have to be far
+    off, and further than at first."""
+    if not view.warmed_up or view.step < max(20, 0.2 * (view.total_steps or 0)):
         return None
+    if learns(view, SHARED):
+        return True if not earns_most(view) and view[EXPLAINED] < min(FAR_OFF, view.first(EXPLAINED, 5)) else None
     return view[EXPLAINED] < -0.1 and not rising(view, EXPLAINED)
 
 
@@ -110,7 +122,7 @@ OWN = [
         ],
         when=(
             "After a fifth of the run, val/explained_variance is below -0.1, and doesn't rise, in 60 % of the last 50"
-            " steps."
+            f" steps; below {FAR_OFF:g}, and below its first values, where the reward rises and isn't near its most."
         ),
         why="A value model that is worse than a constant adds noise to every advantage.",
         remedy="Raise vf_coef or cliprange_value, start from a reward model, warm up.",

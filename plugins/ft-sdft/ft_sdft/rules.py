@@ -148,8 +148,8 @@ OWN = [
         stage="train",
         level="signal",
         later=("notes", lambda view: view.mean(NOTHING, view.window) <= 0.5),
-        # where only what goes on is learnt from, completions go on
-        mutes=("standstill", "SDFT002", "SDFT003", "SDFT108"),
+        # where only what goes on is learnt from, completions go on, and earn less
+        mutes=("standstill", "SDFT002", "SDFT003", "SDFT108", "OPT014"),
         needs=(NOTHING,),
         least=5,
         test=lambda view: view[NOTHING] > 0.3,
