@@ -135,7 +135,8 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     )
     manifest = json.loads((finished.folder / "run.json").read_text())
     facts = manifest["facts"]
-    kernels = {facts["plan/kernel"], facts["plan/rows_kernel"]}  # of rows that share prompts, and of others
+    # of rows that share prompts, and of others, which hosts before 0.9 don't tell apart
+    kernels = {facts["plan/kernel"], facts.get("plan/rows_kernel", facts["plan/kernel"])}
     watch.kernel = ", ".join(sorted(kernels))
     if "plan/kernel_refused" in facts:
         watch.kernel += f" ({facts['plan/kernel_refused']})"

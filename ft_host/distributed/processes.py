@@ -13,6 +13,7 @@ import torch
 from ft_host.distributed.trackers import chosen
 from ft_host.errors import ConfigError
 from ft_host.util import devices
+from ft_host.util.freed import keep_freed
 from ft_host.util.ranks import Failure, everywhere
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def start_processes(config: RunConfig) -> Accelerator:
             "collectives for it; use num_processes: 1, or use_cpu: true"
         )
     _grow_memory_in_place(config, device)
+    if device.type == "cpu":
+        keep_freed()
     timeout = datetime.timedelta(seconds=config.ddp_timeout)
     if started > 1 and device.type != "cpu":
         _join(device, timeout)

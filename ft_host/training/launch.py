@@ -55,6 +55,7 @@ from ft_host.training.refusal import refuse
 from ft_host.types import FinishedRun
 from ft_host.util import signals
 from ft_host.util.console import tell
+from ft_host.util.freed import hand_back
 from ft_host.util.memory import EVALUATION, SAVING, oom_context
 from ft_host.util.ranks import everywhere
 from ft_host.util.seeds import seed_all
@@ -298,6 +299,8 @@ class _Launch:
         if self.accelerator is not None:
             steps.append(partial(end_trackers, self.accelerator, self.config.progress))
             steps.append(partial(end_processes, self.run and self.run.model))
+            if self.accelerator.device.type == "cpu":
+                steps.append(hand_back)
         if self.folder is not None:
             steps.append(self.folder.release)
         failed, problems = sys.exc_info()[1], []

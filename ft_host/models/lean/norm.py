@@ -99,14 +99,18 @@ class Norm(torch.autograd.Function):
         of_states = of_weight = None
         with torch.autocast(states.device.type, enabled=False):
             wide, grad = states.float(), grad.float()
+            # dw = sum over tokens of r g x, and dx = r g w - x r³ mean(g w x). Both sums are products of g x with a vector,
+            # and its memory then holds dx: half the passes over memory that autograd makes.
+            both = torch.mul(grad, wide, out=torch.empty(wide.shape, dtype=wide.dtype, device=wide.device))
+            rows = both.view(-1, both.shape[-1])  # (T, H)
             if ctx.needs_input_grad[1]:
-                of_weight = (grad * (wide * ratio)).flatten(0, -2).sum(0).to(weight.dtype)
+                of_weight = (ratio.reshape(1, -1) @ rows).view(weight.shape).to(weight.dtype)
             if ctx.needs_input_grad[0]:
-                # in autograd's own order and roundings: of the product, and of the ratio by rsqrt, mean and square
                 factor = None if weight is None else weight.float() + ctx.form.offset
-                unit = grad.clone() if factor is None else grad * factor
-                slope = (unit * wide).sum(-1, keepdim=True).mul_(-0.5).mul_(ratio.pow(3)).div_(states.shape[-1])
-                of_states = unit.mul_(ratio).add_(wide * slope.mul_(2)).to(states.dtype)
+                sums = rows.sum(-1) if factor is None else torch.mv(rows, factor)
+                slope = sums.view(ratio.shape).mul_(ratio.pow(3)).div_(-states.shape[-1])
+                unit = both.copy_(grad) if factor is None else torch.mul(grad, factor, out=both)
+                of_states = unit.mul_(ratio).addcmul_(wide, slope).to(states.dtype)
         return of_states, of_weight, None
 
 
