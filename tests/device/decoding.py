@@ -42,7 +42,8 @@ def on_both(name: str, graphs: bool) -> dict[str, Any]:
     recorders = {"cuda": lambda: tapes} if graphs else {}
     with mock.patch.dict(frames.RECORDERS, recorders, clear=True), pretended.log() as log:
         device = rows_of(model)
-    return {"cpu": cpu, "cuda": device, "waits": by_line(log.waits), "replays": tapes.replays, "way": frames.way_of(model)}
+    found = {"cpu": cpu, "cuda": device, "waits": by_line(log.waits)}
+    return found | {"replays": tapes.replays, "way": frames.way_of(model)}
 
 
 def without_graphs() -> tuple[str | None, int]:
