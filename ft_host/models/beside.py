@@ -49,7 +49,7 @@ def tell_of(run: Run, name: str, model: Policy) -> None:
     if note is None or note in run.said:
         return
     run.say_once(note)
-    if run.watch is None or not run.accelerator.is_main_process:
+    if run.watch is None or not run.accelerator.is_main_process or "plan" not in run.folder.manifest:
         return
     plan = run.folder.manifest["plan"]
     run.folder.update(plan=plan | {"notes": [*plan["notes"], note]})
