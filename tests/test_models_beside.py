@@ -24,8 +24,9 @@ from ft_host.testing import as_classifier, preference_texts, run_in, save_tiny, 
 
 PLAIN = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in preference_texts()]
 REFUSED = "flex: no heads of 24"
-UNHELD = {"eval_dataset": None}
 ROLLOUTS = {"max_completion_length": 6, "per_device_train_batch_size": 8}
+PAID = {"reward": ["scorer"], "num_generations": 4, "eval_dataset": None}
+AHEAD = {"rollouts": "overlap", "max_steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +83,8 @@ def told_of(folder: Path) -> tuple[list[str], dict[str, Any], list[str], set[str
         (DPOConfig, {"ref_model": "other", "precompute_ref_log_probs": True}, "reference"),
         (PPOConfig, {"value_model": "scorer", "reward": ["length"], "kl_coef": 0.0} | ROLLOUTS, "value"),
         (SFTConfig, {"eval_reward": ["scorer"], "max_completion_length": 6}, "the reward model scorer"),
-        (
-            GRPOConfig,
-            {"reward": ["scorer"], "num_generations": 4, "eval_dataset": None} | ROLLOUTS,
-            "the reward model scorer",
-        ),
+        (GRPOConfig, PAID | ROLLOUTS, "the reward model scorer"),
+        (GRPOConfig, PAID | ROLLOUTS | AHEAD, "the reward model scorer"),
     ],
     ids=[
         "a reference",
@@ -94,6 +92,7 @@ def told_of(folder: Path) -> tuple[list[str], dict[str, Any], list[str], set[str
         "a value model",
         "one that scores held-out rows",
         "rewards",
+        "rewards of rollouts beside training",
     ],
 )
 def test_the_kernel_of_a_model_that_isnt_the_policys_is_told(
