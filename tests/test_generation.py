@@ -129,7 +129,8 @@ def test_tokens_are_drawn_from_the_distribution_of_transformers(options):
     expected = warped(logits, sampling, [text])[0]
     draws = 40_000
     noise = torch.from_numpy(np.random.default_rng(0).random(draws, dtype=np.float32))
-    seen = picking.tokens_seen([text], 12, logits.device).expand(draws, -1)
+    ids = torch.tensor([[0, *text]])  # padded with a token of the text
+    seen = picking.tokens_seen(ids, torch.tensor([[0] + [1] * len(text)]), 12).expand(draws, -1)
     token, logp = picking.sample_token(logits.expand(draws, -1), sampling, noise, seen)
     torch.testing.assert_close(logp.exp(), expected[token], atol=1e-6, rtol=1e-5)
     drawn = torch.bincount(token, minlength=12) / draws

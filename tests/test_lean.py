@@ -415,6 +415,27 @@ def test_unknown_forms_stay_as_they_are_and_the_plan_says_so():
     assert Found(3, 3, 2, 2).notes() == []
 
 
+def test_experts_of_an_unknown_gate_are_told_of_and_left_alone():
+    """gpt-oss has gate and up in turn, and clamps them. The others are cut in halves."""
+    model = models.tiny_gpt_oss()
+    found = make_lean(model, CPU, "no")
+    layers = model.config.num_hidden_layers
+    assert (found.experts, found.lean_experts, found.others) == (layers, 0, {"GptOssExperts"})
+    kind = "mixtures of experts are not of a known form, and keep more memory: GptOssExperts"
+    assert found.notes() == [f"{layers} of {layers} {kind}"]
+    assert not any("_apply_gate" in vars(module) for module in model.modules())
+    known = make_lean(models.tiny_moe(), CPU, "no")
+    assert known.experts == known.lean_experts > 0 and known.notes() == []
+
+
+def test_experts_without_a_gate_are_none_of_it():
+    model = models.tiny_moe()
+    for module in model.modules():
+        if "has_gate" in vars(module):
+            module.has_gate = False
+    assert make_lean(model, CPU, "no").experts == 0
+
+
 def test_a_forward_that_somebody_exchanged_is_left_to_them():
     module = Odd(1.0)
     module.forward = MethodType(lambda self, x: self.out(self.one(x)), module)

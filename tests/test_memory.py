@@ -106,7 +106,7 @@ def test_shapes_are_read_off_a_config():
 
 def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer_in_full():
     shape = ModelSizes(hidden=8, layers=10, wide=16, vocabulary=100, cached=16)
-    how = Kept(width=4, states=4, lean=True)
+    how = Kept(width=4, states=4, norms=True, mlps=True)
     # queries, what attention gives in two layouts, keys and values, gate and up, inputs of two norms
     layer = 5 * 4 * (3 * 8 + 16 + 2 * 16 + 2 * 8)
     backward = 5 * 4 * (14 * 8 + 4 * 16)  # of one layer

@@ -19,6 +19,7 @@ from ft_host.config.memory_plan import config_of_model, fit, held_by, memory_not
 from ft_host.errors import ConfigError
 from ft_host.models import load_policy
 from ft_host.models.checkpointing import kept_by, sizes_of
+from ft_host.models.lean import recognise
 from ft_host.testing import models
 from ft_host.util.memory import MB, peak_mb
 from ft_host.util.model_sizes import counts_of
@@ -135,9 +136,41 @@ def saved_tensors(tmp_path_factory) -> Any:
 )
 def test_what_a_layer_keeps_is_what_autograd_saves(saved_tensors, fields, lean):
     found, how, shape = saved_tensors(lean, fields)
-    assert how.lean and how.segments and how.adapter == ("use_peft" in fields)
+    assert how.norms and how.mlps and how.segments and how.adapter == ("use_peft" in fields)
     assert (how.width, how.states) == {(): (4, 4), ("bf16",): (2, 4), ("use_peft",): (4, 4)}.get(tuple(fields), (2, 2))
-    assert kept_by_layer(shape, dataclasses.replace(how, lean=lean)) == pytest.approx(found, rel=0.08)
+    assert kept_by_layer(shape, dataclasses.replace(how, norms=lean, mlps=lean)) == pytest.approx(found, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "norms", "mlps"),
+    [("form_of_norm", False, True), ("form_of_mlp", True, False)],
+    ids=["norms", "gated MLPs"],
+)
+@pytest.mark.parametrize("fields", [{}, {"bf16": True, "use_peft": True}], ids=["float32", "an adapter in bfloat16"])
+def test_what_is_unknown_is_counted_by_its_kind(saved_tensors, monkeypatch, unknown, norms, mlps, fields):
+    """Not below what autograd saves, and below what layers keep that are a model's own in all."""
+    monkeypatch.setattr(recognise, unknown, lambda *given: None)
+    found, how, shape = saved_tensors(True, fields)
+    assert (how.norms, how.mlps) == (norms, mlps)
+    own = kept_by_layer(shape, dataclasses.replace(how, norms=False, mlps=False))
+    assert found < 1.01 * kept_by_layer(shape, how) < 0.9 * own
+
+
+def test_experts_of_an_unknown_gate_count_as_a_models_own(tmp_path):
+    folder = models.save_tiny(tmp_path, models.tiny_gpt_oss(), TOKENIZER)
+    config = RunConfig(model=str(folder))
+    how = kept_by(load_policy(config, TOKENIZER, CPU), config)
+    assert how.norms and not how.mlps
+
+
+def test_compiled_layers_count_as_a_models_own(tmp_path):
+    folder = models.save_tiny(tmp_path, models.tiny_llama(), TOKENIZER)
+    lean, compiled = (RunConfig(model=str(folder), torch_compile=each) for each in (False, True))
+    policy = load_policy(lean, TOKENIZER, CPU)
+    assert kept_by(policy, lean).norms and kept_by(policy, lean).mlps
+    assert not kept_by(policy, compiled).norms and not kept_by(policy, compiled).mlps
+    of = [memory_plan(LLAMA_8B, dataclasses.replace(each, use_cpu=False))["activations"] for each in (lean, compiled)]
+    assert of[1] > 1.3 * of[0]
 
 
 # ---------------------------------------------------------------- a step
@@ -145,7 +178,7 @@ def test_what_a_layer_keeps_is_what_autograd_saves(saved_tensors, fields, lean):
 
 def test_a_share_of_a_sharded_model_and_whole_layers_of_it():
     shape = counts_and_shape()[1]
-    kept = Kept(width=2, states=2, lean=True)
+    kept = Kept(width=2, states=2, norms=True, mlps=True)
     usual = {"tokens": 0, "optim": "adamw", "largest": 0, "logits": 0}
     alone = step_bytes(Held(weights=64, trained=64), shape, kept, **usual)
     assert alone == {"weights": 64, "gradients": 64, "optimizer": 128, "activations": 0, "logits": 0}

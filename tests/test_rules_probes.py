@@ -23,6 +23,12 @@ def kernel(name: str = "sdpa", refused: str | None = None) -> Told:
     return Told(facts=facts | ({} if refused is None else {"plan/kernel_refused": refused}))
 
 
+def kernel_beside(device: str = "cuda", **refused: str) -> Told:
+    """The policy has flex, and models beside it haven't."""
+    told = kernel("flex")
+    return Told(facts=told.facts | {"plan/device": device, "plan/companions_refused": refused})
+
+
 def weights(zero: float, share: float = 1.0, trainable: int = 592960, **config) -> Told:
     facts = {"probe/zero_grad_parameters": zero, "probe/trainable_share": share, "probe/trainable": trainable}
     return Told(config=config, facts=facts | ({"probe/zero_grad_example": "model.embed_tokens.weight"} if zero else {}))
@@ -49,6 +55,26 @@ def test_a_first_loss_above_that_of_guessing_is_no_new_model(loss, severity, sai
     """Of 32,000 tokens: 10.37. Weights with another tokenizer, of a small vocabulary above all, are between."""
     (finding,) = findings(RULES, first(loss, 32000))
     assert finding.code == "PRB005" and finding.severity == severity and said in finding.message
+
+
+def test_a_kernel_that_is_refused_beside_the_policy_is_told_by_its_model():
+    (finding,) = findings(RULES, kernel_beside(teacher="flex: heads of 8", critic="flex: no compiler"))
+    assert finding.code == "PRB008" and finding.severity == "warning"
+    assert finding.message == (
+        "Attention of teacher on cuda isn't flex, which is meant for this device: flex: heads of 8. "
+        "Attention of critic on cuda isn't flex, which is meant for this device: flex: no compiler."
+    )
+    both = kernel(refused="flex: no compiler")
+    both.facts["plan/companions_refused"] = {"teacher": "flex: heads of 8"}
+    (finding,) = findings(RULES, both)
+    assert "flex: no compiler. Attention of teacher" in finding.message
+
+
+def test_a_device_that_flex_isnt_meant_for_may_have_any_kernel():
+    assert codes(RULES, kernel_beside(device="cpu", teacher="sdpa: a convolution")) == set()
+    padded = kernel("none", refused="sdpa: it has layers of type mamba")
+    padded.facts["plan/device"] = "cpu"
+    assert codes(RULES, padded) == set()
 
 
 def test_every_rule_has_its_cases():

@@ -54,10 +54,12 @@ def memory_plan(fields: Mapping[str, Any], config: RunConfig, processes: int = 1
         held = Held(
             weights=held.weights / processes, trained=held.trained / processes, layer=layer, ends=ends, head=held.head
         )
+    lean = not (config.use_liger_kernel or config.torch_compile)  # which have layers of their own
     kept = Kept(
         width=width,
         states=width if sharded or width == 4 else between_layers(config),
-        lean=not config.use_liger_kernel,
+        norms=lean,
+        mlps=lean,
         adapter=config.use_peft,
     )
     tokens = tokens_of(config, {"plan/generations": 1} if isinstance(config, RolloutConfig) else {})

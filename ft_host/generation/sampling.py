@@ -61,9 +61,7 @@ def noise_of(seed: int, number: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, number]).random(length, dtype=np.float32)
 
 
-def tokens_seen(texts: list[list[int]], vocabulary: int, device: torch.device) -> torch.Tensor:
-    """Return (B, V) bool: the tokens in each text."""
-    seen = torch.zeros(len(texts), vocabulary, dtype=torch.bool)
-    for row, ids in enumerate(texts):
-        seen[row, ids] = True
-    return seen.to(device)
+def tokens_seen(ids: torch.Tensor, mask: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Return (B, V) bool: the tokens in each text. `ids` and `mask`, both (B, L), are padded on the left."""
+    own = torch.where(mask > 0, ids, ids[:, -1:])  # the padding's token may be one of the text
+    return torch.zeros(len(ids), vocabulary, dtype=torch.bool, device=ids.device).scatter_(1, own, True)

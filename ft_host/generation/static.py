@@ -14,8 +14,10 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ft_host.generation import Sampling
 from ft_host.generation.jobs import DecodedRow, Job
+from ft_host.generation.looks import Sampled, read
 from ft_host.generation.prompts import without_routing
 from ft_host.generation.sampling import sample_token, tokens_seen
+from ft_host.util.transfer import to_device
 
 if TYPE_CHECKING:
     from ft_host.models.policy import Policy
@@ -29,17 +31,15 @@ class Picker(LogitsProcessor):
         self.sampling = sampling
         self.noise = noise  # (B, limit)
         self.seen = seen  # (B, V); not the input of `generate`, which includes the padding of short prompts
-        self.tokens: list[torch.Tensor] = []  # (B,) of each step
-        self.logprobs: list[torch.Tensor] = []
+        self.steps: list[Sampled] = []
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         # transformers may run one step too many before it stops (it reads a flag late); that step is cut
-        step = min(len(self.tokens), self.noise.shape[1] - 1)
+        step = min(len(self.steps), self.noise.shape[1] - 1)
         token, logp = sample_token(scores, self.sampling, self.noise[:, step], self.seen)
         if self.seen is not None:
             self.seen.scatter_(1, token[:, None], True)
-        self.tokens.append(token)
-        self.logprobs.append(logp)
+        self.steps.append((token, logp))
         return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
 
 
@@ -82,19 +82,20 @@ def run_batch(batch: list[Job], sampling: Sampling, run: Run, policy: Policy, sh
     pad = run.tokenizer.pad_token_id
     if pad is None:
         pad = ends[0] if ends else 0  # masked out: any token works
-    input_ids = torch.tensor([[pad] * (width - len(job.prompt_ids)) + job.prompt_ids for job in batch])
+    ids = torch.tensor([[pad] * (width - len(job.prompt_ids)) + job.prompt_ids for job in batch])
     mask = torch.tensor([[0] * (width - len(job.prompt_ids)) + [1] * len(job.prompt_ids) for job in batch])
     noise, seen = torch.zeros(len(batch), limit), None
     if sampling.temperature:
         for row, job in enumerate(batch):
             noise[row, : job.limit] = torch.from_numpy(job.noise())
+    ids, mask, noise = to_device([ids, mask, noise], run.device)
     if sampling.repetition_penalty != 1:
         vocabulary = policy.causal_lm.get_output_embeddings().weight.shape[0]
-        seen = tokens_seen([job.prompt_ids for job in batch], vocabulary, run.device)
-    picker = Picker(sampling, noise.to(run.device), seen)
+        seen = tokens_seen(ids, mask, vocabulary)
+    picker = Picker(sampling, noise, seen)
     arguments = {
-        "input_ids": input_ids.to(run.device),
-        "attention_mask": mask.to(run.device),
+        "input_ids": ids,
+        "attention_mask": mask,
         "generation_config": GenerationConfig(
             max_new_tokens=limit,
             do_sample=False,  # `picker` has chosen already
@@ -108,9 +109,7 @@ def run_batch(batch: list[Job], sampling: Sampling, run: Run, policy: Policy, sh
         **without_routing(policy.causal_lm),
     }
     call_generate(policy, arguments, sharded=sharded)
-    tokens = torch.stack(picker.tokens, 1)[:, :limit].tolist()
-    logprobs = torch.stack(picker.logprobs, 1)[:, :limit].tolist()
-    for job, *sampled in zip(batch, tokens, logprobs, strict=True):
+    for job, sampled in zip(batch, read(picker.steps[:limit]), strict=True):
         row = DecodedRow(job)
         row.take(*sampled)
         yield row

@@ -22,6 +22,7 @@ import torch
 
 from ft_host.errors import ConfigError
 from ft_host.models.adapter_folder import add_reference_adapter, copy_adapter
+from ft_host.models.beside import tell_of
 from ft_host.models.folder import adapter_of
 from ft_host.models.load import load_frozen
 from ft_host.models.sharding import shard
@@ -128,6 +129,7 @@ class AuxModel:
             return run.policy
         if self._held is None:  # a precomputed value is missing
             self._held = self._load()
+            tell_of(run, next(role for role, model in run.models.items() if model is self), self._held)
         return self._held
 
     def _load(self) -> Policy:

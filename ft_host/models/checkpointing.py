@@ -30,14 +30,16 @@ def sizes_of(config: PretrainedConfig) -> ModelSizes:
 
 
 def kept_by(policy: Policy, config: RunConfig) -> Kept:
-    """Return how a policy's layers compute, as far as memory goes by it."""
+    """Return how a policy's layers compute, as far as memory goes by it. Compiled layers are a model's own: what they
+    keep the compiler chooses."""
     mixed, embeddings = precision(config, policy.device) != "no", policy.causal_lm.get_input_embeddings().weight
     held = embeddings.element_size()
-    lean = policy.lean
+    lean, replaced = policy.lean, config.use_liger_kernel or config.torch_compile
     return Kept(
         width=2 if mixed else held,
         states=2 if mixed and isinstance(embeddings, DTensor) else held,  # FSDP2 has no wider ones
-        lean=not config.use_liger_kernel and (lean.lean_norms, lean.lean_mlps) == (lean.norms, lean.mlps),
+        norms=not replaced and lean.lean_norms == lean.norms,
+        mlps=not replaced and (lean.lean_mlps, lean.lean_experts) == (lean.mlps, lean.experts),
         adapter=config.use_peft,
         segments=policy.kernel == "sdpa",
     )

@@ -7,6 +7,7 @@ ends in EOS, a conversation goes through the template. Importing this loads no t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from ft_host.config import RunConfig
     from ft_host.models import Policy
+    from ft_host.rewards.functions import RewardFunction
+    from ft_host.run import Run
 
 
 # ---------------------------------------------------------------- before anything is loaded
@@ -83,6 +86,15 @@ class RewardModel:
         with devices.forked_random(device):
             model = load_frozen(config, self.folder, device, head="reward", tokenizer=tokenizer, field=self.option)
         return model, tokenizer
+
+
+def tell_of_models(run: Run, functions: Iterable[RewardFunction]) -> None:
+    """Say what is to be said of the attention of reward models among them, once they are loaded."""
+    from ft_host.models.beside import tell_of
+
+    for function in functions:
+        if isinstance(function.call, RewardModel) and function.call.loaded is not None:
+            tell_of(run, f"the reward model {function.name}", function.call.loaded[0])
 
 
 def whole_ids(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -20,6 +20,7 @@ from ft_host.models.positions import limit_of
 from ft_host.registry import PluginInfo, label
 from ft_host.rewards import RewardPool, check_columns
 from ft_host.rewards.functions import trainer_state
+from ft_host.rewards.model import tell_of_models
 from ft_host.rollouts.drawing import Drawing
 from ft_host.rollouts.probe import probe_sampler
 from ft_host.rollouts.rollout import ENVIRONMENT, RolloutRun, reward_names, reward_weights
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from ft_host.config import RunConfig
     from ft_host.run import Run
-    from ft_host.types import Completion, Request, Sampling
+    from ft_host.types import Completion, Request, Rollout, Row, Sampling
 
     Generate = Callable[[list[Request], Sampling], list[Completion]]
 
@@ -128,8 +129,14 @@ class RolloutSession:
             plan=run.rollouts,
             rollout_run=partial(self.rollout_run, run),
             before=partial(self.begin, run),
-            complete=run.rollout,
+            complete=partial(self.complete, run),
         )
+
+    def complete(self, run: Run, rows: list[Row], rollout: RolloutRun) -> Rollout:
+        """Make a rollout in this process."""
+        made = run.rollout(rows, rollout)
+        tell_of_models(run, self.pool.functions)  # whose weights are loaded at their first call
+        return made
 
     def begin(self, run: Run, rows: list[dict[str, Any]]) -> None:
         """Called before a rollout, with its first prompts."""

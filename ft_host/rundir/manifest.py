@@ -52,6 +52,8 @@ def new_manifest(
 
 def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
     """Return the fields `plan` and `model` of run.json, and the plan in words."""
+    from ft_host.models.beside import models_beside, notes_of  # here alone, as in `_environment`
+
     config, base = run.config, type(run.policy.causal_lm).__name__
     per_step = rows_per_step(config, run.world_size)
     parameters = sum(p.numel() for p in run.policy.parameters())
@@ -67,6 +69,7 @@ def plan_of(run: Run, total: int | None) -> tuple[dict[str, Any], list[str]]:
             f"{held_in(run.policy.parameters())}, {run.accelerator.mixed_precision} mixed precision, on {run.device}"
         ),
         run.policy.attention.said,
+        *notes_of(models_beside(run), run.policy),
     ]
     return {
         "plan": {
@@ -95,6 +98,8 @@ def held_in(parameters: Iterable[Any]) -> str:
 
 def plan_facts(run: Run, total: int | None) -> dict[str, Any]:
     """Return the facts of the plan and the model that rules read."""
+    from ft_host.models.beside import models_beside, refused_of
+
     parameters = [(p.numel(), p.requires_grad) for p in run.policy.parameters()]
     facts = {
         "plan/total_steps": total,
@@ -105,6 +110,7 @@ def plan_facts(run: Run, total: int | None) -> dict[str, Any]:
         "plan/kernel": run.policy.kernel,
         "plan/rows_kernel": run.policy.rows_kernel,
         "plan/kernel_refused": run.policy.attention.refused,
+        "plan/companions_refused": refused_of(models_beside(run), run.policy) or None,
         "model/parameters": sum(size for size, _ in parameters),
         "model/trainable": sum(size for size, trained in parameters if trained),
         "model/vocab_size": run.policy.config.get_text_config().vocab_size,

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ft_host.errors import ConfigError
+from ft_host.rewards.model import tell_of_models
 from ft_host.rollouts.drawing import Rollouts
 from ft_host.rollouts.rollout import RolloutRun
 from ft_host.rollouts.session import RolloutSession
@@ -73,7 +74,7 @@ def rollouts_of(
         config=config,
         post=post,
         weights=weights,
-        before=partial(session.try_sampler, run, post.generate),
+        before=partial(before_rollout, session, run, post.generate),
         saved=saved,
     )
 
@@ -91,7 +92,13 @@ def before_exact(session: RolloutSession, weights: Weights, rows: list[Row]) -> 
     """Before a rollout of `max_staleness: 0`, with this rank's first prompts."""
     weights.open()
     weights.refresh()
-    session.try_sampler(weights.run, weights.post.generate, rows if weights.post.source is not None else [])
+    before_rollout(session, weights.run, weights.post.generate, rows if weights.post.source is not None else [])
+
+
+def before_rollout(session: RolloutSession, run: Run, generate: Any, rows: list[Row]) -> None:
+    """Before a rollout, with its first prompts, in the trainer's own thread."""
+    tell_of_models(run, session.pool.functions)  # those that rollouts so far have loaded here
+    session.try_sampler(run, generate, rows)
 
 
 def local_source(session: RolloutSession, run: Run) -> Local:

@@ -23,6 +23,7 @@ from ft_host.distributed.processes import start_processes
 from ft_host.errors import ConfigError, FtHostError
 from ft_host.models import load_policy
 from ft_host.models.aux_models import AuxModel, keep_adapter
+from ft_host.models.beside import tell_of
 from ft_host.models.published import Published, trained_tensors
 from ft_host.rewards import RewardPool
 from ft_host.rollouts.session import RolloutSession
@@ -95,6 +96,8 @@ class Roles(Named[Any]):
         with self.loading():
             keep_adapter(self.run.policy, {role: spec}, self.run.config)
             self[role] = model = AuxModel(spec, self.run)
+        if model.held is not None:
+            tell_of(self.run, role, model.held)
         return model
 
 

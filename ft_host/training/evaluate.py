@@ -13,6 +13,7 @@ from ft_host.generation import Sampling
 from ft_host.models import reshard
 from ft_host.rewards import RewardFunction, Scored, score
 from ft_host.rewards.functions import trainer_state
+from ft_host.rewards.model import tell_of_models
 from ft_host.rewards.unrewarded import none_at_all
 from ft_host.rollouts.rewards import scoring_of
 from ft_host.rollouts.rollout import completed, scored
@@ -159,6 +160,7 @@ def evaluate_rewards(
     else:
         names, weights = online.names, online.weights
         found = scored(online.pool, online.toolbox, mine, completions, texts, state, run.tokenizer)
+    tell_of_models(run, functions or ([] if online is None else online.pool.functions))
     made = [
         {
             "prompt": row["prompt"],

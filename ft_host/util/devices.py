@@ -5,7 +5,8 @@ Which one there is, torch.accelerator says. Its memory and random state are aske
 memory only where the allocator is one of torch's own, and its free memory only since 2.10. Where kinds truly differ, a
 table below holds the difference.
 
-Only CUDA has been run. MPS and XPU go through the same calls; docs/versions.md says what is known of them.
+Nobody of this project has run any of it on a GPU. For CUDA there are tests on a pretended device (tests/device); XPU
+and MPS go through the same calls. docs/versions.md says what is known of each.
 """
 
 from __future__ import annotations

@@ -40,12 +40,13 @@ PACKED = {4: {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}, 8: {Fal
 @dataclass(frozen=True, kw_only=True)
 class Kept:
     """How layers compute. `width`: bytes of a value that a product gives or takes. `states`: of one that goes from
-    layer to layer. `lean`: whether norms and gated MLPs are those of ft_host.models.lean. `adapter`: whether only an
-    adapter is trained. `segments`: whether attention is one call a segment."""
+    layer to layer. `norms` and `mlps`: whether norms, and gated MLPs and experts, are those of ft_host.models.lean.
+    `adapter`: whether only an adapter is trained. `segments`: whether attention is one call a segment."""
 
     width: int
     states: int
-    lean: bool = False
+    norms: bool = False
+    mlps: bool = False
     adapter: bool = False
     segments: bool = False
 
@@ -58,28 +59,28 @@ def kept_by_layer(shape: ModelSizes, how: Kept) -> int:
     size = width * (2 * queries + 2 * keys + 2 * wide) + how.states * 2 * hidden
     if shape.chosen:
         size += width * 2 * shape.chosen * hidden  # inputs and outputs of a token's experts
-    own = kept_by_own_layer(shape, how)
-    if not how.lean:
-        return size + own
-    if how.adapter and width == 2:  # an adapter's copy of an input that isn't made again
-        return size + width * (queries + hidden)
-    return size + (0 if how.segments else width * queries)
+    if not (how.norms or how.mlps) or (how.adapter and width == 2) or not how.segments:
+        size += width * queries  # the input of attention's last projection: in another layout, or an adapter's copy
+    return size + kept_by_norms(shape, how) + kept_by_mlps(shape, how)
 
 
-def kept_by_own_layer(shape: ModelSizes, how: Kept) -> int:
-    """Return the bytes that a model's own layer keeps of a token beside what a lean one does."""
-    hidden, wide, queries, keys, width = shape.hidden, shape.wide, shape.query_values, shape.cached // 2, how.width
-    mixed, normed = width == 2, queries + keys if shape.norms else 0
+def kept_by_norms(shape: ModelSizes, how: Kept) -> int:
+    """Return what a layer's norms keep of a token beside their inputs, and what is kept of what they give."""
+    hidden, width, mixed = shape.hidden, how.width, how.width == 2
+    if how.norms:
+        return width * hidden if how.adapter and mixed else 0  # an adapter's copy of what isn't made again
+    normed = shape.query_values + shape.cached // 2 if shape.norms else 0
     size = width * normed  # inputs of norms on queries and keys, whose outputs are kept too
-    if how.adapter and mixed:
-        size += width * (5 * hidden + queries + wide)  # each adapter has a copy of its input, in its products' type
-    else:
-        size += width * queries  # the input of attention's last projection, in another layout than what attention gave
-    size += width * (wide if how.adapter and mixed else 2 * wide)  # what is between gate, up and the last projection
     if how.adapter:
-        return size + width * (2 * hidden + (normed if mixed else 0))
-    size += 4 * (2 * hidden + normed)  # norms keep what they compute in float32
+        copies = width * 5 * hidden if mixed else 0  # each adapter has a copy of its input, in its products' type
+        return size + copies + width * (2 * hidden + (normed if mixed else 0))
+    size += 4 * (2 * hidden + normed)  # what they compute in float32
     return size + width * (5 if how.states > width else 2) * hidden  # their outputs: cast for each product, or once
+
+
+def kept_by_mlps(shape: ModelSizes, how: Kept) -> int:
+    """Return what is kept of a token between gate, up and the last projection, or of an adapter's copy of it."""
+    return 0 if how.mlps else how.width * 2 * shape.wide
 
 
 def activation_bytes(shape: ModelSizes, tokens: int, how: Kept, checkpointing: bool = False) -> int:
@@ -90,7 +91,7 @@ def activation_bytes(shape: ModelSizes, tokens: int, how: Kept, checkpointing: b
     """
     if checkpointing:
         kept = shape.layers * tokens * how.states * shape.hidden
-        kept += tokens * kept_by_layer(shape, replace(how, lean=False))
+        kept += tokens * kept_by_layer(shape, replace(how, norms=False, mlps=False))
     else:
         kept = shape.layers * tokens * kept_by_layer(shape, how)
     return kept + tokens * how.width * (14 * shape.hidden + 4 * shape.wide)

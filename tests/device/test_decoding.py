@@ -26,3 +26,17 @@ def test_tokens_are_those_of_the_cpu_and_only_reading_them_waits(name, graphs, o
 def test_a_device_that_captures_nothing_decodes_and_says_so(on_device):
     way, tokens = on_device(decoding.without_graphs)
     assert way.startswith("one by one: a step can't be captured (") and tokens == 6 * decoding.LIMIT
+
+
+@pytest.mark.parametrize("name", ["qwen", "moe"])
+def test_through_generate_the_host_itself_waits_once_a_batch(name, on_device):
+    """Prompts, masks and noise go to the device in one copy. The rest is transformers': it looks at each token for the
+    end, and at the mask of rows that are padded."""
+    found = on_device(decoding.through_generate, name)
+    for (tokens, logprobs), (others, there) in zip(found["cpu"], found["cuda"], strict=True):
+        assert tokens == others
+        assert logprobs == pytest.approx(there, abs=1e-4)
+    assert found["waits"].pop(LOOK) == 1
+    ((line, times),) = found["waits"].items()
+    assert line == "ft_host/generation/static.py: policy.causal_lm.generate(**arguments)"
+    assert times <= 2 * decoding.LIMIT + 16

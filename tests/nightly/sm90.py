@@ -4,7 +4,7 @@ Inductor lowers a call on the pretended device (tests/device), Triton compiles w
 on a GPU, and with its limit of shared memory. What is compiled isn't launched; in place of results there is memory as
 it was. Of Triton, the driver is replaced, which would load kernels into CUDA; all else is its own.
 
-    python tests/nightly/sm90.py "qwen 3 8B" …      # a line of JSON for each case; without names, for all
+    python tests/nightly/sm90.py "llama 3 8B" …      # a line of JSON for each case; without names, for all
 """
 
 from __future__ import annotations

@@ -77,15 +77,29 @@ def cut_off_message(view: View) -> str:
 
 
 WAYS = {"none": "a padded rectangle's"}  # what is no kernel by name
+FOR_FLEX = ("cuda", "xpu")  # as in ft_host.util.devices, which loads torch
+
+
+def kernel_is_refused(view: View) -> bool:
+    """Whether the policy's kernel, or that of a model beside it, is refused on a device that flex is meant for."""
+    refused = view.get("plan/kernel_refused") or view.get("plan/companions_refused")
+    return bool(refused) and view["plan/device"] in FOR_FLEX
 
 
 def kernel_message(view: View) -> str:
-    kernel, rows = (WAYS.get(view[name], view[name]) for name in ("plan/kernel", "plan/rows_kernel"))
-    apart = f" ({rows} where no prompt is shared)" if rows != kernel else ""
-    return (
-        f"Attention on {view['plan/device']} is {kernel}{apart} and not flex, which is meant for this device:"
-        f" {view['plan/kernel_refused']}."
-    )
+    said, device = [], view["plan/device"]
+    if view.get("plan/kernel_refused"):
+        kernel, rows = (WAYS.get(view[name], view[name]) for name in ("plan/kernel", "plan/rows_kernel"))
+        apart = f" ({rows} where no prompt is shared)" if rows != kernel else ""
+        said.append(
+            f"Attention on {device} is {kernel}{apart} and not flex, which is meant for this device:"
+            f" {view['plan/kernel_refused']}."
+        )
+    said += [
+        f"Attention of {name} on {device} isn't flex, which is meant for this device: {reason}."
+        for name, reason in view.get("plan/companions_refused", {}).items()
+    ]
+    return " ".join(said)
 
 
 def cut_off_remedies(view: View) -> list[Remedy]:
@@ -206,14 +220,15 @@ RULES = [
         title="The attention is not the device's own",
         stage="probe",
         level="speed",
-        needs=("plan/kernel_refused", "plan/kernel", "plan/rows_kernel", "plan/device"),
+        needs=("plan/kernel", "plan/rows_kernel", "plan/device"),  # one that is loaded late may be refused alone
         fields=("segment_attention",),
-        test=lambda view: True,
+        test=kernel_is_refused,
         message=kernel_message,
         remedies=lambda view: [Remedy(why="Mend what the message names; docs/attention.md has the usual causes")],
         when=(
             "On a GPU, segment_attention is auto, and flex, the kernel for rows that share a prompt, doesn't work or"
-            " doesn't give the model's numbers."
+            " doesn't give the model's numbers. The model is the policy, or another one that runs beside it: a"
+            " reference, a teacher, a reward or value model (facts `plan/kernel_refused`, `plan/companions_refused`)."
         ),
         why=(
             "Without it each segment is a call of its own, of which many short rows make thousands a step, or rows are"

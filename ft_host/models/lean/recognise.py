@@ -25,14 +25,17 @@ class Found:
     mlps: int = 0
     lean_mlps: int = 0
     others: set[str] = field(default_factory=set)  # classes of those that don't
+    experts: int = 0  # mixtures whose experts share one product of gate and up
+    lean_experts: int = 0
 
     def notes(self) -> list[str]:
         """What the plan says of modules that keep all that they kept."""
-        left = [
-            f"{total - lean} of {total} {what}"
-            for what, total, lean in (("norms", self.norms, self.lean_norms), ("gated MLPs", self.mlps, self.lean_mlps))
-            if lean < total
-        ]
+        kinds = (
+            ("norms", self.norms, self.lean_norms),
+            ("gated MLPs", self.mlps, self.lean_mlps),
+            ("mixtures of experts", self.experts, self.lean_experts),
+        )
+        left = [f"{total - lean} of {total} {what}" for what, total, lean in kinds if lean < total]
         classes = ", ".join(sorted(self.others))
         return [f"{' and '.join(left)} are not of a known form, and keep more memory: {classes}"] if left else []
 
@@ -96,8 +99,12 @@ def make_lean(model: nn.Module, device: torch.device, precision: str) -> Found:
                 continue
             found.lean_mlps += 1
             module.forward = MethodType(lean_mlp(form), module)
-        elif "_apply_gate" in dir(type(module)):
+        elif "_apply_gate" in dir(type(module)) and vars(module).get("has_gate", True):
             form = once(module, lambda module=module: form_of_gate(module, device, widest))
-            if form is not None:
-                module._apply_gate = MethodType(lean_gate(*form), module)
+            found.experts += 1
+            if form is None:
+                found.others.add(type(module).__name__)
+                continue
+            found.lean_experts += 1
+            module._apply_gate = MethodType(lean_gate(*form), module)
     return found
