@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AttentionMaskInterface
-from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
-from ft_host.generation import decode, looks, masks
+from ft_host.generation import decode, looks
 from ft_host.generation.prompts import prompts_of
 from ft_host.models import attention
 from ft_host.testing import models
@@ -100,44 +98,6 @@ def test_tokens_and_log_probs_are_read_exactly():
         ([151_935, 151_935], [logps[1].item()] * 2),
         ([2**24 - 1, 0], [logps[2].item()] * 2),
     ]
-
-
-# ---------------------------------------------------------------- masks
-
-
-@pytest.mark.parametrize("name", masks.NAMES)
-@pytest.mark.parametrize("window", [None, 3, 7, 8])
-def test_the_mask_of_a_token_is_the_one_that_transformers_makes(name, window):
-    hidden = torch.arange(7) >= torch.tensor([0, 2, 6])[:, None]
-    function = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
-    arguments = {"mask_function": function, "attention_mask": hidden, "dtype": torch.float32, "device": "cpu"}
-    if window is not None:
-        arguments["local_size"] = window
-    with masks.padded():
-        ours = AttentionMaskInterface._global_mapping[name]
-        sizes = {"batch_size": 3, "q_length": 1, "kv_length": 7, "q_offset": 6}
-        expected = ours.original(**sizes, **arguments)
-        with Waits() as waits:
-            mask = ours(**sizes, **arguments)
-        torch.testing.assert_close(mask, expected)
-        sizes = {"batch_size": 3, "q_length": 7, "kv_length": 7}
-        torch.testing.assert_close(ours(**sizes, **arguments), ours.original(**sizes, **arguments))
-    assert not waits.count
-    assert ours(**sizes, **arguments | {"attention_mask": hidden.new_ones(3, 7)}) is None or name == "eager" or window
-
-
-def test_a_model_that_adds_a_mask_of_its_own_gets_it():
-    hidden = torch.arange(7) >= torch.tensor([0, 2])[:, None]
-
-    def every_second(batch, head, query, key):
-        return (key <= query) & (key % 2 == 0)
-
-    arguments = {"mask_function": every_second, "attention_mask": hidden, "use_vmap": True, "device": "cpu"}
-    with masks.padded():
-        mask = AttentionMaskInterface._global_mapping["sdpa"](
-            batch_size=2, q_length=1, kv_length=7, q_offset=6, **arguments
-        )
-    assert mask[:, 0, 0].tolist() == [[True, False] * 3 + [True], [False, False] + [True, False] * 2 + [True]]
 
 
 # ---------------------------------------------------------------- mixtures of experts

@@ -110,7 +110,7 @@ def test_ends_in_a_rectangle_and_unshared():
     assert batch.input_ids[batch.ends].tolist() == expected
     flat = unshared(batch)
     assert flat.input_ids[flat.ends].tolist() == expected
-    input_ids, _, where = rectangle(batch)
+    input_ids, _, where, _ = rectangle(batch)
     assert input_ids.flatten()[where[batch.ends]].tolist() == expected
 
 

@@ -32,11 +32,11 @@ from ft_host.generation.cache import Columns, Extent, Pair, Part
 from ft_host.generation.frames import RECORDERS, STEPS, Frames, round_columns, round_rows
 from ft_host.generation.jobs import DecodedRow
 from ft_host.generation.looks import Sampled, read
-from ft_host.generation.masks import padded
 from ft_host.generation.prompts import Prompt, cache_argument, without_routing
 from ft_host.generation.sampling import sample_token
 from ft_host.generation.widths import PRICE, bands_of, exchanges, moving
 from ft_host.models.bands import Band, banded
+from ft_host.models.masks import padded
 from ft_host.util.transfer import to_device
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ import torch
 from ft_host.generation.cache import Frame
 from ft_host.generation.jobs import positions_of
 from ft_host.generation.looks import Sampled
-from ft_host.generation.masks import NAMES, NotSteady, padded
 from ft_host.models.attention import original_of
+from ft_host.models.masks import NAMES, NotSteady, padded
 from ft_host.util.transfer import to_device
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ft_host.generation.cache import Pair
 from ft_host.generation.jobs import Job
-from ft_host.generation.masks import padded
+from ft_host.models.masks import padded
 from ft_host.util.transfer import to_device
 
 if TYPE_CHECKING:

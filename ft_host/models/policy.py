@@ -24,6 +24,7 @@ from ft_host.models.layout import Choice, Layout
 from ft_host.models.lean import Found
 from ft_host.models.lean.remaking import remaking
 from ft_host.models.logit_scaling import logit_scaling_of
+from ft_host.models.masks import padded
 from ft_host.models.neftune import EmbeddingNoise, noisy, row_lengths
 from ft_host.models.reach import backbone_of
 from ft_host.models.rectangle import rectangle, unshared
@@ -167,8 +168,9 @@ class Policy(nn.Module):
         routing = {"output_router_logits": True} if asked else {}
         layers = not (self.recomputes and self.training)
         if self.kernel == "none":
-            input_ids, mask, where = rectangle(batch)
-            with remaking(layers), noisy(self.noise, self._learns, lambda: mask.sum(1, keepdim=True).expand_as(mask)):
+            input_ids, mask, where, hides = rectangle(batch)
+            noise = noisy(self.noise, self._learns, lambda: mask.sum(1, keepdim=True).expand_as(mask))
+            with remaking(layers), noise, padded(hides=hides):
                 out = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False, **routing)
             states, places = out.last_hidden_state.flatten(0, 1), where.__getitem__
         else:

@@ -54,15 +54,16 @@ def unshared(batch: Batch) -> Batch:
     )
 
 
-def rectangle(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def rectangle(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
     """Return the batch as rows from each root to each leaf, padded on the right.
 
-    input_ids (B, L), attention_mask (B, L), and for each flat token its index in the flattened rectangle, (T,). A
-    segment with several children is in several rows; its values are read from the first.
+    input_ids (B, L), attention_mask (B, L), for each flat token its index in the flattened rectangle, (T,), and whether
+    there is any padding. A segment with several children is in several rows; its values are read from the first.
     """
     starts, rows = _starts(batch.lengths), _rows_of(batch.parents)
     lengths = batch.lengths
-    width = max(sum(lengths[segment] for segment in chain) for chain in rows)
+    sizes = [sum(lengths[segment] for segment in chain) for chain in rows]
+    width = max(sizes)
     place = torch.zeros(len(rows), width, dtype=torch.long)  # index in the flat batch, 0 for padding
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     where = torch.full((sum(lengths),), -1, dtype=torch.long)  # index in the rectangle of each flat token
@@ -76,4 +77,4 @@ def rectangle(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             at += length
         mask[row, :at] = 1
     place, mask, where = to_device([place, mask, where], batch.input_ids.device)
-    return batch.input_ids[place], mask, where
+    return batch.input_ids[place], mask, where, min(sizes) < width

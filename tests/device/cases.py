@@ -14,11 +14,13 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from device import pretended
 from device.waits import Place
 from ft_host.config import RunConfig
 from ft_host.errors import OutOfMemory
+from ft_host.models.lean import Found, make_lean
 from ft_host.rundir.folder import RunFolder
 from ft_host.testing import (
     as_classifier,
@@ -63,11 +65,18 @@ CONFIGS = {
     "gold": "ft_gold.config:GOLDConfig",
     "sdft": "ft_sdft.config:SDFTConfig",
     "sdpo": "ft_sdpo.config:SDPOConfig",
+    "orpo": "ft_orpo.config:ORPOConfig",
+    "simpo": "ft_simpo.config:SimPOConfig",
+    "online dpo": "ft_online_dpo.config:OnlineDPOConfig",
+    "bon": "ft_bon.config:BestOfNConfig",
 }
 LORA = {"use_peft": True, "learning_rate": 1e-2}
 TEACHER = {"teacher_model_name_or_path": "{teacher}"}
 REFERENCE = {"ref_model": "{teacher}"}  # another model: of two equal ones, rewards are round-off
 PAID = {"reward": ["{pays}:letters"], "per_device_train_batch_size": 8}
+# As many heads of keys as of queries: where they are shared, the CPU rounds their gradients elsewhere.
+BF16 = {"model": "{even}", "bf16": True}
+GROUPS = PAID | {"num_generations": 4}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
     "sft packed": ("sft", {"packing": True, "max_length": 40, "gradient_checkpointing": True}),
@@ -82,16 +91,43 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo synchronised": ("dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1}),
     "kto": ("kto", {}),
     "reward": ("reward", {}),
-    "grpo": ("grpo", PAID | {"num_generations": 4}),
-    "grpo kl": ("grpo", PAID | {"num_generations": 4, "beta": 0.1, "num_iterations": 2, "repetition_penalty": 1.1}),
-    "grpo paid by a model": ("grpo", PAID | {"num_generations": 4, "reward": ["{scorer}"]}),
-    "rloo": ("rloo", PAID | {"num_generations": 4, "beta": 0.1}),
+    "grpo": ("grpo", GROUPS),
+    "grpo kl": ("grpo", GROUPS | {"beta": 0.1, "num_iterations": 2, "repetition_penalty": 1.1}),
+    "grpo paid by a model": ("grpo", GROUPS | {"reward": ["{scorer}"]}),
+    "rloo": ("rloo", GROUPS | {"beta": 0.1}),
     "ppo": ("ppo", PAID | {"num_ppo_epochs": 2}),
     "distill": ("distill", TEACHER),
     "gkd": ("gkd", TEACHER),
     "gold": ("gold", {"teacher_model_name_or_path": "{stranger}"}),
     "sdft": ("sdft", {}),
-    "sdpo": ("sdpo", PAID | {"num_generations": 4, "reward": ["{pays}:mostly"], "distillation_weight": 0.5}),
+    "sdpo": ("sdpo", GROUPS | {"reward": ["{pays}:mostly"], "distillation_weight": 0.5}),
+    "orpo": ("orpo", {}),
+    "simpo": ("simpo", {"cpo_alpha": 1.0}),
+    "online dpo": ("online dpo", GROUPS | REFERENCE),
+    "bon": ("bon", GROUPS),
+    "sft experts in float32": ("sft", {"model": "{experts}"}),
+    "sft experts balanced": ("sft", {"model": "{experts}", "bf16": True, "router_aux_loss_coef": 0.1}),
+    "grpo experts": ("grpo", GROUPS | {"model": "{experts}", "bf16": True}),
+    "grpo experts in float32": ("grpo", GROUPS | {"model": "{experts}"}),
+    "grpo overlap": ("grpo", GROUPS | {"rollouts": "overlap"}),
+    "grpo overlap of nothing": ("grpo", GROUPS | {"rollouts": "overlap", "max_staleness": 0}),
+    "sft lora in bf16": ("sft", LORA | BF16),
+}
+ALSO_IN_BF16 = [
+    *("sft", "sft packed", "sft flex", "sft rectangle", "dpo", "dpo live", "dpo flex", "kto", "reward", "orpo"),
+    *("simpo", "grpo", "grpo kl", "rloo", "ppo", "distill", "gkd", "gold", "sdft", "sdpo", "online dpo", "bon"),
+]
+CASES |= {f"{case} in bf16": (CASES[case][0], CASES[case][1] | BF16) for case in ALSO_IN_BF16}
+
+# Of runs on two ranks: the strategy and the case.
+RANKS = {
+    "ddp": ("ddp", "sft"),
+    "fsdp2": ("fsdp2", "sft"),
+    "ddp in bf16": ("ddp", "sft in bf16"),
+    "fsdp2 in bf16": ("fsdp2", "sft in bf16"),
+    "ddp dpo": ("ddp", "dpo"),
+    "fsdp2 dpo": ("fsdp2", "dpo"),
+    "ddp grpo": ("ddp", "grpo"),
 }
 
 
@@ -104,6 +140,7 @@ def models(folder: Path) -> dict[str, str]:
             to, tiny_llama(seed=5, hidden_size=96, vocab_size=200, eos_token_id=5), other_tokenizer()
         ),
         "scorer": lambda to: save_tiny(to, as_classifier(tiny_llama(seed=3))),
+        "even": lambda to: save_tiny(to, tiny_llama(num_key_value_heads=4)),
         "experts": lambda to: save_tiny(to, tiny_moe()),
     }
     for name, save in made.items():
@@ -115,7 +152,7 @@ def models(folder: Path) -> dict[str, str]:
 
 def rows_of(method: str) -> list[dict[str, Any]]:
     noise = random.Random(4)
-    if method in ("dpo", "reward", "kto"):
+    if method in ("dpo", "reward", "kto", "orpo", "simpo"):
         return preference_texts()
     if method in ("gkd", "gold"):
         return [{"messages": rounds(noise, noise.randint(1, 2), 6)} for _ in range(24)]
@@ -162,6 +199,8 @@ UNITS = (
     ("generation", "ft_host.run.Run.generate"),
     ("evaluation", "ft_host.training.evaluate.evaluate_loss"),
     ("checkpoint", "ft_host.training.checkpoint.save"),
+    ("generation", "ft_host.scheduling.local.Local.events"),
+    ("generation", "ft_host.scheduling.local.Local.generate"),
     ("loading", "ft_host.models.aux_models.load_frozen"),
     ("loading", "ft_host.models.load_frozen"),
 )
@@ -188,24 +227,30 @@ class Trained:
 
 def trained(case: str, folder: Path, **changes: Any) -> Trained:
     """Train a case."""
+    return run_of(config_of(case, folder, **changes))
+
+
+def run_of(config: RunConfig) -> Trained:
     forget_accelerate()
-    config = config_of(case, folder, **changes)
     with units(), pretended.log() as log:
         found = run_in(config, "run")
     return Trained(lines(found), lines(found, "eval"), log.most_by_place())
 
 
-def trained_with(case: str, folder: Path, **changes: Any) -> tuple[Trained, str | None]:
+def run_of_rank(config: RunConfig) -> tuple[Trained, str | None]:
     """The same as one of several ranks; and what the group of processes was asked for."""
-    found = trained(case, folder, **changes)
+    found = run_of(config)
     [backend] = pretended.backends
     return found, backend
 
 
 def on_both(case: str, folder: Path, **changes: Any) -> tuple[Trained, Trained]:
-    """A case on the CPU, where flex has no backward pass, and on the device."""
-    flex = CASES[case][1].get("segment_attention") == "flex"
-    cpu = trained(case, folder / "cpu", use_cpu=True, **({"segment_attention": "sdpa"} if flex else {}), **changes)
+    """A case on the CPU, where flex has no backward pass, and on the device. In bfloat16 the CPU takes attention in its
+    parts, as the device does: a fused kernel rounds elsewhere."""
+    fields = CASES[case][1]
+    sdpa = {"segment_attention": "sdpa"} if fields.get("segment_attention") == "flex" else {}
+    with sdpa_kernel(SDPBackend.MATH) if fields.get("bf16") else contextlib.nullcontext():
+        cpu = trained(case, folder / "cpu", use_cpu=True, **sdpa, **changes)
     return cpu, trained(case, folder / "device", **changes)
 
 
@@ -291,6 +336,16 @@ def kinds_of_waits() -> dict[str, list[str]]:
             call()
         found[name] = [event.kind for event in log.events]
     return found
+
+
+def lean_forms() -> dict[str, tuple[Found, Found]]:
+    """What is found to compute a known form, on the CPU and on the device, by the type of the maths."""
+    return {
+        precision: tuple(
+            make_lean(tiny_llama().to(device), torch.device(device), precision) for device in ("cpu", "cuda")
+        )
+        for precision in ("no", "bf16")
+    }
 
 
 def copied() -> None:

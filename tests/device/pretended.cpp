@@ -479,7 +479,8 @@ void start() {
   aten.impl("view_as_real", at::native::view_as_real);
   aten.impl("view_as_complex", at::native::view_as_complex);
   aten.impl("record_stream", record_stream);
-  aten.impl("_grouped_mm", torch::CppFunction::makeFromBoxedFunction<&fallback>());  // else its parts would run
+  for (const auto* name : {"_grouped_mm", "silu_backward", "mish_backward", "native_layer_norm", "native_group_norm"})
+    aten.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());  // else their parts would run
   static Library c10d(Library::IMPL, "c10d", key, __FILE__, __LINE__);
   for (const auto* name :
        {"allreduce_", "allreduce_coalesced_", "allgather_", "_allgather_base_", "allgather_coalesced_",

@@ -12,13 +12,30 @@ from device import allowed, cases
 from device.waits import Place
 from ft_host.testing import assert_same
 
-# Values near 0 are differences of larger ones; sums are in another order on the device, whose attention is another.
+# Values near 0 are differences of larger ones; sums are in another order on the device, whose attention is another. In
+# bfloat16 products are the CPU's, bit for bit.
 TOLERANCE, ABSOLUTE = 1e-4, 1e-5
-OF_BFLOAT16 = {"sft experts": (3e-2, 3e-2)}  # which expert gets a token may turn on its rounding
-DRAWN = {"sft lora", "sft noise"}  # dropout and noise are the device's own
-
-
-LATER = ("sft packed", "sft lora", "sft noise", "dpo live", "dpo synchronised", "grpo", "grpo paid by a model")
+ROUNDED = {
+    # CUDA's autocast sums what the experts give in float32, the CPU's in bfloat16.
+    "sft experts": (3e-2, 3e-2),
+    "sft experts balanced": (3e-2, 3e-2),
+    # Scores are in float32 in flex_attention.
+    "sft flex in bf16": (5e-3, 1e-3),
+    "dpo flex in bf16": (3e-2, 5e-3),
+    # Of equal probabilities, which are many in bfloat16, numpy's sort and torch's take another one first.
+    "gold in bf16": (5e-2, 5e-3),
+}
+DRAWN = {
+    "sft lora": "dropout is the device's own",
+    "sft noise": "noise is the device's own",
+    "grpo experts": "what rounds otherwise samples other tokens",
+    "grpo overlap": "what is sampled before an update and what after it is a matter of time",
+}
+LATER = (
+    *("sft packed", "sft lora", "sft noise", "sft experts balanced", "dpo live", "dpo synchronised"),
+    *("grpo paid by a model", "grpo experts", "grpo experts in float32", "grpo overlap", "grpo overlap of nothing"),
+    *(f"{case} in bf16" for case in cases.ALSO_IN_BF16 if case not in ("sft", "dpo", "grpo")),
+)
 
 
 @pytest.mark.nightly(*LATER)
@@ -28,9 +45,10 @@ def test_the_device_gives_the_numbers_of_the_cpu_and_waits_for_little(case, root
     assert [line["step"] for line in cpu.lines] == [1, 2] and any(line["grad_norm"] > 0 for line in cpu.lines)
     if case in DRAWN:
         assert [line["step"] for line in device.lines] == [1, 2]
-        assert device.lines[0]["loss"] == pytest.approx(cpu.lines[0]["loss"], rel=0.1)
+        for name in ("loss", "entropy"):
+            assert device.lines[0][name] == pytest.approx(cpu.lines[0][name], rel=0.1, abs=0.02)
     else:
-        tolerance, absolute = OF_BFLOAT16.get(case, (TOLERANCE, ABSOLUTE))
+        tolerance, absolute = ROUNDED.get(case, (TOLERANCE, ABSOLUTE))
         assert_same(cpu.lines, device.lines, tolerance, absolute)
         assert_same(cpu.evaluations, device.evaluations, tolerance, absolute)
     assert [line["step"] for line in device.evaluations] == [2]
@@ -43,6 +61,12 @@ def test_the_device_gives_the_numbers_of_the_cpu_and_waits_for_little(case, root
         )
 
 
+def test_modules_of_a_known_form_are_found_on_the_device(on_device):
+    """In bfloat16 too, where an activation's gradient in parts would round otherwise."""
+    for cpu, device in on_device(cases.lean_forms).values():
+        assert device == cpu and device.lean_norms == 5 and device.lean_mlps == 2
+
+
 def test_a_line_that_is_not_in_the_table_is_told_with_its_number():
     place = Place("ft_host/training/step.py", "loss_of", "print(float(loss))", 61)
     more, fewer = allowed.compared("sft", {"forward": {place: 2}})
@@ -53,7 +77,7 @@ def test_a_line_that_is_not_in_the_table_is_told_with_its_number():
 def test_the_table_names_cases_and_units_that_there_are():
     """Lines that have changed are told by the runs."""
     for entry in allowed.table():
-        assert entry.unit in allowed.WATCHED and set(entry.cases) <= {*cases.CASES, "ddp", "fsdp2"}, entry
+        assert entry.unit in allowed.WATCHED and set(entry.cases) <= {*cases.CASES, *cases.RANKS}, entry
         file = entry.line.split(" ", 1)[0]
         package = Path(__file__).resolve().parents[2]
         assert file == "torch" or (package / file).is_file() or list(package.glob(f"plugins/*/{file}")), entry

@@ -41,10 +41,15 @@ def test_tensors_that_travel_together_arrive_as_they_were(on_device):
     on_device(cases.copied)
 
 
-@pytest.mark.nightly("dpo", "kto", "reward", "rloo", "ppo", "distill", "gkd", "gold", "sdft", "sdpo")
-@pytest.mark.parametrize(
-    "case", ["sft lora", "dpo", "kto", "reward", "rloo", "ppo", "distill", "gkd", "gold", "sdft", "sdpo"]
+AT_ONCE = ("sft lora", "grpo")  # the others nightly
+GOES_ON = (
+    *("sft lora", "sft in bf16", "dpo", "kto", "reward", "orpo", "simpo", "distill", "gkd", "gold", "sdft"),
+    *("grpo", "grpo kl in bf16", "grpo experts", "rloo", "ppo", "sdpo", "online dpo", "bon"),
 )
+
+
+@pytest.mark.nightly(*(case for case in GOES_ON if case not in AT_ONCE))
+@pytest.mark.parametrize("case", GOES_ON)
 def test_a_run_that_goes_on_is_the_one_that_never_stopped(case, root, on_device):
     """In "sft lora", dropout is drawn from the device's random state, which a checkpoint keeps."""
     whole, gone_on = on_device(cases.resumed, case, root / f"resumed-{case}" / "device")

@@ -1,9 +1,9 @@
-"""Masks of prompts and of decoded tokens, made without a look at the device.
+"""Masks of padded rows, of prompts and of decoded tokens, made without a look at the device.
 
 transformers asks a mask whether it hides anything, and waits for the answer: a mask that hides nothing is left out, for
-faster kernels. Whoever lays out the rows knows that before. So a batch without padding gets no mask, and within
-`padded` the functions that transformers calls for "sdpa" and "eager" no longer ask. For a single token they also take
-fewer operators. They are registered once, under transformers' own names, and outside of `padded` do what they did.
+faster kernels. Whoever lays out the rows knows that before. So within `padded` the functions that transformers calls
+for "sdpa" and "eager" no longer ask. For a single token they also take fewer operators. They are registered once, under
+transformers' own names, and outside of `padded` do what they did.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AttentionMaskInterface
 
 from ft_host.errors import FtHostError
 
@@ -29,19 +28,21 @@ class NotSteady(FtHostError):
 @dataclass(frozen=True, eq=False)
 class Padding:
     """`at`: (1,) the column of the tokens that are decoded, where a step may not depend on numbers of the host. None:
-    the last column of the mask."""
+    the last column of the mask. `hides`: whether the mask hides anything."""
 
     at: torch.Tensor | None = None
+    hides: bool = True
 
 
 _padding: ContextVar[Padding | None] = ContextVar("ft_host_padding", default=None)
 
 
 @contextlib.contextmanager
-def padded(at: torch.Tensor | None = None) -> Iterator[None]:
-    """Within this block a model is given 2-D masks that hide something, and no other. `at`: see `Padding`."""
+def padded(at: torch.Tensor | None = None, *, hides: bool = True) -> Iterator[None]:
+    """Within this block a model is given 2-D masks that all hide something, or, with `hides` false, nothing. `at`: see
+    `Padding`."""
     _register()
-    token = _padding.set(Padding(at))
+    token = _padding.set(Padding(at, hides))
     try:
         yield
     finally:
@@ -58,6 +59,8 @@ class WithoutLook:
         padding, mask = _padding.get(), arguments.get("attention_mask")
         if padding is None or mask is None:
             return self.original(q_length=q_length, use_vmap=use_vmap, **arguments)
+        if not padding.hides:
+            return self.original(q_length=q_length, use_vmap=use_vmap, **(arguments | {"attention_mask": None}))
         if q_length > 1 or use_vmap:  # use_vmap: the model adds a mask of its own
             if padding.at is not None:
                 raise NotSteady("the model adds its own mask to the causal one")
@@ -75,6 +78,8 @@ class WithoutLook:
 
 
 def _register() -> None:
+    from transformers import AttentionMaskInterface
+
     known = AttentionMaskInterface._global_mapping
     for name in NAMES:
         if not isinstance(known[name], WithoutLook):
